@@ -1,0 +1,59 @@
+"""The contract of an environment of many agents that step together on one device."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """What a step returns for B agents.
+
+    obs [B, D] and mask [B, *nvec] are those to act on next, after any reset; final_obs [B, D] is what the step led to,
+    before it. terminated and truncated are bool [B]; where both would hold, terminated does. info holds tensors [B].
+    """
+
+    obs: Tensor
+    mask: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_obs: Tensor
+    info: dict[str, Tensor]
+
+
+class BatchedEnv(ABC):
+    """B agents that act at once. Owns its random stream; branch-free, so that a step can be captured.
+
+    num_agents: B.  obs_dim: D.  nvec: sizes of the action's heads.  context_dim: the leading columns of an observation
+    that an action's outcome depends on (the rest, such as a price, only steers).  truncates: whether a step can be
+    truncated at all.
+    """
+
+    num_agents: int
+    obs_dim: int
+    context_dim: int
+    nvec: tuple[int, ...]
+    device: torch.device
+    truncates: bool
+
+    @abstractmethod
+    def begin(self) -> tuple[Tensor, Tensor]:
+        """Observe at the start of a rollout: obs [B, D], mask [B, *nvec].
+
+        An environment that resets itself carries on where it was; one of seasons draws the next.
+        """
+
+    @abstractmethod
+    def step(self, action: Tensor) -> Step:
+        """Act [B, K], int64."""
+
+    @abstractmethod
+    def state_dict(self) -> dict:
+        """Everything that a resumed run needs to go on alike."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave."""

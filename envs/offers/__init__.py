@@ -1,0 +1,1 @@
+"""Offers to customers under a weekly budget."""

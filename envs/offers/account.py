@@ -1,0 +1,75 @@
+"""What a policy earned, where it lost, and how sure that is: from records of seasons to numbers."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.offers.bound import Bound
+from envs.offers.market import Market, Record
+
+SEGMENTS = {"new or lapsing": (0, 1), "regular": (2, 3), "established": (4, 5)}  # by habit before the week
+Z = 1.96  # normal quantile of a 95 % interval
+
+
+def losses(records: list[Record], market: Market, bound: Bound) -> tuple[Tensor, float]:
+    """Split L − J(π) = E Σ ρ + Σ λ_t·(B_t − E spend_t): Σ ρ of each customer [N], and the unspent budget at its price."""
+    spend = torch.stack([r.spend.sum(1) for r in records]).mean(0)
+    return (torch.stack([r.lost.sum(0) for r in records]).mean(0),
+            (bound.prices * (market.budget - spend)).sum().item())
+
+
+def share_of_gap(each: Tensor, rest: float, bound: Bound) -> list[float]:
+    """(Σ each + rest) / (L − J(none)) with its 95 % interval over customers [N], by the delta method.
+
+    Clearing pins what the population spends as a whole, so neither `rest` nor Σ λ·B varies with who is in it.
+    """
+    ratio = (each.sum().item() + rest) / bound.gap
+    half = Z * (each - ratio * bound.gain).std().item() * len(each) ** 0.5 / bound.gap
+    return [ratio, ratio - half, ratio + half]
+
+
+def summary(records: list[Record], market: Market, bound: Bound) -> dict:
+    """Score with interval, the direct score as its check, profit, money and contacts of one policy."""
+    lost, low, high = share_of_gap(*losses(records, market, bound), bound)
+    gained = torch.stack([r.gained.sum(0) for r in records]).mean(0)
+    direct, *direct_ci = share_of_gap(gained, 0.0, bound)
+    paid, spend = (torch.stack([getattr(r, name).sum(1) for r in records]) for name in ("paid", "spend"))
+    return {
+        "score": 1 - lost, "score_ci": [1 - high, 1 - low], "score_direct": direct, "score_direct_ci": direct_ci,
+        "incremental_profit": (1 - lost) * bound.gap,
+        "spend_ratio": (spend.sum(1).mean() / market.budget.sum().clamp_min(1e-12)).item(),
+        "weeks_breached": (paid > market.budget).double().mean().item(),
+        "contact_rate": torch.stack([(r.action > 0).double().mean() for r in records]).mean().item(),
+        "prices": torch.stack([r.price for r in records]).mean(0).tolist(),
+        "lost": lost_profit(records, market, bound)}
+
+
+def lost_profit(records: list[Record], market: Market, bound: Bound) -> dict:
+    """Split 1 − score by cause, segment, channel and week; each adds up to it (the unspent budget is a cause alone)."""
+    catalogue = market.world.catalogue
+    channels, scale = len(catalogue.channels), bound.gap * len(records)
+    action, planned, habit, lost = (torch.stack([getattr(r, name) for r in records])
+                                    for name in ("action", "planned", "habit", "lost"))
+    spend = torch.stack([r.spend.sum(1) for r in records])
+
+    def share(where):
+        return (lost * where).sum().item() / scale
+
+    sent, meant = action > 0, planned > 0
+    same_channel = action % channels == planned % channels
+    channel = torch.where(meant, planned, action) % channels
+    unspent = (bound.prices * (market.budget - spend)).sum(0) / scale
+    weeks = lost.sum((0, 2)) / scale
+    return {
+        "cause": {"missed contact": share(~sent & meant), "needless contact": share(sent & ~meant),
+                  "wrong channel": share(sent & meant & ~same_channel), "wrong offer": share(sent & meant & same_channel),
+                  "unspent budget": unspent.sum().item()},
+        "segment": {name: share((habit >= low) & (habit <= high)) for name, (low, high) in SEGMENTS.items()},
+        "channel": {name: share((channel == k) & (sent | meant)) for k, name in enumerate(catalogue.channels)},
+        "week": weeks.tolist(), "week_unspent": unspent.tolist()}
+
+
+def paired(ours: list[Record], theirs: list[Record], market: Market, bound: Bound) -> list[float]:
+    """Difference of two scores with its interval, customer by customer under the same random numbers."""
+    (a, unspent_a), (b, unspent_b) = losses(ours, market, bound), losses(theirs, market, bound)
+    return share_of_gap(b - a, unspent_b - unspent_a, bound)

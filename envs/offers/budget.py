@@ -1,0 +1,116 @@
+"""Spending a week's budget: what customers would get at falling prices, and the cut where the money ends."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.offers.program import Values, best_plan, expected_spend
+from envs.offers.world import Customers, State, World
+
+
+class Increments(NamedTuple):
+    """What each customer's next steps up would cost, in the order in which falling prices reach them; all [N, K].
+
+    A step with price −inf is none. Prices do not rise along a row; `spend` is the step's own, `action` the flat pair
+    that holds after it.
+    """
+
+    price: Tensor
+    spend: Tensor
+    action: Tensor
+
+
+def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
+    """Accept steps in the order of price until the budget is spent; return actions [N] and the marginal price.
+
+    The price is that of the first step refused, 0 where the budget covers all.
+    """
+    n, k = steps.price.shape
+    price, order = steps.price.flatten().sort(descending=True, stable=True)
+    real = price > -torch.inf
+    accepted = real & (torch.where(real, steps.spend.flatten()[order], 0.0).cumsum(0) <= budget)
+    last = torch.zeros(n, dtype=torch.long, device=order.device).scatter_reduce_(
+        0, order // k, torch.where(accepted, order % k + 1, 0), "amax")
+    action = steps.action.gather(1, (last - 1).clamp_min(0)[:, None])[:, 0]
+    refused = torch.where(real & ~accepted, price, 0.0).clamp_min(0).amax()
+    return torch.where(last > 0, action, 0), refused
+
+
+def hull(value: Tensor, spend: Tensor) -> Increments:
+    """Exact multiple-choice knapsack: each customer's upper concave hull of (spend, value), column 0 being nothing.
+
+    value, spend [N, P], invalid pairs at value −inf. The price of a step is its efficiency, Δvalue / Δspend; cutting
+    all customers' steps at one price solves the linear relaxation (Sinha & Zoltners 1979).
+    """
+    at_value, at_spend = value[:, :1], spend[:, :1]
+    steps = []
+    for _ in range(value.shape[1] - 1):
+        cost = spend - at_spend
+        efficiency = torch.where((value > at_value) & (cost >= 0), (value - at_value) / cost.clamp_min(1e-12), -torch.inf)
+        price = efficiency.amax(1, keepdim=True)
+        # Of equally efficient steps the longest: the shorter ones lie on the way to it.
+        best = torch.where(efficiency == price, cost, -1.0).argmax(1, keepdim=True)
+        steps.append((price, cost.gather(1, best), best))
+        at_value, at_spend = (torch.where(price > -torch.inf, x.gather(1, best), y)
+                              for x, y in ((value, at_value), (spend, at_spend)))
+        if not (price > -torch.inf).any():
+            break
+    return Increments(*(torch.cat(x, 1) for x in zip(*steps)))
+
+
+def ranked(score: Tensor, spend: Tensor, action: Tensor) -> Increments:
+    """One step a customer, in order of score; all [N], score −inf where there is none."""
+    return Increments(score[:, None], spend[:, None], action[:, None])
+
+
+def switches(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
+    """What a policy buys as the price falls: logits [G, N, P] on a grid of falling prices [G], spend [N, P].
+
+    Its choice at a price is the mode. Spend is made monotone: a customer counts as buying from the highest price from
+    which down the policy keeps spending at least as much. Between two grid points a switch lies where the logits of
+    old and new choice, linear in the logarithm of the price, cross.
+    """
+    choice = logits.argmax(-1)  # [G, N]
+    cost = spend.gather(1, choice.T).T
+    # Lower envelope from below: what is still bought at every lower price.
+    kept = cost.flip(0).cummin(0).values.flip(0)
+    nothing = torch.zeros_like(choice[0])
+    choice = torch.where(kept >= cost, choice, -1)
+    now, paid, steps = nothing, torch.zeros_like(cost[0]), []
+    log_price = prices.log()
+    for g in range(len(prices)):
+        new = torch.where((choice[g] >= 0) & (cost[g] > paid), choice[g], now)
+        change = new != now
+
+        def margin(at):
+            return (logits[at].gather(1, new[:, None]) - logits[at].gather(1, now[:, None]))[:, 0]
+
+        after, before = margin(g), margin(max(g - 1, 0))
+        share = torch.where(after > before, after / (after - before).clamp_min(1e-12), 0.0).clamp(0, 1)
+        crossing = (log_price[g] + share * (log_price[max(g - 1, 0)] - log_price[g])).exp()
+        price = torch.where(change, crossing, -torch.inf)
+        cost_now = spend.gather(1, new[:, None])[:, 0]
+        steps.append((price, cost_now - paid, new))
+        now, paid = new, cost_now
+    return Increments(*(torch.stack(x, 1) for x in zip(*steps)))
+
+
+class Budget:
+    """The same amount every week: `weekly` money a customer, or without it `share` of what the best unconstrained plan
+    spends in a week. Spend counts in expectation (rule `expected`)."""
+
+    def __init__(self, *, share: float, weekly: float | None):
+        if weekly is None and not 0 <= share <= 1:
+            raise ValueError(f"env.budget.share: expected a share in [0, 1], got {share}")
+        if weekly is not None and weekly < 0:
+            raise ValueError(f"env.budget.weekly: expected money, at least 0, got {weekly}")
+        self.share, self.weekly = share, weekly
+
+    def weekly_amounts(self, c: Customers, world: World, v0: list[Values], start: State) -> Tensor:
+        """Budget [T] of a population."""
+        if self.weekly is not None:
+            return torch.full_like(world.season, self.weekly * len(c))
+        _, actions = best_plan(c, world, v0, torch.zeros_like(world.season))
+        return self.share * expected_spend(c, world, start, actions).sum(1).mean().expand(world.weeks)

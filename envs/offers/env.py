@@ -1,0 +1,115 @@
+"""The priced weekly environment: every customer is an agent, the shared budget reaches each as a price."""
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from envs.base import BatchedEnv, Step
+from envs.offers.catalogue import Catalogue
+from envs.offers.observation import Observation
+from envs.offers.program import Visited, action_values, organic, successors
+from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, State, World, transition
+
+
+class OffersEnv(BatchedEnv):
+    """One rollout is one season of newly drawn customers, each under a price path of its own (docs/world.md §6).
+
+    The reward is r − price·spend (with shaping A⁰ − price·spend); after the last week V_end is added and all end.
+    """
+
+    truncates = False
+
+    def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable,
+                 reward, population: Callable, observation: Callable, budget, evaluation: Callable, price_range: list, drift_range: list,
+                 price_noise: float):
+        self.device, self.num_agents = torch.device(device), num_agents
+        self.world = world(catalogue, reward).to(device, torch.float32)
+        self.population = population(catalogue)
+        self.budget, self.evaluation = budget, evaluation  # how its policies are judged
+        self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
+        self.observe = observation(self.population.num_features, self.world.weeks, price_range=price_range,
+                                   drift_range=drift_range)
+        self.obs_dim, self.context_dim, self.nvec = self.observe.dim, self.observe.context_dim, catalogue.nvec
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def begin(self) -> tuple[Tensor, Tensor]:
+        """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
+        n, weeks = self.num_agents, self.world.weeks
+        sample = self.population.draw(n, self.generator, "train")
+        self.customers, self.features = self.world.inhabit(sample.customers), sample.features.to(self.world.season)
+        self.state, self.week = sample.state, 0
+        self.organic = organic(self.customers, self.world)
+        self.u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
+        self.prices, self.drift = self._price_paths(weeks, n)
+        return self._obs(), self._mask()
+
+    def _price_paths(self, weeks: int, n: int) -> tuple[Tensor, Tensor]:
+        def uniform(low, high):
+            return low + (high - low) * torch.rand(n, generator=self.generator, device=self.device)
+        low, high = (torch.tensor(float(p)).log().item() for p in self.price_range)
+        level, drift = uniform(low, high), uniform(*self.drift_range)
+        week = torch.arange(weeks, device=self.device)[:, None] - (weeks - 1) / 2
+        noise = self.price_noise * torch.randn(weeks, n, generator=self.generator, device=self.device)
+        return (level + drift * week + noise).exp(), drift
+
+    def _obs(self) -> Tensor:
+        week = min(self.week, self.world.weeks - 1)
+        return self.observe(self.features, self.state, week, self.prices[week], self.drift)
+
+    def _mask(self) -> Tensor:
+        valid = self.world.catalogue.valid
+        nothing = torch.zeros_like(valid)
+        nothing[0, 0] = True
+        return torch.where((self.state.status == SUBSCRIBED)[:, None, None], valid, nothing)
+
+    def step(self, action: Tensor) -> Step:
+        """Send [N, 2] offers and channels; the customers' week goes by."""
+        t, c, world, state = self.week, self.customers, self.world, self.state
+        offer, channel = action.unbind(-1)
+        last = t == world.weeks - 1
+        following, bought, redeemed, o = transition(c, world, t, state, offer, channel, self.u[t])
+        if world.reward.outcomes == "expected":
+            reward = self._expected_reward(t, offer, channel)
+        else:
+            reward = self._realised_reward(t, following, offer, channel, bought, redeemed)
+        if last and not world.reward.shaping:
+            reward = reward + self.organic[-1].at(following)
+        self.state, self.week = following, t + 1
+        obs = self._obs()
+        ends = torch.full((self.num_agents,), last, device=self.device)
+        info = {"redeemed": redeemed, "contacted": offer > 0, "spend": o.spend, "reward": reward,
+                "churned": following.status == CHURNED}
+        return Step(obs, self._mask(), reward, ends, torch.zeros_like(ends), obs, info)
+
+    def _expected_reward(self, t: int, offer: Tensor, channel: Tensor) -> Tensor:
+        c, world, state = self.customers, self.world, self.state
+        then = successors(c, self.organic[t + 1]) if world.reward.shaping else None
+        nothing, contact = action_values(c, world, t, Visited(state, c.alpha), self.prices[t], then)
+        pair = (offer - 1).clamp_min(0) * contact.shape[1] + channel
+        chosen = contact.flatten(0, 1).gather(0, pair[None])[0]
+        if world.reward.shaping:
+            return torch.where(offer > 0, chosen - nothing, 0.0)
+        return torch.where(offer > 0, chosen, torch.where(state.status == CHURNED, 0.0, nothing))
+
+    def _realised_reward(self, t: int, following: State, offer: Tensor, channel: Tensor, bought: Tensor,
+                         redeemed: Tensor) -> Tensor:
+        world, terms = self.world, self.world.reward
+        contacted = offer > 0
+        spend = world.catalogue.value[offer] * redeemed + world.catalogue.cost[channel] * contacted
+        churned = (following.status == CHURNED) & (self.state.status != CHURNED)
+        annoyed = contacted & (self.state.fatigue >= terms.fatigue_limit)
+        reward = ((self.customers.margin + terms.trips) * bought - (1 + self.prices[t]) * spend
+                  - terms.churn_cost * churned - terms.fatigue_penalty * annoyed)
+        if terms.shaping:
+            reward = reward + self.organic[t + 1].at(following) - self.organic[t].at(self.state)
+        return reward
+
+    def state_dict(self) -> dict:
+        """The random stream: seasons are drawn whole, nothing is carried over."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the random stream."""
+        self.generator.set_state(state["generator"].cpu())

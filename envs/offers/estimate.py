@@ -1,0 +1,29 @@
+"""θ̂ = E[θ | x]: customers' parameters guessed from their features, for planning on features."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.offers.population import Sample, columns, from_columns
+from envs.offers.world import Customers
+
+
+class Estimator:
+    """Ridge regression of θ (logarithms where the prior is lognormal) on features, kept within what was seen."""
+
+    def __init__(self, sample: Sample, *, ridge: float):
+        theta = columns(sample.customers)
+        self.low, self.high = theta.amin(0), theta.amax(0)
+        x = self._design(sample.features)
+        penalty = ridge * torch.eye(x.shape[1], device=x.device, dtype=x.dtype)
+        penalty[0, 0] = 0.0
+        self.weight = torch.linalg.solve(x.T @ x + len(x) * penalty, x.T @ theta)
+
+    @staticmethod
+    def _design(features: Tensor) -> Tensor:
+        return torch.cat((torch.ones_like(features[:, :1]), features), 1)
+
+    def __call__(self, features: Tensor) -> Customers:
+        """Guess the parameters of customers with features [N, F]."""
+        theta = self._design(features) @ self.weight
+        return from_columns(theta.clamp(self.low, self.high))

@@ -1,0 +1,81 @@
+"""A population under a weekly budget, and a season played in it with every cent accounted for against the bound."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envs.offers.bound import Bound
+from envs.offers.budget import clear
+from envs.offers.policies import Policy, pair_table
+from envs.offers.population import Sample
+from envs.offers.program import Values, Visited, action_values, organic, successors
+from envs.offers.world import SUBSCRIBED, UNIFORMS, Customers, State, World, transition
+
+
+@dataclass(frozen=True)
+class Market:
+    """N customers at the start of a season; a policy for them clears `budget` [T] week by week."""
+
+    customers: Customers
+    world: World
+    features: Tensor
+    start: State
+    organic: list[Values]  # V⁰
+    budget: Tensor
+
+    @classmethod
+    def open(cls, sample: Sample, world: World, budget) -> Market:
+        """Settle a drawn sample in a world; `budget` says what each week may cost."""
+        c = world.inhabit(sample.customers)
+        v0 = organic(c, world)
+        return cls(c, world, sample.features, sample.state, v0, budget.weekly_amounts(c, world, v0, sample.state))
+
+    def __len__(self) -> int:
+        return len(self.customers)
+
+    def uniforms(self, generator: torch.Generator) -> Tensor:
+        """Draw the randomness of one season, [T, 6, N]."""
+        return torch.rand(self.world.weeks, UNIFORMS, len(self), generator=generator, device=generator.device,
+                          dtype=self.budget.dtype)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One season, [T, N] each, and the price [T] at which each week cleared."""
+
+    action: Tensor  # flat pair sent
+    planned: Tensor  # flat pair that the bound's plan would have sent in the same state
+    habit: Tensor  # before the week
+    lost: Tensor  # ρ, profit lost against the bound's plan at its prices
+    gained: Tensor  # A⁰, expected gain over never contacting again
+    spend: Tensor  # expected
+    paid: Tensor  # realised
+    price: Tensor
+
+
+def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) -> Record:
+    """Play the season that uniforms u [T, 6, N] make; without a bound, `lost` is 0 and `planned` nothing."""
+    c, world, state, weeks = market.customers, market.world, market.start, []
+    channels = len(world.catalogue.channels)
+    for t in range(world.weeks):
+        action, price = clear(policy.increments(t, state), market.budget[t])
+        at, contactable = Visited(state, c.alpha), state.status == SUBSCRIBED
+
+        def table(price, values):
+            return pair_table(*action_values(c, world, t, at, price, successors(c, values[t + 1])), contactable)
+
+        free = table(0.0, market.organic)
+        gained = (free - free[:, :1]).gather(1, action[:, None])[:, 0]
+        lost, planned = torch.zeros_like(gained), torch.zeros_like(action)
+        if bound is not None:
+            priced = table(bound.prices[t], bound.values)
+            best, planned = priced.max(1)
+            lost = best - priced.gather(1, action[:, None])[:, 0]
+        offer, channel = action // channels, action % channels
+        following, _, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
+        paid = world.catalogue.value[offer] * redeemed + world.catalogue.cost[channel] * (offer > 0)
+        weeks.append((action, planned, state.habit, lost, gained, o.spend, paid, price))
+        state = following
+    return Record(*(torch.stack(x) for x in zip(*weeks)))

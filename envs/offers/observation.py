@@ -1,0 +1,40 @@
+"""What a policy sees of a customer, the week and the price of money."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, State
+
+
+class Observation:
+    """Features, state and week (one-hot), then the price: its logarithm now and its drift a week, both scaled.
+
+    The price comes last, so that all before it is what outcomes depend on.
+    """
+
+    def __init__(self, num_features: int, weeks: int, *, price_range: list, drift_range: list):
+        self.weeks = weeks
+        self.log_low, self.log_high = (torch.tensor(float(p)).log().item() for p in price_range)
+        self.drift_low, self.drift_high = drift_range
+        self.context_dim = num_features + HABITS + FATIGUES + EXPECTATIONS + 3 + weeks
+        self.dim = self.context_dim + 2
+
+    def context(self, features: Tensor, state: State, week: int) -> Tensor:
+        """Lay out what outcomes depend on, [N, context_dim]."""
+        hot = [one_hot(x, n) for x, n in zip(state, (HABITS, FATIGUES, EXPECTATIONS, 3))]
+        now = torch.zeros(len(features), self.weeks, device=features.device, dtype=features.dtype)
+        now[:, week] = 1
+        return torch.cat((features, *(x.to(features.dtype) for x in hot), now), -1)
+
+    def price(self, price: Tensor, drift: Tensor) -> Tensor:
+        """Scale prices and drifts to about [−1.7, 1.7], [..., 2]."""
+        def standard(x, low, high):
+            return (x - (low + high) / 2) * (12**0.5 / (high - low))
+        return torch.stack((standard(price.log(), self.log_low, self.log_high),
+                            standard(drift, self.drift_low, self.drift_high)), -1)
+
+    def __call__(self, features: Tensor, state: State, week: int, price: Tensor, drift: Tensor) -> Tensor:
+        """Lay out observations [N, dim] of customers at their own price [N] and drift [N]."""
+        return torch.cat((self.context(features, state, week), self.price(price, drift)), -1)

@@ -1,0 +1,236 @@
+"""The dynamic program of one customer: expected value of actions, organic value, best plan at prices, expected spend."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.offers.world import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, World, attention,
+                               churn, habit_gain, leave, outcome, purchase_if_seen, utility)
+
+
+class Values(NamedTuple):
+    """A value for every state: subscribed [6, 4, 3, N], unsubscribed [6, N]; a churned customer is worth nothing."""
+
+    subscribed: Tensor
+    unsubscribed: Tensor
+
+    def at(self, state: State) -> Tensor:
+        """Value of the state that each customer is in, [N]."""
+        rows = torch.arange(len(state.habit), device=state.habit.device)
+        inside = self.subscribed[state.habit, state.fatigue, state.expectation, rows]
+        value = torch.where(state.status == SUBSCRIBED, inside, self.unsubscribed[state.habit, rows])
+        return torch.where(state.status == CHURNED, 0.0, value)
+
+
+class Successors(NamedTuple):
+    """Expected value of next week by what happens in this one, before churn and opt-out: habit and expectation are
+    this week's, fatigue is the next one's. [6, 4, 3, N] if still subscribed, [6, N] (…_out) if not."""
+
+    none: Tensor
+    buy: Tensor
+    redeem: Tensor
+    none_out: Tensor
+    buy_out: Tensor
+    redeem_out: Tensor
+
+
+class Grid:
+    """Every subscribed state of every customer; shapes broadcast to [6, 4, 3, N]."""
+
+    def __init__(self, like: Tensor):
+        h, f, d = (torch.arange(n, device=like.device, dtype=like.dtype) for n in (HABITS, FATIGUES, EXPECTATIONS))
+        self.h, self.f, self.d = h.view(-1, 1, 1, 1), f.view(-1, 1, 1), d.view(-1, 1)
+
+    def inside(self, table: Tensor, step: int) -> Tensor:
+        """Look up a table [6, 4, 3, N] with the fatigue moved by `step`."""
+        index = (torch.arange(FATIGUES, device=table.device) + step).clamp(0, FATIGUES - 1)
+        return table[:, index]
+
+    def outside(self, table: Tensor) -> Tensor:
+        """Look up a table [6, N]."""
+        return table[:, None, None]
+
+
+class Visited:
+    """The states that N customers are in, as if all were subscribed; shapes are [N]."""
+
+    def __init__(self, state: State, like: Tensor):
+        self.state, self.rows = state, torch.arange(len(state.habit), device=like.device)
+        self.h, self.f, self.d = (x.to(like.dtype) for x in state[:3])
+
+    def inside(self, table: Tensor, step: int) -> Tensor:
+        """Look up a table [6, 4, 3, N] with the fatigue moved by `step`."""
+        s = self.state
+        return table[s.habit, (s.fatigue + step).clamp(0, FATIGUES - 1), s.expectation, self.rows]
+
+    def outside(self, table: Tensor) -> Tensor:
+        """Look up a table [6, N]."""
+        return table[self.state.habit, self.rows]
+
+
+def shift(table: Tensor, dim: int, step: int) -> Tensor:
+    """Read the neighbour at `step` (±1) along `dim`, the end standing for what lies beyond it."""
+    n = table.shape[dim]
+    if step > 0:
+        return torch.cat((table.narrow(dim, 1, n - 1), table.narrow(dim, n - 1, 1)), dim)
+    return torch.cat((table.narrow(dim, 0, 1), table.narrow(dim, 0, n - 1)), dim)
+
+
+def successors(c: Customers, values: Values) -> Successors:
+    """Mix next week's values over the moves of habit and expectation."""
+    h = torch.arange(HABITS, device=c.alpha.device, dtype=c.alpha.dtype)[:, None]
+
+    def habits(unredeemed, redeemed):
+        up, up_redeemed = (habit_gain(c, h, r).view(HABITS, *(1,) * (redeemed.dim() - 2), -1) for r in (False, True))
+        return (torch.lerp(unredeemed, shift(unredeemed, 0, -1), c.pi_minus.expand_as(unredeemed)),
+                torch.lerp(unredeemed, shift(unredeemed, 0, +1), up.expand_as(unredeemed)),
+                torch.lerp(redeemed, shift(redeemed, 0, +1), up_redeemed.expand_as(redeemed)))
+
+    v = values.subscribed
+    calmer = torch.lerp(v, shift(v, 2, -1), c.delta_d.expand_as(v))
+    return Successors(*habits(calmer, shift(v, 2, +1)), *habits(values.unsubscribed, values.unsubscribed))
+
+
+def action_values(c: Customers, world: World, week: int, at: Grid | Visited, price: Tensor | float,
+                  then: Successors | None) -> tuple[Tensor, Tensor]:
+    """Expected r − price·spend + value of next week: of nothing [*S], of every offer in every channel [O, C, *S].
+
+    With the continuation values given, a contact is affine in q·p1, so each of the O × C costs two operations.
+    `then=None` leaves the future out. `price` is a number or a tensor that broadcasts to [*S].
+    """
+    reward, catalogue = world.reward, world.catalogue
+    g = c.margin + reward.trips
+    b = utility(c, at.h, at.d, world.season[week])
+    p0 = torch.sigmoid(b)
+    lost = churn(c, at.h, at.f)
+    stay, stay_buy = 1 - lost, 1 - 0.25 * lost
+    none = none_contact = -reward.churn_cost * lost
+    buy = buy_contact = redeem_contact = 0.25 * none
+
+    each = (-1, *(1,) * p0.dim())  # one row a channel or offer, broadcast over the states
+    q = attention(c.omega.view(len(catalogue.cost), *(1,) * (p0.dim() - 1), -1), c, at.f)
+    value, cost = catalogue.value[1:].view(each), catalogue.cost.view(each)
+    p1 = purchase_if_seen(c, b, at.d, value)
+
+    if then is not None:
+        def rest(table):
+            tired = at.inside(table, 0)
+            return tired + c.delta_f * (at.inside(table, -1) - tired)
+
+        def contact(inside, outside):
+            moved = {k: at.inside(inside, k) for k in set(catalogue.steps)}
+            inside = torch.stack([moved[k] for k in catalogue.steps])
+            return inside + out * (at.outside(outside) - inside)
+
+        out = leave(c, at.f, catalogue.opt_out.view(each))
+        none_contact = none + stay * contact(then.none, then.none_out)
+        buy_contact = buy + stay_buy * contact(then.buy, then.buy_out)
+        redeem_contact = buy + stay_buy * contact(then.redeem, then.redeem_out)
+        none, buy = none + stay * rest(then.none), buy + stay_buy * rest(then.buy)
+
+    nothing = none + p0 * (g + buy - none)
+    bought = g + buy_contact - none_contact
+    annoyed = reward.fatigue_penalty * (at.f >= reward.fatigue_limit).to(p0.dtype)
+    unseen = none_contact + (1 - q) * p0 * bought - (1 + price) * cost - annoyed
+    gain = q * (bought + c.mu * (redeem_contact - buy_contact))
+    paid = (1 + price) * c.mu * q
+    return nothing, torch.addcmul(unseen, p1.unsqueeze(1), gain - value.unsqueeze(1) * paid)
+
+
+def organic(c: Customers, world: World) -> list[Values]:
+    """V⁰, the value of never contacting, of weeks 1..T+1; the last is V_end: what `tail_weeks` more are worth."""
+    rested = Grid(c.alpha)
+    rested.f, rested.d = rested.f[:1], rested.d[:1]
+    inside, outside = (_organic(c, world, at) for at in (Grid(c.alpha), rested))
+    return [Values(v, w[:, 0, 0]) for v, w in zip(inside, outside)]
+
+
+def _organic(c: Customers, world: World, at: Grid) -> list[Tensor]:
+    shape = (HABITS, at.f.shape[0], at.d.shape[0], len(c))
+    lost, g, reward = churn(c, at.h, at.f), c.margin + world.reward.trips, world.reward
+
+    def moves(season):
+        p0 = torch.sigmoid(utility(c, at.h, at.d, season))
+        up = p0 * (1 - 0.25 * lost) * habit_gain(c, at.h, False)
+        down = (1 - p0) * (1 - lost) * c.pi_minus
+        return p0, up, down, 1 - lost * (1 - 0.75 * p0) - up - down
+
+    def back(value, margin, up, down, same, discount):
+        y = torch.lerp(value, shift(value, 2, -1), c.delta_d.expand(shape))
+        y = torch.lerp(y, shift(y, 1, -1), c.delta_f.expand(shape))
+        new = same * y
+        new[:-1].addcmul_(up[:-1], y[1:])
+        new[-1:].addcmul_(up[-1:], y[-1:])
+        new[1:].addcmul_(down[1:], y[:-1])
+        new[:1].addcmul_(down[:1], y[:1])
+        return torch.add(margin, new, alpha=discount)
+
+    p0, *rates = moves(torch.ones_like(world.season[0]))
+    value = torch.zeros(shape, device=p0.device, dtype=p0.dtype)
+    for _ in range(world.tail_weeks):
+        value = back(value, p0 * g, *rates, world.tail_discount)
+    values = [reward.terminal * value]
+    for season in reversed(world.season):
+        p0, *rates = moves(season)
+        values.append(back(values[-1], p0 * g - reward.churn_cost * lost * (1 - 0.75 * p0), *rates, 1.0))
+    return values[::-1]
+
+
+def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor) -> tuple[list[Values], list[Tensor]]:
+    """V^λ of the best plan at prices [T], weeks 1..T+1, and its actions, [6, 4, 3, N] a week.
+
+    Actions are flat pairs offer·C + channel, 0 for nothing. Who is unsubscribed keeps the organic value.
+    """
+    at, channels = Grid(c.alpha), len(world.catalogue.channels)
+    values, actions = [v0[-1]], []
+    for t in reversed(range(world.weeks)):
+        nothing, contact = action_values(c, world, t, at, price[t], successors(c, values[-1]))
+        best, action = contact.flatten(0, 1).max(0)
+        actions.append(torch.where(best > nothing, action + channels, 0))
+        values.append(Values(torch.maximum(best, nothing), v0[t].unsubscribed))
+    return values[::-1], actions[::-1]
+
+
+def expected_spend(c: Customers, world: World, start: State, actions: list[Tensor]) -> Tensor:
+    """Expected spend of every customer in every week under a plan, [T, N]: one pass of occupancies."""
+    at, n, spends = Grid(c.alpha), len(c), []
+    mass = torch.zeros(HABITS, FATIGUES, EXPECTATIONS, n, device=c.alpha.device, dtype=c.alpha.dtype)
+    rows = torch.arange(n, device=mass.device)
+    mass[start.habit, start.fatigue, start.expectation, rows] = (start.status == SUBSCRIBED).to(mass.dtype)
+    lost = churn(c, at.h, at.f)
+    up, up_redeemed = habit_gain(c, at.h, False), habit_gain(c, at.h, True)
+    for t, action in enumerate(actions):
+        offer, channel = action // len(world.catalogue.channels), action % len(world.catalogue.channels)
+        contacted = offer > 0
+        o = outcome(c, world, t, at.h, at.f, at.d, offer, channel)
+        spends.append((mass * o.spend).sum((0, 1, 2)))
+        mass = mass * (1 - leave(c, at.f, world.catalogue.opt_out[channel]) * contacted)
+        steps = world.catalogue.tires[channel] * contacted
+        redeem, buy, none = (
+            _tire(mass * share, steps, c.delta_f) for share in
+            (o.redeem * (1 - 0.25 * lost), o.buy * (1 - 0.25 * lost), (1 - o.redeem - o.buy) * (1 - lost)))
+        rest = _push(buy, 0, +1, up) + _push(none, 0, -1, c.pi_minus)
+        mass = _push(rest, 2, -1, c.delta_d) + _push(_push(redeem, 0, +1, up_redeemed), 2, +1, 1.0)
+    return torch.stack(spends)
+
+
+def _push(mass: Tensor, dim: int, step: int, share: Tensor | float) -> Tensor:
+    """Move a share of the mass one step along `dim`; what would leave the grid stays at its end."""
+    n = mass.shape[dim]
+    moved = mass * share
+    stays = mass - moved
+    source, target, edge = (1, 0, 0) if step < 0 else (0, 1, n - 1)
+    stays.narrow(dim, target, n - 1).add_(moved.narrow(dim, source, n - 1))
+    stays.narrow(dim, edge, 1).add_(moved.narrow(dim, edge, 1))
+    return stays
+
+
+def _tire(mass: Tensor, steps: Tensor, delta_f: Tensor) -> Tensor:
+    """Move mass along fatigue: up by `steps` where contacted, down by chance where not."""
+    moved = _push(mass * (steps == 0), 1, -1, delta_f)
+    risen = torch.zeros_like(mass)
+    for k in range(FATIGUES - 1, 0, -1):
+        risen = _push(risen + mass * (steps == k), 1, +1, 1.0)
+    return moved + risen

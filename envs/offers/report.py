@@ -1,0 +1,123 @@
+"""The comparison as a table, as numbers and as plots."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from envs.offers.bound import Bound
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results by policy, from worst to best, under one bound."""
+
+    rows: dict[str, dict]
+    bound: Bound
+    customers: int
+    seasons: int
+    frontier: list[dict]
+
+    def metrics(self) -> dict:
+        """Lay everything out for metrics.json."""
+        bound = {"value": self.bound.value, "none": self.bound.none, "prices": self.bound.prices.tolist(),
+                 "gap": self.bound.gap, "budget": self.bound.budget.tolist(), "evaluations": self.bound.evaluations}
+        return {"policies": self.rows, "bound": bound, "customers": self.customers, "seasons": self.seasons,
+                **({"frontier": self.frontier} if self.frontier else {})}
+
+    def headline(self) -> dict[str, float]:
+        """The numbers by which runs are compared."""
+        return {f"score/{name}": row["score"] for name, row in self.rows.items()}
+
+    def _lines(self) -> list[list[str]]:
+        lines = []
+        for name, row in self.rows.items():
+            low, high = row["score_ci"]
+            lines.append([name, row["information"], f"{row['score']:.3f}", f"{(high - low) / 2:.3f}",
+                          f"{row['incremental_profit']:,.0f}", f"{row['spend_ratio']:.3f}",
+                          f"{row['weeks_breached']:.0%}", f"{row['contact_rate']:.1%}"])
+        lines.append(["upper bound", "true θ", "1.000", "", f"{self.bound.gap:,.0f}", "", "", ""])
+        return lines
+
+    _columns = ("policy", "knows", "score", "±", "profit", "spend", "breach", "contacts")
+
+    def table(self) -> Table:
+        """Lay the comparison out for the console."""
+        table = Table(title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
+                            f"weeks, budget {self.bound.budget.mean():,.2f} a week", box=box.SIMPLE_HEAD,
+                      caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
+                              "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
+                              "realised spend passed the budget", caption_justify="left")
+        for i, column in enumerate(self._columns):
+            table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
+        for line in self._lines():
+            table.add_row(*line)
+        return table
+
+    def markdown(self) -> str:
+        """Lay the comparison out for TensorBoard and README."""
+        rows = [self._columns, ["---"] * 2 + ["---:"] * (len(self._columns) - 2), *self._lines()]
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+    def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
+        """Draw prices against the dual's, lost profit by cause, the training curve, and the frontier where there is one."""
+        figures = {"lost_profit": self._lost_figure()}
+        if agent:
+            figures["prices"] = self._price_figure(agent)
+        if curve:
+            figures["training"] = self._training_figure(curve)
+        if self.frontier:
+            figures["frontier"] = self._frontier_figure(agent)
+        return figures
+
+    def _price_figure(self, agent: str) -> Figure:
+        figure, axes = _axes("week", "marginal price of a unit of budget")
+        weeks = range(1, len(self.bound.prices) + 1)
+        axes.plot(weeks, self.bound.prices.tolist(), "k--", label="dual optimum")
+        for name in ("planning", agent):
+            axes.plot(weeks, self.rows[name]["prices"], marker="o", markersize=3, label=name)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        return figure
+
+    def _lost_figure(self) -> Figure:
+        figure, axes = _axes("share of the attainable incremental profit that is lost", "")
+        names = [name for name in self.rows if name != "none"]
+        left = [0.0] * len(names)
+        for cause in self.rows[names[0]]["lost"]["cause"]:
+            width = [max(self.rows[name]["lost"]["cause"][cause], 0.0) for name in names]
+            axes.barh(names, width, left=left, label=cause, height=0.7)
+            left = [a + b for a, b in zip(left, width)]
+        axes.legend(frameon=False, fontsize=8)
+        return figure
+
+    def _training_figure(self, curve: list[tuple[int, float]]) -> Figure:
+        figure, axes = _axes("agent-steps, millions", "score on validation customers")
+        axes.plot([step / 1e6 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
+        for name, row in self.rows.items():
+            if name.startswith("myopic") or name.startswith("planning"):
+                axes.axhline(row["score"], linewidth=0.8, color="grey", linestyle=":")
+                axes.annotate(name, (0, row["score"]), fontsize=7, color="grey", va="bottom")
+        axes.set_ylim(min(0.0, min(score for _, score in curve)), 1.02)
+        return figure
+
+    def _frontier_figure(self, agent: str) -> Figure:
+        figure, axes = _axes("weekly budget", "incremental profit of a season")
+        budgets = [point["weekly_budget"] for point in self.frontier]
+        axes.plot(budgets, [point["bound"] for point in self.frontier], "k--", label="upper bound")
+        for name in (agent, "myopic knapsack"):
+            axes.plot(budgets, [point[name]["incremental_profit"] for point in self.frontier], marker="o", markersize=3,
+                      label=name)
+        axes.legend(frameon=False)
+        return figure
+
+
+def _axes(x: str, y: str):
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

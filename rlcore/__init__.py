@@ -1,0 +1,1 @@
+"""What learns: knows tensors, not customers or words."""

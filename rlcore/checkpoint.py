@@ -1,0 +1,41 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Callable
+
+import torch
+
+
+def atomic(path: Path | str, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in its place."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path | str, state: dict) -> None:
+    """Write a checkpoint of tensors, numbers, strings and containers of them."""
+    atomic(path, lambda temporary: torch.save(state, temporary))
+
+
+def load(path: Path | str) -> dict:
+    """Read a checkpoint onto the CPU without running code from it; raise ValueError where it is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a checkpoint of this project ({type(error).__name__})") from error
+
+
+def save_json(path: Path | str, value) -> None:
+    """Write a result file."""
+    atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))

@@ -1,0 +1,63 @@
+"""A categorical over all combinations of several discrete heads, under a mask of what is allowed."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def outer_sum(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
+    """Add independent heads' logits [B, Σn] into a table of all combinations [B, Πn].
+
+    Normalised under a joint mask this is exact; unmasked it equals independent categoricals.
+    """
+    table = torch.zeros(logits.shape[0], *(1,) * len(nvec), device=logits.device, dtype=logits.dtype)
+    for dim, head in enumerate(logits.split(nvec, -1)):
+        table = table + head.view(-1, *(n if d == dim else 1 for d, n in enumerate(nvec)))
+    return table.flatten(1)
+
+
+class MaskedCategorical:
+    """Distribution over the combinations of heads `nvec` with logits [B, Πn] and mask [B, *nvec], True where allowed.
+
+    Masked combinations have probability 0 and get no gradient. At least one must be allowed.
+    """
+
+    def __init__(self, logits: Tensor, mask: Tensor, nvec: tuple[int, ...]):
+        self.nvec, self.mask = nvec, mask.flatten(1)
+        self.log_probs = torch.log_softmax(logits.masked_fill(~self.mask, -torch.inf), -1)
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities [B, Πn]."""
+        return self.log_probs.exp()
+
+    def sample(self, u: Tensor) -> Tensor:
+        """Draw actions [B, K] from uniforms u [B] in [0, 1), by inversion: one number a decision."""
+        cdf = self.probs.cumsum(-1)
+        # argmax finds the first entry above; a masked one adds nothing to the sum and is never first.
+        return self.unflatten((cdf > u[:, None] * cdf[:, -1:]).to(torch.uint8).argmax(-1))
+
+    def mode(self) -> Tensor:
+        """Most probable actions [B, K]."""
+        return self.unflatten(self.log_probs.argmax(-1))
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-probability [B] of actions [B, K]."""
+        return self.log_probs.gather(-1, flatten(action, self.nvec)[:, None])[:, 0]
+
+    def entropy(self) -> Tensor:
+        """Entropy [B], over what is allowed."""
+        # Masked before the product: −inf · 0 would be NaN, in the gradient too.
+        return -(self.probs * self.log_probs.masked_fill(~self.mask, 0.0)).sum(-1)
+
+    def unflatten(self, index: Tensor) -> Tensor:
+        """Turn flat combinations [B] into actions [B, K]."""
+        return torch.stack(torch.unravel_index(index, self.nvec), -1)
+
+
+def flatten(action: Tensor, nvec: tuple[int, ...]) -> Tensor:
+    """Turn actions [B, K] into flat combinations [B], the last head running fastest."""
+    index = torch.zeros_like(action[:, 0])
+    for k, n in enumerate(nvec):
+        index = index * n + action[:, k]
+    return index

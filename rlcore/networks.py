@@ -1,0 +1,65 @@
+"""Multi-layer perceptrons and the actor-critic."""
+from __future__ import annotations
+
+import math
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.distributions import MaskedCategorical, outer_sum
+from rlcore.normalize import RunningNorm
+
+
+def orthogonal_(layer: nn.Linear, gain: float) -> nn.Linear:
+    """Initialise a layer orthogonally with zero bias."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def mlp(sizes: list[int], activation: Callable[[], nn.Module], gain: float) -> nn.Sequential:
+    """Stack linear layers of the given sizes; hidden gain √2, last layer `gain`, no activation after it."""
+    layers: list[nn.Module] = []
+    for i, (n, m) in enumerate(zip(sizes, sizes[1:])):
+        last = i == len(sizes) - 2
+        layers.append(orthogonal_(nn.Linear(n, m), gain if last else math.sqrt(2)))
+        layers += [] if last else [activation()]
+    return nn.Sequential(*layers)
+
+
+class ActorCritic(nn.Module):
+    """Two separate networks over normalised observations: a policy over all combinations of heads, and a value.
+
+    heads: `independent` adds one row of logits a head, `joint` has a logit a combination. `first_prob` is the initial
+    probability of the first choice of the first head ("nothing", where it means that), null for uniform.
+    """
+
+    def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, hidden: list[int], activation: Callable, heads: str,
+                 policy_gain: float, first_prob: float | None, normalize_obs: bool, clip_obs: float):
+        super().__init__()
+        if heads not in ("independent", "joint"):
+            raise ValueError(f"algo.net.heads: expected 'independent' or 'joint', got '{heads}'")
+        self.nvec, self.heads = tuple(nvec), heads
+        self.normalize = RunningNorm(obs_dim, clip_obs) if normalize_obs else nn.Identity()
+        size = sum(nvec) if heads == "independent" else math.prod(nvec)
+        self.actor = mlp([obs_dim, *hidden, size], activation, policy_gain)
+        self.critic = mlp([obs_dim, *hidden, 1], activation, 1.0)
+        if first_prob is not None:
+            rest = math.prod(nvec[1:])
+            odds = math.log(first_prob / (1 - first_prob) * (nvec[0] - 1))
+            with torch.no_grad():
+                self.actor[-1].bias[:1 if heads == "independent" else rest] = odds
+
+    def logits(self, obs: Tensor) -> Tensor:
+        """Logits of all combinations [B, Πn] for observations [B, D]."""
+        logits = self.actor(self.normalize(obs))
+        return outer_sum(logits, self.nvec) if self.heads == "independent" else logits
+
+    def policy(self, obs: Tensor, mask: Tensor) -> MaskedCategorical:
+        """Distribution over actions for observations [B, D] under masks [B, *nvec]."""
+        return MaskedCategorical(self.logits(obs), mask, self.nvec)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Values [...] of observations [..., D]."""
+        return self.critic(self.normalize(obs))[..., 0]

@@ -1,0 +1,58 @@
+"""Running scales as buffers: they travel in the state_dict and move only when told to."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningNorm(nn.Module):
+    """Shift and scale observations [B, D] by running mean and variance (Chan et al. 1979), clipped.
+
+    Frozen but for `update`, so that acting and updating see the same numbers.
+    """
+
+    def __init__(self, size: int, clip: float):
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) * torch.rsqrt(self.var + 1e-8)).clamp(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Merge a batch [..., D] into the moments."""
+        x = x.flatten(0, -2)
+        count = self.count + x.shape[0]
+        mean, var = x.mean(0), x.var(0, correction=0)
+        share = x.shape[0] / count
+        delta = mean - self.mean
+        self.var.mul_(1 - share).add_(var * share + delta.square() * share * (1 - share))
+        self.mean.add_(delta * share)
+        self.count.copy_(count)
+
+
+class ReturnScale(nn.Module):
+    """Divide rewards by the running standard deviation of the discounted return; the mean stays where it is."""
+
+    def __init__(self, num_agents: int, gamma: float):
+        super().__init__()
+        self.gamma = gamma
+        self.norm = RunningNorm(1, clip=torch.inf)
+        self.register_buffer("carried", torch.zeros(num_agents))
+
+    def forward(self, reward: Tensor) -> Tensor:
+        return reward * torch.rsqrt(self.norm.var + 1e-8)
+
+    @torch.no_grad()
+    def update(self, reward: Tensor, done: Tensor) -> None:
+        """Merge a rollout's rewards and ends, [T, N] each."""
+        returns, carried = [], self.carried
+        for r, end in zip(reward, done):
+            carried = self.gamma * carried + r
+            returns.append(carried)
+            carried = torch.where(end, 0.0, carried)
+        self.carried.copy_(carried)
+        self.norm.update(torch.stack(returns)[..., None])

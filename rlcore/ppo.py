@@ -1,0 +1,223 @@
+"""Proximal policy optimisation over any BatchedEnv: train = (collect, prepare, update) repeated.
+
+The three stages have fixed shapes and never ask the host a question, so that they can be compiled or captured.
+"""
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlcore import losses
+from rlcore.fast import fast
+from rlcore.normalize import ReturnScale
+from rlcore.returns import gae, whiten
+
+if TYPE_CHECKING:
+    from envs.base import BatchedEnv
+
+
+class Rollout(NamedTuple):
+    """T steps of N agents, [T, N, ...]; `last_obs` [N, D] is what follows the last step."""
+
+    obs: Tensor
+    mask: Tensor
+    action: Tensor
+    log_prob: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_obs: Tensor | None  # only where steps can be truncated
+    redeemed: Tensor | None  # only where a spend head learns from it
+    last_obs: Tensor
+
+
+class Batch(NamedTuple):
+    """The same, flattened to [T·N, ...] and ready to learn from."""
+
+    obs: Tensor
+    mask: Tensor
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    target: Tensor
+    decides: Tensor  # more than one pair was valid: a forced decision is not the policy's
+
+
+class PPO:
+    """PPO (Schulman et al. 2017) with joint action masks, GAE, and bootstraps through truncation.
+
+    env, the network and the optional spend head live on one device. `seed` starts the stream that actions and
+    minibatches are drawn from; the environment has its own.
+    """
+
+    def __init__(self, env: BatchedEnv, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
+                 spend: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
+                 gae_lambda: float, clip: float, clip_value: float | None, vf_coef: float, ent_coef: float,
+                 ent_coef_final: float, norm_adv: str, norm_reward: bool, max_grad_norm: float, target_kl: float | None,
+                 eval_every: int, checkpoint_every: int):
+        batch = env.num_agents * num_steps
+        if batch % minibatches:
+            raise ValueError(f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps")
+        if norm_adv not in ("minibatch", "batch", "none"):
+            raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
+        self.env, self.num_steps, self.epochs, self.minibatches = env, num_steps, epochs, minibatches
+        self.gamma, self.gae_lambda, self.clip, self.clip_value = gamma, gae_lambda, clip, clip_value
+        self.vf_coef, self.max_grad_norm, self.target_kl, self.norm_adv = vf_coef, max_grad_norm, target_kl, norm_adv
+        self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
+        self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
+        self.iterations = max(1, total_steps // batch)
+        self.batch = batch
+
+        torch.manual_seed(seed)  # initial weights
+        self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.net = net(env.obs_dim, env.nvec).to(env.device)
+        self.scale = ReturnScale(env.num_agents, gamma).to(env.device) if norm_reward else None
+        self.spend = spend(env.context_dim, env.nvec).to(env.device) if spend else None
+        self.optimizer = optim(self.net.parameters())
+        self.first_lr = self.optimizer.param_groups[0]["lr"]
+        self.lr = torch.tensor(self.first_lr, device=env.device)
+        self.optimizer.param_groups[0]["lr"] = self.lr
+        self.schedule = schedule
+        self.kl = torch.full((), torch.nan, device=env.device)
+        self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
+        self.iteration = 0
+        self.policy = fast(self.policy, mode)
+        self.loss = fast(self.loss, mode)
+
+    def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
+              stop: Callable[[], bool]) -> None:
+        """Run to the last iteration, or to the end of the one in which `stop` turns true.
+
+        `save` and `evaluate` are called every so many iterations and at the end.
+        """
+        while self.iteration < self.iterations and not stop():
+            started, progress = time.perf_counter(), self.iteration / self.iterations
+            if self.schedule:
+                self.schedule(self.lr, self.first_lr, progress, self.kl)
+            self.entropy_weight.fill_(self.ent_coef + (self.ent_coef_final - self.ent_coef) * progress)
+            rollout, charts = self.collect()
+            metrics = self.update(rollout, self.prepare(rollout))
+            self.iteration += 1
+            steps, last = self.iteration * self.batch, self.iteration == self.iterations
+            logger.log(steps, {**metrics, **charts, "charts/learning_rate": self.lr}, iteration=self.iteration,
+                       steps=self.batch, seconds=time.perf_counter() - started)
+            if evaluate and (self.iteration % self.eval_every == 0 or last):
+                logger.evaluated(steps, evaluate())
+            if self.iteration % self.checkpoint_every == 0 or last or stop():
+                save()
+
+    @torch.no_grad()
+    def collect(self) -> tuple[Rollout, dict[str, Tensor]]:
+        """Act for num_steps in every world; the uniforms of all decisions are drawn at once."""
+        env = self.env
+        obs, mask = env.begin()
+        u = torch.rand(self.num_steps, env.num_agents, generator=self.generator, device=env.device)
+        rows, infos = [], []
+        for t in range(self.num_steps):
+            action, log_prob = self.policy(obs, mask, u[t])
+            step = env.step(action)
+            rows.append((obs, mask, action, log_prob, step.reward, step.terminated, step.truncated,
+                         step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
+            infos.append(step.info)
+            obs, mask = step.obs, step.mask
+        stacked = (None if column[0] is None else torch.stack(column) for column in zip(*rows))
+        charts = {f"rollout/{name}": torch.stack([info[name].float().mean() for info in infos]).mean()
+                  for name in infos[0]}
+        return Rollout(*stacked, last_obs=obs), charts
+
+    def policy(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample actions [N, K] and their log-probabilities [N]."""
+        distribution = self.net.policy(obs, mask)
+        action = distribution.sample(u)
+        return action, distribution.log_prob(action)
+
+    @torch.no_grad()
+    def prepare(self, rollout: Rollout) -> Batch:
+        """Turn a rollout into advantages and value targets."""
+        # 1. Rewards on the scale of the return.
+        done = rollout.terminated | rollout.truncated
+        reward = rollout.reward
+        if self.scale:
+            self.scale.update(reward, done)
+            reward = self.scale(reward)
+        # 2. Values of what was seen, and of what came next: after a truncation, of what the reset replaced.
+        value = self.net.value(torch.cat((rollout.obs, rollout.last_obs[None])))
+        value, next_value = value[:-1], value[1:]
+        if rollout.final_obs is not None:
+            next_value = torch.where(rollout.truncated, self.net.value(rollout.final_obs), next_value)
+        # 3. Advantages and targets.
+        advantage = gae(reward, value, next_value, rollout.terminated, done, self.gamma, self.gae_lambda)
+        target = advantage + value
+        decides = rollout.mask.flatten(2).sum(-1) > 1
+        if self.norm_adv == "batch":
+            advantage = whiten(advantage, decides)
+        return Batch(*(x.flatten(0, 1) for x in (rollout.obs, rollout.mask, rollout.action, rollout.log_prob, value,
+                                                 advantage, target, decides)))
+
+    def update(self, rollout: Rollout, batch: Batch) -> dict[str, Tensor]:
+        """Take epochs × minibatches steps; return metrics as device tensors."""
+        sums: dict[str, Tensor] = {}
+        steps = 0
+        for _ in range(self.epochs):
+            order = torch.randperm(self.batch, generator=self.generator, device=self.lr.device)
+            shuffled = (x[order].chunk(self.minibatches) for x in batch)
+            epoch_kl = torch.zeros_like(self.lr)
+            for minibatch in map(Batch._make, zip(*shuffled)):
+                loss, metrics = self.loss(minibatch)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
+                self.optimizer.step()
+                sums = {name: sums.get(name, 0) + x for name, x in metrics.items()}
+                epoch_kl += metrics["approx_kl"] / self.minibatches
+                steps += 1
+            if self.target_kl is not None and epoch_kl.item() > self.target_kl:
+                break
+        metrics = {f"losses/{name}": x / steps for name, x in sums.items()}
+        metrics["losses/explained_variance"] = losses.explained_variance(batch.value, batch.target)
+        self.kl.copy_(epoch_kl)
+        # The spend head sees each decision once, the observation scale moves only between updates.
+        if self.spend:
+            redeemed = rollout.redeemed.flatten()
+            order = torch.randperm(self.batch, generator=self.generator, device=self.lr.device)
+            parts = zip(*(x[order].chunk(self.minibatches) for x in (batch.obs, batch.action, redeemed)))
+            metrics["losses/spend"] = torch.stack([self.spend.learn(*part) for part in parts]).mean()
+        if isinstance(self.net.normalize, torch.nn.Module) and hasattr(self.net.normalize, "update"):
+            self.net.normalize.update(rollout.obs)
+        return metrics
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """PPO's loss and diagnostics on a minibatch."""
+        distribution = self.net.policy(batch.obs, batch.mask)
+        advantage = whiten(batch.advantage, batch.decides) if self.norm_adv == "minibatch" else batch.advantage
+        return losses.ppo(distribution.log_prob(batch.action), batch.log_prob, advantage, distribution.entropy(),
+                          self.net.value(batch.obs), batch.value, batch.target, batch.decides, clip=self.clip,
+                          clip_value=self.clip_value, vf_coef=self.vf_coef, ent_coef=self.entropy_weight)
+
+    def state_dict(self) -> dict:
+        """Everything that training needs to go on as if it had not stopped."""
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "lr": self.lr, "kl": self.kl,
+                "scale": self.scale and self.scale.state_dict(), "iteration": self.iteration,
+                "spend": self.spend and self.spend.state_dict(),
+                "spend_optimizer": self.spend and self.spend.optimizer.state_dict(),
+                "generator": self.generator.get_state(), "env": self.env.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["lr"] = self.lr
+        self.lr.copy_(state["lr"])
+        self.kl.copy_(state["kl"])
+        if self.scale:
+            self.scale.load_state_dict(state["scale"])
+        if self.spend:
+            self.spend.load_state_dict(state["spend"])
+            self.spend.optimizer.load_state_dict(state["spend_optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.env.load_state_dict(state["env"])
+        self.iteration = state["iteration"]

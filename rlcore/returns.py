@@ -1,0 +1,37 @@
+"""From rewards to advantages, as pure functions."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlcore.losses import masked_mean
+
+
+def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float,
+        lam: float) -> Tensor:
+    """Generalised advantages [T, N] (Schulman et al. 2016, eq. 16).
+
+    δ = r + γ·(1 − terminated)·next_value − value; the trace stops at `done` (terminated or truncated). `next_value`
+    of a truncated step is the value of the observation that the reset has replaced.
+    """
+    delta = reward + gamma * torch.where(terminated, 0.0, next_value) - value
+    decay = gamma * lam * (~done).to(delta.dtype)
+    advantages, trace = [], torch.zeros_like(delta[0])
+    for d, keep in zip(reversed(delta.unbind(0)), reversed(decay.unbind(0))):
+        trace = torch.addcmul(d, keep, trace)
+        advantages.append(trace)
+    return torch.stack(advantages[::-1])
+
+
+def whiten(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Shift to mean 0 and scale to standard deviation 1 over the mask; zero elsewhere."""
+    centred = x - masked_mean(x, mask)
+    scaled = centred * torch.rsqrt(masked_mean(centred.square(), mask) + 1e-8)
+    return scaled if mask is None else torch.where(mask > 0, scaled, 0.0)
+
+
+def rescale(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scale to standard deviation 1 over the mask and keep the mean where it was; zero elsewhere."""
+    mean = masked_mean(x, mask)
+    scaled = whiten(x, mask) + mean
+    return scaled if mask is None else torch.where(mask > 0, scaled, 0.0)

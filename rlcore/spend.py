@@ -1,0 +1,44 @@
+"""What an action will cost: learned from what was redeemed, or told."""
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlcore.networks import mlp
+
+
+class LearnedSpend(nn.Module):
+    """P(redeem | context, offer, channel) = σ(a[offer]) · σ(b[channel]): redeemed if seen, times seen.
+
+    Trained by cross-entropy on the realised redemptions of the policy's own contacts.
+    """
+
+    def __init__(self, context_dim: int, nvec: tuple[int, int], *, hidden: list[int], activation: Callable, lr: float):
+        super().__init__()
+        self.context_dim, self.nvec = context_dim, nvec
+        self.net = mlp([context_dim, *hidden, sum(nvec)], activation, 0.01)
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr, fused=True)
+
+    def log_redeem(self, obs: Tensor) -> Tensor:
+        """Log-probabilities of redeeming, [B, offers, channels]."""
+        offer, channel = functional.logsigmoid(self.net(obs[:, :self.context_dim])).split(self.nvec, -1)
+        return offer[:, :, None] + channel[:, None, :]
+
+    def redeem(self, obs: Tensor) -> Tensor:
+        """Probabilities of redeeming, [B, offers, channels]."""
+        return self.log_redeem(obs).exp()
+
+    def learn(self, obs: Tensor, action: Tensor, redeemed: Tensor) -> Tensor:
+        """Take one step on B decisions (those without an offer don't count); return the loss."""
+        weight = (action[:, 0] > 0).to(obs.dtype)
+        log_p = self.log_redeem(obs)[torch.arange(len(obs), device=obs.device), action[:, 0], action[:, 1]]
+        log_p = log_p.clamp_max(-1e-6)
+        likelihood = torch.where(redeemed, log_p, torch.log(-torch.expm1(log_p)))
+        loss = -(likelihood * weight).sum() / weight.sum().clamp_min(1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()

@@ -1,0 +1,49 @@
+"""What the tests share: the offers world as conf/ has it, at any size."""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from reference import references
+
+CONF = Path(__file__).parents[1] / "conf" / "env"
+
+
+def load(name: str, *args, **changes):
+    """Instantiate conf/env/NAME.yaml with some of its keys replaced."""
+    made = instantiate(OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), changes), _convert_="all")
+    return made(*args) if callable(made) else made
+
+
+@pytest.fixture(scope="session")
+def make_catalogue():
+    """Build the shipped catalogue, or the named part of it."""
+    whole = OmegaConf.load(CONF / "catalogue" / "default.yaml")
+
+    def make(offers=None, channels=None):
+        kept = {**whole, "offers": {name: whole.offers[name] for name in offers or whole.offers},
+                "channels": {name: whole.channels[name] for name in channels or whole.channels}}
+        return instantiate(kept, _convert_="all")
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_season(make_catalogue):
+    """Build n customers at the start of a season: world, customers, start, their scalar references."""
+    def make(n, *, weeks=12, offers=None, channels=None, without=(), reward=None, extreme=False, seed=0):
+        catalogue, full = make_catalogue(offers, channels), OmegaConf.load(CONF / "world" / "full.yaml")
+        world = load("world/full", catalogue, load("reward/default", **reward or {}), season=full.season[:weeks],
+                     without=list(without))
+        population = load("population/structural", catalogue, reference_size=1000)
+        sample = population.draw(n, torch.Generator().manual_seed(seed), "train")
+        c = sample.customers
+        if extreme:  # so far out that every cap bites
+            c = replace(c, c0=30 * c.c0, opt_out=50 * c.opt_out, pi_plus=1.5 * c.pi_plus, rho=3 * c.rho)
+        c = world.inhabit(c)
+        return SimpleNamespace(world=world, customers=c, start=sample.state, references=references(c, world))
+    return make

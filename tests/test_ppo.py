@@ -1,0 +1,233 @@
+"""PPO on toys with known answers: ratios, bootstraps, schedules, resuming, learning, and what may not change a run."""
+from __future__ import annotations
+
+import io
+import shutil
+
+import pytest
+import reference_rl as reference
+import torch
+from torch import Tensor
+from toys import Bandit, Chain, Endless, make_ppo, train
+
+HEADS = pytest.mark.parametrize("heads", ["independent", "joint"])
+
+
+def weights(ppo) -> Tensor:
+    """Concatenate all parameters and buffers of the network."""
+    return torch.cat([x.flatten() for x in ppo.net.state_dict().values()])
+
+
+def identical(a, b) -> bool:
+    """Compare nested states bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def steps_taken(ppo) -> int:
+    """Count the optimiser's steps."""
+    return int(next(iter(ppo.optimizer.state.values()))["step"])
+
+
+# ── one iteration ───────────────────────────────────────────────────────────────────────────────────────────────────
+@HEADS
+@pytest.mark.parametrize("env", [Bandit, Chain])
+def test_the_ratio_is_one_before_the_first_step(env, heads):
+    env = env(64)  # one step a rollout: collect and update then multiply matrices of one shape, and agree to the bit
+    ppo = make_ppo(env, 12, num_steps=1, epochs=1, minibatches=1, net={"heads": heads, "normalize_obs": True},
+                   optim={"lr": 0.01})
+    log = train(ppo)
+    assert log["losses/approx_kl"] == log["losses/old_approx_kl"] == log["losses/clipfrac"] == [0.0] * 12
+    assert ppo.net.normalize.count == 12 * 64 and env.invalid == 0
+
+
+@pytest.mark.parametrize("env", [Chain, Endless])
+def test_prepare_equals_the_scalar_reference(env):
+    ppo = make_ppo(env(6), 1, num_steps=13, minibatches=1, gamma=0.9, gae_lambda=0.8, norm_adv="none")
+    rollout, _ = ppo.collect()
+    batch = ppo.prepare(rollout)
+    reward, value = ppo.scale(rollout.reward), ppo.net.value(rollout.obs)
+    following = ppo.net.value(torch.cat((rollout.obs[1:], rollout.last_obs[None])))
+    if env.truncates:
+        assert rollout.truncated.any()
+        following = torch.where(rollout.truncated, ppo.net.value(rollout.final_obs), following)
+    columns = (reward, value, following, rollout.terminated, rollout.terminated | rollout.truncated)
+    advantage = torch.tensor(reference.gae(*(x.tolist() for x in columns), 0.9, 0.8)).flatten()
+    torch.testing.assert_close(batch.advantage, advantage, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch.value, value.flatten())
+    torch.testing.assert_close(batch.target, advantage + value.flatten(), atol=1e-5, rtol=1e-5)
+    returns, _ = reference.discounted(rollout.reward.tolist(), columns[-1].tolist(), 0.9, [0.0] * 6)
+    torch.testing.assert_close(reward, rollout.reward / torch.tensor(returns).std(correction=0))
+
+
+def test_later_epochs_move_away_from_the_ratio_one():
+    log = train(make_ppo(Bandit(32), 2, epochs=2, minibatches=1, optim={"lr": 0.01}))
+    assert min(log["losses/approx_kl"]) > 0
+
+
+def test_every_sample_is_learned_from_once_an_epoch():
+    ppo = make_ppo(Bandit(30), 1, epochs=3, minibatches=5)
+    seen, loss = [], ppo.loss
+    ppo.loss = lambda batch: (seen.append(batch.obs), loss(batch))[1]
+    rollout, _ = ppo.collect()
+    ppo.update(rollout, ppo.prepare(rollout))
+    epochs = [torch.cat(seen[i:i + 5]) for i in (0, 5, 10)]
+    for epoch in epochs:
+        assert torch.equal(epoch.sort(0).values, rollout.obs.flatten(0, 1).sort(0).values)
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
+
+
+def test_forced_decisions_teach_the_value_and_not_the_policy():
+    env = Bandit(32)
+    env.forced = 1.0
+    ppo = make_ppo(env, 3, ent_coef=0.1)
+    before = {name: p.clone() for name, p in ppo.net.named_parameters()}
+    log = train(ppo)
+    for name, p in ppo.net.named_parameters():
+        assert torch.equal(p, before[name]) == name.startswith("actor")
+    assert log["losses/policy_loss"] == log["losses/entropy"] == [0.0] * 3
+
+
+@pytest.mark.parametrize("norm_adv", ["minibatch", "batch", "none"])
+def test_advantage_normalisation(norm_adv):
+    ppo = make_ppo(Bandit(64), 1, norm_adv=norm_adv, norm_reward=False)
+    batch = ppo.prepare(ppo.collect()[0])
+    inside = batch.advantage[batch.decides]
+    assert (inside.mean().abs() < 1e-5 and (inside.std() - 1).abs() < 1e-2) == (norm_adv == "batch")
+    loss, _ = ppo.loss(batch)
+    scaled, _ = ppo.loss(batch._replace(advantage=9 * batch.advantage + 4))
+    assert torch.allclose(loss, scaled, atol=1e-5) == (norm_adv == "minibatch")
+
+
+@pytest.mark.parametrize("changes, message", [({"minibatches": 7}, "algo.minibatches: 7"), ({"norm_adv": "all"}, "norm_adv")])
+def test_what_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_ppo(Bandit(32), 1, **changes)
+    with pytest.raises(ValueError, match="fast"):
+        make_ppo(Bandit(32), 1, mode="jit")
+
+
+# ── truncation, schedules, stopping ─────────────────────────────────────────────────────────────────────────────────
+def test_truncation_bootstraps_from_the_final_observation():
+    env = Endless(16)
+    ppo = make_ppo(env, 100, num_steps=8, gamma=0.8, gae_lambda=0.9, norm_reward=False, epochs=4, max_grad_norm=10.0,
+                   optim={"lr": 0.01})
+    train(ppo)
+    values = ppo.net.value(torch.eye(2)).tolist()
+    assert values == pytest.approx([0.0, 5.0], abs=0.1)
+
+
+def test_linear_schedule_over_a_run():
+    log = train(make_ppo(Bandit(8), 5, optim={"lr": 0.01}, schedule={"final": 0.0}))
+    assert log["charts/learning_rate"] == pytest.approx([0.01, 0.008, 0.006, 0.004, 0.002])
+    ppo = make_ppo(Bandit(8), 3, schedule=None, optim={"lr": 0.01})
+    assert train(ppo)["charts/learning_rate"] == pytest.approx([0.01] * 3)
+
+
+def test_the_optimiser_follows_the_schedule():
+    ppo = make_ppo(Bandit(8), 3, "algo/schedule=adaptive_kl", schedule={"low": 0.0, "high": 0.0})
+    before = weights(ppo)
+    train(ppo)
+    assert torch.equal(weights(ppo), before) and steps_taken(ppo) == 3 * 2 * 2
+
+
+def test_adaptive_schedule_reads_the_kl_of_the_iteration_before():
+    log = train(make_ppo(Bandit(32), 6, "algo/schedule=adaptive_kl", epochs=4, optim={"lr": 0.003},
+                         schedule={"target": 1e-9}))
+    assert log["charts/learning_rate"] == pytest.approx([0.003 / 1.5 ** i for i in range(6)])
+
+
+def test_target_kl_stops_an_iteration_early():
+    stopped, free = (make_ppo(Bandit(32), 3, epochs=4, target_kl=kl, optim={"lr": 0.01}) for kl in (1e-9, 1e9))
+    train(stopped), train(free)
+    assert steps_taken(stopped) == 3 * 1 * 2 and steps_taken(free) == 3 * 4 * 2
+
+
+def test_entropy_bonus_is_annealed_and_raises_entropy():
+    low, high = (train(make_ppo(Bandit(32), 30, epochs=4, ent_coef=c, ent_coef_final=c, optim={"lr": 0.01}))
+                 for c in (0.0, 1.0))
+    assert high["losses/entropy"][-1] > low["losses/entropy"][-1] + 0.2
+    ppo = make_ppo(Bandit(8), 4, ent_coef=0.8, ent_coef_final=0.0)
+    train(ppo)
+    assert ppo.entropy_weight.item() == pytest.approx(0.2)
+
+
+# ── repeatability ───────────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_seed_decides():
+    one, same, other = (make_ppo(Bandit(16), 2, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(weights(one), weights(same)) and not torch.equal(weights(one), weights(other))
+    logs = [train(ppo).rows for ppo in (one, same, other)]
+    assert torch.equal(weights(one), weights(same)) and logs[0] == logs[1] and logs[0] != logs[2]
+
+
+@HEADS
+def test_a_resumed_run_equals_an_uninterrupted_one(heads):
+    def make(seed):
+        return make_ppo(Chain(16, seed), 4, "algo/schedule=adaptive_kl", seed=seed, num_steps=3, minibatches=4, spend={},
+                        net={"heads": heads, "normalize_obs": True}, schedule={"target": 1e-4})
+    file, whole, stopped, resumed = io.BytesIO(), make(0), make(0), make(7)
+    log = train(whole)
+    train(stopped, save=lambda: torch.save(stopped.state_dict(), file), stop=lambda: stopped.iteration == 2)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert stopped.iteration == resumed.iteration == 2 and not torch.equal(weights(resumed), weights(whole))
+    assert train(resumed).rows == log.rows[2:]
+    assert identical(resumed.state_dict(), whole.state_dict())
+
+
+def test_evaluating_and_logging_change_nothing():
+    plain, watched = make_ppo(Bandit(16), 4), make_ppo(Bandit(16), 4, eval_every=1, checkpoint_every=1)
+    other = Bandit(16, seed=5)
+
+    def evaluate() -> dict:
+        obs, mask = other.begin()
+        step = other.step(watched.net.policy(obs, mask).sample(torch.rand(16)))
+        return {"eval/reward": step.reward.mean()}
+    log = train(watched, save=watched.state_dict, evaluate=evaluate)
+    train(plain)
+    assert torch.equal(weights(plain), weights(watched)) and len(log["eval/reward"]) == 4
+    assert identical(plain.state_dict(), watched.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler")
+def test_compiled_equals_eager():
+    eager, compiled = (make_ppo(Chain(16), 1, mode=mode) for mode in ("eager", "compile"))
+    logs = train(eager), train(compiled)
+    assert torch.equal(eager.env.state, compiled.env.state)
+    torch.testing.assert_close(weights(compiled), weights(eager), rtol=1e-4, atol=1e-5)
+    assert logs[1].rows[0] == pytest.approx(logs[0].rows[0], rel=1e-3, abs=1e-5)
+
+
+# ── learning ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@HEADS
+def test_learns_the_chain(heads):
+    env = Chain(64)
+    ppo = make_ppo(env, 40, epochs=4, minibatches=4, net={"heads": heads}, optim={"lr": 0.01}, ent_coef=0.01)
+    log = train(ppo)
+    assert 5 * log["rollout/reward"][0] < 1.5 and 5 * log["rollout/reward"][-1] > 0.95 * env.best
+    assert env.invalid == 0
+    obs, mask = env.begin()  # greedily, it is perfect
+    total = 0.0
+    for _ in range(5):
+        step = env.step(ppo.net.policy(obs, mask).mode())
+        obs, mask, total = step.obs, step.mask, total + step.reward
+    assert (total == env.best).all() and env.invalid == 0
+
+
+@pytest.mark.parametrize("heads, share", [("independent", 0.93), ("joint", 0.97)])
+def test_learns_the_masked_bandit(heads, share):
+    env = Bandit(128)
+    log = train(make_ppo(env, 40, epochs=4, minibatches=4, net={"heads": heads, "normalize_obs": True},
+                         optim={"lr": 0.01}))
+    best = env.best()
+    assert log["rollout/reward"][0] < 0.6 * best and sum(log["rollout/reward"][-5:]) / 5 > share * best
+    assert env.invalid == 0
+
+
+def test_the_spend_head_learns_beside_the_policy():
+    log = train(make_ppo(Chain(32), 20, spend={"hidden": [16], "lr": 0.01}))
+    assert log["losses/spend"][-1] < 0.5 * log["losses/spend"][0]

@@ -3,12 +3,16 @@ from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
 from typing import Callable
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from rlcore import checkpoint
 
 failed: list[str] = []
 
@@ -55,3 +59,36 @@ def choose_device(name: str, threads: int | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: '{name}' can't be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def restore(state: dict, path: str, agent, logger) -> None:
+    """Put a loaded checkpoint into an agent and a logger; raise ValueError where it is of another configuration."""
+    try:
+        agent.load_state_dict(state["agent"])
+        logger.load_state_dict(state["logger"])
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: does not fit this configuration: {str(error).splitlines()[0]}") from error
+
+
+def publish(report, name: str | None, logger, directory: Path, cfg: DictConfig) -> None:
+    """Write a report to the console, to TensorBoard, to metrics.json and to PNG files."""
+    figures = report.figures(name, logger.history.get(logger.headline, []))
+    for title, figure in figures.items():
+        checkpoint.atomic(directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png"))
+        logger.figure(f"evaluation/{title}", figure)
+    logger.text("evaluation/table", report.markdown())
+    logger.hparams(flatten(OmegaConf.to_container(cfg, resolve=True)), report.headline())
+    seconds = max(logger.seconds, 1e-9)
+    checkpoint.save_json(directory / "metrics.json", {
+        **report.metrics(), "steps": logger.steps, "steps_per_second": logger.steps / seconds, "seconds": logger.seconds})
+    logger.close()
+    logger.console.print(report.table())
+    logger.console.print(f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}")
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+    """Name every leaf of a nested configuration by its path."""
+    leaves = {}
+    for key, value in config.items():
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlcore import checkpoint  # noqa: E402
-from scripts.entry import choose_device, finish, guarded  # noqa: E402
+from scripts.entry import choose_device, finish, guarded, publish, restore  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
@@ -30,9 +30,7 @@ def main(cfg: DictConfig) -> None:
 
     with parts["logger"](directory, agent.iterations) as logger:
         if cfg.resume:
-            state = checkpoint.load(cfg.resume)
-            agent.load_state_dict(state["agent"])
-            logger.load_state_dict(state["logger"])
+            restore(checkpoint.load(cfg.resume), cfg.resume, agent, logger)
 
         def save() -> None:
             checkpoint.save(directory / "checkpoint.pt", {
@@ -48,31 +46,7 @@ def main(cfg: DictConfig) -> None:
         print(f"stopped after iteration {agent.iteration} of {agent.iterations}; go on with "
               f"resume={directory / 'checkpoint.pt'}")
         sys.exit(130)
-    publish(evaluation.run(agent, name), name, logger, directory, OmegaConf.to_container(cfg, resolve=True))
-
-
-def publish(report, name, logger, directory: Path, config: dict) -> None:
-    """Write a report to the console, to TensorBoard, to metrics.json and to PNG files."""
-    figures = report.figures(name, logger.history.get(logger.headline, []))
-    for title, figure in figures.items():
-        checkpoint.atomic(directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png"))
-        logger.figure(f"evaluation/{title}", figure)
-    logger.text("evaluation/table", report.markdown())
-    logger.hparams(flatten(config), report.headline())
-    seconds = max(logger.seconds, 1e-9)
-    checkpoint.save_json(directory / "metrics.json", {
-        **report.metrics(), "steps": logger.steps, "steps_per_second": logger.steps / seconds, "seconds": logger.seconds})
-    logger.close()
-    logger.console.print(report.table())
-    logger.console.print(f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}")
-
-
-def flatten(config: dict, prefix: str = "") -> dict:
-    """Name every leaf of a nested configuration by its path."""
-    leaves = {}
-    for key, value in config.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
+    publish(evaluation.run(agent, name), name, logger, directory, cfg)
 
 
 if __name__ == "__main__":

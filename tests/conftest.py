@@ -1,29 +1,41 @@
 """What the tests share: the offers world as conf/ has it, at any size."""
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from reference import references
 
 CONF = Path(__file__).parents[1] / "conf" / "env"
 
 
+@cache
+def node(name: str) -> DictConfig:
+    """Compose conf/env/NAME.yaml (`../algo/…` leaves env) as scripts/train.py would, with all its defaults."""
+    *group, option = os.path.normpath(f"env/{name}").split("/")
+    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        config = compose("train", overrides=[f"{'/'.join(group)}={option}"])
+    return OmegaConf.select(config, ".".join(group))
+
+
 def load(name: str, *args, **changes):
     """Instantiate conf/env/NAME.yaml with some of its keys replaced."""
-    made = instantiate(OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), changes), _convert_="all")
+    made = instantiate(OmegaConf.merge(node(name), changes), _convert_="all")
     return made(*args) if callable(made) else made
 
 
 @pytest.fixture(scope="session")
 def make_catalogue():
     """Build the shipped catalogue, or the named part of it."""
-    whole = OmegaConf.load(CONF / "catalogue" / "default.yaml")
+    whole = node("catalogue/default")
 
     def make(offers=None, channels=None):
         kept = {**whole, "offers": {name: whole.offers[name] for name in offers or whole.offers},
@@ -36,7 +48,7 @@ def make_catalogue():
 def make_season(make_catalogue):
     """Build n customers at the start of a season: world, customers, start, their scalar references."""
     def make(n, *, weeks=12, offers=None, channels=None, without=(), reward=None, extreme=False, seed=0):
-        catalogue, full = make_catalogue(offers, channels), OmegaConf.load(CONF / "world" / "full.yaml")
+        catalogue, full = make_catalogue(offers, channels), node("world/full")
         world = load("world/full", catalogue, load("reward/default", **reward or {}), season=full.season[:weeks],
                      without=list(without))
         population = load("population/structural", catalogue, reference_size=1000)

@@ -1,4 +1,4 @@
-"""The mathematics of PPO in plain Python, one float at a time, written from the papers' formulas and not from the package."""
+"""The mathematics of PPO in plain Python, one float at a time, from the papers' formulas and not from the package."""
 from __future__ import annotations
 
 from itertools import product
@@ -47,7 +47,7 @@ def value_loss(value, old, target, clip: float | None) -> float:
 
 
 def distribution(heads: list, mask) -> dict:
-    """Probabilities {combination: p} of heads' logits under a nested mask: softmax of their sum over what is allowed."""
+    """Probabilities {combination: p} of heads' logits under a nested mask: softmax of sums over what is allowed."""
     def allowed(pair):
         cell = mask
         for i in pair:

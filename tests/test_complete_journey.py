@@ -6,13 +6,12 @@ import sys
 
 import pytest
 import torch
-from conftest import CONF, load
-from omegaconf import OmegaConf
+from conftest import load, node
 
 from envs.offers.complete_journey import CompleteJourney, purchase_rate, read, weekly_spend
 from envs.offers.world import EXPECTATIONS, HABITS, SUBSCRIBED, UNIFORMS, transition
 
-YAML = OmegaConf.load(CONF / "population" / "complete_journey.yaml")
+YAML = node("population/complete_journey")
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -83,7 +83,8 @@ def test_a_mask_that_couples_the_heads_is_normalised_once():
     torch.testing.assert_close(distribution.probs, torch.tensor([[p, 0.0, 0.0, 1 - p]]))
     assert distribution.entropy().item() == pytest.approx(reference.entropy([p, 1 - p]), rel=1e-5)
     u = torch.rand(10000, generator=torch.Generator().manual_seed(0))
-    drawn = MaskedCategorical(outer_sum(logits, (2, 2)).expand(10000, 4), diagonal.expand(10000, 2, 2), (2, 2)).sample(u)
+    many = MaskedCategorical(outer_sum(logits, (2, 2)).expand(10000, 4), diagonal.expand(10000, 2, 2), (2, 2))
+    drawn = many.sample(u)
     assert (drawn[:, 0] == drawn[:, 1]).all()
 
 

@@ -51,8 +51,9 @@ def offered() -> Tensor:
 
 
 @pytest.mark.parametrize("heads", ["independent", "joint"])
-@pytest.mark.parametrize("mask", [torch.ones(1, *NVEC, dtype=torch.bool), pytest.param(offered(), marks=pytest.mark.xfail(
-    strict=True, reason="nothing has 1 pair, not 5: .8 becomes .44"))], ids=["unmasked", "offers"])
+@pytest.mark.parametrize("mask", [
+    pytest.param(torch.ones(1, *NVEC, dtype=torch.bool), id="unmasked"),
+    pytest.param(offered(), id="offers", marks=pytest.mark.xfail(strict=True, reason="one pair, not 5: .8 becomes .44"))])
 @pytest.mark.parametrize("first_prob", [0.3, 0.8])
 def test_first_prob_is_the_initial_probability_of_the_first_choice(heads, mask, first_prob):
     net = network(heads=heads, policy_gain=0.0, first_prob=first_prob)
@@ -158,7 +159,8 @@ def test_linear_schedule(final):
         assert lr.item() == pytest.approx(0.02 * share)
 
 
-@pytest.mark.parametrize("kl, change", [(0.0021, 1 / 1.5), (0.0019, 1.0), (0.00051, 1.0), (0.00049, 1.5), (math.nan, 1.0)])
+@pytest.mark.parametrize("kl, change", [
+    (0.0021, 1 / 1.5), (0.0019, 1.0), (0.00051, 1.0), (0.00049, 1.5), (math.nan, 1.0)])
 def test_adaptive_kl_schedule(kl, change):
     schedule = AdaptiveKL(target=0.001, factor=1.5, low=1e-5, high=1e-2)
     for first, expected in ((1e-3, 1e-3 * change), (1e-2, min(1e-2, 1e-2 * change)), (1e-5, max(1e-5, 1e-5 * change))):

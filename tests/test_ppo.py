@@ -102,7 +102,8 @@ def test_advantage_normalisation(norm_adv):
     assert torch.allclose(loss, scaled, atol=1e-5) == (norm_adv == "minibatch")
 
 
-@pytest.mark.parametrize("changes, message", [({"minibatches": 7}, "algo.minibatches: 7"), ({"norm_adv": "all"}, "norm_adv")])
+@pytest.mark.parametrize("changes, message", [({"minibatches": 7}, "^algo.minibatches: 7"),
+                                              ({"norm_adv": "all"}, "^algo.norm_adv: .*'all'")])
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_ppo(Bandit(32), 1, **changes)
@@ -117,7 +118,7 @@ def test_truncation_bootstraps_from_the_final_observation():
                    optim={"lr": 0.01})
     train(ppo)
     values = ppo.net.value(torch.eye(2)).tolist()
-    assert values == pytest.approx([0.0, 5.0], abs=0.1)
+    assert values == pytest.approx([0.0, 5.0], abs=0.01)
 
 
 def test_linear_schedule_over_a_run():
@@ -166,8 +167,8 @@ def test_the_seed_decides():
 @HEADS
 def test_a_resumed_run_equals_an_uninterrupted_one(heads):
     def make(seed):
-        return make_ppo(Chain(16, seed), 4, "algo/schedule=adaptive_kl", seed=seed, num_steps=3, minibatches=4, spend={},
-                        net={"heads": heads, "normalize_obs": True}, schedule={"target": 1e-4})
+        return make_ppo(Chain(16, seed), 4, "algo/schedule=adaptive_kl", seed=seed, num_steps=3, minibatches=4,
+                        spend={}, net={"heads": heads, "normalize_obs": True}, schedule={"target": 1e-4})
     file, whole, stopped, resumed = io.BytesIO(), make(0), make(0), make(7)
     log = train(whole)
     train(stopped, save=lambda: torch.save(stopped.state_dict(), file), stop=lambda: stopped.iteration == 2)

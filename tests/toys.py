@@ -15,7 +15,7 @@ from torch.nn import functional
 from envs.base import BatchedEnv, Step
 from rlcore.ppo import PPO
 
-SMALL = {"net": {"hidden": [32, 32], "first_prob": None}, "spend": None, "num_steps": 5, "epochs": 2, "minibatches": 2,
+SMALL = {"net": {"hidden": [32, 32], "first_prob": None}, "num_steps": 5, "epochs": 2, "minibatches": 2,
          "eval_every": 1000, "checkpoint_every": 1000}
 
 
@@ -27,8 +27,8 @@ def shipped(*overrides: str) -> DictConfig:
 
 
 def make_ppo(env: BatchedEnv, iterations: int, *overrides: str, seed: int = 0, mode: str = "eager", **changes) -> PPO:
-    """Build PPO for a number of iterations; `overrides` are Hydra's, `changes` keys of ppo.yaml."""
-    config = OmegaConf.merge(shipped(*overrides), SMALL, changes)
+    """Build PPO for some iterations; `overrides` are Hydra's, `changes` keys of ppo.yaml. No spend head unless asked."""
+    config = OmegaConf.merge(shipped(*overrides), SMALL, changes if "spend" in changes else {"spend": None, **changes})
     config.total_steps = iterations * config.num_steps * env.num_agents
     return instantiate(config, _convert_="all")(env, seed, mode)
 

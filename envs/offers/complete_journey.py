@@ -153,7 +153,7 @@ class CompleteJourney:
         if unknown:
             raise ValueError(f"env.population.demographics: no such column: {', '.join(sorted(unknown))}")
         # rate ½ and spend 1 are neutral: alpha then is that of utility 0 and margin is the margin rate
-        self.priors = Priors(catalogue, rate=[0.5, 0.5], spend=[1.0, 0.0], **priors)
+        self.priors = Priors(catalogue, **{**priors, "rate": [0.5, 0.5], "spend": [1.0, 0.0]})
         self.ids = torch.tensor(past.observables.index.to_numpy())
         order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(split_seed))
         train, test = order[round(test_share * len(order)):], order[:round(test_share * len(order))]

@@ -29,8 +29,7 @@ class OffersEnv(BatchedEnv):
         self.population = population(catalogue)
         self.budget, self.evaluation = budget, evaluation  # how its policies are judged
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
-        self.observe = observation(self.population.num_features, self.world.weeks, price_range=price_range,
-                                   drift_range=drift_range)
+        self.observe = observation(self.population.num_features, self.world.weeks, price_range, drift_range)
         self.obs_dim, self.context_dim, self.nvec = self.observe.dim, self.observe.context_dim, catalogue.nvec
         self.generator = torch.Generator(self.device).manual_seed(seed)
 

@@ -1,15 +1,15 @@
 """How policies trained on the offers world are judged: at one budget, by common random numbers, against the bound."""
 from __future__ import annotations
-import torch
-from torch import Tensor
 
-from envs.offers.account import lost_profit, paired, summary
+import torch
+
+from envs.offers.account import paired, summary
 from envs.offers.bound import Bound, dual
 from envs.offers.budget import Budget
 from envs.offers.estimate import Estimator
 from envs.offers.market import Market, Record, play
-from envs.offers.program import organic
 from envs.offers.policies import Knapsack, Nothing, Policy, Priced, Random, Response
+from envs.offers.program import organic
 from envs.offers.report import Report
 
 
@@ -46,21 +46,20 @@ class Evaluation:
         return [play(policy, market, market.uniforms(generator), bound) for _ in range(seasons)]
 
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def learned(self, agent, market: Market, drift: Tensor) -> Priced:
+    def learned(self, agent, market: Market, drift: float) -> Priced:
         """Deploy an agent in a market."""
         return Priced(agent.net.logits, agent.spend.redeem if agent.spend else None, self.env.observe, market.customers,
                       self.world, market.features, self.prices, drift)
 
-    def rehearse(self, agent, market: Market) -> Tensor:
-        """Find the drift [T] of the price that an agent itself will cause, by playing a season before."""
-        weeks = self.world.weeks
-        drift = torch.full((weeks,), sum(self.env.drift_range) / 2, device=self.env.device)
-        left = torch.arange(weeks - 1, 0, -1, device=self.env.device)
+    def rehearse(self, agent, market: Market) -> float:
+        """Find the drift of the price that an agent itself will cause, by playing seasons before."""
+        low, high = self.env.drift_range
+        drift, week = (low + high) / 2, torch.arange(self.world.weeks, device=self.env.device, dtype=torch.float64)
+        week = week - week.mean()
         for _ in range(self.rehearsals):
             record, = self._play(self.learned(agent, market, drift), market, None, 1, 3)
-            path = record.price.clamp_min(self.prices[-1]).log()
-            drift = ((path[-1] - path[:-1]) / left).clamp(*self.env.drift_range)
-            drift = torch.cat((drift, drift[-1:]))
+            path = record.price.double().clamp_min(self.prices[-1]).log()
+            drift = ((week * path).sum() / week.square().sum()).clamp(low, high).item()
         return drift
 
     def fee(self, market: Market) -> float:
@@ -112,7 +111,7 @@ class Evaluation:
         rows = {row: {"information": policies[row].information, **summary(records[row], market, bound)} for row in policies}
         if agent is not None:
             rows[name]["ahead_of"] = {row: paired(records[name], records[row], market, bound) for row in rows if row != name}
-            rows[name]["drift"] = drift.tolist()
+            rows[name]["drift"] = drift
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
         return Report(rows, bound, len(market), self.seasons, self._frontier(agent, name) if agent is not None else [])
 

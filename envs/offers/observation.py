@@ -14,7 +14,7 @@ class Observation:
     The price comes last, so that all before it is what outcomes depend on.
     """
 
-    def __init__(self, num_features: int, weeks: int, *, price_range: list, drift_range: list):
+    def __init__(self, num_features: int, weeks: int, price_range: list, drift_range: list):
         self.weeks = weeks
         self.log_low, self.log_high = (torch.tensor(float(p)).log().item() for p in price_range)
         self.drift_low, self.drift_high = drift_range

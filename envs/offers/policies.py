@@ -113,13 +113,13 @@ class Priced:
     """A learned policy over observations: what its mode buys as the price falls.
 
     `logits` maps observations [B, D] to [B, P]; `redeem` maps them to P(redeem) [B, O+1, C], or is null for the
-    world's own spend. The drift [T] tells it how the price is expected to go on.
+    world's own spend. `drift` is what it is told that the logarithm of the price will do a week.
     """
 
     def __init__(self, logits: Callable, redeem: Callable | None, observe: Observation, c: Customers, world: World,
-                 features: Tensor, prices: Tensor, drift: Tensor):
+                 features: Tensor, prices: Tensor, drift: float):
         self.logits, self.redeem, self.observe, self.c, self.world = logits, redeem, observe, c, world
-        self.features, self.prices, self.drift = features.float(), prices.float(), drift.float()
+        self.features, self.prices, self.drift = features.float(), prices.float(), torch.full_like(prices, drift).float()
         self.information = "features" if redeem else "features, true spend"
 
     @torch.no_grad()
@@ -127,7 +127,7 @@ class Priced:
         """Return the switches of every subscribed customer on the price grid."""
         catalogue, n, grid = self.world.catalogue, len(state.habit), len(self.prices)
         context = self.observe.context(self.features, state, week)
-        price = self.observe.price(self.prices, self.drift[week].expand(grid))
+        price = self.observe.price(self.prices, self.drift)
         obs = torch.cat((context.expand(grid, -1, -1), price[:, None].expand(-1, n, -1)), -1)
         valid = catalogue.valid.flatten() & (state.status == SUBSCRIBED)[:, None]
         valid[:, 0] = True

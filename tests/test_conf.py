@@ -1,0 +1,66 @@
+"""Configuration: every file composes, and a YAML's keys are its target's keyword-only parameters."""
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import _locate
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = sorted(str(path.parent.relative_to(CONF)) + "=" + path.stem for path in CONF.rglob("*.yaml")
+                if path.parent != CONF)
+
+
+def composed(*overrides, name="train"):
+    """Compose a primary config without a command line."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides=list(overrides), return_hydra_config=False)
+
+
+def targets(node, path=""):
+    """Yield (path, node) of everything that is instantiated below."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, child in node.items():
+            yield from targets(child, f"{path}.{key}")
+
+
+def option(group: str) -> str:
+    """The override that selects a file of a group."""
+    group, _, choice = group.partition("=")
+    return f"+experiment={choice}" if group == "experiment" else f"{group}={choice}"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_file_composes_and_names_all_its_parameters(group):
+    override = option(group).removeprefix("+")
+    cfg = OmegaConf.to_container(composed(override), resolve=True)
+    found = dict(targets(cfg))
+    assert {".algo", ".env", ".logger"} <= set(found)
+    for path, node in found.items():
+        if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl"):
+            continue
+        parameters = inspect.signature(_locate(node["_target_"])).parameters.values()
+        keyword_only = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        assert keyword_only == {key for key in node if not key.startswith("_")}, path
+        assert all(p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY), path
+
+
+@pytest.mark.parametrize("override", ["algo.clipp=0.1", "env/world=ful", "algo.net.hiden=[8]", "sede=1"])
+def test_a_typo_is_rejected_by_hydra(override):
+    with pytest.raises(HydraException):
+        composed(override)
+
+
+def test_evaluate_composes():
+    assert composed(name="evaluate").checkpoint is None
+
+
+def test_no_number_stands_twice_in_a_file():
+    for path in CONF.rglob("*.yaml"):
+        OmegaConf.load(path)  # refuses duplicate keys

@@ -1,0 +1,157 @@
+"""The scripts as a user runs them: results, resume, multirun, interrupts, bad input."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["env.num_agents=48", "algo.minibatches=4", "algo.net.hidden=[16]", "algo.spend.hidden=[8]", "algo.eval_every=2",
+         "algo.checkpoint_every=1", "env.population.reference_size=500", "env.evaluation.customers=30",
+         "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
+         "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",
+         "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12", "threads=1", "device=cpu"]
+ITERATION = 48 * 12
+pytestmark = pytest.mark.slow
+
+
+def command(script, *overrides):
+    """The command line of a script at a small size."""
+    return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *SMALL, *overrides]
+
+
+def run(tmp_path, script, *overrides, check=True):
+    """Run a script in a folder of its own."""
+    done = subprocess.run(command(script, *overrides), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def start(tmp_path, *overrides):
+    """Start training and return the process."""
+    return subprocess.Popen(command("train", *overrides), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
+
+
+def metrics(folder):
+    """metrics.json without its timings."""
+    return {k: v for k, v in json.loads((folder / "metrics.json").read_text()).items()
+            if k not in ("seconds", "steps_per_second")}
+
+
+def wait_for(path, process):
+    """Wait until a running process has written a file."""
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        time.sleep(0.05)
+    raise AssertionError(f"{path} was never written")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of 6 iterations."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder, "train", f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=out")
+    return folder / "out", done
+
+
+def test_a_run_leaves_everything_it_promises(whole):
+    folder, done = whole
+    assert {"checkpoint.pt", "metrics.json", "prices.png", "lost_profit.png", "training.png"} <= {
+        p.name for p in folder.iterdir()}
+    result = json.loads((folder / "metrics.json").read_text())
+    assert result["steps"] == 6 * ITERATION and result["steps_per_second"] > 0
+    assert {"value", "none", "prices", "gap"} <= set(result["bound"])
+    names = set(result["policies"])
+    assert {"none", "random", "propensity", "uplift rank", "myopic knapsack", "planning on θ̂", "planning", "ppo"} <= names
+    for row in result["policies"].values():
+        assert {"information", "score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached",
+                "contact_rate"} <= set(row)
+        assert row["score_ci"][0] <= row["score"] <= row["score_ci"][1]
+    assert all(name in done.stdout for name in names)
+
+
+def test_tensorboard_has_the_fields_names(whole):
+    events = EventAccumulator(str(whole[0]), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/approx_kl", "losses/old_approx_kl",
+            "losses/clipfrac", "losses/explained_variance", "charts/SPS", "charts/learning_rate",
+            "offers/score"} <= set(tags["scalars"])
+    assert [e.step for e in events.Scalars("losses/approx_kl")] == [k * ITERATION for k in range(1, 7)]
+    assert {"evaluation/prices", "evaluation/lost_profit", "evaluation/training"} <= set(tags["images"])
+    assert "evaluation/table/text_summary" in tags["tensors"]
+
+
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
+    process = start(tmp_path, f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=cut", "algo.eval_every=2")
+    wait_for(tmp_path / "cut" / "checkpoint.pt", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    at = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["agent"]["iteration"]
+    assert 1 <= at < 6 and not (tmp_path / "cut" / "metrics.json").exists()
+    run(tmp_path, "train", f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=on", "resume=cut/checkpoint.pt")
+    assert metrics(tmp_path / "on") == metrics(whole[0])
+
+
+def test_evaluate_gives_a_checkpoint_the_same_result(whole, tmp_path):
+    run(tmp_path, "evaluate", f"checkpoint={whole[0] / 'checkpoint.pt'}", "hydra.run.dir=again")
+    assert metrics(tmp_path / "again") == metrics(whole[0])
+    run(tmp_path, "evaluate", f"checkpoint={whole[0] / 'checkpoint.pt'}", "hydra.run.dir=more",
+        "env.evaluation.customers=33")
+    assert metrics(tmp_path / "more")["customers"] == 33
+
+
+def test_ctrl_c_saves_and_leaves(tmp_path):
+    process = start(tmp_path, f"algo.total_steps={100000 * ITERATION}", "hydra.run.dir=out", "algo.checkpoint_every=100000",
+                    "algo.eval_every=100000")
+    events = lambda: list((tmp_path / "out").glob("events*"))  # noqa: E731
+    for _ in range(1200):
+        if events() and os.path.getsize(events()[0]) > 0:
+            break
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err[-2000:]
+    assert "Traceback" not in err and "resume=" in out
+    assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["agent"]["iteration"] >= 1
+
+
+def test_multirun_finishes_and_a_bad_job_fails_alone(tmp_path):
+    done = run(tmp_path, "train", "-m", f"algo.total_steps={2 * ITERATION}", "algo.minibatches=4,7",
+               "hydra.sweep.dir=sweep", check=False)
+    assert done.returncode == 2
+    assert (tmp_path / "sweep" / "0" / "metrics.json").exists()
+    assert not (tmp_path / "sweep" / "1" / "metrics.json").exists()
+    assert done.stderr.count("error: ") == 1 and "algo.minibatches: 7" in done.stderr
+
+
+@pytest.mark.parametrize("override, says", [
+    ("resume=nowhere.pt", "nowhere.pt: no such checkpoint"),
+    ("resume=setup.cfg", "not a checkpoint"),
+    ("env.population.r2=1.5", "env.population.r2"),
+    ("env.catalogue.channels.email.cost=-1", "env.catalogue.channels.email.cost"),
+    ("env.reward.outcomes=guessed", "env.reward.outcomes"),
+])
+def test_bad_input_gets_one_line_and_code_2(tmp_path, override, says):
+    (tmp_path / "setup.cfg").write_text("[metadata]\n")
+    done = run(tmp_path, "train", override, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and says in lines[0]
+
+
+def test_a_typo_keeps_hydras_own_message(tmp_path):
+    done = run(tmp_path, "train", "algo.clipp=0.1", check=False)
+    assert done.returncode == 1 and "clipp" in done.stderr

@@ -49,6 +49,8 @@ class TensorBoard:
             self.history.setdefault(name, []).append((step, value))
         if self.headline in values:
             self.shown = f"{values[self.headline]:.3f}"
+            if not self.console.is_terminal:  # a log file has no live line
+                self.console.print(f"step {step:,}: {self.headline} {self.shown}", highlight=False)
 
     def _scalars(self, step: int, metrics: dict[str, Tensor | float]) -> dict[str, float]:
         tensors = {name: x.detach().float() for name, x in metrics.items() if isinstance(x, Tensor)}

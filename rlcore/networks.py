@@ -51,6 +51,11 @@ class ActorCritic(nn.Module):
             with torch.no_grad():
                 self.actor[-1].bias[:1 if heads == "independent" else rest] = odds
 
+    def rescale(self, obs: Tensor) -> None:
+        """Move the observation scale, where there is one, by a rollout's observations [T, N, D]."""
+        if isinstance(self.normalize, RunningNorm):
+            self.normalize.update(obs)
+
     def logits(self, obs: Tensor) -> Tensor:
         """Logits of all combinations [B, Πn] for observations [B, D]."""
         logits = self.actor(self.normalize(obs))

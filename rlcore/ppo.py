@@ -76,7 +76,7 @@ class PPO:
         self.generator = torch.Generator(env.device).manual_seed(seed)
         self.net = net(env.obs_dim, env.nvec).to(env.device)
         self.scale = ReturnScale(env.num_agents, gamma).to(env.device) if norm_reward else None
-        self.spend = spend(env.context_dim, env.nvec).to(env.device) if spend else None
+        self.spend = spend(env.context_dim, env.nvec, env.device) if spend else None
         self.optimizer = optim(self.net.parameters())
         self.first_lr = self.optimizer.param_groups[0]["lr"]
         self.lr = torch.tensor(self.first_lr, device=env.device)
@@ -98,6 +98,8 @@ class PPO:
             started, progress = time.perf_counter(), self.iteration / self.iterations
             if self.schedule:
                 self.schedule(self.lr, self.first_lr, progress, self.kl)
+            if self.spend:
+                self.spend.anneal(progress)
             self.entropy_weight.fill_(self.ent_coef + (self.ent_coef_final - self.ent_coef) * progress)
             rollout, charts = self.collect()
             metrics = self.update(rollout, self.prepare(rollout))
@@ -186,8 +188,7 @@ class PPO:
             order = torch.randperm(self.batch, generator=self.generator, device=self.lr.device)
             parts = zip(*(x[order].chunk(self.minibatches) for x in (batch.obs, batch.action, redeemed)))
             metrics["losses/spend"] = torch.stack([self.spend.learn(*part) for part in parts]).mean()
-        if isinstance(self.net.normalize, torch.nn.Module) and hasattr(self.net.normalize, "update"):
-            self.net.normalize.update(rollout.obs)
+        self.net.rescale(rollout.obs)
         return metrics
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -218,6 +219,7 @@ class PPO:
         if self.spend:
             self.spend.load_state_dict(state["spend"])
             self.spend.optimizer.load_state_dict(state["spend_optimizer"])
+            self.spend.optimizer.param_groups[0]["lr"] = self.spend.lr
         self.generator.set_state(state["generator"].cpu())
         self.env.load_state_dict(state["env"])
         self.iteration = state["iteration"]

@@ -16,11 +16,17 @@ class LearnedSpend(nn.Module):
     Trained by cross-entropy on the realised redemptions of the policy's own contacts.
     """
 
-    def __init__(self, context_dim: int, nvec: tuple[int, int], *, hidden: list[int], activation: Callable, lr: float):
+    def __init__(self, context_dim: int, nvec: tuple[int, int], device: torch.device, *, hidden: list[int],
+                 activation: Callable, lr: float):
         super().__init__()
         self.context_dim, self.nvec = context_dim, nvec
-        self.net = mlp([context_dim, *hidden, sum(nvec)], activation, 0.01)
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr, fused=True)
+        self.net = mlp([context_dim, *hidden, sum(nvec)], activation, 0.01).to(device)
+        self.first_lr, self.lr = lr, torch.tensor(lr, device=device)
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=True)
+
+    def anneal(self, progress: float) -> None:
+        """Lower the rate linearly: what the head says at the end is an average over much data."""
+        self.lr.fill_(self.first_lr * (1 - progress))
 
     def log_redeem(self, obs: Tensor) -> Tensor:
         """Log-probabilities of redeeming, [B, offers, channels]."""

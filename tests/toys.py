@@ -2,11 +2,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import cache
 
 import torch
-from conftest import CONF
-from hydra import compose, initialize_config_dir
+from conftest import node
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -15,20 +13,22 @@ from torch.nn import functional
 from envs.base import BatchedEnv, Step
 from rlcore.ppo import PPO
 
-SMALL = {"net": {"hidden": [32, 32], "first_prob": None}, "num_steps": 5, "epochs": 2, "minibatches": 2,
-         "eval_every": 1000, "checkpoint_every": 1000}
+SMALL = {
+    "net": {"hidden": [32, 32], "heads": "independent", "first_prob": None, "normalize_obs": False},
+    "optim": {"lr": 0.01}, "num_steps": 5, "epochs": 2, "minibatches": 2, "gamma": 1.0, "gae_lambda": 0.9, "clip": 0.2,
+    "clip_value": None, "vf_coef": 0.5, "ent_coef": 0.0, "ent_coef_final": 0.0, "norm_adv": "minibatch",
+    "norm_reward": True, "max_grad_norm": 0.5, "target_kl": None, "eval_every": 1000, "checkpoint_every": 1000}
 
 
-@cache
-def shipped(*overrides: str) -> DictConfig:
-    """Compose conf/algo/ppo.yaml with its defaults."""
-    with initialize_config_dir(str(CONF.parent), version_base=None):
-        return compose(overrides=["+algo=ppo", *overrides]).algo
+def part(name: str, **changes) -> DictConfig:
+    """Compose conf/algo/NAME.yaml with some of its keys replaced."""
+    return OmegaConf.merge(node(f"../algo/{name}"), changes)
 
 
-def make_ppo(env: BatchedEnv, iterations: int, *overrides: str, seed: int = 0, mode: str = "eager", **changes) -> PPO:
-    """Build PPO for some iterations; `overrides` are Hydra's, `changes` keys of ppo.yaml. No spend head unless asked."""
-    config = OmegaConf.merge(shipped(*overrides), SMALL, changes if "spend" in changes else {"spend": None, **changes})
+def make_ppo(env: BatchedEnv, iterations: int, *, seed: int = 0, mode: str = "eager", **changes) -> PPO:
+    """Build PPO from its YAML for some iterations: SMALL, with a linear schedule and no spend head, then `changes`."""
+    config = part("ppo", schedule=None, spend=None)
+    config = OmegaConf.merge(config, SMALL, {"schedule": part("schedule/linear", final=0.0), **changes})
     config.total_steps = iterations * config.num_steps * env.num_agents
     return instantiate(config, _convert_="all")(env, seed, mode)
 
@@ -105,7 +105,7 @@ class Toy(BatchedEnv):
 class Bandit(Toy):
     """One step: drawn contexts and joint masks; a third of the agents may do nothing but (0, 0).
 
-    A pair pays 1 where the heads fit the sign of the context together (their parities differ or agree), else 0.
+    A pair pays 1 where the parity of both heads together fits the sign of the context, else 0.
     Contexts are far from zero and from unit scale, so that normalising them matters.
     """
 

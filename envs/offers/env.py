@@ -14,7 +14,7 @@ from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, State, World, trans
 
 
 class OffersEnv(BatchedEnv):
-    """One rollout is one season of newly drawn customers, each under a price path of its own (docs/world.md §6).
+    """One rollout is one season of newly drawn customers, each under a price path of its own (envs/offers/README.md §6).
 
     The reward is r − price·spend (with shaping A⁰ − price·spend); after the last week V_end is added and all end.
     """

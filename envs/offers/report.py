@@ -46,7 +46,7 @@ class Report:
     def table(self) -> Table:
         """Lay the comparison out for the console."""
         table = Table(title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
-                            f"weeks, budget {self.bound.budget.mean():,.2f} a week", box=box.SIMPLE_HEAD,
+                            f"weeks, budget {self.bound.budget.mean():,.2f} a week", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
                       caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
                               "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
                               "realised spend passed the budget", caption_justify="left")

@@ -1,7 +1,7 @@
 """The customer: how one responds to a message and what a week does to one, as pure functions of tensors.
 
 Customers are always the last axis, so that the same functions serve N visited states (h, f, d of shape [N]) and the
-whole state grid (h [6,1,1,1], f [4,1,1], d [3,1]). Symbols are those of docs/world.md §2.
+whole state grid (h [6,1,1,1], f [4,1,1], d [3,1]). Symbols are those of envs/offers/README.md §2.
 """
 from __future__ import annotations
 

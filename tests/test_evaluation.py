@@ -1,0 +1,495 @@
+"""Evaluation: both accounts of the score agree, lost profit adds up, the same luck for all, nothing seen in training."""
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import load
+from reference import references
+from rich.console import Console
+
+from envs.offers.account import SEGMENTS, losses, lost_profit, paired, share_of_gap, summary
+from envs.offers.budget import clear
+from envs.offers.estimate import Estimator
+from envs.offers.market import Market, Record, play
+from envs.offers.policies import Knapsack, Nothing, Priced, Random, Response, outcomes
+from envs.offers.population import columns, from_columns
+from envs.offers.program import Visited, action_values
+from envs.offers.world import State
+
+CHANNELS = 5
+POLICIES = ("none", "random", "myopic", "planning")
+
+
+def make(customers=60, seasons=2, **changes):
+    """Build the shipped evaluation, smaller, with its environment."""
+    small = {"customers": customers, "seasons": seasons, "validation": 40, "others": 50, "tuning_seasons": 1,
+             "fees": [0.0, 0.7], "estimator": 1000, "rehearsals": 1, "frontier": []}
+    env = load("offers", torch.device("cpu"), 0, num_agents=30, population={"reference_size": 1000},
+               evaluation={**small, **changes})
+    return env.evaluation(env)
+
+
+def uniforms(market: Market, seasons: int, seed=0) -> list:
+    """Draw the randomness of seasons."""
+    generator = torch.Generator().manual_seed(seed)
+    return [market.uniforms(generator) for _ in range(seasons)]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """80 customers, their bound, and 30 seasons of four policies under the same random numbers."""
+    evaluation = make()
+    sample = evaluation.env.population.draw(80, torch.Generator().manual_seed(1), "test")
+    market = Market.open(sample, evaluation.world, evaluation.env.budget)
+    bound, c, w = evaluation.bound(market), market.customers, market.world
+
+    def policy(name):
+        return {"none": Nothing, "random": lambda: Random(c, w, seed=0),
+                "myopic": lambda: Knapsack(c, w, "true θ", values=None, fee=0.0),
+                "planning": lambda: Knapsack(c, w, "true θ", values=bound.values, fee=0.0)}[name]()
+
+    u = uniforms(market, 30)
+    records = {name: [play(policy(name), market, x, bound) for x in u] for name in POLICIES}
+    return SimpleNamespace(market=market, bound=bound, policy=policy, u=u, records=records, evaluation=evaluation,
+                           rows={name: summary(records[name], market, bound) for name in POLICIES})
+
+
+# ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_planning_is_next_to_the_bound_and_nobody_does_better(small):
+    score = {name: row["score"] for name, row in small.rows.items()}
+    assert 0.95 < score["planning"] <= 1 + 1e-9
+    assert score["planning"] > score["myopic"] + 0.3 > score["none"] + 0.3
+    assert score["none"] == pytest.approx(0, abs=0.02)
+    assert score["random"] < 0.1
+    assert small.rows["none"]["score_direct"] == 0 and small.rows["none"]["score_direct_ci"] == [0, 0]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_both_accounts_of_the_score_agree_to_monte_carlo_error(small, name):
+    """J(π) − J(none) = E Σ A⁰ and L − J(π) = E Σ ρ + Σ λ (B − E spend), so that they add up to L − J(none)."""
+    bound, market = small.bound, small.market
+    sums = torch.stack([r.gained.sum() + r.lost.sum() + (bound.prices * (market.budget - r.spend.sum(1))).sum()
+                        for r in small.records[name]]) / bound.gap
+    error = sums.std() / len(sums) ** 0.5
+    assert error < 0.02
+    assert abs(sums.mean() - 1) < 4 * error
+    row = small.rows[name]
+    assert 1 + row["score_direct"] - row["score"] == pytest.approx(sums.mean().item(), abs=1e-9)
+    low, high = row["score_direct_ci"]
+    assert low - 4 * error <= row["score"] <= high + 4 * error
+
+
+def test_score_is_the_share_of_attainable_profit(small):
+    for name, row in small.rows.items():
+        assert row["incremental_profit"] == pytest.approx(row["score"] * small.bound.gap)
+        low, high = row["score_ci"]
+        assert low <= row["score"] <= high
+
+
+def test_interval_is_that_of_a_bootstrap_over_customers(small):
+    bound = small.bound
+    for name in ("myopic", "random"):
+        each, rest = losses(small.records[name], small.market, bound)
+        fixed = bound.gap - bound.gain.sum()  # Σ λ·B
+        i = torch.randint(80, (4000, 80), generator=torch.Generator().manual_seed(0))
+        ratios = (each[i].sum(1) + rest) / (bound.gain[i].sum(1) + fixed)
+        ratio, low, high = share_of_gap(each, rest, bound)
+        assert ratio == pytest.approx(((each.sum() + rest) / bound.gap).item())
+        assert high - ratio == pytest.approx(ratio - low) == pytest.approx(1.96 * ratios.std().item(), rel=0.1)
+
+
+def test_summary_counts_money_and_contacts(small):
+    budget = small.market.budget
+    for name, row in small.rows.items():
+        records = small.records[name]
+        spend = sum(r.spend.sum().item() for r in records) / len(records)
+        assert row["spend_ratio"] == pytest.approx(spend / budget.sum().item())
+        assert all((r.spend.sum(1) <= budget * (1 + 1e-9)).all() for r in records)
+        over = [paid > limit for r in records for paid, limit in zip(r.paid.sum(1).tolist(), budget.tolist())]
+        assert row["weeks_breached"] == pytest.approx(sum(over) / len(over))
+        sent = [a > 0 for r in records for a in r.action.flatten().tolist()]
+        assert row["contact_rate"] == pytest.approx(sum(sent) / len(sent))
+        assert row["prices"] == pytest.approx([sum(p) / len(p) for p in zip(*(r.price.tolist() for r in records))])
+    assert small.rows["none"]["spend_ratio"] == small.rows["none"]["contact_rate"] == 0
+    assert small.rows["planning"]["spend_ratio"] > 0.9
+
+
+# ── the record ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_season_equals_scalar_customers(small):
+    """Replay what was sent to a few customers: states, spend, payments, and A⁰ and ρ from recursions over 79 states."""
+    market, bound, n = small.market, small.bound, 3
+    people = references(market.customers[torch.arange(n)], market.world)
+    v0, v = [r.organic() for r in people], [r.plan(bound.prices.tolist()) for r in people]
+    starts = list(zip(*(x[:n].tolist() for x in market.start)))
+    for name in ("random", "planning"):
+        record, u = small.records[name][0], small.u[0]
+        for i, (r, s) in enumerate(zip(people, starts)):
+            for t, x in enumerate(r.season):
+                assert record.habit[t, i] == s[0]
+                a = divmod(record.action[t, i].item(), CHANNELS)
+                assert a in r.allowed(s)
+
+                def near(field, expected):
+                    assert getattr(record, field)[t, i].item() == pytest.approx(expected, abs=1e-8)
+
+                near("gained", r.q(s, t, a, v0[i][t + 1], 0.0) - v0[i][t][s])
+                near("lost", v[i][t][s] - r.q(s, t, a, v[i][t + 1], bound.prices[t].item()))
+                best = divmod(record.planned[t, i].item(), CHANNELS)
+                assert r.q(s, t, best, v[i][t + 1], bound.prices[t].item()) == pytest.approx(v[i][t][s], abs=1e-8)
+                near("spend", r.spend(s, x, a))
+                s, _, redeemed = r.draw(s, x, a, u[t, :, i].tolist())
+                near("paid", 0.0 if a == (0, 0) else r.values[a[0]] * redeemed + r.costs[a[1]])
+
+
+def test_nothing_is_lost_by_the_plan_and_nothing_gained_by_silence(small):
+    for records in small.records.values():
+        for r in records:
+            assert (r.lost > -1e-9).all() and r.lost[r.action == r.planned].abs().max() < 1e-9
+            assert not r.gained[r.action == 0].any() and not r.paid[r.action == 0].any()
+    free = play(small.policy("myopic"), small.market, small.u[0])  # without a bound
+    assert not free.lost.any() and not free.planned.any()
+    assert torch.equal(free.action, small.records["myopic"][0].action)
+
+
+def test_the_same_policy_twice_leaves_the_same_record(small):
+    for name in POLICIES:
+        policy = small.policy(name)
+        for u, before in zip(small.u[:2], small.records[name]):
+            if name == "random":  # it has a stream of its own, that goes on from season to season
+                continue
+            again = play(policy, small.market, u, small.bound)
+            assert all(torch.equal(getattr(again, f.name), getattr(before, f.name)) for f in fields(Record))
+    first, again = (play(small.policy("random"), small.market, small.u[0]) for _ in range(2))
+    assert torch.equal(first.action, again.action) and torch.equal(first.action, small.records["random"][0].action)
+    assert not torch.equal(small.records["random"][1].action, first.action)
+
+
+# ── lost profit ─────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("name", POLICIES)
+def test_lost_profit_adds_up_by_every_split(small, name):
+    row, lost = small.rows[name], small.rows[name]["lost"]
+    assert lost == lost_profit(small.records[name], small.market, small.bound)
+    total, unspent = 1 - row["score"], lost["cause"]["unspent budget"]
+    assert sum(lost["cause"].values()) == pytest.approx(total)
+    assert sum(lost["week_unspent"]) == pytest.approx(unspent)
+    for split in ("segment", "channel"):
+        assert sum(lost[split].values()) + unspent == pytest.approx(total)
+    assert sum(lost["week"]) + unspent == pytest.approx(total)
+    assert len(lost["week"]) == len(lost["week_unspent"]) == 12
+
+
+def test_lost_profit_is_laid_to_its_cause(small):
+    """Sum up with loops, case by case."""
+    names = small.market.world.catalogue.channels
+    for name in POLICIES:
+        records = small.records[name][:3]
+        cause = dict.fromkeys(("missed contact", "needless contact", "wrong channel", "wrong offer"), 0.0)
+        segment, channel = dict.fromkeys(SEGMENTS, 0.0), dict.fromkeys(names, 0.0)
+        scale = small.bound.gap * len(records)
+        for r in records:
+            for a, p, h, lost in zip(*(x.flatten().tolist() for x in (r.action, r.planned, r.habit, r.lost))):
+                (o, k), (o_plan, k_plan) = divmod(a, CHANNELS), divmod(p, CHANNELS)
+                if a != p:
+                    cause["missed contact" if o == 0 else "needless contact" if o_plan == 0 else
+                          "wrong offer" if k == k_plan else "wrong channel"] += lost / scale
+                    channel[names[k_plan if o_plan else k]] += lost / scale
+                segment[list(SEGMENTS)[h // 2]] += lost / scale
+        found = lost_profit(records, small.market, small.bound)
+        del found["cause"]["unspent budget"]
+        assert (found["cause"], found["segment"], found["channel"]) == (
+            pytest.approx(cause), pytest.approx(segment), pytest.approx(channel))
+
+
+def test_of_silence_all_is_missed_contact(small):
+    cause = small.rows["none"]["lost"]["cause"]
+    spent = (small.bound.prices * small.market.budget).sum().item() / small.bound.gap
+    assert cause["unspent budget"] == pytest.approx(spent)
+    assert cause["missed contact"] == pytest.approx(1 - small.rows["none"]["score"] - spent)
+    assert not any(cause[x] for x in ("needless contact", "wrong channel", "wrong offer"))
+
+
+def test_paired_differences(small):
+    records, rows = small.records, small.rows
+    for name in POLICIES:
+        assert paired(records[name], records[name], small.market, small.bound) == [0, 0, 0]
+    ahead, low, high = paired(records["planning"], records["myopic"], small.market, small.bound)
+    assert ahead == pytest.approx(rows["planning"]["score"] - rows["myopic"]["score"])
+    behind = paired(records["myopic"], records["planning"], small.market, small.bound)
+    assert behind == pytest.approx([-ahead, -high, -low])
+    assert 0 < low < ahead < high
+
+
+# ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("week, uplift", [(0, False), (0, True), (9, True)])
+def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
+    c, world, n = small.market.customers, small.market.world, 20
+    g = torch.Generator().manual_seed(week)
+    state = State(*(torch.randint(k, (80,), generator=g) for k in (6, 4, 3, 2)))
+    steps = Response(c, world, uplift=uplift).increments(week, state)
+    for i, r in enumerate(references(c[torch.arange(n)], world)):
+        s, x = tuple(y[i].item() for y in state), world.season[week].item()
+        score = steps.price[i, 0].item()
+        if s[3] > 0:
+            assert score == -torch.inf
+            continue
+        buy = {a: r.respond(s, x, a)[1] for a in r.pairs}
+        best = max(r.pairs[1:], key=buy.get)
+        assert divmod(steps.action[i, 0].item(), CHANNELS) == best
+        assert steps.spend[i, 0].item() == pytest.approx(r.spend(s, x, best))
+        gain = (r.margin + 0.5) * (buy[best] - buy[0, 0]) - r.spend(s, x, best)
+        assert score == pytest.approx(gain if uplift else buy[best])
+
+
+@pytest.mark.parametrize("name", POLICIES[1:])
+def test_only_the_subscribed_are_contacted_and_only_as_can_be(small, name):
+    n, g = 80, torch.Generator().manual_seed(0)
+    state = State(*(torch.randint(k, (n,), generator=g) for k in (6, 4, 3, 3)))
+    action, _ = clear(small.policy(name).increments(3, state), torch.tensor(torch.inf))
+    assert not action[state.status > 0].any()
+    assert ((action == 0) | (action >= CHANNELS)).all() and (action[state.status == 0] > 0).any()
+
+
+def test_a_fee_is_charged_a_contact(small):
+    def contacts(fee):
+        policy = Knapsack(small.market.customers, small.market.world, "", values=None, fee=fee)
+        return (play(policy, small.market, small.u[0]).action > 0).sum().item()
+    assert contacts(0.0) > contacts(0.5) > contacts(3.0) > contacts(1e6) == 0
+
+
+def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
+    """The observation says enough to price every pair; rows are the price grid by customers; the mode is what counts."""
+    market, env = small.market, small.evaluation.env
+    c, world, seen = market.customers, market.world, []
+    low, high = env.price_range
+
+    def logits(obs):
+        parts = obs.split((24, 6, 4, 3, 3, 12, 1, 1), -1)
+        grid = len(obs) // 80
+        assert torch.equal(parts[0], market.features.float().repeat(grid, 1))
+        week, = parts[5].argmax(-1).unique().tolist()
+        price = torch.exp(parts[6][:, 0].double() * (torch.tensor(high / low).log() / 12**0.5)
+                          + torch.tensor(high * low).log() / 2)
+        seen.append((price.view(grid, 80)[:, 0], parts[7]))
+        state = State(*(x.argmax(-1) for x in parts[1:5]))
+        nothing, contact = action_values(c[torch.arange(80).repeat(grid)], world, week, Visited(state, price), price, None)
+        table = torch.cat((nothing.expand(5, -1), contact.flatten(0, 1)))  # also where the mask must help
+        return torch.where(torch.arange(30)[:, None] % 30 < 5, table + (torch.arange(30)[:, None] > 0), table).T
+
+    drift = -0.04
+    policy = Priced(logits, None, env.observe, c, world, market.features, small.evaluation.prices, drift)
+    records = [play(policy, market, u, small.bound) for u in small.u[:8]]
+    ours, exact = summary(records, market, small.bound), summary(small.records["myopic"][:8], market, small.bound)
+    assert ours["score"] == pytest.approx(exact["score"], abs=0.03)
+    assert ours["contact_rate"] == pytest.approx(exact["contact_rate"], rel=0.05)
+    assert ours["prices"] == pytest.approx(exact["prices"], rel=0.1)
+    for price, told in seen:
+        torch.testing.assert_close(price, small.evaluation.prices.double(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(told, torch.full_like(told, (drift + 0.05) * 12**0.5 / 0.2))
+
+
+def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
+    market, env = small.market, small.evaluation.env
+    redeem = torch.rand(80, 6, 5, generator=torch.Generator().manual_seed(0))
+
+    def logits(obs):  # whatever the price: the dearest pair
+        return torch.arange(30.0).expand(len(obs), -1)
+
+    def increments(status, head=lambda obs: redeem):
+        policy = Priced(logits, head, env.observe, market.customers, market.world, market.features,
+                        small.evaluation.prices, 0.0)
+        return policy.information, policy.increments(0, market.start._replace(status=torch.full((80,), status)))
+
+    information, steps = increments(0)
+    assert information == "features" and (steps.action[:, 0] == 29).all()
+    torch.testing.assert_close(steps.spend[:, 0].double(), 2.5 * redeem[:, 5, 4].double() + 0.07)
+    information, oracle = increments(0, None)
+    assert information == "features, true spend"
+    torch.testing.assert_close(oracle.spend[:, 0], outcomes(market.customers, market.world, 0, market.start).spend[:, 29])
+    for gone in (1, 2):
+        assert (increments(gone)[1].price == -torch.inf).all()
+
+
+# ── θ̂ ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def population(make_catalogue, r2):
+    """Build the shipped population with features that tell so much."""
+    return load("population/structural", make_catalogue(), r2=r2, reference_size=5000)
+
+
+@pytest.mark.parametrize("r2, within", [(1.0, 1e-6), (0.9, 0.03), (0.6, 0.03), (0.3, 0.03)])
+def test_the_estimator_explains_the_share_that_features_tell(make_catalogue, r2, within):
+    people = population(make_catalogue, r2)
+    fit, new = (people.draw(6000, torch.Generator().manual_seed(seed), "train") for seed in (0, 1))
+    guess, truth = columns(Estimator(fit, ridge=1e-4)(new.features)), columns(new.customers)
+    explained = 1 - (guess - truth).square().mean(0) / truth.var(0)
+    assert explained.mean().item() == pytest.approx(r2, abs=within)
+    assert explained.min() > r2 - max(0.04, within)
+    error = guess - truth
+    assert (error.mean(0) / truth.std(0)).abs().max() < 0.06  # not to one side
+    assert (guess >= columns(fit.customers).amin(0)).all() and (guess <= columns(fit.customers).amax(0)).all()
+
+
+def test_columns_round_trip(make_catalogue):
+    c = population(make_catalogue, 1.0).draw(50, torch.Generator().manual_seed(0), "train").customers
+    back = from_columns(columns(c))
+    for f in fields(c):
+        torch.testing.assert_close(getattr(back, f.name), getattr(c, f.name))
+
+
+@pytest.mark.parametrize("r2", [1.0, 0.6, 0.3])
+def test_features_tell_their_share_of_the_variance(make_catalogue, r2):
+    people = population(make_catalogue, r2)
+    sample = people.draw(20_000, torch.Generator().manual_seed(0), "train")
+    theta = columns(sample.customers)
+    x = torch.cat((torch.ones(20_000, 1, dtype=torch.float64), theta), 1)
+    left = sample.features - x @ torch.linalg.lstsq(x, sample.features).solution
+    assert (left.var(0).mean() / sample.features.var(0).mean()).item() == pytest.approx(1 - r2, abs=0.01)
+    assert sample.features.var(0).mean().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("r2", [0.0, -0.1, 1.5])
+def test_a_senseless_share_is_refused(make_catalogue, r2):
+    with pytest.raises(Exception, match=r"env\.population\.r2: expected a share in \(0, 1\], got"):
+        population(make_catalogue, r2)
+
+
+def test_planning_on_what_features_reveal_is_planning(small):
+    market, evaluation = small.market, small.evaluation
+    guess = evaluation.guess(market)
+    assert guess.information == "features"
+    score = summary([play(guess, market, u, small.bound) for u in small.u[:8]], market, small.bound)["score"]
+    assert score > 0.97 * summary(small.records["planning"][:8], market, small.bound)["score"]
+
+
+# ── a whole evaluation ──────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture(scope="module")
+def agent():
+    """A stranger to the job: random logits and guesses of redemption."""
+    g = torch.Generator().manual_seed(0)
+    actor, head = torch.randn(54, 30, generator=g), torch.randn(54, 30, generator=g)
+    return SimpleNamespace(net=SimpleNamespace(logits=lambda obs: obs @ actor),
+                           spend=SimpleNamespace(redeem=lambda obs: torch.sigmoid(obs @ head).view(-1, 6, 5)))
+
+
+@pytest.fixture(scope="module")
+def whole(agent):
+    """An evaluation run with an agent; `draws` are all the customers it asked for."""
+    evaluation, draws = make(frontier=[0.1, 0.5]), []
+    draw = evaluation.env.population.draw
+
+    def spy(n, generator, split):
+        sample = draw(n, generator, split)
+        draws.append((split, sample.customers.margin))
+        return sample
+
+    evaluation.env.population.draw = spy
+    evaluation.score(agent)
+    return SimpleNamespace(report=evaluation.run(agent, "ppo"), draws=draws, evaluation=evaluation)
+
+
+def test_nobody_in_the_test_was_trained_or_fitted_on(whole):
+    test, train = (torch.cat([x for split, x in whole.draws if split == wanted]) for wanted in ("test", "train"))
+    assert sorted({len(x) for split, x in whole.draws if split == "train"}) == [40, 50, 1000]
+    assert {len(x) for split, x in whole.draws if split == "test"} == {60}
+    assert test.unique().numel() == 60  # the frontier is that of the same customers
+    for seed in range(3):
+        env = load("offers", torch.device("cpu"), seed, num_agents=2000, population={"reference_size": 1000})
+        for _ in range(2):
+            env.begin()
+            train = torch.cat((train, env.customers.margin.double()))
+    assert not torch.isin(test.float(), train.float()).any()
+
+
+def test_rows_go_from_worst_to_best_and_say_what_they_know(whole):
+    rows = whole.report.rows
+    assert [row["score"] for row in rows.values()] == sorted(row["score"] for row in rows.values())
+    assert {name: row["information"] for name, row in rows.items() if not name.startswith("myopic, fee ")} == {
+        "none": "none", "random": "none", "propensity": "true θ", "uplift rank": "true θ", "myopic knapsack": "true θ",
+        "planning on θ̂": "features", "planning": "true θ", "ppo": "features"}
+    assert rows["planning"]["score"] > 0.9 and rows["none"]["score_direct"] == 0
+    low, high = whole.evaluation.env.drift_range
+    assert low <= rows["ppo"]["drift"] <= high
+    assert set(rows["ppo"]["ahead_of"]) == set(rows) - {"ppo"}
+    for other, (ahead, *_) in rows["ppo"]["ahead_of"].items():
+        assert ahead == pytest.approx(rows["ppo"]["score"] - rows[other]["score"])
+
+
+def test_an_evaluation_is_the_same_again_and_leaves_the_environment_alone(agent):
+    evaluation = make(customers=30)
+    before = evaluation.env.state_dict()["generator"].clone(), torch.get_rng_state()
+    first, again = evaluation.run(None, "").metrics(), make(customers=30).run(None, "").metrics()
+    assert first == again and "ppo" not in first["policies"]
+    assert evaluation.score(agent) == evaluation.score(agent)
+    assert torch.equal(before[0], evaluation.env.state_dict()["generator"])
+    assert torch.equal(before[1], torch.get_rng_state())
+
+
+def test_score_in_the_course_of_training(whole, agent):
+    result = whole.evaluation.score(agent)
+    assert set(result) == {"offers/score", "offers/spend_ratio", "offers/contact_rate"}
+    assert all(isinstance(x, float) for x in result.values()) and result["offers/score"] < 0.9
+
+
+def test_the_fee_is_the_one_that_earns_most():
+    evaluation = make(fees=[50.0, 0.7, 0.0])
+    market = Market.open(evaluation.env.population.draw(100, torch.Generator().manual_seed(3), "train"),
+                         evaluation.world, evaluation.env.budget)
+
+    def gain(fee):
+        policy = Knapsack(market.customers, market.world, "", values=None, fee=fee)
+        return sum(play(policy, market, u).gained.sum().item() for u in uniforms(market, 10))
+
+    assert gain(0.7) > gain(0.0) + 10 and gain(50.0) < 1e-6 + gain(0.7)
+    assert evaluation.fee(market) == 0.7
+
+
+def test_frontier_has_a_bound_a_budget(whole):
+    tight, loose = whole.report.frontier
+    assert (tight["share"], loose["share"]) == (0.1, 0.5)
+    assert loose["weekly_budget"] == pytest.approx(5 * tight["weekly_budget"])
+    assert loose["bound"] > tight["bound"] > 0
+    for point in (tight, loose):
+        for name in ("ppo", "myopic knapsack"):
+            assert point[name]["incremental_profit"] == pytest.approx(point[name]["score"] * point["bound"])
+
+
+# ── the report ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_metrics_are_json_and_keep_their_keys(whole):
+    metrics = json.loads(json.dumps(whole.report.metrics(), allow_nan=False))
+    assert {"value", "none", "prices", "gap"} <= set(metrics["bound"]) and metrics["customers"] == 60
+    assert metrics["bound"]["gap"] == pytest.approx(metrics["bound"]["value"] - metrics["bound"]["none"])
+    for row in metrics["policies"].values():
+        assert {"score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "contact_rate"} <= set(row)
+    assert len(metrics["frontier"]) == 2
+    assert whole.report.headline() == {f"score/{name}": row["score"] for name, row in metrics["policies"].items()}
+
+
+def test_table_and_markdown_show_every_row(whole):
+    console = Console(width=160, record=True, quiet=True)
+    console.print(whole.report.table())
+    shown, lines = console.export_text(), whole.report.markdown().splitlines()
+    assert len(lines) == 2 + len(whole.report.rows) + 1
+    assert len({line.count("|") for line in lines}) == 1
+    for (name, row), line in zip(whole.report.rows.items(), lines[2:]):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[:3] == [name, row["information"], f"{row['score']:.3f}"]
+        assert name in shown and cells[2] in shown
+    assert "upper bound" in lines[-1] and "upper bound" in shown
+
+
+def test_figures_are_drawn(whole, tmp_path):
+    figures = whole.report.figures("ppo", [(1000, 0.1), (2000, 0.4)])
+    assert set(figures) == {"lost_profit", "prices", "training", "frontier"}
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / f"{name}.png", dpi=30)
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    widths = {}
+    for bar in figures["lost_profit"].axes[0].patches:
+        widths[round(bar.get_y(), 6)] = widths.get(round(bar.get_y(), 6), 0.0) + bar.get_width()
+    rows = [row for name, row in whole.report.rows.items() if name != "none"]
+    assert [w for _, w in sorted(widths.items())] == pytest.approx([
+        sum(max(x, 0.0) for x in row["lost"]["cause"].values()) for row in rows])
+    assert set(make(customers=20).run(None, "").figures(None, [])) == {"lost_profit"}

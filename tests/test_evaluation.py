@@ -1,8 +1,9 @@
 """Evaluation: both accounts of the score agree, lost profit adds up, the same luck for all, nothing seen in training."""
 from __future__ import annotations
 
+import io
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +42,7 @@ def uniforms(market: Market, seasons: int, seed=0) -> list:
 
 @pytest.fixture(scope="module")
 def small():
-    """80 customers, their bound, and 30 seasons of four policies under the same random numbers."""
+    """80 customers, their bound, and 20 seasons of four policies under the same random numbers."""
     evaluation = make()
     sample = evaluation.env.population.draw(80, torch.Generator().manual_seed(1), "test")
     market = Market.open(sample, evaluation.world, evaluation.env.budget)
@@ -52,7 +53,7 @@ def small():
                 "myopic": lambda: Knapsack(c, w, "true θ", values=None, fee=0.0),
                 "planning": lambda: Knapsack(c, w, "true θ", values=bound.values, fee=0.0)}[name]()
 
-    u = uniforms(market, 30)
+    u = uniforms(market, 20)
     records = {name: [play(policy(name), market, x, bound) for x in u] for name in POLICIES}
     return SimpleNamespace(market=market, bound=bound, policy=policy, u=u, records=records, evaluation=evaluation,
                            rows={name: summary(records[name], market, bound) for name in POLICIES})
@@ -121,7 +122,7 @@ def test_summary_counts_money_and_contacts(small):
 # ── the record ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_season_equals_scalar_customers(small):
     """Replay what was sent to a few customers: states, spend, payments, and A⁰ and ρ from recursions over 79 states."""
-    market, bound, n = small.market, small.bound, 3
+    market, bound, n = small.market, small.bound, 2
     people = references(market.customers[torch.arange(n)], market.world)
     v0, v = [r.organic() for r in people], [r.plan(bound.prices.tolist()) for r in people]
     starts = list(zip(*(x[:n].tolist() for x in market.start)))
@@ -319,7 +320,7 @@ def population(make_catalogue, r2):
     return load("population/structural", make_catalogue(), r2=r2, reference_size=5000)
 
 
-@pytest.mark.parametrize("r2, within", [(1.0, 1e-6), (0.9, 0.03), (0.6, 0.03), (0.3, 0.03)])
+@pytest.mark.parametrize("r2, within", [(1.0, 1e-4), (0.9, 0.03), (0.6, 0.03), (0.3, 0.03)])
 def test_the_estimator_explains_the_share_that_features_tell(make_catalogue, r2, within):
     people = population(make_catalogue, r2)
     fit, new = (people.draw(6000, torch.Generator().manual_seed(seed), "train") for seed in (0, 1))
@@ -418,9 +419,10 @@ def test_rows_go_from_worst_to_best_and_say_what_they_know(whole):
 
 
 def test_an_evaluation_is_the_same_again_and_leaves_the_environment_alone(agent):
-    evaluation = make(customers=30)
+    few = {"customers": 20, "others": 20, "seasons": 1, "validation": 20, "estimator": 200}
+    evaluation = make(**few)
     before = evaluation.env.state_dict()["generator"].clone(), torch.get_rng_state()
-    first, again = evaluation.run(None, "").metrics(), make(customers=30).run(None, "").metrics()
+    first, again = evaluation.run(None, "").metrics(), make(**few).run(None, "").metrics()
     assert first == again and "ppo" not in first["policies"]
     assert evaluation.score(agent) == evaluation.score(agent)
     assert torch.equal(before[0], evaluation.env.state_dict()["generator"])
@@ -468,9 +470,9 @@ def test_metrics_are_json_and_keep_their_keys(whole):
 
 
 def test_table_and_markdown_show_every_row(whole):
-    console = Console(width=160, record=True, quiet=True)
+    console = Console(width=160, file=io.StringIO())
     console.print(whole.report.table())
-    shown, lines = console.export_text(), whole.report.markdown().splitlines()
+    shown, lines = console.file.getvalue(), whole.report.markdown().splitlines()
     assert len(lines) == 2 + len(whole.report.rows) + 1
     assert len({line.count("|") for line in lines}) == 1
     for (name, row), line in zip(whole.report.rows.items(), lines[2:]):
@@ -492,4 +494,4 @@ def test_figures_are_drawn(whole, tmp_path):
     rows = [row for name, row in whole.report.rows.items() if name != "none"]
     assert [w for _, w in sorted(widths.items())] == pytest.approx([
         sum(max(x, 0.0) for x in row["lost"]["cause"].values()) for row in rows])
-    assert set(make(customers=20).run(None, "").figures(None, [])) == {"lost_profit"}
+    assert set(replace(whole.report, frontier=[]).figures(None, [])) == {"lost_profit"}

@@ -173,6 +173,10 @@ def test_entropy_bonus_is_annealed_and_raises_entropy():
 # ── repeatability ───────────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_seed_decides():
     one, same, other = (make_ppo(Bandit(16), 2, seed=seed) for seed in (0, 0, 1))
+    actors = [make_ppo(Bandit(16), 1, seed=seed) for seed in (0, 1)]
+    actors[1].net.load_state_dict(actors[0].net.state_dict())
+    rollouts = [ppo.collect()[0] for ppo in actors]  # the world and the weights are the same, the draws are not
+    assert torch.equal(rollouts[0].obs, rollouts[1].obs) and not torch.equal(rollouts[0].action, rollouts[1].action)
     assert torch.equal(weights(one), weights(same)) and not torch.equal(weights(one), weights(other))
     logs = [train(ppo).rows for ppo in (one, same, other)]
     assert torch.equal(weights(one), weights(same)) and logs[0] == logs[1] and logs[0] != logs[2]

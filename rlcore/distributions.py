@@ -33,9 +33,9 @@ class MaskedCategorical:
 
     def sample(self, u: Tensor) -> Tensor:
         """Draw actions [B, K] from uniforms u [B] in [0, 1), by inversion: one number a decision."""
-        cdf = self.probs.cumsum(-1)
-        # argmax finds the first entry above; a masked one adds nothing to the sum and is never first.
-        return self.unflatten((cdf > u[:, None] * cdf[:, -1:]).to(torch.uint8).argmax(-1))
+        # argmax finds the first entry above u; a masked one must not be, even where a parallel sum rounds it up.
+        cdf = self.probs.cumsum(-1).masked_fill(~self.mask, 0.0)
+        return self.unflatten((cdf > u[:, None] * cdf.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1))
 
     def mode(self) -> Tensor:
         """Most probable actions [B, K]."""

@@ -15,6 +15,8 @@ def masked_mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor | None = None) -> Tensor:
     """Clipped surrogate, the pessimistic maximum of both (Schulman et al. 2017, eq. 7); log_ratio = log π − log π_old."""
+    if mask is not None:  # before the exponential: an overflow there would make its zero gradient NaN
+        log_ratio = torch.where(mask > 0, log_ratio, 0.0)
     ratio = log_ratio.exp()
     return masked_mean(torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)), mask)
 
@@ -54,7 +56,8 @@ def explained_variance(value: Tensor, target: Tensor, mask: Tensor | None = None
     def variance(x):
         return masked_mean((x - masked_mean(x, mask)).square(), mask)
     spread = variance(target)
-    return torch.where(spread > 0, 1 - variance(target - value) / spread.clamp_min(1e-30), 0.0)
+    constant = spread <= 1e-12 * masked_mean(target.square(), mask)  # but for rounding
+    return torch.where(constant, 0.0, 1 - variance(target - value) / spread.clamp_min(1e-30))
 
 
 def ppo(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, entropy: Tensor, value: Tensor, old_value: Tensor,

@@ -31,12 +31,12 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module], gain: float) -> n
 class ActorCritic(nn.Module):
     """Two separate networks over normalised observations: a policy over all combinations of heads, and a value.
 
-    heads: `independent` adds one row of logits a head, `joint` has a logit a combination. `first_prob` is the initial
-    probability of the first choice of the first head ("nothing", where it means that), null for uniform.
+    heads: `independent` adds one row of logits a head, `joint` has a logit a combination. `first_bias` is what the first
+    choice of the first head ("nothing", where it means that) has above the others at the start, as a logit.
     """
 
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, hidden: list[int], activation: Callable, heads: str,
-                 policy_gain: float, first_prob: float | None, normalize_obs: bool, clip_obs: float):
+                 policy_gain: float, first_bias: float, normalize_obs: bool, clip_obs: float):
         super().__init__()
         if heads not in ("independent", "joint"):
             raise ValueError(f"algo.net.heads: expected 'independent' or 'joint', got '{heads}'")
@@ -45,11 +45,8 @@ class ActorCritic(nn.Module):
         size = sum(nvec) if heads == "independent" else math.prod(nvec)
         self.actor = mlp([obs_dim, *hidden, size], activation, policy_gain)
         self.critic = mlp([obs_dim, *hidden, 1], activation, 1.0)
-        if first_prob is not None:
-            rest = math.prod(nvec[1:])
-            odds = math.log(first_prob / (1 - first_prob) * (nvec[0] - 1))
-            with torch.no_grad():
-                self.actor[-1].bias[:1 if heads == "independent" else rest] = odds
+        with torch.no_grad():
+            self.actor[-1].bias[:1 if heads == "independent" else math.prod(nvec[1:])] = first_bias
 
     def rescale(self, obs: Tensor) -> None:
         """Move the observation scale, where there is one, by a rollout's observations [T, N, D]."""

@@ -94,7 +94,7 @@ class PPO:
 
         `save` and `evaluate` are called every so many iterations and at the end.
         """
-        while self.iteration < self.iterations and not stop():
+        while self.iteration < self.iterations:
             started, progress = time.perf_counter(), self.iteration / self.iterations
             if self.schedule:
                 self.schedule(self.lr, self.first_lr, progress, self.kl)
@@ -109,8 +109,11 @@ class PPO:
                        steps=self.batch, seconds=time.perf_counter() - started)
             if evaluate and (self.iteration % self.eval_every == 0 or last):
                 logger.evaluated(steps, evaluate())
-            if self.iteration % self.checkpoint_every == 0 or last or stop():
+            stopped = stop()
+            if self.iteration % self.checkpoint_every == 0 or last or stopped:
                 save()
+            if stopped:
+                break
 
     @torch.no_grad()
     def collect(self) -> tuple[Rollout, dict[str, Tensor]]:

@@ -10,7 +10,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 
 from rlcore import checkpoint
 
@@ -70,14 +69,14 @@ def restore(state: dict, path: str, agent, logger) -> None:
         raise ValueError(f"{path}: does not fit this configuration: {str(error).splitlines()[0]}") from error
 
 
-def publish(report, name: str | None, logger, directory: Path, cfg: DictConfig) -> None:
+def publish(report, name: str | None, logger, directory: Path, config: dict) -> None:
     """Write a report to the console, to TensorBoard, to metrics.json and to PNG files."""
     figures = report.figures(name, logger.history.get(logger.headline, []))
     for title, figure in figures.items():
         checkpoint.atomic(directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png"))
         logger.figure(f"evaluation/{title}", figure)
     logger.text("evaluation/table", report.markdown())
-    logger.hparams(flatten(OmegaConf.to_container(cfg, resolve=True)), report.headline())
+    logger.hparams(flatten(config), report.headline())
     seconds = max(logger.seconds, 1e-9)
     checkpoint.save_json(directory / "metrics.json", {
         **report.metrics(), "steps": logger.steps, "steps_per_second": logger.steps / seconds, "seconds": logger.seconds})

@@ -21,17 +21,31 @@ def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     device = choose_device(cfg.device, cfg.threads)
     state = checkpoint.load(cfg.checkpoint) if cfg.checkpoint else None
-    if state:  # the world that it was trained in, but for what this command line says
-        said = [x for x in HydraConfig.get().overrides.task if x.partition("=")[0].lstrip("+~").startswith("env.")]
-        cfg = OmegaConf.merge(cfg, {"env": state["config"]["env"], "algo": state["config"]["algo"],
-                                    "seed": state["config"]["seed"]}, OmegaConf.from_dotlist(said))
+    if state:
+        cfg = as_trained(cfg, state["config"], HydraConfig.get().overrides.task)
     env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
     agent, name = None, None
     logger = instantiate(cfg.logger)(directory, 0)
     if state:
         agent, name = instantiate(cfg.algo, _convert_="all")(env, cfg.seed, cfg.fast), state["name"]
         restore(state, cfg.checkpoint, agent, logger)
-    publish(env.evaluation(env).run(agent, name), name, logger, directory, cfg)
+    publish(env.evaluation(env).run(agent, name), name, logger, directory,
+            OmegaConf.to_container(cfg, resolve=True))
+
+
+def as_trained(cfg: DictConfig, trained: dict, overrides: list[str]) -> DictConfig:
+    """Take algorithm and environment from a checkpoint, but for single keys of env that the command line names."""
+    said = []
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key.startswith("env."):
+            said.append(override.lstrip("+"))
+        elif key.split("/")[0].split(".")[0] in ("env", "algo", "seed"):
+            raise ValueError(f"{override}: the checkpoint brings its own; only keys below env can be changed, as in "
+                             "env.evaluation.customers=4000")
+    own = {key: trained[key] for key in ("env", "algo", "seed")}
+    return OmegaConf.merge(OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), **own}),
+                           OmegaConf.from_dotlist(said))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlcore import checkpoint  # noqa: E402
-from scripts.entry import choose_device, finish, guarded, publish, restore  # noqa: E402
+from scripts.entry import choose_device, finish, flatten, guarded, publish, restore  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
+    config = OmegaConf.to_container(cfg, resolve=True)
     device = choose_device(cfg.device, cfg.threads)
     parts = {key: instantiate(cfg[key], _convert_="all") for key in ("env", "algo", "logger")}
     env = parts["env"](device, cfg.seed)
@@ -30,12 +31,17 @@ def main(cfg: DictConfig) -> None:
 
     with parts["logger"](directory, agent.iterations) as logger:
         if cfg.resume:
-            restore(checkpoint.load(cfg.resume), cfg.resume, agent, logger)
+            state = checkpoint.load(cfg.resume)
+            restore(state, cfg.resume, agent, logger)
+            before, now = flatten(state["config"]), flatten(config)
+            for key in sorted(before.keys() | now.keys()):
+                if before.get(key) != now.get(key) and key != "resume":
+                    logger.console.print(f"resume: {key} was {before.get(key)}, is {now.get(key)}", highlight=False)
 
         def save() -> None:
             checkpoint.save(directory / "checkpoint.pt", {
                 "agent": agent.state_dict(), "logger": logger.state_dict(), "name": name,
-                "config": OmegaConf.to_container(cfg, resolve=True)})
+                "config": config})
 
         # The first Ctrl-C ends the iteration and saves; a second one ends the process.
         previous = signal.signal(signal.SIGINT, lambda *_: (stopped.append(1), signal.signal(signal.SIGINT, previous)))
@@ -46,7 +52,7 @@ def main(cfg: DictConfig) -> None:
         print(f"stopped after iteration {agent.iteration} of {agent.iterations}; go on with "
               f"resume={directory / 'checkpoint.pt'}")
         sys.exit(130)
-    publish(evaluation.run(agent, name), name, logger, directory, cfg)
+    publish(evaluation.run(agent, name), name, logger, directory, config)
 
 
 if __name__ == "__main__":

@@ -378,7 +378,7 @@ def agent():
 @pytest.fixture(scope="module")
 def whole(agent):
     """An evaluation run with an agent; `draws` are all the customers it asked for."""
-    evaluation, draws = make(frontier=[0.1, 0.5]), []
+    evaluation, draws = make(frontier=[0.6]), []
     draw = evaluation.env.population.draw
 
     def spy(n, generator, split):
@@ -448,14 +448,13 @@ def test_the_fee_is_the_one_that_earns_most():
     assert evaluation.fee(market) == 0.7
 
 
-def test_frontier_has_a_bound_a_budget(whole):
-    tight, loose = whole.report.frontier
-    assert (tight["share"], loose["share"]) == (0.1, 0.5)
-    assert loose["weekly_budget"] == pytest.approx(5 * tight["weekly_budget"])
-    assert loose["bound"] > tight["bound"] > 0
-    for point in (tight, loose):
-        for name in ("ppo", "myopic knapsack"):
-            assert point[name]["incremental_profit"] == pytest.approx(point[name]["score"] * point["bound"])
+def test_every_budget_of_the_frontier_has_its_own_bound(whole):
+    point, = whole.report.frontier
+    assert point["share"] == 0.6
+    assert point["weekly_budget"] == pytest.approx(2 * whole.report.bound.budget[0].item())  # of the shipped share, .3
+    assert 2 * whole.report.bound.gap > point["bound"] > whole.report.bound.gap
+    for name in ("ppo", "myopic knapsack"):
+        assert point[name]["incremental_profit"] == pytest.approx(point[name]["score"] * point["bound"])
 
 
 # ── the report ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -465,7 +464,7 @@ def test_metrics_are_json_and_keep_their_keys(whole):
     assert metrics["bound"]["gap"] == pytest.approx(metrics["bound"]["value"] - metrics["bound"]["none"])
     for row in metrics["policies"].values():
         assert {"score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "contact_rate"} <= set(row)
-    assert len(metrics["frontier"]) == 2
+    assert len(metrics["frontier"]) == 1
     assert whole.report.headline() == {f"score/{name}": row["score"] for name, row in metrics["policies"].items()}
 
 

@@ -27,7 +27,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def network(obs_dim: int = 7, **changes) -> ActorCritic:
     """Build the shipped network from its YAML, of 32 hidden units, with some keys replaced."""
     torch.manual_seed(0)
-    return load("../algo/net/medium", obs_dim, NVEC, **{"hidden": [32, 32], "first_prob": None, **changes})
+    return load("../algo/net/medium", obs_dim, NVEC, **{"hidden": [32, 32], "first_bias": 0.0, **changes})
 
 
 # ── networks ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -51,15 +51,13 @@ def offered() -> Tensor:
 
 
 @pytest.mark.parametrize("heads", ["independent", "joint"])
-@pytest.mark.parametrize("mask", [
-    pytest.param(torch.ones(1, *NVEC, dtype=torch.bool), id="unmasked"),
-    pytest.param(offered(), id="offers", marks=pytest.mark.xfail(strict=True, reason="1 pair, not 5: .8 becomes .44"))])
-@pytest.mark.parametrize("first_prob", [0.3, 0.8])
-def test_first_prob_is_the_initial_probability_of_the_first_choice(heads, mask, first_prob):
-    net = network(heads=heads, policy_gain=0.0, first_prob=first_prob)
-    probs = net.policy(torch.randn(1, 7, generator=seeded()), mask).probs.view(NVEC)
-    assert probs[0].sum().item() == pytest.approx(first_prob, rel=1e-5)
-    torch.testing.assert_close(probs[1:], torch.full((5, 5), (1 - first_prob) / 25))  # the rest is uniform
+@pytest.mark.parametrize("bias", [0.0, 3.0])
+def test_first_bias_is_the_first_choices_head_start(heads, bias):
+    net = network(heads=heads, policy_gain=0.0, first_bias=bias)
+    probs = net.policy(torch.zeros(1, 7), offered()).probs.view(NVEC)
+    start = math.exp(bias)
+    assert probs[0].sum().item() == pytest.approx(start / (start + 25), rel=1e-5)
+    torch.testing.assert_close(probs[1:], torch.full((5, 5), 1 / (start + 25)))  # the rest is uniform
 
 
 def test_independent_heads_add_and_joint_heads_are_free():

@@ -246,5 +246,6 @@ def test_learns_the_masked_bandit(heads, share):
 
 
 def test_the_spend_head_learns_beside_the_policy():
-    log = train(make_ppo(Chain(32), 20, spend=part("spend/learned", hidden=[16], lr=0.03)))
+    log = train(ppo := make_ppo(Chain(32), 20, spend=part("spend/learned", hidden=[16], lr=0.03)))
     assert log["losses/spend"][-1] < 0.5 * log["losses/spend"][0]
+    assert float(ppo.spend.optimizer.param_groups[0]["lr"]) == pytest.approx(0.03 / 20)  # annealed like the policy's

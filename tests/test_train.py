@@ -24,8 +24,9 @@ pytestmark = pytest.mark.slow
 
 
 def command(script, *overrides):
-    """The command line of a script at a small size."""
-    return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *SMALL, *overrides]
+    """The command line of a script at a small size; a checkpoint brings its own."""
+    small = SMALL if not any(x.startswith("checkpoint=") for x in overrides) else ["device=cpu", "threads=1"]
+    return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *small, *overrides]
 
 
 def run(tmp_path, script, *overrides, check=True):
@@ -110,6 +111,8 @@ def test_evaluate_gives_a_checkpoint_the_same_result(whole, tmp_path):
     run(tmp_path, "evaluate", f"checkpoint={whole[0] / 'checkpoint.pt'}", "hydra.run.dir=more",
         "env.evaluation.customers=33")
     assert metrics(tmp_path / "more")["customers"] == 33
+    refused = run(tmp_path, "evaluate", f"checkpoint={whole[0] / 'checkpoint.pt'}", "env/world=static", check=False)
+    assert refused.returncode == 2 and "env/world=static" in refused.stderr
 
 
 def test_ctrl_c_saves_and_leaves(tmp_path):

@@ -99,8 +99,10 @@ class Report:
         for name, row in self.rows.items():
             if name.startswith("myopic") or name.startswith("planning"):
                 axes.axhline(row["score"], linewidth=0.8, color="grey", linestyle=":")
-                axes.annotate(name, (0, row["score"]), fontsize=7, color="grey", va="bottom")
-        axes.set_ylim(min(0.0, min(score for _, score in curve)), 1.02)
+                axes.annotate(name, (0.01, row["score"]), xycoords=("axes fraction", "data"), fontsize=7, color="grey",
+                              va="top")
+        axes.set_ylim(min(0.0, *(score for _, score in curve)), 1.02)
+        axes.set_xlim(left=0)
         return figure
 
     def _frontier_figure(self, agent: str) -> Figure:

@@ -52,7 +52,11 @@ class MaskedCategorical:
 
     def unflatten(self, index: Tensor) -> Tensor:
         """Turn flat combinations [B] into actions [B, K]."""
-        return torch.stack(torch.unravel_index(index, self.nvec), -1)
+        heads = []
+        for n in reversed(self.nvec):
+            heads.append(index % n)
+            index = index // n
+        return torch.stack(heads[::-1], -1)
 
 
 def flatten(action: Tensor, nvec: tuple[int, ...]) -> Tensor:

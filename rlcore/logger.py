@@ -1,6 +1,7 @@
 """TensorBoard under the field's names, and a live line on the console."""
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -36,10 +37,12 @@ class TensorBoard:
         self.progress.stop()
         self.writer.flush()
 
-    def log(self, step: int, metrics: dict[str, Tensor | float], *, iteration: int, steps: int, seconds: float) -> None:
-        """Log one iteration's metrics; it took `steps` environment steps and `seconds`."""
+    def log(self, step: int, metrics: dict[str, Tensor | float], *, iteration: int, steps: int, started: float) -> None:
+        """Log one iteration's metrics; it took `steps` environment steps since perf_counter said `started`."""
+        self._scalars(step, metrics)  # waits for the device, so that the clock counts its work
+        seconds = time.perf_counter() - started
         self.steps, self.seconds = self.steps + steps, self.seconds + seconds
-        self._scalars(step, {**metrics, "charts/SPS": steps / seconds})
+        self.writer.add_scalar("charts/SPS", steps / seconds, step)
         self.progress.update(self.task, completed=iteration, sps=f"{steps / seconds:,.0f}", score=self.shown)
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ The three stages have fixed shapes and never ask the host a question, so that th
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from rlcore import losses
 from rlcore.fast import fast
 from rlcore.normalize import ReturnScale
 from rlcore.returns import gae, whiten
-
-if TYPE_CHECKING:
-    from envs.base import BatchedEnv
 
 
 class Rollout(NamedTuple):
@@ -50,11 +47,11 @@ class Batch(NamedTuple):
 class PPO:
     """PPO (Schulman et al. 2017) with joint action masks, GAE, and bootstraps through truncation.
 
-    env, the network and the optional spend head live on one device. `seed` starts the stream that actions and
-    minibatches are drawn from; the environment has its own.
+    env is a BatchedEnv (envs/base.py); network and optional spend head live on its device. `seed` starts the stream that
+    actions and minibatches are drawn from; the environment has its own. Raises ValueError where sizes don't fit.
     """
 
-    def __init__(self, env: BatchedEnv, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
+    def __init__(self, env, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
                  spend: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
                  gae_lambda: float, clip: float, clip_value: float | None, vf_coef: float, ent_coef: float,
                  ent_coef_final: float, norm_adv: str, norm_reward: bool, max_grad_norm: float, target_kl: float | None,
@@ -62,6 +59,8 @@ class PPO:
         batch = env.num_agents * num_steps
         if batch % minibatches:
             raise ValueError(f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps")
+        if env.season and num_steps != env.season:
+            raise ValueError(f"algo.num_steps: expected {env.season}, the weeks of a season, got {num_steps}")
         if norm_adv not in ("minibatch", "batch", "none"):
             raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
         self.env, self.num_steps, self.epochs, self.minibatches = env, num_steps, epochs, minibatches
@@ -73,7 +72,8 @@ class PPO:
         self.batch = batch
 
         torch.manual_seed(seed)  # initial weights
-        self.generator = torch.Generator(env.device).manual_seed(seed)
+        # Not the environment's seed, or actions would follow from the customers drawn by the same numbers.
+        self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
         self.net = net(env.obs_dim, env.nvec).to(env.device)
         self.scale = ReturnScale(env.num_agents, gamma).to(env.device) if norm_reward else None
         self.spend = spend(env.context_dim, env.nvec, env.device) if spend else None
@@ -106,7 +106,7 @@ class PPO:
             self.iteration += 1
             steps, last = self.iteration * self.batch, self.iteration == self.iterations
             logger.log(steps, {**metrics, **charts, "charts/learning_rate": self.lr}, iteration=self.iteration,
-                       steps=self.batch, seconds=time.perf_counter() - started)
+                       steps=self.batch, started=started)
             if evaluate and (self.iteration % self.eval_every == 0 or last):
                 logger.evaluated(steps, evaluate())
             stopped = stop()
@@ -210,9 +210,15 @@ class PPO:
                 "spend_optimizer": self.spend and self.spend.optimizer.state_dict(),
                 "generator": self.generator.get_state(), "env": self.env.state_dict()}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave."""
+    def load_weights(self, state: dict) -> None:
+        """Restore what acting needs, on whatever device."""
         self.net.load_state_dict(state["net"])
+        if self.spend:
+            self.spend.load_state_dict(state["spend"])
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave, to train on; random streams go on only on the kind of device they come from."""
+        self.load_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.param_groups[0]["lr"] = self.lr
         self.lr.copy_(state["lr"])
@@ -220,7 +226,6 @@ class PPO:
         if self.scale:
             self.scale.load_state_dict(state["scale"])
         if self.spend:
-            self.spend.load_state_dict(state["spend"])
             self.spend.optimizer.load_state_dict(state["spend_optimizer"])
             self.spend.optimizer.param_groups[0]["lr"] = self.spend.lr
         self.generator.set_state(state["generator"].cpu())

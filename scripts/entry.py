@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -25,7 +27,12 @@ def guarded(main: Callable) -> Callable:
     def run(cfg):
         try:
             return main(cfg)
+        except KeyboardInterrupt:
+            print("interrupted; what had been saved is kept", file=sys.stderr)
+            sys.exit(130)
         except (ValueError, OSError, InstantiationException) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
             while isinstance(error, InstantiationException) and error.__cause__ is not None:
                 error = error.__cause__
             if not isinstance(error, (ValueError, OSError)):
@@ -48,7 +55,6 @@ def choose_device(name: str, threads: int | None) -> torch.device:
     """Return the device asked for (`auto`: a GPU if there is one) and set the number of CPU threads."""
     if threads:
         torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high")
     torch.set_flush_denormal(True)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,13 +66,13 @@ def choose_device(name: str, threads: int | None) -> torch.device:
     return device
 
 
-def restore(state: dict, path: str, agent, logger) -> None:
-    """Put a loaded checkpoint into an agent and a logger; raise ValueError where it is of another configuration."""
+@contextmanager
+def fitting(path: str) -> Iterator[None]:
+    """Restore from a checkpoint inside: raise ValueError where it is of another configuration or kind of device."""
     try:
-        agent.load_state_dict(state["agent"])
-        logger.load_state_dict(state["logger"])
+        yield
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: does not fit this configuration: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path}: does not fit this configuration or device: {str(error).splitlines()[0]}") from error
 
 
 def publish(report, name: str | None, logger, directory: Path, config: dict) -> None:

@@ -8,11 +8,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlcore import checkpoint  # noqa: E402
-from scripts.entry import choose_device, finish, guarded, publish, restore  # noqa: E402
+from scripts.entry import choose_device, finish, fitting, guarded, publish  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
@@ -28,7 +29,9 @@ def main(cfg: DictConfig) -> None:
     logger = instantiate(cfg.logger)(directory, 0)
     if state:
         agent, name = instantiate(cfg.algo, _convert_="all")(env, cfg.seed, cfg.fast), state["name"]
-        restore(state, cfg.checkpoint, agent, logger)
+        with fitting(cfg.checkpoint):
+            agent.load_weights(state["agent"])
+            logger.load_state_dict(state["logger"])
     publish(env.evaluation(env).run(agent, name), name, logger, directory,
             OmegaConf.to_container(cfg, resolve=True))
 
@@ -40,12 +43,16 @@ def as_trained(cfg: DictConfig, trained: dict, overrides: list[str]) -> DictConf
         key = override.partition("=")[0].lstrip("+~")
         if key.startswith("env."):
             said.append(override.lstrip("+"))
-        elif key.split("/")[0].split(".")[0] in ("env", "algo", "seed"):
+        elif key.split("/")[0].split(".")[0] in ("env", "algo", "seed", "experiment"):
             raise ValueError(f"{override}: the checkpoint brings its own; only keys below env can be changed, as in "
                              "env.evaluation.customers=4000")
     own = {key: trained[key] for key in ("env", "algo", "seed")}
-    return OmegaConf.merge(OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), **own}),
-                           OmegaConf.from_dotlist(said))
+    whole = OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), **own})
+    OmegaConf.set_struct(whole, True)
+    try:
+        return OmegaConf.merge(whole, OmegaConf.from_dotlist(said))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{', '.join(said)}: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":

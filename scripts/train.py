@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlcore import checkpoint  # noqa: E402
-from scripts.entry import choose_device, finish, flatten, guarded, publish, restore  # noqa: E402
+from scripts.entry import choose_device, finish, fitting, flatten, guarded, publish  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
@@ -32,7 +32,9 @@ def main(cfg: DictConfig) -> None:
     with parts["logger"](directory, agent.iterations) as logger:
         if cfg.resume:
             state = checkpoint.load(cfg.resume)
-            restore(state, cfg.resume, agent, logger)
+            with fitting(cfg.resume):
+                agent.load_state_dict(state["agent"])
+                logger.load_state_dict(state["logger"])
             before, now = flatten(state["config"]), flatten(config)
             for key in sorted(before.keys() | now.keys()):
                 if before.get(key) != now.get(key) and key != "resume":
@@ -45,13 +47,16 @@ def main(cfg: DictConfig) -> None:
 
         # The first Ctrl-C ends the iteration and saves; a second one ends the process.
         previous = signal.signal(signal.SIGINT, lambda *_: (stopped.append(1), signal.signal(signal.SIGINT, previous)))
-        agent.train(logger, save, lambda: evaluation.score(agent), lambda: bool(stopped))
-        signal.signal(signal.SIGINT, previous)
+        try:
+            agent.train(logger, save, lambda: evaluation.score(agent), lambda: bool(stopped))
+        finally:
+            signal.signal(signal.SIGINT, previous)
     if stopped:
         logger.close()
         print(f"stopped after iteration {agent.iteration} of {agent.iterations}; go on with "
               f"resume={directory / 'checkpoint.pt'}")
         sys.exit(130)
+    logger.console.print("evaluating on customers that no policy was trained on …")
     publish(evaluation.run(agent, name), name, logger, directory, config)
 
 

@@ -111,7 +111,8 @@ def test_clearing_the_hull_is_the_linear_relaxation_up_to_one_step(kind, share):
         bought, paid = worth(value, action), worth(spend, action)
         assert paid <= budget + 1e-9
         # What is left buys a part of the first step refused, at its price.
-        assert relaxed(value, spend, budget.item()) == pytest.approx((bought + price * (budget - paid)).item(), abs=1e-7)
+        best = bought + price * (budget - paid)
+        assert relaxed(value, spend, budget.item()) == pytest.approx(best.item(), abs=1e-7)
         assert (price == 0) == (share > 1)
         left = [cost for p, cost in zip(steps.price.flatten(), steps.spend.flatten()) if p == price]
         assert share > 1 or budget - paid < max(left)
@@ -152,7 +153,6 @@ def test_more_money_spends_more_at_a_lower_price_and_never_too_much(kind):
     assert before[1] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="rounding can price a customer's later step above the earlier one")
 def test_steps_on_one_line_are_taken_in_order():
     spend = torch.rand(15_000, 8, generator=seeded(0), dtype=torch.float64)
     spend[:, 0] = 0
@@ -329,13 +329,12 @@ def test_weekly_amounts(make_season):
         return load("budget/expected", **changes).weekly_amounts(c, world, v0, start)
 
     mean = unconstrained_spend(c, world, v0, start).mean()
-    for share in (0.0, 0.3, 1.0):
+    for share in (0.1, 0.3, 1.0):
         torch.testing.assert_close(amounts(share=share), torch.full((12,), share, dtype=torch.float64) * mean)
     assert amounts(weekly=0.25).tolist() == [5.0] * 12
-    assert amounts(weekly=0.0).tolist() == [0.0] * 12
 
 
-@pytest.mark.parametrize("key, value", [("share", -0.1), ("share", 1.1), ("weekly", -1.0)])
+@pytest.mark.parametrize("key, value", [("share", 0.0), ("share", 1.1), ("weekly", 0.0), ("weekly", -1.0)])
 def test_a_senseless_amount_is_refused(key, value):
     with pytest.raises(ValueError, match=rf"^env\.budget\.{key}: expected .*got {value}$"):
         Budget(**{"share": 0.3, "weekly": None, key: value})

@@ -164,10 +164,10 @@ def test_untouched_customers_earn_exactly_nothing():
 def test_realised_shaped_rewards_telescope_to_the_unshaped(terminal):
     reward = {"outcomes": "realised", "terminal": terminal, "churn_cost": 3.0, "fatigue_penalty": 0.2}
     env, shaped = play_table(n=300, reward={**reward, "shaping": True})
-    start = env.organic[0].at(shaped.start)
     _, plain = play_table(n=300, reward={**reward, "shaping": False})
     assert torch.equal(torch.stack(shaped.action), torch.stack(plain.action))
-    torch.testing.assert_close(shaped.reward.double().sum(0) + start, plain.reward.double().sum(0), rtol=1e-5, atol=1e-3)
+    gained, earned = (x.reward.double().sum(0) for x in (shaped, plain))
+    torch.testing.assert_close(gained + env.organic[0].at(shaped.start), earned, rtol=1e-5, atol=1e-3)
 
 
 def is_zero(x: Tensor, within: float) -> None:
@@ -334,7 +334,7 @@ def test_in_the_static_world_history_changes_nothing(world, stays, shaping):
 # ── with PPO ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_ppo_collects_seasons_within_the_mask():
     env = make(n=60, **pushy())
-    ppo = load("../algo/ppo", env, 0, "eager", net={"first_prob": 0.1}, minibatches=2)
+    ppo = load("../algo/ppo", env, 0, "eager", minibatches=2)
     rollout, charts = ppo.collect()
     assert rollout.obs.shape == (WEEKS, 60, env.obs_dim) and rollout.action.shape == (WEEKS, 60, 2)
     offer, channel = rollout.action.unbind(-1)
@@ -348,3 +348,9 @@ def test_ppo_collects_seasons_within_the_mask():
     assert not torch.equal(again.obs[0], rollout.obs[0])
     metrics = ppo.update(rollout, ppo.prepare(rollout))
     assert all(x.isfinite() for x in metrics.values())
+
+
+@pytest.mark.parametrize("num_steps", [6, 24])
+def test_ppo_refuses_rollouts_that_are_no_season(num_steps):
+    with pytest.raises(ValueError, match=r"^algo\.num_steps: expected 12, "):
+        load("../algo/ppo", make(), 0, "eager", num_steps=num_steps)

@@ -1,4 +1,4 @@
-"""Evaluation: both accounts of the score agree, lost profit adds up, the same luck for all, nothing seen in training."""
+"""Evaluation: two accounts of the score agree, lost profit adds up, the same luck for all, nobody seen in training."""
 from __future__ import annotations
 
 import io
@@ -213,6 +213,15 @@ def test_of_silence_all_is_missed_contact(small):
     assert not any(cause[x] for x in ("needless contact", "wrong channel", "wrong offer"))
 
 
+def test_money_beyond_the_budget_is_no_gain(small):
+    """Spend more than there was, as who misjudges what messages cost: what is left is worth nothing, not less."""
+    records = [replace(r, spend=3 * r.spend) for r in small.records["planning"]]
+    row, lost = summary(records, small.market, small.bound), sum(r.lost.sum() for r in records) / len(records)
+    assert row["spend_ratio"] == pytest.approx(3 * small.rows["planning"]["spend_ratio"])
+    assert row["lost"]["cause"]["unspent budget"] == 0 == sum(row["lost"]["week_unspent"])
+    assert row["score"] == pytest.approx(1 - lost.item() / small.bound.gap) and row["score"] <= 1
+
+
 def test_paired_differences(small):
     records, rows = small.records, small.rows
     for name in POLICIES:
@@ -262,23 +271,23 @@ def test_a_fee_is_charged_a_contact(small):
 
 
 def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
-    """The observation says enough to price every pair; rows are the price grid by customers; the mode is what counts."""
+    """The observation says enough to price every pair: whose it is, state, week, price and drift."""
     market, env = small.market, small.evaluation.env
     c, world, seen = market.customers, market.world, []
     low, high = env.price_range
 
     def logits(obs):
-        parts = obs.split((24, 6, 4, 3, 3, 12, 1, 1), -1)
-        grid = len(obs) // 80
+        parts, grid = obs.split((24, 6, 4, 3, 3, 12, 1, 1), -1), len(obs) // 80
         assert torch.equal(parts[0], market.features.float().repeat(grid, 1))
         week, = parts[5].argmax(-1).unique().tolist()
         price = torch.exp(parts[6][:, 0].double() * (torch.tensor(high / low).log() / 12**0.5)
                           + torch.tensor(high * low).log() / 2)
-        seen.append((price.view(grid, 80)[:, 0], parts[7]))
+        seen.append((price, parts[7]))
         state = State(*(x.argmax(-1) for x in parts[1:5]))
-        nothing, contact = action_values(c[torch.arange(80).repeat(grid)], world, week, Visited(state, price), price, None)
-        table = torch.cat((nothing.expand(5, -1), contact.flatten(0, 1)))  # also where the mask must help
-        return torch.where(torch.arange(30)[:, None] % 30 < 5, table + (torch.arange(30)[:, None] > 0), table).T
+        crowd = c[torch.arange(80).repeat(grid)]
+        nothing, contact = action_values(crowd, world, week, Visited(state, price), price, None)
+        none = nothing + torch.tensor([0, 1, 1, 1, 1])[:, None]  # what does not exist looks best
+        return torch.cat((none, contact.flatten(0, 1))).T
 
     drift = -0.04
     policy = Priced(logits, None, env.observe, c, world, market.features, small.evaluation.prices, drift)
@@ -287,9 +296,10 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
     assert ours["score"] == pytest.approx(exact["score"], abs=0.03)
     assert ours["contact_rate"] == pytest.approx(exact["contact_rate"], rel=0.05)
     assert ours["prices"] == pytest.approx(exact["prices"], rel=0.1)
-    for price, told in seen:
-        torch.testing.assert_close(price, small.evaluation.prices.double(), rtol=1e-4, atol=0)
-        torch.testing.assert_close(told, torch.full_like(told, (drift + 0.05) * 12**0.5 / 0.2))
+    price, told = map(torch.cat, zip(*seen))
+    asked = small.evaluation.prices.double().repeat_interleave(80).repeat(8 * 12)  # in every week of every season
+    torch.testing.assert_close(price, asked, rtol=1e-4, atol=0)
+    torch.testing.assert_close(told, torch.full_like(told, (drift + 0.05) * 12**0.5 / 0.2))
 
 
 def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
@@ -299,7 +309,7 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
     def logits(obs):  # whatever the price: the dearest pair
         return torch.arange(30.0).expand(len(obs), -1)
 
-    def increments(status, head=lambda obs: redeem):
+    def increments(status, head=lambda context: redeem):
         policy = Priced(logits, head, env.observe, market.customers, market.world, market.features,
                         small.evaluation.prices, 0.0)
         return policy.information, policy.increments(0, market.start._replace(status=torch.full((80,), status)))
@@ -309,7 +319,8 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
     torch.testing.assert_close(steps.spend[:, 0].double(), 2.5 * redeem[:, 5, 4].double() + 0.07)
     information, oracle = increments(0, None)
     assert information == "features, true spend"
-    torch.testing.assert_close(oracle.spend[:, 0], outcomes(market.customers, market.world, 0, market.start).spend[:, 29])
+    true = outcomes(market.customers, market.world, 0, market.start).spend[:, 29]
+    torch.testing.assert_close(oracle.spend[:, 0], true)
     for gone in (1, 2):
         assert (increments(gone)[1].price == -torch.inf).all()
 
@@ -370,9 +381,9 @@ def test_planning_on_what_features_reveal_is_planning(small):
 def agent():
     """A stranger to the job: random logits and guesses of redemption."""
     g = torch.Generator().manual_seed(0)
-    actor, head = torch.randn(54, 30, generator=g), torch.randn(54, 30, generator=g)
+    actor, head = torch.randn(54, 30, generator=g), torch.randn(52, 30, generator=g)
     return SimpleNamespace(net=SimpleNamespace(logits=lambda obs: obs @ actor),
-                           spend=SimpleNamespace(redeem=lambda obs: torch.sigmoid(obs @ head).view(-1, 6, 5)))
+                           spend=SimpleNamespace(redeem=lambda context: torch.sigmoid(context @ head).view(-1, 6, 5)))
 
 
 @pytest.fixture(scope="module")
@@ -407,9 +418,9 @@ def test_nobody_in_the_test_was_trained_or_fitted_on(whole):
 def test_rows_go_from_worst_to_best_and_say_what_they_know(whole):
     rows = whole.report.rows
     assert [row["score"] for row in rows.values()] == sorted(row["score"] for row in rows.values())
-    assert {name: row["information"] for name, row in rows.items() if not name.startswith("myopic, fee ")} == {
+    assert {name: row["information"] for name, row in rows.items()} == {
         "none": "none", "random": "none", "propensity": "true θ", "uplift rank": "true θ", "myopic knapsack": "true θ",
-        "planning on θ̂": "features", "planning": "true θ", "ppo": "features"}
+        "myopic + fee": "true θ", "planning on θ̂": "features", "planning": "true θ", "ppo": "features"}
     assert rows["planning"]["score"] > 0.9 and rows["none"]["score_direct"] == 0
     low, high = whole.evaluation.env.drift_range
     assert low <= rows["ppo"]["drift"] <= high

@@ -12,10 +12,17 @@ Z = 1.96  # normal quantile of a 95 % interval
 
 
 def losses(records: list[Record], market: Market, bound: Bound) -> tuple[Tensor, float]:
-    """Split L − J(π) = E Σ ρ + Σ λ_t·(B_t − E spend_t): Σ ρ of each customer [N], and the unspent budget at its price."""
+    """Split L − J(π) = E Σ ρ + Σ λ_t·(B_t − E spend_t): Σ ρ of each customer [N], and the unspent budget at its price.
+
+    Money spent beyond a week's budget counts as no gain: who misjudges what messages cost must not score by it.
+    """
+    return torch.stack([r.lost.sum(0) for r in records]).mean(0), unspent(records, market, bound).sum().item()
+
+
+def unspent(records: list[Record], market: Market, bound: Bound) -> Tensor:
+    """What each week's unspent budget would have been worth, [T]."""
     spend = torch.stack([r.spend.sum(1) for r in records]).mean(0)
-    return (torch.stack([r.lost.sum(0) for r in records]).mean(0),
-            (bound.prices * (market.budget - spend)).sum().item())
+    return bound.prices * (market.budget - spend).clamp_min(0)
 
 
 def share_of_gap(each: Tensor, rest: float, bound: Bound) -> list[float]:
@@ -50,7 +57,6 @@ def lost_profit(records: list[Record], market: Market, bound: Bound) -> dict:
     channels, scale = len(catalogue.channels), bound.gap * len(records)
     action, planned, habit, lost = (torch.stack([getattr(r, name) for r in records])
                                     for name in ("action", "planned", "habit", "lost"))
-    spend = torch.stack([r.spend.sum(1) for r in records])
 
     def share(where):
         return (lost * where).sum().item() / scale
@@ -58,15 +64,15 @@ def lost_profit(records: list[Record], market: Market, bound: Bound) -> dict:
     sent, meant = action > 0, planned > 0
     same_channel = action % channels == planned % channels
     channel = torch.where(meant, planned, action) % channels
-    unspent = (bound.prices * (market.budget - spend)).sum(0) / scale
+    idle = unspent(records, market, bound) / bound.gap
     weeks = lost.sum((0, 2)) / scale
     return {
         "cause": {"missed contact": share(~sent & meant), "needless contact": share(sent & ~meant),
                   "wrong channel": share(sent & meant & ~same_channel), "wrong offer": share(sent & meant & same_channel),
-                  "unspent budget": unspent.sum().item()},
+                  "unspent budget": idle.sum().item()},
         "segment": {name: share((habit >= low) & (habit <= high)) for name, (low, high) in SEGMENTS.items()},
         "channel": {name: share((channel == k) & (sent | meant)) for k, name in enumerate(catalogue.channels)},
-        "week": weeks.tolist(), "week_unspent": unspent.tolist()}
+        "week": weeks.tolist(), "week_unspent": idle.tolist()}
 
 
 def paired(ours: list[Record], theirs: list[Record], market: Market, bound: Bound) -> list[float]:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.program import Values, best_plan, expected_spend
+from envs.offers.bound import unconstrained_spend
+from envs.offers.program import Values
 from envs.offers.world import Customers, State, World
 
 
@@ -57,7 +58,8 @@ def hull(value: Tensor, spend: Tensor) -> Increments:
                               for x, y in ((value, at_value), (spend, at_spend)))
         if not (price > -torch.inf).any():
             break
-    return Increments(*(torch.cat(x, 1) for x in zip(*steps)))
+    price, spend, action = (torch.cat(x, 1) for x in zip(*steps))
+    return Increments(price.cummin(1).values, spend, action)  # but for rounding, prices fall along a row
 
 
 def ranked(score: Tensor, spend: Tensor, action: Tensor) -> Increments:
@@ -102,15 +104,14 @@ class Budget:
     spends in a week. Spend counts in expectation (rule `expected`)."""
 
     def __init__(self, *, share: float, weekly: float | None):
-        if weekly is None and not 0 <= share <= 1:
-            raise ValueError(f"env.budget.share: expected a share in [0, 1], got {share}")
-        if weekly is not None and weekly < 0:
-            raise ValueError(f"env.budget.weekly: expected money, at least 0, got {weekly}")
+        if weekly is None and not 0 < share <= 1:
+            raise ValueError(f"env.budget.share: expected a share in (0, 1], got {share}")
+        if weekly is not None and weekly <= 0:
+            raise ValueError(f"env.budget.weekly: expected money, above 0, got {weekly}")
         self.share, self.weekly = share, weekly
 
     def weekly_amounts(self, c: Customers, world: World, v0: list[Values], start: State) -> Tensor:
         """Budget [T] of a population."""
         if self.weekly is not None:
             return torch.full_like(world.season, self.weekly * len(c))
-        _, actions = best_plan(c, world, v0, torch.zeros_like(world.season))
-        return self.share * expected_spend(c, world, start, actions).sum(1).mean().expand(world.weeks)
+        return self.share * unconstrained_spend(c, world, v0, start).mean().expand(world.weeks)

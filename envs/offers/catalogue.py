@@ -1,10 +1,16 @@
 """What can be sent: offers with a face value, channels with a cost."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+# What an entry has: lowest and highest value, and type.
+OFFER = {"value": (0, math.inf, (int, float))}
+CHANNEL = {"cost": (0, math.inf, (int, float)), "attention": (1e-6, 1 - 1e-6, (int, float)),
+           "opt_out": (0, 1, (int, float)), "tires": (1, 3, int)}
 
 
 @dataclass(frozen=True)
@@ -27,16 +33,18 @@ class Catalogue:
     @classmethod
     def build(cls, *, offers: dict, channels: dict) -> Catalogue:
         """Read {name: {value}} and {name: {cost, attention, opt_out, tires}}; raise ValueError on a bad number."""
-        for name, offer in offers.items():
-            if offer["value"] < 0:
-                raise ValueError(f"env.catalogue.offers.{name}.value: expected at least 0, got {offer['value']}")
-        for name, channel in channels.items():
-            for key, low, high in (("cost", 0, float("inf")), ("opt_out", 0, 1), ("tires", 1, 3)):
-                if not low <= channel[key] <= high:
-                    raise ValueError(f"env.catalogue.channels.{name}.{key}: expected {low} to {high}, got {channel[key]}")
-            if not 0 < channel["attention"] < 1:
-                raise ValueError(f"env.catalogue.channels.{name}.attention: expected a share between 0 and 1, "
-                                 f"got {channel['attention']}")
+        for group, entries, keys in (("offers", offers, OFFER), ("channels", channels, CHANNEL)):
+            if not entries:
+                raise ValueError(f"env.catalogue.{group}: expected at least one")
+            for name, entry in entries.items():
+                if set(entry) != set(keys):
+                    raise ValueError(f"env.catalogue.{group}.{name}: expected {', '.join(keys)}, got {', '.join(entry)}")
+                for key, (low, high, kind) in keys.items():
+                    number = entry[key]
+                    if isinstance(number, bool) or not isinstance(number, kind) or not low <= number <= high:
+                        raise ValueError(f"env.catalogue.{group}.{name}.{key}: expected a number from {low} to {high}, "
+                                         f"got {number}")
+
         def column(key):
             return torch.tensor([channel[key] for channel in channels.values()], dtype=torch.float64)
         return cls(

@@ -177,11 +177,10 @@ class CompleteJourney:
         self.num_features = x.shape[1]
 
     def choose(self, n: int, generator: torch.Generator, split: str) -> Tensor:
-        """Return n rows of the households of `split`, int64 [n]; with replacement only where n exceeds them."""
+        """Return n rows of the households of `split`, int64 [n]; none comes again before all have come."""
         rows, device = self.households[split].to(generator.device), generator.device
-        if n <= len(rows):
-            return rows[torch.randperm(len(rows), generator=generator, device=device)[:n]]
-        return rows[torch.randint(len(rows), (n,), generator=generator, device=device)]
+        rounds = -(-n // len(rows))
+        return torch.cat([rows[torch.randperm(len(rows), generator=generator, device=device)] for _ in range(rounds)])[:n]
 
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
         """Return n customers of `split` ("train" or "test") at the start of a season."""

@@ -1,6 +1,7 @@
 """The priced weekly environment: every customer is an agent, the shared budget reaches each as a price."""
 from __future__ import annotations
 
+import math
 from typing import Callable
 
 import torch
@@ -21,17 +22,22 @@ class OffersEnv(BatchedEnv):
 
     truncates = False
 
-    def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable,
-                 reward, population: Callable, observation: Callable, budget, evaluation: Callable, price_range: list, drift_range: list,
-                 price_noise: float):
+    def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
+                 population: Callable, observation: Callable, budget, evaluation: Callable, price_range: list,
+                 drift_range: list, price_noise: float):
+        low, high = price_range
+        if not 0 < low < high or not drift_range[0] < drift_range[1]:
+            raise ValueError(f"env.price_range, env.drift_range: expected 0 < low < high and low < high, got {price_range}, "
+                             f"{drift_range}")
         self.device, self.num_agents = torch.device(device), num_agents
         self.world = world(catalogue, reward).to(device, torch.float32)
+        self.season = self.world.weeks
         self.population = population(catalogue)
         self.budget, self.evaluation = budget, evaluation  # how its policies are judged
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
         self.observe = observation(self.population.num_features, self.world.weeks, price_range, drift_range)
         self.obs_dim, self.context_dim, self.nvec = self.observe.dim, self.observe.context_dim, catalogue.nvec
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(2 * seed)
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
@@ -47,7 +53,7 @@ class OffersEnv(BatchedEnv):
     def _price_paths(self, weeks: int, n: int) -> tuple[Tensor, Tensor]:
         def uniform(low, high):
             return low + (high - low) * torch.rand(n, generator=self.generator, device=self.device)
-        low, high = (torch.tensor(float(p)).log().item() for p in self.price_range)
+        low, high = map(math.log, self.price_range)
         level, drift = uniform(low, high), uniform(*self.drift_range)
         week = torch.arange(weeks, device=self.device)[:, None] - (weeks - 1) / 2
         noise = self.price_noise * torch.randn(weeks, n, generator=self.generator, device=self.device)

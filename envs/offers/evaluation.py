@@ -1,6 +1,8 @@
 """How policies trained on the offers world are judged: at one budget, by common random numbers, against the bound."""
 from __future__ import annotations
 
+import math
+
 import torch
 
 from envs.offers.account import paired, summary
@@ -26,8 +28,7 @@ class Evaluation:
         self.tuning_seasons, self.fees, self.estimator, self.ridge = tuning_seasons, fees, estimator, ridge
         self.rehearsals, self.frontier, self.bound_options, self.seed = rehearsals, frontier, bound, seed
         self.world = env.world.to(env.device, torch.float64)
-        self.prices = torch.logspace(*(torch.tensor(float(grid[key])).log10().item() for key in ("high", "low")),
-                                     grid["points"], device=env.device)
+        self.prices = torch.logspace(math.log10(grid["high"]), math.log10(grid["low"]), grid["points"], device=env.device)
         self._curve: tuple | None = None
 
     # ── markets ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -83,7 +84,7 @@ class Evaluation:
         return {
             "none": Nothing(), "random": Random(c, w, seed=self.seed), "propensity": Response(c, w, uplift=False),
             "uplift rank": Response(c, w, uplift=True), "myopic knapsack": Knapsack(c, w, "true θ", values=None, fee=0.0),
-            f"myopic, fee {fee:g}": Knapsack(c, w, "true θ", values=None, fee=fee), "planning on θ̂": self.guess(market),
+            "myopic + fee": Knapsack(c, w, "true θ", values=None, fee=fee), "planning on θ̂": self.guess(market),
             "planning": Knapsack(c, w, "true θ", values=bound.values, fee=0.0)}
 
     # ── what is asked of an evaluation ──────────────────────────────────────────────────────────────────────────────

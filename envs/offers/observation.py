@@ -1,6 +1,8 @@
 """What a policy sees of a customer, the week and the price of money."""
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -16,7 +18,7 @@ class Observation:
 
     def __init__(self, num_features: int, weeks: int, price_range: list, drift_range: list):
         self.weeks = weeks
-        self.log_low, self.log_high = (torch.tensor(float(p)).log().item() for p in price_range)
+        self.log_low, self.log_high = map(math.log, price_range)
         self.drift_low, self.drift_high = drift_range
         self.context_dim = num_features + HABITS + FATIGUES + EXPECTATIONS + 3 + weeks
         self.dim = self.context_dim + 2

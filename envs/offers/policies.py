@@ -125,17 +125,17 @@ class Priced:
     @torch.no_grad()
     def increments(self, week: int, state: State) -> Increments:
         """Return the switches of every subscribed customer on the price grid."""
-        catalogue, n, grid = self.world.catalogue, len(state.habit), len(self.prices)
+        catalogue, n = self.world.catalogue, len(state.habit)
         context = self.observe.context(self.features, state, week)
         price = self.observe.price(self.prices, self.drift)
-        obs = torch.cat((context.expand(grid, -1, -1), price[:, None].expand(-1, n, -1)), -1)
         valid = catalogue.valid.flatten() & (state.status == SUBSCRIBED)[:, None]
         valid[:, 0] = True
-        logits = self.logits(obs.flatten(0, 1)).view(grid, n, -1).masked_fill(~valid, -torch.inf)
+        asked = [torch.cat((context, p.expand(n, -1)), -1) for p in price]
+        logits = torch.stack([self.logits(obs).masked_fill(~valid, -torch.inf) for obs in asked])
         if self.redeem:
             value, sent = catalogue.value[:, None], catalogue.value.new_ones(len(catalogue.value), 1)
             sent[0] = 0
-            spend = (value * self.redeem(obs[0]) + catalogue.cost * sent).flatten(1)
+            spend = (value * self.redeem(asked[0]) + catalogue.cost * sent).flatten(1)
         else:
             spend = outcomes(self.c, self.world, week, state).spend
         return switches(logits, spend, self.prices)

@@ -23,7 +23,7 @@ class Report:
     def metrics(self) -> dict:
         """Lay everything out for metrics.json."""
         bound = {"value": self.bound.value, "none": self.bound.none, "prices": self.bound.prices.tolist(),
-                 "gap": self.bound.gap, "budget": self.bound.budget.tolist(), "evaluations": self.bound.evaluations}
+                 "gap": self.bound.gap, "certificate": self.bound.certificate, "budget": self.bound.budget.tolist(), "evaluations": self.bound.evaluations}
         return {"policies": self.rows, "bound": bound, "customers": self.customers, "seasons": self.seasons,
                 **({"frontier": self.frontier} if self.frontier else {})}
 

@@ -383,7 +383,8 @@ def agent():
     g = torch.Generator().manual_seed(0)
     actor, head = torch.randn(54, 30, generator=g), torch.randn(52, 30, generator=g)
     return SimpleNamespace(net=SimpleNamespace(logits=lambda obs: obs @ actor),
-                           spend=SimpleNamespace(redeem=lambda context: torch.sigmoid(context @ head).view(-1, 6, 5)))
+                           spend=SimpleNamespace(
+                               redeem=lambda obs: torch.sigmoid(obs[:, :len(head)] @ head).view(-1, 6, 5)))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from reference import references
 
+torch.set_num_threads(1)  # many small operations: more threads would only wait for each other
 CONF = Path(__file__).parents[1] / "conf" / "env"
 
 

@@ -70,3 +70,13 @@ class Catalogue:
         table = torch.ones(self.nvec, dtype=torch.bool, device=self.value.device)
         table[0, 1:] = False
         return table
+
+    def allowed(self, contactable: Tensor) -> Tensor:
+        """Pairs that each customer [N] can be sent, bool [N, O+1, C]: nothing always, the rest where contactable."""
+        nothing = torch.zeros_like(self.valid)
+        nothing[0, 0] = True
+        return torch.where(contactable[:, None, None], self.valid, nothing)
+
+    def spend(self, offer: Tensor, channel: Tensor, redeemed: Tensor) -> Tensor:
+        """Money that pairs (of any shape) cost: face value where redeemed (or its probability), and the message."""
+        return self.value[offer] * redeemed + self.cost[channel] * (offer > 0)

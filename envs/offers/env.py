@@ -64,10 +64,7 @@ class OffersEnv(BatchedEnv):
         return self.observe(self.features, self.state, week, self.prices[week], self.drift)
 
     def _mask(self) -> Tensor:
-        valid = self.world.catalogue.valid
-        nothing = torch.zeros_like(valid)
-        nothing[0, 0] = True
-        return torch.where((self.state.status == SUBSCRIBED)[:, None, None], valid, nothing)
+        return self.world.catalogue.allowed(self.state.status == SUBSCRIBED)
 
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels; the customers' week goes by."""
@@ -102,7 +99,7 @@ class OffersEnv(BatchedEnv):
                          redeemed: Tensor) -> Tensor:
         world, terms = self.world, self.world.reward
         contacted = offer > 0
-        spend = world.catalogue.value[offer] * redeemed + world.catalogue.cost[channel] * contacted
+        spend = world.catalogue.spend(offer, channel, redeemed)
         churned = (following.status == CHURNED) & (self.state.status != CHURNED)
         annoyed = contacted & (self.state.fatigue >= terms.fatigue_limit)
         reward = ((self.customers.margin + terms.trips) * bought - (1 + self.prices[t]) * spend

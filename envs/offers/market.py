@@ -75,7 +75,7 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
             lost = best - priced.gather(1, action[:, None])[:, 0]
         offer, channel = action // channels, action % channels
         following, _, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
-        paid = world.catalogue.value[offer] * redeemed + world.catalogue.cost[channel] * (offer > 0)
+        paid = world.catalogue.spend(offer, channel, redeemed)
         weeks.append((action, planned, state.habit, lost, gained, o.spend, paid, price))
         state = following
     return Record(*(torch.stack(x) for x in zip(*weeks)))

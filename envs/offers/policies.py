@@ -128,14 +128,12 @@ class Priced:
         catalogue, n = self.world.catalogue, len(state.habit)
         context = self.observe.context(self.features, state, week)
         price = self.observe.price(self.prices, self.drift)
-        valid = catalogue.valid.flatten() & (state.status == SUBSCRIBED)[:, None]
-        valid[:, 0] = True
+        valid = catalogue.allowed(state.status == SUBSCRIBED).flatten(1)
         asked = [torch.cat((context, p.expand(n, -1)), -1) for p in price]
         logits = torch.stack([self.logits(obs).masked_fill(~valid, -torch.inf) for obs in asked])
         if self.redeem:
-            value, sent = catalogue.value[:, None], catalogue.value.new_ones(len(catalogue.value), 1)
-            sent[0] = 0
-            spend = (value * self.redeem(asked[0]) + catalogue.cost * sent).flatten(1)
+            offer, channel = (torch.arange(n, device=price.device) for n in catalogue.nvec)
+            spend = catalogue.spend(offer[:, None], channel, self.redeem(asked[0])).flatten(1)
         else:
             spend = outcomes(self.c, self.world, week, state).spend
         return switches(logits, spend, self.prices)

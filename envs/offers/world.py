@@ -143,13 +143,11 @@ def outcome(c: Customers, world: World, week: int, h: Tensor, f: Tensor, d: Tens
     """Respond to one offer and channel each (int64, shaped like the states; offer 0 is no contact)."""
     b = utility(c, h, d, world.season[week])
     omega = c.omega.view(-1, *(1,) * (offer.dim() - 1), len(c)).expand(-1, *offer.shape)
-    contacted = offer > 0
-    value = world.catalogue.value[offer]
-    q = attention(omega.gather(0, channel[None])[0], c, f) * contacted
-    seen = q * purchase_if_seen(c, b, d, value)
+    q = attention(omega.gather(0, channel[None])[0], c, f) * (offer > 0)
+    seen = q * purchase_if_seen(c, b, d, world.catalogue.value[offer])
     redeem = seen * c.mu
     buy = seen - redeem + (1 - q) * torch.sigmoid(b)
-    return Outcome(redeem, buy, value * redeem + world.catalogue.cost[channel] * contacted)
+    return Outcome(redeem, buy, world.catalogue.spend(offer, channel, redeem))
 
 
 # ── transitions ─────────────────────────────────────────────────────────────────────────────────────────────────────

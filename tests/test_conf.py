@@ -30,20 +30,13 @@ def targets(node, path=""):
             yield from targets(child, f"{path}.{key}")
 
 
-def option(group: str) -> str:
-    """The override that selects a file of a group."""
-    group, _, choice = group.partition("=")
-    return f"+experiment={choice}" if group == "experiment" else f"{group}={choice}"
-
-
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_file_composes_and_names_all_its_parameters(group):
-    override = option(group).removeprefix("+")
-    cfg = OmegaConf.to_container(composed(override), resolve=True)
-    found = dict(targets(cfg))
-    assert {".algo", ".env", ".logger"} <= set(found)
+    primary = "bench" if group.startswith("bench=") else "train"
+    found = dict(targets(OmegaConf.to_container(composed(group, name=primary), resolve=True)))
+    assert ({".bench"} if primary == "bench" else {".algo", ".env", ".logger"}) <= set(found)
     for path, node in found.items():
-        if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl"):
+        if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl", "scripts"):
             continue
         parameters = inspect.signature(_locate(node["_target_"])).parameters.values()
         keyword_only = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -1,0 +1,45 @@
+"""Benchmarks and experiments of their own: python scripts/bench.py NAME [key=value …], NAME a file of conf/bench/."""
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rlcore import checkpoint  # noqa: E402
+from scripts.entry import choose_device, finish, guarded  # noqa: E402
+
+
+@hydra.main(config_path="../conf", config_name="bench", version_base="1.3")
+@guarded
+def main(cfg: DictConfig) -> None:
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    device = choose_device(cfg.device, cfg.threads)
+    measured = instantiate(cfg.bench, _convert_="all")(directory, device, cfg.seed)
+    checkpoint.save_json(directory / "bench.json", {
+        "bench": HydraConfig.get().runtime.choices["bench"], "machine": machine(device),
+        "config": OmegaConf.to_container(cfg, resolve=True), **measured})
+    print(f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}")
+
+
+def machine(device: torch.device) -> dict:
+    """Say where a figure was measured."""
+    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else platform.processor()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__,
+            "python": platform.python_version()}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+        sys.argv[1] = f"bench={sys.argv[1]}"
+    main()
+    finish()

@@ -87,7 +87,7 @@ def publish(report, name: str | None, logger, directory: Path, config: dict) -> 
     checkpoint.save_json(directory / "metrics.json", {
         **report.metrics(), "steps": logger.steps, "steps_per_second": logger.steps / seconds, "seconds": logger.seconds})
     logger.close()
-    logger.console.print(report.table())
+    logger.console.print(*report.tables(), sep="\n")
     logger.console.print(f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}")
 
 

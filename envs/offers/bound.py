@@ -46,7 +46,7 @@ def unconstrained_spend(c: Customers, world: World, v0: list[Values], start: Sta
 
 
 def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Tensor, stock: Tensor | None = None,
-         rollover: bool = False, *, first_price: float, tolerance: float, max_evaluations: int) -> Bound:
+         rollover: bool = False, *, first_price: float | list, tolerance: float, max_evaluations: int) -> Bound:
     """Minimise L(λ, ν) = Σ λ_t·B_t + Σ ν_o·stock_o + Σ_i V^λν_i1(s_i1); its slope is what the best plan leaves unused.
 
     The variables are the multipliers of the constraints, ≥ 0, and prices a linear map of them: with roll-over, Σ_{s≤t}
@@ -90,7 +90,7 @@ def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Ten
             break
         level = (low + LEVEL * (least - low)) / unit
         point = nearest(centre, *tangents, level) if evaluations > 1 else np.linalg.solve(
-            spread, np.repeat([first_price, 0.0], [weeks, len(stocked)]))
+            spread, np.append(np.broadcast_to(first_price, weeks), np.zeros(len(stocked))))
     return Bound(none=none, budget=budget, stock=stock, rollover=rollover, evaluations=evaluations,
                  certificate=none + low, **best)
 

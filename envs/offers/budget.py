@@ -109,16 +109,16 @@ class Budget:
     on. `stock` {offer: redemptions a customer and season} limits offers.
     """
 
-    def __init__(self, *, share: float, weekly: float | None, seasonal: bool, rollover: bool, stock: dict, rule):
+    def __init__(self, *, share: float, weekly: float | None, seasonal: bool, rollover: bool, stock: dict | None, rule):
         if weekly is None and not 0 < share <= 1:
             raise ValueError(f"env.budget.share: expected a share in (0, 1], got {share}")
         if weekly is not None and weekly <= 0:
             raise ValueError(f"env.budget.weekly: expected money, above 0, got {weekly}")
-        for offer, pieces in stock.items():
+        for offer, pieces in (stock or {}).items():
             if isinstance(pieces, bool) or not isinstance(pieces, (int, float)) or not 0 <= pieces < math.inf:
                 raise ValueError(f"env.budget.stock.{offer}: expected redemptions a customer, from 0, got {pieces}")
         self.share, self.weekly, self.seasonal, self.rollover = share, weekly, seasonal, rollover or seasonal
-        self.stock, self.rule = stock, rule
+        self.stock, self.rule = stock or {}, rule
 
     def check(self, catalogue: Catalogue) -> None:
         """Raise ValueError where an offer that has a stock is not in the catalogue."""

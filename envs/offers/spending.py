@@ -20,8 +20,10 @@ class Purse:
     """
 
     def __init__(self, budget: Tensor, stock: Tensor, rollover: bool, catalogue: Catalogue):
-        self.budget, self.rollover, self.catalogue = budget, rollover, catalogue
-        self.left, self.stock, self.stocked = torch.zeros_like(budget[0]), stock.clone(), bool(stock.isfinite().any())
+        # In float64 whatever the world computes in: sums of money must not round.
+        self.budget, self.stock, self.rollover = budget.double(), stock.double(), rollover
+        self.catalogue = catalogue.to(budget.device, torch.float64)
+        self.left, self.stocked = torch.zeros_like(self.budget[0]), bool(stock.isfinite().any())
         self.reservations: list[tuple[int, Tensor, Tensor]] = []  # day of lapse, money, pieces of each offer [O+1]
         self.week = -1
 
@@ -44,11 +46,15 @@ class Purse:
                 free = torch.minimum(free, self.budget[week] - self.reserved(week * DAYS)[0])
         return free, self.stock - pieces
 
+    def count(self, money: Tensor, pieces: Tensor) -> None:
+        """Take money and pieces [O+1] out."""
+        self.left, self.stock = self.left - money, self.stock - pieces
+
     def pay(self, action: Tensor, redeemed: Tensor) -> None:
         """Settle flat pairs [N] that were sent: the message at once, face values and pieces where redeemed."""
         offer, channel = action // len(self.catalogue.channels), action % len(self.catalogue.channels)
-        self.left = self.left - self.catalogue.spend(offer, channel, redeemed).sum()
-        self.stock = self.stock.index_add(0, offer, -(redeemed & (offer > 0)).to(self.stock))
+        self.count(self.catalogue.spend(offer, channel, redeemed).sum(),
+                   torch.zeros_like(self.stock).index_add(0, offer, (redeemed & (offer > 0)).to(self.stock)))
 
     def reserve(self, day: int, action: Tensor, redeemed: Tensor, validity: Tensor) -> None:
         """Hold face value and piece of flat pairs [N] that were not redeemed until their validity [O+1] ends."""
@@ -71,7 +77,7 @@ class Rule(Protocol):
 
 
 class Expected:
-    """Expected spend within the budget; what is paid can pass it."""
+    """Expected spend within the budget; what is paid can pass it. Expectations are what roll-over and stock count, too."""
 
     def __str__(self) -> str:
         return "spent in expectation"
@@ -84,7 +90,7 @@ class Expected:
                                    len(steps.price))
         else:
             action, price = clear(steps, money)
-        purse.pay(action, redeems(action))
+        purse.count(*forecast(steps, action, purse.catalogue))
         return action, price
 
 
@@ -206,6 +212,17 @@ def line_up(steps: Increments, floor: Tensor, purse: Purse) -> Queue:
     parts = [x.flatten()[order] for x in added]
     pieces = torch.stack(parts[3:]) if purse.stocked else parts[0][:0]
     return Queue(price[:len(order)], order // real.shape[1], steps.action.flatten()[order], *parts[:3], pieces)
+
+
+def forecast(steps: Increments, action: Tensor, catalogue: Catalogue) -> tuple[Tensor, Tensor]:
+    """Return the expected spend of pairs [N] among steps, and the expected redemptions of each offer [O+1]."""
+    real = steps.price > -torch.inf
+    total = torch.where(real, steps.spend, 0.0).cumsum(1).to(catalogue.value)
+    spend = torch.where(real & (steps.action == action[:, None]), total, 0.0).amax(1)
+    offer, channel = action // len(catalogue.channels), action % len(catalogue.channels)
+    face, message = catalogue.value[offer], catalogue.cost[channel] * (offer > 0)
+    share = torch.where(face > 0, (spend - message) / face.clamp_min(1e-12), 1.0).clamp(0, 1) * (offer > 0)
+    return spend.sum(), torch.zeros_like(catalogue.value).index_add(0, offer, share)
 
 
 def within_stock(steps: Increments, purse: Purse, stock: Tensor, need: Callable) -> tuple[Queue, int]:

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from envs.offers.budget import Increments, clear
 from envs.offers.policies import Policy
-from envs.offers.world import State
 
 
 def price_path(weeks: list[Increments], budget: Tensor) -> Tensor:
@@ -43,9 +42,9 @@ class Saving:
     def __init__(self, policy: Policy, worth: Tensor):
         self.policy, self.worth, self.information = policy, worth.tolist(), policy.information
 
-    def increments(self, week: int, state: State) -> Increments:
+    def increments(self, week: int, *seen) -> Increments:
         """Return the policy's steps above the worth of carried money."""
-        steps = self.policy.increments(week, state)
+        steps = self.policy.increments(week, *seen)
         return steps._replace(price=torch.where(steps.price >= self.worth[week], steps.price, -torch.inf))
 
 
@@ -55,7 +54,7 @@ class Watched:
     def __init__(self, policy: Policy):
         self.policy, self.information, self.weeks = policy, policy.information, []
 
-    def increments(self, week: int, state: State) -> Increments:
+    def increments(self, week: int, *seen) -> Increments:
         """Return the policy's steps."""
-        self.weeks.append(self.policy.increments(week, state))
+        self.weeks.append(self.policy.increments(week, *seen))
         return self.weeks[-1]

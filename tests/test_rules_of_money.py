@@ -396,7 +396,7 @@ def test_both_accounts_agree_under_roll_over_and_stock(rule):
             behind.append((r.lost.sum() + idle + unused) / bound.gap)
         sums = torch.stack(sums)
         error = sums.std() / len(sums) ** 0.5
-        assert error < 0.04 and abs(sums.mean() - 1) < 4 * error
+        assert error < 0.06 and abs(sums.mean() - 1) < 4 * error
         row = summary(records, market, bound)
         assert row["score"] == pytest.approx(1 - torch.stack(behind).mean().item())
         cause = row["lost"]["cause"]
@@ -457,12 +457,13 @@ def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
     assert set(metrics["hard"]["policies"]) == set(metrics["policies"])
     assert all(row["weeks_breached"] == 0 and row["score"] <= 1 for row in metrics["hard"]["policies"].values())
     assert metrics["hard"]["policies"]["planning"]["score"] > 0.3
-    first, second = report.tables()
+    first, second = (part.table() for part in report.parts().values())
     assert "expectation" in first.title and "never passed" in second.title and first.caption is None
     evaluation = make(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2}, hard=None)
     evaluation.env.budget.rollover = rollover
     alone = evaluation.run(None, "")
     assert "hard" not in alone.metrics() and alone.metrics()["policies"] == metrics["policies"]
+    assert alone.table().caption and len(alone.parts()) == 1
 
 
 @pytest.mark.parametrize("make, says", [

@@ -70,7 +70,8 @@ def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Ten
     least, slopes, heights = np.inf, [], []
     for evaluations in range(1, max_evaluations + 1):
         prices = torch.as_tensor(spread @ point).to(budget)
-        scarcity = torch.zeros_like(stock).index_put_((torch.tensor(stocked, dtype=torch.long),), prices[weeks:])
+        scarcity = torch.zeros_like(stock)
+        scarcity[list(stocked)] = prices[weeks:]
         values, actions = best_plan(c, world, v0, prices[:weeks], scarcity if stocked else None)
         use = expected_use(c, world, start, actions, stocked).sum(1)
         gain = values[0].at(start) - untouched  # summed without the organic profit, whose rounding would drown it

@@ -121,8 +121,9 @@ class Budget:
         self.stock, self.rule = stock or {}, rule
 
     def check(self, catalogue: Catalogue) -> None:
-        """Raise ValueError where an offer that has a stock is not in the catalogue."""
+        """Raise ValueError where stock or rule don't fit the catalogue."""
         self.pieces(0, catalogue)
+        self.rule.check(catalogue)
 
     def at(self, share: float) -> Budget:
         """Return the same with another share."""
@@ -135,7 +136,9 @@ class Budget:
             amounts = torch.full_like(world.season, self.weekly * len(c))
         else:
             amounts = self.share * unconstrained_spend(c, world, v0, start).mean().expand(world.weeks)
-        return torch.zeros_like(amounts).index_fill_(0, torch.tensor(0), amounts.sum()) if self.seasonal else amounts
+        if not self.seasonal:
+            return amounts
+        return torch.cat((amounts.sum()[None], torch.zeros_like(amounts[1:])))
 
     def pieces(self, n: int, catalogue: Catalogue) -> Tensor:
         """Redemptions that n customers can be given of each offer [O+1], inf without a limit."""

@@ -32,7 +32,9 @@ class Evaluation:
         self.env, self.customers, self.seasons, self.validation, self.others = env, customers, seasons, validation, others
         self.tuning_seasons, self.fees, self.estimator, self.ridge = tuning_seasons, fees, estimator, ridge
         self.rehearsals, self.frontier, self.bound_options, self.seed = rehearsals, frontier, bound, seed
-        self.hard = hard  # the rule of the second table
+        self.hard = None if hard == env.budget.rule else hard  # the rule of the second table
+        if self.hard:
+            self.hard.check(env.world.catalogue)
         self.world = env.world.to(env.device, torch.float64)
         self.prices = torch.logspace(math.log10(grid["high"]), math.log10(grid["low"]), grid["points"], device=env.device)
         self._curve: tuple | None = None
@@ -150,16 +152,18 @@ class Evaluation:
         other = self._market(self.others, 12, "train", self.env.budget)
         bound = self.bound(market)
         policies = self.baselines(market, bound, other)
-        report = self._table(agent, name, policies, market, other, bound, market.rule)
-        return replace(report, hard=self._table(agent, name, policies, market, other, bound, self.hard)) if self.hard else report
+        report = self._table(agent, name, policies, market, other, bound)
+        if self.hard:
+            market, other = (replace(x, rule=self.hard) for x in (market, other))
+            report = replace(report, hard=self._table(agent, name, policies, market, other, bound))
+        return replace(report, frontier=self._frontier(agent, name) if agent is not None else [])
 
-    def _table(self, agent, name: str, policies: dict[str, Policy], market: Market, other: Market, bound: Bound,
-               rule: Rule) -> Report:
-        """Compare under one rule of money."""
-        market, other, policies, told = replace(market, rule=rule), replace(other, rule=rule), dict(policies), {}
+    def _table(self, agent, name: str, policies: dict[str, Policy], market: Market, other: Market, bound: Bound) -> Report:
+        """Compare under the market's rule of money."""
+        policies, told = dict(policies), {}
         if agent is not None:
             policies[name], told = self.deploy(agent, market, other)
-            if agent.valued and rule is not self.hard:
+            if agent.valued and market.rule is not self.hard:
                 policies[f"{name}, no budget"] = policies[name].uncleared()
         records = {row: self._play(policy, market, bound, self.seasons, 13) for row, policy in policies.items()}
         rows = {row: {"information": policies[row].information, **summary(records[row], market, bound)} for row in policies}
@@ -167,8 +171,7 @@ class Evaluation:
             rows[name]["ahead_of"] = {row: paired(records[name], records[row], market, bound) for row in rows if row != name}
             rows[name] |= told
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
-        frontier = self._frontier(agent, name) if agent is not None and rule is not self.hard else []
-        return Report(rows, bound, len(market), self.seasons, frontier, str(rule), None)
+        return Report(rows, bound, len(market), self.seasons, [], str(market.rule), None)
 
     def _frontier(self, agent, name: str) -> list[dict]:
         """Value the agent and the planner at other budgets, each with its own bound."""

@@ -36,12 +36,9 @@ class Report:
         """The numbers by which runs are compared."""
         return {f"score/{name}": row["score"] for name, row in self.rows.items()}
 
-    def tables(self) -> list[Table]:
-        """Lay the comparison out for the console, under each rule of money."""
-        tables = [self.table(), *([self.hard.table()] if self.hard else [])]
-        for table in tables[:-1]:  # once is enough
-            table.caption = None
-        return tables
+    def parts(self) -> dict[str, Report]:
+        """Name the comparison under each rule of money."""
+        return {"table": self, **({"table_hard": self.hard} if self.hard else {})}
 
     def _lines(self) -> list[list[str]]:
         lines = []
@@ -58,10 +55,13 @@ class Report:
     def table(self) -> Table:
         """Lay the comparison out for the console."""
         table = Table(title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
-                            f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.rule}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+                            f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.rule}",
+                      box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
                       caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
                               "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
                               "realised spend passed the budget", caption_justify="left")
+        if self.hard:  # whose table says what the columns mean, once for both
+            table.caption = None
         for i, column in enumerate(self._columns):
             table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
         for line in self._lines():

@@ -1,7 +1,9 @@
 """The rules of money: how what a policy asks for is kept within budget and stock (envs/offers/README.md §7)."""
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Protocol
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,17 +68,22 @@ class Purse:
             self.reservations.append((day + days, (held * self.catalogue.value).sum(), held))
 
 
-class Rule(Protocol):
-    """How a week's steps are bought: returns flat pairs [N] and the price at which the week cleared.
+class Rule:
+    """How a week's steps are bought."""
 
-    `redeems` draws which of the pairs [N] that it is given are redeemed; each customer is sent one pair at most.
-    """
+    def check(self, catalogue: Catalogue) -> None:
+        """Raise ValueError where the rule doesn't fit a catalogue."""
 
+    @abstractmethod
     def week(self, purse: Purse, steps: Increments, redeems: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Spend the week that the purse has opened."""
+        """Spend the week that the purse has opened: return flat pairs [N] and the price at which it cleared.
+
+        `redeems` says who redeems which of the pairs [N] that are sent; each customer is sent one at most.
+        """
 
 
-class Expected:
+@dataclass(frozen=True, kw_only=True)
+class Expected(Rule):
     """Expected spend within the budget; what is paid can pass it. Expectations are what roll-over and stock count, too."""
 
     def __str__(self) -> str:
@@ -94,13 +101,15 @@ class Expected:
         return action, price
 
 
-class Buffered:
+@dataclass(frozen=True, kw_only=True)
+class Buffered(Rule):
     """Expected spend and z of its standard deviations within the budget; customers redeem independently."""
 
-    def __init__(self, *, z: float):
-        if z < 0:
-            raise ValueError(f"env.budget.rule.z: expected a number from 0, got {z}")
-        self.z = z
+    z: float
+
+    def __post_init__(self):
+        if self.z < 0:
+            raise ValueError(f"env.budget.rule.z: expected a number from 0, got {self.z}")
 
     def __str__(self) -> str:
         return f"spent in expectation, {self.z:g} standard deviations below"
@@ -114,26 +123,34 @@ class Buffered:
         return action, price
 
 
-class Reserved:
+@dataclass(frozen=True, kw_only=True)
+class Reserved(Rule):
     """Face value and message reserved when sent, settled when redeemed, released when validity lapses: certain.
 
     A week sends in `waves`, spread over its days, each with what the earlier ones released. `validity_days` of every
     offer, the day of sending included.
     """
 
-    def __init__(self, *, waves: int, validity_days: int | dict):
-        if not 1 <= waves <= DAYS:
-            raise ValueError(f"env.budget.rule.waves: expected 1 to {DAYS} a week, got {waves}")
-        for days in validity_days.values() if isinstance(validity_days, dict) else (validity_days,):
+    waves: int
+    validity_days: int | dict
+
+    def __post_init__(self):
+        if not 1 <= self.waves <= DAYS:
+            raise ValueError(f"env.budget.rule.waves: expected 1 to {DAYS} a week, got {self.waves}")
+        each = self.validity_days.values() if isinstance(self.validity_days, dict) else [self.validity_days]
+        for days in each:
             if isinstance(days, bool) or not isinstance(days, int) or days < 1:
                 raise ValueError(f"env.budget.rule.validity_days: expected whole days from 1, got {days}")
-        self.waves, self.validity_days = waves, validity_days
 
     def __str__(self) -> str:
         return f"reserved when sent, in {self.waves} waves a week: never passed"
 
+    def check(self, catalogue: Catalogue) -> None:
+        """Raise ValueError where validity is not that of the catalogue's offers."""
+        self.validity(catalogue)
+
     def validity(self, catalogue: Catalogue) -> Tensor:
-        """Return the days [O+1] that each offer is valid; raise ValueError where an offer has none."""
+        """Return the days [O+1] that each offer is valid."""
         days = self.validity_days
         if isinstance(days, dict):
             if set(days) != set(catalogue.offers[1:]):

@@ -16,7 +16,7 @@ from envs.offers.policies import Knapsack, Nothing, Policy, Priced, Random, Resp
 from envs.offers.program import organic
 from envs.offers.report import Report
 from envs.offers.saving import Saving, Watched, carried, price_path
-from envs.offers.spending import Rule
+from envs.offers.spending import Expected, Rule
 
 
 class Evaluation:
@@ -97,8 +97,8 @@ class Evaluation:
         week; the next buy all that is worth the prices found so far.
         """
         even = replace(market, budget=market.budget.mean().expand_as(market.budget), rollover=False)
-        drift, free = self.rehearse(agent, even), replace(market, budget=torch.full_like(market.budget, torch.inf))
-        path = None
+        free = replace(market, budget=torch.full_like(market.budget, torch.inf), rule=Expected())
+        drift, path = self.rehearse(agent, even), None
         for _ in range(1 + self.rehearsals):
             policy = Watched(self.learned(agent, market, drift))
             self._play(policy if path is None else Saving(policy, path), even if path is None else free, None, 1, 3)

@@ -457,6 +457,9 @@ def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
     assert set(metrics["hard"]["policies"]) == set(metrics["policies"])
     assert all(row["weeks_breached"] == 0 and row["score"] <= 1 for row in metrics["hard"]["policies"].values())
     assert metrics["hard"]["policies"]["planning"]["score"] > 0.3
+    if rollover:  # no week clears below what money is worth in the next
+        worth = carried(torch.tensor(metrics["bound"]["prices"]))
+        assert (torch.tensor(metrics["policies"]["planning"]["prices"]) >= worth - 1e-6).all()
     first, second = (part.table() for part in report.parts().values())
     assert "expectation" in first.title and "never passed" in second.title and first.caption is None
     evaluation = make(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2}, hard=None)

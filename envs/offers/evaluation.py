@@ -53,7 +53,10 @@ class Evaluation:
 
     def _play(self, policy: Policy, market: Market, bound: Bound | None, seasons: int, stream: int) -> list[Record]:
         generator = self._generator(stream)
-        return [play(policy, market, market.uniforms(generator), bound) for _ in range(seasons)]
+        records = [play(policy, market, market.uniforms(generator), bound) for _ in range(seasons)]
+        if isinstance(policy, Saving):
+            records = [replace(r, price=policy.marginal(r.price)) for r in records]
+        return records
 
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
     def learned(self, agent, market: Market, drift: float) -> Priced | Valued:

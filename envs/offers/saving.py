@@ -40,12 +40,16 @@ class Saving:
     """A policy that leaves alone what earns less than money carried out of the week will, `worth` [T]."""
 
     def __init__(self, policy: Policy, worth: Tensor):
-        self.policy, self.worth, self.information = policy, worth.tolist(), policy.information
+        self.policy, self.worth, self.information = policy, worth, policy.information
 
     def increments(self, week: int, *seen) -> Increments:
         """Return the policy's steps above the worth of carried money."""
         steps = self.policy.increments(week, *seen)
         return steps._replace(price=torch.where(steps.price >= self.worth[week], steps.price, -torch.inf))
+
+    def marginal(self, price: Tensor) -> Tensor:
+        """Return at what prices weeks cleared that cleared at prices [T] for what was asked: money that waits has its worth."""
+        return torch.maximum(price, self.worth.to(price))
 
 
 class Watched:

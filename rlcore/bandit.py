@@ -141,7 +141,7 @@ class Bandit(Learner):
             self.optimizer.step()
             total += loss.detach()
         with torch.no_grad():
-            self.explore.refit(self.net, *self.memory.rows())
+            self.explore.refit(self.net, self.iteration, *self.memory.rows())
         metrics = {"losses/value_loss": total / self.updates}
         if self.spend:
             pairs = unflatten(decisions.action, self.env.nvec)

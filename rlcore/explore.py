@@ -56,8 +56,8 @@ class Explorer(nn.Module):
     def absorb(self, net, context: Tensor, action: Tensor) -> None:
         """Take note of decisions that were made: flat actions [B]."""
 
-    def refit(self, net, context: Tensor, action: Tensor, reward: Tensor) -> None:
-        """Learn anew from all that is remembered, after the network has changed."""
+    def refit(self, net, iteration: int, context: Tensor, action: Tensor, reward: Tensor) -> None:
+        """Learn anew from all that is remembered, after the network has changed in an iteration."""
 
 
 class EpsilonGreedy(Explorer):
@@ -83,28 +83,29 @@ class SquareCB(Explorer):
 
 
 class GradientUncertainty(Explorer):
-    """σ_a = √(λν · gᵀU⁻¹g / m), g the network's gradient at action a, U = λ + Σ g²/m over decisions (its diagonal).
+    """σ_a = √(λν · gᵀU⁻¹g), g the network's gradient at action a, U = λ + Σ g² over decisions (its diagonal).
 
-    m is the width of the last hidden layer. Zhou, Li & Gu 2020 (NeuralUCB), with the diagonal in place of the matrix.
+    Zhou, Li & Gu 2020 (NeuralUCB), with the diagonal in place of the matrix. Their g is divided by √width, since their
+    layers are drawn such that it grows by that; after an orthogonal initialisation it does not.
     """
 
     def __init__(self, net, *, ridge: float, nu: float, epsilon: float):
         super().__init__()
         self.ridge, self.nu, self.epsilon = ridge, nu, epsilon
-        probe = net.gradients(torch.zeros(1, net.body[0].in_features, device=net.body[0].weight.device))
-        for i, (delta, x) in enumerate(probe):
-            self.register_buffer(f"design{i}", torch.full((delta.shape[-1], x.shape[-1]), ridge, device=x.device))
+        for i, layer in enumerate(layer for layer in net.body if isinstance(layer, nn.Linear)):
+            size = layer.out_features, layer.in_features + 1  # weight and bias
+            self.register_buffer(f"design{i}", layer.weight.detach().new_full(size, ridge))
 
     def std(self, net, context: Tensor) -> Tensor:
         """σ of every action, [B, A]."""
         total = sum(((delta.square() @ (1 / getattr(self, f"design{i}"))) * x.square()[:, None]).sum(-1)
                     for i, (delta, x) in enumerate(net.gradients(context)))
-        return (self.ridge * self.nu * total / net.width).sqrt()
+        return (self.ridge * self.nu * total).sqrt()
 
     def absorb(self, net, context, action):
         rows = torch.arange(len(action), device=action.device)
         for i, (delta, x) in enumerate(net.gradients(context)):
-            getattr(self, f"design{i}").add_(delta[rows, action].square().T @ x.square() / net.width)
+            getattr(self, f"design{i}").add_(delta[rows, action].square().T @ x.square())
 
 
 class NeuralUCB(GradientUncertainty):
@@ -129,13 +130,14 @@ class NeuralTS(GradientUncertainty):
 class NeuralLinear(Explorer):
     """Bayesian linear regression of each action's reward on the network's last features, and Thompson draws from it.
 
-    Riquelme, Tucker & Snoek 2018. Precision A = λI + Σφφᵀ is rebuilt from memory whenever the network has changed, since
-    the features of old decisions change with it. The noise has an inverse-gamma posterior, of which the mean is used.
+    Riquelme, Tucker & Snoek 2018. Precision A = λI + Σφφᵀ is rebuilt from memory every so many iterations, since the
+    features of old decisions change with the network. The noise has an inverse-gamma posterior, of which the mean is used.
     """
 
-    def __init__(self, net, *, ridge: float, noise_shape: float, noise_scale: float, epsilon: float, samples: int):
+    def __init__(self, net, *, ridge: float, noise_shape: float, noise_scale: float, refit_every: int, epsilon: float,
+                 samples: int):
         super().__init__()
-        self.ridge, self.epsilon, self.samples = ridge, epsilon, samples
+        self.ridge, self.refit_every, self.epsilon, self.samples = ridge, refit_every, epsilon, samples
         self.noise_shape, self.noise_scale = noise_shape, noise_scale
         count, size = net.num_actions, net.width + 1
         device = net.body[0].weight.device
@@ -152,7 +154,9 @@ class NeuralLinear(Explorer):
         draw = thompson(features @ self.mean.T - charge, (self.noise * spread).sqrt(), mask, self.samples, generator)
         return floored(draw, mask, self.epsilon)
 
-    def refit(self, net, context, action, reward):
+    def refit(self, net, iteration, context, action, reward):
+        if iteration % self.refit_every:
+            return
         count, size = self.mean.shape
         gram = torch.zeros(count, size, size, device=context.device, dtype=torch.float64)
         moment, square, seen = gram.new_zeros(count, size), gram.new_zeros(count), gram.new_zeros(count)

@@ -1,6 +1,7 @@
 """Rules of money against scalar ledgers, linear programs and whatever hypothesis makes policies ask for."""
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from math import inf, sqrt
 
@@ -451,9 +452,10 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
 def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
     from test_evaluation import make
     evaluation = make(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2})
-    evaluation.env.budget.rollover = rollover
+    evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     report = evaluation.run(None, "")
-    metrics = report.metrics()
+    metrics = json.loads(json.dumps(report.metrics(), allow_nan=False))
+    assert ("scarcity" in metrics["bound"]) == rollover
     assert set(metrics["hard"]["policies"]) == set(metrics["policies"])
     assert all(row["weeks_breached"] == 0 and row["score"] <= 1 for row in metrics["hard"]["policies"].values())
     assert metrics["hard"]["policies"]["planning"]["score"] > 0.3
@@ -463,7 +465,7 @@ def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
     first, second = (part.table() for part in report.parts().values())
     assert "expectation" in first.title and "never passed" in second.title and first.caption is None
     evaluation = make(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2}, hard=None)
-    evaluation.env.budget.rollover = rollover
+    evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     alone = evaluation.run(None, "")
     assert "hard" not in alone.metrics() and alone.metrics()["policies"] == metrics["policies"]
     assert alone.table().caption and len(alone.parts()) == 1

@@ -17,21 +17,26 @@ from envs.offers.saving import Saving, carried
 KEPT = ("score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "worst_week", "contact_rate")
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, sizes: dict, seasons: dict,
-        precision: str, bound: dict, rules: dict) -> dict:
-    """Play the planner under every rule, weekly and rolled over, on test customers; print and return what each costs."""
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, sizes: dict, precision: str,
+        bound: dict, rules: dict) -> dict:
+    """Play the planner under every rule on test customers; print and return what each costs against the first.
+
+    `sizes` has {customers: {evaluations of the dual, seasons}}; a dual starts at the prices of the size before.
+    """
+    if precision not in ("float32", "float64"):
+        raise ValueError(f"bench.precision: expected float32 or float64, got '{precision}'")
     env, rows = env(device, seed), []
     world = env.world.to(device, getattr(torch, precision))
     print(f"{'customers':>9}  {'rule':28}  {'score':>6}  {'price':>6}  {'spend':>6}  {'breached':>8}  {'worst':>6}  {'s':>6}")
-    for n, evaluations in sizes.items():
+    for n, size in sizes.items():
         generator = torch.Generator(device).manual_seed(seed)
         market = Market.open(env.population.draw(n, generator, "test"), world, env.budget)
         limit = dual(market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover,
-                     **bound, max_evaluations=evaluations)
+                     **bound, max_evaluations=size["evaluations"])
         bound = {**bound, "first_price": limit.prices.tolist()}
         policy = Knapsack(market.customers, world, "true θ", values=limit.values, fee=0.0, scarcity=limit.scarcity)
         policy = Saving(policy, carried(limit.prices)) if market.rollover else policy
-        luck, best = [market.uniforms(generator) for _ in range(seasons[n])], None
+        luck, best = [market.uniforms(generator) for _ in range(size["seasons"])], None
         for name, rule in rules.items():
             started = time.perf_counter()
             result = summary([play(policy, replace(market, rule=rule), u, limit) for u in luck], market, limit)

@@ -81,13 +81,14 @@ def publish(report, name: str | None, logger, directory: Path, config: dict) -> 
     for title, figure in figures.items():
         checkpoint.atomic(directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png"))
         logger.figure(f"evaluation/{title}", figure)
-    logger.text("evaluation/table", report.markdown())
+    for title, part in report.parts().items():
+        logger.text(f"evaluation/{title}", part.markdown())
     logger.hparams(flatten(config), report.headline())
     seconds = max(logger.seconds, 1e-9)
     checkpoint.save_json(directory / "metrics.json", {
         **report.metrics(), "steps": logger.steps, "steps_per_second": logger.steps / seconds, "seconds": logger.seconds})
     logger.close()
-    logger.console.print(report.table())
+    logger.console.print(*(part.table() for part in report.parts().values()), sep="\n")
     logger.console.print(f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}")
 
 

@@ -63,8 +63,11 @@ def untouched(season) -> float:
     return sum(r.organic()[0][s] for r, s in zip(season.references, tuples(season.start)))
 
 
-def program(season) -> tuple[float, torch.Tensor]:
-    """Solve the relaxed problem over occupancies x(customer, week, state, action) ≥ 0; return its value and prices."""
+def program(season, rollover=False, stock=()) -> tuple[float, torch.Tensor]:
+    """Solve the relaxed problem over occupancies x(customer, week, state, action) ≥ 0; return its value and multipliers.
+
+    With `rollover` the budgets of the weeks so far limit what was spent so far; `stock` lists (offer, redemptions).
+    """
     gain, flow, paid, start = [], [], [], []  # objective; (row, column, coefficient) of flow and of spend; entries
     weeks, rows = season.world.weeks, 0
     for r, first in zip(season.references, tuples(season.start)):
@@ -76,7 +79,8 @@ def program(season) -> tuple[float, torch.Tensor]:
                 for a in r.allowed(s):
                     column, law = len(gain), r.law(s, x, a)
                     flow.append((row, column, 1.0))
-                    paid.append((t, column, r.spend(s, x, a)))
+                    paid += [(when, column, r.spend(s, x, a)) for when in range(t, weeks if rollover else t + 1)]
+                    paid += [(weeks + k, column, r.respond(s, x, a)[0]) for k, (o, _) in enumerate(stock) if a[0] == o]
                     gain.append(r.profit(s, x, a))
                     if t == weeks - 1:
                         gain[-1] += r.ahead(s, x, a, end)
@@ -91,7 +95,9 @@ def program(season) -> tuple[float, torch.Tensor]:
         return coo_array((x, (i, j)), shape=(height, len(gain))).tocsr()
 
     exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-    solved = linprog(-np.array(gain), matrix(paid, weeks), season.budget.numpy(), matrix(flow, rows), start,
+    budget = season.budget.numpy()
+    limits = np.append(budget.cumsum() if rollover else budget, [pieces for _, pieces in stock])
+    solved = linprog(-np.array(gain), matrix(paid, len(limits)), limits, matrix(flow, rows), start,
                      method="highs", options=exact)
     assert solved.status == 0, solved.message
     return -solved.fun, -torch.tensor(solved.ineqlin.marginals)

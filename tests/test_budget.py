@@ -337,4 +337,4 @@ def test_weekly_amounts(make_season):
 @pytest.mark.parametrize("key, value", [("share", 0.0), ("share", 1.1), ("weekly", 0.0), ("weekly", -1.0)])
 def test_a_senseless_amount_is_refused(key, value):
     with pytest.raises(ValueError, match=rf"^env\.budget\.{key}: expected .*got {value}$"):
-        Budget(**{"share": 0.3, "weekly": None, key: value})
+        Budget(**{"share": 0.3, "weekly": None, "seasonal": False, "rollover": False, "stock": {}, "rule": None, key: value})

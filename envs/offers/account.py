@@ -12,17 +12,30 @@ Z = 1.96  # normal quantile of a 95 % interval
 
 
 def losses(records: list[Record], market: Market, bound: Bound) -> tuple[Tensor, float]:
-    """Split L − J(π) = E Σ ρ + Σ λ_t·(B_t − E spend_t): Σ ρ of each customer [N], and the unspent budget at its price.
+    """Split L − J(π) = E Σ ρ + Σ λ_t·(B_t − E spend_t) + Σ ν_o·(stock_o − E redeemed_o): Σ ρ of each customer [N], and
+    what was left unused at its price.
 
     Money spent beyond a week's budget counts as no gain: who misjudges what messages cost must not score by it.
     """
-    return torch.stack([r.lost.sum(0) for r in records]).mean(0), unspent(records, market, bound).sum().item()
+    idle = unspent(records, market, bound).sum() + unredeemed(records, market, bound)
+    return torch.stack([r.lost.sum(0) for r in records]).mean(0), idle.item()
 
 
 def unspent(records: list[Record], market: Market, bound: Bound) -> Tensor:
-    """What each week's unspent budget would have been worth, [T]."""
-    spend = torch.stack([r.spend.sum(1) for r in records]).mean(0)
-    return bound.prices * (market.budget - spend).clamp_min(0)
+    """What each week's unspent budget would have been worth, [T]; with roll-over only what no later week could use."""
+    left = market.budget - torch.stack([r.spend.sum(1) for r in records]).mean(0)
+    if not bound.rollover:
+        return bound.prices * left.clamp_min(0)
+    return (bound.prices - torch.cat((bound.prices[1:], torch.zeros_like(left[:1])))) * left.cumsum(0).clamp_min(0)
+
+
+def unredeemed(records: list[Record], market: Market, bound: Bound) -> Tensor:
+    """What the stock left over would have been worth."""
+    stocked, channels = bound.stock.isfinite(), len(market.world.catalogue.channels)
+    taken = torch.zeros_like(bound.stock)
+    for r in records:
+        taken.index_add_(0, (r.action // channels).flatten(), r.redeem.flatten() / len(records))
+    return torch.where(stocked, bound.scarcity * (bound.stock - taken).clamp_min(0), 0.0).sum()
 
 
 def share_of_gap(each: Tensor, rest: float, bound: Bound) -> list[float]:
@@ -41,11 +54,15 @@ def summary(records: list[Record], market: Market, bound: Bound) -> dict:
     gained = torch.stack([r.gained.sum(0) for r in records]).mean(0)
     direct, *direct_ci = share_of_gap(gained, 0.0, bound)
     paid, spend = (torch.stack([getattr(r, name).sum(1) for r in records]) for name in ("paid", "spend"))
+    limit = market.budget
+    if market.rollover:
+        paid, limit = paid.cumsum(1), limit.cumsum(0)
     return {
         "score": 1 - lost, "score_ci": [1 - high, 1 - low], "score_direct": direct, "score_direct_ci": direct_ci,
         "incremental_profit": (1 - lost) * bound.gap,
         "spend_ratio": (spend.sum(1).mean() / market.budget.sum().clamp_min(1e-12)).item(),
-        "weeks_breached": (paid > market.budget).double().mean().item(),
+        "weeks_breached": (paid > limit).double().mean().item(),
+        "worst_week": (paid / limit.clamp_min(1e-12)).max().item(),
         "contact_rate": torch.stack([(r.action > 0).double().mean() for r in records]).mean().item(),
         "prices": torch.stack([r.price for r in records]).mean(0).tolist(),
         "lost": lost_profit(records, market, bound)}
@@ -65,11 +82,12 @@ def lost_profit(records: list[Record], market: Market, bound: Bound) -> dict:
     same_channel = action % channels == planned % channels
     channel = torch.where(meant, planned, action) % channels
     idle = unspent(records, market, bound) / bound.gap
+    stock = {"unused stock": (unredeemed(records, market, bound) / bound.gap).item()} if bound.stock.isfinite().any() else {}
     weeks = lost.sum((0, 2)) / scale
     return {
         "cause": {"missed contact": share(~sent & meant), "needless contact": share(sent & ~meant),
                   "wrong channel": share(sent & meant & ~same_channel), "wrong offer": share(sent & meant & same_channel),
-                  "unspent budget": idle.sum().item()},
+                  "unspent budget": idle.sum().item(), **stock},
         "segment": {name: share((habit >= low) & (habit <= high)) for name, (low, high) in SEGMENTS.items()},
         "channel": {name: share((channel == k) & (sent | meant)) for k, name in enumerate(catalogue.channels)},
         "week": weeks.tolist(), "week_unspent": idle.tolist()}

@@ -1,4 +1,4 @@
-"""The provable upper bound: Lagrangian relaxation of the weekly budgets (envs/offers/README.md §5)."""
+"""The provable upper bound: Lagrangian relaxation of budgets and stocks (envs/offers/README.md §5, §7)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
-from envs.offers.program import Values, best_plan, expected_spend
+from envs.offers.program import Values, best_plan, expected_spend, expected_use
 from envs.offers.world import Customers, State, World
 
 LEVEL = 0.8  # how low the next prices aim: 0 is the tangents' least value, 1 the best found so far
@@ -22,9 +22,13 @@ class Bound:
     value: float  # L(λ*)
     none: float  # J(none)
     prices: Tensor  # λ* [T]
+    scarcity: Tensor  # ν* [O+1], the price of a redemption of each offer; 0 without a stock
     values: list[Values]  # V^λ* of weeks 1..T+1
     budget: Tensor  # B [T]
+    stock: Tensor  # redemptions that each offer has in a season [O+1], inf without a limit
+    rollover: bool  # what a week leaves over can be spent later
     spend: Tensor  # expected spend of the greedy plan [T]
+    taken: Tensor  # its expected redemptions of each stocked offer [S]
     gain: Tensor  # V^λ*(s_1) − V⁰(s_1) [N]
     evaluations: int
     certificate: float  # L(λ) is nowhere below this
@@ -41,40 +45,55 @@ def unconstrained_spend(c: Customers, world: World, v0: list[Values], start: Sta
     return expected_spend(c, world, start, actions).sum(1)
 
 
-def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Tensor, *, first_price: float,
-         tolerance: float, max_evaluations: int) -> Bound:
-    """Minimise L(λ) = Σ λ_t·B_t + Σ_i V^λ_i1(s_i1) over λ ≥ 0; ∂L/∂λ_t = B_t − E spend_t of the best plan.
+def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Tensor, stock: Tensor | None = None,
+         rollover: bool = False, *, first_price: float | list, tolerance: float, max_evaluations: int) -> Bound:
+    """Minimise L(λ, ν) = Σ λ_t·B_t + Σ ν_o·stock_o + Σ_i V^λν_i1(s_i1); its slope is what the best plan leaves unused.
 
-    Any λ gives a valid bound; the optimiser only decides how tight it is. L is convex and piecewise linear, with
+    The variables are the multipliers of the constraints, ≥ 0, and prices a linear map of them: with roll-over, Σ_{s≤t}
+    spend_s ≤ Σ_{s≤t} B_s at multiplier μ_t, so that λ_t = Σ_{s≥t} μ_s never rises.
+
+    Any λ so made gives a valid bound; the optimiser only decides how tight it is. L is convex and piecewise linear, with
     sharp kinks where customers are few. Each evaluation adds a tangent below it, and nowhere is L below the least
     value of the tangents' maximum (Kelley 1960, cutting planes). The prices there would jump about, so the next ones
     are the nearest to the best so far at which every tangent is below a level in between (Lemaréchal, Nemirovskii
     and Nesterov 1995, level bundle). It ends when less than `tolerance` of the gap L(λ) − J(none) can be removed.
     """
-    untouched = v0[0].at(start)
+    weeks, untouched = len(budget), v0[0].at(start)
+    stock = torch.full_like(world.catalogue.value, torch.inf) if stock is None else stock.to(budget)
+    stocked = tuple(stock.isfinite().nonzero()[:, 0].tolist())
+    limits = torch.cat((budget, stock[list(stocked)]))
+    spread = np.eye(len(limits))  # prices = spread @ multipliers
+    if rollover:
+        spread[:weeks, :weeks] = np.triu(np.ones((weeks, weeks)))
     none = untouched.sum(dtype=torch.float64).item()
-    point = np.zeros(len(budget))  # where it ends at once if no budget binds
+    point = np.zeros(len(limits))  # where it ends at once if nothing binds
     least, slopes, heights = np.inf, [], []
     for evaluations in range(1, max_evaluations + 1):
-        prices = torch.as_tensor(point).to(budget)
-        values, actions = best_plan(c, world, v0, prices)
-        spend = expected_spend(c, world, start, actions).sum(1)
+        prices = torch.as_tensor(spread @ point).to(budget)
+        scarcity = torch.zeros_like(stock)
+        scarcity[list(stocked)] = prices[weeks:]
+        values, actions = best_plan(c, world, v0, prices[:weeks], scarcity if stocked else None)
+        use = expected_use(c, world, start, actions, stocked).sum(1)
         gain = values[0].at(start) - untouched  # summed without the organic profit, whose rounding would drown it
-        gap = ((prices * budget).sum(dtype=torch.float64) + gain.sum(dtype=torch.float64)).item()
+        gap = ((prices * limits).sum(dtype=torch.float64) + gain.sum(dtype=torch.float64)).item()
         if evaluations == 1:
             unit = abs(gap) or 1.0
         if gap < least:
             least, centre = gap, point
-            best = {"value": none + gap, "prices": prices, "values": values, "spend": spend, "gain": gain}
-        slopes.append((budget - spend).double().cpu().numpy() / unit)
-        heights.append(gap / unit - slopes[-1] @ prices.double().cpu().numpy())
+            best = {"value": none + gap, "prices": prices[:weeks], "scarcity": scarcity, "values": values,
+                    "spend": use[:weeks], "taken": use[weeks:], "gain": gain}
+        unused = (limits - use).double().cpu().numpy() / unit
+        slopes.append(spread.T @ unused)
+        heights.append(gap / unit - unused @ prices.double().cpu().numpy())
         tangents = np.array(slopes), np.array(heights)
         low = unit * lowest(*tangents)
         if least - low <= tolerance * least + PRECISION * unit:
             break
         level = (low + LEVEL * (least - low)) / unit
-        point = nearest(centre, *tangents, level) if evaluations > 1 else np.full(len(budget), first_price)
-    return Bound(none=none, budget=budget, evaluations=evaluations, certificate=none + low, **best)
+        point = nearest(centre, *tangents, level) if evaluations > 1 else np.linalg.solve(
+            spread, np.append(np.broadcast_to(first_price, weeks), np.zeros(len(stocked))))
+    return Bound(none=none, budget=budget, stock=stock, rollover=rollover, evaluations=evaluations,
+                 certificate=none + low, **best)
 
 
 def lowest(slopes: np.ndarray, heights: np.ndarray) -> float:

@@ -35,6 +35,7 @@ class OffersEnv(BatchedEnv):
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.season = self.world.weeks
         self.population = population(catalogue)
+        budget.check(catalogue)
         self.budget, self.evaluation = budget, evaluation  # how its policies are judged
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
         self.observe = observation(self.population.num_features, self.world.weeks, price_range, drift_range)

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from envs.offers.account import paired, summary
 from envs.offers.bound import Bound, dual
@@ -13,6 +15,8 @@ from envs.offers.market import Market, Record, play
 from envs.offers.policies import Knapsack, Nothing, Policy, Priced, Random, Response, Valued
 from envs.offers.program import organic
 from envs.offers.report import Report
+from envs.offers.saving import Saving, Watched, carried, price_path
+from envs.offers.spending import Expected, Rule
 
 
 class Evaluation:
@@ -23,10 +27,14 @@ class Evaluation:
     """
 
     def __init__(self, env, *, seed: int, customers: int, seasons: int, validation: int, others: int, tuning_seasons: int,
-                 fees: list, estimator: int, ridge: float, grid: dict, rehearsals: int, frontier: list, bound: dict):
+                 fees: list, estimator: int, ridge: float, grid: dict, rehearsals: int, frontier: list, bound: dict,
+                 hard: Rule | None):
         self.env, self.customers, self.seasons, self.validation, self.others = env, customers, seasons, validation, others
         self.tuning_seasons, self.fees, self.estimator, self.ridge = tuning_seasons, fees, estimator, ridge
         self.rehearsals, self.frontier, self.bound_options, self.seed = rehearsals, frontier, bound, seed
+        self.hard = None if hard == env.budget.rule else hard  # the rule of the second table
+        if self.hard:
+            self.hard.check(env.world.catalogue)
         self.world = env.world.to(env.device, torch.float64)
         self.prices = torch.logspace(math.log10(grid["high"]), math.log10(grid["low"]), grid["points"], device=env.device)
         self._curve: tuple | None = None
@@ -40,11 +48,15 @@ class Evaluation:
 
     def bound(self, market: Market) -> Bound:
         """Solve the Lagrangian dual of a market."""
-        return dual(market.customers, market.world, market.organic, market.start, market.budget, **self.bound_options)
+        return dual(market.customers, market.world, market.organic, market.start, market.budget, market.stock,
+                    market.rollover, **self.bound_options)
 
     def _play(self, policy: Policy, market: Market, bound: Bound | None, seasons: int, stream: int) -> list[Record]:
         generator = self._generator(stream)
-        return [play(policy, market, market.uniforms(generator), bound) for _ in range(seasons)]
+        records = [play(policy, market, market.uniforms(generator), bound) for _ in range(seasons)]
+        if isinstance(policy, Saving):
+            records = [replace(r, price=policy.marginal(r.price)) for r in records]
+        return records
 
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
     def learned(self, agent, market: Market, drift: float) -> Priced | Valued:
@@ -54,18 +66,48 @@ class Evaluation:
             return Valued(agent.values, *setting)
         return Priced(agent.logits, *setting, prices=self.prices, drift=drift)
 
+    def deploy(self, agent, market: Market, other: Market) -> tuple[Policy, dict]:
+        """Deploy an agent with what rehearsals on other customers told: the price's drift, the worth of carried money."""
+        if not market.rollover:
+            drift = self.rehearse(agent, other)
+            return self.learned(agent, market, drift), {"drift": drift}
+        drift, path = self.rehearse_saving(agent, other)
+        return Saving(self.learned(agent, market, drift), carried(path)), {"drift": drift, "planned_prices": path.tolist()}
+
     def rehearse(self, agent, market: Market) -> float:
         """Find the drift of the price that an agent itself will cause, by playing seasons before."""
         low, high = self.env.drift_range
         if agent.valued:  # sees no price
             return 0.0
-        drift, week = (low + high) / 2, torch.arange(self.world.weeks, device=self.env.device, dtype=torch.float64)
-        week = week - week.mean()
+        drift = (low + high) / 2
         for _ in range(self.rehearsals):
             record, = self._play(self.learned(agent, market, drift), market, None, 1, 3)
-            path = record.price.double().clamp_min(self.prices[-1]).log()
-            drift = ((week * path).sum() / week.square().sum()).clamp(low, high).item()
+            drift = self._drift(record.price)
         return drift
+
+    def _drift(self, path: Tensor) -> float:
+        """Return the drift a week of the logarithm of prices [T], within what an agent was trained on."""
+        low, high = self.env.drift_range
+        week = torch.arange(self.world.weeks, device=self.env.device, dtype=torch.float64)
+        week = week - week.mean()
+        path = path.double().clamp_min(self.prices[-1]).log()
+        return ((week * path).sum() / week.square().sum()).clamp(low, high).item()
+
+    def rehearse_saving(self, agent, market: Market) -> tuple[float, Tensor]:
+        """Find the prices [T], never rising, at which an agent itself uses a budget that rolls over, and their drift.
+
+        Seasons played before tell what it would buy in each week at every price. The first has the same money every
+        week; the next buy all that is worth the prices found so far.
+        """
+        even = replace(market, budget=market.budget.mean().expand_as(market.budget), rollover=False)
+        free = replace(market, budget=torch.full_like(market.budget, torch.inf), rule=Expected())
+        drift, path = self.rehearse(agent, even), None
+        for _ in range(1 + self.rehearsals):
+            policy = Watched(self.learned(agent, market, drift))
+            self._play(policy if path is None else Saving(policy, path), even if path is None else free, None, 1, 3)
+            path = price_path(policy.weeks, market.budget)
+            drift = 0.0 if agent.valued else self._drift(path)
+        return drift, path
 
     def fee(self, market: Market) -> float:
         """Find the fee a contact that makes the myopic knapsack earn most."""
@@ -74,12 +116,17 @@ class Evaluation:
             return sum(r.gained.sum().item() for r in self._play(policy, market, None, self.tuning_seasons, 4))
         return max(self.fees, key=gain)
 
-    def guess(self, market: Market) -> Knapsack:
+    def guess(self, market: Market) -> Policy:
         """Plan for the customers that the features suggest, as if they were these."""
         fitted = Estimator(self.env.population.draw(self.estimator, self._generator(5), "train"), ridge=self.ridge)
         c = self.world.inhabit(fitted(market.features))
-        guessed = Market(c, self.world, market.features, market.start, organic(c, self.world), market.budget)
-        return Knapsack(c, self.world, "features", values=self.bound(guessed).values, fee=0.0)
+        return self.planner(replace(market, customers=c, organic=organic(c, self.world)), None, "features")
+
+    def planner(self, market: Market, bound: Bound | None, information: str) -> Policy:
+        """Plan at the dual prices of a market; money carried out of a week is worth the next one's."""
+        bound = bound or self.bound(market)
+        policy = Knapsack(market.customers, self.world, information, values=bound.values, fee=0.0, scarcity=bound.scarcity)
+        return Saving(policy, carried(bound.prices)) if market.rollover else policy
 
     def baselines(self, market: Market, bound: Bound, other: Market) -> dict[str, Policy]:
         """All policies that need no training."""
@@ -89,7 +136,7 @@ class Evaluation:
             "none": Nothing(), "random": Random(c, w, seed=self.seed), "propensity": Response(c, w, uplift=False),
             "uplift rank": Response(c, w, uplift=True), "myopic knapsack": Knapsack(c, w, "true θ", values=None, fee=0.0),
             "myopic + fee": Knapsack(c, w, "true θ", values=None, fee=fee), "planning on θ̂": self.guess(market),
-            "planning": Knapsack(c, w, "true θ", values=bound.values, fee=0.0)}
+            "planning": self.planner(market, bound, "true θ")}
 
     # ── what is asked of an evaluation ──────────────────────────────────────────────────────────────────────────────
     def score(self, agent) -> dict[str, float]:
@@ -98,41 +145,48 @@ class Evaluation:
             market = self._market(self.validation, 1, "train", self.env.budget)
             self._curve = market, self.bound(market)
         market, bound = self._curve
-        drift = self.rehearse(agent, market)
-        result = summary(self._play(self.learned(agent, market, drift), market, bound, 1, 2), market, bound)
+        policy, _ = self.deploy(agent, market, market)
+        result = summary(self._play(policy, market, bound, 1, 2), market, bound)
         return {f"offers/{name}": result[name] for name in ("score", "spend_ratio", "contact_rate")}
 
     def run(self, agent, name: str) -> Report:
-        """Compare all policies, and the agent where there is one, on new customers."""
+        """Compare all policies, and the agent where there is one, on new customers; then again under the hard rule."""
         market = self._market(self.customers, 11, "test", self.env.budget)
         other = self._market(self.others, 12, "train", self.env.budget)
         bound = self.bound(market)
         policies = self.baselines(market, bound, other)
-        drift = None
+        report = self._table(agent, name, policies, market, other, bound)
+        if self.hard:
+            market, other = (replace(x, rule=self.hard) for x in (market, other))
+            report = replace(report, hard=self._table(agent, name, policies, market, other, bound))
+        return replace(report, frontier=self._frontier(agent, name) if agent is not None else [])
+
+    def _table(self, agent, name: str, policies: dict[str, Policy], market: Market, other: Market, bound: Bound) -> Report:
+        """Compare under the market's rule of money."""
+        policies, told = dict(policies), {}
         if agent is not None:
-            drift = self.rehearse(agent, other)
-            policies[name] = self.learned(agent, market, drift)
-            if agent.valued:
+            policies[name], told = self.deploy(agent, market, other)
+            if agent.valued and market.rule is not self.hard:
                 policies[f"{name}, no budget"] = policies[name].uncleared()
         records = {row: self._play(policy, market, bound, self.seasons, 13) for row, policy in policies.items()}
         rows = {row: {"information": policies[row].information, **summary(records[row], market, bound)} for row in policies}
         if agent is not None:
             rows[name]["ahead_of"] = {row: paired(records[name], records[row], market, bound) for row in rows if row != name}
-            rows[name]["drift"] = drift
+            rows[name] |= told
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
-        return Report(rows, bound, len(market), self.seasons, self._frontier(agent, name) if agent is not None else [])
+        return Report(rows, bound, len(market), self.seasons, [], str(market.rule), None)
 
     def _frontier(self, agent, name: str) -> list[dict]:
         """Value the agent and the planner at other budgets, each with its own bound."""
         points = []
         for share in self.frontier:
-            budget = Budget(share=share, weekly=None)
+            budget = self.env.budget.at(share)
             market = self._market(self.customers, 11, "test", budget)
-            drift = self.rehearse(agent, self._market(self.others, 12, "train", budget))
+            policy, _ = self.deploy(agent, market, self._market(self.others, 12, "train", budget))
             bound = self.bound(market)
             myopic = Knapsack(market.customers, self.world, "true θ", values=None, fee=0.0)
             results = {row: summary(self._play(policy, market, bound, self.seasons, 13), market, bound)
-                       for row, policy in (("myopic knapsack", myopic), (name, self.learned(agent, market, drift)))}
+                       for row, policy in (("myopic knapsack", myopic), (name, policy))}
             points.append({"share": share, "weekly_budget": market.budget[0].item(), "bound": bound.gap,
                            **{row: {key: result[key] for key in ("score", "score_ci", "incremental_profit", "spend_ratio")}
                               for row, result in results.items()}})

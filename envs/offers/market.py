@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from envs.offers.bound import Bound
-from envs.offers.budget import clear
 from envs.offers.policies import Policy, pair_table
 from envs.offers.population import Sample
 from envs.offers.program import Values, Visited, action_values, organic, successors
-from envs.offers.world import SUBSCRIBED, UNIFORMS, Customers, State, World, transition
+from envs.offers.spending import Purse, Rule
+from envs.offers.world import SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
 
 
 @dataclass(frozen=True)
 class Market:
-    """N customers at the start of a season; a policy for them clears `budget` [T] week by week."""
+    """N customers at the start of a season; a policy for them spends `budget` [T] and `stock` [O+1] week by week."""
 
     customers: Customers
     world: World
@@ -24,13 +24,17 @@ class Market:
     start: State
     organic: list[Values]  # V⁰
     budget: Tensor
+    stock: Tensor
+    rollover: bool
+    rule: Rule
 
     @classmethod
     def open(cls, sample: Sample, world: World, budget) -> Market:
-        """Settle a drawn sample in a world; `budget` says what each week may cost."""
+        """Settle a drawn sample in a world; `budget` says what each week may cost, and by which rule."""
         c = world.inhabit(sample.customers)
         v0 = organic(c, world)
-        return cls(c, world, sample.features, sample.state, v0, budget.weekly_amounts(c, world, v0, sample.state))
+        return cls(c, world, sample.features, sample.state, v0, budget.weekly_amounts(c, world, v0, sample.state),
+                   budget.pieces(len(c), world.catalogue), budget.rollover, budget.rule)
 
     def __len__(self) -> int:
         return len(self.customers)
@@ -51,6 +55,7 @@ class Record:
     lost: Tensor  # ρ, profit lost against the bound's plan at its prices
     gained: Tensor  # A⁰, expected gain over never contacting again
     spend: Tensor  # expected
+    redeem: Tensor  # P(redeem)
     paid: Tensor  # realised
     price: Tensor
 
@@ -59,23 +64,30 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
     """Play the season that uniforms u [T, 6, N] make; without a bound, `lost` is 0 and `planned` nothing."""
     c, world, state, weeks = market.customers, market.world, market.start, []
     channels = len(world.catalogue.channels)
+    purse = Purse(market.budget, market.stock, market.rollover, world.catalogue)
     for t in range(world.weeks):
-        action, price = clear(policy.increments(t, state), market.budget[t])
         at, contactable = Visited(state, c.alpha), state.status == SUBSCRIBED
 
-        def table(price, values):
-            return pair_table(*action_values(c, world, t, at, price, successors(c, values[t + 1])), contactable)
+        def redeems(action):
+            sent = torch.where(contactable, action, 0)
+            return u[t, 0] < outcome(c, world, t, at.h, at.f, at.d, sent // channels, sent % channels).redeem
+
+        def table(price, values, scarcity=None):
+            return pair_table(*action_values(c, world, t, at, price, successors(c, values[t + 1]), scarcity), contactable)
+
+        purse.open(t)
+        action, price = market.rule.week(purse, policy.increments(t, state), redeems)
 
         free = table(0.0, market.organic)
         gained = (free - free[:, :1]).gather(1, action[:, None])[:, 0]
         lost, planned = torch.zeros_like(gained), torch.zeros_like(action)
         if bound is not None:
-            priced = table(bound.prices[t], bound.values)
+            priced = table(bound.prices[t], bound.values, bound.scarcity)
             best, planned = priced.max(1)
             lost = best - priced.gather(1, action[:, None])[:, 0]
         offer, channel = action // channels, action % channels
         following, _, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
         paid = world.catalogue.spend(offer, channel, redeemed)
-        weeks.append((action, planned, state.habit, lost, gained, o.spend, paid, price))
+        weeks.append((action, planned, state.habit, lost, gained, o.spend, o.redeem, paid, price))
         state = following
     return Record(*(torch.stack(x) for x in zip(*weeks)))

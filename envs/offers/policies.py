@@ -96,16 +96,20 @@ class Response:
 class Knapsack:
     """The exact knapsack of the week on (spend, value): myopic without `values`, planning with the V of weeks 1..T+1.
 
-    `fee` is charged a contact: the trade's way to mind the future without planning.
+    `fee` is charged a contact: the trade's way to mind the future without planning. `scarcity` [O+1] is the price of a
+    redemption of each offer.
     """
 
-    def __init__(self, c: Customers, world: World, information: str, *, values: list[Values] | None, fee: float):
+    def __init__(self, c: Customers, world: World, information: str, *, values: list[Values] | None, fee: float,
+                 scarcity: Tensor | None = None):
         self.c, self.world, self.information, self.values, self.fee = c, world, information, values, fee
+        self.scarcity = scarcity
 
     def increments(self, week: int, state: State) -> Increments:
         """Return every customer's efficient steps."""
         then = successors(self.c, self.values[week + 1]) if self.values else None
-        nothing, contact = action_values(self.c, self.world, week, Visited(state, self.c.alpha), 0.0, then)
+        nothing, contact = action_values(self.c, self.world, week, Visited(state, self.c.alpha), 0.0, then,
+                                         self.scarcity)
         value = pair_table(nothing, contact - self.fee, state.status == SUBSCRIBED)
         return hull(value, outcomes(self.c, self.world, week, state).spend)
 

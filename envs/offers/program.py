@@ -94,11 +94,12 @@ def successors(c: Customers, values: Values) -> Successors:
 
 
 def action_values(c: Customers, world: World, week: int, at: Grid | Visited, price: Tensor | float,
-                  then: Successors | None) -> tuple[Tensor, Tensor]:
+                  then: Successors | None, scarcity: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Expected r − price·spend + value of next week: of nothing [*S], of every offer in every channel [O, C, *S].
 
     With the continuation values given, a contact is affine in q·p1, so each of the O × C costs two operations.
-    `then=None` leaves the future out. `price` is a number or a tensor that broadcasts to [*S].
+    `then=None` leaves the future out. `price` is a number or a tensor that broadcasts to [*S]; `scarcity` [O+1] is the
+    price of a redemption of each offer, where its stock is short.
     """
     reward, catalogue = world.reward, world.catalogue
     g = c.margin + reward.trips
@@ -136,7 +137,10 @@ def action_values(c: Customers, world: World, week: int, at: Grid | Visited, pri
     unseen = none_contact + (1 - q) * p0 * bought - (1 + price) * cost - annoyed
     gain = q * (bought + c.mu * (redeem_contact - buy_contact))
     paid = (1 + price) * c.mu * q
-    return nothing, torch.addcmul(unseen, p1.unsqueeze(1), gain - value.unsqueeze(1) * paid)
+    given = value.unsqueeze(1) * paid
+    if scarcity is not None:
+        given = given + scarcity[1:].view(each).unsqueeze(1) * (c.mu * q)
+    return nothing, torch.addcmul(unseen, p1.unsqueeze(1), gain - given)
 
 
 def organic(c: Customers, world: World) -> list[Values]:
@@ -178,15 +182,16 @@ def _organic(c: Customers, world: World, at: Grid) -> list[Tensor]:
     return values[::-1]
 
 
-def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor) -> tuple[list[Values], list[Tensor]]:
-    """V^λ of the best plan at prices [T], weeks 1..T+1, and its actions, [6, 4, 3, N] a week.
+def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor,
+              scarcity: Tensor | None = None) -> tuple[list[Values], list[Tensor]]:
+    """V^λ of the best plan at prices [T] of money and [O+1] of stock, weeks 1..T+1, and its actions, [6, 4, 3, N] a week.
 
     Actions are flat pairs offer·C + channel, 0 for nothing. Who is unsubscribed keeps the organic value.
     """
     at, channels = Grid(c.alpha), len(world.catalogue.channels)
     values, actions = [v0[-1]], []
     for t in reversed(range(world.weeks)):
-        nothing, contact = action_values(c, world, t, at, price[t], successors(c, values[-1]))
+        nothing, contact = action_values(c, world, t, at, price[t], successors(c, values[-1]), scarcity)
         best, action = contact.flatten(0, 1).max(0)
         actions.append(torch.where(best > nothing, action + channels, 0))
         values.append(Values(torch.maximum(best, nothing), v0[t].unsubscribed))
@@ -194,8 +199,17 @@ def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor) -> tu
 
 
 def expected_spend(c: Customers, world: World, start: State, actions: list[Tensor]) -> Tensor:
-    """Expected spend of every customer in every week under a plan, [T, N]: one pass of occupancies."""
+    """Expected spend of every customer in every week under a plan, [T, N]."""
+    return expected_use(c, world, start, actions, ())
+
+
+def expected_use(c: Customers, world: World, start: State, actions: list[Tensor], stocked: tuple[int, ...]) -> Tensor:
+    """Expected use that every customer makes under a plan of each week's money and each `stocked` offer, [T + S, N].
+
+    An offer's use is its redemptions in all weeks. One pass of occupancies.
+    """
     at, n, spends = Grid(c.alpha), len(c), []
+    taken = [torch.zeros_like(c.alpha) for _ in stocked]
     mass = torch.zeros(HABITS, FATIGUES, EXPECTATIONS, n, device=c.alpha.device, dtype=c.alpha.dtype)
     rows = torch.arange(n, device=mass.device)
     mass[start.habit, start.fatigue, start.expectation, rows] = (start.status == SUBSCRIBED).to(mass.dtype)
@@ -206,6 +220,7 @@ def expected_spend(c: Customers, world: World, start: State, actions: list[Tenso
         contacted = offer > 0
         o = outcome(c, world, t, at.h, at.f, at.d, offer, channel)
         spends.append((mass * o.spend).sum((0, 1, 2)))
+        taken = [x + (mass * o.redeem * (offer == k)).sum((0, 1, 2)) for x, k in zip(taken, stocked)]
         mass = mass * (1 - leave(c, at.f, world.catalogue.opt_out[channel]) * contacted)
         steps = world.catalogue.tires[channel] * contacted
         redeem, buy, none = (
@@ -213,7 +228,7 @@ def expected_spend(c: Customers, world: World, start: State, actions: list[Tenso
             (o.redeem * (1 - 0.25 * lost), o.buy * (1 - 0.25 * lost), (1 - o.redeem - o.buy) * (1 - lost)))
         rest = _push(buy, 0, +1, up) + _push(none, 0, -1, c.pi_minus)
         mass = _push(rest, 2, -1, c.delta_d) + _push(_push(redeem, 0, +1, up_redeemed), 2, +1, 1.0)
-    return torch.stack(spends)
+    return torch.stack(spends + taken)
 
 
 def _push(mass: Tensor, dim: int, step: int, share: Tensor | float) -> Tensor:

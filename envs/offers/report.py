@@ -12,24 +12,33 @@ from envs.offers.bound import Bound
 
 @dataclass(frozen=True)
 class Report:
-    """Results by policy, from worst to best, under one bound."""
+    """Results by policy, from worst to best, under one bound and one rule of money; `hard` has them under a hard one."""
 
     rows: dict[str, dict]
     bound: Bound
     customers: int
     seasons: int
     frontier: list[dict]
+    rule: str
+    hard: Report | None
 
     def metrics(self) -> dict:
         """Lay everything out for metrics.json."""
         bound = {"value": self.bound.value, "none": self.bound.none, "prices": self.bound.prices.tolist(),
                  "gap": self.bound.gap, "certificate": self.bound.certificate, "budget": self.bound.budget.tolist(), "evaluations": self.bound.evaluations}
-        return {"policies": self.rows, "bound": bound, "customers": self.customers, "seasons": self.seasons,
+        if self.bound.stock.isfinite().any():
+            bound |= {"scarcity": self.bound.scarcity.tolist()}
+        return {"policies": self.rows, "rule": self.rule, "bound": bound, "customers": self.customers, "seasons": self.seasons,
+                **({"hard": {"rule": self.hard.rule, "policies": self.hard.rows}} if self.hard else {}),
                 **({"frontier": self.frontier} if self.frontier else {})}
 
     def headline(self) -> dict[str, float]:
         """The numbers by which runs are compared."""
         return {f"score/{name}": row["score"] for name, row in self.rows.items()}
+
+    def parts(self) -> dict[str, Report]:
+        """Name the comparison under each rule of money."""
+        return {"table": self, **({"table_hard": self.hard} if self.hard else {})}
 
     def _lines(self) -> list[list[str]]:
         lines = []
@@ -46,10 +55,13 @@ class Report:
     def table(self) -> Table:
         """Lay the comparison out for the console."""
         table = Table(title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
-                            f"weeks, budget {self.bound.budget.mean():,.2f} a week", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+                            f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.rule}",
+                      box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
                       caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
                               "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
                               "realised spend passed the budget", caption_justify="left")
+        if self.hard:  # whose table says what the columns mean, once for both
+            table.caption = None
         for i, column in enumerate(self._columns):
             table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
         for line in self._lines():

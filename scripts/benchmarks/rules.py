@@ -1,0 +1,48 @@
+"""The price of each rule of money: python scripts/bench.py rules."""
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+
+import torch
+
+from envs.offers.account import summary
+from envs.offers.bound import dual
+from envs.offers.market import Market, play
+from envs.offers.policies import Knapsack
+from envs.offers.saving import Saving, carried
+
+KEPT = ("score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "worst_week", "contact_rate")
+
+
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, sizes: dict, precision: str,
+        bound: dict, rules: dict) -> dict:
+    """Play the planner under every rule on test customers; print and return what each costs against the first.
+
+    `sizes` has {customers: {evaluations of the dual, seasons}}; a dual starts at the prices of the size before.
+    """
+    if precision not in ("float32", "float64"):
+        raise ValueError(f"bench.precision: expected float32 or float64, got '{precision}'")
+    env, rows = env(device, seed), []
+    world = env.world.to(device, getattr(torch, precision))
+    print(f"{'customers':>9}  {'rule':28}  {'score':>6}  {'price':>6}  {'spend':>6}  {'breached':>8}  {'worst':>6}  {'s':>6}")
+    for n, size in sizes.items():
+        generator = torch.Generator(device).manual_seed(seed)
+        market = Market.open(env.population.draw(n, generator, "test"), world, env.budget)
+        limit = dual(market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover,
+                     **bound, max_evaluations=size["evaluations"])
+        bound = {**bound, "first_price": limit.prices.tolist()}
+        policy = Knapsack(market.customers, world, "true θ", values=limit.values, fee=0.0, scarcity=limit.scarcity)
+        policy = Saving(policy, carried(limit.prices)) if market.rollover else policy
+        luck, best = [market.uniforms(generator) for _ in range(size["seasons"])], None
+        for name, rule in rules.items():
+            started = time.perf_counter()
+            result = summary([play(policy, replace(market, rule=rule), u, limit) for u in luck], market, limit)
+            seconds, best = time.perf_counter() - started, best or result["score"]
+            rows.append({"customers": n, "rule": name, "price": best - result["score"], "seconds": seconds,
+                         **{key: result[key] for key in KEPT}})
+            print(f"{n:9,}  {name:28}  {result['score']:6.3f}  {best - result['score']:6.3f}  {result['spend_ratio']:6.3f}  "
+                  f"{result['weeks_breached']:8.1%}  {result['worst_week']:6.3f}  {seconds:6.1f}", flush=True)
+    return {"rules": rows}

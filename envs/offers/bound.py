@@ -35,14 +35,15 @@ class Bound:
         return self.value - self.none
 
 
-def unconstrained_spend(c: Customers, world: World, v0: list[Values], start: State) -> Tensor:
+def unconstrained_spend(c: Customers, world: World, v0: list[Values], start: State, *,
+                        contacts: Tensor | None = None) -> Tensor:
     """Expected weekly spend [T] of the best plan without a budget."""
-    _, actions = best_plan(c, world, v0, torch.zeros_like(world.season))
+    _, actions = best_plan(c, world, v0, torch.zeros_like(world.season), contacts=contacts)
     return expected_spend(c, world, start, actions).sum(1)
 
 
 def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Tensor, *, first_price: float,
-         tolerance: float, max_evaluations: int) -> Bound:
+         tolerance: float, max_evaluations: int, contacts: Tensor | None = None) -> Bound:
     """Minimise L(λ) = Σ λ_t·B_t + Σ_i V^λ_i1(s_i1) over λ ≥ 0; ∂L/∂λ_t = B_t − E spend_t of the best plan.
 
     Any λ gives a valid bound; the optimiser only decides how tight it is. L is convex and piecewise linear, with
@@ -50,6 +51,7 @@ def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Ten
     value of the tangents' maximum (Kelley 1960, cutting planes). The prices there would jump about, so the next ones
     are the nearest to the best so far at which every tangent is below a level in between (Lemaréchal, Nemirovskii
     and Nesterov 1995, level bundle). It ends when less than `tolerance` of the gap L(λ) − J(none) can be removed.
+    `contacts` are those that rules allow (envs/offers/program.py, best_plan).
     """
     untouched = v0[0].at(start)
     none = untouched.sum(dtype=torch.float64).item()
@@ -57,7 +59,7 @@ def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Ten
     least, slopes, heights = np.inf, [], []
     for evaluations in range(1, max_evaluations + 1):
         prices = torch.as_tensor(point).to(budget)
-        values, actions = best_plan(c, world, v0, prices)
+        values, actions = best_plan(c, world, v0, prices, contacts=contacts)
         spend = expected_spend(c, world, start, actions).sum(1)
         gain = values[0].at(start) - untouched  # summed without the organic profit, whose rounding would drown it
         gap = ((prices * budget).sum(dtype=torch.float64) + gain.sum(dtype=torch.float64)).item()

@@ -39,6 +39,12 @@ def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(last > 0, action, 0), refused
 
 
+def permitted(steps: Increments, pairs: Tensor) -> Increments:
+    """Refuse every step to a pair that is not allowed, pairs bool [N, P], and those after it, which build on it."""
+    within = pairs.gather(1, steps.action).cummin(1).values
+    return steps._replace(price=steps.price.masked_fill(~within, -torch.inf))
+
+
 def hull(value: Tensor, spend: Tensor) -> Increments:
     """Exact multiple-choice knapsack: each customer's upper concave hull of (spend, value), column 0 being nothing.
 
@@ -110,8 +116,9 @@ class Budget:
             raise ValueError(f"env.budget.weekly: expected money, above 0, got {weekly}")
         self.share, self.weekly = share, weekly
 
-    def weekly_amounts(self, c: Customers, world: World, v0: list[Values], start: State) -> Tensor:
-        """Budget [T] of a population."""
+    def weekly_amounts(self, c: Customers, world: World, v0: list[Values], start: State,
+                       contacts: Tensor | None = None) -> Tensor:
+        """Budget [T] of a population; the best plan that a share is of keeps to the contacts that rules allow."""
         if self.weekly is not None:
             return torch.full_like(world.season, self.weekly * len(c))
-        return self.share * unconstrained_spend(c, world, v0, start).mean().expand(world.weeks)
+        return self.share * unconstrained_spend(c, world, v0, start, contacts=contacts).mean().expand(world.weeks)

@@ -25,7 +25,7 @@ class OffersEnv(BatchedEnv):
     priced = True
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
-                 population: Callable, observation: Callable, budget, evaluation: Callable, price_range: list,
+                 population: Callable, observation: Callable, rules: Callable, budget, evaluation: Callable, price_range: list,
                  drift_range: list, price_noise: float):
         low, high = price_range
         if not 0 < low < high or not drift_range[0] < drift_range[1]:
@@ -35,9 +35,10 @@ class OffersEnv(BatchedEnv):
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.season = self.world.weeks
         self.population = population(catalogue)
+        self.rules = rules(catalogue, self.population)
         self.budget, self.evaluation = budget, evaluation  # how its policies are judged
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
-        self.observe = observation(self.population.num_features, self.world.weeks, price_range, drift_range)
+        self.observe = observation(self.population.num_features + self.rules.observed, self.world.weeks, price_range, drift_range)
         self.obs_dim, self.context_dim, self.nvec = self.observe.dim, self.observe.context_dim, catalogue.nvec
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
 
@@ -47,6 +48,8 @@ class OffersEnv(BatchedEnv):
         sample = self.population.draw(n, self.generator, "train")
         self.customers, self.features = self.world.inhabit(sample.customers), sample.features.to(self.world.season)
         self.state, self.week = sample.state, 0
+        self.permits, self.sent = self.rules.permits(sample), []
+        self.allowed = self.permits(self.state.status == SUBSCRIBED, self.sent)
         self.organic = organic(self.customers, self.world)
         self.u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
         self.prices, self.drift = self._price_paths(weeks, n)
@@ -63,10 +66,10 @@ class OffersEnv(BatchedEnv):
 
     def _obs(self) -> Tensor:
         week = min(self.week, self.world.weeks - 1)
-        return self.observe(self.features, self.state, week, self.prices[week], self.drift)
+        return self.observe(self.allowed.seen(self.features), self.state, week, self.prices[week], self.drift)
 
     def _mask(self) -> Tensor:
-        return self.world.catalogue.allowed(self.state.status == SUBSCRIBED)
+        return self.allowed.pairs.unflatten(1, self.nvec)
 
     @property
     def price(self) -> Tensor:
@@ -83,14 +86,15 @@ class OffersEnv(BatchedEnv):
 
     def expected_reward(self) -> Tensor:
         """This week's profit less its spend at the price, [N, O+1, C], with nothing of what follows."""
-        at, contactable = Visited(self.state, self.customers.alpha), self.state.status == SUBSCRIBED
+        at = Visited(self.state, self.customers.alpha)
         table = action_values(self.customers, self.world, self.week, at, self.price, None)
-        return pair_table(*table, contactable).unflatten(1, self.nvec)
+        return pair_table(*table, self.allowed.pairs).unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
-        """Send [N, 2] offers and channels; the customers' week goes by."""
+        """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by."""
         t, c, world, state = self.week, self.customers, self.world, self.state
         offer, channel = action.unbind(-1)
+        offer = self.permits.enforce(self.allowed, offer, channel)
         last = t == world.weeks - 1
         following, bought, redeemed, o = transition(c, world, t, state, offer, channel, self.u[t])
         if world.reward.outcomes == "expected":
@@ -101,7 +105,8 @@ class OffersEnv(BatchedEnv):
             profit = profit - self._profit(torch.zeros_like(offer), outcome(c, world, t, *self._floats(), 0 * offer, channel))
         elif last:
             reward = reward + self.organic[-1].at(following)
-        self.state, self.week = following, t + 1
+        self.state, self.week, self.sent = following, t + 1, [*self.sent, offer > 0]
+        self.allowed = self.permits(following.status == SUBSCRIBED, self.sent)
         obs = self._obs()
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {"redeemed": redeemed, "contacted": offer > 0, "spend": o.spend, "reward": reward, "profit": profit,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -36,11 +37,13 @@ class Evaluation:
         return torch.Generator(self.env.device).manual_seed(self.seed * 1000 + stream)
 
     def _market(self, n: int, stream: int, split: str, budget: Budget) -> Market:
-        return Market.open(self.env.population.draw(n, self._generator(stream), split), self.world, budget)
+        return Market.open(self.env.population.draw(n, self._generator(stream), split), self.world, budget,
+                           self.env.rules)
 
     def bound(self, market: Market) -> Bound:
         """Solve the Lagrangian dual of a market."""
-        return dual(market.customers, market.world, market.organic, market.start, market.budget, **self.bound_options)
+        return dual(market.customers, market.world, market.organic, market.start, market.budget, **self.bound_options,
+                    contacts=market.permits.contacts)
 
     def _play(self, policy: Policy, market: Market, bound: Bound | None, seasons: int, stream: int) -> list[Record]:
         generator = self._generator(stream)
@@ -78,7 +81,7 @@ class Evaluation:
         """Plan for the customers that the features suggest, as if they were these."""
         fitted = Estimator(self.env.population.draw(self.estimator, self._generator(5), "train"), ridge=self.ridge)
         c = self.world.inhabit(fitted(market.features))
-        guessed = Market(c, self.world, market.features, market.start, organic(c, self.world), market.budget)
+        guessed = replace(market, customers=c, organic=organic(c, self.world))
         return Knapsack(c, self.world, "features", values=self.bound(guessed).values, fee=0.0)
 
     def baselines(self, market: Market, bound: Bound, other: Market) -> dict[str, Policy]:

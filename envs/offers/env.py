@@ -38,9 +38,14 @@ class OffersEnv(BatchedEnv):
         self.rules = rules(catalogue, self.population)
         self.budget, self.evaluation = budget, evaluation  # how its policies are judged
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
-        self.observe = observation(self.population.num_features + self.rules.observed, self.world.weeks, price_range, drift_range)
-        self.obs_dim, self.context_dim, self.nvec = self.observe.dim, self.observe.context_dim, catalogue.nvec
+        self.nvec, self.observation = catalogue.nvec, observation
+        self._measure()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
+
+    def _measure(self) -> None:
+        self.observe = self.observation(self.population.num_features + self.rules.observed, self.world.weeks,
+                                        self.price_range, self.drift_range)
+        self.obs_dim, self.context_dim = self.observe.dim, self.observe.context_dim
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
@@ -147,9 +152,17 @@ class OffersEnv(BatchedEnv):
         return earned, reward
 
     def state_dict(self) -> dict:
-        """The random stream: seasons are drawn whole, nothing is carried over."""
-        return {"generator": self.generator.get_state()}
+        """The random stream, for seasons are drawn whole and nothing is carried over, and what the population fitted."""
+        fitted = {"population": self.population.state_dict()} if hasattr(self.population, "state_dict") else {}
+        return {"generator": self.generator.get_state(), **fitted}
+
+    def load_fitted(self, state: dict) -> None:
+        """See customers by the features that a policy was trained on."""
+        if "population" in state:
+            self.population.load_state_dict(state["population"])
+            self._measure()
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore the random stream."""
+        """Restore the random stream, and what the population fitted."""
+        self.load_fitted(state)
         self.generator.set_state(state["generator"].cpu())

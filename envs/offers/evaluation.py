@@ -123,7 +123,8 @@ class Evaluation:
             rows[name]["ahead_of"] = {row: paired(records[name], records[row], market, bound) for row in rows if row != name}
             rows[name]["drift"] = drift
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
-        return Report(rows, bound, len(market), self.seasons, self._frontier(agent, name) if agent is not None else [])
+        return Report(rows, bound, len(market), self.seasons, self._frontier(agent, name) if agent is not None else [],
+                      market.permits.shares())
 
     def _frontier(self, agent, name: str) -> list[dict]:
         """Value the agent and the planner at other budgets, each with its own bound."""

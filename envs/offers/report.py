@@ -19,12 +19,14 @@ class Report:
     customers: int
     seasons: int
     frontier: list[dict]
+    masked: dict[str, float]  # share of the customers that each lasting rule forbids something to
 
     def metrics(self) -> dict:
         """Lay everything out for metrics.json."""
         bound = {"value": self.bound.value, "none": self.bound.none, "prices": self.bound.prices.tolist(),
                  "gap": self.bound.gap, "certificate": self.bound.certificate, "budget": self.bound.budget.tolist(), "evaluations": self.bound.evaluations}
         return {"policies": self.rows, "bound": bound, "customers": self.customers, "seasons": self.seasons,
+                **({"rules": self.masked} if self.masked else {}),
                 **({"frontier": self.frontier} if self.frontier else {})}
 
     def headline(self) -> dict[str, float]:
@@ -49,12 +51,15 @@ class Report:
                             f"weeks, budget {self.bound.budget.mean():,.2f} a week", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
                       caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
                               "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
-                              "realised spend passed the budget", caption_justify="left")
+                              "realised spend passed the budget" + self._rules(), caption_justify="left")
         for i, column in enumerate(self._columns):
             table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
         for line in self._lines():
             table.add_row(*line)
         return table
+
+    def _rules(self) -> str:
+        return "".join(f"\nmasked for {share:.1%}: {reason}" for reason, share in self.masked.items())
 
     def markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""

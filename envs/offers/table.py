@@ -65,8 +65,9 @@ def _column(series, path: str, text: bool, number: bool) -> np.ndarray:
     values = values.where(np.isfinite(values.astype(float)))
     wrong = filled.index[values[filled.index].isna()]
     if len(wrong) and (number or len(wrong) < len(filled) / 2):
+        hint = "" if number else " (a column of text is named in env.population.text)"
         raise ValueError(f"{path}: row {strings.index.get_loc(wrong[0]) + 2}, column '{series.name}': expected a number, got "
-                         f"'{filled[wrong[0]]}' (a column of text is named in env.population.text)")
+                         f"'{filled[wrong[0]]}'{hint}")
     if len(wrong) or not len(filled) and not number:
         return strings.to_numpy(dtype=object)
     return values.to_numpy(dtype=float)

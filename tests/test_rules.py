@@ -94,7 +94,7 @@ def build(population=None, **changes) -> Rules:
 CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integers(0, 4)})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(data):
     offers, channels = CATALOGUE.offers[1:], CATALOGUE.channels

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -65,6 +66,8 @@ def run(directory: Path, device, seed: int, *, weeks: int, customers: int, value
         factor: float, unsent: float, unheard: float, validity: int, duplicates: float, reorder: float, writers: int,
         pace: float, tries: int, retry: float, kill_seconds: float, sync: str, timeout: float) -> dict:
     """Play `weeks` through a ledger; return what was breached, lost or counted twice, and what it would have cost without."""
+    if (directory / "ledger.db").exists():
+        raise ValueError(f"{directory / 'ledger.db'}: there is a ledger already; the siege needs a folder of its own")
     rng, started = random.Random(seed), time.perf_counter()
     calls: list[tuple[float, int, list]] = []  # place in time, writer, call
     ledger = Ledger(directory / "ledger.db", timeout=timeout, sync=sync)
@@ -194,6 +197,7 @@ def _show(result: dict, weeks: int, writers: int, factor: float) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the siege, which ends its writers
     place, writer, *numbers, way = sys.argv[1:]
     begun, speed, times, wait, patience = map(float, numbers)
     write(Path(place), writer, begun, speed, int(times), wait, patience, way)

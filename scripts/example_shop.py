@@ -1,4 +1,4 @@
-"""Write a made-up shop as a user would bring one: python scripts/example_shop.py FOLDER, then scripts/train.py -cd FOLDER."""
+"""Write a made-up shop: python scripts/example_shop.py FOLDER; then scripts/train.py -cd FOLDER experiment=shop."""
 from __future__ import annotations
 
 import random

@@ -125,7 +125,8 @@ def test_any_calls_in_any_order_get_the_models_answers(tmp_path):
     "UPDATE weeks SET settled = 11", "UPDATE weeks SET reserved = -1", "UPDATE weeks SET budget = 7",
     "INSERT INTO entries (season, week, customer, held, expires) VALUES (0, 0, 'c', 3, 9)",
     "INSERT INTO entries (season, week, customer, held, expires) VALUES (0, 0, 'a', 0, 9)",
-    "UPDATE entries SET held = 1 WHERE customer = 'a'", "UPDATE entries SET status = 'settled', paid = 6 WHERE customer = 'a'",
+    "UPDATE entries SET held = 1 WHERE customer = 'a'",
+    "UPDATE entries SET status = 'settled', paid = 6 WHERE customer = 'a'",
     "UPDATE entries SET status = 'reserved' WHERE customer = 'b'", "UPDATE entries SET paid = 1 WHERE customer = 'b'",
     "UPDATE entries SET status = 'released', paid = 1 WHERE customer = 'a'", "DELETE FROM entries"])
 def test_not_even_raw_sql_breaks_the_rules(tmp_path, statement):

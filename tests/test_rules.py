@@ -91,7 +91,7 @@ def build(population=None, **changes) -> Rules:
     return Rules(CATALOGUE, population or people(), **{**shipped, **changes})
 
 
-CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integers(0, 4)})
+CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integers(1, 4)})
 
 
 @settings(max_examples=100, deadline=None)
@@ -99,7 +99,8 @@ CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integer
 def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(data):
     offers, channels = CATALOGUE.offers[1:], CATALOGUE.channels
     eligible = data.draw(st.dictionaries(st.sampled_from(offers), st.sampled_from(["age > 16", "tier == 'gold'"])))
-    consent = data.draw(st.dictionaries(st.sampled_from(channels), st.sampled_from(["`points spent` >= 1", "tier != 'gold'"])))
+    consent = data.draw(st.dictionaries(st.sampled_from(channels),
+                                        st.sampled_from(["`points spent` >= 1", "tier != 'gold'"])))
     limits = data.draw(st.dictionaries(st.sampled_from(offers), st.sampled_from([[18, None], [None, 18], [17, 30]])))
     caps, share = data.draw(st.lists(CAP, max_size=2)), data.draw(st.sampled_from([0.0, 0.3]))
     rules = build(eligible=eligible, consent=consent, age={"column": "age", "limits": limits}, caps=caps,
@@ -177,8 +178,10 @@ def test_the_holdout_goes_by_id_alone():
     ({"eligible": {"euro_1_00": "agee > 1"}}, "eligible.euro_1_00: .*'agee'"),
     ({"age": {"column": "born", "limits": {"euro_1_00": [18, None]}}}, "age.limits.euro_1_00: .*'born'"),
     ({"age": {"column": None, "limits": {"euro_1_00": [18, None]}}}, "age.column"),
-    *(({"age": {"column": "age", "limits": {"euro_1_00": x}}}, "age.limits.euro_1_00: expected") for x in (18, [18], [None, None], ["a", 3])),
-    *(({"caps": [x]}, "caps: expected") for x in (3, {"weeks": 4}, {"weeks": 0, "contacts": 1}, {"weeks": 4, "contacts": 1.5})),
+    *(({"age": {"column": "age", "limits": {"euro_1_00": x}}}, "age.limits.euro_1_00: expected")
+      for x in (18, [18], [None, None], ["a", 3])),
+    *(({"caps": [x]}, "caps: expected") for x in (
+        3, {"weeks": 4}, {"weeks": 0, "contacts": 1}, {"weeks": 4, "contacts": 0}, {"weeks": 4, "contacts": 1.5})),
     ({"holdout": {"share": 1.0}}, "holdout.share: expected")])
 def test_rules_that_do_not_fit_are_refused_in_one_line(changes, says):
     with pytest.raises(ValueError, match=rf"^env\.rules\.{says}") as refused:
@@ -249,7 +252,8 @@ def policies(masked) -> dict:
     valued = Valued(lambda x: x @ head, *learned)
     return {"greedy": Greedy(c, w), "stubborn": Stubborn(c, w), "random": Random(c, w, seed=0),
             "propensity": Response(c, w, uplift=False), "uplift": Response(c, w, uplift=True),
-            "myopic": Knapsack(c, w, "", values=None, fee=0.0), "planning": Knapsack(c, w, "", values=masked.bound.values, fee=0.0),
+            "myopic": Knapsack(c, w, "", values=None, fee=0.0),
+            "planning": Knapsack(c, w, "", values=masked.bound.values, fee=0.0),
             "priced": Priced(lambda x: x @ actor, *learned, prices=masked.evaluation.prices, drift=0.0), "valued": valued,
             "no budget": valued.uncleared(), "θ̂": masked.evaluation.guess(market)}
 

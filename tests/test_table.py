@@ -1,4 +1,4 @@
-"""The user's own table: what is read, what is refused, one transform for training and later tables, a shop from end to end."""
+"""The user's own table: what is read, what is refused, one transform for all tables, a shop from end to end."""
 from __future__ import annotations
 
 import json
@@ -36,7 +36,8 @@ def shop(tmp_path_factory) -> Path:
 def environment(folder: Path, *overrides, seed=0):
     """Build the environment of the shop's experiment."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=["env.num_agents=50", f"hydra.searchpath=[file://{folder}]", "experiment=shop", *overrides])
+        cfg = compose("train", overrides=["env.num_agents=50", f"hydra.searchpath=[file://{folder}]", "experiment=shop",
+                                          *overrides])
     return instantiate(cfg.env, _convert_="all")(torch.device("cpu"), seed)
 
 
@@ -49,7 +50,8 @@ def csv(path: Path, *columns, rows=60, end="\n", **more) -> Path:
     """Write a table of customers with columns {name: function of the row}."""
     made = {"id": lambda k: f"c{k}", "rate": lambda k: 0.1 + k % 7 / 10, "spend": lambda k: 20 + k,
             "margin": lambda k: 0.2 + k % 3 / 10, **more}
-    path.write_bytes(end.join([",".join(made), *(",".join(str(f(k)) for f in made.values()) for k in range(rows)), ""]).encode())
+    lines = [",".join(made), *(",".join(str(f(k)) for f in made.values()) for k in range(rows)), ""]
+    path.write_bytes(end.join(lines).encode())
     return path
 
 
@@ -74,7 +76,8 @@ def test_line_ends_byte_order_marks_and_parquet_do_not_matter(tmp_path):
 
 
 def test_columns_are_numbers_or_text_as_their_entries_are(tmp_path):
-    path = csv(tmp_path / "t.csv", code=lambda k: f"0{k % 3}", word=lambda k: "x" if k % 2 else "1", gap=lambda k: "" if k < 9 else k)
+    path = csv(tmp_path / "t.csv", code=lambda k: f"0{k % 3}", word=lambda k: "x" if k % 2 else "1",
+               gap=lambda k: "" if k < 9 else k)
     columns = read(str(path), ",", ["code"], [])
     assert {name: column.dtype.kind for name, column in columns.items()} == {
         "id": "O", "rate": "f", "spend": "f", "margin": "f", "code": "O", "word": "O", "gap": "f"}
@@ -85,7 +88,8 @@ LINES = ["id,rate,spend,margin,visits,tier"] + [f"c{k},0.3,20,0.25,{k},gold" for
 
 
 @pytest.mark.parametrize("change, says", [
-    (lambda x: [",".join(line.split(",")[:2] + line.split(",")[3:]) for line in x], "no column 'spend' (env.population.spend)"),
+    (lambda x: [",".join(line.split(",")[:2] + line.split(",")[3:]) for line in x],
+     "no column 'spend' (env.population.spend)"),
     (lambda x: [*x[:17], "c16,0.3,20,0.25,,gold", *x[18:]], "row 18, column 'visits': expected a number, got nothing"),
     (lambda x: [*x[:17], "c16,0.3,nan,0.25,1,gold", *x[18:]], "row 18, column 'spend': expected a number, got 'nan'"),
     (lambda x: [*x[:17], "c16,0.3,inf,0.25,1,gold", *x[18:]], "row 18, column 'spend': expected a number, got 'inf'"),
@@ -97,7 +101,8 @@ LINES = ["id,rate,spend,margin,visits,tier"] + [f"c{k},0.3,20,0.25,{k},gold" for
     (lambda x: [*x[:9], ",0.3,20,0.25,1,gold", *x[10:]], "row 10, column 'id': expected an id"),
     (lambda x: [*x[:9], "c8,1.3,20,0.25,1,gold", *x[10:]], "row 10, column 'rate': expected a share from 0 to 1, got 1.3"),
     (lambda x: [*x[:9], "c8,0.3,-2,0.25,1,gold", *x[10:]], "row 10, column 'spend': expected money above 0, got -2"),
-    (lambda x: [*x[:9], "c8,0.3,2,25,1,gold", *x[10:]], "row 10, column 'margin': expected a share above 0, up to 1, got 25"),
+    (lambda x: [*x[:9], "c8,0.3,2,25,1,gold", *x[10:]],
+     "row 10, column 'margin': expected a share above 0, up to 1, got 25"),
     (lambda x: [*x[:9], "c8,0.3,20,0.25,1,gold,more", *x[10:]], "can't be read as a table"),
     (lambda x: [x[0] + ",tier", *(line + ",a" for line in x[1:])], "column 'tier' comes twice"),
     (lambda x: x[:1], "expected customers, got no row"), (lambda x: x[:3], "too few"),
@@ -150,7 +155,8 @@ def test_what_is_not_mapped_comes_from_the_priors(tmp_path):
 def test_an_id_is_on_one_side_in_every_table(tmp_path):
     first = table(csv(tmp_path / "a.csv", rows=500))
     later = table(csv(tmp_path / "b.csv", rows=900, id=lambda k: f"c{1000 - k}"))
-    sides = [{split: {x.ids[k] for k in x.customers[split].tolist()} for split in ("train", "test")} for x in (first, later)]
+    sides = [{split: {x.ids[k] for k in x.customers[split].tolist()} for split in ("train", "test")}
+             for x in (first, later)]
     assert not sides[0]["train"] & sides[0]["test"] and not sides[0]["train"] & sides[1]["test"]
     assert len(sides[0]["test"]) / 500 == pytest.approx(0.4, abs=0.08) and sides[0]["test"] & sides[1]["test"]
     for n in (7, 1000):
@@ -162,7 +168,8 @@ def test_features_are_standardised_numbers_and_levels(tmp_path):
     path = csv(tmp_path / "t.csv", rows=200, tier=lambda k: ("gold", "basic", "", "rare" if k < 20 else "basic")[k % 4],
                same=lambda k: 3)
     population = table(path, rare_level=10)
-    assert population.transform.names == ["rate", "spend", "margin", "same", "tier: (empty)", "tier: basic", "tier: gold", "tier: other"]
+    assert population.transform.names == ["rate", "spend", "margin", "same", "tier: (empty)", "tier: basic", "tier: gold",
+                                          "tier: other"]
     x = population.features[population.customers["train"]]
     torch.testing.assert_close(x[:, :3].mean(0), torch.zeros(3, dtype=x.dtype), atol=1e-9, rtol=0)
     torch.testing.assert_close(x[:, :3].std(0, correction=0), torch.ones(3, dtype=x.dtype))
@@ -175,14 +182,16 @@ def test_the_saved_transform_makes_the_same_features_of_another_table(tmp_path):
     trained = table(csv(tmp_path / "a.csv", rows=200, tier=lambda k: "abc"[k % 3]), rare_level=5)
     torch.save(trained.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    later = table(csv(tmp_path / "b.csv", rows=90, new=lambda k: k, tier=lambda k: "zca"[k % 3], spend=lambda k: 500), rare_level=5)
+    later = table(csv(tmp_path / "b.csv", rows=90, new=lambda k: k, tier=lambda k: "zca"[k % 3], spend=lambda k: 500),
+                  rare_level=5)
     assert later.num_features != trained.num_features
     later.load_state_dict(state)
     assert later.num_features == trained.num_features == later.features.shape[1]
     mean, sd = trained.transform.numbers["spend"]
     assert later.features[:, 1].unique().tolist() == [pytest.approx((500 - mean) / sd)]
     assert later.features[:2, 3:].tolist() == [[0, 0, 0], [0, 0, 1]]  # an unknown level is none where nothing was rare
-    for change, says in ({"tier": lambda k: k}, "'tier': expected text"), ({"spend2": lambda k: 1}, "expected a column 'tier'"):
+    for change, says in (({"tier": lambda k: k}, "'tier': expected text"),
+                         ({"spend2": lambda k: 1}, "expected a column 'tier'")):
         other = table(csv(tmp_path / "c.csv", **change))
         with pytest.raises(ValueError, match=f"c.csv: .*{says}"):
             other.load_state_dict(state)

@@ -25,8 +25,8 @@ class OffersEnv(BatchedEnv):
     priced = True
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
-                 population: Callable, observation: Callable, rules: Callable, budget, evaluation: Callable, price_range: list,
-                 drift_range: list, price_noise: float):
+                 population: Callable, observation: Callable, rules: Callable, budget, evaluation: Callable,
+                 price_range: list, drift_range: list, price_noise: float):
         low, high = price_range
         if not 0 < low < high or not drift_range[0] < drift_range[1]:
             raise ValueError(f"env.price_range, env.drift_range: expected 0 < low < high and low < high, got {price_range}, "

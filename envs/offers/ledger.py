@@ -1,4 +1,4 @@
-"""The money of every week on disk: reserve, then settle or release; settled + reserved ≤ budget, whoever calls how often.
+"""The money of every week on disk: reserve, then settle or release; settled + reserved ≤ budget, whoever calls.
 
 Needs the standard library alone. The rules are the database's own: totals are kept by triggers and bounded by a CHECK
 inside the statement that changes an entry, so that no program, this one included, can leave them broken.
@@ -105,7 +105,8 @@ class Ledger:
         _check(budget=budget)
         with self.together():
             try:
-                changed = self.db.execute("UPDATE weeks SET budget = ? WHERE season = ? AND week = ?", (budget, season, week))
+                changed = self.db.execute("UPDATE weeks SET budget = ? WHERE season = ? AND week = ?",
+                                          (budget, season, week))
             except sqlite3.IntegrityError:
                 return False
             if not changed.rowcount:
@@ -140,7 +141,8 @@ class Ledger:
         with self.together():
             status, held, paid = self._find(key) or (ABSENT, amount, amount)
             if amount > held or status == SETTLED and amount != paid:
-                raise ValueError(f"{self._name(key)}: {status} {paid if status == SETTLED else held}, can't pay {amount}")
+                known = paid if status == SETTLED else held
+                raise ValueError(f"{self._name(key)}: {status} {known}, can't pay {amount}")
             return self._close(key, status, SETTLED, amount)
 
     def release(self, season: int, week: int, customer: str) -> str:

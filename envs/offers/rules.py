@@ -1,4 +1,4 @@
-"""What must not be sent to whom: one mask for training, planning, clearing and the bound, and the reason of each masked pair."""
+"""What must not be sent to whom: one mask for training, planning, clearing and the bound, and a reason for each pair."""
 from __future__ import annotations
 
 import hashlib
@@ -14,7 +14,7 @@ from envs.offers.population import Sample
 
 
 class Allowed(NamedTuple):
-    """What N customers may be sent now: pairs bool [N, (O+1)·C]; left [N, K], the share of each contact cap that is left."""
+    """What N customers may be sent now: pairs bool [N, (O+1)·C]; left [N, K], the share of each contact cap left."""
 
     pairs: Tensor
     left: Tensor
@@ -35,7 +35,7 @@ class Ban(NamedTuple):
 
 @dataclass(frozen=True)
 class Permits:
-    """The rules for N customers. static bool [N, O+1, C], None where nothing is forbidden for good; caps (weeks, contacts)."""
+    """The rules for N customers: static bool [N, O+1, C], None where nothing is forbidden for good; (weeks, contacts)."""
 
     catalogue: Catalogue
     static: Tensor | None
@@ -51,7 +51,7 @@ class Permits:
         pairs = self.catalogue.allowed(contactable)
         if self.static is not None:
             pairs = pairs & self.static
-        left = [rest / max(cap, 1) for (_, cap), rest in zip(self.caps, left)]
+        left = [rest / cap for (_, cap), rest in zip(self.caps, left)]
         return Allowed(pairs.flatten(1), torch.stack(left, 1) if left else pairs.new_zeros(len(pairs), 0))
 
     def _used(self, like: Tensor, sent: list[Tensor]) -> list[Tensor]:
@@ -109,8 +109,8 @@ class Rules:
             for rule, given, names in (("eligible", eligible, catalogue.offers), ("consent", consent, catalogue.channels))
             for name, text in self._known(rule, given, names))]
         if conditions and self.columns is None:
-            raise ValueError(f"{conditions[0][0]}: drawn customers have no columns; rules on them need env/population=table "
-                             "or complete_journey")
+            raise ValueError(f"{conditions[0][0]}: drawn customers have no columns; rules on them need "
+                             "env/population=table or complete_journey")
         self.bans = tuple(Ban(reason, offer, channel, torch.tensor(~holds(text, self.columns, where)))
                           for where, reason, offer, channel, text in conditions)
         self.caps = tuple(self._cap(cap) for cap in caps)
@@ -171,8 +171,8 @@ class Rules:
     def _cap(cap: dict) -> tuple[int, int]:
         _fields("env.rules.caps", cap, {"weeks", "contacts"})
         weeks, contacts = cap["weeks"], cap["contacts"]
-        if not all(isinstance(x, int) and not isinstance(x, bool) for x in (weeks, contacts)) or weeks < 1 or contacts < 0:
-            raise ValueError(f"env.rules.caps: expected whole numbers, weeks from 1 and contacts from 0, got {cap}")
+        if not all(isinstance(x, int) and not isinstance(x, bool) for x in (weeks, contacts)) or min(weeks, contacts) < 1:
+            raise ValueError(f"env.rules.caps: expected whole numbers from 1, got {cap}")
         return weeks, contacts
 
 

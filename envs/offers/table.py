@@ -66,7 +66,8 @@ def _column(series, path: str, text: bool, number: bool) -> np.ndarray:
     wrong = filled.index[values[filled.index].isna()]
     if len(wrong) and (number or len(wrong) < len(filled) / 2):
         hint = "" if number else " (a column of text is named in env.population.text)"
-        raise ValueError(f"{path}: row {strings.index.get_loc(wrong[0]) + 2}, column '{series.name}': expected a number, got "
+        row = strings.index.get_loc(wrong[0]) + 2
+        raise ValueError(f"{path}: row {row}, column '{series.name}': expected a number, got "
                          f"'{filled[wrong[0]]}'{hint}")
     if len(wrong) or not len(filled) and not number:
         return strings.to_numpy(dtype=object)
@@ -95,8 +96,8 @@ class Transform:
             values, counts = np.unique(_levels(column[rows]), return_counts=True)
             kept = values[counts >= rare].tolist()
             if not kept:
-                raise ValueError(f"{path}: column '{name}': none of its {len(values)} different texts has {rare} customers "
-                                 "(env.population.rare_level); leave it out by env.population.ignore")
+                raise ValueError(f"{path}: column '{name}': none of its {len(values)} different texts has {rare} "
+                                 "customers (env.population.rare_level); leave it out by env.population.ignore")
             levels[name] = kept + [OTHER] * (len(kept) < len(values) and OTHER not in kept)
         return cls({"numbers": numbers, "levels": levels})
 
@@ -113,8 +114,9 @@ class Transform:
                 raise ValueError(f"{path}: expected a column '{name}', which the policy was trained on; there are "
                                  f"{', '.join(columns)}")
             if (columns[name].dtype.kind == "f") != (name in self.numbers):
-                raise ValueError(f"{path}: column '{name}': expected {'numbers' if name in self.numbers else 'text'}, as in "
-                                 "the table that the policy was trained on")
+                kind = "numbers" if name in self.numbers else "text"
+                raise ValueError(f"{path}: column '{name}': expected {kind}, as in the table that the policy was "
+                                 "trained on")
         for name, (mean, sd) in self.numbers.items():
             features.append((columns[name] - mean) / sd)
         for name, levels in self.levels.items():
@@ -133,7 +135,7 @@ def _levels(column: np.ndarray) -> np.ndarray:
 
 
 class Table:
-    """Customers drawn from the user's file, split into train and test by their id: one id is on the same side in every table.
+    """Customers drawn from the user's file, split into train and test by their id, so the same way in every table.
 
     `id`, `rate`, `spend` and `margin` name columns: purchases a week (a share, kept within `rate_range`), money in a week
     with a purchase, gross margin (a share); null for one that is not known and so drawn from the priors, as all other
@@ -147,11 +149,13 @@ class Table:
             raise ValueError(f"env.population.test_share: expected a share between 0 and 1, got {test_share}")
         if not 0 < rate_range[0] < rate_range[1] < 1:
             raise ValueError(f"env.population.rate_range: expected two shares between 0 and 1, got {rate_range}")
-        self.path, mapped = path, {key: name for key, name in (("rate", rate), ("spend", spend), ("margin", margin)) if name}
+        mapped = {key: name for key, name in (("rate", rate), ("spend", spend), ("margin", margin)) if name}
+        self.path = path
         self.columns = read(path, separator, [*text, id], list(mapped.values()))
         for key, name in (("id", id), *mapped.items(), *(("text", x) for x in text), *(("ignore", x) for x in ignore)):
             if name not in self.columns:
-                raise ValueError(f"{path}: no column '{name}' (env.population.{key}); there are {', '.join(self.columns)}")
+                raise ValueError(f"{path}: no column '{name}' (env.population.{key}); there are "
+                                 f"{', '.join(self.columns)}")
         self.ids = self.columns[id].tolist()
         self._check_ids(id)
         held = {key: self._money(name, key) for key, name in mapped.items()}

@@ -25,7 +25,8 @@ START = 0.1  # seconds that a writer may take to start, all sharing few cores
 
 
 # ── one writer ──────────────────────────────────────────────────────────────────────────────────────────────────────
-def write(folder: Path, name: str, start: float, pace: float, tries: int, retry: float, timeout: float, sync: str) -> None:
+def write(folder: Path, name: str, start: float, pace: float, tries: int, retry: float, timeout: float,
+          sync: str) -> None:
     """Make a writer's calls [place in time, call], each when its week has come: `pace` weeks a second since `start`.
 
     What was refused or came too early is tried again, `tries` times in all. A pace of 0 is the drain: all at once, no
@@ -65,7 +66,7 @@ def journal(folder: Path, name: str) -> dict[int, str]:
 def run(directory: Path, device, seed: int, *, weeks: int, customers: int, values: list, cost: float, forecast: list,
         factor: float, unsent: float, unheard: float, validity: int, duplicates: float, reorder: float, writers: int,
         pace: float, tries: int, retry: float, kill_seconds: float, sync: str, timeout: float) -> dict:
-    """Play `weeks` through a ledger; return what was breached, lost or counted twice, and what it would have cost without."""
+    """Play `weeks` through a ledger; return what was breached, lost or counted twice, and what happens without one."""
     if (directory / "ledger.db").exists():
         raise ValueError(f"{directory / 'ledger.db'}: there is a ledger already; the siege needs a folder of its own")
     rng, started = random.Random(seed), time.perf_counter()
@@ -174,7 +175,8 @@ def _verify(directory: Path, ledger: Ledger, lists: list[list]) -> dict:
     settled, = ledger.db.execute("SELECT coalesce(sum(settled), 0) FROM weeks").fetchone()
     budget, = ledger.db.execute("SELECT sum(budget) FROM weeks").fetchone()
     return {"unanswered": unanswered, "lost": lost, "told_settled": sum(told.values()), "settled": settled,
-            "counted_twice": settled - sum(told.values()), "spend_ratio": settled / budget, "answers": dict(sorted(answers.items()))}
+            "counted_twice": settled - sum(told.values()), "spend_ratio": settled / budget,
+            "answers": dict(sorted(answers.items()))}
 
 
 def _show(result: dict, weeks: int, writers: int, factor: float) -> None:

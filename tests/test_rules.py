@@ -94,7 +94,7 @@ def build(population=None, **changes) -> Rules:
 CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integers(1, 4)})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(data):
     offers, channels = CATALOGUE.offers[1:], CATALOGUE.channels
@@ -353,14 +353,14 @@ def test_both_accounts_of_the_score_agree_under_rules(masked):
     uncapped = replace(market, permits=replace(market.permits, caps=()))
     plan = Knapsack(market.customers, market.world, "", values=bound.values, fee=0.0)
     g = torch.Generator().manual_seed(0)
-    u = [market.uniforms(g) for _ in range(20)]
+    u = [market.uniforms(g) for _ in range(12)]
     score = {}
     for name, where in (("capped", market), ("free", uncapped)):
         records = [play(plan, where, x, bound) for x in u]
         sums = torch.stack([r.gained.sum() + r.lost.sum() + (bound.prices * (where.budget - r.spend.sum(1))).sum()
                             for r in records]) / bound.gap
         error = sums.std() / len(sums) ** 0.5
-        assert error < 0.04 and abs(sums.mean() - 1) < 4 * error
+        assert error < 0.05 and abs(sums.mean() - 1) < 4 * error
         score[name] = summary(records, where, bound)["score"]
     assert score["capped"] < score["free"] - 0.02 and 0.9 < score["free"] <= 1 + 1e-9
 

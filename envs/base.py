@@ -58,6 +58,12 @@ class BatchedEnv(ABC):
         """Expected reward of this step alone by action, [B, *nvec], where the environment knows it: regret's yardstick."""
         return None
 
+    def load_fitted(self, state: dict) -> None:
+        """Take over from a state what it fitted to its data and a policy's observations depend on, on whatever device.
+
+        Comes before a learner is built, for it can change obs_dim.
+        """
+
     @abstractmethod
     def state_dict(self) -> dict:
         """Everything that a resumed run needs to go on alike."""

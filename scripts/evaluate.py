@@ -28,6 +28,8 @@ def main(cfg: DictConfig) -> None:
     agent, name = None, None
     logger = instantiate(cfg.logger)(directory, 0)
     if state:
+        with fitting(cfg.checkpoint):
+            env.load_fitted(state["agent"]["env"])
         agent, name = instantiate(cfg.algo, _convert_="all")(env, cfg.seed, cfg.fast), state["name"]
         with fitting(cfg.checkpoint):
             agent.load_weights(state["agent"])

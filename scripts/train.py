@@ -24,6 +24,10 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(cfg.device, cfg.threads)
     parts = {key: instantiate(cfg[key], _convert_="all") for key in ("env", "algo", "logger")}
     env = parts["env"](device, cfg.seed)
+    if cfg.resume:
+        state = checkpoint.load(cfg.resume)
+        with fitting(cfg.resume):
+            env.load_fitted(state["agent"]["env"])
     agent = parts["algo"](env, cfg.seed, cfg.fast)
     evaluation = env.evaluation(env)
     name = HydraConfig.get().runtime.choices["algo"]
@@ -31,7 +35,6 @@ def main(cfg: DictConfig) -> None:
 
     with parts["logger"](directory, agent.iterations) as logger:
         if cfg.resume:
-            state = checkpoint.load(cfg.resume)
             with fitting(cfg.resume):
                 agent.load_state_dict(state["agent"])
                 logger.load_state_dict(state["logger"])

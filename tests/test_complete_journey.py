@@ -161,7 +161,7 @@ def test_customers_fitted_to_the_past_predict_the_weeks_that_follow(build, make_
     real, simulated = future[rows], torch.zeros(n, dtype=torch.float64)
     seasons, none = 8, torch.zeros(n, dtype=torch.long)
     for _ in range(seasons):
-        c, _, state = past.draw(n, seeded(0), "train")
+        c, _, state, _ = past.draw(n, seeded(0), "train")
         for week in range(world.weeks):
             u = torch.rand(UNIFORMS, n, generator=g, dtype=torch.float64)
             state, bought, _, _ = transition(c, world, week, state, none, none, u)

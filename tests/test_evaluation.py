@@ -45,7 +45,7 @@ def small():
     """80 customers, their bound, and 20 seasons of four policies under the same random numbers."""
     evaluation = make()
     sample = evaluation.env.population.draw(80, torch.Generator().manual_seed(1), "test")
-    market = Market.open(sample, evaluation.world, evaluation.env.budget)
+    market = Market.open(sample, evaluation.world, evaluation.env.budget, evaluation.env.rules)
     bound, c, w = evaluation.bound(market), market.customers, market.world
 
     def policy(name):
@@ -239,7 +239,7 @@ def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
     c, world, n = small.market.customers, small.market.world, 20
     g = torch.Generator().manual_seed(week)
     state = State(*(torch.randint(k, (80,), generator=g) for k in (6, 4, 3, 2)))
-    steps = Response(c, world, uplift=uplift).increments(week, state)
+    steps = Response(c, world, uplift=uplift).increments(week, state, small.market.permits(state.status == 0, []))
     for i, r in enumerate(references(c[torch.arange(n)], world)):
         s, x = tuple(y[i].item() for y in state), world.season[week].item()
         score = steps.price[i, 0].item()
@@ -258,7 +258,7 @@ def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
 def test_only_the_subscribed_are_contacted_and_only_as_can_be(small, name):
     n, g = 80, torch.Generator().manual_seed(0)
     state = State(*(torch.randint(k, (n,), generator=g) for k in (6, 4, 3, 3)))
-    action, _ = clear(small.policy(name).increments(3, state), torch.tensor(torch.inf))
+    action, _ = clear(small.policy(name).increments(3, state, small.market.permits(state.status == 0, [])), torch.tensor(torch.inf))
     assert not action[state.status > 0].any()
     assert ((action == 0) | (action >= CHANNELS)).all() and (action[state.status == 0] > 0).any()
 
@@ -313,7 +313,8 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
     def increments(status, head=lambda context: redeem):
         policy = Priced(logits, head, env.observe, market.customers, market.world, market.features,
                         prices=small.evaluation.prices, drift=0.0)
-        return policy.information, policy.increments(0, market.start._replace(status=torch.full((80,), status)))
+        state = market.start._replace(status=torch.full((80,), status))
+        return policy.information, policy.increments(0, state, market.permits(state.status == 0, []))
 
     information, steps = increments(0)
     assert information == "features" and (steps.action[:, 0] == 29).all()
@@ -451,7 +452,7 @@ def test_score_in_the_course_of_training(whole, agent):
 def test_the_fee_is_the_one_that_earns_most():
     evaluation = make(fees=[50.0, 0.7, 0.0])
     market = Market.open(evaluation.env.population.draw(100, torch.Generator().manual_seed(3), "train"),
-                         evaluation.world, evaluation.env.budget)
+                         evaluation.world, evaluation.env.budget, evaluation.env.rules)
 
     def gain(fee):
         policy = Knapsack(market.customers, market.world, "", values=None, fee=fee)

@@ -39,14 +39,16 @@ class Bound:
         return self.value - self.none
 
 
-def unconstrained_spend(c: Customers, world: World, v0: list[Values], start: State) -> Tensor:
+def unconstrained_spend(c: Customers, world: World, v0: list[Values], start: State, *,
+                        contacts: Tensor | None = None) -> Tensor:
     """Expected weekly spend [T] of the best plan without a budget."""
-    _, actions = best_plan(c, world, v0, torch.zeros_like(world.season))
+    _, actions = best_plan(c, world, v0, torch.zeros_like(world.season), contacts=contacts)
     return expected_spend(c, world, start, actions).sum(1)
 
 
 def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Tensor, stock: Tensor | None = None,
-         rollover: bool = False, *, first_price: float | list, tolerance: float, max_evaluations: int) -> Bound:
+         rollover: bool = False, *, first_price: float | list, tolerance: float, max_evaluations: int,
+         contacts: Tensor | None = None) -> Bound:
     """Minimise L(λ, ν) = Σ λ_t·B_t + Σ ν_o·stock_o + Σ_i V^λν_i1(s_i1); its slope is what the best plan leaves unused.
 
     The variables are the multipliers of the constraints, ≥ 0, and prices a linear map of them: with roll-over, Σ_{s≤t}
@@ -57,6 +59,7 @@ def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Ten
     value of the tangents' maximum (Kelley 1960, cutting planes). The prices there would jump about, so the next ones
     are the nearest to the best so far at which every tangent is below a level in between (Lemaréchal, Nemirovskii
     and Nesterov 1995, level bundle). It ends when less than `tolerance` of the gap L(λ) − J(none) can be removed.
+    `contacts` are those that rules allow (envs/offers/program.py, best_plan).
     """
     weeks, untouched = len(budget), v0[0].at(start)
     stock = torch.full_like(world.catalogue.value, torch.inf) if stock is None else stock.to(budget)
@@ -72,7 +75,7 @@ def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Ten
         prices = torch.as_tensor(spread @ point).to(budget)
         scarcity = torch.zeros_like(stock)
         scarcity[list(stocked)] = prices[weeks:]
-        values, actions = best_plan(c, world, v0, prices[:weeks], scarcity if stocked else None)
+        values, actions = best_plan(c, world, v0, prices[:weeks], scarcity if stocked else None, contacts=contacts)
         use = expected_use(c, world, start, actions, stocked).sum(1)
         gain = values[0].at(start) - untouched  # summed without the organic profit, whose rounding would drown it
         gap = ((prices * limits).sum(dtype=torch.float64) + gain.sum(dtype=torch.float64)).item()

@@ -41,6 +41,12 @@ def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(last > 0, action, 0), refused
 
 
+def permitted(steps: Increments, pairs: Tensor) -> Increments:
+    """Refuse every step to a pair that is not allowed, pairs bool [N, P], and those after it, which build on it."""
+    within = pairs.gather(1, steps.action).cummin(1).values
+    return steps._replace(price=steps.price.masked_fill(~within, -torch.inf))
+
+
 def hull(value: Tensor, spend: Tensor) -> Increments:
     """Exact multiple-choice knapsack: each customer's upper concave hull of (spend, value), column 0 being nothing.
 
@@ -130,12 +136,13 @@ class Budget:
         return Budget(share=share, weekly=None, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock,
                       rule=self.rule)
 
-    def weekly_amounts(self, c: Customers, world: World, v0: list[Values], start: State) -> Tensor:
-        """Budget [T] of a population."""
+    def weekly_amounts(self, c: Customers, world: World, v0: list[Values], start: State,
+                       contacts: Tensor | None = None) -> Tensor:
+        """Budget [T] of a population; the best plan that a share is of keeps to the contacts that rules allow."""
         if self.weekly is not None:
             amounts = torch.full_like(world.season, self.weekly * len(c))
         else:
-            amounts = self.share * unconstrained_spend(c, world, v0, start).mean().expand(world.weeks)
+            amounts = self.share * unconstrained_spend(c, world, v0, start, contacts=contacts).mean().expand(world.weeks)
         if not self.seasonal:
             return amounts
         return torch.cat((amounts.sum()[None], torch.zeros_like(amounts[1:])))

@@ -154,7 +154,9 @@ class CompleteJourney:
             raise ValueError(f"env.population.demographics: no such column: {', '.join(sorted(unknown))}")
         # rate ½ and spend 1 are neutral: alpha then is that of utility 0 and margin is the margin rate
         self.priors = Priors(catalogue, **{**priors, "rate": [0.5, 0.5], "spend": [1.0, 0.0]})
-        self.ids = torch.tensor(past.observables.index.to_numpy())
+        self.ids = past.observables.index.to_list()
+        self.columns = {**{name: past.demographics[name].replace("unknown", "").to_numpy() for name in past.demographics},
+                        **{name: past.observables[name].to_numpy(float) for name in past.observables}}  # for rules
         order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(split_seed))
         train, test = order[round(test_share * len(order)):], order[:round(test_share * len(order))]
         self.households = {"train": train, "test": test}  # rows of the tables below
@@ -192,4 +194,4 @@ class CompleteJourney:
         # α such that the household's mean utility over its own weeks is that of its rate, whatever κ and ξ it drew
         c = replace(c, alpha=c.alpha + torch.logit(rate) - usual, margin=c.margin * spend)
         zeros = torch.zeros_like(habit)
-        return Sample(c, features, State(habit, zeros, expectation, zeros + SUBSCRIBED))
+        return Sample(c, features, State(habit, zeros, expectation, zeros + SUBSCRIBED), row)

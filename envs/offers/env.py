@@ -25,8 +25,8 @@ class OffersEnv(BatchedEnv):
     priced = True
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
-                 population: Callable, observation: Callable, budget, evaluation: Callable, price_range: list,
-                 drift_range: list, price_noise: float):
+                 population: Callable, observation: Callable, rules: Callable, budget, evaluation: Callable,
+                 price_range: list, drift_range: list, price_noise: float):
         low, high = price_range
         if not 0 < low < high or not drift_range[0] < drift_range[1]:
             raise ValueError(f"env.price_range, env.drift_range: expected 0 < low < high and low < high, got {price_range}, "
@@ -35,12 +35,18 @@ class OffersEnv(BatchedEnv):
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.season = self.world.weeks
         self.population = population(catalogue)
+        self.rules = rules(catalogue, self.population)
         budget.check(catalogue)
         self.budget, self.evaluation = budget, evaluation  # how its policies are judged
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
-        self.observe = observation(self.population.num_features, self.world.weeks, price_range, drift_range)
-        self.obs_dim, self.context_dim, self.nvec = self.observe.dim, self.observe.context_dim, catalogue.nvec
+        self.nvec, self.observation = catalogue.nvec, observation
+        self._measure()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
+
+    def _measure(self) -> None:
+        self.observe = self.observation(self.population.num_features + self.rules.observed, self.world.weeks,
+                                        self.price_range, self.drift_range)
+        self.obs_dim, self.context_dim = self.observe.dim, self.observe.context_dim
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
@@ -48,6 +54,8 @@ class OffersEnv(BatchedEnv):
         sample = self.population.draw(n, self.generator, "train")
         self.customers, self.features = self.world.inhabit(sample.customers), sample.features.to(self.world.season)
         self.state, self.week = sample.state, 0
+        self.permits, self.sent = self.rules.permits(sample), []
+        self.allowed = self.permits(self.state.status == SUBSCRIBED, self.sent)
         self.organic = organic(self.customers, self.world)
         self.u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
         self.prices, self.drift = self._price_paths(weeks, n)
@@ -64,10 +72,10 @@ class OffersEnv(BatchedEnv):
 
     def _obs(self) -> Tensor:
         week = min(self.week, self.world.weeks - 1)
-        return self.observe(self.features, self.state, week, self.prices[week], self.drift)
+        return self.observe(self.allowed.seen(self.features), self.state, week, self.prices[week], self.drift)
 
     def _mask(self) -> Tensor:
-        return self.world.catalogue.allowed(self.state.status == SUBSCRIBED)
+        return self.allowed.pairs.unflatten(1, self.nvec)
 
     @property
     def price(self) -> Tensor:
@@ -84,14 +92,15 @@ class OffersEnv(BatchedEnv):
 
     def expected_reward(self) -> Tensor:
         """This week's profit less its spend at the price, [N, O+1, C], with nothing of what follows."""
-        at, contactable = Visited(self.state, self.customers.alpha), self.state.status == SUBSCRIBED
+        at = Visited(self.state, self.customers.alpha)
         table = action_values(self.customers, self.world, self.week, at, self.price, None)
-        return pair_table(*table, contactable).unflatten(1, self.nvec)
+        return pair_table(*table, self.allowed.pairs).unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
-        """Send [N, 2] offers and channels; the customers' week goes by."""
+        """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by."""
         t, c, world, state = self.week, self.customers, self.world, self.state
         offer, channel = action.unbind(-1)
+        offer = self.permits.enforce(self.allowed, offer, channel)
         last = t == world.weeks - 1
         following, bought, redeemed, o = transition(c, world, t, state, offer, channel, self.u[t])
         if world.reward.outcomes == "expected":
@@ -102,7 +111,8 @@ class OffersEnv(BatchedEnv):
             profit = profit - self._profit(torch.zeros_like(offer), outcome(c, world, t, *self._floats(), 0 * offer, channel))
         elif last:
             reward = reward + self.organic[-1].at(following)
-        self.state, self.week = following, t + 1
+        self.state, self.week, self.sent = following, t + 1, [*self.sent, offer > 0]
+        self.allowed = self.permits(following.status == SUBSCRIBED, self.sent)
         obs = self._obs()
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {"redeemed": redeemed, "contacted": offer > 0, "spend": o.spend, "reward": reward, "profit": profit,
@@ -143,9 +153,17 @@ class OffersEnv(BatchedEnv):
         return earned, reward
 
     def state_dict(self) -> dict:
-        """The random stream: seasons are drawn whole, nothing is carried over."""
-        return {"generator": self.generator.get_state()}
+        """The random stream, for seasons are drawn whole and nothing is carried over, and what the population fitted."""
+        fitted = {"population": self.population.state_dict()} if hasattr(self.population, "state_dict") else {}
+        return {"generator": self.generator.get_state(), **fitted}
+
+    def load_fitted(self, state: dict) -> None:
+        """See customers by the features that a policy was trained on."""
+        if "population" in state:
+            self.population.load_state_dict(state["population"])
+            self._measure()
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore the random stream."""
+        """Restore the random stream, and what the population fitted."""
+        self.load_fitted(state)
         self.generator.set_state(state["generator"].cpu())

@@ -44,12 +44,14 @@ class Evaluation:
         return torch.Generator(self.env.device).manual_seed(self.seed * 1000 + stream)
 
     def _market(self, n: int, stream: int, split: str, budget: Budget) -> Market:
-        return Market.open(self.env.population.draw(n, self._generator(stream), split), self.world, budget)
+        return Market.open(self.env.population.draw(n, self._generator(stream), split), self.world, budget,
+                           self.env.rules)
 
     def bound(self, market: Market) -> Bound:
         """Solve the Lagrangian dual of a market."""
         return dual(market.customers, market.world, market.organic, market.start, market.budget, market.stock,
-                    market.rollover, **self.bound_options)
+                    market.rollover, **self.bound_options,
+                    contacts=market.permits.contacts)
 
     def _play(self, policy: Policy, market: Market, bound: Bound | None, seasons: int, stream: int) -> list[Record]:
         generator = self._generator(stream)
@@ -174,7 +176,7 @@ class Evaluation:
             rows[name]["ahead_of"] = {row: paired(records[name], records[row], market, bound) for row in rows if row != name}
             rows[name] |= told
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
-        return Report(rows, bound, len(market), self.seasons, [], str(market.rule), None)
+        return Report(rows, bound, len(market), self.seasons, [], str(market.rule), None, market.permits.shares())
 
     def _frontier(self, agent, name: str) -> list[dict]:
         """Value the agent and the planner at other budgets, each with its own bound."""

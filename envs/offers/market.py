@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from envs.offers.bound import Bound
+from envs.offers.budget import permitted
 from envs.offers.policies import Policy, pair_table
 from envs.offers.population import Sample
 from envs.offers.program import Values, Visited, action_values, organic, successors
+from envs.offers.rules import Permits, Rules
 from envs.offers.spending import Purse, Rule
 from envs.offers.world import SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
 
@@ -27,14 +29,17 @@ class Market:
     stock: Tensor
     rollover: bool
     rule: Rule
+    permits: Permits
 
     @classmethod
-    def open(cls, sample: Sample, world: World, budget) -> Market:
-        """Settle a drawn sample in a world; `budget` says what each week may cost, and by which rule."""
-        c = world.inhabit(sample.customers)
+    def open(cls, sample: Sample, world: World, budget, rules: Rules) -> Market:
+        """Settle a drawn sample in a world; `budget` says what each week may cost, and by which rule of money, `rules`
+        what may be sent to whom."""
+        c, permits = world.inhabit(sample.customers), rules.permits(sample)
         v0 = organic(c, world)
-        return cls(c, world, sample.features, sample.state, v0, budget.weekly_amounts(c, world, v0, sample.state),
-                   budget.pieces(len(c), world.catalogue), budget.rollover, budget.rule)
+        amounts = budget.weekly_amounts(c, world, v0, sample.state, permits.contacts)
+        return cls(c, world, sample.features, sample.state, v0, amounts, budget.pieces(len(c), world.catalogue),
+                   budget.rollover, budget.rule, permits)
 
     def __len__(self) -> int:
         return len(self.customers)
@@ -61,22 +66,28 @@ class Record:
 
 
 def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) -> Record:
-    """Play the season that uniforms u [T, 6, N] make; without a bound, `lost` is 0 and `planned` nothing."""
-    c, world, state, weeks = market.customers, market.world, market.start, []
+    """Play the season that uniforms u [T, 6, N] make; without a bound, `lost` is 0 and `planned` nothing.
+
+    What the market's rules don't allow is not sent, whatever the policy asks for. The bound's plan is free of contact
+    caps, so what they cost counts as lost.
+    """
+    c, world, state, weeks, sent = market.customers, market.world, market.start, [], []
     channels = len(world.catalogue.channels)
     purse = Purse(market.budget, market.stock, market.rollover, world.catalogue)
     for t in range(world.weeks):
-        at, contactable = Visited(state, c.alpha), state.status == SUBSCRIBED
+        subscribed = state.status == SUBSCRIBED
+        allowed = market.permits(subscribed, sent)
+        at, uncapped = Visited(state, c.alpha), market.permits(subscribed, []).pairs
 
         def redeems(action):
-            sent = torch.where(contactable, action, 0)
-            return u[t, 0] < outcome(c, world, t, at.h, at.f, at.d, sent // channels, sent % channels).redeem
+            got = torch.where(subscribed, action, 0)
+            return u[t, 0] < outcome(c, world, t, at.h, at.f, at.d, got // channels, got % channels).redeem
 
         def table(price, values, scarcity=None):
-            return pair_table(*action_values(c, world, t, at, price, successors(c, values[t + 1]), scarcity), contactable)
+            return pair_table(*action_values(c, world, t, at, price, successors(c, values[t + 1]), scarcity), uncapped)
 
         purse.open(t)
-        action, price = market.rule.week(purse, policy.increments(t, state), redeems)
+        action, price = market.rule.week(purse, permitted(policy.increments(t, state, allowed), allowed.pairs), redeems)
 
         free = table(0.0, market.organic)
         gained = (free - free[:, :1]).gather(1, action[:, None])[:, 0]
@@ -89,5 +100,5 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
         following, _, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
         paid = world.catalogue.spend(offer, channel, redeemed)
         weeks.append((action, planned, state.habit, lost, gained, o.spend, o.redeem, paid, price))
-        state = following
+        state, sent = following, [*sent, action > 0]
     return Record(*(torch.stack(x) for x in zip(*weeks)))

@@ -10,7 +10,8 @@ from torch import Tensor
 from envs.offers.budget import Increments, hull, ranked, switches
 from envs.offers.observation import Observation
 from envs.offers.program import Values, Visited, action_values, successors
-from envs.offers.world import SUBSCRIBED, Customers, Outcome, State, World, outcome
+from envs.offers.rules import Allowed
+from envs.offers.world import Customers, Outcome, State, World, outcome
 
 
 class Policy(Protocol):
@@ -18,19 +19,14 @@ class Policy(Protocol):
 
     information: str
 
-    def increments(self, week: int, state: State) -> Increments:
-        """Return what it would send in `week` as prices fall."""
+    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+        """Return what it would send in `week` as prices fall, of what is allowed."""
 
 
-def pair_table(nothing: Tensor, contact: Tensor, contactable: Tensor) -> Tensor:
-    """Values of every flat pair [N, (O+1)·C] from those of nothing [N] and of contacts [O, C, N].
-
-    −inf where a pair does not exist or the customer is not `contactable` [N].
-    """
-    contact = torch.where(contactable, contact, -torch.inf)
-    first = torch.full_like(contact[:1], -torch.inf)
-    first[0, 0] = nothing
-    return torch.cat((first, contact)).flatten(0, 1).T
+def pair_table(nothing: Tensor, contact: Tensor, pairs: Tensor) -> Tensor:
+    """Values of every flat pair [N, (O+1)·C] from those of nothing [N] and of contacts [O, C, N]; −inf outside `pairs`."""
+    first = nothing.expand(1, contact.shape[1], -1)
+    return torch.cat((first, contact)).flatten(0, 1).T.masked_fill(~pairs, -torch.inf)
 
 
 def outcomes(c: Customers, world: World, week: int, state: State) -> Outcome:
@@ -46,7 +42,7 @@ class Nothing:
 
     information = "none"
 
-    def increments(self, week: int, state: State) -> Increments:
+    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
         """Return no step at all."""
         zeros = torch.zeros_like(state.habit)
         return ranked(torch.full(zeros.shape, -torch.inf, device=zeros.device), zeros.double(), zeros)
@@ -61,13 +57,15 @@ class Random:
         self.c, self.world = c, world
         self.generator = torch.Generator(c.alpha.device).manual_seed(seed)
 
-    def increments(self, week: int, state: State) -> Increments:
-        """Return one step a subscribed customer, at a random rank."""
+    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+        """Return one step a customer who may be contacted, at a random rank."""
         n, channels = len(self.c), len(self.world.catalogue.channels)
         spend = outcomes(self.c, self.world, week, state).spend
         action, order = (torch.rand(n, generator=self.generator, device=spend.device) for _ in range(2))
-        action = channels + (action * (spend.shape[1] - channels)).long()
-        order = torch.where(state.status == SUBSCRIBED, order, -torch.inf)
+        count = allowed.pairs[:, channels:].long().cumsum(1)
+        chosen = (action * count[:, -1]).long()  # which of those allowed
+        action = channels + (count <= chosen[:, None]).sum(1).clamp_max(count.shape[1] - 1)
+        order = torch.where(count[:, -1] > 0, order, -torch.inf)
         return ranked(order, spend.gather(1, action[:, None])[:, 0], action)
 
 
@@ -80,17 +78,17 @@ class Response:
     def __init__(self, c: Customers, world: World, *, uplift: bool):
         self.c, self.world, self.uplift = c, world, uplift
 
-    def increments(self, week: int, state: State) -> Increments:
-        """Return one step a subscribed customer, ranked."""
+    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+        """Return one step a customer who may be contacted, ranked."""
         channels = len(self.world.catalogue.channels)
         o = outcomes(self.c, self.world, week, state)
         buy = o.redeem + o.buy
-        best, action = buy[:, channels:].max(1)
+        best, action = buy[:, channels:].masked_fill(~allowed.pairs[:, channels:], -torch.inf).max(1)
         action = action + channels
         spend = o.spend.gather(1, action[:, None])[:, 0]
         if self.uplift:
             best = (self.c.margin + self.world.reward.trips) * (best - buy[:, 0]) - spend
-        return ranked(torch.where(state.status == SUBSCRIBED, best, -torch.inf), spend, action)
+        return ranked(best, spend, action)
 
 
 class Knapsack:
@@ -105,12 +103,12 @@ class Knapsack:
         self.c, self.world, self.information, self.values, self.fee = c, world, information, values, fee
         self.scarcity = scarcity
 
-    def increments(self, week: int, state: State) -> Increments:
+    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
         """Return every customer's efficient steps."""
         then = successors(self.c, self.values[week + 1]) if self.values else None
         nothing, contact = action_values(self.c, self.world, week, Visited(state, self.c.alpha), 0.0, then,
                                          self.scarcity)
-        value = pair_table(nothing, contact - self.fee, state.status == SUBSCRIBED)
+        value = pair_table(nothing, contact - self.fee, allowed.pairs)
         return hull(value, outcomes(self.c, self.world, week, state).spend)
 
 
@@ -122,15 +120,14 @@ class Learned:
         self.redeem, self.observe, self.c, self.world, self.features = redeem, observe, c, world, features.float()
         self.information = "features" if redeem else "features, true spend"
 
-    def look(self, week: int, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Return contexts [N, D], valid pairs and the spend expected of them [N, P]."""
+    def look(self, week: int, state: State, allowed: Allowed) -> tuple[Tensor, Tensor]:
+        """Return contexts [N, D] and the spend expected of pairs [N, P]."""
         catalogue = self.world.catalogue
-        context = self.observe.context(self.features, state, week)
-        valid = catalogue.allowed(state.status == SUBSCRIBED).flatten(1)
+        context = self.observe.context(allowed.seen(self.features), state, week)
         if self.redeem is None:
-            return context, valid, outcomes(self.c, self.world, week, state).spend
+            return context, outcomes(self.c, self.world, week, state).spend
         offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)
-        return context, valid, catalogue.spend(offer[:, None], channel, self.redeem(context)).flatten(1)
+        return context, catalogue.spend(offer[:, None], channel, self.redeem(context)).flatten(1)
 
 
 class Priced(Learned):
@@ -144,11 +141,11 @@ class Priced(Learned):
         self.logits, self.prices, self.drift = logits, prices.float(), torch.full_like(prices, drift).float()
 
     @torch.no_grad()
-    def increments(self, week: int, state: State) -> Increments:
+    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
         """Return the switches of every subscribed customer on the price grid."""
-        context, valid, spend = self.look(week, state)
+        context, spend = self.look(week, state, allowed)
         logits = torch.stack([
-            self.logits(torch.cat((context, p.expand(len(context), -1)), -1)).masked_fill(~valid, -torch.inf)
+            self.logits(torch.cat((context, p.expand(len(context), -1)), -1)).masked_fill(~allowed.pairs, -torch.inf)
             for p in self.observe.price(self.prices, self.drift)])
         return switches(logits, spend, self.prices)
 
@@ -163,10 +160,10 @@ class Valued(Learned):
         self.values = values
 
     @torch.no_grad()
-    def increments(self, week: int, state: State) -> Increments:
+    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
         """Return every customer's efficient steps."""
-        context, valid, spend = self.look(week, state)
-        worth = self.values(context).masked_fill(~valid, -torch.inf).to(spend)
+        context, spend = self.look(week, state, allowed)
+        worth = self.values(context).masked_fill(~allowed.pairs, -torch.inf).to(spend)
         if self.clears:
             return hull(worth, spend)
         most, action = worth.max(1)

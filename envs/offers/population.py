@@ -14,11 +14,13 @@ LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters whose logarithm 
 
 
 class Sample(NamedTuple):
-    """N customers: parameters, features [N, F], and the state that each starts the season in."""
+    """N customers: parameters, features [N, F], the state that each starts the season in, and its row [N] in the columns
+    and ids of a population that has them (envs/offers/rules.py reads these)."""
 
     customers: Customers
     features: Tensor
     state: State
+    row: Tensor | None = None
 
 
 class Priors:

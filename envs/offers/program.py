@@ -182,17 +182,19 @@ def _organic(c: Customers, world: World, at: Grid) -> list[Tensor]:
     return values[::-1]
 
 
-def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor,
-              scarcity: Tensor | None = None) -> tuple[list[Values], list[Tensor]]:
+def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor, scarcity: Tensor | None = None, *,
+              contacts: Tensor | None = None) -> tuple[list[Values], list[Tensor]]:
     """V^λ of the best plan at prices [T] of money and [O+1] of stock, weeks 1..T+1, and its actions, [6, 4, 3, N] a week.
 
-    Actions are flat pairs offer·C + channel, 0 for nothing. Who is unsubscribed keeps the organic value.
+    Actions are flat pairs offer·C + channel, 0 for nothing. Who is unsubscribed keeps the organic value. `contacts`,
+    bool [O·C, 1, 1, 1, N], are those that rules allow; without it all are.
     """
     at, channels = Grid(c.alpha), len(world.catalogue.channels)
     values, actions = [v0[-1]], []
     for t in reversed(range(world.weeks)):
         nothing, contact = action_values(c, world, t, at, price[t], successors(c, values[-1]), scarcity)
-        best, action = contact.flatten(0, 1).max(0)
+        contact = contact.flatten(0, 1)
+        best, action = (contact if contacts is None else contact.masked_fill(~contacts, -torch.inf)).max(0)
         actions.append(torch.where(best > nothing, action + channels, 0))
         values.append(Values(torch.maximum(best, nothing), v0[t].unsubscribed))
     return values[::-1], actions[::-1]

@@ -21,6 +21,7 @@ class Report:
     frontier: list[dict]
     rule: str
     hard: Report | None
+    masked: dict[str, float]  # share of the customers that each lasting rule forbids something to
 
     def metrics(self) -> dict:
         """Lay everything out for metrics.json."""
@@ -30,6 +31,7 @@ class Report:
             bound |= {"scarcity": self.bound.scarcity.tolist()}
         return {"policies": self.rows, "rule": self.rule, "bound": bound, "customers": self.customers, "seasons": self.seasons,
                 **({"hard": {"rule": self.hard.rule, "policies": self.hard.rows}} if self.hard else {}),
+                **({"rules": self.masked} if self.masked else {}),
                 **({"frontier": self.frontier} if self.frontier else {})}
 
     def headline(self) -> dict[str, float]:
@@ -59,7 +61,7 @@ class Report:
                       box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
                       caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
                               "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
-                              "realised spend passed the budget", caption_justify="left")
+                              "realised spend passed the budget" + self._rules(), caption_justify="left")
         if self.hard:  # whose table says what the columns mean, once for both
             table.caption = None
         for i, column in enumerate(self._columns):
@@ -67,6 +69,9 @@ class Report:
         for line in self._lines():
             table.add_row(*line)
         return table
+
+    def _rules(self) -> str:
+        return "".join(f"\nmasked for {share:.1%}: {reason}" for reason, share in self.masked.items())
 
     def markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""

@@ -196,11 +196,12 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
         return torch.cat((nothing.expand(5, -1), contact.flatten(0, 1))).T
 
     policy = Valued(truth, None, env.observe, market.customers, market.world, market.features)
-    ours, theirs = policy.increments(0, state), Knapsack(market.customers, market.world, "", values=None,
-                                                         fee=0.0).increments(0, state)
+    allowed = market.permits(state.status == SUBSCRIBED, [])
+    myopic = Knapsack(market.customers, market.world, "", values=None, fee=0.0)
+    ours, theirs = policy.increments(0, state, allowed), myopic.increments(0, state, allowed)
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b)
-    heedless = policy.uncleared().increments(0, state)
+    heedless = policy.uncleared().increments(0, state, allowed)
     valid = market.world.catalogue.valid.flatten()
     assert torch.equal(heedless.action[:, 0], truth(None).masked_fill(~valid, -torch.inf).argmax(1))
     assert (heedless.spend == 0).all() and policy.clears

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load, node
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from test_bound import OPTIMISER, SOME, funded, program, untouched
@@ -246,7 +246,7 @@ class Watchful(Purse):
 
 
 @given(seasons())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_settled_and_reserved_never_pass_the_budget(season):
     rule, held, asks = season
     held.__class__ = Watchful

@@ -226,23 +226,18 @@ def seasons(draw):
 class Watchful(Purse):
     """A purse that checks, at every payment and reservation, that all it owes is covered."""
 
-    def watch(self, day: int, settled: bool) -> None:
-        """Settled + reserved ≤ budget, and the same of stocks; the promised outlasts no later week's money."""
-        money, pieces = self.reserved(day - 1)
-        assert self.left >= money if settled else self.left >= 0
-        assert (self.stock >= pieces).all()
-        for week in range(self.week + 1, len(self.budget) if not self.rollover else 0):
-            assert self.budget[week] >= self.reserved(week * DAYS)[0]
-
     def pay(self, action, redeemed):
-        """Settle, and look."""
+        """Settle: never more than there is."""
         super().pay(action, redeemed)
-        self.watch(self.week * DAYS, False)
+        assert self.left >= 0 and (self.stock >= 0).all()
 
     def reserve(self, day, action, redeemed, validity):
-        """Reserve, and look."""
+        """Reserve: settled + reserved ≤ budget, the same of stocks, and of each later week's budget that it reaches."""
         super().reserve(day, action, redeemed, validity)
-        self.watch(day + 1, True)
+        money, pieces = self.reserved(day)
+        assert self.left >= money and (self.stock >= pieces).all()
+        for week in range(self.week + 1, len(self.budget) if not self.rollover else 0):
+            assert self.budget[week] >= self.reserved(week * DAYS)[0]
 
 
 @given(seasons())

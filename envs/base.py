@@ -29,7 +29,8 @@ class BatchedEnv(ABC):
 
     num_agents: B.  obs_dim: D.  nvec: sizes of the action's heads.  context_dim: the leading columns of an observation
     that an action's outcome depends on (the rest, such as a price, only steers).  truncates: whether a step can be
-    truncated at all.  season: the steps that a rollout must have, where `begin` starts anew.
+    truncated at all.  redeems: whether info tells `redeemed`, which a spend head learns from.  season: the steps that a
+    rollout must have, where `begin` starts anew.
     """
 
     num_agents: int
@@ -38,6 +39,7 @@ class BatchedEnv(ABC):
     nvec: tuple[int, ...]
     device: torch.device
     truncates: bool
+    redeems: bool = True
     season: int | None = None
 
     @abstractmethod

@@ -61,6 +61,8 @@ class PPO:
             raise ValueError(f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps")
         if env.season and num_steps != env.season:
             raise ValueError(f"algo.num_steps: expected {env.season}, the weeks of a season, got {num_steps}")
+        if spend and not env.redeems:
+            raise ValueError("algo.spend: this environment tells no redemptions to learn from, expected algo.spend=null")
         if norm_adv not in ("minibatch", "batch", "none"):
             raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
         self.env, self.num_steps, self.epochs, self.minibatches = env, num_steps, epochs, minibatches
@@ -130,8 +132,7 @@ class PPO:
             infos.append(step.info)
             obs, mask = step.obs, step.mask
         stacked = (None if column[0] is None else torch.stack(column) for column in zip(*rows))
-        charts = {f"rollout/{name}": torch.stack([info[name].float().mean() for info in infos]).mean()
-                  for name in infos[0]}
+        charts = {f"rollout/{name}": torch.stack([info[name] for info in infos]).float().mean() for name in infos[0]}
         return Rollout(*stacked, last_obs=obs), charts
 
     def policy(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

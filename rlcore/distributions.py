@@ -10,10 +10,10 @@ def outer_sum(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
 
     Normalised under a joint mask this is exact; unmasked it equals independent categoricals.
     """
-    table = torch.zeros(logits.shape[0], *(1,) * len(nvec), device=logits.device, dtype=logits.dtype)
-    for dim, head in enumerate(logits.split(nvec, -1)):
-        table = table + head.view(-1, *(n if d == dim else 1 for d, n in enumerate(nvec)))
-    return table.flatten(1)
+    table = logits[:, :nvec[0]]
+    for head in logits.split(nvec, -1)[1:]:
+        table = (table[:, :, None] + head[:, None, :]).flatten(1)
+    return table
 
 
 class MaskedCategorical:
@@ -24,7 +24,7 @@ class MaskedCategorical:
 
     def __init__(self, logits: Tensor, mask: Tensor, nvec: tuple[int, ...]):
         self.nvec, self.mask = nvec, mask.flatten(1)
-        self.log_probs = torch.log_softmax(logits.masked_fill(~self.mask, -torch.inf), -1)
+        self.log_probs = torch.log_softmax(torch.where(self.mask, logits, -torch.inf), -1)
 
     @property
     def probs(self) -> Tensor:
@@ -47,8 +47,8 @@ class MaskedCategorical:
 
     def entropy(self) -> Tensor:
         """Entropy [B], over what is allowed."""
-        # Masked before the product: −inf · 0 would be NaN, in the gradient too.
-        return -(self.probs * self.log_probs.masked_fill(~self.mask, 0.0)).sum(-1)
+        # Bounded before the product: −inf · 0 would be NaN, in the gradient too.
+        return -(self.probs * self.log_probs.clamp_min(torch.finfo(self.log_probs.dtype).min)).sum(-1)
 
     def unflatten(self, index: Tensor) -> Tensor:
         """Turn flat combinations [B] into actions [B, K]."""

@@ -11,6 +11,7 @@ from envs.report import Report, axes_of
 from envs.sequential.env import SequentialEnv
 
 Z = 1.96  # normal quantile of a 95 % interval
+TIE = 1e-6  # of pairs that earn the same at a price, the dearer
 Choose = Callable[[SequentialEnv, Tensor, Tensor], Tensor]  # environment, obs [W, D], mask [W, *nvec] → flat pairs [W]
 
 
@@ -57,7 +58,7 @@ def knapsack(values: Tensor, cost: Tensor, budget: float, weeks: int) -> Knapsac
 
     def by_week(x):  # → [weeks, W, N·K]
         return x.view(weeks, steps // weeks, w, -1).transpose(1, 2).flatten(2)
-    price, order = by_week(increments.price).sort(-1, descending=True, stable=True)
+    price, order = by_week(increments.price).sort(dim=-1, descending=True, stable=True)
     price = price.clamp_min(0)  # −inf: no step
     spend = by_week(increments.spend).gather(-1, order) * (price > 0)
     before = spend.cumsum(-1) - spend
@@ -76,7 +77,7 @@ def priced(price: float) -> Choose:
     """Send what earns most at a price of budget; at 0, first come, first served."""
     def choose(env, obs, mask):
         fits = env.world.allowed(env.visit, (env.cost <= env.left[:, None] + 1e-9).view(-1, *env.nvec)).flatten(1)
-        value = env.world.values(env.visit, env.block.week[env.k]) - price * env.cost
+        value = env.world.values(env.visit, env.block.week[env.k]) - (price - TIE) * env.cost
         return value.masked_fill(~fits, -torch.inf).argmax(-1)
     return choose
 
@@ -144,7 +145,7 @@ class Evaluation:
             u = torch.rand(mask.flatten(1).shape, generator=generator, device=mask.device)
             return u.masked_fill(~mask.flatten(1), -1.0).argmax(-1)
         policies = {"none": ("none", nothing), "random": ("none", random),
-                    "first come, first served": ("true θ", priced(0.0)), "bid price": ("true θ", priced(bid))}
+                    "first come": ("true θ", priced(0.0)), "bid price": ("true θ", priced(bid))}
         if agent is not None:
             policies[name] = ("features", agents(agent))
         rows = {row: {"information": knows, **self.summary(self._play(choose, self.worlds, 11), none, bound)}
@@ -156,14 +157,14 @@ class Evaluation:
         columns = {"knows": lambda r: r["information"], "score": lambda r: f"{r['score']:.3f}",
                    "±": lambda r: f"{(r['score_ci'][1] - r['score_ci'][0]) / 2:.3f}",
                    "return": lambda r: f"{r['return']:,.1f}", "spend": lambda r: f"{r['spend_ratio']:.3f}",
-                   "contacts": lambda r: f"{r['contact_rate']:.1%}", "best pair": lambda r: f"{r['best_rate']:.1%}"}
+                   "contacts": lambda r: f"{r['contact_rate']:.1%}", "best": lambda r: f"{r['best_rate']:.1%}"}
         return Report(
             title=f"{self.worlds:,} seasons of {self.env.world.weeks} weeks × {self.env.customers} customers, budget "
                   f"{self.env.budget:,.2f} a week",
             caption="score: share of what each week's offline knapsack earns over sending nothing, ± its 95 % interval; "
-                    "best pair: decisions that send what earns most now",
+                    "first come: first served; best: decisions that send what earns most now",
             rows=rows, columns=columns, extra=extra, judged="score", plots={"weeks": week_figure(rows, name)},
-            last=["offline knapsack", "true θ, week ahead", "1.000", "", f"{total:,.1f}", "", "", ""])
+            last=["knapsack", "the week", "1.000", "", f"{total:,.1f}", "", "", ""])
 
 
 def week_figure(rows: dict, agent: str | None):

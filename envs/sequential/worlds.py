@@ -74,14 +74,18 @@ class Structural:
     """The customer of envs/offers, who remembers: met once a week, its state moves on each time.
 
     Rewards are the world's without V_end and shaping: what a contact does to later weeks is in the state, but N steps away.
+    `incremental` takes off what the week would have brought without a message: the same choices within a week, and next
+    to none of the noise of organic purchases.
     """
 
     uniforms = UNIFORMS
 
-    def __init__(self, catalogue: Catalogue, device: torch.device, *, market: Callable, reward, population: Callable):
+    def __init__(self, catalogue: Catalogue, device: torch.device, *, market: Callable, reward, population: Callable,
+                 incremental: bool):
         if reward.shaping or reward.terminal:
             raise ValueError("env.world.reward: expected shaping: false and terminal: 0, a step here is one of many customers'")
         self.realised = check(reward.outcomes)
+        self.incremental = incremental
         self.market: World = market(catalogue, reward).to(device, torch.float32)
         self.population, self.weeks = population(catalogue), self.market.weeks
         self.num_features = self.population.num_features + HABITS + FATIGUES + EXPECTATIONS + 3
@@ -141,6 +145,8 @@ class Structural:
                       - terms.fatigue_penalty * (contacted & (state.fatigue >= terms.fatigue_limit)))
         else:
             reward = self.values(visit, week).gather(1, pair[:, None])[:, 0]
+        if self.incremental:
+            reward = reward - self.values(visit, week)[:, 0]
         return reward, torch.stack(following, -1)
 
 

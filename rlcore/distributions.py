@@ -33,9 +33,17 @@ class MaskedCategorical:
 
     def sample(self, u: Tensor) -> Tensor:
         """Draw actions [B, K] from uniforms u [B] in [0, 1), by inversion: one number a decision."""
+        return self.unflatten(self._index(u))
+
+    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions [B, K] as `sample` does, and return their log-probabilities [B] with them."""
+        index = self._index(u)
+        return self.unflatten(index), self.log_probs.gather(-1, index[:, None])[:, 0]
+
+    def _index(self, u: Tensor) -> Tensor:
         # argmax finds the first entry above u; a masked one must not be, even where a parallel sum rounds it up.
         cdf = self.probs.cumsum(-1).masked_fill(~self.mask, 0.0)
-        return self.unflatten((cdf > u[:, None] * cdf.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1))
+        return (cdf > u[:, None] * cdf.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
 
     def mode(self) -> Tensor:
         """Most probable actions [B, K]."""
@@ -53,15 +61,15 @@ class MaskedCategorical:
     def unflatten(self, index: Tensor) -> Tensor:
         """Turn flat combinations [B] into actions [B, K]."""
         heads = []
-        for n in reversed(self.nvec):
+        for n in reversed(self.nvec[1:]):
             heads.append(index % n)
             index = index // n
-        return torch.stack(heads[::-1], -1)
+        return torch.stack([index, *heads[::-1]], -1)
 
 
 def flatten(action: Tensor, nvec: tuple[int, ...]) -> Tensor:
     """Turn actions [B, K] into flat combinations [B], the last head running fastest."""
-    index = torch.zeros_like(action[:, 0])
-    for k, n in enumerate(nvec):
+    index = action[:, 0]
+    for k, n in enumerate(nvec[1:], 1):
         index = index * n + action[:, k]
     return index

@@ -137,9 +137,7 @@ class PPO:
 
     def policy(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Sample actions [N, K] and their log-probabilities [N]."""
-        distribution = self.net.policy(obs, mask)
-        action = distribution.sample(u)
-        return action, distribution.log_prob(action)
+        return self.net.policy(obs, mask).draw(u)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:

@@ -43,7 +43,7 @@ class SequentialEnv(BatchedEnv):
                             ("weekly_budget", weekly_budget)):
             if value <= 0:
                 raise ValueError(f"env.{name}: expected more than 0, got {value}")
-        self.device, self.num_agents, self.customers = torch.device(device), num_agents, customers
+        self.device, self.customers = torch.device(device), customers
         self.world = world(catalogue, self.device)
         self.season_steps = customers * self.world.weeks
         self.budget, self.penalty, self.stagger, self.evaluation = weekly_budget * customers, penalty, stagger, evaluation
@@ -54,10 +54,16 @@ class SequentialEnv(BatchedEnv):
         pairs[0] = 0.0  # nothing is free in whatever channel
         self.cost = pairs.flatten()  # of every flat pair
         self.pair = torch.arange(len(self.cost), device=self.device).view(self.nvec) * catalogue.valid
-        self.asked = pairs.masked_fill(~catalogue.valid, torch.inf) if penalty is None else None
-        self.valid = catalogue.valid.expand(num_agents, -1, -1)
+        self.needs = self.cost - SLACK  # money that must be left to send it
+        self.asked = (pairs - SLACK).masked_fill(~catalogue.valid, torch.inf) if penalty is None else None
+        self._sized(num_agents, catalogue.valid)
         self.restored = torch.tensor(self.budget, device=self.device, dtype=torch.float64)
         self.seed([2 * seed])
+
+    def _sized(self, num_agents: int, valid: Tensor) -> None:
+        self.num_agents = num_agents
+        self.valid = valid.expand(num_agents, -1, -1)
+        self.over = torch.ones(num_agents, 2, device=self.device)  # the clock at a season's end
 
     def seed(self, seeds: list[int]) -> None:
         """Begin anew, each seed's random stream serving an equal share of the worlds."""
@@ -77,8 +83,8 @@ class SequentialEnv(BatchedEnv):
     def beside(self, num_agents: int, seed: int) -> SequentialEnv:
         """Return an environment like this one of other size and stream, all its worlds at the start of a season."""
         other = copy.copy(self)
-        other.num_agents, other.stagger = num_agents, False
-        other.valid = self.valid[:1].expand(num_agents, -1, -1)
+        other.stagger = False
+        other._sized(num_agents, self.valid[0])
         other.seed([seed])
         return other
 
@@ -121,14 +127,14 @@ class SequentialEnv(BatchedEnv):
     def _mask(self) -> Tensor:
         if self.penalty is not None:
             return self.world.allowed(self.visit, self.valid)
-        return self.world.allowed(self.visit, self.asked <= (self.left + SLACK)[:, None, None])
+        return self.world.allowed(self.visit, self.asked <= self.left[:, None, None])
 
     def step(self, action: Tensor) -> Step:
         """Send [W, 2] offers and channels to one customer in each world."""
         block, k, features = self.block, self.k, self.world.features(self.visit)
         # 1. What is sent, if the week's budget pays for it.
         pair = self.world.addressed(self.visit, self.pair[action[:, 0], action[:, 1]])  # (0, channel) is nothing too
-        fits = self.cost[pair] <= self.left + SLACK
+        fits = self.needs[pair] <= self.left
         self.sent = torch.where(fits, pair, 0)
         paid = self.cost[self.sent]
         # 2. What the customer does.
@@ -145,7 +151,7 @@ class SequentialEnv(BatchedEnv):
             self._draw(block.age[-1])
         self.visit = self._visit()
         obs, mask = self.begin()
-        final_obs = torch.where(ends[:, None], self._obs(features, torch.ones_like(block.clock[k]), left), obs)
+        final_obs = torch.where(ends[:, None], self._obs(features, self.over, left), obs)
         info = {"reward": reward, "spend": paid, "contacted": self.sent > 0}
         return Step(obs, mask, reward, ends, torch.zeros_like(ends), final_obs, info)
 

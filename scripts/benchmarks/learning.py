@@ -1,6 +1,7 @@
 """Learning beside Stable-Baselines3: time to equal return, and returns at equal steps under masks."""
 from __future__ import annotations
 
+import copy
 import time
 from functools import partial
 from pathlib import Path
@@ -99,8 +100,10 @@ def ours_trained(make: Callable, algo: Callable, seed: int, mode: str, steps: in
     """Train our PPO for some steps and return its curve."""
     ppo: PPO = partial(algo, total_steps=steps)(make(), seed, mode)
     if mode == "compile":  # a compiled function is no part of the time that learning takes
-        warm = partial(algo, total_steps=1)(make(), seed, mode)
-        warm.update(*(lambda rollout: (rollout, warm.prepare(rollout)))(warm.collect()[0]))
+        before = copy.deepcopy(ppo.state_dict())
+        rollout, _ = ppo.collect()
+        ppo.update(rollout, ppo.prepare(rollout))
+        ppo.load_state_dict(before)
     log = Log(lambda: season_return(mode_of(ppo), judge.beside(judge.num_agents, 1)), every)
     ppo.train(log, lambda: None, None, lambda: False)
     return log

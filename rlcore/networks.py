@@ -28,12 +28,17 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module], gain: float) -> n
     return nn.Sequential(*layers)
 
 
+def tanh(x: Tensor) -> Tensor:
+    """1 − 2·σ(−2x), tanh to float precision; on a CPU σ takes a sixth of the time of torch.tanh."""
+    return torch.rsub(torch.sigmoid(-2 * x), 1, alpha=2)
+
+
 class FastTanh(torch.autograd.Function):
-    """tanh(x) = 1 − 2·σ(−2x), to float precision; on a CPU σ takes a sixth of the time of torch.tanh."""
+    """The same with its derivative in one pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        y = torch.rsub(torch.sigmoid(-2 * x), 1, alpha=2)
+        y = tanh(x)
         ctx.save_for_backward(y)
         return y
 
@@ -47,7 +52,7 @@ class Tanh(nn.Module):
     """The hyperbolic tangent as an activation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return FastTanh.apply(x)
+        return FastTanh.apply(x) if torch.is_grad_enabled() else tanh(x)
 
 
 class ActorCritic(nn.Module):

@@ -32,22 +32,17 @@ class MaskedCategorical:
         return self.log_probs.exp()
 
     def sample(self, u: Tensor) -> Tensor:
-        """Draw actions [B, K] from uniforms u [B] in [0, 1), by inversion: one number a decision."""
-        return self.unflatten(self._index(u))
+        """Draw actions [B, K] from uniforms u [B] in [0, 1)."""
+        return self.sample_with_log_prob(u)[0]
 
-    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw actions [B, K] as `sample` does, and return their log-probabilities [B] with them."""
-        index = self._index(u)
-        return self.unflatten(index), self.log_probs.gather(-1, index[:, None])[:, 0]
-
-    def _index(self, u: Tensor) -> Tensor:
-        # argmax finds the first entry above u; a masked one must not be, even where a parallel sum rounds it up.
-        cdf = self.probs.cumsum(-1).masked_fill(~self.mask, 0.0)
-        return (cdf > u[:, None] * cdf.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
+    def sample_with_log_prob(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions [B, K] from uniforms u [B] in [0, 1) and return their log-probabilities [B] with them."""
+        index = draw(self.probs, self.mask, u)
+        return unflatten(index, self.nvec), self.log_probs.gather(-1, index[:, None])[:, 0]
 
     def mode(self) -> Tensor:
         """Most probable actions [B, K]."""
-        return self.unflatten(self.log_probs.argmax(-1))
+        return unflatten(self.log_probs.argmax(-1), self.nvec)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probability [B] of actions [B, K]."""
@@ -58,13 +53,21 @@ class MaskedCategorical:
         # Bounded before the product: −inf · 0 would be NaN, in the gradient too.
         return -(self.probs * self.log_probs.clamp_min(torch.finfo(self.log_probs.dtype).min)).sum(-1)
 
-    def unflatten(self, index: Tensor) -> Tensor:
-        """Turn flat combinations [B] into actions [B, K]."""
-        heads = []
-        for n in reversed(self.nvec[1:]):
-            heads.append(index % n)
-            index = index // n
-        return torch.stack([index, *heads[::-1]], -1)
+
+def draw(probs: Tensor, mask: Tensor, u: Tensor) -> Tensor:
+    """Draw flat actions [B] from probabilities [B, Πn] and uniforms u [B] in [0, 1), by inversion: one number each."""
+    # argmax finds the first entry above u; a masked one must not be, even where a parallel sum rounds it up.
+    cdf = probs.cumsum(-1).masked_fill(~mask, 0.0)
+    return (cdf > u[:, None] * cdf.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
+
+
+def unflatten(index: Tensor, nvec: tuple[int, ...]) -> Tensor:
+    """Turn flat combinations [B] into actions [B, K]."""
+    heads = []
+    for n in reversed(nvec[1:]):
+        heads.append(index % n)
+        index = index // n
+    return torch.stack([index, *heads[::-1]], -1)
 
 
 def flatten(action: Tensor, nvec: tuple[int, ...]) -> Tensor:

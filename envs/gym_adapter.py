@@ -17,6 +17,7 @@ from torch import Tensor
 
 from envs.base import BatchedEnv, Step
 from envs.sequential.env import SequentialEnv
+from rlcore.distributions import unflatten
 
 try:
     import gymnasium
@@ -160,10 +161,7 @@ def spaces_of(env: SequentialEnv, flat: bool) -> tuple[spaces.Box, spaces.Space]
 def pairs(env: SequentialEnv, actions, flat: bool) -> Tensor:
     """Turn the actions of all worlds into the environment's, [W, 2]."""
     action = torch.as_tensor(np.asarray(actions, dtype=np.int64)).to(env.device)
-    if flat:
-        action = action.reshape(-1, 1)
-        action = torch.cat((action // env.nvec[1], action % env.nvec[1]), -1)
-    return action.view(env.num_agents, 2)
+    return unflatten(action.view(-1), env.nvec) if flat else action.view(env.num_agents, 2)
 
 
 class Offers(gymnasium.Env):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from envs.gym_adapter import GymnasiumEnv
 from envs.report import Report
+from rlcore.distributions import unflatten
 
 Z = 1.96  # normal quantile of a 95 % interval
 
@@ -51,7 +52,7 @@ class Evaluation:
 
     def score(self, agent) -> dict[str, float]:
         """Value an agent in the course of training."""
-        returns, lengths = self._play(lambda obs, mask: agent.net.policy(obs, mask).mode(), self.validation, 1)
+        returns, lengths = self._play(agent.greedy, self.validation, 1)
         return {self.headline: returns.mean().item(), "evaluation/length": lengths.mean().item()}
 
     def run(self, agent, name: str) -> Report:
@@ -61,10 +62,10 @@ class Evaluation:
         def random(obs, mask):
             u = torch.rand(mask.flatten(1).shape, generator=generator, device=mask.device)
             index = u.masked_fill(~mask.flatten(1), -1.0).argmax(-1)
-            return torch.stack(torch.unravel_index(index, self.env.nvec), -1)
+            return unflatten(index, self.env.nvec)
         policies = {"random": random}
         if agent is not None:
-            policies[name] = lambda obs, mask: agent.net.policy(obs, mask).mode()
+            policies[name] = agent.greedy
         rows = {}
         for row, choose in policies.items():
             returns, lengths = self._play(choose, self.episodes, 2)

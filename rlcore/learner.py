@@ -7,6 +7,7 @@ from typing import Callable, Iterator
 import torch
 from torch import Tensor
 
+from rlcore.distributions import unflatten
 
 class Learner:
     """Base of the learners over a BatchedEnv (envs/base.py); network and optional spend head live on its device.
@@ -64,6 +65,11 @@ class Learner:
                 save()
             if stopped:
                 break
+
+    def greedy(self, obs: Tensor, mask: Tensor) -> Tensor:
+        """Actions [B, K] that are thought best of those allowed, for observations [B, D] under masks [B, *nvec]."""
+        worth = self.values(obs[:, :self.env.context_dim]) if self.valued else self.logits(obs)
+        return unflatten(worth.masked_fill(~mask.flatten(1), -torch.inf).argmax(-1), self.env.nvec)
 
     def state_dict(self) -> dict:
         """Everything that training needs to go on as if it had not stopped."""

@@ -235,7 +235,7 @@ def test_bad_numbers_are_named(override, says):
 @pytest.mark.parametrize("weekly", [2.6, 1.0])
 def test_ppo_learns_the_toys_optimum(weekly):
     env = make("env.num_agents=64", "env.customers=20", f"env.weekly_budget={weekly}", "env.block=64")
-    ppo = make_ppo(env, 40, num_steps=64, epochs=8, minibatches=4, gae_lambda=0.5, optim={"lr": 3e-3})
+    ppo = make_ppo(env, 40, num_steps=64, epochs=8, minibatches=4, gamma=0.99, gae_lambda=0.8, optim={"lr": 3e-3})
     train(ppo)
     judge = env.evaluation(env)
     season = play(agents(ppo), env.beside(16, 1))

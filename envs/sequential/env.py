@@ -155,6 +155,10 @@ class SequentialEnv(BatchedEnv):
         info = {"reward": reward, "spend": paid, "contacted": self.sent > 0}
         return Step(obs, mask, reward, ends, torch.zeros_like(ends), final_obs, info)
 
+    def expected_reward(self) -> Tensor:
+        """Expected reward of this step alone by action, [W, *nvec], but for the penalty."""
+        return self.world.values(self.visit, self.block.week[self.k]).view(-1, *self.nvec)
+
     def state_dict(self) -> dict:
         """Where the worlds are, and the streams as they were before the block at hand was drawn."""
         return {"age": self.block.age[0], "k": self.k, "streams": self.streams, "left": self.left,

@@ -9,6 +9,7 @@ from torch import Tensor
 from envs.offers.budget import hull
 from envs.report import Report, axes_of
 from envs.sequential.env import SequentialEnv
+from rlcore.distributions import flatten, unflatten
 
 Z = 1.96  # normal quantile of a 95 % interval
 TIE = 1e-6  # of pairs that earn the same at a price, the dearer
@@ -39,7 +40,7 @@ def play(choose: Choose, env: SequentialEnv, keep_values: bool = False) -> Seaso
     for _ in range(env.season_steps):
         values = env.world.values(env.visit, env.block.week[env.k])
         pair = choose(env, obs, mask)
-        step = env.step(torch.stack((pair // env.nvec[1], pair % env.nvec[1]), -1))
+        step = env.step(unflatten(pair, env.nvec))
         gained = values.gather(1, env.sent[:, None])[:, 0]
         steps.append((gained, step.info["spend"], env.sent, gained >= values.amax(1), values if keep_values else None))
         obs, mask = step.obs, step.mask
@@ -83,10 +84,9 @@ def priced(price: float) -> Choose:
 
 
 def agents(agent) -> Choose:
-    """Send the mode of a learned policy."""
+    """Send what a learner thinks best."""
     def choose(env, obs, mask):
-        action = agent.net.policy(obs, mask).mode()
-        return action[:, 0] * env.nvec[1] + action[:, 1]
+        return flatten(agent.greedy(obs, mask), env.nvec)
     return choose
 
 

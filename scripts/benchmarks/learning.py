@@ -17,6 +17,7 @@ from envs.report import axes_of
 from envs.sb3_adapter import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from envs.sequential.evaluation import knapsack, nothing, play
+from rlcore.distributions import unflatten
 from rlcore.ppo import PPO
 from scripts.benchmarks.contestants import peer, scalars
 
@@ -44,13 +45,8 @@ def predicted(model, flat: bool) -> Callable[[Tensor, Tensor], Tensor]:
         if not flat:
             return torch.as_tensor(model.predict(obs.numpy(), deterministic=True)[0])
         index = torch.as_tensor(model.predict(obs.numpy(), deterministic=True, action_masks=mask.flatten(1).numpy())[0])
-        return torch.stack((index // mask.shape[2], index % mask.shape[2]), -1)
+        return unflatten(index, tuple(mask.shape[1:]))
     return choose
-
-
-def mode_of(ppo: PPO) -> Callable[[Tensor, Tensor], Tensor]:
-    """Act as our policy does without noise."""
-    return lambda obs, mask: ppo.net.policy(obs, mask).mode()
 
 
 class Curve(BaseCallback):
@@ -104,7 +100,7 @@ def ours_trained(make: Callable, algo: Callable, seed: int, mode: str, steps: in
         rollout, _ = ppo.collect()
         ppo.update(rollout, ppo.prepare(rollout))
         ppo.load_state_dict(before)
-    log = Log(lambda: season_return(mode_of(ppo), judge.beside(judge.num_agents, 1)), every)
+    log = Log(lambda: season_return(ppo.greedy, judge.beside(judge.num_agents, 1)), every)
     ppo.train(log, lambda: None, None, lambda: False)
     return log
 
@@ -152,7 +148,7 @@ def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, s
         model.learn(steps)
         ppo = partial(algo, total_steps=model.num_timesteps)(env(device, seed), seed, "eager")
         ppo.train(Log(lambda: 0.0, steps), lambda: None, None, lambda: False)
-        for name, choose in (("MaskablePPO", predicted(model, True)), ("ours", mode_of(ppo))):
+        for name, choose in (("MaskablePPO", predicted(model, True)), ("ours", ppo.greedy)):
             rows[name].append(season_return(choose, judge.beside(worlds, 1)))
     return {"steps": steps, "optimum": optimum.value.sum(0).mean().item(), "rows": {
         name: {"returns": returns, "mean": mean(returns), "ci": interval(returns)} for name, returns in rows.items()}}

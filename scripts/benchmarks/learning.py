@@ -57,7 +57,7 @@ class Curve(BaseCallback):
         self.judge, self.every, self.points, self.spent, self.iteration = judge, every, [], 0.0, 0
 
     def _on_training_start(self) -> None:
-        self.started = time.perf_counter()
+        self.started = time.process_time()
 
     def _on_rollout_start(self) -> None:
         self.look(self.iteration % self.every == 0)
@@ -68,10 +68,10 @@ class Curve(BaseCallback):
 
     def look(self, due: bool) -> None:
         """Add a point (seconds, return) if one is due."""
-        now = time.perf_counter() - self.started - self.spent
+        now = time.process_time() - self.started - self.spent
         if due:
             self.points.append((now, self.judge()))
-            self.spent = time.perf_counter() - self.started - now
+            self.spent = time.process_time() - self.started - now
 
     def _on_step(self) -> bool:
         return True
@@ -82,14 +82,14 @@ class Log:
 
     def __init__(self, judge: Callable[[], float], every: int):
         self.judge, self.every, self.points, self.spent = judge, every, [(0.0, judge())], 0.0
-        self.started = time.perf_counter()
+        self.started = time.process_time()
 
     def log(self, step: int, metrics: dict, *, iteration: int, **_) -> None:
         """Add a point (seconds, return) if one is due."""
         if iteration % self.every == 0:
-            now = time.perf_counter() - self.started - self.spent
+            now = time.process_time() - self.started - self.spent
             self.points.append((now, self.judge()))
-            self.spent = time.perf_counter() - self.started - now
+            self.spent = time.process_time() - self.started - now
 
 
 def ours_trained(make: Callable, algo: Callable, seed: int, mode: str, steps: int, every: int, judge: SequentialEnv) -> Log:
@@ -128,7 +128,7 @@ def learned(directory: Path, make: Callable, algo: Callable, seed: int, modes: l
     for mode in modes:
         curves[f"ours, {mode}"] = ours_trained(make, algo, seed, mode, steps, every, judge).points
     target = max(value for _, value in curves["SB3, DummyVecEnv"])
-    figure, axes = axes_of("seconds of training", "return of a season")
+    figure, axes = axes_of("CPU seconds of training", "return of a season")
     for name, points in curves.items():
         axes.plot(*zip(*points), label=name)
     axes.legend(frameon=False)

@@ -19,10 +19,10 @@ from scripts.benchmarks.learning import learned, masked
 
 
 def seconds(function: Callable[[], None]) -> float:
-    """Time a call."""
-    started = time.perf_counter()
+    """Time a call, in CPU time of this process: what it takes on an idle machine, also where the machine is not idle."""
+    started = time.process_time()
     function()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:
@@ -45,8 +45,9 @@ def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, modes: list, repeats: int,
         learn: dict, maskable: dict) -> dict:
     """Time, then learn, then learn with masks; print the tables, save the curves, return everything."""
-    if device.type != "cpu":
-        raise ValueError(f"device: expected cpu, where Stable-Baselines3 steps its environments, got {device}")
+    if device.type != "cpu" or torch.get_num_threads() > 1:
+        raise ValueError(f"device, threads: expected cpu and 1, where Stable-Baselines3 steps its environments, got {device} "
+                         f"and {torch.get_num_threads()}")
     settings, console = algo.keywords, Console()
     make = partial(env, device, seed)
     example = make()
@@ -98,7 +99,7 @@ def table_of(title: str, columns: list[str]) -> Table:
 
 def speed_table(speed: dict) -> Table:
     """Steps a second, and how many times the first row's."""
-    table = table_of(f"steps/s (× the first row's), {speed['steps']:,} steps an iteration",
+    table = table_of(f"steps per CPU second (× the first row's), {speed['steps']:,} steps an iteration",
                      ["", "environment", "+ collect", "update, ms", "of its floor", "end to end"])
     for name, row in speed["rows"].items():
         environment, collect, whole = (f"{row[key]:,.0f} ({row['ratio'][key]:.1f})" for key in

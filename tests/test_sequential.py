@@ -238,7 +238,7 @@ def test_ppo_learns_the_toys_optimum(weekly):
     ppo = make_ppo(env, 40, num_steps=64, epochs=8, minibatches=4, gamma=0.99, gae_lambda=0.8, optim={"lr": 3e-3})
     train(ppo)
     judge = env.evaluation(env)
-    season = play(agents(ppo), env.beside(16, 1))
+    season = play(agents(ppo, torch.Generator().manual_seed(0)), env.beside(16, 1))
     bound = judge._bound(16, 1)[1].value.sum(0).mean().item()
     if weekly > 2.5:
         assert (season.sent == 25).double().mean() >= 0.7  # in 160,000 steps; the shipped run: 99 %

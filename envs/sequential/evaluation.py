@@ -83,10 +83,13 @@ def priced(price: float) -> Choose:
     return choose
 
 
-def agents(agent) -> Choose:
-    """Send what a learner thinks best."""
+def agents(agent, generator: torch.Generator | None) -> Choose:
+    """Send what a learned policy draws, from a stream of its own; without one, or where it has values, what it thinks best."""
     def choose(env, obs, mask):
-        return flatten(agent.greedy(obs, mask), env.nvec)
+        if generator is None or agent.valued:
+            return flatten(agent.greedy(obs, mask), env.nvec)
+        u = torch.rand(len(obs), generator=generator, device=obs.device)
+        return flatten(agent.policy(obs, mask, u)[0], env.nvec)
     return choose
 
 
@@ -94,15 +97,21 @@ class Evaluation:
     """Compare policies over seasons of new customers, by the expected rewards of what they send.
 
     `worlds` seasons are played for the table, `validation` in the course of training; the bid price is the mean price of
-    the offline knapsacks of `others` more.
+    the offline knapsacks of `others` more. `sample`: judge a policy by its draws, as it was trained. Where a budget binds,
+    the mode of one that contacts every second customer may contact nobody.
     """
 
-    def __init__(self, env: SequentialEnv, *, seed: int, worlds: int, validation: int, others: int):
+    def __init__(self, env: SequentialEnv, *, seed: int, worlds: int, validation: int, others: int, sample: bool):
+        self.sample = sample
         self.env, self.stream, self.worlds, self.validation, self.others = env, seed * 1000, worlds, validation, others
         self._reference: tuple | None = None
 
     def _play(self, choose: Choose, worlds: int, stream: int, keep_values: bool = False) -> Season:
         return play(choose, self.env.beside(worlds, self.stream + stream), keep_values)
+
+    def _learned(self, agent) -> Choose:
+        generator = torch.Generator(self.env.device).manual_seed(self.stream + 13) if self.sample else None
+        return agents(agent, generator)
 
     def _bound(self, worlds: int, stream: int) -> tuple[Season, Knapsack]:
         season = self._play(nothing, worlds, stream, keep_values=True)
@@ -132,7 +141,7 @@ class Evaluation:
         """Value an agent in the course of training."""
         if self._reference is None:
             self._reference = self._bound(self.validation, 1)
-        result = self.summary(self._play(agents(agent), self.validation, 1), *self._reference)
+        result = self.summary(self._play(self._learned(agent), self.validation, 1), *self._reference)
         return {f"offers/{name}": result[name] for name in ("score", "return", "spend_ratio", "contact_rate")}
 
     def run(self, agent, name: str) -> Report:
@@ -147,7 +156,7 @@ class Evaluation:
         policies = {"none": ("none", nothing), "random": ("none", random),
                     "first come": ("true θ", priced(0.0)), "bid price": ("true θ", priced(bid))}
         if agent is not None:
-            policies[name] = ("features", agents(agent))
+            policies[name] = ("features", self._learned(agent))
         rows = {row: {"information": knows, **self.summary(self._play(choose, self.worlds, 11), none, bound)}
                 for row, (knows, choose) in policies.items()}
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))

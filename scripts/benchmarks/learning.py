@@ -40,13 +40,18 @@ def season_return(choose: Callable[[Tensor, Tensor], Tensor], env: SequentialEnv
 
 
 def predicted(model, flat: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Act as a Stable-Baselines3 model does without noise."""
+    """Act by the draws of a Stable-Baselines3 model: where a budget binds, a mode may contact nobody."""
     def choose(obs, mask):
         if not flat:
-            return torch.as_tensor(model.predict(obs.numpy(), deterministic=True)[0])
-        index = torch.as_tensor(model.predict(obs.numpy(), deterministic=True, action_masks=mask.flatten(1).numpy())[0])
+            return torch.as_tensor(model.predict(obs.numpy(), deterministic=False)[0])
+        index = torch.as_tensor(model.predict(obs.numpy(), deterministic=False, action_masks=mask.flatten(1).numpy())[0])
         return unflatten(index, tuple(mask.shape[1:]))
     return choose
+
+
+def drawn(ppo: PPO, generator: torch.Generator) -> Callable[[Tensor, Tensor], Tensor]:
+    """Act by the draws of our policy, from a stream beside training's."""
+    return lambda obs, mask: ppo.policy(obs, mask, torch.rand(len(obs), generator=generator))[0]
 
 
 class Curve(BaseCallback):
@@ -100,7 +105,7 @@ def ours_trained(make: Callable, algo: Callable, seed: int, mode: str, steps: in
         rollout, _ = ppo.collect()
         ppo.update(rollout, ppo.prepare(rollout))
         ppo.load_state_dict(before)
-    log = Log(lambda: season_return(ppo.greedy, judge.beside(judge.num_agents, 1)), every)
+    log = Log(lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.beside(judge.num_agents, 1)), every)
     ppo.train(log, lambda: None, None, lambda: False)
     return log
 
@@ -148,7 +153,7 @@ def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, s
         model.learn(steps)
         ppo = partial(algo, total_steps=model.num_timesteps)(env(device, seed), seed, "eager")
         ppo.train(Log(lambda: 0.0, steps), lambda: None, None, lambda: False)
-        for name, choose in (("MaskablePPO", predicted(model, True)), ("ours", ppo.greedy)):
+        for name, choose in (("MaskablePPO", predicted(model, True)), ("ours", drawn(ppo, torch.Generator().manual_seed(1)))):
             rows[name].append(season_return(choose, judge.beside(worlds, 1)))
     return {"steps": steps, "optimum": optimum.value.sum(0).mean().item(), "rows": {
         name: {"returns": returns, "mean": mean(returns), "ci": interval(returns)} for name, returns in rows.items()}}

@@ -29,9 +29,9 @@ class BatchedEnv(ABC):
 
     num_agents: B.  obs_dim: D.  nvec: sizes of the action's heads.  context_dim: the leading columns of an observation
     that an action's outcome depends on (the rest, such as a price, only steers).  truncates: whether a step can be
-    truncated at all.  season: the steps that a rollout must have, where `begin` starts anew.  priced: whether spend
-    costs an agent `price` [B] a unit; then `spend` tells what pairs will cost, and info has the step's `profit` [B] (what
-    it earned before that price) beside its reward.
+    truncated at all.  redeems: whether info tells `redeemed`, which a spend head learns from.  season: the steps that a
+    rollout must have, where `begin` starts anew.  priced: whether spend costs an agent `price` [B] a unit; then `spend`
+    tells what pairs will cost, and info has the step's `profit` [B] (what it earned before that price) beside its reward.
     """
 
     num_agents: int
@@ -40,6 +40,7 @@ class BatchedEnv(ABC):
     nvec: tuple[int, ...]
     device: torch.device
     truncates: bool
+    redeems: bool = True
     season: int | None = None
     priced: bool = False
 

@@ -10,10 +10,10 @@ def outer_sum(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
 
     Normalised under a joint mask this is exact; unmasked it equals independent categoricals.
     """
-    table = torch.zeros(logits.shape[0], *(1,) * len(nvec), device=logits.device, dtype=logits.dtype)
-    for dim, head in enumerate(logits.split(nvec, -1)):
-        table = table + head.view(-1, *(n if d == dim else 1 for d, n in enumerate(nvec)))
-    return table.flatten(1)
+    table = logits[:, :nvec[0]]
+    for head in logits.split(nvec, -1)[1:]:
+        table = (table[:, :, None] + head[:, None, :]).flatten(1)
+    return table
 
 
 class MaskedCategorical:
@@ -24,7 +24,7 @@ class MaskedCategorical:
 
     def __init__(self, logits: Tensor, mask: Tensor, nvec: tuple[int, ...]):
         self.nvec, self.mask = nvec, mask.flatten(1)
-        self.log_probs = torch.log_softmax(logits.masked_fill(~self.mask, -torch.inf), -1)
+        self.log_probs = torch.log_softmax(torch.where(self.mask, logits, -torch.inf), -1)
 
     @property
     def probs(self) -> Tensor:
@@ -33,7 +33,12 @@ class MaskedCategorical:
 
     def sample(self, u: Tensor) -> Tensor:
         """Draw actions [B, K] from uniforms u [B] in [0, 1)."""
-        return unflatten(draw(self.probs, self.mask, u), self.nvec)
+        return self.sample_with_log_prob(u)[0]
+
+    def sample_with_log_prob(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions [B, K] from uniforms u [B] in [0, 1) and return their log-probabilities [B] with them."""
+        index = draw(self.probs, self.mask, u)
+        return unflatten(index, self.nvec), self.log_probs.gather(-1, index[:, None])[:, 0]
 
     def mode(self) -> Tensor:
         """Most probable actions [B, K]."""
@@ -45,8 +50,8 @@ class MaskedCategorical:
 
     def entropy(self) -> Tensor:
         """Entropy [B], over what is allowed."""
-        # Masked before the product: −inf · 0 would be NaN, in the gradient too.
-        return -(self.probs * self.log_probs.masked_fill(~self.mask, 0.0)).sum(-1)
+        # Bounded before the product: −inf · 0 would be NaN, in the gradient too.
+        return -(self.probs * self.log_probs.clamp_min(torch.finfo(self.log_probs.dtype).min)).sum(-1)
 
 
 def draw(probs: Tensor, mask: Tensor, u: Tensor) -> Tensor:
@@ -59,15 +64,15 @@ def draw(probs: Tensor, mask: Tensor, u: Tensor) -> Tensor:
 def unflatten(index: Tensor, nvec: tuple[int, ...]) -> Tensor:
     """Turn flat combinations [B] into actions [B, K]."""
     heads = []
-    for n in reversed(nvec):
+    for n in reversed(nvec[1:]):
         heads.append(index % n)
         index = index // n
-    return torch.stack(heads[::-1], -1)
+    return torch.stack([index, *heads[::-1]], -1)
 
 
 def flatten(action: Tensor, nvec: tuple[int, ...]) -> Tensor:
     """Turn actions [B, K] into flat combinations [B], the last head running fastest."""
-    index = torch.zeros_like(action[:, 0])
-    for k, n in enumerate(nvec):
+    index = action[:, 0]
+    for k, n in enumerate(nvec[1:], 1):
         index = index * n + action[:, k]
     return index

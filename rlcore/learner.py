@@ -7,12 +7,13 @@ from typing import Callable, Iterator
 import torch
 from torch import Tensor
 
+from rlcore.distributions import unflatten
 
 class Learner:
     """Base of the learners over a BatchedEnv (envs/base.py); network and optional spend head live on its device.
 
     `seed` starts the stream that actions and minibatches are drawn from; the environment has its own. Raises ValueError
-    where a rollout isn't a season.
+    where a rollout isn't a season, or where a spend head has nothing to learn from.
     """
 
     valued: bool  # clears a budget by what `values` says pairs are worth, else by what `logits` prefers at a price
@@ -21,6 +22,8 @@ class Learner:
                  spend: Callable | None, total_steps: int, num_steps: int, eval_every: int, checkpoint_every: int):
         if env.season and num_steps != env.season:
             raise ValueError(f"algo.num_steps: expected {env.season}, the weeks of a season, got {num_steps}")
+        if spend and not env.redeems:
+            raise ValueError("algo.spend: this environment tells no redemptions to learn from, expected algo.spend=null")
         self.env, self.num_steps, self.batch = env, num_steps, env.num_agents * num_steps
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.iterations, self.iteration = max(1, total_steps // self.batch), 0
@@ -62,6 +65,11 @@ class Learner:
                 save()
             if stopped:
                 break
+
+    def greedy(self, obs: Tensor, mask: Tensor) -> Tensor:
+        """Actions [B, K] that are thought best of those allowed, for observations [B, D] under masks [B, *nvec]."""
+        worth = self.values(obs[:, :self.env.context_dim]) if self.valued else self.logits(obs)
+        return unflatten(worth.masked_fill(~mask.flatten(1), -torch.inf).argmax(-1), self.env.nvec)
 
     def state_dict(self) -> dict:
         """Everything that training needs to go on as if it had not stopped."""

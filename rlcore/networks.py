@@ -29,6 +29,33 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module], gain: float) -> n
     return nn.Sequential(*layers)
 
 
+def tanh(x: Tensor) -> Tensor:
+    """1 − 2·σ(−2x), tanh to float precision; on a CPU σ takes a sixth of the time of torch.tanh."""
+    return torch.rsub(torch.sigmoid(-2 * x), 1, alpha=2)
+
+
+class FastTanh(torch.autograd.Function):
+    """The same with its derivative in one pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        y = tanh(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        y, = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(gradient, y)
+
+
+class Tanh(nn.Module):
+    """The hyperbolic tangent as an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return FastTanh.apply(x) if torch.is_grad_enabled() else tanh(x)
+
+
 class ActorCritic(nn.Module):
     """Two separate networks over normalised observations: a policy over all combinations of heads, and a value.
 
@@ -46,6 +73,9 @@ class ActorCritic(nn.Module):
         size = sum(nvec) if heads == "independent" else math.prod(nvec)
         self.actor = mlp([obs_dim, *hidden, size], activation, policy_gain)
         self.critic = mlp([obs_dim, *hidden, 1], activation, 1.0)
+        # Adding heads into a table is linear, so it is one with the last layer: fewer passes than adding its outputs.
+        pairs = outer_sum(torch.eye(size), self.nvec).T if heads == "independent" else torch.eye(size)
+        self.register_buffer("pairs", pairs.contiguous(), persistent=False)
         with torch.no_grad():
             self.actor[-1].bias[:1 if heads == "independent" else math.prod(nvec[1:])] = first_bias
 
@@ -56,8 +86,8 @@ class ActorCritic(nn.Module):
 
     def logits(self, obs: Tensor) -> Tensor:
         """Logits of all combinations [B, Πn] for observations [B, D]."""
-        logits = self.actor(self.normalize(obs))
-        return outer_sum(logits, self.nvec) if self.heads == "independent" else logits
+        hidden, last = self.actor[:-1](self.normalize(obs)), self.actor[-1]
+        return functional.linear(hidden, self.pairs @ last.weight, self.pairs @ last.bias)
 
     def policy(self, obs: Tensor, mask: Tensor) -> MaskedCategorical:
         """Distribution over actions for observations [B, D] under masks [B, *nvec]."""

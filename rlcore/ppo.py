@@ -99,15 +99,12 @@ class PPO(Learner):
             infos.append(step.info)
             obs, mask = step.obs, step.mask
         stacked = (None if column[0] is None else torch.stack(column) for column in zip(*rows))
-        charts = {f"rollout/{name}": torch.stack([info[name].float().mean() for info in infos]).mean()
-                  for name in infos[0]}
+        charts = {f"rollout/{name}": torch.stack([info[name] for info in infos]).float().mean() for name in infos[0]}
         return Rollout(*stacked, last_obs=obs), charts
 
     def policy(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Sample actions [N, K] and their log-probabilities [N]."""
-        distribution = self.net.policy(obs, mask)
-        action = distribution.sample(u)
-        return action, distribution.log_prob(action)
+        return self.net.policy(obs, mask).sample_with_log_prob(u)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:

@@ -33,7 +33,8 @@ def guarded(main: Callable) -> Callable:
         except (ValueError, OSError, InstantiationException) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            while isinstance(error, InstantiationException) and error.__cause__ is not None:
+            # Hydra wraps what a constructor raises, and once more what an import raises.
+            while isinstance(error, (InstantiationException, ImportError)) and error.__cause__ is not None:
                 error = error.__cause__
             if not isinstance(error, (ValueError, OSError)):
                 raise

@@ -49,7 +49,7 @@ def as_trained(cfg: DictConfig, trained: dict, overrides: list[str]) -> DictConf
             raise ValueError(f"{override}: the checkpoint brings its own; only keys below env can be changed, as in "
                              "env.evaluation.customers=4000")
     own = {key: trained[key] for key in ("env", "algo", "seed")}
-    whole = OmegaConf.create({**OmegaConf.to_container(cfg, resolve=True), **own})
+    whole = OmegaConf.create({**OmegaConf.to_container(cfg), **own})
     OmegaConf.set_struct(whole, True)
     try:
         return OmegaConf.merge(whole, OmegaConf.from_dotlist(said))

@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
         print(f"stopped after iteration {agent.iteration} of {agent.iterations}; go on with "
               f"resume={directory / 'checkpoint.pt'}")
         sys.exit(130)
-    logger.console.print("evaluating on customers that no policy was trained on …")
+    logger.console.print("evaluating on what no policy was trained on …")
     publish(evaluation.run(agent, name), name, logger, directory, config)
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import load
 from torch import Tensor, nn
 
-from rlcore.networks import ActorCritic
+from rlcore.networks import ActorCritic, Tanh, tanh
 from rlcore.normalize import ReturnScale, RunningNorm
 from rlcore.schedules import AdaptiveKL, Linear
 from rlcore.spend import LearnedSpend
@@ -226,3 +226,12 @@ def test_spend_loss_is_the_cross_entropy_and_finite_where_it_is_certain():
         assert torch.isfinite(head.learn(obs, action, torch.zeros(50, dtype=torch.bool)))
     assert torch.isfinite(head.learn(obs, torch.zeros_like(action), redeemed))  # not one offer
     assert all(torch.isfinite(p).all() for p in head.parameters())
+
+
+def test_the_fast_tanh_is_tanh_and_so_is_its_gradient():
+    x = torch.linspace(-20, 20, 4001, requires_grad=True)
+    assert (Tanh()(x) - x.double().tanh()).abs().max() < 5e-7
+    slope, = torch.autograd.grad(Tanh()(x).sum(), x)
+    assert (slope - (1 - x.double().tanh().square())).abs().max() < 1e-6
+    with torch.no_grad():
+        assert torch.equal(Tanh()(x), tanh(x))

@@ -1,0 +1,78 @@
+"""A comparison of policies as a table, as numbers and as plots, for environments that judge by returns."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows of results by policy, from worst to best, and what each column of the table shows of a row.
+
+    columns: {header: function of a row}. last: a line below the rows. extra: what else metrics.json holds. plots: named
+    figures. judged: the key of a row by which runs are compared.
+    """
+
+    title: str
+    caption: str
+    rows: dict[str, dict]
+    columns: dict[str, Callable[[dict], str]]
+    last: list[str] | None
+    extra: dict
+    plots: dict[str, Figure]
+    judged: str
+
+    def metrics(self) -> dict:
+        """Lay everything out for metrics.json."""
+        return {"policies": self.rows, **self.extra}
+
+    def headline(self) -> dict[str, float]:
+        """The numbers by which runs are compared."""
+        return {f"{self.judged}/{name}": row[self.judged] for name, row in self.rows.items()}
+
+    def _lines(self) -> list[list[str]]:
+        lines = [[name, *(show(row) for show in self.columns.values())] for name, row in self.rows.items()]
+        return lines + ([self.last] if self.last else [])
+
+    def table(self) -> Table:
+        """Lay the comparison out for the console."""
+        table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=self.caption,
+                      caption_justify="left")
+        table.add_column("policy", no_wrap=True)
+        for header in self.columns:
+            table.add_column(header, justify="left" if header == "knows" else "right", no_wrap=True)
+        for line in self._lines():
+            table.add_row(*line)
+        return table
+
+    def markdown(self) -> str:
+        """Lay the comparison out for TensorBoard and README."""
+        align = ["---" if header in ("policy", "knows") else "---:" for header in ("policy", *self.columns)]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [["policy", *self.columns], align, *self._lines()])
+
+    def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
+        """Return the plots, and the training curve where there is one."""
+        if not curve:
+            return self.plots
+        figure, axes = axes_of("steps, thousands", self.judged)
+        axes.plot([step / 1e3 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
+        for name, row in self.rows.items():
+            if name != agent:
+                axes.axhline(row[self.judged], linewidth=0.8, color="grey", linestyle=":")
+                axes.annotate(name, (0.01, row[self.judged]), xycoords=("axes fraction", "data"), fontsize=7,
+                              color="grey", va="bottom")
+        return {**self.plots, "training": figure}
+
+
+def axes_of(x: str, y: str):
+    """Return a figure and its axes under two labels."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,159 @@
+"""Learning beside Stable-Baselines3: time to equal return, and returns at equal steps under masks."""
+from __future__ import annotations
+
+import copy
+import time
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Callable
+
+import stable_baselines3
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from envs.report import axes_of
+from envs.sb3_adapter import OffersVecEnv
+from envs.sequential.env import SequentialEnv
+from envs.sequential.evaluation import knapsack, nothing, play
+from rlcore.distributions import unflatten
+from rlcore.ppo import PPO
+from scripts.benchmarks.contestants import peer, scalars
+
+try:
+    from sb3_contrib import MaskablePPO
+except ImportError as error:
+    raise ValueError("sb3-contrib is not installed: pip install -e '.[bench]'") from error
+
+T_QUANTILE = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # 97.5 %, by number of seeds
+
+
+@torch.no_grad()
+def season_return(choose: Callable[[Tensor, Tensor], Tensor], env: SequentialEnv) -> float:
+    """Mean return of a season over all worlds; `choose` maps obs and mask to actions [W, 2]."""
+    (obs, mask), total = env.begin(), 0.0
+    for _ in range(env.season_steps):
+        step = env.step(choose(obs, mask))
+        obs, mask, total = step.obs, step.mask, total + step.reward.mean()
+    return total.item()
+
+
+def predicted(model, flat: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Act by the draws of a Stable-Baselines3 model: where a budget binds, a mode may contact nobody."""
+    def choose(obs, mask):
+        if not flat:
+            return torch.as_tensor(model.predict(obs.numpy(), deterministic=False)[0])
+        index = torch.as_tensor(model.predict(obs.numpy(), deterministic=False, action_masks=mask.flatten(1).numpy())[0])
+        return unflatten(index, tuple(mask.shape[1:]))
+    return choose
+
+
+def drawn(ppo: PPO, generator: torch.Generator) -> Callable[[Tensor, Tensor], Tensor]:
+    """Act by the draws of our policy, from a stream beside training's."""
+    return lambda obs, mask: ppo.policy(obs, mask, torch.rand(len(obs), generator=generator))[0]
+
+
+class Curve(BaseCallback):
+    """Evaluate a Stable-Baselines3 model every so many iterations; the clock stands still meanwhile."""
+
+    def __init__(self, judge: Callable[[], float], every: int):
+        super().__init__()
+        self.judge, self.every, self.points, self.spent, self.iteration = judge, every, [], 0.0, 0
+
+    def _on_training_start(self) -> None:
+        self.started = time.process_time()
+
+    def _on_rollout_start(self) -> None:
+        self.look(self.iteration % self.every == 0)
+        self.iteration += 1
+
+    def _on_training_end(self) -> None:
+        self.look(True)
+
+    def look(self, due: bool) -> None:
+        """Add a point (seconds, return) if one is due."""
+        now = time.process_time() - self.started - self.spent
+        if due:
+            self.points.append((now, self.judge()))
+            self.spent = time.process_time() - self.started - now
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Log:
+    """A logger for our PPO that evaluates every so many iterations and keeps nothing else."""
+
+    def __init__(self, judge: Callable[[], float], every: int):
+        self.judge, self.every, self.points, self.spent = judge, every, [(0.0, judge())], 0.0
+        self.started = time.process_time()
+
+    def log(self, step: int, metrics: dict, *, iteration: int, **_) -> None:
+        """Add a point (seconds, return) if one is due."""
+        if iteration % self.every == 0:
+            now = time.process_time() - self.started - self.spent
+            self.points.append((now, self.judge()))
+            self.spent = time.process_time() - self.started - now
+
+
+def ours_trained(make: Callable, algo: Callable, seed: int, mode: str, steps: int, every: int, judge: SequentialEnv) -> Log:
+    """Train our PPO for some steps and return its curve."""
+    ppo: PPO = partial(algo, total_steps=steps)(make(), seed, mode)
+    if mode == "compile":  # a compiled function is no part of the time that learning takes
+        before = copy.deepcopy(ppo.state_dict())
+        rollout, _ = ppo.collect()
+        ppo.update(rollout, ppo.prepare(rollout))
+        ppo.load_state_dict(before)
+    log = Log(lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.beside(judge.num_agents, 1)), every)
+    ppo.train(log, lambda: None, None, lambda: False)
+    return log
+
+
+def reached(points: list[tuple[float, float]], target: float) -> float | None:
+    """First second at which a curve is at the target."""
+    return next((second for second, value in points if value >= target), None)
+
+
+def interval(values: list[float]) -> list[float]:
+    """95 % interval of a mean over seeds (Student)."""
+    half = T_QUANTILE.get(len(values), 1.96) * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return [mean(values) - half, mean(values) + half]
+
+
+def learned(directory: Path, make: Callable, algo: Callable, seed: int, modes: list, example: SequentialEnv, *, steps: int,
+            every: int, worlds: int) -> dict:
+    """Train all for equal steps; the time in which each reaches the best return of Stable-Baselines3's own pair."""
+    judge, curves = example.beside(worlds, 1), {}
+    for name, vec in (("SB3, DummyVecEnv", scalars(example)), ("SB3, our VecEnv", OffersVecEnv(make(), False))):
+        model = peer(stable_baselines3.PPO, vec, seed, algo.keywords)
+        curve = Curve(lambda: season_return(predicted(model, False), judge.beside(worlds, 1)), every)
+        model.learn(steps, callback=curve)
+        curves[name] = curve.points
+    for mode in modes:
+        curves[f"ours, {mode}"] = ours_trained(make, algo, seed, mode, steps, every, judge).points
+    target = max(value for _, value in curves["SB3, DummyVecEnv"])
+    figure, axes = axes_of("CPU seconds of training", "return of a season")
+    for name, points in curves.items():
+        axes.plot(*zip(*points), label=name)
+    axes.legend(frameon=False)
+    figure.savefig(directory / "learning.png", dpi=120)
+    return {"target": target, "steps": steps, "rows": {
+        name: {"seconds_to_target": reached(points, target), "seconds": points[-1][0], "final": points[-1][1],
+               "best": max(value for _, value in points), "curve": points} for name, points in curves.items()}}
+
+
+def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, seeds: list, worlds: int) -> dict:
+    """Train both with masks for equal steps; returns by seed on seasons that are the same for all."""
+    judge = env(device, 0).beside(worlds, 1)
+    optimum = knapsack(play(nothing, judge, keep_values=True).values, judge.cost, judge.budget, judge.world.weeks)
+    rows = {"MaskablePPO": [], "ours": []}
+    for seed in seeds:
+        model = peer(MaskablePPO, OffersVecEnv(env(device, seed), True), seed, algo.keywords)
+        model.learn(steps)
+        ppo = partial(algo, total_steps=model.num_timesteps)(env(device, seed), seed, "eager")
+        ppo.train(Log(lambda: 0.0, steps), lambda: None, None, lambda: False)
+        for name, choose in (("MaskablePPO", predicted(model, True)), ("ours", drawn(ppo, torch.Generator().manual_seed(1)))):
+            rows[name].append(season_return(choose, judge.beside(worlds, 1)))
+    return {"steps": steps, "optimum": optimum.value.sum(0).mean().item(), "rows": {
+        name: {"returns": returns, "mean": mean(returns), "ci": interval(returns)} for name, returns in rows.items()}}

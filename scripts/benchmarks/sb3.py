@@ -1,0 +1,128 @@
+"""Our PPO beside Stable-Baselines3's on the toy sequential world: steps a second, time to equal return, masks."""
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Callable
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from envs.sb3_adapter import OffersVecEnv
+from envs.sequential.env import SequentialEnv
+from scripts.benchmarks.contestants import Ours, Peer, scalars
+from scripts.benchmarks.learning import learned, masked
+
+
+def seconds(function: Callable[[], None]) -> float:
+    """Time a call, in CPU time of this process: what it takes on an idle machine, also where the machine is not idle."""
+    started = time.process_time()
+    function()
+    return time.process_time() - started
+
+
+def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:
+    """Return an update's matrix products alone: forward, to the weights and, but for the first layer, to the inputs."""
+    batch = env.num_agents * algo["num_steps"] // algo["minibatches"]
+    products = []
+    for last in (sum(env.nvec), 1):
+        sizes = [env.obs_dim, *algo["net"].keywords["hidden"], last]
+        for i, (n, m) in enumerate(zip(sizes, sizes[1:])):
+            x, weight, gradient = torch.randn(batch, n), torch.randn(m, n), torch.randn(batch, m)
+            products += [(x, weight.T), (gradient.T, x)] + ([(gradient, weight)] if i else [])
+
+    def run():
+        for _ in range(algo["epochs"] * algo["minibatches"]):
+            for a, b in products:
+                a @ b
+    return run
+
+
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, modes: list, repeats: int,
+        learn: dict, maskable: dict) -> dict:
+    """Time, then learn, then learn with masks; print the tables, save the curves, return everything."""
+    if device.type != "cpu" or torch.get_num_threads() > 1:
+        raise ValueError(f"device, threads: expected cpu and 1, where Stable-Baselines3 steps its environments, got {device} "
+                         f"and {torch.get_num_threads()}")
+    settings, console = algo.keywords, Console()
+    make = partial(env, device, seed)
+    example = make()
+    makers = {"SB3, DummyVecEnv": lambda: Peer(scalars(example), seed, settings),
+              "SB3, our VecEnv": lambda: Peer(OffersVecEnv(make(), False), seed, settings),
+              **{f"ours, {mode}": partial(Ours, make(), seed, mode, algo) for mode in modes}}
+    speed = timed({name: maker() for name, maker in makers.items()}, floor(example, settings), repeats,
+                  example.num_agents * settings["num_steps"])
+    console.print(speed_table(speed))
+    result = {"speed": speed}
+    if learn["steps"]:
+        result["learning"] = learned(directory, make, algo, seed, modes, example, **learn)
+        console.print(learning_table(result["learning"]))
+    if maskable["seeds"]:
+        result["masks"] = masked(partial(env, penalty=None), device, algo, **maskable)
+        console.print(mask_table(result["masks"]))
+    return result
+
+
+def timed(contestants: dict, products: Callable[[], None], repeats: int, steps: int) -> dict:
+    """Median seconds an iteration of everything that is timed, in turns; steps a second and ratios to the first."""
+    samples = {name: {"step": [], "collect": [], "update": []} for name in contestants}
+    floors = []
+    for _ in range(repeats):
+        floors.append(seconds(products))
+        for name, contestant in contestants.items():
+            for stage, taken in samples[name].items():
+                taken.append(seconds(getattr(contestant, stage)))
+    rows = {}
+    for name, taken in samples.items():
+        step, collect, update = (median(taken[stage]) for stage in ("step", "collect", "update"))
+        whole = median([c + u for c, u in zip(taken["collect"], taken["update"])])
+        rows[name] = {"environment": steps / step, "collect": steps / collect, "update_seconds": update,
+                      "end_to_end": steps / whole, "update_of_floor": update / median(floors)}
+    first = next(iter(rows.values()))
+    for row in rows.values():
+        row["ratio"] = {key: row[key] / first[key] for key in ("environment", "collect", "end_to_end")}
+        row["ratio"]["update"] = first["update_seconds"] / row["update_seconds"]
+    return {"steps": steps, "floor_seconds": median(floors), "rows": rows}
+
+
+def table_of(title: str, columns: list[str]) -> Table:
+    """Lay out an empty table."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def speed_table(speed: dict) -> Table:
+    """Steps a second, and how many times the first row's."""
+    table = table_of(f"steps per CPU second (× the first row's), {speed['steps']:,} steps an iteration",
+                     ["", "environment", "+ collect", "update, ms", "of its floor", "end to end"])
+    for name, row in speed["rows"].items():
+        environment, collect, whole = (f"{row[key]:,.0f} ({row['ratio'][key]:.1f})" for key in
+                                       ("environment", "collect", "end_to_end"))
+        table.add_row(name, environment, collect, f"{1e3 * row['update_seconds']:.1f} ({row['ratio']['update']:.1f})",
+                      f"{row['update_of_floor']:.2f}", whole)
+    table.add_row("matrix products", "", "", f"{1e3 * speed['floor_seconds']:.1f}", "1.00", "")
+    return table
+
+
+def learning_table(learning: dict) -> Table:
+    """Time to equal return."""
+    table = table_of(f"{learning['steps']:,} steps; target: the best return of the first row, {learning['target']:.1f}",
+                     ["", "seconds to target", "seconds in all", "final return"])
+    for name, row in learning["rows"].items():
+        to = row["seconds_to_target"]
+        table.add_row(name, "never" if to is None else f"{to:.1f}", f"{row['seconds']:.1f}", f"{row['final']:.1f}")
+    return table
+
+
+def mask_table(masks: dict) -> Table:
+    """Return at equal steps with masks."""
+    table = table_of(f"masks, {masks['steps']:,} steps; optimum {masks['optimum']:.1f}", ["", "return", "95 % interval"])
+    for name, row in masks["rows"].items():
+        table.add_row(name, f"{row['mean']:.2f}", f"{row['ci'][0]:.2f} to {row['ci'][1]:.2f}")
+    return table

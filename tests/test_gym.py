@@ -1,0 +1,186 @@
+"""Gymnasium both ways: contracts that others check, vectors equal to single environments, truncation, masks, bad input."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import load
+from toys import make_ppo, train
+
+gymnasium = pytest.importorskip("gymnasium")
+
+from gymnasium import spaces  # noqa: E402
+from gymnasium.utils.env_checker import check_env  # noqa: E402
+from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
+
+from envs.gym_adapter import GymnasiumEnv, Offers, OffersVector, sequential  # noqa: E402
+from envs.gym_evaluation import Evaluation, episodes  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+WORLDS = pytest.mark.parametrize("overrides", [["env.customers=3"], ["env/world=structural", "env.customers=3"],
+                                               ["env.penalty=-5", "env.customers=3"]])
+
+
+class Counter(gymnasium.Env):
+    """Counts its steps; ends at 3 (terminated), and at `limit` is cut (truncated). Remembers what it was asked to do."""
+
+    def __init__(self, actions=spaces.Discrete(2), limit=99, mask=None):
+        self.observation_space, self.action_space = spaces.Box(0, 99, (1, 2), np.float32), actions
+        self.limit, self.mask, self.asked = limit, mask, []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.observe()
+
+    def observe(self):
+        return np.array([[self.t, 1]], np.float32), {} if self.mask is None else {"action_mask": np.array(self.mask, np.int8)}
+
+    def step(self, action):
+        self.asked.append(action)
+        self.t += 1
+        obs, info = self.observe()
+        return obs, float(self.t), self.t == 3, self.t == self.limit, info
+
+
+gymnasium.register("test/Counter-v0", entry_point=Counter, disable_env_checker=True)
+
+
+def counter(num_agents=2, **kwargs):
+    """Copies of the counter as a BatchedEnv."""
+    return GymnasiumEnv(CPU, 0, id="test/Counter-v0", kwargs=kwargs, num_agents=num_agents, evaluation=None)
+
+
+# ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("flat", [False, True])
+@WORLDS
+def test_gymnasiums_checker_passes(overrides, flat):
+    check_env(gymnasium.make("envs.gym_adapter:crm/Offers-v0", overrides=overrides, flat=flat).unwrapped)
+
+
+@WORLDS
+def test_the_vector_equals_single_environments(overrides):
+    vector = OffersVector(sequential(3, 0, overrides), flat=False)
+    singles = SyncVectorEnv([lambda: Offers(overrides)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert vector.single_action_space == singles.single_action_space
+    vector.action_space.seed(0)
+    for seed in (7, None, 8):
+        (obs, info), (same, others) = vector.reset(seed=seed), singles.reset(seed=seed)
+        np.testing.assert_array_equal(obs, same)
+        np.testing.assert_array_equal(info["action_mask"], others["action_mask"])
+        for _ in range(40):
+            action = vector.action_space.sample()
+            *ours, info = vector.step(action)
+            *theirs, others = singles.step(action)
+            for x, y in zip(ours, theirs):
+                np.testing.assert_allclose(x, y, atol=1e-6)
+            np.testing.assert_array_equal(info["action_mask"], others["action_mask"])
+            assert ("final_obs" in info) == ("final_obs" in others) == bool(ours[2].any())
+            for i in np.flatnonzero(ours[2]):
+                np.testing.assert_allclose(info["final_obs"][i], others["final_obs"][i], atol=1e-6)
+
+
+def test_flat_actions_are_pairs():
+    pair, flat = Offers(["env/world=structural"]), Offers(["env/world=structural"], flat=True)
+    pair.reset(seed=1)
+    flat.reset(seed=1)
+    for index in range(30):
+        assert np.array_equal(flat.action_masks(), pair.mask[0].flatten())
+        for x, y in zip(pair.step(np.array([index // 5, index % 5]))[:4], flat.step(index)[:4]):
+            np.testing.assert_array_equal(x, y)
+
+
+# ── in ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_terminated_and_truncated_and_what_a_step_led_to():
+    env = counter(limit=2)
+    rows = [env.step(torch.zeros(2, 1, dtype=torch.long)) for _ in range(4)]
+    assert [r.obs[0, 0].item() for r in rows] == [1, 0, 1, 0] and [r.final_obs[0, 0].item() for r in rows] == [1, 2, 1, 2]
+    assert [r.truncated[0].item() for r in rows] == [False, True] * 2 and not any(r.terminated.any() for r in rows)
+    both = counter(limit=3)
+    rows = [both.step(torch.zeros(2, 1, dtype=torch.long)) for _ in range(3)]
+    assert rows[-1].terminated.all() and not rows[-1].truncated.any() and rows[-1].final_obs[0, 0] == 3
+
+
+def test_ppo_bootstraps_through_truncation_from_the_final_observation():
+    ppo = make_ppo(counter(limit=2), 1, num_steps=4, minibatches=1, gamma=0.9, gae_lambda=0.8, norm_reward=False,
+                   norm_adv="none")
+    rollout, _ = ppo.collect()
+    batch = ppo.prepare(rollout)
+    with torch.no_grad():
+        delta = 2 + 0.9 * ppo.net.value(torch.tensor([2.0, 1.0])) - ppo.net.value(torch.tensor([1.0, 1.0]))
+    assert torch.allclose(batch.advantage.view(4, 2)[1], delta.expand(2))
+
+
+@pytest.mark.parametrize("actions, chosen, expected", [
+    (spaces.Discrete(3, start=-1), [2], 1),
+    (spaces.MultiDiscrete([2, 3]), [1, 2], [1, 2]),
+    (spaces.MultiDiscrete([2, 3], start=[1, 5]), [1, 2], [2, 7])])
+def test_actions_arrive_as_the_space_has_them(actions, chosen, expected):
+    env = counter(actions=actions)
+    env.step(torch.tensor([chosen, chosen]))
+    assert np.array_equal(env.envs.envs[0].unwrapped.asked[0], expected)
+
+
+@pytest.mark.parametrize("mask, forbidden", [([1, 0, 1, 1, 0], {(0, 2), (1, 0), (1, 1), (1, 2)}),
+                                             ([1, 1, 1, 1, 1, 0], {(1, 2)})])
+def test_masks_by_choice_and_by_combination(mask, forbidden):
+    env = counter(actions=spaces.MultiDiscrete([2, 3]), mask=mask)
+    for table in (env.begin()[1], env.step(torch.zeros(2, 2, dtype=torch.long)).mask):
+        assert {tuple(pair) for pair in (~table[1]).nonzero().tolist()} == forbidden
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: GymnasiumEnv(CPU, 0, id="Nowhere-v0", kwargs={}, num_agents=1, evaluation=None), "env.id, env.kwargs: Nowhere-v0"),
+    (lambda: GymnasiumEnv(CPU, 0, id="CartPole-v1", kwargs={"speed": 1}, num_agents=1, evaluation=None), "CartPole-v1 can't be"),
+    (lambda: GymnasiumEnv(CPU, 0, id="Pendulum-v1", kwargs={}, num_agents=1, evaluation=None), "Pendulum-v1 has Box"),
+    (lambda: counter(mask=[0, 0]), "masks every action"),
+    (lambda: counter(mask=[1, 1, 1]), "masks 3 actions, expected 2"),
+    (lambda: counter(actions=spaces.MultiDiscrete([9] * 9)), "combinations")])
+def test_what_can_not_be_used_is_named(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_evaluation_counts_whole_episodes_and_leaves_training_alone():
+    env = counter(limit=2)
+    returns, lengths = episodes(lambda obs, mask: torch.zeros(2, 1, dtype=torch.long), env, 3)
+    assert returns.tolist() == [3.0] * 6 and lengths.tolist() == [2] * 6
+    before = env.last[0].clone()
+    report = Evaluation(env, seed=1, episodes=5, validation=3, headline="evaluation/return").run(None, "ppo")
+    assert report.rows["random"]["return"] == 3.0 and torch.equal(env.begin()[0], before)
+
+
+def test_our_environment_through_gymnasium_equals_itself():
+    ours = sequential(2, 0, ["env.customers=3"])
+    env = GymnasiumEnv(CPU, 0, id="envs.gym_adapter:crm/Offers-v0", kwargs={"overrides": ["env.customers=3"]},
+                       num_agents=2, evaluation=None)
+    ours.seed([int(s) for s in np.random.SeedSequence((0, 0)).generate_state(2)])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        action = torch.stack([torch.randint(n, (2,), generator=generator) for n in ours.nvec], -1)
+        for x, y in zip(ours.step(action)[:6], env.step(action)[:6]):
+            assert torch.allclose(x.float(), y.float(), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_ppo_learns_cartpole():
+    env = load("gymnasium", CPU, 0, id="CartPole-v1", num_agents=8)
+    ppo = make_ppo(env, 40, num_steps=128, epochs=8, minibatches=4, gamma=0.99, gae_lambda=0.95,
+                   net={"normalize_obs": True}, optim={"lr": 3e-3})
+    train(ppo)
+    assert env.evaluation(env).score(ppo)["evaluation/return"] > 300  # chance: 22
+
+
+@pytest.mark.slow
+def test_without_the_extra_one_line_says_what_to_install(tmp_path):
+    script = ("import sys, runpy; sys.modules['gymnasium'] = None; sys.argv = ['train.py', 'env=gymnasium'];"
+              f"runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1 and "pip install -e '.[gym]'" in done.stderr

@@ -1,13 +1,14 @@
 """The reward model's network and tokenizer: DistilBERT with random weights, from a local folder, or from the hub."""
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
+from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
                           DistilBertForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast)
 
 from email_rl.data import OUTCOMES
@@ -100,13 +101,21 @@ def _pretrained(name: str, max_length: int) -> tuple[torch.nn.Module, PreTrained
     return AutoModelForSequenceClassification.from_pretrained(name, **LABELS), tokenizer
 
 
-def restore(config: dict, tokenizer: dict) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """Rebuild, with random weights, what `describe` wrote down."""
-    config = dict(config)
-    kept = dict(tokenizer)
-    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(kept.pop("json")), **kept)
-    from transformers import AutoConfig
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(config.pop("model_type"), **config)), made
+def describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return all of a network and its tokenizer but the weights: text files by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+
+
+def restore(files: dict[str, str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Rebuild, with random weights, what `describe` returned."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / Path(name).name).write_text(content, encoding="utf-8")
+        config = AutoConfig.from_pretrained(folder)
+        return AutoModelForSequenceClassification.from_config(config), AutoTokenizer.from_pretrained(folder)
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, contexts: list[str] | None, texts: list[str]) -> list[list[int]]:

@@ -62,11 +62,11 @@ def words(text: str) -> list[str]:
 
 
 # ── the user's file ─────────────────────────────────────────────────────────────────────────────────────────────────
-def read(path: str) -> tuple[Mails, list[str]]:
+def read(path: str) -> tuple[Mails, list[int], list[str]]:
     """Read `context,email_text,outcome`: UTF-8 with or without a byte-order mark, any line ends, quoted newlines.
 
-    Return the mails, and each row's `split` where the file has such a column (else []). The header is row 1. Raise
-    ValueError, in one line with file, row and column, for what can't be used.
+    Return the mails, their row numbers (the header is row 1), and each row's `split` where the file has such a column
+    (else []). Raise ValueError, in one line with file, row and column, for what can't be used.
     """
     content = _decode(path)
     lines = csv.reader(io.StringIO(content, newline=""), strict=True)
@@ -91,7 +91,7 @@ def read(path: str) -> tuple[Mails, list[str]]:
             raise ValueError(f"{path}: row 1: column '{column}' is {found}: expected {','.join(COLUMNS)}, got "
                              f"{','.join(header)[:80]}{hint}")
     at = {name: header.index(name) for name in header}
-    contexts, texts, outcome, splits = [], [], [], []
+    contexts, texts, outcome, splits, numbers = [], [], [], [], []
     for number, (fields, start) in enumerate(zip(rows[1:], starts[1:]), 2):
         where = f"{path}: row {number} (line {start})"
         if not fields:
@@ -115,10 +115,11 @@ def read(path: str) -> tuple[Mails, list[str]]:
         contexts.append(values["context"])
         texts.append(values["email_text"].replace("\r\n", "\n").replace("\r", "\n"))
         outcome.append(int(values["outcome"]))
+        numbers.append(number)
     if len(set(outcome)) < 2:
         said = f"only {outcome[0]} ({OUTCOMES[outcome[0]]})" if outcome else "no rows"
         raise ValueError(f"{path}: column outcome: expected at least two of 0, 1 and 2 to occur, got {said}")
-    return Mails(contexts, texts, torch.tensor(outcome)), splits
+    return Mails(contexts, texts, torch.tensor(outcome)), numbers, splits
 
 
 def _decode(path: str) -> str:

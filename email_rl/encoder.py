@@ -11,7 +11,11 @@ from torch import Tensor
 from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
                           DistilBertForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast)
 
+from transformers.utils import logging
+
 from email_rl.data import OUTCOMES
+
+logging.disable_progress_bar()  # of reading and writing weights: the run has its own line
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LABELS = {"num_labels": len(OUTCOMES), "id2label": dict(enumerate(OUTCOMES)),

@@ -30,8 +30,8 @@ class EmailEnv:
             self.gold, self.name, self.splits = market.gold, "the embedded corpus", market.splits()
         else:
             self.gold, self.name = None, str(data)
-            mails, given = read(self.name)
-            self.splits = _given(mails, given, self.name, split) if given else self._split(mails, split, limits)
+            mails, numbers, given = read(self.name)
+            self.splits = _given(mails, numbers, given, self.name, split) if given else self._split(mails, split, limits)
             self._doubt(mails, limits)
         for warning in self.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -94,8 +94,10 @@ class EmailEnv:
                 "model will learn these sentences, not what makes mails work")
 
 
-def _given(mails: Mails, given: list[str], name: str, split: dict) -> dict[str, Mails]:
+def _given(mails: Mails, numbers: list[int], given: list[str], name: str, split: dict) -> dict[str, Mails]:
     """Split as the file says; raise ValueError where near-duplicates stand on different sides."""
+    if set(split["shares"]) != {"train", "valid", "test"}:
+        raise ValueError(f"{name}: column split: knows train, valid and test only; env.split.shares has {split['shares']}")
     rows = {part: [i for i, said in enumerate(given) if said == part] for part in ("train", "valid", "test")}
     for part, members in rows.items():
         if not members:
@@ -105,6 +107,6 @@ def _given(mails: Mails, given: list[str], name: str, split: dict) -> dict[str, 
         j = first.setdefault(group, i)
         if given[i] != given[j]:
             raise ValueError(
-                f"{name}: mail {i + 1}, column split: '{given[i]}', but its text is a near-duplicate of mail {j + 1}, which is "
-                f"'{given[j]}' (counted without the header); expected near-duplicates on one side, or no such column")
+                f"{name}: row {numbers[i]}, column split: '{given[i]}', but its text is a near-duplicate of row {numbers[j]}, "
+                f"which is '{given[j]}'; expected near-duplicates on one side, or no such column")
     return {part: mails.rows(members) for part, members in rows.items()}

@@ -34,7 +34,7 @@ class Evaluation:
             said[f"{name}_{other}"] = other, agent.fit_other(other).probabilities(test)
         said[name] = agent.input, agent.probabilities(test)
         if self.env.gold:
-            said["gold"] = "the truth", self.env.gold.probabilities(test.contexts, test.texts)
+            said["gold"] = "truth", self.env.gold.probabilities(test.contexts, test.texts)
         truth = said["gold"][1] @ self.env.values if self.env.gold else None
         rows = {row: {"reads": reads, **self.judge(p, test.outcome, truth), **self.behind(p, said[name][1], test.outcome)}
                 for row, (reads, p) in said.items()}

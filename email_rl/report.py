@@ -30,7 +30,7 @@ class Report:
         """The numbers by which runs are compared."""
         return {f"{figure}/{row}": found[figure] for row, found in self.rows.items() for figure in ("log_loss", "accuracy")}
 
-    _columns = ("model", "reads", "accuracy", "macro-F1", "log-loss", "behind", "±", "ECE", "reward r")
+    _columns = ("model", "reads", "accuracy", "F1", "log-loss", "behind", "±", "ECE", "r")
 
     def _lines(self) -> list[list[str]]:
         lines = []
@@ -38,12 +38,12 @@ class Report:
             low, high = found["behind_ci"]
             r = found.get("reward_correlation")
             behind = ["", ""] if row == self.name else [f"{found['behind']:+.3f}", f"{(high - low) / 2:.3f}"]
-            lines.append([row.replace("_", " "), found["reads"].replace("context_text", "context, text"),
+            lines.append([row.replace("_", " "), found["reads"].replace("context_text", "both"),
                           f"{found['accuracy']:.3f}", f"{found['macro_f1']:.3f}", f"{found['log_loss']:.3f}", *behind,
                           f"{found['ece']:.3f}", "" if r is None else f"{r:.3f}"])
         return lines
 
-    _refresh_columns = ("test mails", "", "n", "accuracy", "macro-F1", "log-loss", "gained", "±", "ECE")
+    _refresh_columns = ("test mails", "", "n", "accuracy", "F1", "log-loss", "gained", "±", "ECE")
 
     def _refresh_lines(self) -> list[list[str]]:
         return [[row["mails"], row["when"], f"{row['n']:,}", f"{row['accuracy']:.3f}", f"{row['macro_f1']:.3f}",
@@ -57,8 +57,8 @@ class Report:
         data = self.data
         tables = [_table(f"{data['test']:,} test mails of {data['source']}; learnt from {data['train']:,}", self._columns,
                          self._lines(), 2,
-                         "behind: log-loss above the reward model's, ± its paired 95 % interval; ECE: expected calibration "
-                         "error; reward r: correlation of expected reward with the truth's")]
+                         "F1: macro-F1; behind: log-loss above the reward model's, ± its paired 95 % interval; ECE: expected "
+                         "calibration error; r: correlation of expected reward with the truth's")]
         if self.refresh:
             tables.append(_table("before and after the refresh", self._refresh_columns, self._refresh_lines(), 2,
                                  "gained: log-loss saved, ± its paired 95 % interval"))

@@ -29,7 +29,9 @@ class BatchedEnv(ABC):
 
     num_agents: B.  obs_dim: D.  nvec: sizes of the action's heads.  context_dim: the leading columns of an observation
     that an action's outcome depends on (the rest, such as a price, only steers).  truncates: whether a step can be
-    truncated at all.  season: the steps that a rollout must have, where `begin` starts anew.
+    truncated at all.  season: the steps that a rollout must have, where `begin` starts anew.  priced: whether spend
+    costs an agent `price` [B] a unit; then `spend` tells what pairs will cost, and info has the step's `profit` [B] (what
+    it earned before that price) beside its reward.
     """
 
     num_agents: int
@@ -39,6 +41,7 @@ class BatchedEnv(ABC):
     device: torch.device
     truncates: bool
     season: int | None = None
+    priced: bool = False
 
     @abstractmethod
     def begin(self) -> tuple[Tensor, Tensor]:
@@ -50,6 +53,10 @@ class BatchedEnv(ABC):
     @abstractmethod
     def step(self, action: Tensor) -> Step:
         """Act [B, K], int64."""
+
+    def expected_reward(self) -> Tensor | None:
+        """Expected reward of this step alone by action, [B, *nvec], where the environment knows it: regret's yardstick."""
+        return None
 
     @abstractmethod
     def state_dict(self) -> dict:

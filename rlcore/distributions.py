@@ -32,14 +32,12 @@ class MaskedCategorical:
         return self.log_probs.exp()
 
     def sample(self, u: Tensor) -> Tensor:
-        """Draw actions [B, K] from uniforms u [B] in [0, 1), by inversion: one number a decision."""
-        # argmax finds the first entry above u; a masked one must not be, even where a parallel sum rounds it up.
-        cdf = self.probs.cumsum(-1).masked_fill(~self.mask, 0.0)
-        return self.unflatten((cdf > u[:, None] * cdf.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1))
+        """Draw actions [B, K] from uniforms u [B] in [0, 1)."""
+        return unflatten(draw(self.probs, self.mask, u), self.nvec)
 
     def mode(self) -> Tensor:
         """Most probable actions [B, K]."""
-        return self.unflatten(self.log_probs.argmax(-1))
+        return unflatten(self.log_probs.argmax(-1), self.nvec)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probability [B] of actions [B, K]."""
@@ -50,13 +48,21 @@ class MaskedCategorical:
         # Masked before the product: −inf · 0 would be NaN, in the gradient too.
         return -(self.probs * self.log_probs.masked_fill(~self.mask, 0.0)).sum(-1)
 
-    def unflatten(self, index: Tensor) -> Tensor:
-        """Turn flat combinations [B] into actions [B, K]."""
-        heads = []
-        for n in reversed(self.nvec):
-            heads.append(index % n)
-            index = index // n
-        return torch.stack(heads[::-1], -1)
+
+def draw(probs: Tensor, mask: Tensor, u: Tensor) -> Tensor:
+    """Draw flat actions [B] from probabilities [B, Πn] and uniforms u [B] in [0, 1), by inversion: one number each."""
+    # argmax finds the first entry above u; a masked one must not be, even where a parallel sum rounds it up.
+    cdf = probs.cumsum(-1).masked_fill(~mask, 0.0)
+    return (cdf > u[:, None] * cdf.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
+
+
+def unflatten(index: Tensor, nvec: tuple[int, ...]) -> Tensor:
+    """Turn flat combinations [B] into actions [B, K]."""
+    heads = []
+    for n in reversed(nvec):
+        heads.append(index % n)
+        index = index // n
+    return torch.stack(heads[::-1], -1)
 
 
 def flatten(action: Tensor, nvec: tuple[int, ...]) -> Tensor:

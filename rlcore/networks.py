@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons and the actor-critic."""
+"""Multi-layer perceptrons: the actor-critic, and what actions are worth."""
 from __future__ import annotations
 
 import math
@@ -6,6 +6,7 @@ from typing import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rlcore.distributions import MaskedCategorical, outer_sum
 from rlcore.normalize import RunningNorm
@@ -49,7 +50,7 @@ class ActorCritic(nn.Module):
             self.actor[-1].bias[:1 if heads == "independent" else math.prod(nvec[1:])] = first_bias
 
     def rescale(self, obs: Tensor) -> None:
-        """Move the observation scale, where there is one, by a rollout's observations [T, N, D]."""
+        """Move the observation scale, where there is one, by observations [..., D]."""
         if isinstance(self.normalize, RunningNorm):
             self.normalize.update(obs)
 
@@ -65,3 +66,60 @@ class ActorCritic(nn.Module):
     def value(self, obs: Tensor) -> Tensor:
         """Values [...] of observations [..., D]."""
         return self.critic(self.normalize(obs))[..., 0]
+
+
+class ActionValues(nn.Module):
+    """One network from a context [B, D] to the expected reward of every combination of heads, [B, Πn]."""
+
+    def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, hidden: list[int], activation: Callable, gain: float,
+                 normalize_obs: bool, clip_obs: float):
+        super().__init__()
+        self.num_actions, self.width = math.prod(nvec), hidden[-1] if hidden else obs_dim
+        self.normalize = RunningNorm(obs_dim, clip_obs) if normalize_obs else nn.Identity()
+        self.body = mlp([obs_dim, *hidden, self.num_actions], activation, gain)
+
+    rescale = ActorCritic.rescale
+
+    def forward(self, context: Tensor) -> Tensor:
+        return self.body(self.normalize(context))
+
+    def loss(self, context: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """Half the mean squared error at the actions taken, flat [B]; the others' outcomes nobody saw."""
+        return 0.5 * (self(context).gather(1, action[:, None])[:, 0] - reward).square().mean()
+
+    def features(self, context: Tensor) -> Tensor:
+        """What the last layer sees and a constant, [B, width + 1]."""
+        return functional.pad(self.body[:-1](self.normalize(context)), (0, 1), value=1.0)
+
+    @torch.no_grad()
+    def gradients(self, context: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Gradients of every action's output, a pair of factors for each linear layer: δ [B, Πn, m] and x [B, n + 1].
+
+        The gradient of output a by the layer's weight and bias together is the outer product of δ[:, a] and x, whose last
+        column is 1: nothing of the size of the parameters is ever laid out.
+        """
+        x, inputs, slopes = self.normalize(context), [], []
+        for layer in self.body:
+            if isinstance(layer, nn.Linear):
+                inputs.append(functional.pad(x, (0, 1), value=1.0))
+                x = layer(x)
+            else:
+                x, pull = torch.func.vjp(layer, x)  # elementwise: the pull of ones is the derivative
+                slopes.append(pull(torch.ones_like(x))[0])
+        layers = [layer for layer in self.body if isinstance(layer, nn.Linear)]
+        deltas = [torch.eye(self.num_actions, device=x.device, dtype=x.dtype).expand(len(x), -1, -1)]
+        for layer, slope in zip(layers[:0:-1], slopes[::-1]):
+            deltas.append(deltas[-1] @ layer.weight * slope[:, None])
+        return list(zip(deltas[::-1], inputs))
+
+
+class SuccessProbabilities(ActionValues):
+    """P(reward > 0) of every combination of heads; without hidden layers, one logistic regression an action."""
+
+    def forward(self, context: Tensor) -> Tensor:
+        return torch.sigmoid(super().forward(context))
+
+    def loss(self, context: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """Mean cross-entropy at the actions taken, flat [B]."""
+        logit = super().forward(context).gather(1, action[:, None])[:, 0]
+        return functional.binary_cross_entropy_with_logits(logit, (reward > 0).to(logit.dtype))

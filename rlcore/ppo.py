@@ -4,7 +4,6 @@ The three stages have fixed shapes and never ask the host a question, so that th
 """
 from __future__ import annotations
 
-import time
 from typing import Callable, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from rlcore import losses
 from rlcore.fast import fast
+from rlcore.learner import Learner
 from rlcore.normalize import ReturnScale
 from rlcore.returns import gae, whiten
 
@@ -44,76 +44,45 @@ class Batch(NamedTuple):
     decides: Tensor  # more than one pair was valid: a forced decision is not the policy's
 
 
-class PPO:
+class PPO(Learner):
     """PPO (Schulman et al. 2017) with joint action masks, GAE, and bootstraps through truncation.
 
-    env is a BatchedEnv (envs/base.py); network and optional spend head live on its device. `seed` starts the stream that
-    actions and minibatches are drawn from; the environment has its own. Raises ValueError where sizes don't fit.
+    Raises ValueError where sizes don't fit.
     """
+
+    valued = False
 
     def __init__(self, env, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
                  spend: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
                  gae_lambda: float, clip: float, clip_value: float | None, vf_coef: float, ent_coef: float,
                  ent_coef_final: float, norm_adv: str, norm_reward: bool, max_grad_norm: float, target_kl: float | None,
                  eval_every: int, checkpoint_every: int):
-        batch = env.num_agents * num_steps
-        if batch % minibatches:
+        super().__init__(env, seed, net=net, optim=optim, schedule=schedule, spend=spend, total_steps=total_steps,
+                         num_steps=num_steps, eval_every=eval_every, checkpoint_every=checkpoint_every)
+        if self.batch % minibatches:
             raise ValueError(f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps")
-        if env.season and num_steps != env.season:
-            raise ValueError(f"algo.num_steps: expected {env.season}, the weeks of a season, got {num_steps}")
         if norm_adv not in ("minibatch", "batch", "none"):
             raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
-        self.env, self.num_steps, self.epochs, self.minibatches = env, num_steps, epochs, minibatches
+        self.epochs, self.minibatches = epochs, minibatches
         self.gamma, self.gae_lambda, self.clip, self.clip_value = gamma, gae_lambda, clip, clip_value
         self.vf_coef, self.max_grad_norm, self.target_kl, self.norm_adv = vf_coef, max_grad_norm, target_kl, norm_adv
         self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
-        self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
-        self.iterations = max(1, total_steps // batch)
-        self.batch = batch
-
-        torch.manual_seed(seed)  # initial weights
-        # Not the environment's seed, or actions would follow from the customers drawn by the same numbers.
-        self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
-        self.net = net(env.obs_dim, env.nvec).to(env.device)
         self.scale = ReturnScale(env.num_agents, gamma).to(env.device) if norm_reward else None
-        self.spend = spend(env.context_dim, env.nvec, env.device) if spend else None
-        self.optimizer = optim(self.net.parameters())
-        self.first_lr = self.optimizer.param_groups[0]["lr"]
-        self.lr = torch.tensor(self.first_lr, device=env.device)
-        self.optimizer.param_groups[0]["lr"] = self.lr
-        self.schedule = schedule
-        self.kl = torch.full((), torch.nan, device=env.device)
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
-        self.iteration = 0
         self.policy = fast(self.policy, mode)
         self.loss = fast(self.loss, mode)
 
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
               stop: Callable[[], bool]) -> None:
-        """Run to the last iteration, or to the end of the one in which `stop` turns true.
-
-        `save` and `evaluate` are called every so many iterations and at the end.
-        """
-        while self.iteration < self.iterations:
-            started, progress = time.perf_counter(), self.iteration / self.iterations
-            if self.schedule:
-                self.schedule(self.lr, self.first_lr, progress, self.kl)
-            if self.spend:
-                self.spend.anneal(progress)
+        """Run to the last iteration, or to the end of the one in which `stop` turns true."""
+        for progress, metrics in self.loop(logger, save, evaluate, stop):
             self.entropy_weight.fill_(self.ent_coef + (self.ent_coef_final - self.ent_coef) * progress)
             rollout, charts = self.collect()
-            metrics = self.update(rollout, self.prepare(rollout))
-            self.iteration += 1
-            steps, last = self.iteration * self.batch, self.iteration == self.iterations
-            logger.log(steps, {**metrics, **charts, "charts/learning_rate": self.lr}, iteration=self.iteration,
-                       steps=self.batch, started=started)
-            if evaluate and (self.iteration % self.eval_every == 0 or last):
-                logger.evaluated(steps, evaluate())
-            stopped = stop()
-            if self.iteration % self.checkpoint_every == 0 or last or stopped:
-                save()
-            if stopped:
-                break
+            metrics |= self.update(rollout, self.prepare(rollout)) | charts
+
+    def logits(self, obs: Tensor) -> Tensor:
+        """Logits of all actions [B, Πn]."""
+        return self.net.logits(obs)
 
     @torch.no_grad()
     def collect(self) -> tuple[Rollout, dict[str, Tensor]]:
@@ -187,10 +156,8 @@ class PPO:
         self.kl.copy_(epoch_kl)
         # The spend head sees each decision once, the observation scale moves only between updates.
         if self.spend:
-            redeemed = rollout.redeemed.flatten()
-            order = torch.randperm(self.batch, generator=self.generator, device=self.lr.device)
-            parts = zip(*(x[order].chunk(self.minibatches) for x in (batch.obs, batch.action, redeemed)))
-            metrics["losses/spend"] = torch.stack([self.spend.learn(*part) for part in parts]).mean()
+            metrics["losses/spend"] = self.spend.fit(batch.obs, batch.action, rollout.redeemed.flatten(), self.minibatches,
+                                                     self.generator)
         self.net.rescale(rollout.obs)
         return metrics
 
@@ -204,30 +171,10 @@ class PPO:
 
     def state_dict(self) -> dict:
         """Everything that training needs to go on as if it had not stopped."""
-        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "lr": self.lr, "kl": self.kl,
-                "scale": self.scale and self.scale.state_dict(), "iteration": self.iteration,
-                "spend": self.spend and self.spend.state_dict(),
-                "spend_optimizer": self.spend and self.spend.optimizer.state_dict(),
-                "generator": self.generator.get_state(), "env": self.env.state_dict()}
-
-    def load_weights(self, state: dict) -> None:
-        """Restore what acting needs, on whatever device."""
-        self.net.load_state_dict(state["net"])
-        if self.spend:
-            self.spend.load_state_dict(state["spend"])
+        return super().state_dict() | {"scale": self.scale and self.scale.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave, to train on; random streams go on only on the kind of device they come from."""
-        self.load_weights(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.param_groups[0]["lr"] = self.lr
-        self.lr.copy_(state["lr"])
-        self.kl.copy_(state["kl"])
+        """Restore what `state_dict` gave, to train on."""
+        super().load_state_dict(state)
         if self.scale:
             self.scale.load_state_dict(state["scale"])
-        if self.spend:
-            self.spend.optimizer.load_state_dict(state["spend_optimizer"])
-            self.spend.optimizer.param_groups[0]["lr"] = self.spend.lr
-        self.generator.set_state(state["generator"].cpu())
-        self.env.load_state_dict(state["env"])
-        self.iteration = state["iteration"]

@@ -37,6 +37,12 @@ class LearnedSpend(nn.Module):
         """Probabilities of redeeming, [B, offers, channels]."""
         return self.log_redeem(obs).exp()
 
+    def fit(self, obs: Tensor, action: Tensor, redeemed: Tensor, minibatches: int, generator: torch.Generator) -> Tensor:
+        """See each of B decisions once, in shuffled minibatches; return the mean loss."""
+        order = torch.randperm(len(obs), generator=generator, device=obs.device)
+        parts = zip(*(x[order].chunk(minibatches) for x in (obs, action, redeemed)))
+        return torch.stack([self.learn(*part) for part in parts]).mean()
+
     def learn(self, obs: Tensor, action: Tensor, redeemed: Tensor) -> Tensor:
         """Take one step on B decisions (those without an offer don't count); return the loss."""
         weight = (action[:, 0] > 0).to(obs.dtype)

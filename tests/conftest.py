@@ -19,11 +19,14 @@ CONF = Path(__file__).parents[1] / "conf" / "env"
 
 
 @cache
-def node(name: str) -> DictConfig:
-    """Compose conf/env/NAME.yaml (`../algo/…` leaves env) as scripts/train.py would, with all its defaults."""
+def node(name: str, *first: str) -> DictConfig:
+    """Compose conf/env/NAME.yaml (`../algo/…` leaves env) as scripts/train.py would, with all its defaults.
+
+    `first` chooses what the group belongs to, as in algo=bandit for its explorers.
+    """
     *group, option = os.path.normpath(f"env/{name}").split("/")
     with initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        config = compose("train", overrides=[f"{'/'.join(group)}={option}"])
+        config = compose("train", overrides=[*first, f"{'/'.join(group)}={option}"])
     return OmegaConf.select(config, ".".join(group))
 
 

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.distributions import Categorical
 
-from rlcore.distributions import MaskedCategorical, flatten, outer_sum
+from rlcore.distributions import MaskedCategorical, flatten, outer_sum, unflatten
 
 NVECS = [(6, 5), (3, 5, 7), (4,), (2, 1, 2)]
 LAST_U = 1 - 2 ** -24  # the largest float32 that torch.rand gives
@@ -43,7 +43,7 @@ def test_flatten_and_unflatten_are_inverse_and_the_last_head_runs_fastest(nvec):
     actions = torch.tensor(list(product(*map(range, nvec))))
     index = torch.arange(math.prod(nvec))
     assert torch.equal(flatten(actions, nvec), index)
-    assert torch.equal(distribution.unflatten(index), actions)
+    assert torch.equal(unflatten(index, distribution.nvec), actions)
 
 
 @pytest.mark.parametrize("nvec", NVECS)
@@ -110,7 +110,7 @@ def test_samples_are_never_masked(nvec, dtype):
     for u in (*ends, torch.rand(len(mask), generator=generator)):
         index = flatten(distribution.sample(u), nvec)
         assert mask.gather(-1, index[:, None]).all()
-        assert torch.isfinite(distribution.log_prob(distribution.unflatten(index))).all()
+        assert torch.isfinite(distribution.log_prob(unflatten(index, distribution.nvec))).all()
 
 
 def test_the_ends_of_the_uniform_give_the_first_and_the_last_allowed():

@@ -290,7 +290,8 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
         return torch.cat((none, contact.flatten(0, 1))).T
 
     drift = -0.04
-    policy = Priced(logits, None, env.observe, c, world, market.features, small.evaluation.prices, drift)
+    policy = Priced(logits, None, env.observe, c, world, market.features,
+                    prices=small.evaluation.prices, drift=drift)
     records = [play(policy, market, u, small.bound) for u in small.u[:8]]
     ours, exact = summary(records, market, small.bound), summary(small.records["myopic"][:8], market, small.bound)
     assert ours["score"] == pytest.approx(exact["score"], abs=0.03)
@@ -311,7 +312,7 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
 
     def increments(status, head=lambda context: redeem):
         policy = Priced(logits, head, env.observe, market.customers, market.world, market.features,
-                        small.evaluation.prices, 0.0)
+                        prices=small.evaluation.prices, drift=0.0)
         return policy.information, policy.increments(0, market.start._replace(status=torch.full((80,), status)))
 
     information, steps = increments(0)
@@ -382,7 +383,7 @@ def agent():
     """A stranger to the job: random logits and guesses of redemption."""
     g = torch.Generator().manual_seed(0)
     actor, head = torch.randn(54, 30, generator=g), torch.randn(52, 30, generator=g)
-    return SimpleNamespace(net=SimpleNamespace(logits=lambda obs: obs @ actor),
+    return SimpleNamespace(valued=False, logits=lambda obs: obs @ actor,
                            spend=SimpleNamespace(
                                redeem=lambda obs: torch.sigmoid(obs[:, :len(head)] @ head).view(-1, 6, 5)))
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
 from envs.offers.observation import Observation
+from envs.offers.policies import outcomes, pair_table
 from envs.offers.program import Visited, action_values, organic, successors
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, State, World, transition
+from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Outcome, State, World, outcome, profit, transition
 
 
 class OffersEnv(BatchedEnv):
@@ -21,6 +22,7 @@ class OffersEnv(BatchedEnv):
     """
 
     truncates = False
+    priced = True
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
                  population: Callable, observation: Callable, budget, evaluation: Callable, price_range: list,
@@ -66,6 +68,25 @@ class OffersEnv(BatchedEnv):
     def _mask(self) -> Tensor:
         return self.world.catalogue.allowed(self.state.status == SUBSCRIBED)
 
+    @property
+    def price(self) -> Tensor:
+        """What a unit of spend costs each agent this week, [N]."""
+        return self.prices[self.week]
+
+    def spend(self, redeem: Tensor | None) -> Tensor:
+        """Money that pairs will cost, [N, O+1, C], if P(redeem) is as given; without it, what the world itself expects."""
+        catalogue = self.world.catalogue
+        if redeem is None:
+            return outcomes(self.customers, self.world, self.week, self.state).spend.unflatten(1, catalogue.nvec)
+        offer, channel = (torch.arange(n, device=self.device) for n in catalogue.nvec)
+        return catalogue.spend(offer[:, None], channel, redeem)
+
+    def expected_reward(self) -> Tensor:
+        """This week's profit less its spend at the price, [N, O+1, C], with nothing of what follows."""
+        at, contactable = Visited(self.state, self.customers.alpha), self.state.status == SUBSCRIBED
+        table = action_values(self.customers, self.world, self.week, at, self.price, None)
+        return pair_table(*table, contactable).unflatten(1, self.nvec)
+
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels; the customers' week goes by."""
         t, c, world, state = self.week, self.customers, self.world, self.state
@@ -73,17 +94,27 @@ class OffersEnv(BatchedEnv):
         last = t == world.weeks - 1
         following, bought, redeemed, o = transition(c, world, t, state, offer, channel, self.u[t])
         if world.reward.outcomes == "expected":
-            reward = self._expected_reward(t, offer, channel)
+            profit, reward = self._profit(offer, o), self._expected_reward(t, offer, channel)
         else:
-            reward = self._realised_reward(t, following, offer, channel, bought, redeemed)
-        if last and not world.reward.shaping:
+            profit, reward = self._realised(t, following, offer, channel, bought, redeemed)
+        if world.reward.shaping:
+            profit = profit - self._profit(torch.zeros_like(offer), outcome(c, world, t, *self._floats(), 0 * offer, channel))
+        elif last:
             reward = reward + self.organic[-1].at(following)
         self.state, self.week = following, t + 1
         obs = self._obs()
         ends = torch.full((self.num_agents,), last, device=self.device)
-        info = {"redeemed": redeemed, "contacted": offer > 0, "spend": o.spend, "reward": reward,
+        info = {"redeemed": redeemed, "contacted": offer > 0, "spend": o.spend, "reward": reward, "profit": profit,
                 "churned": following.status == CHURNED}
         return Step(obs, self._mask(), reward, ends, torch.zeros_like(ends), obs, info)
+
+    def _floats(self) -> tuple[Tensor, ...]:
+        return tuple(x.to(self.world.season) for x in self.state[:3])
+
+    def _profit(self, offer: Tensor, o: Outcome) -> Tensor:
+        h, f, _ = self._floats()
+        earned = profit(self.customers, self.world.reward, h, f, o, offer > 0)
+        return torch.where(self.state.status == CHURNED, 0.0, earned)
 
     def _expected_reward(self, t: int, offer: Tensor, channel: Tensor) -> Tensor:
         c, world, state = self.customers, self.world, self.state
@@ -95,18 +126,20 @@ class OffersEnv(BatchedEnv):
             return torch.where(offer > 0, chosen - nothing, 0.0)
         return torch.where(offer > 0, chosen, torch.where(state.status == CHURNED, 0.0, nothing))
 
-    def _realised_reward(self, t: int, following: State, offer: Tensor, channel: Tensor, bought: Tensor,
-                         redeemed: Tensor) -> Tensor:
+    def _realised(self, t: int, following: State, offer: Tensor, channel: Tensor, bought: Tensor,
+                  redeemed: Tensor) -> tuple[Tensor, Tensor]:
+        """Profit that came of the week, and the reward that it makes."""
         world, terms = self.world, self.world.reward
         contacted = offer > 0
         spend = world.catalogue.spend(offer, channel, redeemed)
         churned = (following.status == CHURNED) & (self.state.status != CHURNED)
         annoyed = contacted & (self.state.fatigue >= terms.fatigue_limit)
-        reward = ((self.customers.margin + terms.trips) * bought - (1 + self.prices[t]) * spend
-                  - terms.churn_cost * churned - terms.fatigue_penalty * annoyed)
+        earned = ((self.customers.margin + terms.trips) * bought - spend - terms.churn_cost * churned
+                  - terms.fatigue_penalty * annoyed)
+        reward = earned - self.prices[t] * spend
         if terms.shaping:
             reward = reward + self.organic[t + 1].at(following) - self.organic[t].at(self.state)
-        return reward
+        return earned, reward
 
     def state_dict(self) -> dict:
         """The random stream: seasons are drawn whole, nothing is carried over."""

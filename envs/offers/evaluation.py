@@ -10,7 +10,7 @@ from envs.offers.bound import Bound, dual
 from envs.offers.budget import Budget
 from envs.offers.estimate import Estimator
 from envs.offers.market import Market, Record, play
-from envs.offers.policies import Knapsack, Nothing, Policy, Priced, Random, Response
+from envs.offers.policies import Knapsack, Nothing, Policy, Priced, Random, Response, Valued
 from envs.offers.program import organic
 from envs.offers.report import Report
 
@@ -47,14 +47,18 @@ class Evaluation:
         return [play(policy, market, market.uniforms(generator), bound) for _ in range(seasons)]
 
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def learned(self, agent, market: Market, drift: float) -> Priced:
+    def learned(self, agent, market: Market, drift: float) -> Priced | Valued:
         """Deploy an agent in a market."""
-        return Priced(agent.net.logits, agent.spend.redeem if agent.spend else None, self.env.observe, market.customers,
-                      self.world, market.features, self.prices, drift)
+        setting = (agent.spend.redeem if agent.spend else None, self.env.observe, market.customers, self.world, market.features)
+        if agent.valued:
+            return Valued(agent.values, *setting)
+        return Priced(agent.logits, *setting, prices=self.prices, drift=drift)
 
     def rehearse(self, agent, market: Market) -> float:
         """Find the drift of the price that an agent itself will cause, by playing seasons before."""
         low, high = self.env.drift_range
+        if agent.valued:  # sees no price
+            return 0.0
         drift, week = (low + high) / 2, torch.arange(self.world.weeks, device=self.env.device, dtype=torch.float64)
         week = week - week.mean()
         for _ in range(self.rehearsals):
@@ -108,6 +112,8 @@ class Evaluation:
         if agent is not None:
             drift = self.rehearse(agent, other)
             policies[name] = self.learned(agent, market, drift)
+            if agent.valued:
+                policies[f"{name}, no budget"] = policies[name].uncleared()
         records = {row: self._play(policy, market, bound, self.seasons, 13) for row, policy in policies.items()}
         rows = {row: {"information": policies[row].information, **summary(records[row], market, bound)} for row in policies}
         if agent is not None:

@@ -1,6 +1,7 @@
 """Who gets what: every policy names, week by week, the steps that falling prices would buy."""
 from __future__ import annotations
 
+from copy import copy
 from typing import Callable, Protocol
 
 import torch
@@ -109,31 +110,66 @@ class Knapsack:
         return hull(value, outcomes(self.c, self.world, week, state).spend)
 
 
-class Priced:
-    """A learned policy over observations: what its mode buys as the price falls.
+class Learned:
+    """A learned policy over observations. `redeem` maps contexts [B, D] to P(redeem) [B, O+1, C], or is null for the
+    world's own expected spend."""
 
-    `logits` maps observations [B, D] to [B, P]; `redeem` maps them to P(redeem) [B, O+1, C], or is null for the
-    world's own spend. `drift` is what it is told that the logarithm of the price will do a week.
+    def __init__(self, redeem: Callable | None, observe: Observation, c: Customers, world: World, features: Tensor):
+        self.redeem, self.observe, self.c, self.world, self.features = redeem, observe, c, world, features.float()
+        self.information = "features" if redeem else "features, true spend"
+
+    def look(self, week: int, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Return contexts [N, D], valid pairs and the spend expected of them [N, P]."""
+        catalogue = self.world.catalogue
+        context = self.observe.context(self.features, state, week)
+        valid = catalogue.allowed(state.status == SUBSCRIBED).flatten(1)
+        if self.redeem is None:
+            return context, valid, outcomes(self.c, self.world, week, state).spend
+        offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)
+        return context, valid, catalogue.spend(offer[:, None], channel, self.redeem(context)).flatten(1)
+
+
+class Priced(Learned):
+    """What a policy that sees a price buys as the price falls: `logits` maps observations [B, D] to [B, P].
+
+    `drift` is what it is told that the logarithm of the price will do a week.
     """
 
-    def __init__(self, logits: Callable, redeem: Callable | None, observe: Observation, c: Customers, world: World,
-                 features: Tensor, prices: Tensor, drift: float):
-        self.logits, self.redeem, self.observe, self.c, self.world = logits, redeem, observe, c, world
-        self.features, self.prices, self.drift = features.float(), prices.float(), torch.full_like(prices, drift).float()
-        self.information = "features" if redeem else "features, true spend"
+    def __init__(self, logits: Callable, *learned, prices: Tensor, drift: float):
+        super().__init__(*learned)
+        self.logits, self.prices, self.drift = logits, prices.float(), torch.full_like(prices, drift).float()
 
     @torch.no_grad()
     def increments(self, week: int, state: State) -> Increments:
         """Return the switches of every subscribed customer on the price grid."""
-        catalogue, n = self.world.catalogue, len(state.habit)
-        context = self.observe.context(self.features, state, week)
-        price = self.observe.price(self.prices, self.drift)
-        valid = catalogue.allowed(state.status == SUBSCRIBED).flatten(1)
-        asked = [torch.cat((context, p.expand(n, -1)), -1) for p in price]
-        logits = torch.stack([self.logits(obs).masked_fill(~valid, -torch.inf) for obs in asked])
-        if self.redeem:
-            offer, channel = (torch.arange(n, device=price.device) for n in catalogue.nvec)
-            spend = catalogue.spend(offer[:, None], channel, self.redeem(asked[0])).flatten(1)
-        else:
-            spend = outcomes(self.c, self.world, week, state).spend
+        context, valid, spend = self.look(week, state)
+        logits = torch.stack([
+            self.logits(torch.cat((context, p.expand(len(context), -1)), -1)).masked_fill(~valid, -torch.inf)
+            for p in self.observe.price(self.prices, self.drift)])
         return switches(logits, spend, self.prices)
+
+
+class Valued(Learned):
+    """The exact knapsack of the week on what a model says: `values` maps contexts [B, D] to the worth of pairs [B, P]."""
+
+    clears = True
+
+    def __init__(self, values: Callable, *learned):
+        super().__init__(*learned)
+        self.values = values
+
+    @torch.no_grad()
+    def increments(self, week: int, state: State) -> Increments:
+        """Return every customer's efficient steps."""
+        context, valid, spend = self.look(week, state)
+        worth = self.values(context).masked_fill(~valid, -torch.inf).to(spend)
+        if self.clears:
+            return hull(worth, spend)
+        most, action = worth.max(1)
+        return ranked(most, torch.zeros_like(most), action)
+
+    def uncleared(self) -> Valued:
+        """Return the same policy heedless of the budget: every customer gets the pair of the highest worth."""
+        policy = copy(self)
+        policy.clears = False
+        return policy

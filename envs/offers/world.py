@@ -150,6 +150,14 @@ def outcome(c: Customers, world: World, week: int, h: Tensor, f: Tensor, d: Tens
     return Outcome(redeem, buy, world.catalogue.spend(offer, channel, redeem))
 
 
+def profit(c: Customers, reward: Reward, h: Tensor, f: Tensor, o: Outcome, contacted: Tensor) -> Tensor:
+    """Expected profit of the week of customers who had the outcome o, budget's spend taken off."""
+    bought = o.redeem + o.buy
+    annoyed = contacted & (f >= reward.fatigue_limit)
+    return ((c.margin + reward.trips) * bought - o.spend - reward.churn_cost * churn(c, h, f) * (1 - 0.75 * bought)
+            - reward.fatigue_penalty * annoyed)
+
+
 # ── transitions ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def habit_gain(c: Customers, h: Tensor, redeemed: bool) -> Tensor:
     """u, P(habit up | bought), slower where an offer paid for the purchase."""

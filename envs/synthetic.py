@@ -1,0 +1,64 @@
+"""The wheel bandit: known, far from linear, and hard to explore; where explorers are compared."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.base import BatchedEnv, Step
+
+
+class Wheel(BatchedEnv):
+    """Contexts x uniform on the unit disk, five actions (Riquelme, Tucker & Snoek 2018, §5.4). Every step is an episode.
+
+    The first action earns `safe` everywhere, the others `plain`; but beyond radius `delta` the one action that belongs to
+    the quadrant earns `prize`. Noise is normal. Who settles for the safe action never learns of the prizes.
+    """
+
+    truncates = False
+    obs_dim = context_dim = 2
+    nvec = (5,)
+
+    def __init__(self, device: torch.device, seed: int, *, num_agents: int, delta: float, safe: float, plain: float,
+                 prize: float, noise: float):
+        self.device, self.num_agents = torch.device(device), num_agents
+        self.delta, self.noise = delta, noise
+        self.rewards = torch.tensor([safe, plain, prize], device=self.device)
+        self.generator = torch.Generator(self.device).manual_seed(2 * seed)
+        self.everything = torch.ones(num_agents, *self.nvec, dtype=torch.bool, device=self.device)
+        self.context = self._draw()
+
+    def _draw(self) -> Tensor:
+        u = torch.rand(2, self.num_agents, generator=self.generator, device=self.device)
+        radius, angle = u[0].sqrt(), 2 * torch.pi * u[1]
+        return torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
+
+    def begin(self) -> tuple[Tensor, Tensor]:
+        """Carry on with the contexts at hand."""
+        return self.context, self.everything
+
+    def expected_reward(self) -> Tensor:
+        """Mean reward of all actions, [B, 5]."""
+        safe, plain, prize = self.rewards
+        x, y = self.context.unbind(-1)
+        quadrant = 1 + (x < 0).long() + 2 * (y < 0).long()
+        pays = (self.context.norm(dim=-1) > self.delta)[:, None] & (torch.arange(5, device=self.device) == quadrant[:, None])
+        mean = torch.where(pays, prize, plain)
+        mean[:, 0] = safe
+        return mean
+
+    def step(self, action: Tensor) -> Step:
+        """Take [B, 1] actions; the next contexts are new."""
+        mean = self.expected_reward().gather(1, action)[:, 0]
+        reward = mean + self.noise * torch.randn(self.num_agents, generator=self.generator, device=self.device)
+        self.context = self._draw()
+        ends = torch.ones_like(reward, dtype=torch.bool)
+        return Step(self.context, self.everything, reward, ends, ~ends, self.context, {"reward": reward})
+
+    def state_dict(self) -> dict:
+        """Contexts and the random stream."""
+        return {"context": self.context, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave."""
+        self.context = state["context"].to(self.device)
+        self.generator.set_state(state["generator"].cpu())

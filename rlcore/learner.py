@@ -1,0 +1,91 @@
+"""What every learner of actions has: a network, its optimiser, a random stream, a loop, and a state to go on from."""
+from __future__ import annotations
+
+import time
+from typing import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+
+class Learner:
+    """Base of the learners over a BatchedEnv (envs/base.py); network and optional spend head live on its device.
+
+    `seed` starts the stream that actions and minibatches are drawn from; the environment has its own. Raises ValueError
+    where a rollout isn't a season.
+    """
+
+    valued: bool  # clears a budget by what `values` says pairs are worth, else by what `logits` prefers at a price
+
+    def __init__(self, env, seed: int, *, net: Callable, optim: Callable, schedule: Callable | None,
+                 spend: Callable | None, total_steps: int, num_steps: int, eval_every: int, checkpoint_every: int):
+        if env.season and num_steps != env.season:
+            raise ValueError(f"algo.num_steps: expected {env.season}, the weeks of a season, got {num_steps}")
+        self.env, self.num_steps, self.batch = env, num_steps, env.num_agents * num_steps
+        self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
+        self.iterations, self.iteration = max(1, total_steps // self.batch), 0
+        torch.manual_seed(seed)  # initial weights
+        # Not the environment's seed, or actions would follow from the customers drawn by the same numbers.
+        self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
+        self.net = net(env.context_dim if self.valued else env.obs_dim, env.nvec).to(env.device)
+        self.spend = spend(env.context_dim, env.nvec, env.device) if spend else None
+        self.optimizer = optim(self.net.parameters())
+        self.first_lr = self.optimizer.param_groups[0]["lr"]
+        self.lr = torch.tensor(self.first_lr, device=env.device)
+        self.optimizer.param_groups[0]["lr"] = self.lr
+        self.schedule = schedule
+        self.kl = torch.full((), torch.nan, device=env.device)  # of the last iteration, where there is one
+
+    def loop(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
+             stop: Callable[[], bool]) -> Iterator[tuple[float, dict[str, Tensor | float]]]:
+        """Yield the share of the run that is done, and a dict for the metrics of the iteration that the body runs.
+
+        Logs each iteration, calls `evaluate` and `save` every so many and at the end. Ends after the last iteration, or
+        after the one in which `stop` turns true.
+        """
+        while self.iteration < self.iterations:
+            started, progress = time.perf_counter(), self.iteration / self.iterations
+            if self.schedule:
+                self.schedule(self.lr, self.first_lr, progress, self.kl)
+            if self.spend:
+                self.spend.anneal(progress)
+            metrics: dict[str, Tensor | float] = {}
+            yield progress, metrics
+            self.iteration += 1
+            steps, last = self.iteration * self.batch, self.iteration == self.iterations
+            logger.log(steps, {**metrics, "charts/learning_rate": self.lr}, iteration=self.iteration, steps=self.batch,
+                       started=started)
+            if evaluate and (self.iteration % self.eval_every == 0 or last):
+                logger.evaluated(steps, evaluate())
+            stopped = stop()
+            if self.iteration % self.checkpoint_every == 0 or last or stopped:
+                save()
+            if stopped:
+                break
+
+    def state_dict(self) -> dict:
+        """Everything that training needs to go on as if it had not stopped."""
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "lr": self.lr, "kl": self.kl,
+                "iteration": self.iteration, "spend": self.spend and self.spend.state_dict(),
+                "spend_optimizer": self.spend and self.spend.optimizer.state_dict(),
+                "generator": self.generator.get_state(), "env": self.env.state_dict()}
+
+    def load_weights(self, state: dict) -> None:
+        """Restore what acting needs, on whatever device."""
+        self.net.load_state_dict(state["net"])
+        if self.spend:
+            self.spend.load_state_dict(state["spend"])
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave, to train on; random streams go on only on the kind of device they come from."""
+        self.load_weights(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["lr"] = self.lr
+        self.lr.copy_(state["lr"])
+        self.kl.copy_(state["kl"])
+        if self.spend:
+            self.spend.optimizer.load_state_dict(state["spend_optimizer"])
+            self.spend.optimizer.param_groups[0]["lr"] = self.spend.lr
+        self.generator.set_state(state["generator"].cpu())
+        self.env.load_state_dict(state["env"])
+        self.iteration = state["iteration"]

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
                           DistilBertForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast)
@@ -18,15 +19,16 @@ from email_rl.data import OUTCOMES
 logging.disable_progress_bar()  # of reading and writing weights: the run has its own line
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+NORMALIZER, PRE_TOKENIZER = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
 LABELS = {"num_labels": len(OUTCOMES), "id2label": dict(enumerate(OUTCOMES)),
           "label2id": {name: i for i, name in enumerate(OUTCOMES)}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """A small DistilBERT with random weights, and a word-piece vocabulary trained on the mails."""
+    """A small DistilBERT with random weights, and a word-piece vocabulary made of the mails' words."""
 
-    vocabulary: int
+    vocabulary: int  # tokens at most
     dim: int
     layers: int
     heads: int
@@ -38,12 +40,9 @@ class Tiny:
     batch_size: int
 
     def build(self, texts: list[str]) -> tuple[DistilBertForSequenceClassification, PreTrainedTokenizerBase]:
-        """Make the network (from torch's seed) and train the tokenizer."""
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(
-            vocab_size=self.vocabulary, special_tokens=list(SPECIAL), show_progress=False))
+        """Make the network (from torch's seed) and the tokenizer."""
+        tokenizer = Tokenizer(models.WordPiece(vocabulary(texts, self.vocabulary), unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = NORMALIZER, PRE_TOKENIZER
         cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:0 [SEP]:0", special_tokens=[("[CLS]", cls), ("[SEP]", sep)])
@@ -103,6 +102,21 @@ def _pretrained(name: str, max_length: int) -> tuple[torch.nn.Module, PreTrained
     tokenizer = AutoTokenizer.from_pretrained(name)
     tokenizer.model_max_length = max_length
     return AutoModelForSequenceClassification.from_pretrained(name, **LABELS), tokenizer
+
+
+def vocabulary(texts: list[str], size: int) -> dict[str, int]:
+    """Number special tokens, characters (so that any word can be spelled), and the most frequent words.
+
+    The library's own trainer orders ties by chance: two runs of a seed would differ.
+    """
+    counts = Counter(word for text in texts for word, _ in PRE_TOKENIZER.pre_tokenize_str(NORMALIZER.normalize_str(text)))
+    letters: Counter = Counter()
+    for word, n in counts.items():
+        letters.update({letter: n * k for letter, k in Counter(word).items()})
+    common = [letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[:size // 4]]
+    words = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    pieces = dict.fromkeys([*SPECIAL, *sorted(common), *("##" + letter for letter in sorted(common)), *words])
+    return {piece: i for i, piece in enumerate(list(pieces)[:size])}
 
 
 def describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -64,6 +64,5 @@ class Evaluation:
         for age, test in (("old", agent.old["test"]), ("new", agent.new()["test"])):
             after = agent.probabilities(test)
             for when, p in (("before", agent.before[age]), ("after", after)):
-                rows.append({"mails": age, "when": when, **metrics.summary(p, test.outcome, self.bins),
-                             "n": len(test), **self.behind(p, after, test.outcome)})
+                rows.append({"split": age, "when": when, **metrics.summary(p, test.outcome, self.bins), **self.behind(p, after, test.outcome)})
         return rows

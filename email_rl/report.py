@@ -46,7 +46,7 @@ class Report:
     _refresh_columns = ("test mails", "", "n", "accuracy", "F1", "log-loss", "gained", "±", "ECE")
 
     def _refresh_lines(self) -> list[list[str]]:
-        return [[row["mails"], row["when"], f"{row['n']:,}", f"{row['accuracy']:.3f}", f"{row['macro_f1']:.3f}",
+        return [[row["split"], row["when"], f"{row['mails']:,}", f"{row['accuracy']:.3f}", f"{row['macro_f1']:.3f}",
                  f"{row['log_loss']:.3f}",
                  *(["", ""] if row["when"] == "before" else
                    [f"{was['behind']:+.3f}", f"{(was['behind_ci'][1] - was['behind_ci'][0]) / 2:.3f}"]),

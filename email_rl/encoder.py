@@ -4,6 +4,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -68,6 +69,7 @@ class Hub:
 
     def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         """Download or find in the cache; raise ValueError, in one line, where neither works."""
+        getLogger("huggingface_hub").setLevel("ERROR")  # its retries would each have a line
         try:
             return _pretrained(self.name, self.max_length)
         except Exception as error:  # whatever the hub's client raises, the user needs the same line

@@ -39,6 +39,7 @@ class Tiny:
     lr: float
     epochs: int
     batch_size: int
+    overlap: float  # weight of the auxiliary task (email_rl/reward_model.py)
 
     def build(self, texts: list[str]) -> tuple[DistilBertForSequenceClassification, PreTrainedTokenizerBase]:
         """Make the network (from torch's seed) and the tokenizer."""
@@ -66,6 +67,7 @@ class Hub:
     lr: float
     epochs: int
     batch_size: int
+    overlap: float  # weight of the auxiliary task (email_rl/reward_model.py)
 
     def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         """Download or find in the cache; raise ValueError, in one line, where neither works."""
@@ -88,6 +90,7 @@ class Local:
     lr: float
     epochs: int
     batch_size: int
+    overlap: float  # weight of the auxiliary task (email_rl/reward_model.py)
 
     def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         """Read the folder; raise ValueError where it holds no such model."""
@@ -149,3 +152,11 @@ def padded(ids: list[list[int]], pad: int, multiple: int = 8) -> tuple[Tensor, T
     length = -(-max(map(len, ids)) // multiple) * multiple
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
     return torch.tensor([row + [pad] * (length - len(row)) for row in ids]), mask
+
+
+def in_both(x: Tensor, mask: Tensor, cls: int, sep: int) -> tuple[Tensor, Tensor]:
+    """Mark the tokens of [CLS] context [SEP] text [SEP] that the other part has too, and those that count, bool [B, L]."""
+    counts = mask.bool() & (x != cls) & (x != sep)
+    context = (x == sep).cumsum(1) == 0
+    same = (x[:, :, None] == x[:, None, :]) & (context[:, :, None] != context[:, None, :]) & counts[:, None, :]
+    return same.any(2) & counts, counts

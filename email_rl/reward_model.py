@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from email_rl.data import OUTCOMES, Mails
-from email_rl.encoder import describe, padded, restore, tokens
+from email_rl.encoder import describe, in_both, padded, restore, tokens
 from email_rl.env import EmailEnv
 from email_rl.metrics import log_losses, temperature
 from rlcore import checkpoint
@@ -61,6 +61,8 @@ class Scorer:
 class RewardModel:
     """Fine-tune a classifier of outcomes: class-weighted cross-entropy, early stopping on log-loss, one temperature.
 
+    What is hard to learn from scratch is that a mail names what its context has. With rm.overlap > 0 an auxiliary task that
+    needs no labels teaches it: every token tells whether the other part, context or text, has it too.
     Class weights w shift what the network learns to log p + log w; that shift and the temperature, both taken from
     training and validation mails, end up in the last layer, so that the saved model gives calibrated probabilities as it is.
     Resumed with mails it has not seen, it is refreshed: trained on them and on a replay of the old split.
@@ -100,6 +102,8 @@ class RewardModel:
         self.model = self.scorer.model
         self.files = describe(model, tokenizer)
         self.head = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(OUTCOMES)][-1]
+        self.overlap = nn.Linear(model.config.hidden_size, 1).to(self.env.device)  # of the auxiliary task; not saved with it
+        self.trained = [*self.model.parameters(), *self.overlap.parameters()]
         self.loss = fast(self._loss, self.mode)
 
     def _take(self, train: Mails, valid: list[Mails], lr: float) -> None:
@@ -114,7 +118,7 @@ class RewardModel:
         self.per_epoch = math.ceil(len(train) / self.rm.batch_size)
         self.total = self.rm.epochs * self.per_epoch
         self.iterations = math.ceil(self.total / self.steps)
-        self.optimizer = self.optim(self.model.parameters(), lr=lr)
+        self.optimizer = self.optim(self.trained, lr=lr)
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
@@ -144,26 +148,35 @@ class RewardModel:
 
     def update(self) -> dict[str, Tensor | float]:
         """Take `steps` optimizer steps, or what is left of them."""
-        sums = torch.zeros(2, device=self.env.device)
+        sums = torch.zeros(3, device=self.env.device)
         end = min(self.step + self.steps, self.total)
         taken = end - self.step
         weight, y = self.weight.to(self.env.device), self.train_mails.outcome.to(self.env.device)
         while self.step < end:
             rows = self.batches(self.step // self.per_epoch)[self.step % self.per_epoch]
             x, mask = padded([self.ids[i] for i in rows], self.scorer.tokenizer.pad_token_id)
-            loss = self.loss(x.to(self.env.device), mask.to(self.env.device), y[rows], weight)
+            loss, overlap = self.loss(x.to(self.env.device), mask.to(self.env.device), y[rows], weight)
             self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
             self.optimizer.step()
-            sums += torch.stack((loss.detach(), norm.detach()))
+            sums += torch.stack((loss.detach(), norm.detach(), overlap.detach()))
             self.step, self.seen = self.step + 1, self.seen + len(rows)
-        return {"losses/cross_entropy": sums[0] / taken, "losses/grad_norm": sums[1] / taken,
+        return {"losses/total": sums[0] / taken, "losses/grad_norm": sums[1] / taken, "losses/overlap": sums[2] / taken,
                 "charts/learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _loss(self, x: Tensor, mask: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(self.model(input_ids=x, attention_mask=mask).logits.float(), y, weight=weight)
+    def _loss(self, x: Tensor, mask: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the part of it that the auxiliary task has."""
+        found = self.model(input_ids=x, attention_mask=mask, output_hidden_states=True)
+        loss = nn.functional.cross_entropy(found.logits.float(), y, weight=weight)
+        if not self.rm.overlap or self.input == "text":
+            return loss, torch.zeros_like(loss)
+        shared, counts = in_both(x, mask, self.scorer.tokenizer.cls_token_id, self.scorer.tokenizer.sep_token_id)
+        said = self.overlap(found.hidden_states[-2])[..., 0].float()  # before the last layer, which may then use it
+        each = nn.functional.binary_cross_entropy_with_logits(said, shared.float(), reduction="none")
+        overlap = (each * counts).sum() / counts.sum().clamp_min(1)
+        return loss + self.rm.overlap * overlap, overlap
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Return the rows of an epoch's batches: shuffled, mails of like length together within `pool` batches."""
@@ -233,7 +246,8 @@ class RewardModel:
             known = self.old or {name: Mails([], [], torch.zeros(0, dtype=torch.long)) for name in self.env.splits}
             self._packed = {"new": {name: mails.pack() for name, mails in self.new().items()},
                             "old": {name: mails.pack() for name, mails in known.items()}}
-        return {"files": self.files, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+        return {"files": self.files, "model": self.model.state_dict(), "overlap": self.overlap.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
                 "iteration": self.iteration, "step": self.step, "seen": self.seen, "bad": self.bad,
                 "finished": self.finished, "best_loss": self.best_loss, "best": self.best, "temperature": self.temperature,
                 "input": self.input, "digest": self.digest, "mails": self._packed, "refreshed": self.old is not None,
@@ -254,6 +268,7 @@ class RewardModel:
         mails = {age: {name: Mails.unpack(packed) for name, packed in kept.items()} for age, kept in state["mails"].items()}
         self._wire(*restore(state["files"]))
         self.model.load_state_dict(state["model"])
+        self.overlap.load_state_dict(state["overlap"])
         self.seen, self._packed = state["seen"], None
         if state["digest"] == self.digest:
             self._resume(state, mails["old"] if state["refreshed"] else None)

@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from email_rl import metrics
 from email_rl.bag_of_words import BagOfWords
 from email_rl.data import Mails
-from email_rl.encoder import Local
+from email_rl.encoder import Hub, Local, in_both
 from email_rl.reward_model import FOLDER, RewardModel, Scorer
 from rlcore import checkpoint
 from rlcore.logger import Quiet
@@ -33,6 +33,9 @@ SMALL = ["algo=reward_model", "env=email", "env.corpus.train=320", "env.corpus.v
          "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2", "algo.rm.batch_size=16", "algo.steps=4",
          "algo.eval_every=2", "algo.checkpoint_every=1", "env.evaluation.draws=50", "env.evaluation.bag.epochs=1",
          "env.evaluation.other_input=false"]
+
+
+LEARN = ["algo.rm.lr=0.01", "algo.rm.epochs=10", "algo.patience=1000"]
 
 
 @cache
@@ -154,6 +157,13 @@ def test_input_is_what_the_model_sees(reads):
     assert (env.test.contexts[0].split()[0].lower() in said.split("[SEP]")[0]) or reads == "text"
 
 
+def test_the_auxiliary_task_marks_what_both_parts_have():
+    x = torch.tensor([[2, 7, 8, 9, 3, 8, 5, 8, 3, 0], [2, 7, 3, 7, 7, 3, 0, 0, 0, 0]])
+    shared, counts = in_both(x, (x > 0).long(), 2, 3)
+    assert counts.int().tolist() == [[0, 1, 1, 1, 0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0, 0, 0, 0]]
+    assert shared.int().tolist() == [[0, 0, 1, 0, 0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0, 0, 0, 0]]
+
+
 def test_padding_changes_no_probability():
     env, agent = build()
     together = agent.scorer.probabilities(env.test.contexts, env.test.texts)
@@ -219,10 +229,10 @@ def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished,
     assert torch.allclose(p, agent.probabilities(env.test), atol=1e-5)
     scorer = Scorer.load(tmp_path / FOLDER, torch.device("cpu"), 32)
     assert torch.allclose(scorer.probabilities(env.test.contexts, env.test.texts), p, atol=1e-5)
-    local, _ = Local(path=str(tmp_path / FOLDER), max_length=64, lr=1.0, epochs=1, batch_size=1).build([])
+    local, _ = Local(path=str(tmp_path / FOLDER), max_length=64, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
     assert local.state_dict()["classifier.bias"].equal(agent.model.state_dict()["classifier.bias"])
     with pytest.raises(ValueError, match="algo.rm.path"):
-        Local(path=str(tmp_path), max_length=8, lr=1.0, epochs=1, batch_size=1).build([])
+        Local(path=str(tmp_path), max_length=8, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
 
 
 def test_resumed_equals_uninterrupted(finished, tmp_path):
@@ -258,7 +268,7 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
                      torch.tensor(outcome))
     fresh = instantiate(config().env, _convert_="all")("cpu", 0)
     fresh.splits = {"train": news(200) + env.test.rows([0, 1]), "valid": news(40), "test": news(60) + env.train.rows([5])}
-    _, refreshed = build("algo.rm.lr=0.03", "algo.rm.epochs=8", env=fresh)
+    _, refreshed = build(*LEARN, env=fresh)
     refreshed.load_state_dict(state)
     assert len(refreshed.train_mails) == 400  # 200 new, 200 old; the two that stand in the old test are left out
     old_test = set(env.test.texts)
@@ -271,7 +281,7 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
     assert "before" in report.markdown()
     again = refreshed.state_dict()  # and a second refresh replays both
     assert again["refreshed"] and len(again["mails"]["old"]["train"]["outcome"]) == len(env.train)
-    _, resumed = build("algo.rm.lr=0.03", "algo.rm.epochs=8", env=fresh)
+    _, resumed = build(*LEARN, env=fresh)
     resumed.load_state_dict(again)
     assert resumed.probabilities(env.test).equal(refreshed.probabilities(env.test)) and resumed.iterations == refreshed.iterations
 
@@ -314,18 +324,30 @@ def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
         ("old", "before"), ("old", "after"), ("new", "before"), ("new", "after")]
 
 
+def test_an_unreachable_hub_is_one_line_with_the_ways_out(monkeypatch):
+    def unreachable(*_):
+        raise OSError("no route\nto host")
+    monkeypatch.setattr("email_rl.encoder._pretrained", unreachable)
+    with pytest.raises(ValueError, match="distilbert-base.*algo/rm=local.*algo/rm=distilbert_tiny") as error:
+        Hub(name="distilbert-base-uncased", max_length=8, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides, says", [
-    (["algo=ppo", "env=email"], "algo=ppo env=email: do not fit"),
-    (["algo=reward_model", "env=offers"], "algo=reward_model env=offers: do not fit"),
-    (["algo=reward_model", "env=email", "env.data=nowhere.csv"], "nowhere.csv: no such file"),
-    (["algo=reward_model", "env=email", "algo/rm=distilbert", "env.corpus.train=50"], "algo/rm=distilbert_tiny"),
-])
-def test_bad_input_gets_one_line_and_code_2(tmp_path, overrides, says):
-    done = run(tmp_path, *overrides, small=[])
+def test_bad_input_gets_one_line_and_code_2(tmp_path):
+    (tmp_path / "bad.csv").write_text("context,email_text,outcome\nCTO,hello,0\nCFO,bye,3\n")
+    done = run(tmp_path, "hydra.mode=MULTIRUN", "env.data=nowhere.csv,bad.csv", "hydra.sweep.dir=sweep")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and says in lines[0], done.stderr[-2000:]
+    assert lines == ["error: nowhere.csv: no such file; expected a CSV with columns context,email_text,outcome (env.data)",
+                     "error: bad.csv: row 3 (line 3), column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got '3'"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["algo=ppo env=email", "algo=reward_model env=offers"])
+def test_what_does_not_fit_is_refused(tmp_path, pair):
+    done = run(tmp_path, *pair.split(), small=[])
+    assert done.returncode == 2 and f"error: {pair}: do not fit" in done.stderr
 
 
 @pytest.mark.slow

@@ -11,51 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from email_rl.data import OUTCOMES, Mails
-from email_rl.encoder import describe, in_both, padded, restore, tokens
+from email_rl.encoder import describe, in_both, padded, restore
 from email_rl.env import EmailEnv
 from email_rl.metrics import log_losses, temperature
+from email_rl.scorer import FOLDER, Scorer
 from rlcore import checkpoint
 from rlcore.fast import fast
 from rlcore.logger import Quiet
-
-FOLDER = "reward_model"  # beside checkpoint.pt; transformers loads it, and so does Scorer
-
-
-class Scorer:
-    """A network with its tokenizer: probabilities of outcomes for mails."""
-
-    def __init__(self, model: nn.Module, tokenizer, device: torch.device, batch_size: int):
-        self.model, self.tokenizer, self.device, self.batch_size = model.to(device).eval(), tokenizer, device, batch_size
-
-    @staticmethod
-    def load(folder: Path | str, device: torch.device, batch_size: int) -> Scorer:
-        """Read what a run left in its folder `reward_model`."""
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-        if not (Path(folder) / "config.json").is_file():
-            raise ValueError(f"{folder}: no reward model; expected a folder with config.json, weights and tokenizer")
-        return Scorer(AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder),
-                      device, batch_size)
-
-    def ids(self, contexts: list[str], texts: list[str]) -> list[list[int]]:
-        """Return the tokens of what the model reads: context and text, or the text only."""
-        return tokens(self.tokenizer, contexts if self.model.config.reads_context else None, texts)
-
-    def logits(self, ids: list[list[int]]) -> Tensor:
-        """Return logits [N, 3] on the CPU, in the order given; mails of like length are read together."""
-        was, out = self.model.training, torch.zeros(len(ids), len(OUTCOMES))
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        self.model.eval()
-        with torch.inference_mode():
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start:start + self.batch_size]
-                x, mask = padded([ids[i] for i in rows], self.tokenizer.pad_token_id)
-                out[rows] = self.model(input_ids=x.to(self.device), attention_mask=mask.to(self.device)).logits.float().cpu()
-        self.model.train(was)
-        return out
-
-    def probabilities(self, contexts: list[str], texts: list[str]) -> Tensor:
-        """Return P(outcome) [N, 3] of mails in their contexts."""
-        return self.logits(self.ids(contexts, texts)).softmax(1)
 
 
 class RewardModel:
@@ -115,6 +77,7 @@ class RewardModel:
         counts = torch.bincount(train.outcome, minlength=len(OUTCOMES)).double()
         weight = (counts.sum() / counts.clamp_min(1)) ** self.power
         self.weight = (weight * counts.sum() / (weight * counts).sum()).float()  # mean 1 over the mails
+        self._epoch, self._packed = None, None  # batches dealt, and mails laid out for a checkpoint, were of other mails
         self.per_epoch = math.ceil(len(train) / self.rm.batch_size)
         self.total = self.rm.epochs * self.per_epoch
         self.iterations = math.ceil(self.total / self.steps)
@@ -180,7 +143,7 @@ class RewardModel:
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Return the rows of an epoch's batches: shuffled, mails of like length together within `pool` batches."""
-        if getattr(self, "_epoch", None) != (epoch, len(self.ids)):
+        if self._epoch != epoch:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
             order = torch.randperm(len(self.ids), generator=generator).tolist()
             size, dealt = self.rm.batch_size, []
@@ -188,7 +151,7 @@ class RewardModel:
                 rows = sorted(order[start:start + size * self.pool], key=lambda i: len(self.ids[i]))
                 cut = [rows[k:k + size] for k in range(0, len(rows), size)]
                 dealt += [cut[k] for k in torch.randperm(len(cut), generator=generator).tolist()]
-            self._epoch, self._batches = (epoch, len(self.ids)), dealt
+            self._epoch, self._batches = epoch, dealt
         return self._batches
 
     def learning_rate(self, step: int) -> float:
@@ -242,7 +205,7 @@ class RewardModel:
     # ── resume and refresh ──────────────────────────────────────────────────────────────────────────────────────────
     def state_dict(self) -> dict:
         """Everything that training needs to go on, and the mails that a refresh replays."""
-        if getattr(self, "_packed", None) is None:
+        if self._packed is None:
             known = self.old or {name: Mails([], [], torch.zeros(0, dtype=torch.long)) for name in self.env.splits}
             self._packed = {"new": {name: mails.pack() for name, mails in self.new().items()},
                             "old": {name: mails.pack() for name, mails in known.items()}}
@@ -269,7 +232,7 @@ class RewardModel:
         self._wire(*restore(state["files"]))
         self.model.load_state_dict(state["model"])
         self.overlap.load_state_dict(state["overlap"])
-        self.seen, self._packed = state["seen"], None
+        self.seen = state["seen"]
         if state["digest"] == self.digest:
             self._resume(state, mails["old"] if state["refreshed"] else None)
         else:

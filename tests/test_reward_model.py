@@ -24,7 +24,8 @@ from email_rl import metrics
 from email_rl.bag_of_words import BagOfWords
 from email_rl.data import Mails
 from email_rl.encoder import Hub, Local, in_both
-from email_rl.reward_model import FOLDER, RewardModel, Scorer
+from email_rl.reward_model import RewardModel
+from email_rl.scorer import FOLDER, Scorer
 from rlcore import checkpoint
 from rlcore.logger import Quiet
 

@@ -147,6 +147,16 @@ def tokens(tokenizer: PreTrainedTokenizerBase, contexts: list[str] | None, texts
     return tokenizer(*pairs, truncation=True, max_length=tokenizer.model_max_length)["input_ids"]
 
 
+def dealt(lengths: list[int], size: int, pool: int, generator: torch.Generator) -> list[list[int]]:
+    """Deal all rows into batches: shuffled, rows of like length together within `pool` batches."""
+    order, batches = torch.randperm(len(lengths), generator=generator).tolist(), []
+    for start in range(0, len(order), size * pool):
+        rows = sorted(order[start:start + size * pool], key=lengths.__getitem__)
+        cut = [rows[k:k + size] for k in range(0, len(rows), size)]
+        batches += [cut[k] for k in torch.randperm(len(cut), generator=generator).tolist()]
+    return batches
+
+
 def padded(ids: list[list[int]], pad: int, multiple: int = 8) -> tuple[Tensor, Tensor]:
     """Return ids and attention mask, int64 [B, L]; L is rounded up, so that few shapes occur."""
     length = -(-max(map(len, ids)) // multiple) * multiple

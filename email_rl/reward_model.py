@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from email_rl.data import OUTCOMES, Mails
-from email_rl.encoder import describe, in_both, padded, restore
+from email_rl.encoder import dealt, describe, in_both, padded, restore
 from email_rl.env import EmailEnv
 from email_rl.metrics import log_losses, temperature
 from email_rl.scorer import FOLDER, Scorer
@@ -142,16 +142,10 @@ class RewardModel:
         return loss + self.rm.overlap * overlap, overlap
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Return the rows of an epoch's batches: shuffled, mails of like length together within `pool` batches."""
+        """Return the rows of an epoch's batches."""
         if self._epoch != epoch:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-            order = torch.randperm(len(self.ids), generator=generator).tolist()
-            size, dealt = self.rm.batch_size, []
-            for start in range(0, len(order), size * self.pool):
-                rows = sorted(order[start:start + size * self.pool], key=lambda i: len(self.ids[i]))
-                cut = [rows[k:k + size] for k in range(0, len(rows), size)]
-                dealt += [cut[k] for k in torch.randperm(len(cut), generator=generator).tolist()]
-            self._epoch, self._batches = epoch, dealt
+            self._epoch, self._batches = epoch, dealt([len(row) for row in self.ids], self.rm.batch_size, self.pool, generator)
         return self._batches
 
     def learning_rate(self, step: int) -> float:
@@ -180,6 +174,8 @@ class RewardModel:
 
     def finish(self) -> None:
         """Take the best weights and fold class weights and temperature into the last layer."""
+        if self.best is None:
+            raise ValueError(f"algo.rm.lr: {self.lr}: training diverged, no evaluation gave a finite log-loss; expected a lower one")
         self.model.load_state_dict(self.best)
         self.temperature = temperature(self.valid_logits(), self.valid_mails.outcome, self.valid_weight)
         with torch.no_grad():

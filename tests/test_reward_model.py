@@ -257,6 +257,13 @@ def test_early_stopping_ends_a_run_that_gets_no_better():
     assert agent.finished and agent.iteration == 3
 
 
+def test_a_run_that_diverged_says_so():
+    _, agent = build()
+    agent._remember(float("nan"))
+    with pytest.raises(ValueError, match="algo.rm.lr.*diverged"):
+        agent.finish()
+
+
 def test_refresh_learns_the_new_and_keeps_the_old(finished):
     """New mails in words the model has never seen, whose outcome one word tells."""
     env, agent = finished

@@ -220,13 +220,19 @@ class RewardModel:
         return {name: mails.without(sum((x for other, x in self.old.items() if other != name), mails.rows([])))
                 for name, mails in self.env.splits.items()}
 
+    def load_weights(self, state: dict) -> None:
+        """Restore what judging needs."""
+        self._wire(*restore(state["files"]))
+        self.model.load_state_dict(state["model"])
+        self.input, self.finished, self.temperature = state["input"], state["finished"], state["temperature"]
+        self._take(self.env.train, [self.env.valid], self.rm.lr)
+
     def load_state_dict(self, state: dict) -> None:
         """Go on where a run stopped on these mails, or refresh a finished one with them."""
         if state["input"] != self.input:
             raise ValueError(f"algo.input: the checkpoint's is '{state['input']}', got '{self.input}'")
         mails = {age: {name: Mails.unpack(packed) for name, packed in kept.items()} for age, kept in state["mails"].items()}
-        self._wire(*restore(state["files"]))
-        self.model.load_state_dict(state["model"])
+        self.load_weights(state)
         self.overlap.load_state_dict(state["overlap"])
         self.seen = state["seen"]
         if state["digest"] == self.digest:
@@ -240,8 +246,6 @@ class RewardModel:
         self.old, self.before = old, state["before"]
         if old:
             self._mix()
-        else:
-            self._take(self.env.train, [self.env.valid], self.rm.lr)
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("iteration", "step", "bad", "finished", "best_loss", "best", "temperature"):
             setattr(self, name, state[name])
@@ -250,7 +254,7 @@ class RewardModel:
             torch.cuda.set_rng_state(state["cuda_random"], self.env.device)
 
     def _refresh(self, old: dict[str, Mails]) -> None:
-        self.old = old
+        self.old, self.finished, self.temperature = old, False, 1.0
         dropped = sum(map(len, self.env.splits.values())) - sum(map(len, self.new().values()))
         self._mix()
         self.before = {"old": self.probabilities(old["test"]), "new": self.probabilities(self.new()["test"])}

@@ -237,14 +237,15 @@ def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished,
 
 
 def test_resumed_equals_uninterrupted(finished, tmp_path):
-    env, whole = finished
-    _, cut = build(env=env)
+    env = finished[0]
+    _, whole = trained("algo.rm.dropout=0.1", env=env)
+    _, cut = build("algo.rm.dropout=0.1", env=env)
     states = []
     cut.train(Quiet(), lambda: states.append(cut.state_dict()), None, lambda: cut.iteration == 3)
     assert cut.iteration == 3 and not cut.finished
     checkpoint.save(tmp_path / "checkpoint.pt", states[-1])
     torch.manual_seed(99)
-    _, resumed = build(env=env)
+    _, resumed = build("algo.rm.dropout=0.1", env=env)
     resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt"))
     resumed.train(Quiet(), lambda: None, None, lambda: False)
     assert resumed.probabilities(env.test).equal(whole.probabilities(env.test))
@@ -285,7 +286,7 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
     refreshed.train(Quiet(), lambda: None, None, lambda: False)
     report = fresh.evaluation(fresh).run(refreshed, "reward_model")
     found = {(row["split"], row["when"]): row["log_loss"] for row in report.refresh}
-    assert found["new", "after"] < found["new", "before"] - 0.1 and found["old", "after"] < found["old", "before"] + 0.05
+    assert found["new", "after"] < found["new", "before"] - 0.1 and found["old", "after"] < found["old", "before"] + 0.1
     assert "before" in report.markdown()
     again = refreshed.state_dict()  # and a second refresh replays both
     assert again["refreshed"] and len(again["mails"]["old"]["train"]["outcome"]) == len(env.train)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Callable
 
@@ -18,6 +19,21 @@ def atomic(path: Path | str, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def atomic_folder(path: Path | str, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `path`, then put it in its place."""
+    path = Path(path)
+    temporary, replaced = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    try:
+        temporary.mkdir()
+        write(temporary)
+        if path.exists():
+            os.replace(path, replaced)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def save(path: Path | str, state: dict) -> None:

@@ -19,6 +19,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: Path | str, iterations: int, *, headline: str, flush_seconds: int):
+        self.directory = Path(directory)  # where a run's files go
         self.writer = SummaryWriter(str(directory), flush_secs=flush_seconds)
         self.console = Console()
         self.headline, self.shown = headline, "–"
@@ -88,3 +89,15 @@ class TensorBoard:
         """Restore what `state_dict` gave."""
         self.history = {name: [tuple(pair) for pair in pairs] for name, pairs in state["history"].items()}
         self.steps, self.seconds = state["steps"], state["seconds"]
+
+
+class Quiet:
+    """A logger that keeps nothing, for training within training."""
+
+    directory = None
+
+    def log(self, step: int, metrics: dict[str, Tensor | float], *, iteration: int, steps: int, started: float) -> None:
+        """Leave an iteration unlogged."""
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Leave an evaluation unlogged."""

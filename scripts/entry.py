@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 
+from envs.base import BatchedEnv
 from rlcore import checkpoint
 
 failed: list[str] = []
@@ -65,6 +66,15 @@ def choose_device(name: str, threads: int | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: '{name}' can't be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def check_fit(algo: Callable, env) -> None:
+    """Refuse an environment that an algorithm can't learn from; one that says nothing of `environment` needs a BatchedEnv."""
+    needed = getattr(algo.func, "environment", BatchedEnv)
+    if not isinstance(env, needed):
+        chosen = HydraConfig.get().runtime.choices
+        raise ValueError(f"algo={chosen['algo']} env={chosen['env']}: do not fit: expected an environment of the kind "
+                         f"{needed.__name__}, got {type(env).__name__}")
 
 
 @contextmanager

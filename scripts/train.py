@@ -1,4 +1,4 @@
-"""Train a policy and judge it: python scripts/train.py algo=ppo env=offers."""
+"""Train and judge: python scripts/train.py algo=ppo env=offers, or algo=reward_model env=email."""
 from __future__ import annotations
 
 import signal
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlcore import checkpoint  # noqa: E402
-from scripts.entry import choose_device, finish, fitting, flatten, guarded, publish  # noqa: E402
+from scripts.entry import check_fit, choose_device, finish, fitting, flatten, guarded, publish  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
@@ -24,6 +24,7 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(cfg.device, cfg.threads)
     parts = {key: instantiate(cfg[key], _convert_="all") for key in ("env", "algo", "logger")}
     env = parts["env"](device, cfg.seed)
+    check_fit(parts["algo"], env)
     if cfg.resume:
         state = checkpoint.load(cfg.resume)
         with fitting(cfg.resume):
@@ -33,10 +34,13 @@ def main(cfg: DictConfig) -> None:
     name = HydraConfig.get().runtime.choices["algo"]
     stopped: list[int] = []
 
+    if cfg.resume:
+        state = checkpoint.load(cfg.resume)
+        with fitting(cfg.resume):
+            agent.load_state_dict(state["agent"])
     with parts["logger"](directory, agent.iterations) as logger:
         if cfg.resume:
             with fitting(cfg.resume):
-                agent.load_state_dict(state["agent"])
                 logger.load_state_dict(state["logger"])
             before, now = flatten(state["config"]), flatten(config)
             for key in sorted(before.keys() | now.keys()):
@@ -59,7 +63,7 @@ def main(cfg: DictConfig) -> None:
         print(f"stopped after iteration {agent.iteration} of {agent.iterations}; go on with "
               f"resume={directory / 'checkpoint.pt'}")
         sys.exit(130)
-    logger.console.print("evaluating on what no policy was trained on …")
+    logger.console.print("evaluating on what nothing was trained on …")
     publish(evaluation.run(agent, name), name, logger, directory, config)
 
 

@@ -14,7 +14,8 @@ CONF = Path(__file__).parents[1] / "conf"
 GROUPS = sorted(str(path.parent.relative_to(CONF)) + "=" + path.stem for path in CONF.rglob("*.yaml")
                 if path.parent != CONF)
 
-OWNERS = {"algo/explore=": "bandit"}  # groups of parts that the default algorithm doesn't have
+# groups of parts that the default algorithm or environment doesn't have
+OWNERS = {"algo/explore=": "algo=bandit", "algo/rm=": "algo=reward_model", "env/corpus": "env=email"}
 
 
 def composed(*overrides, name="train"):
@@ -35,7 +36,7 @@ def targets(node, path=""):
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_file_composes_and_names_all_its_parameters(group):
     primary = "bench" if group.startswith("bench=") else "train"
-    owner = [f"algo={algo}" for part, algo in OWNERS.items() if group.startswith(part)]
+    owner = [choice for part, choice in OWNERS.items() if group.startswith(part)]
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
     assert ({".bench"} if primary == "bench" else {".algo", ".env", ".logger"}) <= set(found)
     for path, node in found.items():

@@ -1,0 +1,61 @@
+"""The baseline that spots words: multinomial logistic regression on word counts, in torch."""
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from email_rl.data import Mails, words
+from email_rl.metrics import log_losses, temperature
+
+
+class BagOfWords:
+    """Counts of the words of context and text, each with a weight an outcome; best epoch and temperature by valid."""
+
+    def __init__(self, train: Mails, valid: Mails, seed: int, *, lr: float, decay: float, epochs: int, batch_size: int):
+        counts = Counter(word for mail in zip(train.contexts, train.texts) for word in set(self.words(*mail)))
+        self.vocabulary = {word: i for i, word in enumerate(sorted(w for w, n in counts.items() if n > 1), 1)}  # 0 pads
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.EmbeddingBag(len(self.vocabulary) + 1, 3, mode="sum", padding_idx=0)
+        nn.init.zeros_(self.weight.weight)
+        share = torch.bincount(train.outcome, minlength=3).clamp_min(1) / len(train)
+        self.bias = nn.Parameter(share.log())
+        self.temperature = 1.0
+        optimizer = torch.optim.AdamW([self.weight.weight, self.bias], lr=lr, weight_decay=decay)
+        ids, best = self.ids(train), (float("inf"), None)
+        for epoch in range(epochs):
+            optimizer.param_groups[0]["lr"] = lr * (1 - epoch / epochs)
+            for rows in torch.randperm(len(train), generator=generator).split(batch_size):
+                loss = nn.functional.cross_entropy(self.logits(ids[rows]), train.outcome[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            loss = log_losses(self.probabilities(valid), valid.outcome).mean().item()
+            if loss < best[0]:
+                best = loss, (self.weight.weight.detach().clone(), self.bias.detach().clone())
+        with torch.no_grad():
+            self.weight.weight.copy_(best[1][0])
+            self.bias.copy_(best[1][1])
+            self.temperature = temperature(self.logits(self.ids(valid)), valid.outcome, torch.ones(len(valid)))
+
+    @staticmethod
+    def words(context: str, text: str) -> list[str]:
+        """Name the words of a mail; the same word in context and text are two."""
+        return ["context " + word for word in words(context)] + words(text)
+
+    def ids(self, mails: Mails) -> Tensor:
+        """Number the words of each mail, int32 [N, L], zeros after the last."""
+        known = [[i for word in self.words(*mail) if (i := self.vocabulary.get(word))] for mail in
+                 zip(mails.contexts, mails.texts)]
+        longest = max(1, max(map(len, known)))
+        return torch.tensor([row + [0] * (longest - len(row)) for row in known], dtype=torch.int32)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Add up the words' weights [N, 3]."""
+        return self.weight(ids) + self.bias
+
+    @torch.no_grad()
+    def probabilities(self, mails: Mails) -> Tensor:
+        """Return P(outcome) [N, 3]."""
+        return (self.logits(self.ids(mails)) / self.temperature).softmax(1)

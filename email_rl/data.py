@@ -1,0 +1,134 @@
+"""Mails and their outcomes: the user's CSV, and what may stand on which side of a split."""
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+COLUMNS = ("context", "email_text", "outcome")
+OUTCOMES = ("no reply", "reply", "conversion")
+
+
+@dataclass(frozen=True)
+class Mails:
+    """N mails: the context each was sent in, its text, and its outcome (int64 [N], 0 no reply, 1 reply, 2 conversion)."""
+
+    contexts: list[str]
+    texts: list[str]
+    outcome: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def rows(self, rows: list[int]) -> Mails:
+        """Take some rows, in the order given."""
+        return Mails([self.contexts[i] for i in rows], [self.texts[i] for i in rows],
+                     self.outcome[torch.tensor(rows, dtype=torch.long)])
+
+    def __add__(self, other: Mails) -> Mails:
+        return Mails(self.contexts + other.contexts, self.texts + other.texts, torch.cat((self.outcome, other.outcome)))
+
+    def without(self, other: Mails) -> Mails:
+        """Leave out what is, but for case and punctuation, a text of `other`."""
+        known = {" ".join(words(text)) for text in other.texts}
+        return self.rows([i for i, text in enumerate(self.texts) if " ".join(words(text)) not in known])
+
+    def pack(self) -> dict:
+        """Lay them out for a checkpoint, compressed."""
+        text = "\0".join(self.contexts + self.texts).encode()
+        return {"text": torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8), "outcome": self.outcome}
+
+    @staticmethod
+    def unpack(state: dict) -> Mails:
+        """Restore what `pack` gave."""
+        n = len(state["outcome"])
+        parts = zlib.decompress(state["text"].numpy().tobytes()).decode().split("\0") if n else []
+        return Mails(parts[:n], parts[n:], state["outcome"])
+
+    def digest(self) -> int:
+        """Tell two sets of mails apart."""
+        return zlib.crc32(repr((self.contexts, self.texts, self.outcome.tolist())).encode())
+
+
+def words(text: str) -> list[str]:
+    """Split into words as comparisons see them: lower case, no punctuation."""
+    return re.findall(r"\w+", text.lower())
+
+
+# ── the user's file ─────────────────────────────────────────────────────────────────────────────────────────────────
+def read(path: str) -> tuple[Mails, list[int], list[str]]:
+    """Read `context,email_text,outcome`: UTF-8 with or without a byte-order mark, any line ends, quoted newlines.
+
+    Return the mails, their row numbers (the header is row 1), and each row's `split` where the file has such a column
+    (else []). Raise ValueError, in one line with file, row and column, for what can't be used.
+    """
+    content = _decode(path)
+    lines = csv.reader(io.StringIO(content, newline=""), strict=True)
+    rows: list[list[str]] = []
+    starts: list[int] = []
+    try:
+        before = 0
+        for fields in lines:
+            rows.append(fields)
+            starts.append(before + 1)
+            before = lines.line_num
+    except csv.Error as error:
+        raise ValueError(f"{path}: row {len(rows) + 1} (line {before + 1}): not CSV ({error}); expected a quote to "
+                         'be closed, and doubled ("") inside a quoted field') from error
+    if not rows:
+        raise ValueError(f"{path}: empty; expected a header {','.join(COLUMNS)} and one mail a row")
+    header = [name.strip().lower() for name in rows[0]]
+    for column in COLUMNS:
+        if header.count(column) != 1:
+            found = "missing" if column not in header else "there twice"
+            hint = " (is the separator a comma?)" if len(header) == 1 else ""
+            raise ValueError(f"{path}: row 1: column '{column}' is {found}: expected {','.join(COLUMNS)}, got "
+                             f"{','.join(header)[:80]}{hint}")
+    at = {name: header.index(name) for name in header}
+    contexts, texts, outcome, splits, numbers = [], [], [], [], []
+    for number, (fields, start) in enumerate(zip(rows[1:], starts[1:]), 2):
+        where = f"{path}: row {number} (line {start})"
+        if not fields:
+            continue  # a blank line
+        if len(fields) != len(header):
+            raise ValueError(f"{where}: expected {len(header)} fields, got {len(fields)}; a text with commas or newlines "
+                             "needs quotes")
+        values = {name: fields[i].strip() for name, i in at.items()}
+        for column in ("context", "email_text"):
+            if not words(values[column]):
+                raise ValueError(f"{where}, column {column}: empty; expected text")
+            if "\0" in values[column]:
+                raise ValueError(f"{where}, column {column}: expected text, got a NUL character")
+        if values["outcome"] not in ("0", "1", "2"):
+            raise ValueError(f"{where}, column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got "
+                             f"'{values['outcome'][:40]}'")
+        if "split" in at:
+            if values["split"] not in ("train", "valid", "test"):
+                raise ValueError(f"{where}, column split: expected train, valid or test, got '{values['split'][:40]}'")
+            splits.append(values["split"])
+        contexts.append(values["context"])
+        texts.append(values["email_text"].replace("\r\n", "\n").replace("\r", "\n"))
+        outcome.append(int(values["outcome"]))
+        numbers.append(number)
+    if len(set(outcome)) < 2:
+        said = f"only {outcome[0]} ({OUTCOMES[outcome[0]]})" if outcome else "no rows"
+        raise ValueError(f"{path}: column outcome: expected at least two of 0, 1 and 2 to occur, got {said}")
+    return Mails(contexts, texts, torch.tensor(outcome)), numbers, splits
+
+
+def _decode(path: str) -> str:
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file; expected a CSV with columns {','.join(COLUMNS)} (env.data)")
+    content = Path(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = len(re.findall(rb"\r\n|\r|\n", content[:error.start])) + 1
+        raise ValueError(f"{path}: line {line}: not UTF-8 (byte 0x{content[error.start]:02x}); save the file as "
+                         "'CSV UTF-8'") from error

@@ -1,0 +1,73 @@
+"""How good probabilities of outcomes are: pure functions of probabilities [N, K] and outcomes int64 [N]."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def log_losses(p: Tensor, y: Tensor) -> Tensor:
+    """Return −log p(y) of each mail, nats [N]."""
+    return -p.double().clamp_min(1e-12).gather(1, y[:, None])[:, 0].log()
+
+
+def confusion(p: Tensor, y: Tensor) -> Tensor:
+    """Count mails by (outcome, most likely outcome), int64 [K, K]."""
+    k = p.shape[1]
+    return torch.bincount(y * k + p.argmax(1), minlength=k * k).view(k, k)
+
+
+def macro_f1(counts: Tensor) -> float:
+    """Average the F1 of the outcomes that occur or are predicted: 2·hits / (true + predicted)."""
+    hits, total = counts.diagonal().double(), (counts.sum(0) + counts.sum(1)).double()
+    return (2 * hits / total.clamp_min(1))[total > 0].mean().item()
+
+
+def calibration(p: Tensor, y: Tensor, bins: int) -> list[dict]:
+    """Bin mails by their largest probability: confidence, accuracy and number of each bin that is not empty."""
+    top, said = p.double().max(1)
+    bin_of = (top * bins).long().clamp_max(bins - 1)
+    right = (said == y).double()
+    return [{"confidence": top[here].mean().item(), "accuracy": right[here].mean().item(), "mails": int(here.sum())}
+            for b in range(bins) if (here := bin_of == b).any()]
+
+
+def ece(p: Tensor, y: Tensor, bins: int) -> float:
+    """Expected calibration error of the most likely outcome (Guo et al. 2017), equal-width bins."""
+    return sum(b["mails"] * abs(b["confidence"] - b["accuracy"]) for b in calibration(p, y, bins)) / len(y)
+
+
+def correlation(a: Tensor, b: Tensor) -> float | None:
+    """Pearson's correlation; None where one of them is constant."""
+    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    scale = (a.square().sum() * b.square().sum()).sqrt()
+    return (a @ b / scale).item() if scale > 1e-9 * len(a) else None
+
+
+def bootstrap(difference: Tensor, draws: int, seed: int) -> tuple[float, float]:
+    """Return the 95 % interval of a mean of paired differences [N] by the bootstrap over mails."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(difference)
+    means = torch.stack([difference[torch.randint(n, (n,), generator=generator)].mean() for _ in range(draws)])
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return low, high
+
+
+def temperature(logits: Tensor, y: Tensor, weight: Tensor) -> float:
+    """Find T in [1/20, 20] that minimises the weighted log-loss of softmax(logits / T), by bisection on its convex slope in 1/T."""
+    logits, weight = logits.double(), weight.double() / weight.double().sum()
+    at_y = logits.gather(1, y[:, None])[:, 0]
+    low, high = torch.tensor(1 / 20).log().item(), torch.tensor(20.0).log().item()  # of log 1/T
+    for _ in range(60):
+        middle = (low + high) / 2
+        inverse = torch.tensor(middle).exp().item()
+        slope = (weight * (((inverse * logits).softmax(1) * logits).sum(1) - at_y)).sum()
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return torch.tensor(-(low + high) / 2).exp().item()
+
+
+def summary(p: Tensor, y: Tensor, bins: int) -> dict:
+    """Return the figures that metrics.json promises, and the counts behind them."""
+    counts = confusion(p, y)
+    return {"accuracy": (counts.diagonal().sum() / counts.sum()).item(), "macro_f1": macro_f1(counts),
+            "log_loss": log_losses(p, y).mean().item(), "ece": ece(p, y, bins), "mails": len(y),
+            "confusion": counts.tolist()}

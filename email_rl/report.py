@@ -1,0 +1,130 @@
+"""The comparison of reward models as a table, as numbers and as plots."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from email_rl.data import OUTCOMES
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results by model on test mails; `name` is the row of the reward model."""
+
+    name: str
+    rows: dict[str, dict]
+    data: dict
+    calibration: list[dict]
+    refresh: list[dict]
+
+    def metrics(self) -> dict:
+        """Lay everything out for metrics.json."""
+        return {**self.rows, "data": self.data, "calibration": self.calibration,
+                **({"refresh": self.refresh} if self.refresh else {})}
+
+    def headline(self) -> dict[str, float]:
+        """The numbers by which runs are compared."""
+        return {f"{figure}/{row}": found[figure] for row, found in self.rows.items() for figure in ("log_loss", "accuracy")}
+
+    _columns = ("model", "reads", "accuracy", "F1", "log-loss", "behind", "±", "ECE", "r")
+
+    def _lines(self) -> list[list[str]]:
+        lines = []
+        for row, found in self.rows.items():
+            low, high = found["behind_ci"]
+            r = found.get("reward_correlation")
+            behind = ["", ""] if row == self.name else [f"{found['behind']:+.3f}", f"{(high - low) / 2:.3f}"]
+            lines.append([row.replace("_", " "), found["reads"].replace("context_text", "both"),
+                          f"{found['accuracy']:.3f}", f"{found['macro_f1']:.3f}", f"{found['log_loss']:.3f}", *behind,
+                          f"{found['ece']:.3f}", "" if r is None else f"{r:.3f}"])
+        return lines
+
+    _refresh_columns = ("test mails", "", "n", "accuracy", "F1", "log-loss", "gained", "±", "ECE")
+
+    def _refresh_lines(self) -> list[list[str]]:
+        return [[row["split"], row["when"], f"{row['mails']:,}", f"{row['accuracy']:.3f}", f"{row['macro_f1']:.3f}",
+                 f"{row['log_loss']:.3f}",
+                 *(["", ""] if row["when"] == "before" else
+                   [f"{was['behind']:+.3f}", f"{(was['behind_ci'][1] - was['behind_ci'][0]) / 2:.3f}"]),
+                 f"{row['ece']:.3f}"] for was, row in zip([self.refresh[0], *self.refresh], self.refresh)]
+
+    def table(self) -> Group:
+        """Lay the comparison out for the console."""
+        data = self.data
+        tables = [_table(f"{data['test']:,} test mails of {data['source']}; learnt from {data['train']:,}", self._columns,
+                         self._lines(), 2,
+                         "F1: macro-F1; behind: log-loss above the reward model's, ± its paired 95 % interval; ECE: expected "
+                         "calibration error; r: correlation of expected reward with the truth's")]
+        if self.refresh:
+            tables.append(_table("before and after the refresh", self._refresh_columns, self._refresh_lines(), 2,
+                                 "gained: log-loss saved, ± its paired 95 % interval"))
+        return Group(*tables)
+
+    def markdown(self) -> str:
+        """Lay the comparison out for TensorBoard and README."""
+        text = _markdown(self._columns, self._lines())
+        return text + ("\n\n" + _markdown(self._refresh_columns, self._refresh_lines()) if self.refresh else "")
+
+    def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
+        """Draw the confusion matrix, the calibration curve and the course of the validation log-loss."""
+        figures = {"confusion": self._confusion_figure(), "calibration": self._calibration_figure()}
+        if curve:
+            figures["training"] = self._training_figure(curve)
+        return figures
+
+    def _confusion_figure(self) -> Figure:
+        figure, axes = _axes("most likely outcome", "outcome")
+        counts = self.rows[self.name]["confusion"]
+        shares = [[n / max(1, sum(row)) for n in row] for row in counts]
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for i, row in enumerate(counts):
+            for j, n in enumerate(row):
+                axes.text(j, i, f"{n:,}\n{shares[i][j]:.0%}", ha="center", va="center",
+                          color="white" if shares[i][j] > 0.5 else "black")
+        axes.set_xticks(range(len(OUTCOMES)), OUTCOMES)
+        axes.set_yticks(range(len(OUTCOMES)), OUTCOMES)
+        return figure
+
+    def _calibration_figure(self) -> Figure:
+        figure, axes = _axes("probability of the most likely outcome", "share that was right")
+        axes.plot([0, 1], [0, 1], "k--", linewidth=0.8, label="perfect")
+        most = max(b["mails"] for b in self.calibration)
+        axes.plot([b["confidence"] for b in self.calibration], [b["accuracy"] for b in self.calibration], label="reward model")
+        axes.scatter([b["confidence"] for b in self.calibration], [b["accuracy"] for b in self.calibration],
+                     s=[10 + 90 * b["mails"] / most for b in self.calibration])
+        axes.set_title(f"ECE {self.rows[self.name]['ece']:.3f}; a dot's area is its number of mails", fontsize=9)
+        axes.legend(frameon=False)
+        return figure
+
+    def _training_figure(self, curve: list[tuple[int, float]]) -> Figure:
+        figure, axes = _axes("mails seen, thousands", "log-loss on validation mails")
+        axes.plot([seen / 1e3 for seen, _ in curve], [loss for _, loss in curve], marker="o", markersize=3)
+        axes.set_xlim(left=0)
+        return figure
+
+
+def _table(title: str, columns: tuple, lines: list[list[str]], left: int, caption: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _markdown(columns: tuple, lines: list[list[str]]) -> str:
+    rows = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _axes(x: str, y: str):
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,375 @@
+"""The reward model: its figures against other writings, calibration, resume, refresh, and the script as a user runs it."""
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from test_conf import CONF
+from test_email_data import rows, write
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from email_rl import metrics
+from email_rl.bag_of_words import BagOfWords
+from email_rl.data import Mails
+from email_rl.encoder import Hub, Local, in_both
+from email_rl.reward_model import RewardModel
+from email_rl.scorer import FOLDER, Scorer
+from rlcore import checkpoint
+from rlcore.logger import Quiet
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["algo=reward_model", "env=email", "env.corpus.train=320", "env.corpus.valid=64", "env.corpus.test=80", "algo.rm.dim=16",
+         "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2", "algo.rm.batch_size=16", "algo.steps=4",
+         "algo.eval_every=2", "algo.checkpoint_every=1", "env.evaluation.draws=50", "env.evaluation.bag.epochs=1",
+         "env.evaluation.other_input=false"]
+
+
+LEARN = ["algo.rm.lr=0.01", "algo.rm.epochs=10", "algo.patience=1000"]
+
+
+@cache
+def config(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=[*SMALL, *overrides])
+
+
+def build(*overrides, env=None, seed=0):
+    """Make environment and agent as scripts/train.py does, at a small size."""
+    cfg = config(*overrides)
+    env = env or instantiate(cfg.env, _convert_="all")("cpu", seed)
+    return env, instantiate(cfg.algo, _convert_="all")(env, seed, "eager")
+
+
+def trained(*overrides, **kwargs):
+    env, agent = build(*overrides, **kwargs)
+    agent.train(Quiet(), lambda: None, None, lambda: False)
+    return env, agent
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """A trained small model."""
+    return trained()
+
+
+# ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def drawn(n=500, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.rand(n, 3, generator=generator, dtype=torch.float64).pow(2) + 0.01
+    p = p / p.sum(1, keepdim=True)
+    return p, torch.multinomial(p, 1, generator=generator)[:, 0]
+
+
+def test_figures_equal_a_plain_writing():
+    p, y = drawn()
+    rows_, said = p.tolist(), [max(range(3), key=row.__getitem__) for row in p.tolist()]
+    truth = y.tolist()
+    found = metrics.summary(p, y, 15)
+    assert found["accuracy"] == pytest.approx(sum(a == b for a, b in zip(said, truth)) / 500)
+    assert found["log_loss"] == pytest.approx(-sum(math.log(row[t]) for row, t in zip(rows_, truth)) / 500)
+    f1 = []
+    for k in range(3):
+        hits = sum(a == b == k for a, b in zip(said, truth))
+        precision, recall = hits / said.count(k), hits / truth.count(k)
+        f1.append(2 * precision * recall / (precision + recall))
+        assert found["confusion"][k] == [sum(t == k and s == j for t, s in zip(truth, said)) for j in range(3)]
+    assert found["macro_f1"] == pytest.approx(sum(f1) / 3)
+    gap = 0.0
+    for b in range(15):
+        here = [i for i in range(500) if b / 15 <= max(rows_[i]) < (b + 1) / 15]
+        if here:
+            gap += abs(sum(max(rows_[i]) for i in here) - sum(said[i] == truth[i] for i in here)) / 500
+    assert found["ece"] == pytest.approx(gap)
+
+
+def test_f1_counts_an_outcome_that_is_never_predicted():
+    p, y = torch.tensor([[0.9, 0.1, 0.0]]).expand(4, 3), torch.tensor([0, 0, 0, 1])
+    assert metrics.summary(p, y, 10)["macro_f1"] == pytest.approx((2 * 3 / (3 + 4) + 0) / 2)
+
+
+def test_temperature_undoes_a_scale_and_minimises():
+    p, y = drawn(20000)
+    ones = torch.ones(len(y))
+    assert metrics.temperature(3 * p.log(), y, ones) == pytest.approx(3, rel=0.05)
+    t = metrics.temperature(p.log() * 0.4, y, ones)
+    at = [metrics.log_losses((p.log() * 0.4 / s).softmax(1), y).mean() for s in (t * 0.98, t, t * 1.02)]
+    assert at[1] < at[0] and at[1] < at[2]
+    weight = (y == 2).double()  # a weight of 0 leaves a mail out
+    assert metrics.temperature(p.log(), y, weight) == pytest.approx(
+        metrics.temperature(p.log()[y == 2], y[y == 2], torch.ones(int(weight.sum()))), rel=1e-6)
+
+
+def test_paired_bootstrap_matches_the_normal_interval():
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
+    low, high = metrics.bootstrap(x, 1000, 0)
+    half = 1.96 * x.std().item() / 4000 ** 0.5
+    assert low == pytest.approx(x.mean().item() - half, abs=0.15 * half)
+    assert high == pytest.approx(x.mean().item() + half, abs=0.15 * half)
+
+
+def test_bag_of_words_learns_words_and_not_matches():
+    rng = random.Random(0)
+    pairs = [(rng.choice("ab"), rng.choice("ab"), rng.choice(("good", "bad"))) for _ in range(3000)]
+    contexts, texts = [f"context {c}" for c, _, _ in pairs], [f"text {t} {w}" for _, t, w in pairs]
+    settings = {"lr": 0.1, "decay": 0.0, "epochs": 4, "batch_size": 100}
+    for outcome, loss in (([int(w == "good") for *_, w in pairs], 0.0), ([int(c == t) for c, t, _ in pairs], math.log(2))):
+        mails = Mails(contexts, texts, torch.tensor(outcome))
+        p = BagOfWords(mails, mails, 0, **settings).probabilities(mails)
+        assert metrics.log_losses(p, mails.outcome).mean().item() == pytest.approx(loss, abs=0.02)
+
+
+# ── the model ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_training_never_sees_gold_or_test():
+    class Guarded:
+        def __init__(self, env):
+            self.device, self.seed, self.values, self.name = env.device, env.seed, env.values, env.name
+            self.train, self.valid = env.train, env.valid
+            self.splits = {name: env.splits[name] for name in ("train", "valid")}
+
+        def __getattr__(self, name):
+            raise AssertionError(f"training asked for env.{name}")
+    env, agent = build()
+    guarded = RewardModel(Guarded(env), 0, "eager", **agent.settings)
+    guarded.train(Quiet(), lambda: None, None, lambda: False)
+    assert guarded.finished
+
+
+@pytest.mark.parametrize("reads", ["text", "context_text"])
+def test_input_is_what_the_model_sees(reads):
+    env, agent = build(f"algo.input={reads}")
+    text = env.test.texts[0]
+    p = agent.scorer.probabilities([env.test.contexts[0], "CFO in banking", "CFO in banking"], [text, text, text])
+    assert p[1].equal(p[2]) and p[0].equal(p[1]) is (reads == "text")
+    ids = agent.scorer.ids([env.test.contexts[0]], [text])[0]
+    said = agent.scorer.tokenizer.decode(ids)
+    assert said.count("[SEP]") == (1 if reads == "text" else 2) and said.startswith("[CLS]")
+    assert (env.test.contexts[0].split()[0].lower() in said.split("[SEP]")[0]) or reads == "text"
+
+
+def test_the_auxiliary_task_marks_what_both_parts_have():
+    x = torch.tensor([[2, 7, 8, 9, 3, 8, 5, 8, 3, 0], [2, 7, 3, 7, 7, 3, 0, 0, 0, 0]])
+    shared, counts = in_both(x, (x > 0).long(), 2, 3)
+    assert counts.int().tolist() == [[0, 1, 1, 1, 0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0, 0, 0, 0]]
+    assert shared.int().tolist() == [[0, 0, 1, 0, 0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0, 0, 0, 0]]
+
+
+def test_padding_changes_no_probability():
+    env, agent = build()
+    together = agent.scorer.probabilities(env.test.contexts, env.test.texts)
+    alone = torch.cat([agent.scorer.probabilities([c], [t]) for c, t in zip(env.test.contexts[:12], env.test.texts[:12])])
+    assert torch.allclose(together[:12], alone, atol=1e-5)
+
+
+def test_an_epoch_has_every_mail_once_in_an_order_of_its_own():
+    _, agent = build()
+    epochs = [[i for rows_ in agent.batches(epoch) for i in rows_] for epoch in (0, 1)]
+    assert all(sorted(epoch) == list(range(len(agent.ids))) for epoch in epochs) and epochs[0] != epochs[1]
+    assert [i for rows_ in agent.batches(0) for i in rows_] == epochs[0]
+
+
+def test_learning_rate_rises_and_falls():
+    _, agent = build("algo.warmup=0.25", "algo.final_lr=0.1")
+    rates = [agent.learning_rate(step) / agent.lr for step in range(agent.total + 1)]
+    peak = rates.index(max(rates))
+    assert peak == round(0.25 * agent.total) - 1 or rates[peak] == 1
+    assert rates[peak] == 1 and rates[-1] == pytest.approx(0.1) and rates[0] == pytest.approx(1 / round(0.25 * agent.total))
+
+
+def test_class_weights_are_taken_out_of_the_probabilities():
+    """A network that knows only the outcomes' shares must give these, whatever the weights."""
+    env, agent = build("algo.class_weights=1.0")
+    share = torch.bincount(env.train.outcome, minlength=3).float() / len(env.train)
+    assert (agent.weight * share).sum() == pytest.approx(1) and (agent.weight * share).std() < 1e-6
+    with torch.no_grad():
+        agent.head.weight.zero_()
+        agent.head.bias.copy_((agent.weight * share).log())  # where weighted cross-entropy would end
+    p = agent.valid_logits().softmax(1)
+    assert torch.allclose(p, share.expand_as(p), atol=1e-6)
+    agent.best = {name: x.clone() for name, x in agent.model.state_dict().items()}
+    agent.finish()
+    ratio = agent.probabilities(env.test)[0].log() * agent.temperature
+    assert torch.allclose(ratio.softmax(0), share, atol=1e-5)
+
+
+def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
+    env, agent = build()
+    agent._remember(agent.validate()["email/log_loss"])
+    first = {name: x.clone() for name, x in agent.model.state_dict().items()}
+    logits = agent.valid_logits()
+    agent.update()
+    agent._remember(float("inf"))
+    assert agent.bad == 1
+    agent.finish()
+    assert agent.model.state_dict()["distilbert.embeddings.word_embeddings.weight"].equal(
+        first["distilbert.embeddings.word_embeddings.weight"])
+    assert torch.allclose(agent.valid_logits(), logits / agent.temperature, atol=1e-5)
+
+
+def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished, tmp_path):
+    env, agent = finished
+    checkpoint.atomic_folder(tmp_path / FOLDER, agent.export)
+    checkpoint.atomic_folder(tmp_path / FOLDER, agent.export)  # a second time takes the first one's place
+    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
+    model, tokenizer = (kind.from_pretrained(tmp_path / FOLDER) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    assert type(model).__name__ == "DistilBertForSequenceClassification" and model.config.id2label[2] == "conversion"
+    batch = tokenizer(env.test.contexts, env.test.texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        p = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(1)
+    assert torch.allclose(p, agent.probabilities(env.test), atol=1e-5)
+    scorer = Scorer.load(tmp_path / FOLDER, torch.device("cpu"), 32)
+    assert torch.allclose(scorer.probabilities(env.test.contexts, env.test.texts), p, atol=1e-5)
+    local, _ = Local(path=str(tmp_path / FOLDER), max_length=64, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
+    assert local.state_dict()["classifier.bias"].equal(agent.model.state_dict()["classifier.bias"])
+    with pytest.raises(ValueError, match="algo.rm.path"):
+        Local(path=str(tmp_path), max_length=8, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
+
+
+def test_resumed_equals_uninterrupted(finished, tmp_path):
+    env = finished[0]
+    _, whole = trained("algo.rm.dropout=0.1", env=env)
+    _, cut = build("algo.rm.dropout=0.1", env=env)
+    states = []
+    cut.train(Quiet(), lambda: states.append(cut.state_dict()), None, lambda: cut.iteration == 3)
+    assert cut.iteration == 3 and not cut.finished
+    checkpoint.save(tmp_path / "checkpoint.pt", states[-1])
+    torch.manual_seed(99)
+    _, resumed = build("algo.rm.dropout=0.1", env=env)
+    resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt"))
+    resumed.train(Quiet(), lambda: None, None, lambda: False)
+    assert resumed.probabilities(env.test).equal(whole.probabilities(env.test))
+    assert resumed.temperature == whole.temperature
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better():
+    env, agent = build("algo.rm.lr=0", "algo.patience=2", "algo.rm.epochs=50", "algo.eval_every=1")
+    agent.train(Quiet(), lambda: None, None, lambda: False)
+    assert agent.finished and agent.iteration == 3
+
+
+def test_a_run_that_diverged_says_so():
+    _, agent = build()
+    agent._remember(float("nan"))
+    with pytest.raises(ValueError, match="algo.rm.lr.*diverged"):
+        agent.finish()
+
+
+def test_refresh_learns_the_new_and_keeps_the_old(finished):
+    """New mails in words the model has never seen, whose outcome one word tells."""
+    env, agent = finished
+    state = agent.state_dict()
+    rng = random.Random(0)
+
+    def news(n):
+        outcome = [rng.randrange(3) for _ in range(n)]
+        return Mails(["new customer"] * n, [f"{('no', 'dull', 'yes')[y]} {rng.randrange(100)}" for y in outcome],
+                     torch.tensor(outcome))
+    fresh = instantiate(config().env, _convert_="all")("cpu", 0)
+    fresh.splits = {"train": news(200) + env.test.rows([0, 1]), "valid": news(40), "test": news(60) + env.train.rows([5])}
+    _, refreshed = build(*LEARN, env=fresh)
+    refreshed.load_state_dict(state)
+    assert len(refreshed.train_mails) == 400  # 200 new, 200 old; the two that stand in the old test are left out
+    old_test = set(env.test.texts)
+    assert not old_test & set(refreshed.train_mails.texts) and not set(refreshed.new()["test"].texts) & set(env.train.texts)
+    assert refreshed.before["old"].equal(agent.probabilities(env.test))
+    refreshed.train(Quiet(), lambda: None, None, lambda: False)
+    report = fresh.evaluation(fresh).run(refreshed, "reward_model")
+    found = {(row["split"], row["when"]): row["log_loss"] for row in report.refresh}
+    assert found["new", "after"] < found["new", "before"] - 0.1 and found["old", "after"] < found["old", "before"] + 0.1
+    assert "before" in report.markdown()
+    again = refreshed.state_dict()  # and a second refresh replays both
+    assert again["refreshed"] and len(again["mails"]["old"]["train"]["outcome"]) == len(env.train)
+    _, resumed = build(*LEARN, env=fresh)
+    resumed.load_state_dict(again)
+    assert resumed.probabilities(env.test).equal(refreshed.probabilities(env.test)) and resumed.iterations == refreshed.iterations
+
+
+def test_an_unfinished_run_or_another_input_cannot_be_refreshed(finished):
+    env, agent = build()
+    agent.update()
+    other = build(seed=1)[1]
+    with pytest.raises(ValueError, match="had not finished"):
+        other.load_state_dict(agent.state_dict())
+    with pytest.raises(ValueError, match="algo.input"):
+        build("algo.input=text")[1].load_state_dict(finished[1].state_dict())
+
+
+# ── the script ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def run(tmp_path, *overrides, small=SMALL):
+    """Run scripts/train.py in a folder of its own."""
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / "train.py"), *small, "device=cpu", *overrides], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+@pytest.mark.slow
+def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
+    path = write(tmp_path / "hundred.csv", rows())
+    done = run(tmp_path, f"env.data={path}", "hydra.run.dir=out", "env.evaluation.other_input=true")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "100 rows are few" in done.stderr and "bag of words" in done.stdout
+    folder = tmp_path / "out"
+    assert {"checkpoint.pt", "metrics.json", "confusion.png", "calibration.png", "training.png", FOLDER} <= {
+        p.name for p in folder.iterdir()}
+    found = json.loads((folder / "metrics.json").read_text())
+    for row in ("reward_model", "reward_model_text", "bag_of_words", "majority"):
+        assert {"accuracy", "macro_f1", "log_loss", "ece"} <= set(found[row])
+    assert found["data"]["warnings"] and found["seconds"] > 0 and "gold" not in found
+    more = write(tmp_path / "new.csv", rows(60, seed=9))
+    again = run(tmp_path, f"env.data={more}", "hydra.run.dir=again", "resume=out/checkpoint.pt")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "before and after the refresh" in again.stdout
+    assert [(row["split"], row["when"]) for row in json.loads((tmp_path / "again" / "metrics.json").read_text())["refresh"]] == [
+        ("old", "before"), ("old", "after"), ("new", "before"), ("new", "after")]
+
+
+def test_an_unreachable_hub_is_one_line_with_the_ways_out(monkeypatch):
+    def unreachable(*_):
+        raise OSError("no route\nto host")
+    monkeypatch.setattr("email_rl.encoder._pretrained", unreachable)
+    with pytest.raises(ValueError, match="distilbert-base.*algo/rm=local.*algo/rm=distilbert_tiny") as error:
+        Hub(name="distilbert-base-uncased", max_length=8, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_bad_input_gets_one_line_and_code_2(tmp_path):
+    (tmp_path / "bad.csv").write_text("context,email_text,outcome\nCTO,hello,0\nCFO,bye,3\n")
+    done = run(tmp_path, "hydra.mode=MULTIRUN", "env.data=nowhere.csv,bad.csv", "hydra.sweep.dir=sweep")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: nowhere.csv: no such file; expected a CSV with columns context,email_text,outcome (env.data)",
+                     "error: bad.csv: row 3 (line 3), column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got '3'"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["algo=ppo env=email", "algo=reward_model env=offers"])
+def test_what_does_not_fit_is_refused(tmp_path, pair):
+    done = run(tmp_path, *pair.split(), small=[])
+    assert done.returncode == 2 and f"error: {pair}: do not fit" in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
+    long = [*SMALL, "algo.rm.epochs=2000", "algo.patience=100000", "device=cpu", "hydra.run.dir=out"]
+    process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "train.py"), *long], cwd=tmp_path, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(1200):
+        if (tmp_path / "out" / "checkpoint.pt").exists():
+            break
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and "resume=" in out
+    assert checkpoint.load(tmp_path / "out" / "checkpoint.pt")["agent"]["iteration"] >= 1

@@ -51,6 +51,9 @@ class EmailEnv:
         """The mails to judge by."""
         return self.splits["test"]
 
+    def load_fitted(self, state: dict | None) -> None:
+        """Take over nothing: mails are not fitted to."""
+
     def _split(self, mails: Mails, split: dict, limits: dict) -> dict[str, Mails]:
         shares = split["shares"]
         if not {"train", "valid", "test"} <= set(shares) or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:

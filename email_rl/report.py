@@ -52,6 +52,10 @@ class Report:
                    [f"{was['behind']:+.3f}", f"{(was['behind_ci'][1] - was['behind_ci'][0]) / 2:.3f}"]),
                  f"{row['ece']:.3f}"] for was, row in zip([self.refresh[0], *self.refresh], self.refresh)]
 
+    def parts(self) -> dict[str, Report]:
+        """Name what is shown and logged as tables."""
+        return {"table": self}
+
     def table(self) -> Group:
         """Lay the comparison out for the console."""
         data = self.data

@@ -38,6 +38,10 @@ class Report:
         lines = [[name, *(show(row) for show in self.columns.values())] for name, row in self.rows.items()]
         return lines + ([self.last] if self.last else [])
 
+    def parts(self) -> dict[str, Report]:
+        """Name what is shown and logged as tables."""
+        return {"table": self}
+
     def table(self) -> Table:
         """Lay the comparison out for the console."""
         table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=self.caption,

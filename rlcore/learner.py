@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlcore.distributions import unflatten
 
+
 class Learner:
     """Base of the learners over a BatchedEnv (envs/base.py); network and optional spend head live on its device.
 

@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
     logger = instantiate(cfg.logger)(directory, 0)
     if state:
         with fitting(cfg.checkpoint):
-            env.load_fitted(state["agent"]["env"])
+            env.load_fitted(state["agent"].get("env"))
         agent, name = instantiate(cfg.algo, _convert_="all")(env, cfg.seed, cfg.fast), state["name"]
         with fitting(cfg.checkpoint):
             agent.load_weights(state["agent"])

@@ -25,21 +25,20 @@ def main(cfg: DictConfig) -> None:
     parts = {key: instantiate(cfg[key], _convert_="all") for key in ("env", "algo", "logger")}
     env = parts["env"](device, cfg.seed)
     check_fit(parts["algo"], env)
-    if cfg.resume:
-        state = checkpoint.load(cfg.resume)
+    state = checkpoint.load(cfg.resume) if cfg.resume else None
+    if state:
         with fitting(cfg.resume):
-            env.load_fitted(state["agent"]["env"])
+            env.load_fitted(state["agent"].get("env"))
     agent = parts["algo"](env, cfg.seed, cfg.fast)
     evaluation = env.evaluation(env)
     name = HydraConfig.get().runtime.choices["algo"]
     stopped: list[int] = []
 
-    if cfg.resume:
-        state = checkpoint.load(cfg.resume)
+    if state:
         with fitting(cfg.resume):
             agent.load_state_dict(state["agent"])
     with parts["logger"](directory, agent.iterations) as logger:
-        if cfg.resume:
+        if state:
             with fitting(cfg.resume):
                 logger.load_state_dict(state["logger"])
             before, now = flatten(state["config"]), flatten(config)

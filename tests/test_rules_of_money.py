@@ -276,8 +276,9 @@ def opened(n: int, season: list | None = None, seed: int = 1, **budget):
     """Open a market with changes to budget and season, with its bound."""
     catalogue = load("catalogue/default")
     world = load("world/full", catalogue, load("reward/default"), season=season or list(node("world/full").season))
-    sample = load("population/structural", catalogue, reference_size=1000).draw(n, seeded(seed), "test")
-    made = Market.open(sample, world.to("cpu", torch.float64), load("budget/expected", **budget))
+    population = load("population/structural", catalogue, reference_size=1000)
+    made = Market.open(population.draw(n, seeded(seed), "test"), world.to("cpu", torch.float64),
+                       load("budget/expected", **budget), load("rules/none", catalogue, population))
     return made, dual(made.customers, made.world, made.organic, made.start, made.budget, made.stock, made.rollover,
                       **{**OPTIMISER, "tolerance": 1e-3})
 

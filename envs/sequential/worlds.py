@@ -130,7 +130,8 @@ class Structural:
         """Expected reward of every flat pair, [W, P]; −inf where it can't be sent."""
         c, state = self._customers(visit[0]), State(*visit[2].unbind(-1))
         nothing, contact = action_values(c, self.market, week, Visited(state, c.alpha), 0.0, None)
-        return pair_table(torch.where(state.status == CHURNED, 0.0, nothing), contact, state.status == SUBSCRIBED)
+        allowed = self.market.catalogue.allowed(state.status == SUBSCRIBED).flatten(1)
+        return pair_table(torch.where(state.status == CHURNED, 0.0, nothing), contact, allowed)
 
     def respond(self, visit: tuple[Tensor, ...], pair: Tensor, week: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return rewards [W] for flat pairs [W] and the states [W, 4] that u [6, W] leads to."""

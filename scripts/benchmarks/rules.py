@@ -30,7 +30,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
     print(f"{'customers':>9}  {'rule':28}  {'score':>6}  {'price':>6}  {'spend':>6}  {'breached':>8}  {'worst':>6}  {'s':>6}")
     for n, size in sizes.items():
         generator = torch.Generator(device).manual_seed(seed)
-        market = Market.open(env.population.draw(n, generator, "test"), world, env.budget)
+        market = Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.rules)
         limit = dual(market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover,
                      **bound, max_evaluations=size["evaluations"])
         bound = {**bound, "first_price": limit.prices.tolist()}

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 
 from email_rl.data import OUTCOMES
+from rlcore.plots import labelled, markdown
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Report:
 
     def markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
-        text = _markdown(self._columns, self._lines())
-        return text + ("\n\n" + _markdown(self._refresh_columns, self._refresh_lines()) if self.refresh else "")
+        text = markdown(self._columns, self._lines())
+        return text + ("\n\n" + markdown(self._refresh_columns, self._refresh_lines()) if self.refresh else "")
 
     def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
         """Draw the confusion matrix, the calibration curve and the course of the validation log-loss."""
@@ -81,7 +82,7 @@ class Report:
         return figures
 
     def _confusion_figure(self) -> Figure:
-        figure, axes = _axes("most likely outcome", "outcome")
+        figure, axes = labelled("most likely outcome", "outcome")
         counts = self.rows[self.name]["confusion"]
         shares = [[n / max(1, sum(row)) for n in row] for row in counts]
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -94,7 +95,7 @@ class Report:
         return figure
 
     def _calibration_figure(self) -> Figure:
-        figure, axes = _axes("probability of the most likely outcome", "share that was right")
+        figure, axes = labelled("probability of the most likely outcome", "share that was right")
         axes.plot([0, 1], [0, 1], "k--", linewidth=0.8, label="perfect")
         most = max(b["mails"] for b in self.calibration)
         axes.plot([b["confidence"] for b in self.calibration], [b["accuracy"] for b in self.calibration], label="reward model")
@@ -105,7 +106,7 @@ class Report:
         return figure
 
     def _training_figure(self, curve: list[tuple[int, float]]) -> Figure:
-        figure, axes = _axes("mails seen, thousands", "log-loss on validation mails")
+        figure, axes = labelled("mails seen, thousands", "log-loss on validation mails")
         axes.plot([seen / 1e3 for seen, _ in curve], [loss for _, loss in curve], marker="o", markersize=3)
         axes.set_xlim(left=0)
         return figure
@@ -118,17 +119,3 @@ def _table(title: str, columns: tuple, lines: list[list[str]], left: int, captio
     for line in lines:
         table.add_row(*line)
     return table
-
-
-def _markdown(columns: tuple, lines: list[list[str]]) -> str:
-    rows = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _axes(x: str, y: str):
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from rlcore.plots import labelled, markdown
+
 
 @dataclass(frozen=True)
 class Report:
@@ -55,14 +57,13 @@ class Report:
 
     def markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
-        align = ["---" if header in ("policy", "knows") else "---:" for header in ("policy", *self.columns)]
-        return "\n".join("| " + " | ".join(row) + " |" for row in [["policy", *self.columns], align, *self._lines()])
+        return markdown(("policy", *self.columns), self._lines(), 2 if "knows" in self.columns else 1)
 
     def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
         """Return the plots, and the training curve where there is one."""
         if not curve:
             return self.plots
-        figure, axes = axes_of("steps, thousands", self.judged)
+        figure, axes = labelled("steps, thousands", self.judged)
         axes.plot([step / 1e3 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
         for name, row in self.rows.items():
             if name != agent:
@@ -70,13 +71,3 @@ class Report:
                 axes.annotate(name, (0.01, row[self.judged]), xycoords=("axes fraction", "data"), fontsize=7,
                               color="grey", va="bottom")
         return {**self.plots, "training": figure}
-
-
-def axes_of(x: str, y: str):
-    """Return a figure and its axes under two labels."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes

@@ -15,8 +15,8 @@ from scipy.optimize import linprog
 from test_bound import OPTIMISER, SOME, funded, program, untouched
 
 from envs.offers.account import summary
-from envs.offers.bound import dual, unconstrained_spend
-from envs.offers.budget import Budget, Increments, clear
+from envs.offers.bound import dual
+from envs.offers.budget import Increments, clear
 from envs.offers.market import Market, play
 from envs.offers.policies import Knapsack
 from envs.offers.saving import Saving, carried, price_path

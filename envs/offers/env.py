@@ -9,10 +9,9 @@ from torch import Tensor
 
 from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
-from envs.offers.observation import Observation
 from envs.offers.policies import outcomes, pair_table
 from envs.offers.program import Visited, action_values, organic, successors
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Outcome, State, World, outcome, profit, transition
+from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Outcome, State, outcome, profit, transition
 
 
 class OffersEnv(BatchedEnv):

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from envs.offers.bound import Bound
+from rlcore.plots import labelled, markdown
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ class Report:
 
     def markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
-        rows = [self._columns, ["---"] * 2 + ["---:"] * (len(self._columns) - 2), *self._lines()]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        return markdown(self._columns, self._lines())
 
     def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
         """Draw prices against the dual's, lost profit by cause, the training curve, and the frontier where there is one."""
@@ -90,7 +90,7 @@ class Report:
         return figures
 
     def _price_figure(self, agent: str) -> Figure:
-        figure, axes = _axes("week", "marginal price of a unit of budget")
+        figure, axes = labelled("week", "marginal price of a unit of budget")
         weeks = range(1, len(self.bound.prices) + 1)
         axes.plot(weeks, self.bound.prices.tolist(), "k--", label="dual optimum")
         for name in ("planning", agent):
@@ -100,7 +100,7 @@ class Report:
         return figure
 
     def _lost_figure(self) -> Figure:
-        figure, axes = _axes("share of the attainable incremental profit that is lost", "")
+        figure, axes = labelled("share of the attainable incremental profit that is lost", "")
         names = [name for name in self.rows if name != "none"]
         left = [0.0] * len(names)
         for cause in self.rows[names[0]]["lost"]["cause"]:
@@ -111,7 +111,7 @@ class Report:
         return figure
 
     def _training_figure(self, curve: list[tuple[int, float]]) -> Figure:
-        figure, axes = _axes("agent-steps, millions", "score on validation customers")
+        figure, axes = labelled("agent-steps, millions", "score on validation customers")
         axes.plot([step / 1e6 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
         for name, row in self.rows.items():
             if name.startswith("myopic") or name.startswith("planning"):
@@ -123,7 +123,7 @@ class Report:
         return figure
 
     def _frontier_figure(self, agent: str) -> Figure:
-        figure, axes = _axes("weekly budget", "incremental profit of a season")
+        figure, axes = labelled("weekly budget", "incremental profit of a season")
         budgets = [point["weekly_budget"] for point in self.frontier]
         axes.plot(budgets, [point["bound"] for point in self.frontier], "k--", label="upper bound")
         for name in (agent, "myopic knapsack"):
@@ -131,12 +131,3 @@ class Report:
                       label=name)
         axes.legend(frameon=False)
         return figure
-
-
-def _axes(x: str, y: str):
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from envs.offers.budget import hull
-from envs.report import Report, axes_of
+from envs.report import Report
 from envs.sequential.env import SequentialEnv
 from rlcore.distributions import flatten, unflatten
+from rlcore.plots import labelled
 
 Z = 1.96  # normal quantile of a 95 % interval
 TIE = 1e-6  # of pairs that earn the same at a price, the dearer
@@ -178,7 +179,7 @@ class Evaluation:
 
 def week_figure(rows: dict, agent: str | None):
     """Draw each week's score of all policies but none."""
-    figure, axes = axes_of("week", "share of the offline knapsack")
+    figure, axes = labelled("week", "share of the offline knapsack")
     for name, row in rows.items():
         if name != "none":
             axes.plot(range(1, len(row["score_of_week"]) + 1), row["score_of_week"], marker="o", markersize=3, label=name,

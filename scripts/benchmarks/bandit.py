@@ -15,6 +15,7 @@ from scipy.stats import t
 from torch import Tensor
 
 from rlcore import checkpoint
+from rlcore.plots import labelled
 
 
 class Curve:
@@ -80,17 +81,13 @@ def table(results: dict, yardstick: str, seeds: int) -> Table:
 
 def draw(curves: dict[str, Tensor], agents: int) -> Figure:
     """Draw mean cumulative regret with 95 % bands."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = labelled("decisions", "cumulative regret of an agent")
     for name, curve in curves.items():
         decisions = agents * torch.arange(1, curve.shape[1] + 1)
         mean, half = curve.mean(0), half_width(curve)
         line, = axes.plot(decisions, mean, label=name)
         axes.fill_between(decisions, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
-    axes.set_xlabel("decisions")
-    axes.set_ylabel("cumulative regret of an agent")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure

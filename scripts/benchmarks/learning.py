@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from envs.report import axes_of
+from rlcore.plots import labelled
 from envs.sb3_adapter import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from envs.sequential.evaluation import knapsack, nothing, play
@@ -133,7 +133,7 @@ def learned(directory: Path, make: Callable, algo: Callable, seed: int, modes: l
     for mode in modes:
         curves[f"ours, {mode}"] = ours_trained(make, algo, seed, mode, steps, every, judge).points
     target = max(value for _, value in curves["SB3, DummyVecEnv"])
-    figure, axes = axes_of("CPU seconds of training", "return of a season")
+    figure, axes = labelled("CPU seconds of training", "return of a season")
     for name, points in curves.items():
         axes.plot(*zip(*points), label=name)
     axes.legend(frameon=False)

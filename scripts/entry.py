@@ -82,7 +82,9 @@ def fitting(path: str) -> Iterator[None]:
     """Restore from a checkpoint inside: raise ValueError where it is of another configuration or kind of device."""
     try:
         yield
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except (KeyError, RuntimeError, TypeError, AttributeError, InstantiationException) as error:
+        if isinstance(error, InstantiationException) and not isinstance(error.__cause__, TypeError):
+            raise
         raise ValueError(f"{path}: does not fit this configuration or device: {str(error).splitlines()[0]}") from error
 
 

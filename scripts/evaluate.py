@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -24,7 +25,8 @@ def main(cfg: DictConfig) -> None:
     state = checkpoint.load(cfg.checkpoint) if cfg.checkpoint else None
     if state:
         cfg = as_trained(cfg, state["config"], HydraConfig.get().overrides.task)
-    env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
+    with fitting(cfg.checkpoint) if state else nullcontext():  # one of another version has other parameters
+        env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
     agent, name = None, None
     logger = instantiate(cfg.logger)(directory, 0)
     if state:

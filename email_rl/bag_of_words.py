@@ -11,9 +11,10 @@ from email_rl.metrics import log_losses, temperature
 
 
 class BagOfWords:
-    """Counts of the words of context and text, each with a weight an outcome; best epoch and temperature by valid."""
+    """Counts of the words of context and text, each with a weight an outcome; best epoch and temperature by valid; `steps` at least."""
 
-    def __init__(self, train: Mails, valid: Mails, seed: int, *, lr: float, decay: float, epochs: int, batch_size: int):
+    def __init__(self, train: Mails, valid: Mails, seed: int, *, lr: float, decay: float, epochs: int, steps: int,
+                 batch_size: int):
         counts = Counter(word for mail in zip(train.contexts, train.texts) for word in set(self.words(*mail)))
         self.vocabulary = {word: i for i, word in enumerate(sorted(w for w, n in counts.items() if n > 1), 1)}  # 0 pads
         generator = torch.Generator().manual_seed(seed)
@@ -24,6 +25,7 @@ class BagOfWords:
         self.temperature = 1.0
         optimizer = torch.optim.AdamW([self.weight.weight, self.bias], lr=lr, weight_decay=decay)
         ids, best = self.ids(train), (float("inf"), None)
+        epochs = max(epochs, -(-steps * batch_size // len(train)))  # few mails need more passes
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = lr * (1 - epoch / epochs)
             for rows in torch.randperm(len(train), generator=generator).split(batch_size):

@@ -47,7 +47,7 @@ class RewardModel:
         self.env, self.seed, self.mode, self.rm, self.optim, self.input = env, seed, mode, rm, optim, input
         self.power, self.warmup, self.final_lr, self.max_grad_norm = class_weights, warmup, final_lr, max_grad_norm
         self.steps, self.eval_every, self.patience, self.checkpoint_every = steps, eval_every, patience, checkpoint_every
-        self.pool, self.predict_batch, self.replay, self.refresh_lr = pool, predict_batch, refresh["replay"], refresh["lr"]
+        self.pool, self.predict_batch, self.refresh = pool, predict_batch, refresh
         self.digest = sum(mails.digest() for mails in env.splits.values())
         self.iteration, self.step, self.seen, self.bad, self.finished = 0, 0, 0, 0, False
         self.best_loss, self.best, self.temperature = math.inf, None, 1.0
@@ -57,7 +57,7 @@ class RewardModel:
         model, tokenizer = rm.build(env.train.contexts + env.train.texts)
         model.config.reads_context = input == "context_text"
         self._wire(model, tokenizer)
-        self._take(env.train, [env.valid], rm.lr)
+        self._take(env.train, [env.valid], rm.lr, rm.epochs)
 
     def _wire(self, model: nn.Module, tokenizer) -> None:
         self.scorer = Scorer(model, tokenizer, self.env.device, self.predict_batch)
@@ -68,7 +68,7 @@ class RewardModel:
         self.trained = [*self.model.parameters(), *self.overlap.parameters()]
         self.loss = fast(self._loss, self.mode)
 
-    def _take(self, train: Mails, valid: list[Mails], lr: float) -> None:
+    def _take(self, train: Mails, valid: list[Mails], lr: float, epochs: int) -> None:
         """Make these the mails to learn from and to choose by (each set of valid counts alike)."""
         self.train_mails, self.valid_mails, self.lr = train, sum(valid[1:], valid[0]), lr
         self.ids = self.scorer.ids(train.contexts, train.texts)
@@ -79,7 +79,7 @@ class RewardModel:
         self.weight = (weight * counts.sum() / (weight * counts).sum()).float()  # mean 1 over the mails
         self._epoch, self._packed = None, None  # batches dealt, and mails laid out for a checkpoint, were of other mails
         self.per_epoch = math.ceil(len(train) / self.rm.batch_size)
-        self.total = self.rm.epochs * self.per_epoch
+        self.total = epochs * self.per_epoch
         self.iterations = math.ceil(self.total / self.steps)
         self.optimizer = self.optim(self.trained, lr=lr)
 
@@ -225,7 +225,7 @@ class RewardModel:
         self._wire(*restore(state["files"]))
         self.model.load_state_dict(state["model"])
         self.input, self.finished, self.temperature = state["input"], state["finished"], state["temperature"]
-        self._take(self.env.train, [self.env.valid], self.rm.lr)
+        self._take(self.env.train, [self.env.valid], self.rm.lr, self.rm.epochs)
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where a run stopped on these mails, or refresh a finished one with them."""
@@ -271,7 +271,7 @@ class RewardModel:
         for name, mails in new.items():
             if not len(mails):
                 raise ValueError(f"{self.env.name}: nothing new for {name}: its texts are those of the checkpoint's mails")
-        n = min(len(self.old["train"]), math.ceil(self.replay * len(new["train"])))
+        n = min(len(self.old["train"]), math.ceil(self.refresh["replay"] * len(new["train"])))
         rows = torch.randperm(len(self.old["train"]), generator=torch.Generator().manual_seed(self.seed))[:n].tolist()
         self._take(new["train"] + self.old["train"].rows(rows), [new["valid"], self.old["valid"]],
-                   self.refresh_lr * self.rm.lr)
+                   self.refresh["lr"] * self.rm.lr, self.refresh["epochs"])

@@ -178,8 +178,8 @@ def test_every_part_occurs_with_every_outcome():
 @pytest.mark.slow
 def test_a_bag_of_words_stays_far_below_the_truth():
     mails, test = corpus().draw(15000, "bag"), drawn()
-    bag = BagOfWords(mails.rows(range(12500)), mails.rows(range(12500, 15000)), 0, lr=0.05, decay=0.01, epochs=4,
-                     batch_size=512).probabilities(test)
+    bag = BagOfWords(mails.rows(range(12500)), mails.rows(range(12500, 15000)), 0, lr=0.002, decay=0.01, epochs=5,
+                     steps=500, batch_size=128).probabilities(test)
     p = corpus().gold.probabilities(test.contexts, test.texts)
     right = [(q.argmax(1) == test.outcome).float().mean() for q in (bag, p)]
     assert right[1] - right[0] > 0.05

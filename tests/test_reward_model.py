@@ -32,11 +32,11 @@ from rlcore.logger import Quiet
 ROOT = Path(__file__).parents[1]
 SMALL = ["algo=reward_model", "env=email", "env.corpus.train=320", "env.corpus.valid=64", "env.corpus.test=80", "algo.rm.dim=16",
          "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2", "algo.rm.batch_size=16", "algo.steps=4",
-         "algo.eval_every=2", "algo.checkpoint_every=1", "env.evaluation.draws=50", "env.evaluation.bag.epochs=1",
+         "algo.eval_every=2", "algo.checkpoint_every=1", "env.evaluation.draws=50", "env.evaluation.bag.epochs=1", "env.evaluation.bag.steps=20",
          "env.evaluation.other_input=false"]
 
 
-LEARN = ["algo.rm.lr=0.01", "algo.rm.epochs=10", "algo.patience=1000"]
+LEARN = ["algo.rm.lr=0.01", "algo.refresh.epochs=10", "algo.patience=1000"]
 
 
 @cache
@@ -123,7 +123,7 @@ def test_bag_of_words_learns_words_and_not_matches():
     rng = random.Random(0)
     pairs = [(rng.choice("ab"), rng.choice("ab"), rng.choice(("good", "bad"))) for _ in range(3000)]
     contexts, texts = [f"context {c}" for c, _, _ in pairs], [f"text {t} {w}" for _, t, w in pairs]
-    settings = {"lr": 0.1, "decay": 0.0, "epochs": 4, "batch_size": 100}
+    settings = {"lr": 0.1, "decay": 0.0, "epochs": 4, "steps": 0, "batch_size": 100}
     for outcome, loss in (([int(w == "good") for *_, w in pairs], 0.0), ([int(c == t) for c, t, _ in pairs], math.log(2))):
         mails = Mails(contexts, texts, torch.tensor(outcome))
         p = BagOfWords(mails, mails, 0, **settings).probabilities(mails)

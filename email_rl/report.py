@@ -39,7 +39,8 @@ class Report:
             low, high = found["behind_ci"]
             r = found.get("reward_correlation")
             behind = ["", ""] if row == self.name else [f"{found['behind']:+.3f}", f"{(high - low) / 2:.3f}"]
-            lines.append([row.replace("_", " "), found["reads"].replace("context_text", "both"),
+            label = self.name if row.startswith(self.name) else row  # what it reads is in the next column
+            lines.append([label.replace("_", " "), found["reads"].replace("context_text", "both"),
                           f"{found['accuracy']:.3f}", f"{found['macro_f1']:.3f}", f"{found['log_loss']:.3f}", *behind,
                           f"{found['ece']:.3f}", "" if r is None else f"{r:.3f}"])
         return lines

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,8 +27,11 @@ from email_rl.data import Mails
 from email_rl.encoder import Hub, Local, in_both
 from email_rl.reward_model import RewardModel
 from email_rl.scorer import FOLDER, Scorer
+from envs.offers.env import OffersEnv
 from rlcore import checkpoint
 from rlcore.logger import Quiet
+from rlcore.ppo import PPO
+from scripts.entry import check_fit
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["algo=reward_model", "env=email", "env.corpus.train=320", "env.corpus.valid=64", "env.corpus.test=80", "algo.rm.dim=16",
@@ -167,8 +171,12 @@ def test_the_auxiliary_task_marks_what_both_parts_have():
 
 def test_padding_changes_no_probability():
     env, agent = build()
+    for weight in agent.model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, 0, 0.3)  # so that what is attended to matters
     together = agent.scorer.probabilities(env.test.contexts, env.test.texts)
     alone = torch.cat([agent.scorer.probabilities([c], [t]) for c, t in zip(env.test.contexts[:12], env.test.texts[:12])])
+    assert together.std(0).max() > 1e-3
     assert torch.allclose(together[:12], alone, atol=1e-5)
 
 
@@ -352,11 +360,15 @@ def test_bad_input_gets_one_line_and_code_2(tmp_path):
                      "error: bad.csv: row 3 (line 3), column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got '3'"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pair", ["algo=ppo env=email", "algo=reward_model env=offers"])
-def test_what_does_not_fit_is_refused(tmp_path, pair):
-    done = run(tmp_path, *pair.split(), small=[])
-    assert done.returncode == 2 and f"error: {pair}: do not fit" in done.stderr
+def test_what_does_not_fit_is_refused(finished, monkeypatch):
+    choices = {"algo": "A", "env": "E"}
+    monkeypatch.setattr("scripts.entry.HydraConfig.get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices)))
+    mails, decisions = finished[0], object.__new__(OffersEnv)
+    check_fit(partial(RewardModel), mails)
+    check_fit(partial(PPO), decisions)
+    for algo, env in ((PPO, mails), (RewardModel, decisions)):
+        with pytest.raises(ValueError, match=f"algo=A env=E: do not fit: expected .*, got {type(env).__name__}"):
+            check_fit(partial(algo), env)
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ class Evaluation:
         if agent is not None:
             policies[name], told = self.deploy(agent, market, other)
             if agent.valued and market.rule is not self.hard:
-                policies[f"{name}, no budget"] = policies[name].uncleared()
+                policies[f"{name}, no budget"] = self.learned(agent, market, 0.0).uncleared()
         records = {row: self._play(policy, market, bound, self.seasons, 13) for row, policy in policies.items()}
         rows = {row: {"information": policies[row].information, **summary(records[row], market, bound)} for row in policies}
         if agent is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.budget import hull
-from envs.report import Report
+from rlcore.report import Report
 from envs.sequential.env import SequentialEnv
 from rlcore.distributions import flatten, unflatten
 from rlcore.plots import labelled

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcore.distributions import draw, unflatten
+from rlcore.explore import best
 from rlcore.fast import fast
 from rlcore.learner import Learner
 from rlcore.networks import ActionValues
@@ -103,7 +104,8 @@ class Bandit(Learner):
         u = torch.rand(self.num_steps, env.num_agents, generator=self.generator, device=env.device)
         for t in range(self.num_steps):
             context, valid = obs[:, :env.context_dim], mask.flatten(1)
-            probs = self.explore.probs(self.net, context, self.charge(context), valid, self.generator)
+            charge = self.charge(context, env.price if env.priced else None)
+            probs = self.explore.probs(self.net, context, charge, valid, self.generator)
             action = draw(probs, valid, u[t])
             self.explore.absorb(self.net, context, action)
             regret, expected = {}, env.expected_reward()
@@ -122,11 +124,19 @@ class Bandit(Learner):
             means["rollout/cumulative_regret"] = self.regret.clone()
         return Decisions(*(None if column[0] is None else torch.cat(column) for column in zip(*rows))), means
 
-    def charge(self, context: Tensor) -> Tensor | float:
-        """What pairs cost an agent, [B, Πn], at the price it acts under: known, and so not part of what is learned."""
+    def charge(self, context: Tensor, price: Tensor | None) -> Tensor | float:
+        """What pairs cost agents, [B, Πn], at the prices [B] they act under: known, and so not part of what is learned."""
         if not self.env.priced:
             return 0.0
-        return (self.env.price[:, None, None] * self.env.spend(self.spend and self.spend.redeem(context))).flatten(1)
+        return (price[:, None, None] * self.env.spend(self.spend and self.spend.redeem(context))).flatten(1)
+
+    @torch.no_grad()
+    def probs(self, obs: Tensor, mask: Tensor, price: Tensor) -> Tensor:
+        """All on what is worth most at prices [B], as [B, Πn], of masks bool [B, Πn]."""
+        if self.env.priced and not self.spend:
+            raise ValueError("algo.spend: without a spend head nothing tells what pairs cost the customers of a log")
+        context = obs[:, :self.env.context_dim]
+        return best(self.values(context) - self.charge(context, price), mask)
 
     def update(self, decisions: Decisions) -> dict[str, Tensor]:
         """Remember what was seen and learn from memory; return metrics as device tensors."""

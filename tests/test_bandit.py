@@ -89,12 +89,12 @@ def test_the_price_is_charged_by_the_spend_that_was_learned():
     obs, _ = env.begin()
     context = obs[:, :env.context_dim]
     redeem, catalogue = agent.spend.redeem(context), env.world.catalogue
-    charge = agent.charge(context).view(-1, 6, 5)
+    charge = agent.charge(context, env.price).view(-1, 6, 5)
     for offer, channel in ((0, 0), (2, 1), (5, 4)):
         paid = catalogue.value[offer] * redeem[:, offer, channel] + catalogue.cost[channel] * (offer > 0)
         torch.testing.assert_close(charge[:, offer, channel], env.price * paid)
     agent.spend = None
-    torch.testing.assert_close(agent.charge(context), (env.price[:, None, None] * env.spend(None)).flatten(1))
+    torch.testing.assert_close(agent.charge(context, env.price), (env.price[:, None, None] * env.spend(None)).flatten(1))
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -141,6 +141,14 @@ def check(log: Logged, where: str, first: int) -> None:
         refuse((given.gather(1, log.action[:, None])[:, 0] - p).abs() > 1e-4, "propensity", "what prob_* says of the action", p)
 
 
+def fitting(log: Logged, env, where: str) -> Logged:
+    """Return a log on an environment's device; raise ValueError where it is not of the same observations and actions."""
+    if log.nvec != tuple(env.nvec) or log.obs.shape[1] != env.obs_dim:
+        raise ValueError(f"{where}: a log of {log.obs.shape[1]} observed numbers and actions of {log.nvec} doesn't fit an "
+                         f"environment of {env.obs_dim} and {tuple(env.nvec)}")
+    return log.to(env.device)
+
+
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def arrow():
     """Import pyarrow, which files need; raise ValueError where it isn't there."""

@@ -49,23 +49,26 @@ class Network:
 
 
 class Linear:
-    """A ridge regression for each action, drawn towards one for all."""
+    """Ridge regression: the first action (nothing) brings what is linear in observations; each other one adds a constant
+    of its own, and all the others share what they add by observations."""
 
     def __init__(self, *, ridge: float):
         self.ridge = ridge
 
     def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator) -> Predict:
         """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
-        x = functional.pad(obs.double(), (0, 1), value=1.0)
-        whole = solve(x, outcome.double(), self.ridge)
-        each = []
-        for a in range(actions):
-            rows = (action == a).nonzero()[:, 0]
-            each.append(whole + (solve(x[rows], outcome[rows].double() - x[rows] @ whole, self.ridge) if len(rows) else 0.0))
-        weight = torch.stack(each)  # [A, D + 1, K]
+        centre, scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
+
+        def laid(x: Tensor) -> Tensor:
+            return functional.pad(((x - centre) / scale).double(), (0, 1), value=1.0)
+        x, other = laid(obs), (action > 0).double()[:, None]
+        design = torch.cat((x, x * other, functional.one_hot(action, actions)), 1)
+        same, more, own = solve(design, outcome.double(), self.ridge).split((x.shape[1], x.shape[1], actions))
+        others = (torch.arange(actions, device=obs.device) > 0).double()[:, None]  # where `more` counts
 
         def predict(obs: Tensor) -> Tensor:
-            return torch.einsum("bd,adk->bak", functional.pad(obs.double(), (0, 1), value=1.0), weight).to(obs.dtype)
+            x = laid(obs)
+            return ((x @ same)[:, None] + (x @ more)[:, None] * others + own).to(obs.dtype)
         return predict
 
 

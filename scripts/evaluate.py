@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
         env, agent, name = instantiate(cfg.env, _convert_="all")(device, cfg.seed), None, None
     if cfg.log and agent is None:
         raise ValueError("checkpoint: expected the path of the policy to value on the log")
-    report = (value_on(cfg.log, instantiate(cfg.ope, _convert_="all"), agent, name, device) if cfg.log
+    report = (value_on(cfg.log, instantiate(cfg.ope, _convert_="all"), agent, name) if cfg.log
               else env.evaluation(env).run(agent, name))
     publish(report, name, logger, directory,
             OmegaConf.to_container(cfg, resolve=True))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs.report import Report
-from rlcore.logged import Logged, read
+from rlcore.logged import Logged, fitting, read
 from rlcore.plots import labelled
 from rlcore.valuation import KINDS, LOGGED, Valuation, Value
 
@@ -28,13 +28,9 @@ class LogReport(Report):
         return self.plots
 
 
-def value_on(path: str, valuation: Valuation, agent, name: str, device: torch.device) -> LogReport:
+def value_on(path: str, valuation: Valuation, agent, name: str) -> LogReport:
     """Value an agent on the log of a file; raise ValueError where log and agent don't fit."""
-    log, env = read(path), agent.env
-    if log.nvec != tuple(env.nvec) or log.obs.shape[1] != env.obs_dim:
-        raise ValueError(f"{path}: a log of {log.obs.shape[1]} observed numbers and actions of {log.nvec} doesn't fit a policy "
-                         f"of {env.obs_dim} and {tuple(env.nvec)}")
-    log = log.to(device)
+    log = fitting(read(path), agent.env, path)
     return report(valuation(log, valuation.target(agent.probs, log)), log, path, name, valuation)
 
 

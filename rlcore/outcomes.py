@@ -50,25 +50,28 @@ class Network:
 
 class Linear:
     """Ridge regression: the first action (nothing) brings what is linear in observations; each other one adds a constant
-    of its own, and all the others share what they add by observations."""
+    of its own, and slopes `own` to it or shared by all the others."""
 
-    def __init__(self, *, ridge: float):
-        self.ridge = ridge
+    def __init__(self, *, ridge: float, own: bool):
+        self.ridge, self.own = ridge, own
 
     def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator) -> Predict:
         """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
         centre, scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
+        each = torch.eye(actions, device=obs.device, dtype=torch.float64)
+        group = each[:, 1:] if self.own else each[:, 1:].sum(1, keepdim=True)  # [A, G]: whose slopes an action has
 
         def laid(x: Tensor) -> Tensor:
             return functional.pad(((x - centre) / scale).double(), (0, 1), value=1.0)
-        x, other = laid(obs), (action > 0).double()[:, None]
-        design = torch.cat((x, x * other, functional.one_hot(action, actions)), 1)
-        same, more, own = solve(design, outcome.double(), self.ridge).split((x.shape[1], x.shape[1], actions))
-        others = (torch.arange(actions, device=obs.device) > 0).double()[:, None]  # where `more` counts
+        x = laid(obs)
+        design = torch.cat((x, each[action], (group[action][:, :, None] * x[:, None]).flatten(1)), 1)
+        first, constants, slopes = solve(design, outcome.double(), self.ridge).split(
+            (x.shape[1], actions, group.shape[1] * x.shape[1]))
+        slopes = torch.einsum("ag,gdk->adk", group, slopes.view(group.shape[1], x.shape[1], -1))
 
         def predict(obs: Tensor) -> Tensor:
             x = laid(obs)
-            return ((x @ same)[:, None] + (x @ more)[:, None] * others + own).to(obs.dtype)
+            return ((x @ first)[:, None] + constants + torch.einsum("bd,adk->bak", x, slopes)).to(obs.dtype)
         return predict
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.collect import rollouts  # noqa: E402
-from rlcore.logged import write  # noqa: E402
+from rlcore.logfile import write  # noqa: E402
 from scripts.entry import choose_device, finish, guarded, trained  # noqa: E402
 
 

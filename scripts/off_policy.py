@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs.report import Report
-from rlcore.logged import Logged, fitting, read
+from rlcore.logfile import read
+from rlcore.logged import Logged, fitting
 from rlcore.plots import labelled
 from rlcore.valuation import KINDS, LOGGED, Valuation, Value
 

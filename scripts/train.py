@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlcore import checkpoint, logged  # noqa: E402
+from rlcore.logfile import read  # noqa: E402
 from scripts.entry import check_fit, choose_device, finish, fitting, flatten, guarded, publish  # noqa: E402
 
 
@@ -34,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.log:
         if not hasattr(agent, "learn_from"):
             raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit")
-        agent.learn_from(logged.fitting(logged.read(cfg.log), env, cfg.log))
+        agent.learn_from(logged.fitting(read(cfg.log), env, cfg.log))
     evaluation = env.evaluation(env)
     stopped: list[int] = []
 

@@ -16,7 +16,8 @@ from envs.offers.behaviours import at_private_prices
 from envs.offers.budget import Increments
 from envs.offers.program import Visited, action_values, best_plan, organic, successors
 from envs.synthetic import Wheel
-from rlcore.logged import Logged, Reader, check, read, write
+from rlcore.logfile import Reader, read, write
+from rlcore.logged import Logged, check
 
 CPU = torch.device("cpu")
 OPTIONS = {"decisions": 1, "steps": 4, "all_propensities": True}

@@ -89,14 +89,14 @@ def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path, capsys):
     config = composed("bench=hillstrom", name="bench").bench
     config.update({"path": str(tmp_path / "shop.parquet"), "draws": 200})
     found = instantiate(config, _convert_="all")(tmp_path, CPU, 0)
-    for name in ("learned from profit", "learned from visits"):
+    for name in ("by profit", "by visits"):
         row = found["policies"][name]
         # the right mail to everyone: .4 · 10 · .5 − .1; one mail to all: .4 · 10 · (.5 + .1) / 2 − .1
         assert row["profit"][1] < 1.9 < row["profit"][2] and row["mailed"] == 1.0
         assert row["spend"][0] == pytest.approx(0.1, abs=1e-3)
-        assert row["best arm"][0] == pytest.approx(0.8, abs=0.15)  # of what the draws left: the interval's own width
+        assert row["best arm"][0] == pytest.approx(0.8, abs=0.15)
     assert found["policies"]["no mail"]["no mail"] == [0.0, 0.0, 0.0]
-    assert "best arm" in capsys.readouterr().out
+    assert "best: men's mail, the best single arm" in capsys.readouterr().out
 
 
 def test_a_shop_s_file_is_refused_by_name(tmp_path):

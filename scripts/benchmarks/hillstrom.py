@@ -43,11 +43,13 @@ def run(directory: Path, device: torch.device, seed: int, *, path: str | None, m
         targets[name] = one_hot(torch.full_like(judge, k), 3).double()
     rivals = {"best arm": list(ARMS.values())[best], "no mail": "no mail"}
     rows = judged(log[judge], targets, rivals, model, fold_count, level, draws, generator)
-    lines = [[name, f"{row['mailed']:.0%}", *(x for key in ("profit", "spend", *rivals) for x in (f"{row[key][0]:.3f}", half(row[key])))]
+    lines = [[name, f"{row['profit'][0]:.3f}", half(row["profit"]), f"{row['spend'][0]:.3f}",
+              *(x for rival in rivals for x in (f"{row[rival][0]:+.3f}", half(row[rival])))]
              for name, row in sorted(rows.items(), key=lambda item: item[1]["profit"][0])]
     Console().print(table(
         f"{len(judge):,} customers not learned from, a customer: margin {margin:g} of spend, {cost:g} a mail",
-        ("policy", "mailed", "profit", "±", "spend", "±", "over best arm", "±", "over no mail", "±"), lines))
+        ("policy", "profit", "±", "spend", "over best", "±", "over none", "±"), lines,
+        f"best: {rivals['best arm']}, the best single arm of the other half; none: no mail at all"))
     return {"arms": arms, "best_arm": rivals["best arm"], "policies": rows, "margin": margin, "cost": cost}
 
 
@@ -87,8 +89,8 @@ def learned(log: Logged, visit: Tensor, model: Callable, obs: Tensor, generator:
     cost = torch.stack([log.spend[log.action == k].mean() for k in range(3)])
     predict = model(log.obs, log.action, torch.stack((log.profit.double(), visit), 1), 3, generator)
     profit, visits = predict(obs).unbind(2)
-    return {"learned from profit": one_hot(profit.argmax(1), 3).double(),
-            "learned from visits": one_hot((visits * earned - cost).argmax(1), 3).double()}
+    return {"by profit": one_hot(profit.argmax(1), 3).double(),
+            "by visits": one_hot((visits * earned - cost).argmax(1), 3).double()}
 
 
 def judged(log: Logged, targets: dict[str, Tensor], rivals: dict[str, str], model: Callable, fold_count: int, level: float,
@@ -128,9 +130,9 @@ def half(row: list[float]) -> str:
     return f"{(row[2] - row[1]) / 2:.3f}"
 
 
-def table(title: str, headers: tuple, lines: list[list[str]]) -> Table:
+def table(title: str, headers: tuple, lines: list[list[str]], caption: str | None = None) -> Table:
     """Lay lines out for the console."""
-    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     for k, header in enumerate(headers):
         shown.add_column(header, justify="right" if k else "left", no_wrap=True)
     for line in lines:

@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
             raise ValueError("checkpoint: expected the path of a policy that behaviour=agent follows")
         behaviour = behaviour(agent)
     elif agent is not None:
-        raise ValueError(f"checkpoint: behaviour={name} follows no policy; expected behaviour=agent")
+        raise ValueError(f"checkpoint: behaviour={HydraConfig.get().runtime.choices['behaviour']} follows no policy; expected "
+                         "behaviour=agent")
     env.realise()
     started = time.perf_counter()
     chunks = rollouts(env, behaviour, name, cfg.seed, decisions=cfg.decisions, steps=cfg.steps,

@@ -28,7 +28,8 @@ class BatchedEnv(ABC):
     """B agents that act at once. Owns its random stream; branch-free, so that a step can be captured.
 
     num_agents: B.  obs_dim: D.  nvec: sizes of the action's heads.  context_dim: the leading columns of an observation
-    that an action's outcome depends on (the rest, such as a price, only steers).  truncates: whether a step can be
+    that an action's outcome depends on (the rest, such as a price, only steers).  static: the leading ones that hold for a
+    whole episode.  truncates: whether a step can be
     truncated at all.  redeems: whether info tells `redeemed`, which a spend head learns from.  season: the steps that a
     rollout must have, where `begin` starts anew.  priced: whether spend costs an agent `price` [B] a unit; then `spend`
     tells what pairs will cost, and info has the step's `profit` [B] (what it earned before that price) beside its reward.
@@ -41,6 +42,7 @@ class BatchedEnv(ABC):
     device: torch.device
     truncates: bool
     redeems: bool = True
+    static: int = 0
     season: int | None = None
     priced: bool = False
 
@@ -58,6 +60,9 @@ class BatchedEnv(ABC):
     def expected_reward(self) -> Tensor | None:
         """Expected reward of this step alone by action, [B, *nvec], where the environment knows it: regret's yardstick."""
         return None
+
+    def realise(self) -> None:
+        """From here on let chance decide what comes of an action, and rewards say nothing else: what a log holds."""
 
     def load_fitted(self, state: dict) -> None:
         """Take over from a state what it fitted to its data and a policy's observations depend on, on whatever device.

@@ -1,6 +1,6 @@
 """A neural contextual bandit over any BatchedEnv: it learns what an action earns at once, and nothing of what follows.
 
-train = (collect, update) repeated. In a priced environment it learns profit and spend apart, and acts on profit less the
+train = (collect, update) repeated; with a log, what would be collected is read from it. In a priced environment it learns profit and spend apart, and acts on profit less the
 spend at the agent's price; so its values clear any budget by the exact knapsack.
 """
 from __future__ import annotations
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from rlcore.distributions import draw, unflatten
+from rlcore.explore import best
 from rlcore.fast import fast
 from rlcore.learner import Learner
+from rlcore.logged import Logged
 from rlcore.networks import ActionValues
 
 
@@ -82,14 +84,29 @@ class Bandit(Learner):
         self.updates, self.batch_size = updates, batch_size
         self.memory = Memory(memory, env.context_dim, env.device)
         self.regret = torch.zeros((), device=env.device)  # of an agent since the start
+        self.seed, self.log = seed, None
         self.loss = fast(self.net.loss, mode)
 
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
               stop: Callable[[], bool]) -> None:
         """Run to the last iteration, or to the end of the one in which `stop` turns true."""
         for _, metrics in self.loop(logger, save, evaluate, stop):
-            decisions, charts = self.collect()
+            decisions, charts = self.collect() if self.log is None else (self.recall(), {})
             metrics |= self.update(decisions) | charts
+
+    def learn_from(self, log: Logged) -> None:
+        """Take decisions from a log, over and over in one random order, in place of acting."""
+        order = torch.randperm(len(log), generator=torch.Generator().manual_seed(self.seed))
+        self.log = log.to("cpu")[order].to(self.env.device)
+
+    @torch.no_grad()
+    def recall(self) -> Decisions:
+        """As many logged decisions as an iteration would make, after those of the last."""
+        rows = (self.iteration * self.batch + torch.arange(self.batch, device=self.lr.device)) % len(self.log)
+        context, action = self.log.obs[rows, :self.env.context_dim], self.log.action[rows]
+        for part in zip(context.chunk(self.num_steps), action.chunk(self.num_steps)):
+            self.explore.absorb(self.net, *part)
+        return Decisions(context, action, self.log.profit[rows], self.log.redeemed[rows] > 0 if self.spend else None)
 
     def values(self, context: Tensor) -> Tensor:
         """Expected reward of all actions, [B, Πn]."""
@@ -103,7 +120,8 @@ class Bandit(Learner):
         u = torch.rand(self.num_steps, env.num_agents, generator=self.generator, device=env.device)
         for t in range(self.num_steps):
             context, valid = obs[:, :env.context_dim], mask.flatten(1)
-            probs = self.explore.probs(self.net, context, self.charge(context), valid, self.generator)
+            charge = self.charge(context, env.price if env.priced else None)
+            probs = self.explore.probs(self.net, context, charge, valid, self.generator)
             action = draw(probs, valid, u[t])
             self.explore.absorb(self.net, context, action)
             regret, expected = {}, env.expected_reward()
@@ -122,11 +140,19 @@ class Bandit(Learner):
             means["rollout/cumulative_regret"] = self.regret.clone()
         return Decisions(*(None if column[0] is None else torch.cat(column) for column in zip(*rows))), means
 
-    def charge(self, context: Tensor) -> Tensor | float:
-        """What pairs cost an agent, [B, Πn], at the price it acts under: known, and so not part of what is learned."""
+    def charge(self, context: Tensor, price: Tensor | None) -> Tensor | float:
+        """What pairs cost agents, [B, Πn], at the prices [B] they act under: known, and so not part of what is learned."""
         if not self.env.priced:
             return 0.0
-        return (self.env.price[:, None, None] * self.env.spend(self.spend and self.spend.redeem(context))).flatten(1)
+        return (price[:, None, None] * self.env.spend(self.spend and self.spend.redeem(context))).flatten(1)
+
+    @torch.no_grad()
+    def probs(self, obs: Tensor, mask: Tensor, price: Tensor) -> Tensor:
+        """All on what is worth most at prices [B], as [B, Πn], of masks bool [B, Πn]."""
+        if self.env.priced and not self.spend:
+            raise ValueError("algo.spend: without a spend head nothing tells what pairs cost the customers of a log")
+        context = obs[:, :self.env.context_dim]
+        return best(self.values(context) - self.charge(context, price), mask)
 
     def update(self, decisions: Decisions) -> dict[str, Tensor]:
         """Remember what was seen and learn from memory; return metrics as device tensors."""

@@ -17,7 +17,7 @@ def best(score: Tensor, mask: Tensor) -> Tensor:
 
 def floored(probs: Tensor, mask: Tensor, epsilon: float) -> Tensor:
     """Give a share ε to all valid actions alike, so that each keeps a propensity."""
-    return (1 - epsilon) * probs + epsilon * mask / mask.sum(-1, keepdim=True)
+    return (1 - epsilon) * probs + epsilon * mask.to(probs) / mask.sum(-1, keepdim=True)
 
 
 def inverse_gap(score: Tensor, mask: Tensor, gamma: float) -> Tensor:

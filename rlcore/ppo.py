@@ -107,6 +107,11 @@ class PPO(Learner):
         return self.net.policy(obs, mask).sample_with_log_prob(u)
 
     @torch.no_grad()
+    def probs(self, obs: Tensor, mask: Tensor, price: Tensor) -> Tensor:
+        """Probabilities [N, Πn] under masks bool [N, Πn]; the price is among what is observed."""
+        return self.net.policy(obs, mask).probs
+
+    @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
         """Turn a rollout into advantages and value targets."""
         # 1. Rewards on the scale of the return.

@@ -6,12 +6,15 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from envs.base import BatchedEnv
 from rlcore import checkpoint
@@ -86,6 +89,51 @@ def fitting(path: str) -> Iterator[None]:
         if isinstance(error, InstantiationException) and not isinstance(error.__cause__, TypeError):
             raise
         raise ValueError(f"{path}: does not fit this configuration or device: {str(error).splitlines()[0]}") from error
+
+
+class Trained(NamedTuple):
+    """What a checkpoint was made of: its environment and agent, the algorithm's name, the configuration of both, and what
+    its logger had."""
+
+    env: object
+    agent: object
+    name: str
+    config: DictConfig
+    logger: dict
+
+
+def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trained:
+    """Restore the policy of `cfg.checkpoint` in the environment it was trained on, but for keys of env on the command line.
+
+    `own` are the parts of the configuration that the checkpoint brings.
+    """
+    state = checkpoint.load(cfg.checkpoint)
+    config = as_trained(cfg, state["config"], HydraConfig.get().overrides.task, own)
+    with fitting(cfg.checkpoint):  # one of another version has other parameters
+        env = instantiate(config.env, _convert_="all")(device, config.seed)
+        env.load_fitted(state["agent"].get("env"))
+    agent = instantiate(config.algo, _convert_="all")(env, config.seed, config.get("fast", "eager"))
+    with fitting(cfg.checkpoint):
+        agent.load_weights(state["agent"])
+    return Trained(env, agent, state["name"], config, state["logger"])
+
+
+def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[str, ...]) -> DictConfig:
+    """Take what is a checkpoint's own from it, but for single keys of env that the command line names."""
+    said = []
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key.startswith("env."):
+            said.append(override.lstrip("+"))
+        elif key.split("/")[0].split(".")[0] in (*own, "experiment"):
+            raise ValueError(f"{override}: the checkpoint brings its own; only keys below env can be changed, as in "
+                             "env.evaluation.customers=4000")
+    whole = OmegaConf.create({**OmegaConf.to_container(cfg), **{key: trained[key] for key in own}})
+    OmegaConf.set_struct(whole, True)
+    try:
+        return OmegaConf.merge(whole, OmegaConf.from_dotlist(said))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{', '.join(said)}: {str(error).splitlines()[0]}") from error
 
 
 def publish(report, name: str | None, logger, directory: Path, config: dict) -> None:

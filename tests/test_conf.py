@@ -14,6 +14,9 @@ CONF = Path(__file__).parents[1] / "conf"
 GROUPS = sorted(str(path.parent.relative_to(CONF)) + "=" + path.stem for path in CONF.rglob("*.yaml")
                 if path.parent != CONF)
 
+# scripts whose groups these are; the rest is train.py's
+PRIMARY = {"bench": "bench", "behaviour": "collect", "ope": "evaluate", "ope/model": "evaluate"}
+
 # groups of parts that the default algorithm or environment doesn't have
 OWNERS = {"algo/explore=": "algo=bandit", "algo/rm=": "algo=reward_model", "env/corpus": "env=email",
           **{f"algo/{part}=": "algo=ppo_kl" for part in ("lm", "writing", "advantage", "kl", "classifier", "warm_start")}}
@@ -36,10 +39,10 @@ def targets(node, path=""):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_file_composes_and_names_all_its_parameters(group):
-    primary = "bench" if group.startswith("bench=") else "train"
+    primary = PRIMARY.get(group.partition("=")[0], "train")
     owner = [choice for part, choice in OWNERS.items() if group.startswith(part)]
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
-    assert ({".bench"} if primary == "bench" else {".algo", ".env", ".logger"}) <= set(found)
+    assert {"train": {".algo", ".env", ".logger"}, "collect": {".behaviour", ".env"}, "evaluate": {".ope", ".ope.model"}}.get(primary, {".bench"}) <= set(found)
     for path, node in found.items():
         if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl", "scripts"):
             continue

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+from copy import copy
+from dataclasses import replace
 from typing import Callable
 
 import torch
@@ -46,6 +48,7 @@ class OffersEnv(BatchedEnv):
         self.observe = self.observation(self.population.num_features + self.rules.observed, self.world.weeks,
                                         self.price_range, self.drift_range)
         self.obs_dim, self.context_dim = self.observe.dim, self.observe.context_dim
+        self.static = self.population.num_features
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
@@ -103,9 +106,9 @@ class OffersEnv(BatchedEnv):
         last = t == world.weeks - 1
         following, bought, redeemed, o = transition(c, world, t, state, offer, channel, self.u[t])
         if world.reward.outcomes == "expected":
-            profit, reward = self._profit(offer, o), self._expected_reward(t, offer, channel)
+            profit, spend, reward = self._profit(offer, o), o.spend, self._expected_reward(t, offer, channel)
         else:
-            profit, reward = self._realised(t, following, offer, channel, bought, redeemed)
+            profit, spend, reward = self._realised(t, following, offer, channel, bought, redeemed)
         if world.reward.shaping:
             profit = profit - self._profit(torch.zeros_like(offer), outcome(c, world, t, *self._floats(), 0 * offer, channel))
         elif last:
@@ -114,8 +117,8 @@ class OffersEnv(BatchedEnv):
         self.allowed = self.permits(following.status == SUBSCRIBED, self.sent)
         obs = self._obs()
         ends = torch.full((self.num_agents,), last, device=self.device)
-        info = {"redeemed": redeemed, "contacted": offer > 0, "spend": o.spend, "reward": reward, "profit": profit,
-                "churned": following.status == CHURNED}
+        info = {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend, "reward": reward,
+                "profit": profit, "churned": following.status == CHURNED}
         return Step(obs, self._mask(), reward, ends, torch.zeros_like(ends), obs, info)
 
     def _floats(self) -> tuple[Tensor, ...]:
@@ -137,8 +140,8 @@ class OffersEnv(BatchedEnv):
         return torch.where(offer > 0, chosen, torch.where(state.status == CHURNED, 0.0, nothing))
 
     def _realised(self, t: int, following: State, offer: Tensor, channel: Tensor, bought: Tensor,
-                  redeemed: Tensor) -> tuple[Tensor, Tensor]:
-        """Profit that came of the week, and the reward that it makes."""
+                  redeemed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Profit and spend that came of the week, and the reward that they make."""
         world, terms = self.world, self.world.reward
         contacted = offer > 0
         spend = world.catalogue.spend(offer, channel, redeemed)
@@ -149,12 +152,17 @@ class OffersEnv(BatchedEnv):
         reward = earned - self.prices[t] * spend
         if terms.shaping:
             reward = reward + self.organic[t + 1].at(following) - self.organic[t].at(self.state)
-        return earned, reward
+        return earned, spend, reward
 
     def state_dict(self) -> dict:
         """The random stream, for seasons are drawn whole and nothing is carried over, and what the population fitted."""
         fitted = {"population": self.population.state_dict()} if hasattr(self.population, "state_dict") else {}
         return {"generator": self.generator.get_state(), **fitted}
+
+    def realise(self) -> None:
+        """Give realised outcomes, unshaped."""
+        self.world = copy(self.world)
+        self.world.reward = replace(self.world.reward, shaping=False, outcomes="realised")
 
     def load_fitted(self, state: dict) -> None:
         """See customers by the features that a policy was trained on."""

@@ -159,6 +159,10 @@ class SequentialEnv(BatchedEnv):
         """Expected reward of this step alone by action, [W, *nvec], but for the penalty."""
         return self.world.values(self.visit, self.block.week[self.k]).view(-1, *self.nvec)
 
+    def realise(self) -> None:
+        """Give realised outcomes."""
+        self.world.realise()
+
     def state_dict(self) -> dict:
         """Where the worlds are, and the streams as they were before the block at hand was drawn."""
         return {"age": self.block.age[0], "k": self.k, "streams": self.streams, "left": self.left,

@@ -40,6 +40,10 @@ class Toy:
         self.trip = table(trip["base"], trip["offer"], trip["channel"])
         self.value = self.profit + trips * self.trip
 
+    def realise(self) -> None:
+        """Draw trips."""
+        self.realised = True
+
     def store(self, worlds: int, customers: int) -> None:
         """Keep nothing of a customer."""
 
@@ -91,6 +95,10 @@ class Structural:
         self.num_features = self.population.num_features + HABITS + FATIGUES + EXPECTATIONS + 3
         self.sizes = [len(catalogue.channels) if f.name == "omega" else 1 for f in fields(Customers)]
         self.device = device
+
+    def realise(self) -> None:
+        """Draw purchases, and reward what came of them alone."""
+        self.realised, self.incremental = True, False
 
     def store(self, worlds: int, customers: int) -> tuple[Tensor, ...]:
         """Make room for parameters, features and states of all customers, [W, N, ...] each."""

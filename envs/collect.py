@@ -1,0 +1,87 @@
+"""Play a behaviour in any environment, and log what it decided, how probably, and what came of it."""
+from __future__ import annotations
+
+from typing import Iterator
+
+import torch
+from torch import Tensor
+
+from envs.base import BatchedEnv
+from rlcore.distributions import draw, unflatten
+from rlcore.explore import floored
+from rlcore.logged import Logged
+
+
+class Behaviour:
+    """How a log's decisions were made."""
+
+    def begin(self, env) -> None:
+        """Get ready for a rollout that the environment has begun."""
+
+    def probs(self, env, obs: Tensor, mask: Tensor) -> Tensor:
+        """Probabilities [N, Πn] of what is done on observations [N, D] under masks bool [N, Πn]."""
+        raise NotImplementedError
+
+    def told(self, probs: Tensor, mask: Tensor) -> Tensor | None:
+        """Probabilities that the log says were those, None where it says nothing."""
+        return probs
+
+
+class Uniform(Behaviour):
+    """Any valid pair, all alike."""
+
+    def probs(self, env, obs, mask):
+        return mask.double() / mask.sum(1, keepdim=True)
+
+
+class Agent(Behaviour):
+    """What a trained agent does at the environment's prices, and with a share ε any valid pair."""
+
+    def __init__(self, agent, *, epsilon: float):
+        self.agent, self.epsilon = agent, epsilon
+
+    def probs(self, env, obs, mask):
+        price = env.price if env.priced else obs.new_zeros(len(obs))
+        return floored(self.agent.probs(obs, mask, price).double(), mask, self.epsilon)
+
+
+@torch.no_grad()
+def rollouts(env: BatchedEnv, behaviour: Behaviour, name: str, seed: int, *, decisions: int, steps: int,
+             all_propensities: bool) -> Iterator[Logged]:
+    """Yield at least `decisions`, a chunk a rollout: a season of new customers, or `steps` of an environment that goes on.
+
+    A customer's decisions stand together, in order. Of an environment that goes on, each agent counts as a customer.
+    """
+    n, steps, device = env.num_agents, env.season or steps, env.device
+    generator = torch.Generator(device).manual_seed(2 * seed + 1)
+    zeros, size = torch.zeros(n, device=device), n * steps
+    season = week = torch.zeros(n, dtype=torch.long, device=device)
+    for rollout in range(-(-decisions // size)):
+        rows = []
+        obs, mask = env.begin()
+        behaviour.begin(env)
+        for _ in range(steps):
+            valid, price = mask.flatten(1), env.price if env.priced else zeros
+            probs = behaviour.probs(env, obs, valid)
+            action = draw(probs, valid, torch.rand(n, generator=generator, device=device, dtype=probs.dtype))
+            told = behaviour.told(probs, valid)
+            step = env.step(unflatten(action, env.nvec))
+            info, ended = step.info, step.terminated | step.truncated
+            profit, spend = info.get("profit", step.reward), info.get("spend", zeros)
+            # Where the end comes, the reward has what it is worth beside the week's profit less its spend at the price.
+            terminal = torch.where(step.terminated, step.reward - (profit - price * spend), 0.0) if env.priced else zeros
+            rows.append({
+                "season": season, "week": week, "obs": obs, "mask": valid, "action": action,
+                "propensity": zeros.double() + torch.nan if told is None else told.gather(1, action[:, None])[:, 0].double(),
+                "price": price, "profit": profit, "trips": info.get("trips", zeros).float(),
+                "redeemed": info.get("redeemed", zeros).float(), "spend": spend, "terminal": terminal,
+                "next_obs": step.final_obs, "next_mask": step.mask.flatten(1), "terminated": step.terminated,
+                "truncated": step.truncated,
+                **({} if told is None or not all_propensities else {"probs": told.float()})})
+            season, week = season + ended.long(), torch.where(ended, 0, week + 1)
+            obs, mask = step.obs, step.mask
+        columns = {name: torch.stack([row[name] for row in rows], 1).flatten(0, 1) for name in rows[0]}
+        customer = torch.arange(n, device=device) + (rollout * n if env.season else 0)
+        yield Logged(env.nvec, env.static, (name,), rollout * size + torch.arange(size, device=device),
+                     customer.repeat_interleave(steps), policy=torch.zeros(size, dtype=torch.long, device=device),
+                     **{"probs": None, **columns})

@@ -1,0 +1,140 @@
+"""A policy for a real shop's randomised e-mails: python scripts/bench.py hillstrom bench.path=hillstrom.parquet."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from rlcore import ope
+from rlcore.logged import Logged, check
+from rlcore.outcomes import cross_fit, folds
+
+ARMS = {"No E-Mail": "no mail", "Mens E-Mail": "men's mail", "Womens E-Mail": "women's mail"}
+OUTCOMES = ("visit", "conversion", "spend")
+
+
+def run(directory: Path, device: torch.device, seed: int, *, path: str | None, margin: float, cost: float, model: Callable,
+        fold_count: int, level: float, draws: int) -> dict:
+    """Learn which mail to send whom on one half of the customers, value it on the other by DR; print and return.
+
+    A mail costs `cost`, an order brings `margin` of what is spent. Policies are learned from what was earned, or from
+    visits, each at what an arm's visits earn on average: a visit is ten times as frequent as an order.
+    """
+    log, shop = as_log(path, margin, cost)
+    log = log.to(device)
+    arms = {name: {key: shop[key][log.action.cpu() == k].mean().item() for key in OUTCOMES} | {
+        "customers": int((log.action == k).sum())} for k, name in enumerate(ARMS.values())}
+    Console().print(table("arms as randomised, all customers", ("arm", *OUTCOMES, "customers"),
+                          [[name, f"{row['visit']:.5f}", f"{row['conversion']:.6f}", f"{row['spend']:.4f}",
+                            f"{row['customers']:,}"] for name, row in arms.items()]))
+    generator = torch.Generator(device).manual_seed(seed)
+    order = torch.randperm(len(log), generator=generator, device=device)
+    learn, judge = order.chunk(2)
+    targets = learned(log[learn], shop["visit"].to(device)[learn], model, log[judge].obs, generator)
+    means = torch.stack([log.profit[learn][log.action[learn] == k].mean() for k in range(3)])
+    best = int(means.argmax())
+    for k, name in enumerate(ARMS.values()):
+        targets[name] = one_hot(torch.full_like(judge, k), 3).double()
+    rivals = {"best arm": list(ARMS.values())[best], "no mail": "no mail"}
+    rows = judged(log[judge], targets, rivals, model, fold_count, level, draws, generator)
+    lines = [[name, f"{row['profit'][0]:.3f}", half(row["profit"]), f"{row['spend'][0]:.3f}",
+              *(x for rival in rivals for x in (f"{row[rival][0]:+.3f}", half(row[rival])))]
+             for name, row in sorted(rows.items(), key=lambda item: item[1]["profit"][0])]
+    Console().print(table(
+        f"{len(judge):,} customers not learned from, a customer: margin {margin:g} of spend, {cost:g} a mail",
+        ("policy", "profit", "±", "spend", "over best", "±", "over none", "±"), lines,
+        f"best: {rivals['best arm']}, the best single arm of the other half; none: no mail at all"))
+    return {"arms": arms, "best_arm": rivals["best arm"], "policies": rows, "margin": margin, "cost": cost}
+
+
+def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[str, Tensor]]:
+    """Read the shop's customers as decisions of one step, propensity 1/3, and their outcomes [N] by name."""
+    import pandas as pd
+    if path is None or not Path(path).is_file():
+        raise ValueError(f"bench.path: expected the file of Hillstrom's e-mail challenge, got {path}")
+    frame = pd.read_parquet(path) if path.endswith(".parquet") else pd.read_csv(path)
+    needed = ["recency", "history", "mens", "womens", "newbie", "zip_code", "channel", "segment", *OUTCOMES]
+    lacking = [name for name in needed if name not in frame.columns]
+    if lacking:
+        raise ValueError(f"{path}: no column '{lacking[0]}'; there are {', '.join(frame.columns)}")
+    unknown = ~frame["segment"].isin(ARMS)
+    if unknown.any():
+        raise ValueError(f"{path}: row {unknown.to_numpy().argmax() + 2}, column 'segment': expected one of "
+                         f"{', '.join(ARMS)}, got '{frame['segment'][unknown].iloc[0]}'")
+    numbers = torch.tensor(frame[["recency", "history", "mens", "womens", "newbie"]].to_numpy(float))
+    numbers[:, 1] = numbers[:, 1].log1p()
+    dummies = torch.tensor(pd.get_dummies(frame[["zip_code", "channel"]]).to_numpy(float))
+    action = torch.tensor(frame["segment"].map({name: k for k, name in enumerate(ARMS)}).to_numpy())
+    outcomes = {name: torch.tensor(frame[name].to_numpy(float)) for name in OUTCOMES}
+    n, zeros = len(frame), torch.zeros(len(frame))
+    rows, mailed = torch.arange(n), cost * (action > 0)
+    log = Logged((3,), numbers.shape[1] + dummies.shape[1], ("randomised",), rows, rows, 0 * rows, 0 * rows, 0 * rows,
+                 torch.cat((numbers, dummies), 1).float(), torch.ones(n, 3, dtype=torch.bool), action,
+                 torch.full((n,), 1 / 3, dtype=torch.float64), torch.full((n, 3), 1 / 3), zeros,
+                 (margin * outcomes["spend"] - mailed).float(), outcomes["conversion"].float(), zeros, mailed.float(), zeros,
+                 None, None, zeros == 0, zeros > 0)
+    check(log, path, 0)
+    return log, outcomes
+
+
+def learned(log: Logged, visit: Tensor, model: Callable, obs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Policies [N, 3] for customers `obs` [N, D], learned from a log and its visits."""
+    earned = torch.stack([(log.profit + log.spend)[log.action == k].mean() / visit[log.action == k].mean() for k in range(3)])
+    cost = torch.stack([log.spend[log.action == k].mean() for k in range(3)])
+    predict = model(log.obs, log.action, torch.stack((log.profit.double(), visit), 1), 3, generator)
+    profit, visits = predict(obs).unbind(2)
+    return {"by profit": one_hot(profit.argmax(1), 3).double(),
+            "by visits": one_hot((visits * earned - cost).argmax(1), 3).double()}
+
+
+def judged(log: Logged, targets: dict[str, Tensor], rivals: dict[str, str], model: Callable, fold_count: int, level: float,
+           draws: int, generator: torch.Generator) -> dict[str, dict]:
+    """Value targets by DR with one cross-fitted model, and their differences to rivals on the same resampled customers."""
+    place = torch.arange(len(log), device=log.obs.device)[:, None]
+    fold = folds(place[:, 0], fold_count, generator)
+    outcome = torch.stack((log.profit, log.spend), 1)
+    each = torch.eye(3, device=log.obs.device)
+    state, parts = generator.get_state(), []
+    for k in range(3):  # what the models say of each arm: the same models each time
+        generator.set_state(state)
+        v, q = cross_fit(model, log.obs, log.action, outcome, each[k].expand(len(log), 3), place, fold, 1.0, generator)
+        parts.append(v.double())
+    table = torch.stack(parts, 1)  # [N, 3, kinds]
+
+    def terms(name, kind):
+        target = targets[name]
+        w = ope.taken(target, log.action) / log.propensity
+        return ope.dr(w, outcome[:, kind].double(), (target * table[:, :, kind]).sum(1), q[:, kind].double())
+    wanted = {(name, key): terms(name, kind) for name in targets for kind, key in enumerate(("profit", "spend"))}
+    for name in targets:
+        for key, rival in rivals.items():
+            wanted[name, key] = ope.Terms(wanted[name, "profit"].plain - wanted[rival, "profit"].plain)
+    drawn = ope.bootstrap(list(wanted.values()), None, draws, generator)
+    tail = (1 - level) / 2
+    ends = torch.quantile(drawn, drawn.new_tensor([tail, 1 - tail]), dim=1).T.tolist()
+    rows: dict[str, dict] = {name: {"mailed": (1 - targets[name][:, 0]).mean().item(), "arms": targets[name].mean(0).tolist()}
+                             for name in targets}
+    for ((name, key), made), interval in zip(wanted.items(), ends):
+        rows[name][key] = [ope.estimate(made).item(), *interval]
+    return rows
+
+
+def half(row: list[float]) -> str:
+    """Half the width of an interval."""
+    return f"{(row[2] - row[1]) / 2:.3f}"
+
+
+def table(title: str, headers: tuple, lines: list[list[str]], caption: str | None = None) -> Table:
+    """Lay lines out for the console."""
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    for k, header in enumerate(headers):
+        shown.add_column(header, justify="right" if k else "left", no_wrap=True)
+    for line in lines:
+        shown.add_row(*line)
+    return shown

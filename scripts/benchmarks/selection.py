@@ -1,0 +1,65 @@
+"""Does a log tell which of several policies is best: python scripts/bench.py selection."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from rlcore.valuation import Valuation
+from scripts.benchmarks.pool import replications, world_of
+
+
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, ope: Valuation, pool: int, price: float,
+        logging: dict, candidates: dict[str, dict], estimator: str, count: int, customers: int, at_once: int) -> dict:
+    """Let an estimator choose among candidates on `count` logs, by profit less spend at the price; count right choices.
+
+    A choice is right where it is the truly best, or where the best's true value is within the interval of the chosen.
+    """
+    env, pool = world_of(env, device, seed, pool)
+    tables = [pool.policy(**candidate) for candidate in candidates.values()]
+    acts = pool.policy(**logging)
+    truth = [profit - price * spend for profit, spend in map(pool.value, tables)]
+    best, found = max(truth), []
+    runs = replications(env, pool, acts, tables, count=count, customers=customers, at_once=at_once, seed=seed)
+    for log, targets in track(runs, "selection", total=count, console=Console(stderr=True)):
+        values = [ope(log, target) for target in targets]
+        rows = [value.rows[estimator] for value in values]
+        chosen = max(range(len(rows)), key=lambda k: rows[k]["net"])
+        low, high = rows[chosen]["net_ci"]
+        found.append({"chosen": chosen, "best": truth[chosen] == best, "within": low <= best <= high,
+                      "regret": best - truth[chosen], "estimates": [row["net"] for row in rows],
+                      "effective_shares": [value.diagnostics["effective_share"] for value in values]})
+    mean = {key: sum(row[key] for row in found) / count for key in ("best", "within", "regret")}
+    right = sum(row["best"] or row["within"] for row in found) / count
+    estimates, shares = (torch.tensor([row[key] for row in found]) for key in ("estimates", "effective_shares"))
+    rows = {name: {"truth": truth[k], "mean": estimates[:, k].mean().item(), "deviation": estimates[:, k].std().item(),
+                   "effective_share": shares[:, k].mean().item(), "chosen": sum(row["chosen"] == k for row in found) / count}
+            for k, name in enumerate(candidates)}
+    profit, spend = pool.value(acts)
+    result = {"candidates": rows, "right": right, **mean, "logging": profit - price * spend, "replications": count,
+              "customers": customers}
+    Console().print(table(result, estimator))
+    return result
+
+
+def table(result: dict, estimator: str) -> Table:
+    """Lay the choice out for the console."""
+    worst = max(row["truth"] for row in result["candidates"].values()) - min(
+        row["truth"] for row in result["candidates"].values())
+    shown = Table(title=f"{len(result['candidates'])} policies, {result['replications']} logs of {result['customers']:,} "
+                        "customers", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left",
+                  caption=f"profit less spend at its price, a season; the log's own policy {result['logging']:.2f}. {estimator} "
+                          f"chose the best in {result['best']:.0%}, the best or one whose interval holds the best's value in "
+                          f"{result['right']:.0%}; it lost {result['regret']:.2f} on average, where the worst would lose {worst:.2f}")
+    shown.add_column("policy", no_wrap=True)
+    for header in ("true value", "estimate", "dev.", "effective", "chosen"):
+        shown.add_column(header, justify="right")
+    for name, row in sorted(result["candidates"].items(), key=lambda item: -item[1]["truth"]):
+        shown.add_row(name, *(f"{row[key]:.2f}" for key in ("truth", "mean", "deviation")),
+                      *(f"{row[key]:.1%}" for key in ("effective_share", "chosen")))
+    return shown

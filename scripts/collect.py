@@ -1,0 +1,48 @@
+"""Log a behaviour's decisions: python scripts/collect.py behaviour=jittered out=log.parquet decisions=2400000."""
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from envs.collect import rollouts  # noqa: E402
+from rlcore.logfile import write  # noqa: E402
+from scripts.entry import choose_device, finish, guarded, trained  # noqa: E402
+
+
+@hydra.main(config_path="../conf", config_name="collect", version_base="1.3")
+@guarded
+def main(cfg: DictConfig) -> None:
+    if cfg.out is None:
+        raise ValueError("out: expected the path of a log to write, as in out=log.parquet")
+    device = choose_device(cfg.device, cfg.threads)
+    name, behaviour = HydraConfig.get().runtime.choices["behaviour"], instantiate(cfg.behaviour, _convert_="all")
+    if cfg.checkpoint:
+        env, agent, name, *_ = trained(cfg, device, ("env", "algo"))
+    else:
+        env, agent = instantiate(cfg.env, _convert_="all")(device, cfg.seed), None
+    if callable(behaviour):
+        if agent is None:
+            raise ValueError("checkpoint: expected the path of a policy that behaviour=agent follows")
+        behaviour = behaviour(agent)
+    elif agent is not None:
+        raise ValueError(f"checkpoint: behaviour={HydraConfig.get().runtime.choices['behaviour']} follows no policy; expected "
+                         "behaviour=agent")
+    env.realise()
+    started = time.perf_counter()
+    chunks = rollouts(env, behaviour, name, cfg.seed, decisions=cfg.decisions, steps=cfg.steps,
+                      all_propensities=cfg.all_propensities)
+    rows = write(cfg.out, chunks)
+    print(f"{cfg.out}: {rows:,} decisions of {name} in {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
+    finish()

@@ -1,0 +1,65 @@
+"""From a log to a policy and back, as a user runs it: collect, train on it, value on another; bad input."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_train import ROOT, SMALL
+
+from rlcore.logfile import read, write
+
+pytestmark = pytest.mark.slow
+PART = ["env.num_agents=40", "env.population.reference_size=500", "device=cpu"]
+
+
+def script(folder, name, *overrides):
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *overrides], cwd=folder, capture_output=True,
+                          text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a log, a bandit that learned from it, and a log of the bandit."""
+    pytest.importorskip("pyarrow")
+    folder = tmp_path_factory.mktemp("log")
+    done = script(folder, "collect", *PART, "behaviour=uplift", "behaviour.epsilon=0.5", "decisions=960", "out=logs/rule.csv")
+    assert done.returncode == 0 and "logs/rule.csv: 960 decisions of uplift" in done.stdout, done.stderr
+    done = script(folder, "train", *(x for x in SMALL if "minibatches" not in x), "algo=bandit", "algo.memory=960",
+                  "algo.batch_size=64", "log=logs/rule.csv", "algo.total_steps=1500", "hydra.run.dir=trained")
+    assert done.returncode == 0, done.stderr
+    done = script(folder, "collect", "behaviour=agent", "behaviour.epsilon=0.3", "checkpoint=trained/checkpoint.pt",
+                  "env.num_agents=80", "decisions=960", "out=own.parquet", "all_propensities=true", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_policy_is_valued_on_a_log(folder):
+    log = read(folder / "own.parquet")
+    assert log.policies == ("bandit",) and len(log) == 960 and log.probs.amax() > 0.7
+    done = script(folder, "evaluate", "checkpoint=trained/checkpoint.pt", "log=own.parquet", "ope/model=linear",
+                  "ope.replications=100", "hydra.run.dir=valued")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "valued/metrics.json").read_text())
+    assert {"as logged", "FQE", "sequential DR"} < set(found["estimators"]) and found["log"]["seasons"] == 80
+    row = found["estimators"]["sequential DR"]
+    assert row["net_ci"][0] < row["net"] < row["net_ci"][1] and found["log"]["unsupported"] == 0.0
+    assert {"off_policy.png", "weights.png"} <= {path.name for path in (folder / "valued").iterdir()}
+
+
+def test_bad_input_is_one_line(folder):
+    log = read(folder / "own.parquet")
+    bad = torch.where(torch.arange(960) == 17, torch.nan, log.profit)
+    write(folder / "bad.parquet", [type(log)(**{**log.__dict__, "profit": bad})])
+    checkpoint = "checkpoint=trained/checkpoint.pt"
+    for name, overrides, message in (
+            ("collect", [checkpoint, "out=x.csv"], "checkpoint: behaviour=uniform follows no policy"),
+            ("evaluate", [checkpoint, "log=bad.parquet"], "bad.parquet: row 19, column 'profit': expected a number, got nan"),
+            ("train", [*PART, "log=own.parquet"], "ppo can't learn from a log"),
+            ("train", ["algo=bandit", "env=offers_sequential", "log=own.parquet"], "doesn't fit an environment of 23")):
+        done = script(folder, name, *overrides)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert message in done.stderr
+    assert not (folder / "x.csv").exists()

@@ -1,0 +1,259 @@
+"""Logged decisions: files that come back as they went, rows that are refused by name, propensities that are exact."""
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from conftest import load
+from hydra.utils import instantiate
+from scipy.stats import norm
+from test_conf import composed
+from torch import Tensor
+
+from envs.collect import Uniform, rollouts
+from envs.offers.behaviours import at_private_prices
+from envs.offers.budget import Increments
+from envs.offers.program import Visited, action_values, best_plan, organic, successors
+from envs.synthetic import Wheel
+from rlcore.logfile import Reader, read, write
+from rlcore.logged import Logged, check
+
+CPU = torch.device("cpu")
+OPTIONS = {"decisions": 1, "steps": 4, "all_propensities": True}
+
+
+def offers(agents=60, **changes):
+    env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
+    env.realise()
+    return env
+
+
+def behaviour(name, **changes):
+    return instantiate({**composed(f"behaviour={name}", name="collect").behaviour, **changes}, _convert_="all")
+
+
+def made(agents=60, name="uniform", **changes) -> Logged:
+    log, = rollouts(offers(agents, **changes), behaviour(name), name, 3, **OPTIONS)
+    return log
+
+
+def same(a: Logged, b: Logged) -> None:
+    assert (a.nvec, a.features, a.policies) == (b.nvec, b.features, b.policies)
+    for f in fields(Logged):
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        if isinstance(x, Tensor):
+            torch.testing.assert_close(x, y, rtol=1e-6, atol=0, equal_nan=True, msg=f.name)
+        else:
+            assert x == y
+
+
+# ── what is logged ──────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_season_is_logged_as_it_came():
+    log = made(name="uniform")
+    assert len(log) == 60 * 12 and torch.equal(log.week, torch.arange(12).repeat(60))
+    assert torch.equal(log.customer, torch.arange(60).repeat_interleave(12)) and not log.season.any()
+    assert torch.equal(log.terminated, log.week == 11) and not log.truncated.any()
+    torch.testing.assert_close(log.next_obs[log.week < 11], log.obs[log.week > 0])
+    assert torch.equal(log.next_mask[log.week < 11], log.mask[log.week > 0])
+    torch.testing.assert_close(log.propensity, 1 / log.mask.sum(1).double())
+    env = offers()
+    env.begin()
+    cost, value = env.world.catalogue.cost, env.world.catalogue.value
+    offer, channel = log.action // 5, log.action % 5
+    torch.testing.assert_close(log.spend, cost[channel] * (offer > 0) + value[offer] * log.redeemed)
+    assert set(log.trips.unique().tolist()) == {0.0, 1.0} and (log.redeemed <= log.trips).all()
+    margin = (env.customers.margin + 0.5)[log.customer]
+    torch.testing.assert_close(log.profit, margin * log.trips - log.spend)
+    torch.testing.assert_close(log.terminal, torch.where(log.terminated, log.terminal, 0.0))
+    assert (log.terminal[log.terminated] >= -1e-4).all() and log.terminal.sum() > 0
+
+
+def test_seasons_are_of_new_customers_and_other_environments_go_on():
+    first, second = rollouts(offers(), Uniform(), "uniform", 0, **{**OPTIONS, "decisions": 60 * 12 + 1})
+    assert not set(first.customer.tolist()) & set(second.customer.tolist()) and (second.season == 1).all()
+    assert second.decision[0] == 60 * 12
+    env = Wheel(CPU, 0, num_agents=8, delta=0.9, safe=0.12, plain=0.1, prize=1.0, noise=0.05)
+    log = Logged.cat(list(rollouts(env, Uniform(), "uniform", 0, **{**OPTIONS, "decisions": 64})))
+    assert len(log) == 64 and log.customer.unique().numel() == 8
+    assert torch.equal(log.season[log.customer == 3], torch.arange(8)) and not log.week.any()
+
+
+@pytest.mark.parametrize("name", ["uniform", "uplift", "propensity", "jittered", "confounded"])
+def test_actions_follow_their_propensities(name):
+    log = made(800, name, price_range=[1.0, 8.0])
+    if name == "confounded":
+        assert log.propensity.isnan().all() and log.probs is None
+        return
+    torch.testing.assert_close(log.probs.sum(1), torch.ones(len(log)))
+    assert not log.probs[~log.mask].any()
+    torch.testing.assert_close(log.probs.double().gather(1, log.action[:, None])[:, 0], log.propensity, rtol=1e-6, atol=0)
+    # How often each pair came, beside how often it had to: a martingale, its variance is Σ p(1 − p).
+    p = log.probs.double()
+    z = (torch.nn.functional.one_hot(log.action, 30) - p).sum(0) / (p * (1 - p)).sum(0).sqrt().clamp_min(1e-9)
+    assert z.abs().max() < 4.0, z
+    check(log, "log", 0)
+
+
+def test_a_confounded_log_tells_what_holds_on_average_alone():
+    log, = rollouts(offers(4000), behaviour("confounded", told="average"), "confounded", 0, **OPTIONS)
+    contacted, able = (log.action > 0).double(), log.mask[:, 1:].any(1)
+    share = 1 - log.probs[:, 0].double()
+    assert abs((contacted - share)[able].mean()) < 0.02
+    assert abs((contacted - share)[able & (log.trips > 0)].mean()) > 0.1
+
+
+# ── private prices ──────────────────────────────────────────────────────────────────────────────────────────────────
+def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
+    env, planner = offers(12, price_range=[1.0, 6.0]), behaviour("jittered", epsilon=0.0)
+    env.begin()
+    planner.begin(env)
+    for week in range(2):
+        probs = planner.probs(env, None, env.allowed.pairs)
+        torch.testing.assert_close(probs.sum(1), torch.ones(12, dtype=probs.dtype))
+        c, world = env.customers, env.world
+        values = best_plan(c, world, organic(c, world), env.prices)[0]
+        noise = torch.randn(1500, generator=torch.Generator().manual_seed(week))
+        counts = torch.zeros(12, 30)
+        for xi in noise:  # the planner itself, at each customer's own draw
+            price = env.price * (0.5 * xi).exp()
+            nothing, contact = action_values(c, world, week, Visited(env.state, c.alpha), price, successors(c, values[week + 1]))
+            table = torch.cat((nothing.expand(1, 5, -1), contact)).flatten(0, 1).T.masked_fill(~env.allowed.pairs, -torch.inf)
+            counts[torch.arange(12), table.argmax(1)] += 1
+        assert ((counts / 1500 - probs).abs() < 4 * (probs * (1 - probs) / 1500).sqrt() + 1e-3).all()
+        assert ((probs > 0.02) & (probs < 0.98)).any()
+        env.step(torch.zeros(12, 2, dtype=torch.long))
+
+
+def test_private_price_propensities_by_hand():
+    steps = Increments(torch.tensor([[4.0, 1.0, -torch.inf]]), torch.ones(1, 3), torch.tensor([[7, 12, 0]]))
+    probs = at_private_prices(steps, torch.tensor([2.0]), 0.5, 30)[0]
+    high, low = norm.cdf(torch.tensor([2.0, 0.5]).double().log().numpy() / 0.5)
+    assert probs[7].item() == pytest.approx(high - low) and probs[12].item() == pytest.approx(low)
+    assert probs[0].item() == pytest.approx(1 - high) and probs.sum().item() == pytest.approx(1.0)
+
+
+# ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_log_comes_back_as_it_went(ending, tmp_path):
+    pytest.importorskip("pyarrow")
+    log, path = made(), tmp_path / f"log.{ending}"
+    assert write(path, [log[:100], log[100:]]) == len(log)
+    same(read(path), log)
+    chunks = list(Reader(path, rows=101))
+    assert max(map(len, chunks)) <= 101 and sum(map(len, chunks)) == len(log)
+    same(Logged.cat(chunks), log)
+    plain = replace(log, probs=None, next_obs=None, next_mask=None, propensity=log.propensity * torch.nan)
+    write(path, [plain])
+    same(read(path), plain)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_policies_of_several_logs_keep_their_names(tmp_path):
+    pytest.importorskip("pyarrow")
+    a, b = made(5), made(5, "jittered")
+    both = Logged.cat([a, b])
+    assert both.policies == ("uniform", "jittered") and both.policy.tolist() == [0] * 60 + [1] * 60
+    write(tmp_path / "log.parquet", [a, b])
+    same(read(tmp_path / "log.parquet"), replace(both, decision=torch.arange(60).repeat(2)))
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "log.parquet"
+    write(path, [made(5)])
+    before = path.read_bytes()
+
+    def broken():
+        yield made(5)
+        raise ValueError("out of customers")
+    with pytest.raises(ValueError, match="out of customers"):
+        write(path, broken())
+    with pytest.raises(ValueError, match="no decision"):
+        write(path, [])
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+BAD = {
+    "profit": ("profit", {3: "nan"}, "row 3, column 'profit': expected a number, got nan"),
+    "text": ("spend", {2: "dear", 5: "x"}, "rows 2, 5, column 'spend': expected a number, got 'dear'"),
+    "nothing": ("profit", {4: ""}, "row 4, column 'profit': expected a number, got nothing"),
+    "zero": ("propensity", {2: "0.0", 3: "-0.1", 4: "1.5"}, "rows 2, 3, 4, column 'propensity': expected a probability above 0"),
+    "many": ("propensity", {k: "2" for k in range(2, 20)}, "rows 2, 3, 4, 5, 6 and 13 more, column 'propensity'"),
+    "heads": ("action_0", {2: "6"}, "row 2, column 'action_.': expected an action of .6, 5., got .6, 0."),
+    "mask": ("action_1", {7: "4"}, "row 7, column 'action_.': expected a pair that valid_. allows"),
+    "flag": ("valid_1_0", {9: "maybe"}, "row 9, column 'valid_1_0': expected true or false, got 'maybe'"),
+    "half": ("week", {3: "1.5"}, "row 3, column 'week': expected a whole number, got '1.5'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_rows_are_named(case, tmp_path):
+    pytest.importorskip("pyarrow")
+    pd = pytest.importorskip("pandas")
+    column, cells, message = BAD[case]
+    log, path = made(5), tmp_path / "log.csv"
+    log = replace(log, action=0 * log.action, probs=None)
+    write(path, [log])
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for row, text in cells.items():
+        frame.loc[row - 2, column] = text
+    frame.to_csv(path, index=False)
+    with pytest.raises(ValueError, match=rf"log\.csv: {message}"):
+        list(Reader(path))
+
+
+def test_rows_of_a_later_chunk_are_counted_from_the_file_s_start(tmp_path):
+    pytest.importorskip("pyarrow")
+    log = made(50)
+    log.profit[[300, 599]] = torch.nan
+    write(tmp_path / "log.parquet", [log])
+    with pytest.raises(ValueError, match="rows 302, 601, column 'profit'"):
+        list(Reader(tmp_path / "log.parquet", rows=600))
+    with pytest.raises(ValueError, match="row 302, column 'profit'"):
+        list(Reader(tmp_path / "log.parquet", rows=100))
+
+
+def test_what_is_no_log_is_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "log.parquet"
+    with pytest.raises(ValueError, match="no such log"):
+        read(path)
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="log.parquet: can't be read as a log"):
+        read(path)
+    path = tmp_path / "log.csv"
+    for text, message in (("customer,profit\n1,2\n", "expected columns valid_0_0"),
+                          ("customer,action_0,valid_0,valid_1\n1,0,1,1\n", "no column 'profit'"),
+                          ("customer,action_0,profit,valid_0,valid_1\n1,0,1,1,1\n", "expected columns feature_0"),
+                          ("customer,action_0,profit,valid_0,valid_1,state_0\n", "expected decisions, got no row"),
+                          ("customer,action_0,profit,valid_0,valid_1,state_0,next_state_0\n1,0,1,1,1,0,0\n",
+                           "no column 'next_valid_0'")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read(path)
+    path.write_text("customer,action_0,profit,valid_0,valid_1,state_0\nK7,1,2.5,1,true,-1\nK9,0,1,1,0,3\n")
+    log = read(path)
+    assert log.nvec == (2,) and log.customer.tolist() == [0, 1] and log.action.tolist() == [1, 0]
+    assert log.mask.tolist() == [[True, True], [True, False]] and log.terminated.all() and log.propensity.isnan().all()
+
+
+def test_probabilities_of_all_pairs_must_fit():
+    log = made(5)
+    with pytest.raises(ValueError, match="row 2, column 'prob_.': expected probabilities of the valid pairs that add up to 1"):
+        check(replace(log, probs=log.probs * torch.where(torch.arange(60) == 0, 0.9, 1.0)[:, None]), "log", 0)
+    with pytest.raises(ValueError, match="row 4, column 'propensity': expected what prob_. says"):
+        check(replace(log, propensity=log.propensity * torch.where(torch.arange(60) == 2, 0.5, 1.0)), "log", 0)
+    with pytest.raises(ValueError, match="row 12, column 'valid_.': expected at least one"):
+        check(replace(log, mask=log.mask & (torch.arange(60) != 10)[:, None], probs=None), "log", 0)
+
+
+def test_open_bandit_feedback_is_taken_over():
+    feedback = {"n_rounds": 3, "n_actions": 4, "context": [[0.5], [1.0], [-1.0]], "action": [2, 0, 3],
+                "position": [0, 2, 1], "reward": [1, 0, 1], "pscore": [0.25, 0.5, 0.25]}
+    log = Logged.from_obp(feedback)
+    assert log.nvec == (4,) and log.obs.tolist() == [[0.5, 1, 0, 0], [1.0, 0, 0, 1], [-1.0, 0, 1, 0]]
+    assert log.profit.tolist() == [1, 0, 1] and log.propensity.tolist() == [0.25, 0.5, 0.25]
+    assert Logged.from_obp({**feedback, "pscore": None, "position": None}).propensity.isnan().all()
+    with pytest.raises(ValueError, match="bandit_feedback: row 3, column 'propensity'"):
+        Logged.from_obp({**feedback, "pscore": [0.25, 1.5, 0.25]})

@@ -1,0 +1,129 @@
+"""What the off-policy benches rest on: a pool whose truth is exact, and a real shop's file read as a log."""
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import load
+from hydra.utils import instantiate
+from test_conf import composed
+
+from rlcore.outcomes import Linear
+from scripts.benchmarks import hillstrom
+from scripts.benchmarks.pool import Pool, replications
+
+CPU = torch.device("cpu")
+
+
+def pool_of(size=40, **changes):
+    env = load("offers", CPU, 0, num_agents=10, population={"reference_size": 1000}, price_noise=0.0,
+               price_range=[2.999, 3.001], drift_range=[-1e-6, 1e-6], **changes)
+    env.realise()
+    return env, Pool(env, size, 0)
+
+
+def test_the_true_value_is_what_playing_brings_on_average():
+    env, pool = pool_of()
+    policy = pool.policy(price=2.0, plans=True, sigma=0.6, epsilon=0.2)
+    assert policy.shape == (12, 72, 40, 30) and ((policy.sum(-1) - 1).abs() < 1e-5).all() and not policy[..., 1:5].any()
+    profit, spend = pool.value(policy)
+    (log, (same,)), = replications(env, pool, policy, [policy], count=1, customers=6000, at_once=1, seed=0)
+    torch.testing.assert_close(same.double().gather(1, log.action[:, None])[:, 0], log.propensity, rtol=1e-6, atol=0)
+    for got, true in ((log.earned, profit), (log.spend, spend)):
+        season = got.double().view(6000, 12).sum(1)
+        assert abs(season.mean() - true) < 3.5 * season.std() / math.sqrt(6000)
+    # Never contacting earns what the organic value says, and a plan at price 0 more than that.
+    never = pool.policy(price=1e9, plans=True, sigma=0.1, epsilon=0.0)
+    assert pool.value(never)[0] == pytest.approx(pool.organic[0].at(pool.sample.state).mean().item(), rel=1e-9)
+    free = pool.policy(price=1e-9, plans=True, sigma=0.1, epsilon=0.0)
+    assert pool.value(free)[0] > max(pool.value(never)[0], profit)
+
+
+def test_replications_are_of_different_customers_and_each_whole():
+    env, pool = pool_of()
+    policy = pool.policy(price=2.0, plans=False, sigma=0.6, epsilon=0.2)
+    runs = list(replications(env, pool, policy, [policy], count=5, customers=20, at_once=2, seed=0))
+    assert len(runs) == 5 and all(len(log) == 240 and log.customer.unique().numel() == 20 for log, _ in runs)
+    assert len({log.profit.sum().item() for log, _ in runs}) == 5
+
+
+@pytest.mark.parametrize("bench", ["coverage", "selection"])
+def test_the_benches_run(bench, tmp_path, capsys):
+    small = {"pool": 20, "count": 2, "customers": 60, "at_once": 2}
+    config = composed(f"bench={bench}", name="bench").bench
+    if bench == "coverage":
+        for case in config.cases.values():
+            case.update(small)
+            case.env.population.reference_size = 1000
+    else:
+        config.update(small)
+        config.env.population.reference_size = 1000
+    found = instantiate(config, _convert_="all")(tmp_path, CPU, 0)
+    if bench == "coverage":
+        row = found["cases"]["season"]["rows"]["sequential DR"]["profit"]
+        assert 0 <= row["normal"]["covered"] <= 1 and row["Bernstein"]["half_width"] > row["normal"]["half_width"] > 0
+        assert found["cases"]["one_step"]["weeks"] == 1
+    else:
+        assert len(found["candidates"]) == 8 and sum(row["chosen"] for row in found["candidates"].values()) == 1
+        assert found["right"] >= found["best"] and found["regret"] >= 0
+    assert "effective" in capsys.readouterr().out
+
+
+# ── Hillstrom ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def shop(n=6000):
+    """A made-up shop: men's mail pays for customers of men's goods, women's for the others of an odd recency, else none."""
+    pd, generator = pytest.importorskip("pandas"), torch.Generator().manual_seed(0)
+    mens, recency, arm = (torch.randint(k, (n,), generator=generator) for k in (2, 12, 3))
+    good = torch.where(mens == 1, arm == 1, arm == 2)
+    visit = torch.rand(n, generator=generator) < torch.where(good, 0.5, 0.1)
+    spend = torch.where(visit, 10.0, 0.0)
+    return pd.DataFrame({"recency": recency, "history": 100.0, "mens": mens, "womens": 1 - mens, "newbie": 0, "zip_code": "Rural",
+                         "channel": "Web", "segment": [list(hillstrom.ARMS)[k] for k in arm.tolist()],
+                         "visit": visit.int().numpy(), "conversion": visit.int().numpy(), "spend": spend.numpy()})
+
+
+def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    shop().to_parquet(tmp_path / "shop.parquet")
+    config = composed("bench=hillstrom", name="bench").bench
+    config.update({"path": str(tmp_path / "shop.parquet"), "draws": 200})
+    found = instantiate(config, _convert_="all")(tmp_path, CPU, 0)
+    for name in ("by profit", "by visits"):
+        row = found["policies"][name]
+        # the right mail to everyone: .4 · 10 · .5 − .1; one mail to all: .4 · 10 · (.5 + .1) / 2 − .1
+        assert row["profit"][1] < 1.9 < row["profit"][2] and row["mailed"] == 1.0
+        assert row["spend"][0] == pytest.approx(0.1, abs=1e-3)
+        assert row["best arm"][0] == pytest.approx(0.8, abs=0.15)
+    assert found["policies"]["no mail"]["no mail"] == [0.0, 0.0, 0.0]
+    assert "best: men's mail, the best single arm" in capsys.readouterr().out
+
+
+def test_a_shop_s_file_is_refused_by_name(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame, path = shop(20), tmp_path / "shop.csv"
+    for change, message in ((lambda f: f.drop(columns="womens"), "shop.csv: no column 'womens'"),
+                            (lambda f: f.assign(segment=["Fax", *f.segment[1:]]), "row 2, column 'segment': expected one of")):
+        change(frame).to_csv(path, index=False)
+        with pytest.raises(ValueError, match=message):
+            hillstrom.as_log(str(path), 0.4, 0.1)
+    frame.loc[3, "spend"] = float("nan")
+    frame.to_csv(path, index=False)
+    with pytest.raises(ValueError, match="row 5, column 'profit': expected a number"):
+        hillstrom.as_log(str(path), 0.4, 0.1)
+    with pytest.raises(ValueError, match="bench.path: expected the file"):
+        hillstrom.as_log(None, 0.4, 0.1)
+
+
+def test_slopes_shared_and_own():
+    generator = torch.Generator().manual_seed(0)
+    obs, action = torch.randn(3000, 2, generator=generator), torch.randint(3, (3000,), generator=generator)
+    outcome = obs[:, 0] + torch.where(action > 0, 2 * obs[:, 1], 0.0) + action
+    one = torch.tensor([[0.5, -1.0]])
+    wanted = torch.tensor([0.5, -0.5, 0.5])
+    for own in (False, True):
+        predict = Linear(ridge=1e-6, own=own)(obs, action, outcome[:, None], 3, generator)
+        torch.testing.assert_close(predict(one)[0, :, 0], wanted, atol=1e-4, rtol=0)
+    opposite = torch.where(action == 1, obs[:, 1], torch.where(action == 2, -obs[:, 1], 0.0))
+    predict = Linear(ridge=1e-6, own=True)(obs, action, opposite[:, None], 3, generator)
+    torch.testing.assert_close(predict(one)[0, :, 0], torch.tensor([0.0, -1.0, 1.0]), atol=1e-4, rtol=0)

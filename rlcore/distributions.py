@@ -19,12 +19,14 @@ def outer_sum(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
 class MaskedCategorical:
     """Distribution over the combinations of heads `nvec` with logits [B, Πn] and mask [B, *nvec], True where allowed.
 
-    Masked combinations have probability 0 and get no gradient. At least one must be allowed.
+    Masked combinations have probability 0 and get no gradient. At least one must be allowed. A mask as `barrier` makes it
+    will do where nothing is drawn.
     """
 
     def __init__(self, logits: Tensor, mask: Tensor, nvec: tuple[int, ...]):
         self.nvec, self.mask = nvec, mask.flatten(1)
-        self.log_probs = torch.log_softmax(torch.where(self.mask, logits, -torch.inf), -1)
+        masked = logits + self.mask if mask.is_floating_point() else torch.where(self.mask, logits, -torch.inf)
+        self.log_probs = torch.log_softmax(masked, -1)
 
     @property
     def probs(self) -> Tensor:
@@ -52,6 +54,11 @@ class MaskedCategorical:
         """Entropy [B], over what is allowed."""
         # Bounded before the product: −inf · 0 would be NaN, in the gradient too.
         return -(self.probs * self.log_probs.clamp_min(torch.finfo(self.log_probs.dtype).min)).sum(-1)
+
+
+def barrier(mask: Tensor) -> Tensor:
+    """What a mask adds to logits: 0 where True, else −inf; made once, it is faster to learn under than bits are."""
+    return torch.where(mask, 0.0, -torch.inf)
 
 
 def draw(probs: Tensor, mask: Tensor, u: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlcore import losses
+from rlcore.distributions import barrier
 from rlcore.fast import fast
 from rlcore.learner import Learner
 from rlcore.normalize import ReturnScale
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
     """The same, flattened to [T·N, ...] and ready to learn from."""
 
     obs: Tensor
-    mask: Tensor
+    barrier: Tensor  # what the mask adds to logits
     action: Tensor
     log_prob: Tensor
     value: Tensor
@@ -70,7 +71,7 @@ class PPO(Learner):
         self.scale = ReturnScale(env.num_agents, gamma).to(env.device) if norm_reward else None
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
         self.policy = fast(self.policy, mode)
-        self.loss = fast(self.loss, mode)
+        self.backward = fast(self.backward, mode)
 
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
               stop: Callable[[], bool]) -> None:
@@ -126,7 +127,7 @@ class PPO(Learner):
         decides = rollout.mask.flatten(2).sum(-1) > 1
         if self.norm_adv == "batch":
             advantage = whiten(advantage, decides)
-        return Batch(*(x.flatten(0, 1) for x in (rollout.obs, rollout.mask, rollout.action, rollout.log_prob, value,
+        return Batch(*(x.flatten(0, 1) for x in (rollout.obs, barrier(rollout.mask), rollout.action, rollout.log_prob, value,
                                                  advantage, target, decides)))
 
     def update(self, rollout: Rollout, batch: Batch) -> dict[str, Tensor]:
@@ -135,13 +136,11 @@ class PPO(Learner):
         steps = 0
         for _ in range(self.epochs):
             order = torch.randperm(self.batch, generator=self.generator, device=self.lr.device)
-            shuffled = (x[order].chunk(self.minibatches) for x in batch)
+            shuffled = (x.index_select(0, order).chunk(self.minibatches) for x in batch)
             epoch_kl = torch.zeros_like(self.lr)
             for minibatch in map(Batch._make, zip(*shuffled)):
-                loss, metrics = self.loss(minibatch)
                 self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
+                metrics = self.backward(minibatch)
                 self.optimizer.step()
                 sums = {name: sums.get(name, 0) + x for name, x in metrics.items()}
                 epoch_kl += metrics["approx_kl"] / self.minibatches
@@ -158,9 +157,16 @@ class PPO(Learner):
         self.net.rescale(rollout.obs)
         return metrics
 
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Leave the loss's gradients in the parameters, clipped together; return its diagnostics."""
+        loss, metrics = self.loss(batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
+        return metrics | {"grad_norm": norm}
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """PPO's loss and diagnostics on a minibatch."""
-        distribution = self.net.policy(batch.obs, batch.mask)
+        distribution = self.net.policy(batch.obs, batch.barrier)
         advantage = whiten(batch.advantage, batch.decides) if self.norm_adv == "minibatch" else batch.advantage
         return losses.ppo(distribution.log_prob(batch.action), batch.log_prob, advantage, distribution.entropy(),
                           self.net.value(batch.obs), batch.value, batch.target, batch.decides, clip=self.clip,

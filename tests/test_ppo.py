@@ -68,8 +68,9 @@ def test_the_loss_equals_the_scalar_reference_after_a_step():
     batch = ppo.prepare(rollout)
     ppo.update(rollout, batch)
     loss, metrics = ppo.loss(batch)
-    decides = batch.mask.flatten(1).sum(-1) > 1
-    policy = ppo.net.policy(batch.obs, batch.mask)
+    mask = rollout.mask.flatten(0, 1)
+    decides = mask.flatten(1).sum(-1) > 1
+    policy = ppo.net.policy(batch.obs, mask)
     log_ratio = (policy.log_prob(batch.action) - batch.log_prob)[decides].tolist()
     advantage = batch.advantage[decides].double()
     white = ((advantage - advantage.mean()) / advantage.std(correction=0)).tolist()

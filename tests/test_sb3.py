@@ -159,8 +159,8 @@ def test_an_update_moves_the_weights_where_theirs_moves_them():
     recorded = {"obs": "observations", "action": "actions", "log_prob": "log_probs", "value": "values",
                 "advantage": "advantages", "target": "returns"}
     recorded = {ours: rows(buffer, theirs) for ours, theirs in recorded.items()}
-    everything = torch.ones(192, 6, 5, dtype=torch.bool)  # their policy knows no mask
-    batch = batch._replace(**{**recorded, "action": recorded["action"].long()}, mask=everything, decides=everything[:, 0, 0])
+    free = torch.zeros(192, 6, 5)  # their policy knows no mask
+    batch = batch._replace(**{**recorded, "action": recorded["action"].long()}, barrier=free, decides=free[:, 0, 0] == 0)
     ppo.update(rollout, batch)
     model.train()
     for (ours, theirs), old in zip(pairs, before):

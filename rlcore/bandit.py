@@ -104,7 +104,7 @@ class Bandit(Learner):
         for t in range(self.num_steps):
             context, valid = obs[:, :env.context_dim], mask.flatten(1)
             probs = self.explore.probs(self.net, context, self.charge(context), valid, self.generator)
-            action = draw(probs, valid, u[t])
+            action = draw(probs, u[t])
             self.explore.absorb(self.net, context, action)
             regret, expected = {}, env.expected_reward()
             if expected is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlcore import losses
 from rlcore.distributions import barrier
-from rlcore.fast import fast
+from rlcore.fast import fast, scan
 from rlcore.learner import Learner
 from rlcore.normalize import ReturnScale
 from rlcore.returns import gae, whiten
@@ -71,6 +71,8 @@ class PPO(Learner):
         self.scale = ReturnScale(env.num_agents, gamma).to(env.device) if norm_reward else None
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
         self.policy = fast(self.policy, mode)
+        # Thousands of small kernels: from C++, each of their calls costs less.
+        self.act = fast(self.act, mode, fullgraph=True, options={"cpp_wrapper": True})
         self.backward = fast(self.backward, mode)
 
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
@@ -89,19 +91,35 @@ class PPO(Learner):
     def collect(self) -> tuple[Rollout, dict[str, Tensor]]:
         """Act for num_steps in every world; the uniforms of all decisions are drawn at once."""
         env = self.env
-        obs, mask = env.begin()
         u = torch.rand(self.num_steps, env.num_agents, generator=self.generator, device=env.device)
-        rows, infos = [], []
-        for t in range(self.num_steps):
-            action, log_prob = self.policy(obs, mask, u[t])
-            step = env.step(action)
-            rows.append((obs, mask, action, log_prob, step.reward, step.terminated, step.truncated,
-                         step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
-            infos.append(step.info)
-            obs, mask = step.obs, step.mask
-        stacked = (None if column[0] is None else torch.stack(column) for column in zip(*rows))
-        charts = {f"rollout/{name}": torch.stack([info[name] for info in infos]).float().mean() for name in infos[0]}
-        return Rollout(*stacked, last_obs=obs), charts
+        if env.pure:
+            state, (columns, info) = self.act(env.left, env.moments(self.num_steps), u)
+            columns = (*columns, None, None)
+            env.arrive(state)
+            obs, _ = env.begin()
+        else:
+            obs, mask = env.begin()
+            rows, infos = [], []
+            for t in range(self.num_steps):
+                action, log_prob = self.policy(obs, mask, u[t])
+                step = env.step(action)
+                rows.append((obs, mask, action, log_prob, step.reward, step.terminated, step.truncated,
+                             step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
+                infos.append(step.info)
+                obs, mask = step.obs, step.mask
+            columns = (None if column[0] is None else torch.stack(column) for column in zip(*rows))
+            info = {name: torch.stack([info[name] for info in infos]) for name in infos[0]}
+        return Rollout(*columns, last_obs=obs), {f"rollout/{name}": x.float().mean() for name, x in info.items()}
+
+    def act(self, state: Tensor, moments, u: Tensor) -> tuple[Tensor, tuple[tuple, dict[str, Tensor]]]:
+        """Act through moments in pure functions: where they lead to, a rollout's columns [T, N, ...], and info."""
+        def body(state, row):
+            moment, u = row
+            obs, mask = self.env.observe(state, moment)
+            action, log_prob = self.net.policy(obs, mask).sample_with_log_prob(u)
+            state, reward, ends, info = self.env.move(state, moment, action)
+            return state, ((obs, mask, action, log_prob, reward, ends, torch.zeros_like(ends)), info)
+        return scan(body, state, (moments, u))
 
     def policy(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Sample actions [N, K] and their log-probabilities [N]."""

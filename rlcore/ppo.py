@@ -56,19 +56,21 @@ class PPO(Learner):
     def __init__(self, env, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
                  spend: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
                  gae_lambda: float, clip: float, clip_value: float | None, vf_coef: float, ent_coef: float,
-                 ent_coef_final: float, norm_adv: str, norm_reward: bool, max_grad_norm: float, target_kl: float | None,
-                 eval_every: int, checkpoint_every: int):
+                 ent_coef_final: float, norm_adv: str, norm_reward: bool, center_reward: bool, max_grad_norm: float,
+                 target_kl: float | None, eval_every: int, checkpoint_every: int):
         super().__init__(env, seed, net=net, optim=optim, schedule=schedule, spend=spend, total_steps=total_steps,
                          num_steps=num_steps, eval_every=eval_every, checkpoint_every=checkpoint_every)
         if self.batch % minibatches:
             raise ValueError(f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps")
+        if center_reward and not norm_reward:
+            raise ValueError("algo.center_reward: expected false where algo.norm_reward is")
         if norm_adv not in ("minibatch", "batch", "none"):
             raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
         self.epochs, self.minibatches = epochs, minibatches
         self.gamma, self.gae_lambda, self.clip, self.clip_value = gamma, gae_lambda, clip, clip_value
         self.vf_coef, self.max_grad_norm, self.target_kl, self.norm_adv = vf_coef, max_grad_norm, target_kl, norm_adv
         self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
-        self.scale = ReturnScale(env.num_agents, gamma).to(env.device) if norm_reward else None
+        self.scale = ReturnScale(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
         self.policy = fast(self.policy, mode)
         # Thousands of small kernels: from C++, each of their calls costs less.

@@ -122,7 +122,8 @@ def test_advantage_normalisation(norm_adv):
 
 
 @pytest.mark.parametrize("changes, message", [({"minibatches": 7}, "^algo.minibatches: 7"),
-                                              ({"norm_adv": "all"}, "^algo.norm_adv: .*'all'")])
+                                              ({"norm_adv": "all"}, "^algo.norm_adv: .*'all'"),
+                                              ({"norm_reward": False, "center_reward": True}, "^algo.center_reward")])
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_ppo(Bandit(32), 1, **changes)

@@ -262,11 +262,12 @@ def test_bad_numbers_are_named(override, says):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weekly, share", [(2.6, 0.9), (1.0, 0.95)])
-def test_ppo_learns_towards_the_toys_optimum(weekly, share):
-    env = make("env.num_agents=64", "env.customers=20", f"env.weekly_budget={weekly}", "env.block=64")
-    ppo = make_ppo(env, 40, num_steps=64, epochs=8, minibatches=4, gamma=0.9, gae_lambda=0.5, optim={"lr": 3e-3})
+@pytest.mark.parametrize("weekly, share", [(2.6, 0.98), (1.0, 0.98)])
+def test_ppo_learns_the_toys_optimum_without_discount(weekly, share):
+    env = make("env.num_agents=64", "env.customers=20", f"env.weekly_budget={weekly}", "env.block=16")
+    ppo = make_ppo(env, 160, num_steps=16, epochs=4, minibatches=2, gamma=1.0, gae_lambda=0.5, center_reward=True,
+                   optim={"lr": 3e-3})
     train(ppo)
     season = play(agents(ppo, torch.Generator().manual_seed(0)), env.beside(16, 1))
     bound = env.evaluation(env)._bound(16, 1)[1].value.sum(0).mean().item()
-    assert season.gained.sum(0).mean() >= share * bound  # at random: .59 and .87
+    assert season.gained.sum(0).mean() >= share * bound  # at random: .59 and .87; not centred, .55 of the first

@@ -67,7 +67,7 @@ def generate(lm: PreTrainedModel, query: Tensor, mask: Tensor, u: Tensor, *, tem
             at = at + 1
             last = logits(tokens[-1][:, None], seen[:, None], at)
         warped = warp(last, temperature, top_k, top_p)
-        tokens.append(draw(warped.softmax(-1), warped > -torch.inf, uniform))
+        tokens.append(draw(warped.softmax(-1), uniform))
     return torch.stack(tokens, 1)
 
 

@@ -1,23 +1,17 @@
 """The reward model's network and tokenizer: DistilBERT with random weights, from a local folder, or from the hub."""
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from logging import getLogger
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
+from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
                           DistilBertForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast)
 
-from transformers.utils import logging
-
 from email_rl.data import OUTCOMES
-
-logging.disable_progress_bar()  # of reading and writing weights: the run has its own line
+from email_rl.pretrained import from_folder, from_hub
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NORMALIZER, PRE_TOKENIZER = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
@@ -71,14 +65,8 @@ class Hub:
 
     def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         """Download or find in the cache; raise ValueError, in one line, where neither works."""
-        getLogger("huggingface_hub").setLevel("ERROR")  # its retries would each have a line
-        try:
-            return _pretrained(self.name, self.max_length)
-        except Exception as error:  # whatever the hub's client raises, the user needs the same line
-            raise ValueError(
-                f"algo.rm.name: '{self.name}' can't be had from the model hub ({type(error).__name__}): go online, or take "
-                "algo/rm=local algo.rm.path=FOLDER (saved weights) or algo/rm=distilbert_tiny (nothing to download)"
-            ) from error
+        return from_hub(self.name, "algo.rm.name", lambda name: _pretrained(name, self.max_length),
+                        "algo/rm=local algo.rm.path=FOLDER (saved weights) or algo/rm=distilbert_tiny (nothing to download)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +82,7 @@ class Local:
 
     def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         """Read the folder; raise ValueError where it holds no such model."""
-        if not self.path or not (Path(self.path) / "config.json").is_file():
-            raise ValueError(f"algo.rm.path: expected a folder with config.json, weights and tokenizer, got '{self.path}'")
-        try:
-            return _pretrained(self.path, self.max_length)
-        except Exception as error:
-            raise ValueError(f"algo.rm.path: '{self.path}' is no classifier that transformers can load: "
-                             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        return from_folder(self.path, "algo.rm.path", lambda path: _pretrained(path, self.max_length), "classifier")
 
 
 def _pretrained(name: str, max_length: int) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
@@ -122,23 +104,6 @@ def vocabulary(texts: list[str], size: int) -> dict[str, int]:
     words = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     pieces = dict.fromkeys([*SPECIAL, *sorted(common), *("##" + letter for letter in sorted(common)), *words])
     return {piece: i for i, piece in enumerate(list(pieces)[:size])}
-
-
-def describe(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return all of a network and its tokenizer but the weights: text files by name."""
-    with tempfile.TemporaryDirectory() as folder:
-        model.config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
-
-
-def restore(files: dict[str, str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """Rebuild, with random weights, what `describe` returned."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / Path(name).name).write_text(content, encoding="utf-8")
-        config = AutoConfig.from_pretrained(folder)
-        return AutoModelForSequenceClassification.from_config(config), AutoTokenizer.from_pretrained(folder)
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, contexts: list[str] | None, texts: list[str]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """What the text algorithms learn from: mails with outcomes, split; and how what they learn is judged."""
 from __future__ import annotations
 
+import copy
 import sys
 from collections import Counter
 from typing import Callable
@@ -50,6 +51,22 @@ class EmailEnv:
     def test(self) -> Mails:
         """The mails to judge by."""
         return self.splits["test"]
+
+    @property
+    def digest(self) -> int:
+        """Tell two sets of mails apart."""
+        return sum(mails.digest() for mails in self.splits.values())
+
+    def judging(self) -> EmailEnv:
+        """Return the environment of a judge: it learns from the split `judge` and stops by the test mails, which nothing else
+        learns from. Raises ValueError where there is no such split.
+        """
+        if "judge" not in self.splits:
+            raise ValueError(f"{self.name}: no truth to judge mails by: expected a share of the rows for a judge model, as in "
+                             "env.split.shares={train: .5, valid: .1, test: .15, judge: .25}")
+        other = copy.copy(self)
+        other.splits = {"train": self.splits["judge"], "valid": self.test, "test": self.valid}
+        return other
 
     def load_fitted(self, state: dict | None) -> None:
         """Take over nothing: mails are not fitted to."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from email_rl.data import words
+
 
 def log_losses(p: Tensor, y: Tensor) -> Tensor:
     """Return −log p(y) of each mail, nats [N]."""
@@ -71,3 +73,9 @@ def summary(p: Tensor, y: Tensor, bins: int) -> dict:
     return {"accuracy": (counts.diagonal().sum() / counts.sum()).item(), "macro_f1": macro_f1(counts),
             "log_loss": log_losses(p, y).mean().item(), "ece": ece(p, y, bins), "mails": len(y),
             "confusion": counts.tolist()}
+
+
+def distinct(texts: list[str], n: int, first: int) -> float:
+    """Share of different n-grams among all in the first `first` words of texts (distinct-n, Li et al. 2016)."""
+    grams = [tuple(said[i:i + n]) for text in texts for said in [words(text)[:first]] for i in range(len(said) - n + 1)]
+    return len(set(grams)) / max(1, len(grams))

@@ -75,8 +75,9 @@ class Report:
         text = markdown(self._columns, self._lines())
         return text + ("\n\n" + markdown(self._refresh_columns, self._refresh_lines()) if self.refresh else "")
 
-    def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
+    def figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Draw the confusion matrix, the calibration curve and the course of the validation log-loss."""
+        curve = history.get(headline, [])
         figures = {"confusion": self._confusion_figure(), "calibration": self._calibration_figure()}
         if curve:
             figures["training"] = self._training_figure(curve)

@@ -9,15 +9,18 @@ from typing import Callable
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
 from email_rl.data import OUTCOMES, Mails
-from email_rl.encoder import dealt, describe, in_both, padded, restore
+from email_rl.encoder import dealt, in_both, padded
 from email_rl.env import EmailEnv
 from email_rl.metrics import log_losses, temperature
+from email_rl.pretrained import describe, restore
 from email_rl.scorer import FOLDER, Scorer
 from rlcore import checkpoint
 from rlcore.fast import fast
 from rlcore.logger import Quiet
+from rlcore.schedules import warmed
 
 
 class RewardModel:
@@ -48,7 +51,7 @@ class RewardModel:
         self.power, self.warmup, self.final_lr, self.max_grad_norm = class_weights, warmup, final_lr, max_grad_norm
         self.steps, self.eval_every, self.patience, self.checkpoint_every = steps, eval_every, patience, checkpoint_every
         self.pool, self.predict_batch, self.refresh = pool, predict_batch, refresh
-        self.digest = sum(mails.digest() for mails in env.splits.values())
+        self.digest = env.digest
         self.iteration, self.step, self.seen, self.bad, self.finished = 0, 0, 0, 0, False
         self.best_loss, self.best, self.temperature = math.inf, None, 1.0
         self.old: dict[str, Mails] | None = None  # in a refresh: the splits it had learnt from
@@ -119,7 +122,7 @@ class RewardModel:
             rows = self.batches(self.step // self.per_epoch)[self.step % self.per_epoch]
             x, mask = padded([self.ids[i] for i in rows], self.scorer.tokenizer.pad_token_id)
             loss, overlap = self.loss(x.to(self.env.device), mask.to(self.env.device), y[rows], weight)
-            self.optimizer.param_groups[0]["lr"] = self.learning_rate(self.step)
+            self.optimizer.param_groups[0]["lr"] = self.lr * warmed(self.step, self.total, self.warmup, self.final_lr)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
@@ -147,12 +150,6 @@ class RewardModel:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
             self._epoch, self._batches = epoch, dealt([len(row) for row in self.ids], self.rm.batch_size, self.pool, generator)
         return self._batches
-
-    def learning_rate(self, step: int) -> float:
-        """Rise linearly over the share `warmup` of all steps, then fall linearly to the share `final_lr` of the rate."""
-        rise = max(1, round(self.warmup * self.total))
-        fall = (step - rise) / max(1, self.total - rise)
-        return self.lr * (min(1.0, (step + 1) / rise) if step < rise else 1 - (1 - self.final_lr) * fall)
 
     # ── validation and calibration ──────────────────────────────────────────────────────────────────────────────────
     def valid_logits(self) -> Tensor:
@@ -195,8 +192,7 @@ class RewardModel:
 
     def export(self, folder: Path) -> None:
         """Write the model and its tokenizer as transformers does."""
-        self.model.save_pretrained(folder)
-        self.scorer.tokenizer.save_pretrained(folder)
+        self.scorer.export(folder)
 
     # ── resume and refresh ──────────────────────────────────────────────────────────────────────────────────────────
     def state_dict(self) -> dict:
@@ -222,7 +218,7 @@ class RewardModel:
 
     def load_weights(self, state: dict) -> None:
         """Restore what judging needs."""
-        self._wire(*restore(state["files"]))
+        self._wire(*restore(state["files"], AutoModelForSequenceClassification))
         self.model.load_state_dict(state["model"])
         self.input, self.finished, self.temperature = state["input"], state["finished"], state["temperature"]
         self._take(self.env.train, [self.env.valid], self.rm.lr, self.rm.epochs)

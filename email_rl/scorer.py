@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from email_rl.data import OUTCOMES
 from email_rl.encoder import padded, tokens
+from email_rl.pretrained import describe, export, restore
 
 FOLDER = "reward_model"  # beside checkpoint.pt; transformers loads it, and so does Scorer
 
@@ -47,3 +48,18 @@ class Scorer:
     def probabilities(self, contexts: list[str], texts: list[str]) -> Tensor:
         """Return P(outcome) [N, 3] of mails in their contexts."""
         return self.logits(self.ids(contexts, texts)).softmax(1)
+
+    def export(self, folder: Path) -> None:
+        """Write network and tokenizer as transformers does."""
+        export(folder, self.model, self.tokenizer)
+
+    def pack(self) -> dict:
+        """Lay everything out for a checkpoint."""
+        return {"files": describe(self.model, self.tokenizer), "weights": self.model.state_dict()}
+
+    @staticmethod
+    def unpack(state: dict, device: torch.device, batch_size: int) -> Scorer:
+        """Restore what `pack` gave."""
+        model, tokenizer = restore(state["files"], AutoModelForSequenceClassification)
+        model.load_state_dict(state["weights"])
+        return Scorer(model, tokenizer, device, batch_size)

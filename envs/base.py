@@ -33,6 +33,8 @@ class BatchedEnv(ABC):
     truncated at all.  redeems: whether info tells `redeemed`, which a spend head learns from.  season: the steps that a
     rollout must have, where `begin` starts anew.  priced: whether spend costs an agent `price` [B] a unit; then `spend`
     tells what pairs will cost, and info has the step's `profit` [B] (what it earned before that price) beside its reward.
+    pure: whether `moments`, `observe` and `move` say the same as `step` in pure functions, so that a whole rollout can be
+    one graph; the state they pass on is a tensor, and no step is truncated.
     """
 
     num_agents: int
@@ -45,6 +47,7 @@ class BatchedEnv(ABC):
     static: int = 0
     season: int | None = None
     priced: bool = False
+    pure: bool = False
 
     @abstractmethod
     def begin(self) -> tuple[Tensor, Tensor]:

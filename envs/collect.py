@@ -63,7 +63,7 @@ def rollouts(env: BatchedEnv, behaviour: Behaviour, name: str, seed: int, *, dec
         for _ in range(steps):
             valid, price = mask.flatten(1), env.price if env.priced else zeros
             probs = behaviour.probs(env, obs, valid)
-            action = draw(probs, valid, torch.rand(n, generator=generator, device=device, dtype=probs.dtype))
+            action = draw(probs, torch.rand(n, generator=generator, device=device, dtype=probs.dtype))
             told = behaviour.told(probs, valid)
             step = env.step(unflatten(action, env.nvec))
             info, ended = step.info, step.terminated | step.truncated

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.gym_adapter import GymnasiumEnv
-from envs.report import Report
+from rlcore.report import Report
 from rlcore.distributions import unflatten
 
 Z = 1.96  # normal quantile of a 95 % interval

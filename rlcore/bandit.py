@@ -122,7 +122,7 @@ class Bandit(Learner):
             context, valid = obs[:, :env.context_dim], mask.flatten(1)
             charge = self.charge(context, env.price if env.priced else None)
             probs = self.explore.probs(self.net, context, charge, valid, self.generator)
-            action = draw(probs, valid, u[t])
+            action = draw(probs, u[t])
             self.explore.absorb(self.net, context, action)
             regret, expected = {}, env.expected_reward()
             if expected is not None:

@@ -19,12 +19,14 @@ def outer_sum(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
 class MaskedCategorical:
     """Distribution over the combinations of heads `nvec` with logits [B, Πn] and mask [B, *nvec], True where allowed.
 
-    Masked combinations have probability 0 and get no gradient. At least one must be allowed.
+    Masked combinations have probability 0 and get no gradient. At least one must be allowed. The mask can also be what
+    `barrier` makes of it.
     """
 
     def __init__(self, logits: Tensor, mask: Tensor, nvec: tuple[int, ...]):
-        self.nvec, self.mask = nvec, mask.flatten(1)
-        self.log_probs = torch.log_softmax(torch.where(self.mask, logits, -torch.inf), -1)
+        self.nvec, mask = nvec, mask.flatten(1)
+        masked = logits + mask if mask.is_floating_point() else torch.where(mask, logits, -torch.inf)
+        self.log_probs = torch.log_softmax(masked, -1)
 
     @property
     def probs(self) -> Tensor:
@@ -37,7 +39,7 @@ class MaskedCategorical:
 
     def sample_with_log_prob(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions [B, K] from uniforms u [B] in [0, 1) and return their log-probabilities [B] with them."""
-        index = draw(self.probs, self.mask, u)
+        index = draw(self.probs, u)
         return unflatten(index, self.nvec), self.log_probs.gather(-1, index[:, None])[:, 0]
 
     def mode(self) -> Tensor:
@@ -54,10 +56,15 @@ class MaskedCategorical:
         return -(self.probs * self.log_probs.clamp_min(torch.finfo(self.log_probs.dtype).min)).sum(-1)
 
 
-def draw(probs: Tensor, mask: Tensor, u: Tensor) -> Tensor:
+def barrier(mask: Tensor) -> Tensor:
+    """What a mask adds to logits: 0 where True, else −inf; made once, it is faster to learn under than bits are."""
+    return torch.where(mask, 0.0, -torch.inf)
+
+
+def draw(probs: Tensor, u: Tensor) -> Tensor:
     """Draw flat actions [B] from probabilities [B, Πn] and uniforms u [B] in [0, 1), by inversion: one number each."""
-    # argmax finds the first entry above u; a masked one must not be, even where a parallel sum rounds it up.
-    cdf = probs.cumsum(-1).masked_fill(~mask, 0.0)
+    # argmax finds the first entry above u; one of probability 0 must not be, even where a parallel sum rounds it up.
+    cdf = probs.cumsum(-1) * (probs > 0)
     return (cdf > u[:, None] * cdf.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
 
 

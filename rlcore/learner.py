@@ -10,7 +10,46 @@ from torch import Tensor
 from rlcore.distributions import unflatten
 
 
-class Learner:
+class Loop:
+    """The loop of everything that learns by iterations of `batch` steps each; `kl` [] is the last iteration's, or nan."""
+
+    iterations: int
+    iteration: int
+    batch: int
+    eval_every: int
+    checkpoint_every: int
+    lr: Tensor  # the optimiser's, which `schedule` writes into
+    first_lr: float
+    schedule: Callable | None
+    kl: Tensor
+
+    def loop(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
+             stop: Callable[[], bool]) -> Iterator[tuple[float, dict[str, Tensor | float]]]:
+        """Yield the share of the run that is done, and a dict for the metrics of the iteration that the body runs.
+
+        Logs each iteration, calls `evaluate` and `save` every so many and at the end. Ends after the last iteration, or
+        after the one in which `stop` turns true.
+        """
+        while self.iteration < self.iterations:
+            started, progress = time.perf_counter(), self.iteration / self.iterations
+            if self.schedule:
+                self.schedule(self.lr, self.first_lr, progress, self.kl)
+            metrics: dict[str, Tensor | float] = {}
+            yield progress, metrics
+            self.iteration += 1
+            steps, last = self.iteration * self.batch, self.iteration == self.iterations
+            logger.log(steps, {**metrics, "charts/learning_rate": self.lr}, iteration=self.iteration, steps=self.batch,
+                       started=started)
+            if evaluate and (self.iteration % self.eval_every == 0 or last):
+                logger.evaluated(steps, evaluate())
+            stopped = stop()
+            if self.iteration % self.checkpoint_every == 0 or last or stopped:
+                save()
+            if stopped:
+                break
+
+
+class Learner(Loop):
     """Base of the learners over a BatchedEnv (envs/base.py); network and optional spend head live on its device.
 
     `seed` starts the stream that actions and minibatches are drawn from; the environment has its own. Raises ValueError
@@ -42,30 +81,11 @@ class Learner:
 
     def loop(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
              stop: Callable[[], bool]) -> Iterator[tuple[float, dict[str, Tensor | float]]]:
-        """Yield the share of the run that is done, and a dict for the metrics of the iteration that the body runs.
-
-        Logs each iteration, calls `evaluate` and `save` every so many and at the end. Ends after the last iteration, or
-        after the one in which `stop` turns true.
-        """
-        while self.iteration < self.iterations:
-            started, progress = time.perf_counter(), self.iteration / self.iterations
-            if self.schedule:
-                self.schedule(self.lr, self.first_lr, progress, self.kl)
+        """Do as Loop does, and anneal the spend head."""
+        for progress, metrics in super().loop(logger, save, evaluate, stop):
             if self.spend:
                 self.spend.anneal(progress)
-            metrics: dict[str, Tensor | float] = {}
             yield progress, metrics
-            self.iteration += 1
-            steps, last = self.iteration * self.batch, self.iteration == self.iterations
-            logger.log(steps, {**metrics, "charts/learning_rate": self.lr}, iteration=self.iteration, steps=self.batch,
-                       started=started)
-            if evaluate and (self.iteration % self.eval_every == 0 or last):
-                logger.evaluated(steps, evaluate())
-            stopped = stop()
-            if self.iteration % self.checkpoint_every == 0 or last or stopped:
-                save()
-            if stopped:
-                break
 
     def greedy(self, obs: Tensor, mask: Tensor) -> Tensor:
         """Actions [B, K] that are thought best of those allowed, for observations [B, D] under masks [B, *nvec]."""

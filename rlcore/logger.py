@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 import torch
 from rich.console import Console
@@ -25,10 +27,10 @@ class TensorBoard:
         self.headline, self.shown = headline, "–"
         self.history: dict[str, list[tuple[int, float]]] = {}  # what was evaluated, by name
         self.steps, self.seconds = 0, 0.0
-        self.progress = Progress(TextColumn("iteration {task.completed}/{task.total}"), BarColumn(),
-                                 TextColumn("{task.fields[sps]} steps/s"), TextColumn(f"{headline} {{task.fields[score]}}"),
+        self.progress = Progress(TextColumn("{task.description} {task.completed}/{task.total}"), BarColumn(),
+                                 TextColumn("{task.fields[sps]} steps/s"), TextColumn("{task.fields[score]}"),
                                  TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console)
-        self.task = self.progress.add_task("train", total=iterations, sps="–", score="–")
+        self.task = self.progress.add_task("iteration", total=iterations, sps="–", score=f"{headline} –")
 
     def __enter__(self) -> TensorBoard:
         self.progress.start()
@@ -40,15 +42,16 @@ class TensorBoard:
 
     def log(self, step: int, metrics: dict[str, Tensor | float], *, iteration: int, steps: int, started: float) -> None:
         """Log one iteration's metrics; it took `steps` environment steps since perf_counter said `started`."""
-        self._scalars(step, metrics)  # waits for the device, so that the clock counts its work
+        self.scalars(step, metrics)  # waits for the device, so that the clock counts its work
         seconds = time.perf_counter() - started
         self.steps, self.seconds = self.steps + steps, self.seconds + seconds
         self.writer.add_scalar("charts/SPS", steps / seconds, step)
-        self.progress.update(self.task, completed=iteration, sps=f"{steps / seconds:,.0f}", score=self.shown)
+        self.progress.update(self.task, completed=iteration, sps=f"{steps / seconds:,.0f}",
+                             score=f"{self.headline} {self.shown}")
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Log an evaluation in the course of training, and remember it for the final plots."""
-        values = self._scalars(step, metrics)
+        values = self.scalars(step, metrics)
         for name, value in values.items():
             self.history.setdefault(name, []).append((step, value))
         if self.headline in values:
@@ -56,7 +59,17 @@ class TensorBoard:
             if not self.console.is_terminal:  # a log file has no live line
                 self.console.print(f"step {step:,}: {self.headline} {self.shown}", highlight=False)
 
-    def _scalars(self, step: int, metrics: dict[str, Tensor | float]) -> dict[str, float]:
+    @contextmanager
+    def stage(self, name: str, iterations: int) -> Iterator[Stage]:
+        """Show and log training within training: a line of its own, and its scalars below `name`."""
+        task = self.progress.add_task(name, total=iterations, sps="–", score="")
+        try:
+            yield Stage(self, name, task)
+        finally:
+            self.progress.update(task, visible=False)
+            self.progress.reset(self.task, completed=0)  # its clock starts now
+
+    def scalars(self, step: int, metrics: dict[str, Tensor | float]) -> dict[str, float]:
         tensors = {name: x.detach().float() for name, x in metrics.items() if isinstance(x, Tensor)}
         numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
         values = {**metrics, **dict(zip(tensors, numbers))}
@@ -91,6 +104,31 @@ class TensorBoard:
         self.steps, self.seconds = state["steps"], state["seconds"]
 
 
+class Stage:
+    """A logger of training within training: the same files, under its own name."""
+
+    directory = None
+
+    def __init__(self, logger: TensorBoard, name: str, task):
+        self.logger, self.name, self.task = logger, name, task
+
+    def _named(self, metrics: dict) -> dict:
+        return {f"{self.name}/{key.replace('/', '_')}": x for key, x in metrics.items()}
+
+    def log(self, step: int, metrics: dict[str, Tensor | float], *, iteration: int, steps: int, started: float) -> None:
+        """Log one iteration's metrics."""
+        self.logger.scalars(step, self._named(metrics))
+        self.logger.progress.update(self.task, completed=iteration, sps=f"{steps / (time.perf_counter() - started):,.0f}")
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """Log an evaluation and show it."""
+        self.logger.scalars(step, self._named(metrics))
+        shown = ", ".join(f"{key.split('/')[-1]} {value:.3f}" for key, value in metrics.items())
+        self.logger.progress.update(self.task, score=shown)
+        if not self.logger.console.is_terminal:
+            self.logger.console.print(f"{self.name}: step {step:,}: {shown}", highlight=False)
+
+
 class Quiet:
     """A logger that keeps nothing, for training within training."""
 
@@ -101,3 +139,11 @@ class Quiet:
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """Leave an evaluation unlogged."""
+
+    def text(self, name: str, markdown: str) -> None:
+        """Leave a text unlogged."""
+
+    @contextmanager
+    def stage(self, name: str, iterations: int) -> Iterator[Quiet]:
+        """Leave training within training unlogged, too."""
+        yield self

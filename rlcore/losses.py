@@ -61,16 +61,16 @@ def explained_variance(value: Tensor, target: Tensor, mask: Tensor | None = None
 
 
 def ppo(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, entropy: Tensor, value: Tensor, old_value: Tensor,
-        target: Tensor, mask: Tensor | None, *, clip: float, clip_value: float | None, vf_coef: float,
-        ent_coef: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
+        target: Tensor, mask: Tensor | None, value_mask: Tensor | None = None, *, clip: float, clip_value: float | None,
+        vf_coef: float, ent_coef: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum PPO's three terms; all inputs have one shape. Return the loss and the field's diagnostics, detached.
 
-    `mask` marks the samples that the policy is answerable for: policy, entropy and KL are means over it, the value
-    is learned everywhere.
+    `mask` marks the samples that the policy is answerable for: policy, entropy and KL are means over it. The value is
+    learned over `value_mask`, or everywhere.
     """
     log_ratio = log_prob - old_log_prob
     surrogate = policy_loss(log_ratio, advantage, clip, mask)
-    critic = value_loss(value, old_value, target, clip_value)
+    critic = value_loss(value, old_value, target, clip_value, value_mask)
     bonus = masked_mean(entropy, mask)
     with torch.no_grad():
         metrics = {"policy_loss": surrogate, "value_loss": critic, "entropy": bonus,

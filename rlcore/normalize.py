@@ -35,22 +35,33 @@ class RunningNorm(nn.Module):
 
 
 class ReturnScale(nn.Module):
-    """Divide rewards by the running standard deviation of the discounted return; the mean stays where it is."""
+    """Divide rewards by the running standard deviation of the discounted return.
 
-    def __init__(self, num_agents: int, gamma: float):
+    The mean stays where it is; or with `center` their running mean is taken off first (Naik et al. 2024, "Reward
+    Centering"). Where all episodes are of one length that is the same for every policy, and what it leaves a value to
+    learn is what actions can change, not how much of the episode is left.
+    """
+
+    def __init__(self, num_agents: int, gamma: float, center: bool):
         super().__init__()
         self.gamma = gamma
         self.norm = RunningNorm(1, clip=torch.inf)
+        self.reward = RunningNorm(1, clip=torch.inf) if center else None
         self.register_buffer("carried", torch.zeros(num_agents))
 
     def forward(self, reward: Tensor) -> Tensor:
-        return reward * torch.rsqrt(self.norm.var + 1e-8)
+        return self._centered(reward) * torch.rsqrt(self.norm.var + 1e-8)
+
+    def _centered(self, reward: Tensor) -> Tensor:
+        return reward if self.reward is None else reward - self.reward.mean
 
     @torch.no_grad()
     def update(self, reward: Tensor, done: Tensor) -> None:
         """Merge a rollout's rewards and ends, [T, N] each."""
+        if self.reward is not None:
+            self.reward.update(reward[..., None])
         returns, carried = [], self.carried
-        for r, end in zip(reward, done):
+        for r, end in zip(self._centered(reward), done):
             carried = self.gamma * carried + r
             returns.append(carried)
             carried = torch.where(end, 0.0, carried)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from rlcore import losses
-from rlcore.fast import fast
+from rlcore.distributions import barrier
+from rlcore.fast import fast, scan
 from rlcore.learner import Learner
 from rlcore.normalize import ReturnScale
 from rlcore.returns import gae, whiten
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
     """The same, flattened to [T·N, ...] and ready to learn from."""
 
     obs: Tensor
-    mask: Tensor
+    barrier: Tensor  # what the mask adds to logits
     action: Tensor
     log_prob: Tensor
     value: Tensor
@@ -55,22 +56,26 @@ class PPO(Learner):
     def __init__(self, env, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
                  spend: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
                  gae_lambda: float, clip: float, clip_value: float | None, vf_coef: float, ent_coef: float,
-                 ent_coef_final: float, norm_adv: str, norm_reward: bool, max_grad_norm: float, target_kl: float | None,
-                 eval_every: int, checkpoint_every: int):
+                 ent_coef_final: float, norm_adv: str, norm_reward: bool, center_reward: bool, max_grad_norm: float,
+                 target_kl: float | None, eval_every: int, checkpoint_every: int):
         super().__init__(env, seed, net=net, optim=optim, schedule=schedule, spend=spend, total_steps=total_steps,
                          num_steps=num_steps, eval_every=eval_every, checkpoint_every=checkpoint_every)
         if self.batch % minibatches:
             raise ValueError(f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps")
+        if center_reward and not norm_reward:
+            raise ValueError("algo.center_reward: expected false where algo.norm_reward is")
         if norm_adv not in ("minibatch", "batch", "none"):
             raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
         self.epochs, self.minibatches = epochs, minibatches
         self.gamma, self.gae_lambda, self.clip, self.clip_value = gamma, gae_lambda, clip, clip_value
         self.vf_coef, self.max_grad_norm, self.target_kl, self.norm_adv = vf_coef, max_grad_norm, target_kl, norm_adv
         self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
-        self.scale = ReturnScale(env.num_agents, gamma).to(env.device) if norm_reward else None
+        self.scale = ReturnScale(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
         self.policy = fast(self.policy, mode)
-        self.loss = fast(self.loss, mode)
+        # Thousands of small kernels: from C++, each of their calls costs less.
+        self.act = fast(self.act, mode, fullgraph=True, options={"cpp_wrapper": True})
+        self.backward = fast(self.backward, mode)
 
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
               stop: Callable[[], bool]) -> None:
@@ -88,19 +93,35 @@ class PPO(Learner):
     def collect(self) -> tuple[Rollout, dict[str, Tensor]]:
         """Act for num_steps in every world; the uniforms of all decisions are drawn at once."""
         env = self.env
-        obs, mask = env.begin()
         u = torch.rand(self.num_steps, env.num_agents, generator=self.generator, device=env.device)
-        rows, infos = [], []
-        for t in range(self.num_steps):
-            action, log_prob = self.policy(obs, mask, u[t])
-            step = env.step(action)
-            rows.append((obs, mask, action, log_prob, step.reward, step.terminated, step.truncated,
-                         step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
-            infos.append(step.info)
-            obs, mask = step.obs, step.mask
-        stacked = (None if column[0] is None else torch.stack(column) for column in zip(*rows))
-        charts = {f"rollout/{name}": torch.stack([info[name] for info in infos]).float().mean() for name in infos[0]}
-        return Rollout(*stacked, last_obs=obs), charts
+        if env.pure:
+            state, (columns, info) = self.act(env.left, env.moments(self.num_steps), u)
+            columns = (*columns, None, None)
+            env.arrive(state)
+            obs, _ = env.begin()
+        else:
+            obs, mask = env.begin()
+            rows, infos = [], []
+            for t in range(self.num_steps):
+                action, log_prob = self.policy(obs, mask, u[t])
+                step = env.step(action)
+                rows.append((obs, mask, action, log_prob, step.reward, step.terminated, step.truncated,
+                             step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
+                infos.append(step.info)
+                obs, mask = step.obs, step.mask
+            columns = (None if column[0] is None else torch.stack(column) for column in zip(*rows))
+            info = {name: torch.stack([info[name] for info in infos]) for name in infos[0]}
+        return Rollout(*columns, last_obs=obs), {f"rollout/{name}": x.float().mean() for name, x in info.items()}
+
+    def act(self, state: Tensor, moments, u: Tensor) -> tuple[Tensor, tuple[tuple, dict[str, Tensor]]]:
+        """Act through moments in pure functions: where they lead to, a rollout's columns [T, N, ...], and info."""
+        def body(state, row):
+            moment, u = row
+            obs, mask = self.env.observe(state, moment)
+            action, log_prob = self.net.policy(obs, mask).sample_with_log_prob(u)
+            state, reward, ends, info = self.env.move(state, moment, action)
+            return state, ((obs, mask, action, log_prob, reward, ends, torch.zeros_like(ends)), info)
+        return scan(body, state, (moments, u))
 
     def policy(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Sample actions [N, K] and their log-probabilities [N]."""
@@ -131,7 +152,7 @@ class PPO(Learner):
         decides = rollout.mask.flatten(2).sum(-1) > 1
         if self.norm_adv == "batch":
             advantage = whiten(advantage, decides)
-        return Batch(*(x.flatten(0, 1) for x in (rollout.obs, rollout.mask, rollout.action, rollout.log_prob, value,
+        return Batch(*(x.flatten(0, 1) for x in (rollout.obs, barrier(rollout.mask), rollout.action, rollout.log_prob, value,
                                                  advantage, target, decides)))
 
     def update(self, rollout: Rollout, batch: Batch) -> dict[str, Tensor]:
@@ -140,13 +161,11 @@ class PPO(Learner):
         steps = 0
         for _ in range(self.epochs):
             order = torch.randperm(self.batch, generator=self.generator, device=self.lr.device)
-            shuffled = (x[order].chunk(self.minibatches) for x in batch)
+            shuffled = (x.index_select(0, order).chunk(self.minibatches) for x in batch)
             epoch_kl = torch.zeros_like(self.lr)
             for minibatch in map(Batch._make, zip(*shuffled)):
-                loss, metrics = self.loss(minibatch)
                 self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
+                metrics = self.backward(minibatch)
                 self.optimizer.step()
                 sums = {name: sums.get(name, 0) + x for name, x in metrics.items()}
                 epoch_kl += metrics["approx_kl"] / self.minibatches
@@ -163,9 +182,16 @@ class PPO(Learner):
         self.net.rescale(rollout.obs)
         return metrics
 
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Leave the loss's gradients in the parameters, clipped together; return its diagnostics."""
+        loss, metrics = self.loss(batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
+        return metrics | {"grad_norm": norm}
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """PPO's loss and diagnostics on a minibatch."""
-        distribution = self.net.policy(batch.obs, batch.mask)
+        distribution = self.net.policy(batch.obs, batch.barrier)
         advantage = whiten(batch.advantage, batch.decides) if self.norm_adv == "minibatch" else batch.advantage
         return losses.ppo(distribution.log_prob(batch.action), batch.log_prob, advantage, distribution.entropy(),
                           self.net.value(batch.obs), batch.value, batch.target, batch.decides, clip=self.clip,

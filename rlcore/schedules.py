@@ -25,3 +25,9 @@ class AdaptiveKL:
         """Set lr from the KL of the last iteration; nan (there was none) leaves it."""
         change = 1 + (kl < self.target / 2) * (self.factor - 1) + (kl > 2 * self.target) * (1 / self.factor - 1)
         lr.mul_(change).clamp_(self.low, self.high)
+
+
+def warmed(step: int, total: int, warmup: float, final: float) -> float:
+    """Return the share of the rate at a step: rising linearly over the share `warmup` of all, then falling to `final`."""
+    rise = max(1, round(warmup * total))
+    return min(1.0, (step + 1) / rise) if step < rise else 1 - (1 - final) * (step - rise) / max(1, total - rise)

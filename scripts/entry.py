@@ -138,7 +138,7 @@ def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[
 
 def publish(report, name: str | None, logger, directory: Path, config: dict) -> None:
     """Write a report to the console, to TensorBoard, to metrics.json and to PNG files."""
-    figures = report.figures(name, logger.history.get(logger.headline, []))
+    figures = report.figures(name, logger.headline, logger.history)
     for title, figure in figures.items():
         checkpoint.atomic(directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png"))
         logger.figure(f"evaluation/{title}", figure)

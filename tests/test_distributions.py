@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.distributions import Categorical
 
-from rlcore.distributions import MaskedCategorical, flatten, outer_sum, unflatten
+from rlcore.distributions import MaskedCategorical, barrier, flatten, outer_sum, unflatten
 
 NVECS = [(6, 5), (3, 5, 7), (4,), (2, 1, 2)]
 LAST_U = 1 - 2 ** -24  # the largest float32 that torch.rand gives
@@ -149,12 +149,14 @@ def test_samples_have_the_probabilities(nvec):
     assert chisquare(counts[allowed].numpy(), n * p.numpy() / p.sum().item()).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("form", [lambda mask: mask, barrier])
 @pytest.mark.parametrize("scale", [1.0, 300.0])
-def test_gradients_are_finite_and_zero_for_masked_logits(scale):
+def test_gradients_are_finite_and_zero_for_masked_logits(scale, form):
     nvec = (3, 5, 7)
     _, mask = draw(40, nvec)
     logits = (scale * torch.randn(40, math.prod(nvec), generator=torch.Generator().manual_seed(0))).requires_grad_()
-    distribution = MaskedCategorical(logits, mask, nvec)
+    distribution = MaskedCategorical(logits, form(mask), nvec)
+    assert torch.equal(distribution.log_probs, MaskedCategorical(logits, mask, nvec).log_probs)
     (distribution.log_prob(distribution.mode()) + distribution.entropy()).sum().backward()
     assert torch.isfinite(logits.grad).all()
     assert (logits.grad[~mask.flatten(1)] == 0).all()

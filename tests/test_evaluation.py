@@ -496,7 +496,7 @@ def test_table_and_markdown_show_every_row(whole):
 
 
 def test_figures_are_drawn(whole, tmp_path):
-    figures = whole.report.figures("ppo", [(1000, 0.1), (2000, 0.4)])
+    figures = whole.report.figures("ppo", "score", {"score": [(1000, 0.1), (2000, 0.4)]})
     assert set(figures) == {"lost_profit", "prices", "training", "frontier"}
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=30)
@@ -507,4 +507,4 @@ def test_figures_are_drawn(whole, tmp_path):
     rows = [row for name, row in whole.report.rows.items() if name != "none"]
     assert [w for _, w in sorted(widths.items())] == pytest.approx([
         sum(max(x, 0.0) for x in row["lost"]["cause"].values()) for row in rows])
-    assert set(replace(whole.report, frontier=[]).figures(None, [])) == {"lost_profit"}
+    assert set(replace(whole.report, frontier=[]).figures(None, "score", {})) == {"lost_profit"}

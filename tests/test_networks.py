@@ -131,18 +131,22 @@ def test_running_norm_of_a_constant_is_finite():
     assert norm(torch.full((5, 1), 3.0)).abs().max() < 1e-3
 
 
-def test_return_scale_equals_the_scalar_reference_over_rollouts():
+@pytest.mark.parametrize("center", [False, True])
+def test_return_scale_equals_the_scalar_reference_over_rollouts(center):
     gamma, generator = 0.9, seeded()
-    scale, carried, seen = ReturnScale(3, gamma), [0.0] * 3, []
+    scale, carried, seen, rewards = ReturnScale(3, gamma, center), [0.0] * 3, [], []
     for _ in range(3):  # what runs is carried from one rollout to the next
         reward = 2 * torch.randn(7, 3, generator=generator) + 1
         done = torch.rand(7, 3, generator=generator) < 0.2
         scale.update(reward, done)
+        rewards += reward.flatten().tolist()
+        reward = reward - center * np.mean(rewards).item()
         rows, carried = reference.discounted(reward.tolist(), done.tolist(), gamma, carried)
         seen += sum(rows, [])
         assert scale.carried.tolist() == pytest.approx(carried, abs=1e-5)
-        torch.testing.assert_close(scale(reward), reward / np.std(seen).item(), rtol=1e-4, atol=1e-6)
-    assert scale(torch.zeros(1)) == 0  # divided, not centred
+        given = reward + center * np.mean(rewards).item()
+        torch.testing.assert_close(scale(given), reward / np.std(seen).item(), rtol=1e-4, atol=1e-6)
+    assert (scale(torch.zeros(1)) == 0) != center  # divided, not centred
     before = copy.deepcopy(scale.state_dict())
     scale(reward)
     assert all(torch.equal(before[k], v) for k, v in scale.state_dict().items()) and "carried" in before

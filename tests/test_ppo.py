@@ -68,8 +68,9 @@ def test_the_loss_equals_the_scalar_reference_after_a_step():
     batch = ppo.prepare(rollout)
     ppo.update(rollout, batch)
     loss, metrics = ppo.loss(batch)
-    decides = batch.mask.flatten(1).sum(-1) > 1
-    policy = ppo.net.policy(batch.obs, batch.mask)
+    mask = rollout.mask.flatten(0, 1)
+    decides = mask.flatten(1).sum(-1) > 1
+    policy = ppo.net.policy(batch.obs, mask)
     log_ratio = (policy.log_prob(batch.action) - batch.log_prob)[decides].tolist()
     advantage = batch.advantage[decides].double()
     white = ((advantage - advantage.mean()) / advantage.std(correction=0)).tolist()
@@ -121,7 +122,8 @@ def test_advantage_normalisation(norm_adv):
 
 
 @pytest.mark.parametrize("changes, message", [({"minibatches": 7}, "^algo.minibatches: 7"),
-                                              ({"norm_adv": "all"}, "^algo.norm_adv: .*'all'")])
+                                              ({"norm_adv": "all"}, "^algo.norm_adv: .*'all'"),
+                                              ({"norm_reward": False, "center_reward": True}, "^algo.center_reward")])
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_ppo(Bandit(32), 1, **changes)

@@ -52,7 +52,7 @@ def test_maskable_ppo_trains_and_sends_nothing_forbidden():
     env = sequential(4, 0, ["env.customers=3", "env.weekly_budget=0.7"])
     vec, asked = OffersVecEnv(env, flat=True), []
     step = env.step
-    env.step = lambda action: (asked.append(env._mask()[(torch.arange(4), *action.T)].all().item()), step(action))[1]
+    env.step = lambda action: (asked.append(env.begin()[1][(torch.arange(4), *action.T)].all().item()), step(action))[1]
     model = sb3_contrib.MaskablePPO("MlpPolicy", vec, n_steps=16, batch_size=32, n_epochs=1, device="cpu")
     model.learn(128)
     assert len(asked) == 32 and all(asked)
@@ -65,7 +65,7 @@ def test_the_benchmarks_scalar_world_is_the_same_world():
     generator = np.random.default_rng(0)
     for _ in range(1000):
         action = generator.integers((6, 5))
-        u = env.block.u[env.k, 0, 0].item()
+        u = env.moment.u[0, 0].item()
         scalar.np_random = type("Told", (), {"random": lambda self: u, "standard_normal": lambda self, n, dtype: np.zeros(n)})()
         step = env.step(torch.as_tensor(action)[None])
         obs, reward, terminated, _, _ = scalar.step(action)
@@ -159,8 +159,8 @@ def test_an_update_moves_the_weights_where_theirs_moves_them():
     recorded = {"obs": "observations", "action": "actions", "log_prob": "log_probs", "value": "values",
                 "advantage": "advantages", "target": "returns"}
     recorded = {ours: rows(buffer, theirs) for ours, theirs in recorded.items()}
-    everything = torch.ones(192, 6, 5, dtype=torch.bool)  # their policy knows no mask
-    batch = batch._replace(**{**recorded, "action": recorded["action"].long()}, mask=everything, decides=everything[:, 0, 0])
+    free = torch.zeros(192, 6, 5)  # their policy knows no mask
+    batch = batch._replace(**{**recorded, "action": recorded["action"].long()}, barrier=free, decides=free[:, 0, 0] == 0)
     ppo.update(rollout, batch)
     model.train()
     for (ours, theirs), old in zip(pairs, before):

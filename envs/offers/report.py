@@ -78,8 +78,9 @@ class Report:
         """Lay the comparison out for TensorBoard and README."""
         return markdown(self._columns, self._lines())
 
-    def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
+    def figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Draw prices against the dual's, lost profit by cause, the training curve, and the frontier where there is one."""
+        curve = history.get(headline, [])
         figures = {"lost_profit": self._lost_figure()}
         if agent:
             figures["prices"] = self._price_figure(agent)

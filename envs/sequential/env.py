@@ -13,16 +13,30 @@ from envs.offers.catalogue import Catalogue
 SLACK = 1e-9  # money that a sum of prices may be off by rounding
 
 
-class Block(NamedTuple):
-    """All that does not depend on actions, for K steps of W worlds: drawn and laid out at once."""
+class Moment(NamedTuple):
+    """All of a step that does not depend on actions, [W, ...] each; a block of K steps, drawn at once, is [K, W, ...]."""
 
-    newcomers: tuple[Tensor, ...]  # what the world draws of a customer, [K, W, ...] each
-    u: Tensor  # uniforms for the outcomes [K, U, W]
-    age: Tensor  # steps since the season began [K + 1, W]
-    week: Tensor  # [K + 1, W]
-    clock: Tensor  # what is observed of the time: share of the season's weeks, and of the week's customers [K + 1, W, 2]
-    monday: Tensor  # the step ends a week [K, W]
-    ends: Tensor  # … and a season [K, W]
+    visit: tuple[Tensor, ...]  # the customers whose turn it is; in a block, those that are new
+    u: Tensor  # uniforms for the outcomes [U, W]
+    age: Tensor  # steps since the season began
+    week: Tensor
+    clock: Tensor  # what is observed of the time: share of the season's weeks, and of the week's customers [W, 2]
+    monday: Tensor  # the step ends a week
+    ends: Tensor  # … and a season
+
+    def at(self, k: int | slice) -> Moment:
+        """Take some steps out of a block."""
+        return Moment(tuple(x[k] for x in self.visit), *(x[k] for x in self[1:]))
+
+
+class Sent(NamedTuple):
+    """What came of a step, [W] each."""
+
+    left: Tensor  # of the week's budget
+    reward: Tensor
+    pair: Tensor  # that was really sent
+    paid: Tensor
+    state: Tensor | None  # of the customers, who remember
 
 
 class SequentialEnv(BatchedEnv):
@@ -75,10 +89,10 @@ class SequentialEnv(BatchedEnv):
         w = self.num_agents
         share, high = w // len(self.generators), self.season_steps if self.stagger else 1
         age = torch.cat([torch.randint(high, (share,), generator=g, device=self.device) for g in self.generators])
-        self.left = self.restored.expand(w)
+        self.left = self.restored.repeat(w)
         self.store = self.world.store(w, self.customers)
         self._draw(age)
-        self.visit = self._visit()
+        self._meet()
 
     def beside(self, num_agents: int, seed: int) -> SequentialEnv:
         """Return an environment like this one of other size and stream, all its worlds at the start of a season."""
@@ -98,66 +112,106 @@ class SequentialEnv(BatchedEnv):
                        for g in self.generators], -1)
         ages = (age + torch.arange(steps + 1, device=self.device)[:, None]) % self.season_steps
         week, position = ages // self.customers, ages % self.customers
-        clock = torch.stack((week / self.world.weeks, position / self.customers), -1)
-        monday, ends = position[1:] == 0, ages[1:] == 0
-        self.block, self.k = Block(newcomers, u, ages, week, clock, monday, ends), 0
+        clock = torch.stack((week / self.world.weeks, position / self.customers), -1)[:-1]
+        self.block, self.k = Moment(newcomers, u, ages[:-1], week[:-1], clock, position[1:] == 0, ages[1:] == 0), 0
+        self.next_age = ages[-1]
 
-    def _visit(self) -> tuple[Tensor, ...]:
+    def _go(self, steps: int) -> None:
+        """Let steps of the block go by."""
+        self.k += steps
+        if self.k == self.block_steps:
+            self._draw(self.next_age)
+
+    def _meet(self) -> None:
         """Look up the customers whose turn it is; in a season's first week these are new."""
-        newcomers = tuple(x[self.k] for x in self.block.newcomers)
-        if self.store is None:
-            return newcomers
-        at = self._at()
-        for kept, new in zip(self.store, newcomers):
-            first = (self.block.week[self.k] == 0).view(-1, *(1,) * (new.dim() - 1))
-            kept[at] = torch.where(first, new, kept[at])
-        return tuple(kept[at] for kept in self.store)
+        self.moment = self.block.at(self.k)
+        if self.store is not None:
+            at = self._at()
+            for kept, new in zip(self.store, self.moment.visit):
+                first = (self.moment.week == 0).view(-1, *(1,) * (new.dim() - 1))
+                kept[at] = torch.where(first, new, kept[at])
+            self.moment = self.moment._replace(visit=tuple(kept[at] for kept in self.store))
 
     def _at(self) -> tuple[Tensor, Tensor]:
-        return torch.arange(self.num_agents, device=self.device), self.block.age[self.k] % self.customers
+        return torch.arange(self.num_agents, device=self.device), self.moment.age % self.customers
 
     def _obs(self, features: Tensor, clock: Tensor, left: Tensor) -> Tensor:
         return torch.cat((features, clock, (left / self.budget).to(features.dtype)[:, None]), -1)
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Observe where the worlds are; they carry on from rollout to rollout."""
-        obs = self._obs(self.world.features(self.visit), self.block.clock[self.k], self.left)
-        return obs, self._mask()
+        return self.observe(self.left, self.moment)
 
-    def _mask(self) -> Tensor:
+    def observe(self, left: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        """Observe with so much budget left, [W]: obs [W, D], mask [W, *nvec]. Pure."""
+        mask = self.valid if self.penalty is not None else self.asked <= left[:, None, None]
+        obs = self._obs(self.world.features(moment.visit), moment.clock, left)
+        return obs, self.world.allowed(moment.visit, mask)
+
+    def _send(self, left: Tensor, moment: Moment, action: Tensor) -> Sent:
+        # 1. What is sent, if the week's budget pays for it; (0, channel) is nothing too.
+        pair = self.world.addressed(moment.visit, self.pair[action[:, 0], action[:, 1]])
+        fits = self.needs[pair] <= left
+        sent = torch.where(fits, pair, 0)
+        paid = self.cost[sent]
+        # 2. What the customer does.
+        reward, state = self.world.respond(moment.visit, sent, moment.week, moment.u)
         if self.penalty is not None:
-            return self.world.allowed(self.visit, self.valid)
-        return self.world.allowed(self.visit, self.asked <= self.left[:, None, None])
+            reward = reward + self.penalty * ~fits
+        return Sent((left - paid).clamp_min(0), reward, sent, paid, state)
+
+    def _restored(self, left: Tensor, moment: Moment) -> Tensor:
+        return torch.where(moment.monday, self.restored, left)
 
     def step(self, action: Tensor) -> Step:
         """Send [W, 2] offers and channels to one customer in each world."""
-        block, k, features = self.block, self.k, self.world.features(self.visit)
-        # 1. What is sent, if the week's budget pays for it.
-        pair = self.world.addressed(self.visit, self.pair[action[:, 0], action[:, 1]])  # (0, channel) is nothing too
-        fits = self.needs[pair] <= self.left
-        self.sent = torch.where(fits, pair, 0)
-        paid = self.cost[self.sent]
-        # 2. What the customer does.
-        reward, state = self.world.respond(self.visit, self.sent, block.week[k], block.u[k])
-        if self.penalty is not None:
-            reward = reward + self.penalty * ~fits
+        moment = self.moment
+        sent = self._send(self.left, moment, action)
+        self.sent = sent.pair
         if self.store is not None:
-            self.store[-1][self._at()] = state
-        # 3. The next customer, and on Mondays a new budget; where a season is over, the next one's first.
-        left, monday, ends = (self.left - paid).clamp_min(0), block.monday[k], block.ends[k]
-        self.left = torch.where(monday, self.restored, left)
-        self.k += 1
-        if self.k == self.block_steps:
-            self._draw(block.age[-1])
-        self.visit = self._visit()
+            self.store[-1][self._at()] = sent.state
+        # The next customer, and on Mondays a new budget; where a season is over, the next one's first.
+        self.left = self._restored(sent.left, moment)
+        self._go(1)
+        self._meet()
         obs, mask = self.begin()
-        final_obs = torch.where(ends[:, None], self._obs(features, self.over, left), obs)
-        info = {"reward": reward, "spend": paid, "contacted": self.sent > 0}
-        return Step(obs, mask, reward, ends, torch.zeros_like(ends), final_obs, info)
+        over = self._obs(self.world.features(moment.visit), self.over, sent.left)
+        final_obs = torch.where(moment.ends[:, None], over, obs)
+        return Step(obs, mask, sent.reward, moment.ends, torch.zeros_like(moment.ends), final_obs, self._info(sent))
+
+    def _info(self, sent: Sent) -> dict[str, Tensor]:
+        return {"reward": sent.reward, "spend": sent.paid, "contacted": sent.pair > 0}
+
+    # ── the same in pure functions, for worlds that keep nothing of a customer: a rollout is then one graph ─────────
+    @property
+    def pure(self) -> bool:
+        """Whether `moments`, `observe` and `move` are all there is to a step."""
+        return self.store is None
+
+    def moments(self, steps: int) -> Moment:
+        """Take the next steps, [steps, W, ...] each; the worlds wait behind them for the budget they lead to."""
+        parts = []
+        while steps:
+            part = min(steps, self.block_steps - self.k)
+            parts.append(self.block.at(slice(self.k, self.k + part)))
+            self._go(part)
+            steps -= part
+        return parts[0] if len(parts) == 1 else Moment(
+            tuple(map(torch.cat, zip(*(part.visit for part in parts)))), *map(torch.cat, zip(*(part[1:] for part in parts))))
+
+    def move(self, left: Tensor, moment: Moment, action: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Return the budget left at the next moment, rewards, ends and info, [W] each. Pure."""
+        sent = self._send(left, moment, action)
+        return self._restored(sent.left, moment), sent.reward, moment.ends, self._info(sent)
+
+    def arrive(self, left: Tensor) -> None:
+        """Go on from where `move` has led."""
+        self.left = left
+        self._meet()
 
     def expected_reward(self) -> Tensor:
         """Expected reward of this step alone by action, [W, *nvec], but for the penalty."""
-        return self.world.values(self.visit, self.block.week[self.k]).view(-1, *self.nvec)
+        return self.world.values(self.moment.visit, self.moment.week).view(-1, *self.nvec)
 
     def realise(self) -> None:
         """Give realised outcomes."""
@@ -175,4 +229,4 @@ class SequentialEnv(BatchedEnv):
         self._draw(state["age"].to(self.device))
         self.k, self.left = state["k"], state["left"].to(self.device)
         self.store = state["store"] and tuple(x.to(self.device) for x in state["store"])
-        self.visit = self._visit()
+        self._meet()

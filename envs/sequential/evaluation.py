@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.budget import hull
-from envs.report import Report
+from rlcore.report import Report
 from envs.sequential.env import SequentialEnv
 from rlcore.distributions import flatten, unflatten
 from rlcore.plots import labelled
@@ -39,7 +39,7 @@ def play(choose: Choose, env: SequentialEnv, keep_values: bool = False) -> Seaso
     """Play a season in every world from its start."""
     (obs, mask), steps = env.begin(), []
     for _ in range(env.season_steps):
-        values = env.world.values(env.visit, env.block.week[env.k])
+        values = env.world.values(env.moment.visit, env.moment.week)
         pair = choose(env, obs, mask)
         step = env.step(unflatten(pair, env.nvec))
         gained = values.gather(1, env.sent[:, None])[:, 0]
@@ -78,8 +78,8 @@ def nothing(env: SequentialEnv, obs: Tensor, mask: Tensor) -> Tensor:
 def priced(price: float) -> Choose:
     """Send what earns most at a price of budget; at 0, first come, first served."""
     def choose(env, obs, mask):
-        fits = env.world.allowed(env.visit, (env.cost <= env.left[:, None] + 1e-9).view(-1, *env.nvec)).flatten(1)
-        value = env.world.values(env.visit, env.block.week[env.k]) - (price - TIE) * env.cost
+        fits = env.world.allowed(env.moment.visit, (env.cost <= env.left[:, None] + 1e-9).view(-1, *env.nvec)).flatten(1)
+        value = env.world.values(env.moment.visit, env.moment.week) - (price - TIE) * env.cost
         return value.masked_fill(~fits, -torch.inf).argmax(-1)
     return choose
 

@@ -60,8 +60,9 @@ class Report:
         """Lay the comparison out for TensorBoard and README."""
         return markdown((self.what, *self.columns), self._lines(), 2 if "knows" in self.columns else 1)
 
-    def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
+    def figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Return the plots, and the training curve where there is one."""
+        curve = history.get(headline, [])
         if not curve:
             return self.plots
         figure, axes = labelled("steps, thousands", self.judged)

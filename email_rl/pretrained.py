@@ -1,0 +1,56 @@
+"""Networks with their tokenizers: from the hub or a folder, and to and from what a checkpoint can hold."""
+from __future__ import annotations
+
+import tempfile
+from logging import getLogger
+from pathlib import Path
+from typing import Callable
+
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logging.disable_progress_bar()  # of reading and writing weights: the run has its own line
+
+
+def from_hub(name: str, key: str, read: Callable, alternatives: str):
+    """Return `read(name)`; raise ValueError, in one line, where the hub can't be reached or has no such model."""
+    getLogger("huggingface_hub").setLevel("ERROR")  # its retries would each have a line
+    try:
+        return read(name)
+    except Exception as error:  # whatever the hub's client raises, the user needs the same line
+        raise ValueError(f"{key}: '{name}' can't be had from the model hub ({type(error).__name__}): go online, or take "
+                         f"{alternatives}") from error
+
+
+def from_folder(path: str | None, key: str, read: Callable, what: str):
+    """Return `read(path)` of a folder that save_pretrained left; raise ValueError where it holds no such model."""
+    if not path or not (Path(path) / "config.json").is_file():
+        raise ValueError(f"{key}: expected a folder with config.json, weights and tokenizer, got '{path}'")
+    try:
+        return read(path)
+    except Exception as error:
+        raise ValueError(f"{key}: '{path}' is no {what} that transformers can load: "
+                         f"{str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+
+
+def describe(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return all of a network and its tokenizer but the weights: text files by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+
+
+def restore(files: dict[str, str], kind: type) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Rebuild, with random weights, what `describe` returned; `kind` is one of transformers' Auto classes."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / Path(name).name).write_text(content, encoding="utf-8")
+        return kind.from_config(AutoConfig.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder)
+
+
+def export(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write both as transformers does, so that it loads them again."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,276 @@
+"""PPO with a KL penalty on text: the policy's readings, the loop's mathematics, toys with a known optimum, the script."""
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from test_conf import CONF
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+                          PreTrainedTokenizerFast)
+
+from email_rl import metrics
+from email_rl.policy import Policy, Samples
+from email_rl.ppo_kl import PPOKL
+from rlcore import losses
+from rlcore.logger import Quiet
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["<stop>", "a", "b", "c", "d", "e", "f", "g"]
+WRITING = {"prompt": "{context}", "query_tokens": 4, "response_tokens": 6, "temperature": 1.0, "precision": "float32"}
+SMALL = ["env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.lm.dim=16", "algo.lm.heads=2",
+         "algo.lm.layers=1", "algo.lm.start_epochs=1", "algo.lm.vocabulary=300", "algo.writing.response_tokens=60",
+         "algo.writing.query_tokens=60"]
+SMALL_PPO = [*SMALL, "algo=ppo_kl", "algo.iterations=3", "algo.mails=16", "algo.micro_batch=8", "algo.normalize_on=16",
+             "algo.eval_every=1", "algo.checkpoint_every=1", "algo.samples_every=1", "env.evaluation.mails=12",
+             "env.evaluation.course_mails=8", "env.evaluation.best_of=2", "env.evaluation.draws=50", "algo.rm.dim=16",
+             "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2", "algo.warm_start.steps=2", "algo.classifier.steps=4"]
+
+
+def tokenizer():
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<stop>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<stop>")
+
+
+def language_model(kind="gpt2", dropout=0.1):
+    torch.manual_seed(0)
+    if kind == "gpt2":  # with dropout, as the hub's has it: the policy must take it out
+        return GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=0,
+                                          eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                                        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16, bos_token_id=0,
+                                        eos_token_id=0))
+
+
+def policy(kind="gpt2", **changes):
+    return Policy(language_model(kind), tokenizer(), **{**WRITING, **changes})
+
+
+@cache
+def config(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+class Taste:
+    """A reward model whose outcomes are read off a mail: conversion with P = share of its words that are `b`."""
+
+    def probabilities(self, contexts, texts):
+        share = torch.tensor([text.split().count("b") / max(1, len(text.split())) for text in texts])
+        return torch.stack((1 - share, torch.zeros_like(share), share), 1)
+
+
+class Market:
+    """As much of an environment as the loop needs: contexts and values."""
+
+    class train:  # noqa: N801 (an attribute of the environment)
+        contexts = ["a", "a c", "d e f"]
+
+    device = torch.device("cpu")
+    values = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+
+
+def trainer(*overrides, kind="gpt2", seed=0, scorer=None, **changes):
+    """A trainer of a tiny policy, against Taste, without an environment of mails."""
+    cfg = config("env=email", "algo=ppo_kl", "algo.mails=32", "algo.micro_batch=32", "algo.writing.query_tokens=4",
+                 "algo.writing.response_tokens=6", "algo.writing.prompt='{context}'", *overrides)
+    made = instantiate(cfg.algo, _convert_="all")(Market(), seed, "eager")
+    made.take(policy(kind), scorer or Taste())
+    return made
+
+
+def hand(token_rows, width=6):
+    """Samples of given mails (token lists), each after the prompt `a c`."""
+    n = len(token_rows)
+    response = torch.tensor([row + [3] * (width - len(row)) for row in token_rows])
+    own = torch.tensor([[t < len(row) for t in range(width)] for row in token_rows])
+    return Samples(torch.tensor([[0, 0, 1, 3]] * n), torch.tensor([[0, 0, 1, 1]] * n), response, own)
+
+
+# ── what a policy reads ─────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_every_ratio_is_1_before_the_first_update(kind):
+    """In float32, with padding, with early ends, in any batching, though the model came with dropout."""
+    made = trainer(kind=kind)
+    rollout, _, _ = made.collect()
+    again = made.policy(rollout.samples)
+    alive = rollout.samples.alive
+    assert (~alive).any() and (rollout.samples.query_mask == 0).any()
+    assert ((again.log_prob - rollout.log_prob)[alive].exp() - 1).abs().max() < 1e-5
+    assert ((rollout.reference - rollout.log_prob)[alive].exp() - 1).abs().max() < 1e-5
+    metrics = made.loss(made.prepare(rollout))[1]
+    assert metrics["ratio"].item() == pytest.approx(1, abs=1e-5) and metrics["clipfrac"].item() == 0
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_log_probabilities_do_not_know_of_padding(kind):
+    made = policy(kind)
+    samples = hand([[2, 4, 0], [5]])
+    padded = samples._replace(query=torch.nn.functional.pad(samples.query, (3, 0), value=6),
+                              query_mask=torch.nn.functional.pad(samples.query_mask, (3, 0)))
+    longer = samples._replace(response=torch.nn.functional.pad(samples.response, (0, 2), value=5),
+                              alive=torch.nn.functional.pad(samples.alive, (0, 2)))
+    expected = made(samples).log_prob[samples.alive]
+    assert torch.allclose(made(padded).log_prob[samples.alive], expected, atol=1e-5)
+    assert torch.allclose(made(longer).log_prob[:, :6][samples.alive], expected, atol=1e-5)
+
+
+def test_log_probability_and_entropy_are_those_of_the_distribution_at_the_temperature():
+    made = policy(temperature=0.5)
+    samples = hand([[2, 4, 0], [5, 1, 1]])
+    found = made(samples, entropy=True)
+    for i, row in enumerate([[2, 4, 0], [5, 1, 1]]):
+        for t, token in enumerate(row):
+            with torch.no_grad():
+                logits = made.lm(input_ids=torch.tensor([[1, 3, *row[:t]]])).logits[0, -1] / 0.5
+            p = logits.double().softmax(-1)
+            assert found.log_prob[i, t].item() == pytest.approx(p[token].log().item(), abs=1e-5)
+            assert found.entropy[i, t].item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-5)
+    assert found.value.abs().max() == 0  # the head starts at zero
+
+
+def test_a_value_stands_before_its_token():
+    """The value of a token depends on what came before it, not on it."""
+    made = policy()
+    torch.nn.init.normal_(made.value.weight)
+    one, other = (made(hand([row])).value[0] for row in ([2, 4, 5, 0], [2, 4, 1, 0]))
+    assert torch.equal(one[:3], other[:3]) and one[3] != other[3]
+
+
+# ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_micro_batches_add_up_to_the_minibatch():
+    def step(size):
+        made = trainer(f"algo.micro_batch={size}", "algo.epochs=1", "algo.minibatches=1", "algo.max_grad_norm=1000.0")
+        rollout, _, _ = made.collect()
+        metrics = made.update(made.prepare(rollout))
+        return {name: p.grad for name, p in made.policy.named_parameters()}, metrics
+    (whole, a), (parts, b) = step(32), step(5)
+    for name, gradient in whole.items():
+        assert torch.allclose(gradient, parts[name], atol=2e-6), name
+    for name in ("ppo/policy_loss", "ppo/approxkl", "ppo/value_loss"):
+        assert a[name].item() == pytest.approx(b[name].item(), abs=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    def gradients(on):
+        made = trainer(f"algo.gradient_checkpointing={on}", "algo.epochs=1", "algo.minibatches=1")
+        made.update(made.prepare(made.collect()[0]))
+        return [p.grad for p in made.policy.parameters()]
+    for a, b in zip(gradients(False), gradients(True)):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_bfloat16_is_near():
+    made, samples = policy(), hand([[2, 4, 0], [5]])
+    low = policy(precision="bfloat16")
+    low.load_state_dict(made.state_dict())
+    difference = (made(samples).log_prob - low(samples).log_prob)[samples.alive].abs().max().item()
+    assert 0 < difference < 0.05
+
+
+def test_scores_are_standardised_on_the_reference_and_a_mail_without_an_end_gets_its_own():
+    made = trainer("algo.missing_stop=-7.0")
+    made.mean, made.std = 0.5, 2.0
+    rollout, (contexts, texts), charts = made.collect()
+    stopped = ((rollout.samples.response == 0) & rollout.samples.alive).any(1)
+    assert stopped.any() and not stopped.all()
+    raw = made.rewards(contexts, texts)
+    assert torch.allclose(rollout.score[stopped], ((raw - 0.5) / 2.0).float()[stopped])
+    assert (rollout.score[~stopped] == -7).all()
+    assert charts["objective/num_eos"] == stopped.sum()
+
+
+def test_the_most_likely_outcome_can_be_the_reward():
+    made = trainer("algo.reward=argmax")
+    assert made.rewards(["a"] * 3, ["b b a", "a b a", ""]).tolist() == [2.0, -1.0, -1.0]
+    assert trainer().rewards(["a"], ["b b a"]).item() == pytest.approx(-1 / 3 + 2 * 2 / 3)
+
+
+def test_the_losses_are_the_published_ones_on_a_batch_by_hand():
+    """Sums over a mail's own tokens as in OpenAI's lm-human-preferences and TRL: clipped policy, clipped value, k1 and k3."""
+    generator = torch.Generator().manual_seed(5)
+    new, old, advantage, value, before, target = (torch.randn(3, 4, generator=generator) for _ in range(6))
+    new, old = 0.3 * new, 0.3 * old
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
+    loss, found = losses.ppo(new, old, advantage, torch.zeros_like(new), value, before, target, mask, mask, clip=0.2,
+                             clip_value=0.2, vf_coef=0.1, ent_coef=0.0)
+    policy_sum = value_sum = k3 = clipped = 0.0
+    cells = [(i, t) for i in range(3) for t in range(4) if mask[i, t]]
+    for cell in cells:
+        ratio, a = math.exp((new[cell] - old[cell]).item()), advantage[cell].item()
+        policy_sum += max(-a * ratio, -a * min(max(ratio, 0.8), 1.2))
+        clipped += abs(ratio - 1) > 0.2
+        near = min(max(value[cell].item(), before[cell].item() - 0.2), before[cell].item() + 0.2)
+        value_sum += 0.5 * max((value[cell] - target[cell]).item() ** 2, (near - target[cell].item()) ** 2)
+        k3 += ratio - 1 - math.log(ratio)
+    n = len(cells)
+    assert loss.item() == pytest.approx(policy_sum / n + 0.1 * value_sum / n, abs=1e-6)
+    assert found["approx_kl"].item() == pytest.approx(k3 / n, abs=1e-6)
+    assert found["clipfrac"].item() == pytest.approx(clipped / n)
+
+
+def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_reference():
+    made = trainer("algo/advantage=grpo", "algo.kl.coef=1.0")
+    with torch.no_grad():
+        for p in made.policy.lm.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    batch = made.prepare(made.collect()[0])
+    batch = batch._replace(advantage=0 * batch.advantage)  # nothing but the penalty is left
+    x = (batch.reference - batch.log_prob)[batch.samples.alive].double()
+    k3 = (x.exp() - 1 - x).mean().item()
+    assert made.loss(batch)[0].item() == pytest.approx(k3, rel=1e-4) and k3 > 0.05
+    for _ in range(10):
+        made.update(batch)
+    assert made.loss(batch)[0].item() < 0.8 * k3
+
+
+@pytest.mark.parametrize("name", ["gae", "rloo", "grpo", "reinforce_pp", "reward_weighted"])
+def test_every_advantage_finds_the_optimum_of_a_toy(name):
+    """P(conversion) is the share of `b`: a mail of b's alone is best. A policy that learns nothing has a share of about 1/7."""
+    made = trainer(f"algo/advantage={name}", "algo.kl.coef=0.0", "algo.iterations=25", "algo.lm.lr=1e-2", "algo.schedule.final=1.0",
+                   "algo.eval_every=100", "algo.checkpoint_every=100", "algo.missing_stop=0.0", "algo.mails=64",
+                   "algo.micro_batch=64")
+    made.mean, made.std = 0.0, 1.0
+    share = {}
+
+    def measure(when):
+        _, texts = made.policy.write(["a"] * 200, 1, torch.Generator().manual_seed(9), temperature=1.0, top_k=0, top_p=1.0,
+                                     batch_size=200)
+        share[when] = Taste().probabilities(None, texts)[:, 2].mean().item()
+    measure("before")
+    made.train(Quiet(), lambda: None, None, lambda: False)
+    measure("after")
+    assert share["before"] < 0.25 and share["after"] > 0.9
+
+
+def test_the_penalty_keeps_the_policy_where_the_closed_form_says():
+    """Mails of one token: max E[score] − β·KL is at π ∝ π_ref · exp(score / β). The stop token alone is an end: it is worth
+    what an empty mail is, −1; every other mail has none and gets missing_stop, 0."""
+    made = trainer("algo/advantage=rloo", "algo.kl.coef=1.5", "algo.iterations=60", "algo.lm.lr=3e-3", "algo.mails=128",
+                   "algo.micro_batch=128", "algo.eval_every=500", "algo.checkpoint_every=500", "algo.missing_stop=0.0")
+    made.policy.response_tokens = made.reference.response_tokens = 1
+    made.mean, made.std = 0.0, 1.0
+    made.draw = lambda n: ["a"] * n
+
+    def p(model):
+        with torch.no_grad():
+            return model.lm(input_ids=torch.tensor([[1]])).logits[0, -1].double().softmax(-1)
+    reference = p(made.reference)
+    best = reference * torch.exp(torch.tensor([-1.0] + [0.0] * 7) / 1.5)
+    best /= best.sum()
+    made.train(Quiet(), lambda: None, None, lambda: False)
+    assert abs(reference[0] - best[0]) > 0.04
+    assert (p(made.policy) - best).abs().max() < 0.015

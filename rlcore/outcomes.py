@@ -13,6 +13,7 @@ from torch.nn import functional
 from rlcore.networks import mlp
 
 CHUNK = 65536  # rows predicted at once
+FLOOR = 0.01  # of the mean: the least outcome whose logarithm is taken
 Predict = Callable[[Tensor], Tensor]  # observations [B, D] → outcomes of all actions [B, A, K]
 
 
@@ -50,10 +51,14 @@ class Network:
 
 class Linear:
     """Ridge regression: the first action (nothing) brings what is linear in observations; each other one adds a constant
-    of its own, and slopes `own` to it or shared by all the others."""
+    of its own, and slopes `own` to it or shared by all the others.
 
-    def __init__(self, *, ridge: float, own: bool):
-        self.ridge, self.own = ridge, own
+    `scaled`: observations count again times a customer's scale, exp of a regression of the first outcome's logarithm,
+    for money comes in proportion to how much a customer spends.
+    """
+
+    def __init__(self, *, ridge: float, own: bool, scaled: bool):
+        self.ridge, self.own, self.scaled = ridge, own, scaled
 
     def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator) -> Predict:
         """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
@@ -61,8 +66,16 @@ class Linear:
         each = torch.eye(actions, device=obs.device, dtype=torch.float64)
         group = each[:, 1:] if self.own else each[:, 1:].sum(1, keepdim=True)  # [A, G]: whose slopes an action has
 
-        def laid(x: Tensor) -> Tensor:
+        def standard(x: Tensor) -> Tensor:
             return functional.pad(((x - centre) / scale).double(), (0, 1), value=1.0)
+        size = outcome[:, :1].double()
+        size = solve(standard(obs), size.clamp_min(FLOOR * size.abs().mean()).log(), self.ridge) if self.scaled else None
+
+        def laid(x: Tensor) -> Tensor:
+            x = standard(x)
+            if size is None:
+                return x
+            return torch.cat((x, x * (x @ size - size[-1]).exp()), 1)  # about 1: standardised columns have mean 0
         x = laid(obs)
         design = torch.cat((x, each[action], (group[action][:, :, None] * x[:, None]).flatten(1)), 1)
         first, constants, slopes = solve(design, outcome.double(), self.ridge).split(

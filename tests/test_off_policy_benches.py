@@ -122,8 +122,17 @@ def test_slopes_shared_and_own():
     one = torch.tensor([[0.5, -1.0]])
     wanted = torch.tensor([0.5, -0.5, 0.5])
     for own in (False, True):
-        predict = Linear(ridge=1e-6, own=own)(obs, action, outcome[:, None], 3, generator)
+        predict = Linear(ridge=1e-6, own=own, scaled=False)(obs, action, outcome[:, None], 3, generator)
         torch.testing.assert_close(predict(one)[0, :, 0], wanted, atol=1e-4, rtol=0)
     opposite = torch.where(action == 1, obs[:, 1], torch.where(action == 2, -obs[:, 1], 0.0))
-    predict = Linear(ridge=1e-6, own=True)(obs, action, opposite[:, None], 3, generator)
+    predict = Linear(ridge=1e-6, own=True, scaled=False)(obs, action, opposite[:, None], 3, generator)
     torch.testing.assert_close(predict(one)[0, :, 0], torch.tensor([0.0, -1.0, 1.0]), atol=1e-4, rtol=0)
+
+
+def test_what_is_proportional_to_a_scale_is_found():
+    generator = torch.Generator().manual_seed(0)
+    obs, action = torch.randn(4000, 3, generator=generator), torch.randint(2, (4000,), generator=generator)
+    outcome = (0.8 * obs[:, 0] - 0.5 * obs[:, 1]).exp() * (2 + action + 0.5 * obs[:, 2].clamp(-1, 1))
+    left = {scaled: (Linear(ridge=1.0, own=False, scaled=scaled)(obs, action, outcome[:, None], 2, generator)(obs)[
+        torch.arange(4000), action, 0] - outcome).std() / outcome.std() for scaled in (False, True)}
+    assert left[True] < 0.15 < 0.4 < left[False], left

@@ -217,7 +217,7 @@ def test_fitted_q_evaluation_finds_the_value_of_a_chain():
     customer, week = torch.arange(m).repeat_interleave(steps), torch.arange(steps).repeat(m)
     obs = torch.stack((state.float(), 1 - state.float()), 1)
     target = torch.tensor([0.0, 1.0]).expand(m * steps, 2)
-    v, q = cross_fit(Linear(ridge=1e-3, own=True), obs, action, reward[:, None], target, seasons(customer, 0 * customer, week),
+    v, q = cross_fit(Linear(ridge=1e-3, own=True, scaled=False), obs, action, reward[:, None], target, seasons(customer, 0 * customer, week),
                      folds(customer, 2, generator), 1.0, generator)
     assert v.view(m, steps)[:, 0] == pytest.approx(1.0, abs=0.01)
     last = (week == 2)

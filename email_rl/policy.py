@@ -131,7 +131,9 @@ class Policy(nn.Module):
             own = alive(response, self.stop)
             found.append(Samples(query.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0), response, own))
             texts += self.texts(response, own)
-        return Samples(*map(torch.cat, zip(*found))), texts
+        whole = Samples(*map(torch.cat, zip(*found)))
+        longest = -(-int(whole.alive.sum(1).max()) // 8) * 8  # nobody reads what comes after the longest mail
+        return whole._replace(response=whole.response[:, :longest], alive=whole.alive[:, :longest]), texts
 
     # ── to and from disk ────────────────────────────────────────────────────────────────────────────────────────────
     def pack(self) -> dict:

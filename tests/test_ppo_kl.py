@@ -1,14 +1,10 @@
 """PPO with a KL penalty on text: the policy's readings, the loop's mathematics, toys with a known optimum, the script."""
 from __future__ import annotations
 
-import copy
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 from functools import cache
 from pathlib import Path
 
@@ -17,26 +13,26 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from test_conf import CONF
+from test_email_data import rows, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 
 from email_rl import metrics
 from email_rl.policy import Policy, Samples
-from email_rl.ppo_kl import PPOKL
-from rlcore import losses
+from rlcore import checkpoint, losses
 from rlcore.logger import Quiet
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["<stop>", "a", "b", "c", "d", "e", "f", "g"]
 WRITING = {"prompt": "{context}", "query_tokens": 4, "response_tokens": 6, "temperature": 1.0, "precision": "float32"}
-SMALL = ["env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.lm.dim=16", "algo.lm.heads=2",
-         "algo.lm.layers=1", "algo.lm.start_epochs=1", "algo.lm.vocabulary=300", "algo.writing.response_tokens=60",
-         "algo.writing.query_tokens=60"]
-SMALL_PPO = [*SMALL, "algo=ppo_kl", "algo.iterations=3", "algo.mails=16", "algo.micro_batch=8", "algo.normalize_on=16",
-             "algo.eval_every=1", "algo.checkpoint_every=1", "algo.samples_every=1", "env.evaluation.mails=12",
-             "env.evaluation.course_mails=8", "env.evaluation.best_of=2", "env.evaluation.draws=50", "algo.rm.dim=16",
-             "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2", "algo.warm_start.steps=2", "algo.classifier.steps=4"]
+SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.lm.dim=16",
+         "algo.lm.heads=2", "algo.lm.layers=1", "algo.lm.start_epochs=1",
+         "algo.writing.response_tokens=84", "algo.writing.query_tokens=44", "algo.iterations=3", "algo.mails=16",
+         "algo.minibatches=2", "algo.micro_batch=8", "algo.normalize_on=16", "algo.eval_every=1", "algo.checkpoint_every=1",
+         "algo.samples_every=1", "env.evaluation.mails=12", "env.evaluation.course_mails=8", "env.evaluation.best_of=2",
+         "env.evaluation.draws=50", "algo.rm.dim=16", "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2",
+         "algo.warm_start.steps=2", "algo.classifier.steps=4", "algo.classifier.eval_every=1"]
 
 
 def tokenizer():
@@ -274,3 +270,95 @@ def test_the_penalty_keeps_the_policy_where_the_closed_form_says():
     made.train(Quiet(), lambda: None, None, lambda: False)
     assert abs(reference[0] - best[0]) > 0.04
     assert (p(made.policy) - best).abs().max() < 0.015
+
+
+# ── the whole job, small ────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def build(kept, *overrides):
+    """Make environment, agent and evaluation as scripts/train.py does."""
+    cfg = config(*SMALL, f"algo.cache={kept}", *overrides)
+    env = instantiate(cfg.env, _convert_="all")("cpu", 0)
+    return instantiate(cfg.algo, _convert_="all")(env, 0, "eager"), env.evaluation(env)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
+    def run(agent, stop=lambda: False):
+        agent.train(Quiet(), lambda: checkpoint.save(tmp_path / "c.pt", agent.state_dict()), None, stop)
+        return agent
+    whole = run(build(kept, "algo/kl=adaptive")[0])
+    first = build(kept, "algo/kl=adaptive")[0]
+    run(first, lambda: first.iteration == 1)
+    second = build(kept, "algo/kl=adaptive")[0]
+    second.load_state_dict(checkpoint.load(tmp_path / "c.pt"))
+    assert second.iteration == 1
+    run(second)
+    for (name, a), b in zip(whole.policy.state_dict().items(), second.policy.state_dict().values()):
+        assert torch.equal(a, b), name
+    assert not torch.equal(whole.policy.value.weight, whole.reference.value.weight) or not whole.advantage.critic
+    assert torch.equal(whole.kl_weight.coef, second.kl_weight.coef)
+
+
+def test_what_was_trained_is_kept_for_other_runs_with_the_same_settings(kept, capsys):
+    build(kept)[0].begin(Quiet(), lambda: False)
+    folders = {path.name for path in kept.iterdir()}
+    capsys.readouterr()
+    build(kept, "algo/advantage=grpo")[0].begin(Quiet(), lambda: False)
+    assert {path.name for path in kept.iterdir()} == folders and capsys.readouterr().out.count("trained before") == 2
+    build(kept, "algo.lm.start_lr=1e-3")[0].begin(Quiet(), lambda: False)
+    assert len({path.name for path in kept.iterdir()} - folders) == 1  # another reference, the same reward model
+
+
+def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
+    path = write(tmp_path / "mails.csv", rows(300))
+    agent, evaluation = build(kept, f"env.data={path}")
+    sides = agent.env.splits
+    assert set(sides) == {"train", "valid", "test", "judge"} and not set(sides["judge"].texts) & set(sides["train"].texts)
+    agent.train(Quiet(), lambda: None, lambda: evaluation.score(agent), lambda: False)
+    found = evaluation.run(agent, "ppo_kl").metrics()
+    assert 0 <= found["policy"]["judge_conversion"] <= 1 and "gold_conversion" not in found["policy"]
+    judge = agent.judge()
+    assert any(not torch.equal(a, b) for a, b in zip(judge.model.parameters(), agent.scorer.model.parameters())
+               if a.shape == b.shape)
+
+
+def test_distinct_2_counts_pairs_of_words():
+    assert metrics.distinct(["a b a b", "a c"], 2, 40) == pytest.approx(3 / 4)  # ab ba ab ac
+    assert metrics.distinct(["a b c d e"] * 3, 2, 3) == pytest.approx(2 / 6)
+
+
+@pytest.mark.slow
+def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kept, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *SMALL, f"algo.cache={kept}", f"hydra.run.dir={tmp_path}/run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(found["reward_model"]) >= {"accuracy", "macro_f1", "log_loss", "ece"}
+    for row in ("policy", "reference"):
+        assert set(found[row]) >= {"proxy_reward", "gold_reward", "gold_conversion", "kl", "distinct_2", "mean_words"}
+    assert set(found) >= {"sent", "best_of_2", "reward_weighted", "ppo_kl", "steps", "seconds"}
+    assert found["reference"]["kl"] == 0 and found["steps"] == 48
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+    words = AutoTokenizer.from_pretrained(tmp_path / "run" / "policy")
+    state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["agent"]["policy"]["weights"]
+    assert torch.equal(lm.get_input_embeddings().weight, state["lm.transformer.wte.weight"])
+    assert words.eos_token_id == words.convert_tokens_to_ids("<|endoftext|>")
+    assert {"proxy_and_truth.png", "frontier.png", "outcomes.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides, said", [
+    (["algo/lm=local", "algo.lm.path=nowhere"], "algo.lm.path: expected a folder"),
+    (["algo.reward_model=nowhere"], "nowhere: no reward model"),
+    (["algo.writing.response_tokens=500"], "expected at most 128, the positions of algo.lm"),
+    (["algo.mails=15"], "algo.mails: expected a multiple"),
+    (["env=offers"], "do not fit")])
+def test_what_can_not_be_used_is_one_line(kept, tmp_path, overrides, said):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *SMALL, f"algo.cache={kept}", *overrides]
+    if overrides == ["env=offers"]:
+        command = [*command[:2], "algo=ppo_kl", "env=offers"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

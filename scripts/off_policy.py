@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs.report import Report
+from rlcore.report import Report
 from rlcore.logfile import read
 from rlcore.logged import Logged, fitting
 from rlcore.plots import labelled

@@ -19,7 +19,8 @@ PRIMARY = {"bench": "bench", "behaviour": "collect", "ope": "evaluate", "ope/mod
 
 # groups of parts that the default algorithm or environment doesn't have
 OWNERS = {"algo/explore=": "algo=bandit", "algo/rm=": "algo=reward_model", "env/corpus": "env=email",
-          **{f"algo/{part}=": "algo=ppo_kl" for part in ("lm", "writing", "advantage", "kl", "classifier", "warm_start")}}
+          **{f"algo/{part}=": "algo=ppo_kl" for part in ("lm", "writing", "advantage", "kl", "classifier", "warm_start")},
+          **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")}}
 
 
 def composed(*overrides, name="train"):
@@ -40,7 +41,8 @@ def targets(node, path=""):
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_file_composes_and_names_all_its_parameters(group):
     primary = PRIMARY.get(group.partition("=")[0], "train")
-    owner = [choice for part, choice in OWNERS.items() if group.startswith(part)]
+    owner = [one for part, choice in OWNERS.items() if group.startswith(part)
+             for one in ((choice,) if isinstance(choice, str) else choice)]
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
     assert {"train": {".algo", ".env", ".logger"}, "collect": {".behaviour", ".env"}, "evaluate": {".ope", ".ope.model"}}.get(primary, {".bench"}) <= set(found)
     for path, node in found.items():

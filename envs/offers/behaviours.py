@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from envs.collect import Behaviour
-from envs.offers.budget import Increments, hull
+from envs.offers.budget import Increments
 from envs.offers.policies import Knapsack, Response
 from envs.offers.program import best_plan, organic
 from envs.offers.world import utility

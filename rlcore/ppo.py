@@ -50,7 +50,7 @@ class PPO(Learner):
     Raises ValueError where sizes don't fit.
     """
 
-    valued = False
+    valued, sees_price = False, True
 
     def __init__(self, env, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
                  spend: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,

@@ -60,17 +60,24 @@ class OffersEnv(BatchedEnv):
         self.allowed = self.permits(self.state.status == SUBSCRIBED, self.sent)
         self.organic = organic(self.customers, self.world)
         self.u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
-        self.prices, self.drift = self._price_paths(weeks, n)
+        week = torch.arange(weeks, device=self.device)[:, None]
+        self.prices, self.drift = self._price_paths(week, n, self.generator)
         return self._obs(), self._mask()
 
-    def _price_paths(self, weeks: int, n: int) -> tuple[Tensor, Tensor]:
+    def _price_paths(self, week: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw n seasons' prices in weeks [T, 1 or n], and their drifts [n]."""
         def uniform(low, high):
-            return low + (high - low) * torch.rand(n, generator=self.generator, device=self.device)
+            return low + (high - low) * torch.rand(n, generator=generator, device=self.device)
         low, high = map(math.log, self.price_range)
         level, drift = uniform(low, high), uniform(*self.drift_range)
-        week = torch.arange(weeks, device=self.device)[:, None] - (weeks - 1) / 2
-        noise = self.price_noise * torch.randn(weeks, n, generator=self.generator, device=self.device)
-        return (level + drift * week + noise).exp(), drift
+        noise = self.price_noise * torch.randn(len(week), n, generator=generator, device=self.device)
+        return (level + drift * (week - (self.season - 1) / 2) + noise).exp(), drift
+
+    def reprice(self, week: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw other prices for decisions in weeks [B] as a season has them: the price [B] and what is observed of it [B, 2],
+        then both of the week after."""
+        prices, drift = self._price_paths(torch.stack((week, week + 1)), len(week), generator)
+        return tuple(x for price in prices for x in (price, self.observe.price(price, drift)))
 
     def _obs(self) -> Tensor:
         week = min(self.week, self.world.weeks - 1)

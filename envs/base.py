@@ -62,6 +62,10 @@ class BatchedEnv(ABC):
         """Expected reward of this step alone by action, [B, *nvec], where the environment knows it: regret's yardstick."""
         return None
 
+    def lost(self, obs: Tensor) -> Tensor | None:
+        """Tell which agents are lost for good, whatever is done, bool [B], where observations [B, D] tell."""
+        return None
+
     def realise(self) -> None:
         """From here on let chance decide what comes of an action, and rewards say nothing else: what a log holds."""
 

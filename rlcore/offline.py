@@ -17,12 +17,11 @@ from rlcore.distributions import unflatten
 from rlcore.explore import best
 from rlcore.fast import fast
 from rlcore.learner import Learner
+from rlcore.control import plain
 from rlcore.logged import Logged
 from rlcore.networks import ActionValues
-from rlcore.outcomes import folds, numbered, seasons
 
 UNHEARD_OF = -1e9  # worth of a pair that the log has too little of; finite, that two of them can be compared
-CHUNK = 65536  # rows looked at together
 
 
 # ── mathematics: tables [B, P] of all pairs, masks of what is valid, actions flat [B] ───────────────────────────────
@@ -33,16 +32,19 @@ def supported(logits: Tensor, mask: Tensor, threshold: float) -> Tensor:
     return (gap > (math.log(threshold) if threshold > 0 else -torch.inf)) | (gap == 0)
 
 
-def double_target(reward: Tensor, terminated: Tensor, gamma: float, online: Tensor, target: Tensor, charge: Tensor | float,
+def double_target(reward: Tensor, discount: Tensor, online: Tensor, target: Tensor, charge: Tensor | float,
                   allowed: Tensor) -> Tensor:
-    """r + γ·(target − charge)(s', a*), a* the allowed pair that `online` less the charge thinks best (van Hasselt 2016)."""
+    """r + γ·(target − charge)(s', a*), a* the allowed pair that `online` less the charge thinks best (van Hasselt et al.
+    2016); discounts γ [B] are 0 where all ends."""
     action = (online - charge).masked_fill(~allowed, -torch.inf).argmax(-1, keepdim=True)
-    return reward + torch.where(terminated, 0.0, gamma * (target - charge).gather(1, action)[:, 0])
+    return reward + discount * (target - charge).gather(1, action)[:, 0]
 
 
-def td_loss(value: Tensor, goal: Tensor, huber: float | None) -> Tensor:
-    """Huber's mean loss at width `huber`; without one, half the mean squared error, of which means are the solution."""
-    return 0.5 * functional.mse_loss(value, goal) if huber is None else functional.huber_loss(value, goal, delta=huber)
+def td_loss(value: Tensor, goal: Tensor, weight: Tensor, huber: float | None) -> Tensor:
+    """Weighted mean of Huber's loss at width `huber`; without one, of half the squared error, of which means are the
+    solution."""
+    error = 0.5 * (value - goal).square() if huber is None else functional.huber_loss(value, goal, delta=huber, reduction="none")
+    return (weight * error).mean()
 
 
 def conservative(q: Tensor, mask: Tensor, action: Tensor) -> Tensor:
@@ -57,16 +59,6 @@ def imitation(logits: Tensor, mask: Tensor, action: Tensor, penalty: float) -> T
     return -log_probs.gather(1, action[:, None])[:, 0].mean() + penalty * square
 
 
-def returns_to_go(reward: Tensor, place: Tensor, gamma: float) -> Tensor:
-    """Σ γ^k·r_{t+k} of N decisions to the end of what is logged of their season, [N]; place [M, T] as `seasons` gives it."""
-    total, carried = torch.zeros_like(reward), reward.new_zeros(len(place))
-    for t in reversed(range(place.shape[1])):
-        rows = place[:, t].clamp_min(0)
-        carried = torch.where(place[:, t] >= 0, reward[rows] + gamma * carried, carried)
-        total[place[:, t][place[:, t] >= 0]] = carried[place[:, t] >= 0]
-    return total
-
-
 class Batch(NamedTuple):
     """Decisions to learn from, [B, …]."""
 
@@ -75,6 +67,7 @@ class Batch(NamedTuple):
     action: Tensor
     charge: Tensor  # what pairs cost at that price, [B, P]
     goal: Tensor  # of the value of the pair taken
+    weight: Tensor
     logged: Tensor  # the observation that the decision was made on
 
 
@@ -116,10 +109,8 @@ class DoubleQ(Learner):
     """Double Q-learning on a log, from `learn_from`.
 
     `keep` keeps it to what the log has (null: nothing does). An iteration is `updates` minibatches of `batch_size` decisions,
-    `total_steps` decisions in all. The target network moves by a share `target_rate` every `target_every` updates. `baseline` (rlcore/outcomes.py) fits what a customer's season
-    brings as decisions were made; its prediction is taken off as a potential, γ·Φ(s') − Φ(s) added to the reward (Ng,
-    Harada & Russell 1999): no action's rank changes, and of a reward mostly what the action did is left. Rows of a customer
-    are predicted by a fit on others. Raises ValueError where the parts don't fit.
+    `total_steps` decisions in all. The target network moves by a share `target_rate` every `target_every` updates. `baseline` (rlcore/control.py) frees rewards of what decisions did
+    not do. Raises ValueError where the parts don't fit.
     """
 
     valued, sees_price = True, True
@@ -154,28 +145,13 @@ class DoubleQ(Learner):
         if log.next_obs is None and not log.terminated.all():
             raise ValueError("log: expected next_state_* and next_valid_*, what decisions led to")
         self.log = log = log.to(env.device)
-        reward = log.earned if env.priced else log.reward
-        self.reward = reward - self.potential(log, reward) if self.baseline else reward
+        generator = torch.Generator(env.device).manual_seed(2 * self.seed + 1)
+        profit = log.profit if env.priced else log.profit - log.price * log.spend
+        free = self.baseline(env, log, profit, self.gamma, generator) if self.baseline else plain(log, profit, self.gamma)
+        self.reward, self.discount, self.weight = free
+        self.rows = (self.weight > 0).nonzero()[:, 0]
         if self.iteration == 0:
             self.net.rescale(log.obs)
-
-    @torch.no_grad()
-    def potential(self, log: Logged, reward: Tensor) -> Tensor:
-        """What is to be taken off rewards, Φ(s) − γ·Φ(s'), [N]."""
-        generator = torch.Generator(log.obs.device).manual_seed(2 * self.seed + 1)
-        returns = returns_to_go(reward.double(), seasons(log.customer, log.season, log.week), self.gamma).float()
-        fold, shift = folds(numbered(log.customer), 2, generator), torch.zeros_like(reward)
-        known = slice(None, self.env.context_dim)
-        for k in range(2):
-            others, own = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
-            with torch.enable_grad():
-                predict = self.baseline(log.obs[others][:, known], torch.zeros_like(others), returns[others, None], 1, generator)
-            for rows in own.split(CHUNK):
-                shift[rows] = predict(log.obs[rows][:, known])[:, 0, 0]
-                if log.next_obs is not None:
-                    then = predict(log.next_obs[rows][:, known])[:, 0, 0]
-                    shift[rows] -= torch.where(log.terminated[rows], 0.0, self.gamma * then)
-        return shift
 
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
               stop: Callable[[], bool]) -> None:
@@ -223,14 +199,14 @@ class DoubleQ(Learner):
             obs, next_obs = (torch.cat((x[:, :env.context_dim], y), 1) for x, y in ((obs, steer), (next_obs, next_steer)))
         else:
             next_price = torch.where(ends, price, log.price[(rows + 1).clamp_max(len(log) - 1)])
-        goal = double_target(self.reward[rows], ends, self.gamma, self.net(next_obs), self.target(next_obs),
+        goal = double_target(self.reward[rows], self.discount[rows], self.net(next_obs), self.target(next_obs),
                              self.charge(next_obs, next_price), self.allowed(next_obs, next_mask))
-        return Batch(obs, log.mask[rows], log.action[rows], self.charge(obs, price), goal, logged)
+        return Batch(obs, log.mask[rows], log.action[rows], self.charge(obs, price), goal, self.weight[rows], logged)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Error of the values of pairs taken, and what keeps a learner to its log."""
         table = self.net(batch.obs)
-        error = td_loss(table.gather(1, batch.action[:, None])[:, 0], batch.goal, self.huber)
+        error = td_loss(table.gather(1, batch.action[:, None])[:, 0], batch.goal, batch.weight, self.huber)
         kept = self.keep.loss(batch, table) if self.keep else torch.zeros_like(error)
         return error + kept, {"losses/td_loss": error.detach(), "losses/keep": kept.detach()}
 
@@ -238,7 +214,7 @@ class DoubleQ(Learner):
         """Learn from minibatches; return metrics as device tensors."""
         sums: dict[str, Tensor] = {}
         for _ in range(self.updates):
-            rows = torch.randint(len(self.log), (self.batch_size,), generator=self.generator, device=self.lr.device)
+            rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=self.generator, device=self.lr.device)]
             batch = self.prepare(rows)
             loss, metrics = self.loss(batch)
             self.optimizer.zero_grad(set_to_none=True)

@@ -99,6 +99,10 @@ class OffersEnv(BatchedEnv):
         offer, channel = (torch.arange(n, device=self.device) for n in catalogue.nvec)
         return catalogue.spend(offer[:, None], channel, redeem)
 
+    def lost(self, obs: Tensor) -> Tensor:
+        """Customers who have churned, [B]."""
+        return self.observe.status(obs) == CHURNED
+
     def expected_reward(self) -> Tensor:
         """This week's profit less its spend at the price, [N, O+1, C], with nothing of what follows."""
         at = Visited(self.state, self.customers.alpha)

@@ -30,6 +30,11 @@ class Observation:
         now[:, week] = 1
         return torch.cat((features, *(x.to(features.dtype) for x in hot), now), -1)
 
+    def status(self, obs: Tensor) -> Tensor:
+        """Read the status [B] out of observations [B, D]."""
+        first = self.context_dim - self.weeks - 3
+        return obs[:, first:first + 3].argmax(-1)
+
     def price(self, price: Tensor, drift: Tensor) -> Tensor:
         """Scale prices and drifts to about [−1.7, 1.7], [..., 2]."""
         def standard(x, low, high):

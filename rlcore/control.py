@@ -1,0 +1,105 @@
+"""What a log's rewards are freed of, so that what decisions did can be seen: a customer's value, and chance that no decision
+made. All predictions for a customer are by fits on others (cross-fitting).
+"""
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlcore.logged import Logged
+from rlcore.networks import mlp
+from rlcore.outcomes import CHUNK, folds, numbered
+
+FEWEST = 0.1  # chance to stay: what is divided by it must not explode
+
+
+class Controlled(NamedTuple):
+    """Columns [N]: a value is learned from reward + discount·(value of what follows), by weight."""
+
+    reward: Tensor
+    discount: Tensor
+    weight: Tensor
+
+
+def plain(log: Logged, profit: Tensor, gamma: float) -> Controlled:
+    """Rewards as they came: profit, and what the end is worth."""
+    return Controlled(profit + log.terminal, torch.where(log.terminated, 0.0, gamma), torch.ones_like(profit))
+
+
+class Baseline:
+    """A potential Φ: what decisions as the log has them bring a customer, by temporal differences on a network.
+
+    γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so no action's rank changes. Where the environment tells
+    who is lost for good, `hazard` fits the probability of that by the state and whether a trip was made; a decision is taken
+    to change it by nothing else. Those who stayed are then learned from alone, what follows them times their chance to
+    stay: the same in expectation, without the noise of who was lost. Of `steps`
+    minibatches each has its goals by a copy of the network that moves every `target_every`.
+    """
+
+    def __init__(self, *, hidden: list[int], activation: Callable, lr: float, decay: float, steps: int,
+                 batch_size: int, target_every: int, hazard: Callable | None):
+        self.hidden, self.activation, self.lr, self.decay, self.steps = hidden, activation, lr, decay, steps
+        self.batch_size, self.target_every, self.hazard = opening, batch_size, target_every, hazard
+
+    def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> Controlled:
+        """Free rewards of a log."""
+        fold, width = folds(numbered(log.customer), 2, generator), env.context_dim
+        following = log.obs if log.next_obs is None else log.next_obs
+        lost, gone = env.lost(following), env.lost(log.obs)
+        chance, weight = torch.ones_like(profit), torch.ones_like(profit)
+        if self.hazard and lost is not None:
+            chance = self._chance(log, width, lost, gone, fold, generator)
+            weight = torch.where(lost, 0.0, 1 / chance)
+        now, discount = profit + chance * log.terminal, torch.where(log.terminated, 0.0, gamma * chance)
+        reward = now.clone()
+        for k in range(2):
+            others, own = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
+            others = others[weight[others] > 0]
+            value = self._fit(log.obs[:, :width], following[:, :width], now, discount, weight, others, generator)
+            with torch.no_grad():
+                for rows in own.split(CHUNK):
+                    then = value(following[rows, :width])
+                    reward[rows] += torch.where(discount[rows] > 0, discount[rows] * then, 0.0) - value(log.obs[rows, :width])
+        return Controlled(reward, discount, weight)
+
+    def _chance(self, log: Logged, width: int, lost: Tensor, gone: Tensor, fold: Tensor, generator) -> Tensor:
+        """Probability to stay, [N], of those who are there."""
+        seen = torch.cat((log.obs[:, :width], (log.trips > 0)[:, None]), 1)
+        chance = torch.ones_like(log.profit)
+        for k in range(2):
+            others, own = ((fold != k) & ~gone).nonzero()[:, 0], ((fold == k) & ~gone).nonzero()[:, 0]
+            with torch.enable_grad():
+                predict = self.hazard(seen[others], torch.zeros_like(others), lost[others, None].float(), 1, generator)
+            for rows in own.split(CHUNK):
+                chance[rows] = (1 - predict(seen[rows])[:, 0, 0]).clamp(FEWEST, 1.0)
+        return chance
+
+    def _fit(self, obs: Tensor, following: Tensor, now: Tensor, discount: Tensor, weight: Tensor, rows: Tensor,
+             generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Fit values to rows of a log; return them as a function of contexts [B, D]."""
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
+        centre, scale = obs[rows].mean(0), obs[rows].std(0).clamp_min(1e-3)
+        size = now.std().clamp_min(1e-6) / (1 - discount[rows].mean()).clamp_min(0.05)  # about that of a value
+        net = mlp([obs.shape[1], *self.hidden, 1], self.activation, 0.01).to(obs)
+        frozen = deepcopy(net).requires_grad_(False)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.decay, fused=True)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
+
+        def value(network, x):
+            return network((x - centre) / scale)[:, 0] * size
+
+        with torch.enable_grad():
+            for step in range(self.steps):
+                at = rows[torch.randint(len(rows), (self.batch_size,), generator=generator, device=rows.device)]
+                goal = now[at] + discount[at] * value(frozen, following[at])
+                loss = (weight[at] * (value(net, obs[at]) - goal).square()).mean() / size.square()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                if (step + 1) % self.target_every == 0:
+                    frozen.load_state_dict(net.state_dict())
+        return lambda x: value(net, x)

@@ -1,0 +1,347 @@
+"""Offline learners: their losses, their limits, values that are known, potentials that change no rank, and what prices do."""
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import load, node
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from reference_offline import bcq_loss, chain_values, cql_loss, target
+from test_ppo import identical, weights
+from toys import Chain, Endless, Log
+from torch.nn import functional
+
+from envs.collect import Uniform, rollouts
+from envs.offers.market import Market, play
+from envs.offers.policies import PricedValues, Valued
+from rlcore.logged import Logged
+from rlcore.offline import conservative, double_target, imitation, returns_to_go, supported, td_loss
+
+CPU = torch.device("cpu")
+SMALL = {"net": {"hidden": [32, 32]}, "optim": {"lr": 0.01}, "schedule": None, "spend": None, "baseline": None,
+         "updates": 10, "batch_size": 64, "target_every": 5, "total_steps": 6400, "eval_every": 1000, "checkpoint_every": 1000}
+
+
+def make(env, log, algo="cql", *, seed=0, keep="conservative", kept=None, **changes):
+    """Build an offline learner from its YAML: SMALL, then `changes`; `kept` are changes of what keeps it to its log."""
+    config = OmegaConf.merge(node(f"../algo/{algo}", f"algo={algo}"), SMALL, changes)
+    config.keep = keep and OmegaConf.merge(node(f"../algo/keep/{keep}", f"algo={algo}"), kept or {})
+    agent = instantiate(config, _convert_="all")(env, seed, "eager")
+    agent.learn_from(log)
+    return agent
+
+
+def train(agent, **changes) -> Log:
+    log = Log()
+    agent.train(log, lambda: None, None, changes.get("stop", lambda: False))
+    return log
+
+
+class Tabular(Chain):
+    """The chain with a column for every time and place."""
+
+    obs_dim = 30
+
+    def observe(self, state):
+        return functional.one_hot((state[:, 0] % 5) * 6 + state[:, 1], 30).float()
+
+
+def logged(env, decisions=20_000, seed=0, steps=64) -> Logged:
+    return Logged.cat(list(rollouts(env, Uniform(), "uniform", seed, decisions=decisions, steps=steps, all_propensities=False)))
+
+
+@pytest.fixture(scope="module")
+def chain():
+    return logged(Tabular(64))
+
+
+@pytest.fixture(scope="module")
+def season():
+    env = offers()
+    return env, logged(env, 2400)
+
+
+def offers(agents=200, **changes):
+    env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
+    env.realise()
+    env.begin()
+    return env
+
+
+def batch(seed=0, rows=40, pairs=7):
+    """Tables, masks with at least one valid pair, valid actions, rewards and ends, float64."""
+    g = torch.Generator().manual_seed(seed)
+    q, online, frozen, logits = (torch.randn(rows, pairs, generator=g, dtype=torch.float64) for _ in range(4))
+    mask, next_mask = (torch.rand(rows, pairs, generator=g) < 0.6 for _ in range(2))
+    mask[:, 0] = next_mask[:, 0] = True
+    action = torch.multinomial(mask.float(), 1, generator=g)[:, 0]
+    reward, ends = torch.randn(rows, generator=g, dtype=torch.float64), torch.rand(rows, generator=g) < 0.3
+    return SimpleNamespace(q=q, online=online, frozen=frozen, logits=logits, mask=mask, next_mask=next_mask, action=action,
+                           reward=reward, ends=ends)
+
+
+# ── formulas ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9, 1.0])
+def test_losses_equal_the_papers_one_float_at_a_time(threshold):
+    b = batch()
+    goal = double_target(b.reward, b.ends, 0.9, b.online, b.frozen, 0.0, supported(b.logits, b.next_mask, threshold))
+    rows = [x.tolist() for x in (b.reward, b.ends, b.online, b.frozen, b.logits, b.next_mask)]
+    expected = [target(*row, gamma=0.9, threshold=threshold) for row in zip(*rows)]
+    torch.testing.assert_close(goal, torch.tensor(expected, dtype=torch.float64))
+    taken = b.q.gather(1, b.action[:, None])[:, 0]
+    mine = td_loss(taken, goal, 1.0) + imitation(b.logits, b.mask, b.action, 0.01)
+    rows = b.q.tolist(), b.logits.tolist(), b.mask.tolist(), b.action.tolist(), expected
+    assert mine.item() == pytest.approx(bcq_loss(*rows, penalty=0.01, delta=1.0), rel=1e-12)
+    mine = td_loss(taken, goal, None) + 0.7 * conservative(b.q, b.mask, b.action)
+    assert mine.item() == pytest.approx(cql_loss(*rows, alpha=0.7, delta=None), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["BCQ", "CQL"])
+def test_losses_equal_those_of_d3rlpy(name):
+    pytest.importorskip("d3rlpy")
+    from d3rlpy.algos import DiscreteBCQConfig, DiscreteCQLConfig
+    from d3rlpy.torch_utility import TorchMiniBatch
+    g, n, pairs = torch.Generator().manual_seed(1), 32, 5
+    config = DiscreteBCQConfig(action_flexibility=0.6, beta=0.5) if name == "BCQ" else DiscreteCQLConfig(alpha=0.8)
+    theirs = config.create(device="cpu:0")
+    torch.manual_seed(0)
+    theirs.create_impl((4,), pairs)
+    impl, everything = theirs.impl, torch.ones(n, pairs, dtype=torch.bool)
+    for parameter in impl.modules.targ_q_funcs.parameters():  # no longer the online network's
+        torch.nn.init.normal_(parameter, std=0.2, generator=g)
+    obs, following = (torch.randn(n, 4, generator=g) for _ in range(2))
+    action, reward = torch.randint(pairs, (n,), generator=g), torch.randn(n, generator=g)
+    ends = torch.rand(n, generator=g) < 0.3
+    column = {"actions": action[:, None], "rewards": reward[:, None], "terminals": ends[:, None].float()}
+    values = {field: None for field in TorchMiniBatch.__dataclass_fields__} | {
+        "observations": obs, "next_observations": following, "intervals": torch.ones(n, 1), **column}
+    minibatch = TorchMiniBatch(**values)
+    with torch.no_grad():
+        loss = impl.compute_loss(minibatch, impl.compute_target(minibatch)).loss
+        online, frozen = (net[0](following).q_value for net in (impl.modules.q_funcs, impl.modules.targ_q_funcs))
+        q = impl.modules.q_funcs[0](obs).q_value
+        allowed = everything
+        if name == "BCQ":
+            allowed = supported(impl.modules.imitator(following).logits, everything, 0.6)
+            assert 0.2 < allowed.float().mean() < 0.9
+            kept = imitation(impl.modules.imitator(obs).logits, everything, action, 0.5)
+        else:
+            kept = 0.8 * conservative(q, everything, action)
+        goal = double_target(reward, ends, config.gamma, online, frozen, 0.0, allowed)
+        mine = td_loss(q.gather(1, action[:, None])[:, 0], goal, 1.0) + kept
+    assert mine.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_returns_are_summed_within_what_is_logged_of_a_season():
+    place = torch.tensor([[2, 0, 3], [1, -1, -1]])
+    reward = torch.tensor([1.0, 10.0, 100.0, 1000.0])
+    assert returns_to_go(reward, place, 0.5).tolist() == [501.0, 10.0, 350.5, 1000.0]
+
+
+# ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("keep, kept", [("imitated", {"threshold": 0.0}), ("imitated", {"threshold": 1e-30}),
+                                        ("conservative", {"alpha": 0.0})])
+def test_without_what_keeps_them_they_are_double_dqn(chain, keep, kept):
+    plain, limit = make(Tabular(4), chain, keep=None), make(Tabular(4), chain, keep=keep, kept=kept)
+    train(plain), train(limit)
+    identical(weights(plain.net), weights(limit.net))
+    kept = {"threshold": 0.9} if keep == "imitated" else {"alpha": 1.0}
+    other = make(Tabular(4), chain, keep=keep, kept=kept)
+    train(other)
+    assert any(not torch.equal(x, y) for x, y in zip(weights(plain.net).values(), weights(other.net).values()))
+
+
+def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
+    # of what is valid at a place, the log is made to take the last pair most of the time
+    often = chain.action == (chain.mask * torch.arange(6)).argmax(1)
+    log = chain[(often | (torch.arange(len(chain)) % 4 == 0)).nonzero()[:, 0]]
+    agent = make(Tabular(4), log, keep="imitated", kept={"threshold": 1.0})
+    train(agent)
+    agent.net.body[-1].bias.data += 100 * torch.randn(6, generator=torch.Generator().manual_seed(0))  # whatever Q says
+    mode = (log.mask * torch.arange(6)).argmax(1)
+    assert torch.equal(agent.probs(log.obs, log.mask, log.price).argmax(1), mode)
+
+
+@pytest.mark.parametrize("keep", ["imitated", "conservative"])
+def test_what_is_not_valid_gets_no_gradient_and_has_no_say(chain, keep):
+    agent = make(Tabular(4), chain, keep=keep)
+    batch = agent.prepare(torch.arange(200))
+    never = ~(chain.mask | chain.next_mask).any(0)
+    assert never.nonzero()[:, 0].tolist() == [1]
+    loss, _ = agent.loss(batch)
+    loss.backward()
+    nets = [agent.net, agent.keep.net] if keep == "imitated" else [agent.net]
+    for net in nets:
+        assert not net.body[-1].weight.grad[never].any() and net.body[-1].weight.grad[~never].abs().sum(1).all()
+        assert not net.body[-1].bias.grad[never].any()
+        net.body[-1].bias.data[never] = 1e6
+    agent.target.body[-1].bias.data[never] = 1e6
+    torch.testing.assert_close(agent.prepare(torch.arange(200)).goal, batch.goal)
+    torch.testing.assert_close(agent.loss(batch)[0], loss)
+
+
+# ── what they learn ─────────────────────────────────────────────────────────────────────────────────────────────────
+TABLE = {"net": {"hidden": [], "gain": 0.01}, "optim": {"lr": 0.1}, "schedule": {"final": 0.0}, "total_steps": 256_000,
+         "updates": 20, "batch_size": 256, "target_every": 20}
+
+
+def tabular(chain, **changes):
+    """Train a table on the chain's log; return values [30, 6] of what the log has, and where it has them."""
+    schedule = node("../algo/schedule/linear")
+    agent = make(Tabular(4), chain, **{**TABLE, "schedule": schedule, **changes})
+    train(agent)
+    seen = torch.zeros(30, 6, dtype=torch.bool)
+    seen[chain.obs.argmax(1), chain.action] = True
+    return agent.net(torch.eye(30)).detach(), seen, agent
+
+
+@pytest.mark.parametrize("keep, kept", [("imitated", {"threshold": 0.05}), ("conservative", {"alpha": 0.0})])
+def test_a_table_reaches_the_known_values(chain, keep, kept):
+    values, seen, _ = tabular(chain, keep=keep, kept=kept)
+    known = chain_values()
+    wrong = [(values[5 * 0 + t * 6 + p, a] - q).abs().item() for (t, p, a), q in known.items() if seen[t * 6 + p, a]]
+    assert len(wrong) > 60 and max(wrong) < 0.02
+
+
+def test_a_potential_changes_values_by_itself_and_no_rank(chain):
+    phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
+
+    def baseline(obs, action, outcome, actions, generator):
+        return lambda x: (x @ phi)[:, None, None]
+
+    values, seen, agent = tabular(chain, kept={"alpha": 0.0})
+    agent.baseline = baseline
+    agent = make(Tabular(4), chain, **{**TABLE, "schedule": node("../algo/schedule/linear")}, kept={"alpha": 0.0})
+    agent.baseline = baseline
+    agent.learn_from(chain)
+    train(agent)
+    shifted = agent.net(torch.eye(30)).detach() + phi[:, None]
+    assert (shifted - values)[seen].abs().max() < 0.03
+
+
+def test_a_time_limit_is_not_an_end():
+    env = Endless(32)
+    agent = make(env, logged(env, 4000), keep=None, gamma=0.8, **{**TABLE, "schedule": node("../algo/schedule/linear")})
+    train(agent)
+    torch.testing.assert_close(agent.net(torch.eye(2)).detach(), torch.tensor([[0.0, 0.0], [5.0, 5.0]]), atol=0.05, rtol=0)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(chain):
+    def fresh():
+        return make(Tabular(4), chain, keep="imitated", schedule=node("../algo/schedule/linear"))
+
+    whole, first, second = fresh(), fresh(), fresh()
+    train(whole)
+    count = iter(range(100))
+    train(first, stop=lambda: next(count) == 3)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    train(second)
+    identical(weights(whole.net), weights(second.net))
+    identical(weights(whole.keep), weights(second.keep))
+
+
+# ── the baseline ────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_baseline_is_fitted_on_other_customers(season):
+    env, log = season
+    fitted = []
+
+    def baseline(obs, action, outcome, actions, generator):
+        fitted.append(set(map(tuple, obs[:, :env.static].tolist())))  # customers by their features
+
+        def predict(x):
+            assert not fitted[-1] & set(map(tuple, x[:, :env.static].tolist()))
+            return torch.zeros(len(x), 1, 1)
+        return predict
+
+    make(env, log, spend=node("../algo/spend/learned"), baseline=None).baseline
+    agent = make(env, log, spend=node("../algo/spend/learned"))
+    agent.baseline = baseline
+    agent.learn_from(log)
+    assert len(fitted) == 2 and len(fitted[0] | fitted[1]) == 200 and not fitted[0] & fitted[1]
+
+
+@pytest.mark.slow
+def test_a_baseline_takes_most_of_the_noise():
+    env = offers(2000)
+    log = logged(env, 72_000)
+    agent = make(env, log, spend=node("../algo/spend/learned"), baseline=node("../algo/baseline/network"))
+    assert agent.reward.std() < 0.25 * log.earned.std()
+    assert agent.reward.std() < 0.7 * log.profit[~log.terminated].std() * 2
+
+
+# ── prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_prices_drawn_anew_are_those_of_a_season():
+    env = offers(20_000)
+    week = torch.full((20_000,), 4)
+    price, steer, following, then = env.reprice(week, torch.Generator().manual_seed(0))
+    for drawn, seen, t in ((price, steer, 4), (following, then, 5)):
+        own = torch.stack((env.prices[t].log(), env.drift)), torch.stack((drawn.log(), _drift(env, seen)))
+        torch.testing.assert_close(own[0].mean(1), own[1].mean(1), atol=0.04, rtol=0)
+        torch.testing.assert_close(own[0].cov(), own[1].cov(), atol=0.04, rtol=0.05)
+        torch.testing.assert_close(seen, env.observe.price(drawn, _drift(env, seen)))
+    step = (following / price).log() - _drift(env, steer)
+    assert step.mean().abs() < 0.005 and step.std() == pytest.approx(2**0.5 * env.price_noise, rel=0.05)
+
+
+def _drift(env, seen):
+    low, high = env.drift_range
+    return seen[:, 1] * (high - low) / 12**0.5 + (low + high) / 2
+
+
+def test_goals_are_worth_at_the_price_drawn(season):
+    env, log = season
+    agent = make(env, log, keep=None, spend=node("../algo/spend/learned"))
+    rows = torch.arange(400)
+    state = agent.generator.get_state()
+    made = agent.prepare(rows)
+    agent.generator.set_state(state)
+    price, steer, following, then = env.reprice(log.week[rows], agent.generator)
+    torch.testing.assert_close(made.obs, torch.cat((log.obs[rows, :env.context_dim], steer), 1))
+    torch.testing.assert_close(made.logged, log.obs[rows])
+    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.spend.redeem(log.obs[rows])).flatten(1)
+    torch.testing.assert_close(made.charge, price[:, None] * spend)
+    next_obs = torch.cat((log.next_obs[rows, :env.context_dim], then), 1)
+    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.spend.redeem(next_obs)).flatten(1)
+    best = (agent.net(next_obs) - following[:, None] * spend).masked_fill(~log.next_mask[rows], -torch.inf).amax(1)
+    expected = log.earned[rows] + torch.where(log.terminated[rows], 0.0, best)  # at first the target network is the same
+    torch.testing.assert_close(made.goal, expected)
+
+
+def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
+    env = offers(evaluation={"grid": {"low": 0.01, "high": 200.0, "points": 96}})
+    judge = env.evaluation(env)
+    market = judge._market(300, 1, "test", env.budget)
+    g = torch.Generator().manual_seed(0)
+    head = torch.randn(env.context_dim, 30, generator=g) + torch.linspace(0, 8, 30)
+    setting = None, env.observe, market.customers, judge.world, market.features
+    exact = Valued(lambda x: x @ head, *setting)
+    priced = PricedValues(lambda obs, mask: obs[:, :env.context_dim] @ head, *setting, prices=judge.prices, drift=0.0)
+    allowed = market.permits(market.start.status == 0, [])
+    for steps, name in ((exact.increments(0, market.start, allowed), "exact"), (priced.increments(0, market.start, allowed), "priced")):
+        order = steps.price.flatten().argsort(descending=True, stable=True)
+        within = steps.spend.flatten()[order].cumsum(0) <= 0.3 * steps.spend[steps.price > 0].sum()
+        if name == "exact":
+            kept = dict(zip(("price", "spend"), (steps.price.flatten()[order][within].amin(), steps.spend.sum())))
+    assert kept["price"] > 0
+
+
+def test_a_log_of_another_shape_is_refused_in_one_line(chain, season):
+    env, log = season
+    for wrong, said in ((chain, "expected actions (6, 5) on observations"), (replace(log, next_obs=None, next_mask=None), "next_state_")):
+        with pytest.raises(ValueError, match="log: expected") as error:
+            make(env, wrong, spend=node("../algo/spend/learned"))
+        assert said in str(error.value) and "\n" not in str(error.value)
+    agent = instantiate(OmegaConf.merge(node("../algo/cql"), {"spend": None}), _convert_="all")
+    with pytest.raises(ValueError, match="algo.spend"):
+        agent(env, 0, "eager")
+    agent = make(env, log, spend=node("../algo/spend/learned"))
+    agent.log = None
+    with pytest.raises(ValueError, match="log: expected the path"):
+        train(agent)

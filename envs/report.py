@@ -16,7 +16,7 @@ class Report:
     """Rows of results by policy, from worst to best, and what each column of the table shows of a row.
 
     columns: {header: function of a row}. last: a line below the rows. extra: what else metrics.json holds. plots: named
-    figures. judged: the key of a row by which runs are compared.
+    figures. judged: the key of a row by which runs are compared. what: rows are of.
     """
 
     title: str
@@ -27,6 +27,7 @@ class Report:
     extra: dict
     plots: dict[str, Figure]
     judged: str
+    what: str = "policy"
 
     def metrics(self) -> dict:
         """Lay everything out for metrics.json."""
@@ -48,7 +49,7 @@ class Report:
         """Lay the comparison out for the console."""
         table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=self.caption,
                       caption_justify="left")
-        table.add_column("policy", no_wrap=True)
+        table.add_column(self.what, no_wrap=True)
         for header in self.columns:
             table.add_column(header, justify="left" if header == "knows" else "right", no_wrap=True)
         for line in self._lines():
@@ -57,7 +58,7 @@ class Report:
 
     def markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
-        return markdown(("policy", *self.columns), self._lines(), 2 if "knows" in self.columns else 1)
+        return markdown((self.what, *self.columns), self._lines(), 2 if "knows" in self.columns else 1)
 
     def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
         """Return the plots, and the training curve where there is one."""

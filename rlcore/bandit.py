@@ -1,6 +1,6 @@
 """A neural contextual bandit over any BatchedEnv: it learns what an action earns at once, and nothing of what follows.
 
-train = (collect, update) repeated. In a priced environment it learns profit and spend apart, and acts on profit less the
+train = (collect, update) repeated; with a log, what would be collected is read from it. In a priced environment it learns profit and spend apart, and acts on profit less the
 spend at the agent's price; so its values clear any budget by the exact knapsack.
 """
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rlcore.distributions import draw, unflatten
 from rlcore.explore import best
 from rlcore.fast import fast
 from rlcore.learner import Learner
+from rlcore.logged import Logged
 from rlcore.networks import ActionValues
 
 
@@ -83,14 +84,29 @@ class Bandit(Learner):
         self.updates, self.batch_size = updates, batch_size
         self.memory = Memory(memory, env.context_dim, env.device)
         self.regret = torch.zeros((), device=env.device)  # of an agent since the start
+        self.seed, self.log = seed, None
         self.loss = fast(self.net.loss, mode)
 
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
               stop: Callable[[], bool]) -> None:
         """Run to the last iteration, or to the end of the one in which `stop` turns true."""
         for _, metrics in self.loop(logger, save, evaluate, stop):
-            decisions, charts = self.collect()
+            decisions, charts = self.collect() if self.log is None else (self.recall(), {})
             metrics |= self.update(decisions) | charts
+
+    def learn_from(self, log: Logged) -> None:
+        """Take decisions from a log, over and over in one random order, in place of acting."""
+        order = torch.randperm(len(log), generator=torch.Generator().manual_seed(self.seed))
+        self.log = log.to("cpu")[order].to(self.env.device)
+
+    @torch.no_grad()
+    def recall(self) -> Decisions:
+        """As many logged decisions as an iteration would make, after those of the last."""
+        rows = (self.iteration * self.batch + torch.arange(self.batch, device=self.lr.device)) % len(self.log)
+        context, action = self.log.obs[rows, :self.env.context_dim], self.log.action[rows]
+        for part in zip(context.chunk(self.num_steps), action.chunk(self.num_steps)):
+            self.explore.absorb(self.net, *part)
+        return Decisions(context, action, self.log.profit[rows], self.log.redeemed[rows] > 0 if self.spend else None)
 
     def values(self, context: Tensor) -> Tensor:
         """Expected reward of all actions, [B, Πn]."""

@@ -95,16 +95,16 @@ class Logged:
     def from_obp(cls, feedback: dict) -> Logged:
         """Take over `bandit_feedback` of the Open Bandit Pipeline: one step; a position joins the context, one-hot."""
         n, actions = int(feedback["n_rounds"]), int(feedback["n_actions"])
-        obs = torch.as_tensor(feedback["context"], dtype=torch.float32)
+        obs = torch.tensor(feedback["context"], dtype=torch.float32)
         position = feedback.get("position")
-        if position is not None and (position := torch.as_tensor(position).long()).amax() > 0:
+        if position is not None and (position := torch.tensor(position).long()).amax() > 0:
             obs = torch.cat((obs, torch.nn.functional.one_hot(position).to(obs)), -1)
         zeros, rows = torch.zeros(n), torch.arange(n)
         pscore = feedback.get("pscore")
         log = cls((actions,), obs.shape[1], ("obp",), rows, rows, 0 * rows, 0 * rows, 0 * rows, obs,
-                  torch.ones(n, actions, dtype=torch.bool), torch.as_tensor(feedback["action"]).long(),
-                  torch.full((n,), math.nan).double() if pscore is None else torch.as_tensor(pscore).double(), None, zeros,
-                  torch.as_tensor(feedback["reward"]).float(), zeros, zeros, zeros, zeros, None, None, zeros == 0, zeros > 0)
+                  torch.ones(n, actions, dtype=torch.bool), torch.tensor(feedback["action"]).long(),
+                  torch.full((n,), math.nan).double() if pscore is None else torch.tensor(pscore).double(), None, zeros,
+                  torch.tensor(feedback["reward"]).float(), zeros, zeros, zeros, zeros, None, None, zeros == 0, zeros > 0)
         check(log, "bandit_feedback", 0)
         return log
 
@@ -139,6 +139,14 @@ def check(log: Logged, where: str, first: int) -> None:
         refuse((given < 0).any(1) | ((given.sum(1) - 1).abs() > 1e-4) | (given * ~log.mask > 0).any(1), "prob_*",
                "probabilities of the valid pairs that add up to 1")
         refuse((given.gather(1, log.action[:, None])[:, 0] - p).abs() > 1e-4, "propensity", "what prob_* says of the action", p)
+
+
+def fitting(log: Logged, env, where: str) -> Logged:
+    """Return a log on an environment's device; raise ValueError where it is not of the same observations and actions."""
+    if log.nvec != tuple(env.nvec) or log.obs.shape[1] != env.obs_dim:
+        raise ValueError(f"{where}: a log of {log.obs.shape[1]} observed numbers and actions of {log.nvec} doesn't fit an "
+                         f"environment of {env.obs_dim} and {tuple(env.nvec)}")
+    return log.to(env.device)
 
 
 # ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -137,14 +137,11 @@ class DoubleQ(Learner):
         self.loss = fast(self.loss, mode)
 
     def learn_from(self, log: Logged) -> None:
-        """Take a log to learn from. Raises ValueError where it is of another environment."""
+        """Take a log of this environment to learn from. Raises ValueError where it doesn't say what came next."""
         env = self.env
-        if log.nvec != tuple(env.nvec) or log.obs.shape[1] != env.obs_dim:
-            raise ValueError(f"log: expected actions {tuple(env.nvec)} on observations of {env.obs_dim} columns, got {log.nvec} "
-                             f"on {log.obs.shape[1]}")
         if log.next_obs is None and not log.terminated.all():
             raise ValueError("log: expected next_state_* and next_valid_*, what decisions led to")
-        self.log = log = log.to(env.device)
+        self.log = log
         generator = torch.Generator(env.device).manual_seed(2 * self.seed + 1)
         profit = log.profit if env.priced else log.profit - log.price * log.spend
         free = self.baseline(env, log, profit, self.gamma, generator) if self.baseline else plain(log, profit, self.gamma)

@@ -1,4 +1,4 @@
-"""Judge a trained policy again: python scripts/evaluate.py checkpoint=PATH env.evaluation.customers=4000."""
+"""Judge a trained policy again: python scripts/evaluate.py checkpoint=PATH env.evaluation.customers=4000, or log=PATH."""
 from __future__ import annotations
 
 import sys
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.entry import choose_device, finish, fitting, guarded, publish, trained  # noqa: E402
+from scripts.off_policy import value_on  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
@@ -26,7 +27,11 @@ def main(cfg: DictConfig) -> None:
             logger.load_state_dict(history)
     else:
         env, agent, name = instantiate(cfg.env, _convert_="all")(device, cfg.seed), None, None
-    publish(env.evaluation(env).run(agent, name), name, logger, directory,
+    if cfg.log and agent is None:
+        raise ValueError("checkpoint: expected the path of the policy to value on the log")
+    report = (value_on(cfg.log, instantiate(cfg.ope, _convert_="all"), agent, name) if cfg.log
+              else env.evaluation(env).run(agent, name))
+    publish(report, name, logger, directory,
             OmegaConf.to_container(cfg, resolve=True))
 
 

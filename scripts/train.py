@@ -1,4 +1,4 @@
-"""Train and judge: python scripts/train.py algo=ppo env=offers, or algo=reward_model env=email."""
+"""Train and judge: python scripts/train.py algo=ppo env=offers, algo=reward_model env=email, or algo=bandit log=PATH."""
 from __future__ import annotations
 
 import signal
@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rlcore import checkpoint  # noqa: E402
-from rlcore.logged import read  # noqa: E402
+from rlcore import checkpoint, logged  # noqa: E402
 from scripts.entry import check_fit, choose_device, finish, fitting, flatten, guarded, publish  # noqa: E402
 
 
@@ -31,10 +30,12 @@ def main(cfg: DictConfig) -> None:
         with fitting(cfg.resume):
             env.load_fitted(state["agent"].get("env"))
     agent = parts["algo"](env, cfg.seed, cfg.fast)
-    if cfg.log:
-        learn_from(agent, cfg.log)
-    evaluation = env.evaluation(env)
     name = HydraConfig.get().runtime.choices["algo"]
+    if cfg.log:
+        if not hasattr(agent, "learn_from"):
+            raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq or cql")
+        agent.learn_from(logged.fitting(logged.read(cfg.log), env, cfg.log))
+    evaluation = env.evaluation(env)
     stopped: list[int] = []
 
     if state:
@@ -67,13 +68,6 @@ def main(cfg: DictConfig) -> None:
         sys.exit(130)
     logger.console.print("evaluating on what nothing was trained on …")
     publish(evaluation.run(agent, name), name, logger, directory, config)
-
-
-def learn_from(agent, path: str) -> None:
-    """Give an agent a log to learn from."""
-    if not hasattr(agent, "learn_from"):
-        raise ValueError(f"log: algo={HydraConfig.get().runtime.choices['algo']} learns from no log; expected algo=bcq or cql")
-    agent.learn_from(read(path))
 
 
 if __name__ == "__main__":

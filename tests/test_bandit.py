@@ -11,11 +11,13 @@ from omegaconf import OmegaConf
 from test_ppo import identical, weights
 from toys import Bandit, Chain, Log, train
 
+from envs.collect import Uniform, rollouts
 from envs.offers.policies import Knapsack, Valued
 from envs.offers.program import Visited, action_values
 from envs.offers.world import SUBSCRIBED
 from envs.synthetic import Wheel
 from rlcore.bandit import Memory
+from rlcore.logged import Logged
 
 CPU = torch.device("cpu")
 SMALL = {"net": {"hidden": [32, 32]}, "num_steps": 4, "optim": {"lr": 0.01}, "memory": 4096, "updates": 8,
@@ -216,3 +218,39 @@ def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
     agent.train(Log(), lambda: None, None, lambda: False)
     result = judge.score(agent)  # the myopic optimum earns 1, the trade's uplift rank .76
     assert result["offers/score"] > 0.93 and 0.9 < result["offers/spend_ratio"] < 1.1
+
+
+def test_it_learns_offline_what_it_would_by_acting():
+    env = wheel(64)
+    log = Logged.cat(list(rollouts(env, Uniform(), "uniform", 0, decisions=12_800, steps=8, all_propensities=False)))
+    agent = make(wheel(64), 60, num_steps=4, memory=12_800)
+    agent.learn_from(log)
+    before = agent.env.context.clone()
+    train(agent)
+    assert torch.equal(agent.env.context, before)  # it did not act
+    good = wheel(2000, seed=9)
+    got = good.expected_reward().gather(1, agent.greedy(good.context, good.everything))[:, 0]
+    best = good.expected_reward().amax(1)
+    assert (best - got).mean() < 0.02 < (best - 0.12).mean() - 0.02
+    # … and after half the way, resumed, the same
+    half = make(wheel(64), 60, num_steps=4, memory=12_800)
+    half.learn_from(log)
+    train(half, stop=lambda: half.iteration == 30)
+    again = make(wheel(64), 60, num_steps=4, memory=12_800, seed=0)
+    again.learn_from(log)
+    again.load_state_dict(half.state_dict())
+    train(again)
+    identical(weights(again), weights(agent))
+
+
+def test_its_share_on_a_log_is_all_on_what_pays_at_the_price():
+    env = offers(50)
+    agent = make(env, 1, spend=node("../algo/spend/learned"), num_steps=12, memory=600)
+    obs, mask = env.begin()
+    probs = agent.probs(obs, mask.flatten(1), env.price)
+    context = obs[:, :env.context_dim]
+    worth = agent.values(context) - env.price[:, None] * env.spend(agent.spend.redeem(context)).flatten(1)
+    chosen = worth.masked_fill(~mask.flatten(1), -torch.inf).argmax(1)
+    assert torch.equal(probs, torch.nn.functional.one_hot(chosen, 30).float())
+    with pytest.raises(ValueError, match="without a spend head"):
+        make(env, 1, num_steps=12, memory=600).probs(obs, mask.flatten(1), env.price)

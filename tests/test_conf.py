@@ -15,7 +15,7 @@ GROUPS = sorted(str(path.parent.relative_to(CONF)) + "=" + path.stem for path in
                 if path.parent != CONF)
 
 # scripts whose groups these are; the rest is train.py's
-PRIMARY = {"bench": "bench", "behaviour": "collect"}
+PRIMARY = {"bench": "bench", "behaviour": "collect", "ope": "evaluate", "ope/model": "evaluate"}
 
 # groups of parts that the default algorithm or environment doesn't have
 OWNERS = {"algo/explore=": "algo=bandit", "algo/rm=": "algo=reward_model", "env/corpus": "env=email"}
@@ -41,7 +41,7 @@ def test_every_file_composes_and_names_all_its_parameters(group):
     primary = PRIMARY.get(group.partition("=")[0], "train")
     owner = [choice for part, choice in OWNERS.items() if group.startswith(part)]
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
-    assert {"train": {".algo", ".env", ".logger"}, "collect": {".behaviour", ".env"}}.get(primary, {".bench"}) <= set(found)
+    assert {"train": {".algo", ".env", ".logger"}, "collect": {".behaviour", ".env"}, "evaluate": {".ope", ".ope.model"}}.get(primary, {".bench"}) <= set(found)
     for path, node in found.items():
         if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl", "scripts"):
             continue

@@ -1,0 +1,143 @@
+"""Models of what actions bring, for estimators that need one: regression of one decision, fitted Q evaluation of seasons.
+
+Every prediction for a customer is of a model that saw none of the customer's decisions (cross-fitting).
+"""
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rlcore.networks import mlp
+
+CHUNK = 65536  # rows predicted at once
+Predict = Callable[[Tensor], Tensor]  # observations [B, D] → outcomes of all actions [B, A, K]
+
+
+class Network:
+    """One network of all actions' outcomes, on standardised observations and outcomes."""
+
+    def __init__(self, *, hidden: list[int], activation: Callable, lr: float, decay: float, steps: int, batch_size: int):
+        self.hidden, self.activation, self.lr, self.decay = hidden, activation, lr, decay
+        self.steps, self.batch_size = steps, batch_size
+
+    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator) -> Predict:
+        """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
+        kinds = outcome.shape[1]
+        centre, scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
+        middle, spread = outcome.mean(0), outcome.std(0).clamp_min(1e-6)
+        net = mlp([obs.shape[1], *self.hidden, actions * kinds], self.activation, 0.01).to(obs)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.decay, fused=True)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
+        for _ in range(self.steps):
+            rows = torch.randint(len(obs), (self.batch_size,), generator=generator, device=obs.device)
+            table = net((obs[rows] - centre) / scale).view(-1, actions, kinds)
+            got = table[torch.arange(len(rows), device=obs.device), action[rows]]
+            loss = functional.mse_loss(got, (outcome[rows] - middle) / spread)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+        @torch.no_grad()
+        def predict(x: Tensor) -> Tensor:
+            return net((x - centre) / scale).view(-1, actions, kinds) * spread + middle
+        return predict
+
+
+class Linear:
+    """Ridge regression: the first action (nothing) brings what is linear in observations; each other one adds a constant
+    of its own, and all the others share what they add by observations."""
+
+    def __init__(self, *, ridge: float):
+        self.ridge = ridge
+
+    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator) -> Predict:
+        """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
+        centre, scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
+
+        def laid(x: Tensor) -> Tensor:
+            return functional.pad(((x - centre) / scale).double(), (0, 1), value=1.0)
+        x, other = laid(obs), (action > 0).double()[:, None]
+        design = torch.cat((x, x * other, functional.one_hot(action, actions)), 1)
+        same, more, own = solve(design, outcome.double(), self.ridge).split((x.shape[1], x.shape[1], actions))
+        others = (torch.arange(actions, device=obs.device) > 0).double()[:, None]  # where `more` counts
+
+        def predict(obs: Tensor) -> Tensor:
+            x = laid(obs)
+            return ((x @ same)[:, None] + (x @ more)[:, None] * others + own).to(obs.dtype)
+        return predict
+
+
+def solve(x: Tensor, y: Tensor, ridge: float) -> Tensor:
+    """Ridge regression of y [..., N, K] on x [..., N, F], penalty ridge·|weight|²: weights [..., F, K]."""
+    gram = x.mT @ x
+    return torch.linalg.solve(gram + ridge * torch.eye(x.shape[-1], device=x.device, dtype=x.dtype), x.mT @ y)
+
+
+def folds(cluster: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Deal clusters int64 [N], numbered from 0, into folds evenly, [N]: rows of one stay together."""
+    deal = torch.randperm(int(cluster.amax()) + 1, generator=generator, device=cluster.device)
+    return deal[cluster] % count
+
+
+def look(predict: Predict, obs: Tensor, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Outcomes predicted of what a target [N, A] does and of actions [N] taken, [N, K] each."""
+    v, q = [], []
+    for rows in torch.arange(len(obs), device=obs.device).split(CHUNK):
+        table = predict(obs[rows])
+        v.append((target[rows, :, None] * table).sum(1))
+        q.append(table[torch.arange(len(rows), device=obs.device), action[rows]])
+    return torch.cat(v), torch.cat(q)
+
+
+def cross_fit(fit: Callable, obs: Tensor, action: Tensor, outcome: Tensor, target: Tensor, place: Tensor, fold: Tensor,
+              gamma: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Fitted Q evaluation: v̂ and q̂ of N decisions, [N, K] each, by models of other folds' decisions.
+
+    place [M, T] has the row of each season's decisions in order, −1 after its end. A model for each t, from the last
+    backwards, is fitted to r + γ·v̂ of the next (Voloshin et al. 2019, of a finite horizon); T = 1 is plain regression.
+    """
+    v, q = torch.zeros_like(outcome), torch.zeros_like(outcome)
+    for k in range(int(fold.amax()) + 1):
+        later = torch.zeros_like(outcome)  # v̂ at rows of any fold, by this fold's models
+        for t in reversed(range(place.shape[1])):
+            rows = place[:, t][place[:, t] >= 0]
+            goal = outcome[rows]
+            if t + 1 < place.shape[1]:
+                then = place[:, t + 1][place[:, t] >= 0]
+                goal = goal + gamma * torch.where((then >= 0)[:, None], later[then.clamp_min(0)], 0.0)
+            seen = fold[rows] != k
+            predict = fit(obs[rows[seen]], action[rows[seen]], goal[seen], target.shape[1], generator)
+            later[rows], taken = look(predict, obs[rows], action[rows], target[rows])
+            own = rows[~seen]
+            v[own], q[own] = later[own], taken[~seen]
+    return v, q
+
+
+def seasons(customer: Tensor, season: Tensor, week: Tensor) -> Tensor:
+    """Rows [M, T] of each customer's seasons in the order of weeks, −1 after the end.
+
+    Raises ValueError where a customer decides twice in a week.
+    """
+    _, unit = torch.unique(torch.stack((customer, season), 1), dim=0, return_inverse=True)
+    order = week.argsort(stable=True)
+    order = order[unit[order].argsort(stable=True)]
+    unit, week = unit[order], week[order]
+    twice = (unit[1:] == unit[:-1]) & (week[1:] == week[:-1])
+    if twice.any():
+        a, b = (order[k + twice.nonzero()[0, 0]].item() + 2 for k in (0, 1))
+        raise ValueError(f"rows {a}, {b}: expected one decision of a customer, season and week, got two")
+    count = unit.bincount()
+    start = count.cumsum(0) - count
+    place = torch.full((len(count), int(count.amax())), -1, dtype=torch.long, device=order.device)
+    place[unit, torch.arange(len(order), device=order.device) - start[unit]] = order
+    return place
+
+
+def numbered(x: Tensor) -> Tensor:
+    """Number the values of x [N] from 0 without a gap."""
+    return torch.unique(x, return_inverse=True)[1]

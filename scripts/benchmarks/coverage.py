@@ -1,0 +1,78 @@
+"""Do 95 % intervals hold the truth 95 % of the time: python scripts/bench.py coverage."""
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Callable
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from rlcore.valuation import LOGGED, Valuation
+from scripts.benchmarks.pool import replications, world_of
+
+INTERVALS = {"normal": "normal", "bootstrap": "ci", "Bernstein": "bernstein"}
+
+
+def run(directory: Path, device: torch.device, seed: int, *, cases: dict[str, Callable]) -> dict:
+    """Run every case (`measure`), print a table of each, return their numbers."""
+    results = {}
+    for name, case in cases.items():
+        results[name] = case(name, device, seed)
+        Console(width=100).print(table(name, results[name]))
+    return {"cases": results}
+
+
+def measure(name: str, device: torch.device, seed: int, *, env: Callable, ope: Valuation, pool: int, logging: dict,
+            target: dict, count: int, customers: int, at_once: int) -> dict:
+    """Value a target on `count` logs of `customers` drawn from a pool, and count how often intervals hold the truth."""
+    env, pool = world_of(env, device, seed, pool)
+    acts, aims = pool.policy(**logging), pool.policy(**target)
+    profit, spend = pool.value(aims)
+    truth, held, estimates, width, shares = {"profit": profit, "spend": spend}, {}, {}, {}, []
+    runs = replications(env, pool, acts, [aims], count=count, customers=customers, at_once=at_once, seed=seed)
+    for log, (wanted,) in track(runs, name, total=count, console=Console(stderr=True)):
+        value = ope(log, wanted)
+        shares.append(value.diagnostics["effective_share"])
+        for estimator, row in value.rows.items():
+            if estimator == LOGGED:
+                continue
+            for kind, true in truth.items():
+                estimates.setdefault((estimator, kind), []).append(row[kind])
+                for interval, key in INTERVALS.items():
+                    low, high = row[f"{kind}_{key}"]
+                    held.setdefault((estimator, kind, interval), []).append(low <= true <= high)
+                    width.setdefault((estimator, kind, interval), []).append((high - low) / 2)
+    rows = {}
+    for (estimator, kind), found in estimates.items():
+        found = torch.tensor(found, dtype=torch.float64)
+        rows.setdefault(estimator, {})[kind] = {
+            "bias": (found.mean() - truth[kind]).item(), "bias_se": (found.std() / math.sqrt(count)).item(),
+            "deviation": found.std().item(),
+            **{interval: {"covered": sum(held[estimator, kind, interval]) / count,
+                          "half_width": sum(width[estimator, kind, interval]) / count} for interval in INTERVALS}}
+    return {"truth": truth, "logging": dict(zip(("profit", "spend"), pool.value(acts))), "replications": count,
+            "customers": customers, "weeks": env.season, "effective_share": sum(shares) / count, "rows": rows}
+
+
+def table(name: str, result: dict) -> Table:
+    """Lay a case out for the console."""
+    shown = Table(title=f"{name}: {result['replications']:,} logs of {result['customers']:,} customers, effective sample size "
+                        f"{result['effective_share']:.1%}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+                  caption="share of the logs whose nominal 95 % interval holds the true value; bias and deviation of the "
+                          f"estimates, true profit {result['truth']['profit']:.2f}, spend {result['truth']['spend']:.3f}",
+                  caption_justify="left")
+    shown.add_column("estimator", no_wrap=True)
+    for kind in ("profit", "spend"):
+        for header in (f"{kind}: bias", "dev.", "normal", "boot.", "Bern."):
+            shown.add_column(header, justify="right")
+    for estimator, row in result["rows"].items():
+        cells = []
+        for kind in ("profit", "spend"):
+            cells += [f"{row[kind]['bias']:.3f}", f"{row[kind]['deviation']:.3f}",
+                      *(f"{row[kind][interval]['covered']:.1%}" for interval in INTERVALS)]
+        shown.add_row(estimator, *cells)
+    return shown

@@ -1,0 +1,110 @@
+"""A pool of customers that replications are drawn from, where what a policy is worth is known exactly."""
+from __future__ import annotations
+
+from typing import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from envs.collect import Behaviour, rollouts
+from envs.offers.behaviours import at_private_prices
+from envs.offers.policies import Knapsack
+from envs.offers.population import Sample
+from envs.offers.program import Grid, Values, action_values, best_plan, organic, successors
+from envs.offers.rules import Permits
+from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, State
+from rlcore.explore import floored
+from rlcore.logged import Logged
+
+STATES = HABITS * FATIGUES * EXPECTATIONS
+
+
+class Pool:
+    """A population of a few customers, drawn with replacement; a policy is a table of probabilities [T, S, N, P] over the
+    subscribed states of each."""
+
+    def __init__(self, env, size: int, seed: int):
+        generator = torch.Generator(env.device).manual_seed(seed)
+        self.sample, self.num_features = env.population.draw(size, generator, "test"), env.population.num_features
+        self.world = env.world.to(env.device, torch.float64)
+        self.customers = self.world.inhabit(self.sample.customers)
+        self.organic, self.rows = organic(self.customers, self.world), None
+        # All states of all customers, as if each were a customer.
+        grid = torch.cartesian_prod(*(torch.arange(n, device=env.device) for n in (HABITS, FATIGUES, EXPECTATIONS)))
+        everywhere = grid[:, None].expand(-1, size, -1).flatten(0, 1)
+        self.states = State(*everywhere.unbind(1), torch.zeros_like(everywhere[:, 0]))
+        self.copies = torch.arange(size, device=env.device).repeat(STATES)
+        self.valid = self.world.catalogue.valid.flatten()
+
+    def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
+        """Return n customers with their start states; which they are is kept in `rows`."""
+        self.rows = rows = torch.randint(len(self.customers), (n,), generator=generator, device=generator.device)
+        return Sample(self.sample.customers[rows], self.sample.features[rows], State(*(x[rows] for x in self.sample.state)))
+
+    def policy(self, *, price: float, plans: bool, sigma: float, epsilon: float) -> Tensor:
+        """What a planner does (envs/offers/behaviours.py, Jittered) at one price for all."""
+        c, world, expand = self.customers, self.world, self.copies
+        paths = torch.full((world.weeks,), price, dtype=torch.float64, device=expand.device)
+        values = best_plan(c, world, self.organic, paths)[0] if plans else None
+        values = values and [Values(*(x[..., expand] for x in v)) for v in values]
+        plan = Knapsack(c[expand], world, "true θ", values=values, fee=0.0)
+        allowed = Permits(world.catalogue, None, (), ())(torch.ones_like(expand, dtype=torch.bool), [])
+        weeks = []
+        for t in range(world.weeks):
+            steps = plan.increments(t, self.states, allowed)
+            probs = at_private_prices(steps, paths[t].expand(len(expand)), sigma, len(self.valid))
+            weeks.append(floored(probs, allowed.pairs, epsilon).float().view(STATES, len(c), -1))
+        return torch.stack(weeks)
+
+    def value(self, policy: Tensor) -> tuple[float, float]:
+        """Expected profit (with what the end is worth) and spend of a season under a policy, by the dynamic program."""
+        without, priced = (self._value(policy, price) for price in (0.0, 1.0))
+        return without, without - priced
+
+    def _value(self, policy: Tensor, price: float) -> float:
+        c, world, at = self.customers, self.world, Grid(self.customers.alpha)
+        values = self.organic[-1]
+        for t in reversed(range(world.weeks)):
+            nothing, contact = action_values(c, world, t, at, price, successors(c, values))
+            table = torch.cat((nothing.expand(1, contact.shape[1], *nothing.shape), contact)).flatten(0, 1)  # [P, 6, 4, 3, N]
+            chosen = policy[t].double().view(HABITS, FATIGUES, EXPECTATIONS, len(c), -1).movedim(-1, 0)
+            values = Values((chosen * table).sum(0), self.organic[t].unsubscribed)
+        return values.at(self.sample.state).mean().item()
+
+
+class Tabled(Behaviour):
+    """Act by one table, and note what others would have done in the same places."""
+
+    def __init__(self, logging: Tensor, targets: list[Tensor]):
+        self.logging, self.targets, self.noted = logging, targets, []
+
+    def probs(self, env, obs, mask):
+        state = env.state
+        at = (state.habit * FATIGUES + state.fatigue) * EXPECTATIONS + state.expectation
+        able = mask[:, 1:].any(1)[:, None]
+
+        def look(table):
+            return torch.where(able, table[env.week, at, env.population.rows], mask.float())
+        self.noted.append([look(table) for table in self.targets])
+        return look(self.logging).double()
+
+
+def replications(env, pool: Pool, logging: Tensor, targets: list[Tensor], *, count: int, customers: int, at_once: int,
+                 seed: int) -> Iterator[tuple[Logged, list[Tensor]]]:
+    """Yield logs of `customers` each, and what the targets would have done there, [N, P] each."""
+    env.population, env.num_agents = pool, at_once * customers
+    for start in range(0, count, at_once):
+        behaviour = Tabled(logging, targets)
+        log, = rollouts(env, behaviour, "logging", seed + start, decisions=1, steps=1, all_propensities=False)
+        noted = [torch.stack(table, 1).flatten(0, 1) for table in zip(*behaviour.noted)]
+        size = customers * env.season
+        for k in range(min(at_once, count - start)):
+            rows = slice(k * size, (k + 1) * size)
+            yield log[rows], [table[rows] for table in noted]
+
+
+def world_of(env: Callable, device: torch.device, seed: int, size: int) -> tuple[object, Pool]:
+    """Build an environment of realised outcomes and the pool in it."""
+    env = env(device, seed)
+    env.realise()
+    return env, Pool(env, size, seed)

@@ -32,8 +32,8 @@ class BatchedEnv(ABC):
     whole episode.  truncates: whether a step can be
     truncated at all.  redeems: whether info tells `redeemed`, which a spend head learns from.  season: the steps that a
     rollout must have, where `begin` starts anew.  priced: whether spend costs an agent `price` [B] a unit; then `spend`
-    tells what pairs will cost, `reprice` draws other prices for decisions of a log, and info has the step's `profit` [B]
-    (what it earned before that price) beside its reward.
+    tells what pairs will cost, `reprice` draws other prices for decisions of a log, `price_seen` reads the price out of
+    observations, and info has the step's `profit` [B] (what it earned before that price) beside its reward.
     """
 
     num_agents: int

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rlcore.logged import Logged
-from rlcore.networks import mlp
 from rlcore.outcomes import CHUNK, folds, numbered
 
 FEWEST = 0.1  # chance to stay: what is divided by it must not explode
@@ -30,8 +29,9 @@ def plain(log: Logged, profit: Tensor, gamma: float) -> Controlled:
 
 
 class Baseline:
-    """A potential Φ: what decisions as the log has them bring a customer, by temporal differences on a network.
+    """A potential Φ: what a customer brings who is left alone, by temporal differences on a network of all pairs' values.
 
+    Each pair's goal goes on with the first pair, nothing; so those who were contacted tell of it too, and Φ is its column.
     γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so no action's rank changes. Where the environment tells
     who is lost for good, `hazard` fits the probability of that by the state and whether a trip was made; a decision is taken
     to change it by nothing else. Those who stayed are then learned from alone, what follows them times their chance to
@@ -39,10 +39,10 @@ class Baseline:
     minibatches each has its goals by a copy of the network that moves every `target_every`.
     """
 
-    def __init__(self, *, hidden: list[int], activation: Callable, lr: float, decay: float, steps: int,
+    def __init__(self, *, net: Callable, lr: float, decay: float, steps: int,
                  batch_size: int, target_every: int, hazard: Callable | None):
-        self.hidden, self.activation, self.lr, self.decay, self.steps = hidden, activation, lr, decay, steps
-        self.batch_size, self.target_every, self.hazard = opening, batch_size, target_every, hazard
+        self.net, self.lr, self.decay, self.steps = net, lr, decay, steps
+        self.batch_size, self.target_every, self.hazard = batch_size, target_every, hazard
 
     def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> Controlled:
         """Free rewards of a log."""
@@ -58,7 +58,8 @@ class Baseline:
         for k in range(2):
             others, own = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
             others = others[weight[others] > 0]
-            value = self._fit(log.obs[:, :width], following[:, :width], now, discount, weight, others, generator)
+            value = self._fit(log.obs[:, :width], log.action, following[:, :width], now, discount, weight, others, env.nvec,
+                              generator)
             with torch.no_grad():
                 for rows in own.split(CHUNK):
                     then = value(following[rows, :width])
@@ -77,29 +78,30 @@ class Baseline:
                 chance[rows] = (1 - predict(seen[rows])[:, 0, 0]).clamp(FEWEST, 1.0)
         return chance
 
-    def _fit(self, obs: Tensor, following: Tensor, now: Tensor, discount: Tensor, weight: Tensor, rows: Tensor,
-             generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    def _fit(self, obs: Tensor, action: Tensor, following: Tensor, now: Tensor, discount: Tensor, weight: Tensor,
+             rows: Tensor, nvec: tuple[int, ...], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Fit values to rows of a log; return them as a function of contexts [B, D]."""
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
         centre, scale = obs[rows].mean(0), obs[rows].std(0).clamp_min(1e-3)
         size = now.std().clamp_min(1e-6) / (1 - discount[rows].mean()).clamp_min(0.05)  # about that of a value
-        net = mlp([obs.shape[1], *self.hidden, 1], self.activation, 0.01).to(obs)
+        net = self.net(obs.shape[1], nvec).to(obs)
         frozen = deepcopy(net).requires_grad_(False)
         optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.decay, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
 
-        def value(network, x):
-            return network((x - centre) / scale)[:, 0] * size
+        def values(network, x):
+            return network((x - centre) / scale) * size
 
         with torch.enable_grad():
             for step in range(self.steps):
                 at = rows[torch.randint(len(rows), (self.batch_size,), generator=generator, device=rows.device)]
-                goal = now[at] + discount[at] * value(frozen, following[at])
-                loss = (weight[at] * (value(net, obs[at]) - goal).square()).mean() / size.square()
+                goal = now[at] + discount[at] * values(frozen, following[at])[:, 0]
+                got = values(net, obs[at]).gather(1, action[at, None])[:, 0]
+                loss = (weight[at] * (got - goal).square()).mean() / size.square()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 if (step + 1) % self.target_every == 0:
                     frozen.load_state_dict(net.state_dict())
-        return lambda x: value(net, x)
+        return lambda x: values(net, x)[:, 0]

@@ -179,6 +179,13 @@ class DoubleQ(Learner):
         """All on what is worth most at prices [B], as [B, P], of masks bool [B, P]."""
         return best(self.worth(obs, mask) - self.charge(obs, price), mask)
 
+    @torch.no_grad()
+    def preferences(self, obs: Tensor, mask: Tensor, temperature: float) -> Tensor:
+        """Softmax of what pairs are worth at the price that is observed, [B, P], for a policy to imitate."""
+        price = self.env.price_seen(obs) if self.env.priced else obs.new_zeros(len(obs))
+        worth = self.worth(obs, mask) - self.charge(obs, price)
+        return (worth / temperature).masked_fill(~mask, -torch.inf).softmax(-1)
+
     def greedy(self, obs: Tensor, mask: Tensor) -> Tensor:
         """Actions [B, K] worth most where spend has no price, for observations [B, D] under masks [B, *nvec]."""
         return unflatten(self.worth(obs, mask.flatten(1)).masked_fill(~mask.flatten(1), -torch.inf).argmax(-1), self.env.nvec)

@@ -16,12 +16,14 @@ from toys import Chain, Endless, Log
 from torch.nn import functional
 
 from envs.collect import Uniform, rollouts
-from envs.offers.market import Market, play
 from envs.offers.policies import PricedValues, Valued
+from envs.offers.world import SUBSCRIBED
+from rlcore.control import Baseline
 from rlcore.logged import Logged
-from rlcore.offline import conservative, double_target, imitation, returns_to_go, supported, td_loss
+from rlcore.offline import conservative, double_target, imitation, supported, td_loss
 
 CPU = torch.device("cpu")
+SPEND = node("../algo/spend/learned")
 SMALL = {"net": {"hidden": [32, 32]}, "optim": {"lr": 0.01}, "schedule": None, "spend": None, "baseline": None,
          "updates": 10, "batch_size": 64, "target_every": 5, "total_steps": 6400, "eval_every": 1000, "checkpoint_every": 1000}
 
@@ -88,15 +90,15 @@ def batch(seed=0, rows=40, pairs=7):
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9, 1.0])
 def test_losses_equal_the_papers_one_float_at_a_time(threshold):
     b = batch()
-    goal = double_target(b.reward, b.ends, 0.9, b.online, b.frozen, 0.0, supported(b.logits, b.next_mask, threshold))
+    goal = double_target(b.reward, 0.9 * (~b.ends).double(), b.online, b.frozen, 0.0, supported(b.logits, b.next_mask, threshold))
     rows = [x.tolist() for x in (b.reward, b.ends, b.online, b.frozen, b.logits, b.next_mask)]
     expected = [target(*row, gamma=0.9, threshold=threshold) for row in zip(*rows)]
     torch.testing.assert_close(goal, torch.tensor(expected, dtype=torch.float64))
-    taken = b.q.gather(1, b.action[:, None])[:, 0]
-    mine = td_loss(taken, goal, 1.0) + imitation(b.logits, b.mask, b.action, 0.01)
+    taken, ones = b.q.gather(1, b.action[:, None])[:, 0], torch.ones(len(b.q), dtype=torch.float64)
+    mine = td_loss(taken, goal, ones, 1.0) + imitation(b.logits, b.mask, b.action, 0.01)
     rows = b.q.tolist(), b.logits.tolist(), b.mask.tolist(), b.action.tolist(), expected
     assert mine.item() == pytest.approx(bcq_loss(*rows, penalty=0.01, delta=1.0), rel=1e-12)
-    mine = td_loss(taken, goal, None) + 0.7 * conservative(b.q, b.mask, b.action)
+    mine = td_loss(taken, goal, ones, None) + 0.7 * conservative(b.q, b.mask, b.action)
     assert mine.item() == pytest.approx(cql_loss(*rows, alpha=0.7, delta=None), rel=1e-12)
 
 
@@ -131,15 +133,9 @@ def test_losses_equal_those_of_d3rlpy(name):
             kept = imitation(impl.modules.imitator(obs).logits, everything, action, 0.5)
         else:
             kept = 0.8 * conservative(q, everything, action)
-        goal = double_target(reward, ends, config.gamma, online, frozen, 0.0, allowed)
-        mine = td_loss(q.gather(1, action[:, None])[:, 0], goal, 1.0) + kept
+        goal = double_target(reward, config.gamma * ~ends, online, frozen, 0.0, allowed)
+        mine = td_loss(q.gather(1, action[:, None])[:, 0], goal, torch.ones(n), 1.0) + kept
     assert mine.item() == pytest.approx(loss.item(), rel=1e-5)
-
-
-def test_returns_are_summed_within_what_is_logged_of_a_season():
-    place = torch.tensor([[2, 0, 3], [1, -1, -1]])
-    reward = torch.tensor([1.0, 10.0, 100.0, 1000.0])
-    assert returns_to_go(reward, place, 0.5).tolist() == [501.0, 10.0, 350.5, 1000.0]
 
 
 # ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -148,11 +144,11 @@ def test_returns_are_summed_within_what_is_logged_of_a_season():
 def test_without_what_keeps_them_they_are_double_dqn(chain, keep, kept):
     plain, limit = make(Tabular(4), chain, keep=None), make(Tabular(4), chain, keep=keep, kept=kept)
     train(plain), train(limit)
-    identical(weights(plain.net), weights(limit.net))
+    assert torch.equal(weights(plain), weights(limit))
     kept = {"threshold": 0.9} if keep == "imitated" else {"alpha": 1.0}
     other = make(Tabular(4), chain, keep=keep, kept=kept)
     train(other)
-    assert any(not torch.equal(x, y) for x, y in zip(weights(plain.net).values(), weights(other.net).values()))
+    assert not torch.equal(weights(plain), weights(other))
 
 
 def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
@@ -185,17 +181,15 @@ def test_what_is_not_valid_gets_no_gradient_and_has_no_say(chain, keep):
 
 
 # ── what they learn ─────────────────────────────────────────────────────────────────────────────────────────────────
-TABLE = {"net": {"hidden": [], "gain": 0.01}, "optim": {"lr": 0.1}, "schedule": {"final": 0.0}, "total_steps": 256_000,
+TABLE = {"net": {"hidden": [], "gain": 0.01}, "optim": {"lr": 0.1}, "total_steps": 384_000,
          "updates": 20, "batch_size": 256, "target_every": 20}
 
 
 def tabular(chain, **changes):
     """Train a table on the chain's log; return values [30, 6] of what the log has, and where it has them."""
-    schedule = node("../algo/schedule/linear")
-    agent = make(Tabular(4), chain, **{**TABLE, "schedule": schedule, **changes})
+    agent = make(Tabular(4), chain, **{**TABLE, "schedule": node("../algo/schedule/linear"), **changes})
     train(agent)
-    seen = torch.zeros(30, 6, dtype=torch.bool)
-    seen[chain.obs.argmax(1), chain.action] = True
+    seen = torch.bincount(chain.obs.argmax(1) * 6 + chain.action, minlength=180).view(30, 6) >= 20
     return agent.net(torch.eye(30)).detach(), seen, agent
 
 
@@ -203,24 +197,16 @@ def tabular(chain, **changes):
 def test_a_table_reaches_the_known_values(chain, keep, kept):
     values, seen, _ = tabular(chain, keep=keep, kept=kept)
     known = chain_values()
-    wrong = [(values[5 * 0 + t * 6 + p, a] - q).abs().item() for (t, p, a), q in known.items() if seen[t * 6 + p, a]]
-    assert len(wrong) > 60 and max(wrong) < 0.02
+    wrong = [(values[t * 6 + p, a] - q).abs().item() for (t, p, a), q in known.items() if seen[t * 6 + p, a]]
+    assert len(wrong) > 40 and max(wrong) < 0.05
 
 
-def test_a_potential_changes_values_by_itself_and_no_rank(chain):
+def test_a_potential_changes_values_by_itself_and_no_rank(chain, monkeypatch):
     phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
-
-    def baseline(obs, action, outcome, actions, generator):
-        return lambda x: (x @ phi)[:, None, None]
-
-    values, seen, agent = tabular(chain, kept={"alpha": 0.0})
-    agent.baseline = baseline
-    agent = make(Tabular(4), chain, **{**TABLE, "schedule": node("../algo/schedule/linear")}, kept={"alpha": 0.0})
-    agent.baseline = baseline
-    agent.learn_from(chain)
-    train(agent)
-    shifted = agent.net(torch.eye(30)).detach() + phi[:, None]
-    assert (shifted - values)[seen].abs().max() < 0.03
+    monkeypatch.setattr(Baseline, "_fit", lambda self, *_: lambda obs: obs @ phi)
+    values, seen, _ = tabular(chain, kept={"alpha": 0.0})
+    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, baseline=node("../algo/baseline/network", "algo=cql"))
+    assert (shifted + phi[:, None] - values)[seen].abs().max() < 0.1
 
 
 def test_a_time_limit_is_not_an_end():
@@ -243,37 +229,70 @@ def test_a_resumed_run_equals_an_uninterrupted_one(chain):
     file.seek(0)
     second.load_state_dict(torch.load(file, weights_only=True))
     train(second)
-    identical(weights(whole.net), weights(second.net))
-    identical(weights(whole.keep), weights(second.keep))
+    states = [{name: x for name, x in agent.state_dict().items() if name != "kl"} for agent in (whole, second)]
+    assert identical(*states)  # there is no KL: it is nan, which equals nothing
 
 
 # ── the baseline ────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_a_baseline_is_fitted_on_other_customers(season):
+BASELINE = {"hazard": None, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 20}
+
+
+def freed(env, log, **changes):
+    """Rewards of a log freed by the shipped baseline, with some of its keys replaced."""
+    baseline = instantiate({**node("../algo/baseline/network", "algo=cql"), **changes}, _convert_="all")
+    return baseline(env, log, log.profit, 1.0, torch.Generator().manual_seed(0))
+
+
+def test_a_baseline_is_what_the_first_pair_brings(chain):
+    net = OmegaConf.merge(node("../algo/net/values"), {"hidden": []})
+    free = freed(Tabular(4), chain, net=net, **BASELINE)
+    time, place = torch.arange(30) // 6, torch.arange(30) % 6  # staying: .2 a step, and the place at the end
+    value = 0.2 * (5 - time) + place
+    at, following = chain.obs.argmax(1), chain.next_obs.argmax(1)
+    expected = chain.profit + torch.where(chain.terminated, 0.0, value[following]) - value[at]
+    often = torch.bincount(at, minlength=30)[at] > 200
+    assert (free.reward - expected)[often].abs().max() < 0.1 and often.float().mean() > 0.9
+    assert torch.equal(free.discount > 0, ~chain.terminated) and (free.weight == 1).all()
+
+
+def test_a_baseline_is_fitted_on_other_customers(season, monkeypatch):
     env, log = season
     fitted = []
 
-    def baseline(obs, action, outcome, actions, generator):
-        fitted.append(set(map(tuple, obs[:, :env.static].tolist())))  # customers by their features
+    def fit(self, obs, action, following, now, discount, weight, rows, nvec, generator):
+        customers = set(map(tuple, obs[rows, :env.static].tolist()))  # by their features
+        fitted.append(customers)
 
-        def predict(x):
-            assert not fitted[-1] & set(map(tuple, x[:, :env.static].tolist()))
-            return torch.zeros(len(x), 1, 1)
-        return predict
+        def value(x):
+            assert not customers & set(map(tuple, x[:, :env.static].tolist()))
+            return torch.zeros(len(x))
+        return value
 
-    make(env, log, spend=node("../algo/spend/learned"), baseline=None).baseline
-    agent = make(env, log, spend=node("../algo/spend/learned"))
-    agent.baseline = baseline
-    agent.learn_from(log)
-    assert len(fitted) == 2 and len(fitted[0] | fitted[1]) == 200 and not fitted[0] & fitted[1]
+    monkeypatch.setattr(Baseline, "_fit", fit)
+    freed(env, log, hazard=None)
+    assert len(fitted[0] | fitted[1]) == 200 and not fitted[0] & fitted[1] and 90 < len(fitted[0]) < 110
+
+
+def test_the_lost_count_as_often_as_chance_has_it(season, monkeypatch):
+    env, log = season
+    lost = env.lost(log.next_obs)
+    assert torch.equal(lost[log.week < 11], env.lost(log.obs)[log.week > 0]) and 0.02 < lost.float().mean() < 0.5
+    monkeypatch.setattr(Baseline, "_fit", lambda self, *_: lambda x: torch.zeros(len(x)))
+    monkeypatch.setattr(Baseline, "_chance", lambda self, *_: torch.full_like(log.profit, 0.8))
+    free = freed(env, log)
+    torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1.25))
+    torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, 0.8))
+    torch.testing.assert_close(free.reward, log.profit + 0.8 * log.terminal)
 
 
 @pytest.mark.slow
-def test_a_baseline_takes_most_of_the_noise():
+def test_what_is_left_of_rewards_is_mostly_not_chance():
     env = offers(2000)
     log = logged(env, 72_000)
-    agent = make(env, log, spend=node("../algo/spend/learned"), baseline=node("../algo/baseline/network"))
-    assert agent.reward.std() < 0.25 * log.earned.std()
-    assert agent.reward.std() < 0.7 * log.profit[~log.terminated].std() * 2
+    free, raw = freed(env, log), freed(env, log, hazard=None)
+    stay = free.weight > 0
+    assert raw.reward.std() < 0.5 * log.earned.std()  # V_end alone
+    assert free.reward[stay].std() < 0.5 * raw.reward.std()
 
 
 # ── prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -297,7 +316,7 @@ def _drift(env, seen):
 
 def test_goals_are_worth_at_the_price_drawn(season):
     env, log = season
-    agent = make(env, log, keep=None, spend=node("../algo/spend/learned"))
+    agent = make(env, log, keep=None, spend=SPEND)
     rows = torch.arange(400)
     state = agent.generator.get_state()
     made = agent.prepare(rows)
@@ -318,30 +337,40 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
     env = offers(evaluation={"grid": {"low": 0.01, "high": 200.0, "points": 96}})
     judge = env.evaluation(env)
     market = judge._market(300, 1, "test", env.budget)
-    g = torch.Generator().manual_seed(0)
-    head = torch.randn(env.context_dim, 30, generator=g) + torch.linspace(0, 8, 30)
+    head = torch.randn(env.context_dim, 30, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 8, 30)
     setting = None, env.observe, market.customers, judge.world, market.features
     exact = Valued(lambda x: x @ head, *setting)
     priced = PricedValues(lambda obs, mask: obs[:, :env.context_dim] @ head, *setting, prices=judge.prices, drift=0.0)
-    allowed = market.permits(market.start.status == 0, [])
-    for steps, name in ((exact.increments(0, market.start, allowed), "exact"), (priced.increments(0, market.start, allowed), "priced")):
-        order = steps.price.flatten().argsort(descending=True, stable=True)
-        within = steps.spend.flatten()[order].cumsum(0) <= 0.3 * steps.spend[steps.price > 0].sum()
-        if name == "exact":
-            kept = dict(zip(("price", "spend"), (steps.price.flatten()[order][within].amin(), steps.spend.sum())))
-    assert kept["price"] > 0
+    allowed = market.permits(market.start.status == SUBSCRIBED, [])
+    context, spend = exact.look(0, market.start, allowed)
+    worth = (context @ head).masked_fill(~allowed.pairs, -torch.inf).double()
+    for price in (0.5, 3.0, 20.0):
+        earned = []
+        for policy in (exact, priced):
+            steps = policy.increments(0, market.start, allowed)
+            taken = (steps.price >= price).sum(1)
+            action = torch.cat((torch.zeros_like(steps.action[:, :1]), steps.action), 1)
+            if policy is priced:  # steps of the grid: the last that is one
+                place = torch.arange(1, steps.price.shape[1] + 1) * (steps.price >= price)
+                taken = place.amax(1)
+            action = action.gather(1, taken[:, None])
+            earned.append((worth - price * spend).gather(1, action).sum())
+        best = (worth - price * spend).amax(1).sum()
+        assert earned[0] == pytest.approx(best.item(), rel=1e-6) and earned[1] == pytest.approx(best.item(), rel=2e-3)
 
 
-def test_a_log_of_another_shape_is_refused_in_one_line(chain, season):
+def test_what_cannot_be_learned_from_is_refused_in_one_line(season):
     env, log = season
-    for wrong, said in ((chain, "expected actions (6, 5) on observations"), (replace(log, next_obs=None, next_mask=None), "next_state_")):
-        with pytest.raises(ValueError, match="log: expected") as error:
-            make(env, wrong, spend=node("../algo/spend/learned"))
-        assert said in str(error.value) and "\n" not in str(error.value)
-    agent = instantiate(OmegaConf.merge(node("../algo/cql"), {"spend": None}), _convert_="all")
+    with pytest.raises(ValueError, match="log: expected next_state_"):
+        make(env, replace(log, next_obs=None, next_mask=None), spend=SPEND)
     with pytest.raises(ValueError, match="algo.spend"):
-        agent(env, 0, "eager")
-    agent = make(env, log, spend=node("../algo/spend/learned"))
+        make(env, log)
+    config = {**node("../algo/cql"), "net": node("../algo/net/medium")}
+    with pytest.raises(ValueError, match="algo.net"):
+        instantiate(config, _convert_="all")(env, 0, "eager")
+    with pytest.raises(ValueError, match="algo.keep.threshold: .* got 1.5"):
+        make(env, log, spend=SPEND, keep="imitated", kept={"threshold": 1.5})
+    agent = make(env, log, spend=SPEND)
     agent.log = None
     with pytest.raises(ValueError, match="log: expected the path"):
         train(agent)

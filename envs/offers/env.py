@@ -73,6 +73,10 @@ class OffersEnv(BatchedEnv):
         noise = self.price_noise * torch.randn(len(week), n, generator=generator, device=self.device)
         return (level + drift * (week - (self.season - 1) / 2) + noise).exp(), drift
 
+    def price_seen(self, obs: Tensor) -> Tensor:
+        """Read the price [B] out of observations [B, D]."""
+        return self.observe.price_seen(obs)
+
     def reprice(self, week: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw other prices for decisions in weeks [B] as a season has them: the price [B] and what is observed of it [B, 2],
         then both of the week after."""

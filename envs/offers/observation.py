@@ -42,6 +42,10 @@ class Observation:
         return torch.stack((standard(price.log(), self.log_low, self.log_high),
                             standard(drift, self.drift_low, self.drift_high)), -1)
 
+    def price_seen(self, obs: Tensor) -> Tensor:
+        """Read the price [B] out of observations [B, D]."""
+        return ((self.log_low + self.log_high) / 2 + obs[:, -2] * (self.log_high - self.log_low) / 12**0.5).exp()
+
     def __call__(self, features: Tensor, state: State, week: int, price: Tensor, drift: Tensor) -> Tensor:
         """Lay out observations [N, dim] of customers at their own price [N] and drift [N]."""
         return torch.cat((self.context(features, state, week), self.price(price, drift)), -1)

@@ -3,6 +3,7 @@ made. All predictions for a customer are by fits on others (cross-fitting).
 """
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import Callable, NamedTuple
 
@@ -35,14 +36,16 @@ class Baseline:
     γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so no action's rank changes. Where the environment tells
     who is lost for good, `hazard` fits the probability of that by the state and whether a trip was made; a decision is taken
     to change it by nothing else. Those who stayed are then learned from alone, what follows them times their chance to
-    stay: the same in expectation, without the noise of who was lost. Of `steps`
+    stay: the same in expectation, without the noise of who was lost. `surrogate`: what lies ahead of a week is taken to depend
+    on what was offered only by trip and redemption (Athey et al. 2019), and its mean by these, state and channel takes its
+    place. Of `steps`
     minibatches each has its goals by a copy of the network that moves every `target_every`.
     """
 
     def __init__(self, *, net: Callable, lr: float, decay: float, steps: int,
-                 batch_size: int, target_every: int, hazard: Callable | None):
+                 batch_size: int, target_every: int, hazard: Callable | None, surrogate: bool):
         self.net, self.lr, self.decay, self.steps = net, lr, decay, steps
-        self.batch_size, self.target_every, self.hazard = batch_size, target_every, hazard
+        self.batch_size, self.target_every, self.hazard, self.surrogate = batch_size, target_every, hazard, surrogate
 
     def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> Controlled:
         """Free rewards of a log."""
@@ -54,17 +57,29 @@ class Baseline:
             chance = self._chance(log, width, lost, gone, fold, generator)
             weight = torch.where(lost, 0.0, 1 / chance)
         now, discount = profit + chance * log.terminal, torch.where(log.terminated, 0.0, gamma * chance)
-        reward = now.clone()
+        reward, everyone = torch.empty_like(now), torch.arange(len(log), device=now.device).split(CHUNK)
         for k in range(2):
             others, own = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
             others = others[weight[others] > 0]
             value = self._fit(log.obs[:, :width], log.action, following[:, :width], now, discount, weight, others, env.nvec,
                               generator)
             with torch.no_grad():
-                for rows in own.split(CHUNK):
-                    then = value(following[rows, :width])
-                    reward[rows] += torch.where(discount[rows] > 0, discount[rows] * then, 0.0) - value(log.obs[rows, :width])
+                alone, then = (torch.cat([value(x[rows, :width])[:, 0] for rows in everyone]) for x in (log.obs, following))
+            ahead = now - profit + torch.where(discount > 0, discount * then, 0.0) - alone
+            if self.surrogate:
+                ahead = self._expected(log, width, ahead, weight, others, env.nvec, generator)
+            reward[own] = profit[own] + ahead[own]
         return Controlled(reward, discount, weight)
+
+    def _expected(self, log: Logged, width: int, ahead: Tensor, weight: Tensor, rows: Tensor, nvec: tuple[int, ...],
+                  generator: torch.Generator) -> Tensor:
+        """What lies ahead [N], as expected by the state, whether and how one was contacted, and the week's outcome."""
+        seen = torch.cat((log.obs[:, :width], (log.trips > 0)[:, None], (log.redeemed > 0)[:, None]), 1)
+        each = math.prod(nvec[1:])  # pairs of one choice of the first head
+        how = log.action % each + each * (log.action >= each)
+        table = self._fit(seen, how, seen, ahead, torch.zeros_like(ahead), weight, rows, nvec, generator)
+        with torch.no_grad():
+            return torch.cat([table(x).gather(1, at[:, None])[:, 0] for x, at in zip(seen.split(CHUNK), how.split(CHUNK))])
 
     def _chance(self, log: Logged, width: int, lost: Tensor, gone: Tensor, fold: Tensor, generator) -> Tensor:
         """Probability to stay, [N], of those who are there."""
@@ -80,7 +95,7 @@ class Baseline:
 
     def _fit(self, obs: Tensor, action: Tensor, following: Tensor, now: Tensor, discount: Tensor, weight: Tensor,
              rows: Tensor, nvec: tuple[int, ...], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """Fit values to rows of a log; return them as a function of contexts [B, D]."""
+        """Fit values of pairs to rows of a log; return them [B, Πn] as a function of contexts [B, D]."""
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
         centre, scale = obs[rows].mean(0), obs[rows].std(0).clamp_min(1e-3)
         size = now.std().clamp_min(1e-6) / (1 - discount[rows].mean()).clamp_min(0.05)  # about that of a value
@@ -104,4 +119,4 @@ class Baseline:
                 schedule.step()
                 if (step + 1) % self.target_every == 0:
                     frozen.load_state_dict(net.state_dict())
-        return lambda x: values(net, x)[:, 0]
+        return lambda x: values(net, x)

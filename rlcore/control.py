@@ -3,7 +3,6 @@ made. All predictions for a customer are by fits on others (cross-fitting).
 """
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 from typing import Callable, NamedTuple
 
@@ -36,14 +35,14 @@ class Baseline:
     γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so no action's rank changes. Where the environment tells
     who is lost for good, `hazard` fits the probability of that by the state and whether a trip was made; a decision is taken
     to change it by nothing else. Those who stayed are then learned from alone, what follows them times their chance to
-    stay: the same in expectation, without the noise of who was lost. `surrogate`: what lies ahead of a week is taken to depend
-    on what was offered only by trip and redemption (Athey et al. 2019), and its mean by these, state and channel takes its
-    place. Of `steps`
-    minibatches each has its goals by a copy of the network that moves every `target_every`.
+    stay: the same in expectation, without the noise of who was lost. `surrogate` fits how far the columns that the
+    environment calls drawn move the value of the next state, by what else is known of it and by trip and redemption, and
+    its mean takes the place of the draw: a decision is taken to move them by nothing else. Of `steps` minibatches each has
+    its goals by a copy of the network that moves every `target_every`.
     """
 
-    def __init__(self, *, net: Callable, lr: float, decay: float, steps: int,
-                 batch_size: int, target_every: int, hazard: Callable | None, surrogate: bool):
+    def __init__(self, *, net: Callable, lr: float, decay: float, steps: int, batch_size: int, target_every: int,
+                 hazard: Callable | None, surrogate: Callable | None):
         self.net, self.lr, self.decay, self.steps = net, lr, decay, steps
         self.batch_size, self.target_every, self.hazard, self.surrogate = batch_size, target_every, hazard, surrogate
 
@@ -65,21 +64,23 @@ class Baseline:
                               generator)
             with torch.no_grad():
                 alone, then = (torch.cat([value(x[rows, :width])[:, 0] for rows in everyone]) for x in (log.obs, following))
-            ahead = now - profit + torch.where(discount > 0, discount * then, 0.0) - alone
-            if self.surrogate:
-                ahead = self._expected(log, width, ahead, weight, others, env.nvec, generator)
-            reward[own] = profit[own] + ahead[own]
+            then = then + self._drawn(log, env, value, then, others[discount[others] > 0], generator)
+            then = torch.where(discount > 0, discount * then, 0.0)
+            reward[own] = (now + then - alone)[own]
         return Controlled(reward, discount, weight)
 
-    def _expected(self, log: Logged, width: int, ahead: Tensor, weight: Tensor, rows: Tensor, nvec: tuple[int, ...],
-                  generator: torch.Generator) -> Tensor:
-        """What lies ahead [N], as expected by the state, whether and how one was contacted, and the week's outcome."""
-        seen = torch.cat((log.obs[:, :width], (log.trips > 0)[:, None], (log.redeemed > 0)[:, None]), 1)
-        each = math.prod(nvec[1:])  # pairs of one choice of the first head
-        how = log.action % each + each * (log.action >= each)
-        table = self._fit(seen, how, seen, ahead, torch.zeros_like(ahead), weight, rows, nvec, generator)
+    def _drawn(self, log: Logged, env, value: Callable, then: Tensor, rows: Tensor, generator) -> Tensor:
+        """What is to be added to values of next states [N] so that what chance drew counts as expected."""
+        if not self.surrogate or env.drawn is None or log.next_obs is None:
+            return torch.zeros_like(then)
+        swapped = log.next_obs[:, :env.context_dim].clone()
+        swapped[:, env.drawn] = log.obs[:, env.drawn]
         with torch.no_grad():
-            return torch.cat([table(x).gather(1, at[:, None])[:, 0] for x, at in zip(seen.split(CHUNK), how.split(CHUNK))])
+            moved = then - torch.cat([value(x)[:, 0] for x in swapped.split(CHUNK)])
+        seen = torch.cat((swapped, (log.trips > 0)[:, None], (log.redeemed > 0)[:, None]), 1)
+        with torch.enable_grad():
+            predict = self.surrogate(seen[rows], torch.zeros_like(rows), moved[rows, None], 1, generator)
+        return torch.cat([predict(x)[:, 0, 0] for x in seen.split(CHUNK)]) - moved
 
     def _chance(self, log: Logged, width: int, lost: Tensor, gone: Tensor, fold: Tensor, generator) -> Tensor:
         """Probability to stay, [N], of those who are there."""

@@ -110,7 +110,7 @@ def test_losses_equal_those_of_d3rlpy(name):
     from d3rlpy.algos import DiscreteBCQConfig, DiscreteCQLConfig
     from d3rlpy.torch_utility import TorchMiniBatch
     g, n, pairs = torch.Generator().manual_seed(1), 32, 5
-    config = DiscreteBCQConfig(action_flexibility=0.6, beta=0.5) if name == "BCQ" else DiscreteCQLConfig(alpha=0.8)
+    config = DiscreteBCQConfig(action_flexibility=0.9, beta=0.5) if name == "BCQ" else DiscreteCQLConfig(alpha=0.8)
     theirs = config.create(device="cpu:0")
     torch.manual_seed(0)
     theirs.create_impl((4,), pairs)
@@ -130,7 +130,7 @@ def test_losses_equal_those_of_d3rlpy(name):
         q = impl.modules.q_funcs[0](obs).q_value
         allowed = everything
         if name == "BCQ":
-            allowed = supported(impl.modules.imitator(following).logits, everything, 0.6)
+            allowed = supported(impl.modules.imitator(following).logits, everything, 0.9)
             assert 0.2 < allowed.float().mean() < 0.9
             kept = imitation(impl.modules.imitator(obs).logits, everything, action, 0.5)
         else:
@@ -207,7 +207,7 @@ def test_a_potential_changes_values_by_itself_and_no_rank(chain, monkeypatch):
     phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(Baseline, "_fit", lambda self, *_: lambda obs: (obs @ phi)[:, None])
     values, seen, _ = tabular(chain, kept={"alpha": 0.0})
-    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, baseline=OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), {"surrogate": False}))
+    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, baseline=OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), {"surrogate": None}))
     assert (shifted + phi[:, None] - values)[seen].abs().max() < 0.1
 
 
@@ -236,7 +236,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(chain):
 
 
 # ── the baseline ────────────────────────────────────────────────────────────────────────────────────────────────────
-BASELINE = {"hazard": None, "surrogate": False, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 20}
+BASELINE = {"hazard": None, "surrogate": None, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 20}
 
 
 def freed(env, log, **changes):
@@ -271,7 +271,7 @@ def test_a_baseline_is_fitted_on_other_customers(season, monkeypatch):
         return value
 
     monkeypatch.setattr(Baseline, "_fit", fit)
-    free = freed(env, log, hazard=None, surrogate=False)
+    free = freed(env, log, hazard=None, surrogate=None)
     torch.testing.assert_close(free.reward[log.terminated], log.earned[log.terminated])
     assert len(fitted[0] | fitted[1]) == 200 and not fitted[0] & fitted[1] and 90 < len(fitted[0]) < 110
 
@@ -282,17 +282,36 @@ def test_the_lost_count_as_often_as_chance_has_it(season, monkeypatch):
     assert torch.equal(lost[log.week < 11], env.lost(log.obs)[log.week > 0]) and 0.02 < lost.float().mean() < 0.5
     monkeypatch.setattr(Baseline, "_fit", lambda self, *_: lambda x: torch.zeros(len(x), 1))
     monkeypatch.setattr(Baseline, "_chance", lambda self, *_: torch.full_like(log.profit, 0.8))
-    free = freed(env, log, surrogate=False)
+    free = freed(env, log, surrogate=None)
     torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1.25))
     torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, 0.8))
     torch.testing.assert_close(free.reward, log.profit + 0.8 * log.terminal)
+
+
+def test_a_drawn_habit_counts_as_expected(season, monkeypatch):
+    env, log = season
+    height = torch.arange(6.0)
+
+    def value(x):  # ten a step of habit, and three a step of fatigue
+        return (10 * x[:, env.drawn] @ height + 3 * x[:, 30:34] @ torch.arange(4.0))[:, None]
+
+    class Mean:
+        def __call__(self, obs, action, outcome, actions, generator):
+            return lambda x: torch.full((len(x), 1, 1), 2.0)
+
+    monkeypatch.setattr(Baseline, "_fit", lambda self, *_: value)
+    free = freed(env, log, hazard=None, surrogate=Mean())
+    stays = ~log.terminated & ~env.lost(log.next_obs)
+    fatigue = 3 * log.next_obs[:, 30:34] @ torch.arange(4.0)
+    expected = log.profit + 10 * log.obs[:, env.drawn] @ height + fatigue + 2.0 - value(log.obs)[:, 0]
+    torch.testing.assert_close(free.reward[stays], expected[stays], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_what_is_left_of_rewards_is_mostly_not_chance():
     env = offers(2000)
     log = logged(env, 72_000)
-    free, raw = freed(env, log), freed(env, log, hazard=None, surrogate=False)
+    free, raw = freed(env, log), freed(env, log, hazard=None, surrogate=None)
     stay = free.weight > 0
     assert raw.reward.std() < 0.5 * log.earned.std()  # V_end alone
     assert free.reward[stay].std() < 0.5 * raw.reward.std()

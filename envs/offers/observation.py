@@ -22,6 +22,7 @@ class Observation:
         self.drift_low, self.drift_high = drift_range
         self.context_dim = num_features + HABITS + FATIGUES + EXPECTATIONS + 3 + weeks
         self.dim = self.context_dim + 2
+        self.habit = slice(num_features, num_features + HABITS)
 
     def context(self, features: Tensor, state: State, week: int) -> Tensor:
         """Lay out what outcomes depend on, [N, context_dim]."""

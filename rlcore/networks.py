@@ -164,6 +164,10 @@ class FactoredValues(ActionValues):
             table = (table[..., :, None] * head[..., None, :]).flatten(2)
         return table.sum(1) + out[:, :1]
 
+    def gradients(self, context: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Refuse: products of outputs are not laid out by layer."""
+        raise ValueError("algo.net: explorers that go by gradients need algo/net=values, not factored")
+
 
 class SuccessProbabilities(ActionValues):
     """P(reward > 0) of every combination of heads; without hidden layers, one logistic regression an action."""

@@ -43,7 +43,9 @@ def double_target(reward: Tensor, discount: Tensor, online: Tensor, target: Tens
 def td_loss(value: Tensor, goal: Tensor, weight: Tensor, huber: float | None) -> Tensor:
     """Weighted mean of Huber's loss at width `huber`; without one, of half the squared error, of which means are the
     solution."""
-    error = 0.5 * (value - goal).square() if huber is None else functional.huber_loss(value, goal, delta=huber, reduction="none")
+    if huber is None:
+        return 0.5 * (weight * (value - goal).square()).mean()
+    error = functional.huber_loss(value, goal, delta=huber, reduction="none")
     return (weight * error).mean()
 
 
@@ -108,9 +110,10 @@ class Imitated(nn.Module):
 class DoubleQ(Learner):
     """Double Q-learning on a log, from `learn_from`.
 
-    `keep` keeps it to what the log has (null: nothing does). An iteration is `updates` minibatches of `batch_size` decisions,
-    `total_steps` decisions in all. The target network moves by a share `target_rate` every `target_every` updates. `baseline` (rlcore/control.py) frees rewards of what decisions did
-    not do. Raises ValueError where the parts don't fit.
+    `keep` keeps it to what the log has (null: nothing does). An iteration is `updates` minibatches of `batch_size`
+    decisions, `total_steps` decisions in all. The target network moves by a share `target_rate` every `target_every`
+    updates. `baseline` (rlcore/control.py) frees rewards of what decisions did not do. `relabel`: draw prices anew. Raises
+    ValueError where the parts don't fit.
     """
 
     valued, sees_price = True, True
@@ -188,7 +191,8 @@ class DoubleQ(Learner):
 
     def greedy(self, obs: Tensor, mask: Tensor) -> Tensor:
         """Actions [B, K] worth most where spend has no price, for observations [B, D] under masks [B, *nvec]."""
-        return unflatten(self.worth(obs, mask.flatten(1)).masked_fill(~mask.flatten(1), -torch.inf).argmax(-1), self.env.nvec)
+        mask = mask.flatten(1)
+        return unflatten(self.worth(obs, mask).masked_fill(~mask, -torch.inf).argmax(-1), self.env.nvec)
 
     # ── learning ────────────────────────────────────────────────────────────────────────────────────────────────────
     @torch.no_grad()
@@ -218,7 +222,8 @@ class DoubleQ(Learner):
         """Learn from minibatches; return metrics as device tensors."""
         sums: dict[str, Tensor] = {}
         for _ in range(self.updates):
-            rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=self.generator, device=self.lr.device)]
+            rows = torch.randint(len(self.rows), (self.batch_size,), generator=self.generator, device=self.lr.device)
+            rows = self.rows[rows]
             batch = self.prepare(rows)
             loss, metrics = self.loss(batch)
             self.optimizer.zero_grad(set_to_none=True)

@@ -32,7 +32,9 @@ SMALL = {"net": {"hidden": [32, 32]}, "optim": {"lr": 0.01}, "schedule": None, "
 
 def make(env, log, algo="cql", *, seed=0, keep="conservative", kept=None, **changes):
     """Build an offline learner from its YAML: SMALL, then `changes`; `kept` are changes of what keeps it to its log."""
-    config = OmegaConf.merge(node(f"../algo/{algo}", f"algo={algo}"), SMALL, changes)
+    config = node(f"../algo/{algo}", f"algo={algo}").copy()
+    config.net = node("../algo/net/values")
+    config = OmegaConf.merge(config, SMALL, changes)
     config.keep = keep and OmegaConf.merge(node(f"../algo/keep/{keep}", f"algo={algo}"), kept or {})
     agent = instantiate(config, _convert_="all")(env, seed, "eager")
     agent.learn_from(log)

@@ -69,7 +69,7 @@ class Bandit(Learner):
     Raises ValueError where the parts don't fit.
     """
 
-    valued = True
+    valued, sees_price = True, False
 
     def __init__(self, env, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
                  explore: Callable, spend: Callable | None, total_steps: int, num_steps: int, memory: int, updates: int,

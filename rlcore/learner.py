@@ -56,6 +56,7 @@ class Learner(Loop):
     where a rollout isn't a season, or where a spend head has nothing to learn from.
     """
 
+    sees_price: bool  # observes what only steers, such as a price; else the context alone
     valued: bool  # clears a budget by what `values` says pairs are worth, else by what `logits` prefers at a price
 
     def __init__(self, env, seed: int, *, net: Callable, optim: Callable, schedule: Callable | None,
@@ -70,7 +71,7 @@ class Learner(Loop):
         torch.manual_seed(seed)  # initial weights
         # Not the environment's seed, or actions would follow from the customers drawn by the same numbers.
         self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
-        self.net = net(env.context_dim if self.valued else env.obs_dim, env.nvec).to(env.device)
+        self.net = net(env.obs_dim if self.sees_price else env.context_dim, env.nvec).to(env.device)
         self.spend = spend(env.context_dim, env.nvec, env.device) if spend else None
         self.optimizer = optim(self.net.parameters())
         self.first_lr = self.optimizer.param_groups[0]["lr"]

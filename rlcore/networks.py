@@ -143,6 +143,32 @@ class ActionValues(nn.Module):
         return list(zip(deltas[::-1], inputs))
 
 
+class FactoredValues(ActionValues):
+    """The same with few parameters a combination: what nothing (the first choice of the first head) is worth, plus Σ_k
+    Π_h u_hk(choice of head h), of `rank` terms, one u a choice. Offers seen through channels are of this kind."""
+
+    def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, rank: int, hidden: list[int], activation: Callable,
+                 gain: float, normalize_obs: bool, clip_obs: float):
+        super().__init__(obs_dim, nvec, hidden=hidden, activation=activation, gain=gain, normalize_obs=normalize_obs,
+                         clip_obs=clip_obs)
+        self.nvec, self.rank = tuple(nvec), rank
+        self.body = mlp([obs_dim, *hidden, 1 + rank * sum(nvec)], activation, gain)
+        with torch.no_grad():
+            self.body[-1].bias[1:] = 0.3 * torch.randn(rank * sum(nvec))  # products of zeros would never leave zero
+
+    def forward(self, context: Tensor) -> Tensor:
+        out = self.body(self.normalize(context))
+        terms = out[:, 1:].unflatten(1, (self.rank, -1)).split(self.nvec, -1)  # [B, rank, n] each
+        table = torch.cat((torch.zeros_like(terms[0][..., :1]), terms[0][..., 1:]), -1)
+        for head in terms[1:]:
+            table = (table[..., :, None] * head[..., None, :]).flatten(2)
+        return table.sum(1) + out[:, :1]
+
+    def gradients(self, context: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Refuse: products of outputs are not laid out by layer."""
+        raise ValueError("algo.net: explorers that go by gradients need algo/net=values, not factored")
+
+
 class SuccessProbabilities(ActionValues):
     """P(reward > 0) of every combination of heads; without hidden layers, one logistic regression an action."""
 

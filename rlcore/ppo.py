@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlcore import losses
-from rlcore.distributions import barrier
+from rlcore.distributions import barrier, flatten
 from rlcore.fast import fast, scan
 from rlcore.learner import Learner
 from rlcore.normalize import ReturnScale
@@ -48,16 +48,19 @@ class Batch(NamedTuple):
 class PPO(Learner):
     """PPO (Schulman et al. 2017) with joint action masks, GAE, and bootstraps through truncation.
 
+    With `init`, the checkpoint of a learner from a log, it takes that as its `teacher`: for the first `imitated` iterations
+    it acts, learns values as ever, and draws its policy towards softmax(teacher's values / temperature) where it has been.
     Raises ValueError where sizes don't fit.
     """
 
-    valued = False
+    valued, sees_price = False, True
 
     def __init__(self, env, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
                  spend: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
                  gae_lambda: float, clip: float, clip_value: float | None, vf_coef: float, ent_coef: float,
                  ent_coef_final: float, norm_adv: str, norm_reward: bool, center_reward: bool, max_grad_norm: float,
-                 target_kl: float | None, eval_every: int, checkpoint_every: int):
+                 target_kl: float | None, init: str | None, imitated: int, temperature: float, eval_every: int,
+                 checkpoint_every: int):
         super().__init__(env, seed, net=net, optim=optim, schedule=schedule, spend=spend, total_steps=total_steps,
                          num_steps=num_steps, eval_every=eval_every, checkpoint_every=checkpoint_every)
         if self.batch % minibatches:
@@ -70,6 +73,7 @@ class PPO(Learner):
         self.gamma, self.gae_lambda, self.clip, self.clip_value = gamma, gae_lambda, clip, clip_value
         self.vf_coef, self.max_grad_norm, self.target_kl, self.norm_adv = vf_coef, max_grad_norm, target_kl, norm_adv
         self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
+        self.init, self.imitated, self.temperature, self.teacher = init, imitated if init else 0, temperature, None
         self.scale = ReturnScale(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
         self.policy = fast(self.policy, mode)
@@ -80,6 +84,8 @@ class PPO(Learner):
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
               stop: Callable[[], bool]) -> None:
         """Run to the last iteration, or to the end of the one in which `stop` turns true."""
+        if self.init and self.teacher is None:
+            raise ValueError(f"algo.init={self.init}: expected its teacher, as scripts/train.py restores it")
         for progress, metrics in self.loop(logger, save, evaluate, stop):
             self.entropy_weight.fill_(self.ent_coef + (self.ent_coef_final - self.ent_coef) * progress)
             rollout, charts = self.collect()
@@ -190,12 +196,26 @@ class PPO(Learner):
         return metrics | {"grad_norm": norm}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO's loss and diagnostics on a minibatch."""
+        """PPO's loss and diagnostics on a minibatch, or while it has a teacher to imitate, that of imitation."""
+        if self.iteration < self.imitated:
+            return self.imitation(batch)
         distribution = self.net.policy(batch.obs, batch.barrier)
         advantage = whiten(batch.advantage, batch.decides) if self.norm_adv == "minibatch" else batch.advantage
         return losses.ppo(distribution.log_prob(batch.action), batch.log_prob, advantage, distribution.entropy(),
                           self.net.value(batch.obs), batch.value, batch.target, batch.decides, clip=self.clip,
                           clip_value=self.clip_value, vf_coef=self.vf_coef, ent_coef=self.entropy_weight)
+
+    def imitation(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the teacher's preferences, and the value loss."""
+        log_probs = self.net.policy(batch.obs, batch.barrier).log_probs
+        asked = self.teacher.preferences(batch.obs, batch.barrier.flatten(1) == 0, self.temperature)
+        cross = -(asked * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)
+        policy = losses.masked_mean(cross, batch.decides)
+        critic = losses.value_loss(self.net.value(batch.obs), batch.value, batch.target, self.clip_value)
+        with torch.no_grad():
+            kl = losses.kl_k3(log_probs.gather(1, flatten(batch.action, self.env.nvec)[:, None])[:, 0] - batch.log_prob)
+        return policy + self.vf_coef * critic, {"imitation": policy.detach(), "value_loss": critic.detach(),
+                                                "approx_kl": losses.masked_mean(kl, batch.decides)}
 
     def state_dict(self) -> dict:
         """Everything that training needs to go on as if it had not stopped."""

@@ -118,6 +118,18 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
     return Trained(env, agent, state["name"], config, state["logger"])
 
 
+def teacher(path: str, env):
+    """Restore the policy of a checkpoint in an environment; raise ValueError where another can't imitate it there."""
+    state = checkpoint.load(path)
+    algo = instantiate(OmegaConf.create(state["config"]["algo"]), _convert_="all")
+    if not hasattr(getattr(algo, "func", None), "preferences"):
+        raise ValueError(f"algo.init={path}: expected a checkpoint of bcq or cql, got {state['name']}")
+    agent = algo(env, 0, "eager")
+    with fitting(path):
+        agent.load_weights(state["agent"])
+    return agent
+
+
 def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[str, ...]) -> DictConfig:
     """Take what is a checkpoint's own from it, but for single keys of env that the command line names."""
     said = []

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlcore import checkpoint, logged  # noqa: E402
 from rlcore.logfile import read  # noqa: E402
-from scripts.entry import check_fit, choose_device, finish, fitting, flatten, guarded, publish  # noqa: E402
+from scripts.entry import check_fit, choose_device, finish, fitting, flatten, guarded, publish, teacher  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
@@ -34,8 +34,10 @@ def main(cfg: DictConfig) -> None:
     name = HydraConfig.get().runtime.choices["algo"]
     if cfg.log:
         if not hasattr(agent, "learn_from"):
-            raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit")
+            raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq or cql")
         agent.learn_from(logged.fitting(read(cfg.log), env, cfg.log))
+    if getattr(agent, "init", None):
+        agent.teacher = teacher(agent.init, env)
     evaluation = env.evaluation(env)
     stopped: list[int] = []
 

@@ -384,7 +384,7 @@ def agent():
     """A stranger to the job: random logits and guesses of redemption."""
     g = torch.Generator().manual_seed(0)
     actor, head = torch.randn(54, 30, generator=g), torch.randn(52, 30, generator=g)
-    return SimpleNamespace(valued=False, logits=lambda obs: obs @ actor,
+    return SimpleNamespace(valued=False, sees_price=True, logits=lambda obs: obs @ actor,
                            spend=SimpleNamespace(
                                redeem=lambda obs: torch.sigmoid(obs[:, :len(head)] @ head).view(-1, 6, 5)))
 

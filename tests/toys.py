@@ -17,8 +17,8 @@ SMALL = {
     "net": {"hidden": [32, 32], "heads": "independent", "first_bias": 0.0, "normalize_obs": False},
     "optim": {"lr": 0.01}, "num_steps": 5, "epochs": 2, "minibatches": 2, "gamma": 1.0, "gae_lambda": 0.9, "clip": 0.2,
     "clip_value": None, "vf_coef": 0.5, "ent_coef": 0.0, "ent_coef_final": 0.0, "norm_adv": "minibatch",
-    "norm_reward": True, "center_reward": False, "max_grad_norm": 0.5, "target_kl": None, "eval_every": 1000,
-    "checkpoint_every": 1000}
+    "norm_reward": True, "center_reward": False, "max_grad_norm": 0.5, "target_kl": None, "init": None, "imitated": 0,
+    "temperature": 1.0, "eval_every": 1000, "checkpoint_every": 1000}
 
 
 def part(name: str, **changes) -> DictConfig:

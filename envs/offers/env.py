@@ -49,6 +49,7 @@ class OffersEnv(BatchedEnv):
                                         self.price_range, self.drift_range)
         self.obs_dim, self.context_dim = self.observe.dim, self.observe.context_dim
         self.static = self.population.num_features
+        self.drawn = self.observe.habit
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
@@ -60,17 +61,28 @@ class OffersEnv(BatchedEnv):
         self.allowed = self.permits(self.state.status == SUBSCRIBED, self.sent)
         self.organic = organic(self.customers, self.world)
         self.u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
-        self.prices, self.drift = self._price_paths(weeks, n)
+        week = torch.arange(weeks, device=self.device)[:, None]
+        self.prices, self.drift = self._price_paths(week, n, self.generator)
         return self._obs(), self._mask()
 
-    def _price_paths(self, weeks: int, n: int) -> tuple[Tensor, Tensor]:
+    def _price_paths(self, week: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw n seasons' prices in weeks [T, 1 or n], and their drifts [n]."""
         def uniform(low, high):
-            return low + (high - low) * torch.rand(n, generator=self.generator, device=self.device)
+            return low + (high - low) * torch.rand(n, generator=generator, device=self.device)
         low, high = map(math.log, self.price_range)
         level, drift = uniform(low, high), uniform(*self.drift_range)
-        week = torch.arange(weeks, device=self.device)[:, None] - (weeks - 1) / 2
-        noise = self.price_noise * torch.randn(weeks, n, generator=self.generator, device=self.device)
-        return (level + drift * week + noise).exp(), drift
+        noise = self.price_noise * torch.randn(len(week), n, generator=generator, device=self.device)
+        return (level + drift * (week - (self.season - 1) / 2) + noise).exp(), drift
+
+    def price_seen(self, obs: Tensor) -> Tensor:
+        """Read the price [B] out of observations [B, D]."""
+        return self.observe.price_seen(obs)
+
+    def reprice(self, week: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw other prices for decisions in weeks [B] as a season has them: the price [B] and what is observed of it [B, 2],
+        then both of the week after."""
+        prices, drift = self._price_paths(torch.stack((week, week + 1)), len(week), generator)
+        return tuple(x for price in prices for x in (price, self.observe.price(price, drift)))
 
     def _obs(self) -> Tensor:
         week = min(self.week, self.world.weeks - 1)
@@ -91,6 +103,10 @@ class OffersEnv(BatchedEnv):
             return outcomes(self.customers, self.world, self.week, self.state).spend.unflatten(1, catalogue.nvec)
         offer, channel = (torch.arange(n, device=self.device) for n in catalogue.nvec)
         return catalogue.spend(offer[:, None], channel, redeem)
+
+    def lost(self, obs: Tensor) -> Tensor:
+        """Customers who have churned, [B]."""
+        return self.observe.status(obs) == CHURNED
 
     def expected_reward(self) -> Tensor:
         """This week's profit less its spend at the price, [N, O+1, C], with nothing of what follows."""

@@ -12,7 +12,7 @@ from envs.offers.bound import Bound, dual
 from envs.offers.budget import Budget
 from envs.offers.estimate import Estimator
 from envs.offers.market import Market, Record, play
-from envs.offers.policies import Knapsack, Nothing, Policy, Priced, Random, Response, Valued
+from envs.offers.policies import Knapsack, Nothing, Policy, Priced, PricedValues, Random, Response, Valued
 from envs.offers.program import organic
 from envs.offers.report import Report
 from envs.offers.saving import Saving, Watched, carried, price_path
@@ -64,9 +64,10 @@ class Evaluation:
     def learned(self, agent, market: Market, drift: float) -> Priced | Valued:
         """Deploy an agent in a market."""
         setting = (agent.spend.redeem if agent.spend else None, self.env.observe, market.customers, self.world, market.features)
-        if agent.valued:
+        if not agent.sees_price:
             return Valued(agent.values, *setting)
-        return Priced(agent.logits, *setting, prices=self.prices, drift=drift)
+        at = {"prices": self.prices, "drift": drift}
+        return PricedValues(agent.worth, *setting, **at) if agent.valued else Priced(agent.logits, *setting, **at)
 
     def deploy(self, agent, market: Market, other: Market) -> tuple[Policy, dict]:
         """Deploy an agent with what rehearsals on other customers told: the price's drift, the worth of carried money."""
@@ -79,7 +80,7 @@ class Evaluation:
     def rehearse(self, agent, market: Market) -> float:
         """Find the drift of the price that an agent itself will cause, by playing seasons before."""
         low, high = self.env.drift_range
-        if agent.valued:  # sees no price
+        if not agent.sees_price:
             return 0.0
         drift = (low + high) / 2
         for _ in range(self.rehearsals):
@@ -108,7 +109,7 @@ class Evaluation:
             policy = Watched(self.learned(agent, market, drift))
             self._play(policy if path is None else Saving(policy, path), even if path is None else free, None, 1, 3)
             path = price_path(policy.weeks, market.budget)
-            drift = 0.0 if agent.valued else self._drift(path)
+            drift = self._drift(path) if agent.sees_price else 0.0
         return drift, path
 
     def fee(self, market: Market) -> float:
@@ -168,7 +169,7 @@ class Evaluation:
         policies, told = dict(policies), {}
         if agent is not None:
             policies[name], told = self.deploy(agent, market, other)
-            if agent.valued and market.rule is not self.hard:
+            if not agent.sees_price and market.rule is not self.hard:
                 policies[f"{name}, no budget"] = self.learned(agent, market, 0.0).uncleared()
         records = {row: self._play(policy, market, bound, self.seasons, 13) for row, policy in policies.items()}
         rows = {row: {"information": policies[row].information, **summary(records[row], market, bound)} for row in policies}

@@ -22,6 +22,7 @@ class Observation:
         self.drift_low, self.drift_high = drift_range
         self.context_dim = num_features + HABITS + FATIGUES + EXPECTATIONS + 3 + weeks
         self.dim = self.context_dim + 2
+        self.habit = slice(num_features, num_features + HABITS)
 
     def context(self, features: Tensor, state: State, week: int) -> Tensor:
         """Lay out what outcomes depend on, [N, context_dim]."""
@@ -30,12 +31,21 @@ class Observation:
         now[:, week] = 1
         return torch.cat((features, *(x.to(features.dtype) for x in hot), now), -1)
 
+    def status(self, obs: Tensor) -> Tensor:
+        """Read the status [B] out of observations [B, D]."""
+        first = self.context_dim - self.weeks - 3
+        return obs[:, first:first + 3].argmax(-1)
+
     def price(self, price: Tensor, drift: Tensor) -> Tensor:
         """Scale prices and drifts to about [−1.7, 1.7], [..., 2]."""
         def standard(x, low, high):
             return (x - (low + high) / 2) * (12**0.5 / (high - low))
         return torch.stack((standard(price.log(), self.log_low, self.log_high),
                             standard(drift, self.drift_low, self.drift_high)), -1)
+
+    def price_seen(self, obs: Tensor) -> Tensor:
+        """Read the price [B] out of observations [B, D]."""
+        return ((self.log_low + self.log_high) / 2 + obs[:, -2] * (self.log_high - self.log_low) / 12**0.5).exp()
 
     def __call__(self, features: Tensor, state: State, week: int, price: Tensor, drift: Tensor) -> Tensor:
         """Lay out observations [N, dim] of customers at their own price [N] and drift [N]."""

@@ -144,10 +144,27 @@ class Priced(Learned):
     def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
         """Return the switches of every subscribed customer on the price grid."""
         context, spend = self.look(week, state, allowed)
+        steer = self.observe.price(self.prices, self.drift)
         logits = torch.stack([
-            self.logits(torch.cat((context, p.expand(len(context), -1)), -1)).masked_fill(~allowed.pairs, -torch.inf)
-            for p in self.observe.price(self.prices, self.drift)])
+            self.at(price, torch.cat((context, seen.expand(len(context), -1)), -1), allowed.pairs, spend)
+            .masked_fill(~allowed.pairs, -torch.inf) for price, seen in zip(self.prices, steer)])
         return switches(logits, spend, self.prices)
+
+    def at(self, price: Tensor, obs: Tensor, pairs: Tensor, spend: Tensor) -> Tensor:
+        """What it prefers at one price, [N, P]."""
+        return self.logits(obs)
+
+
+class PricedValues(Priced):
+    """The same for a model of what pairs are worth at a price, before that of their own spend: `logits` maps observations
+    [B, D] and masks [B, P] to worth [B, P].
+
+    At every price the exact knapsack's Lagrangian choice, worth less price times spend: the price that clears the week's
+    budget is the one that the values are of.
+    """
+
+    def at(self, price, obs, pairs, spend):
+        return self.logits(obs, pairs) - price * spend
 
 
 class Valued(Learned):

@@ -1,0 +1,97 @@
+"""Learners from a log against the size of the log: python scripts/bench.py offline."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Callable
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from envs.collect import Behaviour, rollouts
+from rlcore import checkpoint
+from rlcore.logged import Logged
+from rlcore.plots import labelled
+from scripts.benchmarks.bandit import interval
+
+
+class Quiet:
+    """A logger of nothing."""
+
+    def log(self, step: int, metrics: dict, **_) -> None:
+        """Forget."""
+
+
+def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behaviours: dict, sizes: dict, seeds: int,
+        learners: dict, agents: int) -> dict:
+    """Train every learner on logs of every behaviour, world and size (`sizes` by behaviour), and value it in its world.
+
+    A seed has its own log, of `agents` customers a season, and its own learners; all are valued on the same customers. Cells
+    are printed and saved as they come.
+    """
+    cells: list[dict] = []
+    print(f"{'world':>8}  {'log':9}  {'decisions':>10}  {'seed':>4}  {'learner':12}  {'score':>6}  {'contacts':>8}  {'s':>6}")
+    for k in range(seed, seed + seeds):
+        for world, env in worlds.items():
+            for name, behaviour in behaviours.items():
+                whole = collect(env, behaviour, name, device, k, max(sizes[name]), agents)
+                for size in sizes[name]:
+                    for learner, algo in learners.items():
+                        started = time.perf_counter()
+                        score = value(env(device, k), algo, whole[slice(size)], k)
+                        cells.append({"world": world, "log": name, "decisions": size, "seed": k, "learner": learner,
+                                      "score": score["offers/score"], "contact_rate": score["offers/contact_rate"],
+                                      "seconds": time.perf_counter() - started})
+                        checkpoint.save_json(directory / "cells.json", cells)
+                        print(f"{world:>8}  {name:9}  {size:10,}  {k:4}  {learner:12}  {score['offers/score']:6.3f}  "
+                              f"{score['offers/contact_rate']:8.1%}  {cells[-1]['seconds']:6.0f}", flush=True)
+    rows = summary(cells)
+    for row in rows:
+        print(f"{row['world']:>8}  {row['log']:9}  {row['decisions']:10,}  {row['learner']:12}  {row['score'][0]:6.3f} ± "
+              f"{row['score'][1]:.3f} over {row['seeds']}")
+    figure = draw([row for row in rows if len(sizes[row["log"]]) > 1])
+    checkpoint.atomic(directory / "offline.png", lambda path: figure.savefig(path, dpi=120, format="png"))
+    return {"cells": cells, "rows": rows}
+
+
+def collect(env: Callable, behaviour: Behaviour, name: str, device: torch.device, seed: int, decisions: int,
+            agents: int) -> Logged:
+    """Log decisions on customers that no learner of the same seed draws."""
+    world = env(device, 1000 + seed, num_agents=agents)
+    world.realise()
+    return Logged.cat(list(rollouts(world, behaviour, name, 1000 + seed, decisions=decisions, steps=1, all_propensities=False)))
+
+
+def value(env, algo: Callable, log: Logged, seed: int) -> dict:
+    """Train on a log and value at the environment's budget."""
+    agent = algo(env, seed, "eager")
+    agent.learn_from(log)
+    agent.train(Quiet(), lambda: None, None, lambda: False)
+    return env.evaluation(env).score(agent)
+
+
+def summary(cells: list[dict]) -> list[dict]:
+    """Mean score over seeds and its 95 % half-width, by what is compared."""
+    keys = dict.fromkeys((c["world"], c["log"], c["decisions"], c["learner"]) for c in cells)
+    rows = []
+    for world, log, decisions, learner in keys:
+        scores = [c["score"] for c in cells if (c["world"], c["log"], c["decisions"], c["learner"]) ==
+                  (world, log, decisions, learner)]
+        rows.append({"world": world, "log": log, "decisions": decisions, "learner": learner, "seeds": len(scores),
+                     "score": interval(torch.tensor(scores, dtype=torch.float64)) if len(scores) > 1 else [scores[0], 0.0]})
+    return rows
+
+
+def draw(rows: list[dict]) -> Figure:
+    """Draw scores against decisions."""
+    figure, axes = labelled("decisions logged", "score")
+    for k, world in enumerate(dict.fromkeys(row["world"] for row in rows)):
+        for j, learner in enumerate(dict.fromkeys(row["learner"] for row in rows)):
+            line = [row for row in rows if (row["world"], row["learner"]) == (world, learner)]
+            mean, half = (Tensor([row["score"][i] for row in line]) for i in range(2))
+            axes.errorbar([row["decisions"] for row in line], mean, half, color=f"C{j}", linestyle="-" if k == 0 else ":",
+                          marker="o", label=f"{learner}, {world}")
+    axes.set_xscale("log")
+    axes.legend()
+    return figure

@@ -1,0 +1,436 @@
+"""Offline learners: their losses, their limits, values that are known, potentials that change no rank, and what prices do."""
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import load, node
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from reference_offline import bcq_loss, chain_values, cql_loss, target
+from test_ppo import identical, weights
+from toys import Chain, Endless, Log, make_ppo
+from toys import train as train_ppo
+from torch.nn import functional
+
+from envs.collect import Uniform, rollouts
+from envs.offers.policies import PricedValues, Valued
+from envs.offers.world import SUBSCRIBED
+from rlcore.control import Baseline
+from rlcore.logged import Logged
+from rlcore.networks import FactoredValues
+from rlcore.offline import conservative, double_target, imitation, supported, td_loss
+
+CPU = torch.device("cpu")
+SPEND = node("../algo/spend/learned")
+SMALL = {"net": {"hidden": [32, 32]}, "optim": {"lr": 0.01}, "schedule": None, "spend": None, "baseline": None,
+         "updates": 10, "batch_size": 64, "target_every": 5, "total_steps": 6400, "eval_every": 1000, "checkpoint_every": 1000}
+
+
+def make(env, log, algo="cql", *, seed=0, keep="conservative", kept=None, **changes):
+    """Build an offline learner from its YAML: SMALL, then `changes`; `kept` are changes of what keeps it to its log."""
+    config = node(f"../algo/{algo}", f"algo={algo}").copy()
+    config.net = node("../algo/net/values")
+    config = OmegaConf.merge(config, SMALL, changes)
+    config.keep = keep and OmegaConf.merge(node(f"../algo/keep/{keep}", f"algo={algo}"), kept or {})
+    agent = instantiate(config, _convert_="all")(env, seed, "eager")
+    agent.learn_from(log)
+    return agent
+
+
+def train(agent, **changes) -> Log:
+    log = Log()
+    agent.train(log, lambda: None, None, changes.get("stop", lambda: False))
+    return log
+
+
+class Tabular(Chain):
+    """The chain with a column for every time and place."""
+
+    obs_dim = 30
+
+    def observe(self, state):
+        return functional.one_hot((state[:, 0] % 5) * 6 + state[:, 1], 30).float()
+
+
+def logged(env, decisions=20_000, seed=0, steps=64) -> Logged:
+    return Logged.cat(list(rollouts(env, Uniform(), "uniform", seed, decisions=decisions, steps=steps, all_propensities=False)))
+
+
+@pytest.fixture(scope="module")
+def chain():
+    return logged(Tabular(64))
+
+
+@pytest.fixture(scope="module")
+def season():
+    env = offers()
+    return env, logged(env, 2400)
+
+
+def offers(agents=200, **changes):
+    env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
+    env.realise()
+    env.begin()
+    return env
+
+
+def batch(seed=0, rows=40, pairs=7):
+    """Tables, masks with at least one valid pair, valid actions, rewards and ends, float64."""
+    g = torch.Generator().manual_seed(seed)
+    q, online, frozen, logits = (torch.randn(rows, pairs, generator=g, dtype=torch.float64) for _ in range(4))
+    mask, next_mask = (torch.rand(rows, pairs, generator=g) < 0.6 for _ in range(2))
+    mask[:, 0] = next_mask[:, 0] = True
+    action = torch.multinomial(mask.float(), 1, generator=g)[:, 0]
+    reward, ends = torch.randn(rows, generator=g, dtype=torch.float64), torch.rand(rows, generator=g) < 0.3
+    return SimpleNamespace(q=q, online=online, frozen=frozen, logits=logits, mask=mask, next_mask=next_mask, action=action,
+                           reward=reward, ends=ends)
+
+
+# ── formulas ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9, 1.0])
+def test_losses_equal_the_papers_one_float_at_a_time(threshold):
+    b = batch()
+    goal = double_target(b.reward, 0.9 * (~b.ends).double(), b.online, b.frozen, 0.0, supported(b.logits, b.next_mask, threshold))
+    rows = [x.tolist() for x in (b.reward, b.ends, b.online, b.frozen, b.logits, b.next_mask)]
+    expected = [target(*row, gamma=0.9, threshold=threshold) for row in zip(*rows)]
+    torch.testing.assert_close(goal, torch.tensor(expected, dtype=torch.float64))
+    taken, ones = b.q.gather(1, b.action[:, None])[:, 0], torch.ones(len(b.q), dtype=torch.float64)
+    mine = td_loss(taken, goal, ones, 1.0) + imitation(b.logits, b.mask, b.action, 0.01)
+    rows = b.q.tolist(), b.logits.tolist(), b.mask.tolist(), b.action.tolist(), expected
+    assert mine.item() == pytest.approx(bcq_loss(*rows, penalty=0.01, delta=1.0), rel=1e-12)
+    mine = td_loss(taken, goal, ones, None) + 0.7 * conservative(b.q, b.mask, b.action)
+    assert mine.item() == pytest.approx(cql_loss(*rows, alpha=0.7, delta=None), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["BCQ", "CQL"])
+def test_losses_equal_those_of_d3rlpy(name):
+    pytest.importorskip("d3rlpy")
+    from d3rlpy.algos import DiscreteBCQConfig, DiscreteCQLConfig
+    from d3rlpy.torch_utility import TorchMiniBatch
+    g, n, pairs = torch.Generator().manual_seed(1), 32, 5
+    config = DiscreteBCQConfig(action_flexibility=0.9, beta=0.5) if name == "BCQ" else DiscreteCQLConfig(alpha=0.8)
+    theirs = config.create(device="cpu:0")
+    torch.manual_seed(0)
+    theirs.create_impl((4,), pairs)
+    impl, everything = theirs.impl, torch.ones(n, pairs, dtype=torch.bool)
+    for parameter in impl.modules.targ_q_funcs.parameters():  # no longer the online network's
+        torch.nn.init.normal_(parameter, std=0.2, generator=g)
+    obs, following = (torch.randn(n, 4, generator=g) for _ in range(2))
+    action, reward = torch.randint(pairs, (n,), generator=g), torch.randn(n, generator=g)
+    ends = torch.rand(n, generator=g) < 0.3
+    column = {"actions": action[:, None], "rewards": reward[:, None], "terminals": ends[:, None].float()}
+    values = {field: None for field in TorchMiniBatch.__dataclass_fields__} | {
+        "observations": obs, "next_observations": following, "intervals": torch.ones(n, 1), **column}
+    minibatch = TorchMiniBatch(**values)
+    with torch.no_grad():
+        loss = impl.compute_loss(minibatch, impl.compute_target(minibatch)).loss
+        online, frozen = (net[0](following).q_value for net in (impl.modules.q_funcs, impl.modules.targ_q_funcs))
+        q = impl.modules.q_funcs[0](obs).q_value
+        allowed = everything
+        if name == "BCQ":
+            allowed = supported(impl.modules.imitator(following).logits, everything, 0.9)
+            assert 0.2 < allowed.float().mean() < 0.9
+            kept = imitation(impl.modules.imitator(obs).logits, everything, action, 0.5)
+        else:
+            kept = 0.8 * conservative(q, everything, action)
+        goal = double_target(reward, config.gamma * ~ends, online, frozen, 0.0, allowed)
+        mine = td_loss(q.gather(1, action[:, None])[:, 0], goal, torch.ones(n), 1.0) + kept
+    assert mine.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+# ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("keep, kept", [("imitated", {"threshold": 0.0}), ("imitated", {"threshold": 1e-30}),
+                                        ("conservative", {"alpha": 0.0})])
+def test_without_what_keeps_them_they_are_double_dqn(chain, keep, kept):
+    plain, limit = make(Tabular(4), chain, keep=None), make(Tabular(4), chain, keep=keep, kept=kept)
+    train(plain), train(limit)
+    assert torch.equal(weights(plain), weights(limit))
+    kept = {"threshold": 0.9} if keep == "imitated" else {"alpha": 1.0}
+    other = make(Tabular(4), chain, keep=keep, kept=kept)
+    train(other)
+    assert not torch.equal(weights(plain), weights(other))
+
+
+def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
+    # of what is valid at a place, the log is made to take the last pair most of the time
+    often = chain.action == (chain.mask * torch.arange(6)).argmax(1)
+    log = chain[(often | (torch.arange(len(chain)) % 4 == 0)).nonzero()[:, 0]]
+    agent = make(Tabular(4), log, keep="imitated", kept={"threshold": 1.0})
+    train(agent)
+    agent.net.body[-1].bias.data += 100 * torch.randn(6, generator=torch.Generator().manual_seed(0))  # whatever Q says
+    mode = (log.mask * torch.arange(6)).argmax(1)
+    assert torch.equal(agent.probs(log.obs, log.mask, log.price).argmax(1), mode)
+
+
+@pytest.mark.parametrize("keep", ["imitated", "conservative"])
+def test_what_is_not_valid_gets_no_gradient_and_has_no_say(chain, keep):
+    agent = make(Tabular(4), chain, keep=keep)
+    batch = agent.prepare(torch.arange(200))
+    never = ~(chain.mask | chain.next_mask).any(0)
+    assert never.nonzero()[:, 0].tolist() == [1]
+    loss, _ = agent.loss(batch)
+    loss.backward()
+    nets = [agent.net, agent.keep.net] if keep == "imitated" else [agent.net]
+    for net in nets:
+        assert not net.body[-1].weight.grad[never].any() and net.body[-1].weight.grad[~never].abs().sum(1).all()
+        assert not net.body[-1].bias.grad[never].any()
+        net.body[-1].bias.data[never] = 1e6
+    agent.target.body[-1].bias.data[never] = 1e6
+    torch.testing.assert_close(agent.prepare(torch.arange(200)).goal, batch.goal)
+    torch.testing.assert_close(agent.loss(batch)[0], loss)
+
+
+# ── what they learn ─────────────────────────────────────────────────────────────────────────────────────────────────
+TABLE = {"net": {"hidden": [], "gain": 0.01}, "optim": {"lr": 0.1}, "total_steps": 768_000,
+         "updates": 20, "batch_size": 512, "target_every": 50}
+
+
+def tabular(chain, **changes):
+    """Train a table on the chain's log; return values [30, 6] of what the log has, and where it has them."""
+    agent = make(Tabular(4), chain, **{**TABLE, "schedule": node("../algo/schedule/linear"), **changes})
+    train(agent)
+    seen = torch.bincount(chain.obs.argmax(1) * 6 + chain.action, minlength=180).view(30, 6) >= 20
+    return agent.net(torch.eye(30)).detach(), seen, agent
+
+
+@pytest.mark.parametrize("keep, kept", [("imitated", {"threshold": 0.05}), ("conservative", {"alpha": 0.0})])
+def test_a_table_reaches_the_known_values(chain, keep, kept):
+    values, seen, _ = tabular(chain, keep=keep, kept=kept)
+    known = chain_values()
+    wrong = [(values[t * 6 + p, a] - q).abs().item() for (t, p, a), q in known.items() if seen[t * 6 + p, a]]
+    assert len(wrong) > 40 and max(wrong) < 0.05, max(wrong)
+
+
+def test_a_potential_changes_values_by_itself_and_no_rank(chain, monkeypatch):
+    phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(Baseline, "_fit", lambda self, *_: lambda obs: (obs @ phi)[:, None])
+    values, seen, _ = tabular(chain, kept={"alpha": 0.0})
+    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, baseline=OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), {"surrogate": None}))
+    assert (shifted + phi[:, None] - values)[seen].abs().max() < 0.1
+
+
+def test_a_time_limit_is_not_an_end():
+    env = Endless(32)
+    agent = make(env, logged(env, 4000), keep=None, gamma=0.8, **{**TABLE, "schedule": node("../algo/schedule/linear")})
+    train(agent)
+    torch.testing.assert_close(agent.net(torch.eye(2)).detach(), torch.tensor([[0.0, 0.0], [5.0, 5.0]]), atol=0.05, rtol=0)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(chain):
+    def fresh():
+        return make(Tabular(4), chain, keep="imitated", schedule=node("../algo/schedule/linear"))
+
+    whole, first, second = fresh(), fresh(), fresh()
+    train(whole)
+    count = iter(range(100))
+    train(first, stop=lambda: next(count) == 3)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    train(second)
+    states = [{name: x for name, x in agent.state_dict().items() if name != "kl"} for agent in (whole, second)]
+    assert identical(*states)  # there is no KL: it is nan, which equals nothing
+
+
+# ── the baseline ────────────────────────────────────────────────────────────────────────────────────────────────────
+BASELINE = {"hazard": None, "surrogate": None, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 20}
+
+
+def freed(env, log, **changes):
+    """Rewards of a log freed by the shipped baseline, with some of its keys replaced."""
+    baseline = instantiate({**node("../algo/baseline/network", "algo=cql"), **changes}, _convert_="all")
+    return baseline(env, log, log.profit, 1.0, torch.Generator().manual_seed(0))
+
+
+def test_a_baseline_is_what_the_first_pair_brings(chain):
+    net = OmegaConf.merge(node("../algo/net/values"), {"hidden": []})
+    free = freed(Tabular(4), chain, net=net, **BASELINE)
+    time, place = torch.arange(30) // 6, torch.arange(30) % 6  # staying: .2 a step, and the place at the end
+    value = 0.2 * (5 - time) + place
+    at, following = chain.obs.argmax(1), chain.next_obs.argmax(1)
+    expected = chain.profit + torch.where(chain.terminated, 0.0, value[following]) - value[at]
+    often = torch.bincount(at, minlength=30)[at] > 200
+    assert (free.reward - expected)[often].abs().max() < 0.1 and often.float().mean() > 0.9
+    assert torch.equal(free.discount > 0, ~chain.terminated) and (free.weight == 1).all()
+
+
+def test_a_baseline_is_fitted_on_other_customers(season, monkeypatch):
+    env, log = season
+    fitted = []
+
+    def fit(self, obs, action, following, now, discount, weight, rows, nvec, generator):
+        customers = set(map(tuple, obs[rows, :env.static].tolist()))  # by their features
+        fitted.append(customers)
+
+        def value(x):  # at its own customers it would show
+            own = [tuple(row) in customers for row in x[:, :env.static].tolist()]
+            return 1000.0 * torch.tensor(own)[:, None].expand(-1, 30)
+        return value
+
+    monkeypatch.setattr(Baseline, "_fit", fit)
+    free = freed(env, log, hazard=None, surrogate=None)
+    torch.testing.assert_close(free.reward[log.terminated], log.earned[log.terminated])
+    assert len(fitted[0] | fitted[1]) == 200 and not fitted[0] & fitted[1] and 90 < len(fitted[0]) < 110
+
+
+def test_the_lost_count_as_often_as_chance_has_it(season, monkeypatch):
+    env, log = season
+    lost = env.lost(log.next_obs)
+    assert torch.equal(lost[log.week < 11], env.lost(log.obs)[log.week > 0]) and 0.02 < lost.float().mean() < 0.5
+    monkeypatch.setattr(Baseline, "_fit", lambda self, *_: lambda x: torch.zeros(len(x), 1))
+    monkeypatch.setattr(Baseline, "_chance", lambda self, *_: torch.full_like(log.profit, 0.8))
+    free = freed(env, log, surrogate=None)
+    torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1.25))
+    torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, 0.8))
+    torch.testing.assert_close(free.reward, log.profit + 0.8 * log.terminal)
+
+
+def test_a_drawn_habit_counts_as_expected(season, monkeypatch):
+    env, log = season
+    height = torch.arange(6.0)
+
+    def value(x):  # ten a step of habit, and three a step of fatigue
+        return (10 * x[:, env.drawn] @ height + 3 * x[:, 30:34] @ torch.arange(4.0))[:, None]
+
+    class Mean:
+        def __call__(self, obs, action, outcome, actions, generator):
+            return lambda x: torch.full((len(x), 1, 1), 2.0)
+
+    monkeypatch.setattr(Baseline, "_fit", lambda self, *_: value)
+    free = freed(env, log, hazard=None, surrogate=Mean())
+    stays = ~log.terminated & ~env.lost(log.next_obs)
+    fatigue = 3 * log.next_obs[:, 30:34] @ torch.arange(4.0)
+    expected = log.profit + 10 * log.obs[:, env.drawn] @ height + fatigue + 2.0 - value(log.obs)[:, 0]
+    torch.testing.assert_close(free.reward[stays], expected[stays], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_rewards_are_freed_of_most_of_what_chance_brings():
+    env = offers(2000)
+    log = logged(env, 72_000)
+    free, raw = freed(env, log), freed(env, log, hazard=None, surrogate=None)
+    stay = free.weight > 0
+    assert raw.reward.std() < 0.5 * log.earned.std()  # V_end alone
+    assert free.reward[stay].std() < 0.8 * raw.reward.std()  # chance in churn and habit; more decisions free more
+
+
+# ── prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_prices_drawn_anew_are_those_of_a_season():
+    env = offers(20_000)
+    week = torch.full((20_000,), 4)
+    price, steer, following, then = env.reprice(week, torch.Generator().manual_seed(0))
+    for drawn, seen, t in ((price, steer, 4), (following, then, 5)):
+        own = torch.stack((env.prices[t].log(), env.drift)), torch.stack((drawn.log(), _drift(env, seen)))
+        torch.testing.assert_close(own[0].mean(1), own[1].mean(1), atol=0.04, rtol=0)
+        torch.testing.assert_close(own[0].cov(), own[1].cov(), atol=0.04, rtol=0.05)
+        torch.testing.assert_close(seen, env.observe.price(drawn, _drift(env, seen)))
+    step = (following / price).log() - _drift(env, steer)
+    assert step.mean().abs() < 0.005 and step.std() == pytest.approx(2**0.5 * env.price_noise, rel=0.05)
+
+
+def _drift(env, seen):
+    low, high = env.drift_range
+    return seen[:, 1] * (high - low) / 12**0.5 + (low + high) / 2
+
+
+def test_goals_are_worth_at_the_price_drawn(season):
+    env, log = season
+    agent = make(env, log, keep=None, spend=SPEND)
+    rows = torch.arange(400)
+    state = agent.generator.get_state()
+    made = agent.prepare(rows)
+    agent.generator.set_state(state)
+    price, steer, following, then = env.reprice(log.week[rows], agent.generator)
+    torch.testing.assert_close(made.obs, torch.cat((log.obs[rows, :env.context_dim], steer), 1))
+    torch.testing.assert_close(made.logged, log.obs[rows])
+    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.spend.redeem(log.obs[rows])).flatten(1)
+    torch.testing.assert_close(made.charge, price[:, None] * spend)
+    next_obs = torch.cat((log.next_obs[rows, :env.context_dim], then), 1)
+    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.spend.redeem(next_obs)).flatten(1)
+    best = (agent.net(next_obs) - following[:, None] * spend).masked_fill(~log.next_mask[rows], -torch.inf).amax(1)
+    expected = log.earned[rows] + torch.where(log.terminated[rows], 0.0, best)  # at first the target network is the same
+    torch.testing.assert_close(made.goal, expected)
+
+
+def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
+    env = offers(evaluation={"grid": {"low": 0.01, "high": 200.0, "points": 96}})
+    judge = env.evaluation(env)
+    market = judge._market(300, 1, "test", env.budget)
+    head = torch.randn(env.context_dim, 30, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 8, 30)
+    setting = None, env.observe, market.customers, judge.world, market.features
+    exact = Valued(lambda x: x @ head, *setting)
+    priced = PricedValues(lambda obs, mask: obs[:, :env.context_dim] @ head, *setting, prices=judge.prices, drift=0.0)
+    allowed = market.permits(market.start.status == SUBSCRIBED, [])
+    context, spend = exact.look(0, market.start, allowed)
+    worth = (context @ head).masked_fill(~allowed.pairs, -torch.inf).double()
+    for price in (0.5, 3.0, 20.0):
+        earned = []
+        for policy in (exact, priced):
+            steps = policy.increments(0, market.start, allowed)
+            taken = (steps.price >= price).sum(1)
+            action = torch.cat((torch.zeros_like(steps.action[:, :1]), steps.action), 1)
+            if policy is priced:  # steps of the grid: the last that is one
+                place = torch.arange(1, steps.price.shape[1] + 1) * (steps.price >= price)
+                taken = place.amax(1)
+            action = action.gather(1, taken[:, None])
+            earned.append((worth - price * spend).gather(1, action).sum())
+        best = (worth - price * spend).amax(1).sum()
+        assert earned[0] == pytest.approx(best.item(), rel=1e-6) and earned[1] == pytest.approx(best.item(), rel=2e-3)
+
+
+def test_what_cannot_be_learned_from_is_refused_in_one_line(season):
+    env, log = season
+    with pytest.raises(ValueError, match="log: expected next_state_"):
+        make(env, replace(log, next_obs=None, next_mask=None), spend=SPEND)
+    with pytest.raises(ValueError, match="algo.spend"):
+        make(env, log)
+    config = {**node("../algo/cql"), "net": node("../algo/net/medium")}
+    with pytest.raises(ValueError, match="algo.net"):
+        instantiate(config, _convert_="all")(env, 0, "eager")
+    with pytest.raises(ValueError, match="algo.keep.threshold: .* got 1.5"):
+        make(env, log, spend=SPEND, keep="imitated", kept={"threshold": 1.5})
+    agent = make(env, log, spend=SPEND)
+    agent.log = None
+    with pytest.raises(ValueError, match="log: expected the path"):
+        train(agent)
+
+
+# ── offline to online ───────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_price_is_read_from_observations(season):
+    env, log = season
+    torch.testing.assert_close(env.price_seen(log.obs), log.price, rtol=1e-4, atol=0)
+
+
+def test_ppo_starts_from_what_its_teacher_prefers(chain):
+    teacher = make(Tabular(4), chain, keep="imitated", kept={"threshold": 0.05},
+                   **{**TABLE, "schedule": node("../algo/schedule/linear")})
+    train(teacher)
+    env = Tabular(64)
+    ppo = make_ppo(env, 30, init="teacher.pt", imitated=30, temperature=0.02)
+    with pytest.raises(ValueError, match="algo.init=teacher.pt"):
+        train_ppo(ppo)
+    ppo.teacher = teacher
+    log = train_ppo(ppo)
+    assert log["losses/imitation"][-1] < 0.2 * log["losses/imitation"][0] and env.invalid == 0
+    assert sum(log["rollout/reward"][-3:]) / 3 > 0.9 * Chain.best / 5  # a step's share of the best return
+    assert "losses/policy_loss" not in log.rows[-1]
+    ppo = make_ppo(Tabular(64), 3, init="teacher.pt", imitated=2)
+    ppo.teacher = teacher
+    assert ["losses/policy_loss" in row for row in train_ppo(ppo).rows] == [False, False, True]
+
+
+def test_factored_values_are_sums_of_products():
+    torch.manual_seed(0)
+    net = FactoredValues(3, (6, 5), rank=2, hidden=[8], activation=torch.nn.ReLU, gain=1.0, normalize_obs=False, clip_obs=10.0)
+    x = torch.randn(4, 3)
+    out, table = net.body(x), net(x).view(4, 6, 5)
+    for b in range(4):
+        for offer in range(6):
+            for channel in range(5):
+                terms = (out[b, 1 + 11 * k + offer] * out[b, 1 + 11 * k + 6 + channel] for k in range(2))
+                assert table[b, offer, channel].item() == pytest.approx((out[b, 0] + (sum(terms) if offer else 0)).item(), abs=1e-5)

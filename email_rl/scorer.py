@@ -14,6 +14,11 @@ from email_rl.pretrained import describe, export, restore
 FOLDER = "reward_model"  # beside checkpoint.pt; transformers loads it, and so does Scorer
 
 
+def worth(p: Tensor, values: Tensor, kind: str) -> Tensor:
+    """Return what mails with these outcome probabilities [N, K] are worth [N]: `expected`, or of the likeliest outcome (`argmax`)."""
+    return p @ values if kind == "expected" else values[p.argmax(1)]
+
+
 class Scorer:
     """A network with its tokenizer: probabilities of outcomes for mails."""
 

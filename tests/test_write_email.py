@@ -1,0 +1,195 @@
+"""Mails for a user's contexts: what is found in a text, files in and out, the script."""
+from __future__ import annotations
+
+import csv
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CONF, node
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from test_ppo_kl import ROOT, trainer
+
+from email_rl import phrases, signs, writer
+from email_rl.data import OUTCOMES
+from email_rl.gold import Market
+from email_rl.scorer import Scorer
+from rlcore import checkpoint
+from scripts import write_email
+
+BUILT_IN = OmegaConf.load(CONF.parent / "write_email.yaml").built_in
+
+
+# ── what is seen in a text ──────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("size, paraphrases", [(4, False), (6, True)])
+def test_calls_and_questions_are_those_of_the_market(size, paraphrases):
+    """Every filled sentence of the market: those made as calls are found, no other; the same for questions."""
+    market = Market.of(size, paraphrases)
+    for part, written in phrases.SENTENCES.items():
+        if part.endswith("_paraphrase") and not paraphrases:
+            continue
+        for sentence in (filled for s in written for filled in market.fillings(s, part)[:200]):
+            assert (signs.call_to_action(sentence) is not None) == (part == "call"), sentence
+            assert (signs.question(sentence) is not None) == (part == "question"), sentence
+
+
+@pytest.mark.parametrize("text", [
+    "Please reply by Friday.", "If this is of use, book a demo.", "Hi Ann, could you send me your number?",
+    "- Click here: https://x.test/?a=1", "Feel free to get in touch.", "Let me know what you think!", "REGISTER TODAY",
+    "Thank you.\nSimply sign up for the trial.", "To see it, visit our page.", "You can schedule a call here."])
+def test_calls_of_any_mail_are_found(text):
+    assert signs.call_to_action(text)
+
+
+@pytest.mark.parametrize("text", [
+    "", "Thanks for your order.", "We book a gain of 3 percent.", "My reply was late.", "Our call centre is open.",
+    "Teams plan and schedule with it.", "You visited our booth.", "I will send you the file.", "Book lovers like it."])
+def test_what_only_sounds_like_a_call_is_none(text):
+    assert signs.call_to_action(text) is None
+
+
+@pytest.mark.parametrize("text, found", [("Shall we? Good.", "Shall we?"), ('He asked "why?"', 'He asked "why?"'),
+                                         ("See https://x.test/?a=1 now.", None), ("No.", None), ("Really?!", "Really?!")])
+def test_a_question_ends_in_a_question_mark(text, found):
+    assert signs.question(text) == found
+
+
+def test_built_in_contexts_are_eight_of_the_market():
+    market = Market.of(4, False)
+    read = instantiate(node("corpus/small", "env=email").gold, _convert_="all")(market).read
+    facets = [dict(read(context).mentions) for context in BUILT_IN]
+    assert len(set(BUILT_IN)) == 8
+    assert all(context == phrases.CONTEXT.format(**said) for context, said in zip(BUILT_IN, facets))
+
+
+# ── a checkpoint at work ────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint of a trainer with an untrained policy (8 words) and an untrained reward model, and that trainer."""
+    torch.manual_seed(0)
+    small = {**node("../algo/rm/distilbert_tiny", "algo=reward_model"), "dim": 16, "hidden": 16, "layers": 1, "heads": 2}
+    model, tokenizer = instantiate(small).build(["a b c d e f g"])
+    model.config.reads_context = True
+    torch.nn.init.normal_(model.classifier.weight, std=3.0)  # so that mails differ in what they get
+    agent = trainer(scorer=Scorer(model, tokenizer, torch.device("cpu"), 64))
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
+    config = {"algo": {"writing": agent.writing, "reward": "expected"}, "env": {"values": [-1.0, 0.5, 2.0]}}
+    checkpoint.save(path, {"agent": agent.state_dict(), "config": config, "name": "ppo_kl"})
+    return path, agent
+
+
+def settings(path, **changes):
+    return OmegaConf.merge(OmegaConf.load(CONF.parent / "write_email.yaml"), {"checkpoint": path and str(path), **changes})
+
+
+def main(path, **changes):
+    """Run the script's own main in this process."""
+    return write_email.main.__wrapped__.__wrapped__(settings(path, **changes))
+
+
+def table(path):
+    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
+
+
+def test_a_csv_gets_its_mails_with_what_the_reward_model_says(saved, tmp_path):
+    path, agent = saved
+    (tmp_path / "in.csv").write_text('\ufeffid,Context\r\n7,"a, b"\r\n8,"c\nd ""e"""\r\n\r\n', "utf-8")
+    main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / "out.csv"), mails=3)
+    rows = table(tmp_path / "out.csv")
+    assert list(rows[0]) == ["id", *writer.COLUMNS]
+    assert [row["id"] for row in rows] == ["7"] * 3 + ["8"] * 3
+    assert [row["context"] for row in rows] == ["a, b"] * 3 + ['c\nd "e"'] * 3
+    p = agent.scorer.probabilities([row["context"] for row in rows], [row["email_text"] for row in rows]).double()
+    reward = p @ torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    for row, probabilities, worth in zip(rows, p.tolist(), reward.tolist()):
+        assert [float(row[f"p_{name.replace(' ', '_')}"]) for name in OUTCOMES] == pytest.approx(probabilities, abs=1e-4)
+        assert float(row["reward"]) == pytest.approx(worth, abs=1e-4)
+        assert row["predicted"] == OUTCOMES[probabilities.index(max(probabilities))]
+        assert int(row["words"]) == len(row["email_text"].split()) and row["question"] == row["call_to_action"] == "no"
+    before = (tmp_path / "out.csv").read_bytes()
+    main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / "out.csv"), mails=3)
+    assert (tmp_path / "out.csv").read_bytes() == before, "a seed writes the same mails"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in.csv", "out.csv"]
+
+
+def test_the_policy_is_the_trained_one_and_samples_as_told(saved):
+    """The likeliest token alone (top_k=1) is what the restored policy's own logits say."""
+    path, agent = saved
+    with torch.no_grad():
+        for x in agent.policy.lm.parameters():
+            x.add_(0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
+    state = {"agent": agent.state_dict(), "name": "ppo_kl",
+             "config": {"algo": {"writing": agent.writing, "reward": "argmax"}, "env": {"values": [-1.0, 0.5, 2.0]}}}
+    made = writer.Writer.load("x", state, torch.device("cpu"), 8, 0)
+    found = made.write(["a b", "c"], 2, temperature=0.9, top_k=1, top_p=0.95, batch_size=4)
+    for context, mails in (("a b", found[:2]), ("c", found[2:])):
+        ids = agent.policy.tokenizer(context)["input_ids"]
+        start = len(ids)
+        while len(ids) - start < 6 and (len(ids) == start or ids[-1] != agent.policy.stop):
+            with torch.no_grad():
+                ids.append(int(agent.policy.lm(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        text = agent.policy.tokenizer.decode([i for i in ids[start:] if i != agent.policy.stop]).strip()
+        assert [mail.text for mail in mails] == [text] * 2
+    assert {mail.reward for mail in found} <= {-1.0, 0.5, 2.0}
+
+
+def test_built_in_contexts_are_printed_and_long_ones_warned_of(saved, capsys):
+    main(saved[0])
+    shown, warned = capsys.readouterr()
+    assert all(f"── {context}\n" in shown for context in BUILT_IN)
+    assert shown.count("reward ") == shown.count("call to action: ") == shown.count("question: ") == 8
+    assert "8 of 8 contexts are longer than the 4 tokens" in warned
+
+
+def test_interactive_asks_until_an_empty_line(saved, capsys, monkeypatch):
+    lines = iter(["a b", " c ", "", "d"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    main(saved[0], interactive=True)
+    shown = capsys.readouterr().out
+    assert "── a b\n" in shown and "── c\n" in shown and "── d\n" not in shown
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"", "empty; expected a header context and one context a row"),
+    (b"kontext\nx\n", "row 1: column 'context' is missing: expected context, got kontext"),
+    (b"context\na\n", None), (b"context,id\na,1\nb\n", r"row 3 \(line 3\): expected 2 fields, got 1"),
+    (b"context\na\n \n", r"row 3 \(line 3\), column context: empty; expected text"),
+    (b"context\n", "no rows; expected one context a row"), (b'context\n"a\n', r"row 2 \(line 2\): not CSV"),
+    (b"context\n\xe4\n", "line 2: not UTF-8"), (b"context,reward\na,1\n", "row 1: column 'reward' is one that will be written")])
+def test_bad_files_are_told_where_and_what_was_expected(tmp_path, content, says):
+    (tmp_path / "in.csv").write_bytes(content)
+    if says is None:
+        assert writer.read_contexts(str(tmp_path / "in.csv")) == [{"context": "a"}]
+    else:
+        with pytest.raises(ValueError, match=f"in.csv: {says}"):
+            writer.read_contexts(str(tmp_path / "in.csv"))
+
+
+@pytest.mark.parametrize("changes, says", [
+    ({"path": None}, "checkpoint: expected the path"), ({"interactive": True, "out": "x.csv"}, "interactive"),
+    ({"mails": 0}, "mails"), ({"sampling": {"top_p": 0.0}}, "top_p"), ({"sampling": {"temperature": 0.0}}, "temperature"),
+    ({"out": "/nowhere/x.csv"}, "no such folder"), ({"contexts": "x.csv", "out": "./x.csv"}, "is the file of contexts"),
+    ({"path": "/nowhere.pt"}, "no such checkpoint")])
+def test_what_can_not_be_done_is_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        main(**{"path": "x.pt", **changes})
+
+
+def test_a_checkpoint_of_another_algorithm_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "x.pt", {"agent": {"policy": {}}, "config": {}, "name": "sft"})
+    with pytest.raises(ValueError, match="expected a checkpoint of algo=ppo_kl.*got one of algo=sft"):
+        main(tmp_path / "x.pt")
+
+
+@pytest.mark.slow
+def test_the_script_ends_bad_input_with_one_line(saved, tmp_path):
+    (tmp_path / "in.csv").write_text("context\na b\n\"\"\n")
+    bad = subprocess.run([sys.executable, str(ROOT / "scripts" / "write_email.py"), f"checkpoint={saved[0]}", "contexts=in.csv",
+                          "out=out.csv", f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, cwd=tmp_path,
+                         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    assert bad.returncode == 2 and bad.stderr == "error: in.csv: row 3 (line 3), column context: empty; expected text\n"
+    assert not (tmp_path / "out.csv").exists()

@@ -19,7 +19,7 @@ from email_rl.policy import Policy, Samples
 from email_rl.pretrained import from_folder
 from email_rl.reward_model import RewardModel
 from email_rl.scorer import FOLDER as REWARD_MODEL
-from email_rl.scorer import Scorer
+from email_rl.scorer import Scorer, worth
 from email_rl.sft import FOLDER as POLICY
 from email_rl.sft import SFT
 from rlcore import checkpoint, losses
@@ -151,8 +151,7 @@ class PPOKL(Loop):
 
     def rewards(self, contexts: list[str], texts: list[str]) -> Tensor:
         """Return what the reward model says mails are worth [N], in units of env.values."""
-        p = self.scorer.probabilities(contexts, texts).double()
-        return p @ self.env.values if self.reward_kind == "expected" else self.env.values[p.argmax(1)]
+        return worth(self.scorer.probabilities(contexts, texts).double(), self.env.values, self.reward_kind)
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,

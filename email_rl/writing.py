@@ -129,7 +129,7 @@ class Writing:
         return WritingReport(
             title=f"{len(test):,} mails for contexts of {self.env.name}, which nothing was trained on",
             caption=f"converts, true: by {extra['truth'].split(': ')[1]}: share of conversions with its 95 % interval, expected "
-                    "reward; × ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "
+                    "reward; ×ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "
                     "(best of n: its upper bound); dist-2: distinct-2; ends: mails with a stop token",
             rows=judged, columns=self.columns(), last=None, extra=extra, plots=plots,
             judged="conversion")
@@ -188,9 +188,9 @@ class Writing:
 
         def half(key: str) -> Callable[[dict], str]:
             return lambda row: "" if row.get(key) is None else f"{(row[key][1] - row[key][0]) / 2:.3f}"
-        return {"converts": shown("conversion"), "±": half("conversion_ci"), "× ref": shown("times", ".2f"),
+        return {"converts": shown("conversion"), "±": half("conversion_ci"), "×ref": shown("times", ".2f"),
                 "true": shown("true_reward", ".2f"), "proxy": shown("proxy_reward", ".2f"), "KL": shown("kl", ".1f"),
-                "dist-2": shown("distinct_2"), "words": shown("mean_words", ".1f"), "ends": shown("stopped", ".0%")}
+                "dist-2": shown("distinct_2"), "words": shown("mean_words", ".0f"), "ends": shown("stopped", ".0%")}
 
     def outcomes(self, agent, before: Written, after: Written):
         """Draw the mean probabilities of outcomes before and after, as believed and as true."""

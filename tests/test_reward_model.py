@@ -31,6 +31,7 @@ from envs.offers.env import OffersEnv
 from rlcore import checkpoint
 from rlcore.logger import Quiet
 from rlcore.ppo import PPO
+from rlcore.schedules import warmed
 from scripts.entry import check_fit
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +140,7 @@ def test_training_never_sees_gold_or_test():
     class Guarded:
         def __init__(self, env):
             self.device, self.seed, self.values, self.name = env.device, env.seed, env.values, env.name
-            self.train, self.valid = env.train, env.valid
+            self.train, self.valid, self.digest = env.train, env.valid, env.digest
             self.splits = {name: env.splits[name] for name in ("train", "valid")}
 
         def __getattr__(self, name):
@@ -188,11 +189,9 @@ def test_an_epoch_has_every_mail_once_in_an_order_of_its_own():
 
 
 def test_learning_rate_rises_and_falls():
-    _, agent = build("algo.warmup=0.25", "algo.final_lr=0.1")
-    rates = [agent.learning_rate(step) / agent.lr for step in range(agent.total + 1)]
-    peak = rates.index(max(rates))
-    assert peak == round(0.25 * agent.total) - 1 or rates[peak] == 1
-    assert rates[peak] == 1 and rates[-1] == pytest.approx(0.1) and rates[0] == pytest.approx(1 / round(0.25 * agent.total))
+    rates = [warmed(step, 20, 0.25, 0.1) for step in range(21)]
+    assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0]) and rates[20] == pytest.approx(0.1)
+    assert [a - b for a, b in zip(rates[5:], rates[6:])] == pytest.approx([0.06] * 15)
 
 
 def test_class_weights_are_taken_out_of_the_probabilities():
@@ -356,7 +355,7 @@ def test_bad_input_gets_one_line_and_code_2(tmp_path):
     done = run(tmp_path, "hydra.mode=MULTIRUN", "env.data=nowhere.csv,bad.csv", "hydra.sweep.dir=sweep")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert lines == ["error: nowhere.csv: no such file; expected a CSV with columns context,email_text,outcome (env.data)",
+    assert lines == ["error: nowhere.csv: no such file; expected a CSV with a header context,email_text,outcome and one mail a row (env.data)",
                      "error: bad.csv: row 3 (line 3), column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got '3'"]
 
 

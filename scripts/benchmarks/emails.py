@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from email_rl.policy import Policy
 from email_rl.scorer import Scorer
-from scripts.benchmarks.sb3 import table_of
+from scripts.benchmarks.tables import table_of
 
 
 def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, values: list) -> dict:

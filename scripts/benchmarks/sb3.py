@@ -8,7 +8,6 @@ from statistics import median
 from typing import Callable
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from envs.sb3_adapter import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from scripts.benchmarks.contestants import Ours, Peer, scalars
 from scripts.benchmarks.learning import learned, masked
+from scripts.benchmarks.tables import table_of
 
 
 def seconds(function: Callable[[], None]) -> float:
@@ -87,14 +87,6 @@ def timed(contestants: dict, products: Callable[[], None], repeats: int, steps: 
         row["ratio"] = {key: row[key] / first[key] for key in ("environment", "collect", "end_to_end")}
         row["ratio"]["update"] = first["update_seconds"] / row["update_seconds"]
     return {"steps": steps, "floor_seconds": median(floors), "rows": rows}
-
-
-def table_of(title: str, columns: list[str]) -> Table:
-    """Lay out an empty table."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
-    return table
 
 
 def speed_table(speed: dict) -> Table:

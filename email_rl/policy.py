@@ -88,6 +88,10 @@ class Policy(nn.Module):
         return [text.strip() for text in self.tokenizer.batch_decode(
             [row[keep].tolist() for row, keep in zip(response.cpu(), kept)], clean_up_tokenization_spaces=False)]
 
+    def ended(self, samples: Samples) -> Tensor:
+        """Tell which mails have a stop token, bool [B]."""
+        return ((samples.response == self.stop) & samples.alive).any(1)
+
     # ── what it thinks ──────────────────────────────────────────────────────────────────────────────────────────────
     def forward(self, samples: Samples, entropy: bool = False) -> Reading:
         """Read mails [B, R]; the entropy, which costs another pass over the vocabulary, on demand."""

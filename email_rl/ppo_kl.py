@@ -177,7 +177,7 @@ class PPOKL(Loop):
         samples, texts = self.policy.write(contexts, n, self.generator, **self.sampling)
         contexts = [context for context in contexts for _ in range(n)]
         raw = self.rewards(contexts, texts).to(self.env.device)
-        stopped = ((samples.response == self.policy.stop) & samples.alive).any(1)
+        stopped = self.policy.ended(samples)
         score = torch.where(stopped, (raw - self.mean) / self.std, self.missing_stop).float()
         own = self.policy.read(samples, self.micro_batch, entropy=True)
         reference = self.reference.read(samples, self.micro_batch)

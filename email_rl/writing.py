@@ -6,12 +6,14 @@ import time
 from typing import Callable, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from email_rl import metrics
 from email_rl.data import OUTCOMES, words
 from email_rl.env import EmailEnv
 from email_rl.policy import Policy, Samples
+from email_rl.scorer import worth
 from rlcore.logger import Quiet
 from rlcore.plots import labelled
 from rlcore.report import Report
@@ -87,7 +89,7 @@ class Writing:
         """Let a policy write; a stream always gives the same random numbers."""
         generator = torch.Generator(policy.device).manual_seed(self.seed + len(stream))
         samples_, texts = policy.write(contexts, samples, generator, **self.sampling)
-        stopped = ((samples_.response == policy.stop) & samples_.alive).any(1)
+        stopped = policy.ended(samples_)
         contexts = [context for context in contexts for _ in range(samples)]
         return Written(contexts, texts, None if reference is None else self.divergence(policy, reference, samples_), stopped)
 
@@ -124,7 +126,7 @@ class Writing:
             p = agent.scorer.probabilities(self.env.test.contexts, self.env.test.texts)
             extra["reward_model"] = metrics.summary(p, self.env.test.outcome, 15)
             extra["policy"] = judged[name]
-            plots["outcomes"] = self.outcomes(agent, written["reference"], written[name])
+            plots["outcomes"] = self.outcomes(judged["reference"], judged[name])
         extra["evaluation_seconds"] = time.perf_counter() - started
         return WritingReport(
             title=f"{len(test):,} mails for contexts of {self.env.name}, which nothing was trained on",
@@ -150,8 +152,8 @@ class Writing:
                "distinct_2": metrics.distinct(texts, 2, self.distinct_words),
                "mean_words": sum(len(words(text)) for text in texts) / n, "mails": n}
         if agent.scorer is not None:
-            row["proxy_reward"] = agent.rewards(contexts, texts).mean().item()
-            row["predicted"] = agent.scorer.probabilities(contexts, texts).double().mean(0).tolist()
+            p = agent.scorer.probabilities(contexts, texts).double()
+            row |= {"proxy_reward": worth(p, self.env.values, agent.reward_kind).mean().item(), "predicted": p.mean(0).tolist()}
         truth = self.truth(agent)
         if truth:
             p = truth(contexts, texts).double()
@@ -192,12 +194,12 @@ class Writing:
                 "true": shown("true_reward", ".2f"), "proxy": shown("proxy_reward", ".2f"), "KL": shown("kl", ".1f"),
                 "dist-2": shown("distinct_2"), "words": shown("mean_words", ".0f"), "ends": shown("stopped", ".0%")}
 
-    def outcomes(self, agent, before: Written, after: Written):
+    @staticmethod
+    def outcomes(before: dict, after: dict) -> Figure:
         """Draw the mean probabilities of outcomes before and after, as believed and as true."""
         figure, axes = labelled("outcome", "share of mails")
         bars = {}
-        for when, mails in (("reference", before), ("policy", after)):
-            row = self.judge(agent, mails)
+        for when, row in (("reference", before), ("policy", after)):
             bars[f"{when}, predicted"], bars[f"{when}, true"] = row["predicted"], row["outcomes"]
         for k, (label, shares) in enumerate(bars.items()):
             axes.bar([i + 0.2 * (k - 1.5) for i in range(len(OUTCOMES))], shares, 0.19, label=label)

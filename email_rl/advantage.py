@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlcore import parallel
 from rlcore.returns import gae, whiten
 
 
@@ -63,7 +64,7 @@ class GAE(Estimator):
         following = torch.cat((value[:, 1:], torch.zeros_like(value[:, :1])), 1)
         advantage = gae(reward.T, value.T, following.T, end.T, end.T, self.gamma, self.lam).T
         target = advantage + value
-        return whiten(advantage, alive) if self.whiten else advantage * alive, target
+        return whiten(advantage, alive, parallel.total) if self.whiten else advantage * alive, target
 
 
 class RLOO(Estimator):
@@ -118,7 +119,7 @@ class ReinforcePP(Estimator):
             score = (group - group.mean(1, keepdim=True)).view(-1)
         reward, nothing, end = token_rewards(score, log_ratio, alive, coef), torch.zeros_like(value), last(alive)
         to_go = gae(reward.T, nothing.T, nothing.T, end.T, end.T, self.gamma, 1.0).T
-        return whiten(to_go, alive), nothing
+        return whiten(to_go, alive, parallel.total), nothing
 
 
 class RewardWeighted(Estimator):

@@ -22,7 +22,7 @@ from email_rl.scorer import FOLDER as REWARD_MODEL
 from email_rl.scorer import Scorer, worth
 from email_rl.sft import FOLDER as POLICY
 from email_rl.sft import SFT
-from rlcore import checkpoint, losses
+from rlcore import checkpoint, losses, parallel
 from rlcore.fast import fast
 from rlcore.learner import Loop
 from rlcore.logger import Quiet
@@ -55,10 +55,12 @@ class PPOKL(Loop):
     What is not given as a folder is trained: the reward model from `rm` with the settings of `classifier`, the reference
     policy from `lm` with those of `warm_start`; both are kept under `cache`. Scores are the outcome's worth, `expected` or of the most
     likely outcome (`argmax`), in standard deviations of what the reference gets, so that the KL weight means the same for
-    every reward model; a mail without an end gets `missing_stop`, on that scale.
+    every reward model; a mail without an end gets `missing_stop`, on that scale. Under torchrun every process writes its share
+    of the mails, and all take the step that one would on the joined minibatch.
     """
 
     environment = EmailEnv
+    sharded = ("generator",)  # what of the state is a process's own
 
     def __init__(self, env: EmailEnv, seed: int, mode: str, *, lm, rm, classifier: dict, warm_start: dict,
                  writing: dict, advantage, kl: Callable, optim: Callable, schedule: Callable | None,
@@ -69,9 +71,9 @@ class PPOKL(Loop):
                  checkpoint_every: int):
         if reward not in ("expected", "argmax"):
             raise ValueError(f"algo.reward: expected 'expected' or 'argmax', got '{reward}'")
-        if mails % (minibatches * advantage.samples):
+        if parallel.share(mails, "algo.mails") % (minibatches * advantage.samples):
             raise ValueError(f"algo.mails: expected a multiple of minibatches × samples a prompt, {minibatches} × "
-                             f"{advantage.samples}, got {mails}")
+                             f"{advantage.samples}, got {parallel.share(mails, 'algo.mails')}")
         if mails // minibatches < 8 and advantage.critic:
             raise ValueError(f"algo.minibatches: expected minibatches of at least 8 mails, got {mails // minibatches}")
         self.settings = {key: value for key, value in locals().items() if key not in ("self", "env", "seed", "mode")}
@@ -86,7 +88,7 @@ class PPOKL(Loop):
         self.clip, self.clip_value, self.vf_coef, self.ent_coef = clip, clip_value, vf_coef, ent_coef
         self.gradient_checkpointing, self.score_batch = gradient_checkpointing, score_batch
         self.eval_every, self.samples_every, self.sampled, self.checkpoint_every = eval_every, samples_every, sampled, checkpoint_every
-        self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
+        self.generator = torch.Generator(env.device).manual_seed(2 * parallel.own(seed) + 1)
         self.first_lr, self.lr = lm.lr, torch.tensor(float(lm.lr), device=env.device)
         self.kl = torch.full((), torch.nan, device=env.device)  # of the last update
         self.divergence = torch.full((), torch.nan, device=env.device)  # from the reference, nats a mail
@@ -98,17 +100,19 @@ class PPOKL(Loop):
     # ── what is learnt from: a reward model and a reference ─────────────────────────────────────────────────────────
     def begin(self, logger, stop: Callable[[], bool]) -> None:
         """Get reward model and reference policy: given, kept from before, or trained now; then fit the scale of scores."""
-        path = self.paths[REWARD_MODEL] or self.trained(REWARD_MODEL, RewardModel, self.env, logger, stop, rm=self.rm,
-                                                        **self.classifier)
-        scorer = Scorer.load(path, self.env.device, self.score_batch)
-        path = self.paths[POLICY] or self.trained(POLICY, SFT, self.env, logger, stop, lm=self.lm, writing=self.writing,
-                                                  **self.warm_start)
+        with parallel.first():
+            scorer = self.paths[REWARD_MODEL] or self.trained(REWARD_MODEL, RewardModel, self.env, logger, stop, rm=self.rm,
+                                                              **self.classifier)
+            path = self.paths[POLICY] or self.trained(POLICY, SFT, self.env, logger, stop, lm=self.lm, writing=self.writing,
+                                                      **self.warm_start)
+        scorer = Scorer.load(scorer, self.env.device, self.score_batch)
         reference = Policy(*from_folder(path, "algo.reference", pretrained, "causal language model"), **self.writing)
         self.take(reference.to(self.env.device), scorer)
         contexts = self.draw(self.normalize_on)
         _, texts = self.reference.write(contexts, 1, self.generator, **self.sampling)
         raw = self.rewards(contexts, texts)
-        self.mean, self.std = raw.mean().item(), raw.std(correction=0).clamp_min(1e-6).item()
+        _, mean, var = parallel.moments(raw)
+        self.mean, self.std = mean.item(), var.sqrt().clamp_min(1e-6).item()
 
     def trained(self, name: str, kind: Callable, env: EmailEnv, logger, stop: Callable[[], bool], **settings) -> Path:
         """Return the folder of a model trained with these settings on these mails, now or before."""
@@ -120,7 +124,8 @@ class PPOKL(Loop):
                 raise KeyboardInterrupt
             agent.export(folder)
         folder, known = cached(self.cache, name, (settings, env.digest, self.seed), make)
-        print(f"{name}: {folder}{' (trained before)' if known else ''}")
+        if parallel.rank() == 0:
+            print(f"{name}: {folder}{' (trained before)' if known else ''}")
         return folder
 
     def judge(self) -> Scorer:
@@ -173,7 +178,7 @@ class PPOKL(Loop):
     def collect(self) -> tuple[Rollout, tuple[list[str], list[str]], dict[str, Tensor]]:
         """Write a batch of mails, score them, and read them with policy and reference."""
         n = self.advantage.samples
-        contexts = self.draw(self.batch // n)
+        contexts = self.draw(self.batch // parallel.size() // n)
         samples, texts = self.policy.write(contexts, n, self.generator, **self.sampling)
         contexts = [context for context in contexts for _ in range(n)]
         raw = self.rewards(contexts, texts).to(self.env.device)
@@ -183,14 +188,14 @@ class PPOKL(Loop):
         reference = self.reference.read(samples, self.micro_batch)
         rollout = Rollout(samples, score, own.log_prob, reference.log_prob, own.value)
         log_ratio = torch.where(samples.alive, rollout.log_prob - rollout.reference, 0.0)
-        self.divergence = log_ratio.sum(1).mean()
+        self.divergence = parallel.mean(log_ratio.sum(1).mean())
         charts = {"objective/kl": self.divergence, "objective/kl_coef": self.kl_weight.coef.clone(),
                   "objective/entropy": torch.where(samples.alive, own.entropy, 0.0).sum(1).mean(),
                   "objective/scores": score.mean(), "objective/proxy_reward": raw.float().mean(),
                   "objective/non_score_reward": -self.kl_weight.coef * self.divergence,
                   "objective/score_total": score.mean() - self.kl_weight.coef * self.divergence,
-                  "objective/num_eos": stopped.sum(), "objective/tokens": samples.alive.sum(1).float().mean()}
-        return rollout, (contexts, texts), charts
+                  "objective/num_eos": parallel.size() * stopped.sum(), "objective/tokens": samples.alive.sum(1).float().mean()}
+        return rollout, (contexts, texts), parallel.means(charts)
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
@@ -206,9 +211,9 @@ class PPOKL(Loop):
         sums: dict[str, Tensor] = {}
         self.policy.lm.train(self.gradient_checkpointing)  # transformers checkpoints in this mode only; there is no dropout
         for _ in range(self.epochs):
-            order = torch.randperm(self.batch, generator=self.generator, device=self.env.device)
+            order = torch.randperm(len(batch.value), generator=self.generator, device=self.env.device)
             for rows in order.chunk(self.minibatches):
-                tokens = batch.samples.alive[rows].sum()
+                tokens = parallel.mean(batch.samples.alive[rows].sum().float())
                 self.optimizer.zero_grad(set_to_none=True)
                 for some in rows.split(self.micro_batch):
                     micro = Batch(Samples(*(x[some] for x in batch.samples)), *(x[some] for x in batch[1:]))
@@ -216,16 +221,18 @@ class PPOKL(Loop):
                     loss, metrics = self.loss(micro)
                     (share * loss).backward()
                     sums = {name: sums.get(name, 0) + share * x for name, x in metrics.items()}
+                parallel.average_gradients(self.policy.parameters())
                 norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
                 self.optimizer.step()
                 sums["grad_norm"] = sums.get("grad_norm", 0) + norm
         self.policy.lm.eval()
-        metrics = {f"ppo/{name}": x / (self.epochs * self.minibatches) for name, x in sums.items()}
+        metrics = parallel.means({f"ppo/{name}": x / (self.epochs * self.minibatches) for name, x in sums.items()})
         metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
         self.kl.copy_(metrics["ppo/approxkl"])
         if self.advantage.critic:
-            metrics["val/mean"] = losses.masked_mean(batch.value, batch.samples.alive)
-            metrics["val/explained_variance"] = losses.explained_variance(batch.value, batch.target, batch.samples.alive)
+            metrics["val/mean"] = losses.masked_mean(batch.value, batch.samples.alive, parallel.total)
+            metrics["val/explained_variance"] = losses.explained_variance(batch.value, batch.target, batch.samples.alive,
+                                                                        parallel.total)
         return metrics
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,12 +7,18 @@ from typing import Callable, Iterator
 import torch
 from torch import Tensor
 
+from rlcore import parallel
 from rlcore.distributions import unflatten
 
 
 class Loop:
-    """The loop of everything that learns by iterations of `batch` steps each; `kl` [] is the last iteration's, or nan."""
+    """The loop of everything that learns by iterations of `batch` steps each; `kl` [] is the last iteration's, or nan.
 
+    Under torchrun a batch is shared by all processes where some of the state is `sharded`, a process's own. The first
+    process logs and evaluates, all come by `save`, and all stop where one is told to.
+    """
+
+    sharded: tuple[str, ...] = ()
     iterations: int
     iteration: int
     batch: int
@@ -42,7 +48,7 @@ class Loop:
                        started=started)
             if evaluate and (self.iteration % self.eval_every == 0 or last):
                 logger.evaluated(steps, evaluate())
-            stopped = stop()
+            stopped = parallel.any_of(stop(), self.lr.device) if self.sharded else stop()
             if self.iteration % self.checkpoint_every == 0 or last or stopped:
                 save()
             if stopped:
@@ -53,7 +59,8 @@ class Learner(Loop):
     """Base of the learners over a BatchedEnv (envs/base.py); network and optional spend head live on its device.
 
     `seed` starts the stream that actions and minibatches are drawn from; the environment has its own. Raises ValueError
-    where a rollout isn't a season, or where a spend head has nothing to learn from.
+    where a rollout isn't a season, or where a spend head has nothing to learn from. Under torchrun `env` has this process's
+    agents; streams are its own, weights are not.
     """
 
     sees_price: bool  # observes what only steers, such as a price; else the context alone
@@ -65,12 +72,12 @@ class Learner(Loop):
             raise ValueError(f"algo.num_steps: expected {env.season}, the weeks of a season, got {num_steps}")
         if spend and not env.redeems:
             raise ValueError("algo.spend: this environment tells no redemptions to learn from, expected algo.spend=null")
-        self.env, self.num_steps, self.batch = env, num_steps, env.num_agents * num_steps
+        self.env, self.num_steps, self.batch = env, num_steps, env.num_agents * num_steps * parallel.size()
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.iterations, self.iteration = max(1, total_steps // self.batch), 0
         torch.manual_seed(seed)  # initial weights
         # Not the environment's seed, or actions would follow from the customers drawn by the same numbers.
-        self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
+        self.generator = torch.Generator(env.device).manual_seed(2 * parallel.own(seed) + 1)
         self.net = net(env.obs_dim if self.sees_price else env.context_dim, env.nvec).to(env.device)
         self.spend = spend(env.context_dim, env.nvec, env.device) if spend else None
         self.optimizer = optim(self.net.parameters())

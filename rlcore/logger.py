@@ -130,9 +130,15 @@ class Stage:
 
 
 class Quiet:
-    """A logger that keeps nothing, for training within training."""
+    """A logger that keeps nothing, for training within training and for processes beside the first."""
 
     directory = None
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(self, *error) -> None:
+        """Have nothing to end."""
 
     def log(self, step: int, metrics: dict[str, Tensor | float], *, iteration: int, steps: int, started: float) -> None:
         """Leave an iteration unlogged."""

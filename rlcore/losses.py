@@ -1,16 +1,26 @@
 """PPO's losses and diagnostics as pure functions; every mean can be taken over a mask (or weights) of the same shape."""
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 from torch import Tensor
 
 
-def masked_mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of x over the mask (bool or weights), 0 where the mask is empty; what it leaves out gets no gradient."""
+def masked_mean(x: Tensor, mask: Tensor | None = None, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Mean of x over the mask (bool or weights), 0 where the mask is empty; what it leaves out gets no gradient.
+
+    Where x is one of many parts, `total` adds up over all (rlcore/parallel.py).
+    """
     if mask is None:
-        return x.mean()
+        if total is None:
+            return x.mean()
+        mask = torch.ones_like(x)
     mask = mask.to(x.dtype)
-    return torch.where(mask > 0, x * mask, 0.0).sum() / mask.sum().clamp_min(1e-8)
+    summed, weight = torch.where(mask > 0, x * mask, 0.0).sum(), mask.sum()
+    if total is not None:
+        summed, weight = total(summed), total(weight)
+    return summed / weight.clamp_min(1e-8)
 
 
 def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor | None = None) -> Tensor:
@@ -51,30 +61,32 @@ def clip_fraction(log_ratio: Tensor, clip: float, mask: Tensor | None = None) ->
     return masked_mean(((log_ratio.exp() - 1).abs() > clip).to(log_ratio.dtype), mask)
 
 
-def explained_variance(value: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def explained_variance(value: Tensor, target: Tensor, mask: Tensor | None = None,
+                       total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """1 − Var(target − value) / Var(target); 0 where the target is constant."""
     def variance(x):
-        return masked_mean((x - masked_mean(x, mask)).square(), mask)
+        return masked_mean((x - masked_mean(x, mask, total)).square(), mask, total)
     spread = variance(target)
-    constant = spread <= 1e-12 * masked_mean(target.square(), mask)  # but for rounding
+    constant = spread <= 1e-12 * masked_mean(target.square(), mask, total)  # but for rounding
     return torch.where(constant, 0.0, 1 - variance(target - value) / spread.clamp_min(1e-30))
 
 
 def ppo(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, entropy: Tensor, value: Tensor, old_value: Tensor,
         target: Tensor, mask: Tensor | None, value_mask: Tensor | None = None, *, clip: float, clip_value: float | None,
-        vf_coef: float, ent_coef: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
+        vf_coef: float, ent_coef: Tensor | float, weight: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum PPO's three terms; all inputs have one shape. Return the loss and the field's diagnostics, detached.
 
-    `mask` marks the samples that the policy is answerable for: policy, entropy and KL are means over it. The value is
-    learned over `value_mask`, or everywhere.
+    `mask` marks the samples that the policy is answerable for: policy, entropy and KL are means over it, times the
+    `weight` of this part in the mean over all. The value is learned over `value_mask`, or everywhere.
     """
     log_ratio = log_prob - old_log_prob
-    surrogate = policy_loss(log_ratio, advantage, clip, mask)
+    surrogate = weight * policy_loss(log_ratio, advantage, clip, mask)
     critic = value_loss(value, old_value, target, clip_value, value_mask)
-    bonus = masked_mean(entropy, mask)
+    bonus = weight * masked_mean(entropy, mask)
     with torch.no_grad():
         metrics = {"policy_loss": surrogate, "value_loss": critic, "entropy": bonus,
-                   "old_approx_kl": masked_mean(kl_k1(log_ratio), mask), "approx_kl": masked_mean(kl_k3(log_ratio), mask),
-                   "clipfrac": clip_fraction(log_ratio, clip, mask)}
+                   "old_approx_kl": weight * masked_mean(kl_k1(log_ratio), mask),
+                   "approx_kl": weight * masked_mean(kl_k3(log_ratio), mask),
+                   "clipfrac": weight * clip_fraction(log_ratio, clip, mask)}
         metrics = {name: x.detach() for name, x in metrics.items()}
     return surrogate + vf_coef * critic - ent_coef * bonus, metrics

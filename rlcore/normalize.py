@@ -4,6 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rlcore import parallel
+
 
 class RunningNorm(nn.Module):
     """Shift and scale observations [B, D] by running mean and variance (Chan et al. 1979), clipped.
@@ -23,11 +25,10 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Merge a batch [..., D] into the moments."""
-        x = x.flatten(0, -2)
-        count = self.count + x.shape[0]
-        mean, var = x.mean(0), x.var(0, correction=0)
-        share = x.shape[0] / count
+        """Merge a batch [..., D], or all processes' batches, into the moments."""
+        rows, mean, var = parallel.moments(x.flatten(0, -2))
+        count = self.count + rows
+        share = rows / count
         delta = mean - self.mean
         self.var.mul_(1 - share).add_(var * share + delta.square() * share * (1 - share))
         self.mean.add_(delta * share)

@@ -9,7 +9,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from rlcore import losses
+from rlcore import losses, parallel
 from rlcore.distributions import barrier, flatten
 from rlcore.fast import fast, scan
 from rlcore.learner import Learner
@@ -51,9 +51,12 @@ class PPO(Learner):
     With `init`, the checkpoint of a learner from a log, it takes that as its `teacher`: for the first `imitated` iterations
     it acts, learns values as ever, and draws its policy towards softmax(teacher's values / temperature) where it has been.
     Raises ValueError where sizes don't fit.
+
+    Under torchrun every process acts for its own agents, and all take the step that one would on the joined minibatch.
     """
 
     valued, sees_price = False, True
+    sharded = ("generator", "env", "scale")  # what of the state is a process's own
 
     def __init__(self, env, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
                  spend: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
@@ -63,7 +66,7 @@ class PPO(Learner):
                  checkpoint_every: int):
         super().__init__(env, seed, net=net, optim=optim, schedule=schedule, spend=spend, total_steps=total_steps,
                          num_steps=num_steps, eval_every=eval_every, checkpoint_every=checkpoint_every)
-        if self.batch % minibatches:
+        if env.num_agents * num_steps % minibatches:
             raise ValueError(f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps")
         if center_reward and not norm_reward:
             raise ValueError("algo.center_reward: expected false where algo.norm_reward is")
@@ -89,7 +92,7 @@ class PPO(Learner):
         for progress, metrics in self.loop(logger, save, evaluate, stop):
             self.entropy_weight.fill_(self.ent_coef + (self.ent_coef_final - self.ent_coef) * progress)
             rollout, charts = self.collect()
-            metrics |= self.update(rollout, self.prepare(rollout)) | charts
+            metrics |= parallel.means(self.update(rollout, self.prepare(rollout)) | charts)
 
     def logits(self, obs: Tensor) -> Tensor:
         """Logits of all actions [B, Πn]."""
@@ -157,7 +160,7 @@ class PPO(Learner):
         target = advantage + value
         decides = rollout.mask.flatten(2).sum(-1) > 1
         if self.norm_adv == "batch":
-            advantage = whiten(advantage, decides)
+            advantage = whiten(advantage, decides, parallel.total)
         return Batch(*(x.flatten(0, 1) for x in (rollout.obs, barrier(rollout.mask), rollout.action, rollout.log_prob, value,
                                                  advantage, target, decides)))
 
@@ -166,7 +169,7 @@ class PPO(Learner):
         sums: dict[str, Tensor] = {}
         steps = 0
         for _ in range(self.epochs):
-            order = torch.randperm(self.batch, generator=self.generator, device=self.lr.device)
+            order = torch.randperm(len(batch.obs), generator=self.generator, device=self.lr.device)
             shuffled = (x.index_select(0, order).chunk(self.minibatches) for x in batch)
             epoch_kl = torch.zeros_like(self.lr)
             for minibatch in map(Batch._make, zip(*shuffled)):
@@ -176,10 +179,11 @@ class PPO(Learner):
                 sums = {name: sums.get(name, 0) + x for name, x in metrics.items()}
                 epoch_kl += metrics["approx_kl"] / self.minibatches
                 steps += 1
+            epoch_kl = parallel.mean(epoch_kl)
             if self.target_kl is not None and epoch_kl.item() > self.target_kl:
                 break
         metrics = {f"losses/{name}": x / steps for name, x in sums.items()}
-        metrics["losses/explained_variance"] = losses.explained_variance(batch.value, batch.target)
+        metrics["losses/explained_variance"] = losses.explained_variance(batch.value, batch.target, None, parallel.total)
         self.kl.copy_(epoch_kl)
         # The spend head sees each decision once, the observation scale moves only between updates.
         if self.spend:
@@ -192,6 +196,7 @@ class PPO(Learner):
         """Leave the loss's gradients in the parameters, clipped together; return its diagnostics."""
         loss, metrics = self.loss(batch)
         loss.backward()
+        parallel.average_gradients(self.net.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
         return metrics | {"grad_norm": norm}
 
@@ -200,22 +205,26 @@ class PPO(Learner):
         if self.iteration < self.imitated:
             return self.imitation(batch)
         distribution = self.net.policy(batch.obs, batch.barrier)
-        advantage = whiten(batch.advantage, batch.decides) if self.norm_adv == "minibatch" else batch.advantage
+        advantage = batch.advantage
+        if self.norm_adv == "minibatch":
+            advantage = whiten(advantage, batch.decides, parallel.total)
         return losses.ppo(distribution.log_prob(batch.action), batch.log_prob, advantage, distribution.entropy(),
                           self.net.value(batch.obs), batch.value, batch.target, batch.decides, clip=self.clip,
-                          clip_value=self.clip_value, vf_coef=self.vf_coef, ent_coef=self.entropy_weight)
+                          clip_value=self.clip_value, vf_coef=self.vf_coef, ent_coef=self.entropy_weight,
+                          weight=parallel.weight(batch.decides))
 
     def imitation(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of the teacher's preferences, and the value loss."""
         log_probs = self.net.policy(batch.obs, batch.barrier).log_probs
         asked = self.teacher.preferences(batch.obs, batch.barrier.flatten(1) == 0, self.temperature)
         cross = -(asked * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)
-        policy = losses.masked_mean(cross, batch.decides)
+        weight = parallel.weight(batch.decides)
+        policy = weight * losses.masked_mean(cross, batch.decides)
         critic = losses.value_loss(self.net.value(batch.obs), batch.value, batch.target, self.clip_value)
         with torch.no_grad():
             kl = losses.kl_k3(log_probs.gather(1, flatten(batch.action, self.env.nvec)[:, None])[:, 0] - batch.log_prob)
         return policy + self.vf_coef * critic, {"imitation": policy.detach(), "value_loss": critic.detach(),
-                                                "approx_kl": losses.masked_mean(kl, batch.decides)}
+                                                "approx_kl": weight * losses.masked_mean(kl, batch.decides)}
 
     def state_dict(self) -> dict:
         """Everything that training needs to go on as if it had not stopped."""

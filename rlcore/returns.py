@@ -1,6 +1,8 @@
 """From rewards to advantages, as pure functions."""
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,13 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
     return torch.stack(advantages[::-1])
 
 
-def whiten(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Shift to mean 0 and scale to standard deviation 1 over the mask; zero elsewhere."""
-    centred = x - masked_mean(x, mask)
-    scaled = centred * torch.rsqrt(masked_mean(centred.square(), mask) + 1e-8)
+def whiten(x: Tensor, mask: Tensor | None = None, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Shift to mean 0 and scale to standard deviation 1 over the mask; zero elsewhere.
+
+    Where x is one of many parts, `total` adds up over all (rlcore/parallel.py).
+    """
+    centred = x - masked_mean(x, mask, total)
+    scaled = centred * torch.rsqrt(masked_mean(centred.square(), mask, total) + 1e-8)
     return scaled if mask is None else torch.where(mask > 0, scaled, 0.0)
 
 

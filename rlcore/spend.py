@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlcore import parallel
 from rlcore.networks import mlp
 
 
@@ -49,8 +50,9 @@ class LearnedSpend(nn.Module):
         log_p = self.log_redeem(obs)[torch.arange(len(obs), device=obs.device), action[:, 0], action[:, 1]]
         log_p = log_p.clamp_max(-1e-6)
         likelihood = torch.where(redeemed, log_p, torch.log(-torch.expm1(log_p)))
-        loss = -(likelihood * weight).sum() / weight.sum().clamp_min(1.0)
+        loss = -(likelihood * weight).sum() / parallel.mean(weight.sum()).clamp_min(1.0 / parallel.size())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(self.parameters())
         self.optimizer.step()
         return loss.detach()

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Callable
 
 import numpy as np
 import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
-from envs.offers.program import Values, best_plan, expected_spend, expected_use
+from envs.offers.program import Values, planned
 from envs.offers.world import Customers, State, World
 
 LEVEL = 0.8  # how low the next prices aim: 0 is the tangents' least value, 1 the best found so far
@@ -23,7 +24,7 @@ class Bound:
     none: float  # J(none)
     prices: Tensor  # λ* [T]
     scarcity: Tensor  # ν* [O+1], the price of a redemption of each offer; 0 without a stock
-    values: list[Values]  # V^λ* of weeks 1..T+1
+    values: list[Values] | None  # V^λ* of weeks 1..T+1, None where tables are not kept
     budget: Tensor  # B [T]
     stock: Tensor  # redemptions that each offer has in a season [O+1], inf without a limit
     rollover: bool  # what a week leaves over can be spent later
@@ -39,16 +40,20 @@ class Bound:
         return self.value - self.none
 
 
-def unconstrained_spend(c: Customers, world: World, v0: list[Values], start: State, *,
-                        contacts: Tensor | None = None) -> Tensor:
+def alone(x: Tensor) -> Tensor:
+    """Return what there is: no other process has customers (rlcore/parallel.py, total)."""
+    return x
+
+
+def unconstrained_spend(c: Customers, world: World, v0: list[Values] | None, start: State, *, contacts: Tensor | None = None,
+                        total: Callable[[Tensor], Tensor] = alone) -> Tensor:
     """Expected weekly spend [T] of the best plan without a budget."""
-    _, actions = best_plan(c, world, v0, torch.zeros_like(world.season), contacts=contacts)
-    return expected_spend(c, world, start, actions).sum(1)
+    return total(planned(c, world, v0, start, torch.zeros_like(world.season), contacts=contacts).use).to(world.season)
 
 
-def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Tensor, stock: Tensor | None = None,
+def dual(c: Customers, world: World, v0: list[Values] | None, start: State, budget: Tensor, stock: Tensor | None = None,
          rollover: bool = False, *, first_price: float | list, tolerance: float, max_evaluations: int,
-         contacts: Tensor | None = None) -> Bound:
+         contacts: Tensor | None = None, total: Callable[[Tensor], Tensor] = alone) -> Bound:
     """Minimise L(λ, ν) = Σ λ_t·B_t + Σ ν_o·stock_o + Σ_i V^λν_i1(s_i1); its slope is what the best plan leaves unused.
 
     The variables are the multipliers of the constraints, ≥ 0, and prices a linear map of them: with roll-over, Σ_{s≤t}
@@ -59,32 +64,35 @@ def dual(c: Customers, world: World, v0: list[Values], start: State, budget: Ten
     value of the tangents' maximum (Kelley 1960, cutting planes). The prices there would jump about, so the next ones
     are the nearest to the best so far at which every tangent is below a level in between (Lemaréchal, Nemirovskii
     and Nesterov 1995, level bundle). It ends when less than `tolerance` of the gap L(λ) − J(none) can be removed.
-    `contacts` are those that rules allow (envs/offers/program.py, best_plan).
+    `contacts` are those that rules allow (envs/offers/program.py, best_plan). Without `v0` no tables are kept, whatever the
+    number of customers. These may be shared by processes, budget and stock then being those of all: `total` adds up over
+    them T + S + 2 numbers an evaluation, and nothing else is passed on.
     """
-    weeks, untouched = len(budget), v0[0].at(start)
+    weeks = len(budget)
     stock = torch.full_like(world.catalogue.value, torch.inf) if stock is None else stock.to(budget)
     stocked = tuple(stock.isfinite().nonzero()[:, 0].tolist())
     limits = torch.cat((budget, stock[list(stocked)]))
     spread = np.eye(len(limits))  # prices = spread @ multipliers
     if rollover:
         spread[:weeks, :weeks] = np.triu(np.ones((weeks, weeks)))
-    none = untouched.sum(dtype=torch.float64).item()
     point = np.zeros(len(limits))  # where it ends at once if nothing binds
     least, slopes, heights = np.inf, [], []
     for evaluations in range(1, max_evaluations + 1):
         prices = torch.as_tensor(spread @ point).to(budget)
         scarcity = torch.zeros_like(stock)
         scarcity[list(stocked)] = prices[weeks:]
-        values, actions = best_plan(c, world, v0, prices[:weeks], scarcity if stocked else None, contacts=contacts)
-        use = expected_use(c, world, start, actions, stocked).sum(1)
-        gain = values[0].at(start) - untouched  # summed without the organic profit, whose rounding would drown it
-        gap = ((prices * limits).sum(dtype=torch.float64) + gain.sum(dtype=torch.float64)).item()
+        plan = planned(c, world, v0, start, prices[:weeks], scarcity if stocked else None, stocked, contacts=contacts)
+        # The gain is summed without the organic profit, whose rounding would drown it.
+        sums = torch.stack([x.sum(dtype=torch.float64) for x in (plan.gain, plan.untouched)])
+        *use, gain, none = total(torch.cat((plan.use, sums))).tolist()
+        use = torch.tensor(use, dtype=torch.float64).to(limits)
+        gap = (prices * limits).sum(dtype=torch.float64).item() + gain
         if evaluations == 1:
             unit = abs(gap) or 1.0
         if gap < least:
             least, centre = gap, point
-            best = {"value": none + gap, "prices": prices[:weeks], "scarcity": scarcity, "values": values,
-                    "spend": use[:weeks], "taken": use[weeks:], "gain": gain}
+            best = {"value": none + gap, "prices": prices[:weeks], "scarcity": scarcity, "values": plan.values,
+                    "spend": use[:weeks], "taken": use[weeks:], "gain": plan.gain}
         unused = (limits - use).double().cpu().numpy() / unit
         slopes.append(spread.T @ unused)
         heights.append(gap / unit - unused @ prices.double().cpu().numpy())

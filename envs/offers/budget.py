@@ -2,15 +2,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
 
-from envs.offers.bound import unconstrained_spend
+from envs.offers.bound import alone, unconstrained_spend
 from envs.offers.catalogue import Catalogue
 from envs.offers.program import Values
 from envs.offers.world import Customers, State, World
+from rlcore import parallel
+
+
+LARGEST = 2**63 - 1  # of whole numbers in 64 bits
 
 
 class Increments(NamedTuple):
@@ -30,15 +34,50 @@ def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
 
     The price is that of the first step refused, 0 where the budget covers all.
     """
-    n, k = steps.price.shape
     price, order = steps.price.flatten().sort(descending=True, stable=True)
     real = price > -torch.inf
     accepted = real & (torch.where(real, steps.spend.flatten()[order], 0.0).cumsum(0) <= budget)
+    return latest(steps, order, accepted), torch.where(real & ~accepted, price, 0.0).clamp_min(0).amax()
+
+
+def clear_together(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
+    """Do as `clear` does with the customers of all processes under one budget; return this one's actions [N], and the price.
+
+    Sums alone are passed on: the price where the money ends is found by bisection over all floats, a sum for each of 64
+    bits; of the steps at that price those of the processes before come first.
+    """
+    price, order = steps.price.double().flatten().sort(descending=True, stable=True)
+    real = price > -torch.inf
+    spent = torch.where(real, steps.spend.flatten()[order], 0.0).double().cumsum(0)
+    spent = torch.cat((torch.zeros_like(spent[:1]), spent))  # by the first steps, however many
+    place = -ordered(price)  # rises where prices fall
+    low, high = place.new_tensor([-LARGEST, LARGEST])
+    for _ in range(64):
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        within = parallel.total(spent[torch.searchsorted(place, middle, right=True)]) <= budget
+        low, high = torch.where(within, middle, low), torch.where(within, high, middle)
+    before, until = (torch.searchsorted(place, high, right=right) for right in (False, True))
+    ties = spent.new_zeros(parallel.size())
+    ties[parallel.rank()] = spent[until] - spent[before]
+    elsewhere = parallel.total(spent[before]) - spent[before] + parallel.total(ties)[:parallel.rank()].sum()
+    covered = parallel.total(spent[-1]) <= budget
+    accepted = real & (covered | (place < high) | ((place == high) & (elsewhere + spent[1:] <= budget)))
+    refused = torch.where(covered, 0.0, ordered(-high).view(torch.float64)).clamp_min(0)
+    return latest(steps, order, accepted), refused.to(steps.price)
+
+
+def ordered(x: Tensor) -> Tensor:
+    """Turn float64 into whole numbers of the same order, or such numbers into the bits of the floats."""
+    bits = x.view(torch.int64)
+    return bits ^ ((bits >> 63) & LARGEST)
+
+
+def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
+    """Return the pair [N] that each customer holds after the accepted of all steps in an order, [N·K] both."""
+    n, k = steps.price.shape
     last = torch.zeros(n, dtype=torch.long, device=order.device).scatter_reduce_(
         0, order // k, torch.where(accepted, order % k + 1, 0), "amax")
-    action = steps.action.gather(1, (last - 1).clamp_min(0)[:, None])[:, 0]
-    refused = torch.where(real & ~accepted, price, 0.0).clamp_min(0).amax()
-    return torch.where(last > 0, action, 0), refused
+    return torch.where(last > 0, steps.action.gather(1, (last - 1).clamp_min(0)[:, None])[:, 0], 0)
 
 
 def permitted(steps: Increments, pairs: Tensor) -> Increments:
@@ -136,13 +175,15 @@ class Budget:
         return Budget(share=share, weekly=None, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock,
                       rule=self.rule)
 
-    def weekly_amounts(self, c: Customers, world: World, v0: list[Values], start: State,
-                       contacts: Tensor | None = None) -> Tensor:
-        """Budget [T] of a population; the best plan that a share is of keeps to the contacts that rules allow."""
+    def weekly_amounts(self, c: Customers, world: World, v0: list[Values] | None, start: State,
+                       contacts: Tensor | None = None, *, total: Callable[[Tensor], Tensor] = alone) -> Tensor:
+        """Budget [T] of a population, of all whom `total` adds up; the best plan that a share is of keeps to the contacts
+        that rules allow."""
         if self.weekly is not None:
-            amounts = torch.full_like(world.season, self.weekly * len(c))
+            amounts = self.weekly * total(torch.full_like(world.season, len(c)))
         else:
-            amounts = self.share * unconstrained_spend(c, world, v0, start, contacts=contacts).mean().expand(world.weeks)
+            spend = unconstrained_spend(c, world, v0, start, contacts=contacts, total=total)
+            amounts = self.share * spend.mean().expand(world.weeks)
         if not self.seasonal:
             return amounts
         return torch.cat((amounts.sum()[None], torch.zeros_like(amounts[1:])))

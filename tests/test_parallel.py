@@ -1,0 +1,217 @@
+"""Two processes against one that has the customers of both: PPO, PPO-KL, the dual bound and clearing, to float tolerance."""
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from conftest import load
+from test_ppo_kl import trainer
+from toys import Bandit, make_ppo, part, train
+
+from email_rl.ppo_kl import Rollout
+from email_rl.policy import Samples
+from envs.offers.bound import alone, dual
+from envs.offers.budget import Increments, clear, clear_together
+from envs.offers.program import organic
+from envs.offers.world import State
+from rlcore import parallel
+
+SIZE, AGENTS, ITERATIONS, MINIBATCHES, CUSTOMERS = 2, 24, 3, 3, 6
+SEED = 5
+SETTINGS = {"minibatches": MINIBATCHES, "center_reward": True, "epochs": 3}
+CASES = {"minibatch": {"norm_adv": "minibatch"}, "batch": {"norm_adv": "batch"},
+         "stopped early": {"norm_adv": "minibatch", "target_kl": 1e-5}}
+
+
+def make(env, iterations, case):
+    """PPO with everything that processes must agree on: scales of observations and returns, spend head, KL schedule."""
+    return make_ppo(env, iterations, seed=SEED, **SETTINGS, **CASES[case], net={"normalize_obs": True, "first_bias": 0.0},
+                    spend=part("spend/learned"), schedule=part("schedule/adaptive_kl", target=1e-4))
+
+
+def learned(ppo, log):
+    return {"weights": ppo.net.state_dict(), "spend": ppo.spend.state_dict(), "log": log.rows, "lr": ppo.lr, "kl": ppo.kl,
+            "scale": {k: v for k, v in ppo.scale.state_dict().items() if k != "carried"}}
+
+
+def market():
+    """A few customers under a budget that binds in every week, and an offer with a stock."""
+    env = load("offers", torch.device("cpu"), 0)
+    world = env.world.to("cpu", torch.float64)
+    sample = env.population.draw(CUSTOMERS, torch.Generator().manual_seed(1), "test")
+    c = world.inhabit(sample.customers)
+    stock = torch.full_like(world.catalogue.value, torch.inf)
+    stock[-1] = 0.2
+    return world, c, sample.state, env.budget, stock
+
+
+def solve(world, c, start, budget, stock, total):
+    """The dual without kept tables; its numbers."""
+    amounts = budget.weekly_amounts(c, world, None, start, total=total)
+    bound = dual(c, world, None, start, amounts, stock, first_price=3.0, tolerance=1e-4, max_evaluations=5, total=total)
+    value, none = torch.tensor([bound.value, bound.none], dtype=torch.float64)
+    return {"value": value, "none": none, "prices": bound.prices, "gain": bound.gain, "scarcity": bound.scarcity,
+            "spend": bound.spend, "taken": bound.taken, "budget": amounts}
+
+
+def steps(kind, n=40, k=4):
+    """Steps of n customers, prices falling along rows; `ties` have few prices and spends, so that many are equal."""
+    g = torch.Generator().manual_seed(3)
+    price = torch.rand(n, k, generator=g, dtype=torch.float64) * 4 - 1
+    spend = torch.rand(n, k, generator=g, dtype=torch.float64)
+    if kind == "ties":
+        price, spend = (2 * price).round() / 2, (4 * spend).ceil() / 4
+    price = price.sort(1, descending=True).values
+    return Increments(torch.where(torch.rand(n, k, generator=g) < 0.3, -torch.inf, price).cummin(1).values, spend,
+                      torch.randint(30, (n, k), generator=g))
+
+
+BUDGETS = [0.0, 3.0, 17.25, 1e9]
+
+
+def mails():
+    """A rollout of the text loop, of mails of unequal length."""
+    made = trainer("algo.minibatches=1", "algo.epochs=2", "algo/kl=adaptive")
+    rollout, _, _ = made.collect()
+    return made, rollout
+
+
+def follow(made, rollout, rows):
+    """Take the steps that some of a rollout's mails ask for."""
+    samples = Samples(*(x[rows] for x in rollout.samples))
+    some = Rollout(samples, *(x[rows] for x in rollout[1:]))
+    log_ratio = torch.where(samples.alive, some.log_prob - some.reference, 0.0)
+    made.divergence = parallel.mean(log_ratio.sum(1).mean())
+    metrics = made.update(made.prepare(some))
+    return {"weights": made.policy.state_dict(), "metrics": metrics, "coef": made.kl_weight.coef}
+
+
+def work(rank, folder):
+    """What one of two processes does."""
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(SIZE), "MASTER_ADDR": "localhost",
+                   "MASTER_PORT": folder.rpartition(":")[2]}
+    folder = folder.rpartition(":")[0]
+    found = {}
+    made, rollout = mails()  # all of them, while alone
+    made.batch = len(rollout.score)
+    with parallel.joined(torch.device("cpu")):
+        for case in CASES:
+            ppo = make(Bandit(AGENTS, parallel.own(SEED)), SIZE * ITERATIONS, case)
+            found[case] = learned(ppo, train(ppo))
+        half = parallel.share(len(rollout.score), "mails")
+        found["mails"] = follow(made, rollout, slice(rank * half, (rank + 1) * half))
+        world, c, start, budget, stock = market()
+        half = parallel.share(CUSTOMERS, "customers")
+        rows = slice(rank * half, (rank + 1) * half)
+        found["dual"] = solve(world, c[rows], State(*(x[rows] for x in start)), budget, stock, parallel.total)
+        for kind in ("distinct", "ties"):
+            some = steps(kind)
+            own = Increments(*(x.chunk(SIZE)[rank] for x in some))
+            found[kind] = [clear_together(own, torch.tensor(budget, dtype=torch.float64)) for budget in BUDGETS]
+        found["gathered"] = parallel.gathered(rank)
+        found["any"] = parallel.any_of(rank == 1, torch.device("cpu")), parallel.any_of(False, torch.device("cpu"))
+        with pytest.raises(ValueError, match="env.num_agents: 7 can't be shared equally by 2"):
+            parallel.share(7, "env.num_agents")
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What two processes found, started once for all tests."""
+    folder = tmp_path_factory.mktemp("both")
+    port = torch.distributed.TCPStore("localhost", 0, 1, True, wait_for_workers=False).port  # free a moment ago
+    multiprocessing.spawn(work, (f"{folder}:{port}",), nprocs=SIZE)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
+
+
+class Joined(Bandit):
+    """The agents of both processes, drawn as these draw them."""
+
+    def __init__(self):
+        self.generators = [torch.Generator().manual_seed(1000 + SEED + rank * parallel.STRIDE) for rank in range(SIZE)]
+        super().__init__(SIZE * AGENTS)
+
+    def fresh(self):
+        return torch.cat([Bandit.fresh(SimpleNamespace(num_agents=AGENTS, generator=g)) for g in self.generators])
+
+
+class Streams:
+    """The random streams of both processes, for what draws from one."""
+
+    def __init__(self):
+        self.parts = [torch.Generator().manual_seed(2 * (SEED + rank * parallel.STRIDE) + 1) for rank in range(SIZE)]
+
+    def rand(self, steps, agents, **_):
+        return torch.cat([RAND(steps, agents // SIZE, generator=g) for g in self.parts], 1)
+
+    def randperm(self, n, **_):
+        """The minibatches of both, joined; an agent of the second stands behind all of the first in every step."""
+        orders = [torch.stack(((own := RANDPERM(n // SIZE, generator=g)) // AGENTS, own % AGENTS + rank * AGENTS))
+                  for rank, g in enumerate(self.parts)]
+        parts = [(row[0] * SIZE * AGENTS + row[1]).chunk(MINIBATCHES) for row in orders]
+        return torch.cat([x for minibatch in zip(*parts) for x in minibatch])
+
+
+RAND, RANDPERM = torch.rand, torch.randperm
+
+
+def near(a, b, **tolerance):
+    torch.testing.assert_close(a, b, **{"rtol": 1e-4, "atol": 2e-6, **tolerance})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ppo_of_two_processes_is_that_of_one_with_the_agents_of_both(both, case, monkeypatch):
+    ppo = make(Joined(), ITERATIONS, case)
+    ppo.generator = Streams()
+    for name in ("rand", "randperm"):
+        def drawn(*size, generator=None, name=name, plain=getattr(torch, name), **how):
+            return getattr(generator, name)(*size) if isinstance(generator, Streams) else plain(*size, generator=generator, **how)
+        monkeypatch.setattr(torch, name, drawn)
+    log = train(ppo)
+    whole = learned(ppo, log)
+    assert len(log.rows) == ITERATIONS and ppo.lr != ppo.first_lr
+    for one in both:
+        for name in ("weights", "spend", "scale", "lr", "kl"):
+            near(one[case][name], whole[name])
+        for ours, row in zip(one[case]["log"], log.rows, strict=True):
+            near(ours, row, rtol=1e-3, atol=1e-5)
+
+
+def test_ppo_kl_of_two_processes_is_that_of_one_with_the_mails_of_both(both):
+    made, rollout = mails()
+    alive = rollout.samples.alive.sum(1).chunk(SIZE)
+    assert alive[0].sum() != alive[1].sum()  # a mean of means would be another
+    whole = follow(made, rollout, slice(None))
+    for one in both:
+        for name in whole:
+            near(one["mails"][name], whole[name])
+
+
+def test_the_dual_over_shared_customers_is_that_over_all(both):
+    world, c, start, budget, stock = market()
+    whole = solve(world, c, start, budget, stock, alone)
+    gain = whole.pop("gain")
+    for rank, one in enumerate(both):
+        near(one["dual"].pop("gain"), gain.chunk(SIZE)[rank], rtol=1e-9, atol=1e-9)
+        near(one["dual"], whole, rtol=1e-9, atol=1e-9)
+    amounts = budget.weekly_amounts(c, world, organic(c, world), start)
+    kept = dual(c, world, organic(c, world), start, amounts, stock, first_price=3.0, tolerance=1e-4, max_evaluations=5)
+    assert kept.value == pytest.approx(whole["value"].item(), rel=1e-12) and kept.values is not None
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties"])
+def test_clearing_shared_customers_is_clearing_all(both, kind):
+    for i, budget in enumerate(BUDGETS):
+        action, price = clear(steps(kind), torch.tensor(budget, dtype=torch.float64))
+        assert torch.equal(torch.cat([one[kind][i][0] for one in both]), action)
+        assert [one[kind][i][1].item() for one in both] == [price.item()] * SIZE
+        one, same = clear_together(steps(kind), torch.tensor(budget, dtype=torch.float64))
+        assert torch.equal(alone, action) and same == price
+
+
+def test_the_first_process_gathers_and_one_that_stops_stops_all(both):
+    assert both[0]["gathered"] == [0, 1] and [one["any"] for one in both] == [(True, False)] * SIZE

@@ -209,8 +209,8 @@ def test_clearing_shared_customers_is_clearing_all(both, kind):
         action, price = clear(steps(kind), torch.tensor(budget, dtype=torch.float64))
         assert torch.equal(torch.cat([one[kind][i][0] for one in both]), action)
         assert [one[kind][i][1].item() for one in both] == [price.item()] * SIZE
-        one, same = clear_together(steps(kind), torch.tensor(budget, dtype=torch.float64))
-        assert torch.equal(alone, action) and same == price
+        own, same = clear_together(steps(kind), torch.tensor(budget, dtype=torch.float64))
+        assert torch.equal(own, action) and same == price
 
 
 def test_the_first_process_gathers_and_one_that_stops_stops_all(both):

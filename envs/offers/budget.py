@@ -6,6 +6,7 @@ from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from envs.offers.bound import alone, unconstrained_spend
 from envs.offers.catalogue import Catalogue
@@ -144,6 +145,23 @@ def switches(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
         steps.append((price, cost_now - paid, new))
         now, paid = new, cost_now
     return Increments(*(torch.stack(x, 1) for x in zip(*steps)))
+
+
+def compact(steps: Increments) -> Increments:
+    """Leave out the columns of a table that no row needs."""
+    real = steps.price > -torch.inf
+    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, :max(int(real.sum(1).max()), 1)]
+    return Increments(*(x.gather(1, order) for x in steps))
+
+
+def stacked(parts: list[Increments]) -> Increments:
+    """Put the steps of several blocks of customers below each other."""
+    width = max(part.price.shape[1] for part in parts)
+
+    def padded(x, value):
+        return functional.pad(x, (0, width - x.shape[1]), value=value)
+    return Increments(*(torch.cat([padded(x, value) for x in field]) for field, value in
+                        zip(zip(*parts), (-torch.inf, 0.0, 0))))
 
 
 class Budget:

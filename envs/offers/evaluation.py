@@ -3,17 +3,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from envs.offers.account import paired, summary
+from envs.offers.blocks import ahead, kept
 from envs.offers.bound import Bound, dual
 from envs.offers.budget import Budget
 from envs.offers.estimate import Estimator
 from envs.offers.market import Market, Record, play
 from envs.offers.policies import Knapsack, Nothing, Policy, Priced, PricedValues, Random, Response, Valued
-from envs.offers.program import organic
 from envs.offers.report import Report
 from envs.offers.saving import Saving, Watched, carried, price_path
 from envs.offers.spending import Expected, Rule
@@ -123,12 +124,14 @@ class Evaluation:
         """Plan for the customers that the features suggest, as if they were these."""
         fitted = Estimator(self.env.population.draw(self.estimator, self._generator(5), "train"), ridge=self.ridge)
         c = self.world.inhabit(fitted(market.features))
-        return self.planner(replace(market, customers=c, organic=organic(c, self.world)), None, "features")
+        return self.planner(replace(market, customers=c, organic=kept(c, self.world)), None, "features")
 
     def planner(self, market: Market, bound: Bound | None, information: str) -> Policy:
         """Plan at the dual prices of a market; money carried out of a week is worth the next one's."""
         bound = bound or self.bound(market)
-        policy = Knapsack(market.customers, self.world, information, values=bound.values, fee=0.0, scarcity=bound.scarcity)
+        values = bound.values or partial(ahead, market.customers, self.world, bound.prices, bound.scarcity,
+                                         market.permits.contacts)
+        policy = Knapsack(market.customers, self.world, information, values=values, fee=0.0, scarcity=bound.scarcity)
         return Saving(policy, carried(bound.prices)) if market.rollover else policy
 
     def baselines(self, market: Market, bound: Bound, other: Market) -> dict[str, Policy]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from envs.offers.blocks import blocks, kept
 from envs.offers.bound import Bound
 from envs.offers.budget import permitted
 from envs.offers.policies import Policy, pair_table
 from envs.offers.population import Sample
-from envs.offers.program import Values, Visited, action_values, organic, successors
+from envs.offers.program import Values, Visited, action_values, best_plan, organic, successors
 from envs.offers.rules import Permits, Rules
 from envs.offers.spending import Purse, Rule
 from envs.offers.world import SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
@@ -24,7 +25,7 @@ class Market:
     world: World
     features: Tensor
     start: State
-    organic: list[Values]  # V⁰
+    organic: list[Values] | None  # V⁰, None for more customers than tables are kept of
     budget: Tensor
     stock: Tensor
     rollover: bool
@@ -36,7 +37,7 @@ class Market:
         """Settle a drawn sample in a world; `budget` says what each week may cost, and by which rule of money, `rules`
         what may be sent to whom."""
         c, permits = world.inhabit(sample.customers), rules.permits(sample)
-        v0 = organic(c, world)
+        v0 = kept(c, world)
         amounts = budget.weekly_amounts(c, world, v0, sample.state, permits.contacts)
         return cls(c, world, sample.features, sample.state, v0, amounts, budget.pieces(len(c), world.catalogue),
                    budget.rollover, budget.rule, permits)
@@ -71,34 +72,56 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
     What the market's rules don't allow is not sent, whatever the policy asks for. The bound's plan is free of contact
     caps, so what they cost counts as lost.
     """
-    c, world, state, weeks, sent = market.customers, market.world, market.start, [], []
+    c, world, state, weeks, sent, states = market.customers, market.world, market.start, [], [], []
     channels = len(world.catalogue.channels)
     purse = Purse(market.budget, market.stock, market.rollover, world.catalogue)
     for t in range(world.weeks):
         subscribed = state.status == SUBSCRIBED
         allowed = market.permits(subscribed, sent)
-        at, uncapped = Visited(state, c.alpha), market.permits(subscribed, []).pairs
+        at = Visited(state, c.alpha)
 
         def redeems(action):
             got = torch.where(subscribed, action, 0)
             return u[t, 0] < outcome(c, world, t, at.h, at.f, at.d, got // channels, got % channels).redeem
 
-        def table(price, values, scarcity=None):
-            return pair_table(*action_values(c, world, t, at, price, successors(c, values[t + 1]), scarcity), uncapped)
-
         purse.open(t)
         action, price = market.rule.week(purse, permitted(policy.increments(t, state, allowed), allowed.pairs), redeems)
 
-        free = table(0.0, market.organic)
-        gained = (free - free[:, :1]).gather(1, action[:, None])[:, 0]
-        lost, planned = torch.zeros_like(gained), torch.zeros_like(action)
-        if bound is not None:
-            priced = table(bound.prices[t], bound.values, bound.scarcity)
-            best, planned = priced.max(1)
-            lost = best - priced.gather(1, action[:, None])[:, 0]
         offer, channel = action // channels, action % channels
         following, _, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
         paid = world.catalogue.spend(offer, channel, redeemed)
-        weeks.append((action, planned, state.habit, lost, gained, o.spend, o.redeem, paid, price))
+        weeks.append((action, o.spend, o.redeem, paid, price))
+        states.append(state)
         state, sent = following, [*sent, action > 0]
-    return Record(*(torch.stack(x) for x in zip(*weeks)))
+    action, *money = (torch.stack(x) for x in zip(*weeks))
+    planned, lost, gained = (torch.cat(x, 1) for x in zip(*(
+        judged(market, bound, rows, [State(*(x[rows] for x in state)) for state in states], action[:, rows])
+        for rows in blocks(len(c)))))
+    return Record(action, planned, torch.stack([state.habit for state in states]), lost, gained, *money)
+
+
+def judged(market: Market, bound: Bound | None, rows: slice, states: list[State],
+           action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hold what was sent to some customers in their states against the bound's plan: what it would have sent, profit lost
+    against it, and gained over nothing, [T, B] each. Tables that are not kept are made anew."""
+    c, world, permits = market.customers[rows], market.world, market.permits.take(rows)
+    free = organic(c, world) if market.organic is None else [v.take(rows) for v in market.organic]
+    if bound is not None:
+        best = [v.take(rows) for v in bound.values] if bound.values else best_plan(
+            c, world, free, bound.prices, bound.scarcity, contacts=permits.contacts)[0]
+    weeks = []
+    for t, (state, sent) in enumerate(zip(states, action)):
+        at, uncapped = Visited(state, c.alpha), permits(state.status == SUBSCRIBED, []).pairs
+
+        def table(price, values, scarcity=None):
+            return pair_table(*action_values(c, world, t, at, price, successors(c, values[t + 1]), scarcity), uncapped)
+
+        untold = table(0.0, free)
+        gained = (untold - untold[:, :1]).gather(1, sent[:, None])[:, 0]
+        lost, planned = torch.zeros_like(gained), torch.zeros_like(sent)
+        if bound is not None:
+            priced = table(bound.prices[t], best, bound.scarcity)
+            most, planned = priced.max(1)
+            lost = most - priced.gather(1, sent[:, None])[:, 0]
+        weeks.append((planned, lost, gained))
+    return tuple(torch.stack(x) for x in zip(*weeks))

@@ -7,7 +7,8 @@ from typing import Callable, Protocol
 import torch
 from torch import Tensor
 
-from envs.offers.budget import Increments, hull, ranked, switches
+from envs.offers.blocks import blocks
+from envs.offers.budget import Increments, compact, hull, ranked, stacked, switches
 from envs.offers.observation import Observation
 from envs.offers.program import Values, Visited, action_values, successors
 from envs.offers.rules import Allowed
@@ -37,6 +38,16 @@ def outcomes(c: Customers, world: World, week: int, state: State) -> Outcome:
     return Outcome(*(x.T for x in outcome(c, world, week, h, f, d, pair // channels, pair % channels)))
 
 
+class ByBlock:
+    """A policy that looks at a block of customers at a time, whatever their number."""
+
+    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+        """Return what it would send, the steps of all blocks."""
+        parts = [self.some(rows, week, State(*(x[rows] for x in state)), allowed.take(rows))
+                 for rows in blocks(len(state.habit))]
+        return parts[0] if len(parts) == 1 else stacked(parts)
+
+
 class Nothing:
     """Never contact anyone."""
 
@@ -48,7 +59,7 @@ class Nothing:
         return ranked(torch.full(zeros.shape, -torch.inf, device=zeros.device), zeros.double(), zeros)
 
 
-class Random:
+class Random(ByBlock):
     """A pair drawn uniformly, customers in random order, until the money ends."""
 
     information = "none"
@@ -57,10 +68,11 @@ class Random:
         self.c, self.world = c, world
         self.generator = torch.Generator(c.alpha.device).manual_seed(seed)
 
-    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return one step a customer who may be contacted, at a random rank."""
-        n, channels = len(self.c), len(self.world.catalogue.channels)
-        spend = outcomes(self.c, self.world, week, state).spend
+        c = self.c[rows]
+        n, channels = len(c), len(self.world.catalogue.channels)
+        spend = outcomes(c, self.world, week, state).spend
         action, order = (torch.rand(n, generator=self.generator, device=spend.device) for _ in range(2))
         count = allowed.pairs[:, channels:].long().cumsum(1)
         chosen = (action * count[:, -1]).long()  # which of those allowed
@@ -69,7 +81,7 @@ class Random:
         return ranked(order, spend.gather(1, action[:, None])[:, 0], action)
 
 
-class Response:
+class Response(ByBlock):
     """The trade's two habits: send what most probably brings a purchase to the most probable buyers (`propensity`),
     or what most raises the probability to those where the rise earns most this week (`uplift`)."""
 
@@ -78,41 +90,44 @@ class Response:
     def __init__(self, c: Customers, world: World, *, uplift: bool):
         self.c, self.world, self.uplift = c, world, uplift
 
-    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return one step a customer who may be contacted, ranked."""
-        channels = len(self.world.catalogue.channels)
-        o = outcomes(self.c, self.world, week, state)
+        channels, c = len(self.world.catalogue.channels), self.c[rows]
+        o = outcomes(c, self.world, week, state)
         buy = o.redeem + o.buy
         best, action = buy[:, channels:].masked_fill(~allowed.pairs[:, channels:], -torch.inf).max(1)
         action = action + channels
         spend = o.spend.gather(1, action[:, None])[:, 0]
         if self.uplift:
-            best = (self.c.margin + self.world.reward.trips) * (best - buy[:, 0]) - spend
+            best = (c.margin + self.world.reward.trips) * (best - buy[:, 0]) - spend
         return ranked(best, spend, action)
 
 
-class Knapsack:
-    """The exact knapsack of the week on (spend, value): myopic without `values`, planning with the V of weeks 1..T+1.
+class Knapsack(ByBlock):
+    """The exact knapsack of the week on (spend, value): myopic without `values`, planning with the V of weeks 1..T+1, or with
+    what gives the V of a week and some customers.
 
     `fee` is charged a contact: the trade's way to mind the future without planning. `scarcity` [O+1] is the price of a
     redemption of each offer.
     """
 
-    def __init__(self, c: Customers, world: World, information: str, *, values: list[Values] | None, fee: float,
-                 scarcity: Tensor | None = None):
+    def __init__(self, c: Customers, world: World, information: str, *, fee: float,
+                 values: list[Values] | Callable[[int, slice], Values] | None, scarcity: Tensor | None = None):
         self.c, self.world, self.information, self.values, self.fee = c, world, information, values, fee
         self.scarcity = scarcity
 
-    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return every customer's efficient steps."""
-        then = successors(self.c, self.values[week + 1]) if self.values else None
-        nothing, contact = action_values(self.c, self.world, week, Visited(state, self.c.alpha), 0.0, then,
-                                         self.scarcity)
+        c, then = self.c[rows], None
+        if self.values:
+            values = self.values
+            then = successors(c, values(week + 1, rows) if callable(values) else values[week + 1].take(rows))
+        nothing, contact = action_values(c, self.world, week, Visited(state, c.alpha), 0.0, then, self.scarcity)
         value = pair_table(nothing, contact - self.fee, allowed.pairs)
-        return hull(value, outcomes(self.c, self.world, week, state).spend)
+        return hull(value, outcomes(c, self.world, week, state).spend)
 
 
-class Learned:
+class Learned(ByBlock):
     """A learned policy over observations. `redeem` maps contexts [B, D] to P(redeem) [B, O+1, C], or is null for the
     world's own expected spend."""
 
@@ -120,12 +135,12 @@ class Learned:
         self.redeem, self.observe, self.c, self.world, self.features = redeem, observe, c, world, features.float()
         self.information = "features" if redeem else "features, true spend"
 
-    def look(self, week: int, state: State, allowed: Allowed) -> tuple[Tensor, Tensor]:
+    def look(self, rows: slice, week: int, state: State, allowed: Allowed) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the spend expected of pairs [N, P]."""
         catalogue = self.world.catalogue
-        context = self.observe.context(allowed.seen(self.features), state, week)
+        context = self.observe.context(allowed.seen(self.features[rows]), state, week)
         if self.redeem is None:
-            return context, outcomes(self.c, self.world, week, state).spend
+            return context, outcomes(self.c[rows], self.world, week, state).spend
         offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)
         return context, catalogue.spend(offer[:, None], channel, self.redeem(context)).flatten(1)
 
@@ -141,14 +156,14 @@ class Priced(Learned):
         self.logits, self.prices, self.drift = logits, prices.float(), torch.full_like(prices, drift).float()
 
     @torch.no_grad()
-    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return the switches of every subscribed customer on the price grid."""
-        context, spend = self.look(week, state, allowed)
+        context, spend = self.look(rows, week, state, allowed)
         steer = self.observe.price(self.prices, self.drift)
         logits = torch.stack([
             self.at(price, torch.cat((context, seen.expand(len(context), -1)), -1), allowed.pairs, spend)
             .masked_fill(~allowed.pairs, -torch.inf) for price, seen in zip(self.prices, steer)])
-        return switches(logits, spend, self.prices)
+        return compact(switches(logits, spend, self.prices))
 
     def at(self, price: Tensor, obs: Tensor, pairs: Tensor, spend: Tensor) -> Tensor:
         """What it prefers at one price, [N, P]."""
@@ -177,9 +192,9 @@ class Valued(Learned):
         self.values = values
 
     @torch.no_grad()
-    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return every customer's efficient steps."""
-        context, spend = self.look(week, state, allowed)
+        context, spend = self.look(rows, week, state, allowed)
         worth = self.values(context).masked_fill(~allowed.pairs, -torch.inf).to(spend)
         if self.clears:
             return hull(worth, spend)

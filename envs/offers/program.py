@@ -9,8 +9,6 @@ from torch import Tensor
 from envs.offers.world import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, World, attention,
                                churn, habit_gain, leave, outcome, purchase_if_seen, utility)
 
-BLOCK = 1000  # customers whose tables are made at once: few enough for a CPU's caches, however many there are in all
-
 
 class Values(NamedTuple):
     """A value for every state: subscribed [6, 4, 3, N], unsubscribed [6, N]; a churned customer is worth nothing."""
@@ -189,15 +187,17 @@ def _organic(c: Customers, world: World, at: Grid) -> list[Tensor]:
 
 
 def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor, scarcity: Tensor | None = None, *,
-              contacts: Tensor | None = None) -> tuple[list[Values], list[Tensor]]:
+              contacts: Tensor | None = None, since: int = 0) -> tuple[list[Values], list[Tensor]]:
     """V^λ of the best plan at prices [T] of money and [O+1] of stock, weeks 1..T+1, and its actions, [6, 4, 3, N] a week.
+
+    What was before the week `since` (from 0) is left out.
 
     Actions are flat pairs offer·C + channel, 0 for nothing. Who is unsubscribed keeps the organic value. `contacts`,
     bool [O·C, 1, 1, 1, N], are those that rules allow; without it all are.
     """
     at, channels = Grid(c.alpha), len(world.catalogue.channels)
     values, actions = [v0[-1]], []
-    for t in reversed(range(world.weeks)):
+    for t in reversed(range(since, world.weeks)):
         nothing, contact = action_values(c, world, t, at, price[t], successors(c, values[-1]), scarcity)
         contact = contact.flatten(0, 1)
         best, action = (contact if contacts is None else contact.masked_fill(~contacts, -torch.inf)).max(0)
@@ -237,41 +237,6 @@ def expected_use(c: Customers, world: World, start: State, actions: list[Tensor]
         rest = _push(buy, 0, +1, up) + _push(none, 0, -1, c.pi_minus)
         mass = _push(rest, 2, -1, c.delta_d) + _push(_push(redeem, 0, +1, up_redeemed), 2, +1, 1.0)
     return torch.stack(spends + taken)
-
-
-def blocks(n: int) -> list[slice]:
-    """Cut n customers into blocks."""
-    return [slice(i, min(i + BLOCK, n)) for i in range(0, n, BLOCK)]
-
-
-class Plan(NamedTuple):
-    """What comes of the best plan at some prices."""
-
-    values: list[Values] | None  # V^λ of weeks 1..T+1
-    use: Tensor  # expected, of each week's money and each stocked offer [T + S], float64
-    untouched: Tensor  # V⁰(s_1) [N]
-    gain: Tensor  # V^λ(s_1) − V⁰(s_1) [N]
-
-
-def planned(c: Customers, world: World, v0: list[Values] | None, start: State, price: Tensor, scarcity: Tensor | None = None,
-            stocked: tuple[int, ...] = (), *, contacts: Tensor | None = None) -> Plan:
-    """Plan as `best_plan` does, a block of customers at a time.
-
-    A customer's tables take 94 numbers a week, twice: V⁰ and V^λ. Without `v0` none is kept, V⁰ is made for each block
-    anew (a tenth of the work), and memory grows by a few numbers a customer.
-    """
-    parts = []
-    for rows in blocks(len(c)):
-        some, at = c[rows], State(*(x[rows] for x in start))
-        free = organic(some, world) if v0 is None else [v.take(rows) for v in v0]
-        values, actions = best_plan(some, world, free, price, scarcity,
-                                    contacts=None if contacts is None else contacts[..., rows])
-        use = expected_use(some, world, at, actions, stocked).sum(1, dtype=torch.float64)
-        untouched = free[0].at(at)
-        parts.append((None if v0 is None else values, use, untouched, values[0].at(at) - untouched))
-    tables, use, untouched, gain = zip(*parts)
-    values = None if v0 is None else [Values(*(torch.cat(x, -1) for x in zip(*week))) for week in zip(*tables)]
-    return Plan(values, torch.stack(use).sum(0), torch.cat(untouched), torch.cat(gain))
 
 
 def _push(mass: Tensor, dim: int, step: int, share: Tensor | float) -> Tensor:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Iterable, NamedTuple
 
 import torch
@@ -23,6 +23,10 @@ class Allowed(NamedTuple):
         """Add what is left of the caps, which a policy must know, to features [N, F]."""
         return torch.cat((features, self.left.to(features)), -1) if self.left.shape[1] else features
 
+    def take(self, rows: slice) -> Allowed:
+        """Take some of the customers."""
+        return Allowed(self.pairs[rows], self.left[rows])
+
 
 class Ban(NamedTuple):
     """Customers [H] (or all N of a sample) who can't be sent an offer or through a channel (None: any), and why."""
@@ -41,6 +45,11 @@ class Permits:
     static: Tensor | None
     bans: tuple[Ban, ...]  # over the N customers
     caps: tuple[tuple[int, int], ...]
+
+    def take(self, rows: slice) -> Permits:
+        """Take some of the customers."""
+        return replace(self, static=None if self.static is None else self.static[rows],
+                       bans=tuple(ban._replace(who=ban.who[rows]) for ban in self.bans))
 
     def __call__(self, subscribed: Tensor, sent: list[Tensor]) -> Allowed:
         """Say what is allowed to customers [N], who were contacted or not in the weeks before, bool [N] each."""

@@ -8,7 +8,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.budget import Increments, clear
+from envs.offers.budget import Increments, clear, compact
 from envs.offers.catalogue import Catalogue
 
 DAYS = 7  # of a week
@@ -197,13 +197,6 @@ class Queue(NamedTuple):
     variance: Tensor  # of the spend
     charge: Tensor  # face value and message
     pieces: Tensor  # expected redemptions by offer, [O+1, M]; only where there are stocks
-
-
-def compact(steps: Increments) -> Increments:
-    """Leave out the columns of a table that no row needs."""
-    real = steps.price > -torch.inf
-    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, :max(int(real.sum(1).max()), 1)]
-    return Increments(*(x.gather(1, order) for x in steps))
 
 
 def line_up(steps: Increments, floor: Tensor, purse: Purse) -> Queue:

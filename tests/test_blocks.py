@@ -1,0 +1,63 @@
+"""A block of customers at a time: the same bound, budget, seasons and scores as all at once, whatever is kept."""
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import partial
+
+import pytest
+import torch
+from conftest import load
+
+from envs.offers import blocks
+from envs.offers.account import summary
+from envs.offers.blocks import ahead
+from envs.offers.bound import dual
+from envs.offers.market import Market, play
+from envs.offers.policies import Knapsack, Nothing, Priced, Response
+
+CUSTOMERS = 23
+
+
+def whole():
+    """A market, its bound, and a season by several policies."""
+    env = load("offers", torch.device("cpu"), 0, rules={"holdout": {"share": 0.2, "salt": 0}})
+    world = env.world.to("cpu", torch.float64)
+    market = Market.open(env.population.draw(CUSTOMERS, torch.Generator().manual_seed(2), "test"), world, env.budget, env.rules)
+    bound = dual(market.customers, world, market.organic, market.start, market.budget, market.stock, first_price=3.0,
+                 tolerance=1e-3, max_evaluations=12, contacts=market.permits.contacts)
+    c, u = market.customers, market.uniforms(torch.Generator().manual_seed(3))
+    weight = torch.randn(env.obs_dim, 30, generator=torch.Generator().manual_seed(4))
+    policies = {"none": Nothing(), "uplift": Response(c, world, uplift=True),
+                "myopic": Knapsack(c, world, "", values=None, fee=0.0),
+                "planning": Knapsack(c, world, "", fee=0.0, scarcity=bound.scarcity, values=bound.values or partial(
+                    ahead, c, world, bound.prices, bound.scarcity, market.permits.contacts)),
+                "learned": Priced(lambda obs: obs @ weight, None, env.observe, c, world, market.features,
+                                  prices=torch.logspace(1, -1, 8), drift=0.0)}
+    return market, bound, {name: play(policy, market, u, bound) for name, policy in policies.items()}
+
+
+def near(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size, kept", [(7, 2**29), (7, 0), (1000, 0)], ids=["kept", "made anew", "one block"])
+def test_blocks_change_nothing(monkeypatch, size, kept):
+    market, bound, records = whole()
+    monkeypatch.setattr(blocks, "BLOCK", size)
+    monkeypatch.setattr(blocks, "KEPT", kept)
+    again, limit, found = whole()
+    assert (again.organic is None) == (limit.values is None) == (kept == 0)
+    near(again.budget, market.budget)
+    for field in fields(bound):
+        if field.name != "values":
+            near(torch.as_tensor(getattr(limit, field.name)), torch.as_tensor(getattr(bound, field.name)))
+    for name, record in records.items():
+        for field in fields(record):
+            near(getattr(found[name], field.name), getattr(record, field.name))
+        assert summary([found[name]], again, limit)["score"] == pytest.approx(summary([record], market, bound)["score"])
+    assert records["planning"].action.any() and records["learned"].action.any()
+
+
+def test_a_last_block_may_be_smaller(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 7)
+    assert [(rows.start, rows.stop) for rows in blocks.blocks(15)] == [(0, 7), (7, 14), (14, 15)]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlcore import checkpoint  # noqa: E402
-from scripts.entry import choose_device, finish, guarded  # noqa: E402
+from scripts.entry import choose_device, guarded, launch  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="bench", version_base="1.3")
@@ -41,5 +41,4 @@ def machine(device: torch.device) -> dict:
 if __name__ == "__main__":
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"bench={sys.argv[1]}"
-    main()
-    finish()
+    launch(main)

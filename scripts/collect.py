@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.collect import rollouts  # noqa: E402
 from rlcore.logfile import write  # noqa: E402
-from scripts.entry import choose_device, finish, guarded, trained  # noqa: E402
+from scripts.entry import choose_device, guarded, launch, trained  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="collect", version_base="1.3")
@@ -44,5 +44,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
-    finish()
+    launch(main)

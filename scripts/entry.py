@@ -4,6 +4,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
@@ -19,13 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 from envs.base import BatchedEnv
 from rlcore import checkpoint
 
-failed: list[str] = []
+FAILED = "CRM_RL_FAILED"  # names a folder, in the environment of all processes that a launcher starts
 
 
 def guarded(main: Callable) -> Callable:
     """Turn bad input (ValueError, OSError), however deep, into one line and exit code 2.
 
-    In a multirun the job fails alone; `finish` gives the exit code after the last one.
+    In a multirun the job fails alone; `launch` gives the exit code after the last one.
     """
     @functools.wraps(main)
     def run(cfg):
@@ -43,17 +44,23 @@ def guarded(main: Callable) -> Callable:
             if not isinstance(error, (ValueError, OSError)):
                 raise
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            failed.append(str(error))
             if HydraConfig.get().mode == RunMode.RUN:
                 sys.exit(2)
+            folder = os.environ.get(FAILED)
+            if not folder or not os.path.isdir(folder):
+                raise  # a job on another machine
+            tempfile.mkstemp(dir=folder)
             return None
     return run
 
 
-def finish() -> None:
-    """Leave with exit code 2 if a job failed."""
-    if failed:
-        sys.exit(2)
+def launch(main: Callable[[], None]) -> None:
+    """Run a script, its jobs wherever Hydra's launcher starts them; leave with exit code 2 if one failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FAILED] = folder
+        main()
+        if os.listdir(folder):
+            sys.exit(2)
 
 
 def choose_device(name: str, threads: int | None) -> torch.device:

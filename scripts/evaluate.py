@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.entry import choose_device, finish, fitting, guarded, publish, trained  # noqa: E402
+from scripts.entry import choose_device, fitting, guarded, launch, publish, trained  # noqa: E402
 from scripts.off_policy import value_on  # noqa: E402
 
 
@@ -36,5 +36,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
-    finish()
+    launch(main)

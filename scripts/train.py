@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rlcore import checkpoint, logged, parallel  # noqa: E402
 from rlcore.logfile import read  # noqa: E402
 from rlcore.logger import Quiet  # noqa: E402
-from scripts.entry import check_fit, choose_device, finish, fitting, flatten, guarded, publish, teacher  # noqa: E402
+from scripts.entry import check_fit, choose_device, fitting, flatten, guarded, launch, publish, teacher  # noqa: E402
 
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")  # for all processes but the first
 
@@ -115,5 +115,4 @@ def own(state: dict, path: str) -> dict:
 if __name__ == "__main__":
     if int(os.environ.get("RANK", 0)):
         sys.argv += SILENT
-    main()
-    finish()
+    launch(main)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from email_rl.writer import Writer, read_contexts, save  # noqa: E402
 from rlcore import checkpoint  # noqa: E402
-from scripts.entry import choose_device, finish, fitting, guarded  # noqa: E402
+from scripts.entry import choose_device, fitting, guarded, launch  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="write_email", version_base="1.3")
@@ -85,5 +85,4 @@ def doubt(writer: Writer, contexts: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
-    finish()
+    launch(main)

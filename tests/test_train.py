@@ -143,9 +143,11 @@ def test_multirun_finishes_and_a_bad_job_fails_alone(tmp_path):
 
 def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    done = run(tmp_path, "train", "env=offers_sequential", "algo/spend=null", "env.num_agents=4", "env.evaluation.worlds=2",
-               "env.evaluation.validation=2", "algo.total_steps=1", "algo.minibatches=1,7", "hydra.mode=MULTIRUN",
-               "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep", check=False)
+    done = subprocess.run([
+        sys.executable, str(ROOT / "scripts" / "train.py"), "-m", "env=offers_sequential", "env.num_agents=4", "device=cpu",
+        "env.evaluation.worlds=2", "env.evaluation.validation=2", "algo.total_steps=1", "algo.minibatches=1,7",
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "algo.minibatches: 7" in done.stderr
     assert (tmp_path / "sweep" / "0" / "metrics.json").exists() and not (tmp_path / "sweep" / "1" / "metrics.json").exists()
 

@@ -1,7 +1,6 @@
 """Our PPO beside Stable-Baselines3's on the toy sequential world: steps a second, time to equal return, masks."""
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,14 +14,7 @@ from envs.sb3_adapter import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from scripts.benchmarks.contestants import Ours, Peer, scalars
 from scripts.benchmarks.learning import learned, masked
-from scripts.benchmarks.tables import table_of
-
-
-def seconds(function: Callable[[], None]) -> float:
-    """Time a call, in CPU time of this process: what it takes on an idle machine, also where the machine is not idle."""
-    started = time.process_time()
-    function()
-    return time.process_time() - started
+from scripts.benchmarks.tables import seconds, table_of
 
 
 def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:

@@ -1,8 +1,28 @@
-"""How benchmarks print their results."""
+"""How benchmarks time and print their results."""
 from __future__ import annotations
 
+import time
+from typing import Callable
+
+import torch
 from rich import box
 from rich.table import Table
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Time a call, in CPU time of this process: what it takes on an idle machine, also where the machine is not idle.
+
+    Where there is a GPU that has work, in wall time, its work done.
+    """
+    clock = time.process_time
+    if torch.cuda.is_initialized():
+        clock = time.perf_counter
+        torch.cuda.synchronize()
+    started = clock()
+    function()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return clock() - started
 
 
 def table_of(title: str, columns: list[str]) -> Table:

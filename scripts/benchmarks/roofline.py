@@ -1,0 +1,132 @@
+"""What training moves and computes, against what this machine can: python scripts/bench.py roofline."""
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Callable
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from scripts.benchmarks.tables import seconds, table_of
+
+
+class Count(TorchDispatchMode):
+    """Count kernels, bytes and operations of what runs inside.
+
+    A kernel reads its inputs and writes its outputs once; views are free. Operations are those of matrix products; of all
+    other kernels the numbers that they put out are counted. `products` has the products with operands of their shapes.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.kernels, self.bytes, self.operations, self.elements, self.products = 0, 0, 0, 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        written = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        known = {x.untyped_storage().data_ptr() for x in read}
+        if not func._schema.is_mutable:
+            written = [x for x in written if x.untyped_storage().data_ptr() not in known]
+            if not written:
+                return out
+        self.kernels += 1
+        self.bytes += sum(size(x) for x in read) + sum(size(x) for x in written or read[:1])
+        if func.overloadpacket in flop_registry:
+            self.operations += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+            self.products.append((func, [torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device)
+                                         if isinstance(x, Tensor) else x for x in args]))
+        else:
+            self.elements += sum(x.numel() for x in written or read[:1])
+        return out
+
+
+def size(x: Tensor) -> int:
+    """Bytes of a tensor, what is expanded counted once."""
+    return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
+
+
+def ceilings(device: torch.device, *, triad: int, matmul: int, repeats: int) -> dict:
+    """Measure bytes a second of a ← b + s·c, operations a second of a square product, seconds of the smallest kernel."""
+    a, b, c = (torch.ones(triad, device=device) for _ in range(3))
+    x, y = (torch.randn(matmul, matmul, device=device) for _ in range(2))
+    tiny, calls = torch.ones(1, device=device), 1000
+
+    def smallest():
+        for _ in range(calls):
+            tiny.add(tiny)
+
+    def best(function):
+        return min(seconds(function) for _ in range(repeats))
+    return {"bytes_per_second": 3 * 4 * triad / best(lambda: torch.add(b, c, alpha=2.0, out=a)),
+            "operations_per_second": 2 * matmul**3 / best(lambda: x @ y), "kernel_seconds": best(smallest) / calls}
+
+
+def stages(ppo) -> dict[str, Callable[[], object]]:
+    """The parts of an iteration, in order; the environment alone is stepped with actions drawn before."""
+    env, kept = ppo.env, {}
+    actions = [torch.stack([torch.randint(n, (env.num_agents,), device=env.device) for n in env.nvec], -1)
+               for _ in range(ppo.num_steps)]
+
+    def environment():
+        env.begin()
+        for action in actions:
+            env.step(action)
+    return {"environment": environment, "collect": lambda: kept.update(rollout=ppo.collect()[0]),
+            "prepare": lambda: kept.update(batch=ppo.prepare(kept["rollout"])),
+            "update": lambda: ppo.update(kept["rollout"], kept["batch"])}
+
+
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, ceiling: dict, repeats: int) -> dict:
+    """Count and time each stage an agent-step; print and return the table."""
+    ppo = algo(env(device, seed), seed, "eager")
+    parts, top, rows = stages(ppo), ceilings(device, **ceiling), {}
+    counts, taken = {}, {name: [] for name in parts}
+    for name, part in parts.items():  # which warms up as well
+        with Count() as counts[name]:
+            part()
+    for _ in range(repeats):
+        for name, part in parts.items():
+            taken[name].append(seconds(part))
+    for name, count in counts.items():
+        def products(count=count):
+            for func, operands in count.products:
+                func(*operands)
+        measured, steps = median(taken[name]), ppo.batch
+        floors = {"bytes": count.bytes / top["bytes_per_second"], "operations": count.operations / top["operations_per_second"]}
+        rows[name] = {
+            "kernels": count.kernels, "bytes": count.bytes / steps, "operations": count.operations / steps,
+            "elements": count.elements / steps, "seconds": measured / steps,
+            "floor": max(floors, key=floors.get), "floor_seconds": max(floors.values()) / steps,
+            "share_of_ceiling": max(floors.values()) / measured,
+            "products": min(seconds(products) for _ in range(repeats)) / measured if count.products else 0.0,
+            "dispatch": count.kernels * top["kernel_seconds"] / measured}
+    Console().print(table(rows, top, ppo.batch))
+    return {"ceilings": top, "steps": ppo.batch, "stages": rows}
+
+
+def table(rows: dict, top: dict, steps: int):
+    """The roofline of all stages."""
+    out = table_of(f"an agent-step, of {steps:,} an iteration", ["", *rows])
+
+    def line(name, tell):
+        out.add_row(name, *(tell(row) for row in rows.values()))
+    line("kernels an iteration", lambda row: f"{row['kernels']:,}")
+    line("bytes", lambda row: f"{row['bytes']:,.0f}")
+    line("operations of matrix products", lambda row: f"{row['operations']:,.0f}")
+    line("numbers put out by other kernels", lambda row: f"{row['elements']:,.0f}")
+    line("floor, ns", lambda row: f"{1e9 * row['floor_seconds']:,.0f}")
+    line("… set by", lambda row: row["floor"])
+    line("measured, ns", lambda row: f"{1e9 * row['seconds']:,.0f}")
+    line("share of the ceiling", lambda row: f"{row['share_of_ceiling']:.0%}")
+    line("time: the matrix products alone", lambda row: f"{row['products']:.0%}")
+    line("time: calling the kernels", lambda row: f"{row['dispatch']:.0%}")
+    line("time: the rest", lambda row: f"{1 - row['products'] - row['dispatch']:.0%}")
+    out.caption = (f"ceilings: {top['bytes_per_second'] / 1e9:.1f} GB/s (triad), {top['operations_per_second'] / 1e9:.0f} GFLOP/s "
+                   f"(product), {1e6 * top['kernel_seconds']:.2f} µs to call a kernel")
+    return out

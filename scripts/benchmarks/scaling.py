@@ -1,0 +1,178 @@
+"""How time and memory grow with customers, weeks, worlds and processes: python scripts/bench.py scaling."""
+from __future__ import annotations
+
+import json
+import math
+import resource
+import subprocess
+import sys
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Callable
+
+import torch
+from rich.console import Console
+
+from envs.offers.account import summary
+from envs.offers.bound import dual
+from envs.offers.budget import Increments, clear
+from envs.offers.market import Market, play
+from envs.offers.policies import Response
+from scripts.benchmarks.tables import seconds, table_of
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, sequential: Callable,
+        sequential_algo: Callable, precision: str, bound: dict, customers: list, actions: int, weeks: dict, worlds: dict,
+        processes: dict) -> dict:
+    """Measure each axis alone; print and return the tables."""
+    dtype, console, result = getattr(torch, precision), Console(), {}
+    if customers:
+        result["customers"] = []
+        for size in customers:
+            result["customers"].append(of_customers(env, device, seed, dtype, bound, actions, **size))
+            print(f"{size['n']:,} customers: {result['customers'][-1]}", file=sys.stderr, flush=True)  # the largest take long
+        console.print(customers_table(result["customers"], actions))
+    if weeks["lengths"]:
+        result["weeks"] = [of_weeks(env, algo, device, seed, dtype, n, weeks["customers"]) for n in weeks["lengths"]]
+        console.print(weeks_table(result["weeks"], weeks["customers"]))
+    if worlds["numbers"]:
+        result["worlds"] = [of_worlds(sequential, sequential_algo, device, seed, n, worlds["repeats"]) for n in worlds["numbers"]]
+        console.print(worlds_table(result["worlds"]))
+    if processes["numbers"]:
+        result["processes"] = [of_processes(directory, device, seed, n, processes["overrides"]) for n in processes["numbers"]]
+        console.print(processes_table(result["processes"]))
+    return result
+
+
+def peak(device: torch.device) -> float:
+    """Return the most memory that this process has had so far, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def of_customers(env: Callable, device: torch.device, seed: int, dtype: torch.dtype, bound: dict, actions: int, *,
+                 n: int, evaluations: int, season: bool) -> dict:
+    """Time the bound, a season with its account, and clearing, for n customers; sizes should rise, for peaks only do."""
+    env, generator = env(device, seed), torch.Generator(device).manual_seed(seed)
+    world, kept = env.world.to(device, dtype), {}
+
+    def keep(name, function):
+        kept[name] = function()
+
+    row = {"customers": n, "before_mib": peak(device)}
+    row["open_seconds"] = seconds(lambda: keep("market", lambda: Market.open(
+        env.population.draw(n, generator, "test"), world, env.budget, env.rules)))
+    market = kept["market"]
+    row["dual_seconds"] = seconds(lambda: keep("bound", lambda: dual(
+        market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover, **bound,
+        max_evaluations=evaluations, contacts=market.permits.contacts)))
+    limit = kept["bound"]
+    row |= {"tables_kept": limit.values is not None, "evaluations": limit.evaluations,
+            "evaluation_seconds": row["dual_seconds"] / limit.evaluations,
+            "certified": (limit.value - limit.certificate) / limit.gap, "dual_mib": peak(device)}
+    if season:
+        policy = Response(market.customers, world, uplift=True)
+        row["season_seconds"] = seconds(lambda: keep("summary", lambda: summary(
+            [play(policy, market, market.uniforms(generator), limit)], market, limit)))
+        row |= {"score": kept["summary"]["score"], "season_mib": peak(device)}
+    budget = market.budget[0].double()
+    kept.clear()
+    del market, limit
+    steps = Increments(torch.rand(n, actions, generator=generator, device=device, dtype=dtype).sort(1, descending=True).values,
+                       torch.rand(n, actions, generator=generator, device=device, dtype=dtype),
+                       torch.arange(actions, device=device).expand(n, -1))
+    row["clear_seconds"] = seconds(lambda: clear(steps, budget))
+    row["clear_mib"] = peak(device)
+    return row
+
+
+def customers_table(rows: list[dict], actions: int):
+    """Seconds and memory by customers."""
+    table = table_of(f"customers; clearing of {actions} steps each", ["customers", "evaluation, s", "µs each", "evaluations",
+                     "certified", "season, s", "µs each", "clearing, s", "ns a step", "peak, MiB"])
+    for row in rows:
+        n, season = row["customers"], row.get("season_seconds")
+        table.add_row(f"{n:,}", f"{row['evaluation_seconds']:.3g}", f"{1e6 * row['evaluation_seconds'] / n:.0f}",
+                      str(row["evaluations"]), f"{row['certified']:.1e}", *(("", "") if season is None else (
+                          f"{season:.3g}", f"{1e6 * season / n:.0f}")), f"{row['clear_seconds']:.3g}",
+                      f"{1e9 * row['clear_seconds'] / n / actions:.0f}", f"{row['clear_mib']:,.0f}")
+    return table
+
+
+def of_weeks(env: Callable, algo: Callable, device: torch.device, seed: int, dtype: torch.dtype, weeks: int, n: int) -> dict:
+    """Time an evaluation of the dual and an iteration of PPO on seasons of some weeks."""
+    world = env.keywords["world"]
+    index = world.keywords["season"]
+    season = list(islice(index * math.ceil(weeks / len(index)), weeks))
+    env = partial(env, world=partial(world, season=season), num_agents=n)(device, seed)
+    world = env.world.to(device, dtype)
+    market = Market.open(env.population.draw(n, torch.Generator(device).manual_seed(seed), "test"), world, env.budget, env.rules)
+
+    def once():
+        dual(market.customers, world, market.organic, market.start, market.budget, first_price=1.0, tolerance=0.0,
+             max_evaluations=1)
+    ppo = partial(algo, num_steps=weeks)(env, seed, "eager")
+    return {"weeks": weeks, "evaluation_seconds": median(seconds(once) for _ in range(3)), **iteration(ppo, 3)}
+
+
+def iteration(ppo, repeats: int) -> dict:
+    """Time the stages of PPO after one iteration to warm up: medians, in seconds, and steps a second."""
+    taken: dict[str, list[float]] = {"collect": [], "prepare": [], "update": []}
+    for _ in range(repeats + 1):
+        kept = {}
+        taken["collect"].append(seconds(lambda: kept.update(rollout=ppo.collect()[0])))
+        taken["prepare"].append(seconds(lambda: kept.update(batch=ppo.prepare(kept["rollout"]))))
+        taken["update"].append(seconds(lambda: ppo.update(kept["rollout"], kept["batch"])))
+    stages = {f"{name}_seconds": median(x[1:]) for name, x in taken.items()}
+    return {"steps": ppo.batch, **stages, "steps_per_second": ppo.batch / sum(stages.values())}
+
+
+def weeks_table(rows: list[dict], n: int):
+    """Seconds by weeks."""
+    table = table_of(f"weeks of a season, {n:,} customers", ["weeks", "dual evaluation, ms", "a week", "PPO iteration, ms",
+                                                              "a week", "steps/s"])
+    for row in rows:
+        whole, dual_ms = 1e3 * row["steps"] / row["steps_per_second"], 1e3 * row["evaluation_seconds"]
+        table.add_row(str(row["weeks"]), f"{dual_ms:.0f}", f"{dual_ms / row['weeks']:.1f}", f"{whole:.0f}",
+                      f"{whole / row['weeks']:.1f}", f"{row['steps_per_second']:,.0f}")
+    return table
+
+
+def of_worlds(env: Callable, algo: Callable, device: torch.device, seed: int, n: int, repeats: int) -> dict:
+    """Time PPO on the sequential environment with n worlds."""
+    return {"worlds": n, **iteration(algo(partial(env, num_agents=n)(device, seed), seed, "eager"), repeats)}
+
+
+def worlds_table(rows: list[dict]):
+    """Steps a second by worlds."""
+    table = table_of("parallel worlds of the sequential environment", ["worlds", "steps", "collect, ms", "update, ms", "steps/s"])
+    for row in rows:
+        table.add_row(f"{row['worlds']:,}", f"{row['steps']:,}", f"{1e3 * row['collect_seconds']:.1f}",
+                      f"{1e3 * row['update_seconds']:.1f}", f"{row['steps_per_second']:,.0f}")
+    return table
+
+
+def of_processes(directory: Path, device: torch.device, seed: int, n: int, overrides: list[str]) -> dict:
+    """Train with scripts/train.py by n processes, which share the same agents; its own figure counts."""
+    folder = directory / f"processes-{n}"
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", str(TRAIN), *overrides, f"seed={seed}",
+               f"device={device.type}", f"hydra.run.dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+    found = json.loads((folder / "metrics.json").read_text())
+    return {"processes": n, **{key: found[key] for key in ("steps", "steps_per_second", "seconds")}}
+
+
+def processes_table(rows: list[dict]):
+    """Steps a second by processes."""
+    table = table_of(f"processes, {rows[0]['steps']:,} steps, wall time", ["processes", "seconds", "steps/s", "times the first"])
+    for row in rows:
+        table.add_row(str(row["processes"]), f"{row['seconds']:.1f}", f"{row['steps_per_second']:,.0f}",
+                      f"{row['steps_per_second'] / rows[0]['steps_per_second']:.2f}")
+    return table

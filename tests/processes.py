@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Callable
 
 ROOT = Path(__file__).parents[1]
 FORKED = multiprocessing.get_context("forkserver")
@@ -18,21 +19,27 @@ def run(folder: Path, script: str, *overrides: str, timeout: float = 300) -> sub
     """Run scripts/SCRIPT.py in a folder, as subprocess.run does with its output as text."""
     with tempfile.TemporaryDirectory() as kept:
         out, err = (Path(kept) / name for name in ("out", "err"))
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where the server, when it starts, finds what to import
-        try:
-            process = FORKED.Process(target=_run, args=(str(folder), script, overrides, str(out), str(err)))
-            process.start()
-        finally:
-            os.environ.pop("PYTHONPATH")
-            if before is not None:
-                os.environ["PYTHONPATH"] = before
+        process = start(_run, str(folder), script, overrides, str(out), str(err))
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             process.join()
             raise subprocess.TimeoutExpired([script, *overrides], timeout, out.read_text(), err.read_text())
         return subprocess.CompletedProcess([script, *overrides], process.exitcode, out.read_text(), err.read_text())
+
+
+def start(target: Callable, *args) -> multiprocessing.Process:
+    """Start a function in a process of its own."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where the server, when it starts, finds what to import
+    try:
+        process = FORKED.Process(target=target, args=args)
+        process.start()
+        return process
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def _run(folder: str, script: str, overrides: tuple[str, ...], *files: str) -> None:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from functools import partial
 
 import pytest
 import torch
@@ -10,27 +9,32 @@ from conftest import load
 
 from envs.offers import blocks
 from envs.offers.account import summary
-from envs.offers.blocks import ahead
 from envs.offers.bound import dual
 from envs.offers.market import Market, play
 from envs.offers.policies import Knapsack, Nothing, Priced, Response
+from envs.offers.saving import planner
 
 CUSTOMERS = 23
 
 
+@pytest.fixture(scope="module")
+def at_once():
+    return whole()
+
+
 def whole():
     """A market, its bound, and a season by several policies."""
-    env = load("offers", torch.device("cpu"), 0, rules={"holdout": {"share": 0.2, "salt": 0}})
+    env = load("offers", torch.device("cpu"), 0, rules={"holdout": {"share": 0.2, "salt": 0}},
+               population={"reference_size": 500})
     world = env.world.to("cpu", torch.float64)
     market = Market.open(env.population.draw(CUSTOMERS, torch.Generator().manual_seed(2), "test"), world, env.budget, env.rules)
     bound = dual(market.customers, world, market.organic, market.start, market.budget, market.stock, first_price=3.0,
-                 tolerance=1e-3, max_evaluations=12, contacts=market.permits.contacts)
+                 tolerance=1e-3, max_evaluations=5, contacts=market.permits.contacts)
     c, u = market.customers, market.uniforms(torch.Generator().manual_seed(3))
     weight = torch.randn(env.obs_dim, 30, generator=torch.Generator().manual_seed(4))
     policies = {"none": Nothing(), "uplift": Response(c, world, uplift=True),
                 "myopic": Knapsack(c, world, "", values=None, fee=0.0),
-                "planning": Knapsack(c, world, "", fee=0.0, scarcity=bound.scarcity, values=bound.values or partial(
-                    ahead, c, world, bound.prices, bound.scarcity, market.permits.contacts)),
+                "planning": planner(market, bound, ""),
                 "learned": Priced(lambda obs: obs @ weight, None, env.observe, c, world, market.features,
                                   prices=torch.logspace(1, -1, 8), drift=0.0)}
     return market, bound, {name: play(policy, market, u, bound) for name, policy in policies.items()}
@@ -40,10 +44,10 @@ def near(a, b):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("size, kept", [(7, 2**29), (7, 0), (1000, 0)], ids=["kept", "made anew", "one block"])
-def test_blocks_change_nothing(monkeypatch, size, kept):
-    market, bound, records = whole()
-    monkeypatch.setattr(blocks, "BLOCK", size)
+@pytest.mark.parametrize("kept", [2**29, 0], ids=["kept", "made anew"])
+def test_blocks_change_nothing(at_once, monkeypatch, kept):
+    market, bound, records = at_once
+    monkeypatch.setattr(blocks, "BLOCK", 7)
     monkeypatch.setattr(blocks, "KEPT", kept)
     again, limit, found = whole()
     assert (again.organic is None) == (limit.values is None) == (kept == 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from conftest import load
 from test_ppo_kl import trainer
 from toys import Bandit, make_ppo, part, train
@@ -39,7 +39,7 @@ def learned(ppo, log):
 
 def market():
     """A few customers under a budget that binds in every week, and an offer with a stock."""
-    env = load("offers", torch.device("cpu"), 0)
+    env = load("offers", torch.device("cpu"), 0, population={"reference_size": 500})
     world = env.world.to("cpu", torch.float64)
     sample = env.population.draw(CUSTOMERS, torch.Generator().manual_seed(1), "test")
     c = world.inhabit(sample.customers)
@@ -89,12 +89,11 @@ def follow(made, rollout, rows):
     return {"weights": made.policy.state_dict(), "metrics": metrics, "coef": made.kl_weight.coef}
 
 
-def work(rank, folder):
+def work(rank, folder, port):
     """What one of two processes does."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(SIZE), "MASTER_ADDR": "localhost",
-                   "MASTER_PORT": folder.rpartition(":")[2]}
-    folder = folder.rpartition(":")[0]
+                   "MASTER_PORT": str(port)}
     found = {}
     made, rollout = mails()  # all of them, while alone
     made.batch = len(rollout.score)
@@ -124,7 +123,10 @@ def both(tmp_path_factory):
     """What two processes found, started once for all tests."""
     folder = tmp_path_factory.mktemp("both")
     port = torch.distributed.TCPStore("localhost", 0, 1, True, wait_for_workers=False).port  # free a moment ago
-    multiprocessing.spawn(work, (f"{folder}:{port}",), nprocs=SIZE)
+    running = [processes.start(work, rank, str(folder), port) for rank in range(SIZE)]
+    for process in running:
+        process.join(120)
+    assert [process.exitcode for process in running] == [0] * SIZE
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
 
 

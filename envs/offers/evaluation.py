@@ -3,20 +3,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from envs.offers.account import paired, summary
-from envs.offers.blocks import ahead, kept
+from envs.offers.blocks import kept
 from envs.offers.bound import Bound, dual
 from envs.offers.budget import Budget
 from envs.offers.estimate import Estimator
 from envs.offers.market import Market, Record, play
 from envs.offers.policies import Knapsack, Nothing, Policy, Priced, PricedValues, Random, Response, Valued
 from envs.offers.report import Report
-from envs.offers.saving import Saving, Watched, carried, price_path
+from envs.offers.saving import Saving, Watched, carried, planner, price_path
 from envs.offers.spending import Expected, Rule
 
 
@@ -127,12 +126,8 @@ class Evaluation:
         return self.planner(replace(market, customers=c, organic=kept(c, self.world)), None, "features")
 
     def planner(self, market: Market, bound: Bound | None, information: str) -> Policy:
-        """Plan at the dual prices of a market; money carried out of a week is worth the next one's."""
-        bound = bound or self.bound(market)
-        values = bound.values or partial(ahead, market.customers, self.world, bound.prices, bound.scarcity,
-                                         market.permits.contacts)
-        policy = Knapsack(market.customers, self.world, information, values=values, fee=0.0, scarcity=bound.scarcity)
-        return Saving(policy, carried(bound.prices)) if market.rollover else policy
+        """Plan at the dual prices of a market."""
+        return planner(market, bound or self.bound(market), information)
 
     def baselines(self, market: Market, bound: Bound, other: Market) -> dict[str, Policy]:
         """All policies that need no training."""

@@ -1,11 +1,15 @@
 """A budget that rolls over: what carried money will be worth, and policies that don't spend below it."""
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from envs.offers.blocks import ahead
+from envs.offers.bound import Bound
 from envs.offers.budget import Increments, clear
-from envs.offers.policies import Policy
+from envs.offers.policies import Knapsack, Policy
 
 
 def price_path(weeks: list[Increments], budget: Tensor) -> Tensor:
@@ -50,6 +54,14 @@ class Saving:
     def marginal(self, price: Tensor) -> Tensor:
         """Return at what prices weeks cleared that cleared at prices [T] for what was asked: money that waits has its worth."""
         return torch.maximum(price, self.worth.to(price))
+
+
+def planner(market, bound: Bound, information: str) -> Policy:
+    """Plan at the dual prices of a market (envs/offers/market.py); money carried out of a week is worth the next one's."""
+    c, world = market.customers, market.world
+    values = bound.values or partial(ahead, c, world, bound.prices, bound.scarcity, market.permits.contacts)
+    policy = Knapsack(c, world, information, values=values, fee=0.0, scarcity=bound.scarcity)
+    return Saving(policy, carried(bound.prices)) if market.rollover else policy
 
 
 class Watched:

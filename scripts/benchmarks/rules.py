@@ -11,8 +11,7 @@ import torch
 from envs.offers.account import summary
 from envs.offers.bound import dual
 from envs.offers.market import Market, play
-from envs.offers.policies import Knapsack
-from envs.offers.saving import Saving, carried
+from envs.offers.saving import planner
 
 KEPT = ("score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "worst_week", "contact_rate")
 
@@ -34,8 +33,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
         limit = dual(market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover,
                      **bound, max_evaluations=size["evaluations"])
         bound = {**bound, "first_price": limit.prices.tolist()}
-        policy = Knapsack(market.customers, world, "true θ", values=limit.values, fee=0.0, scarcity=limit.scarcity)
-        policy = Saving(policy, carried(limit.prices)) if market.rollover else policy
+        policy = planner(market, limit, "true θ")
         luck, best = [market.uniforms(generator) for _ in range(size["seasons"])], None
         for name, rule in rules.items():
             started = time.perf_counter()

@@ -111,7 +111,7 @@ class PPOKL(Loop):
         contexts = self.draw(self.normalize_on)
         _, texts = self.reference.write(contexts, 1, self.generator, **self.sampling)
         raw = self.rewards(contexts, texts)
-        _, mean, var = parallel.moments(raw)
+        _, mean, var = parallel.moments(raw.to(self.env.device))
         self.mean, self.std = mean.item(), var.sqrt().clamp_min(1e-6).item()
 
     def trained(self, name: str, kind: Callable, env: EmailEnv, logger, stop: Callable[[], bool], **settings) -> Path:

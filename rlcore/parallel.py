@@ -19,13 +19,13 @@ STRIDE = 1_000_003  # between the seeds of two processes; further apart than the
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Be one of torchrun's processes inside, on a GPU of its own where `device` is one; by gloo or NCCL."""
+    """Be one of torchrun's processes inside, by gloo, or by NCCL where `device` is a GPU."""
     if "LOCAL_RANK" not in os.environ:
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

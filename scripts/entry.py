@@ -64,12 +64,17 @@ def launch(main: Callable[[], None]) -> None:
 
 
 def choose_device(name: str, threads: int | None) -> torch.device:
-    """Return the device asked for (`auto`: a GPU if there is one) and set the number of CPU threads."""
+    """Return the device asked for (`auto`: a GPU if there is one) and set the number of CPU threads.
+
+    Of several GPUs each of torchrun's processes gets its own.
+    """
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -18,6 +18,7 @@ from envs.offers.budget import Increments, clear, clear_together
 from envs.offers.program import organic
 from envs.offers.world import State
 from rlcore import parallel
+from rlcore.ppo import PPO
 
 SIZE, AGENTS, ITERATIONS, MINIBATCHES, CUSTOMERS = 2, 24, 3, 3, 6
 SEED = 5
@@ -101,6 +102,14 @@ def work(rank, folder, port):
         for case in CASES:
             ppo = make(Bandit(AGENTS, parallel.own(SEED)), SIZE * ITERATIONS, case)
             found[case] = learned(ppo, train(ppo))
+        stopped, resumed = make(Bandit(AGENTS, parallel.own(SEED)), SIZE * ITERATIONS, "minibatch"), make(
+            Bandit(AGENTS, 99), SIZE * ITERATIONS, "minibatch")
+        train(stopped, stop=lambda: rank == 1 and stopped.iteration == 1)  # one is told to, both stop
+        state = {**stopped.state_dict(), "own": parallel.gathered({key: stopped.state_dict()[key] for key in PPO.sharded})}
+        found["stopped"] = stopped.iteration, len(state["own"])
+        resumed.load_state_dict(state)
+        train(resumed)
+        found["resumed"] = resumed.net.state_dict()
         half = parallel.share(len(rollout.score), "mails")
         found["mails"] = follow(made, rollout, slice(rank * half, (rank + 1) * half))
         world, c, start, budget, stock = market()
@@ -181,6 +190,12 @@ def test_ppo_of_two_processes_is_that_of_one_with_the_agents_of_both(both, case,
             near(one[case][name], whole[name])
         for ours, row in zip(one[case]["log"], log.rows, strict=True):
             near(ours, row, rtol=1e-3, atol=1e-5)
+
+
+def test_one_that_is_told_to_stop_stops_both_and_both_go_on_as_if_nothing_were(both):
+    assert [one["stopped"] for one in both] == [(1, 2), (1, 1)]  # the first has the states of both
+    for one in both:
+        near(one["resumed"], one["minibatch"]["weights"], rtol=0, atol=0)
 
 
 def test_ppo_kl_of_two_processes_is_that_of_one_with_the_mails_of_both(both):

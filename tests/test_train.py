@@ -142,6 +142,25 @@ def test_multirun_finishes_and_a_bad_job_fails_alone(tmp_path):
     assert done.stderr.count("error: ") == 1 and "algo.minibatches: 7" in done.stderr
 
 
+def test_torchrun_trains_by_two_processes_of_which_one_writes(tmp_path):
+    def torchrun(*overrides, processes):
+        return subprocess.run([
+            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+            str(ROOT / "scripts" / "train.py"), "env=offers_sequential", "env.num_agents=4", "device=cpu", "env.evaluation.worlds=2",
+            "env.evaluation.validation=2", "algo.total_steps=512", "algo.eval_every=1", *overrides],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = torchrun("hydra.run.dir=out", processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 512  # of all agents
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    kept = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
+    first, second = kept["shards"]
+    assert kept["config"]["env"]["num_agents"] == 4 and first["env"]["left"].shape == second["env"]["left"].shape == (2,)
+    assert not torch.equal(first["generator"], second["generator"])
+    done = torchrun("resume=out/checkpoint.pt", "hydra.run.dir=on", processes=1)
+    assert "2 processes made it, 1 can't go on from it" in done.stderr and not (tmp_path / "on" / "metrics.json").exists()
+
+
 def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = subprocess.run([

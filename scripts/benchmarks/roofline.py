@@ -82,7 +82,8 @@ def stages(ppo) -> dict[str, Callable[[], object]]:
             "update": lambda: ppo.update(kept["rollout"], kept["batch"])}
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, ceiling: dict, repeats: int) -> dict:
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, ceiling: dict,
+        repeats: int) -> dict:
     """Count and time each stage an agent-step; print and return the table."""
     ppo = algo(env(device, seed), seed, "eager")
     parts, top, rows = stages(ppo), ceilings(device, **ceiling), {}

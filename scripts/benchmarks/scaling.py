@@ -34,13 +34,14 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
         result["customers"] = []
         for size in customers:
             result["customers"].append(of_customers(env, device, seed, dtype, bound, actions, **size))
-            print(f"{size['n']:,} customers: {result['customers'][-1]}", file=sys.stderr, flush=True)  # the largest take long
+            print(f"{size['n']:,} customers measured", file=sys.stderr, flush=True)  # the largest take long
         console.print(customers_table(result["customers"], actions))
     if weeks["lengths"]:
-        result["weeks"] = [of_weeks(env, algo, device, seed, dtype, n, weeks["customers"]) for n in weeks["lengths"]]
+        result["weeks"] = [of_weeks(env, algo, device, seed, dtype, length, weeks["customers"]) for length in weeks["lengths"]]
         console.print(weeks_table(result["weeks"], weeks["customers"]))
     if worlds["numbers"]:
-        result["worlds"] = [of_worlds(sequential, sequential_algo, device, seed, n, worlds["repeats"]) for n in worlds["numbers"]]
+        result["worlds"] = [of_worlds(sequential, sequential_algo, device, seed, n, worlds["repeats"])
+                            for n in worlds["numbers"]]
         console.print(worlds_table(result["worlds"]))
     if processes["numbers"]:
         result["processes"] = [of_processes(directory, device, seed, n, processes["overrides"]) for n in processes["numbers"]]
@@ -55,51 +56,48 @@ def peak(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def of_customers(env: Callable, device: torch.device, seed: int, dtype: torch.dtype, bound: dict, actions: int, *,
-                 n: int, evaluations: int, season: bool) -> dict:
+def of_customers(env: Callable, device: torch.device, seed: int, dtype: torch.dtype, bound: dict, actions: int, *, n: int,
+                 evaluations: int, season: bool) -> dict:
     """Time the bound, a season with its account, and clearing, for n customers; sizes should rise, for peaks only do."""
-    env, generator = env(device, seed), torch.Generator(device).manual_seed(seed)
-    world, kept = env.world.to(device, dtype), {}
-
-    def keep(name, function):
-        kept[name] = function()
-
     row = {"customers": n, "before_mib": peak(device)}
-    row["open_seconds"] = seconds(lambda: keep("market", lambda: Market.open(
-        env.population.draw(n, generator, "test"), world, env.budget, env.rules)))
+    row |= of_market(env(device, seed), torch.Generator(device).manual_seed(seed), dtype, n, season,
+                     max_evaluations=evaluations, **bound)
+    price, spend = (torch.rand(n, actions, device=device, dtype=dtype) for _ in range(2))
+    steps = Increments(price.sort(1, descending=True).values, spend, torch.arange(actions, device=device).expand(n, -1))
+    row["clear_seconds"] = seconds(lambda: clear(steps, spend.sum(dtype=torch.float64) / 1000))
+    return row | {"peak_mib": peak(device)}
+
+
+def of_market(env, generator: torch.Generator, dtype: torch.dtype, n: int, season: bool, **bound) -> dict:
+    """Time the bound of n customers, and with `season` one season of a policy with its account."""
+    world, kept = env.world.to(env.device, dtype), {}
+    opened = seconds(lambda: kept.update(market=Market.open(env.population.draw(n, generator, "test"), world, env.budget,
+                                                            env.rules)))
     market = kept["market"]
-    row["dual_seconds"] = seconds(lambda: keep("bound", lambda: dual(
-        market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover, **bound,
-        max_evaluations=evaluations, contacts=market.permits.contacts)))
+    solved = seconds(lambda: kept.update(bound=dual(
+        market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover,
+        contacts=market.permits.contacts, **bound)))
     limit = kept["bound"]
-    row |= {"tables_kept": limit.values is not None, "evaluations": limit.evaluations,
-            "evaluation_seconds": row["dual_seconds"] / limit.evaluations,
-            "certified": (limit.value - limit.certificate) / limit.gap, "dual_mib": peak(device)}
+    row = {"open_seconds": opened, "dual_seconds": solved, "tables_kept": limit.values is not None,
+           "evaluations": limit.evaluations, "evaluation_seconds": solved / limit.evaluations,
+           "certified": (limit.value - limit.certificate) / limit.gap, "dual_mib": peak(env.device)}
     if season:
         policy = Response(market.customers, world, uplift=True)
-        row["season_seconds"] = seconds(lambda: keep("summary", lambda: summary(
+        row["season_seconds"] = seconds(lambda: kept.update(summary=summary(
             [play(policy, market, market.uniforms(generator), limit)], market, limit)))
-        row |= {"score": kept["summary"]["score"], "season_mib": peak(device)}
-    budget = market.budget[0].double()
-    kept.clear()
-    del market, limit
-    steps = Increments(torch.rand(n, actions, generator=generator, device=device, dtype=dtype).sort(1, descending=True).values,
-                       torch.rand(n, actions, generator=generator, device=device, dtype=dtype),
-                       torch.arange(actions, device=device).expand(n, -1))
-    row["clear_seconds"] = seconds(lambda: clear(steps, budget))
-    row["clear_mib"] = peak(device)
+        row |= {"score": kept["summary"]["score"], "season_mib": peak(env.device)}
     return row
 
 
 def customers_table(rows: list[dict], actions: int):
     """Seconds and memory by customers."""
     table = table_of(f"customers; clearing of {actions} steps each", [
-        "customers", "dual, s", "µs each", "season, s", "µs each", "clear, s", "ns a step", "peak, MiB"])
+        "customers", "dual, s", "µs each", "season, s", "µs each", "clear, s", "peak, MiB"])
     for row in rows:
         n, season = row["customers"], row.get("season_seconds")
         table.add_row(f"{n:,}", f"{row['evaluation_seconds']:.3g}", f"{1e6 * row['evaluation_seconds'] / n:.0f}", *(
             ("", "") if season is None else (f"{season:.3g}", f"{1e6 * season / n:.0f}")), f"{row['clear_seconds']:.3g}",
-            f"{1e9 * row['clear_seconds'] / n / actions:.0f}", f"{row['clear_mib']:,.0f}")
+            f"{row['peak_mib']:,.0f}")
     table.caption = "dual: one evaluation; peak: of the process so far"
     return table
 
@@ -150,7 +148,8 @@ def of_worlds(env: Callable, algo: Callable, device: torch.device, seed: int, n:
 
 def worlds_table(rows: list[dict]):
     """Steps a second by worlds."""
-    table = table_of("parallel worlds of the sequential environment", ["worlds", "steps", "collect, ms", "update, ms", "steps/s"])
+    table = table_of("parallel worlds of the sequential environment",
+                     ["worlds", "steps", "collect, ms", "update, ms", "steps/s"])
     for row in rows:
         table.add_row(f"{row['worlds']:,}", f"{row['steps']:,}", f"{1e3 * row['collect_seconds']:.1f}",
                       f"{1e3 * row['update_seconds']:.1f}", f"{row['steps_per_second']:,.0f}")
@@ -160,8 +159,8 @@ def worlds_table(rows: list[dict]):
 def of_processes(directory: Path, device: torch.device, seed: int, n: int, overrides: list[str]) -> dict:
     """Train with scripts/train.py by n processes, which share the same agents; its own figure counts."""
     folder = directory / f"processes-{n}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", str(TRAIN), *overrides, f"seed={seed}",
-               f"device={device.type}", f"hydra.run.dir={folder}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", str(TRAIN), *overrides,
+               f"seed={seed}", f"device={device.type}", f"hydra.run.dir={folder}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr.strip()[-300:]}")

@@ -19,7 +19,7 @@ def masked_mean(x: Tensor, mask: Tensor | None = None, total: Callable[[Tensor],
     mask = mask.to(x.dtype)
     summed, weight = torch.where(mask > 0, x * mask, 0.0).sum(), mask.sum()
     if total is not None:
-        summed, weight = total(summed), total(weight)
+        summed, weight = total(torch.stack((summed, weight)))
     return summed / weight.clamp_min(1e-8)
 
 

@@ -31,11 +31,12 @@ SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disa
 def main(cfg: DictConfig) -> None:
     device = choose_device(cfg.device, cfg.threads)
     with parallel.joined(device):
-        run(cfg, device)
+        judge = train(cfg, device)
+    judge()  # alone, for it can train rivals
 
 
-def run(cfg: DictConfig, device: torch.device) -> None:
-    """Train, then judge; under torchrun the first process alone logs, writes and judges."""
+def train(cfg: DictConfig, device: torch.device) -> Callable[[], None]:
+    """Train, and return what judges; under torchrun the first process alone logs, writes and judges."""
     directory = Path(HydraConfig.get().runtime.output_dir)
     config = OmegaConf.to_container(cfg, resolve=True)
     name = HydraConfig.get().runtime.choices["algo"]
@@ -91,9 +92,12 @@ def run(cfg: DictConfig, device: torch.device) -> None:
             print(f"stopped after iteration {agent.iteration} of {agent.iterations}; go on with "
                   f"resume={directory / 'checkpoint.pt'}")
         sys.exit(130)
-    if first:
-        logger.console.print("evaluating on what nothing was trained on …")
-        publish(evaluation.run(agent, name), name, logger, directory, config)
+
+    def judge() -> None:
+        if first:
+            logger.console.print("evaluating on what nothing was trained on …")
+            publish(evaluation.run(agent, name), name, logger, directory, config)
+    return judge
 
 
 def part_of(env: Callable, device: torch.device, seed: int):

@@ -34,11 +34,11 @@ def main(cfg: DictConfig) -> None:
     name = HydraConfig.get().runtime.choices["algo"]
     if cfg.log:
         if not hasattr(agent, "learn_from"):
-            raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq or cql")
+            raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin")
         agent.learn_from(logged.fitting(read(cfg.log), env, cfg.log))
     if getattr(agent, "init", None):
         agent.teacher = teacher(agent.init, env)
-    evaluation = env.evaluation(env)
+    evaluation = getattr(agent, "evaluation", env.evaluation)(env)
     stopped: list[int] = []
 
     if state:

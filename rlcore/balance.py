@@ -22,6 +22,6 @@ def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor)
 
 
 def beyond(z: Tensor, level: float) -> Tensor:
-    """Which of standard normal statistics are too great for chance, if all were to stay within at this level."""
-    tail = torch.tensor(1 - (1 - level) / 2 / z.numel(), dtype=torch.float64)
+    """Which of standard normal statistics are too great for chance, if none is to be by a probability `level` (Bonferroni)."""
+    tail = torch.tensor(1 - level / 2 / z.numel(), dtype=torch.float64)
     return z.abs() > torch.special.ndtri(tail).to(z)

@@ -170,6 +170,11 @@ class Twin(Loop):
         self.aside = aside
 
     @property
+    def fitted(self) -> list[Parameters]:
+        """The members that are."""
+        return list(self.members[:self.iteration])
+
+    @property
     def early(self) -> Tensor:
         """Weeks that members are fitted to, bool [T, N]."""
         return self.log.there & (self.log.week < self.env.world.weeks - self.held["weeks"])

@@ -55,7 +55,8 @@ class Evaluation:
         weeks = self.weeks(twin)
         drivers = self.drivers(twin, held)
         effect = self.uplift(self.env.world, [self.customers(member, held) for member in twin.fitted], held)
-        warnings = doubts(twin.log, self.env, self.level) + self.misfit(twin, held)
+        warnings = [f"{name.replace('_', '-')} never happens in the log: its parameters are drawn from the priors"
+                    for name in twin.silent] + doubts(twin.log, self.env, self.level) + self.misfit(twin, held)
         columns = {"decisions": lambda row: f"{row['decisions']:,}", "actual": lambda row: f"{row['actual']:.4f}",
                    "predicted": lambda row: f"{row['predicted']:.4f}", "±": lambda row: f"{row['members']:.4f}",
                    "ECE": lambda row: f"{row['ece']:.4f}", "skill": lambda row: f"{row['skill']:.3f}"}

@@ -185,7 +185,7 @@ class OffersEnv(BatchedEnv):
 
     def load_fitted(self, state: dict) -> None:
         """See customers by the features that a policy was trained on."""
-        if "population" in state:
+        if state.get("population"):  # nothing, where a twin stands over drawn customers
             self.population.load_state_dict(state["population"])
             self._measure()
 

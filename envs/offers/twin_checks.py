@@ -91,8 +91,8 @@ class Uplift:
     def __call__(self, world: World, members: list[Customers], log: Panel) -> Found:
         """Return what was found, nothing where the log's contacts were not drawn alike."""
         at = decided(log)
-        if not at.any() or not ((log.propensity * log.valid)[at] - 1).abs().lt(1e-3).all():
-            return Found(said=["uplift is not held against this log: its pairs were not drawn alike for all"])
+        if not alike(log, at):
+            return Found(said=["uplift is not held against this log: contacts were not drawn alike for all"])
         raised, anyhow, costs = (torch.stack(x).mean(0)[at] for x in zip(*(contact_uplift(c, world, log) for c in members)))
         treated, bought, spend = (log.offer > 0)[at], log.bought[at], log.spend[at]
         customer = torch.arange(len(log), device=at.device).expand_as(at)[at]
@@ -136,6 +136,15 @@ class Uplift:
         axes.plot(*(x.tolist() for x in curve))
         axes.plot(*([0, x[-1].item()] for x in curve), color="grey", linestyle=":", linewidth=0.8)
         return figure
+
+
+def alike(log: Panel, at: Tensor) -> bool:
+    """Whether contacts `at` some weeks [T, N] were drawn with one probability, and then any pair alike."""
+    for contacted, share in ((False, log.propensity), (True, log.propensity * (log.valid - 1))):
+        share = share[at & ((log.offer > 0) == contacted)]
+        if not len(share) or not (share.amax() - share.amin()) < 1e-3:  # nor where one is missing
+            return False
+    return True
 
 
 def contact_uplift(c: Customers, world: World, log: Panel) -> tuple[Tensor, Tensor, Tensor]:

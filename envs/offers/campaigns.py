@@ -43,20 +43,22 @@ class Campaigns:
         if wrong.any():
             raise ValueError(f"{self.path}: row {wrong.argmax() + 2}, column '{self.names[key]}': expected {expected}")
 
-    def _coded(self, key: str, names: tuple[str, ...]) -> np.ndarray:
-        code = {name: k for k, name in enumerate(names)}
-        self._refuse(key, np.array([x not in code for x in self.columns[key]]), f"one of {', '.join(names[:8])}"
-                     + (", …" if len(names) > 8 else "") + (", or nothing" if "" in code else ""))
+    def _coded(self, key: str, names: list[str]) -> np.ndarray:
+        """Number a column's texts by their place in `names`, the empty one −1 where it isn't among them."""
+        code = {"": -1, **{name: k for k, name in enumerate(names)}}
+        known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        self._refuse(key, np.array([x not in code for x in self.columns[key]]), f"one of {known}")
         return np.array([code[x] for x in self.columns[key]])
 
     def _laid(self, env) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Customers (rows of the table, [M]) and the file's columns by week, [T, M] each."""
         columns, catalogue, weeks = self.columns, env.world.catalogue, env.world.weeks
-        customer = self._coded("customer", tuple(env.population.ids))
+        customer = self._coded("customer", env.population.ids)
+        self._refuse("customer", customer < 0, "an id, got nothing")
         sent = columns["offer"] != ""
         self._refuse("channel", sent != (columns["channel"] != ""), "a channel where there is an offer, and only there")
-        offer = self._coded("offer", ("", *catalogue.offers[1:]))
-        channel = np.maximum(self._coded("channel", ("", *catalogue.channels)) - 1, 0)
+        offer = self._coded("offer", catalogue.offers[1:]) + 1
+        channel = np.maximum(self._coded("channel", catalogue.channels), 0)
         self._refuse("week", ~np.isin(columns["week"], np.arange(1, weeks + 1)), f"a week from 1 to {weeks}")
         self._refuse("redeemed", (columns["redeemed"] > 0) & ((columns["bought"] == 0) | ~sent), "1 only of an offer, with a purchase")
         self._refuse("unsubscribed", (columns["unsubscribed"] > 0) & ~sent, "1 only in a week with a message")

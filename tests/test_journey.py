@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from hydra.utils import instantiate
 from test_conf import composed
 
+from envs.offers.complete_journey import ORIGIN
 from envs.offers.organic import Weekly
-from scripts.benchmarks import bgnbd
+from scripts.benchmarks import bgnbd, journey
 from scripts.benchmarks.bgnbd import Bought, Fit
 
 FIT = Fit(0.8, 1.5, 0.7, 3.0)
@@ -108,3 +110,36 @@ def test_a_fit_finds_households_that_fall_asleep():
     asleep = ends[:, 0] <= 18
     assert drawn[asleep].mean() < 0.1 < 1.0 < drawn[~asleep].mean()
     assert drawn.mean().item() == pytest.approx(test.mean().item(), rel=0.1)
+
+
+def test_the_bench_judges_all_models_of_the_same_weeks(tmp_path, monkeypatch, capsys):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("lifetimes")
+    g, rows = torch.Generator().manual_seed(0), []
+    rate = torch._standard_gamma(torch.full((250,), 2.0), generator=g) / 2
+    ends = torch.where(torch.rand(250, generator=g) < 0.3, torch.randint(1, 20, (250,), generator=g), 99)
+    for week in range(1, 21):
+        for household, count in enumerate(torch.poisson(rate * (week < ends), generator=g).int().tolist()):
+            rows += [(household, week - 1 + torch.rand(1, generator=g).item()) for _ in range(count)]
+    frame = pd.DataFrame(rows, columns=["household_id", "weeks"])
+    frame["local"] = pd.Timestamp(ORIGIN) + frame.weeks * pd.Timedelta(weeks=1)
+    frame["local_week"], frame["basket_id"] = frame.weeks.astype(int) + 1, range(len(frame))
+    monkeypatch.setattr(journey, "read", lambda: {"transactions": frame})
+    config = composed("bench=journey", name="bench").bench
+    config.update({"fit_weeks": [2, 15], "test_weeks": [16, 20], "simulations": 4})
+    config.organic.steps = 60
+    found = instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)
+    late = frame[frame.local_week.between(2, 15)].household_id.unique()
+    assert found["households"] == len(late) and found["left_out"] == frame.household_id.nunique() - len(late)
+    test = frame[frame.local_week.between(16, 20) & frame.household_id.isin(late)]
+    assert sum(found["actual"]) == pytest.approx(len(test) / len(late), rel=1e-4)
+    own = frame[frame.local_week.between(2, 15)].groupby("household_id").size() / 14
+    by = test.groupby(["household_id", "local_week"]).size()
+    wanted = -5 * own.sum() + sum(k * math.log(own[h]) - math.lgamma(k + 1) for (h, _), k in by.items())
+    assert found["rows"]["Poisson, own mean"]["total"] == pytest.approx(wanted, rel=1e-5)
+    assert found["rows"]["BG/NBD"]["log_prob"] > found["rows"]["Poisson, own mean"]["log_prob"]
+    assert found["rows"]["network of the past"]["gain"] == [0.0, 0.0, 0.0]
+    assert {"weeks.png", "calibration.png"} <= {path.name for path in tmp_path.iterdir()} and "BG/NBD" in capsys.readouterr().out
+    config.test_weeks = [17, 20]
+    with pytest.raises(ValueError, match="bench.test_weeks: expected weeks from 16 on"):
+        instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)

@@ -178,7 +178,7 @@ def deciles(parts: list[uplift.Bins], outcome: str) -> Figure:
     """Draw what was predicted and seen by bin, mean over splits; bars are ± 1.96 of one split's sampling error."""
     figure, axes = labelled("customers by predicted effect, best first", f"{outcome}s gained a mail")
     seen, std, said = (torch.stack([getattr(part, name) for part in parts]).mean(0) for name in ("uplift", "std", "score"))
-    places = torch.arange(1, len(seen) + 1)
+    places, seen, std, said = list(range(1, len(seen) + 1)), seen.numpy(), std.numpy(), said.numpy()
     axes.bar(places, seen, yerr=1.96 * std, color="C0", alpha=0.6, label="seen")
     axes.plot(places, said, color="C1", marker="o", label="predicted")
     axes.set_xticks(places)

@@ -19,6 +19,7 @@ FIT = Fit(0.8, 1.5, 0.7, 3.0)
 
 def organic(**changes):
     config = composed("bench=journey", name="bench").bench.organic
+    torch.manual_seed(0)
     return instantiate({**config, **changes}, _convert_="all")()
 
 
@@ -98,7 +99,7 @@ def test_a_fit_finds_households_that_fall_asleep():
     rate = 0.5 + 2 * torch.rand(1500, 1, generator=g)
     ends = torch.randint(5, 60, (1500, 1), generator=g)
     trips = torch.poisson(rate * (torch.arange(30) < ends), generator=g)
-    model = organic(steps=250).fit(trips[:, :24], g)
+    model = organic(steps=250, burn_in=6).fit(trips[:, :24], g)
     past = model.remember(trips[:, :24])[-1]
     test = trips[:, 24:]
     own = trips[:, :24].mean(1, keepdim=True).clamp_min(0.01)
@@ -127,7 +128,9 @@ def test_the_bench_judges_all_models_of_the_same_weeks(tmp_path, monkeypatch, ca
     monkeypatch.setattr(journey, "read", lambda: {"transactions": frame})
     config = composed("bench=journey", name="bench").bench
     config.update({"fit_weeks": [2, 15], "test_weeks": [16, 20], "simulations": 4})
-    config.organic.steps = 60
+    with pytest.raises(ValueError, match="organic.burn_in: expected fewer than the 14 weeks to fit to, got 14"):
+        instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)
+    config.organic.update({"steps": 60, "burn_in": 3})
     found = instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)
     late = frame[frame.local_week.between(2, 15)].household_id.unique()
     assert found["households"] == len(late) and found["left_out"] == frame.household_id.nunique() - len(late)

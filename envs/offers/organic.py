@@ -57,18 +57,19 @@ class Organic(nn.Module):
     """A network of each household's past, that says by how much a week differs from its shrunk rate.
 
     halvings: weeks in which what is remembered halves. prior: weeks of the average household that a rate is shrunk by. burn_in:
-    weeks not learned from, for there is no past yet.
+    weeks not learned from, for there is little past yet and households still join.
     """
 
     def __init__(self, *, hidden: list[int], activation: Callable, halvings: list[float], prior: float, burn_in: int, lr: float,
                  decay: float, steps: int, batch_size: int):
         super().__init__()
         self.prior, self.burn_in, self.lr, self.decay, self.steps, self.batch_size = prior, burn_in, lr, decay, steps, batch_size
-        self.net = mlp([2 * len(halvings) + 4, *hidden, 3], activation, 0.01)
+        features = 2 * len(halvings) + 4
+        self.net = mlp([features, *hidden, 3], activation, 0.01)
         self.register_buffer("keep", 0.5 ** (1 / torch.tensor(halvings)))
         self.register_buffer("average", torch.ones(2))  # trips and share of active weeks
-        self.register_buffer("centre", torch.zeros(2 * len(halvings) + 4))
-        self.register_buffer("scale", torch.ones(2 * len(halvings) + 4))
+        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
 
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, households: int) -> Past:
@@ -111,12 +112,9 @@ class Organic(nn.Module):
         return self.outputs(self.features(past), self.rate(past))
 
     def fit(self, trips: Tensor, generator: torch.Generator) -> Organic:
-        """Fit to weeks of trips [H, W], by maximum likelihood."""
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
-        for layer in self.net:
-            if isinstance(layer, nn.Linear):
-                nn.init.orthogonal_(layer.weight, 0.01 if layer.out_features == 3 else 2**0.5)
-                nn.init.zeros_(layer.bias)
+        """Fit to weeks of trips [H, W], by maximum likelihood; raise ValueError where all of them are burnt in."""
+        if trips.shape[1] <= self.burn_in:
+            raise ValueError(f"organic.burn_in: expected fewer than the {trips.shape[1]} weeks to fit to, got {self.burn_in}")
         trips = trips.float()
         self.average = torch.stack((trips.mean(), (trips > 0).float().mean()))
         pasts = self.remember(trips)[self.burn_in:-1]

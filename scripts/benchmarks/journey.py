@@ -35,6 +35,7 @@ def run(directory: Path, device: torch.device, seed: int, *, fit_weeks: list[int
     kept = counts[:, :last - first + 1].sum(1) > 0
     seen, test = counts[kept].split((last - first + 1, end - begin + 1), 1)
     generator = torch.Generator(device).manual_seed(seed)
+    torch.manual_seed(seed)
     model = organic().to(device).fit(seen, generator)
     past = model.remember(seen)[-1]
     drawn = sum(model.simulate(past, test.shape[1], generator) for _ in range(simulations)) / simulations
@@ -110,9 +111,9 @@ def show(rows: dict, fit_weeks: list[int], test_weeks: list[int], households: in
              for name, r in sorted(rows.items(), key=lambda item: item[1]["log_prob"])]
     Console(width=120).print(table(
         f"trips of {households:,} households in weeks {test_weeks[0]}–{test_weeks[1]}, by models of weeks {fit_weeks[0]}–{fit_weeks[1]}",
-        ("model", "log-prob.", "in all", "ours more", "from", "to", "trips", "off", "a week off", "a household off"), lines,
-        f"log-prob.: a household-week. Forecasts are from week {fit_weeks[1]}: trips a household-week, and by how much they are "
-        f"off over all, in a week,\nand of a household's mean. {everyone - households} households without a trip before are left out."))
+        ("model", "log-prob.", "in all", "ours more", "from", "to", "trips", "off", "weeks off", "each off"), lines,
+        f"log-prob.: of a household-week. Trips: forecast from week {fit_weeks[1]}, a household-week; off over all, in a "
+        f"week,\nand of each household's mean trips a week. {everyone - households} households without a trip before are left out."))
 
 
 def weeks(counts: Tensor, first: int, begin: int, said: dict) -> Figure:

@@ -135,7 +135,7 @@ class Tested(NamedTuple):
     scores: Tensor
 
 
-def bootstrap(tests: list[Tested], customers: int, replications: int, generator: torch.Generator, chunk: int = 20) -> Tensor:
+def bootstrap(tests: list[Tested], customers: int, replications: int, generator: torch.Generator, chunk: int = 5) -> Tensor:
     """Qini coefficients [tests, M, replications] of M models, all on the same resampled customers of `customers`.
 
     Of two models' the difference is paired. A customer is drawn Poisson(1) times, as often in every test (Chamandy et al.

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from test_conf import composed
+from test_off_policy_benches import shop
 
 from rlcore import effects, uplift
 from rlcore.outcomes import Linear, Network
@@ -192,6 +193,19 @@ def test_pseudo_outcomes_have_the_mean_of_either_truth():
     assert got[..., 0].tolist() == [[1 + 2 / 0.5, 2.0], [1.0, 2 + 3 / 0.25]]
 
 
+def test_x_goes_by_whoever_there_are_more_of():
+    """g·τ₀ + (1 − g)·τ₁: where most are treated, by the effects on the untreated, that their better model imputed."""
+    class Stub(torch.nn.Module):
+        def __init__(self, *values):
+            super().__init__()
+            self.values = torch.tensor(values)
+
+        def forward(self, x):
+            return self.values.expand(len(x), 1, -1)
+    fit = effects.Averaged(Stub(10.0), Stub(1.0), Stub(3.0), Stub(0.2, 0.8))
+    torch.testing.assert_close(fit(torch.zeros(2, 1))[:, :, 0], torch.tensor([[10.0, 10 + 0.8 * 3 + 0.2 * 1]]).expand(2, -1))
+
+
 def test_no_customer_is_in_two_folds_of_dr():
     seen = []
 
@@ -224,3 +238,25 @@ def test_rearranged_effects_grow_and_come_no_further_from_the_truth():
 def test_learners_are_made_from_their_files(kind):
     learner = instantiate(composed("bench=hillstrom", f"+effects={kind}", name="bench").effects, _convert_="all")
     assert isinstance(learner, getattr(effects, kind.upper()))
+
+
+def test_the_bench_finds_whom_a_mail_helps(tmp_path, capsys):
+    for package in ("sklift", "pyarrow"):
+        pytest.importorskip(package)
+    shop(2400).to_parquet(tmp_path / "shop.parquet")  # men's mail helps half of them, any mail both halves alike
+    config = composed("bench=uplift", *(f"~bench.learners.{kind}_network" for kind in ("S", "T", "X", "DR")),
+                      "~bench.boosters.GB", "~bench.boosters.HistGB", name="bench").bench
+    config.update({"path": str(tmp_path / "shop.parquet"), "splits": 2, "fold_count": 2, "replications": 40, "repeats": 1})
+    config.mails = {"men's": [1]}
+    found = instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)["mails"]["men's"]
+    rows = found["rows"]
+    assert set(rows) == {*config.learners, "chosen of ours", "S of gentle HistGB", "T of gentle HistGB", "X of gentle HistGB"}
+    assert found["best_peer"].endswith("gentle HistGB") and list(found["drivers"])[0] in ("mens", "womens")
+    assert all(row["qini"][1] > 0.1 for row in rows.values()) and rows["chosen of ours"]["ours_less"] == [0.0, 0.0, 0.0]
+    assert sum(row["times_chosen"] for row in rows.values()) == 2
+    best = found["bins"][0]
+    assert best["uplift"][0] > 0.25 and abs(best["uplift"][-1]) < 0.15
+    assert {"qini_mens.png", "deciles_mens.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "best of the peers" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="bench.outcome: expected one of visit"):
+        instantiate(config, _convert_="all", outcome="smile")(tmp_path, torch.device("cpu"), 0)

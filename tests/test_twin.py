@@ -1,6 +1,7 @@
 """The twin: likelihood against the scalar world, maximum likelihood against closed forms and truth, and who draws from it."""
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -270,3 +271,42 @@ def test_bad_input_is_one_line(saved, tmp_path):
     checkpoint.save(path, state)
     with pytest.raises(ValueError, match="fitted to customers of 7 features, here they have 24"):
         environment(twin=path)
+
+
+@pytest.fixture(scope="module")
+def world_itself():
+    """A twin whose only member is the world's own G, held against 1,500 customers' random decisions."""
+    env, log = collected(1500)
+    model = twin(env, held={"customers": 0.9, "weeks": 2})
+    model.learn_from(log)
+    model.iteration, member, truth = 1, model.members[0], env.population
+    with torch.no_grad():
+        for x, y in ((member.middle, truth.mean), (member.spread, truth.std), (member.linear.weight, truth.mixing)):
+            x.copy_(y)
+    return env, model
+
+
+def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
+    env, model = world_itself
+    report = model.evaluation(env).run(model, "twin")
+    assert report.extra["warnings"] == [] and set(report.rows) == {"trips", "redeemed", "opt_out", "churn"}
+    for name, row in report.rows.items():
+        sd = (row["actual"] / row["decisions"]) ** 0.5
+        assert abs(row["predicted"] - row["actual"]) < 4 * sd and row["ece"] < 5 * sd and row["skill"] > 0, name
+    weeks = report.extra["weeks"]
+    assert [row["week"] for row in weeks if row["held_out"]] == [10, 11]
+    for row in weeks:
+        assert row["trips"][1] == pytest.approx(row["trips"][0], abs=4 * row["decisions"] ** 0.5 / 2)
+        assert row["spend"][1] == pytest.approx(row["spend"][0], rel=0.25)
+    assert report.extra["drivers"]["habit"] > 0 and len(report.extra["uplift"]["deciles"]) == 10
+    assert {"calibration", "weeks", "drivers", "uplift", "qini", "cost"} <= set(report.plots)
+    assert "held-out week 11" in report.caption and report.markdown().count("|")
+
+
+def test_trips_that_no_equation_explains_are_named(world_itself):
+    """Whoever is contacted by a channel that nobody sees buys all the same: who sent knew."""
+    env, model = world_itself
+    log, evaluation = model.log, model.evaluation(env)
+    by_push = (log.offer > 0) & (log.channel == 0) & log.there & (log.state.status == 0)
+    told = evaluation.misfit(model, replace(log, bought=log.bought | by_push))
+    assert len(told) == 1 and "by push" in told[0]

@@ -150,6 +150,7 @@ class Evaluation:
             lost[name] = whole - told(replace(held, state=shuffled))
         return dict(sorted(lost.items(), key=lambda item: -item[1]))
 
+    @torch.no_grad()
     def misfit(self, twin, held: Panel) -> list[str]:
         """Say which pairs bring more or fewer trips than any member can explain: the world's equations don't hold there, or
         who sent knew something that the log doesn't say."""

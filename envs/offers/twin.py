@@ -71,6 +71,9 @@ class Twins:
         seen, width = len(agent["members"][0]["centre"]), len(agent["members"][0]["middle"])
         if seen != base.num_features:
             raise ValueError(f"env.twin={path}: fitted to customers of {seen} features, here they have {base.num_features}")
+        channels = len(from_columns(agent["members"][0]["middle"][None]).omega)
+        if channels != (here := len(base.priors.catalogue.channels)):
+            raise ValueError(f"env.twin={path}: fitted to a catalogue of {channels} channels, here it has {here}")
         self.assumed = agent["assumed"]
         self.members = [Parameters(seen, torch.zeros(width), torch.zeros(width), hidden=agent["hidden"])
                         for _ in range(agent["iteration"])]

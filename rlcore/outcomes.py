@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from rlcore.networks import mlp
@@ -17,6 +17,24 @@ FLOOR = 0.01  # of the mean: the least outcome whose logarithm is taken
 Predict = Callable[[Tensor], Tensor]  # observations [B, D] → outcomes of all actions [B, A, K]
 
 
+class Heads(nn.Module):
+    """All actions' outcomes by one network on standardised observations, in the units it was fitted in."""
+
+    def __init__(self, net: nn.Module, inputs: int, actions: int, kinds: int):
+        super().__init__()
+        self.net, self.actions, self.kinds = net, actions, kinds
+        for name, size in (("centre", inputs), ("scale", inputs), ("middle", kinds), ("spread", kinds)):
+            self.register_buffer(name, torch.ones(size))
+
+    def standard(self, obs: Tensor) -> Tensor:
+        """Standardised outcomes [B, A, K] of observations [B, D]."""
+        return self.net((obs - self.centre) / self.scale).view(-1, self.actions, self.kinds)
+
+    @torch.no_grad()
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.standard(obs) * self.spread + self.middle
+
+
 class Network:
     """One network of all actions' outcomes, on standardised observations and outcomes."""
 
@@ -24,29 +42,55 @@ class Network:
         self.hidden, self.activation, self.lr, self.decay = hidden, activation, lr, decay
         self.steps, self.batch_size = steps, batch_size
 
-    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator) -> Predict:
+    def empty(self, inputs: int, actions: int, kinds: int) -> Heads:
+        """Lay out what a fit returns, for a state to be loaded into."""
+        return Heads(mlp([inputs, *self.hidden, actions * kinds], self.activation, 0.01), inputs, actions, kinds)
+
+    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator) -> Heads:
         """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
-        kinds = outcome.shape[1]
-        centre, scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
-        middle, spread = outcome.mean(0), outcome.std(0).clamp_min(1e-6)
-        net = mlp([obs.shape[1], *self.hidden, actions * kinds], self.activation, 0.01).to(obs)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.decay, fused=True)
+        model = self.empty(obs.shape[1], actions, outcome.shape[1]).to(obs)
+        model.centre, model.scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
+        model.middle, model.spread = outcome.mean(0), outcome.std(0).clamp_min(1e-6)
+        optimizer = torch.optim.AdamW(model.net.parameters(), lr=self.lr, weight_decay=self.decay, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
         for _ in range(self.steps):
             rows = torch.randint(len(obs), (self.batch_size,), generator=generator, device=obs.device)
-            table = net((obs[rows] - centre) / scale).view(-1, actions, kinds)
-            got = table[torch.arange(len(rows), device=obs.device), action[rows]]
-            loss = functional.mse_loss(got, (outcome[rows] - middle) / spread)
+            got = model.standard(obs[rows])[torch.arange(len(rows), device=obs.device), action[rows]]
+            loss = functional.mse_loss(got, (outcome[rows] - model.middle) / model.spread)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
+        return model
 
-        @torch.no_grad()
-        def predict(x: Tensor) -> Tensor:
-            return net((x - centre) / scale).view(-1, actions, kinds) * spread + middle
-        return predict
+
+class Slopes(nn.Module):
+    """All actions' outcomes, linear in standardised observations and, where `scaled`, in them times a customer's scale."""
+
+    def __init__(self, inputs: int, actions: int, kinds: int, scaled: bool):
+        super().__init__()
+        columns, double = (inputs + 1) * (2 if scaled else 1), {"dtype": torch.float64}
+        for name, x in (("centre", torch.ones(inputs)), ("scale", torch.ones(inputs)),
+                        ("size", torch.zeros(inputs + 1, 1, **double) if scaled else None),
+                        ("first", torch.zeros(columns, kinds, **double)), ("constants", torch.zeros(actions, kinds, **double)),
+                        ("slopes", torch.zeros(actions, columns, kinds, **double))):
+            self.register_buffer(name, x)
+
+    def standard(self, obs: Tensor) -> Tensor:
+        """Standardised observations [B, D] and a one, [B, D + 1]."""
+        return functional.pad(((obs - self.centre) / self.scale).double(), (0, 1), value=1.0)
+
+    def laid(self, obs: Tensor) -> Tensor:
+        """What outcomes are linear in, [B, columns]."""
+        x = self.standard(obs)
+        if self.size is None:
+            return x
+        return torch.cat((x, x * (x @ self.size - self.size[-1]).exp()), 1)  # about 1: standardised columns have mean 0
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = self.laid(obs)
+        return ((x @ self.first)[:, None] + self.constants + torch.einsum("bd,adk->bak", x, self.slopes)).to(obs.dtype)
 
 
 class Linear:
@@ -60,32 +104,26 @@ class Linear:
     def __init__(self, *, ridge: float, own: bool, scaled: bool):
         self.ridge, self.own, self.scaled = ridge, own, scaled
 
-    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator) -> Predict:
+    def empty(self, inputs: int, actions: int, kinds: int) -> Slopes:
+        """Lay out what a fit returns, for a state to be loaded into."""
+        return Slopes(inputs, actions, kinds, self.scaled)
+
+    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator) -> Slopes:
         """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
-        centre, scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
+        kinds = outcome.shape[1]
+        model = self.empty(obs.shape[1], actions, kinds).to(obs.device)
+        model.centre, model.scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
         each = torch.eye(actions, device=obs.device, dtype=torch.float64)
         group = each[:, 1:] if self.own else each[:, 1:].sum(1, keepdim=True)  # [A, G]: whose slopes an action has
-
-        def standard(x: Tensor) -> Tensor:
-            return functional.pad(((x - centre) / scale).double(), (0, 1), value=1.0)
-        size = outcome[:, :1].double()
-        size = solve(standard(obs), size.clamp_min(FLOOR * size.abs().mean()).log(), self.ridge) if self.scaled else None
-
-        def laid(x: Tensor) -> Tensor:
-            x = standard(x)
-            if size is None:
-                return x
-            return torch.cat((x, x * (x @ size - size[-1]).exp()), 1)  # about 1: standardised columns have mean 0
-        x = laid(obs)
+        if self.scaled:
+            size = outcome[:, :1].double()
+            model.size = solve(model.standard(obs), size.clamp_min(FLOOR * size.abs().mean()).log(), self.ridge)
+        x = model.laid(obs)
         design = torch.cat((x, each[action], (group[action][:, :, None] * x[:, None]).flatten(1)), 1)
-        first, constants, slopes = solve(design, outcome.double(), self.ridge).split(
+        model.first, model.constants, slopes = solve(design, outcome.double(), self.ridge).split(
             (x.shape[1], actions, group.shape[1] * x.shape[1]))
-        slopes = torch.einsum("ag,gdk->adk", group, slopes.view(group.shape[1], x.shape[1], -1))
-
-        def predict(obs: Tensor) -> Tensor:
-            x = laid(obs)
-            return ((x @ first)[:, None] + constants + torch.einsum("bd,adk->bak", x, slopes)).to(obs.dtype)
-        return predict
+        model.slopes = torch.einsum("ag,gdk->adk", group, slopes.view(group.shape[1], x.shape[1], kinds))
+        return model
 
 
 def solve(x: Tensor, y: Tensor, ridge: float) -> Tensor:

@@ -1,9 +1,21 @@
 """Write a made-up shop: python scripts/example_shop.py FOLDER; then scripts/train.py -cd FOLDER experiment=shop."""
 from __future__ import annotations
 
+import math
 import random
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from omegaconf import OmegaConf  # noqa: E402
+
+from envs.offers.rules import lots  # noqa: E402
+
+SEASON = OmegaConf.load(Path(__file__).parents[1] / "conf/env/world/full.yaml").season
+SALT, HELD = 7, 0.05  # of the holdout, and its share
+VALUES = {"coffee": 1.5, "five_off": 5.0, "wine_tasting": 4.0}
+SEEN = {"app": 0.20, "newsletter": 0.25, "letter": 0.60}
 
 CONFIG = {
     "env/population/shop.yaml": """\
@@ -44,7 +56,7 @@ consent:
   newsletter: "`Newsletter` == 'yes'"
 caps:
   - {{weeks: 4, contacts: 2}}
-holdout: {{share: 0.05}}
+holdout: {{share: 0.05, salt: 7}}
 """,
     "experiment/shop.yaml": """\
 # @package _global_
@@ -52,6 +64,14 @@ defaults:
   - override /env/population: shop
   - override /env/catalogue: shop
   - override /env/rules: shop
+""",
+    "campaigns/shop.yaml": """\
+defaults:
+  - default
+  - _self_
+path: {folder}/campaigns.csv
+separator: ";"
+customer: Customer No
 """,
 }
 
@@ -73,12 +93,47 @@ def customers(n: int, seed: int) -> list[dict]:
     return rows
 
 
+def campaigns(rows: list[dict], seed: int) -> list[dict]:
+    """Draw a season of weekly campaigns that keep the shop's rules: half of the weeks something, any of what is allowed.
+
+    How customers respond is not what the twin's equations say: by tier, region and visits, and tired of the last messages.
+    """
+    rng, log = random.Random(seed), []
+    held = (lots([row["Customer No"] for row in rows], SALT) < HELD).tolist()
+    for row, kept in zip(rows, held):
+        subscribed, sent, liking = True, [], rng.gauss(0, 0.3)
+        base = math.log(max(float(row["Weekly Rate"]), 0.01) / max(1 - float(row["Weekly Rate"]), 0.01))
+        keen = {"gold": 0.4, "silver": 0.7, "basic": 1.0}[row["Tier"]] + 0.3 * (row["Region"] == "north") + liking
+        offers = ["coffee", *(["five_off"] if row["Tier"] != "basic" and float(row["Basket"]) >= 20 else []),
+                  *(["wine_tasting"] if row["Age"] and int(row["Age"]) >= 18 else [])]
+        channels = [*(["app"] if row["App Installed"] == "yes" else []),
+                    *(["newsletter"] if row["Newsletter"] == "yes" else []), "letter"]
+        pairs = [(offer, channel) for offer in offers for channel in channels]
+        for week, index in enumerate(SEASON, 1):
+            free = subscribed and not kept and sum(sent[-3:]) < 2
+            sends = free and rng.random() < 0.5
+            offer, channel = rng.choice(pairs) if sends else ("", "")
+            seen = sends and rng.random() < SEEN[channel] * 0.8 ** sum(sent[-4:])
+            lift = keen * math.log1p(VALUES[offer]) if seen else 0.0
+            bought = rng.random() < 1 / (1 + math.exp(-(base + lift + 2 * math.log(index))))
+            redeemed = bought and seen and rng.random() < 0.7
+            left = sends and rng.random() < 0.004 * (1 + sum(sent[-4:]))
+            margin = float(row["Basket"]) * float(row["Gross Margin"]) * rng.lognormvariate(-0.08, 0.4) if bought else 0.0
+            log.append({
+                "Customer No": row["Customer No"], "week": str(week), "offer": offer, "channel": channel,
+                "propensity": f"{(0.5 / len(pairs) if sends else 0.5) if free else 1.0:.6f}", "bought": str(int(bought)),
+                "redeemed": str(int(redeemed)), "margin": f"{margin:.2f}", "unsubscribed": str(int(left))})
+            subscribed, sent = subscribed and not left, [*sent, sends]
+    return log
+
+
 def write(folder: Path, n: int, seed: int) -> None:
-    """Write customers.csv, with semicolons and Windows line ends, and the configuration beside it."""
-    rows = customers(n, seed)
+    """Write customers.csv and campaigns.csv, with semicolons and Windows line ends, and the configuration beside them."""
+    table = customers(n, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [";".join(rows[0]), *(";".join(row.values()) for row in rows)]
-    (folder / "customers.csv").write_bytes(("\r\n".join(lines) + "\r\n").encode("utf-8-sig"))
+    for name, rows in (("customers", table), ("campaigns", campaigns(table, seed))):
+        lines = [";".join(rows[0]), *(";".join(row.values()) for row in rows)]
+        (folder / f"{name}.csv").write_bytes(("\r\n".join(lines) + "\r\n").encode("utf-8-sig"))
     for name, text in CONFIG.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text.format(folder=folder))
@@ -88,4 +143,4 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python scripts/example_shop.py FOLDER")
     write(Path(sys.argv[1]), 10_000, 0)
-    print(f"{sys.argv[1]}/: customers.csv and {', '.join(CONFIG)}")
+    print(f"{sys.argv[1]}/: customers.csv, campaigns.csv and {', '.join(CONFIG)}")

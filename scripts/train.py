@@ -53,11 +53,11 @@ def train(cfg: DictConfig, device: torch.device) -> Callable[[], None]:
     agent = parts["algo"](env, cfg.seed, cfg.fast)
     if cfg.log:
         if not hasattr(agent, "learn_from"):
-            raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq or cql")
+            raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin")
         agent.learn_from(logged.fitting(read(cfg.log), env, cfg.log))
     if getattr(agent, "init", None):
         agent.teacher = teacher(agent.init, env)
-    evaluation = env.evaluation(env)
+    evaluation = getattr(agent, "evaluation", env.evaluation)(env)
     stopped: list[int] = []
     first = parallel.rank() == 0
 

@@ -15,10 +15,10 @@ GROUPS = sorted(str(path.parent.relative_to(CONF)) + "=" + path.stem for path in
                 if path.parent != CONF)
 
 # scripts whose groups these are; the rest is train.py's
-PRIMARY = {"bench": "bench", "behaviour": "collect", "ope": "evaluate", "ope/model": "evaluate"}
+PRIMARY = {"bench": "bench", "campaigns": "import_log", "effects": "bench", "behaviour": "collect", "ope": "evaluate", "ope/model": "evaluate"}
 
 # groups of parts that the default algorithm or environment doesn't have
-OWNERS = {"algo/explore=": "algo=bandit", "algo/rm=": "algo=reward_model", "algo/keep=": "algo=cql",
+OWNERS = {"effects=": "bench=hillstrom", "algo/explore=": "algo=bandit", "algo/twin=": "algo=twin", "algo/rm=": "algo=reward_model", "algo/keep=": "algo=cql",
           "algo/baseline=": "algo=cql", "env/corpus": "env=email",
           **{f"algo/{part}=": "algo=ppo_kl" for part in ("lm", "writing", "advantage", "kl", "classifier", "warm_start")},
           **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")}}
@@ -44,8 +44,9 @@ def test_every_file_composes_and_names_all_its_parameters(group):
     primary = PRIMARY.get(group.partition("=")[0], "train")
     owner = [one for part, choice in OWNERS.items() if group.startswith(part)
              for one in ((choice,) if isinstance(choice, str) else choice)]
+    group = f"+{group}" if group.startswith("effects=") else group  # a part of others under names of their own
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
-    assert {"train": {".algo", ".env", ".logger"}, "collect": {".behaviour", ".env"}, "evaluate": {".ope", ".ope.model"}}.get(primary, {".bench"}) <= set(found)
+    assert {"train": {".algo", ".env", ".logger"}, "collect": {".behaviour", ".env"}, "import_log": {".campaigns", ".env"}, "evaluate": {".ope", ".ope.model"}}.get(primary, {".bench"}) <= set(found)
     for path, node in found.items():
         if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl", "scripts"):
             continue

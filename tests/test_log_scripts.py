@@ -43,6 +43,24 @@ def test_a_policy_is_valued_on_a_log(folder):
     assert {"off_policy.png", "weights.png"} <= {path.name for path in (folder / "valued").iterdir()}
 
 
+def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
+    done = script(folder, "collect", *PART, "decisions=1920", "out=random.parquet")
+    assert done.returncode == 0, done.stderr
+    done = script(folder, "train", "algo=twin", "algo.members=2", "algo.reference=500", "algo.twin.rounds=1", "device=cpu",
+                  "algo.report.uplift.replications=5", "log=random.parquet", *PART[:2], "hydra.run.dir=twin")
+    assert done.returncode == 0, done.stderr
+    assert {"calibration.png", "weeks.png", "drivers.png"} <= {path.name for path in (folder / "twin").iterdir()}
+    assert len(json.loads((folder / "twin/metrics.json").read_text())["weeks"]) == 12
+    done = script(folder, "train", *SMALL, "env=offers_twin", "env.twin=twin/checkpoint.pt", "algo.total_steps=960",
+                  "hydra.run.dir=on_twin")
+    assert done.returncode == 0, done.stderr
+    members = json.loads((folder / "on_twin/metrics.json").read_text())["members"]
+    assert set(members) == {"member 1", "member 2"} and all(row["bound"] > 0 for row in members.values())
+    done = script(folder, "evaluate", "checkpoint=on_twin/checkpoint.pt", "env.twin=null", "hydra.run.dir=in_truth")
+    assert done.returncode == 0, done.stderr
+    assert "members" not in json.loads((folder / "in_truth/metrics.json").read_text())
+
+
 def test_bad_input_is_one_line(folder):
     log = read(folder / "own.parquet")
     bad = torch.where(torch.arange(960) == 17, torch.nan, log.profit)

@@ -89,3 +89,14 @@ class Confounded(Behaviour):
         others = mask[:, 1:].sum(1, keepdim=True)
         share = torch.where(others[:, 0] > 0, share, 0.0)[:, None]
         return torch.cat((1 - share, share * mask[:, 1:] / others.clamp_min(1)), 1)
+
+
+class Leaning(Confounded):
+    """Who sends leans as much towards customers who are likely to buy anyhow, but knows no more of that than the log."""
+
+    def __init__(self, *, leaning: float):
+        super().__init__(leaning=leaning, told="average")
+
+    def probs(self, env, obs, mask):
+        super().probs(env, obs, mask)
+        return self.told(None, mask)

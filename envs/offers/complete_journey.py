@@ -90,6 +90,22 @@ def history(tables: dict, first: int, last: int) -> History:
                    torch.tensor(coupons.notna().to_numpy()), observables, demographics)
 
 
+def trips(tables: dict, first: int, last: int) -> Tensor:
+    """Count each household's baskets by week, first..last, float32 [H, W]; rows as in `history`."""
+    bought = tables["transactions"].drop_duplicates("basket_id")
+    weekly = bought.groupby(["household_id", "local_week"]).size().unstack(fill_value=0)
+    return torch.tensor(weekly.reindex(columns=range(first, last + 1), fill_value=0).to_numpy(), dtype=torch.float32)
+
+
+def times(tables: dict, first: int, last: int):
+    """List baskets of weeks first..last as a DataFrame of household_id and `time`, weeks since the window's start."""
+    import pandas as pd
+    bought = tables["transactions"].drop_duplicates("basket_id")
+    bought = bought[bought.local_week.between(first, last)]
+    since = (bought.local - pd.Timestamp(ORIGIN)) / pd.Timedelta(weeks=1) - (first - 1)
+    return bought[["household_id"]].assign(time=since)
+
+
 # ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def purchase_rate(active: Tensor, train: Tensor) -> Tensor:
     """Return each household's rate [H]: its share of active weeks, shrunk by a Beta prior.

@@ -13,6 +13,7 @@ from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
 from envs.offers.policies import outcomes, pair_table
 from envs.offers.program import Visited, action_values, organic, successors
+from envs.offers.twin import Twins
 from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Outcome, State, outcome, profit, transition
 
 
@@ -26,7 +27,7 @@ class OffersEnv(BatchedEnv):
     priced = True
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
-                 population: Callable, observation: Callable, rules: Callable, budget, evaluation: Callable,
+                 population: Callable, twin: str | None, observation: Callable, rules: Callable, budget, evaluation: Callable,
                  price_range: list, drift_range: list, price_noise: float):
         low, high = price_range
         if not 0 < low < high or not drift_range[0] < drift_range[1]:
@@ -36,6 +37,8 @@ class OffersEnv(BatchedEnv):
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.season = self.world.weeks
         self.population = population(catalogue)
+        if twin:
+            self.population = Twins(self.population, twin)
         self.rules = rules(catalogue, self.population)
         budget.check(catalogue)
         self.budget, self.evaluation = budget, evaluation  # how its policies are judged
@@ -182,7 +185,7 @@ class OffersEnv(BatchedEnv):
 
     def load_fitted(self, state: dict) -> None:
         """See customers by the features that a policy was trained on."""
-        if "population" in state:
+        if state.get("population"):  # nothing, where a twin stands over drawn customers
             self.population.load_state_dict(state["population"])
             self._measure()
 

@@ -14,7 +14,7 @@ from envs.offers.budget import Budget
 from envs.offers.estimate import Estimator
 from envs.offers.market import Market, Record, play
 from envs.offers.policies import Knapsack, Nothing, Policy, Priced, PricedValues, Random, Response, Valued
-from envs.offers.report import Report
+from envs.offers.report import Report, under_members
 from envs.offers.saving import Saving, Watched, carried, planner, price_path
 from envs.offers.spending import Expected, Rule
 
@@ -43,9 +43,9 @@ class Evaluation:
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator(self.env.device).manual_seed(self.seed * 1000 + stream)
 
-    def _market(self, n: int, stream: int, split: str, budget: Budget) -> Market:
-        return Market.open(self.env.population.draw(n, self._generator(stream), split), self.world, budget,
-                           self.env.rules)
+    def _market(self, n: int, stream: int, split: str, budget: Budget, population=None) -> Market:
+        population = population or self.env.population
+        return Market.open(population.draw(n, self._generator(stream), split), self.world, budget, self.env.rules)
 
     def bound(self, market: Market) -> Bound:
         """Solve the Lagrangian dual of a market."""
@@ -160,7 +160,11 @@ class Evaluation:
         if self.hard:
             market, other = (replace(x, rule=self.hard) for x in (market, other))
             report = replace(report, hard=self._table(agent, name, policies, market, other, bound))
-        return replace(report, frontier=self._frontier(agent, name) if agent is not None else [])
+        if agent is None:
+            return report
+        members = self._members(agent, name)
+        return replace(report, frontier=self._frontier(agent, name),
+                       members=under_members(name, members, self.customers) if members else None)
 
     def _table(self, agent, name: str, policies: dict[str, Policy], market: Market, other: Market, bound: Bound) -> Report:
         """Compare under the market's rule of money."""
@@ -175,20 +179,24 @@ class Evaluation:
             rows[name]["ahead_of"] = {row: paired(records[name], records[row], market, bound) for row in rows if row != name}
             rows[name] |= told
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
-        return Report(rows, bound, len(market), self.seasons, [], str(market.rule), None, market.permits.shares())
+        return Report(rows, bound, len(market), self.seasons, [], str(market.rule), None, market.permits.shares(), None)
 
     def _frontier(self, agent, name: str) -> list[dict]:
         """Value the agent and the planner at other budgets, each with its own bound."""
-        points = []
-        for share in self.frontier:
-            budget = self.env.budget.at(share)
-            market = self._market(self.customers, 11, "test", budget)
-            policy, _ = self.deploy(agent, market, self._market(self.others, 12, "train", budget))
-            bound = self.bound(market)
-            myopic = Knapsack(market.customers, self.world, "true θ", values=None, fee=0.0)
-            results = {row: summary(self._play(policy, market, bound, self.seasons, 13), market, bound)
-                       for row, policy in (("myopic knapsack", myopic), (name, policy))}
-            points.append({"share": share, "weekly_budget": market.budget[0].item(), "bound": bound.gap,
-                           **{row: {key: result[key] for key in ("score", "score_ci", "incremental_profit", "spend_ratio")}
-                              for row, result in results.items()}})
-        return points
+        return [{"share": share, **self._elsewhere(agent, name, self.env.budget.at(share), None)} for share in self.frontier]
+
+    def _members(self, agent, name: str) -> list[dict]:
+        """Value both under each member of the population's twin, where it has one, each with its own bound."""
+        twin = self.env.population
+        return [self._elsewhere(agent, name, self.env.budget, twin.under(k)) for k in range(len(getattr(twin, "members", ())))]
+
+    def _elsewhere(self, agent, name: str, budget: Budget, population) -> dict:
+        market = self._market(self.customers, 11, "test", budget, population)
+        policy, _ = self.deploy(agent, market, self._market(self.others, 12, "train", budget, population))
+        bound = self.bound(market)
+        myopic = Knapsack(market.customers, self.world, "true θ", values=None, fee=0.0)
+        results = {row: summary(self._play(policy, market, bound, self.seasons, 13), market, bound)
+                   for row, policy in (("myopic knapsack", myopic), (name, policy))}
+        return {"weekly_budget": market.budget[0].item(), "bound": bound.gap,
+                **{row: {key: result[key] for key in ("score", "score_ci", "incremental_profit", "spend_ratio")}
+                   for row, result in results.items()}}

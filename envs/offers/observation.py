@@ -31,6 +31,11 @@ class Observation:
         now[:, week] = 1
         return torch.cat((features, *(x.to(features.dtype) for x in hot), now), -1)
 
+    def state(self, obs: Tensor) -> State:
+        """Read the state out of observations [B, D]."""
+        sizes = (HABITS, FATIGUES, EXPECTATIONS, 3)
+        return State(*(hot.argmax(-1) for hot in obs[:, self.habit.start:self.context_dim - self.weeks].split(sizes, -1)))
+
     def status(self, obs: Tensor) -> Tensor:
         """Read the status [B] out of observations [B, D]."""
         first = self.context_dim - self.weeks - 3

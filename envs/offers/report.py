@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from envs.offers.bound import Bound
+from rlcore import report as reports
 from rlcore.plots import labelled, markdown
 
 
@@ -23,6 +24,7 @@ class Report:
     rule: str
     hard: Report | None
     masked: dict[str, float]  # share of the customers that each lasting rule forbids something to
+    members: reports.Report | None  # the learned policy under each member of a twin
 
     def metrics(self) -> dict:
         """Lay everything out for metrics.json."""
@@ -33,6 +35,7 @@ class Report:
         return {"policies": self.rows, "rule": self.rule, "bound": bound, "customers": self.customers, "seasons": self.seasons,
                 **({"hard": {"rule": self.hard.rule, "policies": self.hard.rows}} if self.hard else {}),
                 **({"rules": self.masked} if self.masked else {}),
+                **({"members": self.members.rows} if self.members else {}),
                 **({"frontier": self.frontier} if self.frontier else {})}
 
     def headline(self) -> dict[str, float]:
@@ -40,8 +43,9 @@ class Report:
         return {f"score/{name}": row["score"] for name, row in self.rows.items()}
 
     def parts(self) -> dict[str, Report]:
-        """Name the comparison under each rule of money."""
-        return {"table": self, **({"table_hard": self.hard} if self.hard else {})}
+        """Name the comparison under each rule of money, and that under each member."""
+        return {"table": self, **({"table_hard": self.hard} if self.hard else {}),
+                **({"members": self.members} if self.members else {})}
 
     def _lines(self) -> list[list[str]]:
         lines = []
@@ -132,3 +136,14 @@ class Report:
                       label=name)
         axes.legend(frameon=False)
         return figure
+
+
+def under_members(name: str, points: list[dict], customers: int) -> reports.Report:
+    """Lay out what a policy earns under each member of a twin; each has its own budget, and its own bound."""
+    rows = {f"member {k + 1}": {**point[name], "bound": point["bound"], "weekly_budget": point["weekly_budget"]}
+            for k, point in enumerate(points)}
+    return reports.Report(
+        f"{name} under each member of the twin, {customers:,} customers", "profit: over never contacting, a season", rows,
+        {"score": lambda row: f"{row['score']:.3f}", "±": lambda row: f"{(row['score_ci'][1] - row['score_ci'][0]) / 2:.3f}",
+         "profit": lambda row: f"{row['incremental_profit']:,.0f}", "of at most": lambda row: f"{row['bound']:,.0f}",
+         "spend": lambda row: f"{row['spend_ratio']:.3f}"}, None, {}, {}, "score", "world")

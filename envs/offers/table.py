@@ -179,7 +179,7 @@ class Table:
 
     def _apply(self, transform: Transform) -> None:
         self.transform, self.features = transform, transform(self.inputs, self.path)
-        self.num_features = self.features.shape[1]
+        self.num_features, self.feature_names = self.features.shape[1], transform.names
 
     def _where(self, name: str, wrong: np.ndarray, problem: str) -> None:
         if wrong.any():

@@ -192,17 +192,24 @@ def transition(c: Customers, world: World, week: int, state: State, offer: Tenso
     o = o._replace(buy=o.buy * alive)
     redeemed = u[0] < o.redeem
     bought = u[0] < o.redeem + o.buy
-    gain = torch.where(redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
     lost = churn(c, h, f)
     churned = ~alive | (u[4] < torch.where(bought, 0.25 * lost, lost))
     left = contacted & (u[5] < leave(c, f, world.catalogue.opt_out[channel]))
-    tired = state.fatigue + world.catalogue.tires[channel]
+    return moved(c, world, state, contacted, channel, bought, redeemed, churned, left, u), bought, redeemed, o
 
+
+def moved(c: Customers, world: World, state: State, contacted: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
+          churned: Tensor, left: Tensor, u: Tensor) -> State:
+    """Draw next week's state from uniforms u [≥ 4, N], of which u[1:4] are used, when it is known (bool [N]) what was done
+    and what came of it."""
+    h = state.habit.to(u.dtype)
+    gain = torch.where(redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
+    tired = state.fatigue + world.catalogue.tires[channel]
     habit = torch.where(bought, state.habit + (u[1] < gain).long(), state.habit - (u[1] < c.pi_minus).long())
     fatigue = torch.where(contacted, tired, state.fatigue - (u[2] < c.delta_f).long())
     expectation = torch.where(redeemed, state.expectation + 1, state.expectation - (u[3] < c.delta_d).long())
-    status = torch.where(churned, CHURNED, torch.where(left, UNSUBSCRIBED, status))
+    status = torch.where(churned, CHURNED, torch.where(left, UNSUBSCRIBED, state.status))
     there = status == SUBSCRIBED
     return State(torch.where(status != CHURNED, habit.clamp(0, HABITS - 1), 0),
                  torch.where(there, fatigue.clamp(0, FATIGUES - 1), 0),
-                 torch.where(there, expectation.clamp(0, EXPECTATIONS - 1), 0), status), bought, redeemed, o
+                 torch.where(there, expectation.clamp(0, EXPECTATIONS - 1), 0), status)

@@ -26,7 +26,7 @@ def run(directory: Path, device: torch.device, seed: int, *, path: str | None, m
     A mail costs `cost`, an order brings `margin` of what is spent. Policies are learned from what was earned, or from
     visits, each at what an arm's visits earn on average: a visit is ten times as frequent as an order.
     """
-    log, shop = as_log(path, margin, cost)
+    log, shop, _ = as_log(path, margin, cost)
     log = log.to(device)
     arms = {name: {key: shop[key][log.action.cpu() == k].mean().item() for key in OUTCOMES} | {
         "customers": int((log.action == k).sum())} for k, name in enumerate(ARMS.values())}
@@ -53,8 +53,9 @@ def run(directory: Path, device: torch.device, seed: int, *, path: str | None, m
     return {"arms": arms, "best_arm": rivals["best arm"], "policies": rows, "margin": margin, "cost": cost}
 
 
-def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[str, Tensor]]:
-    """Read the shop's customers as decisions of one step, propensity 1/3, and their outcomes [N] by name."""
+def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[str, Tensor], dict[str, list[int]]]:
+    """Read the shop's customers as decisions of one step, propensity 1/3, their outcomes [N] by name, and the columns of
+    observations by what they are of."""
     import pandas as pd
     if path is None or not Path(path).is_file():
         raise ValueError(f"bench.path: expected the file of Hillstrom's e-mail challenge, got {path}")
@@ -67,9 +68,13 @@ def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[s
     if unknown.any():
         raise ValueError(f"{path}: row {unknown.to_numpy().argmax() + 2}, column 'segment': expected one of "
                          f"{', '.join(ARMS)}, got '{frame['segment'][unknown].iloc[0]}'")
-    numbers = torch.tensor(frame[["recency", "history", "mens", "womens", "newbie"]].to_numpy(float))
+    numeric, named = ["recency", "history", "mens", "womens", "newbie"], ["zip_code", "channel"]
+    numbers = torch.tensor(frame[numeric].to_numpy(float))
     numbers[:, 1] = numbers[:, 1].log1p()
-    dummies = torch.tensor(pd.get_dummies(frame[["zip_code", "channel"]]).to_numpy(float))
+    levels = pd.get_dummies(frame[named])
+    dummies = torch.tensor(levels.to_numpy(float))
+    columns = {name: [k for k, column in enumerate([*numeric, *levels]) if column == name or (
+        name in named and column.startswith(f"{name}_"))] for name in (*numeric, *named)}
     action = torch.tensor(frame["segment"].map({name: k for k, name in enumerate(ARMS)}).to_numpy())
     outcomes = {name: torch.tensor(frame[name].to_numpy(float)) for name in OUTCOMES}
     n, zeros = len(frame), torch.zeros(len(frame))
@@ -80,7 +85,7 @@ def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[s
                  (margin * outcomes["spend"] - mailed).float(), outcomes["conversion"].float(), zeros, mailed.float(), zeros,
                  None, None, zeros == 0, zeros > 0)
     check(log, path, 0)
-    return log, outcomes
+    return log, outcomes, columns
 
 
 def learned(log: Logged, visit: Tensor, model: Callable, obs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

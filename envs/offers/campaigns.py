@@ -1,0 +1,133 @@
+"""A shop's own campaigns as a log: a file with one row a customer and week, what was sent, and what came of it."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.offers.table import read
+from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, moved
+from rlcore.logged import Logged
+
+
+class Campaigns:
+    """Read campaigns to customers of `env/population=table`, in every week of a season, numbered from 1.
+
+    customer, week, offer and channel (empty: nothing was sent), bought and redeemed (0 or 1), margin (what a purchase
+    brought before discounts, 0 without one), unsubscribed (1 in the week in which a customer opted out) and propensity (of
+    what was done; null where the log has none) name columns. price: at which policies are asked when valued on the log.
+    """
+
+    def __init__(self, *, path: str | None, separator: str, customer: str, week: str, offer: str, channel: str, bought: str,
+                 redeemed: str, margin: str, unsubscribed: str, propensity: str | None, price: float):
+        if path is None or not Path(path).is_file():
+            raise ValueError(f"campaigns.path: expected the path of a CSV or Parquet file, got {path}")
+        self.path, self.price = path, price
+        texts = {"customer": customer, "offer": offer, "channel": channel}
+        numbers = {"week": week, "bought": bought, "redeemed": redeemed, "margin": margin, "unsubscribed": unsubscribed,
+                   **({"propensity": propensity} if propensity else {})}
+        columns = read(path, separator, list(texts.values()), list(numbers.values()))
+        for key, name in (texts | numbers).items():
+            if name not in columns:
+                raise ValueError(f"{path}: no column '{name}' (campaigns.{key}); there are {', '.join(columns)}")
+        self.names = texts | numbers
+        self.columns = {key: columns[name] for key, name in self.names.items()}
+        for key in numbers:
+            self._refuse(key, np.isnan(self.columns[key]) & (key != "propensity"), "a number, got nothing")
+        for key in ("bought", "redeemed", "unsubscribed"):
+            self._refuse(key, ~np.isin(self.columns[key], (0, 1)), "0 or 1")
+
+    def _refuse(self, key: str, wrong: np.ndarray, expected: str) -> None:
+        if wrong.any():
+            raise ValueError(f"{self.path}: row {wrong.argmax() + 2}, column '{self.names[key]}': expected {expected}")
+
+    def _coded(self, key: str, names: list[str]) -> np.ndarray:
+        """Number a column's texts by their place in `names`, the empty one −1 where it isn't among them."""
+        code = {"": -1, **{name: k for k, name in enumerate(names)}}
+        known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        self._refuse(key, np.array([x not in code for x in self.columns[key]]), f"one of {known}")
+        return np.array([code[x] for x in self.columns[key]])
+
+    def _laid(self, env) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """Customers (rows of the table, [M]) and the file's columns by week, [T, M] each."""
+        columns, catalogue, weeks = self.columns, env.world.catalogue, env.world.weeks
+        customer = self._coded("customer", env.population.ids)
+        self._refuse("customer", customer < 0, "an id, got nothing")
+        sent = columns["offer"] != ""
+        self._refuse("channel", sent != (columns["channel"] != ""), "a channel where there is an offer, and only there")
+        offer = self._coded("offer", catalogue.offers[1:]) + 1
+        channel = np.maximum(self._coded("channel", catalogue.channels), 0)
+        self._refuse("week", ~np.isin(columns["week"], np.arange(1, weeks + 1)), f"a week from 1 to {weeks}")
+        self._refuse("redeemed", (columns["redeemed"] > 0) & ((columns["bought"] == 0) | ~sent), "1 only of an offer, with a purchase")
+        self._refuse("unsubscribed", (columns["unsubscribed"] > 0) & ~sent, "1 only in a week with a message")
+        rows, at = np.unique(customer, return_inverse=True)
+        place = np.full((weeks, len(rows)), -1)
+        for k, (t, m) in enumerate(zip(columns["week"].astype(int) - 1, at)):
+            if place[t, m] >= 0:
+                self._refuse("week", np.arange(len(at)) == k, f"one row a customer and week, row {place[t, m] + 2} is of the same")
+            place[t, m] = k
+        if (place < 0).any():
+            t, m = np.argwhere(place < 0)[0]
+            raise ValueError(f"{self.path}: customer '{env.population.ids[rows[m]]}' has no row of week {t + 1}: expected one of "
+                             f"each week, 1 to {weeks}, also where nothing was sent")
+        gone = np.cumsum(columns["unsubscribed"][place], 0) - columns["unsubscribed"][place] > 0
+        late = np.zeros(len(at), dtype=bool)
+        late[place[gone & sent[place]]] = True
+        self._refuse("offer", late, "nothing, for the customer had unsubscribed")
+        table = {"offer": offer, "channel": channel, **{key: columns[key] for key in columns if key not in
+                                                        ("customer", "week", "offer", "channel")}}
+        return rows, {key: torch.tensor(x[place]) for key, x in table.items()}
+
+    def __call__(self, env, seed: int) -> dict[str, Logged]:
+        """Return the log of the customers of each split, as the environment's policies would have seen them.
+
+        What no shop sees (habit, fatigue, expectation) is drawn as the world's transitions make it of what was sent and
+        bought, with the parameters that the priors and the table give a customer.
+        """
+        population = env.population
+        if not hasattr(population, "customers"):
+            raise ValueError("campaigns: expected the customers that they went to, as env/population=table")
+        rows, table = self._laid(env)
+        generator, logs = torch.Generator().manual_seed(seed), {}
+        for split, members in population.customers.items():
+            sample = population.draw(len(members), generator, split)
+            kept = torch.isin(sample.row, torch.tensor(rows))
+            if not kept.any():
+                raise ValueError(f"{self.path}: no customer of the {split} side of the table is in it")
+            sample = type(sample)(sample.customers[kept], sample.features[kept], type(sample.state)(*(x[kept] for x in sample.state)),
+                                  sample.row[kept])
+            at = torch.searchsorted(torch.tensor(rows), sample.row)
+            logs[split] = self._log(env, sample, {key: x[:, at] for key, x in table.items()}, generator)
+        return logs
+
+    def _log(self, env, sample, table: dict[str, Tensor], generator: torch.Generator) -> Logged:
+        world, c, state, permits = env.world, env.world.inhabit(sample.customers), sample.state, env.rules.permits(sample)
+        n, weeks, sent, seen, masks = len(c), env.world.weeks, [], [], []
+        features = sample.features.to(world.season)
+        price = torch.full((n,), self.price)
+        channels = env.nvec[1]
+        flat = table["offer"] * channels + table["channel"]
+        for t in range(weeks + 1):
+            week = min(t, weeks - 1)
+            allowed = permits(state.status == SUBSCRIBED, sent)
+            masks.append(allowed.pairs if t == weeks else allowed.pairs.scatter(1, flat[t][:, None], True))
+            seen.append(env.observe(allowed.seen(features), state, week, price, torch.zeros(n)))
+            if t < weeks:
+                contacted, bought, redeemed, left = (table[key][t] > 0 for key in ("offer", "bought", "redeemed", "unsubscribed"))
+                u = torch.rand(UNIFORMS, n, generator=generator)
+                state = moved(c, world, state, contacted, table["channel"][t], bought, redeemed, state.status == CHURNED, left, u)
+                sent.append(contacted)
+        spend = world.catalogue.spend(table["offer"], table["channel"], table["redeemed"].to(world.season))
+        profit = table["margin"].float() + world.reward.trips * table["bought"].float() - spend
+        size, nothing = n * weeks, torch.zeros(n * weeks)
+
+        def long(x):  # a customer's decisions stand together
+            return x.transpose(0, 1).flatten(0, 1)
+        week = torch.arange(weeks).expand(n, weeks).flatten()
+        return Logged(env.nvec, env.static, ("campaigns",), torch.arange(size), sample.row.repeat_interleave(weeks), 0 * week, week,
+                      0 * week, long(torch.stack(seen[:-1])), long(torch.stack(masks[:-1])), long(flat),
+                      long(table.get("propensity", torch.full((weeks, n), torch.nan)).double()), None, nothing + self.price,
+                      long(profit), long(table["bought"].float()), long(table["redeemed"].float()), long(spend), nothing,
+                      long(torch.stack(seen[1:])), long(torch.stack(masks[1:])), week == weeks - 1, nothing > 0)

@@ -1,0 +1,151 @@
+"""Weekly trips of households that are left alone: a zero-inflated negative binomial of their past, by maximum likelihood.
+
+Weeks of a past are counted from its first. A week's distribution depends on what came before it alone, so that the product
+over weeks is the probability of a whole season, and a season is simulated week by week.
+"""
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.networks import mlp
+
+SMALL = 0.05  # trips a week, below which rates count as alike
+
+
+class Past(NamedTuple):
+    """What is remembered of households, [H] each."""
+
+    weeks: int  # seen
+    total: Tensor  # trips
+    recent: Tensor  # trips a week, by halvings [H, halvings]
+    active: Tensor  # share of active weeks, likewise
+    last: Tensor  # trips of the last week
+    since: Tensor  # weeks since the last trip
+
+
+class Weekly(NamedTuple):
+    """The distribution of trips in a week, [...] each."""
+
+    mean: Tensor  # of the negative binomial
+    shape: Tensor
+    idle: Tensor  # log odds of a week without any beside it
+
+    def log_prob(self, trips: Tensor) -> Tensor:
+        """Log-probability of trips [...]."""
+        total = self.shape + self.mean
+        count = (torch.lgamma(trips + self.shape) - torch.lgamma(self.shape) - torch.lgamma(trips + 1)
+                 + self.shape * (self.shape / total).log() + trips * (self.mean / total).log())
+        logsigmoid = nn.functional.logsigmoid
+        bought = logsigmoid(-self.idle) + count
+        return torch.where(trips > 0, bought, torch.logaddexp(logsigmoid(self.idle), bought))
+
+    def expected(self) -> Tensor:
+        """Mean trips [...]."""
+        return torch.sigmoid(-self.idle) * self.mean
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw trips [...]."""
+        rate = torch._standard_gamma(self.shape, generator=generator) * self.mean / self.shape
+        idle = torch.rand(self.mean.shape, generator=generator, device=self.mean.device) < torch.sigmoid(self.idle)
+        return torch.where(idle, 0.0, torch.poisson(rate, generator=generator))
+
+
+class Organic(nn.Module):
+    """A network of each household's past, that says by how much a week differs from its shrunk rate.
+
+    halvings: weeks in which what is remembered halves. prior: weeks of the average household that a rate is shrunk by. burn_in:
+    weeks not learned from, for there is little past yet and households still join.
+    """
+
+    def __init__(self, *, hidden: list[int], activation: Callable, halvings: list[float], prior: float, burn_in: int, lr: float,
+                 decay: float, steps: int, batch_size: int):
+        super().__init__()
+        self.prior, self.burn_in, self.lr, self.decay, self.steps, self.batch_size = prior, burn_in, lr, decay, steps, batch_size
+        features = 2 * len(halvings) + 4
+        self.net = mlp([features, *hidden, 3], activation, 0.01)
+        self.register_buffer("keep", 0.5 ** (1 / torch.tensor(halvings)))
+        self.register_buffer("average", torch.ones(2))  # trips and share of active weeks
+        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def start(self, households: int) -> Past:
+        """Remember nothing of households, who count as average."""
+        zeros = torch.zeros(households, device=self.keep.device)
+        recent, active = ((zeros + x)[:, None].expand(-1, len(self.keep)) for x in self.average)
+        return Past(0, zeros, recent, active, zeros + self.average[0], zeros)
+
+    def after(self, past: Past, trips: Tensor) -> Past:
+        """Remember one week's trips [H] too."""
+        bought = (trips > 0).float()
+        recent, active = (self.keep * old + (1 - self.keep) * new[:, None] for old, new in (
+            (past.recent, trips), (past.active, bought)))
+        return Past(past.weeks + 1, past.total + trips, recent, active, trips, torch.where(trips > 0, 0.0, past.since + 1))
+
+    def remember(self, trips: Tensor) -> list[Past]:
+        """Go through weeks of trips [H, W]; return what is remembered before each and after the last, W + 1."""
+        pasts = [self.start(len(trips))]
+        for week in trips.T:
+            pasts.append(self.after(pasts[-1], week))
+        return pasts
+
+    def rate(self, past: Past) -> Tensor:
+        """Trips a week [H], shrunk to the average."""
+        return (past.total + self.prior * self.average[0]) / (past.weeks + self.prior)
+
+    def features(self, past: Past) -> Tensor:
+        """What the network sees, [H, F]."""
+        columns = ((past.recent + SMALL).log(), past.active, torch.stack((
+            (self.rate(past) + SMALL).log(), past.last.log1p(), past.since.log1p(), (past.since == past.weeks).float()), 1))
+        return torch.cat(columns, 1)
+
+    # ── distribution ────────────────────────────────────────────────────────────────────────────────────────────────
+    def outputs(self, features: Tensor, rate: Tensor) -> Weekly:
+        """The week's distribution, of features [..., F] and shrunk rates [...]."""
+        by, shape, idle = self.net((features - self.centre) / self.scale).unbind(-1)
+        return Weekly(rate * by.clamp(-5, 5).exp(), (shape + 1).clamp(-5, 7).exp(), idle - 2)
+
+    def forward(self, past: Past) -> Weekly:
+        return self.outputs(self.features(past), self.rate(past))
+
+    def fit(self, trips: Tensor, generator: torch.Generator) -> Organic:
+        """Fit to weeks of trips [H, W], by maximum likelihood; raise ValueError where all of them are burnt in."""
+        if trips.shape[1] <= self.burn_in:
+            raise ValueError(f"organic.burn_in: expected fewer than the {trips.shape[1]} weeks to fit to, got {self.burn_in}")
+        trips = trips.float()
+        self.average = torch.stack((trips.mean(), (trips > 0).float().mean()))
+        pasts = self.remember(trips)[self.burn_in:-1]
+        x, rate, y = torch.cat([self.features(p) for p in pasts]), torch.cat([self.rate(p) for p in pasts]), (
+            trips[:, self.burn_in:].T.reshape(-1))
+        self.centre, self.scale = x.mean(0), x.std(0).clamp_min(1e-3)
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.decay)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
+        for _ in range(self.steps):
+            rows = torch.randint(len(y), (self.batch_size,), generator=generator, device=y.device)
+            loss = -self.outputs(x[rows], rate[rows]).log_prob(y[rows]).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        return self
+
+    @torch.no_grad()
+    def log_prob(self, past: Past, trips: Tensor) -> Tensor:
+        """Log-probability of each week's trips [H, W], given all before: over weeks they add up to a season's."""
+        parts = []
+        for week in trips.float().T:
+            parts.append(self(past).log_prob(week))
+            past = self.after(past, week)
+        return torch.stack(parts, 1)
+
+    @torch.no_grad()
+    def simulate(self, past: Past, weeks: int, generator: torch.Generator) -> Tensor:
+        """Draw the weeks to come, [H, weeks]."""
+        drawn = []
+        for _ in range(weeks):
+            drawn.append(self(past).sample(generator))
+            past = self.after(past, drawn[-1])
+        return torch.stack(drawn, 1)

@@ -1,0 +1,167 @@
+"""Fit a twin to a log: maximum likelihood of what the log's customers did, and an ensemble that knows how unsure that is."""
+from __future__ import annotations
+
+from typing import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from envs.offers.likelihood import Panel, log_likelihood, panel
+from envs.offers.population import columns, from_columns
+from envs.offers.twin import Parameters, places
+from envs.offers.world import CHURNED, UNSUBSCRIBED, World
+from rlcore.learner import Loop
+from rlcore.logged import Logged, named_rows
+
+CUSTOMERS = 4096  # whose likelihood is taken at once
+SILENT = {"churn": ("c0", "gamma_f", "gamma_h"), "opt_out": ("opt_out",)}  # what a log can't tell in which it never happens
+
+
+def log_likelihoods(net: Parameters, world: World, log: Panel, weight: Tensor) -> Iterator[Tensor]:
+    """Log-likelihood of a panel under weights [T, N], in parts that fit a cache, to be added up."""
+    for rows in torch.arange(len(log), device=weight.device).split(CUSTOMERS):
+        part = log[rows]
+        terms = log_likelihood(world.inhabit(from_columns(net(part.features.T))), world, part)
+        yield sum((x * weight[:, rows]).sum() for x in terms.values())
+
+
+class Structural:
+    """Fit G by maximum likelihood: rounds of L-BFGS until held-out customers' likelihood no longer grows.
+
+    hidden: of G's network; none: G is linear. penalty: Σ W²/2 counts so much against the likelihood of all decisions.
+    """
+
+    def __init__(self, *, hidden: list[int], penalty: float, rounds: int, steps: int, patience: int):
+        self.hidden, self.penalty, self.rounds, self.steps, self.patience = hidden, penalty, rounds, steps, patience
+
+    def build(self, num_features: int, theta: Tensor) -> Parameters:
+        """Make an unfitted G around what is expected, θ's columns [R, K] of customers drawn."""
+        return Parameters(num_features, theta.mean(0), theta.std(0), hidden=self.hidden)
+
+    def fit(self, net: Parameters, world: World, log: Panel, weight: Tensor, held: Panel, held_weight: Tensor) -> dict:
+        """Fit to weights [T, N] of a panel; return how likely that and what was held out became, a decision."""
+        net.rescale(log.features.T)
+        optimizer = torch.optim.LBFGS(net.parameters(), max_iter=self.steps, history_size=20, line_search_fn="strong_wolfe")
+        total, held_total = weight.sum(), held_weight.sum()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss = 0.5 * self.penalty / total * sum(p.square().sum() for p in net.parameters() if p.dim() > 1)
+            loss.backward()
+            for part in log_likelihoods(net, world, log, weight):
+                (-part / total).backward()
+                loss = loss.detach() - part.detach() / total
+            return loss
+
+        best, waited, kept, rounds = -torch.inf, 0, None, 0
+        while rounds < self.rounds and waited < self.patience:
+            optimizer.step(closure)
+            rounds += 1
+            with torch.no_grad():
+                found = (sum(log_likelihoods(net, world, held, held_weight)) / held_total).item()
+            waited = 0 if found > best + 1e-6 else waited + 1
+            if found > best:
+                best, kept = found, {name: x.clone() for name, x in net.state_dict().items()}
+        if kept is None:
+            raise ValueError("log: the likelihood is no number; expected outcomes that the world can bring")
+        net.load_state_dict(kept)
+        with torch.no_grad():
+            return {"twin/fitted": sum(log_likelihoods(net, world, log, weight)) / total, "twin/held_out": best,
+                    "twin/rounds": rounds}
+
+
+class Twin(Loop):
+    """An ensemble of models of the world, each fitted to the customers of a log drawn again with replacement.
+
+    twin: what is fitted. held: share of the customers, and the last weeks of the season, that none is fitted to.
+    weighted: decisions count as if all valid pairs had been as likely (1/propensity, at most `clip` times the mean).
+    assumed: parameters that are drawn from the population's priors, beside those of what never happens in the log. reference: customers drawn to
+    know what is expected of θ. report: how members are judged.
+    """
+
+    checkpoint_every = eval_every = 1
+
+    def __init__(self, env, seed: int, mode: str, *, twin, members: int, held: dict, weighted: bool, clip: float,
+                 assumed: list, reference: int, report: Callable):
+        self.env, self.twin, self.held, self.weighted, self.clip = env, twin, held, weighted, clip
+        self.evaluation = report
+        self.iterations, self.iteration, self.batch = members, 0, 0
+        self.schedule, self.lr, self.kl = None, torch.tensor(torch.nan), torch.tensor(torch.nan)
+        self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
+        if not 0 < held["customers"] < 1 or not 0 <= held["weeks"] < env.world.weeks:
+            raise ValueError(f"algo.held: expected a share of customers in (0, 1) and less than {env.world.weeks} weeks, got "
+                             f"{held}")
+        expected = env.population.draw(reference, torch.Generator(env.device).manual_seed(2 * seed), "train").customers
+        at, theta = places(expected), columns(expected)
+        if unknown := set(assumed) - set(at):
+            raise ValueError(f"algo.assumed: no such parameter: {', '.join(sorted(unknown))}; there are {', '.join(at)}")
+        self.assumed, self.places = tuple(assumed), at
+        torch.manual_seed(seed)
+        self.members = nn.ModuleList(twin.build(env.static, theta).to(env.device) for _ in range(members))
+        self.log: Panel | None = None
+
+    def learn_from(self, log: Logged) -> None:
+        """Take a log; raise ValueError where it can't be fitted to."""
+        if self.weighted and (missing := log.propensity.isnan()).any():
+            raise ValueError(f"log: {named_rows(missing, 0)}, column 'propensity': expected one, as decisions are to be "
+                             "weighted by it, or algo.weighted=false")
+        self.log = panel(log, self.env, "log")
+        happened = {"churn": self.log.following.status == CHURNED, "opt_out": self.log.following.status == UNSUBSCRIBED}
+        self.silent = tuple(name for name, x in happened.items() if not (x & self.log.there).any())
+        self.assumed = tuple(dict.fromkeys((*self.assumed, *(x for name in self.silent for x in SILENT[name]))))
+        for member in self.members:
+            member.spread[[k for name in self.assumed for k in self.places[name]]] = 0.0
+        self.aside = torch.rand(len(self.log), generator=self.generator, device=self.env.device) < self.held["customers"]
+        if not 0 < self.aside.sum() < len(self.log):
+            raise ValueError(f"log: {len(self.log)} seasons of customers are too few to hold some out")
+
+    @property
+    def fitted(self) -> list[Parameters]:
+        """The members that are."""
+        return list(self.members[:self.iteration])
+
+    @property
+    def early(self) -> Tensor:
+        """Weeks that members are fitted to, bool [T, N]."""
+        return self.log.there & (self.log.week < self.env.world.weeks - self.held["weeks"])
+
+    def weights(self) -> Tensor:
+        """What each decision counts, [T, N]."""
+        log = self.log
+        if not self.weighted:
+            return self.early.float()
+        w = torch.where(log.there, 1 / (log.propensity * log.valid), 0.0)
+        w = w / w[log.there].mean()
+        return (w.clamp_max(self.clip) * self.early).float()
+
+    def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
+              stop: Callable[[], bool]) -> None:
+        """Fit members to the last, or to the end of the one in which `stop` turns true."""
+        if self.log is None:
+            raise ValueError("log: expected the path of a log to learn from, as in log=log.parquet")
+        weight, rows, aside = self.weights(), (~self.aside).nonzero()[:, 0], self.aside.nonzero()[:, 0]
+        fitted, held = self.log[rows], self.log[aside]
+        self.batch = int((weight[:, rows] > 0).sum())
+        for _, metrics in self.loop(logger, save, evaluate, stop):
+            drawn = torch.randint(len(rows), (len(rows),), generator=self.generator, device=rows.device)
+            again = drawn.bincount(minlength=len(rows))
+            metrics |= self.twin.fit(self.members[self.iteration], self.env.world, fitted, weight[:, rows] * again, held,
+                                      weight[:, aside])
+
+    def state_dict(self) -> dict:
+        """Everything that fitting needs to go on as if it had not stopped, but for the log."""
+        return {"members": [x.state_dict() for x in self.members], "iteration": self.iteration,
+                "hidden": self.twin.hidden, "assumed": [k for name in self.assumed for k in self.places[name]], "generator": self.generator.get_state(),
+                "env": self.env.state_dict()}
+
+    def load_weights(self, state: dict) -> None:
+        """Restore the members, on whatever device."""
+        for member, held in zip(self.members, state["members"]):
+            member.load_state_dict(held)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave, to fit on."""
+        self.load_weights(state)
+        self.generator.set_state(state["generator"].cpu())
+        self.env.load_state_dict(state["env"])
+        self.iteration = state["iteration"]

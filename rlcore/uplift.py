@@ -1,0 +1,169 @@
+"""How well a score picks out whom a treatment helps, from a randomised test; pure functions.
+
+outcome [N], score [N] (higher: treated sooner), treated bool [N]. weight [R, N] counts customers, as a bootstrap's draws do;
+then everything has R ahead. Whether a customer was treated must not depend on anything known of him.
+"""
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Sums(NamedTuple):
+    """Customers from the best down to each distinct score, P of them and 0 first, [..., P + 1]."""
+
+    customers: Tensor
+    treated: Tensor
+    gained: Tensor  # outcomes of the treated
+    anyhow: Tensor  # outcomes of the others
+
+
+def sums(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Sums:
+    """Add up from the highest score down; equal scores count at once."""
+    order = score.argsort(stable=True).flip(0)
+    y, t, ranked = outcome[order].double(), treated[order].double(), score[order]
+    last = torch.cat((ranked[1:] != ranked[:-1], ranked.new_ones(1, dtype=torch.bool)))
+    columns = torch.stack((torch.ones_like(y), t, y * t, y * (1 - t)))
+    if weight is not None:
+        columns = columns[:, None] * weight[:, order].double()
+    found = columns.cumsum(-1)[..., last]
+    return Sums(*torch.nn.functional.pad(found, (1, 0)))
+
+
+# ── curves and areas ────────────────────────────────────────────────────────────────────────────────────────────────
+def qini_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Customers n, and incremental outcomes Y₁ − Y₀·N₁/N₀ among the best n (Radcliffe 2007), [..., P + 1] each."""
+    s = sums(outcome, score, treated, weight)
+    return s.customers, s.gained - s.anyhow * ratio(s.treated, s.customers - s.treated)
+
+
+def uplift_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Customers n, and (Y₁/N₁ − Y₀/N₀)·n among the best n (Gutierrez & Gérardy 2017; Devriendt et al. 2020)."""
+    s = sums(outcome, score, treated, weight)
+    return s.customers, (ratio(s.gained, s.treated) - ratio(s.anyhow, s.customers - s.treated)) * s.customers
+
+
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is."""
+    return torch.where(b != 0, a / b.where(b != 0, torch.ones_like(b)), 0.0)
+
+
+def above_random(x: Tensor, y: Tensor) -> Tensor:
+    """Area between a curve and the line to its end, [...]."""
+    return torch.trapezoid(y, x) - 0.5 * x[..., -1] * y[..., -1]
+
+
+def perfect_qini(outcome: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Area above random of the best order that hindsight could give, harm included: treated outcomes first, others' last."""
+    best = torch.where(treated, outcome, -outcome)
+    return above_random(*qini_curve(outcome, best, treated, weight))
+
+
+def qini(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Qini coefficient [...]: area above random as a share of hindsight's (Radcliffe & Surry 2011; sklift.qini_auc_score)."""
+    return above_random(*qini_curve(outcome, score, treated, weight)) / perfect_qini(outcome, treated, weight)
+
+
+def auuc(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Area under the uplift curve above random as a share of hindsight's, [...] (Devriendt et al. 2020;
+    sklift.uplift_auc_score). Raises ValueError where outcomes are not 0 or 1: hindsight's order is of no other known."""
+    if not ((outcome == 0) | (outcome == 1)).all():
+        raise ValueError("auuc: expected outcomes 0 or 1; qini takes any")
+    agree = 2.0 * (outcome.bool() == treated)
+    count = torch.ones_like(agree)[None] if weight is None else weight
+    would_anyhow = (count * (outcome.bool() & ~treated)).sum(-1)
+    never = (count * (~outcome.bool() & treated)).sum(-1)
+    areas = [above_random(*uplift_curve(outcome, agree + first, treated, weight)) for first in (outcome.double(), treated.double())]
+    best = torch.where(would_anyhow > never, *areas)
+    found = above_random(*uplift_curve(outcome, score, treated, weight)) / best
+    return found[0] if weight is None else found
+
+
+def cost_curve(outcome: Tensor, cost: Tensor, score: Tensor, treated: Tensor,
+               weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Incremental money spent and incremental outcomes among the best n (Du, Lee & Ghaffarizadeh 2019), [..., P + 1] each.
+
+    cost [N] is what was spent on a customer, treated or not, such as coupons redeemed; the order is best by outcome per cost.
+    """
+    return tuple(uplift_curve(y, score, treated, weight)[1] for y in (cost, outcome))
+
+
+def cost_area(spent: Tensor, gained: Tensor) -> Tensor:
+    """Area under a cost curve as a share of its box, [...]: ½ at random."""
+    return torch.trapezoid(gained, spent) / (spent[..., -1] * gained[..., -1])
+
+
+# ── by decile ───────────────────────────────────────────────────────────────────────────────────────────────────────
+class Bins(NamedTuple):
+    """Treated and others in each part of the customers by score, best first, [bins] each."""
+
+    treated: Tensor  # customers
+    others: Tensor
+    treated_mean: Tensor  # outcome
+    others_mean: Tensor
+    uplift: Tensor
+    std: Tensor  # of the uplift, sampling alone
+    score: Tensor  # mean
+
+    @property
+    def average(self) -> Tensor:
+        """Uplift of the bins weighted by their treated (sklift.weighted_average_uplift)."""
+        return (self.treated * self.uplift).sum() / self.treated.sum()
+
+
+def by_bin(outcome: Tensor, score: Tensor, treated: Tensor, bins: int) -> Bins:
+    """Uplift in equal parts by score, deciles with 10 (sklift.uplift_by_percentile, strategy overall)."""
+    order = score.argsort(stable=True).flip(0)
+    rows = []
+    for part in torch.tensor_split(order, bins):
+        y, t = outcome[part].double(), treated[part]
+        groups = [y[t], y[~t]]
+        means, variances = ([f(g) for g in groups] for f in (torch.mean, lambda g: g.var(correction=0) / len(g)))
+        rows.append([t.sum(), (~t).sum(), *means, means[0] - means[1], sum(variances).sqrt(), score[part].double().mean()])
+    return Bins(*torch.tensor(rows, dtype=torch.float64).T)
+
+
+# ── comparison and drivers ──────────────────────────────────────────────────────────────────────────────────────────
+class Tested(NamedTuple):
+    """Customers on whom models were tested: their numbers [N], outcomes, whether treated, and models' scores [M, N]."""
+
+    rows: Tensor
+    outcome: Tensor
+    treated: Tensor
+    scores: Tensor
+
+
+def bootstrap(tests: list[Tested], customers: int, replications: int, generator: torch.Generator, chunk: int = 5) -> Tensor:
+    """Qini coefficients [tests, M, replications] of M models, all on the same resampled customers of `customers`.
+
+    Of two models' the difference is paired. A customer is drawn Poisson(1) times, as often in every test (Chamandy et al.
+    2012).
+    """
+    parts, device = [], tests[0].outcome.device
+    for start in range(0, replications, chunk):
+        ones = torch.ones(min(chunk, replications - start), customers, device=device)
+        drawn = torch.poisson(ones, generator=generator)
+        found = []
+        for test in tests:
+            weight = drawn[:, test.rows]
+            best = perfect_qini(test.outcome, test.treated, weight)
+            found.append(torch.stack([above_random(*qini_curve(test.outcome, score, test.treated, weight)) / best
+                                      for score in test.scores]))
+        parts.append(torch.stack(found))
+    return torch.cat(parts, -1)
+
+
+def drivers(score: Callable[[Tensor], Tensor], obs: Tensor, outcome: Tensor, treated: Tensor, columns: dict[str, list[int]],
+            repeats: int, generator: torch.Generator) -> dict[str, float]:
+    """Loss of Qini when a group of columns is shuffled among customers, mean over repeats (Breiman 2001), greatest first."""
+    whole, lost = qini(outcome, score(obs), treated), {}
+    for name, group in columns.items():
+        drops = []
+        for _ in range(repeats):
+            shuffled = obs.clone()
+            shuffled[:, group] = obs[torch.randperm(len(obs), generator=generator, device=obs.device)][:, group]
+            drops.append(whole - qini(outcome, score(shuffled), treated))
+        lost[name] = torch.stack(drops).mean().item()
+    return dict(sorted(lost.items(), key=lambda item: -item[1]))

@@ -1,0 +1,69 @@
+"""Effects of a contact learned from a log that leans towards likely buyers: python scripts/bench.py confounded."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from envs.collect import Behaviour, Uniform, rollouts
+from envs.offers.population import from_columns
+from envs.offers.world import outcome
+from rlcore.effects import ask
+from rlcore.logged import Logged
+from rlcore.outcomes import numbered
+from scripts.benchmarks.tables import table_of
+
+
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, behaviour: Behaviour, learners: dict, seeds: int,
+        customers: int, new: int) -> dict:
+    """Learn what a contact (by any pair) does to trips; root mean square error and correlation to the truth on others."""
+    rows: dict[str, dict[str, list[float]]] = {name: {"rmse": [], "bias": [], "correlation": []} for name in learners}
+    for k in range(seed, seed + seeds):
+        world, log = collected(env, behaviour, customers, device, 1000 + k)
+        _, others = collected(env, Uniform(), new, device, 2000 + k)
+        truth, width = effect(world, others), world.context_dim
+        contacted = (log.action > 0).long()
+        nothing = log.probs[:, 0].double()
+        for name, learner in learners.items():
+            fit = learner(log.obs[:, :width], contacted, log.trips[:, None], 2, torch.Generator(device).manual_seed(k),
+                          propensity=torch.where(contacted > 0, 1 - nothing, nothing), cluster=numbered(log.customer))
+            with torch.no_grad():
+                table = ask(fit, others.obs[:, :width])[..., 0].double()
+            error = table[:, 1] - table[:, 0] - truth
+            rows[name]["rmse"].append(error.square().mean().sqrt().item())
+            rows[name]["bias"].append(error.mean().item())
+            rows[name]["correlation"].append(torch.corrcoef(torch.stack((error + truth, truth)))[0, 1].item())
+    table = table_of(f"effect of a contact on P(trip), {truth.mean():.4f} on average, {seeds} logs of {customers:,} customers",
+                     ["learner", "error", "of seeds", "bias", "correlation"])
+    for name, found in rows.items():
+        mean = {key: sum(x) / len(x) for key, x in found.items()}
+        table.add_row(name, f"{mean['rmse']:.4f}", f"{min(found['rmse']):.4f} to {max(found['rmse']):.4f}",
+                      f"{mean['bias']:+.4f}", f"{mean['correlation']:.3f}")
+    Console().print(table)
+    return {"rows": rows}
+
+
+def collected(env: Callable, behaviour: Behaviour, customers: int, device: torch.device, seed: int) -> tuple[object, Logged]:
+    """A season of customers' decisions, where there was something to decide, and its environment."""
+    world = env(device, seed, num_agents=customers)
+    world.realise()
+    log = Logged.cat(list(rollouts(world, behaviour, "log", seed, decisions=1, steps=1, all_propensities=True)))
+    return world, log[log.mask.sum(1) > 1]
+
+
+def effect(env, log: Logged) -> Tensor:
+    """What a contact drawn from all pairs adds to P(trip), [N]: θ follows from features of r2 = 1."""
+    population, (offers, channels) = env.population, env.nvec
+    world = env.world.to(env.device, torch.float64)
+    z = log.obs[:, :env.static].double() @ population.mixing.T.to(env.device)
+    c = world.inhabit(from_columns(population.mean.to(z) + population.std.to(z) * z))
+    h, f, d = (x.double() for x in env.observe.state(log.obs)[:3])
+
+    def trips(offer: int, channel: int) -> Tensor:
+        o = outcome(c, world, log.week, h, f, d, torch.full_like(log.week, offer), torch.full_like(log.week, channel))
+        return o.redeem + o.buy
+    contacts = [trips(offer, channel) for offer in range(1, offers) for channel in range(channels)]
+    return torch.stack(contacts).mean(0) - trips(0, 0)

@@ -1,0 +1,186 @@
+"""Whom a mail brings to a real shop: python scripts/bench.py uplift bench.path=hillstrom.parquet."""
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor
+
+from rlcore import checkpoint, uplift
+from rlcore.outcomes import folds
+from rlcore.plots import labelled
+from scripts.benchmarks.boosting import peers
+from scripts.benchmarks.hillstrom import as_log, table
+
+Score = Callable[[Tensor], Tensor]  # observations [B, D] → effects [B]
+OURS = "chosen of ours"
+
+
+class Customers(NamedTuple):
+    """Customers of a randomised test."""
+
+    rows: Tensor  # their numbers [N]
+    obs: Tensor
+    treated: Tensor
+    outcome: Tensor
+
+    def part(self, rows: Tensor) -> Customers:
+        """Some of them."""
+        return Customers(*(x[rows] for x in self))
+
+
+class Split(NamedTuple):
+    """What was learned on one half of the customers, and said of the other."""
+
+    validated: dict[str, float]  # Qini of our learners in cross-validation
+    chosen: str
+    fit: Score  # the chosen one's
+    test: Customers
+    scores: dict[str, Tensor]  # of everyone's
+
+    def tested(self) -> uplift.Tested:
+        """Lay out for the bootstrap."""
+        return uplift.Tested(self.test.rows, self.test.outcome, self.test.treated, torch.stack(list(self.scores.values())))
+
+
+def run(directory: Path, device: torch.device, seed: int, *, path: str | None, outcome: str, mails: dict[str, list[int]],
+        splits: int, fold_count: int, learners: dict, boosters: dict, level: float, replications: int, bins: int,
+        repeats: int) -> dict:
+    """Fit every learner on halves of the customers, compare Qini coefficients on the other halves; print, draw, return.
+
+    `mails` names which arms count as treated; all others but none are left out. One of `learners` is chosen in each learning
+    half, by Qini in cross-validation. The best of the peers is whichever is best on the test halves, by hindsight.
+    """
+    warnings.filterwarnings("ignore", module="sklift|sklearn")  # of what their next versions will drop
+    log, shop, columns = as_log(path, 0.0, 0.0)
+    if outcome not in shop:
+        raise ValueError(f"bench.outcome: expected one of {', '.join(shop)}, got '{outcome}'")
+    rivals, log, value, found = peers(boosters), log.to(device), shop[outcome].float().to(device), {}
+    for mail, arms in mails.items():
+        kept = torch.isin(log.action, torch.tensor([0, *arms], device=device)).nonzero()[:, 0]
+        everyone = Customers(kept, log.obs[kept], log.action[kept] > 0, value[kept])
+        made = [split(everyone, learners, rivals, k, fold_count) for k in range(seed, seed + splits)]
+        drawn = uplift.bootstrap([one.tested() for one in made], len(log), replications,
+                                 torch.Generator(device).manual_seed(seed)).mean(0)
+        rows, first = summary(made, drawn, list(rivals), level), made[0]
+        winner = max(rivals, key=lambda name: rows[name]["qini"][0])
+        parts = [uplift.by_bin(one.test.outcome, one.scores[OURS], one.test.treated, bins) for one in made]
+        lost = uplift.drivers(first.fit, first.test.obs, first.test.outcome, first.test.treated, columns, repeats,
+                              torch.Generator(device).manual_seed(seed))
+        found[mail] = {
+            "customers": len(kept), "rates": {name: everyone.outcome[of].mean().item() for name, of in (
+                ("treated", everyone.treated), ("others", ~everyone.treated))},
+            "rows": rows, "best_peer": winner, "drivers": lost,
+            "chosen": [{"name": one.chosen, "validated": one.validated} for one in made],
+            "bins": [{name: column.tolist() for name, column in part._asdict().items()} for part in parts]}
+        show(mail, outcome, found[mail])
+        short = "_".join("".join(c for c in mail if c.isalnum() or c == " ").split())
+        for name, figure in (("qini", curves(made, [OURS, winner], f"{outcome}s gained, % of customers")),
+                             ("deciles", deciles(parts, outcome))):
+            checkpoint.atomic(directory / f"{name}_{short}.png",
+                              lambda at, figure=figure: figure.savefig(at, dpi=120, format="png"))
+        checkpoint.save_json(directory / "mails.json", found)
+    return {"outcome": outcome, "mails": found}
+
+
+def split(everyone: Customers, learners: dict, rivals: dict, seed: int, fold_count: int) -> Split:
+    """Choose among our learners and fit all on one half, score the other."""
+    device = everyone.obs.device
+    generator = torch.Generator(device).manual_seed(seed)
+    learn, test = (everyone.part(rows) for rows in torch.randperm(
+        len(everyone.rows), generator=generator, device=device).chunk(2))
+    fold = folds(torch.arange(len(learn.rows), device=device), fold_count, generator)
+    validated = {name: cross_validated(learner, learn, fold, seed) for name, learner in learners.items()}
+    fits = {name: fitted(learner, learn, seed) for name, learner in learners.items()}
+    chosen = max(validated, key=validated.get)
+    scores = {name: fit(test.obs).double() for name, fit in fits.items()}
+    x, t, y = (part.cpu().numpy() for part in (learn.obs, learn.treated.long(), learn.outcome))
+    for name, rival in rivals.items():
+        scores[name] = torch.as_tensor(rival(x, t, y)(test.obs.cpu().numpy()), device=device).double()
+    print(f"split {seed}: {chosen} is chosen", flush=True)
+    return Split(validated, chosen, fits[chosen], test, {**scores, OURS: scores[chosen]})
+
+
+def fitted(learner: Callable, learn: Customers, seed: int) -> Score:
+    """Fit one of our learners; return what scores customers."""
+    share = learn.treated.float().mean()
+    fit = learner(learn.obs, learn.treated.long(), learn.outcome[:, None], 2, torch.Generator(share.device).manual_seed(seed),
+                  torch.where(learn.treated, share, 1 - share))
+
+    def score(obs: Tensor) -> Tensor:
+        nothing, mail = fit(obs)[:, :, 0].unbind(1)
+        return mail - nothing
+    return score
+
+
+def cross_validated(learner: Callable, learn: Customers, fold: Tensor, seed: int) -> float:
+    """Mean Qini coefficient of a learner over folds of the customers it learns from."""
+    values = []
+    for k in range(int(fold.amax()) + 1):
+        left = learn.part(fold == k)
+        score = fitted(learner, learn.part(fold != k), seed)(left.obs)
+        values.append(uplift.qini(left.outcome, score, left.treated).item())
+    return sum(values) / len(values)
+
+
+def summary(made: list[Split], drawn: Tensor, rivals: list[str], level: float) -> dict[str, dict]:
+    """Means over splits and intervals by learner; drawn [M, replications] are bootstrapped means over splits."""
+    ends, names = drawn.new_tensor([(1 - level) / 2, (1 + level) / 2]), list(made[0].scores)
+    ours = names.index(OURS)
+    values, areas = (torch.stack([torch.stack([measure(one.test.outcome, score, one.test.treated) for score in one.scores.values()])
+                                  for one in made]) for measure in (uplift.qini, uplift.auuc))  # [splits, M]
+    return {name: {
+        "peer": name in rivals, "qini": [values[:, i].mean().item(), *torch.quantile(drawn[i], ends).tolist()],
+        "auuc": areas[:, i].mean().item(), "splits": values[:, i].tolist(), "times_chosen": sum(one.chosen == name for one in made),
+        "ours_less": [(values[:, ours] - values[:, i]).mean().item(), *torch.quantile(drawn[ours] - drawn[i], ends).tolist()],
+    } for i, name in enumerate(names)}
+
+
+# ── what is shown ───────────────────────────────────────────────────────────────────────────────────────────────────
+def show(mail: str, outcome: str, found: dict) -> None:
+    """Print the table of one mail."""
+    rows = sorted(found["rows"].items(), key=lambda item: item[1]["qini"][0])
+    lines = [[name, "peer" if row["peer"] else "ours", *(f"{x:.4f}" for x in (*row["qini"], row["auuc"])),
+              str(row["times_chosen"] or ""), *("" if name == OURS else f"{x:+.4f}" for x in row["ours_less"])] for name, row in rows]
+    rates, splits = found["rates"], len(found["chosen"])
+    Console(width=120).print(table(
+        f"{mail} mail or none, {outcome}: {found['customers']:,} customers, {rates['treated']:.2%} with, {rates['others']:.2%} "
+        f"without; mean of {splits} test halves",
+        ("learner", "whose", "Qini", "from", "to", "AUUC", "chosen", "ours less it", "from", "to"), lines,
+        f"best of the peers: {found['best_peer']}; won: {rows[-1][0]}. Chosen: times of {splits}, in the learning half.\n"
+        "Qini lost when shuffled: " + ", ".join(f"{name} {value:.4f}" for name, value in found["drivers"].items())))
+
+
+def curves(made: list[Split], names: list[str], label: str) -> Figure:
+    """Draw Qini curves, mean over splits."""
+    figure, axes = labelled("customers treated, best first, %", label)
+    at = torch.linspace(0, 1, 201, dtype=torch.float64)
+    for k, name in enumerate(names):
+        lines = []
+        for one in made:
+            x, y = (part.cpu() / len(one.test.rows) for part in uplift.qini_curve(
+                one.test.outcome, one.scores[name], one.test.treated))
+            right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
+            part = (at - x[right - 1]) / (x[right] - x[right - 1])
+            lines.append(y[right - 1] + part * (y[right] - y[right - 1]))
+        mean = torch.stack(lines).mean(0)
+        axes.plot(100 * at, 100 * mean, color=f"C{k}", label=name)
+    axes.plot([0, 100], [0, 100 * mean[-1]], color="grey", linestyle=":", label="random")
+    axes.legend(frameon=False)
+    return figure
+
+
+def deciles(parts: list[uplift.Bins], outcome: str) -> Figure:
+    """Draw what was predicted and seen by bin, mean over splits; bars are ± 1.96 of one split's sampling error."""
+    figure, axes = labelled("customers by predicted effect, best first", f"{outcome}s gained a mail")
+    seen, std, said = (torch.stack([getattr(part, name) for part in parts]).mean(0) for name in ("uplift", "std", "score"))
+    places, seen, std, said = list(range(1, len(seen) + 1)), seen.numpy(), std.numpy(), said.numpy()
+    axes.bar(places, seen, yerr=1.96 * std, color="C0", alpha=0.6, label="seen")
+    axes.plot(places, said, color="C1", marker="o", label="predicted")
+    axes.set_xticks(places)
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,29 @@
+"""Turn a shop's campaigns into logs: python scripts/import_log.py env/population=table … campaigns.path=PATH out=FOLDER."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rlcore.logfile import write  # noqa: E402
+from scripts.entry import choose_device, guarded, launch  # noqa: E402
+
+
+@hydra.main(config_path="../conf", config_name="import_log", version_base="1.3")
+@guarded
+def main(cfg: DictConfig) -> None:
+    if cfg.out is None:
+        raise ValueError("out: expected the folder of the logs to write, as in out=log")
+    env = instantiate(cfg.env, _convert_="all")(choose_device(cfg.device, cfg.threads), cfg.seed)
+    for split, log in instantiate(cfg.campaigns, _convert_="all")(env, cfg.seed).items():
+        path = Path(cfg.out) / f"{split}.parquet"
+        print(f"{path}: {write(path, [log]):,} decisions on {int(log.customer.unique().numel()):,} customers")
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,312 @@
+"""The twin: likelihood against the scalar world, maximum likelihood against closed forms and truth, and who draws from it."""
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from conftest import load, node
+from hydra.utils import instantiate
+from reference import GONE, STATES
+from test_world import pick
+from toys import Log, part
+
+from envs.collect import Uniform, rollouts
+from envs.offers.likelihood import Panel, log_likelihood, panel
+from envs.offers.population import columns, from_columns
+from envs.offers.twin import Twins
+from envs.offers.twin_checks import doubts
+from envs.offers.world import State
+from rlcore import checkpoint
+from rlcore.balance import beyond, imbalance
+from rlcore.logged import Logged
+
+CPU = torch.device("cpu")
+
+
+def environment(seed=0, **changes):
+    """The offers environment on a few customers, with some keys changed."""
+    config = node("offers")
+    return instantiate(config, _convert_="all", **{"num_agents": 500, **changes})(CPU, seed)
+
+
+def collected(n, seed=0, **changes):
+    """An environment, and a log of n customers' random decisions in it."""
+    env = environment(seed, num_agents=n, **changes)
+    env.realise()
+    return env, Logged.cat(list(rollouts(env, Uniform(), "uniform", seed, decisions=12 * n, steps=1, all_propensities=False)))
+
+
+def twin(env, members=1, **changes):
+    """A twin of an environment as configured, with some keys changed."""
+    config = part("twin", members=members, reference=2000, **changes)
+    return instantiate(config, _convert_="all")(env, 0, "eager")
+
+
+def one_week(c, rows):
+    """A panel of one week of customers c; rows: (state, action, bought, redeemed, following) each."""
+    s, a, bought, redeemed, then = zip(*rows)
+    states, after = (State(*torch.tensor(x).T[:, None]) for x in (s, then))
+    offer, channel = torch.tensor(a).T[:, None]
+    n, there = len(rows), torch.ones(1, len(rows), dtype=torch.bool)
+    zeros = torch.zeros(1, n, dtype=torch.float64)
+    return Panel(torch.zeros(1, n), torch.arange(n), there, torch.zeros(1, n, dtype=torch.long), states, offer, channel,
+                 torch.tensor([bought]), torch.tensor([redeemed]), after, zeros, zeros, zeros, zeros + 26)
+
+
+def test_the_likelihood_is_the_scalar_worlds_law(make_season):
+    """Summed over responses, the likelihoods of a week's outcomes are the reference's P(s' | s, a)."""
+    season = make_season(6, extreme=True)
+    generator = torch.Generator().manual_seed(0)
+    rows, who, wanted = [], [], []
+    for i, ref in enumerate(season.references):
+        for s in pick(STATES[:-1], 12, generator):
+            for a in pick(ref.allowed(s), 3, generator):
+                wanted.append(ref.law(s, 1.0, a))
+                for bought, redeemed in ((True, True), (True, False), (False, False)):
+                    if redeemed and a == (0, 0):
+                        continue
+                    moves = product(*([m for m, p in step if p] for step in ref.moves(s, a, bought, redeemed)))
+                    after = {ref.settle(s, z, *move) for move in moves for z in (s[3], 1 if a != (0, 0) else s[3])}
+                    for then in sorted(after | {GONE}):
+                        rows.append((s, a, bought, redeemed, then))
+                        who.append((i, len(wanted) - 1))
+    c = season.customers[torch.tensor([i for i, _ in who])]
+    found = log_likelihood(c, season.world, one_week(c, rows))
+    assert (found.pop("margin") == 0).logical_or(one_week(c, rows).bought).all()
+    each = sum(found.values())[0].exp().tolist()
+    for k, law in enumerate(wanted):
+        total = {}
+        for (_, at), row, p in zip(who, rows, each):
+            if at == k:
+                total[row[4]] = total.get(row[4], 0.0) + p
+        assert set(law) <= set(total)
+        for then, p in total.items():
+            assert p == pytest.approx(law.get(then, 0.0), abs=1e-5)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    env, log = collected(40)
+    world = env.world.to(CPU, torch.float64)
+    found = panel(log, env, "log")
+    truth = columns(env.population.draw(40, torch.Generator().manual_seed(3), "train").customers)
+
+    def total(theta):
+        return sum(x.sum() for x in log_likelihood(world.inhabit(from_columns(theta)), world, found).values())
+    theta = truth.clone().requires_grad_()
+    slope, = torch.autograd.grad(total(theta), theta)
+    direction = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for k in range(truth.shape[1]):
+        step = torch.zeros_like(truth)
+        step[:, k] = 1e-6 * direction[:, k]
+        numeric = (total(truth + step) - total(truth - step)).item() / 2e-6
+        assert numeric == pytest.approx((slope * direction)[:, k].sum().item(), rel=1e-4, abs=1e-4)
+
+
+def test_a_panel_holds_what_the_log_does():
+    env, log = collected(30)
+    order = torch.randperm(len(log), generator=torch.Generator().manual_seed(0))
+    found = panel(log[order], env, "log")
+    assert found.there.shape == (12, 30) and found.there.all() and (found.week == torch.arange(12)[:, None]).all()
+    for a, b in zip(found.state, found.following):
+        assert (a[1:] == b[:-1]).all()  # what a week led to is where the next began
+    again = environment(0, num_agents=30)
+    again.begin()
+    torch.testing.assert_close(found.margin[found.bought],
+                               again.customers.margin.expand(12, -1)[found.bought], rtol=1e-5, atol=1e-4)
+    assert found.bought.double().mean() == log.trips.double().mean()
+
+
+def test_without_features_it_finds_the_shares_that_were_counted():
+    """With features that say nothing, δ and π− are shares of those who could move and did, and g a mean."""
+    env, log = collected(600)
+    log.obs[:, :env.static] = 0.0
+    model = twin(env, held={"customers": 0.01, "weeks": 0}, twin={"penalty": 0.0, "rounds": 4})
+    model.learn_from(log)
+    model.members = model.members[:1]
+    weight = model.early.float()
+    rows = (~model.aside).nonzero()[:, 0]
+    held = model.log[rows]
+    model.twin.fit(model.members[0], env.world, held, weight[:, rows], held, weight[:, rows])
+    theta = from_columns(model.members[0](torch.zeros(1, env.static)))
+    s, after = held.state, held.following
+    stays = (after.status != 2) & (s.status != 2)
+    for name, could, moved in (
+            ("pi_minus", stays & ~held.bought & (s.habit > 0), after.habit < s.habit),
+            ("delta_f", (after.status == 0) & (held.offer == 0) & (s.fatigue > 0), after.fatigue < s.fatigue),
+            ("delta_d", (after.status == 0) & ~held.redeemed & (s.expectation > 0), after.expectation < s.expectation)):
+        assert getattr(theta, name).item() == pytest.approx(moved[could].double().mean().item(), abs=2e-3), name
+    assert theta.margin.item() == pytest.approx(held.margin[held.bought].double().mean().item(), rel=2e-3)
+
+
+def test_more_decisions_bring_it_nearer_to_the_truth():
+    """Squared errors, in units of the spread of customers, fall as decisions come in, and are small in the end."""
+    errors = []
+    for n in (200, 3000):
+        env, log = collected(n)
+        model = twin(env, twin={"rounds": 3})
+        model.learn_from(log)
+        model.train(Log(), lambda: None, None, lambda: False)
+        sample = env.population.draw(2000, torch.Generator().manual_seed(9), "test")
+        with torch.no_grad():
+            guess = from_columns(model.members[0](sample.features.float()))
+        errors.append([((of(guess) - of(sample.customers)).square().mean() / of(sample.customers).var()).item() for of in (
+            lambda c: c.alpha + c.kappa / 2, lambda c: c.margin.log(), lambda c: c.pi_minus, lambda c: c.delta_d)])
+    assert all(many < few / 2 for few, many in zip(*errors)) and max(errors[1][:2]) < 0.02, errors
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A twin of two members that answer by different margins, and its path."""
+    env = environment()
+    model = twin(env, members=2)
+    log = collected(60)[1]
+    model.learn_from(log)
+    model.iteration = 2
+    for k, member in enumerate(model.members):
+        with torch.no_grad():
+            member.linear.bias[3] = float(k)
+    path = tmp_path / "twin.pt"
+    checkpoint.save(path, {"name": "twin", "agent": model.state_dict()})
+    return model, str(path)
+
+
+def test_every_customer_is_one_members_and_all_members_are_drawn(saved):
+    model, path = saved
+    env = environment(twin=path)
+    sample = env.population.draw(400, torch.Generator().manual_seed(0), "train")
+    with torch.no_grad():
+        each = torch.stack([columns(from_columns(member(sample.features.float()))) for member in model.members])
+    same = (columns(sample.customers).float() - each).abs().amax(2) < 1e-4
+    assert (same.sum(0) == 1).all() and (same.double().mean(1) - 0.5).abs().max() < 0.1
+    for k in range(2):
+        alone = env.population.under(k).draw(400, torch.Generator().manual_seed(0), "train")
+        torch.testing.assert_close(columns(alone.customers).float(), each[k], rtol=1e-4, atol=1e-4)
+        assert (alone.features == sample.features).all()  # the same customers
+
+
+def test_what_is_assumed_is_drawn_from_the_priors(saved):
+    model, path = saved
+    state = checkpoint.load(path)
+    state["agent"]["assumed"] = [0, 5]
+    checkpoint.save(path, state)
+    base = load("population/structural", load("catalogue/default"))
+    found = columns(Twins(base, path).draw(50, torch.Generator().manual_seed(0), "train").customers)
+    own = columns(base.draw(50, torch.Generator().manual_seed(0), "train").customers)
+    assert (found[:, [0, 5]] == own[:, [0, 5]]).all() and (found[:, 1] != own[:, 1]).all()
+
+
+def test_a_log_in_which_nobody_churns_leaves_churn_to_the_priors():
+    env, log = collected(50)
+    obs, then = (env.observe.state(x).status for x in (log.obs, log.next_obs))
+    stayed = torch.ones(50, dtype=torch.bool)
+    stayed[log.customer[(then == 2) | (obs == 2)]] = False
+    model = twin(env)
+    model.learn_from(log[stayed[log.customer]])
+    assert "churn" in model.silent and set(model.assumed) >= {"c0", "gamma_f", "gamma_h"}
+
+
+def test_weights_make_a_log_count_as_if_drawn_alike():
+    env, log = collected(50)
+    model = twin(env, weighted=True, held={"customers": 0.1, "weeks": 2})
+    halved = log.map(lambda x: x.clone())
+    halved.propensity[::2] /= 2
+    model.learn_from(halved)
+    weight = model.weights()
+    assert (weight[10:] == 0).all()
+    flat = weight[:10].T.flatten()
+    double = torch.arange(600).view(50, 12)[:, :10].flatten() % 2 == 0
+    torch.testing.assert_close(flat[double], 2 * flat[~double].mean().expand(int(double.sum())))
+    halved.propensity[7] = torch.nan
+    with pytest.raises(ValueError, match="row 9, column 'propensity'"):
+        model.learn_from(halved)
+
+
+def test_balance_sees_wrong_propensities_and_lets_true_ones_be():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(20000, 3, generator=g, dtype=torch.float64)
+    p = torch.sigmoid(x[:, 0])  # of nothing; else one of two others
+    nothing = torch.rand(20000, generator=g, dtype=torch.float64) < p
+    valid = torch.full((20000,), 3)
+    true = torch.where(nothing, p, (1 - p) / 2)
+    assert not beyond(imbalance(x, nothing, true, valid), 0.001).any()
+    found = imbalance(x, nothing, torch.full_like(p, 1 / 3), valid)
+    assert beyond(found, 0.001)[:, 0].all() and not beyond(found, 0.001)[:, 1:3].any()
+
+
+def test_a_log_with_wrong_propensities_is_warned_of():
+    env, log = collected(300)
+    assert doubts(panel(log, env, "log"), env, 0.001) == []
+    wrong = log.map(lambda x: x.clone())
+    wrong.propensity.mul_(1 + 0.5 * (log.obs[:, 4] > 0)).clamp_(max=1.0)
+    assert "feature 4" in doubts(panel(wrong, env, "log"), env, 0.001)[0]
+    wrong.propensity[:] = torch.nan
+    assert "no propensity" in doubts(panel(wrong, env, "log"), env, 0.001)[0]
+
+
+def test_bad_input_is_one_line(saved, tmp_path):
+    model, path = saved
+    env, log = collected(40)
+    with pytest.raises(ValueError, match="what decisions led to"):
+        panel(Logged(**{**log.__dict__, "next_obs": None}), env, "x.csv")
+    odd = log.map(lambda x: x.clone())
+    odd.redeemed[3], odd.trips[3] = 1.0, 0.0
+    with pytest.raises(ValueError, match="x.csv: row 5, column 'redeemed'"):
+        panel(odd, env, "x.csv")
+    odd = log.map(lambda x: x.clone())
+    odd.week[3] = 12
+    with pytest.raises(ValueError, match="row 5, column 'week': expected a week of the season, 0 to 11"):
+        panel(odd, env, "x.csv")
+    with pytest.raises(ValueError, match="no such parameter: alfa"):
+        twin(env, assumed=["alfa"])
+    with pytest.raises(ValueError, match="expected the path of a log"):
+        twin(env).train(Log(), lambda: None, None, lambda: False)
+    checkpoint.save(tmp_path / "ppo.pt", {"name": "ppo", "agent": {}})
+    with pytest.raises(ValueError, match="expected a checkpoint of algo=twin, got ppo"):
+        environment(twin=str(tmp_path / "ppo.pt"))
+    state = checkpoint.load(path)
+    for member in state["agent"]["members"]:
+        member["centre"] = torch.zeros(7)
+    checkpoint.save(path, state)
+    with pytest.raises(ValueError, match="fitted to customers of 7 features, here they have 24"):
+        environment(twin=path)
+
+
+@pytest.fixture(scope="module")
+def world_itself():
+    """A twin whose only member is the world's own G, held against 1,500 customers' random decisions."""
+    env, log = collected(1500)
+    model = twin(env, held={"customers": 0.9, "weeks": 2})
+    model.learn_from(log)
+    model.iteration, member, truth = 1, model.members[0], env.population
+    with torch.no_grad():
+        for x, y in ((member.middle, truth.mean), (member.spread, truth.std), (member.linear.weight, truth.mixing)):
+            x.copy_(y)
+    return env, model
+
+
+def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
+    env, model = world_itself
+    report = model.evaluation(env).run(model, "twin")
+    assert report.extra["warnings"] == [] and set(report.rows) == {"trips", "redeemed", "opt_out", "churn"}
+    for name, row in report.rows.items():
+        sd = (row["actual"] / row["decisions"]) ** 0.5
+        assert abs(row["predicted"] - row["actual"]) < 4 * sd and row["ece"] < 5 * sd and row["skill"] > 0, name
+    weeks = report.extra["weeks"]
+    assert [row["week"] for row in weeks if row["held_out"]] == [10, 11]
+    for row in weeks:
+        assert row["trips"][1] == pytest.approx(row["trips"][0], abs=4 * row["decisions"] ** 0.5 / 2)
+        assert row["spend"][1] == pytest.approx(row["spend"][0], rel=0.25)
+    assert report.extra["drivers"]["habit"] > 0 and len(report.extra["uplift"]["deciles"]) == 10
+    assert {"calibration", "weeks", "drivers", "uplift", "qini", "cost"} <= set(report.plots)
+    assert "held-out week 11" in report.caption and report.markdown().count("|")
+
+
+def test_trips_that_no_equation_explains_are_named(world_itself):
+    """Whoever is contacted by a channel that nobody sees buys all the same: who sent knew."""
+    env, model = world_itself
+    log, evaluation = model.log, model.evaluation(env)
+    by_push = (log.offer > 0) & (log.channel == 0) & log.there & (log.state.status == 0)
+    told = evaluation.misfit(model, replace(log, bought=log.bought | by_push))
+    assert len(told) == 1 and "by push" in told[0]

@@ -1,0 +1,262 @@
+"""Uplift: curves, coefficients and bins against scalar versions and scikit-uplift; learners against effects that are known."""
+from __future__ import annotations
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from test_conf import composed
+from test_off_policy_benches import shop
+
+from rlcore import effects, uplift
+from rlcore.outcomes import Linear, Network
+
+
+def trial(n=400, ties=True, seed=0):
+    """A randomised test with a score that says something, and ties in it."""
+    g = torch.Generator().manual_seed(seed)
+    score = torch.rand(n, generator=g, dtype=torch.float64)
+    treated = torch.rand(n, generator=g) < 0.6
+    outcome = (torch.rand(n, generator=g) < 0.2 + 0.5 * score * treated).double()
+    return outcome, (score * 8).round() if ties else score, treated
+
+
+def scalar_points(outcome, score, treated, qini):
+    """The curve of either kind, one customer after the other."""
+    points, rows = [(0, 0.0)], list(zip(outcome.tolist(), score.tolist(), treated.tolist()))
+    for level in sorted({s for _, s, _ in rows}, reverse=True):
+        t = [y for y, s, w in rows if s >= level and w]
+        c = [y for y, s, w in rows if s >= level and not w]
+        if qini:
+            gain = sum(t) - (sum(c) * len(t) / len(c) if c else 0.0)
+        else:
+            gain = ((sum(t) / len(t) if t else 0.0) - (sum(c) / len(c) if c else 0.0)) * (len(t) + len(c))
+        points.append((len(t) + len(c), gain))
+    return points
+
+
+def scalar_area(points):
+    """Area above the line to the end."""
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:]))
+    return area - points[-1][0] * points[-1][1] / 2
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_curves_are_those_of_a_scalar_version(ties):
+    outcome, score, treated = trial(ties=ties)
+    outcome = outcome * 3.7  # money
+    for kind, curve in ((True, uplift.qini_curve), (False, uplift.uplift_curve)):
+        x, y = curve(outcome, score, treated)
+        wanted = scalar_points(outcome, score, treated, kind)
+        assert x.tolist() == [n for n, _ in wanted]
+        torch.testing.assert_close(y, torch.tensor([g for _, g in wanted], dtype=torch.float64))
+        assert uplift.above_random(x, y).item() == pytest.approx(scalar_area(wanted))
+    best = scalar_area(scalar_points(outcome, torch.where(treated, outcome, -outcome), treated, True))
+    assert uplift.qini(outcome, score, treated).item() == pytest.approx(
+        scalar_area(scalar_points(outcome, score, treated, True)) / best)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_coefficients_and_bins_are_scikit_uplift_s(seed):
+    metrics = pytest.importorskip("sklift.metrics")
+    for ties in (True, False):
+        outcome, score, treated = trial(ties=ties, seed=seed)
+        args = outcome.int().numpy(), score.numpy(), treated.int().numpy()
+        assert uplift.qini(outcome, score, treated).item() == pytest.approx(metrics.qini_auc_score(*args), abs=1e-12)
+        assert uplift.auuc(outcome, score, treated).item() == pytest.approx(metrics.uplift_auc_score(*args), abs=1e-12)
+        found = uplift.by_bin(outcome, score, treated, 7)
+        theirs = metrics.uplift_by_percentile(*args, bins=7, std=True)
+        for ours, name in ((found.treated, "n_treatment"), (found.others, "n_control"), (found.uplift, "uplift"),
+                           (found.treated_mean, "response_rate_treatment"), (found.others_mean, "response_rate_control"),
+                           (found.std, "std_uplift")):
+            assert ours.tolist() == pytest.approx(theirs[name].tolist(), abs=1e-12), name
+        assert found.average.item() == pytest.approx(metrics.weighted_average_uplift(*args, bins=7), abs=1e-12)
+    mostly = trial(seed=seed)[0] * 0 + (torch.arange(400) % 5 > 0)  # more buy anyhow than would never
+    args = mostly.int().numpy(), score.numpy(), treated.int().numpy()
+    assert uplift.auuc(mostly, score, treated).item() == pytest.approx(metrics.uplift_auc_score(*args), abs=1e-12)
+
+
+def test_a_weight_counts_a_customer_that_often():
+    outcome, score, treated = trial(60)
+    weight = torch.poisson(torch.ones(4, 60), generator=torch.Generator().manual_seed(1))
+    for measure in (uplift.qini, uplift.auuc):
+        wanted = [measure(*(x.repeat_interleave(w.long()) for x in (outcome, score, treated))).item() for w in weight]
+        assert measure(outcome, score, treated, weight).tolist() == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="expected outcomes 0 or 1"):
+        uplift.auuc(2 * outcome, score, treated)
+
+
+def test_hindsight_is_one_and_a_constant_nothing():
+    outcome, score, treated = trial()
+    best = torch.where(treated, outcome, -outcome)
+    assert uplift.qini(outcome, best, treated).item() == pytest.approx(1.0)
+    assert uplift.qini(outcome, torch.zeros(400), treated).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_resampled_differences_have_the_spread_of_new_tests():
+    def one(seed):
+        outcome, score, treated = trial(500, ties=False, seed=seed)
+        noisy = score + 0.3 * torch.randn(500, generator=torch.Generator().manual_seed(seed + 999), dtype=torch.float64)
+        return uplift.Tested(torch.arange(500), outcome, treated, torch.stack((score, noisy)))
+    anew = torch.tensor([[uplift.qini(t.outcome, s, t.treated) for s in t.scores] for t in map(one, range(200))])
+    test = one(0)
+    drawn = uplift.bootstrap([test, test], 500, 400, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2, 2, 400) and torch.equal(drawn[0], drawn[1])
+    difference = drawn[0, 0] - drawn[0, 1]
+    assert difference.std().item() == pytest.approx((anew[:, 0] - anew[:, 1]).std().item(), rel=0.25)
+    assert difference.std() < 0.8 * drawn[0].std(1).norm()  # paired: less than of independent ones
+
+
+def test_a_cost_curve_ends_at_what_was_gained_and_spent_in_all():
+    outcome, score, treated = trial(4000, ties=False)
+    cost = treated * 1.0
+    spent, gained = uplift.cost_curve(outcome, cost, score, treated)
+    effect = outcome[treated].mean() - outcome[~treated].mean()
+    assert spent[-1].item() == pytest.approx(4000) and gained[-1].item() == pytest.approx(4000 * effect.item())
+    areas = [uplift.cost_area(*uplift.cost_curve(outcome, cost, s, treated)).item()
+             for s in (score, -score, torch.rand(4000, generator=torch.Generator().manual_seed(3)))]
+    assert areas[0] > 0.55 > 0.45 > areas[1] and areas[2] == pytest.approx(0.5, abs=0.05)
+
+
+def test_drivers_are_what_the_effect_depends_on():
+    g = torch.Generator().manual_seed(0)
+    obs, treated = torch.randn(4000, 3, generator=g), torch.rand(4000, generator=g) < 0.5
+    outcome = torch.rand(4000, generator=g) < 0.3 + 0.3 * treated * (obs[:, 1] > 0)
+    lost = uplift.drivers(lambda x: x[:, 1] + 0.1 * x[:, 0], obs, outcome.double(), treated,
+                          {"first": [0], "second": [1], "none": [2]}, 3, g)
+    assert list(lost)[0] == "second" and lost["second"] > 0.05 and lost["none"] == 0.0 and abs(lost["first"]) < 0.02
+
+
+# ── learners ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def ridge(**changes):
+    return Linear(**{"ridge": 1.0, "own": True, "scaled": False, **changes})
+
+
+def network():
+    return Network(hidden=[32], activation=torch.nn.ReLU, lr=1e-2, decay=1e-3, steps=300, batch_size=512)
+
+
+def made(kind, model):
+    """Make a learner."""
+    extra = {"X": {"effect": ridge()}, "DR": {"effect": ridge(), "folds": 2, "floor": 0.01}}.get(kind, {})
+    return getattr(effects, kind)(model=model, **extra)
+
+
+def campaign(n=6000, confounded=False, seed=0):
+    """Three arms, two outcomes; arm a's effect on the first is a + a·x₀, none on the second; x₁ moves both anyhow."""
+    g = torch.Generator().manual_seed(seed)
+    obs = torch.randn(n, 3, generator=g)
+    lean = torch.sigmoid(2 * obs[:, 1:2]) if confounded else torch.full((n, 1), 0.5)
+    probs = torch.cat((1 - lean, lean / 2, lean / 2), 1)
+    action = torch.multinomial(probs, 1, generator=g)[:, 0]
+    first = obs[:, 1] + action * (1 + obs[:, 0]) + 0.5 * torch.randn(n, generator=g)
+    outcome = torch.stack((first, 2 * obs[:, 1] + 0.5 * torch.randn(n, generator=g)), 1)
+    effect = torch.arange(3) * (1 + obs[:, :1])
+    return obs, action, outcome, probs.gather(1, action[:, None])[:, 0], effect
+
+
+@pytest.mark.parametrize("model", [ridge, network])
+@pytest.mark.parametrize("kind", ["S", "T", "X", "DR"])
+def test_learners_find_the_effects_of_several_arms(kind, model):
+    obs, action, outcome, propensity, effect = campaign()
+    learner = made(kind, model())
+    fit = learner(obs, action, outcome, 3, torch.Generator().manual_seed(1), propensity)
+    table = fit(obs)
+    assert table.shape == (6000, 3, 2)
+    found = table - table[:, :1]
+    assert (found[:, :, 0] - effect).square().mean().sqrt() < (0.1 if model is ridge else 0.35)
+    assert found[:, :, 1].abs().mean() < (0.05 if model is ridge else 0.25)
+    assert (table[:, 0, 0] - obs[:, 1]).square().mean().sqrt() < 0.3
+    again = learner.empty(3, 3, 2)
+    again.load_state_dict(fit.state_dict())
+    torch.testing.assert_close(again(obs).float(), table.float())
+
+
+def test_dr_is_right_where_either_part_is():
+    """Outcomes curved in what treatment leans on: a straight model of them is wrong, propensities put it right."""
+    obs, action, outcome, propensity, effect = campaign(20000, confounded=True)
+    outcome = outcome + 2 * torch.relu(obs[:, 1:2])
+    dr = effects.DR(model=Linear(ridge=1.0, own=False, scaled=False), effect=ridge(), folds=2, floor=0.01)
+    blind = obs * torch.tensor([1.0, 0.0, 1.0])  # a model that doesn't see what treatment leaned on
+    wrong = {}
+    for name, learner in (("S", effects.S(model=ridge())), ("DR", dr)):
+        table = learner(blind, action, outcome, 3, torch.Generator().manual_seed(0), propensity)(blind)[:, :, 0]
+        wrong[name] = (table - table[:, :1] - effect).mean(0).abs().max().item()
+    assert wrong["DR"] < 0.15 < 1.0 < wrong["S"], wrong
+    # without propensities given, estimated ones and a right model do as well
+    fit = made("DR", ridge())(obs, action, outcome - 2 * torch.relu(obs[:, 1:2]), 3, torch.Generator().manual_seed(0))
+    assert ((fit(obs) - fit(obs)[:, :1])[:, :, 0] - effect).square().mean().sqrt() < 0.15
+
+
+def test_pseudo_outcomes_have_the_mean_of_either_truth():
+    table = torch.tensor([[[1.0], [2.0]]]).expand(2, 2, 1)
+    got = effects.pseudo_outcomes(table, torch.eye(2), torch.tensor([[3.0], [5.0]]), torch.tensor([0.5, 0.25]))
+    assert got[..., 0].tolist() == [[1 + 2 / 0.5, 2.0], [1.0, 2 + 3 / 0.25]]
+
+
+def test_x_goes_by_whoever_there_are_more_of():
+    """g·τ₀ + (1 − g)·τ₁: where most are treated, by the effects on the untreated, that their better model imputed."""
+    class Stub(torch.nn.Module):
+        def __init__(self, *values):
+            super().__init__()
+            self.values = torch.tensor(values)
+
+        def forward(self, x):
+            return self.values.expand(len(x), 1, -1)
+    fit = effects.Averaged(Stub(10.0), Stub(1.0), Stub(3.0), Stub(0.2, 0.8))
+    torch.testing.assert_close(fit(torch.zeros(2, 1))[:, :, 0], torch.tensor([[10.0, 10 + 0.8 * 3 + 0.2 * 1]]).expand(2, -1))
+
+
+def test_no_customer_is_in_two_folds_of_dr():
+    seen = []
+
+    def model(obs, action, outcome, actions, generator):
+        seen.append(set(obs[:, 0].tolist()))
+        return ridge()(obs, action, outcome, actions, generator)
+    cluster = torch.arange(30).repeat(4)
+    learner = effects.DR(model=model, effect=ridge(), folds=3, floor=0.01)
+    learner(cluster[:, None].float(), cluster % 2, torch.zeros(120, 1), 2, torch.Generator().manual_seed(0), None, cluster)
+    assert len(seen) == 3 and all(len(s) == 20 for s in seen) and set.intersection(*seen) == set()
+
+
+def test_an_arm_that_was_never_taken_is_named():
+    with pytest.raises(ValueError, match="action 2: expected decisions to learn from, got none"):
+        made("T", ridge())(torch.randn(10, 2), torch.arange(10) % 2, torch.zeros(10, 1), 3, torch.Generator())
+
+
+def test_rearranged_effects_grow_and_come_no_further_from_the_truth():
+    g = torch.Generator().manual_seed(0)
+    truth = torch.rand(50, 5, 2, generator=g).cumsum(1)
+    table = truth + torch.randn(50, 5, 2, generator=g)
+    got = effects.rearranged(table, [[1, 3], [2, 4]], [0])
+    assert (got[:, 3, 0] >= got[:, 1, 0]).all() and (got[:, 4, 0] >= got[:, 2, 0]).all()
+    assert torch.equal(got[:, 0], table[:, 0]) and torch.equal(got[..., 1], table[..., 1]) and not torch.equal(got, table)
+    assert ((got - truth).square().sum((1, 2)) <= (table - truth).square().sum((1, 2)) + 1e-5).all()
+    assert torch.equal(effects.Ordered(torch.nn.Identity(), [[1, 3], [2, 4]], [0])(table), got)
+
+
+@pytest.mark.parametrize("kind", ["s", "t", "x", "dr"])
+def test_learners_are_made_from_their_files(kind):
+    learner = instantiate(composed("bench=hillstrom", f"+effects={kind}", name="bench").effects, _convert_="all")
+    assert isinstance(learner, getattr(effects, kind.upper()))
+
+
+def test_the_bench_finds_whom_a_mail_helps(tmp_path, capsys):
+    for package in ("sklift", "pyarrow"):
+        pytest.importorskip(package)
+    shop(2400).to_parquet(tmp_path / "shop.parquet")  # men's mail helps half of them, any mail both halves alike
+    config = composed("bench=uplift", *(f"~bench.learners.{kind}_network" for kind in ("S", "T", "X", "DR")),
+                      "~bench.boosters.GB", "~bench.boosters.HistGB", name="bench").bench
+    config.update({"path": str(tmp_path / "shop.parquet"), "splits": 2, "fold_count": 2, "replications": 40, "repeats": 1})
+    config.mails = {"men's": [1]}
+    found = instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)["mails"]["men's"]
+    rows = found["rows"]
+    assert set(rows) == {*config.learners, "chosen of ours", "S of gentle HistGB", "T of gentle HistGB", "X of gentle HistGB"}
+    assert found["best_peer"].endswith("gentle HistGB") and list(found["drivers"])[0] in ("mens", "womens")
+    assert all(row["qini"][1] > 0.1 for row in rows.values()) and rows["chosen of ours"]["ours_less"] == [0.0, 0.0, 0.0]
+    assert sum(row["times_chosen"] for row in rows.values()) == 2
+    best = found["bins"][0]
+    assert best["uplift"][0] > 0.25 and abs(best["uplift"][-1]) < 0.15
+    assert {"qini_mens.png", "deciles_mens.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "best of the peers" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="bench.outcome: expected one of visit"):
+        instantiate(config, _convert_="all", outcome="smile")(tmp_path, torch.device("cpu"), 0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from rlcore.networks import mlp
@@ -15,6 +15,18 @@ from rlcore.networks import mlp
 CHUNK = 65536  # rows predicted at once
 FLOOR = 0.01  # of the mean: the least outcome whose logarithm is taken
 Predict = Callable[[Tensor], Tensor]  # observations [B, D] → outcomes of all actions [B, A, K]
+
+
+@torch.enable_grad()
+def descend(net: nn.Module, loss: Callable[[], Tensor], lr: float, decay: float, steps: int) -> None:
+    """Fit a network by AdamW on `steps` minibatches, whose losses `loss` gives, at a rate that falls to a fiftieth."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+        schedule.step()
 
 
 class Network:
@@ -31,17 +43,13 @@ class Network:
         centre, scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
         middle, spread = outcome.mean(0), outcome.std(0).clamp_min(1e-6)
         net = mlp([obs.shape[1], *self.hidden, actions * kinds], self.activation, 0.01).to(obs)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.decay, fused=True)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
-        for _ in range(self.steps):
+
+        def loss() -> Tensor:
             rows = torch.randint(len(obs), (self.batch_size,), generator=generator, device=obs.device)
             table = net((obs[rows] - centre) / scale).view(-1, actions, kinds)
             got = table[torch.arange(len(rows), device=obs.device), action[rows]]
-            loss = functional.mse_loss(got, (outcome[rows] - middle) / spread)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            return functional.mse_loss(got, (outcome[rows] - middle) / spread)
+        descend(net, loss, self.lr, self.decay, self.steps)
 
         @torch.no_grad()
         def predict(x: Tensor) -> Tensor:

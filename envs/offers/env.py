@@ -49,7 +49,7 @@ class OffersEnv(BatchedEnv):
                                         self.price_range, self.drift_range)
         self.obs_dim, self.context_dim = self.observe.dim, self.observe.context_dim
         self.static = self.population.num_features
-        self.drawn = self.observe.habit
+        self.drawn, self.steered = self.observe.habit, self.observe.steered
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""

@@ -23,6 +23,7 @@ class Observation:
         self.context_dim = num_features + HABITS + FATIGUES + EXPECTATIONS + 3 + weeks
         self.dim = self.context_dim + 2
         self.habit = slice(num_features, num_features + HABITS)
+        self.steered = slice(self.habit.stop, self.context_dim - weeks)  # fatigue, expectation, status
 
     def context(self, features: Tensor, state: State, week: int) -> Tensor:
         """Lay out what outcomes depend on, [N, context_dim]."""

@@ -8,6 +8,7 @@ from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rlcore.logged import Logged
 from rlcore.outcomes import CHUNK, descend, folds, numbered
@@ -36,15 +37,16 @@ class Baseline:
     γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so no action's rank changes. Of `steps` minibatches each
     has its goals by a copy of the network that moves every `target_every`.
 
-    `model` fits, on at most `sample` decisions each, what takes chance out (null: it stays in):
-    - size: what a trip of a customer brings, the unit of everything else, for money comes in proportion to it;
-    - hazard: who is lost for good, where the environment tells, by the state and whether a trip was made. Those who stayed
-      are then learned from alone, what follows them times their chance to stay: the same in expectation;
-    - surrogate: how far the columns that the environment calls drawn move the value of the next state, by what else is
-      known of it and by trip and redemption; its mean takes the place of the draw;
-    - gain: what a decision brings in all by what came of it (no trip, a trip, a redemption). With `response`, the
-      probabilities of these by state and pair, its mean takes the place of what came.
-    A decision is taken to change whom it loses and what is drawn by trip and redemption alone.
+    That leaves noise far above what a decision does. So where spend is priced and `likely` fits what comes of decisions
+    (null: rewards count as they came), a reward is what they bring as expected (the direct method), less what the same
+    customer would have brought rested and left alone, by the same models: their errors in what a customer is worth then
+    cancel, and only those in what a decision changes are left. A decision is taken to act on the reward by trip and
+    redemption, by spend, and through the state that follows; those models are
+    - size: what a trip of a customer brings, the unit of values, for money comes in proportion to it (`model`);
+    - trip and redemption by state and pair, and by state and trip who is lost for good (`likely`). Those who stayed are
+      learned from alone, what follows them times their chance to stay: the same in expectation;
+    - growth: how far a week moves Φ by what came of it (`model`).
+    `model` is fitted on at most `sample` decisions.
     """
 
     def __init__(self, *, net: Callable, lr: float, decay: float, steps: int, batch_size: int, target_every: int,
@@ -98,36 +100,28 @@ class Half:
     def __init__(self, options: Baseline, env, log: Logged, profit: Tensor, gamma: float, rows: Tensor, generator):
         self.options, self.env, self.log, self.profit, self.gamma = options, env, log, profit, gamma
         self.generator, self.width = generator, env.context_dim
-        if env.steered is not None:
-            self.steered = torch.arange(env.context_dim, device=profit.device)[env.steered]
         self.next = log.obs if log.next_obs is None else log.next_obs
-        self.kind = torch.where(log.redeemed > 0, REDEEMED, torch.where(log.trips > 0, TRIP, NONE))
+        self.expects = options.likely is not None and env.priced
+        self.hazard = self.sizes = None
+        if not self.expects:
+            self.value = options.fit(self._batch, rows, self.width, env.nvec, generator)
+            return
         lost, gone = env.lost(self.next[rows]), env.lost(log.obs[rows])
-        if not options.likely or lost is None:
-            lost = gone = torch.zeros_like(rows, dtype=torch.bool)
         there, stayed = rows[~gone], rows[~lost]
-        self.sizes = self.hazard = self.surrogate = self.end = self.probs = self.gain = None
-        if options.model:
-            self._fit_size(rows)
-        if options.likely and lost.any():
-            losing = torch.zeros_like(log.terminated).index_fill_(0, rows[lost], True)
-            self.hazard = options.likely.hazard(lambda at: self._moved_by(self._obs(at), at), losing, there, generator)
+        self._fit_size(there)
+        losing = torch.zeros_like(log.terminated).index_fill_(0, rows[lost], True)
+        self.hazard = options.likely.hazard(lambda at: self._with_trip(at, log.trips[at] > 0), losing, there, generator)
+        kind = torch.where(log.redeemed > 0, REDEEMED, torch.where(log.trips > 0, TRIP, NONE))
+        self.probs = options.likely.response(log.obs[:, :self.width], log.action, kind, there, env.nvec, generator)
         self.value = options.fit(self._batch, stayed, self.width, env.nvec, generator)
-        if options.model and env.drawn is not None and log.next_obs is not None:
-            self._fit_surrogate(stayed)
-        if options.model and options.likely and env.priced:
-            self.probs = options.likely.response(log.obs[:, :self.width], log.action, self.kind, there, env.nvec, generator)
-            some = self._some(stayed)
-            outcome = self._over(some, lambda at: self._reward(at)[0] + self.log.spend[at] / self.size(at))
-            self.gain = self._model(self._obs(some), self.kind[some], outcome, REDEEMED + 1)
+        some = self._some(stayed)
+        moved = torch.cat([self._moved(at) for at in some.split(CHUNK)])
+        self.growth = self._model(self._own(self._obs(some)), kind[some], moved, REDEEMED + 1)
 
     # ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def _some(self, rows: Tensor) -> Tensor:
         order = torch.randperm(len(rows), generator=self.generator, device=rows.device)
         return rows[order[:self.options.sample]]
-
-    def _over(self, rows: Tensor, function: Callable) -> Tensor:
-        return torch.cat([function(part) for part in rows.split(CHUNK)])
 
     def _model(self, x: Tensor, action: Tensor, outcome: Tensor, actions: int) -> Callable[[Tensor], Tensor]:
         predict = self.options.model(x, action, outcome[:, None], actions, self.generator)
@@ -141,31 +135,22 @@ class Half:
             static, earned = self.log.obs[bought, :self.env.static], self.profit[bought] + self.log.spend[bought]
             self.sizes = self._model(static, torch.zeros_like(bought), earned.log(), 1)
 
-    def _fit_surrogate(self, stayed: Tensor) -> None:
-        """Fit what the end is worth, and how far chance moves the value of the next state."""
-        ends = stayed[self.log.terminated[stayed]]
-        if len(ends):
-            some = self._some(ends)
-            terminal = self.log.terminal[some] / self.size(some)
-            self.end = self._model(self.next[some, :self.width], torch.zeros_like(some), terminal, 1)
-        some = self._some(stayed)
-        x = self._over(some, lambda at: self._swapped(at)[1])
-        moved = self._over(some, lambda at: self._swapped(at)[0])
-        self.surrogate = self._model(x, torch.zeros_like(some), moved, 1)
-
-    def _own(self, x: Tensor) -> Tensor:
-        """Leave out of contexts what decisions move by themselves: what that costs or brings is theirs, and the potential
-        can't be trusted to tell it to a thousandth of a customer's value."""
-        return x if self.env.steered is None else x.index_fill(1, self.steered, 0.0)
+    def _moved(self, rows: Tensor) -> Tensor:
+        """How far a week moved the potential, or to what the end is worth."""
+        then = torch.where(self.log.terminated[rows], self.log.terminal[rows] / self.size(rows),
+                           self.gamma * self.value(self._own(self.next[rows, :self.width])))
+        return then - self.value(self._own(self._obs(rows)))
 
     # ── what they say of rows [B] ───────────────────────────────────────────────────────────────────────────────────
     def _obs(self, rows: Tensor) -> Tensor:
         return self.log.obs[rows, :self.width]
 
-    def _moved_by(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Add trip and redemption, which move what a customer becomes, and whether the end has come."""
-        columns = self.log.trips[rows] > 0, self.log.redeemed[rows] > 0, self.log.terminated[rows]
-        return torch.cat((x, *(column[:, None].to(x) for column in columns)), 1)
+    def _own(self, x: Tensor) -> Tensor:
+        """Leave out of contexts what decisions move: what that costs or brings is theirs, not the customer's."""
+        return self.env.rested(x) if self.expects else x
+
+    def _with_trip(self, rows: Tensor, trip: Tensor) -> Tensor:
+        return torch.cat((self._obs(rows), trip[:, None].to(self.profit)), 1)
 
     def size(self, rows: Tensor) -> Tensor:
         """What a trip brings, money."""
@@ -178,7 +163,7 @@ class Half:
         chance = torch.ones_like(self.profit[rows])
         if not self.hazard:
             return chance, chance
-        staying = 1 - self.hazard(self._moved_by(self._obs(rows), rows))
+        staying = 1 - self.hazard(self._with_trip(rows, self.log.trips[rows] > 0))
         chance = torch.where(self.env.lost(self.log.obs[rows]), chance, staying.clamp(FEWEST, 1.0))
         return chance, torch.where(self.env.lost(self.next[rows]), 0.0, 1 / chance)
 
@@ -187,38 +172,24 @@ class Half:
         chance, weight = self._stay(rows)
         now = (self.profit[rows] + chance * self.log.terminal[rows]) / self.size(rows)
         discount = torch.where(self.log.terminated[rows], 0.0, self.gamma * chance)
-        return self._own(self._obs(rows)), self.log.action[rows], self._own(self.next[rows, :self.width]), now, discount, weight
+        obs, following = (self._own(x) for x in (self._obs(rows), self.next[rows, :self.width]))
+        return obs, self.log.action[rows], following, now, discount, weight
 
-    def _follows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Value of next states x by the models."""
-        then = self.value(self._own(x))
-        return torch.where(self.log.terminated[rows], self.end(x)[:, 0], then) if self.end else then
-
-    def _swapped(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the drawn columns moved the value of the next state, and what else is known of it."""
-        x, drawn = self.next[rows, :self.width], self.env.drawn
-        still = x.clone()
-        still[:, drawn] = self.log.obs[rows, drawn]
-        return self._follows(x, rows) - self._follows(still, rows), self._moved_by(still, rows)
-
-    def _reward(self, rows: Tensor) -> Controlled:
-        """Rewards freed of a customer's value, and of chance in who is lost and in what is drawn."""
-        own, _, following, _, discount, weight = self._batch(rows)
-        ends, size = self.log.terminated[rows], self.size(rows)
-        then = torch.where(ends, self.log.terminal[rows] / size, self.gamma * self.value(following))
-        if self.surrogate:
-            moved, known = self._swapped(rows)
-            then = then + torch.where(ends, 1.0, self.gamma) * (self.surrogate(known)[:, 0] - moved)
-        return Controlled(self.profit[rows] / size + self._stay(rows)[0] * then - self.value(own), discount, weight)
+    def _brings(self, x: Tensor, action: Tensor, value: Tensor, size: Tensor) -> Tensor:
+        """What actions are expected to bring with what they leave behind, on contexts x of potentials `value`."""
+        probs, growth = self.probs(x, action), self.growth(self._own(x))
+        trip = torch.arange(REDEEMED + 1, device=x.device) != NONE
+        lost = torch.stack([self.hazard(functional.pad(x, (0, 1), value=float(made))) for made in (False, True)], 1)
+        came = trip + (1 - lost[:, trip.long()]) * (value[:, None] + growth)
+        redeem = probs[:, REDEEMED, None, None].expand(-1, *self.env.nvec)
+        spend = self.env.spend(redeem).flatten(1).gather(1, action[:, None])[:, 0]
+        return (probs * came).sum(1) - spend / size
 
     def freed(self, rows: Tensor) -> Controlled:
         """Rewards, in money, freed of all that the models can."""
-        free, size = self._reward(rows), self.size(rows)
-        reward = free.reward * size
-        if self.gain:
-            probs, gain = self.probs(self._obs(rows), self.log.action[rows]), self.gain(self._obs(rows))
-            came = gain.gather(1, self.kind[rows, None])[:, 0]
-            redeem = probs[:, REDEEMED, None, None].expand(-1, *self.env.nvec)
-            spend = self.env.spend(redeem).flatten(1).gather(1, self.log.action[rows, None])[:, 0]
-            reward = reward + self.log.spend[rows] - spend + ((probs * gain).sum(1) - came) * size
-        return free._replace(reward=reward)
+        obs, action, following, now, discount, weight = self._batch(rows)
+        value, size = self.value(obs), self.size(rows)
+        if not self.expects:
+            return Controlled(now + discount * self.value(following) - value, discount, weight)
+        reward = self._brings(self._obs(rows), action, value, size) - self._brings(obs, torch.zeros_like(action), value, size)
+        return Controlled(reward * size, discount, weight)

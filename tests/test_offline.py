@@ -187,8 +187,8 @@ def test_what_is_not_valid_gets_no_gradient_and_has_no_say(chain, keep):
 
 
 # ── what they learn ─────────────────────────────────────────────────────────────────────────────────────────────────
-TABLE = {"net": {"hidden": [], "gain": 0.01}, "optim": {"lr": 0.1}, "total_steps": 256_000,
-         "updates": 20, "batch_size": 512, "target_every": 20}
+TABLE = {"net": {"hidden": [], "gain": 0.01}, "optim": {"lr": 0.1}, "total_steps": 768_000,
+         "updates": 20, "batch_size": 512, "target_every": 50}
 
 
 def tabular(chain, **changes):
@@ -240,8 +240,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(chain):
 
 
 # ── the baseline ────────────────────────────────────────────────────────────────────────────────────────────────────
-POTENTIAL = {"model": None, "likely": None}  # and nothing else
-BASELINE = {**POTENTIAL, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 20}
+BASELINE = {"steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 50}
 
 
 def freed(env, log, **changes):
@@ -261,13 +260,14 @@ class Same:
 
 
 class Told:
-    """Probabilities of what comes of a decision, and of being lost, that are the same for all."""
+    """Probabilities of what comes of nothing and of contacts, and of being lost, the same for all."""
 
     def hazard(self, *_):
-        return lambda x: torch.full((len(x),), 0.2)
+        return lambda x: 0.2 - 0.1 * x[:, -1]
 
     def response(self, *_):
-        return lambda x, action: torch.tensor([0.5, 0.3, 0.2]).expand(len(x), 3)
+        probs = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2]])
+        return lambda x, action: probs[(action > 0).long()]
 
 
 def test_a_baseline_is_what_the_first_pair_brings(chain):
@@ -295,53 +295,36 @@ def test_a_baseline_is_fitted_on_other_customers(season, monkeypatch):
         return value
 
     monkeypatch.setattr(Baseline, "fit", fit)
-    free = freed(env, log, **POTENTIAL)
+    free = freed(env, log, likely=None)
     torch.testing.assert_close(free.reward[log.terminated], log.earned[log.terminated])
     assert len(fitted[0] | fitted[1]) == 200 and not fitted[0] & fitted[1] and 90 < len(fitted[0]) < 110
 
 
-def test_the_lost_count_as_often_as_chance_has_it(season, monkeypatch):
+def test_rewards_are_what_decisions_change_as_expected(season, monkeypatch):
     env, log = season
-    lost, there = env.lost(log.next_obs), ~env.lost(log.obs)
+    monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.full((len(x),), 10.0))
+    size = 2.0
+    free = freed(env, log, model=Same(math.log(size), 1.0, 3.0), likely=Told())
+    lost, trip = env.lost(log.next_obs), log.trips > 0
+    there = ~env.lost(log.obs)
     assert torch.equal(lost[log.week < 11], ~there[log.week > 0]) and 0.02 < lost.float().mean() < 0.5
-    monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.zeros(len(x)))
-    free = freed(env, log, model=None, likely=Told())
-    torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1.25))
-    torch.testing.assert_close(free.discount[there], torch.where(log.terminated, 0.0, 0.8)[there])
-    torch.testing.assert_close(free.reward[there], (log.profit + 0.8 * log.terminal)[there])
+    chance = torch.where(there, torch.where(trip, 0.9, 0.8), 1.0)
+    torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1 / chance))  # the lost count as often as chance has it
+    torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, chance))
+    came = 0.8 * (10 + math.log(size)), 1 + 0.9 * (10 + 1.0), 1 + 0.9 * (10 + 3.0)
+    nothing, contact = (sum(p * x for p, x in zip(probs, came)) for probs in ((0.6, 0.4, 0.0), (0.5, 0.3, 0.2)))
+    spend = 0.2 * env.world.catalogue.value[log.action // 5] + env.world.catalogue.cost[log.action % 5]
+    expected = torch.where(log.action >= 5, size * (contact - nothing) - spend, 0.0)
+    torch.testing.assert_close(free.reward, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_a_drawn_habit_counts_as_expected(season, monkeypatch):
+def test_the_rested_are_the_same_customers_without_a_contact(season):
     env, log = season
-    size, height = 2.0, torch.arange(6.0)
-    weeks = slice(env.context_dim - 12, env.context_dim)
-
-    def value(x):  # ten a step of habit, and three a week; of fatigue and the like it is not to know
-        assert not x[:, env.steered].any()
-        return 10 * x[:, env.drawn] @ height + 3 * x[:, weeks] @ torch.arange(12.0)
-
-    monkeypatch.setattr(Baseline, "fit", lambda self, *_: value)
-    free = freed(env, log, model=Same(math.log(size)), likely=None)
-    stays = ~log.terminated
-    expected = log.profit + size * (3.0 + math.log(size))  # the same habit, the next week, the mean that the model says
-    torch.testing.assert_close(free.reward[stays], expected[stays], atol=1e-3, rtol=1e-5)
-
-
-def test_what_came_of_a_decision_counts_as_expected(season, monkeypatch):
-    env, log = season
-    monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.zeros(len(x)))
-    monkeypatch.setattr(env, "drawn", None)
-    size, gain = math.exp(1.0), (1.0, 2.0, 4.0)
-    plain = freed(env, log, model=Same(*gain), likely=None)
-    told = Told()
-    told.hazard = lambda *_: lambda x: torch.zeros(len(x))
-    free = freed(env, log, model=Same(*gain), likely=told)
-    came = torch.tensor(gain)[(log.trips > 0).long() + (log.redeemed > 0).long()]
-    value = 0.2 * env.world.catalogue.value[log.action // 5]
-    cost = env.world.catalogue.cost[log.action % 5] * (log.action >= 5)
-    expected = plain.reward + log.spend - value - cost + size * (0.5 * 1 + 0.3 * 2 + 0.2 * 4 - came)
-    stay = ~env.lost(log.next_obs)
-    torch.testing.assert_close(free.reward[stay], expected[stay], atol=1e-4, rtol=1e-4)
+    rested, (first, end) = env.rested(log.obs), env.observe.contacts
+    assert torch.equal(rested[:, :first], log.obs[:, :first]) and torch.equal(rested[:, end:], log.obs[:, end:])
+    assert not env.observe.status(rested).any() and env.observe.status(log.obs).any()
+    untouched = (log.week == 0) & (log.obs[:, first + 4] == 1)  # at first nobody is tired, and half expect no discount
+    assert torch.equal(rested[untouched], log.obs[untouched]) and 50 < untouched.sum() < 150
 
 
 def test_who_has_not_seen_a_message_does_as_if_left_alone():
@@ -371,16 +354,6 @@ def test_a_response_is_how_often_things_came():
     assert likely.hazard(lambda at: obs[at], lost, rows, g)(obs[:1]).item() == pytest.approx(lost.float().mean().item(), rel=0.1)
     with pytest.raises(ValueError, match="algo.baseline.likely"):
         likely.response(obs, action, kind, rows, (6,), g)
-
-
-@pytest.mark.slow
-def test_rewards_are_freed_of_most_of_what_chance_brings():
-    env = offers(2000)
-    log = logged(env, 72_000)
-    config = OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), {
-        "steps": 500, "model": {"steps": 300, "batch_size": 1024}, "likely": {"steps": 300, "batch_size": 1024}})
-    free = instantiate(config, _convert_="all")(env, log, log.profit, 1.0, torch.Generator().manual_seed(0))
-    assert free.reward[free.weight > 0].std() < 0.25 * log.earned.std()
 
 
 # ── prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -43,17 +43,17 @@ class Baseline:
     cancel, and only those in what a decision changes are left. A decision is taken to act on the reward by trip and
     redemption, by spend, and through the state that follows; those models are
     - size: what a trip of a customer brings, the unit of values, for money comes in proportion to it (`model`);
-    - trip and redemption by state and pair, and by state and trip who is lost for good (`likely`). Those who stayed are
-      learned from alone, what follows them times their chance to stay: the same in expectation;
+    - trip and redemption by state and pair (`likely`), and by state and trip who is lost for good (`hazard`). Those who
+      stayed are learned from alone, what follows them times their chance to stay: the same in expectation;
     - growth: how far a week moves Φ by what came of it (`model`).
     `model` is fitted on at most `sample` decisions.
     """
 
     def __init__(self, *, net: Callable, lr: float, decay: float, steps: int, batch_size: int, target_every: int,
-                 model: Callable | None, likely: Likely | None, sample: int):
+                 model: Callable | None, likely: Likely | None, hazard: Likely | None, sample: int):
         self.net, self.lr, self.decay, self.steps = net, lr, decay, steps
         self.batch_size, self.target_every = batch_size, target_every
-        self.model, self.likely, self.sample = model, likely, sample
+        self.model, self.likely, self.hazard, self.sample = model, likely, hazard, sample
 
     @torch.no_grad()
     def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> Controlled:
@@ -110,7 +110,7 @@ class Half:
         there, stayed = rows[~gone], rows[~lost]
         self._fit_size(there)
         losing = torch.zeros_like(log.terminated).index_fill_(0, rows[lost], True)
-        self.hazard = options.likely.hazard(lambda at: self._with_trip(at, log.trips[at] > 0), losing, there, generator)
+        self.hazard = options.hazard.hazard(lambda at: self._with_trip(at, log.trips[at] > 0), losing, there, generator)
         kind = torch.where(log.redeemed > 0, REDEEMED, torch.where(log.trips > 0, TRIP, NONE))
         self.probs = options.likely.response(log.obs[:, :self.width], log.action, kind, there, env.nvec, generator)
         self.value = options.fit(self._batch, stayed, self.width, env.nvec, generator)

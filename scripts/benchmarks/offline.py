@@ -99,5 +99,6 @@ def draw(rows: list[dict]) -> Figure:
             axes.errorbar([row["decisions"] for row in line], mean, half, color=f"C{j}", linestyle="-" if k == 0 else ":",
                           marker="o", label=f"{learner}, {world}")
     axes.set_xscale("log")
-    axes.legend()
+    if rows:
+        axes.legend()
     return figure

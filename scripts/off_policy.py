@@ -24,7 +24,7 @@ class LogReport(Report):
         """Lay everything out for metrics.json."""
         return {"estimators": self.rows, **self.extra}
 
-    def figures(self, agent: str | None, curve: list[tuple[int, float]]) -> dict[str, Figure]:
+    def figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Return the plots; how the agent was trained is another matter."""
         return self.plots
 

@@ -2,22 +2,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from test_train import ROOT, SMALL
+from processes import run as script
+from test_train import SMALL
 
 from rlcore.logfile import read, write
 
 pytestmark = pytest.mark.slow
 PART = ["env.num_agents=40", "env.population.reference_size=500", "device=cpu"]
-
-
-def script(folder, name, *overrides):
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *overrides], cwd=folder, capture_output=True,
-                          text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

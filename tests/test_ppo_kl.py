@@ -3,11 +3,9 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
+import processes
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -23,7 +21,6 @@ from email_rl.policy import Policy, Samples
 from rlcore import checkpoint, losses
 from rlcore.logger import Quiet
 
-ROOT = Path(__file__).parents[1]
 WORDS = ["<stop>", "a", "b", "c", "d", "e", "f", "g"]
 WRITING = {"prompt": "{context}", "query_tokens": 4, "response_tokens": 6, "temperature": 1.0, "precision": "float32"}
 SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.lm.dim=16",
@@ -332,8 +329,7 @@ def test_distinct_2_counts_pairs_of_words():
 
 @pytest.mark.slow
 def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kept, tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *SMALL, f"algo.cache={kept}", f"hydra.run.dir={tmp_path}/run"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = processes.run(tmp_path, "train", *SMALL, f"algo.cache={kept}", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(found["reward_model"]) >= {"accuracy", "macro_f1", "log_loss", "ece"}
@@ -358,6 +354,5 @@ def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kep
     (["env=offers"], "do not fit")])
 def test_what_can_not_be_used_is_one_line(kept, tmp_path, overrides, said):
     settings = [] if overrides == ["env=offers"] else [x for x in SMALL[1:] if "algo/lm=local" not in overrides or "algo.lm." not in x]
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "algo=ppo_kl", *settings, f"algo.cache={kept}", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = processes.run(tmp_path, "train", "algo=ppo_kl", *settings, f"algo.cache={kept}", *overrides)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -315,8 +315,7 @@ def test_an_unfinished_run_or_another_input_cannot_be_refreshed(finished):
 # ── the script ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def run(tmp_path, *overrides, small=SMALL):
     """Run scripts/train.py in a folder of its own."""
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "train.py"), *small, "device=cpu", *overrides], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return processes.run(tmp_path, "train", *small, "device=cpu", *overrides)
 
 
 @pytest.mark.slow

@@ -2,11 +2,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import load
@@ -229,8 +227,7 @@ def test_the_shops_rules_reach_the_environment(shop):
 
 def run(folder, script, *overrides, check=True):
     """Run a script in a folder."""
-    done = subprocess.run([sys.executable, str(ROOT / "scripts" / f"{script}.py"), *overrides], cwd=folder, text=True,
-                          capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = processes.run(folder, script, *overrides)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,24 +24,24 @@ ITERATION = 48 * 12
 pytestmark = pytest.mark.slow
 
 
-def command(script, *overrides):
-    """The command line of a script at a small size; a checkpoint brings its own."""
+def sized(*overrides):
+    """Overrides of a small size, and these; a checkpoint brings its own."""
     said = {x.partition("=")[0] for x in overrides}
     small = [x for x in SMALL if x.partition("=")[0] not in said] if not any(x.startswith("checkpoint=") for x in overrides) else ["device=cpu", "threads=1"]
-    return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *small, *overrides]
+    return [*small, *overrides]
 
 
 def run(tmp_path, script, *overrides, check=True):
     """Run a script in a folder of its own."""
-    done = subprocess.run(command(script, *overrides), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = processes.run(tmp_path, script, *sized(*overrides))
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
 
 def start(tmp_path, *overrides):
     """Start training and return the process."""
-    return subprocess.Popen(command("train", *overrides), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True)
+    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "train.py"), *sized(*overrides)], cwd=tmp_path, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def metrics(folder):

@@ -3,16 +3,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import subprocess
-import sys
 
+import processes
 import pytest
 import torch
 from conftest import CONF, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_ppo_kl import ROOT, trainer
+from test_ppo_kl import trainer
 
 from email_rl import phrases, signs, writer
 from email_rl.data import OUTCOMES
@@ -188,8 +186,7 @@ def test_a_checkpoint_of_another_algorithm_is_refused(tmp_path):
 @pytest.mark.slow
 def test_the_script_ends_bad_input_with_one_line(saved, tmp_path):
     (tmp_path / "in.csv").write_text("context\na b\n\"\"\n")
-    bad = subprocess.run([sys.executable, str(ROOT / "scripts" / "write_email.py"), f"checkpoint={saved[0]}", "contexts=in.csv",
-                          "out=out.csv", f"hydra.run.dir={tmp_path / 'run'}"], capture_output=True, text=True, cwd=tmp_path,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    bad = processes.run(tmp_path, "write_email", f"checkpoint={saved[0]}", "contexts=in.csv", "out=out.csv",
+                        f"hydra.run.dir={tmp_path / 'run'}")
     assert bad.returncode == 2 and bad.stderr == "error: in.csv: row 3 (line 3), column context: empty; expected text\n"
     assert not (tmp_path / "out.csv").exists()

@@ -29,15 +29,12 @@ class BatchedEnv(ABC):
 
     num_agents: B.  obs_dim: D.  nvec: sizes of the action's heads.  context_dim: the leading columns of an observation
     that an action's outcome depends on (the rest, such as a price, only steers).  static: the leading ones that hold for a
-    whole episode.  drawn: those that chance moves, an action only by its trip and redemption.  truncates: whether a step can
-    be truncated at all.  redeems: whether info tells `redeemed`, which a spend head learns from.  season: the steps that a
-    rollout must have, where `begin` starts anew.  priced: whether spend costs an agent `price` [B] a unit; then `spend`
-    rollout must have, where `begin` starts anew.  drawn: columns of the context that chance moves, by nothing of an action
-    but its trip and redemption.  priced: whether spend costs an agent `price` [B] a unit; then `spend` tells what pairs will
-    cost, `reprice` draws other prices for decisions of a log, `price_seen` reads the price out of observations, and info has
-    the step's `profit` [B] (what it earned before that price) beside its reward.  pure: whether `moments`, `observe` and
-    `move` say the same as `step` in pure functions, so that a whole rollout can be one graph; the state they pass on is a
-    tensor, and no step is truncated.
+    whole episode.  truncates: whether a step can be truncated at all.  redeems: whether info tells `redeemed`, which a spend
+    head learns from.  season: the steps that a rollout must have, where `begin` starts anew.  priced: whether spend costs an
+    agent `price` [B] a unit; then `spend` tells what pairs will cost, `reprice` draws other prices for decisions of a log,
+    `price_seen` reads the price out of observations, `lost` and `rested` say more of a log's customers, and info has the
+    step's `profit` [B] (what it earned before that price) beside its reward.  pure: whether `moments`, `observe` and `move` say the same as `step` in pure functions, so
+    that a whole rollout can be one graph; the state they pass on is a tensor, and no step is truncated.
     """
 
     num_agents: int
@@ -51,7 +48,6 @@ class BatchedEnv(ABC):
     season: int | None = None
     priced: bool = False
     pure: bool = False
-    drawn: slice | None = None
 
     @abstractmethod
     def begin(self) -> tuple[Tensor, Tensor]:
@@ -66,10 +62,6 @@ class BatchedEnv(ABC):
 
     def expected_reward(self) -> Tensor | None:
         """Expected reward of this step alone by action, [B, *nvec], where the environment knows it: regret's yardstick."""
-        return None
-
-    def lost(self, obs: Tensor) -> Tensor | None:
-        """Tell which agents are lost for good, whatever is done, bool [B], where observations [B, D] tell."""
         return None
 
     def realise(self) -> None:

@@ -8,9 +8,11 @@ from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rlcore.logged import Logged
-from rlcore.outcomes import CHUNK, folds, numbered
+from rlcore.outcomes import CHUNK, descend, folds, numbered
+from rlcore.response import NONE, REDEEMED, TRIP, Likely
 
 FEWEST = 0.1  # chance to stay: what is divided by it must not explode
 
@@ -32,92 +34,162 @@ class Baseline:
     """A potential Φ: what a customer brings who is left alone, by temporal differences on a network of all pairs' values.
 
     Each pair's goal goes on with the first pair, nothing; so those who were contacted tell of it too, and Φ is its column.
-    γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so no action's rank changes. Where the environment tells
-    who is lost for good, `hazard` fits the probability of that by the state and whether a trip was made; a decision is taken
-    to change it by nothing else. Those who stayed are then learned from alone, what follows them times their chance to
-    stay: the same in expectation, without the noise of who was lost. `surrogate` fits how far the columns that the
-    environment calls drawn move the value of the next state, by what else is known of it and by trip and redemption, and
-    its mean takes the place of the draw: a decision is taken to move them by nothing else. Of `steps` minibatches each has
-    its goals by a copy of the network that moves every `target_every`.
+    γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so no action's rank changes. Of `steps` minibatches each
+    has its goals by a copy of the network that moves every `target_every`.
+
+    That leaves noise far above what a decision does. So where spend is priced and `likely` fits what comes of decisions
+    (null: rewards count as they came), a reward is what they bring as expected (the direct method), less what the same
+    customer would have brought rested and left alone, by the same models: their errors in what a customer is worth then
+    cancel, and only those in what a decision changes are left. A decision is taken to act on the reward by trip and
+    redemption, by spend, and through the state that follows; those models are
+    - size: what a trip of a customer brings, the unit of values, for money comes in proportion to it (`model`);
+    - trip and redemption by state and pair (`likely`), and by state and trip who is lost for good (`hazard`). Those who
+      stayed are learned from alone, what follows them times their chance to stay: the same in expectation;
+    - growth: how far a week moves Φ by what came of it (`model`).
+    `model` is fitted on at most `sample` decisions.
     """
 
     def __init__(self, *, net: Callable, lr: float, decay: float, steps: int, batch_size: int, target_every: int,
-                 hazard: Callable | None, surrogate: Callable | None):
+                 model: Callable | None, likely: Likely | None, hazard: Likely | None, sample: int):
         self.net, self.lr, self.decay, self.steps = net, lr, decay, steps
-        self.batch_size, self.target_every, self.hazard, self.surrogate = batch_size, target_every, hazard, surrogate
+        self.batch_size, self.target_every = batch_size, target_every
+        self.model, self.likely, self.hazard, self.sample = model, likely, hazard, sample
 
+    @torch.no_grad()
     def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> Controlled:
         """Free rewards of a log."""
-        fold, width = folds(numbered(log.customer), 2, generator), env.context_dim
-        following = log.obs if log.next_obs is None else log.next_obs
-        lost, gone = env.lost(following), env.lost(log.obs)
-        chance, weight = torch.ones_like(profit), torch.ones_like(profit)
-        if self.hazard and lost is not None:
-            chance = self._chance(log, width, lost, gone, fold, generator)
-            weight = torch.where(lost, 0.0, 1 / chance)
-        now, discount = profit + chance * log.terminal, torch.where(log.terminated, 0.0, gamma * chance)
-        reward, everyone = torch.empty_like(now), torch.arange(len(log), device=now.device).split(CHUNK)
+        fold = folds(numbered(log.customer), 2, generator)
+        columns = profit.new_empty(3, len(log))
         for k in range(2):
-            others, own = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
-            others = others[weight[others] > 0]
-            value = self._fit(log.obs[:, :width], log.action, following[:, :width], now, discount, weight, others, env.nvec,
-                              generator)
-            with torch.no_grad():
-                alone, then = (torch.cat([value(x[rows, :width])[:, 0] for rows in everyone]) for x in (log.obs, following))
-            then = then + self._drawn(log, env, value, then, others[discount[others] > 0], generator)
-            then = torch.where(discount > 0, discount * then, 0.0)
-            reward[own] = (now + then - alone)[own]
-        return Controlled(reward, discount, weight)
+            half = Half(self, env, log, profit, gamma, (fold != k).nonzero()[:, 0], generator)
+            for rows in (fold == k).nonzero()[:, 0].split(CHUNK):
+                columns[:, rows] = torch.stack(half.freed(rows))
+        return Controlled(*columns)
 
-    def _drawn(self, log: Logged, env, value: Callable, then: Tensor, rows: Tensor, generator) -> Tensor:
-        """What is to be added to values of next states [N] so that what chance drew counts as expected."""
-        if not self.surrogate or env.drawn is None or log.next_obs is None:
-            return torch.zeros_like(then)
-        swapped = log.next_obs[:, :env.context_dim].clone()
-        swapped[:, env.drawn] = log.obs[:, env.drawn]
-        with torch.no_grad():
-            moved = then - torch.cat([value(x)[:, 0] for x in swapped.split(CHUNK)])
-        seen = torch.cat((swapped, (log.trips > 0)[:, None], (log.redeemed > 0)[:, None]), 1)
-        with torch.enable_grad():
-            predict = self.surrogate(seen[rows], torch.zeros_like(rows), moved[rows, None], 1, generator)
-        return torch.cat([predict(x)[:, 0, 0] for x in seen.split(CHUNK)]) - moved
-
-    def _chance(self, log: Logged, width: int, lost: Tensor, gone: Tensor, fold: Tensor, generator) -> Tensor:
-        """Probability to stay, [N], of those who are there."""
-        seen = torch.cat((log.obs[:, :width], (log.trips > 0)[:, None]), 1)
-        chance = torch.ones_like(log.profit)
-        for k in range(2):
-            others, own = ((fold != k) & ~gone).nonzero()[:, 0], ((fold == k) & ~gone).nonzero()[:, 0]
-            with torch.enable_grad():
-                predict = self.hazard(seen[others], torch.zeros_like(others), lost[others, None].float(), 1, generator)
-            for rows in own.split(CHUNK):
-                chance[rows] = (1 - predict(seen[rows])[:, 0, 0]).clamp(FEWEST, 1.0)
-        return chance
-
-    def _fit(self, obs: Tensor, action: Tensor, following: Tensor, now: Tensor, discount: Tensor, weight: Tensor,
-             rows: Tensor, nvec: tuple[int, ...], generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """Fit values of pairs to rows of a log; return them [B, Πn] as a function of contexts [B, D]."""
+    def fit(self, batch: Callable, rows: Tensor, width: int, nvec: tuple[int, ...],
+            generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Fit values of pairs to rows of a log, which `batch` turns into obs, action, following, now, discount, weight;
+        return Φ [B] as a function of contexts [B, D]."""
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
-        centre, scale = obs[rows].mean(0), obs[rows].std(0).clamp_min(1e-3)
-        size = now.std().clamp_min(1e-6) / (1 - discount[rows].mean()).clamp_min(0.05)  # about that of a value
-        net = self.net(obs.shape[1], nvec).to(obs)
+        some = batch(rows[torch.randint(len(rows), (CHUNK,), generator=generator, device=rows.device)])
+        centre, scale = some[0].mean(0), some[0].std(0).clamp_min(1e-3)
+        size = some[3].std().clamp_min(1e-6) / (1 - some[4].mean()).clamp_min(0.05)  # about that of a value
+        net = self.net(width, nvec).to(some[0])
         frozen = deepcopy(net).requires_grad_(False)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.decay, fused=True)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
+        count = iter(range(self.steps))
 
         def values(network, x):
             return network((x - centre) / scale) * size
 
-        with torch.enable_grad():
-            for step in range(self.steps):
-                at = rows[torch.randint(len(rows), (self.batch_size,), generator=generator, device=rows.device)]
-                goal = now[at] + discount[at] * values(frozen, following[at])[:, 0]
-                got = values(net, obs[at]).gather(1, action[at, None])[:, 0]
-                loss = (weight[at] * (got - goal).square()).mean() / size.square()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                if (step + 1) % self.target_every == 0:
-                    frozen.load_state_dict(net.state_dict())
-        return lambda x: values(net, x)
+        def loss() -> Tensor:
+            if next(count) % self.target_every == 0:
+                frozen.load_state_dict(net.state_dict())
+            at = rows[torch.randint(len(rows), (self.batch_size,), generator=generator, device=rows.device)]
+            obs, action, following, now, discount, weight = batch(at)
+            with torch.no_grad():
+                goal = now + discount * values(frozen, following)[:, 0]
+            got = values(net, obs).gather(1, action[:, None])[:, 0]
+            return (weight * (got - goal).square()).mean() / size.square()
+        descend(net, loss, self.lr, self.decay, self.steps)
+        return lambda x: values(net, x)[:, 0]
+
+
+class Half:
+    """Models fitted on some `rows` of a log, and what they free others of. All but `freed` is in units of `size`."""
+
+    def __init__(self, options: Baseline, env, log: Logged, profit: Tensor, gamma: float, rows: Tensor, generator):
+        self.options, self.env, self.log, self.profit, self.gamma = options, env, log, profit, gamma
+        self.generator, self.width = generator, env.context_dim
+        self.next = log.obs if log.next_obs is None else log.next_obs
+        self.expects = options.likely is not None and env.priced
+        self.hazard = self.sizes = None
+        if not self.expects:
+            self.value = options.fit(self._batch, rows, self.width, env.nvec, generator)
+            return
+        lost, gone = env.lost(self.next[rows]), env.lost(log.obs[rows])
+        there, stayed = rows[~gone], rows[~lost]
+        self._fit_size(there)
+        losing = torch.zeros_like(log.terminated).index_fill_(0, rows[lost], True)
+        self.hazard = options.hazard.hazard(lambda at: self._with_trip(at, log.trips[at] > 0), losing, there, generator)
+        kind = torch.where(log.redeemed > 0, REDEEMED, torch.where(log.trips > 0, TRIP, NONE))
+        self.probs = options.likely.response(log.obs[:, :self.width], log.action, kind, there, env.nvec, generator)
+        self.value = options.fit(self._batch, stayed, self.width, env.nvec, generator)
+        some = self._some(stayed)
+        moved = torch.cat([self._moved(at) for at in some.split(CHUNK)])
+        self.growth = self._model(self._own(self._obs(some)), kind[some], moved, REDEEMED + 1)
+
+    # ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _some(self, rows: Tensor) -> Tensor:
+        order = torch.randperm(len(rows), generator=self.generator, device=rows.device)
+        return rows[order[:self.options.sample]]
+
+    def _model(self, x: Tensor, action: Tensor, outcome: Tensor, actions: int) -> Callable[[Tensor], Tensor]:
+        predict = self.options.model(x, action, outcome[:, None], actions, self.generator)
+        return lambda x: predict(x)[..., 0]
+
+    def _fit_size(self, rows: Tensor) -> None:
+        """Fit what a trip brings."""
+        earned = self.profit[rows] + self.log.spend[rows]
+        bought = self._some(rows[(self.log.trips[rows] > 0) & (earned > 0)])
+        if len(bought):
+            static, earned = self.log.obs[bought, :self.env.static], self.profit[bought] + self.log.spend[bought]
+            self.sizes = self._model(static, torch.zeros_like(bought), earned.log(), 1)
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        """How far a week moved the potential, or to what the end is worth."""
+        then = torch.where(self.log.terminated[rows], self.log.terminal[rows] / self.size(rows),
+                           self.gamma * self.value(self._own(self.next[rows, :self.width])))
+        return then - self.value(self._own(self._obs(rows)))
+
+    # ── what they say of rows [B] ───────────────────────────────────────────────────────────────────────────────────
+    def _obs(self, rows: Tensor) -> Tensor:
+        return self.log.obs[rows, :self.width]
+
+    def _own(self, x: Tensor) -> Tensor:
+        """Leave out of contexts what decisions move: what that costs or brings is theirs, not the customer's."""
+        return self.env.rested(x) if self.expects else x
+
+    def _with_trip(self, rows: Tensor, trip: Tensor) -> Tensor:
+        return torch.cat((self._obs(rows), trip[:, None].to(self.profit)), 1)
+
+    def size(self, rows: Tensor) -> Tensor:
+        """What a trip brings, money."""
+        if not self.sizes:
+            return torch.ones_like(self.profit[rows])
+        return self.sizes(self.log.obs[rows, :self.env.static])[:, 0].exp()
+
+    def _stay(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The chance to stay, and the weight of who did."""
+        chance = torch.ones_like(self.profit[rows])
+        if not self.hazard:
+            return chance, chance
+        staying = 1 - self.hazard(self._with_trip(rows, self.log.trips[rows] > 0))
+        chance = torch.where(self.env.lost(self.log.obs[rows]), chance, staying.clamp(FEWEST, 1.0))
+        return chance, torch.where(self.env.lost(self.next[rows]), 0.0, 1 / chance)
+
+    def _batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What values are fitted to."""
+        chance, weight = self._stay(rows)
+        now = (self.profit[rows] + chance * self.log.terminal[rows]) / self.size(rows)
+        discount = torch.where(self.log.terminated[rows], 0.0, self.gamma * chance)
+        obs, following = (self._own(x) for x in (self._obs(rows), self.next[rows, :self.width]))
+        return obs, self.log.action[rows], following, now, discount, weight
+
+    def _brings(self, x: Tensor, action: Tensor, value: Tensor, size: Tensor) -> Tensor:
+        """What actions are expected to bring with what they leave behind, on contexts x of potentials `value`."""
+        probs, growth = self.probs(x, action), self.growth(self._own(x))
+        trip = torch.arange(REDEEMED + 1, device=x.device) != NONE
+        lost = torch.stack([self.hazard(functional.pad(x, (0, 1), value=float(made))) for made in (False, True)], 1)
+        came = trip + (1 - lost[:, trip.long()]) * (value[:, None] + growth)
+        redeem = probs[:, REDEEMED, None, None].expand(-1, *self.env.nvec)
+        spend = self.env.spend(redeem).flatten(1).gather(1, action[:, None])[:, 0]
+        return (probs * came).sum(1) - spend / size
+
+    def freed(self, rows: Tensor) -> Controlled:
+        """Rewards, in money, freed of all that the models can."""
+        obs, action, following, now, discount, weight = self._batch(rows)
+        value, size = self.value(obs), self.size(rows)
+        if not self.expects:
+            return Controlled(now + discount * self.value(following) - value, discount, weight)
+        reward = self._brings(self._obs(rows), action, value, size) - self._brings(obs, torch.zeros_like(action), value, size)
+        return Controlled(reward * size, discount, weight)

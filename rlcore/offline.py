@@ -71,6 +71,7 @@ class Batch(NamedTuple):
     goal: Tensor  # of the value of the pair taken
     weight: Tensor
     logged: Tensor  # the observation that the decision was made on
+    cost: Tensor  # what pairs cost at the price of then
 
 
 class Conservative(nn.Module):
@@ -84,9 +85,10 @@ class Conservative(nn.Module):
         """All that is valid."""
         return mask
 
-    def loss(self, batch: Batch, table: Tensor) -> Tensor:
-        """The conservative term, of values less what pairs cost."""
-        return self.alpha * conservative(table - batch.charge, batch.mask, batch.action)
+    def loss(self, batch: Batch, net: Callable) -> Tensor:
+        """The conservative term, of values less what pairs cost, at the price that the pair was taken at: at another price
+        the log's policy may do another."""
+        return self.alpha * conservative(net(batch.logged) - batch.cost, batch.mask, batch.action)
 
 
 class Imitated(nn.Module):
@@ -102,7 +104,7 @@ class Imitated(nn.Module):
         """What the log's policy does often enough."""
         return supported(self.net(obs), mask, self.threshold) if self.threshold > 0 else mask
 
-    def loss(self, batch: Batch, table: Tensor) -> Tensor:
+    def loss(self, batch: Batch, net: Callable) -> Tensor:
         """Cross-entropy on what was observed then, prices too."""
         return imitation(self.net(batch.logged), batch.mask, batch.action, self.penalty)
 
@@ -201,21 +203,23 @@ class DoubleQ(Learner):
         log, env = self.log, self.env
         logged = obs = log.obs[rows]
         ends, price = log.terminated[rows], log.price[rows]
+        cost = charge = self.charge(logged, price)
         next_obs, next_mask = (obs, log.mask[rows]) if log.next_obs is None else (log.next_obs[rows], log.next_mask[rows])
         if self.relabel:
             price, steer, next_price, next_steer = env.reprice(log.week[rows], self.generator)
             obs, next_obs = (torch.cat((x[:, :env.context_dim], y), 1) for x, y in ((obs, steer), (next_obs, next_steer)))
+            charge = self.charge(obs, price)
         else:
             next_price = torch.where(ends, price, log.price[(rows + 1).clamp_max(len(log) - 1)])
         goal = double_target(self.reward[rows], self.discount[rows], self.net(next_obs), self.target(next_obs),
                              self.charge(next_obs, next_price), self.allowed(next_obs, next_mask))
-        return Batch(obs, log.mask[rows], log.action[rows], self.charge(obs, price), goal, self.weight[rows], logged)
+        return Batch(obs, log.mask[rows], log.action[rows], charge, goal, self.weight[rows], logged, cost)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Error of the values of pairs taken, and what keeps a learner to its log."""
         table = self.net(batch.obs)
         error = td_loss(table.gather(1, batch.action[:, None])[:, 0], batch.goal, batch.weight, self.huber)
-        kept = self.keep.loss(batch, table) if self.keep else torch.zeros_like(error)
+        kept = self.keep.loss(batch, self.net) if self.keep else torch.zeros_like(error)
         return error + kept, {"losses/td_loss": error.detach(), "losses/keep": kept.detach()}
 
     def update(self) -> dict[str, Tensor]:

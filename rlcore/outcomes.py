@@ -17,6 +17,18 @@ FLOOR = 0.01  # of the mean: the least outcome whose logarithm is taken
 Predict = Callable[[Tensor], Tensor]  # observations [B, D] → outcomes of all actions [B, A, K]
 
 
+@torch.enable_grad()
+def descend(net: nn.Module, loss: Callable[[], Tensor], lr: float, decay: float, steps: int) -> None:
+    """Fit a network by AdamW on `steps` minibatches, whose losses `loss` gives, at a rate that falls to a fiftieth."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+        schedule.step()
+
+
 class Heads(nn.Module):
     """All actions' outcomes by one network on standardised observations, in the units it was fitted in."""
 
@@ -52,16 +64,12 @@ class Network:
         model = self.empty(obs.shape[1], actions, outcome.shape[1]).to(obs)
         model.centre, model.scale = obs.mean(0), obs.std(0).clamp_min(1e-3)
         model.middle, model.spread = outcome.mean(0), outcome.std(0).clamp_min(1e-6)
-        optimizer = torch.optim.AdamW(model.net.parameters(), lr=self.lr, weight_decay=self.decay, fused=True)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
-        for _ in range(self.steps):
+
+        def loss() -> Tensor:
             rows = torch.randint(len(obs), (self.batch_size,), generator=generator, device=obs.device)
             got = model.standard(obs[rows])[torch.arange(len(rows), device=obs.device), action[rows]]
-            loss = functional.mse_loss(got, (outcome[rows] - model.middle) / model.spread)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            return functional.mse_loss(got, (outcome[rows] - model.middle) / model.spread)
+        descend(model.net, loss, self.lr, self.decay, self.steps)
         return model
 
 

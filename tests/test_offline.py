@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from rlcore.control import Baseline
 from rlcore.logged import Logged
 from rlcore.networks import FactoredValues
 from rlcore.offline import conservative, double_target, imitation, supported, td_loss
+from rlcore.response import Likely, seen
 
 CPU = torch.device("cpu")
 SPEND = node("../algo/spend/learned")
@@ -207,9 +209,9 @@ def test_a_table_reaches_the_known_values(chain, keep, kept):
 
 def test_a_potential_changes_values_by_itself_and_no_rank(chain, monkeypatch):
     phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(Baseline, "_fit", lambda self, *_: lambda obs: (obs @ phi)[:, None])
+    monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda obs: obs @ phi)
     values, seen, _ = tabular(chain, kept={"alpha": 0.0})
-    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, baseline=OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), {"surrogate": None}))
+    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, baseline=node("../algo/baseline/network", "algo=cql"))
     assert (shifted + phi[:, None] - values)[seen].abs().max() < 0.1
 
 
@@ -238,13 +240,34 @@ def test_a_resumed_run_equals_an_uninterrupted_one(chain):
 
 
 # ── the baseline ────────────────────────────────────────────────────────────────────────────────────────────────────
-BASELINE = {"hazard": None, "surrogate": None, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 20}
+BASELINE = {"steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 50}
 
 
 def freed(env, log, **changes):
     """Rewards of a log freed by the shipped baseline, with some of its keys replaced."""
     baseline = instantiate({**node("../algo/baseline/network", "algo=cql"), **changes}, _convert_="all")
     return baseline(env, log, log.profit, 1.0, torch.Generator().manual_seed(0))
+
+
+class Same:
+    """A model of outcomes that says the same of all, one number for each of three actions."""
+
+    def __init__(self, *numbers):
+        self.numbers = torch.tensor(numbers)
+
+    def __call__(self, obs, action, outcome, actions, generator):
+        return lambda x: self.numbers[:actions].expand(len(x), -1)[..., None]
+
+
+class Told:
+    """Probabilities of what comes of nothing and of contacts, and of being lost, the same for all."""
+
+    def hazard(self, *_):
+        return lambda x: 0.2 - 0.1 * x[:, -1]
+
+    def response(self, *_):
+        probs = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2]])
+        return lambda x, action: probs[(action > 0).long()]
 
 
 def test_a_baseline_is_what_the_first_pair_brings(chain):
@@ -263,60 +286,74 @@ def test_a_baseline_is_fitted_on_other_customers(season, monkeypatch):
     env, log = season
     fitted = []
 
-    def fit(self, obs, action, following, now, discount, weight, rows, nvec, generator):
-        customers = set(map(tuple, obs[rows, :env.static].tolist()))  # by their features
+    def fit(self, batch, rows, width, nvec, generator):
+        customers = set(map(tuple, batch(rows)[0][:, :env.static].tolist()))  # by their features
         fitted.append(customers)
 
         def value(x):  # at its own customers it would show
-            own = [tuple(row) in customers for row in x[:, :env.static].tolist()]
-            return 1000.0 * torch.tensor(own)[:, None].expand(-1, 30)
+            return 1000.0 * torch.tensor([tuple(row) in customers for row in x[:, :env.static].tolist()])
         return value
 
-    monkeypatch.setattr(Baseline, "_fit", fit)
-    free = freed(env, log, hazard=None, surrogate=None)
+    monkeypatch.setattr(Baseline, "fit", fit)
+    free = freed(env, log, likely=None)
     torch.testing.assert_close(free.reward[log.terminated], log.earned[log.terminated])
     assert len(fitted[0] | fitted[1]) == 200 and not fitted[0] & fitted[1] and 90 < len(fitted[0]) < 110
 
 
-def test_the_lost_count_as_often_as_chance_has_it(season, monkeypatch):
+def test_rewards_are_what_decisions_change_as_expected(season, monkeypatch):
     env, log = season
-    lost = env.lost(log.next_obs)
-    assert torch.equal(lost[log.week < 11], env.lost(log.obs)[log.week > 0]) and 0.02 < lost.float().mean() < 0.5
-    monkeypatch.setattr(Baseline, "_fit", lambda self, *_: lambda x: torch.zeros(len(x), 1))
-    monkeypatch.setattr(Baseline, "_chance", lambda self, *_: torch.full_like(log.profit, 0.8))
-    free = freed(env, log, surrogate=None)
-    torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1.25))
-    torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, 0.8))
-    torch.testing.assert_close(free.reward, log.profit + 0.8 * log.terminal)
+    monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.full((len(x),), 10.0))
+    size = 2.0
+    free = freed(env, log, model=Same(math.log(size), 1.0, 3.0), likely=Told(), hazard=Told())
+    lost, trip = env.lost(log.next_obs), log.trips > 0
+    there = ~env.lost(log.obs)
+    assert torch.equal(lost[log.week < 11], ~there[log.week > 0]) and 0.02 < lost.float().mean() < 0.5
+    chance = torch.where(there, torch.where(trip, 0.9, 0.8), 1.0)
+    torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1 / chance))  # the lost count as often as chance has it
+    torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, chance))
+    came = 0.8 * (10 + math.log(size)), 1 + 0.9 * (10 + 1.0), 1 + 0.9 * (10 + 3.0)
+    nothing, contact = (sum(p * x for p, x in zip(probs, came)) for probs in ((0.6, 0.4, 0.0), (0.5, 0.3, 0.2)))
+    spend = 0.2 * env.world.catalogue.value[log.action // 5] + env.world.catalogue.cost[log.action % 5]
+    expected = torch.where(log.action >= 5, size * (contact - nothing) - spend, 0.0)
+    torch.testing.assert_close(free.reward, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_a_drawn_habit_counts_as_expected(season, monkeypatch):
+def test_the_rested_are_the_same_customers_without_a_contact(season):
     env, log = season
-    height = torch.arange(6.0)
-
-    def value(x):  # ten a step of habit, and three a step of fatigue
-        return (10 * x[:, env.drawn] @ height + 3 * x[:, 30:34] @ torch.arange(4.0))[:, None]
-
-    class Mean:
-        def __call__(self, obs, action, outcome, actions, generator):
-            return lambda x: torch.full((len(x), 1, 1), 2.0)
-
-    monkeypatch.setattr(Baseline, "_fit", lambda self, *_: value)
-    free = freed(env, log, hazard=None, surrogate=Mean())
-    stays = ~log.terminated & ~env.lost(log.next_obs)
-    fatigue = 3 * log.next_obs[:, 30:34] @ torch.arange(4.0)
-    expected = log.profit + 10 * log.obs[:, env.drawn] @ height + fatigue + 2.0 - value(log.obs)[:, 0]
-    torch.testing.assert_close(free.reward[stays], expected[stays], atol=1e-4, rtol=1e-5)
+    rested, (first, end) = env.rested(log.obs), env.observe.contacts
+    assert torch.equal(rested[:, :first], log.obs[:, :first]) and torch.equal(rested[:, end:], log.obs[:, end:])
+    assert not env.observe.status(rested).any() and env.observe.status(log.obs).any()
+    untouched = (log.week == 0) & (log.obs[:, first + 4] == 1)  # at first nobody is tired, and half expect no discount
+    assert torch.equal(rested[untouched], log.obs[untouched]) and 50 < untouched.sum() < 150
 
 
-@pytest.mark.slow
-def test_rewards_are_freed_of_most_of_what_chance_brings():
-    env = offers(2000)
-    log = logged(env, 72_000)
-    free, raw = freed(env, log), freed(env, log, hazard=None, surrogate=None)
-    stay = free.weight > 0
-    assert raw.reward.std() < 0.5 * log.earned.std()  # V_end alone
-    assert free.reward[stay].std() < 0.8 * raw.reward.std()  # chance in churn and habit; more decisions free more
+def test_who_has_not_seen_a_message_does_as_if_left_alone():
+    logits = torch.randn(5, 2 + 3 + 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for row in range(5):
+        p0, mu, *q = torch.sigmoid(logits[row, :5]).tolist()
+        for offer in range(4):
+            p1 = 1 / (1 + math.exp(-logits[row, 0] - logits[row, 5 + offer]))
+            for channel in range(3):
+                sees = q[channel] if offer else 0.0
+                expected = [sees * (1 - p1) + (1 - sees) * (1 - p0), sees * p1 * (1 - mu) + (1 - sees) * p0, sees * p1 * mu]
+                got = seen(logits[row:row + 1], torch.tensor([offer]), torch.tensor([channel]), (4, 3))
+                assert got[0].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_response_is_how_often_things_came():
+    g = torch.Generator().manual_seed(0)
+    action = torch.randint(0, 6, (40_000,), generator=g)  # nothing of two kinds, then offers 1 and 2 through two channels
+    logits = torch.tensor([[-0.5, 0.8, 0.3, -0.6, 0.0, 1.0, 2.0]]).expand(40_000, -1)
+    kind = torch.multinomial(seen(logits, action // 2, action % 2, (3, 2)), 1, generator=g)[:, 0]
+    likely = Likely(hidden=[], activation=torch.nn.ReLU, lr=0.1, decay=0.0, steps=150, batch_size=2000)
+    obs = torch.zeros(40_000, 1)
+    rows = torch.arange(40_000)
+    probs = likely.response(obs, action, kind, rows, (3, 2), g)(obs[:6], torch.arange(6))
+    torch.testing.assert_close(probs, seen(logits[:6], torch.arange(6) // 2, torch.arange(6) % 2, (3, 2)), atol=0.02, rtol=0)
+    lost = torch.rand(40_000, generator=g) < 0.03
+    assert likely.hazard(lambda at: obs[at], lost, rows, g)(obs[:1]).item() == pytest.approx(lost.float().mean().item(), rel=0.1)
+    with pytest.raises(ValueError, match="algo.baseline.likely"):
+        likely.response(obs, action, kind, rows, (6,), g)
 
 
 # ── prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -52,7 +52,6 @@ class OffersEnv(BatchedEnv):
                                         self.price_range, self.drift_range)
         self.obs_dim, self.context_dim = self.observe.dim, self.observe.context_dim
         self.static = self.population.num_features
-        self.drawn = self.observe.habit
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
@@ -110,6 +109,10 @@ class OffersEnv(BatchedEnv):
     def lost(self, obs: Tensor) -> Tensor:
         """Customers who have churned, [B]."""
         return self.observe.status(obs) == CHURNED
+
+    def rested(self, obs: Tensor) -> Tensor:
+        """Observe the same customers [B, D] as they would be had nobody contacted them."""
+        return self.observe.rested(obs)
 
     def expected_reward(self) -> Tensor:
         """This week's profit less its spend at the price, [N, O+1, C], with nothing of what follows."""

@@ -22,7 +22,7 @@ class Observation:
         self.drift_low, self.drift_high = drift_range
         self.context_dim = num_features + HABITS + FATIGUES + EXPECTATIONS + 3 + weeks
         self.dim = self.context_dim + 2
-        self.habit = slice(num_features, num_features + HABITS)
+        self.contacts = num_features + HABITS, self.context_dim - weeks  # columns of fatigue, expectation and status
 
     def context(self, features: Tensor, state: State, week: int) -> Tensor:
         """Lay out what outcomes depend on, [N, context_dim]."""
@@ -40,6 +40,13 @@ class Observation:
         """Read the status [B] out of observations [B, D]."""
         first = self.context_dim - self.weeks - 3
         return obs[:, first:first + 3].argmax(-1)
+
+    def rested(self, obs: Tensor) -> Tensor:
+        """Set fatigue and expectation to 0 and the status to subscribed in observations [B, D]."""
+        obs, (first, end) = obs.clone(), self.contacts
+        obs[:, first:end] = 0.0
+        obs[:, [first, first + FATIGUES, first + FATIGUES + EXPECTATIONS]] = 1.0
+        return obs
 
     def price(self, price: Tensor, drift: Tensor) -> Tensor:
         """Scale prices and drifts to about [−1.7, 1.7], [..., 2]."""

@@ -33,13 +33,16 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behav
     cells: list[dict] = []
     print(f"{'world':>8}  {'log':9}  {'decisions':>10}  {'seed':>4}  {'learner':12}  {'score':>6}  {'contacts':>8}  {'s':>6}")
     for k in range(seed, seed + seeds):
-        for world, env in worlds.items():
+        for world, make in worlds.items():
+            env = make(device, k)  # learners from a log don't act in it: they can share it, and its bound
+            judge = env.evaluation(env)
             for name, behaviour in behaviours.items():
-                whole = collect(env, behaviour, name, device, k, max(sizes[name]), agents)
+                whole = collect(make, behaviour, name, device, k, max(sizes[name]), agents)
                 for size in sizes[name]:
+                    shared: dict = {}
                     for learner, algo in learners.items():
                         started = time.perf_counter()
-                        score = value(env(device, k), algo, whole[slice(size)], k)
+                        score = judge.score(learned(env, algo, whole[slice(size)], k, shared))
                         cells.append({"world": world, "log": name, "decisions": size, "seed": k, "learner": learner,
                                       "score": score["offers/score"], "contact_rate": score["offers/contact_rate"],
                                       "seconds": time.perf_counter() - started})
@@ -63,12 +66,15 @@ def collect(env: Callable, behaviour: Behaviour, name: str, device: torch.device
     return Logged.cat(list(rollouts(world, behaviour, name, 1000 + seed, decisions=decisions, steps=1, all_propensities=False)))
 
 
-def value(env, algo: Callable, log: Logged, seed: int) -> dict:
-    """Train on a log and value at the environment's budget."""
+def learned(env, algo: Callable, log: Logged, seed: int, shared: dict):
+    """Train on a log. Baselines are alike for all learners: the first that needs one leaves it in `shared`."""
     agent = algo(env, seed, "eager")
+    if getattr(agent, "baseline", None):
+        fit = agent.baseline
+        agent.baseline = lambda *given: shared.setdefault("baseline", shared.get("baseline") or fit(*given))
     agent.learn_from(log)
     agent.train(Quiet(), lambda: None, None, lambda: False)
-    return env.evaluation(env).score(agent)
+    return agent
 
 
 def summary(cells: list[dict]) -> list[dict]:
@@ -93,5 +99,6 @@ def draw(rows: list[dict]) -> Figure:
             axes.errorbar([row["decisions"] for row in line], mean, half, color=f"C{j}", linestyle="-" if k == 0 else ":",
                           marker="o", label=f"{learner}, {world}")
     axes.set_xscale("log")
-    axes.legend()
+    if rows:
+        axes.legend()
     return figure

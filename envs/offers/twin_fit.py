@@ -75,8 +75,8 @@ class Twin(Loop):
 
     twin: what is fitted. held: share of the customers, and the last weeks of the season, that none is fitted to.
     weighted: decisions count as if all valid pairs had been as likely (1/propensity, at most `clip` times the mean).
-    assumed: parameters that are drawn from the population's priors, beside those of what never happens in the log. reference: customers drawn to
-    know what is expected of θ. report: how members are judged.
+    assumed: parameters that are drawn from the population's priors, beside those of what never happens in the log.
+    reference: customers drawn to know what is expected of θ. report: how members are judged.
     """
 
     checkpoint_every = eval_every = 1
@@ -151,8 +151,8 @@ class Twin(Loop):
     def state_dict(self) -> dict:
         """Everything that fitting needs to go on as if it had not stopped, but for the log."""
         return {"members": [x.state_dict() for x in self.members], "iteration": self.iteration,
-                "hidden": self.twin.hidden, "assumed": [k for name in self.assumed for k in self.places[name]], "generator": self.generator.get_state(),
-                "env": self.env.state_dict()}
+                "hidden": self.twin.hidden, "assumed": [k for name in self.assumed for k in self.places[name]],
+                "generator": self.generator.get_state(), "env": self.env.state_dict()}
 
     def load_weights(self, state: dict) -> None:
         """Restore the members, on whatever device."""

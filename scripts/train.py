@@ -75,7 +75,7 @@ def train(cfg: DictConfig, device: torch.device) -> Callable[[], None]:
 
         def save() -> None:
             mine = agent.state_dict()
-            shards = parallel.gathered({key: mine[key] for key in agent.sharded})
+            shards = parallel.gathered({key: mine[key] for key in getattr(agent, "sharded", ())})
             if first:
                 checkpoint.save(directory / "checkpoint.pt", {
                     "agent": mine, "shards": shards, "logger": logger.state_dict(), "name": name, "config": config})

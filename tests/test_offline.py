@@ -403,7 +403,7 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
     exact = Valued(lambda x: x @ head, *setting)
     priced = PricedValues(lambda obs, mask: obs[:, :env.context_dim] @ head, *setting, prices=judge.prices, drift=0.0)
     allowed = market.permits(market.start.status == SUBSCRIBED, [])
-    context, spend = exact.look(0, market.start, allowed)
+    context, spend = exact.look(slice(None), 0, market.start, allowed)
     worth = (context @ head).masked_fill(~allowed.pairs, -torch.inf).double()
     for price in (0.5, 3.0, 20.0):
         earned = []

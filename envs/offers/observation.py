@@ -17,7 +17,7 @@ class Observation:
     """
 
     def __init__(self, num_features: int, weeks: int, price_range: list, drift_range: list):
-        self.weeks = weeks
+        self.features, self.weeks = num_features, weeks
         self.log_low, self.log_high = map(math.log, price_range)
         self.drift_low, self.drift_high = drift_range
         self.context_dim = num_features + HABITS + FATIGUES + EXPECTATIONS + 3 + weeks
@@ -34,7 +34,7 @@ class Observation:
     def state(self, obs: Tensor) -> State:
         """Read the state out of observations [B, D]."""
         sizes = (HABITS, FATIGUES, EXPECTATIONS, 3)
-        return State(*(hot.argmax(-1) for hot in obs[:, self.habit.start:self.context_dim - self.weeks].split(sizes, -1)))
+        return State(*(hot.argmax(-1) for hot in obs[:, self.features:self.context_dim - self.weeks].split(sizes, -1)))
 
     def status(self, obs: Tensor) -> Tensor:
         """Read the status [B] out of observations [B, D]."""

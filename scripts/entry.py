@@ -31,8 +31,6 @@ def guarded(main: Callable) -> Callable:
     @functools.wraps(main)
     def run(cfg):
         try:
-            if missing := sorted(OmegaConf.missing_keys(cfg)):
-                raise ValueError(f"{missing[0]}: expected a value, there is no default, as in {missing[0]}=…")
             return main(cfg)
         except KeyboardInterrupt:
             print("interrupted; what had been saved is kept", file=sys.stderr)

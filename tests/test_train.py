@@ -178,7 +178,7 @@ def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     ("env.population.r2=1.5", "env.population.r2"),
     ("env.catalogue.channels.email.cost=-1", "env.catalogue.channels.email.cost"),
     ("env.reward.outcomes=guessed", "env.reward.outcomes"),
-    ("env=offers_twin", "env.twin: expected a value"),
+    ("env=offers_twin", "env.twin: expected the path"),
 ])
 def test_bad_input_gets_one_line_and_code_2(tmp_path, override, says):
     (tmp_path / "setup.cfg").write_text("[metadata]\n")

@@ -37,7 +37,7 @@ class OffersEnv(BatchedEnv):
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.season = self.world.weeks
         self.population = population(catalogue)
-        if twin:
+        if twin is not None:
             self.population = Twins(self.population, twin)
         self.rules = rules(catalogue, self.population)
         budget.check(catalogue)

@@ -62,6 +62,8 @@ class Twins:
     drawn for the season, so that no policy can live off one member's errors. `only` is the one that all are then."""
 
     def __init__(self, base, path: str, only: int | None = None):
+        if not path:
+            raise ValueError("env.twin: expected the path of a checkpoint of algo=twin, as in env.twin=outputs/…/checkpoint.pt")
         state = checkpoint.load(path)
         if state.get("name") != "twin":
             raise ValueError(f"env.twin={path}: expected a checkpoint of algo=twin, got {state.get('name')}")

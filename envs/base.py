@@ -33,8 +33,9 @@ class BatchedEnv(ABC):
     head learns from.  season: the steps that a rollout must have, where `begin` starts anew.  priced: whether spend costs an
     agent `price` [B] a unit; then `spend` tells what pairs will cost, `reprice` draws other prices for decisions of a log,
     `price_seen` reads the price out of observations, `lost` and `rested` say more of a log's customers, and info has the
-    step's `profit` [B] (what it earned before that price) beside its reward.  pure: whether `moments`, `observe` and `move` say the same as `step` in pure functions, so
-    that a whole rollout can be one graph; the state they pass on is a tensor, and no step is truncated.
+    step's `profit` [B] (what it earned before that price) beside its reward.  pure: whether `moments`, `observe` and `move`
+    say the same as `step` in pure functions, so that a whole rollout can be one graph; the state they pass on is a tensor,
+    and no step is truncated.
     """
 
     num_agents: int

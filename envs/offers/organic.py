@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.networks import mlp
+from rlcore.outcomes import descend
 
 SMALL = 0.05  # trips a week, below which rates count as alike
 
@@ -121,15 +122,11 @@ class Organic(nn.Module):
         x, rate, y = torch.cat([self.features(p) for p in pasts]), torch.cat([self.rate(p) for p in pasts]), (
             trips[:, self.burn_in:].T.reshape(-1))
         self.centre, self.scale = x.mean(0), x.std(0).clamp_min(1e-3)
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.decay)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
-        for _ in range(self.steps):
+
+        def loss() -> Tensor:
             rows = torch.randint(len(y), (self.batch_size,), generator=generator, device=y.device)
-            loss = -self.outputs(x[rows], rate[rows]).log_prob(y[rows]).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            return -self.outputs(x[rows], rate[rows]).log_prob(y[rows]).mean()
+        descend(self.net, loss, self.lr, self.decay, self.steps)
         return self
 
     @torch.no_grad()

@@ -9,13 +9,14 @@ from torch.utils import _pytree as pytree
 
 
 def fast(function: Callable, mode: str, **how: Any) -> Callable:
-    """Return the function as it is (`eager`) or compiled for its fixed shapes (`compile`), as torch.compile takes `how`."""
+    """Return the function as it is (`eager`) or compiled (`compile`), for fixed shapes unless `how`, which torch.compile takes,
+    says otherwise."""
     if mode not in ("eager", "compile"):
         raise ValueError(f"fast: expected 'eager' or 'compile', got '{mode}'")
     if mode == "eager":
         return function
     torch._dynamo.config.trace_autograd_ops = True  # a backward pass belongs to the graph of its loss
-    return torch.compile(function, dynamic=False, **how)
+    return torch.compile(function, **({"dynamic": False} | how))
 
 
 def scan(body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, rows: Any) -> tuple[Tensor, Any]:

@@ -12,9 +12,10 @@ from torch import Tensor
 from rlcore import losses, parallel
 from rlcore.distributions import barrier, flatten
 from rlcore.fast import capture, fast, scan
+from rlcore.kernels import gae
 from rlcore.learner import Learner
 from rlcore.normalize import ReturnScale
-from rlcore.returns import gae, whiten
+from rlcore.returns import whiten
 
 
 class Rollout(NamedTuple):

@@ -62,7 +62,7 @@ class Policy(nn.Module):
                              f"most {room}, the positions of algo.lm")
         self.lm, self.tokenizer, self.stop = lm, tokenizer, tokenizer.eos_token_id
         self.prompt, self.query_tokens, self.response_tokens = prompt, query_tokens, response_tokens
-        self.temperature, self.precision = temperature, precision
+        self.temperature, self.precision, self.mode = temperature, precision, "eager"
         self.value = nn.Linear(lm.config.hidden_size, 1)
         for parameter in self.value.parameters():
             nn.init.zeros_(parameter)
@@ -147,7 +147,7 @@ class Policy(nn.Module):
             query, mask = self.queries(some)
             with self.autocast():
                 response = generate(self.lm, query, mask, u[start * samples:(start + len(some)) * samples].T,
-                                    temperature=temperature, top_k=top_k, top_p=top_p)
+                                    temperature=temperature, top_k=top_k, top_p=top_p, mode=self.mode)
             own = alive(response, self.stop)
             found.append(Samples(query.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0), response, own))
             texts += self.texts(response, own)

@@ -135,6 +135,7 @@ class PPOKL(Loop):
 
     def take(self, reference: Policy, scorer: Scorer) -> None:
         """Start from this reference, against this reward model."""
+        reference.mode = self.mode  # of writing
         self.reference, self.scorer = reference.requires_grad_(False), scorer
         self.policy = copy.deepcopy(reference).requires_grad_(True)
         if self.gradient_checkpointing:

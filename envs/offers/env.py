@@ -11,10 +11,11 @@ from torch import Tensor
 
 from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
+from envs.offers.history import History
 from envs.offers.policies import outcomes, pair_table
 from envs.offers.program import Visited, action_values, organic, successors
 from envs.offers.twin import Twins
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Outcome, State, outcome, profit, transition
+from envs.offers.world import CHURNED, UNIFORMS, Outcome, State, outcome, profit, transition
 
 
 class OffersEnv(BatchedEnv):
@@ -59,8 +60,8 @@ class OffersEnv(BatchedEnv):
         sample = self.population.draw(n, self.generator, "train")
         self.customers, self.features = self.world.inhabit(sample.customers), sample.features.to(self.world.season)
         self.state, self.week = sample.state, 0
-        self.permits, self.sent = self.rules.permits(sample), []
-        self.allowed = self.permits(self.state.status == SUBSCRIBED, self.sent)
+        self.permits = self.rules.permits(sample)
+        self.allowed = self.permits.now(History.start(self.state.status, self.world.season.dtype))
         self.organic = organic(self.customers, self.world)
         self.u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
         week = torch.arange(weeks, device=self.device)[:, None]
@@ -88,7 +89,8 @@ class OffersEnv(BatchedEnv):
 
     def _obs(self) -> Tensor:
         week = min(self.week, self.world.weeks - 1)
-        return self.observe(self.allowed.seen(self.features), self.state, week, self.prices[week], self.drift)
+        return self.observe(self.allowed.seen(self.features), self.state, self.allowed.history, week, self.prices[week],
+                            self.drift)
 
     def _mask(self) -> Tensor:
         return self.allowed.pairs.unflatten(1, self.nvec)
@@ -135,8 +137,9 @@ class OffersEnv(BatchedEnv):
             profit = profit - self._profit(torch.zeros_like(offer), outcome(c, world, t, *self._floats(), 0 * offer, channel))
         elif last:
             reward = reward + self.organic[-1].at(following)
-        self.state, self.week, self.sent = following, t + 1, [*self.sent, offer > 0]
-        self.allowed = self.permits(following.status == SUBSCRIBED, self.sent)
+        self.state, self.week = following, t + 1
+        self.allowed = self.permits.now(self.allowed.history.after(
+            following.status, offer > 0, bought, redeemed, world.catalogue.spend(offer, channel, redeemed)))
         obs = self._obs()
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend, "reward": reward,

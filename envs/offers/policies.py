@@ -138,7 +138,7 @@ class Learned(ByBlock):
     def look(self, rows: slice, week: int, state: State, allowed: Allowed) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the spend expected of pairs [N, P]."""
         catalogue = self.world.catalogue
-        context = self.observe.context(allowed.seen(self.features[rows]), state, week)
+        context = self.observe.context(allowed.seen(self.features[rows]), state, allowed.history, week)
         if self.redeem is None:
             return context, outcomes(self.c[rows], self.world, week, state).spend
         offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)

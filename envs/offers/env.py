@@ -13,6 +13,7 @@ from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
 from envs.offers.history import History
 from envs.offers.policies import outcomes, pair_table
+from envs.offers.population import Sample
 from envs.offers.program import Visited, action_values, organic, successors
 from envs.offers.twin import Twins
 from envs.offers.world import CHURNED, UNIFORMS, Outcome, State, outcome, profit, transition
@@ -58,15 +59,19 @@ class OffersEnv(BatchedEnv):
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
         n, weeks = self.num_agents, self.world.weeks
         sample = self.population.draw(n, self.generator, "train")
-        self.customers, self.features = self.world.inhabit(sample.customers), sample.features.to(self.world.season)
-        self.state, self.week = sample.state, 0
+        self.features, self.state, self.week = sample.features.to(self.world.season), sample.state, 0
         self.permits = self.rules.permits(sample)
         self.allowed = self.permits.now(History.start(self.state.status, self.world.season.dtype))
-        self.organic = organic(self.customers, self.world)
+        self._settle(sample)
         self.u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
         week = torch.arange(weeks, device=self.device)[:, None]
         self.prices, self.drift = self._price_paths(week, n, self.generator)
         return self._obs(), self._mask()
+
+    def _settle(self, sample: Sample) -> None:
+        """Get ready whatever says how a sample responds."""
+        self.customers = self.world.inhabit(sample.customers)
+        self.organic = organic(self.customers, self.world)
 
     def _price_paths(self, week: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw n seasons' prices in weeks [T, 1 or n], and their drifts [n]."""

@@ -17,6 +17,7 @@ class Observation:
     The price comes last, so that all before it is what outcomes depend on.
     """
 
+    hides = False  # whether habit, fatigue and expectation can't be read out of it
     hidden = HABITS + FATIGUES + EXPECTATIONS  # columns between features and status
 
     def __init__(self, num_features: int, weeks: int, price_range: list, drift_range: list):
@@ -37,10 +38,20 @@ class Observation:
         """What is known of what moves customers, `hidden` columns."""
         return [one_hot(x, n) for x, n in zip(state, (HABITS, FATIGUES, EXPECTATIONS))]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of what `inside` lays out."""
+        return [f"{name} {k}" for name, n in (("habit", HABITS), ("fatigue", FATIGUES), ("expectation", EXPECTATIONS))
+                for k in range(n)]
+
+    def known(self, obs: Tensor) -> Tensor:
+        """Read what `inside` laid out, out of observations [B, D]."""
+        return obs[:, self.features:self.features + self.hidden]
+
     def state(self, obs: Tensor) -> State:
         """Read the state out of observations [B, D]."""
-        sizes = (HABITS, FATIGUES, EXPECTATIONS, 3)
-        return State(*(hot.argmax(-1) for hot in obs[:, self.features:self.context_dim - self.weeks].split(sizes, -1)))
+        inside = (hot.argmax(-1) for hot in self.known(obs).split((HABITS, FATIGUES, EXPECTATIONS), -1))
+        return State(*inside, self.status(obs))
 
     def status(self, obs: Tensor) -> Tensor:
         """Read the status [B] out of observations [B, D]."""
@@ -77,11 +88,18 @@ class Histories(Observation):
     halvings: weeks in which what lies back counts half (envs/offers/history.py).
     """
 
+    hides = True
+
     def __init__(self, *args, halvings: list):
         if not halvings or min(halvings) <= 0:
             raise ValueError(f"env.observation.halvings: expected weeks above 0, got {halvings}")
         self.halvings, self.hidden = halvings, len(names(halvings))
         super().__init__(*args)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return names(self.halvings)
 
     def inside(self, state: State, history: History) -> list[Tensor]:
         """The columns of the history."""
@@ -95,8 +113,7 @@ class Histories(Observation):
     def rested(self, obs: Tensor) -> Tensor:
         """Take contacts, redemptions and spend out of observations [B, D], and set the status to subscribed."""
         obs, first, end = obs.clone(), self.features, self.context_dim - self.weeks
-        kept = [k for k, name in enumerate(names(self.halvings)) if name.startswith(("weeks", "purchases", "last p"))]
-        gone = [first + k for k in range(self.hidden) if k not in kept]
+        gone = [first + k for k, name in enumerate(self.names) if not name.startswith(("weeks", "purchases", "last p"))]
         obs[:, gone], obs[:, end - 3:end] = 0.0, 0.0
         obs[:, end - 3] = 1.0
         return obs

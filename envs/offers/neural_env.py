@@ -6,13 +6,13 @@ from functools import partial, wraps
 import torch
 from torch import Tensor
 
-from envs.base import Step
+from envs.base import BatchedEnv, Step
 from envs.offers.env import OffersEnv
 from envs.offers.neural import Contrast, Crowd
 from envs.offers.neural_fit import Ensemble
 from envs.offers.neural_market import Simulated
-from envs.offers.twin import kind_of
-from envs.offers.world import CHURNED, UNIFORMS, State
+from envs.offers.world import CHURNED, State
+from rlcore import checkpoint
 
 
 class NeuralEnv(OffersEnv):
@@ -30,11 +30,11 @@ class NeuralEnv(OffersEnv):
                              "env/observation=history")
         if self.world.reward.fatigue_penalty:
             raise ValueError("env.reward.fatigue_penalty: expected 0, for a neural twin knows no fatigue")
-        self.twin = Ensemble(twin, self.population, self.world, self.device)
+        self.twin = Ensemble(twin, self)
 
     def _settle(self, sample) -> None:
         n, world = self.num_agents, self.world
-        crowd = self.twin.crowd(self.features, torch.arange(n, device=self.device) * len(self.twin.members) // n, world)
+        crowd = self.twin.crowd(self.features, world)
         self.contrast = Contrast(crowd, sample.state.status, realised=world.reward.outcomes == "realised")
         self.tail = torch.rand(world.tail_weeks, n, generator=self.generator, device=self.device)
 
@@ -76,3 +76,10 @@ class NeuralEnv(OffersEnv):
         info = {"redeemed": lived.redeemed, "contacted": offer > 0, "trips": lived.bought, "spend": spend, "reward": reward,
                 "profit": profit, "churned": following == CHURNED}
         return Step(obs, self._mask(), reward, ends, torch.zeros_like(ends), obs, info)
+
+
+@wraps(OffersEnv, updated=())
+def twinned(device, seed, **parts) -> BatchedEnv:
+    """Open the environment that a twin's kind needs: OffersEnv for a structural one and for none, else NeuralEnv."""
+    neural = bool(parts["twin"]) and "halvings" in checkpoint.load(parts["twin"]).get("agent", {})
+    return (NeuralEnv if neural else OffersEnv)(device, seed, **parts)

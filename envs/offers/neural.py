@@ -101,7 +101,7 @@ class Crowd:
     def earned(self, trip: Tensor, spend: Tensor, margin: Tensor, churn: Tensor) -> Tensor:
         """Expected profit of those who are there, spend taken off."""
         terms = self.world.reward
-        lost = churn[..., 0] + trip * (churn[..., 1] - churn[..., 0])
+        lost = torch.lerp(*churn.unbind(-1), trip)
         return (margin + terms.trips) * trip - spend - terms.churn_cost * lost
 
     def realised(self, week: Week, churned: Tensor) -> Tensor:
@@ -133,14 +133,19 @@ class Crowd:
         return Week(trip, redeem, self.world.catalogue.spend(offer, channel, redeem), margin, churn, bought, redeemed, paid,
                     history.after(status, contacted, bought, redeemed, paid))
 
-    def tail(self, history: History, alive: Tensor, u: Tensor) -> Tensor:
-        """Margin of the world's tail weeks without a contact, discounted, under uniforms u [weeks, N], weighted by who is
-        `alive` [N] and stays so, [N]."""
-        nothing, world, total = torch.zeros_like(history.status), self.world, torch.zeros_like(alive)
+    def tail(self, history: History, alive: Tensor) -> Tensor:
+        """Margin of the world's tail weeks without a contact, discounted, by who is `alive` [N] and stays so, [N].
+
+        A forecast: weeks have probabilities for a history, for chance would drown what a contact leaves behind.
+        """
+        world, nothing, total = self.world, torch.zeros_like(alive), torch.zeros_like(alive)
+        alive = alive * (history.status != CHURNED)
         for k in range(world.tail_weeks):
-            week = self.live(history, None, nothing, nothing, u[k].expand(6, -1), False)
-            total = total + world.tail_discount**k * alive * (week.margin + world.reward.trips) * week.trip
-            alive, history = alive * (1 - week.lost), week.following
+            trip, _, churn, _, margin = self.ask(history, None)
+            trip = trip[:, 0]
+            total = total + world.tail_discount**k * alive * (margin + world.reward.trips) * trip
+            alive = alive * (1 - torch.lerp(churn[:, 0], churn[:, 1], trip))
+            history = history.after(history.status, nothing, trip, nothing, nothing)
         return world.reward.terminal * total
 
 
@@ -179,6 +184,6 @@ class Contrast:
         earned = there * crowd.earned(lived.trip, lived.spend, lived.margin, lived.churn)
         return Life(lived.following, life.alive * (1 - lived.lost)), lived, earned
 
-    def tails(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """What both are worth after the season under uniforms u [tail weeks, N], [N] each."""
-        return tuple(self.crowd.tail(*life, u) for life in (self.life, self.resting))
+    def tails(self) -> tuple[Tensor, Tensor]:
+        """What both are worth after the season, [N] each."""
+        return tuple(self.crowd.tail(*life) for life in (self.life, self.resting))

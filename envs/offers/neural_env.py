@@ -33,10 +33,8 @@ class NeuralEnv(OffersEnv):
         self.twin = Ensemble(twin, self)
 
     def _settle(self, sample) -> None:
-        n, world = self.num_agents, self.world
-        crowd = self.twin.crowd(self.features, world)
-        self.contrast = Contrast(crowd, sample.state.status, realised=world.reward.outcomes == "realised")
-        self.tail = torch.rand(world.tail_weeks, n, generator=self.generator, device=self.device)
+        crowd = self.twin.crowd(self.features, self.world)
+        self.contrast = Contrast(crowd, sample.state.status, realised=self.world.reward.outcomes == "realised")
 
     @property
     def crowd(self) -> Crowd:
@@ -67,7 +65,7 @@ class NeuralEnv(OffersEnv):
         reward = profit - self.prices[t] * spend
         last = t == self.world.weeks - 1
         if last:
-            after, resting = contrast.tails(self.tail)
+            after, resting = contrast.tails()
             reward = reward + after - resting if shaping else reward + after
         self.state, self.week = State(*(torch.zeros_like(following) for _ in range(3)), following), t + 1
         self.allowed = self.permits.now(lived.following)

@@ -32,8 +32,8 @@ class Myopic(ByBlock):
         return hull(value.masked_fill(~allowed.pairs, -torch.inf), spend)
 
 
-def play(policy: Policy, market: Market, u: Tensor, tail: Tensor) -> Record:
-    """Play the season that uniforms u [T, 6, N] make, and the tail weeks after it under uniforms [weeks, N].
+def play(policy: Policy, market: Market, u: Tensor) -> Record:
+    """Play the season that uniforms u [T, 6, N] make.
 
     `gained` is the profit expected of customers less that of their rested selves; the last week's has the tails'. What is
     spent on a customer counts by the probability that the customer is still there.
@@ -53,7 +53,7 @@ def play(policy: Policy, market: Market, u: Tensor, tail: Tensor) -> Record:
         lived, earned, rested = contrast.live(t, action // channels, action % channels, u[t])
         weeks.append((action, zeros, zeros, torch.zeros_like(earned), earned - rested, alive * lived.spend, lived.redeem,
                       alive * lived.paid, price))
-    after, resting = contrast.tails(tail)
+    after, resting = contrast.tails()
     record = Record(*(torch.stack(x) for x in zip(*weeks)))
     record.gained[-1] += after - resting
     return record
@@ -86,13 +86,8 @@ class Simulated(Evaluation):
         return None
 
     def _play(self, policy, market, bound, seasons, stream):
-        generator, tail_weeks = self._generator(stream), market.world.tail_weeks
-        records = []
-        for _ in range(seasons):
-            u = market.uniforms(generator)
-            tail = torch.rand(tail_weeks, len(market), generator=generator, device=u.device, dtype=u.dtype)
-            records.append(play(policy, market, u, tail))
-        return records
+        generator = self._generator(stream)
+        return [play(policy, market, market.uniforms(generator)) for _ in range(seasons)]
 
     def myopic(self, market, fee):
         """The week's knapsack, with a fee a contact."""

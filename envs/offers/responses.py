@@ -38,6 +38,12 @@ class Inputs(nn.Module):
         return self.linear(z) if self.body is None else self.linear(z) + self.body(z)
 
 
+def decayed(net: nn.Module) -> list[dict]:
+    """Groups of parameters of which weights decay and constants do not: what is rare must not be drawn to a half."""
+    return [{"params": [p for p in net.parameters() if p.dim() > 1]},
+            {"params": [p for p in net.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+
+
 class Seen(nn.Module):
     """A message is seen or not: unseen it changes nothing, seen it shifts the logit of a trip, and of the trips a share
     redeems. A shift is a customer's own level and steepness along one scale of the offers."""
@@ -81,7 +87,7 @@ class Likelihood:
             rows = torch.randint(len(inputs), (self.batch_size,), generator=generator, device=inputs.device)
             table = model(inputs[rows])
             return -likelihood(table[torch.arange(len(rows), device=rows.device), action[rows]], outcome[rows]).mean()
-        descend(model, loss, self.lr, self.decay, self.steps)
+        descend(decayed(model), loss, self.lr, self.decay, self.steps)
         return model
 
 
@@ -162,7 +168,7 @@ class RestLikelihood:
         def loss() -> Tensor:
             rows = torch.randint(len(inputs), (self.batch_size,), generator=generator, device=inputs.device)
             return -sum(x.mean() for x in rest_likelihood(model(inputs[rows]), {k: x[rows] for k, x in weeks.items()}).values())
-        descend(model, loss, self.lr, self.decay, self.steps)
+        descend(decayed(model), loss, self.lr, self.decay, self.steps)
         return model
 
 

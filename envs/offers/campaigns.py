@@ -107,7 +107,6 @@ class Campaigns:
         world, c, state, permits = env.world, env.world.inhabit(sample.customers), sample.state, env.rules.permits(sample)
         n, weeks, seen, masks = len(c), env.world.weeks, [], []
         history = History.start(state.status, world.season.dtype)
-        spend = world.catalogue.spend(table["offer"], table["channel"], table["redeemed"].to(world.season))
         features = sample.features.to(world.season)
         price = torch.full((n,), self.price)
         channels = env.nvec[1]
@@ -121,7 +120,8 @@ class Campaigns:
                 contacted, bought, redeemed, left = (table[key][t] > 0 for key in ("offer", "bought", "redeemed", "unsubscribed"))
                 u = torch.rand(UNIFORMS, n, generator=generator)
                 state = moved(c, world, state, contacted, table["channel"][t], bought, redeemed, state.status == CHURNED, left, u)
-                history = history.after(state.status, contacted, bought, redeemed, spend[t])
+                history = history.after(state.status, world.catalogue, table["offer"][t], table["channel"][t], bought, redeemed)
+        spend = world.catalogue.spend(table["offer"], table["channel"], table["redeemed"].to(world.season))
         profit = table["margin"].float() + world.reward.trips * table["bought"].float() - spend
         size, nothing = n * weeks, torch.zeros(n * weeks)
 

@@ -144,7 +144,7 @@ class OffersEnv(BatchedEnv):
             reward = reward + self.organic[-1].at(following)
         self.state, self.week = following, t + 1
         self.allowed = self.permits.now(self.allowed.history.after(
-            following.status, offer > 0, bought, redeemed, world.catalogue.spend(offer, channel, redeemed)))
+            following.status, world.catalogue, offer, channel, bought, redeemed))
         obs = self._obs()
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend, "reward": reward,

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KINDS = ("contacts", "purchases", "redemptions", "spend")
+from envs.offers.catalogue import Catalogue
+
+KINDS = ("contacts", "attention", "purchases", "redemptions", "spend")
 
 
 class History(NamedTuple):
@@ -18,6 +20,7 @@ class History(NamedTuple):
 
     status: Tensor
     contacts: Tensor
+    attention: Tensor  # the share that typically sees a message of that channel
     purchases: Tensor
     redemptions: Tensor
     spend: Tensor  # money that messages and redemptions cost
@@ -26,11 +29,13 @@ class History(NamedTuple):
     def start(cls, status: Tensor, dtype: torch.dtype) -> History:
         """Begin with no week."""
         none = torch.zeros(0, len(status), dtype=dtype, device=status.device)
-        return cls(status, none, none, none, none)
+        return cls(status, *(none for _ in KINDS))
 
-    def after(self, status: Tensor, contacted: Tensor, bought: Tensor, redeemed: Tensor, spend: Tensor) -> History:
+    def after(self, status: Tensor, catalogue: Catalogue, offer: Tensor, channel: Tensor, bought: Tensor,
+              redeemed: Tensor) -> History:
         """Add a week, [N] each, after which customers have a status."""
-        week = (contacted, bought, redeemed, spend)
+        contacted, redeemed = offer > 0, redeemed.to(self.spend)
+        week = (contacted, contacted * catalogue.attention[channel], bought, redeemed, catalogue.spend(offer, channel, redeemed))
         return History(status, *(torch.cat((past, x[None].to(past))) for past, x in zip(self[1:], week)))
 
     def __len__(self) -> int:
@@ -41,18 +46,18 @@ class History(NamedTuple):
         return History(*(x[..., rows] for x in self))
 
     def columns(self, halvings: list[float]) -> Tensor:
-        """Lay out frequency and recency, [N, 5·H + 2].
+        """Lay out frequency and recency, [N, 6·H + 2].
 
-        For each halving time (weeks): the weighted share of past weeks that are known at all, and of those with a contact, a
-        purchase, a redemption, and the weighted mean of spend; a week of age a = 0, 1, … weighs 2^(−a/halving), of all
-        weeks from −∞. Then 1/a of the last contact and purchase, a = 1 for last week's, 0 where there was none.
+        For each halving time (weeks): the weighted share of past weeks that are known at all, then the weighted sums of what
+        they brought in the order of KINDS; a week of age a = 0, 1, … weighs 2^(−a/halving), over
+        the weight of all weeks from −∞. Then 1/a of the last contact and purchase, a = 1 for last week's, 0 where there was none.
         """
-        past = torch.stack((torch.ones_like(self.spend), *self[1:]))  # [5, weeks, N]
+        past = torch.stack((torch.ones_like(self.spend), *self[1:]))  # [6, weeks, N]
         age = torch.arange(past.shape[1] - 1, -1, -1, device=past.device, dtype=past.dtype)
         decay = 0.5 ** (1 / torch.tensor(halvings, device=past.device, dtype=past.dtype))
         weights = (1 - decay)[:, None] * decay[:, None] ** age
         shares = torch.einsum("hw,kwn->nhk", weights, past).flatten(1)
-        ago = past[1:3].flip(1)  # contacts and purchases, from the last week back
+        ago = torch.stack((self.contacts, self.purchases)).flip(1)  # from the last week back
         first = ago * torch.cat((torch.ones_like(ago[:, :1]), (1 - ago).cumprod(1)[:, :-1]), 1)[:, :ago.shape[1]]
         last = torch.einsum("w,kwn->nk", 1 / (age.flip(0) + 1), first)
         return torch.cat((shares, last), 1)

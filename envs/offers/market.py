@@ -94,7 +94,7 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
         paid = world.catalogue.spend(offer, channel, redeemed)
         weeks.append((action, o.spend, o.redeem, paid, price))
         states.append(state)
-        state, history = following, history.after(following.status, action > 0, got, redeemed, paid)
+        state, history = following, history.after(following.status, world.catalogue, offer, channel, got, redeemed)
     action, *money = (torch.stack(x) for x in zip(*weeks))
     planned, lost, gained = (torch.cat(x, 1) for x in zip(*(
         judged(market, bound, rows, [State(*(x[rows] for x in state)) for state in states], action[:, rows])

@@ -131,21 +131,21 @@ class Crowd:
             status = torch.where(~alive | (u[4] < lost), CHURNED, status)
         paid = self.world.catalogue.spend(offer, channel, redeemed.to(u))
         return Week(trip, redeem, self.world.catalogue.spend(offer, channel, redeem), margin, churn, bought, redeemed, paid,
-                    history.after(status, contacted, bought, redeemed, paid))
+                    history.after(status, self.world.catalogue, offer, channel, bought, redeemed))
 
     def tail(self, history: History, alive: Tensor) -> Tensor:
         """Margin of the world's tail weeks without a contact, discounted, by who is `alive` [N] and stays so, [N].
 
         A forecast: weeks have probabilities for a history, for chance would drown what a contact leaves behind.
         """
-        world, nothing, total = self.world, torch.zeros_like(alive), torch.zeros_like(alive)
+        world, nothing, total = self.world, torch.zeros_like(history.status), torch.zeros_like(alive)
         alive = alive * (history.status != CHURNED)
         for k in range(world.tail_weeks):
             trip, _, churn, _, margin = self.ask(history, None)
             trip = trip[:, 0]
             total = total + world.tail_discount**k * alive * (margin + world.reward.trips) * trip
             alive = alive * (1 - torch.lerp(churn[:, 0], churn[:, 1], trip))
-            history = history.after(history.status, nothing, trip, nothing, nothing)
+            history = history.after(history.status, world.catalogue, nothing, nothing, trip, nothing)
         return world.reward.terminal * total
 
 

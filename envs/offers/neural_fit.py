@@ -53,7 +53,8 @@ class Neural:
         history, found = History.start(log.state.status[0], world.season.dtype), []
         for t in range(len(log.week)):
             found.append(inputs_of(log.features.T, history, self.halvings, world.season[t]))
-            history = history.after(log.following.status[t], *(x[t] for x in (log.offer > 0, log.bought, log.redeemed, log.spend)))
+            history = history.after(log.following.status[t], world.catalogue,
+                                    *(x[t] for x in (log.offer, log.channel, log.bought, log.redeemed)))
         return torch.stack(found).permute(2, 0, 1)
 
     def silence(self, silent: tuple[str, ...], members: Iterable[Member]) -> None:
@@ -160,7 +161,8 @@ class Heard:
 
     @torch.no_grad()
     def played(self, first: int, generator: torch.Generator) -> Tensor:
-        """Expected trips, margin and spend of every week, [3, T]; after week `first` of the history that drawn outcomes made."""
+        """Expected trips, margin and spend of every week, [3, T]; after week `first` of the history that drawn outcomes made.
+        Who left, and who stayed, is what the log says."""
         log, world, found = self.log, self.world, []
         crowd = Crowd([self.member], torch.zeros_like(log.customer), log.features.T, world, self.halvings)
         history = History.start(log.state.status[0], world.season.dtype)
@@ -169,8 +171,8 @@ class Heard:
             there = log.there[t] & (log.state.status[t] != CHURNED)
             week = crowd.live(history, t, torch.where(there, log.offer[t], 0), log.channel[t], u, False)
             found.append(torch.stack([(x * there).sum() for x in (week.trip, week.trip * week.margin, week.spend)]))
-            drawn = (week.bought, week.redeemed, week.paid) if t >= first else (log.bought[t], log.redeemed[t], log.spend[t])
-            history = history.after(log.following.status[t], log.offer[t] > 0, *drawn)  # who left is what the log says
+            came = (week.bought, week.redeemed) if t >= first else (log.bought[t], log.redeemed[t])
+            history = history.after(log.following.status[t], world.catalogue, log.offer[t], log.channel[t], *came)
         return torch.stack(found, 1)
 
 

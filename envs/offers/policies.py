@@ -64,7 +64,7 @@ class Random(ByBlock):
 
     def __init__(self, c: Customers, world: World, *, seed: int):
         self.c, self.world = c, world
-        self.generator = torch.Generator(c.alpha.device).manual_seed(seed)
+        self.generator = torch.Generator(world.season.device).manual_seed(seed)
 
     def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return one step a customer who may be contacted, at a random rank."""

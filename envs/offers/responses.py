@@ -78,6 +78,7 @@ class Likelihood:
     def __call__(self, inputs: Tensor, action: Tensor, outcome: Tensor, generator: torch.Generator,
                  propensity: Tensor | None, cluster: Tensor) -> Seen:
         """Fit; propensities and clusters have no part in it."""
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
         model = self.empty(inputs.shape[1]).to(inputs)
         model.inner.rescale(inputs)
         with torch.no_grad():
@@ -157,6 +158,7 @@ class RestLikelihood:
 
     def __call__(self, inputs: Tensor, weeks: dict[str, Tensor], generator: torch.Generator) -> Rest:
         """Fit to what rest_likelihood reads of weeks, [B] each."""
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
         model = self.empty(inputs.shape[1]).to(inputs)
         model.inner.rescale(inputs)
         contacted, bought = weeks["contacted"] & ~weeks["churned"], weeks["bought"]

@@ -90,7 +90,7 @@ class Baseline:
                 goal = now + discount * values(frozen, following)[:, 0]
             got = values(net, obs).gather(1, action[:, None])[:, 0]
             return (weight * (got - goal).square()).mean() / size.square()
-        descend(net, loss, self.lr, self.decay, self.steps)
+        descend(net.parameters(), loss, self.lr, self.decay, self.steps)
         return lambda x: values(net, x)[:, 0]
 
 

@@ -136,3 +136,15 @@ def test_what_is_proportional_to_a_scale_is_found():
     left = {scaled: (Linear(ridge=1.0, own=False, scaled=scaled)(obs, action, outcome[:, None], 2, generator)(obs)[
         torch.arange(4000), action, 0] - outcome).std() / outcome.std() for scaled in (False, True)}
     assert left[True] < 0.15 < 0.4 < left[False], left
+
+
+def test_twins_are_held_against_the_truth(tmp_path):
+    """The truth errs by nothing; the structural twin is near it, customer by customer."""
+    cfg = composed("bench=twins", "bench.decisions=12000", "bench.agents=1000", "bench.new=300",
+                   *(f"~bench.twins.{name}" for name in ("likelihood", "S", "T", "X", "DR")),
+                   "bench.twins.structural.twin.reference=2000", name="bench")
+    rows = instantiate(cfg.bench, _convert_="all")(tmp_path, CPU, 0)["rows"]
+    truth, twin = rows["truth"], rows["structural"]
+    assert truth["error"] == 0 and truth["correlation"] == pytest.approx(1)
+    assert twin["error"] < 0.6 * truth["spread"] and twin["correlation"] > 0.8
+    assert truth["response"] > twin["response"] > truth["response"] - 0.05

@@ -1,0 +1,69 @@
+"""Twins fitted to one log beside the truth that it was drawn from: python scripts/bench.py twins."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Callable
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from envs.collect import Behaviour, rollouts
+from envs.offers.answers import Answers
+from envs.offers.likelihood import Panel
+from envs.offers.world import SUBSCRIBED
+from rlcore import checkpoint
+from rlcore.logged import Logged
+from rlcore.logger import Quiet
+from scripts.benchmarks.tables import table_of
+
+
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, behaviour: Behaviour, twins: dict, decisions: int,
+        agents: int, new: int) -> dict:
+    """Fit each to the log, and hold it against the truth of `new` other customers' season."""
+    world, log = collected(env, behaviour, decisions, agents, device, 1000 + seed)
+    others, asked = collected(env, behaviour, 1, new, device, 2000 + seed)
+    rows, table = {}, None
+    for name, algo in twins.items():
+        started = time.perf_counter()
+        twin = algo(world, seed, "eager")
+        twin.learn_from(log)
+        twin.train(Quiet(), lambda: None, None, lambda: False)
+        taken, panel = time.perf_counter() - started, twin.twin.lay(asked, others)
+        with torch.no_grad():
+            truth = Answers(others.customers, others.world, panel)
+            answers = [twin.twin.answers(member, others.world, panel) for member in twin.fitted]
+            rows.setdefault("truth", row([truth], truth, panel))
+            rows[name] = row(answers, truth, panel) | {"seconds": taken}
+        checkpoint.save_json(directory / "rows.json", rows)
+        print(f"{name}: {taken:.0f} s", flush=True)
+    table = table_of(f"{decisions:,} decisions; {new:,} other customers, a contact adds {rows['truth']['mean']:.4f} to P(trip)",
+                     ["twin", "response", "all kinds", "adds", "error", "correlation"])
+    for name, found in rows.items():
+        table.add_row(name, *(f"{found[key]:.4f}" for key in ("response", "log_likelihood", "mean", "error")),
+                      f"{found['correlation']:.3f}")
+    table.caption = ("response, all kinds: log-likelihood a decision of what came of it; adds: to P(trip), a contact by any "
+                     "pair, on average; error: root mean square, customer by customer and week by week")
+    Console().print(table)
+    return {"rows": rows}
+
+
+def collected(env: Callable, behaviour: Behaviour, decisions: int, agents: int, device: torch.device,
+              seed: int) -> tuple[object, Logged]:
+    """Log decisions of seasons of customers; return the environment, which still has the last, and the log."""
+    world = env(device, seed, num_agents=agents)
+    world.realise()
+    return world, Logged.cat(list(rollouts(world, behaviour, "log", seed, decisions=decisions, steps=1, all_propensities=False)))
+
+
+def row(members: list, truth: Answers, panel: Panel) -> dict[str, float]:
+    """What members say of a panel on average, against the truth."""
+    at = panel.there & (panel.state.status == SUBSCRIBED)
+    said = [{name: x.sum().item() / int(panel.there.sum()) for name, x in member.likelihoods().items()} for member in members]
+    added: Tensor = torch.stack([member.uplift()[0] for member in members]).mean(0)[at].double()
+    true = truth.uplift()[0][at].double()
+    return {"response": sum(x["response"] for x in said) / len(said),
+            "log_likelihood": sum(sum(x.values()) for x in said) / len(said), "mean": added.mean().item(),
+            "error": (added - true).square().mean().sqrt().item(), "spread": true.std().item(),
+            "correlation": torch.corrcoef(torch.stack((added, true)))[0, 1].item()}

@@ -50,10 +50,12 @@ class Baseline:
     """
 
     def __init__(self, *, net: Callable, lr: float, decay: float, steps: int, batch_size: int, target_every: int,
-                 model: Callable | None, likely: Likely | None, hazard: Likely | None, sample: int):
+                 model: Callable | None, likely: Likely | None, hazard: Likely | None, sample: int,
+                 lookahead: float):
         self.net, self.lr, self.decay, self.steps = net, lr, decay, steps
         self.batch_size, self.target_every = batch_size, target_every
         self.model, self.likely, self.hazard, self.sample = model, likely, hazard, sample
+        self.lookahead = lookahead
 
     @torch.no_grad()
     def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> Controlled:
@@ -94,6 +96,11 @@ class Baseline:
         return lambda x: values(net, x)[:, 0]
 
 
+def share(count: Tensor) -> Tensor:
+    """Divide counts by their sums over the last dimension, 0 where there are none."""
+    return count / count.sum(-1, keepdim=True).clamp_min(1)
+
+
 class Half:
     """Models fitted on some `rows` of a log, and what they free others of. All but `freed` is in units of `size`."""
 
@@ -103,6 +110,7 @@ class Half:
         self.next = log.obs if log.next_obs is None else log.next_obs
         self.expects = options.likely is not None and env.priced
         self.hazard = self.sizes = None
+        self.sorts = 1 + env.nvec[-1]
         if not self.expects:
             self.value = options.fit(self._batch, rows, self.width, env.nvec, generator)
             return
@@ -112,11 +120,14 @@ class Half:
         losing = torch.zeros_like(log.terminated).index_fill_(0, rows[lost], True)
         self.hazard = options.hazard.hazard(lambda at: self._with_trip(at, log.trips[at] > 0), losing, there, generator)
         kind = torch.where(log.redeemed > 0, REDEEMED, torch.where(log.trips > 0, TRIP, NONE))
-        self.probs = options.likely.response(log.obs[:, :self.width], log.action, kind, there, env.nvec, generator)
+        x = self._obs(rows[:CHUNK])
+        self.moves = (x != self._own(x)).any(0).nonzero()[:, 0]
+        self.probs = options.likely.response(self._obs, log.action, kind, there, env.nvec, self.moves, generator)
         self.value = options.fit(self._batch, stayed, self.width, env.nvec, generator)
         some = self._some(stayed)
         moved = torch.cat([self._moved(at) for at in some.split(CHUNK)])
         self.growth = self._model(self._own(self._obs(some)), kind[some], moved, REDEEMED + 1)
+        self._count(stayed, kind)
 
     # ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def _some(self, rows: Tensor) -> Tensor:
@@ -134,6 +145,33 @@ class Half:
         if len(bought):
             static, earned = self.log.obs[bought, :self.env.static], self.profit[bought] + self.log.spend[bought]
             self.sizes = self._model(static, torch.zeros_like(bought), earned.log(), 1)
+
+    def _count(self, rows: Tensor, kind: Tensor) -> None:
+        """Count where contacts lead: from each state that they move, by what came of a decision and how it was sent."""
+        now, then = (torch.cat([y[part][:, self.moves] for part in rows.split(CHUNK)]) for y in (self.log.obs, self.next))
+        every = torch.cat((self._own(self._obs(rows[:1]))[:, self.moves], now, then))
+        self.states, place = torch.unique(every, dim=0, return_inverse=True)
+        self.rested, (now, then) = place[0], place[1:].chunk(2)
+        n, m = len(self.states), (REDEEMED + 1) * self.sorts
+        count = torch.bincount((now * m + self._traced(kind[rows], self.log.action[rows])) * n + then, minlength=n * n * m)
+        count = count.view(n, REDEEMED + 1, self.sorts, n).to(self.profit)
+        self.paths = share(count.flatten(1, 2))
+        alone = share(count[:, :, 0].sum(1))
+        power, self.stays = torch.eye(n).to(alone), torch.zeros_like(alone)  # expected weeks in each state, left alone
+        for _ in range(self.env.season):
+            self.stays, power = self.stays + power, power @ alone
+
+    def _worn(self, x: Tensor, after: Tensor, size: Tensor) -> Tensor:
+        """What each of the states costs contexts [B, D] until they have rested, [B, states]."""
+        nothing = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        now = torch.stack([self._brings(x.index_copy(1, self.moves, state.expand(len(x), -1)), nothing, after, size)
+                           for state in self.states], 1)
+        return (now - now[:, self.rested, None]) @ self.stays.T
+
+    def _traced(self, kind: Tensor, action: Tensor) -> Tensor:
+        """Number what came of a decision by how it was sent."""
+        channels = self.env.nvec[1]
+        return kind * self.sorts + torch.where(action < channels, 0, 1 + action % channels)
 
     def _moved(self, rows: Tensor) -> Tensor:
         """How far a week moved the potential, or to what the end is worth."""
@@ -175,21 +213,36 @@ class Half:
         obs, following = (self._own(x) for x in (self._obs(rows), self.next[rows, :self.width]))
         return obs, self.log.action[rows], following, now, discount, weight
 
-    def _brings(self, x: Tensor, action: Tensor, value: Tensor, size: Tensor) -> Tensor:
-        """What actions are expected to bring with what they leave behind, on contexts x of potentials `value`."""
-        probs, growth = self.probs(x, action), self.growth(self._own(x))
+    def _brings(self, x: Tensor, action: Tensor, after: Tensor, size: Tensor) -> Tensor:
+        """What actions are expected to bring in contexts x [B, D], if what follows is worth `after` by what comes, [B, 3]."""
+        probs = self.probs(x, action)
         trip = torch.arange(REDEEMED + 1, device=x.device) != NONE
         lost = torch.stack([self.hazard(functional.pad(x, (0, 1), value=float(made))) for made in (False, True)], 1)
-        came = trip + (1 - lost[:, trip.long()]) * (value[:, None] + growth)
+        came = trip + (1 - lost[:, trip.long()]) * after
         redeem = probs[:, REDEEMED, None, None].expand(-1, *self.env.nvec)
         spend = self.env.spend(redeem).flatten(1).gather(1, action[:, None])[:, 0]
         return (probs * came).sum(1) - spend / size
 
+    def _changes(self, rows: Tensor) -> Tensor:
+        """What decisions are expected to change, against nothing."""
+        x, action, size = self._obs(rows), self.log.action[rows], self.size(rows)
+        own = self._own(x)
+        after = self.value(own)[:, None] + self.growth(own)
+        worn = self._worn(x, after, size)
+        here, kinds = self._state(x)[:, None], torch.arange(REDEEMED + 1, device=x.device)
+        total = [self._brings(x, done, after + (self.paths[here, self._traced(kinds, done[:, None])] * worn[:, None]).sum(-1), size)
+                 for done in (action, torch.zeros_like(action))]
+        return total[0] - total[1]
+
+    def _state(self, x: Tensor) -> Tensor:
+        return (x[:, None, self.moves] == self.states).all(-1).to(torch.uint8).argmax(1)
+
     def freed(self, rows: Tensor) -> Controlled:
         """Rewards, in money, freed of all that the models can."""
         obs, action, following, now, discount, weight = self._batch(rows)
-        value, size = self.value(obs), self.size(rows)
-        if not self.expects:
-            return Controlled(now + discount * self.value(following) - value, discount, weight)
-        reward = self._brings(self._obs(rows), action, value, size) - self._brings(obs, torch.zeros_like(action), value, size)
-        return Controlled(reward * size, discount, weight)
+        if self.expects:
+            reward, sent = torch.zeros_like(now), (action >= self.env.nvec[1]).nonzero()[:, 0]  # nothing changes nothing
+            reward[sent] = self._changes(rows[sent])
+        else:
+            reward = now + discount * self.value(following) - self.value(obs)
+        return Controlled(reward * self.size(rows), self.options.lookahead * discount, weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from torch.nn import functional
 from envs.collect import Uniform, rollouts
 from envs.offers.policies import PricedValues, Valued
 from envs.offers.world import SUBSCRIBED
-from rlcore.control import Baseline
+from rlcore.control import Baseline, Half
 from rlcore.logged import Logged
 from rlcore.networks import FactoredValues
 from rlcore.offline import conservative, double_target, imitation, supported, td_loss
@@ -211,7 +212,7 @@ def test_a_potential_changes_values_by_itself_and_no_rank(chain, monkeypatch):
     phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda obs: obs @ phi)
     values, seen, _ = tabular(chain, kept={"alpha": 0.0})
-    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, baseline=node("../algo/baseline/network", "algo=cql"))
+    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, baseline={**node("../algo/baseline/network", "algo=cql"), "lookahead": 1.0})
     assert (shifted + phi[:, None] - values)[seen].abs().max() < 0.1
 
 
@@ -240,7 +241,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(chain):
 
 
 # ── the baseline ────────────────────────────────────────────────────────────────────────────────────────────────────
-BASELINE = {"steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 50}
+BASELINE = {"lookahead": 1.0, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 50}
 
 
 def freed(env, log, **changes):
@@ -304,18 +305,70 @@ def test_rewards_are_what_decisions_change_as_expected(season, monkeypatch):
     env, log = season
     monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.full((len(x),), 10.0))
     size = 2.0
-    free = freed(env, log, model=Same(math.log(size), 1.0, 3.0), likely=Told(), hazard=Told())
+    free = freed(env, log, model=Same(math.log(size), 1.0, 3.0), likely=Told(), hazard=Told(), lookahead=0.7)
     lost, trip = env.lost(log.next_obs), log.trips > 0
     there = ~env.lost(log.obs)
     assert torch.equal(lost[log.week < 11], ~there[log.week > 0]) and 0.02 < lost.float().mean() < 0.5
     chance = torch.where(there, torch.where(trip, 0.9, 0.8), 1.0)
     torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1 / chance))  # the lost count as often as chance has it
-    torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, chance))
+    torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, 0.7 * chance))
     came = 0.8 * (10 + math.log(size)), 1 + 0.9 * (10 + 1.0), 1 + 0.9 * (10 + 3.0)
     nothing, contact = (sum(p * x for p, x in zip(probs, came)) for probs in ((0.6, 0.4, 0.0), (0.5, 0.3, 0.2)))
     spend = 0.2 * env.world.catalogue.value[log.action // 5] + env.world.catalogue.cost[log.action % 5]
     expected = torch.where(log.action >= 5, size * (contact - nothing) - spend, 0.0)
     torch.testing.assert_close(free.reward, expected, atol=1e-4, rtol=1e-5)
+
+
+class Tired(Told):
+    """Who is left alone makes a trip with probability .4, or .3 if tired; nobody is lost."""
+
+    def __init__(self, tired):
+        self.tired = tired
+
+    def hazard(self, *_):
+        return lambda x: torch.zeros(len(x))
+
+    def response(self, *_):
+        def probs(x, action):
+            trip = torch.where(self.tired(x), 0.3, 0.4)
+            alone = torch.stack((1 - trip, trip, torch.zeros_like(trip)), 1)
+            return torch.where((action >= 5)[:, None], torch.tensor([0.5, 0.3, 0.2]), alone)
+        return probs
+
+
+def test_a_contact_costs_what_the_state_it_leaves_behind_costs_until_that_has_passed(season, monkeypatch):
+    env, log = season
+    monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.zeros(len(x)))
+    options = instantiate({**node("../algo/baseline/network", "algo=cql"), "model": Same(0.0, 0.0, 0.0), "hazard": Told(),
+                           "likely": Tired(lambda x: env.observe.state(x).fatigue > 0)}, _convert_="all")
+    options.hazard = options.likely
+    half = Half(options, env, log, log.profit, 1.0, torch.arange(len(log)), torch.Generator().manual_seed(0))
+    got = half.freed(torch.arange(len(log))).reward
+    state, following = (list(zip(*(x.tolist() for x in env.observe.state(o)[1:]))) for o in (log.obs, log.next_obs))
+    kind, pair = (log.trips.long() + log.redeemed.long()).tolist(), log.action.tolist()
+    counts, alone = {}, {}  # where contacts lead, of those who stay
+    for now, then, k, a in zip(state, following, kind, pair):
+        if then[2] != 2:
+            counts.setdefault((now, k, a % 5 if a >= 5 else None), []).append(then)
+            alone.setdefault(now, []).extend([then] if a < 5 else [])
+
+    @cache
+    def cost(now, weeks=12):
+        following = alone.get(now, [])
+        later = sum(cost(then, weeks - 1) for then in following) / max(len(following), 1) if weeks > 1 else 0.0
+        return -0.1 * (now[0] > 0) + later
+
+    def left(now, a, probs):
+        paths = (counts.get((now, k, a % 5 if a >= 5 else None), []) for k in range(3))
+        return sum(p * sum(map(cost, path)) / max(len(path), 1) for p, path in zip(probs, paths))
+
+    values = env.world.catalogue
+    for row in (log.action >= 5).nonzero()[::40, 0].tolist():
+        now, a, trip = state[row], pair[row], 0.3 if state[row][0] else 0.4
+        spend = 0.2 * values.value[a // 5].item() + values.cost[a % 5].item()
+        expected = 0.5 - trip - spend + left(now, a, (0.5, 0.3, 0.2)) - left(now, 0, (1 - trip, trip, 0.0))
+        assert got[row].item() == pytest.approx(expected, abs=1e-4)
+    assert len(half.states) > 8 and not got[log.action < 5].any()
 
 
 def test_the_rested_are_the_same_customers_without_a_contact(season):
@@ -348,12 +401,13 @@ def test_a_response_is_how_often_things_came():
     likely = Likely(hidden=[], activation=torch.nn.ReLU, lr=0.1, decay=0.0, steps=150, batch_size=2000)
     obs = torch.zeros(40_000, 1)
     rows = torch.arange(40_000)
-    probs = likely.response(obs, action, kind, rows, (3, 2), g)(obs[:6], torch.arange(6))
+    none = rows[:0]
+    probs = likely.response(lambda at: obs[at], action, kind, rows, (3, 2), none, g)(obs[:6], torch.arange(6))
     torch.testing.assert_close(probs, seen(logits[:6], torch.arange(6) // 2, torch.arange(6) % 2, (3, 2)), atol=0.02, rtol=0)
     lost = torch.rand(40_000, generator=g) < 0.03
     assert likely.hazard(lambda at: obs[at], lost, rows, g)(obs[:1]).item() == pytest.approx(lost.float().mean().item(), rel=0.1)
     with pytest.raises(ValueError, match="algo.baseline.likely"):
-        likely.response(obs, action, kind, rows, (6,), g)
+        likely.response(lambda at: obs[at], action, kind, rows, (6,), none, g)
 
 
 # ── prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,248 +1,36 @@
-"""The user's own table: what is read, what is refused, one transform for all tables, a shop from end to end."""
+"""Tables that hold repeated rows once: the same numbers, and the same learning."""
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import processes
 import pytest
 import torch
-from conftest import load
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
-from envs.offers.table import Table, read
-from envs.offers.world import HABITS
-from scripts import example_shop
-
-pytest.importorskip("pandas")
-ROOT = Path(__file__).parents[1]
-SMALL = ["env.num_agents=48", "algo.minibatches=4", "algo.net.hidden=[16]", "algo.spend.hidden=[8]", "algo.eval_every=2",
-         "env.evaluation.customers=30", "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
-         "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",
-         "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12", "device=cpu"]
+from rlcore.table import Table
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory) -> Path:
-    """The example shop with 400 customers."""
-    folder = tmp_path_factory.mktemp("shop")
-    example_shop.write(folder, 400, 0)
-    return folder
+def rows(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    few = torch.randint(0, 2, (4, 5), generator=g).float()
+    return torch.cat((torch.randn(3, 3, generator=g).repeat_interleave(n // 3, 0), few[torch.randint(4, (n,), generator=g)],
+                      torch.randn(n, 2, generator=g)), 1)
 
 
-def environment(folder: Path, *overrides, seed=0):
-    """Build the environment of the shop's experiment."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=["env.num_agents=50", f"hydra.searchpath=[file://{folder}]", "experiment=shop",
-                                          *overrides])
-    return instantiate(cfg.env, _convert_="all")(torch.device("cpu"), seed)
+def test_a_table_gives_what_it_was_given():
+    x, y = rows(30, 0), rows(60, 1)
+    table, both = Table.cat([Table.of(x, (3, 8)), Table.of(y, (3, 8))]), torch.cat((x, y))
+    assert table.shape == both.shape and len(table) == 90 and table.blocks[1][0].shape[0] <= 8
+    g = torch.Generator().manual_seed(2)
+    for key in (torch.randint(90, (40,), generator=g), slice(5, 50, 3), torch.rand(90, generator=g) < 0.3, slice(None)):
+        assert torch.equal(table[key], both[key]) and torch.equal(table.take(key)[:], both[key])
+        for columns in (slice(8), slice(2, 4), slice(4, 6), slice(9, None)):
+            assert torch.equal(table[key, columns], both[key, columns])
+    assert torch.equal(table.to("cpu")[:], both)
+    mask = y > 0
+    assert torch.equal(Table.of(mask, ())[:], mask) and Table.of(mask, ())[:].dtype == torch.bool
 
 
-def table(path, **changes) -> Table:
-    """Build the shipped population on a file."""
-    return load("population/table", load("catalogue/default"), path=str(path), **changes)
-
-
-def csv(path: Path, *columns, rows=60, end="\n", **more) -> Path:
-    """Write a table of customers with columns {name: function of the row}."""
-    made = {"id": lambda k: f"c{k}", "rate": lambda k: 0.1 + k % 7 / 10, "spend": lambda k: 20 + k,
-            "margin": lambda k: 0.2 + k % 3 / 10, **more}
-    lines = [",".join(made), *(",".join(str(f(k)) for f in made.values()) for k in range(rows)), ""]
-    path.write_bytes(end.join(lines).encode())
-    return path
-
-
-def draw(population, n, split="train", seed=0):
-    """Draw customers."""
-    return population.draw(n, torch.Generator().manual_seed(seed), split)
-
-
-# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_line_ends_byte_order_marks_and_parquet_do_not_matter(tmp_path):
-    pd = pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
-    plain = csv(tmp_path / "plain.csv", kind=lambda k: "ab"[k % 2])
-    windows = csv(tmp_path / "windows.csv", end="\r\n", kind=lambda k: "ab"[k % 2])
-    windows.write_bytes(b"\xef\xbb\xbf" + windows.read_bytes())
-    pd.read_csv(plain).to_parquet(tmp_path / "table.parquet")
-    made = [table(path, rare_level=5) for path in (plain, windows, tmp_path / "table.parquet")]
-    for other in made[1:]:
-        assert other.ids == made[0].ids and other.transform.names == made[0].transform.names
-        assert torch.equal(other.features, made[0].features)
-        assert torch.equal(draw(other, 9).customers.alpha, draw(made[0], 9).customers.alpha)
-
-
-def test_columns_are_numbers_or_text_as_their_entries_are(tmp_path):
-    path = csv(tmp_path / "t.csv", code=lambda k: f"0{k % 3}", word=lambda k: "x" if k % 2 else "1",
-               gap=lambda k: "" if k < 9 else k)
-    columns = read(str(path), ",", ["code"], [])
-    assert {name: column.dtype.kind for name, column in columns.items()} == {
-        "id": "O", "rate": "f", "spend": "f", "margin": "f", "code": "O", "word": "O", "gap": "f"}
-    assert columns["code"][4] == "01" and columns["gap"][8] != columns["gap"][8] and columns["gap"][9] == 9
-
-
-LINES = ["id,rate,spend,margin,visits,tier"] + [f"c{k},0.3,20,0.25,{k},gold" for k in range(80)]
-
-
-@pytest.mark.parametrize("change, says", [
-    (lambda x: [",".join(line.split(",")[:2] + line.split(",")[3:]) for line in x],
-     "no column 'spend' (env.population.spend)"),
-    (lambda x: [*x[:17], "c16,0.3,20,0.25,,gold", *x[18:]], "row 18, column 'visits': expected a number, got nothing"),
-    (lambda x: [*x[:17], "c16,0.3,nan,0.25,1,gold", *x[18:]], "row 18, column 'spend': expected a number, got 'nan'"),
-    (lambda x: [*x[:17], "c16,0.3,inf,0.25,1,gold", *x[18:]], "row 18, column 'spend': expected a number, got 'inf'"),
-    (lambda x: [*x[:17], "c16,0.3,,0.25,1,gold", *x[18:]], "row 18, column 'spend': expected a number, got nothing"),
-    (lambda x: [*x[:9], "c8,0.3,dear,0.25,1,gold", *x[10:]], "row 10, column 'spend': expected a number, got 'dear'"),
-    (lambda x: [*x[:9], "c8,0.3,20,0.25,many,gold", *x[10:]], "row 10, column 'visits': expected a number, got 'many'"),
-    (lambda x: [line.replace(",20,", ",dear,") for line in x], "row 2, column 'spend': expected a number, got 'dear'"),
-    (lambda x: [*x[:9], "c3,0.3,20,0.25,1,gold", *x[10:]], "row 10, column 'id': id 'c3' is that of row 5 too"),
-    (lambda x: [*x[:9], ",0.3,20,0.25,1,gold", *x[10:]], "row 10, column 'id': expected an id"),
-    (lambda x: [*x[:9], "c8,1.3,20,0.25,1,gold", *x[10:]], "row 10, column 'rate': expected a share from 0 to 1, got 1.3"),
-    (lambda x: [*x[:9], "c8,0.3,-2,0.25,1,gold", *x[10:]], "row 10, column 'spend': expected money above 0, got -2"),
-    (lambda x: [*x[:9], "c8,0.3,2,25,1,gold", *x[10:]],
-     "row 10, column 'margin': expected a share above 0, up to 1, got 25"),
-    (lambda x: [*x[:9], "c8,0.3,20,0.25,1,gold,more", *x[10:]], "can't be read as a table"),
-    (lambda x: [x[0] + ",tier", *(line + ",a" for line in x[1:])], "column 'tier' comes twice"),
-    (lambda x: x[:1], "expected customers, got no row"), (lambda x: x[:3], "too few"),
-    (lambda x: [x[0] + ",word", *(f"{line},w{k}" for k, line in enumerate(x[1:]))], "column 'word': none of its"),
-    (lambda x: [], "can't be read as a table")])
-def test_broken_tables_get_one_line_with_row_and_column(tmp_path, change, says):
-    path = tmp_path / "broken.csv"
-    path.write_text("".join(line + "\n" for line in change(LINES)))
-    with pytest.raises(ValueError) as refused:
-        table(path)
-    assert str(refused.value).startswith(f"{path}: ") and says in str(refused.value) and "\n" not in str(refused.value)
-
-
-def test_files_that_are_no_tables_get_one_line(tmp_path):
-    (tmp_path / "noise.csv").write_bytes(bytes(range(128, 256)) * 9)
-    (tmp_path / "noise.parquet").write_bytes(bytes(range(256)))
-    for name in ("noise.csv", "noise.parquet"):
-        with pytest.raises(ValueError, match=f"{name}: can't be read as a table"):
-            table(tmp_path / name)
-    with pytest.raises(ValueError, match="nowhere.csv: no such file"):
-        table(tmp_path / "nowhere.csv")
-    with pytest.raises(ValueError, match="env.population.path: expected"):
-        load("population/table", load("catalogue/default"))
-
-
-# ── customers ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_what_the_table_says_of_a_customer_is_what_the_world_gets(tmp_path):
-    population = table(csv(tmp_path / "t.csv", rate=lambda k: (0, 1, 0.4)[k % 3]))
-    sample = draw(population, 30)
-    c, rows = sample.customers, sample.row.tolist()
-    for i, k in enumerate(rows):
-        assert population.ids[k] == f"c{k}"
-        assert torch.sigmoid(c.alpha[i] + c.kappa[i] / 2).item() == pytest.approx((0.01, 0.99, 0.4)[k % 3])
-        assert c.margin[i].item() == pytest.approx((20 + k) * (0.2 + k % 3 / 10))
-    assert torch.equal(sample.features, population.features[sample.row])
-    assert sample.state.habit.max() < HABITS and not sample.state.status.any()
-    again = draw(population, 30, seed=1).customers
-    assert not torch.equal(again.kappa, c.kappa)  # what the table doesn't say is drawn anew
-
-
-def test_what_is_not_mapped_comes_from_the_priors(tmp_path):
-    population = table(csv(tmp_path / "t.csv"), rate=None, margin=None)
-    c, rows = (x := draw(population, 30)).customers, x.row
-    share = c.margin / (20 + rows)
-    assert ((share > 0.18) & (share < 0.30)).all()
-    assert torch.sigmoid(c.alpha + c.kappa / 2).unique().numel() == 30
-    assert "rate" in population.transform.names  # still a feature
-
-
-def test_an_id_is_on_one_side_in_every_table(tmp_path):
-    first = table(csv(tmp_path / "a.csv", rows=500))
-    later = table(csv(tmp_path / "b.csv", rows=900, id=lambda k: f"c{1000 - k}"))
-    sides = [{split: {x.ids[k] for k in x.customers[split].tolist()} for split in ("train", "test")}
-             for x in (first, later)]
-    assert not sides[0]["train"] & sides[0]["test"] and not sides[0]["train"] & sides[1]["test"]
-    assert len(sides[0]["test"]) / 500 == pytest.approx(0.4, abs=0.08) and sides[0]["test"] & sides[1]["test"]
-    for n in (7, 1000):
-        assert torch.isin(first.choose(n, torch.Generator().manual_seed(n), "test"), first.customers["test"]).all()
-
-
-# ── the transform ───────────────────────────────────────────────────────────────────────────────────────────────────
-def test_features_are_standardised_numbers_and_levels(tmp_path):
-    path = csv(tmp_path / "t.csv", rows=200, tier=lambda k: ("gold", "basic", "", "rare" if k < 20 else "basic")[k % 4],
-               same=lambda k: 3)
-    population = table(path, rare_level=10)
-    assert population.transform.names == ["rate", "spend", "margin", "same", "tier: (empty)", "tier: basic", "tier: gold",
-                                          "tier: other"]
-    x = population.features[population.customers["train"]]
-    torch.testing.assert_close(x[:, :3].mean(0), torch.zeros(3, dtype=x.dtype), atol=1e-9, rtol=0)
-    torch.testing.assert_close(x[:, :3].std(0, correction=0), torch.ones(3, dtype=x.dtype))
-    assert not x[:, 3].any()
-    for k, levels in enumerate(population.features[:, 4:].tolist()):
-        assert levels == [k % 4 == 2, k % 4 == 1 or k % 4 == 3 and k >= 20, k % 4 == 0, k % 4 == 3 and k < 20]
-
-
-def test_the_saved_transform_makes_the_same_features_of_another_table(tmp_path):
-    trained = table(csv(tmp_path / "a.csv", rows=200, tier=lambda k: "abc"[k % 3]), rare_level=5)
-    torch.save(trained.state_dict(), tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    later = table(csv(tmp_path / "b.csv", rows=90, new=lambda k: k, tier=lambda k: "zca"[k % 3], spend=lambda k: 500),
-                  rare_level=5)
-    assert later.num_features != trained.num_features
-    later.load_state_dict(state)
-    assert later.num_features == trained.num_features == later.features.shape[1]
-    mean, sd = trained.transform.numbers["spend"]
-    assert later.features[:, 1].unique().tolist() == [pytest.approx((500 - mean) / sd)]
-    assert later.features[:2, 3:].tolist() == [[0, 0, 0], [0, 0, 1]]  # an unknown level is none where nothing was rare
-    for change, says in (({"tier": lambda k: k}, "'tier': expected text"),
-                         ({"spend2": lambda k: 1}, "expected a column 'tier'")):
-        other = table(csv(tmp_path / "c.csv", **change))
-        with pytest.raises(ValueError, match=f"c.csv: .*{says}"):
-            other.load_state_dict(state)
-
-
-def test_an_environment_takes_the_transform_over_before_a_learner_is_built(shop, tmp_path):
-    env = environment(shop)
-    example_shop.write(tmp_path, 300, 1)
-    text = (tmp_path / "customers.csv").read_bytes().replace(b"north", b"abroad")
-    (tmp_path / "customers.csv").write_bytes(text)
-    other = environment(tmp_path, "env.population.rare_level=1")
-    assert other.obs_dim != env.obs_dim
-    other.load_fitted(env.state_dict())
-    assert other.obs_dim == env.obs_dim and other.context_dim == env.context_dim
-    obs, _ = other.begin()
-    assert obs.shape == (50, env.obs_dim)
-
-
-# ── a shop ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_the_shops_rules_reach_the_environment(shop):
-    env = environment(shop)
-    _, mask = env.begin()
-    columns, names = env.population.columns, env.rules.catalogue
-    rows = env.permits.bans[0].who.new_zeros(len(mask))
-    sample = env.population.draw(50, torch.Generator().manual_seed(3), "train")
-    pairs = env.rules.permits(sample)(~rows, []).pairs.view(-1, *names.nvec)
-    for k, row in enumerate(sample.row.tolist()):
-        held = env.rules.permits(sample).bans[-1].who[k].item()
-        tier, age, basket = columns["Tier"][row], columns["Age"][row], columns["Basket"][row]
-        offers = [True, tier != "basic" and basket >= 20, age >= 18]
-        channels = [columns["App Installed"][row] == "yes", columns["Newsletter"][row] == "yes", True]
-        assert pairs[k, 1:].tolist() == [[o and c and not held for c in channels] for o in map(bool, offers)]
-    assert env.observe.context_dim == env.population.num_features + 1 + 6 + 4 + 3 + 3 + 12
-
-
-def run(folder, script, *overrides, check=True):
-    """Run a script in a folder."""
-    done = processes.run(folder, script, *overrides)
-    assert not check or done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
-@pytest.mark.slow
-def test_a_shop_is_trained_planned_and_evaluated_as_a_new_user_would(shop, tmp_path):
-    run(tmp_path, "train", "-cd", str(shop), "experiment=shop", *SMALL, "algo.total_steps=384", "algo.num_steps=4",
-        "env.world.season=[1.0,1.1,1.2,0.9]", "hydra.run.dir=out")
-    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert {"planning", "planning on θ̂", "ppo", "myopic knapsack"} <= set(result["policies"])
-    assert "holdout" in result["rules"] and result["policies"]["planning"]["score"] <= 1
-    run(tmp_path, "evaluate", "checkpoint=out/checkpoint.pt", "device=cpu", "hydra.run.dir=again")
-    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
-    assert again["policies"] == result["policies"]
-    later = csv(tmp_path / "later.csv")
-    refused = run(tmp_path, "evaluate", "checkpoint=out/checkpoint.pt", f"+env.population.path={later}", check=False)
-    lines = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr and len(lines) == 1 and "later.csv" in lines[0]
+@pytest.mark.parametrize("same", [0.0, 1.0])
+def test_rows_of_the_same_key_are_told_apart(monkeypatch, same):
+    x = rows(30, 0)
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, same, dtype=torch.float64))
+    shuffled = torch.cat((x, x.flip(1)))  # of the same sums
+    assert torch.equal(Table.of(shuffled, ())[:], shuffled)

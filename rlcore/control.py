@@ -13,6 +13,7 @@ from torch.nn import functional
 from rlcore.logged import Logged
 from rlcore.outcomes import CHUNK, descend, folds, numbered
 from rlcore.response import NONE, REDEEMED, TRIP, Likely
+from rlcore.table import Table
 
 FEWEST = 0.1  # chance to stay: what is divided by it must not explode
 
@@ -114,7 +115,7 @@ class Half:
         if not self.expects:
             self.value = options.fit(self._batch, rows, self.width, env.nvec, generator)
             return
-        lost, gone = env.lost(self.next[rows]), env.lost(log.obs[rows])
+        lost, gone = (torch.cat([env.lost(x[some]) for some in rows.split(CHUNK)]) for x in (self.next, log.obs))
         there, stayed = rows[~gone], rows[~lost]
         self._fit_size(there)
         losing = torch.zeros_like(log.terminated).index_fill_(0, rows[lost], True)
@@ -148,10 +149,10 @@ class Half:
 
     def _count(self, rows: Tensor, kind: Tensor) -> None:
         """Count where contacts lead: from each state that they move, by what came of a decision and how it was sent."""
-        now, then = (torch.cat([y[part][:, self.moves] for part in rows.split(CHUNK)]) for y in (self.log.obs, self.next))
-        every = torch.cat((self._own(self._obs(rows[:1]))[:, self.moves], now, then))
-        self.states, place = torch.unique(every, dim=0, return_inverse=True)
-        self.rested, (now, then) = place[0], place[1:].chunk(2)
+        tables = [Table.of(x[some][:, self.moves], ()) for x in (self.log.obs, self.next) for some in rows.split(CHUNK)]
+        found, place = Table.cat([Table.of(self._own(self._obs(rows[:1]))[:, self.moves], ()), *tables]).blocks[0]
+        self.states, which = torch.unique(found, dim=0, return_inverse=True)
+        self.rested, (now, then) = which[place[0]], which[place[1:]].chunk(2)
         n, m = len(self.states), (REDEEMED + 1) * self.sorts
         count = torch.bincount((now * m + self._traced(kind[rows], self.log.action[rows])) * n + then, minlength=n * n * m)
         count = count.view(n, REDEEMED + 1, self.sorts, n).to(self.profit)

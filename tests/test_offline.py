@@ -26,6 +26,7 @@ from rlcore.logged import Logged
 from rlcore.networks import FactoredValues
 from rlcore.offline import conservative, double_target, imitation, supported, td_loss
 from rlcore.response import Likely, seen
+from rlcore.table import Table
 
 CPU = torch.device("cpu")
 SPEND = node("../algo/spend/learned")
@@ -241,6 +242,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(chain):
 
 
 # ── the baseline ────────────────────────────────────────────────────────────────────────────────────────────────────
+FEW = {"steps": 5, "model": {"steps": 5}, "likely": {"steps": 5}, "hazard": {"steps": 5}}
 BASELINE = {"lookahead": 1.0, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 50}
 
 
@@ -317,6 +319,17 @@ def test_rewards_are_what_decisions_change_as_expected(season, monkeypatch):
     spend = 0.2 * env.world.catalogue.value[log.action // 5] + env.world.catalogue.cost[log.action % 5]
     expected = torch.where(log.action >= 5, size * (contact - nothing) - spend, 0.0)
     torch.testing.assert_close(free.reward, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_a_slim_log_teaches_the_same(season):
+    env, log = season
+    slim = log.slim(env.context_dim)
+    assert isinstance(slim.obs, Table) and torch.equal(slim[::3].obs[:], log[::3].obs)
+    config = {"spend": SPEND, "total_steps": 2560, "baseline": OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), FEW)}
+    agents = [make(env, each, "bcq", keep="imitated", **config) for each in (log, slim)]
+    for agent in agents:
+        train(agent)
+    assert torch.equal(agents[0].reward, agents[1].reward) and torch.equal(*map(weights, agents))
 
 
 class Tired(Told):

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 from rlcore.distributions import draw
+from rlcore.fast import capture
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -34,11 +35,12 @@ def warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor
 
 @torch.no_grad()
 def generate(lm: PreTrainedModel, query: Tensor, mask: Tensor, u: Tensor, *, temperature: float, top_k: int,
-             top_p: float) -> Tensor:
+             top_p: float, mode: str = "eager") -> Tensor:
     """Sample mails [B, R], int64, for prompts `query` [P, Q], padded on the left where `mask` is 0.
 
     u [R, B] are uniforms in [0, 1), one a token. B = P·n: each prompt is read once and its cache expanded to n mails,
-    which stand together. Always R tokens: what follows a stop token means nothing (see `alive`).
+    which stand together. Always R tokens: what follows a stop token means nothing (see `alive`). With `cudagraph` on a GPU
+    a token's step is recorded and replayed.
     """
     length, samples = query.shape[1] + len(u), u.shape[1] // len(query)
     # Keys that are padding or not yet written are masked out: the cache has its full length from the start.
@@ -60,14 +62,22 @@ def generate(lm: PreTrainedModel, query: Tensor, mask: Tensor, u: Tensor, *, tem
     for layer in cache.layers:
         layer.keys, layer.values = (x.repeat_interleave(samples, 0) for x in (layer.keys, layer.values))
     seen, at = seen.repeat_interleave(samples, 0), at[:, -1:].repeat_interleave(samples, 0)
-    tokens = []
-    for t, uniform in enumerate(u):
-        if t:
-            seen[:, query.shape[1] + t - 1] = True
-            at = at + 1
-            last = logits(tokens[-1][:, None], seen[:, None], at)
-        warped = warp(last, temperature, top_k, top_p)
-        tokens.append(draw(warped.softmax(-1), uniform))
+    place = torch.full((1,), query.shape[1], device=query.device)
+
+    def choose(last: Tensor, uniform: Tensor) -> Tensor:
+        return draw(warp(last, temperature, top_k, top_p).softmax(-1), uniform)
+
+    def step(token: Tensor, uniform: Tensor) -> Tensor:
+        """Read a token and choose the next; all else is moved on in place, so that this can be recorded."""
+        seen.index_fill_(1, place, True)
+        place.add_(1)
+        at.add_(1)
+        return choose(logits(token[:, None], seen[:, None], at), uniform)
+
+    step = capture(step, mode, query.device)
+    tokens = [choose(last, u[0])]
+    for uniform in u[1:]:
+        tokens.append(step(tokens[-1], uniform).clone())
     return torch.stack(tokens, 1)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ class Samples(NamedTuple):
     query_mask: Tensor
     response: Tensor
     alive: Tensor
+
+    def alike(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, Samples]]:
+        """Part the mails `rows` into batches of like length, each cut to its longest prompt and mail (rounded up to eights, so
+        that few shapes occur): who reads it pays for little padding. Yields rows and their mails; asks the host once."""
+        lengths = torch.stack((self.query_mask.sum(1), self.alive.sum(1)))[:, rows]
+        order = lengths.sum(0).argsort(stable=True)
+        longest = [(-(-part.amax(1) // 8) * 8).tolist() for part in lengths[:, order].cpu().split(size, 1)]
+        for some, (read, wrote) in zip(rows[order].split(size), longest):
+            yield some, Samples(self.query[some, -read:], self.query_mask[some, -read:], self.response[some, :wrote],
+                                self.alive[some, :wrote])
 
 
 class Reading(NamedTuple):
@@ -52,7 +62,7 @@ class Policy(nn.Module):
                              f"most {room}, the positions of algo.lm")
         self.lm, self.tokenizer, self.stop = lm, tokenizer, tokenizer.eos_token_id
         self.prompt, self.query_tokens, self.response_tokens = prompt, query_tokens, response_tokens
-        self.temperature, self.precision = temperature, precision
+        self.temperature, self.precision, self.mode = temperature, precision, "eager"
         self.value = nn.Linear(lm.config.hidden_size, 1)
         for parameter in self.value.parameters():
             nn.init.zeros_(parameter)
@@ -111,9 +121,12 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def read(self, samples: Samples, batch_size: int, entropy: bool = False) -> Reading:
-        """Read mails [B, R] in batches, without a gradient."""
-        rows = torch.arange(len(samples.query), device=self.device).split(batch_size)
-        return Reading(*map(torch.cat, zip(*(self(Samples(*(x[some] for x in samples)), entropy) for some in rows))))
+        """Read mails [B, R] in batches of like length, without a gradient; 0 after the longest of a batch."""
+        found = Reading(*torch.zeros(3, *samples.response.shape, device=self.device))
+        for rows, some in samples.alike(torch.arange(len(samples.query), device=self.device), batch_size):
+            for whole, part in zip(found, self(some, entropy)):
+                whole[rows, :part.shape[1]] = part
+        return found
 
     def autocast(self):
         """Compute in bfloat16 (`auto`: on a GPU that has it); weights stay float32."""
@@ -134,7 +147,7 @@ class Policy(nn.Module):
             query, mask = self.queries(some)
             with self.autocast():
                 response = generate(self.lm, query, mask, u[start * samples:(start + len(some)) * samples].T,
-                                    temperature=temperature, top_k=top_k, top_p=top_p)
+                                    temperature=temperature, top_k=top_k, top_p=top_p, mode=self.mode)
             own = alive(response, self.stop)
             found.append(Samples(query.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0), response, own))
             texts += self.texts(response, own)

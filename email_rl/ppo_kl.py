@@ -135,13 +135,14 @@ class PPOKL(Loop):
 
     def take(self, reference: Policy, scorer: Scorer) -> None:
         """Start from this reference, against this reward model."""
+        reference.mode = self.mode  # of writing
         self.reference, self.scorer = reference.requires_grad_(False), scorer
         self.policy = copy.deepcopy(reference).requires_grad_(True)
         if self.gradient_checkpointing:
             self.policy.lm.gradient_checkpointing_enable()
         self.optimizer = self.optim(self.policy.parameters(), lr=self.first_lr)
         self.optimizer.param_groups[0]["lr"] = self.lr
-        self.loss = fast(self._loss, self.mode)
+        self.loss = fast(self._loss, self.mode, dynamic=None)  # micro-batches are of several lengths
 
     @property
     def sampling(self) -> dict:
@@ -215,8 +216,8 @@ class PPOKL(Loop):
             for rows in order.chunk(self.minibatches):
                 tokens = parallel.mean(batch.samples.alive[rows].sum().float())
                 self.optimizer.zero_grad(set_to_none=True)
-                for some in rows.split(self.micro_batch):
-                    micro = Batch(Samples(*(x[some] for x in batch.samples)), *(x[some] for x in batch[1:]))
+                for some, mails in batch.samples.alike(rows, self.micro_batch):
+                    micro = Batch(mails, *(x[some, :mails.response.shape[1]] for x in batch[1:]))
                     share = micro.samples.alive.sum() / tokens  # the mean over a minibatch's tokens, as if it were one
                     loss, metrics = self.loss(micro)
                     (share * loss).backward()

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rlcore import losses, parallel
 from rlcore.distributions import barrier, flatten
-from rlcore.fast import fast, scan
+from rlcore.fast import capture, fast, scan
+from rlcore.kernels import gae
 from rlcore.learner import Learner
 from rlcore.normalize import ReturnScale
-from rlcore.returns import gae, whiten
+from rlcore.returns import whiten
 
 
 class Rollout(NamedTuple):
@@ -83,6 +84,13 @@ class PPO(Learner):
         # Thousands of small kernels: from C++, each of their calls costs less.
         self.act = fast(self.act, mode, fullgraph=True, options={"cpp_wrapper": True})
         self.backward = fast(self.backward, mode)
+        if mode == "cudagraph" and parallel.size() > 1:
+            raise ValueError("fast=cudagraph: expected a single process, several need eager or compile")
+        self.act, self.prepare, self.learn = (capture(x, mode, env.device) for x in (self.act, self.prepare, self.learn))
+        if env.capturable:
+            self.roll = capture(self.roll, mode, env.device)
+        if self.spend:
+            self.spend.learn = capture(self.spend.learn, mode, env.device)
 
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
               stop: Callable[[], bool]) -> None:
@@ -109,18 +117,21 @@ class PPO(Learner):
             env.arrive(state)
             obs, _ = env.begin()
         else:
-            obs, mask = env.begin()
-            rows, infos = [], []
-            for t in range(self.num_steps):
-                action, log_prob = self.policy(obs, mask, u[t])
-                step = env.step(action)
-                rows.append((obs, mask, action, log_prob, step.reward, step.terminated, step.truncated,
-                             step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
-                infos.append(step.info)
-                obs, mask = step.obs, step.mask
-            columns = (None if column[0] is None else torch.stack(column) for column in zip(*rows))
-            info = {name: torch.stack([info[name] for info in infos]) for name in infos[0]}
+            columns, info, obs = self.roll(*env.begin(), u)
         return Rollout(*columns, last_obs=obs), {f"rollout/{name}": x.float().mean() for name, x in info.items()}
+
+    def roll(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[list[Tensor | None], dict[str, Tensor], Tensor]:
+        """Act step by step: a rollout's columns [T, N, ...], info, and the last observation."""
+        env, rows, infos = self.env, [], []
+        for t in range(self.num_steps):
+            action, log_prob = self.policy(obs, mask, u[t])
+            step = env.step(action)
+            rows.append((obs, mask, action, log_prob, step.reward, step.terminated, step.truncated,
+                         step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
+            infos.append(step.info)
+            obs, mask = step.obs, step.mask
+        columns = [None if column[0] is None else torch.stack(column) for column in zip(*rows)]
+        return columns, {name: torch.stack([info[name] for info in infos]) for name in infos[0]}, obs
 
     def act(self, state: Tensor, moments, u: Tensor) -> tuple[Tensor, tuple[tuple, dict[str, Tensor]]]:
         """Act through moments in pure functions: where they lead to, a rollout's columns [T, N, ...], and info."""
@@ -173,9 +184,7 @@ class PPO(Learner):
             shuffled = (x.index_select(0, order).chunk(self.minibatches) for x in batch)
             epoch_kl = torch.zeros_like(self.lr)
             for minibatch in map(Batch._make, zip(*shuffled)):
-                self.optimizer.zero_grad(set_to_none=True)
-                metrics = self.backward(minibatch)
-                self.optimizer.step()
+                metrics = self.learn(minibatch, self.iteration < self.imitated)
                 sums = {name: sums.get(name, 0) + x for name, x in metrics.items()}
                 epoch_kl += metrics["approx_kl"] / self.minibatches
                 steps += 1
@@ -192,18 +201,23 @@ class PPO(Learner):
         self.net.rescale(rollout.obs)
         return metrics
 
-    def backward(self, batch: Batch) -> dict[str, Tensor]:
+    def learn(self, batch: Batch, imitates: bool) -> dict[str, Tensor]:
+        """Take one step on a minibatch; return the loss's diagnostics."""
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = self.backward(batch, imitates)
+        self.optimizer.step()
+        return metrics
+
+    def backward(self, batch: Batch, imitates: bool) -> dict[str, Tensor]:
         """Leave the loss's gradients in the parameters, clipped together; return its diagnostics."""
-        loss, metrics = self.loss(batch)
+        loss, metrics = self.imitation(batch) if imitates else self.loss(batch)
         loss.backward()
         parallel.average_gradients(self.net.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
         return metrics | {"grad_norm": norm}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO's loss and diagnostics on a minibatch, or while it has a teacher to imitate, that of imitation."""
-        if self.iteration < self.imitated:
-            return self.imitation(batch)
+        """PPO's loss and diagnostics on a minibatch."""
         distribution = self.net.policy(batch.obs, batch.barrier)
         advantage = batch.advantage
         if self.norm_adv == "minibatch":
@@ -214,7 +228,7 @@ class PPO(Learner):
                           weight=parallel.weight(batch.decides))
 
     def imitation(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the teacher's preferences, and the value loss."""
+        """Cross-entropy of the teacher's preferences, and the value loss: what is learned from while there is a teacher."""
         log_probs = self.net.policy(batch.obs, batch.barrier).log_probs
         asked = self.teacher.preferences(batch.obs, batch.barrier.flatten(1) == 0, self.temperature)
         cross = -(asked * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)

@@ -23,7 +23,7 @@ class LearnedSpend(nn.Module):
         self.context_dim, self.nvec = context_dim, nvec
         self.net = mlp([context_dim, *hidden, sum(nvec)], activation, 0.01).to(device)
         self.first_lr, self.lr = lr, torch.tensor(lr, device=device)
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=True)
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=True, capturable=True)
 
     def anneal(self, progress: float) -> None:
         """Lower the rate linearly: what the head says at the end is an average over much data."""

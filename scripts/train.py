@@ -50,6 +50,8 @@ def train(cfg: DictConfig, device: torch.device) -> Callable[[], None]:
         state["agent"] |= own(state, cfg.resume)
         with fitting(cfg.resume):
             env.load_fitted(state["agent"].get("env"))
+    if cfg.fast == "cudagraph" and device.type != "cuda":
+        print("fast=cudagraph: no GPU here, so all runs eagerly")
     agent = parts["algo"](env, cfg.seed, cfg.fast)
     if cfg.log:
         if not hasattr(agent, "learn_from"):

@@ -274,7 +274,8 @@ def test_every_season_is_drawn_anew():
     drawn = []
     for _ in range(3):
         env.begin()
-        drawn.append((env.features, env.customers.margin, env.u, env.prices, env.drift))
+        now = env.features, env.customers.margin, env.u, env.prices, env.drift
+        drawn.append([x.clone() for x in now])
     for a, b in ((0, 1), (1, 2), (0, 2)):
         assert not torch.isin(drawn[a][1], drawn[b][1]).any()  # no customer comes twice
         assert not any(torch.equal(x, y) for x, y in zip(drawn[a], drawn[b]))

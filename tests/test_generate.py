@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tape import tape  # noqa: F401 (a fixture)
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -48,6 +49,14 @@ def test_greedy_mails_are_those_of_transformers(kind):
                          pad_token_id=0, eos_token_id=None)
     assert torch.equal(found, theirs[:, ids.shape[1]:])
     assert len(found.unique()) > 3  # they say something
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_recorded_steps_write_the_same_mails(tape, kind):  # noqa: F811
+    lm, (ids, mask) = model(kind), queries()
+    one, other = (generate(lm, ids, mask, uniforms(9, 6), temperature=1.0, top_k=9, top_p=0.9, mode=mode)
+                  for mode in ("eager", "cudagraph"))
+    assert torch.equal(one, other) and len(tape) == 1
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -38,11 +38,11 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<stop>")
 
 
-def language_model(kind="gpt2", dropout=0.1):
+def language_model(kind="gpt2", dropout=0.1, places=16):
     torch.manual_seed(0)
     if kind == "gpt2":  # with dropout, as the hub's has it: the policy must take it out
-        return GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=16, n_layer=2, n_head=2, n_positions=16, bos_token_id=0,
-                                          eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout))
+        return GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=16, n_layer=2, n_head=2, n_positions=places,
+                                          bos_token_id=0, eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout))
     return LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
                                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16, bos_token_id=0,
                                         eos_token_id=0))
@@ -119,6 +119,24 @@ def test_log_probabilities_do_not_know_of_padding(kind):
     expected = made(samples).log_prob[samples.alive]
     assert torch.allclose(made(padded).log_prob[samples.alive], expected, atol=1e-5)
     assert torch.allclose(made(longer).log_prob[:, :6][samples.alive], expected, atol=1e-5)
+
+
+def test_mails_read_by_length_are_read_as_all_at_once():
+    """In batches that are cut to their longest prompt and mail, each mail once, and less is read."""
+    made = Policy(language_model(places=44), tokenizer(), **WRITING)
+    torch.nn.init.normal_(made.value.weight)
+    generator = torch.Generator().manual_seed(0)
+    read, wrote = (torch.randint(1, most, (30,), generator=generator)[:, None] for most in (21, 25))
+    query, response = (torch.randint(7, (30, width), generator=generator) for width in (20, 24))
+    samples = Samples(query, (torch.arange(20) >= 20 - read).long(), response, torch.arange(24) < wrote)
+    parts = list(samples.alike(torch.arange(3, 30), 6))
+    assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == list(range(3, 30))
+    for rows, part in parts:
+        assert torch.equal(part.alive.sum(1), wrote[rows, 0]) and torch.equal(part.query_mask.sum(1), read[rows, 0])
+    assert sum(part.query.numel() + part.response.numel() for _, part in parts) < 27 * (20 + 24)
+    whole, found = made(samples, entropy=True), made.read(samples, 6, entropy=True)
+    for one, other in zip(whole, found):
+        assert torch.allclose(one[samples.alive], other[samples.alive], atol=1e-5)
 
 
 def test_log_probability_and_entropy_are_those_of_the_distribution_at_the_temperature():

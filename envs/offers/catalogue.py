@@ -68,13 +68,13 @@ class Catalogue:
     def valid(self) -> Tensor:
         """Pairs that exist, bool [O+1, C]."""
         table = torch.ones(self.nvec, dtype=torch.bool, device=self.value.device)
-        table[0, 1:] = False
+        table[0, 1:].fill_(False)
         return table
 
     def allowed(self, contactable: Tensor) -> Tensor:
         """Pairs that each customer [N] can be sent, bool [N, O+1, C]: nothing always, the rest where contactable."""
         nothing = torch.zeros_like(self.valid)
-        nothing[0, 0] = True
+        nothing[0, 0].fill_(True)
         return torch.where(contactable[:, None, None], self.valid, nothing)
 
     def spend(self, offer: Tensor, channel: Tensor, redeemed: Tensor) -> Tensor:

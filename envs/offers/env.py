@@ -8,13 +8,14 @@ from typing import Callable
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
 from envs.offers.policies import outcomes, pair_table
 from envs.offers.program import Visited, action_values, organic, successors
 from envs.offers.twin import Twins
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Outcome, State, outcome, profit, transition
+from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
 
 
 class OffersEnv(BatchedEnv):
@@ -25,6 +26,7 @@ class OffersEnv(BatchedEnv):
 
     truncates = False
     priced = True
+    capturable = True
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
                  population: Callable, twin: str | None, observation: Callable, rules: Callable, budget, evaluation: Callable,
@@ -46,6 +48,7 @@ class OffersEnv(BatchedEnv):
         self.nvec, self.observation = catalogue.nvec, observation
         self._measure()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
+        self.drawn: list | None = None
 
     def _measure(self) -> None:
         self.observe = self.observation(self.population.num_features + self.rules.observed, self.world.weeks,
@@ -57,15 +60,25 @@ class OffersEnv(BatchedEnv):
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
         n, weeks = self.num_agents, self.world.weeks
         sample = self.population.draw(n, self.generator, "train")
-        self.customers, self.features = self.world.inhabit(sample.customers), sample.features.to(self.world.season)
-        self.state, self.week = sample.state, 0
-        self.permits, self.sent = self.rules.permits(sample), []
-        self.allowed = self.permits(self.state.status == SUBSCRIBED, self.sent)
-        self.organic = organic(self.customers, self.world)
-        self.u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
+        customers, permits = self.world.inhabit(sample.customers), self.rules.permits(sample)
+        u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
         week = torch.arange(weeks, device=self.device)[:, None]
-        self.prices, self.drift = self._price_paths(week, n, self.generator)
+        (theta, self.features, self.state, static, self.organic, self.u, (self.prices, self.drift)) = self._keep((
+            customers.tensors(), sample.features.to(self.world.season), sample.state, permits.static,
+            organic(customers, self.world), u, self._price_paths(week, n, self.generator)))
+        self.customers, self.permits = Customers(*theta), replace(permits, static=static)
+        self.week, self.sent = 0, []
+        self.allowed = self.permits(self.state.status == SUBSCRIBED, self.sent)
         return self._obs(), self._mask()
+
+    def _keep(self, drawn):
+        """Leave a season's tensors where the last one's were: recorded kernels read there."""
+        if self.drawn is None:
+            self.drawn = drawn
+        for kept, new in zip(pytree.tree_leaves(self.drawn), pytree.tree_leaves(drawn)):
+            if kept is not new and kept is not None:
+                kept.copy_(new)
+        return self.drawn
 
     def _price_paths(self, week: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw n seasons' prices in weeks [T, 1 or n], and their drifts [n]."""

@@ -5,7 +5,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, State
 
@@ -26,9 +25,10 @@ class Observation:
 
     def context(self, features: Tensor, state: State, week: int) -> Tensor:
         """Lay out what outcomes depend on, [N, context_dim]."""
-        hot = [one_hot(x, n) for x, n in zip(state, (HABITS, FATIGUES, EXPECTATIONS, 3))]
+        # Not by torch's one_hot, which asks the host on a CPU.
+        hot = [x[:, None] == torch.arange(n, device=x.device) for x, n in zip(state, (HABITS, FATIGUES, EXPECTATIONS, 3))]
         now = torch.zeros(len(features), self.weeks, device=features.device, dtype=features.dtype)
-        now[:, week] = 1
+        now[:, week].fill_(1.0)
         return torch.cat((features, *(x.to(features.dtype) for x in hot), now), -1)
 
     def state(self, obs: Tensor) -> State:

@@ -50,6 +50,10 @@ class Customers:
         """Apply `function` to every tensor."""
         return Customers(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All parameters in order."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
     def __getitem__(self, index) -> Customers:
         return self.map(lambda x: x[..., index])
 

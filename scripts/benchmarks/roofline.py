@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from rlcore.fast import WARM
 from scripts.benchmarks.tables import seconds, table_of
 
 
@@ -82,14 +83,17 @@ def stages(ppo) -> dict[str, Callable[[], object]]:
             "update": lambda: ppo.update(kept["rollout"], kept["batch"])}
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, ceiling: dict,
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, fast: str, ceiling: dict,
         repeats: int) -> dict:
-    """Count and time each stage an agent-step; print and return the table."""
-    ppo = algo(env(device, seed), seed, "eager")
+    """Count and time each stage an agent-step; print and return the table. Kernels are counted as they run eagerly."""
+    ppo = algo(env(device, seed), seed, fast)
     parts, top, rows = stages(ppo), ceilings(device, **ceiling), {}
     counts, taken = {}, {name: [] for name in parts}
-    for name, part in parts.items():  # which warms up as well
+    for name, part in parts.items():
         with Count() as counts[name]:
+            part()
+    for _ in range(WARM):  # what is compiled or recorded then is
+        for part in parts.values():
             part()
     for _ in range(repeats):
         for name, part in parts.items():

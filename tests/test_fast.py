@@ -1,0 +1,77 @@
+"""One switch, one result: compiled and recorded functions do what they do eagerly, and ask the host nothing."""
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import CONF
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from tape import tape  # noqa: F401 (a fixture)
+from toys import train
+
+from rlcore.fast import WARM, Captured, fast
+
+
+def test_a_recorded_function_is_the_function(tape):
+    total = torch.zeros(3)
+
+    def function(x, twice):
+        total.add_(x)
+        return {"sum": total * (2 if twice else 1), "none": None}
+    captured, expected = Captured(function), torch.zeros(3)
+    for k in range(12):
+        x = torch.full((3,), float(k))
+        expected = expected + x
+        assert torch.equal(captured(x, k % 2 == 0)["sum"], expected * (2 if k % 2 == 0 else 1))
+    assert len(tape) == 2 and WARM < 6  # one for each value of what is no tensor
+
+
+def test_what_asks_the_host_is_not_recorded(tape):
+    captured = Captured(lambda x: x[x > 0])
+    with pytest.raises(AssertionError):
+        for _ in range(WARM + 1):
+            captured(torch.ones(2))
+
+
+def trained(env, mode, device):
+    """A short training with redrawn customers, a spend head and scaled rewards."""
+    small = {"offers": ["env.num_agents=24", "algo.total_steps=2016", "algo.net.hidden=[8]", "algo.norm_adv=batch"],
+             "offers_sequential": ["env.num_agents=8", "algo.total_steps=448", "algo.num_steps=8", "algo.minibatches=2"]}[env]
+    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        cfg = compose("train", overrides=[f"env={env}", "algo=ppo", *small])
+    ppo = instantiate(cfg.algo, _convert_="all")(instantiate(cfg.env, _convert_="all")(device, 0), 0, mode)
+    return ppo, train(ppo)
+
+
+@pytest.mark.parametrize("env", ["offers", "offers_sequential"])
+def test_ppo_recorded_learns_as_ppo_does(tape, env):
+    """To the last bit, over iterations before and after the recording."""
+    (eager, log), (recorded, other) = (trained(env, mode, torch.device("cpu")) for mode in ("eager", "cudagraph"))
+    assert len(log.rows) > WARM + 2 and len(tape) >= 3
+    for a, b in zip(eager.net.state_dict().values(), recorded.net.state_dict().values()):
+        assert torch.equal(a, b)
+    for name in ("losses/policy_loss", "losses/value_loss", "rollout/reward"):
+        assert log[name] == other[name] and len(set(log[name])) > WARM
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("env", ["offers", "offers_sequential"])
+def test_ppo_on_a_gpu_learns_recorded_as_eagerly_and_never_waits_for_the_device(env):
+    (eager, log), (recorded, other) = (trained(env, mode, torch.device("cuda")) for mode in ("eager", "cudagraph"))
+    for name in ("losses/policy_loss", "losses/value_loss", "rollout/reward"):
+        assert log[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4)
+    for ppo in (eager, recorded):
+        rollout, _ = ppo.collect()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            if env == "offers_sequential":  # begin draws customers, which may wait
+                rollout, _ = ppo.collect()
+            ppo.update(rollout, ppo.prepare(rollout))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_mode_that_is_none_is_one_line():
+    with pytest.raises(ValueError, match="fast: expected 'eager', 'compile' or 'cudagraph'"):
+        fast(torch.sin, "fastest")

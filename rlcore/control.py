@@ -39,24 +39,29 @@ class Baseline:
     has its goals by a copy of the network that moves every `target_every`.
 
     That leaves noise far above what a decision does. So where spend is priced and `likely` fits what comes of decisions
-    (null: rewards count as they came), a reward is what they bring as expected (the direct method), less what the same
-    customer would have brought rested and left alone, by the same models: their errors in what a customer is worth then
-    cancel, and only those in what a decision changes are left. A decision is taken to act on the reward by trip and
-    redemption, by spend, and through the state that follows; those models are
+    (null: rewards count as they came), a reward is what they bring as expected (the direct method), less what nothing would
+    have brought the same customer, by the same models: their errors in what a customer is worth then cancel, and only
+    those in what a decision changes are left. A decision is taken to act on the reward by trip and redemption, by spend,
+    and through the state that follows; those models are
     - size: what a trip of a customer brings, the unit of values, for money comes in proportion to it (`model`);
     - trip and redemption by state and pair (`likely`), and by state and trip who is lost for good (`hazard`). Those who
       stayed are learned from alone, what follows them times their chance to stay: the same in expectation;
-    - growth: how far a week moves Φ by what came of it (`model`).
+    - growth: how far a week moves Φ, of customers as if rested, by what came of it (`model`);
+    - wear: what of the state only contacts move (`env.rested`) is counted, from where to where by what came and how it was
+      sent, and where it goes when left alone. A state costs, until it has passed, what the models above say that a
+      customer brings less in it. A value that was fitted could not tell: few in a log are ever rested late in a season.
+
+    `lookahead` is the share of what follows that is left for values to learn, the potential standing for the rest (Cheng,
+    Kolobov & Swaminathan 2021): maxima over values of states that the log has little of would cost more than they bring.
     `model` is fitted on at most `sample` decisions.
     """
 
     def __init__(self, *, net: Callable, lr: float, decay: float, steps: int, batch_size: int, target_every: int,
-                 model: Callable | None, likely: Likely | None, hazard: Likely | None, sample: int,
-                 lookahead: float):
+                 model: Callable | None, likely: Likely | None, hazard: Likely | None, sample: int, lookahead: float):
         self.net, self.lr, self.decay, self.steps = net, lr, decay, steps
         self.batch_size, self.target_every = batch_size, target_every
-        self.model, self.likely, self.hazard, self.sample = model, likely, hazard, sample
-        self.lookahead = lookahead
+        self.model, self.likely, self.hazard = model, likely, hazard
+        self.sample, self.lookahead = sample, lookahead
 
     @torch.no_grad()
     def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> Controlled:

@@ -15,6 +15,7 @@ from rlcore.outcomes import CHUNK, descend, folds, numbered
 from rlcore.response import NONE, REDEEMED, TRIP, Likely
 from rlcore.table import Table
 
+MOST = 64  # states of contacts that are counted
 FEWEST = 0.1  # chance to stay: what is divided by it must not explode
 
 
@@ -50,6 +51,8 @@ class Baseline:
     - wear: what of the state only contacts move (`env.rested`) is counted, from where to where by what came and how it was
       sent, and where it goes when left alone. A state costs, until it has passed, what the models above say that a
       customer brings less in it. A value that was fitted could not tell: few in a log are ever rested late in a season.
+      Where states can't be counted (a view of histories has too many), a reward is instead against nothing sent to the
+      same customer rested, and all that follows is left to learn.
 
     `lookahead` is the share of what follows that is left for values to learn, the potential standing for the rest (Cheng,
     Kolobov & Swaminathan 2021): maxima over values of states that the log has little of would cost more than they bring.
@@ -98,7 +101,7 @@ class Baseline:
                 goal = now + discount * values(frozen, following)[:, 0]
             got = values(net, obs).gather(1, action[:, None])[:, 0]
             return (weight * (got - goal).square()).mean() / size.square()
-        descend(net, loss, self.lr, self.decay, self.steps)
+        descend(net.parameters(), loss, self.lr, self.decay, self.steps)
         return lambda x: values(net, x)[:, 0]
 
 
@@ -157,6 +160,9 @@ class Half:
         tables = [Table.of(x[some][:, self.moves], ()) for x in (self.log.obs, self.next) for some in rows.split(CHUNK)]
         found, place = Table.cat([Table.of(self._own(self._obs(rows[:1]))[:, self.moves], ()), *tables]).blocks[0]
         self.states, which = torch.unique(found, dim=0, return_inverse=True)
+        self.counts = len(self.states) <= MOST
+        if not self.counts:
+            return
         self.rested, (now, then) = which[place[0]], which[place[1:]].chunk(2)
         n, m = len(self.states), (REDEEMED + 1) * self.sorts
         count = torch.bincount((now * m + self._traced(kind[rows], self.log.action[rows])) * n + then, minlength=n * n * m)
@@ -246,9 +252,13 @@ class Half:
     def freed(self, rows: Tensor) -> Controlled:
         """Rewards, in money, freed of all that the models can."""
         obs, action, following, now, discount, weight = self._batch(rows)
-        if self.expects:
+        size, lookahead = self.size(rows), self.options.lookahead
+        if not self.expects:
+            reward = now + discount * self.value(following) - self.value(obs)
+        elif self.counts:
             reward, sent = torch.zeros_like(now), (action >= self.env.nvec[1]).nonzero()[:, 0]  # nothing changes nothing
             reward[sent] = self._changes(rows[sent])
         else:
-            reward = now + discount * self.value(following) - self.value(obs)
-        return Controlled(reward * self.size(rows), self.options.lookahead * discount, weight)
+            after, lookahead = self.value(obs)[:, None] + self.growth(obs), 1.0
+            reward = self._brings(self._obs(rows), action, after, size) - self._brings(obs, 0 * action, after, size)
+        return Controlled(reward * size, lookahead * discount, weight)

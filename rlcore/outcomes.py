@@ -4,7 +4,7 @@ Every prediction for a customer is of a model that saw none of the customer's de
 """
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ Predict = Callable[[Tensor], Tensor]  # observations [B, D] → outcomes of all 
 
 
 @torch.enable_grad()
-def descend(net: nn.Module, loss: Callable[[], Tensor], lr: float, decay: float, steps: int) -> None:
-    """Fit a network by AdamW on `steps` minibatches, whose losses `loss` gives, at a rate that falls to a fiftieth."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=decay, fused=True)
+def descend(parameters: Iterable, loss: Callable[[], Tensor], lr: float, decay: float, steps: int) -> None:
+    """Fit parameters, or groups of them, by AdamW on `steps` minibatches, whose losses `loss` gives, at a rate that falls to a
+    fiftieth."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
@@ -69,7 +70,7 @@ class Network:
             rows = torch.randint(len(obs), (self.batch_size,), generator=generator, device=obs.device)
             got = model.standard(obs[rows])[torch.arange(len(rows), device=obs.device), action[rows]]
             return functional.mse_loss(got, (outcome[rows] - model.middle) / model.spread)
-        descend(model.net, loss, self.lr, self.decay, self.steps)
+        descend(model.net.parameters(), loss, self.lr, self.decay, self.steps)
         return model
 
 

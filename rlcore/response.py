@@ -85,5 +85,5 @@ class Likely:
             at = rows[at]
             p = probs(net((obs(at) - centre) / scale), action[at])
             return functional.nll_loss(p.clamp_min(LEAST).log(), kind[at])
-        descend(net, loss, self.lr, self.decay, self.steps)
+        descend(net.parameters(), loss, self.lr, self.decay, self.steps)
         return torch.no_grad()(lambda x, pair: probs(net((x - centre) / scale), pair))

@@ -36,14 +36,15 @@ def test_what_asks_the_host_is_not_recorded(tape):
 def trained(env, mode, device):
     """A short training with redrawn customers, a spend head and scaled rewards."""
     small = {"offers": ["env.num_agents=24", "algo.total_steps=2016", "algo.net.hidden=[8]", "algo.norm_adv=batch"],
+             "offers env/observation=history": ["env.num_agents=24", "algo.total_steps=2016", "algo.net.hidden=[8]"],
              "offers_sequential": ["env.num_agents=8", "algo.total_steps=448", "algo.num_steps=8", "algo.minibatches=2"]}[env]
     with initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        cfg = compose("train", overrides=[f"env={env}", "algo=ppo", *small])
+        cfg = compose("train", overrides=[*f"env={env}".split(), "algo=ppo", *small])
     ppo = instantiate(cfg.algo, _convert_="all")(instantiate(cfg.env, _convert_="all")(device, 0), 0, mode)
     return ppo, train(ppo)
 
 
-@pytest.mark.parametrize("env", ["offers", "offers_sequential"])
+@pytest.mark.parametrize("env", ["offers", "offers env/observation=history", "offers_sequential"])
 def test_ppo_recorded_learns_as_ppo_does(tape, env):
     """To the last bit, over iterations before and after the recording."""
     (eager, log), (recorded, other) = (trained(env, mode, torch.device("cpu")) for mode in ("eager", "cudagraph"))

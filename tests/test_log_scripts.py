@@ -46,7 +46,7 @@ def test_a_policy_is_valued_on_a_log(folder):
 def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
     done = script(folder, "collect", *PART, "decisions=1920", "out=random.parquet")
     assert done.returncode == 0, done.stderr
-    done = script(folder, "train", "algo=twin", "algo.members=2", "algo.reference=500", "algo.twin.rounds=1", "device=cpu",
+    done = script(folder, "train", "algo=twin", "algo.members=2", "algo.twin.reference=500", "algo.twin.rounds=1", "device=cpu",
                   "algo.report.uplift.replications=5", "log=random.parquet", *PART[:2], "hydra.run.dir=twin")
     assert done.returncode == 0, done.stderr
     assert {"calibration.png", "weeks.png", "drivers.png"} <= {path.name for path in (folder / "twin").iterdir()}

@@ -414,7 +414,7 @@ def test_where_nothing_lasts_rewards_are_freed_of_all_but_the_lift_of_profit():
 
 def test_the_rested_are_the_same_customers_without_a_contact(season):
     env, log = season
-    rested, (first, end) = env.rested(log.obs), env.observe.contacts
+    rested, first, end = env.rested(log.obs), env.static + 6, env.context_dim - 12
     assert torch.equal(rested[:, :first], log.obs[:, :first]) and torch.equal(rested[:, end:], log.obs[:, end:])
     assert not env.observe.status(rested).any() and env.observe.status(log.obs).any()
     untouched = (log.week == 0) & (log.obs[:, first + 4] == 1)  # at first nobody is tired, and half expect no discount

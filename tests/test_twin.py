@@ -40,7 +40,7 @@ def collected(n, seed=0, **changes):
 
 def twin(env, members=1, **changes):
     """A twin of an environment as configured, with some keys changed."""
-    config = part("twin", members=members, reference=2000, **changes)
+    config = part("twin", members=members, **{**changes, "twin": {"reference": 2000, **changes.get("twin", {})}})
     return instantiate(config, _convert_="all")(env, 0, "eager")
 
 
@@ -128,7 +128,7 @@ def test_without_features_it_finds_the_shares_that_were_counted():
     weight = model.early.float()
     rows = (~model.aside).nonzero()[:, 0]
     held = model.log[rows]
-    model.twin.fit(model.members[0], env.world, held, weight[:, rows], held, weight[:, rows])
+    model.twin.fit(model.members[0], env.world, held, weight[:, rows], held, weight[:, rows], model.generator)
     theta = from_columns(model.members[0](torch.zeros(1, env.static)))
     s, after = held.state, held.following
     stays = (after.status != 2) & (s.status != 2)
@@ -204,7 +204,7 @@ def test_a_log_in_which_nobody_churns_leaves_churn_to_the_priors():
     stayed[log.customer[(then == 2) | (obs == 2)]] = False
     model = twin(env)
     model.learn_from(log[stayed[log.customer]])
-    assert "churn" in model.silent and set(model.assumed) >= {"c0", "gamma_f", "gamma_h"}
+    assert "churn" in model.silent and set(model.twin.assumed) >= {"c0", "gamma_f", "gamma_h"}
 
 
 def test_weights_make_a_log_count_as_if_drawn_alike():
@@ -259,7 +259,7 @@ def test_bad_input_is_one_line(saved, tmp_path):
     with pytest.raises(ValueError, match="row 5, column 'week': expected a week of the season, 0 to 11"):
         panel(odd, env, "x.csv")
     with pytest.raises(ValueError, match="no such parameter: alfa"):
-        twin(env, assumed=["alfa"])
+        twin(env, twin={"assumed": ["alfa"]})
     with pytest.raises(ValueError, match="expected the path of a log"):
         twin(env).train(Log(), lambda: None, None, lambda: False)
     checkpoint.save(tmp_path / "ppo.pt", {"name": "ppo", "agent": {}})

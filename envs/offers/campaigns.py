@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.offers.history import History
 from envs.offers.table import read
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, moved
+from envs.offers.world import CHURNED, UNIFORMS, moved
 from rlcore.logged import Logged
 
 
@@ -104,21 +105,22 @@ class Campaigns:
 
     def _log(self, env, sample, table: dict[str, Tensor], generator: torch.Generator) -> Logged:
         world, c, state, permits = env.world, env.world.inhabit(sample.customers), sample.state, env.rules.permits(sample)
-        n, weeks, sent, seen, masks = len(c), env.world.weeks, [], [], []
+        n, weeks, seen, masks = len(c), env.world.weeks, [], []
+        history = History.start(state.status, world.season.dtype)
         features = sample.features.to(world.season)
         price = torch.full((n,), self.price)
         channels = env.nvec[1]
         flat = table["offer"] * channels + table["channel"]
         for t in range(weeks + 1):
             week = min(t, weeks - 1)
-            allowed = permits(state.status == SUBSCRIBED, sent)
+            allowed = permits.now(history)
             masks.append(allowed.pairs if t == weeks else allowed.pairs.scatter(1, flat[t][:, None], True))
-            seen.append(env.observe(allowed.seen(features), state, week, price, torch.zeros(n)))
+            seen.append(env.observe(allowed.seen(features), state, history, week, price, torch.zeros(n)))
             if t < weeks:
                 contacted, bought, redeemed, left = (table[key][t] > 0 for key in ("offer", "bought", "redeemed", "unsubscribed"))
                 u = torch.rand(UNIFORMS, n, generator=generator)
                 state = moved(c, world, state, contacted, table["channel"][t], bought, redeemed, state.status == CHURNED, left, u)
-                sent.append(contacted)
+                history = history.after(state.status, world.catalogue, table["offer"][t], table["channel"][t], bought, redeemed)
         spend = world.catalogue.spend(table["offer"], table["channel"], table["redeemed"].to(world.season))
         profit = table["margin"].float() + world.reward.trips * table["bought"].float() - spend
         size, nothing = n * weeks, torch.zeros(n * weeks)

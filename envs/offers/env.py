@@ -12,10 +12,12 @@ from torch.utils import _pytree as pytree
 
 from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
+from envs.offers.history import History
 from envs.offers.policies import outcomes, pair_table
+from envs.offers.population import Sample
 from envs.offers.program import Visited, action_values, organic, successors
 from envs.offers.twin import Twins
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
+from envs.offers.world import CHURNED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
 
 
 class OffersEnv(BatchedEnv):
@@ -48,7 +50,7 @@ class OffersEnv(BatchedEnv):
         self.nvec, self.observation = catalogue.nvec, observation
         self._measure()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
-        self.drawn: list | None = None
+        self.drawn: dict = {}
 
     def _measure(self) -> None:
         self.observe = self.observation(self.population.num_features + self.rules.observed, self.world.weeks,
@@ -60,25 +62,32 @@ class OffersEnv(BatchedEnv):
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
         n, weeks = self.num_agents, self.world.weeks
         sample = self.population.draw(n, self.generator, "train")
-        customers, permits = self.world.inhabit(sample.customers), self.rules.permits(sample)
-        u = torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device)
+        permits = self.rules.permits(sample)
+        self.features, self.state, static = self._keep("sample", (sample.features.to(self.world.season), sample.state,
+                                                                  permits.static))
+        self.permits, self.week = replace(permits, static=static), 0
+        self.allowed = self.permits.now(History.start(self.state.status, self.world.season.dtype))
+        self._settle(sample)
         week = torch.arange(weeks, device=self.device)[:, None]
-        (theta, self.features, self.state, static, self.organic, self.u, (self.prices, self.drift)) = self._keep((
-            customers.tensors(), sample.features.to(self.world.season), sample.state, permits.static,
-            organic(customers, self.world), u, self._price_paths(week, n, self.generator)))
-        self.customers, self.permits = Customers(*theta), replace(permits, static=static)
-        self.week, self.sent = 0, []
-        self.allowed = self.permits(self.state.status == SUBSCRIBED, self.sent)
+        self.u, (self.prices, self.drift) = self._keep("chance", (
+            torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device),
+            self._price_paths(week, n, self.generator)))
         return self._obs(), self._mask()
 
-    def _keep(self, drawn):
+    def _settle(self, sample: Sample) -> None:
+        """Get ready whatever says how a sample responds."""
+        customers = self.world.inhabit(sample.customers)
+        theta, self.organic = self._keep("customers", (customers.tensors(), organic(customers, self.world)))
+        self.customers = Customers(*theta)
+
+    def _keep(self, name: str, drawn):
         """Leave a season's tensors where the last one's were: recorded kernels read there."""
-        if self.drawn is None:
-            self.drawn = drawn
-        for kept, new in zip(pytree.tree_leaves(self.drawn), pytree.tree_leaves(drawn)):
+        if name not in self.drawn:
+            self.drawn[name] = drawn
+        for kept, new in zip(pytree.tree_leaves(self.drawn[name]), pytree.tree_leaves(drawn)):
             if kept is not new and kept is not None:
                 kept.copy_(new)
-        return self.drawn
+        return self.drawn[name]
 
     def _price_paths(self, week: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw n seasons' prices in weeks [T, 1 or n], and their drifts [n]."""
@@ -101,7 +110,8 @@ class OffersEnv(BatchedEnv):
 
     def _obs(self) -> Tensor:
         week = min(self.week, self.world.weeks - 1)
-        return self.observe(self.allowed.seen(self.features), self.state, week, self.prices[week], self.drift)
+        return self.observe(self.allowed.seen(self.features), self.state, self.allowed.history, week, self.prices[week],
+                            self.drift)
 
     def _mask(self) -> Tensor:
         return self.allowed.pairs.unflatten(1, self.nvec)
@@ -148,8 +158,9 @@ class OffersEnv(BatchedEnv):
             profit = profit - self._profit(torch.zeros_like(offer), outcome(c, world, t, *self._floats(), 0 * offer, channel))
         elif last:
             reward = reward + self.organic[-1].at(following)
-        self.state, self.week, self.sent = following, t + 1, [*self.sent, offer > 0]
-        self.allowed = self.permits(following.status == SUBSCRIBED, self.sent)
+        self.state, self.week = following, t + 1
+        self.allowed = self.permits.now(self.allowed.history.after(
+            following.status, world.catalogue, offer, channel, bought, redeemed))
         obs = self._obs()
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend, "reward": reward,

@@ -112,11 +112,14 @@ class Evaluation:
             drift = self._drift(path) if agent.sees_price else 0.0
         return drift, path
 
+    def myopic(self, market: Market, fee: float) -> Policy:
+        """The week's exact knapsack, with a fee a contact."""
+        return Knapsack(market.customers, self.world, "true θ", values=None, fee=fee)
+
     def fee(self, market: Market) -> float:
         """Find the fee a contact that makes the myopic knapsack earn most."""
         def gain(fee):
-            policy = Knapsack(market.customers, self.world, "", values=None, fee=fee)
-            return sum(r.gained.sum().item() for r in self._play(policy, market, None, self.tuning_seasons, 4))
+            return sum(r.gained.sum().item() for r in self._play(self.myopic(market, fee), market, None, self.tuning_seasons, 4))
         return max(self.fees, key=gain)
 
     def guess(self, market: Market) -> Policy:
@@ -132,11 +135,10 @@ class Evaluation:
     def baselines(self, market: Market, bound: Bound, other: Market) -> dict[str, Policy]:
         """All policies that need no training."""
         c, w = market.customers, self.world
-        fee = self.fee(other)
         return {
             "none": Nothing(), "random": Random(c, w, seed=self.seed), "propensity": Response(c, w, uplift=False),
-            "uplift rank": Response(c, w, uplift=True), "myopic knapsack": Knapsack(c, w, "true θ", values=None, fee=0.0),
-            "myopic + fee": Knapsack(c, w, "true θ", values=None, fee=fee), "planning on θ̂": self.guess(market),
+            "uplift rank": Response(c, w, uplift=True), "myopic knapsack": self.myopic(market, 0.0),
+            "myopic + fee": self.myopic(market, self.fee(other)), "planning on θ̂": self.guess(market),
             "planning": self.planner(market, bound, "true θ")}
 
     # ── what is asked of an evaluation ──────────────────────────────────────────────────────────────────────────────
@@ -194,9 +196,8 @@ class Evaluation:
         market = self._market(self.customers, 11, "test", budget, population)
         policy, _ = self.deploy(agent, market, self._market(self.others, 12, "train", budget, population))
         bound = self.bound(market)
-        myopic = Knapsack(market.customers, self.world, "true θ", values=None, fee=0.0)
         results = {row: summary(self._play(policy, market, bound, self.seasons, 13), market, bound)
-                   for row, policy in (("myopic knapsack", myopic), (name, policy))}
+                   for row, policy in (("myopic knapsack", self.myopic(market, 0.0)), (name, policy))}
         return {"weekly_budget": market.budget[0].item(), "bound": bound.gap,
                 **{row: {key: result[key] for key in ("score", "score_ci", "incremental_profit", "spend_ratio")}
                    for row, result in results.items()}}

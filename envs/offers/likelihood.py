@@ -17,7 +17,8 @@ TINY = 1e-6  # the least probability whose logarithm is taken
 @dataclass(frozen=True)
 class Panel:
     """Logged seasons of N customers, week by week: [T, N] but `features` [F, N] and `customer` [N]; a State has tensors
-    of that shape. Where `there` is false nothing was logged, and the rest means nothing."""
+    of that shape, and `known` and `inputs` are [K, T, N]: what was observed of a customer beside features, and what a model
+    is told where it is told something else. Where `there` is false nothing was logged, and the rest means nothing."""
 
     features: Tensor
     customer: Tensor
@@ -33,6 +34,8 @@ class Panel:
     spend: Tensor
     propensity: Tensor  # float64, NaN where missing
     valid: Tensor  # pairs that were allowed
+    known: Tensor | None = None
+    inputs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.customer)
@@ -40,7 +43,7 @@ class Panel:
     def map(self, function) -> Panel:
         """Apply `function` to every tensor."""
         def over(x):
-            return State(*map(function, x)) if isinstance(x, State) else function(x)
+            return x if x is None else State(*map(function, x)) if isinstance(x, State) else function(x)
         return Panel(*(over(getattr(self, f.name)) for f in fields(self)))
 
     def __getitem__(self, rows) -> Panel:
@@ -73,7 +76,8 @@ def panel(log: Logged, env, where: str) -> Panel:
         return x[rows]
     return Panel(log.obs[first, :log.features].T, log.customer[first], place >= 0, lay(log.week), State(*map(lay, state)),
                  lay(offer), lay(channel), lay(bought), lay(redeemed), State(*map(lay, following)),
-                 lay(torch.where(bought, margin, 0.0)), lay(log.spend), lay(log.propensity), lay(log.mask[:].sum(1)))
+                 lay(torch.where(bought, margin, 0.0)), lay(log.spend), lay(log.propensity), lay(log.mask[:].sum(1)),
+                 lay(env.observe.known(log.obs[:])).permute(2, 0, 1))
 
 
 def said(p: Tensor, happened: Tensor, known: Tensor) -> Tensor:

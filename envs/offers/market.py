@@ -9,6 +9,7 @@ from torch import Tensor
 from envs.offers.blocks import blocks, kept
 from envs.offers.bound import Bound
 from envs.offers.budget import permitted
+from envs.offers.history import History
 from envs.offers.policies import Policy, pair_table
 from envs.offers.population import Sample
 from envs.offers.program import Values, Visited, action_values, best_plan, organic, successors
@@ -72,12 +73,13 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
     What the market's rules don't allow is not sent, whatever the policy asks for. The bound's plan is free of contact
     caps, so what they cost counts as lost.
     """
-    c, world, state, weeks, sent, states = market.customers, market.world, market.start, [], [], []
+    c, world, state, weeks, states = market.customers, market.world, market.start, [], []
+    history = History.start(state.status, world.season.dtype)
     channels = len(world.catalogue.channels)
     purse = Purse(market.budget, market.stock, market.rollover, world.catalogue)
     for t in range(world.weeks):
         subscribed = state.status == SUBSCRIBED
-        allowed = market.permits(subscribed, sent)
+        allowed = market.permits.now(history)
         at = Visited(state, c.alpha)
 
         def redeems(action):
@@ -88,11 +90,11 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
         action, price = market.rule.week(purse, permitted(policy.increments(t, state, allowed), allowed.pairs), redeems)
 
         offer, channel = action // channels, action % channels
-        following, _, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
+        following, got, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
         paid = world.catalogue.spend(offer, channel, redeemed)
         weeks.append((action, o.spend, o.redeem, paid, price))
         states.append(state)
-        state, sent = following, [*sent, action > 0]
+        state, history = following, history.after(following.status, world.catalogue, offer, channel, got, redeemed)
     action, *money = (torch.stack(x) for x in zip(*weeks))
     planned, lost, gained = (torch.cat(x, 1) for x in zip(*(
         judged(market, bound, rows, [State(*(x[rows] for x in state)) for state in states], action[:, rows])

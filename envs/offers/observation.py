@@ -6,7 +6,13 @@ import math
 import torch
 from torch import Tensor
 
+from envs.offers.history import History, names
 from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, State
+
+
+def hot(x: Tensor, n: int) -> Tensor:
+    """One-hot, bool [N, n]; torch's own asks the host on a CPU."""
+    return x[:, None] == torch.arange(n, device=x.device)
 
 
 class Observation:
@@ -15,26 +21,41 @@ class Observation:
     The price comes last, so that all before it is what outcomes depend on.
     """
 
+    hides = False  # whether habit, fatigue and expectation can't be read out of it
+    hidden = HABITS + FATIGUES + EXPECTATIONS  # columns between features and status
+
     def __init__(self, num_features: int, weeks: int, price_range: list, drift_range: list):
         self.features, self.weeks = num_features, weeks
         self.log_low, self.log_high = map(math.log, price_range)
         self.drift_low, self.drift_high = drift_range
-        self.context_dim = num_features + HABITS + FATIGUES + EXPECTATIONS + 3 + weeks
+        self.context_dim = num_features + self.hidden + 3 + weeks
         self.dim = self.context_dim + 2
-        self.contacts = num_features + HABITS, self.context_dim - weeks  # columns of fatigue, expectation and status
 
-    def context(self, features: Tensor, state: State, week: int) -> Tensor:
+    def context(self, features: Tensor, state: State, history: History, week: int) -> Tensor:
         """Lay out what outcomes depend on, [N, context_dim]."""
-        # Not by torch's one_hot, which asks the host on a CPU.
-        hot = [x[:, None] == torch.arange(n, device=x.device) for x, n in zip(state, (HABITS, FATIGUES, EXPECTATIONS, 3))]
         now = torch.zeros(len(features), self.weeks, device=features.device, dtype=features.dtype)
         now[:, week].fill_(1.0)
-        return torch.cat((features, *(x.to(features.dtype) for x in hot), now), -1)
+        return torch.cat((features, *(x.to(features) for x in self.inside(state, history)),
+                          hot(state.status, 3).to(features), now), -1)
+
+    def inside(self, state: State, history: History) -> list[Tensor]:
+        """What is known of what moves customers, `hidden` columns."""
+        return [hot(x, n) for x, n in zip(state, (HABITS, FATIGUES, EXPECTATIONS))]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of what `inside` lays out."""
+        return [f"{name} {k}" for name, n in (("habit", HABITS), ("fatigue", FATIGUES), ("expectation", EXPECTATIONS))
+                for k in range(n)]
+
+    def known(self, obs: Tensor) -> Tensor:
+        """Read what `inside` laid out, out of observations [B, D]."""
+        return obs[:, self.features:self.features + self.hidden]
 
     def state(self, obs: Tensor) -> State:
         """Read the state out of observations [B, D]."""
-        sizes = (HABITS, FATIGUES, EXPECTATIONS, 3)
-        return State(*(hot.argmax(-1) for hot in obs[:, self.features:self.context_dim - self.weeks].split(sizes, -1)))
+        inside = (hot.argmax(-1) for hot in self.known(obs).split((HABITS, FATIGUES, EXPECTATIONS), -1))
+        return State(*inside, self.status(obs))
 
     def status(self, obs: Tensor) -> Tensor:
         """Read the status [B] out of observations [B, D]."""
@@ -43,7 +64,7 @@ class Observation:
 
     def rested(self, obs: Tensor) -> Tensor:
         """Set fatigue and expectation to 0 and the status to subscribed in observations [B, D]."""
-        obs, (first, end) = obs.clone(), self.contacts
+        obs, first, end = obs.clone(), self.features + HABITS, self.context_dim - self.weeks
         obs[:, first:end] = 0.0
         obs[:, [first, first + FATIGUES, first + FATIGUES + EXPECTATIONS]] = 1.0
         return obs
@@ -59,6 +80,44 @@ class Observation:
         """Read the price [B] out of observations [B, D]."""
         return ((self.log_low + self.log_high) / 2 + obs[:, -2] * (self.log_high - self.log_low) / 12**0.5).exp()
 
-    def __call__(self, features: Tensor, state: State, week: int, price: Tensor, drift: Tensor) -> Tensor:
+    def __call__(self, features: Tensor, state: State, history: History, week: int, price: Tensor,
+                 drift: Tensor) -> Tensor:
         """Lay out observations [N, dim] of customers at their own price [N] and drift [N]."""
-        return torch.cat((self.context(features, state, week), self.price(price, drift)), -1)
+        return torch.cat((self.context(features, state, history, week), self.price(price, drift)), -1)
+
+
+class Histories(Observation):
+    """The same without habit, fatigue and expectation: what is seen of them is what customers did, and what was done.
+
+    halvings: weeks in which what lies back counts half (envs/offers/history.py).
+    """
+
+    hides = True
+
+    def __init__(self, *args, halvings: list):
+        if not halvings or min(halvings) <= 0:
+            raise ValueError(f"env.observation.halvings: expected weeks above 0, got {halvings}")
+        self.halvings, self.hidden = halvings, len(names(halvings))
+        super().__init__(*args)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return names(self.halvings)
+
+    def inside(self, state: State, history: History) -> list[Tensor]:
+        """The columns of the history."""
+        return [history.columns(self.halvings)]
+
+    def state(self, obs: Tensor) -> State:
+        """Read what is known of the state out of observations [B, D]: the status, and zeros."""
+        status = self.status(obs)
+        return State(*(torch.zeros_like(status) for _ in range(3)), status)
+
+    def rested(self, obs: Tensor) -> Tensor:
+        """Take contacts, redemptions and spend out of observations [B, D], and set the status to subscribed."""
+        obs, first, end = obs.clone(), self.features, self.context_dim - self.weeks
+        gone = [first + k for k, name in enumerate(self.names) if not name.startswith(("weeks", "purchases", "last p"))]
+        obs[:, gone], obs[:, end - 3:end] = 0.0, 0.0
+        obs[:, end - 3] = 1.0
+        return obs

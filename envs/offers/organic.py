@@ -126,7 +126,7 @@ class Organic(nn.Module):
         def loss() -> Tensor:
             rows = torch.randint(len(y), (self.batch_size,), generator=generator, device=y.device)
             return -self.outputs(x[rows], rate[rows]).log_prob(y[rows]).mean()
-        descend(self.net, loss, self.lr, self.decay, self.steps)
+        descend(self.net.parameters(), loss, self.lr, self.decay, self.steps)
         return self
 
     @torch.no_grad()

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from envs.offers.blocks import blocks
 from envs.offers.budget import Increments, compact, hull, ranked, stacked, switches
+from envs.offers.history import History
 from envs.offers.observation import Observation
 from envs.offers.program import Values, Visited, action_values, successors
 from envs.offers.rules import Allowed
-from envs.offers.world import Customers, Outcome, State, World, outcome
+from envs.offers.world import Customers, Outcome, State, World
 
 
 class Policy(Protocol):
@@ -30,12 +31,9 @@ def pair_table(nothing: Tensor, contact: Tensor, pairs: Tensor) -> Tensor:
     return torch.cat((first, contact)).flatten(0, 1).T.masked_fill(~pairs, -torch.inf)
 
 
-def outcomes(c: Customers, world: World, week: int, state: State) -> Outcome:
-    """Outcome of every flat pair for every customer, [N, (O+1)·C] each."""
-    channels = len(world.catalogue.channels)
-    pair = torch.arange(len(world.catalogue.offers) * channels, device=c.alpha.device)[:, None].expand(-1, len(c))
-    h, f, d = (x.to(c.alpha.dtype) for x in state[:3])
-    return Outcome(*(x.T for x in outcome(c, world, week, h, f, d, pair // channels, pair % channels)))
+def outcomes(c: Customers, world: World, week: int, state: State, history: History | None = None) -> Outcome:
+    """Outcome of every flat pair for every customer, [N, (O+1)·C] each; a neural twin's depends on the history."""
+    return c.outcomes(world, week, state, history)
 
 
 class ByBlock:
@@ -44,7 +42,7 @@ class ByBlock:
     def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
         """Return what it would send, the steps of all blocks."""
         parts = [self.some(rows, week, State(*(x[rows] for x in state)), allowed.take(rows))
-                 for rows in blocks(len(state.habit))]
+                 for rows in blocks(len(state.status))]
         return parts[0] if len(parts) == 1 else stacked(parts)
 
 
@@ -55,7 +53,7 @@ class Nothing:
 
     def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
         """Return no step at all."""
-        zeros = torch.zeros_like(state.habit)
+        zeros = torch.zeros_like(state.status)
         return ranked(torch.full(zeros.shape, -torch.inf, device=zeros.device), zeros.double(), zeros)
 
 
@@ -66,13 +64,13 @@ class Random(ByBlock):
 
     def __init__(self, c: Customers, world: World, *, seed: int):
         self.c, self.world = c, world
-        self.generator = torch.Generator(c.alpha.device).manual_seed(seed)
+        self.generator = torch.Generator(world.season.device).manual_seed(seed)
 
     def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return one step a customer who may be contacted, at a random rank."""
         c = self.c[rows]
         n, channels = len(c), len(self.world.catalogue.channels)
-        spend = outcomes(c, self.world, week, state).spend
+        spend = outcomes(c, self.world, week, state, allowed.history).spend
         action, order = (torch.rand(n, generator=self.generator, device=spend.device) for _ in range(2))
         count = allowed.pairs[:, channels:].long().cumsum(1)
         chosen = (action * count[:, -1]).long()  # which of those allowed
@@ -93,13 +91,13 @@ class Response(ByBlock):
     def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return one step a customer who may be contacted, ranked."""
         channels, c = len(self.world.catalogue.channels), self.c[rows]
-        o = outcomes(c, self.world, week, state)
+        o = outcomes(c, self.world, week, state, allowed.history)
         buy = o.redeem + o.buy
         best, action = buy[:, channels:].masked_fill(~allowed.pairs[:, channels:], -torch.inf).max(1)
         action = action + channels
         spend = o.spend.gather(1, action[:, None])[:, 0]
         if self.uplift:
-            best = (c.margin + self.world.reward.trips) * (best - buy[:, 0]) - spend
+            best = (c.earns(week, state, allowed.history) + self.world.reward.trips) * (best - buy[:, 0]) - spend
         return ranked(best, spend, action)
 
 
@@ -123,8 +121,7 @@ class Knapsack(ByBlock):
             values = self.values
             then = successors(c, values(week + 1, rows) if callable(values) else values[week + 1].take(rows))
         nothing, contact = action_values(c, self.world, week, Visited(state, c.alpha), 0.0, then, self.scarcity)
-        value = pair_table(nothing, contact - self.fee, allowed.pairs)
-        return hull(value, outcomes(c, self.world, week, state).spend)
+        return hull(pair_table(nothing, contact - self.fee, allowed.pairs), outcomes(c, self.world, week, state).spend)
 
 
 class Learned(ByBlock):
@@ -138,9 +135,9 @@ class Learned(ByBlock):
     def look(self, rows: slice, week: int, state: State, allowed: Allowed) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the spend expected of pairs [N, P]."""
         catalogue = self.world.catalogue
-        context = self.observe.context(allowed.seen(self.features[rows]), state, week)
+        context = self.observe.context(allowed.seen(self.features[rows]), state, allowed.history, week)
         if self.redeem is None:
-            return context, outcomes(self.c[rows], self.world, week, state).spend
+            return context, outcomes(self.c[rows], self.world, week, state, allowed.history).spend
         offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)
         return context, catalogue.spend(offer[:, None], channel, self.redeem(context)).flatten(1)
 

@@ -10,14 +10,18 @@ from torch import Tensor
 
 from envs.offers.catalogue import Catalogue
 from envs.offers.expressions import holds
+from envs.offers.history import History
 from envs.offers.population import Sample
+from envs.offers.world import SUBSCRIBED
 
 
 class Allowed(NamedTuple):
-    """What N customers may be sent now: pairs bool [N, (O+1)·C]; left [N, K], the share of each contact cap left."""
+    """What N customers may be sent now: pairs bool [N, (O+1)·C]; left [N, K], the share of each contact cap left; and what
+    has been seen of them, None where nobody asks."""
 
     pairs: Tensor
     left: Tensor
+    history: History | None = None
 
     def seen(self, features: Tensor) -> Tensor:
         """Add what is left of the caps, which a policy must know, to features [N, F]."""
@@ -25,7 +29,7 @@ class Allowed(NamedTuple):
 
     def take(self, rows: slice) -> Allowed:
         """Take some of the customers."""
-        return Allowed(self.pairs[rows], self.left[rows])
+        return Allowed(self.pairs[rows], self.left[rows], self.history and self.history.take(rows))
 
 
 class Ban(NamedTuple):
@@ -51,7 +55,11 @@ class Permits:
         return replace(self, static=None if self.static is None else self.static[rows],
                        bans=tuple(ban._replace(who=ban.who[rows]) for ban in self.bans))
 
-    def __call__(self, subscribed: Tensor, sent: list[Tensor]) -> Allowed:
+    def now(self, history: History) -> Allowed:
+        """Say what is allowed to customers of a history."""
+        return self(history.status == SUBSCRIBED, history.contacts)._replace(history=history)
+
+    def __call__(self, subscribed: Tensor, sent: list[Tensor] | Tensor) -> Allowed:
         """Say what is allowed to customers [N], who were contacted or not in the weeks before, bool [N] each."""
         left = [cap - used for (_, cap), used in zip(self.caps, self._used(subscribed, sent))]
         contactable = subscribed
@@ -63,7 +71,7 @@ class Permits:
         left = [rest / cap for (_, cap), rest in zip(self.caps, left)]
         return Allowed(pairs.flatten(1), torch.stack(left, 1) if left else pairs.new_zeros(len(pairs), 0))
 
-    def _used(self, like: Tensor, sent: list[Tensor]) -> list[Tensor]:
+    def _used(self, like: Tensor, sent: list[Tensor] | Tensor) -> list[Tensor]:
         none = torch.zeros_like(like, dtype=torch.long)
         return [sum((x.long() for x in sent[max(len(sent) - weeks + 1, 0):]), none) for weeks, _ in self.caps]
 

@@ -68,6 +68,9 @@ class Twins:
         if state.get("name") != "twin":
             raise ValueError(f"env.twin={path}: expected a checkpoint of algo=twin, got {state.get('name')}")
         agent, self.path = state["agent"], path
+        if "assumed" not in agent:
+            raise ValueError(f"env.twin={path}: a neural twin, whose customers have no parameters: expected env=offers_twin "
+                             "env/observation=history")
         self.base, self.only, self.num_features = base, only, base.num_features
         self.columns, self.ids = getattr(base, "columns", None), getattr(base, "ids", None)
         seen, width = len(agent["members"][0]["centre"]), len(agent["members"][0]["middle"])

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from envs.offers.catalogue import Catalogue
 from envs.offers.likelihood import Panel
-from envs.offers.world import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, World, outcome
+from envs.offers.world import CHURNED, SUBSCRIBED
 from rlcore import uplift
 from rlcore.balance import beyond, imbalance
 from rlcore.plots import labelled
@@ -24,16 +23,14 @@ def doubts(log: Panel, env, level: float) -> list[str]:
     if missing.any():
         return [f"{int(missing.sum()):,} of {len(missing):,} decisions have no propensity: whether who sent knew more than the log "
                 "says can't be told, and what contacts seem to bring may be what was known"]
-    states = torch.cat([one_hot(x[at], n) for x, n in zip(log.state, (HABITS, FATIGUES, EXPECTATIONS))], 1)
-    known = torch.cat((log.features[:, torch.arange(len(log), device=at.device).expand_as(at)[at]].T, states.to(log.features)), 1)
+    rows = torch.arange(len(log), device=at.device).expand_as(at)[at]
+    known = torch.cat((log.features[:, rows].T, log.known.permute(1, 2, 0)[at].to(log.features)), 1)
     kept = known.std(0) > 0
     z = imbalance(known[:, kept], log.offer[at] == 0, log.propensity[at], log.valid[at])
     wrong = beyond(z, level)
     if not wrong.any():
         return []
-    names = [*getattr(env.population, "feature_names", [f"feature {k}" for k in range(len(log.features))]),
-             *(f"{name} {k}" for name, n in (("habit", HABITS), ("fatigue", FATIGUES), ("expectation", EXPECTATIONS))
-               for k in range(n))]
+    names = [*getattr(env.population, "feature_names", [f"feature {k}" for k in range(len(log.features))]), *env.observe.names]
     names = [name for name, keep in zip(names, kept.tolist()) if keep] + ["their mean"]
     worst = z.abs().amax(0).argsort(descending=True)[:3].tolist()
     return ["propensities are not those that decisions were made with: weighted by them, contacts and the rest differ in "
@@ -88,12 +85,12 @@ class Uplift:
     def __init__(self, *, bins: int, replications: int, level: float, seed: int):
         self.bins, self.replications, self.level, self.seed = bins, replications, level, seed
 
-    def __call__(self, world: World, members: list[Customers], log: Panel) -> Found:
+    def __call__(self, members: list, log: Panel) -> Found:
         """Return what was found, nothing where the log's contacts were not drawn alike."""
         at = decided(log)
         if not alike(log, at):
             return Found(said=["uplift is not held against this log: contacts were not drawn alike for all"])
-        raised, anyhow, costs = (torch.stack(x).mean(0)[at] for x in zip(*(contact_uplift(c, world, log) for c in members)))
+        raised, anyhow, costs = (torch.stack(x).mean(0)[at] for x in zip(*(member.uplift() for member in members)))
         treated, bought, spend = (log.offer > 0)[at], log.bought[at], log.spend[at]
         customer = torch.arange(len(log), device=at.device).expand_as(at)[at]
         generator = torch.Generator(at.device).manual_seed(self.seed)
@@ -145,13 +142,3 @@ def alike(log: Panel, at: Tensor) -> bool:
         if not len(share) or not (share.amax() - share.amin()) < 1e-3:  # nor where one is missing
             return False
     return True
-
-
-def contact_uplift(c: Customers, world: World, log: Panel) -> tuple[Tensor, Tensor, Tensor]:
-    """What a contact drawn from all pairs adds to P(trip), P(trip) without one, and what it costs, [T, N] each."""
-    h, f, d = (x.to(c.alpha.dtype) for x in log.state[:3])
-    offers, channels = world.catalogue.nvec
-    nothing, *contacts = (outcome(c, world, log.week, h, f, d, torch.full_like(log.offer, o), torch.full_like(log.channel, k))
-                          for o in range(offers) for k in range(channels) if o or not k)
-    trips = torch.stack([o.redeem + o.buy for o in contacts]).mean(0)
-    return trips - nothing.buy, nothing.buy, torch.stack([o.spend for o in contacts]).mean(0)

@@ -1,11 +1,13 @@
 """Fit a twin to a log: maximum likelihood of what the log's customers did, and an ensemble that knows how unsure that is."""
 from __future__ import annotations
 
-from typing import Callable, Iterator
+from dataclasses import replace
+from typing import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from envs.offers.answers import Answers
 from envs.offers.likelihood import Panel, log_likelihood, panel
 from envs.offers.population import columns, from_columns
 from envs.offers.twin import Parameters, places
@@ -29,16 +31,59 @@ class Structural:
     """Fit G by maximum likelihood: rounds of L-BFGS until held-out customers' likelihood no longer grows.
 
     hidden: of G's network; none: G is linear. penalty: Σ W²/2 counts so much against the likelihood of all decisions.
+    assumed: parameters that are drawn from the population's priors, beside those of what never happens in the log.
+    reference: customers drawn to know what is expected of θ.
     """
 
-    def __init__(self, *, hidden: list[int], penalty: float, rounds: int, steps: int, patience: int):
+    unheard = "its parameters are drawn from the priors"  # of what never happens in the log
+
+    def __init__(self, *, hidden: list[int], penalty: float, rounds: int, steps: int, patience: int, assumed: list,
+                 reference: int):
         self.hidden, self.penalty, self.rounds, self.steps, self.patience = hidden, penalty, rounds, steps, patience
+        self.assumed, self.reference = tuple(assumed), reference
 
-    def build(self, num_features: int, theta: Tensor) -> Parameters:
-        """Make an unfitted G around what is expected, θ's columns [R, K] of customers drawn."""
-        return Parameters(num_features, theta.mean(0), theta.std(0), hidden=self.hidden)
+    def build(self, env, seed: int, members: int) -> list[Parameters]:
+        """Make unfitted G around what is expected of θ; raise ValueError on parameters that are none."""
+        if env.observe.hides:
+            raise ValueError("algo/twin=structural: learns from habit, fatigue and expectation, which this env/observation hides: "
+                             "expected env/observation=state, or algo/twin=neural")
+        expected = env.population.draw(self.reference, torch.Generator(env.device).manual_seed(2 * seed), "train").customers
+        self.places, theta = places(expected), columns(expected)
+        if unknown := set(self.assumed) - set(self.places):
+            raise ValueError(f"algo.twin.assumed: no such parameter: {', '.join(sorted(unknown))}; there are "
+                             f"{', '.join(self.places)}")
+        torch.manual_seed(seed)
+        return [Parameters(env.static, theta.mean(0), theta.std(0), hidden=self.hidden) for _ in range(members)]
 
-    def fit(self, net: Parameters, world: World, log: Panel, weight: Tensor, held: Panel, held_weight: Tensor) -> dict:
+    def lay(self, log: Logged, env) -> Panel:
+        """Lay a log out by customer and week."""
+        return panel(log, env, "log")
+
+    def silence(self, silent: tuple[str, ...], members: Iterable[Parameters]) -> None:
+        """Leave to the priors what never happens."""
+        self.assumed = tuple(dict.fromkeys((*self.assumed, *(x for name in silent for x in SILENT[name]))))
+        for member in members:
+            member.spread[[k for name in self.assumed for k in self.places[name]]] = 0.0
+
+    def state_dict(self) -> dict:
+        """What members can't be used without."""
+        return {"hidden": self.hidden, "assumed": [k for name in self.assumed for k in self.places[name]]}
+
+    def answers(self, member: Parameters, world: World, log: Panel) -> Answers:
+        """Ask a member about a panel."""
+        return Answers(world.inhabit(from_columns(member(log.features.T))), world, log)
+
+    def shuffled(self, log: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
+        """Shuffle what is known of customers, a column at a time; what is known of the state, week by week."""
+        for k, name in enumerate(getattr(env.population, "feature_names", [f"feature {k}" for k in range(len(log.features))])):
+            features = log.features.clone()
+            features[k] = features[k, order]
+            yield name, replace(log, features=features)
+        for name in ("habit", "fatigue", "expectation"):
+            yield name, replace(log, state=log.state._replace(**{name: getattr(log.state, name)[:, order]}))
+
+    def fit(self, net: Parameters, world: World, log: Panel, weight: Tensor, held: Panel, held_weight: Tensor,
+            generator: torch.Generator) -> dict:
         """Fit to weights [T, N] of a panel; return how likely that and what was held out became, a decision."""
         net.rescale(log.features.T)
         optimizer = torch.optim.LBFGS(net.parameters(), max_iter=self.steps, history_size=20, line_search_fn="strong_wolfe")
@@ -75,14 +120,13 @@ class Twin(Loop):
 
     twin: what is fitted. held: share of the customers, and the last weeks of the season, that none is fitted to.
     weighted: decisions count as if all valid pairs had been as likely (1/propensity, at most `clip` times the mean).
-    assumed: parameters that are drawn from the population's priors, beside those of what never happens in the log.
-    reference: customers drawn to know what is expected of θ. report: how members are judged.
+    report: how members are judged.
     """
 
     checkpoint_every = eval_every = 1
 
     def __init__(self, env, seed: int, mode: str, *, twin, members: int, held: dict, weighted: bool, clip: float,
-                 assumed: list, reference: int, report: Callable):
+                 report: Callable):
         self.env, self.twin, self.held, self.weighted, self.clip = env, twin, held, weighted, clip
         self.evaluation = report
         self.iterations, self.iteration, self.batch = members, 0, 0
@@ -91,13 +135,7 @@ class Twin(Loop):
         if not 0 < held["customers"] < 1 or not 0 <= held["weeks"] < env.world.weeks:
             raise ValueError(f"algo.held: expected a share of customers in (0, 1) and less than {env.world.weeks} weeks, got "
                              f"{held}")
-        expected = env.population.draw(reference, torch.Generator(env.device).manual_seed(2 * seed), "train").customers
-        at, theta = places(expected), columns(expected)
-        if unknown := set(assumed) - set(at):
-            raise ValueError(f"algo.assumed: no such parameter: {', '.join(sorted(unknown))}; there are {', '.join(at)}")
-        self.assumed, self.places = tuple(assumed), at
-        torch.manual_seed(seed)
-        self.members = nn.ModuleList(twin.build(env.static, theta).to(env.device) for _ in range(members))
+        self.members = nn.ModuleList(twin.build(env, seed, members)).to(env.device)
         self.log: Panel | None = None
 
     def learn_from(self, log: Logged) -> None:
@@ -105,18 +143,16 @@ class Twin(Loop):
         if self.weighted and (missing := log.propensity.isnan()).any():
             raise ValueError(f"log: {named_rows(missing, 0)}, column 'propensity': expected one, as decisions are to be "
                              "weighted by it, or algo.weighted=false")
-        self.log = panel(log, self.env, "log")
+        self.log = self.twin.lay(log, self.env)
         happened = {"churn": self.log.following.status == CHURNED, "opt_out": self.log.following.status == UNSUBSCRIBED}
         self.silent = tuple(name for name, x in happened.items() if not (x & self.log.there).any())
-        self.assumed = tuple(dict.fromkeys((*self.assumed, *(x for name in self.silent for x in SILENT[name]))))
-        for member in self.members:
-            member.spread[[k for name in self.assumed for k in self.places[name]]] = 0.0
+        self.twin.silence(self.silent, self.members)
         self.aside = torch.rand(len(self.log), generator=self.generator, device=self.env.device) < self.held["customers"]
         if not 0 < self.aside.sum() < len(self.log):
             raise ValueError(f"log: {len(self.log)} seasons of customers are too few to hold some out")
 
     @property
-    def fitted(self) -> list[Parameters]:
+    def fitted(self) -> list[nn.Module]:
         """The members that are."""
         return list(self.members[:self.iteration])
 
@@ -146,13 +182,12 @@ class Twin(Loop):
             drawn = torch.randint(len(rows), (len(rows),), generator=self.generator, device=rows.device)
             again = drawn.bincount(minlength=len(rows))
             metrics |= self.twin.fit(self.members[self.iteration], self.env.world, fitted, weight[:, rows] * again, held,
-                                      weight[:, aside])
+                                      weight[:, aside], self.generator)
 
     def state_dict(self) -> dict:
         """Everything that fitting needs to go on as if it had not stopped, but for the log."""
         return {"members": [x.state_dict() for x in self.members], "iteration": self.iteration,
-                "hidden": self.twin.hidden, "assumed": [k for name in self.assumed for k in self.places[name]],
-                "generator": self.generator.get_state(), "env": self.env.state_dict()}
+                "generator": self.generator.get_state(), "env": self.env.state_dict(), **self.twin.state_dict()}
 
     def load_weights(self, state: dict) -> None:
         """Restore the members, on whatever device."""

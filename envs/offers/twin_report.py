@@ -1,16 +1,12 @@
 """How good a twin is on decisions that it wasn't fitted to, and what its log must be doubted for."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs.offers.likelihood import Panel, log_likelihood, probabilities
-from envs.offers.population import from_columns
+from envs.offers.likelihood import Panel
 from envs.offers.twin_checks import Uplift, doubts, named, residuals
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Customers, State, outcome, transition
 from rlcore.plots import labelled
 from rlcore.report import Report
 
@@ -32,14 +28,14 @@ class Evaluation:
     def _generator(self, device) -> torch.Generator:
         return torch.Generator(device).manual_seed(self.seed)
 
-    def customers(self, member, log: Panel) -> Customers:
-        """Customers of a panel as a member has them."""
-        return self.env.world.inhabit(from_columns(member(log.features.T)))
+    def members(self, twin, log: Panel) -> list:
+        """What each member fitted so far says of a panel."""
+        return [twin.twin.answers(member, self.env.world, log) for member in twin.fitted]
 
     @torch.no_grad()
     def likelihood(self, twin, log: Panel) -> dict[str, float]:
         """Mean log-likelihood a decision by kind of outcome, on average over the members fitted so far."""
-        found = [log_likelihood(self.customers(member, log), self.env.world, log) for member in twin.fitted]
+        found = [member.likelihoods() for member in self.members(twin, log)]
         return {name: torch.stack([x[name].sum() for x in found]).mean().item() / int(log.there.sum()) for name in found[0]}
 
     def score(self, twin) -> dict[str, float]:
@@ -54,9 +50,8 @@ class Evaluation:
         rows, calibration = self.predictions(twin, held)
         weeks = self.weeks(twin)
         drivers = self.drivers(twin, held)
-        effect = self.uplift(self.env.world, [self.customers(member, held) for member in twin.fitted], held)
-        warnings = [f"{name.replace('_', '-')} never happens in the log: its parameters are drawn from the priors"
-                    for name in twin.silent] + doubts(twin.log, self.env, self.level) + self.misfit(twin, held)
+        effect = self.uplift(self.members(twin, held), held)
+        warnings = [f"{name.replace('_', '-')} never happens in the log: {twin.twin.unheard}" for name in twin.silent] + doubts(twin.log, self.env, self.level) + self.misfit(twin, held)
         columns = {"decisions": lambda row: f"{row['decisions']:,}", "actual": lambda row: f"{row['actual']:.4f}",
                    "predicted": lambda row: f"{row['predicted']:.4f}", "±": lambda row: f"{row['members']:.4f}",
                    "ECE": lambda row: f"{row['ece']:.4f}", "skill": lambda row: f"{row['skill']:.3f}"}
@@ -74,7 +69,7 @@ class Evaluation:
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def predictions(self, twin, held: Panel) -> tuple[dict[str, dict], dict[str, list]]:
         """Each outcome's probability as the members have it on average, against what happened, and by bin."""
-        members = [probabilities(self.customers(member, held), self.env.world, held) for member in twin.fitted]
+        members = [member.probabilities() for member in self.members(twin, held)]
         rows, curves = {}, {}
         for name, (_, happened, known) in members[0].items():
             each = torch.stack([x[name][0][known] for x in members]).double()
@@ -93,13 +88,13 @@ class Evaluation:
     def weeks(self, twin) -> list[dict]:
         """Trips, margin and spend of all customers week by week, as logged and as played by the twin.
 
-        Held-out weeks are played from the state that the first of them found, others' predictions are of the week alone.
+        Held-out weeks are played from what the first of them found, others' predictions are of the week alone.
         What was sent, and to whom that was possible, is what the log says.
         """
         log, world = twin.log, self.env.world
         first, rows = world.weeks - twin.held["weeks"], []
         generator = self._generator(log.features.device)
-        played = [self._played(self.customers(member, log), log, first, generator) for member in twin.fitted]
+        played = [member.played(first, generator) for member in self.members(twin, log)]
         for t in range(world.weeks):
             at = log.there & (log.week == t)
             if not at.any():
@@ -111,51 +106,21 @@ class Evaluation:
                 name: list(pair) for name, *pair in zip(("trips", "margin", "spend"), actual, found)}})
         return rows
 
-    def _played(self, c: Customers, log: Panel, first: int, generator: torch.Generator) -> Tensor:
-        """Expected trips, margin and spend of every week, [3, T]; after week `first` at habit, fatigue and expectation that
-        follow from drawn outcomes."""
-        world, state, before, found = self.env.world, None, None, []
-        for t in range(world.weeks):
-            at = log.there & (log.week == t)
-            there, row = at.any(0), at.long().argmax(0)
-            *logged, offer, channel = (x.gather(0, row[None])[0] for x in (*log.state, log.offer, log.channel))
-            if t > first:
-                logged[:3] = (torch.where(before, x, y) for x, y in zip(state[:3], logged))
-            state = State(*logged)
-            offer = torch.where(there & (state.status == SUBSCRIBED), offer, 0)
-            h, f, d = (x.to(c.alpha.dtype) for x in state[:3])
-            o = outcome(c, world, t, h, f, d, offer, channel)
-            alive = there & (state.status != CHURNED)
-            bought = (o.redeem + o.buy) * alive
-            found.append(torch.stack((bought.sum(), (bought * c.margin).sum(), (o.spend * alive).sum())))
-            u = torch.rand(UNIFORMS, len(c), generator=generator, device=h.device, dtype=h.dtype)
-            u[4:] = 1.0  # who left, and who stayed, is what the log says
-            state, before = transition(c, world, t, state, offer, channel, u)[0], there
-        return torch.stack(found, 1)
-
     def drivers(self, twin, held: Panel) -> dict[str, float]:
         """Log-likelihood a decision that is lost when a column is shuffled among held-out customers (Breiman 2001), greatest
         first; what is known of the state is shuffled week by week."""
         def told(panel: Panel) -> float:
             return sum(x for name, x in self.likelihood(twin, panel).items() if name in TOLD)
         order = torch.randperm(len(held), generator=self._generator(held.features.device), device=held.features.device)
-        names = getattr(self.env.population, "feature_names", [f"feature {k}" for k in range(len(held.features))])
-        whole, lost = told(held), {}
-        for k, name in enumerate(names):
-            shuffled = held.features.clone()
-            shuffled[k] = shuffled[k, order]
-            lost[name] = whole - told(replace(held, features=shuffled))
-        for name in ("habit", "fatigue", "expectation"):
-            shuffled = held.state._replace(**{name: getattr(held.state, name)[:, order]})
-            lost[name] = whole - told(replace(held, state=shuffled))
+        whole = told(held)
+        lost = {name: whole - told(shuffled) for name, shuffled in twin.twin.shuffled(held, order, self.env)}
         return dict(sorted(lost.items(), key=lambda item: -item[1]))
 
     @torch.no_grad()
     def misfit(self, twin, held: Panel) -> list[str]:
         """Say which pairs bring more or fewer trips than any member can explain: the world's equations don't hold there, or
         who sent knew something that the log doesn't say."""
-        found = torch.stack([residuals(probabilities(self.customers(member, held), self.env.world, held)["trips"], held)
-                             for member in twin.fitted]).mean(0)
+        found = torch.stack([residuals(member.probabilities()["trips"], held) for member in self.members(twin, held)]).mean(0)
         return named(found, self.env.world.catalogue, self.level)
 
     # ── plots ───────────────────────────────────────────────────────────────────────────────────────────────────────

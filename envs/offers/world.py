@@ -57,6 +57,17 @@ class Customers:
     def __getitem__(self, index) -> Customers:
         return self.map(lambda x: x[..., index])
 
+    def outcomes(self, world: World, week: int, state: State, history) -> Outcome:
+        """Outcome of every flat pair for every customer, [N, (O+1)·C] each; of a history they need nothing."""
+        channels = len(world.catalogue.channels)
+        pair = torch.arange(len(world.catalogue.offers) * channels, device=self.alpha.device)[:, None].expand(-1, len(self))
+        h, f, d = (x.to(self.alpha.dtype) for x in state[:3])
+        return Outcome(*(x.T for x in outcome(self, world, week, h, f, d, pair // channels, pair % channels)))
+
+    def earns(self, week: int, state: State, history) -> Tensor:
+        """Margin of a purchase, [N]."""
+        return self.margin
+
 
 class State(NamedTuple):
     """Habit, fatigue, discount expectation and status of N customers, int64 [N]."""

@@ -1,0 +1,150 @@
+"""Policies judged on a neural twin: no dynamic program and no bound, so against each other and against nothing."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from envs.offers.account import Z
+from envs.offers.budget import hull, permitted
+from envs.offers.evaluation import Evaluation
+from envs.offers.market import Market, Record
+from envs.offers.neural import Contrast, Crowd
+from envs.offers.policies import ByBlock, Nothing, Policy, Random, Response
+from envs.offers.spending import Purse
+from envs.offers.world import State, World
+from rlcore.report import Report
+
+
+class Myopic(ByBlock):
+    """The exact knapsack of the week on a crowd's own predictions; `fee` is charged a contact."""
+
+    information = "the twin"
+
+    def __init__(self, crowd: Crowd, *, fee: float):
+        self.crowd, self.fee = crowd, fee
+
+    def some(self, rows, week, state, allowed):
+        """Return every customer's efficient steps."""
+        value, spend = self.crowd[rows].worth(week, allowed.history)
+        value[:, len(self.crowd.world.catalogue.channels):] -= self.fee
+        return hull(value.masked_fill(~allowed.pairs, -torch.inf), spend)
+
+
+def play(policy: Policy, market: Market, u: Tensor) -> Record:
+    """Play the season that uniforms u [T, 6, N] make.
+
+    `gained` is the profit expected of customers less that of their rested selves; the last week's has the tails'. What is
+    spent on a customer counts by the probability that the customer is still there.
+    """
+    contrast, weeks, channels = Contrast(market.customers, market.start.status, False), [], len(market.world.catalogue.channels)
+    purse = Purse(market.budget, market.stock, market.rollover, market.world.catalogue)
+    for t in range(market.world.weeks):
+        history, alive = contrast.life
+        zeros = torch.zeros_like(history.status)
+        allowed = market.permits.now(history)
+        steps = permitted(policy.increments(t, State(zeros, zeros, zeros, history.status), allowed), allowed.pairs)
+
+        def redeems(action):
+            return market.customers.live(history, t, action // channels, action % channels, u[t], False).redeemed
+        purse.open(t)
+        action, price = market.rule.week(purse, steps._replace(spend=steps.spend * alive[:, None]), redeems)
+        lived, earned, rested = contrast.live(t, action // channels, action % channels, u[t])
+        weeks.append((action, zeros, zeros, torch.zeros_like(earned), earned - rested, alive * lived.spend, lived.redeem,
+                      alive * lived.paid, price))
+    after, resting = contrast.tails()
+    record = Record(*(torch.stack(x) for x in zip(*weeks)))
+    record.gained[-1] += after - resting
+    return record
+
+
+def summary(records: list[Record], market: Market) -> dict:
+    """Incremental profit of a season with its interval over customers, money and contacts of one policy."""
+    each = torch.stack([r.gained.sum(0) for r in records]).mean(0)
+    total, half = each.sum().item(), Z * each.std().item() * len(each) ** 0.5
+    spend, paid = (torch.stack([getattr(r, name).sum(1) for r in records]) for name in ("spend", "paid"))
+    return {"incremental_profit": total, "profit_ci": [total - half, total + half],
+            "spend_ratio": (spend.sum(1).mean() / market.budget.sum().clamp_min(1e-12)).item(),
+            "weeks_breached": (paid > market.budget).double().mean().item(),
+            "contact_rate": torch.stack([(r.action > 0).double().mean() for r in records]).mean().item(),
+            "prices": torch.stack([r.price for r in records]).mean(0).tolist()}
+
+
+class Simulated(Evaluation):
+    """The comparison on customers that respond as a neural twin says. The budget is what its share comes to among customers as
+    the population has them without the twin: a number of money, the same as in the true world."""
+
+    def _market(self, n, stream, split, budget, population=None):
+        market = super()._market(n, stream, split, budget)
+        twin = population or self.env.twin
+        world = self.env.world.to(self.env.device, torch.float64)
+        return replace(market, customers=twin.crowd(market.features, world), organic=None)
+
+    def bound(self, market):
+        """There is none."""
+        return None
+
+    def _play(self, policy, market, bound, seasons, stream):
+        generator = self._generator(stream)
+        return [play(policy, market, market.uniforms(generator)) for _ in range(seasons)]
+
+    def myopic(self, market, fee):
+        """The week's knapsack, with a fee a contact."""
+        return Myopic(market.customers, fee=fee)
+
+    def score(self, agent) -> dict[str, float]:
+        """Value an agent on a small validation market: its profit over nothing, a customer."""
+        if self._curve is None:
+            self._curve = self._market(self.validation, 1, "train", self.env.budget), None
+        market, _ = self._curve
+        policy, _ = self.deploy(agent, market, market)
+        result = summary(self._play(policy, market, None, 1, 2), market)
+        return {"offers/score": result["incremental_profit"] / len(market),
+                **{f"offers/{name}": result[name] for name in ("spend_ratio", "contact_rate")}}
+
+    def run(self, agent, name: str) -> Report:
+        """Compare all policies, and the agent where there is one, on new customers; and both under each member."""
+        market = self._market(self.customers, 11, "test", self.env.budget)
+        other = self._market(self.others, 12, "train", self.env.budget)
+        c, w = market.customers, self.world
+        policies, told = {"none": Nothing(), "random": Random(c, w, seed=self.seed), "propensity": Response(c, w, uplift=False),
+                          "uplift rank": Response(c, w, uplift=True), "myopic knapsack": self.myopic(market, 0.0),
+                          "myopic + fee": self.myopic(market, self.fee(other))}, {}
+        if agent is not None:
+            policies[name], told = self.deploy(agent, market, other)
+        records = {row: self._play(policy, market, None, self.seasons, 13) for row, policy in policies.items()}
+        knows = {row: policy.information.replace("true θ", "the twin") for row, policy in policies.items()}
+        rows = {row: {"information": knows[row], **summary(records[row], market)} for row in policies}
+        members = self._members(agent, name) if agent is not None else []
+        if agent is not None:
+            rows[name] |= told | {"ahead_of": {row: ahead(records[name], records[row]) for row in rows if row != name},
+                                  "members": members}
+        rows = dict(sorted(rows.items(), key=lambda item: item[1]["incremental_profit"]))
+        caption = ("profit: expected over never contacting, a season and what it leaves, ± its 95 % interval; spend: expected, of "
+                   "the budget; breach: weeks whose realised spend passed the budget; no bound: a neural twin has none")
+        caption += "".join(f"\nunder member {k + 1} alone: {name} {row[name]['incremental_profit']:,.0f}, myopic knapsack "
+                           f"{row['myopic knapsack']['incremental_profit']:,.0f}" for k, row in enumerate(members))
+        columns = {"knows": lambda row: row["information"], "profit": lambda row: f"{row['incremental_profit']:,.0f}",
+                   "±": lambda row: f"{row['profit_ci'][1] - row['incremental_profit']:,.0f}",
+                   "spend": lambda row: f"{row['spend_ratio']:.3f}", "breach": lambda row: f"{row['weeks_breached']:.0%}",
+                   "contacts": lambda row: f"{row['contact_rate']:.1%}"}
+        return Report(f"{len(market):,} new customers of a neural twin of {len(self.env.twin.members)} members, {self.seasons} "
+                      f"seasons of {w.weeks} weeks, budget {market.budget.mean():,.2f} a week\nmoney {market.rule}", caption, rows,
+                      columns, None, {"members": members}, {}, "incremental_profit")
+
+    def _members(self, agent, name: str) -> list[dict]:
+        return [self._elsewhere(agent, name, self.env.budget, self.env.twin.under(k)) for k in range(len(self.env.twin.members))]
+
+    def _elsewhere(self, agent, name, budget, population) -> dict:
+        market = self._market(self.customers, 11, "test", budget, population)
+        policy, _ = self.deploy(agent, market, self._market(self.others, 12, "train", budget, population))
+        return {row: summary(self._play(policy, market, None, self.seasons, 13), market)
+                for row, policy in (("myopic knapsack", self.myopic(market, 0.0)), (name, policy))}
+
+
+def ahead(ours: list[Record], theirs: list[Record]) -> list[float]:
+    """Difference of two incremental profits with its interval, customer by customer under the same random numbers."""
+    each = torch.stack([a.gained.sum(0) - b.gained.sum(0) for a, b in zip(ours, theirs)]).mean(0)
+    half = Z * each.std().item() * len(each) ** 0.5
+    return [each.sum().item(), each.sum().item() - half, each.sum().item() + half]

@@ -384,6 +384,19 @@ def test_a_contact_costs_what_the_state_it_leaves_behind_costs_until_that_has_pa
     assert len(half.states) > 8 and not got[log.action < 5].any()
 
 
+def test_where_states_are_too_many_to_count_rewards_are_against_the_rested():
+    config = node("offers").copy()
+    config.merge_with({"num_agents": 100, "population": {"reference_size": 1000}})
+    config.observation = node("observation/history")
+    env = instantiate(config, _convert_="all")(CPU, 0)
+    env.realise()
+    log = logged(env, 1200)
+    free = freed(env, log, **OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), FEW))
+    rested = (env.rested(log.obs) == log.obs).all(1) & (log.action < 5)
+    assert free.reward.isfinite().all() and not free.reward[rested].any() and 20 < rested.sum() < 400
+    assert free.reward[~rested].any() and free.discount.max() > 0.8  # not shortened
+
+
 class Watched(Uniform):
     """Uniform, and a note of the profit to be expected of every pair."""
 

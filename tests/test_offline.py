@@ -408,9 +408,10 @@ class Watched(Uniform):
         return super().probs(env, obs, mask)
 
 
+@pytest.mark.slow
 def test_where_nothing_lasts_rewards_are_freed_of_all_but_the_lift_of_profit():
-    env, uniform = offers(6000, world=node("world/static")), Watched()
-    log = Logged.cat(list(rollouts(env, uniform, "uniform", 0, decisions=72_000, steps=1, all_propensities=False)))
+    env, uniform = offers(4000, world=node("world/static")), Watched()
+    log = Logged.cat(list(rollouts(env, uniform, "uniform", 0, decisions=48_000, steps=1, all_propensities=False)))
     few = {"steps": 40, "model": {"steps": 80}, "likely": {"steps": 500, "batch_size": 1024}, "hazard": {"steps": 40}}
     few = {name: {"batch_size": 512, **part} if isinstance(part, dict) else part for name, part in few.items()}
     baseline = OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), {"batch_size": 512, **few})
@@ -422,7 +423,7 @@ def test_where_nothing_lasts_rewards_are_freed_of_all_but_the_lift_of_profit():
         return torch.stack([x[log.action == pair].mean() for pair in range(5, 30)])
 
     assert torch.corrcoef(torch.stack((by_pair(reward), by_pair(lift))))[0, 1] > 0.7
-    assert reward[sent].std() < 0.25 * log.profit[sent].std()
+    assert reward[sent].std() < 0.33 * log.profit[sent].std()
 
 
 def test_the_rested_are_the_same_customers_without_a_contact(season):

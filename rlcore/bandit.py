@@ -96,13 +96,14 @@ class Bandit(Learner):
 
     def learn_from(self, log: Logged) -> None:
         """Take decisions from a log, over and over in one random order, in place of acting."""
-        order = torch.randperm(len(log), generator=torch.Generator().manual_seed(self.seed))
-        self.log = log.to("cpu")[order].to(self.env.device)
+        self.log = log
+        self.order = torch.randperm(len(log), generator=torch.Generator().manual_seed(self.seed)).to(self.env.device)
 
     @torch.no_grad()
     def recall(self) -> Decisions:
         """As many logged decisions as an iteration would make, after those of the last."""
         rows = (self.iteration * self.batch + torch.arange(self.batch, device=self.lr.device)) % len(self.log)
+        rows = self.order[rows]
         context, action = self.log.obs[rows, :self.env.context_dim], self.log.action[rows]
         for part in zip(context.chunk(self.num_steps), action.chunk(self.num_steps)):
             self.explore.absorb(self.net, *part)

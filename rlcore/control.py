@@ -13,7 +13,9 @@ from torch.nn import functional
 from rlcore.logged import Logged
 from rlcore.outcomes import CHUNK, descend, folds, numbered
 from rlcore.response import NONE, REDEEMED, TRIP, Likely
+from rlcore.slim import Table
 
+MOST = 64  # states of contacts that are counted
 FEWEST = 0.1  # chance to stay: what is divided by it must not explode
 
 
@@ -38,22 +40,31 @@ class Baseline:
     has its goals by a copy of the network that moves every `target_every`.
 
     That leaves noise far above what a decision does. So where spend is priced and `likely` fits what comes of decisions
-    (null: rewards count as they came), a reward is what they bring as expected (the direct method), less what the same
-    customer would have brought rested and left alone, by the same models: their errors in what a customer is worth then
-    cancel, and only those in what a decision changes are left. A decision is taken to act on the reward by trip and
-    redemption, by spend, and through the state that follows; those models are
+    (null: rewards count as they came), a reward is what they bring as expected (the direct method), less what nothing would
+    have brought the same customer, by the same models: their errors in what a customer is worth then cancel, and only
+    those in what a decision changes are left. A decision is taken to act on the reward by trip and redemption, by spend,
+    and through the state that follows; those models are
     - size: what a trip of a customer brings, the unit of values, for money comes in proportion to it (`model`);
     - trip and redemption by state and pair (`likely`), and by state and trip who is lost for good (`hazard`). Those who
       stayed are learned from alone, what follows them times their chance to stay: the same in expectation;
-    - growth: how far a week moves Φ by what came of it (`model`).
+    - growth: how far a week moves Φ, of customers as if rested, by what came of it (`model`);
+    - wear: what of the state only contacts move (`env.rested`) is counted, from where to where by what came and how it was
+      sent, and where it goes when left alone. A state costs, until it has passed, what the models above say that a
+      customer brings less in it. A value that was fitted could not tell: few in a log are ever rested late in a season.
+      Where states can't be counted (a view of histories has too many), a reward is instead against nothing sent to the
+      same customer rested, and all that follows is left to learn.
+
+    `lookahead` is the share of what follows that is left for values to learn, the potential standing for the rest (Cheng,
+    Kolobov & Swaminathan 2021): maxima over values of states that the log has little of would cost more than they bring.
     `model` is fitted on at most `sample` decisions.
     """
 
     def __init__(self, *, net: Callable, lr: float, decay: float, steps: int, batch_size: int, target_every: int,
-                 model: Callable | None, likely: Likely | None, hazard: Likely | None, sample: int):
+                 model: Callable | None, likely: Likely | None, hazard: Likely | None, sample: int, lookahead: float):
         self.net, self.lr, self.decay, self.steps = net, lr, decay, steps
         self.batch_size, self.target_every = batch_size, target_every
-        self.model, self.likely, self.hazard, self.sample = model, likely, hazard, sample
+        self.model, self.likely, self.hazard = model, likely, hazard
+        self.sample, self.lookahead = sample, lookahead
 
     @torch.no_grad()
     def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> Controlled:
@@ -94,6 +105,11 @@ class Baseline:
         return lambda x: values(net, x)[:, 0]
 
 
+def share(count: Tensor) -> Tensor:
+    """Divide counts by their sums over the last dimension, 0 where there are none."""
+    return count / count.sum(-1, keepdim=True).clamp_min(1)
+
+
 class Half:
     """Models fitted on some `rows` of a log, and what they free others of. All but `freed` is in units of `size`."""
 
@@ -103,20 +119,24 @@ class Half:
         self.next = log.obs if log.next_obs is None else log.next_obs
         self.expects = options.likely is not None and env.priced
         self.hazard = self.sizes = None
+        self.sorts = 1 + env.nvec[-1]
         if not self.expects:
             self.value = options.fit(self._batch, rows, self.width, env.nvec, generator)
             return
-        lost, gone = env.lost(self.next[rows]), env.lost(log.obs[rows])
+        lost, gone = (torch.cat([env.lost(x[some]) for some in rows.split(CHUNK)]) for x in (self.next, log.obs))
         there, stayed = rows[~gone], rows[~lost]
         self._fit_size(there)
         losing = torch.zeros_like(log.terminated).index_fill_(0, rows[lost], True)
         self.hazard = options.hazard.hazard(lambda at: self._with_trip(at, log.trips[at] > 0), losing, there, generator)
         kind = torch.where(log.redeemed > 0, REDEEMED, torch.where(log.trips > 0, TRIP, NONE))
-        self.probs = options.likely.response(log.obs[:, :self.width], log.action, kind, there, env.nvec, generator)
+        x = self._obs(rows[:CHUNK])
+        self.moves = (x != self._own(x)).any(0).nonzero()[:, 0]
+        self.probs = options.likely.response(self._obs, log.action, kind, there, env.nvec, self.moves, generator)
         self.value = options.fit(self._batch, stayed, self.width, env.nvec, generator)
         some = self._some(stayed)
         moved = torch.cat([self._moved(at) for at in some.split(CHUNK)])
         self.growth = self._model(self._own(self._obs(some)), kind[some], moved, REDEEMED + 1)
+        self._count(stayed, kind)
 
     # ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def _some(self, rows: Tensor) -> Tensor:
@@ -134,6 +154,36 @@ class Half:
         if len(bought):
             static, earned = self.log.obs[bought, :self.env.static], self.profit[bought] + self.log.spend[bought]
             self.sizes = self._model(static, torch.zeros_like(bought), earned.log(), 1)
+
+    def _count(self, rows: Tensor, kind: Tensor) -> None:
+        """Count where contacts lead: from each state that they move, by what came of a decision and how it was sent."""
+        tables = [Table.of(x[some][:, self.moves], ()) for x in (self.log.obs, self.next) for some in rows.split(CHUNK)]
+        found, place = Table.cat([Table.of(self._own(self._obs(rows[:1]))[:, self.moves], ()), *tables]).blocks[0]
+        self.states, which = torch.unique(found, dim=0, return_inverse=True)
+        self.counts = len(self.states) <= MOST
+        if not self.counts:
+            return
+        self.rested, (now, then) = which[place[0]], which[place[1:]].chunk(2)
+        n, m = len(self.states), (REDEEMED + 1) * self.sorts
+        count = torch.bincount((now * m + self._traced(kind[rows], self.log.action[rows])) * n + then, minlength=n * n * m)
+        count = count.view(n, REDEEMED + 1, self.sorts, n).to(self.profit)
+        self.paths = share(count.flatten(1, 2))
+        alone = share(count[:, :, 0].sum(1))
+        power, self.stays = torch.eye(n).to(alone), torch.zeros_like(alone)  # expected weeks in each state, left alone
+        for _ in range(self.env.season):
+            self.stays, power = self.stays + power, power @ alone
+
+    def _worn(self, x: Tensor, after: Tensor, size: Tensor) -> Tensor:
+        """What each of the states costs contexts [B, D] until they have rested, [B, states]."""
+        nothing = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        now = torch.stack([self._brings(x.index_copy(1, self.moves, state.expand(len(x), -1)), nothing, after, size)
+                           for state in self.states], 1)
+        return (now - now[:, self.rested, None]) @ self.stays.T
+
+    def _traced(self, kind: Tensor, action: Tensor) -> Tensor:
+        """Number what came of a decision by how it was sent."""
+        channels = self.env.nvec[1]
+        return kind * self.sorts + torch.where(action < channels, 0, 1 + action % channels)
 
     def _moved(self, rows: Tensor) -> Tensor:
         """How far a week moved the potential, or to what the end is worth."""
@@ -175,21 +225,40 @@ class Half:
         obs, following = (self._own(x) for x in (self._obs(rows), self.next[rows, :self.width]))
         return obs, self.log.action[rows], following, now, discount, weight
 
-    def _brings(self, x: Tensor, action: Tensor, value: Tensor, size: Tensor) -> Tensor:
-        """What actions are expected to bring with what they leave behind, on contexts x of potentials `value`."""
-        probs, growth = self.probs(x, action), self.growth(self._own(x))
+    def _brings(self, x: Tensor, action: Tensor, after: Tensor, size: Tensor) -> Tensor:
+        """What actions are expected to bring in contexts x [B, D], if what follows is worth `after` by what comes, [B, 3]."""
+        probs = self.probs(x, action)
         trip = torch.arange(REDEEMED + 1, device=x.device) != NONE
         lost = torch.stack([self.hazard(functional.pad(x, (0, 1), value=float(made))) for made in (False, True)], 1)
-        came = trip + (1 - lost[:, trip.long()]) * (value[:, None] + growth)
+        came = trip + (1 - lost[:, trip.long()]) * after
         redeem = probs[:, REDEEMED, None, None].expand(-1, *self.env.nvec)
         spend = self.env.spend(redeem).flatten(1).gather(1, action[:, None])[:, 0]
         return (probs * came).sum(1) - spend / size
 
+    def _changes(self, rows: Tensor) -> Tensor:
+        """What decisions are expected to change, against nothing."""
+        x, action, size = self._obs(rows), self.log.action[rows], self.size(rows)
+        own = self._own(x)
+        after = self.value(own)[:, None] + self.growth(own)
+        worn = self._worn(x, after, size)
+        here, kinds = self._state(x)[:, None], torch.arange(REDEEMED + 1, device=x.device)
+        total = [self._brings(x, done, after + (self.paths[here, self._traced(kinds, done[:, None])] * worn[:, None]).sum(-1), size)
+                 for done in (action, torch.zeros_like(action))]
+        return total[0] - total[1]
+
+    def _state(self, x: Tensor) -> Tensor:
+        return (x[:, None, self.moves] == self.states).all(-1).to(torch.uint8).argmax(1)
+
     def freed(self, rows: Tensor) -> Controlled:
         """Rewards, in money, freed of all that the models can."""
         obs, action, following, now, discount, weight = self._batch(rows)
-        value, size = self.value(obs), self.size(rows)
+        size, lookahead = self.size(rows), self.options.lookahead
         if not self.expects:
-            return Controlled(now + discount * self.value(following) - value, discount, weight)
-        reward = self._brings(self._obs(rows), action, value, size) - self._brings(obs, torch.zeros_like(action), value, size)
-        return Controlled(reward * size, discount, weight)
+            reward = now + discount * self.value(following) - self.value(obs)
+        elif self.counts:
+            reward, sent = torch.zeros_like(now), (action >= self.env.nvec[1]).nonzero()[:, 0]  # nothing changes nothing
+            reward[sent] = self._changes(rows[sent])
+        else:
+            after, lookahead = self.value(obs)[:, None] + self.growth(obs), 1.0
+            reward = self._brings(self._obs(rows), action, after, size) - self._brings(obs, 0 * action, after, size)
+        return Controlled(reward * size, lookahead * discount, weight)

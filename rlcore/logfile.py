@@ -12,7 +12,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -224,6 +224,6 @@ def _kind(kind) -> str:
     return {"int64": "a whole number", "bool": "true or false"}.get(str(kind), "a number")
 
 
-def read(path: Path | str) -> Logged:
-    """Read a whole log."""
-    return Logged.cat(list(Reader(path)))
+def read(path: Path | str, kept: Callable[[Logged], Logged] = lambda chunk: chunk) -> Logged:
+    """Read a whole log, keeping of each chunk what `kept` returns."""
+    return Logged.cat([kept(chunk) for chunk in Reader(path)])

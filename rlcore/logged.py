@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from rlcore.slim import Table
+
 OUTCOMES = ("profit", "trips", "redeemed", "spend", "terminal")
 SHOWN = 5  # rows that a message names
 
@@ -14,7 +16,8 @@ SHOWN = 5  # rows that a message names
 @dataclass(frozen=True)
 class Logged:
     """N decisions. Actions are flat combinations of the heads `nvec`; the first `features` columns of an observation hold
-    all season. `propensity` is NaN where missing; next_obs, next_mask and probs are None where a log has none."""
+    all season. `propensity` is NaN where missing; next_obs, next_mask and probs are None where a log has none. What is
+    observed and valid can be held slim."""
 
     nvec: tuple[int, ...]
     features: int
@@ -24,8 +27,8 @@ class Logged:
     season: Tensor
     week: Tensor
     policy: Tensor  # place in `policies`
-    obs: Tensor  # [N, D]
-    mask: Tensor  # bool [N, Πn]
+    obs: Tensor | Table  # [N, D]
+    mask: Tensor | Table  # bool [N, Πn]
     action: Tensor  # int64 [N]
     propensity: Tensor  # float64 [N]
     probs: Tensor | None  # [N, Πn]
@@ -35,8 +38,8 @@ class Logged:
     redeemed: Tensor
     spend: Tensor
     terminal: Tensor
-    next_obs: Tensor | None  # [N, D]
-    next_mask: Tensor | None  # bool [N, Πn]
+    next_obs: Tensor | Table | None  # [N, D]
+    next_mask: Tensor | Table | None  # bool [N, Πn]
     terminated: Tensor  # bool [N], as the next
     truncated: Tensor
 
@@ -44,15 +47,21 @@ class Logged:
         return len(self.action)
 
     def map(self, function) -> Logged:
-        """Apply `function` to every tensor."""
-        return replace(self, **{f.name: function(x) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)})
+        """Apply `function` to every tensor and table."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(x) for name, x in columns.items() if isinstance(x, (Tensor, Table))})
 
     def __getitem__(self, rows) -> Logged:
-        return self.map(lambda x: x[rows])
+        return self.map(lambda x: x.take(rows) if isinstance(x, Table) else x[rows])
 
     def to(self, device) -> Logged:
         """Return the same on a device."""
         return self.map(lambda x: x.to(device))
+
+    def slim(self, context: int) -> Logged:
+        """Hold once what decisions share: features, the rest of a context of so many columns, what is valid."""
+        ends = {"obs": (self.features, context), "next_obs": (self.features, context), "mask": (), "next_mask": ()}
+        return replace(self, **{name: Table.of(x, at) for name, at in ends.items() if (x := getattr(self, name)) is not None})
 
     @property
     def earned(self) -> Tensor:
@@ -70,8 +79,9 @@ class Logged:
         names = tuple(dict.fromkeys(name for log in logs for name in log.policies))
         logs = [replace(log, policy=torch.tensor([names.index(x) for x in log.policies])[log.policy.cpu()].to(log.policy),
                         policies=names) for log in logs]
-        return replace(logs[0], **{f.name: torch.cat([getattr(log, f.name) for log in logs]) for f in fields(cls)
-                                   if isinstance(getattr(logs[0], f.name), Tensor)})
+        columns = {f.name: [getattr(log, f.name) for log in logs] for f in fields(cls)}
+        return replace(logs[0], **{name: (Table if isinstance(parts[0], Table) else torch).cat(parts)
+                                   for name, parts in columns.items() if isinstance(parts[0], (Tensor, Table))})
 
     @classmethod
     def from_obp(cls, feedback: dict) -> Logged:

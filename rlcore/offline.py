@@ -20,6 +20,7 @@ from rlcore.learner import Learner
 from rlcore.control import plain
 from rlcore.logged import Logged
 from rlcore.networks import ActionValues
+from rlcore.outcomes import CHUNK
 
 UNHEARD_OF = -1e9  # worth of a pair that the log has too little of; finite, that two of them can be compared
 
@@ -153,7 +154,8 @@ class DoubleQ(Learner):
         self.reward, self.discount, self.weight = free
         self.rows = (self.weight > 0).nonzero()[:, 0]
         if self.iteration == 0:
-            self.net.rescale(log.obs)
+            for some in torch.arange(len(log), device=env.device).split(CHUNK):
+                self.net.rescale(log.obs[some])
 
     def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
               stop: Callable[[], bool]) -> None:

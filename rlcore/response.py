@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from rlcore.networks import mlp
@@ -30,6 +30,18 @@ def seen(logits: Tensor, offer: Tensor, channel: Tensor, nvec: tuple[int, int]) 
     return torch.stack((1 - redeemed - trip, trip, redeemed), 1)
 
 
+class Additive(nn.Module):
+    """A network of all columns but `moves`, which add to its outputs linearly."""
+
+    def __init__(self, net: nn.Sequential, moves: Tensor):
+        super().__init__()
+        self.net, self.moves = net, moves
+        self.shift = nn.Parameter(torch.zeros(len(moves), net[-1].out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.index_fill(1, self.moves, 0.0)) + x[:, self.moves] @ self.shift
+
+
 class Likely:
     """Probabilities of what comes of a decision, by cross-entropy on a network's logits of what was observed.
 
@@ -40,16 +52,17 @@ class Likely:
         self.hidden, self.activation, self.lr, self.decay = hidden, activation, lr, decay
         self.steps, self.batch_size = steps, batch_size
 
-    def response(self, obs: Tensor, action: Tensor, kind: Tensor, rows: Tensor, nvec: tuple[int, int],
-                 generator: torch.Generator) -> Callable[[Tensor, Tensor], Tensor]:
-        """Fit `seen` to `rows` of observations [N, D], flat actions [N] and what came of them [N]; return probabilities
-        [B, 3] of observations and actions. Raises ValueError where actions are not offer and channel."""
+    def response(self, obs: Callable[[Tensor], Tensor], action: Tensor, kind: Tensor, rows: Tensor, nvec: tuple[int, int],
+                 moves: Tensor, generator: torch.Generator) -> Callable[[Tensor, Tensor], Tensor]:
+        """Fit `seen` to `rows` of observations, flat actions [N] and what came of them [N]; return probabilities [B, 3] of
+        observations and actions. What decisions move, the columns `moves`, shifts logits alike for all: whom it shifts how
+        much is lost in noise. Raises ValueError where actions are not offer and channel."""
         if len(nvec) != 2:
             raise ValueError(f"algo.baseline.likely: expected actions of offer and channel, got {tuple(nvec)}")
 
         def probs(logits: Tensor, pair: Tensor) -> Tensor:
             return seen(logits, pair // nvec[1], pair % nvec[1], nvec)
-        return self._fit(lambda at: obs[at], action, kind, rows, 2 + sum(nvec), probs, generator)
+        return self._fit(obs, action, kind, rows, 2 + sum(nvec), moves, probs, generator)
 
     def hazard(self, obs: Callable[[Tensor], Tensor], lost: Tensor, rows: Tensor,
                generator: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -57,15 +70,15 @@ class Likely:
         def probs(logits: Tensor, _) -> Tensor:
             p = torch.sigmoid(logits[:, 0] - 3.0)  # rare at the start
             return torch.stack((1 - p, p), 1)
-        fitted = self._fit(obs, torch.zeros_like(lost, dtype=torch.long), lost.long(), rows, 1, probs, generator)
+        fitted = self._fit(obs, torch.zeros_like(lost, dtype=torch.long), lost.long(), rows, 1, rows[:0], probs, generator)
         return lambda x: fitted(x, None)[:, 1]
 
-    def _fit(self, obs: Callable, action: Tensor, kind: Tensor, rows: Tensor, outputs: int, probs: Callable,
-             generator: torch.Generator) -> Callable:
+    def _fit(self, obs: Callable, action: Tensor, kind: Tensor, rows: Tensor, outputs: int, moves: Tensor,
+             probs: Callable, generator: torch.Generator) -> Callable:
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
         some = obs(rows[torch.randint(len(rows), (CHUNK,), generator=generator, device=rows.device)])
         centre, scale = some.mean(0), some.std(0).clamp_min(1e-3)
-        net = mlp([some.shape[1], *self.hidden, outputs], self.activation, 0.01).to(some)
+        net = Additive(mlp([some.shape[1], *self.hidden, outputs], self.activation, 0.01), moves).to(some)
 
         def loss() -> Tensor:
             at = torch.randint(len(rows), (self.batch_size,), generator=generator, device=rows.device)

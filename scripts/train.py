@@ -56,7 +56,7 @@ def train(cfg: DictConfig, device: torch.device) -> Callable[[], None]:
     if cfg.log:
         if not hasattr(agent, "learn_from"):
             raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin")
-        agent.learn_from(logged.fitting(read(cfg.log), env, cfg.log))
+        agent.learn_from(read(cfg.log, lambda chunk: logged.fitting(chunk, env, cfg.log).slim(env.context_dim)))
     if getattr(agent, "init", None):
         agent.teacher = teacher(agent.init, env)
     evaluation = getattr(agent, "evaluation", env.evaluation)(env)

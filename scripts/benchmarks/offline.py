@@ -63,7 +63,8 @@ def collect(env: Callable, behaviour: Behaviour, name: str, device: torch.device
     """Log decisions on customers that no learner of the same seed draws."""
     world = env(device, 1000 + seed, num_agents=agents)
     world.realise()
-    return Logged.cat(list(rollouts(world, behaviour, name, 1000 + seed, decisions=decisions, steps=1, all_propensities=False)))
+    chunks = rollouts(world, behaviour, name, 1000 + seed, decisions=decisions, steps=1, all_propensities=False)
+    return Logged.cat([chunk.slim(world.context_dim) for chunk in chunks])
 
 
 def learned(env, algo: Callable, log: Logged, seed: int, shared: dict):

@@ -13,7 +13,7 @@ from envs.offers.market import Market, Record
 from envs.offers.neural import Contrast, Crowd
 from envs.offers.policies import ByBlock, Nothing, Policy, Random, Response
 from envs.offers.spending import Purse
-from envs.offers.world import State, World
+from envs.offers.world import State
 from rlcore.report import Report
 
 

@@ -5,7 +5,6 @@ from typing import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from envs.offers.catalogue import Catalogue
 from rlcore.effects import Ordered

@@ -4,12 +4,12 @@ from __future__ import annotations
 from dataclasses import fields
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.offers.population import Sample, columns, from_columns
+from envs.offers.responses import Inputs
 from envs.offers.world import Customers
 from rlcore import checkpoint
-from rlcore.networks import mlp
 
 SHARES = ("mu", "chi", "pi_plus", "pi_minus", "delta_f", "delta_d")  # parameters from 0 to 1
 POSITIVE = ("phi", "gamma_f", "gamma_h", "rho", "nu")  # and those that are not below 0
@@ -26,35 +26,21 @@ def places(c: Customers) -> dict[str, list[int]]:
     return found
 
 
-class Parameters(nn.Module):
+class Parameters(Inputs):
     """G: features [N, F] → θ as `columns` lays it out, [N, K]: `middle` and, in units of `spread`, a linear map and, with
     `hidden` layers, a network beside it. Where the spread is 0, θ is the middle."""
 
     def __init__(self, num_features: int, middle: Tensor, spread: Tensor, *, hidden: list[int]):
-        super().__init__()
-        size = len(middle)
+        super().__init__(num_features, len(middle), hidden)
         self.register_buffer("middle", middle.float())
         self.register_buffer("spread", spread.float())
-        self.register_buffer("bounds", torch.tensor([-LOG_RANGE, LOG_RANGE]).repeat(size, 1).T.clone())
-        self.register_buffer("centre", torch.zeros(num_features))
-        self.register_buffer("scale", torch.ones(num_features))
-        self.linear = nn.Linear(num_features, size)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-        self.body = mlp([num_features, *hidden, size], nn.Tanh, 0.01) if hidden else None
+        self.register_buffer("bounds", torch.tensor([-LOG_RANGE, LOG_RANGE]).repeat(len(middle), 1).T.clone())
         at = places(from_columns(middle[None]))
         self.bounds[0, [k for name in (*SHARES, *POSITIVE) for k in at[name]]] = 0.0
         self.bounds[1, [k for name in SHARES for k in at[name]]] = 1.0
 
-    def rescale(self, features: Tensor) -> None:
-        """Take the scale of features [N, F]."""
-        self.centre.copy_(features.mean(0))
-        self.scale.copy_(features.std(0).clamp_min(1e-3))
-
     def forward(self, features: Tensor) -> Tensor:
-        x = (features - self.centre) / self.scale
-        z = self.linear(x) if self.body is None else self.linear(x) + self.body(x)
-        return (self.middle + self.spread * z).clamp(*self.bounds)
+        return (self.middle + self.spread * super().forward(features)).clamp(*self.bounds)
 
 
 class Twins:

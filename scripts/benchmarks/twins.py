@@ -39,11 +39,11 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, beha
         checkpoint.save_json(directory / "rows.json", rows)
         print(f"{name}: {taken:.0f} s", flush=True)
     table = table_of(f"{decisions:,} decisions; {new:,} other customers, a contact adds {rows['truth']['mean']:.4f} to P(trip)",
-                     ["twin", "response", "all kinds", "adds", "error", "correlation"])
+                     ["twin", "response", "adds", "error", "correlation"])
     for name, found in rows.items():
-        table.add_row(name, *(f"{found[key]:.4f}" for key in ("response", "log_likelihood", "mean", "error")),
+        table.add_row(name, *(f"{found[key]:.4f}" for key in ("response", "mean", "error")),
                       f"{found['correlation']:.3f}")
-    table.caption = ("response, all kinds: log-likelihood a decision of what came of it; adds: to P(trip), a contact by any "
+    table.caption = ("response: log-likelihood a decision of trip and redemption; adds: to P(trip), a contact by any "
                      "pair, on average; error: root mean square, customer by customer and week by week")
     Console().print(table)
     return {"rows": rows}
@@ -60,10 +60,9 @@ def collected(env: Callable, behaviour: Behaviour, decisions: int, agents: int, 
 def row(members: list, truth: Answers, panel: Panel) -> dict[str, float]:
     """What members say of a panel on average, against the truth."""
     at = panel.there & (panel.state.status == SUBSCRIBED)
-    said = [{name: x.sum().item() / int(panel.there.sum()) for name, x in member.likelihoods().items()} for member in members]
+    said = [member.likelihoods()["response"].sum().item() / int(panel.there.sum()) for member in members]
     added: Tensor = torch.stack([member.uplift()[0] for member in members]).mean(0)[at].double()
     true = truth.uplift()[0][at].double()
-    return {"response": sum(x["response"] for x in said) / len(said),
-            "log_likelihood": sum(sum(x.values()) for x in said) / len(said), "mean": added.mean().item(),
+    return {"response": sum(said) / len(said), "mean": added.mean().item(),
             "error": (added - true).square().mean().sqrt().item(), "spread": true.std().item(),
             "correlation": torch.corrcoef(torch.stack((added, true)))[0, 1].item()}

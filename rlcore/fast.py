@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+WARM = 3  # calls before one is recorded
+
 
 def fast(function: Callable, mode: str, **how: Any) -> Callable:
     """Return the function as it is (`eager`) or compiled (`compile`), for fixed shapes unless `how`, which torch.compile takes,
@@ -46,9 +48,6 @@ class Captured:
                 kept.copy_(x)
         replay()
         return out
-
-
-WARM = 3  # calls before one is recorded
 
 
 def capture(function: Callable, mode: str, device: torch.device) -> Callable:

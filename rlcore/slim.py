@@ -1,8 +1,6 @@
 """Rows that repeat each other, each held once: what lets a log of millions of decisions fit into memory."""
 from __future__ import annotations
 
-from typing import Callable
-
 import torch
 from torch import Tensor
 
@@ -48,21 +46,13 @@ class Table:
         """Some of the rows, as slim."""
         return Table([(distinct, place[rows]) for distinct, place in self.blocks])
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Table:
-        """Apply `function` to every tensor."""
-        return Table([(function(distinct), function(place)) for distinct, place in self.blocks])
-
     def to(self, device) -> Table:
         """Return the same on a device."""
-        return self.map(lambda x: x.to(device))
+        return Table([(distinct.to(device), place.to(device)) for distinct, place in self.blocks])
 
     @property
     def shape(self) -> torch.Size:
         return torch.Size((len(self), sum(distinct.shape[1] for distinct, _ in self.blocks)))
-
-    @property
-    def device(self) -> torch.device:
-        return self.blocks[0][0].device
 
     def __len__(self) -> int:
         return len(self.blocks[0][1])

@@ -9,9 +9,9 @@ from typing import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from envs.offers.catalogue import Catalogue
+from envs.offers.observation import hot
 from envs.offers.policies import pair_table
 from envs.offers.program import Visited, action_values
 from envs.offers.world import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNIFORMS, Customers, State, World,
@@ -120,8 +120,8 @@ class Structural:
     def features(self, visit: tuple[Tensor, ...]) -> Tensor:
         """Observe features and state of customers, [W, F + 16]."""
         _, x, state = visit
-        hot = (one_hot(s, n) for s, n in zip(state.unbind(-1), (HABITS, FATIGUES, EXPECTATIONS, 3)))
-        return torch.cat((x, *(h.to(x.dtype) for h in hot)), -1)
+        columns = (hot(s, n) for s, n in zip(state.unbind(-1), (HABITS, FATIGUES, EXPECTATIONS, 3)))
+        return torch.cat((x, *(h.to(x.dtype) for h in columns)), -1)
 
     def _contactable(self, visit: tuple[Tensor, ...]) -> Tensor:
         return State(*visit[2].unbind(-1)).status == SUBSCRIBED

@@ -8,12 +8,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from envs.collect import Behaviour, Uniform, rollouts
+from envs.collect import Behaviour, Uniform
 from envs.offers.population import from_columns
 from envs.offers.world import outcome
 from rlcore.effects import ask
 from rlcore.logged import Logged
 from rlcore.outcomes import numbered
+from scripts.benchmarks.logs import played
 from scripts.benchmarks.tables import table_of
 
 
@@ -48,9 +49,8 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, beha
 
 def collected(env: Callable, behaviour: Behaviour, customers: int, device: torch.device, seed: int) -> tuple[object, Logged]:
     """A season of customers' decisions, where there was something to decide, and its environment."""
-    world = env(device, seed, num_agents=customers)
-    world.realise()
-    log = Logged.cat(list(rollouts(world, behaviour, "log", seed, decisions=1, steps=1, all_propensities=True)))
+    world, chunks = played(env, behaviour, 1, customers, device, seed, all_propensities=True)
+    log = Logged.cat(list(chunks))
     return world, log[log.mask.sum(1) > 1]
 
 

@@ -9,18 +9,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs.collect import Behaviour, rollouts
 from rlcore import checkpoint
 from rlcore.logged import Logged
+from rlcore.logger import Quiet
 from rlcore.plots import labelled
 from scripts.benchmarks.bandit import interval
-
-
-class Quiet:
-    """A logger of nothing."""
-
-    def log(self, step: int, metrics: dict, **_) -> None:
-        """Forget."""
+from scripts.benchmarks.logs import played
 
 
 def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behaviours: dict, sizes: dict, seeds: int,
@@ -37,7 +31,9 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behav
             env = make(device, k)  # learners from a log don't act in it: they can share it, and its bound
             judge = env.evaluation(env)
             for name, behaviour in behaviours.items():
-                whole = collect(make, behaviour, name, device, k, max(sizes[name]), agents)
+                # Of customers that no learner of the same seed draws.
+                _, chunks = played(make, behaviour, max(sizes[name]), agents, device, 1000 + k)
+                whole = Logged.cat([chunk.slim(env.context_dim) for chunk in chunks])
                 for size in sizes[name]:
                     shared: dict = {}
                     for learner, algo in learners.items():
@@ -56,15 +52,6 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behav
     figure = draw([row for row in rows if len(sizes[row["log"]]) > 1])
     checkpoint.atomic(directory / "offline.png", lambda path: figure.savefig(path, dpi=120, format="png"))
     return {"cells": cells, "rows": rows}
-
-
-def collect(env: Callable, behaviour: Behaviour, name: str, device: torch.device, seed: int, decisions: int,
-            agents: int) -> Logged:
-    """Log decisions on customers that no learner of the same seed draws."""
-    world = env(device, 1000 + seed, num_agents=agents)
-    world.realise()
-    chunks = rollouts(world, behaviour, name, 1000 + seed, decisions=decisions, steps=1, all_propensities=False)
-    return Logged.cat([chunk.slim(world.context_dim) for chunk in chunks])
 
 
 def learned(env, algo: Callable, log: Logged, seed: int, shared: dict):

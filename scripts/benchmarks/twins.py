@@ -9,21 +9,23 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from envs.collect import Behaviour, rollouts
+from envs.collect import Behaviour
 from envs.offers.answers import Answers
 from envs.offers.likelihood import Panel
 from envs.offers.world import SUBSCRIBED
 from rlcore import checkpoint
 from rlcore.logged import Logged
 from rlcore.logger import Quiet
+from scripts.benchmarks.logs import played
 from scripts.benchmarks.tables import table_of
 
 
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, behaviour: Behaviour, twins: dict, decisions: int,
         agents: int, new: int) -> dict:
     """Fit each to the log, and hold it against the truth of `new` other customers' season."""
-    world, log = collected(env, behaviour, decisions, agents, device, 1000 + seed)
-    others, asked = collected(env, behaviour, 1, new, device, 2000 + seed)
+    world, log = played(env, behaviour, decisions, agents, device, 1000 + seed)
+    others, asked = played(env, behaviour, 1, new, device, 2000 + seed)
+    log, asked = (Logged.cat(list(chunks)) for chunks in (log, asked))
     rows, table = {}, None
     for name, algo in twins.items():
         started = time.perf_counter()
@@ -47,14 +49,6 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, beha
                      "pair, on average; error: root mean square, customer by customer and week by week")
     Console().print(table)
     return {"rows": rows}
-
-
-def collected(env: Callable, behaviour: Behaviour, decisions: int, agents: int, device: torch.device,
-              seed: int) -> tuple[object, Logged]:
-    """Log decisions of seasons of customers; return the environment, which still has the last, and the log."""
-    world = env(device, seed, num_agents=agents)
-    world.realise()
-    return world, Logged.cat(list(rollouts(world, behaviour, "log", seed, decisions=decisions, steps=1, all_propensities=False)))
 
 
 def row(members: list, truth: Answers, panel: Panel) -> dict[str, float]:

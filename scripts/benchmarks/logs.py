@@ -1,0 +1,19 @@
+"""Logs that benches learn from."""
+from __future__ import annotations
+
+from typing import Callable, Iterator
+
+import torch
+
+from envs.base import BatchedEnv
+from envs.collect import Behaviour, rollouts
+from rlcore.logged import Logged
+
+
+def played(env: Callable, behaviour: Behaviour, decisions: int, agents: int, device: torch.device, seed: int, *,
+           all_propensities: bool = False) -> tuple[BatchedEnv, Iterator[Logged]]:
+    """Open an environment of realised outcomes, and log its seasons of `agents` customers as they are asked for, at least
+    `decisions`; the environment still has the last one's customers then."""
+    world = env(device, seed, num_agents=agents)
+    world.realise()
+    return world, rollouts(world, behaviour, "log", seed, decisions=decisions, steps=1, all_propensities=all_propensities)

@@ -29,9 +29,25 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module], gain: float) -> n
     return nn.Sequential(*layers)
 
 
+# tanh x ≈ x·P(x²) / Q(x²) for |x| ≤ 8, fitted to the relative error (Lawson's weights): 6e-9, in float32 3e-7.
+ABOVE = (1.523037937e-08, 2.189463458e-05, 0.003571596368, 0.1344449659, 0.9999999936)
+BELOW = (8.522431029e-07, 0.0003411289305, 0.02616443664, 0.467778239, 1.0)
+
+
 def tanh(x: Tensor) -> Tensor:
-    """1 − 2·σ(−2x), tanh to float precision; on a CPU σ takes a sixth of the time of torch.tanh."""
+    """tanh to float precision, in less time than torch.tanh: compiled a rational function, else 1 − 2·σ(−2x)."""
+    if torch.compiler.is_compiling() and x.dtype == torch.float32:
+        x = x.clamp(-8, 8)
+        return x * polynomial(x * x, ABOVE) / polynomial(x * x, BELOW)
     return torch.rsub(torch.sigmoid(-2 * x), 1, alpha=2)
+
+
+def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """Horner's scheme, the highest power first."""
+    total = coefficients[0] * x + coefficients[1]
+    for c in coefficients[2:]:
+        total = total * x + c
+    return total
 
 
 class FastTanh(torch.autograd.Function):
@@ -87,6 +103,10 @@ class ActorCritic(nn.Module):
     def logits(self, obs: Tensor) -> Tensor:
         """Logits of all combinations [B, Πn] for observations [B, D]."""
         hidden, last = self.actor[:-1](self.normalize(obs)), self.actor[-1]
+        if torch.compiler.is_compiling():
+            # Heads are added in the softmax's own passes, whose vectors run along the batch.
+            heads = torch.addmm(last.bias[:, None], last.weight, hidden.T).T
+            return outer_sum(heads, self.nvec) if self.heads == "independent" else heads
         return functional.linear(hidden, self.pairs @ last.weight, self.pairs @ last.bias)
 
     def policy(self, obs: Tensor, mask: Tensor) -> MaskedCategorical:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore import parallel
+from rlcore.returns import trailed
 
 
 class RunningNorm(nn.Module):
@@ -61,10 +62,10 @@ class ReturnScale(nn.Module):
         """Merge a rollout's rewards and ends, [T, N] each."""
         if self.reward is not None:
             self.reward.update(reward[..., None])
-        returns, carried = [], self.carried
-        for r, end in zip(self._centered(reward), done):
-            carried = self.gamma * carried + r
-            returns.append(carried)
-            carried = torch.where(end, 0.0, carried)
-        self.carried.copy_(carried)
-        self.norm.update(torch.stack(returns)[..., None])
+        # What came so far is what follows, told backwards.
+        kept = self.gamma * (~done).to(reward.dtype)
+        x = self._centered(reward)
+        x = torch.cat((x[:1] + self.gamma * self.carried, x[1:]))
+        returns = trailed(x.flip(0), torch.cat((kept[:1], kept[:-1])).flip(0)).flip(0)
+        self.carried.copy_(torch.where(done[-1], 0.0, returns[-1]))
+        self.norm.update(returns[..., None])

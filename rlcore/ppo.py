@@ -22,7 +22,7 @@ class Rollout(NamedTuple):
     """T steps of N agents, [T, N, ...]; `last_obs` [N, D] is what follows the last step."""
 
     obs: Tensor
-    mask: Tensor
+    barrier: Tensor  # what masks add to logits
     action: Tensor
     log_prob: Tensor
     reward: Tensor
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     """The same, flattened to [T·N, ...] and ready to learn from."""
 
     obs: Tensor
-    barrier: Tensor  # what the mask adds to logits
+    barrier: Tensor
     action: Tensor
     log_prob: Tensor
     value: Tensor
@@ -80,10 +80,9 @@ class PPO(Learner):
         self.init, self.imitated, self.temperature, self.teacher = init, imitated if init else 0, temperature, None
         self.scale = ReturnScale(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
-        self.policy = fast(self.policy, mode)
-        # Thousands of small kernels: from C++, each of their calls costs less.
-        self.act = fast(self.act, mode, fullgraph=True, options={"cpp_wrapper": True})
-        self.backward = fast(self.backward, mode)
+        self.policy, self.prepare = fast(self.policy, mode), fast(self.prepare, mode)
+        called = {"options": {"cpp_wrapper": True}}  # from C++, each call of thousands of small kernels costs less
+        self.act, self.backward = fast(self.act, mode, fullgraph=True, **called), fast(self.backward, mode, **called)
         if mode == "cudagraph" and parallel.size() > 1:
             raise ValueError("fast=cudagraph: expected a single process, several need eager or compile")
         self.act, self.prepare, self.learn = (capture(x, mode, env.device) for x in (self.act, self.prepare, self.learn))
@@ -124,9 +123,10 @@ class PPO(Learner):
         """Act step by step: a rollout's columns [T, N, ...], info, and the last observation."""
         env, rows, infos = self.env, [], []
         for t in range(self.num_steps):
-            action, log_prob = self.policy(obs, mask, u[t])
+            walls = barrier(mask)
+            action, log_prob = self.policy(obs, walls, u[t])
             step = env.step(action)
-            rows.append((obs, mask, action, log_prob, step.reward, step.terminated, step.truncated,
+            rows.append((obs, walls, action, log_prob, step.reward, step.terminated, step.truncated,
                          step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
             infos.append(step.info)
             obs, mask = step.obs, step.mask
@@ -138,14 +138,16 @@ class PPO(Learner):
         def body(state, row):
             moment, u = row
             obs, mask = self.env.observe(state, moment)
-            action, log_prob = self.net.policy(obs, mask).sample_with_log_prob(u)
-            state, reward, ends, info = self.env.move(state, moment, action)
-            return state, ((obs, mask, action, log_prob, reward, ends, torch.zeros_like(ends)), info)
-        return scan(body, state, (moments, u))
+            walls = barrier(mask)
+            action, log_prob = self.net.policy(obs, walls).sample_with_log_prob(u)
+            state, reward, info = self.env.move(state, moment, action)
+            return state, ((obs, walls, action, log_prob, reward), info)
+        state, (columns, info) = scan(body, state, (moments, u))
+        return state, ((*columns, moments.ends, torch.zeros_like(moments.ends)), info)
 
-    def policy(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def policy(self, obs: Tensor, walls: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Sample actions [N, K] and their log-probabilities [N]."""
-        return self.net.policy(obs, mask).sample_with_log_prob(u)
+        return self.net.policy(obs, walls).sample_with_log_prob(u)
 
     @torch.no_grad()
     def probs(self, obs: Tensor, mask: Tensor, price: Tensor) -> Tensor:
@@ -169,10 +171,10 @@ class PPO(Learner):
         # 3. Advantages and targets.
         advantage = gae(reward, value, next_value, rollout.terminated, done, self.gamma, self.gae_lambda)
         target = advantage + value
-        decides = rollout.mask.flatten(2).sum(-1) > 1
+        decides = (rollout.barrier == 0).flatten(2).sum(-1) > 1
         if self.norm_adv == "batch":
             advantage = whiten(advantage, decides, parallel.total)
-        return Batch(*(x.flatten(0, 1) for x in (rollout.obs, barrier(rollout.mask), rollout.action, rollout.log_prob, value,
+        return Batch(*(x.flatten(0, 1) for x in (rollout.obs, rollout.barrier, rollout.action, rollout.log_prob, value,
                                                  advantage, target, decides)))
 
     def update(self, rollout: Rollout, batch: Batch) -> dict[str, Tensor]:
@@ -213,7 +215,8 @@ class PPO(Learner):
         loss, metrics = self.imitation(batch) if imitates else self.loss(batch)
         loss.backward()
         parallel.average_gradients(self.net.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm,
+                                              foreach=not torch.compiler.is_compiling())
         return metrics | {"grad_norm": norm}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -18,11 +18,17 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
     """
     delta = reward + gamma * torch.where(terminated, 0.0, next_value) - value
     decay = gamma * lam * (~done).to(delta.dtype)
-    advantages, trace = [], torch.zeros_like(delta[0])
-    for d, keep in zip(reversed(delta.unbind(0)), reversed(decay.unbind(0))):
-        trace = torch.addcmul(d, keep, trace)
-        advantages.append(trace)
-    return torch.stack(advantages[::-1])
+    return trailed(delta, decay)
+
+
+def trailed(x: Tensor, decay: Tensor) -> Tensor:
+    """y_t = x_t + decay_t · y_{t+1} of [T, N], by doubling (Hillis and Steele 1986): log T passes instead of T."""
+    reach = 1  # y has x up to so many steps ahead, decay what is left of it by then
+    while reach < len(x):
+        near, far = x[:-reach], x[reach:]
+        x = torch.cat((torch.addcmul(near, decay[:len(near)], far), x[-reach:]))
+        decay, reach = decay[:-reach] * decay[reach:], 2 * reach
+    return x
 
 
 def whiten(x: Tensor, mask: Tensor | None = None, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:

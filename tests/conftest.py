@@ -18,6 +18,13 @@ torch.set_num_threads(1)  # many small operations: more threads would only wait 
 CONF = Path(__file__).parents[1] / "conf" / "env"
 
 
+@pytest.fixture(params=["eager", "compiled"])
+def form(request, monkeypatch) -> str:
+    """Both forms of what is written otherwise for a compiler, each run eagerly."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param == "compiled")
+    return request.param
+
+
 @cache
 def node(name: str, *first: str) -> DictConfig:
     """Compose conf/env/NAME.yaml (`../algo/…` leaves env) as scripts/train.py would, with all its defaults.

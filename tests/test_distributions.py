@@ -100,7 +100,7 @@ def test_perplexity_of_uniform_logits_counts_what_is_allowed(nvec):
 
 @pytest.mark.parametrize("nvec", NVECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_samples_are_never_masked(nvec, dtype):
+def test_samples_are_never_masked(nvec, dtype, form):
     total = math.prod(nvec)
     mask = sub_masks(total).repeat(1 + 40000 // total, 1)
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +113,7 @@ def test_samples_are_never_masked(nvec, dtype):
         assert torch.isfinite(distribution.log_prob(unflatten(index, distribution.nvec))).all()
 
 
-def test_the_ends_of_the_uniform_give_the_first_and_the_last_allowed():
+def test_the_ends_of_the_uniform_give_the_first_and_the_last_allowed(form):
     nvec = (6, 5)
     mask = sub_masks(30)
     distribution = MaskedCategorical(torch.zeros(30, 30), mask.view(30, *nvec), nvec)
@@ -122,7 +122,7 @@ def test_the_ends_of_the_uniform_give_the_first_and_the_last_allowed():
     assert torch.equal(flatten(distribution.sample(torch.full((30,), LAST_U)), nvec), last)
 
 
-def test_samples_survive_a_parallel_scan(monkeypatch):
+def test_samples_survive_a_parallel_scan(monkeypatch, form):
     def scan(x: Tensor, dim: int) -> Tensor:  # Kogge–Stone, as GPU kernels sum: adding zero may change the last bit
         for shift in (1, 2, 4, 8, 16):
             x = torch.cat((x[:, :shift], x[:, :-shift] + x[:, shift:]), dim)
@@ -131,13 +131,14 @@ def test_samples_survive_a_parallel_scan(monkeypatch):
     distribution = MaskedCategorical(outer_sum(logits.float(), (6, 5)), mask, (6, 5))
     cdf = scan(distribution.probs, -1)
     monkeypatch.setattr(Tensor, "cumsum", scan)
+    monkeypatch.setattr(Tensor, "__matmul__", lambda probs, _: scan(probs, -1))
     for edge in (cdf / cdf[:, -1:]).clamp_max(LAST_U).T:
         index = flatten(distribution.sample(edge), (6, 5))
         assert mask.flatten(1).gather(-1, index[:, None]).all()
 
 
 @pytest.mark.parametrize("nvec", NVECS)
-def test_samples_have_the_probabilities(nvec):
+def test_samples_have_the_probabilities(nvec, form):
     n = 100000
     logits, mask = draw(1, nvec, allow=0.8)
     distribution = MaskedCategorical(outer_sum(logits / 2, nvec).expand(n, -1), mask.expand(n, *nvec), nvec)

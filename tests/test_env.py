@@ -339,9 +339,9 @@ def test_ppo_collects_seasons_within_the_mask():
     rollout, charts = ppo.collect()
     assert rollout.obs.shape == (WEEKS, 60, env.obs_dim) and rollout.action.shape == (WEEKS, 60, 2)
     offer, channel = rollout.action.unbind(-1)
-    allowed = rollout.mask.flatten(2).gather(2, (offer * NVEC[1] + channel)[..., None])
-    assert allowed.all()
-    assert (rollout.mask.flatten(2).sum(-1) == 1).any()  # some had left
+    mask = rollout.barrier.flatten(2) == 0
+    assert mask.gather(2, (offer * NVEC[1] + channel)[..., None]).all()
+    assert (mask.sum(-1) == 1).any()  # some had left
     assert rollout.terminated[-1].all() and not rollout.terminated[:-1].any() and rollout.final_obs is None
     assert not (rollout.redeemed & (offer == 0)).any() and rollout.redeemed.any()
     assert charts["rollout/contacted"].item() == pytest.approx((offer > 0).float().mean().item())

@@ -60,7 +60,7 @@ def test_first_bias_is_the_first_choices_head_start(heads, bias):
     torch.testing.assert_close(probs[1:], torch.full((5, 5), 1 / (start + 25)))  # the rest is uniform
 
 
-def test_independent_heads_add_and_joint_heads_are_free():
+def test_independent_heads_add_and_joint_heads_are_free(form):
     obs = torch.randn(9, 7, generator=seeded())
     for heads, interacts in (("independent", False), ("joint", True)):
         table = network(heads=heads, policy_gain=1.0).logits(obs).view(9, *NVEC)
@@ -68,6 +68,14 @@ def test_independent_heads_add_and_joint_heads_are_free():
         assert (mixed.abs().amax() > 1e-3) == interacts
     with pytest.raises(ValueError, match="^algo.net.heads: .*'both'"):
         network(heads="both")
+
+
+@pytest.mark.parametrize("heads", ["independent", "joint"])
+def test_logits_are_the_same_in_either_form(heads, monkeypatch):
+    net, obs = network(heads=heads, policy_gain=1.0), torch.randn(9, 7, generator=seeded())
+    logits = net.logits(obs)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(net.logits(obs), logits)
 
 
 def test_actor_and_critic_share_no_weights():
@@ -232,9 +240,12 @@ def test_spend_loss_is_the_cross_entropy_and_finite_where_it_is_certain():
     assert all(torch.isfinite(p).all() for p in head.parameters())
 
 
-def test_the_fast_tanh_is_tanh_and_so_is_its_gradient():
+def test_the_fast_tanh_is_tanh_and_so_is_its_gradient(form):
     x = torch.linspace(-20, 20, 4001, requires_grad=True)
-    assert (Tanh()(x) - x.double().tanh()).abs().max() < 5e-7
+    assert (Tanh()(x) - x.double().tanh()).abs().max() < 5e-7 and Tanh()(x).abs().max() <= 1
+    if form == "compiled":  # near 0 too: the other form's error there is that of 1 − σ
+        small = torch.logspace(-20, 0, 2001)
+        assert (tanh(small) / small.double().tanh() - 1).abs().max() < 5e-7
     slope, = torch.autograd.grad(Tanh()(x).sum(), x)
     assert (slope - (1 - x.double().tanh().square())).abs().max() < 1e-6
     with torch.no_grad():

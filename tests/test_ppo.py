@@ -68,7 +68,7 @@ def test_the_loss_equals_the_scalar_reference_after_a_step():
     batch = ppo.prepare(rollout)
     ppo.update(rollout, batch)
     loss, metrics = ppo.loss(batch)
-    mask = rollout.mask.flatten(0, 1)
+    mask = rollout.barrier.flatten(0, 1) == 0
     decides = mask.flatten(1).sum(-1) > 1
     policy = ppo.net.policy(batch.obs, mask)
     log_ratio = (policy.log_prob(batch.action) - batch.log_prob)[decides].tolist()

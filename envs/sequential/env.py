@@ -199,10 +199,10 @@ class SequentialEnv(BatchedEnv):
         return parts[0] if len(parts) == 1 else Moment(
             tuple(map(torch.cat, zip(*(part.visit for part in parts)))), *map(torch.cat, zip(*(part[1:] for part in parts))))
 
-    def move(self, left: Tensor, moment: Moment, action: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Return the budget left at the next moment, rewards, ends and info, [W] each. Pure."""
+    def move(self, left: Tensor, moment: Moment, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the budget left at the next moment, rewards and info, [W] each. Pure."""
         sent = self._send(left, moment, action)
-        return self._restored(sent.left, moment), sent.reward, moment.ends, self._info(sent)
+        return self._restored(sent.left, moment), sent.reward, self._info(sent)
 
     def arrive(self, left: Tensor) -> None:
         """Go on from where `move` has led."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 import torch
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from envs.base import BatchedEnv
@@ -31,6 +32,7 @@ def guarded(main: Callable) -> Callable:
     @functools.wraps(main)
     def run(cfg):
         try:
+            check_kinds(cfg)
             return main(cfg)
         except KeyboardInterrupt:
             print("interrupted; what had been saved is kept", file=sys.stderr)
@@ -52,6 +54,24 @@ def guarded(main: Callable) -> Callable:
             tempfile.mkstemp(dir=folder)
             return None
     return run
+
+
+def check_kinds(cfg: DictConfig) -> None:
+    """Refuse overrides of another kind than what they replace, such as a word for a number; null is of every kind."""
+    hydra = HydraConfig.get()
+    chosen, single = [], []
+    for override in hydra.overrides.task:
+        key = override.partition("=")[0]
+        (chosen if key.lstrip("+~").partition("@")[0] in hydra.runtime.choices else single).append(override)
+    shipped = compose(hydra.job.config_name, overrides=chosen)
+    for override in single:
+        key = override.partition("=")[0].lstrip("+~")
+        before, now = OmegaConf.select(shipped, key), OmegaConf.select(cfg, key)
+        for kind, name in ((bool, "true or false"), ((int, float), "a number"), (ListConfig, "a list")):
+            if isinstance(before, kind):
+                if now is not None and not isinstance(now, kind):
+                    raise ValueError(f"{key}: expected {name}, as in {key}={before}, got '{now}'")
+                break
 
 
 def launch(main: Callable[[], None]) -> None:

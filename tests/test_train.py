@@ -179,6 +179,9 @@ def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     ("env.catalogue.channels.email.cost=-1", "env.catalogue.channels.email.cost"),
     ("env.reward.outcomes=guessed", "env.reward.outcomes"),
     ("env=offers_twin", "env.twin: expected the path"),
+    ("env.num_agents=many", "env.num_agents: expected a number, as in env.num_agents=4000, got 'many'"),
+    ("algo.norm_reward=no", "algo.norm_reward: expected true or false"),
+    ("algo.net.hidden=16", "algo.net.hidden: expected a list"),
 ])
 def test_bad_input_gets_one_line_and_code_2(tmp_path, override, says):
     (tmp_path / "setup.cfg").write_text("[metadata]\n")

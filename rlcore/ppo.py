@@ -81,7 +81,8 @@ class PPO(Learner):
         self.scale = ReturnScale(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
         self.policy, self.prepare = fast(self.policy, mode), fast(self.prepare, mode)
-        called = {"options": {"cpp_wrapper": True}}  # from C++, each call of thousands of small kernels costs less
+        # Calls of thousands of small kernels cost less from C++; and a product may be added without rounding in between.
+        called = {"options": {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}}
         self.act, self.backward = fast(self.act, mode, fullgraph=True, **called), fast(self.backward, mode, **called)
         if mode == "cudagraph" and parallel.size() > 1:
             raise ValueError("fast=cudagraph: expected a single process, several need eager or compile")

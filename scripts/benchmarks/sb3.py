@@ -17,6 +17,9 @@ from scripts.benchmarks.learning import learned, masked
 from scripts.benchmarks.tables import seconds, table_of
 
 
+WIDTH = 110  # characters of the widest table
+
+
 def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:
     """Return an update's matrix products alone: forward, to the weights and, but for the first layer, to the inputs."""
     batch = env.num_agents * algo["num_steps"] // algo["minibatches"]
@@ -40,7 +43,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
     if device.type != "cpu" or torch.get_num_threads() > 1:
         raise ValueError(f"device, threads: expected cpu and 1, where Stable-Baselines3 steps its environments, got {device} "
                          f"and {torch.get_num_threads()}")
-    settings, console = algo.keywords, Console()
+    settings, console = algo.keywords, Console(width=WIDTH)
     make = partial(env, device, seed)
     example = make()
     makers = {"SB3, DummyVecEnv": lambda: Peer(scalars(example), seed, settings),

@@ -35,8 +35,8 @@ class BatchedEnv(ABC):
     `price_seen` reads the price out of observations, `lost` and `rested` say more of a log's customers, and info has the
     step's `profit` [B] (what it earned before that price) beside its reward.  pure: whether `moments`, `observe` and `move`
     say the same as `step` in pure functions, so that a whole rollout can be one graph; the state they pass on is a tensor,
-    episodes end at the moments' `ends` whatever is done, and no step is truncated.  capturable: whether steps ask the host nothing and `begin` leaves what they read where it was,
-    so that a rollout can be recorded as a CUDA graph.
+    episodes end at the moments' `ends` whatever is done, and no step is truncated.  capturable: whether steps ask the host
+    nothing and `begin` leaves what they read where it was, so that a rollout can be recorded as a CUDA graph.
     """
 
     num_agents: int

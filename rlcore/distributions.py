@@ -63,15 +63,14 @@ def barrier(mask: Tensor) -> Tensor:
 
 def draw(probs: Tensor, u: Tensor) -> Tensor:
     """Draw flat actions [B] from probabilities [B, Πn] and uniforms u [B] in [0, 1), by inversion: one number each."""
-    # The first entry above u is wanted; one of probability 0 must not be, even where a parallel sum rounds it up.
-    allowed = probs > 0
-    if torch.compiler.is_compiling():  # cumsum and argmax would go through a row entry by entry: this goes by whole vectors
-        n = probs.shape[-1]
-        cdf = (probs @ torch.ones(n, n, dtype=probs.dtype, device=probs.device).triu()) * allowed
-        above = cdf > u[:, None] * cdf.amax(-1, keepdim=True)
-        return torch.where(above, torch.arange(n, device=probs.device), n).amin(-1)
-    cdf = probs.cumsum(-1) * allowed
-    return (cdf > u[:, None] * cdf.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
+    # For a compiler sums and the first of them above u by whole vectors: cumsum and argmax go through a row entry by entry.
+    compiled, n = torch.compiler.is_compiling(), probs.shape[-1]
+    cdf = probs @ torch.ones(n, n, dtype=probs.dtype, device=probs.device).triu() if compiled else probs.cumsum(-1)
+    cdf = cdf * (probs > 0)  # what has probability 0 must not be drawn, even where a parallel sum rounds it up
+    above = cdf > u[:, None] * cdf.amax(-1, keepdim=True)
+    if compiled:
+        return torch.where(above, torch.arange(n, device=probs.device), n - 1).amin(-1)
+    return above.to(torch.uint8).argmax(-1)
 
 
 def unflatten(index: Tensor, nvec: tuple[int, ...]) -> Tensor:

@@ -29,16 +29,16 @@ def mlp(sizes: list[int], activation: Callable[[], nn.Module], gain: float) -> n
     return nn.Sequential(*layers)
 
 
-# tanh x ≈ x·P(x²) / Q(x²) for |x| ≤ 8, fitted to the relative error (Lawson's weights): 6e-9, in float32 3e-7.
-ABOVE = (1.523037937e-08, 2.189463458e-05, 0.003571596368, 0.1344449659, 0.9999999936)
-BELOW = (8.522431029e-07, 0.0003411289305, 0.02616443664, 0.467778239, 1.0)
+# tanh x ≈ x·P(x²) / Q(x²) for |x| ≤ 8, fitted to the relative error (Lawson's weights): 6e-9, in float32 3.4e-7.
+NUMERATOR = (1.523037937e-08, 2.189463458e-05, 0.003571596368, 0.1344449659, 0.9999999936)
+DENOMINATOR = (8.522431029e-07, 0.0003411289305, 0.02616443664, 0.467778239, 1.0)
 
 
 def tanh(x: Tensor) -> Tensor:
     """tanh to float precision, in less time than torch.tanh: compiled a rational function, else 1 − 2·σ(−2x)."""
     if torch.compiler.is_compiling() and x.dtype == torch.float32:
         x = x.clamp(-8, 8)
-        return x * polynomial(x * x, ABOVE) / polynomial(x * x, BELOW)
+        return x * polynomial(x * x, NUMERATOR) / polynomial(x * x, DENOMINATOR)
     return torch.rsub(torch.sigmoid(-2 * x), 1, alpha=2)
 
 

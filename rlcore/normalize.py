@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore import parallel
-from rlcore.returns import trailed
+from rlcore.returns import discounted_sum
 
 
 class RunningNorm(nn.Module):
@@ -66,6 +66,6 @@ class ReturnScale(nn.Module):
         kept = self.gamma * (~done).to(reward.dtype)
         x = self._centered(reward)
         x = torch.cat((x[:1] + self.gamma * self.carried, x[1:]))
-        returns = trailed(x.flip(0), torch.cat((kept[:1], kept[:-1])).flip(0)).flip(0)
+        returns = discounted_sum(x.flip(0), kept.roll(1, 0).flip(0)).flip(0)
         self.carried.copy_(torch.where(done[-1], 0.0, returns[-1]))
         self.norm.update(returns[..., None])

@@ -147,7 +147,7 @@ class PPO(Learner):
         return state, ((*columns, moments.ends, torch.zeros_like(moments.ends)), info)
 
     def policy(self, obs: Tensor, walls: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample actions [N, K] and their log-probabilities [N]."""
+        """Sample actions [N, K] and their log-probabilities [N], by uniforms [N] for observations [N, D] behind barriers."""
         return self.net.policy(obs, walls).sample_with_log_prob(u)
 
     @torch.no_grad()
@@ -216,6 +216,7 @@ class PPO(Learner):
         loss, metrics = self.imitation(batch) if imitates else self.loss(batch)
         loss.backward()
         parallel.average_gradients(self.net.parameters())
+        # One kernel for all norms where each is called for; a compiler makes its own.
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm,
                                               foreach=not torch.compiler.is_compiling())
         return metrics | {"grad_norm": norm}

@@ -18,10 +18,10 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, d
     """
     delta = reward + gamma * torch.where(terminated, 0.0, next_value) - value
     decay = gamma * lam * (~done).to(delta.dtype)
-    return trailed(delta, decay)
+    return discounted_sum(delta, decay)
 
 
-def trailed(x: Tensor, decay: Tensor) -> Tensor:
+def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
     """y_t = x_t + decay_t · y_{t+1} of [T, N], by doubling (Hillis and Steele 1986): log T passes instead of T."""
     reach = 1  # y has x up to so many steps ahead, decay what is left of it by then
     while reach < len(x):

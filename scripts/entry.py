@@ -7,7 +7,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 from hydra import compose
@@ -59,19 +59,20 @@ def guarded(main: Callable) -> Callable:
 def check_kinds(cfg: DictConfig) -> None:
     """Refuse overrides of another kind than what they replace, such as a word for a number; null is of every kind."""
     hydra = HydraConfig.get()
-    chosen, single = [], []
-    for override in hydra.overrides.task:
-        key = override.partition("=")[0]
-        (chosen if key.lstrip("+~").partition("@")[0] in hydra.runtime.choices else single).append(override)
-    shipped = compose(hydra.job.config_name, overrides=chosen)
-    for override in single:
-        key = override.partition("=")[0].lstrip("+~")
+    groups = {group.partition("@")[0] for group in hydra.runtime.choices}
+    keys = {override: override.partition("=")[0].lstrip("+~") for override in hydra.overrides.task}
+    chosen = [override for override, key in keys.items() if key.partition("@")[0] in groups]
+    shipped = compose(hydra.job.config_name, overrides=[*hydra.overrides.hydra, *chosen])
+    for override, key in keys.items():
         before, now = OmegaConf.select(shipped, key), OmegaConf.select(cfg, key)
-        for kind, name in ((bool, "true or false"), ((int, float), "a number"), (ListConfig, "a list")):
-            if isinstance(before, kind):
-                if now is not None and not isinstance(now, kind):
-                    raise ValueError(f"{key}: expected {name}, as in {key}={before}, got '{now}'")
-                break
+        if override not in chosen and now is not None and kind(before) not in (None, kind(now)):
+            raise ValueError(f"{key}: expected {kind(before)}, as in {key}={before}, got '{now}'")
+
+
+def kind(value: Any) -> str | None:
+    """Say of what kind a value of a configuration is, where that matters."""
+    kinds = ((bool, "true or false"), ((int, float), "a number"), (ListConfig, "a list"), (DictConfig, "keys"))
+    return next((name for types, name in kinds if isinstance(value, types)), None)
 
 
 def launch(main: Callable[[], None]) -> None:

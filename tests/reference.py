@@ -1,4 +1,4 @@
-"""One customer in plain Python: the equations of docs/world.md §2 and §5, loops over 79 states, one float at a time.
+"""One customer in plain Python: the equations of envs/offers/README.md §2 and §5, loops over 79 states, one float at a time.
 
 Written from the document, not from the package, so that the tests can hold the package to it.
 """

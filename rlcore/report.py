@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from rlcore.plots import labelled, markdown
+from rlcore.plots import labelled, levels, markdown
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,5 @@ class Report:
             return self.plots
         figure, axes = labelled("steps, thousands", self.judged)
         axes.plot([step / 1e3 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
-        for name, row in self.rows.items():
-            if name != agent:
-                axes.axhline(row[self.judged], linewidth=0.8, color="grey", linestyle=":")
-                axes.annotate(name, (0.01, row[self.judged]), xycoords=("axes fraction", "data"), fontsize=7,
-                              color="grey", va="bottom")
+        levels(axes, {name: row[self.judged] for name, row in self.rows.items() if name != agent})
         return {**self.plots, "training": figure}

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from envs.offers.bound import Bound
 from rlcore import report as reports
-from rlcore.plots import labelled, markdown
+from rlcore.plots import labelled, levels, markdown
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,9 @@ class Report:
     def _training_figure(self, curve: list[tuple[int, float]]) -> Figure:
         figure, axes = labelled("agent-steps, millions", "score on validation customers")
         axes.plot([step / 1e6 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
-        for name, row in self.rows.items():
-            if name.startswith("myopic") or name.startswith("planning"):
-                axes.axhline(row["score"], linewidth=0.8, color="grey", linestyle=":")
-                axes.annotate(name, (0.01, row["score"]), xycoords=("axes fraction", "data"), fontsize=7, color="grey",
-                              va="top")
         axes.set_ylim(min(0.0, *(score for _, score in curve)), 1.02)
         axes.set_xlim(left=0)
+        levels(axes, {name: row["score"] for name, row in self.rows.items() if name.startswith(("myopic", "planning"))})
         return figure
 
     def _frontier_figure(self, agent: str) -> Figure:

@@ -56,16 +56,28 @@ def guarded(main: Callable) -> Callable:
     return run
 
 
+def key_of(override: str) -> str:
+    """Return what an override of the command line names."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def check_kinds(cfg: DictConfig) -> None:
     """Refuse overrides of another kind than what they replace, such as a word for a number; null is of every kind."""
     hydra = HydraConfig.get()
     groups = {group.partition("@")[0] for group in hydra.runtime.choices}
-    keys = {override: override.partition("=")[0].lstrip("+~") for override in hydra.overrides.task}
-    chosen = [override for override, key in keys.items() if key.partition("@")[0] in groups]
+    chosen, keys = [], []
+    for override in hydra.overrides.task:
+        key = key_of(override)
+        if key.partition("@")[0] in groups:
+            chosen.append(override)
+        else:
+            keys.append(key)
+    if not keys:
+        return
     shipped = compose(hydra.job.config_name, overrides=[*hydra.overrides.hydra, *chosen])
-    for override, key in keys.items():
+    for key in keys:
         before, now = OmegaConf.select(shipped, key), OmegaConf.select(cfg, key)
-        if override not in chosen and now is not None and kind(before) not in (None, kind(now)):
+        if now is not None and kind(before) not in (None, kind(now)):
             raise ValueError(f"{key}: expected {kind(before)}, as in {key}={before}, got '{now}'")
 
 
@@ -167,7 +179,7 @@ def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[
     """Take what is a checkpoint's own from it, but for single keys of env that the command line names."""
     said = []
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
+        key = key_of(override)
         if key.startswith("env."):
             said.append(override.lstrip("+"))
         elif key.split("/")[0].split(".")[0] in (*own, "experiment"):

@@ -24,7 +24,8 @@ def log_likelihoods(net: Parameters, world: World, log: Panel, weight: Tensor) -
     for rows in torch.arange(len(log), device=weight.device).split(CUSTOMERS):
         part = log[rows]
         terms = log_likelihood(world.inhabit(from_columns(net(part.features.T))), world, part)
-        yield sum((x * weight[:, rows]).sum(dtype=torch.float64) for x in terms.values())  # L-BFGS sees gains that float32 rounds off
+        # In float64, for L-BFGS would stop where float32 rounds its gains off.
+        yield sum((x * weight[:, rows]).sum(dtype=torch.float64) for x in terms.values())
 
 
 class Structural:

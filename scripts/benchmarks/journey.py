@@ -6,7 +6,6 @@ from typing import Callable
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor
 
 from envs.offers.complete_journey import read, times, trips
@@ -15,6 +14,7 @@ from rlcore import checkpoint, ope
 from rlcore.plots import labelled
 from scripts.benchmarks import bgnbd
 from scripts.benchmarks.hillstrom import table
+from scripts.benchmarks.tables import wide
 
 OURS = "network of the past"
 
@@ -109,7 +109,7 @@ def show(rows: dict, fit_weeks: list[int], test_weeks: list[int], households: in
     lines = [[name, f"{r['log_prob']:.4f}", f"{r['total']:,.0f}", *([""] * 3 if name == OURS else [f"{x:+.4f}" for x in r["gain"]]),
               f"{r['mean']:.4f}", f"{r['error']:+.2%}", f"{r['weekly_error']:.2%}", f"{r['household_error']:.4f}"]
              for name, r in sorted(rows.items(), key=lambda item: item[1]["log_prob"])]
-    Console(width=120).print(table(
+    wide().print(table(
         f"trips of {households:,} households in weeks {test_weeks[0]}–{test_weeks[1]}, by models of weeks {fit_weeks[0]}–{fit_weeks[1]}",
         ("model", "log-prob.", "in all", "ours more", "from", "to", "trips", "off", "weeks off", "each off"), lines,
         f"log-prob.: of a household-week. Trips: forecast from week {fit_weeks[1]}, a household-week; off over all, in a "

@@ -6,14 +6,13 @@ from statistics import median
 from typing import Callable
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from rlcore.fast import WARM
-from scripts.benchmarks.tables import seconds, table_of
+from scripts.benchmarks.tables import seconds, table_of, wide
 
 
 class Count(TorchDispatchMode):
@@ -111,7 +110,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
             "share_of_ceiling": max(floors.values()) / measured,
             "products": min(seconds(products) for _ in range(repeats)) / measured if count.products else 0.0,
             "dispatch": count.kernels * top["kernel_seconds"] / measured}
-    Console().print(table(rows, top, ppo.batch))
+    wide().print(table(rows, top, ppo.batch))
     return {"ceilings": top, "steps": ppo.batch, "stages": rows}
 
 

@@ -7,17 +7,13 @@ from statistics import median
 from typing import Callable
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from envs.sb3_adapter import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from scripts.benchmarks.contestants import Ours, Peer, scalars
 from scripts.benchmarks.learning import learned, masked
-from scripts.benchmarks.tables import seconds, table_of
-
-
-WIDTH = 110  # characters of the widest table
+from scripts.benchmarks.tables import seconds, table_of, wide
 
 
 def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:
@@ -43,7 +39,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
     if device.type != "cpu" or torch.get_num_threads() > 1:
         raise ValueError(f"device, threads: expected cpu and 1, where Stable-Baselines3 steps its environments, got {device} "
                          f"and {torch.get_num_threads()}")
-    settings, console = algo.keywords, Console(width=WIDTH)
+    settings, console = algo.keywords, wide()
     make = partial(env, device, seed)
     example = make()
     makers = {"SB3, DummyVecEnv": lambda: Peer(scalars(example), seed, settings),

@@ -6,6 +6,7 @@ from typing import Callable
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 
@@ -23,6 +24,11 @@ def seconds(function: Callable[[], object]) -> float:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return clock() - started
+
+
+def wide() -> Console:
+    """Return a console that shows the widest tables whole, however narrow the terminal."""
+    return Console(width=120)
 
 
 def table_of(title: str, columns: list[str]) -> Table:

@@ -7,7 +7,6 @@ from typing import Callable, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor
 
 from rlcore import checkpoint, uplift
@@ -15,6 +14,7 @@ from rlcore.outcomes import folds
 from rlcore.plots import labelled
 from scripts.benchmarks.boosting import peers
 from scripts.benchmarks.hillstrom import as_log, table
+from scripts.benchmarks.tables import wide
 
 Score = Callable[[Tensor], Tensor]  # observations [B, D] → effects [B]
 OURS = "chosen of ours"
@@ -147,7 +147,7 @@ def show(mail: str, outcome: str, found: dict) -> None:
     lines = [[name, "peer" if row["peer"] else "ours", *(f"{x:.4f}" for x in (*row["qini"], row["auuc"])),
               str(row["times_chosen"] or ""), *("" if name == OURS else f"{x:+.4f}" for x in row["ours_less"])] for name, row in rows]
     rates, splits = found["rates"], len(found["chosen"])
-    Console(width=120).print(table(
+    wide().print(table(
         f"{mail} mail or none, {outcome}: {found['customers']:,} customers, {rates['treated']:.2%} with, {rates['others']:.2%} "
         f"without; mean of {splits} test halves",
         ("learner", "whose", "Qini", "from", "to", "AUUC", "chosen", "ours less it", "from", "to"), lines,

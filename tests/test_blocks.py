@@ -47,7 +47,7 @@ def near(a, b):
 @pytest.mark.parametrize("kept", [2**29, 0], ids=["kept", "made anew"])
 def test_blocks_change_nothing(at_once, monkeypatch, kept):
     market, bound, records = at_once
-    monkeypatch.setattr(blocks, "BLOCK", 7)
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 7)
     monkeypatch.setattr(blocks, "KEPT", kept)
     again, limit, found = whole()
     assert (again.organic is None) == (limit.values is None) == (kept == 0)
@@ -63,5 +63,5 @@ def test_blocks_change_nothing(at_once, monkeypatch, kept):
 
 
 def test_a_last_block_may_be_smaller(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 7)
-    assert [(rows.start, rows.stop) for rows in blocks.blocks(15)] == [(0, 7), (7, 14), (14, 15)]
+    monkeypatch.setitem(blocks.BLOCK, "cpu", 7)
+    assert [(rows.start, rows.stop) for rows in blocks.blocks(torch.zeros(15))] == [(0, 7), (7, 14), (14, 15)]

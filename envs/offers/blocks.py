@@ -9,20 +9,21 @@ from torch import Tensor
 from envs.offers.program import Values, best_plan, expected_use, organic
 from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, Customers, State, World
 
-BLOCK = 1000  # customers whose tables are made at once: few enough for a CPU's caches, however many there are in all
+BLOCK = {"cpu": 1000, "cuda": 2**17}  # customers whose tables are made at once: a few for a CPU's caches, many to fill a GPU
 KEPT = 2**29  # bytes of tables that are kept, V⁰ and V^λ each; those of more customers are made anew where they are needed
 
 
-def blocks(n: int) -> list[slice]:
-    """Cut n customers into blocks."""
-    return [slice(i, min(i + BLOCK, n)) for i in range(0, n, BLOCK)]
+def blocks(each: Tensor) -> list[slice]:
+    """Cut customers, of whom `each` [N] tells something, into blocks that suit its device."""
+    n, block = len(each), BLOCK[each.device.type]
+    return [slice(i, min(i + block, n)) for i in range(0, n, block)]
 
 
 def kept(c: Customers, world: World) -> list[Values] | None:
     """V⁰ as `organic` has it, a block of customers at a time; None where that is more than is kept."""
     if len(c) * (world.weeks + 1) * (FATIGUES * EXPECTATIONS + 1) * HABITS * c.alpha.element_size() > KEPT:
         return None
-    return joined([organic(c[rows], world) for rows in blocks(len(c))])
+    return joined([organic(c[rows], world) for rows in blocks(c.alpha)])
 
 
 def joined(tables: list[list[Values]]) -> list[Values]:
@@ -55,7 +56,7 @@ def planned(c: Customers, world: World, v0: list[Values] | None, start: State, p
     anew (a tenth of the work), and memory grows by a few numbers a customer.
     """
     parts = []
-    for rows in blocks(len(c)):
+    for rows in blocks(c.alpha):
         some, at = c[rows], State(*(x[rows] for x in start))
         free = organic(some, world) if v0 is None else [v.take(rows) for v in v0]
         values, actions = best_plan(some, world, free, price, scarcity,

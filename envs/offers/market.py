@@ -98,7 +98,7 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
     action, *money = (torch.stack(x) for x in zip(*weeks))
     planned, lost, gained = (torch.cat(x, 1) for x in zip(*(
         judged(market, bound, rows, [State(*(x[rows] for x in state)) for state in states], action[:, rows])
-        for rows in blocks(len(c)))))
+        for rows in blocks(c.alpha))))
     return Record(action, planned, torch.stack([state.habit for state in states]), lost, gained, *money)
 
 

@@ -42,7 +42,7 @@ class ByBlock:
     def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
         """Return what it would send, the steps of all blocks."""
         parts = [self.some(rows, week, State(*(x[rows] for x in state)), allowed.take(rows))
-                 for rows in blocks(len(state.status))]
+                 for rows in blocks(state.status)]
         return parts[0] if len(parts) == 1 else stacked(parts)
 
 

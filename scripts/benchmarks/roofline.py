@@ -19,12 +19,13 @@ class Count(TorchDispatchMode):
     """Count kernels, bytes and operations of what runs inside.
 
     A kernel reads its inputs and writes its outputs once; views are free. Operations are those of matrix products; of all
-    other kernels the numbers that they put out are counted. `products` has the products with operands of their shapes.
+    other kernels the numbers that they put out are counted. `products` has the products by their shapes: how many, of what
+    operands.
     """
 
     def __init__(self):
         super().__init__()
-        self.kernels, self.bytes, self.operations, self.elements, self.products = 0, 0, 0, 0, []
+        self.kernels, self.bytes, self.operations, self.elements, self.products = 0, 0, 0, 0, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -39,8 +40,10 @@ class Count(TorchDispatchMode):
         self.bytes += sum(size(x) for x in read) + sum(size(x) for x in written or read[:1])
         if func.overloadpacket in flop_registry:
             self.operations += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-            self.products.append((func, [torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device)
-                                         if isinstance(x, Tensor) else x for x in args]))
+            shapes = (func, *((x.size(), x.stride()) for x in read))
+            many, like = self.products.get(shapes, (0, None))
+            self.products[shapes] = many + 1, like or [torch.empty_strided(
+                x.size(), x.stride(), dtype=x.dtype, device=x.device) if isinstance(x, Tensor) else x for x in args]
         else:
             self.elements += sum(x.numel() for x in written or read[:1])
         return out
@@ -99,8 +102,9 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
             taken[name].append(seconds(part))
     for name, count in counts.items():
         def products(count=count):
-            for func, operands in count.products:
-                func(*operands)
+            for (func, *_), (many, operands) in count.products.items():
+                for _ in range(many):
+                    func(*operands)
         measured, steps = median(taken[name]), ppo.batch
         floors = {"bytes": count.bytes / top["bytes_per_second"], "operations": count.operations / top["operations_per_second"]}
         rows[name] = {

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
 from envs.offers.bound import dual, unconstrained_spend
-from envs.offers.program import Grid, action_values, best_plan, expected_spend, organic, successors
+from envs.offers.program import Grid, action_values, best_plan, expected_spend, organic
 from envs.offers.world import CHURNED, State
 
 SOME = {"offers": ["euro_1_00", "euro_2_50"], "channels": ["email", "sms"]}  # 5 actions, both steps of fatigue
@@ -242,7 +242,7 @@ def test_both_identities_hold_exactly(make_season, reward, seed):
     actions = list(torch.where(flat < channels, 0, flat))
 
     def q(week, price, then):
-        nothing, contact = action_values(c, world, week, Grid(c.alpha), price, successors(c, then))
+        nothing, contact = action_values(c, world, week, Grid(c.alpha), price, then)
         return torch.cat((nothing.expand(channels, *nothing.shape), contact.flatten(0, 1)))  # by flat pair
 
     def taken(table, week):

@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.collect import Uniform, rollouts
 from envs.offers.behaviours import at_private_prices
 from envs.offers.budget import Increments
-from envs.offers.program import Visited, action_values, best_plan, organic, successors
+from envs.offers.program import Visited, action_values, best_plan, organic
 from envs.synthetic import Wheel
 from rlcore.logfile import Reader, read, write
 from rlcore.logged import Logged, check
@@ -117,7 +117,7 @@ def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
         counts = torch.zeros(12, 30)
         for xi in noise:  # the planner itself, at each customer's own draw
             price = env.price * (0.5 * xi).exp()
-            nothing, contact = action_values(c, world, week, Visited(env.state, c.alpha), price, successors(c, values[week + 1]))
+            nothing, contact = action_values(c, world, week, Visited(env.state, c.alpha), price, values[week + 1])
             table = torch.cat((nothing.expand(1, 5, -1), contact)).flatten(0, 1).T.masked_fill(~env.allowed.pairs, -torch.inf)
             counts[torch.arange(12), table.argmax(1)] += 1
         assert ((counts / 1500 - probs).abs() < 4 * (probs * (1 - probs) / 1500).sqrt() + 1e-3).all()

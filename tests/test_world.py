@@ -8,7 +8,7 @@ import torch
 from reference import GONE, INSIDE, NOTHING, STATES, SUBSCRIBED, UNSUBSCRIBED, tuples
 from scipy.stats import chisquare
 
-from envs.offers.program import Grid, Values, Visited, action_values, best_plan, organic, successors
+from envs.offers.program import Grid, Values, Visited, action_values, best_plan, organic
 from envs.offers.world import UNIFORMS, State, outcome, transition
 
 STATIC = ("kappa", "xi", "gamma_h", "gamma_f", "phi", "opt_out", "rho", "chi", "nu", "c0")
@@ -118,7 +118,7 @@ def test_action_values_of_visited_states_equal_the_reference(make_season, reward
     n, generator, week = len(season.customers), torch.Generator().manual_seed(3), 4
     rows, values = pick(INSIDE, n, generator), some_values(n, generator)
     price = 5 * torch.rand(n, generator=generator, dtype=torch.float64)
-    then = successors(season.customers, values) if future else None
+    then = values if future else None
     at = Visited(states(rows), season.customers.alpha)
     nothing, contact = action_values(season.customers, season.world, week, at, price, then)
     ahead = [table(values, i) if future else dict.fromkeys(STATES, 0.0) for i in range(n)]
@@ -133,7 +133,7 @@ def test_action_values_of_the_grid_equal_the_reference(make_season, reward, pric
     season = make_season(3, reward=reward)
     c, week = season.customers, 9
     values = some_values(len(c), torch.Generator().manual_seed(4))
-    nothing, contact = action_values(c, season.world, week, Grid(c.alpha), price, successors(c, values))
+    nothing, contact = action_values(c, season.world, week, Grid(c.alpha), price, values)
     every = torch.cat((nothing[None], contact.flatten(0, 1)))
     for i, r in enumerate(season.references):
         ahead = table(values, i)
@@ -202,7 +202,7 @@ def test_in_the_static_world_no_action_changes_the_future(make_season):
         def q(then):
             nothing, contact = action_values(c, world, week, Grid(c.alpha), price[week], then)
             return torch.cat((nothing[None], contact.flatten(0, 1)))
-        now, planned = q(None), q(successors(c, values[week + 1]))
+        now, planned = q(None), q(values[week + 1])
         torch.testing.assert_close(now, now[:, :1, :1, :1].expand_as(now))  # no state matters
         torch.testing.assert_close(planned - now, (planned - now)[:1, :1, :1, :1].expand_as(now), rtol=1e-11, atol=0)
         best = now.max(0)
@@ -221,7 +221,7 @@ def test_a_customer_alone_equals_the_same_in_a_crowd(make_season):
     def week(rows):
         here, some = State(*(x[rows] for x in state)), c[rows]
         after, bought, redeemed, o = transition(some, season.world, 3, here, offer[rows], channel[rows], u[:, rows])
-        then = successors(some, Values(*(v[..., rows] for v in values)))
+        then = Values(*(v[..., rows] for v in values))
         q = action_values(some, season.world, 3, Visited(here, some.alpha), 1.0, then)
         return torch.stack((*after, bought, redeemed)), torch.cat((torch.stack(o), q[0][None], q[1].flatten(0, 1)))
 

@@ -15,7 +15,7 @@ from envs.offers.catalogue import Catalogue
 from envs.offers.history import History
 from envs.offers.policies import outcomes, pair_table
 from envs.offers.population import Sample
-from envs.offers.program import Visited, action_values, organic, successors
+from envs.offers.program import Contacts, Visited, action_values, organic
 from envs.offers.twin import Twins
 from envs.offers.world import CHURNED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
 
@@ -176,14 +176,14 @@ class OffersEnv(BatchedEnv):
         return torch.where(self.state.status == CHURNED, 0.0, earned)
 
     def _expected_reward(self, t: int, offer: Tensor, channel: Tensor) -> Tensor:
-        c, world, state = self.customers, self.world, self.state
-        then = successors(c, self.organic[t + 1]) if world.reward.shaping else None
-        nothing, contact = action_values(c, world, t, Visited(state, c.alpha), self.prices[t], then)
-        pair = (offer - 1).clamp_min(0) * contact.shape[1] + channel
-        chosen = contact.flatten(0, 1).gather(0, pair[None])[0]
-        if world.reward.shaping:
-            return torch.where(offer > 0, chosen - nothing, 0.0)
-        return torch.where(offer > 0, chosen, torch.where(state.status == CHURNED, 0.0, nothing))
+        c, world, shaping = self.customers, self.world, self.world.reward.shaping
+        nothing, contact = action_values(c, world, t, Visited(self.state, c.alpha), self.prices[t],
+                                         self.organic[t + 1] if shaping else None,
+                                         contacts=Contacts.each(c, world.catalogue, offer, channel))
+        contact = contact[0, 0]
+        if shaping:
+            return torch.where(offer > 0, contact - nothing, 0.0)
+        return torch.where(offer > 0, contact, torch.where(self.state.status == CHURNED, 0.0, nothing))
 
     def _realised(self, t: int, following: State, offer: Tensor, channel: Tensor, bought: Tensor,
                   redeemed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from envs.offers.budget import permitted
 from envs.offers.history import History
 from envs.offers.policies import Policy, pair_table
 from envs.offers.population import Sample
-from envs.offers.program import Values, Visited, action_values, best_plan, organic, successors
+from envs.offers.program import Values, Visited, action_values, best_plan, organic
 from envs.offers.rules import Permits, Rules
 from envs.offers.spending import Purse, Rule
 from envs.offers.world import SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
@@ -116,7 +116,7 @@ def judged(market: Market, bound: Bound | None, rows: slice, states: list[State]
         at, uncapped = Visited(state, c.alpha), permits(state.status == SUBSCRIBED, []).pairs
 
         def table(price, values, scarcity=None):
-            return pair_table(*action_values(c, world, t, at, price, successors(c, values[t + 1]), scarcity), uncapped)
+            return pair_table(*action_values(c, world, t, at, price, values[t + 1], scarcity), uncapped)
 
         untold = table(0.0, free)
         gained = (untold - untold[:, :1]).gather(1, sent[:, None])[:, 0]

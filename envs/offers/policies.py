@@ -11,7 +11,7 @@ from envs.offers.blocks import blocks
 from envs.offers.budget import Increments, compact, hull, ranked, stacked, switches
 from envs.offers.history import History
 from envs.offers.observation import Observation
-from envs.offers.program import Values, Visited, action_values, successors
+from envs.offers.program import Values, Visited, action_values
 from envs.offers.rules import Allowed
 from envs.offers.world import Customers, Outcome, State, World
 
@@ -119,7 +119,7 @@ class Knapsack(ByBlock):
         c, then = self.c[rows], None
         if self.values:
             values = self.values
-            then = successors(c, values(week + 1, rows) if callable(values) else values[week + 1].take(rows))
+            then = values(week + 1, rows) if callable(values) else values[week + 1].take(rows)
         nothing, contact = action_values(c, self.world, week, Visited(state, c.alpha), 0.0, then, self.scarcity)
         return hull(pair_table(nothing, contact - self.fee, allowed.pairs), outcomes(c, self.world, week, state).spend)
 

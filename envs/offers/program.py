@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from envs.offers.catalogue import Catalogue
 from envs.offers.world import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, World, attention,
                                churn, habit_gain, leave, outcome, purchase_if_seen, utility)
 
@@ -30,7 +31,8 @@ class Values(NamedTuple):
 
 class Successors(NamedTuple):
     """Expected value of next week by what happens in this one, before churn and opt-out: habit and expectation are
-    this week's, fatigue is the next one's. [6, 4, 3, N] if still subscribed, [6, N] (…_out) if not."""
+    this week's, fatigue is the next one's. On the grid [6, 4, 3, N] if still subscribed, [6, N] (…_out) if not; where states
+    are visited [4, N] and [N]."""
 
     none: Tensor
     buy: Tensor
@@ -40,12 +42,33 @@ class Successors(NamedTuple):
     redeem_out: Tensor
 
 
+class Near(NamedTuple):
+    """A table of next week's values as habit stays, falls and rises, with expectation falling by chance; and with it risen
+    (…_keen) as habit stays and rises."""
+
+    stay: Tensor
+    down: Tensor
+    up: Tensor
+    stay_keen: Tensor
+    up_keen: Tensor
+
+
 class Grid:
     """Every subscribed state of every customer; shapes broadcast to [6, 4, 3, N]."""
 
     def __init__(self, like: Tensor):
         h, f, d = (torch.arange(n, device=like.device, dtype=like.dtype) for n in (HABITS, FATIGUES, EXPECTATIONS))
         self.h, self.f, self.d = h.view(-1, 1, 1, 1), f.view(-1, 1, 1), d.view(-1, 1)
+
+    def near(self, c: Customers, v: Tensor) -> Near:
+        """Look around in a table [6, 4, 3, N]."""
+        calm, keen = torch.lerp(v, shift(v, 2, -1), c.delta_d.expand_as(v)), shift(v, 2, +1)
+        return Near(calm, shift(calm, 0, -1), shift(calm, 0, +1), keen, shift(keen, 0, +1))
+
+    def near_outside(self, v: Tensor) -> Near:
+        """Look around in a table [6, N]."""
+        up = shift(v, 0, +1)
+        return Near(v, shift(v, 0, -1), up, v, up)
 
     def inside(self, table: Tensor, step: int) -> Tensor:
         """Look up a table [6, 4, 3, N] with the fatigue moved by `step`."""
@@ -64,14 +87,57 @@ class Visited:
         self.state, self.rows = state, torch.arange(len(state.habit), device=like.device)
         self.h, self.f, self.d = (x.to(like.dtype) for x in state[:3])
 
-    def inside(self, table: Tensor, step: int) -> Tensor:
-        """Look up a table [6, 4, 3, N] with the fatigue moved by `step`."""
-        s = self.state
-        return table[s.habit, (s.fatigue + step).clamp(0, FATIGUES - 1), s.expectation, self.rows]
+    def near(self, c: Customers, v: Tensor) -> Near:
+        """Look around in a table [6, 4, 3, N], at any fatigue: [4, N] each."""
+        fatigue, d = torch.arange(FATIGUES, device=v.device)[:, None], self.state.expectation
+
+        def look(step, expectation):
+            return v[self._habit(step), fatigue, expectation, self.rows]
+
+        def calm(step):
+            here = look(step, d)
+            return torch.lerp(here, look(step, (d - 1).clamp_min(0)), c.delta_d.expand_as(here))
+        keen = (d + 1).clamp_max(EXPECTATIONS - 1)
+        return Near(calm(0), calm(-1), calm(+1), look(0, keen), look(+1, keen))
+
+    def near_outside(self, v: Tensor) -> Near:
+        """Look around in a table [6, N], [N] each."""
+        stay, down, up = (v[self._habit(step), self.rows] for step in (0, -1, +1))
+        return Near(stay, down, up, stay, up)
+
+    def _habit(self, step: int) -> Tensor:
+        return (self.state.habit + step).clamp(0, HABITS - 1) if step else self.state.habit
+
+    def inside(self, table: Tensor, step: int | Tensor) -> Tensor:
+        """Look up a table [4, N] with the fatigue moved by `step`."""
+        return table.gather(0, (self.state.fatigue + step).clamp(0, FATIGUES - 1)[None])[0]
 
     def outside(self, table: Tensor) -> Tensor:
-        """Look up a table [6, N]."""
-        return table[self.state.habit, self.rows]
+        """Look up a table [N]."""
+        return table
+
+
+class Contacts(NamedTuple):
+    """Offers and channels with which customers are contacted: what an offer has is [O, *S], what a channel has [C, *S]."""
+
+    omega: Tensor
+    value: Tensor
+    cost: Tensor
+    opt_out: Tensor
+    steps: tuple[int, ...] | Tensor  # of fatigue, by channel [C]; or [N], a customer's own
+
+    @classmethod
+    def all(cls, c: Customers, catalogue: Catalogue, at: Grid | Visited) -> Contacts:
+        """Every offer through every channel."""
+        each = (-1, *(1,) * at.h.dim())  # broadcast over the states
+        return cls(c.omega.view(len(catalogue.cost), *each[2:], -1), catalogue.value[1:].view(each), catalogue.cost.view(each),
+                   catalogue.opt_out.view(each), catalogue.steps)
+
+    @classmethod
+    def each(cls, c: Customers, catalogue: Catalogue, offer: Tensor, channel: Tensor) -> Contacts:
+        """One offer [N] through one channel [N] for each customer, who are where they are: O = C = 1."""
+        return cls(c.omega.gather(0, channel[None]), *(x[None] for x in (
+            catalogue.value[offer], catalogue.cost[channel], catalogue.opt_out[channel])), catalogue.tires[channel])
 
 
 def shift(table: Tensor, dim: int, step: int) -> Tensor:
@@ -82,26 +148,23 @@ def shift(table: Tensor, dim: int, step: int) -> Tensor:
     return torch.cat((table.narrow(dim, 0, 1), table.narrow(dim, 0, n - 1)), dim)
 
 
-def successors(c: Customers, values: Values) -> Successors:
+def successors(c: Customers, values: Values, at: Grid | Visited) -> Successors:
     """Mix next week's values over the moves of habit and expectation."""
-    h = torch.arange(HABITS, device=c.alpha.device, dtype=c.alpha.dtype)[:, None]
+    up, up_redeemed = (habit_gain(c, at.h, redeemed) for redeemed in (False, True))
 
-    def habits(unredeemed, redeemed):
-        up, up_redeemed = (habit_gain(c, h, r).view(HABITS, *(1,) * (redeemed.dim() - 2), -1) for r in (False, True))
-        return (torch.lerp(unredeemed, shift(unredeemed, 0, -1), c.pi_minus.expand_as(unredeemed)),
-                torch.lerp(unredeemed, shift(unredeemed, 0, +1), up.expand_as(unredeemed)),
-                torch.lerp(redeemed, shift(redeemed, 0, +1), up_redeemed.expand_as(redeemed)))
-
-    v = values.subscribed
-    calmer = torch.lerp(v, shift(v, 2, -1), c.delta_d.expand_as(v))
-    return Successors(*habits(calmer, shift(v, 2, +1)), *habits(values.unsubscribed, values.unsubscribed))
+    def mix(near):
+        like = near.stay
+        gain, gain_redeemed = (x.view(*x.shape[:1], *(1,) * (like.dim() - 2), -1) if x.dim() > 1 else x for x in (up, up_redeemed))
+        return (torch.lerp(like, near.down, c.pi_minus.expand_as(like)), torch.lerp(like, near.up, gain.expand_as(like)),
+                torch.lerp(near.stay_keen, near.up_keen, gain_redeemed.expand_as(like)))
+    return Successors(*mix(at.near(c, values.subscribed)), *mix(at.near_outside(values.unsubscribed)))
 
 
-def action_values(c: Customers, world: World, week: int, at: Grid | Visited, price: Tensor | float,
-                  then: Successors | None, scarcity: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Expected r − price·spend + value of next week: of nothing [*S], of every offer in every channel [O, C, *S].
+def action_values(c: Customers, world: World, week: int, at: Grid | Visited, price: Tensor | float, then: Values | None,
+                  scarcity: Tensor | None = None, contacts: Contacts | None = None) -> tuple[Tensor, Tensor]:
+    """Expected r − price·spend + value of next week: of nothing [*S], of `contacts` (without, of all there are) [O, C, *S].
 
-    With the continuation values given, a contact is affine in q·p1, so each of the O × C costs two operations.
+    With next week's values given, a contact is affine in q·p1, so each of the O × C costs two operations.
     `then=None` leaves the future out. `price` is a number or a tensor that broadcasts to [*S]; `scarcity` [O+1] is the
     price of a redemption of each offer, where its stock is short.
     """
@@ -114,36 +177,39 @@ def action_values(c: Customers, world: World, week: int, at: Grid | Visited, pri
     none = none_contact = -reward.churn_cost * lost
     buy = buy_contact = redeem_contact = 0.25 * none
 
-    each = (-1, *(1,) * p0.dim())  # one row a channel or offer, broadcast over the states
-    q = attention(c.omega.view(len(catalogue.cost), *(1,) * (p0.dim() - 1), -1), c, at.f)
-    value, cost = catalogue.value[1:].view(each), catalogue.cost.view(each)
-    p1 = purchase_if_seen(c, b, at.d, value)
+    every = contacts or Contacts.all(c, catalogue, at)
+    q = attention(every.omega, c, at.f)
+    p1 = purchase_if_seen(c, b, at.d, every.value)
 
     if then is not None:
+        onward, out = successors(c, then, at), leave(c, at.f, every.opt_out)
+
         def rest(table):
             tired = at.inside(table, 0)
             return tired + c.delta_f * (at.inside(table, -1) - tired)
 
         def contact(inside, outside):
-            moved = {k: at.inside(inside, k) for k in set(catalogue.steps)}
-            inside = torch.stack([moved[k] for k in catalogue.steps])
+            if isinstance(every.steps, tuple):
+                moved = {k: at.inside(inside, k) for k in set(every.steps)}
+                inside = torch.stack([moved[k] for k in every.steps])
+            else:
+                inside = at.inside(inside, every.steps)[None]
             return inside + out * (at.outside(outside) - inside)
 
-        out = leave(c, at.f, catalogue.opt_out.view(each))
-        none_contact = none + stay * contact(then.none, then.none_out)
-        buy_contact = buy + stay_buy * contact(then.buy, then.buy_out)
-        redeem_contact = buy + stay_buy * contact(then.redeem, then.redeem_out)
-        none, buy = none + stay * rest(then.none), buy + stay_buy * rest(then.buy)
+        none_contact = none + stay * contact(onward.none, onward.none_out)
+        buy_contact = buy + stay_buy * contact(onward.buy, onward.buy_out)
+        redeem_contact = buy + stay_buy * contact(onward.redeem, onward.redeem_out)
+        none, buy = none + stay * rest(onward.none), buy + stay_buy * rest(onward.buy)
 
     nothing = none + p0 * (g + buy - none)
     bought = g + buy_contact - none_contact
     annoyed = reward.fatigue_penalty * (at.f >= reward.fatigue_limit).to(p0.dtype)
-    unseen = none_contact + (1 - q) * p0 * bought - (1 + price) * cost - annoyed
+    unseen = none_contact + (1 - q) * p0 * bought - (1 + price) * every.cost - annoyed
     gain = q * (bought + c.mu * (redeem_contact - buy_contact))
     paid = (1 + price) * c.mu * q
-    given = value.unsqueeze(1) * paid
+    given = every.value.unsqueeze(1) * paid
     if scarcity is not None:
-        given = given + scarcity[1:].view(each).unsqueeze(1) * (c.mu * q)
+        given = given + scarcity[1:].view(every.value.shape).unsqueeze(1) * (c.mu * q)
     return nothing, torch.addcmul(unseen, p1.unsqueeze(1), gain - given)
 
 
@@ -198,7 +264,7 @@ def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor, scarc
     at, channels = Grid(c.alpha), len(world.catalogue.channels)
     values, actions = [v0[-1]], []
     for t in reversed(range(since, world.weeks)):
-        nothing, contact = action_values(c, world, t, at, price[t], successors(c, values[-1]), scarcity)
+        nothing, contact = action_values(c, world, t, at, price[t], values[-1], scarcity)
         contact = contact.flatten(0, 1)
         best, action = (contact if contacts is None else contact.masked_fill(~contacts, -torch.inf)).max(0)
         actions.append(torch.where(best > nothing, action + channels, 0))

@@ -10,7 +10,7 @@ from envs.collect import Behaviour, rollouts
 from envs.offers.behaviours import at_private_prices
 from envs.offers.policies import Knapsack
 from envs.offers.population import Sample
-from envs.offers.program import Grid, Values, action_values, best_plan, organic, successors
+from envs.offers.program import Grid, Values, action_values, best_plan, organic
 from envs.offers.rules import Permits
 from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, State
 from rlcore.explore import floored
@@ -65,7 +65,7 @@ class Pool:
         c, world, at = self.customers, self.world, Grid(self.customers.alpha)
         values = self.organic[-1]
         for t in reversed(range(world.weeks)):
-            nothing, contact = action_values(c, world, t, at, price, successors(c, values))
+            nothing, contact = action_values(c, world, t, at, price, values)
             table = torch.cat((nothing.expand(1, contact.shape[1], *nothing.shape), contact)).flatten(0, 1)  # [P, 6, 4, 3, N]
             chosen = policy[t].double().view(HABITS, FATIGUES, EXPECTATIONS, len(c), -1).movedim(-1, 0)
             values = Values((chosen * table).sum(0), self.organic[t].unsubscribed)

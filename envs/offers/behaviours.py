@@ -6,8 +6,9 @@ from torch import Tensor
 
 from envs.collect import Behaviour
 from envs.offers.budget import Increments
+from envs.offers.kernels import organic
 from envs.offers.policies import Knapsack, Response
-from envs.offers.program import best_plan, organic
+from envs.offers.program import best_plan
 from envs.offers.world import utility
 from rlcore.explore import floored
 

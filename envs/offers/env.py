@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
 from envs.offers.history import History
+from envs.offers.kernels import organic
 from envs.offers.policies import outcomes, pair_table
 from envs.offers.population import Sample
-from envs.offers.program import Contacts, Visited, action_values, organic
+from envs.offers.program import Contacts, Values, Visited, action_values
 from envs.offers.twin import Twins
 from envs.offers.world import CHURNED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
 
@@ -40,6 +41,7 @@ class OffersEnv(BatchedEnv):
         self.device, self.num_agents = torch.device(device), num_agents
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.season = self.world.weeks
+        self.calendar = torch.arange(self.season, device=self.device)
         self.population = population(catalogue)
         if twin is not None:
             self.population = Twins(self.population, twin)
@@ -145,59 +147,62 @@ class OffersEnv(BatchedEnv):
 
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by."""
-        t, c, world, state = self.week, self.customers, self.world, self.state
+        t, world = self.week, self.world
         offer, channel = action.unbind(-1)
         offer = self.permits.enforce(self.allowed, offer, channel)
         last = t == world.weeks - 1
-        following, bought, redeemed, o = transition(c, world, t, state, offer, channel, self.u[t])
-        if world.reward.outcomes == "expected":
-            profit, spend, reward = self._profit(offer, o), o.spend, self._expected_reward(t, offer, channel)
-        else:
-            profit, spend, reward = self._realised(t, following, offer, channel, bought, redeemed)
-        if world.reward.shaping:
-            profit = profit - self._profit(torch.zeros_like(offer), outcome(c, world, t, *self._floats(), 0 * offer, channel))
-        elif last:
-            reward = reward + self.organic[-1].at(following)
+        following, info = self.advance(self.calendar[t], self.state, offer, channel, self.u[t], self.prices[t],
+                                       self.organic[t], self.organic[t + 1])
+        if last and not world.reward.shaping:
+            info["reward"] = info["reward"] + self.organic[-1].at(following)
         self.state, self.week = following, t + 1
         self.allowed = self.permits.now(self.allowed.history.after(
-            following.status, world.catalogue, offer, channel, bought, redeemed))
+            following.status, world.catalogue, offer, channel, info["trips"], info["redeemed"]))
         obs = self._obs()
         ends = torch.full((self.num_agents,), last, device=self.device)
-        info = {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend, "reward": reward,
-                "profit": profit, "churned": following.status == CHURNED}
-        return Step(obs, self._mask(), reward, ends, torch.zeros_like(ends), obs, info)
+        return Step(obs, self._mask(), info["reward"], ends, torch.zeros_like(ends), obs, info)
 
-    def _floats(self) -> tuple[Tensor, ...]:
-        return tuple(x.to(self.world.season) for x in self.state[:3])
+    def advance(self, week: Tensor, state: State, offer: Tensor, channel: Tensor, u: Tensor, price: Tensor, now: Values,
+                then: Values) -> tuple[State, dict[str, Tensor]]:
+        """One week [] of the customers, of tensors alone: where offers [N] and channels [N] lead to by uniforms u [6, N], and
+        info; `now` and `then` are V⁰ of this week and the next."""
+        c, world = self.customers, self.world
+        following, bought, redeemed, o = transition(c, world, week, state, offer, channel, u)
+        if world.reward.outcomes == "expected":
+            spend = o.spend
+            profit, reward = self._expected(week, state, offer, channel, o, price, then)
+        else:
+            profit, spend, reward = self._realised(state, following, offer, channel, bought, redeemed, price, now, then)
+        return following, {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend, "reward": reward,
+                           "profit": profit, "churned": following.status == CHURNED}
 
-    def _profit(self, offer: Tensor, o: Outcome) -> Tensor:
-        h, f, _ = self._floats()
-        earned = profit(self.customers, self.world.reward, h, f, o, offer > 0)
-        return torch.where(self.state.status == CHURNED, 0.0, earned)
-
-    def _expected_reward(self, t: int, offer: Tensor, channel: Tensor) -> Tensor:
+    def _expected(self, week: Tensor, state: State, offer: Tensor, channel: Tensor, o: Outcome, price: Tensor,
+                  then: Values) -> tuple[Tensor, Tensor]:
+        """Profit and reward that are expected of the week; with shaping, beyond those of nothing."""
         c, world, shaping = self.customers, self.world, self.world.reward.shaping
-        nothing, contact = action_values(c, world, t, Visited(self.state, c.alpha), self.prices[t],
-                                         self.organic[t + 1] if shaping else None,
+        at, alive, contacted = Visited(state, c.alpha), state.status != CHURNED, offer > 0
+        nothing, contact = action_values(c, world, week, at, price, then if shaping else None,
                                          contacts=Contacts.each(c, world.catalogue, offer, channel))
-        contact = contact[0, 0]
+        earned = profit(c, world.reward, at.h, at.f, o, contacted)
         if shaping:
-            return torch.where(offer > 0, contact - nothing, 0.0)
-        return torch.where(offer > 0, contact, torch.where(self.state.status == CHURNED, 0.0, nothing))
+            untold = outcome(c, world, week, at.h, at.f, at.d, torch.zeros_like(offer), channel)
+            earned = earned - profit(c, world.reward, at.h, at.f, untold, torch.zeros_like(contacted))
+            return torch.where(alive, earned, 0.0), torch.where(contacted, contact[0, 0] - nothing, 0.0)
+        return torch.where(alive, earned, 0.0), torch.where(contacted, contact[0, 0], torch.where(alive, nothing, 0.0))
 
-    def _realised(self, t: int, following: State, offer: Tensor, channel: Tensor, bought: Tensor,
-                  redeemed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _realised(self, state: State, following: State, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
+                  price: Tensor, now: Values, then: Values) -> tuple[Tensor, Tensor, Tensor]:
         """Profit and spend that came of the week, and the reward that they make."""
         world, terms = self.world, self.world.reward
         contacted = offer > 0
         spend = world.catalogue.spend(offer, channel, redeemed)
-        churned = (following.status == CHURNED) & (self.state.status != CHURNED)
-        annoyed = contacted & (self.state.fatigue >= terms.fatigue_limit)
+        churned = (following.status == CHURNED) & (state.status != CHURNED)
+        annoyed = contacted & (state.fatigue >= terms.fatigue_limit)
         earned = ((self.customers.margin + terms.trips) * bought - spend - terms.churn_cost * churned
                   - terms.fatigue_penalty * annoyed)
-        reward = earned - self.prices[t] * spend
+        reward = earned - price * spend
         if terms.shaping:
-            reward = reward + self.organic[t + 1].at(following) - self.organic[t].at(self.state)
+            reward = reward + then.at(following) - now.at(state)
         return earned, spend, reward
 
     def state_dict(self) -> dict:

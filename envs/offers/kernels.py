@@ -1,0 +1,121 @@
+"""What takes a GPU thousands of kernels in PyTorch, as one in Triton, with the plain function where there is none."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.offers import program
+from envs.offers.program import Values
+from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, Customers, World
+
+try:  # comes with PyTorch's builds for GPUs
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+BLOCK = 128  # customers of a program, one a lane: its whole table lies in registers
+NAMES = ("alpha", "kappa", "xi", "margin", "c0", "gamma_h", "gamma_f", "pi_plus", "pi_minus", "nu", "delta_f", "delta_d")
+
+if triton:
+    H, F, D = tl.constexpr(HABITS), tl.constexpr(FATIGUES), tl.constexpr(EXPECTATIONS)
+
+    @triton.jit
+    def _rested(value, delta_f, delta_d, h: tl.constexpr):
+        """A habit's values [F·D] before a week without contact: expectation falls by chance, then fatigue."""
+        calm = ()
+        for f in tl.static_range(F):
+            for d in tl.static_range(D):
+                here = value[(h * F + f) * D + d]
+                if d > 0:
+                    here += delta_d * (value[(h * F + f) * D + d - 1] - here)
+                calm = calm + (here,)
+        rested = ()
+        for f in tl.static_range(F):
+            for d in tl.static_range(D):
+                here = calm[f * D + d]
+                if f > 0:
+                    here += delta_f * (calm[(f - 1) * D + d] - here)
+                rested = rested + (here,)
+        return rested
+
+    @triton.jit
+    def _week(p, gone, stay, up, down, gain, pi_minus, g, cost, discount):
+        """Value of a state with P(buy) p and P(churn | no purchase), of next week's by what habit does."""
+        both = p * gone
+        leave = gone - 0.75 * both
+        rise = (p - 0.25 * both) * gain
+        fall = (1 - p - gone + both) * pi_minus
+        return p * g - cost * leave + discount * ((1 - leave - rise - fall) * stay + rise * up + fall * down)
+
+    @triton.jit
+    def _organic(alpha, kappa, xi, margin, c0, gamma_h, gamma_f, pi_plus, pi_minus, nu, delta_f, delta_d, season, inside,
+                 outside, trips, churn_cost, terminal, tail_discount, steps, tail, n, BLOCK: tl.constexpr):
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        there = i < n
+        alpha, kappa, xi = tl.load(alpha + i, mask=there), tl.load(kappa + i, mask=there), tl.load(xi + i, mask=there)
+        c0, gamma_h, gamma_f = tl.load(c0 + i, mask=there), tl.load(gamma_h + i, mask=there), tl.load(gamma_f + i, mask=there)
+        delta_f, delta_d = tl.load(delta_f + i, mask=there), tl.load(delta_d + i, mask=there)
+        earned, pi_minus = tl.load(margin + i, mask=there) + trips, tl.load(pi_minus + i, mask=there)
+        slow = tl.load(pi_plus + i, mask=there)
+        quick = tl.minimum(slow * (1 + tl.load(nu + i, mask=there)), 0.95)  # of the new
+        slow = tl.minimum(slow, 0.95)
+        lost, value, out = (), (), ()
+        for h in tl.static_range(H):
+            for f in tl.static_range(F):
+                lost = lost + (tl.minimum(c0 * tl.exp(gamma_f * f - gamma_h * h), 0.5),)
+                for d in tl.static_range(D):
+                    value = value + (tl.zeros([BLOCK], tl.float32),)
+            out = out + (tl.zeros([BLOCK], tl.float32),)
+        for back in range(steps):  # the tail first, then the season from its end
+            week = steps - 1 - back
+            index, cost, discount, scale = 1.0, 0.0, tail_discount, 1.0
+            if back >= tail:
+                index, cost, discount = tl.load(season + week), churn_cost, 1.0
+            if back == tail - 1:
+                scale = terminal
+            g, discount = earned * scale, discount * scale
+            now, now_out = (), ()
+            here = _rested(value, delta_f, delta_d, 0)
+            down = here
+            for h in tl.static_range(H):
+                up = here
+                if h < H - 1:
+                    up = _rested(value, delta_f, delta_d, h + 1)
+                gain = slow
+                if h <= 1:
+                    gain = quick
+                for f in tl.static_range(F):
+                    for d in tl.static_range(D):
+                        p = tl.sigmoid(alpha + kappa * (h / 5) - xi * (d / 2) + 2 * tl.log(index))
+                        now = now + (_week(p, lost[h * F + f], here[f * D + d], up[f * D + d], down[f * D + d], gain, pi_minus,
+                                           g, cost, discount),)
+                p = tl.sigmoid(alpha + kappa * (h / 5) + 2 * tl.log(index))
+                now_out = now_out + (_week(p, lost[h * F], out[h], out[min(h + 1, H - 1)], out[max(h - 1, 0)], gain, pi_minus,
+                                           g, cost, discount),)
+                down = here
+                here = up
+            value, out = now, now_out
+            if back >= tail - 1:
+                for k in tl.static_range(H * F * D):
+                    tl.store(inside + (week * H * F * D + k) * n + i, value[k], mask=there)
+                for h in tl.static_range(H):
+                    tl.store(outside + (week * H + h) * n + i, out[h], mask=there)
+
+
+def organic(c: Customers, world: World) -> list[Values]:
+    """V⁰ of weeks 1..T+1, as envs/offers/program.py has it; on a GPU one kernel, in float32."""
+    if triton is None or not c.alpha.is_cuda or c.alpha.dtype != torch.float32 or not world.tail_weeks:
+        return program.organic(c, world)
+    return one_kernel(c, world)
+
+
+def one_kernel(c: Customers, world: World) -> list[Values]:
+    """The same without asking what there is."""
+    n, reward, weeks = len(c), world.reward, world.weeks
+    inside, outside = (torch.empty(weeks + 1, *shape, n, device=c.alpha.device) for shape in (
+        (HABITS, FATIGUES, EXPECTATIONS), (HABITS,)))
+    _organic[(triton.cdiv(n, BLOCK),)](
+        *(getattr(c, name).contiguous() for name in NAMES), world.season, inside, outside, reward.trips, reward.churn_cost,
+        reward.terminal, world.tail_discount, weeks + world.tail_weeks, world.tail_weeks, n, BLOCK=BLOCK)
+    return list(map(Values, inside, outside))

@@ -81,8 +81,9 @@ class PPO(Learner):
         self.scale = ReturnScale(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
         self.policy, self.prepare = fast(self.policy, mode), fast(self.prepare, mode)
-        # Calls of thousands of small kernels cost less from C++; and a product may be added without rounding in between.
-        called = {"options": {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}}
+        # On a CPU calls of thousands of small kernels cost less from C++, and products may be added without rounding between.
+        called = {} if env.device.type == "cuda" else {"options": {"cpp_wrapper": True,
+                                                                   "cpp.enable_floating_point_contract_flag": "fast"}}
         self.act, self.backward = fast(self.act, mode, fullgraph=True, **called), fast(self.backward, mode, **called)
         if mode == "cudagraph" and parallel.size() > 1:
             raise ValueError("fast=cudagraph: expected a single process, several need eager or compile")

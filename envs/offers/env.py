@@ -68,7 +68,8 @@ class OffersEnv(BatchedEnv):
         self.features, self.state, static = self._keep("sample", (sample.features.to(self.world.season), sample.state,
                                                                   permits.static))
         self.permits, self.week = replace(permits, static=static), 0
-        self.allowed = self.permits.now(History.start(self.state.status, self.world.season.dtype))
+        start = History.start(self.state.status, self.world.season.dtype)
+        self.allowed = self._keep("allowed", self.permits.now(start))
         self._settle(sample)
         week = torch.arange(weeks, device=self.device)[:, None]
         self.u, (self.prices, self.drift) = self._keep("chance", (

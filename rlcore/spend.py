@@ -42,7 +42,7 @@ class LearnedSpend(nn.Module):
         """See each of B decisions once, in shuffled minibatches; return the mean loss."""
         order = torch.randperm(len(obs), generator=generator, device=obs.device)
         parts = zip(*(x[order].chunk(minibatches) for x in (obs, action, redeemed)))
-        return torch.stack([self.learn(*part) for part in parts]).mean()
+        return torch.stack([self.learn(*part).clone() for part in parts]).mean()  # recorded, they lie where the last one did
 
     def learn(self, obs: Tensor, action: Tensor, redeemed: Tensor) -> Tensor:
         """Take one step on B decisions (those without an offer don't count); return the loss."""

@@ -1,10 +1,15 @@
 """CUDA graphs without a GPU: what would be recorded is written down, undone and replayed where it was."""
 from __future__ import annotations
 
+import gc
+import sys
+from typing import NamedTuple
+
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import rlcore.fast
 from rlcore.fast import Captured
@@ -13,12 +18,23 @@ ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_c
         "lift_fresh", "randperm", "rand", "randint", "randn"}  # of the host, or of a random stream
 
 
+class Outside(NamedTuple):
+    """Where a kernel reads or writes what the recording did not make: an address, which keeps nothing alive."""
+
+    storage: int
+    dtype: torch.dtype
+    place: tuple  # offset, size, strides
+
+
 class Tape(TorchDispatchMode):
-    """A CUDA graph for CPUs: kernels are written down with the tensors that they read and write, and undone."""
+    """A CUDA graph for CPUs: kernels are written down with the tensors that they read and write, and undone.
+
+    A graph owns the memory of what was made in it; all else it knows by address, and somebody has to keep.
+    """
 
     def __init__(self):
         super().__init__()
-        self.kernels, self.before = [], []
+        self.kernels, self.before, self.made, self.outside = [], [], set(), {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -30,27 +46,62 @@ class Tape(TorchDispatchMode):
             written += [kwargs[a.name] for a in func._schema.arguments if a.alias_info and a.alias_info.is_write and a.name in kwargs]
             self.before += [(x, x.clone()) for x in tree_leaves(written) if isinstance(x, torch.Tensor)]
         out = func(*args, **kwargs)
-        own = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in own]
-        if made or func._schema.is_mutable:
-            self.kernels.append((func, args, kwargs, out, bool(made)))
+        own = {storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        made = [isinstance(x, torch.Tensor) and storage(x) not in own for x in tree_leaves(out)]
+        if any(made) or func._schema.is_mutable:
+            args, kwargs = tree_map_only(torch.Tensor, lambda x: self.placed(x, func), (args, kwargs))
+            self.made |= {storage(x) for x, new in zip(tree_leaves(out), made) if new}
+            # Without its graph, which keeps what backward would read.
+            self.kernels.append((func, args, kwargs, [x.detach() if new else None for x, new in zip(tree_leaves(out), made)]))
         return out
 
+    def placed(self, x: torch.Tensor, func) -> torch.Tensor | Outside:
+        """What stands for an argument: itself, if made here."""
+        if storage(x) in self.made:
+            return x.detach()
+        if storage(x) not in self.outside:
+            self.outside[storage(x)] = StorageWeakRef(x.untyped_storage()), f"{func} of {asked()} reads {x.dtype} {[*x.shape]}"
+        return Outside(storage(x), x.dtype, (x.storage_offset(), x.size(), x.stride()))
+
     def undo(self):
-        """Give back what was there before: recording runs nothing."""
+        """Give back what was there before, and let go of it: recording runs nothing."""
         with torch.no_grad():
             for x, was in reversed(self.before):
                 x.copy_(was)
+        self.before.clear()
+        gc.collect()  # what only a cycle holds is gone as well
 
     def replay(self):
-        """Run all kernels where they were written down."""
+        """Run all kernels where they were written down; an AssertionError names the first whose memory nobody keeps."""
+        held = {}
+        for at, (known, reader) in self.outside.items():
+            held[at] = torch.UntypedStorage._new_with_weak_ptr(known.cdata)
+            assert held[at] is not None, f"{reader}, which nobody has kept since the recording"
+        views = {}
+
+        def found(x: Outside) -> torch.Tensor:
+            if x not in views:
+                views[x] = torch.empty(0, dtype=x.dtype).set_(held[x.storage], *x.place)
+            return views[x]
         with torch.no_grad():
-            for func, args, kwargs, out, made in self.kernels:
-                again = func(*args, **kwargs)
-                if made:
-                    for old, new in zip(tree_leaves(out), tree_leaves(again)):
-                        if isinstance(old, torch.Tensor):
-                            old.copy_(new)
+            for func, args, kwargs, out in self.kernels:
+                args, kwargs = tree_map_only(Outside, found, (args, kwargs), is_leaf=lambda x: isinstance(x, Outside))
+                for old, new in zip(out, tree_leaves(func(*args, **kwargs))):
+                    if old is not None:
+                        old.copy_(new)
+
+
+def storage(x: torch.Tensor) -> int:
+    """Tell memory apart, empty too."""
+    return x.untyped_storage()._cdata
+
+
+def asked() -> str:
+    """File and line outside of PyTorch that a kernel was called from."""
+    frame = sys._getframe(2)
+    while frame and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "a backward pass"
 
 
 @pytest.fixture

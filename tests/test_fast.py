@@ -33,26 +33,47 @@ def test_what_asks_the_host_is_not_recorded(tape):
             captured(torch.ones(2))
 
 
+def test_what_a_recorded_function_reads_must_stay(tape):
+    """On a GPU its memory would be somebody else's, or nobody's."""
+    def of_a_season():
+        return Captured(lambda x: x + season["table"])
+    season = {"table": torch.ones(3)}
+    kept, lost = of_a_season(), of_a_season()
+    for _ in range(WARM + 2):
+        assert torch.equal(kept(torch.ones(3)), torch.full((3,), 2.0))
+    for _ in range(WARM + 1):
+        lost(torch.ones(3))
+    season["table"] = torch.ones(3)
+    with pytest.raises(AssertionError, match="add.* of .*test_fast.py:[0-9]+ reads torch.float32 .3., which nobody has kept"):
+        lost(torch.ones(3))
+
+
 def trained(env, mode, device):
-    """A short training with redrawn customers, a spend head and scaled rewards."""
-    small = {"offers": ["env.num_agents=24", "algo.total_steps=2016", "algo.net.hidden=[8]", "algo.norm_adv=batch"],
-             "offers env/observation=history": ["env.num_agents=24", "algo.total_steps=2016", "algo.net.hidden=[8]"],
-             "offers_sequential": ["env.num_agents=8", "algo.total_steps=448", "algo.num_steps=8", "algo.minibatches=2"]}[env]
+    """A short training with redrawn customers, a spend head and scaled rewards; `algo.init` gets a teacher that knows nothing."""
+    small = {"env=offers": ["env.num_agents=24", "algo.total_steps=2016", "algo.net.hidden=[8]"],
+             "env=offers_sequential": ["env.num_agents=8", "algo.total_steps=448", "algo.num_steps=8", "algo.minibatches=2"]}
+    asked = f"env={env}".split()
     with initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        cfg = compose("train", overrides=[*f"env={env}".split(), "algo=ppo", *small])
-    ppo = instantiate(cfg.algo, _convert_="all")(instantiate(cfg.env, _convert_="all")(device, 0), 0, mode)
+        cfg = compose("train", overrides=["algo=ppo", *small[asked[0]], *asked])
+        other = compose("train", overrides=["algo=cql", asked[0]])
+    made = instantiate(cfg.env, _convert_="all")(device, 0)
+    ppo = instantiate(cfg.algo, _convert_="all")(made, 0, mode)
+    if ppo.init:
+        ppo.teacher = instantiate(other.algo, _convert_="all")(made, 0, "eager")
     return ppo, train(ppo)
 
 
-@pytest.mark.parametrize("env", ["offers", "offers env/observation=history", "offers_sequential"])
+@pytest.mark.parametrize("env", ["offers algo.norm_adv=batch", "offers env/observation=history env/rules=caps",
+                                 "offers algo.init=teacher.pt algo.imitated=2 algo.center_reward=true", "offers_sequential"])
 def test_ppo_recorded_learns_as_ppo_does(tape, env):
     """To the last bit, over iterations before and after the recording."""
     (eager, log), (recorded, other) = (trained(env, mode, torch.device("cpu")) for mode in ("eager", "cudagraph"))
     assert len(log.rows) > WARM + 2 and len(tape) >= 3
     for a, b in zip(eager.net.state_dict().values(), recorded.net.state_dict().values()):
         assert torch.equal(a, b)
-    for name in ("losses/policy_loss", "losses/value_loss", "rollout/reward"):
-        assert log[name] == other[name] and len(set(log[name])) > WARM
+    assert log.rows == other.rows
+    for name in ("losses/value_loss", "rollout/reward"):
+        assert len(set(log[name])) > WARM
 
 
 @pytest.mark.gpu

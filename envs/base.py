@@ -36,7 +36,8 @@ class BatchedEnv(ABC):
     step's `profit` [B] (what it earned before that price) beside its reward.  pure: whether `moments`, `observe` and `move`
     say the same as `step` in pure functions, so that a whole rollout can be one graph; the state they pass on is a tensor,
     episodes end at the moments' `ends` whatever is done, and no step is truncated.  capturable: whether steps ask the host
-    nothing and `begin` leaves what they read where it was, so that a rollout can be recorded as a CUDA graph.
+    nothing and `begin` leaves what they read where it was, so that a rollout can be recorded as a CUDA graph.  hot: names of
+    the methods, functions of tensors, that do a step's work, which a learner compiles.
     """
 
     num_agents: int
@@ -51,6 +52,7 @@ class BatchedEnv(ABC):
     priced: bool = False
     pure: bool = False
     capturable: bool = False
+    hot: tuple[str, ...] = ()
 
     @abstractmethod
     def begin(self) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,6 @@ def one_kernel(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Te
     """The same without asking what there is."""
     out, (steps, agents) = torch.empty(reward.shape, device=reward.device), reward.shape
     floats = (x.float().contiguous() for x in (reward, value, next_value))
-    ends = (x.contiguous().view(torch.uint8) for x in (terminated, done))
+    ends = (x.to(torch.uint8).contiguous() for x in (terminated, done))
     _gae[(triton.cdiv(agents, BLOCK),)](*floats, *ends, out, steps, agents, gamma, lam, BLOCK=BLOCK)
     return out

@@ -80,11 +80,15 @@ class PPO(Learner):
         self.init, self.imitated, self.temperature, self.teacher = init, imitated if init else 0, temperature, None
         self.scale = ReturnScale(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
-        self.policy, self.prepare = fast(self.policy, mode), fast(self.prepare, mode)
+        self.prepare = fast(self.prepare, mode)
         # On a CPU calls of thousands of small kernels cost less from C++, and products may be added without rounding between.
         called = {} if env.device.type == "cuda" else {"options": {"cpp_wrapper": True,
                                                                    "cpp.enable_floating_point_contract_flag": "fast"}}
         self.act, self.backward = fast(self.act, mode, fullgraph=True, **called), fast(self.backward, mode, **called)
+        if not env.pure:  # a step is no graph, but what does its work is
+            self.policy = fast(self.policy, mode)
+            for name in env.hot:
+                setattr(env, name, fast(getattr(env, name), mode, dynamic=None))  # but for histories, which grow, as for policy
         if mode == "cudagraph" and parallel.size() > 1:
             raise ValueError("fast=cudagraph: expected a single process, several need eager or compile")
         self.act, self.prepare, self.learn = (capture(x, mode, env.device) for x in (self.act, self.prepare, self.learn))
@@ -125,8 +129,7 @@ class PPO(Learner):
         """Act step by step: a rollout's columns [T, N, ...], info, and the last observation."""
         env, rows, infos = self.env, [], []
         for t in range(self.num_steps):
-            walls = barrier(mask)
-            action, log_prob = self.policy(obs, walls, u[t])
+            action, log_prob, walls = self.policy(obs, mask, u[t])
             step = env.step(action)
             rows.append((obs, walls, action, log_prob, step.reward, step.terminated, step.truncated,
                          step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
@@ -140,16 +143,17 @@ class PPO(Learner):
         def body(state, row):
             moment, u = row
             obs, mask = self.env.observe(state, moment)
-            walls = barrier(mask)
-            action, log_prob = self.net.policy(obs, walls).sample_with_log_prob(u)
+            action, log_prob, walls = self.policy(obs, mask, u)
             state, reward, info = self.env.move(state, moment, action)
             return state, ((obs, walls, action, log_prob, reward), info)
         state, (columns, info) = scan(body, state, (moments, u))
         return state, ((*columns, moments.ends, torch.zeros_like(moments.ends)), info)
 
-    def policy(self, obs: Tensor, walls: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample actions [N, K] and their log-probabilities [N], by uniforms [N] for observations [N, D] behind barriers."""
-        return self.net.policy(obs, walls).sample_with_log_prob(u)
+    def policy(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample actions [N, K] and their log-probabilities [N], by uniforms [N] for observations [N, D] under masks; return the
+        masks' barriers too."""
+        walls = barrier(mask)
+        return *self.net.policy(obs, walls).sample_with_log_prob(u), walls
 
     @torch.no_grad()
     def probs(self, obs: Tensor, mask: Tensor, price: Tensor) -> Tensor:

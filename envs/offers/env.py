@@ -12,13 +12,14 @@ from torch.utils import _pytree as pytree
 
 from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
-from envs.offers.history import History
+from envs.offers.history import KINDS, History
 from envs.offers.kernels import organic
 from envs.offers.policies import outcomes, pair_table
 from envs.offers.population import Sample
 from envs.offers.program import Contacts, Values, Visited, action_values
+from envs.offers.rules import Allowed
 from envs.offers.twin import Twins
-from envs.offers.world import CHURNED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
+from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
 
 
 class OffersEnv(BatchedEnv):
@@ -30,6 +31,7 @@ class OffersEnv(BatchedEnv):
     truncates = False
     priced = True
     capturable = True
+    hot = ("advance", "look")
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
                  population: Callable, twin: str | None, observation: Callable, rules: Callable, budget, evaluation: Callable,
@@ -53,6 +55,7 @@ class OffersEnv(BatchedEnv):
         self._measure()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
         self.drawn: dict = {}
+        self.past = torch.empty(len(KINDS), self.season, num_agents, device=self.device)  # the history of the season's weeks
 
     def _measure(self) -> None:
         self.observe = self.observation(self.population.num_features + self.rules.observed, self.world.weeks,
@@ -68,20 +71,18 @@ class OffersEnv(BatchedEnv):
         self.features, self.state, static = self._keep("sample", (sample.features.to(self.world.season), sample.state,
                                                                   permits.static))
         self.permits, self.week = replace(permits, static=static), 0
-        start = History.start(self.state.status, self.world.season.dtype)
-        self.allowed = self._keep("allowed", self.permits.now(start))
         self._settle(sample)
-        week = torch.arange(weeks, device=self.device)[:, None]
         self.u, (self.prices, self.drift) = self._keep("chance", (
             torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device),
-            self._price_paths(week, n, self.generator)))
-        return self._obs(), self._mask()
+            self._price_paths(self.calendar[:, None], n, self.generator)))
+        allowed, obs = self._look(History.start(self.state.status, self.world.season.dtype))
+        self.allowed = self._keep("allowed", allowed)
+        return obs, self._mask()
 
     def _settle(self, sample: Sample) -> None:
         """Get ready whatever says how a sample responds."""
-        customers = self.world.inhabit(sample.customers)
-        theta, self.organic = self._keep("customers", (customers.tensors(), organic(customers, self.world)))
-        self.customers = Customers(*theta)
+        self.customers = Customers(*self._keep("customers", self.world.inhabit(sample.customers).tensors()))
+        self.organic = self._keep("organic", organic(self.customers, self.world, self.drawn.get("organic")))
 
     def _keep(self, name: str, drawn):
         """Leave a season's tensors where the last one's were: recorded kernels read there."""
@@ -111,10 +112,17 @@ class OffersEnv(BatchedEnv):
         prices, drift = self._price_paths(torch.stack((week, week + 1)), len(week), generator)
         return tuple(x for price in prices for x in (price, self.observe.price(price, drift)))
 
-    def _obs(self) -> Tensor:
+    def _look(self, history: History) -> tuple[Allowed, Tensor]:
+        """Look at customers of a history: what they may be sent, and observations."""
         week = min(self.week, self.world.weeks - 1)
-        return self.observe(self.allowed.seen(self.features), self.state, self.allowed.history, week, self.prices[week],
-                            self.drift)
+        recalled = history if self.rules.caps or self.observe.hides else None  # what grows with the weeks fits no graph
+        allowed, obs = self.look(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
+        return allowed._replace(history=history), obs
+
+    def look(self, week: Tensor, state: State, history: History | None, price: Tensor) -> tuple[Allowed, Tensor]:
+        """The same of tensors alone, for a week [1] and its prices [N]; without a history where nothing depends on it."""
+        allowed = self.permits(state.status == SUBSCRIBED, [] if history is None else history.contacts)
+        return allowed, self.observe(allowed.seen(self.features), state, history, week, price, self.drift)
 
     def _mask(self) -> Tensor:
         return self.allowed.pairs.unflatten(1, self.nvec)
@@ -149,33 +157,33 @@ class OffersEnv(BatchedEnv):
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by."""
         t, world = self.week, self.world
-        offer, channel = action.unbind(-1)
-        offer = self.permits.enforce(self.allowed, offer, channel)
         last = t == world.weeks - 1
-        following, info = self.advance(self.calendar[t], self.state, offer, channel, self.u[t], self.prices[t],
-                                       self.organic[t], self.organic[t + 1])
+        following, came, info = self.advance(self.calendar[t:t + 1], self.state, self.allowed.pairs, action, self.u[t],
+                                             self.prices[t], self.organic[t], self.organic[t + 1])
         if last and not world.reward.shaping:
             info["reward"] = info["reward"] + self.organic[-1].at(following)
+        self.past[:, t].copy_(came)
         self.state, self.week = following, t + 1
-        self.allowed = self.permits.now(self.allowed.history.after(
-            following.status, world.catalogue, offer, channel, info["trips"], info["redeemed"]))
-        obs = self._obs()
+        self.allowed, obs = self._look(History(following.status, *self.past[:, :t + 1]))
         ends = torch.full((self.num_agents,), last, device=self.device)
         return Step(obs, self._mask(), info["reward"], ends, torch.zeros_like(ends), obs, info)
 
-    def advance(self, week: Tensor, state: State, offer: Tensor, channel: Tensor, u: Tensor, price: Tensor, now: Values,
-                then: Values) -> tuple[State, dict[str, Tensor]]:
-        """One week [] of the customers, of tensors alone: where offers [N] and channels [N] lead to by uniforms u [6, N], and
-        info; `now` and `then` are V⁰ of this week and the next."""
+    def advance(self, week: Tensor, state: State, pairs: Tensor, action: Tensor, u: Tensor, price: Tensor, now: Values,
+                then: Values) -> tuple[State, Tensor, dict[str, Tensor]]:
+        """A week [1] of the customers, of tensors alone: where actions [N, 2], sent where `pairs` are allowed, lead to by
+        uniforms u [6, N], what the week adds to the history, and info; `now` and `then` are V⁰ of this week and the next."""
         c, world = self.customers, self.world
+        offer, channel = action.unbind(-1)
+        offer = self.permits.enforce(pairs, offer, channel)
         following, bought, redeemed, o = transition(c, world, week, state, offer, channel, u)
         if world.reward.outcomes == "expected":
             spend = o.spend
             profit, reward = self._expected(week, state, offer, channel, o, price, then)
         else:
             profit, spend, reward = self._realised(state, following, offer, channel, bought, redeemed, price, now, then)
-        return following, {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend, "reward": reward,
-                           "profit": profit, "churned": following.status == CHURNED}
+        came = History.week(world.catalogue, offer, channel, bought, redeemed.to(u))
+        return following, came, {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend,
+                                 "reward": reward, "profit": profit, "churned": following.status == CHURNED}
 
     def _expected(self, week: Tensor, state: State, offer: Tensor, channel: Tensor, o: Outcome, price: Tensor,
                   then: Values) -> tuple[Tensor, Tensor]:

@@ -34,9 +34,15 @@ class History(NamedTuple):
     def after(self, status: Tensor, catalogue: Catalogue, offer: Tensor, channel: Tensor, bought: Tensor,
               redeemed: Tensor) -> History:
         """Add a week, [N] each, after which customers have a status."""
-        contacted, redeemed = offer > 0, redeemed.to(self.spend)
-        week = (contacted, contacted * catalogue.attention[channel], bought, redeemed, catalogue.spend(offer, channel, redeemed))
+        week = self.week(catalogue, offer, channel, bought, redeemed.to(self.spend))
         return History(status, *(torch.cat((past, x[None].to(past))) for past, x in zip(self[1:], week)))
+
+    @staticmethod
+    def week(catalogue: Catalogue, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor) -> Tensor:
+        """What a week adds, [5, N] in the order of KINDS, in the type of `redeemed`."""
+        contacted = offer > 0
+        return torch.stack([x.to(redeemed) for x in (contacted, contacted * catalogue.attention[channel], bought, redeemed,
+                                                     catalogue.spend(offer, channel, redeemed))])
 
     def __len__(self) -> int:
         return self.status.shape[0]

@@ -103,19 +103,21 @@ if triton:
                     tl.store(outside + (week * H + h) * n + i, out[h], mask=there)
 
 
-def organic(c: Customers, world: World) -> list[Values]:
-    """V⁰ of weeks 1..T+1, as envs/offers/program.py has it; on a GPU one kernel, in float32."""
+def organic(c: Customers, world: World, out: list[Values] | None = None) -> list[Values]:
+    """V⁰ of weeks 1..T+1, as envs/offers/program.py has it, in `out` if given; on a GPU one kernel, in float32."""
     if triton is None or not c.alpha.is_cuda or c.alpha.dtype != torch.float32 or not world.tail_weeks:
         return program.organic(c, world)
-    return one_kernel(c, world)
+    return one_kernel(c, world, out)
 
 
-def one_kernel(c: Customers, world: World) -> list[Values]:
+def one_kernel(c: Customers, world: World, out: list[Values] | None = None) -> list[Values]:
     """The same without asking what there is."""
     n, reward, weeks = len(c), world.reward, world.weeks
-    inside, outside = (torch.empty(weeks + 1, *shape, n, device=c.alpha.device) for shape in (
-        (HABITS, FATIGUES, EXPECTATIONS), (HABITS,)))
+    if out is None:
+        tables = (torch.empty(weeks + 1, *shape, n, device=c.alpha.device) for shape in (
+            (HABITS, FATIGUES, EXPECTATIONS), (HABITS,)))
+        out = list(map(Values, *tables))
     _organic[(triton.cdiv(n, BLOCK),)](
-        *(getattr(c, name).contiguous() for name in NAMES), world.season, inside, outside, reward.trips, reward.churn_cost,
+        *(getattr(c, name).contiguous() for name in NAMES), world.season, *out[0], reward.trips, reward.churn_cost,
         reward.terminal, world.tail_discount, weeks + world.tail_weeks, world.tail_weeks, n, BLOCK=BLOCK)
-    return list(map(Values, inside, outside))
+    return out

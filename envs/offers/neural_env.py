@@ -59,7 +59,7 @@ class NeuralEnv(OffersEnv):
         """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by, and their rested selves'."""
         t, shaping, contrast = self.week, self.world.reward.shaping, self.contrast
         offer, channel = action.unbind(-1)
-        offer = self.permits.enforce(self.allowed, offer, channel)
+        offer = self.permits.enforce(self.allowed.pairs, offer, channel)
         alive = contrast.life.alive
         lived, profit, rested = contrast.live(t, offer, channel, self.u[t])
         following, spend = lived.following.status, lived.paid if contrast.realised else alive * lived.spend
@@ -70,8 +70,7 @@ class NeuralEnv(OffersEnv):
             after, resting = contrast.tails()
             reward = reward + after - resting if shaping else reward + after
         self.state, self.week = State(*(torch.zeros_like(following) for _ in range(3)), following), t + 1
-        self.allowed = self.permits.now(lived.following)
-        obs = self._obs()
+        self.allowed, obs = self._look(lived.following)
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {"redeemed": lived.redeemed, "contacted": offer > 0, "trips": lived.bought, "spend": spend, "reward": reward,
                 "profit": profit, "churned": following == CHURNED}

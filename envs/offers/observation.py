@@ -31,12 +31,10 @@ class Observation:
         self.context_dim = num_features + self.hidden + 3 + weeks
         self.dim = self.context_dim + 2
 
-    def context(self, features: Tensor, state: State, history: History, week: int) -> Tensor:
-        """Lay out what outcomes depend on, [N, context_dim]."""
-        now = torch.zeros(len(features), self.weeks, device=features.device, dtype=features.dtype)
-        now[:, week].fill_(1.0)
-        return torch.cat((features, *(x.to(features) for x in self.inside(state, history)),
-                          hot(state.status, 3).to(features), now), -1)
+    def context(self, features: Tensor, state: State, history: History, week: int | Tensor) -> Tensor:
+        """Lay out what outcomes depend on, [N, context_dim]; the week is a number or a tensor [1]."""
+        now = (torch.arange(self.weeks, device=features.device) == week).expand(len(features), -1)
+        return torch.cat([features, *(x.to(features) for x in (*self.inside(state, history), hot(state.status, 3), now))], -1)
 
     def inside(self, state: State, history: History) -> list[Tensor]:
         """What is known of what moves customers, `hidden` columns."""
@@ -80,7 +78,7 @@ class Observation:
         """Read the price [B] out of observations [B, D]."""
         return ((self.log_low + self.log_high) / 2 + obs[:, -2] * (self.log_high - self.log_low) / 12**0.5).exp()
 
-    def __call__(self, features: Tensor, state: State, history: History, week: int, price: Tensor,
+    def __call__(self, features: Tensor, state: State, history: History, week: int | Tensor, price: Tensor,
                  drift: Tensor) -> Tensor:
         """Lay out observations [N, dim] of customers at their own price [N] and drift [N]."""
         return torch.cat((self.context(features, state, history, week), self.price(price, drift)), -1)

@@ -150,13 +150,13 @@ def shift(table: Tensor, dim: int, step: int) -> Tensor:
 
 def successors(c: Customers, values: Values, at: Grid | Visited) -> Successors:
     """Mix next week's values over the moves of habit and expectation."""
-    up, up_redeemed = (habit_gain(c, at.h, redeemed) for redeemed in (False, True))
-
     def mix(near):
         like = near.stay
-        gain, gain_redeemed = (x.view(*x.shape[:1], *(1,) * (like.dim() - 2), -1) if x.dim() > 1 else x for x in (up, up_redeemed))
-        return (torch.lerp(like, near.down, c.pi_minus.expand_as(like)), torch.lerp(like, near.up, gain.expand_as(like)),
-                torch.lerp(near.stay_keen, near.up_keen, gain_redeemed.expand_as(like)))
+        up, up_redeemed = (habit_gain(c, at.h, redeemed) for redeemed in (False, True))
+        if up.dim() > 1:  # on the grid
+            up, up_redeemed = (x.view(HABITS, *(1,) * (like.dim() - 2), -1) for x in (up, up_redeemed))
+        return (torch.lerp(like, near.down, c.pi_minus.expand_as(like)), torch.lerp(like, near.up, up.expand_as(like)),
+                torch.lerp(near.stay_keen, near.up_keen, up_redeemed.expand_as(like)))
     return Successors(*mix(at.near(c, values.subscribed)), *mix(at.near_outside(values.unsubscribed)))
 
 

@@ -82,10 +82,10 @@ class Permits:
             return None
         return self.static[:, 1:].flatten(1).T.contiguous()[:, None, None, None]
 
-    def enforce(self, allowed: Allowed, offer: Tensor, channel: Tensor) -> Tensor:
-        """Turn offers [N] that are not allowed through their channel [N] into nothing."""
+    def enforce(self, pairs: Tensor, offer: Tensor, channel: Tensor) -> Tensor:
+        """Turn offers [N] that are not among the `pairs` allowed [N, (O+1)·C] through their channel [N] into nothing."""
         pair = offer * len(self.catalogue.channels) + channel
-        return torch.where(allowed.pairs.gather(1, pair[:, None])[:, 0], offer, 0)
+        return torch.where(pairs.gather(1, pair[:, None])[:, 0], offer, 0)
 
     def reasons(self, customer: int, offer: int, channel: int, subscribed: bool, sent: list[Tensor]) -> list[str]:
         """Say why a customer may not be sent a pair now: every rule that forbids it, none where it is allowed."""

@@ -1,6 +1,7 @@
 """One switch for how the hot functions run."""
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Callable
 
 import torch
@@ -25,27 +26,33 @@ class Captured:
     """Calls of fixed shapes, replayed as one CUDA graph: its kernels start without asking the host for each.
 
     The first calls run as they are, so that what is made lazily, such as an optimiser's state, is there. Then the function
-    is recorded, once for each set of arguments that are no tensors. Arguments are copied to where the recorded kernels read;
-    results lie where they write, until the next call. Whatever else it reads must stay where it is, and it can't ask the
-    host a question or draw random numbers. After PyTorch's notes on CUDA graphs, "whole-network capture".
+    is recorded, once for each set of arguments that are no tensors. From the first call on arguments are copied to where the
+    recorded kernels read; results lie where they write, until the next call. Whatever else it reads must stay where it is,
+    and it can't ask the host a question or draw random numbers. What it sets in Python, it sets no more once recorded. After
+    PyTorch's notes on CUDA graphs, "whole-network capture".
     """
 
     def __init__(self, function: Callable):
-        self.function, self.calls, self.recorded = function, {}, {}
+        self.function, self.calls, self.static, self.recorded = function, {}, {}, {}
 
     def __call__(self, *given: Any) -> Any:
         leaves, form = pytree.tree_flatten(given)
         key = (form, *(None if isinstance(x, Tensor) else x for x in leaves))
-        self.calls[key] = self.calls.get(key, 0) + 1
-        if self.calls[key] <= WARM:
-            return aside(lambda: self.function(*given))
-        if key not in self.recorded:
-            static = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-            self.recorded[key] = static, *record(lambda: self.function(*pytree.tree_unflatten(static, form)))
-        static, replay, out = self.recorded[key]
+        if key not in self.static:  # Triton makes kernels for addresses' alignments: the first calls see what is recorded
+            self.static[key] = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
+        static = self.static[key]
         for kept, x in zip(static, leaves):
             if isinstance(x, Tensor):
                 kept.copy_(x)
+
+        def call() -> Any:
+            return self.function(*pytree.tree_unflatten(static, form))
+        self.calls[key] = self.calls.get(key, 0) + 1
+        if self.calls[key] <= WARM:
+            return aside(call)
+        if key not in self.recorded:
+            self.recorded[key] = record(call)
+        replay, out = self.recorded[key]
         replay()
         return out
 
@@ -55,20 +62,31 @@ def capture(function: Callable, mode: str, device: torch.device) -> Callable:
     return Captured(function) if mode == "cudagraph" and device.type == "cuda" else function
 
 
+@cache
+def side() -> torch.cuda.Stream:
+    """The stream of all first calls: memory that one leaves behind serves the next."""
+    return torch.cuda.Stream()
+
+
 def aside(function: Callable[[], Any]) -> Any:
-    """Run on a stream of its own, as what is recorded later."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    """Run on a stream of its own, as what is recorded later.
+
+    Each stream waits for the other, so that neither gets memory back that the other still works on.
+    """
+    side().wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side()):
         out = function()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream().wait_stream(side())
     return out
 
 
 def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Record a function's kernels without running them; return what runs them, and the function's result."""
+    """Record a function's kernels without running them; return what runs them, and the function's result.
+
+    On a stream of its own: a graph that is deleted takes cuBLAS's workspace of its stream with it, from others' kernels too.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         out = function()
     return graph.replay, out
 

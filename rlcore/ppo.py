@@ -255,7 +255,7 @@ class PPO(Learner):
         return super().state_dict() | {"scale": self.scale and self.scale.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave, to train on."""
+        """Restore what `state_dict` gave, to train on. Comes before any call is recorded: the optimiser's state is replaced."""
         super().load_state_dict(state)
         if self.scale:
             self.scale.load_state_dict(state["scale"])

@@ -42,8 +42,8 @@ class Tape(TorchDispatchMode):
         if func.overloadpacket.__name__ == "index":
             assert not any(x.dtype == torch.bool for x in args[1] if x is not None), "a mask's length is asked of the host"
         if func._schema.is_mutable:
-            written = [x for a, x in zip(func._schema.arguments, args) if a.alias_info and a.alias_info.is_write]
-            written += [kwargs[a.name] for a in func._schema.arguments if a.alias_info and a.alias_info.is_write and a.name in kwargs]
+            named = [(a, args[k] if k < len(args) else kwargs.get(a.name)) for k, a in enumerate(func._schema.arguments)]
+            written = [x for a, x in named if a.alias_info and a.alias_info.is_write]
             self.before += [(x, x.clone()) for x in tree_leaves(written) if isinstance(x, torch.Tensor)]
         out = func(*args, **kwargs)
         own = {storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
@@ -117,6 +117,9 @@ def tape(monkeypatch):
         return tapes[-1].replay, out
     monkeypatch.setattr(rlcore.fast, "record", record)
     monkeypatch.setattr(rlcore.fast, "aside", lambda function: function())
+
+    def capture(function, mode, device):
+        return Captured(function) if mode == "cudagraph" else function
     for module in ("rlcore.ppo", "email_rl.generate"):
-        monkeypatch.setattr(f"{module}.capture", lambda function, mode, device: Captured(function) if mode == "cudagraph" else function)
+        monkeypatch.setattr(f"{module}.capture", capture)
     return tapes

@@ -49,7 +49,7 @@ def test_what_a_recorded_function_reads_must_stay(tape):
 
 
 def trained(env, mode, device):
-    """A short training with redrawn customers, a spend head and scaled rewards; `algo.init` gets a teacher that knows nothing."""
+    """A short training with redrawn customers, a spend head and scaled rewards; for `algo.init` an untrained teacher."""
     small = {"env=offers": ["env.num_agents=24", "algo.total_steps=2016", "algo.net.hidden=[8]"],
              "env=offers_sequential": ["env.num_agents=8", "algo.total_steps=448", "algo.num_steps=8", "algo.minibatches=2"]}
     asked = f"env={env}".split()

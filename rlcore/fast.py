@@ -1,6 +1,7 @@
 """One switch for how the hot functions run."""
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Callable
 
 import torch
@@ -25,23 +26,25 @@ class Captured:
     """Calls of fixed shapes, replayed as one CUDA graph: its kernels start without asking the host for each.
 
     The first calls run as they are, so that what is made lazily, such as an optimiser's state, is there. Then the function
-    is recorded, once for each set of arguments that are no tensors. Arguments are copied to where the recorded kernels read;
-    results lie where they write, until the next call. Whatever else it reads must stay where it is, and it can't ask the
-    host a question or draw random numbers. After PyTorch's notes on CUDA graphs, "whole-network capture".
+    is recorded, once for each set of shapes and of arguments that are no tensors. Arguments are copied to where the recorded
+    kernels read; results lie where they write, until the next call, for all recordings share their memory. Whatever else it
+    reads must stay where it is, and it can't ask the host a question or draw random numbers. After PyTorch's notes on CUDA
+    graphs, "whole-network capture".
     """
 
     def __init__(self, function: Callable):
         self.function, self.calls, self.recorded = function, {}, {}
+        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
 
     def __call__(self, *given: Any) -> Any:
         leaves, form = pytree.tree_flatten(given)
-        key = (form, *(None if isinstance(x, Tensor) else x for x in leaves))
+        key = (form, *(x.shape if isinstance(x, Tensor) else x for x in leaves))
         self.calls[key] = self.calls.get(key, 0) + 1
         if self.calls[key] <= WARM:
             return aside(lambda: self.function(*given))
         if key not in self.recorded:
             static = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-            self.recorded[key] = static, *record(lambda: self.function(*pytree.tree_unflatten(static, form)))
+            self.recorded[key] = static, *record(lambda: self.function(*pytree.tree_unflatten(static, form)), self.pool)
         static, replay, out = self.recorded[key]
         for kept, x in zip(static, leaves):
             if isinstance(x, Tensor):
@@ -57,7 +60,7 @@ def capture(function: Callable, mode: str, device: torch.device) -> Callable:
 
 def aside(function: Callable[[], Any]) -> Any:
     """Run on a stream of its own, as what is recorded later."""
-    stream = torch.cuda.Stream()
+    stream = beside(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         out = function()
@@ -65,10 +68,16 @@ def aside(function: Callable[[], Any]) -> Any:
     return out
 
 
-def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+@cache
+def beside(device: int) -> torch.cuda.Stream:
+    """Return the one stream beside the current: each has memory of its own, which another can't take."""
+    return torch.cuda.Stream(device)
+
+
+def record(function: Callable[[], Any], pool: Any) -> tuple[Callable[[], None], Any]:
     """Record a function's kernels without running them; return what runs them, and the function's result."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         out = function()
     return graph.replay, out
 

@@ -58,7 +58,7 @@ def tape(monkeypatch):
     """Recording and side streams without a GPU."""
     tapes = []
 
-    def record(function):
+    def record(function, pool):
         tapes.append(Tape())
         with tapes[-1]:
             out = function()
@@ -66,6 +66,6 @@ def tape(monkeypatch):
         return tapes[-1].replay, out
     monkeypatch.setattr(rlcore.fast, "record", record)
     monkeypatch.setattr(rlcore.fast, "aside", lambda function: function())
-    for module in ("rlcore.ppo", "email_rl.generate"):
+    for module in ("rlcore.ppo", "email_rl.generate", "email_rl.ppo_kl"):
         monkeypatch.setattr(f"{module}.capture", lambda function, mode, device: Captured(function) if mode == "cudagraph" else function)
     return tapes

@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import inspect
+from typing import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel, StaticCache
+from transformers.pytorch_utils import Conv1D
 
 from rlcore.distributions import draw
 from rlcore.fast import capture
@@ -14,6 +17,15 @@ from rlcore.fast import capture
 def positions(mask: Tensor) -> Tensor:
     """Number the tokens [B, L] under a mask from 0, so that padding on the left shifts nothing."""
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def sees(keys: Tensor, width: int) -> Tensor:
+    """Mark what each of the first `width` tokens sees [B, width, L] of keys under a mask [B, L]: those up to its own.
+
+    A row of padding would see nothing, and its softmax be NaN: it sees itself.
+    """
+    causal = torch.ones(width, keys.shape[1], dtype=torch.bool, device=keys.device).tril()
+    return keys[:, None].bool() & causal | torch.eye(*causal.shape, dtype=torch.bool, device=keys.device)
 
 
 def warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -33,49 +45,104 @@ def warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor
     return logits
 
 
+class Steps:
+    """Prompts [P, Q] read, and n mails for each written token by token, by one model in one way.
+
+    What a token's step reads and writes stays at its place: a step that was recorded with some prompts is replayed with others.
+    """
+
+    def __init__(self, lm: PreTrainedModel, device: torch.device, temperature: float, top_k: int, top_p: float):
+        self.lm, self.warped, self.cache = lm, (temperature, top_k, top_p), None
+        self.name = "cache" if "cache" in inspect.signature(lm.forward).parameters else "past_key_values"
+        # Autocast would cast weights for each token, or keep its casts no longer than to its end: steps have their own.
+        low = torch.is_autocast_enabled(device.type)
+        self.cast = casts(lm, torch.get_autocast_dtype(device.type)) if low else {}
+
+    def begin(self, query: Tensor, mask: Tensor, samples: int, tokens: int) -> Tensor:
+        """Read prompts, each once, and expand what is known of them to `samples` mails; return logits of the first tokens."""
+        width, length = query.shape[1], query.shape[1] + tokens
+        # Keys that are padding or not yet written are masked out: the cache has its full length from the start.
+        seen = torch.zeros(len(query), length, dtype=torch.bool, device=query.device)
+        seen[:, :width] = mask.bool()
+        cache, at = StaticCache(config=self.lm.config, max_cache_len=length), positions(mask)
+        for kept, now in self.cast.values():
+            kept.copy_(now)
+        last = self.logits(query, sees(seen, width), at, cache).repeat_interleave(samples, 0)
+        for layer in cache.layers:
+            layer.keys, layer.values = (x.repeat_interleave(samples, 0) for x in (layer.keys, layer.values))
+        state = [seen.repeat_interleave(samples, 0), at[:, -1:].repeat_interleave(samples, 0),
+                 torch.full((1,), width, device=query.device), *held(cache)]
+        if self.cache is None:
+            self.cache, self.state = cache, state
+        else:
+            for kept, now in zip(self.state, state):
+                kept.copy_(now)
+        return last
+
+    def step(self, token: Tensor, uniform: Tensor) -> Tensor:
+        """Read a token and choose the next; all else is moved on in place, so that this can be recorded."""
+        seen, at, place, *_ = self.state
+        seen.index_fill_(1, place, True)
+        place.add_(1)
+        at.add_(1)
+        return self.choose(self.logits(token[:, None], seen[:, None], at, self.cache), uniform)
+
+    def logits(self, ids: Tensor, attention: Tensor, at: Tensor, cache: StaticCache) -> Tensor:
+        """Logits [B, V] of what follows ids."""
+        found = functional_call(self.lm, {name: kept for name, (kept, _) in self.cast.items()}, kwargs={
+            "input_ids": ids, "attention_mask": attention[:, None], "position_ids": at, "use_cache": True, "logits_to_keep": 1,
+            self.name: cache}, tie_weights=False)
+        return found.logits[:, -1].float()
+
+    def choose(self, last: Tensor, uniform: Tensor) -> Tensor:
+        """Choose tokens [B] by uniforms [B]."""
+        return draw(warp(last, *self.warped).softmax(-1), uniform)
+
+
+def casts(lm: PreTrainedModel, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return copies, by name and with their originals, of all that autocast would cast to `dtype`: what products take."""
+    return {f"{name}.{part}": (x.to(dtype), x) for name, module in lm.named_modules() if isinstance(module, (nn.Linear, Conv1D))
+            for part, x in module.named_parameters(recurse=False)}
+
+
+def held(cache: StaticCache) -> list[Tensor]:
+    """List the tensors that a cache consists of."""
+    return [x for layer in cache.layers for x in (layer.keys, layer.values, getattr(layer, "cumulative_length", None))
+            if isinstance(x, Tensor)]
+
+
+class Memory:
+    """The last steps that were recorded, to be replayed while shapes and settings stay; a copy remembers nothing."""
+
+    def __init__(self):
+        self.key = self.made = None
+
+    def __deepcopy__(self, memo: dict) -> Memory:
+        return Memory()
+
+    def get(self, key: tuple, make: Callable):
+        """Return what was made for this key, made anew where the last was for another."""
+        if self.key != key:
+            self.key = self.made = None  # before another takes as much room
+            self.key, self.made = key, make()
+        return self.made
+
+
 @torch.no_grad()
 def generate(lm: PreTrainedModel, query: Tensor, mask: Tensor, u: Tensor, *, temperature: float, top_k: int,
-             top_p: float, mode: str = "eager") -> Tensor:
+             top_p: float, mode: str = "eager", memory: Memory | None = None) -> Tensor:
     """Sample mails [B, R], int64, for prompts `query` [P, Q], padded on the left where `mask` is 0.
 
     u [R, B] are uniforms in [0, 1), one a token. B = P·n: each prompt is read once and its cache expanded to n mails,
     which stand together. Always R tokens: what follows a stop token means nothing (see `alive`). With `cudagraph` on a GPU
-    a token's step is recorded and replayed.
+    a token's step is recorded and replayed, also in later calls with the same `memory`.
     """
-    length, samples = query.shape[1] + len(u), u.shape[1] // len(query)
-    # Keys that are padding or not yet written are masked out: the cache has its full length from the start.
-    seen = torch.zeros(len(query), length, dtype=torch.bool, device=query.device)
-    seen[:, :query.shape[1]] = mask.bool()
-    causal = torch.ones(query.shape[1], length, dtype=torch.bool, device=query.device).tril()
-    # A row of padding would see nothing, and its softmax be NaN: it sees itself.
-    first = seen[:, None, :] & causal | torch.eye(query.shape[1], length, dtype=torch.bool, device=query.device)
-    cache = StaticCache(config=lm.config, max_cache_len=length)
-    name = "cache" if "cache" in inspect.signature(lm.forward).parameters else "past_key_values"
-
-    def logits(ids: Tensor, attention: Tensor, at: Tensor) -> Tensor:
-        found = lm(input_ids=ids, attention_mask=attention[:, None], position_ids=at, use_cache=True, logits_to_keep=1,
-                   **{name: cache})
-        return found.logits[:, -1].float()
-
-    at = positions(mask)
-    last = logits(query, first, at).repeat_interleave(samples, 0)
-    for layer in cache.layers:
-        layer.keys, layer.values = (x.repeat_interleave(samples, 0) for x in (layer.keys, layer.values))
-    seen, at = seen.repeat_interleave(samples, 0), at[:, -1:].repeat_interleave(samples, 0)
-    place = torch.full((1,), query.shape[1], device=query.device)
-
-    def choose(last: Tensor, uniform: Tensor) -> Tensor:
-        return draw(warp(last, temperature, top_k, top_p).softmax(-1), uniform)
-
-    def step(token: Tensor, uniform: Tensor) -> Tensor:
-        """Read a token and choose the next; all else is moved on in place, so that this can be recorded."""
-        seen.index_fill_(1, place, True)
-        place.add_(1)
-        at.add_(1)
-        return choose(logits(token[:, None], seen[:, None], at), uniform)
-
-    step = capture(step, mode, query.device)
-    tokens = [choose(last, u[0])]
+    def make() -> tuple[Steps, Callable]:
+        steps = Steps(lm, query.device, temperature, top_k, top_p)
+        return steps, capture(steps.step, mode, query.device)
+    key = (query.shape, u.shape, temperature, top_k, top_p)
+    steps, step = memory.get(key, make) if memory and mode == "cudagraph" else make()
+    tokens = [steps.choose(steps.begin(query, mask, u.shape[1] // len(query), len(u)), u[0])]
     for uniform in u[1:]:
         tokens.append(step(tokens[-1], uniform).clone())
     return torch.stack(tokens, 1)

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from email_rl.generate import alive, generate, positions
+from email_rl.generate import Memory, alive, generate, positions, sees
 from email_rl.pretrained import describe, export, restore
 
 
@@ -62,7 +62,7 @@ class Policy(nn.Module):
                              f"most {room}, the positions of algo.lm")
         self.lm, self.tokenizer, self.stop = lm, tokenizer, tokenizer.eos_token_id
         self.prompt, self.query_tokens, self.response_tokens = prompt, query_tokens, response_tokens
-        self.temperature, self.precision, self.mode = temperature, precision, "eager"
+        self.temperature, self.precision, self.mode, self.memory = temperature, precision, "eager", Memory()
         self.value = nn.Linear(lm.config.hidden_size, 1)
         for parameter in self.value.parameters():
             nn.init.zeros_(parameter)
@@ -107,9 +107,9 @@ class Policy(nn.Module):
         """Read mails [B, R]; the entropy, which costs another pass over the vocabulary, on demand."""
         ids = torch.cat((samples.query, samples.response), 1)
         mask = torch.cat((samples.query_mask, samples.alive.to(samples.query_mask.dtype)), 1)
-        with self.autocast():
-            hidden = self.lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions(mask),
-                                        use_cache=False).last_hidden_state
+        with self.autocast():  # the mask whole: of one [B, L] transformers asks the host whether all of it is 1
+            hidden = self.lm.base_model(input_ids=ids, attention_mask=sees(mask, mask.shape[1])[:, None],
+                                        position_ids=positions(mask), use_cache=False).last_hidden_state
             hidden = hidden[:, -samples.response.shape[1] - 1:-1]  # at the token before each of the mail's
             logits = self.lm.get_output_embeddings()(hidden)
         logits = logits.float() / self.temperature
@@ -120,19 +120,23 @@ class Policy(nn.Module):
         return Reading(log_prob, self.value(hidden.float())[..., 0], spread)
 
     @torch.no_grad()
-    def read(self, samples: Samples, batch_size: int, entropy: bool = False) -> Reading:
-        """Read mails [B, R] in batches of like length, without a gradient; 0 after the longest of a batch."""
+    def read(self, samples: Samples, batch_size: int, entropy: bool = False, reader: Callable | None = None) -> Reading:
+        """Read mails [B, R] in batches of like length, without a gradient, by `reader`, which can be this class's own call
+        recorded; 0 after the longest of a batch."""
         found = Reading(*torch.zeros(3, *samples.response.shape, device=self.device))
         for rows, some in samples.alike(torch.arange(len(samples.query), device=self.device), batch_size):
-            for whole, part in zip(found, self(some, entropy)):
+            for whole, part in zip(found, (reader or Policy.__call__)(self, some, entropy)):
                 whole[rows, :part.shape[1]] = part
         return found
 
     def autocast(self):
-        """Compute in bfloat16 (`auto`: on a GPU that has it); weights stay float32."""
+        """Compute in bfloat16 (`auto`: on a GPU that has it); weights stay float32.
+
+        Casts of weights are not kept to the end of the context: what is recorded would read them after it.
+        """
         bf16 = self.precision == "bfloat16" or (
             self.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported())
-        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
     @torch.no_grad()
@@ -146,14 +150,18 @@ class Policy(nn.Module):
             some = contexts[start:start + per_batch]
             query, mask = self.queries(some)
             with self.autocast():
-                response = generate(self.lm, query, mask, u[start * samples:(start + len(some)) * samples].T,
-                                    temperature=temperature, top_k=top_k, top_p=top_p, mode=self.mode)
+                response = self.sample(query, mask, u[start * samples:(start + len(some)) * samples].T,
+                                       temperature=temperature, top_k=top_k, top_p=top_p)
             own = alive(response, self.stop)
             found.append(Samples(query.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0), response, own))
             texts += self.texts(response, own)
         whole = Samples(*map(torch.cat, zip(*found)))
         longest = -(-int(whole.alive.sum(1).max()) // 8) * 8  # nobody reads what comes after the longest mail
         return whole._replace(response=whole.response[:, :longest], alive=whole.alive[:, :longest]), texts
+
+    def sample(self, query: Tensor, mask: Tensor, u: Tensor, **how) -> Tensor:
+        """Sample mails [B, R] for prompts [P, Q] from uniforms [R, B], as `generate` does."""
+        return generate(self.lm, query, mask, u, mode=self.mode, memory=self.memory, **how)
 
     # ── to and from disk ────────────────────────────────────────────────────────────────────────────────────────────
     def pack(self) -> dict:

@@ -23,7 +23,7 @@ from email_rl.scorer import Scorer, worth
 from email_rl.sft import FOLDER as POLICY
 from email_rl.sft import SFT
 from rlcore import checkpoint, losses, parallel
-from rlcore.fast import fast
+from rlcore.fast import capture, fast
 from rlcore.learner import Loop
 from rlcore.logger import Quiet
 
@@ -143,6 +143,9 @@ class PPOKL(Loop):
         self.optimizer = self.optim(self.policy.parameters(), lr=self.first_lr)
         self.optimizer.param_groups[0]["lr"] = self.lr
         self.loss = fast(self._loss, self.mode, dynamic=None)  # micro-batches are of several lengths
+        # Checkpointing keeps the state of a random stream, which can't be recorded.
+        mode = "eager" if self.gradient_checkpointing else self.mode
+        self.learn, self.reader = (capture(x, mode, self.env.device) for x in (self.learn_from, Policy.__call__))
 
     @property
     def sampling(self) -> dict:
@@ -185,8 +188,8 @@ class PPOKL(Loop):
         raw = self.rewards(contexts, texts).to(self.env.device)
         stopped = self.policy.ended(samples)
         score = torch.where(stopped, (raw - self.mean) / self.std, self.missing_stop).float()
-        own = self.policy.read(samples, self.micro_batch, entropy=True)
-        reference = self.reference.read(samples, self.micro_batch)
+        own = self.policy.read(samples, self.micro_batch, True, self.reader)
+        reference = self.reference.read(samples, self.micro_batch, False, self.reader)
         rollout = Rollout(samples, score, own.log_prob, reference.log_prob, own.value)
         log_ratio = torch.where(samples.alive, rollout.log_prob - rollout.reference, 0.0)
         self.divergence = parallel.mean(log_ratio.sum(1).mean())
@@ -215,12 +218,11 @@ class PPOKL(Loop):
             order = torch.randperm(len(batch.value), generator=self.generator, device=self.env.device)
             for rows in order.chunk(self.minibatches):
                 tokens = parallel.mean(batch.samples.alive[rows].sum().float())
-                self.optimizer.zero_grad(set_to_none=True)
+                self.optimizer.zero_grad(set_to_none=self.mode != "cudagraph")  # recorded, gradients stay at their place
                 for some, mails in batch.samples.alike(rows, self.micro_batch):
                     micro = Batch(mails, *(x[some, :mails.response.shape[1]] for x in batch[1:]))
                     share = micro.samples.alive.sum() / tokens  # the mean over a minibatch's tokens, as if it were one
-                    loss, metrics = self.loss(micro)
-                    (share * loss).backward()
+                    metrics = self.learn(micro, share)
                     sums = {name: sums.get(name, 0) + share * x for name, x in metrics.items()}
                 parallel.average_gradients(self.policy.parameters())
                 norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
@@ -234,6 +236,12 @@ class PPOKL(Loop):
             metrics["val/mean"] = losses.masked_mean(batch.value, batch.samples.alive, parallel.total)
             metrics["val/explained_variance"] = losses.explained_variance(batch.value, batch.target, batch.samples.alive,
                                                                         parallel.total)
+        return metrics
+
+    def learn_from(self, batch: Batch, share: Tensor) -> dict[str, Tensor]:
+        """Add a micro-batch's share of the gradient."""
+        loss, metrics = self.loss(batch)
+        (share * loss).backward()
         return metrics
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

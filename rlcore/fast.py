@@ -26,18 +26,19 @@ class Captured:
     """Calls of fixed shapes, replayed as one CUDA graph: its kernels start without asking the host for each.
 
     The first calls run as they are, so that what is made lazily, such as an optimiser's state, is there. Then the function
-    is recorded, once for each set of arguments that are no tensors. From the first call on arguments are copied to where the
-    recorded kernels read; results lie where they write, until the next call. Whatever else it reads must stay where it is,
-    and it can't ask the host a question or draw random numbers. What it sets in Python, it sets no more once recorded. After
-    PyTorch's notes on CUDA graphs, "whole-network capture".
+    is recorded, once for each set of shapes and of arguments that are no tensors. From the first call on arguments are copied
+    to where the recorded kernels read; results lie where they write, until the next call, for all recordings share their
+    memory. Whatever else it reads must stay where it is, and it can't ask the host a question or draw random numbers. What it
+    sets in Python, it sets no more once recorded. After PyTorch's notes on CUDA graphs, "whole-network capture".
     """
 
     def __init__(self, function: Callable):
         self.function, self.calls, self.static, self.recorded = function, {}, {}, {}
+        self.place: dict | None = None  # of all recordings
 
     def __call__(self, *given: Any) -> Any:
         leaves, form = pytree.tree_flatten(given)
-        key = (form, *(None if isinstance(x, Tensor) else x for x in leaves))
+        key = (form, *(x.shape if isinstance(x, Tensor) else x for x in leaves))
         if key not in self.static:  # Triton makes kernels for addresses' alignments: the first calls see what is recorded
             self.static[key] = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
         static = self.static[key]
@@ -51,7 +52,8 @@ class Captured:
         if self.calls[key] <= WARM:
             return aside(call)
         if key not in self.recorded:
-            self.recorded[key] = record(call)
+            self.place = self.place or place()
+            self.recorded[key] = record(call, self.place)
         replay, out = self.recorded[key]
         replay()
         return out
@@ -63,9 +65,9 @@ def capture(function: Callable, mode: str, device: torch.device) -> Callable:
 
 
 @cache
-def side() -> torch.cuda.Stream:
+def side(device: int) -> torch.cuda.Stream:
     """The stream of all first calls: memory that one leaves behind serves the next."""
-    return torch.cuda.Stream()
+    return torch.cuda.Stream(device)
 
 
 def aside(function: Callable[[], Any]) -> Any:
@@ -73,20 +75,26 @@ def aside(function: Callable[[], Any]) -> Any:
 
     Each stream waits for the other, so that neither gets memory back that the other still works on.
     """
-    side().wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side()):
+    stream = side(torch.cuda.current_device())
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         out = function()
-    torch.cuda.current_stream().wait_stream(side())
+    torch.cuda.current_stream().wait_stream(stream)
     return out
 
 
-def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Record a function's kernels without running them; return what runs them, and the function's result.
+def place() -> dict:
+    """Memory and stream for recordings that may overwrite each other's results.
 
-    On a stream of its own: a graph that is deleted takes cuBLAS's workspace of its stream with it, from others' kernels too.
+    No stream of others': a graph that is deleted takes cuBLAS's workspace of its stream with it.
     """
+    return {"pool": torch.cuda.graph_pool_handle(), "stream": torch.cuda.Stream()}
+
+
+def record(function: Callable[[], Any], place: dict) -> tuple[Callable[[], None], Any]:
+    """Record a function's kernels without running them; return what runs them, and the function's result."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+    with torch.cuda.graph(graph, **place):
         out = function()
     return graph.replay, out
 

@@ -21,7 +21,7 @@ from scripts.entry import choose_device, guarded, launch  # noqa: E402
 @guarded
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
-    device = choose_device(cfg.device, cfg.threads)
+    device = choose_device(cfg.device, cfg.threads, cfg.matmul)
     measured = instantiate(cfg.bench, _convert_="all")(directory, device, cfg.seed)
     checkpoint.save_json(directory / "bench.json", {
         "bench": HydraConfig.get().runtime.choices["bench"], "machine": machine(device),

@@ -22,7 +22,7 @@ from scripts.entry import choose_device, guarded, launch, trained  # noqa: E402
 def main(cfg: DictConfig) -> None:
     if cfg.out is None:
         raise ValueError("out: expected the path of a log to write, as in out=log.parquet")
-    device = choose_device(cfg.device, cfg.threads)
+    device = choose_device(cfg.device, cfg.threads, cfg.matmul)
     name, behaviour = HydraConfig.get().runtime.choices["behaviour"], instantiate(cfg.behaviour, _convert_="all")
     if cfg.checkpoint:
         env, agent, name, *_ = trained(cfg, device, ("env", "algo"))

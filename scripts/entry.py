@@ -96,11 +96,13 @@ def launch(main: Callable[[], None]) -> None:
             sys.exit(2)
 
 
-def choose_device(name: str, threads: int | None) -> torch.device:
-    """Return the device asked for (`auto`: a GPU if there is one) and set the number of CPU threads.
+def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:
+    """Return the device asked for (`auto`: a GPU if there is one), set the number of CPU threads and a GPU's precision.
 
     Of several GPUs each of torchrun's processes gets its own.
     """
+    if matmul not in ("highest", "high"):
+        raise ValueError(f"matmul: expected highest or high, got '{matmul}'")
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -113,6 +115,8 @@ def choose_device(name: str, threads: int | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: '{name}' can't be used here: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda":  # or some CPUs would round otherwise too
+        torch.set_float32_matmul_precision(matmul)
     return device
 
 

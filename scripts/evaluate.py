@@ -19,7 +19,7 @@ from scripts.off_policy import value_on  # noqa: E402
 @guarded
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
-    device = choose_device(cfg.device, cfg.threads)
+    device = choose_device(cfg.device, cfg.threads, cfg.matmul)
     logger = instantiate(cfg.logger)(directory, 0)
     if cfg.checkpoint:
         env, agent, name, cfg, history = trained(cfg, device, ("env", "algo", "seed"))

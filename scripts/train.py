@@ -29,7 +29,7 @@ SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disa
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
-    device = choose_device(cfg.device, cfg.threads)
+    device = choose_device(cfg.device, cfg.threads, cfg.matmul)
     with parallel.joined(device):
         judge = train(cfg, device)
     judge()  # alone, for it can train rivals

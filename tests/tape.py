@@ -109,17 +109,18 @@ def tape(monkeypatch):
     """Recording and side streams without a GPU."""
     tapes = []
 
-    def record(function):
+    def record(function, place):
         tapes.append(Tape())
         with tapes[-1]:
             out = function()
         tapes[-1].undo()
         return tapes[-1].replay, out
     monkeypatch.setattr(rlcore.fast, "record", record)
+    monkeypatch.setattr(rlcore.fast, "place", dict)
     monkeypatch.setattr(rlcore.fast, "aside", lambda function: function())
 
     def capture(function, mode, device):
         return Captured(function) if mode == "cudagraph" else function
-    for module in ("rlcore.ppo", "email_rl.generate"):
+    for module in ("rlcore.ppo", "email_rl.generate", "email_rl.ppo_kl"):
         monkeypatch.setattr(f"{module}.capture", capture)
     return tapes

@@ -5,20 +5,36 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from tape import tape  # noqa: F401 (a fixture)
 from test_conf import CONF
+from transformers import GPT2LMHeadModel
 
-SMALL = ["bench.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}", "bench.algo.mails=16",
+from rlcore.fast import WARM
+
+SMALL = ["bench.repeats=2", "bench.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}", "bench.algo.mails=16",
          "bench.algo.writing.query_tokens=4", "bench.algo.writing.response_tokens=6",
          "bench.algo.rm={vocabulary: 100, dim: 16, layers: 1, heads: 2, hidden: 16, max_length: 32}"]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_iteration_is_timed_part_by_part(tmp_path, capsys, checkpointing):
+@pytest.mark.parametrize("override", ["bench.algo.gradient_checkpointing=false", "bench.algo.gradient_checkpointing=true",
+                                      "bench.fast=cudagraph"])
+def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, override):  # noqa: F811
+    asked = []
+    theirs = GPT2LMHeadModel.generate
+    monkeypatch.setattr(GPT2LMHeadModel, "generate", lambda self, **how: asked.append(how) or theirs(self, **how))
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("bench", overrides=["bench=emails", *SMALL, f"bench.algo.gradient_checkpointing={checkpointing}"])
+        cfg = compose("bench", overrides=["bench=emails", *SMALL, override])
     found = instantiate(cfg.bench, _convert_="all")(tmp_path, torch.device("cpu"), 0)
     seconds = found["seconds"]
-    assert found["tokens"] == 16 * 6 and all(taken > 0 for taken in seconds.values())
-    assert seconds["iteration"] == pytest.approx(seconds["sample, score, read"] + seconds["update"])
+    assert found["tokens"] == 16 * 6 and found["mails"] == 16 and all(taken > 0 for taken in seconds.values())
+    assert seconds["sampling, ours"] < seconds["sample, score, read"] < seconds["iteration"]
+    assert seconds["sampling, transformers' generate"] < seconds["iteration, transformers' generate"]
     assert found["sampling_ratio"] == pytest.approx(seconds["sampling, transformers' generate"] / seconds["sampling, ours"])
-    assert "16 mails of 4 + 6 tokens; peak memory" in " ".join(capsys.readouterr().out.split())
+    assert found["iteration_ratio"] == pytest.approx(seconds["iteration, transformers' generate"] / seconds["iteration"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "16 mails of 4 + 6 tokens; peak memory" in shown and f"{found['iteration_ratio']:.2f} × as fast as with" in shown
+    recorded = override == "bench.fast=cudagraph"
+    assert len(asked) == 2 + (WARM + 1 if recorded else 0)  # of each repeat one iteration
+    assert asked[0]["min_new_tokens"] == asked[0]["max_new_tokens"] == 6
+    assert asked[0]["temperature"] == 1 and asked[0]["top_k"] == 0
+    assert len(tape) == (4 if recorded else 0)  # a token's step, two readings, a gradient

@@ -1,13 +1,15 @@
 """Sampling from a language model: against transformers' own generate, in logits, in what is cut off, in frequencies."""
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tape import tape  # noqa: F401 (a fixture)
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from email_rl.generate import alive, generate, positions, warp
+from email_rl.generate import Memory, alive, generate, positions, warp
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 NO_DROP = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -57,6 +59,37 @@ def test_recorded_steps_write_the_same_mails(tape, kind):  # noqa: F811
     one, other = (generate(lm, ids, mask, uniforms(9, 6), temperature=1.0, top_k=9, top_p=0.9, mode=mode)
                   for mode in ("eager", "cudagraph"))
     assert torch.equal(one, other) and len(tape) == 1
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("low", [False, True])
+def test_steps_recorded_with_some_prompts_write_mails_for_others(tape, kind, low):  # noqa: F811
+    """Also after the weights have moved, in bfloat16 too, and anew for other shapes."""
+    lm, memory = model(kind), Memory()
+    for k, (lengths, recordings) in enumerate([((6, 3, 1), 1), ((2, 6, 4), 1), ((5, 1, 6), 1), ((4, 2), 2), ((1, 6), 2)]):
+        ids, mask = queries(lengths)
+        ids = torch.where(mask.bool(), (ids + k) % 22 + 1, 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k), temperature=1.0, top_k=9, top_p=0.9,
+                                   mode=mode, memory=memory) for mode in ("eager", "cudagraph"))
+        assert torch.equal(one, other) and len(tape) == recordings
+        with torch.no_grad():
+            for p in lm.parameters():
+                p.mul_(1.1)
+    assert copy.deepcopy(memory).made is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("low", [False, True])
+def test_on_a_gpu_recorded_steps_write_the_same_mails(low):
+    lm, memory = model().cuda(), Memory()
+    for k, lengths in enumerate([(6, 3, 1), (2, 6, 4), (5, 1, 6), (4, 2), (1, 6)]):
+        ids, mask = (x.cuda() for x in queries(lengths))
+        with torch.autocast("cuda", torch.bfloat16, enabled=low):
+            one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k).cuda(), **PLAIN, mode=mode, memory=memory)
+                          for mode in ("eager", "cudagraph"))
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

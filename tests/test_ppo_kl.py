@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from tape import tape  # noqa: F401 (a fixture)
 from test_conf import CONF
 from test_email_data import rows, write
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -76,12 +77,13 @@ class Market:
     values = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
 
 
-def trainer(*overrides, kind="gpt2", seed=0, scorer=None, **changes):
+def trainer(*overrides, kind="gpt2", seed=0, scorer=None, mode="eager"):
     """A trainer of a tiny policy, against Taste, without an environment of mails."""
     cfg = config("env=email", "algo=ppo_kl", "algo.mails=32", "algo.micro_batch=32", "algo.writing.query_tokens=4",
-                 "algo.writing.response_tokens=6", "algo.writing.prompt='{context}'", *overrides)
-    made = instantiate(cfg.algo, _convert_="all")(Market(), seed, "eager")
-    made.take(policy(kind), scorer or Taste())
+                 "algo.writing.response_tokens=6", "algo.writing.prompt='{context}'", "algo.writing.precision=float32",
+                 *overrides)
+    made = instantiate(cfg.algo, _convert_="all")(Market(), seed, mode)
+    made.take(policy(kind, precision=cfg.algo.writing.precision).to(Market.device), scorer or Taste())
     return made
 
 
@@ -182,6 +184,39 @@ def test_gradient_checkpointing_changes_no_gradient():
         return [p.grad for p in made.policy.parameters()]
     for a, b in zip(gradients(False), gradients(True)):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recorded_it_learns_as_it_does_eagerly(tape, precision):  # noqa: F811
+    """To the last bit, over iterations before and after the recording, and in a rival made of a reference that has written."""
+    def run(mode):
+        made = trainer("algo.iterations=6", "algo.eval_every=100", "algo.checkpoint_every=100", "algo/kl=adaptive",
+                       "algo/advantage=grpo", "algo.writing.precision=" + precision, mode=mode)
+        made.train(Quiet(), lambda: None, None, lambda: False)
+        other = made.rival(made.advantage)
+        other.train(Quiet(), lambda: None, None, lambda: False)
+        return [*made.policy.state_dict().values(), *other.policy.state_dict().values()]
+    before = policy(precision=precision).state_dict().values()
+    eager, recorded = run("eager"), run("cudagraph")
+    assert len(tape) >= 8 and not any(torch.equal(a, b) for a, b in zip(list(before)[:2], eager))
+    for a, b in zip(eager, recorded):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision, near", [("float32", 1e-3), ("bfloat16", 1e-2)])
+def test_on_a_gpu_it_learns_recorded_as_eagerly(monkeypatch, precision, near):
+    """What is recorded in an iteration is replayed in others, with other mails lying where its own lay."""
+    monkeypatch.setattr(Market, "device", torch.device("cuda"))
+    runs = []
+    for mode in ("eager", "cudagraph"):
+        made = trainer("algo.iterations=8", "algo.eval_every=100", "algo.checkpoint_every=100",
+                       "algo.writing.precision=" + precision, mode=mode)
+        made.train(Quiet(), lambda: None, None, lambda: False)
+        runs.append(made.policy.state_dict())
+    for name, x in runs[0].items():
+        assert torch.allclose(x, runs[1][name], atol=near), name
 
 
 def test_bfloat16_is_near():

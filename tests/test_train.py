@@ -184,6 +184,7 @@ def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     ("algo.net.hidden=16", "algo.net.hidden: expected a list"),
     ("algo.net=16", "algo.net: expected keys"),
     ("env.num_agents=true", "env.num_agents: expected a number"),
+    ("matmul=fast", "matmul: expected highest or high, got 'fast'"),
 ])
 def test_bad_input_gets_one_line_and_code_2(tmp_path, override, says):
     (tmp_path / "setup.cfg").write_text("[metadata]\n")

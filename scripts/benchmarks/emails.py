@@ -1,24 +1,30 @@
-"""One iteration of PPO on mails at GPT-2's size: seconds, tokens a second, peak memory; sampling beside transformers' own."""
+"""Iterations of PPO on mails at GPT-2's size beside those with transformers' own sampling: seconds, tokens, memory."""
 from __future__ import annotations
 
 import resource
 import time
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
-from typing import Callable
+from typing import Any, Callable
 
 import torch
-from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from email_rl.policy import Policy
 from email_rl.scorer import Scorer
-from scripts.benchmarks.tables import table_of
+from rlcore.fast import WARM
+from scripts.benchmarks.tables import table_of, wide
 
 
-def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, values: list) -> dict:
-    """Sample, score and update once, with random weights; print the table, return everything."""
+def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, values: list, fast: str,
+        repeats: int) -> dict:
+    """Time whole iterations with random weights, by our sampling and by transformers'; print and return medians.
+
+    All else is the same: precision, scoring, reading by policy and reference, update.
+    """
     torch.manual_seed(seed)
     settings, words = algo.keywords, [f"w{i}" for i in range(shape["vocab_size"])]
     writing, mails, n = settings["writing"], settings["mails"], settings["advantage"].samples
@@ -26,45 +32,65 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     contexts = [" ".join(words[i] for i in row) for row in ids.tolist()]
     model, tokenizer = settings["rm"].build(words)
     model.config.reads_context = True
-    env = SimpleNamespace(device=device, values=torch.tensor(values, dtype=torch.float64), train=SimpleNamespace(contexts=contexts))
-    agent = algo(env, seed, "eager")
+    env = SimpleNamespace(device=device, values=torch.tensor(values, dtype=torch.float64),
+                          train=SimpleNamespace(contexts=contexts))
+    agent = algo(env, seed, fast)
     config = GPT2Config(**shape, bos_token_id=None, eos_token_id=len(words) - 1)
     agent.take(Policy(GPT2LMHeadModel(config), named(words), **writing).to(device),
                Scorer(model, tokenizer, device, settings["score_batch"]))
+    ours = agent.policy.sample
 
-    def seconds(function: Callable) -> tuple[float, object]:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        found = function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started, found
+    def plain(query: Tensor, mask: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+        with torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type)):  # its casts of weights kept
+            found = agent.policy.lm.generate(
+                input_ids=query, attention_mask=mask, do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p,
+                max_new_tokens=len(u), min_new_tokens=len(u), num_return_sequences=n, pad_token_id=agent.policy.stop)
+        return found[:, query.shape[1]:]
 
-    prompts, tokens = contexts[:mails // n], mails * writing["response_tokens"]
-    query, mask = agent.policy.queries(prompts)
-    whole = {"max_new_tokens": writing["response_tokens"], "min_new_tokens": writing["response_tokens"]}
-    rows = {}
-    for name, function in {
-            "sampling, ours": lambda: agent.policy.write(prompts, n, agent.generator, **agent.sampling),
-            "sampling, transformers' generate": lambda: agent.policy.lm.generate(
-                input_ids=query, attention_mask=mask, do_sample=True, temperature=writing["temperature"], top_k=0, top_p=1.0,
-                num_return_sequences=n, pad_token_id=agent.policy.stop, **whole)}.items():
-        rows[name] = seconds(function)[0]
-    rows["sample, score, read"], (rollout, *_) = seconds(agent.collect)
-    rows["update"] = seconds(lambda: agent.update(agent.prepare(rollout)))[0]
-    rows["iteration"] = rows["sample, score, read"] + rows["update"]
+    def iteration(sample: Callable) -> tuple[float, float, float]:
+        """Seconds of sampling, of all up to what is learnt from (sampling included), of the update."""
+        sampling = []
+
+        def timed(*given, **how) -> Tensor:
+            taken, response = seconds(lambda: sample(*given, **how), device)
+            sampling.append(taken)
+            return response
+        agent.policy.sample = timed
+        collected, (rollout, *_) = seconds(agent.collect, device)
+        return sum(sampling), collected, seconds(lambda: agent.update(agent.prepare(rollout)), device)[0]
+
+    for sample in (ours, plain):  # on a GPU the first calls load kernels; what is compiled or recorded then is
+        for _ in range(WARM + 1 if device.type == "cuda" or fast != "eager" else 0):
+            iteration(sample)
+    taken = [(iteration(ours), iteration(plain)) for _ in range(repeats)]
+    (sampling, collected, update), (theirs, *_) = ([median(x) for x in zip(*each)] for each in zip(*taken))
+    whole, with_theirs = (median(read + learnt for _, read, learnt in each) for each in zip(*taken))
+    rows = {"sampling, ours": sampling, "sampling, transformers' generate": theirs, "sample, score, read": collected,
+            "update": update, "iteration": whole, "iteration, transformers' generate": with_theirs}
     peak = (torch.cuda.max_memory_allocated(device) if device.type == "cuda"
             else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**30
+    tokens = mails * writing["response_tokens"]
     table = table_of(f"{sum(x.numel() for x in agent.policy.lm.parameters()) / 1e6:.0f}M parameters, {mails} mails of "
                      f"{writing['query_tokens']} + {writing['response_tokens']} tokens; peak memory {peak:.1f} GiB",
-                     ["", "seconds", "tokens written a second"])
-    for name, taken in rows.items():
-        table.add_row(name, f"{taken:.1f}", f"{tokens / taken:,.0f}")
-    Console().print(table)
-    ratio = rows["sampling, transformers' generate"] / rows["sampling, ours"]
-    print(f"sampling: {ratio:.2f} × as fast as transformers' generate")
-    return {"seconds": rows, "tokens": tokens, "peak_gib": peak, "sampling_ratio": ratio}
+                     ["", "seconds", "tokens written a second", "mails a second"])
+    for name, spent in rows.items():
+        table.add_row(name, f"{spent:.3g}", f"{tokens / spent:,.0f}", f"{mails / spent:,.3g}")
+    wide().print(table)
+    ratios = {"sampling_ratio": theirs / sampling, "iteration_ratio": with_theirs / whole}
+    print(f"an iteration is {ratios['iteration_ratio']:.2f} × as fast as with transformers' generate, "
+          f"sampling alone {ratios['sampling_ratio']:.2f} ×")
+    return {"seconds": rows, "tokens": tokens, "mails": mails, "peak_gib": peak, **ratios}
+
+
+def seconds(function: Callable, device: torch.device) -> tuple[float, Any]:
+    """Wall time of a call, a GPU's work done, and what it returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    found = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started, found
 
 
 def named(words: list[str]) -> PreTrainedTokenizerFast:

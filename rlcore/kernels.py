@@ -26,7 +26,7 @@ if triton:
             then = tl.where(ends, 0.0, tl.load(following + at, mask=here, other=0.0))
             delta = tl.load(reward + at, mask=here, other=0.0) + gamma * then - tl.load(value + at, mask=here, other=0.0)
             stops = tl.load(done + at, mask=here, other=1) != 0
-            trace = delta + tl.where(stops, 0.0, gamma * lam * trace)
+            trace = (delta + tl.where(stops, 0.0, gamma * lam * trace)).to(tl.float32)  # a compiler can pass float64
             tl.store(out + at, trace, mask=here)
 
 

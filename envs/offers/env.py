@@ -55,6 +55,7 @@ class OffersEnv(BatchedEnv):
         self._measure()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
         self.drawn: dict = {}
+        self.u = torch.empty(self.season, UNIFORMS, num_agents, device=self.device)
         self.past = torch.empty(len(KINDS), self.season, num_agents, device=self.device)  # the history of the season's weeks
 
     def _measure(self) -> None:
@@ -65,16 +66,15 @@ class OffersEnv(BatchedEnv):
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
-        n, weeks = self.num_agents, self.world.weeks
+        n = self.num_agents
         sample = self.population.draw(n, self.generator, "train")
         permits = self.rules.permits(sample)
         self.features, self.state, static = self._keep("sample", (sample.features.to(self.world.season), sample.state,
                                                                   permits.static))
         self.permits, self.week = replace(permits, static=static), 0
         self._settle(sample)
-        self.u, (self.prices, self.drift) = self._keep("chance", (
-            torch.rand(weeks, UNIFORMS, n, generator=self.generator, device=self.device),
-            self._price_paths(self.calendar[:, None], n, self.generator)))
+        self.u.uniform_(generator=self.generator)
+        self.prices, self.drift = self._keep("prices", self._price_paths(self.calendar[:, None], n, self.generator))
         allowed, obs = self._look(History.start(self.state.status, self.world.season.dtype))
         self.allowed = self._keep("allowed", allowed)
         return obs, self._mask()

@@ -40,13 +40,13 @@ if triton:
         return rested
 
     @triton.jit
-    def _week(p, gone, stay, up, down, gain, pi_minus, g, cost, discount):
-        """Value of a state with P(buy) p and P(churn | no purchase), of next week's by what habit does."""
-        both = p * gone
-        leave = gone - 0.75 * both
-        rise = (p - 0.25 * both) * gain
-        fall = (1 - p - gone + both) * pi_minus
-        return p * g - cost * leave + discount * ((1 - leave - rise - fall) * stay + rise * up + fall * down)
+    def _week(p, earned, gone, stay, up, down, gain, loss, cost, discount):
+        """Value of a state with P(buy) p and P(churn | no purchase) `gone`, of next week's by what habit does; `gain` and
+        `loss` of habit are discounted already."""
+        rise = p * (gain - 0.25 * gain * gone)
+        fall = (1 - p) * (loss - loss * gone)
+        leave = gone * (1 - 0.75 * p)
+        return earned + discount * stay + rise * (up - stay) + fall * (down - stay) - leave * (cost + discount * stay)
 
     @triton.jit
     def _organic(alpha, kappa, xi, margin, c0, gamma_h, gamma_f, pi_plus, pi_minus, nu, delta_f, delta_d, season, inside,
@@ -75,6 +75,7 @@ if triton:
             if back == tail - 1:
                 scale = terminal
             g, discount = earned * scale, discount * scale
+            loss = pi_minus * discount
             now, now_out = (), ()
             here = _rested(value, delta_f, delta_d, 0)
             down = here
@@ -82,17 +83,18 @@ if triton:
                 up = here
                 if h < H - 1:
                     up = _rested(value, delta_f, delta_d, h + 1)
-                gain = slow
+                gain = slow * discount
                 if h <= 1:
-                    gain = quick
+                    gain = quick * discount
+                p = ()
+                for d in tl.static_range(D):
+                    p = p + (tl.sigmoid(alpha + kappa * (h / 5) - xi * (d / 2) + 2 * tl.log(index)),)
                 for f in tl.static_range(F):
                     for d in tl.static_range(D):
-                        p = tl.sigmoid(alpha + kappa * (h / 5) - xi * (d / 2) + 2 * tl.log(index))
-                        now = now + (_week(p, lost[h * F + f], here[f * D + d], up[f * D + d], down[f * D + d], gain, pi_minus,
-                                           g, cost, discount),)
-                p = tl.sigmoid(alpha + kappa * (h / 5) + 2 * tl.log(index))
-                now_out = now_out + (_week(p, lost[h * F], out[h], out[min(h + 1, H - 1)], out[max(h - 1, 0)], gain, pi_minus,
-                                           g, cost, discount),)
+                        now = now + (_week(p[d], p[d] * g, lost[h * F + f], here[f * D + d], up[f * D + d], down[f * D + d],
+                                           gain, loss, cost, discount),)
+                now_out = now_out + (_week(p[0], p[0] * g, lost[h * F], out[h], out[min(h + 1, H - 1)], out[max(h - 1, 0)],
+                                           gain, loss, cost, discount),)
                 down = here
                 here = up
             value, out = now, now_out

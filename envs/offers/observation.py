@@ -31,10 +31,13 @@ class Observation:
         self.context_dim = num_features + self.hidden + 3 + weeks
         self.dim = self.context_dim + 2
 
-    def context(self, features: Tensor, state: State, history: History, week: int | Tensor) -> Tensor:
+    def context(self, features: Tensor, state: State, history: History | None, week: int | Tensor) -> Tensor:
         """Lay out what outcomes depend on, [N, context_dim]; the week is a number or a tensor [1]."""
+        return torch.cat(self._context(features, state, history, week), -1)
+
+    def _context(self, features: Tensor, state: State, history: History | None, week: int | Tensor) -> list[Tensor]:
         now = (torch.arange(self.weeks, device=features.device) == week).expand(len(features), -1)
-        return torch.cat([features, *(x.to(features) for x in (*self.inside(state, history), hot(state.status, 3), now))], -1)
+        return [features, *(x.to(features) for x in (*self.inside(state, history), hot(state.status, 3), now))]
 
     def inside(self, state: State, history: History) -> list[Tensor]:
         """What is known of what moves customers, `hidden` columns."""
@@ -69,19 +72,21 @@ class Observation:
 
     def price(self, price: Tensor, drift: Tensor) -> Tensor:
         """Scale prices and drifts to about [−1.7, 1.7], [..., 2]."""
+        return torch.cat(self._price(price, drift), -1)
+
+    def _price(self, price: Tensor, drift: Tensor) -> list[Tensor]:
         def standard(x, low, high):
-            return (x - (low + high) / 2) * (12**0.5 / (high - low))
-        return torch.stack((standard(price.log(), self.log_low, self.log_high),
-                            standard(drift, self.drift_low, self.drift_high)), -1)
+            return ((x - (low + high) / 2) * (12**0.5 / (high - low)))[..., None]
+        return [standard(price.log(), self.log_low, self.log_high), standard(drift, self.drift_low, self.drift_high)]
 
     def price_seen(self, obs: Tensor) -> Tensor:
         """Read the price [B] out of observations [B, D]."""
         return ((self.log_low + self.log_high) / 2 + obs[:, -2] * (self.log_high - self.log_low) / 12**0.5).exp()
 
-    def __call__(self, features: Tensor, state: State, history: History, week: int | Tensor, price: Tensor,
+    def __call__(self, features: Tensor, state: State, history: History | None, week: int | Tensor, price: Tensor,
                  drift: Tensor) -> Tensor:
         """Lay out observations [N, dim] of customers at their own price [N] and drift [N]."""
-        return torch.cat((self.context(features, state, history, week), self.price(price, drift)), -1)
+        return torch.cat(self._context(features, state, history, week) + self._price(price, drift), -1)
 
 
 class Histories(Observation):

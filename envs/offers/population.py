@@ -57,7 +57,7 @@ def columns(c: Customers) -> Tensor:
         x = getattr(c, f.name)
         x = x.log() if f.name in LOGARITHMIC else x
         rows.extend(x if x.dim() == 2 else [x])
-    return torch.stack(rows, -1)
+    return torch.stack(rows).T
 
 
 def from_columns(theta: Tensor) -> Customers:

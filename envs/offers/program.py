@@ -1,7 +1,7 @@
 """The dynamic program of one customer: expected value of actions, organic value, best plan at prices, expected spend."""
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,15 +31,11 @@ class Values(NamedTuple):
 
 class Successors(NamedTuple):
     """Expected value of next week by what happens in this one, before churn and opt-out: habit and expectation are
-    this week's, fatigue is the next one's. On the grid [6, 4, 3, N] if still subscribed, [6, N] (…_out) if not; where states
-    are visited [4, N] and [N]."""
+    this week's, fatigue is the next one's; shaped like the states."""
 
     none: Tensor
     buy: Tensor
     redeem: Tensor
-    none_out: Tensor
-    buy_out: Tensor
-    redeem_out: Tensor
 
 
 class Near(NamedTuple):
@@ -70,14 +66,18 @@ class Grid:
         up = shift(v, 0, +1)
         return Near(v, shift(v, 0, -1), up, v, up)
 
-    def inside(self, table: Tensor, step: int) -> Tensor:
-        """Look up a table [6, 4, 3, N] with the fatigue moved by `step`."""
-        index = (torch.arange(FATIGUES, device=table.device) + step).clamp(0, FATIGUES - 1)
-        return table[:, index]
+    def inside(self, c: Customers, v: Tensor) -> Callable[[int], Successors]:
+        """Mix a table [6, 4, 3, N] for any fatigue, moved by so many steps."""
+        mixed = mix(c, self.h, self.near(c, v))
 
-    def outside(self, table: Tensor) -> Tensor:
-        """Look up a table [6, N]."""
-        return table[:, None, None]
+        def moved(step: int) -> Successors:
+            index = (torch.arange(FATIGUES, device=v.device) + step).clamp(0, FATIGUES - 1)
+            return Successors(*(x[:, index] for x in mixed))
+        return moved
+
+    def outside(self, c: Customers, v: Tensor) -> Successors:
+        """Mix a table [6, N]."""
+        return Successors(*(x[:, None, None] for x in mix(c, self.h[:, 0, 0], self.near_outside(v))))
 
 
 class Visited:
@@ -87,34 +87,29 @@ class Visited:
         self.state, self.rows = state, torch.arange(len(state.habit), device=like.device)
         self.h, self.f, self.d = (x.to(like.dtype) for x in state[:3])
 
-    def near(self, c: Customers, v: Tensor) -> Near:
-        """Look around in a table [6, 4, 3, N], at any fatigue: [4, N] each."""
-        fatigue, d = torch.arange(FATIGUES, device=v.device)[:, None], self.state.expectation
+    def near(self, c: Customers, v: Tensor, step: int | Tensor) -> Near:
+        """Look around in a table [6, 4, 3, N] with the fatigue moved by `step`."""
+        fatigue, d = (self.state.fatigue + step).clamp(0, FATIGUES - 1), self.state.expectation
 
-        def look(step, expectation):
-            return v[self._habit(step), fatigue, expectation, self.rows]
+        def look(move, expectation):
+            return v[self._habit(move), fatigue, expectation, self.rows]
 
-        def calm(step):
-            here = look(step, d)
-            return torch.lerp(here, look(step, (d - 1).clamp_min(0)), c.delta_d.expand_as(here))
+        def calm(move):
+            return torch.lerp(look(move, d), look(move, (d - 1).clamp_min(0)), c.delta_d)
         keen = (d + 1).clamp_max(EXPECTATIONS - 1)
         return Near(calm(0), calm(-1), calm(+1), look(0, keen), look(+1, keen))
 
-    def near_outside(self, v: Tensor) -> Near:
-        """Look around in a table [6, N], [N] each."""
-        stay, down, up = (v[self._habit(step), self.rows] for step in (0, -1, +1))
-        return Near(stay, down, up, stay, up)
+    def _habit(self, move: int) -> Tensor:
+        return (self.state.habit + move).clamp(0, HABITS - 1)
 
-    def _habit(self, step: int) -> Tensor:
-        return (self.state.habit + step).clamp(0, HABITS - 1) if step else self.state.habit
+    def inside(self, c: Customers, v: Tensor) -> Callable[[int | Tensor], Successors]:
+        """Mix a table [6, 4, 3, N] for any fatigue, moved by so many steps."""
+        return lambda step: mix(c, self.h, self.near(c, v, step))
 
-    def inside(self, table: Tensor, step: int | Tensor) -> Tensor:
-        """Look up a table [4, N] with the fatigue moved by `step`."""
-        return table.gather(0, (self.state.fatigue + step).clamp(0, FATIGUES - 1)[None])[0]
-
-    def outside(self, table: Tensor) -> Tensor:
-        """Look up a table [N]."""
-        return table
+    def outside(self, c: Customers, v: Tensor) -> Successors:
+        """Mix a table [6, N]."""
+        stay, down, up = (v[self._habit(move), self.rows] for move in (0, -1, +1))
+        return mix(c, self.h, Near(stay, down, up, stay, up))
 
 
 class Contacts(NamedTuple):
@@ -148,16 +143,12 @@ def shift(table: Tensor, dim: int, step: int) -> Tensor:
     return torch.cat((table.narrow(dim, 0, 1), table.narrow(dim, 0, n - 1)), dim)
 
 
-def successors(c: Customers, values: Values, at: Grid | Visited) -> Successors:
-    """Mix next week's values over the moves of habit and expectation."""
-    def mix(near):
-        like = near.stay
-        up, up_redeemed = (habit_gain(c, at.h, redeemed) for redeemed in (False, True))
-        if up.dim() > 1:  # on the grid
-            up, up_redeemed = (x.view(HABITS, *(1,) * (like.dim() - 2), -1) for x in (up, up_redeemed))
-        return (torch.lerp(like, near.down, c.pi_minus.expand_as(like)), torch.lerp(like, near.up, up.expand_as(like)),
-                torch.lerp(near.stay_keen, near.up_keen, up_redeemed.expand_as(like)))
-    return Successors(*mix(at.near(c, values.subscribed)), *mix(at.near_outside(values.unsubscribed)))
+def mix(c: Customers, h: Tensor, near: Near) -> Successors:
+    """Mix next week's values over the moves of habit h."""
+    stay, keen = near.stay, near.stay_keen
+    up, up_redeemed = (habit_gain(c, h, redeemed).expand_as(stay) for redeemed in (False, True))
+    return Successors(torch.lerp(stay, near.down, c.pi_minus.expand_as(stay)), torch.lerp(stay, near.up, up),
+                      torch.lerp(keen, near.up_keen, up_redeemed))
 
 
 def action_values(c: Customers, world: World, week: int, at: Grid | Visited, price: Tensor | float, then: Values | None,
@@ -182,24 +173,20 @@ def action_values(c: Customers, world: World, week: int, at: Grid | Visited, pri
     p1 = purchase_if_seen(c, b, at.d, every.value)
 
     if then is not None:
-        onward, out = successors(c, then, at), leave(c, at.f, every.opt_out)
+        moved, gone = at.inside(c, then.subscribed), at.outside(c, then.unsubscribed)
+        out, tired = leave(c, at.f, every.opt_out), moved(0)
+        rest = Successors(*(x + c.delta_f * (y - x) for x, y in zip(tired, moved(-1))))
+        if isinstance(every.steps, tuple):
+            by_step = {k: moved(k) for k in set(every.steps)}
+            sent = Successors(*(torch.stack(x) for x in zip(*(by_step[k] for k in every.steps))))
+        else:
+            sent = Successors(*(x[None] for x in moved(every.steps)))
+        sent = Successors(*(x + out * (y - x) for x, y in zip(sent, gone)))
 
-        def rest(table):
-            tired = at.inside(table, 0)
-            return tired + c.delta_f * (at.inside(table, -1) - tired)
-
-        def contact(inside, outside):
-            if isinstance(every.steps, tuple):
-                moved = {k: at.inside(inside, k) for k in set(every.steps)}
-                inside = torch.stack([moved[k] for k in every.steps])
-            else:
-                inside = at.inside(inside, every.steps)[None]
-            return inside + out * (at.outside(outside) - inside)
-
-        none_contact = none + stay * contact(onward.none, onward.none_out)
-        buy_contact = buy + stay_buy * contact(onward.buy, onward.buy_out)
-        redeem_contact = buy + stay_buy * contact(onward.redeem, onward.redeem_out)
-        none, buy = none + stay * rest(onward.none), buy + stay_buy * rest(onward.buy)
+        none_contact = none + stay * sent.none
+        buy_contact = buy + stay_buy * sent.buy
+        redeem_contact = buy + stay_buy * sent.redeem
+        none, buy = none + stay * rest.none, buy + stay_buy * rest.buy
 
     nothing = none + p0 * (g + buy - none)
     bought = g + buy_contact - none_contact

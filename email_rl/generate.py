@@ -48,7 +48,7 @@ def warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor
 class Steps:
     """Prompts [P, Q] read, and n mails for each written token by token, by one model in one way.
 
-    What a token's step reads and writes stays at its place: a step that was recorded with some prompts is replayed with others.
+    What is read and written stays at its place: what was recorded with some prompts is replayed with others.
     """
 
     def __init__(self, lm: PreTrainedModel, device: torch.device, temperature: float, top_k: int, top_p: float):
@@ -58,9 +58,9 @@ class Steps:
         low = torch.is_autocast_enabled(device.type)
         self.cast = casts(lm, torch.get_autocast_dtype(device.type)) if low else {}
 
-    def begin(self, query: Tensor, mask: Tensor, samples: int, tokens: int) -> Tensor:
-        """Read prompts, each once, and expand what is known of them to `samples` mails; return logits of the first tokens."""
-        width, length = query.shape[1], query.shape[1] + tokens
+    def begin(self, query: Tensor, mask: Tensor, uniform: Tensor, tokens: int) -> Tensor:
+        """Read prompts, each once, expand what is known of them to mails, one a uniform, and choose their first tokens."""
+        samples, width, length = len(uniform) // len(query), query.shape[1], query.shape[1] + tokens
         # Keys that are padding or not yet written are masked out: the cache has its full length from the start.
         seen = torch.zeros(len(query), length, dtype=torch.bool, device=query.device)
         seen[:, :width] = mask.bool()
@@ -77,7 +77,7 @@ class Steps:
         else:
             for kept, now in zip(self.state, state):
                 kept.copy_(now)
-        return last
+        return self.choose(last, uniform)
 
     def step(self, token: Tensor, uniform: Tensor) -> Tensor:
         """Read a token and choose the next; all else is moved on in place, so that this can be recorded."""
@@ -135,14 +135,14 @@ def generate(lm: PreTrainedModel, query: Tensor, mask: Tensor, u: Tensor, *, tem
 
     u [R, B] are uniforms in [0, 1), one a token. B = P·n: each prompt is read once and its cache expanded to n mails,
     which stand together. Always R tokens: what follows a stop token means nothing (see `alive`). With `cudagraph` on a GPU
-    a token's step is recorded and replayed, also in later calls with the same `memory`.
+    the reading of prompts and a token's step are recorded and replayed, also in later calls with the same `memory`.
     """
-    def make() -> tuple[Steps, Callable]:
+    def make() -> tuple[Callable, Callable]:
         steps = Steps(lm, query.device, temperature, top_k, top_p)
-        return steps, capture(steps.step, mode, query.device)
+        return tuple(capture(x, mode, query.device) for x in (steps.begin, steps.step))
     key = (query.shape, u.shape, temperature, top_k, top_p)
-    steps, step = memory.get(key, make) if memory and mode == "cudagraph" else make()
-    tokens = [steps.choose(steps.begin(query, mask, u.shape[1] // len(query), len(u)), u[0])]
+    begin, step = memory.get(key, make) if memory and mode == "cudagraph" else make()
+    tokens = [begin(query, mask, u[0], len(u)).clone()]
     for uniform in u[1:]:
         tokens.append(step(tokens[-1], uniform).clone())
     return torch.stack(tokens, 1)

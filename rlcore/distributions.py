@@ -1,8 +1,14 @@
 """A categorical over all combinations of several discrete heads, under a mask of what is allowed."""
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+WIDE = 4096  # combinations from which a row is drawn from in two steps
+BELOW_ONE = 1 - 2**-24  # the largest uniform in float32
 
 
 def outer_sum(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
@@ -63,14 +69,27 @@ def barrier(mask: Tensor) -> Tensor:
 
 def draw(probs: Tensor, u: Tensor) -> Tensor:
     """Draw flat actions [B] from probabilities [B, Πn] and uniforms u [B] in [0, 1), by inversion: one number each."""
-    # For a compiler sums and the first of them above u by whole vectors: cumsum and argmax go through a row entry by entry.
     compiled, n = torch.compiler.is_compiling(), probs.shape[-1]
+    if n > WIDE:
+        return draw_wide(probs, u)
+    # For a compiler sums and the first of them above u by whole vectors: cumsum and argmax go through a row entry by entry.
     cdf = probs @ torch.ones(n, n, dtype=probs.dtype, device=probs.device).triu() if compiled else probs.cumsum(-1)
     cdf = cdf * (probs > 0)  # what has probability 0 must not be drawn, even where a parallel sum rounds it up
     above = cdf > u[:, None] * cdf.amax(-1, keepdim=True)
     if compiled:
         return torch.where(above, torch.arange(n, device=probs.device), n - 1).amin(-1)
     return above.to(torch.uint8).argmax(-1)
+
+
+def draw_wide(probs: Tensor, u: Tensor) -> Tensor:
+    """Draw from long rows, such as a vocabulary's: first a stretch of √n, then in it. A scan of a whole row is slow on a GPU."""
+    width = math.isqrt(probs.shape[-1] - 1) + 1
+    table = functional.pad(probs, (0, width * width - probs.shape[-1])).unflatten(-1, (width, width))
+    sums = table.sum(-1)
+    stretch = draw(sums, u)[:, None]
+    before, own = (x.gather(1, stretch)[:, 0] for x in (sums.cumsum(-1) - sums, sums))
+    within = ((u * sums.sum(-1) - before) / own).clamp(0, BELOW_ONE)
+    return stretch[:, 0] * width + draw(table.gather(1, stretch[..., None].expand(-1, -1, width))[:, 0], within)
 
 
 def unflatten(index: Tensor, nvec: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """What the tests share: the offers world as conf/ has it, at any size."""
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import replace
 from functools import cache
@@ -23,6 +24,24 @@ def form(request, monkeypatch) -> str:
     """Both forms of what is written otherwise for a compiler, each run eagerly."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param == "compiled")
     return request.param
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Load a module of Triton's kernels and say where they run: on a GPU, or without one by Triton's interpreter."""
+    pytest.importorskip("triton", reason="comes with PyTorch's builds for GPUs")
+    loaded = []
+
+    def load(module):
+        if torch.cuda.is_available():
+            return module, torch.device("cuda")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        loaded.append(module)
+        return importlib.reload(module), torch.device("cpu")
+    yield load
+    monkeypatch.undo()
+    for module in loaded:
+        importlib.reload(module)
 
 
 @cache

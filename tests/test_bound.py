@@ -8,6 +8,7 @@ from reference import INSIDE, NOTHING, STATES, tuples
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
+import envs.offers.kernels
 from envs.offers.bound import dual, unconstrained_spend
 from envs.offers.program import Grid, action_values, best_plan, expected_spend, organic
 from envs.offers.world import CHURNED, State
@@ -117,6 +118,27 @@ def test_organic_value_equals_the_matrix_program(make_season, reward):
         assert len(values) == len(expected) == 13
         for v, w in zip(values, expected):
             assert value_table(v, i) == pytest.approx([w[s] for s in STATES], rel=1e-11)
+
+
+@pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
+def test_one_kernel_values_leaving_alone_the_same(kernels, make_season, reward):
+    """To float32, also beyond a block of customers, and into the tables of another season."""
+    module, device = kernels(envs.offers.kernels)
+    season = make_season(module.BLOCK + 3, weeks=2, reward=reward, extreme=True)
+    season.world.tail_weeks = 3
+    exact, world = organic(season.customers, season.world), season.world.to(device, torch.float32)
+    c = world.inhabit(season.customers)
+    found = module.one_kernel(c, world)
+    assert len(found) == len(exact) == 3
+    first = [[x.clone() for x in tables] for tables in found]
+    for tables in found:
+        for x in tables:
+            x.fill_(torch.nan)
+    assert module.one_kernel(c, world, found) is found
+    for tables, others, expected in zip(found, first, exact):
+        for x, other, y in zip(tables, others, expected):
+            assert torch.equal(x, other)
+            torch.testing.assert_close(x.double().cpu(), y, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [{"weeks": 12, **SOME}, {"weeks": 3}], ids=["5 actions", "26 actions"])

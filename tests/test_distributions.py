@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.distributions import Categorical
 
+from rlcore import distributions
 from rlcore.distributions import MaskedCategorical, barrier, flatten, outer_sum, unflatten
 
 NVECS = [(6, 5), (3, 5, 7), (4,), (2, 1, 2)]
@@ -211,3 +212,25 @@ def test_a_batch_of_one_equals_its_row():
         assert torch.equal(one.sample(u[row]), whole.sample(u)[row]) and torch.equal(one.mode(), whole.mode()[row])
         torch.testing.assert_close(one.log_prob(one.mode()), whole.log_prob(whole.mode())[row])
         torch.testing.assert_close(one.entropy(), whole.entropy()[row])
+
+
+# ── long rows ───────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("n", [distributions.WIDE + 1, 50257])
+def test_a_long_row_is_drawn_from_by_inversion(n):
+    """As a whole row's sums say, in float64: what a token is drawn by is the place of u among them."""
+    generator = torch.Generator().manual_seed(0)
+    probs = (4 * torch.randn(40, n, generator=generator, dtype=torch.float64)).masked_fill(
+        torch.rand(40, n, generator=generator) < 0.3, -torch.inf).softmax(-1)
+    u = torch.rand(40, generator=generator, dtype=torch.float64)
+    u[:2] = torch.tensor([0.0, LAST_U])
+    expected = torch.searchsorted(probs.cumsum(-1), u[:, None] * probs.sum(-1, keepdim=True), right=True)[:, 0]
+    assert torch.equal(distributions.draw(probs, u), expected)
+    found = distributions.draw(probs.float(), u.float())  # but for rounding of 50,000 sums
+    assert (probs.gather(1, found[:, None]) > 0).all() and (found == expected).float().mean() > 0.9
+
+
+def test_a_long_row_can_be_certain():
+    for place in (0, 5000, 9999):
+        probs = torch.zeros(2, 10000)
+        probs[:, place] = 1.0
+        assert distributions.draw(probs, torch.tensor([0.0, LAST_U])).tolist() == [place, place]

@@ -1,14 +1,12 @@
 """Advantages against the explicit sum, at their exact limits, and what whitening promises."""
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import reference_rl as reference
 import torch
 from torch import Tensor
 
-from rlcore import kernels
+import rlcore.kernels
 from rlcore.returns import gae, rescale, whiten
 
 T, N, GAMMA = 12, 5, 0.9
@@ -105,24 +103,15 @@ def test_whiten_does_not_see_outside_the_mask(outside):
     assert torch.equal(whiten(x.masked_fill(~mask, outside), mask), whiten(x, mask))
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Kernels run by Triton's interpreter, which needs no GPU."""
-    pytest.importorskip("triton", reason="comes with PyTorch's builds for GPUs")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    yield importlib.reload(kernels)
-    monkeypatch.undo()
-    importlib.reload(kernels)
-
-
 @pytest.mark.parametrize("ends", ENDS)
-def test_one_kernel_says_the_same(interpreted, ends):
+def test_one_kernel_says_the_same(kernels, ends):
     """To float32, also beyond a block of agents."""
-    *numbers, terminated, done = (x.repeat(1, 31) for x in rollout(ends))
-    assert numbers[0].shape[1] > interpreted.BLOCK
-    found = interpreted.one_kernel(*numbers, terminated, done, GAMMA, 0.8)
-    torch.testing.assert_close(found.double(), gae(*numbers, terminated, done, GAMMA, 0.8), rtol=1e-5, atol=1e-5)
+    module, device = kernels(rlcore.kernels)
+    columns = [x.repeat(1, 31) for x in rollout(ends)]
+    assert columns[0].shape[1] > module.BLOCK
+    found = module.one_kernel(*(x.to(device) for x in columns), GAMMA, 0.8)
+    torch.testing.assert_close(found.double().cpu(), gae(*columns, GAMMA, 0.8), rtol=1e-5, atol=1e-5)
 
 
 def test_without_a_gpu_the_plain_function_answers():
-    assert torch.equal(kernels.gae(*rollout("random"), GAMMA, 0.8), gae(*rollout("random"), GAMMA, 0.8))
+    assert torch.equal(rlcore.kernels.gae(*rollout("random"), GAMMA, 0.8), gae(*rollout("random"), GAMMA, 0.8))

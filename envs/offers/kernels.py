@@ -106,7 +106,8 @@ if triton:
 
 
 def organic(c: Customers, world: World, out: list[Values] | None = None) -> list[Values]:
-    """V⁰ of weeks 1..T+1, as envs/offers/program.py has it, in `out` if given; on a GPU one kernel, in float32."""
+    """V⁰ of weeks 1..T+1, as envs/offers/program.py has it; on a GPU one kernel, in float32, in the place of `out`, which this
+    returned for as many customers before."""
     if triton is None or not c.alpha.is_cuda or c.alpha.dtype != torch.float32 or not world.tail_weeks:
         return program.organic(c, world)
     return one_kernel(c, world, out)

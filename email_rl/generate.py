@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+from copy import deepcopy
 from typing import Callable
 
 import torch
@@ -52,7 +53,7 @@ class Steps:
     """
 
     def __init__(self, lm: PreTrainedModel, device: torch.device, temperature: float, top_k: int, top_p: float):
-        self.lm, self.warped, self.cache = lm, (temperature, top_k, top_p), None
+        self.lm, self.warped, self.prompts, self.cache = lm, (temperature, top_k, top_p), None, None
         self.name = "cache" if "cache" in inspect.signature(lm.forward).parameters else "past_key_values"
         # Autocast would cast weights for each token, or keep its casts no longer than to its end: steps have their own.
         low = torch.is_autocast_enabled(device.type)
@@ -64,24 +65,31 @@ class Steps:
         # Keys that are padding or not yet written are masked out: the cache has its full length from the start.
         seen = torch.zeros(len(query), length, dtype=torch.bool, device=query.device)
         seen[:, :width] = mask.bool()
-        cache, at = StaticCache(config=self.lm.config, max_cache_len=length), positions(mask)
+        at = positions(mask)
         for kept, now in self.cast.values():
             kept.copy_(now)
-        last = self.logits(query, sees(seen, width), at, cache).repeat_interleave(samples, 0)
-        for layer in cache.layers:
-            layer.keys, layer.values = (x.repeat_interleave(samples, 0) for x in (layer.keys, layer.values))
-        state = [seen.repeat_interleave(samples, 0), at[:, -1:].repeat_interleave(samples, 0),
-                 torch.full((1,), width, device=query.device), *held(cache)]
+        if self.prompts is None:
+            self.prompts = StaticCache(config=self.lm.config, max_cache_len=length)
+        else:
+            self.prompts.reset()
+        last = self.logits(query, sees(seen, width), at, self.prompts).repeat_interleave(samples, 0)
+        state = [x.repeat_interleave(samples, 0) for x in (seen, at[:, -1:], *held(self.prompts))]
+        state.append(torch.full((1,), width, device=query.device))
         if self.cache is None:
-            self.cache, self.state = cache, state
+            self.cache, self.state = deepcopy(self.prompts), state
+            for layer, keys, values in zip(self.cache.layers, state[2::2], state[3::2]):
+                layer.keys, layer.values = keys, values
         else:
             for kept, now in zip(self.state, state):
                 kept.copy_(now)
+            for layer, read in zip(self.cache.layers, self.prompts.layers):  # some count what they hold
+                if isinstance(count := getattr(layer, "cumulative_length", None), Tensor):
+                    count.copy_(read.cumulative_length)
         return self.choose(last, uniform)
 
     def step(self, token: Tensor, uniform: Tensor) -> Tensor:
         """Read a token and choose the next; all else is moved on in place, so that this can be recorded."""
-        seen, at, place, *_ = self.state
+        seen, at, *_, place = self.state
         seen.index_fill_(1, place, True)
         place.add_(1)
         at.add_(1)
@@ -106,9 +114,8 @@ def casts(lm: PreTrainedModel, dtype: torch.dtype) -> dict[str, tuple[Tensor, Te
 
 
 def held(cache: StaticCache) -> list[Tensor]:
-    """List the tensors that a cache consists of."""
-    return [x for layer in cache.layers for x in (layer.keys, layer.values, getattr(layer, "cumulative_length", None))
-            if isinstance(x, Tensor)]
+    """List the keys and values of all layers in turn."""
+    return [x for layer in cache.layers for x in (layer.keys, layer.values)]
 
 
 class Memory:

@@ -37,4 +37,4 @@ def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, 
     assert len(asked) == 2 + (WARM + 1 if recorded else 0)  # of each repeat one iteration
     assert asked[0]["min_new_tokens"] == asked[0]["max_new_tokens"] == 6
     assert asked[0]["temperature"] == 1 and asked[0]["top_k"] == 0
-    assert len(tape) == (4 if recorded else 0)  # a token's step, two readings, a gradient
+    assert len(tape) == (5 if recorded else 0)  # prompts, a token's step, two readings, a gradient

@@ -35,7 +35,7 @@ def warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor
     Division by the temperature, then the `top_k` likeliest (0: all), then of these the fewest likeliest whose
     probability reaches `top_p` (Holtzman et al. 2020), always at least one.
     """
-    logits = logits / temperature
+    logits = logits if temperature == 1 else logits / temperature
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:

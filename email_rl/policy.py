@@ -112,7 +112,7 @@ class Policy(nn.Module):
                                         position_ids=positions(mask), use_cache=False).last_hidden_state
             hidden = hidden[:, -samples.response.shape[1] - 1:-1]  # at the token before each of the mail's
             logits = self.lm.get_output_embeddings()(hidden)
-        logits = logits.float() / self.temperature
+        logits = logits.float() if self.temperature == 1 else logits.float() / self.temperature
         normalizer = logits.logsumexp(-1)
         log_prob = logits.gather(-1, samples.response[..., None])[..., 0] - normalizer
         spread = (normalizer - ((logits - normalizer[..., None]).exp() * logits).sum(-1) if entropy

@@ -16,7 +16,7 @@ from email_rl.cache import cached
 from email_rl.env import EmailEnv
 from email_rl.lm import pretrained
 from email_rl.policy import Policy, Samples
-from email_rl.pretrained import from_folder
+from email_rl.pretrained import from_folder, fuse
 from email_rl.reward_model import RewardModel
 from email_rl.scorer import FOLDER as REWARD_MODEL
 from email_rl.scorer import Scorer, worth
@@ -136,6 +136,8 @@ class PPOKL(Loop):
     def take(self, reference: Policy, scorer: Scorer) -> None:
         """Start from this reference, against this reward model."""
         reference.mode = self.mode  # of writing
+        if self.mode != "eager" and self.env.device.type == "cuda":
+            fuse(reference.lm)
         self.reference, self.scorer = reference.requires_grad_(False), scorer
         self.policy = copy.deepcopy(reference).requires_grad_(True)
         if self.gradient_checkpointing:

@@ -8,6 +8,7 @@ from typing import Callable
 
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.activations import NewGELUActivation
 from transformers.utils import logging
 
 logging.disable_progress_bar()  # of reading and writing weights: the run has its own line
@@ -54,3 +55,11 @@ def export(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -
     """Write both as transformers does, so that it loads them again."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def fuse(model: nn.Module) -> None:
+    """Compute GELU's tanh form, which transformers writes in eight kernels, in one."""
+    for module in list(model.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, NewGELUActivation):
+                setattr(module, name, nn.GELU("tanh"))

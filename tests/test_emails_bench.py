@@ -11,8 +11,8 @@ from transformers import GPT2LMHeadModel
 
 from rlcore.fast import WARM
 
-SMALL = ["bench.repeats=2", "bench.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}", "bench.algo.mails=16",
-         "bench.algo.writing.query_tokens=4", "bench.algo.writing.response_tokens=6",
+SMALL = ["bench.repeats=2", "bench.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}",
+         "bench.known=20", "bench.algo.mails=16", "bench.algo.writing.query_tokens=4", "bench.algo.writing.response_tokens=6",
          "bench.algo.rm={vocabulary: 100, dim: 16, layers: 1, heads: 2, hidden: 16, max_length: 32}"]
 
 

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from email_rl.generate import Memory, alive, generate, positions, warp
+from email_rl.pretrained import fuse
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 NO_DROP = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -155,3 +156,11 @@ def test_frequencies_are_those_of_transformers():
 def test_a_mail_ends_with_its_first_stop():
     response = torch.tensor([[5, 9, 4, 9], [9, 9, 9, 9], [1, 2, 3, 4]])
     assert alive(response, 9).tolist() == [[True, True, False, False], [True, False, False, False], [True] * 4]
+
+
+def test_a_fused_model_is_the_model_but_for_rounding():
+    lm, (ids, mask) = model(), queries()
+    expected = lm(input_ids=ids, attention_mask=mask).logits
+    fuse(lm)
+    assert [type(block.mlp.act) for block in lm.transformer.h] == [torch.nn.GELU] * 2
+    torch.testing.assert_close(lm(input_ids=ids, attention_mask=mask).logits, expected, rtol=1e-4, atol=1e-4)

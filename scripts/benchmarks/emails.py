@@ -19,18 +19,19 @@ from rlcore.fast import WARM
 from scripts.benchmarks.tables import table_of, wide
 
 
-def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, values: list, fast: str,
+def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, known: int, values: list, fast: str,
         repeats: int) -> dict:
     """Time whole iterations with random weights, by our sampling and by transformers'; print and return medians.
 
-    All else is the same: precision, scoring, reading by policy and reference, update.
+    All else is the same: weights, precision, scoring, reading by policy and reference, update.
     """
     torch.manual_seed(seed)
-    settings, words = algo.keywords, [f"w{i}" for i in range(shape["vocab_size"])]
+    # To the reward model, which drops spaces, one of its `known` words each: a token is a piece there too.
+    settings, words = algo.keywords, [f"w{i % known}" + " " * (i // known) for i in range(shape["vocab_size"])]
     writing, mails, n = settings["writing"], settings["mails"], settings["advantage"].samples
-    ids = torch.randint(len(words), (mails, writing["query_tokens"]))
+    ids = torch.randint(known, (mails, writing["query_tokens"]))
     contexts = [" ".join(words[i] for i in row) for row in ids.tolist()]
-    model, tokenizer = settings["rm"].build(words)
+    model, tokenizer = settings["rm"].build(words[:known])
     model.config.reads_context = True
     env = SimpleNamespace(device=device, values=torch.tensor(values, dtype=torch.float64),
                           train=SimpleNamespace(contexts=contexts))
@@ -38,11 +39,12 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     config = GPT2Config(**shape, bos_token_id=None, eos_token_id=len(words) - 1)
     agent.take(Policy(GPT2LMHeadModel(config), named(words), **writing).to(device),
                Scorer(model, tokenizer, device, settings["score_batch"]))
-    ours = agent.policy.sample
+    ours, plain_lm = agent.policy.sample, GPT2LMHeadModel(config).to(device).eval()
+    plain_lm.load_state_dict(agent.policy.lm.state_dict(), assign=True)  # the same tensors, in transformers' own modules
 
     def plain(query: Tensor, mask: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
         with torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type)):  # its casts of weights kept
-            found = agent.policy.lm.generate(
+            found = plain_lm.generate(
                 input_ids=query, attention_mask=mask, do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p,
                 max_new_tokens=len(u), min_new_tokens=len(u), num_return_sequences=n, pad_token_id=agent.policy.stop)
         return found[:, query.shape[1]:]

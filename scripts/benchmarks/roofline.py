@@ -7,6 +7,7 @@ from typing import Callable
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -85,18 +86,35 @@ def stages(ppo) -> dict[str, Callable[[], object]]:
             "update": lambda: ppo.update(kept["rollout"], kept["batch"])}
 
 
+def launched(part: Callable[[], object], device: torch.device) -> int | None:
+    """Count the kernels that a GPU runs, of a compiler's too."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        part()
+        torch.cuda.synchronize()
+    return sum(event.count for event in found.key_averages())
+
+
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, fast: str, ceiling: dict,
-        repeats: int) -> dict:
-    """Count and time each stage an agent-step; print and return the table. Kernels are counted as they run eagerly."""
-    ppo = algo(env(device, seed), seed, fast)
-    parts, top, rows = stages(ppo), ceilings(device, **ceiling), {}
-    counts, taken = {}, {name: [] for name in parts}
+        repeats: int, measured: list[str]) -> dict:
+    """Count and time stages an agent-step, the first so many of them; print and return the table.
+
+    Kernels, bytes and operations are counted as they run eagerly.
+    """
+    def parts_of(mode: str) -> tuple[int, dict[str, Callable]]:
+        ppo = algo(env(device, seed), seed, mode)
+        return ppo.batch, {name: part for name, part in stages(ppo).items() if name in measured}
+    steps, parts = parts_of("eager")
+    counts, top, rows = {}, ceilings(device, **ceiling), {}
     for name, part in parts.items():
         with Count() as counts[name]:
             part()
-    for _ in range(WARM):  # what is compiled or recorded then is
+    steps, parts = parts_of(fast)
+    for _ in range(WARM + 1):  # what is compiled or recorded then is
         for part in parts.values():
             part()
+    taken: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(repeats):
         for name, part in parts.items():
             taken[name].append(seconds(part))
@@ -105,17 +123,21 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
             for (func, *_), (many, operands) in count.products.items():
                 for _ in range(many):
                     func(*operands)
-        measured, steps = median(taken[name]), ppo.batch
+        spent = median(taken[name])
         floors = {"bytes": count.bytes / top["bytes_per_second"], "operations": count.operations / top["operations_per_second"]}
         rows[name] = {
-            "kernels": count.kernels, "bytes": count.bytes / steps, "operations": count.operations / steps,
-            "elements": count.elements / steps, "seconds": measured / steps,
+            "kernels": count.kernels, "launched": launched(parts[name], device), "bytes": count.bytes / steps,
+            "operations": count.operations / steps, "elements": count.elements / steps, "seconds": spent / steps,
             "floor": max(floors, key=floors.get), "floor_seconds": max(floors.values()) / steps,
-            "share_of_ceiling": max(floors.values()) / measured,
-            "products": min(seconds(products) for _ in range(repeats)) / measured if count.products else 0.0,
-            "dispatch": count.kernels * top["kernel_seconds"] / measured}
-    wide().print(table(rows, top, ppo.batch))
-    return {"ceilings": top, "steps": ppo.batch, "stages": rows}
+            "share_of_ceiling": max(floors.values()) / spent,
+            "products": min(seconds(products) for _ in range(repeats)) / spent if count.products else 0.0,
+            "dispatch": count.kernels * top["kernel_seconds"] / spent}
+    wide().print(table(rows, top, steps))
+    rates = {name: 1 / row["seconds"] for name, row in rows.items()}
+    if len(rows) > 1 and "update" in rows:  # collecting steps the environment too
+        rates["end to end"] = 1 / sum(row["seconds"] for name, row in rows.items() if name != "environment")
+    print("agent-steps a second: " + ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items()))
+    return {"ceilings": top, "steps": steps, "stages": rows, "steps_per_second": rates}
 
 
 def table(rows: dict, top: dict, steps: int):
@@ -125,6 +147,8 @@ def table(rows: dict, top: dict, steps: int):
     def line(name, tell):
         out.add_row(name, *(tell(row) for row in rows.values()))
     line("kernels an iteration", lambda row: f"{row['kernels']:,}")
+    if all(row["launched"] for row in rows.values()):
+        line("… as it was timed", lambda row: f"{row['launched']:,}")
     line("bytes", lambda row: f"{row['bytes']:,.0f}")
     line("operations of matrix products", lambda row: f"{row['operations']:,.0f}")
     line("numbers put out by other kernels", lambda row: f"{row['elements']:,.0f}")
@@ -133,8 +157,9 @@ def table(rows: dict, top: dict, steps: int):
     line("measured, ns", lambda row: f"{1e9 * row['seconds']:,.0f}")
     line("share of the ceiling", lambda row: f"{row['share_of_ceiling']:.0%}")
     line("time: the matrix products alone", lambda row: f"{row['products']:.0%}")
-    line("time: calling the kernels", lambda row: f"{row['dispatch']:.0%}")
-    line("time: the rest", lambda row: f"{1 - row['products'] - row['dispatch']:.0%}")
+    if not any(row["launched"] for row in rows.values()):  # a GPU runs others, and is called while it runs
+        line("time: calling the kernels", lambda row: f"{row['dispatch']:.0%}")
+        line("time: the rest", lambda row: f"{1 - row['products'] - row['dispatch']:.0%}")
     out.caption = (f"ceilings: {top['bytes_per_second'] / 1e9:.1f} GB/s (triad), {top['operations_per_second'] / 1e9:.0f} GFLOP/s "
                    f"(product), {1e6 * top['kernel_seconds']:.2f} µs to call a kernel")
     return out

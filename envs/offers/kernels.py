@@ -49,8 +49,8 @@ if triton:
         return earned + discount * stay + rise * (up - stay) + fall * (down - stay) - leave * (cost + discount * stay)
 
     @triton.jit
-    def _organic(alpha, kappa, xi, margin, c0, gamma_h, gamma_f, pi_plus, pi_minus, nu, delta_f, delta_d, season, inside,
-                 outside, trips, churn_cost, terminal, tail_discount, steps, tail, n, BLOCK: tl.constexpr):
+    def _organic(alpha, kappa, xi, margin, c0, gamma_h, gamma_f, pi_plus, pi_minus, nu, delta_f, delta_d, season, stride,
+                 inside, outside, trips, churn_cost, terminal, tail_discount, steps, tail, n, BLOCK: tl.constexpr):
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         there = i < n
         alpha, kappa, xi = tl.load(alpha + i, mask=there), tl.load(kappa + i, mask=there), tl.load(xi + i, mask=there)
@@ -65,8 +65,8 @@ if triton:
             for f in tl.static_range(F):
                 lost = lost + (tl.minimum(c0 * tl.exp(gamma_f * f - gamma_h * h), 0.5),)
                 for d in tl.static_range(D):
-                    value = value + (tl.zeros([BLOCK], tl.float32),)
-            out = out + (tl.zeros([BLOCK], tl.float32),)
+                    value = value + (tl.full([BLOCK], 0.0, tl.float32),)
+            out = out + (tl.full([BLOCK], 0.0, tl.float32),)
         for back in range(steps):  # the tail first, then the season from its end
             week = steps - 1 - back
             index, cost, discount, scale = 1.0, 0.0, tail_discount, 1.0
@@ -88,7 +88,7 @@ if triton:
                     gain = quick * discount
                 p = ()
                 for d in tl.static_range(D):
-                    p = p + (tl.sigmoid(alpha + kappa * (h / 5) - xi * (d / 2) + 2 * tl.log(index)),)
+                    p = p + (1 / (1 + tl.exp(xi * (d / 2) - alpha - kappa * (h / 5) - 2 * tl.log(index))),)
                 for f in tl.static_range(F):
                     for d in tl.static_range(D):
                         now = now + (_week(p[d], p[d] * g, lost[h * F + f], here[f * D + d], up[f * D + d], down[f * D + d],
@@ -99,10 +99,11 @@ if triton:
                 here = up
             value, out = now, now_out
             if back >= tail - 1:
+                far = tl.load(stride + week)  # anew each week, or a compiler would keep all its multiples in registers
                 for k in tl.static_range(H * F * D):
-                    tl.store(inside + (week * H * F * D + k) * n + i, value[k], mask=there)
+                    tl.store(inside + (week * (H * F * D) + k) * far + i, value[k], mask=there)
                 for h in tl.static_range(H):
-                    tl.store(outside + (week * H + h) * n + i, out[h], mask=there)
+                    tl.store(outside + (week * H + h) * far + i, out[h], mask=there)
 
 
 def organic(c: Customers, world: World, out: list[Values] | None = None) -> list[Values]:
@@ -120,7 +121,8 @@ def one_kernel(c: Customers, world: World, out: list[Values] | None = None) -> l
         tables = (torch.empty(weeks + 1, *shape, n, device=c.alpha.device) for shape in (
             (HABITS, FATIGUES, EXPECTATIONS), (HABITS,)))
         out = list(map(Values, *tables))
+    stride = torch.full((weeks + 1,), n, device=c.alpha.device)  # int64: tables can have more numbers than 32 bits count
     _organic[(triton.cdiv(n, BLOCK),)](
-        *(getattr(c, name).contiguous() for name in NAMES), world.season, *out[0], reward.trips, reward.churn_cost,
+        *(getattr(c, name).contiguous() for name in NAMES), world.season, stride, *out[0], reward.trips, reward.churn_cost,
         reward.terminal, world.tail_discount, weeks + world.tail_weeks, world.tail_weeks, n, BLOCK=BLOCK)
     return out

@@ -152,9 +152,9 @@ def table(rows: dict, top: dict, steps: int):
     line("bytes", lambda row: f"{row['bytes']:,.0f}")
     line("operations of matrix products", lambda row: f"{row['operations']:,.0f}")
     line("numbers put out by other kernels", lambda row: f"{row['elements']:,.0f}")
-    line("floor, ns", lambda row: f"{1e9 * row['floor_seconds']:,.0f}")
+    line("floor, ns", lambda row: f"{1e9 * row['floor_seconds']:,.3g}")
     line("… set by", lambda row: row["floor"])
-    line("measured, ns", lambda row: f"{1e9 * row['seconds']:,.0f}")
+    line("measured, ns", lambda row: f"{1e9 * row['seconds']:,.3g}")
     line("share of the ceiling", lambda row: f"{row['share_of_ceiling']:.0%}")
     line("time: the matrix products alone", lambda row: f"{row['products']:.0%}")
     if not any(row["launched"] for row in rows.values()):  # a GPU runs others, and is called while it runs

@@ -119,7 +119,7 @@ def held(cache: StaticCache) -> list[Tensor]:
 
 
 class Memory:
-    """The last steps that were recorded, to be replayed while shapes and settings stay; a copy remembers nothing."""
+    """The last steps that were recorded of one model, to be replayed while shapes and settings stay; a copy remembers nothing."""
 
     def __init__(self):
         self.key = self.made = None
@@ -147,7 +147,7 @@ def generate(lm: PreTrainedModel, query: Tensor, mask: Tensor, u: Tensor, *, tem
     def make() -> tuple[Callable, Callable]:
         steps = Steps(lm, query.device, temperature, top_k, top_p)
         return tuple(capture(x, mode, query.device) for x in (steps.begin, steps.step))
-    key = (query.shape, u.shape, temperature, top_k, top_p)
+    key = (query.shape, u.shape, temperature, top_k, top_p, torch.is_autocast_enabled(query.device.type))
     begin, step = memory.get(key, make) if memory and mode == "cudagraph" else make()
     tokens = [begin(query, mask, u[0], len(u)).clone()]
     for uniform in u[1:]:

@@ -58,7 +58,7 @@ def export(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -
 
 
 def fuse(model: nn.Module) -> None:
-    """Compute GELU's tanh form, which transformers writes in eight kernels, in one."""
+    """Make a model compute GELU's tanh form, which transformers writes in eight kernels, in one."""
     for module in list(model.modules()):
         for name, part in module.named_children():
             if isinstance(part, NewGELUActivation):

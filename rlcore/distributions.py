@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-WIDE = 4096  # combinations from which a row is drawn from in two steps
+WIDE = 4096  # longer rows are drawn from in two steps
 BELOW_ONE = 1 - 2**-24  # the largest uniform in float32
 
 

@@ -26,7 +26,7 @@ class Captured:
     """Calls of fixed shapes, replayed as one CUDA graph: its kernels start without asking the host for each.
 
     The first calls run as they are, so that what is made lazily, such as an optimiser's state, is there. Then the function
-    is recorded, once for each set of shapes and of arguments that are no tensors. From the first call on arguments are copied
+    is recorded, once for each set of shapes, types and arguments that are no tensors. From the first call on arguments are copied
     to where the recorded kernels read; results lie where they write, until the next call, for all recordings share their
     memory. Whatever else it reads must stay where it is, and it can't ask the host a question or draw random numbers. What it
     sets in Python, it sets no more once recorded. After PyTorch's notes on CUDA graphs, "whole-network capture".
@@ -38,7 +38,7 @@ class Captured:
 
     def __call__(self, *given: Any) -> Any:
         leaves, form = pytree.tree_flatten(given)
-        key = (form, *(x.shape if isinstance(x, Tensor) else x for x in leaves))
+        key = (form, *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves))
         if key not in self.static:  # Triton makes kernels for addresses' alignments: the first calls see what is recorded
             self.static[key] = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
         static = self.static[key]

@@ -23,8 +23,6 @@ def joined(device: torch.device) -> Iterator[None]:
     if "LOCAL_RANK" not in os.environ:
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield

@@ -88,7 +88,8 @@ class PPO(Learner):
         if not env.pure:  # a step is no graph, but what does its work is
             self.policy = fast(self.policy, mode)
             for name in env.hot:
-                setattr(env, name, fast(getattr(env, name), mode, dynamic=None))  # but for histories, which grow, as for policy
+                plain = getattr(type(env), name).__get__(env)
+                setattr(env, name, fast(plain, mode, dynamic=None))  # histories grow
         if mode == "cudagraph" and parallel.size() > 1:
             raise ValueError("fast=cudagraph: expected a single process, several need eager or compile")
         self.act, self.prepare, self.learn = (capture(x, mode, env.device) for x in (self.act, self.prepare, self.learn))

@@ -117,6 +117,8 @@ def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:
         raise ValueError(f"device: '{name}' can't be used here: {str(error).splitlines()[0]}") from error
     if device.type == "cuda":  # or some CPUs would round otherwise too
         torch.set_float32_matmul_precision(matmul)
+        if device.index is not None:  # kernels of our own and recordings go to the current device
+            torch.cuda.set_device(device)
     return device
 
 

@@ -15,7 +15,8 @@ import rlcore.fast
 from rlcore.fast import Captured
 
 ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "equal", "is_nonzero",
-        "lift_fresh", "randperm", "rand", "randint", "randn"}  # of the host, or of a random stream
+        "lift_fresh", "randperm", "rand", "randint", "randn", "uniform_", "normal_", "random_", "bernoulli", "bernoulli_",
+        "exponential_", "multinomial"}  # of the host, or of a random stream
 
 
 class Outside(NamedTuple):

@@ -12,8 +12,9 @@ from test_ppo import identical, weights
 from toys import Bandit, Chain, Log, train
 
 from envs.collect import Uniform, rollouts
+from envs.offers.lookahead import Visited
 from envs.offers.policies import Knapsack, Valued
-from envs.offers.program import Visited, action_values
+from envs.offers.program import action_values
 from envs.offers.world import SUBSCRIBED
 from envs.synthetic import Wheel
 from rlcore.bandit import Memory

@@ -10,7 +10,8 @@ from scipy.sparse import coo_array
 
 import envs.offers.kernels
 from envs.offers.bound import dual, unconstrained_spend
-from envs.offers.program import Grid, action_values, best_plan, expected_spend, organic
+from envs.offers.lookahead import Grid
+from envs.offers.program import action_values, best_plan, expected_spend, organic
 from envs.offers.world import CHURNED, State
 
 SOME = {"offers": ["euro_1_00", "euro_2_50"], "channels": ["email", "sms"]}  # 5 actions, both steps of fatigue

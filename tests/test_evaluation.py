@@ -15,10 +15,11 @@ from rich.console import Console
 from envs.offers.account import SEGMENTS, losses, lost_profit, paired, share_of_gap, summary
 from envs.offers.budget import clear
 from envs.offers.estimate import Estimator
+from envs.offers.lookahead import Visited
 from envs.offers.market import Market, Record, play
 from envs.offers.policies import Knapsack, Nothing, Priced, Random, Response, outcomes
 from envs.offers.population import columns, from_columns
-from envs.offers.program import Visited, action_values
+from envs.offers.program import action_values
 from envs.offers.world import State
 
 CHANNELS = 5

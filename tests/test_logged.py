@@ -14,7 +14,8 @@ from torch import Tensor
 from envs.collect import Uniform, rollouts
 from envs.offers.behaviours import at_private_prices
 from envs.offers.budget import Increments
-from envs.offers.program import Visited, action_values, best_plan, organic
+from envs.offers.lookahead import Visited
+from envs.offers.program import action_values, best_plan, organic
 from envs.synthetic import Wheel
 from rlcore.logfile import Reader, read, write
 from rlcore.logged import Logged, check

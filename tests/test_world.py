@@ -8,7 +8,8 @@ import torch
 from reference import GONE, INSIDE, NOTHING, STATES, SUBSCRIBED, UNSUBSCRIBED, tuples
 from scipy.stats import chisquare
 
-from envs.offers.program import Grid, Values, Visited, action_values, best_plan, organic
+from envs.offers.lookahead import Grid, Values, Visited
+from envs.offers.program import action_values, best_plan, organic
 from envs.offers.world import UNIFORMS, State, outcome, transition
 
 STATIC = ("kappa", "xi", "gamma_h", "gamma_f", "phi", "opt_out", "rho", "chi", "nu", "c0")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from envs.offers.kernels import organic
-from envs.offers.program import Values, best_plan, expected_use
+from envs.offers.lookahead import Values
+from envs.offers.program import best_plan, expected_use
 from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, Customers, State, World
 
 BLOCK = {"cpu": 1000, "cuda": 2**17}  # customers whose tables are made at once: a few for a CPU's caches, many to fill a GPU

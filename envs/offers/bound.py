@@ -10,7 +10,7 @@ from scipy.optimize import linprog, nnls
 from torch import Tensor
 
 from envs.offers.blocks import planned
-from envs.offers.program import Values
+from envs.offers.lookahead import Values
 from envs.offers.world import Customers, State, World
 
 LEVEL = 0.8  # how low the next prices aim: 0 is the tangents' least value, 1 the best found so far

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from envs.offers.bound import alone, unconstrained_spend
 from envs.offers.catalogue import Catalogue
-from envs.offers.program import Values
+from envs.offers.lookahead import Values
 from envs.offers.world import Customers, State, World
 from rlcore import parallel
 

@@ -14,9 +14,10 @@ from envs.base import BatchedEnv, Step
 from envs.offers.catalogue import Catalogue
 from envs.offers.history import KINDS, History
 from envs.offers.kernels import organic
+from envs.offers.lookahead import Contacts, Values, Visited
 from envs.offers.policies import outcomes, pair_table
 from envs.offers.population import Sample
-from envs.offers.program import Contacts, Values, Visited, action_values
+from envs.offers.program import action_values
 from envs.offers.rules import Allowed
 from envs.offers.twin import Twins
 from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
@@ -115,7 +116,7 @@ class OffersEnv(BatchedEnv):
     def _look(self, history: History) -> tuple[Allowed, Tensor]:
         """Look at customers of a history: what they may be sent, and observations."""
         week = min(self.week, self.world.weeks - 1)
-        recalled = history if self.rules.caps or self.observe.hides else None  # what grows with the weeks fits no graph
+        recalled = history if self.permits.caps or self.observe.hides else None  # what grows with the weeks fits no graph
         allowed, obs = self.look(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
         return allowed._replace(history=history), obs
 

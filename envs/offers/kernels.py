@@ -2,10 +2,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from envs.offers import program
-from envs.offers.program import Values
+from envs.offers.lookahead import Values
 from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, Customers, World
 
 try:  # comes with PyTorch's builds for GPUs
@@ -15,6 +14,7 @@ except ImportError:
     triton = None
 
 BLOCK = 128  # customers of a program, one a lane: its whole table lies in registers
+# What of θ it takes, in the order of its parameters.
 NAMES = ("alpha", "kappa", "xi", "margin", "c0", "gamma_h", "gamma_f", "pi_plus", "pi_minus", "nu", "delta_f", "delta_d")
 
 if triton:
@@ -123,6 +123,7 @@ def one_kernel(c: Customers, world: World, out: list[Values] | None = None) -> l
         out = list(map(Values, *tables))
     stride = torch.full((weeks + 1,), n, device=c.alpha.device)  # int64: tables can have more numbers than 32 bits count
     _organic[(triton.cdiv(n, BLOCK),)](
-        *(getattr(c, name).contiguous() for name in NAMES), world.season, stride, *out[0], reward.trips, reward.churn_cost,
-        reward.terminal, world.tail_discount, weeks + world.tail_weeks, world.tail_weeks, n, BLOCK=BLOCK)
+        *(getattr(c, name).contiguous() for name in NAMES), world.season, stride, *out[0],
+        *map(float, (reward.trips, reward.churn_cost, reward.terminal, world.tail_discount)), weeks + world.tail_weeks,
+        world.tail_weeks, n, BLOCK=BLOCK)
     return out

@@ -11,9 +11,10 @@ from envs.offers.bound import Bound
 from envs.offers.budget import permitted
 from envs.offers.history import History
 from envs.offers.kernels import organic
+from envs.offers.lookahead import Values, Visited
 from envs.offers.policies import Policy, pair_table
 from envs.offers.population import Sample
-from envs.offers.program import Values, Visited, action_values, best_plan
+from envs.offers.program import action_values, best_plan
 from envs.offers.rules import Permits, Rules
 from envs.offers.spending import Purse, Rule
 from envs.offers.world import SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition

@@ -24,6 +24,7 @@ class NeuralEnv(OffersEnv):
     """
 
     capturable = False  # each season asks other rows of other members
+    hot = ("look",)
 
     def __init__(self, *args, twin: str, evaluation: partial, **parts):
         super().__init__(*args, twin=None, evaluation=partial(Simulated, **evaluation.keywords), **parts)

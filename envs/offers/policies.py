@@ -10,8 +10,9 @@ from torch import Tensor
 from envs.offers.blocks import blocks
 from envs.offers.budget import Increments, compact, hull, ranked, stacked, switches
 from envs.offers.history import History
+from envs.offers.lookahead import Values, Visited
 from envs.offers.observation import Observation
-from envs.offers.program import Values, Visited, action_values
+from envs.offers.program import action_values
 from envs.offers.rules import Allowed
 from envs.offers.world import Customers, Outcome, State, World
 

@@ -72,8 +72,8 @@ class Permits:
         return Allowed(pairs.flatten(1), torch.stack(left, 1) if left else pairs.new_zeros(len(pairs), 0))
 
     def _used(self, like: Tensor, sent: list[Tensor] | Tensor) -> list[Tensor]:
-        none = torch.zeros_like(like, dtype=torch.long)
-        return [sum((x.long() for x in sent[max(len(sent) - weeks + 1, 0):]), none) for weeks, _ in self.caps]
+        past = sent if isinstance(sent, Tensor) else torch.stack([torch.zeros_like(like), *sent])
+        return [past[max(len(past) - weeks + 1, 0):].long().sum(0) for weeks, _ in self.caps]
 
     @property
     def contacts(self) -> Tensor | None:

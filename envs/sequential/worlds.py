@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from envs.offers.catalogue import Catalogue
+from envs.offers.lookahead import Visited
 from envs.offers.observation import hot
 from envs.offers.policies import pair_table
-from envs.offers.program import Visited, action_values
+from envs.offers.program import action_values
 from envs.offers.world import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNIFORMS, Customers, State, World,
                                transition)
 

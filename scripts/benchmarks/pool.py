@@ -8,9 +8,10 @@ from torch import Tensor
 
 from envs.collect import Behaviour, rollouts
 from envs.offers.behaviours import at_private_prices
+from envs.offers.lookahead import Grid, Values
 from envs.offers.policies import Knapsack
 from envs.offers.population import Sample
-from envs.offers.program import Grid, Values, action_values, best_plan, organic
+from envs.offers.program import action_values, best_plan, organic
 from envs.offers.rules import Permits
 from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, State
 from rlcore.explore import floored

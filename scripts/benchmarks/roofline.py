@@ -7,6 +7,7 @@ from typing import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -87,24 +88,27 @@ def stages(ppo) -> dict[str, Callable[[], object]]:
 
 
 def launched(part: Callable[[], object], device: torch.device) -> int | None:
-    """Count the kernels that a GPU runs, of a compiler's too."""
+    """Count the kernels that a GPU runs, a compiler's too."""
     if device.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         part()
         torch.cuda.synchronize()
-    return sum(event.count for event in found.key_averages())
+    return sum(event.count for event in found.key_averages() if event.device_type == DeviceType.CUDA)
 
 
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, fast: str, ceiling: dict,
-        repeats: int, measured: list[str]) -> dict:
-    """Count and time stages an agent-step, the first so many of them; print and return the table.
+        repeats: int, last: str) -> dict:
+    """Count and time the stages to the `last`, an agent-step; print and return the table.
 
     Kernels, bytes and operations are counted as they run eagerly.
     """
     def parts_of(mode: str) -> tuple[int, dict[str, Callable]]:
         ppo = algo(env(device, seed), seed, mode)
-        return ppo.batch, {name: part for name, part in stages(ppo).items() if name in measured}
+        parts = stages(ppo)
+        if last not in parts:
+            raise ValueError(f"bench.last: expected one of {', '.join(parts)}, got '{last}'")
+        return ppo.batch, dict(list(parts.items())[:list(parts).index(last) + 1])
     steps, parts = parts_of("eager")
     counts, top, rows = {}, ceilings(device, **ceiling), {}
     for name, part in parts.items():
@@ -134,7 +138,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
             "dispatch": count.kernels * top["kernel_seconds"] / spent}
     wide().print(table(rows, top, steps))
     rates = {name: 1 / row["seconds"] for name, row in rows.items()}
-    if len(rows) > 1 and "update" in rows:  # collecting steps the environment too
+    if "update" in rows:  # collecting steps the environment too
         rates["end to end"] = 1 / sum(row["seconds"] for name, row in rows.items() if name != "environment")
     print("agent-steps a second: " + ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items()))
     return {"ceilings": top, "steps": steps, "stages": rows, "steps_per_second": rates}

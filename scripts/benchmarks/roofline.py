@@ -156,9 +156,9 @@ def table(rows: dict, top: dict, steps: int):
     line("bytes", lambda row: f"{row['bytes']:,.0f}")
     line("operations of matrix products", lambda row: f"{row['operations']:,.0f}")
     line("numbers put out by other kernels", lambda row: f"{row['elements']:,.0f}")
-    line("floor, ns", lambda row: f"{1e9 * row['floor_seconds']:,.3g}")
+    line("floor, ns", lambda row: of_ns(row["floor_seconds"]))
     line("… set by", lambda row: row["floor"])
-    line("measured, ns", lambda row: f"{1e9 * row['seconds']:,.3g}")
+    line("measured, ns", lambda row: of_ns(row["seconds"]))
     line("share of the ceiling", lambda row: f"{row['share_of_ceiling']:.0%}")
     line("time: the matrix products alone", lambda row: f"{row['products']:.0%}")
     if not any(row["launched"] for row in rows.values()):  # a GPU runs others, and is called while it runs
@@ -167,3 +167,8 @@ def table(rows: dict, top: dict, steps: int):
     out.caption = (f"ceilings: {top['bytes_per_second'] / 1e9:.1f} GB/s (triad), {top['operations_per_second'] / 1e9:.0f} GFLOP/s "
                    f"(product), {1e6 * top['kernel_seconds']:.2f} µs to call a kernel")
     return out
+
+
+def of_ns(seconds: float) -> str:
+    """Write a time in ns."""
+    return f"{1e9 * seconds:,.0f}" if seconds >= 1e-7 else f"{1e9 * seconds:.3g}"

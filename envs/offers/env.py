@@ -178,27 +178,33 @@ class OffersEnv(BatchedEnv):
         offer = self.permits.enforce(pairs, offer, channel)
         following, bought, redeemed, o = transition(c, world, week, state, offer, channel, u)
         if world.reward.outcomes == "expected":
-            spend = o.spend
-            profit, reward = self._expected(week, state, offer, channel, o, price, then)
+            earned, spend = self._profit(state, o, offer > 0), o.spend
+            reward = self._expected_reward(week, state, offer, channel, price, then)
         else:
-            profit, spend, reward = self._realised(state, following, offer, channel, bought, redeemed, price, now, then)
+            earned, spend, reward = self._realised(state, following, offer, channel, bought, redeemed, price, now, then)
+        if world.reward.shaping:
+            h, f, d = (x.to(u) for x in state[:3])
+            untold = outcome(c, world, week, h, f, d, torch.zeros_like(offer), channel)
+            earned = earned - self._profit(state, untold, torch.zeros_like(bought))
         came = History.week(world.catalogue, offer, channel, bought, redeemed.to(u))
         return following, came, {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend,
-                                 "reward": reward, "profit": profit, "churned": following.status == CHURNED}
+                                 "reward": reward, "profit": earned, "churned": following.status == CHURNED}
 
-    def _expected(self, week: Tensor, state: State, offer: Tensor, channel: Tensor, o: Outcome, price: Tensor,
-                  then: Values) -> tuple[Tensor, Tensor]:
-        """Profit and reward that are expected of the week; with shaping, beyond those of nothing."""
-        c, world, shaping = self.customers, self.world, self.world.reward.shaping
-        at, alive, contacted = Visited(state, c.alpha), state.status != CHURNED, offer > 0
-        nothing, contact = action_values(c, world, week, at, price, then if shaping else None,
-                                         contacts=Contacts.each(c, world.catalogue, offer, channel))
-        earned = profit(c, world.reward, at.h, at.f, o, contacted)
+    def _profit(self, state: State, o: Outcome, contacted: Tensor) -> Tensor:
+        """Profit that is expected of the week."""
+        h, f = (x.to(o.spend) for x in state[:2])
+        return torch.where(state.status == CHURNED, 0.0, profit(self.customers, self.world.reward, h, f, o, contacted))
+
+    def _expected_reward(self, week: Tensor, state: State, offer: Tensor, channel: Tensor, price: Tensor,
+                         then: Values) -> Tensor:
+        """Reward that is expected of the week; with shaping, beyond that of nothing."""
+        c, shaping = self.customers, self.world.reward.shaping
+        nothing, contact = action_values(c, self.world, week, Visited(state, c.alpha), price, then if shaping else None,
+                                         contacts=Contacts.each(c, self.world.catalogue, offer, channel))
+        contact = contact[0, 0]
         if shaping:
-            untold = outcome(c, world, week, at.h, at.f, at.d, torch.zeros_like(offer), channel)
-            earned = earned - profit(c, world.reward, at.h, at.f, untold, torch.zeros_like(contacted))
-            return torch.where(alive, earned, 0.0), torch.where(contacted, contact[0, 0] - nothing, 0.0)
-        return torch.where(alive, earned, 0.0), torch.where(contacted, contact[0, 0], torch.where(alive, nothing, 0.0))
+            return torch.where(offer > 0, contact - nothing, 0.0)
+        return torch.where(offer > 0, contact, torch.where(state.status == CHURNED, 0.0, nothing))
 
     def _realised(self, state: State, following: State, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
                   price: Tensor, now: Values, then: Values) -> tuple[Tensor, Tensor, Tensor]:

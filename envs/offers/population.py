@@ -45,7 +45,8 @@ class Priors:
         theta = {name: uniform(*bounds) for name, bounds in self.uniform.items()}
         theta |= {name: lognormal(*bounds) for name, bounds in self.lognormal.items()}
         rate, margin = uniform(*self.rate), lognormal(*self.spend) * uniform(*self.margin_rate)
-        omega = torch.logit(self.catalogue.attention.to(generator.device, torch.float64))[:, None]
+        self.catalogue = self.catalogue.to(generator.device, torch.float64)  # once, for a copy from the host would wait
+        omega = torch.logit(self.catalogue.attention)[:, None]
         omega = omega + self.attention_sd * torch.randn(len(omega), n, **options)
         return Customers(alpha=torch.logit(rate) - theta["kappa"] / 2, margin=margin, omega=omega, **theta)
 
@@ -93,10 +94,11 @@ class Structural:
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
         """Return n new customers at the start of a season; `split` means nothing where every draw is new."""
         device = generator.device
+        self.mean, self.std, self.mixing = (x.to(device) for x in (self.mean, self.std, self.mixing))
         c = self.priors.draw(n, generator)
-        z = (columns(c) - self.mean.to(device)) / self.std.to(device)
+        z = (columns(c) - self.mean) / self.std
         noise = torch.randn(z.shape, generator=generator, device=device, dtype=z.dtype)
-        x = self.r2**0.5 * z @ self.mixing.to(device) + (1 - self.r2) ** 0.5 * noise
+        x = self.r2**0.5 * z @ self.mixing + (1 - self.r2) ** 0.5 * noise
         zeros = torch.zeros(n, dtype=torch.long, device=device)
         habit = torch.randint(HABITS, (n,), generator=generator, device=device)
         expectation = torch.randint(EXPECTATIONS - 1, (n,), generator=generator, device=device)

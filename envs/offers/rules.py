@@ -142,7 +142,7 @@ class Rules:
     def permits(self, sample: Sample) -> Permits:
         """Apply the rules to a sample."""
         device, n = sample.state.habit.device, len(sample.state.habit)
-        catalogue = self.catalogue.to(device, torch.float64)
+        self.catalogue = catalogue = self.catalogue.to(device, torch.float64)
         bans = self.bans
         if self.columns is not None:
             rows = sample.row.cpu()

@@ -58,7 +58,8 @@ class BatchedEnv(ABC):
     def begin(self) -> tuple[Tensor, Tensor]:
         """Observe at the start of a rollout: obs [B, D], mask [B, *nvec].
 
-        An environment that resets itself carries on where it was; one of seasons draws the next.
+        An environment that resets itself carries on where it was; one of seasons draws the next, and what it gave out for the
+        last one may change with it.
         """
 
     @abstractmethod

@@ -56,8 +56,6 @@ class OffersEnv(BatchedEnv):
         self._measure()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
         self.drawn: dict = {}
-        self.u = torch.empty(self.season, UNIFORMS, num_agents, device=self.device)
-        self.past = torch.empty(len(KINDS), self.season, num_agents, device=self.device)  # the history of the season's weeks
 
     def _measure(self) -> None:
         self.observe = self.observation(self.population.num_features + self.rules.observed, self.world.weeks,
@@ -74,7 +72,10 @@ class OffersEnv(BatchedEnv):
                                                                   permits.static))
         self.permits, self.week = replace(permits, static=static), 0
         self._settle(sample)
-        self.u.uniform_(generator=self.generator)
+        if "chance" not in self.drawn:
+            self.drawn |= {"chance": torch.empty(self.season, UNIFORMS, n, device=self.device),
+                           "past": torch.empty(len(KINDS), self.season, n, device=self.device)}
+        self.u, self.past = self.drawn["chance"].uniform_(generator=self.generator), self.drawn["past"]  # history, by week
         self.prices, self.drift = self._keep("prices", self._price_paths(self.calendar[:, None], n, self.generator))
         allowed, obs = self._look(History.start(self.state.status, self.world.season.dtype))
         self.allowed = self._keep("allowed", allowed)

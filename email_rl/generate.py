@@ -30,14 +30,14 @@ def sees(keys: Tensor, width: int) -> Tensor:
 
 
 def warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Return logits [B, V] of the distribution sampled from; what is cut off gets −inf.
+    """Return logits [..., V] of the distribution sampled from; what is cut off gets −inf.
 
     Division by the temperature, then the `top_k` likeliest (0: all), then of these the fewest likeliest whose
     probability reaches `top_p` (Holtzman et al. 2020), always at least one.
     """
     logits = logits if temperature == 1 else logits / temperature
     if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
     if top_p < 1:
         ordered, index = logits.sort(descending=True)
         probs = ordered.softmax(-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from email_rl.generate import Memory, alive, generate, positions, sees
+from email_rl.generate import Memory, alive, generate, positions, sees, warp
 from email_rl.pretrained import describe, export, restore
 
 
@@ -112,7 +112,7 @@ class Policy(nn.Module):
                                         position_ids=positions(mask), use_cache=False).last_hidden_state
             hidden = hidden[:, -samples.response.shape[1] - 1:-1]  # at the token before each of the mail's
             logits = self.lm.get_output_embeddings()(hidden)
-        logits = logits.float() if self.temperature == 1 else logits.float() / self.temperature
+        logits = warp(logits.float(), self.temperature, 0, 1.0)
         normalizer = logits.logsumexp(-1)
         log_prob = logits.gather(-1, samples.response[..., None])[..., 0] - normalizer
         spread = (normalizer - ((logits - normalizer[..., None]).exp() * logits).sum(-1) if entropy

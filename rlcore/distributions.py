@@ -69,9 +69,10 @@ def barrier(mask: Tensor) -> Tensor:
 
 def draw(probs: Tensor, u: Tensor) -> Tensor:
     """Draw flat actions [B] from probabilities [B, Πn] and uniforms u [B] in [0, 1), by inversion: one number each."""
-    compiled, n = torch.compiler.is_compiling(), probs.shape[-1]
+    n = probs.shape[-1]
     if n > WIDE:
         return draw_wide(probs, u)
+    compiled = torch.compiler.is_compiling()
     # For a compiler sums and the first of them above u by whole vectors: cumsum and argmax go through a row entry by entry.
     cdf = probs @ torch.ones(n, n, dtype=probs.dtype, device=probs.device).triu() if compiled else probs.cumsum(-1)
     cdf = cdf * (probs > 0)  # what has probability 0 must not be drawn, even where a parallel sum rounds it up

@@ -26,10 +26,10 @@ class Captured:
     """Calls of fixed shapes, replayed as one CUDA graph: its kernels start without asking the host for each.
 
     The first calls run as they are, so that what is made lazily, such as an optimiser's state, is there. Then the function
-    is recorded, once for each set of shapes, types and arguments that are no tensors. From the first call on arguments are copied
-    to where the recorded kernels read; results lie where they write, until the next call, for all recordings share their
-    memory. Whatever else it reads must stay where it is, and it can't ask the host a question or draw random numbers. What it
-    sets in Python, it sets no more once recorded. After PyTorch's notes on CUDA graphs, "whole-network capture".
+    is recorded, once for each set of shapes, types and arguments that are no tensors. From the first call on arguments are
+    copied to where the recorded kernels read; results lie where they write, until the next call, for all recordings share
+    their memory. Whatever else it reads must stay where it is, and it can't ask the host a question or draw random numbers.
+    What it sets in Python, it sets no more once recorded. After PyTorch's notes on CUDA graphs, "whole-network capture".
     """
 
     def __init__(self, function: Callable):

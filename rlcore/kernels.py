@@ -10,7 +10,7 @@ try:  # comes with PyTorch's builds for GPUs
     import triton
     import triton.language as tl
 except ImportError:
-    triton = None
+    triton = tl = None
 
 BLOCK = 128  # agents of a program
 

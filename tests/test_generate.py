@@ -67,7 +67,8 @@ def test_recorded_steps_write_the_same_mails(tape, kind):  # noqa: F811
 def test_steps_recorded_with_some_prompts_write_mails_for_others(tape, kind, low):  # noqa: F811
     """Also after the weights have moved, in bfloat16 too, and anew for other shapes."""
     lm, memory = model(kind), Memory()
-    for k, (lengths, recordings) in enumerate([((6, 3, 1), 1), ((2, 6, 4), 1), ((5, 1, 6), 1), ((4, 2), 2), ((1, 6), 2)]):
+    for k, (lengths, recordings) in enumerate([  # a token's step with the first prompts of a shape, their reading with the fourth
+            ((6, 3, 1), 1), ((2, 6, 4), 1), ((5, 1, 6), 1), ((4, 2), 2), ((1, 6), 2), ((3, 5), 2), ((2, 2), 3), ((6, 1), 3)]):
         ids, mask = queries(lengths)
         ids = torch.where(mask.bool(), (ids + k) % 22 + 1, 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
@@ -85,7 +86,7 @@ def test_steps_recorded_with_some_prompts_write_mails_for_others(tape, kind, low
 @pytest.mark.parametrize("low", [False, True])
 def test_on_a_gpu_recorded_steps_write_the_same_mails(low):
     lm, memory = model().cuda(), Memory()
-    for k, lengths in enumerate([(6, 3, 1), (2, 6, 4), (5, 1, 6), (4, 2), (1, 6)]):
+    for k, lengths in enumerate([(6, 3, 1), (2, 6, 4), (5, 1, 6), (4, 2), (1, 6), (3, 5), (2, 2), (6, 1)]):
         ids, mask = (x.cuda() for x in queries(lengths))
         with torch.autocast("cuda", torch.bfloat16, enabled=low):
             one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k).cuda(), **PLAIN, mode=mode, memory=memory)

@@ -6,12 +6,7 @@ import torch
 from envs.offers import program
 from envs.offers.lookahead import Values
 from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, Customers, World
-
-try:  # comes with PyTorch's builds for GPUs
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+from rlcore.kernels import tl, triton
 
 BLOCK = 128  # customers of a program, one a lane: its whole table lies in registers
 # What of θ it takes, in the order of its parameters.

@@ -1,12 +1,10 @@
 """Iterations of PPO on mails at GPT-2's size beside those with transformers' own sampling: seconds, tokens, memory."""
 from __future__ import annotations
 
-import resource
-import time
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import Any, Callable
+from typing import Callable
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from email_rl.policy import Policy
 from email_rl.scorer import Scorer
 from rlcore.fast import WARM
-from scripts.benchmarks.tables import table_of, wide
+from scripts.benchmarks.tables import peak, table_of, timed, wide
 
 
 def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, known: int, values: list, fast: str,
@@ -53,13 +51,13 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
         """Seconds of sampling, of all up to what is learnt from (sampling included), of the update."""
         sampling = []
 
-        def timed(*given, **how) -> Tensor:
-            taken, response = seconds(lambda: sample(*given, **how), device)
+        def watched(*given, **how) -> Tensor:
+            taken, response = timed(lambda: sample(*given, **how))
             sampling.append(taken)
             return response
-        agent.policy.sample = timed
-        collected, (rollout, *_) = seconds(agent.collect, device)
-        return sum(sampling), collected, seconds(lambda: agent.update(agent.prepare(rollout)), device)[0]
+        agent.policy.sample = watched
+        collected, (rollout, *_) = timed(agent.collect)
+        return sum(sampling), collected, timed(lambda: agent.update(agent.prepare(rollout)))[0]
 
     for sample in (ours, plain):  # on a GPU the first calls load kernels; what is compiled or recorded then is
         for _ in range(WARM + 1 if device.type == "cuda" or fast != "eager" else 0):
@@ -69,11 +67,10 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     whole, with_theirs = (median(read + learnt for _, read, learnt in each) for each in zip(*taken))
     rows = {"sampling, ours": sampling, "sampling, transformers' generate": theirs, "sample, score, read": collected,
             "update": update, "iteration": whole, "iteration, transformers' generate": with_theirs}
-    peak = (torch.cuda.max_memory_allocated(device) if device.type == "cuda"
-            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**30
+    peak_gib = peak(device) / 2**10
     tokens = mails * writing["response_tokens"]
     table = table_of(f"{sum(x.numel() for x in agent.policy.lm.parameters()) / 1e6:.0f}M parameters, {mails} mails of "
-                     f"{writing['query_tokens']} + {writing['response_tokens']} tokens; peak memory {peak:.1f} GiB",
+                     f"{writing['query_tokens']} + {writing['response_tokens']} tokens; peak memory {peak_gib:.1f} GiB",
                      ["", "seconds", "tokens written a second", "mails a second"])
     for name, spent in rows.items():
         table.add_row(name, f"{spent:.3g}", f"{tokens / spent:,.0f}", f"{mails / spent:,.3g}")
@@ -81,18 +78,7 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     ratios = {"sampling_ratio": theirs / sampling, "iteration_ratio": with_theirs / whole}
     print(f"an iteration is {ratios['iteration_ratio']:.2f} × as fast as with transformers' generate, "
           f"sampling alone {ratios['sampling_ratio']:.2f} ×")
-    return {"seconds": rows, "tokens": tokens, "mails": mails, "peak_gib": peak, **ratios}
-
-
-def seconds(function: Callable, device: torch.device) -> tuple[float, Any]:
-    """Wall time of a call, a GPU's work done, and what it returns."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    found = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started, found
+    return {"seconds": rows, "tokens": tokens, "mails": mails, "peak_gib": peak_gib, **ratios}
 
 
 def named(words: list[str]) -> PreTrainedTokenizerFast:

@@ -151,7 +151,8 @@ def table(rows: dict, top: dict, steps: int):
     def line(name, tell):
         out.add_row(name, *(tell(row) for row in rows.values()))
     line("kernels an iteration", lambda row: f"{row['kernels']:,}")
-    if all(row["launched"] for row in rows.values()):
+    on_gpu = all(row["launched"] for row in rows.values())
+    if on_gpu:
         line("… as it was timed", lambda row: f"{row['launched']:,}")
     line("bytes", lambda row: f"{row['bytes']:,.0f}")
     line("operations of matrix products", lambda row: f"{row['operations']:,.0f}")
@@ -161,7 +162,7 @@ def table(rows: dict, top: dict, steps: int):
     line("measured, ns", lambda row: of_ns(row["seconds"]))
     line("share of the ceiling", lambda row: f"{row['share_of_ceiling']:.0%}")
     line("time: the matrix products alone", lambda row: f"{row['products']:.0%}")
-    if not any(row["launched"] for row in rows.values()):  # a GPU runs others, and is called while it runs
+    if not on_gpu:  # a GPU runs others, and is called while it runs
         line("time: calling the kernels", lambda row: f"{row['dispatch']:.0%}")
         line("time: the rest", lambda row: f"{1 - row['products'] - row['dispatch']:.0%}")
     out.caption = (f"ceilings: {top['bytes_per_second'] / 1e9:.1f} GB/s (triad), {top['operations_per_second'] / 1e9:.0f} GFLOP/s "

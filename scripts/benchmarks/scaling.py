@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import subprocess
 import sys
 from functools import partial
@@ -20,7 +19,7 @@ from envs.offers.bound import dual
 from envs.offers.budget import Increments, clear
 from envs.offers.market import Market, play
 from envs.offers.policies import Response
-from scripts.benchmarks.tables import seconds, table_of
+from scripts.benchmarks.tables import peak, seconds, table_of
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 
@@ -47,13 +46,6 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
         result["processes"] = [of_processes(directory, device, seed, n, processes["overrides"]) for n in processes["numbers"]]
         console.print(processes_table(result["processes"]))
     return result
-
-
-def peak(device: torch.device) -> float:
-    """Return the most memory that this process has had so far, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def of_customers(env: Callable, device: torch.device, seed: int, dtype: torch.dtype, bound: dict, actions: int, *, n: int,

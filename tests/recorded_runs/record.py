@@ -1,0 +1,146 @@
+"""Short seeded runs of every algorithm, and what they gave: evidence that a change of form changed no result.
+
+    python tests/recorded_runs/record.py compare [NAME ...]    # run again and print the largest difference to the record
+    python tests/recorded_runs/record.py record [NAME ...]     # replace the record, after a change that was meant to change results
+
+`recorded.json` beside this file holds, for each run, metrics.json without its timings and a digest of the network's weights.
+Results agree to the last bit only on the processor that made the record; on others rounding differs, and grows with training.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+RECORD = Path(__file__).parent / "recorded.json"
+TIMINGS = ("seconds", "steps_per_second")
+
+OFFERS = ["env.num_agents=48", "algo.net.hidden=[16]", "env.population.reference_size=500", "env.evaluation.customers=30",
+          "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
+          "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",
+          "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12"]
+OFFERS_PPO = [*OFFERS, "algo=ppo", "env=offers", "algo.minibatches=4", "algo.spend.hidden=[8]", "algo.eval_every=2",
+              "algo.total_steps=3456"]
+EMAIL = ["env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.rm.dim=16",
+         "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2"]
+RUNS: dict[str, list[str]] = {
+    "ppo offers": OFFERS_PPO,
+    "ppo offers, histories and caps": [*OFFERS_PPO, "env/observation=history", "env/rules=caps"],
+    "ppo offers from cql": [*OFFERS_PPO, "algo.init={cql}/checkpoint.pt", "algo.imitated=3"],
+    "ppo offers_sequential": ["algo=ppo", "env=offers_sequential", "env.num_agents=8", "algo.total_steps=4480",
+                              "algo.num_steps=28", "algo.minibatches=2", "env.evaluation.worlds=4",
+                              "env.evaluation.validation=2", "env.evaluation.others=2"],
+    "ppo gymnasium": ["algo=ppo", "env=gymnasium", "env.num_agents=4", "algo.total_steps=4096", "algo.num_steps=128",
+                      "env.evaluation.episodes=4", "env.evaluation.validation=2"],
+    "bandit offers": [*OFFERS, "algo=bandit", "env=offers", "algo.spend.hidden=[8]", "algo.total_steps=3456",
+                      "algo.updates=6", "algo.batch_size=256"],
+    "bandit offers_sequential": ["algo=bandit", "env=offers_sequential", "env.num_agents=8", "algo.total_steps=2240",
+                                 "algo.num_steps=28", "algo.updates=4", "algo.batch_size=128", "env.evaluation.worlds=4",
+                                 "env.evaluation.validation=2", "env.evaluation.others=2"],
+    "cql": [*OFFERS, "algo=cql", "env=offers", "algo.spend.hidden=[8]", "algo.total_steps=8192", "algo.updates=8",
+            "algo.batch_size=256", "log={log}"],
+    "bcq": [*OFFERS, "algo=bcq", "env=offers", "algo.spend.hidden=[8]", "algo.total_steps=8192", "algo.updates=8",
+            "algo.batch_size=256", "log={log}"],
+    "twin": ["algo=twin", "env=offers", "algo.members=2", "algo.twin.reference=500", "algo.twin.rounds=2",
+             "env.population.reference_size=500", "log={log}"],
+    "reward_model": [*EMAIL, "algo=reward_model", "algo.steps=4", "algo.eval_every=1", "env.evaluation.draws=50"],
+    "ppo_kl": [*EMAIL, "algo=ppo_kl", "algo.lm.dim=16", "algo.lm.heads=2", "algo.lm.layers=1", "algo.lm.start_epochs=1",
+               "algo.writing.response_tokens=84", "algo.writing.query_tokens=44", "algo.iterations=3", "algo.mails=16",
+               "algo.minibatches=2", "algo.micro_batch=8", "algo.normalize_on=16", "algo.eval_every=1",
+               "env.evaluation.mails=12", "env.evaluation.course_mails=8", "env.evaluation.best_of=2",
+               "env.evaluation.draws=50", "algo.warm_start.steps=2", "algo.classifier.steps=4",
+               "algo.classifier.eval_every=1"],
+}
+NEEDS_LOG = ("cql", "bcq", "twin")
+NEEDS_CQL = ("ppo offers from cql",)
+
+
+def call(folder: Path, script: str, overrides: list[str]) -> None:
+    """Run a script in a folder; end with its messages where it fails."""
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *overrides, "threads=1", "device=cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # this checkout, whatever is installed
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(overrides)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+
+
+def digest(checkpoint: Path) -> str:
+    """Hash the floating-point weights of the network that acts, in their order."""
+    agent = torch.load(checkpoint, map_location="cpu", weights_only=True)["agent"]
+    weights = agent.get("net") or agent.get("policy") or agent
+    found = hashlib.sha256()
+
+    def visit(part) -> None:
+        if isinstance(part, torch.Tensor):
+            if part.is_floating_point():
+                found.update(part.float().numpy().tobytes())
+        elif isinstance(part, dict):
+            for key in part:
+                visit(part[key])
+        elif isinstance(part, (list, tuple)):
+            for x in part:
+                visit(x)
+    visit(weights)
+    return found.hexdigest()[:16]
+
+
+def play(name: str, folder: Path) -> dict:
+    """Run one of RUNS, after what it needs, and return what it gave."""
+    log, cql = folder / "log.csv", folder / "cql"
+    if name in (*NEEDS_LOG, *NEEDS_CQL) and not log.exists():
+        call(folder, "collect", ["env.num_agents=200", "decisions=4800", "out=log.csv"])
+    if name in NEEDS_CQL and not cql.exists():
+        play("cql", folder)
+    where = folder / name.replace(" ", "_").replace(",", "")
+    overrides = [x.format(log=log, cql=cql) if "{log}" in x or "{cql}" in x else x for x in RUNS[name]]
+    call(folder, "train", [*overrides, f"hydra.run.dir={where}"])
+    metrics = json.loads((where / "metrics.json").read_text())
+    return {"weights": digest(where / "checkpoint.pt"), **{key: x for key, x in metrics.items() if key not in TIMINGS}}
+
+
+def leaves(value, path: str = "") -> dict[str, float | str]:
+    """Name every leaf of nested results by its path."""
+    if isinstance(value, dict):
+        return {name: x for key, part in value.items() for name, x in leaves(part, f"{path}/{key}").items()}
+    if isinstance(value, list):
+        return {name: x for key, part in enumerate(value) for name, x in leaves(part, f"{path}/{key}").items()}
+    return {path: value}
+
+
+def difference(old: dict, new: dict) -> str:
+    """Say how two results differ: in their weights, in names, and at most in numbers."""
+    same = "same weights to the last bit" if old["weights"] == new["weights"] else "other weights"
+    before, now = leaves(old), leaves(new)
+    lines = [f"only in one: {name}" for name in sorted(before.keys() ^ now.keys())[:8]]
+    worst, where = 0.0, "-"
+    for name in before.keys() & now.keys() - {"/weights"}:
+        a, b = before[name], now[name]
+        numbers = all(isinstance(x, (int, float)) for x in (a, b))
+        gap = abs(a - b) / max(1.0, abs(a)) if numbers and a == a and b == b else float(repr(a) != repr(b))
+        if gap > worst:
+            worst, where = gap, name
+    return "; ".join([same, f"largest difference {worst:.1e} ({where})", *lines])
+
+
+def main() -> None:
+    todo = sys.argv[1] if len(sys.argv) > 1 else "compare"
+    names = sys.argv[2:] or list(RUNS)
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            found = play(name, Path(folder))
+            if todo == "record":
+                record[name] = found
+                RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            print(f"{name}: {difference(record[name], found)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

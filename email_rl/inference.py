@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from email_rl import signs
-from email_rl.data import OUTCOMES, records, words
-from email_rl.policy import Policy
-from email_rl.scorer import Scorer, worth
+from email_rl.evaluation import text_features as signs
+from email_rl.data.mails import OUTCOMES, records, words
+from email_rl.models.policy import Policy
+from email_rl.models.outcome_classifier import Scorer, worth
 from rlcore import checkpoint
 
 COLUMNS = ("context", "email_text", *(f"p_{name.replace(' ', '_')}" for name in OUTCOMES), "predicted", "reward", "words",

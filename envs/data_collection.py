@@ -8,8 +8,8 @@ from torch import Tensor
 
 from envs.base import BatchedEnv
 from rlcore.distributions import draw, unflatten
-from rlcore.explore import floored
-from rlcore.logged import Logged
+from rlcore.exploration import floored
+from rlcore.offline.logged_dataset import Logged
 
 
 class Behaviour:

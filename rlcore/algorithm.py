@@ -7,7 +7,7 @@ from typing import Callable, Iterator
 import torch
 from torch import Tensor
 
-from rlcore import parallel
+from rlcore.backends import distributed as parallel
 from rlcore.distributions import unflatten
 
 

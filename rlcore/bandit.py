@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rlcore.distributions import draw, unflatten
-from rlcore.explore import best
-from rlcore.fast import fast
-from rlcore.learner import Learner
-from rlcore.logged import Logged
+from rlcore.exploration import best
+from rlcore.backends.cuda_graphs import fast
+from rlcore.algorithm import Learner
+from rlcore.offline.logged_dataset import Logged
 from rlcore.networks import ActionValues
 
 
@@ -63,7 +63,7 @@ class Decisions(NamedTuple):
 
 
 class Bandit(Learner):
-    """A contextual bandit that acts for num_steps by an explorer (rlcore/explore.py), then learns from memory.
+    """A contextual bandit that acts for num_steps by an explorer (rlcore/exploration.py), then learns from memory.
 
     net is an ActionValues. In an iteration it learns from `updates` minibatches of `batch_size` remembered decisions.
     Raises ValueError where the parts don't fit.

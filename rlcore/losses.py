@@ -10,7 +10,7 @@ from torch import Tensor
 def masked_mean(x: Tensor, mask: Tensor | None = None, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Mean of x over the mask (bool or weights), 0 where the mask is empty; what it leaves out gets no gradient.
 
-    Where x is one of many parts, `total` adds up over all (rlcore/parallel.py).
+    Where x is one of many parts, `total` adds up over all (rlcore/backends/distributed.py).
     """
     if mask is None:
         if total is None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlcore.distributions import MaskedCategorical, outer_sum
-from rlcore.normalize import RunningNorm
+from rlcore.normalization import RunningNorm
 
 
 def orthogonal_(layer: nn.Linear, gain: float) -> nn.Linear:

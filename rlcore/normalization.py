@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlcore import parallel
+from rlcore.backends import distributed as parallel
 from rlcore.returns import discounted_sum
 
 

@@ -9,12 +9,13 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from rlcore import losses, parallel
+from rlcore import losses
+from rlcore.backends import distributed as parallel
 from rlcore.distributions import barrier, flatten
-from rlcore.fast import capture, fast, scan
-from rlcore.kernels import gae
-from rlcore.learner import Learner
-from rlcore.normalize import ReturnScale
+from rlcore.backends.cuda_graphs import capture, fast, scan
+from rlcore.backends.triton_gae import gae
+from rlcore.algorithm import Learner
+from rlcore.normalization import ReturnScale
 from rlcore.returns import whiten
 
 

@@ -34,7 +34,7 @@ def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
 def whiten(x: Tensor, mask: Tensor | None = None, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Shift to mean 0 and scale to standard deviation 1 over the mask; zero elsewhere.
 
-    Where x is one of many parts, `total` adds up over all (rlcore/parallel.py).
+    Where x is one of many parts, `total` adds up over all (rlcore/backends/distributed.py).
     """
     centred = x - masked_mean(x, mask, total)
     scaled = centred * torch.rsqrt(masked_mean(centred.square(), mask, total) + 1e-8)

@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from envs.collect import rollouts  # noqa: E402
-from rlcore.logfile import write  # noqa: E402
-from scripts.entry import choose_device, guarded, launch, trained  # noqa: E402
+from envs.data_collection import rollouts  # noqa: E402
+from rlcore.offline.log_files import write  # noqa: E402
+from scripts.cli import choose_device, guarded, launch, trained  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="collect", version_base="1.3")

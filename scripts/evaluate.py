@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.entry import choose_device, fitting, guarded, launch, publish, trained  # noqa: E402
-from scripts.off_policy import value_on  # noqa: E402
+from scripts.cli import choose_device, fitting, guarded, launch, publish, trained  # noqa: E402
+from rlcore.ope.report import value_on  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from envs.offers.rules import lots  # noqa: E402
+from envs.offers.constraints.contact_rules import lots  # noqa: E402
 
 SEASON = OmegaConf.load(Path(__file__).parents[1] / "conf/env/world/full.yaml").season
 SALT, HELD = 7, 0.05  # of the holdout, and its share
@@ -32,7 +32,7 @@ text: [Postcode]
 ignore: [Postcode, Age]  # too many, and none of a discount's business; rules may read them all the same
 """,
     "env/catalogue/shop.yaml": """\
-_target_: envs.offers.catalogue.Catalogue.build
+_target_: envs.offers.world.catalogue.Catalogue.build
 offers:
   coffee: {{value: 1.5}}
   five_off: {{value: 5.0}}

@@ -1,4 +1,4 @@
-"""Turn a shop's campaigns into logs: python scripts/import_log.py env/population=table … campaigns.path=PATH out=FOLDER."""
+"""Turn a shop's campaigns into logs: python scripts/import_campaigns.py env/population=table … campaigns.path=PATH out=FOLDER."""
 from __future__ import annotations
 
 import sys
@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rlcore.logfile import write  # noqa: E402
-from scripts.entry import choose_device, guarded, launch  # noqa: E402
+from rlcore.offline.log_files import write  # noqa: E402
+from scripts.cli import choose_device, guarded, launch  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="import_log", version_base="1.3")

@@ -18,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rlcore import checkpoint, logged, parallel  # noqa: E402
-from rlcore.logfile import read  # noqa: E402
+from rlcore import checkpoint  # noqa: E402
+from rlcore.offline import logged_dataset as logged  # noqa: E402
+from rlcore.backends import distributed as parallel  # noqa: E402
+from rlcore.offline.log_files import read  # noqa: E402
 from rlcore.logger import Quiet  # noqa: E402
-from scripts.entry import check_fit, choose_device, fitting, flatten, guarded, launch, publish, teacher  # noqa: E402
+from scripts.cli import check_fit, choose_device, fitting, flatten, guarded, launch, publish, teacher  # noqa: E402
 
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")  # for all processes but the first
 

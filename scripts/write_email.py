@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from email_rl.writer import Writer, read_contexts, save  # noqa: E402
+from email_rl.inference import Writer, read_contexts, save  # noqa: E402
 from rlcore import checkpoint  # noqa: E402
-from scripts.entry import choose_device, fitting, guarded, launch  # noqa: E402
+from scripts.cli import choose_device, fitting, guarded, launch  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="write_email", version_base="1.3")

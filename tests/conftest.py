@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from reference import references
+from reference_world import references
 
 torch.set_num_threads(1)  # many small operations: more threads would only wait for each other
 CONF = Path(__file__).parents[1] / "conf" / "env"

@@ -8,8 +8,8 @@ from typing import Callable
 
 import torch
 
-from email_rl import split as splitting
-from email_rl.data import OUTCOMES, Mails, read
+from email_rl.data import splitting
+from email_rl.data.mails import OUTCOMES, Mails, read
 
 
 class EmailEnv:

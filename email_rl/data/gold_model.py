@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from email_rl import phrases
+from email_rl.data import phrases
 
 VALUE_PARTS = ("source", "role", "industry", "product")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from email_rl.data import words
+from email_rl.data.mails import words
 
 
 def log_losses(p: Tensor, y: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from scipy.stats import binom
 
-from email_rl.data import OUTCOMES, Mails, words
-from email_rl.gold import sentences
+from email_rl.data.mails import OUTCOMES, Mails, words
+from email_rl.data.gold_model import sentences
 
 SIGNATURE, BAND = 64, 4  # min-hashes a text, and how many of them must agree for two texts to be compared
 PRIME = (1 << 31) - 1

@@ -7,9 +7,9 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from email_rl import phrases
-from email_rl.data import Mails
-from email_rl.gold import VALUE_PARTS, Market
+from email_rl.data import phrases
+from email_rl.data.mails import Mails
+from email_rl.data.gold_model import VALUE_PARTS, Market
 
 
 class Corpus:

@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from email_rl import metrics
-from email_rl.data import OUTCOMES, words
-from email_rl.env import EmailEnv
-from email_rl.policy import Policy, Samples
-from email_rl.scorer import worth
+from email_rl.data import metrics
+from email_rl.data.mails import OUTCOMES, words
+from email_rl.data.dataset import EmailEnv
+from email_rl.models.policy import Policy, Samples
+from email_rl.models.outcome_classifier import worth
 from rlcore.logger import Quiet
 from rlcore.plots import labelled
 from rlcore.report import Report

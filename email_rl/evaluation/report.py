@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from email_rl.data import OUTCOMES
+from email_rl.data.mails import OUTCOMES
 from rlcore.plots import labelled, markdown
 
 

@@ -6,10 +6,10 @@ import time
 import torch
 from torch import Tensor
 
-from email_rl import metrics
-from email_rl.bag_of_words import BagOfWords
-from email_rl.env import EmailEnv
-from email_rl.report import Report
+from email_rl.data import metrics
+from email_rl.models.bag_of_words import BagOfWords
+from email_rl.data.dataset import EmailEnv
+from email_rl.evaluation.report import Report
 
 
 class Evaluation:

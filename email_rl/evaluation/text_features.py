@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from email_rl.gold import sentences
+from email_rl.data.gold_model import sentences
 
 # What a reader may be asked to do, as an imperative; verbs that are nouns as often (call, text, book) need an object.
 ACTION = (r"(?:reply|respond|write back|get back to (?:me|us)|get in touch|reach out|contact (?:me|us)|e-?mail (?:me|us)|"

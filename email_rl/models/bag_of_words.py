@@ -6,8 +6,8 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from email_rl.data import Mails, words
-from email_rl.metrics import log_losses, temperature
+from email_rl.data.mails import Mails, words
+from email_rl.data.metrics import log_losses, temperature
 
 
 class BagOfWords:

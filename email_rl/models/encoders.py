@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
                           DistilBertForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast)
 
-from email_rl.data import OUTCOMES
-from email_rl.pretrained import from_folder, from_hub
+from email_rl.data.mails import OUTCOMES
+from email_rl.models.hf_io import from_folder, from_hub
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NORMALIZER, PRE_TOKENIZER = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
@@ -33,7 +33,7 @@ class Tiny:
     lr: float
     epochs: int
     batch_size: int
-    overlap: float  # weight of the auxiliary task (email_rl/reward_model.py)
+    overlap: float  # weight of the auxiliary task (email_rl/training/reward_model.py)
 
     def build(self, texts: list[str]) -> tuple[DistilBertForSequenceClassification, PreTrainedTokenizerBase]:
         """Make the network (from torch's seed) and the tokenizer."""
@@ -61,7 +61,7 @@ class Hub:
     lr: float
     epochs: int
     batch_size: int
-    overlap: float  # weight of the auxiliary task (email_rl/reward_model.py)
+    overlap: float  # weight of the auxiliary task (email_rl/training/reward_model.py)
 
     def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         """Download or find in the cache; raise ValueError, in one line, where neither works."""
@@ -78,7 +78,7 @@ class Local:
     lr: float
     epochs: int
     batch_size: int
-    overlap: float  # weight of the auxiliary task (email_rl/reward_model.py)
+    overlap: float  # weight of the auxiliary task (email_rl/training/reward_model.py)
 
     def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         """Read the folder; raise ValueError where it holds no such model."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.pytorch_utils import Conv1D
 
 from rlcore.distributions import draw
-from rlcore.fast import capture
+from rlcore.backends.cuda_graphs import capture
 
 
 def positions(mask: Tensor) -> Tensor:

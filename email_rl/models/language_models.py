@@ -8,14 +8,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel,
                           PreTrainedTokenizerBase, PreTrainedTokenizerFast)
 
-from email_rl.pretrained import from_folder, from_hub
+from email_rl.models.hf_io import from_folder, from_hub
 
 STOP = "<|endoftext|>"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How a language model is tuned: `lr` by PPO; the others in the warm start on mails (email_rl/sft.py)."""
+    """How a language model is tuned: `lr` by PPO; the others in the warm start on mails (email_rl/training/sft.py)."""
 
     lr: float
     start_lr: float

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from email_rl.data import OUTCOMES
-from email_rl.encoder import padded, tokens
-from email_rl.pretrained import describe, export, restore
+from email_rl.data.mails import OUTCOMES
+from email_rl.models.encoders import padded, tokens
+from email_rl.models.hf_io import describe, export, restore
 
 FOLDER = "reward_model"  # beside checkpoint.pt; transformers loads it, and so does Scorer
 

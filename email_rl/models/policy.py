@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from email_rl.generate import Memory, alive, generate, positions, sees, warp
-from email_rl.pretrained import describe, export, restore
+from email_rl.models.generation import Memory, alive, generate, positions, sees, warp
+from email_rl.models.hf_io import describe, export, restore
 
 
 class Samples(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlcore import parallel
+from rlcore.backends import distributed as parallel
 from rlcore.returns import gae, whiten
 
 

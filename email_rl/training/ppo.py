@@ -12,19 +12,20 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from email_rl.cache import cached
-from email_rl.env import EmailEnv
-from email_rl.lm import pretrained
-from email_rl.policy import Policy, Samples
-from email_rl.pretrained import from_folder, fuse
-from email_rl.reward_model import RewardModel
-from email_rl.scorer import FOLDER as REWARD_MODEL
-from email_rl.scorer import Scorer, worth
-from email_rl.sft import FOLDER as POLICY
-from email_rl.sft import SFT
-from rlcore import checkpoint, losses, parallel
-from rlcore.fast import capture, fast
-from rlcore.learner import Loop
+from email_rl.training.model_cache import cached
+from email_rl.data.dataset import EmailEnv
+from email_rl.models.language_models import pretrained
+from email_rl.models.policy import Policy, Samples
+from email_rl.models.hf_io import from_folder, fuse
+from email_rl.training.reward_model import RewardModel
+from email_rl.models.outcome_classifier import FOLDER as REWARD_MODEL
+from email_rl.models.outcome_classifier import Scorer, worth
+from email_rl.training.sft import FOLDER as POLICY
+from email_rl.training.sft import SFT
+from rlcore import checkpoint, losses
+from rlcore.backends import distributed as parallel
+from rlcore.backends.cuda_graphs import capture, fast
+from rlcore.algorithm import Loop
 from rlcore.logger import Quiet
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from email_rl.data import OUTCOMES, Mails
-from email_rl.encoder import dealt, in_both, padded
-from email_rl.env import EmailEnv
-from email_rl.metrics import log_losses, temperature
-from email_rl.pretrained import describe, restore
-from email_rl.scorer import FOLDER, Scorer
+from email_rl.data.mails import OUTCOMES, Mails
+from email_rl.models.encoders import dealt, in_both, padded
+from email_rl.data.dataset import EmailEnv
+from email_rl.data.metrics import log_losses, temperature
+from email_rl.models.hf_io import describe, restore
+from email_rl.models.outcome_classifier import FOLDER, Scorer
 from rlcore import checkpoint
-from rlcore.fast import fast
+from rlcore.backends.cuda_graphs import fast
 from rlcore.logger import Quiet
 from rlcore.schedules import warmed
 

@@ -9,12 +9,12 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from email_rl.data import Mails
-from email_rl.encoder import dealt
-from email_rl.env import EmailEnv
-from email_rl.policy import Policy, Samples
+from email_rl.data.mails import Mails
+from email_rl.models.encoders import dealt
+from email_rl.data.dataset import EmailEnv
+from email_rl.models.policy import Policy, Samples
 from rlcore import checkpoint
-from rlcore.fast import fast
+from rlcore.backends.cuda_graphs import fast
 from rlcore.losses import masked_mean
 from rlcore.schedules import warmed
 

@@ -1,6 +1,6 @@
 """Gymnasium both ways: its environments for our PPO, and the sequential offers environment for everyone else's.
 
-    env = gymnasium.make("envs.gym_adapter:crm/Offers-v0", overrides=["env/world=structural"])
+    env = gymnasium.make("envs.adapters.gymnasium_env:crm/Offers-v0", overrides=["env/world=structural"])
     envs = OffersVector(sequential(64, 0, ["env.customers=200"]), flat=True)
 """
 from __future__ import annotations
@@ -141,7 +141,7 @@ class GymnasiumEnv(BatchedEnv):
 def sequential(worlds: int, seed: int, overrides: list[str] = (), device: str = "cpu") -> SequentialEnv:
     """Build env=offers_sequential from conf/ with overrides as on the command line, every world at a season's start."""
     said = ["env=offers_sequential", "env.stagger=false", *overrides, f"env.num_agents={worlds}"]
-    conf = str(Path(__file__).resolve().parents[1] / "conf")
+    conf = str(Path(__file__).resolve().parents[2] / "conf")
     before = GlobalHydra.instance().hydra  # a script may be in the middle of its own
     GlobalHydra.instance().clear()
     try:

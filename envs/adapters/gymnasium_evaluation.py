@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.gym_adapter import GymnasiumEnv
+from envs.adapters.gymnasium_env import GymnasiumEnv
 from rlcore.report import Report
 from rlcore.distributions import unflatten
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.gym_adapter import pairs, spaces_of
+from envs.adapters.gymnasium_env import pairs, spaces_of
 from envs.sequential.env import SequentialEnv
 
 try:

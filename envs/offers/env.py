@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from envs.base import BatchedEnv, Step
-from envs.offers.catalogue import Catalogue
-from envs.offers.history import KINDS, History
-from envs.offers.kernels import organic
-from envs.offers.lookahead import Contacts, Values, Visited
-from envs.offers.policies import outcomes, pair_table
-from envs.offers.population import Sample
-from envs.offers.program import action_values
-from envs.offers.rules import Allowed
-from envs.offers.twin import Twins
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.history import KINDS, History
+from envs.offers.planning.triton_organic_value import organic
+from envs.offers.planning.state_values import Contacts, Values, Visited
+from envs.offers.policies.learned import outcomes, pair_table
+from envs.offers.populations.synthetic import Sample
+from envs.offers.planning.dynamic_program import action_values
+from envs.offers.constraints.contact_rules import Allowed
+from envs.offers.twin.structural_model import Twins
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
 
 
 class OffersEnv(BatchedEnv):

@@ -10,12 +10,12 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from envs.offers.catalogue import Catalogue
-from envs.offers.lookahead import Visited
-from envs.offers.observation import hot
-from envs.offers.policies import pair_table
-from envs.offers.program import action_values
-from envs.offers.world import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNIFORMS, Customers, State, World,
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.planning.state_values import Visited
+from envs.offers.world.observation import hot
+from envs.offers.policies.learned import pair_table
+from envs.offers.planning.dynamic_program import action_values
+from envs.offers.world.customers import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNIFORMS, Customers, State, World,
                                transition)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.base import BatchedEnv, Step
-from envs.offers.catalogue import Catalogue
+from envs.offers.world.catalogue import Catalogue
 
 SLACK = 1e-9  # money that a sum of prices may be off by rounding
 

@@ -6,7 +6,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.budget import hull
+from envs.offers.planning.knapsack import hull
 from rlcore.report import Report
 from envs.sequential.env import SequentialEnv
 from rlcore.distributions import flatten, unflatten

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlcore import checkpoint
 from rlcore.distributions import flatten, unflatten
-from rlcore.logged import OUTCOMES, Logged, check, named_rows
+from rlcore.offline.logged_dataset import OUTCOMES, Logged, check, named_rows
 
 KEYS = ("decision", "customer", "season", "week", "policy")
 ENDS = ("terminated", "truncated")

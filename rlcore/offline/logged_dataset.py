@@ -1,4 +1,4 @@
-"""Logged decisions as tensors: what a row must be, and where else such rows come from. Files are rlcore/logfile.py's."""
+"""Logged decisions as tensors: what a row must be, and where else such rows come from. Files are rlcore/offline/log_files.py's."""
 from __future__ import annotations
 
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from rlcore.slim import Table
+from rlcore.offline.deduplicated import Table
 
 OUTCOMES = ("profit", "trips", "redeemed", "spend", "terminal")
 SHOWN = 5  # rows that a message names

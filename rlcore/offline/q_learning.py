@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlcore.distributions import unflatten
-from rlcore.explore import best
-from rlcore.fast import fast
-from rlcore.learner import Learner
-from rlcore.control import plain
-from rlcore.logged import Logged
+from rlcore.exploration import best
+from rlcore.backends.cuda_graphs import fast
+from rlcore.algorithm import Learner
+from envs.offers.logs.variance_reduction import plain
+from rlcore.offline.logged_dataset import Logged
 from rlcore.networks import ActionValues
-from rlcore.outcomes import CHUNK
+from rlcore.ope.outcome_models import CHUNK
 
 UNHEARD_OF = -1e9  # worth of a pair that the log has too little of; finite, that two of them can be compared
 
@@ -115,7 +115,7 @@ class DoubleQ(Learner):
 
     `keep` keeps it to what the log has (null: nothing does). An iteration is `updates` minibatches of `batch_size`
     decisions, `total_steps` decisions in all. The target network moves by a share `target_rate` every `target_every`
-    updates. `baseline` (rlcore/control.py) frees rewards of what decisions did not do. `relabel`: draw prices anew. Raises
+    updates. `baseline` (envs/offers/logs/variance_reduction.py) frees rewards of what decisions did not do. `relabel`: draw prices anew. Raises
     ValueError where the parts don't fit.
     """
 

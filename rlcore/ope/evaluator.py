@@ -7,10 +7,10 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from rlcore import ope
-from rlcore.explore import best
-from rlcore.logged import Logged, named_rows
-from rlcore.outcomes import CHUNK, cross_fit, folds, numbered, seasons
+from rlcore.ope import estimators as ope
+from rlcore.exploration import best
+from rlcore.offline.logged_dataset import Logged, named_rows
+from rlcore.ope.outcome_models import CHUNK, cross_fit, folds, numbered, seasons
 
 KINDS = ("profit", "spend", "net")  # earned, spent, and what was earned less the spend at the logged price
 LOGGED = "as logged"  # the row of what the logging policy itself brought

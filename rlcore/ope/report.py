@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlcore.report import Report
-from rlcore.logfile import read
-from rlcore.logged import Logged, fitting
+from rlcore.offline.log_files import read
+from rlcore.offline.logged_dataset import Logged, fitting
 from rlcore.plots import labelled
-from rlcore.valuation import KINDS, LOGGED, Valuation, Value
+from rlcore.ope.evaluator import KINDS, LOGGED, Valuation, Value
 
 
 @dataclass(frozen=True)

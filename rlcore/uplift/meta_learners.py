@@ -1,4 +1,4 @@
-"""Learners of what actions change: S, T, X and DR, of several actions, on the models of rlcore/outcomes.py.
+"""Learners of what actions change: S, T, X and DR, of several actions, on the models of rlcore/ope/outcome_models.py.
 
 All are fitted and asked like those models: to outcomes [N, K] of actions [N] taken on observations [N, D], for the outcomes
 [B, A, K] of all actions. The first action is nothing; an action's effect is its outcome less nothing's. Where rows have
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from rlcore.outcomes import CHUNK, folds
+from rlcore.ope.outcome_models import CHUNK, folds
 
 
 class S:

@@ -9,10 +9,10 @@ import torch
 from conftest import CONF
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from reference import references, tuples
-from toys import make_ppo, train
+from reference_world import references, tuples
+from toy_envs import make_ppo, train
 
-from envs.offers.world import State
+from envs.offers.world.customers import State
 from envs.sequential.env import SequentialEnv
 from envs.sequential.evaluation import agents, knapsack, nothing, play, priced
 

@@ -9,16 +9,16 @@ from conftest import load, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from test_ppo import identical, weights
-from toys import Bandit, Chain, Log, train
+from toy_envs import Bandit, Chain, Log, train
 
-from envs.collect import Uniform, rollouts
-from envs.offers.lookahead import Visited
-from envs.offers.policies import Knapsack, Valued
-from envs.offers.program import action_values
-from envs.offers.world import SUBSCRIBED
-from envs.synthetic import Wheel
+from envs.data_collection import Uniform, rollouts
+from envs.offers.planning.state_values import Visited
+from envs.offers.policies.learned import Knapsack, Valued
+from envs.offers.planning.dynamic_program import action_values
+from envs.offers.world.customers import SUBSCRIBED
+from envs.wheel_bandit import Wheel
 from rlcore.bandit import Memory
-from rlcore.logged import Logged
+from rlcore.offline.logged_dataset import Logged
 
 CPU = torch.device("cpu")
 SMALL = {"net": {"hidden": [32, 32]}, "num_steps": 4, "optim": {"lr": 0.01}, "memory": 4096, "updates": 8,

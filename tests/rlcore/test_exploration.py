@@ -9,7 +9,7 @@ from conftest import node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from rlcore.explore import best, floored, inverse_gap, thompson
+from rlcore.exploration import best, floored, inverse_gap, thompson
 
 NAMES = ("epsilon_greedy", "squarecb", "neural_ucb", "neural_ts", "neural_linear")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import load, node
-from toys import Log
+from toy_envs import Log
 
-from envs.offers.account import summary
-from envs.offers.policies import Knapsack, Response
+from envs.offers.evaluation.profit_decomposition import summary
+from envs.offers.policies.learned import Knapsack, Response
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ from conftest import load
 from torch import Tensor, nn
 
 from rlcore.networks import ActorCritic, Tanh, tanh
-from rlcore.normalize import ReturnScale, RunningNorm
+from rlcore.normalization import ReturnScale, RunningNorm
 from rlcore.schedules import AdaptiveKL, Linear
-from rlcore.spend import LearnedSpend
+from envs.offers.policies.redemption_model import LearnedSpend
 
 NVEC = (6, 5)
 

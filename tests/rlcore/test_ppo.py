@@ -8,7 +8,7 @@ import pytest
 import reference_rl as reference
 import torch
 from torch import Tensor
-from toys import Bandit, Chain, Endless, make_ppo, part, train
+from toy_envs import Bandit, Chain, Endless, make_ppo, part, train
 
 HEADS = pytest.mark.parametrize("heads", ["independent", "joint"])
 

@@ -6,7 +6,7 @@ import reference_rl as reference
 import torch
 from torch import Tensor
 
-import rlcore.kernels
+import rlcore.backends.triton_gae
 from rlcore.returns import gae, rescale, whiten
 
 T, N, GAMMA = 12, 5, 0.9
@@ -106,7 +106,7 @@ def test_whiten_does_not_see_outside_the_mask(outside):
 @pytest.mark.parametrize("ends", ENDS)
 def test_one_kernel_says_the_same(kernels, ends):
     """To float32, also beyond a block of agents."""
-    module, device = kernels(rlcore.kernels)
+    module, device = kernels(rlcore.backends.triton_gae)
     columns = [x.repeat(1, 31) for x in rollout(ends)]
     assert columns[0].shape[1] > module.BLOCK
     found = module.one_kernel(*(x.to(device) for x in columns), GAMMA, 0.8)
@@ -114,4 +114,4 @@ def test_one_kernel_says_the_same(kernels, ends):
 
 
 def test_without_a_gpu_the_plain_function_answers():
-    assert torch.equal(rlcore.kernels.gae(*rollout("random"), GAMMA, 0.8), gae(*rollout("random"), GAMMA, 0.8))
+    assert torch.equal(rlcore.backends.triton_gae.gae(*rollout("random"), GAMMA, 0.8), gae(*rollout("random"), GAMMA, 0.8))

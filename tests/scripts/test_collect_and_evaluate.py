@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from processes import run as script
+from script_runner import run as script
 from test_train import SMALL
 
-from rlcore.logfile import read, write
+from rlcore.offline.log_files import read, write
 
 pytestmark = pytest.mark.slow
 PART = ["env.num_agents=40", "env.population.reference_size=500", "device=cpu"]

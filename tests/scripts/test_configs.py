@@ -10,7 +10,7 @@ from hydra._internal.utils import _locate
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(str(path.parent.relative_to(CONF)) + "=" + path.stem for path in CONF.rglob("*.yaml")
                 if path.parent != CONF)
 

@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-import processes
+import script_runner
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ["env.num_agents=48", "algo.minibatches=4", "algo.net.hidden=[16]", "algo.spend.hidden=[8]", "algo.eval_every=2",
          "algo.checkpoint_every=1", "env.population.reference_size=500", "env.evaluation.customers=30",
          "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",

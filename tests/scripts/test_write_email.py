@@ -4,7 +4,7 @@ from __future__ import annotations
 import csv
 import io
 
-import processes
+import script_runner
 import pytest
 import torch
 from conftest import CONF, node
@@ -12,10 +12,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from test_ppo_kl import trainer
 
-from email_rl import phrases, signs, writer
-from email_rl.data import OUTCOMES
-from email_rl.gold import Market
-from email_rl.scorer import Scorer
+from email_rl.data import phrases
+from email_rl.evaluation import text_features as signs
+from email_rl import inference as writer
+from email_rl.data.mails import OUTCOMES
+from email_rl.data.gold_model import Market
+from email_rl.models.outcome_classifier import Scorer
 from rlcore import checkpoint
 from scripts import write_email
 

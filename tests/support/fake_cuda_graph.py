@@ -11,8 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import rlcore.fast
-from rlcore.fast import Captured
+import rlcore.backends.cuda_graphs
+from rlcore.backends.cuda_graphs import Captured
 
 ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "equal", "is_nonzero",
         "lift_fresh", "randperm", "rand", "randint", "randn", "uniform_", "normal_", "random_", "bernoulli", "bernoulli_",
@@ -116,12 +116,12 @@ def tape(monkeypatch):
             out = function()
         tapes[-1].undo()
         return tapes[-1].replay, out
-    monkeypatch.setattr(rlcore.fast, "record", record)
-    monkeypatch.setattr(rlcore.fast, "place", dict)
-    monkeypatch.setattr(rlcore.fast, "aside", lambda function: function())
+    monkeypatch.setattr(rlcore.backends.cuda_graphs, "record", record)
+    monkeypatch.setattr(rlcore.backends.cuda_graphs, "place", dict)
+    monkeypatch.setattr(rlcore.backends.cuda_graphs, "aside", lambda function: function())
 
     def capture(function, mode, device):
         return Captured(function) if mode == "cudagraph" else function
-    for module in ("rlcore.ppo", "email_rl.generate", "email_rl.ppo_kl"):
+    for module in ("rlcore.ppo", "email_rl.models.generation", "email_rl.training.ppo"):
         monkeypatch.setattr(f"{module}.capture", capture)
     return tapes

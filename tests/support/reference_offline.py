@@ -45,7 +45,7 @@ def cql_loss(q, logits, mask, action, goal, *, alpha: float, delta: float | None
 
 
 def chain_values() -> dict:
-    """Q* {(time, place, flat action): value} of tests/toys.py's chain, by recursion."""
+    """Q* {(time, place, flat action): value} of tests/support/toy_envs.py's chain, by recursion."""
     def after(place, go, hand):
         return max(0, place + (go == 1 and hand == place % 2) - (go == 2))
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import product
 from math import exp, log
 
-from envs.offers.world import Customers, State, World
+from envs.offers.world.customers import Customers, State, World
 
 SUBSCRIBED, UNSUBSCRIBED, CHURNED = range(3)
 GONE = (0, 0, 0, CHURNED)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Callable
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["processes_preloaded"])
 

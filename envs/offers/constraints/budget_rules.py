@@ -8,8 +8,8 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.budget import Increments, clear, compact
-from envs.offers.catalogue import Catalogue
+from envs.offers.planning.knapsack import Increments, clear, compact
+from envs.offers.world.catalogue import Catalogue
 
 DAYS = 7  # of a week
 SLACK = 1e-9  # share of a budget that is left alone: more than what adding up its parts rounds

@@ -8,11 +8,11 @@ from typing import Iterable, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.catalogue import Catalogue
-from envs.offers.expressions import holds
-from envs.offers.history import History
-from envs.offers.population import Sample
-from envs.offers.world import SUBSCRIBED
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.constraints.expressions import holds
+from envs.offers.world.history import History
+from envs.offers.populations.synthetic import Sample
+from envs.offers.world.customers import SUBSCRIBED
 
 
 class Allowed(NamedTuple):

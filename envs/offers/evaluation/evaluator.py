@@ -7,16 +7,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from envs.offers.account import paired, summary
-from envs.offers.blocks import kept
-from envs.offers.bound import Bound, dual
-from envs.offers.budget import Budget
-from envs.offers.estimate import Estimator
-from envs.offers.market import Market, Record, play
-from envs.offers.policies import Knapsack, Nothing, Policy, Priced, PricedValues, Random, Response, Valued
-from envs.offers.report import Report, under_members
-from envs.offers.saving import Saving, Watched, carried, planner, price_path
-from envs.offers.spending import Expected, Rule
+from envs.offers.evaluation.profit_decomposition import paired, summary
+from envs.offers.planning.batching import kept
+from envs.offers.planning.lagrangian_bound import Bound, dual
+from envs.offers.planning.knapsack import Budget
+from envs.offers.populations.parameter_regression import Estimator
+from envs.offers.evaluation.simulation import Market, Record, play
+from envs.offers.policies.learned import Knapsack, Nothing, Policy, Priced, PricedValues, Random, Response, Valued
+from envs.offers.evaluation.report import Report, under_members
+from envs.offers.policies.rollover import Saving, Watched, carried, planner, price_path
+from envs.offers.constraints.budget_rules import Expected, Rule
 
 
 class Evaluation:

@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.offers.bound import Bound
-from envs.offers.market import Market, Record
+from envs.offers.planning.lagrangian_bound import Bound
+from envs.offers.evaluation.simulation import Market, Record
 
 SEGMENTS = {"new or lapsing": (0, 1), "regular": (2, 3), "established": (4, 5)}  # by habit before the week
 Z = 1.96  # normal quantile of a 95 % interval

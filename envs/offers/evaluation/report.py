@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from envs.offers.bound import Bound
+from envs.offers.planning.lagrangian_bound import Bound
 from rlcore import report as reports
 from rlcore.plots import labelled, levels, markdown
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from envs.offers.blocks import blocks, kept
-from envs.offers.bound import Bound
-from envs.offers.budget import permitted
-from envs.offers.history import History
-from envs.offers.kernels import organic
-from envs.offers.lookahead import Values, Visited
-from envs.offers.policies import Policy, pair_table
-from envs.offers.population import Sample
-from envs.offers.program import action_values, best_plan
-from envs.offers.rules import Permits, Rules
-from envs.offers.spending import Purse, Rule
-from envs.offers.world import SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
+from envs.offers.planning.batching import blocks, kept
+from envs.offers.planning.lagrangian_bound import Bound
+from envs.offers.planning.knapsack import permitted
+from envs.offers.world.history import History
+from envs.offers.planning.triton_organic_value import organic
+from envs.offers.planning.state_values import Values, Visited
+from envs.offers.policies.learned import Policy, pair_table
+from envs.offers.populations.synthetic import Sample
+from envs.offers.planning.dynamic_program import action_values, best_plan
+from envs.offers.constraints.contact_rules import Permits, Rules
+from envs.offers.constraints.budget_rules import Purse, Rule
+from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
 
 
 @dataclass(frozen=True)

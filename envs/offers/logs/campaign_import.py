@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.offers.history import History
-from envs.offers.table import read
-from envs.offers.world import CHURNED, UNIFORMS, moved
-from rlcore.logged import Logged
+from envs.offers.world.history import History
+from envs.offers.populations.customer_table import read
+from envs.offers.world.customers import CHURNED, UNIFORMS, moved
+from rlcore.offline.logged_dataset import Logged
 
 
 class Campaigns:

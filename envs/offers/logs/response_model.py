@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlcore.networks import mlp
-from rlcore.outcomes import CHUNK, descend
+from rlcore.ope.outcome_models import CHUNK, descend
 
 NONE, TRIP, REDEEMED = range(3)  # what comes of a decision
 LEAST = 1e-6  # probability whose logarithm is taken

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlcore.logged import Logged
-from rlcore.outcomes import CHUNK, descend, folds, numbered
-from rlcore.response import NONE, REDEEMED, TRIP, Likely
-from rlcore.slim import Table
+from rlcore.offline.logged_dataset import Logged
+from rlcore.ope.outcome_models import CHUNK, descend, folds, numbered
+from envs.offers.logs.response_model import NONE, REDEEMED, TRIP, Likely
+from rlcore.offline.deduplicated import Table
 
 MOST = 64  # states of contacts that are counted
 FEWEST = 0.1  # chance to stay: what is divided by it must not explode

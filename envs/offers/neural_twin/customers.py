@@ -6,10 +6,10 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from envs.offers.catalogue import Catalogue
-from envs.offers.history import History
-from envs.offers.responses import REDEEM, TRIP, Rest, Valid
-from envs.offers.world import CHURNED, SUBSCRIBED, UNSUBSCRIBED, Outcome, State, World
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.history import History
+from envs.offers.neural_twin.response_models import REDEEM, TRIP, Rest, Valid
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, Outcome, State, World
 
 
 def chains(catalogue: Catalogue) -> list[list[int]]:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from envs.base import BatchedEnv, Step
 from envs.offers.env import OffersEnv
-from envs.offers.neural import Contrast, Crowd
-from envs.offers.neural_fit import Ensemble
-from envs.offers.neural_market import Simulated
-from envs.offers.world import CHURNED, State
+from envs.offers.neural_twin.customers import Contrast, Crowd
+from envs.offers.neural_twin.fit import Ensemble
+from envs.offers.neural_twin.evaluation import Simulated
+from envs.offers.world.customers import CHURNED, State
 from rlcore import checkpoint
 
 

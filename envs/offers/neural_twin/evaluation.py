@@ -6,14 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from envs.offers.account import Z
-from envs.offers.budget import hull, permitted
-from envs.offers.evaluation import Evaluation
-from envs.offers.market import Market, Record
-from envs.offers.neural import Contrast, Crowd
-from envs.offers.policies import ByBlock, Nothing, Policy, Random, Response
-from envs.offers.spending import Purse
-from envs.offers.world import State
+from envs.offers.evaluation.profit_decomposition import Z
+from envs.offers.planning.knapsack import hull, permitted
+from envs.offers.evaluation.evaluator import Evaluation
+from envs.offers.evaluation.simulation import Market, Record
+from envs.offers.neural_twin.customers import Contrast, Crowd
+from envs.offers.policies.learned import ByBlock, Nothing, Policy, Random, Response
+from envs.offers.constraints.budget_rules import Purse
+from envs.offers.world.customers import State
 from rlcore.report import Report
 
 

@@ -8,14 +8,14 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from envs.offers.history import KINDS, History, names
-from envs.offers.likelihood import Panel, panel
-from envs.offers.neural import Crowd, Member, chains, inputs_of
-from envs.offers.responses import Valid, likelihood, rest_likelihood
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, World
+from envs.offers.world.history import KINDS, History, names
+from envs.offers.twin.likelihood import Panel, panel
+from envs.offers.neural_twin.customers import Crowd, Member, chains, inputs_of
+from envs.offers.neural_twin.response_models import Valid, likelihood, rest_likelihood
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, World
 from rlcore import checkpoint
-from rlcore.logged import Logged, named_rows
-from rlcore.outcomes import CHUNK, numbered
+from rlcore.offline.logged_dataset import Logged, named_rows
+from rlcore.ope.outcome_models import CHUNK, numbered
 
 
 class Neural:
@@ -112,7 +112,7 @@ def weeks_of(log: Panel, t: Tensor, n: Tensor, channels: int) -> dict[str, Tenso
 
 
 class Heard:
-    """What a member says of a panel (envs/offers/answers.py has the same of a structural twin)."""
+    """What a member says of a panel (envs/offers/twin/structural_predictions.py has the same of a structural twin)."""
 
     def __init__(self, member: Member, world: World, log: Panel, halvings: list[float]):
         self.member, self.world, self.log, self.halvings = member, world, log, halvings

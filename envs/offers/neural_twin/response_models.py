@@ -6,10 +6,10 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 
-from envs.offers.catalogue import Catalogue
-from rlcore.effects import Ordered
+from envs.offers.world.catalogue import Catalogue
+from rlcore.uplift.meta_learners import Ordered
 from rlcore.networks import mlp
-from rlcore.outcomes import descend
+from rlcore.ope.outcome_models import descend
 
 TRIP, REDEEM = 0, 1
 TINY = 1e-6  # the least probability
@@ -99,7 +99,7 @@ def likelihood(p: Tensor, outcome: Tensor) -> Tensor:
 
 
 class Effects:
-    """Let a learner of effects (rlcore/effects.py) learn P(trip) and P(redeemed) of every action."""
+    """Let a learner of effects (rlcore/uplift/meta_learners.py) learn P(trip) and P(redeemed) of every action."""
 
     def __init__(self, catalogue: Catalogue, *, learner: Callable):
         self.learner, self.actions = learner, 1 + len(catalogue.offers[1:]) * len(catalogue.channels)

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.kernels import organic
-from envs.offers.lookahead import Values
-from envs.offers.program import best_plan, expected_use
-from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, Customers, State, World
+from envs.offers.planning.triton_organic_value import organic
+from envs.offers.planning.state_values import Values
+from envs.offers.planning.dynamic_program import best_plan, expected_use
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, State, World
 
 BLOCK = {"cpu": 1000, "cuda": 2**17}  # customers whose tables are made at once: a few for a CPU's caches, many to fill a GPU
 KEPT = 2**29  # bytes of tables that are kept, V⁰ and V^λ each; those of more customers are made anew where they are needed

@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.offers.lookahead import Contacts, Grid, Successors, Values, Visited, shift
-from envs.offers.world import (EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, World, attention, churn,
+from envs.offers.planning.state_values import Contacts, Grid, Successors, Values, Visited, shift
+from envs.offers.world.customers import (EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, World, attention, churn,
                                habit_gain, leave, outcome, purchase_if_seen, utility)
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from envs.offers.bound import alone, unconstrained_spend
-from envs.offers.catalogue import Catalogue
-from envs.offers.lookahead import Values
-from envs.offers.world import Customers, State, World
-from rlcore import parallel
+from envs.offers.planning.lagrangian_bound import alone, unconstrained_spend
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.planning.state_values import Values
+from envs.offers.world.customers import Customers, State, World
+from rlcore.backends import distributed as parallel
 
 
 LARGEST = 2**63 - 1  # of whole numbers in 64 bits
@@ -165,7 +165,7 @@ def stacked(parts: list[Increments]) -> Increments:
 
 
 class Budget:
-    """What a season may cost, and the `rule` (envs/offers/spending.py) that keeps what is sent within it.
+    """What a season may cost, and the `rule` (envs/offers/constraints/budget_rules.py) that keeps what is sent within it.
 
     Every week has the same: `weekly` money a customer, or without it `share` of what the best unconstrained plan spends
     in a week. With `rollover` a week can spend what earlier ones left; `seasonal` money is there from the first week

@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
-from envs.offers.blocks import planned
-from envs.offers.lookahead import Values
-from envs.offers.world import Customers, State, World
+from envs.offers.planning.batching import planned
+from envs.offers.planning.state_values import Values
+from envs.offers.world.customers import Customers, State, World
 
 LEVEL = 0.8  # how low the next prices aim: 0 is the tangents' least value, 1 the best found so far
 PRECISION = 1e-7  # what the linear program is good for, as a share of what unlimited budgets would earn
@@ -42,7 +42,7 @@ class Bound:
 
 
 def alone(x: Tensor) -> Tensor:
-    """Return what there is: no other process has customers (rlcore/parallel.py, total)."""
+    """Return what there is: no other process has customers (rlcore/backends/distributed.py, total)."""
     return x
 
 
@@ -65,7 +65,7 @@ def dual(c: Customers, world: World, v0: list[Values] | None, start: State, budg
     value of the tangents' maximum (Kelley 1960, cutting planes). The prices there would jump about, so the next ones
     are the nearest to the best so far at which every tangent is below a level in between (Lemaréchal, Nemirovskii
     and Nesterov 1995, level bundle). It ends when less than `tolerance` of the gap L(λ) − J(none) can be removed.
-    `contacts` are those that rules allow (envs/offers/program.py, best_plan). Without `v0` no tables are kept, whatever the
+    `contacts` are those that rules allow (envs/offers/planning/dynamic_program.py, best_plan). Without `v0` no tables are kept, whatever the
     number of customers. These may be shared by processes, budget and stock then being those of all: `total` adds up over
     them T + S + 2 numbers an evaluation, and nothing else is passed on.
     """

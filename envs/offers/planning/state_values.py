@@ -6,8 +6,8 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.catalogue import Catalogue
-from envs.offers.world import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, habit_gain
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.customers import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, habit_gain
 
 
 class Values(NamedTuple):

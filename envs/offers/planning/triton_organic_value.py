@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import torch
 
-from envs.offers import program
-from envs.offers.lookahead import Values
-from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, Customers, World
-from rlcore.kernels import tl, triton
+from envs.offers.planning import dynamic_program as program
+from envs.offers.planning.state_values import Values
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, World
+from rlcore.backends.triton_gae import tl, triton
 
 BLOCK = 128  # customers of a program, one a lane: its whole table lies in registers
 # What of θ it takes, in the order of its parameters.
@@ -102,7 +102,7 @@ if triton:
 
 
 def organic(c: Customers, world: World, out: list[Values] | None = None) -> list[Values]:
-    """V⁰ of weeks 1..T+1, as envs/offers/program.py has it; on a GPU one kernel, in float32, in the place of `out`, which this
+    """V⁰ of weeks 1..T+1, as envs/offers/planning/dynamic_program.py has it; on a GPU one kernel, in float32, in the place of `out`, which this
     returned for as many customers before."""
     if triton is None or not c.alpha.is_cuda or c.alpha.dtype != torch.float32 or not world.tail_weeks:
         return program.organic(c, world)

@@ -7,14 +7,14 @@ from typing import Callable, Protocol
 import torch
 from torch import Tensor
 
-from envs.offers.blocks import blocks
-from envs.offers.budget import Increments, compact, hull, ranked, stacked, switches
-from envs.offers.history import History
-from envs.offers.lookahead import Values, Visited
-from envs.offers.observation import Observation
-from envs.offers.program import action_values
-from envs.offers.rules import Allowed
-from envs.offers.world import Customers, Outcome, State, World
+from envs.offers.planning.batching import blocks
+from envs.offers.planning.knapsack import Increments, compact, hull, ranked, stacked, switches
+from envs.offers.world.history import History
+from envs.offers.planning.state_values import Values, Visited
+from envs.offers.world.observation import Observation
+from envs.offers.planning.dynamic_program import action_values
+from envs.offers.constraints.contact_rules import Allowed
+from envs.offers.world.customers import Customers, Outcome, State, World
 
 
 class Policy(Protocol):

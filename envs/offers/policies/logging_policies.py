@@ -4,17 +4,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.collect import Behaviour
-from envs.offers.budget import Increments
-from envs.offers.kernels import organic
-from envs.offers.policies import Knapsack, Response
-from envs.offers.program import best_plan
-from envs.offers.world import utility
-from rlcore.explore import floored
+from envs.data_collection import Behaviour
+from envs.offers.planning.knapsack import Increments
+from envs.offers.planning.triton_organic_value import organic
+from envs.offers.policies.learned import Knapsack, Response
+from envs.offers.planning.dynamic_program import best_plan
+from envs.offers.world.customers import utility
+from rlcore.exploration import floored
 
 
 class Rule(Behaviour):
-    """One of the trade's rules (envs/offers/policies.py, Response) for the `share` of customers it ranks first, and with a
+    """One of the trade's rules (envs/offers/policies/learned.py, Response) for the `share` of customers it ranks first, and with a
     share ε of decisions any valid pair."""
 
     def __init__(self, *, uplift: bool, share: float, epsilon: float):

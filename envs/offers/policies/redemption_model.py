@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rlcore import parallel
+from rlcore.backends import distributed as parallel
 from rlcore.networks import mlp
 
 

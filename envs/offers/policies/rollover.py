@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from envs.offers.blocks import ahead
-from envs.offers.bound import Bound
-from envs.offers.budget import Increments, clear
-from envs.offers.policies import Knapsack, Policy
+from envs.offers.planning.batching import ahead
+from envs.offers.planning.lagrangian_bound import Bound
+from envs.offers.planning.knapsack import Increments, clear
+from envs.offers.policies.learned import Knapsack, Policy
 
 
 def price_path(weeks: list[Increments], budget: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Saving:
 
 
 def planner(market, bound: Bound, information: str) -> Policy:
-    """Plan at the dual prices of a market (envs/offers/market.py); money carried out of a week is worth the next one's."""
+    """Plan at the dual prices of a market (envs/offers/evaluation/simulation.py); money carried out of a week is worth the next one's."""
     c, world = market.customers, market.world
     values = bound.values or partial(ahead, c, world, bound.prices, bound.scarcity, market.permits.contacts)
     policy = Knapsack(c, world, information, values=values, fee=0.0, scarcity=bound.scarcity)

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.catalogue import Catalogue
-from envs.offers.population import Priors, Sample
-from envs.offers.world import EXPECTATIONS, HABITS, SUBSCRIBED, Customers, State, habit_gain, utility
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.populations.synthetic import Priors, Sample
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, Customers, State, habit_gain, utility
 
 ZONE, ORIGIN = "America/New_York", "2016-12-26"  # timestamps are UTC; week 1 is the single day 2017-01-01
 LAST_WEEK = 53

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.offers.catalogue import Catalogue
-from envs.offers.population import Priors, Sample
-from envs.offers.rules import lots
-from envs.offers.world import EXPECTATIONS, HABITS, SUBSCRIBED, State
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.populations.synthetic import Priors, Sample
+from envs.offers.constraints.contact_rules import lots
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, State
 
 Columns = dict[str, np.ndarray]  # floats (NaN: no entry) or strings ("": none), all of one length
 OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones, and for no entry

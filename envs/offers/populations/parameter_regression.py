@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.offers.population import Sample, columns, from_columns
-from envs.offers.world import Customers
+from envs.offers.populations.synthetic import Sample, columns, from_columns
+from envs.offers.world.customers import Customers
 
 
 class Estimator:

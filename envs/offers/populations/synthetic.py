@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.catalogue import Catalogue
-from envs.offers.world import EXPECTATIONS, HABITS, SUBSCRIBED, Customers, State
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, Customers, State
 
 LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters whose logarithm is what features see
 
 
 class Sample(NamedTuple):
     """N customers: parameters, features [N, F], the state that each starts the season in, and its row [N] in the columns
-    and ids of a population that has them (envs/offers/rules.py reads these)."""
+    and ids of a population that has them (envs/offers/constraints/contact_rules.py reads these)."""
 
     customers: Customers
     features: Tensor

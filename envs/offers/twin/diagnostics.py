@@ -7,11 +7,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs.offers.catalogue import Catalogue
-from envs.offers.likelihood import Panel
-from envs.offers.world import CHURNED, SUBSCRIBED
-from rlcore import uplift
-from rlcore.balance import beyond, imbalance
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.twin.likelihood import Panel
+from envs.offers.world.customers import CHURNED, SUBSCRIBED
+from rlcore.uplift import metrics as uplift
+from rlcore.ope.propensity_checks import beyond, imbalance
 from rlcore.plots import labelled
 
 

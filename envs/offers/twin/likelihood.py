@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from envs.offers.world import (CHURNED, HABITS, SUBSCRIBED, UNSUBSCRIBED, Customers, State, World, churn, habit_gain, leave,
+from envs.offers.world.customers import (CHURNED, HABITS, SUBSCRIBED, UNSUBSCRIBED, Customers, State, World, churn, habit_gain, leave,
                                outcome)
-from rlcore.logged import Logged, named_rows
-from rlcore.outcomes import seasons
+from rlcore.offline.logged_dataset import Logged, named_rows
+from rlcore.ope.outcome_models import seasons
 
 TINY = 1e-6  # the least probability whose logarithm is taken
 

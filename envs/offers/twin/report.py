@@ -5,8 +5,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs.offers.likelihood import Panel
-from envs.offers.twin_checks import Uplift, doubts, named, residuals
+from envs.offers.twin.likelihood import Panel
+from envs.offers.twin.diagnostics import Uplift, doubts, named, residuals
 from rlcore.plots import labelled
 from rlcore.report import Report
 

@@ -7,13 +7,13 @@ from typing import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from envs.offers.answers import Answers
-from envs.offers.likelihood import Panel, log_likelihood, panel
-from envs.offers.population import columns, from_columns
-from envs.offers.twin import Parameters, places
-from envs.offers.world import CHURNED, UNSUBSCRIBED, World
-from rlcore.learner import Loop
-from rlcore.logged import Logged, named_rows
+from envs.offers.twin.structural_predictions import Answers
+from envs.offers.twin.likelihood import Panel, log_likelihood, panel
+from envs.offers.populations.synthetic import columns, from_columns
+from envs.offers.twin.structural_model import Parameters, places
+from envs.offers.world.customers import CHURNED, UNSUBSCRIBED, World
+from rlcore.algorithm import Loop
+from rlcore.offline.logged_dataset import Logged, named_rows
 
 CUSTOMERS = 4096  # whose likelihood is taken at once
 SILENT = {"churn": ("c0", "gamma_f", "gamma_h"), "opt_out": ("opt_out",)}  # what a log can't tell in which it never happens

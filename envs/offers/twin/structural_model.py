@@ -6,9 +6,9 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from envs.offers.population import Sample, columns, from_columns
-from envs.offers.responses import Inputs
-from envs.offers.world import Customers
+from envs.offers.populations.synthetic import Sample, columns, from_columns
+from envs.offers.neural_twin.response_models import Inputs
+from envs.offers.world.customers import Customers
 from rlcore import checkpoint
 
 SHARES = ("mu", "chi", "pi_plus", "pi_minus", "delta_f", "delta_d")  # parameters from 0 to 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.offers.likelihood import Panel, log_likelihood, probabilities
-from envs.offers.world import CHURNED, SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
+from envs.offers.twin.likelihood import Panel, log_likelihood, probabilities
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
 
 
 class Answers:

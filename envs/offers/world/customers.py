@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.catalogue import Catalogue
+from envs.offers.world.catalogue import Catalogue
 
 HABITS, FATIGUES, EXPECTATIONS = 6, 4, 3
 SUBSCRIBED, UNSUBSCRIBED, CHURNED = 0, 1, 2

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.catalogue import Catalogue
+from envs.offers.world.catalogue import Catalogue
 
 KINDS = ("contacts", "attention", "purchases", "redemptions", "spend")
 

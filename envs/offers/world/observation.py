@@ -6,8 +6,8 @@ import math
 import torch
 from torch import Tensor
 
-from envs.offers.history import History, names
-from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, State
+from envs.offers.world.history import History, names
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, State
 
 
 def hot(x: Tensor, n: int) -> Tensor:
@@ -92,7 +92,7 @@ class Observation:
 class Histories(Observation):
     """The same without habit, fatigue and expectation: what is seen of them is what customers did, and what was done.
 
-    halvings: weeks in which what lies back counts half (envs/offers/history.py).
+    halvings: weeks in which what lies back counts half (envs/offers/world/history.py).
     """
 
     hides = True

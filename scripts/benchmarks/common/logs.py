@@ -6,8 +6,8 @@ from typing import Callable, Iterator
 import torch
 
 from envs.base import BatchedEnv
-from envs.collect import Behaviour, rollouts
-from rlcore.logged import Logged
+from envs.data_collection import Behaviour, rollouts
+from rlcore.offline.logged_dataset import Logged
 
 
 def played(env: Callable, behaviour: Behaviour, decisions: int, agents: int, device: torch.device, seed: int, *,

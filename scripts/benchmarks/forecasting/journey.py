@@ -8,13 +8,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs.offers.complete_journey import read, times, trips
-from envs.offers.organic import Organic
-from rlcore import checkpoint, ope
+from envs.offers.populations.complete_journey import read, times, trips
+from scripts.benchmarks.forecasting.trip_model import Organic
+from rlcore import checkpoint
+from rlcore.ope import estimators as ope
 from rlcore.plots import labelled
-from scripts.benchmarks import bgnbd
-from scripts.benchmarks.hillstrom import table
-from scripts.benchmarks.tables import wide
+from scripts.benchmarks.forecasting import bgnbd
+from scripts.benchmarks.uplift.hillstrom import table
+from scripts.benchmarks.common.timing_and_tables import wide
 
 OURS = "network of the past"
 

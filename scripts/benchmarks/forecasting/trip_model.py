@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.networks import mlp
-from rlcore.outcomes import descend
+from rlcore.ope.outcome_models import descend
 
 SMALL = 0.05  # trips a week, below which rates count as alike
 

@@ -8,10 +8,10 @@ from typing import Callable
 
 import torch
 
-from envs.offers.account import summary
-from envs.offers.bound import dual
-from envs.offers.market import Market, play
-from envs.offers.saving import planner
+from envs.offers.evaluation.profit_decomposition import summary
+from envs.offers.planning.lagrangian_bound import dual
+from envs.offers.evaluation.simulation import Market, play
+from envs.offers.policies.rollover import planner
 
 KEPT = ("score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "worst_week", "contact_rate")
 

@@ -8,14 +8,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from envs.collect import Behaviour, Uniform
-from envs.offers.population import from_columns
-from envs.offers.world import outcome
-from rlcore.effects import ask
-from rlcore.logged import Logged
-from rlcore.outcomes import numbered
-from scripts.benchmarks.logs import played
-from scripts.benchmarks.tables import table_of
+from envs.data_collection import Behaviour, Uniform
+from envs.offers.populations.synthetic import from_columns
+from envs.offers.world.customers import outcome
+from rlcore.uplift.meta_learners import ask
+from rlcore.offline.logged_dataset import Logged
+from rlcore.ope.outcome_models import numbered
+from scripts.benchmarks.common.logs import played
+from scripts.benchmarks.common.timing_and_tables import table_of
 
 
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, behaviour: Behaviour, learners: dict, seeds: int,

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlcore import checkpoint
-from rlcore.logged import Logged
+from rlcore.offline.logged_dataset import Logged
 from rlcore.logger import Quiet
 from rlcore.plots import labelled
-from scripts.benchmarks.bandit import interval
-from scripts.benchmarks.logs import played
+from scripts.benchmarks.learning.explorers import interval
+from scripts.benchmarks.common.logs import played
 
 
 def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behaviours: dict, sizes: dict, seeds: int,

@@ -9,15 +9,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from envs.collect import Behaviour
-from envs.offers.answers import Answers
-from envs.offers.likelihood import Panel
-from envs.offers.world import SUBSCRIBED
+from envs.data_collection import Behaviour
+from envs.offers.twin.structural_predictions import Answers
+from envs.offers.twin.likelihood import Panel
+from envs.offers.world.customers import SUBSCRIBED
 from rlcore import checkpoint
-from rlcore.logged import Logged
+from rlcore.offline.logged_dataset import Logged
 from rlcore.logger import Quiet
-from scripts.benchmarks.logs import played
-from scripts.benchmarks.tables import table_of
+from scripts.benchmarks.common.logs import played
+from scripts.benchmarks.common.timing_and_tables import table_of
 
 
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, behaviour: Behaviour, twins: dict, decisions: int,

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rlcore.valuation import LOGGED, Valuation
-from scripts.benchmarks.pool import replications, world_of
+from rlcore.ope.evaluator import LOGGED, Valuation
+from scripts.benchmarks.ope.customer_pool import replications, world_of
 
 INTERVALS = {"normal": "normal", "bootstrap": "ci", "Bernstein": "bernstein"}
 

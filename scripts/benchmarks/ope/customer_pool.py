@@ -6,16 +6,16 @@ from typing import Callable, Iterator
 import torch
 from torch import Tensor
 
-from envs.collect import Behaviour, rollouts
-from envs.offers.behaviours import at_private_prices
-from envs.offers.lookahead import Grid, Values
-from envs.offers.policies import Knapsack
-from envs.offers.population import Sample
-from envs.offers.program import action_values, best_plan, organic
-from envs.offers.rules import Permits
-from envs.offers.world import EXPECTATIONS, FATIGUES, HABITS, State
-from rlcore.explore import floored
-from rlcore.logged import Logged
+from envs.data_collection import Behaviour, rollouts
+from envs.offers.policies.logging_policies import at_private_prices
+from envs.offers.planning.state_values import Grid, Values
+from envs.offers.policies.learned import Knapsack
+from envs.offers.populations.synthetic import Sample
+from envs.offers.planning.dynamic_program import action_values, best_plan, organic
+from envs.offers.constraints.contact_rules import Permits
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, State
+from rlcore.exploration import floored
+from rlcore.offline.logged_dataset import Logged
 
 STATES = HABITS * FATIGUES * EXPECTATIONS
 
@@ -43,7 +43,7 @@ class Pool:
         return Sample(self.sample.customers[rows], self.sample.features[rows], State(*(x[rows] for x in self.sample.state)))
 
     def policy(self, *, price: float, plans: bool, sigma: float, epsilon: float) -> Tensor:
-        """What a planner does (envs/offers/behaviours.py, Jittered) at one price for all."""
+        """What a planner does (envs/offers/policies/logging_policies.py, Jittered) at one price for all."""
         c, world, expand = self.customers, self.world, self.copies
         paths = torch.full((world.weeks,), price, dtype=torch.float64, device=expand.device)
         values = best_plan(c, world, self.organic, paths)[0] if plans else None

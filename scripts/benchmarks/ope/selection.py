@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rlcore.valuation import Valuation
-from scripts.benchmarks.pool import replications, world_of
+from rlcore.ope.evaluator import Valuation
+from scripts.benchmarks.ope.customer_pool import replications, world_of
 
 
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, ope: Valuation, pool: int, price: float,

@@ -15,10 +15,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from envs.offers.ledger import ABSENT, REFUSED, RESERVED, SETTLED, Ledger, to_units  # noqa: E402
+from envs.offers.constraints.ledger import ABSENT, REFUSED, RESERVED, SETTLED, Ledger, to_units  # noqa: E402
 
 FOREVER = 2**40
 START = 0.1  # seconds that a writer may take to start, all sharing few cores

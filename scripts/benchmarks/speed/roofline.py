@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from rlcore.fast import WARM
-from scripts.benchmarks.tables import seconds, table_of, wide
+from rlcore.backends.cuda_graphs import WARM
+from scripts.benchmarks.common.timing_and_tables import seconds, table_of, wide
 
 
 class Count(TorchDispatchMode):

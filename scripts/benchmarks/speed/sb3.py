@@ -9,11 +9,11 @@ from typing import Callable
 import torch
 from rich.table import Table
 
-from envs.sb3_adapter import OffersVecEnv
+from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
-from scripts.benchmarks.contestants import Ours, Peer, scalars
-from scripts.benchmarks.learning import learned, masked
-from scripts.benchmarks.tables import seconds, table_of, wide
+from scripts.benchmarks.speed.sb3_contestants import Ours, Peer, scalars
+from scripts.benchmarks.speed.sb3_learning import learned, masked
+from scripts.benchmarks.common.timing_and_tables import seconds, table_of, wide
 
 
 def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from envs.sequential.env import SequentialEnv
-from scripts.benchmarks.scalar import ScalarToy
+from scripts.benchmarks.speed.scalar_env import ScalarToy
 
 try:
     import stable_baselines3

@@ -14,12 +14,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from rlcore.plots import labelled
-from envs.sb3_adapter import OffersVecEnv
+from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from envs.sequential.evaluation import knapsack, nothing, play
 from rlcore.distributions import unflatten
 from rlcore.ppo import PPO
-from scripts.benchmarks.contestants import peer, scalars
+from scripts.benchmarks.speed.sb3_contestants import peer, scalars
 
 try:
     from sb3_contrib import MaskablePPO

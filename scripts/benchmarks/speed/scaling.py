@@ -14,14 +14,14 @@ from typing import Callable
 import torch
 from rich.console import Console
 
-from envs.offers.account import summary
-from envs.offers.bound import dual
-from envs.offers.budget import Increments, clear
-from envs.offers.market import Market, play
-from envs.offers.policies import Response
-from scripts.benchmarks.tables import peak, seconds, table_of
+from envs.offers.evaluation.profit_decomposition import summary
+from envs.offers.planning.lagrangian_bound import dual
+from envs.offers.planning.knapsack import Increments, clear
+from envs.offers.evaluation.simulation import Market, play
+from envs.offers.policies.learned import Response
+from scripts.benchmarks.common.timing_and_tables import peak, seconds, table_of
 
-TRAIN = Path(__file__).parents[1] / "train.py"
+TRAIN = Path(__file__).parents[2] / "train.py"
 
 
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, sequential: Callable,

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from email_rl.policy import Policy
-from email_rl.scorer import Scorer
-from rlcore.fast import WARM
-from scripts.benchmarks.tables import peak, table_of, timed, wide
+from email_rl.models.policy import Policy
+from email_rl.models.outcome_classifier import Scorer
+from rlcore.backends.cuda_graphs import WARM
+from scripts.benchmarks.common.timing_and_tables import peak, table_of, timed, wide
 
 
 def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, known: int, values: list, fast: str,

@@ -11,9 +11,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlcore import ope
-from rlcore.logged import Logged, check
-from rlcore.outcomes import cross_fit, folds
+from rlcore.ope import estimators as ope
+from rlcore.offline.logged_dataset import Logged, check
+from rlcore.ope.outcome_models import cross_fit, folds
 
 ARMS = {"No E-Mail": "no mail", "Mens E-Mail": "men's mail", "Womens E-Mail": "women's mail"}
 OUTCOMES = ("visit", "conversion", "spend")

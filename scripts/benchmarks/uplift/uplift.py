@@ -9,12 +9,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlcore import checkpoint, uplift
-from rlcore.outcomes import folds
+from rlcore import checkpoint
+from rlcore.uplift import metrics as uplift
+from rlcore.ope.outcome_models import folds
 from rlcore.plots import labelled
-from scripts.benchmarks.boosting import peers
-from scripts.benchmarks.hillstrom import as_log, table
-from scripts.benchmarks.tables import wide
+from scripts.benchmarks.uplift.peers import peers
+from scripts.benchmarks.uplift.hillstrom import as_log, table
+from scripts.benchmarks.common.timing_and_tables import wide
 
 Score = Callable[[Tensor], Tensor]  # observations [B, D] → effects [B]
 OURS = "chosen of ours"

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_conf import CONF
+from test_configs import CONF
 
-from email_rl.data import Mails, read
-from email_rl.split import near_duplicates, stratified, telling_sentences
+from email_rl.data.mails import Mails, read
+from email_rl.data.splitting import near_duplicates, stratified, telling_sentences
 
 WORDS = ("apple river stone cloud paper window garden engine silver market pencil forest candle bridge winter signal "
          "basket copper meadow lantern harbour velvet thunder marble orchard compass feather granite ribbon saddle").split()

@@ -11,12 +11,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_conf import CONF
+from test_configs import CONF
 
-from email_rl import phrases
-from email_rl.bag_of_words import BagOfWords
-from email_rl.gold import sentences
-from email_rl.metrics import log_losses
+from email_rl.data import phrases
+from email_rl.models.bag_of_words import BagOfWords
+from email_rl.data.gold_model import sentences
+from email_rl.data.metrics import log_losses
 
 
 @cache

@@ -5,12 +5,12 @@ import copy
 
 import pytest
 import torch
-from tape import tape  # noqa: F401 (a fixture)
+from fake_cuda_graph import tape  # noqa: F401 (a fixture)
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from email_rl.generate import Memory, alive, generate, positions, warp
-from email_rl.pretrained import fuse
+from email_rl.models.generation import Memory, alive, generate, positions, warp
+from email_rl.models.hf_io import fuse
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 NO_DROP = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

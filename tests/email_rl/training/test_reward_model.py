@@ -12,29 +12,29 @@ from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import processes
+import script_runner
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_conf import CONF
-from test_email_data import rows, write
+from test_configs import CONF
+from test_mails import rows, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from email_rl import metrics
-from email_rl.bag_of_words import BagOfWords
-from email_rl.data import Mails
-from email_rl.encoder import Hub, Local, in_both
-from email_rl.reward_model import RewardModel
-from email_rl.scorer import FOLDER, Scorer
+from email_rl.data import metrics
+from email_rl.models.bag_of_words import BagOfWords
+from email_rl.data.mails import Mails
+from email_rl.models.encoders import Hub, Local, in_both
+from email_rl.training.reward_model import RewardModel
+from email_rl.models.outcome_classifier import FOLDER, Scorer
 from envs.offers.env import OffersEnv
 from rlcore import checkpoint
 from rlcore.logger import Quiet
 from rlcore.ppo import PPO
 from rlcore.schedules import warmed
-from scripts.entry import check_fit
+from scripts.cli import check_fit
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 SMALL = ["algo=reward_model", "env=email", "env.corpus.train=320", "env.corpus.valid=64", "env.corpus.test=80", "algo.rm.dim=16",
          "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2", "algo.rm.batch_size=16", "algo.steps=4",
          "algo.eval_every=2", "algo.checkpoint_every=1", "env.evaluation.draws=50", "env.evaluation.bag.epochs=1", "env.evaluation.bag.steps=20",
@@ -342,7 +342,7 @@ def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
 def test_an_unreachable_hub_is_one_line_with_the_ways_out(monkeypatch):
     def unreachable(*_):
         raise OSError("no route\nto host")
-    monkeypatch.setattr("email_rl.encoder._pretrained", unreachable)
+    monkeypatch.setattr("email_rl.models.encoders._pretrained", unreachable)
     with pytest.raises(ValueError, match="distilbert-base.*algo/rm=local.*algo/rm=distilbert_tiny") as error:
         Hub(name="distilbert-base-uncased", max_length=8, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
     assert "\n" not in str(error.value)
@@ -360,7 +360,7 @@ def test_bad_input_gets_one_line_and_code_2(tmp_path):
 
 def test_what_does_not_fit_is_refused(finished, monkeypatch):
     choices = {"algo": "A", "env": "E"}
-    monkeypatch.setattr("scripts.entry.HydraConfig.get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices)))
+    monkeypatch.setattr("scripts.cli.HydraConfig.get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices)))
     mails, decisions = finished[0], object.__new__(OffersEnv)
     check_fit(partial(RewardModel), mails)
     check_fit(partial(PPO), decisions)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load
-from toys import make_ppo, train
+from toy_envs import make_ppo, train
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -17,10 +17,10 @@ from gymnasium import spaces  # noqa: E402
 from gymnasium.utils.env_checker import check_env  # noqa: E402
 from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
 
-from envs.gym_adapter import GymnasiumEnv, Offers, OffersVector, sequential  # noqa: E402
-from envs.gym_evaluation import Evaluation, episodes  # noqa: E402
+from envs.adapters.gymnasium_env import GymnasiumEnv, Offers, OffersVector, sequential  # noqa: E402
+from envs.adapters.gymnasium_evaluation import Evaluation, episodes  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 WORLDS = pytest.mark.parametrize("overrides", [["env.customers=3"], ["env/world=structural", "env.customers=3"],
                                                ["env.penalty=-5", "env.customers=3"]])
@@ -61,7 +61,7 @@ def counter(num_agents=2, **kwargs):
 @pytest.mark.parametrize("flat", [False, True])
 @WORLDS
 def test_gymnasiums_checker_passes(overrides, flat):
-    check_env(gymnasium.make("envs.gym_adapter:crm/Offers-v0", overrides=overrides, flat=flat).unwrapped)
+    check_env(gymnasium.make("envs.adapters.gymnasium_env:crm/Offers-v0", overrides=overrides, flat=flat).unwrapped)
 
 
 @WORLDS
@@ -158,7 +158,7 @@ def test_evaluation_counts_whole_episodes_and_leaves_training_alone():
 
 def test_our_environment_through_gymnasium_equals_itself():
     ours = sequential(2, 0, ["env.customers=3"])
-    env = GymnasiumEnv(CPU, 0, id="envs.gym_adapter:crm/Offers-v0", kwargs={"overrides": ["env.customers=3"]},
+    env = GymnasiumEnv(CPU, 0, id="envs.adapters.gymnasium_env:crm/Offers-v0", kwargs={"overrides": ["env.customers=3"]},
                        num_agents=2, evaluation=None)
     ours.seed([int(s) for s in np.random.SeedSequence((0, 0)).generate_state(2)])
     generator = torch.Generator().manual_seed(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from toys import make_ppo
+from toy_envs import make_ppo
 
 stable_baselines3 = pytest.importorskip("stable_baselines3")
 sb3_contrib = pytest.importorskip("sb3_contrib")
@@ -13,11 +13,11 @@ from stable_baselines3.common.env_checker import check_env  # noqa: E402
 from stable_baselines3.common.logger import Logger  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
 
-from envs.gym_adapter import Offers, sequential  # noqa: E402
-from envs.sb3_adapter import OffersVecEnv  # noqa: E402
+from envs.adapters.gymnasium_env import Offers, sequential  # noqa: E402
+from envs.adapters.stable_baselines3 import OffersVecEnv  # noqa: E402
 from rlcore import losses  # noqa: E402
 from rlcore.returns import gae, whiten  # noqa: E402
-from scripts.benchmarks.scalar import ScalarToy  # noqa: E402
+from scripts.benchmarks.speed.scalar_env import ScalarToy  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ["env.customers=2", "env.penalty=-5"]  # seasons of 24 steps

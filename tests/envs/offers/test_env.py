@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import load, node
-from reference import GONE, NOTHING, SUBSCRIBED, UNSUBSCRIBED, references
+from reference_world import GONE, NOTHING, SUBSCRIBED, UNSUBSCRIBED, references
 from scipy.stats import kstest
 from torch import Tensor
 

@@ -6,10 +6,10 @@ import torch
 from conftest import CONF
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from tape import tape  # noqa: F401 (a fixture)
-from toys import train
+from fake_cuda_graph import tape  # noqa: F401 (a fixture)
+from toy_envs import train
 
-from rlcore.fast import WARM, Captured, fast
+from rlcore.backends.cuda_graphs import WARM, Captured, fast
 
 
 def test_a_recorded_function_is_the_function(tape):

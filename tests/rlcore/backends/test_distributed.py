@@ -4,20 +4,20 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
-import processes
+import script_runner
 import pytest
 import torch
 from conftest import load
 from test_ppo_kl import trainer
-from toys import Bandit, make_ppo, part, train
+from toy_envs import Bandit, make_ppo, part, train
 
-from email_rl.ppo_kl import Rollout
-from email_rl.policy import Samples
-from envs.offers.bound import alone, dual
-from envs.offers.budget import Increments, clear, clear_together
-from envs.offers.program import organic
-from envs.offers.world import State
-from rlcore import parallel
+from email_rl.training.ppo import Rollout
+from email_rl.models.policy import Samples
+from envs.offers.planning.lagrangian_bound import alone, dual
+from envs.offers.planning.knapsack import Increments, clear, clear_together
+from envs.offers.planning.dynamic_program import organic
+from envs.offers.world.customers import State
+from rlcore.backends import distributed as parallel
 from rlcore.ppo import PPO
 
 SIZE, AGENTS, ITERATIONS, MINIBATCHES, CUSTOMERS = 2, 24, 3, 3, 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlcore.slim import Table
+from rlcore.offline.deduplicated import Table
 
 
 def rows(n, seed):

@@ -8,17 +8,17 @@ import torch
 from conftest import load
 from hydra.utils import instantiate
 from scipy.stats import norm
-from test_conf import composed
+from test_configs import composed
 from torch import Tensor
 
-from envs.collect import Uniform, rollouts
-from envs.offers.behaviours import at_private_prices
-from envs.offers.budget import Increments
-from envs.offers.lookahead import Visited
-from envs.offers.program import action_values, best_plan, organic
-from envs.synthetic import Wheel
-from rlcore.logfile import Reader, read, write
-from rlcore.logged import Logged, check
+from envs.data_collection import Uniform, rollouts
+from envs.offers.policies.logging_policies import at_private_prices
+from envs.offers.planning.knapsack import Increments
+from envs.offers.planning.state_values import Visited
+from envs.offers.planning.dynamic_program import action_values, best_plan, organic
+from envs.wheel_bandit import Wheel
+from rlcore.offline.log_files import Reader, read, write
+from rlcore.offline.logged_dataset import Logged, check
 
 CPU = torch.device("cpu")
 OPTIONS = {"decisions": 1, "steps": 4, "all_propensities": True}

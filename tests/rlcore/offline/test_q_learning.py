@@ -14,19 +14,19 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from reference_offline import bcq_loss, chain_values, cql_loss, target
 from test_ppo import identical, weights
-from toys import Chain, Endless, Log, make_ppo
-from toys import train as train_ppo
+from toy_envs import Chain, Endless, Log, make_ppo
+from toy_envs import train as train_ppo
 from torch.nn import functional
 
-from envs.collect import Uniform, rollouts
-from envs.offers.policies import PricedValues, Valued
-from envs.offers.world import SUBSCRIBED
-from rlcore.control import Baseline, Half
-from rlcore.logged import Logged
+from envs.data_collection import Uniform, rollouts
+from envs.offers.policies.learned import PricedValues, Valued
+from envs.offers.world.customers import SUBSCRIBED
+from envs.offers.logs.variance_reduction import Baseline, Half
+from rlcore.offline.logged_dataset import Logged
 from rlcore.networks import FactoredValues
-from rlcore.offline import conservative, double_target, imitation, supported, td_loss
-from rlcore.response import Likely, seen
-from rlcore.slim import Table
+from rlcore.offline.q_learning import conservative, double_target, imitation, supported, td_loss
+from envs.offers.logs.response_model import Likely, seen
+from rlcore.offline.deduplicated import Table
 
 CPU = torch.device("cpu")
 SPEND = node("../algo/spend/learned")

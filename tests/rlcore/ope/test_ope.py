@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_conf import composed
-from test_logged import behaviour, offers
+from test_configs import composed
+from test_logged_dataset import behaviour, offers
 
-from envs.collect import rollouts
-from rlcore import ope
-from rlcore.logged import Logged
-from rlcore.outcomes import Linear, cross_fit, folds, numbered, seasons, solve
+from envs.data_collection import rollouts
+from rlcore.ope import estimators as ope
+from rlcore.offline.logged_dataset import Logged
+from rlcore.ope.outcome_models import Linear, cross_fit, folds, numbered, seasons, solve
 
 INF = math.inf
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_conf import composed
-from test_off_policy_benches import shop
+from test_configs import composed
+from test_ope_benchmarks import shop
 
-from rlcore import effects, uplift
-from rlcore.outcomes import Linear, Network
+from rlcore.uplift import meta_learners as effects
+from rlcore.uplift import metrics as uplift
+from rlcore.ope.outcome_models import Linear, Network
 
 
 def trial(n=400, ties=True, seed=0):

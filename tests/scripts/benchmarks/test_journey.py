@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_conf import composed
+from test_configs import composed
 
-from envs.offers.complete_journey import ORIGIN
-from envs.offers.organic import Weekly
-from scripts.benchmarks import bgnbd, journey
-from scripts.benchmarks.bgnbd import Bought, Fit
+from envs.offers.populations.complete_journey import ORIGIN
+from scripts.benchmarks.forecasting.trip_model import Weekly
+from scripts.benchmarks.forecasting import bgnbd
+from scripts.benchmarks.forecasting import journey
+from scripts.benchmarks.forecasting.bgnbd import Bought, Fit
 
 FIT = Fit(0.8, 1.5, 0.7, 3.0)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import load
 from hydra.utils import instantiate
-from test_conf import composed
+from test_configs import composed
 
-from rlcore.outcomes import Linear
-from scripts.benchmarks import hillstrom
-from scripts.benchmarks.pool import Pool, replications
+from rlcore.ope.outcome_models import Linear
+from scripts.benchmarks.uplift import hillstrom
+from scripts.benchmarks.ope.customer_pool import Pool, replications
 
 CPU = torch.device("cpu")
 

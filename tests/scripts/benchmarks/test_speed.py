@@ -5,9 +5,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_conf import CONF
+from test_configs import CONF
 
-from scripts.benchmarks import roofline, scaling
+from scripts.benchmarks.speed import roofline
+from scripts.benchmarks.speed import scaling
 
 CPU, SMALL = torch.device("cpu"), "bench.env.population.reference_size=500"
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from tape import tape  # noqa: F401 (a fixture)
-from test_conf import CONF
+from fake_cuda_graph import tape  # noqa: F401 (a fixture)
+from test_configs import CONF
 from transformers import GPT2LMHeadModel
 
-from rlcore.fast import WARM
+from rlcore.backends.cuda_graphs import WARM
 
 SMALL = ["bench.repeats=2", "bench.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}",
          "bench.known=20", "bench.algo.mails=16", "bench.algo.writing.query_tokens=4", "bench.algo.writing.response_tokens=6",

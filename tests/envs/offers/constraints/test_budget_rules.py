@@ -12,15 +12,15 @@ from conftest import load, node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
-from test_bound import OPTIMISER, SOME, funded, program, untouched
+from test_lagrangian_bound import OPTIMISER, SOME, funded, program, untouched
 
-from envs.offers.account import summary
-from envs.offers.bound import dual
-from envs.offers.budget import Increments, clear
-from envs.offers.market import Market, play
-from envs.offers.policies import Knapsack
-from envs.offers.saving import Saving, carried, price_path
-from envs.offers.spending import DAYS, Buffered, Expected, Purse, Reserved
+from envs.offers.evaluation.profit_decomposition import summary
+from envs.offers.planning.lagrangian_bound import dual
+from envs.offers.planning.knapsack import Increments, clear
+from envs.offers.evaluation.simulation import Market, play
+from envs.offers.policies.learned import Knapsack
+from envs.offers.policies.rollover import Saving, carried, price_path
+from envs.offers.constraints.budget_rules import DAYS, Buffered, Expected, Purse, Reserved
 
 CATALOGUE = load("catalogue/default")
 VALUE, COST = CATALOGUE.value.tolist(), CATALOGUE.cost.tolist()
@@ -446,7 +446,7 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
 # ── a whole evaluation, and bad input ───────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("rollover", [False, True])
 def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
-    from test_evaluation import make
+    from test_offers_evaluator import make
     evaluation = make(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2})
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     report = evaluation.run(None, "")

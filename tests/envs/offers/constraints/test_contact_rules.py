@@ -12,18 +12,18 @@ import torch
 from conftest import load, node
 from hypothesis import given, settings, strategies as st
 from omegaconf import OmegaConf
-from test_bound import LONG, OPTIMISER, SOME, funded, program
+from test_lagrangian_bound import LONG, OPTIMISER, SOME, funded, program
 
-from envs.offers.account import summary
-from envs.offers.bound import dual, unconstrained_spend
-from envs.offers.budget import Increments, clear, permitted, ranked
-from envs.offers.expressions import holds
-from envs.offers.market import Market, play
-from envs.offers.policies import Knapsack, Priced, Random, Response, Valued, outcomes
-from envs.offers.population import Sample
-from envs.offers.program import best_plan
-from envs.offers.rules import Permits, Rules, lots
-from envs.offers.world import State
+from envs.offers.evaluation.profit_decomposition import summary
+from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
+from envs.offers.planning.knapsack import Increments, clear, permitted, ranked
+from envs.offers.constraints.expressions import holds
+from envs.offers.evaluation.simulation import Market, play
+from envs.offers.policies.learned import Knapsack, Priced, Random, Response, Valued, outcomes
+from envs.offers.populations.synthetic import Sample
+from envs.offers.planning.dynamic_program import best_plan
+from envs.offers.constraints.contact_rules import Permits, Rules, lots
+from envs.offers.world.customers import State
 
 ROWS = [{"age": a, "tier": t, "points spent": p} for a, t, p in product(
     (16.0, 18.0, 40.0, float("nan")), ("gold", "basic", ""), (0.0, 1.0, 7.5, float("nan")))]

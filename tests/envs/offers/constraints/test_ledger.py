@@ -14,8 +14,8 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from envs.offers.ledger import ABSENT, EXPIRED, REFUSED, RELEASED, RESERVED, SETTLED, Balance, Ledger, to_units
-from scripts.benchmarks import ledger as siege
+from envs.offers.constraints.ledger import ABSENT, EXPIRED, REFUSED, RELEASED, RESERVED, SETTLED, Balance, Ledger, to_units
+from scripts.benchmarks.reliability import ledger as siege
 
 KEYS = {"season": st.integers(0, 1), "week": st.integers(0, 1), "customer": st.sampled_from("abcd")}
 AMOUNT = st.integers(0, 6)
@@ -164,7 +164,7 @@ def test_threads_share_what_there_is_to_the_last_unit(tmp_path):
 
 def test_what_was_answered_survives_sigkill(tmp_path):
     """Kill a process in the middle of its calls, over and over: each answer it printed is in the file."""
-    program = ("import sys; from envs.offers.ledger import Ledger\n"
+    program = ("import sys; from envs.offers.constraints.ledger import Ledger\n"
                "ledger, first = Ledger(sys.argv[1], timeout=9.0, sync='normal'), int(sys.argv[2])\n"
                "for k in range(first, first + 10**6):\n"
                "    print(k, ledger.reserve(0, 0, str(k), 1, 9), flush=True)")
@@ -172,7 +172,7 @@ def test_what_was_answered_survives_sigkill(tmp_path):
     ledger.fund(0, 0, 10**9)
     for k in range(6):
         process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "ledger.db"), str(k * 10**6)],
-                                   stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+                                   stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[4])
         first = process.stdout.readline()
         time.sleep(random.uniform(0.0, 0.1))
         process.kill()

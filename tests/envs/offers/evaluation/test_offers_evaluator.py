@@ -9,18 +9,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import load
-from reference import references
+from reference_world import references
 from rich.console import Console
 
-from envs.offers.account import SEGMENTS, losses, lost_profit, paired, share_of_gap, summary
-from envs.offers.budget import clear
-from envs.offers.estimate import Estimator
-from envs.offers.lookahead import Visited
-from envs.offers.market import Market, Record, play
-from envs.offers.policies import Knapsack, Nothing, Priced, Random, Response, outcomes
-from envs.offers.population import columns, from_columns
-from envs.offers.program import action_values
-from envs.offers.world import State
+from envs.offers.evaluation.profit_decomposition import SEGMENTS, losses, lost_profit, paired, share_of_gap, summary
+from envs.offers.planning.knapsack import clear
+from envs.offers.populations.parameter_regression import Estimator
+from envs.offers.planning.state_values import Visited
+from envs.offers.evaluation.simulation import Market, Record, play
+from envs.offers.policies.learned import Knapsack, Nothing, Priced, Random, Response, outcomes
+from envs.offers.populations.synthetic import columns, from_columns
+from envs.offers.planning.dynamic_program import action_values
+from envs.offers.world.customers import State
 
 CHANNELS = 5
 POLICIES = ("none", "random", "myopic", "planning")

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from envs.offers.likelihood import panel
-from rlcore.logfile import read, write
+from envs.offers.twin.likelihood import panel
+from rlcore.offline.log_files import read, write
 from scripts import example_shop
 
 pytest.importorskip("pandas")

@@ -7,17 +7,17 @@ import torch
 from conftest import node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_twin import collected
-from toys import Log, part
+from test_structural_twin import collected
+from toy_envs import Log, part
 from torch import nn
 
-from envs.offers.history import History, names
-from envs.offers.neural import Contrast, Crowd, Member, chains
-from envs.offers.neural_env import NeuralEnv
-from envs.offers.population import from_columns
-from envs.offers.program import organic
-from envs.offers.responses import REDEEM, TRIP, Effects, Likelihood, Rest, Valid
-from envs.offers.world import outcome
+from envs.offers.world.history import History, names
+from envs.offers.neural_twin.customers import Contrast, Crowd, Member, chains
+from envs.offers.neural_twin.env import NeuralEnv
+from envs.offers.populations.synthetic import from_columns
+from envs.offers.planning.dynamic_program import organic
+from envs.offers.neural_twin.response_models import REDEEM, TRIP, Effects, Likelihood, Rest, Valid
+from envs.offers.world.customers import outcome
 from rlcore import checkpoint
 
 CPU, HALVINGS = torch.device("cpu"), [1.0, 3.0]
@@ -131,9 +131,9 @@ class Equations(nn.Module):
 def twinned_env(monkeypatch, world, **changes):
     """A neural environment on Equations, and the structural one of the same seed."""
     true = environment(world=world, **changes)
-    monkeypatch.setattr("envs.offers.neural_env.Ensemble", lambda path, env: type("E", (), {
+    monkeypatch.setattr("envs.offers.neural_twin.env.Ensemble", lambda path, env: type("E", (), {
         "members": [Equations(env)], "crowd": lambda self, x, w: Crowd(self.members, torch.zeros(len(x), dtype=torch.long), x, w, HALVINGS)})())
-    config = opened("offers_twin", _target_="envs.offers.neural_env.NeuralEnv", twin="x", world=world, **changes)
+    config = opened("offers_twin", _target_="envs.offers.neural_twin.env.NeuralEnv", twin="x", world=world, **changes)
     return instantiate(config, _convert_="all")(CPU, 0), true
 
 
@@ -253,7 +253,7 @@ def test_a_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
 def test_learners_of_effects_take_the_networks_place(learner):
     env, log = collected(80)
     response = node(f"../algo/twin/response/{learner}", "algo=twin", "algo/twin=neural")
-    ridge = {"_target_": "rlcore.outcomes.Linear", "ridge": 30.0, "own": True, "scaled": False}
+    ridge = {"_target_": "rlcore.ope.outcome_models.Linear", "ridge": 30.0, "own": True, "scaled": False}
     config = neural(env)[0].copy()
     OmegaConf.set_struct(config, False)
     config.twin.response, config.twin.monotone, config.twin.rest.steps = response.copy(), True, 3

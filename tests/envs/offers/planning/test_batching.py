@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import load
 
-from envs.offers import blocks
-from envs.offers.account import summary
-from envs.offers.bound import dual
-from envs.offers.market import Market, play
-from envs.offers.policies import Knapsack, Nothing, Priced, Response
-from envs.offers.saving import planner
+from envs.offers.planning import batching as blocks
+from envs.offers.evaluation.profit_decomposition import summary
+from envs.offers.planning.lagrangian_bound import dual
+from envs.offers.evaluation.simulation import Market, play
+from envs.offers.policies.learned import Knapsack, Nothing, Priced, Response
+from envs.offers.policies.rollover import planner
 
 CUSTOMERS = 23
 

@@ -9,9 +9,9 @@ import torch
 from conftest import load
 from scipy.optimize import linprog
 
-from envs.offers.bound import unconstrained_spend
-from envs.offers.budget import Budget, Increments, clear, hull, ranked, switches
-from envs.offers.program import organic
+from envs.offers.planning.lagrangian_bound import unconstrained_spend
+from envs.offers.planning.knapsack import Budget, Increments, clear, hull, ranked, switches
+from envs.offers.planning.dynamic_program import organic
 
 INF = torch.inf
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference import INSIDE, NOTHING, STATES, tuples
+from reference_world import INSIDE, NOTHING, STATES, tuples
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
-import envs.offers.kernels
-from envs.offers.bound import dual, unconstrained_spend
-from envs.offers.lookahead import Grid
-from envs.offers.program import action_values, best_plan, expected_spend, organic
-from envs.offers.world import CHURNED, State
+import envs.offers.planning.triton_organic_value
+from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
+from envs.offers.planning.state_values import Grid
+from envs.offers.planning.dynamic_program import action_values, best_plan, expected_spend, organic
+from envs.offers.world.customers import CHURNED, State
 
 SOME = {"offers": ["euro_1_00", "euro_2_50"], "channels": ["email", "sms"]}  # 5 actions, both steps of fatigue
 OPTIONS = {"trips": 0.8, "terminal": 0.6, "churn_cost": 7.0, "fatigue_penalty": 0.25, "fatigue_limit": 2}
@@ -124,7 +124,7 @@ def test_organic_value_equals_the_matrix_program(make_season, reward):
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 def test_one_kernel_values_leaving_alone_the_same(kernels, make_season, reward):
     """To float32, also beyond a block of customers, and into the tables of another season."""
-    module, device = kernels(envs.offers.kernels)
+    module, device = kernels(envs.offers.planning.triton_organic_value)
     season = make_season(module.BLOCK + 3, weeks=2, reward=reward, extreme=True)
     season.world.tail_weeks = 3
     exact, world = organic(season.customers, season.world), season.world.to(device, torch.float32)

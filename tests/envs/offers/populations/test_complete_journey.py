@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import load, node
 
-from envs.offers.complete_journey import CompleteJourney, purchase_rate, read, weekly_spend
-from envs.offers.world import EXPECTATIONS, HABITS, SUBSCRIBED, UNIFORMS, transition
+from envs.offers.populations.complete_journey import CompleteJourney, purchase_rate, read, weekly_spend
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, UNIFORMS, transition
 
 YAML = node("population/complete_journey")
 

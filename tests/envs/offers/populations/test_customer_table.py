@@ -4,19 +4,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import processes
+import script_runner
 import pytest
 import torch
 from conftest import load
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from envs.offers.table import Table, read
-from envs.offers.world import HABITS
+from envs.offers.populations.customer_table import Table, read
+from envs.offers.world.customers import HABITS
 from scripts import example_shop
 
 pytest.importorskip("pandas")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[4]
 SMALL = ["env.num_agents=48", "algo.minibatches=4", "algo.net.hidden=[16]", "algo.spend.hidden=[8]", "algo.eval_every=2",
          "env.evaluation.customers=30", "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
          "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",

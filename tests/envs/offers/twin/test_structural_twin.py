@@ -8,19 +8,19 @@ import pytest
 import torch
 from conftest import load, node
 from hydra.utils import instantiate
-from reference import GONE, STATES
+from reference_world import GONE, STATES
 from test_world import pick
-from toys import Log, part
+from toy_envs import Log, part
 
-from envs.collect import Uniform, rollouts
-from envs.offers.likelihood import Panel, log_likelihood, panel
-from envs.offers.population import columns, from_columns
-from envs.offers.twin import Twins
-from envs.offers.twin_checks import doubts
-from envs.offers.world import State
+from envs.data_collection import Uniform, rollouts
+from envs.offers.twin.likelihood import Panel, log_likelihood, panel
+from envs.offers.populations.synthetic import columns, from_columns
+from envs.offers.twin.structural_model import Twins
+from envs.offers.twin.diagnostics import doubts
+from envs.offers.world.customers import State
 from rlcore import checkpoint
-from rlcore.balance import beyond, imbalance
-from rlcore.logged import Logged
+from rlcore.ope.propensity_checks import beyond, imbalance
+from rlcore.offline.logged_dataset import Logged
 
 CPU = torch.device("cpu")
 

@@ -5,12 +5,12 @@ from itertools import product
 
 import pytest
 import torch
-from reference import GONE, INSIDE, NOTHING, STATES, SUBSCRIBED, UNSUBSCRIBED, tuples
+from reference_world import GONE, INSIDE, NOTHING, STATES, SUBSCRIBED, UNSUBSCRIBED, tuples
 from scipy.stats import chisquare
 
-from envs.offers.lookahead import Grid, Values, Visited
-from envs.offers.program import action_values, best_plan, organic
-from envs.offers.world import UNIFORMS, State, outcome, transition
+from envs.offers.planning.state_values import Grid, Values, Visited
+from envs.offers.planning.dynamic_program import action_values, best_plan, organic
+from envs.offers.world.customers import UNIFORMS, State, outcome, transition
 
 STATIC = ("kappa", "xi", "gamma_h", "gamma_f", "phi", "opt_out", "rho", "chi", "nu", "c0")
 REWARDS = {

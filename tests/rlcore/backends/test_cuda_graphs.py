@@ -44,7 +44,7 @@ def test_what_a_recorded_function_reads_must_stay(tape):
     for _ in range(WARM + 1):
         lost(torch.ones(3))
     season["table"] = torch.ones(3)
-    with pytest.raises(AssertionError, match="add.* of .*test_fast.py:[0-9]+ reads torch.float32 .3., which nobody has kept"):
+    with pytest.raises(AssertionError, match="add.* of .*test_cuda_graphs.py:[0-9]+ reads torch.float32 .3., which nobody has kept"):
         lost(torch.ones(3))
 
 

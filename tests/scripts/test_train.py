@@ -33,7 +33,7 @@ def sized(*overrides):
 
 def run(tmp_path, script, *overrides, check=True):
     """Run a script in a folder of its own."""
-    done = processes.run(tmp_path, script, *sized(*overrides))
+    done = script_runner.run(tmp_path, script, *sized(*overrides))
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 

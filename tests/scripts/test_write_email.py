@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_algorithm_is_refused(tmp_path):
 @pytest.mark.slow
 def test_the_script_ends_bad_input_with_one_line(saved, tmp_path):
     (tmp_path / "in.csv").write_text("context\na b\n\"\"\n")
-    bad = processes.run(tmp_path, "write_email", f"checkpoint={saved[0]}", "contexts=in.csv", "out=out.csv",
+    bad = script_runner.run(tmp_path, "write_email", f"checkpoint={saved[0]}", "contexts=in.csv", "out=out.csv",
                         f"hydra.run.dir={tmp_path / 'run'}")
     assert bad.returncode == 2 and bad.stderr == "error: in.csv: row 3 (line 3), column context: empty; expected text\n"
     assert not (tmp_path / "out.csv").exists()

@@ -12,7 +12,7 @@ from typing import Callable
 
 ROOT = Path(__file__).parents[2]
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["processes_preloaded"])
+FORKED.set_forkserver_preload(["script_runner_preload"])
 
 
 def run(folder: Path, script: str, *overrides: str, timeout: float = 300) -> subprocess.CompletedProcess:

@@ -382,7 +382,7 @@ def test_distinct_2_counts_pairs_of_words():
 
 @pytest.mark.slow
 def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kept, tmp_path):
-    done = processes.run(tmp_path, "train", *SMALL, f"algo.cache={kept}", f"hydra.run.dir={tmp_path}/run")
+    done = script_runner.run(tmp_path, "train", *SMALL, f"algo.cache={kept}", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(found["reward_model"]) >= {"accuracy", "macro_f1", "log_loss", "ece"}
@@ -407,5 +407,5 @@ def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kep
     (["env=offers"], "do not fit")])
 def test_what_can_not_be_used_is_one_line(kept, tmp_path, overrides, said):
     settings = [] if overrides == ["env=offers"] else [x for x in SMALL[1:] if "algo/lm=local" not in overrides or "algo.lm." not in x]
-    done = processes.run(tmp_path, "train", "algo=ppo_kl", *settings, f"algo.cache={kept}", *overrides)
+    done = script_runner.run(tmp_path, "train", "algo=ppo_kl", *settings, f"algo.cache={kept}", *overrides)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

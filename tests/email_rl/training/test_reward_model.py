@@ -315,7 +315,7 @@ def test_an_unfinished_run_or_another_input_cannot_be_refreshed(finished):
 # ── the script ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def run(tmp_path, *overrides, small=SMALL):
     """Run scripts/train.py in a folder of its own."""
-    return processes.run(tmp_path, "train", *small, "device=cpu", *overrides)
+    return script_runner.run(tmp_path, "train", *small, "device=cpu", *overrides)
 
 
 @pytest.mark.slow

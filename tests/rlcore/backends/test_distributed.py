@@ -132,7 +132,7 @@ def both(tmp_path_factory):
     """What two processes found, started once for all tests."""
     folder = tmp_path_factory.mktemp("both")
     port = torch.distributed.TCPStore("localhost", 0, 1, True, wait_for_workers=False).port  # free a moment ago
-    running = [processes.start(work, rank, str(folder), port) for rank in range(SIZE)]
+    running = [script_runner.start(work, rank, str(folder), port) for rank in range(SIZE)]
     for process in running:
         process.join(120)
     assert [process.exitcode for process in running] == [0] * SIZE

@@ -227,7 +227,7 @@ def test_the_shops_rules_reach_the_environment(shop):
 
 def run(folder, script, *overrides, check=True):
     """Run a script in a folder."""
-    done = processes.run(folder, script, *overrides)
+    done = script_runner.run(folder, script, *overrides)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 

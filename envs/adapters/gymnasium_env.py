@@ -16,8 +16,8 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from envs.base import BatchedEnv, Step
+from envs.offers.world.catalogue import ActionCodec
 from envs.sequential.env import SequentialEnv
-from rlcore.distributions import unflatten
 
 try:
     import gymnasium
@@ -161,11 +161,11 @@ def spaces_of(env: SequentialEnv, flat: bool) -> tuple[spaces.Box, spaces.Space]
 def pairs(env: SequentialEnv, actions, flat: bool) -> Tensor:
     """Turn the actions of all worlds into the environment's, [W, 2]."""
     action = torch.as_tensor(np.asarray(actions, dtype=np.int64)).to(env.device)
-    return unflatten(action.view(-1), env.nvec) if flat else action.view(env.num_agents, 2)
+    return ActionCodec(*env.nvec).decode_action(action.view(-1)) if flat else action.view(env.num_agents, 2)
 
 
 class Offers(gymnasium.Env):
-    """One world. `flat` numbers the pairs (offer, channel) of MultiDiscrete as offer · channels + channel in Discrete.
+    """One world. With `flat`, actions are Discrete: flat indices in place of MultiDiscrete's pairs (offer, channel).
 
     info has the joint mask of what can be sent as `action_mask`; in the flat form `action_masks()` gives it as well.
     """

@@ -145,7 +145,7 @@ class Structural:
     def respond(self, visit: tuple[Tensor, ...], pair: Tensor, week: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return rewards [W] for flat pairs [W] and the states [W, 4] that u [6, W] leads to."""
         c, state, market = self._customers(visit[0]), State(*visit[2].unbind(-1)), self.market
-        offer, channel = pair // len(market.catalogue.channels), pair % len(market.catalogue.channels)
+        offer, channel = market.catalogue.action_codec.decode(pair)
         following, bought, redeemed, _ = transition(c, market, week, state, offer, channel, u)
         if self.realised:
             terms, contacted = market.reward, offer > 0

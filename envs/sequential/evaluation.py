@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from envs.offers.planning.knapsack import hull
+from envs.offers.world.catalogue import ActionCodec
 from rlcore.report import Report
 from envs.sequential.env import SequentialEnv
-from rlcore.distributions import flatten, unflatten
 from rlcore.plots import labelled
 
 Z = 1.96  # normal quantile of a 95 % interval
@@ -41,7 +41,7 @@ def play(choose: Choose, env: SequentialEnv, keep_values: bool = False) -> Seaso
     for _ in range(env.season_steps):
         values = env.world.values(env.moment.visit, env.moment.week)
         pair = choose(env, obs, mask)
-        step = env.step(unflatten(pair, env.nvec))
+        step = env.step(ActionCodec(*env.nvec).decode_action(pair))
         gained = values.gather(1, env.sent[:, None])[:, 0]
         steps.append((gained, step.info["spend"], env.sent, gained >= values.amax(1), values if keep_values else None))
         obs, mask = step.obs, step.mask
@@ -87,10 +87,11 @@ def priced(price: float) -> Choose:
 def agents(agent, generator: torch.Generator | None) -> Choose:
     """Send what a learned policy draws, from a stream of its own; without one, or where it has values, what it thinks best."""
     def choose(env, obs, mask):
+        codec = ActionCodec(*env.nvec)
         if generator is None or agent.valued:
-            return flatten(agent.greedy(obs, mask), env.nvec)
+            return codec.encode_action(agent.greedy(obs, mask))
         u = torch.rand(len(obs), generator=generator, device=obs.device)
-        return flatten(agent.policy(obs, mask, u)[0], env.nvec)
+        return codec.encode_action(agent.policy(obs, mask, u)[0])
     return choose
 
 

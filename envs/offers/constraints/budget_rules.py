@@ -54,14 +54,14 @@ class Purse:
 
     def pay(self, action: Tensor, redeemed: Tensor) -> None:
         """Settle flat pairs [N] that were sent: the message at once, face values and pieces where redeemed."""
-        offer, channel = action // len(self.catalogue.channels), action % len(self.catalogue.channels)
+        offer, channel = self.catalogue.action_codec.decode(action)
         self.count(self.catalogue.spend(offer, channel, redeemed).sum(),
                    torch.zeros_like(self.stock).index_add(0, offer, (redeemed & (offer > 0)).to(self.stock)))
 
     def reserve(self, day: int, action: Tensor, redeemed: Tensor, validity: Tensor) -> None:
         """Hold face value and piece of flat pairs [N] that were not redeemed until their validity [O+1] ends."""
         self.reservations = [r for r in self.reservations if r[0] > day]
-        offer = action // len(self.catalogue.channels)
+        offer = self.catalogue.action_codec.offer_of(action)
         pieces = torch.zeros_like(self.stock).index_add(0, offer, (~redeemed & (offer > 0)).to(self.stock))
         for days in validity.unique().tolist():
             held = torch.where(validity == days, pieces, 0.0)
@@ -201,8 +201,8 @@ class Queue(NamedTuple):
 
 def line_up(steps: Increments, floor: Tensor, purse: Purse) -> Queue:
     """Sort real steps by price; those to an offer at or below its `floor` [O+1] are left out."""
-    catalogue, channels = purse.catalogue, len(purse.catalogue.channels)
-    offer, channel = steps.action // channels, steps.action % channels
+    catalogue = purse.catalogue
+    offer, channel = catalogue.action_codec.decode(steps.action)
     held = steps.price > -torch.inf
     total = torch.where(held, steps.spend, 0.0).cumsum(1).to(purse.budget)  # spend of the pair held after the step
     face, message = catalogue.value[offer], catalogue.cost[channel] * (offer > 0)
@@ -229,7 +229,7 @@ def forecast(steps: Increments, action: Tensor, catalogue: Catalogue) -> tuple[T
     real = steps.price > -torch.inf
     total = torch.where(real, steps.spend, 0.0).cumsum(1).to(catalogue.value)
     spend = torch.where(real & (steps.action == action[:, None]), total, 0.0).amax(1)
-    offer, channel = action // len(catalogue.channels), action % len(catalogue.channels)
+    offer, channel = catalogue.action_codec.decode(action)
     face, message = catalogue.value[offer], catalogue.cost[channel] * (offer > 0)
     share = torch.where(face > 0, (spend - message) / face.clamp_min(1e-12), 1.0).clamp(0, 1) * (offer > 0)
     return spend.sum(), torch.zeros_like(catalogue.value).index_add(0, offer, share)
@@ -267,7 +267,7 @@ def bought(queue: Queue, cut: int, n: int) -> tuple[Tensor, Tensor]:
 
 def affordable(wanted: Tensor, queue: Tensor, money: Tensor, pieces: Tensor, catalogue: Catalogue) -> Tensor:
     """Keep of the pairs wanted [N] those that `money` and `pieces` [O+1] cover in full, the first of a queue first."""
-    offer, channel = wanted // len(catalogue.channels), wanted % len(catalogue.channels)
+    offer, channel = catalogue.action_codec.decode(wanted)
     charge = catalogue.value[offer] + catalogue.cost[channel] * (offer > 0)
     place = torch.full_like(wanted, len(queue)).scatter_reduce_(
         0, queue, torch.arange(len(queue), device=queue.device), "amin")

@@ -84,7 +84,7 @@ class Permits:
 
     def enforce(self, pairs: Tensor, offer: Tensor, channel: Tensor) -> Tensor:
         """Turn offers [N] that are not among the `pairs` allowed [N, (O+1)·C] through their channel [N] into nothing."""
-        pair = offer * len(self.catalogue.channels) + channel
+        pair = self.catalogue.action_codec.encode(offer, channel)
         return torch.where(pairs.gather(1, pair[:, None])[:, 0], offer, 0)
 
     def reasons(self, customer: int, offer: int, channel: int, subscribed: bool, sent: list[Tensor]) -> list[str]:

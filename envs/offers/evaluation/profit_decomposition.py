@@ -31,10 +31,10 @@ def unspent(records: list[Record], market: Market, bound: Bound) -> Tensor:
 
 def unredeemed(records: list[Record], market: Market, bound: Bound) -> Tensor:
     """What the stock left over would have been worth."""
-    stocked, channels = bound.stock.isfinite(), len(market.world.catalogue.channels)
+    stocked, codec = bound.stock.isfinite(), market.world.catalogue.action_codec
     taken = torch.zeros_like(bound.stock)
     for r in records:
-        taken.index_add_(0, (r.action // channels).flatten(), r.redeem.flatten() / len(records))
+        taken.index_add_(0, codec.offer_of(r.action).flatten(), r.redeem.flatten() / len(records))
     return torch.where(stocked, bound.scarcity * (bound.stock - taken).clamp_min(0), 0.0).sum()
 
 
@@ -71,7 +71,7 @@ def summary(records: list[Record], market: Market, bound: Bound) -> dict:
 def lost_profit(records: list[Record], market: Market, bound: Bound) -> dict:
     """Split 1 − score by cause, segment, channel and week; each adds up to it (the unspent budget is a cause alone)."""
     catalogue = market.world.catalogue
-    channels, scale = len(catalogue.channels), bound.gap * len(records)
+    codec, scale = catalogue.action_codec, bound.gap * len(records)
     action, planned, habit, lost = (torch.stack([getattr(r, name) for r in records])
                                     for name in ("action", "planned", "habit", "lost"))
 
@@ -79,8 +79,8 @@ def lost_profit(records: list[Record], market: Market, bound: Bound) -> dict:
         return (lost * where).sum().item() / scale
 
     sent, meant = action > 0, planned > 0
-    same_channel = action % channels == planned % channels
-    channel = torch.where(meant, planned, action) % channels
+    same_channel = codec.channel_of(action) == codec.channel_of(planned)
+    channel = codec.channel_of(torch.where(meant, planned, action))
     idle = unspent(records, market, bound) / bound.gap
     stock = {"unused stock": (unredeemed(records, market, bound) / bound.gap).item()} if bound.stock.isfinite().any() else {}
     weeks = lost.sum((0, 2)) / scale

@@ -77,7 +77,7 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
     """
     c, world, state, weeks, states = market.customers, market.world, market.start, [], []
     history = History.start(state.status, world.season.dtype)
-    channels = len(world.catalogue.channels)
+    codec = world.catalogue.action_codec
     purse = Purse(market.budget, market.stock, market.rollover, world.catalogue)
     for t in range(world.weeks):
         subscribed = state.status == SUBSCRIBED
@@ -86,12 +86,12 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
 
         def redeems(action):
             got = torch.where(subscribed, action, 0)
-            return u[t, 0] < outcome(c, world, t, at.h, at.f, at.d, got // channels, got % channels).redeem
+            return u[t, 0] < outcome(c, world, t, at.h, at.f, at.d, *codec.decode(got)).redeem
 
         purse.open(t)
         action, price = market.rule.week(purse, permitted(policy.increments(t, state, allowed), allowed.pairs), redeems)
 
-        offer, channel = action // channels, action % channels
+        offer, channel = codec.decode(action)
         following, got, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
         paid = world.catalogue.spend(offer, channel, redeemed)
         weeks.append((action, o.spend, o.redeem, paid, price))

@@ -109,8 +109,7 @@ class Campaigns:
         history = History.start(state.status, world.season.dtype)
         features = sample.features.to(world.season)
         price = torch.full((n,), self.price)
-        channels = env.nvec[1]
-        flat = table["offer"] * channels + table["channel"]
+        flat = world.catalogue.action_codec.encode(table["offer"], table["channel"])
         for t in range(weeks + 1):
             week = min(t, weeks - 1)
             allowed = permits.now(history)

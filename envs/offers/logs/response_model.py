@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from envs.offers.world.catalogue import ActionCodec
 from rlcore.networks import mlp
 from rlcore.ope.outcome_models import CHUNK, descend
 
@@ -60,8 +61,10 @@ class Likely:
         if len(nvec) != 2:
             raise ValueError(f"algo.baseline.likely: expected actions of offer and channel, got {tuple(nvec)}")
 
+        codec = ActionCodec(*nvec)
+
         def probs(logits: Tensor, pair: Tensor) -> Tensor:
-            return seen(logits, pair // nvec[1], pair % nvec[1], nvec)
+            return seen(logits, *codec.decode(pair), nvec)
         return self._fit(obs, action, kind, rows, 2 + sum(nvec), moves, probs, generator)
 
     def hazard(self, obs: Callable[[Tensor], Tensor], lost: Tensor, rows: Tensor,

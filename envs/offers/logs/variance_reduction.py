@@ -13,6 +13,7 @@ from torch.nn import functional
 from rlcore.offline.logged_dataset import Logged
 from rlcore.ope.outcome_models import CHUNK, descend, folds, numbered
 from envs.offers.logs.response_model import NONE, REDEEMED, TRIP, Likely
+from envs.offers.world.catalogue import ActionCodec
 from rlcore.offline.deduplicated import Table
 
 MOST = 64  # states of contacts that are counted
@@ -182,8 +183,8 @@ class Half:
 
     def _traced(self, kind: Tensor, action: Tensor) -> Tensor:
         """Number what came of a decision by how it was sent."""
-        channels = self.env.nvec[1]
-        return kind * self.sorts + torch.where(action < channels, 0, 1 + action % channels)
+        codec = ActionCodec(*self.env.nvec)
+        return kind * self.sorts + torch.where(codec.is_contact(action), 1 + codec.channel_of(action), 0)
 
     def _moved(self, rows: Tensor) -> Tensor:
         """How far a week moved the potential, or to what the end is worth."""
@@ -256,7 +257,8 @@ class Half:
         if not self.expects:
             reward = now + discount * self.value(following) - self.value(obs)
         elif self.counts:
-            reward, sent = torch.zeros_like(now), (action >= self.env.nvec[1]).nonzero()[:, 0]  # nothing changes nothing
+            reward = torch.zeros_like(now)  # nothing changes nothing
+            sent = ActionCodec(*self.env.nvec).is_contact(action).nonzero()[:, 0]
             reward[sent] = self._changes(rows[sent])
         else:
             after, lookahead = self.value(obs)[:, None] + self.growth(obs), 1.0

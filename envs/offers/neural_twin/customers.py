@@ -13,9 +13,9 @@ from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, Outco
 
 
 def chains(catalogue: Catalogue) -> list[list[int]]:
-    """Contacts through each channel in order of face value; an action is 0 for nothing, else 1 + (offer − 1)·C + channel."""
-    order, channels = catalogue.value[1:].argsort().tolist(), len(catalogue.channels)
-    return [[1 + offer * channels + k for offer in order] for k in range(channels)]
+    """Contacts through each channel in order of face value, numbered as treatments (envs/offers/world/catalogue.py)."""
+    order, codec = 1 + catalogue.value[1:].argsort(), catalogue.action_codec
+    return [codec.treatment(codec.encode(order, k)).tolist() for k in range(codec.num_channels)]
 
 
 def inputs_of(features: Tensor, history: History, halvings: list[float], season: Tensor) -> Tensor:
@@ -65,10 +65,10 @@ class Crowd:
         self.members, self.who, self.features, self.world, self.halvings = members, who, features, world, halvings
         self.rows = [(member, (who == k).nonzero()[:, 0]) for k, member in enumerate(members)]
         self.rows = [(member, rows) for member, rows in self.rows if len(rows)]
-        channels = len(world.catalogue.channels)
-        pair = torch.arange(len(world.catalogue.offers) * channels, device=who.device)
-        self.offer, self.channel = pair // channels, pair % channels
-        self.actions = (pair - channels + 1).clamp_min(0)  # of flat pairs
+        self.codec = world.catalogue.action_codec
+        pair = self.codec.every_action(who.device)
+        self.offer, self.channel = self.codec.decode(pair)
+        self.actions = self.codec.treatment(pair)
 
     def __len__(self) -> int:
         return len(self.who)
@@ -119,9 +119,9 @@ class Crowd:
         Who is not subscribed gets nothing. Without `churns` nobody leaves: what is lost by it is for weights to say.
         """
         alive, offer = history.status != CHURNED, torch.where(history.status == SUBSCRIBED, offer, 0)
-        contacted, channels = offer > 0, len(self.world.catalogue.channels)
+        contacted = offer > 0
         trip, redeem, churn, leave, margin = self.ask(history, week)
-        action = self.actions[offer * channels + channel][:, None]
+        action = self.actions[self.codec.encode(offer, channel)][:, None]
         trip, redeem = (x.gather(1, action)[:, 0] * alive for x in (trip, redeem))
         redeemed, bought = u[0] < redeem, u[0] < trip
         left = contacted & (u[5] < leave.gather(1, channel[:, None])[:, 0])

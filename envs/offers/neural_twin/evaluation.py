@@ -28,7 +28,7 @@ class Myopic(ByBlock):
     def some(self, rows, week, state, allowed):
         """Return every customer's efficient steps."""
         value, spend = self.crowd[rows].worth(week, allowed.history)
-        value[:, len(self.crowd.world.catalogue.channels):] -= self.fee
+        value[:, self.crowd.world.catalogue.action_codec.contacts] -= self.fee
         return hull(value.masked_fill(~allowed.pairs, -torch.inf), spend)
 
 
@@ -38,7 +38,7 @@ def play(policy: Policy, market: Market, u: Tensor) -> Record:
     `gained` is the profit expected of customers less that of their rested selves; the last week's has the tails'. What is
     spent on a customer counts by the probability that the customer is still there.
     """
-    contrast, weeks, channels = Contrast(market.customers, market.start.status, False), [], len(market.world.catalogue.channels)
+    contrast, weeks, codec = Contrast(market.customers, market.start.status, False), [], market.world.catalogue.action_codec
     purse = Purse(market.budget, market.stock, market.rollover, market.world.catalogue)
     for t in range(market.world.weeks):
         history, alive = contrast.life
@@ -47,10 +47,10 @@ def play(policy: Policy, market: Market, u: Tensor) -> Record:
         steps = permitted(policy.increments(t, State(zeros, zeros, zeros, history.status), allowed), allowed.pairs)
 
         def redeems(action):
-            return market.customers.live(history, t, action // channels, action % channels, u[t], False).redeemed
+            return market.customers.live(history, t, *codec.decode(action), u[t], False).redeemed
         purse.open(t)
         action, price = market.rule.week(purse, steps._replace(spend=steps.spend * alive[:, None]), redeems)
-        lived, earned, rested = contrast.live(t, action // channels, action % channels, u[t])
+        lived, earned, rested = contrast.live(t, *codec.decode(action), u[t])
         weeks.append((action, zeros, zeros, torch.zeros_like(earned), earned - rested, alive * lived.spend, lived.redeem,
                       alive * lived.paid, price))
     after, resting = contrast.tails()

@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
+from envs.offers.world.catalogue import ActionCodec
 from envs.offers.world.history import KINDS, History, names
 from envs.offers.twin.likelihood import Panel, panel
 from envs.offers.neural_twin.customers import Crowd, Member, chains, inputs_of
@@ -73,7 +74,7 @@ class Neural:
         t, n = torch.nonzero((weight > 0) & (log.state.status != CHURNED)).unbind(1)
         times = (weight[t, n] + torch.rand(len(t), generator=generator, device=t.device)).floor().long()
         t, n = t.repeat_interleave(times), n.repeat_interleave(times)
-        weeks, inputs = weeks_of(log, t, n, len(world.catalogue.channels)), log.inputs[:, t, n].T.contiguous()
+        weeks, inputs = weeks_of(log, t, n, world.catalogue.action_codec), log.inputs[:, t, n].T.contiguous()
         propensity = log.propensity[t, n]
         learn, learn_rest = self.learners
         member.response = Valid(learn(inputs, weeks["action"], torch.stack((weeks["bought"], weeks["redeemed"]), 1).to(inputs),
@@ -102,11 +103,11 @@ class Neural:
             yield name, replace(log, inputs=inputs)
 
 
-def weeks_of(log: Panel, t: Tensor, n: Tensor, channels: int) -> dict[str, Tensor]:
+def weeks_of(log: Panel, t: Tensor, n: Tensor, codec: ActionCodec) -> dict[str, Tensor]:
     """What was done to customers n [B] in weeks t [B], and what came of it."""
     status, after = log.state.status[t, n], log.following.status[t, n]
     offer, channel = torch.where(status == SUBSCRIBED, log.offer[t, n], 0), log.channel[t, n]
-    return {"action": torch.where(offer > 0, 1 + (offer - 1) * channels + channel, 0), "channel": channel,
+    return {"action": codec.treatment(codec.encode(offer, channel)), "channel": channel,
             "contacted": offer > 0, "bought": log.bought[t, n], "redeemed": log.redeemed[t, n], "churned": after == CHURNED,
             "left": after == UNSUBSCRIBED, "margin": log.margin[t, n]}
 
@@ -117,18 +118,19 @@ class Heard:
     def __init__(self, member: Member, world: World, log: Panel, halvings: list[float]):
         self.member, self.world, self.log, self.halvings = member, world, log, halvings
         self.at = (log.there & (log.state.status != CHURNED)).nonzero().unbind(1)
-        self.weeks = weeks_of(log, *self.at, len(world.catalogue.channels))
+        self.weeks = weeks_of(log, *self.at, world.catalogue.action_codec)
 
     @torch.no_grad()
     def told(self) -> tuple[Tensor, ...]:
         """P(trip) and P(redeemed) of what was done, of a trip without a contact and by any on average, the mean spend of one,
         then churn, opt-out and margin, of all weeks with a living customer."""
         parts, catalogue, start = [], self.world.catalogue, 0
-        pair = torch.arange(len(catalogue.offers) * len(catalogue.channels), device=self.at[0].device)[len(catalogue.channels):]
+        codec = catalogue.action_codec
+        offer, channel = codec.decode(codec.every_action(self.at[0].device)[codec.contacts])
         for inputs in self.log.inputs[:, self.at[0], self.at[1]].T.split(CHUNK):
             trip, redeem, *rest = self.member(inputs)
             action = self.weeks["action"][start:start + len(inputs), None]
-            spend = catalogue.spend(pair // len(catalogue.channels), pair % len(catalogue.channels), redeem[:, 1:])
+            spend = catalogue.spend(offer, channel, redeem[:, 1:])
             parts.append((*(x.gather(1, action)[:, 0] for x in (trip, redeem)), trip[:, 0], trip[:, 1:].mean(1), spend.mean(1), *rest))
             start += len(inputs)
         return tuple(torch.cat(x) for x in zip(*parts))

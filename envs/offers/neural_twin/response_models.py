@@ -102,7 +102,7 @@ class Effects:
     """Let a learner of effects (rlcore/uplift/meta_learners.py) learn P(trip) and P(redeemed) of every action."""
 
     def __init__(self, catalogue: Catalogue, *, learner: Callable):
-        self.learner, self.actions = learner, 1 + len(catalogue.offers[1:]) * len(catalogue.channels)
+        self.learner, self.actions = learner, catalogue.action_codec.num_treatments
 
     def empty(self, inputs: int) -> nn.Module:
         """Lay out what a fit returns, for a state to be loaded into."""

@@ -99,16 +99,16 @@ def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor, scarc
 
     What was before the week `since` (from 0) is left out.
 
-    Actions are flat pairs offer·C + channel, 0 for nothing. Who is unsubscribed keeps the organic value. `contacts`,
+    Actions are flat indices (ActionCodec), 0 for nothing. Who is unsubscribed keeps the organic value. `contacts`,
     bool [O·C, 1, 1, 1, N], are those that rules allow; without it all are.
     """
-    at, channels = Grid(c.alpha), len(world.catalogue.channels)
+    at, codec = Grid(c.alpha), world.catalogue.action_codec
     values, actions = [v0[-1]], []
     for t in reversed(range(since, world.weeks)):
         nothing, contact = action_values(c, world, t, at, price[t], values[-1], scarcity)
         contact = contact.flatten(0, 1)
         best, action = (contact if contacts is None else contact.masked_fill(~contacts, -torch.inf)).max(0)
-        actions.append(torch.where(best > nothing, action + channels, 0))
+        actions.append(torch.where(best > nothing, codec.nth_contact(action), 0))
         values.append(Values(torch.maximum(best, nothing), v0[t].unsubscribed))
     return values[::-1], actions[::-1]
 
@@ -131,7 +131,7 @@ def expected_use(c: Customers, world: World, start: State, actions: list[Tensor]
     lost = churn(c, at.h, at.f)
     up, up_redeemed = habit_gain(c, at.h, False), habit_gain(c, at.h, True)
     for t, action in enumerate(actions):
-        offer, channel = action // len(world.catalogue.channels), action % len(world.catalogue.channels)
+        offer, channel = world.catalogue.action_codec.decode(action)
         contacted = offer > 0
         o = outcome(c, world, t, at.h, at.f, at.d, offer, channel)
         spends.append((mass * o.spend).sum((0, 1, 2)))

@@ -70,12 +70,12 @@ class Random(ByBlock):
     def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return one step a customer who may be contacted, at a random rank."""
         c = self.c[rows]
-        n, channels = len(c), len(self.world.catalogue.channels)
+        n, codec = len(c), self.world.catalogue.action_codec
         spend = outcomes(c, self.world, week, state, allowed.history).spend
         action, order = (torch.rand(n, generator=self.generator, device=spend.device) for _ in range(2))
-        count = allowed.pairs[:, channels:].long().cumsum(1)
+        count = allowed.pairs[:, codec.contacts].long().cumsum(1)
         chosen = (action * count[:, -1]).long()  # which of those allowed
-        action = channels + (count <= chosen[:, None]).sum(1).clamp_max(count.shape[1] - 1)
+        action = codec.nth_contact((count <= chosen[:, None]).sum(1).clamp_max(count.shape[1] - 1))
         order = torch.where(count[:, -1] > 0, order, -torch.inf)
         return ranked(order, spend.gather(1, action[:, None])[:, 0], action)
 
@@ -91,11 +91,11 @@ class Response(ByBlock):
 
     def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return one step a customer who may be contacted, ranked."""
-        channels, c = len(self.world.catalogue.channels), self.c[rows]
+        codec, c = self.world.catalogue.action_codec, self.c[rows]
         o = outcomes(c, self.world, week, state, allowed.history)
         buy = o.redeem + o.buy
-        best, action = buy[:, channels:].masked_fill(~allowed.pairs[:, channels:], -torch.inf).max(1)
-        action = action + channels
+        best, action = buy[:, codec.contacts].masked_fill(~allowed.pairs[:, codec.contacts], -torch.inf).max(1)
+        action = codec.nth_contact(action)
         spend = o.spend.gather(1, action[:, None])[:, 0]
         if self.uplift:
             best = (c.earns(week, state, allowed.history) + self.world.reward.trips) * (best - buy[:, 0]) - spend

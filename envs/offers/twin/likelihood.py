@@ -57,7 +57,7 @@ def panel(log: Logged, env, where: str) -> Panel:
     if log.next_obs is None:
         raise ValueError(f"{where}: expected next_state_* and next_valid_*, what decisions led to")
     state, following = (env.observe.state(x[:]) for x in (log.obs, log.next_obs))
-    offer, channel = (log.action // env.nvec[1], log.action % env.nvec[1])
+    offer, channel = env.world.catalogue.action_codec.decode(log.action)
     bought, redeemed, world, terms = log.trips > 0, log.redeemed > 0, env.world, env.world.reward
     if (wrong := redeemed & (~bought | (offer == 0))).any():
         raise ValueError(f"{where}: {named_rows(wrong, 0)}, column 'redeemed': expected a redemption only of an offer and "

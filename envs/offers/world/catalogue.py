@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,75 @@ from torch import Tensor
 OFFER = {"value": (0, math.inf, (int, float))}
 CHANNEL = {"cost": (0, math.inf, (int, float)), "attention": (1e-6, 1 - 1e-6, (int, float)),
            "opt_out": (0, 1, (int, float)), "tires": (1, 3, int)}
+
+
+@dataclass(frozen=True)
+class ActionCodec:
+    """The only place that knows how an action, an offer and a channel, is coded as one flat index.
+
+    The flat index of offer o and channel k is o·C + k, the row-major order of a table [O+1, C]. Offer 0 is "nothing"; its
+    one valid pair has index 0, so the indices from C on are the contacts. All methods work on int and on int64 tensors of
+    any shape alike, in compiled code too, unless they say otherwise.
+    """
+
+    num_offers: int  # O + 1, "nothing" included
+    num_channels: int  # C
+
+    @property
+    def num_actions(self) -> int:
+        """Number P of flat indices, those of "nothing" through channels other than 0 included."""
+        return self.num_offers * self.num_channels
+
+    @property
+    def contacts(self) -> slice:
+        """Flat indices of all contacts."""
+        return slice(self.num_channels, self.num_actions)
+
+    @property
+    def num_treatments(self) -> int:
+        """Number of distinct actions: nothing, and each contact."""
+        return 1 + self.num_actions - self.num_channels
+
+    def encode(self, offer: int | Tensor, channel: int | Tensor) -> int | Tensor:
+        """Flat index of an offer and a channel."""
+        return offer * self.num_channels + channel
+
+    def decode(self, index: int | Tensor) -> tuple[int | Tensor, int | Tensor]:
+        """Offer and channel of a flat index."""
+        return self.offer_of(index), self.channel_of(index)
+
+    def offer_of(self, index: int | Tensor) -> int | Tensor:
+        """Offer of a flat index."""
+        return index // self.num_channels
+
+    def channel_of(self, index: int | Tensor) -> int | Tensor:
+        """Channel of a flat index."""
+        return index % self.num_channels
+
+    def encode_action(self, action: Tensor) -> Tensor:
+        """Flat indices [...] of actions [..., 2], offer and channel in the last axis."""
+        offer, channel = action.unbind(-1)
+        return self.encode(offer, channel)
+
+    def decode_action(self, index: Tensor) -> Tensor:
+        """Actions [..., 2] of flat indices [...]."""
+        return torch.stack(self.decode(index), -1)
+
+    def every_action(self, device: torch.device) -> Tensor:
+        """All flat indices, int64 [P]."""
+        return torch.arange(self.num_actions, device=device)
+
+    def is_contact(self, index: int | Tensor) -> bool | Tensor:
+        """Whether a flat index is that of a contact."""
+        return index >= self.num_channels
+
+    def nth_contact(self, n: int | Tensor) -> int | Tensor:
+        """Flat index of the n-th contact, counted from 0 in the order of flat indices."""
+        return n + self.num_channels
+
+    def treatment(self, index: Tensor) -> Tensor:
+        """Number of the distinct action that flat indices (tensors only) stand for: 0 for nothing, n + 1 for the n-th contact."""
+        return (index - self.num_channels + 1).clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -29,6 +98,10 @@ class Catalogue:
     opt_out: Tensor
     tires: Tensor
     steps: tuple[int, ...]
+    action_codec: ActionCodec = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "action_codec", ActionCodec(len(self.offers), len(self.channels)))
 
     @classmethod
     def build(cls, *, offers: dict, channels: dict) -> Catalogue:

@@ -59,10 +59,10 @@ class Customers:
 
     def outcomes(self, world: World, week: int, state: State, history) -> Outcome:
         """Outcome of every flat pair for every customer, [N, (O+1)·C] each; of a history they need nothing."""
-        channels = len(world.catalogue.channels)
-        pair = torch.arange(len(world.catalogue.offers) * channels, device=self.alpha.device)[:, None].expand(-1, len(self))
+        codec = world.catalogue.action_codec
+        pair = codec.every_action(self.alpha.device)[:, None].expand(-1, len(self))
         h, f, d = (x.to(self.alpha.dtype) for x in state[:3])
-        return Outcome(*(x.T for x in outcome(self, world, week, h, f, d, pair // channels, pair % channels)))
+        return Outcome(*(x.T for x in outcome(self, world, week, h, f, d, *codec.decode(pair))))
 
     def earns(self, week: int, state: State, history) -> Tensor:
         """Margin of a purchase, [N]."""

@@ -1,22 +1,18 @@
-"""What the tests share: the offers world as conf/ has it, at any size."""
+"""Fixtures that several tests share: the offers world as conf/ has it at any size, and both forms of compiled code."""
 from __future__ import annotations
 
 import importlib
-import os
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from configs import load, node
+from fake_cuda_graph import tape  # noqa: F401 (a fixture)
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 from reference_world import references
 
 torch.set_num_threads(1)  # many small operations: more threads would only wait for each other
-CONF = Path(__file__).parents[1] / "conf" / "env"
 
 
 @pytest.fixture(params=["eager", "compiled"])
@@ -42,24 +38,6 @@ def kernels(monkeypatch):
     monkeypatch.undo()
     for module in loaded:
         importlib.reload(module)
-
-
-@cache
-def node(name: str, *first: str) -> DictConfig:
-    """Compose conf/env/NAME.yaml (`../algo/…` leaves env) as scripts/train.py would, with all its defaults.
-
-    `first` chooses what the group belongs to, as in algo=bandit for its explorers.
-    """
-    *group, option = os.path.normpath(f"env/{name}").split("/")
-    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        config = compose("train", overrides=[*first, f"{'/'.join(group)}={option}"])
-    return OmegaConf.select(config, ".".join(group))
-
-
-def load(name: str, *args, **changes):
-    """Instantiate conf/env/NAME.yaml with some of its keys replaced."""
-    made = instantiate(OmegaConf.merge(node(name), changes), _convert_="all")
-    return made(*args) if callable(made) else made
 
 
 @pytest.fixture(scope="session")

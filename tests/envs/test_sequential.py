@@ -6,8 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import CONF
-from hydra import compose, initialize_config_dir
+from configs import composed
 from hydra.utils import instantiate
 from reference_world import references, tuples
 from toy_envs import make_ppo, train
@@ -23,8 +22,7 @@ WORLDS = pytest.mark.parametrize("world", ["toy", "structural"])
 def make(*overrides, seed=0):
     """Build env=offers_sequential as scripts/train.py would."""
     small = ["env.num_agents=3", "env.customers=4", "env.block=7"]
-    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        config = compose("train", overrides=["env=offers_sequential", *small, *overrides])
+    config = composed("env=offers_sequential", *small, *overrides)
     return instantiate(config.env, _convert_="all")(torch.device("cpu"), seed)
 
 

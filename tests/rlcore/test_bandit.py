@@ -5,10 +5,10 @@ import io
 
 import pytest
 import torch
-from conftest import load, node
+from comparisons import identical, weights
+from configs import load, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_ppo import identical, weights
 from toy_envs import Bandit, Chain, Log, train
 
 from envs.data_collection import Uniform, rollouts

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import node
+from configs import node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import load, node
+from configs import load, node
 from toy_envs import Log
 
 from envs.offers.evaluation.profit_decomposition import summary

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference_rl as reference
 import torch
-from conftest import load
+from configs import load
 from torch import Tensor, nn
 
 from rlcore.networks import ActorCritic, Tanh, tanh

@@ -7,24 +7,10 @@ import shutil
 import pytest
 import reference_rl as reference
 import torch
-from torch import Tensor
+from comparisons import identical, weights
 from toy_envs import Bandit, Chain, Endless, make_ppo, part, train
 
 HEADS = pytest.mark.parametrize("heads", ["independent", "joint"])
-
-
-def weights(ppo) -> Tensor:
-    """Concatenate all parameters and buffers of the network."""
-    return torch.cat([x.flatten() for x in ppo.net.state_dict().values()])
-
-
-def identical(a, b) -> bool:
-    """Compare nested states bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(identical, a, b))
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 def steps_taken(ppo) -> int:

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from script_runner import run as script
-from test_train import SMALL
+from small_runs import OFFERS
 
 from rlcore.offline.log_files import read, write
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("log")
     done = script(folder, "collect", *PART, "behaviour=uplift", "behaviour.epsilon=0.5", "decisions=960", "out=logs/rule.csv")
     assert done.returncode == 0 and "logs/rule.csv: 960 decisions of uplift" in done.stdout, done.stderr
-    done = script(folder, "train", *(x for x in SMALL if "minibatches" not in x), "algo=bandit", "algo.memory=960",
+    done = script(folder, "train", *(x for x in OFFERS if "minibatches" not in x), "algo=bandit", "algo.memory=960",
                   "algo.batch_size=64", "log=logs/rule.csv", "algo.total_steps=1500", "hydra.run.dir=trained")
     assert done.returncode == 0, done.stderr
     done = script(folder, "collect", "behaviour=agent", "behaviour.epsilon=0.3", "checkpoint=trained/checkpoint.pt",
@@ -51,7 +51,7 @@ def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
     assert done.returncode == 0, done.stderr
     assert {"calibration.png", "weeks.png", "drivers.png"} <= {path.name for path in (folder / "twin").iterdir()}
     assert len(json.loads((folder / "twin/metrics.json").read_text())["weeks"]) == 12
-    done = script(folder, "train", *SMALL, "env=offers_twin", "env.twin=twin/checkpoint.pt", "algo.total_steps=960",
+    done = script(folder, "train", *OFFERS, "env=offers_twin", "env.twin=twin/checkpoint.pt", "algo.total_steps=960",
                   "hydra.run.dir=on_twin")
     assert done.returncode == 0, done.stderr
     members = json.loads((folder / "on_twin/metrics.json").read_text())["members"]

@@ -2,15 +2,13 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from configs import CONF, composed
 from hydra._internal.utils import _locate
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-CONF = Path(__file__).parents[2] / "conf"
 GROUPS = sorted(str(path.parent.relative_to(CONF)) + "=" + path.stem for path in CONF.rglob("*.yaml")
                 if path.parent != CONF)
 
@@ -22,12 +20,6 @@ OWNERS = {"effects=": "bench=hillstrom", "algo/explore=": "algo=bandit", "algo/t
           "algo/baseline=": "algo=cql", "env/corpus": "env=email",
           **{f"algo/{part}=": "algo=ppo_kl" for part in ("lm", "writing", "advantage", "kl", "classifier", "warm_start")},
           **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")}}
-
-
-def composed(*overrides, name="train"):
-    """Compose a primary config without a command line."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides=list(overrides), return_hydra_config=False)
 
 
 def targets(node, path=""):

@@ -12,14 +12,10 @@ from pathlib import Path
 import script_runner
 import pytest
 import torch
+from small_runs import OFFERS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["env.num_agents=48", "algo.minibatches=4", "algo.net.hidden=[16]", "algo.spend.hidden=[8]", "algo.eval_every=2",
-         "algo.checkpoint_every=1", "env.population.reference_size=500", "env.evaluation.customers=30",
-         "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
-         "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",
-         "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12", "threads=1", "device=cpu"]
 ITERATION = 48 * 12
 pytestmark = pytest.mark.slow
 
@@ -27,7 +23,7 @@ pytestmark = pytest.mark.slow
 def sized(*overrides):
     """Overrides of a small size, and these; a checkpoint brings its own."""
     said = {x.partition("=")[0] for x in overrides}
-    small = [x for x in SMALL if x.partition("=")[0] not in said] if not any(x.startswith("checkpoint=") for x in overrides) else ["device=cpu", "threads=1"]
+    small = [x for x in OFFERS if x.partition("=")[0] not in said] if not any(x.startswith("checkpoint=") for x in overrides) else ["device=cpu", "threads=1"]
     return [*small, *overrides]
 
 

@@ -7,10 +7,10 @@ import io
 import script_runner
 import pytest
 import torch
-from conftest import CONF, node
+from configs import CONF, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_ppo_kl import trainer
+from tiny_email_trainer import trainer
 
 from email_rl.data import phrases
 from email_rl.evaluation import text_features as signs
@@ -21,7 +21,7 @@ from email_rl.models.outcome_classifier import Scorer
 from rlcore import checkpoint
 from scripts import write_email
 
-BUILT_IN = OmegaConf.load(CONF.parent / "write_email.yaml").built_in
+BUILT_IN = OmegaConf.load(CONF / "write_email.yaml").built_in
 
 
 # ── what is seen in a text ──────────────────────────────────────────────────────────────────────────────────────────
@@ -83,7 +83,7 @@ def saved(tmp_path_factory):
 
 
 def settings(path, **changes):
-    return OmegaConf.merge(OmegaConf.load(CONF.parent / "write_email.yaml"), {"checkpoint": path and str(path), **changes})
+    return OmegaConf.merge(OmegaConf.load(CONF / "write_email.yaml"), {"checkpoint": path and str(path), **changes})
 
 
 def main(path, **changes):

@@ -10,6 +10,8 @@ from functools import lru_cache
 from itertools import product
 from math import exp, log
 
+import torch
+
 from envs.offers.world.customers import Customers, State, World
 
 SUBSCRIBED, UNSUBSCRIBED, CHURNED = range(3)
@@ -201,3 +203,8 @@ def references(c: Customers, world: World) -> list[Reference]:
 def tuples(state: State) -> list[tuple]:
     """List the states of customers as tuples (h, f, d, z)."""
     return list(zip(*(x.tolist() for x in state)))
+
+
+def pick(rows: list, n: int, generator: torch.Generator) -> list:
+    """Draw n of the rows with replacement."""
+    return [rows[i] for i in torch.randint(len(rows), (n,), generator=generator)]

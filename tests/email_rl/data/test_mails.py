@@ -1,48 +1,22 @@
 """The user's CSV: what is read, what is refused in one line, what stays on one side of a split, what is warned of."""
 from __future__ import annotations
 
-import csv
-import io
 import random
 from collections import Counter
 from functools import cache
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed
 from hydra.utils import instantiate
-from test_configs import CONF
+from mail_files import made_up_text, mail_rows, write_csv
 
 from email_rl.data.mails import Mails, read
 from email_rl.data.splitting import near_duplicates, stratified, telling_sentences
 
-WORDS = ("apple river stone cloud paper window garden engine silver market pencil forest candle bridge winter signal "
-         "basket copper meadow lantern harbour velvet thunder marble orchard compass feather granite ribbon saddle").split()
-
-
-def mail(rng, n=30):
-    """Invent a text of n words, unlike any other."""
-    return " ".join(rng.choices(WORDS, k=n)) + "."
-
-
-def rows(n=100, seed=0):
-    """Invent n rows."""
-    rng = random.Random(seed)
-    return [[f"CTO number {i}", mail(rng), str(rng.choices((0, 1, 2), (5, 3, 2))[0])] for i in range(n)]
-
-
-def write(path, lines, header=("context", "email_text", "outcome"), encoding="utf-8", end="\n", bom=False):
-    """Write a CSV."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator=end).writerows([header, *lines] if header else lines)
-    path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + out.getvalue().encode(encoding))
-    return str(path)
-
-
 @cache
 def config(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=["algo=reward_model", "env=email", *overrides]).env
+    return composed("algo=reward_model", "env=email", *overrides).env
 
 
 def environment(path, *overrides):
@@ -56,7 +30,7 @@ def test_every_way_to_write_a_file_reads_the_same(tmp_path, end, bom):
     lines = [["CTO, retail", 'Hi "Anna",\nline two, größer', "0"], ["CFO", "Dear you\n\n— yours", "2"], ["CEO", "ok", "1"]]
     if end == "\r":
         lines = [[c, t.replace("\n", " "), y] for c, t, y in lines]
-    path = write(tmp_path / "x.csv", lines, end=end, bom=bom)
+    path = write_csv(tmp_path / "x.csv", lines, end=end, bom=bom)
     mails, numbers, given = read(path)
     assert mails.contexts == [c for c, _, _ in lines] and mails.texts == [t for _, t, _ in lines]
     assert mails.outcome.tolist() == [0, 2, 1] and numbers == [2, 3, 4] and given == []
@@ -102,7 +76,7 @@ def test_bad_files_are_told_where_and_what_was_expected(tmp_path, content, says)
 
 def test_wrong_encoding_and_no_file(tmp_path):
     for encoding in ("latin-1", "utf-16"):
-        path = write(tmp_path / "x.csv", [["CTO", "hello", "0"], ["CFO", "grüße", "1"]], encoding=encoding)
+        path = write_csv(tmp_path / "x.csv", [["CTO", "hello", "0"], ["CFO", "grüße", "1"]], encoding=encoding)
         with pytest.raises(ValueError, match=f"{path}: line {3 if encoding == 'latin-1' else 1}: not UTF-8"):
             read(path)
     with pytest.raises(ValueError, match="nowhere.csv: no such file"):
@@ -117,7 +91,7 @@ def jaccard(a, b):
 
 def test_near_duplicates_are_those_that_overlap():
     rng = random.Random(3)
-    texts = [mail(rng, 40) for _ in range(60)]
+    texts = [made_up_text(rng, 40) for _ in range(60)]
     for i in range(60):
         words = texts[i].split()
         words[rng.choice((0, 1, -1))] = "changed"  # near: an end differs
@@ -157,9 +131,9 @@ def test_split_keeps_groups_whole_and_shares_of_outcomes():
 
 
 def test_a_file_of_duplicates_keeps_them_on_one_side(tmp_path):
-    lines = rows(80)
+    lines = mail_rows(80)
     lines += [[c + " again", t.replace(".", "!"), y] for c, t, y in lines[:40]]
-    env = environment(write(tmp_path / "x.csv", lines))
+    env = environment(write_csv(tmp_path / "x.csv", lines))
     sides = [{text.strip(".!") for text in mails.texts} for mails in env.splits.values()]
     assert sum(map(len, sides)) == 80 and len(set.union(*sides)) == 80
     assert sum(map(len, env.splits.values())) == 120
@@ -168,49 +142,49 @@ def test_a_file_of_duplicates_keeps_them_on_one_side(tmp_path):
 def test_a_given_split_is_taken_and_duplicates_across_it_refused(tmp_path):
     header = ("context", "email_text", "outcome", "split")
     parts = ["train"] * 60 + ["valid"] * 20 + ["test"] * 20
-    lines = [[*row, part] for row, part in zip(rows(), parts)]
-    env = environment(write(tmp_path / "x.csv", lines, header))
+    lines = [[*row, part] for row, part in zip(mail_rows(), parts)]
+    env = environment(write_csv(tmp_path / "x.csv", lines, header))
     assert [len(env.splits[name]) for name in ("train", "valid", "test")] == [60, 20, 20]
     lines[90][1] = lines[3][1].upper()
     with pytest.raises(ValueError, match="row 92, column split: 'test'.*near-duplicate of row 5, which is 'train'"):
-        environment(write(tmp_path / "x.csv", lines, header))
+        environment(write_csv(tmp_path / "x.csv", lines, header))
 
 
 def test_few_rows_are_warned_of_and_fewer_refused(tmp_path, capsys):
-    env = environment(write(tmp_path / "x.csv", rows()))
+    env = environment(write_csv(tmp_path / "x.csv", mail_rows()))
     assert any("100 rows are few" in w for w in env.warnings) and "warning: " in capsys.readouterr().err
     assert sum(map(len, env.splits.values())) == 100 and set(env.test.outcome.tolist()) == {0, 1, 2}
     with pytest.raises(ValueError, match="29 rows; expected at least 30"):
-        environment(write(tmp_path / "x.csv", rows(29)))
+        environment(write_csv(tmp_path / "x.csv", mail_rows(29)))
 
 
 def test_an_outcome_that_never_occurs_is_warned_of(tmp_path):
-    env = environment(write(tmp_path / "x.csv", [[c, t, y.replace("2", "1")] for c, t, y in rows()]))
+    env = environment(write_csv(tmp_path / "x.csv", [[c, t, y.replace("2", "1")] for c, t, y in mail_rows()]))
     assert any("2 (conversion) occurs 0 times" in w for w in env.warnings)
 
 
 def test_few_texts_sent_again_and_again_are_split_with_a_warning(tmp_path):
-    texts = [mail(random.Random(i)) for i in range(3)]
+    texts = [made_up_text(random.Random(i)) for i in range(3)]
     lines = [[f"customer {'abcdefghij'[i % 10]}{'klmnopqrst'[i // 10]}", texts[i % 3], str(i % 2)] for i in range(99)]
-    env = environment(write(tmp_path / "x.csv", lines))
+    env = environment(write_csv(tmp_path / "x.csv", lines))
     assert any("few texts sent again and again (3 that differ)" in w for w in env.warnings)
     assert all(len(mails) for mails in env.splits.values())
 
 
 def test_sentences_that_give_the_outcome_away_are_named(tmp_path):
     told = {"0": "We sell things.", "1": "Could we talk?", "2": "Your 20 percent discount is ready."}
-    lines = [[c, f"{t} {told[y].replace('20', str(i))}", y] for i, (c, t, y) in enumerate(rows(200))]
-    env = environment(write(tmp_path / "x.csv", lines))
+    lines = [[c, f"{t} {told[y].replace('20', str(i))}", y] for i, (c, t, y) in enumerate(mail_rows(200))]
+    env = environment(write_csv(tmp_path / "x.csv", lines))
     warning = next(w for w in env.warnings if "fixed sentences" in w)
     assert "100%" in warning and "We sell things." in warning and "Could we talk?" in warning and "→ 1" in warning
     assert "percent discount is ready" in warning  # whatever the number
-    assert not any("fixed sentences" in w for w in environment(write(tmp_path / "y.csv", rows(200))).warnings)
+    assert not any("fixed sentences" in w for w in environment(write_csv(tmp_path / "y.csv", mail_rows(200))).warnings)
 
 
 def test_a_sentence_as_common_as_its_outcome_gives_nothing_away():
     rng = random.Random(0)
     outcome = torch.tensor([int(rng.random() < 0.03) for _ in range(3000)])
-    texts = [mail(rng) + (" Best wishes from us." if i % 30 == 0 else "") for i in range(3000)]
+    texts = [made_up_text(rng) + (" Best wishes from us." if i % 30 == 0 else "") for i in range(3000)]
     assert telling_sentences(Mails(["c"] * 3000, texts, outcome), seldom=5, purity=0.98, chance=0.01) == []
 
 

@@ -9,9 +9,8 @@ from functools import cache
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed
 from hydra.utils import instantiate
-from test_configs import CONF
 
 from email_rl.data import phrases
 from email_rl.models.bag_of_words import BagOfWords
@@ -22,8 +21,7 @@ from email_rl.data.metrics import log_losses
 @cache
 def corpus(*overrides, seed=0):
     """Build the corpus as conf/ has it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", overrides=["algo=reward_model", "env=email", *overrides]).env.corpus
+    config = composed("algo=reward_model", "env=email", *overrides).env.corpus
     return instantiate(config, _convert_="all")(seed)
 
 

@@ -5,7 +5,6 @@ import copy
 
 import pytest
 import torch
-from fake_cuda_graph import tape  # noqa: F401 (a fixture)
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -55,7 +54,7 @@ def test_greedy_mails_are_those_of_transformers(kind):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_recorded_steps_write_the_same_mails(tape, kind):  # noqa: F811
+def test_recorded_steps_write_the_same_mails(tape, kind):
     lm, (ids, mask) = model(kind), queries()
     one, other = (generate(lm, ids, mask, uniforms(9, 6), temperature=1.0, top_k=9, top_p=0.9, mode=mode)
                   for mode in ("eager", "cudagraph"))
@@ -64,7 +63,7 @@ def test_recorded_steps_write_the_same_mails(tape, kind):  # noqa: F811
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("low", [False, True])
-def test_steps_recorded_with_some_prompts_write_mails_for_others(tape, kind, low):  # noqa: F811
+def test_steps_recorded_with_some_prompts_write_mails_for_others(tape, kind, low):
     """Also after the weights have moved, in bfloat16 too, and anew for other shapes."""
     lm, memory = model(kind), Memory()
     for k, (lengths, recordings) in enumerate([  # a token's step with the first prompts of a shape, their reading with the fourth

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import node
+from configs import node
 from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -8,22 +8,17 @@ from functools import cache
 import script_runner
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed
 from hydra.utils import instantiate
-from fake_cuda_graph import tape  # noqa: F401 (a fixture)
-from test_configs import CONF
-from test_mails import rows, write
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
-                          PreTrainedTokenizerFast)
+from mail_files import mail_rows, write_csv
+from tiny_email_trainer import WRITING, Market, Taste, language_model, policy, tokenizer, trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from email_rl.data import metrics
 from email_rl.models.policy import Policy, Samples
 from rlcore import checkpoint, losses
 from rlcore.logger import Quiet
 
-WORDS = ["<stop>", "a", "b", "c", "d", "e", "f", "g"]
-WRITING = {"prompt": "{context}", "query_tokens": 4, "response_tokens": 6, "temperature": 1.0, "precision": "float32"}
 SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.lm.dim=16",
          "algo.lm.heads=2", "algo.lm.layers=1", "algo.lm.start_epochs=1",
          "algo.writing.response_tokens=84", "algo.writing.query_tokens=44", "algo.iterations=3", "algo.mails=16",
@@ -33,58 +28,9 @@ SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=6
          "algo.warm_start.steps=2", "algo.classifier.steps=4", "algo.classifier.eval_every=1"]
 
 
-def tokenizer():
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<stop>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<stop>")
-
-
-def language_model(kind="gpt2", dropout=0.1, places=16):
-    torch.manual_seed(0)
-    if kind == "gpt2":  # with dropout, as the hub's has it: the policy must take it out
-        return GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=16, n_layer=2, n_head=2, n_positions=places,
-                                          bos_token_id=0, eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout))
-    return LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                                        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16, bos_token_id=0,
-                                        eos_token_id=0))
-
-
-def policy(kind="gpt2", **changes):
-    return Policy(language_model(kind), tokenizer(), **{**WRITING, **changes})
-
-
 @cache
 def config(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
-
-
-class Taste:
-    """A reward model whose outcomes are read off a mail: conversion with P = share of its words that are `b`."""
-
-    def probabilities(self, contexts, texts):
-        share = torch.tensor([text.split().count("b") / max(1, len(text.split())) for text in texts])
-        return torch.stack((1 - share, torch.zeros_like(share), share), 1)
-
-
-class Market:
-    """As much of an environment as the loop needs: contexts and values."""
-
-    class train:  # noqa: N801 (an attribute of the environment)
-        contexts = ["a", "a c", "d e f"]
-
-    device = torch.device("cpu")
-    values = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
-
-
-def trainer(*overrides, kind="gpt2", seed=0, scorer=None, mode="eager"):
-    """A trainer of a tiny policy, against Taste, without an environment of mails."""
-    cfg = config("env=email", "algo=ppo_kl", "algo.mails=32", "algo.micro_batch=32", "algo.writing.query_tokens=4",
-                 "algo.writing.response_tokens=6", "algo.writing.prompt='{context}'", "algo.writing.precision=float32",
-                 *overrides)
-    made = instantiate(cfg.algo, _convert_="all")(Market(), seed, mode)
-    made.take(policy(kind, precision=cfg.algo.writing.precision).to(Market.device), scorer or Taste())
-    return made
+    return composed(*overrides)
 
 
 def hand(token_rows, width=6):
@@ -187,7 +133,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_recorded_it_learns_as_it_does_eagerly(tape, precision):  # noqa: F811
+def test_recorded_it_learns_as_it_does_eagerly(tape, precision):
     """To the last bit, over iterations before and after the recording, and in a rival made of a reference that has written."""
     def run(mode):
         made = trainer("algo.iterations=6", "algo.eval_every=100", "algo.checkpoint_every=100", "algo/kl=adaptive",
@@ -363,7 +309,7 @@ def test_what_was_trained_is_kept_for_other_runs_with_the_same_settings(kept, ca
 
 
 def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
-    path = write(tmp_path / "mails.csv", rows(300))
+    path = write_csv(tmp_path / "mails.csv", mail_rows(300))
     agent, evaluation = build(kept, f"env.data={path}")
     sides = agent.env.splits
     assert set(sides) == {"train", "valid", "test", "judge"} and not set(sides["judge"].texts) & set(sides["train"].texts)

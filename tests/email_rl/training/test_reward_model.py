@@ -15,10 +15,9 @@ from types import SimpleNamespace
 import script_runner
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed
 from hydra.utils import instantiate
-from test_configs import CONF
-from test_mails import rows, write
+from mail_files import mail_rows, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from email_rl.data import metrics
@@ -46,8 +45,7 @@ LEARN = ["algo.rm.lr=0.01", "algo.refresh.epochs=10", "algo.patience=1000"]
 
 @cache
 def config(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=[*SMALL, *overrides])
+    return composed(*SMALL, *overrides)
 
 
 def build(*overrides, env=None, seed=0):
@@ -320,7 +318,7 @@ def run(tmp_path, *overrides, small=SMALL):
 
 @pytest.mark.slow
 def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
-    path = write(tmp_path / "hundred.csv", rows())
+    path = write_csv(tmp_path / "hundred.csv", mail_rows())
     done = run(tmp_path, f"env.data={path}", "hydra.run.dir=out", "env.evaluation.other_input=true")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "100 rows are few" in done.stderr and "bag of words" in done.stdout
@@ -331,7 +329,7 @@ def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
     for row in ("reward_model", "reward_model_text", "bag_of_words", "majority"):
         assert {"accuracy", "macro_f1", "log_loss", "ece"} <= set(found[row])
     assert found["data"]["warnings"] and found["seconds"] > 0 and "gold" not in found
-    more = write(tmp_path / "new.csv", rows(60, seed=9))
+    more = write_csv(tmp_path / "new.csv", mail_rows(60, seed=9))
     again = run(tmp_path, f"env.data={more}", "hydra.run.dir=again", "resume=out/checkpoint.pt")
     assert again.returncode == 0, again.stderr[-2000:]
     assert "before and after the refresh" in again.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import load
+from configs import load
 from toy_envs import make_ppo, train
 
 gymnasium = pytest.importorskip("gymnasium")

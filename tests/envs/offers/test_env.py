@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import load, node
-from reference_world import GONE, NOTHING, SUBSCRIBED, UNSUBSCRIBED, references
+from configs import load, node
+from reference_world import SUBSCRIBED, UNSUBSCRIBED, references
 from scipy.stats import kstest
 from torch import Tensor
 

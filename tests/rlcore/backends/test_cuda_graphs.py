@@ -3,10 +3,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CONF
-from hydra import compose, initialize_config_dir
+from configs import composed
 from hydra.utils import instantiate
-from fake_cuda_graph import tape  # noqa: F401 (a fixture)
 from toy_envs import train
 
 from rlcore.backends.cuda_graphs import WARM, Captured, fast
@@ -53,9 +51,8 @@ def trained(env, mode, device):
     small = {"env=offers": ["env.num_agents=24", "algo.total_steps=2016", "algo.net.hidden=[8]"],
              "env=offers_sequential": ["env.num_agents=8", "algo.total_steps=448", "algo.num_steps=8", "algo.minibatches=2"]}
     asked = f"env={env}".split()
-    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        cfg = compose("train", overrides=["algo=ppo", *small[asked[0]], *asked])
-        other = compose("train", overrides=["algo=cql", asked[0]])
+    cfg = composed("algo=ppo", *small[asked[0]], *asked)
+    other = composed("algo=cql", asked[0])
     made = instantiate(cfg.env, _convert_="all")(device, 0)
     ppo = instantiate(cfg.algo, _convert_="all")(made, 0, mode)
     if ppo.init:

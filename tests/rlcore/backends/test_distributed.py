@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import script_runner
 import pytest
 import torch
-from conftest import load
-from test_ppo_kl import trainer
+from configs import load
+from tiny_email_trainer import trainer
 from toy_envs import Bandit, make_ppo, part, train
 
 from email_rl.training.ppo import Rollout

@@ -5,10 +5,8 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import load
-from hydra.utils import instantiate
 from scipy.stats import norm
-from test_configs import composed
+from small_offers import logging_policy, offers_env
 from torch import Tensor
 
 from envs.data_collection import Uniform, rollouts
@@ -24,18 +22,8 @@ CPU = torch.device("cpu")
 OPTIONS = {"decisions": 1, "steps": 4, "all_propensities": True}
 
 
-def offers(agents=60, **changes):
-    env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
-    env.realise()
-    return env
-
-
-def behaviour(name, **changes):
-    return instantiate({**composed(f"behaviour={name}", name="collect").behaviour, **changes}, _convert_="all")
-
-
 def made(agents=60, name="uniform", **changes) -> Logged:
-    log, = rollouts(offers(agents, **changes), behaviour(name), name, 3, **OPTIONS)
+    log, = rollouts(offers_env(agents, **changes), logging_policy(name), name, 3, **OPTIONS)
     return log
 
 
@@ -58,7 +46,7 @@ def test_a_season_is_logged_as_it_came():
     torch.testing.assert_close(log.next_obs[log.week < 11], log.obs[log.week > 0])
     assert torch.equal(log.next_mask[log.week < 11], log.mask[log.week > 0])
     torch.testing.assert_close(log.propensity, 1 / log.mask.sum(1).double())
-    env = offers()
+    env = offers_env()
     env.begin()
     cost, value = env.world.catalogue.cost, env.world.catalogue.value
     offer, channel = log.action // 5, log.action % 5
@@ -71,7 +59,7 @@ def test_a_season_is_logged_as_it_came():
 
 
 def test_seasons_are_of_new_customers_and_other_environments_go_on():
-    first, second = rollouts(offers(), Uniform(), "uniform", 0, **{**OPTIONS, "decisions": 60 * 12 + 1})
+    first, second = rollouts(offers_env(), Uniform(), "uniform", 0, **{**OPTIONS, "decisions": 60 * 12 + 1})
     assert not set(first.customer.tolist()) & set(second.customer.tolist()) and (second.season == 1).all()
     assert second.decision[0] == 60 * 12
     env = Wheel(CPU, 0, num_agents=8, delta=0.9, safe=0.12, plain=0.1, prize=1.0, noise=0.05)
@@ -97,7 +85,7 @@ def test_actions_follow_their_propensities(name):
 
 
 def test_a_confounded_log_tells_what_holds_on_average_alone():
-    log, = rollouts(offers(4000), behaviour("confounded", told="average"), "confounded", 0, **OPTIONS)
+    log, = rollouts(offers_env(4000), logging_policy("confounded", told="average"), "confounded", 0, **OPTIONS)
     contacted, able = (log.action > 0).double(), log.mask[:, 1:].any(1)
     share = 1 - log.probs[:, 0].double()
     assert abs((contacted - share)[able].mean()) < 0.02
@@ -106,7 +94,7 @@ def test_a_confounded_log_tells_what_holds_on_average_alone():
 
 # ── private prices ──────────────────────────────────────────────────────────────────────────────────────────────────
 def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
-    env, planner = offers(12, price_range=[1.0, 6.0]), behaviour("jittered", epsilon=0.0)
+    env, planner = offers_env(12, price_range=[1.0, 6.0]), logging_policy("jittered", epsilon=0.0)
     env.begin()
     planner.begin(env)
     for week in range(2):

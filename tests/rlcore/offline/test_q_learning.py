@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import load, node
+from comparisons import identical, weights
+from configs import load, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from reference_offline import bcq_loss, chain_values, cql_loss, target
-from test_ppo import identical, weights
 from toy_envs import Chain, Endless, Log, make_ppo
 from toy_envs import train as train_ppo
 from torch.nn import functional

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_configs import composed
-from test_logged_dataset import behaviour, offers
+from configs import composed
+from small_offers import logging_policy, offers_env
 
 from envs.data_collection import rollouts
 from rlcore.ope import estimators as ope
@@ -248,7 +248,7 @@ def valuation(**changes):
 
 @pytest.fixture(scope="module")
 def log() -> Logged:
-    chunks = rollouts(offers(1500, price_range=[2.0, 4.0]), behaviour("jittered", epsilon=0.3, plans=False), "jittered", 0,
+    chunks = rollouts(offers_env(1500, price_range=[2.0, 4.0]), logging_policy("jittered", epsilon=0.3, plans=False), "jittered", 0,
                       decisions=1, steps=1, all_propensities=True)
     return Logged.cat(list(chunks))
 

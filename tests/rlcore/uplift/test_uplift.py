@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_configs import composed
-from test_ope_benchmarks import shop
+from configs import composed
+from made_up_mailing import made_up_mailing
 
 from rlcore.uplift import meta_learners as effects
 from rlcore.uplift import metrics as uplift
@@ -244,7 +244,7 @@ def test_learners_are_made_from_their_files(kind):
 def test_the_bench_finds_whom_a_mail_helps(tmp_path, capsys):
     for package in ("sklift", "pyarrow"):
         pytest.importorskip(package)
-    shop(2400).to_parquet(tmp_path / "shop.parquet")  # men's mail helps half of them, any mail both halves alike
+    made_up_mailing(2400).to_parquet(tmp_path / "shop.parquet")  # men's mail helps half of them, any mail both halves alike
     config = composed("bench=uplift", *(f"~bench.learners.{kind}_network" for kind in ("S", "T", "X", "DR")),
                       "~bench.boosters.GB", "~bench.boosters.HistGB", name="bench").bench
     config.update({"path": str(tmp_path / "shop.parquet"), "splits": 2, "fold_count": 2, "replications": 40, "repeats": 1})

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from hydra.utils import instantiate
-from test_configs import composed
+from configs import composed
 
 from envs.offers.populations.complete_journey import ORIGIN
 from scripts.benchmarks.forecasting.trip_model import Weekly

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
-from conftest import load
+from configs import load
 from hydra.utils import instantiate
-from test_configs import composed
+from configs import composed
+from made_up_mailing import made_up_mailing
 
 from rlcore.ope.outcome_models import Linear
 from scripts.benchmarks.uplift import hillstrom
@@ -71,21 +72,9 @@ def test_the_benches_run(bench, tmp_path, capsys):
 
 
 # ── Hillstrom ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def shop(n=6000):
-    """A made-up shop: men's mail pays for customers of men's goods, women's for the others of an odd recency, else none."""
-    pd, generator = pytest.importorskip("pandas"), torch.Generator().manual_seed(0)
-    mens, recency, arm = (torch.randint(k, (n,), generator=generator) for k in (2, 12, 3))
-    good = torch.where(mens == 1, arm == 1, arm == 2)
-    visit = torch.rand(n, generator=generator) < torch.where(good, 0.5, 0.1)
-    spend = torch.where(visit, 10.0, 0.0)
-    return pd.DataFrame({"recency": recency, "history": 100.0, "mens": mens, "womens": 1 - mens, "newbie": 0, "zip_code": "Rural",
-                         "channel": "Web", "segment": [list(hillstrom.ARMS)[k] for k in arm.tolist()],
-                         "visit": visit.int().numpy(), "conversion": visit.int().numpy(), "spend": spend.numpy()})
-
-
 def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path, capsys):
     pytest.importorskip("pyarrow")
-    shop().to_parquet(tmp_path / "shop.parquet")
+    made_up_mailing().to_parquet(tmp_path / "shop.parquet")
     config = composed("bench=hillstrom", name="bench").bench
     config.update({"path": str(tmp_path / "shop.parquet"), "draws": 200})
     found = instantiate(config, _convert_="all")(tmp_path, CPU, 0)
@@ -101,7 +90,7 @@ def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path, capsys):
 
 def test_a_shop_s_file_is_refused_by_name(tmp_path):
     pytest.importorskip("pyarrow")
-    frame, path = shop(20), tmp_path / "shop.csv"
+    frame, path = made_up_mailing(20), tmp_path / "shop.csv"
     for change, message in ((lambda f: f.drop(columns="womens"), "shop.csv: no column 'womens'"),
                             (lambda f: f.assign(segment=["Fax", *f.segment[1:]]), "row 2, column 'segment': expected one of")):
         change(frame).to_csv(path, index=False)

@@ -3,19 +3,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed
 from hydra.utils import instantiate
-from test_configs import CONF
 
 from scripts.benchmarks.speed import roofline
-from scripts.benchmarks.speed import scaling
 
 CPU, SMALL = torch.device("cpu"), "bench.env.population.reference_size=500"
 
 
 def bench(name, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return instantiate(compose("bench", overrides=[f"bench={name}", *overrides]).bench, _convert_="all")
+    return instantiate(composed(f"bench={name}", *overrides, name="bench").bench, _convert_="all")
 
 
 def test_kernels_bytes_and_operations_are_those_counted_by_hand():

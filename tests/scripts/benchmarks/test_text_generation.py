@@ -3,10 +3,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed
 from hydra.utils import instantiate
-from fake_cuda_graph import tape  # noqa: F401 (a fixture)
-from test_configs import CONF
 from transformers import GPT2LMHeadModel
 
 from rlcore.backends.cuda_graphs import WARM
@@ -18,12 +16,11 @@ SMALL = ["bench.repeats=2", "bench.shape={vocab_size: 40, n_embd: 16, n_layer: 1
 
 @pytest.mark.parametrize("override", ["bench.algo.gradient_checkpointing=false", "bench.algo.gradient_checkpointing=true",
                                       "bench.fast=cudagraph"])
-def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, override):  # noqa: F811
+def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, override):
     asked = []
     theirs = GPT2LMHeadModel.generate
     monkeypatch.setattr(GPT2LMHeadModel, "generate", lambda self, **how: asked.append(how) or theirs(self, **how))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("bench", overrides=["bench=emails", *SMALL, override])
+    cfg = composed("bench=emails", *SMALL, override, name="bench")
     found = instantiate(cfg.bench, _convert_="all")(tmp_path, torch.device("cpu"), 0)
     seconds = found["seconds"]
     assert found["tokens"] == 16 * 6 and found["mails"] == 16 and all(taken > 0 for taken in seconds.values())

@@ -8,11 +8,12 @@ from math import inf, sqrt
 import numpy as np
 import pytest
 import torch
-from conftest import load, node
+from configs import load, node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, linear_program, no_contact_profit, with_budget
 from scipy.optimize import linprog
-from test_lagrangian_bound import OPTIMISER, SOME, funded, program, untouched
+from small_offers import small_evaluation
 
 from envs.offers.evaluation.profit_decomposition import summary
 from envs.offers.planning.lagrangian_bound import dual
@@ -280,7 +281,7 @@ def opened(n: int, season: list | None = None, seed: int = 1, **budget):
     made = Market.open(population.draw(n, seeded(seed), "test"), world.to("cpu", torch.float64),
                        load("budget/expected", **budget), load("rules/none", catalogue, population))
     return made, dual(made.customers, made.world, made.organic, made.start, made.budget, made.stock, made.rollover,
-                      **{**OPTIMISER, "tolerance": 1e-3})
+                      **{**DUAL_SOLVER, "tolerance": 1e-3})
 
 
 def luck(market, seasons: int) -> list:
@@ -342,21 +343,21 @@ def test_each_rule_costs_what_it_should(market):
 
 # ── the bound follows the rules ─────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("size, rollover, stock, front", [
-    ({"n": 3, "weeks": 4}, True, {}, False), ({"n": 8, "weeks": 4, **SOME, "seed": 1}, True, {}, False),
-    ({"n": 8, "weeks": 4, **SOME}, True, {}, True), ({"n": 6, "weeks": 4, **SOME}, False, {2: 0.3}, False),
-    ({"n": 6, "weeks": 3, **SOME, "seed": 2}, True, {1: 0.2, 2: 0.4}, False),
+    ({"n": 3, "weeks": 4}, True, {}, False), ({"n": 8, "weeks": 4, **FIVE_ACTIONS, "seed": 1}, True, {}, False),
+    ({"n": 8, "weeks": 4, **FIVE_ACTIONS}, True, {}, True), ({"n": 6, "weeks": 4, **FIVE_ACTIONS}, False, {2: 0.3}, False),
+    ({"n": 6, "weeks": 3, **FIVE_ACTIONS, "seed": 2}, True, {1: 0.2, 2: 0.4}, False),
 ], ids=["roll-over, 26 actions", "roll-over", "season", "stock", "roll-over and stocks"])
 def test_bound_equals_the_linear_program(make_season, size, rollover, stock, front):
-    season = funded(make_season(**size))
+    season = with_budget(make_season(**size))
     season.budget = season.budget * torch.tensor([1.3, 1.0, 0.4, 1.6])[:size["weeks"]]  # saving pays
     if front:
         season.budget = torch.zeros_like(season.budget).index_fill_(0, torch.tensor(0), season.budget.sum())
-    optimum, multipliers = program(season, rollover, tuple(stock.items()))
+    optimum, multipliers = linear_program(season, rollover, tuple(stock.items()))
     pieces = torch.full_like(season.world.catalogue.value, inf)
     for offer, count in stock.items():
         pieces[offer] = count
-    bound = dual(season.customers, season.world, season.v0, season.start, season.budget, pieces, rollover, **OPTIMISER)
-    gap, weeks = optimum - untouched(season), size["weeks"]
+    bound = dual(season.customers, season.world, season.v0, season.start, season.budget, pieces, rollover, **DUAL_SOLVER)
+    gap, weeks = optimum - no_contact_profit(season), size["weeks"]
     assert -1e-9 <= bound.value - optimum <= 2e-5 * gap
     assert -2e-5 * gap <= bound.certificate - optimum <= 1e-6 * gap
     assert multipliers.max() > 0.1 and (not stock or multipliers[weeks:].max() > 0.01)  # they bind
@@ -446,8 +447,7 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
 # ── a whole evaluation, and bad input ───────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("rollover", [False, True])
 def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
-    from test_offers_evaluator import make
-    evaluation = make(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2})
+    evaluation = small_evaluation(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2})
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     report = evaluation.run(None, "")
     metrics = json.loads(json.dumps(report.metrics(), allow_nan=False))
@@ -460,7 +460,7 @@ def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
         assert (torch.tensor(metrics["policies"]["planning"]["prices"]) >= worth - 1e-6).all()
     first, second = (part.table() for part in report.parts().values())
     assert "expectation" in first.title and "never passed" in second.title and first.caption is None
-    evaluation = make(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2}, hard=None)
+    evaluation = small_evaluation(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2}, hard=None)
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     alone = evaluation.run(None, "")
     assert "hard" not in alone.metrics() and alone.metrics()["policies"] == metrics["policies"]

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import load, node
+from configs import load, node
 from hypothesis import given, settings, strategies as st
 from omegaconf import OmegaConf
-from test_lagrangian_bound import LONG, OPTIMISER, SOME, funded, program
+from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, FULL_SEASON, linear_program, with_budget
 
 from envs.offers.evaluation.profit_decomposition import summary
 from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
@@ -320,11 +320,11 @@ def test_the_environment_sends_nothing_that_is_masked(masked):
 
 
 # ── the bound ───────────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("size", [{"n": 3, "weeks": 4}, {"n": 8, "weeks": 4, **SOME},
-                                  pytest.param({"n": 3, **LONG}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("size", [{"n": 3, "weeks": 4}, {"n": 8, "weeks": 4, **FIVE_ACTIONS},
+                                  pytest.param({"n": 3, **FULL_SEASON}, marks=pytest.mark.slow)], ids=str)
 def test_the_bound_under_masks_equals_the_linear_program(make_season, size):
     season = make_season(**size)
-    free = funded(season).budget
+    free = with_budget(season).budget
     channels = len(season.world.catalogue.channels)
     static = season.world.catalogue.valid & (torch.rand(size["n"], *season.world.catalogue.nvec,
                                                        generator=torch.Generator().manual_seed(3)) < 0.6)
@@ -335,15 +335,15 @@ def test_the_bound_under_masks_equals_the_linear_program(make_season, size):
     spend = unconstrained_spend(season.customers, season.world, season.v0, season.start, contacts=contacts)
     assert (spend <= 1e-9 + free.sum() / 0.3).all()
     season.budget = 0.3 * spend
-    optimum, _ = program(season)
-    bound = dual(season.customers, season.world, season.v0, season.start, season.budget, **OPTIMISER, contacts=contacts)
+    optimum, _ = linear_program(season)
+    bound = dual(season.customers, season.world, season.v0, season.start, season.budget, **DUAL_SOLVER, contacts=contacts)
     gap = optimum - bound.none
     assert gap > 0 and -1e-9 <= bound.value - optimum <= 2e-5 * gap
     _, actions = best_plan(season.customers, season.world, season.v0, bound.prices, contacts=contacts)
     for action in actions:
         taken = action.permute(3, 0, 1, 2).reshape(size["n"], -1)
         assert static.flatten(1).gather(1, taken).all() and (taken // channels > 0).any()
-    loose = dual(season.customers, season.world, season.v0, season.start, season.budget, **OPTIMISER)
+    loose = dual(season.customers, season.world, season.v0, season.start, season.budget, **DUAL_SOLVER)
     assert loose.value > bound.value + 1e-5 * gap  # with a mask that is ignored more seems attainable
 
 

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import load
+from configs import load
 from reference_world import references
 from rich.console import Console
+from small_offers import small_evaluation
 
 from envs.offers.evaluation.profit_decomposition import SEGMENTS, losses, lost_profit, paired, share_of_gap, summary
 from envs.offers.planning.knapsack import clear
@@ -26,15 +27,6 @@ CHANNELS = 5
 POLICIES = ("none", "random", "myopic", "planning")
 
 
-def make(customers=60, seasons=2, **changes):
-    """Build the shipped evaluation, smaller, with its environment."""
-    small = {"customers": customers, "seasons": seasons, "validation": 40, "others": 50, "tuning_seasons": 1,
-             "fees": [0.0, 0.7], "estimator": 1000, "rehearsals": 1, "frontier": []}
-    env = load("offers", torch.device("cpu"), 0, num_agents=30, population={"reference_size": 1000},
-               evaluation={**small, **changes})
-    return env.evaluation(env)
-
-
 def uniforms(market: Market, seasons: int, seed=0) -> list:
     """Draw the randomness of seasons."""
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +36,7 @@ def uniforms(market: Market, seasons: int, seed=0) -> list:
 @pytest.fixture(scope="module")
 def small():
     """80 customers, their bound, and 20 seasons of four policies under the same random numbers."""
-    evaluation = make()
+    evaluation = small_evaluation()
     sample = evaluation.env.population.draw(80, torch.Generator().manual_seed(1), "test")
     market = Market.open(sample, evaluation.world, evaluation.env.budget, evaluation.env.rules)
     bound, c, w = evaluation.bound(market), market.customers, market.world
@@ -393,7 +385,7 @@ def agent():
 @pytest.fixture(scope="module")
 def whole(agent):
     """An evaluation run with an agent; `draws` are all the customers it asked for."""
-    evaluation, draws = make(frontier=[0.6]), []
+    evaluation, draws = small_evaluation(frontier=[0.6]), []
     draw = evaluation.env.population.draw
 
     def spy(n, generator, split):
@@ -435,9 +427,9 @@ def test_rows_go_from_worst_to_best_and_say_what_they_know(whole):
 
 def test_an_evaluation_is_the_same_again_and_leaves_the_environment_alone(agent):
     few = {"customers": 20, "others": 20, "seasons": 1, "validation": 20, "estimator": 200}
-    evaluation = make(**few)
+    evaluation = small_evaluation(**few)
     before = evaluation.env.state_dict()["generator"].clone(), torch.get_rng_state()
-    first, again = evaluation.run(None, "").metrics(), make(**few).run(None, "").metrics()
+    first, again = evaluation.run(None, "").metrics(), small_evaluation(**few).run(None, "").metrics()
     assert first == again and "ppo" not in first["policies"]
     assert evaluation.score(agent) == evaluation.score(agent)
     assert torch.equal(before[0], evaluation.env.state_dict()["generator"])
@@ -451,7 +443,7 @@ def test_score_in_the_course_of_training(whole, agent):
 
 
 def test_the_fee_is_the_one_that_earns_most():
-    evaluation = make(fees=[50.0, 0.7, 0.0])
+    evaluation = small_evaluation(fees=[50.0, 0.7, 0.0])
     market = Market.open(evaluation.env.population.draw(100, torch.Generator().manual_seed(3), "train"),
                          evaluation.world, evaluation.env.budget, evaluation.env.rules)
 

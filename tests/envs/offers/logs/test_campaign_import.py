@@ -5,8 +5,7 @@ import csv
 
 import pytest
 import torch
-from conftest import CONF
-from hydra import compose, initialize_config_dir
+from configs import composed
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
@@ -23,8 +22,7 @@ def shop(tmp_path_factory):
     campaigns are read."""
     folder = tmp_path_factory.mktemp("shop")
     example_shop.write(folder, 300, 0)
-    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        config = compose("import_log", ["experiment=shop", "campaigns=shop", f"hydra.searchpath=[file://{folder}]"])
+    config = composed("experiment=shop", "campaigns=shop", f"hydra.searchpath=[file://{folder}]", name="import_log")
     return folder, instantiate(config.env, _convert_="all")(torch.device("cpu"), 0), config.campaigns
 
 

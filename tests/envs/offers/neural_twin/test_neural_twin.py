@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import node
+from configs import node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from test_structural_twin import collected
+from small_offers import random_log
 from toy_envs import Log, part
 from torch import nn
 
@@ -16,7 +16,7 @@ from envs.offers.neural_twin.customers import Contrast, Crowd, Member, chains
 from envs.offers.neural_twin.env import NeuralEnv
 from envs.offers.populations.synthetic import from_columns
 from envs.offers.planning.dynamic_program import organic
-from envs.offers.neural_twin.response_models import REDEEM, TRIP, Effects, Likelihood, Rest, Valid
+from envs.offers.neural_twin.response_models import TRIP, Likelihood, Rest, Valid
 from envs.offers.world.customers import outcome
 from rlcore import checkpoint
 
@@ -95,7 +95,7 @@ def test_of_a_forecast_columns_are_the_expected_ones(make_catalogue):
 
 def test_a_panel_lays_out_what_the_environment_saw():
     """From a log of the history view: what was observed is what follows from what was logged."""
-    env, log = collected(40, observation=node("observation/history"))
+    env, log = random_log(40, observation=node("observation/history"))
     assert isinstance(env.observe.names, list) and env.observe.hides
     _, model = neural(env, halvings=env.observe.halvings)
     found = model.twin.lay(log[torch.randperm(len(log), generator=torch.Generator().manual_seed(1))], env)
@@ -219,7 +219,7 @@ def test_probabilities_are_valid_and_grow_with_face_value(make_catalogue):
 
 def test_what_is_fitted_is_near_the_truth_where_history_tells_all():
     """Static world: P(trip) is a function of features and action alone, and so is what a contact adds."""
-    env, log = collected(2500, world={"without": list(STATIC)})
+    env, log = random_log(2500, world={"without": list(STATIC)})
     _, model = neural(env, response={"steps": 400, "batch_size": 1024, "lr": 0.01}, rest={"steps": 200})
     model.learn_from(log)
     logged = Log()
@@ -236,7 +236,7 @@ def test_what_is_fitted_is_near_the_truth_where_history_tells_all():
 
 
 def test_a_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
-    env, log = collected(60)
+    env, log = random_log(60)
     small = {"response": {"steps": 3, "hidden": [4]}, "rest": {"steps": 3}}
     models = [neural(env, 2, **small)[1] for _ in range(3)]
     for model in models:
@@ -251,7 +251,7 @@ def test_a_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
 
 @pytest.mark.parametrize("learner", ["s", "t", "x", "dr"])
 def test_learners_of_effects_take_the_networks_place(learner):
-    env, log = collected(80)
+    env, log = random_log(80)
     response = node(f"../algo/twin/response/{learner}", "algo=twin", "algo/twin=neural")
     ridge = {"_target_": "rlcore.ope.outcome_models.Linear", "ridge": 30.0, "own": True, "scaled": False}
     config = neural(env)[0].copy()
@@ -271,7 +271,7 @@ def test_learners_of_effects_take_the_networks_place(learner):
 
 
 def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
-    env, log = collected(80)
+    env, log = random_log(80)
     config, model = neural(env, 2, response={"steps": 5}, rest={"steps": 5})
     model.learn_from(log)
     model.train(Log(), lambda: None, None, lambda: False)

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import load
+from configs import load
 
 from envs.offers.planning import batching as blocks
 from envs.offers.evaluation.profit_decomposition import summary

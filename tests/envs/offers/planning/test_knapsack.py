@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conftest import load
+from configs import load
 from scipy.optimize import linprog
 
 from envs.offers.planning.lagrangian_bound import unconstrained_spend

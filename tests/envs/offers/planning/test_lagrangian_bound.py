@@ -4,34 +4,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, FULL_SEASON, linear_program, no_contact_profit, with_budget
 from reference_world import INSIDE, NOTHING, STATES, tuples
-from scipy.optimize import linprog
-from scipy.sparse import coo_array
 
 import envs.offers.planning.triton_organic_value
-from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
+from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.planning.state_values import Grid
 from envs.offers.planning.dynamic_program import action_values, best_plan, expected_spend, organic
-from envs.offers.world.customers import CHURNED, State
+from envs.offers.world.customers import State
 
-SOME = {"offers": ["euro_1_00", "euro_2_50"], "channels": ["email", "sms"]}  # 5 actions, both steps of fatigue
 OPTIONS = {"trips": 0.8, "terminal": 0.6, "churn_cost": 7.0, "fatigue_penalty": 0.25, "fatigue_limit": 2}
-OPTIMISER = {"first_price": 3.0, "tolerance": 1e-5, "max_evaluations": 200}
-
-
 @pytest.fixture(scope="module")
 def season(make_season):
     """Four customers, five actions, twelve weeks, 30 % of the budget they could use; one is unsubscribed."""
-    season = make_season(4, **SOME)
+    season = make_season(4, **FIVE_ACTIONS)
     season.start.status[3], season.start.expectation[3] = 1, 0
-    return funded(season)
-
-
-def funded(season, share=0.3):
-    """Add V⁰ and a weekly budget to a season."""
-    season.v0 = organic(season.customers, season.world)
-    season.budget = share * unconstrained_spend(season.customers, season.world, season.v0, season.start)
-    return season
+    return with_budget(season)
 
 
 def some_prices(season, *seeds) -> list:
@@ -58,51 +46,6 @@ def value_table(values, i: int) -> list:
 def policy_of(actions: list, channels: int, i: int) -> list[dict]:
     """Read customer i's plan as {state: (offer, channel)} a week."""
     return [{s: divmod(action[s[0], s[1], s[2], i].item(), channels) for s in INSIDE} for action in actions]
-
-
-def untouched(season) -> float:
-    """Return J(none) of the reference."""
-    return sum(r.organic()[0][s] for r, s in zip(season.references, tuples(season.start)))
-
-
-def program(season, rollover=False, stock=()) -> tuple[float, torch.Tensor]:
-    """Solve the relaxed problem over occupancies x(customer, week, state, action) ≥ 0; return its value and multipliers.
-
-    With `rollover` the budgets of the weeks so far limit what was spent so far; `stock` lists (offer, redemptions).
-    """
-    gain, flow, paid, start = [], [], [], []  # objective; (row, column, coefficient) of flow and of spend; entries
-    weeks, rows = season.world.weeks, 0
-    for r, first in zip(season.references, tuples(season.start)):
-        end, reached = r.end(), {first: rows}  # states of this week and the flow row that feeds each
-        rows, start = rows + 1, [*start, 1.0]
-        for t, x in enumerate(r.season):
-            following = {}
-            for s, row in reached.items():
-                for a in r.allowed(s):
-                    column, law = len(gain), r.law(s, x, a)
-                    flow.append((row, column, 1.0))
-                    paid += [(when, column, r.spend(s, x, a)) for when in range(t, weeks if rollover else t + 1)]
-                    paid += [(weeks + k, column, r.respond(s, x, a)[0]) for k, (o, _) in enumerate(stock) if a[0] == o]
-                    gain.append(r.profit(s, x, a))
-                    if t == weeks - 1:
-                        gain[-1] += r.ahead(s, x, a, end)
-                        continue
-                    for state, p in law.items():
-                        row_of = following.setdefault(state, rows + len(following))
-                        flow.append((row_of, column, -p))
-            rows, start, reached = rows + len(following), start + [0.0] * len(following), following
-
-    def matrix(entries, height):
-        i, j, x = zip(*entries)
-        return coo_array((x, (i, j)), shape=(height, len(gain))).tocsr()
-
-    exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-    budget = season.budget.numpy()
-    limits = np.append(budget.cumsum() if rollover else budget, [pieces for _, pieces in stock])
-    solved = linprog(-np.array(gain), matrix(paid, len(limits)), limits, matrix(flow, rows), start,
-                     method="highs", options=exact)
-    assert solved.status == 0, solved.message
-    return -solved.fun, -torch.tensor(solved.ineqlin.marginals)
 
 
 # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -142,10 +85,10 @@ def test_one_kernel_values_leaving_alone_the_same(kernels, make_season, reward):
             torch.testing.assert_close(x.double().cpu(), y, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [{"weeks": 12, **SOME}, {"weeks": 3}], ids=["5 actions", "26 actions"])
+@pytest.mark.parametrize("size", [{"weeks": 12, **FIVE_ACTIONS}, {"weeks": 3}], ids=["5 actions", "26 actions"])
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 def test_best_plan_equals_the_reference(make_season, size, reward):
-    season = funded(make_season(2, reward=reward, **size))
+    season = with_budget(make_season(2, reward=reward, **size))
     prices = some_prices(season, 1)[0]
     values, actions = best_plan(season.customers, season.world, season.v0, prices)
     for i, r in enumerate(season.references):
@@ -196,7 +139,7 @@ def test_gradient_equals_finite_differences(season, seed):
 
 
 # ── the optimum ─────────────────────────────────────────────────────────────────────────────────────────────────────
-FEW, MANY, LONG = {"weeks": 4}, {"n": 12, "weeks": 4, **SOME}, {"weeks": 12, **SOME}  # few customers: sharp kinks
+FEW, MANY = {"weeks": 4}, {"n": 12, "weeks": 4, **FIVE_ACTIONS}  # few customers: sharp kinks
 
 
 @pytest.mark.parametrize("size, reward", [
@@ -204,13 +147,13 @@ FEW, MANY, LONG = {"weeks": 4}, {"n": 12, "weeks": 4, **SOME}, {"weeks": 12, **S
     pytest.param({"n": 5, **FEW}, {}, id="5 customers, 26 actions"),
     *(pytest.param({**MANY, "seed": seed}, {}, id=f"12 customers, seed {seed}") for seed in range(2)),
     pytest.param({"n": 3, **FEW}, OPTIONS, id="every option"),
-    *(pytest.param({"n": n, **LONG, "seed": seed}, {}, id=f"{n} customers, 12 weeks, seed {seed}",
+    *(pytest.param({"n": n, **FULL_SEASON, "seed": seed}, {}, id=f"{n} customers, 12 weeks, seed {seed}",
                    marks=pytest.mark.slow) for n in (3, 5) for seed in (1, 2)),
 ])
 def test_bound_equals_the_linear_program(make_season, size, reward):
-    season = funded(make_season(**size, reward=reward))
-    optimum, prices = program(season)
-    none = untouched(season)
+    season = with_budget(make_season(**size, reward=reward))
+    optimum, prices = linear_program(season)
+    none = no_contact_profit(season)
     gap = optimum - none
     assert gap > 0 and prices.min() >= 0 and prices.max() > 0.1
     assert abs(lagrangian(season, prices)[0] - optimum) <= 1e-6 * gap
@@ -218,11 +161,11 @@ def test_bound_equals_the_linear_program(make_season, size, reward):
         assert lagrangian(season, x)[0] >= optimum - 1e-9  # weak duality, anywhere and near the optimum
         assert lagrangian(season, (prices + 0.02 * (x - 3)).clamp_min(0))[0] >= optimum - 1e-9
 
-    bound = dual(season.customers, season.world, season.v0, season.start, season.budget, **OPTIMISER)
+    bound = dual(season.customers, season.world, season.v0, season.start, season.budget, **DUAL_SOLVER)
     value, slope, _ = lagrangian(season, bound.prices)
     assert -1e-9 <= bound.value - optimum <= 2e-5 * gap
     assert -2e-5 * gap <= bound.certificate - optimum <= 1e-6 * gap
-    assert bound.evaluations < OPTIMISER["max_evaluations"]
+    assert bound.evaluations < DUAL_SOLVER["max_evaluations"]
     assert bound.value == pytest.approx(value, rel=1e-13) and bound.none == pytest.approx(none, rel=1e-11)
     assert bound.gap == pytest.approx((bound.prices * bound.budget).sum().item() + bound.gain.sum().item(), rel=1e-9)
     torch.testing.assert_close(bound.budget - bound.spend, slope)
@@ -230,7 +173,7 @@ def test_bound_equals_the_linear_program(make_season, size, reward):
 
 def test_without_a_budget_constraint_prices_are_zero(season):
     rich = 2 * season.budget / 0.3
-    bound = dual(season.customers, season.world, season.v0, season.start, rich, **OPTIMISER)
+    bound = dual(season.customers, season.world, season.v0, season.start, rich, **DUAL_SOLVER)
     free = best_plan(season.customers, season.world, season.v0, torch.zeros_like(rich))[0][0].at(season.start)
     assert not bound.prices.any() and bound.evaluations == 1
     assert bound.value == pytest.approx(free.sum().item(), rel=1e-12) == bound.certificate
@@ -238,7 +181,7 @@ def test_without_a_budget_constraint_prices_are_zero(season):
 
 @pytest.mark.parametrize("first_price", [3.0, 1000.0])
 def test_without_a_budget_there_is_nothing_to_gain(season, first_price):
-    options = {**OPTIMISER, "first_price": first_price}
+    options = {**DUAL_SOLVER, "first_price": first_price}
     bound = dual(season.customers, season.world, season.v0, season.start, torch.zeros_like(season.budget), **options)
     assert bound.prices.isfinite().all() and bound.prices.min() >= 0
     assert bound.gap == pytest.approx(0, abs=1e-5) == bound.value - bound.certificate
@@ -246,7 +189,7 @@ def test_without_a_budget_there_is_nothing_to_gain(season, first_price):
 
 def test_a_week_without_a_budget_is_priced_out(season):
     budget = season.budget.index_fill(0, torch.tensor(4), 0.0)
-    bound = dual(season.customers, season.world, season.v0, season.start, budget, **OPTIMISER)
+    bound = dual(season.customers, season.world, season.v0, season.start, budget, **DUAL_SOLVER)
     assert bound.value - bound.certificate <= 2e-5 * bound.gap
     assert bound.prices[4] > bound.prices[[3, 5]].max()
 
@@ -255,7 +198,7 @@ def test_a_week_without_a_budget_is_priced_out(season):
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 @pytest.mark.parametrize("seed", range(3))
 def test_both_identities_hold_exactly(make_season, reward, seed):
-    season = funded(make_season(4, weeks=6, reward=reward, seed=seed, **SOME))
+    season = with_budget(make_season(4, weeks=6, reward=reward, seed=seed, **FIVE_ACTIONS))
     c, world, channels = season.customers, season.world, len(season.world.catalogue.channels)
     prices = some_prices(season, seed)[0]
     values, _ = best_plan(c, world, season.v0, prices)
@@ -290,5 +233,5 @@ def test_both_identities_hold_exactly(make_season, reward, seed):
                     gained += p * advantage[week][h, f, d, i].item()
                     lost += p * regret[week][h, f, d, i].item()
     unspent = (prices * (season.budget - spend)).sum().item()
-    assert worth - untouched(season) == pytest.approx(gained, rel=1e-9)
+    assert worth - no_contact_profit(season) == pytest.approx(gained, rel=1e-9)
     assert lagrangian(season, prices)[0] - worth == pytest.approx(lost + unspent, rel=1e-9)

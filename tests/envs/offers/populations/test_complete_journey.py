@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import load, node
+from configs import load, node
 
 from envs.offers.populations.complete_journey import CompleteJourney, purchase_rate, read, weekly_spend
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, UNIFORMS, transition

@@ -7,7 +7,7 @@ from pathlib import Path
 import script_runner
 import pytest
 import torch
-from conftest import load
+from configs import load
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 

@@ -6,13 +6,12 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import load, node
+from configs import load, node
 from hydra.utils import instantiate
-from reference_world import GONE, STATES
-from test_world import pick
+from reference_world import GONE, STATES, pick
+from small_offers import random_log
 from toy_envs import Log, part
 
-from envs.data_collection import Uniform, rollouts
 from envs.offers.twin.likelihood import Panel, log_likelihood, panel
 from envs.offers.populations.synthetic import columns, from_columns
 from envs.offers.twin.structural_model import Twins
@@ -29,13 +28,6 @@ def environment(seed=0, **changes):
     """The offers environment on a few customers, with some keys changed."""
     config = node("offers")
     return instantiate(config, _convert_="all", **{"num_agents": 500, **changes})(CPU, seed)
-
-
-def collected(n, seed=0, **changes):
-    """An environment, and a log of n customers' random decisions in it."""
-    env = environment(seed, num_agents=n, **changes)
-    env.realise()
-    return env, Logged.cat(list(rollouts(env, Uniform(), "uniform", seed, decisions=12 * n, steps=1, all_propensities=False)))
 
 
 def twin(env, members=1, **changes):
@@ -87,7 +79,7 @@ def test_the_likelihood_is_the_scalar_worlds_law(make_season):
 
 
 def test_the_gradient_is_that_of_finite_differences():
-    env, log = collected(40)
+    env, log = random_log(40)
     world = env.world.to(CPU, torch.float64)
     found = panel(log, env, "log")
     truth = columns(env.population.draw(40, torch.Generator().manual_seed(3), "train").customers)
@@ -105,7 +97,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 def test_a_panel_holds_what_the_log_does():
-    env, log = collected(30)
+    env, log = random_log(30)
     order = torch.randperm(len(log), generator=torch.Generator().manual_seed(0))
     found = panel(log[order], env, "log")
     assert found.there.shape == (12, 30) and found.there.all() and (found.week == torch.arange(12)[:, None]).all()
@@ -120,7 +112,7 @@ def test_a_panel_holds_what_the_log_does():
 
 def test_without_features_it_finds_the_shares_that_were_counted():
     """With features that say nothing, δ and π− are shares of those who could move and did, and g a mean."""
-    env, log = collected(600)
+    env, log = random_log(600)
     log.obs[:, :env.static] = 0.0
     model = twin(env, held={"customers": 0.01, "weeks": 0}, twin={"penalty": 0.0, "rounds": 4})
     model.learn_from(log)
@@ -144,7 +136,7 @@ def test_more_decisions_bring_it_nearer_to_the_truth():
     """Squared errors, in units of the spread of customers, fall as decisions come in, and are small in the end."""
     errors = []
     for n in (200, 3000):
-        env, log = collected(n)
+        env, log = random_log(n)
         model = twin(env, twin={"rounds": 3})
         model.learn_from(log)
         model.train(Log(), lambda: None, None, lambda: False)
@@ -161,7 +153,7 @@ def saved(tmp_path):
     """A twin of two members that answer by different margins, and its path."""
     env = environment()
     model = twin(env, members=2)
-    log = collected(60)[1]
+    log = random_log(60)[1]
     model.learn_from(log)
     model.iteration = 2
     for k, member in enumerate(model.members):
@@ -198,7 +190,7 @@ def test_what_is_assumed_is_drawn_from_the_priors(saved):
 
 
 def test_a_log_in_which_nobody_churns_leaves_churn_to_the_priors():
-    env, log = collected(50)
+    env, log = random_log(50)
     obs, then = (env.observe.state(x).status for x in (log.obs, log.next_obs))
     stayed = torch.ones(50, dtype=torch.bool)
     stayed[log.customer[(then == 2) | (obs == 2)]] = False
@@ -208,7 +200,7 @@ def test_a_log_in_which_nobody_churns_leaves_churn_to_the_priors():
 
 
 def test_weights_make_a_log_count_as_if_drawn_alike():
-    env, log = collected(50)
+    env, log = random_log(50)
     model = twin(env, weighted=True, held={"customers": 0.1, "weeks": 2})
     halved = log.map(lambda x: x.clone())
     halved.propensity[::2] /= 2
@@ -236,7 +228,7 @@ def test_balance_sees_wrong_propensities_and_lets_true_ones_be():
 
 
 def test_a_log_with_wrong_propensities_is_warned_of():
-    env, log = collected(300)
+    env, log = random_log(300)
     assert doubts(panel(log, env, "log"), env, 0.001) == []
     wrong = log.map(lambda x: x.clone())
     wrong.propensity.mul_(1 + 0.5 * (log.obs[:, 4] > 0)).clamp_(max=1.0)
@@ -247,7 +239,7 @@ def test_a_log_with_wrong_propensities_is_warned_of():
 
 def test_bad_input_is_one_line(saved, tmp_path):
     model, path = saved
-    env, log = collected(40)
+    env, log = random_log(40)
     with pytest.raises(ValueError, match="what decisions led to"):
         panel(Logged(**{**log.__dict__, "next_obs": None}), env, "x.csv")
     odd = log.map(lambda x: x.clone())
@@ -276,7 +268,7 @@ def test_bad_input_is_one_line(saved, tmp_path):
 @pytest.fixture(scope="module")
 def world_itself():
     """A twin whose only member is the world's own G, held against 1,500 customers' random decisions."""
-    env, log = collected(1500)
+    env, log = random_log(1500)
     model = twin(env, held={"customers": 0.9, "weeks": 2})
     model.learn_from(log)
     model.iteration, member, truth = 1, model.members[0], env.population

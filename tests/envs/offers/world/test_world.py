@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from reference_world import GONE, INSIDE, NOTHING, STATES, SUBSCRIBED, UNSUBSCRIBED, tuples
+from reference_world import GONE, INSIDE, NOTHING, STATES, SUBSCRIBED, UNSUBSCRIBED, pick, tuples
 from scipy.stats import chisquare
 
 from envs.offers.planning.state_values import Grid, Values, Visited
@@ -23,11 +23,6 @@ REWARDS = {
 def states(rows: list) -> State:
     """Turn tuples (h, f, d, z) into a State."""
     return State(*torch.tensor(rows).T)
-
-
-def pick(rows: list, n: int, generator: torch.Generator) -> list:
-    """Draw n of the rows with replacement."""
-    return [rows[i] for i in torch.randint(len(rows), (n,), generator=generator)]
 
 
 def some_values(n: int, generator: torch.Generator) -> Values:

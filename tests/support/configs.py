@@ -1,0 +1,35 @@
+"""The shipped configuration as tests ask for it: a primary config, one group, or what a group builds."""
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def composed(*overrides: str, name: str = "train") -> DictConfig:
+    """Compose conf/NAME.yaml without a command line."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides=list(overrides), return_hydra_config=False)
+
+
+@cache
+def node(name: str, *first: str) -> DictConfig:
+    """Compose conf/env/NAME.yaml (`../algo/…` leaves env) as scripts/train.py would, with all its defaults.
+
+    `first` chooses what the group belongs to, as in algo=bandit for its explorers.
+    """
+    *group, option = os.path.normpath(f"env/{name}").split("/")
+    config = composed(*first, f"{'/'.join(group)}={option}")
+    return OmegaConf.select(config, ".".join(group))
+
+
+def load(name: str, *args, **changes):
+    """Instantiate conf/env/NAME.yaml with some of its keys replaced."""
+    made = instantiate(OmegaConf.merge(node(name), changes), _convert_="all")
+    return made(*args) if callable(made) else made

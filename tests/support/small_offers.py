@@ -1,0 +1,40 @@
+"""The offers environment, its evaluation and logs of it, at sizes that take a second."""
+from __future__ import annotations
+
+import torch
+from configs import composed, load
+from hydra.utils import instantiate
+
+from envs.data_collection import Uniform, rollouts
+from envs.offers.env import OffersEnv
+from rlcore.offline.logged_dataset import Logged
+
+CPU = torch.device("cpu")
+
+
+def small_evaluation(customers: int = 60, seasons: int = 2, **changes):
+    """Build the shipped evaluation, smaller, with its environment."""
+    small = {"customers": customers, "seasons": seasons, "validation": 40, "others": 50, "tuning_seasons": 1,
+             "fees": [0.0, 0.7], "estimator": 1000, "rehearsals": 1, "frontier": []}
+    env = load("offers", CPU, 0, num_agents=30, population={"reference_size": 1000}, evaluation={**small, **changes})
+    return env.evaluation(env)
+
+
+def offers_env(agents: int = 60, **changes) -> OffersEnv:
+    """Build the shipped environment with few customers, whose outcomes are drawn."""
+    env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
+    env.realise()
+    return env
+
+
+def logging_policy(name: str, **changes):
+    """Build conf/behaviour/NAME.yaml with some of its keys replaced."""
+    return instantiate({**composed(f"behaviour={name}", name="collect").behaviour, **changes}, _convert_="all")
+
+
+def random_log(customers: int, seed: int = 0, **changes) -> tuple[OffersEnv, Logged]:
+    """An environment, and a log of a season of random decisions for its customers."""
+    env = load("offers", CPU, seed, num_agents=customers, **changes)
+    env.realise()
+    parts = rollouts(env, Uniform(), "uniform", seed, decisions=12 * customers, steps=1, all_propensities=False)
+    return env, Logged.cat(list(parts))

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from envs.offers.constraints.contact_rules import lots  # noqa: E402
+from envs.offers.populations.base import lots
 
 SEASON = OmegaConf.load(Path(__file__).parents[1] / "conf/env/world/full.yaml").season
 SALT, HELD = 7, 0.05  # of the holdout, and its share

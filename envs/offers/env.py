@@ -16,11 +16,13 @@ from envs.offers.world.history import KINDS, History
 from envs.offers.planning.triton_organic_value import organic
 from envs.offers.planning.state_values import Contacts, Values, Visited
 from envs.offers.policies.learned import outcomes, pair_table
-from envs.offers.populations.synthetic import Sample
+from envs.offers.populations.base import Sample
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.constraints.contact_rules import Allowed
 from envs.offers.twin.structural_model import Twins
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, Outcome, State, outcome, profit, transition
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, State
+from envs.offers.world.response import Outcome, outcome, profit
+from envs.offers.world.transition import transition
 
 
 class OffersEnv(BatchedEnv):

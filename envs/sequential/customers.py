@@ -15,8 +15,9 @@ from envs.offers.planning.state_values import Visited
 from envs.offers.world.observation import hot
 from envs.offers.policies.learned import pair_table
 from envs.offers.planning.dynamic_program import action_values
-from envs.offers.world.customers import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNIFORMS, Customers, State, World,
-                               transition)
+from envs.offers.world.customers import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNIFORMS, Customers,
+                                         State, World)
+from envs.offers.world.transition import transition
 
 
 class Toy:

@@ -1,7 +1,6 @@
 """What must not be sent to whom: one mask for training, planning, clearing and the bound, and a reason for each pair."""
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Iterable, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.constraints.expressions import holds
 from envs.offers.world.history import History
-from envs.offers.populations.synthetic import Sample
+from envs.offers.populations.base import Population, Sample, lots
 from envs.offers.world.customers import SUBSCRIBED
 
 
@@ -112,10 +111,10 @@ class Rules:
     counts as one it forbids. Raises ValueError on what doesn't fit catalogue or columns.
     """
 
-    def __init__(self, catalogue: Catalogue, population, *, eligible: dict, age: dict, consent: dict, caps: list,
+    def __init__(self, catalogue: Catalogue, population: Population, *, eligible: dict, age: dict, consent: dict, caps: list,
                  holdout: dict):
         self.catalogue, self.holdout = catalogue, holdout
-        self.columns, self.ids = getattr(population, "columns", None), getattr(population, "ids", None)
+        self.columns, self.ids = population.columns, population.ids
         _fields("env.rules.age", age, {"column", "limits"})
         _fields("env.rules.holdout", holdout, {"share", "salt"})
         if not 0 <= holdout["share"] < 1:
@@ -191,12 +190,6 @@ class Rules:
         if not all(isinstance(x, int) and not isinstance(x, bool) for x in (weeks, contacts)) or min(weeks, contacts) < 1:
             raise ValueError(f"env.rules.caps: expected whole numbers from 1, got {cap}")
         return weeks, contacts
-
-
-def lots(ids: Iterable[str], salt: int) -> Tensor:
-    """Draw a number in [0, 1) for each id, always the same for an id and salt, [H]."""
-    digests = (hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=6).digest() for name in ids)
-    return torch.tensor([int.from_bytes(digest, "big") / 2**48 for digest in digests], dtype=torch.float64)
 
 
 def _cap_name(weeks: int, contacts: int) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from envs.offers.evaluation.profit_decomposition import paired, summary
 from envs.offers.planning.batching import kept
 from envs.offers.planning.lagrangian_bound import Bound, dual
-from envs.offers.planning.knapsack import Budget
+from envs.offers.constraints.budget import Budget
 from envs.offers.populations.parameter_regression import Estimator
 from envs.offers.evaluation.simulation import Market, Record, play
 from envs.offers.policies.learned import Knapsack, Nothing, Policy, Priced, PricedValues, Random, Response, Valued

@@ -13,11 +13,14 @@ from envs.offers.world.history import History
 from envs.offers.planning.triton_organic_value import organic
 from envs.offers.planning.state_values import Values, Visited
 from envs.offers.policies.learned import Policy, pair_table
-from envs.offers.populations.synthetic import Sample
+from envs.offers.populations.base import Sample
 from envs.offers.planning.dynamic_program import action_values, best_plan
 from envs.offers.constraints.contact_rules import Permits, Rules
-from envs.offers.constraints.budget_rules import Purse, Rule
-from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
+from envs.offers.constraints.budget_account import Purse
+from envs.offers.constraints.budget_rules import Rule
+from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, Customers, State, World
+from envs.offers.world.response import outcome
+from envs.offers.world.transition import transition
 
 
 @dataclass(frozen=True)

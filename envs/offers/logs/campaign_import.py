@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.history import History
-from envs.offers.populations.customer_table import read
-from envs.offers.world.customers import CHURNED, UNIFORMS, moved
+from envs.offers.populations.table_reader import read
+from envs.offers.world.customers import CHURNED, UNIFORMS
+from envs.offers.world.transition import moved
 from rlcore.offline.logged_dataset import Logged
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.history import History
 from envs.offers.neural_twin.response_models import REDEEM, TRIP, Rest, Valid
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, Outcome, State, World
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, State, World
+from envs.offers.world.response import Outcome
 
 
 def chains(catalogue: Catalogue) -> list[list[int]]:

@@ -12,7 +12,7 @@ from envs.offers.evaluation.evaluator import Evaluation
 from envs.offers.evaluation.simulation import Market, Record
 from envs.offers.neural_twin.customers import Contrast, Crowd
 from envs.offers.policies.learned import ByBlock, Nothing, Policy, Random, Response
-from envs.offers.constraints.budget_rules import Purse
+from envs.offers.constraints.budget_account import Purse
 from envs.offers.world.customers import State
 from rlcore.report import Report
 

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from envs.offers.planning.state_values import Contacts, Grid, Successors, Values, Visited, shift
-from envs.offers.world.customers import (EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, World, attention, churn,
-                               habit_gain, leave, outcome, purchase_if_seen, utility)
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, World
+from envs.offers.world.response import attention, churn, leave, outcome, purchase_if_seen, utility
+from envs.offers.world.transition import habit_gain
 
 
 def action_values(c: Customers, world: World, week: int | Tensor, at: Grid | Visited, price: Tensor | float,

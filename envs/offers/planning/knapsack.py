@@ -1,21 +1,11 @@
 """Spending a week's budget: what customers would get at falling prices, and the cut where the money ends."""
 from __future__ import annotations
 
-import math
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from envs.offers.planning.lagrangian_bound import alone, unconstrained_spend
-from envs.offers.world.catalogue import Catalogue
-from envs.offers.planning.state_values import Values
-from envs.offers.world.customers import Customers, State, World
-from rlcore.backends import distributed as parallel
-
-
-LARGEST = 2**63 - 1  # of whole numbers in 64 bits
 
 
 class Increments(NamedTuple):
@@ -39,38 +29,6 @@ def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
     real = price > -torch.inf
     accepted = real & (torch.where(real, steps.spend.flatten()[order], 0.0).cumsum(0) <= budget)
     return latest(steps, order, accepted), torch.where(real & ~accepted, price, 0.0).clamp_min(0).amax()
-
-
-def clear_together(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
-    """Do as `clear` does with the customers of all processes under one budget; return this one's actions [N], and the price.
-
-    Sums alone are passed on: the price where the money ends is found by bisection over all floats, a sum for each of 64
-    bits; of the steps at that price those of the processes before come first.
-    """
-    price, order = steps.price.double().flatten().sort(descending=True, stable=True)
-    real = price > -torch.inf
-    spent = torch.where(real, steps.spend.flatten()[order], 0.0).double().cumsum(0)
-    spent = torch.cat((torch.zeros_like(spent[:1]), spent))  # by the first steps, however many
-    place = -ordered(price)  # rises where prices fall
-    low, high = place.new_tensor([-LARGEST, LARGEST])
-    for _ in range(64):
-        middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        within = parallel.total(spent[torch.searchsorted(place, middle, right=True)]) <= budget
-        low, high = torch.where(within, middle, low), torch.where(within, high, middle)
-    before, until = (torch.searchsorted(place, high, right=right) for right in (False, True))
-    ties = spent.new_zeros(parallel.size())
-    ties[parallel.rank()] = spent[until] - spent[before]
-    elsewhere = parallel.total(spent[before]) - spent[before] + parallel.total(ties)[:parallel.rank()].sum()
-    covered = parallel.total(spent[-1]) <= budget
-    accepted = real & (covered | (place < high) | ((place == high) & (elsewhere + spent[1:] <= budget)))
-    refused = torch.where(covered, 0.0, ordered(-high).view(torch.float64)).clamp_min(0)
-    return latest(steps, order, accepted), refused.to(steps.price)
-
-
-def ordered(x: Tensor) -> Tensor:
-    """Turn float64 into whole numbers of the same order, or such numbers into the bits of the floats."""
-    bits = x.view(torch.int64)
-    return bits ^ ((bits >> 63) & LARGEST)
 
 
 def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
@@ -162,54 +120,3 @@ def stacked(parts: list[Increments]) -> Increments:
         return functional.pad(x, (0, width - x.shape[1]), value=value)
     return Increments(*(torch.cat([padded(x, value) for x in field]) for field, value in
                         zip(zip(*parts), (-torch.inf, 0.0, 0))))
-
-
-class Budget:
-    """What a season may cost, and the `rule` (envs/offers/constraints/budget_rules.py) that keeps what is sent within it.
-
-    Every week has the same: `weekly` money a customer, or without it `share` of what the best unconstrained plan spends
-    in a week. With `rollover` a week can spend what earlier ones left; `seasonal` money is there from the first week
-    on. `stock` {offer: redemptions a customer and season} limits offers.
-    """
-
-    def __init__(self, *, share: float, weekly: float | None, seasonal: bool, rollover: bool, stock: dict | None, rule):
-        if weekly is None and not 0 < share <= 1:
-            raise ValueError(f"env.budget.share: expected a share in (0, 1], got {share}")
-        if weekly is not None and weekly <= 0:
-            raise ValueError(f"env.budget.weekly: expected money, above 0, got {weekly}")
-        for offer, pieces in (stock or {}).items():
-            if isinstance(pieces, bool) or not isinstance(pieces, (int, float)) or not 0 <= pieces < math.inf:
-                raise ValueError(f"env.budget.stock.{offer}: expected redemptions a customer, from 0, got {pieces}")
-        self.share, self.weekly, self.seasonal, self.rollover = share, weekly, seasonal, rollover or seasonal
-        self.stock, self.rule = stock or {}, rule
-
-    def check(self, catalogue: Catalogue) -> None:
-        """Raise ValueError where stock or rule don't fit the catalogue."""
-        self.pieces(0, catalogue)
-        self.rule.check(catalogue)
-
-    def at(self, share: float) -> Budget:
-        """Return the same with another share."""
-        return Budget(share=share, weekly=None, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock,
-                      rule=self.rule)
-
-    def weekly_amounts(self, c: Customers, world: World, v0: list[Values] | None, start: State,
-                       contacts: Tensor | None = None, *, total: Callable[[Tensor], Tensor] = alone) -> Tensor:
-        """Budget [T] of a population, of all whom `total` adds up; the best plan that a share is of keeps to the contacts
-        that rules allow."""
-        if self.weekly is not None:
-            amounts = self.weekly * total(torch.full_like(world.season, len(c)))
-        else:
-            spend = unconstrained_spend(c, world, v0, start, contacts=contacts, total=total)
-            amounts = self.share * spend.mean().expand(world.weeks)
-        if not self.seasonal:
-            return amounts
-        return torch.cat((amounts.sum()[None], torch.zeros_like(amounts[1:])))
-
-    def pieces(self, n: int, catalogue: Catalogue) -> Tensor:
-        """Redemptions that n customers can be given of each offer [O+1], inf without a limit."""
-        unknown = set(self.stock) - set(catalogue.offers[1:])
-        if unknown:
-            raise ValueError(f"env.budget.stock: no such offer: {', '.join(sorted(unknown))}")
-        each = [self.stock.get(offer, math.inf) for offer in catalogue.offers]
-        return torch.tensor([x if x == math.inf else x * n for x in each]).to(catalogue.value)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, habit_gain
+from envs.offers.world.customers import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State
+from envs.offers.world.transition import habit_gain
 
 
 class Values(NamedTuple):

@@ -14,7 +14,9 @@ from envs.offers.planning.state_values import Values, Visited
 from envs.offers.world.observation import Observation
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.constraints.contact_rules import Allowed
-from envs.offers.world.customers import Customers, Outcome, State, World
+from envs.offers.world import response
+from envs.offers.world.customers import Customers, State, World
+from envs.offers.world.response import Outcome
 
 
 class Policy(Protocol):
@@ -34,6 +36,8 @@ def pair_table(nothing: Tensor, contact: Tensor, pairs: Tensor) -> Tensor:
 
 def outcomes(c: Customers, world: World, week: int, state: State, history: History | None = None) -> Outcome:
     """Outcome of every flat pair for every customer, [N, (O+1)·C] each; a neural twin's depends on the history."""
+    if isinstance(c, Customers):
+        return response.outcomes(c, world, week, state)
     return c.outcomes(world, week, state, history)
 
 

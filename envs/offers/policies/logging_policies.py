@@ -9,7 +9,7 @@ from envs.offers.planning.knapsack import Increments
 from envs.offers.planning.triton_organic_value import organic
 from envs.offers.policies.learned import Knapsack, Response
 from envs.offers.planning.dynamic_program import best_plan
-from envs.offers.world.customers import utility
+from envs.offers.world.response import utility
 from rlcore.exploration import floored
 
 

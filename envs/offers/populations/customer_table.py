@@ -3,138 +3,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.populations.synthetic import Priors, Sample
-from envs.offers.constraints.contact_rules import lots
+from envs.offers.populations.base import GivenCustomers, Priors, Sample, lots
+from envs.offers.populations.feature_transform import Transform
+from envs.offers.populations.table_reader import read
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, State
 
-Columns = dict[str, np.ndarray]  # floats (NaN: no entry) or strings ("": none), all of one length
-OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones, and for no entry
 
-
-def read(path: str, separator: str, text: list[str], numbers: list[str]) -> Columns:
-    """Return a file's columns; raise ValueError, with file, row and column, on what is not a table of customers.
-
-    A column is of numbers where the file says so (Parquet) or where most of its entries are numbers, unless it is named
-    in `text`; then, and in the columns `numbers`, every entry must be one. Line ends and a byte-order mark don't matter.
-    Messages count rows from 1, the header's.
-    """
-    try:
-        import pandas as pd
-    except ModuleNotFoundError as error:
-        raise ValueError("env.population: table needs the package 'pandas': pip install -e '.[data]'") from error
-    if not path:
-        raise ValueError("env.population.path: expected the path of a CSV or Parquet file")
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file (env.population.path)")
-    try:
-        if Path(path).suffix.lower() in (".parquet", ".pq"):
-            frame = pd.read_parquet(path)
-        else:
-            frame = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig",
-                                index_col=False)
-            frame = frame.set_axis(frame.iloc[0], axis=1).iloc[1:].reset_index(drop=True)
-    except (ValueError, OSError, ImportError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
-        raise ValueError(f"{path}: can't be read as a table: {str(error).splitlines()[0]}") from error
-    if not len(frame):
-        raise ValueError(f"{path}: expected customers, got no row")
-    frame.columns = [str(name).strip() for name in frame.columns]
-    double = frame.columns[frame.columns.duplicated()]
-    if len(double):
-        raise ValueError(f"{path}: column '{double[0]}' comes twice")
-    return {name: _column(frame[name], path, name in text, name in numbers) for name in frame}
-
-
-def _column(series, path: str, text: bool, number: bool) -> np.ndarray:
-    import pandas as pd
-    if not text and (pd.api.types.is_numeric_dtype(series) or pd.api.types.is_bool_dtype(series)):
-        values = series.to_numpy(dtype=float, na_value=np.nan)
-        return np.where(np.isfinite(values), values, np.nan)
-    # what a whole number or a flag is called does not depend on the kind of file
-    strings = series.astype(object).where(series.notna(), "").astype(str).str.strip()
-    if text:
-        return strings.to_numpy(dtype=object)
-    filled = strings[strings != ""]
-    values = pd.to_numeric(strings.where(strings != "", None), errors="coerce")
-    values = values.where(np.isfinite(values.astype(float)))
-    wrong = filled.index[values[filled.index].isna()]
-    if len(wrong) and (number or len(wrong) < len(filled) / 2):
-        hint = "" if number else " (a column of text is named in env.population.text)"
-        row = strings.index.get_loc(wrong[0]) + 2
-        raise ValueError(f"{path}: row {row}, column '{series.name}': expected a number, got "
-                         f"'{filled[wrong[0]]}'{hint}")
-    if len(wrong) or not len(filled) and not number:
-        return strings.to_numpy(dtype=object)
-    return values.to_numpy(dtype=float)
-
-
-class Transform:
-    """Turn columns into features [H, F]: numbers standardised, text one column a level, rare levels joined in "other".
-
-    What it was fitted on is all that it knows: a level that is new later counts as other (as none where nothing was
-    rare). An empty text is a level of its own. `state` is what `state_dict` gave.
-    """
-
-    def __init__(self, state: dict):
-        self.numbers, self.levels = state["numbers"], state["levels"]  # {name: [mean, sd]}, {name: [level, …]}
-
-    @classmethod
-    def fit(cls, columns: Columns, rows: np.ndarray, rare: int, path: str) -> Transform:
-        """Fit to some rows of a table."""
-        numbers, levels = {}, {}
-        for name, column in columns.items():
-            if column.dtype.kind == "f":
-                sd = column[rows].std()
-                numbers[name] = [column[rows].mean().item(), sd.item() if sd > 0 else 1.0]
-                continue
-            values, counts = np.unique(_levels(column[rows]), return_counts=True)
-            kept = values[counts >= rare].tolist()
-            if not kept:
-                raise ValueError(f"{path}: column '{name}': none of its {len(values)} different texts has {rare} "
-                                 "customers (env.population.rare_level); leave it out by env.population.ignore")
-            levels[name] = kept + [OTHER] * (len(kept) < len(values) and OTHER not in kept)
-        return cls({"numbers": numbers, "levels": levels})
-
-    @property
-    def names(self) -> list[str]:
-        """What each feature is."""
-        return [*self.numbers, *(f"{name}: {level}" for name, levels in self.levels.items() for level in levels)]
-
-    def __call__(self, columns: Columns, path: str) -> Tensor:
-        """Return features [H, F], float64; raise ValueError where a column is missing or of another kind."""
-        features = []
-        for name in (*self.numbers, *self.levels):
-            if name not in columns:
-                raise ValueError(f"{path}: expected a column '{name}', which the policy was trained on; there are "
-                                 f"{', '.join(columns)}")
-            if (columns[name].dtype.kind == "f") != (name in self.numbers):
-                kind = "numbers" if name in self.numbers else "text"
-                raise ValueError(f"{path}: column '{name}': expected {kind}, as in the table that the policy was "
-                                 "trained on")
-        for name, (mean, sd) in self.numbers.items():
-            features.append((columns[name] - mean) / sd)
-        for name, levels in self.levels.items():
-            column = _levels(columns[name])
-            column = np.where(np.isin(column, levels), column, OTHER)
-            features += [(column == level).astype(float) for level in levels]
-        return torch.tensor(np.stack(features, 1))
-
-    def state_dict(self) -> dict:
-        """Numbers and strings that make the transform again."""
-        return {"numbers": self.numbers, "levels": self.levels}
-
-
-def _levels(column: np.ndarray) -> np.ndarray:
-    return np.where(column == "", EMPTY, column).astype(str)
-
-
-class Table:
+class Table(GivenCustomers):
     """Customers drawn from the user's file, split into train and test by their id, so the same way in every table.
 
     `id`, `rate`, `spend` and `margin` name columns: purchases a week (a share, kept within `rate_range`), money in a week
@@ -201,12 +81,6 @@ class Table:
         if wrong.any():
             self._where(name, wrong, f"expected {kind}, got {column[wrong.argmax()]:g}")
         return column
-
-    def choose(self, n: int, generator: torch.Generator, split: str) -> Tensor:
-        """Return n rows of the customers of `split`, int64 [n]; none comes again before all have come."""
-        rows, device = self.customers[split].to(generator.device), generator.device
-        rounds = -(-n // len(rows))
-        return torch.cat([rows[torch.randperm(len(rows), generator=generator, device=device)] for _ in range(rounds)])[:n]
 
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
         """Return n customers of `split` ("train" or "test") at the start of a season."""

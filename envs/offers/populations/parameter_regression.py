@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.offers.populations.synthetic import Sample, columns, from_columns
+from envs.offers.populations.base import Sample, columns, from_columns
 from envs.offers.world.customers import Customers
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from envs.offers.world.customers import (CHURNED, HABITS, SUBSCRIBED, UNSUBSCRIBED, Customers, State, World, churn, habit_gain, leave,
-                               outcome)
+from envs.offers.world.customers import CHURNED, HABITS, SUBSCRIBED, UNSUBSCRIBED, Customers, State, World
+from envs.offers.world.response import churn, leave, outcome
+from envs.offers.world.transition import habit_gain
 from rlcore.offline.logged_dataset import Logged, named_rows
 from rlcore.ope.outcome_models import seasons
 

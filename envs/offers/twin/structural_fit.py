@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from envs.offers.twin.structural_predictions import Answers
 from envs.offers.twin.likelihood import Panel, log_likelihood, panel
-from envs.offers.populations.synthetic import columns, from_columns
+from envs.offers.populations.base import columns, from_columns
 from envs.offers.twin.structural_model import Parameters, places
 from envs.offers.world.customers import CHURNED, UNSUBSCRIBED, World
 from rlcore.algorithm import Loop

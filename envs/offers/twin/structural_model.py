@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from envs.offers.populations.synthetic import Sample, columns, from_columns
+from envs.offers.populations.base import Sample, columns, from_columns
 from envs.offers.neural_twin.response_models import Inputs
 from envs.offers.world.customers import Customers
 from rlcore import checkpoint
@@ -58,7 +58,7 @@ class Twins:
             raise ValueError(f"env.twin={path}: a neural twin, whose customers have no parameters: expected env=offers_twin "
                              "env/observation=history")
         self.base, self.only, self.num_features = base, only, base.num_features
-        self.columns, self.ids = getattr(base, "columns", None), getattr(base, "ids", None)
+        self.columns, self.ids = base.columns, base.ids
         seen, width = len(agent["members"][0]["centre"]), len(agent["members"][0]["middle"])
         if seen != base.num_features:
             raise ValueError(f"env.twin={path}: fitted to customers of {seen} features, here they have {base.num_features}")

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from envs.offers.twin.likelihood import Panel, log_likelihood, probabilities
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, State, World, outcome, transition
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, State, World
+from envs.offers.world.response import outcome
+from envs.offers.world.transition import transition
 
 
 class Answers:

@@ -1,8 +1,4 @@
-"""The customer: how one responds to a message and what a week does to one, as pure functions of tensors.
-
-Customers are always the last axis, so that the same functions serve N visited states (h, f, d of shape [N]) and the
-whole state grid (h [6,1,1,1], f [4,1,1], d [3,1]). Symbols are those of envs/offers/README.md §2.
-"""
+"""Customers' parameters θ and states, and the world that all of them share (symbols: envs/offers/README.md §2)."""
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
@@ -56,13 +52,6 @@ class Customers:
 
     def __getitem__(self, index) -> Customers:
         return self.map(lambda x: x[..., index])
-
-    def outcomes(self, world: World, week: int, state: State, history) -> Outcome:
-        """Outcome of every flat pair for every customer, [N, (O+1)·C] each; of a history they need nothing."""
-        codec = world.catalogue.action_codec
-        pair = codec.every_action(self.alpha.device)[:, None].expand(-1, len(self))
-        h, f, d = (x.to(self.alpha.dtype) for x in state[:3])
-        return Outcome(*(x.T for x in outcome(self, world, week, h, f, d, *codec.decode(pair))))
 
     def earns(self, week: int, state: State, history) -> Tensor:
         """Margin of a purchase, [N]."""
@@ -126,105 +115,3 @@ class World:
             c = replace(c, alpha=c.alpha + c.kappa / 2)
         c = replace(c, **{name: torch.zeros_like(getattr(c, name)) for name in self.without})
         return c.map(lambda x: x.to(self.season))
-
-
-# ── response ────────────────────────────────────────────────────────────────────────────────────────────────────────
-def utility(c: Customers, h: Tensor, d: Tensor, season: Tensor) -> Tensor:
-    """b = α + κ·h/5 − ξ·d/2 + 2·ln(season)."""
-    return c.alpha + c.kappa * (h / 5) - c.xi * (d / 2) + 2 * season.log()
-
-
-def attention(omega: Tensor, c: Customers, f: Tensor) -> Tensor:
-    """q = σ(ω − φ·f), P(message seen)."""
-    return torch.sigmoid(omega - c.phi * f)
-
-
-def purchase_if_seen(c: Customers, b: Tensor, d: Tensor, value: Tensor) -> Tensor:
-    """p1 = σ(b + η + β·ln(1 + e)), perceived value e = max(v − ρ·d, 0.05)."""
-    e = (value - c.rho * d).clamp_min(0.05)
-    return torch.sigmoid(b + c.eta + c.beta * torch.log1p(e))
-
-
-class Outcome(NamedTuple):
-    """One week under one action: P(redeemed), P(bought without redeeming), expected spend of the budget."""
-
-    redeem: Tensor
-    buy: Tensor
-    spend: Tensor
-
-
-def outcome(c: Customers, world: World, week: int, h: Tensor, f: Tensor, d: Tensor, offer: Tensor,
-            channel: Tensor) -> Outcome:
-    """Respond to one offer and channel each (int64, shaped like the states; offer 0 is no contact)."""
-    b = utility(c, h, d, world.season[week])
-    omega = c.omega.view(-1, *(1,) * (offer.dim() - 1), len(c)).expand(-1, *offer.shape)
-    q = attention(omega.gather(0, channel[None])[0], c, f) * (offer > 0)
-    seen = q * purchase_if_seen(c, b, d, world.catalogue.value[offer])
-    redeem = seen * c.mu
-    buy = seen - redeem + (1 - q) * torch.sigmoid(b)
-    return Outcome(redeem, buy, world.catalogue.spend(offer, channel, redeem))
-
-
-def profit(c: Customers, reward: Reward, h: Tensor, f: Tensor, o: Outcome, contacted: Tensor) -> Tensor:
-    """Expected profit of the week of customers who had the outcome o, budget's spend taken off."""
-    bought = o.redeem + o.buy
-    annoyed = contacted & (f >= reward.fatigue_limit)
-    return ((c.margin + reward.trips) * bought - o.spend - reward.churn_cost * churn(c, h, f) * (1 - 0.75 * bought)
-            - reward.fatigue_penalty * annoyed)
-
-
-# ── transitions ─────────────────────────────────────────────────────────────────────────────────────────────────────
-def habit_gain(c: Customers, h: Tensor, redeemed: bool) -> Tensor:
-    """u, P(habit up | bought), slower where an offer paid for the purchase."""
-    u = c.pi_plus * (1 + c.nu * (h <= 1))
-    if redeemed:
-        u = u * torch.where(h >= 3, 1 - c.chi, 1 - 0.4 * c.chi)
-    return u.clamp_max(0.95)
-
-
-def churn(c: Customers, h: Tensor, f: Tensor) -> Tensor:
-    """P(churn | no purchase); a purchase leaves a quarter of it."""
-    return (c.c0 * torch.exp(-c.gamma_h * h + c.gamma_f * f)).clamp_max(0.5)
-
-
-def leave(c: Customers, f: Tensor, rate: Tensor) -> Tensor:
-    """P(opt-out | contacted, not churned) for a channel's base rate."""
-    return (rate * c.opt_out * (1 + f)).clamp_max(0.3)
-
-
-def transition(c: Customers, world: World, week: int, state: State, offer: Tensor, channel: Tensor,
-               u: Tensor) -> tuple[State, Tensor, Tensor, Outcome]:
-    """Draw next week's state from uniforms u [6, N]; return it with bought, redeemed (bool [N]) and the Outcome.
-
-    Who is not subscribed gets nothing, whatever was asked for; who is unsubscribed buys and churns on; who churned
-    stays so and buys nothing.
-    """
-    status, alive = state.status, state.status != CHURNED
-    offer = torch.where(status == SUBSCRIBED, offer, 0)
-    contacted = offer > 0
-    h, f, d = (x.to(u.dtype) for x in state[:3])
-    o = outcome(c, world, week, h, f, d, offer, channel)
-    o = o._replace(buy=o.buy * alive)
-    redeemed = u[0] < o.redeem
-    bought = u[0] < o.redeem + o.buy
-    lost = churn(c, h, f)
-    churned = ~alive | (u[4] < torch.where(bought, 0.25 * lost, lost))
-    left = contacted & (u[5] < leave(c, f, world.catalogue.opt_out[channel]))
-    return moved(c, world, state, contacted, channel, bought, redeemed, churned, left, u), bought, redeemed, o
-
-
-def moved(c: Customers, world: World, state: State, contacted: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
-          churned: Tensor, left: Tensor, u: Tensor) -> State:
-    """Draw next week's state from uniforms u [≥ 4, N], of which u[1:4] are used, when it is known (bool [N]) what was done
-    and what came of it."""
-    h = state.habit.to(u.dtype)
-    gain = torch.where(redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
-    tired = state.fatigue + world.catalogue.tires[channel]
-    habit = torch.where(bought, state.habit + (u[1] < gain).long(), state.habit - (u[1] < c.pi_minus).long())
-    fatigue = torch.where(contacted, tired, state.fatigue - (u[2] < c.delta_f).long())
-    expectation = torch.where(redeemed, state.expectation + 1, state.expectation - (u[3] < c.delta_d).long())
-    status = torch.where(churned, CHURNED, torch.where(left, UNSUBSCRIBED, state.status))
-    there = status == SUBSCRIBED
-    return State(torch.where(status != CHURNED, habit.clamp(0, HABITS - 1), 0),
-                 torch.where(there, fatigue.clamp(0, FATIGUES - 1), 0),
-                 torch.where(there, expectation.clamp(0, EXPECTATIONS - 1), 0), status)

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs.offers.populations.complete_journey import read, times, trips
+from envs.offers.populations.complete_journey_tables import read, times, trips
 from scripts.benchmarks.forecasting.trip_model import Organic
 from rlcore import checkpoint
 from rlcore.ope import estimators as ope

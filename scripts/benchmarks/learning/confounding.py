@@ -9,8 +9,8 @@ from rich.console import Console
 from torch import Tensor
 
 from envs.data_collection import Behaviour, Uniform
-from envs.offers.populations.synthetic import from_columns
-from envs.offers.world.customers import outcome
+from envs.offers.populations.base import from_columns
+from envs.offers.world.response import outcome
 from rlcore.uplift.meta_learners import ask
 from rlcore.offline.logged_dataset import Logged
 from rlcore.ope.outcome_models import numbered

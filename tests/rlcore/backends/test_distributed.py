@@ -14,7 +14,8 @@ from toy_envs import Bandit, make_ppo, part, train
 from email_rl.training.ppo import Rollout
 from email_rl.models.policy import Samples
 from envs.offers.planning.lagrangian_bound import alone, dual
-from envs.offers.planning.knapsack import Increments, clear, clear_together
+from envs.offers.planning.knapsack import Increments, clear
+from envs.offers.planning.distributed_clearing import clear_together
 from envs.offers.planning.dynamic_program import organic
 from envs.offers.world.customers import State
 from rlcore.backends import distributed as parallel

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from configs import composed
 
-from envs.offers.populations.complete_journey import ORIGIN
+from envs.offers.populations.complete_journey_tables import ORIGIN
 from scripts.benchmarks.forecasting.trip_model import Weekly
 from scripts.benchmarks.forecasting import bgnbd
 from scripts.benchmarks.forecasting import journey

@@ -21,7 +21,8 @@ from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.evaluation.simulation import Market, play
 from envs.offers.policies.learned import Knapsack
 from envs.offers.policies.rollover import Saving, carried, price_path
-from envs.offers.constraints.budget_rules import DAYS, Buffered, Expected, Purse, Reserved
+from envs.offers.constraints.budget_account import DAYS, Purse
+from envs.offers.constraints.budget_rules import Buffered, Expected, Reserved
 
 CATALOGUE = load("catalogue/default")
 VALUE, COST = CATALOGUE.value.tolist(), CATALOGUE.cost.tolist()

@@ -20,9 +20,10 @@ from envs.offers.planning.knapsack import Increments, clear, permitted, ranked
 from envs.offers.constraints.expressions import holds
 from envs.offers.evaluation.simulation import Market, play
 from envs.offers.policies.learned import Knapsack, Priced, Random, Response, Valued, outcomes
-from envs.offers.populations.synthetic import Sample
+from envs.offers.populations.base import Sample
 from envs.offers.planning.dynamic_program import best_plan
-from envs.offers.constraints.contact_rules import Permits, Rules, lots
+from envs.offers.constraints.contact_rules import Permits, Rules
+from envs.offers.populations.base import lots
 from envs.offers.world.customers import State
 
 ROWS = [{"age": a, "tier": t, "points spent": p} for a, t, p in product(
@@ -191,8 +192,8 @@ def test_rules_that_do_not_fit_are_refused_in_one_line(changes, says):
 
 def test_drawn_customers_have_caps_and_a_holdout_but_no_columns():
     with pytest.raises(ValueError, match="drawn customers have no columns"):
-        build(SimpleNamespace(), consent={"sms": "sms_ok"})
-    permits = build(SimpleNamespace(), holdout={"share": 0.5}).permits(sample_of(torch.arange(40))._replace(row=None))
+        build(SimpleNamespace(columns=None, ids=None), consent={"sms": "sms_ok"})
+    permits = build(SimpleNamespace(columns=None, ids=None), holdout={"share": 0.5}).permits(sample_of(torch.arange(40))._replace(row=None))
     held = permits.bans[0].who
     assert 8 < held.sum() < 32
     assert torch.equal(permits(torch.ones(40, dtype=torch.bool), []).pairs.sum(1) == 1, held)
@@ -367,5 +368,5 @@ def test_both_accounts_of_the_score_agree_under_rules(masked):
 
 def test_shipped_caps_need_no_columns():
     assert [dict(cap) for cap in node("rules/caps").caps] == [{"weeks": 4, "contacts": 2}, {"weeks": 12, "contacts": 4}]
-    rules = load("rules/caps", CATALOGUE, SimpleNamespace())
+    rules = load("rules/caps", CATALOGUE, SimpleNamespace(columns=None, ids=None))
     assert rules.observed == 2 and rules.caps == ((4, 2), (12, 4))

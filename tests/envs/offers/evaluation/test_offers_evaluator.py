@@ -19,7 +19,7 @@ from envs.offers.populations.parameter_regression import Estimator
 from envs.offers.planning.state_values import Visited
 from envs.offers.evaluation.simulation import Market, Record, play
 from envs.offers.policies.learned import Knapsack, Nothing, Priced, Random, Response, outcomes
-from envs.offers.populations.synthetic import columns, from_columns
+from envs.offers.populations.base import columns, from_columns
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.world.customers import State
 

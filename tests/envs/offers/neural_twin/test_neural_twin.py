@@ -14,10 +14,10 @@ from torch import nn
 from envs.offers.world.history import History, names
 from envs.offers.neural_twin.customers import Contrast, Crowd, Member, chains
 from envs.offers.neural_twin.env import NeuralEnv
-from envs.offers.populations.synthetic import from_columns
+from envs.offers.populations.base import from_columns
 from envs.offers.planning.dynamic_program import organic
 from envs.offers.neural_twin.response_models import TRIP, Likelihood, Rest, Valid
-from envs.offers.world.customers import outcome
+from envs.offers.world.response import outcome
 from rlcore import checkpoint
 
 CPU, HALVINGS = torch.device("cpu"), [1.0, 3.0]

@@ -10,7 +10,8 @@ from configs import load
 from scipy.optimize import linprog
 
 from envs.offers.planning.lagrangian_bound import unconstrained_spend
-from envs.offers.planning.knapsack import Budget, Increments, clear, hull, ranked, switches
+from envs.offers.constraints.budget import Budget
+from envs.offers.planning.knapsack import Increments, clear, hull, ranked, switches
 from envs.offers.planning.dynamic_program import organic
 
 INF = torch.inf

@@ -8,8 +8,10 @@ import pytest
 import torch
 from configs import load, node
 
-from envs.offers.populations.complete_journey import CompleteJourney, purchase_rate, read, weekly_spend
-from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, UNIFORMS, transition
+from envs.offers.populations.complete_journey import CompleteJourney, purchase_rate, weekly_spend
+from envs.offers.populations.complete_journey_tables import read
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, UNIFORMS
+from envs.offers.world.transition import transition
 
 YAML = node("population/complete_journey")
 
@@ -66,23 +68,23 @@ def test_counts_are_those_of_the_data(population):
 
 
 def test_train_and_test_share_no_household(population, build):
-    train, test = (population.households[split] for split in ("train", "test"))
+    train, test = (population.customers[split] for split in ("train", "test"))
     assert len(test) == round(0.4 * 2469)
     assert sorted(torch.cat([train, test]).tolist()) == list(range(2469))
-    assert torch.equal(build().households["test"], test)  # one split for every run, whatever its seed
+    assert torch.equal(build().customers["test"], test)  # one split for every run, whatever its seed
     for n in (10, len(test), 5000):
         assert torch.isin(population.choose(n, seeded(n), "train"), train).all()
         assert torch.isin(population.choose(n, seeded(n), "test"), test).all()
 
 
 def test_a_household_comes_once_until_there_are_no_more(population):
-    n = len(population.households["test"])
+    n = len(population.customers["test"])
     assert population.choose(n, seeded(0), "test").unique().numel() == n
     assert population.choose(n + 5, seeded(0), "test").unique().numel() == n
 
 
 def test_features_are_finite_and_standardised_on_train(population):
-    x = population.features[population.households["train"]]
+    x = population.features[population.customers["train"]]
     assert population.features.shape == (2469, population.num_features)
     assert len(population.feature_names) == population.num_features
     assert population.features.isfinite().all()
@@ -97,7 +99,7 @@ def test_features_of_a_draw_are_those_of_its_households(population):
 
 def test_rates_are_shares_of_active_weeks_pulled_to_the_mean(population):
     share, rate = population.active.double().mean(1), population.rate
-    mean = share[population.households["train"]].mean()
+    mean = share[population.customers["train"]].mean()
     assert ((rate >= torch.minimum(share, mean)) & (rate <= torch.maximum(share, mean))).all()
     assert (rate > 0).all() and (rate < 1).all()  # some were active in all 52 weeks
     assert (rate - share).abs().max() < 0.03  # a year of weeks outweighs the prior
@@ -138,7 +140,7 @@ def test_draws_are_deterministic_and_leave_global_randomness_alone(population):
 
 
 def test_start_states_follow_the_households_own_weeks(population):
-    n = len(population.households["train"])
+    n = len(population.customers["train"])
     rows, state = population.choose(n, seeded(7), "train"), population.draw(n, seeded(7), "train").state
     assert all(x.dtype == torch.int64 and x.shape == (n,) for x in state)
     assert 0 <= state.habit.min() and state.habit.max() == HABITS - 1
@@ -156,7 +158,7 @@ def test_customers_fitted_to_the_past_predict_the_weeks_that_follow(build, make_
     """Fit on weeks 2-41, simulate 12 weeks without contact in the world, compare with the real weeks 42-53."""
     past, future = build(weeks=[2, 41]), build(weeks=[42, 53]).active.double().mean(1)
     world = load("world/full", make_catalogue(), load("reward/default"))
-    n = len(past.households["train"])
+    n = len(past.customers["train"])
     rows, g = past.choose(n, seeded(0), "train"), seeded(0)
     real, simulated = future[rows], torch.zeros(n, dtype=torch.float64)
     seasons, none = 8, torch.zeros(n, dtype=torch.long)

@@ -11,7 +11,8 @@ from configs import load
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from envs.offers.populations.customer_table import Table, read
+from envs.offers.populations.customer_table import Table
+from envs.offers.populations.table_reader import read
 from envs.offers.world.customers import HABITS
 from scripts import example_shop
 

@@ -13,7 +13,7 @@ from small_offers import random_log
 from toy_envs import Log, part
 
 from envs.offers.twin.likelihood import Panel, log_likelihood, panel
-from envs.offers.populations.synthetic import columns, from_columns
+from envs.offers.populations.base import columns, from_columns
 from envs.offers.twin.structural_model import Twins
 from envs.offers.twin.diagnostics import doubts
 from envs.offers.world.customers import State

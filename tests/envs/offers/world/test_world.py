@@ -10,7 +10,9 @@ from scipy.stats import chisquare
 
 from envs.offers.planning.state_values import Grid, Values, Visited
 from envs.offers.planning.dynamic_program import action_values, best_plan, organic
-from envs.offers.world.customers import UNIFORMS, State, outcome, transition
+from envs.offers.world.customers import UNIFORMS, State
+from envs.offers.world.response import outcome
+from envs.offers.world.transition import transition
 
 STATIC = ("kappa", "xi", "gamma_h", "gamma_f", "phi", "opt_out", "rho", "chi", "nu", "c0")
 REWARDS = {

@@ -1,0 +1,64 @@
+"""What a season may cost: amounts of each week, stock, roll-over, and the rule that keeps spending within them."""
+from __future__ import annotations
+
+import math
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from envs.offers.planning.lagrangian_bound import alone, unconstrained_spend
+from envs.offers.planning.state_values import Values
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.customers import Customers, State, World
+
+
+class Budget:
+    """What a season may cost, and the `rule` (envs/offers/constraints/budget_rules.py) that keeps what is sent within it.
+
+    Every week has the same: `weekly` money a customer, or without it `share` of what the best unconstrained plan spends
+    in a week. With `rollover` a week can spend what earlier ones left; `seasonal` money is there from the first week
+    on. `stock` {offer: redemptions a customer and season} limits offers.
+    """
+
+    def __init__(self, *, share: float, weekly: float | None, seasonal: bool, rollover: bool, stock: dict | None, rule):
+        if weekly is None and not 0 < share <= 1:
+            raise ValueError(f"env.budget.share: expected a share in (0, 1], got {share}")
+        if weekly is not None and weekly <= 0:
+            raise ValueError(f"env.budget.weekly: expected money, above 0, got {weekly}")
+        for offer, pieces in (stock or {}).items():
+            if isinstance(pieces, bool) or not isinstance(pieces, (int, float)) or not 0 <= pieces < math.inf:
+                raise ValueError(f"env.budget.stock.{offer}: expected redemptions a customer, from 0, got {pieces}")
+        self.share, self.weekly, self.seasonal, self.rollover = share, weekly, seasonal, rollover or seasonal
+        self.stock, self.rule = stock or {}, rule
+
+    def check(self, catalogue: Catalogue) -> None:
+        """Raise ValueError where stock or rule don't fit the catalogue."""
+        self.pieces(0, catalogue)
+        self.rule.check(catalogue)
+
+    def at(self, share: float) -> Budget:
+        """Return the same with another share."""
+        return Budget(share=share, weekly=None, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock,
+                      rule=self.rule)
+
+    def weekly_amounts(self, c: Customers, world: World, v0: list[Values] | None, start: State,
+                       contacts: Tensor | None = None, *, total: Callable[[Tensor], Tensor] = alone) -> Tensor:
+        """Budget [T] of a population, of all whom `total` adds up; the best plan that a share is of keeps to the contacts
+        that rules allow."""
+        if self.weekly is not None:
+            amounts = self.weekly * total(torch.full_like(world.season, len(c)))
+        else:
+            spend = unconstrained_spend(c, world, v0, start, contacts=contacts, total=total)
+            amounts = self.share * spend.mean().expand(world.weeks)
+        if not self.seasonal:
+            return amounts
+        return torch.cat((amounts.sum()[None], torch.zeros_like(amounts[1:])))
+
+    def pieces(self, n: int, catalogue: Catalogue) -> Tensor:
+        """Redemptions that n customers can be given of each offer [O+1], inf without a limit."""
+        unknown = set(self.stock) - set(catalogue.offers[1:])
+        if unknown:
+            raise ValueError(f"env.budget.stock: no such offer: {', '.join(sorted(unknown))}")
+        each = [self.stock.get(offer, math.inf) for offer in catalogue.offers]
+        return torch.tensor([x if x == math.inf else x * n for x in each]).to(catalogue.value)

@@ -1,0 +1,43 @@
+"""Clearing one budget over the customers of all processes."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.offers.planning.knapsack import Increments, latest
+from rlcore.backends import distributed as parallel
+
+
+LARGEST = 2**63 - 1  # of whole numbers in 64 bits
+
+
+def clear_together(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
+    """Do as `clear` does with the customers of all processes under one budget; return this one's actions [N], and the price.
+
+    Sums alone are passed on: the price where the money ends is found by bisection over all floats, a sum for each of 64
+    bits; of the steps at that price those of the processes before come first.
+    """
+    price, order = steps.price.double().flatten().sort(descending=True, stable=True)
+    real = price > -torch.inf
+    spent = torch.where(real, steps.spend.flatten()[order], 0.0).double().cumsum(0)
+    spent = torch.cat((torch.zeros_like(spent[:1]), spent))  # by the first steps, however many
+    place = -ordered(price)  # rises where prices fall
+    low, high = place.new_tensor([-LARGEST, LARGEST])
+    for _ in range(64):
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        within = parallel.total(spent[torch.searchsorted(place, middle, right=True)]) <= budget
+        low, high = torch.where(within, middle, low), torch.where(within, high, middle)
+    before, until = (torch.searchsorted(place, high, right=right) for right in (False, True))
+    ties = spent.new_zeros(parallel.size())
+    ties[parallel.rank()] = spent[until] - spent[before]
+    elsewhere = parallel.total(spent[before]) - spent[before] + parallel.total(ties)[:parallel.rank()].sum()
+    covered = parallel.total(spent[-1]) <= budget
+    accepted = real & (covered | (place < high) | ((place == high) & (elsewhere + spent[1:] <= budget)))
+    refused = torch.where(covered, 0.0, ordered(-high).view(torch.float64)).clamp_min(0)
+    return latest(steps, order, accepted), refused.to(steps.price)
+
+
+def ordered(x: Tensor) -> Tensor:
+    """Turn float64 into whole numbers of the same order, or such numbers into the bits of the floats."""
+    bits = x.view(torch.int64)
+    return bits ^ ((bits >> 63) & LARGEST)

@@ -1,0 +1,107 @@
+"""What every population of customers shares: samples, priors of θ, θ as a matrix, draws that depend on an id alone."""
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields
+from typing import Iterable, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.customers import Customers, State
+
+
+LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters whose logarithm is what features see
+
+
+class Sample(NamedTuple):
+    """N customers: parameters, features [N, F], the state that each starts the season in, and its row [N] in the columns
+    and ids of a population that has them (envs/offers/constraints/contact_rules.py reads these)."""
+
+    customers: Customers
+    features: Tensor
+    state: State
+    row: Tensor | None = None
+
+
+class Population(Protocol):
+    """Where the customers of a season come from."""
+
+    num_features: int  #: F
+    feature_names: list[str]  #: what each feature is
+    columns: dict[str, np.ndarray] | None  #: of H given customers, [H] each, which contact rules read; None for drawn ones
+    ids: list[str] | None  #: of the given customers; None for drawn ones
+
+    def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
+        """Return n customers of `split` ("train" or "test") at the start of a season."""
+
+
+class GivenCustomers:
+    """Customers that a file lists, as rows of its columns, split into train and test."""
+
+    customers: dict[str, Tensor]  #: {"train": rows, "test": rows}, int64
+
+    def choose(self, n: int, generator: torch.Generator, split: str) -> Tensor:
+        """Return n rows of the customers of `split`, int64 [n]; none comes again before all have come."""
+        rows, device = self.customers[split].to(generator.device), generator.device
+        rounds = -(-n // len(rows))
+        return torch.cat([rows[torch.randperm(len(rows), generator=generator, device=device)] for _ in range(rounds)])[:n]
+
+
+class Priors:
+    """Draw customers θ from the priors of a YAML file: uniform ranges and lognormals (median, sd of the logarithm)."""
+
+    def __init__(self, catalogue: Catalogue, *, rate: list, spend: list, margin_rate: list, attention_sd: float,
+                 uniform: dict, lognormal: dict):
+        self.catalogue = catalogue
+        self.rate, self.spend, self.margin_rate = rate, spend, margin_rate
+        self.attention_sd, self.uniform, self.lognormal = attention_sd, uniform, lognormal
+
+    def draw(self, n: int, generator: torch.Generator) -> Customers:
+        """Return n customers (float64 on the generator's device)."""
+        options = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+
+        def uniform(low, high):
+            return low + (high - low) * torch.rand(n, **options)
+
+        def lognormal(median, sd):
+            return median * torch.exp(sd * torch.randn(n, **options))
+
+        theta = {name: uniform(*bounds) for name, bounds in self.uniform.items()}
+        theta |= {name: lognormal(*bounds) for name, bounds in self.lognormal.items()}
+        rate, margin = uniform(*self.rate), lognormal(*self.spend) * uniform(*self.margin_rate)
+        self.catalogue = self.catalogue.to(generator.device, torch.float64)  # once, for a copy from the host would wait
+        omega = torch.logit(self.catalogue.attention)[:, None]
+        omega = omega + self.attention_sd * torch.randn(len(omega), n, **options)
+        return Customers(alpha=torch.logit(rate) - theta["kappa"] / 2, margin=margin, omega=omega, **theta)
+
+
+def columns(c: Customers) -> Tensor:
+    """Lay θ out as a matrix [N, 24], logarithms where the prior is lognormal."""
+    rows = []
+    for f in fields(c):
+        x = getattr(c, f.name)
+        x = x.log() if f.name in LOGARITHMIC else x
+        rows.extend(x if x.dim() == 2 else [x])
+    return torch.stack(rows).T
+
+
+def from_columns(theta: Tensor) -> Customers:
+    """Invert `columns`."""
+    named, rest = {}, theta.T
+    for f in fields(Customers):
+        if f.name == "omega":
+            named["omega"] = rest
+        else:
+            named[f.name], rest = rest[0], rest[1:]
+            if f.name in LOGARITHMIC:
+                named[f.name] = named[f.name].exp()
+    return Customers(**named)
+
+
+def lots(ids: Iterable[str], salt: int) -> Tensor:
+    """Draw a number in [0, 1) for each id, always the same for an id and salt, [H]."""
+    digests = (hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=6).digest() for name in ids)
+    return torch.tensor([int.from_bytes(digest, "big") / 2**48 for digest in digests], dtype=torch.float64)

@@ -1,0 +1,65 @@
+"""Read a CSV or Parquet file of customers into columns, with one-line errors that name file, row and column."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+
+Columns = dict[str, np.ndarray]  # floats (NaN: no entry) or strings ("": none), all of one length
+
+
+def read(path: str, separator: str, text: list[str], numbers: list[str]) -> Columns:
+    """Return a file's columns; raise ValueError, with file, row and column, on what is not a table of customers.
+
+    A column is of numbers where the file says so (Parquet) or where most of its entries are numbers, unless it is named
+    in `text`; then, and in the columns `numbers`, every entry must be one. Line ends and a byte-order mark don't matter.
+    Messages count rows from 1, the header's.
+    """
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise ValueError("env.population: table needs the package 'pandas': pip install -e '.[data]'") from error
+    if not path:
+        raise ValueError("env.population.path: expected the path of a CSV or Parquet file")
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file (env.population.path)")
+    try:
+        if Path(path).suffix.lower() in (".parquet", ".pq"):
+            frame = pd.read_parquet(path)
+        else:
+            frame = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig",
+                                index_col=False)
+            frame = frame.set_axis(frame.iloc[0], axis=1).iloc[1:].reset_index(drop=True)
+    except (ValueError, OSError, ImportError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
+        raise ValueError(f"{path}: can't be read as a table: {str(error).splitlines()[0]}") from error
+    if not len(frame):
+        raise ValueError(f"{path}: expected customers, got no row")
+    frame.columns = [str(name).strip() for name in frame.columns]
+    double = frame.columns[frame.columns.duplicated()]
+    if len(double):
+        raise ValueError(f"{path}: column '{double[0]}' comes twice")
+    return {name: _column(frame[name], path, name in text, name in numbers) for name in frame}
+
+
+def _column(series, path: str, text: bool, number: bool) -> np.ndarray:
+    import pandas as pd
+    if not text and (pd.api.types.is_numeric_dtype(series) or pd.api.types.is_bool_dtype(series)):
+        values = series.to_numpy(dtype=float, na_value=np.nan)
+        return np.where(np.isfinite(values), values, np.nan)
+    # what a whole number or a flag is called does not depend on the kind of file
+    strings = series.astype(object).where(series.notna(), "").astype(str).str.strip()
+    if text:
+        return strings.to_numpy(dtype=object)
+    filled = strings[strings != ""]
+    values = pd.to_numeric(strings.where(strings != "", None), errors="coerce")
+    values = values.where(np.isfinite(values.astype(float)))
+    wrong = filled.index[values[filled.index].isna()]
+    if len(wrong) and (number or len(wrong) < len(filled) / 2):
+        hint = "" if number else " (a column of text is named in env.population.text)"
+        row = strings.index.get_loc(wrong[0]) + 2
+        raise ValueError(f"{path}: row {row}, column '{series.name}': expected a number, got "
+                         f"'{filled[wrong[0]]}'{hint}")
+    if len(wrong) or not len(filled) and not number:
+        return strings.to_numpy(dtype=object)
+    return values.to_numpy(dtype=float)

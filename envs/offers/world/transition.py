@@ -1,0 +1,55 @@
+"""Next week's state of customers, drawn from uniforms: pure functions of tensors (envs/offers/README.md §2)."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.offers.world.customers import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNSUBSCRIBED, Customers, State,
+                                         World)
+from envs.offers.world.response import Outcome, churn, leave, outcome
+
+
+def habit_gain(c: Customers, h: Tensor, redeemed: bool) -> Tensor:
+    """u, P(habit up | bought), slower where an offer paid for the purchase."""
+    u = c.pi_plus * (1 + c.nu * (h <= 1))
+    if redeemed:
+        u = u * torch.where(h >= 3, 1 - c.chi, 1 - 0.4 * c.chi)
+    return u.clamp_max(0.95)
+
+
+def transition(c: Customers, world: World, week: int, state: State, offer: Tensor, channel: Tensor,
+               u: Tensor) -> tuple[State, Tensor, Tensor, Outcome]:
+    """Draw next week's state from uniforms u [6, N]; return it with bought, redeemed (bool [N]) and the Outcome.
+
+    Who is not subscribed gets nothing, whatever was asked for; who is unsubscribed buys and churns on; who churned
+    stays so and buys nothing.
+    """
+    status, alive = state.status, state.status != CHURNED
+    offer = torch.where(status == SUBSCRIBED, offer, 0)
+    contacted = offer > 0
+    h, f, d = (x.to(u.dtype) for x in state[:3])
+    o = outcome(c, world, week, h, f, d, offer, channel)
+    o = o._replace(buy=o.buy * alive)
+    redeemed = u[0] < o.redeem
+    bought = u[0] < o.redeem + o.buy
+    lost = churn(c, h, f)
+    churned = ~alive | (u[4] < torch.where(bought, 0.25 * lost, lost))
+    left = contacted & (u[5] < leave(c, f, world.catalogue.opt_out[channel]))
+    return moved(c, world, state, contacted, channel, bought, redeemed, churned, left, u), bought, redeemed, o
+
+
+def moved(c: Customers, world: World, state: State, contacted: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
+          churned: Tensor, left: Tensor, u: Tensor) -> State:
+    """Draw next week's state from uniforms u [≥ 4, N], of which u[1:4] are used, when it is known (bool [N]) what was done
+    and what came of it."""
+    h = state.habit.to(u.dtype)
+    gain = torch.where(redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
+    tired = state.fatigue + world.catalogue.tires[channel]
+    habit = torch.where(bought, state.habit + (u[1] < gain).long(), state.habit - (u[1] < c.pi_minus).long())
+    fatigue = torch.where(contacted, tired, state.fatigue - (u[2] < c.delta_f).long())
+    expectation = torch.where(redeemed, state.expectation + 1, state.expectation - (u[3] < c.delta_d).long())
+    status = torch.where(churned, CHURNED, torch.where(left, UNSUBSCRIBED, state.status))
+    there = status == SUBSCRIBED
+    return State(torch.where(status != CHURNED, habit.clamp(0, HABITS - 1), 0),
+                 torch.where(there, fatigue.clamp(0, FATIGUES - 1), 0),
+                 torch.where(there, expectation.clamp(0, EXPECTATIONS - 1), 0), status)

@@ -1,4 +1,4 @@
-"""A trained policy at work: mails for contexts, and what its reward model makes of them."""
+"""Inference: mails for contexts by a trained policy, with the probabilities that its reward model gives them."""
 from __future__ import annotations
 
 import csv
@@ -8,17 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from email_rl.evaluation import text_features as signs
-from email_rl.data.mails import OUTCOMES, records, words
-from email_rl.models.policy import Policy
-from email_rl.models.outcome_classifier import Scorer, worth
+from email_rl.evaluation import text_features
+from email_rl.data.mails import OUTCOMES, read_records, words
+from email_rl.models.policy import LanguageModelPolicy
+from email_rl.models.outcome_classifier import OutcomeClassifier, expected_reward
 from rlcore import checkpoint
 
 COLUMNS = ("context", "email_text", *(f"p_{name.replace(' ', '_')}" for name in OUTCOMES), "predicted", "reward", "words",
            "call_to_action", "question")
 
 
-class Written(NamedTuple):
+class ScoredMail(NamedTuple):
     """A mail: P(outcome) [K] by the reward model, its reward, and the sentences that call to action and ask, if any."""
 
     context: str
@@ -33,72 +33,76 @@ class Written(NamedTuple):
         """The likeliest outcome."""
         return OUTCOMES[max(range(len(OUTCOMES)), key=self.probabilities.__getitem__)]
 
-    def fields(self) -> list:
-        """Lay it out as COLUMNS."""
+    def to_row(self) -> list:
+        """Return the mail as a row of COLUMNS."""
         return [self.context, self.text, *(f"{p:.4f}" for p in self.probabilities), self.predicted, f"{self.reward:.4f}",
                 len(words(self.text)), *("yes" if found else "no" for found in (self.call_to_action, self.question))]
 
-    def shown(self) -> str:
-        """Lay it out for a terminal."""
+    def to_text(self) -> str:
+        """Return the mail as text for a terminal."""
         likely = ", ".join(f"{name} {p:.2f}" for name, p in zip(OUTCOMES, self.probabilities))
-        found = (f"{name}: {'yes, ' + repr(said) if said else 'no'}"
-                 for name, said in (("call to action", self.call_to_action), ("question", self.question)))
+        found = (f"{name}: {'yes, ' + repr(sentence) if sentence else 'no'}"
+                 for name, sentence in (("call to action", self.call_to_action), ("question", self.question)))
         return "\n".join((f"── {self.context}", self.text, f"── {likely} → {self.predicted}; reward {self.reward:.2f}; "
                           f"{len(words(self.text))} words", f"── {'; '.join(found)}", ""))
 
 
-class Writer:
-    """Policy and reward model of a checkpoint of algo=ppo_kl; the environment they learnt from is not needed."""
+class MailGenerator:
+    """Policy and reward model of a checkpoint of algo=ppo_kl; the dataset they learnt from is not needed."""
 
-    def __init__(self, policy: Policy, scorer: Scorer, values: list, reward: str, seed: int):
-        self.policy, self.scorer, self.reward = policy, scorer, reward
-        self.values = torch.tensor(values, dtype=torch.float64)
+    def __init__(self, policy: LanguageModelPolicy, reward_model: OutcomeClassifier, outcome_values: list, reward: str,
+                 seed: int):
+        self.policy, self.reward_model, self.reward_kind = policy, reward_model, reward
+        self.outcome_values = torch.tensor(outcome_values, dtype=torch.float64)
         self.generator = torch.Generator(policy.device).manual_seed(seed)
 
     @staticmethod
-    def load(path: str, state: dict, device: torch.device, batch_size: int, seed: int) -> Writer:
+    def load(path: str, state: dict, device: torch.device, batch_size: int, seed: int) -> MailGenerator:
         """Restore what checkpoint `path`, read as `state`, holds; raise ValueError where it is of another algorithm."""
         agent, config = state["agent"], state["config"]
-        if not {"policy", "scorer"} <= set(agent):
+        if not {"policy", "reward_model"} <= set(agent):
             raise ValueError(f"{path}: expected a checkpoint of algo=ppo_kl, which has a policy and a reward model, got one "
                              f"of algo={state['name']}")
-        policy = Policy.unpack(agent["policy"], config["algo"]["writing"]).to(device)
-        return Writer(policy, Scorer.unpack(agent["scorer"], device, batch_size), config["env"]["values"],
-                      config["algo"]["reward"], seed)
+        policy = LanguageModelPolicy.unpack(agent["policy"], config["algo"]["generation"]).to(device)
+        reward_model = OutcomeClassifier.unpack(agent["reward_model"], device, batch_size)
+        return MailGenerator(policy, reward_model, config["env"]["outcome_values"], config["algo"]["reward"], seed)
 
-    def cut(self, contexts: list[str]) -> list[int]:
+    def truncated(self, contexts: list[str]) -> list[int]:
         """Return which contexts are longer than the prompts that the policy reads, and lose their beginning."""
-        return [i for i, row in enumerate(self.policy.prompts(contexts)) if len(row) > self.policy.query_tokens]
+        return [i for i, row in enumerate(self.policy.full_prompts(contexts)) if len(row) > self.policy.prompt_tokens]
 
-    def write(self, contexts: list[str], mails: int, *, temperature: float, top_k: int, top_p: float,
-              batch_size: int) -> list[Written]:
-        """Write `mails` mails for each context; those of a context stand together."""
-        _, texts = self.policy.write(contexts, mails, self.generator, temperature=temperature, top_k=top_k, top_p=top_p,
-                                     batch_size=batch_size)
-        contexts = [context for context in contexts for _ in range(mails)]
-        p: Tensor = self.scorer.probabilities(contexts, texts).double()
-        return [Written(context, text, row, reward, signs.call_to_action(text), signs.question(text)) for context, text, row, reward
-                in zip(contexts, texts, p.tolist(), worth(p, self.values, self.reward).tolist())]
+    def generate(self, contexts: list[str], mails_per_context: int, *, temperature: float, top_k: int, top_p: float,
+                 batch_size: int) -> list[ScoredMail]:
+        """Write `mails_per_context` mails for each context; those of a context stand together."""
+        _, texts = self.policy.generate(contexts, mails_per_context, self.generator, temperature=temperature, top_k=top_k,
+                                        top_p=top_p, batch_size=batch_size)
+        contexts = [context for context in contexts for _ in range(mails_per_context)]
+        p: Tensor = self.reward_model.probabilities(contexts, texts).double()
+        rewards = expected_reward(p, self.outcome_values, self.reward_kind)
+        return [ScoredMail(context=context, text=text, probabilities=row, reward=reward,
+                           call_to_action=text_features.call_to_action(text), question=text_features.question(text))
+                for context, text, row, reward in zip(contexts, texts, p.tolist(), rewards.tolist())]
 
 
 def read_contexts(path: str) -> list[dict[str, str]]:
     """Read a CSV with a column `context`, and whatever else; raise ValueError, in one line with row and column."""
-    rows = [values for *_, values in records(path, ("context",), ("context",), "one context a row")]
+    rows = [values for *_, values in read_records(path, ("context",), ("context",), "one context a row")]
     if not rows:
         raise ValueError(f"{path}: no rows; expected one context a row below the header")
-    taken = [name for name in rows[0] if name in COLUMNS[1:]]
-    if taken:
-        raise ValueError(f"{path}: row 1: column '{taken[0]}' is one that will be written; expected another name")
+    reserved = [name for name in rows[0] if name in COLUMNS[1:]]
+    if reserved:
+        raise ValueError(f"{path}: row 1: column '{reserved[0]}' is one that will be written; expected another name")
     return rows
 
 
-def save(path: str, rows: list[dict[str, str]], written: list[Written]) -> None:
+def save_mails(path: str, rows: list[dict[str, str]], mails: list[ScoredMail]) -> None:
     """Write a CSV, UTF-8: the columns of what was read [N] and COLUMNS, a line a mail [N · mails]."""
-    kept, each = [name for name in rows[0] if name != "context"], len(written) // len(rows)
+    other_columns, mails_per_context = [name for name in rows[0] if name != "context"], len(mails) // len(rows)
 
     def fill(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file)
-            lines.writerow([*kept, *COLUMNS])
-            lines.writerows([*(rows[i // each][name] for name in kept), *mail.fields()] for i, mail in enumerate(written))
+            lines.writerow([*other_columns, *COLUMNS])
+            lines.writerows([*(rows[i // mails_per_context][name] for name in other_columns), *mail.to_row()]
+                            for i, mail in enumerate(mails))
     checkpoint.atomic(path, fill)

@@ -1,4 +1,4 @@
-"""What the text algorithms learn from: mails with outcomes, split; and how what they learn is judged."""
+"""What the text algorithms learn from: mails with outcomes, split into train, valid and test; and how what they learn is judged."""
 from __future__ import annotations
 
 import copy
@@ -9,31 +9,34 @@ from typing import Callable
 import torch
 
 from email_rl.data import splitting
-from email_rl.data.mails import OUTCOMES, Mails, read
+from email_rl.data.mails import OUTCOMES, Mails, read_mails
+
+SPLITS = ("train", "valid", "test")
 
 
-class EmailEnv:
+class MailDataset:
     """The embedded corpus (data: null) or the user's CSV, as train, valid and test mails.
 
-    `gold` is the corpus's truth, for `evaluation` alone; a CSV has none. values: what each outcome is worth.
-    Raises ValueError for a file that can't be used, and prints a warning for what it can't support.
+    `gold` is the corpus's true outcome model, for `evaluation` alone; a CSV has none. `outcome_values` [K] is what each
+    outcome is worth. Raises ValueError for a file that can't be used, and prints a warning for what it can't support.
     """
 
     def __init__(self, device: torch.device, seed: int, *, data: str | None, corpus: Callable, split: dict, limits: dict,
-                 values: list, evaluation: Callable):
+                 outcome_values: list, evaluation: Callable):
         self.device, self.seed, self.evaluation = torch.device(device), seed, evaluation
-        self.values = torch.tensor(values, dtype=torch.float64)
-        if len(values) != len(OUTCOMES):
-            raise ValueError(f"env.values: expected a number for each of {', '.join(OUTCOMES)}, got {values}")
+        self.outcome_values = torch.tensor(outcome_values, dtype=torch.float64)
+        if len(outcome_values) != len(OUTCOMES):
+            raise ValueError(f"env.outcome_values: expected a number for each of {', '.join(OUTCOMES)}, got {outcome_values}")
         self.warnings: list[str] = []
         if data is None:
             market = corpus(seed)
             self.gold, self.name, self.splits = market.gold, "the embedded corpus", market.splits()
         else:
             self.gold, self.name = None, str(data)
-            mails, numbers, given = read(self.name)
-            self.splits = _given(mails, numbers, given, self.name, split) if given else self._split(mails, split, limits)
-            self._doubt(mails, limits)
+            mails, row_numbers, sides = read_mails(self.name)
+            self.splits = (_split_as_given(mails, row_numbers, sides, self.name, split) if sides
+                           else self._split(mails, split, limits))
+            self._warn_of_limits(mails, limits)
         for warning in self.warnings:
             print(f"warning: {warning}", file=sys.stderr)
 
@@ -57,8 +60,8 @@ class EmailEnv:
         """Tell two sets of mails apart."""
         return sum(mails.digest() for mails in self.splits.values())
 
-    def judging(self) -> EmailEnv:
-        """Return the environment of a judge: it learns from the split `judge` and stops by the test mails, which nothing else
+    def judge_dataset(self) -> MailDataset:
+        """Return the dataset of a judge: it learns from the split `judge` and stops by the test mails, which nothing else
         learns from. Raises ValueError where there is no such split.
         """
         if "judge" not in self.splits:
@@ -73,60 +76,61 @@ class EmailEnv:
 
     def _split(self, mails: Mails, split: dict, limits: dict) -> dict[str, Mails]:
         shares = split["shares"]
-        if not {"train", "valid", "test"} <= set(shares) or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        if not set(SPLITS) <= set(shares) or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
             raise ValueError(f"env.split.shares: expected shares of train, valid and test that add up to 1, got {shares}")
-        if len(mails) < limits["rows"]:
-            raise ValueError(f"{self.name}: {len(mails)} rows; expected at least {limits['rows']}")
-        groups = splitting.near_duplicates(mails.texts, split["similarity"])
+        if len(mails) < limits["min_rows"]:
+            raise ValueError(f"{self.name}: {len(mails)} rows; expected at least {limits['min_rows']}")
+        groups = splitting.near_duplicate_groups(mails.texts, split["similarity"])
         sizes = Counter(groups)
-        if len(sizes) < limits["groups"] or max(sizes.values()) > split["largest"] * len(mails):
+        if len(sizes) < limits["min_distinct_texts"] or max(sizes.values()) > split["max_group_share"] * len(mails):
             pairs = [f"{context} | {text}" for context, text in zip(mails.contexts, mails.texts)]
-            groups = splitting.near_duplicates(pairs, 1.0)
+            groups = splitting.near_duplicate_groups(pairs, 1.0)
             self.warnings.append(f"{self.name}: its {len(mails)} mails are few texts sent again and again ({len(sizes)} that "
                                  "differ): test mails share their texts with training, so figures hold for new contexts only")
-        rows = splitting.stratified(mails, groups, shares, split["seed"])
+        rows = splitting.stratified_split(mails, groups, shares, split["seed"])
         for name in shares:
             if not rows[name]:
                 raise ValueError(f"{self.name}: only {len(set(groups))} mails that are no near-duplicates of each other; "
                                  f"none is left for {name}")
         return {name: mails.rows(rows[name]) for name in shares}
 
-    def _doubt(self, mails: Mails, limits: dict) -> None:
-        """Say what the file can't support."""
+    def _warn_of_limits(self, mails: Mails, limits: dict) -> None:
+        """Collect warnings of what the file can't support."""
         counts = torch.bincount(mails.outcome, minlength=len(OUTCOMES)).tolist()
-        if len(mails) < limits["few"]:
+        if len(mails) < limits["few_rows"]:
             n = len(self.test)
             self.warnings.append(
                 f"{self.name}: {len(mails)} rows are few: {n} mails to test on tell an accuracy to ± {0.98 / n ** 0.5:.2f} "
                 f"and can't tell models apart that are closer; a reward model from scratch needs thousands, so prefer "
-                f"algo/rm=distilbert or local, and don't optimise mails against it (fewer than {limits['few']} rows)")
+                f"algo/encoder=distilbert or local, and don't optimise mails against it (fewer than {limits['few_rows']} rows)")
         for y, n in enumerate(counts):
-            if n < limits["outcome"]:
+            if n < limits["min_outcome_rows"]:
                 self.warnings.append(f"{self.name}: column outcome: {y} ({OUTCOMES[y]}) occurs {n} times: what leads to it "
-                                     f"can't be learnt or tested (fewer than {limits['outcome']})")
-        found = splitting.telling_sentences(mails, **limits["telling"])
-        share = splitting.told(mails, found)
-        if share >= limits["told"]:
-            named = "; ".join(f'"{sentence}" → {y} ({hits} of {n})' for sentence, y, hits, n in found[:limits["named"]])
-            more = f" and {len(found) - limits['named']} more" if len(found) > limits["named"] else ""
+                                     f"can't be learnt or tested (fewer than {limits['min_outcome_rows']})")
+        leaks = splitting.label_leaks(mails, **limits["label_leaks"])
+        share = splitting.leak_share(mails, leaks)
+        if share >= limits["max_leak_share"]:
+            shown = limits["shown_leaks"]
+            listed = "; ".join(f'"{leak.sentence}" → {leak.outcome} ({leak.hits} of {leak.occurrences})' for leak in leaks[:shown])
+            more = f" and {len(leaks) - shown} more" if len(leaks) > shown else ""
             self.warnings.append(
-                f"{self.name}: the outcome of {share:.0%} of its mails can be read off fixed sentences: {named}{more}; a "
+                f"{self.name}: the outcome of {share:.0%} of its mails can be read off fixed sentences: {listed}{more}; a "
                 "model will learn these sentences, not what makes mails work")
 
 
-def _given(mails: Mails, numbers: list[int], given: list[str], name: str, split: dict) -> dict[str, Mails]:
+def _split_as_given(mails: Mails, row_numbers: list[int], sides: list[str], name: str, split: dict) -> dict[str, Mails]:
     """Split as the file says; raise ValueError where near-duplicates stand on different sides."""
-    if set(split["shares"]) != {"train", "valid", "test"}:
+    if set(split["shares"]) != set(SPLITS):
         raise ValueError(f"{name}: column split: knows train, valid and test only; env.split.shares has {split['shares']}")
-    rows = {part: [i for i, said in enumerate(given) if said == part] for part in ("train", "valid", "test")}
-    for part, members in rows.items():
+    rows = {side: [i for i, given in enumerate(sides) if given == side] for side in SPLITS}
+    for side, members in rows.items():
         if not members:
-            raise ValueError(f"{name}: column split: no row says {part}; expected train, valid and test")
+            raise ValueError(f"{name}: column split: no row says {side}; expected train, valid and test")
     first: dict[int, int] = {}
-    for i, group in enumerate(splitting.near_duplicates(mails.texts, split["similarity"])):
+    for i, group in enumerate(splitting.near_duplicate_groups(mails.texts, split["similarity"])):
         j = first.setdefault(group, i)
-        if given[i] != given[j]:
+        if sides[i] != sides[j]:
             raise ValueError(
-                f"{name}: row {numbers[i]}, column split: '{given[i]}', but its text is a near-duplicate of row {numbers[j]}, "
-                f"which is '{given[j]}'; expected near-duplicates on one side, or no such column")
-    return {part: mails.rows(members) for part, members in rows.items()}
+                f"{name}: row {row_numbers[i]}, column split: '{sides[i]}', but its text is a near-duplicate of row "
+                f"{row_numbers[j]}, which is '{sides[j]}'; expected near-duplicates on one side, or no such column")
+    return {side: mails.rows(members) for side, members in rows.items()}

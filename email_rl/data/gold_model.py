@@ -29,7 +29,7 @@ class Market(NamedTuple):
         whole = {"source": phrases.SOURCES, "role": phrases.ROLES, "industry": phrases.INDUSTRIES,
                  "product": phrases.PRODUCTS}
         if not 2 <= size <= min(map(len, whole.values())):
-            raise ValueError(f"env.corpus.values: expected 2 to {min(map(len, whole.values()))}, got {size}")
+            raise ValueError(f"env.corpus.values_per_facet: expected 2 to {min(map(len, whole.values()))}, got {size}")
         return Market({facet: dict(list(values.items())[:size]) for facet, values in whole.items()}, paraphrases)
 
     def fillings(self, sentence: str, part: str) -> list[str]:
@@ -37,16 +37,16 @@ class Market(NamedTuple):
         slots = re.findall(r"{(\w+)}", sentence)
         facet = part.removesuffix("_paraphrase")
         named = list(self.values.get(facet, ()))
-        others = [phrase for said in self.values.get(facet, {}).values() for phrase in said] if self.paraphrases else []
+        others = [phrase for group in self.values.get(facet, {}).values() for phrase in group] if self.paraphrases else []
         own = others if part.endswith("_paraphrase") else named + others * (f"{part}_paraphrase" not in phrases.SENTENCES)
         choices = [own if slot == facet and own else phrases.FILLERS[slot] for slot in slots]
         return [re.sub(r"{\w+}", lambda _, it=iter(choice): next(it), sentence) for choice in product(*choices)]
 
 
-class Sentence(NamedTuple):
+class ParsedSentence(NamedTuple):
     """What gold finds in one sentence."""
 
-    said: str  # its words, to know it again
+    words_only: str  # its words, to know a repetition by
     mentions: frozenset[tuple[str, str]]  # (facet, value)
     proof: bool
     calls: int
@@ -58,18 +58,18 @@ class Sentence(NamedTuple):
 
 def trigrams(sentence: str) -> list[tuple[str, ...]]:
     """Return the word trigrams of a sentence with its start and its last mark; all numbers are one word."""
-    said = re.findall(r"[\w']+", re.sub(r"\d+", "0", sentence.lower()))
+    tokens = re.findall(r"[\w']+", re.sub(r"\d+", "0", sentence.lower()))
     end = sentence.rstrip()[-1:]
-    marked = ["<", *said, end if end in ".?!," else ""]
+    marked = ["<", *tokens, end if end in ".?!," else ""]
     return [tuple(marked[i:i + 3]) for i in range(len(marked) - 2)]
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """Split a mail at line ends, and at full stops, question and exclamation marks."""
     return [s for line in text.splitlines() for s in re.split(r"(?<=[.?!])\s+", line.strip()) if s]
 
 
-class Gold:
+class GoldModel:
     """Ordered logit over a mail's merits: P(outcome ≥ k) = σ(slope · (s − thresholds[k−1]))."""
 
     def __init__(self, market: Market, *, slope: float, thresholds: list, facets: dict, proof: dict, calls: list,
@@ -85,16 +85,16 @@ class Gold:
                          if market.paraphrases or not part.endswith("_paraphrase")
                          for s in written for filled in market.fillings(s, part) for gram in trigrams(filled)}
         self.language |= {gram for s in phrases.GREETINGS + phrases.CLOSINGS + phrases.NAMES for gram in trigrams(s)}
-        said = {facet: {phrase.lower(): value for value, others in values.items() for phrase in (value, *others)}
+        value_of = {facet: {phrase.lower(): value for value, others in values.items() for phrase in (value, *others)}
                 for facet, values in market.values.items()}
-        self.value_of = said
-        self.finders = {facet: re.compile(r"\b(" + "|".join(map(re.escape, known)) + r")\b") for facet, known in said.items()}
-        self.read = lru_cache(maxsize=500_000)(self.read)  # mails share their sentences
+        self.value_of = value_of
+        self.finders = {facet: re.compile(r"\b(" + "|".join(map(re.escape, known)) + r")\b") for facet, known in value_of.items()}
+        self.parse = lru_cache(maxsize=500_000)(self.parse)  # mails share their sentences
 
-    def read(self, sentence: str) -> Sentence:
-        """Find the parts of a sentence."""
+    def parse(self, sentence: str) -> ParsedSentence:
+        """Find what the market's truth looks for in a sentence."""
         lower, grams = sentence.lower(), trigrams(sentence)
-        return Sentence(
+        return ParsedSentence(
             " ".join(re.findall(r"[\w']+", lower)),
             frozenset((facet, self.value_of[facet][found]) for facet, finder in self.finders.items()
                       for found in finder.findall(lower)),
@@ -104,13 +104,13 @@ class Gold:
 
     def merit(self, context: str, text: str) -> float:
         """Score one mail, s."""
-        asked = {facet: value for facet, value in (m for m in self.read(context).mentions)}
-        found = [self.read(s) for s in sentences(text)]
+        asked = {facet: value for facet, value in (m for m in self.parse(context).mentions)}
+        found = [self.parse(s) for s in split_sentences(text)]
         mentions = frozenset().union(*(s.mentions for s in found))
         executive = "executive" if asked.get("role") in phrases.EXECUTIVES else "other"
         s = self.warmth.get(asked.get("source"), 0.0)
         for facet, weight in self.facets.items():
-            values = {value for said, value in mentions if said == facet}
+            values = {value for mentioned, value in mentions if mentioned == facet}
             s += weight["right"] * (asked.get(facet) in values) + weight["wrong"] * bool(values - {asked.get(facet)})
         s += self.proof[executive] * any(x.proof for x in found)
         s += _counted(sum(x.calls for x in found), self.calls, self.more_calls)
@@ -119,7 +119,7 @@ class Gold:
         words = sum(x.words for x in found)
         s += self.length["over"] * max(0, words - self.length[executive])
         s += self.length["under"] * max(0, self.length["short"] - words)
-        s += self.repeated * (len(found) - len({x.said for x in found}))
+        s += self.repeated * (len(found) - len({x.words_only for x in found}))
         s += self.unknown * (sum(x.unknown for x in found) / max(1, words))
         lines = [line.strip().lower() for line in text.strip().splitlines() if line.strip()]
         closed = len(lines) > 1 and lines[-2] in _lower(phrases.CLOSINGS) and lines[-1] in _lower(phrases.NAMES)

@@ -63,14 +63,14 @@ def words(text: str) -> list[str]:
 
 
 # ── the user's file ─────────────────────────────────────────────────────────────────────────────────────────────────
-def read(path: str) -> tuple[Mails, list[int], list[str]]:
+def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
     """Read `context,email_text,outcome`: UTF-8 with or without a byte-order mark, any line ends, quoted newlines.
 
     Return the mails, their row numbers (the header is row 1), and each row's `split` where the file has such a column
     (else []). Raise ValueError, in one line with file, row and column, for what can't be used.
     """
     contexts, texts, outcome, splits, numbers = [], [], [], [], []
-    for number, where, values in records(path, COLUMNS, ("context", "email_text"), "one mail a row (env.data)"):
+    for number, where, values in read_records(path, COLUMNS, ("context", "email_text"), "one mail a row (env.data)"):
         if values["outcome"] not in ("0", "1", "2"):
             raise ValueError(f"{where}, column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got "
                              f"'{values['outcome'][:40]}'")
@@ -83,12 +83,12 @@ def read(path: str) -> tuple[Mails, list[int], list[str]]:
         outcome.append(int(values["outcome"]))
         numbers.append(number)
     if len(set(outcome)) < 2:
-        said = f"only {outcome[0]} ({OUTCOMES[outcome[0]]})" if outcome else "no rows"
-        raise ValueError(f"{path}: column outcome: expected at least two of 0, 1 and 2 to occur, got {said}")
+        found = f"only {outcome[0]} ({OUTCOMES[outcome[0]]})" if outcome else "no rows"
+        raise ValueError(f"{path}: column outcome: expected at least two of 0, 1 and 2 to occur, got {found}")
     return Mails(contexts, texts, torch.tensor(outcome)), numbers, splits
 
 
-def records(path: str, columns: tuple[str, ...], filled: tuple[str, ...],
+def read_records(path: str, columns: tuple[str, ...], filled: tuple[str, ...],
             holds: str) -> Iterator[tuple[int, str, dict[str, str]]]:
     """Yield a CSV's rows as (row number, where it stands, field by column); `filled` columns have text in every row.
 

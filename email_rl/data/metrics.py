@@ -12,7 +12,7 @@ def log_losses(p: Tensor, y: Tensor) -> Tensor:
     return -p.double().clamp_min(1e-12).gather(1, y[:, None])[:, 0].log()
 
 
-def confusion(p: Tensor, y: Tensor) -> Tensor:
+def confusion_matrix(p: Tensor, y: Tensor) -> Tensor:
     """Count mails by (outcome, most likely outcome), int64 [K, K]."""
     k = p.shape[1]
     return torch.bincount(y * k + p.argmax(1), minlength=k * k).view(k, k)
@@ -24,18 +24,18 @@ def macro_f1(counts: Tensor) -> float:
     return (2 * hits / total.clamp_min(1))[total > 0].mean().item()
 
 
-def calibration(p: Tensor, y: Tensor, bins: int) -> list[dict]:
+def calibration_bins(p: Tensor, y: Tensor, bins: int) -> list[dict]:
     """Bin mails by their largest probability: confidence, accuracy and number of each bin that is not empty."""
-    top, said = p.double().max(1)
+    top, predicted = p.double().max(1)
     bin_of = (top * bins).long().clamp_max(bins - 1)
-    right = (said == y).double()
+    right = (predicted == y).double()
     return [{"confidence": top[here].mean().item(), "accuracy": right[here].mean().item(), "mails": int(here.sum())}
             for b in range(bins) if (here := bin_of == b).any()]
 
 
 def ece(p: Tensor, y: Tensor, bins: int) -> float:
     """Expected calibration error of the most likely outcome (Guo et al. 2017), equal-width bins."""
-    return sum(b["mails"] * abs(b["confidence"] - b["accuracy"]) for b in calibration(p, y, bins)) / len(y)
+    return sum(b["mails"] * abs(b["confidence"] - b["accuracy"]) for b in calibration_bins(p, y, bins)) / len(y)
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
@@ -45,7 +45,7 @@ def correlation(a: Tensor, b: Tensor) -> float | None:
     return (a @ b / scale).item() if scale > 1e-9 * len(a) else None
 
 
-def bootstrap(difference: Tensor, draws: int, seed: int) -> tuple[float, float]:
+def bootstrap_interval(difference: Tensor, draws: int, seed: int) -> tuple[float, float]:
     """Return the 95 % interval of a mean of paired differences [N] by the bootstrap over mails."""
     generator = torch.Generator().manual_seed(seed)
     n = len(difference)
@@ -54,7 +54,7 @@ def bootstrap(difference: Tensor, draws: int, seed: int) -> tuple[float, float]:
     return low, high
 
 
-def temperature(logits: Tensor, y: Tensor, weight: Tensor) -> float:
+def fit_temperature(logits: Tensor, y: Tensor, weight: Tensor) -> float:
     """Find T in [1/20, 20] that minimises the weighted log-loss of softmax(logits / T), by bisection on its convex slope in 1/T."""
     logits, weight = logits.double(), weight.double() / weight.double().sum()
     at_y = logits.gather(1, y[:, None])[:, 0]
@@ -67,15 +67,16 @@ def temperature(logits: Tensor, y: Tensor, weight: Tensor) -> float:
     return torch.tensor(-(low + high) / 2).exp().item()
 
 
-def summary(p: Tensor, y: Tensor, bins: int) -> dict:
+def classification_metrics(p: Tensor, y: Tensor, bins: int) -> dict:
     """Return the figures that metrics.json promises, and the counts behind them."""
-    counts = confusion(p, y)
+    counts = confusion_matrix(p, y)
     return {"accuracy": (counts.diagonal().sum() / counts.sum()).item(), "macro_f1": macro_f1(counts),
             "log_loss": log_losses(p, y).mean().item(), "ece": ece(p, y, bins), "mails": len(y),
             "confusion": counts.tolist()}
 
 
-def distinct(texts: list[str], n: int, first: int) -> float:
+def distinct_n(texts: list[str], n: int, first: int) -> float:
     """Share of different n-grams among all in the first `first` words of texts (distinct-n, Li et al. 2016)."""
-    grams = [tuple(said[i:i + n]) for text in texts for said in [words(text)[:first]] for i in range(len(said) - n + 1)]
+    heads = [words(text)[:first] for text in texts]
+    grams = [tuple(head[i:i + n]) for head in heads for i in range(len(head) - n + 1)]
     return len(set(grams)) / max(1, len(grams))

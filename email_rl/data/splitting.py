@@ -4,19 +4,20 @@ from __future__ import annotations
 import random
 import zlib
 from collections import Counter, defaultdict
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.stats import binom
 
 from email_rl.data.mails import OUTCOMES, Mails, words
-from email_rl.data.gold_model import sentences
+from email_rl.data.gold_model import split_sentences
 
 SIGNATURE, BAND = 64, 4  # min-hashes a text, and how many of them must agree for two texts to be compared
 PRIME = (1 << 31) - 1
 
 
-def near_duplicates(texts: list[str], similarity: float) -> list[int]:
+def near_duplicate_groups(texts: list[str], similarity: float) -> list[int]:
     """Number the groups of texts whose three-word shingles overlap by `similarity` (Jaccard) or more, chained.
 
     Candidates come from min-hash bands (Broder 1997): pairs at .8 are found with probability .9998; texts that are equal
@@ -32,10 +33,10 @@ def near_duplicates(texts: list[str], similarity: float) -> list[int]:
     first: dict[tuple, int] = {}
     shingles: dict[int, frozenset] = {}
     for i, text in enumerate(texts):
-        said = tuple(normal(text).split())
-        parent[i] = first.setdefault(said, i)
+        tokens = tuple(normalised(text).split())
+        parent[i] = first.setdefault(tokens, i)
         if parent[i] == i:
-            shingles[i] = frozenset(zlib.crc32(" ".join(said[k:k + 3]).encode()) for k in range(max(1, len(said) - 2)))
+            shingles[i] = frozenset(zlib.crc32(" ".join(tokens[k:k + 3]).encode()) for k in range(max(1, len(tokens) - 2)))
     rng = np.random.default_rng(0)
     a, b = rng.integers(1, PRIME, (2, SIGNATURE, 1), dtype=np.int64)
     buckets: dict[tuple, list[int]] = defaultdict(list)
@@ -55,8 +56,8 @@ def near_duplicates(texts: list[str], similarity: float) -> list[int]:
     return [root(i) for i in range(len(texts))]
 
 
-def stratified(mails: Mails, groups: list[int], shares: dict[str, float], seed: int) -> dict[str, list[int]]:
-    """Deal whole groups out to splits so that each split has its share of every outcome; largest groups first."""
+def stratified_split(mails: Mails, groups: list[int], shares: dict[str, float], seed: int) -> dict[str, list[int]]:
+    """Assign whole groups to splits so that each split has its share of every outcome; largest groups first."""
     members: dict[int, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
         members[group].append(row)
@@ -77,35 +78,46 @@ def stratified(mails: Mails, groups: list[int], shares: dict[str, float], seed: 
     return {name: sorted(rows) for name, rows in split.items()}
 
 
-def telling_sentences(mails: Mails, seldom: int, purity: float, chance: float) -> list[tuple[str, int, int, int]]:
-    """List sentences that give an outcome away: (sentence, outcome, times with it, times in all), most frequent first.
+class LabelLeak(NamedTuple):
+    """A sentence that gives an outcome away: it occurs `hits` times with that outcome, `occurrences` times in all."""
 
-    One counts if it occurs `seldom` times or more, with one outcome in a share `purity` of them, and if among as many
-    sentences as there are chance alone would show one such with a probability below `chance`.
+    sentence: str
+    outcome: int
+    hits: int
+    occurrences: int
+
+
+def label_leaks(mails: Mails, min_count: int, purity: float, max_chance: float) -> list[LabelLeak]:
+    """List the sentences that give an outcome away, most frequent first.
+
+    One counts if it occurs `min_count` times or more, with one outcome in a share `purity` of them, and if among as many
+    sentences as there are chance alone would show one such with a probability below `max_chance`.
     """
-    seen: dict[str, Counter] = defaultdict(Counter)
-    written: dict[str, str] = {}
+    outcomes_of: dict[str, Counter] = defaultdict(Counter)
+    first_form: dict[str, str] = {}
     for text, y in zip(mails.texts, mails.outcome.tolist()):
-        here = {normal(sentence): sentence for sentence in sentences(text)}
-        for said, sentence in here.items():
-            if said:
-                written.setdefault(said, sentence)
-                seen[said][y] += 1
+        here = {normalised(sentence): sentence for sentence in split_sentences(text)}
+        for normal_form, sentence in here.items():
+            if normal_form:
+                first_form.setdefault(normal_form, sentence)
+                outcomes_of[normal_form][y] += 1
     share = torch.bincount(mails.outcome, minlength=len(OUTCOMES)).double() / len(mails)
-    found = []
-    for said, counts in seen.items():
+    leaks = []
+    for normal_form, counts in outcomes_of.items():
         (y, hits), n = counts.most_common(1)[0], sum(counts.values())
-        if n >= seldom and hits >= purity * n and binom.sf(hits - 1, n, share[y].item()) * len(seen) < chance:
-            found.append((written[said], y, hits, n))
-    return sorted(found, key=lambda f: -f[3])
+        if n < min_count or hits < purity * n:
+            continue
+        if binom.sf(hits - 1, n, share[y].item()) * len(outcomes_of) < max_chance:
+            leaks.append(LabelLeak(first_form[normal_form], y, hits, n))
+    return sorted(leaks, key=lambda leak: -leak.occurrences)
 
 
-def told(mails: Mails, found: list[tuple[str, int, int, int]]) -> float:
-    """Return the share of mails that have one of the sentences found."""
-    known = {normal(sentence) for sentence, *_ in found}
-    return sum(any(normal(s) in known for s in sentences(text)) for text in mails.texts) / max(1, len(mails))
+def leak_share(mails: Mails, leaks: list[LabelLeak]) -> float:
+    """Return the share of mails that have one of the sentences."""
+    known = {normalised(leak.sentence) for leak in leaks}
+    return sum(any(normalised(s) in known for s in split_sentences(text)) for text in mails.texts) / max(1, len(mails))
 
 
-def normal(text: str) -> str:
+def normalised(text: str) -> str:
     """Write a text without case, punctuation and numbers, so that what is filled in differs no more."""
     return " ".join("0" if word.isdigit() else word for word in words(text))

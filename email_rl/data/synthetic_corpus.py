@@ -12,30 +12,30 @@ from email_rl.data.mails import Mails
 from email_rl.data.gold_model import VALUE_PARTS, Market
 
 
-class Corpus:
+class SyntheticCorpus:
     """Draw train, valid and test mails of one market; the test mails are the same for every seed.
 
     parts: how often a part is right, wrong (another context's value) or absent; for the others, the shares of 0, 1, 2 …
-    times. shuffled: whether a mail's body parts come in random order.
+    times. shuffled_body: whether a mail's body parts come in random order.
     """
 
-    def __init__(self, seed: int, *, values: int, paraphrases: bool, shuffled: bool, train: int, valid: int, test: int,
+    def __init__(self, seed: int, *, values_per_facet: int, paraphrases: bool, shuffled_body: bool, train: int, valid: int, test: int,
                  test_seed: int, parts: dict, gold: Callable):
         if min(train, valid, test) < 1:
             raise ValueError(f"env.corpus: expected train, valid and test of at least 1 mail, got {train}, {valid}, {test}")
-        self.market = Market.of(values, paraphrases)
-        self.shuffled, self.parts, self.gold = shuffled, parts, gold(self.market)
+        self.market = Market.of(values_per_facet, paraphrases)
+        self.shuffled_body, self.parts, self.gold = shuffled_body, parts, gold(self.market)
         self.sizes, self.seeds = {"train": train, "valid": valid, "test": test}, {"train": 2 * seed, "valid": 2 * seed + 1}
         self.seeds["test"] = test_seed
 
     def splits(self) -> dict[str, Mails]:
         """Draw the three splits; a text of one is in no other."""
-        test = self.draw(self.sizes["test"], f"test {self.seeds['test']}")
-        valid = self.draw(self.sizes["valid"], f"valid {self.seeds['valid']}").without(test)
-        train = self.draw(self.sizes["train"], f"train {self.seeds['train']}").without(test + valid)
+        test = self.sample(self.sizes["test"], f"test {self.seeds['test']}")
+        valid = self.sample(self.sizes["valid"], f"valid {self.seeds['valid']}").without(test)
+        train = self.sample(self.sizes["train"], f"train {self.seeds['train']}").without(test + valid)
         return {"train": train, "valid": valid, "test": test}
 
-    def draw(self, n: int, stream: str) -> Mails:
+    def sample(self, n: int, stream: str) -> Mails:
         """Draw n mails with outcomes; a stream (any string) always gives the same."""
         rng = random.Random(stream)
         drawn = [self.compose(rng) for _ in range(n)]
@@ -62,25 +62,24 @@ class Corpus:
             shares = self.parts[part]
             body[part] = _distinct(part, rng.choices(range(len(shares)), shares)[0], rng)
         order = ["source", "general", "role", "industry", "product", "proof", "spam", "filler", "question", "call"]
-        if self.shuffled:
+        if self.shuffled_body:
             middle = order[2:]
             rng.shuffle(middle)
             order[2:] = middle
         if "source" in body:
             body["general"] = []  # one opener
-        said = " ".join(sentence for part in order for sentence in body.get(part, []))
-        lines = [rng.choice(phrases.GREETINGS), said, rng.choice(phrases.CLOSINGS), rng.choice(phrases.NAMES)]
+        body_text = " ".join(sentence for part in order for sentence in body.get(part, []))
+        lines = [rng.choice(phrases.GREETINGS), body_text, rng.choice(phrases.CLOSINGS), rng.choice(phrases.NAMES)]
         return phrases.CONTEXT.format(**asked), "\n".join(line for line in lines if line)
 
     def sentence(self, part: str, value: str, rng: random.Random) -> str:
         """Write a sentence about a facet's value, by its name or, in a market that has them, by a paraphrase."""
-        told = [(written, value) for written in phrases.SENTENCES[part]]
+        choices = [(template, value) for template in phrases.SENTENCES[part]]
         if self.market.paraphrases:
-            said = self.market.values[part][value]
-            told += [(written, rng.choice(said)) for written in phrases.SENTENCES.get(f"{part}_paraphrase",
-                                                                                       phrases.SENTENCES[part])]
-        written, name = rng.choice(told)
-        return _fill(written, {part: name}, rng)
+            templates = phrases.SENTENCES.get(f"{part}_paraphrase", phrases.SENTENCES[part])
+            choices += [(template, rng.choice(self.market.values[part][value])) for template in templates]
+        template, name = rng.choice(choices)
+        return _fill(template, {part: name}, rng)
 
 
 def _distinct(part: str, n: int, rng: random.Random) -> list[str]:

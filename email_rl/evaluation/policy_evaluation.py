@@ -1,4 +1,4 @@
-"""How writers of mails are judged: by the truth, or a judge that learnt from other mails; never by what they were trained on."""
+"""How policies that write mails are judged: by the truth, or a judge that learnt from other mails; never by their own reward model."""
 from __future__ import annotations
 
 import math
@@ -10,26 +10,29 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from email_rl.data import metrics
-from email_rl.data.mails import OUTCOMES, words
-from email_rl.data.dataset import EmailEnv
-from email_rl.models.policy import Policy, Samples
-from email_rl.models.outcome_classifier import worth
+from email_rl.data.mails import OUTCOMES, Mails, words
+from email_rl.data.dataset import MailDataset
+from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
+from email_rl.models.outcome_classifier import expected_reward
 from rlcore.logger import Quiet
 from rlcore.plots import labelled
 from rlcore.report import Report
 
 
-class Written(NamedTuple):
-    """Mails for contexts, and their KL from the reference, nats [N] (None: not known)."""
+STREAMS = {"validation": 6, "test": 4, "best": 4}  # what is added to the seed
+
+
+class PolicyMails(NamedTuple):
+    """Mails that a policy wrote for contexts, or that were sent: N each."""
 
     contexts: list[str]
     texts: list[str]
-    kl: Tensor | None
-    stopped: Tensor | None
+    kl: Tensor | None  # log π − log π_ref of each mail, nats [N]; None: not known
+    has_ended: Tensor | None  # whether a mail has a stop token, bool [N]; None: of mails that were sent
 
 
-class WritingReport(Report):
-    """The comparison of writers, laid out in metrics.json as `reward_model`, `policy`, `reference` …"""
+class MailPolicyReport(Report):
+    """The comparison of policies, laid out in metrics.json as `reward_model`, `policy`, `reference` …"""
 
     def metrics(self) -> dict:
         """Lay everything out for metrics.json."""
@@ -59,125 +62,131 @@ class WritingReport(Report):
         return {**self.plots, "proxy_and_truth": figure, "frontier": frontier}
 
 
-class Writing:
+class MailPolicyEvaluator:
     """Compare a trained policy with the mails that were sent, its reference, best-of-n of that, and reward-weighted training."""
 
-    def __init__(self, env: EmailEnv, *, seed: int, mails: int, course_mails: int, best_of: int, rival, sampling: dict,
-                 distinct_words: int, draws: int):
-        self.env, self.seed, self.mails, self.course_mails = env, seed, mails, course_mails
-        self.best_of, self.rival, self.sampling = best_of, rival, sampling
-        self.distinct_words, self.draws = distinct_words, draws
+    def __init__(self, dataset: MailDataset, *, headline: str, seed: int, test_mails: int, validation_mails: int, best_of: int,
+                 baseline_trainer, sampling: dict, distinct_words: int, bootstrap_samples: int):
+        self.dataset, self.headline, self.seed = dataset, headline, seed
+        self.test_mails, self.validation_mails, self.best_of = test_mails, validation_mails, best_of
+        self.baseline_trainer, self.sampling = baseline_trainer, sampling
+        self.distinct_words, self.bootstrap_samples = distinct_words, bootstrap_samples
         self._judge = None
 
     # ── what is true ────────────────────────────────────────────────────────────────────────────────────────────────
-    def truth(self, agent) -> Callable | None:
-        """Return P(outcome) by contexts and texts: the corpus's own, a judge's, or nothing."""
-        if self.env.gold:
-            return self.env.gold.probabilities
-        if self._judge is None and hasattr(agent, "judge"):
-            self._judge = agent.judge()
+    def true_probabilities(self, agent) -> Callable | None:
+        """Return P(outcome) as a function of contexts and texts: the corpus's own, a judge's, or None."""
+        if self.dataset.gold:
+            return self.dataset.gold.probabilities
+        self._judge = self._judge or agent.judge()
         return self._judge and self._judge.probabilities
 
-    # ── in the course of training ───────────────────────────────────────────────────────────────────────────────────
+    # ── during training ─────────────────────────────────────────────────────────────────────────────────────────────
     def score(self, agent) -> dict[str, float]:
-        """Value a policy on contexts of validation mails, the same each time."""
-        written = self.write(agent.policy, agent.reference, self.env.valid.contexts[:self.course_mails], "course")
-        row = self.judge(agent, written)
-        return {f"email/{name}": row[name] for name in ("conversion", "true_reward", "proxy_reward", "kl")}
+        """Evaluate a policy on contexts of validation mails, with the same random numbers each time."""
+        contexts = self.dataset.valid.contexts[:self.validation_mails]
+        figures = self.figures_of(agent, self.generate(agent.policy, agent.reference, contexts, "validation"))
+        return {f"email/{name}": figures[name] for name in ("conversion", "true_reward", "proxy_reward", "kl")}
 
-    def write(self, policy: Policy, reference: Policy | None, contexts: list[str], stream: str, samples: int = 1) -> Written:
-        """Let a policy write; a stream always gives the same random numbers."""
-        generator = torch.Generator(policy.device).manual_seed(self.seed + len(stream))
-        samples_, texts = policy.write(contexts, samples, generator, **self.sampling)
-        stopped = policy.ended(samples_)
-        contexts = [context for context in contexts for _ in range(samples)]
-        return Written(contexts, texts, None if reference is None else self.divergence(policy, reference, samples_), stopped)
+    def generate(self, policy: LanguageModelPolicy, reference: LanguageModelPolicy | None, contexts: list[str], stream: str,
+                 samples: int = 1) -> PolicyMails:
+        """Let a policy write mails; a stream always gives the same random numbers."""
+        generator = torch.Generator(policy.device).manual_seed(self.seed + STREAMS[stream])
+        mails, texts = policy.generate(contexts, samples, generator, **self.sampling)
+        kl = None if reference is None else self.kl_to_reference(policy, reference, mails)
+        return PolicyMails(contexts=[context for context in contexts for _ in range(samples)], texts=texts, kl=kl,
+                           has_ended=policy.has_ended(mails))
 
-    def divergence(self, policy: Policy, reference: Policy, samples: Samples) -> Tensor:
+    def kl_to_reference(self, policy: LanguageModelPolicy, reference: LanguageModelPolicy, mails: TokenizedMails) -> Tensor:
         """Return log π − log π_ref of each mail, nats [N]."""
         if policy is reference:
-            return torch.zeros(len(samples.query))
-        own, other = (p.read(samples, self.sampling["batch_size"]).log_prob for p in (policy, reference))
-        return torch.where(samples.alive, own - other, 0.0).sum(1).cpu()
+            return torch.zeros(len(mails.prompt))
+        own, other = (p.score_tokens(mails, self.sampling["batch_size"]).log_prob for p in (policy, reference))
+        return torch.where(mails.response_mask, own - other, 0.0).sum(1).cpu()
 
     # ── at the end ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def run(self, agent, name: str) -> WritingReport:
+    def run(self, agent, name: str) -> MailPolicyReport:
         """Compare all on contexts of test mails."""
         started = time.perf_counter()
-        test = self.env.test.rows(list(range(min(self.mails, len(self.env.test)))))
-        written = {"sent": Written(test.contexts, test.texts, None, None)}
+        test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
+        mails = self.mails_by_policy(agent, name, test)
+        rows = {row: self.figures_of(agent, written) for row, written in mails.items()}
+        truth = "truth: the gold model" if self.dataset.gold else "judge: a model that learnt from other mails"
+        extra, plots = {"truth": truth, "source": self.dataset.name}, {}
         if agent.reference is not None:
-            written["reference"] = self.write(agent.reference, agent.reference, test.contexts, "test")
-            written[f"best_of_{self.best_of}"] = self.best(agent, test.contexts)
-        written[name] = self.write(agent.policy, agent.reference, test.contexts, "test")
-        if agent.reference is not None and self.rival:
-            goal, rival = written[name].kl.mean().item(), agent.rival(self.rival)
-            rival.train(Quiet(), lambda: None, None, lambda: rival.divergence.item() >= goal)
-            written["reward_weighted"] = self.write(rival.policy, agent.reference, test.contexts, "test")
-            written[name] = written.pop(name)  # the last row
-        judged = {row: self.judge(agent, mails) for row, mails in written.items()}
-        extra = {"truth": "truth: the gold model" if self.env.gold else "judge: a model that learnt from other mails",
-                 "source": self.env.name}
-        plots = {}
-        if agent.reference is not None:
-            reference = self.conversion(agent, written["reference"])
-            for row, mails in written.items():
-                judged[row] |= self.against(self.conversion(agent, mails), reference)
-            p = agent.scorer.probabilities(self.env.test.contexts, self.env.test.texts)
-            extra["reward_model"] = metrics.summary(p, self.env.test.outcome, 15)
-            extra["policy"] = judged[name]
-            plots["outcomes"] = self.outcomes(judged["reference"], judged[name])
+            reference = self.conversion(agent, mails["reference"])
+            for row, written in mails.items():
+                rows[row] |= self.ratio_to_reference(self.conversion(agent, written), reference)
+            p = agent.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
+            extra["reward_model"] = metrics.classification_metrics(p, self.dataset.test.outcome, 15)
+            extra["policy"] = rows[name]
+            plots["outcomes"] = self.outcomes(rows["reference"], rows[name])
         extra["evaluation_seconds"] = time.perf_counter() - started
-        return WritingReport(
-            title=f"{len(test):,} mails for contexts of {self.env.name}, which nothing was trained on",
-            caption=f"converts, true: by {extra['truth'].split(': ')[1]}: share of conversions with its 95 % interval, expected "
+        return MailPolicyReport(
+            title=f"{len(test):,} mails for contexts of {self.dataset.name}, which nothing was trained on",
+            caption=f"converts, true: by {truth.split(': ')[1]}: share of conversions with its 95 % interval, expected "
                     "reward; ×ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "
                     "(best of n: its upper bound); dist-2: distinct-2; ends: mails with a stop token",
-            rows=judged, columns=self.columns(), last=None, extra=extra, plots=plots,
+            rows=rows, columns=self.columns(), last=None, extra=extra, plots=plots,
             judged="conversion")
 
-    def best(self, agent, contexts: list[str]) -> Written:
-        """Take, of n mails of the reference for each context, the one that the reward model likes best."""
-        n = self.best_of
-        found = self.write(agent.reference, None, contexts, "best", n)
-        best = agent.rewards(found.contexts, found.texts).view(-1, n).argmax(1) + n * torch.arange(len(contexts))
-        bound = math.log(n) - (n - 1) / n  # Beirami et al. 2024
-        return Written(contexts, [found.texts[i] for i in best.tolist()], torch.full((len(contexts),), bound),
-                       found.stopped[best.to(found.stopped.device)])
+    def mails_by_policy(self, agent, name: str, test: Mails) -> dict[str, PolicyMails]:
+        """Return the mails of every row of the comparison, for the contexts of `test`; the trained policy's last."""
+        mails = {"sent": PolicyMails(test.contexts, test.texts, None, None)}
+        if agent.reference is None:
+            return mails | {name: self.generate(agent.policy, None, test.contexts, "test")}
+        mails["reference"] = self.generate(agent.reference, agent.reference, test.contexts, "test")
+        mails[f"best_of_{self.best_of}"] = self.best_of_n(agent, test.contexts)
+        own = self.generate(agent.policy, agent.reference, test.contexts, "test")
+        if self.baseline_trainer:
+            baseline, kl = agent.baseline_trainer(self.baseline_trainer), own.kl.mean().item()
+            baseline.train(Quiet(), lambda: None, None, lambda: baseline.kl_to_reference.item() >= kl)
+            mails["reward_weighted"] = self.generate(baseline.policy, agent.reference, test.contexts, "test")
+        return mails | {name: own}
 
-    def judge(self, agent, mails: Written) -> dict:
-        """Return a row's figures."""
+    def best_of_n(self, agent, contexts: list[str]) -> PolicyMails:
+        """Take, of n mails of the reference for each context, the one that the reward model scores highest."""
+        n = self.best_of
+        drawn = self.generate(agent.reference, None, contexts, "best", n)
+        best = agent.rewards(drawn.contexts, drawn.texts).view(-1, n).argmax(1) + n * torch.arange(len(contexts))
+        kl_bound = math.log(n) - (n - 1) / n  # Beirami et al. 2024
+        return PolicyMails(contexts=contexts, texts=[drawn.texts[i] for i in best.tolist()],
+                           kl=torch.full((len(contexts),), kl_bound), has_ended=drawn.has_ended[best.to(drawn.has_ended.device)])
+
+    def figures_of(self, agent, mails: PolicyMails) -> dict:
+        """Return the figures of a row."""
         contexts, texts, n = mails.contexts, mails.texts, len(mails.texts)
         row = {"proxy_reward": None, "true_reward": None, "conversion": None, "conversion_ci": None, "kl": None,
-               "distinct_2": metrics.distinct(texts, 2, self.distinct_words),
+               "distinct_2": metrics.distinct_n(texts, 2, self.distinct_words),
                "mean_words": sum(len(words(text)) for text in texts) / n, "mails": n}
-        if agent.scorer is not None:
-            p = agent.scorer.probabilities(contexts, texts).double()
-            row |= {"proxy_reward": worth(p, self.env.values, agent.reward_kind).mean().item(), "predicted": p.mean(0).tolist()}
-        truth = self.truth(agent)
-        if truth:
-            p = truth(contexts, texts).double()
+        values = self.dataset.outcome_values
+        if agent.reward_model is not None:
+            p = agent.reward_model.probabilities(contexts, texts).double()
+            row |= {"proxy_reward": expected_reward(p, values, agent.reward_kind).mean().item(), "predicted": p.mean(0).tolist()}
+        true_probabilities = self.true_probabilities(agent)
+        if true_probabilities:
+            p = true_probabilities(contexts, texts).double()
             converts = p[:, -1]
             half = 1.96 * converts.std().item() / n ** 0.5
-            row |= {"true_reward": (p @ self.env.values).mean().item(), "conversion": converts.mean().item(),
+            row |= {"true_reward": (p @ values).mean().item(), "conversion": converts.mean().item(),
                     "conversion_ci": [converts.mean().item() - half, converts.mean().item() + half], "outcomes": p.mean(0).tolist()}
-            said = "gold" if self.env.gold else "judge"
-            row |= {f"{said}_reward": row["true_reward"], f"{said}_conversion": row["conversion"]}
+            source = "gold" if self.dataset.gold else "judge"
+            row |= {f"{source}_reward": row["true_reward"], f"{source}_conversion": row["conversion"]}
         if mails.kl is not None:
             row["kl"] = mails.kl.mean().item()
-        if mails.stopped is not None:
-            row["stopped"] = mails.stopped.float().mean().item()
+        if mails.has_ended is not None:
+            row["stopped"] = mails.has_ended.float().mean().item()
         return row
 
-    def conversion(self, agent, mails: Written) -> Tensor:
-        """Return P(conversion) of each mail by the truth [N]."""
-        return self.truth(agent)(mails.contexts, mails.texts).double()[:, -1]
+    def conversion(self, agent, mails: PolicyMails) -> Tensor:
+        """Return the true P(conversion) of each mail [N]."""
+        return self.true_probabilities(agent)(mails.contexts, mails.texts).double()[:, -1]
 
-    def against(self, converts: Tensor, reference: Tensor) -> dict:
+    def ratio_to_reference(self, converts: Tensor, reference: Tensor) -> dict:
         """Return how many times as often mails convert as the reference's for the same contexts, with its 95 % interval."""
         generator = torch.Generator().manual_seed(self.seed)
         n = len(converts)
-        rows = torch.randint(n, (self.draws, n), generator=generator)
+        rows = torch.randint(n, (self.bootstrap_samples, n), generator=generator)
         ratio = converts[rows].mean(1) / reference[rows].mean(1)
         return {"times": (converts.mean() / reference.mean()).item(),
                 "times_ci": ratio.quantile(torch.tensor([0.025, 0.975], dtype=ratio.dtype)).tolist()}

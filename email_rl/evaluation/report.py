@@ -13,7 +13,7 @@ from rlcore.plots import labelled, markdown
 
 
 @dataclass(frozen=True)
-class Report:
+class RewardModelReport:
     """Results by model on test mails; `name` is the row of the reward model."""
 
     name: str
@@ -54,7 +54,7 @@ class Report:
                    [f"{was['behind']:+.3f}", f"{(was['behind_ci'][1] - was['behind_ci'][0]) / 2:.3f}"]),
                  f"{row['ece']:.3f}"] for was, row in zip([self.refresh[0], *self.refresh], self.refresh)]
 
-    def parts(self) -> dict[str, Report]:
+    def parts(self) -> dict[str, RewardModelReport]:
         """Name what is shown and logged as tables."""
         return {"table": self}
 

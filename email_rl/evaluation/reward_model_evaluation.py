@@ -8,61 +8,65 @@ from torch import Tensor
 
 from email_rl.data import metrics
 from email_rl.models.bag_of_words import BagOfWords
-from email_rl.data.dataset import EmailEnv
-from email_rl.evaluation.report import Report
+from email_rl.data.dataset import MailDataset
+from email_rl.evaluation.report import RewardModelReport
 
 
-class Evaluation:
+class RewardModelEvaluator:
     """Compare a reward model with what is simpler and, on the corpus, with the gold model's own probabilities."""
 
-    def __init__(self, env: EmailEnv, *, seed: int, draws: int, bins: int, bag: dict, other_input: bool):
-        self.env, self.seed, self.draws, self.bins, self.bag, self.other_input = env, seed, draws, bins, bag, other_input
+    def __init__(self, dataset: MailDataset, *, headline: str, seed: int, bootstrap_samples: int, calibration_bins: int,
+                 bag_of_words: dict, compare_inputs: bool):
+        self.dataset, self.headline, self.seed = dataset, headline, seed
+        self.bootstrap_samples, self.calibration_bins = bootstrap_samples, calibration_bins
+        self.bag_of_words, self.compare_inputs = bag_of_words, compare_inputs
 
     def score(self, agent) -> dict[str, float]:
         """Value an agent on validation mails in the course of training."""
         return agent.validate()
 
-    def run(self, agent, name: str) -> Report:
+    def run(self, agent, name: str) -> RewardModelReport:
         """Compare all on the test mails; in a refresh, also before and after on the old test mails and the new."""
-        test, train = agent.new()["test"], agent.train_mails
+        test, train = agent.new_splits()["test"], agent.train_mails
         started = time.perf_counter()
         share = torch.bincount(train.outcome, minlength=3).double() / len(train)
-        said = {"majority": ("nothing", share.expand(len(test), 3)),
-                "bag_of_words": ("context_text", BagOfWords(train, agent.valid_mails, self.seed, **self.bag).probabilities(test))}
-        if self.other_input and agent.before is None:
+        bag = BagOfWords(train, agent.valid_mails, self.seed, **self.bag_of_words)
+        predictions = {"majority": ("nothing", share.expand(len(test), 3)),
+                       "bag_of_words": ("context_text", bag.probabilities(test))}
+        if self.compare_inputs and agent.before_refresh is None:
             other = "text" if agent.input == "context_text" else "context_text"
-            said[f"{name}_{other}"] = other, agent.fit_other(other).probabilities(test)
-        said[name] = agent.input, agent.probabilities(test)
-        if self.env.gold:
-            said["gold"] = "truth", self.env.gold.probabilities(test.contexts, test.texts)
-        truth = said["gold"][1] @ self.env.values if self.env.gold else None
-        rows = {row: {"reads": reads, **self.judge(p, test.outcome, truth), **self.behind(p, said[name][1], test.outcome)}
-                for row, (reads, p) in said.items()}
+            predictions[f"{name}_{other}"] = other, agent.train_with_input(other).probabilities(test)
+        predictions[name] = agent.input, agent.probabilities(test)
+        if self.dataset.gold:
+            predictions["gold"] = "truth", self.dataset.gold.probabilities(test.contexts, test.texts)
+        truth = predictions["gold"][1] @ self.dataset.outcome_values if self.dataset.gold else None
+        rows = {row: {"reads": reads, **self.figures_of(p, test.outcome, truth), **self.behind(p, predictions[name][1], test.outcome)}
+                for row, (reads, p) in predictions.items()}
         rows[name]["temperature"] = agent.temperature
-        data = {"source": self.env.name, "train": len(train), "valid": len(agent.valid_mails), "test": len(test),
-                "outcomes": torch.bincount(train.outcome, minlength=3).tolist(), "warnings": self.env.warnings,
+        data = {"source": self.dataset.name, "train": len(train), "valid": len(agent.valid_mails), "test": len(test),
+                "outcomes": torch.bincount(train.outcome, minlength=3).tolist(), "warnings": self.dataset.warnings,
                 "evaluation_seconds": time.perf_counter() - started}
-        p = said[name][1]
-        return Report(name, rows, data, metrics.calibration(p, test.outcome, self.bins), self.refresh(agent))
+        p = predictions[name][1]
+        return RewardModelReport(name, rows, data, metrics.calibration_bins(p, test.outcome, self.calibration_bins), self.refresh(agent))
 
-    def judge(self, p: Tensor, y: Tensor, truth: Tensor | None) -> dict:
+    def figures_of(self, p: Tensor, y: Tensor, truth: Tensor | None) -> dict:
         """Return a row's figures; truth [N] is the gold expected reward where it is known."""
-        row = metrics.summary(p, y, self.bins)
-        return row | ({"reward_correlation": metrics.correlation(p.double() @ self.env.values, truth)}
+        row = metrics.classification_metrics(p, y, self.calibration_bins)
+        return row | ({"reward_correlation": metrics.correlation(p.double() @ self.dataset.outcome_values, truth)}
                       if truth is not None else {})
 
     def behind(self, p: Tensor, model: Tensor, y: Tensor) -> dict:
         """Return a row's log-loss less the reward model's, with its paired 95 % interval."""
         difference = metrics.log_losses(p, y) - metrics.log_losses(model, y)
-        return {"behind": difference.mean().item(), "behind_ci": metrics.bootstrap(difference, self.draws, self.seed)}
+        return {"behind": difference.mean().item(), "behind_ci": metrics.bootstrap_interval(difference, self.bootstrap_samples, self.seed)}
 
     def refresh(self, agent) -> list[dict]:
         """Judge a refreshed model on old and new test mails, before and after."""
-        if agent.before is None:
+        if agent.before_refresh is None:
             return []
         rows = []
-        for age, test in (("old", agent.old["test"]), ("new", agent.new()["test"])):
+        for age, test in (("old", agent.old_splits["test"]), ("new", agent.new_splits()["test"])):
             after = agent.probabilities(test)
-            for when, p in (("before", agent.before[age]), ("after", after)):
-                rows.append({"split": age, "when": when, **metrics.summary(p, test.outcome, self.bins), **self.behind(p, after, test.outcome)})
+            for when, p in (("before", agent.before_refresh[age]), ("after", after)):
+                rows.append({"split": age, "when": when, **metrics.classification_metrics(p, test.outcome, self.calibration_bins), **self.behind(p, after, test.outcome)})
         return rows

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from email_rl.data.gold_model import sentences
+from email_rl.data.gold_model import split_sentences
 
 # What a reader may be asked to do, as an imperative; verbs that are nouns as often (call, text, book) need an object.
 ACTION = (r"(?:reply|respond|write back|get back to (?:me|us)|get in touch|reach out|contact (?:me|us)|e-?mail (?:me|us)|"
@@ -25,9 +25,9 @@ INSIDE = re.compile(rf"\b(?:please|kindly|feel free to|don't hesitate to|you can
 
 def call_to_action(text: str) -> str | None:
     """Return the first sentence that asks the reader to do something."""
-    return next((said for said in sentences(text) if CALL.match(said) or INSIDE.search(said)), None)
+    return next((said for said in split_sentences(text) if CALL.match(said) or INSIDE.search(said)), None)
 
 
 def question(text: str) -> str | None:
     """Return the first sentence that ends in a question mark."""
-    return next((said for said in sentences(text) if re.search(r"\?+!*[\"'”’)*_]*$", said)), None)
+    return next((said for said in split_sentences(text) if re.search(r"\?+!*[\"'”’)*_]*$", said)), None)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from email_rl.data.mails import Mails, words
-from email_rl.data.metrics import log_losses, temperature
+from email_rl.data.metrics import fit_temperature, log_losses
 
 
 class BagOfWords:
-    """Counts of the words of context and text, each with a weight an outcome; best epoch and temperature by valid; `steps` at least."""
+    """Counts of the words of context and text, each with a weight an outcome; best epoch and temperature by valid; `min_steps` at least."""
 
-    def __init__(self, train: Mails, valid: Mails, seed: int, *, lr: float, decay: float, epochs: int, steps: int,
-                 batch_size: int):
+    def __init__(self, train: Mails, valid: Mails, seed: int, *, lr: float, weight_decay: float, epochs: int,
+                 min_steps: int, batch_size: int):
         counts = Counter(word for mail in zip(train.contexts, train.texts) for word in set(self.words(*mail)))
         self.vocabulary = {word: i for i, word in enumerate(sorted(w for w, n in counts.items() if n > 1), 1)}  # 0 pads
         generator = torch.Generator().manual_seed(seed)
@@ -23,9 +23,9 @@ class BagOfWords:
         share = torch.bincount(train.outcome, minlength=3).clamp_min(1) / len(train)
         self.bias = nn.Parameter(share.log())
         self.temperature = 1.0
-        optimizer = torch.optim.AdamW([self.weight.weight, self.bias], lr=lr, weight_decay=decay)
+        optimizer = torch.optim.AdamW([self.weight.weight, self.bias], lr=lr, weight_decay=weight_decay)
         ids, best = self.ids(train), (float("inf"), None)
-        epochs = max(epochs, -(-steps * batch_size // len(train)))  # few mails need more passes
+        epochs = max(epochs, -(-min_steps * batch_size // len(train)))  # few mails need more passes
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = lr * (1 - epoch / epochs)
             for rows in torch.randperm(len(train), generator=generator).split(batch_size):
@@ -39,7 +39,7 @@ class BagOfWords:
         with torch.no_grad():
             self.weight.weight.copy_(best[1][0])
             self.bias.copy_(best[1][1])
-            self.temperature = temperature(self.logits(self.ids(valid)), valid.outcome, torch.ones(len(valid)))
+            self.temperature = fit_temperature(self.logits(self.ids(valid)), valid.outcome, torch.ones(len(valid)))
 
     @staticmethod
     def words(context: str, text: str) -> list[str]:

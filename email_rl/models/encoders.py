@@ -1,4 +1,4 @@
-"""The reward model's network and tokenizer: DistilBERT with random weights, from a local folder, or from the hub."""
+"""The reward model's network and tokenizer: DistilBERT with random weights, or a pretrained encoder; and its batches."""
 from __future__ import annotations
 
 from collections import Counter
@@ -11,7 +11,7 @@ from transformers import (AutoModelForSequenceClassification, AutoTokenizer, Dis
                           DistilBertForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast)
 
 from email_rl.data.mails import OUTCOMES
-from email_rl.models.hf_io import from_folder, from_hub
+from email_rl.models.hf_io import FromFolder, FromHub
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NORMALIZER, PRE_TOKENIZER = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
@@ -20,24 +20,30 @@ LABELS = {"num_labels": len(OUTCOMES), "id2label": dict(enumerate(OUTCOMES)),
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiny:
-    """A small DistilBERT with random weights, and a word-piece vocabulary made of the mails' words."""
+class FineTuning:
+    """How an encoder is fine-tuned into a reward model (email_rl/training/reward_model.py)."""
 
-    vocabulary: int  # tokens at most
-    dim: int
-    layers: int
-    heads: int
-    hidden: int
-    dropout: float
     max_length: int  # tokens of context and text together
     lr: float
     epochs: int
     batch_size: int
-    overlap: float  # weight of the auxiliary task (email_rl/training/reward_model.py)
+    overlap_weight: float  # of the auxiliary loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyDistilBert(FineTuning):
+    """A small DistilBERT with random weights, and a word-piece vocabulary made of the mails' words."""
+
+    vocab_size: int  # tokens at most
+    dim: int
+    layers: int
+    heads: int
+    ffn_dim: int
+    dropout: float
 
     def build(self, texts: list[str]) -> tuple[DistilBertForSequenceClassification, PreTrainedTokenizerBase]:
         """Make the network (from torch's seed) and the tokenizer."""
-        tokenizer = Tokenizer(models.WordPiece(vocabulary(texts, self.vocabulary), unk_token="[UNK]"))
+        tokenizer = Tokenizer(models.WordPiece(vocabulary(texts, self.vocab_size), unk_token="[UNK]"))
         tokenizer.normalizer, tokenizer.pre_tokenizer = NORMALIZER, PRE_TOKENIZER
         cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -46,49 +52,31 @@ class Tiny:
             tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
             mask_token="[MASK]", model_max_length=self.max_length, model_input_names=["input_ids", "attention_mask"])
         model = DistilBertForSequenceClassification(DistilBertConfig(
-            vocab_size=len(fast), dim=self.dim, n_layers=self.layers, n_heads=self.heads, hidden_dim=self.hidden,
+            vocab_size=len(fast), dim=self.dim, n_layers=self.layers, n_heads=self.heads, hidden_dim=self.ffn_dim,
             dropout=self.dropout, attention_dropout=self.dropout, seq_classif_dropout=self.dropout,
             max_position_embeddings=self.max_length, pad_token_id=fast.pad_token_id, **LABELS))
         return model, fast
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hub:
-    """A pretrained encoder by its name on the model hub."""
+class PretrainedEncoder(FineTuning):
+    """Pretrained weights from the model hub or a folder, with a new classification head where they have none."""
 
-    name: str
-    max_length: int
-    lr: float
-    epochs: int
-    batch_size: int
-    overlap: float  # weight of the auxiliary task (email_rl/training/reward_model.py)
+    source: FromHub | FromFolder
 
     def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-        """Download or find in the cache; raise ValueError, in one line, where neither works."""
-        return from_hub(self.name, "algo.rm.name", lambda name: _pretrained(name, self.max_length),
-                        "algo/rm=local algo.rm.path=FOLDER (saved weights) or algo/rm=distilbert_tiny (nothing to download)")
+        """Load network and tokenizer; raise ValueError, in one line, where the source has no such model."""
+        return self.source.load(
+            lambda name: read_classifier(name, self.max_length), key="algo.encoder.source", what="classifier",
+            alternatives="algo/encoder=local algo.encoder.source.path=FOLDER (saved weights) or "
+                         "algo/encoder=distilbert_tiny (nothing to download)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Local:
-    """An encoder that `save_pretrained` left in a folder."""
-
-    path: str | None
-    max_length: int
-    lr: float
-    epochs: int
-    batch_size: int
-    overlap: float  # weight of the auxiliary task (email_rl/training/reward_model.py)
-
-    def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-        """Read the folder; raise ValueError where it holds no such model."""
-        return from_folder(self.path, "algo.rm.path", lambda path: _pretrained(path, self.max_length), "classifier")
-
-
-def _pretrained(name: str, max_length: int) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    tokenizer = AutoTokenizer.from_pretrained(name)
+def read_classifier(name: str, max_length: int) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Read network and tokenizer by a hub name or folder."""
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     tokenizer.model_max_length = max_length
-    return AutoModelForSequenceClassification.from_pretrained(name, **LABELS), tokenizer
+    return AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **LABELS), tokenizer
 
 
 def vocabulary(texts: list[str], size: int) -> dict[str, int]:
@@ -106,14 +94,14 @@ def vocabulary(texts: list[str], size: int) -> dict[str, int]:
     return {piece: i for i, piece in enumerate(list(pieces)[:size])}
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, contexts: list[str] | None, texts: list[str]) -> list[list[int]]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, contexts: list[str] | None, texts: list[str]) -> list[list[int]]:
     """Return each input's token ids: [CLS] text [SEP], or [CLS] context [SEP] text [SEP]."""
     pairs = (texts,) if contexts is None else (contexts, texts)
     return tokenizer(*pairs, truncation=True, max_length=tokenizer.model_max_length)["input_ids"]
 
 
-def dealt(lengths: list[int], size: int, pool: int, generator: torch.Generator) -> list[list[int]]:
-    """Deal all rows into batches: shuffled, rows of like length together within `pool` batches."""
+def bucketed_batches(lengths: list[int], size: int, pool: int, generator: torch.Generator) -> list[list[int]]:
+    """Split all rows into batches of `size`: shuffled, and sorted by length within every `pool` batches."""
     order, batches = torch.randperm(len(lengths), generator=generator).tolist(), []
     for start in range(0, len(order), size * pool):
         rows = sorted(order[start:start + size * pool], key=lengths.__getitem__)
@@ -122,16 +110,17 @@ def dealt(lengths: list[int], size: int, pool: int, generator: torch.Generator) 
     return batches
 
 
-def padded(ids: list[list[int]], pad: int, multiple: int = 8) -> tuple[Tensor, Tensor]:
+def pad_batch(ids: list[list[int]], pad_token: int, multiple: int = 8) -> tuple[Tensor, Tensor]:
     """Return ids and attention mask, int64 [B, L]; L is rounded up, so that few shapes occur."""
     length = -(-max(map(len, ids)) // multiple) * multiple
     mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
-    return torch.tensor([row + [pad] * (length - len(row)) for row in ids]), mask
+    return torch.tensor([row + [pad_token] * (length - len(row)) for row in ids]), mask
 
 
-def in_both(x: Tensor, mask: Tensor, cls: int, sep: int) -> tuple[Tensor, Tensor]:
-    """Mark the tokens of [CLS] context [SEP] text [SEP] that the other part has too, and those that count, bool [B, L]."""
-    counts = mask.bool() & (x != cls) & (x != sep)
-    context = (x == sep).cumsum(1) == 0
-    same = (x[:, :, None] == x[:, None, :]) & (context[:, :, None] != context[:, None, :]) & counts[:, None, :]
-    return same.any(2) & counts, counts
+def token_overlap(ids: Tensor, attention_mask: Tensor, cls_token: int, sep_token: int) -> tuple[Tensor, Tensor]:
+    """Mark the tokens of [CLS] context [SEP] text [SEP] that the other part has too, and all words' tokens, bool [B, L]."""
+    is_word = attention_mask.bool() & (ids != cls_token) & (ids != sep_token)
+    in_context = (ids == sep_token).cumsum(1) == 0
+    same_token = ids[:, :, None] == ids[:, None, :]
+    other_part = in_context[:, :, None] != in_context[:, None, :]
+    return (same_token & other_part & is_word[:, None, :]).any(2) & is_word, is_word

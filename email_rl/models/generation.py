@@ -15,21 +15,22 @@ from rlcore.distributions import draw
 from rlcore.backends.cuda_graphs import capture
 
 
-def positions(mask: Tensor) -> Tensor:
+def position_ids(mask: Tensor) -> Tensor:
     """Number the tokens [B, L] under a mask from 0, so that padding on the left shifts nothing."""
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
-def sees(keys: Tensor, width: int) -> Tensor:
-    """Mark what each of the first `width` tokens sees [B, width, L] of keys under a mask [B, L]: those up to its own.
+def causal_mask(key_mask: Tensor, width: int) -> Tensor:
+    """Return the attention mask [B, width, L] of the first `width` tokens over keys under a mask [B, L]: each attends up to itself.
 
-    A row of padding would see nothing, and its softmax be NaN: it sees itself.
+    A row of padding would attend to nothing, and its softmax be NaN: a padding token attends to itself.
     """
-    causal = torch.ones(width, keys.shape[1], dtype=torch.bool, device=keys.device).tril()
-    return keys[:, None].bool() & causal | torch.eye(*causal.shape, dtype=torch.bool, device=keys.device)
+    causal = torch.ones(width, key_mask.shape[1], dtype=torch.bool, device=key_mask.device).tril()
+    diagonal = torch.eye(*causal.shape, dtype=torch.bool, device=key_mask.device)
+    return key_mask[:, None].bool() & causal | diagonal
 
 
-def warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+def warp_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Return logits [..., V] of the distribution sampled from; what is cut off gets −inf.
 
     Division by the temperature, then the `top_k` likeliest (0: all), then of these the fewest likeliest whose
@@ -46,116 +47,123 @@ def warp(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor
     return logits
 
 
-class Steps:
-    """Prompts [P, Q] read, and n mails for each written token by token, by one model in one way.
+class CachedDecoder:
+    """A key-value cache over prompts [P, Q] and the n mails of each, which one model writes token by token.
 
-    What is read and written stays at its place: what was recorded with some prompts is replayed with others.
+    Prompts, cache and sampled tokens keep their addresses: what was recorded with some prompts is replayed with others.
     """
 
-    def __init__(self, lm: PreTrainedModel, device: torch.device, temperature: float, top_k: int, top_p: float):
-        self.lm, self.warped, self.prompts, self.cache = lm, (temperature, top_k, top_p), None, None
-        self.name = "cache" if "cache" in inspect.signature(lm.forward).parameters else "past_key_values"
-        # Autocast would cast weights for each token, or keep its casts no longer than to its end: steps have their own.
-        low = torch.is_autocast_enabled(device.type)
-        self.cast = casts(lm, torch.get_autocast_dtype(device.type)) if low else {}
+    def __init__(self, language_model: PreTrainedModel, device: torch.device, temperature: float, top_k: int, top_p: float):
+        self.language_model, self.warping = language_model, (temperature, top_k, top_p)
+        self.prompt_cache: StaticCache | None = None
+        self.mail_cache: StaticCache | None = None
+        parameters = inspect.signature(language_model.forward).parameters
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        # Autocast would cast the weights for each token, or drop its casts when it ends: the decoder has its own casts.
+        autocast = torch.is_autocast_enabled(device.type)
+        self.casts = low_precision_weights(language_model, torch.get_autocast_dtype(device.type)) if autocast else {}
 
-    def begin(self, query: Tensor, mask: Tensor, uniform: Tensor, tokens: int) -> Tensor:
-        """Read prompts, each once, expand what is known of them to mails, one a uniform, and choose their first tokens."""
-        samples, width, length = len(uniform) // len(query), query.shape[1], query.shape[1] + tokens
+    def prefill(self, prompt: Tensor, prompt_mask: Tensor, uniform: Tensor, response_tokens: int) -> Tensor:
+        """Read each prompt once, expand its cache to its mails (one a uniform), and sample the mails' first tokens [B]."""
+        samples, width = len(uniform) // len(prompt), prompt.shape[1]
         # Keys that are padding or not yet written are masked out: the cache has its full length from the start.
-        seen = torch.zeros(len(query), length, dtype=torch.bool, device=query.device)
-        seen[:, :width] = mask.bool()
-        at = positions(mask)
-        for kept, now in self.cast.values():
-            kept.copy_(now)
-        if self.prompts is None:
-            self.prompts = StaticCache(config=self.lm.config, max_cache_len=length)
+        key_mask = torch.zeros(len(prompt), width + response_tokens, dtype=torch.bool, device=prompt.device)
+        key_mask[:, :width] = prompt_mask.bool()
+        position = position_ids(prompt_mask)
+        for cast, weight in self.casts.values():
+            cast.copy_(weight)
+        if self.prompt_cache is None:
+            self.prompt_cache = StaticCache(config=self.language_model.config, max_cache_len=width + response_tokens)
         else:
-            self.prompts.reset()
-        last = self.logits(query, sees(seen, width), at, self.prompts).repeat_interleave(samples, 0)
-        state = [x.repeat_interleave(samples, 0) for x in (seen, at[:, -1:], *held(self.prompts))]
-        state.append(torch.full((1,), width, device=query.device))
-        if self.cache is None:
-            self.cache, self.state = deepcopy(self.prompts), state
-            for layer, keys, values in zip(self.cache.layers, state[2::2], state[3::2]):
+            self.prompt_cache.reset()
+        logits = self.next_logits(prompt, causal_mask(key_mask, width), position, self.prompt_cache)
+        state = [x.repeat_interleave(samples, 0) for x in (key_mask, position[:, -1:], *cache_tensors(self.prompt_cache))]
+        state.append(torch.full((1,), width, device=prompt.device))
+        self._expand(state)
+        return self.sample_token(logits.repeat_interleave(samples, 0), uniform)
+
+    def _expand(self, state: list[Tensor]) -> None:
+        """Take over the prompts' state, repeated for their mails: (key mask, position, keys and values …, next key's index)."""
+        if self.mail_cache is None:
+            self.mail_cache, self.state = deepcopy(self.prompt_cache), state
+            for layer, keys, values in zip(self.mail_cache.layers, state[2::2], state[3::2]):
                 layer.keys, layer.values = keys, values
-        else:
-            for kept, now in zip(self.state, state):
-                kept.copy_(now)
-            for layer, read in zip(self.cache.layers, self.prompts.layers):  # some count what they hold
-                if isinstance(count := getattr(layer, "cumulative_length", None), Tensor):
-                    count.copy_(read.cumulative_length)
-        return self.choose(last, uniform)
+            return
+        for old, new in zip(self.state, state):
+            old.copy_(new)
+        for layer, prompt_layer in zip(self.mail_cache.layers, self.prompt_cache.layers):  # some layers count their tokens
+            if isinstance(count := getattr(layer, "cumulative_length", None), Tensor):
+                count.copy_(prompt_layer.cumulative_length)
 
-    def step(self, token: Tensor, uniform: Tensor) -> Tensor:
-        """Read a token and choose the next; all else is moved on in place, so that this can be recorded."""
-        seen, at, *_, place = self.state
-        seen.index_fill_(1, place, True)
-        place.add_(1)
-        at.add_(1)
-        return self.choose(self.logits(token[:, None], seen[:, None], at, self.cache), uniform)
+    def decode_step(self, token: Tensor, uniform: Tensor) -> Tensor:
+        """Read tokens [B] and sample the next ones [B]; the state moves on in place, so that this can be recorded."""
+        key_mask, position, *_, next_key = self.state
+        key_mask.index_fill_(1, next_key, True)
+        next_key.add_(1)
+        position.add_(1)
+        return self.sample_token(self.next_logits(token[:, None], key_mask[:, None], position, self.mail_cache), uniform)
 
-    def logits(self, ids: Tensor, attention: Tensor, at: Tensor, cache: StaticCache) -> Tensor:
-        """Logits [B, V] of what follows ids."""
-        found = functional_call(self.lm, {name: kept for name, (kept, _) in self.cast.items()}, kwargs={
-            "input_ids": ids, "attention_mask": attention[:, None], "position_ids": at, "use_cache": True, "logits_to_keep": 1,
-            self.name: cache}, tie_weights=False)
-        return found.logits[:, -1].float()
+    def next_logits(self, ids: Tensor, attention_mask: Tensor, position: Tensor, cache: StaticCache) -> Tensor:
+        """Return the logits [B, V] of the token after `ids` [B, L]."""
+        arguments = {"input_ids": ids, "attention_mask": attention_mask[:, None], "position_ids": position, "use_cache": True,
+                     "logits_to_keep": 1, self.cache_argument: cache}
+        weights = {name: cast for name, (cast, _) in self.casts.items()}
+        return functional_call(self.language_model, weights, kwargs=arguments, tie_weights=False).logits[:, -1].float()
 
-    def choose(self, last: Tensor, uniform: Tensor) -> Tensor:
-        """Choose tokens [B] by uniforms [B]."""
-        return draw(warp(last, *self.warped).softmax(-1), uniform)
-
-
-def casts(lm: PreTrainedModel, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return copies, by name and with their originals, of all that autocast would cast to `dtype`: what products take."""
-    return {f"{name}.{part}": (x.to(dtype), x) for name, module in lm.named_modules() if isinstance(module, (nn.Linear, Conv1D))
-            for part, x in module.named_parameters(recurse=False)}
+    def sample_token(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Sample tokens [B] from logits [B, V] by inversion of uniforms [B]."""
+        return draw(warp_logits(logits, *self.warping).softmax(-1), uniform)
 
 
-def held(cache: StaticCache) -> list[Tensor]:
+def low_precision_weights(language_model: PreTrainedModel, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return casts, by name and beside their originals, of all weights that autocast would cast to `dtype`: those of products."""
+    return {f"{name}.{part}": (x.to(dtype), x) for name, module in language_model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) for part, x in module.named_parameters(recurse=False)}
+
+
+def cache_tensors(cache: StaticCache) -> list[Tensor]:
     """List the keys and values of all layers in turn."""
     return [x for layer in cache.layers for x in (layer.keys, layer.values)]
 
 
-class Memory:
-    """The last steps that were recorded of one model, to be replayed while shapes and settings stay; a copy remembers nothing."""
+class RecordedDecoder:
+    """The last decoder that was recorded, to be replayed while shapes and settings stay; a copy holds none."""
 
     def __init__(self):
         self.key = self.made = None
 
-    def __deepcopy__(self, memo: dict) -> Memory:
-        return Memory()
+    def __deepcopy__(self, memo: dict) -> RecordedDecoder:
+        return RecordedDecoder()
 
     def get(self, key: tuple, make: Callable):
         """Return what was made for this key, made anew where the last was for another."""
         if self.key != key:
-            self.key = self.made = None  # before another takes as much room
+            self.key = self.made = None  # before another takes as much memory
             self.key, self.made = key, make()
         return self.made
 
 
 @torch.no_grad()
-def generate(lm: PreTrainedModel, query: Tensor, mask: Tensor, u: Tensor, *, temperature: float, top_k: int,
-             top_p: float, mode: str = "eager", memory: Memory | None = None) -> Tensor:
-    """Sample mails [B, R], int64, for prompts `query` [P, Q], padded on the left where `mask` is 0.
+def generate(language_model: PreTrainedModel, prompt: Tensor, prompt_mask: Tensor, u: Tensor, *, temperature: float, top_k: int,
+             top_p: float, mode: str = "eager", recorded: RecordedDecoder | None = None) -> Tensor:
+    """Sample mails [B, R], int64, for prompts [P, Q], padded on the left where `prompt_mask` is 0.
 
     u [R, B] are uniforms in [0, 1), one a token. B = P·n: each prompt is read once and its cache expanded to n mails,
-    which stand together. Always R tokens: what follows a stop token means nothing (see `alive`). With `cudagraph` on a GPU
-    the reading of prompts and a token's step are recorded and replayed, also in later calls with the same `memory`.
+    which stand together. Always R tokens: what follows a stop token means nothing (see `response_mask`). With `cudagraph` on a GPU
+    the reading of prompts and a token's step are recorded and replayed, also in later calls with the same `recorded`.
     """
     def make() -> tuple[Callable, Callable]:
-        steps = Steps(lm, query.device, temperature, top_k, top_p)
-        return tuple(capture(x, mode, query.device) for x in (steps.begin, steps.step))
-    key = (query.shape, u.shape, temperature, top_k, top_p, torch.is_autocast_enabled(query.device.type))
-    begin, step = memory.get(key, make) if memory and mode == "cudagraph" else make()
-    tokens = [begin(query, mask, u[0], len(u)).clone()]
+        decoder = CachedDecoder(language_model, prompt.device, temperature, top_k, top_p)
+        return tuple(capture(x, mode, prompt.device) for x in (decoder.prefill, decoder.decode_step))
+    key = (prompt.shape, u.shape, temperature, top_k, top_p, torch.is_autocast_enabled(prompt.device.type))
+    prefill, decode_step = recorded.get(key, make) if recorded and mode == "cudagraph" else make()
+    tokens = [prefill(prompt, prompt_mask, u[0], len(u)).clone()]
     for uniform in u[1:]:
-        tokens.append(step(tokens[-1], uniform).clone())
+        tokens.append(decode_step(tokens[-1], uniform).clone())
     return torch.stack(tokens, 1)
 
 
-def alive(response: Tensor, stop: int) -> Tensor:
-    """Mark a mail's own tokens [B, R]: up to the first stop token, and that."""
-    stopped = response == stop
-    return stopped.long().cumsum(-1) - stopped.long() == 0
+def response_mask(response: Tensor, stop_token: int) -> Tensor:
+    """Mark a mail's own tokens [B, R], bool: those up to the first stop token, and that token."""
+    stopped = (response == stop_token).long()
+    return stopped.cumsum(-1) - stopped == 0

@@ -1,10 +1,14 @@
-"""Networks with their tokenizers: from the hub or a folder, and to and from what a checkpoint can hold."""
+"""Hugging Face networks with their tokenizers: from the hub, from a folder, and to and from what a checkpoint can hold.
+
+No load runs code that comes with a model: `trust_remote_code` is off everywhere.
+"""
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Callable
+from typing import Callable, TypeVar
 
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -12,9 +16,32 @@ from transformers.activations import NewGELUActivation
 from transformers.utils import logging
 
 logging.disable_progress_bar()  # of reading and writing weights: the run has its own line
+T = TypeVar("T")
 
 
-def from_hub(name: str, key: str, read: Callable, alternatives: str):
+@dataclass(frozen=True, kw_only=True)
+class FromHub:
+    """A pretrained model by its name on the model hub."""
+
+    name: str
+
+    def load(self, read: Callable[[str], T], *, key: str, what: str, alternatives: str) -> T:
+        """Return `read(name)`, downloaded or from the hub's cache; `key` is where the configuration names this source."""
+        return from_hub(self.name, f"{key}.name", read, alternatives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromFolder:
+    """A model that `save_pretrained` left in a folder."""
+
+    path: str | None
+
+    def load(self, read: Callable[[str], T], *, key: str, what: str, alternatives: str) -> T:
+        """Return `read(path)`; `key` is where the configuration names this source, `what` the kind of model expected."""
+        return from_folder(self.path, f"{key}.path", read, what)
+
+
+def from_hub(name: str, key: str, read: Callable[[str], T], alternatives: str) -> T:
     """Return `read(name)`; raise ValueError, in one line, where the hub can't be reached or has no such model."""
     getLogger("huggingface_hub").setLevel("ERROR")  # its retries would each have a line
     try:
@@ -24,8 +51,8 @@ def from_hub(name: str, key: str, read: Callable, alternatives: str):
                          f"{alternatives}") from error
 
 
-def from_folder(path: str | None, key: str, read: Callable, what: str):
-    """Return `read(path)` of a folder that save_pretrained left; raise ValueError where it holds no such model."""
+def from_folder(path: str | None, key: str, read: Callable[[str], T], what: str) -> T:
+    """Return `read(path)` of a folder that `save_pretrained` left; raise ValueError where it holds no such model."""
     if not path or not (Path(path) / "config.json").is_file():
         raise ValueError(f"{key}: expected a folder with config.json, weights and tokenizer, got '{path}'")
     try:
@@ -48,7 +75,9 @@ def restore(files: dict[str, str], kind: type) -> tuple[nn.Module, PreTrainedTok
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / Path(name).name).write_text(content, encoding="utf-8")
-        return kind.from_config(AutoConfig.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = kind.from_config(config, trust_remote_code=False)
+        return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def export(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,7 +86,7 @@ def export(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -
     tokenizer.save_pretrained(folder)
 
 
-def fuse(model: nn.Module) -> None:
+def fuse_gelu(model: nn.Module) -> None:
     """Make a model compute GELU's tanh form, which transformers writes in eight kernels, in one."""
     for module in list(model.modules()):
         for name, part in module.named_children():

@@ -9,62 +9,74 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from email_rl.models.generation import Memory, alive, generate, positions, sees, warp
+from email_rl.models.generation import RecordedDecoder, causal_mask, generate, position_ids, response_mask, warp_logits
 from email_rl.models.hf_io import describe, export, restore
 
 
-class Samples(NamedTuple):
+class TokenizedMails(NamedTuple):
     """B mails as tokens: left-padded prompts [B, Q] with their mask, mails [B, R] with the mask of their own tokens."""
 
-    query: Tensor
-    query_mask: Tensor
+    prompt: Tensor
+    prompt_mask: Tensor
     response: Tensor
-    alive: Tensor
+    response_mask: Tensor
 
-    def alike(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, Samples]]:
-        """Part the mails `rows` into batches of like length, each cut to its longest prompt and mail (rounded up to eights, so
-        that few shapes occur): who reads it pays for little padding. Yields rows and their mails; asks the host once."""
-        lengths = torch.stack((self.query_mask.sum(1), self.alive.sum(1)))[:, rows]
+    def select(self, rows: Tensor) -> TokenizedMails:
+        """Take some mails."""
+        return TokenizedMails(*(x[rows] for x in self))
+
+    def cut(self, response_tokens: int) -> TokenizedMails:
+        """Keep the first `response_tokens` tokens of each mail."""
+        return self._replace(response=self.response[:, :response_tokens],
+                             response_mask=self.response_mask[:, :response_tokens])
+
+    def length_buckets(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenizedMails]]:
+        """Split the mails `rows` into batches of like length, each cut to its longest prompt and mail.
+
+        Lengths are rounded up to eights, so that few shapes occur. Yields rows and their mails; asks the host once.
+        """
+        lengths = torch.stack((self.prompt_mask.sum(1), self.response_mask.sum(1)))[:, rows]
         order = lengths.sum(0).argsort(stable=True)
-        longest = [(-(-part.amax(1) // 8) * 8).tolist() for part in lengths[:, order].cpu().split(size, 1)]
-        for some, (read, wrote) in zip(rows[order].split(size), longest):
-            yield some, Samples(self.query[some, -read:], self.query_mask[some, -read:], self.response[some, :wrote],
-                                self.alive[some, :wrote])
+        longest = [(-(-bucket.amax(1) // 8) * 8).tolist() for bucket in lengths[:, order].cpu().split(size, 1)]
+        for bucket, (prompt_tokens, response_tokens) in zip(rows[order].split(size), longest):
+            yield bucket, TokenizedMails(self.prompt[bucket, -prompt_tokens:], self.prompt_mask[bucket, -prompt_tokens:],
+                                         self.response[bucket, :response_tokens], self.response_mask[bucket, :response_tokens])
 
 
-class Reading(NamedTuple):
-    """What a policy thinks of each token of a mail, [B, R]: log-probability, value before it, entropy of the choice (or 0)."""
+class TokenScores(NamedTuple):
+    """A policy's view of each token of a mail, [B, R]: log-probability, value before it, entropy of the choice (or 0)."""
 
     log_prob: Tensor
     value: Tensor
     entropy: Tensor
 
 
-class Policy(nn.Module):
-    """A causal LM with a value head on its trunk, its tokenizer, and how a context becomes a prompt.
+class LanguageModelPolicy(nn.Module):
+    """A causal language model with a value head on its trunk, its tokenizer, and how a context becomes a prompt.
 
-    `prompt` is a template with {context}; a prompt is padded, or its beginning cut, to `query_tokens`; a mail has at most
+    `prompt_template` has {context}; a prompt is padded, or its beginning cut, to `prompt_tokens`; a mail has at most
     `response_tokens`, its stop token included. Log-probabilities are those of the distribution at `temperature`.
     """
 
-    def __init__(self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, prompt: str, query_tokens: int,
-                 response_tokens: int, temperature: float, precision: str):
+    def __init__(self, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, prompt_template: str,
+                 prompt_tokens: int, response_tokens: int, temperature: float, precision: str):
         super().__init__()
-        if "{context}" not in prompt:
-            raise ValueError(f"algo.writing.prompt: expected a text with {{context}}, got '{prompt}'")
+        if "{context}" not in prompt_template:
+            raise ValueError(f"algo.generation.prompt_template: expected a text with {{context}}, got '{prompt_template}'")
         if precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"algo.writing.precision: expected auto, float32 or bfloat16, got '{precision}'")
+            raise ValueError(f"algo.generation.precision: expected auto, float32 or bfloat16, got '{precision}'")
         if tokenizer.eos_token_id is None:
-            raise ValueError("algo.lm: its tokenizer has no end-of-text token, by which a mail could stop")
-        room = getattr(lm.config, "max_position_embeddings", query_tokens + response_tokens)
-        if query_tokens + response_tokens > room:
-            raise ValueError(f"algo.writing: query_tokens {query_tokens} + response_tokens {response_tokens}: expected at "
-                             f"most {room}, the positions of algo.lm")
-        self.lm, self.tokenizer, self.stop = lm, tokenizer, tokenizer.eos_token_id
-        self.prompt, self.query_tokens, self.response_tokens = prompt, query_tokens, response_tokens
-        self.temperature, self.precision, self.mode, self.memory = temperature, precision, "eager", Memory()
-        self.value = nn.Linear(lm.config.hidden_size, 1)
-        for parameter in self.value.parameters():
+            raise ValueError("algo.language_model: its tokenizer has no end-of-text token, by which a mail could stop")
+        room = getattr(language_model.config, "max_position_embeddings", prompt_tokens + response_tokens)
+        if prompt_tokens + response_tokens > room:
+            raise ValueError(f"algo.generation: prompt_tokens {prompt_tokens} + response_tokens {response_tokens}: expected at "
+                             f"most {room}, the positions of algo.language_model")
+        self.language_model, self.tokenizer, self.stop_token = language_model, tokenizer, tokenizer.eos_token_id
+        self.prompt_template, self.prompt_tokens, self.response_tokens = prompt_template, prompt_tokens, response_tokens
+        self.temperature, self.precision = temperature, precision
+        self.mode, self.recorded = "eager", RecordedDecoder()
+        self.value_head = nn.Linear(language_model.config.hidden_size, 1)
+        for parameter in self.value_head.parameters():
             nn.init.zeros_(parameter)
         for module in self.modules():  # or a ratio would differ from 1 before the first update
             if isinstance(module, nn.Dropout):
@@ -74,60 +86,65 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return self.value.weight.device
+        return self.value_head.weight.device
 
     # ── text to tokens and back ─────────────────────────────────────────────────────────────────────────────────────
-    def queries(self, contexts: list[str]) -> tuple[Tensor, Tensor]:
-        """Lay prompts out, padded on the left: ids and mask [P, Q]. Padding is known by the mask alone."""
-        rows = [row[-self.query_tokens:] for row in self.prompts(contexts)]
-        ids = torch.tensor([[0] * (self.query_tokens - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (self.query_tokens - len(row)) + [1] * len(row) for row in rows])
+    def tokenize_prompts(self, contexts: list[str]) -> tuple[Tensor, Tensor]:
+        """Return prompts, padded on the left: ids and mask [P, Q]. Padding is known by the mask alone."""
+        rows = [row[-self.prompt_tokens:] for row in self.full_prompts(contexts)]
+        ids = torch.tensor([[0] * (self.prompt_tokens - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (self.prompt_tokens - len(row)) + [1] * len(row) for row in rows])
         return ids.to(self.device), mask.to(self.device)
 
-    def prompts(self, contexts: list[str]) -> list[list[int]]:
+    def full_prompts(self, contexts: list[str]) -> list[list[int]]:
         """Return the tokens of prompts at their full length."""
-        return self.tokenizer([self.prompt.format(context=context) for context in contexts], add_special_tokens=False)["input_ids"]
+        prompts = [self.prompt_template.format(context=context) for context in contexts]
+        return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
-    def responses(self, texts: list[str]) -> list[list[int]]:
+    def tokenize_responses(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens of mails, the stop token last."""
-        return [row + [self.stop] for row in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return [row + [self.stop_token] for row in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-    def texts(self, response: Tensor, own: Tensor) -> list[str]:
-        """Read mails [B, R] up to their stop token."""
-        kept = (own & (response != self.stop)).cpu()
+    def decode(self, response: Tensor, response_mask: Tensor) -> list[str]:
+        """Return the texts of mails [B, R] up to their stop token."""
+        kept = (response_mask & (response != self.stop_token)).cpu()
         return [text.strip() for text in self.tokenizer.batch_decode(
             [row[keep].tolist() for row, keep in zip(response.cpu(), kept)], clean_up_tokenization_spaces=False)]
 
-    def ended(self, samples: Samples) -> Tensor:
+    def has_ended(self, mails: TokenizedMails) -> Tensor:
         """Tell which mails have a stop token, bool [B]."""
-        return ((samples.response == self.stop) & samples.alive).any(1)
+        return ((mails.response == self.stop_token) & mails.response_mask).any(1)
 
-    # ── what it thinks ──────────────────────────────────────────────────────────────────────────────────────────────
-    def forward(self, samples: Samples, entropy: bool = False) -> Reading:
-        """Read mails [B, R]; the entropy, which costs another pass over the vocabulary, on demand."""
-        ids = torch.cat((samples.query, samples.response), 1)
-        mask = torch.cat((samples.query_mask, samples.alive.to(samples.query_mask.dtype)), 1)
+    # ── how likely a mail is ────────────────────────────────────────────────────────────────────────────────────────
+    def forward(self, mails: TokenizedMails, entropy: bool = False) -> TokenScores:
+        """Score the tokens of mails [B, R]; the entropy, which costs another pass over the vocabulary, on demand."""
+        ids = torch.cat((mails.prompt, mails.response), 1)
+        mask = torch.cat((mails.prompt_mask, mails.response_mask.to(mails.prompt_mask.dtype)), 1)
         with self.autocast():  # the mask whole: of one [B, L] transformers asks the host whether all of it is 1
-            hidden = self.lm.base_model(input_ids=ids, attention_mask=sees(mask, mask.shape[1])[:, None],
-                                        position_ids=positions(mask), use_cache=False).last_hidden_state
-            hidden = hidden[:, -samples.response.shape[1] - 1:-1]  # at the token before each of the mail's
-            logits = self.lm.get_output_embeddings()(hidden)
-        logits = warp(logits.float(), self.temperature, 0, 1.0)
+            trunk = self.language_model.base_model(input_ids=ids, attention_mask=causal_mask(mask, mask.shape[1])[:, None],
+                                                   position_ids=position_ids(mask), use_cache=False)
+            hidden = trunk.last_hidden_state[:, -mails.response.shape[1] - 1:-1]  # at the token before each of the mail's
+            logits = self.language_model.get_output_embeddings()(hidden)
+        logits = warp_logits(logits.float(), self.temperature, 0, 1.0)
         normalizer = logits.logsumexp(-1)
-        log_prob = logits.gather(-1, samples.response[..., None])[..., 0] - normalizer
-        spread = (normalizer - ((logits - normalizer[..., None]).exp() * logits).sum(-1) if entropy
-                  else torch.zeros_like(log_prob))
-        return Reading(log_prob, self.value(hidden.float())[..., 0], spread)
+        log_prob = logits.gather(-1, mails.response[..., None])[..., 0] - normalizer
+        token_entropy = (normalizer - ((logits - normalizer[..., None]).exp() * logits).sum(-1) if entropy
+                         else torch.zeros_like(log_prob))
+        return TokenScores(log_prob, self.value_head(hidden.float())[..., 0], token_entropy)
 
     @torch.no_grad()
-    def read(self, samples: Samples, batch_size: int, entropy: bool = False, reader: Callable | None = None) -> Reading:
-        """Read mails [B, R] in batches of like length, without a gradient, by `reader`, which can be this class's own call
-        recorded; 0 after the longest of a batch."""
-        found = Reading(*torch.zeros(3, *samples.response.shape, device=self.device))
-        for rows, some in samples.alike(torch.arange(len(samples.query), device=self.device), batch_size):
-            for whole, part in zip(found, (reader or Policy.__call__)(self, some, entropy)):
+    def score_tokens(self, mails: TokenizedMails, batch_size: int, entropy: bool = False,
+                     forward: Callable | None = None) -> TokenScores:
+        """Score mails [B, R] in batches of like length, without a gradient; 0 after the longest of a batch.
+
+        `forward` stands in for this class's own call: the same, recorded.
+        """
+        scores = TokenScores(*torch.zeros(3, *mails.response.shape, device=self.device))
+        everyone = torch.arange(len(mails.prompt), device=self.device)
+        for rows, bucket in mails.length_buckets(everyone, batch_size):
+            for whole, part in zip(scores, (forward or LanguageModelPolicy.__call__)(self, bucket, entropy)):
                 whole[rows, :part.shape[1]] = part
-        return found
+        return scores
 
     def autocast(self):
         """Compute in bfloat16 (`auto`: on a GPU that has it); weights stay float32.
@@ -138,43 +155,44 @@ class Policy(nn.Module):
             self.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported())
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
 
-    # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────────
     @torch.no_grad()
-    def write(self, contexts: list[str], samples: int, generator: torch.Generator, *, temperature: float, top_k: int,
-              top_p: float, batch_size: int) -> tuple[Samples, list[str]]:
-        """Write `samples` mails for each context; those of a context stand together."""
-        found, texts = [], []
-        per_batch = max(1, batch_size // samples)
+    def generate(self, contexts: list[str], samples: int, generator: torch.Generator, *, temperature: float, top_k: int,
+                 top_p: float, batch_size: int) -> tuple[TokenizedMails, list[str]]:
+        """Sample `samples` mails for each context, as tokens and as texts; those of a context stand together."""
+        batches, texts = [], []
+        contexts_per_batch = max(1, batch_size // samples)
         u = torch.rand(len(contexts) * samples, self.response_tokens, generator=generator, device=self.device)
-        for start in range(0, len(contexts), per_batch):
-            some = contexts[start:start + per_batch]
-            query, mask = self.queries(some)
+        for start in range(0, len(contexts), contexts_per_batch):
+            batch = contexts[start:start + contexts_per_batch]
+            prompt, prompt_mask = self.tokenize_prompts(batch)
             with self.autocast():
-                response = self.sample(query, mask, u[start * samples:(start + len(some)) * samples].T,
-                                       temperature=temperature, top_k=top_k, top_p=top_p)
-            own = alive(response, self.stop)
-            found.append(Samples(query.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0), response, own))
-            texts += self.texts(response, own)
-        whole = Samples(*map(torch.cat, zip(*found)))
-        longest = -(-int(whole.alive.sum(1).max()) // 8) * 8  # nobody reads what comes after the longest mail
-        return whole._replace(response=whole.response[:, :longest], alive=whole.alive[:, :longest]), texts
+                response = self.sample_responses(prompt, prompt_mask, u[start * samples:(start + len(batch)) * samples].T,
+                                                 temperature=temperature, top_k=top_k, top_p=top_p)
+            own = response_mask(response, self.stop_token)
+            batches.append(TokenizedMails(prompt.repeat_interleave(samples, 0), prompt_mask.repeat_interleave(samples, 0),
+                                          response, own))
+            texts += self.decode(response, own)
+        mails = TokenizedMails(*map(torch.cat, zip(*batches)))
+        longest = -(-int(mails.response_mask.sum(1).max()) // 8) * 8  # nobody reads what comes after the longest mail
+        return mails.cut(longest), texts
 
-    def sample(self, query: Tensor, mask: Tensor, u: Tensor, **how) -> Tensor:
-        """Sample mails [B, R] for prompts [P, Q] from uniforms [R, B], as `generate` does."""
-        return generate(self.lm, query, mask, u, mode=self.mode, memory=self.memory, **how)
+    def sample_responses(self, prompt: Tensor, prompt_mask: Tensor, u: Tensor, **sampling) -> Tensor:
+        """Sample mails [B, R] for prompts [P, Q] from uniforms [R, B] (email_rl/models/generation.py)."""
+        return generate(self.language_model, prompt, prompt_mask, u, mode=self.mode, recorded=self.recorded, **sampling)
 
     # ── to and from disk ────────────────────────────────────────────────────────────────────────────────────────────
     def pack(self) -> dict:
         """Lay everything out for a checkpoint."""
-        return {"files": describe(self.lm, self.tokenizer), "weights": self.state_dict()}
+        return {"files": describe(self.language_model, self.tokenizer), "weights": self.state_dict()}
 
     @staticmethod
-    def unpack(state: dict, writing: dict) -> Policy:
-        """Restore what `pack` gave, to write as `writing` says."""
-        policy = Policy(*restore(state["files"], AutoModelForCausalLM), **writing)
+    def unpack(state: dict, generation: dict) -> LanguageModelPolicy:
+        """Restore what `pack` gave, to write as the settings `generation` say."""
+        policy = LanguageModelPolicy(*restore(state["files"], AutoModelForCausalLM), **generation)
         policy.load_state_dict(state["weights"])
         return policy
 
     def export(self, folder: Path) -> None:
         """Write language model and tokenizer as transformers does; the value head is of use in training only."""
-        export(folder, self.lm, self.tokenizer)
+        export(folder, self.language_model, self.tokenizer)

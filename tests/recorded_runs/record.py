@@ -28,8 +28,8 @@ OFFERS = ["env.num_agents=48", "algo.net.hidden=[16]", "env.population.reference
           "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12"]
 OFFERS_PPO = [*OFFERS, "algo=ppo", "env=offers", "algo.minibatches=4", "algo.spend.hidden=[8]", "algo.eval_every=2",
               "algo.total_steps=3456"]
-EMAIL = ["env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.rm.dim=16",
-         "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2"]
+EMAIL = ["env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.encoder.dim=16",
+         "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2"]
 RUNS: dict[str, list[str]] = {
     "ppo offers": OFFERS_PPO,
     "ppo offers, histories and caps": [*OFFERS_PPO, "env/observation=history", "env/rules=caps"],
@@ -50,13 +50,15 @@ RUNS: dict[str, list[str]] = {
             "algo.batch_size=256", "log={log}"],
     "twin": ["algo=twin", "env=offers", "algo.members=2", "algo.twin.reference=500", "algo.twin.rounds=2",
              "env.population.reference_size=500", "log={log}"],
-    "reward_model": [*EMAIL, "algo=reward_model", "algo.steps=4", "algo.eval_every=1", "env.evaluation.draws=50"],
-    "ppo_kl": [*EMAIL, "algo=ppo_kl", "algo.lm.dim=16", "algo.lm.heads=2", "algo.lm.layers=1", "algo.lm.start_epochs=1",
-               "algo.writing.response_tokens=84", "algo.writing.query_tokens=44", "algo.iterations=3", "algo.mails=16",
-               "algo.minibatches=2", "algo.micro_batch=8", "algo.normalize_on=16", "algo.eval_every=1",
-               "env.evaluation.mails=12", "env.evaluation.course_mails=8", "env.evaluation.best_of=2",
-               "env.evaluation.draws=50", "algo.warm_start.steps=2", "algo.classifier.steps=4",
-               "algo.classifier.eval_every=1"],
+    "reward_model": [*EMAIL, "algo=reward_model", "algo.steps_per_iteration=4", "algo.eval_every=1",
+                     "env.evaluation.bootstrap_samples=50"],
+    "ppo_kl": [*EMAIL, "algo=ppo_kl", "algo.language_model.dim=16", "algo.language_model.heads=2",
+               "algo.language_model.layers=1", "algo.language_model.sft_epochs=1", "algo.generation.response_tokens=84",
+               "algo.generation.prompt_tokens=44", "algo.iterations=3", "algo.mails_per_iteration=16", "algo.minibatches=2",
+               "algo.micro_batch_size=8", "algo.normalization_mails=16", "algo.eval_every=1", "env.evaluation.test_mails=12",
+               "env.evaluation.validation_mails=8", "env.evaluation.best_of=2", "env.evaluation.bootstrap_samples=50",
+               "algo.sft.steps_per_iteration=2", "algo.reward_model_training.steps_per_iteration=4",
+               "algo.reward_model_training.eval_every=1"],
 }
 NEEDS_LOG = ("cql", "bcq", "twin")
 NEEDS_CQL = ("ppo offers from cql",)

@@ -16,9 +16,9 @@ GROUPS = sorted(str(path.parent.relative_to(CONF)) + "=" + path.stem for path in
 PRIMARY = {"bench": "bench", "campaigns": "import_log", "effects": "bench", "behaviour": "collect", "ope": "evaluate", "ope/model": "evaluate"}
 
 # groups of parts that the default algorithm or environment doesn't have
-OWNERS = {"effects=": "bench=hillstrom", "algo/explore=": "algo=bandit", "algo/twin=": "algo=twin", "algo/twin/response=": ("algo=twin", "algo/twin=neural"), "algo/rm=": "algo=reward_model", "algo/keep=": "algo=cql",
+OWNERS = {"effects=": "bench=hillstrom", "algo/explore=": "algo=bandit", "algo/twin=": "algo=twin", "algo/twin/response=": ("algo=twin", "algo/twin=neural"), "algo/encoder=": "algo=reward_model", "algo/keep=": "algo=cql",
           "algo/baseline=": "algo=cql", "env/corpus": "env=email",
-          **{f"algo/{part}=": "algo=ppo_kl" for part in ("lm", "writing", "advantage", "kl", "classifier", "warm_start")},
+          **{f"algo/{part}=": "algo=ppo_kl" for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")},
           **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")}}
 
 

@@ -13,15 +13,15 @@ from omegaconf import OmegaConf
 from tiny_email_trainer import trainer
 
 from email_rl.data import phrases
-from email_rl.evaluation import text_features as signs
-from email_rl import inference as writer
+from email_rl.evaluation import text_features
+from email_rl import inference
 from email_rl.data.mails import OUTCOMES
 from email_rl.data.gold_model import Market
-from email_rl.models.outcome_classifier import Scorer
+from email_rl.models.outcome_classifier import OutcomeClassifier
 from rlcore import checkpoint
 from scripts import write_email
 
-BUILT_IN = OmegaConf.load(CONF / "write_email.yaml").built_in
+BUILT_IN = OmegaConf.load(CONF / "write_email.yaml").example_contexts
 
 
 # ── what is seen in a text ──────────────────────────────────────────────────────────────────────────────────────────
@@ -33,8 +33,8 @@ def test_calls_and_questions_are_those_of_the_market(size, paraphrases):
         if part.endswith("_paraphrase") and not paraphrases:
             continue
         for sentence in (filled for s in written for filled in market.fillings(s, part)[:200]):
-            assert (signs.call_to_action(sentence) is not None) == (part == "call"), sentence
-            assert (signs.question(sentence) is not None) == (part == "question"), sentence
+            assert (text_features.call_to_action(sentence) is not None) == (part == "call"), sentence
+            assert (text_features.question(sentence) is not None) == (part == "question"), sentence
 
 
 @pytest.mark.parametrize("text", [
@@ -42,25 +42,25 @@ def test_calls_and_questions_are_those_of_the_market(size, paraphrases):
     "- Click here: https://x.test/?a=1", "Feel free to get in touch.", "Let me know what you think!", "REGISTER TODAY",
     "Thank you.\nSimply sign up for the trial.", "To see it, visit our page.", "You can schedule a call here."])
 def test_calls_of_any_mail_are_found(text):
-    assert signs.call_to_action(text)
+    assert text_features.call_to_action(text)
 
 
 @pytest.mark.parametrize("text", [
     "", "Thanks for your order.", "We book a gain of 3 percent.", "My reply was late.", "Our call centre is open.",
     "Teams plan and schedule with it.", "You visited our booth.", "I will send you the file.", "Book lovers like it."])
 def test_what_only_sounds_like_a_call_is_none(text):
-    assert signs.call_to_action(text) is None
+    assert text_features.call_to_action(text) is None
 
 
 @pytest.mark.parametrize("text, found", [("Shall we? Good.", "Shall we?"), ('He asked "why?"', 'He asked "why?"'),
                                          ("See https://x.test/?a=1 now.", None), ("No.", None), ("Really?!", "Really?!")])
 def test_a_question_ends_in_a_question_mark(text, found):
-    assert signs.question(text) == found
+    assert text_features.question(text) == found
 
 
 def test_built_in_contexts_are_eight_of_the_market():
     market = Market.of(4, False)
-    read = instantiate(node("corpus/small", "env=email").gold, _convert_="all")(market).read
+    read = instantiate(node("corpus/small", "env=email").gold, _convert_="all")(market).parse
     facets = [dict(read(context).mentions) for context in BUILT_IN]
     assert len(set(BUILT_IN)) == 8
     assert all(context == phrases.CONTEXT.format(**said) for context, said in zip(BUILT_IN, facets))
@@ -71,13 +71,13 @@ def test_built_in_contexts_are_eight_of_the_market():
 def saved(tmp_path_factory):
     """A checkpoint of a trainer with an untrained policy (8 words) and an untrained reward model, and that trainer."""
     torch.manual_seed(0)
-    small = {**node("../algo/rm/distilbert_tiny", "algo=reward_model"), "dim": 16, "hidden": 16, "layers": 1, "heads": 2}
+    small = {**node("../algo/encoder/distilbert_tiny", "algo=reward_model"), "dim": 16, "ffn_dim": 16, "layers": 1, "heads": 2}
     model, tokenizer = instantiate(small).build(["a b c d e f g"])
     model.config.reads_context = True
     torch.nn.init.normal_(model.classifier.weight, std=3.0)  # so that mails differ in what they get
-    agent = trainer(scorer=Scorer(model, tokenizer, torch.device("cpu"), 64))
+    agent = trainer(reward_model=OutcomeClassifier(model, tokenizer, torch.device("cpu"), 64))
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
-    config = {"algo": {"writing": agent.writing, "reward": "expected"}, "env": {"values": [-1.0, 0.5, 2.0]}}
+    config = {"algo": {"generation": agent.generation, "reward": "expected"}, "env": {"outcome_values": [-1.0, 0.5, 2.0]}}
     checkpoint.save(path, {"agent": agent.state_dict(), "config": config, "name": "ppo_kl"})
     return path, agent
 
@@ -98,12 +98,12 @@ def table(path):
 def test_a_csv_gets_its_mails_with_what_the_reward_model_says(saved, tmp_path):
     path, agent = saved
     (tmp_path / "in.csv").write_text('\ufeffid,Context\r\n7,"a, b"\r\n8,"c\nd ""e"""\r\n\r\n', "utf-8")
-    main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / "out.csv"), mails=3)
+    main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / "out.csv"), mails_per_context=3)
     rows = table(tmp_path / "out.csv")
-    assert list(rows[0]) == ["id", *writer.COLUMNS]
+    assert list(rows[0]) == ["id", *inference.COLUMNS]
     assert [row["id"] for row in rows] == ["7"] * 3 + ["8"] * 3
     assert [row["context"] for row in rows] == ["a, b"] * 3 + ['c\nd "e"'] * 3
-    p = agent.scorer.probabilities([row["context"] for row in rows], [row["email_text"] for row in rows]).double()
+    p = agent.reward_model.probabilities([row["context"] for row in rows], [row["email_text"] for row in rows]).double()
     reward = p @ torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
     for row, probabilities, worth in zip(rows, p.tolist(), reward.tolist()):
         assert [float(row[f"p_{name.replace(' ', '_')}"]) for name in OUTCOMES] == pytest.approx(probabilities, abs=1e-4)
@@ -111,7 +111,7 @@ def test_a_csv_gets_its_mails_with_what_the_reward_model_says(saved, tmp_path):
         assert row["predicted"] == OUTCOMES[probabilities.index(max(probabilities))]
         assert int(row["words"]) == len(row["email_text"].split()) and row["question"] == row["call_to_action"] == "no"
     before = (tmp_path / "out.csv").read_bytes()
-    main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / "out.csv"), mails=3)
+    main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / "out.csv"), mails_per_context=3)
     assert (tmp_path / "out.csv").read_bytes() == before, "a seed writes the same mails"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.csv", "out.csv"]
 
@@ -120,19 +120,19 @@ def test_the_policy_is_the_trained_one_and_samples_as_told(saved):
     """The likeliest token alone (top_k=1) is what the restored policy's own logits say."""
     path, agent = saved
     with torch.no_grad():
-        for x in agent.policy.lm.parameters():
+        for x in agent.policy.language_model.parameters():
             x.add_(0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
     state = {"agent": agent.state_dict(), "name": "ppo_kl",
-             "config": {"algo": {"writing": agent.writing, "reward": "argmax"}, "env": {"values": [-1.0, 0.5, 2.0]}}}
-    made = writer.Writer.load("x", state, torch.device("cpu"), 8, 0)
-    found = made.write(["a b", "c"], 2, temperature=0.9, top_k=1, top_p=0.95, batch_size=4)
+             "config": {"algo": {"generation": agent.generation, "reward": "argmax"}, "env": {"outcome_values": [-1.0, 0.5, 2.0]}}}
+    made = inference.MailGenerator.load("x", state, torch.device("cpu"), 8, 0)
+    found = made.generate(["a b", "c"], 2, temperature=0.9, top_k=1, top_p=0.95, batch_size=4)
     for context, mails in (("a b", found[:2]), ("c", found[2:])):
         ids = agent.policy.tokenizer(context)["input_ids"]
         start = len(ids)
-        while len(ids) - start < 6 and (len(ids) == start or ids[-1] != agent.policy.stop):
+        while len(ids) - start < 6 and (len(ids) == start or ids[-1] != agent.policy.stop_token):
             with torch.no_grad():
-                ids.append(int(agent.policy.lm(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        text = agent.policy.tokenizer.decode([i for i in ids[start:] if i != agent.policy.stop]).strip()
+                ids.append(int(agent.policy.language_model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        text = agent.policy.tokenizer.decode([i for i in ids[start:] if i != agent.policy.stop_token]).strip()
         assert [mail.text for mail in mails] == [text] * 2
     assert {mail.reward for mail in found} <= {-1.0, 0.5, 2.0}
 
@@ -163,15 +163,15 @@ def test_interactive_asks_until_an_empty_line(saved, capsys, monkeypatch):
 def test_bad_files_are_told_where_and_what_was_expected(tmp_path, content, says):
     (tmp_path / "in.csv").write_bytes(content)
     if says is None:
-        assert writer.read_contexts(str(tmp_path / "in.csv")) == [{"context": "a"}]
+        assert inference.read_contexts(str(tmp_path / "in.csv")) == [{"context": "a"}]
     else:
         with pytest.raises(ValueError, match=f"in.csv: {says}"):
-            writer.read_contexts(str(tmp_path / "in.csv"))
+            inference.read_contexts(str(tmp_path / "in.csv"))
 
 
 @pytest.mark.parametrize("changes, says", [
     ({"path": None}, "checkpoint: expected the path"), ({"interactive": True, "out": "x.csv"}, "interactive"),
-    ({"mails": 0}, "mails"), ({"sampling": {"top_p": 0.0}}, "top_p"), ({"sampling": {"temperature": 0.0}}, "temperature"),
+    ({"mails_per_context": 0}, "mails_per_context"), ({"sampling": {"top_p": 0.0}}, "top_p"), ({"sampling": {"temperature": 0.0}}, "temperature"),
     ({"out": "/nowhere/x.csv"}, "no such folder"), ({"contexts": "x.csv", "out": "./x.csv"}, "is the file of contexts"),
     ({"path": "/nowhere.pt"}, "no such checkpoint")])
 def test_what_can_not_be_done_is_refused(changes, says):

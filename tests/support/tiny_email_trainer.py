@@ -7,10 +7,10 @@ from hydra.utils import instantiate
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from email_rl.models.policy import Policy
+from email_rl.models.policy import LanguageModelPolicy
 
 WORDS = ["<stop>", "a", "b", "c", "d", "e", "f", "g"]
-WRITING = {"prompt": "{context}", "query_tokens": 4, "response_tokens": 6, "temperature": 1.0, "precision": "float32"}
+GENERATION = {"prompt_template": "{context}", "prompt_tokens": 4, "response_tokens": 6, "temperature": 1.0, "precision": "float32"}
 
 
 def tokenizer():
@@ -30,7 +30,7 @@ def language_model(kind="gpt2", dropout=0.1, places=16):
 
 
 def policy(kind="gpt2", **changes):
-    return Policy(language_model(kind), tokenizer(), **{**WRITING, **changes})
+    return LanguageModelPolicy(language_model(kind), tokenizer(), **{**GENERATION, **changes})
 
 
 class Taste:
@@ -42,20 +42,20 @@ class Taste:
 
 
 class Market:
-    """As much of an environment as the loop needs: contexts and values."""
+    """As much of a dataset as the loop needs: contexts and values."""
 
-    class train:  # noqa: N801 (an attribute of the environment)
+    class train:  # noqa: N801 (an attribute of the dataset)
         contexts = ["a", "a c", "d e f"]
 
     device = torch.device("cpu")
-    values = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    outcome_values = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
 
 
-def trainer(*overrides, kind="gpt2", seed=0, scorer=None, mode="eager"):
+def trainer(*overrides, kind="gpt2", seed=0, reward_model=None, mode="eager"):
     """A trainer of a tiny policy, against Taste, without an environment of mails."""
-    cfg = composed("env=email", "algo=ppo_kl", "algo.mails=32", "algo.micro_batch=32", "algo.writing.query_tokens=4",
-                 "algo.writing.response_tokens=6", "algo.writing.prompt='{context}'", "algo.writing.precision=float32",
+    cfg = composed("env=email", "algo=ppo_kl", "algo.mails_per_iteration=32", "algo.micro_batch_size=32", "algo.generation.prompt_tokens=4",
+                 "algo.generation.response_tokens=6", "algo.generation.prompt_template='{context}'", "algo.generation.precision=float32",
                  *overrides)
     made = instantiate(cfg.algo, _convert_="all")(Market(), seed, mode)
-    made.take(policy(kind, precision=cfg.algo.writing.precision).to(Market.device), scorer or Taste())
+    made.set_models(policy(kind, precision=cfg.algo.generation.precision).to(Market.device), reward_model or Taste())
     return made

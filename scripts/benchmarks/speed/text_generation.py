@@ -11,41 +11,41 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from email_rl.models.policy import Policy
-from email_rl.models.outcome_classifier import Scorer
+from email_rl.models.outcome_classifier import OutcomeClassifier
+from email_rl.models.policy import LanguageModelPolicy
 from rlcore.backends.cuda_graphs import WARM
 from scripts.benchmarks.common.timing_and_tables import peak, table_of, timed, wide
 
 
-def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, known: int, values: list, fast: str,
-        repeats: int) -> dict:
+def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, known_words: int,
+        outcome_values: list, fast: str, repeats: int) -> dict:
     """Time whole iterations with random weights, by our sampling and by transformers'; print and return medians.
 
     All else is the same: weights, precision, scoring, reading by policy and reference, update.
     """
     torch.manual_seed(seed)
-    # To the reward model, which drops spaces, one of its `known` words each: a token is a piece there too.
-    settings, words = algo.keywords, [f"w{i % known}" + " " * (i // known) for i in range(shape["vocab_size"])]
-    writing, mails, n = settings["writing"], settings["mails"], settings["advantage"].samples
-    ids = torch.randint(known, (mails, writing["query_tokens"]))
+    # To the reward model, which drops spaces, one of its `known_words` each: a token is a piece there too.
+    settings, words = algo.keywords, [f"w{i % known_words}" + " " * (i // known_words) for i in range(shape["vocab_size"])]
+    generation, mails, n = settings["generation"], settings["mails_per_iteration"], settings["advantage"].samples_per_prompt
+    ids = torch.randint(known_words, (mails, generation["prompt_tokens"]))
     contexts = [" ".join(words[i] for i in row) for row in ids.tolist()]
-    model, tokenizer = settings["rm"].build(words[:known])
+    model, tokenizer = settings["encoder"].build(words[:known_words])
     model.config.reads_context = True
-    env = SimpleNamespace(device=device, values=torch.tensor(values, dtype=torch.float64),
-                          train=SimpleNamespace(contexts=contexts))
-    agent = algo(env, seed, fast)
+    dataset = SimpleNamespace(device=device, outcome_values=torch.tensor(outcome_values, dtype=torch.float64),
+                              train=SimpleNamespace(contexts=contexts))
+    agent = algo(dataset, seed, fast)
     config = GPT2Config(**shape, bos_token_id=None, eos_token_id=len(words) - 1)
-    agent.take(Policy(GPT2LMHeadModel(config), named(words), **writing).to(device),
-               Scorer(model, tokenizer, device, settings["score_batch"]))
-    ours, plain_lm = agent.policy.sample, GPT2LMHeadModel(config).to(device).eval()
-    plain_lm.load_state_dict(agent.policy.lm.state_dict(), assign=True)  # the same tensors, in transformers' own modules
+    agent.set_models(LanguageModelPolicy(GPT2LMHeadModel(config), tokenizer_of(words), **generation).to(device),
+                     OutcomeClassifier(model, tokenizer, device, settings["inference_batch_size"]))
+    ours, plain_lm = agent.policy.sample_responses, GPT2LMHeadModel(config).to(device).eval()
+    plain_lm.load_state_dict(agent.policy.language_model.state_dict(), assign=True)  # the same tensors, in transformers' own modules
 
-    def plain(query: Tensor, mask: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    def plain(prompt: Tensor, mask: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
         with torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type)):  # its casts of weights kept
             found = plain_lm.generate(
-                input_ids=query, attention_mask=mask, do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p,
-                max_new_tokens=len(u), min_new_tokens=len(u), num_return_sequences=n, pad_token_id=agent.policy.stop)
-        return found[:, query.shape[1]:]
+                input_ids=prompt, attention_mask=mask, do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p,
+                max_new_tokens=len(u), min_new_tokens=len(u), num_return_sequences=n, pad_token_id=agent.policy.stop_token)
+        return found[:, prompt.shape[1]:]
 
     def iteration(sample: Callable) -> tuple[float, float, float]:
         """Seconds of sampling, of all up to what is learnt from (sampling included), of the update."""
@@ -55,9 +55,9 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
             taken, response = timed(lambda: sample(*given, **how))
             sampling.append(taken)
             return response
-        agent.policy.sample = watched
-        collected, (rollout, *_) = timed(agent.collect)
-        return sum(sampling), collected, timed(lambda: agent.update(agent.prepare(rollout)))[0]
+        agent.policy.sample_responses = watched
+        collected, rollout = timed(agent.collect)
+        return sum(sampling), collected, timed(lambda: agent.update(agent.compute_advantages(rollout)))[0]
 
     for sample in (ours, plain):  # on a GPU the first calls load kernels; what is compiled or recorded then is
         for _ in range(WARM + 1 if device.type == "cuda" or fast != "eager" else 0):
@@ -68,9 +68,9 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     rows = {"sampling, ours": sampling, "sampling, transformers' generate": theirs, "sample, score, read": collected,
             "update": update, "iteration": whole, "iteration, transformers' generate": with_theirs}
     peak_gib = peak(device) / 2**10
-    tokens = mails * writing["response_tokens"]
-    table = table_of(f"{sum(x.numel() for x in agent.policy.lm.parameters()) / 1e6:.0f}M parameters, {mails} mails of "
-                     f"{writing['query_tokens']} + {writing['response_tokens']} tokens; peak memory {peak_gib:.1f} GiB",
+    tokens = mails * generation["response_tokens"]
+    table = table_of(f"{sum(x.numel() for x in agent.policy.language_model.parameters()) / 1e6:.0f}M parameters, {mails} mails of "
+                     f"{generation['prompt_tokens']} + {generation['response_tokens']} tokens; peak memory {peak_gib:.1f} GiB",
                      ["", "seconds", "tokens written a second", "mails a second"])
     for name, spent in rows.items():
         table.add_row(name, f"{spent:.3g}", f"{tokens / spent:,.0f}", f"{mails / spent:,.3g}")
@@ -81,7 +81,7 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     return {"seconds": rows, "tokens": tokens, "mails": mails, "peak_gib": peak_gib, **ratios}
 
 
-def named(words: list[str]) -> PreTrainedTokenizerFast:
+def tokenizer_of(words: list[str]) -> PreTrainedTokenizerFast:
     """Return a tokenizer of these words, the last of which ends a mail."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[-1]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

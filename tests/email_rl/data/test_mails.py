@@ -11,8 +11,8 @@ from configs import composed
 from hydra.utils import instantiate
 from mail_files import made_up_text, mail_rows, write_csv
 
-from email_rl.data.mails import Mails, read
-from email_rl.data.splitting import near_duplicates, stratified, telling_sentences
+from email_rl.data.mails import Mails, read_mails
+from email_rl.data.splitting import label_leaks, near_duplicate_groups, stratified_split
 
 @cache
 def config(*overrides):
@@ -31,7 +31,7 @@ def test_every_way_to_write_a_file_reads_the_same(tmp_path, end, bom):
     if end == "\r":
         lines = [[c, t.replace("\n", " "), y] for c, t, y in lines]
     path = write_csv(tmp_path / "x.csv", lines, end=end, bom=bom)
-    mails, numbers, given = read(path)
+    mails, numbers, given = read_mails(path)
     assert mails.contexts == [c for c, _, _ in lines] and mails.texts == [t for _, t, _ in lines]
     assert mails.outcome.tolist() == [0, 2, 1] and numbers == [2, 3, 4] and given == []
 
@@ -39,7 +39,7 @@ def test_every_way_to_write_a_file_reads_the_same(tmp_path, end, bom):
 def test_columns_in_any_order_others_ignored_blank_lines_skipped(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text(" Outcome ,id,email_text,context\n1,7,hello,CTO\n\n0,8,bye,CEO\n")
-    mails, numbers, _ = read(str(path))
+    mails, numbers, _ = read_mails(str(path))
     assert mails.texts == ["hello", "bye"] and mails.contexts == ["CTO", "CEO"] and numbers == [2, 4]
 
 
@@ -69,7 +69,7 @@ def test_bad_files_are_told_where_and_what_was_expected(tmp_path, content, says)
     path = tmp_path / "bad.csv"
     path.write_text(content)
     with pytest.raises(ValueError) as error:
-        read(str(path))
+        read_mails(str(path))
     told = str(error.value)
     assert told.startswith(str(path)) and all(words in told for words in says) and "\n" not in told, told
 
@@ -78,9 +78,9 @@ def test_wrong_encoding_and_no_file(tmp_path):
     for encoding in ("latin-1", "utf-16"):
         path = write_csv(tmp_path / "x.csv", [["CTO", "hello", "0"], ["CFO", "grüße", "1"]], encoding=encoding)
         with pytest.raises(ValueError, match=f"{path}: line {3 if encoding == 'latin-1' else 1}: not UTF-8"):
-            read(path)
+            read_mails(path)
     with pytest.raises(ValueError, match="nowhere.csv: no such file"):
-        read("nowhere.csv")
+        read_mails("nowhere.csv")
 
 
 def jaccard(a, b):
@@ -100,7 +100,7 @@ def test_near_duplicates_are_those_that_overlap():
         for k in range(0, 40, 6):
             words[k] = "other"  # far: a word in six differs
         texts.append(" ".join(words))
-    groups = near_duplicates(texts, 0.8)
+    groups = near_duplicate_groups(texts, 0.8)
     for i in range(len(texts)):
         for j in range(i):
             if jaccard(texts[i], texts[j]) >= 0.8:
@@ -109,7 +109,7 @@ def test_near_duplicates_are_those_that_overlap():
 
 
 def test_case_punctuation_and_numbers_make_no_difference():
-    groups = near_duplicates(["Hello Anna, offer 12!", "hello anna offer 99", "HELLO; Anna — Offer 7", "hello ben, offer 12"], 0.8)
+    groups = near_duplicate_groups(["Hello Anna, offer 12!", "hello anna offer 99", "HELLO; Anna — Offer 7", "hello ben, offer 12"], 0.8)
     assert groups[0] == groups[1] == groups[2] != groups[3]
 
 
@@ -119,7 +119,7 @@ def test_split_keeps_groups_whole_and_shares_of_outcomes():
     groups = [rng.randrange(1500) for _ in range(2000)]
     mails = Mails(["c"] * 2000, ["t"] * 2000, outcome)
     shares = {"train": 0.7, "valid": 0.15, "test": 0.15}
-    split = stratified(mails, groups, shares, 0)
+    split = stratified_split(mails, groups, shares, 0)
     assert sorted(i for part in split.values() for i in part) == list(range(2000))
     sides = {}
     for name, part in split.items():
@@ -127,7 +127,7 @@ def test_split_keeps_groups_whole_and_shares_of_outcomes():
             assert sides.setdefault(groups[i], name) == name
         for y, n in Counter(outcome.tolist()).items():
             assert Counter(outcome[part].tolist())[y] == pytest.approx(shares[name] * n, abs=max(4, 0.02 * n))
-    assert split == stratified(mails, groups, shares, 0) != stratified(mails, groups, shares, 1)
+    assert split == stratified_split(mails, groups, shares, 0) != stratified_split(mails, groups, shares, 1)
 
 
 def test_a_file_of_duplicates_keeps_them_on_one_side(tmp_path):
@@ -185,12 +185,12 @@ def test_a_sentence_as_common_as_its_outcome_gives_nothing_away():
     rng = random.Random(0)
     outcome = torch.tensor([int(rng.random() < 0.03) for _ in range(3000)])
     texts = [made_up_text(rng) + (" Best wishes from us." if i % 30 == 0 else "") for i in range(3000)]
-    assert telling_sentences(Mails(["c"] * 3000, texts, outcome), seldom=5, purity=0.98, chance=0.01) == []
+    assert label_leaks(Mails(["c"] * 3000, texts, outcome), min_count=5, purity=0.98, max_chance=0.01) == []
 
 
 def test_the_embedded_corpus_has_no_telling_sentences():
     env = instantiate(config("env.corpus.train=4000", "env.corpus.valid=100", "env.corpus.test=100"), _convert_="all")("cpu", 0)
-    assert telling_sentences(env.train, seldom=5, purity=0.98, chance=0.01) == []
+    assert label_leaks(env.train, min_count=5, purity=0.98, max_chance=0.01) == []
 
 
 def test_mails_survive_packing():

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from email_rl.data import phrases
 from email_rl.models.bag_of_words import BagOfWords
-from email_rl.data.gold_model import sentences
+from email_rl.data.gold_model import split_sentences
 from email_rl.data.metrics import log_losses
 
 
@@ -27,7 +27,7 @@ def corpus(*overrides, seed=0):
 
 @cache
 def drawn(n=12000):
-    return corpus().draw(n, "test of the corpus")
+    return corpus().sample(n, "test of the corpus")
 
 
 CONTEXT = "CTO in retail, met through the trade fair, interested in the training portal."
@@ -141,7 +141,7 @@ def test_gold_finds_in_a_sentence_what_its_part_is_and_nothing_else(overrides):
             continue
         for sentence in written:
             for filled in built.market.fillings(sentence, part)[:400]:
-                found = built.gold.read(filled)
+                found = built.gold.parse(filled)
                 assert {facet for facet, _ in found.mentions} == {part.removesuffix("_paraphrase")} & set(built.market.values)
                 assert len(found.mentions) <= 1 and found.unknown == 0, filled
                 for other, field in marks.items():
@@ -151,8 +151,8 @@ def test_gold_finds_in_a_sentence_what_its_part_is_and_nothing_else(overrides):
 @pytest.mark.parametrize("overrides", [(), ("env/corpus=large",)])
 def test_a_composed_mail_has_no_unknown_language(overrides):
     built = corpus(*overrides)
-    mails = built.draw(400, "language")
-    assert sum(built.gold.read(s).unknown for text in mails.texts for s in sentences(text)) == 0
+    mails = built.sample(400, "language")
+    assert sum(built.gold.parse(s).unknown for text in mails.texts for s in split_sentences(text)) == 0
 
 
 def test_every_part_occurs_with_every_outcome():
@@ -162,7 +162,7 @@ def test_every_part_occurs_with_every_outcome():
                  for part, written in phrases.SENTENCES.items() if not part.endswith("_paraphrase") for sentence in written]
     written = {}
     for text, y in zip(mails.texts, mails.outcome.tolist()):
-        for s in sentences(text):
+        for s in split_sentences(text):
             written.setdefault(s, set()).add(y)
     for (sentence, pattern), (s, outcomes) in itertools.product(templates, written.items()):
         if pattern.fullmatch(s):
@@ -175,9 +175,9 @@ def test_every_part_occurs_with_every_outcome():
 
 @pytest.mark.slow
 def test_a_bag_of_words_stays_far_below_the_truth():
-    mails, test = corpus().draw(15000, "bag"), drawn()
-    bag = BagOfWords(mails.rows(range(12500)), mails.rows(range(12500, 15000)), 0, lr=0.002, decay=0.01, epochs=5,
-                     steps=500, batch_size=128).probabilities(test)
+    mails, test = corpus().sample(15000, "bag"), drawn()
+    bag = BagOfWords(mails.rows(range(12500)), mails.rows(range(12500, 15000)), 0, lr=0.002, weight_decay=0.01, epochs=5,
+                     min_steps=500, batch_size=128).probabilities(test)
     p = corpus().gold.probabilities(test.contexts, test.texts)
     right = [(q.argmax(1) == test.outcome).float().mean() for q in (bag, p)]
     assert right[1] - right[0] > 0.05

@@ -8,8 +8,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from email_rl.models.generation import Memory, alive, generate, positions, warp
-from email_rl.models.hf_io import fuse
+from email_rl.models.generation import RecordedDecoder, response_mask, generate, position_ids, warp_logits
+from email_rl.models.hf_io import fuse_gelu
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 NO_DROP = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -65,30 +65,30 @@ def test_recorded_steps_write_the_same_mails(tape, kind):
 @pytest.mark.parametrize("low", [False, True])
 def test_steps_recorded_with_some_prompts_write_mails_for_others(tape, kind, low):
     """Also after the weights have moved, in bfloat16 too, and anew for other shapes."""
-    lm, memory = model(kind), Memory()
+    lm, recorded = model(kind), RecordedDecoder()
     for k, (lengths, recordings) in enumerate([  # a token's step with the first prompts of a shape, their reading with the fourth
             ((6, 3, 1), 1), ((2, 6, 4), 1), ((5, 1, 6), 1), ((4, 2), 2), ((1, 6), 2), ((3, 5), 2), ((2, 2), 3), ((6, 1), 3)]):
         ids, mask = queries(lengths)
         ids = torch.where(mask.bool(), (ids + k) % 22 + 1, 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k), temperature=1.0, top_k=9, top_p=0.9,
-                                   mode=mode, memory=memory) for mode in ("eager", "cudagraph"))
+                                   mode=mode, recorded=recorded) for mode in ("eager", "cudagraph"))
         assert torch.equal(one, other) and len(tape) == recordings
         with torch.no_grad():
             for p in lm.parameters():
                 p.mul_(1.1)
-    assert copy.deepcopy(memory).made is None
+    assert copy.deepcopy(recorded).made is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("low", [False, True])
 def test_on_a_gpu_recorded_steps_write_the_same_mails(low):
-    lm, memory = model().cuda(), Memory()
+    lm, recorded = model().cuda(), RecordedDecoder()
     for k, lengths in enumerate([(6, 3, 1), (2, 6, 4), (5, 1, 6), (4, 2), (1, 6), (3, 5), (2, 2), (6, 1)]):
         ids, mask = (x.cuda() for x in queries(lengths))
         with torch.autocast("cuda", torch.bfloat16, enabled=low):
-            one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k).cuda(), **PLAIN, mode=mode, memory=memory)
+            one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k).cuda(), **PLAIN, mode=mode, recorded=recorded)
                           for mode in ("eager", "cudagraph"))
         assert torch.equal(one, other)
 
@@ -102,7 +102,7 @@ def test_each_token_is_the_inverse_of_its_uniform_under_a_fresh_forward(kind):
     whole = torch.cat((ids.repeat_interleave(2, 0), found), 1)
     seen = torch.cat((mask.repeat_interleave(2, 0), torch.ones_like(found)), 1)
     with torch.no_grad():
-        logits = lm(input_ids=whole, attention_mask=seen, position_ids=positions(seen)).logits[:, ids.shape[1] - 1:-1]
+        logits = lm(input_ids=whole, attention_mask=seen, position_ids=position_ids(seen)).logits[:, ids.shape[1] - 1:-1]
     cdf = logits.double().softmax(-1).cumsum(-1)
     below = torch.where(found > 0, cdf.gather(-1, (found - 1).clamp_min(0)[..., None])[..., 0], 0.0)
     above = cdf.gather(-1, found[..., None])[..., 0]
@@ -132,7 +132,7 @@ def test_what_is_cut_off_is_what_transformers_cuts_off(temperature, top_k, top_p
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    assert torch.equal(warp(logits, temperature, top_k, top_p), expected)
+    assert torch.equal(warp_logits(logits, temperature, top_k, top_p), expected)
 
 
 def test_frequencies_are_those_of_transformers():
@@ -155,12 +155,12 @@ def test_frequencies_are_those_of_transformers():
 
 def test_a_mail_ends_with_its_first_stop():
     response = torch.tensor([[5, 9, 4, 9], [9, 9, 9, 9], [1, 2, 3, 4]])
-    assert alive(response, 9).tolist() == [[True, True, False, False], [True, False, False, False], [True] * 4]
+    assert response_mask(response, 9).tolist() == [[True, True, False, False], [True, False, False, False], [True] * 4]
 
 
 def test_a_fused_model_is_the_model_but_for_rounding():
     lm, (ids, mask) = model(), queries()
     expected = lm(input_ids=ids, attention_mask=mask).logits
-    fuse(lm)
+    fuse_gelu(lm)
     assert [type(block.mlp.act) for block in lm.transformer.h] == [torch.nn.GELU] * 2
     torch.testing.assert_close(lm(input_ids=ids, attention_mask=mask).logits, expected, rtol=1e-4, atol=1e-4)

@@ -10,8 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from email_rl.training.advantages import last
-from email_rl.training.kl_controller import Adaptive, Fixed
+from email_rl.training.advantages import last_token
+from email_rl.training.kl_controller import AdaptiveKLCoefficient, FixedKLCoefficient
 
 LENGTHS = (5, 1, 3, 5, 2, 4, 5, 3)  # of mails of at most 5 tokens; those of 5 were cut or ended there
 
@@ -24,9 +24,9 @@ def estimator(name, **changes):
 @pytest.fixture
 def mails():
     generator = torch.Generator().manual_seed(0)
-    alive = torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]
+    response_mask = torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]
     score, ratio, value = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((8,), (8, 5), (8, 5)))
-    return score, ratio, alive, value, torch.tensor(0.3, dtype=torch.float64)
+    return score, ratio, response_mask, value, torch.tensor(0.3, dtype=torch.float64)
 
 
 def rewards(score, ratio, length, coef):
@@ -48,7 +48,7 @@ def compare(advantage, rows):
 
 @pytest.mark.parametrize("gamma, lam, whiten", [(1.0, 0.95, False), (0.9, 0.5, False), (1.0, 1.0, True)])
 def test_gae_is_the_scalar_recursion_of_every_mail(mails, gamma, lam, whiten):
-    score, ratio, alive, value, coef = mails
+    score, ratio, response_mask, value, coef = mails
     advantage, target = estimator("gae", gamma=gamma, lam=lam, whiten=whiten)(*mails)
     rows = []
     for i, length in enumerate(LENGTHS):
@@ -63,8 +63,8 @@ def test_gae_is_the_scalar_recursion_of_every_mail(mails, gamma, lam, whiten):
 
 
 def test_rloo_leaves_one_out_and_sums_to_nothing(mails):
-    score, ratio, alive, value, coef = mails
-    advantage, _ = estimator("rloo", samples=4)(*mails)
+    score, ratio, response_mask, value, coef = mails
+    advantage, _ = estimator("rloo", samples_per_prompt=4)(*mails)
     total = [sum(rewards(score[i].item(), ratio[i].tolist(), n, coef.item())) for i, n in enumerate(LENGTHS)]
     expected = [total[i] - sum(total[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i) / 3 for i in range(8)]
     compare(advantage, [[a] * n for a, n in zip(expected, LENGTHS)])
@@ -72,9 +72,9 @@ def test_rloo_leaves_one_out_and_sums_to_nothing(mails):
 
 
 def test_grpo_standardises_scores_within_a_prompt_and_leaves_the_kl_to_the_loss(mails):
-    score, ratio, alive, value, coef = mails
-    made = estimator("grpo", samples=4, eps=1e-4)
-    advantage, _ = made(score, 1e3 * ratio, alive, value, coef)
+    score, ratio, response_mask, value, coef = mails
+    made = estimator("grpo", samples_per_prompt=4, eps=1e-4)
+    advantage, _ = made(score, 1e3 * ratio, response_mask, value, coef)
     group = score[:4]
     expected = ((group - group.mean()) / (group.std() + 1e-4)).tolist()
     compare(advantage[:4], [[a] * n for a, n in zip(expected, LENGTHS)])
@@ -83,8 +83,8 @@ def test_grpo_standardises_scores_within_a_prompt_and_leaves_the_kl_to_the_loss(
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_reinforce_pp_whitens_rewards_to_go_over_the_batch(mails, samples):
-    score, ratio, alive, value, coef = mails
-    advantage, _ = estimator("reinforce_pp", samples=samples, gamma=0.9)(*mails)
+    score, ratio, response_mask, value, coef = mails
+    advantage, _ = estimator("reinforce_pp", samples_per_prompt=samples, gamma=0.9)(*mails)
     if samples > 1:
         score = score - score.view(-1, samples).mean(1).repeat_interleave(samples)
     rows = []
@@ -95,42 +95,42 @@ def test_reinforce_pp_whitens_rewards_to_go_over_the_batch(mails, samples):
 
 
 def test_reward_weighted_gives_every_token_its_mails_score(mails):
-    score, ratio, alive, value, coef = mails
+    score, ratio, response_mask, value, coef = mails
     compare(estimator("reward_weighted")(*mails)[0], [[s] * n for s, n in zip(score.tolist(), LENGTHS)])
 
 
 @pytest.mark.parametrize("name", ["gae", "rloo", "grpo", "reinforce_pp", "reward_weighted"])
 def test_what_comes_after_a_mails_end_changes_nothing(mails, name):
-    score, ratio, alive, value, coef = mails
+    score, ratio, response_mask, value, coef = mails
     made = estimator(name)
-    advantage, _ = made(score, ratio, alive, value, coef)
-    other, _ = made(score, torch.where(alive, ratio, 1e6), alive, torch.where(alive, value, -1e6), coef)
-    assert torch.equal(advantage, other) and not advantage[~alive].any()
+    advantage, _ = made(score, ratio, response_mask, value, coef)
+    other, _ = made(score, torch.where(response_mask, ratio, 1e6), response_mask, torch.where(response_mask, value, -1e6), coef)
+    assert torch.equal(advantage, other) and not advantage[~response_mask].any()
 
 
 def test_the_score_lands_on_the_last_token_that_was_generated(mails):
     """For early ends as for full-length mails: at V = 0 and λ = 1 both get the score itself on every token."""
-    score, ratio, alive, value, coef = mails
-    advantage, _ = estimator("gae", lam=1.0, whiten=False)(score, 0 * ratio, alive, 0 * value, coef)
+    score, ratio, response_mask, value, coef = mails
+    advantage, _ = estimator("gae", lam=1.0, whiten=False)(score, 0 * ratio, response_mask, 0 * value, coef)
     compare(advantage, [[s] * n for s, n in zip(score.tolist(), LENGTHS)])
-    assert last(alive).sum(1).tolist() == [1] * 8
-    assert last(alive).long().argmax(1).tolist() == [n - 1 for n in LENGTHS]
+    assert last_token(response_mask).sum(1).tolist() == [1] * 8
+    assert last_token(response_mask).long().argmax(1).tolist() == [n - 1 for n in LENGTHS]
 
 
 def test_the_adaptive_weight_follows_the_published_rule():
-    made = Adaptive(torch.device("cpu"), coef=0.2, target=6.0, horizon=10_000, bound=0.2)
+    made = AdaptiveKLCoefficient(torch.device("cpu"), coef=0.2, target_kl=6.0, horizon=10_000, error_clip=0.2)
     made.update(torch.tensor(6.6), 64)
     assert made.coef.item() == pytest.approx(0.2 * (1 + 0.1 * 64 / 10_000))
     for kl, error in ((60.0, 0.2), (0.1, -0.2)):  # clipped both ways
         before = made.coef.item()
         made.update(torch.tensor(kl), 64)
         assert made.coef.item() == pytest.approx(before * (1 + error * 64 / 10_000))
-    fixed = Fixed(torch.device("cpu"), coef=0.2)
+    fixed = FixedKLCoefficient(torch.device("cpu"), coef=0.2)
     fixed.update(torch.tensor(60.0), 64)
     assert fixed.coef.item() == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("name", ["rloo", "grpo"])
 def test_one_sample_can_not_be_compared(name):
-    with pytest.raises((ValueError, InstantiationException), match="algo.advantage.samples: expected at least 2"):
-        estimator(name, samples=1)
+    with pytest.raises((ValueError, InstantiationException), match="algo.advantage.samples_per_prompt: expected at least 2"):
+        estimator(name, samples_per_prompt=1)

@@ -11,21 +11,21 @@ import torch
 from configs import composed
 from hydra.utils import instantiate
 from mail_files import mail_rows, write_csv
-from tiny_email_trainer import WRITING, Market, Taste, language_model, policy, tokenizer, trainer
+from tiny_email_trainer import GENERATION, Market, Taste, language_model, policy, tokenizer, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from email_rl.data import metrics
-from email_rl.models.policy import Policy, Samples
+from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore import checkpoint, losses
 from rlcore.logger import Quiet
 
-SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.lm.dim=16",
-         "algo.lm.heads=2", "algo.lm.layers=1", "algo.lm.start_epochs=1",
-         "algo.writing.response_tokens=84", "algo.writing.query_tokens=44", "algo.iterations=3", "algo.mails=16",
-         "algo.minibatches=2", "algo.micro_batch=8", "algo.normalize_on=16", "algo.eval_every=1", "algo.checkpoint_every=1",
-         "algo.samples_every=1", "env.evaluation.mails=12", "env.evaluation.course_mails=8", "env.evaluation.best_of=2",
-         "env.evaluation.draws=50", "algo.rm.dim=16", "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2",
-         "algo.warm_start.steps=2", "algo.classifier.steps=4", "algo.classifier.eval_every=1"]
+SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.language_model.dim=16",
+         "algo.language_model.heads=2", "algo.language_model.layers=1", "algo.language_model.sft_epochs=1",
+         "algo.generation.response_tokens=84", "algo.generation.prompt_tokens=44", "algo.iterations=3", "algo.mails_per_iteration=16",
+         "algo.minibatches=2", "algo.micro_batch_size=8", "algo.normalization_mails=16", "algo.eval_every=1", "algo.checkpoint_every=1",
+         "algo.log_samples_every=1", "env.evaluation.test_mails=12", "env.evaluation.validation_mails=8", "env.evaluation.best_of=2",
+         "env.evaluation.bootstrap_samples=50", "algo.encoder.dim=16", "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2",
+         "algo.sft.steps_per_iteration=2", "algo.reward_model_training.steps_per_iteration=4", "algo.reward_model_training.eval_every=1"]
 
 
 @cache
@@ -34,11 +34,11 @@ def config(*overrides):
 
 
 def hand(token_rows, width=6):
-    """Samples of given mails (token lists), each after the prompt `a c`."""
+    """TokenizedMails of given mails (token lists), each after the prompt `a c`."""
     n = len(token_rows)
     response = torch.tensor([row + [3] * (width - len(row)) for row in token_rows])
     own = torch.tensor([[t < len(row) for t in range(width)] for row in token_rows])
-    return Samples(torch.tensor([[0, 0, 1, 3]] * n), torch.tensor([[0, 0, 1, 1]] * n), response, own)
+    return TokenizedMails(torch.tensor([[0, 0, 1, 3]] * n), torch.tensor([[0, 0, 1, 1]] * n), response, own)
 
 
 # ── what a policy reads ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -46,13 +46,13 @@ def hand(token_rows, width=6):
 def test_every_ratio_is_1_before_the_first_update(kind):
     """In float32, with padding, with early ends, in any batching, though the model came with dropout."""
     made = trainer(kind=kind)
-    rollout, _, _ = made.collect()
-    again = made.policy(rollout.samples)
-    alive = rollout.samples.alive
-    assert (~alive).any() and (rollout.samples.query_mask == 0).any()
-    assert ((again.log_prob - rollout.log_prob)[alive].exp() - 1).abs().max() < 1e-5
-    assert ((rollout.reference - rollout.log_prob)[alive].exp() - 1).abs().max() < 1e-5
-    metrics = made.loss(made.prepare(rollout))[1]
+    rollout = made.collect()
+    again = made.policy(rollout.mails)
+    response_mask = rollout.mails.response_mask
+    assert (~response_mask).any() and (rollout.mails.prompt_mask == 0).any()
+    assert ((again.log_prob - rollout.log_prob)[response_mask].exp() - 1).abs().max() < 1e-5
+    assert ((rollout.reference_log_prob - rollout.log_prob)[response_mask].exp() - 1).abs().max() < 1e-5
+    metrics = made.loss(made.compute_advantages(rollout))[1]
     assert metrics["ratio"].item() == pytest.approx(1, abs=1e-5) and metrics["clipfrac"].item() == 0
 
 
@@ -60,31 +60,31 @@ def test_every_ratio_is_1_before_the_first_update(kind):
 def test_log_probabilities_do_not_know_of_padding(kind):
     made = policy(kind)
     samples = hand([[2, 4, 0], [5]])
-    padded = samples._replace(query=torch.nn.functional.pad(samples.query, (3, 0), value=6),
-                              query_mask=torch.nn.functional.pad(samples.query_mask, (3, 0)))
+    padded = samples._replace(prompt=torch.nn.functional.pad(samples.prompt, (3, 0), value=6),
+                              prompt_mask=torch.nn.functional.pad(samples.prompt_mask, (3, 0)))
     longer = samples._replace(response=torch.nn.functional.pad(samples.response, (0, 2), value=5),
-                              alive=torch.nn.functional.pad(samples.alive, (0, 2)))
-    expected = made(samples).log_prob[samples.alive]
-    assert torch.allclose(made(padded).log_prob[samples.alive], expected, atol=1e-5)
-    assert torch.allclose(made(longer).log_prob[:, :6][samples.alive], expected, atol=1e-5)
+                              response_mask=torch.nn.functional.pad(samples.response_mask, (0, 2)))
+    expected = made(samples).log_prob[samples.response_mask]
+    assert torch.allclose(made(padded).log_prob[samples.response_mask], expected, atol=1e-5)
+    assert torch.allclose(made(longer).log_prob[:, :6][samples.response_mask], expected, atol=1e-5)
 
 
 def test_mails_read_by_length_are_read_as_all_at_once():
     """In batches that are cut to their longest prompt and mail, each mail once, and less is read."""
-    made = Policy(language_model(places=44), tokenizer(), **WRITING)
-    torch.nn.init.normal_(made.value.weight)
+    made = LanguageModelPolicy(language_model(places=44), tokenizer(), **GENERATION)
+    torch.nn.init.normal_(made.value_head.weight)
     generator = torch.Generator().manual_seed(0)
     read, wrote = (torch.randint(1, most, (30,), generator=generator)[:, None] for most in (21, 25))
     query, response = (torch.randint(7, (30, width), generator=generator) for width in (20, 24))
-    samples = Samples(query, (torch.arange(20) >= 20 - read).long(), response, torch.arange(24) < wrote)
-    parts = list(samples.alike(torch.arange(3, 30), 6))
+    samples = TokenizedMails(query, (torch.arange(20) >= 20 - read).long(), response, torch.arange(24) < wrote)
+    parts = list(samples.length_buckets(torch.arange(3, 30), 6))
     assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == list(range(3, 30))
     for rows, part in parts:
-        assert torch.equal(part.alive.sum(1), wrote[rows, 0]) and torch.equal(part.query_mask.sum(1), read[rows, 0])
-    assert sum(part.query.numel() + part.response.numel() for _, part in parts) < 27 * (20 + 24)
-    whole, found = made(samples, entropy=True), made.read(samples, 6, entropy=True)
+        assert torch.equal(part.response_mask.sum(1), wrote[rows, 0]) and torch.equal(part.prompt_mask.sum(1), read[rows, 0])
+    assert sum(part.prompt.numel() + part.response.numel() for _, part in parts) < 27 * (20 + 24)
+    whole, found = made(samples, entropy=True), made.score_tokens(samples, 6, entropy=True)
     for one, other in zip(whole, found):
-        assert torch.allclose(one[samples.alive], other[samples.alive], atol=1e-5)
+        assert torch.allclose(one[samples.response_mask], other[samples.response_mask], atol=1e-5)
 
 
 def test_log_probability_and_entropy_are_those_of_the_distribution_at_the_temperature():
@@ -94,7 +94,7 @@ def test_log_probability_and_entropy_are_those_of_the_distribution_at_the_temper
     for i, row in enumerate([[2, 4, 0], [5, 1, 1]]):
         for t, token in enumerate(row):
             with torch.no_grad():
-                logits = made.lm(input_ids=torch.tensor([[1, 3, *row[:t]]])).logits[0, -1] / 0.5
+                logits = made.language_model(input_ids=torch.tensor([[1, 3, *row[:t]]])).logits[0, -1] / 0.5
             p = logits.double().softmax(-1)
             assert found.log_prob[i, t].item() == pytest.approx(p[token].log().item(), abs=1e-5)
             assert found.entropy[i, t].item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-5)
@@ -104,7 +104,7 @@ def test_log_probability_and_entropy_are_those_of_the_distribution_at_the_temper
 def test_a_value_stands_before_its_token():
     """The value of a token depends on what came before it, not on it."""
     made = policy()
-    torch.nn.init.normal_(made.value.weight)
+    torch.nn.init.normal_(made.value_head.weight)
     one, other = (made(hand([row])).value[0] for row in ([2, 4, 5, 0], [2, 4, 1, 0]))
     assert torch.equal(one[:3], other[:3]) and one[3] != other[3]
 
@@ -112,9 +112,9 @@ def test_a_value_stands_before_its_token():
 # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_micro_batches_add_up_to_the_minibatch():
     def step(size):
-        made = trainer(f"algo.micro_batch={size}", "algo.epochs=1", "algo.minibatches=1", "algo.max_grad_norm=1000.0")
-        rollout, _, _ = made.collect()
-        metrics = made.update(made.prepare(rollout))
+        made = trainer(f"algo.micro_batch_size={size}", "algo.epochs=1", "algo.minibatches=1", "algo.max_grad_norm=1000.0")
+        rollout = made.collect()
+        metrics = made.update(made.compute_advantages(rollout))
         return {name: p.grad for name, p in made.policy.named_parameters()}, metrics
     (whole, a), (parts, b) = step(32), step(5)
     for name, gradient in whole.items():
@@ -126,7 +126,7 @@ def test_micro_batches_add_up_to_the_minibatch():
 def test_gradient_checkpointing_changes_no_gradient():
     def gradients(on):
         made = trainer(f"algo.gradient_checkpointing={on}", "algo.epochs=1", "algo.minibatches=1")
-        made.update(made.prepare(made.collect()[0]))
+        made.update(made.compute_advantages(made.collect()))
         return [p.grad for p in made.policy.parameters()]
     for a, b in zip(gradients(False), gradients(True)):
         assert torch.allclose(a, b, atol=1e-6)
@@ -134,12 +134,12 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_recorded_it_learns_as_it_does_eagerly(tape, precision):
-    """To the last bit, over iterations before and after the recording, and in a rival made of a reference that has written."""
+    """To the last bit, over iterations before and after the recording, and in a baseline_trainer made of a reference that has written."""
     def run(mode):
-        made = trainer("algo.iterations=6", "algo.eval_every=100", "algo.checkpoint_every=100", "algo/kl=adaptive",
-                       "algo/advantage=grpo", "algo.writing.precision=" + precision, mode=mode)
+        made = trainer("algo.iterations=6", "algo.eval_every=100", "algo.checkpoint_every=100", "algo/kl_controller=adaptive",
+                       "algo/advantage=grpo", "algo.generation.precision=" + precision, mode=mode)
         made.train(Quiet(), lambda: None, None, lambda: False)
-        other = made.rival(made.advantage)
+        other = made.baseline_trainer(made.advantage)
         other.train(Quiet(), lambda: None, None, lambda: False)
         return [*made.policy.state_dict().values(), *other.policy.state_dict().values()]
     before = policy(precision=precision).state_dict().values()
@@ -158,7 +158,7 @@ def test_on_a_gpu_it_learns_recorded_as_eagerly(monkeypatch, precision, near):
     runs = []
     for mode in ("eager", "cudagraph"):
         made = trainer("algo.iterations=8", "algo.eval_every=100", "algo.checkpoint_every=100",
-                       "algo.writing.precision=" + precision, mode=mode)
+                       "algo.generation.precision=" + precision, mode=mode)
         made.train(Quiet(), lambda: None, None, lambda: False)
         runs.append(made.policy.state_dict())
     for name, x in runs[0].items():
@@ -169,20 +169,20 @@ def test_bfloat16_is_near():
     made, samples = policy(), hand([[2, 4, 0], [5]])
     low = policy(precision="bfloat16")
     low.load_state_dict(made.state_dict())
-    difference = (made(samples).log_prob - low(samples).log_prob)[samples.alive].abs().max().item()
+    difference = (made(samples).log_prob - low(samples).log_prob)[samples.response_mask].abs().max().item()
     assert 0 < difference < 0.05
 
 
 def test_scores_are_standardised_on_the_reference_and_a_mail_without_an_end_gets_its_own():
-    made = trainer("algo.missing_stop=-7.0")
-    made.mean, made.std = 0.5, 2.0
-    rollout, (contexts, texts), charts = made.collect()
-    stopped = ((rollout.samples.response == 0) & rollout.samples.alive).any(1)
+    made = trainer("algo.missing_eos_score=-7.0")
+    made.score_mean, made.score_std = 0.5, 2.0
+    rollout = made.collect()
+    stopped = ((rollout.mails.response == 0) & rollout.mails.response_mask).any(1)
     assert stopped.any() and not stopped.all()
-    raw = made.rewards(contexts, texts)
+    raw = made.rewards(rollout.contexts, rollout.texts)
     assert torch.allclose(rollout.score[stopped], ((raw - 0.5) / 2.0).float()[stopped])
     assert (rollout.score[~stopped] == -7).all()
-    assert charts["objective/num_eos"] == stopped.sum()
+    assert made.rollout_metrics(rollout)["objective/num_eos"] == stopped.sum()
 
 
 def test_the_most_likely_outcome_can_be_the_reward():
@@ -215,13 +215,13 @@ def test_the_losses_are_the_published_ones_on_a_batch_by_hand():
 
 
 def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_reference():
-    made = trainer("algo/advantage=grpo", "algo.kl.coef=1.0")
+    made = trainer("algo/advantage=grpo", "algo.kl_controller.coef=1.0")
     with torch.no_grad():
-        for p in made.policy.lm.parameters():
+        for p in made.policy.language_model.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    batch = made.prepare(made.collect()[0])
+    batch = made.compute_advantages(made.collect())
     batch = batch._replace(advantage=0 * batch.advantage)  # nothing but the penalty is left
-    x = (batch.reference - batch.log_prob)[batch.samples.alive].double()
+    x = (batch.reference_log_prob - batch.log_prob)[batch.mails.response_mask].double()
     k3 = (x.exp() - 1 - x).mean().item()
     assert made.loss(batch)[0].item() == pytest.approx(k3, rel=1e-4) and k3 > 0.05
     for _ in range(10):
@@ -232,14 +232,14 @@ def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_referenc
 @pytest.mark.parametrize("name", ["gae", "rloo", "grpo", "reinforce_pp", "reward_weighted"])
 def test_every_advantage_finds_the_optimum_of_a_toy(name):
     """P(conversion) is the share of `b`: a mail of b's alone is best. A policy that learns nothing has a share of about 1/7."""
-    made = trainer(f"algo/advantage={name}", "algo.kl.coef=0.0", "algo.iterations=25", "algo.lm.lr=1e-2", "algo.schedule.final=1.0",
-                   "algo.eval_every=100", "algo.checkpoint_every=100", "algo.missing_stop=0.0", "algo.mails=64",
-                   "algo.micro_batch=64")
-    made.mean, made.std = 0.0, 1.0
+    made = trainer(f"algo/advantage={name}", "algo.kl_controller.coef=0.0", "algo.iterations=25", "algo.language_model.lr=1e-2", "algo.schedule.final=1.0",
+                   "algo.eval_every=100", "algo.checkpoint_every=100", "algo.missing_eos_score=0.0", "algo.mails_per_iteration=64",
+                   "algo.micro_batch_size=64")
+    made.score_mean, made.score_std = 0.0, 1.0
     share = {}
 
     def measure(when):
-        _, texts = made.policy.write(["a"] * 200, 1, torch.Generator().manual_seed(9), temperature=1.0, top_k=0, top_p=1.0,
+        _, texts = made.policy.generate(["a"] * 200, 1, torch.Generator().manual_seed(9), temperature=1.0, top_k=0, top_p=1.0,
                                      batch_size=200)
         share[when] = Taste().probabilities(None, texts)[:, 2].mean().item()
     measure("before")
@@ -251,15 +251,15 @@ def test_every_advantage_finds_the_optimum_of_a_toy(name):
 def test_the_penalty_keeps_the_policy_where_the_closed_form_says():
     """Mails of one token: max E[score] − β·KL is at π ∝ π_ref · exp(score / β). The stop token alone is an end: it is worth
     what an empty mail is, −1; every other mail has none and gets missing_stop, 0."""
-    made = trainer("algo/advantage=rloo", "algo.kl.coef=1.5", "algo.iterations=60", "algo.lm.lr=3e-3", "algo.mails=128",
-                   "algo.micro_batch=128", "algo.eval_every=500", "algo.checkpoint_every=500", "algo.missing_stop=0.0")
+    made = trainer("algo/advantage=rloo", "algo.kl_controller.coef=1.5", "algo.iterations=60", "algo.language_model.lr=3e-3", "algo.mails_per_iteration=128",
+                   "algo.micro_batch_size=128", "algo.eval_every=500", "algo.checkpoint_every=500", "algo.missing_eos_score=0.0")
     made.policy.response_tokens = made.reference.response_tokens = 1
-    made.mean, made.std = 0.0, 1.0
-    made.draw = lambda n: ["a"] * n
+    made.score_mean, made.score_std = 0.0, 1.0
+    made.sample_contexts = lambda n: ["a"] * n
 
     def p(model):
         with torch.no_grad():
-            return model.lm(input_ids=torch.tensor([[1]])).logits[0, -1].double().softmax(-1)
+            return model.language_model(input_ids=torch.tensor([[1]])).logits[0, -1].double().softmax(-1)
     reference = p(made.reference)
     best = reference * torch.exp(torch.tensor([-1.0] + [0.0] * 7) / 1.5)
     best /= best.sum()
@@ -276,7 +276,7 @@ def kept(tmp_path_factory):
 
 def build(kept, *overrides):
     """Make environment, agent and evaluation as scripts/train.py does."""
-    cfg = config(*SMALL, f"algo.cache={kept}", *overrides)
+    cfg = config(*SMALL, f"algo.model_cache={kept}", *overrides)
     env = instantiate(cfg.env, _convert_="all")("cpu", 0)
     return instantiate(cfg.algo, _convert_="all")(env, 0, "eager"), env.evaluation(env)
 
@@ -285,50 +285,50 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
     def run(agent, stop=lambda: False):
         agent.train(Quiet(), lambda: checkpoint.save(tmp_path / "c.pt", agent.state_dict()), None, stop)
         return agent
-    whole = run(build(kept, "algo/kl=adaptive")[0])
-    first = build(kept, "algo/kl=adaptive")[0]
+    whole = run(build(kept, "algo/kl_controller=adaptive")[0])
+    first = build(kept, "algo/kl_controller=adaptive")[0]
     run(first, lambda: first.iteration == 1)
-    second = build(kept, "algo/kl=adaptive")[0]
+    second = build(kept, "algo/kl_controller=adaptive")[0]
     second.load_state_dict(checkpoint.load(tmp_path / "c.pt"))
     assert second.iteration == 1
     run(second)
     for (name, a), b in zip(whole.policy.state_dict().items(), second.policy.state_dict().values()):
         assert torch.equal(a, b), name
-    assert not torch.equal(whole.policy.value.weight, whole.reference.value.weight) or not whole.advantage.critic
-    assert torch.equal(whole.kl_weight.coef, second.kl_weight.coef)
+    assert not torch.equal(whole.policy.value_head.weight, whole.reference.value_head.weight) or not whole.advantage.critic
+    assert torch.equal(whole.kl_controller.coef, second.kl_controller.coef)
 
 
 def test_what_was_trained_is_kept_for_other_runs_with_the_same_settings(kept, capsys):
-    build(kept)[0].begin(Quiet(), lambda: False)
+    build(kept)[0].load_or_train_models(Quiet(), lambda: False)
     folders = {path.name for path in kept.iterdir()}
     capsys.readouterr()
-    build(kept, "algo/advantage=grpo")[0].begin(Quiet(), lambda: False)
+    build(kept, "algo/advantage=grpo")[0].load_or_train_models(Quiet(), lambda: False)
     assert {path.name for path in kept.iterdir()} == folders and capsys.readouterr().out.count("trained before") == 2
-    build(kept, "algo.lm.start_lr=1e-3")[0].begin(Quiet(), lambda: False)
+    build(kept, "algo.language_model.sft_lr=1e-3")[0].load_or_train_models(Quiet(), lambda: False)
     assert len({path.name for path in kept.iterdir()} - folders) == 1  # another reference, the same reward model
 
 
 def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
     path = write_csv(tmp_path / "mails.csv", mail_rows(300))
     agent, evaluation = build(kept, f"env.data={path}")
-    sides = agent.env.splits
+    sides = agent.dataset.splits
     assert set(sides) == {"train", "valid", "test", "judge"} and not set(sides["judge"].texts) & set(sides["train"].texts)
     agent.train(Quiet(), lambda: None, lambda: evaluation.score(agent), lambda: False)
     found = evaluation.run(agent, "ppo_kl").metrics()
     assert 0 <= found["policy"]["judge_conversion"] <= 1 and "gold_conversion" not in found["policy"]
     judge = agent.judge()
-    assert any(not torch.equal(a, b) for a, b in zip(judge.model.parameters(), agent.scorer.model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(judge.model.parameters(), agent.reward_model.model.parameters())
                if a.shape == b.shape)
 
 
 def test_distinct_2_counts_pairs_of_words():
-    assert metrics.distinct(["a b a b", "a c"], 2, 40) == pytest.approx(3 / 4)  # ab ba ab ac
-    assert metrics.distinct(["a b c d e"] * 3, 2, 3) == pytest.approx(2 / 6)
+    assert metrics.distinct_n(["a b a b", "a c"], 2, 40) == pytest.approx(3 / 4)  # ab ba ab ac
+    assert metrics.distinct_n(["a b c d e"] * 3, 2, 3) == pytest.approx(2 / 6)
 
 
 @pytest.mark.slow
 def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kept, tmp_path):
-    done = script_runner.run(tmp_path, "train", *SMALL, f"algo.cache={kept}", f"hydra.run.dir={tmp_path}/run")
+    done = script_runner.run(tmp_path, "train", *SMALL, f"algo.model_cache={kept}", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(found["reward_model"]) >= {"accuracy", "macro_f1", "log_loss", "ece"}
@@ -339,19 +339,19 @@ def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kep
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
     words = AutoTokenizer.from_pretrained(tmp_path / "run" / "policy")
     state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["agent"]["policy"]["weights"]
-    assert torch.equal(lm.get_input_embeddings().weight, state["lm.transformer.wte.weight"])
+    assert torch.equal(lm.get_input_embeddings().weight, state["language_model.transformer.wte.weight"])
     assert words.eos_token_id == words.convert_tokens_to_ids("<|endoftext|>")
     assert {"proxy_and_truth.png", "frontier.png", "outcomes.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides, said", [
-    (["algo/lm=local", "algo.lm.path=nowhere"], "algo.lm.path: expected a folder"),
-    (["algo.reward_model=nowhere"], "nowhere: no reward model"),
-    (["algo.writing.response_tokens=500"], "expected at most 128, the positions of algo.lm"),
-    (["algo.mails=15"], "algo.mails: expected a multiple"),
+    (["algo/language_model=local", "algo.language_model.source.path=nowhere"], "algo.language_model.source.path: expected a folder"),
+    (["algo.reward_model_folder=nowhere"], "nowhere: no reward model"),
+    (["algo.generation.response_tokens=500"], "expected at most 128, the positions of algo.language_model"),
+    (["algo.mails_per_iteration=15"], "algo.mails_per_iteration: expected a multiple"),
     (["env=offers"], "do not fit")])
 def test_what_can_not_be_used_is_one_line(kept, tmp_path, overrides, said):
-    settings = [] if overrides == ["env=offers"] else [x for x in SMALL[1:] if "algo/lm=local" not in overrides or "algo.lm." not in x]
-    done = script_runner.run(tmp_path, "train", "algo=ppo_kl", *settings, f"algo.cache={kept}", *overrides)
+    settings = [] if overrides == ["env=offers"] else [x for x in SMALL[1:] if "algo/language_model=local" not in overrides or "algo.language_model." not in x]
+    done = script_runner.run(tmp_path, "train", "algo=ppo_kl", *settings, f"algo.model_cache={kept}", *overrides)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

@@ -23,9 +23,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from email_rl.data import metrics
 from email_rl.models.bag_of_words import BagOfWords
 from email_rl.data.mails import Mails
-from email_rl.models.encoders import Hub, Local, in_both
+from email_rl.models.encoders import PretrainedEncoder, token_overlap
 from email_rl.training.reward_model import RewardModel
-from email_rl.models.outcome_classifier import FOLDER, Scorer
+from email_rl.models.hf_io import FromFolder, FromHub
+from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from envs.offers.env import OffersEnv
 from rlcore import checkpoint
 from rlcore.logger import Quiet
@@ -34,13 +35,13 @@ from rlcore.schedules import warmed
 from scripts.cli import check_fit
 
 ROOT = Path(__file__).parents[3]
-SMALL = ["algo=reward_model", "env=email", "env.corpus.train=320", "env.corpus.valid=64", "env.corpus.test=80", "algo.rm.dim=16",
-         "algo.rm.hidden=16", "algo.rm.layers=1", "algo.rm.heads=2", "algo.rm.batch_size=16", "algo.steps=4",
-         "algo.eval_every=2", "algo.checkpoint_every=1", "env.evaluation.draws=50", "env.evaluation.bag.epochs=1", "env.evaluation.bag.steps=20",
-         "env.evaluation.other_input=false"]
+SMALL = ["algo=reward_model", "env=email", "env.corpus.train=320", "env.corpus.valid=64", "env.corpus.test=80", "algo.encoder.dim=16",
+         "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2", "algo.encoder.batch_size=16", "algo.steps_per_iteration=4",
+         "algo.eval_every=2", "algo.checkpoint_every=1", "env.evaluation.bootstrap_samples=50", "env.evaluation.bag_of_words.epochs=1", "env.evaluation.bag_of_words.min_steps=20",
+         "env.evaluation.compare_inputs=false"]
 
 
-LEARN = ["algo.rm.lr=0.01", "algo.refresh.epochs=10", "algo.patience=1000"]
+LEARN = ["algo.encoder.lr=0.01", "algo.refresh.epochs=10", "algo.patience=1000"]
 
 
 @cache
@@ -79,7 +80,7 @@ def test_figures_equal_a_plain_writing():
     p, y = drawn()
     rows_, said = p.tolist(), [max(range(3), key=row.__getitem__) for row in p.tolist()]
     truth = y.tolist()
-    found = metrics.summary(p, y, 15)
+    found = metrics.classification_metrics(p, y, 15)
     assert found["accuracy"] == pytest.approx(sum(a == b for a, b in zip(said, truth)) / 500)
     assert found["log_loss"] == pytest.approx(-sum(math.log(row[t]) for row, t in zip(rows_, truth)) / 500)
     f1 = []
@@ -99,24 +100,24 @@ def test_figures_equal_a_plain_writing():
 
 def test_f1_counts_an_outcome_that_is_never_predicted():
     p, y = torch.tensor([[0.9, 0.1, 0.0]]).expand(4, 3), torch.tensor([0, 0, 0, 1])
-    assert metrics.summary(p, y, 10)["macro_f1"] == pytest.approx((2 * 3 / (3 + 4) + 0) / 2)
+    assert metrics.classification_metrics(p, y, 10)["macro_f1"] == pytest.approx((2 * 3 / (3 + 4) + 0) / 2)
 
 
 def test_temperature_undoes_a_scale_and_minimises():
     p, y = drawn(20000)
     ones = torch.ones(len(y))
-    assert metrics.temperature(3 * p.log(), y, ones) == pytest.approx(3, rel=0.05)
-    t = metrics.temperature(p.log() * 0.4, y, ones)
+    assert metrics.fit_temperature(3 * p.log(), y, ones) == pytest.approx(3, rel=0.05)
+    t = metrics.fit_temperature(p.log() * 0.4, y, ones)
     at = [metrics.log_losses((p.log() * 0.4 / s).softmax(1), y).mean() for s in (t * 0.98, t, t * 1.02)]
     assert at[1] < at[0] and at[1] < at[2]
     weight = (y == 2).double()  # a weight of 0 leaves a mail out
-    assert metrics.temperature(p.log(), y, weight) == pytest.approx(
-        metrics.temperature(p.log()[y == 2], y[y == 2], torch.ones(int(weight.sum()))), rel=1e-6)
+    assert metrics.fit_temperature(p.log(), y, weight) == pytest.approx(
+        metrics.fit_temperature(p.log()[y == 2], y[y == 2], torch.ones(int(weight.sum()))), rel=1e-6)
 
 
 def test_paired_bootstrap_matches_the_normal_interval():
     x = torch.randn(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
-    low, high = metrics.bootstrap(x, 1000, 0)
+    low, high = metrics.bootstrap_interval(x, 1000, 0)
     half = 1.96 * x.std().item() / 4000 ** 0.5
     assert low == pytest.approx(x.mean().item() - half, abs=0.15 * half)
     assert high == pytest.approx(x.mean().item() + half, abs=0.15 * half)
@@ -126,7 +127,7 @@ def test_bag_of_words_learns_words_and_not_matches():
     rng = random.Random(0)
     pairs = [(rng.choice("ab"), rng.choice("ab"), rng.choice(("good", "bad"))) for _ in range(3000)]
     contexts, texts = [f"context {c}" for c, _, _ in pairs], [f"text {t} {w}" for _, t, w in pairs]
-    settings = {"lr": 0.1, "decay": 0.0, "epochs": 4, "steps": 0, "batch_size": 100}
+    settings = {"lr": 0.1, "weight_decay": 0.0, "epochs": 4, "min_steps": 0, "batch_size": 100}
     for outcome, loss in (([int(w == "good") for *_, w in pairs], 0.0), ([int(c == t) for c, t, _ in pairs], math.log(2))):
         mails = Mails(contexts, texts, torch.tensor(outcome))
         p = BagOfWords(mails, mails, 0, **settings).probabilities(mails)
@@ -137,7 +138,7 @@ def test_bag_of_words_learns_words_and_not_matches():
 def test_training_never_sees_gold_or_test():
     class Guarded:
         def __init__(self, env):
-            self.device, self.seed, self.values, self.name = env.device, env.seed, env.values, env.name
+            self.device, self.seed, self.outcome_values, self.name = env.device, env.seed, env.outcome_values, env.name
             self.train, self.valid, self.digest = env.train, env.valid, env.digest
             self.splits = {name: env.splits[name] for name in ("train", "valid")}
 
@@ -153,28 +154,28 @@ def test_training_never_sees_gold_or_test():
 def test_input_is_what_the_model_sees(reads):
     env, agent = build(f"algo.input={reads}")
     text = env.test.texts[0]
-    p = agent.scorer.probabilities([env.test.contexts[0], "CFO in banking", "CFO in banking"], [text, text, text])
+    p = agent.classifier.probabilities([env.test.contexts[0], "CFO in banking", "CFO in banking"], [text, text, text])
     assert p[1].equal(p[2]) and p[0].equal(p[1]) is (reads == "text")
-    ids = agent.scorer.ids([env.test.contexts[0]], [text])[0]
-    said = agent.scorer.tokenizer.decode(ids)
+    ids = agent.classifier.token_ids([env.test.contexts[0]], [text])[0]
+    said = agent.classifier.tokenizer.decode(ids)
     assert said.count("[SEP]") == (1 if reads == "text" else 2) and said.startswith("[CLS]")
     assert (env.test.contexts[0].split()[0].lower() in said.split("[SEP]")[0]) or reads == "text"
 
 
 def test_the_auxiliary_task_marks_what_both_parts_have():
     x = torch.tensor([[2, 7, 8, 9, 3, 8, 5, 8, 3, 0], [2, 7, 3, 7, 7, 3, 0, 0, 0, 0]])
-    shared, counts = in_both(x, (x > 0).long(), 2, 3)
+    shared, counts = token_overlap(x, (x > 0).long(), 2, 3)
     assert counts.int().tolist() == [[0, 1, 1, 1, 0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0, 0, 0, 0]]
     assert shared.int().tolist() == [[0, 0, 1, 0, 0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0, 0, 0, 0]]
 
 
 def test_padding_changes_no_probability():
     env, agent = build()
-    for weight in agent.model.parameters():
+    for weight in agent.network.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, 0, 0.3)  # so that what is attended to matters
-    together = agent.scorer.probabilities(env.test.contexts, env.test.texts)
-    alone = torch.cat([agent.scorer.probabilities([c], [t]) for c, t in zip(env.test.contexts[:12], env.test.texts[:12])])
+    together = agent.classifier.probabilities(env.test.contexts, env.test.texts)
+    alone = torch.cat([agent.classifier.probabilities([c], [t]) for c, t in zip(env.test.contexts[:12], env.test.texts[:12])])
     assert together.std(0).max() > 1e-3
     assert torch.allclose(together[:12], alone, atol=1e-5)
 
@@ -182,7 +183,7 @@ def test_padding_changes_no_probability():
 def test_an_epoch_has_every_mail_once_in_an_order_of_its_own():
     _, agent = build()
     epochs = [[i for rows_ in agent.batches(epoch) for i in rows_] for epoch in (0, 1)]
-    assert all(sorted(epoch) == list(range(len(agent.ids))) for epoch in epochs) and epochs[0] != epochs[1]
+    assert all(sorted(epoch) == list(range(len(agent.train_ids))) for epoch in epochs) and epochs[0] != epochs[1]
     assert [i for rows_ in agent.batches(0) for i in rows_] == epochs[0]
 
 
@@ -194,15 +195,15 @@ def test_learning_rate_rises_and_falls():
 
 def test_class_weights_are_taken_out_of_the_probabilities():
     """A network that knows only the outcomes' shares must give these, whatever the weights."""
-    env, agent = build("algo.class_weights=1.0")
+    env, agent = build("algo.class_weight_power=1.0")
     share = torch.bincount(env.train.outcome, minlength=3).float() / len(env.train)
-    assert (agent.weight * share).sum() == pytest.approx(1) and (agent.weight * share).std() < 1e-6
+    assert (agent.class_weights * share).sum() == pytest.approx(1) and (agent.class_weights * share).std() < 1e-6
     with torch.no_grad():
-        agent.head.weight.zero_()
-        agent.head.bias.copy_((agent.weight * share).log())  # where weighted cross-entropy would end
+        agent.output_layer.weight.zero_()
+        agent.output_layer.bias.copy_((agent.class_weights * share).log())  # where weighted cross-entropy would end
     p = agent.valid_logits().softmax(1)
     assert torch.allclose(p, share.expand_as(p), atol=1e-6)
-    agent.best = {name: x.clone() for name, x in agent.model.state_dict().items()}
+    agent.best = {name: x.clone() for name, x in agent.network.state_dict().items()}
     agent.finish()
     ratio = agent.probabilities(env.test)[0].log() * agent.temperature
     assert torch.allclose(ratio.softmax(0), share, atol=1e-5)
@@ -210,47 +211,47 @@ def test_class_weights_are_taken_out_of_the_probabilities():
 
 def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
     env, agent = build()
-    agent._remember(agent.validate()["email/log_loss"])
-    first = {name: x.clone() for name, x in agent.model.state_dict().items()}
+    agent.keep_if_best(agent.validate()["email/log_loss"])
+    first = {name: x.clone() for name, x in agent.network.state_dict().items()}
     logits = agent.valid_logits()
-    agent.update()
-    agent._remember(float("inf"))
-    assert agent.bad == 1
+    agent.train_steps()
+    agent.keep_if_best(float("inf"))
+    assert agent.evaluations_without_gain == 1
     agent.finish()
-    assert agent.model.state_dict()["distilbert.embeddings.word_embeddings.weight"].equal(
+    assert agent.network.state_dict()["distilbert.embeddings.word_embeddings.weight"].equal(
         first["distilbert.embeddings.word_embeddings.weight"])
     assert torch.allclose(agent.valid_logits(), logits / agent.temperature, atol=1e-5)
 
 
 def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished, tmp_path):
     env, agent = finished
-    checkpoint.atomic_folder(tmp_path / FOLDER, agent.export)
-    checkpoint.atomic_folder(tmp_path / FOLDER, agent.export)  # a second time takes the first one's place
-    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
-    model, tokenizer = (kind.from_pretrained(tmp_path / FOLDER) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    checkpoint.atomic_folder(tmp_path / REWARD_MODEL_FOLDER, agent.export)
+    checkpoint.atomic_folder(tmp_path / REWARD_MODEL_FOLDER, agent.export)  # a second time takes the first one's place
+    assert [path.name for path in tmp_path.iterdir()] == [REWARD_MODEL_FOLDER]
+    model, tokenizer = (kind.from_pretrained(tmp_path / REWARD_MODEL_FOLDER) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
     assert type(model).__name__ == "DistilBertForSequenceClassification" and model.config.id2label[2] == "conversion"
     batch = tokenizer(env.test.contexts, env.test.texts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         p = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(1)
     assert torch.allclose(p, agent.probabilities(env.test), atol=1e-5)
-    scorer = Scorer.load(tmp_path / FOLDER, torch.device("cpu"), 32)
+    scorer = OutcomeClassifier.load(tmp_path / REWARD_MODEL_FOLDER, torch.device("cpu"), 32)
     assert torch.allclose(scorer.probabilities(env.test.contexts, env.test.texts), p, atol=1e-5)
-    local, _ = Local(path=str(tmp_path / FOLDER), max_length=64, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
-    assert local.state_dict()["classifier.bias"].equal(agent.model.state_dict()["classifier.bias"])
-    with pytest.raises(ValueError, match="algo.rm.path"):
-        Local(path=str(tmp_path), max_length=8, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
+    local, _ = PretrainedEncoder(source=FromFolder(path=str(tmp_path / REWARD_MODEL_FOLDER)), max_length=64, lr=1.0, epochs=1, batch_size=1, overlap_weight=0.0).build([])
+    assert local.state_dict()["classifier.bias"].equal(agent.network.state_dict()["classifier.bias"])
+    with pytest.raises(ValueError, match="algo.encoder.source.path"):
+        PretrainedEncoder(source=FromFolder(path=str(tmp_path)), max_length=8, lr=1.0, epochs=1, batch_size=1, overlap_weight=0.0).build([])
 
 
 def test_resumed_equals_uninterrupted(finished, tmp_path):
     env = finished[0]
-    _, whole = trained("algo.rm.dropout=0.1", env=env)
-    _, cut = build("algo.rm.dropout=0.1", env=env)
+    _, whole = trained("algo.encoder.dropout=0.1", env=env)
+    _, cut = build("algo.encoder.dropout=0.1", env=env)
     states = []
     cut.train(Quiet(), lambda: states.append(cut.state_dict()), None, lambda: cut.iteration == 3)
     assert cut.iteration == 3 and not cut.finished
     checkpoint.save(tmp_path / "checkpoint.pt", states[-1])
     torch.manual_seed(99)
-    _, resumed = build("algo.rm.dropout=0.1", env=env)
+    _, resumed = build("algo.encoder.dropout=0.1", env=env)
     resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt"))
     resumed.train(Quiet(), lambda: None, None, lambda: False)
     assert resumed.probabilities(env.test).equal(whole.probabilities(env.test))
@@ -258,15 +259,15 @@ def test_resumed_equals_uninterrupted(finished, tmp_path):
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better():
-    env, agent = build("algo.rm.lr=0", "algo.patience=2", "algo.rm.epochs=50", "algo.eval_every=1")
+    env, agent = build("algo.encoder.lr=0", "algo.patience=2", "algo.encoder.epochs=50", "algo.eval_every=1")
     agent.train(Quiet(), lambda: None, None, lambda: False)
     assert agent.finished and agent.iteration == 3
 
 
 def test_a_run_that_diverged_says_so():
     _, agent = build()
-    agent._remember(float("nan"))
-    with pytest.raises(ValueError, match="algo.rm.lr.*diverged"):
+    agent.keep_if_best(float("nan"))
+    with pytest.raises(ValueError, match="algo.encoder.lr.*diverged"):
         agent.finish()
 
 
@@ -286,8 +287,8 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
     refreshed.load_state_dict(state)
     assert len(refreshed.train_mails) == 400  # 200 new, 200 old; the two that stand in the old test are left out
     old_test = set(env.test.texts)
-    assert not old_test & set(refreshed.train_mails.texts) and not set(refreshed.new()["test"].texts) & set(env.train.texts)
-    assert refreshed.before["old"].equal(agent.probabilities(env.test))
+    assert not old_test & set(refreshed.train_mails.texts) and not set(refreshed.new_splits()["test"].texts) & set(env.train.texts)
+    assert refreshed.before_refresh["old"].equal(agent.probabilities(env.test))
     refreshed.train(Quiet(), lambda: None, None, lambda: False)
     report = fresh.evaluation(fresh).run(refreshed, "reward_model")
     found = {(row["split"], row["when"]): row["log_loss"] for row in report.refresh}
@@ -302,7 +303,7 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
 
 def test_an_unfinished_run_or_another_input_cannot_be_refreshed(finished):
     env, agent = build()
-    agent.update()
+    agent.train_steps()
     other = build(seed=1)[1]
     with pytest.raises(ValueError, match="had not finished"):
         other.load_state_dict(agent.state_dict())
@@ -319,11 +320,11 @@ def run(tmp_path, *overrides, small=SMALL):
 @pytest.mark.slow
 def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
     path = write_csv(tmp_path / "hundred.csv", mail_rows())
-    done = run(tmp_path, f"env.data={path}", "hydra.run.dir=out", "env.evaluation.other_input=true")
+    done = run(tmp_path, f"env.data={path}", "hydra.run.dir=out", "env.evaluation.compare_inputs=true")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "100 rows are few" in done.stderr and "bag of words" in done.stdout
     folder = tmp_path / "out"
-    assert {"checkpoint.pt", "metrics.json", "confusion.png", "calibration.png", "training.png", FOLDER} <= {
+    assert {"checkpoint.pt", "metrics.json", "confusion.png", "calibration.png", "training.png", REWARD_MODEL_FOLDER} <= {
         p.name for p in folder.iterdir()}
     found = json.loads((folder / "metrics.json").read_text())
     for row in ("reward_model", "reward_model_text", "bag_of_words", "majority"):
@@ -340,9 +341,9 @@ def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
 def test_an_unreachable_hub_is_one_line_with_the_ways_out(monkeypatch):
     def unreachable(*_):
         raise OSError("no route\nto host")
-    monkeypatch.setattr("email_rl.models.encoders._pretrained", unreachable)
-    with pytest.raises(ValueError, match="distilbert-base.*algo/rm=local.*algo/rm=distilbert_tiny") as error:
-        Hub(name="distilbert-base-uncased", max_length=8, lr=1.0, epochs=1, batch_size=1, overlap=0.0).build([])
+    monkeypatch.setattr("email_rl.models.encoders.read_classifier", unreachable)
+    with pytest.raises(ValueError, match="distilbert-base.*algo/encoder=local.*algo/encoder=distilbert_tiny") as error:
+        PretrainedEncoder(source=FromHub(name="distilbert-base-uncased"), max_length=8, lr=1.0, epochs=1, batch_size=1, overlap_weight=0.0).build([])
     assert "\n" not in str(error.value)
 
 
@@ -369,7 +370,7 @@ def test_what_does_not_fit_is_refused(finished, monkeypatch):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
-    long = [*SMALL, "algo.rm.epochs=2000", "algo.patience=100000", "device=cpu", "hydra.run.dir=out"]
+    long = [*SMALL, "algo.encoder.epochs=2000", "algo.patience=100000", "device=cpu", "hydra.run.dir=out"]
     process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "train.py"), *long], cwd=tmp_path, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for _ in range(1200):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import script_runner
@@ -11,8 +12,6 @@ from configs import load
 from tiny_email_trainer import trainer
 from toy_envs import Bandit, make_ppo, part, train
 
-from email_rl.training.ppo import Rollout
-from email_rl.models.policy import Samples
 from envs.offers.planning.lagrangian_bound import alone, dual
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.distributed_clearing import clear_together
@@ -76,19 +75,18 @@ BUDGETS = [0.0, 3.0, 17.25, 1e9]
 
 def mails():
     """A rollout of the text loop, of mails of unequal length."""
-    made = trainer("algo.minibatches=1", "algo.epochs=2", "algo/kl=adaptive")
-    rollout, _, _ = made.collect()
+    made = trainer("algo.minibatches=1", "algo.epochs=2", "algo/kl_controller=adaptive")
+    rollout = made.collect()
     return made, rollout
 
 
 def follow(made, rollout, rows):
     """Take the steps that some of a rollout's mails ask for."""
-    samples = Samples(*(x[rows] for x in rollout.samples))
-    some = Rollout(samples, *(x[rows] for x in rollout[1:]))
-    log_ratio = torch.where(samples.alive, some.log_prob - some.reference, 0.0)
-    made.divergence = parallel.mean(log_ratio.sum(1).mean())
-    metrics = made.update(made.prepare(some))
-    return {"weights": made.policy.state_dict(), "metrics": metrics, "coef": made.kl_weight.coef}
+    some = replace(rollout, mails=rollout.mails.select(rows), score=rollout.score[rows], log_prob=rollout.log_prob[rows],
+                   reference_log_prob=rollout.reference_log_prob[rows], value=rollout.value[rows])
+    made.kl_to_reference = parallel.mean(some.log_ratio.sum(1).mean())
+    metrics = made.update(made.compute_advantages(some))
+    return {"weights": made.policy.state_dict(), "metrics": metrics, "coef": made.kl_controller.coef}
 
 
 def work(rank, folder, port):
@@ -201,8 +199,8 @@ def test_one_that_is_told_to_stop_stops_both_and_both_go_on_as_if_nothing_were(b
 
 def test_ppo_kl_of_two_processes_is_that_of_one_with_the_mails_of_both(both):
     made, rollout = mails()
-    alive = rollout.samples.alive.sum(1).chunk(SIZE)
-    assert alive[0].sum() != alive[1].sum()  # a mean of means would be another
+    tokens = rollout.mails.response_mask.sum(1).chunk(SIZE)
+    assert tokens[0].sum() != tokens[1].sum()  # a mean of means would be another
     whole = follow(made, rollout, slice(None))
     for one in both:
         for name in whole:

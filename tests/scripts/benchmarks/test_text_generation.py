@@ -10,8 +10,8 @@ from transformers import GPT2LMHeadModel
 from rlcore.backends.cuda_graphs import WARM
 
 SMALL = ["bench.repeats=2", "bench.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}",
-         "bench.known=20", "bench.algo.mails=16", "bench.algo.writing.query_tokens=4", "bench.algo.writing.response_tokens=6",
-         "bench.algo.rm={vocabulary: 100, dim: 16, layers: 1, heads: 2, hidden: 16, max_length: 32}"]
+         "bench.known_words=20", "bench.algo.mails_per_iteration=16", "bench.algo.generation.prompt_tokens=4", "bench.algo.generation.response_tokens=6",
+         "bench.algo.encoder={vocab_size: 100, dim: 16, layers: 1, heads: 2, ffn_dim: 16, max_length: 32}"]
 
 
 @pytest.mark.parametrize("override", ["bench.algo.gradient_checkpointing=false", "bench.algo.gradient_checkpointing=true",

@@ -1,0 +1,71 @@
+"""Where the models of PPO come from: a given folder, the cache of earlier runs, or training now."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+from email_rl.data.dataset import MailDataset
+from email_rl.models.hf_io import from_folder
+from email_rl.models.language_models import read_language_model
+from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
+from email_rl.models.policy import LanguageModelPolicy
+from email_rl.training.model_cache import cached
+from email_rl.training.reward_model import RewardModel
+from email_rl.training.sft import POLICY_FOLDER, SFT
+from rlcore.backends import distributed as parallel
+from rlcore.logger import Quiet
+
+
+class ModelSources:
+    """Reward model, reference policy and judge for one dataset of mails.
+
+    What is not given as a folder is trained: the reward model from `encoder` with the settings `reward_model_training`, the
+    reference policy from `language_model` with the settings `sft`. Both are kept in the folder `model_cache` for other runs
+    with the same mails, settings and seed. Raises ValueError where a given folder holds no such model.
+    """
+
+    def __init__(self, dataset: MailDataset, seed: int, mode: str, *, language_model, encoder, generation: dict, sft: dict,
+                 reward_model_training: dict, reward_model_folder: str | None, reference_folder: str | None,
+                 model_cache: str, batch_size: int):
+        self.dataset, self.seed, self.mode = dataset, seed, mode
+        self.language_model, self.encoder, self.generation = language_model, encoder, generation
+        self.sft, self.reward_model_training = sft, reward_model_training
+        self.reward_model_folder, self.reference_folder = reward_model_folder, reference_folder
+        self.model_cache, self.batch_size = model_cache, batch_size
+
+    def load_or_train(self, logger, should_stop: Callable[[], bool]) -> tuple[LanguageModelPolicy, OutcomeClassifier]:
+        """Return the reference policy and the reward model, on the dataset's device; the first process trains for all."""
+        with parallel.first():
+            reward_model_folder = self.reward_model_folder or self._train_reward_model(
+                REWARD_MODEL_FOLDER, self.dataset, logger, should_stop)
+            reference_folder = self.reference_folder or self._train(
+                POLICY_FOLDER, SFT, self.dataset, logger, should_stop,
+                language_model=self.language_model, generation=self.generation, **self.sft)
+        reward_model = OutcomeClassifier.load(reward_model_folder, self.dataset.device, self.batch_size)
+        network, tokenizer = from_folder(reference_folder, "algo.reference_folder", read_language_model,
+                                         "causal language model")
+        reference = LanguageModelPolicy(network, tokenizer, **self.generation)
+        return reference.to(self.dataset.device), reward_model
+
+    def judge(self) -> OutcomeClassifier:
+        """Return a judge for mails whose truth is unknown: a reward model that learnt from mails nothing else has seen."""
+        folder = self._train_reward_model("judge", self.dataset.judge_dataset(), Quiet(), lambda: False)
+        return OutcomeClassifier.load(folder, self.dataset.device, self.batch_size)
+
+    def _train_reward_model(self, name: str, dataset: MailDataset, logger, should_stop: Callable[[], bool]) -> Path:
+        return self._train(name, RewardModel, dataset, logger, should_stop, encoder=self.encoder, **self.reward_model_training)
+
+    def _train(self, name: str, kind: Callable, dataset: MailDataset, logger, should_stop: Callable[[], bool],
+               **settings) -> Path:
+        """Return the folder of a model trained with these settings on these mails, now or before."""
+        def make(folder: Path) -> None:
+            trainer = kind(dataset, self.seed, self.mode, **settings)
+            with logger.stage(name, trainer.iterations) as stage:
+                trainer.train(stage, lambda: None, None, should_stop)
+            if should_stop():  # half trained is not trained
+                raise KeyboardInterrupt
+            trainer.export(folder)
+        folder, known = cached(self.model_cache, name, (settings, dataset.digest, self.seed), make)
+        if parallel.rank() == 0:
+            print(f"{name}: {folder}{' (trained before)' if known else ''}")
+        return folder

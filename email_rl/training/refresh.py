@@ -1,0 +1,21 @@
+"""Which mails a reward model learns from when it is refreshed: new ones, and a replay of those it knows."""
+from __future__ import annotations
+
+import math
+
+import torch
+
+from email_rl.data.mails import Mails
+
+
+def without_crossing(new: dict[str, Mails], old: dict[str, Mails]) -> dict[str, Mails]:
+    """Return the new splits without texts that the old splits have on another side."""
+    return {name: mails.without(sum((x for other, x in old.items() if other != name), mails.rows([])))
+            for name, mails in new.items()}
+
+
+def with_replay(new: Mails, old: Mails, replay_ratio: float, seed: int) -> Mails:
+    """Return the new mails and, drawn at random, `replay_ratio` times as many old ones, or all where there are fewer."""
+    n = min(len(old), math.ceil(replay_ratio * len(new)))
+    rows = torch.randperm(len(old), generator=torch.Generator().manual_seed(seed))[:n].tolist()
+    return new + old.rows(rows)

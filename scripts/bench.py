@@ -1,4 +1,4 @@
-"""Benchmarks and experiments of their own: python scripts/bench.py NAME [key=value …], NAME a file of conf/bench/."""
+"""Benchmarks: python scripts/bench.py ROOM/NAME [key=value …], a file of conf/benchmark/, as in speed/roofline."""
 from __future__ import annotations
 
 import platform
@@ -22,9 +22,9 @@ from scripts.cli import choose_device, guarded, launch  # noqa: E402
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     device = choose_device(cfg.device, cfg.threads, cfg.matmul)
-    measured = instantiate(cfg.bench, _convert_="all")(directory, device, cfg.seed)
-    checkpoint.save_json(directory / "bench.json", {
-        "bench": HydraConfig.get().runtime.choices["bench"], "machine": machine(device),
+    measured = instantiate(cfg.benchmark, _convert_="all")(directory, device, cfg.seed)
+    checkpoint.save_json(directory / "benchmark.json", {
+        "benchmark": HydraConfig.get().runtime.choices["benchmark"], "machine": machine(device),
         "config": OmegaConf.to_container(cfg, resolve=True), **measured})
     print(f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}")
 
@@ -40,5 +40,5 @@ def machine(device: torch.device) -> dict:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
-        sys.argv[1] = f"bench={sys.argv[1]}"
+        sys.argv[1] = f"benchmark={sys.argv[1]}"
     launch(main)

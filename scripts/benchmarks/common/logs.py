@@ -1,4 +1,4 @@
-"""Logs that benches learn from."""
+"""Logs that benchmarks learn from."""
 from __future__ import annotations
 
 from typing import Callable, Iterator
@@ -10,10 +10,13 @@ from envs.data_collection import Behaviour, rollouts
 from rlcore.offline.logged_dataset import Logged
 
 
-def played(env: Callable, behaviour: Behaviour, decisions: int, agents: int, device: torch.device, seed: int, *,
-           all_propensities: bool = False) -> tuple[BatchedEnv, Iterator[Logged]]:
-    """Open an environment of realised outcomes, and log its seasons of `agents` customers as they are asked for, at least
-    `decisions`; the environment still has the last one's customers then."""
+def log_seasons(env: Callable, behaviour: Behaviour, decisions: int, agents: int, device: torch.device, seed: int, *,
+                all_propensities: bool = False) -> tuple[BatchedEnv, Iterator[Logged]]:
+    """Open an environment of realised outcomes, and log its seasons of `agents` customers as they are asked for.
+
+    At least `decisions` are logged; the environment still has the last season's customers then.
+    """
     world = env(device, seed, num_agents=agents)
     world.realise()
-    return world, rollouts(world, behaviour, "log", seed, decisions=decisions, steps=1, all_propensities=all_propensities)
+    logs = rollouts(world, behaviour, "log", seed, decisions=decisions, steps=1, all_propensities=all_propensities)
+    return world, logs

@@ -34,7 +34,7 @@ def fitted(bought: Bought):
     try:
         from lifetimes import BetaGeoFitter
     except ImportError as error:
-        raise ValueError("bench=journey: Lifetimes is not installed: pip install -e '.[bench]'") from error
+        raise ValueError("benchmark=forecasting/journey: Lifetimes is not installed: pip install -e '.[bench]'") from error
     model = BetaGeoFitter().fit(*(x.cpu().numpy() for x in bought))
     return model, Fit(*(float(model.params_[name]) for name in ("r", "alpha", "a", "b")))
 

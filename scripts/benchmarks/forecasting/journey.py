@@ -1,4 +1,4 @@
-"""Trips of real households in weeks that no model was fitted to: python scripts/bench.py journey."""
+"""Trips of real households in weeks that no model was fitted to: python scripts/bench.py forecasting/journey."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,13 +9,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs.offers.populations.complete_journey_tables import read, times, trips
-from scripts.benchmarks.forecasting.trip_model import Organic
-from rlcore import checkpoint
 from rlcore.ope import estimators as ope
 from rlcore.plots import labelled
+from scripts.benchmarks.common.display import save_figure, table_of
+from scripts.benchmarks.common.display import show as show_table
 from scripts.benchmarks.forecasting import bgnbd
-from scripts.benchmarks.uplift.hillstrom import table
-from scripts.benchmarks.common.timing_and_tables import wide
+from scripts.benchmarks.forecasting.trip_model import Organic
 
 OURS = "network of the past"
 
@@ -30,7 +29,7 @@ def run(directory: Path, device: torch.device, seed: int, *, fit_weeks: list[int
     """
     (first, last), (begin, end) = fit_weeks, test_weeks
     if begin != last + 1 or end <= begin:
-        raise ValueError(f"bench.test_weeks: expected weeks from {last + 1} on, after bench.fit_weeks, got {test_weeks}")
+        raise ValueError(f"benchmark.test_weeks: expected weeks from {last + 1} on, after benchmark.fit_weeks, got {test_weeks}")
     tables = read()
     counts = trips(tables, first, end).to(device)
     kept = counts[:, :last - first + 1].sum(1) > 0
@@ -55,7 +54,7 @@ def run(directory: Path, device: torch.device, seed: int, *, fit_weeks: list[int
     calibrated = calibration(model, past, test, bins)
     show(rows, fit_weeks, test_weeks, len(seen), len(counts))
     for name, figure in (("weeks", weeks(counts[kept], first, begin, said)), ("calibration", reliability(calibrated))):
-        checkpoint.atomic(directory / f"{name}.png", lambda at, figure=figure: figure.savefig(at, dpi=120, format="png"))
+        save_figure(directory, name, figure)
     return {"households": len(seen), "left_out": len(counts) - len(seen), "bgnbd": parameters._asdict(), "rows": rows,
             "actual": test.mean(0).tolist(), "calibration": calibrated}
 
@@ -110,7 +109,7 @@ def show(rows: dict, fit_weeks: list[int], test_weeks: list[int], households: in
     lines = [[name, f"{r['log_prob']:.4f}", f"{r['total']:,.0f}", *([""] * 3 if name == OURS else [f"{x:+.4f}" for x in r["gain"]]),
               f"{r['mean']:.4f}", f"{r['error']:+.2%}", f"{r['weekly_error']:.2%}", f"{r['household_error']:.4f}"]
              for name, r in sorted(rows.items(), key=lambda item: item[1]["log_prob"])]
-    wide().print(table(
+    show_table(table_of(
         f"trips of {households:,} households in weeks {test_weeks[0]}–{test_weeks[1]}, by models of weeks {fit_weeks[0]}–{fit_weeks[1]}",
         ("model", "log-prob.", "in all", "ours more", "from", "to", "trips", "off", "weeks off", "each off"), lines,
         f"log-prob.: of a household-week. Trips: forecast from week {fit_weeks[1]}, a household-week; off over all, in a "

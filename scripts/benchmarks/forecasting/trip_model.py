@@ -43,10 +43,6 @@ class Weekly(NamedTuple):
         bought = logsigmoid(-self.idle) + count
         return torch.where(trips > 0, bought, torch.logaddexp(logsigmoid(self.idle), bought))
 
-    def expected(self) -> Tensor:
-        """Mean trips [...]."""
-        return torch.sigmoid(-self.idle) * self.mean
-
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw trips [...]."""
         rate = torch._standard_gamma(self.shape, generator=generator) * self.mean / self.shape

@@ -1,17 +1,18 @@
-"""The price of each rule of money: python scripts/bench.py rules."""
+"""The price of each rule of money: python scripts/bench.py learning/budget_rules."""
 from __future__ import annotations
 
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
 import torch
 
 from envs.offers.evaluation.profit_decomposition import summary
-from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.evaluation.simulation import Market, play
+from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.policies.rollover import planner
+from scripts.benchmarks.common.timing import timed
 
 KEPT = ("score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "worst_week", "contact_rate")
 
@@ -23,7 +24,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
     `sizes` has {customers: {evaluations of the dual, seasons}}; a dual starts at the prices of the size before.
     """
     if precision not in ("float32", "float64"):
-        raise ValueError(f"bench.precision: expected float32 or float64, got '{precision}'")
+        raise ValueError(f"benchmark.precision: expected float32 or float64, got '{precision}'")
     env, rows = env(device, seed), []
     world = env.world.to(device, getattr(torch, precision))
     print(f"{'customers':>9}  {'rule':28}  {'score':>6}  {'price':>6}  {'spend':>6}  {'breached':>8}  {'worst':>6}  {'s':>6}")
@@ -36,11 +37,15 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
         policy = planner(market, limit, "true θ")
         luck, best = [market.uniforms(generator) for _ in range(size["seasons"])], None
         for name, rule in rules.items():
-            started = time.perf_counter()
-            result = summary([play(policy, replace(market, rule=rule), u, limit) for u in luck], market, limit)
-            seconds, best = time.perf_counter() - started, best or result["score"]
+            seconds, result = timed(partial(play_seasons, policy, market, rule, luck, limit))
+            best = best or result["score"]
             rows.append({"customers": n, "rule": name, "price": best - result["score"], "seconds": seconds,
                          **{key: result[key] for key in KEPT}})
             print(f"{n:9,}  {name:28}  {result['score']:6.3f}  {best - result['score']:6.3f}  {result['spend_ratio']:6.3f}  "
                   f"{result['weeks_breached']:8.1%}  {result['worst_week']:6.3f}  {seconds:6.1f}", flush=True)
     return {"rules": rows}
+
+
+def play_seasons(policy, market: Market, rule, luck: list, limit) -> dict:
+    """Play one season a draw of luck under a rule; return their summary against the bound."""
+    return summary([play(policy, replace(market, rule=rule), u, limit) for u in luck], market, limit)

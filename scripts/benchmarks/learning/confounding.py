@@ -1,21 +1,20 @@
-"""Effects of a contact learned from a log that leans towards likely buyers: python scripts/bench.py confounded."""
+"""Effects of a contact learned from a log that leans towards likely buyers: python scripts/bench.py learning/confounding."""
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Callable
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from envs.data_collection import Behaviour, Uniform
 from envs.offers.populations.base import from_columns
 from envs.offers.world.response import outcome
-from rlcore.uplift.meta_learners import ask
 from rlcore.offline.logged_dataset import Logged
 from rlcore.ope.outcome_models import numbered
-from scripts.benchmarks.common.logs import played
-from scripts.benchmarks.common.timing_and_tables import table_of
+from rlcore.uplift.meta_learners import ask
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.logs import log_seasons
 
 
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, behaviour: Behaviour, learners: dict, seeds: int,
@@ -43,13 +42,13 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, beha
         mean = {key: sum(x) / len(x) for key, x in found.items()}
         table.add_row(name, f"{mean['rmse']:.4f}", f"{min(found['rmse']):.4f} to {max(found['rmse']):.4f}",
                       f"{mean['bias']:+.4f}", f"{mean['correlation']:.3f}")
-    Console().print(table)
+    show(table)
     return {"rows": rows}
 
 
 def collected(env: Callable, behaviour: Behaviour, customers: int, device: torch.device, seed: int) -> tuple[object, Logged]:
     """A season of customers' decisions, where there was something to decide, and its environment."""
-    world, chunks = played(env, behaviour, 1, customers, device, seed, all_propensities=True)
+    world, chunks = log_seasons(env, behaviour, 1, customers, device, seed, all_propensities=True)
     log = Logged.cat(list(chunks))
     return world, log[log.mask.sum(1) > 1]
 

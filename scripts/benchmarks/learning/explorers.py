@@ -1,21 +1,17 @@
-"""Which explorer pays: cumulative regret on the wheel bandit, over seeds."""
+"""Which explorer pays: cumulative regret on the wheel bandit, over seeds: python scripts/bench.py learning/explorers."""
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Callable
 
 import torch
 from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from scipy.stats import t
 from torch import Tensor
 
-from rlcore import checkpoint
 from rlcore.plots import labelled
+from scripts.benchmarks.common.display import progress, save_figure, show, table_of
+from scripts.benchmarks.common.intervals import half_width, mean_and_half_width
 
 
 class Curve:
@@ -33,7 +29,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, lear
         seeds: int) -> dict:
     """Run every explorer on the same worlds; return final regret, growth, and differences to the best ε-greedy."""
     curves = {}
-    for name, explore in track(explorers.items(), "explorers", console=Console(stderr=True)):
+    for name, explore in progress(explorers.items(), "explorers"):
         rows = []
         for k in range(seed, seed + seeds):
             log = Curve()
@@ -44,39 +40,25 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, lear
     final = {name: curve[:, -1] for name, curve in curves.items()}
     yardstick = min((name for name in final if name.startswith("ε")), key=lambda name: final[name].mean())
     results = {name: {
-        "regret": interval(final[name]),
+        "regret": mean_and_half_width(final[name]),
         # regret grows as decisions to this power, over the second half: 1 is linear
-        "growth": interval((curve[:, -1] / curve[:, len(curve[0]) // 2 - 1]).log2()),
-        "ahead": interval(final[yardstick] - final[name]),
+        "growth": mean_and_half_width((curve[:, -1] / curve[:, len(curve[0]) // 2 - 1]).log2()),
+        "ahead": mean_and_half_width(final[yardstick] - final[name]),
         "curve": curve.mean(0)[:: max(1, len(curve[0]) // 100)].tolist()} for name, curve in curves.items()}
-    figure = draw(curves, agent.env.num_agents)
-    checkpoint.atomic(directory / "regret.png", lambda path: figure.savefig(path, dpi=120, format="png"))
-    Console().print(table(results, yardstick, seeds))
+    save_figure(directory, "regret", draw(curves, agent.env.num_agents))
+    show(table(results, yardstick, seeds))
     return {"results": results, "yardstick": yardstick}
-
-
-def interval(x: Tensor) -> list[float]:
-    """Mean over seeds [S] and its 95 % half-width."""
-    return [x.mean().item(), half_width(x).item()]
-
-
-def half_width(x: Tensor) -> Tensor:
-    """Student's 95 % half-width of the mean over the first dimension."""
-    return t.ppf(0.975, len(x) - 1) * x.std(0) / math.sqrt(len(x))
 
 
 def table(results: dict, yardstick: str, seeds: int) -> Table:
     """Lay the comparison out for the console."""
-    shown = Table(title=f"cumulative regret of an agent on the wheel bandit, {seeds} seeds", box=box.SIMPLE_HEAD,
-                  caption=f"growth: regret rises as decisions to this power over the second half; ahead: less regret than "
-                          f"{yardstick}, the best ε-greedy in hindsight, seed by seed", caption_justify="left")
-    shown.add_column("explorer")
-    for column in ("regret", "±", "growth", "±", "ahead", "±"):
-        shown.add_column(column, justify="right")
-    for name, row in sorted(results.items(), key=lambda item: item[1]["regret"][0]):
-        shown.add_row(name, *(f"{x:.{digits}f}" for key, digits in (("regret", 1), ("growth", 2), ("ahead", 1))
-                              for x in row[key]))
-    return shown
+    rows = [[name, *(f"{x:.{digits}f}" for key, digits in (("regret", 1), ("growth", 2), ("ahead", 1)) for x in row[key])]
+            for name, row in sorted(results.items(), key=lambda item: item[1]["regret"][0])]
+    return table_of(
+        f"cumulative regret of an agent on the wheel bandit, {seeds} seeds",
+        ["explorer", "regret", "±", "growth", "±", "ahead", "±"], rows,
+        f"growth: regret rises as decisions to this power over the second half; ahead: less regret than {yardstick}, "
+        "the best ε-greedy in hindsight, seed by seed")
 
 
 def draw(curves: dict[str, Tensor], agents: int) -> Figure:

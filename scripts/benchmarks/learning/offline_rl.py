@@ -1,7 +1,7 @@
-"""Learners from a log against the size of the log: python scripts/bench.py offline."""
+"""Learners from a log against the size of the log: python scripts/bench.py learning/offline_rl."""
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlcore import checkpoint
-from rlcore.offline.logged_dataset import Logged
 from rlcore.logger import Quiet
+from rlcore.offline.logged_dataset import Logged
 from rlcore.plots import labelled
-from scripts.benchmarks.learning.explorers import interval
-from scripts.benchmarks.common.logs import played
+from scripts.benchmarks.common.display import save_figure
+from scripts.benchmarks.common.intervals import mean_and_half_width
+from scripts.benchmarks.common.logs import log_seasons
+from scripts.benchmarks.common.timing import timed
 
 
 def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behaviours: dict, sizes: dict, seeds: int,
@@ -32,25 +34,24 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behav
             judge = env.evaluation(env)
             for name, behaviour in behaviours.items():
                 # Of customers that no learner of the same seed draws.
-                _, chunks = played(make, behaviour, max(sizes[name]), agents, device, 1000 + k)
+                _, chunks = log_seasons(make, behaviour, max(sizes[name]), agents, device, 1000 + k)
                 whole = Logged.cat([chunk.slim(env.context_dim) for chunk in chunks])
                 for size in sizes[name]:
                     shared: dict = {}
                     for learner, algo in learners.items():
-                        started = time.perf_counter()
-                        score = judge.score(learned(env, algo, whole[slice(size)], k, shared))
+                        fit = partial(learned, env, algo, whole[slice(size)], k, shared)
+                        seconds, score = timed(partial(learned_score, judge, fit))
                         cells.append({"world": world, "log": name, "decisions": size, "seed": k, "learner": learner,
                                       "score": score["offers/score"], "contact_rate": score["offers/contact_rate"],
-                                      "seconds": time.perf_counter() - started})
+                                      "seconds": seconds})
                         checkpoint.save_json(directory / "cells.json", cells)
                         print(f"{world:>8}  {name:9}  {size:10,}  {k:4}  {learner:12}  {score['offers/score']:6.3f}  "
-                              f"{score['offers/contact_rate']:8.1%}  {cells[-1]['seconds']:6.0f}", flush=True)
+                              f"{score['offers/contact_rate']:8.1%}  {seconds:6.0f}", flush=True)
     rows = summary(cells)
     for row in rows:
         print(f"{row['world']:>8}  {row['log']:9}  {row['decisions']:10,}  {row['learner']:12}  {row['score'][0]:6.3f} ± "
               f"{row['score'][1]:.3f} over {row['seeds']}")
-    figure = draw([row for row in rows if len(sizes[row["log"]]) > 1])
-    checkpoint.atomic(directory / "offline.png", lambda path: figure.savefig(path, dpi=120, format="png"))
+    save_figure(directory, "offline", draw([row for row in rows if len(sizes[row["log"]]) > 1]))
     return {"cells": cells, "rows": rows}
 
 
@@ -65,6 +66,11 @@ def learned(env, algo: Callable, log: Logged, seed: int, shared: dict):
     return agent
 
 
+def learned_score(judge, fit: Callable) -> dict[str, float]:
+    """Fit a learner, and value what it learned."""
+    return judge.score(fit())
+
+
 def summary(cells: list[dict]) -> list[dict]:
     """Mean score over seeds and its 95 % half-width, by what is compared."""
     keys = dict.fromkeys((c["world"], c["log"], c["decisions"], c["learner"]) for c in cells)
@@ -73,7 +79,7 @@ def summary(cells: list[dict]) -> list[dict]:
         scores = [c["score"] for c in cells if (c["world"], c["log"], c["decisions"], c["learner"]) ==
                   (world, log, decisions, learner)]
         rows.append({"world": world, "log": log, "decisions": decisions, "learner": learner, "seeds": len(scores),
-                     "score": interval(torch.tensor(scores, dtype=torch.float64)) if len(scores) > 1 else [scores[0], 0.0]})
+                     "score": mean_and_half_width(torch.tensor(scores, dtype=torch.float64))})
     return rows
 
 

@@ -1,45 +1,42 @@
-"""Twins fitted to one log beside the truth that it was drawn from: python scripts/bench.py twins."""
+"""Twins fitted to one log beside the truth that it was drawn from: python scripts/bench.py learning/twins."""
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from envs.data_collection import Behaviour
-from envs.offers.twin.structural_predictions import Answers
 from envs.offers.twin.likelihood import Panel
+from envs.offers.twin.structural_predictions import Answers
 from envs.offers.world.customers import SUBSCRIBED
 from rlcore import checkpoint
-from rlcore.offline.logged_dataset import Logged
 from rlcore.logger import Quiet
-from scripts.benchmarks.common.logs import played
-from scripts.benchmarks.common.timing_and_tables import table_of
+from rlcore.offline.logged_dataset import Logged
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.logs import log_seasons
+from scripts.benchmarks.common.timing import timed
 
 
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, behaviour: Behaviour, twins: dict, decisions: int,
         agents: int, new: int) -> dict:
     """Fit each to the log, and hold it against the truth of `new` other customers' season."""
-    world, log = played(env, behaviour, decisions, agents, device, 1000 + seed)
-    others, asked = played(env, behaviour, 1, new, device, 2000 + seed)
+    world, log = log_seasons(env, behaviour, decisions, agents, device, 1000 + seed)
+    others, asked = log_seasons(env, behaviour, 1, new, device, 2000 + seed)
     log, asked = (Logged.cat(list(chunks)) for chunks in (log, asked))
-    rows, table = {}, None
+    rows = {}
     for name, algo in twins.items():
-        started = time.perf_counter()
-        twin = algo(world, seed, "eager")
-        twin.learn_from(log)
-        twin.train(Quiet(), lambda: None, None, lambda: False)
-        taken, panel = time.perf_counter() - started, twin.twin.lay(asked, others)
+        seconds, twin = timed(partial(fitted, algo, world, log, seed))
+        panel = twin.twin.lay(asked, others)
         with torch.no_grad():
             truth = Answers(others.customers, others.world, panel)
             answers = [twin.twin.answers(member, others.world, panel) for member in twin.fitted]
             rows.setdefault("truth", row([truth], truth, panel))
-            rows[name] = row(answers, truth, panel) | {"seconds": taken}
+            rows[name] = row(answers, truth, panel) | {"seconds": seconds}
         checkpoint.save_json(directory / "rows.json", rows)
-        print(f"{name}: {taken:.0f} s", flush=True)
+        print(f"{name}: {seconds:.0f} s", flush=True)
     table = table_of(f"{decisions:,} decisions; {new:,} other customers, a contact adds {rows['truth']['mean']:.4f} to P(trip)",
                      ["twin", "response", "adds", "error", "correlation"])
     for name, found in rows.items():
@@ -47,8 +44,16 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, beha
                       f"{found['correlation']:.3f}")
     table.caption = ("response: log-likelihood a decision of trip and redemption; adds: to P(trip), a contact by any "
                      "pair, on average; error: root mean square, customer by customer and week by week")
-    Console().print(table)
+    show(table)
     return {"rows": rows}
+
+
+def fitted(algo: Callable, world, log: Logged, seed: int):
+    """Fit a twin to a log of a world."""
+    twin = algo(world, seed, "eager")
+    twin.learn_from(log)
+    twin.train(Quiet(), lambda: None, None, lambda: False)
+    return twin
 
 
 def row(members: list, truth: Answers, panel: Panel) -> dict[str, float]:

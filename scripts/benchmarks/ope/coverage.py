@@ -1,4 +1,4 @@
-"""Do 95 % intervals hold the truth 95 % of the time: python scripts/bench.py coverage."""
+"""Do 95 % intervals hold the truth 95 % of the time: python scripts/bench.py ope/coverage."""
 from __future__ import annotations
 
 import math
@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Callable
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from rlcore.ope.evaluator import LOGGED, Valuation
+from scripts.benchmarks.common.display import progress, show, table_of
 from scripts.benchmarks.ope.customer_pool import replications, world_of
 
 INTERVALS = {"normal": "normal", "bootstrap": "ci", "Bernstein": "bernstein"}
@@ -22,7 +20,7 @@ def run(directory: Path, device: torch.device, seed: int, *, cases: dict[str, Ca
     results = {}
     for name, case in cases.items():
         results[name] = case(name, device, seed)
-        Console().print(table(name, results[name]))
+        show(table(name, results[name]))
     return {"cases": results}
 
 
@@ -34,7 +32,7 @@ def measure(name: str, device: torch.device, seed: int, *, env: Callable, ope: V
     profit, spend = pool.value(aims)
     truth, held, estimates, width, shares = {"profit": profit, "spend": spend}, {}, {}, {}, []
     runs = replications(env, pool, acts, [aims], count=count, customers=customers, at_once=at_once, seed=seed)
-    for log, (wanted,) in track(runs, name, total=count, console=Console(stderr=True)):
+    for log, (wanted,) in progress(runs, name, count):
         value = ope(log, wanted)
         shares.append(value.diagnostics["effective_share"])
         for estimator, row in value.rows.items():
@@ -60,20 +58,18 @@ def measure(name: str, device: torch.device, seed: int, *, env: Callable, ope: V
 
 def table(name: str, result: dict) -> Table:
     """Lay a case out for the console."""
-    shown = Table(title=f"{name}: {result['replications']:,} logs of {result['customers']:,} customers, effective sample size "
-                        f"{result['effective_share']:.1%}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-                  caption="share of the logs whose nominal 95 % interval holds the true value; bias and deviation of the "
-                          f"estimates, true profit {result['truth']['profit']:.2f}, spend {result['truth']['spend']:.3f}; empirical "
-                          "Bernstein intervals are in bench.json",
-                  caption_justify="left")
-    shown.add_column("estimator", no_wrap=True)
-    for kind in ("profit", "spend"):
-        for header in (f"{kind}: bias", "dev.", "normal", "boot."):
-            shown.add_column(header, justify="right")
+    rows = []
     for estimator, row in result["rows"].items():
-        cells = []
+        cells = [estimator]
         for kind in ("profit", "spend"):
             cells += [f"{row[kind]['bias']:.3f}", f"{row[kind]['deviation']:.3f}",
                       *(f"{row[kind][interval]['covered']:.1%}" for interval in ("normal", "bootstrap"))]
-        shown.add_row(estimator, *cells)
-    return shown
+        rows.append(cells)
+    truth = result["truth"]
+    return table_of(
+        f"{name}: {result['replications']:,} logs of {result['customers']:,} customers, effective sample size "
+        f"{result['effective_share']:.1%}",
+        ["estimator", *(f"{kind}: bias" if head == "bias" else head for kind in truth
+                        for head in ("bias", "dev.", "normal", "boot."))], rows,
+        "share of the logs whose nominal 95 % interval holds the true value; bias and deviation of the estimates, true "
+        f"profit {truth['profit']:.2f}, spend {truth['spend']:.3f}; empirical Bernstein intervals are in benchmark.json")

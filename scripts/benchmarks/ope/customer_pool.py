@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from envs.data_collection import Behaviour, rollouts
-from envs.offers.policies.logging_policies import at_private_prices
+from envs.offers.constraints.contact_rules import Permits
+from envs.offers.planning.dynamic_program import action_values, best_plan, organic
 from envs.offers.planning.state_values import Grid, Values
 from envs.offers.policies.learned import Knapsack
+from envs.offers.policies.logging_policies import at_private_prices
 from envs.offers.populations.base import Sample
-from envs.offers.planning.dynamic_program import action_values, best_plan, organic
-from envs.offers.constraints.contact_rules import Permits
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, State
 from rlcore.exploration import floored
 from rlcore.offline.logged_dataset import Logged

@@ -1,16 +1,14 @@
-"""Does a log tell which of several policies is best: python scripts/bench.py selection."""
+"""Does a log tell which of several policies is best: python scripts/bench.py ope/selection."""
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Callable
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from rlcore.ope.evaluator import Valuation
+from scripts.benchmarks.common.display import progress, show, table_of
 from scripts.benchmarks.ope.customer_pool import replications, world_of
 
 
@@ -26,7 +24,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, ope:
     truth = [profit - price * spend for profit, spend in map(pool.value, tables)]
     best, found = max(truth), []
     runs = replications(env, pool, acts, tables, count=count, customers=customers, at_once=at_once, seed=seed)
-    for log, targets in track(runs, "selection", total=count, console=Console(stderr=True)):
+    for log, targets in progress(runs, "selection", count):
         values = [ope(log, target) for target in targets]
         rows = [value.rows[estimator] for value in values]
         chosen = max(range(len(rows)), key=lambda k: rows[k]["net"])
@@ -43,23 +41,19 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, ope:
     profit, spend = pool.value(acts)
     result = {"candidates": rows, "right": right, **mean, "logging": profit - price * spend, "replications": count,
               "customers": customers}
-    Console().print(table(result, estimator))
+    show(table(result, estimator))
     return result
 
 
 def table(result: dict, estimator: str) -> Table:
     """Lay the choice out for the console."""
-    worst = max(row["truth"] for row in result["candidates"].values()) - min(
-        row["truth"] for row in result["candidates"].values())
-    shown = Table(title=f"{len(result['candidates'])} policies, {result['replications']} logs of {result['customers']:,} "
-                        "customers", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left",
-                  caption=f"profit less spend at its price, a season; the log's own policy {result['logging']:.2f}. {estimator} "
-                          f"chose the best in {result['best']:.0%}, the best or one whose interval holds the best's value in "
-                          f"{result['right']:.0%}; it lost {result['regret']:.2f} on average, where the worst would lose {worst:.2f}")
-    shown.add_column("policy", no_wrap=True)
-    for header in ("true value", "estimate", "dev.", "effective", "chosen"):
-        shown.add_column(header, justify="right")
-    for name, row in sorted(result["candidates"].items(), key=lambda item: -item[1]["truth"]):
-        shown.add_row(name, *(f"{row[key]:.2f}" for key in ("truth", "mean", "deviation")),
-                      *(f"{row[key]:.1%}" for key in ("effective_share", "chosen")))
-    return shown
+    truths = [row["truth"] for row in result["candidates"].values()]
+    rows = [[name, *(f"{row[key]:.2f}" for key in ("truth", "mean", "deviation")),
+             *(f"{row[key]:.1%}" for key in ("effective_share", "chosen"))]
+            for name, row in sorted(result["candidates"].items(), key=lambda item: -item[1]["truth"])]
+    return table_of(
+        f"{len(rows)} policies, {result['replications']} logs of {result['customers']:,} customers",
+        ["policy", "true value", "estimate", "dev.", "effective", "chosen"], rows,
+        f"profit less spend at its price, a season; the log's own policy {result['logging']:.2f}. {estimator} chose the best in "
+        f"{result['best']:.0%}, the best or one whose interval holds the best's value in {result['right']:.0%}; it lost "
+        f"{result['regret']:.2f} on average, where the worst would lose {max(truths) - min(truths):.2f}")

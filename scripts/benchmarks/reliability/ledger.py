@@ -180,12 +180,8 @@ def _verify(directory: Path, ledger: Ledger, lists: list[list]) -> dict:
 
 
 def _show(result: dict, weeks: int, writers: int, factor: float) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    table = Table(title=f"{weeks:,} weeks, redemption {factor:g} × the forecast, {writers} writers", box=box.SIMPLE_HEAD,
-                  show_header=False, title_justify="left")
-    for name, value in (
+    from scripts.benchmarks.common.display import show, table_of  # not above: a writer would take long to start
+    rows = (
             ("weeks breached by sending what the forecast allows, without a ledger", result["weeks_unguarded_breach"]),
             ("calls, duplicates among them", result["calls"]), ("writers killed (SIGKILL)", result["kills"]),
             ("calls a second", round(result["calls_per_second"])),
@@ -193,9 +189,11 @@ def _show(result: dict, weeks: int, writers: int, factor: float) -> None:
             (f"… in {result['looks']:,} looks in the course of it", result["breaches_seen"]),
             ("calls without an answer", result["unanswered"]), ("answers that the ledger does not hold", result["lost"]),
             ("weeks whose totals are not those of their entries", result["wrong_totals"]),
-            ("money settled beyond what was told, millionths", result["counted_twice"])):
-        table.add_row(name, f"{value:,}")
-    Console().print(table)
+            ("money settled beyond what was told, millionths", result["counted_twice"]))
+    title = f"{weeks:,} weeks, redemption {factor:g} × the forecast, {writers} writers"
+    table = table_of(title, ["", ""], [[name, f"{value:,}"] for name, value in rows])
+    table.show_header = False
+    show(table)
 
 
 if __name__ == "__main__":

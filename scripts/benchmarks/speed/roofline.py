@@ -1,4 +1,4 @@
-"""What training moves and computes, against what this machine can: python scripts/bench.py roofline."""
+"""What training moves and computes, against what this machine can: python scripts/bench.py speed/roofline."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from rlcore.backends.cuda_graphs import WARM
-from scripts.benchmarks.common.timing_and_tables import seconds, table_of, wide
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.timing import cpu_seconds, ppo_stages, time_in_turns
 
 
 class Count(TorchDispatchMode):
@@ -67,24 +68,9 @@ def ceilings(device: torch.device, *, triad: int, matmul: int, repeats: int) -> 
             tiny.add(tiny)
 
     def best(function):
-        return min(seconds(function) for _ in range(repeats))
+        return min(cpu_seconds(function) for _ in range(repeats))
     return {"bytes_per_second": 3 * 4 * triad / best(lambda: torch.add(b, c, alpha=2.0, out=a)),
             "operations_per_second": 2 * matmul**3 / best(lambda: x @ y), "kernel_seconds": best(smallest) / calls}
-
-
-def stages(ppo) -> dict[str, Callable[[], object]]:
-    """The parts of an iteration, in order; the environment alone is stepped with actions drawn before."""
-    env, kept = ppo.env, {}
-    actions = [torch.stack([torch.randint(n, (env.num_agents,), device=env.device) for n in env.nvec], -1)
-               for _ in range(ppo.num_steps)]
-
-    def environment():
-        env.begin()
-        for action in actions:
-            env.step(action)
-    return {"environment": environment, "collect": lambda: kept.update(rollout=ppo.collect()[0]),
-            "prepare": lambda: kept.update(batch=ppo.prepare(kept["rollout"])),
-            "update": lambda: ppo.update(kept["rollout"], kept["batch"])}
 
 
 def launched(part: Callable[[], object], device: torch.device) -> int | None:
@@ -105,9 +91,9 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
     """
     def parts_of(mode: str) -> tuple[int, dict[str, Callable]]:
         ppo = algo(env(device, seed), seed, mode)
-        parts = stages(ppo)
+        parts = ppo_stages(ppo)
         if last not in parts:
-            raise ValueError(f"bench.last: expected one of {', '.join(parts)}, got '{last}'")
+            raise ValueError(f"benchmark.last: expected one of {', '.join(parts)}, got '{last}'")
         return ppo.batch, dict(list(parts.items())[:list(parts).index(last) + 1])
     steps, parts = parts_of("eager")
     counts, top, rows = {}, ceilings(device, **ceiling), {}
@@ -118,10 +104,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
     for _ in range(WARM + 1):  # what is compiled or recorded then is
         for part in parts.values():
             part()
-    taken: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(repeats):
-        for name, part in parts.items():
-            taken[name].append(seconds(part))
+    taken = time_in_turns(parts, repeats)
     for name, count in counts.items():
         def products(count=count):
             for (func, *_), (many, operands) in count.products.items():
@@ -134,9 +117,9 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
             "operations": count.operations / steps, "elements": count.elements / steps, "seconds": spent / steps,
             "floor": max(floors, key=floors.get), "floor_seconds": max(floors.values()) / steps,
             "share_of_ceiling": max(floors.values()) / spent,
-            "products": min(seconds(products) for _ in range(repeats)) / spent if count.products else 0.0,
+            "products": min(cpu_seconds(products) for _ in range(repeats)) / spent if count.products else 0.0,
             "dispatch": count.kernels * top["kernel_seconds"] / spent}
-    wide().print(table(rows, top, steps))
+    show(table(rows, top, steps))
     rates = {name: 1 / row["seconds"] for name, row in rows.items()}
     if "update" in rows:  # collecting steps the environment too
         rates["end to end"] = 1 / sum(row["seconds"] for name, row in rows.items() if name != "environment")

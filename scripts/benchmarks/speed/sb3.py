@@ -1,4 +1,7 @@
-"""Our PPO beside Stable-Baselines3's on the toy sequential world: steps a second, time to equal return, masks."""
+"""Our PPO beside Stable-Baselines3's on the toy sequential world: steps a second, time to equal return, masks.
+
+    python scripts/bench.py speed/sb3
+"""
 from __future__ import annotations
 
 from functools import partial
@@ -11,9 +14,10 @@ from rich.table import Table
 
 from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
-from scripts.benchmarks.speed.sb3_contestants import Ours, Peer, scalars
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.timing import Stage, time_in_turns
+from scripts.benchmarks.speed.sb3_contestants import our_stages, peer_stages, scalars
 from scripts.benchmarks.speed.sb3_learning import learned, masked
-from scripts.benchmarks.common.timing_and_tables import seconds, table_of, wide
 
 
 def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:
@@ -39,45 +43,43 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
     if device.type != "cpu" or torch.get_num_threads() > 1:
         raise ValueError(f"device, threads: expected cpu and 1, where Stable-Baselines3 steps its environments, got {device} "
                          f"and {torch.get_num_threads()}")
-    settings, console = algo.keywords, wide()
+    settings = algo.keywords
     make = partial(env, device, seed)
     example = make()
-    makers = {"SB3, DummyVecEnv": lambda: Peer(scalars(example), seed, settings),
-              "SB3, our VecEnv": lambda: Peer(OffersVecEnv(make(), False), seed, settings),
-              **{f"ours, {mode}": partial(Ours, make(), seed, mode, algo) for mode in modes}}
+    makers = {"SB3, DummyVecEnv": lambda: peer_stages(scalars(example), seed, settings),
+              "SB3, our VecEnv": lambda: peer_stages(OffersVecEnv(make(), False), seed, settings),
+              **{f"ours, {mode}": partial(our_stages, make(), seed, mode, algo) for mode in modes}}
     speed = timed({name: maker() for name, maker in makers.items()}, floor(example, settings), repeats,
                   example.num_agents * settings["num_steps"])
-    console.print(speed_table(speed))
+    show(speed_table(speed))
     result = {"speed": speed}
     if learn["steps"]:
         result["learning"] = learned(directory, make, algo, seed, modes, example, **learn)
-        console.print(learning_table(result["learning"]))
+        show(learning_table(result["learning"]))
     if maskable["seeds"]:
         result["masks"] = masked(partial(env, penalty=None), device, algo, **maskable)
-        console.print(mask_table(result["masks"]))
+        show(mask_table(result["masks"]))
     return result
 
 
-def timed(contestants: dict, products: Callable[[], None], repeats: int, steps: int) -> dict:
+def timed(contestants: dict[str, dict[str, Stage]], products: Stage, repeats: int, steps: int) -> dict:
     """Median seconds an iteration of everything that is timed, in turns; steps a second and ratios to the first."""
-    samples = {name: {"step": [], "collect": [], "update": []} for name in contestants}
-    floors = []
-    for _ in range(repeats):
-        floors.append(seconds(products))
-        for name, contestant in contestants.items():
-            for stage, taken in samples[name].items():
-                taken.append(seconds(getattr(contestant, stage)))
+    calls = {("floor", ""): products,
+             **{(name, stage): call for name, stages in contestants.items() for stage, call in stages.items()}}
+    taken = time_in_turns(calls, repeats)
+    floor_seconds = median(taken["floor", ""])
     rows = {}
-    for name, taken in samples.items():
-        step, collect, update = (median(taken[stage]) for stage in ("step", "collect", "update"))
-        whole = median([c + u for c, u in zip(taken["collect"], taken["update"])])
-        rows[name] = {"environment": steps / step, "collect": steps / collect, "update_seconds": update,
-                      "end_to_end": steps / whole, "update_of_floor": update / median(floors)}
+    for name in contestants:
+        collect, update = taken[name, "collect"], taken[name, "update"]
+        whole = median([c + u for c, u in zip(collect, update)])
+        rows[name] = {"environment": steps / median(taken[name, "environment"]), "collect": steps / median(collect),
+                      "update_seconds": median(update), "end_to_end": steps / whole,
+                      "update_of_floor": median(update) / floor_seconds}
     first = next(iter(rows.values()))
     for row in rows.values():
         row["ratio"] = {key: row[key] / first[key] for key in ("environment", "collect", "end_to_end")}
         row["ratio"]["update"] = first["update_seconds"] / row["update_seconds"]
-    return {"steps": steps, "floor_seconds": median(floors), "rows": rows}
+    return {"steps": steps, "floor_seconds": floor_seconds, "rows": rows}
 
 
 def speed_table(speed: dict) -> Table:

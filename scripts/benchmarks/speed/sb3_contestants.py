@@ -4,10 +4,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Callable
 
-import torch
 from torch import nn
 
 from envs.sequential.env import SequentialEnv
+from scripts.benchmarks.common.timing import Stage, ppo_stages
 from scripts.benchmarks.speed.scalar_env import ScalarToy
 
 try:
@@ -33,49 +33,34 @@ def peer(kind: type, env: VecEnv, seed: int, algo: dict):
                 policy_kwargs={"net_arch": {"pi": net["hidden"], "vf": net["hidden"]}, "activation_fn": nn.Tanh})
 
 
-class Peer:
-    """Stable-Baselines3's PPO on a VecEnv."""
+def peer_stages(env: VecEnv, seed: int, algo: dict) -> dict[str, Stage]:
+    """The stages of Stable-Baselines3's PPO on a VecEnv.
 
-    def __init__(self, env: VecEnv, seed: int, algo: dict):
-        self.model, self.env, self.steps = peer(stable_baselines3.PPO, env, seed, algo), env, algo["num_steps"]
-        self.model.learn(1)  # sets up, and warms up with one iteration
-        self.callback = self.model._init_callback(None)
-        self.actions = [[self.env.action_space.sample() for _ in range(env.num_envs)] for _ in range(self.steps)]
+    `collect` fills a rollout buffer (acts, steps, stores, values, advantages), `update` learns from it, `environment` steps
+    alone.
+    """
+    model = peer(stable_baselines3.PPO, env, seed, algo)
+    model.learn(1)  # sets up, and warms up with one iteration
+    callback = model._init_callback(None)
+    steps = algo["num_steps"]
+    rollout = [[env.action_space.sample() for _ in range(env.num_envs)] for _ in range(steps)]
 
-    def step(self) -> None:
-        """Step the environment alone."""
-        for actions in self.actions:
-            self.env.step(actions)
-
-    def collect(self) -> None:
-        """Fill a rollout buffer: act, step, store, values and advantages."""
-        self.model.collect_rollouts(self.model.env, self.callback, self.model.rollout_buffer, self.steps)
-
-    def update(self) -> None:
-        """Learn from it."""
-        self.model.train()
+    def environment() -> None:
+        for actions in rollout:
+            env.step(actions)
+    return {"environment": environment,
+            "collect": lambda: model.collect_rollouts(model.env, callback, model.rollout_buffer, steps),
+            "update": model.train}
 
 
-class Ours:
-    """Our PPO on a BatchedEnv."""
+def our_stages(env: SequentialEnv, seed: int, mode: str, algo: Callable) -> dict[str, Stage]:
+    """The same stages of our PPO on a BatchedEnv."""
+    stages = ppo_stages(algo(env, seed, mode))
 
-    def __init__(self, env: SequentialEnv, seed: int, mode: str, algo: Callable):
-        self.ppo, self.env = algo(env, seed, mode), env
-        self.actions = torch.stack([torch.randint(n, (self.ppo.num_steps, env.num_agents)) for n in env.nvec], -1)
-        for _ in range(2):  # warm up, and compile
-            self.collect()
-            self.update()
-
-    def step(self) -> None:
-        """Step the environment alone."""
-        for action in self.actions:
-            self.env.step(action)
-
-    def collect(self) -> None:
-        """Act, step, store, values and advantages."""
-        self.rollout, _ = self.ppo.collect()
-        self.batch = self.ppo.prepare(self.rollout)
-
-    def update(self) -> None:
-        """Learn from it."""
-        self.ppo.update(self.rollout, self.batch)
+    def collect() -> None:
+        stages["collect"]()
+        stages["prepare"]()
+    for _ in range(2):  # warm up, and compile
+        collect()
+        stages["update"]()
+    return {"environment": stages["environment"], "collect": collect, "update": stages["update"]}

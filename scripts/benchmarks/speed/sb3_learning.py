@@ -5,7 +5,6 @@ import copy
 import time
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Callable
 
 import stable_baselines3
@@ -13,20 +12,20 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from rlcore.plots import labelled
 from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from envs.sequential.evaluation import knapsack, nothing, play
 from rlcore.distributions import unflatten
+from rlcore.plots import labelled
 from rlcore.ppo import PPO
+from scripts.benchmarks.common.display import save_figure
+from scripts.benchmarks.common.intervals import mean_and_half_width
 from scripts.benchmarks.speed.sb3_contestants import peer, scalars
 
 try:
     from sb3_contrib import MaskablePPO
 except ImportError as error:
     raise ValueError("sb3-contrib is not installed: pip install -e '.[bench]'") from error
-
-T_QUANTILE = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # 97.5 %, by number of seeds
 
 
 @torch.no_grad()
@@ -115,10 +114,10 @@ def reached(points: list[tuple[float, float]], target: float) -> float | None:
     return next((second for second, value in points if value >= target), None)
 
 
-def interval(values: list[float]) -> list[float]:
-    """95 % interval of a mean over seeds (Student)."""
-    half = T_QUANTILE.get(len(values), 1.96) * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return [mean(values) - half, mean(values) + half]
+def over_seeds(returns: list[float]) -> dict:
+    """Returns by seed, their mean and its 95 % interval (Student)."""
+    mean, half = mean_and_half_width(torch.tensor(returns, dtype=torch.float64))
+    return {"returns": returns, "mean": mean, "ci": [mean - half, mean + half]}
 
 
 def learned(directory: Path, make: Callable, algo: Callable, seed: int, modes: list, example: SequentialEnv, *, steps: int,
@@ -137,7 +136,7 @@ def learned(directory: Path, make: Callable, algo: Callable, seed: int, modes: l
     for name, points in curves.items():
         axes.plot(*zip(*points), label=name)
     axes.legend(frameon=False)
-    figure.savefig(directory / "learning.png", dpi=120)
+    save_figure(directory, "learning", figure)
     return {"target": target, "steps": steps, "rows": {
         name: {"seconds_to_target": reached(points, target), "seconds": points[-1][0], "final": points[-1][1],
                "best": max(value for _, value in points), "curve": points} for name, points in curves.items()}}
@@ -156,4 +155,4 @@ def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, s
         for name, choose in (("MaskablePPO", predicted(model, True)), ("ours", drawn(ppo, torch.Generator().manual_seed(1)))):
             rows[name].append(season_return(choose, judge.beside(worlds, 1)))
     return {"steps": steps, "optimum": optimum.value.sum(0).mean().item(), "rows": {
-        name: {"returns": returns, "mean": mean(returns), "ci": interval(returns)} for name, returns in rows.items()}}
+        name: over_seeds(returns) for name, returns in rows.items()}}

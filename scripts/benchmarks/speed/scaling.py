@@ -1,4 +1,4 @@
-"""How time and memory grow with customers, weeks, worlds and processes: python scripts/bench.py scaling."""
+"""How time and memory grow with customers, weeks, worlds and processes: python scripts/bench.py speed/scaling."""
 from __future__ import annotations
 
 import json
@@ -12,14 +12,14 @@ from statistics import median
 from typing import Callable
 
 import torch
-from rich.console import Console
 
 from envs.offers.evaluation.profit_decomposition import summary
-from envs.offers.planning.lagrangian_bound import dual
-from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.evaluation.simulation import Market, play
+from envs.offers.planning.knapsack import Increments, clear
+from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.policies.learned import Response
-from scripts.benchmarks.common.timing_and_tables import peak, seconds, table_of
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.timing import cpu_seconds, peak_memory, ppo_stages, time_in_turns
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -28,56 +28,56 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
         sequential_algo: Callable, precision: str, bound: dict, customers: list, actions: int, weeks: dict, worlds: dict,
         processes: dict) -> dict:
     """Measure each axis alone; print and return the tables."""
-    dtype, console, result = getattr(torch, precision), Console(), {}
+    dtype, result = getattr(torch, precision), {}
     if customers:
         result["customers"] = []
         for size in customers:
             result["customers"].append(of_customers(env, device, seed, dtype, bound, actions, **size))
             print(f"{size['n']:,} customers measured", file=sys.stderr, flush=True)  # the largest take long
-        console.print(customers_table(result["customers"], actions))
+        show(customers_table(result["customers"], actions))
     if weeks["lengths"]:
         result["weeks"] = [of_weeks(env, algo, device, seed, dtype, length, weeks["customers"]) for length in weeks["lengths"]]
-        console.print(weeks_table(result["weeks"], weeks["customers"]))
+        show(weeks_table(result["weeks"], weeks["customers"]))
     if worlds["numbers"]:
         result["worlds"] = [of_worlds(sequential, sequential_algo, device, seed, n, worlds["repeats"])
                             for n in worlds["numbers"]]
-        console.print(worlds_table(result["worlds"]))
+        show(worlds_table(result["worlds"]))
     if processes["numbers"]:
         result["processes"] = [of_processes(directory, device, seed, n, processes["overrides"]) for n in processes["numbers"]]
-        console.print(processes_table(result["processes"]))
+        show(processes_table(result["processes"]))
     return result
 
 
 def of_customers(env: Callable, device: torch.device, seed: int, dtype: torch.dtype, bound: dict, actions: int, *, n: int,
                  evaluations: int, season: bool) -> dict:
     """Time the bound, a season with its account, and clearing, for n customers; sizes should rise, for peaks only do."""
-    row = {"customers": n, "before_mib": peak(device)}
+    row = {"customers": n, "before_mib": peak_memory(device)}
     row |= of_market(env(device, seed), torch.Generator(device).manual_seed(seed), dtype, n, season,
                      max_evaluations=evaluations, **bound)
     price, spend = (torch.rand(n, actions, device=device, dtype=dtype) for _ in range(2))
     steps = Increments(price.sort(1, descending=True).values, spend, torch.arange(actions, device=device).expand(n, -1))
-    row["clear_seconds"] = seconds(lambda: clear(steps, spend.sum(dtype=torch.float64) / 1000))
-    return row | {"peak_mib": peak(device)}
+    row["clear_seconds"] = cpu_seconds(lambda: clear(steps, spend.sum(dtype=torch.float64) / 1000))
+    return row | {"peak_mib": peak_memory(device)}
 
 
 def of_market(env, generator: torch.Generator, dtype: torch.dtype, n: int, season: bool, **bound) -> dict:
     """Time the bound of n customers, and with `season` one season of a policy with its account."""
     world, kept = env.world.to(env.device, dtype), {}
-    opened = seconds(lambda: kept.update(market=Market.open(env.population.draw(n, generator, "test"), world, env.budget,
+    opened = cpu_seconds(lambda: kept.update(market=Market.open(env.population.draw(n, generator, "test"), world, env.budget,
                                                             env.rules)))
     market = kept["market"]
-    solved = seconds(lambda: kept.update(bound=dual(
+    solved = cpu_seconds(lambda: kept.update(bound=dual(
         market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover,
         contacts=market.permits.contacts, **bound)))
     limit = kept["bound"]
     row = {"open_seconds": opened, "dual_seconds": solved, "tables_kept": limit.values is not None,
            "evaluations": limit.evaluations, "evaluation_seconds": solved / limit.evaluations,
-           "certified": (limit.value - limit.certificate) / limit.gap, "dual_mib": peak(env.device)}
+           "certified": (limit.value - limit.certificate) / limit.gap, "dual_mib": peak_memory(env.device)}
     if season:
         policy = Response(market.customers, world, uplift=True)
-        row["season_seconds"] = seconds(lambda: kept.update(summary=summary(
+        row["season_seconds"] = cpu_seconds(lambda: kept.update(summary=summary(
             [play(policy, market, market.uniforms(generator), limit)], market, limit)))
-        row |= {"score": kept["summary"]["score"], "season_mib": peak(env.device)}
+        row |= {"score": kept["summary"]["score"], "season_mib": peak_memory(env.device)}
     return row
 
 
@@ -109,17 +109,14 @@ def of_weeks(env: Callable, algo: Callable, device: torch.device, seed: int, dty
         dual(market.customers, world, market.organic, market.start, market.budget, first_price=1.0, tolerance=0.0,
              max_evaluations=1)
     ppo = partial(algo, num_steps=weeks)(env, seed, "eager")
-    return {"weeks": weeks, "evaluation_seconds": median(seconds(once) for _ in range(3)), **iteration(ppo, 3)}
+    return {"weeks": weeks, "evaluation_seconds": median(cpu_seconds(once) for _ in range(3)), **iteration(ppo, 3)}
 
 
 def iteration(ppo, repeats: int) -> dict:
     """Time the stages of PPO after one iteration to warm up: medians, in seconds, and steps a second."""
-    taken: dict[str, list[float]] = {"collect": [], "prepare": [], "update": []}
-    for _ in range(repeats + 1):
-        kept = {}
-        taken["collect"].append(seconds(lambda: kept.update(rollout=ppo.collect()[0])))
-        taken["prepare"].append(seconds(lambda: kept.update(batch=ppo.prepare(kept["rollout"]))))
-        taken["update"].append(seconds(lambda: ppo.update(kept["rollout"], kept["batch"])))
+    parts = ppo_stages(ppo)
+    del parts["environment"]
+    taken = time_in_turns(parts, repeats + 1)
     stages = {f"{name}_seconds": median(x[1:]) for name, x in taken.items()}
     return {"steps": ppo.batch, **stages, "steps_per_second": ppo.batch / sum(stages.values())}
 

@@ -1,4 +1,7 @@
-"""Iterations of PPO on mails at GPT-2's size beside those with transformers' own sampling: seconds, tokens, memory."""
+"""Iterations of PPO on mails at GPT-2's size beside those with transformers' own sampling: seconds, tokens, memory.
+
+    python scripts/bench.py speed/text_generation
+"""
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,7 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from email_rl.models.outcome_classifier import OutcomeClassifier
 from email_rl.models.policy import LanguageModelPolicy
 from rlcore.backends.cuda_graphs import WARM
-from scripts.benchmarks.common.timing_and_tables import peak, table_of, timed, wide
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.timing import peak_memory, timed
 
 
 def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, known_words: int,
@@ -67,14 +71,14 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     whole, with_theirs = (median(read + learnt for _, read, learnt in each) for each in zip(*taken))
     rows = {"sampling, ours": sampling, "sampling, transformers' generate": theirs, "sample, score, read": collected,
             "update": update, "iteration": whole, "iteration, transformers' generate": with_theirs}
-    peak_gib = peak(device) / 2**10
+    peak_gib = peak_memory(device) / 2**10
     tokens = mails * generation["response_tokens"]
     table = table_of(f"{sum(x.numel() for x in agent.policy.language_model.parameters()) / 1e6:.0f}M parameters, {mails} mails of "
                      f"{generation['prompt_tokens']} + {generation['response_tokens']} tokens; peak memory {peak_gib:.1f} GiB",
                      ["", "seconds", "tokens written a second", "mails a second"])
     for name, spent in rows.items():
         table.add_row(name, f"{spent:.3g}", f"{tokens / spent:,.0f}", f"{mails / spent:,.3g}")
-    wide().print(table)
+    show(table)
     ratios = {"sampling_ratio": theirs / sampling, "iteration_ratio": with_theirs / whole}
     print(f"an iteration is {ratios['iteration_ratio']:.2f} × as fast as with transformers' generate, "
           f"sampling alone {ratios['sampling_ratio']:.2f} ×")

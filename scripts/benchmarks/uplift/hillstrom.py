@@ -1,19 +1,17 @@
-"""A policy for a real shop's randomised e-mails: python scripts/bench.py hillstrom bench.path=hillstrom.parquet."""
+"""A policy for a real shop's randomised e-mails: python scripts/bench.py uplift/hillstrom benchmark.path=hillstrom.parquet."""
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Callable
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlcore.ope import estimators as ope
 from rlcore.offline.logged_dataset import Logged, check
+from rlcore.ope import estimators as ope
 from rlcore.ope.outcome_models import cross_fit, folds
+from scripts.benchmarks.common.display import show, table_of
 
 ARMS = {"No E-Mail": "no mail", "Mens E-Mail": "men's mail", "Womens E-Mail": "women's mail"}
 OUTCOMES = ("visit", "conversion", "spend")
@@ -30,7 +28,7 @@ def run(directory: Path, device: torch.device, seed: int, *, path: str | None, m
     log = log.to(device)
     arms = {name: {key: shop[key][log.action.cpu() == k].mean().item() for key in OUTCOMES} | {
         "customers": int((log.action == k).sum())} for k, name in enumerate(ARMS.values())}
-    Console().print(table("arms as randomised, all customers", ("arm", *OUTCOMES, "customers"),
+    show(table_of("arms as randomised, all customers", ("arm", *OUTCOMES, "customers"),
                           [[name, f"{row['visit']:.5f}", f"{row['conversion']:.6f}", f"{row['spend']:.4f}",
                             f"{row['customers']:,}"] for name, row in arms.items()]))
     generator = torch.Generator(device).manual_seed(seed)
@@ -46,7 +44,7 @@ def run(directory: Path, device: torch.device, seed: int, *, path: str | None, m
     lines = [[name, f"{row['profit'][0]:.3f}", half(row["profit"]), f"{row['spend'][0]:.3f}",
               *(x for rival in rivals for x in (f"{row[rival][0]:+.3f}", half(row[rival])))]
              for name, row in sorted(rows.items(), key=lambda item: item[1]["profit"][0])]
-    Console().print(table(
+    show(table_of(
         f"{len(judge):,} customers not learned from, a customer: margin {margin:g} of spend, {cost:g} a mail",
         ("policy", "profit", "±", "spend", "over best", "±", "over none", "±"), lines,
         f"best: {rivals['best arm']}, the best single arm of the other half; none: no mail at all"))
@@ -58,7 +56,7 @@ def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[s
     observations by what they are of."""
     import pandas as pd
     if path is None or not Path(path).is_file():
-        raise ValueError(f"bench.path: expected the file of Hillstrom's e-mail challenge, got {path}")
+        raise ValueError(f"benchmark.path: expected the file of Hillstrom's e-mail challenge, got {path}")
     frame = pd.read_parquet(path) if path.endswith(".parquet") else pd.read_csv(path)
     needed = ["recency", "history", "mens", "womens", "newbie", "zip_code", "channel", "segment", *OUTCOMES]
     lacking = [name for name in needed if name not in frame.columns]
@@ -133,13 +131,3 @@ def judged(log: Logged, targets: dict[str, Tensor], rivals: dict[str, str], mode
 def half(row: list[float]) -> str:
     """Half the width of an interval."""
     return f"{(row[2] - row[1]) / 2:.3f}"
-
-
-def table(title: str, headers: tuple, lines: list[list[str]], caption: str | None = None) -> Table:
-    """Lay lines out for the console."""
-    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    for k, header in enumerate(headers):
-        shown.add_column(header, justify="right" if k else "left", no_wrap=True)
-    for line in lines:
-        shown.add_row(*line)
-    return shown

@@ -17,7 +17,7 @@ def peers(boosters: dict[str, dict]) -> dict[str, Callable[..., Score]]:
         from sklearn import ensemble
         from sklift.models import SoloModel, TwoModels
     except ImportError as error:
-        raise ValueError("bench=uplift: scikit-uplift and scikit-learn are not installed: pip install -e '.[bench]'") from error
+        raise ValueError("benchmark=uplift/qini: scikit-uplift and scikit-learn are not installed: pip install -e '.[bench]'") from error
 
     def solo(booster: str, settings: dict) -> Callable[..., Score]:
         classifier = getattr(ensemble, f"{booster}Classifier")

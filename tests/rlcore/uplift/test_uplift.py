@@ -237,7 +237,7 @@ def test_rearranged_effects_grow_and_come_no_further_from_the_truth():
 
 @pytest.mark.parametrize("kind", ["s", "t", "x", "dr"])
 def test_learners_are_made_from_their_files(kind):
-    learner = instantiate(composed("bench=hillstrom", f"+effects={kind}", name="bench").effects, _convert_="all")
+    learner = instantiate(composed("benchmark=uplift/hillstrom", f"+effects={kind}", name="bench").effects, _convert_="all")
     assert isinstance(learner, getattr(effects, kind.upper()))
 
 
@@ -245,8 +245,8 @@ def test_the_bench_finds_whom_a_mail_helps(tmp_path, capsys):
     for package in ("sklift", "pyarrow"):
         pytest.importorskip(package)
     made_up_mailing(2400).to_parquet(tmp_path / "shop.parquet")  # men's mail helps half of them, any mail both halves alike
-    config = composed("bench=uplift", *(f"~bench.learners.{kind}_network" for kind in ("S", "T", "X", "DR")),
-                      "~bench.boosters.GB", "~bench.boosters.HistGB", name="bench").bench
+    config = composed("benchmark=uplift/qini", *(f"~benchmark.learners.{kind}_network" for kind in ("S", "T", "X", "DR")),
+                      "~benchmark.boosters.GB", "~benchmark.boosters.HistGB", name="bench").benchmark
     config.update({"path": str(tmp_path / "shop.parquet"), "splits": 2, "fold_count": 2, "replications": 40, "repeats": 1})
     config.mails = {"men's": [1]}
     found = instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)["mails"]["men's"]
@@ -259,5 +259,5 @@ def test_the_bench_finds_whom_a_mail_helps(tmp_path, capsys):
     assert best["uplift"][0] > 0.25 and abs(best["uplift"][-1]) < 0.15
     assert {"qini_mens.png", "deciles_mens.png"} <= {path.name for path in tmp_path.iterdir()}
     assert "best of the peers" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="bench.outcome: expected one of visit"):
+    with pytest.raises(ValueError, match="benchmark.outcome: expected one of visit"):
         instantiate(config, _convert_="all", outcome="smile")(tmp_path, torch.device("cpu"), 0)

@@ -19,7 +19,7 @@ FIT = Fit(0.8, 1.5, 0.7, 3.0)
 
 
 def organic(**changes):
-    config = composed("bench=journey", name="bench").bench.organic
+    config = composed("benchmark=forecasting/journey", name="bench").benchmark.organic
     torch.manual_seed(0)
     return instantiate({**config, **changes}, _convert_="all")()
 
@@ -70,12 +70,13 @@ def test_bg_nbd_agrees_with_lifetimes():
 
 def test_a_week_s_probabilities_add_up_and_have_their_mean():
     week = Weekly(torch.tensor([0.3, 2.0]), torch.tensor([0.5, 4.0]), torch.tensor([-1.0, 0.5]))
+    expected = torch.sigmoid(-week.idle) * week.mean
     counts = torch.arange(400.0)[:, None]
     probability = week.log_prob(counts).exp()
     torch.testing.assert_close(probability.sum(0), torch.ones(2), atol=1e-4, rtol=0)
-    torch.testing.assert_close((counts * probability).sum(0), week.expected(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((counts * probability).sum(0), expected, atol=1e-4, rtol=1e-4)
     many = Weekly(*(x.expand(100_000, 2) for x in week)).sample(torch.Generator().manual_seed(0))
-    torch.testing.assert_close(many.mean(0), week.expected(), atol=0.03, rtol=0)
+    torch.testing.assert_close(many.mean(0), expected, atol=0.03, rtol=0)
     torch.testing.assert_close((many == 0).float().mean(0), probability[0], atol=0.01, rtol=0)
     torch.testing.assert_close(week.log_prob(torch.tensor([3.0, 0.0])).exp(), torch.stack((probability[3, 0], probability[0, 1])))
 
@@ -86,7 +87,7 @@ def test_the_past_is_what_a_scalar_version_remembers():
     weeks = [2, 0, 0, 3, 0]
     past = model.remember(torch.tensor([weeks]).float())[-1]
     assert past.weeks == 5 and past.total.item() == 5 and past.since.item() == 1 and past.last.item() == 0
-    for k, halving in enumerate(composed("bench=journey", name="bench").bench.organic.halvings):
+    for k, halving in enumerate(composed("benchmark=forecasting/journey", name="bench").benchmark.organic.halvings):
         keep, recent, active = 0.5 ** (1 / halving), 1.2, 0.6
         for y in weeks:
             recent, active = keep * recent + (1 - keep) * y, keep * active + (1 - keep) * (y > 0)
@@ -127,7 +128,7 @@ def test_the_bench_judges_all_models_of_the_same_weeks(tmp_path, monkeypatch, ca
     frame["local"] = pd.Timestamp(ORIGIN) + frame.weeks * pd.Timedelta(weeks=1)
     frame["local_week"], frame["basket_id"] = frame.weeks.astype(int) + 1, range(len(frame))
     monkeypatch.setattr(journey, "read", lambda: {"transactions": frame})
-    config = composed("bench=journey", name="bench").bench
+    config = composed("benchmark=forecasting/journey", name="bench").benchmark
     config.update({"fit_weeks": [2, 15], "test_weeks": [16, 20], "simulations": 4})
     with pytest.raises(ValueError, match="organic.burn_in: expected fewer than the 14 weeks to fit to, got 14"):
         instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)
@@ -145,5 +146,5 @@ def test_the_bench_judges_all_models_of_the_same_weeks(tmp_path, monkeypatch, ca
     assert found["rows"]["network of the past"]["gain"] == [0.0, 0.0, 0.0]
     assert {"weeks.png", "calibration.png"} <= {path.name for path in tmp_path.iterdir()} and "BG/NBD" in capsys.readouterr().out
     config.test_weeks = [17, 20]
-    with pytest.raises(ValueError, match="bench.test_weeks: expected weeks from 16 on"):
+    with pytest.raises(ValueError, match="benchmark.test_weeks: expected weeks from 16 on"):
         instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)

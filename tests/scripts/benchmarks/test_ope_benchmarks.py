@@ -52,7 +52,7 @@ def test_replications_are_of_different_customers_and_each_whole():
 @pytest.mark.parametrize("bench", ["coverage", "selection"])
 def test_the_benches_run(bench, tmp_path, capsys):
     small = {"pool": 20, "count": 2, "customers": 60, "at_once": 2}
-    config = composed(f"bench={bench}", name="bench").bench
+    config = composed(f"benchmark=ope/{bench}", name="bench").benchmark
     if bench == "coverage":
         for case in config.cases.values():
             case.update(small)
@@ -75,7 +75,7 @@ def test_the_benches_run(bench, tmp_path, capsys):
 def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path, capsys):
     pytest.importorskip("pyarrow")
     made_up_mailing().to_parquet(tmp_path / "shop.parquet")
-    config = composed("bench=hillstrom", name="bench").bench
+    config = composed("benchmark=uplift/hillstrom", name="bench").benchmark
     config.update({"path": str(tmp_path / "shop.parquet"), "draws": 200})
     found = instantiate(config, _convert_="all")(tmp_path, CPU, 0)
     for name in ("by profit", "by visits"):
@@ -100,7 +100,7 @@ def test_a_shop_s_file_is_refused_by_name(tmp_path):
     frame.to_csv(path, index=False)
     with pytest.raises(ValueError, match="row 5, column 'profit': expected a number"):
         hillstrom.as_log(str(path), 0.4, 0.1)
-    with pytest.raises(ValueError, match="bench.path: expected the file"):
+    with pytest.raises(ValueError, match="benchmark.path: expected the file"):
         hillstrom.as_log(None, 0.4, 0.1)
 
 
@@ -129,10 +129,10 @@ def test_what_is_proportional_to_a_scale_is_found():
 
 def test_twins_are_held_against_the_truth(tmp_path):
     """The truth errs by nothing; the structural twin is near it, customer by customer."""
-    cfg = composed("bench=twins", "bench.decisions=12000", "bench.agents=1000", "bench.new=300",
-                   *(f"~bench.twins.{name}" for name in ("likelihood", "S", "T", "X", "DR")),
-                   "bench.twins.structural.twin.reference=2000", name="bench")
-    rows = instantiate(cfg.bench, _convert_="all")(tmp_path, CPU, 0)["rows"]
+    cfg = composed("benchmark=learning/twins", "benchmark.decisions=12000", "benchmark.agents=1000", "benchmark.new=300",
+                   *(f"~benchmark.twins.{name}" for name in ("likelihood", "S", "T", "X", "DR")),
+                   "benchmark.twins.structural.twin.reference=2000", name="bench")
+    rows = instantiate(cfg.benchmark, _convert_="all")(tmp_path, CPU, 0)["rows"]
     truth, twin = rows["truth"], rows["structural"]
     assert truth["error"] == 0 and truth["correlation"] == pytest.approx(1)
     assert twin["error"] < 0.6 * truth["spread"] and twin["correlation"] > 0.8

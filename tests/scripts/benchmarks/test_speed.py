@@ -8,11 +8,11 @@ from hydra.utils import instantiate
 
 from scripts.benchmarks.speed import roofline
 
-CPU, SMALL = torch.device("cpu"), "bench.env.population.reference_size=500"
+CPU, SMALL = torch.device("cpu"), "benchmark.env.population.reference_size=500"
 
 
 def bench(name, *overrides):
-    return instantiate(composed(f"bench={name}", *overrides, name="bench").bench, _convert_="all")
+    return instantiate(composed(f"benchmark={name}", *overrides, name="bench").benchmark, _convert_="all")
 
 
 def test_kernels_bytes_and_operations_are_those_counted_by_hand():
@@ -26,7 +26,7 @@ def test_kernels_bytes_and_operations_are_those_counted_by_hand():
 
 def test_the_update_has_the_products_of_its_networks():
     """Forward, to the weights and, but for the first layer, to the inputs: two operations a number and weight."""
-    made = bench("roofline", "bench.env.num_agents=8", SMALL, "bench.algo.minibatches=1", "bench.algo.epochs=1", "bench.algo.spend=null")
+    made = bench("speed/roofline", "benchmark.env.num_agents=8", SMALL, "benchmark.algo.minibatches=1", "benchmark.algo.epochs=1", "benchmark.algo.spend=null")
     ppo = made.keywords["algo"](made.keywords["env"](CPU, 0), 0, "eager")
     rollout, _ = ppo.collect()
     batch = ppo.prepare(rollout)
@@ -40,14 +40,14 @@ def test_the_update_has_the_products_of_its_networks():
 
 
 def test_both_come_out_whole(tmp_path, capsys):
-    made = bench("roofline", "bench.env.num_agents=8", SMALL, "bench.algo.minibatches=2", "bench.repeats=1",
-                 "bench.ceiling={triad: 1000, matmul: 8, repeats: 1}")
+    made = bench("speed/roofline", "benchmark.env.num_agents=8", SMALL, "benchmark.algo.minibatches=2", "benchmark.repeats=1",
+                 "benchmark.ceiling={triad: 1000, matmul: 8, repeats: 1}")
     found = made(tmp_path, CPU, 0)
     assert list(found["stages"]) == ["environment", "collect", "prepare", "update"]
     for row in found["stages"].values():
         assert row["floor_seconds"] == pytest.approx(row["share_of_ceiling"] * row["seconds"]) and row["kernels"] > 0
-    made = bench("scaling", "bench.customers=[{n: 20, evaluations: 2, season: true}]", "bench.weeks={lengths: [3], customers: 8}",
-                 "bench.algo.minibatches=2", SMALL, "bench.worlds={numbers: [2], repeats: 1}", "bench.processes.numbers=[]")
+    made = bench("speed/scaling", "benchmark.customers=[{n: 20, evaluations: 2, season: true}]", "benchmark.weeks={lengths: [3], customers: 8}",
+                 "benchmark.algo.minibatches=2", SMALL, "benchmark.worlds={numbers: [2], repeats: 1}", "benchmark.processes.numbers=[]")
     found = made(tmp_path, CPU, 0)
     row, = found["customers"]
     assert row["customers"] == 20 and row["evaluations"] == 2 and row["score"] < 1 and row["tables_kept"]

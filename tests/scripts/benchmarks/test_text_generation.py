@@ -9,19 +9,19 @@ from transformers import GPT2LMHeadModel
 
 from rlcore.backends.cuda_graphs import WARM
 
-SMALL = ["bench.repeats=2", "bench.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}",
-         "bench.known_words=20", "bench.algo.mails_per_iteration=16", "bench.algo.generation.prompt_tokens=4", "bench.algo.generation.response_tokens=6",
-         "bench.algo.encoder={vocab_size: 100, dim: 16, layers: 1, heads: 2, ffn_dim: 16, max_length: 32}"]
+SMALL = ["benchmark.repeats=2", "benchmark.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}",
+         "benchmark.known_words=20", "benchmark.algo.mails_per_iteration=16", "benchmark.algo.generation.prompt_tokens=4", "benchmark.algo.generation.response_tokens=6",
+         "benchmark.algo.encoder={vocab_size: 100, dim: 16, layers: 1, heads: 2, ffn_dim: 16, max_length: 32}"]
 
 
-@pytest.mark.parametrize("override", ["bench.algo.gradient_checkpointing=false", "bench.algo.gradient_checkpointing=true",
-                                      "bench.fast=cudagraph"])
+@pytest.mark.parametrize("override", ["benchmark.algo.gradient_checkpointing=false", "benchmark.algo.gradient_checkpointing=true",
+                                      "benchmark.fast=cudagraph"])
 def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, override):
     asked = []
     theirs = GPT2LMHeadModel.generate
     monkeypatch.setattr(GPT2LMHeadModel, "generate", lambda self, **how: asked.append(how) or theirs(self, **how))
-    cfg = composed("bench=emails", *SMALL, override, name="bench")
-    found = instantiate(cfg.bench, _convert_="all")(tmp_path, torch.device("cpu"), 0)
+    cfg = composed("benchmark=speed/text_generation", *SMALL, override, name="bench")
+    found = instantiate(cfg.benchmark, _convert_="all")(tmp_path, torch.device("cpu"), 0)
     seconds = found["seconds"]
     assert found["tokens"] == 16 * 6 and found["mails"] == 16 and all(taken > 0 for taken in seconds.values())
     assert seconds["sampling, ours"] < seconds["sample, score, read"] < seconds["iteration"]
@@ -30,7 +30,7 @@ def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, 
     assert found["iteration_ratio"] == pytest.approx(seconds["iteration, transformers' generate"] / seconds["iteration"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "16 mails of 4 + 6 tokens; peak memory" in shown and f"{found['iteration_ratio']:.2f} × as fast as with" in shown
-    recorded = override == "bench.fast=cudagraph"
+    recorded = override == "benchmark.fast=cudagraph"
     assert len(asked) == 2 + (WARM + 1 if recorded else 0)  # of each repeat one iteration
     assert asked[0]["min_new_tokens"] == asked[0]["max_new_tokens"] == 6
     assert asked[0]["temperature"] == 1 and asked[0]["top_k"] == 0

@@ -1,4 +1,4 @@
-"""Whom a mail brings to a real shop: python scripts/bench.py uplift bench.path=hillstrom.parquet."""
+"""Whom a mail brings to a real shop: python scripts/bench.py uplift/qini benchmark.path=hillstrom.parquet."""
 from __future__ import annotations
 
 import warnings
@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlcore import checkpoint
-from rlcore.uplift import metrics as uplift
 from rlcore.ope.outcome_models import folds
 from rlcore.plots import labelled
+from rlcore.uplift import metrics as uplift
+from scripts.benchmarks.common.display import save_figure, table_of
+from scripts.benchmarks.common.display import show as show_table
+from scripts.benchmarks.uplift.hillstrom import as_log
 from scripts.benchmarks.uplift.peers import peers
-from scripts.benchmarks.uplift.hillstrom import as_log, table
-from scripts.benchmarks.common.timing_and_tables import wide
 
 Score = Callable[[Tensor], Tensor]  # observations [B, D] → effects [B]
 OURS = "chosen of ours"
@@ -59,7 +60,7 @@ def run(directory: Path, device: torch.device, seed: int, *, path: str | None, o
     warnings.filterwarnings("ignore", module="sklift|sklearn")  # of what their next versions will drop
     log, shop, columns = as_log(path, 0.0, 0.0)
     if outcome not in shop:
-        raise ValueError(f"bench.outcome: expected one of {', '.join(shop)}, got '{outcome}'")
+        raise ValueError(f"benchmark.outcome: expected one of {', '.join(shop)}, got '{outcome}'")
     rivals, log, value, found = peers(boosters), log.to(device), shop[outcome].float().to(device), {}
     for mail, arms in mails.items():
         kept = torch.isin(log.action, torch.tensor([0, *arms], device=device)).nonzero()[:, 0]
@@ -82,8 +83,7 @@ def run(directory: Path, device: torch.device, seed: int, *, path: str | None, o
         short = "_".join("".join(c for c in mail if c.isalnum() or c == " ").split())
         for name, figure in (("qini", curves(made, [OURS, winner], f"{outcome}s gained, % of customers")),
                              ("deciles", deciles(parts, outcome))):
-            checkpoint.atomic(directory / f"{name}_{short}.png",
-                              lambda at, figure=figure: figure.savefig(at, dpi=120, format="png"))
+            save_figure(directory, f"{name}_{short}", figure)
         checkpoint.save_json(directory / "mails.json", found)
     return {"outcome": outcome, "mails": found}
 
@@ -148,7 +148,7 @@ def show(mail: str, outcome: str, found: dict) -> None:
     lines = [[name, "peer" if row["peer"] else "ours", *(f"{x:.4f}" for x in (*row["qini"], row["auuc"])),
               str(row["times_chosen"] or ""), *("" if name == OURS else f"{x:+.4f}" for x in row["ours_less"])] for name, row in rows]
     rates, splits = found["rates"], len(found["chosen"])
-    wide().print(table(
+    show_table(table_of(
         f"{mail} mail or none, {outcome}: {found['customers']:,} customers, {rates['treated']:.2%} with, {rates['others']:.2%} "
         f"without; mean of {splits} test halves",
         ("learner", "whose", "Qini", "from", "to", "AUUC", "chosen", "ours less it", "from", "to"), lines,

@@ -4,18 +4,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.base import BatchedEnv, Step
+from envs.base import VectorEnv, Step
 
 
-class Wheel(BatchedEnv):
+class Wheel(VectorEnv):
     """Contexts x uniform on the unit disk, five actions (Riquelme, Tucker & Snoek 2018, §5.4). Every step is an episode.
 
     The first action earns `safe` everywhere, the others `plain`; but beyond radius `delta` the one action that belongs to
     the quadrant earns `prize`. Noise is normal. Who settles for the safe action never learns of the prizes.
     """
 
-    truncates = False
-    obs_dim = context_dim = 2
+    obs_dim = 2
+    info_keys = ("reward",)
     nvec = (5,)
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, delta: float, safe: float, plain: float,
@@ -32,7 +32,7 @@ class Wheel(BatchedEnv):
         radius, angle = u[0].sqrt(), 2 * torch.pi * u[1]
         return torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
 
-    def begin(self) -> tuple[Tensor, Tensor]:
+    def reset(self) -> tuple[Tensor, Tensor]:
         """Carry on with the contexts at hand."""
         return self.context, self.everything
 

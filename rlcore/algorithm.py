@@ -1,128 +1,231 @@
-"""What every learner of actions has: a network, its optimiser, a random stream, a loop, and a state to go on from."""
+"""What every algorithm has in common: the contract of a policy, of an algorithm and of its evaluator, and the training loop."""
 from __future__ import annotations
 
 import time
-from typing import Callable, Iterator
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from rlcore.backends import distributed as parallel
-from rlcore.distributions import unflatten
+from rlcore.backends import distributed
+from rlcore.distributions import MaskedMultiDiscrete
+
+if TYPE_CHECKING:
+    from rlcore.logger import Logger
+    from rlcore.offline.logged_dataset import Logged
+    from rlcore.report import Report
 
 
-class Loop:
-    """The loop of everything that learns by iterations of `batch` steps each; `kl` [] is the last iteration's, or nan.
+class Policy(Protocol):
+    """A policy over MultiDiscrete actions, for observations obs [B, D] under masks action_mask bool [B, *nvec] or [B, Πn]."""
 
-    Under torchrun a batch is shared by all processes where some of the state is `sharded`, a process's own. The first
-    process logs and evaluates, all come by `save`, and all stop where one is told to.
+    observes_price: bool  #: whether the policy depends on the price in the observation; else obs may be the context alone
+
+    def distribution(self, obs: Tensor, action_mask: Tensor) -> MaskedMultiDiscrete:
+        """Return the distribution that actions are drawn from."""
+
+    def act(self, obs: Tensor, action_mask: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return actions [B, K] and their log-probabilities [B], drawn by uniforms u [B], or the mode where u is None."""
+
+
+@runtime_checkable
+class ValuePolicy(Policy, Protocol):
+    """A policy that is greedy with respect to a model of what actions are worth, less what they cost at the observed price."""
+
+    def action_values(self, obs: Tensor, action_mask: Tensor) -> Tensor:
+        """Return what actions are worth before the price of their own spend, [B, Πn], −inf where masked."""
+
+
+class AuxiliaryModel(Protocol):
+    """A model that is trained beside the policy on the info of steps: the probability of the outcome that costs money."""
+
+    def predict(self, obs: Tensor) -> Tensor:
+        """Return the probability of the outcome for every action, [B, *nvec], from observations or contexts."""
+
+    def anneal(self, progress: float) -> None:
+        """Set the learning rate after a share `progress` of the training."""
+
+    def fit(self, obs: Tensor, action: Tensor, info: dict[str, Tensor], minibatches: int,
+            generator: torch.Generator) -> dict[str, Tensor]:
+        """Train on every step once, in shuffled minibatches, for obs [..., D], action [..., K], info [...]; return metrics."""
+
+    def train_minibatch(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take one gradient step on B steps; return metrics."""
+
+    def state_dict(self) -> dict:
+        """Return weights and optimiser."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the result of `state_dict`, to train on."""
+
+    def load_weights(self, state: dict) -> None:
+        """Restore from the result of `state_dict` what predictions need."""
+
+
+class Evaluator(Protocol):
+    """Judges what an algorithm has learned, on data that nothing was trained on."""
+
+    headline: str  #: name of the metric of `validate` that the progress line and the training curve show
+
+    def validate(self, algorithm: Any) -> dict[str, float]:
+        """Return a few metrics in the course of training."""
+
+    def evaluate(self, algorithm: Any | None, name: str) -> Report:
+        """Compare the algorithm, as the row `name`, with baselines; None compares the baselines alone."""
+
+
+class Algorithm(ABC):
+    """Anything that is trained by iterations. `TrainingLoop` runs it, `rlcore.backends.accelerate` compiles or records it.
+
+    Under torchrun the first process logs and evaluates; all processes take part in everything else.
     """
 
-    sharded: tuple[str, ...] = ()
-    iterations: int
-    iteration: int
-    batch: int
-    eval_every: int
-    checkpoint_every: int
-    lr: Tensor  # the optimiser's, which `schedule` writes into
-    first_lr: float
-    schedule: Callable | None
-    kl: Tensor
+    env_type: type | None = None  #: what `env` must be an instance of; None stands for a VectorEnv
+    env: Any  #: what the algorithm was built for
+    policy: Any  #: a Policy, or a language model
+    iteration: int  #: iterations done
+    iterations: int  #: iterations of the whole training
+    steps_per_iteration: int  #: environment steps, samples or decisions of an iteration, in all processes together
+    eval_every: int  #: iterations between two evaluations
+    checkpoint_every: int  #: iterations between two checkpoints
 
-    def loop(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
-             stop: Callable[[], bool]) -> Iterator[tuple[float, dict[str, Tensor | float]]]:
-        """Yield the share of the run that is done, and a dict for the metrics of the iteration that the body runs.
+    graph_regions: tuple[str, ...] = ()  #: methods of fixed shapes that never wait for the device: a backend may compile them
+    sharded: tuple[str, ...] = ()  #: keys of `state_dict` that differ between torchrun's processes; empty: one process only
 
-        Logs each iteration, calls `evaluate` and `save` every so many and at the end. Ends after the last iteration, or
-        after the one in which `stop` turns true.
-        """
-        while self.iteration < self.iterations:
-            started, progress = time.perf_counter(), self.iteration / self.iterations
-            if self.schedule:
-                self.schedule(self.lr, self.first_lr, progress, self.kl)
-            metrics: dict[str, Tensor | float] = {}
-            yield progress, metrics
-            self.iteration += 1
-            steps, last = self.iteration * self.batch, self.iteration == self.iterations
-            logger.log(steps, {**metrics, "charts/learning_rate": self.lr}, iteration=self.iteration, steps=self.batch,
-                       started=started)
-            if evaluate and (self.iteration % self.eval_every == 0 or last):
-                logger.evaluated(steps, evaluate())
-            stopped = parallel.any_of(stop(), self.lr.device) if self.sharded else stop()
-            if self.iteration % self.checkpoint_every == 0 or last or stopped:
-                save()
+    def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
+        """Get what the first iteration needs beside the environment, such as a pretrained model."""
+
+    @abstractmethod
+    def iterate(self, progress: float) -> dict[str, Tensor | float]:
+        """Run one iteration after a share `progress` of the training; return its metrics, as device tensors."""
+
+    def make_evaluator(self) -> Evaluator:
+        """Return what judges this algorithm."""
+        return self.env.evaluation(self.env)
+
+    def export(self, directory: Path) -> None:
+        """Write the trained models into a directory in formats of others, where there are such."""
+
+    @abstractmethod
+    def state_dict(self) -> dict:
+        """Return everything that a resumed run needs to continue exactly."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the result of `state_dict`, to train on. Comes before the first iteration."""
+
+    @abstractmethod
+    def load_policy(self, state: dict) -> None:
+        """Restore from the result of `state_dict` what acting needs, on whatever device."""
+
+
+class OfflineAlgorithm(Algorithm):
+    """An algorithm that can learn from logged decisions."""
+
+    @abstractmethod
+    def set_dataset(self, data: Logged) -> None:
+        """Learn from this dataset. Raises ValueError where the dataset lacks what the algorithm needs."""
+
+
+class TrainingLoop:
+    """Runs an algorithm to its last iteration, or to the end of the iteration in which `should_stop` turns true."""
+
+    def __init__(self, algorithm: Algorithm, logger: Logger, *, save: Callable[[], None] = lambda: None,
+                 validate: Callable[[], dict[str, float]] | None = None, should_stop: Callable[[], bool] = lambda: False):
+        self.algorithm = algorithm
+        self.logger = logger
+        self.save = save
+        self.validate = validate
+        self.should_stop = should_stop
+
+    def run(self) -> None:
+        """Iterate, log each iteration, and validate and save every so many iterations and at the end."""
+        algorithm, logger = self.algorithm, self.logger
+        algorithm.setup(logger, self.should_stop)
+        while algorithm.iteration < algorithm.iterations:
+            # 1. One iteration.
+            started = time.perf_counter()
+            metrics = algorithm.iterate(progress=algorithm.iteration / algorithm.iterations)
+            algorithm.iteration += 1
+            # 2. Its metrics.
+            step = algorithm.iteration * algorithm.steps_per_iteration
+            logger.log_iteration(step, metrics, iteration=algorithm.iteration, steps=algorithm.steps_per_iteration,
+                                 started=started)
+            # 3. Validation.
+            is_last = algorithm.iteration == algorithm.iterations
+            if self.validate and (is_last or algorithm.iteration % algorithm.eval_every == 0):
+                logger.log_evaluation(step, self.validate())
+            # 4. A checkpoint.
+            stopped = self.should_stop()
+            if algorithm.sharded:
+                stopped = distributed.all_reduce_any(stopped, algorithm.env.device)
+            if is_last or stopped or algorithm.iteration % algorithm.checkpoint_every == 0:
+                self.save()
             if stopped:
                 break
 
 
-class Learner(Loop):
-    """Base of the learners over a BatchedEnv (envs/base.py); network and optional spend head live on its device.
+class NetworkAlgorithm(Algorithm):
+    """Base of the algorithms that train one network by one optimiser in a VectorEnv (envs/base.py).
 
-    `seed` starts the stream that actions and minibatches are drawn from; the environment has its own. Raises ValueError
-    where a rollout isn't a season, or where a spend head has nothing to learn from. Under torchrun `env` has this process's
-    agents; streams are its own, weights are not.
+    `seed` starts the stream that actions and minibatches are drawn from; the environment has a stream of its own. Under
+    torchrun `env` has this process's agents; random streams differ between processes, weights do not. Raises ValueError
+    where a rollout does not have the length of an episode.
     """
 
-    sees_price: bool  # observes what only steers, such as a price; else the context alone
-    valued: bool  # clears a budget by what `values` says pairs are worth, else by what `logits` prefers at a price
-
-    def __init__(self, env, seed: int, *, net: Callable, optim: Callable, schedule: Callable | None,
-                 spend: Callable | None, total_steps: int, num_steps: int, eval_every: int, checkpoint_every: int):
-        if env.season and num_steps != env.season:
-            raise ValueError(f"algo.num_steps: expected {env.season}, the weeks of a season, got {num_steps}")
-        if spend and not env.redeems:
-            raise ValueError("algo.spend: this environment tells no redemptions to learn from, expected algo.spend=null")
-        self.env, self.num_steps, self.batch = env, num_steps, env.num_agents * num_steps * parallel.size()
+    def __init__(self, env: Any, seed: int, *, observes_price: bool, network: Callable, optimizer: Callable,
+                 lr_schedule: Callable | None, auxiliary: Callable | None, total_steps: int, num_steps: int,
+                 eval_every: int, checkpoint_every: int):
+        if env.episode_length and num_steps != env.episode_length:
+            raise ValueError(f"algo.num_steps: expected {env.episode_length}, the steps of an episode, got {num_steps}")
+        self.env = env
+        self.num_steps = num_steps
+        self.steps_per_iteration = env.num_agents * num_steps * distributed.num_processes()
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
-        self.iterations, self.iteration = max(1, total_steps // self.batch), 0
+        self.iteration = 0
+        self.iterations = max(1, total_steps // self.steps_per_iteration)
         torch.manual_seed(seed)  # initial weights
-        # Not the environment's seed, or actions would follow from the customers drawn by the same numbers.
-        self.generator = torch.Generator(env.device).manual_seed(2 * parallel.own(seed) + 1)
-        self.net = net(env.obs_dim if self.sees_price else env.context_dim, env.nvec).to(env.device)
-        self.spend = spend(env.context_dim, env.nvec, env.device) if spend else None
-        self.optimizer = optim(self.net.parameters())
-        self.first_lr = self.optimizer.param_groups[0]["lr"]
-        self.lr = torch.tensor(self.first_lr, device=env.device)
+        # Another seed than the environment's: actions must not follow from the numbers that the agents were drawn by.
+        self.generator = torch.Generator(env.device).manual_seed(2 * distributed.rank_seed(seed) + 1)
+        self.network = network(env.obs_dim if observes_price else env.context_dim, env.nvec).to(env.device)
+        self.auxiliary: AuxiliaryModel | None = auxiliary(env) if auxiliary else None
+        self.optimizer = optimizer(self.network.parameters())
+        self.initial_lr = self.optimizer.param_groups[0]["lr"]
+        self.lr = torch.tensor(self.initial_lr, device=env.device)
         self.optimizer.param_groups[0]["lr"] = self.lr
-        self.schedule = schedule
-        self.kl = torch.full((), torch.nan, device=env.device)  # of the last iteration, where there is one
+        self.lr_schedule = lr_schedule
+        self.kl = torch.full((), torch.nan, device=env.device)  # of the last iteration, for schedules that adapt to it
 
-    def loop(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
-             stop: Callable[[], bool]) -> Iterator[tuple[float, dict[str, Tensor | float]]]:
-        """Do as Loop does, and anneal the spend head."""
-        for progress, metrics in super().loop(logger, save, evaluate, stop):
-            if self.spend:
-                self.spend.anneal(progress)
-            yield progress, metrics
-
-    def greedy(self, obs: Tensor, mask: Tensor) -> Tensor:
-        """Actions [B, K] that are thought best of those allowed, for observations [B, D] under masks [B, *nvec]."""
-        worth = self.values(obs[:, :self.env.context_dim]) if self.valued else self.logits(obs)
-        return unflatten(worth.masked_fill(~mask.flatten(1), -torch.inf).argmax(-1), self.env.nvec)
+    def anneal(self, progress: float) -> None:
+        """Set the learning rates of an iteration."""
+        if self.lr_schedule:
+            self.lr_schedule(self.lr, self.initial_lr, progress, self.kl)
+        if self.auxiliary:
+            self.auxiliary.anneal(progress)
 
     def state_dict(self) -> dict:
-        """Everything that training needs to go on as if it had not stopped."""
-        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "lr": self.lr, "kl": self.kl,
-                "iteration": self.iteration, "spend": self.spend and self.spend.state_dict(),
-                "spend_optimizer": self.spend and self.spend.optimizer.state_dict(),
+        """Return everything that a resumed run needs to continue exactly."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "lr": self.lr,
+                "kl": self.kl, "iteration": self.iteration, "auxiliary": self.auxiliary and self.auxiliary.state_dict(),
                 "generator": self.generator.get_state(), "env": self.env.state_dict()}
 
-    def load_weights(self, state: dict) -> None:
+    def load_policy(self, state: dict) -> None:
         """Restore what acting needs, on whatever device."""
-        self.net.load_state_dict(state["net"])
-        if self.spend:
-            self.spend.load_state_dict(state["spend"])
+        self.network.load_state_dict(state["network"])
+        if self.auxiliary:
+            self.auxiliary.load_weights(state["auxiliary"])
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave, to train on; random streams go on only on the kind of device they come from."""
-        self.load_weights(state)
+        """Restore everything. Random streams continue only on the kind of device that they come from."""
+        self.load_policy(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.param_groups[0]["lr"] = self.lr
         self.lr.copy_(state["lr"])
         self.kl.copy_(state["kl"])
-        if self.spend:
-            self.spend.optimizer.load_state_dict(state["spend_optimizer"])
-            self.spend.optimizer.param_groups[0]["lr"] = self.spend.lr
+        if self.auxiliary:
+            self.auxiliary.load_state_dict(state["auxiliary"])
         self.generator.set_state(state["generator"].cpu())
         self.env.load_state_dict(state["env"])
         self.iteration = state["iteration"]

@@ -1,38 +1,39 @@
-"""A categorical over all combinations of several discrete heads, under a mask of what is allowed."""
+"""A categorical over all combinations of several discrete heads, under a mask of valid combinations."""
 from __future__ import annotations
 
 import math
+from typing import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-WIDE = 4096  # longer rows are drawn from in two steps
+LONG_ROW = 4096  # longer rows are drawn from in two steps
 BELOW_ONE = 1 - 2**-24  # the largest uniform in float32
 
 
 def outer_sum(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
-    """Add independent heads' logits [B, Σn] into a table of all combinations [B, Πn].
+    """Add the logits of independent heads [B, Σn] into a table of all combinations [B, Πn].
 
-    Normalised under a joint mask this is exact; unmasked it equals independent categoricals.
+    Normalised under a joint mask the table is exact; unmasked it equals independent categoricals.
     """
-    table = logits[:, :nvec[0]]
-    for head in logits.split(nvec, -1)[1:]:
+    first, *others = logits.split(nvec, -1)
+    table = first
+    for head in others:
         table = (table[:, :, None] + head[:, None, :]).flatten(1)
     return table
 
 
-class MaskedCategorical:
-    """Distribution over the combinations of heads `nvec` with logits [B, Πn] and mask [B, *nvec], True where allowed.
+class MaskedMultiDiscrete:
+    """Distribution over the combinations of heads `nvec`, from logits [B, Πn] and a mask bool [B, *nvec] of valid ones.
 
-    Masked combinations have probability 0 and get no gradient. At least one must be allowed. The mask can also be what
-    `barrier` makes of it.
+    Masked combinations have probability 0 and get no gradient. At least one combination of each row must be valid.
     """
 
-    def __init__(self, logits: Tensor, mask: Tensor, nvec: tuple[int, ...]):
-        self.nvec, mask = nvec, mask.flatten(1)
-        masked = logits + mask if mask.is_floating_point() else torch.where(mask, logits, -torch.inf)
-        self.log_probs = torch.log_softmax(masked, -1)
+    def __init__(self, logits: Tensor, action_mask: Tensor, nvec: tuple[int, ...]):
+        self.nvec = nvec
+        self.logits = torch.where(action_mask.flatten(1), logits, -torch.inf)
+        self.log_probs = torch.log_softmax(self.logits, -1)
 
     @property
     def probs(self) -> Tensor:
@@ -40,57 +41,65 @@ class MaskedCategorical:
         return self.log_probs.exp()
 
     def sample(self, u: Tensor) -> Tensor:
-        """Draw actions [B, K] from uniforms u [B] in [0, 1)."""
+        """Draw actions [B, K] by uniforms u [B] in [0, 1)."""
         return self.sample_with_log_prob(u)[0]
 
     def sample_with_log_prob(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw actions [B, K] from uniforms u [B] in [0, 1) and return their log-probabilities [B] with them."""
-        index = draw(self.probs, u)
-        return unflatten(index, self.nvec), self.log_probs.gather(-1, index[:, None])[:, 0]
+        """Draw actions [B, K] by uniforms u [B] in [0, 1); return them and their log-probabilities [B]."""
+        return self._with_log_prob(draw(self.probs, u))
 
     def mode(self) -> Tensor:
-        """Most probable actions [B, K]."""
-        return unflatten(self.log_probs.argmax(-1), self.nvec)
+        """Return the most probable actions [B, K]."""
+        return self.mode_with_log_prob()[0]
+
+    def mode_with_log_prob(self) -> tuple[Tensor, Tensor]:
+        """Return the most probable actions [B, K] and their log-probabilities [B]."""
+        return self._with_log_prob(self.log_probs.argmax(-1))
+
+    def _with_log_prob(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        log_prob = self.log_probs.gather(-1, index[:, None])[:, 0]
+        return unflatten(index, self.nvec), log_prob
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability [B] of actions [B, K]."""
-        return self.log_probs.gather(-1, flatten(action, self.nvec)[:, None])[:, 0]
+        """Return the log-probabilities [B] of actions [B, K]."""
+        index = flatten(action, self.nvec)
+        return self.log_probs.gather(-1, index[:, None])[:, 0]
 
     def entropy(self) -> Tensor:
-        """Entropy [B], over what is allowed."""
+        """Return the entropy [B] over the valid combinations."""
         # Bounded before the product: −inf · 0 would be NaN, in the gradient too.
-        return -(self.probs * self.log_probs.clamp_min(torch.finfo(self.log_probs.dtype).min)).sum(-1)
-
-
-def barrier(mask: Tensor) -> Tensor:
-    """What a mask adds to logits: 0 where True, else −inf; made once, it is faster to learn under than bits are."""
-    return torch.where(mask, 0.0, -torch.inf)
+        finite = self.log_probs.clamp_min(torch.finfo(self.log_probs.dtype).min)
+        return -(self.probs * finite).sum(-1)
 
 
 def draw(probs: Tensor, u: Tensor) -> Tensor:
-    """Draw flat actions [B] from probabilities [B, Πn] and uniforms u [B] in [0, 1), by inversion: one number each."""
+    """Draw flat actions [B] from probabilities [B, Πn] by uniforms u [B] in [0, 1), by inversion of the distribution function."""
+    return draw_long_rows(probs, u, invert) if probs.shape[-1] > LONG_ROW else invert(probs, u)
+
+
+def invert(probs: Tensor, u: Tensor) -> Tensor:
+    """Return the first index at which the distribution function of each row exceeds u."""
+    cdf = probs.cumsum(-1)
+    cdf = cdf * (probs > 0)  # an entry of probability 0 must not be drawn, even where a parallel sum rounds its cdf up
+    exceeds = cdf > u[:, None] * cdf.amax(-1, keepdim=True)
+    return exceeds.to(torch.uint8).argmax(-1)
+
+
+def draw_long_rows(probs: Tensor, u: Tensor, invert: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Draw from long rows, such as a vocabulary's: first a block of √n entries, then an entry of the block.
+
+    A cumulative sum over a whole row is slow on a GPU.
+    """
     n = probs.shape[-1]
-    if n > WIDE:
-        return draw_wide(probs, u)
-    compiled = torch.compiler.is_compiling()
-    # For a compiler sums and the first of them above u by whole vectors: cumsum and argmax go through a row entry by entry.
-    cdf = probs @ torch.ones(n, n, dtype=probs.dtype, device=probs.device).triu() if compiled else probs.cumsum(-1)
-    cdf = cdf * (probs > 0)  # what has probability 0 must not be drawn, even where a parallel sum rounds it up
-    above = cdf > u[:, None] * cdf.amax(-1, keepdim=True)
-    if compiled:
-        return torch.where(above, torch.arange(n, device=probs.device), n - 1).amin(-1)
-    return above.to(torch.uint8).argmax(-1)
-
-
-def draw_wide(probs: Tensor, u: Tensor) -> Tensor:
-    """Draw from long rows, such as a vocabulary's: first a stretch of √n, then in it. A scan of a whole row is slow on a GPU."""
-    width = math.isqrt(probs.shape[-1] - 1) + 1
-    table = functional.pad(probs, (0, width * width - probs.shape[-1])).unflatten(-1, (width, width))
-    sums = table.sum(-1)
-    stretch = draw(sums, u)[:, None]
-    before, own = (x.gather(1, stretch)[:, 0] for x in (sums.cumsum(-1) - sums, sums))
-    within = ((u * sums.sum(-1) - before) / own).clamp(0, BELOW_ONE)
-    return stretch[:, 0] * width + draw(table.gather(1, stretch[..., None].expand(-1, -1, width))[:, 0], within)
+    width = math.isqrt(n - 1) + 1
+    blocks = functional.pad(probs, (0, width * width - n)).unflatten(-1, (width, width))
+    block_probs = blocks.sum(-1)
+    block = invert(block_probs, u)[:, None]
+    before = (block_probs.cumsum(-1) - block_probs).gather(1, block)[:, 0]
+    own = block_probs.gather(1, block)[:, 0]
+    u_within = ((u * block_probs.sum(-1) - before) / own).clamp(0, BELOW_ONE)
+    entries = blocks.gather(1, block[..., None].expand(-1, -1, width))[:, 0]
+    return block[:, 0] * width + invert(entries, u_within)
 
 
 def unflatten(index: Tensor, nvec: tuple[int, ...]) -> Tensor:
@@ -105,6 +114,6 @@ def unflatten(index: Tensor, nvec: tuple[int, ...]) -> Tensor:
 def flatten(action: Tensor, nvec: tuple[int, ...]) -> Tensor:
     """Turn actions [B, K] into flat combinations [B], the last head running fastest."""
     index = action[:, 0]
-    for k, n in enumerate(nvec[1:], 1):
-        index = index * n + action[:, k]
+    for head, n in enumerate(nvec[1:], start=1):
+        index = index * n + action[:, head]
     return index

@@ -53,10 +53,10 @@ class Explorer(nn.Module):
         """Probabilities of all actions."""
         raise NotImplementedError
 
-    def absorb(self, net, context: Tensor, action: Tensor) -> None:
+    def update_design(self, net, context: Tensor, action: Tensor) -> None:
         """Take note of decisions that were made: flat actions [B]."""
 
-    def refit(self, net, iteration: int, context: Tensor, action: Tensor, reward: Tensor) -> None:
+    def refit_posterior(self, net, iteration: int, context: Tensor, action: Tensor, reward: Tensor) -> None:
         """Learn anew from all that is remembered, after the network has changed in an iteration."""
 
 
@@ -102,7 +102,7 @@ class GradientUncertainty(Explorer):
                     for i, (delta, x) in enumerate(net.gradients(context)))
         return (self.ridge * self.nu * total).sqrt()
 
-    def absorb(self, net, context, action):
+    def update_design(self, net, context, action):
         rows = torch.arange(len(action), device=action.device)
         for i, (delta, x) in enumerate(net.gradients(context)):
             getattr(self, f"design{i}").add_(delta[rows, action].square().T @ x.square())
@@ -154,7 +154,7 @@ class NeuralLinear(Explorer):
         draw = thompson(features @ self.mean.T - charge, (self.noise * spread).sqrt(), mask, self.samples, generator)
         return floored(draw, mask, self.epsilon)
 
-    def refit(self, net, iteration, context, action, reward):
+    def refit_posterior(self, net, iteration, context, action, reward):
         if iteration % self.refit_every:
             return
         count, size = self.mean.shape

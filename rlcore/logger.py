@@ -1,38 +1,67 @@
-"""TensorBoard under the field's names, and a live line on the console."""
+"""Where training writes its metrics: TensorBoard with a live line on the console, memory, or nowhere."""
 from __future__ import annotations
 
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import TYPE_CHECKING, ContextManager, Iterator, Protocol
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-class TensorBoard:
-    """Write scalars, images, text and hyper-parameters into `directory`; show progress up to `iterations`.
+Metrics = dict[str, Tensor | float]
 
-    `headline` names the scalar that the live line shows. Metrics may be device tensors: they cross to the host
-    together, once a call.
+
+class Logger(Protocol):
+    """What training writes to. Metrics may be tensors on the device: they cross to the host together, once a call."""
+
+    def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
+        """Log an iteration that took `steps` steps since time.perf_counter() was `started`; `step` counts all so far."""
+
+    def log_evaluation(self, step: int, metrics: Metrics) -> None:
+        """Log an evaluation in the course of training."""
+
+    def log_text(self, name: str, markdown: str) -> None:
+        """Log a text."""
+
+    def log_figure(self, name: str, figure: Figure) -> None:
+        """Log a matplotlib figure as an image."""
+
+    def child(self, name: str, iterations: int) -> ContextManager[Logger]:
+        """Return a logger for a training within the training, whose metrics stand below `name`."""
+
+
+def to_floats(metrics: Metrics) -> dict[str, float]:
+    """Bring all tensors among the metrics to the host in one transfer."""
+    tensors = {name: x.detach().float() for name, x in metrics.items() if isinstance(x, Tensor)}
+    numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
+    return {**metrics, **dict(zip(tensors, numbers))}
+
+
+class TensorBoardLogger:
+    """Writes scalars, images, text and hyper-parameters into `directory`, and shows progress up to `iterations`.
+
+    `headline` is the metric of evaluations that the live line shows.
     """
 
-    def __init__(self, directory: Path | str, iterations: int, *, headline: str, flush_seconds: int):
-        self.directory = Path(directory)  # where a run's files go
+    def __init__(self, directory: Path | str, iterations: int, headline: str, *, flush_seconds: int):
         self.writer = SummaryWriter(str(directory), flush_secs=flush_seconds)
         self.console = Console()
-        self.headline, self.shown = headline, "–"
-        self.history: dict[str, list[tuple[int, float]]] = {}  # what was evaluated, by name
+        self.headline, self.headline_value = headline, "–"
+        self.history: dict[str, list[tuple[int, float]]] = {}  # (step, value) of every evaluation, by metric
         self.steps, self.seconds = 0, 0.0
         self.progress = Progress(TextColumn("{task.description} {task.completed}/{task.total}"), BarColumn(),
                                  TextColumn("{task.fields[sps]} steps/s"), TextColumn("{task.fields[score]}"),
                                  TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console)
         self.task = self.progress.add_task("iteration", total=iterations, sps="–", score=f"{headline} –")
 
-    def __enter__(self) -> TensorBoard:
+    def __enter__(self) -> TensorBoardLogger:
         self.progress.start()
         return self
 
@@ -40,116 +69,135 @@ class TensorBoard:
         self.progress.stop()
         self.writer.flush()
 
-    def log(self, step: int, metrics: dict[str, Tensor | float], *, iteration: int, steps: int, started: float) -> None:
-        """Log one iteration's metrics; it took `steps` environment steps since perf_counter said `started`."""
-        self.scalars(step, metrics)  # waits for the device, so that the clock counts its work
+    def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
+        """Log an iteration, its speed and the progress."""
+        self.log_scalars(step, metrics)  # waits for the device, so that the clock below includes its work
         seconds = time.perf_counter() - started
-        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+        self.steps += steps
+        self.seconds += seconds
         self.writer.add_scalar("charts/SPS", steps / seconds, step)
         self.progress.update(self.task, completed=iteration, sps=f"{steps / seconds:,.0f}",
-                             score=f"{self.headline} {self.shown}")
+                             score=f"{self.headline} {self.headline_value}")
 
-    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Log an evaluation in the course of training, and remember it for the final plots."""
-        values = self.scalars(step, metrics)
+    def log_evaluation(self, step: int, metrics: Metrics) -> None:
+        """Log an evaluation, and keep it for the final plots."""
+        values = self.log_scalars(step, metrics)
         for name, value in values.items():
             self.history.setdefault(name, []).append((step, value))
         if self.headline in values:
-            self.shown = f"{values[self.headline]:.3f}"
+            self.headline_value = f"{values[self.headline]:.3f}"
             if not self.console.is_terminal:  # a log file has no live line
-                self.console.print(f"step {step:,}: {self.headline} {self.shown}", highlight=False)
+                self.console.print(f"step {step:,}: {self.headline} {self.headline_value}", highlight=False)
 
     @contextmanager
-    def stage(self, name: str, iterations: int) -> Iterator[Stage]:
-        """Show and log training within training: a line of its own, and its scalars below `name`."""
+    def child(self, name: str, iterations: int) -> Iterator[ChildLogger]:
+        """Return a logger with a progress line of its own, whose scalars stand below `name`."""
         task = self.progress.add_task(name, total=iterations, sps="–", score="")
         try:
-            yield Stage(self, name, task)
+            yield ChildLogger(self, name, task)
         finally:
             self.progress.update(task, visible=False)
-            self.progress.reset(self.task, completed=0)  # its clock starts now
+            self.progress.reset(self.task, completed=0)  # the clock of the outer training starts here
 
-    def scalars(self, step: int, metrics: dict[str, Tensor | float]) -> dict[str, float]:
-        tensors = {name: x.detach().float() for name, x in metrics.items() if isinstance(x, Tensor)}
-        numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
-        values = {**metrics, **dict(zip(tensors, numbers))}
+    def log_scalars(self, step: int, metrics: Metrics) -> dict[str, float]:
+        """Write metrics, and return them as floats."""
+        values = to_floats(metrics)
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         return values
 
-    def hparams(self, parameters: dict, results: dict[str, float]) -> None:
-        """Log the run's configuration beside its results, for TensorBoard's comparison of runs."""
-        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in parameters.items()}
+    def log_hparams(self, parameters: dict, results: dict[str, float]) -> None:
+        """Log the configuration of the run beside its results, for TensorBoard's comparison of runs."""
+        plain = {key: x if isinstance(x, (bool, int, float, str)) else str(x) for key, x in parameters.items()}
         self.writer.add_hparams(plain, results, run_name=".")
 
-    def text(self, name: str, markdown: str) -> None:
+    def log_text(self, name: str, markdown: str) -> None:
         """Log a text."""
         self.writer.add_text(name, markdown)
 
-    def figure(self, name: str, figure) -> None:
+    def log_figure(self, name: str, figure: Figure) -> None:
         """Log a matplotlib figure as an image."""
         self.writer.add_figure(name, figure)
 
     def close(self) -> None:
-        """Flush everything to disk."""
+        """Write everything to disk."""
         self.writer.close()
 
     def state_dict(self) -> dict:
-        """What a resumed run must know: the evaluations so far, the steps and seconds spent."""
+        """Return what a resumed run needs: the evaluations so far, the steps and the seconds."""
         return {"history": self.history, "steps": self.steps, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self.history = {name: [tuple(pair) for pair in pairs] for name, pairs in state["history"].items()}
         self.steps, self.seconds = state["steps"], state["seconds"]
 
 
-class Stage:
-    """A logger of training within training: the same files, under its own name."""
+class NullLogger:
+    """Keeps nothing: for training within training, and for all of torchrun's processes but the first."""
 
-    directory = None
-
-    def __init__(self, logger: TensorBoard, name: str, task):
-        self.logger, self.name, self.task = logger, name, task
-
-    def _named(self, metrics: dict) -> dict:
-        return {f"{self.name}/{key.replace('/', '_')}": x for key, x in metrics.items()}
-
-    def log(self, step: int, metrics: dict[str, Tensor | float], *, iteration: int, steps: int, started: float) -> None:
-        """Log one iteration's metrics."""
-        self.logger.scalars(step, self._named(metrics))
-        self.logger.progress.update(self.task, completed=iteration, sps=f"{steps / (time.perf_counter() - started):,.0f}")
-
-    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Log an evaluation and show it."""
-        self.logger.scalars(step, self._named(metrics))
-        shown = ", ".join(f"{key.split('/')[-1]} {value:.3f}" for key, value in metrics.items())
-        self.logger.progress.update(self.task, score=shown)
-        if not self.logger.console.is_terminal:
-            self.logger.console.print(f"{self.name}: step {step:,}: {shown}", highlight=False)
-
-
-class Quiet:
-    """A logger that keeps nothing, for training within training and for processes beside the first."""
-
-    directory = None
-
-    def __enter__(self) -> Quiet:
+    def __enter__(self) -> NullLogger:
         return self
 
     def __exit__(self, *error) -> None:
-        """Have nothing to end."""
+        """Do nothing."""
 
-    def log(self, step: int, metrics: dict[str, Tensor | float], *, iteration: int, steps: int, started: float) -> None:
-        """Leave an iteration unlogged."""
+    def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
+        """Keep nothing of an iteration."""
 
-    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        """Leave an evaluation unlogged."""
+    def log_evaluation(self, step: int, metrics: Metrics) -> None:
+        """Keep nothing of an evaluation."""
 
-    def text(self, name: str, markdown: str) -> None:
-        """Leave a text unlogged."""
+    def log_text(self, name: str, markdown: str) -> None:
+        """Keep nothing of a text."""
+
+    def log_figure(self, name: str, figure: Figure) -> None:
+        """Keep nothing of a figure."""
 
     @contextmanager
-    def stage(self, name: str, iterations: int) -> Iterator[Quiet]:
-        """Leave training within training unlogged, too."""
+    def child(self, name: str, iterations: int) -> Iterator[NullLogger]:
+        """Return a logger that keeps nothing either."""
         yield self
+
+
+class ChildLogger(NullLogger):
+    """Logs a training within a training into the files of the outer logger, below a name of its own."""
+
+    def __init__(self, parent: TensorBoardLogger, name: str, task: TaskID):
+        self.parent, self.name, self.task = parent, name, task
+
+    def _named(self, metrics: Metrics) -> Metrics:
+        return {f"{self.name}/{key.replace('/', '_')}": x for key, x in metrics.items()}
+
+    def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
+        """Log an iteration and its speed."""
+        self.parent.log_scalars(step, self._named(metrics))
+        speed = steps / (time.perf_counter() - started)
+        self.parent.progress.update(self.task, completed=iteration, sps=f"{speed:,.0f}")
+
+    def log_evaluation(self, step: int, metrics: Metrics) -> None:
+        """Log an evaluation and show it."""
+        self.parent.log_scalars(step, self._named(metrics))
+        shown = ", ".join(f"{key.split('/')[-1]} {value:.3f}" for key, value in to_floats(metrics).items())
+        self.parent.progress.update(self.task, score=shown)
+        if not self.parent.console.is_terminal:
+            self.parent.console.print(f"{self.name}: step {step:,}: {shown}", highlight=False)
+
+
+class MemoryLogger(NullLogger):
+    """Keeps every iteration and every evaluation as a row of floats, for benchmarks and tests."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
+        """Keep an iteration."""
+        self.rows.append({"step": step, **to_floats(metrics)})
+
+    def log_evaluation(self, step: int, metrics: Metrics) -> None:
+        """Keep an evaluation."""
+        self.rows.append({"step": step, **to_floats(metrics)})
+
+    def __getitem__(self, name: str) -> list[float]:
+        """Return a metric's values in the order of logging."""
+        return [row[name] for row in self.rows if name in row]

@@ -1,263 +1,179 @@
-"""Proximal policy optimisation over any BatchedEnv: train = (collect, prepare, update) repeated.
+"""Proximal policy optimisation (Schulman et al. 2017): an iteration collects a rollout, computes advantages, and updates.
 
-The three stages have fixed shapes and never ask the host a question, so that they can be compiled or captured.
+PPO here has joint action masks, generalised advantage estimation (GAE), and bootstraps through truncation. All shapes are fixed
+and nothing waits for the device, so that `rlcore.backends` can compile or record the methods in `graph_regions`.
 """
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlcore import losses
-from rlcore.backends import distributed as parallel
-from rlcore.distributions import barrier, flatten
-from rlcore.backends.cuda_graphs import capture, fast, scan
-from rlcore.backends.triton_gae import gae
-from rlcore.algorithm import Learner
-from rlcore.normalization import ReturnScale
+from rlcore import losses, returns
+from rlcore.algorithm import NetworkAlgorithm
+from rlcore.backends import distributed
+from rlcore.normalization import RewardNormalizer
 from rlcore.returns import whiten
-
-
-class Rollout(NamedTuple):
-    """T steps of N agents, [T, N, ...]; `last_obs` [N, D] is what follows the last step."""
-
-    obs: Tensor
-    barrier: Tensor  # what masks add to logits
-    action: Tensor
-    log_prob: Tensor
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    final_obs: Tensor | None  # only where steps can be truncated
-    redeemed: Tensor | None  # only where a spend head learns from it
-    last_obs: Tensor
+from rlcore.rollout import Rollout, collect_rollout
 
 
 class Batch(NamedTuple):
-    """The same, flattened to [T·N, ...] and ready to learn from."""
+    """T·N steps to learn from; `value`, `advantage` and `target` are on the scale of normalised rewards."""
 
-    obs: Tensor
-    barrier: Tensor
-    action: Tensor
-    log_prob: Tensor
-    value: Tensor
-    advantage: Tensor
-    target: Tensor
-    decides: Tensor  # more than one pair was valid: a forced decision is not the policy's
+    obs: Tensor  #: [T·N, D]
+    action_mask: Tensor  #: bool [T·N, *nvec]
+    action: Tensor  #: int64 [T·N, K]
+    log_prob: Tensor  #: under the policy that acted
+    value: Tensor  #: V(obs) before the update
+    advantage: Tensor  #: GAE
+    target: Tensor  #: of the value function: advantage + value
+    has_choice: Tensor  #: more than one action was valid; a forced action says nothing about the policy
+
+    def shuffled(self, minibatches: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield the steps once, in minibatches of equal size and random order."""
+        order = torch.randperm(len(self.obs), generator=generator, device=self.obs.device)
+        columns = [column.index_select(0, order).chunk(minibatches) for column in self]
+        for parts in zip(*columns):
+            yield Batch(*parts)
 
 
-class PPO(Learner):
-    """PPO (Schulman et al. 2017) with joint action masks, GAE, and bootstraps through truncation.
+class PPO(NetworkAlgorithm):
+    """PPO over any VectorEnv, with an actor-critic `network` (rlcore/networks.py).
 
-    With `init`, the checkpoint of a learner from a log, it takes that as its `teacher`: for the first `imitated` iterations
-    it acts, learns values as ever, and draws its policy towards softmax(teacher's values / temperature) where it has been.
-    Raises ValueError where sizes don't fit.
-
-    Under torchrun every process acts for its own agents, and all take the step that one would on the joined minibatch.
+    The optional `auxiliary` model is trained on the info of the same rollouts. Raises ValueError where sizes do not fit.
+    Under torchrun every process acts for its own agents, and all take the step that one process would on the joined minibatch.
     """
 
-    valued, sees_price = False, True
-    sharded = ("generator", "env", "scale")  # what of the state is a process's own
+    graph_regions = ("compute_advantages", "train_minibatch")
+    sharded = ("generator", "env", "reward_normalizer")
 
-    def __init__(self, env, seed: int, mode: str, *, net: Callable, optim: Callable, schedule: Callable | None,
-                 spend: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
+    def __init__(self, env: Any, seed: int, *, network: Callable, optimizer: Callable, lr_schedule: Callable | None,
+                 auxiliary: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
                  gae_lambda: float, clip: float, clip_value: float | None, vf_coef: float, ent_coef: float,
                  ent_coef_final: float, norm_adv: str, norm_reward: bool, center_reward: bool, max_grad_norm: float,
-                 target_kl: float | None, init: str | None, imitated: int, temperature: float, eval_every: int,
-                 checkpoint_every: int):
-        super().__init__(env, seed, net=net, optim=optim, schedule=schedule, spend=spend, total_steps=total_steps,
-                         num_steps=num_steps, eval_every=eval_every, checkpoint_every=checkpoint_every)
+                 target_kl: float | None, eval_every: int, checkpoint_every: int):
+        super().__init__(env, seed, observes_price=True, network=network, optimizer=optimizer, lr_schedule=lr_schedule,
+                         auxiliary=auxiliary, total_steps=total_steps, num_steps=num_steps, eval_every=eval_every,
+                         checkpoint_every=checkpoint_every)
         if env.num_agents * num_steps % minibatches:
             raise ValueError(f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps")
         if center_reward and not norm_reward:
-            raise ValueError("algo.center_reward: expected false where algo.norm_reward is")
+            raise ValueError("algo.center_reward: expected false where algo.norm_reward is false")
         if norm_adv not in ("minibatch", "batch", "none"):
             raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
-        self.epochs, self.minibatches = epochs, minibatches
-        self.gamma, self.gae_lambda, self.clip, self.clip_value = gamma, gae_lambda, clip, clip_value
-        self.vf_coef, self.max_grad_norm, self.target_kl, self.norm_adv = vf_coef, max_grad_norm, target_kl, norm_adv
-        self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
-        self.init, self.imitated, self.temperature, self.teacher = init, imitated if init else 0, temperature, None
-        self.scale = ReturnScale(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
-        self.entropy_weight = torch.tensor(float(ent_coef), device=env.device)
-        self.prepare = fast(self.prepare, mode)
-        # On a CPU calls of thousands of small kernels cost less from C++, and products may be added without rounding between.
-        called = {} if env.device.type == "cuda" else {"options": {"cpp_wrapper": True,
-                                                                   "cpp.enable_floating_point_contract_flag": "fast"}}
-        self.act, self.backward = fast(self.act, mode, fullgraph=True, **called), fast(self.backward, mode, **called)
-        if not env.pure:  # a step is no graph, but what does its work is
-            self.policy = fast(self.policy, mode)
-            for name in env.hot:
-                plain = getattr(type(env), name).__get__(env)
-                setattr(env, name, fast(plain, mode, dynamic=None))  # histories grow
-        if mode == "cudagraph" and parallel.size() > 1:
-            raise ValueError("fast=cudagraph: expected a single process, several need eager or compile")
-        self.act, self.prepare, self.learn = (capture(x, mode, env.device) for x in (self.act, self.prepare, self.learn))
-        if env.capturable:
-            self.roll = capture(self.roll, mode, env.device)
-        if self.spend:
-            self.spend.learn = capture(self.spend.learn, mode, env.device)
+        self.epochs = epochs
+        self.minibatches = minibatches
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.clip = clip
+        self.clip_value = clip_value
+        self.vf_coef = vf_coef
+        self.ent_coef = ent_coef
+        self.ent_coef_final = ent_coef_final
+        self.norm_adv = norm_adv
+        self.max_grad_norm = max_grad_norm
+        self.target_kl = target_kl
+        self.policy = self.network  # for others; training itself uses `network`, which a backend may put an equal one in
+        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
+        self.reward_normalizer = RewardNormalizer(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
+        self.collect_rollout = collect_rollout  # a backend may put an equal, faster function here
+        self.gae = returns.gae  # likewise
 
-    def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
-              stop: Callable[[], bool]) -> None:
-        """Run to the last iteration, or to the end of the one in which `stop` turns true."""
-        if self.init and self.teacher is None:
-            raise ValueError(f"algo.init={self.init}: expected its teacher, as scripts/train.py restores it")
-        for progress, metrics in self.loop(logger, save, evaluate, stop):
-            self.entropy_weight.fill_(self.ent_coef + (self.ent_coef_final - self.ent_coef) * progress)
-            rollout, charts = self.collect()
-            metrics |= parallel.means(self.update(rollout, self.prepare(rollout)) | charts)
-
-    def logits(self, obs: Tensor) -> Tensor:
-        """Logits of all actions [B, Πn]."""
-        return self.net.logits(obs)
+    def iterate(self, progress: float) -> dict[str, Tensor]:
+        """Collect a rollout, compute its advantages, and update policy, value and auxiliary model; return the metrics."""
+        self.anneal(progress)
+        self.entropy_coef.fill_(self.ent_coef + (self.ent_coef_final - self.ent_coef) * progress)
+        rollout = self.collect()
+        batch = self.compute_advantages(rollout)
+        metrics = self.update(batch)
+        if self.auxiliary:
+            metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
+        self.network.update_normalization(rollout.obs)  # between updates only: a ratio compares two policies on equal inputs
+        metrics = distributed.mean_scalars(metrics | rollout.mean_info())
+        return metrics | {"charts/learning_rate": self.lr}
 
     @torch.no_grad()
-    def collect(self) -> tuple[Rollout, dict[str, Tensor]]:
-        """Act for num_steps in every world; the uniforms of all decisions are drawn at once."""
-        env = self.env
-        u = torch.rand(self.num_steps, env.num_agents, generator=self.generator, device=env.device)
-        if env.pure:
-            state, (columns, info) = self.act(env.left, env.moments(self.num_steps), u)
-            columns = (*columns, None, None)
-            env.arrive(state)
-            obs, _ = env.begin()
-        else:
-            columns, info, obs = self.roll(*env.begin(), u)
-        return Rollout(*columns, last_obs=obs), {f"rollout/{name}": x.float().mean() for name, x in info.items()}
-
-    def roll(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[list[Tensor | None], dict[str, Tensor], Tensor]:
-        """Act step by step: a rollout's columns [T, N, ...], info, and the last observation."""
-        env, rows, infos = self.env, [], []
-        for t in range(self.num_steps):
-            action, log_prob, walls = self.policy(obs, mask, u[t])
-            step = env.step(action)
-            rows.append((obs, walls, action, log_prob, step.reward, step.terminated, step.truncated,
-                         step.final_obs if env.truncates else None, step.info["redeemed"] if self.spend else None))
-            infos.append(step.info)
-            obs, mask = step.obs, step.mask
-        columns = [None if column[0] is None else torch.stack(column) for column in zip(*rows)]
-        return columns, {name: torch.stack([info[name] for info in infos]) for name in infos[0]}, obs
-
-    def act(self, state: Tensor, moments, u: Tensor) -> tuple[Tensor, tuple[tuple, dict[str, Tensor]]]:
-        """Act through moments in pure functions: where they lead to, a rollout's columns [T, N, ...], and info."""
-        def body(state, row):
-            moment, u = row
-            obs, mask = self.env.observe(state, moment)
-            action, log_prob, walls = self.policy(obs, mask, u)
-            state, reward, info = self.env.move(state, moment, action)
-            return state, ((obs, walls, action, log_prob, reward), info)
-        state, (columns, info) = scan(body, state, (moments, u))
-        return state, ((*columns, moments.ends, torch.zeros_like(moments.ends)), info)
-
-    def policy(self, obs: Tensor, mask: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample actions [N, K] and their log-probabilities [N], by uniforms [N] for observations [N, D] under masks; return the
-        masks' barriers too."""
-        walls = barrier(mask)
-        return *self.net.policy(obs, walls).sample_with_log_prob(u), walls
+    def collect(self) -> Rollout:
+        """Act for `num_steps` steps with every agent; the uniforms that draw all actions are drawn at once."""
+        shape = (self.num_steps, self.env.num_agents)
+        uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
+        return self.collect_rollout(self.env, self.network, uniforms)
 
     @torch.no_grad()
-    def probs(self, obs: Tensor, mask: Tensor, price: Tensor) -> Tensor:
-        """Probabilities [N, Πn] under masks bool [N, Πn]; the price is among what is observed."""
-        return self.net.policy(obs, mask).probs
-
-    @torch.no_grad()
-    def prepare(self, rollout: Rollout) -> Batch:
-        """Turn a rollout into advantages and value targets."""
+    def compute_advantages(self, rollout: Rollout) -> Batch:
+        """Estimate the advantage and the value target of every step."""
         # 1. Rewards on the scale of the return.
-        done = rollout.terminated | rollout.truncated
         reward = rollout.reward
-        if self.scale:
-            self.scale.update(reward, done)
-            reward = self.scale(reward)
-        # 2. Values of what was seen, and of what came next: after a truncation, of what the reset replaced.
-        value = self.net.value(torch.cat((rollout.obs, rollout.last_obs[None])))
-        value, next_value = value[:-1], value[1:]
+        if self.reward_normalizer:
+            self.reward_normalizer.update(reward, rollout.done)
+            reward = self.reward_normalizer(reward)
+        # 2. Values of each observation and of the next one; after a truncation the reset has replaced the next observation.
+        values = self.network.value(torch.cat((rollout.obs, rollout.last_obs[None])))
+        value = values[:-1]
+        next_value = values[1:]
         if rollout.final_obs is not None:
-            next_value = torch.where(rollout.truncated, self.net.value(rollout.final_obs), next_value)
+            next_value = torch.where(rollout.truncated, self.network.value(rollout.final_obs), next_value)
         # 3. Advantages and targets.
-        advantage = gae(reward, value, next_value, rollout.terminated, done, self.gamma, self.gae_lambda)
+        advantage = self.gae(reward, value, next_value, rollout.terminated, rollout.done, self.gamma, self.gae_lambda)
         target = advantage + value
-        decides = (rollout.barrier == 0).flatten(2).sum(-1) > 1
+        has_choice = rollout.action_mask.flatten(2).sum(-1) > 1
         if self.norm_adv == "batch":
-            advantage = whiten(advantage, decides, parallel.total)
-        return Batch(*(x.flatten(0, 1) for x in (rollout.obs, rollout.barrier, rollout.action, rollout.log_prob, value,
-                                                 advantage, target, decides)))
+            advantage = whiten(advantage, has_choice, distributed.all_reduce_sum)
+        columns = Batch(obs=rollout.obs, action_mask=rollout.action_mask, action=rollout.action, log_prob=rollout.log_prob,
+                        value=value, advantage=advantage, target=target, has_choice=has_choice)
+        return Batch(*(column.flatten(0, 1) for column in columns))
 
-    def update(self, rollout: Rollout, batch: Batch) -> dict[str, Tensor]:
-        """Take epochs × minibatches steps; return metrics as device tensors."""
-        sums: dict[str, Tensor] = {}
-        steps = 0
-        for _ in range(self.epochs):
-            order = torch.randperm(len(batch.obs), generator=self.generator, device=self.lr.device)
-            shuffled = (x.index_select(0, order).chunk(self.minibatches) for x in batch)
-            epoch_kl = torch.zeros_like(self.lr)
-            for minibatch in map(Batch._make, zip(*shuffled)):
-                metrics = self.learn(minibatch, self.iteration < self.imitated)
-                sums = {name: sums.get(name, 0) + x for name, x in metrics.items()}
-                epoch_kl += metrics["approx_kl"] / self.minibatches
-                steps += 1
-            epoch_kl = parallel.mean(epoch_kl)
+    def update(self, batch: Batch, train_minibatch: Callable[[Batch], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+        """Train on the batch for some epochs; return the mean of each metric.
+
+        An epoch is the last where its mean KL exceeds `target_kl`. A subclass can pass another step than PPO's own.
+        """
+        train_minibatch = train_minibatch or self.train_minibatch
+        totals: dict[str, Tensor] = {}
+        for epoch in range(1, self.epochs + 1):
+            epoch_kl = torch.zeros_like(self.kl)
+            for minibatch in batch.shuffled(self.minibatches, self.generator):
+                metrics = train_minibatch(minibatch)
+                totals = {name: totals.get(name, 0) + x for name, x in metrics.items()}
+                epoch_kl = epoch_kl + metrics["approx_kl"] / self.minibatches
+            epoch_kl = distributed.all_reduce_mean(epoch_kl)
             if self.target_kl is not None and epoch_kl.item() > self.target_kl:
                 break
-        metrics = {f"losses/{name}": x / steps for name, x in sums.items()}
-        metrics["losses/explained_variance"] = losses.explained_variance(batch.value, batch.target, None, parallel.total)
         self.kl.copy_(epoch_kl)
-        # The spend head sees each decision once, the observation scale moves only between updates.
-        if self.spend:
-            metrics["losses/spend"] = self.spend.fit(batch.obs, batch.action, rollout.redeemed.flatten(), self.minibatches,
-                                                     self.generator)
-        self.net.rescale(rollout.obs)
+        metrics = {f"losses/{name}": total / (epoch * self.minibatches) for name, total in totals.items()}
+        metrics["losses/explained_variance"] = losses.explained_variance(batch.value, batch.target, None,
+                                                                         distributed.all_reduce_sum)
         return metrics
 
-    def learn(self, batch: Batch, imitates: bool) -> dict[str, Tensor]:
-        """Take one step on a minibatch; return the loss's diagnostics."""
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics = self.backward(batch, imitates)
-        self.optimizer.step()
-        return metrics
-
-    def backward(self, batch: Batch, imitates: bool) -> dict[str, Tensor]:
-        """Leave the loss's gradients in the parameters, clipped together; return its diagnostics."""
-        loss, metrics = self.imitation(batch) if imitates else self.loss(batch)
-        loss.backward()
-        parallel.average_gradients(self.net.parameters())
-        # One kernel for all norms where each is called for; a compiler makes its own.
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm,
-                                              foreach=not torch.compiler.is_compiling())
-        return metrics | {"grad_norm": norm}
-
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO's loss and diagnostics on a minibatch."""
-        distribution = self.net.policy(batch.obs, batch.barrier)
+    def train_minibatch(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one gradient step of PPO's loss; return its diagnostics."""
+        pi = self.network.distribution(batch.obs, batch.action_mask)
         advantage = batch.advantage
         if self.norm_adv == "minibatch":
-            advantage = whiten(advantage, batch.decides, parallel.total)
-        return losses.ppo(distribution.log_prob(batch.action), batch.log_prob, advantage, distribution.entropy(),
-                          self.net.value(batch.obs), batch.value, batch.target, batch.decides, clip=self.clip,
-                          clip_value=self.clip_value, vf_coef=self.vf_coef, ent_coef=self.entropy_weight,
-                          weight=parallel.weight(batch.decides))
+            advantage = whiten(advantage, batch.has_choice, distributed.all_reduce_sum)
+        loss, metrics = losses.ppo(
+            pi.log_prob(batch.action), batch.log_prob, advantage, pi.entropy(), self.network.value(batch.obs), batch.value,
+            batch.target, batch.has_choice, clip=self.clip, clip_value=self.clip_value, vf_coef=self.vf_coef,
+            ent_coef=self.entropy_coef, weight=distributed.mean_weight(batch.has_choice))
+        return metrics | {"grad_norm": self.take_gradient_step(loss)}
 
-    def imitation(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the teacher's preferences, and the value loss: what is learned from while there is a teacher."""
-        log_probs = self.net.policy(batch.obs, batch.barrier).log_probs
-        asked = self.teacher.preferences(batch.obs, batch.barrier.flatten(1) == 0, self.temperature)
-        cross = -(asked * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)
-        weight = parallel.weight(batch.decides)
-        policy = weight * losses.masked_mean(cross, batch.decides)
-        critic = losses.value_loss(self.net.value(batch.obs), batch.value, batch.target, self.clip_value)
-        with torch.no_grad():
-            kl = losses.kl_k3(log_probs.gather(1, flatten(batch.action, self.env.nvec)[:, None])[:, 0] - batch.log_prob)
-        return policy + self.vf_coef * critic, {"imitation": policy.detach(), "value_loss": critic.detach(),
-                                                "approx_kl": weight * losses.masked_mean(kl, batch.decides)}
+    def take_gradient_step(self, loss: Tensor) -> Tensor:
+        """Descend the gradient of a loss, clipped by its norm over all parameters; return the norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        distributed.average_gradients(self.network.parameters())
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm, foreach=True)
+        self.optimizer.step()
+        return grad_norm
 
     def state_dict(self) -> dict:
-        """Everything that training needs to go on as if it had not stopped."""
-        return super().state_dict() | {"scale": self.scale and self.scale.state_dict()}
+        """Return everything that a resumed run needs to continue exactly."""
+        normalizer = self.reward_normalizer and self.reward_normalizer.state_dict()
+        return super().state_dict() | {"reward_normalizer": normalizer}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave, to train on. Comes before any call is recorded: the optimiser's state is replaced."""
+        """Restore everything. Comes before a backend records a method, because it replaces the optimiser's state."""
         super().load_state_dict(state)
-        if self.scale:
-            self.scale.load_state_dict(state["scale"])
+        if self.reward_normalizer:
+            self.reward_normalizer.load_state_dict(state["reward_normalizer"])

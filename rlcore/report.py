@@ -29,11 +29,11 @@ class Report:
     judged: str
     what: str = "policy"
 
-    def metrics(self) -> dict:
+    def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
         return {"policies": self.rows, **self.extra}
 
-    def headline(self) -> dict[str, float]:
+    def headline_metrics(self) -> dict[str, float]:
         """The numbers by which runs are compared."""
         return {f"{self.judged}/{name}": row[self.judged] for name, row in self.rows.items()}
 
@@ -45,7 +45,7 @@ class Report:
         """Name what is shown and logged as tables."""
         return {"table": self}
 
-    def table(self) -> Table:
+    def to_table(self) -> Table:
         """Lay the comparison out for the console."""
         table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=self.caption,
                       caption_justify="left")
@@ -56,11 +56,11 @@ class Report:
             table.add_row(*line)
         return table
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
         return markdown((self.what, *self.columns), self._lines(), 2 if "knows" in self.columns else 1)
 
-    def figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
+    def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Return the plots, and the training curve where there is one."""
         curve = history.get(headline, [])
         if not curve:

@@ -21,7 +21,7 @@ from scripts.cli import choose_device, guarded, launch  # noqa: E402
 @guarded
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
-    device = choose_device(cfg.device, cfg.threads, cfg.matmul)
+    device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     measured = instantiate(cfg.benchmark, _convert_="all")(directory, device, cfg.seed)
     checkpoint.save_json(directory / "benchmark.json", {
         "benchmark": HydraConfig.get().runtime.choices["benchmark"], "machine": machine(device),

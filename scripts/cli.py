@@ -18,8 +18,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from envs.base import BatchedEnv
-from rlcore import checkpoint
+from envs.base import VectorEnv
+from rlcore import checkpoint as checkpoints
+from rlcore.action_values import GreedyPolicy
 
 FAILED = "CRM_RL_FAILED"  # names a folder, in the environment of all processes that a launcher starts
 
@@ -102,7 +103,7 @@ def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:
     Of several GPUs each of torchrun's processes gets its own.
     """
     if matmul not in ("highest", "high"):
-        raise ValueError(f"matmul: expected highest or high, got '{matmul}'")
+        raise ValueError(f"float32_matmul_precision: expected highest or high, got '{matmul}'")
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -123,8 +124,8 @@ def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:
 
 
 def check_fit(algo: Callable, env) -> None:
-    """Refuse an environment that an algorithm can't learn from; one that says nothing of `environment` needs a BatchedEnv."""
-    needed = getattr(algo.func, "environment", BatchedEnv)
+    """Refuse an environment that an algorithm can't learn from."""
+    needed = algo.func.env_type or VectorEnv
     if not isinstance(env, needed):
         chosen = HydraConfig.get().runtime.choices
         raise ValueError(f"algo={chosen['algo']} env={chosen['env']}: do not fit: expected an environment of the kind "
@@ -158,27 +159,27 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
 
     `own` are the parts of the configuration that the checkpoint brings.
     """
-    state = checkpoint.load(cfg.checkpoint)
+    state = checkpoints.load(cfg.checkpoint)
     config = as_trained(cfg, state["config"], HydraConfig.get().overrides.task, own)
     with fitting(cfg.checkpoint):  # one of another version has other parameters
         env = instantiate(config.env, _convert_="all")(device, config.seed)
         env.load_fitted(state["agent"].get("env"))
-    agent = instantiate(config.algo, _convert_="all")(env, config.seed, config.get("fast", "eager"))
+    agent = instantiate(config.algo, _convert_="all")(env, config.seed)
     with fitting(cfg.checkpoint):
-        agent.load_weights(state["agent"])
+        agent.load_policy(state["agent"])
     return Trained(env, agent, state["name"], config, state["logger"])
 
 
-def teacher(path: str, env):
-    """Restore the policy of a checkpoint in an environment; raise ValueError where another can't imitate it there."""
-    state = checkpoint.load(path)
-    algo = instantiate(OmegaConf.create(state["config"]["algo"]), _convert_="all")
-    if not hasattr(getattr(algo, "func", None), "preferences"):
-        raise ValueError(f"algo.init={path}: expected a checkpoint of bcq or cql, got {state['name']}")
-    agent = algo(env, 0, "eager")
-    with fitting(path):
-        agent.load_weights(state["agent"])
-    return agent
+def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
+    """Restore the greedy policy of a checkpoint for an environment. Raises ValueError where the checkpoint has another kind."""
+    state = checkpoints.load(checkpoint)
+    make_algorithm = instantiate(OmegaConf.create(state["config"]["algo"]), _convert_="all")
+    algorithm = make_algorithm(env, 0)
+    if not isinstance(algorithm.policy, GreedyPolicy):
+        raise ValueError(f"algo.teacher.checkpoint={checkpoint}: expected a checkpoint of bcq or cql, got {state['name']}")
+    with fitting(checkpoint):
+        algorithm.load_policy(state["agent"])
+    return algorithm.policy
 
 
 def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[str, ...]) -> DictConfig:
@@ -201,18 +202,18 @@ def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[
 
 def publish(report, name: str | None, logger, directory: Path, config: dict) -> None:
     """Write a report to the console, to TensorBoard, to metrics.json and to PNG files."""
-    figures = report.figures(name, logger.headline, logger.history)
+    figures = report.to_figures(name, logger.headline, logger.history)
     for title, figure in figures.items():
-        checkpoint.atomic(directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png"))
-        logger.figure(f"evaluation/{title}", figure)
+        checkpoints.atomic(directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png"))
+        logger.log_figure(f"evaluation/{title}", figure)
     for title, part in report.parts().items():
-        logger.text(f"evaluation/{title}", part.markdown())
-    logger.hparams(flatten(config), report.headline())
+        logger.log_text(f"evaluation/{title}", part.to_markdown())
+    logger.log_hparams(flatten(config), report.headline_metrics())
     seconds = max(logger.seconds, 1e-9)
-    checkpoint.save_json(directory / "metrics.json", {
-        **report.metrics(), "steps": logger.steps, "steps_per_second": logger.steps / seconds, "seconds": logger.seconds})
+    checkpoints.save_json(directory / "metrics.json", {
+        **report.to_metrics(), "steps": logger.steps, "steps_per_second": logger.steps / seconds, "seconds": logger.seconds})
     logger.close()
-    logger.console.print(*(part.table() for part in report.parts().values()), sep="\n")
+    logger.console.print(*(part.to_table() for part in report.parts().values()), sep="\n")
     logger.console.print(f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}")
 
 

@@ -22,7 +22,7 @@ from scripts.cli import choose_device, guarded, launch, trained  # noqa: E402
 def main(cfg: DictConfig) -> None:
     if cfg.out is None:
         raise ValueError("out: expected the path of a log to write, as in out=log.parquet")
-    device = choose_device(cfg.device, cfg.threads, cfg.matmul)
+    device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     name, behaviour = HydraConfig.get().runtime.choices["behaviour"], instantiate(cfg.behaviour, _convert_="all")
     if cfg.checkpoint:
         env, agent, name, *_ = trained(cfg, device, ("env", "algo"))
@@ -31,11 +31,11 @@ def main(cfg: DictConfig) -> None:
     if callable(behaviour):
         if agent is None:
             raise ValueError("checkpoint: expected the path of a policy that behaviour=agent follows")
-        behaviour = behaviour(agent)
+        behaviour = behaviour(agent.policy)
     elif agent is not None:
         raise ValueError(f"checkpoint: behaviour={HydraConfig.get().runtime.choices['behaviour']} follows no policy; expected "
                          "behaviour=agent")
-    env.realise()
+    env.use_realised_outcomes()
     started = time.perf_counter()
     chunks = rollouts(env, behaviour, name, cfg.seed, decisions=cfg.decisions, steps=cfg.steps,
                       all_propensities=cfg.all_propensities)

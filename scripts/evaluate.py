@@ -19,7 +19,7 @@ from rlcore.ope.report import value_on  # noqa: E402
 @guarded
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
-    device = choose_device(cfg.device, cfg.threads, cfg.matmul)
+    device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     logger = instantiate(cfg.logger)(directory, 0)
     if cfg.checkpoint:
         env, agent, name, cfg, history = trained(cfg, device, ("env", "algo", "seed"))
@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.log and agent is None:
         raise ValueError("checkpoint: expected the path of the policy to value on the log")
     report = (value_on(cfg.log, instantiate(cfg.ope, _convert_="all"), agent, name) if cfg.log
-              else env.evaluation(env).run(agent, name))
+              else env.evaluation(env).evaluate(agent, name))
     publish(report, name, logger, directory,
             OmegaConf.to_container(cfg, resolve=True))
 

@@ -19,7 +19,7 @@ from scripts.cli import choose_device, guarded, launch  # noqa: E402
 def main(cfg: DictConfig) -> None:
     if cfg.out is None:
         raise ValueError("out: expected the folder of the logs to write, as in out=log")
-    env = instantiate(cfg.env, _convert_="all")(choose_device(cfg.device, cfg.threads, cfg.matmul), cfg.seed)
+    env = instantiate(cfg.env, _convert_="all")(choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision), cfg.seed)
     for split, log in instantiate(cfg.campaigns, _convert_="all")(env, cfg.seed).items():
         path = Path(cfg.out) / f"{split}.parquet"
         print(f"{path}: {write(path, [log]):,} decisions on {int(log.customer.unique().numel()):,} customers")

@@ -1,4 +1,4 @@
-"""Train and judge: python scripts/train.py algo=ppo env=offers, algo=reward_model env=email, or algo=bandit log=PATH.
+"""Train and evaluate: python scripts/train.py algo=ppo env=offers, algo=reward_model env=email, or algo=bandit log=PATH.
 
 By several processes, each with a share of the agents: torchrun --nproc_per_node=2 scripts/train.py algo=ppo env=offers.
 """
@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, ContextManager, Iterator
+from contextlib import contextmanager
 
 import hydra
 import torch
@@ -19,11 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlcore import checkpoint  # noqa: E402
-from rlcore.offline import logged_dataset as logged  # noqa: E402
-from rlcore.backends import distributed as parallel  # noqa: E402
+from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm, TrainingLoop  # noqa: E402
+from rlcore.backends import distributed  # noqa: E402
+from rlcore.backends.accelerate import accelerate  # noqa: E402
+from rlcore.logger import NullLogger, TensorBoardLogger  # noqa: E402
+from rlcore.offline import logged_dataset  # noqa: E402
 from rlcore.offline.log_files import read  # noqa: E402
-from rlcore.logger import Quiet  # noqa: E402
-from scripts.cli import check_fit, choose_device, fitting, flatten, guarded, launch, publish, teacher  # noqa: E402
+from scripts.cli import check_fit, choose_device, fitting, flatten, guarded, launch, publish  # noqa: E402
 
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")  # for all processes but the first
 
@@ -31,93 +34,117 @@ SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disa
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
-    device = choose_device(cfg.device, cfg.threads, cfg.matmul)
-    with parallel.joined(device):
-        judge = train(cfg, device)
-    judge()  # alone, for it can train rivals
-
-
-def train(cfg: DictConfig, device: torch.device) -> Callable[[], None]:
-    """Train, and return what judges; under torchrun the first process alone logs, writes and judges."""
     directory = Path(HydraConfig.get().runtime.output_dir)
-    config = OmegaConf.to_container(cfg, resolve=True)
     name = HydraConfig.get().runtime.choices["algo"]
-    parts = {key: instantiate(cfg[key], _convert_="all") for key in ("env", "algo", "logger")}
-    if parallel.size() > 1 and not getattr(parts["algo"].func, "sharded", ()):
+    device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
+    with distributed.process_group(device), interrupts() as interrupted:
+        state = load_resumed(cfg)
+        algorithm = build(cfg, name, device, state)
+        evaluator = algorithm.make_evaluator()
+        is_first = distributed.rank() == 0
+        with open_logger(cfg, directory, algorithm, evaluator, state) as logger:
+            loop = TrainingLoop(
+                algorithm, logger, save=lambda: save(cfg, name, algorithm, logger, directory),
+                validate=(lambda: evaluator.validate(algorithm)) if is_first else None,
+                should_stop=lambda: bool(interrupted))
+            loop.run()
+        stopped = distributed.all_reduce_any(bool(interrupted), device)
+    if stopped:
+        end_interrupted(algorithm, logger, directory)
+    if is_first:  # alone, for an evaluation can train models of its own
+        algorithm.export(directory)
+        logger.console.print("evaluating on data that nothing was trained on …")
+        publish(evaluator.evaluate(algorithm, name), name, logger, directory, OmegaConf.to_container(cfg, resolve=True))
+
+
+def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) -> Algorithm:
+    """Build environment and algorithm, in a state to resume from where there is one, and give it the log to learn from."""
+    make_env, make_algorithm = (instantiate(cfg[key], _convert_="all") for key in ("env", "algo"))
+    if distributed.num_processes() > 1 and not make_algorithm.func.sharded:
         raise ValueError(f"algo={name}: can't be trained by several processes, expected algo=ppo or ppo_kl")
-    env = part_of(parts["env"], device, cfg.seed)
-    check_fit(parts["algo"], env)
-    state = checkpoint.load(cfg.resume) if cfg.resume else None
+    env = build_part(make_env, device, cfg.seed)
+    check_fit(make_algorithm, env)
     if state:
-        state["agent"] |= own(state, cfg.resume)
         with fitting(cfg.resume):
             env.load_fitted(state["agent"].get("env"))
-    if cfg.fast == "cudagraph" and device.type != "cuda":
-        print("fast=cudagraph: no GPU here, so all runs eagerly")
-    agent = parts["algo"](env, cfg.seed, cfg.fast)
+    algorithm = make_algorithm(env, cfg.seed)
     if cfg.log:
-        if not hasattr(agent, "learn_from"):
+        if not isinstance(algorithm, OfflineAlgorithm):
             raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin")
-        agent.learn_from(read(cfg.log, lambda chunk: logged.fitting(chunk, env, cfg.log).slim(env.context_dim)))
-    if getattr(agent, "init", None):
-        agent.teacher = teacher(agent.init, env)
-    evaluation = getattr(agent, "evaluation", env.evaluation)(env)
-    stopped: list[int] = []
-    first = parallel.rank() == 0
-
+        algorithm.set_dataset(read(cfg.log, lambda chunk: logged_dataset.fitting(chunk, env, cfg.log).slim(env.context_dim)))
     if state:
         with fitting(cfg.resume):
-            agent.load_state_dict(state["agent"])
-    with parts["logger"](directory, agent.iterations) if first else Quiet() as logger:
-        if state and first:
-            with fitting(cfg.resume):
-                logger.load_state_dict(state["logger"])
-            before, now = flatten(state["config"]), flatten(config)
-            for key in sorted(before.keys() | now.keys()):
-                if before.get(key) != now.get(key) and key != "resume":
-                    logger.console.print(f"resume: {key} was {before.get(key)}, is {now.get(key)}", highlight=False)
-
-        def save() -> None:
-            mine = agent.state_dict()
-            shards = parallel.gathered({key: mine[key] for key in getattr(agent, "sharded", ())})
-            if first:
-                checkpoint.save(directory / "checkpoint.pt", {
-                    "agent": mine, "shards": shards, "logger": logger.state_dict(), "name": name, "config": config})
-
-        # The first Ctrl-C ends the iteration and saves; a second one ends the process.
-        previous = signal.signal(signal.SIGINT, lambda *_: (stopped.append(1), signal.signal(signal.SIGINT, previous)))
-        try:
-            agent.train(logger, save, (lambda: evaluation.score(agent)) if first else None, lambda: bool(stopped))
-        finally:
-            signal.signal(signal.SIGINT, previous)
-    if parallel.any_of(bool(stopped), device):
-        if first:
-            logger.close()
-            print(f"stopped after iteration {agent.iteration} of {agent.iterations}; go on with "
-                  f"resume={directory / 'checkpoint.pt'}")
-        sys.exit(130)
-
-    def judge() -> None:
-        if first:
-            logger.console.print("evaluating on what nothing was trained on …")
-            publish(evaluation.run(agent, name), name, logger, directory, config)
-    return judge
+            algorithm.load_state_dict(state["agent"])
+    if cfg.execution == "cudagraph" and device.type != "cuda":
+        print("execution=cudagraph: no GPU here, so all runs eagerly")
+    return accelerate(algorithm, cfg.execution)
 
 
-def part_of(env: Callable, device: torch.device, seed: int):
-    """Build this process's part of an environment: an equal share of its agents, where it has some, with a stream of its own."""
-    if "num_agents" not in env.keywords:
-        return env(device, seed)
-    return env(device, parallel.own(seed), num_agents=parallel.share(env.keywords["num_agents"], "env.num_agents"))
+def build_part(make_env: Callable, device: torch.device, seed: int) -> Any:
+    """Build this process's part of an environment: an equal share of its agents, where it has agents, with its own seed."""
+    if "num_agents" not in make_env.keywords:
+        return make_env(device, seed)
+    num_agents = distributed.per_process(make_env.keywords["num_agents"], "env.num_agents")
+    return make_env(device, distributed.rank_seed(seed), num_agents=num_agents)
 
 
-def own(state: dict, path: str) -> dict:
-    """Return what of a checkpoint is this process's own; raise ValueError where other than so many processes have made it."""
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Note the first Ctrl-C in the list returned, so that the iteration ends and is saved; a second one ends the process."""
+    seen: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda *_: (seen.append(1), signal.signal(signal.SIGINT, previous)))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def open_logger(cfg: DictConfig, directory: Path, algorithm: Algorithm, evaluator: Evaluator,
+                state: dict | None) -> ContextManager[TensorBoardLogger | NullLogger]:
+    """Open the first process's logger, and say what a resumed run changes; the other processes log nothing."""
+    if distributed.rank() > 0:
+        return NullLogger()
+    logger = instantiate(cfg.logger)(directory, algorithm.iterations, evaluator.headline)
+    if state:
+        with fitting(cfg.resume):
+            logger.load_state_dict(state["logger"])
+        before, now = flatten(state["config"]), flatten(OmegaConf.to_container(cfg, resolve=True))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key) and key != "resume":
+                logger.console.print(f"resume: {key} was {before.get(key)}, is {now.get(key)}", highlight=False)
+    return logger
+
+
+def save(cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, directory: Path) -> None:
+    """Write the checkpoint: the first process's state, and of all processes what is a process's own."""
+    state = algorithm.state_dict()
+    shards = distributed.gather_objects({key: state[key] for key in algorithm.sharded})
+    if distributed.rank() == 0:
+        checkpoint.save(directory / "checkpoint.pt", {
+            "agent": state, "shards": shards, "logger": logger.state_dict(), "name": name,
+            "config": OmegaConf.to_container(cfg, resolve=True)})
+
+
+def load_resumed(cfg: DictConfig) -> dict | None:
+    """Load the checkpoint to resume from, with this process's own part. Raises ValueError where other processes made it."""
+    if not cfg.resume:
+        return None
+    state = checkpoint.load(cfg.resume)
     shards = state.get("shards", [{}])
-    if len(shards) != parallel.size():
-        raise ValueError(f"{path}: {len(shards)} processes made it, {parallel.size()} can't go on from it: expected torchrun "
-                         f"--nproc_per_node={len(shards)}")
-    return shards[parallel.rank()]
+    if len(shards) != distributed.num_processes():
+        raise ValueError(f"{cfg.resume}: {len(shards)} processes made it, {distributed.num_processes()} can't go on from it: "
+                         f"expected torchrun --nproc_per_node={len(shards)}")
+    state["agent"] |= shards[distributed.rank()]
+    return state
+
+
+def end_interrupted(algorithm: Algorithm, logger: Any, directory: Path) -> None:
+    """Say how to go on, and exit."""
+    if distributed.rank() == 0:
+        logger.close()
+        print(f"stopped after iteration {algorithm.iteration} of {algorithm.iterations}; go on with "
+              f"resume={directory / 'checkpoint.pt'}")
+    sys.exit(130)
 
 
 if __name__ == "__main__":

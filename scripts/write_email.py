@@ -20,7 +20,7 @@ from scripts.cli import choose_device, fitting, guarded, launch  # noqa: E402
 def main(cfg: DictConfig) -> None:
     check(cfg)
     rows = read_contexts(cfg.contexts) if cfg.contexts else [{"context": context} for context in cfg.example_contexts]
-    device, state = choose_device(cfg.device, cfg.threads, cfg.matmul), checkpoint.load(cfg.checkpoint)
+    device, state = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision), checkpoint.load(cfg.checkpoint)
     with fitting(cfg.checkpoint):
         generator = MailGenerator.load(cfg.checkpoint, state, device, cfg.sampling.batch_size, cfg.seed)
     sampling = OmegaConf.to_container(cfg.sampling)

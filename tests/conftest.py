@@ -15,12 +15,6 @@ from reference_world import references
 torch.set_num_threads(1)  # many small operations: more threads would only wait for each other
 
 
-@pytest.fixture(params=["eager", "compiled"])
-def form(request, monkeypatch) -> str:
-    """Both forms of what is written otherwise for a compiler, each run eagerly."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param == "compiled")
-    return request.param
-
 
 @pytest.fixture
 def kernels(monkeypatch):

@@ -14,7 +14,7 @@ from email_rl.data.mails import OUTCOMES, Mails, words
 from email_rl.data.dataset import MailDataset
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from email_rl.models.outcome_classifier import expected_reward
-from rlcore.logger import Quiet
+from rlcore.logger import NullLogger
 from rlcore.plots import labelled
 from rlcore.report import Report
 
@@ -34,11 +34,11 @@ class PolicyMails(NamedTuple):
 class MailPolicyReport(Report):
     """The comparison of policies, laid out in metrics.json as `reward_model`, `policy`, `reference` …"""
 
-    def metrics(self) -> dict:
+    def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
         return {**self.rows, **self.extra}
 
-    def figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict:
+    def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict:
         """Draw what was believed and what was true over training and over KL, and the predicted outcomes."""
         proxy, truth, kl = (history.get(f"email/{name}", []) for name in ("proxy_reward", "true_reward", "kl"))
         if not kl:
@@ -82,7 +82,7 @@ class MailPolicyEvaluator:
         return self._judge and self._judge.probabilities
 
     # ── during training ─────────────────────────────────────────────────────────────────────────────────────────────
-    def score(self, agent) -> dict[str, float]:
+    def validate(self, agent) -> dict[str, float]:
         """Evaluate a policy on contexts of validation mails, with the same random numbers each time."""
         contexts = self.dataset.valid.contexts[:self.validation_mails]
         figures = self.figures_of(agent, self.generate(agent.policy, agent.reference, contexts, "validation"))
@@ -105,7 +105,7 @@ class MailPolicyEvaluator:
         return torch.where(mails.response_mask, own - other, 0.0).sum(1).cpu()
 
     # ── at the end ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def run(self, agent, name: str) -> MailPolicyReport:
+    def evaluate(self, agent, name: str) -> MailPolicyReport:
         """Compare all on contexts of test mails."""
         started = time.perf_counter()
         test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
@@ -140,7 +140,7 @@ class MailPolicyEvaluator:
         own = self.generate(agent.policy, agent.reference, test.contexts, "test")
         if self.baseline_trainer:
             baseline, kl = agent.baseline_trainer(self.baseline_trainer), own.kl.mean().item()
-            baseline.train(Quiet(), lambda: None, None, lambda: baseline.kl_to_reference.item() >= kl)
+            baseline.train(NullLogger(), lambda: None, None, lambda: baseline.kl_to_reference.item() >= kl)
             mails["reward_weighted"] = self.generate(baseline.policy, agent.reference, test.contexts, "test")
         return mails | {name: own}
 

@@ -22,12 +22,12 @@ class RewardModelReport:
     calibration: list[dict]
     refresh: list[dict]
 
-    def metrics(self) -> dict:
+    def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
         return {**self.rows, "data": self.data, "calibration": self.calibration,
                 **({"refresh": self.refresh} if self.refresh else {})}
 
-    def headline(self) -> dict[str, float]:
+    def headline_metrics(self) -> dict[str, float]:
         """The numbers by which runs are compared."""
         return {f"{figure}/{row}": found[figure] for row, found in self.rows.items() for figure in ("log_loss", "accuracy")}
 
@@ -58,7 +58,7 @@ class RewardModelReport:
         """Name what is shown and logged as tables."""
         return {"table": self}
 
-    def table(self) -> Group:
+    def to_table(self) -> Group:
         """Lay the comparison out for the console."""
         data = self.data
         tables = [_table(f"{data['test']:,} test mails of {data['source']}; learnt from {data['train']:,}", self._columns,
@@ -70,12 +70,12 @@ class RewardModelReport:
                                  "gained: log-loss saved, ± its paired 95 % interval"))
         return Group(*tables)
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
         text = markdown(self._columns, self._lines())
         return text + ("\n\n" + markdown(self._refresh_columns, self._refresh_lines()) if self.refresh else "")
 
-    def figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
+    def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Draw the confusion matrix, the calibration curve and the course of the validation log-loss."""
         curve = history.get(headline, [])
         figures = {"confusion": self._confusion_figure(), "calibration": self._calibration_figure()}

@@ -21,11 +21,11 @@ class RewardModelEvaluator:
         self.bootstrap_samples, self.calibration_bins = bootstrap_samples, calibration_bins
         self.bag_of_words, self.compare_inputs = bag_of_words, compare_inputs
 
-    def score(self, agent) -> dict[str, float]:
+    def validate(self, agent) -> dict[str, float]:
         """Value an agent on validation mails in the course of training."""
         return agent.validate()
 
-    def run(self, agent, name: str) -> RewardModelReport:
+    def evaluate(self, agent, name: str) -> RewardModelReport:
         """Compare all on the test mails; in a refresh, also before and after on the old test mails and the new."""
         test, train = agent.new_splits()["test"], agent.train_mails
         started = time.perf_counter()

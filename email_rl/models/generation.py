@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.pytorch_utils import Conv1D
 
 from rlcore.distributions import draw
-from rlcore.backends.cuda_graphs import capture
+from email_rl.training.loop import capture
 
 
 def position_ids(mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlcore.backends import distributed as parallel
+from rlcore.backends import distributed
 from rlcore.returns import gae, whiten
 
 
@@ -64,7 +64,7 @@ class GAE(AdvantageEstimator):
         following = torch.cat((value[:, 1:], torch.zeros_like(value[:, :1])), 1)
         advantage = gae(reward.T, value.T, following.T, end.T, end.T, self.gamma, self.lam).T
         target = advantage + value
-        return whiten(advantage, response_mask, parallel.total) if self.whiten else advantage * response_mask, target
+        return whiten(advantage, response_mask, distributed.all_reduce_sum) if self.whiten else advantage * response_mask, target
 
 
 class RLOO(AdvantageEstimator):
@@ -119,7 +119,7 @@ class ReinforcePP(AdvantageEstimator):
             score = (group - group.mean(1, keepdim=True)).view(-1)
         reward, nothing, end = token_rewards(score, log_ratio, response_mask, coef), torch.zeros_like(value), last_token(response_mask)
         to_go = gae(reward.T, nothing.T, nothing.T, end.T, end.T, self.gamma, 1.0).T
-        return whiten(to_go, response_mask, parallel.total), nothing
+        return whiten(to_go, response_mask, distributed.all_reduce_sum), nothing
 
 
 class RewardWeighted(AdvantageEstimator):

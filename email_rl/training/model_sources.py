@@ -12,8 +12,8 @@ from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.model_cache import cached
 from email_rl.training.reward_model import RewardModel
 from email_rl.training.sft import POLICY_FOLDER, SFT
-from rlcore.backends import distributed as parallel
-from rlcore.logger import Quiet
+from rlcore.backends import distributed
+from rlcore.logger import NullLogger
 
 
 class ModelSources:
@@ -35,7 +35,7 @@ class ModelSources:
 
     def load_or_train(self, logger, should_stop: Callable[[], bool]) -> tuple[LanguageModelPolicy, OutcomeClassifier]:
         """Return the reference policy and the reward model, on the dataset's device; the first process trains for all."""
-        with parallel.first():
+        with distributed.rank_zero_first():
             reward_model_folder = self.reward_model_folder or self._train_reward_model(
                 REWARD_MODEL_FOLDER, self.dataset, logger, should_stop)
             reference_folder = self.reference_folder or self._train(
@@ -49,7 +49,7 @@ class ModelSources:
 
     def judge(self) -> OutcomeClassifier:
         """Return a judge for mails whose truth is unknown: a reward model that learnt from mails nothing else has seen."""
-        folder = self._train_reward_model("judge", self.dataset.judge_dataset(), Quiet(), lambda: False)
+        folder = self._train_reward_model("judge", self.dataset.judge_dataset(), NullLogger(), lambda: False)
         return OutcomeClassifier.load(folder, self.dataset.device, self.batch_size)
 
     def _train_reward_model(self, name: str, dataset: MailDataset, logger, should_stop: Callable[[], bool]) -> Path:
@@ -60,12 +60,12 @@ class ModelSources:
         """Return the folder of a model trained with these settings on these mails, now or before."""
         def make(folder: Path) -> None:
             trainer = kind(dataset, self.seed, self.mode, **settings)
-            with logger.stage(name, trainer.iterations) as stage:
+            with logger.child(name, trainer.iterations) as stage:
                 trainer.train(stage, lambda: None, None, should_stop)
             if should_stop():  # half trained is not trained
                 raise KeyboardInterrupt
             trainer.export(folder)
         folder, known = cached(self.model_cache, name, (settings, dataset.digest, self.seed), make)
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             print(f"{name}: {folder}{' (trained before)' if known else ''}")
         return folder

@@ -22,9 +22,9 @@ from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from email_rl.training.model_sources import ModelSources
 from email_rl.training.sft import POLICY_FOLDER
 from rlcore import checkpoint, losses
-from rlcore.algorithm import Loop
-from rlcore.backends import distributed as parallel
-from rlcore.backends.cuda_graphs import capture, fast
+from email_rl.training.loop import Loop
+from rlcore.backends import distributed
+from email_rl.training.loop import capture, fast
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LanguageModelPPO(Loop):
     process generates its share of the mails, and all take the step that one would on the joined minibatch.
     """
 
-    environment = MailDataset
+    env_type = MailDataset
     sharded = ("generator",)  # what of the state is a process's own
 
     def __init__(self, dataset: MailDataset, seed: int, mode: str, *, language_model, encoder, reward_model_training: dict,
@@ -86,7 +86,7 @@ class LanguageModelPPO(Loop):
                  eval_every: int, log_samples_every: int, logged_samples: int, checkpoint_every: int):
         if reward not in ("expected", "argmax"):
             raise ValueError(f"algo.reward: expected 'expected' or 'argmax', got '{reward}'")
-        share = parallel.share(mails_per_iteration, "algo.mails_per_iteration")
+        share = distributed.per_process(mails_per_iteration, "algo.mails_per_iteration")
         if share % (minibatches * advantage.samples_per_prompt):
             raise ValueError(f"algo.mails_per_iteration: expected a multiple of minibatches × samples a prompt, {minibatches} × "
                              f"{advantage.samples_per_prompt}, got {share}")
@@ -110,7 +110,7 @@ class LanguageModelPPO(Loop):
         self.first_lr, self.lr = language_model.lr, torch.tensor(float(language_model.lr), device=self.device)
         self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.log_samples_every, self.logged_samples = log_samples_every, logged_samples
-        self.generator = torch.Generator(self.device).manual_seed(2 * parallel.own(seed) + 1)
+        self.generator = torch.Generator(self.device).manual_seed(2 * distributed.rank_seed(seed) + 1)
         self.kl = torch.full((), torch.nan, device=self.device)  # of the last update from the policy before it
         self.kl_to_reference = torch.full((), torch.nan, device=self.device)  # nats a mail
         self.policy: LanguageModelPolicy | None = None
@@ -124,7 +124,7 @@ class LanguageModelPPO(Loop):
         self.set_models(*self.sources.load_or_train(logger, should_stop))
         contexts = self.sample_contexts(self.normalization_mails)
         _, texts = self.reference.generate(contexts, 1, self.generator, **self.sampling)
-        _, mean, variance = parallel.moments(self.rewards(contexts, texts).to(self.device))
+        _, mean, variance = distributed.all_reduce_moments(self.rewards(contexts, texts).to(self.device))
         self.score_mean, self.score_std = mean.item(), variance.sqrt().clamp_min(1e-6).item()
 
     def set_models(self, reference: LanguageModelPolicy, reward_model: OutcomeClassifier) -> None:
@@ -155,13 +155,13 @@ class LanguageModelPPO(Loop):
         if self.policy is None:
             self.load_or_train_models(logger, stop)
             if evaluate:
-                logger.evaluated(0, evaluate())
+                logger.log_evaluation(0, evaluate())
         for _, metrics in self.loop(logger, save, evaluate, stop):
             rollout = self.collect()
             metrics |= self.rollout_metrics(rollout)
             metrics |= self.update(self.compute_advantages(rollout))
             if self.iteration % self.log_samples_every == 0:
-                logger.text("samples", self.sample_table(rollout))
+                logger.log_text("samples", self.sample_table(rollout))
         if logger.directory and self.iteration == self.iterations:
             self.save_folders(Path(logger.directory))
 
@@ -170,7 +170,7 @@ class LanguageModelPPO(Loop):
         """Generate a batch of mails, score them, and score their tokens under policy and reference (stages 1 to 4)."""
         samples = self.advantage.samples_per_prompt
         # 1. Sample contexts.
-        contexts = self.sample_contexts(self.batch // parallel.size() // samples)
+        contexts = self.sample_contexts(self.batch // distributed.num_processes() // samples)
         # 2. Generate mails.
         mails, texts = self.policy.generate(contexts, samples, self.generator, **self.sampling)
         contexts = [context for context in contexts for _ in range(samples)]
@@ -183,7 +183,7 @@ class LanguageModelPPO(Loop):
         reference = self.reference.score_tokens(mails, self.micro_batch_size, False, self.forward)
         rollout = MailRollout(contexts=contexts, texts=texts, mails=mails, proxy_reward=proxy_reward, score=score,
                               log_prob=own.log_prob, reference_log_prob=reference.log_prob, value=own.value, entropy=own.entropy)
-        self.kl_to_reference = parallel.mean(rollout.log_ratio.sum(1).mean())
+        self.kl_to_reference = distributed.all_reduce_mean(rollout.log_ratio.sum(1).mean())
         return rollout
 
     def sample_contexts(self, n: int) -> list[str]:
@@ -222,24 +222,24 @@ class LanguageModelPPO(Loop):
             for rows in order.chunk(self.minibatches):
                 self.train_minibatch(batch, rows, sums)
         self.policy.language_model.eval()
-        metrics = parallel.means({f"ppo/{name}": x / (self.epochs * self.minibatches) for name, x in sums.items()})
+        metrics = distributed.mean_scalars({f"ppo/{name}": x / (self.epochs * self.minibatches) for name, x in sums.items()})
         metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
         self.kl.copy_(metrics["ppo/approxkl"])
         if self.advantage.critic:
             mask = batch.mails.response_mask
-            metrics["val/mean"] = losses.masked_mean(batch.value, mask, parallel.total)
-            metrics["val/explained_variance"] = losses.explained_variance(batch.value, batch.target, mask, parallel.total)
+            metrics["val/mean"] = losses.masked_mean(batch.value, mask, distributed.all_reduce_sum)
+            metrics["val/explained_variance"] = losses.explained_variance(batch.value, batch.target, mask, distributed.all_reduce_sum)
         return metrics
 
     def train_minibatch(self, batch: MailBatch, rows: Tensor, sums: dict[str, Tensor]) -> None:
         """Take one step on the mails `rows`, and add its metrics to `sums`."""
-        tokens = parallel.mean(batch.mails.response_mask[rows].sum().float())
+        tokens = distributed.all_reduce_mean(batch.mails.response_mask[rows].sum().float())
         self.optimizer.zero_grad(set_to_none=self.mode != "cudagraph")  # recorded, gradients stay at their place
         for bucket, mails in batch.mails.length_buckets(rows, self.micro_batch_size):
             share = mails.response_mask.sum() / tokens  # the mean over a minibatch's tokens, as if it were one
             metrics = self.accumulate_gradient(batch.micro_batch(bucket, mails), share)
             sums |= {name: sums.get(name, 0) + share * x for name, x in metrics.items()}
-        parallel.average_gradients(self.policy.parameters())
+        distributed.average_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
         sums["grad_norm"] = sums.get("grad_norm", 0) + norm
@@ -269,13 +269,13 @@ class LanguageModelPPO(Loop):
         """Return means over a rollout's mails, of all processes."""
         mask, score = rollout.mails.response_mask, rollout.score.mean()
         coef = self.kl_controller.coef.clone()
-        return parallel.means({
+        return distributed.mean_scalars({
             "objective/kl": self.kl_to_reference, "objective/kl_coef": coef,
             "objective/entropy": torch.where(mask, rollout.entropy, 0.0).sum(1).mean(),
             "objective/scores": score, "objective/proxy_reward": rollout.proxy_reward.float().mean(),
             "objective/non_score_reward": -coef * self.kl_to_reference,
             "objective/score_total": score - coef * self.kl_to_reference,
-            "objective/num_eos": parallel.size() * self.policy.has_ended(rollout.mails).sum(),
+            "objective/num_eos": distributed.num_processes() * self.policy.has_ended(rollout.mails).sum(),
             "objective/tokens": mask.sum(1).float().mean()})
 
     def sample_table(self, rollout: MailRollout) -> str:

@@ -19,8 +19,8 @@ from email_rl.models.hf_io import describe, restore
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from email_rl.training.refresh import with_replay, without_crossing
 from rlcore import checkpoint
-from rlcore.backends.cuda_graphs import fast
-from rlcore.logger import Quiet
+from email_rl.training.loop import fast
+from rlcore.logger import NullLogger
 from rlcore.schedules import warmed
 
 
@@ -34,7 +34,7 @@ class RewardModel:
     Resumed with mails it has not seen, it is refreshed: trained on them and on a replay of the old split.
     """
 
-    environment = MailDataset
+    env_type = MailDataset
 
     def __init__(self, dataset: MailDataset, seed: int, mode: str, *, encoder, optim: Callable, input: str,
                  class_weight_power: float, warmup_share: float, final_lr_share: float, max_grad_norm: float,
@@ -96,10 +96,10 @@ class RewardModel:
             metrics = self.train_steps()
             self.iteration += 1
             last = self.iteration == self.iterations
-            logger.log(self.mails_seen, metrics, iteration=self.iteration, steps=self.mails_seen - seen, started=started)
+            logger.log_iteration(self.mails_seen, metrics, iteration=self.iteration, steps=self.mails_seen - seen, started=started)
             if self.iteration % self.eval_every == 0 or last:
                 found = evaluate() if evaluate else self.validate()
-                logger.evaluated(self.mails_seen, found)
+                logger.log_evaluation(self.mails_seen, found)
                 self.keep_if_best(found["email/log_loss"])
             stopped = stop()
             if self.iteration % self.checkpoint_every == 0 or stopped:
@@ -192,7 +192,7 @@ class RewardModel:
     def train_with_input(self, input: str) -> RewardModel:
         """Train, without a log, the same model from the start with another input."""
         other = RewardModel(self.dataset, self.seed, self.mode, **{**self.settings, "input": input})
-        other.train(Quiet(), lambda: None, None, lambda: False)
+        other.train(NullLogger(), lambda: None, None, lambda: False)
         return other
 
     def export(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ from email_rl.data.mails import Mails
 from email_rl.models.encoders import bucketed_batches
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore import checkpoint
-from rlcore.backends.cuda_graphs import fast
+from email_rl.training.loop import fast
 from rlcore.losses import masked_mean
 from rlcore.schedules import warmed
 
@@ -28,7 +28,7 @@ class SFT:
     `generation.response_tokens` are left out: a policy would learn from them not to stop.
     """
 
-    environment = MailDataset
+    env_type = MailDataset
     reference, reward_model = None, None  # what a policy that PPO trains has
 
     def __init__(self, dataset: MailDataset, seed: int, mode: str, *, language_model, generation: dict, optim: Callable,
@@ -76,12 +76,12 @@ class SFT:
             self.iteration += 1
             epoch_ended = self.step % self.steps_per_epoch < taken or self.step == self.total_steps
             mails_seen = self.step * self.settings.sft_batch_size
-            logger.log(mails_seen,
+            logger.log_iteration(mails_seen,
                        {"losses/total": losses / taken, "charts/learning_rate": self.optimizer.param_groups[0]["lr"]},
                        iteration=self.iteration, steps=taken * self.settings.sft_batch_size, started=started)
             if epoch_ended:
                 loss = self.validate()
-                logger.evaluated(mails_seen, {"email/token_loss": loss})
+                logger.log_evaluation(mails_seen, {"email/token_loss": loss})
                 if loss < self.best_loss:
                     self.best_loss = loss
                     self.best = {name: x.detach().cpu().clone() for name, x in self.policy.state_dict().items()}

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from envs.adapters.gymnasium_env import GymnasiumEnv
+from rlcore.algorithm import Algorithm, Policy
 from rlcore.report import Report
 from rlcore.distributions import unflatten
 
 Z = 1.96  # normal quantile of a 95 % interval
+
+
+def mode_of(policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function from observations and masks to the policy's most probable actions."""
+    return lambda obs, action_mask: policy.act(obs, action_mask)[0]
 
 
 def episodes(choose: Callable[[Tensor, Tensor], Tensor], env: GymnasiumEnv, each: int) -> tuple[np.ndarray, np.ndarray]:
@@ -19,11 +25,11 @@ def episodes(choose: Callable[[Tensor, Tensor], Tensor], env: GymnasiumEnv, each
 
     So many from each, and not the first to end: these would be the short ones.
     """
-    obs, mask = env.begin()
+    obs, mask = env.reset()
     total, length, done = np.zeros(env.num_agents), np.zeros(env.num_agents, dtype=int), [[] for _ in range(env.num_agents)]
     while any(len(ended) < each for ended in done):
         step = env.step(choose(obs, mask))
-        obs, mask = step.obs, step.mask
+        obs, mask = step.obs, step.action_mask
         total, length = total + step.reward.cpu().numpy(), length + 1
         for i in np.flatnonzero((step.terminated | step.truncated).cpu().numpy()):
             done[i].append((total[i], length[i]))
@@ -32,14 +38,15 @@ def episodes(choose: Callable[[Tensor, Tensor], Tensor], env: GymnasiumEnv, each
     return np.array(returns), np.array(lengths)
 
 
-class Evaluation:
+class GymnasiumEvaluator:
     """Play `episodes` with the policy's mode and, for comparison, at random; `validation` in the course of training.
 
-    `headline` names the mean return in the logs.
     """
 
-    def __init__(self, env: GymnasiumEnv, *, seed: int, episodes: int, validation: int, headline: str):
-        self.env, self.seed, self.episodes, self.validation, self.headline = env, seed, episodes, validation, headline
+    headline = "evaluation/return"
+
+    def __init__(self, env: GymnasiumEnv, *, seed: int, episodes: int, validation: int):
+        self.env, self.seed, self.episodes, self.validation = env, seed, episodes, validation
 
     @torch.no_grad()
     def _play(self, choose: Callable, count: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,13 +57,13 @@ class Evaluation:
         env.envs.close()
         return returns[:count], lengths[:count]
 
-    def score(self, agent) -> dict[str, float]:
-        """Value an agent in the course of training."""
-        returns, lengths = self._play(agent.greedy, self.validation, 1)
+    def validate(self, algorithm: Algorithm) -> dict[str, float]:
+        """Return the mean return of a policy's mode in the course of training."""
+        returns, lengths = self._play(mode_of(algorithm.policy), self.validation, 1)
         return {self.headline: returns.mean().item(), "evaluation/length": lengths.mean().item()}
 
-    def run(self, agent, name: str) -> Report:
-        """Compare the agent, where there is one, with chance."""
+    def evaluate(self, algorithm: Algorithm | None, name: str) -> Report:
+        """Compare the policy, where there is one, with random actions."""
         generator = torch.Generator(self.env.device).manual_seed(self.seed)
 
         def random(obs, mask):
@@ -64,8 +71,8 @@ class Evaluation:
             index = u.masked_fill(~mask.flatten(1), -1.0).argmax(-1)
             return unflatten(index, self.env.nvec)
         policies = {"random": random}
-        if agent is not None:
-            policies[name] = agent.greedy
+        if algorithm is not None:
+            policies[name] = mode_of(algorithm.policy)
         rows = {}
         for row, choose in policies.items():
             returns, lengths = self._play(choose, self.episodes, 2)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.adapters.gymnasium_env import pairs, spaces_of
+from envs.adapters.gymnasium_offers import spaces_of, to_actions
 from envs.sequential.env import SequentialEnv
 
 try:
@@ -29,17 +29,17 @@ class OffersVecEnv(VecEnv):
             self._reset_seeds()
         else:
             self.env.restart()
-        obs, self.mask = self.env.begin()
+        obs, self.mask = self.env.reset()
         return obs.cpu().numpy()
 
     def step_async(self, actions: np.ndarray) -> None:
         """Take the actions of all worlds."""
-        self.actions = pairs(self.env, actions, self.flat)
+        self.actions = to_actions(self.env, actions, self.flat)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
         """Step all worlds; infos hold the last observation where a season ended."""
         step = self.env.step(self.actions)
-        self.mask, done, infos = step.mask, step.terminated.cpu().numpy(), list(self.nothing)
+        self.mask, done, infos = step.action_mask, step.terminated.cpu().numpy(), list(self.nothing)
         if done.any():
             final_obs = step.final_obs.cpu().numpy()
             for i in np.flatnonzero(done):

@@ -8,33 +8,31 @@ from typing import Callable
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from envs.base import BatchedEnv, Step
-from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.history import KINDS, History
-from envs.offers.planning.triton_organic_value import organic
+from envs.base import PricedEnv, Repriced, Step
+from envs.offers.constraints.contact_rules import Allowed
+from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import Contacts, Values, Visited
+from envs.offers.planning.triton_organic_value import organic
 from envs.offers.policies.learned import outcomes, pair_table
 from envs.offers.populations.base import Sample
-from envs.offers.planning.dynamic_program import action_values
-from envs.offers.constraints.contact_rules import Allowed
 from envs.offers.twin.structural_model import Twins
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, State
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, State
+from envs.offers.world.history import KINDS, History
 from envs.offers.world.response import Outcome, outcome, profit
 from envs.offers.world.transition import transition
 
 
-class OffersEnv(BatchedEnv):
-    """One rollout is one season of newly drawn customers, each under a price path of its own (envs/offers/README.md §6).
+class OffersEnv(PricedEnv):
+    """An episode is one season of newly drawn customers, each under a price path of its own (envs/offers/README.md §6).
 
-    The reward is r − price·spend (with shaping A⁰ − price·spend); after the last week V_end is added and all end.
+    The reward is r − price·spend (with shaping A⁰ − price·spend); after the last week V_end is added and all episodes end.
     """
 
-    truncates = False
-    priced = True
-    capturable = True
-    hot = ("advance", "look")
+    info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
+    graph_regions = ("advance_week", "observe_week")
+    graph_state = ("features", "state", "permits", "customers", "organic", "uniforms", "past", "prices", "drift", "allowed")
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
                  population: Callable, twin: str | None, observation: Callable, rules: Callable, budget, evaluation: Callable,
@@ -45,57 +43,48 @@ class OffersEnv(BatchedEnv):
                              f"{drift_range}")
         self.device, self.num_agents = torch.device(device), num_agents
         self.world = world(catalogue, reward).to(device, torch.float32)
-        self.season = self.world.weeks
-        self.calendar = torch.arange(self.season, device=self.device)
+        self.episode_length = self.world.weeks
+        self.calendar = torch.arange(self.world.weeks, device=self.device)
         self.population = population(catalogue)
         if twin is not None:
             self.population = Twins(self.population, twin)
         self.rules = rules(catalogue, self.population)
         budget.check(catalogue)
-        self.budget, self.evaluation = budget, evaluation  # how its policies are judged
+        self.budget, self.evaluation = budget, evaluation
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
         self.nvec, self.observation = catalogue.nvec, observation
-        self._measure()
+        self._build_codec()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
-        self.drawn: dict = {}
 
-    def _measure(self) -> None:
-        self.observe = self.observation(self.population.num_features + self.rules.observed, self.world.weeks,
-                                        self.price_range, self.drift_range)
-        self.obs_dim, self.context_dim = self.observe.dim, self.observe.context_dim
-        self.static = self.population.num_features
+    def _build_codec(self) -> None:
+        self.static_dim = self.population.num_features
+        self.codec = self.observation(self.static_dim + self.rules.observed, self.world.weeks, self.price_range,
+                                      self.drift_range)
+        self.obs_dim = self.codec.dim
 
-    def begin(self) -> tuple[Tensor, Tensor]:
-        """Draw the next season: customers, prices, all its randomness, and the value of leaving each alone."""
+    @property
+    def context_dim(self) -> int:
+        """All columns of an observation but the price and its drift."""
+        return self.codec.context_dim
+
+    def reset(self) -> tuple[Tensor, Tensor]:
+        """Draw the next season: customers, prices, all its randomness, and the value of leaving each customer alone."""
         n = self.num_agents
         sample = self.population.draw(n, self.generator, "train")
-        permits = self.rules.permits(sample)
-        self.features, self.state, static = self._keep("sample", (sample.features.to(self.world.season), sample.state,
-                                                                  permits.static))
-        self.permits, self.week = replace(permits, static=static), 0
-        self._settle(sample)
-        if "chance" not in self.drawn:
-            self.drawn |= {"chance": torch.empty(self.season, UNIFORMS, n, device=self.device),
-                           "past": torch.empty(len(KINDS), self.season, n, device=self.device)}
-        self.u, self.past = self.drawn["chance"].uniform_(generator=self.generator), self.drawn["past"]  # history, by week
-        self.prices, self.drift = self._keep("prices", self._price_paths(self.calendar[:, None], n, self.generator))
-        allowed, obs = self._look(History.start(self.state.status, self.world.season.dtype))
-        self.allowed = self._keep("allowed", allowed)
-        return obs, self._mask()
+        self.features, self.state = sample.features.to(self.world.season), sample.state
+        self.permits = self.rules.permits(sample)
+        self.week = 0
+        self._prepare_responses(sample)
+        self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
+        self.past = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)  # history, by week
+        self.prices, self.drift = self._price_paths(self.calendar[:, None], n, self.generator)
+        self.allowed, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
+        return obs, self._action_mask()
 
-    def _settle(self, sample: Sample) -> None:
-        """Get ready whatever says how a sample responds."""
-        self.customers = Customers(*self._keep("customers", self.world.inhabit(sample.customers).tensors()))
-        self.organic = self._keep("organic", organic(self.customers, self.world, self.drawn.get("organic")))
-
-    def _keep(self, name: str, drawn):
-        """Leave a season's tensors where the last one's were: recorded kernels read there."""
-        if name not in self.drawn:
-            self.drawn[name] = drawn
-        for kept, new in zip(pytree.tree_leaves(self.drawn[name]), pytree.tree_leaves(drawn)):
-            if kept is not new and kept is not None:
-                kept.copy_(new)
-        return self.drawn[name]
+    def _prepare_responses(self, sample: Sample) -> None:
+        """Prepare whatever says how the customers of a sample respond."""
+        self.customers = self.world.inhabit(sample.customers)
+        self.organic = organic(self.customers, self.world)
 
     def _price_paths(self, week: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw n seasons' prices in weeks [T, 1 or n], and their drifts [n]."""
@@ -104,31 +93,32 @@ class OffersEnv(BatchedEnv):
         low, high = map(math.log, self.price_range)
         level, drift = uniform(low, high), uniform(*self.drift_range)
         noise = self.price_noise * torch.randn(len(week), n, generator=generator, device=self.device)
-        return (level + drift * (week - (self.season - 1) / 2) + noise).exp(), drift
+        return (level + drift * (week - (self.episode_length - 1) / 2) + noise).exp(), drift
 
-    def price_seen(self, obs: Tensor) -> Tensor:
+    def decode_price(self, obs: Tensor) -> Tensor:
         """Read the price [B] out of observations [B, D]."""
-        return self.observe.price_seen(obs)
+        return self.codec.decode_price(obs)
 
-    def reprice(self, week: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw other prices for decisions in weeks [B] as a season has them: the price [B] and what is observed of it [B, 2],
-        then both of the week after."""
+    def sample_prices(self, week: Tensor, generator: torch.Generator) -> Repriced:
+        """Draw other prices for decisions in weeks [B], and for the weeks after them, as a season has them."""
         prices, drift = self._price_paths(torch.stack((week, week + 1)), len(week), generator)
-        return tuple(x for price in prices for x in (price, self.observe.price(price, drift)))
+        return Repriced(price=prices[0], encoded_price=self.codec.encode_price(prices[0], drift),
+                        next_price=prices[1], next_encoded_price=self.codec.encode_price(prices[1], drift))
 
-    def _look(self, history: History) -> tuple[Allowed, Tensor]:
-        """Look at customers of a history: what they may be sent, and observations."""
+    def _observe(self, history: History) -> tuple[Allowed, Tensor]:
+        """Return what customers of a history may be sent, and their observations."""
         week = min(self.week, self.world.weeks - 1)
-        recalled = history if self.permits.caps or self.observe.hides else None  # what grows with the weeks fits no graph
-        allowed, obs = self.look(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
+        # Only what depends on the history gets it: it grows with the weeks and fits no graph.
+        recalled = history if self.permits.caps or self.codec.hides_state else None
+        allowed, obs = self.observe_week(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
         return allowed._replace(history=history), obs
 
-    def look(self, week: Tensor, state: State, history: History | None, price: Tensor) -> tuple[Allowed, Tensor]:
-        """The same of tensors alone, for a week [1] and its prices [N]; without a history where nothing depends on it."""
+    def observe_week(self, week: Tensor, state: State, history: History | None, price: Tensor) -> tuple[Allowed, Tensor]:
+        """The same as a function of tensors, for a week [1] and its prices [N]; history None where nothing depends on it."""
         allowed = self.permits(state.status == SUBSCRIBED, [] if history is None else history.contacts)
-        return allowed, self.observe(allowed.seen(self.features), state, history, week, price, self.drift)
+        return allowed, self.codec.encode(allowed.seen(self.features), state, history, week, price, self.drift)
 
-    def _mask(self) -> Tensor:
+    def _action_mask(self) -> Tensor:
         return self.allowed.pairs.unflatten(1, self.nvec)
 
     @property
@@ -136,24 +126,16 @@ class OffersEnv(BatchedEnv):
         """What a unit of spend costs each agent this week, [N]."""
         return self.prices[self.week]
 
-    def spend(self, redeem: Tensor | None) -> Tensor:
-        """Money that pairs will cost, [N, O+1, C], if P(redeem) is as given; without it, what the world itself expects."""
+    def expected_cost(self, probability: Tensor | None) -> Tensor:
+        """Return the expected spend of every action, [N, O+1, C], by the probability of redeeming, or by the world's own."""
         catalogue = self.world.catalogue
-        if redeem is None:
+        if probability is None:
             return outcomes(self.customers, self.world, self.week, self.state).spend.unflatten(1, catalogue.nvec)
         offer, channel = (torch.arange(n, device=self.device) for n in catalogue.nvec)
-        return catalogue.spend(offer[:, None], channel, redeem)
-
-    def lost(self, obs: Tensor) -> Tensor:
-        """Customers who have churned, [B]."""
-        return self.observe.status(obs) == CHURNED
-
-    def rested(self, obs: Tensor) -> Tensor:
-        """Observe the same customers [B, D] as they would be had nobody contacted them."""
-        return self.observe.rested(obs)
+        return catalogue.spend(offer[:, None], channel, probability)
 
     def expected_reward(self) -> Tensor:
-        """This week's profit less its spend at the price, [N, O+1, C], with nothing of what follows."""
+        """Return this week's profit less its spend at the price, [N, O+1, C], without anything that follows."""
         at = Visited(self.state, self.customers.alpha)
         table = action_values(self.customers, self.world, self.week, at, self.price, None)
         return pair_table(*table, self.allowed.pairs).unflatten(1, self.nvec)
@@ -162,17 +144,17 @@ class OffersEnv(BatchedEnv):
         """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by."""
         t, world = self.week, self.world
         last = t == world.weeks - 1
-        following, came, info = self.advance(self.calendar[t:t + 1], self.state, self.allowed.pairs, action, self.u[t],
+        following, came, info = self.advance_week(self.calendar[t:t + 1], self.state, self.allowed.pairs, action, self.uniforms[t],
                                              self.prices[t], self.organic[t], self.organic[t + 1])
         if last and not world.reward.shaping:
             info["reward"] = info["reward"] + self.organic[-1].at(following)
         self.past[:, t].copy_(came)
         self.state, self.week = following, t + 1
-        self.allowed, obs = self._look(History(following.status, *self.past[:, :t + 1]))
+        self.allowed, obs = self._observe(History(following.status, *self.past[:, :t + 1]))
         ends = torch.full((self.num_agents,), last, device=self.device)
-        return Step(obs, self._mask(), info["reward"], ends, torch.zeros_like(ends), obs, info)
+        return Step(obs, self._action_mask(), info["reward"], ends, torch.zeros_like(ends), obs, info)
 
-    def advance(self, week: Tensor, state: State, pairs: Tensor, action: Tensor, u: Tensor, price: Tensor, now: Values,
+    def advance_week(self, week: Tensor, state: State, pairs: Tensor, action: Tensor, u: Tensor, price: Tensor, now: Values,
                 then: Values) -> tuple[State, Tensor, dict[str, Tensor]]:
         """A week [1] of the customers, of tensors alone: where actions [N, 2], sent where `pairs` are allowed, lead to by
         uniforms u [6, N], what the week adds to the history, and info; `now` and `then` are V⁰ of this week and the next."""
@@ -229,7 +211,7 @@ class OffersEnv(BatchedEnv):
         fitted = {"population": self.population.state_dict()} if hasattr(self.population, "state_dict") else {}
         return {"generator": self.generator.get_state(), **fitted}
 
-    def realise(self) -> None:
+    def use_realised_outcomes(self) -> None:
         """Give realised outcomes, unshaped."""
         self.world = copy(self.world)
         self.world.reward = replace(self.world.reward, shaping=False, outcomes="realised")
@@ -238,7 +220,7 @@ class OffersEnv(BatchedEnv):
         """See customers by the features that a policy was trained on."""
         if state.get("population"):  # nothing, where a twin stands over drawn customers
             self.population.load_state_dict(state["population"])
-            self._measure()
+            self._build_codec()
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the random stream, and what the population fitted."""

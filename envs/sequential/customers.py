@@ -42,7 +42,7 @@ class Toy:
         self.trip = table(trip["base"], trip["offer"], trip["channel"])
         self.value = self.profit + trips * self.trip
 
-    def realise(self) -> None:
+    def use_realised_outcomes(self) -> None:
         """Draw trips."""
         self.realised = True
 
@@ -98,7 +98,7 @@ class Structural:
         self.sizes = [len(catalogue.channels) if f.name == "omega" else 1 for f in fields(Customers)]
         self.device = device
 
-    def realise(self) -> None:
+    def use_realised_outcomes(self) -> None:
         """Draw purchases, and reward what came of them alone."""
         self.realised, self.incremental = True, False
 

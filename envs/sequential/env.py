@@ -7,13 +7,13 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.base import BatchedEnv, Step
+from envs.base import VectorEnv, Step
 from envs.offers.world.catalogue import Catalogue
 
 SLACK = 1e-9  # money that a sum of prices may be off by rounding
 
 
-class Moment(NamedTuple):
+class StepInputs(NamedTuple):
     """All of a step that does not depend on actions, [W, ...] each; a block of K steps, drawn at once, is [K, W, ...]."""
 
     visit: tuple[Tensor, ...]  # the customers whose turn it is; in a block, those that are new
@@ -24,9 +24,9 @@ class Moment(NamedTuple):
     monday: Tensor  # the step ends a week
     ends: Tensor  # … and a season
 
-    def at(self, k: int | slice) -> Moment:
+    def at(self, k: int | slice) -> StepInputs:
         """Take some steps out of a block."""
-        return Moment(tuple(x[k] for x in self.visit), *(x[k] for x in self[1:]))
+        return StepInputs(tuple(x[k] for x in self.visit), *(x[k] for x in self[1:]))
 
 
 class Sent(NamedTuple):
@@ -39,7 +39,7 @@ class Sent(NamedTuple):
     state: Tensor | None  # of the customers, who remember
 
 
-class SequentialEnv(BatchedEnv):
+class SequentialEnv(VectorEnv):
     """`num_agents` worlds of `customers` each; a season is the world's weeks × customers steps and ends in termination.
 
     A message takes its face value and its cost out of the week's budget (`weekly_budget` money a customer), whether
@@ -48,7 +48,7 @@ class SequentialEnv(BatchedEnv):
     at random ages. Random numbers are drawn `block` steps at a time.
     """
 
-    truncates, redeems = False, False
+    info_keys = ("reward", "spend", "contacted")
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, customers: int, catalogue: Catalogue,
                  world: Callable, weekly_budget: float, penalty: float | None, stagger: bool, block: int,
@@ -62,7 +62,6 @@ class SequentialEnv(BatchedEnv):
         self.season_steps = customers * self.world.weeks
         self.budget, self.penalty, self.stagger, self.evaluation = weekly_budget * customers, penalty, stagger, evaluation
         self.obs_dim, self.nvec, self.block_steps = self.world.num_features + 3, catalogue.nvec, block
-        self.context_dim = self.obs_dim
         catalogue = catalogue.to(self.device, torch.float64)
         pairs = catalogue.value[:, None] + catalogue.cost
         pairs[0] = 0.0  # nothing is free in whatever channel
@@ -113,7 +112,7 @@ class SequentialEnv(BatchedEnv):
         ages = (age + torch.arange(steps + 1, device=self.device)[:, None]) % self.season_steps
         week, position = ages // self.customers, ages % self.customers
         clock = torch.stack((week / self.world.weeks, position / self.customers), -1)[:-1]
-        self.block, self.k = Moment(newcomers, u, ages[:-1], week[:-1], clock, position[1:] == 0, ages[1:] == 0), 0
+        self.block, self.k = StepInputs(newcomers, u, ages[:-1], week[:-1], clock, position[1:] == 0, ages[1:] == 0), 0
         self.next_age = ages[-1]
 
     def _go(self, steps: int) -> None:
@@ -124,98 +123,104 @@ class SequentialEnv(BatchedEnv):
 
     def _meet(self) -> None:
         """Look up the customers whose turn it is; in a season's first week these are new."""
-        self.moment = self.block.at(self.k)
+        self.inputs = self.block.at(self.k)
         if self.store is not None:
             at = self._at()
-            for kept, new in zip(self.store, self.moment.visit):
-                first = (self.moment.week == 0).view(-1, *(1,) * (new.dim() - 1))
+            for kept, new in zip(self.store, self.inputs.visit):
+                first = (self.inputs.week == 0).view(-1, *(1,) * (new.dim() - 1))
                 kept[at] = torch.where(first, new, kept[at])
-            self.moment = self.moment._replace(visit=tuple(kept[at] for kept in self.store))
+            self.inputs = self.inputs._replace(visit=tuple(kept[at] for kept in self.store))
 
     def _at(self) -> tuple[Tensor, Tensor]:
-        return torch.arange(self.num_agents, device=self.device), self.moment.age % self.customers
+        return torch.arange(self.num_agents, device=self.device), self.inputs.age % self.customers
 
     def _obs(self, features: Tensor, clock: Tensor, left: Tensor) -> Tensor:
         return torch.cat((features, clock, (left / self.budget).to(features.dtype)[:, None]), -1)
 
-    def begin(self) -> tuple[Tensor, Tensor]:
+    def reset(self) -> tuple[Tensor, Tensor]:
         """Observe where the worlds are; they carry on from rollout to rollout."""
-        return self.observe(self.left, self.moment)
+        return self.observe(self.left, self.inputs)
 
-    def observe(self, left: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+    def observe(self, left: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """Observe with so much budget left, [W]: obs [W, D], mask [W, *nvec]. Pure."""
         mask = self.valid if self.penalty is not None else self.asked <= left[:, None, None]
-        obs = self._obs(self.world.features(moment.visit), moment.clock, left)
-        return obs, self.world.allowed(moment.visit, mask)
+        obs = self._obs(self.world.features(inputs.visit), inputs.clock, left)
+        return obs, self.world.allowed(inputs.visit, mask)
 
-    def _send(self, left: Tensor, moment: Moment, action: Tensor) -> Sent:
+    def _send(self, left: Tensor, inputs: StepInputs, action: Tensor) -> Sent:
         # 1. What is sent, if the week's budget pays for it; (0, channel) is nothing too.
-        pair = self.world.addressed(moment.visit, self.pair[action[:, 0], action[:, 1]])
+        pair = self.world.addressed(inputs.visit, self.pair[action[:, 0], action[:, 1]])
         fits = self.needs[pair] <= left
         sent = torch.where(fits, pair, 0)
         paid = self.cost[sent]
         # 2. What the customer does.
-        reward, state = self.world.respond(moment.visit, sent, moment.week, moment.u)
+        reward, state = self.world.respond(inputs.visit, sent, inputs.week, inputs.u)
         if self.penalty is not None:
             reward = reward + self.penalty * ~fits
         return Sent((left - paid).clamp_min(0), reward, sent, paid, state)
 
-    def _restored(self, left: Tensor, moment: Moment) -> Tensor:
-        return torch.where(moment.monday, self.restored, left)
+    def _restored(self, left: Tensor, inputs: StepInputs) -> Tensor:
+        return torch.where(inputs.monday, self.restored, left)
 
     def step(self, action: Tensor) -> Step:
         """Send [W, 2] offers and channels to one customer in each world."""
-        moment = self.moment
-        sent = self._send(self.left, moment, action)
+        inputs = self.inputs
+        sent = self._send(self.left, inputs, action)
         self.sent = sent.pair
         if self.store is not None:
             self.store[-1][self._at()] = sent.state
         # The next customer, and on Mondays a new budget; where a season is over, the next one's first.
-        self.left = self._restored(sent.left, moment)
+        self.left = self._restored(sent.left, inputs)
         self._go(1)
         self._meet()
-        obs, mask = self.begin()
-        over = self._obs(self.world.features(moment.visit), self.over, sent.left)
-        final_obs = torch.where(moment.ends[:, None], over, obs)
-        return Step(obs, mask, sent.reward, moment.ends, torch.zeros_like(moment.ends), final_obs, self._info(sent))
+        obs, mask = self.reset()
+        over = self._obs(self.world.features(inputs.visit), self.over, sent.left)
+        final_obs = torch.where(inputs.ends[:, None], over, obs)
+        return Step(obs, mask, sent.reward, inputs.ends, torch.zeros_like(inputs.ends), final_obs, self._info(sent))
 
     def _info(self, sent: Sent) -> dict[str, Tensor]:
         return {"reward": sent.reward, "spend": sent.paid, "contacted": sent.pair > 0}
 
-    # ── the same in pure functions, for worlds that keep nothing of a customer: a rollout is then one graph ─────────
-    @property
-    def pure(self) -> bool:
-        """Whether `moments`, `observe` and `move` are all there is to a step."""
-        return self.store is None
+    # ── the same as pure functions, for worlds that keep nothing of a customer ──────────────────────────────────────
+    def as_functional(self) -> SequentialEnv | None:
+        """Return this environment, where the budget that is left is all of its state."""
+        return self if self.store is None else None
 
-    def moments(self, steps: int) -> Moment:
-        """Take the next steps, [steps, W, ...] each; the worlds wait behind them for the budget they lead to."""
+    @property
+    def state(self) -> Tensor:
+        """The budget that each world has left, [W]."""
+        return self.left
+
+    def sample_inputs(self, steps: int) -> StepInputs:
+        """Take the inputs of the next steps, [steps, W, ...]; the worlds then wait for the budget that the steps lead to."""
         parts = []
         while steps:
             part = min(steps, self.block_steps - self.k)
             parts.append(self.block.at(slice(self.k, self.k + part)))
             self._go(part)
             steps -= part
-        return parts[0] if len(parts) == 1 else Moment(
-            tuple(map(torch.cat, zip(*(part.visit for part in parts)))), *map(torch.cat, zip(*(part[1:] for part in parts))))
+        if len(parts) == 1:
+            return parts[0]
+        visit = tuple(map(torch.cat, zip(*(part.visit for part in parts))))
+        return StepInputs(visit, *map(torch.cat, zip(*(part[1:] for part in parts))))
 
-    def move(self, left: Tensor, moment: Moment, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the budget left at the next moment, rewards and info, [W] each. Pure."""
-        sent = self._send(left, moment, action)
-        return self._restored(sent.left, moment), sent.reward, self._info(sent)
+    def transition(self, left: Tensor, inputs: StepInputs, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the budget left after actions [W, 2], the rewards and info, [W] each. Pure."""
+        sent = self._send(left, inputs, action)
+        return self._restored(sent.left, inputs), sent.reward, self._info(sent)
 
-    def arrive(self, left: Tensor) -> None:
-        """Go on from where `move` has led."""
+    def set_state(self, left: Tensor) -> None:
+        """Continue with the budget that the sampled steps have left."""
         self.left = left
         self._meet()
 
     def expected_reward(self) -> Tensor:
         """Expected reward of this step alone by action, [W, *nvec], but for the penalty."""
-        return self.world.values(self.moment.visit, self.moment.week).view(-1, *self.nvec)
+        return self.world.values(self.inputs.visit, self.inputs.week).view(-1, *self.nvec)
 
-    def realise(self) -> None:
+    def use_realised_outcomes(self) -> None:
         """Give realised outcomes."""
-        self.world.realise()
+        self.world.use_realised_outcomes()
 
     def state_dict(self) -> dict:
         """Where the worlds are, and the streams as they were before the block at hand was drawn."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from envs.offers.planning.knapsack import hull
 from envs.offers.world.catalogue import ActionCodec
+from rlcore.algorithm import Algorithm, Policy
 from rlcore.report import Report
 from envs.sequential.env import SequentialEnv
 from rlcore.plots import labelled
@@ -37,14 +38,14 @@ class Knapsack(NamedTuple):
 @torch.no_grad()
 def play(choose: Choose, env: SequentialEnv, keep_values: bool = False) -> Season:
     """Play a season in every world from its start."""
-    (obs, mask), steps = env.begin(), []
+    (obs, mask), steps = env.reset(), []
     for _ in range(env.season_steps):
-        values = env.world.values(env.moment.visit, env.moment.week)
+        values = env.world.values(env.inputs.visit, env.inputs.week)
         pair = choose(env, obs, mask)
         step = env.step(ActionCodec(*env.nvec).decode_action(pair))
         gained = values.gather(1, env.sent[:, None])[:, 0]
         steps.append((gained, step.info["spend"], env.sent, gained >= values.amax(1), values if keep_values else None))
-        obs, mask = step.obs, step.mask
+        obs, mask = step.obs, step.action_mask
     return Season(*(None if x[0] is None else torch.stack(x) for x in zip(*steps)))
 
 
@@ -78,30 +79,29 @@ def nothing(env: SequentialEnv, obs: Tensor, mask: Tensor) -> Tensor:
 def priced(price: float) -> Choose:
     """Send what earns most at a price of budget; at 0, first come, first served."""
     def choose(env, obs, mask):
-        fits = env.world.allowed(env.moment.visit, (env.cost <= env.left[:, None] + 1e-9).view(-1, *env.nvec)).flatten(1)
-        value = env.world.values(env.moment.visit, env.moment.week) - (price - TIE) * env.cost
+        fits = env.world.allowed(env.inputs.visit, (env.cost <= env.left[:, None] + 1e-9).view(-1, *env.nvec)).flatten(1)
+        value = env.world.values(env.inputs.visit, env.inputs.week) - (price - TIE) * env.cost
         return value.masked_fill(~fits, -torch.inf).argmax(-1)
     return choose
 
 
-def agents(agent, generator: torch.Generator | None) -> Choose:
-    """Send what a learned policy draws, from a stream of its own; without one, or where it has values, what it thinks best."""
+def learned(policy: Policy, generator: torch.Generator | None) -> Choose:
+    """Send what a learned policy draws, from a random stream of its own, or without a stream the policy's mode."""
     def choose(env, obs, mask):
-        codec = ActionCodec(*env.nvec)
-        if generator is None or agent.valued:
-            return codec.encode_action(agent.greedy(obs, mask))
-        u = torch.rand(len(obs), generator=generator, device=obs.device)
-        return codec.encode_action(agent.policy(obs, mask, u)[0])
+        u = None if generator is None else torch.rand(len(obs), generator=generator, device=obs.device)
+        return ActionCodec(*env.nvec).encode_action(policy.act(obs, mask, u)[0])
     return choose
 
 
-class Evaluation:
+class SequentialEvaluator:
     """Compare policies over seasons of new customers, by the expected rewards of what they send.
 
     `worlds` seasons are played for the table, `validation` in the course of training; the bid price is the mean price of
     the offline knapsacks of `others` more. `sample`: judge a policy by its draws, as it was trained. Where a budget binds,
     the mode of one that contacts every second customer may contact nobody.
     """
+
+    headline = "offers/score"
 
     def __init__(self, env: SequentialEnv, *, seed: int, worlds: int, validation: int, others: int, sample: bool):
         self.sample = sample
@@ -111,9 +111,9 @@ class Evaluation:
     def _play(self, choose: Choose, worlds: int, stream: int, keep_values: bool = False) -> Season:
         return play(choose, self.env.beside(worlds, self.stream + stream), keep_values)
 
-    def _learned(self, agent) -> Choose:
+    def _learned(self, policy: Policy) -> Choose:
         generator = torch.Generator(self.env.device).manual_seed(self.stream + 13) if self.sample else None
-        return agents(agent, generator)
+        return learned(policy, generator)
 
     def _bound(self, worlds: int, stream: int) -> tuple[Season, Knapsack]:
         season = self._play(nothing, worlds, stream, keep_values=True)
@@ -139,15 +139,17 @@ class Evaluation:
             "weeks_breached": (paid > self.env.budget + 1e-6).double().mean().item(),
             "contact_rate": (season.sent > 0).double().mean().item(), "best_rate": season.best.double().mean().item()}
 
-    def score(self, agent) -> dict[str, float]:
-        """Value an agent in the course of training."""
+    @torch.no_grad()
+    def validate(self, algorithm: Algorithm) -> dict[str, float]:
+        """Score a policy in the course of training."""
         if self._reference is None:
             self._reference = self._bound(self.validation, 1)
-        result = self.summary(self._play(self._learned(agent), self.validation, 1), *self._reference)
+        result = self.summary(self._play(self._learned(algorithm.policy), self.validation, 1), *self._reference)
         return {f"offers/{name}": result[name] for name in ("score", "return", "spend_ratio", "contact_rate")}
 
-    def run(self, agent, name: str) -> Report:
-        """Compare all policies, and the agent where there is one."""
+    @torch.no_grad()
+    def evaluate(self, algorithm: Algorithm | None, name: str) -> Report:
+        """Compare all policies, the trained one among them where there is one."""
         none, bound = self._bound(self.worlds, 11)
         bid = self._bound(self.others, 12)[1].price.mean().item()
         generator = torch.Generator(self.env.device).manual_seed(self.stream)
@@ -157,8 +159,8 @@ class Evaluation:
             return u.masked_fill(~mask.flatten(1), -1.0).argmax(-1)
         policies = {"none": ("none", nothing), "random": ("none", random),
                     "first come": ("true θ", priced(0.0)), "bid price": ("true θ", priced(bid))}
-        if agent is not None:
-            policies[name] = ("features", self._learned(agent))
+        if algorithm is not None:
+            policies[name] = ("features", self._learned(algorithm.policy))
         rows = {row: {"information": knows, **self.summary(self._play(choose, self.worlds, 11), none, bound)}
                 for row, (knows, choose) in policies.items()}
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))

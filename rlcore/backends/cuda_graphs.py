@@ -1,81 +1,78 @@
-"""One switch for how the hot functions run."""
+"""CUDA graphs: a function is recorded once for each set of shapes, and its kernels are then replayed in one launch."""
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-WARM = 3  # calls before one is recorded
+if TYPE_CHECKING:
+    from envs.base import VectorEnv
+
+WARM_UP_CALLS = 3  # calls before one is recorded
 
 
-def fast(function: Callable, mode: str, **how: Any) -> Callable:
-    """Return the function as it is (`eager`) or compiled (`compile`), for fixed shapes unless `how`, which torch.compile takes,
-    says otherwise."""
-    if mode not in ("eager", "compile", "cudagraph"):
-        raise ValueError(f"fast: expected 'eager', 'compile' or 'cudagraph', got '{mode}'")
-    if mode != "compile":
-        return function
-    torch._dynamo.config.trace_autograd_ops = True  # a backward pass belongs to the graph of its loss
-    return torch.compile(function, **({"dynamic": False} | how))
+class CUDAGraphCallable:
+    """A function of fixed shapes that is replayed as one CUDA graph, so that its kernels start without the host.
 
-
-class Captured:
-    """Calls of fixed shapes, replayed as one CUDA graph: its kernels start without asking the host for each.
-
-    The first calls run as they are, so that what is made lazily, such as an optimiser's state, is there. Then the function
-    is recorded, once for each set of shapes, types and arguments that are no tensors. From the first call on arguments are
-    copied to where the recorded kernels read; results lie where they write, until the next call, for all recordings share
-    their memory. Whatever else it reads must stay where it is, and it can't ask the host a question or draw random numbers.
-    What it sets in Python, it sets no more once recorded. After PyTorch's notes on CUDA graphs, "whole-network capture".
+    The first calls run as they are, so that what is made lazily, such as an optimiser's state, exists. Then the function is
+    recorded, once for each set of shapes, types and arguments that are no tensors. Arguments are copied into static buffers,
+    which the recorded kernels read. Results are views of static buffers too: the next call overwrites them, so clone what you
+    keep. All other tensors that the function reads must stay in place. The function must not ask the host a question or draw
+    random numbers; Python attributes that it sets are set only until it is recorded. After PyTorch's notes on CUDA graphs,
+    "whole-network capture".
     """
 
     def __init__(self, function: Callable):
-        self.function, self.calls, self.static, self.recorded = function, {}, {}, {}
-        self.place: dict | None = None  # of all recordings
+        self.function = function
+        self.calls: dict[Any, int] = {}
+        self.static_arguments: dict[Any, list] = {}
+        self.recorded: dict[Any, tuple[Callable[[], None], Any]] = {}
+        self.memory: dict | None = None  # shared by all recordings of this function
 
-    def __call__(self, *given: Any) -> Any:
-        leaves, form = pytree.tree_flatten(given)
+    def __call__(self, *arguments: Any) -> Any:
+        leaves, form = pytree.tree_flatten(arguments)
         key = (form, *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves))
-        if key not in self.static:  # Triton makes kernels for addresses' alignments: the first calls see what is recorded
-            self.static[key] = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-        static = self.static[key]
-        for kept, x in zip(static, leaves):
+        if key not in self.static_arguments:  # from the first call on: Triton compiles for the alignment of addresses
+            self.static_arguments[key] = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
+        static = self.static_arguments[key]
+        for buffer, x in zip(static, leaves):
             if isinstance(x, Tensor):
-                kept.copy_(x)
+                buffer.copy_(x)
 
         def call() -> Any:
             return self.function(*pytree.tree_unflatten(static, form))
         self.calls[key] = self.calls.get(key, 0) + 1
-        if self.calls[key] <= WARM:
-            return aside(call)
+        if self.calls[key] <= WARM_UP_CALLS:
+            return run_on_side_stream(call)
         if key not in self.recorded:
-            self.place = self.place or place()
-            self.recorded[key] = record(call, self.place)
+            self.memory = self.memory or graph_memory()
+            self.recorded[key] = record_graph(call, self.memory)
         replay, out = self.recorded[key]
         replay()
         return out
 
 
-def capture(function: Callable, mode: str, device: torch.device) -> Callable:
-    """Return the function captured, where `mode` is `cudagraph` and the device a GPU; else as it is."""
-    return Captured(function) if mode == "cudagraph" and device.type == "cuda" else function
+def record(function: Callable, device: torch.device) -> Callable:
+    """Return the function to be recorded where the device is a GPU, else as it is."""
+    return CUDAGraphCallable(function) if device.type == "cuda" else function
 
 
 @cache
-def side(device: int) -> torch.cuda.Stream:
-    """The stream of all first calls: memory that one leaves behind serves the next."""
+def side_stream(device: int) -> torch.cuda.Stream:
+    """Return the stream of all warm-up calls: memory that one call leaves behind serves the next."""
     return torch.cuda.Stream(device)
 
 
-def aside(function: Callable[[], Any]) -> Any:
-    """Run on a stream of its own, as what is recorded later.
+def run_on_side_stream(function: Callable[[], Any]) -> Any:
+    """Run a function on the stream of warm-up calls, as CUDA graphs ask for.
 
     Each stream waits for the other, so that neither gets memory back that the other still works on.
     """
-    stream = side(torch.cuda.current_device())
+    stream = side_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         out = function()
@@ -83,37 +80,52 @@ def aside(function: Callable[[], Any]) -> Any:
     return out
 
 
-def place() -> dict:
-    """Memory and stream for recordings that may overwrite each other's results.
+def graph_memory() -> dict:
+    """Return a memory pool and a stream for recordings that may overwrite each other's results.
 
-    No stream of others': a graph that is deleted takes cuBLAS's workspace of its stream with it.
+    The stream is no one else's: a graph that is deleted takes cuBLAS's workspace of its stream with it.
     """
     return {"pool": torch.cuda.graph_pool_handle(), "stream": torch.cuda.Stream()}
 
 
-def record(function: Callable[[], Any], place: dict) -> tuple[Callable[[], None], Any]:
-    """Record a function's kernels without running them; return what runs them, and the function's result."""
+def record_graph(function: Callable[[], Any], memory: dict) -> tuple[Callable[[], None], Any]:
+    """Record a function's kernels without running them; return what replays them, and the function's result."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, **place):
+    with torch.cuda.graph(graph, **memory):
         out = function()
     return graph.replay, out
 
 
-def scan(body: Callable[[Tensor, Any], tuple[Tensor, Any]], carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
-    """Run carry, out = body(carry, row) along the first dimension of all tensors in `rows`; return carry and stacked outs.
+class PinnedReset:
+    """`env.reset`, after which the tensors of `env.graph_state` lie where those of the first reset lay.
 
-    Compiled, it is a loop inside the graph: the body is compiled once, however many rows there are.
+    A recorded rollout reads them there; the environment itself makes new tensors for every episode.
     """
-    if torch.compiler.is_compiling():
-        from torch._higher_order_ops import scan as loop
 
-        def own(carry, row):
-            carry, out = body(carry, row)
-            return carry, pytree.tree_map(torch.clone, out)  # may not share memory with what came in
-        return loop(own, carry, rows)
-    leaves, form = pytree.tree_flatten(rows)
-    outs = []
-    for row in zip(*leaves):
-        carry, out = body(carry, pytree.tree_unflatten(list(row), form))
-        outs.append(out)
-    return carry, pytree.tree_map(lambda *x: torch.stack(x), *outs)
+    def __init__(self, env: VectorEnv):
+        self.env = env
+        self.reset = env.reset
+        self.pinned: dict[str, Any] = {}
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        out = self.reset()
+        for name in self.env.graph_state:
+            fresh = getattr(self.env, name)
+            pinned = self.pinned.setdefault(name, fresh)
+            for buffer, x in zip(tensors_in(pinned), tensors_in(fresh), strict=True):
+                if x is not buffer:
+                    buffer.copy_(x)
+            setattr(self.env, name, pinned)
+        return out
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested tuples, lists, dicts and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(part)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))

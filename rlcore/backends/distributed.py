@@ -1,6 +1,7 @@
-"""Data-parallel training under torchrun: every process has an equal share of the agents, and all know the same sums.
+"""Data-parallel training under torchrun: every process acts for an equal share of the agents and takes the same gradient step.
 
-In a single process every function gives back what it is given. Collectives: all processes must come by, in one order.
+In a single process every function returns its argument. The functions are collectives: every process must call them, in the
+same order.
 """
 from __future__ import annotations
 
@@ -13,109 +14,115 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(days=1)  # one process evaluates, or trains what all begin with, while the others wait
-STRIDE = 1_000_003  # between the seeds of two processes; further apart than the seeds of a sweep
+TIMEOUT = timedelta(days=1)  # the other processes wait while one evaluates or trains the model that all start from
+SEED_STRIDE = 1_000_003  # between the seeds of two processes; larger than the distance of two seeds in a sweep
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """Be one of torchrun's processes inside, by gloo, or by NCCL where `device` is a GPU."""
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join torchrun's processes for the duration of the context, by gloo, or by NCCL where `device` is a GPU."""
     if "LOCAL_RANK" not in os.environ:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def size() -> int:
-    """Return how many processes there are."""
+def num_processes() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return which of them this is; the first, 0, alone logs and writes."""
+    """Return the index of this process; process 0 alone logs and writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def share(n: int, name: str) -> int:
-    """Return this process's part of n; raise ValueError, which calls n by its name, where it can't be shared equally."""
-    if n % size():
-        raise ValueError(f"{name}: {n} can't be shared equally by {size()} processes")
-    return n // size()
+def per_process(n: int, name: str) -> int:
+    """Return each process's part of n. Raises ValueError, naming n by `name`, where the parts would not be equal."""
+    if n % num_processes():
+        raise ValueError(f"{name}: {n} can't be shared equally by {num_processes()} processes")
+    return n // num_processes()
 
 
-def own(seed: int) -> int:
-    """Return this process's own seed; the first one's is that of a single process."""
-    return seed + STRIDE * rank()
+def rank_seed(seed: int) -> int:
+    """Return the seed of this process; that of process 0 is `seed` itself."""
+    return seed + SEED_STRIDE * rank()
 
 
-def total(x: Tensor) -> Tensor:
-    """Add up a tensor over all processes, without gradient."""
-    if size() > 1:
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum a tensor over all processes, without gradient."""
+    if num_processes() > 1:
         x = x.detach().clone()
         dist.all_reduce(x)
     return x
 
 
-def mean(x: Tensor) -> Tensor:
+def all_reduce_mean(x: Tensor) -> Tensor:
     """Average a tensor over all processes, without gradient."""
-    return total(x) / size() if size() > 1 else x
+    return all_reduce_sum(x) / num_processes() if num_processes() > 1 else x
 
 
-def weight(mask: Tensor) -> Tensor | float:
-    """Return what this process's mean over a mask (bool or weights) counts for in the average of all processes' means."""
-    if size() == 1:
+def mean_weight(mask: Tensor) -> Tensor | float:
+    """Return the weight of this process's masked mean such that the average over processes is the mean over all samples."""
+    if num_processes() == 1:
         return 1.0
-    here = mask.sum().float()
-    return here / mean(here).clamp_min(1e-8)
+    count = mask.sum().float()
+    return count / all_reduce_mean(count).clamp_min(1e-8)
 
 
-def means(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Average scalars over all processes, in one go."""
-    if size() == 1:
+def mean_scalars(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Average scalar metrics over all processes, in one collective."""
+    if num_processes() == 1:
         return metrics
-    return dict(zip(metrics, mean(torch.stack([x.detach().float() for x in metrics.values()]))))
+    stacked = torch.stack([x.detach().float() for x in metrics.values()])
+    return dict(zip(metrics, all_reduce_mean(stacked)))
 
 
-def moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Return how many rows [B, …] all processes have, their mean and their variance."""
-    here, var = x.mean(0), x.var(0, correction=0)
-    centre = mean(here)
-    return len(x) * size(), centre, mean(var + (here - centre).square()) if size() > 1 else var
+def all_reduce_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return the number of rows [B, …] in all processes, their mean and their variance."""
+    mean, variance = x.mean(0), x.var(0, correction=0)
+    if num_processes() == 1:
+        return len(x), mean, variance
+    overall_mean = all_reduce_mean(mean)
+    overall_variance = all_reduce_mean(variance + (mean - overall_mean).square())
+    return len(x) * num_processes(), overall_mean, overall_variance
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Average the gradients of parameters over all processes, in one go."""
-    if size() == 1:
+    """Average the gradients of parameters over all processes, in one collective."""
+    if num_processes() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = mean(torch.cat([g.flatten() for g in gradients]))
-    for g, averaged in zip(gradients, flat.split([g.numel() for g in gradients])):
-        g.copy_(averaged.view_as(g))
+    averaged = all_reduce_mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, averaged.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(part.view_as(gradient))
 
 
-def any_of(said: bool, device: torch.device) -> bool:
-    """Return whether any process says so."""
-    return said if size() == 1 else bool(total(torch.tensor(float(said), device=device)))
+def all_reduce_any(flag: bool, device: torch.device) -> bool:
+    """Return whether the flag is set in any process."""
+    if num_processes() == 1:
+        return flag
+    return bool(all_reduce_sum(torch.tensor(float(flag), device=device)))
 
 
-def gathered(x: Any) -> list:
-    """Return what every process has, by rank; only the first gets the others'."""
-    if size() == 1:
+def gather_objects(x: Any) -> list:
+    """Return the objects of all processes by rank in process 0, and this process's own object alone in the others."""
+    if num_processes() == 1:
         return [x]
-    found = [None] * size() if rank() == 0 else None
+    found = [None] * num_processes() if rank() == 0 else None
     dist.gather_object(x, found)
     return found or [x]
 
 
 @contextmanager
-def first() -> Iterator[None]:
-    """Let the first process through alone, then the others, who find what it has made."""
-    if size() > 1 and rank() > 0:
+def rank_zero_first() -> Iterator[None]:
+    """Let process 0 run the context first, then the others, which find what process 0 has made."""
+    if num_processes() > 1 and rank() > 0:
         dist.barrier()
     yield
-    if size() > 1 and rank() == 0:
+    if num_processes() > 1 and rank() == 0:
         dist.barrier()

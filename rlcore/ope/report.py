@@ -20,11 +20,11 @@ from rlcore.ope.evaluator import KINDS, LOGGED, Valuation, Value
 class LogReport(Report):
     """A comparison of estimators."""
 
-    def metrics(self) -> dict:
+    def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
         return {"estimators": self.rows, **self.extra}
 
-    def figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
+    def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Return the plots; how the agent was trained is another matter."""
         return self.plots
 

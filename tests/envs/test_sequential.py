@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from itertools import product
 
 import pytest
@@ -13,7 +14,9 @@ from toy_envs import make_ppo, train
 
 from envs.offers.world.customers import State
 from envs.sequential.env import SequentialEnv
-from envs.sequential.evaluation import agents, knapsack, nothing, play, priced
+from rlcore.backends.cuda_graphs import tensors_in
+from rlcore.backends.scan import FunctionalRollout, loop_scan, scan_rollout
+from envs.sequential.evaluation import knapsack, learned, nothing, play, priced
 
 MODES = pytest.mark.parametrize("penalty", ["null", "-5.0"])
 WORLDS = pytest.mark.parametrize("world", ["toy", "structural"])
@@ -78,10 +81,10 @@ def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
     env = make(f"env.penalty={penalty}", "env.weekly_budget=0.8")
     generator = torch.Generator().manual_seed(1)
     worlds = [Ledger(4, 12, 0.8, age) for age in env.block.age[0].tolist()]
-    obs, mask = env.begin()
+    obs, mask = env.reset()
     for _ in range(1000):
         action = drawn(env, generator)
-        u, met = env.moment.u[0].tolist(), env.moment.visit[0]
+        u, met = env.inputs.u[0].tolist(), env.inputs.visit[0]
         rewards, seen, ends, masks, finals = [], [], [], [], []
         for i, world in enumerate(worlds):
             offer, channel, fits = world.pay(*action[i].tolist())
@@ -97,24 +100,25 @@ def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
         assert torch.allclose(step.reward, torch.tensor(rewards), atol=1e-6)
         assert torch.allclose(step.obs[:, -3:], torch.tensor(seen), atol=1e-6)
         assert torch.allclose(step.final_obs[:, -3:], torch.tensor(finals), atol=1e-6)
-        assert torch.equal(step.obs[:, :-3], env.moment.visit[0])
-        assert torch.equal(step.final_obs[:, :-3], torch.where(step.terminated[:, None], met, env.moment.visit[0]))
+        assert torch.equal(step.obs[:, :-3], env.inputs.visit[0])
+        assert torch.equal(step.final_obs[:, :-3], torch.where(step.terminated[:, None], met, env.inputs.visit[0]))
         assert step.terminated.tolist() == ends and not step.truncated.any()
-        assert step.mask.tolist() == masks
+        assert step.action_mask.tolist() == masks
 
 
 @MODES
-def test_a_rollout_in_pure_functions_equals_one_of_steps(penalty, monkeypatch):
-    def rollouts(pure):
-        with monkeypatch.context() as patch:
-            if not pure:
-                patch.setattr(SequentialEnv, "pure", False)
-            ppo = make_ppo(make(f"env.penalty={penalty}", "env.weekly_budget=0.8"), 1, num_steps=25, minibatches=1)
-            return [ppo.collect() for _ in range(3)], ppo.env.state_dict()  # a rollout is more than three blocks
+def test_a_rollout_in_pure_functions_equals_one_of_steps(penalty):
+    def rollouts(functional):
+        ppo = make_ppo(make(f"env.penalty={penalty}", "env.weekly_budget=0.8"), 1, num_steps=25, minibatches=1)
+        if functional:
+            ppo.collect_rollout = FunctionalRollout(partial(scan_rollout, ppo.env.as_functional(), ppo.policy, loop_scan))
+        return [ppo.collect() for _ in range(3)], ppo.env.state_dict()  # a rollout is more than three blocks
     (pure, state), (stepped, same) = rollouts(True), rollouts(False)
-    for (ours, charts), (theirs, others) in zip(pure, stepped):
-        assert all(x is y is None or torch.equal(x, y) for x, y in zip(ours, theirs)) and charts == others
-    assert any(ours.terminated.any() for ours, _ in pure) and torch.equal(state["left"], same["left"])
+    for ours, theirs in zip(pure, stepped):
+        assert ours.final_obs is theirs.final_obs is None
+        assert all(torch.equal(x, y) for x, y in zip(tensors_in(ours), tensors_in(theirs), strict=True))
+        assert ours.info.keys() == theirs.info.keys()
+    assert any(ours.terminated.any() for ours in pure) and torch.equal(state["left"], same["left"])
     assert state["k"] == same["k"] and torch.equal(state["age"], same["age"])
 
 
@@ -125,7 +129,7 @@ def test_a_compiled_iteration_equals_an_eager_one():
     for mode in ("eager", "compile"):
         ppo = make_ppo(make("env.num_agents=16", "env.weekly_budget=0.8"), 2, num_steps=16, mode=mode)
         logs.append(train(ppo).rows)
-        weights.append(torch.cat([x.flatten() for x in ppo.net.state_dict().values()]))
+        weights.append(torch.cat([x.flatten() for x in ppo.network.state_dict().values()]))
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
     for eager, compiled in zip(*logs):
         assert compiled == pytest.approx(eager, rel=1e-3, abs=1e-5)
@@ -139,9 +143,9 @@ def test_structural_equals_plain_python_over_a_thousand_steps():
     env = env.beside(2, 5)
     people: list[dict] = [{}, {}]
     for _ in range(1000):
-        action, u = drawn(env, generator), env.moment.u.double().T.tolist()
-        customers = references(env.world._customers(env.moment.visit[0].double()), env.world.market)
-        states = tuples(State(*env.moment.visit[2].unbind(-1)))
+        action, u = drawn(env, generator), env.inputs.u.double().T.tolist()
+        customers = references(env.world._customers(env.inputs.visit[0].double()), env.world.market)
+        states = tuples(State(*env.inputs.visit[2].unbind(-1)))
         expected = []
         for i, world in enumerate(worlds):
             place = world.age % 4
@@ -167,8 +171,8 @@ def test_structural_equals_plain_python_over_a_thousand_steps():
 def test_the_budget_holds_and_something_is_always_allowed(world, penalty):
     env = make(f"env/world={world}", f"env.penalty={penalty}", "env.num_agents=16", "env.weekly_budget=0.9")
     generator = torch.Generator().manual_seed(2)
-    (_, mask), paid, invalid = env.begin(), torch.zeros(16, dtype=torch.float64), 0
-    week = env.moment.week
+    (_, mask), paid, invalid = env.reset(), torch.zeros(16, dtype=torch.float64), 0
+    week = env.inputs.week
     for _ in range(200):
         assert mask[:, 0, 0].all() and not mask[:, 0, 1:].any()
         action = allowed(mask, generator)
@@ -177,8 +181,8 @@ def test_the_budget_holds_and_something_is_always_allowed(world, penalty):
         invalid += int((asked != env.sent).sum())
         paid = paid + step.info["spend"]
         assert (paid <= env.budget + 1e-6).all() and (env.left >= 0).all()
-        paid, week = torch.where(env.moment.week == week, paid, 0.0), env.moment.week
-        mask = step.mask
+        paid, week = torch.where(env.inputs.week == week, paid, 0.0), env.inputs.week
+        mask = step.action_mask
     assert (invalid > 0) == (penalty != "null")  # with a mask, what is allowed is sent
 
 
@@ -188,7 +192,7 @@ def test_expected_and_realised_rewards_agree_on_average(world):
     for outcomes in ("expected", "realised"):
         env = make(f"env/world={world}", f"{path}.outcomes={outcomes}", "env.num_agents=4000", "env.block=4")
         generator = torch.Generator().manual_seed(3)
-        total[outcomes] = sum(env.step(allowed(env.begin()[1], generator)).reward.mean().item() for _ in range(12)) / 12
+        total[outcomes] = sum(env.step(allowed(env.reset()[1], generator)).reward.mean().item() for _ in range(12)) / 12
     assert abs(total["expected"] - total["realised"]) < (0.01 if world == "toy" else 0.2)
 
 
@@ -264,8 +268,8 @@ def test_bad_numbers_are_named(override, says):
 def test_ppo_learns_the_toys_optimum_without_discount(weekly, share):
     env = make("env.num_agents=64", "env.customers=20", f"env.weekly_budget={weekly}", "env.block=16")
     ppo = make_ppo(env, 160, num_steps=16, epochs=4, minibatches=2, gamma=1.0, gae_lambda=0.5, center_reward=True,
-                   optim={"lr": 3e-3})
+                   optimizer={"lr": 3e-3})
     train(ppo)
-    season = play(agents(ppo, torch.Generator().manual_seed(0)), env.beside(16, 1))
+    season = play(learned(ppo.policy, torch.Generator().manual_seed(0)), env.beside(16, 1))
     bound = env.evaluation(env)._bound(16, 1)[1].value.sum(0).mean().item()
     assert season.gained.sum(0).mean() >= share * bound  # at random: .59 and .87; not centred, .55 of the first

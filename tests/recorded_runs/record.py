@@ -22,31 +22,31 @@ ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).parent / "recorded.json"
 TIMINGS = ("seconds", "steps_per_second")
 
-OFFERS = ["env.num_agents=48", "algo.net.hidden=[16]", "env.population.reference_size=500", "env.evaluation.customers=30",
+OFFERS = ["env.num_agents=48", "algo.network.hidden=[16]", "env.population.reference_size=500", "env.evaluation.customers=30",
           "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
           "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",
           "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12"]
-OFFERS_PPO = [*OFFERS, "algo=ppo", "env=offers", "algo.minibatches=4", "algo.spend.hidden=[8]", "algo.eval_every=2",
+OFFERS_PPO = [*OFFERS, "env=offers", "algo.minibatches=4", "algo.auxiliary.hidden=[8]", "algo.eval_every=2",
               "algo.total_steps=3456"]
 EMAIL = ["env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.encoder.dim=16",
          "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2"]
 RUNS: dict[str, list[str]] = {
-    "ppo offers": OFFERS_PPO,
-    "ppo offers, histories and caps": [*OFFERS_PPO, "env/observation=history", "env/rules=caps"],
-    "ppo offers from cql": [*OFFERS_PPO, "algo.init={cql}/checkpoint.pt", "algo.imitated=3"],
+    "ppo offers": ["algo=ppo", *OFFERS_PPO],
+    "ppo offers, histories and caps": ["algo=ppo", *OFFERS_PPO, "env/observation=history", "env/rules=caps"],
+    "ppo offers from cql": [*OFFERS_PPO, "algo=distilled_ppo", "algo.teacher.checkpoint={cql}/checkpoint.pt", "algo.distill_iterations=3"],
     "ppo offers_sequential": ["algo=ppo", "env=offers_sequential", "env.num_agents=8", "algo.total_steps=4480",
                               "algo.num_steps=28", "algo.minibatches=2", "env.evaluation.worlds=4",
                               "env.evaluation.validation=2", "env.evaluation.others=2"],
     "ppo gymnasium": ["algo=ppo", "env=gymnasium", "env.num_agents=4", "algo.total_steps=4096", "algo.num_steps=128",
                       "env.evaluation.episodes=4", "env.evaluation.validation=2"],
-    "bandit offers": [*OFFERS, "algo=bandit", "env=offers", "algo.spend.hidden=[8]", "algo.total_steps=3456",
+    "bandit offers": [*OFFERS, "algo=bandit", "env=offers", "algo.auxiliary.hidden=[8]", "algo.total_steps=3456",
                       "algo.updates=6", "algo.batch_size=256"],
     "bandit offers_sequential": ["algo=bandit", "env=offers_sequential", "env.num_agents=8", "algo.total_steps=2240",
                                  "algo.num_steps=28", "algo.updates=4", "algo.batch_size=128", "env.evaluation.worlds=4",
                                  "env.evaluation.validation=2", "env.evaluation.others=2"],
-    "cql": [*OFFERS, "algo=cql", "env=offers", "algo.spend.hidden=[8]", "algo.total_steps=8192", "algo.updates=8",
+    "cql": [*OFFERS, "algo=cql", "env=offers", "algo.auxiliary.hidden=[8]", "algo.total_steps=8192", "algo.updates=8",
             "algo.batch_size=256", "log={log}"],
-    "bcq": [*OFFERS, "algo=bcq", "env=offers", "algo.spend.hidden=[8]", "algo.total_steps=8192", "algo.updates=8",
+    "bcq": [*OFFERS, "algo=bcq", "env=offers", "algo.auxiliary.hidden=[8]", "algo.total_steps=8192", "algo.updates=8",
             "algo.batch_size=256", "log={log}"],
     "twin": ["algo=twin", "env=offers", "algo.members=2", "algo.twin.reference=500", "algo.twin.rounds=2",
              "env.population.reference_size=500", "log={log}"],
@@ -76,7 +76,7 @@ def call(folder: Path, script: str, overrides: list[str]) -> None:
 def digest(checkpoint: Path) -> str:
     """Hash the floating-point weights of the network that acts, in their order."""
     agent = torch.load(checkpoint, map_location="cpu", weights_only=True)["agent"]
-    weights = agent.get("net") or agent.get("policy") or agent
+    weights = agent.get("network") or agent.get("policy") or agent
     found = hashlib.sha256()
 
     def visit(part) -> None:

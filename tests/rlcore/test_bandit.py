@@ -9,7 +9,7 @@ from comparisons import identical, weights
 from configs import load, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from toy_envs import Bandit, Chain, Log, train
+from toy_envs import Bandit, Chain, train
 
 from envs.data_collection import Uniform, rollouts
 from envs.offers.planning.state_values import Visited
@@ -17,27 +17,28 @@ from envs.offers.policies.learned import Knapsack, Valued
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.world.customers import SUBSCRIBED
 from envs.wheel_bandit import Wheel
-from rlcore.bandit import Memory
+from rlcore.action_values import GreedyPolicy
+from rlcore.bandit import ReplayBuffer
 from rlcore.offline.logged_dataset import Logged
 
 CPU = torch.device("cpu")
-SMALL = {"net": {"hidden": [32, 32]}, "num_steps": 4, "optim": {"lr": 0.01}, "memory": 4096, "updates": 8,
-         "batch_size": 128, "eval_every": 1000, "checkpoint_every": 1000, "spend": None}
+SMALL = {"network": {"hidden": [32, 32]}, "num_steps": 4, "optimizer": {"lr": 0.01}, "memory": 4096, "updates": 8,
+         "batch_size": 128, "eval_every": 1000, "checkpoint_every": 1000, "auxiliary": None}
 
 
-def make(env, iterations, *, seed=0, arm="epsilon_greedy", body="values", **changes):
+def make(env, iterations, *, seed=0, arm="epsilon_greedy", body="action_values", **changes):
     """Build the bandit from its YAML for some iterations: SMALL, then `changes`."""
-    config = node("../algo/bandit", f"algo/explore={arm}", f"algo/net={body}")
-    small = {key: value for key, value in SMALL.items() if key != "net" or body == "values"}
+    config = node("../algo/bandit", f"algo/exploration={arm}", f"algo/network={body}")
+    small = {key: value for key, value in SMALL.items() if key != "network" or body == "action_values"}
     config = OmegaConf.merge(config, small, changes)
     config.total_steps = iterations * config.num_steps * env.num_agents
-    return instantiate(config, _convert_="all")(env, seed, "eager")
+    return instantiate(config, _convert_="all")(env, seed)
 
 
 def offers(agents=200, **changes):
     """The offers environment with season's customers drawn."""
     env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
-    env.begin()
+    env.reset()
     return env
 
 
@@ -48,7 +49,7 @@ def wheel(agents=8, seed=0, **changes):
 
 def pairs(env, seed=0):
     """Valid actions [N, 2] drawn at random."""
-    mask = env._mask().flatten(1).float()
+    mask = env._action_mask().flatten(1).float()
     flat = torch.multinomial(mask, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
     return torch.stack((flat // 5, flat % 5), -1), flat
 
@@ -63,7 +64,7 @@ def test_profit_is_the_week_s_alone_and_before_the_price(shaping):
         table = torch.cat((nothing.expand(5, -1), contact.flatten(0, 1)))
         alone = (env.state.status != 2) * nothing
         expected = torch.where(flat >= 5, table.gather(0, flat[None])[0], alone) - shaping * alone
-        yardstick, price, spend = env.expected_reward().flatten(1), env.price.clone(), env.spend(None).flatten(1)
+        yardstick, price, spend = env.expected_reward().flatten(1), env.price.clone(), env.expected_cost(None).flatten(1)
         step = env.step(action)
         torch.testing.assert_close(step.info["profit"], expected, atol=2e-5, rtol=1e-5)
         there = env.state.status == SUBSCRIBED  # before or after: both were subscribed then
@@ -78,7 +79,7 @@ def test_realised_profit_is_right_on_average():
         made = [load("offers", CPU, seed, num_agents=20_000, population={"reference_size": 1000},
                      reward={"outcomes": kind, "churn_cost": 3.0}) for kind in ("expected", "realised")]
         for env in made:
-            env.begin()
+            env.reset()
         action, _ = pairs(made[0], seed)
         expected, realised = (env.step(action).info["profit"] for env in made)
         difference = realised - expected
@@ -88,31 +89,31 @@ def test_realised_profit_is_right_on_average():
 
 def test_the_price_is_charged_by_the_spend_that_was_learned():
     env = offers()
-    agent = make(env, 1, num_steps=12, memory=10_000, spend=node("../algo/spend/learned"))
-    obs, _ = env.begin()
+    agent = make(env, 1, num_steps=12, memory=10_000, auxiliary=node("../algo/auxiliary/redemption_model"))
+    obs, _ = env.reset()
     context = obs[:, :env.context_dim]
-    redeem, catalogue = agent.spend.redeem(context), env.world.catalogue
-    charge = agent.charge(context, env.price).view(-1, 6, 5)
+    redeem, catalogue = agent.auxiliary.predict(context), env.world.catalogue
+    charge = agent.action_cost(context, env.price).view(-1, 6, 5)
     for offer, channel in ((0, 0), (2, 1), (5, 4)):
         paid = catalogue.value[offer] * redeem[:, offer, channel] + catalogue.cost[channel] * (offer > 0)
         torch.testing.assert_close(charge[:, offer, channel], env.price * paid)
-    agent.spend = None
-    torch.testing.assert_close(agent.charge(context, env.price), (env.price[:, None, None] * env.spend(None)).flatten(1))
+    agent.auxiliary = None
+    torch.testing.assert_close(agent.action_cost(context, env.price), (env.price[:, None, None] * env.expected_cost(None)).flatten(1))
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_memory_keeps_the_latest():
-    memory = Memory(5, 1, CPU)
+    memory = ReplayBuffer(5, 1, CPU)
     for k in range(4):
         x = torch.tensor([2.0 * k, 2.0 * k + 1])
-        memory.write(x[:, None], x.long(), x)
+        memory.add(x[:, None], x.long(), x)
     context, action, reward = memory.rows()
     assert sorted(reward.tolist()) == [3, 4, 5, 6, 7] and len(memory) == 5
     assert torch.equal(context[:, 0], reward) and torch.equal(action.float(), reward)
-    other = Memory(5, 1, CPU)
+    other = ReplayBuffer(5, 1, CPU)
     other.load_state_dict(memory.state_dict())
     for m in (memory, other):
-        m.write(torch.ones(1, 1), torch.ones(1).long(), torch.tensor([9.0]))
+        m.add(torch.ones(1, 1), torch.ones(1).long(), torch.tensor([9.0]))
     assert torch.equal(memory.reward, other.reward) and 3 not in memory.reward
 
 
@@ -121,7 +122,7 @@ def test_memory_keeps_the_latest():
 def test_every_explorer_learns_the_masked_bandit(explore):
     env = Bandit(64)
     changes = {"noise_scale": 0.1} if explore == "neural_linear" else {}
-    agent = make(env, 60, arm=explore, net={"hidden": [32, 32], "normalize_obs": True}, explore=changes)
+    agent = make(env, 60, arm=explore, network={"hidden": [32, 32], "normalize_obs": True}, exploration=changes)
     log = train(agent)
     assert env.invalid == 0 and log["rollout/reward"][0] < 0.6 * env.best()
     assert sum(log["rollout/reward"][-10:]) / 10 > 0.9 * env.best()
@@ -129,7 +130,7 @@ def test_every_explorer_learns_the_masked_bandit(explore):
 
 def test_regret_is_what_the_best_action_would_have_earned_more():
     env = wheel(2000)
-    agent = make(env, 1, num_steps=1, arm="squarecb", explore={"gamma": 0.0})  # uniform over five actions
+    agent = make(env, 1, num_steps=1, arm="squarecb", exploration={"gamma": 0.0})  # uniform over five actions
     log = train(agent)
     # uniform: inside (.81 of the disk) four of five lose .02, beyond it three lose .9 and one .88
     expected = 0.81 * 0.8 * 0.02 + 0.19 * (3 * 0.9 + 0.88) / 5
@@ -140,20 +141,20 @@ def test_regret_is_what_the_best_action_would_have_earned_more():
 @pytest.mark.slow
 def test_exploring_with_uncertainty_finds_the_prizes_and_greed_does_not():
     def regret(arm, seed, **changes):
-        agent = make(wheel(seed=seed), 400, seed=seed, num_steps=1, arm=arm, optim={"lr": 0.001}, **changes)
+        agent = make(wheel(seed=seed), 400, seed=seed, num_steps=1, arm=arm, optimizer={"lr": 0.001}, **changes)
         return train(agent)["rollout/cumulative_regret"][-1]
-    greedy = [regret("epsilon_greedy", seed, explore={"epsilon": 0.0}) for seed in range(3)]
-    linear = [regret("neural_linear", seed, explore={"noise_scale": 0.1}) for seed in range(3)]
+    greedy = [regret("epsilon_greedy", seed, exploration={"epsilon": 0.0}) for seed in range(3)]
+    linear = [regret("neural_linear", seed, exploration={"noise_scale": 0.1}) for seed in range(3)]
     # always the safe action: 400 · .19 · .88 = 67
     assert sum(linear) < 0.6 * sum(greedy) and max(linear) < 20
 
 
 def test_logistic_learns_the_probability_of_a_gain():
     env = Bandit(64)
-    agent = make(env, 60, body="logistic", explore={"epsilon": 1.0})
+    agent = make(env, 60, body="logistic", exploration={"epsilon": 1.0})
     train(agent)
-    context, mask = env.begin()
-    values = agent.values(context)
+    context, mask = env.reset()
+    values = agent.policy.action_values(context, torch.ones_like(mask))
     assert ((0 < values) & (values < 1)).all()
     sign = (env.state[:, 0] > 0).long()
     odd = torch.tensor([0, 1, 1, 0, 0, 1])
@@ -166,11 +167,11 @@ def test_logistic_learns_the_probability_of_a_gain():
 @pytest.mark.parametrize("explore", ["neural_ts", "neural_linear"])
 def test_a_resumed_run_equals_an_uninterrupted_one(explore):
     def build(seed):
-        return make(Chain(16, seed), 4, seed=seed, arm=explore, spend=node("../algo/spend/learned"),
-                    net={"hidden": [8], "normalize_obs": True})
+        return make(Chain(16, seed), 4, seed=seed, arm=explore, auxiliary=node("../algo/auxiliary/redemption_model"),
+                    network={"hidden": [8], "normalize_obs": True})
     file, whole, stopped, resumed = io.BytesIO(), build(0), build(0), build(7)
     log = train(whole)
-    train(stopped, save=lambda: torch.save(stopped.state_dict(), file), stop=lambda: stopped.iteration == 2)
+    train(stopped, save=lambda: torch.save(stopped.state_dict(), file), should_stop=lambda: stopped.iteration == 2)
     file.seek(0)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert stopped.iteration == resumed.iteration == 2 and not torch.equal(weights(resumed), weights(whole))
@@ -180,8 +181,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(explore):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="^algo.net: the bandit needs"):
-        make(Bandit(8), 1, body="medium")
+    with pytest.raises(ValueError, match="^algo.network: the bandit needs"):
+        make(Bandit(8), 1, body="actor_critic")
     with pytest.raises(ValueError, match="^algo.memory: expected at least 32"):
         make(Bandit(8), 1, memory=31)
 
@@ -193,11 +194,11 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
     market = judge._market(60, 1, "test", env.budget)
     state = market.start
 
-    def truth(context):
+    def truth(context, action_mask=None):
         nothing, contact = action_values(market.customers, market.world, 0, Visited(state, market.customers.alpha), 0.0, None)
         return torch.cat((nothing.expand(5, -1), contact.flatten(0, 1))).T
 
-    policy = Valued(truth, None, env.observe, market.customers, market.world, market.features)
+    policy = Valued(GreedyPolicy((6, 5), truth, None, observes_price=False), None, env.codec, market.customers, market.world, market.features)
     allowed = market.permits(state.status == SUBSCRIBED, [])
     myopic = Knapsack(market.customers, market.world, "", values=None, fee=0.0)
     ours, theirs = policy.increments(0, state, allowed), myopic.increments(0, state, allowed)
@@ -215,9 +216,9 @@ def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
                evaluation={"customers": 300, "seasons": 1, "validation": 300, "others": 100})
     judge = env.evaluation(env)
     agent = instantiate(OmegaConf.merge(node("../algo/bandit"), {"total_steps": 480_000, "updates": 12}),
-                        _convert_="all")(env, 0, "eager")
-    agent.train(Log(), lambda: None, None, lambda: False)
-    result = judge.score(agent)  # the myopic optimum earns 1, the trade's uplift rank .76
+                        _convert_="all")(env, 0)
+    train(agent)
+    result = judge.validate(agent)  # the myopic optimum earns 1, the trade's uplift rank .76
     assert result["offers/score"] > 0.93 and 0.9 < result["offers/spend_ratio"] < 1.1
 
 
@@ -225,20 +226,20 @@ def test_it_learns_offline_what_it_would_by_acting():
     env = wheel(64)
     log = Logged.cat(list(rollouts(env, Uniform(), "uniform", 0, decisions=12_800, steps=8, all_propensities=False)))
     agent = make(wheel(64), 60, num_steps=4, memory=12_800)
-    agent.learn_from(log)
+    agent.set_dataset(log)
     before = agent.env.context.clone()
     train(agent)
     assert torch.equal(agent.env.context, before)  # it did not act
     good = wheel(2000, seed=9)
-    got = good.expected_reward().gather(1, agent.greedy(good.context, good.everything))[:, 0]
+    got = good.expected_reward().gather(1, agent.policy.act(good.context, good.everything)[0])[:, 0]
     best = good.expected_reward().amax(1)
     assert (best - got).mean() < 0.02 < (best - 0.12).mean() - 0.02
     # … and after half the way, resumed, the same
     half = make(wheel(64), 60, num_steps=4, memory=12_800)
-    half.learn_from(log)
-    train(half, stop=lambda: half.iteration == 30)
+    half.set_dataset(log)
+    train(half, should_stop=lambda: half.iteration == 30)
     again = make(wheel(64), 60, num_steps=4, memory=12_800, seed=0)
-    again.learn_from(log)
+    again.set_dataset(log)
     again.load_state_dict(half.state_dict())
     train(again)
     identical(weights(again), weights(agent))
@@ -246,12 +247,12 @@ def test_it_learns_offline_what_it_would_by_acting():
 
 def test_its_share_on_a_log_is_all_on_what_pays_at_the_price():
     env = offers(50)
-    agent = make(env, 1, spend=node("../algo/spend/learned"), num_steps=12, memory=600)
-    obs, mask = env.begin()
-    probs = agent.probs(obs, mask.flatten(1), env.price)
+    agent = make(env, 1, auxiliary=node("../algo/auxiliary/redemption_model"), num_steps=12, memory=600)
+    obs, mask = env.reset()
+    probs = agent.policy.distribution(obs, mask).probs
     context = obs[:, :env.context_dim]
-    worth = agent.values(context) - env.price[:, None] * env.spend(agent.spend.redeem(context)).flatten(1)
+    worth = agent.network(context) - env.price[:, None] * env.expected_cost(agent.auxiliary.predict(context)).flatten(1)
     chosen = worth.masked_fill(~mask.flatten(1), -torch.inf).argmax(1)
     assert torch.equal(probs, torch.nn.functional.one_hot(chosen, 30).float())
-    with pytest.raises(ValueError, match="without a spend head"):
-        make(env, 1, num_steps=12, memory=600).probs(obs, mask.flatten(1), env.price)
+    with pytest.raises(ValueError, match="without a redemption model"):
+        make(env, 1, num_steps=12, memory=600).policy.distribution(obs, mask)

@@ -45,8 +45,8 @@ def test_probabilities_are_over_valid_actions(name):
     explore = explorer(name, net)
     context, (_, mask) = torch.randn(50, 4, dtype=torch.float64), draws()
     action = mask.double().argmax(1)
-    explore.absorb(net, context, action)
-    explore.refit(net, 0, context, action, torch.randn(50, dtype=torch.float64))
+    explore.update_design(net, context, action)
+    explore.refit_posterior(net, 0, context, action, torch.randn(50, dtype=torch.float64))
     probs = explore.probs(net, context, 0.3, mask, torch.Generator().manual_seed(0))
     torch.testing.assert_close(probs.sum(1), torch.ones(50, dtype=torch.float64))
     assert (probs[~mask] == 0).all() and (probs[mask] > 0).all()
@@ -127,7 +127,7 @@ def test_uncertainty_equals_the_matrix_form():
     design = torch.full_like(gradient(context[0], 0), 0.5)
     for x, a in zip(context, action):
         design += gradient(x, a).square()
-    explore.absorb(net, context, action)
+    explore.update_design(net, context, action)
     got = explore.std(net, context)
     for b in range(9):
         for a in range(6):
@@ -151,7 +151,7 @@ def test_ucb_picks_the_action_that_was_never_tried():
     explore = explorer("neural_ucb", net)
     context = torch.randn(200, 4, dtype=torch.float64)
     tried = torch.arange(200) % 5 + (torch.arange(200) % 5 >= 3)  # all but action 3
-    explore.absorb(net, context, tried)
+    explore.update_design(net, context, tried)
     probs = explore.probs(net, context, 0.0, torch.ones(200, 6, dtype=torch.bool), torch.Generator())
     assert (probs.argmax(1) == 3).all()
 
@@ -163,7 +163,7 @@ def test_neural_linear_equals_ridge_regression_an_action():
     generator = torch.Generator().manual_seed(5)
     context = torch.randn(60, 4, generator=generator, dtype=torch.float64)
     action, reward = torch.randint(5, (60,), generator=generator), torch.randn(60, generator=generator, dtype=torch.float64)
-    explore.refit(net, 0, context, action, reward)
+    explore.refit_posterior(net, 0, context, action, reward)
     features = net.features(context).detach()
     assert features.shape == (60, 6) and (features[:, -1] == 1).all()
     for a in range(6):
@@ -182,7 +182,7 @@ def test_neural_linear_is_rebuilt_only_when_due():
     net = values()
     explore = explorer("neural_linear", net, refit_every=3)
     context, action = torch.randn(30, 4, dtype=torch.float64), torch.zeros(30, dtype=torch.long)
-    explore.refit(net, 1, context, action, torch.ones(30, dtype=torch.float64))
+    explore.refit_posterior(net, 1, context, action, torch.ones(30, dtype=torch.float64))
     assert (explore.mean == 0).all()
-    explore.refit(net, 3, context, action, torch.ones(30, dtype=torch.float64))
+    explore.refit_posterior(net, 3, context, action, torch.ones(30, dtype=torch.float64))
     assert (explore.mean[0] != 0).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from configs import load, node
-from toy_envs import Log
+from toy_envs import train
 
 from envs.offers.evaluation.profit_decomposition import summary
 from envs.offers.policies.learned import Knapsack, Response
@@ -44,9 +44,9 @@ def test_planning_does_not_pay_where_nothing_lasts():
 
 def test_ppo_learns_to_plan():
     judge = evaluation()
-    algo = load("../algo/ppo", judge.env, 0, "eager", total_steps=960_000, minibatches=3, eval_every=10**9,
+    algo = load("../algo/ppo", judge.env, 0, total_steps=960_000, minibatches=3, eval_every=10**9,
                 checkpoint_every=10**9)
-    algo.train(Log(), lambda: None, None, lambda: False)
-    result = judge.score(algo)
+    train(algo)
+    result = judge.validate(algo)
     # a myopic policy with a tuned fee reaches .62, one whose advantages have the wrong sign stays below 0
     assert result["offers/score"] > 0.7 and 0.8 < result["offers/spend_ratio"] < 1.2

@@ -23,22 +23,22 @@ def steps_taken(ppo) -> int:
 @pytest.mark.parametrize("env", [Bandit, Chain])
 def test_the_ratio_is_one_before_the_first_step(env, heads):
     env = env(64)  # one step a rollout: collect and update then multiply matrices of one shape, and agree to the bit
-    ppo = make_ppo(env, 12, num_steps=1, epochs=1, minibatches=1, net={"heads": heads, "normalize_obs": True})
+    ppo = make_ppo(env, 12, num_steps=1, epochs=1, minibatches=1, network={"heads": heads, "normalize_obs": True})
     log = train(ppo)
     assert log["losses/approx_kl"] == log["losses/old_approx_kl"] == log["losses/clipfrac"] == [0.0] * 12
-    assert ppo.net.normalize.count == 12 * 64 and env.invalid == 0
+    assert ppo.network.normalize.count == 12 * 64 and env.invalid == 0
 
 
 @pytest.mark.parametrize("env", [Chain, Endless])
-def test_prepare_equals_the_scalar_reference(env):
+def test_compute_advantages_equals_the_scalar_reference(env):
     ppo = make_ppo(env(6), 1, num_steps=13, minibatches=1, gamma=0.9, gae_lambda=0.8, norm_adv="none")
-    rollout, _ = ppo.collect()
-    batch = ppo.prepare(rollout)
-    reward, value = ppo.scale(rollout.reward), ppo.net.value(rollout.obs)
-    following = ppo.net.value(torch.cat((rollout.obs[1:], rollout.last_obs[None])))
-    if env.truncates:
+    rollout = ppo.collect()
+    batch = ppo.compute_advantages(rollout)
+    reward, value = ppo.reward_normalizer(rollout.reward), ppo.network.value(rollout.obs)
+    following = ppo.network.value(torch.cat((rollout.obs[1:], rollout.last_obs[None])))
+    if env.can_truncate:
         assert rollout.truncated.any()
-        following = torch.where(rollout.truncated, ppo.net.value(rollout.final_obs), following)
+        following = torch.where(rollout.truncated, ppo.network.value(rollout.final_obs), following)
     columns = (reward, value, following, rollout.terminated, rollout.terminated | rollout.truncated)
     advantage = torch.tensor(reference.gae(*(x.tolist() for x in columns), 0.9, 0.8)).flatten()
     torch.testing.assert_close(batch.advantage, advantage, atol=1e-5, rtol=1e-5)
@@ -49,18 +49,20 @@ def test_prepare_equals_the_scalar_reference(env):
 
 
 def test_the_loss_equals_the_scalar_reference_after_a_step():
-    ppo = make_ppo(Bandit(64), 1, clip=0.05, clip_value=0.1, vf_coef=0.7, ent_coef=0.3, optim={"lr": 0.02})
-    rollout, _ = ppo.collect()
-    batch = ppo.prepare(rollout)
-    ppo.update(rollout, batch)
-    loss, metrics = ppo.loss(batch)
-    mask = rollout.barrier.flatten(0, 1) == 0
+    ppo = make_ppo(Bandit(64), 1, clip=0.05, clip_value=0.1, vf_coef=0.7, ent_coef=0.3, optimizer={"lr": 0.02})
+    rollout = ppo.collect()
+    batch = ppo.compute_advantages(rollout)
+    ppo.update(batch)
+    losses, ppo.take_gradient_step = [], lambda loss: losses.append(loss) or loss
+    metrics = ppo.train_minibatch(batch)
+    loss, = losses
+    mask = rollout.action_mask.flatten(0, 1)
     decides = mask.flatten(1).sum(-1) > 1
-    policy = ppo.net.policy(batch.obs, mask)
+    policy = ppo.network.distribution(batch.obs, mask)
     log_ratio = (policy.log_prob(batch.action) - batch.log_prob)[decides].tolist()
     advantage = batch.advantage[decides].double()
     white = ((advantage - advantage.mean()) / advantage.std(correction=0)).tolist()
-    value = (x.tolist() for x in (ppo.net.value(batch.obs), batch.value, batch.target))
+    value = (x.tolist() for x in (ppo.network.value(batch.obs), batch.value, batch.target))
     expected = (reference.policy_loss(log_ratio, white, 0.05) + 0.7 * reference.value_loss(*value, 0.1)
                 - 0.3 * reference.mean(policy.entropy()[decides].tolist()))
     assert loss.item() == pytest.approx(expected, rel=1e-4) and metrics["clipfrac"] > 0.05 and metrics["approx_kl"] > 0
@@ -69,16 +71,16 @@ def test_the_loss_equals_the_scalar_reference_after_a_step():
 def test_gradients_are_clipped_together():
     ppo = make_ppo(Bandit(32), 1, max_grad_norm=1e-3)
     log = train(ppo)
-    norm = torch.cat([p.grad.flatten() for p in ppo.net.parameters()]).norm()
+    norm = torch.cat([p.grad.flatten() for p in ppo.network.parameters()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-2) and log["losses/grad_norm"][0] > 0.01
 
 
 def test_every_sample_is_learned_from_once_an_epoch():
     ppo = make_ppo(Bandit(30), 1, epochs=3, minibatches=5)
-    seen, loss = [], ppo.loss
-    ppo.loss = lambda batch: (seen.append(batch.obs), loss(batch))[1]
-    rollout, _ = ppo.collect()
-    ppo.update(rollout, ppo.prepare(rollout))
+    seen, train_minibatch = [], ppo.train_minibatch
+    ppo.train_minibatch = lambda batch: (seen.append(batch.obs), train_minibatch(batch))[1]
+    rollout = ppo.collect()
+    ppo.update(ppo.compute_advantages(rollout))
     epochs = [torch.cat(seen[i:i + 5]) for i in (0, 5, 10)]
     for epoch in epochs:
         assert torch.equal(epoch.sort(0).values, rollout.obs.flatten(0, 1).sort(0).values)
@@ -89,9 +91,9 @@ def test_forced_decisions_teach_the_value_and_not_the_policy():
     env = Bandit(32)
     env.forced = 1.0
     ppo = make_ppo(env, 3, ent_coef=0.1)
-    before = {name: p.clone() for name, p in ppo.net.named_parameters()}
+    before = {name: p.clone() for name, p in ppo.network.named_parameters()}
     log = train(ppo)
-    for name, p in ppo.net.named_parameters():
+    for name, p in ppo.network.named_parameters():
         assert torch.equal(p, before[name]) == name.startswith("actor")
     assert log["losses/policy_loss"] == log["losses/entropy"] == [0.0] * 3
 
@@ -99,11 +101,13 @@ def test_forced_decisions_teach_the_value_and_not_the_policy():
 @pytest.mark.parametrize("norm_adv", ["minibatch", "batch", "none"])
 def test_advantage_normalisation(norm_adv):
     ppo = make_ppo(Bandit(64), 1, norm_adv=norm_adv, norm_reward=False)
-    batch = ppo.prepare(ppo.collect()[0])
-    inside = batch.advantage[batch.decides]
+    batch = ppo.compute_advantages(ppo.collect())
+    inside = batch.advantage[batch.has_choice]
     assert (inside.mean().abs() < 1e-5 and (inside.std() - 1).abs() < 1e-2) == (norm_adv == "batch")
-    loss, _ = ppo.loss(batch)
-    scaled, _ = ppo.loss(batch._replace(advantage=9 * batch.advantage + 4))
+    losses, ppo.take_gradient_step = [], lambda loss: losses.append(loss) or loss
+    ppo.train_minibatch(batch)
+    ppo.train_minibatch(batch._replace(advantage=9 * batch.advantage + 4))
+    loss, scaled = losses
     assert torch.allclose(loss, scaled, atol=1e-5) == (norm_adv == "minibatch")
 
 
@@ -113,7 +117,7 @@ def test_advantage_normalisation(norm_adv):
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_ppo(Bandit(32), 1, **changes)
-    with pytest.raises(ValueError, match="fast"):
+    with pytest.raises(ValueError, match="execution"):
         make_ppo(Bandit(32), 1, mode="jit")
 
 
@@ -121,26 +125,26 @@ def test_what_cannot_be_is_refused(changes, message):
 def test_truncation_bootstraps_from_the_final_observation():
     ppo = make_ppo(Endless(16), 100, num_steps=8, gamma=0.8, norm_reward=False, epochs=4, max_grad_norm=10.0)
     train(ppo)
-    values = ppo.net.value(torch.eye(2)).tolist()
+    values = ppo.network.value(torch.eye(2)).tolist()
     assert values == pytest.approx([0.0, 5.0], abs=0.01)
 
 
 def test_linear_schedule_over_a_run():
     log = train(make_ppo(Bandit(8), 5))
     assert log["charts/learning_rate"] == pytest.approx([0.01, 0.008, 0.006, 0.004, 0.002])
-    ppo = make_ppo(Bandit(8), 3, schedule=None)
+    ppo = make_ppo(Bandit(8), 3, lr_schedule=None)
     assert train(ppo)["charts/learning_rate"] == pytest.approx([0.01] * 3)
 
 
 def test_the_optimiser_follows_the_schedule():
-    ppo = make_ppo(Bandit(8), 3, schedule=part("schedule/adaptive_kl", low=0.0, high=0.0))
+    ppo = make_ppo(Bandit(8), 3, lr_schedule=part("lr_schedule/adaptive_kl", low=0.0, high=0.0))
     before = weights(ppo)
     train(ppo)
     assert torch.equal(weights(ppo), before) and steps_taken(ppo) == 3 * 2 * 2
 
 
 def test_adaptive_schedule_reads_the_kl_of_the_iteration_before():
-    log = train(make_ppo(Bandit(32), 6, schedule=part("schedule/adaptive_kl", target=1e-9), optim={"lr": 0.003}))
+    log = train(make_ppo(Bandit(32), 6, lr_schedule=part("lr_schedule/adaptive_kl", target=1e-9), optimizer={"lr": 0.003}))
     assert log["charts/learning_rate"] == pytest.approx([0.003 / 1.5 ** i for i in range(6)])
 
 
@@ -155,15 +159,15 @@ def test_entropy_bonus_is_annealed_and_raises_entropy():
     assert high["losses/entropy"][-1] > low["losses/entropy"][-1] + 0.2
     ppo = make_ppo(Bandit(8), 4, ent_coef=0.8, ent_coef_final=0.0)
     train(ppo)
-    assert ppo.entropy_weight.item() == pytest.approx(0.2)
+    assert ppo.entropy_coef.item() == pytest.approx(0.2)
 
 
 # ── repeatability ───────────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_seed_decides():
     one, same, other = (make_ppo(Bandit(16), 2, seed=seed) for seed in (0, 0, 1))
     actors = [make_ppo(Bandit(16), 1, seed=seed) for seed in (0, 1)]
-    actors[1].net.load_state_dict(actors[0].net.state_dict())
-    rollouts = [ppo.collect()[0] for ppo in actors]  # the world and the weights are the same, the draws are not
+    actors[1].network.load_state_dict(actors[0].network.state_dict())
+    rollouts = [ppo.collect() for ppo in actors]  # the world and the weights are the same, the draws are not
     assert torch.equal(rollouts[0].obs, rollouts[1].obs) and not torch.equal(rollouts[0].action, rollouts[1].action)
     assert torch.equal(weights(one), weights(same)) and not torch.equal(weights(one), weights(other))
     logs = [train(ppo).rows for ppo in (one, same, other)]
@@ -173,11 +177,11 @@ def test_the_seed_decides():
 @HEADS
 def test_a_resumed_run_equals_an_uninterrupted_one(heads):
     def make(seed):
-        return make_ppo(Chain(16, seed), 4, seed=seed, num_steps=3, minibatches=4, spend=part("spend/learned"),
-                        net={"heads": heads, "normalize_obs": True}, schedule=part("schedule/adaptive_kl", target=1e-4))
+        return make_ppo(Chain(16, seed), 4, seed=seed, num_steps=3, minibatches=4, auxiliary=part("auxiliary/redemption_model"),
+                        network={"heads": heads, "normalize_obs": True}, lr_schedule=part("lr_schedule/adaptive_kl", target=1e-4))
     file, whole, stopped, resumed = io.BytesIO(), make(0), make(0), make(7)
     log = train(whole)
-    train(stopped, save=lambda: torch.save(stopped.state_dict(), file), stop=lambda: stopped.iteration == 2)
+    train(stopped, save=lambda: torch.save(stopped.state_dict(), file), should_stop=lambda: stopped.iteration == 2)
     file.seek(0)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert stopped.iteration == resumed.iteration == 2 and not torch.equal(weights(resumed), weights(whole))
@@ -190,10 +194,10 @@ def test_evaluating_and_logging_change_nothing():
     other = Bandit(16, seed=5)
 
     def evaluate() -> dict:
-        obs, mask = other.begin()
-        step = other.step(watched.net.policy(obs, mask).sample(torch.rand(16)))
+        obs, mask = other.reset()
+        step = other.step(watched.network.distribution(obs, mask).sample(torch.rand(16)))
         return {"eval/reward": step.reward.mean()}
-    log = train(watched, save=watched.state_dict, evaluate=evaluate)
+    log = train(watched, save=watched.state_dict, validate=evaluate)
     train(plain)
     assert torch.equal(weights(plain), weights(watched)) and len(log["eval/reward"]) == 4
     assert identical(plain.state_dict(), watched.state_dict())
@@ -213,27 +217,27 @@ def test_compiled_equals_eager():
 @HEADS
 def test_learns_the_chain(heads):
     env = Chain(64)
-    log = train(ppo := make_ppo(env, 40, epochs=4, minibatches=4, net={"heads": heads}, ent_coef=0.01))
+    log = train(ppo := make_ppo(env, 40, epochs=4, minibatches=4, network={"heads": heads}, ent_coef=0.01))
     assert 5 * log["rollout/reward"][0] < 1.5 and 5 * log["rollout/reward"][-1] > 0.95 * env.best
     assert env.invalid == 0
-    obs, mask = env.begin()  # greedily, it is perfect
+    obs, mask = env.reset()  # greedily, it is perfect
     total = 0.0
     for _ in range(5):
-        step = env.step(ppo.net.policy(obs, mask).mode())
-        obs, mask, total = step.obs, step.mask, total + step.reward
+        step = env.step(ppo.network.distribution(obs, mask).mode())
+        obs, mask, total = step.obs, step.action_mask, total + step.reward
     assert (total == env.best).all() and env.invalid == 0
 
 
 @pytest.mark.parametrize("heads, share", [("independent", 0.93), ("joint", 0.97)])
 def test_learns_the_masked_bandit(heads, share):
     env = Bandit(128)
-    log = train(make_ppo(env, 40, epochs=4, minibatches=4, net={"heads": heads, "normalize_obs": True}))
+    log = train(make_ppo(env, 40, epochs=4, minibatches=4, network={"heads": heads, "normalize_obs": True}))
     best = env.best()
     assert log["rollout/reward"][0] < 0.6 * best and sum(log["rollout/reward"][-5:]) / 5 > share * best
     assert env.invalid == 0
 
 
-def test_the_spend_head_learns_beside_the_policy():
-    log = train(ppo := make_ppo(Chain(32), 20, spend=part("spend/learned", hidden=[16], lr=0.03)))
+def test_the_redemption_model_learns_beside_the_policy():
+    log = train(ppo := make_ppo(Chain(32), 20, auxiliary=part("auxiliary/redemption_model", hidden=[16], lr=0.03)))
     assert log["losses/spend"][-1] < 0.5 * log["losses/spend"][0]
-    assert float(ppo.spend.optimizer.param_groups[0]["lr"]) == pytest.approx(0.03 / 20)  # annealed like the policy's
+    assert float(ppo.auxiliary.optimizer.param_groups[0]["lr"]) == pytest.approx(0.03 / 20)  # annealed like the policy's

@@ -18,8 +18,8 @@ GROUPS = sorted([str(path.parent.relative_to(CONF)) + "=" + path.stem for path i
 PRIMARY = {"benchmark": "bench", "campaigns": "import_log", "effects": "bench", "behaviour": "collect", "ope": "evaluate", "ope/model": "evaluate"}
 
 # groups of parts that the default algorithm or environment doesn't have
-OWNERS = {"effects=": "benchmark=uplift/hillstrom", "algo/explore=": "algo=bandit", "algo/twin=": "algo=twin", "algo/twin/response=": ("algo=twin", "algo/twin=neural"), "algo/encoder=": "algo=reward_model", "algo/keep=": "algo=cql",
-          "algo/baseline=": "algo=cql", "env/corpus": "env=email",
+OWNERS = {"effects=": "benchmark=uplift/hillstrom", "algo/exploration=": "algo=bandit", "algo/twin=": "algo=twin", "algo/twin/response=": ("algo=twin", "algo/twin=neural"), "algo/encoder=": "algo=reward_model", "algo/behaviour_constraint=": "algo=cql",
+          "algo/variance_reduction=": "algo=cql", "env/corpus": "env=email",
           **{f"algo/{part}=": "algo=ppo_kl" for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")},
           **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")}}
 
@@ -55,7 +55,7 @@ def test_every_file_composes_and_names_all_its_parameters(group):
         assert all(p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY), path
 
 
-@pytest.mark.parametrize("override", ["algo.clipp=0.1", "env/world=ful", "algo.net.hiden=[8]", "sede=1"])
+@pytest.mark.parametrize("override", ["algo.clipp=0.1", "env/world=ful", "algo.network.hiden=[8]", "sede=1"])
 def test_a_typo_is_rejected_by_hydra(override):
     with pytest.raises(HydraException):
         composed(override)

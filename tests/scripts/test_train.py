@@ -177,10 +177,10 @@ def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     ("env=offers_twin", "env.twin: expected the path"),
     ("env.num_agents=many", "env.num_agents: expected a number, as in env.num_agents=4000, got 'many'"),
     ("algo.norm_reward=no", "algo.norm_reward: expected true or false"),
-    ("algo.net.hidden=16", "algo.net.hidden: expected a list"),
-    ("algo.net=16", "algo.net: expected keys"),
+    ("algo.network.hidden=16", "algo.network.hidden: expected a list"),
+    ("algo.network=16", "algo.network: expected keys"),
     ("env.num_agents=true", "env.num_agents: expected a number"),
-    ("matmul=fast", "matmul: expected highest or high, got 'fast'"),
+    ("float32_matmul_precision=fast", "float32_matmul_precision: expected highest or high, got 'fast'"),
 ])
 def test_bad_input_gets_one_line_and_code_2(tmp_path, override, says):
     (tmp_path / "setup.cfg").write_text("[metadata]\n")

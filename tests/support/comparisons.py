@@ -7,7 +7,7 @@ from torch import Tensor
 
 def weights(ppo) -> Tensor:
     """Concatenate all parameters and buffers of the network."""
-    return torch.cat([x.flatten() for x in ppo.net.state_dict().values()])
+    return torch.cat([x.flatten() for x in ppo.network.state_dict().values()])
 
 
 def identical(a, b) -> bool:

@@ -11,8 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import rlcore.backends.cuda_graphs
-from rlcore.backends.cuda_graphs import Captured
+from rlcore.backends import cuda_graphs
 
 ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "equal", "is_nonzero",
         "lift_fresh", "randperm", "rand", "randint", "randn", "uniform_", "normal_", "random_", "bernoulli", "bernoulli_",
@@ -110,18 +109,18 @@ def tape(monkeypatch):
     """Recording and side streams without a GPU."""
     tapes = []
 
-    def record(function, place):
+    def record_graph(function, memory):
         tapes.append(Tape())
         with tapes[-1]:
             out = function()
         tapes[-1].undo()
         return tapes[-1].replay, out
-    monkeypatch.setattr(rlcore.backends.cuda_graphs, "record", record)
-    monkeypatch.setattr(rlcore.backends.cuda_graphs, "place", dict)
-    monkeypatch.setattr(rlcore.backends.cuda_graphs, "aside", lambda function: function())
+    monkeypatch.setattr(cuda_graphs, "record_graph", record_graph)
+    monkeypatch.setattr(cuda_graphs, "graph_memory", dict)
+    monkeypatch.setattr(cuda_graphs, "run_on_side_stream", lambda function: function())
 
-    def capture(function, mode, device):
-        return Captured(function) if mode == "cudagraph" else function
-    for module in ("rlcore.ppo", "email_rl.models.generation", "email_rl.training.ppo"):
-        monkeypatch.setattr(f"{module}.capture", capture)
+    def record(function, device):
+        return cuda_graphs.CUDAGraphCallable(function)
+    for module in ("rlcore.backends.accelerate", "rlcore.backends.cuda_graphs"):
+        monkeypatch.setattr(f"{module}.record", record)
     return tapes

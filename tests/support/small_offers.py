@@ -23,7 +23,7 @@ def small_evaluation(customers: int = 60, seasons: int = 2, **changes):
 def offers_env(agents: int = 60, **changes) -> OffersEnv:
     """Build the shipped environment with few customers, whose outcomes are drawn."""
     env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
-    env.realise()
+    env.use_realised_outcomes()
     return env
 
 
@@ -35,6 +35,6 @@ def logging_policy(name: str, **changes):
 def random_log(customers: int, seed: int = 0, **changes) -> tuple[OffersEnv, Logged]:
     """An environment, and a log of a season of random decisions for its customers."""
     env = load("offers", CPU, seed, num_agents=customers, **changes)
-    env.realise()
+    env.use_realised_outcomes()
     parts = rollouts(env, Uniform(), "uniform", seed, decisions=12 * customers, steps=1, all_propensities=False)
     return env, Logged.cat(list(parts))

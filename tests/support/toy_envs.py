@@ -10,15 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn import functional
 
-from envs.base import BatchedEnv, Step
+from envs.base import VectorEnv, Step
+from rlcore.algorithm import Algorithm, TrainingLoop
+from rlcore.backends.accelerate import accelerate
+from rlcore.logger import MemoryLogger
 from rlcore.ppo import PPO
 
 SMALL = {
-    "net": {"hidden": [32, 32], "heads": "independent", "first_bias": 0.0, "normalize_obs": False},
-    "optim": {"lr": 0.01}, "num_steps": 5, "epochs": 2, "minibatches": 2, "gamma": 1.0, "gae_lambda": 0.9, "clip": 0.2,
+    "network": {"hidden": [32, 32], "heads": "independent", "first_bias": 0.0, "normalize_obs": False},
+    "optimizer": {"lr": 0.01}, "num_steps": 5, "epochs": 2, "minibatches": 2, "gamma": 1.0, "gae_lambda": 0.9, "clip": 0.2,
     "clip_value": None, "vf_coef": 0.5, "ent_coef": 0.0, "ent_coef_final": 0.0, "norm_adv": "minibatch",
-    "norm_reward": True, "center_reward": False, "max_grad_norm": 0.5, "target_kl": None, "init": None, "imitated": 0,
-    "temperature": 1.0, "eval_every": 1000, "checkpoint_every": 1000}
+    "norm_reward": True, "center_reward": False, "max_grad_norm": 0.5, "target_kl": None,
+    "eval_every": 1000, "checkpoint_every": 1000}
 
 
 def part(name: str, **changes) -> DictConfig:
@@ -26,45 +29,34 @@ def part(name: str, **changes) -> DictConfig:
     return OmegaConf.merge(node(f"../algo/{name}"), changes)
 
 
-def make_ppo(env: BatchedEnv, iterations: int, *, seed: int = 0, mode: str = "eager", **changes) -> PPO:
-    """Build PPO from its YAML for some iterations: SMALL, with a linear schedule and no spend head, then `changes`."""
-    config = part("ppo", schedule=None, spend=None)
-    config = OmegaConf.merge(config, SMALL, {"schedule": part("schedule/linear", final=0.0), **changes})
+def ppo_config(env: VectorEnv, iterations: int, **changes) -> DictConfig:
+    """Compose PPO's YAML for some iterations: SMALL, with a linear schedule and no auxiliary model, then `changes`."""
+    config = part("ppo", lr_schedule=None, auxiliary=None)
+    config = OmegaConf.merge(config, SMALL, {"lr_schedule": part("lr_schedule/linear", final=0.0), **changes})
     config.total_steps = iterations * config.num_steps * env.num_agents
-    return instantiate(config, _convert_="all")(env, seed, mode)
+    return config
 
 
-class Log:
-    """A logger that keeps every row as floats."""
-
-    def __init__(self):
-        self.rows: list[dict] = []
-
-    def log(self, step: int, metrics: dict, **_) -> None:
-        """Keep a row."""
-        self.rows.append({"step": step, **{name: float(x) for name, x in metrics.items()}})
-
-    evaluated = log
-
-    def __getitem__(self, name: str) -> list[float]:
-        return [row[name] for row in self.rows if name in row]
+def make_ppo(env: VectorEnv, iterations: int, *, seed: int = 0, mode: str = "eager", **changes) -> PPO:
+    """Build PPO as `ppo_config` says, to run in a mode."""
+    return accelerate(instantiate(ppo_config(env, iterations, **changes), _convert_="all")(env, seed), mode)
 
 
-def train(ppo: PPO, save=lambda: None, evaluate=None, stop=lambda: False) -> Log:
-    """Train to the end, or to where `stop` says, and return what was logged."""
-    log = Log()
-    ppo.train(log, save, evaluate, stop)
-    return log
+def train(algorithm: Algorithm, save=lambda: None, validate=None, should_stop=lambda: False) -> MemoryLogger:
+    """Train to the end, or to where `should_stop` says, and return what was logged."""
+    logger = MemoryLogger()
+    TrainingLoop(algorithm, logger, save=save, validate=validate, should_stop=should_stop).run()
+    return logger
 
 
-class Toy(BatchedEnv):
+class Toy(VectorEnv):
     """Agents with a state [B, S] each, reset within the step; `invalid` counts the actions that the mask forbade."""
 
     device = torch.device("cpu")
-    truncates = False
+    info_keys = ("reward", "redeemed")
 
     def __init__(self, num_agents: int, seed: int = 0):
-        self.num_agents, self.context_dim = num_agents, self.obs_dim
+        self.num_agents = num_agents
         self.generator = torch.Generator().manual_seed(1000 + seed)
         self.state, self.invalid = self.fresh(), 0
 
@@ -84,7 +76,7 @@ class Toy(BatchedEnv):
     def move(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the next states, rewards, terminated and truncated."""
 
-    def begin(self) -> tuple[Tensor, Tensor]:
+    def reset(self) -> tuple[Tensor, Tensor]:
         return self.observe(self.state), self.allowed(self.state)
 
     def step(self, action: Tensor) -> Step:
@@ -92,7 +84,7 @@ class Toy(BatchedEnv):
         self.invalid += (~valid).sum().item()
         following, reward, terminated, truncated = self.move(self.state, action)
         self.state = torch.where((terminated | truncated)[:, None], self.fresh(), following)
-        return Step(*self.begin(), reward, terminated, truncated, self.observe(following),
+        return Step(*self.reset(), reward, terminated, truncated, self.observe(following),
                     {"reward": reward, "redeemed": reward > 0.5})
 
     def state_dict(self) -> dict:
@@ -143,7 +135,7 @@ class Endless(Toy):
     With γ = .8 the start is worth 0 and every later state 5.
     """
 
-    nvec, obs_dim, truncates, limit = (2,), 2, True, 4
+    nvec, obs_dim, can_truncate, limit = (2,), 2, True, 4
 
     def fresh(self) -> Tensor:
         return torch.zeros(self.num_agents, 1, dtype=torch.long)

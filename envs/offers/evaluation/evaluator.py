@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.evaluation.profit_decomposition import paired, summary
+from rlcore.algorithm import Algorithm, ValuePolicy
 from envs.offers.planning.batching import kept
 from envs.offers.planning.lagrangian_bound import Bound, dual
 from envs.offers.constraints.budget import Budget
@@ -19,12 +20,14 @@ from envs.offers.policies.rollover import Saving, Watched, carried, planner, pri
 from envs.offers.constraints.budget_rules import Expected, Rule
 
 
-class Evaluation:
+class OffersEvaluator:
     """Compare policies on customers that none was trained on.
 
     env has the world and the population. `others` customers (drawn from the training split) are for all that is fitted
     here: fee, price drift, θ̂. `frontier` lists further budget shares at which the learned policy is valued.
     """
+
+    headline = "offers/score"
 
     def __init__(self, env, *, seed: int, customers: int, seasons: int, validation: int, others: int, tuning_seasons: int,
                  fees: list, estimator: int, ridge: float, grid: dict, rehearsals: int, frontier: list, bound: dict,
@@ -63,11 +66,12 @@ class Evaluation:
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
     def learned(self, agent, market: Market, drift: float) -> Priced | Valued:
         """Deploy an agent in a market."""
-        setting = (agent.spend.redeem if agent.spend else None, self.env.observe, market.customers, self.world, market.features)
-        if not agent.sees_price:
-            return Valued(agent.values, *setting)
-        at = {"prices": self.prices, "drift": drift}
-        return PricedValues(agent.worth, *setting, **at) if agent.valued else Priced(agent.logits, *setting, **at)
+        redeem = agent.auxiliary.predict if agent.auxiliary else None
+        setting = (agent.policy, redeem, self.env.codec, market.customers, self.world, market.features)
+        if not agent.policy.observes_price:
+            return Valued(*setting)
+        kind = PricedValues if isinstance(agent.policy, ValuePolicy) else Priced
+        return kind(*setting, prices=self.prices, drift=drift)
 
     def deploy(self, agent, market: Market, other: Market) -> tuple[Policy, dict]:
         """Deploy an agent with what rehearsals on other customers told: the price's drift, the worth of carried money."""
@@ -80,7 +84,7 @@ class Evaluation:
     def rehearse(self, agent, market: Market) -> float:
         """Find the drift of the price that an agent itself will cause, by playing seasons before."""
         low, high = self.env.drift_range
-        if not agent.sees_price:
+        if not agent.policy.observes_price:
             return 0.0
         drift = (low + high) / 2
         for _ in range(self.rehearsals):
@@ -109,7 +113,7 @@ class Evaluation:
             policy = Watched(self.learned(agent, market, drift))
             self._play(policy if path is None else Saving(policy, path), even if path is None else free, None, 1, 3)
             path = price_path(policy.weeks, market.budget)
-            drift = self._drift(path) if agent.sees_price else 0.0
+            drift = self._drift(path) if agent.policy.observes_price else 0.0
         return drift, path
 
     def myopic(self, market: Market, fee: float) -> Policy:
@@ -142,17 +146,17 @@ class Evaluation:
             "planning": self.planner(market, bound, "true θ")}
 
     # ── what is asked of an evaluation ──────────────────────────────────────────────────────────────────────────────
-    def score(self, agent) -> dict[str, float]:
-        """Value an agent on a small validation market in the course of training."""
+    def validate(self, algorithm: Algorithm) -> dict[str, float]:
+        """Score a policy on a small validation market in the course of training."""
         if self._curve is None:
             market = self._market(self.validation, 1, "train", self.env.budget)
             self._curve = market, self.bound(market)
         market, bound = self._curve
-        policy, _ = self.deploy(agent, market, market)
+        policy, _ = self.deploy(algorithm, market, market)
         result = summary(self._play(policy, market, bound, 1, 2), market, bound)
         return {f"offers/{name}": result[name] for name in ("score", "spend_ratio", "contact_rate")}
 
-    def run(self, agent, name: str) -> Report:
+    def evaluate(self, agent: Algorithm | None, name: str) -> Report:
         """Compare all policies, and the agent where there is one, on new customers; then again under the hard rule."""
         market = self._market(self.customers, 11, "test", self.env.budget)
         other = self._market(self.others, 12, "train", self.env.budget)
@@ -173,7 +177,7 @@ class Evaluation:
         policies, told = dict(policies), {}
         if agent is not None:
             policies[name], told = self.deploy(agent, market, other)
-            if not agent.sees_price and market.rule is not self.hard:
+            if not agent.policy.observes_price and market.rule is not self.hard:
                 policies[f"{name}, no budget"] = self.learned(agent, market, 0.0).uncleared()
         records = {row: self._play(policy, market, bound, self.seasons, 13) for row, policy in policies.items()}
         rows = {row: {"information": policies[row].information, **summary(records[row], market, bound)} for row in policies}

@@ -26,7 +26,7 @@ class Report:
     masked: dict[str, float]  # share of the customers that each lasting rule forbids something to
     members: reports.Report | None  # the learned policy under each member of a twin
 
-    def metrics(self) -> dict:
+    def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
         bound = {"value": self.bound.value, "none": self.bound.none, "prices": self.bound.prices.tolist(),
                  "gap": self.bound.gap, "certificate": self.bound.certificate, "budget": self.bound.budget.tolist(), "evaluations": self.bound.evaluations}
@@ -38,7 +38,7 @@ class Report:
                 **({"members": self.members.rows} if self.members else {}),
                 **({"frontier": self.frontier} if self.frontier else {})}
 
-    def headline(self) -> dict[str, float]:
+    def headline_metrics(self) -> dict[str, float]:
         """The numbers by which runs are compared."""
         return {f"score/{name}": row["score"] for name, row in self.rows.items()}
 
@@ -59,7 +59,7 @@ class Report:
 
     _columns = ("policy", "knows", "score", "±", "profit", "spend", "breach", "contacts")
 
-    def table(self) -> Table:
+    def to_table(self) -> Table:
         """Lay the comparison out for the console."""
         table = Table(title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
                             f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.rule}",
@@ -78,11 +78,11 @@ class Report:
     def _rules(self) -> str:
         return "".join(f"\nmasked for {share:.1%}: {reason}" for reason, share in self.masked.items())
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
         return markdown(self._columns, self._lines())
 
-    def figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
+    def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Draw prices against the dual's, lost profit by cause, the training curve, and the frontier where there is one."""
         curve = history.get(headline, [])
         figures = {"lost_profit": self._lost_figure()}

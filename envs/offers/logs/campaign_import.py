@@ -115,7 +115,7 @@ class Campaigns:
             week = min(t, weeks - 1)
             allowed = permits.now(history)
             masks.append(allowed.pairs if t == weeks else allowed.pairs.scatter(1, flat[t][:, None], True))
-            seen.append(env.observe(allowed.seen(features), state, history, week, price, torch.zeros(n)))
+            seen.append(env.codec.encode(allowed.seen(features), state, history, week, price, torch.zeros(n)))
             if t < weeks:
                 contacted, bought, redeemed, left = (table[key][t] > 0 for key in ("offer", "bought", "redeemed", "unsubscribed"))
                 u = torch.rand(UNIFORMS, n, generator=generator)
@@ -128,7 +128,7 @@ class Campaigns:
         def long(x):  # a customer's decisions stand together
             return x.transpose(0, 1).flatten(0, 1)
         week = torch.arange(weeks).expand(n, weeks).flatten()
-        return Logged(env.nvec, env.static, ("campaigns",), torch.arange(size), sample.row.repeat_interleave(weeks), 0 * week, week,
+        return Logged(env.nvec, env.static_dim, ("campaigns",), torch.arange(size), sample.row.repeat_interleave(weeks), 0 * week, week,
                       0 * week, long(torch.stack(seen[:-1])), long(torch.stack(masks[:-1])), long(flat),
                       long(table.get("propensity", torch.full((weeks, n), torch.nan)).double()), None, nothing + self.price,
                       long(profit), long(table["bought"].float()), long(table["redeemed"].float()), long(spend), nothing,

@@ -59,7 +59,7 @@ class Likely:
         observations and actions. What decisions move, the columns `moves`, shifts logits alike for all: whom it shifts how
         much is lost in noise. Raises ValueError where actions are not offer and channel."""
         if len(nvec) != 2:
-            raise ValueError(f"algo.baseline.likely: expected actions of offer and channel, got {tuple(nvec)}")
+            raise ValueError(f"algo.variance_reduction.likely: expected actions of offer and channel, got {tuple(nvec)}")
 
         codec = ActionCodec(*nvec)
 

@@ -4,7 +4,7 @@ made. All predictions for a customer are by fits on others (cross-fitting).
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -14,23 +14,12 @@ from rlcore.offline.logged_dataset import Logged
 from rlcore.ope.outcome_models import CHUNK, descend, folds, numbered
 from envs.offers.logs.response_model import NONE, REDEEMED, TRIP, Likely
 from envs.offers.world.catalogue import ActionCodec
+from envs.offers.world.customers import CHURNED
 from rlcore.offline.deduplicated import Table
+from rlcore.offline.q_learning import AdjustedRewards
 
 MOST = 64  # states of contacts that are counted
 FEWEST = 0.1  # chance to stay: what is divided by it must not explode
-
-
-class Controlled(NamedTuple):
-    """Columns [N]: a value is learned from reward + discount·(value of what follows), by weight."""
-
-    reward: Tensor
-    discount: Tensor
-    weight: Tensor
-
-
-def plain(log: Logged, profit: Tensor, gamma: float) -> Controlled:
-    """Rewards as they came: profit, and what the end is worth."""
-    return Controlled(profit + log.terminal, torch.where(log.terminated, 0.0, gamma), torch.ones_like(profit))
 
 
 class Baseline:
@@ -49,7 +38,7 @@ class Baseline:
     - trip and redemption by state and pair (`likely`), and by state and trip who is lost for good (`hazard`). Those who
       stayed are learned from alone, what follows them times their chance to stay: the same in expectation;
     - growth: how far a week moves Φ, of customers as if rested, by what came of it (`model`);
-    - wear: what of the state only contacts move (`env.rested`) is counted, from where to where by what came and how it was
+    - wear: what of the state only contacts move (`ObservationCodec.without_contacts`) is counted, from where to where by what came and how it was
       sent, and where it goes when left alone. A state costs, until it has passed, what the models above say that a
       customer brings less in it. A value that was fitted could not tell: few in a log are ever rested late in a season.
       Where states can't be counted (a view of histories has too many), a reward is instead against nothing sent to the
@@ -68,7 +57,7 @@ class Baseline:
         self.sample, self.lookahead = sample, lookahead
 
     @torch.no_grad()
-    def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> Controlled:
+    def __call__(self, env, log: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> AdjustedRewards:
         """Free rewards of a log."""
         fold = folds(numbered(log.customer), 2, generator)
         columns = profit.new_empty(3, len(log))
@@ -76,7 +65,7 @@ class Baseline:
             half = Half(self, env, log, profit, gamma, (fold != k).nonzero()[:, 0], generator)
             for rows in (fold == k).nonzero()[:, 0].split(CHUNK):
                 columns[:, rows] = torch.stack(half.freed(rows))
-        return Controlled(*columns)
+        return AdjustedRewards(*columns)
 
     def fit(self, batch: Callable, rows: Tensor, width: int, nvec: tuple[int, ...],
             generator: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -118,13 +107,13 @@ class Half:
         self.options, self.env, self.log, self.profit, self.gamma = options, env, log, profit, gamma
         self.generator, self.width = generator, env.context_dim
         self.next = log.obs if log.next_obs is None else log.next_obs
-        self.expects = options.likely is not None and env.priced
+        self.expects = options.likely is not None and env.as_priced() is not None
         self.hazard = self.sizes = None
         self.sorts = 1 + env.nvec[-1]
         if not self.expects:
             self.value = options.fit(self._batch, rows, self.width, env.nvec, generator)
             return
-        lost, gone = (torch.cat([env.lost(x[some]) for some in rows.split(CHUNK)]) for x in (self.next, log.obs))
+        lost, gone = (torch.cat([self._churned(x[some]) for some in rows.split(CHUNK)]) for x in (self.next, log.obs))
         there, stayed = rows[~gone], rows[~lost]
         self._fit_size(there)
         losing = torch.zeros_like(log.terminated).index_fill_(0, rows[lost], True)
@@ -153,7 +142,7 @@ class Half:
         earned = self.profit[rows] + self.log.spend[rows]
         bought = self._some(rows[(self.log.trips[rows] > 0) & (earned > 0)])
         if len(bought):
-            static, earned = self.log.obs[bought, :self.env.static], self.profit[bought] + self.log.spend[bought]
+            static, earned = self.log.obs[bought, :self.env.static_dim], self.profit[bought] + self.log.spend[bought]
             self.sizes = self._model(static, torch.zeros_like(bought), earned.log(), 1)
 
     def _count(self, rows: Tensor, kind: Tensor) -> None:
@@ -171,7 +160,7 @@ class Half:
         self.paths = share(count.flatten(1, 2))
         alone = share(count[:, :, 0].sum(1))
         power, self.stays = torch.eye(n).to(alone), torch.zeros_like(alone)  # expected weeks in each state, left alone
-        for _ in range(self.env.season):
+        for _ in range(self.env.episode_length):
             self.stays, power = self.stays + power, power @ alone
 
     def _worn(self, x: Tensor, after: Tensor, size: Tensor) -> Tensor:
@@ -196,9 +185,12 @@ class Half:
     def _obs(self, rows: Tensor) -> Tensor:
         return self.log.obs[rows, :self.width]
 
+    def _churned(self, obs: Tensor) -> Tensor:
+        return self.env.codec.decode_status(obs) == CHURNED
+
     def _own(self, x: Tensor) -> Tensor:
         """Leave out of contexts what decisions move: what that costs or brings is theirs, not the customer's."""
-        return self.env.rested(x) if self.expects else x
+        return self.env.codec.without_contacts(x) if self.expects else x
 
     def _with_trip(self, rows: Tensor, trip: Tensor) -> Tensor:
         return torch.cat((self._obs(rows), trip[:, None].to(self.profit)), 1)
@@ -207,7 +199,7 @@ class Half:
         """What a trip brings, money."""
         if not self.sizes:
             return torch.ones_like(self.profit[rows])
-        return self.sizes(self.log.obs[rows, :self.env.static])[:, 0].exp()
+        return self.sizes(self.log.obs[rows, :self.env.static_dim])[:, 0].exp()
 
     def _stay(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The chance to stay, and the weight of who did."""
@@ -215,8 +207,8 @@ class Half:
         if not self.hazard:
             return chance, chance
         staying = 1 - self.hazard(self._with_trip(rows, self.log.trips[rows] > 0))
-        chance = torch.where(self.env.lost(self.log.obs[rows]), chance, staying.clamp(FEWEST, 1.0))
-        return chance, torch.where(self.env.lost(self.next[rows]), 0.0, 1 / chance)
+        chance = torch.where(self._churned(self.log.obs[rows]), chance, staying.clamp(FEWEST, 1.0))
+        return chance, torch.where(self._churned(self.next[rows]), 0.0, 1 / chance)
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, ...]:
         """What values are fitted to."""
@@ -233,7 +225,7 @@ class Half:
         lost = torch.stack([self.hazard(functional.pad(x, (0, 1), value=float(made))) for made in (False, True)], 1)
         came = trip + (1 - lost[:, trip.long()]) * after
         redeem = probs[:, REDEEMED, None, None].expand(-1, *self.env.nvec)
-        spend = self.env.spend(redeem).flatten(1).gather(1, action[:, None])[:, 0]
+        spend = self.env.expected_cost(redeem).flatten(1).gather(1, action[:, None])[:, 0]
         return (probs * came).sum(1) - spend / size
 
     def _changes(self, rows: Tensor) -> Tensor:
@@ -250,7 +242,7 @@ class Half:
     def _state(self, x: Tensor) -> Tensor:
         return (x[:, None, self.moves] == self.states).all(-1).to(torch.uint8).argmax(1)
 
-    def freed(self, rows: Tensor) -> Controlled:
+    def freed(self, rows: Tensor) -> AdjustedRewards:
         """Rewards, in money, freed of all that the models can."""
         obs, action, following, now, discount, weight = self._batch(rows)
         size, lookahead = self.size(rows), self.options.lookahead
@@ -263,4 +255,4 @@ class Half:
         else:
             after, lookahead = self.value(obs)[:, None] + self.growth(obs), 1.0
             reward = self._brings(self._obs(rows), action, after, size) - self._brings(obs, 0 * action, after, size)
-        return Controlled(reward * size, lookahead * discount, weight)
+        return AdjustedRewards(reward * size, lookahead * discount, weight)

@@ -6,7 +6,7 @@ from functools import partial, wraps
 import torch
 from torch import Tensor
 
-from envs.base import BatchedEnv, Step
+from envs.base import VectorEnv, Step
 from envs.offers.env import OffersEnv
 from envs.offers.neural_twin.customers import Contrast, Crowd
 from envs.offers.neural_twin.fit import Ensemble
@@ -23,19 +23,19 @@ class NeuralEnv(OffersEnv):
     are weighted by the probability of being there. Rewards of what came true (`outcomes: realised`) have churn drawn.
     """
 
-    capturable = False  # each season asks other rows of other members
-    hot = ("look",)
+    graph_regions = ("observe_week",)
+    graph_state = ()  # a season asks other rows of other members
 
     def __init__(self, *args, twin: str, evaluation: partial, **parts):
         super().__init__(*args, twin=None, evaluation=partial(Simulated, **evaluation.keywords), **parts)
-        if not self.observe.hides:
+        if not self.codec.hides_state:
             raise ValueError(f"env.twin={twin}: a neural twin knows no habit, fatigue or expectation: expected "
                              "env/observation=history")
         if self.world.reward.fatigue_penalty:
             raise ValueError("env.reward.fatigue_penalty: expected 0, for a neural twin knows no fatigue")
         self.twin = Ensemble(twin, self)
 
-    def _settle(self, sample) -> None:
+    def _prepare_responses(self, sample) -> None:
         crowd = self.twin.crowd(self.features, self.world)
         self.contrast = Contrast(crowd, sample.state.status, realised=self.world.reward.outcomes == "realised")
 
@@ -44,10 +44,10 @@ class NeuralEnv(OffersEnv):
         """This season's customers."""
         return self.contrast.crowd
 
-    def spend(self, redeem: Tensor | None) -> Tensor:
-        """Money that pairs will cost, [N, O+1, C], if P(redeem) is as given; without it, what the twin itself expects."""
-        if redeem is not None:
-            return super().spend(redeem)
+    def expected_cost(self, probability: Tensor | None) -> Tensor:
+        """Return the expected spend of every action, [N, O+1, C], by the probability of redeeming, or by the twin's own."""
+        if probability is not None:
+            return super().expected_cost(probability)
         return self.crowd.worth(self.week, self.allowed.history)[1].unflatten(1, self.nvec)
 
     def expected_reward(self) -> Tensor:
@@ -62,7 +62,7 @@ class NeuralEnv(OffersEnv):
         offer, channel = action.unbind(-1)
         offer = self.permits.enforce(self.allowed.pairs, offer, channel)
         alive = contrast.life.alive
-        lived, profit, rested = contrast.live(t, offer, channel, self.u[t])
+        lived, profit, rested = contrast.live(t, offer, channel, self.uniforms[t])
         following, spend = lived.following.status, lived.paid if contrast.realised else alive * lived.spend
         profit = profit - rested if shaping else profit
         reward = profit - self.prices[t] * spend
@@ -71,15 +71,15 @@ class NeuralEnv(OffersEnv):
             after, resting = contrast.tails()
             reward = reward + after - resting if shaping else reward + after
         self.state, self.week = State(*(torch.zeros_like(following) for _ in range(3)), following), t + 1
-        self.allowed, obs = self._look(lived.following)
+        self.allowed, obs = self._observe(lived.following)
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {"redeemed": lived.redeemed, "contacted": offer > 0, "trips": lived.bought, "spend": spend, "reward": reward,
                 "profit": profit, "churned": following == CHURNED}
-        return Step(obs, self._mask(), reward, ends, torch.zeros_like(ends), obs, info)
+        return Step(obs, self._action_mask(), reward, ends, torch.zeros_like(ends), obs, info)
 
 
 @wraps(OffersEnv, updated=())
-def twinned(device, seed, **parts) -> BatchedEnv:
+def twinned(device, seed, **parts) -> VectorEnv:
     """Open the environment that a twin's kind needs: OffersEnv for a structural one and for none, else NeuralEnv."""
     neural = bool(parts["twin"]) and "halvings" in checkpoint.load(parts["twin"]).get("agent", {})
     return (NeuralEnv if neural else OffersEnv)(device, seed, **parts)

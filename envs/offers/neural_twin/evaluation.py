@@ -8,12 +8,13 @@ from torch import Tensor
 
 from envs.offers.evaluation.profit_decomposition import Z
 from envs.offers.planning.knapsack import hull, permitted
-from envs.offers.evaluation.evaluator import Evaluation
+from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.simulation import Market, Record
 from envs.offers.neural_twin.customers import Contrast, Crowd
 from envs.offers.policies.learned import ByBlock, Nothing, Policy, Random, Response
 from envs.offers.constraints.budget_account import Purse
 from envs.offers.world.customers import State
+from rlcore.algorithm import Algorithm
 from rlcore.report import Report
 
 
@@ -71,7 +72,7 @@ def summary(records: list[Record], market: Market) -> dict:
             "prices": torch.stack([r.price for r in records]).mean(0).tolist()}
 
 
-class Simulated(Evaluation):
+class Simulated(OffersEvaluator):
     """The comparison on customers that respond as a neural twin says. The budget is what its share comes to among customers as
     the population has them without the twin: a number of money, the same as in the true world."""
 
@@ -93,7 +94,7 @@ class Simulated(Evaluation):
         """The week's knapsack, with a fee a contact."""
         return Myopic(market.customers, fee=fee)
 
-    def score(self, agent) -> dict[str, float]:
+    def validate(self, agent: Algorithm) -> dict[str, float]:
         """Value an agent on a small validation market: its profit over nothing, a customer."""
         if self._curve is None:
             self._curve = self._market(self.validation, 1, "train", self.env.budget), None
@@ -103,7 +104,7 @@ class Simulated(Evaluation):
         return {"offers/score": result["incremental_profit"] / len(market),
                 **{f"offers/{name}": result[name] for name in ("spend_ratio", "contact_rate")}}
 
-    def run(self, agent, name: str) -> Report:
+    def evaluate(self, agent: Algorithm | None, name: str) -> Report:
         """Compare all policies, and the agent where there is one, on new customers; and both under each member."""
         market = self._market(self.customers, 11, "test", self.env.budget)
         other = self._market(self.others, 12, "train", self.env.budget)

@@ -34,7 +34,7 @@ class Neural:
 
     def build(self, env, seed: int, members: int) -> list[Member]:
         """Make unfitted members."""
-        catalogue, size = env.world.catalogue, env.static + len(names(self.halvings)) + 1
+        catalogue, size = env.world.catalogue, env.static_dim + len(names(self.halvings)) + 1
         self.learners = self.response(catalogue), self.rest(len(catalogue.channels))
         self.order = chains(catalogue) if self.monotone else []
         torch.manual_seed(seed)

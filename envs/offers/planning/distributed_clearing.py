@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.planning.knapsack import Increments, latest
-from rlcore.backends import distributed as parallel
+from rlcore.backends import distributed
 
 
 LARGEST = 2**63 - 1  # of whole numbers in 64 bits
@@ -25,13 +25,13 @@ def clear_together(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
     low, high = place.new_tensor([-LARGEST, LARGEST])
     for _ in range(64):
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        within = parallel.total(spent[torch.searchsorted(place, middle, right=True)]) <= budget
+        within = distributed.all_reduce_sum(spent[torch.searchsorted(place, middle, right=True)]) <= budget
         low, high = torch.where(within, middle, low), torch.where(within, high, middle)
     before, until = (torch.searchsorted(place, high, right=right) for right in (False, True))
-    ties = spent.new_zeros(parallel.size())
-    ties[parallel.rank()] = spent[until] - spent[before]
-    elsewhere = parallel.total(spent[before]) - spent[before] + parallel.total(ties)[:parallel.rank()].sum()
-    covered = parallel.total(spent[-1]) <= budget
+    ties = spent.new_zeros(distributed.num_processes())
+    ties[distributed.rank()] = spent[until] - spent[before]
+    elsewhere = distributed.all_reduce_sum(spent[before]) - spent[before] + distributed.all_reduce_sum(ties)[:distributed.rank()].sum()
+    covered = distributed.all_reduce_sum(spent[-1]) <= budget
     accepted = real & (covered | (place < high) | ((place == high) & (elsewhere + spent[1:] <= budget)))
     refused = torch.where(covered, 0.0, ordered(-high).view(torch.float64)).clamp_min(0)
     return latest(steps, order, accepted), refused.to(steps.price)

@@ -11,7 +11,8 @@ from envs.offers.planning.batching import blocks
 from envs.offers.planning.knapsack import Increments, compact, hull, ranked, stacked, switches
 from envs.offers.world.history import History
 from envs.offers.planning.state_values import Values, Visited
-from envs.offers.world.observation import Observation
+from envs.offers.world.observation import ObservationCodec
+from rlcore.algorithm import Policy as LearnedPolicy
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.constraints.contact_rules import Allowed
 from envs.offers.world import response
@@ -133,14 +134,16 @@ class Learned(ByBlock):
     """A learned policy over observations. `redeem` maps contexts [B, D] to P(redeem) [B, O+1, C], or is null for the
     world's own expected spend."""
 
-    def __init__(self, redeem: Callable | None, observe: Observation, c: Customers, world: World, features: Tensor):
-        self.redeem, self.observe, self.c, self.world, self.features = redeem, observe, c, world, features.float()
+    def __init__(self, policy: LearnedPolicy, redeem: Callable | None, codec: ObservationCodec, c: Customers, world: World,
+                 features: Tensor):
+        self.policy = policy
+        self.redeem, self.codec, self.c, self.world, self.features = redeem, codec, c, world, features.float()
         self.information = "features" if redeem else "features, true spend"
 
     def look(self, rows: slice, week: int, state: State, allowed: Allowed) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the spend expected of pairs [N, P]."""
         catalogue = self.world.catalogue
-        context = self.observe.context(allowed.seen(self.features[rows]), state, allowed.history, week)
+        context = self.codec.encode_context(allowed.seen(self.features[rows]), state, allowed.history, week)
         if self.redeem is None:
             return context, outcomes(self.c[rows], self.world, week, state, allowed.history).spend
         offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)
@@ -148,20 +151,20 @@ class Learned(ByBlock):
 
 
 class Priced(Learned):
-    """What a policy that sees a price buys as the price falls: `logits` maps observations [B, D] to [B, P].
+    """What a policy that observes the price buys as the price falls.
 
     `drift` is what it is told that the logarithm of the price will do a week.
     """
 
-    def __init__(self, logits: Callable, *learned, prices: Tensor, drift: float):
+    def __init__(self, *learned, prices: Tensor, drift: float):
         super().__init__(*learned)
-        self.logits, self.prices, self.drift = logits, prices.float(), torch.full_like(prices, drift).float()
+        self.prices, self.drift = prices.float(), torch.full_like(prices, drift).float()
 
     @torch.no_grad()
     def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return the switches of every subscribed customer on the price grid."""
         context, spend = self.look(rows, week, state, allowed)
-        steer = self.observe.price(self.prices, self.drift)
+        steer = self.codec.encode_price(self.prices, self.drift)
         logits = torch.stack([
             self.at(price, torch.cat((context, seen.expand(len(context), -1)), -1), allowed.pairs, spend)
             .masked_fill(~allowed.pairs, -torch.inf) for price, seen in zip(self.prices, steer)])
@@ -169,35 +172,30 @@ class Priced(Learned):
 
     def at(self, price: Tensor, obs: Tensor, pairs: Tensor, spend: Tensor) -> Tensor:
         """What it prefers at one price, [N, P]."""
-        return self.logits(obs)
+        return self.policy.distribution(obs, pairs).logits
 
 
 class PricedValues(Priced):
-    """The same for a model of what pairs are worth at a price, before that of their own spend: `logits` maps observations
-    [B, D] and masks [B, P] to worth [B, P].
+    """The same for a ValuePolicy, whose action values are what pairs are worth before the price of their own spend.
 
     At every price the exact knapsack's Lagrangian choice, worth less price times spend: the price that clears the week's
     budget is the one that the values are of.
     """
 
     def at(self, price, obs, pairs, spend):
-        return self.logits(obs, pairs) - price * spend
+        return self.policy.action_values(obs, pairs) - price * spend
 
 
 class Valued(Learned):
-    """The exact knapsack of the week on what a model says: `values` maps contexts [B, D] to the worth of pairs [B, P]."""
+    """The exact knapsack of the week on the values of a ValuePolicy that does not observe the price."""
 
     clears = True
-
-    def __init__(self, values: Callable, *learned):
-        super().__init__(*learned)
-        self.values = values
 
     @torch.no_grad()
     def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
         """Return every customer's efficient steps."""
         context, spend = self.look(rows, week, state, allowed)
-        worth = self.values(context).masked_fill(~allowed.pairs, -torch.inf).to(spend)
+        worth = self.policy.action_values(context, allowed.pairs).to(spend)
         if self.clears:
             return hull(worth, spend)
         most, action = worth.max(1)

@@ -39,7 +39,7 @@ class Jittered(Behaviour):
     def __init__(self, *, plans: bool, sigma: float, epsilon: float):
         self.plans, self.sigma, self.epsilon = plans, sigma, epsilon
 
-    def begin(self, env):
+    def reset(self, env):
         c, world = env.customers, env.world
         values = best_plan(c, world, organic(c, world), env.prices, contacts=env.permits.contacts)[0] if self.plans else None
         self.plan = Knapsack(c, world, "true θ", values=values, fee=0.0)
@@ -75,10 +75,10 @@ class Confounded(Behaviour):
         self.leaning, self.says = leaning, told
 
     def probs(self, env, obs, mask):
-        h, _, d = (x.to(env.u.dtype) for x in env.state[:3])
+        h, _, d = (x.to(env.uniforms.dtype) for x in env.state[:3])
         buys = torch.sigmoid(utility(env.customers, h, d, env.world.season[env.week]))
         self.buys = buys.double()
-        return self._contact(torch.where(env.u[env.week, 0] < buys, self.leaning, 1 - self.leaning).double(), mask)
+        return self._contact(torch.where(env.uniforms[env.week, 0] < buys, self.leaning, 1 - self.leaning).double(), mask)
 
     def told(self, probs, mask):
         if self.says is None:

@@ -1,58 +1,82 @@
-"""What an action will cost: learned from what was redeemed, or told."""
+"""The probability that an offer is redeemed, learned from what was redeemed: what a contact will cost."""
 from __future__ import annotations
 
 from typing import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from rlcore.backends import distributed as parallel
+from envs.base import VectorEnv
+from rlcore.backends import distributed
 from rlcore.networks import mlp
 
 
-class LearnedSpend(nn.Module):
+class RedemptionModel:
     """P(redeem | context, offer, channel) = σ(a[offer]) · σ(b[channel]): redeemed if seen, times seen.
 
-    Trained by cross-entropy on the realised redemptions of the policy's own contacts.
+    Trained by cross-entropy on the realised redemptions of the policy's own contacts; implements rlcore's AuxiliaryModel.
+    Raises ValueError where the environment does not report redemptions.
     """
 
-    def __init__(self, context_dim: int, nvec: tuple[int, int], device: torch.device, *, hidden: list[int],
-                 activation: Callable, lr: float):
-        super().__init__()
-        self.context_dim, self.nvec = context_dim, nvec
-        self.net = mlp([context_dim, *hidden, sum(nvec)], activation, 0.01).to(device)
-        self.first_lr, self.lr = lr, torch.tensor(lr, device=device)
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=True, capturable=True)
+    def __init__(self, env: VectorEnv, *, hidden: list[int], activation: Callable, lr: float):
+        if "redeemed" not in env.info_keys:
+            raise ValueError("algo.auxiliary: this environment reports no redemptions to learn from, expected algo.auxiliary=null")
+        self.context_dim, self.nvec = env.context_dim, env.nvec
+        self.net = mlp([env.context_dim, *hidden, sum(env.nvec)], activation, 0.01).to(env.device)
+        self.initial_lr = lr
+        self.lr = torch.tensor(lr, device=env.device)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=self.lr, fused=True, capturable=True)
 
     def anneal(self, progress: float) -> None:
-        """Lower the rate linearly: what the head says at the end is an average over much data."""
-        self.lr.fill_(self.first_lr * (1 - progress))
+        """Lower the learning rate linearly to 0, so that the final model averages over much data."""
+        self.lr.fill_(self.initial_lr * (1 - progress))
 
-    def log_redeem(self, obs: Tensor) -> Tensor:
-        """Log-probabilities of redeeming, [B, offers, channels]."""
+    def log_prob(self, obs: Tensor) -> Tensor:
+        """Return the log-probabilities of redeeming, [B, offers, channels]."""
         offer, channel = functional.logsigmoid(self.net(obs[:, :self.context_dim])).split(self.nvec, -1)
         return offer[:, :, None] + channel[:, None, :]
 
-    def redeem(self, obs: Tensor) -> Tensor:
-        """Probabilities of redeeming, [B, offers, channels]."""
-        return self.log_redeem(obs).exp()
+    def predict(self, obs: Tensor) -> Tensor:
+        """Return the probabilities of redeeming, [B, offers, channels]."""
+        return self.log_prob(obs).exp()
 
-    def fit(self, obs: Tensor, action: Tensor, redeemed: Tensor, minibatches: int, generator: torch.Generator) -> Tensor:
-        """See each of B decisions once, in shuffled minibatches; return the mean loss."""
+    def fit(self, obs: Tensor, action: Tensor, info: dict[str, Tensor], minibatches: int,
+            generator: torch.Generator) -> dict[str, Tensor]:
+        """Train on every decision once, in shuffled minibatches; return the mean loss."""
+        obs, action = obs.flatten(0, -2), action.flatten(0, -2)
+        redeemed = info["redeemed"].flatten() > 0
         order = torch.randperm(len(obs), generator=generator, device=obs.device)
-        parts = zip(*(x[order].chunk(minibatches) for x in (obs, action, redeemed)))
-        return torch.stack([self.learn(*part).clone() for part in parts]).mean()  # recorded, they lie where the last one did
+        minibatch_losses = []
+        for rows in order.chunk(minibatches):
+            metrics = self.train_minibatch(obs[rows], action[rows], {"redeemed": redeemed[rows]})
+            minibatch_losses.append(metrics["losses/spend"].clone())  # a recorded step overwrites the result of the last one
+        return {"losses/spend": torch.stack(minibatch_losses).mean()}
 
-    def learn(self, obs: Tensor, action: Tensor, redeemed: Tensor) -> Tensor:
-        """Take one step on B decisions (those without an offer don't count); return the loss."""
-        weight = (action[:, 0] > 0).to(obs.dtype)
-        log_p = self.log_redeem(obs)[torch.arange(len(obs), device=obs.device), action[:, 0], action[:, 1]]
-        log_p = log_p.clamp_max(-1e-6)
-        likelihood = torch.where(redeemed, log_p, torch.log(-torch.expm1(log_p)))
-        loss = -(likelihood * weight).sum() / parallel.mean(weight.sum()).clamp_min(1.0 / parallel.size())
+    def train_minibatch(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take one gradient step on B decisions, of which those without an offer do not count; return the loss."""
+        contacted = (action[:, 0] > 0).to(obs.dtype)
+        row = torch.arange(len(obs), device=obs.device)
+        log_p = self.log_prob(obs)[row, action[:, 0], action[:, 1]].clamp_max(-1e-6)
+        log_likelihood = torch.where(info["redeemed"] > 0, log_p, torch.log(-torch.expm1(log_p)))
+        contacts = distributed.all_reduce_mean(contacted.sum()).clamp_min(1.0 / distributed.num_processes())
+        loss = -(log_likelihood * contacted).sum() / contacts
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parallel.average_gradients(self.parameters())
+        distributed.average_gradients(self.net.parameters())
         self.optimizer.step()
-        return loss.detach()
+        return {"losses/spend": loss.detach()}
+
+    def state_dict(self) -> dict:
+        """Return weights and optimiser."""
+        return {"weights": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_weights(self, state: dict) -> None:
+        """Restore what predictions need."""
+        self.net.load_state_dict(state["weights"])
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore weights and optimiser, to train on."""
+        self.load_weights(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["lr"] = self.lr

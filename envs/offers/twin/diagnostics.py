@@ -30,7 +30,7 @@ def doubts(log: Panel, env, level: float) -> list[str]:
     wrong = beyond(z, level)
     if not wrong.any():
         return []
-    names = [*getattr(env.population, "feature_names", [f"feature {k}" for k in range(len(log.features))]), *env.observe.names]
+    names = [*getattr(env.population, "feature_names", [f"feature {k}" for k in range(len(log.features))]), *env.codec.names]
     names = [name for name, keep in zip(names, kept.tolist()) if keep] + ["their mean"]
     worst = z.abs().amax(0).argsort(descending=True)[:3].tolist()
     return ["propensities are not those that decisions were made with: weighted by them, contacts and the rest differ in "

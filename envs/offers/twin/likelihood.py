@@ -57,7 +57,7 @@ def panel(log: Logged, env, where: str) -> Panel:
     or tells what the world can't have done."""
     if log.next_obs is None:
         raise ValueError(f"{where}: expected next_state_* and next_valid_*, what decisions led to")
-    state, following = (env.observe.state(x[:]) for x in (log.obs, log.next_obs))
+    state, following = (env.codec.decode_state(x[:]) for x in (log.obs, log.next_obs))
     offer, channel = env.world.catalogue.action_codec.decode(log.action)
     bought, redeemed, world, terms = log.trips > 0, log.redeemed > 0, env.world, env.world.reward
     if (wrong := redeemed & (~bought | (offer == 0))).any():
@@ -78,7 +78,7 @@ def panel(log: Logged, env, where: str) -> Panel:
     return Panel(log.obs[first, :log.features].T, log.customer[first], place >= 0, lay(log.week), State(*map(lay, state)),
                  lay(offer), lay(channel), lay(bought), lay(redeemed), State(*map(lay, following)),
                  lay(torch.where(bought, margin, 0.0)), lay(log.spend), lay(log.propensity), lay(log.mask[:].sum(1)),
-                 lay(env.observe.known(log.obs[:])).permute(2, 0, 1))
+                 lay(env.codec.decode_dynamics(log.obs[:])).permute(2, 0, 1))
 
 
 def said(p: Tensor, happened: Tensor, known: Tensor) -> Tensor:

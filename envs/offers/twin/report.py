@@ -15,12 +15,14 @@ SHOWN = {"trips": "a trip", "redeemed": "a redemption, if contacted", "opt_out":
 TOLD = ("response", "opt_out", "churn", "margin")  # kinds of outcomes whose drivers are asked for
 
 
-class Evaluation:
+class TwinEvaluator:
     """Hold a twin against held-out customers' decisions and, week by week, against the weeks that were held out.
 
     bins: of calibration curves, by predicted probability. shown: drivers in the plot. level: of the warnings' tests, each
     for all that it looks at. seed: of shuffles and of weeks played. uplift: holds predicted uplift against a randomised log.
     """
+
+    headline = "twin/log_likelihood"
 
     def __init__(self, env, *, bins: int, shown: int, level: float, seed: int, uplift: Uplift):
         self.env, self.bins, self.shown, self.level, self.seed, self.uplift = env, bins, shown, level, seed, uplift
@@ -38,13 +40,13 @@ class Evaluation:
         found = [member.likelihoods() for member in self.members(twin, log)]
         return {name: torch.stack([x[name].sum() for x in found]).mean().item() / int(log.there.sum()) for name in found[0]}
 
-    def score(self, twin) -> dict[str, float]:
+    def validate(self, twin) -> dict[str, float]:
         """How likely what held-out customers did is."""
         found = self.likelihood(twin, twin.log[twin.aside])
         return {"twin/log_likelihood": sum(found.values()), **{f"twin/{name}": x for name, x in found.items()}}
 
     @torch.no_grad()
-    def run(self, twin, name: str) -> Report:
+    def evaluate(self, twin, name: str) -> Report:
         """Report on a fitted twin."""
         held = twin.log[twin.aside]
         rows, calibration = self.predictions(twin, held)

@@ -12,7 +12,7 @@ from envs.offers.twin.likelihood import Panel, log_likelihood, panel
 from envs.offers.populations.base import columns, from_columns
 from envs.offers.twin.structural_model import Parameters, places
 from envs.offers.world.customers import CHURNED, UNSUBSCRIBED, World
-from rlcore.algorithm import Loop
+from rlcore.algorithm import Evaluator, OfflineAlgorithm
 from rlcore.offline.logged_dataset import Logged, named_rows
 
 CUSTOMERS = 4096  # whose likelihood is taken at once
@@ -45,7 +45,7 @@ class Structural:
 
     def build(self, env, seed: int, members: int) -> list[Parameters]:
         """Make unfitted G around what is expected of θ; raise ValueError on parameters that are none."""
-        if env.observe.hides:
+        if env.codec.hides_state:
             raise ValueError("algo/twin=structural: learns from habit, fatigue and expectation, which this env/observation hides: "
                              "expected env/observation=state, or algo/twin=neural")
         expected = env.population.draw(self.reference, torch.Generator(env.device).manual_seed(2 * seed), "train").customers
@@ -54,7 +54,7 @@ class Structural:
             raise ValueError(f"algo.twin.assumed: no such parameter: {', '.join(sorted(unknown))}; there are "
                              f"{', '.join(self.places)}")
         torch.manual_seed(seed)
-        return [Parameters(env.static, theta.mean(0), theta.std(0), hidden=self.hidden) for _ in range(members)]
+        return [Parameters(env.static_dim, theta.mean(0), theta.std(0), hidden=self.hidden) for _ in range(members)]
 
     def lay(self, log: Logged, env) -> Panel:
         """Lay a log out by customer and week."""
@@ -116,7 +116,7 @@ class Structural:
                     "twin/rounds": rounds}
 
 
-class Twin(Loop):
+class Twin(OfflineAlgorithm):
     """An ensemble of models of the world, each fitted to the customers of a log drawn again with replacement.
 
     twin: what is fitted. held: share of the customers, and the last weeks of the season, that none is fitted to.
@@ -126,12 +126,11 @@ class Twin(Loop):
 
     checkpoint_every = eval_every = 1
 
-    def __init__(self, env, seed: int, mode: str, *, twin, members: int, held: dict, weighted: bool, clip: float,
+    def __init__(self, env, seed: int, *, twin, members: int, held: dict, weighted: bool, clip: float,
                  report: Callable):
         self.env, self.twin, self.held, self.weighted, self.clip = env, twin, held, weighted, clip
-        self.evaluation = report
-        self.iterations, self.iteration, self.batch = members, 0, 0
-        self.schedule, self.lr, self.kl = None, torch.tensor(torch.nan), torch.tensor(torch.nan)
+        self.report = report
+        self.iterations, self.iteration, self.steps_per_iteration = members, 0, 0
         self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
         if not 0 < held["customers"] < 1 or not 0 <= held["weeks"] < env.world.weeks:
             raise ValueError(f"algo.held: expected a share of customers in (0, 1) and less than {env.world.weeks} weeks, got "
@@ -139,7 +138,11 @@ class Twin(Loop):
         self.members = nn.ModuleList(twin.build(env, seed, members)).to(env.device)
         self.log: Panel | None = None
 
-    def learn_from(self, log: Logged) -> None:
+    def make_evaluator(self) -> Evaluator:
+        """Return what holds the members against decisions that they were not fitted to."""
+        return self.report(self.env)
+
+    def set_dataset(self, log: Logged) -> None:
         """Take a log; raise ValueError where it can't be fitted to."""
         if self.weighted and (missing := log.propensity.isnan()).any():
             raise ValueError(f"log: {named_rows(missing, 0)}, column 'propensity': expected one, as decisions are to be "
@@ -171,33 +174,36 @@ class Twin(Loop):
         w = w / w[log.there].mean()
         return (w.clamp_max(self.clip) * self.early).float()
 
-    def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
-              stop: Callable[[], bool]) -> None:
-        """Fit members to the last, or to the end of the one in which `stop` turns true."""
+    def setup(self, logger, should_stop: Callable[[], bool]) -> None:
+        """Split the log's customers. Raises ValueError where there is no log."""
         if self.log is None:
             raise ValueError("log: expected the path of a log to learn from, as in log=log.parquet")
-        weight, rows, aside = self.weights(), (~self.aside).nonzero()[:, 0], self.aside.nonzero()[:, 0]
-        fitted, held = self.log[rows], self.log[aside]
-        self.batch = int((weight[:, rows] > 0).sum())
-        for _, metrics in self.loop(logger, save, evaluate, stop):
-            drawn = torch.randint(len(rows), (len(rows),), generator=self.generator, device=rows.device)
-            again = drawn.bincount(minlength=len(rows))
-            metrics |= self.twin.fit(self.members[self.iteration], self.env.world, fitted, weight[:, rows] * again, held,
-                                      weight[:, aside], self.generator)
+        weight, fitted_rows, held_rows = self.weights(), (~self.aside).nonzero()[:, 0], self.aside.nonzero()[:, 0]
+        self.fitted_log, self.fitted_weight = self.log[fitted_rows], weight[:, fitted_rows]
+        self.held_log, self.held_weight = self.log[held_rows], weight[:, held_rows]
+        self.steps_per_iteration = int((self.fitted_weight > 0).sum())
+
+    def iterate(self, progress: float) -> dict[str, Tensor | float]:
+        """Fit a member to customers drawn with replacement; return how likely the log is under it."""
+        customers = len(self.fitted_log)
+        drawn = torch.randint(customers, (customers,), generator=self.generator, device=self.env.device)
+        times_drawn = drawn.bincount(minlength=customers)
+        return self.twin.fit(self.members[self.iteration], self.env.world, self.fitted_log, self.fitted_weight * times_drawn,
+                             self.held_log, self.held_weight, self.generator)
 
     def state_dict(self) -> dict:
         """Everything that fitting needs to go on as if it had not stopped, but for the log."""
         return {"members": [x.state_dict() for x in self.members], "iteration": self.iteration,
                 "generator": self.generator.get_state(), "env": self.env.state_dict(), **self.twin.state_dict()}
 
-    def load_weights(self, state: dict) -> None:
+    def load_policy(self, state: dict) -> None:
         """Restore the members, on whatever device."""
         for member, held in zip(self.members, state["members"]):
             member.load_state_dict(held)
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` gave, to fit on."""
-        self.load_weights(state)
+        self.load_policy(state)
         self.generator.set_state(state["generator"].cpu())
         self.env.load_state_dict(state["env"])
         self.iteration = state["iteration"]

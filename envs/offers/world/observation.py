@@ -15,13 +15,13 @@ def hot(x: Tensor, n: int) -> Tensor:
     return x[:, None] == torch.arange(n, device=x.device)
 
 
-class Observation:
+class ObservationCodec:
     """Features, state and week (one-hot), then the price: its logarithm now and its drift a week, both scaled.
 
     The price comes last, so that all before it is what outcomes depend on.
     """
 
-    hides = False  # whether habit, fatigue and expectation can't be read out of it
+    hides_state = False  # whether habit, fatigue and expectation can't be read out of it
     hidden = HABITS + FATIGUES + EXPECTATIONS  # columns between features and status
 
     def __init__(self, num_features: int, weeks: int, price_range: list, drift_range: list):
@@ -31,15 +31,15 @@ class Observation:
         self.context_dim = num_features + self.hidden + 3 + weeks
         self.dim = self.context_dim + 2
 
-    def context(self, features: Tensor, state: State, history: History | None, week: int | Tensor) -> Tensor:
+    def encode_context(self, features: Tensor, state: State, history: History | None, week: int | Tensor) -> Tensor:
         """Lay out what outcomes depend on, [N, context_dim]; the week is a number or a tensor [1]."""
-        return torch.cat(self._context(features, state, history, week), -1)
+        return torch.cat(self._encode_context(features, state, history, week), -1)
 
-    def _context(self, features: Tensor, state: State, history: History | None, week: int | Tensor) -> list[Tensor]:
+    def _encode_context(self, features: Tensor, state: State, history: History | None, week: int | Tensor) -> list[Tensor]:
         now = (torch.arange(self.weeks, device=features.device) == week).expand(len(features), -1)
-        return [features, *(x.to(features) for x in (*self.inside(state, history), hot(state.status, 3), now))]
+        return [features, *(x.to(features) for x in (*self.encode_dynamics(state, history), hot(state.status, 3), now))]
 
-    def inside(self, state: State, history: History) -> list[Tensor]:
+    def encode_dynamics(self, state: State, history: History) -> list[Tensor]:
         """What is known of what moves customers, `hidden` columns."""
         return [hot(x, n) for x, n in zip(state, (HABITS, FATIGUES, EXPECTATIONS))]
 
@@ -49,53 +49,53 @@ class Observation:
         return [f"{name} {k}" for name, n in (("habit", HABITS), ("fatigue", FATIGUES), ("expectation", EXPECTATIONS))
                 for k in range(n)]
 
-    def known(self, obs: Tensor) -> Tensor:
+    def decode_dynamics(self, obs: Tensor) -> Tensor:
         """Read what `inside` laid out, out of observations [B, D]."""
         return obs[:, self.features:self.features + self.hidden]
 
-    def state(self, obs: Tensor) -> State:
+    def decode_state(self, obs: Tensor) -> State:
         """Read the state out of observations [B, D]."""
-        inside = (hot.argmax(-1) for hot in self.known(obs).split((HABITS, FATIGUES, EXPECTATIONS), -1))
-        return State(*inside, self.status(obs))
+        inside = (hot.argmax(-1) for hot in self.decode_dynamics(obs).split((HABITS, FATIGUES, EXPECTATIONS), -1))
+        return State(*inside, self.decode_status(obs))
 
-    def status(self, obs: Tensor) -> Tensor:
+    def decode_status(self, obs: Tensor) -> Tensor:
         """Read the status [B] out of observations [B, D]."""
         first = self.context_dim - self.weeks - 3
         return obs[:, first:first + 3].argmax(-1)
 
-    def rested(self, obs: Tensor) -> Tensor:
+    def without_contacts(self, obs: Tensor) -> Tensor:
         """Set fatigue and expectation to 0 and the status to subscribed in observations [B, D]."""
         obs, first, end = obs.clone(), self.features + HABITS, self.context_dim - self.weeks
         obs[:, first:end] = 0.0
         obs[:, [first, first + FATIGUES, first + FATIGUES + EXPECTATIONS]] = 1.0
         return obs
 
-    def price(self, price: Tensor, drift: Tensor) -> Tensor:
+    def encode_price(self, price: Tensor, drift: Tensor) -> Tensor:
         """Scale prices and drifts to about [−1.7, 1.7], [..., 2]."""
-        return torch.cat(self._price(price, drift), -1)
+        return torch.cat(self._encode_price(price, drift), -1)
 
-    def _price(self, price: Tensor, drift: Tensor) -> list[Tensor]:
+    def _encode_price(self, price: Tensor, drift: Tensor) -> list[Tensor]:
         def standard(x, low, high):
             return ((x - (low + high) / 2) * (12**0.5 / (high - low)))[..., None]
         return [standard(price.log(), self.log_low, self.log_high), standard(drift, self.drift_low, self.drift_high)]
 
-    def price_seen(self, obs: Tensor) -> Tensor:
+    def decode_price(self, obs: Tensor) -> Tensor:
         """Read the price [B] out of observations [B, D]."""
         return ((self.log_low + self.log_high) / 2 + obs[:, -2] * (self.log_high - self.log_low) / 12**0.5).exp()
 
-    def __call__(self, features: Tensor, state: State, history: History | None, week: int | Tensor, price: Tensor,
+    def encode(self, features: Tensor, state: State, history: History | None, week: int | Tensor, price: Tensor,
                  drift: Tensor) -> Tensor:
         """Lay out observations [N, dim] of customers at their own price [N] and drift [N]."""
-        return torch.cat(self._context(features, state, history, week) + self._price(price, drift), -1)
+        return torch.cat(self._encode_context(features, state, history, week) + self._encode_price(price, drift), -1)
 
 
-class Histories(Observation):
+class HistoryCodec(ObservationCodec):
     """The same without habit, fatigue and expectation: what is seen of them is what customers did, and what was done.
 
     halvings: weeks in which what lies back counts half (envs/offers/world/history.py).
     """
 
-    hides = True
+    hides_state = True
 
     def __init__(self, *args, halvings: list):
         if not halvings or min(halvings) <= 0:
@@ -108,16 +108,16 @@ class Histories(Observation):
         """Names of the columns."""
         return names(self.halvings)
 
-    def inside(self, state: State, history: History) -> list[Tensor]:
+    def encode_dynamics(self, state: State, history: History) -> list[Tensor]:
         """The columns of the history."""
         return [history.columns(self.halvings)]
 
-    def state(self, obs: Tensor) -> State:
+    def decode_state(self, obs: Tensor) -> State:
         """Read what is known of the state out of observations [B, D]: the status, and zeros."""
-        status = self.status(obs)
+        status = self.decode_status(obs)
         return State(*(torch.zeros_like(status) for _ in range(3)), status)
 
-    def rested(self, obs: Tensor) -> Tensor:
+    def without_contacts(self, obs: Tensor) -> Tensor:
         """Take contacts, redemptions and spend out of observations [B, D], and set the status to subscribed."""
         obs, first, end = obs.clone(), self.features, self.context_dim - self.weeks
         gone = [first + k for k, name in enumerate(self.names) if not name.startswith(("weeks", "purchases", "last p"))]

@@ -48,18 +48,18 @@ def ppo_stages(ppo) -> dict[str, Stage]:
                for _ in range(ppo.num_steps)]
 
     def environment() -> None:
-        env.begin()
+        env.reset()
         for action in actions:
             env.step(action)
 
     def collect() -> None:
-        kept["rollout"], _ = ppo.collect()
+        kept["rollout"] = ppo.collect()
 
     def prepare() -> None:
-        kept["batch"] = ppo.prepare(kept["rollout"])
+        kept["batch"] = ppo.compute_advantages(kept["rollout"])
 
     def update() -> None:
-        ppo.update(kept["rollout"], kept["batch"])
+        ppo.update(kept["batch"])
     return {"environment": environment, "collect": collect, "prepare": prepare, "update": update}
 
 

@@ -57,9 +57,9 @@ def effect(env, log: Logged) -> Tensor:
     """What a contact drawn from all pairs adds to P(trip), [N]: θ follows from features of r2 = 1."""
     population, (offers, channels) = env.population, env.nvec
     world = env.world.to(env.device, torch.float64)
-    z = log.obs[:, :env.static].double() @ population.mixing.T.to(env.device)
+    z = log.obs[:, :env.static_dim].double() @ population.mixing.T.to(env.device)
     c = world.inhabit(from_columns(population.mean.to(z) + population.std.to(z) * z))
-    h, f, d = (x.double() for x in env.observe.state(log.obs)[:3])
+    h, f, d = (x.double() for x in env.codec.decode_state(log.obs)[:3])
 
     def trips(offer: int, channel: int) -> Tensor:
         o = outcome(c, world, log.week, h, f, d, torch.full_like(log.week, offer), torch.full_like(log.week, channel))

@@ -9,20 +9,11 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from rlcore.algorithm import TrainingLoop
+from rlcore.logger import MemoryLogger
 from rlcore.plots import labelled
 from scripts.benchmarks.common.display import progress, save_figure, show, table_of
 from scripts.benchmarks.common.intervals import half_width, mean_and_half_width
-
-
-class Curve:
-    """A logger that keeps the cumulative regret of an agent by iteration."""
-
-    def __init__(self):
-        self.regret: list[Tensor] = []
-
-    def log(self, step: int, metrics: dict, **_) -> None:
-        """Keep a point."""
-        self.regret.append(metrics["rollout/cumulative_regret"])
 
 
 def run(directory: Path, device: torch.device, seed: int, *, env: Callable, learner: Callable, explorers: dict,
@@ -32,10 +23,10 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, lear
     for name, explore in progress(explorers.items(), "explorers"):
         rows = []
         for k in range(seed, seed + seeds):
-            log = Curve()
-            agent = learner(env(device, k), k, "eager", explore=explore)
-            agent.train(log, lambda: None, None, lambda: False)
-            rows.append(torch.stack(log.regret))
+            log = MemoryLogger()
+            agent = learner(env(device, k), k, exploration=explore)
+            TrainingLoop(agent, log).run()
+            rows.append(torch.tensor(log["rollout/cumulative_regret"]))
         curves[name] = torch.stack(rows).cpu().double()  # [seeds, iterations]
     final = {name: curve[:, -1] for name, curve in curves.items()}
     yardstick = min((name for name in final if name.startswith("ε")), key=lambda name: final[name].mean())

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlcore import checkpoint
-from rlcore.logger import Quiet
+from rlcore.algorithm import TrainingLoop
+from rlcore.logger import NullLogger
+from rlcore.offline.q_learning import DoubleDQN
 from rlcore.offline.logged_dataset import Logged
 from rlcore.plots import labelled
 from scripts.benchmarks.common.display import save_figure
@@ -57,18 +59,18 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behav
 
 def learned(env, algo: Callable, log: Logged, seed: int, shared: dict):
     """Train on a log. Baselines are alike for all learners: the first that needs one leaves it in `shared`."""
-    agent = algo(env, seed, "eager")
-    if getattr(agent, "baseline", None):
-        fit = agent.baseline
-        agent.baseline = lambda *given: shared.setdefault("baseline", shared.get("baseline") or fit(*given))
-    agent.learn_from(log)
-    agent.train(Quiet(), lambda: None, None, lambda: False)
+    agent = algo(env, seed)
+    if isinstance(agent, DoubleDQN) and agent.variance_reduction:
+        fit = agent.variance_reduction
+        agent.variance_reduction = lambda *given: shared.setdefault("rewards", shared.get("rewards") or fit(*given))
+    agent.set_dataset(log)
+    TrainingLoop(agent, NullLogger()).run()
     return agent
 
 
 def learned_score(judge, fit: Callable) -> dict[str, float]:
     """Fit a learner, and value what it learned."""
-    return judge.score(fit())
+    return judge.validate(fit())
 
 
 def summary(cells: list[dict]) -> list[dict]:

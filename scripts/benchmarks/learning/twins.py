@@ -13,7 +13,8 @@ from envs.offers.twin.likelihood import Panel
 from envs.offers.twin.structural_predictions import Answers
 from envs.offers.world.customers import SUBSCRIBED
 from rlcore import checkpoint
-from rlcore.logger import Quiet
+from rlcore.algorithm import TrainingLoop
+from rlcore.logger import NullLogger
 from rlcore.offline.logged_dataset import Logged
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
@@ -50,9 +51,9 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, beha
 
 def fitted(algo: Callable, world, log: Logged, seed: int):
     """Fit a twin to a log of a world."""
-    twin = algo(world, seed, "eager")
-    twin.learn_from(log)
-    twin.train(Quiet(), lambda: None, None, lambda: False)
+    twin = algo(world, seed)
+    twin.set_dataset(log)
+    TrainingLoop(twin, NullLogger()).run()
     return twin
 
 

@@ -53,7 +53,7 @@ def measure(name: str, device: torch.device, seed: int, *, env: Callable, ope: V
             **{interval: {"covered": sum(held[estimator, kind, interval]) / count,
                           "half_width": sum(width[estimator, kind, interval]) / count} for interval in INTERVALS}}
     return {"truth": truth, "logging": dict(zip(("profit", "spend"), pool.value(acts))), "replications": count,
-            "customers": customers, "weeks": env.season, "effective_share": sum(shares) / count, "rows": rows}
+            "customers": customers, "weeks": env.episode_length, "effective_share": sum(shares) / count, "rows": rows}
 
 
 def table(name: str, result: dict) -> Table:

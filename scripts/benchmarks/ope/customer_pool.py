@@ -98,7 +98,7 @@ def replications(env, pool: Pool, logging: Tensor, targets: list[Tensor], *, cou
         behaviour = Tabled(logging, targets)
         log, = rollouts(env, behaviour, "logging", seed + start, decisions=1, steps=1, all_propensities=False)
         noted = [torch.stack(table, 1).flatten(0, 1) for table in zip(*behaviour.noted)]
-        size = customers * env.season
+        size = customers * env.episode_length
         for k in range(min(at_once, count - start)):
             rows = slice(k * size, (k + 1) * size)
             yield log[rows], [table[rows] for table in noted]
@@ -107,5 +107,5 @@ def replications(env, pool: Pool, logging: Tensor, targets: list[Tensor], *, cou
 def world_of(env: Callable, device: torch.device, seed: int, size: int) -> tuple[object, Pool]:
     """Build an environment of realised outcomes and the pool in it."""
     env = env(device, seed)
-    env.realise()
+    env.use_realised_outcomes()
     return env, Pool(env, size, seed)

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from rlcore.backends.cuda_graphs import WARM
+from rlcore.backends.accelerate import accelerate
+from rlcore.backends.cuda_graphs import WARM_UP_CALLS
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.timing import cpu_seconds, ppo_stages, time_in_turns
 
@@ -83,25 +84,25 @@ def launched(part: Callable[[], object], device: torch.device) -> int | None:
     return sum(event.count for event in found.key_averages() if event.device_type == DeviceType.CUDA)
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, fast: str, ceiling: dict,
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, execution: str, ceiling: dict,
         repeats: int, last: str) -> dict:
     """Count and time the stages to the `last`, an agent-step; print and return the table.
 
     Kernels, bytes and operations are counted as they run eagerly.
     """
     def parts_of(mode: str) -> tuple[int, dict[str, Callable]]:
-        ppo = algo(env(device, seed), seed, mode)
+        ppo = accelerate(algo(env(device, seed), seed), mode)
         parts = ppo_stages(ppo)
         if last not in parts:
             raise ValueError(f"benchmark.last: expected one of {', '.join(parts)}, got '{last}'")
-        return ppo.batch, dict(list(parts.items())[:list(parts).index(last) + 1])
+        return ppo.steps_per_iteration, dict(list(parts.items())[:list(parts).index(last) + 1])
     steps, parts = parts_of("eager")
     counts, top, rows = {}, ceilings(device, **ceiling), {}
     for name, part in parts.items():
         with Count() as counts[name]:
             part()
-    steps, parts = parts_of(fast)
-    for _ in range(WARM + 1):  # what is compiled or recorded then is
+    steps, parts = parts_of(execution)
+    for _ in range(WARM_UP_CALLS + 1):  # what is compiled or recorded then is
         for part in parts.values():
             part()
     taken = time_in_turns(parts, repeats)

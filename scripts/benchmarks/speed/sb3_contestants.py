@@ -8,6 +8,7 @@ from torch import nn
 
 from envs.sequential.env import SequentialEnv
 from scripts.benchmarks.common.timing import Stage, ppo_stages
+from rlcore.backends.accelerate import accelerate
 from scripts.benchmarks.speed.scalar_env import ScalarToy
 
 try:
@@ -25,8 +26,8 @@ def scalars(env: SequentialEnv) -> DummyVecEnv:
 def peer(kind: type, env: VecEnv, seed: int, algo: dict):
     """Build Stable-Baselines3's algorithm with the settings of our PPO."""
     batch = env.num_envs * algo["num_steps"]
-    net = algo["net"].keywords
-    return kind("MlpPolicy", env, seed=seed, device="cpu", learning_rate=algo["optim"].keywords["lr"],
+    net = algo["network"].keywords
+    return kind("MlpPolicy", env, seed=seed, device="cpu", learning_rate=algo["optimizer"].keywords["lr"],
                 n_steps=algo["num_steps"], batch_size=batch // algo["minibatches"], n_epochs=algo["epochs"],
                 gamma=algo["gamma"], gae_lambda=algo["gae_lambda"], clip_range=algo["clip"], ent_coef=algo["ent_coef"],
                 vf_coef=algo["vf_coef"] / 2, max_grad_norm=algo["max_grad_norm"],
@@ -54,8 +55,8 @@ def peer_stages(env: VecEnv, seed: int, algo: dict) -> dict[str, Stage]:
 
 
 def our_stages(env: SequentialEnv, seed: int, mode: str, algo: Callable) -> dict[str, Stage]:
-    """The same stages of our PPO on a BatchedEnv."""
-    stages = ppo_stages(algo(env, seed, mode))
+    """The same stages of our PPO on a VectorEnv."""
+    stages = ppo_stages(accelerate(algo(env, seed), mode))
 
     def collect() -> None:
         stages["collect"]()

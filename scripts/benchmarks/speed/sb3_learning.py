@@ -17,6 +17,9 @@ from envs.sequential.env import SequentialEnv
 from envs.sequential.evaluation import knapsack, nothing, play
 from rlcore.distributions import unflatten
 from rlcore.plots import labelled
+from rlcore.algorithm import TrainingLoop
+from rlcore.backends.accelerate import accelerate
+from rlcore.logger import NullLogger
 from rlcore.ppo import PPO
 from scripts.benchmarks.common.display import save_figure
 from scripts.benchmarks.common.intervals import mean_and_half_width
@@ -31,10 +34,10 @@ except ImportError as error:
 @torch.no_grad()
 def season_return(choose: Callable[[Tensor, Tensor], Tensor], env: SequentialEnv) -> float:
     """Mean return of a season over all worlds; `choose` maps obs and mask to actions [W, 2]."""
-    (obs, mask), total = env.begin(), 0.0
+    (obs, mask), total = env.reset(), 0.0
     for _ in range(env.season_steps):
         step = env.step(choose(obs, mask))
-        obs, mask, total = step.obs, step.mask, total + step.reward.mean()
+        obs, mask, total = step.obs, step.action_mask, total + step.reward.mean()
     return total.item()
 
 
@@ -50,7 +53,7 @@ def predicted(model, flat: bool) -> Callable[[Tensor, Tensor], Tensor]:
 
 def drawn(ppo: PPO, generator: torch.Generator) -> Callable[[Tensor, Tensor], Tensor]:
     """Act by the draws of our policy, from a stream beside training's."""
-    return lambda obs, mask: ppo.policy(obs, mask, torch.rand(len(obs), generator=generator))[0]
+    return lambda obs, mask: ppo.policy.act(obs, mask, torch.rand(len(obs), generator=generator))[0]
 
 
 class Curve(BaseCallback):
@@ -81,14 +84,14 @@ class Curve(BaseCallback):
         return True
 
 
-class Log:
+class CurveLogger(NullLogger):
     """A logger for our PPO that evaluates every so many iterations and keeps nothing else."""
 
     def __init__(self, judge: Callable[[], float], every: int):
         self.judge, self.every, self.points, self.spent = judge, every, [(0.0, judge())], 0.0
         self.started = time.process_time()
 
-    def log(self, step: int, metrics: dict, *, iteration: int, **_) -> None:
+    def log_iteration(self, step: int, metrics: dict, *, iteration: int, steps: int, started: float) -> None:
         """Add a point (seconds, return) if one is due."""
         if iteration % self.every == 0:
             now = time.process_time() - self.started - self.spent
@@ -96,16 +99,16 @@ class Log:
             self.spent = time.process_time() - self.started - now
 
 
-def ours_trained(make: Callable, algo: Callable, seed: int, mode: str, steps: int, every: int, judge: SequentialEnv) -> Log:
+def ours_trained(make: Callable, algo: Callable, seed: int, mode: str, steps: int, every: int, judge: SequentialEnv) -> CurveLogger:
     """Train our PPO for some steps and return its curve."""
-    ppo: PPO = partial(algo, total_steps=steps)(make(), seed, mode)
+    ppo: PPO = partial(algo, total_steps=steps)(make(), seed)
+    accelerate(ppo, mode)
     if mode == "compile":  # a compiled function is no part of the time that learning takes
         before = copy.deepcopy(ppo.state_dict())
-        rollout, _ = ppo.collect()
-        ppo.update(rollout, ppo.prepare(rollout))
+        ppo.update(ppo.compute_advantages(ppo.collect()))
         ppo.load_state_dict(before)
-    log = Log(lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.beside(judge.num_agents, 1)), every)
-    ppo.train(log, lambda: None, None, lambda: False)
+    log = CurveLogger(lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.beside(judge.num_agents, 1)), every)
+    TrainingLoop(ppo, log).run()
     return log
 
 
@@ -150,8 +153,8 @@ def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, s
     for seed in seeds:
         model = peer(MaskablePPO, OffersVecEnv(env(device, seed), True), seed, algo.keywords)
         model.learn(steps)
-        ppo = partial(algo, total_steps=model.num_timesteps)(env(device, seed), seed, "eager")
-        ppo.train(Log(lambda: 0.0, steps), lambda: None, None, lambda: False)
+        ppo = partial(algo, total_steps=model.num_timesteps)(env(device, seed), seed)
+        TrainingLoop(ppo, NullLogger()).run()
         for name, choose in (("MaskablePPO", predicted(model, True)), ("ours", drawn(ppo, torch.Generator().manual_seed(1)))):
             rows[name].append(season_return(choose, judge.beside(worlds, 1)))
     return {"steps": steps, "optimum": optimum.value.sum(0).mean().item(), "rows": {

@@ -108,7 +108,7 @@ def of_weeks(env: Callable, algo: Callable, device: torch.device, seed: int, dty
     def once():
         dual(market.customers, world, market.organic, market.start, market.budget, first_price=1.0, tolerance=0.0,
              max_evaluations=1)
-    ppo = partial(algo, num_steps=weeks)(env, seed, "eager")
+    ppo = partial(algo, num_steps=weeks)(env, seed)
     return {"weeks": weeks, "evaluation_seconds": median(cpu_seconds(once) for _ in range(3)), **iteration(ppo, 3)}
 
 
@@ -118,7 +118,7 @@ def iteration(ppo, repeats: int) -> dict:
     del parts["environment"]
     taken = time_in_turns(parts, repeats + 1)
     stages = {f"{name}_seconds": median(x[1:]) for name, x in taken.items()}
-    return {"steps": ppo.batch, **stages, "steps_per_second": ppo.batch / sum(stages.values())}
+    return {"steps": ppo.steps_per_iteration, **stages, "steps_per_second": ppo.steps_per_iteration / sum(stages.values())}
 
 
 def weeks_table(rows: list[dict], n: int):
@@ -134,7 +134,7 @@ def weeks_table(rows: list[dict], n: int):
 
 def of_worlds(env: Callable, algo: Callable, device: torch.device, seed: int, n: int, repeats: int) -> dict:
     """Time PPO on the sequential environment with n worlds."""
-    return {"worlds": n, **iteration(algo(partial(env, num_agents=n)(device, seed), seed, "eager"), repeats)}
+    return {"worlds": n, **iteration(algo(partial(env, num_agents=n)(device, seed), seed), repeats)}
 
 
 def worlds_table(rows: list[dict]):

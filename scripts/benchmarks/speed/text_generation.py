@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from email_rl.models.outcome_classifier import OutcomeClassifier
 from email_rl.models.policy import LanguageModelPolicy
-from rlcore.backends.cuda_graphs import WARM
+from rlcore.backends.cuda_graphs import WARM_UP_CALLS
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.timing import peak_memory, timed
 
@@ -64,7 +64,7 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
         return sum(sampling), collected, timed(lambda: agent.update(agent.compute_advantages(rollout)))[0]
 
     for sample in (ours, plain):  # on a GPU the first calls load kernels; what is compiled or recorded then is
-        for _ in range(WARM + 1 if device.type == "cuda" or fast != "eager" else 0):
+        for _ in range(WARM_UP_CALLS + 1 if device.type == "cuda" or fast != "eager" else 0):
             iteration(sample)
     taken = [(iteration(ours), iteration(plain)) for _ in range(repeats)]
     (sampling, collected, update), (theirs, *_) = ([median(x) for x in zip(*each)] for each in zip(*taken))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from email_rl.data import metrics
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore import checkpoint, losses
-from rlcore.logger import Quiet
+from rlcore.logger import NullLogger
 
 SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.language_model.dim=16",
          "algo.language_model.heads=2", "algo.language_model.layers=1", "algo.language_model.sft_epochs=1",
@@ -138,9 +138,9 @@ def test_recorded_it_learns_as_it_does_eagerly(tape, precision):
     def run(mode):
         made = trainer("algo.iterations=6", "algo.eval_every=100", "algo.checkpoint_every=100", "algo/kl_controller=adaptive",
                        "algo/advantage=grpo", "algo.generation.precision=" + precision, mode=mode)
-        made.train(Quiet(), lambda: None, None, lambda: False)
+        made.train(NullLogger(), lambda: None, None, lambda: False)
         other = made.baseline_trainer(made.advantage)
-        other.train(Quiet(), lambda: None, None, lambda: False)
+        other.train(NullLogger(), lambda: None, None, lambda: False)
         return [*made.policy.state_dict().values(), *other.policy.state_dict().values()]
     before = policy(precision=precision).state_dict().values()
     eager, recorded = run("eager"), run("cudagraph")
@@ -159,7 +159,7 @@ def test_on_a_gpu_it_learns_recorded_as_eagerly(monkeypatch, precision, near):
     for mode in ("eager", "cudagraph"):
         made = trainer("algo.iterations=8", "algo.eval_every=100", "algo.checkpoint_every=100",
                        "algo.generation.precision=" + precision, mode=mode)
-        made.train(Quiet(), lambda: None, None, lambda: False)
+        made.train(NullLogger(), lambda: None, None, lambda: False)
         runs.append(made.policy.state_dict())
     for name, x in runs[0].items():
         assert torch.allclose(x, runs[1][name], atol=near), name
@@ -243,7 +243,7 @@ def test_every_advantage_finds_the_optimum_of_a_toy(name):
                                      batch_size=200)
         share[when] = Taste().probabilities(None, texts)[:, 2].mean().item()
     measure("before")
-    made.train(Quiet(), lambda: None, None, lambda: False)
+    made.train(NullLogger(), lambda: None, None, lambda: False)
     measure("after")
     assert share["before"] < 0.25 and share["after"] > 0.9
 
@@ -263,7 +263,7 @@ def test_the_penalty_keeps_the_policy_where_the_closed_form_says():
     reference = p(made.reference)
     best = reference * torch.exp(torch.tensor([-1.0] + [0.0] * 7) / 1.5)
     best /= best.sum()
-    made.train(Quiet(), lambda: None, None, lambda: False)
+    made.train(NullLogger(), lambda: None, None, lambda: False)
     assert abs(reference[0] - best[0]) > 0.04
     assert (p(made.policy) - best).abs().max() < 0.015
 
@@ -283,7 +283,7 @@ def build(kept, *overrides):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
     def run(agent, stop=lambda: False):
-        agent.train(Quiet(), lambda: checkpoint.save(tmp_path / "c.pt", agent.state_dict()), None, stop)
+        agent.train(NullLogger(), lambda: checkpoint.save(tmp_path / "c.pt", agent.state_dict()), None, stop)
         return agent
     whole = run(build(kept, "algo/kl_controller=adaptive")[0])
     first = build(kept, "algo/kl_controller=adaptive")[0]
@@ -299,12 +299,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
 
 
 def test_what_was_trained_is_kept_for_other_runs_with_the_same_settings(kept, capsys):
-    build(kept)[0].load_or_train_models(Quiet(), lambda: False)
+    build(kept)[0].load_or_train_models(NullLogger(), lambda: False)
     folders = {path.name for path in kept.iterdir()}
     capsys.readouterr()
-    build(kept, "algo/advantage=grpo")[0].load_or_train_models(Quiet(), lambda: False)
+    build(kept, "algo/advantage=grpo")[0].load_or_train_models(NullLogger(), lambda: False)
     assert {path.name for path in kept.iterdir()} == folders and capsys.readouterr().out.count("trained before") == 2
-    build(kept, "algo.language_model.sft_lr=1e-3")[0].load_or_train_models(Quiet(), lambda: False)
+    build(kept, "algo.language_model.sft_lr=1e-3")[0].load_or_train_models(NullLogger(), lambda: False)
     assert len({path.name for path in kept.iterdir()} - folders) == 1  # another reference, the same reward model
 
 
@@ -313,8 +313,8 @@ def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
     agent, evaluation = build(kept, f"env.data={path}")
     sides = agent.dataset.splits
     assert set(sides) == {"train", "valid", "test", "judge"} and not set(sides["judge"].texts) & set(sides["train"].texts)
-    agent.train(Quiet(), lambda: None, lambda: evaluation.score(agent), lambda: False)
-    found = evaluation.run(agent, "ppo_kl").metrics()
+    agent.train(NullLogger(), lambda: None, lambda: evaluation.validate(agent), lambda: False)
+    found = evaluation.evaluate(agent, "ppo_kl").to_metrics()
     assert 0 <= found["policy"]["judge_conversion"] <= 1 and "gold_conversion" not in found["policy"]
     judge = agent.judge()
     assert any(not torch.equal(a, b) for a, b in zip(judge.model.parameters(), agent.reward_model.model.parameters())

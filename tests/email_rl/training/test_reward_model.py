@@ -29,7 +29,7 @@ from email_rl.models.hf_io import FromFolder, FromHub
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from envs.offers.env import OffersEnv
 from rlcore import checkpoint
-from rlcore.logger import Quiet
+from rlcore.logger import NullLogger
 from rlcore.ppo import PPO
 from rlcore.schedules import warmed
 from scripts.cli import check_fit
@@ -58,7 +58,7 @@ def build(*overrides, env=None, seed=0):
 
 def trained(*overrides, **kwargs):
     env, agent = build(*overrides, **kwargs)
-    agent.train(Quiet(), lambda: None, None, lambda: False)
+    agent.train(NullLogger(), lambda: None, None, lambda: False)
     return env, agent
 
 
@@ -146,7 +146,7 @@ def test_training_never_sees_gold_or_test():
             raise AssertionError(f"training asked for env.{name}")
     env, agent = build()
     guarded = RewardModel(Guarded(env), 0, "eager", **agent.settings)
-    guarded.train(Quiet(), lambda: None, None, lambda: False)
+    guarded.train(NullLogger(), lambda: None, None, lambda: False)
     assert guarded.finished
 
 
@@ -247,20 +247,20 @@ def test_resumed_equals_uninterrupted(finished, tmp_path):
     _, whole = trained("algo.encoder.dropout=0.1", env=env)
     _, cut = build("algo.encoder.dropout=0.1", env=env)
     states = []
-    cut.train(Quiet(), lambda: states.append(cut.state_dict()), None, lambda: cut.iteration == 3)
+    cut.train(NullLogger(), lambda: states.append(cut.state_dict()), None, lambda: cut.iteration == 3)
     assert cut.iteration == 3 and not cut.finished
     checkpoint.save(tmp_path / "checkpoint.pt", states[-1])
     torch.manual_seed(99)
     _, resumed = build("algo.encoder.dropout=0.1", env=env)
     resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt"))
-    resumed.train(Quiet(), lambda: None, None, lambda: False)
+    resumed.train(NullLogger(), lambda: None, None, lambda: False)
     assert resumed.probabilities(env.test).equal(whole.probabilities(env.test))
     assert resumed.temperature == whole.temperature
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better():
     env, agent = build("algo.encoder.lr=0", "algo.patience=2", "algo.encoder.epochs=50", "algo.eval_every=1")
-    agent.train(Quiet(), lambda: None, None, lambda: False)
+    agent.train(NullLogger(), lambda: None, None, lambda: False)
     assert agent.finished and agent.iteration == 3
 
 
@@ -289,11 +289,11 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
     old_test = set(env.test.texts)
     assert not old_test & set(refreshed.train_mails.texts) and not set(refreshed.new_splits()["test"].texts) & set(env.train.texts)
     assert refreshed.before_refresh["old"].equal(agent.probabilities(env.test))
-    refreshed.train(Quiet(), lambda: None, None, lambda: False)
-    report = fresh.evaluation(fresh).run(refreshed, "reward_model")
+    refreshed.train(NullLogger(), lambda: None, None, lambda: False)
+    report = fresh.evaluation(fresh).evaluate(refreshed, "reward_model")
     found = {(row["split"], row["when"]): row["log_loss"] for row in report.refresh}
     assert found["new", "after"] < found["new", "before"] - 0.1 and found["old", "after"] < found["old", "before"] + 0.1
-    assert "before" in report.markdown()
+    assert "before" in report.to_markdown()
     again = refreshed.state_dict()  # and a second refresh replays both
     assert again["refreshed"] and len(again["mails"]["old"]["train"]["outcome"]) == len(env.train)
     _, resumed = build(*LEARN, env=fresh)

@@ -17,8 +17,9 @@ from gymnasium import spaces  # noqa: E402
 from gymnasium.utils.env_checker import check_env  # noqa: E402
 from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
 
-from envs.adapters.gymnasium_env import GymnasiumEnv, Offers, OffersVector, sequential  # noqa: E402
-from envs.adapters.gymnasium_evaluation import Evaluation, episodes  # noqa: E402
+from envs.adapters.gymnasium_env import GymnasiumEnv  # noqa: E402
+from envs.adapters.gymnasium_offers import OffersEnv, OffersVectorEnv, sequential  # noqa: E402
+from envs.adapters.gymnasium_evaluation import GymnasiumEvaluator, episodes  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ gymnasium.register("test/Counter-v0", entry_point=Counter, disable_env_checker=T
 
 
 def counter(num_agents=2, **kwargs):
-    """Copies of the counter as a BatchedEnv."""
+    """Copies of the counter as a VectorEnv."""
     return GymnasiumEnv(CPU, 0, id="test/Counter-v0", kwargs=kwargs, num_agents=num_agents, evaluation=None)
 
 
@@ -61,13 +62,13 @@ def counter(num_agents=2, **kwargs):
 @pytest.mark.parametrize("flat", [False, True])
 @WORLDS
 def test_gymnasiums_checker_passes(overrides, flat):
-    check_env(gymnasium.make("envs.adapters.gymnasium_env:crm/Offers-v0", overrides=overrides, flat=flat).unwrapped)
+    check_env(gymnasium.make("envs.adapters.gymnasium_offers:crm/Offers-v0", overrides=overrides, flat=flat).unwrapped)
 
 
 @WORLDS
 def test_the_vector_equals_single_environments(overrides):
-    vector = OffersVector(sequential(3, 0, overrides), flat=False)
-    singles = SyncVectorEnv([lambda: Offers(overrides)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    vector = OffersVectorEnv(sequential(3, 0, overrides), flat=False)
+    singles = SyncVectorEnv([lambda: OffersEnv(overrides)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     assert vector.single_action_space == singles.single_action_space
     vector.action_space.seed(0)
     for seed in (7, None, 8):
@@ -87,7 +88,7 @@ def test_the_vector_equals_single_environments(overrides):
 
 
 def test_flat_actions_are_pairs():
-    pair, flat = Offers(["env/world=structural"]), Offers(["env/world=structural"], flat=True)
+    pair, flat = OffersEnv(["env/world=structural"]), OffersEnv(["env/world=structural"], flat=True)
     pair.reset(seed=1)
     flat.reset(seed=1)
     for index in range(30):
@@ -110,10 +111,10 @@ def test_terminated_and_truncated_and_what_a_step_led_to():
 def test_ppo_bootstraps_through_truncation_from_the_final_observation():
     ppo = make_ppo(counter(limit=2), 1, num_steps=4, minibatches=1, gamma=0.9, gae_lambda=0.8, norm_reward=False,
                    norm_adv="none")
-    rollout, _ = ppo.collect()
-    batch = ppo.prepare(rollout)
+    rollout = ppo.collect()
+    batch = ppo.compute_advantages(rollout)
     with torch.no_grad():
-        delta = 2 + 0.9 * ppo.net.value(torch.tensor([2.0, 1.0])) - ppo.net.value(torch.tensor([1.0, 1.0]))
+        delta = 2 + 0.9 * ppo.network.value(torch.tensor([2.0, 1.0])) - ppo.network.value(torch.tensor([1.0, 1.0]))
     assert torch.allclose(batch.advantage.view(4, 2)[1], delta.expand(2))
 
 
@@ -131,7 +132,7 @@ def test_actions_arrive_as_the_space_has_them(actions, chosen, expected):
                                              ([1, 1, 1, 1, 1, 0], {(1, 2)})])
 def test_masks_by_choice_and_by_combination(mask, forbidden):
     env = counter(actions=spaces.MultiDiscrete([2, 3]), mask=mask)
-    for table in (env.begin()[1], env.step(torch.zeros(2, 2, dtype=torch.long)).mask):
+    for table in (env.reset()[1], env.step(torch.zeros(2, 2, dtype=torch.long)).mask):
         assert {tuple(pair) for pair in (~table[1]).nonzero().tolist()} == forbidden
 
 
@@ -152,13 +153,13 @@ def test_evaluation_counts_whole_episodes_and_leaves_training_alone():
     returns, lengths = episodes(lambda obs, mask: torch.zeros(2, 1, dtype=torch.long), env, 3)
     assert returns.tolist() == [3.0] * 6 and lengths.tolist() == [2] * 6
     before = env.last[0].clone()
-    report = Evaluation(env, seed=1, episodes=5, validation=3, headline="evaluation/return").run(None, "ppo")
-    assert report.rows["random"]["return"] == 3.0 and torch.equal(env.begin()[0], before)
+    report = GymnasiumEvaluator(env, seed=1, episodes=5, validation=3).evaluate(None, "ppo")
+    assert report.rows["random"]["return"] == 3.0 and torch.equal(env.reset()[0], before)
 
 
 def test_our_environment_through_gymnasium_equals_itself():
     ours = sequential(2, 0, ["env.customers=3"])
-    env = GymnasiumEnv(CPU, 0, id="envs.adapters.gymnasium_env:crm/Offers-v0", kwargs={"overrides": ["env.customers=3"]},
+    env = GymnasiumEnv(CPU, 0, id="envs.adapters.gymnasium_offers:crm/Offers-v0", kwargs={"overrides": ["env.customers=3"]},
                        num_agents=2, evaluation=None)
     ours.seed([int(s) for s in np.random.SeedSequence((0, 0)).generate_state(2)])
     generator = torch.Generator().manual_seed(0)
@@ -172,9 +173,9 @@ def test_our_environment_through_gymnasium_equals_itself():
 def test_ppo_learns_cartpole():
     env = load("gymnasium", CPU, 0, id="CartPole-v1", num_agents=8)
     ppo = make_ppo(env, 40, num_steps=128, epochs=8, minibatches=4, gamma=0.99, gae_lambda=0.95,
-                   net={"normalize_obs": True}, optim={"lr": 3e-3})
+                   network={"normalize_obs": True}, optimizer={"lr": 3e-3})
     train(ppo)
-    assert env.evaluation(env).score(ppo)["evaluation/return"] > 300  # chance: 22
+    assert env.evaluation(env).validate(ppo)["evaluation/return"] > 300  # chance: 22
 
 
 @pytest.mark.slow

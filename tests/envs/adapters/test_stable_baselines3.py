@@ -13,7 +13,7 @@ from stable_baselines3.common.env_checker import check_env  # noqa: E402
 from stable_baselines3.common.logger import Logger  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
 
-from envs.adapters.gymnasium_env import Offers, sequential  # noqa: E402
+from envs.adapters.gymnasium_offers import OffersEnv, sequential  # noqa: E402
 from envs.adapters.stable_baselines3 import OffersVecEnv  # noqa: E402
 from rlcore import losses  # noqa: E402
 from rlcore.returns import gae, whiten  # noqa: E402
@@ -26,12 +26,12 @@ SHORT = ["env.customers=2", "env.penalty=-5"]  # seasons of 24 steps
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("overrides", [[], ["env/world=structural"], ["env.penalty=-5"]])
 def test_its_checker_passes(overrides, flat):
-    check_env(Offers([*overrides, "env.customers=3"], flat=flat))
+    check_env(OffersEnv([*overrides, "env.customers=3"], flat=flat))
 
 
 @pytest.mark.parametrize("overrides", [SHORT, ["env/world=structural", "env.customers=2"]])
 def test_the_vec_env_equals_its_own_of_single_environments(overrides):
-    ours, theirs = OffersVecEnv(sequential(3, 0, overrides), flat=False), DummyVecEnv([lambda: Offers(overrides)] * 3)
+    ours, theirs = OffersVecEnv(sequential(3, 0, overrides), flat=False), DummyVecEnv([lambda: OffersEnv(overrides)] * 3)
     ours.seed(5)
     theirs.seed(5)
     np.testing.assert_array_equal(ours.reset(), theirs.reset())
@@ -52,7 +52,7 @@ def test_maskable_ppo_trains_and_sends_nothing_forbidden():
     env = sequential(4, 0, ["env.customers=3", "env.weekly_budget=0.7"])
     vec, asked = OffersVecEnv(env, flat=True), []
     step = env.step
-    env.step = lambda action: (asked.append(env.begin()[1][(torch.arange(4), *action.T)].all().item()), step(action))[1]
+    env.step = lambda action: (asked.append(env.reset()[1][(torch.arange(4), *action.T)].all().item()), step(action))[1]
     model = sb3_contrib.MaskablePPO("MlpPolicy", vec, n_steps=16, batch_size=32, n_epochs=1, device="cpu")
     model.learn(128)
     assert len(asked) == 32 and all(asked)
@@ -65,7 +65,7 @@ def test_the_benchmarks_scalar_world_is_the_same_world():
     generator = np.random.default_rng(0)
     for _ in range(1000):
         action = generator.integers((6, 5))
-        u = env.moment.u[0, 0].item()
+        u = env.inputs.u[0, 0].item()
         scalar.np_random = type("Told", (), {"random": lambda self: u, "standard_normal": lambda self, n, dtype: np.zeros(n)})()
         step = env.step(torch.as_tensor(action)[None])
         obs, reward, terminated, _, _ = scalar.step(action)
@@ -148,14 +148,14 @@ def test_an_update_moves_the_weights_where_theirs_moves_them():
     buffer, policy = model.rollout_buffer, model.policy
     ppo = make_ppo(sequential(3, 0, SHORT), 1, num_steps=64, epochs=1, minibatches=1, gamma=0.97, gae_lambda=0.9,
                    norm_adv="none", norm_reward=False, vf_coef=1.0, ent_coef=0.01, ent_coef_final=0.01, schedule=None,
-                   net={"hidden": [64, 64], "activation": {"path": "torch.nn.Tanh"}}, optim={"lr": 1e-3})
-    pairs = [*zip(ppo.net.actor[::2], [*policy.mlp_extractor.policy_net[::2], policy.action_net]),
-             *zip(ppo.net.critic[::2], [*policy.mlp_extractor.value_net[::2], policy.value_net])]
+                   network={"hidden": [64, 64], "activation": {"path": "torch.nn.Tanh"}}, optimizer={"lr": 1e-3})
+    pairs = [*zip(ppo.network.actor[::2], [*policy.mlp_extractor.policy_net[::2], policy.action_net]),
+             *zip(ppo.network.critic[::2], [*policy.mlp_extractor.value_net[::2], policy.value_net])]
     for ours, theirs in pairs:
         ours.load_state_dict(theirs.state_dict())
     before = [ours.weight.clone() for ours, _ in pairs]
     rollout, _ = ppo.collect()
-    batch = ppo.prepare(rollout)
+    batch = ppo.compute_advantages(rollout)
     recorded = {"obs": "observations", "action": "actions", "log_prob": "log_probs", "value": "values",
                 "advantage": "advantages", "target": "returns"}
     recorded = {ours: rows(buffer, theirs) for ours, theirs in recorded.items()}

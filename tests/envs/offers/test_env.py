@@ -53,7 +53,7 @@ def silent(mask: Tensor, _=None) -> Tensor:
 
 def season(env, choose=draw, seed=1, prepare=lambda env: None) -> SimpleNamespace:
     """Play a season; return observations and masks [T+1], actions and steps [T]."""
-    g, (obs, mask) = torch.Generator().manual_seed(seed), env.begin()
+    g, (obs, mask) = torch.Generator().manual_seed(seed), env.reset()
     prepare(env)
     seen = SimpleNamespace(start=env.state, obs=[obs], mask=[mask], action=[], steps=[])
     for _ in range(WEEKS):
@@ -88,7 +88,7 @@ def same(a, b) -> bool:
 # ── contract ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_shapes_types_and_ends():
     env = make(n=50, **pushy())
-    assert (env.num_agents, env.nvec, env.truncates, env.device) == (50, NVEC, False, torch.device("cpu"))
+    assert (env.num_agents, env.nvec, env.can_truncate, env.device) == (50, NVEC, False, torch.device("cpu"))
     assert env.obs_dim == env.context_dim + 2 == 24 + sum(SIZES) + WEEKS + 2
     seen = season(env)
     for obs, mask in zip(seen.obs, seen.mask):
@@ -130,7 +130,7 @@ def test_a_season_equals_scalar_customers():
         seen = season(env)
         people = references(env.customers.map(Tensor.double), env.world)
         v0 = [r.organic() for r in people]
-        price, u = env.prices.double(), env.u.double()
+        price, u = env.prices.double(), env.uniforms.double()
         now = decode(env, seen.obs[0])
         for t, step in enumerate(seen.steps):
             following, last = decode(env, step.obs), t == WEEKS - 1
@@ -224,7 +224,7 @@ def test_the_price_enters_as_minus_price_times_spend(outcomes, shaping):
 # ── prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_price_paths_have_their_law():
     env = make(n=5000)
-    env.begin()
+    env.reset()
     path = env.prices.double().log()
     week = torch.arange(WEEKS, dtype=torch.float64) - 5.5
     level, drift = path.mean(0), (week[:, None] * path).sum(0) / week.square().sum()
@@ -273,8 +273,8 @@ def test_every_season_is_drawn_anew():
     env = make(n=100)
     drawn = []
     for _ in range(3):
-        env.begin()
-        now = env.features, env.customers.margin, env.u, env.prices, env.drift
+        env.reset()
+        now = env.features, env.customers.margin, env.uniforms, env.prices, env.drift
         drawn.append([x.clone() for x in now])
     for a, b in ((0, 1), (1, 2), (0, 2)):
         assert not torch.isin(drawn[a][1], drawn[b][1]).any()  # no customer comes twice
@@ -284,7 +284,7 @@ def test_every_season_is_drawn_anew():
 def test_a_new_season_starts_afresh():
     env = make(n=300, **pushy())
     season(env)
-    obs, mask = env.begin()
+    obs, mask = env.reset()
     now = decode(env, obs)
     assert not now.week.any() and not now.status.any() and mask.flatten(1).sum(1).eq(26).all()
     habit, fatigue, expectation, _ = zip(*now.state)
@@ -335,7 +335,7 @@ def test_in_the_static_world_history_changes_nothing(world, stays, shaping):
 # ── with PPO ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_ppo_collects_seasons_within_the_mask():
     env = make(n=60, **pushy())
-    ppo = load("../algo/ppo", env, 0, "eager", minibatches=2)
+    ppo = load("../algo/ppo", env, 0, minibatches=2)
     rollout, charts = ppo.collect()
     assert rollout.obs.shape == (WEEKS, 60, env.obs_dim) and rollout.action.shape == (WEEKS, 60, 2)
     offer, channel = rollout.action.unbind(-1)
@@ -347,11 +347,11 @@ def test_ppo_collects_seasons_within_the_mask():
     assert charts["rollout/contacted"].item() == pytest.approx((offer > 0).float().mean().item())
     again, _ = ppo.collect()
     assert not torch.equal(again.obs[0], rollout.obs[0])
-    metrics = ppo.update(rollout, ppo.prepare(rollout))
+    metrics = ppo.update(rollout, ppo.compute_advantages(rollout))
     assert all(x.isfinite() for x in metrics.values())
 
 
 @pytest.mark.parametrize("num_steps", [6, 24])
 def test_ppo_refuses_rollouts_that_are_no_season(num_steps):
     with pytest.raises(ValueError, match=r"^algo\.num_steps: expected 12, "):
-        load("../algo/ppo", make(), 0, "eager", num_steps=num_steps)
+        load("../algo/ppo", make(), 0, num_steps=num_steps)

@@ -17,7 +17,7 @@ from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.distributed_clearing import clear_together
 from envs.offers.planning.dynamic_program import organic
 from envs.offers.world.customers import State
-from rlcore.backends import distributed as parallel
+from rlcore.backends import distributed
 from rlcore.ppo import PPO
 
 SIZE, AGENTS, ITERATIONS, MINIBATCHES, CUSTOMERS = 2, 24, 3, 3, 6
@@ -29,12 +29,12 @@ CASES = {"minibatch": {"norm_adv": "minibatch"}, "batch": {"norm_adv": "batch"},
 
 def make(env, iterations, case):
     """PPO with everything that processes must agree on: scales of observations and returns, spend head, KL schedule."""
-    return make_ppo(env, iterations, seed=SEED, **SETTINGS, **CASES[case], net={"normalize_obs": True, "first_bias": 0.0},
-                    spend=part("spend/learned"), schedule=part("schedule/adaptive_kl", target=1e-4))
+    return make_ppo(env, iterations, seed=SEED, **SETTINGS, **CASES[case], network={"normalize_obs": True, "first_bias": 0.0},
+                    auxiliary=part("auxiliary/redemption_model"), schedule=part("schedule/adaptive_kl", target=1e-4))
 
 
 def learned(ppo, log):
-    return {"weights": ppo.net.state_dict(), "spend": ppo.spend.state_dict(), "log": log.rows, "lr": ppo.lr, "kl": ppo.kl,
+    return {"weights": ppo.network.state_dict(), "spend": ppo.auxiliary.state_dict(), "log": log.rows, "lr": ppo.lr, "kl": ppo.kl,
             "scale": {k: v for k, v in ppo.scale.state_dict().items() if k != "carried"}}
 
 
@@ -97,32 +97,32 @@ def work(rank, folder, port):
     found = {}
     made, rollout = mails()  # all of them, while alone
     made.batch = len(rollout.score)
-    with parallel.joined(torch.device("cpu")):
+    with distributed.process_group(torch.device("cpu")):
         for case in CASES:
-            ppo = make(Bandit(AGENTS, parallel.own(SEED)), SIZE * ITERATIONS, case)
+            ppo = make(Bandit(AGENTS, distributed.rank_seed(SEED)), SIZE * ITERATIONS, case)
             found[case] = learned(ppo, train(ppo))
-        stopped, resumed = make(Bandit(AGENTS, parallel.own(SEED)), SIZE * ITERATIONS, "minibatch"), make(
+        stopped, resumed = make(Bandit(AGENTS, distributed.rank_seed(SEED)), SIZE * ITERATIONS, "minibatch"), make(
             Bandit(AGENTS, 99), SIZE * ITERATIONS, "minibatch")
         train(stopped, stop=lambda: rank == 1 and stopped.iteration == 1)  # one is told to, both stop
-        state = {**stopped.state_dict(), "own": parallel.gathered({key: stopped.state_dict()[key] for key in PPO.sharded})}
+        state = {**stopped.state_dict(), "own": distributed.gather_objects({key: stopped.state_dict()[key] for key in PPO.sharded})}
         found["stopped"] = stopped.iteration, len(state["own"])
         resumed.load_state_dict(state)
         train(resumed)
-        found["resumed"] = resumed.net.state_dict()
-        half = parallel.share(len(rollout.score), "mails")
+        found["resumed"] = resumed.network.state_dict()
+        half = distributed.per_process(len(rollout.score), "mails")
         found["mails"] = follow(made, rollout, slice(rank * half, (rank + 1) * half))
         world, c, start, budget, stock = market()
-        half = parallel.share(CUSTOMERS, "customers")
+        half = distributed.per_process(CUSTOMERS, "customers")
         rows = slice(rank * half, (rank + 1) * half)
-        found["dual"] = solve(world, c[rows], State(*(x[rows] for x in start)), budget, stock, parallel.total)
+        found["dual"] = solve(world, c[rows], State(*(x[rows] for x in start)), budget, stock, distributed.all_reduce_sum)
         for kind in ("distinct", "ties"):
             some = steps(kind)
             own = Increments(*(x.chunk(SIZE)[rank] for x in some))
             found[kind] = [clear_together(own, torch.tensor(budget, dtype=torch.float64)) for budget in BUDGETS]
-        found["gathered"] = parallel.gathered(rank)
-        found["any"] = parallel.any_of(rank == 1, torch.device("cpu")), parallel.any_of(False, torch.device("cpu"))
+        found["gathered"] = distributed.gather_objects(rank)
+        found["any"] = distributed.all_reduce_any(rank == 1, torch.device("cpu")), distributed.all_reduce_any(False, torch.device("cpu"))
         with pytest.raises(ValueError, match="env.num_agents: 7 can't be shared equally by 2"):
-            parallel.share(7, "env.num_agents")
+            distributed.per_process(7, "env.num_agents")
     torch.save(found, f"{folder}/{rank}.pt")
 
 
@@ -142,7 +142,7 @@ class Joined(Bandit):
     """The agents of both processes, drawn as these draw them."""
 
     def __init__(self):
-        self.generators = [torch.Generator().manual_seed(1000 + SEED + rank * parallel.STRIDE) for rank in range(SIZE)]
+        self.generators = [torch.Generator().manual_seed(1000 + SEED + rank * distributed.SEED_STRIDE) for rank in range(SIZE)]
         super().__init__(SIZE * AGENTS)
 
     def fresh(self):
@@ -153,7 +153,7 @@ class Streams:
     """The random streams of both processes, for what draws from one."""
 
     def __init__(self):
-        self.parts = [torch.Generator().manual_seed(2 * (SEED + rank * parallel.STRIDE) + 1) for rank in range(SIZE)]
+        self.parts = [torch.Generator().manual_seed(2 * (SEED + rank * distributed.SEED_STRIDE) + 1) for rank in range(SIZE)]
 
     def rand(self, steps, agents, **_):
         return torch.cat([RAND(steps, agents // SIZE, generator=g) for g in self.parts], 1)

@@ -47,7 +47,7 @@ def test_a_season_is_logged_as_it_came():
     assert torch.equal(log.next_mask[log.week < 11], log.mask[log.week > 0])
     torch.testing.assert_close(log.propensity, 1 / log.mask.sum(1).double())
     env = offers_env()
-    env.begin()
+    env.reset()
     cost, value = env.world.catalogue.cost, env.world.catalogue.value
     offer, channel = log.action // 5, log.action % 5
     torch.testing.assert_close(log.spend, cost[channel] * (offer > 0) + value[offer] * log.redeemed)
@@ -95,8 +95,8 @@ def test_a_confounded_log_tells_what_holds_on_average_alone():
 # ── private prices ──────────────────────────────────────────────────────────────────────────────────────────────────
 def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
     env, planner = offers_env(12, price_range=[1.0, 6.0]), logging_policy("jittered", epsilon=0.0)
-    env.begin()
-    planner.begin(env)
+    env.reset()
+    planner.reset(env)
     for week in range(2):
         probs = planner.probs(env, None, env.allowed.pairs)
         torch.testing.assert_close(probs.sum(1), torch.ones(12, dtype=probs.dtype))

@@ -14,41 +14,34 @@ from configs import load, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from reference_offline import bcq_loss, chain_values, cql_loss, target
-from toy_envs import Chain, Endless, Log, make_ppo
-from toy_envs import train as train_ppo
+from toy_envs import Chain, Endless, ppo_config, train
 from torch.nn import functional
 
 from envs.data_collection import Uniform, rollouts
 from envs.offers.policies.learned import PricedValues, Valued
-from envs.offers.world.customers import SUBSCRIBED
+from envs.offers.world.customers import CHURNED, SUBSCRIBED
 from envs.offers.logs.variance_reduction import Baseline, Half
 from rlcore.offline.logged_dataset import Logged
-from rlcore.networks import FactoredValues
-from rlcore.offline.q_learning import conservative, double_target, imitation, supported, td_loss
+from rlcore.action_values import FactoredActionValues, GreedyPolicy
+from rlcore.offline.constraints import behaviour_cloning, cql_penalty, double_target, supported, td_loss
 from envs.offers.logs.response_model import Likely, seen
 from rlcore.offline.deduplicated import Table
 
 CPU = torch.device("cpu")
-SPEND = node("../algo/spend/learned")
-SMALL = {"net": {"hidden": [32, 32]}, "optim": {"lr": 0.01}, "schedule": None, "spend": None, "baseline": None,
+SPEND = node("../algo/auxiliary/redemption_model")
+SMALL = {"network": {"hidden": [32, 32]}, "optimizer": {"lr": 0.01}, "lr_schedule": None, "auxiliary": None, "variance_reduction": None,
          "updates": 10, "batch_size": 64, "target_every": 5, "total_steps": 6400, "eval_every": 1000, "checkpoint_every": 1000}
 
 
-def make(env, log, algo="cql", *, seed=0, keep="conservative", kept=None, **changes):
+def make(env, log, algo="cql", *, seed=0, keep="cql", kept=None, **changes):
     """Build an offline learner from its YAML: SMALL, then `changes`; `kept` are changes of what keeps it to its log."""
     config = node(f"../algo/{algo}", f"algo={algo}").copy()
-    config.net = node("../algo/net/values")
+    config.network = node("../algo/network/action_values")
     config = OmegaConf.merge(config, SMALL, changes)
-    config.keep = keep and OmegaConf.merge(node(f"../algo/keep/{keep}", f"algo={algo}"), kept or {})
-    agent = instantiate(config, _convert_="all")(env, seed, "eager")
-    agent.learn_from(log)
+    config.behaviour_constraint = keep and OmegaConf.merge(node(f"../algo/behaviour_constraint/{keep}", f"algo={algo}"), kept or {})
+    agent = instantiate(config, _convert_="all")(env, seed)
+    agent.set_dataset(log)
     return agent
-
-
-def train(agent, **changes) -> Log:
-    log = Log()
-    agent.train(log, lambda: None, None, changes.get("stop", lambda: False))
-    return log
 
 
 class Tabular(Chain):
@@ -75,10 +68,14 @@ def season():
     return env, logged(env, 2400)
 
 
+def churned(env, obs):
+    return env.codec.decode_status(obs) == CHURNED
+
+
 def offers(agents=200, **changes):
     env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
-    env.realise()
-    env.begin()
+    env.use_realised_outcomes()
+    env.reset()
     return env
 
 
@@ -103,10 +100,10 @@ def test_losses_equal_the_papers_one_float_at_a_time(threshold):
     expected = [target(*row, gamma=0.9, threshold=threshold) for row in zip(*rows)]
     torch.testing.assert_close(goal, torch.tensor(expected, dtype=torch.float64))
     taken, ones = b.q.gather(1, b.action[:, None])[:, 0], torch.ones(len(b.q), dtype=torch.float64)
-    mine = td_loss(taken, goal, ones, 1.0) + imitation(b.logits, b.mask, b.action, 0.01)
+    mine = td_loss(taken, goal, ones, 1.0) + behaviour_cloning(b.logits, b.mask, b.action, 0.01)
     rows = b.q.tolist(), b.logits.tolist(), b.mask.tolist(), b.action.tolist(), expected
     assert mine.item() == pytest.approx(bcq_loss(*rows, penalty=0.01, delta=1.0), rel=1e-12)
-    mine = td_loss(taken, goal, ones, None) + 0.7 * conservative(b.q, b.mask, b.action)
+    mine = td_loss(taken, goal, ones, None) + 0.7 * cql_penalty(b.q, b.mask, b.action)
     assert mine.item() == pytest.approx(cql_loss(*rows, alpha=0.7, delta=None), rel=1e-12)
 
 
@@ -163,9 +160,9 @@ def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
     # of what is valid at a place, the log is made to take the last pair most of the time
     often = chain.action == (chain.mask * torch.arange(6)).argmax(1)
     log = chain[(often | (torch.arange(len(chain)) % 4 == 0)).nonzero()[:, 0]]
-    agent = make(Tabular(4), log, keep="imitated", kept={"threshold": 1.0})
+    agent = make(Tabular(4), log, keep="bcq", kept={"threshold": 1.0})
     train(agent)
-    agent.net.body[-1].bias.data += 100 * torch.randn(6, generator=torch.Generator().manual_seed(0))  # whatever Q says
+    agent.network.body[-1].bias.data += 100 * torch.randn(6, generator=torch.Generator().manual_seed(0))  # whatever Q says
     mode = (log.mask * torch.arange(6)).argmax(1)
     assert torch.equal(agent.probs(log.obs, log.mask, log.price).argmax(1), mode)
 
@@ -173,18 +170,18 @@ def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
 @pytest.mark.parametrize("keep", ["imitated", "conservative"])
 def test_what_is_not_valid_gets_no_gradient_and_has_no_say(chain, keep):
     agent = make(Tabular(4), chain, keep=keep)
-    batch = agent.prepare(torch.arange(200))
+    batch = agent.compute_advantages(torch.arange(200))
     never = ~(chain.mask | chain.next_mask).any(0)
     assert never.nonzero()[:, 0].tolist() == [1]
     loss, _ = agent.loss(batch)
     loss.backward()
-    nets = [agent.net, agent.keep.net] if keep == "imitated" else [agent.net]
+    nets = [agent.network, agent.keep.net] if keep == "imitated" else [agent.network]
     for net in nets:
         assert not net.body[-1].weight.grad[never].any() and net.body[-1].weight.grad[~never].abs().sum(1).all()
         assert not net.body[-1].bias.grad[never].any()
         net.body[-1].bias.data[never] = 1e6
     agent.target.body[-1].bias.data[never] = 1e6
-    torch.testing.assert_close(agent.prepare(torch.arange(200)).goal, batch.goal)
+    torch.testing.assert_close(agent.compute_advantages(torch.arange(200)).goal, batch.goal)
     torch.testing.assert_close(agent.loss(batch)[0], loss)
 
 
@@ -195,10 +192,10 @@ TABLE = {"net": {"hidden": [], "gain": 0.01}, "optim": {"lr": 0.1}, "total_steps
 
 def tabular(chain, **changes):
     """Train a table on the chain's log; return values [30, 6] of what the log has, and where it has them."""
-    agent = make(Tabular(4), chain, **{**TABLE, "schedule": node("../algo/schedule/linear"), **changes})
+    agent = make(Tabular(4), chain, **{**TABLE, "lr_schedule": node("../algo/lr_schedule/linear"), **changes})
     train(agent)
     seen = torch.bincount(chain.obs.argmax(1) * 6 + chain.action, minlength=180).view(30, 6) >= 20
-    return agent.net(torch.eye(30)).detach(), seen, agent
+    return agent.network(torch.eye(30)).detach(), seen, agent
 
 
 @pytest.mark.parametrize("keep, kept", [("imitated", {"threshold": 0.05}), ("conservative", {"alpha": 0.0})])
@@ -213,25 +210,25 @@ def test_a_potential_changes_values_by_itself_and_no_rank(chain, monkeypatch):
     phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda obs: obs @ phi)
     values, seen, _ = tabular(chain, kept={"alpha": 0.0})
-    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, baseline={**node("../algo/baseline/network", "algo=cql"), "lookahead": 1.0})
+    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, variance_reduction={**node("../algo/variance_reduction/network", "algo=cql"), "lookahead": 1.0})
     assert (shifted + phi[:, None] - values)[seen].abs().max() < 0.01
 
 
 def test_a_time_limit_is_not_an_end():
     env = Endless(32)
-    agent = make(env, logged(env, 4000), keep=None, gamma=0.8, **{**TABLE, "schedule": node("../algo/schedule/linear")})
+    agent = make(env, logged(env, 4000), keep=None, gamma=0.8, **{**TABLE, "lr_schedule": node("../algo/lr_schedule/linear")})
     train(agent)
-    torch.testing.assert_close(agent.net(torch.eye(2)).detach(), torch.tensor([[0.0, 0.0], [5.0, 5.0]]), atol=0.05, rtol=0)
+    torch.testing.assert_close(agent.network(torch.eye(2)).detach(), torch.tensor([[0.0, 0.0], [5.0, 5.0]]), atol=0.05, rtol=0)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(chain):
     def fresh():
-        return make(Tabular(4), chain, keep="imitated", schedule=node("../algo/schedule/linear"))
+        return make(Tabular(4), chain, keep="bcq", schedule=node("../algo/lr_schedule/linear"))
 
     whole, first, second = fresh(), fresh(), fresh()
     train(whole)
     count = iter(range(100))
-    train(first, stop=lambda: next(count) == 3)
+    train(first, should_stop=lambda: next(count) == 3)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
@@ -248,7 +245,7 @@ BASELINE = {"lookahead": 1.0, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size
 
 def freed(env, log, **changes):
     """Rewards of a log freed by the shipped baseline, with some of its keys replaced."""
-    baseline = instantiate({**node("../algo/baseline/network", "algo=cql"), **changes}, _convert_="all")
+    baseline = instantiate({**node("../algo/variance_reduction/network", "algo=cql"), **changes}, _convert_="all")
     return baseline(env, log, log.profit, 1.0, torch.Generator().manual_seed(0))
 
 
@@ -274,7 +271,7 @@ class Told:
 
 
 def test_a_baseline_is_what_the_first_pair_brings(chain):
-    net = OmegaConf.merge(node("../algo/net/values"), {"hidden": []})
+    net = OmegaConf.merge(node("../algo/network/values"), {"hidden": []})
     free = freed(Tabular(4), chain, net=net, **BASELINE)
     time, place = torch.arange(30) // 6, torch.arange(30) % 6  # staying: .2 a step, and the place at the end
     value = 0.2 * (5 - time) + place
@@ -290,11 +287,11 @@ def test_a_baseline_is_fitted_on_other_customers(season, monkeypatch):
     fitted = []
 
     def fit(self, batch, rows, width, nvec, generator):
-        customers = set(map(tuple, batch(rows)[0][:, :env.static].tolist()))  # by their features
+        customers = set(map(tuple, batch(rows)[0][:, :env.static_dim].tolist()))  # by their features
         fitted.append(customers)
 
         def value(x):  # at its own customers it would show
-            return 1000.0 * torch.tensor([tuple(row) in customers for row in x[:, :env.static].tolist()])
+            return 1000.0 * torch.tensor([tuple(row) in customers for row in x[:, :env.static_dim].tolist()])
         return value
 
     monkeypatch.setattr(Baseline, "fit", fit)
@@ -308,8 +305,8 @@ def test_rewards_are_what_decisions_change_as_expected(season, monkeypatch):
     monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.full((len(x),), 10.0))
     size = 2.0
     free = freed(env, log, model=Same(math.log(size), 1.0, 3.0), likely=Told(), hazard=Told(), lookahead=0.7)
-    lost, trip = env.lost(log.next_obs), log.trips > 0
-    there = ~env.lost(log.obs)
+    lost, trip = churned(env, log.next_obs), log.trips > 0
+    there = ~churned(env, log.obs)
     assert torch.equal(lost[log.week < 11], ~there[log.week > 0]) and 0.02 < lost.float().mean() < 0.5
     chance = torch.where(there, torch.where(trip, 0.9, 0.8), 1.0)
     torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1 / chance))  # the lost count as often as chance has it
@@ -325,8 +322,8 @@ def test_a_slim_log_teaches_the_same(season):
     env, log = season
     slim = log.slim(env.context_dim)
     assert isinstance(slim.obs, Table) and torch.equal(slim[::3].obs[:], log[::3].obs)
-    config = {"spend": SPEND, "total_steps": 2560, "baseline": OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), FEW)}
-    agents = [make(env, each, "bcq", keep="imitated", **config) for each in (log, slim)]
+    config = {"spend": SPEND, "total_steps": 2560, "baseline": OmegaConf.merge(node("../algo/variance_reduction/network", "algo=cql"), FEW)}
+    agents = [make(env, each, "bcq", keep="bcq", **config) for each in (log, slim)]
     for agent in agents:
         train(agent)
     assert torch.equal(agents[0].reward, agents[1].reward) and torch.equal(*map(weights, agents))
@@ -352,12 +349,12 @@ class Tired(Told):
 def test_a_contact_costs_what_the_state_it_leaves_behind_costs_until_that_has_passed(season, monkeypatch):
     env, log = season
     monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.zeros(len(x)))
-    options = instantiate({**node("../algo/baseline/network", "algo=cql"), "model": Same(0.0, 0.0, 0.0), "hazard": Told(),
-                           "likely": Tired(lambda x: env.observe.state(x).fatigue > 0)}, _convert_="all")
+    options = instantiate({**node("../algo/variance_reduction/network", "algo=cql"), "model": Same(0.0, 0.0, 0.0), "hazard": Told(),
+                           "likely": Tired(lambda x: env.codec.decode_state(x).fatigue > 0)}, _convert_="all")
     options.hazard = options.likely
     half = Half(options, env, log, log.profit, 1.0, torch.arange(len(log)), torch.Generator().manual_seed(0))
     got = half.freed(torch.arange(len(log))).reward
-    state, following = (list(zip(*(x.tolist() for x in env.observe.state(o)[1:]))) for o in (log.obs, log.next_obs))
+    state, following = (list(zip(*(x.tolist() for x in env.codec.decode_state(o)[1:]))) for o in (log.obs, log.next_obs))
     kind, pair = (log.trips.long() + log.redeemed.long()).tolist(), log.action.tolist()
     counts, alone = {}, {}  # where contacts lead, of those who stay
     for now, then, k, a in zip(state, following, kind, pair):
@@ -389,10 +386,10 @@ def test_where_states_are_too_many_to_count_rewards_are_against_the_rested():
     config.merge_with({"num_agents": 100, "population": {"reference_size": 1000}})
     config.observation = node("observation/history")
     env = instantiate(config, _convert_="all")(CPU, 0)
-    env.realise()
+    env.use_realised_outcomes()
     log = logged(env, 1200)
-    free = freed(env, log, **OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), FEW))
-    rested = (env.rested(log.obs) == log.obs).all(1) & (log.action < 5)
+    free = freed(env, log, **OmegaConf.merge(node("../algo/variance_reduction/network", "algo=cql"), FEW))
+    rested = (env.codec.without_contacts(log.obs) == log.obs).all(1) & (log.action < 5)
     assert free.reward.isfinite().all() and not free.reward[rested].any() and rested.any()
     assert free.reward[~rested].any() and free.discount.max() > 0.8  # not shortened
 
@@ -414,7 +411,7 @@ def test_where_nothing_lasts_rewards_are_freed_of_all_but_the_lift_of_profit():
     log = Logged.cat(list(rollouts(env, uniform, "uniform", 0, decisions=48_000, steps=1, all_propensities=False)))
     few = {"steps": 40, "model": {"steps": 80}, "likely": {"steps": 500, "batch_size": 1024}, "hazard": {"steps": 40}}
     few = {name: {"batch_size": 512, **part} if isinstance(part, dict) else part for name, part in few.items()}
-    baseline = OmegaConf.merge(node("../algo/baseline/network", "algo=cql"), {"batch_size": 512, **few})
+    baseline = OmegaConf.merge(node("../algo/variance_reduction/network", "algo=cql"), {"batch_size": 512, **few})
     reward, sent = freed(env, log, **baseline).reward, log.action >= 5
     expected = torch.stack(uniform.expected, 1).flatten(0, 1)
     lift = expected.gather(1, log.action[:, None])[:, 0] - expected[:, 0]
@@ -428,9 +425,9 @@ def test_where_nothing_lasts_rewards_are_freed_of_all_but_the_lift_of_profit():
 
 def test_the_rested_are_the_same_customers_without_a_contact(season):
     env, log = season
-    rested, first, end = env.rested(log.obs), env.static + 6, env.context_dim - 12
+    rested, first, end = env.codec.without_contacts(log.obs), env.static_dim + 6, env.context_dim - 12
     assert torch.equal(rested[:, :first], log.obs[:, :first]) and torch.equal(rested[:, end:], log.obs[:, end:])
-    assert not env.observe.status(rested).any() and env.observe.status(log.obs).any()
+    assert not env.codec.decode_status(rested).any() and env.codec.decode_status(log.obs).any()
     untouched = (log.week == 0) & (log.obs[:, first + 4] == 1)  # at first nobody is tired, and half expect no discount
     assert torch.equal(rested[untouched], log.obs[untouched]) and 50 < untouched.sum() < 150
 
@@ -461,7 +458,7 @@ def test_a_response_is_how_often_things_came():
     torch.testing.assert_close(probs, seen(logits[:6], torch.arange(6) // 2, torch.arange(6) % 2, (3, 2)), atol=0.02, rtol=0)
     lost = torch.rand(40_000, generator=g) < 0.03
     assert likely.hazard(lambda at: obs[at], lost, rows, g)(obs[:1]).item() == pytest.approx(lost.float().mean().item(), rel=0.1)
-    with pytest.raises(ValueError, match="algo.baseline.likely"):
+    with pytest.raises(ValueError, match="algo.variance_reduction.likely"):
         likely.response(lambda at: obs[at], action, kind, rows, (6,), none, g)
 
 
@@ -469,12 +466,12 @@ def test_a_response_is_how_often_things_came():
 def test_prices_drawn_anew_are_those_of_a_season():
     env = offers(20_000)
     week = torch.full((20_000,), 4)
-    price, steer, following, then = env.reprice(week, torch.Generator().manual_seed(0))
+    price, steer, following, then = env.sample_prices(week, torch.Generator().manual_seed(0))
     for drawn, seen, t in ((price, steer, 4), (following, then, 5)):
         own = torch.stack((env.prices[t].log(), env.drift)), torch.stack((drawn.log(), _drift(env, seen)))
         torch.testing.assert_close(own[0].mean(1), own[1].mean(1), atol=0.04, rtol=0)
         torch.testing.assert_close(own[0].cov(), own[1].cov(), atol=0.04, rtol=0.05)
-        torch.testing.assert_close(seen, env.observe.price(drawn, _drift(env, seen)))
+        torch.testing.assert_close(seen, env.codec.encode_price(drawn, _drift(env, seen)))
     step = (following / price).log() - _drift(env, steer)
     assert step.mean().abs() < 0.005 and step.std() == pytest.approx(2**0.5 * env.price_noise, rel=0.05)
 
@@ -486,21 +483,21 @@ def _drift(env, seen):
 
 def test_goals_are_worth_at_the_price_drawn(season):
     env, log = season
-    agent = make(env, log, keep=None, spend=SPEND)
+    agent = make(env, log, keep=None, auxiliary=SPEND)
     rows = torch.arange(400)
     state = agent.generator.get_state()
-    made = agent.prepare(rows)
+    made = agent.compute_targets(rows)
     agent.generator.set_state(state)
-    price, steer, following, then = env.reprice(log.week[rows], agent.generator)
+    price, steer, following, then = env.sample_prices(log.week[rows], agent.generator)
     torch.testing.assert_close(made.obs, torch.cat((log.obs[rows, :env.context_dim], steer), 1))
-    torch.testing.assert_close(made.logged, log.obs[rows])
-    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.spend.redeem(log.obs[rows])).flatten(1)
-    torch.testing.assert_close(made.charge, price[:, None] * spend)
+    torch.testing.assert_close(made.logged_obs, log.obs[rows])
+    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(log.obs[rows])).flatten(1)
+    torch.testing.assert_close(made.cost, price[:, None] * spend)
     next_obs = torch.cat((log.next_obs[rows, :env.context_dim], then), 1)
-    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.spend.redeem(next_obs)).flatten(1)
-    best = (agent.net(next_obs) - following[:, None] * spend).masked_fill(~log.next_mask[rows], -torch.inf).amax(1)
+    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(next_obs)).flatten(1)
+    best = (agent.network(next_obs) - following[:, None] * spend).masked_fill(~log.next_mask[rows], -torch.inf).amax(1)
     expected = log.earned[rows] + torch.where(log.terminated[rows], 0.0, best)  # at first the target network is the same
-    torch.testing.assert_close(made.goal, expected)
+    torch.testing.assert_close(made.target, expected)
 
 
 def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
@@ -508,9 +505,10 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
     judge = env.evaluation(env)
     market = judge._market(300, 1, "test", env.budget)
     head = torch.randn(env.context_dim, 30, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 8, 30)
-    setting = None, env.observe, market.customers, judge.world, market.features
-    exact = Valued(lambda x: x @ head, *setting)
-    priced = PricedValues(lambda obs, mask: obs[:, :env.context_dim] @ head, *setting, prices=judge.prices, drift=0.0)
+    setting = None, env.codec, market.customers, judge.world, market.features
+    exact = Valued(GreedyPolicy((6, 5), lambda x, mask: x @ head, None, observes_price=False), *setting)
+    values = GreedyPolicy((6, 5), lambda obs, mask: obs[:, :env.context_dim] @ head, None, observes_price=True)
+    priced = PricedValues(values, *setting, prices=judge.prices, drift=0.0)
     allowed = market.permits(market.start.status == SUBSCRIBED, [])
     context, spend = exact.look(slice(None), 0, market.start, allowed)
     worth = (context @ head).masked_fill(~allowed.pairs, -torch.inf).double()
@@ -532,16 +530,16 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
 def test_what_cannot_be_learned_from_is_refused_in_one_line(season):
     env, log = season
     with pytest.raises(ValueError, match="log: expected next_state_"):
-        make(env, replace(log, next_obs=None, next_mask=None), spend=SPEND)
-    with pytest.raises(ValueError, match="algo.spend"):
+        make(env, replace(log, next_obs=None, next_mask=None), auxiliary=SPEND)
+    with pytest.raises(ValueError, match="algo.auxiliary"):
         make(env, log)
-    config = {**node("../algo/cql"), "net": node("../algo/net/medium")}
-    with pytest.raises(ValueError, match="algo.net"):
-        instantiate(config, _convert_="all")(env, 0, "eager")
-    with pytest.raises(ValueError, match="algo.keep.threshold: .* got 1.5"):
-        make(env, log, spend=SPEND, keep="imitated", kept={"threshold": 1.5})
-    agent = make(env, log, spend=SPEND)
-    agent.log = None
+    config = {**node("../algo/cql"), "network": node("../algo/network/actor_critic")}
+    with pytest.raises(ValueError, match="algo.network"):
+        instantiate(config, _convert_="all")(env, 0)
+    with pytest.raises(ValueError, match="algo.behaviour_constraint.threshold: .* got 1.5"):
+        make(env, log, auxiliary=SPEND, keep="bcq", kept={"threshold": 1.5})
+    agent = make(env, log, auxiliary=SPEND)
+    agent.dataset = None
     with pytest.raises(ValueError, match="log: expected the path"):
         train(agent)
 
@@ -549,30 +547,32 @@ def test_what_cannot_be_learned_from_is_refused_in_one_line(season):
 # ── offline to online ───────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_price_is_read_from_observations(season):
     env, log = season
-    torch.testing.assert_close(env.price_seen(log.obs), log.price, rtol=1e-4, atol=0)
+    torch.testing.assert_close(env.decode_price(log.obs), log.price, rtol=1e-4, atol=0)
+
+
+def make_student(env, iterations, teacher, **changes):
+    """Build PPO that first imitates another algorithm's policy."""
+    config = {**ppo_config(env, iterations), "_target_": "rlcore.distillation.DistilledPPO", **changes}
+    return instantiate(config, _convert_="all")(env, 0, teacher=lambda env: teacher.policy)
 
 
 def test_ppo_starts_from_what_its_teacher_prefers(chain):
-    teacher = make(Tabular(4), chain, keep="imitated", kept={"threshold": 0.05},
-                   **{**TABLE, "schedule": node("../algo/schedule/linear")})
+    teacher = make(Tabular(4), chain, keep="bcq", kept={"threshold": 0.05},
+                   **{**TABLE, "lr_schedule": node("../algo/lr_schedule/linear")})
     train(teacher)
     env = Tabular(64)
-    ppo = make_ppo(env, 30, init="teacher.pt", imitated=30, temperature=0.02)
-    with pytest.raises(ValueError, match="algo.init=teacher.pt"):
-        train_ppo(ppo)
-    ppo.teacher = teacher
-    log = train_ppo(ppo)
+    ppo = make_student(env, 30, teacher, distill_iterations=30, temperature=0.02)
+    log = train(ppo)
     assert log["losses/imitation"][-1] < 0.2 * log["losses/imitation"][0] and env.invalid == 0
     assert sum(log["rollout/reward"][-3:]) / 3 > 0.9 * Chain.best / 5  # a step's share of the best return
     assert "losses/policy_loss" not in log.rows[-1]
-    ppo = make_ppo(Tabular(64), 3, init="teacher.pt", imitated=2)
-    ppo.teacher = teacher
-    assert ["losses/policy_loss" in row for row in train_ppo(ppo).rows] == [False, False, True]
+    ppo = make_student(Tabular(64), 3, teacher, distill_iterations=2, temperature=1.0)
+    assert ["losses/policy_loss" in row for row in train(ppo).rows] == [False, False, True]
 
 
 def test_factored_values_are_sums_of_products():
     torch.manual_seed(0)
-    net = FactoredValues(3, (6, 5), rank=2, hidden=[8], activation=torch.nn.ReLU, gain=1.0, normalize_obs=False, clip_obs=10.0)
+    net = FactoredActionValues(3, (6, 5), rank=2, hidden=[8], activation=torch.nn.ReLU, gain=1.0, normalize_obs=False, clip_obs=10.0)
     x = torch.randn(4, 3)
     out, table = net.body(x), net(x).view(4, 6, 5)
     for b in range(4):

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def pool_of(size=40, **changes):
     env = load("offers", CPU, 0, num_agents=10, population={"reference_size": 1000}, price_noise=0.0,
                price_range=[2.999, 3.001], drift_range=[-1e-6, 1e-6], **changes)
-    env.realise()
+    env.use_realised_outcomes()
     return env, Pool(env, size, 0)
 
 

@@ -26,7 +26,7 @@ def test_kernels_bytes_and_operations_are_those_counted_by_hand():
 
 def test_the_update_has_the_products_of_its_networks():
     """Forward, to the weights and, but for the first layer, to the inputs: two operations a number and weight."""
-    made = bench("speed/roofline", "benchmark.env.num_agents=8", SMALL, "benchmark.algo.minibatches=1", "benchmark.algo.epochs=1", "benchmark.algo.spend=null")
+    made = bench("speed/roofline", "benchmark.env.num_agents=8", SMALL, "benchmark.algo.minibatches=1", "benchmark.algo.epochs=1", "benchmark.algo.auxiliary=null")
     ppo = made.keywords["algo"](made.keywords["env"](CPU, 0), 0, "eager")
     rollout, _ = ppo.collect()
     batch = ppo.prepare(rollout)

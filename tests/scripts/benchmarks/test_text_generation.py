@@ -7,7 +7,7 @@ from configs import composed
 from hydra.utils import instantiate
 from transformers import GPT2LMHeadModel
 
-from rlcore.backends.cuda_graphs import WARM
+from rlcore.backends.cuda_graphs import WARM_UP_CALLS
 
 SMALL = ["benchmark.repeats=2", "benchmark.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}",
          "benchmark.known_words=20", "benchmark.algo.mails_per_iteration=16", "benchmark.algo.generation.prompt_tokens=4", "benchmark.algo.generation.response_tokens=6",
@@ -15,7 +15,7 @@ SMALL = ["benchmark.repeats=2", "benchmark.shape={vocab_size: 40, n_embd: 16, n_
 
 
 @pytest.mark.parametrize("override", ["benchmark.algo.gradient_checkpointing=false", "benchmark.algo.gradient_checkpointing=true",
-                                      "benchmark.fast=cudagraph"])
+                                      "benchmark.execution=cudagraph"])
 def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, override):
     asked = []
     theirs = GPT2LMHeadModel.generate
@@ -30,8 +30,8 @@ def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, 
     assert found["iteration_ratio"] == pytest.approx(seconds["iteration, transformers' generate"] / seconds["iteration"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "16 mails of 4 + 6 tokens; peak memory" in shown and f"{found['iteration_ratio']:.2f} × as fast as with" in shown
-    recorded = override == "benchmark.fast=cudagraph"
-    assert len(asked) == 2 + (WARM + 1 if recorded else 0)  # of each repeat one iteration
+    recorded = override == "benchmark.execution=cudagraph"
+    assert len(asked) == 2 + (WARM_UP_CALLS + 1 if recorded else 0)  # of each repeat one iteration
     assert asked[0]["min_new_tokens"] == asked[0]["max_new_tokens"] == 6
     assert asked[0]["temperature"] == 1 and asked[0]["top_k"] == 0
     assert len(tape) == (5 if recorded else 0)  # prompts, a token's step, two readings, a gradient

@@ -450,8 +450,8 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
 def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
     evaluation = small_evaluation(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2})
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
-    report = evaluation.run(None, "")
-    metrics = json.loads(json.dumps(report.metrics(), allow_nan=False))
+    report = evaluation.evaluate(None, "")
+    metrics = json.loads(json.dumps(report.to_metrics(), allow_nan=False))
     assert ("scarcity" in metrics["bound"]) == rollover
     assert set(metrics["hard"]["policies"]) == set(metrics["policies"])
     assert all(row["weeks_breached"] == 0 and row["score"] <= 1 for row in metrics["hard"]["policies"].values())
@@ -459,13 +459,13 @@ def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
     if rollover:  # no week clears below what money is worth in the next
         worth = carried(torch.tensor(metrics["bound"]["prices"]))
         assert (torch.tensor(metrics["policies"]["planning"]["prices"]) >= worth - 1e-6).all()
-    first, second = (part.table() for part in report.parts().values())
+    first, second = (part.to_table() for part in report.parts().values())
     assert "expectation" in first.title and "never passed" in second.title and first.caption is None
     evaluation = small_evaluation(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2}, hard=None)
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
-    alone = evaluation.run(None, "")
-    assert "hard" not in alone.metrics() and alone.metrics()["policies"] == metrics["policies"]
-    assert alone.table().caption and len(alone.parts()) == 1
+    alone = evaluation.evaluate(None, "")
+    assert "hard" not in alone.to_metrics() and alone.to_metrics()["policies"] == metrics["policies"]
+    assert alone.to_table().caption and len(alone.parts()) == 1
 
 
 @pytest.mark.parametrize("make, says", [

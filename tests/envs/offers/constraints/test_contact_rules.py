@@ -249,7 +249,7 @@ def policies(masked) -> dict:
     market, env, g = masked.market, masked.env, torch.Generator().manual_seed(0)
     c, w = market.customers, market.world
     actor, head = torch.randn(env.obs_dim, 30, generator=g), torch.randn(env.context_dim, 30, generator=g)
-    learned = (lambda x: torch.sigmoid(x @ head).view(-1, 6, 5), env.observe, c, w, market.features)
+    learned = (lambda x: torch.sigmoid(x @ head).view(-1, 6, 5), env.codec, c, w, market.features)
     valued = Valued(lambda x: x @ head, *learned)
     return {"greedy": Greedy(c, w), "stubborn": Stubborn(c, w), "random": Random(c, w, seed=0),
             "propensity": Response(c, w, uplift=False), "uplift": Response(c, w, uplift=True),
@@ -303,7 +303,7 @@ def test_the_environment_sends_nothing_that_is_masked(masked):
     """Act at random, masks or not: what is masked is as if nothing had been sent."""
     env, g = copy(masked.env), torch.Generator().manual_seed(0)
     env.rules = SimpleNamespace(permits=masked.permits, observed=2)
-    obs, mask = env.begin()
+    obs, mask = env.reset()
     sent = []
     for t in range(12):
         assert obs.shape == (40, env.obs_dim) and obs.isfinite().all() and mask[:, 0, 0].all()
@@ -316,7 +316,7 @@ def test_the_environment_sends_nothing_that_is_masked(masked):
         assert not step.reward[~fine].any() or t == 11
         sent.append(fine)
         assert torch.stack(sent[-4:]).sum(0).max() <= 2 and torch.stack(sent).sum(0).max() <= 3
-        obs, mask = step.obs, step.mask
+        obs, mask = step.obs, step.action_mask
     assert torch.stack(sent).sum() > 40
 
 

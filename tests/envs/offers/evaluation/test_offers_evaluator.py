@@ -283,7 +283,7 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
         return torch.cat((none, contact.flatten(0, 1))).T
 
     drift = -0.04
-    policy = Priced(logits, None, env.observe, c, world, market.features,
+    policy = Priced(logits, None, env.codec, c, world, market.features,
                     prices=small.evaluation.prices, drift=drift)
     records = [play(policy, market, u, small.bound) for u in small.u[:8]]
     ours, exact = summary(records, market, small.bound), summary(small.records["myopic"][:8], market, small.bound)
@@ -304,7 +304,7 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
         return torch.arange(30.0).expand(len(obs), -1)
 
     def increments(status, head=lambda context: redeem):
-        policy = Priced(logits, head, env.observe, market.customers, market.world, market.features,
+        policy = Priced(logits, head, env.codec, market.customers, market.world, market.features,
                         prices=small.evaluation.prices, drift=0.0)
         state = market.start._replace(status=torch.full((80,), status))
         return policy.information, policy.increments(0, state, market.permits(state.status == 0, []))
@@ -394,8 +394,8 @@ def whole(agent):
         return sample
 
     evaluation.env.population.draw = spy
-    evaluation.score(agent)
-    return SimpleNamespace(report=evaluation.run(agent, "ppo"), draws=draws, evaluation=evaluation)
+    evaluation.validate(agent)
+    return SimpleNamespace(report=evaluation.evaluate(agent, "ppo"), draws=draws, evaluation=evaluation)
 
 
 def test_nobody_in_the_test_was_trained_or_fitted_on(whole):
@@ -406,7 +406,7 @@ def test_nobody_in_the_test_was_trained_or_fitted_on(whole):
     for seed in range(3):
         env = load("offers", torch.device("cpu"), seed, num_agents=2000, population={"reference_size": 1000})
         for _ in range(2):
-            env.begin()
+            env.reset()
             train = torch.cat((train, env.customers.margin.double()))
     assert not torch.isin(test.float(), train.float()).any()
 
@@ -429,15 +429,15 @@ def test_an_evaluation_is_the_same_again_and_leaves_the_environment_alone(agent)
     few = {"customers": 20, "others": 20, "seasons": 1, "validation": 20, "estimator": 200}
     evaluation = small_evaluation(**few)
     before = evaluation.env.state_dict()["generator"].clone(), torch.get_rng_state()
-    first, again = evaluation.run(None, "").metrics(), small_evaluation(**few).run(None, "").metrics()
+    first, again = evaluation.evaluate(None, "").to_metrics(), small_evaluation(**few).evaluate(None, "").to_metrics()
     assert first == again and "ppo" not in first["policies"]
-    assert evaluation.score(agent) == evaluation.score(agent)
+    assert evaluation.validate(agent) == evaluation.validate(agent)
     assert torch.equal(before[0], evaluation.env.state_dict()["generator"])
     assert torch.equal(before[1], torch.get_rng_state())
 
 
 def test_score_in_the_course_of_training(whole, agent):
-    result = whole.evaluation.score(agent)
+    result = whole.evaluation.validate(agent)
     assert set(result) == {"offers/score", "offers/spend_ratio", "offers/contact_rate"}
     assert all(isinstance(x, float) for x in result.values()) and result["offers/score"] < 0.9
 
@@ -466,19 +466,19 @@ def test_every_budget_of_the_frontier_has_its_own_bound(whole):
 
 # ── the report ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_metrics_are_json_and_keep_their_keys(whole):
-    metrics = json.loads(json.dumps(whole.report.metrics(), allow_nan=False))
+    metrics = json.loads(json.dumps(whole.report.to_metrics(), allow_nan=False))
     assert {"value", "none", "prices", "gap"} <= set(metrics["bound"]) and metrics["customers"] == 60
     assert metrics["bound"]["gap"] == pytest.approx(metrics["bound"]["value"] - metrics["bound"]["none"])
     for row in metrics["policies"].values():
         assert {"score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "contact_rate"} <= set(row)
     assert len(metrics["frontier"]) == 1
-    assert whole.report.headline() == {f"score/{name}": row["score"] for name, row in metrics["policies"].items()}
+    assert whole.report.headline_metrics() == {f"score/{name}": row["score"] for name, row in metrics["policies"].items()}
 
 
 def test_table_and_markdown_show_every_row(whole):
     console = Console(width=160, file=io.StringIO())
-    console.print(whole.report.table())
-    shown, lines = console.file.getvalue(), whole.report.markdown().splitlines()
+    console.print(whole.report.to_table())
+    shown, lines = console.file.getvalue(), whole.report.to_markdown().splitlines()
     assert len(lines) == 2 + len(whole.report.rows) + 1
     assert len({line.count("|") for line in lines}) == 1
     for (name, row), line in zip(whole.report.rows.items(), lines[2:]):
@@ -489,7 +489,7 @@ def test_table_and_markdown_show_every_row(whole):
 
 
 def test_figures_are_drawn(whole, tmp_path):
-    figures = whole.report.figures("ppo", "score", {"score": [(1000, 0.1), (2000, 0.4)]})
+    figures = whole.report.to_figures("ppo", "score", {"score": [(1000, 0.1), (2000, 0.4)]})
     assert set(figures) == {"lost_profit", "prices", "training", "frontier"}
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=30)
@@ -500,4 +500,4 @@ def test_figures_are_drawn(whole, tmp_path):
     rows = [row for name, row in whole.report.rows.items() if name != "none"]
     assert [w for _, w in sorted(widths.items())] == pytest.approx([
         sum(max(x, 0.0) for x in row["lost"]["cause"].values()) for row in rows])
-    assert set(replace(whole.report, frontier=[]).figures(None, "score", {})) == {"lost_profit"}
+    assert set(replace(whole.report, frontier=[]).to_figures(None, "score", {})) == {"lost_profit"}

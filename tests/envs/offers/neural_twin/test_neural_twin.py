@@ -8,7 +8,7 @@ from configs import node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from small_offers import random_log
-from toy_envs import Log, part
+from toy_envs import part, train
 from torch import nn
 
 from envs.offers.world.history import History, names
@@ -42,7 +42,7 @@ def neural(env, members=1, **changes):
     """A neural twin of an environment, unfitted, with some keys of conf/algo/twin/neural.yaml changed."""
     config = part("twin", twin=None, members=members)
     config.twin = OmegaConf.merge(node("../algo/twin/neural", "algo=twin"), {"halvings": HALVINGS}, changes)
-    return config, instantiate(config, _convert_="all")(env, 0, "eager")
+    return config, instantiate(config, _convert_="all")(env, 0)
 
 
 def scalar_columns(catalogue, weeks, halvings):
@@ -96,10 +96,10 @@ def test_of_a_forecast_columns_are_the_expected_ones(make_catalogue):
 def test_a_panel_lays_out_what_the_environment_saw():
     """From a log of the history view: what was observed is what follows from what was logged."""
     env, log = random_log(40, observation=node("observation/history"))
-    assert isinstance(env.observe.names, list) and env.observe.hides
-    _, model = neural(env, halvings=env.observe.halvings)
+    assert isinstance(env.codec.names, list) and env.codec.hides_state
+    _, model = neural(env, halvings=env.codec.halvings)
     found = model.twin.lay(log[torch.randperm(len(log), generator=torch.Generator().manual_seed(1))], env)
-    torch.testing.assert_close(found.inputs[env.static:-1], found.known)
+    torch.testing.assert_close(found.inputs[env.static_dim:-1], found.known)
     torch.testing.assert_close(found.inputs[-1], env.world.season.log()[:, None].expand(12, 40))
     with pytest.raises(ValueError, match="column 'week': expected all weeks of a season from the first"):
         model.twin.lay(log[log.week != 3], env)
@@ -110,7 +110,7 @@ class Equations(nn.Module):
 
     def __init__(self, env):
         super().__init__()
-        self.population, self.world, self.static = env.population, env.world, env.static
+        self.population, self.world, self.static = env.population, env.world, env.static_dim
 
     def forward(self, inputs):
         z = inputs[:, :self.static].double() @ self.population.mixing.T
@@ -146,7 +146,7 @@ def acted(g, n=300):
 def test_where_nothing_lasts_it_is_the_structural_environment(monkeypatch):
     """Static world, the equations as networks: observations, masks, rewards and outcomes are OffersEnv's."""
     env, true = twinned_env(monkeypatch, {"without": STATIC})
-    g, seen = torch.Generator().manual_seed(0), (env.begin(), true.begin())
+    g, seen = torch.Generator().manual_seed(0), (env.reset(), true.begin())
     for a, b in zip(*seen):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(env.expected_reward(), true.expected_reward(), atol=1e-4, rtol=1e-4)
@@ -163,7 +163,7 @@ def test_where_nothing_lasts_it_is_the_structural_environment(monkeypatch):
 def test_churn_weighs_as_the_dynamic_program_does(monkeypatch):
     """Where only purchases keep customers: the tail is V_end, and a season's rewards are A⁰ on average."""
     env, true = twinned_env(monkeypatch, {"without": [x for x in STATIC if x != "c0"]}, num_agents=4000, price_range=[1e-6, 2e-6])
-    env.begin(), true.begin()
+    env.reset(), true.begin()
     worth = env.crowd.tail(env.contrast.life.history, torch.ones(4000))
     torch.testing.assert_close(worth, organic(true.customers, true.world)[-1].unsubscribed[0], rtol=2e-3, atol=1e-2)
     g, ours, theirs = torch.Generator().manual_seed(0), 0.0, 0.0
@@ -177,12 +177,12 @@ def test_churn_weighs_as_the_dynamic_program_does(monkeypatch):
 def crowd_of(env, n=200, order=(), seed=0):
     """A crowd of two members of random weights, far from what any log would teach."""
     torch.manual_seed(seed)
-    size = env.static + len(names(HALVINGS)) + 1
+    size = env.static_dim + len(names(HALVINGS)) + 1
     members = [Member(Likelihood(env.world.catalogue, hidden=[8], lr=0, decay=0, steps=0, batch_size=0).empty(size),
                       Rest(size, 5, [4]), list(order)) for _ in range(2)]
     for p in (p for member in members for p in member.parameters()):
         nn.init.normal_(p, std=0.5)
-    return Crowd(members, torch.arange(n) % 2, torch.randn(n, env.static), env.world, HALVINGS)
+    return Crowd(members, torch.arange(n) % 2, torch.randn(n, env.static_dim), env.world, HALVINGS)
 
 
 def test_without_a_contact_the_contrast_is_zero_to_the_bit():
@@ -221,7 +221,7 @@ def test_what_is_fitted_is_near_the_truth_where_history_tells_all():
     """Static world: P(trip) is a function of features and action alone, and so is what a contact adds."""
     env, log = random_log(2500, world={"without": list(STATIC)})
     _, model = neural(env, response={"steps": 400, "batch_size": 1024, "lr": 0.01}, rest={"steps": 200})
-    model.learn_from(log)
+    model.set_dataset(log)
     logged = Log()
     model.train(logged, lambda: None, None, lambda: False)
     held = model.log[model.aside]
@@ -240,11 +240,11 @@ def test_a_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
     small = {"response": {"steps": 3, "hidden": [4]}, "rest": {"steps": 3}}
     models = [neural(env, 2, **small)[1] for _ in range(3)]
     for model in models:
-        model.learn_from(log)
-    models[0].train(Log(), lambda: None, None, lambda: False)
-    models[1].train(Log(), lambda: None, None, lambda: True)
+        model.set_dataset(log)
+    train(models[0])
+    train(models[1], should_stop=lambda: True)
     models[2].load_state_dict(models[1].state_dict())
-    models[2].train(Log(), lambda: None, None, lambda: False)
+    train(models[2])
     for a, b in zip(models[0].members.parameters(), models[2].members.parameters()):
         assert torch.equal(a, b)
 
@@ -259,28 +259,28 @@ def test_learners_of_effects_take_the_networks_place(learner):
     config.twin.response, config.twin.monotone, config.twin.rest.steps = response.copy(), True, 3
     for key in {"model", "effect"} & set(response.learner):
         config.twin.response.learner[key] = ridge
-    model = instantiate(config, _convert_="all")(env, 0, "eager")
-    model.learn_from(log)
-    model.train(Log(), lambda: None, None, lambda: False)
+    model = instantiate(config, _convert_="all")(env, 0)
+    model.set_dataset(log)
+    train(model)
     trip, redeem = model.members[0].response(model.log.inputs[:, 4].T).unbind(-1)
     assert ((trip > 0) & (trip < 1) & (redeem >= 0) & (redeem <= trip)).all()
     assert (trip[:, torch.tensor(chains(env.world.catalogue))].diff(dim=2) >= 0).all()
-    again = instantiate(config, _convert_="all")(env, 1, "eager")
-    again.load_weights(model.state_dict())
+    again = instantiate(config, _convert_="all")(env, 1)
+    again.load_policy(model.state_dict())
     torch.testing.assert_close(again.members[0].response(model.log.inputs[:, 4].T)[..., TRIP], trip)
 
 
 def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
     env, log = random_log(80)
     config, model = neural(env, 2, response={"steps": 5}, rest={"steps": 5})
-    model.learn_from(log)
-    model.train(Log(), lambda: None, None, lambda: False)
+    model.set_dataset(log)
+    train(model)
     path = str(tmp_path / "neural.pt")
     checkpoint.save(path, {"name": "twin", "agent": model.state_dict(), "config": {"algo": OmegaConf.to_container(config)}})
     small = {"customers": 30, "others": 20, "seasons": 1, "tuning_seasons": 1, "fees": [0.0, 0.5]}
     twin = environment("offers_twin", twin=path, evaluation=small)
     assert isinstance(twin, NeuralEnv) and len(twin.twin.members) == 2
-    report = twin.evaluation(twin).run(None, "none")
+    report = twin.evaluation(twin).evaluate(None, "none")
     assert set(report.rows) == {"none", "random", "propensity", "uplift rank", "myopic knapsack", "myopic + fee"}
     assert report.rows["none"]["incremental_profit"] == 0 and report.rows["none"]["profit_ci"] == [0, 0]
     assert 0.5 < report.rows["myopic knapsack"]["spend_ratio"] <= 1.1 and report.rows["random"]["incremental_profit"] != 0
@@ -293,4 +293,4 @@ def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="fitted to customers or a catalogue of another kind"):
         environment("offers_twin", twin=path, catalogue={"channels": {"fax": {"cost": 1.0, "attention": 0.1, "opt_out": 0.1, "tires": 1}}})
     with pytest.raises(ValueError, match="expected env/observation=state, or algo/twin=neural"):
-        instantiate(part("twin"), _convert_="all")(environment(), 0, "eager")
+        instantiate(part("twin"), _convert_="all")(environment(), 0)

@@ -35,7 +35,7 @@ def whole():
     policies = {"none": Nothing(), "uplift": Response(c, world, uplift=True),
                 "myopic": Knapsack(c, world, "", values=None, fee=0.0),
                 "planning": planner(market, bound, ""),
-                "learned": Priced(lambda obs: obs @ weight, None, env.observe, c, world, market.features,
+                "learned": Priced(lambda obs: obs @ weight, None, env.codec, c, world, market.features,
                                   prices=torch.logspace(1, -1, 8), drift=0.0)}
     return market, bound, {name: play(policy, market, u, bound) for name, policy in policies.items()}
 

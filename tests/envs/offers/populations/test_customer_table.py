@@ -18,7 +18,7 @@ from scripts import example_shop
 
 pytest.importorskip("pandas")
 ROOT = Path(__file__).parents[4]
-SMALL = ["env.num_agents=48", "algo.minibatches=4", "algo.net.hidden=[16]", "algo.spend.hidden=[8]", "algo.eval_every=2",
+SMALL = ["env.num_agents=48", "algo.minibatches=4", "algo.network.hidden=[16]", "algo.auxiliary.hidden=[8]", "algo.eval_every=2",
          "env.evaluation.customers=30", "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
          "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",
          "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12", "device=cpu"]
@@ -212,7 +212,7 @@ def test_an_environment_takes_the_transform_over_before_a_learner_is_built(shop,
 # ── a shop ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_shops_rules_reach_the_environment(shop):
     env = environment(shop)
-    _, mask = env.begin()
+    _, mask = env.reset()
     columns, names = env.population.columns, env.rules.catalogue
     rows = env.permits.bans[0].who.new_zeros(len(mask))
     sample = env.population.draw(50, torch.Generator().manual_seed(3), "train")
@@ -223,7 +223,7 @@ def test_the_shops_rules_reach_the_environment(shop):
         offers = [True, tier != "basic" and basket >= 20, age >= 18]
         channels = [columns["App Installed"][row] == "yes", columns["Newsletter"][row] == "yes", True]
         assert pairs[k, 1:].tolist() == [[o and c and not held for c in channels] for o in map(bool, offers)]
-    assert env.observe.context_dim == env.population.num_features + 1 + 6 + 4 + 3 + 3 + 12
+    assert env.codec.context_dim == env.population.num_features + 1 + 6 + 4 + 3 + 3 + 12
 
 
 def run(folder, script, *overrides, check=True):

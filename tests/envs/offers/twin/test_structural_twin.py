@@ -10,7 +10,7 @@ from configs import load, node
 from hydra.utils import instantiate
 from reference_world import GONE, STATES, pick
 from small_offers import random_log
-from toy_envs import Log, part
+from toy_envs import part, train
 
 from envs.offers.twin.likelihood import Panel, log_likelihood, panel
 from envs.offers.populations.base import columns, from_columns
@@ -33,7 +33,7 @@ def environment(seed=0, **changes):
 def twin(env, members=1, **changes):
     """A twin of an environment as configured, with some keys changed."""
     config = part("twin", members=members, **{**changes, "twin": {"reference": 2000, **changes.get("twin", {})}})
-    return instantiate(config, _convert_="all")(env, 0, "eager")
+    return instantiate(config, _convert_="all")(env, 0)
 
 
 def one_week(c, rows):
@@ -113,15 +113,15 @@ def test_a_panel_holds_what_the_log_does():
 def test_without_features_it_finds_the_shares_that_were_counted():
     """With features that say nothing, δ and π− are shares of those who could move and did, and g a mean."""
     env, log = random_log(600)
-    log.obs[:, :env.static] = 0.0
+    log.obs[:, :env.static_dim] = 0.0
     model = twin(env, held={"customers": 0.01, "weeks": 0}, twin={"penalty": 0.0, "rounds": 4})
-    model.learn_from(log)
+    model.set_dataset(log)
     model.members = model.members[:1]
     weight = model.early.float()
     rows = (~model.aside).nonzero()[:, 0]
     held = model.log[rows]
     model.twin.fit(model.members[0], env.world, held, weight[:, rows], held, weight[:, rows], model.generator)
-    theta = from_columns(model.members[0](torch.zeros(1, env.static)))
+    theta = from_columns(model.members[0](torch.zeros(1, env.static_dim)))
     s, after = held.state, held.following
     stays = (after.status != 2) & (s.status != 2)
     for name, could, moved in (
@@ -138,8 +138,8 @@ def test_more_decisions_bring_it_nearer_to_the_truth():
     for n in (200, 3000):
         env, log = random_log(n)
         model = twin(env, twin={"rounds": 3})
-        model.learn_from(log)
-        model.train(Log(), lambda: None, None, lambda: False)
+        model.set_dataset(log)
+        train(model)
         sample = env.population.draw(2000, torch.Generator().manual_seed(9), "test")
         with torch.no_grad():
             guess = from_columns(model.members[0](sample.features.float()))
@@ -154,7 +154,7 @@ def saved(tmp_path):
     env = environment()
     model = twin(env, members=2)
     log = random_log(60)[1]
-    model.learn_from(log)
+    model.set_dataset(log)
     model.iteration = 2
     for k, member in enumerate(model.members):
         with torch.no_grad():
@@ -191,11 +191,11 @@ def test_what_is_assumed_is_drawn_from_the_priors(saved):
 
 def test_a_log_in_which_nobody_churns_leaves_churn_to_the_priors():
     env, log = random_log(50)
-    obs, then = (env.observe.state(x).status for x in (log.obs, log.next_obs))
+    obs, then = (env.codec.decode_state(x).status for x in (log.obs, log.next_obs))
     stayed = torch.ones(50, dtype=torch.bool)
     stayed[log.customer[(then == 2) | (obs == 2)]] = False
     model = twin(env)
-    model.learn_from(log[stayed[log.customer]])
+    model.set_dataset(log[stayed[log.customer]])
     assert "churn" in model.silent and set(model.twin.assumed) >= {"c0", "gamma_f", "gamma_h"}
 
 
@@ -204,7 +204,7 @@ def test_weights_make_a_log_count_as_if_drawn_alike():
     model = twin(env, weighted=True, held={"customers": 0.1, "weeks": 2})
     halved = log.map(lambda x: x.clone())
     halved.propensity[::2] /= 2
-    model.learn_from(halved)
+    model.set_dataset(halved)
     weight = model.weights()
     assert (weight[10:] == 0).all()
     flat = weight[:10].T.flatten()
@@ -212,7 +212,7 @@ def test_weights_make_a_log_count_as_if_drawn_alike():
     torch.testing.assert_close(flat[double], 2 * flat[~double].mean().expand(int(double.sum())))
     halved.propensity[7] = torch.nan
     with pytest.raises(ValueError, match="row 9, column 'propensity'"):
-        model.learn_from(halved)
+        model.set_dataset(halved)
 
 
 def test_balance_sees_wrong_propensities_and_lets_true_ones_be():
@@ -253,7 +253,7 @@ def test_bad_input_is_one_line(saved, tmp_path):
     with pytest.raises(ValueError, match="no such parameter: alfa"):
         twin(env, twin={"assumed": ["alfa"]})
     with pytest.raises(ValueError, match="expected the path of a log"):
-        twin(env).train(Log(), lambda: None, None, lambda: False)
+        train(twin(env))
     checkpoint.save(tmp_path / "ppo.pt", {"name": "ppo", "agent": {}})
     with pytest.raises(ValueError, match="expected a checkpoint of algo=twin, got ppo"):
         environment(twin=str(tmp_path / "ppo.pt"))
@@ -270,7 +270,7 @@ def world_itself():
     """A twin whose only member is the world's own G, held against 1,500 customers' random decisions."""
     env, log = random_log(1500)
     model = twin(env, held={"customers": 0.9, "weeks": 2})
-    model.learn_from(log)
+    model.set_dataset(log)
     model.iteration, member, truth = 1, model.members[0], env.population
     with torch.no_grad():
         for x, y in ((member.middle, truth.mean), (member.spread, truth.std), (member.linear.weight, truth.mixing)):
@@ -280,7 +280,7 @@ def world_itself():
 
 def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
     env, model = world_itself
-    report = model.evaluation(env).run(model, "twin")
+    report = model.evaluation(env).evaluate(model, "twin")
     assert report.extra["warnings"] == [] and set(report.rows) == {"trips", "redeemed", "opt_out", "churn"}
     for name, row in report.rows.items():
         sd = (row["actual"] / row["decisions"]) ** 0.5
@@ -292,7 +292,7 @@ def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
         assert row["spend"][1] == pytest.approx(row["spend"][0], rel=0.25)
     assert report.extra["drivers"]["habit"] > 0 and len(report.extra["uplift"]["deciles"]) == 10
     assert {"calibration", "weeks", "drivers", "uplift", "qini", "cost"} <= set(report.plots)
-    assert "held-out week 11" in report.caption and report.markdown().count("|")
+    assert "held-out week 11" in report.caption and report.to_markdown().count("|")
 
 
 def test_trips_that_no_equation_explains_are_named(world_itself):

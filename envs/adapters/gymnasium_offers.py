@@ -1,0 +1,125 @@
+"""The sequential offers environment as a Gymnasium environment, one world or many.
+
+    env = gymnasium.make("envs.adapters.gymnasium_offers:crm/Offers-v0", overrides=["env/world=structural"])
+    envs = OffersVectorEnv(sequential(64, 0, ["env.customers=200"]), flat=True)
+"""
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from torch import Tensor
+
+from envs.offers.world.catalogue import ActionCodec
+from envs.sequential.env import SequentialEnv
+
+try:
+    import gymnasium
+    from gymnasium import spaces
+    from gymnasium.vector import AutoresetMode, VectorEnv
+    from gymnasium.vector.utils import batch_space
+except ImportError as error:
+    raise ValueError("Gymnasium is not installed: pip install -e '.[gym]'") from error
+
+
+def sequential(worlds: int, seed: int, overrides: list[str] = (), device: str = "cpu") -> SequentialEnv:
+    """Build env=offers_sequential from conf/ with overrides as on the command line, every world at a season's start."""
+    said = ["env=offers_sequential", "env.stagger=false", *overrides, f"env.num_agents={worlds}"]
+    conf = str(Path(__file__).resolve().parents[2] / "conf")
+    before = GlobalHydra.instance().hydra  # a script may be in the middle of its own
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(conf, version_base="1.3"):
+            config = compose("train", overrides=said)
+    finally:
+        GlobalHydra.instance().hydra = before
+    return instantiate(config.env, _convert_="all")(torch.device(device), seed)
+
+
+def spaces_of(env: SequentialEnv, flat: bool) -> tuple[spaces.Box, spaces.Space]:
+    """Return the observation and the action space of one world."""
+    actions = spaces.Discrete(math.prod(env.nvec)) if flat else spaces.MultiDiscrete(env.nvec)
+    return spaces.Box(-np.inf, np.inf, (env.obs_dim,), np.float32), actions
+
+
+def to_actions(env: SequentialEnv, actions, flat: bool) -> Tensor:
+    """Turn the actions of all worlds into the environment's, [W, 2]."""
+    action = torch.as_tensor(np.asarray(actions, dtype=np.int64)).to(env.device)
+    return ActionCodec(*env.nvec).decode_action(action.view(-1)) if flat else action.view(env.num_agents, 2)
+
+
+class OffersEnv(gymnasium.Env):
+    """One world. With `flat`, actions are Discrete: flat indices in place of MultiDiscrete's pairs (offer, channel).
+
+    info has the joint mask of what can be sent as `action_mask`; in the flat form `action_masks()` gives it as well.
+    """
+
+    metadata: dict = {"render_modes": []}
+
+    def __init__(self, overrides: list[str] = (), flat: bool = False):
+        self.env, self.flat, self.fresh = sequential(1, 0, overrides), flat, False
+        self.observation_space, self.action_space = spaces_of(self.env, flat)
+        self.mask = self.env.reset()[1]
+        if flat:
+            self.action_masks = lambda: self.mask[0].flatten().numpy()
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start a season; without a seed the random stream goes on."""
+        unseeded = self._np_random is None
+        super().reset(seed=seed)
+        if seed is not None or unseeded:
+            self.env.seed([int(self.np_random.integers(2**31)) if seed is None else seed])
+        elif not self.fresh:
+            self.env.restart()
+        self.fresh = True
+        obs, self.mask = self.env.reset()
+        return obs[0].numpy(), {"action_mask": self.mask[0].numpy().copy()}
+
+    def step(self, action):
+        """Send one customer something; at the season's end the observation is what it led to."""
+        step = self.env.step(to_actions(self.env, action, self.flat))
+        self.fresh, self.mask = bool(step.terminated[0]), step.action_mask
+        return (step.final_obs[0].numpy(), step.reward[0].item(), self.fresh, False,
+                {"action_mask": step.action_mask[0].numpy().copy()})
+
+
+class OffersVectorEnv(VectorEnv):
+    """All worlds of an environment at once, reset in the step; world i equals an `OffersEnv` of its own seeded seed + i."""
+
+    metadata: dict = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(self, env: SequentialEnv, flat: bool):
+        self.env, self.flat, self.num_envs, self.fresh = env, flat, env.num_agents, False
+        self.single_observation_space, self.single_action_space = spaces_of(env, flat)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(self, *, seed: int | list[int] | None = None, options: dict | None = None):
+        """Start a season in every world; without a seed the random streams go on."""
+        unseeded = self._np_random is None
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        if seed is None and unseeded:
+            seed = int(self.np_random.integers(2**31))
+        if seed is not None:
+            self.env.seed([seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed))
+        else:
+            self.env.restart()
+        obs, mask = self.env.reset()
+        return obs.cpu().numpy(), {"action_mask": mask.cpu().numpy().copy()}
+
+    def step(self, actions):
+        """Step all worlds; `final_obs` of info is what a step led to where `_final_obs` says that a season ended."""
+        step = self.env.step(to_actions(self.env, actions, self.flat))
+        obs, mask, reward, terminated, truncated, final_obs = (x.cpu().numpy() for x in step[:6])
+        info = {"action_mask": mask.copy()}
+        if terminated.any():
+            info |= {"final_obs": final_obs, "_final_obs": terminated}
+        return obs, reward.astype(np.float64), terminated, truncated, info
+
+
+gymnasium.register("crm/Offers-v0", entry_point=OffersEnv)

@@ -1,0 +1,98 @@
+"""The performance modes of training, applied to an algorithm from outside: `eager`, `compile`, `cudagraph`.
+
+An algorithm names its `graph_regions` and knows no mode. All modes give the same results up to rounding.
+"""
+from __future__ import annotations
+
+from functools import partial, singledispatch
+
+import torch
+
+from rlcore.algorithm import Algorithm
+from rlcore.backends import distributed, triton_gae
+from rlcore.backends.compilation import CompiledActorCritic, compile_function
+from rlcore.backends.cuda_graphs import PinnedReset, record
+from rlcore.backends.scan import FunctionalRollout, loop_scan, scan, scan_rollout
+from rlcore.ppo import PPO
+from rlcore.rollout import Rollout, continue_rollout
+
+MODES = ("eager", "compile", "cudagraph")
+# On a CPU thousands of small kernels cost less when called from C++, and a product and a sum may be fused into one rounding.
+CPU_OPTIONS = {"options": {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}}
+
+
+def accelerate(algorithm: Algorithm, mode: str) -> Algorithm:
+    """Let an algorithm run in a mode, and return it. Raises ValueError where the mode is unknown or does not fit."""
+    if mode not in MODES:
+        raise ValueError(f"execution: expected 'eager', 'compile' or 'cudagraph', got '{mode}'")
+    if mode == "cudagraph" and distributed.num_processes() > 1:
+        raise ValueError("execution=cudagraph: expected a single process, several need eager or compile")
+    apply_mode(algorithm, mode)
+    return algorithm
+
+
+@singledispatch
+def apply_mode(algorithm: Algorithm, mode: str) -> None:
+    """Compile the graph regions of an algorithm. Algorithms of which there is more to do register a function of their own."""
+    if mode == "compile":
+        for name in algorithm.graph_regions:
+            setattr(algorithm, name, compile_function(getattr(algorithm, name)))
+
+
+@apply_mode.register
+def apply_mode_to_ppo(algorithm: PPO, mode: str) -> None:
+    """Compile or record PPO's rollout, advantages and gradient step, and the step of its auxiliary model."""
+    algorithm.gae = triton_gae.gae
+    if mode == "compile":
+        compile_ppo(algorithm)
+    if mode == "cudagraph":
+        record_ppo(algorithm)
+
+
+def compile_ppo(algorithm: PPO) -> None:
+    """Compile PPO. The rollout of a FunctionalEnv becomes one graph; of any other, the policy and a step's work are compiled."""
+    env = algorithm.env
+    algorithm.network = CompiledActorCritic(algorithm.network)
+    on_cpu = {} if env.device.type == "cuda" else CPU_OPTIONS
+    functional = env.as_functional()
+    if functional:
+        run = partial(scan_rollout, functional, algorithm.network, scan)
+        algorithm.collect_rollout = FunctionalRollout(compile_function(run, fullgraph=True, **on_cpu))
+    else:
+        algorithm.network.act = compile_function(algorithm.network.act)
+        for name in env.graph_regions:
+            setattr(env, name, compile_function(getattr(env, name), dynamic=None))  # histories grow
+    algorithm.compute_advantages = compile_function(algorithm.compute_advantages)
+    algorithm.optimizer.step = torch._dynamo.disable(algorithm.optimizer.step)  # compiled, Adam takes longer
+    for name in algorithm.graph_regions:
+        if name != "compute_advantages":
+            setattr(algorithm, name, compile_function(getattr(algorithm, name), **on_cpu))
+
+
+def record_ppo(algorithm: PPO) -> None:
+    """Record PPO on a GPU. A rollout is recorded where the environment's steps can be (`graph_state`)."""
+    env = algorithm.env
+    functional = env.as_functional()
+    if functional:
+        run = partial(scan_rollout, functional, algorithm.network, loop_scan)
+        algorithm.collect_rollout = FunctionalRollout(record(run, env.device))
+    elif env.graph_state:
+        algorithm.collect_rollout = RecordedRollout(algorithm)
+    for name in algorithm.graph_regions:
+        setattr(algorithm, name, record(getattr(algorithm, name), env.device))
+    if algorithm.auxiliary:
+        algorithm.auxiliary.train_minibatch = record(algorithm.auxiliary.train_minibatch, env.device)
+
+
+class RecordedRollout:
+    """`rlcore.rollout.collect_rollout` whose steps are recorded; the reset, which draws random numbers, is not."""
+
+    def __init__(self, algorithm: PPO):
+        env = algorithm.env
+        self.reset = PinnedReset(env)
+        self.run = record(partial(continue_rollout, env, algorithm.network), env.device)
+
+    @torch.no_grad()
+    def __call__(self, env, policy, uniforms) -> Rollout:
+        obs, action_mask = self.reset()
+        return self.run(obs, action_mask, uniforms)

@@ -1,0 +1,66 @@
+"""Rollouts: a policy acts for T steps in N environments, and what happened is kept in columns by name."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from envs.base import VectorEnv
+    from rlcore.algorithm import Policy
+
+
+class Rollout(NamedTuple):
+    """T steps of N agents."""
+
+    obs: Tensor  #: [T, N, D]
+    action_mask: Tensor  #: bool [T, N, *nvec]
+    action: Tensor  #: int64 [T, N, K]
+    log_prob: Tensor  #: log-probability of the action under the policy that took it, [T, N]
+    reward: Tensor  #: [T, N]
+    terminated: Tensor  #: bool [T, N]
+    truncated: Tensor  #: bool [T, N]
+    final_obs: Tensor | None  #: observation that each step led to, [T, N, D]; None where the environment never truncates
+    last_obs: Tensor  #: observation after the last step, [N, D]
+    info: dict[str, Tensor]  #: further outcomes of each step, [T, N]
+
+    @property
+    def done(self) -> Tensor:
+        """Steps that end an episode, bool [T, N]."""
+        return self.terminated | self.truncated
+
+    def mean_info(self) -> dict[str, Tensor]:
+        """Return the mean of every outcome, for the log."""
+        return {f"rollout/{name}": x.float().mean() for name, x in self.info.items()}
+
+
+@torch.no_grad()
+def collect_rollout(env: VectorEnv, policy: Policy, uniforms: Tensor) -> Rollout:
+    """Reset the environment and act in it for T steps; the uniforms [T, N] draw the actions."""
+    obs, action_mask = env.reset()
+    return continue_rollout(env, policy, obs, action_mask, uniforms)
+
+
+@torch.no_grad()
+def continue_rollout(env: VectorEnv, policy: Policy, obs: Tensor, action_mask: Tensor, uniforms: Tensor) -> Rollout:
+    """Act for T steps from the observation [N, D] and the mask [N, *nvec] that the environment has returned last."""
+    steps: list[dict] = []
+    infos: list[dict] = []
+    for u in uniforms:
+        action, log_prob = policy.act(obs, action_mask, u)
+        step = env.step(action)
+        columns = {"obs": obs, "action_mask": action_mask, "action": action, "log_prob": log_prob, "reward": step.reward,
+                   "terminated": step.terminated, "truncated": step.truncated}
+        if env.can_truncate:
+            columns["final_obs"] = step.final_obs
+        steps.append(columns)
+        infos.append(step.info)
+        obs, action_mask = step.obs, step.action_mask
+    columns = {"final_obs": None, **stack_columns(steps)}
+    return Rollout(**columns, last_obs=obs, info=stack_columns(infos))
+
+
+def stack_columns(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack T rows of tensors [N, ...] under the same names into columns [T, N, ...]."""
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -132,7 +132,7 @@ def test_actions_arrive_as_the_space_has_them(actions, chosen, expected):
                                              ([1, 1, 1, 1, 1, 0], {(1, 2)})])
 def test_masks_by_choice_and_by_combination(mask, forbidden):
     env = counter(actions=spaces.MultiDiscrete([2, 3]), mask=mask)
-    for table in (env.reset()[1], env.step(torch.zeros(2, 2, dtype=torch.long)).mask):
+    for table in (env.reset()[1], env.step(torch.zeros(2, 2, dtype=torch.long)).action_mask):
         assert {tuple(pair) for pair in (~table[1]).nonzero().tolist()} == forbidden
 
 

@@ -60,7 +60,7 @@ def season(env, choose=draw, seed=1, prepare=lambda env: None) -> SimpleNamespac
         seen.action.append(choose(seen.mask[-1], g))
         seen.steps.append(env.step(seen.action[-1]))
         seen.obs.append(seen.steps[-1].obs)
-        seen.mask.append(seen.steps[-1].mask)
+        seen.mask.append(seen.steps[-1].action_mask)
     seen.reward = torch.stack([step.reward for step in seen.steps])
     return seen
 

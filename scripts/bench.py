@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rlcore import checkpoint  # noqa: E402
-from scripts.cli import choose_device, guarded, launch  # noqa: E402
+from rlcore import checkpoint
+from scripts.cli import choose_device, guarded, launch
 
 
 @hydra.main(config_path="../conf", config_name="bench", version_base="1.3")

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.utils import instantiate
+
 from configs import load, node
 from fake_cuda_graph import tape  # noqa: F401 (a fixture)
-from hydra.utils import instantiate
 from reference_world import references
 
 torch.set_num_threads(1)  # many small operations: more threads would only wait for each other

@@ -13,9 +13,27 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rlcore.backends import cuda_graphs
 
-ASKS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "equal", "is_nonzero",
-        "lift_fresh", "randperm", "rand", "randint", "randn", "uniform_", "normal_", "random_", "bernoulli", "bernoulli_",
-        "exponential_", "multinomial"}  # of the host, or of a random stream
+ASKS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_consecutive",
+    "equal",
+    "is_nonzero",
+    "lift_fresh",
+    "randperm",
+    "rand",
+    "randint",
+    "randn",
+    "uniform_",
+    "normal_",
+    "random_",
+    "bernoulli",
+    "bernoulli_",
+    "exponential_",
+    "multinomial",
+}  # of the host, or of a random stream
 
 
 class Outside(NamedTuple):
@@ -40,9 +58,13 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         assert func.overloadpacket.__name__ not in ASKS, f"{func} can't be recorded"
         if func.overloadpacket.__name__ == "index":
-            assert not any(x.dtype == torch.bool for x in args[1] if x is not None), "a mask's length is asked of the host"
+            assert not any(x.dtype == torch.bool for x in args[1] if x is not None), (
+                "a mask's length is asked of the host"
+            )
         if func._schema.is_mutable:
-            named = [(a, args[k] if k < len(args) else kwargs.get(a.name)) for k, a in enumerate(func._schema.arguments)]
+            named = [
+                (a, args[k] if k < len(args) else kwargs.get(a.name)) for k, a in enumerate(func._schema.arguments)
+            ]
             written = [x for a, x in named if a.alias_info and a.alias_info.is_write]
             self.before += [(x, x.clone()) for x in tree_leaves(written) if isinstance(x, torch.Tensor)]
         out = func(*args, **kwargs)
@@ -52,7 +74,9 @@ class Tape(TorchDispatchMode):
             args, kwargs = tree_map_only(torch.Tensor, lambda x: self.placed(x, func), (args, kwargs))
             self.made |= {storage(x) for x, new in zip(tree_leaves(out), made) if new}
             # Without its graph, which keeps what backward would read.
-            self.kernels.append((func, args, kwargs, [x.detach() if new else None for x, new in zip(tree_leaves(out), made)]))
+            self.kernels.append(
+                (func, args, kwargs, [x.detach() if new else None for x, new in zip(tree_leaves(out), made)])
+            )
         return out
 
     def placed(self, x: torch.Tensor, func) -> torch.Tensor | Outside:
@@ -60,7 +84,10 @@ class Tape(TorchDispatchMode):
         if storage(x) in self.made:
             return x.detach()
         if storage(x) not in self.outside:
-            self.outside[storage(x)] = StorageWeakRef(x.untyped_storage()), f"{func} of {asked()} reads {x.dtype} {[*x.shape]}"
+            self.outside[storage(x)] = (
+                StorageWeakRef(x.untyped_storage()),
+                f"{func} of {asked()} reads {x.dtype} {[*x.shape]}",
+            )
         return Outside(storage(x), x.dtype, (x.storage_offset(), x.size(), x.stride()))
 
     def undo(self):

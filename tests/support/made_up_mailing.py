@@ -8,7 +8,7 @@ from scripts.benchmarks.uplift.hillstrom import ARMS
 
 
 def made_up_mailing(n: int = 6000):
-    """Draw n customers: men's mail pays for customers of men's goods, women's for the others of an odd recency, else none."""
+    """Draw n customers: men's mail pays for customers of men's goods, women's for others of odd recency."""
     pandas = pytest.importorskip("pandas")
     generator = torch.Generator().manual_seed(0)
     mens, recency, arm = (torch.randint(k, (n,), generator=generator) for k in (2, 12, 3))

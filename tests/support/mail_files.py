@@ -5,8 +5,10 @@ import csv
 import io
 import random
 
-WORDS = ("apple river stone cloud paper window garden engine silver market pencil forest candle bridge winter signal "
-         "basket copper meadow lantern harbour velvet thunder marble orchard compass feather granite ribbon saddle").split()
+WORDS = (
+    "apple river stone cloud paper window garden engine silver market pencil forest candle bridge winter signal "
+    "basket copper meadow lantern harbour velvet thunder marble orchard compass feather granite ribbon saddle"
+).split()
 
 
 def made_up_text(rng, n=30):

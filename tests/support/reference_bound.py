@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from reference_world import tuples
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
 from envs.offers.planning.dynamic_program import organic
 from envs.offers.planning.lagrangian_bound import unconstrained_spend
+from reference_world import tuples
 
 FIVE_ACTIONS = {"offers": ["euro_1_00", "euro_2_50"], "channels": ["email", "sms"]}  # 5 actions, both steps of fatigue
 FULL_SEASON = {"weeks": 12, **FIVE_ACTIONS}
@@ -28,7 +28,7 @@ def no_contact_profit(season) -> float:
 
 
 def linear_program(season, rollover=False, stock=()) -> tuple[float, torch.Tensor]:
-    """Solve the relaxed problem over occupancies x(customer, week, state, action) ≥ 0; return its value and multipliers.
+    """Solve the relaxed problem over occupancies x(customer, week, state, action) ≥ 0; return value and multipliers.
 
     With `rollover` the budgets of the weeks so far limit what was spent so far; `stock` lists (offer, redemptions).
     """

@@ -1,4 +1,4 @@
-"""BCQ and CQL in plain Python, one float at a time, from the papers' formulas; and the exact values of the tests' chain."""
+"""BCQ and CQL in plain Python, one float at a time, from the papers' formulas; exact values of the tests' chain."""
 from __future__ import annotations
 
 from math import exp, log
@@ -59,4 +59,6 @@ def chain_values() -> dict:
             return reward + following
         return reward + max(value(time + 1, following, *pair) for pair in allowed(following))
 
-    return {(t, p, 2 * go + hand): value(t, p, go, hand) for t in range(5) for p in range(t + 1) for go, hand in allowed(p)}
+    return {
+        (t, p, 2 * go + hand): value(t, p, go, hand) for t in range(5) for p in range(t + 1) for go, hand in allowed(p)
+    }

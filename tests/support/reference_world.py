@@ -1,4 +1,4 @@
-"""One customer in plain Python: the equations of envs/offers/README.md §2 and §5, loops over 79 states, one float at a time.
+"""One customer in plain Python: the equations of envs/offers/README.md §2 and §5, loops over 79 states of floats.
 
 Written from the document, not from the package, so that the tests can hold the package to it.
 """
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import fields
-from functools import lru_cache
+from functools import cache
 from itertools import product
 from math import exp, log
 
@@ -106,7 +106,7 @@ class Reference:
         h, f, d = clamp(s[0] + dh, 5), clamp(s[1] + df, 3), clamp(s[2] + dd, 2)
         return {SUBSCRIBED: (h, f, d, z), UNSUBSCRIBED: (h, 0, 0, z), CHURNED: GONE}[z]
 
-    @lru_cache(maxsize=None)
+    @cache
     def law(self, s: tuple, season: float, a: tuple) -> dict:
         """Return P(s' | s, a) by enumerating every combination of draws."""
         if s == GONE:
@@ -144,7 +144,7 @@ class Reference:
         season = self.season[week]
         return self.profit(s, season, a) - price * self.spend(s, season, a) + self.ahead(s, season, a, value)
 
-    @lru_cache(maxsize=None)
+    @cache
     def end(self) -> dict:
         """Return V_end, weighted: the organic margin of the weeks after the season."""
         value = dict.fromkeys(STATES, 0.0)

@@ -7,8 +7,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 ROOT = Path(__file__).parents[2]
 FORKED = multiprocessing.get_context("forkserver")

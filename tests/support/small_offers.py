@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import torch
-from configs import composed, load
 from hydra.utils import instantiate
 
+from configs import composed, load
 from envs.data_collection import Uniform, rollouts
 from envs.offers.env import OffersEnv
 from rlcore.offline.logged_dataset import Logged

@@ -1,16 +1,22 @@
-"""A trainer of mails that takes milliseconds: a language model of eight words, and a reward model that reads them off."""
+"""A trainer of mails that takes milliseconds: a language model of eight words, a reward model that reads them off."""
 from __future__ import annotations
 
 import torch
-from configs import composed
 from hydra.utils import instantiate
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from configs import composed
 from email_rl.models.policy import LanguageModelPolicy
 
 WORDS = ["<stop>", "a", "b", "c", "d", "e", "f", "g"]
-GENERATION = {"prompt_template": "{context}", "prompt_tokens": 4, "response_tokens": 6, "temperature": 1.0, "precision": "float32"}
+GENERATION = {
+    "prompt_template": "{context}",
+    "prompt_tokens": 4,
+    "response_tokens": 6,
+    "temperature": 1.0,
+    "precision": "float32",
+}
 
 
 def tokenizer():
@@ -22,11 +28,33 @@ def tokenizer():
 def language_model(kind="gpt2", dropout=0.1, places=16):
     torch.manual_seed(0)
     if kind == "gpt2":  # with dropout, as the hub's has it: the policy must take it out
-        return GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=16, n_layer=2, n_head=2, n_positions=places,
-                                          bos_token_id=0, eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout))
-    return LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                                        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16, bos_token_id=0,
-                                        eos_token_id=0))
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=8,
+                n_embd=16,
+                n_layer=2,
+                n_head=2,
+                n_positions=places,
+                bos_token_id=0,
+                eos_token_id=0,
+                resid_pdrop=dropout,
+                embd_pdrop=dropout,
+                attn_pdrop=dropout,
+            )
+        )
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=16,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
 
 
 def policy(kind="gpt2", **changes):
@@ -44,7 +72,7 @@ class Taste:
 class Market:
     """As much of a dataset as the loop needs: contexts and values."""
 
-    class train:  # noqa: N801 (an attribute of the dataset)
+    class train:
         contexts = ["a", "a c", "d e f"]
 
     device = torch.device("cpu")
@@ -53,9 +81,17 @@ class Market:
 
 def trainer(*overrides, kind="gpt2", seed=0, reward_model=None, mode="eager"):
     """A trainer of a tiny policy, against Taste, without an environment of mails."""
-    cfg = composed("env=email", "algo=ppo_kl", "algo.mails_per_iteration=32", "algo.micro_batch_size=32", "algo.generation.prompt_tokens=4",
-                 "algo.generation.response_tokens=6", "algo.generation.prompt_template='{context}'", "algo.generation.precision=float32",
-                 *overrides)
+    cfg = composed(
+        "env=email",
+        "algo=ppo_kl",
+        "algo.mails_per_iteration=32",
+        "algo.micro_batch_size=32",
+        "algo.generation.prompt_tokens=4",
+        "algo.generation.response_tokens=6",
+        "algo.generation.prompt_template='{context}'",
+        "algo.generation.precision=float32",
+        *overrides,
+    )
     made = instantiate(cfg.algo, _convert_="all")(Market(), seed, mode)
     made.set_models(policy(kind, precision=cfg.algo.generation.precision).to(Market.device), reward_model or Taste())
     return made

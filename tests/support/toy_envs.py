@@ -4,7 +4,6 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from configs import node
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor

@@ -1,8 +1,9 @@
 """How benchmarks show their results: tables on the console, progress beside them, figures as files."""
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, Sequence, TypeVar
+from typing import TypeVar
 
 from matplotlib.figure import Figure
 from rich import box
@@ -16,7 +17,9 @@ WIDTH = 120  # characters of the widest tables, which are shown whole however na
 Item = TypeVar("Item")
 
 
-def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] = (), caption: str | None = None) -> Table:
+def table_of(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] = (), caption: str | None = None
+) -> Table:
     """Lay out a table: the first column to the left, all others, which are numbers, to the right."""
     table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):

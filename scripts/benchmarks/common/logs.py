@@ -1,7 +1,7 @@
 """Logs that benchmarks learn from."""
 from __future__ import annotations
 
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 

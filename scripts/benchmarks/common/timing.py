@@ -4,7 +4,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from typing import Any, Callable, Hashable, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 

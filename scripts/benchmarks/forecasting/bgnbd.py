@@ -1,8 +1,8 @@
-"""BG/NBD's probability of the weeks to come: a household buys at a rate λ until, after some purchase, it never does again.
+"""BG/NBD's probability of the weeks to come: a household buys at a rate λ until, after some purchase, it leaves.
 
-Fitted by PyPI's `Lifetimes` (Fader, Hardie & Lee 2005: x repeat purchases, the last at t_x, in a time T since the first; λ is
-Gamma(r, α) among households, the probability of leaving after a purchase Beta(a, b)). It has no probability of several weeks'
-purchases; that of a household's history gives it in closed form, float64 throughout.
+Fitted by PyPI's `Lifetimes` (Fader, Hardie & Lee 2005: x repeat purchases, the last at t_x, in a time T since the
+first; λ is Gamma(r, α) among households, the probability of leaving after a purchase Beta(a, b)). It has no probability
+of several weeks' purchases; that of a household's history gives it in closed form, float64 throughout.
 """
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def fitted(bought: Bought):
     try:
         from lifetimes import BetaGeoFitter
     except ImportError as error:
-        raise ValueError("benchmark=forecasting/journey: Lifetimes is not installed: pip install -e '.[bench]'") from error
+        raise ValueError(
+            "benchmark=forecasting/journey: Lifetimes is not installed: pip install -e '.[bench]'"
+        ) from error
     model = BetaGeoFitter().fit(*(x.cpu().numpy() for x in bought))
     return model, Fit(*(float(model.params_[name]) for name in ("r", "alpha", "a", "b")))
 
@@ -56,10 +58,10 @@ def log_alive(fit: Fit, bought: Bought) -> tuple[Tensor, Tensor]:
 def log_prob(fit: Fit, bought: Bought, trips: Tensor, terms: int = 200) -> Tensor:
     """Log-probability [H] of the trips [H, W] of the W weeks after a history.
 
-    Of whoever still buys, λ is Gamma(A = r + x, B = α + T) and leaving Beta(a, b + x), independent. With n trips in all, the
-    last in week L and m of them before it, two things can have happened. It stayed:
-    E[(1 − p)ⁿ]·E[Π Poisson(y_w; λ)]. It left after the last: E[p(1 − p)ⁿ⁻¹]·E[Π_{w<L} Poisson(y_w; λ)·P(Poisson(λ) ≥ y_L)],
-    for in week L at least y_L purchases would have come; the sum over them is cut off after `terms`.
+    Of whoever still buys, λ is Gamma(A = r + x, B = α + T) and leaving Beta(a, b + x), independent. With n trips in
+    all, the last in week L and m of them before it, two things can have happened. It stayed: E[(1 − p)ⁿ]·E[Π
+    Poisson(y_w; λ)]. It left after the last: E[p(1 − p)ⁿ⁻¹]·E[Π_{w<L} Poisson(y_w; λ)·P(Poisson(λ) ≥ y_L)], for in week
+    L at least y_L purchases would have come; the sum over them is cut off after `terms`.
     """
     y, x = trips.double(), bought.repeats.double()
     weeks, n = y.shape[1], y.sum(1)
@@ -67,10 +69,18 @@ def log_prob(fit: Fit, bought: Bought, trips: Tensor, terms: int = 200) -> Tenso
 
     def gamma_mean(power: Tensor, span: Tensor) -> Tensor:
         """log E[λ^power · exp(−λ·span)]."""
-        return torch.lgamma(shape + power) - torch.lgamma(shape) + shape * time.log() - (shape + power) * (time + span).log()
+        return (
+            torch.lgamma(shape + power)
+            - torch.lgamma(shape)
+            + shape * time.log()
+            - (shape + power) * (time + span).log()
+        )
+
     factorials = torch.lgamma(y + 1)
     leaving = log_beta(torch.as_tensor(fit.a, dtype=torch.float64), fit.b + x)
-    stayed = log_beta(fit.a + 0 * x, fit.b + x + n) - leaving + gamma_mean(n, torch.full_like(n, weeks)) - factorials.sum(1)
+    stayed = (
+        log_beta(fit.a + 0 * x, fit.b + x + n) - leaving + gamma_mean(n, torch.full_like(n, weeks)) - factorials.sum(1)
+    )
     at = torch.where(y > 0, torch.arange(1, weeks + 1, device=y.device), 0).amax(1).clamp_min(1)  # L
     final = y.gather(1, at[:, None] - 1)[:, 0]
     came = final + torch.arange(terms, device=y.device, dtype=torch.float64)[:, None]  # [terms, H]

@@ -1,8 +1,8 @@
 """Trips of real households in weeks that no model was fitted to: python scripts/bench.py forecasting/journey."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from matplotlib.figure import Figure
@@ -19,17 +19,29 @@ from scripts.benchmarks.forecasting.trip_model import Organic
 OURS = "network of the past"
 
 
-def run(directory: Path, device: torch.device, seed: int, *, fit_weeks: list[int], test_weeks: list[int], organic: Callable,
-        simulations: int, level: float, bins: int) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    fit_weeks: list[int],
+    test_weeks: list[int],
+    organic: Callable,
+    simulations: int,
+    level: float,
+    bins: int,
+) -> dict:
     """Fit on weeks `fit_weeks`, judge on `test_weeks`, first and last; print, draw, return.
 
-    All models are of the same event, a household's trips in each of the test weeks, given its past; its log-probability is a
-    sum over weeks, in which the network and "so far" have seen the weeks before. Forecasts are from the last week of the fit.
-    Households without a trip in the fit weeks have no past, and are left out for all.
+    All models are of the same event, a household's trips in each of the test weeks, given its past; its log-probability
+    is a sum over weeks, in which the network and "so far" have seen the weeks before. Forecasts are from the last week
+    of the fit. Households without a trip in the fit weeks have no past, and are left out for all.
     """
     (first, last), (begin, end) = fit_weeks, test_weeks
     if begin != last + 1 or end <= begin:
-        raise ValueError(f"benchmark.test_weeks: expected weeks from {last + 1} on, after benchmark.fit_weeks, got {test_weeks}")
+        raise ValueError(
+            f"benchmark.test_weeks: expected weeks from {last + 1} on, after benchmark.fit_weeks, got {test_weeks}"
+        )
     tables = read()
     counts = trips(tables, first, end).to(device)
     kept = counts[:, :last - first + 1].sum(1) > 0
@@ -50,7 +62,10 @@ def run(directory: Path, device: torch.device, seed: int, *, fit_weeks: list[int
         "BG/NBD": (bgnbd.log_prob(parameters, made, test), expected(rival, made, test.shape[1]).to(device)),
         OURS: (model.log_prob(past, test).double().sum(1), drawn.double()),
     }
-    rows = {name: row(test.double(), log_prob, forecast, said[OURS][0], level) for name, (log_prob, forecast) in said.items()}
+    rows = {
+        name: row(test.double(), log_prob, forecast, said[OURS][0], level)
+        for name, (log_prob, forecast) in said.items()
+    }
     calibrated = calibration(model, past, test, bins)
     show(rows, fit_weeks, test_weeks, len(seen), len(counts))
     for name, figure in (("weeks", weeks(counts[kept], first, begin, said)), ("calibration", reliability(calibrated))):
@@ -74,8 +89,16 @@ def bought(tables: dict, first: int, last: int, device: torch.device) -> bgnbd.B
 def expected(rival, made: bgnbd.Bought, weeks: int) -> Tensor:
     """Trips [H, W] that Lifetimes expects in the weeks to come."""
     repeats, last, time = (x.cpu().numpy() for x in made)
-    total = torch.stack([torch.zeros(len(repeats), dtype=torch.float64), *(torch.tensor(
-        rival.conditional_expected_number_of_purchases_up_to_time(t, repeats, last, time)) for t in range(1, weeks + 1))], 1)
+    total = torch.stack(
+        [
+            torch.zeros(len(repeats), dtype=torch.float64),
+            *(
+                torch.tensor(rival.conditional_expected_number_of_purchases_up_to_time(t, repeats, last, time))
+                for t in range(1, weeks + 1)
+            ),
+        ],
+        1,
+    )
     return total.diff(dim=1)
 
 
@@ -100,20 +123,39 @@ def calibration(model: Organic, past, test: Tensor, bins: int) -> dict[str, list
         past = model.after(past, week)
     said, active = torch.stack(said, 1).flatten(), (test > 0).float().flatten()
     parts = torch.tensor_split(said.argsort(), bins)
-    return {"said": [said[part].mean().item() for part in parts], "seen": [active[part].mean().item() for part in parts]}
+    return {
+        "said": [said[part].mean().item() for part in parts],
+        "seen": [active[part].mean().item() for part in parts],
+    }
 
 
 # ── what is shown ───────────────────────────────────────────────────────────────────────────────────────────────────
 def show(rows: dict, fit_weeks: list[int], test_weeks: list[int], households: int, everyone: int) -> None:
     """Print the table."""
-    lines = [[name, f"{r['log_prob']:.4f}", f"{r['total']:,.0f}", *([""] * 3 if name == OURS else [f"{x:+.4f}" for x in r["gain"]]),
-              f"{r['mean']:.4f}", f"{r['error']:+.2%}", f"{r['weekly_error']:.2%}", f"{r['household_error']:.4f}"]
-             for name, r in sorted(rows.items(), key=lambda item: item[1]["log_prob"])]
-    show_table(table_of(
-        f"trips of {households:,} households in weeks {test_weeks[0]}–{test_weeks[1]}, by models of weeks {fit_weeks[0]}–{fit_weeks[1]}",
-        ("model", "log-prob.", "in all", "ours more", "from", "to", "trips", "off", "weeks off", "each off"), lines,
-        f"log-prob.: of a household-week. Trips: forecast from week {fit_weeks[1]}, a household-week; off over all, in a "
-        f"week,\nand of each household's mean trips a week. {everyone - households} households without a trip before are left out."))
+    lines = [
+        [
+            name,
+            f"{r['log_prob']:.4f}",
+            f"{r['total']:,.0f}",
+            *([""] * 3 if name == OURS else [f"{x:+.4f}" for x in r["gain"]]),
+            f"{r['mean']:.4f}",
+            f"{r['error']:+.2%}",
+            f"{r['weekly_error']:.2%}",
+            f"{r['household_error']:.4f}",
+        ]
+        for name, r in sorted(rows.items(), key=lambda item: item[1]["log_prob"])
+    ]
+    show_table(
+        table_of(
+            f"trips of {households:,} households in weeks {test_weeks[0]}–{test_weeks[1]}, "
+            f"by models of weeks {fit_weeks[0]}–{fit_weeks[1]}",
+            ("model", "log-prob.", "in all", "ours more", "from", "to", "trips", "off", "weeks off", "each off"),
+            lines,
+            f"log-prob.: of a household-week. Trips: forecast from week {fit_weeks[1]}, a household-week; "
+            f"off over all, in a week,\nand of each household's mean trips a week. "
+            f"{everyone - households} households without a trip before are left out.",
+        )
+    )
 
 
 def weeks(counts: Tensor, first: int, begin: int, said: dict) -> Figure:

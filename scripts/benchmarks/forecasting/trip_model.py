@@ -1,11 +1,12 @@
-"""Weekly trips of households that are left alone: a zero-inflated negative binomial of their past, by maximum likelihood.
+"""Weekly trips of households that are left alone: a zero-inflated negative binomial of their past.
 
-Weeks of a past are counted from its first. A week's distribution depends on what came before it alone, so that the product
-over weeks is the probability of a whole season, and a season is simulated week by week.
+Weeks of a past are counted from its first. A week's distribution depends on what came before it alone, so that the
+product over weeks is the probability of a whole season, and a season is simulated week by week.
 """
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +54,32 @@ class Weekly(NamedTuple):
 class Organic(nn.Module):
     """A network of each household's past, that says by how much a week differs from its shrunk rate.
 
-    halvings: weeks in which what is remembered halves. prior: weeks of the average household that a rate is shrunk by. burn_in:
-    weeks not learned from, for there is little past yet and households still join.
+    halvings: weeks in which what is remembered halves. prior: weeks of the average household that a rate is shrunk by.
+    burn_in: weeks not learned from, for there is little past yet and households still join.
     """
 
-    def __init__(self, *, hidden: list[int], activation: Callable, halvings: list[float], prior: float, burn_in: int, lr: float,
-                 decay: float, steps: int, batch_size: int):
+    def __init__(
+        self,
+        *,
+        hidden: list[int],
+        activation: Callable,
+        halvings: list[float],
+        prior: float,
+        burn_in: int,
+        lr: float,
+        decay: float,
+        steps: int,
+        batch_size: int,
+    ):
         super().__init__()
-        self.prior, self.burn_in, self.lr, self.decay, self.steps, self.batch_size = prior, burn_in, lr, decay, steps, batch_size
+        self.prior, self.burn_in, self.lr, self.decay, self.steps, self.batch_size = (
+            prior,
+            burn_in,
+            lr,
+            decay,
+            steps,
+            batch_size,
+        )
         features = 2 * len(halvings) + 4
         self.net = mlp([features, *hidden, 3], activation, 0.01)
         self.register_buffer("keep", 0.5 ** (1 / torch.tensor(halvings)))
@@ -80,7 +99,9 @@ class Organic(nn.Module):
         bought = (trips > 0).float()
         recent, active = (self.keep * old + (1 - self.keep) * new[:, None] for old, new in (
             (past.recent, trips), (past.active, bought)))
-        return Past(past.weeks + 1, past.total + trips, recent, active, trips, torch.where(trips > 0, 0.0, past.since + 1))
+        return Past(
+            past.weeks + 1, past.total + trips, recent, active, trips, torch.where(trips > 0, 0.0, past.since + 1)
+        )
 
     def remember(self, trips: Tensor) -> list[Past]:
         """Go through weeks of trips [H, W]; return what is remembered before each and after the last, W + 1."""
@@ -95,8 +116,19 @@ class Organic(nn.Module):
 
     def features(self, past: Past) -> Tensor:
         """What the network sees, [H, F]."""
-        columns = ((past.recent + SMALL).log(), past.active, torch.stack((
-            (self.rate(past) + SMALL).log(), past.last.log1p(), past.since.log1p(), (past.since == past.weeks).float()), 1))
+        columns = (
+            (past.recent + SMALL).log(),
+            past.active,
+            torch.stack(
+                (
+                    (self.rate(past) + SMALL).log(),
+                    past.last.log1p(),
+                    past.since.log1p(),
+                    (past.since == past.weeks).float(),
+                ),
+                1,
+            ),
+        )
         return torch.cat(columns, 1)
 
     # ── distribution ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -111,7 +143,9 @@ class Organic(nn.Module):
     def fit(self, trips: Tensor, generator: torch.Generator) -> Organic:
         """Fit to weeks of trips [H, W], by maximum likelihood; raise ValueError where all of them are burnt in."""
         if trips.shape[1] <= self.burn_in:
-            raise ValueError(f"organic.burn_in: expected fewer than the {trips.shape[1]} weeks to fit to, got {self.burn_in}")
+            raise ValueError(
+                f"organic.burn_in: expected fewer than the {trips.shape[1]} weeks to fit to, got {self.burn_in}"
+            )
         trips = trips.float()
         self.average = torch.stack((trips.mean(), (trips > 0).float().mean()))
         pasts = self.remember(trips)[self.burn_in:-1]

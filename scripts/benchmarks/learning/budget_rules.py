@@ -1,10 +1,10 @@
 """The price of each rule of money: python scripts/bench.py learning/budget_rules."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 import torch
 
@@ -27,12 +27,24 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
         raise ValueError(f"benchmark.precision: expected float32 or float64, got '{precision}'")
     env, rows = env(device, seed), []
     world = env.world.to(device, getattr(torch, precision))
-    print(f"{'customers':>9}  {'rule':28}  {'score':>6}  {'price':>6}  {'spend':>6}  {'breached':>8}  {'worst':>6}  {'s':>6}")
+    print(
+        f"{'customers':>9}  {'rule':28}  {'score':>6}  {'price':>6}  {'spend':>6}  "
+        f"{'breached':>8}  {'worst':>6}  {'s':>6}"
+    )
     for n, size in sizes.items():
         generator = torch.Generator(device).manual_seed(seed)
         market = Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.rules)
-        limit = dual(market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover,
-                     **bound, max_evaluations=size["evaluations"])
+        limit = dual(
+            market.customers,
+            world,
+            market.organic,
+            market.start,
+            market.budget,
+            market.stock,
+            market.rollover,
+            **bound,
+            max_evaluations=size["evaluations"],
+        )
         bound = {**bound, "first_price": limit.prices.tolist()}
         policy = planner(market, limit, "true θ")
         luck, best = [market.uniforms(generator) for _ in range(size["seasons"])], None
@@ -41,8 +53,12 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
             best = best or result["score"]
             rows.append({"customers": n, "rule": name, "price": best - result["score"], "seconds": seconds,
                          **{key: result[key] for key in KEPT}})
-            print(f"{n:9,}  {name:28}  {result['score']:6.3f}  {best - result['score']:6.3f}  {result['spend_ratio']:6.3f}  "
-                  f"{result['weeks_breached']:8.1%}  {result['worst_week']:6.3f}  {seconds:6.1f}", flush=True)
+            print(
+                f"{n:9,}  {name:28}  {result['score']:6.3f}  {best - result['score']:6.3f}  "
+                f"{result['spend_ratio']:6.3f}  "
+                f"{result['weeks_breached']:8.1%}  {result['worst_week']:6.3f}  {seconds:6.1f}",
+                flush=True,
+            )
     return {"rules": rows}
 
 

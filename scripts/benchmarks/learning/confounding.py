@@ -1,8 +1,11 @@
-"""Effects of a contact learned from a log that leans towards likely buyers: python scripts/bench.py learning/confounding."""
+"""Effects of a contact learned from a log that leans towards likely buyers.
+
+    python scripts/bench.py learning/confounding
+"""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -17,9 +20,19 @@ from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, behaviour: Behaviour, learners: dict, seeds: int,
-        customers: int, new: int) -> dict:
-    """Learn what a contact (by any pair) does to trips; root mean square error and correlation to the truth on others."""
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    env: Callable,
+    behaviour: Behaviour,
+    learners: dict,
+    seeds: int,
+    customers: int,
+    new: int,
+) -> dict:
+    """Learn what a contact (by any pair) does to trips; return error, bias and correlation to the truth."""
     rows: dict[str, dict[str, list[float]]] = {name: {"rmse": [], "bias": [], "correlation": []} for name in learners}
     for k in range(seed, seed + seeds):
         world, log = collected(env, behaviour, customers, device, 1000 + k)
@@ -36,8 +49,10 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, beha
             rows[name]["rmse"].append(error.square().mean().sqrt().item())
             rows[name]["bias"].append(error.mean().item())
             rows[name]["correlation"].append(torch.corrcoef(torch.stack((error + truth, truth)))[0, 1].item())
-    table = table_of(f"effect of a contact on P(trip), {truth.mean():.4f} on average, {seeds} logs of {customers:,} customers",
-                     ["learner", "error", "of seeds", "bias", "correlation"])
+    table = table_of(
+        f"effect of a contact on P(trip), {truth.mean():.4f} on average, {seeds} logs of {customers:,} customers",
+        ["learner", "error", "of seeds", "bias", "correlation"],
+    )
     for name, found in rows.items():
         mean = {key: sum(x) / len(x) for key, x in found.items()}
         table.add_row(name, f"{mean['rmse']:.4f}", f"{min(found['rmse']):.4f} to {max(found['rmse']):.4f}",
@@ -46,7 +61,9 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, beha
     return {"rows": rows}
 
 
-def collected(env: Callable, behaviour: Behaviour, customers: int, device: torch.device, seed: int) -> tuple[object, Logged]:
+def collected(
+    env: Callable, behaviour: Behaviour, customers: int, device: torch.device, seed: int
+) -> tuple[object, Logged]:
     """A season of customers' decisions, where there was something to decide, and its environment."""
     world, chunks = log_seasons(env, behaviour, 1, customers, device, seed, all_propensities=True)
     log = Logged.cat(list(chunks))

@@ -1,8 +1,11 @@
-"""Which explorer pays: cumulative regret on the wheel bandit, over seeds: python scripts/bench.py learning/explorers."""
+"""Which explorer pays: cumulative regret on the wheel bandit, over seeds.
+
+    python scripts/bench.py learning/explorers
+"""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from matplotlib.figure import Figure
@@ -43,8 +46,10 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, lear
 
 def table(results: dict, yardstick: str, seeds: int) -> Table:
     """Lay the comparison out for the console."""
-    rows = [[name, *(f"{x:.{digits}f}" for key, digits in (("regret", 1), ("growth", 2), ("ahead", 1)) for x in row[key])]
-            for name, row in sorted(results.items(), key=lambda item: item[1]["regret"][0])]
+    rows = [
+        [name, *(f"{x:.{digits}f}" for key, digits in (("regret", 1), ("growth", 2), ("ahead", 1)) for x in row[key])]
+        for name, row in sorted(results.items(), key=lambda item: item[1]["regret"][0])
+    ]
     return table_of(
         f"cumulative regret of an agent on the wheel bandit, {seeds} seeds",
         ["explorer", "regret", "±", "growth", "±", "ahead", "±"], rows,

@@ -1,9 +1,9 @@
 """Learners from a log against the size of the log: python scripts/bench.py learning/offline_rl."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 import torch
 from matplotlib.figure import Figure
@@ -25,11 +25,14 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behav
         learners: dict, agents: int) -> dict:
     """Train every learner on logs of every behaviour, world and size (`sizes` by behaviour), and value it in its world.
 
-    A seed has its own log, of `agents` customers a season, and its own learners; all are valued on the same customers. Cells
-    are printed and saved as they come.
+    A seed has its own log, of `agents` customers a season, and its own learners; all are valued on the same customers.
+    Cells are printed and saved as they come.
     """
     cells: list[dict] = []
-    print(f"{'world':>8}  {'log':9}  {'decisions':>10}  {'seed':>4}  {'learner':12}  {'score':>6}  {'contacts':>8}  {'s':>6}")
+    print(
+        f"{'world':>8}  {'log':9}  {'decisions':>10}  {'seed':>4}  {'learner':12}  "
+        f"{'score':>6}  {'contacts':>8}  {'s':>6}"
+    )
     for k in range(seed, seed + seeds):
         for world, make in worlds.items():
             env = make(device, k)  # learners from a log don't act in it: they can share it, and its bound
@@ -51,8 +54,10 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behav
                               f"{score['offers/contact_rate']:8.1%}  {seconds:6.0f}", flush=True)
     rows = summary(cells)
     for row in rows:
-        print(f"{row['world']:>8}  {row['log']:9}  {row['decisions']:10,}  {row['learner']:12}  {row['score'][0]:6.3f} ± "
-              f"{row['score'][1]:.3f} over {row['seeds']}")
+        print(
+            f"{row['world']:>8}  {row['log']:9}  {row['decisions']:10,}  {row['learner']:12}  {row['score'][0]:6.3f} ± "
+            f"{row['score'][1]:.3f} over {row['seeds']}"
+        )
     save_figure(directory, "offline", draw([row for row in rows if len(sizes[row["log"]]) > 1]))
     return {"cells": cells, "rows": rows}
 
@@ -92,8 +97,15 @@ def draw(rows: list[dict]) -> Figure:
         for j, learner in enumerate(dict.fromkeys(row["learner"] for row in rows)):
             line = [row for row in rows if (row["world"], row["learner"]) == (world, learner)]
             mean, half = (Tensor([row["score"][i] for row in line]) for i in range(2))
-            axes.errorbar([row["decisions"] for row in line], mean, half, color=f"C{j}", linestyle="-" if k == 0 else ":",
-                          marker="o", label=f"{learner}, {world}")
+            axes.errorbar(
+                [row["decisions"] for row in line],
+                mean,
+                half,
+                color=f"C{j}",
+                linestyle="-" if k == 0 else ":",
+                marker="o",
+                label=f"{learner}, {world}",
+            )
     axes.set_xscale("log")
     if rows:
         axes.legend()

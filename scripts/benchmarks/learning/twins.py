@@ -1,9 +1,9 @@
 """Twins fitted to one log beside the truth that it was drawn from: python scripts/bench.py learning/twins."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -21,8 +21,18 @@ from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.timing import timed
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, behaviour: Behaviour, twins: dict, decisions: int,
-        agents: int, new: int) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    env: Callable,
+    behaviour: Behaviour,
+    twins: dict,
+    decisions: int,
+    agents: int,
+    new: int,
+) -> dict:
     """Fit each to the log, and hold it against the truth of `new` other customers' season."""
     world, log = log_seasons(env, behaviour, decisions, agents, device, 1000 + seed)
     others, asked = log_seasons(env, behaviour, 1, new, device, 2000 + seed)
@@ -38,8 +48,10 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, beha
             rows[name] = row(answers, truth, panel) | {"seconds": seconds}
         checkpoint.save_json(directory / "rows.json", rows)
         print(f"{name}: {seconds:.0f} s", flush=True)
-    table = table_of(f"{decisions:,} decisions; {new:,} other customers, a contact adds {rows['truth']['mean']:.4f} to P(trip)",
-                     ["twin", "response", "adds", "error", "correlation"])
+    table = table_of(
+        f"{decisions:,} decisions; {new:,} other customers, a contact adds {rows['truth']['mean']:.4f} to P(trip)",
+        ["twin", "response", "adds", "error", "correlation"],
+    )
     for name, found in rows.items():
         table.add_row(name, *(f"{found[key]:.4f}" for key in ("response", "mean", "error")),
                       f"{found['correlation']:.3f}")

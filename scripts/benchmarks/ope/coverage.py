@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from rich.table import Table
@@ -69,7 +69,16 @@ def table(name: str, result: dict) -> Table:
     return table_of(
         f"{name}: {result['replications']:,} logs of {result['customers']:,} customers, effective sample size "
         f"{result['effective_share']:.1%}",
-        ["estimator", *(f"{kind}: bias" if head == "bias" else head for kind in truth
-                        for head in ("bias", "dev.", "normal", "boot."))], rows,
+        [
+            "estimator",
+            *(
+                f"{kind}: bias" if head == "bias" else head
+                for kind in truth
+                for head in ("bias", "dev.", "normal", "boot.")
+            ),
+        ],
+        rows,
         "share of the logs whose nominal 95 % interval holds the true value; bias and deviation of the estimates, true "
-        f"profit {truth['profit']:.2f}, spend {truth['spend']:.3f}; empirical Bernstein intervals are in benchmark.json")
+        f"profit {truth['profit']:.2f}, spend {truth['spend']:.3f}; "
+        "empirical Bernstein intervals are in benchmark.json",
+    )

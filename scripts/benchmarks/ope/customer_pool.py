@@ -1,7 +1,7 @@
 """A pool of customers that replications are drawn from, where what a policy is worth is known exactly."""
 from __future__ import annotations
 
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ STATES = HABITS * FATIGUES * EXPECTATIONS
 
 
 class Pool:
-    """A population of a few customers, drawn with replacement; a policy is a table of probabilities [T, S, N, P] over the
-    subscribed states of each."""
+    """A population of a few customers, drawn with replacement.
+
+    A policy is a table of probabilities [T, S, N, P] over the subscribed states of each.
+    """
 
     def __init__(self, env, size: int, seed: int):
         generator = torch.Generator(env.device).manual_seed(seed)
@@ -40,7 +42,9 @@ class Pool:
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
         """Return n customers with their start states; which they are is kept in `rows`."""
         self.rows = rows = torch.randint(len(self.customers), (n,), generator=generator, device=generator.device)
-        return Sample(self.sample.customers[rows], self.sample.features[rows], State(*(x[rows] for x in self.sample.state)))
+        return Sample(
+            self.sample.customers[rows], self.sample.features[rows], State(*(x[rows] for x in self.sample.state))
+        )
 
     def policy(self, *, price: float, plans: bool, sigma: float, epsilon: float) -> Tensor:
         """What a planner does (envs/offers/policies/logging_policies.py, Jittered) at one price for all."""
@@ -67,7 +71,9 @@ class Pool:
         values = self.organic[-1]
         for t in reversed(range(world.weeks)):
             nothing, contact = action_values(c, world, t, at, price, values)
-            table = torch.cat((nothing.expand(1, contact.shape[1], *nothing.shape), contact)).flatten(0, 1)  # [P, 6, 4, 3, N]
+            table = torch.cat((nothing.expand(1, contact.shape[1], *nothing.shape), contact)).flatten(
+                0, 1
+            )  # [P, 6, 4, 3, N]
             chosen = policy[t].double().view(HABITS, FATIGUES, EXPECTATIONS, len(c), -1).movedim(-1, 0)
             values = Values((chosen * table).sum(0), self.organic[t].unsubscribed)
         return values.at(self.sample.state).mean().item()

@@ -1,8 +1,8 @@
 """Does a log tell which of several policies is best: python scripts/bench.py ope/selection."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from rich.table import Table
@@ -35,9 +35,16 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, ope:
     mean = {key: sum(row[key] for row in found) / count for key in ("best", "within", "regret")}
     right = sum(row["best"] or row["within"] for row in found) / count
     estimates, shares = (torch.tensor([row[key] for row in found]) for key in ("estimates", "effective_shares"))
-    rows = {name: {"truth": truth[k], "mean": estimates[:, k].mean().item(), "deviation": estimates[:, k].std().item(),
-                   "effective_share": shares[:, k].mean().item(), "chosen": sum(row["chosen"] == k for row in found) / count}
-            for k, name in enumerate(candidates)}
+    rows = {
+        name: {
+            "truth": truth[k],
+            "mean": estimates[:, k].mean().item(),
+            "deviation": estimates[:, k].std().item(),
+            "effective_share": shares[:, k].mean().item(),
+            "chosen": sum(row["chosen"] == k for row in found) / count,
+        }
+        for k, name in enumerate(candidates)
+    }
     profit, spend = pool.value(acts)
     result = {"candidates": rows, "right": right, **mean, "logging": profit - price * spend, "replications": count,
               "customers": customers}
@@ -53,7 +60,11 @@ def table(result: dict, estimator: str) -> Table:
             for name, row in sorted(result["candidates"].items(), key=lambda item: -item[1]["truth"])]
     return table_of(
         f"{len(rows)} policies, {result['replications']} logs of {result['customers']:,} customers",
-        ["policy", "true value", "estimate", "dev.", "effective", "chosen"], rows,
-        f"profit less spend at its price, a season; the log's own policy {result['logging']:.2f}. {estimator} chose the best in "
-        f"{result['best']:.0%}, the best or one whose interval holds the best's value in {result['right']:.0%}; it lost "
-        f"{result['regret']:.2f} on average, where the worst would lose {max(truths) - min(truths):.2f}")
+        ["policy", "true value", "estimate", "dev.", "effective", "chosen"],
+        rows,
+        f"profit less spend at its price, a season; the log's own policy {result['logging']:.2f}. "
+        f"{estimator} chose the best in "
+        f"{result['best']:.0%}, the best or one whose interval holds the best's value in {result['right']:.0%}; "
+        f"it lost "
+        f"{result['regret']:.2f} on average, where the worst would lose {max(truths) - min(truths):.2f}",
+    )

@@ -1,7 +1,7 @@
 """The ledger under siege: many writers, calls that repeat and come in the wrong order, writers killed at random.
 
-Run as a program, this file is one writer: it makes the calls of its list and journals each final answer, so that after a
-SIGKILL it goes on where its journal ends and makes again whatever it had not heard the answer of.
+Run as a program, this file is one writer: it makes the calls of its list and journals each final answer, so that after
+a SIGKILL it goes on where its journal ends and makes again whatever it had not heard the answer of.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from envs.offers.constraints.ledger import ABSENT, REFUSED, RESERVED, SETTLED, Ledger, to_units  # noqa: E402
+from envs.offers.constraints.ledger import ABSENT, REFUSED, RESERVED, SETTLED, Ledger, to_units
 
 FOREVER = 2**40
 START = 0.1  # seconds that a writer may take to start, all sharing few cores
@@ -48,7 +48,7 @@ def write(folder: Path, name: str, start: float, pace: float, tries: int, retry:
                 answer = str(ledger.expire(week))
             else:
                 answer = getattr(ledger, verb)(0, week, *arguments)
-            if (answer == REFUSED or answer == ABSENT and pace) and tried < tries:
+            if (answer == REFUSED or (answer == ABSENT and pace)) and tried < tries:
                 heapq.heappush(pending, (place + retry, k, tried + 1))
             elif answer != ABSENT or not pace:
                 out.write(f"{k} {answer}.\n".encode())
@@ -104,9 +104,19 @@ def run(directory: Path, device, seed: int, *, weeks: int, customers: int, value
         kills, looks, seen = kills + k, looks + n, seen + bad
     seconds = time.perf_counter() - prepared
     expired = ledger.expire(FOREVER)
-    result = {"weeks_unguarded_breach": unguarded, "calls": len(calls), "kills": kills, "looks": looks,
-              "breaches_seen": seen, **ledger.audit(), **_verify(directory, ledger, lists), "expired_at_the_end": expired,
-              "seconds": seconds, "calls_per_second": len(calls) / seconds, "seconds_in_all": time.perf_counter() - started}
+    result = {
+        "weeks_unguarded_breach": unguarded,
+        "calls": len(calls),
+        "kills": kills,
+        "looks": looks,
+        "breaches_seen": seen,
+        **ledger.audit(),
+        **_verify(directory, ledger, lists),
+        "expired_at_the_end": expired,
+        "seconds": seconds,
+        "calls_per_second": len(calls) / seconds,
+        "seconds_in_all": time.perf_counter() - started,
+    }
     ledger.close()
     for k in range(writers):
         (directory / f"{k}.json").unlink()
@@ -182,14 +192,17 @@ def _verify(directory: Path, ledger: Ledger, lists: list[list]) -> dict:
 def _show(result: dict, weeks: int, writers: int, factor: float) -> None:
     from scripts.benchmarks.common.display import show, table_of  # not above: a writer would take long to start
     rows = (
-            ("weeks breached by sending what the forecast allows, without a ledger", result["weeks_unguarded_breach"]),
-            ("calls, duplicates among them", result["calls"]), ("writers killed (SIGKILL)", result["kills"]),
-            ("calls a second", round(result["calls_per_second"])),
-            ("weeks beyond their budget, at the end", result["breached"]),
-            (f"… in {result['looks']:,} looks in the course of it", result["breaches_seen"]),
-            ("calls without an answer", result["unanswered"]), ("answers that the ledger does not hold", result["lost"]),
-            ("weeks whose totals are not those of their entries", result["wrong_totals"]),
-            ("money settled beyond what was told, millionths", result["counted_twice"]))
+        ("weeks breached by sending what the forecast allows, without a ledger", result["weeks_unguarded_breach"]),
+        ("calls, duplicates among them", result["calls"]),
+        ("writers killed (SIGKILL)", result["kills"]),
+        ("calls a second", round(result["calls_per_second"])),
+        ("weeks beyond their budget, at the end", result["breached"]),
+        (f"… in {result['looks']:,} looks in the course of it", result["breaches_seen"]),
+        ("calls without an answer", result["unanswered"]),
+        ("answers that the ledger does not hold", result["lost"]),
+        ("weeks whose totals are not those of their entries", result["wrong_totals"]),
+        ("money settled beyond what was told, millionths", result["counted_twice"]),
+    )
     title = f"{weeks:,} weeks, redemption {factor:g} × the forecast, {writers} writers"
     table = table_of(title, ["", ""], [[name, f"{value:,}"] for name, value in rows])
     table.show_header = False

@@ -1,9 +1,9 @@
 """What training moves and computes, against what this machine can: python scripts/bench.py speed/roofline."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from scripts.benchmarks.common.timing import cpu_seconds, ppo_stages, time_in_tu
 class Count(TorchDispatchMode):
     """Count kernels, bytes and operations of what runs inside.
 
-    A kernel reads its inputs and writes its outputs once; views are free. Operations are those of matrix products; of all
-    other kernels the numbers that they put out are counted. `products` has the products by their shapes: how many, of what
-    operands.
+    A kernel reads its inputs and writes its outputs once; views are free. Operations are those of matrix products; of
+    all other kernels the numbers that they put out are counted. `products` has the products by their shapes: how many,
+    of what operands.
     """
 
     def __init__(self):
@@ -59,7 +59,7 @@ def size(x: Tensor) -> int:
 
 
 def ceilings(device: torch.device, *, triad: int, matmul: int, repeats: int) -> dict:
-    """Measure bytes a second of a ← b + s·c, operations a second of a square product, seconds of the smallest kernel."""
+    """Measure bytes a second of a ← b + s·c, operations a second of a square product, seconds of a smallest kernel."""
     a, b, c = (torch.ones(triad, device=device) for _ in range(3))
     x, y = (torch.randn(matmul, matmul, device=device) for _ in range(2))
     tiny, calls = torch.ones(1, device=device), 1000
@@ -112,7 +112,10 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
                 for _ in range(many):
                     func(*operands)
         spent = median(taken[name])
-        floors = {"bytes": count.bytes / top["bytes_per_second"], "operations": count.operations / top["operations_per_second"]}
+        floors = {
+            "bytes": count.bytes / top["bytes_per_second"],
+            "operations": count.operations / top["operations_per_second"],
+        }
         rows[name] = {
             "kernels": count.kernels, "launched": launched(parts[name], device), "bytes": count.bytes / steps,
             "operations": count.operations / steps, "elements": count.elements / steps, "seconds": spent / steps,
@@ -149,8 +152,10 @@ def table(rows: dict, top: dict, steps: int):
     if not on_gpu:  # a GPU runs others, and is called while it runs
         line("time: calling the kernels", lambda row: f"{row['dispatch']:.0%}")
         line("time: the rest", lambda row: f"{1 - row['products'] - row['dispatch']:.0%}")
-    out.caption = (f"ceilings: {top['bytes_per_second'] / 1e9:.1f} GB/s (triad), {top['operations_per_second'] / 1e9:.0f} GFLOP/s "
-                   f"(product), {1e6 * top['kernel_seconds']:.2f} µs to call a kernel")
+    out.caption = (
+        f"ceilings: {top['bytes_per_second'] / 1e9:.1f} GB/s (triad), {top['operations_per_second'] / 1e9:.0f} GFLOP/s "
+        f"(product), {1e6 * top['kernel_seconds']:.2f} µs to call a kernel"
+    )
     return out
 
 

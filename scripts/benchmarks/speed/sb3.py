@@ -4,10 +4,11 @@
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Callable
 
 import torch
 from rich.table import Table
@@ -26,7 +27,7 @@ def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:
     products = []
     for last in (sum(env.nvec), 1):
         sizes = [env.obs_dim, *algo["net"].keywords["hidden"], last]
-        for i, (n, m) in enumerate(zip(sizes, sizes[1:])):
+        for i, (n, m) in enumerate(pairwise(sizes)):
             x, weight, gradient = torch.randn(batch, n), torch.randn(m, n), torch.randn(batch, m)
             products += [(x, weight.T), (gradient.T, x)] + ([(gradient, weight)] if i else [])
 
@@ -41,8 +42,10 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
         learn: dict, maskable: dict) -> dict:
     """Time, then learn, then learn with masks; print the tables, save the curves, return everything."""
     if device.type != "cpu" or torch.get_num_threads() > 1:
-        raise ValueError(f"device, threads: expected cpu and 1, where Stable-Baselines3 steps its environments, got {device} "
-                         f"and {torch.get_num_threads()}")
+        raise ValueError(
+            f"device, threads: expected cpu and 1, where Stable-Baselines3 steps its environments, got {device} "
+            f"and {torch.get_num_threads()}"
+        )
     settings = algo.keywords
     make = partial(env, device, seed)
     example = make()
@@ -107,7 +110,9 @@ def learning_table(learning: dict) -> Table:
 
 def mask_table(masks: dict) -> Table:
     """Return at equal steps with masks."""
-    table = table_of(f"masks, {masks['steps']:,} steps; optimum {masks['optimum']:.1f}", ["", "return", "95 % interval"])
+    table = table_of(
+        f"masks, {masks['steps']:,} steps; optimum {masks['optimum']:.1f}", ["", "return", "95 % interval"]
+    )
     for name, row in masks["rows"].items():
         table.add_row(name, f"{row['mean']:.2f}", f"{row['ci'][0]:.2f} to {row['ci'][1]:.2f}")
     return table

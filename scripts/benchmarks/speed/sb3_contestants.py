@@ -1,8 +1,8 @@
 """Stable-Baselines3 and our PPO under the same settings, each stage a function without arguments, to be timed."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Callable
 
 from torch import nn
 
@@ -37,8 +37,8 @@ def peer(kind: type, env: VecEnv, seed: int, algo: dict):
 def peer_stages(env: VecEnv, seed: int, algo: dict) -> dict[str, Stage]:
     """The stages of Stable-Baselines3's PPO on a VecEnv.
 
-    `collect` fills a rollout buffer (acts, steps, stores, values, advantages), `update` learns from it, `environment` steps
-    alone.
+    `collect` fills a rollout buffer (acts, steps, stores, values, advantages), `update` learns from it, `environment`
+    steps alone.
     """
     model = peer(stable_baselines3.PPO, env, seed, algo)
     model.learn(1)  # sets up, and warms up with one iteration

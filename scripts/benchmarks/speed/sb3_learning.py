@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 import stable_baselines3
 import torch
@@ -46,7 +46,9 @@ def predicted(model, flat: bool) -> Callable[[Tensor, Tensor], Tensor]:
     def choose(obs, mask):
         if not flat:
             return torch.as_tensor(model.predict(obs.numpy(), deterministic=False)[0])
-        index = torch.as_tensor(model.predict(obs.numpy(), deterministic=False, action_masks=mask.flatten(1).numpy())[0])
+        index = torch.as_tensor(
+            model.predict(obs.numpy(), deterministic=False, action_masks=mask.flatten(1).numpy())[0]
+        )
         return unflatten(index, tuple(mask.shape[1:]))
     return choose
 
@@ -123,13 +125,23 @@ def over_seeds(returns: list[float]) -> dict:
     return {"returns": returns, "mean": mean, "ci": [mean - half, mean + half]}
 
 
-def learned(directory: Path, make: Callable, algo: Callable, seed: int, modes: list, example: SequentialEnv, *, steps: int,
-            every: int, worlds: int) -> dict:
+def learned(
+    directory: Path,
+    make: Callable,
+    algo: Callable,
+    seed: int,
+    modes: list,
+    example: SequentialEnv,
+    *,
+    steps: int,
+    every: int,
+    worlds: int,
+) -> dict:
     """Train all for equal steps; the time in which each reaches the best return of Stable-Baselines3's own pair."""
     judge, curves = example.beside(worlds, 1), {}
     for name, vec in (("SB3, DummyVecEnv", scalars(example)), ("SB3, our VecEnv", OffersVecEnv(make(), False))):
         model = peer(stable_baselines3.PPO, vec, seed, algo.keywords)
-        curve = Curve(lambda: season_return(predicted(model, False), judge.beside(worlds, 1)), every)
+        curve = Curve(lambda model=model: season_return(predicted(model, False), judge.beside(worlds, 1)), every)
         model.learn(steps, callback=curve)
         curves[name] = curve.points
     for mode in modes:

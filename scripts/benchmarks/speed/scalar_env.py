@@ -14,7 +14,12 @@ class ScalarToy(gymnasium.Env):
     def __init__(self, env: SequentialEnv):
         world = env.world
         self.customers, self.steps, self.weeks, self.penalty = env.customers, env.season_steps, world.weeks, env.penalty
-        self.budget, self.trips, self.realised, self.features = env.budget, world.trips, world.realised, world.num_features
+        self.budget, self.trips, self.realised, self.features = (
+            env.budget,
+            world.trips,
+            world.realised,
+            world.num_features,
+        )
         tables = (env.cost, world.profit, world.trip)
         self.cost, self.profit, self.trip = (x.view(env.nvec).tolist() for x in tables)
         self.observation_space = spaces.Box(-np.inf, np.inf, (env.obs_dim,), np.float32)

@@ -5,11 +5,11 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Callable
 
 import torch
 
@@ -24,9 +24,23 @@ from scripts.benchmarks.common.timing import cpu_seconds, peak_memory, ppo_stage
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, sequential: Callable,
-        sequential_algo: Callable, precision: str, bound: dict, customers: list, actions: int, weeks: dict, worlds: dict,
-        processes: dict) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    env: Callable,
+    algo: Callable,
+    sequential: Callable,
+    sequential_algo: Callable,
+    precision: str,
+    bound: dict,
+    customers: list,
+    actions: int,
+    weeks: dict,
+    worlds: dict,
+    processes: dict,
+) -> dict:
     """Measure each axis alone; print and return the tables."""
     dtype, result = getattr(torch, precision), {}
     if customers:
@@ -36,21 +50,35 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
             print(f"{size['n']:,} customers measured", file=sys.stderr, flush=True)  # the largest take long
         show(customers_table(result["customers"], actions))
     if weeks["lengths"]:
-        result["weeks"] = [of_weeks(env, algo, device, seed, dtype, length, weeks["customers"]) for length in weeks["lengths"]]
+        result["weeks"] = [
+            of_weeks(env, algo, device, seed, dtype, length, weeks["customers"]) for length in weeks["lengths"]
+        ]
         show(weeks_table(result["weeks"], weeks["customers"]))
     if worlds["numbers"]:
         result["worlds"] = [of_worlds(sequential, sequential_algo, device, seed, n, worlds["repeats"])
                             for n in worlds["numbers"]]
         show(worlds_table(result["worlds"]))
     if processes["numbers"]:
-        result["processes"] = [of_processes(directory, device, seed, n, processes["overrides"]) for n in processes["numbers"]]
+        result["processes"] = [
+            of_processes(directory, device, seed, n, processes["overrides"]) for n in processes["numbers"]
+        ]
         show(processes_table(result["processes"]))
     return result
 
 
-def of_customers(env: Callable, device: torch.device, seed: int, dtype: torch.dtype, bound: dict, actions: int, *, n: int,
-                 evaluations: int, season: bool) -> dict:
-    """Time the bound, a season with its account, and clearing, for n customers; sizes should rise, for peaks only do."""
+def of_customers(
+    env: Callable,
+    device: torch.device,
+    seed: int,
+    dtype: torch.dtype,
+    bound: dict,
+    actions: int,
+    *,
+    n: int,
+    evaluations: int,
+    season: bool,
+) -> dict:
+    """Time the bound, a season with its account, and clearing, for n customers; sizes should rise, as peaks only do."""
     row = {"customers": n, "before_mib": peak_memory(device)}
     row |= of_market(env(device, seed), torch.Generator(device).manual_seed(seed), dtype, n, season,
                      max_evaluations=evaluations, **bound)
@@ -63,8 +91,9 @@ def of_customers(env: Callable, device: torch.device, seed: int, dtype: torch.dt
 def of_market(env, generator: torch.Generator, dtype: torch.dtype, n: int, season: bool, **bound) -> dict:
     """Time the bound of n customers, and with `season` one season of a policy with its account."""
     world, kept = env.world.to(env.device, dtype), {}
-    opened = cpu_seconds(lambda: kept.update(market=Market.open(env.population.draw(n, generator, "test"), world, env.budget,
-                                                            env.rules)))
+    opened = cpu_seconds(
+        lambda: kept.update(market=Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.rules))
+    )
     market = kept["market"]
     solved = cpu_seconds(lambda: kept.update(bound=dual(
         market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover,
@@ -91,19 +120,25 @@ def customers_table(rows: list[dict], actions: int):
                       f"{row['dual_seconds']:.3g}", f"{row['certified']:.1g}", *(
                           ("", "") if season is None else (f"{season:.3g}", f"{1e6 * season / n:.3g}")),
                       f"{row['clear_seconds']:.3g}", f"{row['peak_mib']:,.0f}")
-    table.caption = ("evaluation: of the dual; dual: all of them; left: share of the gap above the certificate then; peak: of the "
-                     "process so far")
+    table.caption = (
+        "evaluation: of the dual; dual: all of them; left: share of the gap above the certificate then; peak: of the "
+        "process so far"
+    )
     return table
 
 
-def of_weeks(env: Callable, algo: Callable, device: torch.device, seed: int, dtype: torch.dtype, weeks: int, n: int) -> dict:
+def of_weeks(
+    env: Callable, algo: Callable, device: torch.device, seed: int, dtype: torch.dtype, weeks: int, n: int
+) -> dict:
     """Time an evaluation of the dual and an iteration of PPO on seasons of some weeks."""
     world = env.keywords["world"]
     index = world.keywords["season"]
     season = list(islice(index * math.ceil(weeks / len(index)), weeks))
     env = partial(env, world=partial(world, season=season), num_agents=n)(device, seed)
     world = env.world.to(device, dtype)
-    market = Market.open(env.population.draw(n, torch.Generator(device).manual_seed(seed), "test"), world, env.budget, env.rules)
+    market = Market.open(
+        env.population.draw(n, torch.Generator(device).manual_seed(seed), "test"), world, env.budget, env.rules
+    )
 
     def once():
         dual(market.customers, world, market.organic, market.start, market.budget, first_price=1.0, tolerance=0.0,
@@ -123,8 +158,10 @@ def iteration(ppo, repeats: int) -> dict:
 
 def weeks_table(rows: list[dict], n: int):
     """Seconds by weeks."""
-    table = table_of(f"weeks of a season, {n:,} customers", ["weeks", "dual evaluation, ms", "a week", "PPO iteration, ms",
-                                                              "a week", "steps/s"])
+    table = table_of(
+        f"weeks of a season, {n:,} customers",
+        ["weeks", "dual evaluation, ms", "a week", "PPO iteration, ms", "a week", "steps/s"],
+    )
     for row in rows:
         whole, dual_ms = 1e3 * row["steps"] / row["steps_per_second"], 1e3 * row["evaluation_seconds"]
         table.add_row(str(row["weeks"]), f"{dual_ms:.0f}", f"{dual_ms / row['weeks']:.1f}", f"{whole:.0f}",
@@ -150,8 +187,18 @@ def worlds_table(rows: list[dict]):
 def of_processes(directory: Path, device: torch.device, seed: int, n: int, overrides: list[str]) -> dict:
     """Train with scripts/train.py by n processes, which share the same agents; its own figure counts."""
     folder = directory / f"processes-{n}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", str(TRAIN), *overrides,
-               f"seed={seed}", f"device={device.type}", f"hydra.run.dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={n}",
+        str(TRAIN),
+        *overrides,
+        f"seed={seed}",
+        f"device={device.type}",
+        f"hydra.run.dir={folder}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr.strip()[-300:]}")
@@ -161,7 +208,9 @@ def of_processes(directory: Path, device: torch.device, seed: int, n: int, overr
 
 def processes_table(rows: list[dict]):
     """Steps a second by processes."""
-    table = table_of(f"processes, {rows[0]['steps']:,} steps, wall time", ["processes", "seconds", "steps/s", "times the first"])
+    table = table_of(
+        f"processes, {rows[0]['steps']:,} steps, wall time", ["processes", "seconds", "steps/s", "times the first"]
+    )
     for row in rows:
         table.add_row(str(row["processes"]), f"{row['seconds']:.1f}", f"{row['steps_per_second']:,.0f}",
                       f"{row['steps_per_second'] / rows[0]['steps_per_second']:.2f}")

@@ -4,10 +4,10 @@
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import Callable
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -29,8 +29,15 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     """
     torch.manual_seed(seed)
     # To the reward model, which drops spaces, one of its `known_words` each: a token is a piece there too.
-    settings, words = algo.keywords, [f"w{i % known_words}" + " " * (i // known_words) for i in range(shape["vocab_size"])]
-    generation, mails, n = settings["generation"], settings["mails_per_iteration"], settings["advantage"].samples_per_prompt
+    settings, words = (
+        algo.keywords,
+        [f"w{i % known_words}" + " " * (i // known_words) for i in range(shape["vocab_size"])],
+    )
+    generation, mails, n = (
+        settings["generation"],
+        settings["mails_per_iteration"],
+        settings["advantage"].samples_per_prompt,
+    )
     ids = torch.randint(known_words, (mails, generation["prompt_tokens"]))
     contexts = [" ".join(words[i] for i in row) for row in ids.tolist()]
     model, tokenizer = settings["encoder"].build(words[:known_words])
@@ -42,13 +49,24 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     agent.set_models(LanguageModelPolicy(GPT2LMHeadModel(config), tokenizer_of(words), **generation).to(device),
                      OutcomeClassifier(model, tokenizer, device, settings["inference_batch_size"]))
     ours, plain_lm = agent.policy.sample_responses, GPT2LMHeadModel(config).to(device).eval()
-    plain_lm.load_state_dict(agent.policy.language_model.state_dict(), assign=True)  # the same tensors, in transformers' own modules
+    plain_lm.load_state_dict(
+        agent.policy.language_model.state_dict(), assign=True
+    )  # the same tensors, in transformers' own modules
 
     def plain(prompt: Tensor, mask: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
         with torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type)):  # its casts of weights kept
             found = plain_lm.generate(
-                input_ids=prompt, attention_mask=mask, do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p,
-                max_new_tokens=len(u), min_new_tokens=len(u), num_return_sequences=n, pad_token_id=agent.policy.stop_token)
+                input_ids=prompt,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                max_new_tokens=len(u),
+                min_new_tokens=len(u),
+                num_return_sequences=n,
+                pad_token_id=agent.policy.stop_token,
+            )
         return found[:, prompt.shape[1]:]
 
     def iteration(sample: Callable) -> tuple[float, float, float]:
@@ -73,9 +91,11 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
             "update": update, "iteration": whole, "iteration, transformers' generate": with_theirs}
     peak_gib = peak_memory(device) / 2**10
     tokens = mails * generation["response_tokens"]
-    table = table_of(f"{sum(x.numel() for x in agent.policy.language_model.parameters()) / 1e6:.0f}M parameters, {mails} mails of "
-                     f"{generation['prompt_tokens']} + {generation['response_tokens']} tokens; peak memory {peak_gib:.1f} GiB",
-                     ["", "seconds", "tokens written a second", "mails a second"])
+    table = table_of(
+        f"{sum(x.numel() for x in agent.policy.language_model.parameters()) / 1e6:.0f}M parameters, {mails} mails of "
+        f"{generation['prompt_tokens']} + {generation['response_tokens']} tokens; peak memory {peak_gib:.1f} GiB",
+        ["", "seconds", "tokens written a second", "mails a second"],
+    )
     for name, spent in rows.items():
         table.add_row(name, f"{spent:.3g}", f"{tokens / spent:,.0f}", f"{mails / spent:,.3g}")
     show(table)

@@ -1,8 +1,11 @@
-"""A policy for a real shop's randomised e-mails: python scripts/bench.py uplift/hillstrom benchmark.path=hillstrom.parquet."""
+"""A policy for a real shop's randomised e-mails.
+
+    python scripts/bench.py uplift/hillstrom benchmark.path=hillstrom.parquet
+"""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -17,8 +20,19 @@ ARMS = {"No E-Mail": "no mail", "Mens E-Mail": "men's mail", "Womens E-Mail": "w
 OUTCOMES = ("visit", "conversion", "spend")
 
 
-def run(directory: Path, device: torch.device, seed: int, *, path: str | None, margin: float, cost: float, model: Callable,
-        fold_count: int, level: float, draws: int) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    path: str | None,
+    margin: float,
+    cost: float,
+    model: Callable,
+    fold_count: int,
+    level: float,
+    draws: int,
+) -> dict:
     """Learn which mail to send whom on one half of the customers, value it on the other by DR; print and return.
 
     A mail costs `cost`, an order brings `margin` of what is spent. Policies are learned from what was earned, or from
@@ -52,8 +66,10 @@ def run(directory: Path, device: torch.device, seed: int, *, path: str | None, m
 
 
 def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[str, Tensor], dict[str, list[int]]]:
-    """Read the shop's customers as decisions of one step, propensity 1/3, their outcomes [N] by name, and the columns of
-    observations by what they are of."""
+    """Read the shop's customers as decisions of one step, propensity 1/3.
+
+    Also return their outcomes [N] by name, and the columns of observations by what they are of.
+    """
     import pandas as pd
     if path is None or not Path(path).is_file():
         raise ValueError(f"benchmark.path: expected the file of Hillstrom's e-mail challenge, got {path}")
@@ -77,18 +93,40 @@ def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[s
     outcomes = {name: torch.tensor(frame[name].to_numpy(float)) for name in OUTCOMES}
     n, zeros = len(frame), torch.zeros(len(frame))
     rows, mailed = torch.arange(n), cost * (action > 0)
-    log = Logged((3,), numbers.shape[1] + dummies.shape[1], ("randomised",), rows, rows, 0 * rows, 0 * rows, 0 * rows,
-                 torch.cat((numbers, dummies), 1).float(), torch.ones(n, 3, dtype=torch.bool), action,
-                 torch.full((n,), 1 / 3, dtype=torch.float64), torch.full((n, 3), 1 / 3), zeros,
-                 (margin * outcomes["spend"] - mailed).float(), outcomes["conversion"].float(), zeros, mailed.float(), zeros,
-                 None, None, zeros == 0, zeros > 0)
+    log = Logged(
+        (3,),
+        numbers.shape[1] + dummies.shape[1],
+        ("randomised",),
+        rows,
+        rows,
+        0 * rows,
+        0 * rows,
+        0 * rows,
+        torch.cat((numbers, dummies), 1).float(),
+        torch.ones(n, 3, dtype=torch.bool),
+        action,
+        torch.full((n,), 1 / 3, dtype=torch.float64),
+        torch.full((n, 3), 1 / 3),
+        zeros,
+        (margin * outcomes["spend"] - mailed).float(),
+        outcomes["conversion"].float(),
+        zeros,
+        mailed.float(),
+        zeros,
+        None,
+        None,
+        zeros == 0,
+        zeros > 0,
+    )
     check(log, path, 0)
     return log, outcomes, columns
 
 
 def learned(log: Logged, visit: Tensor, model: Callable, obs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Policies [N, 3] for customers `obs` [N, D], learned from a log and its visits."""
-    earned = torch.stack([(log.profit + log.spend)[log.action == k].mean() / visit[log.action == k].mean() for k in range(3)])
+    earned = torch.stack(
+        [(log.profit + log.spend)[log.action == k].mean() / visit[log.action == k].mean() for k in range(3)]
+    )
     cost = torch.stack([log.spend[log.action == k].mean() for k in range(3)])
     predict = model(log.obs, log.action, torch.stack((log.profit.double(), visit), 1), 3, generator)
     profit, visits = predict(obs).unbind(2)
@@ -96,9 +134,17 @@ def learned(log: Logged, visit: Tensor, model: Callable, obs: Tensor, generator:
             "by visits": one_hot((visits * earned - cost).argmax(1), 3).double()}
 
 
-def judged(log: Logged, targets: dict[str, Tensor], rivals: dict[str, str], model: Callable, fold_count: int, level: float,
-           draws: int, generator: torch.Generator) -> dict[str, dict]:
-    """Value targets by DR with one cross-fitted model, and their differences to rivals on the same resampled customers."""
+def judged(
+    log: Logged,
+    targets: dict[str, Tensor],
+    rivals: dict[str, str],
+    model: Callable,
+    fold_count: int,
+    level: float,
+    draws: int,
+    generator: torch.Generator,
+) -> dict[str, dict]:
+    """Value targets by DR with one cross-fitted model, and their differences to rivals on the same resamples."""
     place = torch.arange(len(log), device=log.obs.device)[:, None]
     fold = folds(place[:, 0], fold_count, generator)
     outcome = torch.stack((log.profit, log.spend), 1)
@@ -121,8 +167,10 @@ def judged(log: Logged, targets: dict[str, Tensor], rivals: dict[str, str], mode
     drawn = ope.bootstrap(list(wanted.values()), None, draws, generator)
     tail = (1 - level) / 2
     ends = torch.quantile(drawn, drawn.new_tensor([tail, 1 - tail]), dim=1).T.tolist()
-    rows: dict[str, dict] = {name: {"mailed": (1 - targets[name][:, 0]).mean().item(), "arms": targets[name].mean(0).tolist()}
-                             for name in targets}
+    rows: dict[str, dict] = {
+        name: {"mailed": (1 - targets[name][:, 0]).mean().item(), "arms": targets[name].mean(0).tolist()}
+        for name in targets
+    }
     for ((name, key), made), interval in zip(wanted.items(), ends):
         rows[name][key] = [ope.estimate(made).item(), *interval]
     return rows

@@ -1,7 +1,7 @@
 """The peers of learners of effects: scikit-uplift's on gradient boosting, from the extra `bench`."""
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,7 +17,9 @@ def peers(boosters: dict[str, dict]) -> dict[str, Callable[..., Score]]:
         from sklearn import ensemble
         from sklift.models import SoloModel, TwoModels
     except ImportError as error:
-        raise ValueError("benchmark=uplift/qini: scikit-uplift and scikit-learn are not installed: pip install -e '.[bench]'") from error
+        raise ValueError(
+            "benchmark=uplift/qini: scikit-uplift and scikit-learn are not installed: pip install -e '.[bench]'"
+        ) from error
 
     def solo(booster: str, settings: dict) -> Callable[..., Score]:
         classifier = getattr(ensemble, f"{booster}Classifier")

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -46,16 +47,33 @@ class Split(NamedTuple):
 
     def tested(self) -> uplift.Tested:
         """Lay out for the bootstrap."""
-        return uplift.Tested(self.test.rows, self.test.outcome, self.test.treated, torch.stack(list(self.scores.values())))
+        return uplift.Tested(
+            self.test.rows, self.test.outcome, self.test.treated, torch.stack(list(self.scores.values()))
+        )
 
 
-def run(directory: Path, device: torch.device, seed: int, *, path: str | None, outcome: str, mails: dict[str, list[int]],
-        splits: int, fold_count: int, learners: dict, boosters: dict, level: float, replications: int, bins: int,
-        repeats: int) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    path: str | None,
+    outcome: str,
+    mails: dict[str, list[int]],
+    splits: int,
+    fold_count: int,
+    learners: dict,
+    boosters: dict,
+    level: float,
+    replications: int,
+    bins: int,
+    repeats: int,
+) -> dict:
     """Fit every learner on halves of the customers, compare Qini coefficients on the other halves; print, draw, return.
 
-    `mails` names which arms count as treated; all others but none are left out. One of `learners` is chosen in each learning
-    half, by Qini in cross-validation. The best of the peers is whichever is best on the test halves, by hindsight.
+    `mails` names which arms count as treated; all others but none are left out. One of `learners` is chosen in each
+    learning half, by Qini in cross-validation. The best of the peers is whichever is best on the test halves, by
+    hindsight.
     """
     warnings.filterwarnings("ignore", module="sklift|sklearn")  # of what their next versions will drop
     log, shop, columns = as_log(path, 0.0, 0.0)
@@ -109,8 +127,14 @@ def split(everyone: Customers, learners: dict, rivals: dict, seed: int, fold_cou
 def fitted(learner: Callable, learn: Customers, seed: int) -> Score:
     """Fit one of our learners; return what scores customers."""
     share = learn.treated.float().mean()
-    fit = learner(learn.obs, learn.treated.long(), learn.outcome[:, None], 2, torch.Generator(share.device).manual_seed(seed),
-                  torch.where(learn.treated, share, 1 - share))
+    fit = learner(
+        learn.obs,
+        learn.treated.long(),
+        learn.outcome[:, None],
+        2,
+        torch.Generator(share.device).manual_seed(seed),
+        torch.where(learn.treated, share, 1 - share),
+    )
 
     def score(obs: Tensor) -> Tensor:
         nothing, mail = fit(obs)[:, :, 0].unbind(1)
@@ -132,28 +156,58 @@ def summary(made: list[Split], drawn: Tensor, rivals: list[str], level: float) -
     """Means over splits and intervals by learner; drawn [M, replications] are bootstrapped means over splits."""
     ends, names = drawn.new_tensor([(1 - level) / 2, (1 + level) / 2]), list(made[0].scores)
     ours = names.index(OURS)
-    values, areas = (torch.stack([torch.stack([measure(one.test.outcome, score, one.test.treated) for score in one.scores.values()])
-                                  for one in made]) for measure in (uplift.qini, uplift.auuc))  # [splits, M]
-    return {name: {
-        "peer": name in rivals, "qini": [values[:, i].mean().item(), *torch.quantile(drawn[i], ends).tolist()],
-        "auuc": areas[:, i].mean().item(), "splits": values[:, i].tolist(), "times_chosen": sum(one.chosen == name for one in made),
-        "ours_less": [(values[:, ours] - values[:, i]).mean().item(), *torch.quantile(drawn[ours] - drawn[i], ends).tolist()],
-    } for i, name in enumerate(names)}
+    values, areas = (
+        torch.stack(
+            [
+                torch.stack([measure(one.test.outcome, score, one.test.treated) for score in one.scores.values()])
+                for one in made
+            ]
+        )
+        for measure in (uplift.qini, uplift.auuc)
+    )  # [splits, M]
+    return {
+        name: {
+            "peer": name in rivals,
+            "qini": [values[:, i].mean().item(), *torch.quantile(drawn[i], ends).tolist()],
+            "auuc": areas[:, i].mean().item(),
+            "splits": values[:, i].tolist(),
+            "times_chosen": sum(one.chosen == name for one in made),
+            "ours_less": [
+                (values[:, ours] - values[:, i]).mean().item(),
+                *torch.quantile(drawn[ours] - drawn[i], ends).tolist(),
+            ],
+        }
+        for i, name in enumerate(names)
+    }
 
 
 # ── what is shown ───────────────────────────────────────────────────────────────────────────────────────────────────
 def show(mail: str, outcome: str, found: dict) -> None:
     """Print the table of one mail."""
     rows = sorted(found["rows"].items(), key=lambda item: item[1]["qini"][0])
-    lines = [[name, "peer" if row["peer"] else "ours", *(f"{x:.4f}" for x in (*row["qini"], row["auuc"])),
-              str(row["times_chosen"] or ""), *("" if name == OURS else f"{x:+.4f}" for x in row["ours_less"])] for name, row in rows]
+    lines = [
+        [
+            name,
+            "peer" if row["peer"] else "ours",
+            *(f"{x:.4f}" for x in (*row["qini"], row["auuc"])),
+            str(row["times_chosen"] or ""),
+            *("" if name == OURS else f"{x:+.4f}" for x in row["ours_less"]),
+        ]
+        for name, row in rows
+    ]
     rates, splits = found["rates"], len(found["chosen"])
-    show_table(table_of(
-        f"{mail} mail or none, {outcome}: {found['customers']:,} customers, {rates['treated']:.2%} with, {rates['others']:.2%} "
-        f"without; mean of {splits} test halves",
-        ("learner", "whose", "Qini", "from", "to", "AUUC", "chosen", "ours less it", "from", "to"), lines,
-        f"best of the peers: {found['best_peer']}; won: {rows[-1][0]}. Chosen: times of {splits}, in the learning half.\n"
-        "Qini lost when shuffled: " + ", ".join(f"{name} {value:.4f}" for name, value in found["drivers"].items())))
+    show_table(
+        table_of(
+            f"{mail} mail or none, {outcome}: {found['customers']:,} customers, {rates['treated']:.2%} with, "
+            f"{rates['others']:.2%} "
+            f"without; mean of {splits} test halves",
+            ("learner", "whose", "Qini", "from", "to", "AUUC", "chosen", "ours less it", "from", "to"),
+            lines,
+            f"best of the peers: {found['best_peer']}; won: {rows[-1][0]}. "
+            f"Chosen: times of {splits}, in the learning half.\n"
+            "Qini lost when shuffled: " + ", ".join(f"{name} {value:.4f}" for name, value in found["drivers"].items()),
+        )
+    )
 
 
 def curves(made: list[Split], names: list[str], label: str) -> Figure:
@@ -178,7 +232,9 @@ def curves(made: list[Split], names: list[str], label: str) -> Figure:
 def deciles(parts: list[uplift.Bins], outcome: str) -> Figure:
     """Draw what was predicted and seen by bin, mean over splits; bars are ± 1.96 of one split's sampling error."""
     figure, axes = labelled("customers by predicted effect, best first", f"{outcome}s gained a mail")
-    seen, std, said = (torch.stack([getattr(part, name) for part in parts]).mean(0) for name in ("uplift", "std", "score"))
+    seen, std, said = (
+        torch.stack([getattr(part, name) for part in parts]).mean(0) for name in ("uplift", "std", "score")
+    )
     places, seen, std, said = list(range(1, len(seen) + 1)), seen.numpy(), std.numpy(), said.numpy()
     axes.bar(places, seen, yerr=1.96 * std, color="C0", alpha=0.6, label="seen")
     axes.plot(places, said, color="C1", marker="o", label="predicted")

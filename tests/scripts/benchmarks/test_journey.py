@@ -1,4 +1,4 @@
-"""Organic trips: a distribution that adds up to one, a fit that finds what made the data, and BG/NBD against Lifetimes."""
+"""Organic trips: a distribution that adds up to one, a fit that finds what made the data, BG/NBD against Lifetimes."""
 from __future__ import annotations
 
 import itertools
@@ -7,13 +7,12 @@ import math
 import pytest
 import torch
 from hydra.utils import instantiate
-from configs import composed
 
+from configs import composed
 from envs.offers.populations.complete_journey_tables import ORIGIN
-from scripts.benchmarks.forecasting.trip_model import Weekly
-from scripts.benchmarks.forecasting import bgnbd
-from scripts.benchmarks.forecasting import journey
+from scripts.benchmarks.forecasting import bgnbd, journey
 from scripts.benchmarks.forecasting.bgnbd import Bought, Fit
+from scripts.benchmarks.forecasting.trip_model import Weekly
 
 FIT = Fit(0.8, 1.5, 0.7, 3.0)
 
@@ -78,7 +77,9 @@ def test_a_week_s_probabilities_add_up_and_have_their_mean():
     many = Weekly(*(x.expand(100_000, 2) for x in week)).sample(torch.Generator().manual_seed(0))
     torch.testing.assert_close(many.mean(0), expected, atol=0.03, rtol=0)
     torch.testing.assert_close((many == 0).float().mean(0), probability[0], atol=0.01, rtol=0)
-    torch.testing.assert_close(week.log_prob(torch.tensor([3.0, 0.0])).exp(), torch.stack((probability[3, 0], probability[0, 1])))
+    torch.testing.assert_close(
+        week.log_prob(torch.tensor([3.0, 0.0])).exp(), torch.stack((probability[3, 0], probability[0, 1]))
+    )
 
 
 def test_the_past_is_what_a_scalar_version_remembers():
@@ -107,7 +108,9 @@ def test_a_fit_finds_households_that_fall_asleep():
     own = trips[:, :24].mean(1, keepdim=True).clamp_min(0.01)
     poisson = torch.distributions.Poisson(own).log_prob(test).sum(1).mean()
     ours = model.log_prob(past, test).sum(1).mean()
-    known = torch.distributions.Poisson((rate * (torch.arange(24, 30) < ends)).clamp_min(1e-6)).log_prob(test).sum(1).mean()
+    known = (
+        torch.distributions.Poisson((rate * (torch.arange(24, 30) < ends)).clamp_min(1e-6)).log_prob(test).sum(1).mean()
+    )
     assert known > ours > poisson + 0.7 * (known - poisson), (known, ours, poisson)
     drawn = sum(model.simulate(past, 6, g) for _ in range(20)) / 20
     asleep = ends[:, 0] <= 18
@@ -144,7 +147,9 @@ def test_the_bench_judges_all_models_of_the_same_weeks(tmp_path, monkeypatch, ca
     assert found["rows"]["Poisson, own mean"]["total"] == pytest.approx(wanted, rel=1e-5)
     assert found["rows"]["BG/NBD"]["log_prob"] > found["rows"]["Poisson, own mean"]["log_prob"]
     assert found["rows"]["network of the past"]["gain"] == [0.0, 0.0, 0.0]
-    assert {"weeks.png", "calibration.png"} <= {path.name for path in tmp_path.iterdir()} and "BG/NBD" in capsys.readouterr().out
+    assert {"weeks.png", "calibration.png"} <= {
+        path.name for path in tmp_path.iterdir()
+    } and "BG/NBD" in capsys.readouterr().out
     config.test_weeks = [17, 20]
     with pytest.raises(ValueError, match="benchmark.test_weeks: expected weeks from 16 on"):
         instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)

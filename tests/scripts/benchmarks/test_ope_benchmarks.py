@@ -5,14 +5,13 @@ import math
 
 import pytest
 import torch
-from configs import load
 from hydra.utils import instantiate
-from configs import composed
-from made_up_mailing import made_up_mailing
 
+from configs import composed, load
+from made_up_mailing import made_up_mailing
 from rlcore.ope.outcome_models import Linear
-from scripts.benchmarks.uplift import hillstrom
 from scripts.benchmarks.ope.customer_pool import Pool, replications
+from scripts.benchmarks.uplift import hillstrom
 
 CPU = torch.device("cpu")
 
@@ -91,8 +90,10 @@ def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path, capsys):
 def test_a_shop_s_file_is_refused_by_name(tmp_path):
     pytest.importorskip("pyarrow")
     frame, path = made_up_mailing(20), tmp_path / "shop.csv"
-    for change, message in ((lambda f: f.drop(columns="womens"), "shop.csv: no column 'womens'"),
-                            (lambda f: f.assign(segment=["Fax", *f.segment[1:]]), "row 2, column 'segment': expected one of")):
+    for change, message in (
+        (lambda f: f.drop(columns="womens"), "shop.csv: no column 'womens'"),
+        (lambda f: f.assign(segment=["Fax", *f.segment[1:]]), "row 2, column 'segment': expected one of"),
+    ):
         change(frame).to_csv(path, index=False)
         with pytest.raises(ValueError, match=message):
             hillstrom.as_log(str(path), 0.4, 0.1)
@@ -129,9 +130,15 @@ def test_what_is_proportional_to_a_scale_is_found():
 
 def test_twins_are_held_against_the_truth(tmp_path):
     """The truth errs by nothing; the structural twin is near it, customer by customer."""
-    cfg = composed("benchmark=learning/twins", "benchmark.decisions=12000", "benchmark.agents=1000", "benchmark.new=300",
-                   *(f"~benchmark.twins.{name}" for name in ("likelihood", "S", "T", "X", "DR")),
-                   "benchmark.twins.structural.twin.reference=2000", name="bench")
+    cfg = composed(
+        "benchmark=learning/twins",
+        "benchmark.decisions=12000",
+        "benchmark.agents=1000",
+        "benchmark.new=300",
+        *(f"~benchmark.twins.{name}" for name in ("likelihood", "S", "T", "X", "DR")),
+        "benchmark.twins.structural.twin.reference=2000",
+        name="bench",
+    )
     rows = instantiate(cfg.benchmark, _convert_="all")(tmp_path, CPU, 0)["rows"]
     truth, twin = rows["truth"], rows["structural"]
     assert truth["error"] == 0 and truth["correlation"] == pytest.approx(1)

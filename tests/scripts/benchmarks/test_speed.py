@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from configs import composed
 from hydra.utils import instantiate
 
+from configs import composed
 from scripts.benchmarks.speed import roofline
 
 CPU, SMALL = torch.device("cpu"), "benchmark.env.population.reference_size=500"
@@ -40,14 +40,27 @@ def test_the_update_has_the_products_of_its_networks():
 
 
 def test_both_come_out_whole(tmp_path, capsys):
-    made = bench("speed/roofline", "benchmark.env.num_agents=8", SMALL, "benchmark.algo.minibatches=2", "benchmark.repeats=1",
-                 "benchmark.ceiling={triad: 1000, matmul: 8, repeats: 1}")
+    made = bench(
+        "speed/roofline",
+        "benchmark.env.num_agents=8",
+        SMALL,
+        "benchmark.algo.minibatches=2",
+        "benchmark.repeats=1",
+        "benchmark.ceiling={triad: 1000, matmul: 8, repeats: 1}",
+    )
     found = made(tmp_path, CPU, 0)
     assert list(found["stages"]) == ["environment", "collect", "prepare", "update"]
     for row in found["stages"].values():
         assert row["floor_seconds"] == pytest.approx(row["share_of_ceiling"] * row["seconds"]) and row["kernels"] > 0
-    made = bench("speed/scaling", "benchmark.customers=[{n: 20, evaluations: 2, season: true}]", "benchmark.weeks={lengths: [3], customers: 8}",
-                 "benchmark.algo.minibatches=2", SMALL, "benchmark.worlds={numbers: [2], repeats: 1}", "benchmark.processes.numbers=[]")
+    made = bench(
+        "speed/scaling",
+        "benchmark.customers=[{n: 20, evaluations: 2, season: true}]",
+        "benchmark.weeks={lengths: [3], customers: 8}",
+        "benchmark.algo.minibatches=2",
+        SMALL,
+        "benchmark.worlds={numbers: [2], repeats: 1}",
+        "benchmark.processes.numbers=[]",
+    )
     found = made(tmp_path, CPU, 0)
     row, = found["customers"]
     assert row["customers"] == 20 and row["evaluations"] == 2 and row["score"] < 1 and row["tables_kept"]

@@ -3,15 +3,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from configs import composed
 from hydra.utils import instantiate
 from transformers import GPT2LMHeadModel
 
 from rlcore.backends.cuda_graphs import WARM_UP_CALLS
 
-SMALL = ["benchmark.repeats=2", "benchmark.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}",
-         "benchmark.known_words=20", "benchmark.algo.mails_per_iteration=16", "benchmark.algo.generation.prompt_tokens=4", "benchmark.algo.generation.response_tokens=6",
-         "benchmark.algo.encoder={vocab_size: 100, dim: 16, layers: 1, heads: 2, ffn_dim: 16, max_length: 32}"]
+SMALL = [
+    "benchmark.repeats=2",
+    "benchmark.shape={vocab_size: 40, n_embd: 16, n_layer: 1, n_head: 2, n_positions: 32}",
+    "benchmark.known_words=20",
+    "benchmark.algo.mails_per_iteration=16",
+    "benchmark.algo.generation.prompt_tokens=4",
+    "benchmark.algo.generation.response_tokens=6",
+    "benchmark.algo.encoder={vocab_size: 100, dim: 16, layers: 1, heads: 2, ffn_dim: 16, max_length: 32}",
+]
 
 
 @pytest.mark.parametrize("override", ["benchmark.algo.gradient_checkpointing=false", "benchmark.algo.gradient_checkpointing=true",
@@ -26,8 +31,12 @@ def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, 
     assert found["tokens"] == 16 * 6 and found["mails"] == 16 and all(taken > 0 for taken in seconds.values())
     assert seconds["sampling, ours"] < seconds["sample, score, read"] < seconds["iteration"]
     assert seconds["sampling, transformers' generate"] < seconds["iteration, transformers' generate"]
-    assert found["sampling_ratio"] == pytest.approx(seconds["sampling, transformers' generate"] / seconds["sampling, ours"])
-    assert found["iteration_ratio"] == pytest.approx(seconds["iteration, transformers' generate"] / seconds["iteration"])
+    assert found["sampling_ratio"] == pytest.approx(
+        seconds["sampling, transformers' generate"] / seconds["sampling, ours"]
+    )
+    assert found["iteration_ratio"] == pytest.approx(
+        seconds["iteration, transformers' generate"] / seconds["iteration"]
+    )
     shown = " ".join(capsys.readouterr().out.split())
     assert "16 mails of 4 + 6 tokens; peak memory" in shown and f"{found['iteration_ratio']:.2f} × as fast as with" in shown
     recorded = override == "benchmark.execution=cudagraph"

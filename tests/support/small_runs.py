@@ -1,8 +1,23 @@
 """Overrides that make a run of the scripts take seconds."""
 from __future__ import annotations
 
-OFFERS = ["env.num_agents=48", "algo.minibatches=4", "algo.network.hidden=[16]", "algo.auxiliary.hidden=[8]", "algo.eval_every=2",
-         "algo.checkpoint_every=1", "env.population.reference_size=500", "env.evaluation.customers=30",
-         "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
-         "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",
-         "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12", "threads=1", "device=cpu"]
+OFFERS = [
+    "env.num_agents=48",
+    "algo.minibatches=4",
+    "algo.network.hidden=[16]",
+    "algo.auxiliary.hidden=[8]",
+    "algo.eval_every=2",
+    "algo.checkpoint_every=1",
+    "env.population.reference_size=500",
+    "env.evaluation.customers=30",
+    "env.evaluation.seasons=2",
+    "env.evaluation.validation=16",
+    "env.evaluation.others=20",
+    "env.evaluation.tuning_seasons=1",
+    "env.evaluation.fees=[0.5]",
+    "env.evaluation.estimator=300",
+    "env.evaluation.grid.points=8",
+    "env.evaluation.bound.max_evaluations=12",
+    "threads=1",
+    "device=cpu",
+]

@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn import functional
 
-from envs.base import VectorEnv, Step
+from configs import node
+from envs.base import Step, VectorEnv
 from rlcore.algorithm import Algorithm, TrainingLoop
 from rlcore.backends.accelerate import accelerate
 from rlcore.logger import MemoryLogger
@@ -17,10 +18,25 @@ from rlcore.ppo import PPO
 
 SMALL = {
     "network": {"hidden": [32, 32], "heads": "independent", "first_bias": 0.0, "normalize_obs": False},
-    "optimizer": {"lr": 0.01}, "num_steps": 5, "epochs": 2, "minibatches": 2, "gamma": 1.0, "gae_lambda": 0.9, "clip": 0.2,
-    "clip_value": None, "vf_coef": 0.5, "ent_coef": 0.0, "ent_coef_final": 0.0, "norm_adv": "minibatch",
-    "norm_reward": True, "center_reward": False, "max_grad_norm": 0.5, "target_kl": None,
-    "eval_every": 1000, "checkpoint_every": 1000}
+    "optimizer": {"lr": 0.01},
+    "num_steps": 5,
+    "epochs": 2,
+    "minibatches": 2,
+    "gamma": 1.0,
+    "gae_lambda": 0.9,
+    "clip": 0.2,
+    "clip_value": None,
+    "vf_coef": 0.5,
+    "ent_coef": 0.0,
+    "ent_coef_final": 0.0,
+    "norm_adv": "minibatch",
+    "norm_reward": True,
+    "center_reward": False,
+    "max_grad_norm": 0.5,
+    "target_kl": None,
+    "eval_every": 1000,
+    "checkpoint_every": 1000,
+}
 
 
 def part(name: str, **changes) -> DictConfig:

@@ -56,12 +56,12 @@ def ppo_stages(ppo) -> dict[str, Stage]:
     def collect() -> None:
         kept["rollout"] = ppo.collect()
 
-    def prepare() -> None:
+    def advantages() -> None:
         kept["batch"] = ppo.compute_advantages(kept["rollout"])
 
     def update() -> None:
         ppo.update(kept["batch"])
-    return {"environment": environment, "collect": collect, "prepare": prepare, "update": update}
+    return {"environment": environment, "collect": collect, "advantages": advantages, "update": update}
 
 
 def peak_memory(device: torch.device) -> float:

@@ -12,8 +12,8 @@ from torch import Tensor
 from rlcore import checkpoint
 from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
-from rlcore.offline.q_learning import DoubleDQN
 from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.q_learning import DoubleDQN
 from rlcore.plots import labelled
 from scripts.benchmarks.common.display import save_figure
 from scripts.benchmarks.common.intervals import mean_and_half_width

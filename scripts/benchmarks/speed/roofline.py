@@ -84,8 +84,18 @@ def launched(part: Callable[[], object], device: torch.device) -> int | None:
     return sum(event.count for event in found.key_averages() if event.device_type == DeviceType.CUDA)
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, execution: str, ceiling: dict,
-        repeats: int, last: str) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    env: Callable,
+    algo: Callable,
+    execution: str,
+    ceiling: dict,
+    repeats: int,
+    last: str,
+) -> dict:
     """Count and time the stages to the `last`, an agent-step; print and return the table.
 
     Kernels, bytes and operations are counted as they run eagerly.

@@ -7,8 +7,8 @@ from functools import partial
 from torch import nn
 
 from envs.sequential.env import SequentialEnv
-from scripts.benchmarks.common.timing import Stage, ppo_stages
 from rlcore.backends.accelerate import accelerate
+from scripts.benchmarks.common.timing import Stage, ppo_stages
 from scripts.benchmarks.speed.scalar_env import ScalarToy
 
 try:
@@ -60,7 +60,7 @@ def our_stages(env: SequentialEnv, seed: int, mode: str, algo: Callable) -> dict
 
     def collect() -> None:
         stages["collect"]()
-        stages["prepare"]()
+        stages["advantages"]()
     for _ in range(2):  # warm up, and compile
         collect()
         stages["update"]()

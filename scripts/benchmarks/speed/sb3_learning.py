@@ -15,11 +15,11 @@ from torch import Tensor
 from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from envs.sequential.evaluation import knapsack, nothing, play
-from rlcore.distributions import unflatten
-from rlcore.plots import labelled
 from rlcore.algorithm import TrainingLoop
 from rlcore.backends.accelerate import accelerate
+from rlcore.distributions import unflatten
 from rlcore.logger import NullLogger
+from rlcore.plots import labelled
 from rlcore.ppo import PPO
 from scripts.benchmarks.common.display import save_figure
 from scripts.benchmarks.common.intervals import mean_and_half_width
@@ -101,7 +101,9 @@ class CurveLogger(NullLogger):
             self.spent = time.process_time() - self.started - now
 
 
-def ours_trained(make: Callable, algo: Callable, seed: int, mode: str, steps: int, every: int, judge: SequentialEnv) -> CurveLogger:
+def ours_trained(
+    make: Callable, algo: Callable, seed: int, mode: str, steps: int, every: int, judge: SequentialEnv
+) -> CurveLogger:
     """Train our PPO for some steps and return its curve."""
     ppo: PPO = partial(algo, total_steps=steps)(make(), seed)
     accelerate(ppo, mode)
@@ -109,7 +111,9 @@ def ours_trained(make: Callable, algo: Callable, seed: int, mode: str, steps: in
         before = copy.deepcopy(ppo.state_dict())
         ppo.update(ppo.compute_advantages(ppo.collect()))
         ppo.load_state_dict(before)
-    log = CurveLogger(lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.beside(judge.num_agents, 1)), every)
+    log = CurveLogger(
+        lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.beside(judge.num_agents, 1)), every
+    )
     TrainingLoop(ppo, log).run()
     return log
 
@@ -167,7 +171,10 @@ def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, s
         model.learn(steps)
         ppo = partial(algo, total_steps=model.num_timesteps)(env(device, seed), seed)
         TrainingLoop(ppo, NullLogger()).run()
-        for name, choose in (("MaskablePPO", predicted(model, True)), ("ours", drawn(ppo, torch.Generator().manual_seed(1)))):
+        for name, choose in (
+            ("MaskablePPO", predicted(model, True)),
+            ("ours", drawn(ppo, torch.Generator().manual_seed(1))),
+        ):
             rows[name].append(season_return(choose, judge.beside(worlds, 1)))
     return {"steps": steps, "optimum": optimum.value.sum(0).mean().item(), "rows": {
         name: over_seeds(returns) for name, returns in rows.items()}}

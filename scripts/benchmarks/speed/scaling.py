@@ -153,7 +153,11 @@ def iteration(ppo, repeats: int) -> dict:
     del parts["environment"]
     taken = time_in_turns(parts, repeats + 1)
     stages = {f"{name}_seconds": median(x[1:]) for name, x in taken.items()}
-    return {"steps": ppo.steps_per_iteration, **stages, "steps_per_second": ppo.steps_per_iteration / sum(stages.values())}
+    return {
+        "steps": ppo.steps_per_iteration,
+        **stages,
+        "steps_per_second": ppo.steps_per_iteration / sum(stages.values()),
+    }
 
 
 def weeks_table(rows: list[dict], n: int):

@@ -22,29 +22,25 @@ from scripts.benchmarks.common.timing import peak_memory, timed
 
 
 def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, known_words: int,
-        outcome_values: list, fast: str, repeats: int) -> dict:
+        outcome_values: list, execution: str, repeats: int) -> dict:
     """Time whole iterations with random weights, by our sampling and by transformers'; print and return medians.
 
     All else is the same: weights, precision, scoring, reading by policy and reference, update.
     """
     torch.manual_seed(seed)
     # To the reward model, which drops spaces, one of its `known_words` each: a token is a piece there too.
-    settings, words = (
-        algo.keywords,
-        [f"w{i % known_words}" + " " * (i // known_words) for i in range(shape["vocab_size"])],
-    )
-    generation, mails, n = (
-        settings["generation"],
-        settings["mails_per_iteration"],
-        settings["advantage"].samples_per_prompt,
-    )
+    settings = algo.keywords
+    words = [f"w{i % known_words}" + " " * (i // known_words) for i in range(shape["vocab_size"])]
+    generation = settings["generation"]
+    mails = settings["mails_per_iteration"]
+    n = settings["advantage"].samples_per_prompt
     ids = torch.randint(known_words, (mails, generation["prompt_tokens"]))
     contexts = [" ".join(words[i] for i in row) for row in ids.tolist()]
     model, tokenizer = settings["encoder"].build(words[:known_words])
     model.config.reads_context = True
     dataset = SimpleNamespace(device=device, outcome_values=torch.tensor(outcome_values, dtype=torch.float64),
                               train=SimpleNamespace(contexts=contexts))
-    agent = algo(dataset, seed, fast)
+    agent = algo(dataset, seed, execution)
     config = GPT2Config(**shape, bos_token_id=None, eos_token_id=len(words) - 1)
     agent.set_models(LanguageModelPolicy(GPT2LMHeadModel(config), tokenizer_of(words), **generation).to(device),
                      OutcomeClassifier(model, tokenizer, device, settings["inference_batch_size"]))
@@ -82,7 +78,7 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
         return sum(sampling), collected, timed(lambda: agent.update(agent.compute_advantages(rollout)))[0]
 
     for sample in (ours, plain):  # on a GPU the first calls load kernels; what is compiled or recorded then is
-        for _ in range(WARM_UP_CALLS + 1 if device.type == "cuda" or fast != "eager" else 0):
+        for _ in range(WARM_UP_CALLS + 1 if device.type == "cuda" or execution != "eager" else 0):
             iteration(sample)
     taken = [(iteration(ours), iteration(plain)) for _ in range(repeats)]
     (sampling, collected, update), (theirs, *_) = ([median(x) for x in zip(*each)] for each in zip(*taken))

@@ -26,17 +26,23 @@ def test_kernels_bytes_and_operations_are_those_counted_by_hand():
 
 def test_the_update_has_the_products_of_its_networks():
     """Forward, to the weights and, but for the first layer, to the inputs: two operations a number and weight."""
-    made = bench("speed/roofline", "benchmark.env.num_agents=8", SMALL, "benchmark.algo.minibatches=1", "benchmark.algo.epochs=1", "benchmark.algo.auxiliary=null")
-    ppo = made.keywords["algo"](made.keywords["env"](CPU, 0), 0, "eager")
-    rollout, _ = ppo.collect()
-    batch = ppo.prepare(rollout)
+    made = bench(
+        "speed/roofline",
+        "benchmark.env.num_agents=8",
+        SMALL,
+        "benchmark.algo.minibatches=1",
+        "benchmark.algo.epochs=1",
+        "benchmark.algo.auxiliary=null",
+    )
+    ppo = made.keywords["algo"](made.keywords["env"](CPU, 0), 0)
+    batch = ppo.compute_advantages(ppo.collect())
     with roofline.Count() as count:
-        ppo.update(rollout, batch)
+        ppo.update(batch)
     d, h, pairs = ppo.env.obs_dim, 64, 30
     weights = [d * h, h * h, h * pairs, d * h, h * h, h]
     once = sum(3 * w for w in weights) - 2 * d * h
     heads = 2 * 2 * pairs * 11 * (h + 1)  # from heads to pairs, and back, once a minibatch: rows are 30 × 11
-    assert count.operations == pytest.approx(2 * once * ppo.batch + heads, rel=1e-3)
+    assert count.operations == pytest.approx(2 * once * len(batch.obs) + heads, rel=1e-3)
 
 
 def test_both_come_out_whole(tmp_path, capsys):
@@ -49,7 +55,7 @@ def test_both_come_out_whole(tmp_path, capsys):
         "benchmark.ceiling={triad: 1000, matmul: 8, repeats: 1}",
     )
     found = made(tmp_path, CPU, 0)
-    assert list(found["stages"]) == ["environment", "collect", "prepare", "update"]
+    assert list(found["stages"]) == ["environment", "collect", "advantages", "update"]
     for row in found["stages"].values():
         assert row["floor_seconds"] == pytest.approx(row["share_of_ceiling"] * row["seconds"]) and row["kernels"] > 0
     made = bench(

@@ -6,6 +6,7 @@ import torch
 from hydra.utils import instantiate
 from transformers import GPT2LMHeadModel
 
+from configs import composed
 from rlcore.backends.cuda_graphs import WARM_UP_CALLS
 
 SMALL = [
@@ -19,8 +20,14 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("override", ["benchmark.algo.gradient_checkpointing=false", "benchmark.algo.gradient_checkpointing=true",
-                                      "benchmark.execution=cudagraph"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "benchmark.algo.gradient_checkpointing=false",
+        "benchmark.algo.gradient_checkpointing=true",
+        "benchmark.execution=cudagraph",
+    ],
+)
 def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, override):
     asked = []
     theirs = GPT2LMHeadModel.generate
@@ -38,7 +45,10 @@ def test_iterations_are_timed_part_by_part(tmp_path, capsys, monkeypatch, tape, 
         seconds["iteration, transformers' generate"] / seconds["iteration"]
     )
     shown = " ".join(capsys.readouterr().out.split())
-    assert "16 mails of 4 + 6 tokens; peak memory" in shown and f"{found['iteration_ratio']:.2f} × as fast as with" in shown
+    assert (
+        "16 mails of 4 + 6 tokens; peak memory" in shown
+        and f"{found['iteration_ratio']:.2f} × as fast as with" in shown
+    )
     recorded = override == "benchmark.execution=cudagraph"
     assert len(asked) == 2 + (WARM_UP_CALLS + 1 if recorded else 0)  # of each repeat one iteration
     assert asked[0]["min_new_tokens"] == asked[0]["max_new_tokens"] == 6

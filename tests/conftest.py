@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,24 @@ from fake_cuda_graph import tape  # noqa: F401 (a fixture)
 from reference_world import references
 
 torch.set_num_threads(1)  # many small operations: more threads would only wait for each other
+SKIPPED_TESTS = os.environ.get("SKIPPED_TESTS")  # file for what is skipped, and why: .ci/run runs it with all extras
+
+
+def pytest_collectreport(report) -> None:
+    """Note a file that is skipped as a whole."""
+    note_skipped(report)
+
+
+def pytest_runtest_logreport(report) -> None:
+    """Note a test that is skipped."""
+    note_skipped(report)
+
+
+def note_skipped(report) -> None:
+    """Add a line to SKIPPED_TESTS: the test, a tab, the reason. Several processes may write the same."""
+    if SKIPPED_TESTS and report.skipped and isinstance(report.longrepr, tuple):
+        with open(SKIPPED_TESTS, "a") as file:
+            file.write(f"{report.nodeid}\t{report.longrepr[2]}\n")
 
 
 

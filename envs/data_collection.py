@@ -1,4 +1,4 @@
-"""Play a behaviour in any environment, and log what it decided, how probably, and what came of it."""
+"""Roll a logging policy out in any environment into a dataset of its decisions, their propensities and their outcomes."""
 from __future__ import annotations
 
 from typing import Iterator
@@ -6,83 +6,111 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from envs.base import VectorEnv
-from rlcore.distributions import draw, unflatten
+from envs.base import Step, VectorEnv
+from envs.offers.logs.schema import COLUMNS
 from rlcore.algorithm import Policy
+from rlcore.distributions import draw, unflatten
 from rlcore.exploration import floored
-from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.logged_dataset import LoggedDataset
 
 
-class Behaviour:
-    """How a log's decisions were made."""
+class LoggingPolicy:
+    """How a log's decisions are made."""
 
     def reset(self, env) -> None:
-        """Get ready for a rollout that the environment has begun."""
+        """Prepare for a rollout that the environment has begun."""
 
-    def probs(self, env, obs: Tensor, mask: Tensor) -> Tensor:
-        """Probabilities [N, Πn] of what is done on observations [N, D] under masks bool [N, Πn]."""
+    def probs(self, env, obs: Tensor, action_mask: Tensor) -> Tensor:
+        """Probabilities [N, Πn] of actions in observations [N, D] under masks bool [N, Πn]."""
         raise NotImplementedError
 
-    def told(self, probs: Tensor, mask: Tensor) -> Tensor | None:
-        """Probabilities that the log says were those, None where it says nothing."""
+    def reported(self, probs: Tensor, action_mask: Tensor) -> Tensor | None:
+        """Probabilities that the log reports, None where it reports none."""
         return probs
 
 
-class Uniform(Behaviour):
-    """Any valid pair, all alike."""
+class UniformPolicy(LoggingPolicy):
+    """Any valid action, all with the same probability."""
 
-    def probs(self, env, obs, mask):
-        return mask.double() / mask.sum(1, keepdim=True)
+    def probs(self, env, obs, action_mask):
+        return action_mask.double() / action_mask.sum(1, keepdim=True)
 
 
-class Agent(Behaviour):
-    """What a trained policy does at the observed prices, and with a share ε any valid pair."""
+class AgentPolicy(LoggingPolicy):
+    """A trained policy at the observed prices, and with a share ε of decisions any valid action."""
 
     def __init__(self, policy: Policy, *, epsilon: float):
         self.policy, self.epsilon = policy, epsilon
 
-    def probs(self, env, obs, mask):
-        return floored(self.policy.distribution(obs, mask).probs.double(), mask, self.epsilon)
+    def probs(self, env, obs, action_mask):
+        return floored(self.policy.distribution(obs, action_mask).probs.double(), action_mask, self.epsilon)
 
 
 @torch.no_grad()
-def rollouts(env: VectorEnv, behaviour: Behaviour, name: str, seed: int, *, decisions: int, steps: int,
-             all_propensities: bool) -> Iterator[Logged]:
-    """Yield at least `decisions`, a chunk a rollout: a season of new customers, or `steps` of an environment that goes on.
+def rollouts(env: VectorEnv, policy: LoggingPolicy, name: str, seed: int, *, decisions: int, steps: int,
+             all_propensities: bool) -> Iterator[LoggedDataset]:
+    """Yield at least `decisions`, a chunk a rollout: an episode of new units, or `steps` of an environment that goes on.
 
-    A customer's decisions stand together, in order. Of an environment that goes on, each agent counts as a customer.
+    A unit's decisions stand together, in order. Of an environment that goes on, each agent counts as a unit.
     """
     n, steps, device = env.num_agents, env.episode_length or steps, env.device
     generator = torch.Generator(device).manual_seed(2 * seed + 1)
-    zeros, size = torch.zeros(n, device=device), n * steps
-    priced = env.as_priced()
-    season = week = torch.zeros(n, dtype=torch.long, device=device)
+    size = n * steps
+    episode = step_index = torch.zeros(n, dtype=torch.long, device=device)
     for rollout in range(-(-decisions // size)):
         rows = []
-        obs, mask = env.reset()
-        behaviour.reset(env)
+        obs, action_mask = env.reset()
+        policy.reset(env)
         for _ in range(steps):
-            valid, price = mask.flatten(1), priced.price if priced else zeros
-            probs = behaviour.probs(env, obs, valid)
-            action = draw(probs, torch.rand(n, generator=generator, device=device, dtype=probs.dtype))
-            told = behaviour.told(probs, valid)
-            step = env.step(unflatten(action, env.nvec))
-            info, ended = step.info, step.terminated | step.truncated
-            profit, spend = info.get("profit", step.reward), info.get("spend", zeros)
-            # Where the end comes, the reward has what it is worth beside the week's profit less its spend at the price.
-            terminal = torch.where(step.terminated, step.reward - (profit - price * spend), 0.0) if priced else zeros
-            rows.append({
-                "season": season, "week": week, "obs": obs, "mask": valid, "action": action,
-                "propensity": zeros.double() + torch.nan if told is None else told.gather(1, action[:, None])[:, 0].double(),
-                "price": price, "profit": profit, "trips": info.get("trips", zeros).float(),
-                "redeemed": info.get("redeemed", zeros).float(), "spend": spend, "terminal": terminal,
-                "next_obs": step.final_obs, "next_mask": step.action_mask.flatten(1), "terminated": step.terminated,
-                "truncated": step.truncated,
-                **({} if told is None or not all_propensities else {"probs": told.float()})})
-            season, week = season + ended.long(), torch.where(ended, 0, week + 1)
-            obs, mask = step.obs, step.action_mask
-        columns = {name: torch.stack([row[name] for row in rows], 1).flatten(0, 1) for name in rows[0]}
-        customer = torch.arange(n, device=device) + (rollout * n if env.episode_length else 0)
-        yield Logged(env.nvec, env.static_dim, (name,), rollout * size + torch.arange(size, device=device),
-                     customer.repeat_interleave(steps), policy=torch.zeros(size, dtype=torch.long, device=device),
-                     **{"probs": None, **columns})
+            row, step = decide(env, policy, obs, action_mask.flatten(1), generator, all_propensities)
+            row["episode"], row["step"] = episode, step_index
+            rows.append(row)
+            ended = step.terminated | step.truncated
+            episode = episode + ended.long()
+            step_index = torch.where(ended, 0, step_index + 1)
+            obs, action_mask = step.obs, step.action_mask
+        columns = {key: torch.stack([row[key] for row in rows], 1).flatten(0, 1) for key in rows[0]}
+        unit = torch.arange(n, device=device) + (rollout * n if env.episode_length else 0)
+        yield LoggedDataset(
+            nvec=env.nvec,
+            static_dim=env.static_dim,
+            policies=(name,),
+            names=COLUMNS,
+            decision=rollout * size + torch.arange(size, device=device),
+            unit=unit.repeat_interleave(steps),
+            policy=torch.zeros(size, dtype=torch.long, device=device),
+            outcomes={key: columns.pop(key) for key in COLUMNS.outcomes},
+            **columns)
+
+
+def decide(env: VectorEnv, policy: LoggingPolicy, obs: Tensor, action_mask: Tensor, generator: torch.Generator,
+           all_propensities: bool) -> tuple[dict[str, Tensor], Step]:
+    """Draw an action of every agent and take it; return the decision's fields and outcomes, [N, …] each, and the step."""
+    zeros = torch.zeros(len(obs), device=env.device)
+    priced = env.as_priced()
+    price = priced.price if priced else zeros
+    probs = policy.probs(env, obs, action_mask)
+    action = draw(probs, torch.rand(len(obs), generator=generator, device=env.device, dtype=probs.dtype))
+    reported = policy.reported(probs, action_mask)
+    step = env.step(unflatten(action, env.nvec))
+    reward, cost = step.info.get(COLUMNS.reward, step.reward), step.info.get(COLUMNS.cost, zeros)
+    # A priced environment's last reward holds the value of the end beside the step's reward less its cost at the price.
+    end = torch.where(step.terminated, step.reward - (reward - price * cost), 0.0) if priced else zeros
+    unreported = torch.full_like(zeros, torch.nan, dtype=torch.float64)
+    row = {
+        "obs": obs,
+        "action_mask": action_mask,
+        "action": action,
+        "propensity": unreported if reported is None else reported.gather(1, action[:, None])[:, 0].double(),
+        "price": price,
+        "reward": reward,
+        "cost": cost,
+        "terminal_value": end,
+        **{key: step.info.get(key, zeros).float() for key in COLUMNS.outcomes},
+        "next_obs": step.final_obs,
+        "next_action_mask": step.action_mask.flatten(1),
+        "terminated": step.terminated,
+        "truncated": step.truncated}
+    if all_propensities and reported is not None:
+        row["probs"] = reported.float()
+    return row, step

@@ -14,7 +14,7 @@ from rlcore.distributions import MaskedMultiDiscrete
 
 if TYPE_CHECKING:
     from rlcore.logger import Logger
-    from rlcore.offline.logged_dataset import Logged
+    from rlcore.offline.logged_dataset import LoggedDataset
     from rlcore.report import Report
 
 
@@ -125,7 +125,7 @@ class OfflineAlgorithm(Algorithm):
     """An algorithm that can learn from logged decisions."""
 
     @abstractmethod
-    def set_dataset(self, data: Logged) -> None:
+    def set_dataset(self, data: LoggedDataset) -> None:
         """Learn from this dataset. Raises ValueError where the dataset lacks what the algorithm needs."""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlcore.action_values import ActionValues, GreedyPolicy
 from rlcore.algorithm import NetworkAlgorithm, OfflineAlgorithm
 from rlcore.distributions import draw, unflatten
-from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.rollout import stack_columns
 
 
@@ -92,12 +92,12 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         self.memory = ReplayBuffer(memory, env.context_dim, env.device)
         self.cumulative_regret = torch.zeros((), device=env.device)  # of an agent, since the start
         self.seed = seed
-        self.dataset: Logged | None = None
+        self.dataset: LoggedDataset | None = None
         self.priced_env = env.as_priced()
         self.policy = GreedyPolicy(env.nvec, self._action_values, self._action_cost if self.priced_env else None,
                                    observes_price=False)
 
-    def set_dataset(self, data: Logged) -> None:
+    def set_dataset(self, data: LoggedDataset) -> None:
         """Read decisions from a dataset, again and again in one random order, in place of acting."""
         self.dataset = data
         generator = torch.Generator().manual_seed(self.seed)
@@ -146,7 +146,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         return decisions, means
 
     @torch.no_grad()
-    def read(self, data: Logged) -> Decisions:
+    def read(self, data: LoggedDataset) -> Decisions:
         """Read as many logged decisions as an iteration would make, after those of the last iteration."""
         count = self.env.num_agents * self.num_steps
         position = self.iteration * count + torch.arange(count, device=self.env.device)
@@ -155,7 +155,8 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         action = data.action[rows]
         for contexts, actions in zip(context.chunk(self.num_steps), action.chunk(self.num_steps)):
             self.exploration.update_design(self.network, contexts, actions)
-        return Decisions(context=context, action=action, reward=data.profit[rows], info={"redeemed": data.redeemed[rows] > 0})
+        info = {name: x[rows] for name, x in data.outcomes.items()}
+        return Decisions(context=context, action=action, reward=data.reward[rows], info=info)
 
     def update(self, decisions: Decisions) -> dict[str, Tensor]:
         """Remember the decisions and learn from memory; return metrics."""

@@ -1,4 +1,4 @@
-"""Running moments of observations and rewards. They are buffers: a checkpoint has them, and they change only by `update`."""
+"""Moments of observations and rewards. They are buffers: a checkpoint has them, and they change only by `update` or `fit`."""
 from __future__ import annotations
 
 import torch
@@ -69,3 +69,30 @@ class RewardNormalizer(nn.Module):
         returns = discounted_sum(x.flip(0), decay.roll(1, 0).flip(0)).flip(0)
         self.return_so_far.copy_(torch.where(done[-1], 0.0, returns[-1]))
         self.returns.update(returns[..., None])
+
+
+class Standardizer(nn.Module):
+    """(x − mean) / std of x [..., D] by the moments of the data that it was fitted to; before, the identity.
+
+    min_std: the least standard deviation that is divided by.
+    """
+
+    def __init__(self, size: int, min_std: float):
+        super().__init__()
+        self.min_std = min_std
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> Standardizer:
+        """Take mean and standard deviation from data [N, D]."""
+        self.mean = x.mean(0)
+        self.std = x.std(0).clamp_min(self.min_std)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Undo the standardisation."""
+        return z * self.std + self.mean

@@ -1,4 +1,4 @@
-"""Log a behaviour's decisions: python scripts/collect.py behaviour=jittered out=log.parquet decisions=2400000."""
+"""Log the decisions of a logging policy: python scripts/collect.py logging_policy=price_perturbed out=log.parquet decisions=2400000."""
 from __future__ import annotations
 
 import sys
@@ -23,21 +23,21 @@ def main(cfg: DictConfig) -> None:
     if cfg.out is None:
         raise ValueError("out: expected the path of a log to write, as in out=log.parquet")
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
-    name, behaviour = HydraConfig.get().runtime.choices["behaviour"], instantiate(cfg.behaviour, _convert_="all")
+    name = chosen = HydraConfig.get().runtime.choices["logging_policy"]
+    policy = instantiate(cfg.logging_policy, _convert_="all")
     if cfg.checkpoint:
         env, agent, name, *_ = trained(cfg, device, ("env", "algo"))
     else:
         env, agent = instantiate(cfg.env, _convert_="all")(device, cfg.seed), None
-    if callable(behaviour):
+    if callable(policy):
         if agent is None:
-            raise ValueError("checkpoint: expected the path of a policy that behaviour=agent follows")
-        behaviour = behaviour(agent.policy)
+            raise ValueError("checkpoint: expected the path of a policy that logging_policy=agent follows")
+        policy = policy(agent.policy)
     elif agent is not None:
-        raise ValueError(f"checkpoint: behaviour={HydraConfig.get().runtime.choices['behaviour']} follows no policy; expected "
-                         "behaviour=agent")
+        raise ValueError(f"checkpoint: logging_policy={chosen} follows no checkpoint; expected logging_policy=agent")
     env.use_realised_outcomes()
     started = time.perf_counter()
-    chunks = rollouts(env, behaviour, name, cfg.seed, decisions=cfg.decisions, steps=cfg.steps,
+    chunks = rollouts(env, policy, name, cfg.seed, decisions=cfg.decisions, steps=cfg.steps,
                       all_propensities=cfg.all_propensities)
     rows = write(cfg.out, chunks)
     print(f"{cfg.out}: {rows:,} decisions of {name} in {time.perf_counter() - started:.0f} s")

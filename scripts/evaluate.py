@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.cli import choose_device, fitting, guarded, launch, publish, trained  # noqa: E402
-from rlcore.ope.report import value_on  # noqa: E402
+from envs.offers.logs.schema import COLUMNS  # noqa: E402
+from rlcore.ope.report import evaluate_file  # noqa: E402
 
 
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
@@ -29,7 +30,7 @@ def main(cfg: DictConfig) -> None:
         env, agent, name = instantiate(cfg.env, _convert_="all")(device, cfg.seed), None, None
     if cfg.log and agent is None:
         raise ValueError("checkpoint: expected the path of the policy to value on the log")
-    report = (value_on(cfg.log, instantiate(cfg.ope, _convert_="all"), agent, name) if cfg.log
+    report = (evaluate_file(cfg.log, COLUMNS, instantiate(cfg.ope, _convert_="all"), agent, name) if cfg.log
               else env.evaluation(env).evaluate(agent, name))
     publish(report, name, logger, directory,
             OmegaConf.to_container(cfg, resolve=True))

@@ -14,7 +14,7 @@ from rlcore.offline.log_files import write  # noqa: E402
 from scripts.cli import choose_device, guarded, launch  # noqa: E402
 
 
-@hydra.main(config_path="../conf", config_name="import_log", version_base="1.3")
+@hydra.main(config_path="../conf", config_name="import_campaigns", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
     if cfg.out is None:
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     env = instantiate(cfg.env, _convert_="all")(choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision), cfg.seed)
     for split, log in instantiate(cfg.campaigns, _convert_="all")(env, cfg.seed).items():
         path = Path(cfg.out) / f"{split}.parquet"
-        print(f"{path}: {write(path, [log]):,} decisions on {int(log.customer.unique().numel()):,} customers")
+        print(f"{path}: {write(path, [log]):,} decisions on {int(log.unit.unique().numel()):,} customers")
 
 
 if __name__ == "__main__":

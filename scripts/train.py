@@ -19,13 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from envs.offers.logs.schema import COLUMNS  # noqa: E402
 from rlcore import checkpoint  # noqa: E402
 from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm, TrainingLoop  # noqa: E402
 from rlcore.backends import distributed  # noqa: E402
 from rlcore.backends.accelerate import accelerate  # noqa: E402
 from rlcore.logger import NullLogger, TensorBoardLogger  # noqa: E402
-from rlcore.offline import logged_dataset  # noqa: E402
 from rlcore.offline.log_files import read  # noqa: E402
+from rlcore.offline.logged_dataset import LoggedDataset, check_compatible  # noqa: E402
 from scripts.cli import check_fit, choose_device, fitting, flatten, guarded, launch, publish  # noqa: E402
 
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")  # for all processes but the first
@@ -71,13 +72,19 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
     if cfg.log:
         if not isinstance(algorithm, OfflineAlgorithm):
             raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin")
-        algorithm.set_dataset(read(cfg.log, lambda chunk: logged_dataset.fitting(chunk, env, cfg.log).slim(env.context_dim)))
+        algorithm.set_dataset(read(cfg.log, COLUMNS, lambda chunk: fitted_to(env, chunk, cfg.log)))
     if state:
         with fitting(cfg.resume):
             algorithm.load_state_dict(state["agent"])
     if cfg.execution == "cudagraph" and device.type != "cuda":
         print("execution=cudagraph: no GPU here, so all runs eagerly")
     return accelerate(algorithm, cfg.execution)
+
+
+def fitted_to(env: Any, chunk: LoggedDataset, path: str) -> LoggedDataset:
+    """Move a chunk of a log to an environment's device, deduplicated; raise ValueError where it is of another environment."""
+    check_compatible(chunk, env, path)
+    return chunk.to(env.device).deduplicate(env.context_dim)
 
 
 def build_part(make_env: Callable, device: torch.device, seed: int) -> Any:

@@ -1,52 +1,31 @@
-"""Logs of decisions on disk: Parquet or CSV, read and written in chunks, so that they may be larger than memory.
+"""Datasets on disk: Parquet or CSV, read and written in chunks, so that they may be larger than memory.
 
-Columns, K heads of the action: decision, customer (number or text), season, week, policy; price (of money);
-feature_0 … (what holds all season), state_0 … (the rest of what was observed), next_state_0 …; valid_I_J … and
-next_valid_I_J … (one a combination of the heads); action_0 … action_K-1; propensity of the action taken, and of all
-combinations prob_I_J … if you like; profit, trips, redeemed, spend as they came true; terminal, what the state after
-the last decision is worth; terminated, truncated. What `DEFAULTS` names may be left out.
+Columns, of an action of K heads: decision, unit (number or text), episode, step, policy, price; action_0 … action_K-1;
+propensity of the action taken; reward, outcomes, cost, terminal_value; terminated, truncated; feature_0 … (the static part
+of an observation), state_0 … (the rest), next_state_0 …; valid_I_J … and next_valid_I_J … (the masks, one column a
+combination of the heads); prob_I_J … (probabilities of all combinations). ColumnNames has what a file calls the fields of
+its own. Columns in `DEFAULTS`, outcomes, decision, policy, prob_* and all of next_* may be left out.
 """
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor
 
 from rlcore import checkpoint
-from rlcore.distributions import flatten, unflatten
-from rlcore.offline.logged_dataset import OUTCOMES, Logged, check, named_rows
+from rlcore.distributions import flatten
+from rlcore.offline.file_columns import ChunkReader, arrow, combinations, to_columns
+from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check, named_rows
 
-KEYS = ("decision", "customer", "season", "week", "policy")
-ENDS = ("terminated", "truncated")
-DEFAULTS = {"season": 0, "week": 0, "price": 0.0, "propensity": math.nan, "trips": 0.0, "redeemed": 0.0, "spend": 0.0,
-            "terminal": 0.0, "truncated": False}  # besides decision (counted), policy (one), and all of what comes next
-
-
-def arrow():
-    """Import pyarrow, which files need; raise ValueError where it isn't there."""
-    try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(f"logs are read and written by pyarrow, which is not installed: pip install -e '.[logs]' ({error})"
-                         ) from error
-    return pyarrow
+DEFAULTS = {"episode": 0, "step": 0, "price": 0.0, "propensity": math.nan, "outcomes": 0.0, "cost": 0.0,
+            "terminal_value": 0.0, "terminated": True, "truncated": False}
 
 
-def combinations(prefix: str, nvec: tuple[int, ...]) -> list[str]:
-    """Name a column for every combination of the heads."""
-    return ["_".join((prefix, *map(str, pair))) for pair in itertools.product(*map(range, nvec))]
-
-
-def write(path: Path | str, logs: Iterable[Logged]) -> int:
-    """Write chunks of one log as they come to Parquet (or, by its ending, CSV), whole or not at all; return its rows."""
+def write(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
+    """Write chunks of one dataset as they come to Parquet (or, by its ending, CSV), whole or not at all; return its rows."""
     pa, path, rows = arrow(), Path(path), 0
     writing = pa.csv.CSVWriter if path.suffix == ".csv" else lambda file, schema: pa.parquet.ParquetWriter(
         file, schema, compression="zstd", use_dictionary=[x for x in schema.names if "state_" in x or x == "policy"])
@@ -55,11 +34,11 @@ def write(path: Path | str, logs: Iterable[Logged]) -> int:
         nonlocal rows
         writer = None
         try:
-            for log in logs:
-                table = pa.table(_columns(log))
+            for part in parts:
+                table = pa.table(to_columns(part))
                 writer = writer or writing(str(temporary), table.schema)
                 writer.write_table(table)
-                rows += len(log)
+                rows += len(part)
         finally:
             if writer:
                 writer.close()
@@ -71,34 +50,14 @@ def write(path: Path | str, logs: Iterable[Logged]) -> int:
     return rows
 
 
-def _columns(log: Logged) -> dict:
-    """Lay a log out as named columns."""
-    log, columns = log.to("cpu"), {}
-
-    def spread(names: Iterable[str], table: Tensor) -> None:
-        columns.update(zip(names, table.T.contiguous().numpy()))
-
-    columns |= {name: getattr(log, name).numpy() for name in KEYS[:4]}
-    columns["policy"] = [log.policies[k] for k in log.policy.tolist()]
-    columns["price"] = log.price.numpy()
-    spread((f"action_{k}" for k in range(len(log.nvec))), unflatten(log.action, log.nvec))
-    columns |= {name: getattr(log, name).numpy() for name in ("propensity", *OUTCOMES, *ENDS)}
-    spread((f"feature_{k}" for k in range(log.features)), log.obs[:, :log.features])
-    spread((f"state_{k}" for k in range(log.obs.shape[1])), log.obs[:, log.features:])
-    spread(combinations("valid", log.nvec), log.mask)
-    if log.next_obs is not None:
-        spread((f"next_state_{k}" for k in range(log.obs.shape[1])), log.next_obs[:, log.features:])
-        spread(combinations("next_valid", log.nvec), log.next_mask)
-    if log.probs is not None:
-        spread(combinations("prob", log.nvec), log.probs)
-    return columns
-
-
 class Reader:
-    """A log on disk, read in chunks. Raises ValueError, with file, rows and column, on what is no log of decisions."""
+    """A dataset on disk, read in chunks of `rows`, its fields called by `columns` in the file.
 
-    def __init__(self, path: Path | str, rows: int = 65536):
-        self.pa, self.path, self.rows = arrow(), Path(path), rows
+    Raises ValueError, with file, rows and column, where the file holds no such dataset.
+    """
+
+    def __init__(self, path: Path | str, columns: ColumnNames, rows: int = 65536):
+        self.pa, self.path, self.columns, self.rows = arrow(), Path(path), columns, rows
         if not self.path.is_file():
             raise ValueError(f"{path}: no such log")
         try:
@@ -112,17 +71,18 @@ class Reader:
         self.names = names
         self.nvec = self._heads()
         self.static, self.dynamic = (self._numbered(prefix) for prefix in ("feature", "state"))
+        self.valid, self.actions = combinations("valid", self.nvec), [f"action_{k}" for k in range(len(self.nvec))]
         self.following = [name for name in (*self._numbered("next_state"), *combinations("next_valid", self.nvec))
                           if name in names]
-        needed = ["customer", *(f"action_{k}" for k in range(len(self.nvec))), "profit", *combinations("valid", self.nvec)]
+        needed = [columns.unit, *self.actions, columns.reward, *self.valid]
         if self.following:
-            needed += [f"next_{name}" for name in (*self.dynamic, *combinations("valid", self.nvec))] + ["terminated"]
+            needed += [f"next_{name}" for name in (*self.dynamic, *self.valid)] + ["terminated"]
         lacking = [name for name in needed if name not in names]
         if lacking:
             raise ValueError(f"{self.path}: no column '{lacking[0]}'; there are {', '.join(names[:8])}, …")
         if not self.static + self.dynamic:
-            raise ValueError(f"{self.path}: expected columns feature_0 … or state_0 …: what was known of a customer")
-        self.customers: dict[str, int] = {}
+            raise ValueError(f"{self.path}: expected columns feature_0 … or state_0 …: what was known of a {columns.unit}")
+        self.units: dict[str, int] = {}
         self.policies: dict[str, int] = {}
 
     def _unreadable(self, error: Exception) -> ValueError:
@@ -137,93 +97,71 @@ class Reader:
             raise ValueError(f"{self.path}: expected columns valid_0_0 …, one for each combination of an action's parts")
         return tuple(1 + max(map(int, head)) for head in zip(*pairs))
 
-    def __iter__(self) -> Iterator[Logged]:
-        pa, first = self.pa, 0
+    def __iter__(self) -> Iterator[LoggedDataset]:
+        first = 0
         try:
-            if self.path.suffix == ".csv":
-                texts = pa.csv.ConvertOptions(column_types={name: pa.string() for name in self.names}, strings_can_be_null=True,
-                                                  null_values=[""])
-                batches = pa.csv.open_csv(self.path, convert_options=texts,
-                                          read_options=pa.csv.ReadOptions(block_size=1 << 24))
-            else:
-                batches = pa.parquet.ParquetFile(self.path).iter_batches(self.rows)
-            for batch in batches:
+            for batch in self._batches():
                 for start in range(0, batch.num_rows, self.rows):
                     part = batch.slice(start, self.rows)
-                    log = self._log(part, first)
-                    check(log, str(self.path), first)
+                    dataset = self._dataset(ChunkReader(self.path, part, first))
+                    check(dataset, str(self.path), first)
                     first += part.num_rows
-                    yield log
-        except pa.ArrowException as error:
+                    yield dataset
+        except self.pa.ArrowException as error:
             raise self._unreadable(error) from error
         if not first:
             raise ValueError(f"{self.path}: expected decisions, got no row")
 
-    def _log(self, batch, first: int) -> Logged:
-        n, pa = batch.num_rows, self.pa
+    def _batches(self) -> Iterable:
+        pa = self.pa
+        if self.path.suffix != ".csv":
+            return pa.parquet.ParquetFile(self.path).iter_batches(self.rows)
+        texts = pa.csv.ConvertOptions(column_types={name: pa.string() for name in self.names}, strings_can_be_null=True,
+                                      null_values=[""])
+        return pa.csv.open_csv(self.path, convert_options=texts, read_options=pa.csv.ReadOptions(block_size=1 << 24))
 
-        def column(name: str, kind, dtype: torch.dtype) -> Tensor:
-            if name not in self.names:
-                return torch.full((n,), DEFAULTS[name], dtype=dtype)
-            values = batch.column(name)
-            try:
-                cast = values.cast(kind)
-            except pa.ArrowException:
-                wrong = torch.tensor([not self._castable(x, kind) for x in values])
-                got = values[wrong.nonzero()[0].item()].as_py()
-                raise ValueError(f"{self.path}: {named_rows(wrong, first)}, column '{name}': expected {_kind(kind)}, got "
-                                 f"'{got}'") from None
-            if cast.null_count and name != "propensity":
-                wrong = torch.from_numpy(cast.is_null().to_numpy(zero_copy_only=False).copy())
-                raise ValueError(f"{self.path}: {named_rows(wrong, first)}, column '{name}': expected {_kind(kind)}, got "
-                                 "nothing")
-            return torch.from_numpy(cast.to_numpy(zero_copy_only=False).copy()).to(dtype)
-
-        def table(names: list[str], kind, dtype: torch.dtype) -> Tensor:
-            return torch.stack([column(name, kind, dtype) for name in names], 1) if names else torch.zeros(n, 0, dtype=dtype)
-
-        def coded(name: str, codes: dict[str, int]) -> Tensor:
-            return torch.tensor([codes.setdefault(x, len(codes)) for x in batch.column(name).cast(pa.string()).to_pylist()])
-
-        whole, number, bit = pa.int64(), pa.float64(), pa.bool_()
-        long, single, flag = torch.int64, torch.float32, torch.bool
-        named = self.path.suffix == ".csv" or not pa.types.is_integer(batch.schema.field("customer").type)
-        features = table(self.static, number, single)
-        action = table([f"action_{k}" for k in range(len(self.nvec))], whole, long)
+    def _dataset(self, chunk: ChunkReader) -> LoggedDataset:
+        n, columns = chunk.size, self.columns
+        unit_is_number = self.path.suffix != ".csv" and chunk.is_whole(columns.unit)
+        features = chunk.matrix(chunk.number, self.static)
+        action = chunk.matrix(chunk.whole, self.actions)
         outside = ((action < 0) | (action >= torch.tensor(self.nvec))).any(1)
         if outside.any():
-            raise ValueError(f"{self.path}: {named_rows(outside, first)}, column 'action_*': expected an action of {self.nvec}"
-                             f", got {action[outside][0].tolist()}")
+            raise ValueError(f"{self.path}: {named_rows(outside, chunk.first)}, column 'action_*': expected an action of "
+                             f"{self.nvec}, got {action[outside][0].tolist()}")
         probs = combinations("prob", self.nvec)
-        log = Logged(
-            self.nvec, len(self.static), (),
-            column("decision", whole, long) if "decision" in self.names else first + torch.arange(n),
-            coded("customer", self.customers) if named else column("customer", whole, long),
-            column("season", whole, long), column("week", whole, long),
-            coded("policy", self.policies) if "policy" in self.names else torch.zeros(n, dtype=long),
-            torch.cat((features, table(self.dynamic, number, single)), 1),
-            table(combinations("valid", self.nvec), bit, flag), flatten(action, self.nvec),
-            column("propensity", number, torch.float64),
-            table(probs, number, single) if all(name in self.names for name in probs) else None,
-            *(column(name, number, single) for name in ("price", *OUTCOMES)),
-            torch.cat((features, table([f"next_{x}" for x in self.dynamic], number, single)), 1) if self.following else None,
-            table(combinations("next_valid", self.nvec), bit, flag) if self.following else None,
-            column("terminated", bit, flag) if "terminated" in self.names else torch.ones(n, dtype=flag),
-            column("truncated", bit, flag))
-        return replace(log, policies=tuple(self.policies) or ("log",))
+        next_obs = next_action_mask = None
+        if self.following:
+            next_obs = torch.cat((features, chunk.matrix(chunk.number, [f"next_{name}" for name in self.dynamic])), 1)
+            next_action_mask = chunk.matrix(chunk.flag, [f"next_{name}" for name in self.valid])
+        policy = chunk.coded("policy", self.policies) if "policy" in self.names else torch.zeros(n, dtype=torch.int64)
+        return LoggedDataset(
+            nvec=self.nvec,
+            static_dim=len(self.static),
+            policies=tuple(self.policies) or ("log",),
+            names=columns,
+            decision=chunk.whole("decision") if "decision" in self.names else chunk.first + torch.arange(n),
+            unit=chunk.whole(columns.unit) if unit_is_number else chunk.coded(columns.unit, self.units),
+            episode=chunk.whole(columns.episode, DEFAULTS["episode"]),
+            step=chunk.whole(columns.step, DEFAULTS["step"]),
+            policy=policy,
+            obs=torch.cat((features, chunk.matrix(chunk.number, self.dynamic)), 1),
+            action_mask=chunk.matrix(chunk.flag, self.valid),
+            action=flatten(action, self.nvec),
+            propensity=chunk.double("propensity", DEFAULTS["propensity"]),
+            probs=chunk.matrix(chunk.number, probs) if all(name in self.names for name in probs) else None,
+            price=chunk.number("price", DEFAULTS["price"]),
+            reward=chunk.number(columns.reward),
+            outcomes={name: chunk.number(name, DEFAULTS["outcomes"]) for name in columns.outcomes},
+            cost=chunk.number(columns.cost, DEFAULTS["cost"]),
+            terminal_value=chunk.number(columns.terminal_value, DEFAULTS["terminal_value"]),
+            next_obs=next_obs,
+            next_action_mask=next_action_mask,
+            terminated=chunk.flag("terminated", DEFAULTS["terminated"]),
+            truncated=chunk.flag("truncated", DEFAULTS["truncated"]))
 
-    def _castable(self, value, kind) -> bool:
-        try:
-            value.cast(kind)
-        except self.pa.ArrowException:
-            return False
-        return True
 
-
-def _kind(kind) -> str:
-    return {"int64": "a whole number", "bool": "true or false"}.get(str(kind), "a number")
-
-
-def read(path: Path | str, kept: Callable[[Logged], Logged] = lambda chunk: chunk) -> Logged:
-    """Read a whole log, keeping of each chunk what `kept` returns."""
-    return Logged.cat([kept(chunk) for chunk in Reader(path)])
+def read(path: Path | str, columns: ColumnNames,
+         transform: Callable[[LoggedDataset], LoggedDataset] = lambda chunk: chunk) -> LoggedDataset:
+    """Read a whole dataset, keeping of each chunk what `transform` returns."""
+    return LoggedDataset.cat([transform(chunk) for chunk in Reader(path, columns)])

@@ -1,141 +1,188 @@
-"""Logged decisions as tensors: what a row must be, and where else such rows come from. Files are rlcore/offline/log_files.py's."""
+"""Logged decisions as tensors: the fields of a dataset, and the checks of its rows. rlcore/offline/log_files.py has the files."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-from rlcore.offline.deduplicated import Table
+from rlcore.offline.deduplicated import DeduplicatedMatrix
 
-OUTCOMES = ("profit", "trips", "redeemed", "spend", "terminal")
-SHOWN = 5  # rows that a message names
+NAMED_ROWS = 5  # rows that a message names
 
 
-@dataclass(frozen=True)
-class Logged:
-    """N decisions. Actions are flat combinations of the heads `nvec`; the first `features` columns of an observation hold
-    all season. `propensity` is NaN where missing; next_obs, next_mask and probs are None where a log has none. What is
-    observed and valid can be held slim."""
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """What files, tables and messages call the fields of a dataset, and the names of its further outcomes."""
 
-    nvec: tuple[int, ...]
-    features: int
-    policies: tuple[str, ...]
-    decision: Tensor  # int64 [N], as the next four
-    customer: Tensor
-    season: Tensor
-    week: Tensor
-    policy: Tensor  # place in `policies`
-    obs: Tensor | Table  # [N, D]
-    mask: Tensor | Table  # bool [N, Πn]
-    action: Tensor  # int64 [N]
-    propensity: Tensor  # float64 [N]
-    probs: Tensor | None  # [N, Πn]
-    price: Tensor  # [N], as the next five
-    profit: Tensor
-    trips: Tensor
-    redeemed: Tensor
-    spend: Tensor
-    terminal: Tensor
-    next_obs: Tensor | Table | None  # [N, D]
-    next_mask: Tensor | Table | None  # bool [N, Πn]
-    terminated: Tensor  # bool [N], as the next
-    truncated: Tensor
+    unit: str = "unit"
+    episode: str = "episode"
+    step: str = "step"
+    reward: str = "reward"
+    cost: str = "cost"
+    terminal_value: str = "terminal_value"
+    outcomes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedDataset:
+    """N decisions of a logging policy.
+
+    A unit is what was drawn independently, such as a person; its decisions are correlated. An episode is a unit's decisions
+    that follow each other, one a step. Actions are flat indices into all combinations of the action's heads. Observations
+    and masks can be held as DeduplicatedMatrix.
+    """
+
+    nvec: tuple[int, ...]  #: sizes of the action's heads
+    static_dim: int  #: the first columns of an observation, which stay the same in an episode
+    policies: tuple[str, ...]  #: names of the logging policies
+    names: ColumnNames = ColumnNames()
+    decision: Tensor  #: int64 [N], number of the decision
+    unit: Tensor  #: int64 [N], the cluster of intervals and folds
+    episode: Tensor  #: int64 [N]
+    step: Tensor  #: int64 [N]
+    policy: Tensor  #: int64 [N], index into `policies`
+    obs: Tensor | DeduplicatedMatrix  #: [N, D]
+    action_mask: Tensor | DeduplicatedMatrix  #: bool [N, Πnvec]
+    action: Tensor  #: int64 [N]
+    propensity: Tensor  #: float64 [N], probability of the action, NaN where missing
+    probs: Tensor | None = None  #: [N, Πnvec], probabilities of all actions
+    price: Tensor  #: [N], Lagrangian price of the cost at the time of the decision
+    reward: Tensor  #: [N], before the price of the cost
+    cost: Tensor  #: [N], what the action used of the priced resource
+    terminal_value: Tensor  #: [N], value of the state after an episode's last decision, else 0
+    outcomes: dict[str, Tensor] = field(default_factory=dict)  #: [N] each, what else came of the decision
+    next_obs: Tensor | DeduplicatedMatrix | None = None  #: [N, D]
+    next_action_mask: Tensor | DeduplicatedMatrix | None = None  #: bool [N, Πnvec]
+    terminated: Tensor  #: bool [N]
+    truncated: Tensor  #: bool [N]
 
     def __len__(self) -> int:
         return len(self.action)
 
-    def map(self, function) -> Logged:
-        """Apply `function` to every tensor and table."""
+    def map(self, function) -> LoggedDataset:
+        """Apply `function` to every tensor and deduplicated matrix."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(x) for name, x in columns.items() if isinstance(x, (Tensor, Table))})
+        mapped = {name: function(x) for name, x in columns.items() if isinstance(x, (Tensor, DeduplicatedMatrix))}
+        return replace(self, outcomes={name: function(x) for name, x in self.outcomes.items()}, **mapped)
 
-    def __getitem__(self, rows) -> Logged:
-        return self.map(lambda x: x.take(rows) if isinstance(x, Table) else x[rows])
+    def __getitem__(self, rows) -> LoggedDataset:
+        return self.map(lambda x: x.take(rows) if isinstance(x, DeduplicatedMatrix) else x[rows])
 
-    def to(self, device) -> Logged:
+    def to(self, device) -> LoggedDataset:
         """Return the same on a device."""
         return self.map(lambda x: x.to(device))
 
-    def slim(self, context: int) -> Logged:
-        """Hold once what decisions share: features, the rest of a context of so many columns, what is valid."""
-        ends = {"obs": (self.features, context), "next_obs": (self.features, context), "mask": (), "next_mask": ()}
-        return replace(self, **{name: Table.of(x, at) for name, at in ends.items() if (x := getattr(self, name)) is not None})
+    def deduplicate(self, context_dim: int) -> LoggedDataset:
+        """Hold repeated rows once: of static columns, of the other columns before `context_dim`, and of masks."""
+        splits = {"obs": (self.static_dim, context_dim), "next_obs": (self.static_dim, context_dim), "action_mask": (),
+                  "next_action_mask": ()}
+        dense = {name: getattr(self, name) for name in splits}
+        return replace(self, **{name: DeduplicatedMatrix.from_dense(x, splits[name])
+                                for name, x in dense.items() if x is not None})
 
     @property
-    def earned(self) -> Tensor:
-        """Profit with what the end is worth, [N]: what is to be as high as can be, before the price of spend."""
-        return self.profit + self.terminal
+    def gross_reward(self) -> Tensor:
+        """Reward and terminal value, before the price of the cost, [N]."""
+        return self.reward + self.terminal_value
 
     @property
-    def reward(self) -> Tensor:
-        """What is earned less the spend at the logged price, [N]."""
-        return self.earned - self.price * self.spend
+    def net_reward(self) -> Tensor:
+        """Gross reward less the cost at the logged price, [N]."""
+        return self.gross_reward - self.price * self.cost
 
     @classmethod
-    def cat(cls, logs: list[Logged]) -> Logged:
-        """Put logs of the same shape one after the other."""
-        names = tuple(dict.fromkeys(name for log in logs for name in log.policies))
-        logs = [replace(log, policy=torch.tensor([names.index(x) for x in log.policies])[log.policy.cpu()].to(log.policy),
-                        policies=names) for log in logs]
-        columns = {f.name: [getattr(log, f.name) for log in logs] for f in fields(cls)}
-        return replace(logs[0], **{name: (Table if isinstance(parts[0], Table) else torch).cat(parts)
-                                   for name, parts in columns.items() if isinstance(parts[0], (Tensor, Table))})
+    def cat(cls, parts: list[LoggedDataset]) -> LoggedDataset:
+        """Concatenate datasets of the same fields."""
+        policies = tuple(dict.fromkeys(name for part in parts for name in part.policies))
+        parts = [part.with_policies(policies) for part in parts]
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        joined = {name: concatenate(column) for name, column in columns.items()
+                  if isinstance(column[0], (Tensor, DeduplicatedMatrix))}
+        outcomes = {name: torch.cat([part.outcomes[name] for part in parts]) for name in parts[0].outcomes}
+        return replace(parts[0], outcomes=outcomes, **joined)
+
+    def with_policies(self, policies: tuple[str, ...]) -> LoggedDataset:
+        """Number the logging policies by their index into `policies`."""
+        index = torch.tensor([policies.index(name) for name in self.policies])
+        return replace(self, policy=index[self.policy.cpu()].to(self.policy), policies=policies)
 
     @classmethod
-    def from_obp(cls, feedback: dict) -> Logged:
-        """Take over `bandit_feedback` of the Open Bandit Pipeline: one step; a position joins the context, one-hot."""
-        n, actions = int(feedback["n_rounds"]), int(feedback["n_actions"])
+    def from_obp(cls, feedback: dict) -> LoggedDataset:
+        """Take over `bandit_feedback` of the Open Bandit Pipeline, of one step; a position joins the context, one-hot."""
+        n = int(feedback["n_rounds"])
+        actions = int(feedback["n_actions"])
         obs = torch.tensor(feedback["context"], dtype=torch.float32)
         position = feedback.get("position")
         if position is not None and (position := torch.tensor(position).long()).amax() > 0:
             obs = torch.cat((obs, torch.nn.functional.one_hot(position).to(obs)), -1)
-        zeros, rows = torch.zeros(n), torch.arange(n)
         pscore = feedback.get("pscore")
-        log = cls((actions,), obs.shape[1], ("obp",), rows, rows, 0 * rows, 0 * rows, 0 * rows, obs,
-                  torch.ones(n, actions, dtype=torch.bool), torch.tensor(feedback["action"]).long(),
-                  torch.full((n,), math.nan).double() if pscore is None else torch.tensor(pscore).double(), None, zeros,
-                  torch.tensor(feedback["reward"]).float(), zeros, zeros, zeros, zeros, None, None, zeros == 0, zeros > 0)
-        check(log, "bandit_feedback", 0)
-        return log
+        rows, zeros = torch.arange(n), torch.zeros(n)
+        dataset = cls(
+            nvec=(actions,),
+            static_dim=obs.shape[1],
+            policies=("obp",),
+            decision=rows,
+            unit=rows,
+            episode=torch.zeros_like(rows),
+            step=torch.zeros_like(rows),
+            policy=torch.zeros_like(rows),
+            obs=obs,
+            action_mask=torch.ones(n, actions, dtype=torch.bool),
+            action=torch.tensor(feedback["action"]).long(),
+            propensity=torch.full((n,), math.nan).double() if pscore is None else torch.tensor(pscore).double(),
+            price=zeros,
+            reward=torch.tensor(feedback["reward"]).float(),
+            cost=zeros,
+            terminal_value=zeros,
+            terminated=torch.ones(n, dtype=torch.bool),
+            truncated=torch.zeros(n, dtype=torch.bool))
+        check(dataset, "bandit_feedback", 0)
+        return dataset
+
+
+def concatenate(parts: list[Tensor] | list[DeduplicatedMatrix]) -> Tensor | DeduplicatedMatrix:
+    """Concatenate rows."""
+    return DeduplicatedMatrix.cat(parts) if isinstance(parts[0], DeduplicatedMatrix) else torch.cat(parts)
 
 
 def named_rows(wrong: Tensor, first: int) -> str:
     """Name the rows of a file where `wrong` holds, the header being row 1; `first` rows came before."""
     rows = (wrong.nonzero()[:, 0] + first + 2).tolist()
-    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
-    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:SHOWN]))}{more}"
+    more = f" and {len(rows) - NAMED_ROWS:,} more" if len(rows) > NAMED_ROWS else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:NAMED_ROWS]))}{more}"
 
 
-def check(log: Logged, where: str, first: int) -> None:
+def check(dataset: LoggedDataset, where: str, first: int) -> None:
     """Raise ValueError, with the rows, where decisions can't be used; a missing propensity can."""
     def refuse(wrong: Tensor, column: str, expected: str, got: Tensor | None = None) -> None:
         if wrong.any():
             got = "" if got is None else f", got {got[wrong][0].item():g}"
             raise ValueError(f"{where}: {named_rows(wrong, first)}, column '{column}': expected {expected}{got}")
 
-    for name in (*OUTCOMES, "price"):
-        x = getattr(log, name)
+    names, action = dataset.names, dataset.action
+    numbers = {names.reward: dataset.reward, **dataset.outcomes, names.cost: dataset.cost,
+               names.terminal_value: dataset.terminal_value, "price": dataset.price}
+    for name, x in numbers.items():
         refuse(~x.isfinite(), name, "a number", x)
-    for name, x in (("feature_* or state_*", log.obs), ("next_state_*", log.next_obs)):
+    for name, x in (("feature_* or state_*", dataset.obs), ("next_state_*", dataset.next_obs)):
         if x is not None:
             refuse(~x.isfinite().all(1), name, "numbers")
-    refuse(~log.mask.any(1), "valid_*", "at least one valid pair")
-    refuse((log.action < 0) | (log.action >= math.prod(log.nvec)), "action_*", f"an action of {log.nvec}")
-    refuse(~log.mask.gather(1, log.action[:, None])[:, 0], "action_*", "a pair that valid_* allows")
-    p = log.propensity
+    refuse(~dataset.action_mask.any(1), "valid_*", "at least one valid pair")
+    refuse((action < 0) | (action >= math.prod(dataset.nvec)), "action_*", f"an action of {dataset.nvec}")
+    refuse(~dataset.action_mask.gather(1, action[:, None])[:, 0], "action_*", "a pair that valid_* allows")
+    p = dataset.propensity
     refuse((p <= 0) | (p > 1), "propensity", "a probability above 0, at most 1, or nothing", p)
-    if log.probs is not None:
-        given = log.probs.double()
-        refuse((given < 0).any(1) | ((given.sum(1) - 1).abs() > 1e-4) | (given * ~log.mask > 0).any(1), "prob_*",
+    if dataset.probs is not None:
+        probs = dataset.probs.double()
+        refuse((probs < 0).any(1) | ((probs.sum(1) - 1).abs() > 1e-4) | (probs * ~dataset.action_mask > 0).any(1), "prob_*",
                "probabilities of the valid pairs that add up to 1")
-        refuse((given.gather(1, log.action[:, None])[:, 0] - p).abs() > 1e-4, "propensity", "what prob_* says of the action", p)
+        refuse((probs.gather(1, action[:, None])[:, 0] - p).abs() > 1e-4, "propensity", "what prob_* says of the action", p)
 
 
-def fitting(log: Logged, env, where: str) -> Logged:
-    """Return a log on an environment's device; raise ValueError where it is not of the same observations and actions."""
-    if log.nvec != tuple(env.nvec) or log.obs.shape[1] != env.obs_dim:
-        raise ValueError(f"{where}: a log of {log.obs.shape[1]} observed numbers and actions of {log.nvec} doesn't fit an "
-                         f"environment of {env.obs_dim} and {tuple(env.nvec)}")
-    return log.to(env.device)
+def check_compatible(dataset: LoggedDataset, env, where: str) -> None:
+    """Raise ValueError where a dataset is not of an environment's observations and actions."""
+    if dataset.nvec != tuple(env.nvec) or dataset.obs.shape[1] != env.obs_dim:
+        raise ValueError(f"{where}: a log of {dataset.obs.shape[1]} observed numbers and actions of {dataset.nvec} doesn't fit "
+                         f"an environment of {env.obs_dim} and {tuple(env.nvec)}")

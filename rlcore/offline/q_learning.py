@@ -6,7 +6,7 @@ for every decision that is learned from, so that one dataset serves every budget
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -14,24 +14,12 @@ from torch import Tensor
 from rlcore.action_values import ActionValues, GreedyPolicy
 from rlcore.algorithm import NetworkAlgorithm, OfflineAlgorithm
 from rlcore.distributions import unflatten
+from rlcore.offline.adjusted_rewards import unadjusted
 from rlcore.offline.constraints import Batch, double_target, td_loss
-from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.outcome_models import CHUNK
 
 MASKED_VALUE = -1e9  # of an action that the dataset has too little of; finite, so that two of them can be compared
-
-
-class AdjustedRewards(NamedTuple):
-    """Columns [N] for a dataset of N decisions: the target of a value is reward + discount · (value of the next state)."""
-
-    reward: Tensor
-    discount: Tensor
-    weight: Tensor  #: of the decision in the loss; 0 leaves it out
-
-
-def unadjusted(env: Any, data: Logged, profit: Tensor, gamma: float, generator: torch.Generator) -> AdjustedRewards:
-    """Return rewards as they were logged: profit [N], plus what the end of an episode is worth."""
-    return AdjustedRewards(profit + data.terminal, torch.where(data.terminated, 0.0, gamma), torch.ones_like(profit))
 
 
 class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
@@ -66,23 +54,23 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         self.relabel = relabel and self.priced_env is not None
         self.seed = seed
         self.updates_done = 0
-        self.dataset: Logged | None = None
+        self.dataset: LoggedDataset | None = None
         self.target_network = deepcopy(self.network).requires_grad_(False)
         self.constraint = behaviour_constraint(env.obs_dim, env.nvec).to(env.device) if behaviour_constraint else None
         if self.constraint and (parameters := list(self.constraint.parameters())):
             self.optimizer.add_param_group({"params": parameters, "lr": self.lr})
         self.policy = GreedyPolicy(env.nvec, self._action_values, self._observed_cost if self.priced_env else None, observes_price=True)
 
-    def set_dataset(self, data: Logged) -> None:
+    def set_dataset(self, data: LoggedDataset) -> None:
         """Learn from a dataset of this environment. Raises ValueError where it lacks the states that decisions led to."""
         env = self.env
         if data.next_obs is None and not data.terminated.all():
             raise ValueError("log: expected next_state_* and next_valid_*, the states that decisions led to")
         self.dataset = data
         generator = torch.Generator(env.device).manual_seed(2 * self.seed + 1)
-        profit = data.profit if self.priced_env else data.profit - data.price * data.spend
+        reward = data.reward if self.priced_env else data.reward - data.price * data.cost
         adjust = self.variance_reduction or unadjusted
-        self.reward, self.discount, self.weight = adjust(env, data, profit, self.gamma, generator)
+        self.reward, self.discount, self.weight = adjust(env, data, reward, self.gamma, generator)
         self.usable_rows = (self.weight > 0).nonzero()[:, 0]
         if self.iteration == 0:
             for rows in torch.arange(len(data), device=env.device).split(CHUNK):
@@ -133,7 +121,8 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             self.update_target_network()
         if self.auxiliary:
             action = unflatten(batch.action, self.env.nvec)
-            metrics |= self.auxiliary.train_minibatch(batch.obs, action, {"redeemed": self.dataset.redeemed[rows]})
+            info = {name: x[rows] for name, x in self.dataset.outcomes.items()}
+            metrics |= self.auxiliary.train_minibatch(batch.obs, action, info)
         return metrics | {"losses/value": batch.target.mean()}
 
     @torch.no_grad()
@@ -141,15 +130,15 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         """Return decisions of the dataset with the targets of their values."""
         data, env = self.dataset, self.env
         logged_obs = obs = data.obs[rows]
-        action_mask = data.mask[rows]
+        action_mask = data.action_mask[rows]
         ends, price = data.terminated[rows], data.price[rows]
         logged_cost = cost = self.action_cost(logged_obs, price)
         if data.next_obs is None:
             next_obs, next_action_mask = obs, action_mask
         else:
-            next_obs, next_action_mask = data.next_obs[rows], data.next_mask[rows]
+            next_obs, next_action_mask = data.next_obs[rows], data.next_action_mask[rows]
         if self.relabel:
-            drawn = self.priced_env.sample_prices(data.week[rows], self.generator)
+            drawn = self.priced_env.sample_prices(data.step[rows], self.generator)
             obs = torch.cat((obs[:, :env.context_dim], drawn.encoded_price), 1)
             next_obs = torch.cat((next_obs[:, :env.context_dim], drawn.next_encoded_price), 1)
             cost = self.action_cost(obs, drawn.price)

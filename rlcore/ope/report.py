@@ -1,4 +1,4 @@
-"""The report of a policy valued on a log: table, numbers, plot."""
+"""The report of an off-policy evaluation: table, numbers, figures."""
 from __future__ import annotations
 
 import math
@@ -9,15 +9,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlcore.report import Report
+from rlcore.algorithm import Algorithm
 from rlcore.offline.log_files import read
-from rlcore.offline.logged_dataset import Logged, fitting
+from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_compatible
+from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
 from rlcore.plots import labelled
-from rlcore.ope.evaluator import KINDS, LOGGED, Valuation, Value
+from rlcore.report import Report
 
 
 @dataclass(frozen=True)
-class LogReport(Report):
+class OffPolicyReport(Report):
     """A comparison of estimators."""
 
     def to_metrics(self) -> dict:
@@ -29,36 +30,46 @@ class LogReport(Report):
         return self.plots
 
 
-def value_on(path: str, valuation: Valuation, agent, name: str) -> LogReport:
-    """Value an agent on the log of a file; raise ValueError where log and agent don't fit."""
-    log = fitting(read(path), agent.env, path)
-    return report(valuation(log, valuation.target(agent.probs, log)), log, path, name, valuation)
+def evaluate_file(path: str, columns: ColumnNames, evaluator: OffPolicyEvaluator, algorithm: Algorithm,
+                  name: str) -> OffPolicyReport:
+    """Evaluate an algorithm's policy on the dataset of a file; raise ValueError where the file is of another environment."""
+    dataset = read(path, columns)
+    check_compatible(dataset, algorithm.env, path)
+    dataset = dataset.to(algorithm.env.device)
+    return report(evaluator(dataset, evaluator.target(algorithm.policy, dataset)), dataset, path, name, evaluator.level)
 
 
-def report(value: Value, log: Logged, path: str, name: str, valuation: Valuation) -> LogReport:
-    """Lay out what was found."""
-    d, unit = value.diagnostics, "decision" if value.diagnostics["weeks"] == 1 else "season"
+def report(found: Evaluation, dataset: LoggedDataset, path: str, name: str, level: float) -> OffPolicyReport:
+    """Lay an evaluation out; `level` is of its intervals."""
+    d, names, kinds = found.diagnostics, dataset.names, kinds_of(dataset)
+    sequential = d["steps"] > 1
+    sample = names.episode if sequential else "decision"
+    model = "FQE" if sequential else "DM"
+    digits = {kind: places(found.rows[LOGGED][f"{kind}_ci"]) for kind in kinds}
 
     def number(kind):
         return lambda row: f"{row[kind]:,.{digits[kind]}f}"
 
     def half(kind):
         return lambda row: f"{(row[f'{kind}_ci'][1] - row[f'{kind}_ci'][0]) / 2:,.{digits[kind]}f}"
-    digits = {kind: places(value.rows[LOGGED][f"{kind}_ci"]) for kind in KINDS}
-    columns = {header: show for kind in KINDS for header, show in ((kind, number(kind)), ("±" + " " * KINDS.index(kind), half(kind)))}
-    lines = [f"±: half the {valuation.level:.0%} interval by bootstrap over {d['customers']:,} customers, that of "
-             f"{'DM' if unit == 'decision' else 'FQE'} without the error of its model; net: profit less spend at the logged "
-             "prices"]
-    if value.weights is not None:
-        lines.append(f"weights worth {d['effective']:,.0f} of {d['seasons']:,} {unit}s ({d['effective_share']:.1%}), mean "
+
+    columns = {}
+    for k, kind in enumerate(kinds):
+        columns[kind] = number(kind)
+        columns["±" + " " * k] = half(kind)  # headers must differ
+    lines = [f"±: half the {level:.0%} interval by bootstrap over {d['units']:,} {names.unit}s, that of {model} without the "
+             f"error of its model; {NET}: {names.reward} less {names.cost} at the logged prices"]
+    if found.weights is not None:
+        lines.append(f"weights worth {d['effective']:,.0f} of {d['episodes']:,} {sample}s ({d['effective_share']:.1%}), mean "
                      f"{d['mean_weight']:.3f}, greatest {d['max_weight']:,.1f}; {d['unsupported']:.2%} of target actions without "
                      "support")
-    lines += [f"warning: {text}" for text in value.warnings]
-    return LogReport(
-        f"{name}, valued on {Path(path).name}: {d['decisions']:,} decisions of {', '.join(log.policies)}, per {unit}",
-        "\n".join(lines), value.rows, columns, None, {"log": {"path": path, **d}, "warnings": value.warnings},
-        {"off_policy": draw(value, unit),
-         **({} if value.weights is None else {"weights": spread(value.weights, unit)})}, "net", "estimator")
+    lines += [f"warning: {text}" for text in found.warnings]
+    figures = {"off_policy": draw_estimates(found, f"{names.reward} less {names.cost} at the logged prices, a {sample}")}
+    if found.weights is not None:
+        figures["weights"] = draw_weights(found.weights, sample)
+    title = f"{name}, valued on {Path(path).name}: {d['decisions']:,} decisions of {', '.join(dataset.policies)}, per {sample}"
+    extra = {"log": {"path": path, **d}, "warnings": found.warnings}
+    return OffPolicyReport(title, "\n".join(lines), found.rows, columns, None, extra, figures, NET, "estimator")
 
 
 def places(interval: list[float]) -> int:
@@ -67,21 +78,22 @@ def places(interval: list[float]) -> int:
     return max(0, 2 - math.floor(math.log10(width))) if width > 0 else 2
 
 
-def draw(value: Value, unit: str) -> Figure:
-    """Draw estimates with their intervals."""
-    figure, axes = labelled(f"profit less spend at the logged prices, a {unit}", "")
-    for at, (name, row) in enumerate(value.rows.items()):
-        low, high = row["net_ci"]
-        axes.plot([low, high], [at, at], color="grey" if name == LOGGED else "C0", linewidth=2)
-        axes.plot(row["net"], at, "o", color="grey" if name == LOGGED else "C0")
-    axes.set_yticks(range(len(value.rows)), list(value.rows))
+def draw_estimates(found: Evaluation, label: str) -> Figure:
+    """Draw net estimates with their intervals."""
+    figure, axes = labelled(label, "")
+    for at, (name, row) in enumerate(found.rows.items()):
+        low, high = row[f"{NET}_ci"]
+        color = "grey" if name == LOGGED else "C0"
+        axes.plot([low, high], [at, at], color=color, linewidth=2)
+        axes.plot(row[NET], at, "o", color=color)
+    axes.set_yticks(range(len(found.rows)), list(found.rows))
     axes.invert_yaxis()
     return figure
 
 
-def spread(weights: Tensor, unit: str) -> Figure:
-    """Draw how much of all weight the heaviest units hold."""
-    figure, axes = labelled(f"share of {unit}s, the heaviest first", "share of the weight")
+def draw_weights(weights: Tensor, sample: str) -> Figure:
+    """Draw the share of all weight that the heaviest episodes hold."""
+    figure, axes = labelled(f"share of {sample}s, the heaviest first", "share of the weight")
     held = (weights.sort(descending=True).values.cumsum(0) / weights.sum()).cpu()
     axes.plot(torch.linspace(0, 1, len(held)), held)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=0.8)

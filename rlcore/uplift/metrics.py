@@ -1,7 +1,7 @@
-"""How well a score picks out whom a treatment helps, from a randomised test; pure functions.
+"""Uplift metrics: how well a score ranks units by the effect of a treatment, from a randomised test; pure functions.
 
-outcome [N], score [N] (higher: treated sooner), treated bool [N]. weight [R, N] counts customers, as a bootstrap's draws do;
-then everything has R ahead. Whether a customer was treated must not depend on anything known of him.
+outcome [N], score [N] (higher: treated sooner), treated bool [N]. weight [R, N] counts units, as a bootstrap's draws do; then
+everything has R ahead. The treatment must be independent of all that is known of a unit.
 """
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 class Sums(NamedTuple):
-    """Customers from the best down to each distinct score, P of them and 0 first, [..., P + 1]."""
+    """Sums over the units from the best down to each of P distinct scores, and 0 first, [..., P + 1]."""
 
-    customers: Tensor
+    units: Tensor
     treated: Tensor
-    gained: Tensor  # outcomes of the treated
-    anyhow: Tensor  # outcomes of the others
+    treated_outcome: Tensor
+    control_outcome: Tensor
 
 
 def sums(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Sums:
@@ -34,15 +34,15 @@ def sums(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None 
 
 # ── curves and areas ────────────────────────────────────────────────────────────────────────────────────────────────
 def qini_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Customers n, and incremental outcomes Y₁ − Y₀·N₁/N₀ among the best n (Radcliffe 2007), [..., P + 1] each."""
+    """Units n, and incremental outcomes Y₁ − Y₀·N₁/N₀ among the best n (Radcliffe 2007), [..., P + 1] each."""
     s = sums(outcome, score, treated, weight)
-    return s.customers, s.gained - s.anyhow * ratio(s.treated, s.customers - s.treated)
+    return s.units, s.treated_outcome - s.control_outcome * ratio(s.treated, s.units - s.treated)
 
 
 def uplift_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Customers n, and (Y₁/N₁ − Y₀/N₀)·n among the best n (Gutierrez & Gérardy 2017; Devriendt et al. 2020)."""
+    """Units n, and (Y₁/N₁ − Y₀/N₀)·n among the best n (Gutierrez & Gérardy 2017; Devriendt et al. 2020)."""
     s = sums(outcome, score, treated, weight)
-    return s.customers, (ratio(s.gained, s.treated) - ratio(s.anyhow, s.customers - s.treated)) * s.customers
+    return s.units, (ratio(s.treated_outcome, s.treated) - ratio(s.control_outcome, s.units - s.treated)) * s.units
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
@@ -50,34 +50,35 @@ def ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b != 0, a / b.where(b != 0, torch.ones_like(b)), 0.0)
 
 
-def above_random(x: Tensor, y: Tensor) -> Tensor:
+def area_above_random(x: Tensor, y: Tensor) -> Tensor:
     """Area between a curve and the line to its end, [...]."""
     return torch.trapezoid(y, x) - 0.5 * x[..., -1] * y[..., -1]
 
 
 def perfect_qini(outcome: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Area above random of the best order that hindsight could give, harm included: treated outcomes first, others' last."""
+    """Area above random of the best order in hindsight, harm included: treated outcomes first, control outcomes last."""
     best = torch.where(treated, outcome, -outcome)
-    return above_random(*qini_curve(outcome, best, treated, weight))
+    return area_above_random(*qini_curve(outcome, best, treated, weight))
 
 
 def qini(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
     """Qini coefficient [...]: area above random as a share of hindsight's (Radcliffe & Surry 2011; sklift.qini_auc_score)."""
-    return above_random(*qini_curve(outcome, score, treated, weight)) / perfect_qini(outcome, treated, weight)
+    return area_above_random(*qini_curve(outcome, score, treated, weight)) / perfect_qini(outcome, treated, weight)
 
 
 def auuc(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
     """Area under the uplift curve above random as a share of hindsight's, [...] (Devriendt et al. 2020;
-    sklift.uplift_auc_score). Raises ValueError where outcomes are not 0 or 1: hindsight's order is of no other known."""
+    sklift.uplift_auc_score). Raises ValueError where outcomes are not 0 or 1: hindsight's order is known of these alone."""
     if not ((outcome == 0) | (outcome == 1)).all():
         raise ValueError("auuc: expected outcomes 0 or 1; qini takes any")
     agree = 2.0 * (outcome.bool() == treated)
     count = torch.ones_like(agree)[None] if weight is None else weight
-    would_anyhow = (count * (outcome.bool() & ~treated)).sum(-1)
-    never = (count * (~outcome.bool() & treated)).sum(-1)
-    areas = [above_random(*uplift_curve(outcome, agree + first, treated, weight)) for first in (outcome.double(), treated.double())]
-    best = torch.where(would_anyhow > never, *areas)
-    found = above_random(*uplift_curve(outcome, score, treated, weight)) / best
+    control_ones = (count * (outcome.bool() & ~treated)).sum(-1)
+    treated_zeros = (count * (~outcome.bool() & treated)).sum(-1)
+    areas = [area_above_random(*uplift_curve(outcome, agree + first, treated, weight))
+             for first in (outcome.double(), treated.double())]
+    best = torch.where(control_ones > treated_zeros, *areas)
+    found = area_above_random(*uplift_curve(outcome, score, treated, weight)) / best
     return found[0] if weight is None else found
 
 
@@ -85,7 +86,7 @@ def cost_curve(outcome: Tensor, cost: Tensor, score: Tensor, treated: Tensor,
                weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Incremental money spent and incremental outcomes among the best n (Du, Lee & Ghaffarizadeh 2019), [..., P + 1] each.
 
-    cost [N] is what was spent on a customer, treated or not, such as coupons redeemed; the order is best by outcome per cost.
+    cost [N] is what was spent on a unit, treated or not; the order is best by outcome per cost.
     """
     return tuple(uplift_curve(y, score, treated, weight)[1] for y in (cost, outcome))
 
@@ -97,12 +98,12 @@ def cost_area(spent: Tensor, gained: Tensor) -> Tensor:
 
 # ── by decile ───────────────────────────────────────────────────────────────────────────────────────────────────────
 class Bins(NamedTuple):
-    """Treated and others in each part of the customers by score, best first, [bins] each."""
+    """Treated and control units in each part of the units by score, best first, [bins] each."""
 
-    treated: Tensor  # customers
-    others: Tensor
+    treated: Tensor  # units
+    control: Tensor
     treated_mean: Tensor  # outcome
-    others_mean: Tensor
+    control_mean: Tensor
     uplift: Tensor
     std: Tensor  # of the uplift, sampling alone
     score: Tensor  # mean
@@ -125,31 +126,30 @@ def by_bin(outcome: Tensor, score: Tensor, treated: Tensor, bins: int) -> Bins:
     return Bins(*torch.tensor(rows, dtype=torch.float64).T)
 
 
-# ── comparison and drivers ──────────────────────────────────────────────────────────────────────────────────────────
-class Tested(NamedTuple):
-    """Customers on whom models were tested: their numbers [N], outcomes, whether treated, and models' scores [M, N]."""
+# ── comparison and importance ───────────────────────────────────────────────────────────────────────────────────────
+class UpliftTestSet(NamedTuple):
+    """Units that models were tested on: their numbers [N], outcomes, whether treated, and the models' scores [M, N]."""
 
-    rows: Tensor
+    unit: Tensor
     outcome: Tensor
     treated: Tensor
     scores: Tensor
 
 
-def bootstrap(tests: list[Tested], customers: int, replications: int, generator: torch.Generator, chunk: int = 5) -> Tensor:
-    """Qini coefficients [tests, M, replications] of M models, all on the same resampled customers of `customers`.
+def bootstrap(tests: list[UpliftTestSet], units: int, replications: int, generator: torch.Generator, chunk: int = 5) -> Tensor:
+    """Qini coefficients [tests, M, replications] of M models, all on the same resamples of `units`.
 
-    Of two models' the difference is paired. A customer is drawn Poisson(1) times, as often in every test (Chamandy et al.
-    2012).
+    Differences of two models are paired. A unit is drawn Poisson(1) times, the same in every test (Chamandy et al. 2012).
     """
     parts, device = [], tests[0].outcome.device
     for start in range(0, replications, chunk):
-        ones = torch.ones(min(chunk, replications - start), customers, device=device)
+        ones = torch.ones(min(chunk, replications - start), units, device=device)
         drawn = torch.poisson(ones, generator=generator)
         found = []
         for test in tests:
-            weight = drawn[:, test.rows]
+            weight = drawn[:, test.unit]
             best = perfect_qini(test.outcome, test.treated, weight)
-            found.append(torch.stack([above_random(*qini_curve(test.outcome, score, test.treated, weight)) / best
+            found.append(torch.stack([area_above_random(*qini_curve(test.outcome, score, test.treated, weight)) / best
                                       for score in test.scores]))
         parts.append(torch.stack(found))
     return torch.cat(parts, -1)
@@ -157,7 +157,7 @@ def bootstrap(tests: list[Tested], customers: int, replications: int, generator:
 
 def drivers(score: Callable[[Tensor], Tensor], obs: Tensor, outcome: Tensor, treated: Tensor, columns: dict[str, list[int]],
             repeats: int, generator: torch.Generator) -> dict[str, float]:
-    """Loss of Qini when a group of columns is shuffled among customers, mean over repeats (Breiman 2001), greatest first."""
+    """Loss of Qini when a group of columns is shuffled among units, mean over repeats (Breiman 2001), greatest first."""
     whole, lost = qini(outcome, score(obs), treated), {}
     for name, group in columns.items():
         drops = []

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from toy_envs import Bandit, Chain, train
 
-from envs.data_collection import Uniform, rollouts
+from envs.data_collection import UniformPolicy, rollouts
 from envs.offers.planning.state_values import Visited
 from envs.offers.policies.learned import Knapsack, Valued
 from envs.offers.planning.dynamic_program import action_values
@@ -19,7 +19,7 @@ from envs.offers.world.customers import SUBSCRIBED
 from envs.wheel_bandit import Wheel
 from rlcore.action_values import GreedyPolicy
 from rlcore.bandit import ReplayBuffer
-from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.logged_dataset import LoggedDataset
 
 CPU = torch.device("cpu")
 SMALL = {"network": {"hidden": [32, 32]}, "num_steps": 4, "optimizer": {"lr": 0.01}, "memory": 4096, "updates": 8,
@@ -224,7 +224,7 @@ def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
 
 def test_it_learns_offline_what_it_would_by_acting():
     env = wheel(64)
-    log = Logged.cat(list(rollouts(env, Uniform(), "uniform", 0, decisions=12_800, steps=8, all_propensities=False)))
+    log = LoggedDataset.cat(list(rollouts(env, UniformPolicy(), "uniform", 0, decisions=12_800, steps=8, all_propensities=False)))
     agent = make(wheel(64), 60, num_steps=4, memory=12_800)
     agent.set_dataset(log)
     before = agent.env.context.clone()

@@ -8,6 +8,7 @@ import torch
 from script_runner import run as script
 from small_runs import OFFERS
 
+from envs.offers.logs.schema import COLUMNS
 from rlcore.offline.log_files import read, write
 
 pytestmark = pytest.mark.slow
@@ -19,25 +20,25 @@ def folder(tmp_path_factory):
     """A folder with a log, a bandit that learned from it, and a log of the bandit."""
     pytest.importorskip("pyarrow")
     folder = tmp_path_factory.mktemp("log")
-    done = script(folder, "collect", *PART, "behaviour=uplift", "behaviour.epsilon=0.5", "decisions=960", "out=logs/rule.csv")
+    done = script(folder, "collect", *PART, "logging_policy=uplift", "logging_policy.epsilon=0.5", "decisions=960", "out=logs/rule.csv")
     assert done.returncode == 0 and "logs/rule.csv: 960 decisions of uplift" in done.stdout, done.stderr
     done = script(folder, "train", *(x for x in OFFERS if "minibatches" not in x), "algo=bandit", "algo.memory=960",
                   "algo.batch_size=64", "log=logs/rule.csv", "algo.total_steps=1500", "hydra.run.dir=trained")
     assert done.returncode == 0, done.stderr
-    done = script(folder, "collect", "behaviour=agent", "behaviour.epsilon=0.3", "checkpoint=trained/checkpoint.pt",
+    done = script(folder, "collect", "logging_policy=agent", "logging_policy.epsilon=0.3", "checkpoint=trained/checkpoint.pt",
                   "env.num_agents=80", "decisions=960", "out=own.parquet", "all_propensities=true", "device=cpu")
     assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_a_policy_is_valued_on_a_log(folder):
-    log = read(folder / "own.parquet")
+    log = read(folder / "own.parquet", COLUMNS)
     assert log.policies == ("bandit",) and len(log) == 960 and log.probs.amax() > 0.7
     done = script(folder, "evaluate", "checkpoint=trained/checkpoint.pt", "log=own.parquet", "ope/model=linear",
                   "ope.replications=100", "hydra.run.dir=valued")
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "valued/metrics.json").read_text())
-    assert {"as logged", "FQE", "sequential DR"} < set(found["estimators"]) and found["log"]["seasons"] == 80
+    assert {"as logged", "FQE", "sequential DR"} < set(found["estimators"]) and found["log"]["episodes"] == 80
     row = found["estimators"]["sequential DR"]
     assert row["net_ci"][0] < row["net"] < row["net_ci"][1] and found["log"]["unsupported"] == 0.0
     assert {"off_policy.png", "weights.png"} <= {path.name for path in (folder / "valued").iterdir()}
@@ -62,12 +63,12 @@ def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
 
 
 def test_bad_input_is_one_line(folder):
-    log = read(folder / "own.parquet")
-    bad = torch.where(torch.arange(960) == 17, torch.nan, log.profit)
-    write(folder / "bad.parquet", [type(log)(**{**log.__dict__, "profit": bad})])
+    log = read(folder / "own.parquet", COLUMNS)
+    bad = torch.where(torch.arange(960) == 17, torch.nan, log.reward)
+    write(folder / "bad.parquet", [type(log)(**{**log.__dict__, "reward": bad})])
     checkpoint = "checkpoint=trained/checkpoint.pt"
     for name, overrides, message in (
-            ("collect", [checkpoint, "out=x.csv"], "checkpoint: behaviour=uniform follows no policy"),
+            ("collect", [checkpoint, "out=x.csv"], "checkpoint: logging_policy=uniform follows no checkpoint"),
             ("evaluate", [checkpoint, "log=bad.parquet"], "bad.parquet: row 19, column 'profit': expected a number, got nan"),
             ("train", [*PART, "log=own.parquet"], "ppo can't learn from a log"),
             ("train", ["algo=bandit", "env=offers_sequential", "log=own.parquet"], "doesn't fit an environment of 23")):

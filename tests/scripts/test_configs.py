@@ -15,10 +15,10 @@ GROUPS = sorted([str(path.parent.relative_to(CONF)) + "=" + path.stem for path i
                 + ["benchmark=" + str(path.relative_to(BENCHMARKS).with_suffix("")) for path in BENCHMARKS.rglob("*.yaml")])
 
 # scripts whose groups these are; the rest is train.py's
-PRIMARY = {"benchmark": "bench", "campaigns": "import_log", "effects": "bench", "behaviour": "collect", "ope": "evaluate", "ope/model": "evaluate"}
+PRIMARY = {"benchmark": "bench", "campaigns": "import_campaigns", "uplift_learner": "bench", "logging_policy": "collect", "ope": "evaluate", "ope/model": "evaluate"}
 
 # groups of parts that the default algorithm or environment doesn't have
-OWNERS = {"effects=": "benchmark=uplift/hillstrom", "algo/exploration=": "algo=bandit", "algo/twin=": "algo=twin", "algo/twin/response=": ("algo=twin", "algo/twin=neural"), "algo/encoder=": "algo=reward_model", "algo/behaviour_constraint=": "algo=cql",
+OWNERS = {"uplift_learner=": "benchmark=uplift/hillstrom", "algo/exploration=": "algo=bandit", "algo/twin=": "algo=twin", "algo/twin/response=": ("algo=twin", "algo/twin=neural"), "algo/encoder=": "algo=reward_model", "algo/behaviour_constraint=": "algo=cql",
           "algo/variance_reduction=": "algo=cql", "env/corpus": "env=email",
           **{f"algo/{part}=": "algo=ppo_kl" for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")},
           **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")}}
@@ -38,9 +38,9 @@ def test_every_file_composes_and_names_all_its_parameters(group):
     primary = PRIMARY.get(group.partition("=")[0], "train")
     owner = [one for part, choice in OWNERS.items() if group.startswith(part)
              for one in ((choice,) if isinstance(choice, str) else choice)]
-    group = f"+{group}" if group.startswith("effects=") else group  # a part of others under names of their own
+    group = f"+{group}" if group.startswith("uplift_learner=") else group  # a part of others under names of their own
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
-    assert {"train": {".algo", ".env", ".logger"}, "collect": {".behaviour", ".env"}, "import_log": {".campaigns", ".env"}, "evaluate": {".ope", ".ope.model"}}.get(primary, {".benchmark"}) <= set(found)
+    assert {"train": {".algo", ".env", ".logger"}, "collect": {".logging_policy", ".env"}, "import_campaigns": {".campaigns", ".env"}, "evaluate": {".ope", ".ope.model"}}.get(primary, {".benchmark"}) <= set(found)
     for path, node in found.items():
         if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl", "scripts"):
             continue

@@ -5,9 +5,9 @@ import torch
 from hydra.utils import instantiate
 
 from configs import composed, load
-from envs.data_collection import Uniform, rollouts
+from envs.data_collection import UniformPolicy, rollouts
 from envs.offers.env import OffersEnv
-from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.logged_dataset import LoggedDataset
 
 CPU = torch.device("cpu")
 
@@ -28,13 +28,13 @@ def offers_env(agents: int = 60, **changes) -> OffersEnv:
 
 
 def logging_policy(name: str, **changes):
-    """Build conf/behaviour/NAME.yaml with some of its keys replaced."""
-    return instantiate({**composed(f"behaviour={name}", name="collect").behaviour, **changes}, _convert_="all")
+    """Build conf/logging_policy/NAME.yaml with some of its keys replaced."""
+    return instantiate({**composed(f"logging_policy={name}", name="collect").logging_policy, **changes}, _convert_="all")
 
 
-def random_log(customers: int, seed: int = 0, **changes) -> tuple[OffersEnv, Logged]:
+def random_log(customers: int, seed: int = 0, **changes) -> tuple[OffersEnv, LoggedDataset]:
     """An environment, and a log of a season of random decisions for its customers."""
     env = load("offers", CPU, seed, num_agents=customers, **changes)
     env.use_realised_outcomes()
-    parts = rollouts(env, Uniform(), "uniform", seed, decisions=12 * customers, steps=1, all_propensities=False)
-    return env, Logged.cat(list(parts))
+    parts = rollouts(env, UniformPolicy(), "uniform", seed, decisions=12 * customers, steps=1, all_propensities=False)
+    return env, LoggedDataset.cat(list(parts))

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.history import History
+from envs.offers.logs.schema import COLUMNS
 from envs.offers.populations.table_reader import read
 from envs.offers.world.customers import CHURNED, UNIFORMS
 from envs.offers.world.transition import moved
-from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.logged_dataset import LoggedDataset
 
 
 class Campaigns:
@@ -82,7 +83,7 @@ class Campaigns:
                                                         ("customer", "week", "offer", "channel")}}
         return rows, {key: torch.tensor(x[place]) for key, x in table.items()}
 
-    def __call__(self, env, seed: int) -> dict[str, Logged]:
+    def __call__(self, env, seed: int) -> dict[str, LoggedDataset]:
         """Return the log of the customers of each split, as the environment's policies would have seen them.
 
         What no shop sees (habit, fatigue, expectation) is drawn as the world's transitions make it of what was sent and
@@ -104,7 +105,7 @@ class Campaigns:
             logs[split] = self._log(env, sample, {key: x[:, at] for key, x in table.items()}, generator)
         return logs
 
-    def _log(self, env, sample, table: dict[str, Tensor], generator: torch.Generator) -> Logged:
+    def _log(self, env, sample, table: dict[str, Tensor], generator: torch.Generator) -> LoggedDataset:
         world, c, state, permits = env.world, env.world.inhabit(sample.customers), sample.state, env.rules.permits(sample)
         n, weeks, seen, masks = len(c), env.world.weeks, [], []
         history = History.start(state.status, world.season.dtype)
@@ -123,13 +124,32 @@ class Campaigns:
                 history = history.after(state.status, world.catalogue, table["offer"][t], table["channel"][t], bought, redeemed)
         spend = world.catalogue.spend(table["offer"], table["channel"], table["redeemed"].to(world.season))
         profit = table["margin"].float() + world.reward.trips * table["bought"].float() - spend
-        size, nothing = n * weeks, torch.zeros(n * weeks)
-
-        def long(x):  # a customer's decisions stand together
-            return x.transpose(0, 1).flatten(0, 1)
+        propensity = table.get("propensity", torch.full((weeks, n), torch.nan)).double()
         week = torch.arange(weeks).expand(n, weeks).flatten()
-        return Logged(env.nvec, env.static_dim, ("campaigns",), torch.arange(size), sample.row.repeat_interleave(weeks), 0 * week, week,
-                      0 * week, long(torch.stack(seen[:-1])), long(torch.stack(masks[:-1])), long(flat),
-                      long(table.get("propensity", torch.full((weeks, n), torch.nan)).double()), None, nothing + self.price,
-                      long(profit), long(table["bought"].float()), long(table["redeemed"].float()), long(spend), nothing,
-                      long(torch.stack(seen[1:])), long(torch.stack(masks[1:])), week == weeks - 1, nothing > 0)
+        zeros, whole_zeros = torch.zeros(n * weeks), torch.zeros_like(week)
+
+        def by_customer(x: Tensor) -> Tensor:  # [T, N, …] to [N·T, …]: a customer's decisions stand together
+            return x.transpose(0, 1).flatten(0, 1)
+        return LoggedDataset(
+            nvec=env.nvec,
+            static_dim=env.static_dim,
+            policies=("campaigns",),
+            names=COLUMNS,
+            decision=torch.arange(n * weeks),
+            unit=sample.row.repeat_interleave(weeks),
+            episode=whole_zeros,
+            step=week,
+            policy=whole_zeros,
+            obs=by_customer(torch.stack(seen[:-1])),
+            action_mask=by_customer(torch.stack(masks[:-1])),
+            action=by_customer(flat),
+            propensity=by_customer(propensity),
+            price=zeros + self.price,
+            reward=by_customer(profit),
+            cost=by_customer(spend),
+            terminal_value=zeros,
+            outcomes={"trips": by_customer(table["bought"].float()), "redeemed": by_customer(table["redeemed"].float())},
+            next_obs=by_customer(torch.stack(seen[1:])),
+            next_action_mask=by_customer(torch.stack(masks[1:])),
+            terminated=week == weeks - 1,
+            truncated=zeros > 0)

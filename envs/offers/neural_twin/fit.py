@@ -15,8 +15,9 @@ from envs.offers.neural_twin.customers import Crowd, Member, chains, inputs_of
 from envs.offers.neural_twin.response_models import Valid, likelihood, rest_likelihood
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, World
 from rlcore import checkpoint
-from rlcore.offline.logged_dataset import Logged, named_rows
-from rlcore.ope.outcome_models import CHUNK, numbered
+from rlcore.offline.logged_dataset import LoggedDataset, named_rows
+from rlcore.ope.cross_fitting import consecutive_ids
+from rlcore.ope.outcome_models import CHUNK
 
 
 class Neural:
@@ -40,12 +41,12 @@ class Neural:
         torch.manual_seed(seed)
         return [Member(*(learner.empty(size) for learner in self.learners), self.order) for _ in range(members)]
 
-    def lay(self, log: Logged, env) -> Panel:
+    def lay(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week, with the history before each decision; raise ValueError where that isn't told."""
         found = panel(log, env, "log")
         skipped = ((found.week != torch.arange(len(found.week), device=found.week.device)[:, None]) & found.there).any(0)
         if skipped.any():
-            raise ValueError(f"log: {named_rows(log.customer == found.customer[skipped][0], 0)}, column 'week': expected all weeks of "
+            raise ValueError(f"log: {named_rows(log.unit == found.customer[skipped][0], 0)}, column 'week': expected all weeks of "
                              "a season from the first: a neural twin learns from the history")
         return replace(found, inputs=self.inputs(found, env.world))
 
@@ -78,7 +79,7 @@ class Neural:
         propensity = log.propensity[t, n]
         learn, learn_rest = self.learners
         member.response = Valid(learn(inputs, weeks["action"], torch.stack((weeks["bought"], weeks["redeemed"]), 1).to(inputs),
-                                      generator, None if propensity.isnan().any() else propensity, numbered(n)), self.order)
+                                      generator, None if propensity.isnan().any() else propensity, consecutive_ids(n)), self.order)
         member.rest = learn_rest(inputs, weeks, generator)
         said = ((sum((x * w).sum() for x in Heard(member, world, part, self.halvings).likelihoods().values()) / w.sum()).item()
                 for part, w in ((log, weight), (held, held_weight)))

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from envs.offers.world.catalogue import Catalogue
-from rlcore.uplift.meta_learners import Ordered
+from rlcore.uplift.meta_learners import Monotone
 from rlcore.networks import mlp
-from rlcore.ope.outcome_models import descend
+from rlcore.normalization import Standardizer
+from rlcore.ope.outcome_models import fit_sgd
 
 TRIP, REDEEM = 0, 1
 TINY = 1e-6  # the least probability
+MIN_STD = 1e-3  # of an input
 
 
 class Inputs(nn.Module):
@@ -20,8 +22,7 @@ class Inputs(nn.Module):
 
     def __init__(self, inputs: int, size: int, hidden: list[int]):
         super().__init__()
-        self.register_buffer("centre", torch.zeros(inputs))
-        self.register_buffer("scale", torch.ones(inputs))
+        self.standardize = Standardizer(inputs, MIN_STD)
         self.linear = nn.Linear(inputs, size)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -29,11 +30,10 @@ class Inputs(nn.Module):
 
     def rescale(self, inputs: Tensor) -> None:
         """Take the scale of inputs [B, D]."""
-        self.centre.copy_(inputs.mean(0))
-        self.scale.copy_(inputs.std(0).clamp_min(1e-3))
+        self.standardize.fit(inputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        z = (inputs - self.centre) / self.scale
+        z = self.standardize(inputs)
         return self.linear(z) if self.body is None else self.linear(z) + self.body(z)
 
 
@@ -87,7 +87,7 @@ class Likelihood:
             rows = torch.randint(len(inputs), (self.batch_size,), generator=generator, device=inputs.device)
             table = model(inputs[rows])
             return -likelihood(table[torch.arange(len(rows), device=rows.device), action[rows]], outcome[rows]).mean()
-        descend(decayed(model), loss, self.lr, self.decay, self.steps)
+        fit_sgd(decayed(model), loss, self.lr, self.decay, self.steps)
         return model
 
 
@@ -120,7 +120,7 @@ class Valid(nn.Module):
 
     def __init__(self, inner: nn.Module, chains: list[list[int]]):
         super().__init__()
-        self.inner = Ordered(inner, chains, [TRIP, REDEEM]) if chains else inner
+        self.inner = Monotone(inner, chains, [TRIP, REDEEM]) if chains else inner
 
     def forward(self, inputs: Tensor) -> Tensor:
         trip, redeem = self.inner(inputs).unbind(-1)
@@ -169,7 +169,7 @@ class RestLikelihood:
         def loss() -> Tensor:
             rows = torch.randint(len(inputs), (self.batch_size,), generator=generator, device=inputs.device)
             return -sum(x.mean() for x in rest_likelihood(model(inputs[rows]), {k: x[rows] for k, x in weeks.items()}).values())
-        descend(decayed(model), loss, self.lr, self.decay, self.steps)
+        fit_sgd(decayed(model), loss, self.lr, self.decay, self.steps)
         return model
 
 

@@ -1,38 +1,38 @@
-"""Behaviours of the offers world that a log's decisions come from: a rule, a planner at private prices, a confounded one."""
+"""Logging policies of the offers world: a ranking rule, a planner at private prices, a confounded sender."""
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from envs.data_collection import Behaviour
+from envs.data_collection import LoggingPolicy
+from envs.offers.planning.dynamic_program import best_plan
 from envs.offers.planning.knapsack import Increments
 from envs.offers.planning.triton_organic_value import organic
 from envs.offers.policies.learned import Knapsack, Response
-from envs.offers.planning.dynamic_program import best_plan
 from envs.offers.world.response import utility
 from rlcore.exploration import floored
 
 
-class Rule(Behaviour):
-    """One of the trade's rules (envs/offers/policies/learned.py, Response) for the `share` of customers it ranks first, and with a
-    share ε of decisions any valid pair."""
+class RankingPolicy(LoggingPolicy):
+    """A marketer's rule (envs/offers/policies/learned.py, Response) for the `share` of customers that it ranks first, and with
+    a share ε of decisions any valid pair."""
 
     def __init__(self, *, uplift: bool, share: float, epsilon: float):
         self.uplift, self.share, self.epsilon = uplift, share, epsilon
 
-    def probs(self, env, obs, mask):
+    def probs(self, env, obs, action_mask):
         steps = Response(env.customers, env.world, uplift=self.uplift).increments(env.week, env.state, env.allowed)
         score, action = steps.price[:, 0], steps.action[:, 0]
         first = score.argsort(descending=True, stable=True)[:round(self.share * len(score))]
         chosen = torch.zeros_like(action)
         chosen[first] = action[first] * (score[first] > -torch.inf)
-        return floored(torch.nn.functional.one_hot(chosen, mask.shape[1]).double(), mask, self.epsilon)
+        return floored(torch.nn.functional.one_hot(chosen, action_mask.shape[1]).double(), action_mask, self.epsilon)
 
 
-class Jittered(Behaviour):
+class PricePerturbedPolicy(LoggingPolicy):
     """Each customer's best pair at a private price, that of the environment times exp(σξ), ξ standard normal.
 
-    With `plans`, what follows is valued by the best plan at the environment's prices; without, left out. A share ε of
+    With `plans`, the future is valued by the best plan at the environment's prices; without, left out. A share ε of
     decisions is drawn from all valid pairs.
     """
 
@@ -44,9 +44,9 @@ class Jittered(Behaviour):
         values = best_plan(c, world, organic(c, world), env.prices, contacts=env.permits.contacts)[0] if self.plans else None
         self.plan = Knapsack(c, world, "true θ", values=values, fee=0.0)
 
-    def probs(self, env, obs, mask):
+    def probs(self, env, obs, action_mask):
         steps = self.plan.increments(env.week, env.state, env.allowed)
-        return floored(at_private_prices(steps, env.price, self.sigma, mask.shape[1]), mask, self.epsilon)
+        return floored(at_private_prices(steps, env.price, self.sigma, action_mask.shape[1]), action_mask, self.epsilon)
 
 
 def at_private_prices(steps: Increments, price: Tensor, sigma: float, actions: int) -> Tensor:
@@ -62,42 +62,47 @@ def at_private_prices(steps: Increments, price: Tensor, sigma: float, actions: i
     return probs.scatter_add_(1, steps.action, taken)
 
 
-class Confounded(Behaviour):
-    """Who sends knows something that no log has: whether this week's customer is about to buy anyhow.
+class ConfoundedPolicy(LoggingPolicy):
+    """The sender knows something that no log has: whether this week's customer is about to buy anyway.
 
-    Such a customer is contacted with probability `leaning`, others with 1 − `leaning`, by any valid pair. `told`: the log
-    says nothing of probabilities (null), or what they are for whoever knows no more than the log.
+    Such a customer is contacted with probability `buyer_contact_rate`, others with 1 less it, by any valid pair.
+    `reported_propensities`: none (null), or those of a sender who knows no more than the log (average).
     """
 
-    def __init__(self, *, leaning: float, told: str | None):
-        if told not in (None, "average"):
-            raise ValueError(f"behaviour.told: expected null or average, got '{told}'")
-        self.leaning, self.says = leaning, told
+    def __init__(self, *, buyer_contact_rate: float, reported_propensities: str | None):
+        if reported_propensities not in (None, "average"):
+            raise ValueError(f"logging_policy.reported_propensities: expected null or average, got '{reported_propensities}'")
+        self.buyer_contact_rate, self.reported_propensities = buyer_contact_rate, reported_propensities
 
-    def probs(self, env, obs, mask):
+    def probs(self, env, obs, action_mask):
         h, _, d = (x.to(env.uniforms.dtype) for x in env.state[:3])
         buys = torch.sigmoid(utility(env.customers, h, d, env.world.season[env.week]))
         self.buys = buys.double()
-        return self._contact(torch.where(env.uniforms[env.week, 0] < buys, self.leaning, 1 - self.leaning).double(), mask)
+        rate = self.buyer_contact_rate
+        return contact_with(torch.where(env.uniforms[env.week, 0] < buys, rate, 1 - rate).double(), action_mask)
 
-    def told(self, probs, mask):
-        if self.says is None:
-            return None
-        return self._contact(self.buys * self.leaning + (1 - self.buys) * (1 - self.leaning), mask)
+    def reported(self, probs, action_mask):
+        return None if self.reported_propensities is None else self.average(action_mask)
 
-    @staticmethod
-    def _contact(share: Tensor, mask: Tensor) -> Tensor:
-        others = mask[:, 1:].sum(1, keepdim=True)
-        share = torch.where(others[:, 0] > 0, share, 0.0)[:, None]
-        return torch.cat((1 - share, share * mask[:, 1:] / others.clamp_min(1)), 1)
+    def average(self, action_mask: Tensor) -> Tensor:
+        """Probabilities [N, P] on average over what the log does not have."""
+        rate = self.buyer_contact_rate
+        return contact_with(self.buys * rate + (1 - self.buys) * (1 - rate), action_mask)
 
 
-class Leaning(Confounded):
-    """Who sends leans as much towards customers who are likely to buy anyhow, but knows no more of that than the log."""
+class SelectionBiasPolicy(ConfoundedPolicy):
+    """The sender prefers likely buyers as much, but knows no more of a customer than the log."""
 
-    def __init__(self, *, leaning: float):
-        super().__init__(leaning=leaning, told="average")
+    def __init__(self, *, buyer_contact_rate: float):
+        super().__init__(buyer_contact_rate=buyer_contact_rate, reported_propensities="average")
 
-    def probs(self, env, obs, mask):
-        super().probs(env, obs, mask)
-        return self.told(None, mask)
+    def probs(self, env, obs, action_mask):
+        super().probs(env, obs, action_mask)
+        return self.average(action_mask)
+
+
+def contact_with(share: Tensor, action_mask: Tensor) -> Tensor:
+    """Probabilities [N, P]: a contact with probability `share` [N], where there is a valid one, by any valid pair."""
+    contacts = action_mask[:, 1:].sum(1, keepdim=True)
+    share = torch.where(contacts[:, 0] > 0, share, 0.0)[:, None]
+    return torch.cat((1 - share, share * action_mask[:, 1:] / contacts.clamp_min(1)), 1)

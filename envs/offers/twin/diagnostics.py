@@ -11,7 +11,7 @@ from envs.offers.world.catalogue import Catalogue
 from envs.offers.twin.likelihood import Panel
 from envs.offers.world.customers import CHURNED, SUBSCRIBED
 from rlcore.uplift import metrics as uplift
-from rlcore.ope.propensity_checks import beyond, imbalance
+from rlcore.ope.propensity_checks import imbalance, significant
 from rlcore.plots import labelled
 
 
@@ -27,7 +27,7 @@ def doubts(log: Panel, env, level: float) -> list[str]:
     known = torch.cat((log.features[:, rows].T, log.known.permute(1, 2, 0)[at].to(log.features)), 1)
     kept = known.std(0) > 0
     z = imbalance(known[:, kept], log.offer[at] == 0, log.propensity[at], log.valid[at])
-    wrong = beyond(z, level)
+    wrong = significant(z, level)
     if not wrong.any():
         return []
     names = [*getattr(env.population, "feature_names", [f"feature {k}" for k in range(len(log.features))]), *env.codec.names]
@@ -56,7 +56,7 @@ def residuals(trips: tuple[Tensor, Tensor, Tensor], log: Panel) -> Tensor:
 
 def named(z: Tensor, catalogue: Catalogue, level: float) -> list[str]:
     """Name the pairs [O+1, C] whose residuals are beyond chance."""
-    wrong = beyond(z, level).nonzero().tolist()
+    wrong = significant(z, level).nonzero().tolist()
     if not wrong:
         return []
     wrong.sort(key=lambda at: -z[tuple(at)].abs().item())
@@ -94,7 +94,7 @@ class Uplift:
         treated, bought, spend = (log.offer > 0)[at], log.bought[at], log.spend[at]
         customer = torch.arange(len(log), device=at.device).expand_as(at)[at]
         generator = torch.Generator(at.device).manual_seed(self.seed)
-        test = uplift.Tested(customer, bought.double(), treated, torch.stack((raised, anyhow)))
+        test = uplift.UpliftTestSet(customer, bought.double(), treated, torch.stack((raised, anyhow)))
         drawn = uplift.bootstrap([test], len(log), self.replications, generator)[0]
         tail = (1 - self.level) / 2
 
@@ -119,7 +119,7 @@ class Uplift:
         axes.axline((0.0, 0.0), slope=1, color="grey", linestyle=":", linewidth=0.8)
         return figure
 
-    def _qini(self, test: uplift.Tested) -> Figure:
+    def _qini(self, test: uplift.UpliftTestSet) -> Figure:
         figure, axes = labelled("share of decisions, highest uplift first", "incremental trips")
         for name, score in zip(("by the twin's uplift", "by P(trip)"), test.scores):
             n, gained = uplift.qini_curve(test.outcome, score, test.treated)

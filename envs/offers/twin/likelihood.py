@@ -9,8 +9,8 @@ from torch import Tensor
 from envs.offers.world.customers import CHURNED, HABITS, SUBSCRIBED, UNSUBSCRIBED, Customers, State, World
 from envs.offers.world.response import churn, leave, outcome
 from envs.offers.world.transition import habit_gain
-from rlcore.offline.logged_dataset import Logged, named_rows
-from rlcore.ope.outcome_models import seasons
+from rlcore.offline.logged_dataset import LoggedDataset, named_rows
+from rlcore.ope.cross_fitting import rows_by_episode
 
 TINY = 1e-6  # the least probability whose logarithm is taken
 
@@ -52,32 +52,32 @@ class Panel:
         return self.map(lambda x: x[..., rows])
 
 
-def panel(log: Logged, env, where: str) -> Panel:
+def panel(log: LoggedDataset, env, where: str) -> Panel:
     """Lay a log of the offers environment out by customer and week; raise ValueError where it doesn't say what came next,
     or tells what the world can't have done."""
     if log.next_obs is None:
         raise ValueError(f"{where}: expected next_state_* and next_valid_*, what decisions led to")
     state, following = (env.codec.decode_state(x[:]) for x in (log.obs, log.next_obs))
     offer, channel = env.world.catalogue.action_codec.decode(log.action)
-    bought, redeemed, world, terms = log.trips > 0, log.redeemed > 0, env.world, env.world.reward
+    bought, redeemed, world, terms = log.outcomes["trips"] > 0, log.outcomes["redeemed"] > 0, env.world, env.world.reward
     if (wrong := redeemed & (~bought | (offer == 0))).any():
         raise ValueError(f"{where}: {named_rows(wrong, 0)}, column 'redeemed': expected a redemption only of an offer and "
                          "with a trip")
-    if (wrong := (log.week < 0) | (log.week >= world.weeks)).any():
+    if (wrong := (log.step < 0) | (log.step >= world.weeks)).any():
         raise ValueError(f"{where}: {named_rows(wrong, 0)}, column 'week': expected a week of the season, 0 to "
                          f"{world.weeks - 1}")
     churned = (following.status == CHURNED) & (state.status != CHURNED)
     annoyed = (offer > 0) & (state.fatigue >= terms.fatigue_limit)
-    margin = (log.profit + log.spend + terms.churn_cost * churned + terms.fatigue_penalty * annoyed
+    margin = (log.reward + log.cost + terms.churn_cost * churned + terms.fatigue_penalty * annoyed
               - terms.trips * bought)
-    place = seasons(log.customer, log.season, log.week).T
+    place = rows_by_episode(log.unit, log.episode, log.step, (log.names.unit, log.names.episode, log.names.step)).T
     rows, first = place.clamp_min(0), place[0]
 
     def lay(x):
         return x[rows]
-    return Panel(log.obs[first, :log.features].T, log.customer[first], place >= 0, lay(log.week), State(*map(lay, state)),
+    return Panel(log.obs[first, :log.static_dim].T, log.unit[first], place >= 0, lay(log.step), State(*map(lay, state)),
                  lay(offer), lay(channel), lay(bought), lay(redeemed), State(*map(lay, following)),
-                 lay(torch.where(bought, margin, 0.0)), lay(log.spend), lay(log.propensity), lay(log.mask[:].sum(1)),
+                 lay(torch.where(bought, margin, 0.0)), lay(log.cost), lay(log.propensity), lay(log.action_mask[:].sum(1)),
                  lay(env.codec.decode_dynamics(log.obs[:])).permute(2, 0, 1))
 
 

@@ -13,7 +13,7 @@ from envs.offers.populations.base import columns, from_columns
 from envs.offers.twin.structural_model import Parameters, places
 from envs.offers.world.customers import CHURNED, UNSUBSCRIBED, World
 from rlcore.algorithm import Evaluator, OfflineAlgorithm
-from rlcore.offline.logged_dataset import Logged, named_rows
+from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 
 CUSTOMERS = 4096  # whose likelihood is taken at once
 SILENT = {"churn": ("c0", "gamma_f", "gamma_h"), "opt_out": ("opt_out",)}  # what a log can't tell in which it never happens
@@ -56,7 +56,7 @@ class Structural:
         torch.manual_seed(seed)
         return [Parameters(env.static_dim, theta.mean(0), theta.std(0), hidden=self.hidden) for _ in range(members)]
 
-    def lay(self, log: Logged, env) -> Panel:
+    def lay(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week."""
         return panel(log, env, "log")
 
@@ -142,7 +142,7 @@ class Twin(OfflineAlgorithm):
         """Return what holds the members against decisions that they were not fitted to."""
         return self.report(self.env)
 
-    def set_dataset(self, log: Logged) -> None:
+    def set_dataset(self, log: LoggedDataset) -> None:
         """Take a log; raise ValueError where it can't be fitted to."""
         if self.weighted and (missing := log.propensity.isnan()).any():
             raise ValueError(f"log: {named_rows(missing, 0)}, column 'propensity': expected one, as decisions are to be "

@@ -59,7 +59,7 @@ class Twins:
                              "env/observation=history")
         self.base, self.only, self.num_features = base, only, base.num_features
         self.columns, self.ids = base.columns, base.ids
-        seen, width = len(agent["members"][0]["centre"]), len(agent["members"][0]["middle"])
+        seen, width = len(agent["members"][0]["standardize.mean"]), len(agent["members"][0]["middle"])
         if seen != base.num_features:
             raise ValueError(f"env.twin={path}: fitted to customers of {seen} features, here they have {base.num_features}")
         channels = len(from_columns(agent["members"][0]["middle"][None]).omega)

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator
 import torch
 
 from envs.base import VectorEnv
-from envs.data_collection import Behaviour, rollouts
-from rlcore.offline.logged_dataset import Logged
+from envs.data_collection import LoggingPolicy, rollouts
+from rlcore.offline.logged_dataset import LoggedDataset
 
 
-def log_seasons(env: Callable, behaviour: Behaviour, decisions: int, agents: int, device: torch.device, seed: int, *,
-                all_propensities: bool = False) -> tuple[VectorEnv, Iterator[Logged]]:
+def log_seasons(env: Callable, logging_policy: LoggingPolicy, decisions: int, agents: int, device: torch.device, seed: int, *,
+                all_propensities: bool = False) -> tuple[VectorEnv, Iterator[LoggedDataset]]:
     """Open an environment of realised outcomes, and log its seasons of `agents` customers as they are asked for.
 
     At least `decisions` are logged; the environment still has the last season's customers then.
     """
     world = env(device, seed, num_agents=agents)
     world.use_realised_outcomes()
-    logs = rollouts(world, behaviour, "log", seed, decisions=decisions, steps=1, all_propensities=all_propensities)
+    logs = rollouts(world, logging_policy, "log", seed, decisions=decisions, steps=1, all_propensities=all_propensities)
     return world, logs

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from envs.offers.populations.complete_journey_tables import read, times, trips
 from rlcore.ope import estimators as ope
+from rlcore.ope import intervals
 from rlcore.plots import labelled
 from scripts.benchmarks.common.display import save_figure, table_of
 from scripts.benchmarks.common.display import show as show_table
@@ -108,7 +109,7 @@ def row(test: Tensor, log_prob: Tensor, forecast: Tensor, ours: Tensor, level: f
     gain = ope.Terms((ours - log_prob) / weeks)
     mean, actual = forecast.mean().item(), test.mean().item()
     return {"log_prob": log_prob.mean().item() / weeks, "total": log_prob.sum().item(),
-            "gain": [ope.estimate(gain).item(), *(x.item() for x in ope.normal(gain, None, level))],
+            "gain": [intervals.estimate(gain).item(), *(x.item() for x in intervals.normal(gain, None, level))],
             "mean": mean, "error": mean / actual - 1, "weekly": forecast.mean(0).tolist(),
             "weekly_error": (forecast.mean(0) / test.mean(0) - 1).abs().mean().item(),
             "household_error": (forecast - test).mean(1).abs().mean().item()}

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.networks import mlp
-from rlcore.ope.outcome_models import descend
+from rlcore.normalization import Standardizer
+from rlcore.ope.outcome_models import fit_sgd
 
 SMALL = 0.05  # trips a week, below which rates count as alike
+MIN_STD = 1e-3  # of a feature
 
 
 class Past(NamedTuple):
@@ -84,8 +86,7 @@ class Organic(nn.Module):
         self.net = mlp([features, *hidden, 3], activation, 0.01)
         self.register_buffer("keep", 0.5 ** (1 / torch.tensor(halvings)))
         self.register_buffer("average", torch.ones(2))  # trips and share of active weeks
-        self.register_buffer("centre", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
+        self.standardize = Standardizer(features, MIN_STD)
 
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, households: int) -> Past:
@@ -134,7 +135,7 @@ class Organic(nn.Module):
     # ── distribution ────────────────────────────────────────────────────────────────────────────────────────────────
     def outputs(self, features: Tensor, rate: Tensor) -> Weekly:
         """The week's distribution, of features [..., F] and shrunk rates [...]."""
-        by, shape, idle = self.net((features - self.centre) / self.scale).unbind(-1)
+        by, shape, idle = self.net(self.standardize(features)).unbind(-1)
         return Weekly(rate * by.clamp(-5, 5).exp(), (shape + 1).clamp(-5, 7).exp(), idle - 2)
 
     def forward(self, past: Past) -> Weekly:
@@ -151,12 +152,12 @@ class Organic(nn.Module):
         pasts = self.remember(trips)[self.burn_in:-1]
         x, rate, y = torch.cat([self.features(p) for p in pasts]), torch.cat([self.rate(p) for p in pasts]), (
             trips[:, self.burn_in:].T.reshape(-1))
-        self.centre, self.scale = x.mean(0), x.std(0).clamp_min(1e-3)
+        self.standardize.fit(x)
 
         def loss() -> Tensor:
             rows = torch.randint(len(y), (self.batch_size,), generator=generator, device=y.device)
             return -self.outputs(x[rows], rate[rows]).log_prob(y[rows]).mean()
-        descend(self.net.parameters(), loss, self.lr, self.decay, self.steps)
+        fit_sgd(self.net.parameters(), loss, self.lr, self.decay, self.steps)
         return self
 
     @torch.no_grad()

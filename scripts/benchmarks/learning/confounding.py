@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from envs.data_collection import Behaviour, Uniform
+from envs.data_collection import LoggingPolicy, UniformPolicy
 from envs.offers.populations.base import from_columns
 from envs.offers.world.response import outcome
-from rlcore.offline.logged_dataset import Logged
-from rlcore.ope.outcome_models import numbered
-from rlcore.uplift.meta_learners import ask
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.cross_fitting import consecutive_ids
+from rlcore.uplift.meta_learners import predict_chunked
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
 
@@ -26,7 +26,7 @@ def run(
     seed: int,
     *,
     env: Callable,
-    behaviour: Behaviour,
+    logging_policy: LoggingPolicy,
     learners: dict,
     seeds: int,
     customers: int,
@@ -35,16 +35,16 @@ def run(
     """Learn what a contact (by any pair) does to trips; return error, bias and correlation to the truth."""
     rows: dict[str, dict[str, list[float]]] = {name: {"rmse": [], "bias": [], "correlation": []} for name in learners}
     for k in range(seed, seed + seeds):
-        world, log = collected(env, behaviour, customers, device, 1000 + k)
-        _, others = collected(env, Uniform(), new, device, 2000 + k)
+        world, log = collected(env, logging_policy, customers, device, 1000 + k)
+        _, others = collected(env, UniformPolicy(), new, device, 2000 + k)
         truth, width = effect(world, others), world.context_dim
         contacted = (log.action > 0).long()
         nothing = log.probs[:, 0].double()
         for name, learner in learners.items():
-            fit = learner(log.obs[:, :width], contacted, log.trips[:, None], 2, torch.Generator(device).manual_seed(k),
-                          propensity=torch.where(contacted > 0, 1 - nothing, nothing), cluster=numbered(log.customer))
+            fit = learner(log.obs[:, :width], contacted, log.outcomes["trips"][:, None], 2, torch.Generator(device).manual_seed(k),
+                          propensity=torch.where(contacted > 0, 1 - nothing, nothing), cluster=consecutive_ids(log.unit))
             with torch.no_grad():
-                table = ask(fit, others.obs[:, :width])[..., 0].double()
+                table = predict_chunked(fit, others.obs[:, :width])[..., 0].double()
             error = table[:, 1] - table[:, 0] - truth
             rows[name]["rmse"].append(error.square().mean().sqrt().item())
             rows[name]["bias"].append(error.mean().item())
@@ -62,15 +62,15 @@ def run(
 
 
 def collected(
-    env: Callable, behaviour: Behaviour, customers: int, device: torch.device, seed: int
-) -> tuple[object, Logged]:
+    env: Callable, logging_policy: LoggingPolicy, customers: int, device: torch.device, seed: int
+) -> tuple[object, LoggedDataset]:
     """A season of customers' decisions, where there was something to decide, and its environment."""
-    world, chunks = log_seasons(env, behaviour, 1, customers, device, seed, all_propensities=True)
-    log = Logged.cat(list(chunks))
-    return world, log[log.mask.sum(1) > 1]
+    world, chunks = log_seasons(env, logging_policy, 1, customers, device, seed, all_propensities=True)
+    log = LoggedDataset.cat(list(chunks))
+    return world, log[log.action_mask.sum(1) > 1]
 
 
-def effect(env, log: Logged) -> Tensor:
+def effect(env, log: LoggedDataset) -> Tensor:
     """What a contact drawn from all pairs adds to P(trip), [N]: θ follows from features of r2 = 1."""
     population, (offers, channels) = env.population, env.nvec
     world = env.world.to(env.device, torch.float64)
@@ -79,7 +79,7 @@ def effect(env, log: Logged) -> Tensor:
     h, f, d = (x.double() for x in env.codec.decode_state(log.obs)[:3])
 
     def trips(offer: int, channel: int) -> Tensor:
-        o = outcome(c, world, log.week, h, f, d, torch.full_like(log.week, offer), torch.full_like(log.week, channel))
+        o = outcome(c, world, log.step, h, f, d, torch.full_like(log.step, offer), torch.full_like(log.step, channel))
         return o.redeem + o.buy
     contacts = [trips(offer, channel) for offer in range(1, offers) for channel in range(channels)]
     return torch.stack(contacts).mean(0) - trips(0, 0)

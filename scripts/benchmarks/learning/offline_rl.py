@@ -12,7 +12,7 @@ from torch import Tensor
 from rlcore import checkpoint
 from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
-from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.offline.q_learning import DoubleDQN
 from rlcore.plots import labelled
 from scripts.benchmarks.common.display import save_figure
@@ -21,9 +21,9 @@ from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.timing import timed
 
 
-def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behaviours: dict, sizes: dict, seeds: int,
+def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, logging_policies: dict, sizes: dict, seeds: int,
         learners: dict, agents: int) -> dict:
-    """Train every learner on logs of every behaviour, world and size (`sizes` by behaviour), and value it in its world.
+    """Train every learner on logs of every logging policy, world and size (`sizes` by logging policy), and value it in its world.
 
     A seed has its own log, of `agents` customers a season, and its own learners; all are valued on the same customers.
     Cells are printed and saved as they come.
@@ -37,10 +37,10 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behav
         for world, make in worlds.items():
             env = make(device, k)  # learners from a log don't act in it: they can share it, and its bound
             judge = env.evaluation(env)
-            for name, behaviour in behaviours.items():
+            for name, logging_policy in logging_policies.items():
                 # Of customers that no learner of the same seed draws.
-                _, chunks = log_seasons(make, behaviour, max(sizes[name]), agents, device, 1000 + k)
-                whole = Logged.cat([chunk.slim(env.context_dim) for chunk in chunks])
+                _, chunks = log_seasons(make, logging_policy, max(sizes[name]), agents, device, 1000 + k)
+                whole = LoggedDataset.cat([chunk.deduplicate(env.context_dim) for chunk in chunks])
                 for size in sizes[name]:
                     shared: dict = {}
                     for learner, algo in learners.items():
@@ -62,8 +62,8 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, behav
     return {"cells": cells, "rows": rows}
 
 
-def learned(env, algo: Callable, log: Logged, seed: int, shared: dict):
-    """Train on a log. Baselines are alike for all learners: the first that needs one leaves it in `shared`."""
+def learned(env, algo: Callable, log: LoggedDataset, seed: int, shared: dict):
+    """Train on a log. Adjusted rewards are the same for all learners: the first that needs them leaves them in `shared`."""
     agent = algo(env, seed)
     if isinstance(agent, DoubleDQN) and agent.variance_reduction:
         fit = agent.variance_reduction

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from envs.data_collection import Behaviour
+from envs.data_collection import LoggingPolicy
 from envs.offers.twin.likelihood import Panel
 from envs.offers.twin.structural_predictions import Answers
 from envs.offers.world.customers import SUBSCRIBED
 from rlcore import checkpoint
 from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
-from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.logged_dataset import LoggedDataset
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.timing import timed
@@ -27,16 +27,16 @@ def run(
     seed: int,
     *,
     env: Callable,
-    behaviour: Behaviour,
+    logging_policy: LoggingPolicy,
     twins: dict,
     decisions: int,
     agents: int,
     new: int,
 ) -> dict:
     """Fit each to the log, and hold it against the truth of `new` other customers' season."""
-    world, log = log_seasons(env, behaviour, decisions, agents, device, 1000 + seed)
-    others, asked = log_seasons(env, behaviour, 1, new, device, 2000 + seed)
-    log, asked = (Logged.cat(list(chunks)) for chunks in (log, asked))
+    world, log = log_seasons(env, logging_policy, decisions, agents, device, 1000 + seed)
+    others, asked = log_seasons(env, logging_policy, 1, new, device, 2000 + seed)
+    log, asked = (LoggedDataset.cat(list(chunks)) for chunks in (log, asked))
     rows = {}
     for name, algo in twins.items():
         seconds, twin = timed(partial(fitted, algo, world, log, seed))
@@ -61,7 +61,7 @@ def run(
     return {"rows": rows}
 
 
-def fitted(algo: Callable, world, log: Logged, seed: int):
+def fitted(algo: Callable, world, log: LoggedDataset, seed: int):
     """Fit a twin to a log of a world."""
     twin = algo(world, seed)
     twin.set_dataset(log)

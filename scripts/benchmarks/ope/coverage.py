@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from rlcore.ope.evaluator import LOGGED, Valuation
+from rlcore.ope.evaluator import LOGGED, OffPolicyEvaluator
 from scripts.benchmarks.common.display import progress, show, table_of
 from scripts.benchmarks.ope.customer_pool import replications, world_of
 
@@ -24,7 +24,7 @@ def run(directory: Path, device: torch.device, seed: int, *, cases: dict[str, Ca
     return {"cases": results}
 
 
-def measure(name: str, device: torch.device, seed: int, *, env: Callable, ope: Valuation, pool: int, logging: dict,
+def measure(name: str, device: torch.device, seed: int, *, env: Callable, ope: OffPolicyEvaluator, pool: int, logging: dict,
             target: dict, count: int, customers: int, at_once: int) -> dict:
     """Value a target on `count` logs of `customers` drawn from a pool, and count how often intervals hold the truth."""
     env, pool = world_of(env, device, seed, pool)

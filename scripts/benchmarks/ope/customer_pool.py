@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from envs.data_collection import Behaviour, rollouts
+from envs.data_collection import LoggingPolicy, rollouts
 from envs.offers.constraints.contact_rules import Permits
 from envs.offers.planning.dynamic_program import action_values, best_plan, organic
 from envs.offers.planning.state_values import Grid, Values
@@ -15,7 +15,7 @@ from envs.offers.policies.logging_policies import at_private_prices
 from envs.offers.populations.base import Sample
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, State
 from rlcore.exploration import floored
-from rlcore.offline.logged_dataset import Logged
+from rlcore.offline.logged_dataset import LoggedDataset
 
 STATES = HABITS * FATIGUES * EXPECTATIONS
 
@@ -47,7 +47,7 @@ class Pool:
         )
 
     def policy(self, *, price: float, plans: bool, sigma: float, epsilon: float) -> Tensor:
-        """What a planner does (envs/offers/policies/logging_policies.py, Jittered) at one price for all."""
+        """What a planner does (envs/offers/policies/logging_policies.py, PricePerturbedPolicy) at one price for all."""
         c, world, expand = self.customers, self.world, self.copies
         paths = torch.full((world.weeks,), price, dtype=torch.float64, device=expand.device)
         values = best_plan(c, world, self.organic, paths)[0] if plans else None
@@ -79,7 +79,7 @@ class Pool:
         return values.at(self.sample.state).mean().item()
 
 
-class Tabled(Behaviour):
+class TabularPolicy(LoggingPolicy):
     """Act by one table, and note what others would have done in the same places."""
 
     def __init__(self, logging: Tensor, targets: list[Tensor]):
@@ -97,13 +97,13 @@ class Tabled(Behaviour):
 
 
 def replications(env, pool: Pool, logging: Tensor, targets: list[Tensor], *, count: int, customers: int, at_once: int,
-                 seed: int) -> Iterator[tuple[Logged, list[Tensor]]]:
+                 seed: int) -> Iterator[tuple[LoggedDataset, list[Tensor]]]:
     """Yield logs of `customers` each, and what the targets would have done there, [N, P] each."""
     env.population, env.num_agents = pool, at_once * customers
     for start in range(0, count, at_once):
-        behaviour = Tabled(logging, targets)
-        log, = rollouts(env, behaviour, "logging", seed + start, decisions=1, steps=1, all_propensities=False)
-        noted = [torch.stack(table, 1).flatten(0, 1) for table in zip(*behaviour.noted)]
+        policy = TabularPolicy(logging, targets)
+        log, = rollouts(env, policy, "logging", seed + start, decisions=1, steps=1, all_propensities=False)
+        noted = [torch.stack(table, 1).flatten(0, 1) for table in zip(*policy.noted)]
         size = customers * env.episode_length
         for k in range(min(at_once, count - start)):
             rows = slice(k * size, (k + 1) * size)

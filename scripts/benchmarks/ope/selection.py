@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from rlcore.ope.evaluator import Valuation
+from rlcore.ope.evaluator import OffPolicyEvaluator
 from scripts.benchmarks.common.display import progress, show, table_of
 from scripts.benchmarks.ope.customer_pool import replications, world_of
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, ope: Valuation, pool: int, price: float,
+def run(directory: Path, device: torch.device, seed: int, *, env: Callable, ope: OffPolicyEvaluator, pool: int, price: float,
         logging: dict, candidates: dict[str, dict], estimator: str, count: int, customers: int, at_once: int) -> dict:
     """Let an estimator choose among candidates on `count` logs, by profit less spend at the price; count right choices.
 

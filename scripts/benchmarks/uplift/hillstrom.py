@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from rlcore.offline.logged_dataset import Logged, check
+from envs.offers.logs.schema import COLUMNS
+from rlcore.offline.logged_dataset import LoggedDataset, check
 from rlcore.ope import estimators as ope
-from rlcore.ope.outcome_models import cross_fit, folds
+from rlcore.ope import intervals
+from rlcore.ope.cross_fitting import cross_fit, folds
 from scripts.benchmarks.common.display import show, table_of
 
 ARMS = {"No E-Mail": "no mail", "Mens E-Mail": "men's mail", "Womens E-Mail": "women's mail"}
@@ -49,7 +51,7 @@ def run(
     order = torch.randperm(len(log), generator=generator, device=device)
     learn, judge = order.chunk(2)
     targets = learned(log[learn], shop["visit"].to(device)[learn], model, log[judge].obs, generator)
-    means = torch.stack([log.profit[learn][log.action[learn] == k].mean() for k in range(3)])
+    means = torch.stack([log.reward[learn][log.action[learn] == k].mean() for k in range(3)])
     best = int(means.argmax())
     for k, name in enumerate(ARMS.values()):
         targets[name] = one_hot(torch.full_like(judge, k), 3).double()
@@ -65,7 +67,7 @@ def run(
     return {"arms": arms, "best_arm": rivals["best arm"], "policies": rows, "margin": margin, "cost": cost}
 
 
-def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[str, Tensor], dict[str, list[int]]]:
+def as_log(path: str | None, margin: float, cost: float) -> tuple[LoggedDataset, dict[str, Tensor], dict[str, list[int]]]:
     """Read the shop's customers as decisions of one step, propensity 1/3.
 
     Also return their outcomes [N] by name, and the columns of observations by what they are of.
@@ -93,49 +95,46 @@ def as_log(path: str | None, margin: float, cost: float) -> tuple[Logged, dict[s
     outcomes = {name: torch.tensor(frame[name].to_numpy(float)) for name in OUTCOMES}
     n, zeros = len(frame), torch.zeros(len(frame))
     rows, mailed = torch.arange(n), cost * (action > 0)
-    log = Logged(
-        (3,),
-        numbers.shape[1] + dummies.shape[1],
-        ("randomised",),
-        rows,
-        rows,
-        0 * rows,
-        0 * rows,
-        0 * rows,
-        torch.cat((numbers, dummies), 1).float(),
-        torch.ones(n, 3, dtype=torch.bool),
-        action,
-        torch.full((n,), 1 / 3, dtype=torch.float64),
-        torch.full((n, 3), 1 / 3),
-        zeros,
-        (margin * outcomes["spend"] - mailed).float(),
-        outcomes["conversion"].float(),
-        zeros,
-        mailed.float(),
-        zeros,
-        None,
-        None,
-        zeros == 0,
-        zeros > 0,
-    )
+    log = LoggedDataset(
+        nvec=(3,),
+        static_dim=numbers.shape[1] + dummies.shape[1],
+        policies=("randomised",),
+        names=COLUMNS,
+        decision=rows,
+        unit=rows,
+        episode=torch.zeros_like(rows),
+        step=torch.zeros_like(rows),
+        policy=torch.zeros_like(rows),
+        obs=torch.cat((numbers, dummies), 1).float(),
+        action_mask=torch.ones(n, 3, dtype=torch.bool),
+        action=action,
+        propensity=torch.full((n,), 1 / 3, dtype=torch.float64),
+        probs=torch.full((n, 3), 1 / 3),
+        price=zeros,
+        reward=(margin * outcomes["spend"] - mailed).float(),
+        cost=mailed.float(),
+        terminal_value=zeros,
+        outcomes={"conversion": outcomes["conversion"].float()},
+        terminated=torch.ones(n, dtype=torch.bool),
+        truncated=torch.zeros(n, dtype=torch.bool))
     check(log, path, 0)
     return log, outcomes, columns
 
 
-def learned(log: Logged, visit: Tensor, model: Callable, obs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def learned(log: LoggedDataset, visit: Tensor, model: Callable, obs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Policies [N, 3] for customers `obs` [N, D], learned from a log and its visits."""
     earned = torch.stack(
-        [(log.profit + log.spend)[log.action == k].mean() / visit[log.action == k].mean() for k in range(3)]
+        [(log.reward + log.cost)[log.action == k].mean() / visit[log.action == k].mean() for k in range(3)]
     )
-    cost = torch.stack([log.spend[log.action == k].mean() for k in range(3)])
-    predict = model(log.obs, log.action, torch.stack((log.profit.double(), visit), 1), 3, generator)
+    cost = torch.stack([log.cost[log.action == k].mean() for k in range(3)])
+    predict = model(log.obs, log.action, torch.stack((log.reward.double(), visit), 1), 3, generator)
     profit, visits = predict(obs).unbind(2)
     return {"by profit": one_hot(profit.argmax(1), 3).double(),
             "by visits": one_hot((visits * earned - cost).argmax(1), 3).double()}
 
 
 def judged(
-    log: Logged,
+    log: LoggedDataset,
     targets: dict[str, Tensor],
     rivals: dict[str, str],
     model: Callable,
@@ -147,7 +146,7 @@ def judged(
     """Value targets by DR with one cross-fitted model, and their differences to rivals on the same resamples."""
     place = torch.arange(len(log), device=log.obs.device)[:, None]
     fold = folds(place[:, 0], fold_count, generator)
-    outcome = torch.stack((log.profit, log.spend), 1)
+    outcome = torch.stack((log.reward, log.cost), 1)
     each = torch.eye(3, device=log.obs.device)
     state, parts = generator.get_state(), []
     for k in range(3):  # what the models say of each arm: the same models each time
@@ -158,21 +157,20 @@ def judged(
 
     def terms(name, kind):
         target = targets[name]
-        w = ope.taken(target, log.action) / log.propensity
+        w = ope.select_actions(target, log.action) / log.propensity
         return ope.dr(w, outcome[:, kind].double(), (target * table[:, :, kind]).sum(1), q[:, kind].double())
     wanted = {(name, key): terms(name, kind) for name in targets for kind, key in enumerate(("profit", "spend"))}
     for name in targets:
         for key, rival in rivals.items():
             wanted[name, key] = ope.Terms(wanted[name, "profit"].plain - wanted[rival, "profit"].plain)
-    drawn = ope.bootstrap(list(wanted.values()), None, draws, generator)
-    tail = (1 - level) / 2
-    ends = torch.quantile(drawn, drawn.new_tensor([tail, 1 - tail]), dim=1).T.tolist()
+    drawn = intervals.bootstrap(list(wanted.values()), None, draws, generator)
+    ends = intervals.central(drawn, level).tolist()
     rows: dict[str, dict] = {
         name: {"mailed": (1 - targets[name][:, 0]).mean().item(), "arms": targets[name].mean(0).tolist()}
         for name in targets
     }
     for ((name, key), made), interval in zip(wanted.items(), ends):
-        rows[name][key] = [ope.estimate(made).item(), *interval]
+        rows[name][key] = [intervals.estimate(made).item(), *interval]
     return rows
 
 

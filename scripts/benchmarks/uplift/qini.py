@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlcore import checkpoint
-from rlcore.ope.outcome_models import folds
+from rlcore.ope.cross_fitting import folds
 from rlcore.plots import labelled
 from rlcore.uplift import metrics as uplift
 from scripts.benchmarks.common.display import save_figure, table_of
@@ -45,9 +45,9 @@ class Split(NamedTuple):
     test: Customers
     scores: dict[str, Tensor]  # of everyone's
 
-    def tested(self) -> uplift.Tested:
+    def tested(self) -> uplift.UpliftTestSet:
         """Lay out for the bootstrap."""
-        return uplift.Tested(
+        return uplift.UpliftTestSet(
             self.test.rows, self.test.outcome, self.test.treated, torch.stack(list(self.scores.values()))
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlcore.offline.deduplicated import Table
+from rlcore.offline.deduplicated import DeduplicatedMatrix
 
 
 def rows(n, seed):
@@ -16,7 +16,7 @@ def rows(n, seed):
 
 def test_a_table_gives_what_it_was_given():
     x, y = rows(30, 0), rows(60, 1)
-    table, both = Table.cat([Table.of(x, (3, 8)), Table.of(y, (3, 8))]), torch.cat((x, y))
+    table, both = DeduplicatedMatrix.cat([DeduplicatedMatrix.from_dense(x, (3, 8)), DeduplicatedMatrix.from_dense(y, (3, 8))]), torch.cat((x, y))
     assert table.shape == both.shape and len(table) == 90 and table.blocks[1][0].shape[0] <= 8
     g = torch.Generator().manual_seed(2)
     for key in (torch.randint(90, (40,), generator=g), slice(5, 50, 3), torch.rand(90, generator=g) < 0.3, slice(None)):
@@ -25,7 +25,7 @@ def test_a_table_gives_what_it_was_given():
             assert torch.equal(table[key, columns], both[key, columns])
     assert torch.equal(table.to("cpu")[:], both)
     mask = y > 0
-    assert torch.equal(Table.of(mask, ())[:], mask) and Table.of(mask, ())[:].dtype == torch.bool
+    assert torch.equal(DeduplicatedMatrix.from_dense(mask, ())[:], mask) and DeduplicatedMatrix.from_dense(mask, ())[:].dtype == torch.bool
 
 
 @pytest.mark.parametrize("same", [0.0, 1.0])
@@ -33,4 +33,4 @@ def test_rows_of_the_same_key_are_told_apart(monkeypatch, same):
     x = rows(30, 0)
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, same, dtype=torch.float64))
     shuffled = torch.cat((x, x.flip(1)))  # of the same sums
-    assert torch.equal(Table.of(shuffled, ())[:], shuffled)
+    assert torch.equal(DeduplicatedMatrix.from_dense(shuffled, ())[:], shuffled)

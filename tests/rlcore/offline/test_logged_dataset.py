@@ -9,30 +9,34 @@ from scipy.stats import norm
 from small_offers import logging_policy, offers_env
 from torch import Tensor
 
-from envs.data_collection import Uniform, rollouts
+from envs.data_collection import UniformPolicy, rollouts
+from envs.offers.logs.schema import COLUMNS
 from envs.offers.policies.logging_policies import at_private_prices
 from envs.offers.planning.knapsack import Increments
 from envs.offers.planning.state_values import Visited
 from envs.offers.planning.dynamic_program import action_values, best_plan, organic
 from envs.wheel_bandit import Wheel
 from rlcore.offline.log_files import Reader, read, write
-from rlcore.offline.logged_dataset import Logged, check
+from rlcore.offline.logged_dataset import LoggedDataset, check
 
 CPU = torch.device("cpu")
 OPTIONS = {"decisions": 1, "steps": 4, "all_propensities": True}
 
 
-def made(agents=60, name="uniform", **changes) -> Logged:
+def made(agents=60, name="uniform", **changes) -> LoggedDataset:
     log, = rollouts(offers_env(agents, **changes), logging_policy(name), name, 3, **OPTIONS)
     return log
 
 
-def same(a: Logged, b: Logged) -> None:
-    assert (a.nvec, a.features, a.policies) == (b.nvec, b.features, b.policies)
-    for f in fields(Logged):
-        x, y = getattr(a, f.name), getattr(b, f.name)
+def same(a: LoggedDataset, b: LoggedDataset) -> None:
+    assert (a.nvec, a.static_dim, a.policies) == (b.nvec, b.static_dim, b.policies)
+    pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(LoggedDataset)}
+    pairs |= {name: (x, b.outcomes[name]) for name, x in a.outcomes.items()}
+    assert a.outcomes.keys() == b.outcomes.keys()
+    del pairs["outcomes"]
+    for name, (x, y) in pairs.items():
         if isinstance(x, Tensor):
-            torch.testing.assert_close(x, y, rtol=1e-6, atol=0, equal_nan=True, msg=f.name)
+            torch.testing.assert_close(x, y, rtol=1e-6, atol=0, equal_nan=True, msg=name)
         else:
             assert x == y
 
@@ -40,42 +44,42 @@ def same(a: Logged, b: Logged) -> None:
 # ── what is logged ──────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_season_is_logged_as_it_came():
     log = made(name="uniform")
-    assert len(log) == 60 * 12 and torch.equal(log.week, torch.arange(12).repeat(60))
-    assert torch.equal(log.customer, torch.arange(60).repeat_interleave(12)) and not log.season.any()
-    assert torch.equal(log.terminated, log.week == 11) and not log.truncated.any()
-    torch.testing.assert_close(log.next_obs[log.week < 11], log.obs[log.week > 0])
-    assert torch.equal(log.next_mask[log.week < 11], log.mask[log.week > 0])
-    torch.testing.assert_close(log.propensity, 1 / log.mask.sum(1).double())
+    assert len(log) == 60 * 12 and torch.equal(log.step, torch.arange(12).repeat(60))
+    assert torch.equal(log.unit, torch.arange(60).repeat_interleave(12)) and not log.episode.any()
+    assert torch.equal(log.terminated, log.step == 11) and not log.truncated.any()
+    torch.testing.assert_close(log.next_obs[log.step < 11], log.obs[log.step > 0])
+    assert torch.equal(log.next_action_mask[log.step < 11], log.action_mask[log.step > 0])
+    torch.testing.assert_close(log.propensity, 1 / log.action_mask.sum(1).double())
     env = offers_env()
     env.reset()
     cost, value = env.world.catalogue.cost, env.world.catalogue.value
     offer, channel = log.action // 5, log.action % 5
-    torch.testing.assert_close(log.spend, cost[channel] * (offer > 0) + value[offer] * log.redeemed)
-    assert set(log.trips.unique().tolist()) == {0.0, 1.0} and (log.redeemed <= log.trips).all()
-    margin = (env.customers.margin + 0.5)[log.customer]
-    torch.testing.assert_close(log.profit, margin * log.trips - log.spend)
-    torch.testing.assert_close(log.terminal, torch.where(log.terminated, log.terminal, 0.0))
-    assert (log.terminal[log.terminated] >= -1e-4).all() and log.terminal.sum() > 0
+    torch.testing.assert_close(log.cost, cost[channel] * (offer > 0) + value[offer] * log.outcomes["redeemed"])
+    assert set(log.outcomes["trips"].unique().tolist()) == {0.0, 1.0} and (log.outcomes["redeemed"] <= log.outcomes["trips"]).all()
+    margin = (env.customers.margin + 0.5)[log.unit]
+    torch.testing.assert_close(log.reward, margin * log.outcomes["trips"] - log.cost)
+    torch.testing.assert_close(log.terminal_value, torch.where(log.terminated, log.terminal_value, 0.0))
+    assert (log.terminal_value[log.terminated] >= -1e-4).all() and log.terminal_value.sum() > 0
 
 
 def test_seasons_are_of_new_customers_and_other_environments_go_on():
-    first, second = rollouts(offers_env(), Uniform(), "uniform", 0, **{**OPTIONS, "decisions": 60 * 12 + 1})
-    assert not set(first.customer.tolist()) & set(second.customer.tolist()) and (second.season == 1).all()
+    first, second = rollouts(offers_env(), UniformPolicy(), "uniform", 0, **{**OPTIONS, "decisions": 60 * 12 + 1})
+    assert not set(first.unit.tolist()) & set(second.unit.tolist()) and (second.episode == 1).all()
     assert second.decision[0] == 60 * 12
     env = Wheel(CPU, 0, num_agents=8, delta=0.9, safe=0.12, plain=0.1, prize=1.0, noise=0.05)
-    log = Logged.cat(list(rollouts(env, Uniform(), "uniform", 0, **{**OPTIONS, "decisions": 64})))
-    assert len(log) == 64 and log.customer.unique().numel() == 8
-    assert torch.equal(log.season[log.customer == 3], torch.arange(8)) and not log.week.any()
+    log = LoggedDataset.cat(list(rollouts(env, UniformPolicy(), "uniform", 0, **{**OPTIONS, "decisions": 64})))
+    assert len(log) == 64 and log.unit.unique().numel() == 8
+    assert torch.equal(log.episode[log.unit == 3], torch.arange(8)) and not log.step.any()
 
 
-@pytest.mark.parametrize("name", ["uniform", "uplift", "propensity", "jittered", "confounded"])
+@pytest.mark.parametrize("name", ["uniform", "uplift", "propensity", "price_perturbed", "confounded"])
 def test_actions_follow_their_propensities(name):
     log = made(800, name, price_range=[1.0, 8.0])
     if name == "confounded":
         assert log.propensity.isnan().all() and log.probs is None
         return
     torch.testing.assert_close(log.probs.sum(1), torch.ones(len(log)))
-    assert not log.probs[~log.mask].any()
+    assert not log.probs[~log.action_mask].any()
     torch.testing.assert_close(log.probs.double().gather(1, log.action[:, None])[:, 0], log.propensity, rtol=1e-6, atol=0)
     # How often each pair came, beside how often it had to: a martingale, its variance is Σ p(1 − p).
     p = log.probs.double()
@@ -85,16 +89,16 @@ def test_actions_follow_their_propensities(name):
 
 
 def test_a_confounded_log_tells_what_holds_on_average_alone():
-    log, = rollouts(offers_env(4000), logging_policy("confounded", told="average"), "confounded", 0, **OPTIONS)
-    contacted, able = (log.action > 0).double(), log.mask[:, 1:].any(1)
+    log, = rollouts(offers_env(4000), logging_policy("confounded", reported_propensities="average"), "confounded", 0, **OPTIONS)
+    contacted, able = (log.action > 0).double(), log.action_mask[:, 1:].any(1)
     share = 1 - log.probs[:, 0].double()
     assert abs((contacted - share)[able].mean()) < 0.02
-    assert abs((contacted - share)[able & (log.trips > 0)].mean()) > 0.1
+    assert abs((contacted - share)[able & (log.outcomes["trips"] > 0)].mean()) > 0.1
 
 
 # ── private prices ──────────────────────────────────────────────────────────────────────────────────────────────────
 def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
-    env, planner = offers_env(12, price_range=[1.0, 6.0]), logging_policy("jittered", epsilon=0.0)
+    env, planner = offers_env(12, price_range=[1.0, 6.0]), logging_policy("price_perturbed", epsilon=0.0)
     env.reset()
     planner.reset(env)
     for week in range(2):
@@ -128,23 +132,23 @@ def test_a_log_comes_back_as_it_went(ending, tmp_path):
     pytest.importorskip("pyarrow")
     log, path = made(), tmp_path / f"log.{ending}"
     assert write(path, [log[:100], log[100:]]) == len(log)
-    same(read(path), log)
-    chunks = list(Reader(path, rows=101))
+    same(read(path, COLUMNS), log)
+    chunks = list(Reader(path, COLUMNS, rows=101))
     assert max(map(len, chunks)) <= 101 and sum(map(len, chunks)) == len(log)
-    same(Logged.cat(chunks), log)
-    plain = replace(log, probs=None, next_obs=None, next_mask=None, propensity=log.propensity * torch.nan)
+    same(LoggedDataset.cat(chunks), log)
+    plain = replace(log, probs=None, next_obs=None, next_action_mask=None, propensity=log.propensity * torch.nan)
     write(path, [plain])
-    same(read(path), plain)
+    same(read(path, COLUMNS), plain)
     assert not list(tmp_path.glob(".*"))
 
 
 def test_policies_of_several_logs_keep_their_names(tmp_path):
     pytest.importorskip("pyarrow")
-    a, b = made(5), made(5, "jittered")
-    both = Logged.cat([a, b])
-    assert both.policies == ("uniform", "jittered") and both.policy.tolist() == [0] * 60 + [1] * 60
+    a, b = made(5), made(5, "price_perturbed")
+    both = LoggedDataset.cat([a, b])
+    assert both.policies == ("uniform", "price_perturbed") and both.policy.tolist() == [0] * 60 + [1] * 60
     write(tmp_path / "log.parquet", [a, b])
-    same(read(tmp_path / "log.parquet"), replace(both, decision=torch.arange(60).repeat(2)))
+    same(read(tmp_path / "log.parquet", COLUMNS), replace(both, decision=torch.arange(60).repeat(2)))
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -189,28 +193,28 @@ def test_bad_rows_are_named(case, tmp_path):
         frame.loc[row - 2, column] = text
     frame.to_csv(path, index=False)
     with pytest.raises(ValueError, match=rf"log\.csv: {message}"):
-        list(Reader(path))
+        list(Reader(path, COLUMNS))
 
 
 def test_rows_of_a_later_chunk_are_counted_from_the_file_s_start(tmp_path):
     pytest.importorskip("pyarrow")
     log = made(50)
-    log.profit[[300, 599]] = torch.nan
+    log.reward[[300, 599]] = torch.nan
     write(tmp_path / "log.parquet", [log])
     with pytest.raises(ValueError, match="rows 302, 601, column 'profit'"):
-        list(Reader(tmp_path / "log.parquet", rows=600))
+        list(Reader(tmp_path / "log.parquet", COLUMNS, rows=600))
     with pytest.raises(ValueError, match="row 302, column 'profit'"):
-        list(Reader(tmp_path / "log.parquet", rows=100))
+        list(Reader(tmp_path / "log.parquet", COLUMNS, rows=100))
 
 
 def test_what_is_no_log_is_refused(tmp_path):
     pytest.importorskip("pyarrow")
     path = tmp_path / "log.parquet"
     with pytest.raises(ValueError, match="no such log"):
-        read(path)
+        read(path, COLUMNS)
     path.write_text("hello")
     with pytest.raises(ValueError, match="log.parquet: can't be read as a log"):
-        read(path)
+        read(path, COLUMNS)
     path = tmp_path / "log.csv"
     for text, message in (("customer,profit\n1,2\n", "expected columns valid_0_0"),
                           ("customer,action_0,valid_0,valid_1\n1,0,1,1\n", "no column 'profit'"),
@@ -220,11 +224,11 @@ def test_what_is_no_log_is_refused(tmp_path):
                            "no column 'next_valid_0'")):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
-            read(path)
+            read(path, COLUMNS)
     path.write_text("customer,action_0,profit,valid_0,valid_1,state_0\nK7,1,2.5,1,true,-1\nK9,0,1,1,0,3\n")
-    log = read(path)
-    assert log.nvec == (2,) and log.customer.tolist() == [0, 1] and log.action.tolist() == [1, 0]
-    assert log.mask.tolist() == [[True, True], [True, False]] and log.terminated.all() and log.propensity.isnan().all()
+    log = read(path, COLUMNS)
+    assert log.nvec == (2,) and log.unit.tolist() == [0, 1] and log.action.tolist() == [1, 0]
+    assert log.action_mask.tolist() == [[True, True], [True, False]] and log.terminated.all() and log.propensity.isnan().all()
 
 
 def test_probabilities_of_all_pairs_must_fit():
@@ -234,15 +238,15 @@ def test_probabilities_of_all_pairs_must_fit():
     with pytest.raises(ValueError, match="row 4, column 'propensity': expected what prob_. says"):
         check(replace(log, propensity=log.propensity * torch.where(torch.arange(60) == 2, 0.5, 1.0)), "log", 0)
     with pytest.raises(ValueError, match="row 12, column 'valid_.': expected at least one"):
-        check(replace(log, mask=log.mask & (torch.arange(60) != 10)[:, None], probs=None), "log", 0)
+        check(replace(log, action_mask=log.action_mask & (torch.arange(60) != 10)[:, None], probs=None), "log", 0)
 
 
 def test_open_bandit_feedback_is_taken_over():
     feedback = {"n_rounds": 3, "n_actions": 4, "context": [[0.5], [1.0], [-1.0]], "action": [2, 0, 3],
                 "position": [0, 2, 1], "reward": [1, 0, 1], "pscore": [0.25, 0.5, 0.25]}
-    log = Logged.from_obp(feedback)
+    log = LoggedDataset.from_obp(feedback)
     assert log.nvec == (4,) and log.obs.tolist() == [[0.5, 1, 0, 0], [1.0, 0, 0, 1], [-1.0, 0, 1, 0]]
-    assert log.profit.tolist() == [1, 0, 1] and log.propensity.tolist() == [0.25, 0.5, 0.25]
-    assert Logged.from_obp({**feedback, "pscore": None, "position": None}).propensity.isnan().all()
+    assert log.reward.tolist() == [1, 0, 1] and log.propensity.tolist() == [0.25, 0.5, 0.25]
+    assert LoggedDataset.from_obp({**feedback, "pscore": None, "position": None}).propensity.isnan().all()
     with pytest.raises(ValueError, match="bandit_feedback: row 3, column 'propensity'"):
-        Logged.from_obp({**feedback, "pscore": [0.25, 1.5, 0.25]})
+        LoggedDataset.from_obp({**feedback, "pscore": [0.25, 1.5, 0.25]})

@@ -2,59 +2,23 @@
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
 from comparisons import identical, weights
-from configs import load, node
+from configs import node
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from offline_learners import SPEND, Tabular, logged, make, offers
 from reference_offline import bcq_loss, chain_values, cql_loss, target
 from toy_envs import Chain, Endless, ppo_config, train
-from torch.nn import functional
 
-from envs.data_collection import Uniform, rollouts
 from envs.offers.policies.learned import PricedValues, Valued
 from envs.offers.world.customers import CHURNED, SUBSCRIBED
-from envs.offers.logs.variance_reduction import Baseline, Half
-from rlcore.offline.logged_dataset import Logged
+from envs.offers.logs.variance_reduction import VarianceReduction
 from rlcore.action_values import FactoredActionValues, GreedyPolicy
 from rlcore.offline.constraints import behaviour_cloning, cql_penalty, double_target, supported, td_loss
-from envs.offers.logs.response_model import Likely, seen
-from rlcore.offline.deduplicated import Table
-
-CPU = torch.device("cpu")
-SPEND = node("../algo/auxiliary/redemption_model")
-SMALL = {"network": {"hidden": [32, 32]}, "optimizer": {"lr": 0.01}, "lr_schedule": None, "auxiliary": None, "variance_reduction": None,
-         "updates": 10, "batch_size": 64, "target_every": 5, "total_steps": 6400, "eval_every": 1000, "checkpoint_every": 1000}
-
-
-def make(env, log, algo="cql", *, seed=0, keep="cql", kept=None, **changes):
-    """Build an offline learner from its YAML: SMALL, then `changes`; `kept` are changes of what keeps it to its log."""
-    config = node(f"../algo/{algo}", f"algo={algo}").copy()
-    config.network = node("../algo/network/action_values")
-    config = OmegaConf.merge(config, SMALL, changes)
-    config.behaviour_constraint = keep and OmegaConf.merge(node(f"../algo/behaviour_constraint/{keep}", f"algo={algo}"), kept or {})
-    agent = instantiate(config, _convert_="all")(env, seed)
-    agent.set_dataset(log)
-    return agent
-
-
-class Tabular(Chain):
-    """The chain with a column for every time and place."""
-
-    obs_dim = 30
-
-    def observe(self, state):
-        return functional.one_hot((state[:, 0] % 5) * 6 + state[:, 1], 30).float()
-
-
-def logged(env, decisions=20_000, seed=0, steps=64) -> Logged:
-    return Logged.cat(list(rollouts(env, Uniform(), "uniform", seed, decisions=decisions, steps=steps, all_propensities=False)))
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +34,6 @@ def season():
 
 def churned(env, obs):
     return env.codec.decode_status(obs) == CHURNED
-
-
-def offers(agents=200, **changes):
-    env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
-    env.use_realised_outcomes()
-    env.reset()
-    return env
 
 
 def batch(seed=0, rows=40, pairs=7):
@@ -158,20 +115,20 @@ def test_without_what_keeps_them_they_are_double_dqn(chain, keep, kept):
 
 def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
     # of what is valid at a place, the log is made to take the last pair most of the time
-    often = chain.action == (chain.mask * torch.arange(6)).argmax(1)
+    often = chain.action == (chain.action_mask * torch.arange(6)).argmax(1)
     log = chain[(often | (torch.arange(len(chain)) % 4 == 0)).nonzero()[:, 0]]
     agent = make(Tabular(4), log, keep="bcq", kept={"threshold": 1.0})
     train(agent)
     agent.network.body[-1].bias.data += 100 * torch.randn(6, generator=torch.Generator().manual_seed(0))  # whatever Q says
-    mode = (log.mask * torch.arange(6)).argmax(1)
-    assert torch.equal(agent.probs(log.obs, log.mask, log.price).argmax(1), mode)
+    mode = (log.action_mask * torch.arange(6)).argmax(1)
+    assert torch.equal(agent.probs(log.obs, log.action_mask, log.price).argmax(1), mode)
 
 
 @pytest.mark.parametrize("keep", ["imitated", "conservative"])
 def test_what_is_not_valid_gets_no_gradient_and_has_no_say(chain, keep):
     agent = make(Tabular(4), chain, keep=keep)
     batch = agent.compute_advantages(torch.arange(200))
-    never = ~(chain.mask | chain.next_mask).any(0)
+    never = ~(chain.action_mask | chain.next_action_mask).any(0)
     assert never.nonzero()[:, 0].tolist() == [1]
     loss, _ = agent.loss(batch)
     loss.backward()
@@ -208,9 +165,9 @@ def test_a_table_reaches_the_known_values(chain, keep, kept):
 
 def test_a_potential_changes_values_by_itself_and_no_rank(chain, monkeypatch):
     phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda obs: obs @ phi)
+    monkeypatch.setattr(VarianceReduction, "fit_potential", lambda self, *_: lambda obs: obs @ phi)
     values, seen, _ = tabular(chain, kept={"alpha": 0.0})
-    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, variance_reduction={**node("../algo/variance_reduction/network", "algo=cql"), "lookahead": 1.0})
+    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, variance_reduction={**node("../algo/variance_reduction/potential", "algo=cql"), "heuristic_mixing": 1.0})
     assert (shifted + phi[:, None] - values)[seen].abs().max() < 0.01
 
 
@@ -236,230 +193,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(chain):
     train(second)
     states = [{name: x for name, x in agent.state_dict().items() if name != "kl"} for agent in (whole, second)]
     assert identical(*states)  # there is no KL: it is nan, which equals nothing
-
-
-# ── the baseline ────────────────────────────────────────────────────────────────────────────────────────────────────
-FEW = {"steps": 5, "model": {"steps": 5}, "likely": {"steps": 5}, "hazard": {"steps": 5}}
-BASELINE = {"lookahead": 1.0, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 50}
-
-
-def freed(env, log, **changes):
-    """Rewards of a log freed by the shipped baseline, with some of its keys replaced."""
-    baseline = instantiate({**node("../algo/variance_reduction/network", "algo=cql"), **changes}, _convert_="all")
-    return baseline(env, log, log.profit, 1.0, torch.Generator().manual_seed(0))
-
-
-class Same:
-    """A model of outcomes that says the same of all, one number for each of three actions."""
-
-    def __init__(self, *numbers):
-        self.numbers = torch.tensor(numbers)
-
-    def __call__(self, obs, action, outcome, actions, generator):
-        return lambda x: self.numbers[:actions].expand(len(x), -1)[..., None]
-
-
-class Told:
-    """Probabilities of what comes of nothing and of contacts, and of being lost, the same for all."""
-
-    def hazard(self, *_):
-        return lambda x: 0.2 - 0.1 * x[:, -1]
-
-    def response(self, *_):
-        probs = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2]])
-        return lambda x, action: probs[(action > 0).long()]
-
-
-def test_a_baseline_is_what_the_first_pair_brings(chain):
-    net = OmegaConf.merge(node("../algo/network/values"), {"hidden": []})
-    free = freed(Tabular(4), chain, net=net, **BASELINE)
-    time, place = torch.arange(30) // 6, torch.arange(30) % 6  # staying: .2 a step, and the place at the end
-    value = 0.2 * (5 - time) + place
-    at, following = chain.obs.argmax(1), chain.next_obs.argmax(1)
-    expected = chain.profit + torch.where(chain.terminated, 0.0, value[following]) - value[at]
-    often = torch.bincount(at, minlength=30)[at] > 200
-    assert (free.reward - expected)[often].abs().max() < 0.1 and often.float().mean() > 0.9
-    assert torch.equal(free.discount > 0, ~chain.terminated) and (free.weight == 1).all()
-
-
-def test_a_baseline_is_fitted_on_other_customers(season, monkeypatch):
-    env, log = season
-    fitted = []
-
-    def fit(self, batch, rows, width, nvec, generator):
-        customers = set(map(tuple, batch(rows)[0][:, :env.static_dim].tolist()))  # by their features
-        fitted.append(customers)
-
-        def value(x):  # at its own customers it would show
-            return 1000.0 * torch.tensor([tuple(row) in customers for row in x[:, :env.static_dim].tolist()])
-        return value
-
-    monkeypatch.setattr(Baseline, "fit", fit)
-    free = freed(env, log, likely=None)
-    torch.testing.assert_close(free.reward[log.terminated], log.earned[log.terminated])
-    assert len(fitted[0] | fitted[1]) == 200 and not fitted[0] & fitted[1] and 90 < len(fitted[0]) < 110
-
-
-def test_rewards_are_what_decisions_change_as_expected(season, monkeypatch):
-    env, log = season
-    monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.full((len(x),), 10.0))
-    size = 2.0
-    free = freed(env, log, model=Same(math.log(size), 1.0, 3.0), likely=Told(), hazard=Told(), lookahead=0.7)
-    lost, trip = churned(env, log.next_obs), log.trips > 0
-    there = ~churned(env, log.obs)
-    assert torch.equal(lost[log.week < 11], ~there[log.week > 0]) and 0.02 < lost.float().mean() < 0.5
-    chance = torch.where(there, torch.where(trip, 0.9, 0.8), 1.0)
-    torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1 / chance))  # the lost count as often as chance has it
-    torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, 0.7 * chance))
-    came = 0.8 * (10 + math.log(size)), 1 + 0.9 * (10 + 1.0), 1 + 0.9 * (10 + 3.0)
-    nothing, contact = (sum(p * x for p, x in zip(probs, came)) for probs in ((0.6, 0.4, 0.0), (0.5, 0.3, 0.2)))
-    spend = 0.2 * env.world.catalogue.value[log.action // 5] + env.world.catalogue.cost[log.action % 5]
-    expected = torch.where(log.action >= 5, size * (contact - nothing) - spend, 0.0)
-    torch.testing.assert_close(free.reward, expected, atol=1e-4, rtol=1e-5)
-
-
-def test_a_slim_log_teaches_the_same(season):
-    env, log = season
-    slim = log.slim(env.context_dim)
-    assert isinstance(slim.obs, Table) and torch.equal(slim[::3].obs[:], log[::3].obs)
-    config = {"spend": SPEND, "total_steps": 2560, "baseline": OmegaConf.merge(node("../algo/variance_reduction/network", "algo=cql"), FEW)}
-    agents = [make(env, each, "bcq", keep="bcq", **config) for each in (log, slim)]
-    for agent in agents:
-        train(agent)
-    assert torch.equal(agents[0].reward, agents[1].reward) and torch.equal(*map(weights, agents))
-
-
-class Tired(Told):
-    """Who is left alone makes a trip with probability .4, or .3 if tired; nobody is lost."""
-
-    def __init__(self, tired):
-        self.tired = tired
-
-    def hazard(self, *_):
-        return lambda x: torch.zeros(len(x))
-
-    def response(self, *_):
-        def probs(x, action):
-            trip = torch.where(self.tired(x), 0.3, 0.4)
-            alone = torch.stack((1 - trip, trip, torch.zeros_like(trip)), 1)
-            return torch.where((action >= 5)[:, None], torch.tensor([0.5, 0.3, 0.2]), alone)
-        return probs
-
-
-def test_a_contact_costs_what_the_state_it_leaves_behind_costs_until_that_has_passed(season, monkeypatch):
-    env, log = season
-    monkeypatch.setattr(Baseline, "fit", lambda self, *_: lambda x: torch.zeros(len(x)))
-    options = instantiate({**node("../algo/variance_reduction/network", "algo=cql"), "model": Same(0.0, 0.0, 0.0), "hazard": Told(),
-                           "likely": Tired(lambda x: env.codec.decode_state(x).fatigue > 0)}, _convert_="all")
-    options.hazard = options.likely
-    half = Half(options, env, log, log.profit, 1.0, torch.arange(len(log)), torch.Generator().manual_seed(0))
-    got = half.freed(torch.arange(len(log))).reward
-    state, following = (list(zip(*(x.tolist() for x in env.codec.decode_state(o)[1:]))) for o in (log.obs, log.next_obs))
-    kind, pair = (log.trips.long() + log.redeemed.long()).tolist(), log.action.tolist()
-    counts, alone = {}, {}  # where contacts lead, of those who stay
-    for now, then, k, a in zip(state, following, kind, pair):
-        if then[2] != 2:
-            counts.setdefault((now, k, a % 5 if a >= 5 else None), []).append(then)
-            alone.setdefault(now, []).extend([then] if a < 5 else [])
-
-    @cache
-    def cost(now, weeks=12):
-        following = alone.get(now, [])
-        later = sum(cost(then, weeks - 1) for then in following) / max(len(following), 1) if weeks > 1 else 0.0
-        return -0.1 * (now[0] > 0) + later
-
-    def left(now, a, probs):
-        paths = (counts.get((now, k, a % 5 if a >= 5 else None), []) for k in range(3))
-        return sum(p * sum(map(cost, path)) / max(len(path), 1) for p, path in zip(probs, paths))
-
-    values = env.world.catalogue
-    for row in (log.action >= 5).nonzero()[::40, 0].tolist():
-        now, a, trip = state[row], pair[row], 0.3 if state[row][0] else 0.4
-        spend = 0.2 * values.value[a // 5].item() + values.cost[a % 5].item()
-        expected = 0.5 - trip - spend + left(now, a, (0.5, 0.3, 0.2)) - left(now, 0, (1 - trip, trip, 0.0))
-        assert got[row].item() == pytest.approx(expected, abs=1e-4)
-    assert len(half.states) > 8 and not got[log.action < 5].any()
-
-
-def test_where_states_are_too_many_to_count_rewards_are_against_the_rested():
-    config = node("offers").copy()
-    config.merge_with({"num_agents": 100, "population": {"reference_size": 1000}})
-    config.observation = node("observation/history")
-    env = instantiate(config, _convert_="all")(CPU, 0)
-    env.use_realised_outcomes()
-    log = logged(env, 1200)
-    free = freed(env, log, **OmegaConf.merge(node("../algo/variance_reduction/network", "algo=cql"), FEW))
-    rested = (env.codec.without_contacts(log.obs) == log.obs).all(1) & (log.action < 5)
-    assert free.reward.isfinite().all() and not free.reward[rested].any() and rested.any()
-    assert free.reward[~rested].any() and free.discount.max() > 0.8  # not shortened
-
-
-class Watched(Uniform):
-    """Uniform, and a note of the profit to be expected of every pair."""
-
-    def __init__(self):
-        self.expected = []
-
-    def probs(self, env, obs, mask):
-        self.expected.append(env.expected_reward().flatten(1) + env.price[:, None] * env.spend(None).flatten(1))
-        return super().probs(env, obs, mask)
-
-
-@pytest.mark.slow
-def test_where_nothing_lasts_rewards_are_freed_of_all_but_the_lift_of_profit():
-    env, uniform = offers(4000, world=node("world/static")), Watched()
-    log = Logged.cat(list(rollouts(env, uniform, "uniform", 0, decisions=48_000, steps=1, all_propensities=False)))
-    few = {"steps": 40, "model": {"steps": 80}, "likely": {"steps": 500, "batch_size": 1024}, "hazard": {"steps": 40}}
-    few = {name: {"batch_size": 512, **part} if isinstance(part, dict) else part for name, part in few.items()}
-    baseline = OmegaConf.merge(node("../algo/variance_reduction/network", "algo=cql"), {"batch_size": 512, **few})
-    reward, sent = freed(env, log, **baseline).reward, log.action >= 5
-    expected = torch.stack(uniform.expected, 1).flatten(0, 1)
-    lift = expected.gather(1, log.action[:, None])[:, 0] - expected[:, 0]
-
-    def by_pair(x):
-        return torch.stack([x[log.action == pair].mean() for pair in range(5, 30)])
-
-    assert torch.corrcoef(torch.stack((by_pair(reward), by_pair(lift))))[0, 1] > 0.7
-    assert reward[sent].std() < 0.33 * log.profit[sent].std()
-
-
-def test_the_rested_are_the_same_customers_without_a_contact(season):
-    env, log = season
-    rested, first, end = env.codec.without_contacts(log.obs), env.static_dim + 6, env.context_dim - 12
-    assert torch.equal(rested[:, :first], log.obs[:, :first]) and torch.equal(rested[:, end:], log.obs[:, end:])
-    assert not env.codec.decode_status(rested).any() and env.codec.decode_status(log.obs).any()
-    untouched = (log.week == 0) & (log.obs[:, first + 4] == 1)  # at first nobody is tired, and half expect no discount
-    assert torch.equal(rested[untouched], log.obs[untouched]) and 50 < untouched.sum() < 150
-
-
-def test_who_has_not_seen_a_message_does_as_if_left_alone():
-    logits = torch.randn(5, 2 + 3 + 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for row in range(5):
-        p0, mu, *q = torch.sigmoid(logits[row, :5]).tolist()
-        for offer in range(4):
-            p1 = 1 / (1 + math.exp(-logits[row, 0] - logits[row, 5 + offer]))
-            for channel in range(3):
-                sees = q[channel] if offer else 0.0
-                expected = [sees * (1 - p1) + (1 - sees) * (1 - p0), sees * p1 * (1 - mu) + (1 - sees) * p0, sees * p1 * mu]
-                got = seen(logits[row:row + 1], torch.tensor([offer]), torch.tensor([channel]), (4, 3))
-                assert got[0].tolist() == pytest.approx(expected, rel=1e-12)
-
-
-def test_a_response_is_how_often_things_came():
-    g = torch.Generator().manual_seed(0)
-    action = torch.randint(0, 6, (40_000,), generator=g)  # nothing of two kinds, then offers 1 and 2 through two channels
-    logits = torch.tensor([[-0.5, 0.8, 0.3, -0.6, 0.0, 1.0, 2.0]]).expand(40_000, -1)
-    kind = torch.multinomial(seen(logits, action // 2, action % 2, (3, 2)), 1, generator=g)[:, 0]
-    likely = Likely(hidden=[], activation=torch.nn.ReLU, lr=0.1, decay=0.0, steps=150, batch_size=2000)
-    obs = torch.zeros(40_000, 1)
-    rows = torch.arange(40_000)
-    none = rows[:0]
-    probs = likely.response(lambda at: obs[at], action, kind, rows, (3, 2), none, g)(obs[:6], torch.arange(6))
-    torch.testing.assert_close(probs, seen(logits[:6], torch.arange(6) // 2, torch.arange(6) % 2, (3, 2)), atol=0.02, rtol=0)
-    lost = torch.rand(40_000, generator=g) < 0.03
-    assert likely.hazard(lambda at: obs[at], lost, rows, g)(obs[:1]).item() == pytest.approx(lost.float().mean().item(), rel=0.1)
-    with pytest.raises(ValueError, match="algo.variance_reduction.likely"):
-        likely.response(lambda at: obs[at], action, kind, rows, (6,), none, g)
 
 
 # ── prices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -488,15 +221,15 @@ def test_goals_are_worth_at_the_price_drawn(season):
     state = agent.generator.get_state()
     made = agent.compute_targets(rows)
     agent.generator.set_state(state)
-    price, steer, following, then = env.sample_prices(log.week[rows], agent.generator)
+    price, steer, following, then = env.sample_prices(log.step[rows], agent.generator)
     torch.testing.assert_close(made.obs, torch.cat((log.obs[rows, :env.context_dim], steer), 1))
     torch.testing.assert_close(made.logged_obs, log.obs[rows])
     spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(log.obs[rows])).flatten(1)
     torch.testing.assert_close(made.cost, price[:, None] * spend)
     next_obs = torch.cat((log.next_obs[rows, :env.context_dim], then), 1)
     spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(next_obs)).flatten(1)
-    best = (agent.network(next_obs) - following[:, None] * spend).masked_fill(~log.next_mask[rows], -torch.inf).amax(1)
-    expected = log.earned[rows] + torch.where(log.terminated[rows], 0.0, best)  # at first the target network is the same
+    best = (agent.network(next_obs) - following[:, None] * spend).masked_fill(~log.next_action_mask[rows], -torch.inf).amax(1)
+    expected = log.gross_reward[rows] + torch.where(log.terminated[rows], 0.0, best)  # at first the target network is the same
     torch.testing.assert_close(made.target, expected)
 
 
@@ -530,7 +263,7 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
 def test_what_cannot_be_learned_from_is_refused_in_one_line(season):
     env, log = season
     with pytest.raises(ValueError, match="log: expected next_state_"):
-        make(env, replace(log, next_obs=None, next_mask=None), auxiliary=SPEND)
+        make(env, replace(log, next_obs=None, next_action_mask=None), auxiliary=SPEND)
     with pytest.raises(ValueError, match="algo.auxiliary"):
         make(env, log)
     config = {**node("../algo/cql"), "network": node("../algo/network/actor_critic")}

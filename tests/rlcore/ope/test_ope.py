@@ -14,8 +14,10 @@ from small_offers import logging_policy, offers_env
 
 from envs.data_collection import rollouts
 from rlcore.ope import estimators as ope
-from rlcore.offline.logged_dataset import Logged
-from rlcore.ope.outcome_models import Linear, cross_fit, folds, numbered, seasons, solve
+from rlcore.ope import intervals
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.cross_fitting import consecutive_ids, cross_fit, folds, rows_by_episode
+from rlcore.ope.outcome_models import Linear, solve
 
 INF = math.inf
 
@@ -31,12 +33,12 @@ def logged(n=400, actions=3, seed=0):
 
 def one_step(n=400, seed=0):
     p, target, action, reward, q = logged(n, seed=seed)
-    w = ope.taken(target, action) / ope.taken(p, action)
-    return w, reward, (target * q).sum(1), ope.taken(q, action)
+    w = ope.select_actions(target, action) / ope.select_actions(p, action)
+    return w, reward, (target * q).sum(1), ope.select_actions(q, action)
 
 
 def value(terms):
-    return ope.estimate(terms).item()
+    return intervals.estimate(terms).item()
 
 
 # ── one step ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -86,7 +88,7 @@ def test_doubly_robust_is_unbiased_if_either_is_exact(exact):
     q = means if exact == "model" else torch.tensor([3.0, 0.0, 1.0]).double()
     told = p if exact == "propensity" else torch.tensor([1 / 3] * 3).double()
     w = (target / told)[action]
-    estimates = ope.estimate(ope.dr(w, reward, (target @ q).expand(batch, n), q[action]))
+    estimates = intervals.estimate(ope.dr(w, reward, (target @ q).expand(batch, n), q[action]))
     z = (estimates.mean() - target @ means) / (estimates.std() / batch**0.5)
     assert (abs(z) < 3.5) == (exact != "neither"), z
 
@@ -144,22 +146,22 @@ def test_influence_is_what_leaving_one_out_moves():
     for make in (lambda k: ope.wpdis(ratio[k], r[k], 0.9), lambda k: ope.sequential_dr(*(x[k] for x in (ratio, r, v, q, following)), 0.9),
                  lambda k: ope.weighted_dr(*(x[k] for x in (ratio, r, v, q, following)), 0.9)):
         everything = torch.arange(600)
-        moved = torch.stack([599 * (ope.estimate(make(everything)) - ope.estimate(make(everything[everything != i])))
+        moved = torch.stack([599 * (intervals.estimate(make(everything)) - intervals.estimate(make(everything[everything != i])))
                              for i in range(600)])
-        torch.testing.assert_close(ope.influence(make(everything)), moved, rtol=0.05, atol=0.05)
-        assert abs(ope.influence(make(everything)).mean()) < 1e-12
+        torch.testing.assert_close(intervals.influence(make(everything)), moved, rtol=0.05, atol=0.05)
+        assert abs(intervals.influence(make(everything)).mean()) < 1e-12
 
 
 def test_intervals_by_hand():
     x = torch.tensor([1.0, 2.0, 4.0, 9.0]).double()
-    low, high = ope.normal(ope.Terms(x), None, 0.95)
+    low, high = intervals.normal(ope.Terms(x), None, 0.95)
     half = 1.959964 * x.std().item() / 2
     assert (low.item(), high.item()) == pytest.approx((4 - half, 4 + half), rel=1e-6)
     log = math.log(4 / 0.05)
     half = (2 * x.var().item() * log / 4) ** 0.5 + 7 * 8 * log / 9
-    assert [b.item() for b in ope.bernstein(ope.Terms(x), None, 0.95)] == pytest.approx([4 - half, 4 + half])
+    assert [b.item() for b in intervals.bernstein(ope.Terms(x), None, 0.95)] == pytest.approx([4 - half, 4 + half])
     # two customers of two decisions each: two numbers, not four
-    low, high = ope.normal(ope.Terms(x), torch.tensor([0, 0, 1, 1]), 0.95)
+    low, high = intervals.normal(ope.Terms(x), torch.tensor([0, 0, 1, 1]), 0.95)
     half = 1.959964 * (torch.tensor([3.0, 13.0]).std().item() / 2**0.5) / 2
     assert (low.item(), high.item()) == pytest.approx((4 - half, 4 + half), rel=1e-6)
 
@@ -168,20 +170,20 @@ def test_bootstrap_agrees_with_the_normal_interval_and_resamples_denominators():
     w, r, v, qa = one_step(3000)
     cluster = torch.arange(3000) // 3
     several = [ope.ips(w, r), ope.snips(w, r + 10), ope.sndr(w, r, v, qa)]
-    drawn = ope.bootstrap(several, cluster, 4000, torch.Generator().manual_seed(0), chunk=300)
+    drawn = intervals.bootstrap(several, cluster, 4000, torch.Generator().manual_seed(0), chunk=300)
     for terms, estimates in zip(several, drawn):
-        low, high = (x.item() for x in ope.normal(terms, cluster, 0.95))
+        low, high = (x.item() for x in intervals.normal(terms, cluster, 0.95))
         assert np.quantile(estimates, [0.025, 0.975]) == pytest.approx([low, high], abs=0.12 * (high - low))
     # With a constant reward the ratio knows no chance at all, the sum of its parts would.
     constant = ope.snips(w, torch.full_like(r, 7.0))
-    assert ope.bootstrap([constant], cluster, 100, torch.Generator().manual_seed(0)).std() < 1e-9
-    assert sum(x.item() for x in ope.normal(constant, cluster, 0.95)) == pytest.approx(14.0)
+    assert intervals.bootstrap([constant], cluster, 100, torch.Generator().manual_seed(0)).std() < 1e-9
+    assert sum(x.item() for x in intervals.normal(constant, cluster, 0.95)) == pytest.approx(14.0)
 
 
 def test_diagnostics():
     assert ope.effective_sample_size(torch.tensor([1.0, 1.0, 1.0, 0.0])).item() == pytest.approx(3.0)
     target, probs = torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.2, 0.8]])
-    assert ope.unsupported(target, probs).item() == pytest.approx(0.25)
+    assert ope.unsupported_share(target, probs).item() == pytest.approx(0.25)
 
 
 # ── models ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -194,7 +196,7 @@ def test_no_customer_is_predicted_by_a_model_that_saw_it():
         return lambda x: torch.stack([torch.full((actions, 1), float(int(i) in seen)) for i in x[:, 0]])
     customer = torch.arange(20).repeat_interleave(3)
     week = torch.arange(3).repeat(20)
-    place = seasons(customer, 0 * customer, week)
+    place = rows_by_episode(customer, 0 * customer, week)
     generator = torch.Generator().manual_seed(0)
     fold = folds(customer, 4, generator)
     assert fold.bincount().tolist() == [15] * 4 and (fold.view(20, 3) == fold.view(20, 3)[:, :1]).all()
@@ -217,7 +219,7 @@ def test_fitted_q_evaluation_finds_the_value_of_a_chain():
     customer, week = torch.arange(m).repeat_interleave(steps), torch.arange(steps).repeat(m)
     obs = torch.stack((state.float(), 1 - state.float()), 1)
     target = torch.tensor([0.0, 1.0]).expand(m * steps, 2)
-    v, q = cross_fit(Linear(ridge=1e-3, own=True, scaled=False), obs, action, reward[:, None], target, seasons(customer, 0 * customer, week),
+    v, q = cross_fit(Linear(ridge=1e-3, own=True, scaled=False), obs, action, reward[:, None], target, rows_by_episode(customer, 0 * customer, week),
                      folds(customer, 2, generator), 1.0, generator)
     assert v.view(m, steps)[:, 0] == pytest.approx(1.0, abs=0.01)
     last = (week == 2)
@@ -234,10 +236,11 @@ def test_ridge_regression_is_the_minimum():
 
 def test_seasons_are_laid_out_in_order():
     customer, season_, week = torch.tensor([[7, 7, 3, 7, 3], [0, 0, 1, 1, 1], [2, 1, 4, 0, 3]])
-    assert seasons(customer, season_, week).tolist() == [[4, 2], [1, 0], [3, -1]]
+    assert rows_by_episode(customer, season_, week).tolist() == [[4, 2], [1, 0], [3, -1]]
     with pytest.raises(ValueError, match="rows 3, 6: expected one decision of a customer, season and week"):
-        seasons(torch.tensor([1, 2, 2, 2, 2]), torch.zeros(5, dtype=torch.long), torch.tensor([0, 3, 1, 2, 3]))
-    assert numbered(torch.tensor([9, 4, 9])).tolist() == [1, 0, 1]
+        rows_by_episode(torch.tensor([1, 2, 2, 2, 2]), torch.zeros(5, dtype=torch.long), torch.tensor([0, 3, 1, 2, 3]),
+                        ("customer", "season", "week"))
+    assert consecutive_ids(torch.tensor([9, 4, 9])).tolist() == [1, 0, 1]
 
 
 # ── a whole log ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -247,10 +250,10 @@ def valuation(**changes):
 
 
 @pytest.fixture(scope="module")
-def log() -> Logged:
-    chunks = rollouts(offers_env(1500, price_range=[2.0, 4.0]), logging_policy("jittered", epsilon=0.3, plans=False), "jittered", 0,
+def log() -> LoggedDataset:
+    chunks = rollouts(offers_env(1500, price_range=[2.0, 4.0]), logging_policy("price_perturbed", epsilon=0.3, plans=False), "price_perturbed", 0,
                       decisions=1, steps=1, all_propensities=True)
-    return Logged.cat(list(chunks))
+    return LoggedDataset.cat(list(chunks))
 
 
 def test_the_logging_policy_s_own_value_comes_out(log):
@@ -266,11 +269,11 @@ def test_the_logging_policy_s_own_value_comes_out(log):
             assert row[f"{kind}_bernstein"][0] < row[f"{kind}_normal"][0]
     d = result.diagnostics
     assert d["effective_share"] == pytest.approx(1.0, abs=1e-6) and d["unsupported"] == 0.0 and not result.warnings
-    assert logged["net"] == pytest.approx(log.reward.double().view(-1, 12).sum(1).mean().item(), rel=1e-6)
+    assert logged["net"] == pytest.approx(log.net_reward.double().view(-1, 12).sum(1).mean().item(), rel=1e-6)
 
 
 def test_one_step_logs_get_one_step_estimators(log):
-    first = log[log.week == 0]
+    first = log[log.step == 0]
     result = valuation(clip=5.0)(first, first.probs)
     assert {"DM", "IPS", "IPS, clipped at 5", "SNIPS", "DR", "SNDR"} < set(result.rows)
     assert result.rows["DR"]["profit_ci"][0] < result.rows["as logged"]["profit"] < result.rows["DR"]["profit_ci"][1]
@@ -284,7 +287,7 @@ def test_what_is_missing_is_refused_or_warned_of(log):
     assert result.warnings[0].startswith("rows 2, 3, 4: no propensity; only the model")
     with pytest.raises(ValueError, match="target: rows 2, .*it does what valid_. forbids"):
         value(log, torch.full_like(log.probs, 1 / 30))
-    never = torch.nn.functional.one_hot(torch.where(log.mask[:, 7], 7, 0), 30).float()
+    never = torch.nn.functional.one_hot(torch.where(log.action_mask[:, 7], 7, 0), 30).float()
     bare = replace(log, probs=log.probs.index_fill(1, torch.tensor([7]), 0.0))[log.action != 7]
     result = value(bare, never[log.action != 7])
     assert "the target does what the logging policy never would there" in result.warnings[0]
@@ -311,7 +314,7 @@ def open_bandit():
 def test_estimates_are_those_of_the_open_bandit_pipeline():
     theirs = pytest.importorskip("obp.ope")
     feedback = open_bandit()
-    log = Logged.from_obp(feedback)
+    log = LoggedDataset.from_obp(feedback)
     assert len(log) == 10_000 and log.nvec == (80,)
     rng = np.random.default_rng(0)
     target = rng.dirichlet(np.full(80, 0.3), size=len(log))
@@ -320,8 +323,8 @@ def test_estimates_are_those_of_the_open_bandit_pipeline():
              "action_dist": target[:, :, None], "position": np.zeros(len(log), dtype=int),
              "estimated_rewards_by_reg_model": model[:, :, None]}
     pi, q = torch.tensor(target), torch.tensor(model)
-    w, r = ope.taken(pi, log.action) / log.propensity, log.profit.double()
-    v, qa = (pi * q).sum(1), ope.taken(q, log.action)
+    w, r = ope.select_actions(pi, log.action) / log.propensity, log.reward.double()
+    v, qa = (pi * q).sum(1), ope.select_actions(q, log.action)
     pairs = {
         "dm": (ope.dm(v), theirs.DirectMethod()), "ips": (ope.ips(w, r), theirs.InverseProbabilityWeighting()),
         "snips": (ope.snips(w, r), theirs.SelfNormalizedInverseProbabilityWeighting()),
@@ -336,7 +339,7 @@ def test_estimates_are_those_of_the_open_bandit_pipeline():
 
 
 def test_a_valuation_reads_the_open_bandit_sample():
-    log = Logged.from_obp(open_bandit())
-    result = valuation(replications=50)(log, log.mask / 80)
-    assert result.rows["IPS"]["profit"] == pytest.approx(0.0038, abs=1e-4)  # its mean click rate: it was logged uniformly
+    log = LoggedDataset.from_obp(open_bandit())
+    result = valuation(replications=50)(log, log.action_mask / 80)
+    assert result.rows["IPS"]["reward"] == pytest.approx(0.0038, abs=1e-4)  # its mean click rate: it was logged uniformly
     assert result.diagnostics["effective_share"] == pytest.approx(1.0)

@@ -50,7 +50,7 @@ def test_curves_are_those_of_a_scalar_version(ties):
         wanted = scalar_points(outcome, score, treated, kind)
         assert x.tolist() == [n for n, _ in wanted]
         torch.testing.assert_close(y, torch.tensor([g for _, g in wanted], dtype=torch.float64))
-        assert uplift.above_random(x, y).item() == pytest.approx(scalar_area(wanted))
+        assert uplift.area_above_random(x, y).item() == pytest.approx(scalar_area(wanted))
     best = scalar_area(scalar_points(outcome, torch.where(treated, outcome, -outcome), treated, True))
     assert uplift.qini(outcome, score, treated).item() == pytest.approx(
         scalar_area(scalar_points(outcome, score, treated, True)) / best)
@@ -97,7 +97,7 @@ def test_resampled_differences_have_the_spread_of_new_tests():
     def one(seed):
         outcome, score, treated = trial(500, ties=False, seed=seed)
         noisy = score + 0.3 * torch.randn(500, generator=torch.Generator().manual_seed(seed + 999), dtype=torch.float64)
-        return uplift.Tested(torch.arange(500), outcome, treated, torch.stack((score, noisy)))
+        return uplift.UpliftTestSet(torch.arange(500), outcome, treated, torch.stack((score, noisy)))
     anew = torch.tensor([[uplift.qini(t.outcome, s, t.treated) for s in t.scores] for t in map(one, range(200))])
     test = one(0)
     drawn = uplift.bootstrap([test, test], 500, 400, torch.Generator().manual_seed(0))
@@ -203,7 +203,7 @@ def test_x_goes_by_whoever_there_are_more_of():
 
         def forward(self, x):
             return self.values.expand(len(x), 1, -1)
-    fit = effects.Averaged(Stub(10.0), Stub(1.0), Stub(3.0), Stub(0.2, 0.8))
+    fit = effects.XLearnerModel(Stub(10.0), Stub(1.0), Stub(3.0), Stub(0.2, 0.8))
     torch.testing.assert_close(fit(torch.zeros(2, 1))[:, :, 0], torch.tensor([[10.0, 10 + 0.8 * 3 + 0.2 * 1]]).expand(2, -1))
 
 
@@ -232,12 +232,12 @@ def test_rearranged_effects_grow_and_come_no_further_from_the_truth():
     assert (got[:, 3, 0] >= got[:, 1, 0]).all() and (got[:, 4, 0] >= got[:, 2, 0]).all()
     assert torch.equal(got[:, 0], table[:, 0]) and torch.equal(got[..., 1], table[..., 1]) and not torch.equal(got, table)
     assert ((got - truth).square().sum((1, 2)) <= (table - truth).square().sum((1, 2)) + 1e-5).all()
-    assert torch.equal(effects.Ordered(torch.nn.Identity(), [[1, 3], [2, 4]], [0])(table), got)
+    assert torch.equal(effects.Monotone(torch.nn.Identity(), [[1, 3], [2, 4]], [0])(table), got)
 
 
 @pytest.mark.parametrize("kind", ["s", "t", "x", "dr"])
 def test_learners_are_made_from_their_files(kind):
-    learner = instantiate(composed("benchmark=uplift/hillstrom", f"+effects={kind}", name="bench").effects, _convert_="all")
+    learner = instantiate(composed("benchmark=uplift/hillstrom", f"+uplift_learner={kind}", name="bench").uplift_learner, _convert_="all")
     assert isinstance(learner, getattr(effects, kind.upper()))
 
 

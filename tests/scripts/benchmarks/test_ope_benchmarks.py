@@ -30,7 +30,7 @@ def test_the_true_value_is_what_playing_brings_on_average():
     profit, spend = pool.value(policy)
     (log, (same,)), = replications(env, pool, policy, [policy], count=1, customers=6000, at_once=1, seed=0)
     torch.testing.assert_close(same.double().gather(1, log.action[:, None])[:, 0], log.propensity, rtol=1e-6, atol=0)
-    for got, true in ((log.earned, profit), (log.spend, spend)):
+    for got, true in ((log.gross_reward, profit), (log.cost, spend)):
         season = got.double().view(6000, 12).sum(1)
         assert abs(season.mean() - true) < 3.5 * season.std() / math.sqrt(6000)
     # Never contacting earns what the organic value says, and a plan at price 0 more than that.
@@ -44,8 +44,8 @@ def test_replications_are_of_different_customers_and_each_whole():
     env, pool = pool_of()
     policy = pool.policy(price=2.0, plans=False, sigma=0.6, epsilon=0.2)
     runs = list(replications(env, pool, policy, [policy], count=5, customers=20, at_once=2, seed=0))
-    assert len(runs) == 5 and all(len(log) == 240 and log.customer.unique().numel() == 20 for log, _ in runs)
-    assert len({log.profit.sum().item() for log, _ in runs}) == 5
+    assert len(runs) == 5 and all(len(log) == 240 and log.unit.unique().numel() == 20 for log, _ in runs)
+    assert len({log.reward.sum().item() for log, _ in runs}) == 5
 
 
 @pytest.mark.parametrize("bench", ["coverage", "selection"])

@@ -9,6 +9,7 @@ from configs import composed
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from envs.offers.logs.schema import COLUMNS
 from envs.offers.twin.likelihood import panel
 from rlcore.offline.log_files import read, write
 from scripts import example_shop
@@ -22,7 +23,7 @@ def shop(tmp_path_factory):
     campaigns are read."""
     folder = tmp_path_factory.mktemp("shop")
     example_shop.write(folder, 300, 0)
-    config = composed("experiment=shop", "campaigns=shop", f"hydra.searchpath=[file://{folder}]", name="import_log")
+    config = composed("experiment=shop", "campaigns=shop", f"hydra.searchpath=[file://{folder}]", name="import_campaigns")
     return folder, instantiate(config.env, _convert_="all")(torch.device("cpu"), 0), config.campaigns
 
 
@@ -51,18 +52,18 @@ def test_a_log_says_what_the_file_does(shop, tmp_path):
     value = dict(zip(names, env.world.catalogue.value.tolist()))
     cost = dict(zip(channels, env.world.catalogue.cost.tolist()))
     for split, log in logs.items():
-        assert set(log.customer.tolist()) == set(env.population.customers[split].tolist())
+        assert set(log.unit.tolist()) == set(env.population.customers[split].tolist())
         for k in range(0, len(log), 7):
-            row = rows[env.population.ids[log.customer[k]], int(log.week[k]) + 1]
+            row = rows[env.population.ids[log.unit[k]], int(log.step[k]) + 1]
             offer, channel = divmod(int(log.action[k]), len(channels))
             assert (names[offer] if offer else "") == row["offer"] and (not offer or channels[channel] == row["channel"])
-            assert log.trips[k] == float(row["bought"]) and log.redeemed[k] == float(row["redeemed"])
+            assert log.outcomes["trips"][k] == float(row["bought"]) and log.outcomes["redeemed"][k] == float(row["redeemed"])
             spend = cost[row["channel"]] + value[row["offer"]] * float(row["redeemed"]) if offer else 0.0
-            assert log.spend[k].item() == pytest.approx(spend, abs=1e-6)
-            assert log.profit[k].item() == pytest.approx(float(row["margin"]) + 0.5 * float(row["bought"]) - spend, abs=1e-4)
+            assert log.cost[k].item() == pytest.approx(spend, abs=1e-6)
+            assert log.reward[k].item() == pytest.approx(float(row["margin"]) + 0.5 * float(row["bought"]) - spend, abs=1e-4)
             assert log.propensity[k].item() == pytest.approx(float(row["propensity"]), abs=1e-6)
         write(tmp_path / f"{split}.parquet", [log])
-        again = panel(read(tmp_path / f"{split}.parquet"), env, "log")  # whole, and of the environment's columns
+        again = panel(read(tmp_path / f"{split}.parquet", COLUMNS), env, "log")  # whole, and of the environment's columns
         assert again.there.all() and (again.margin[again.bought] > 0).all()
         for a, b in zip(again.state, again.following):
             assert (a[1:] == b[:-1]).all()

@@ -102,7 +102,7 @@ def test_a_panel_lays_out_what_the_environment_saw():
     torch.testing.assert_close(found.inputs[env.static_dim:-1], found.known)
     torch.testing.assert_close(found.inputs[-1], env.world.season.log()[:, None].expand(12, 40))
     with pytest.raises(ValueError, match="column 'week': expected all weeks of a season from the first"):
-        model.twin.lay(log[log.week != 3], env)
+        model.twin.lay(log[log.step != 3], env)
 
 
 class Equations(nn.Module):

@@ -18,8 +18,8 @@ from envs.offers.twin.structural_model import Twins
 from envs.offers.twin.diagnostics import doubts
 from envs.offers.world.customers import State
 from rlcore import checkpoint
-from rlcore.ope.propensity_checks import beyond, imbalance
-from rlcore.offline.logged_dataset import Logged
+from rlcore.ope.propensity_checks import imbalance, significant
+from rlcore.offline.logged_dataset import LoggedDataset
 
 CPU = torch.device("cpu")
 
@@ -107,7 +107,7 @@ def test_a_panel_holds_what_the_log_does():
     again.begin()
     torch.testing.assert_close(found.margin[found.bought],
                                again.customers.margin.expand(12, -1)[found.bought], rtol=1e-5, atol=1e-4)
-    assert found.bought.double().mean() == log.trips.double().mean()
+    assert found.bought.double().mean() == log.outcomes["trips"].double().mean()
 
 
 def test_without_features_it_finds_the_shares_that_were_counted():
@@ -193,9 +193,9 @@ def test_a_log_in_which_nobody_churns_leaves_churn_to_the_priors():
     env, log = random_log(50)
     obs, then = (env.codec.decode_state(x).status for x in (log.obs, log.next_obs))
     stayed = torch.ones(50, dtype=torch.bool)
-    stayed[log.customer[(then == 2) | (obs == 2)]] = False
+    stayed[log.unit[(then == 2) | (obs == 2)]] = False
     model = twin(env)
-    model.set_dataset(log[stayed[log.customer]])
+    model.set_dataset(log[stayed[log.unit]])
     assert "churn" in model.silent and set(model.twin.assumed) >= {"c0", "gamma_f", "gamma_h"}
 
 
@@ -222,9 +222,9 @@ def test_balance_sees_wrong_propensities_and_lets_true_ones_be():
     nothing = torch.rand(20000, generator=g, dtype=torch.float64) < p
     valid = torch.full((20000,), 3)
     true = torch.where(nothing, p, (1 - p) / 2)
-    assert not beyond(imbalance(x, nothing, true, valid), 0.001).any()
+    assert not significant(imbalance(x, nothing, true, valid), 0.001).any()
     found = imbalance(x, nothing, torch.full_like(p, 1 / 3), valid)
-    assert beyond(found, 0.001)[:, 0].all() and not beyond(found, 0.001)[:, 1:3].any()
+    assert significant(found, 0.001)[:, 0].all() and not significant(found, 0.001)[:, 1:3].any()
 
 
 def test_a_log_with_wrong_propensities_is_warned_of():
@@ -241,13 +241,13 @@ def test_bad_input_is_one_line(saved, tmp_path):
     model, path = saved
     env, log = random_log(40)
     with pytest.raises(ValueError, match="what decisions led to"):
-        panel(Logged(**{**log.__dict__, "next_obs": None}), env, "x.csv")
+        panel(LoggedDataset(**{**log.__dict__, "next_obs": None}), env, "x.csv")
     odd = log.map(lambda x: x.clone())
-    odd.redeemed[3], odd.trips[3] = 1.0, 0.0
+    odd.outcomes["redeemed"][3], odd.outcomes["trips"][3] = 1.0, 0.0
     with pytest.raises(ValueError, match="x.csv: row 5, column 'redeemed'"):
         panel(odd, env, "x.csv")
     odd = log.map(lambda x: x.clone())
-    odd.week[3] = 12
+    odd.step[3] = 12
     with pytest.raises(ValueError, match="row 5, column 'week': expected a week of the season, 0 to 11"):
         panel(odd, env, "x.csv")
     with pytest.raises(ValueError, match="no such parameter: alfa"):
@@ -259,7 +259,7 @@ def test_bad_input_is_one_line(saved, tmp_path):
         environment(twin=str(tmp_path / "ppo.pt"))
     state = checkpoint.load(path)
     for member in state["agent"]["members"]:
-        member["centre"] = torch.zeros(7)
+        member["standardize.mean"] = torch.zeros(7)
     checkpoint.save(path, state)
     with pytest.raises(ValueError, match="fitted to customers of 7 features, here they have 24"):
         environment(twin=path)

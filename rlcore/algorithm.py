@@ -94,12 +94,38 @@ class Algorithm(ABC):
     graph_regions: tuple[str, ...] = ()  #: methods of fixed shapes that never wait for the device: a backend may compile them
     sharded: tuple[str, ...] = ()  #: keys of `state_dict` that differ between torchrun's processes; empty: one process only
 
+    validates_at_start: bool = False  #: whether the first validation comes before the first iteration
+
+    @property
+    def steps_done(self) -> int:
+        """Steps, samples or decisions of all iterations so far."""
+        return self.iteration * self.steps_per_iteration
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether training ends before its last iteration."""
+        return False
+
     def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
         """Get what the first iteration needs beside the environment, such as a pretrained model."""
 
     @abstractmethod
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
         """Run one iteration after a share `progress` of the training; return its metrics, as device tensors."""
+
+    def is_validation_due(self) -> bool:
+        """Tell whether a validation follows the iteration that has ended."""
+        return self.iteration % self.eval_every == 0 or self.iteration == self.iterations
+
+    def observe_validation(self, metrics: dict[str, float]) -> None:
+        """Take note of a validation, to keep the best weights or to stop early."""
+
+    def finish(self) -> None:
+        """Complete the training, for instance by restoring the best weights."""
+
+    def accelerate_inner(self, algorithm: Algorithm) -> Algorithm:
+        """Let an algorithm that is trained within this one run in the same mode; a backend puts itself here."""
+        return algorithm
 
     def make_evaluator(self) -> Evaluator:
         """Return what judges this algorithm."""
@@ -141,30 +167,36 @@ class TrainingLoop:
         self.should_stop = should_stop
 
     def run(self) -> None:
-        """Iterate, log each iteration, and validate and save every so many iterations and at the end."""
+        """Iterate, log each iteration, validate and save every so many iterations, and complete the training at the end."""
         algorithm, logger = self.algorithm, self.logger
         algorithm.setup(logger, self.should_stop)
-        while algorithm.iteration < algorithm.iterations:
+        if self.validate and algorithm.validates_at_start and algorithm.iteration == 0:
+            logger.log_evaluation(0, self.validate())
+        while algorithm.iteration < algorithm.iterations and not algorithm.has_converged:
             # 1. One iteration.
             started = time.perf_counter()
+            steps_before = algorithm.steps_done
             metrics = algorithm.iterate(progress=algorithm.iteration / algorithm.iterations)
             algorithm.iteration += 1
             # 2. Its metrics.
-            step = algorithm.iteration * algorithm.steps_per_iteration
-            logger.log_iteration(step, metrics, iteration=algorithm.iteration, steps=algorithm.steps_per_iteration,
-                                 started=started)
+            step = algorithm.steps_done
+            logger.log_iteration(step, metrics, iteration=algorithm.iteration, steps=step - steps_before, started=started)
             # 3. Validation.
-            is_last = algorithm.iteration == algorithm.iterations
-            if self.validate and (is_last or algorithm.iteration % algorithm.eval_every == 0):
-                logger.log_evaluation(step, self.validate())
+            if self.validate and algorithm.is_validation_due():
+                validation = self.validate()
+                logger.log_evaluation(step, validation)
+                algorithm.observe_validation(validation)
             # 4. A checkpoint.
             stopped = self.should_stop()
             if algorithm.sharded:
                 stopped = distributed.all_reduce_any(stopped, algorithm.env.device)
-            if is_last or stopped or algorithm.iteration % algorithm.checkpoint_every == 0:
+            is_last = algorithm.iteration == algorithm.iterations or algorithm.has_converged
+            if stopped or (not is_last and algorithm.iteration % algorithm.checkpoint_every == 0):
                 self.save()
             if stopped:
-                break
+                return
+        algorithm.finish()
+        self.save()
 
 
 class NetworkAlgorithm(Algorithm):

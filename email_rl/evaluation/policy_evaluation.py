@@ -14,6 +14,7 @@ from email_rl.data.mails import OUTCOMES, Mails, words
 from email_rl.data.dataset import MailDataset
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from email_rl.models.outcome_classifier import expected_reward
+from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
 from rlcore.plots import labelled
 from rlcore.report import Report
@@ -74,18 +75,18 @@ class MailPolicyEvaluator:
         self._judge = None
 
     # ── what is true ────────────────────────────────────────────────────────────────────────────────────────────────
-    def true_probabilities(self, agent) -> Callable | None:
+    def true_probabilities(self, algorithm) -> Callable | None:
         """Return P(outcome) as a function of contexts and texts: the corpus's own, a judge's, or None."""
         if self.dataset.gold:
             return self.dataset.gold.probabilities
-        self._judge = self._judge or agent.judge()
+        self._judge = self._judge or algorithm.judge()
         return self._judge and self._judge.probabilities
 
     # ── during training ─────────────────────────────────────────────────────────────────────────────────────────────
-    def validate(self, agent) -> dict[str, float]:
+    def validate(self, algorithm) -> dict[str, float]:
         """Evaluate a policy on contexts of validation mails, with the same random numbers each time."""
         contexts = self.dataset.valid.contexts[:self.validation_mails]
-        figures = self.figures_of(agent, self.generate(agent.policy, agent.reference, contexts, "validation"))
+        figures = self.figures_of(algorithm, self.generate(algorithm.policy, algorithm.reference, contexts, "validation"))
         return {f"email/{name}": figures[name] for name in ("conversion", "true_reward", "proxy_reward", "kl")}
 
     def generate(self, policy: LanguageModelPolicy, reference: LanguageModelPolicy | None, contexts: list[str], stream: str,
@@ -105,19 +106,19 @@ class MailPolicyEvaluator:
         return torch.where(mails.response_mask, own - other, 0.0).sum(1).cpu()
 
     # ── at the end ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def evaluate(self, agent, name: str) -> MailPolicyReport:
+    def evaluate(self, algorithm, name: str) -> MailPolicyReport:
         """Compare all on contexts of test mails."""
         started = time.perf_counter()
         test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
-        mails = self.mails_by_policy(agent, name, test)
-        rows = {row: self.figures_of(agent, written) for row, written in mails.items()}
+        mails = self.mails_by_policy(algorithm, name, test)
+        rows = {row: self.figures_of(algorithm, written) for row, written in mails.items()}
         truth = "truth: the gold model" if self.dataset.gold else "judge: a model that learnt from other mails"
         extra, plots = {"truth": truth, "source": self.dataset.name}, {}
-        if agent.reference is not None:
-            reference = self.conversion(agent, mails["reference"])
+        if algorithm.reference is not None:
+            reference = self.conversion(algorithm, mails["reference"])
             for row, written in mails.items():
-                rows[row] |= self.ratio_to_reference(self.conversion(agent, written), reference)
-            p = agent.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
+                rows[row] |= self.ratio_to_reference(self.conversion(algorithm, written), reference)
+            p = algorithm.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
             extra["reward_model"] = metrics.classification_metrics(p, self.dataset.test.outcome, 15)
             extra["policy"] = rows[name]
             plots["outcomes"] = self.outcomes(rows["reference"], rows[name])
@@ -130,40 +131,40 @@ class MailPolicyEvaluator:
             rows=rows, columns=self.columns(), last=None, extra=extra, plots=plots,
             judged="conversion")
 
-    def mails_by_policy(self, agent, name: str, test: Mails) -> dict[str, PolicyMails]:
+    def mails_by_policy(self, algorithm, name: str, test: Mails) -> dict[str, PolicyMails]:
         """Return the mails of every row of the comparison, for the contexts of `test`; the trained policy's last."""
         mails = {"sent": PolicyMails(test.contexts, test.texts, None, None)}
-        if agent.reference is None:
-            return mails | {name: self.generate(agent.policy, None, test.contexts, "test")}
-        mails["reference"] = self.generate(agent.reference, agent.reference, test.contexts, "test")
-        mails[f"best_of_{self.best_of}"] = self.best_of_n(agent, test.contexts)
-        own = self.generate(agent.policy, agent.reference, test.contexts, "test")
+        if algorithm.reference is None:
+            return mails | {name: self.generate(algorithm.policy, None, test.contexts, "test")}
+        mails["reference"] = self.generate(algorithm.reference, algorithm.reference, test.contexts, "test")
+        mails[f"best_of_{self.best_of}"] = self.best_of_n(algorithm, test.contexts)
+        own = self.generate(algorithm.policy, algorithm.reference, test.contexts, "test")
         if self.baseline_trainer:
-            baseline, kl = agent.baseline_trainer(self.baseline_trainer), own.kl.mean().item()
-            baseline.train(NullLogger(), lambda: None, None, lambda: baseline.kl_to_reference.item() >= kl)
-            mails["reward_weighted"] = self.generate(baseline.policy, agent.reference, test.contexts, "test")
+            baseline, kl = algorithm.baseline_trainer(self.baseline_trainer), own.kl.mean().item()
+            TrainingLoop(baseline, NullLogger(), should_stop=lambda: baseline.kl_to_reference.item() >= kl).run()
+            mails["reward_weighted"] = self.generate(baseline.policy, algorithm.reference, test.contexts, "test")
         return mails | {name: own}
 
-    def best_of_n(self, agent, contexts: list[str]) -> PolicyMails:
+    def best_of_n(self, algorithm, contexts: list[str]) -> PolicyMails:
         """Take, of n mails of the reference for each context, the one that the reward model scores highest."""
         n = self.best_of
-        drawn = self.generate(agent.reference, None, contexts, "best", n)
-        best = agent.rewards(drawn.contexts, drawn.texts).view(-1, n).argmax(1) + n * torch.arange(len(contexts))
+        drawn = self.generate(algorithm.reference, None, contexts, "best", n)
+        best = algorithm.rewards(drawn.contexts, drawn.texts).view(-1, n).argmax(1) + n * torch.arange(len(contexts))
         kl_bound = math.log(n) - (n - 1) / n  # Beirami et al. 2024
         return PolicyMails(contexts=contexts, texts=[drawn.texts[i] for i in best.tolist()],
                            kl=torch.full((len(contexts),), kl_bound), has_ended=drawn.has_ended[best.to(drawn.has_ended.device)])
 
-    def figures_of(self, agent, mails: PolicyMails) -> dict:
+    def figures_of(self, algorithm, mails: PolicyMails) -> dict:
         """Return the figures of a row."""
         contexts, texts, n = mails.contexts, mails.texts, len(mails.texts)
         row = {"proxy_reward": None, "true_reward": None, "conversion": None, "conversion_ci": None, "kl": None,
                "distinct_2": metrics.distinct_n(texts, 2, self.distinct_words),
                "mean_words": sum(len(words(text)) for text in texts) / n, "mails": n}
         values = self.dataset.outcome_values
-        if agent.reward_model is not None:
-            p = agent.reward_model.probabilities(contexts, texts).double()
-            row |= {"proxy_reward": expected_reward(p, values, agent.reward_kind).mean().item(), "predicted": p.mean(0).tolist()}
-        true_probabilities = self.true_probabilities(agent)
+        if algorithm.reward_model is not None:
+            p = algorithm.reward_model.probabilities(contexts, texts).double()
+            row |= {"proxy_reward": expected_reward(p, values, algorithm.reward_kind).mean().item(), "predicted": p.mean(0).tolist()}
+        true_probabilities = self.true_probabilities(algorithm)
         if true_probabilities:
             p = true_probabilities(contexts, texts).double()
             converts = p[:, -1]
@@ -178,9 +179,9 @@ class MailPolicyEvaluator:
             row["stopped"] = mails.has_ended.float().mean().item()
         return row
 
-    def conversion(self, agent, mails: PolicyMails) -> Tensor:
+    def conversion(self, algorithm, mails: PolicyMails) -> Tensor:
         """Return the true P(conversion) of each mail [N]."""
-        return self.true_probabilities(agent)(mails.contexts, mails.texts).double()[:, -1]
+        return self.true_probabilities(algorithm)(mails.contexts, mails.texts).double()[:, -1]
 
     def ratio_to_reference(self, converts: Tensor, reference: Tensor) -> dict:
         """Return how many times as often mails convert as the reference's for the same contexts, with its 95 % interval."""
@@ -215,3 +216,11 @@ class MailPolicyEvaluator:
         axes.set_xticks(range(len(OUTCOMES)), OUTCOMES)
         axes.legend(frameon=False, fontsize=8)
         return figure
+
+
+class SFTEvaluator(MailPolicyEvaluator):
+    """The same for a policy that learns from mails alone: during training its loss on validation mails counts."""
+
+    def validate(self, algorithm) -> dict[str, float]:
+        """Return the loss, nats a token."""
+        return algorithm.validate()

@@ -21,33 +21,33 @@ class RewardModelEvaluator:
         self.bootstrap_samples, self.calibration_bins = bootstrap_samples, calibration_bins
         self.bag_of_words, self.compare_inputs = bag_of_words, compare_inputs
 
-    def validate(self, agent) -> dict[str, float]:
-        """Value an agent on validation mails in the course of training."""
-        return agent.validate()
+    def validate(self, algorithm) -> dict[str, float]:
+        """Value an algorithm on validation mails in the course of training."""
+        return algorithm.validate()
 
-    def evaluate(self, agent, name: str) -> RewardModelReport:
+    def evaluate(self, algorithm, name: str) -> RewardModelReport:
         """Compare all on the test mails; in a refresh, also before and after on the old test mails and the new."""
-        test, train = agent.new_splits()["test"], agent.train_mails
+        test, train = algorithm.new_splits()["test"], algorithm.train_mails
         started = time.perf_counter()
         share = torch.bincount(train.outcome, minlength=3).double() / len(train)
-        bag = BagOfWords(train, agent.valid_mails, self.seed, **self.bag_of_words)
+        bag = BagOfWords(train, algorithm.valid_mails, self.seed, **self.bag_of_words)
         predictions = {"majority": ("nothing", share.expand(len(test), 3)),
                        "bag_of_words": ("context_text", bag.probabilities(test))}
-        if self.compare_inputs and agent.before_refresh is None:
-            other = "text" if agent.input == "context_text" else "context_text"
-            predictions[f"{name}_{other}"] = other, agent.train_with_input(other).probabilities(test)
-        predictions[name] = agent.input, agent.probabilities(test)
+        if self.compare_inputs and algorithm.before_refresh is None:
+            other = "text" if algorithm.input == "context_text" else "context_text"
+            predictions[f"{name}_{other}"] = other, algorithm.train_with_input(other).probabilities(test)
+        predictions[name] = algorithm.input, algorithm.probabilities(test)
         if self.dataset.gold:
             predictions["gold"] = "truth", self.dataset.gold.probabilities(test.contexts, test.texts)
         truth = predictions["gold"][1] @ self.dataset.outcome_values if self.dataset.gold else None
         rows = {row: {"reads": reads, **self.figures_of(p, test.outcome, truth), **self.behind(p, predictions[name][1], test.outcome)}
                 for row, (reads, p) in predictions.items()}
-        rows[name]["temperature"] = agent.temperature
-        data = {"source": self.dataset.name, "train": len(train), "valid": len(agent.valid_mails), "test": len(test),
+        rows[name]["temperature"] = algorithm.temperature
+        data = {"source": self.dataset.name, "train": len(train), "valid": len(algorithm.valid_mails), "test": len(test),
                 "outcomes": torch.bincount(train.outcome, minlength=3).tolist(), "warnings": self.dataset.warnings,
                 "evaluation_seconds": time.perf_counter() - started}
         p = predictions[name][1]
-        return RewardModelReport(name, rows, data, metrics.calibration_bins(p, test.outcome, self.calibration_bins), self.refresh(agent))
+        return RewardModelReport(name, rows, data, metrics.calibration_bins(p, test.outcome, self.calibration_bins), self.refresh(algorithm))
 
     def figures_of(self, p: Tensor, y: Tensor, truth: Tensor | None) -> dict:
         """Return a row's figures; truth [N] is the gold expected reward where it is known."""
@@ -60,13 +60,13 @@ class RewardModelEvaluator:
         difference = metrics.log_losses(p, y) - metrics.log_losses(model, y)
         return {"behind": difference.mean().item(), "behind_ci": metrics.bootstrap_interval(difference, self.bootstrap_samples, self.seed)}
 
-    def refresh(self, agent) -> list[dict]:
+    def refresh(self, algorithm) -> list[dict]:
         """Judge a refreshed model on old and new test mails, before and after."""
-        if agent.before_refresh is None:
+        if algorithm.before_refresh is None:
             return []
         rows = []
-        for age, test in (("old", agent.old_splits["test"]), ("new", agent.new_splits()["test"])):
-            after = agent.probabilities(test)
-            for when, p in (("before", agent.before_refresh[age]), ("after", after)):
+        for age, test in (("old", algorithm.old_splits["test"]), ("new", algorithm.new_splits()["test"])):
+            after = algorithm.probabilities(test)
+            for when, p in (("before", algorithm.before_refresh[age]), ("after", after)):
                 rows.append({"split": age, "when": when, **metrics.classification_metrics(p, test.outcome, self.calibration_bins), **self.behind(p, after, test.outcome)})
         return rows

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.pytorch_utils import Conv1D
 
 from rlcore.distributions import draw
-from email_rl.training.loop import capture
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -126,40 +125,24 @@ def cache_tensors(cache: StaticCache) -> list[Tensor]:
     return [x for layer in cache.layers for x in (layer.keys, layer.values)]
 
 
-class RecordedDecoder:
-    """The last decoder that was recorded, to be replayed while shapes and settings stay; a copy holds none."""
-
-    def __init__(self):
-        self.key = self.made = None
-
-    def __deepcopy__(self, memo: dict) -> RecordedDecoder:
-        return RecordedDecoder()
-
-    def get(self, key: tuple, make: Callable):
-        """Return what was made for this key, made anew where the last was for another."""
-        if self.key != key:
-            self.key = self.made = None  # before another takes as much memory
-            self.key, self.made = key, make()
-        return self.made
+def new_decoder(language_model: PreTrainedModel, prompt: Tensor, u: Tensor, temperature: float, top_k: int,
+                top_p: float) -> CachedDecoder:
+    """Make a decoder for prompts [P, Q] and uniforms [R, B]."""
+    return CachedDecoder(language_model, prompt.device, temperature, top_k, top_p)
 
 
 @torch.no_grad()
 def generate(language_model: PreTrainedModel, prompt: Tensor, prompt_mask: Tensor, u: Tensor, *, temperature: float, top_k: int,
-             top_p: float, mode: str = "eager", recorded: RecordedDecoder | None = None) -> Tensor:
+             top_p: float, make_decoder: Callable[..., CachedDecoder] = new_decoder) -> Tensor:
     """Sample mails [B, R], int64, for prompts [P, Q], padded on the left where `prompt_mask` is 0.
 
     u [R, B] are uniforms in [0, 1), one a token. B = P·n: each prompt is read once and its cache expanded to n mails,
-    which stand together. Always R tokens: what follows a stop token means nothing (see `response_mask`). With `cudagraph` on a GPU
-    the reading of prompts and a token's step are recorded and replayed, also in later calls with the same `recorded`.
+    which stand together. Always R tokens: what follows a stop token means nothing (see `response_mask`).
     """
-    def make() -> tuple[Callable, Callable]:
-        decoder = CachedDecoder(language_model, prompt.device, temperature, top_k, top_p)
-        return tuple(capture(x, mode, prompt.device) for x in (decoder.prefill, decoder.decode_step))
-    key = (prompt.shape, u.shape, temperature, top_k, top_p, torch.is_autocast_enabled(prompt.device.type))
-    prefill, decode_step = recorded.get(key, make) if recorded and mode == "cudagraph" else make()
-    tokens = [prefill(prompt, prompt_mask, u[0], len(u)).clone()]
+    decoder = make_decoder(language_model, prompt, u, temperature, top_k, top_p)
+    tokens = [decoder.prefill(prompt, prompt_mask, u[0], len(u)).clone()]
     for uniform in u[1:]:
-        tokens.append(decode_step(tokens[-1], uniform).clone())
+        tokens.append(decoder.decode_step(tokens[-1], uniform).clone())
     return torch.stack(tokens, 1)
 
 

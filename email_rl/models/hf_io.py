@@ -12,7 +12,6 @@ from typing import Callable, TypeVar
 
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.activations import NewGELUActivation
 from transformers.utils import logging
 
 logging.disable_progress_bar()  # of reading and writing weights: the run has its own line
@@ -84,11 +83,3 @@ def export(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -
     """Write both as transformers does, so that it loads them again."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def fuse_gelu(model: nn.Module) -> None:
-    """Make a model compute GELU's tanh form, which transformers writes in eight kernels, in one."""
-    for module in list(model.modules()):
-        for name, part in module.named_children():
-            if isinstance(part, NewGELUActivation):
-                setattr(module, name, nn.GELU("tanh"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from email_rl.models.generation import RecordedDecoder, causal_mask, generate, position_ids, response_mask, warp_logits
+from email_rl.models.generation import causal_mask, generate, new_decoder, position_ids, response_mask, warp_logits
 from email_rl.models.hf_io import describe, export, restore
 
 
@@ -74,7 +74,7 @@ class LanguageModelPolicy(nn.Module):
         self.language_model, self.tokenizer, self.stop_token = language_model, tokenizer, tokenizer.eos_token_id
         self.prompt_template, self.prompt_tokens, self.response_tokens = prompt_template, prompt_tokens, response_tokens
         self.temperature, self.precision = temperature, precision
-        self.mode, self.recorded = "eager", RecordedDecoder()
+        self.make_decoder = new_decoder  # a backend may put an equal, faster one here
         self.value_head = nn.Linear(language_model.config.hidden_size, 1)
         for parameter in self.value_head.parameters():
             nn.init.zeros_(parameter)
@@ -179,7 +179,7 @@ class LanguageModelPolicy(nn.Module):
 
     def sample_responses(self, prompt: Tensor, prompt_mask: Tensor, u: Tensor, **sampling) -> Tensor:
         """Sample mails [B, R] for prompts [P, Q] from uniforms [R, B] (email_rl/models/generation.py)."""
-        return generate(self.language_model, prompt, prompt_mask, u, mode=self.mode, recorded=self.recorded, **sampling)
+        return generate(self.language_model, prompt, prompt_mask, u, make_decoder=self.make_decoder, **sampling)
 
     # ── to and from disk ────────────────────────────────────────────────────────────────────────────────────────────
     def pack(self) -> dict:

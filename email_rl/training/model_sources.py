@@ -12,8 +12,11 @@ from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.model_cache import cached
 from email_rl.training.reward_model import RewardModel
 from email_rl.training.sft import POLICY_FOLDER, SFT
+from rlcore.algorithm import Algorithm, TrainingLoop
 from rlcore.backends import distributed
-from rlcore.logger import NullLogger
+from rlcore.logger import Logger, NullLogger
+
+Accelerate = Callable[[Algorithm], Algorithm]  # lets an algorithm run in the mode of the outer one
 
 
 class ModelSources:
@@ -24,22 +27,23 @@ class ModelSources:
     with the same mails, settings and seed. Raises ValueError where a given folder holds no such model.
     """
 
-    def __init__(self, dataset: MailDataset, seed: int, mode: str, *, language_model, encoder, generation: dict, sft: dict,
+    def __init__(self, dataset: MailDataset, seed: int, *, language_model, encoder, generation: dict, sft: dict,
                  reward_model_training: dict, reward_model_folder: str | None, reference_folder: str | None,
                  model_cache: str, batch_size: int):
-        self.dataset, self.seed, self.mode = dataset, seed, mode
+        self.dataset, self.seed = dataset, seed
         self.language_model, self.encoder, self.generation = language_model, encoder, generation
         self.sft, self.reward_model_training = sft, reward_model_training
         self.reward_model_folder, self.reference_folder = reward_model_folder, reference_folder
         self.model_cache, self.batch_size = model_cache, batch_size
 
-    def load_or_train(self, logger, should_stop: Callable[[], bool]) -> tuple[LanguageModelPolicy, OutcomeClassifier]:
+    def load_or_train(self, logger: Logger, should_stop: Callable[[], bool],
+                      accelerate: Accelerate) -> tuple[LanguageModelPolicy, OutcomeClassifier]:
         """Return the reference policy and the reward model, on the dataset's device; the first process trains for all."""
         with distributed.rank_zero_first():
             reward_model_folder = self.reward_model_folder or self._train_reward_model(
-                REWARD_MODEL_FOLDER, self.dataset, logger, should_stop)
+                REWARD_MODEL_FOLDER, self.dataset, logger, should_stop, accelerate)
             reference_folder = self.reference_folder or self._train(
-                POLICY_FOLDER, SFT, self.dataset, logger, should_stop,
+                POLICY_FOLDER, SFT, self.dataset, logger, should_stop, accelerate,
                 language_model=self.language_model, generation=self.generation, **self.sft)
         reward_model = OutcomeClassifier.load(reward_model_folder, self.dataset.device, self.batch_size)
         network, tokenizer = from_folder(reference_folder, "algo.reference_folder", read_language_model,
@@ -47,24 +51,27 @@ class ModelSources:
         reference = LanguageModelPolicy(network, tokenizer, **self.generation)
         return reference.to(self.dataset.device), reward_model
 
-    def judge(self) -> OutcomeClassifier:
+    def judge(self, accelerate: Accelerate) -> OutcomeClassifier:
         """Return a judge for mails whose truth is unknown: a reward model that learnt from mails nothing else has seen."""
-        folder = self._train_reward_model("judge", self.dataset.judge_dataset(), NullLogger(), lambda: False)
+        folder = self._train_reward_model("judge", self.dataset.judge_dataset(), NullLogger(), lambda: False, accelerate)
         return OutcomeClassifier.load(folder, self.dataset.device, self.batch_size)
 
-    def _train_reward_model(self, name: str, dataset: MailDataset, logger, should_stop: Callable[[], bool]) -> Path:
-        return self._train(name, RewardModel, dataset, logger, should_stop, encoder=self.encoder, **self.reward_model_training)
+    def _train_reward_model(self, name: str, dataset: MailDataset, logger: Logger, should_stop: Callable[[], bool],
+                            accelerate: Accelerate) -> Path:
+        return self._train(name, RewardModel, dataset, logger, should_stop, accelerate, encoder=self.encoder,
+                           **self.reward_model_training)
 
-    def _train(self, name: str, kind: Callable, dataset: MailDataset, logger, should_stop: Callable[[], bool],
-               **settings) -> Path:
+    def _train(self, name: str, kind: Callable[..., RewardModel | SFT], dataset: MailDataset, logger: Logger,
+               should_stop: Callable[[], bool], accelerate: Accelerate, **settings) -> Path:
         """Return the folder of a model trained with these settings on these mails, now or before."""
         def make(folder: Path) -> None:
-            trainer = kind(dataset, self.seed, self.mode, **settings)
-            with logger.child(name, trainer.iterations) as stage:
-                trainer.train(stage, lambda: None, None, should_stop)
+            algorithm = kind(dataset, self.seed, **settings)
+            accelerate(algorithm)
+            with logger.child(name, algorithm.iterations) as child:
+                TrainingLoop(algorithm, child, validate=algorithm.validate, should_stop=should_stop).run()
             if should_stop():  # half trained is not trained
                 raise KeyboardInterrupt
-            trainer.export(folder)
+            algorithm.export_model(folder)
         folder, known = cached(self.model_cache, name, (settings, dataset.digest, self.seed), make)
         if distributed.rank() == 0:
             print(f"{name}: {folder}{' (trained before)' if known else ''}")

@@ -19,3 +19,14 @@ def with_replay(new: Mails, old: Mails, replay_ratio: float, seed: int) -> Mails
     n = min(len(old), math.ceil(replay_ratio * len(new)))
     rows = torch.randperm(len(old), generator=torch.Generator().manual_seed(seed))[:n].tolist()
     return new + old.rows(rows)
+
+
+def pack_splits(new: dict[str, Mails], old: dict[str, Mails] | None) -> dict:
+    """Lay out for a checkpoint the mails of a run and, in a refresh, those that the model had learnt from."""
+    known = old or {name: Mails([], [], torch.zeros(0, dtype=torch.long)) for name in new}
+    return {"new": {name: mails.pack() for name, mails in new.items()}, "old": {name: mails.pack() for name, mails in known.items()}}
+
+
+def unpack_splits(state: dict) -> dict[str, dict[str, Mails]]:
+    """Restore what `pack_splits` gave, as `new` and `old`."""
+    return {age: {name: Mails.unpack(packed) for name, packed in splits.items()} for age, splits in state.items()}

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Callable
 
@@ -14,17 +13,18 @@ from transformers import AutoModelForSequenceClassification
 from email_rl.data.dataset import MailDataset
 from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.data.metrics import fit_temperature, log_losses
-from email_rl.models.encoders import bucketed_batches, pad_batch, token_overlap
+from email_rl.models.encoders import bucketed_batches, pad_batch
 from email_rl.models.hf_io import describe, restore
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
-from email_rl.training.refresh import with_replay, without_crossing
+from email_rl.training.classification import class_weights, overlap_loss
+from email_rl.training.refresh import pack_splits, unpack_splits, with_replay, without_crossing
 from rlcore import checkpoint
-from email_rl.training.loop import fast
-from rlcore.logger import NullLogger
+from rlcore.algorithm import Algorithm, TrainingLoop
+from rlcore.logger import Logger, NullLogger
 from rlcore.schedules import warmed
 
 
-class RewardModel:
+class RewardModel(Algorithm):
     """Fine-tune a classifier of outcomes: class-weighted cross-entropy, early stopping on log-loss, one temperature.
 
     What is hard to learn from scratch is that a mail names what its context has. With encoder.overlap_weight > 0 an auxiliary
@@ -35,33 +35,34 @@ class RewardModel:
     """
 
     env_type = MailDataset
+    graph_regions = ("loss",)
 
-    def __init__(self, dataset: MailDataset, seed: int, mode: str, *, encoder, optim: Callable, input: str,
+    def __init__(self, env: MailDataset, seed: int, *, encoder, optimizer: Callable, input: str,
                  class_weight_power: float, warmup_share: float, final_lr_share: float, max_grad_norm: float,
-                 steps_per_iteration: int, eval_every: int, patience: int, checkpoint_every: int, bucket_batches: int,
+                 updates_per_iteration: int, eval_every: int, patience: int, checkpoint_every: int, bucket_batches: int,
                  predict_batch_size: int, refresh: dict):
         if input not in ("text", "context_text"):
             raise ValueError(f"algo.input: expected text or context_text, got '{input}'")
-        if min(encoder.epochs, encoder.batch_size, steps_per_iteration, eval_every, patience, checkpoint_every, bucket_batches,
+        if min(encoder.epochs, encoder.batch_size, updates_per_iteration, eval_every, patience, checkpoint_every, bucket_batches,
                predict_batch_size) < 1:
-            raise ValueError("algo: expected epochs, batch_size, steps_per_iteration, eval_every, patience, checkpoint_every, "
+            raise ValueError("algo: expected epochs, batch_size, updates_per_iteration, eval_every, patience, checkpoint_every, "
                              "bucket_batches and predict_batch_size of at least 1")
-        self.settings = {key: value for key, value in locals().items() if key not in ("self", "dataset", "seed", "mode")}
-        self.dataset, self.device, self.seed, self.mode = dataset, dataset.device, seed, mode
-        self.encoder, self.optim, self.input, self.refresh = encoder, optim, input, refresh
+        self.settings = {key: value for key, value in locals().items() if key not in ("self", "env", "seed")}
+        self.env, self.device, self.seed = env, env.device, seed
+        self.encoder, self.make_optimizer, self.input, self.refresh = encoder, optimizer, input, refresh
         self.class_weight_power, self.warmup_share, self.final_lr_share = class_weight_power, warmup_share, final_lr_share
-        self.max_grad_norm, self.steps_per_iteration, self.eval_every = max_grad_norm, steps_per_iteration, eval_every
+        self.max_grad_norm, self.updates_per_iteration, self.eval_every = max_grad_norm, updates_per_iteration, eval_every
         self.patience, self.checkpoint_every, self.bucket_batches = patience, checkpoint_every, bucket_batches
-        self.predict_batch_size, self.digest = predict_batch_size, dataset.digest
-        self.iteration, self.step, self.mails_seen, self.finished = 0, 0, 0, False
+        self.predict_batch_size, self.digest = predict_batch_size, env.digest
+        self.iteration, self.updates_done, self.mails_seen, self.finished = 0, 0, 0, False
         self.best_loss, self.best, self.evaluations_without_gain, self.temperature = math.inf, None, 0, 1.0
         self.old_splits: dict[str, Mails] | None = None  # in a refresh: the splits that the model had learnt from
         self.before_refresh: dict[str, Tensor] | None = None  # its probabilities of old and new test mails
         torch.manual_seed(seed)
-        network, tokenizer = encoder.build(dataset.train.contexts + dataset.train.texts)
+        network, tokenizer = encoder.build(env.train.contexts + env.train.texts)
         network.config.reads_context = input == "context_text"
         self._set_network(network, tokenizer)
-        self._set_mails(dataset.train, [dataset.valid], encoder.lr, encoder.epochs)
+        self._set_mails(env.train, [env.valid], encoder.lr, encoder.epochs)
 
     def _set_network(self, network: nn.Module, tokenizer) -> None:
         self.classifier = OutcomeClassifier(network, tokenizer, self.device, self.predict_batch_size)
@@ -69,7 +70,6 @@ class RewardModel:
         self.output_layer = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == len(OUTCOMES)][-1]
         self.overlap_head = nn.Linear(network.config.hidden_size, 1).to(self.device)  # of the auxiliary task; not exported
         self.parameters = [*self.network.parameters(), *self.overlap_head.parameters()]
-        self.loss = fast(self._loss, self.mode)
 
     def _set_mails(self, train: Mails, valid: list[Mails], lr: float, epochs: int) -> None:
         """Make these the mails to learn from and to choose by (each set of `valid` counts alike)."""
@@ -77,74 +77,58 @@ class RewardModel:
         self.train_ids = self.classifier.token_ids(train.contexts, train.texts)
         self.valid_ids = self.classifier.token_ids(self.valid_mails.contexts, self.valid_mails.texts)
         self.valid_weight = torch.cat([torch.full((len(v),), 1 / (len(v) * len(valid))) for v in valid if len(v)])
-        counts = torch.bincount(train.outcome, minlength=len(OUTCOMES)).double()
-        weight = (counts.sum() / counts.clamp_min(1)) ** self.class_weight_power
-        self.class_weights = (weight * counts.sum() / (weight * counts).sum()).float()  # mean 1 over the mails
+        self.class_weights = class_weights(train.outcome, self.class_weight_power)
         self._epoch, self._packed_mails = None, None  # batches and packed mails were made of other mails
-        self.steps_per_epoch = math.ceil(len(train) / self.encoder.batch_size)
-        self.total_steps = epochs * self.steps_per_epoch
-        self.iterations = math.ceil(self.total_steps / self.steps_per_iteration)
-        self.optimizer = self.optim(self.parameters, lr=lr)
+        self.updates_per_epoch = math.ceil(len(train) / self.encoder.batch_size)
+        self.total_updates = epochs * self.updates_per_epoch
+        self.iterations = math.ceil(self.total_updates / self.updates_per_iteration)
+        self.optimizer = self.make_optimizer(self.parameters, lr=lr)
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
-              stop: Callable[[], bool]) -> None:
-        """Train to the last step, until validation stops improving, or to the end of the iteration in which `stop` is true."""
+    def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
+        """Turn dropout on."""
         self.network.train()
-        while self.iteration < self.iterations and self.evaluations_without_gain < self.patience and not self.finished:
-            started, seen = time.perf_counter(), self.mails_seen
-            metrics = self.train_steps()
-            self.iteration += 1
-            last = self.iteration == self.iterations
-            logger.log_iteration(self.mails_seen, metrics, iteration=self.iteration, steps=self.mails_seen - seen, started=started)
-            if self.iteration % self.eval_every == 0 or last:
-                found = evaluate() if evaluate else self.validate()
-                logger.log_evaluation(self.mails_seen, found)
-                self.keep_if_best(found["email/log_loss"])
-            stopped = stop()
-            if self.iteration % self.checkpoint_every == 0 or stopped:
-                save()
-            if stopped:
-                return
-        if not self.finished:
-            self.finish()
-            save()
-        if logger.directory:
-            checkpoint.atomic_folder(Path(logger.directory) / REWARD_MODEL_FOLDER, self.export)
 
-    def train_steps(self) -> dict[str, Tensor | float]:
-        """Take the optimizer steps of an iteration, or what is left of them."""
+    @property
+    def steps_done(self) -> int:
+        """Mails learnt from."""
+        return self.mails_seen
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether validation has stopped improving."""
+        return self.finished or self.evaluations_without_gain >= self.patience
+
+    def iterate(self, progress: float) -> dict[str, Tensor | float]:
+        """Take the updates of an iteration, or what is left of them."""
         sums = torch.zeros(3, device=self.device)
-        end = min(self.step + self.steps_per_iteration, self.total_steps)
-        taken = end - self.step
-        class_weights, outcome = self.class_weights.to(self.device), self.train_mails.outcome.to(self.device)
-        while self.step < end:
-            rows = self.batches(self.step // self.steps_per_epoch)[self.step % self.steps_per_epoch]
+        end = min(self.updates_done + self.updates_per_iteration, self.total_updates)
+        taken = end - self.updates_done
+        weights, outcome = self.class_weights.to(self.device), self.train_mails.outcome.to(self.device)
+        while self.updates_done < end:
+            rows = self.batches(self.updates_done // self.updates_per_epoch)[self.updates_done % self.updates_per_epoch]
             ids, mask = pad_batch([self.train_ids[i] for i in rows], self.classifier.tokenizer.pad_token_id)
-            loss, overlap_loss = self.loss(ids.to(self.device), mask.to(self.device), outcome[rows], class_weights)
-            share = warmed(self.step, self.total_steps, self.warmup_share, self.final_lr_share)
+            loss, auxiliary = self.loss(ids.to(self.device), mask.to(self.device), outcome[rows], weights)
+            share = warmed(self.updates_done, self.total_updates, self.warmup_share, self.final_lr_share)
             self.optimizer.param_groups[0]["lr"] = self.lr * share
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
             self.optimizer.step()
-            sums += torch.stack((loss.detach(), norm.detach(), overlap_loss.detach()))
-            self.step, self.mails_seen = self.step + 1, self.mails_seen + len(rows)
+            sums += torch.stack((loss.detach(), norm.detach(), auxiliary.detach()))
+            self.updates_done, self.mails_seen = self.updates_done + 1, self.mails_seen + len(rows)
         return {"losses/total": sums[0] / taken, "losses/grad_norm": sums[1] / taken, "losses/overlap": sums[2] / taken,
                 "charts/learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _loss(self, ids: Tensor, attention_mask: Tensor, outcome: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, ids: Tensor, attention_mask: Tensor, outcome: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, and the auxiliary task's part of it before its weight."""
         found = self.network(input_ids=ids, attention_mask=attention_mask, output_hidden_states=True)
-        loss = nn.functional.cross_entropy(found.logits.float(), outcome, weight=class_weights)
+        loss = nn.functional.cross_entropy(found.logits.float(), outcome, weight=weights)
         if not self.encoder.overlap_weight or self.input == "text":
             return loss, torch.zeros_like(loss)
-        tokenizer = self.classifier.tokenizer
-        shared, is_word = token_overlap(ids, attention_mask, tokenizer.cls_token_id, tokenizer.sep_token_id)
         logits = self.overlap_head(found.hidden_states[-2])[..., 0].float()  # before the last layer, which may then use it
-        each = nn.functional.binary_cross_entropy_with_logits(logits, shared.float(), reduction="none")
-        overlap_loss = (each * is_word).sum() / is_word.sum().clamp_min(1)
-        return loss + self.encoder.overlap_weight * overlap_loss, overlap_loss
+        auxiliary = overlap_loss(logits, ids, attention_mask, self.classifier.tokenizer)
+        return loss + self.encoder.overlap_weight * auxiliary, auxiliary
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Return the rows of an epoch's batches."""
@@ -166,8 +150,9 @@ class RewardModel:
         return {"email/log_loss": (self.valid_weight * log_losses(p, outcome)).sum().item(),
                 "email/accuracy": (self.valid_weight * (p.argmax(1) == outcome)).sum().item()}
 
-    def keep_if_best(self, loss: float) -> None:
+    def observe_validation(self, metrics: dict[str, float]) -> None:
         """Keep the best weights so far; count evaluations without better ones."""
+        loss = metrics["email/log_loss"]
         self.evaluations_without_gain += 1
         if loss < self.best_loss:
             self.best_loss, self.evaluations_without_gain = loss, 0
@@ -175,6 +160,8 @@ class RewardModel:
 
     def finish(self) -> None:
         """Take the best weights and fold class weights and temperature into the last layer."""
+        if self.finished:
+            return
         if self.best is None:
             raise ValueError(f"algo.encoder.lr: {self.lr}: training diverged, no evaluation gave a finite log-loss; expected a "
                              "lower one")
@@ -191,23 +178,26 @@ class RewardModel:
 
     def train_with_input(self, input: str) -> RewardModel:
         """Train, without a log, the same model from the start with another input."""
-        other = RewardModel(self.dataset, self.seed, self.mode, **{**self.settings, "input": input})
-        other.train(NullLogger(), lambda: None, None, lambda: False)
+        other = RewardModel(self.env, self.seed, **{**self.settings, "input": input})
+        self.accelerate_inner(other)
+        TrainingLoop(other, NullLogger(), validate=other.validate).run()
         return other
 
-    def export(self, folder: Path) -> None:
+    def export(self, directory: Path) -> None:
+        """Write the model into its folder in a directory."""
+        checkpoint.atomic_folder(directory / REWARD_MODEL_FOLDER, self.export_model)
+
+    def export_model(self, folder: Path) -> None:
         """Write the model and its tokenizer as transformers does."""
         self.classifier.export(folder)
 
     # ── resume and refresh ──────────────────────────────────────────────────────────────────────────────────────────
     def state_dict(self) -> dict:
-        """Everything that training needs to go on, and the mails that a refresh replays."""
+        """Return everything that a resumed run needs to continue exactly, and the mails that a refresh replays."""
         if self._packed_mails is None:
-            known = self.old_splits or {name: Mails([], [], torch.zeros(0, dtype=torch.long)) for name in self.dataset.splits}
-            self._packed_mails = {"new": {name: mails.pack() for name, mails in self.new_splits().items()},
-                                  "old": {name: mails.pack() for name, mails in known.items()}}
-        return {"files": self.files, "network": self.network.state_dict(), "overlap_head": self.overlap_head.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "iteration": self.iteration, "step": self.step,
+            self._packed_mails = pack_splits(self.new_splits(), self.old_splits)
+        return {"files": self.files, "classifier": self.network.state_dict(), "overlap_head": self.overlap_head.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "iteration": self.iteration, "updates_done": self.updates_done,
                 "mails_seen": self.mails_seen, "evaluations_without_gain": self.evaluations_without_gain,
                 "finished": self.finished, "best_loss": self.best_loss, "best": self.best, "temperature": self.temperature,
                 "input": self.input, "digest": self.digest, "mails": self._packed_mails,
@@ -217,21 +207,21 @@ class RewardModel:
 
     def new_splits(self) -> dict[str, Mails]:
         """Return the dataset's splits; in a refresh, without texts that the old splits have on another side."""
-        return self.dataset.splits if self.old_splits is None else without_crossing(self.dataset.splits, self.old_splits)
+        return self.env.splits if self.old_splits is None else without_crossing(self.env.splits, self.old_splits)
 
-    def load_weights(self, state: dict) -> None:
+    def load_policy(self, state: dict) -> None:
         """Restore what judging needs."""
         self._set_network(*restore(state["files"], AutoModelForSequenceClassification))
-        self.network.load_state_dict(state["network"])
+        self.network.load_state_dict(state["classifier"])
         self.input, self.finished, self.temperature = state["input"], state["finished"], state["temperature"]
-        self._set_mails(self.dataset.train, [self.dataset.valid], self.encoder.lr, self.encoder.epochs)
+        self._set_mails(self.env.train, [self.env.valid], self.encoder.lr, self.encoder.epochs)
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where a run stopped on these mails, or refresh a finished one with them."""
         if state["input"] != self.input:
             raise ValueError(f"algo.input: the checkpoint's is '{state['input']}', got '{self.input}'")
-        mails = {age: {name: Mails.unpack(packed) for name, packed in kept.items()} for age, kept in state["mails"].items()}
-        self.load_weights(state)
+        mails = unpack_splits(state["mails"])
+        self.load_policy(state)
         self.overlap_head.load_state_dict(state["overlap_head"])
         self.mails_seen = state["mails_seen"]
         if state["digest"] == self.digest:
@@ -246,7 +236,7 @@ class RewardModel:
         if old_splits:
             self._mix()
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("iteration", "step", "evaluations_without_gain", "finished", "best_loss", "best", "temperature"):
+        for name in ("iteration", "updates_done", "evaluations_without_gain", "finished", "best_loss", "best", "temperature"):
             setattr(self, name, state[name])
         torch.set_rng_state(state["random"])
         if state["cuda_random"] is not None and self.device.type == "cuda":
@@ -255,7 +245,7 @@ class RewardModel:
     def _refresh(self, old_splits: dict[str, Mails]) -> None:
         self.old_splits, self.finished, self.temperature = old_splits, False, 1.0
         new = self.new_splits()
-        dropped = sum(map(len, self.dataset.splits.values())) - sum(map(len, new.values()))
+        dropped = sum(map(len, self.env.splits.values())) - sum(map(len, new.values()))
         self._mix()
         self.before_refresh = {"old": self.probabilities(old_splits["test"]), "new": self.probabilities(new["test"])}
         print(f"refresh: {len(new['train']):,} new mails to learn from, {len(self.train_mails) - len(new['train']):,} "
@@ -263,14 +253,14 @@ class RewardModel:
               file=sys.stderr)
         with torch.no_grad():  # training sees the class weights that finish() takes out
             self.output_layer.bias.add_(self.class_weights.log().to(self.output_layer.bias.device))
-        self.keep_if_best(self.validate()["email/log_loss"])  # the weights before the refresh may stay the best
+        self.observe_validation(self.validate())  # the weights before the refresh may stay the best
 
     def _mix(self) -> None:
         """Learn from the new mails and a replay of old ones; choose by old and new alike."""
         new = self.new_splits()
         for name, mails in new.items():
             if not len(mails):
-                raise ValueError(f"{self.dataset.name}: nothing new for {name}: its texts are those of the checkpoint's mails")
+                raise ValueError(f"{self.env.name}: nothing new for {name}: its texts are those of the checkpoint's mails")
         train = with_replay(new["train"], self.old_splits["train"], self.refresh["replay_ratio"], self.seed)
         self._set_mails(train, [new["valid"], self.old_splits["valid"]],
                         self.refresh["lr_share"] * self.encoder.lr, self.refresh["epochs"])

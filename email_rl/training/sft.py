@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Callable
 
@@ -14,14 +13,14 @@ from email_rl.data.mails import Mails
 from email_rl.models.encoders import bucketed_batches
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore import checkpoint
-from email_rl.training.loop import fast
+from rlcore.algorithm import Algorithm
 from rlcore.losses import masked_mean
 from rlcore.schedules import warmed
 
 POLICY_FOLDER = "policy"  # beside checkpoint.pt; transformers loads it
 
 
-class SFT:
+class SFT(Algorithm):
     """Fine-tune on context → mail pairs by next-token cross-entropy over the mails' own tokens, best epoch by validation.
 
     It learns from mails with one of `outcomes`, at most `max_mails` of them (null: all). Mails longer than
@@ -29,26 +28,26 @@ class SFT:
     """
 
     env_type = MailDataset
+    graph_regions = ("loss",)
     reference, reward_model = None, None  # what a policy that PPO trains has
 
-    def __init__(self, dataset: MailDataset, seed: int, mode: str, *, language_model, generation: dict, optim: Callable,
+    def __init__(self, env: MailDataset, seed: int, *, language_model, generation: dict, optimizer: Callable,
                  outcomes: list, max_mails: int | None, warmup_share: float, final_lr_share: float, max_grad_norm: float,
-                 steps_per_iteration: int, bucket_batches: int, checkpoint_every: int):
-        self.dataset, self.device, self.seed, self.settings = dataset, dataset.device, seed, language_model
-        self.max_grad_norm, self.steps_per_iteration, self.checkpoint_every = max_grad_norm, steps_per_iteration, checkpoint_every
+                 updates_per_iteration: int, bucket_batches: int, checkpoint_every: int):
+        self.env, self.device, self.seed, self.settings = env, env.device, seed, language_model
+        self.max_grad_norm, self.updates_per_iteration, self.checkpoint_every = max_grad_norm, updates_per_iteration, checkpoint_every
         self.warmup_share, self.final_lr_share, self.bucket_batches = warmup_share, final_lr_share, bucket_batches
         torch.manual_seed(seed)
-        network, tokenizer = language_model.build(dataset.train.contexts + dataset.train.texts)
+        network, tokenizer = language_model.build(env.train.contexts + env.train.texts)
         self.policy = LanguageModelPolicy(network, tokenizer, **generation).to(self.device)
         self.policy.value_head.requires_grad_(False)
-        self.loss = fast(self._loss, mode)
-        self.optimizer = optim([p for p in self.policy.parameters() if p.requires_grad], lr=language_model.sft_lr)
-        self.train_mails = self._tokenize(dataset.train, outcomes, max_mails)
-        self.valid_mails = self._tokenize(dataset.valid, outcomes, max_mails)
+        self.optimizer = optimizer([p for p in self.policy.parameters() if p.requires_grad], lr=language_model.sft_lr)
+        self.train_mails = self._tokenize(env.train, outcomes, max_mails)
+        self.valid_mails = self._tokenize(env.valid, outcomes, max_mails)
         self.train_lengths = self.train_mails.response_mask.sum(1).tolist()
-        self.steps_per_epoch = math.ceil(len(self.train_lengths) / language_model.sft_batch_size)
-        self.total_steps = language_model.sft_epochs * self.steps_per_epoch
-        self.iterations, self.iteration, self.step = math.ceil(self.total_steps / steps_per_iteration), 0, 0
+        self.updates_per_epoch = math.ceil(len(self.train_lengths) / language_model.sft_batch_size)
+        self.total_updates = language_model.sft_epochs * self.updates_per_epoch
+        self.iterations, self.iteration, self.updates_done = math.ceil(self.total_updates / updates_per_iteration), 0, 0
         self._epoch: int | None = None  # whose batches are made
         self.best_loss, self.best = math.inf, None
 
@@ -58,47 +57,46 @@ class SFT:
         responses = self.policy.tokenize_responses(mails.texts)
         rows = [i for i, row in enumerate(responses) if len(row) <= most]
         if not rows:
-            raise ValueError(f"algo.generation.response_tokens: no mail of {self.dataset.name} with an outcome of {outcomes} has "
+            raise ValueError(f"algo.generation.response_tokens: no mail of {self.env.name} with an outcome of {outcomes} has "
                              f"{most} tokens or fewer; expected more")
         padded = [responses[i] + [self.policy.stop_token] * (most - len(responses[i])) for i in rows]
         mask = torch.tensor([[k < len(responses[i]) for k in range(most)] for i in rows])
         prompt, prompt_mask = self.policy.tokenize_prompts([mails.contexts[i] for i in rows])
         return TokenizedMails(prompt, prompt_mask, torch.tensor(padded, device=self.device), mask.to(self.device))
 
-    def train(self, logger, save: Callable[[], None], evaluate: Callable[[], dict] | None,
-              stop: Callable[[], bool]) -> None:
-        """Train to the last step, or to the end of the iteration in which `stop` turns true."""
-        while self.iteration < self.iterations:
-            started, end = time.perf_counter(), min(self.step + self.steps_per_iteration, self.total_steps)
-            taken, losses = end - self.step, torch.zeros((), device=self.device)
-            while self.step < end:
-                losses += self.train_batch()
-            self.iteration += 1
-            epoch_ended = self.step % self.steps_per_epoch < taken or self.step == self.total_steps
-            mails_seen = self.step * self.settings.sft_batch_size
-            logger.log_iteration(mails_seen,
-                       {"losses/total": losses / taken, "charts/learning_rate": self.optimizer.param_groups[0]["lr"]},
-                       iteration=self.iteration, steps=taken * self.settings.sft_batch_size, started=started)
-            if epoch_ended:
-                loss = self.validate()
-                logger.log_evaluation(mails_seen, {"email/token_loss": loss})
-                if loss < self.best_loss:
-                    self.best_loss = loss
-                    self.best = {name: x.detach().cpu().clone() for name, x in self.policy.state_dict().items()}
-            stopped = stop()
-            if self.iteration % self.checkpoint_every == 0 or stopped:
-                save()
-            if stopped:
-                return
+    @property
+    def steps_done(self) -> int:
+        """Mails learnt from."""
+        return self.updates_done * self.settings.sft_batch_size
+
+    def iterate(self, progress: float) -> dict[str, Tensor | float]:
+        """Take the updates of an iteration, or what is left of them."""
+        end = min(self.updates_done + self.updates_per_iteration, self.total_updates)
+        taken, loss = end - self.updates_done, torch.zeros((), device=self.device)
+        while self.updates_done < end:
+            loss += self.train_batch()
+        return {"losses/total": loss / taken, "charts/learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    def is_validation_due(self) -> bool:
+        """Validate where the iteration that has ended completed an epoch."""
+        before = min((self.iteration - 1) * self.updates_per_iteration, self.total_updates)
+        return self.updates_done // self.updates_per_epoch > before // self.updates_per_epoch
+
+    def observe_validation(self, metrics: dict[str, float]) -> None:
+        """Keep the best weights."""
+        loss = metrics["email/token_loss"]
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.best = {name: x.detach().cpu().clone() for name, x in self.policy.state_dict().items()}
+
+    def finish(self) -> None:
+        """Take the best weights."""
         self.policy.load_state_dict(self.best)
-        save()
-        if logger.directory:
-            checkpoint.atomic_folder(Path(logger.directory) / POLICY_FOLDER, self.export)
 
     def train_batch(self) -> Tensor:
         """Take one step; return its loss, nats a token."""
-        rows = self.batches(self.step // self.steps_per_epoch)[self.step % self.steps_per_epoch]
-        share = warmed(self.step, self.total_steps, self.warmup_share, self.final_lr_share)
+        rows = self.batches(self.updates_done // self.updates_per_epoch)[self.updates_done % self.updates_per_epoch]
+        share = warmed(self.updates_done, self.total_updates, self.warmup_share, self.final_lr_share)
         self.optimizer.param_groups[0]["lr"] = self.settings.sft_lr * share
         mails = self.train_mails.select(torch.tensor(rows, device=self.device))
         loss = self.loss(mails.cut(int(mails.response_mask.sum(1).max())))
@@ -106,7 +104,7 @@ class SFT:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
-        self.step += 1
+        self.updates_done += 1
         return loss.detach()
 
     def batches(self, epoch: int) -> list[list[int]]:
@@ -117,11 +115,12 @@ class SFT:
             self._batches = bucketed_batches(self.train_lengths, self.settings.sft_batch_size, self.bucket_batches, generator)
         return self._batches
 
-    def _loss(self, mails: TokenizedMails) -> Tensor:
+    def loss(self, mails: TokenizedMails) -> Tensor:
+        """Return the mean of −log π over the mails' own tokens, nats."""
         return -masked_mean(self.policy(mails).log_prob, mails.response_mask)
 
     @torch.no_grad()
-    def validate(self) -> float:
+    def validate(self) -> dict[str, float]:
         """Return the loss on validation mails, nats a token."""
         total, count = 0.0, 0
         everyone = torch.arange(len(self.valid_mails.prompt), device=self.device)
@@ -129,27 +128,31 @@ class SFT:
             mails = self.valid_mails.select(rows)
             total -= (self.policy(mails).log_prob * mails.response_mask).sum().item()
             count += int(mails.response_mask.sum())
-        return total / count
+        return {"email/token_loss": total / count}
 
     def judge(self) -> None:
         """Return no judge of mails: none is trained for a policy that learns from mails alone."""
 
-    def export(self, folder: Path) -> None:
+    def export(self, directory: Path) -> None:
+        """Write the policy into its folder in a directory."""
+        checkpoint.atomic_folder(directory / POLICY_FOLDER, self.export_model)
+
+    def export_model(self, folder: Path) -> None:
         """Write language model and tokenizer as transformers does."""
         self.policy.export(folder)
 
     def state_dict(self) -> dict:
-        """Everything that training needs to go on as if it had not stopped."""
+        """Return everything that a resumed run needs to continue exactly."""
         return {"policy": self.policy.pack(), "optimizer": self.optimizer.state_dict(), "iteration": self.iteration,
-                "step": self.step, "best_loss": self.best_loss, "best": self.best}
+                "updates_done": self.updates_done, "best_loss": self.best_loss, "best": self.best}
 
-    def load_weights(self, state: dict) -> None:
+    def load_policy(self, state: dict) -> None:
         """Restore what writing needs."""
         self.policy.load_state_dict(state["policy"]["weights"])
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` gave, to train on."""
-        self.load_weights(state)
+        self.load_policy(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("iteration", "step", "best_loss", "best"):
+        for name in ("iteration", "updates_done", "best_loss", "best"):
             setattr(self, name, state[name])

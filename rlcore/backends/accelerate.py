@@ -28,6 +28,7 @@ def accelerate(algorithm: Algorithm, mode: str) -> Algorithm:
     if mode == "cudagraph" and distributed.num_processes() > 1:
         raise ValueError("execution=cudagraph: expected a single process, several need eager or compile")
     apply_mode(algorithm, mode)
+    algorithm.accelerate_inner = partial(accelerate, mode=mode)
     return algorithm
 
 

@@ -50,14 +50,14 @@ RUNS: dict[str, list[str]] = {
             "algo.batch_size=256", "log={log}"],
     "twin": ["algo=twin", "env=offers", "algo.members=2", "algo.twin.reference=500", "algo.twin.rounds=2",
              "env.population.reference_size=500", "log={log}"],
-    "reward_model": [*EMAIL, "algo=reward_model", "algo.steps_per_iteration=4", "algo.eval_every=1",
+    "reward_model": [*EMAIL, "algo=reward_model", "algo.updates_per_iteration=4", "algo.eval_every=1",
                      "env.evaluation.bootstrap_samples=50"],
     "ppo_kl": [*EMAIL, "algo=ppo_kl", "algo.language_model.dim=16", "algo.language_model.heads=2",
                "algo.language_model.layers=1", "algo.language_model.sft_epochs=1", "algo.generation.response_tokens=84",
                "algo.generation.prompt_tokens=44", "algo.iterations=3", "algo.mails_per_iteration=16", "algo.minibatches=2",
                "algo.micro_batch_size=8", "algo.normalization_mails=16", "algo.eval_every=1", "env.evaluation.test_mails=12",
                "env.evaluation.validation_mails=8", "env.evaluation.best_of=2", "env.evaluation.bootstrap_samples=50",
-               "algo.sft.steps_per_iteration=2", "algo.reward_model_training.steps_per_iteration=4",
+               "algo.sft.updates_per_iteration=2", "algo.reward_model_training.updates_per_iteration=4",
                "algo.reward_model_training.eval_every=1"],
 }
 NEEDS_LOG = ("cql", "bcq", "twin")

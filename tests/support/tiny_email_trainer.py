@@ -8,6 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from configs import composed
 from email_rl.models.policy import LanguageModelPolicy
+from rlcore.algorithm import TrainingLoop
+from rlcore.backends.accelerate import accelerate
+from rlcore.logger import NullLogger
 
 WORDS = ["<stop>", "a", "b", "c", "d", "e", "f", "g"]
 GENERATION = {
@@ -79,6 +82,11 @@ class Market:
     outcome_values = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
 
 
+def train(algorithm, **how):
+    """Run an algorithm in the loop, without a log."""
+    TrainingLoop(algorithm, NullLogger(), **how).run()
+
+
 def trainer(*overrides, kind="gpt2", seed=0, reward_model=None, mode="eager"):
     """A trainer of a tiny policy, against Taste, without an environment of mails."""
     cfg = composed(
@@ -92,6 +100,6 @@ def trainer(*overrides, kind="gpt2", seed=0, reward_model=None, mode="eager"):
         "algo.generation.precision=float32",
         *overrides,
     )
-    made = instantiate(cfg.algo, _convert_="all")(Market(), seed, mode)
+    made = accelerate(instantiate(cfg.algo, _convert_="all")(Market(), seed), mode)
     made.set_models(policy(kind, precision=cfg.algo.generation.precision).to(Market.device), reward_model or Taste())
     return made

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from email_rl.models.outcome_classifier import OutcomeClassifier
 from email_rl.models.policy import LanguageModelPolicy
+from rlcore.backends.accelerate import accelerate
 from rlcore.backends.cuda_graphs import WARM_UP_CALLS
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.timing import peak_memory, timed
@@ -40,7 +41,7 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     model.config.reads_context = True
     dataset = SimpleNamespace(device=device, outcome_values=torch.tensor(outcome_values, dtype=torch.float64),
                               train=SimpleNamespace(contexts=contexts))
-    agent = algo(dataset, seed, execution)
+    agent = accelerate(algo(dataset, seed), execution)
     config = GPT2Config(**shape, bos_token_id=None, eos_token_id=len(words) - 1)
     agent.set_models(LanguageModelPolicy(GPT2LMHeadModel(config), tokenizer_of(words), **generation).to(device),
                      OutcomeClassifier(model, tokenizer, device, settings["inference_batch_size"]))

@@ -8,8 +8,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from email_rl.models.generation import RecordedDecoder, response_mask, generate, position_ids, warp_logits
-from email_rl.models.hf_io import fuse_gelu
+from email_rl.acceleration import RecordedDecoders, fuse_gelu
+from email_rl.models.generation import generate, new_decoder, position_ids, response_mask, warp_logits
 
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 NO_DROP = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -56,8 +56,8 @@ def test_greedy_mails_are_those_of_transformers(kind):
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_recorded_steps_write_the_same_mails(tape, kind):
     lm, (ids, mask) = model(kind), queries()
-    one, other = (generate(lm, ids, mask, uniforms(9, 6), temperature=1.0, top_k=9, top_p=0.9, mode=mode)
-                  for mode in ("eager", "cudagraph"))
+    one, other = (generate(lm, ids, mask, uniforms(9, 6), temperature=1.0, top_k=9, top_p=0.9, make_decoder=make_decoder)
+                  for make_decoder in (new_decoder, RecordedDecoders()))
     assert torch.equal(one, other) and len(tape) == 1
 
 
@@ -65,31 +65,31 @@ def test_recorded_steps_write_the_same_mails(tape, kind):
 @pytest.mark.parametrize("low", [False, True])
 def test_steps_recorded_with_some_prompts_write_mails_for_others(tape, kind, low):
     """Also after the weights have moved, in bfloat16 too, and anew for other shapes."""
-    lm, recorded = model(kind), RecordedDecoder()
+    lm, recorded = model(kind), RecordedDecoders()
     for k, (lengths, recordings) in enumerate([  # a token's step with the first prompts of a shape, their reading with the fourth
             ((6, 3, 1), 1), ((2, 6, 4), 1), ((5, 1, 6), 1), ((4, 2), 2), ((1, 6), 2), ((3, 5), 2), ((2, 2), 3), ((6, 1), 3)]):
         ids, mask = queries(lengths)
         ids = torch.where(mask.bool(), (ids + k) % 22 + 1, 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k), temperature=1.0, top_k=9, top_p=0.9,
-                                   mode=mode, recorded=recorded) for mode in ("eager", "cudagraph"))
+                                   make_decoder=make_decoder) for make_decoder in (new_decoder, recorded))
         assert torch.equal(one, other) and len(tape) == recordings
         with torch.no_grad():
             for p in lm.parameters():
                 p.mul_(1.1)
-    assert copy.deepcopy(recorded).made is None
+    assert copy.deepcopy(recorded).decoder is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("low", [False, True])
 def test_on_a_gpu_recorded_steps_write_the_same_mails(low):
-    lm, recorded = model().cuda(), RecordedDecoder()
+    lm, recorded = model().cuda(), RecordedDecoders()
     for k, lengths in enumerate([(6, 3, 1), (2, 6, 4), (5, 1, 6), (4, 2), (1, 6), (3, 5), (2, 2), (6, 1)]):
         ids, mask = (x.cuda() for x in queries(lengths))
         with torch.autocast("cuda", torch.bfloat16, enabled=low):
-            one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k).cuda(), **PLAIN, mode=mode, recorded=recorded)
-                          for mode in ("eager", "cudagraph"))
+            one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k).cuda(), **PLAIN, make_decoder=make_decoder)
+                          for make_decoder in (new_decoder, recorded))
         assert torch.equal(one, other)
 
 

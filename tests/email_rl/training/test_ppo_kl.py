@@ -11,11 +11,12 @@ import torch
 from configs import composed
 from hydra.utils import instantiate
 from mail_files import mail_rows, write_csv
-from tiny_email_trainer import GENERATION, Market, Taste, language_model, policy, tokenizer, trainer
+from tiny_email_trainer import GENERATION, Market, Taste, language_model, policy, tokenizer, train, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from email_rl.data import metrics
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
+from email_rl.training.diagnostics import rollout_metrics
 from rlcore import checkpoint, losses
 from rlcore.logger import NullLogger
 
@@ -25,7 +26,7 @@ SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=6
          "algo.minibatches=2", "algo.micro_batch_size=8", "algo.normalization_mails=16", "algo.eval_every=1", "algo.checkpoint_every=1",
          "algo.log_samples_every=1", "env.evaluation.test_mails=12", "env.evaluation.validation_mails=8", "env.evaluation.best_of=2",
          "env.evaluation.bootstrap_samples=50", "algo.encoder.dim=16", "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2",
-         "algo.sft.steps_per_iteration=2", "algo.reward_model_training.steps_per_iteration=4", "algo.reward_model_training.eval_every=1"]
+         "algo.sft.updates_per_iteration=2", "algo.reward_model_training.updates_per_iteration=4", "algo.reward_model_training.eval_every=1"]
 
 
 @cache
@@ -52,7 +53,7 @@ def test_every_ratio_is_1_before_the_first_update(kind):
     assert (~response_mask).any() and (rollout.mails.prompt_mask == 0).any()
     assert ((again.log_prob - rollout.log_prob)[response_mask].exp() - 1).abs().max() < 1e-5
     assert ((rollout.reference_log_prob - rollout.log_prob)[response_mask].exp() - 1).abs().max() < 1e-5
-    metrics = made.loss(made.compute_advantages(rollout))[1]
+    metrics = made.accumulate_gradient(made.compute_advantages(rollout), torch.tensor(1.0))
     assert metrics["ratio"].item() == pytest.approx(1, abs=1e-5) and metrics["clipfrac"].item() == 0
 
 
@@ -138,9 +139,9 @@ def test_recorded_it_learns_as_it_does_eagerly(tape, precision):
     def run(mode):
         made = trainer("algo.iterations=6", "algo.eval_every=100", "algo.checkpoint_every=100", "algo/kl_controller=adaptive",
                        "algo/advantage=grpo", "algo.generation.precision=" + precision, mode=mode)
-        made.train(NullLogger(), lambda: None, None, lambda: False)
+        train(made)
         other = made.baseline_trainer(made.advantage)
-        other.train(NullLogger(), lambda: None, None, lambda: False)
+        train(other)
         return [*made.policy.state_dict().values(), *other.policy.state_dict().values()]
     before = policy(precision=precision).state_dict().values()
     eager, recorded = run("eager"), run("cudagraph")
@@ -159,7 +160,7 @@ def test_on_a_gpu_it_learns_recorded_as_eagerly(monkeypatch, precision, near):
     for mode in ("eager", "cudagraph"):
         made = trainer("algo.iterations=8", "algo.eval_every=100", "algo.checkpoint_every=100",
                        "algo.generation.precision=" + precision, mode=mode)
-        made.train(NullLogger(), lambda: None, None, lambda: False)
+        train(made)
         runs.append(made.policy.state_dict())
     for name, x in runs[0].items():
         assert torch.allclose(x, runs[1][name], atol=near), name
@@ -182,7 +183,7 @@ def test_scores_are_standardised_on_the_reference_and_a_mail_without_an_end_gets
     raw = made.rewards(rollout.contexts, rollout.texts)
     assert torch.allclose(rollout.score[stopped], ((raw - 0.5) / 2.0).float()[stopped])
     assert (rollout.score[~stopped] == -7).all()
-    assert made.rollout_metrics(rollout)["objective/num_eos"] == stopped.sum()
+    assert rollout_metrics(rollout, made.kl_controller.coef)["objective/num_eos"] == stopped.sum()
 
 
 def test_the_most_likely_outcome_can_be_the_reward():
@@ -223,10 +224,10 @@ def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_referenc
     batch = batch._replace(advantage=0 * batch.advantage)  # nothing but the penalty is left
     x = (batch.reference_log_prob - batch.log_prob)[batch.mails.response_mask].double()
     k3 = (x.exp() - 1 - x).mean().item()
-    assert made.loss(batch)[0].item() == pytest.approx(k3, rel=1e-4) and k3 > 0.05
+    assert made.accumulate_gradient(batch, torch.tensor(1.0))["loss"].item() == pytest.approx(k3, rel=1e-4) and k3 > 0.05
     for _ in range(10):
         made.update(batch)
-    assert made.loss(batch)[0].item() < 0.8 * k3
+    assert made.accumulate_gradient(batch, torch.tensor(1.0))["loss"].item() < 0.8 * k3
 
 
 @pytest.mark.parametrize("name", ["gae", "rloo", "grpo", "reinforce_pp", "reward_weighted"])
@@ -243,7 +244,7 @@ def test_every_advantage_finds_the_optimum_of_a_toy(name):
                                      batch_size=200)
         share[when] = Taste().probabilities(None, texts)[:, 2].mean().item()
     measure("before")
-    made.train(NullLogger(), lambda: None, None, lambda: False)
+    train(made)
     measure("after")
     assert share["before"] < 0.25 and share["after"] > 0.9
 
@@ -263,7 +264,7 @@ def test_the_penalty_keeps_the_policy_where_the_closed_form_says():
     reference = p(made.reference)
     best = reference * torch.exp(torch.tensor([-1.0] + [0.0] * 7) / 1.5)
     best /= best.sum()
-    made.train(NullLogger(), lambda: None, None, lambda: False)
+    train(made)
     assert abs(reference[0] - best[0]) > 0.04
     assert (p(made.policy) - best).abs().max() < 0.015
 
@@ -278,12 +279,12 @@ def build(kept, *overrides):
     """Make environment, agent and evaluation as scripts/train.py does."""
     cfg = config(*SMALL, f"algo.model_cache={kept}", *overrides)
     env = instantiate(cfg.env, _convert_="all")("cpu", 0)
-    return instantiate(cfg.algo, _convert_="all")(env, 0, "eager"), env.evaluation(env)
+    return instantiate(cfg.algo, _convert_="all")(env, 0), env.evaluation(env)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
     def run(agent, stop=lambda: False):
-        agent.train(NullLogger(), lambda: checkpoint.save(tmp_path / "c.pt", agent.state_dict()), None, stop)
+        train(agent, save=lambda: checkpoint.save(tmp_path / "c.pt", agent.state_dict()), should_stop=stop)
         return agent
     whole = run(build(kept, "algo/kl_controller=adaptive")[0])
     first = build(kept, "algo/kl_controller=adaptive")[0]
@@ -299,21 +300,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
 
 
 def test_what_was_trained_is_kept_for_other_runs_with_the_same_settings(kept, capsys):
-    build(kept)[0].load_or_train_models(NullLogger(), lambda: False)
+    build(kept)[0].setup(NullLogger(), lambda: False)
     folders = {path.name for path in kept.iterdir()}
     capsys.readouterr()
-    build(kept, "algo/advantage=grpo")[0].load_or_train_models(NullLogger(), lambda: False)
+    build(kept, "algo/advantage=grpo")[0].setup(NullLogger(), lambda: False)
     assert {path.name for path in kept.iterdir()} == folders and capsys.readouterr().out.count("trained before") == 2
-    build(kept, "algo.language_model.sft_lr=1e-3")[0].load_or_train_models(NullLogger(), lambda: False)
+    build(kept, "algo.language_model.sft_lr=1e-3")[0].setup(NullLogger(), lambda: False)
     assert len({path.name for path in kept.iterdir()} - folders) == 1  # another reference, the same reward model
 
 
 def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
     path = write_csv(tmp_path / "mails.csv", mail_rows(300))
     agent, evaluation = build(kept, f"env.data={path}")
-    sides = agent.dataset.splits
+    sides = agent.env.splits
     assert set(sides) == {"train", "valid", "test", "judge"} and not set(sides["judge"].texts) & set(sides["train"].texts)
-    agent.train(NullLogger(), lambda: None, lambda: evaluation.validate(agent), lambda: False)
+    train(agent, validate=lambda: evaluation.validate(agent))
     found = evaluation.evaluate(agent, "ppo_kl").to_metrics()
     assert 0 <= found["policy"]["judge_conversion"] <= 1 and "gold_conversion" not in found["policy"]
     judge = agent.judge()

@@ -29,6 +29,7 @@ from email_rl.models.hf_io import FromFolder, FromHub
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from envs.offers.env import OffersEnv
 from rlcore import checkpoint
+from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
 from rlcore.ppo import PPO
 from rlcore.schedules import warmed
@@ -36,7 +37,7 @@ from scripts.cli import check_fit
 
 ROOT = Path(__file__).parents[3]
 SMALL = ["algo=reward_model", "env=email", "env.corpus.train=320", "env.corpus.valid=64", "env.corpus.test=80", "algo.encoder.dim=16",
-         "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2", "algo.encoder.batch_size=16", "algo.steps_per_iteration=4",
+         "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2", "algo.encoder.batch_size=16", "algo.updates_per_iteration=4",
          "algo.eval_every=2", "algo.checkpoint_every=1", "env.evaluation.bootstrap_samples=50", "env.evaluation.bag_of_words.epochs=1", "env.evaluation.bag_of_words.min_steps=20",
          "env.evaluation.compare_inputs=false"]
 
@@ -53,12 +54,17 @@ def build(*overrides, env=None, seed=0):
     """Make environment and agent as scripts/train.py does, at a small size."""
     cfg = config(*overrides)
     env = env or instantiate(cfg.env, _convert_="all")("cpu", seed)
-    return env, instantiate(cfg.algo, _convert_="all")(env, seed, "eager")
+    return env, instantiate(cfg.algo, _convert_="all")(env, seed)
+
+
+def train(agent, **how):
+    """Run an agent in the loop, validated by itself."""
+    TrainingLoop(agent, NullLogger(), validate=agent.validate, **how).run()
 
 
 def trained(*overrides, **kwargs):
     env, agent = build(*overrides, **kwargs)
-    agent.train(NullLogger(), lambda: None, None, lambda: False)
+    train(agent)
     return env, agent
 
 
@@ -145,8 +151,8 @@ def test_training_never_sees_gold_or_test():
         def __getattr__(self, name):
             raise AssertionError(f"training asked for env.{name}")
     env, agent = build()
-    guarded = RewardModel(Guarded(env), 0, "eager", **agent.settings)
-    guarded.train(NullLogger(), lambda: None, None, lambda: False)
+    guarded = RewardModel(Guarded(env), 0, **agent.settings)
+    train(guarded)
     assert guarded.finished
 
 
@@ -211,11 +217,11 @@ def test_class_weights_are_taken_out_of_the_probabilities():
 
 def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
     env, agent = build()
-    agent.keep_if_best(agent.validate()["email/log_loss"])
+    agent.observe_validation(agent.validate())
     first = {name: x.clone() for name, x in agent.network.state_dict().items()}
     logits = agent.valid_logits()
-    agent.train_steps()
-    agent.keep_if_best(float("inf"))
+    agent.iterate(0.0)
+    agent.observe_validation({"email/log_loss": float("inf")})
     assert agent.evaluations_without_gain == 1
     agent.finish()
     assert agent.network.state_dict()["distilbert.embeddings.word_embeddings.weight"].equal(
@@ -225,8 +231,8 @@ def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
 
 def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished, tmp_path):
     env, agent = finished
-    checkpoint.atomic_folder(tmp_path / REWARD_MODEL_FOLDER, agent.export)
-    checkpoint.atomic_folder(tmp_path / REWARD_MODEL_FOLDER, agent.export)  # a second time takes the first one's place
+    agent.export(tmp_path)
+    agent.export(tmp_path)  # a second time takes the first one's place
     assert [path.name for path in tmp_path.iterdir()] == [REWARD_MODEL_FOLDER]
     model, tokenizer = (kind.from_pretrained(tmp_path / REWARD_MODEL_FOLDER) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
     assert type(model).__name__ == "DistilBertForSequenceClassification" and model.config.id2label[2] == "conversion"
@@ -247,26 +253,26 @@ def test_resumed_equals_uninterrupted(finished, tmp_path):
     _, whole = trained("algo.encoder.dropout=0.1", env=env)
     _, cut = build("algo.encoder.dropout=0.1", env=env)
     states = []
-    cut.train(NullLogger(), lambda: states.append(cut.state_dict()), None, lambda: cut.iteration == 3)
+    train(cut, save=lambda: states.append(cut.state_dict()), should_stop=lambda: cut.iteration == 3)
     assert cut.iteration == 3 and not cut.finished
     checkpoint.save(tmp_path / "checkpoint.pt", states[-1])
     torch.manual_seed(99)
     _, resumed = build("algo.encoder.dropout=0.1", env=env)
     resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt"))
-    resumed.train(NullLogger(), lambda: None, None, lambda: False)
+    train(resumed)
     assert resumed.probabilities(env.test).equal(whole.probabilities(env.test))
     assert resumed.temperature == whole.temperature
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better():
     env, agent = build("algo.encoder.lr=0", "algo.patience=2", "algo.encoder.epochs=50", "algo.eval_every=1")
-    agent.train(NullLogger(), lambda: None, None, lambda: False)
+    train(agent)
     assert agent.finished and agent.iteration == 3
 
 
 def test_a_run_that_diverged_says_so():
     _, agent = build()
-    agent.keep_if_best(float("nan"))
+    agent.observe_validation({"email/log_loss": float("nan")})
     with pytest.raises(ValueError, match="algo.encoder.lr.*diverged"):
         agent.finish()
 
@@ -289,7 +295,7 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
     old_test = set(env.test.texts)
     assert not old_test & set(refreshed.train_mails.texts) and not set(refreshed.new_splits()["test"].texts) & set(env.train.texts)
     assert refreshed.before_refresh["old"].equal(agent.probabilities(env.test))
-    refreshed.train(NullLogger(), lambda: None, None, lambda: False)
+    train(refreshed)
     report = fresh.evaluation(fresh).evaluate(refreshed, "reward_model")
     found = {(row["split"], row["when"]): row["log_loss"] for row in report.refresh}
     assert found["new", "after"] < found["new", "before"] - 0.1 and found["old", "after"] < found["old", "before"] + 0.1
@@ -303,7 +309,7 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
 
 def test_an_unfinished_run_or_another_input_cannot_be_refreshed(finished):
     env, agent = build()
-    agent.train_steps()
+    agent.iterate(0.0)
     other = build(seed=1)[1]
     with pytest.raises(ValueError, match="had not finished"):
         other.load_state_dict(agent.state_dict())

@@ -1,0 +1,77 @@
+"""The performance modes of the text algorithms: what rlcore.backends.accelerate does for language models.
+
+All modes give the same results up to rounding.
+"""
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
+
+from email_rl.models.generation import CachedDecoder
+from email_rl.models.policy import LanguageModelPolicy
+from email_rl.training.ppo import LanguageModelPPO
+from rlcore.backends import cuda_graphs
+from rlcore.backends.accelerate import apply_mode
+from rlcore.backends.compilation import compile_function
+
+
+@apply_mode.register
+def apply_mode_to_language_model_ppo(algorithm: LanguageModelPPO, mode: str) -> None:
+    """Compile or record the gradient of a micro-batch; record the scoring of tokens and the generation of mails."""
+    algorithm.prepare_model = partial(accelerate_model, mode=mode)
+    for model in (algorithm.reference, algorithm.policy):
+        if model is not None:  # of a resumed run; the models of other runs come later
+            accelerate_model(model, mode)
+    if mode == "compile":
+        algorithm.accumulate_gradient = compile_function(algorithm.accumulate_gradient, dynamic=None)  # lengths differ
+    # Checkpointing keeps the state of a random stream, which can't be recorded.
+    if mode == "cudagraph" and not algorithm.gradient_checkpointing:
+        algorithm.accumulate_gradient = cuda_graphs.record(algorithm.accumulate_gradient, algorithm.device)
+        algorithm.forward = cuda_graphs.record(algorithm.forward, algorithm.device)
+
+
+def accelerate_model(model: LanguageModelPolicy, mode: str) -> None:
+    """Let a policy generate by recorded decoders, and fuse its activations."""
+    if mode == "cudagraph":
+        model.make_decoder = RecordedDecoders()
+    if mode != "eager" and model.device.type == "cuda":
+        fuse_gelu(model.language_model)
+
+
+class RecordedDecoders:
+    """Makes decoders whose steps are recorded on a GPU. It keeps the last one, for calls of the same shapes and settings.
+
+    A copy keeps none, because a recording belongs to one model.
+    """
+
+    def __init__(self) -> None:
+        self.key: tuple | None = None
+        self.decoder: CachedDecoder | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecordedDecoders:
+        return RecordedDecoders()
+
+    def __call__(self, language_model: PreTrainedModel, prompt: Tensor, u: Tensor, temperature: float, top_k: int,
+                 top_p: float) -> CachedDecoder:
+        """Return a decoder for prompts [P, Q] and uniforms [R, B]."""
+        key = (prompt.shape, u.shape, temperature, top_k, top_p, torch.is_autocast_enabled(prompt.device.type))
+        if self.key != key:
+            self.decoder = None  # before another takes as much memory
+            decoder = CachedDecoder(language_model, prompt.device, temperature, top_k, top_p)
+            decoder.prefill = cuda_graphs.record(decoder.prefill, prompt.device)
+            decoder.decode_step = cuda_graphs.record(decoder.decode_step, prompt.device)
+            self.key, self.decoder = key, decoder
+        return self.decoder
+
+
+def fuse_gelu(model: nn.Module) -> None:
+    """Make a model compute GELU's tanh form, which transformers writes in eight kernels, in one."""
+    for module in list(model.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, NewGELUActivation):
+                setattr(module, name, nn.GELU("tanh"))

@@ -1,0 +1,87 @@
+"""Base of the algorithms that fine-tune a language model against a reward model: the models, the optimiser, the state."""
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Callable
+
+import torch
+
+from email_rl.data.dataset import MailDataset
+from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
+from email_rl.models.policy import LanguageModelPolicy
+from email_rl.training.model_sources import ModelSources
+from email_rl.training.sft import POLICY_FOLDER
+from rlcore import checkpoint
+from rlcore.algorithm import Algorithm
+from rlcore.backends import distributed
+
+
+class LanguageModelAlgorithm(Algorithm):
+    """A policy that starts as a copy of a reference policy, and the reward model that scores its mails.
+
+    `score_mean` and `score_std` are those of the rewards that the reference gets.
+    """
+
+    env_type = MailDataset
+
+    def __init__(self, env: MailDataset, seed: int, *, sources: ModelSources, generation: dict, optimizer: Callable,
+                 lr_schedule: Callable | None, lr: float, gradient_checkpointing: bool, inference_batch_size: int):
+        self.env, self.seed, self.device, self.sources = env, seed, env.device, sources
+        self.generation, self.inference_batch_size = generation, inference_batch_size
+        self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.initial_lr, self.lr = lr, torch.tensor(float(lr), device=env.device)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.iteration = 0
+        self.generator = torch.Generator(env.device).manual_seed(2 * distributed.rank_seed(seed) + 1)
+        self.kl = torch.full((), torch.nan, device=env.device)  # of the last update, from the policy before it
+        self.kl_to_reference = torch.full((), torch.nan, device=env.device)  # nats a mail
+        self.policy: LanguageModelPolicy | None = None
+        self.reference: LanguageModelPolicy | None = None
+        self.reward_model: OutcomeClassifier | None = None
+        self.score_mean, self.score_std = 0.0, 1.0
+        self.prepare_model: Callable[[LanguageModelPolicy], None] = lambda model: None  # a backend may put a function here
+
+    def set_models(self, reference: LanguageModelPolicy, reward_model: OutcomeClassifier) -> None:
+        """Start from this reference, against this reward model."""
+        self.prepare_model(reference)
+        self.reference, self.reward_model = reference.requires_grad_(False), reward_model
+        self.policy = copy.deepcopy(reference).requires_grad_(True)
+        if self.gradient_checkpointing:
+            self.policy.language_model.gradient_checkpointing_enable()
+        self.optimizer = self.make_optimizer(self.policy.parameters(), lr=self.initial_lr)
+        self.optimizer.param_groups[0]["lr"] = self.lr
+
+    def judge(self) -> OutcomeClassifier:
+        """Return a judge for mails whose truth is unknown."""
+        return self.sources.judge(self.accelerate_inner)
+
+    def export(self, directory: Path) -> None:
+        """Write policy, reference and reward model as transformers does."""
+        checkpoint.atomic_folder(directory / POLICY_FOLDER, self.policy.export)
+        checkpoint.atomic_folder(directory / "reference", self.reference.export)
+        checkpoint.atomic_folder(directory / REWARD_MODEL_FOLDER, self.reward_model.export)
+
+    def state_dict(self) -> dict:
+        """Return everything that a resumed run needs to continue exactly."""
+        return {"policy": self.policy.pack(), "reference": self.reference.pack(), "reward_model": self.reward_model.pack(),
+                "score_scale": [self.score_mean, self.score_std], "kl": self.kl, "kl_to_reference": self.kl_to_reference,
+                "lr": self.lr, "optimizer": self.optimizer.state_dict(), "iteration": self.iteration,
+                "generator": self.generator.get_state()}
+
+    def load_policy(self, state: dict) -> None:
+        """Restore what writing and scoring need."""
+        self.set_models(LanguageModelPolicy.unpack(state["reference"], self.generation).to(self.device),
+                        OutcomeClassifier.unpack(state["reward_model"], self.device, self.inference_batch_size))
+        self.policy.load_state_dict(state["policy"]["weights"])
+        self.score_mean, self.score_std = state["score_scale"]
+        self.iteration = state["iteration"]
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the result of `state_dict`, to train on."""
+        self.load_policy(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["lr"] = self.lr
+        for name, x in (("lr", self.lr), ("kl", self.kl), ("kl_to_reference", self.kl_to_reference)):
+            x.copy_(state[name])
+        self.generator.set_state(state["generator"].cpu())

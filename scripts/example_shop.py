@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from envs.offers.populations.base import lots
+from envs.offers.populations.base import hash_uniform
 
 SEASON = OmegaConf.load(Path(__file__).parents[1] / "conf/env/world/full.yaml").season
 SALT, HELD = 7, 0.05  # of the holdout, and its share
@@ -20,7 +20,7 @@ SEEN = {"app": 0.20, "newsletter": 0.25, "letter": 0.60}
 CONFIG = {
     "env/population/shop.yaml": """\
 defaults:
-  - table
+  - customer_table
   - _self_
 path: {folder}/customers.csv
 separator: ";"
@@ -38,11 +38,11 @@ offers:
   five_off: {{value: 5.0}}
   wine_tasting: {{value: 4.0}}
 channels:
-  app: {{cost: 0.00, attention: 0.20, opt_out: 0.004, tires: 1}}
-  newsletter: {{cost: 0.01, attention: 0.25, opt_out: 0.003, tires: 1}}
-  letter: {{cost: 0.90, attention: 0.60, opt_out: 0.001, tires: 1}}
+  app: {{cost: 0.00, attention: 0.20, opt_out: 0.004, fatigue_steps: 1}}
+  newsletter: {{cost: 0.01, attention: 0.25, opt_out: 0.003, fatigue_steps: 1}}
+  letter: {{cost: 0.90, attention: 0.60, opt_out: 0.001, fatigue_steps: 1}}
 """,
-    "env/rules/shop.yaml": """\
+    "env/contact_rules/shop.yaml": """\
 defaults:
   - none
   - _self_
@@ -63,7 +63,7 @@ holdout: {{share: 0.05, salt: 7}}
 defaults:
   - override /env/population: shop
   - override /env/catalogue: shop
-  - override /env/rules: shop
+  - override /env/contact_rules: shop
 """,
     "campaigns/shop.yaml": """\
 defaults:
@@ -99,7 +99,7 @@ def campaigns(rows: list[dict], seed: int) -> list[dict]:
     How customers respond is not what the twin's equations say: by tier, region and visits, and tired of the last messages.
     """
     rng, log = random.Random(seed), []
-    held = (lots([row["Customer No"] for row in rows], SALT) < HELD).tolist()
+    held = (hash_uniform([row["Customer No"] for row in rows], SALT) < HELD).tolist()
     for row, kept in zip(rows, held):
         subscribed, sent, liking = True, [], rng.gauss(0, 0.3)
         base = math.log(max(float(row["Weekly Rate"]), 0.01) / max(1 - float(row["Weekly Rate"]), 0.01))

@@ -69,11 +69,11 @@ def make_catalogue():
 @pytest.fixture(scope="session")
 def make_season(make_catalogue):
     """Build n customers at the start of a season: world, customers, start, their scalar references."""
-    def make(n, *, weeks=12, offers=None, channels=None, without=(), reward=None, extreme=False, seed=0):
+    def make(n, *, weeks=12, offers=None, channels=None, disabled_effects=(), reward=None, extreme=False, seed=0):
         catalogue, full = make_catalogue(offers, channels), node("world/full")
         world = load("world/full", catalogue, load("reward/default", **reward or {}), season=full.season[:weeks],
-                     without=list(without))
-        population = load("population/structural", catalogue, reference_size=1000)
+                     disabled_effects=list(disabled_effects))
+        population = load("population/synthetic", catalogue, reference_size=1000)
         sample = population.draw(n, torch.Generator().manual_seed(seed), "train")
         c = sample.customers
         if extreme:  # so far out that every cap bites

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from envs.base import PricedEnv, Repriced, Step
-from envs.offers.constraints.contact_rules import Allowed
+from envs.offers.constraints.contact_rules import ActionMask
 from envs.offers.planning.dynamic_program import action_values
-from envs.offers.planning.state_values import Contacts, Values, Visited
-from envs.offers.planning.triton_organic_value import organic
+from envs.offers.planning.state_values import Contacts, StateValues, VisitedStates
+from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.learned import outcomes, pair_table
 from envs.offers.populations.base import Sample
 from envs.offers.twin.structural_model import Twins
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, State
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState
 from envs.offers.world.history import KINDS, History
 from envs.offers.world.response import Outcome, outcome, profit
 from envs.offers.world.transition import transition
@@ -32,10 +32,10 @@ class OffersEnv(PricedEnv):
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
     graph_regions = ("advance_week", "observe_week")
-    graph_state = ("features", "state", "permits", "customers", "organic", "uniforms", "past", "prices", "drift", "allowed")
+    graph_state = ("features", "state", "contact_policy", "customers", "no_contact_values", "uniforms", "past", "prices", "drift", "mask")
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
-                 population: Callable, twin: str | None, observation: Callable, rules: Callable, budget, evaluation: Callable,
+                 population: Callable, twin: str | None, observation: Callable, contact_rules: Callable, budget, evaluation: Callable,
                  price_range: list, drift_range: list, price_noise: float):
         low, high = price_range
         if not 0 < low < high or not drift_range[0] < drift_range[1]:
@@ -48,7 +48,7 @@ class OffersEnv(PricedEnv):
         self.population = population(catalogue)
         if twin is not None:
             self.population = Twins(self.population, twin)
-        self.rules = rules(catalogue, self.population)
+        self.contact_rules = contact_rules(catalogue, self.population)
         budget.check(catalogue)
         self.budget, self.evaluation = budget, evaluation
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
@@ -58,7 +58,7 @@ class OffersEnv(PricedEnv):
 
     def _build_codec(self) -> None:
         self.static_dim = self.population.num_features
-        self.codec = self.observation(self.static_dim + self.rules.observed, self.world.weeks, self.price_range,
+        self.codec = self.observation(self.static_dim + self.contact_rules.num_cap_features, self.world.weeks, self.price_range,
                                       self.drift_range)
         self.obs_dim = self.codec.dim
 
@@ -72,19 +72,19 @@ class OffersEnv(PricedEnv):
         n = self.num_agents
         sample = self.population.draw(n, self.generator, "train")
         self.features, self.state = sample.features.to(self.world.season), sample.state
-        self.permits = self.rules.permits(sample)
+        self.contact_policy = self.contact_rules.policy(sample)
         self.week = 0
         self._prepare_responses(sample)
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
         self.past = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)  # history, by week
         self.prices, self.drift = self._price_paths(self.calendar[:, None], n, self.generator)
-        self.allowed, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
+        self.mask, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
         return obs, self._action_mask()
 
     def _prepare_responses(self, sample: Sample) -> None:
         """Prepare whatever says how the customers of a sample respond."""
         self.customers = self.world.inhabit(sample.customers)
-        self.organic = organic(self.customers, self.world)
+        self.no_contact_values = fast_no_contact_values(self.customers, self.world)
 
     def _price_paths(self, week: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw n seasons' prices in weeks [T, 1 or n], and their drifts [n]."""
@@ -105,21 +105,21 @@ class OffersEnv(PricedEnv):
         return Repriced(price=prices[0], encoded_price=self.codec.encode_price(prices[0], drift),
                         next_price=prices[1], next_encoded_price=self.codec.encode_price(prices[1], drift))
 
-    def _observe(self, history: History) -> tuple[Allowed, Tensor]:
+    def _observe(self, history: History) -> tuple[ActionMask, Tensor]:
         """Return what customers of a history may be sent, and their observations."""
         week = min(self.week, self.world.weeks - 1)
         # Only what depends on the history gets it: it grows with the weeks and fits no graph.
-        recalled = history if self.permits.caps or self.codec.hides_state else None
-        allowed, obs = self.observe_week(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
-        return allowed._replace(history=history), obs
+        recalled = history if self.contact_policy.caps or self.codec.hides_state else None
+        mask, obs = self.observe_week(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
+        return mask._replace(history=history), obs
 
-    def observe_week(self, week: Tensor, state: State, history: History | None, price: Tensor) -> tuple[Allowed, Tensor]:
+    def observe_week(self, week: Tensor, state: CustomerState, history: History | None, price: Tensor) -> tuple[ActionMask, Tensor]:
         """The same as a function of tensors, for a week [1] and its prices [N]; history None where nothing depends on it."""
-        allowed = self.permits(state.status == SUBSCRIBED, [] if history is None else history.contacts)
-        return allowed, self.codec.encode(allowed.seen(self.features), state, history, week, price, self.drift)
+        mask = self.contact_policy(state.status == SUBSCRIBED, [] if history is None else history.contacts)
+        return mask, self.codec.encode(mask.with_caps_left(self.features), state, history, week, price, self.drift)
 
     def _action_mask(self) -> Tensor:
-        return self.allowed.pairs.unflatten(1, self.nvec)
+        return self.mask.allowed.unflatten(1, self.nvec)
 
     @property
     def price(self) -> Tensor:
@@ -136,31 +136,31 @@ class OffersEnv(PricedEnv):
 
     def expected_reward(self) -> Tensor:
         """Return this week's profit less its spend at the price, [N, O+1, C], without anything that follows."""
-        at = Visited(self.state, self.customers.alpha)
+        at = VisitedStates(self.state, self.customers.alpha)
         table = action_values(self.customers, self.world, self.week, at, self.price, None)
-        return pair_table(*table, self.allowed.pairs).unflatten(1, self.nvec)
+        return pair_table(*table, self.mask.allowed).unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by."""
         t, world = self.week, self.world
         last = t == world.weeks - 1
-        following, came, info = self.advance_week(self.calendar[t:t + 1], self.state, self.allowed.pairs, action, self.uniforms[t],
-                                             self.prices[t], self.organic[t], self.organic[t + 1])
+        following, came, info = self.advance_week(self.calendar[t:t + 1], self.state, self.mask.allowed, action, self.uniforms[t],
+                                             self.prices[t], self.no_contact_values[t], self.no_contact_values[t + 1])
         if last and not world.reward.shaping:
-            info["reward"] = info["reward"] + self.organic[-1].at(following)
+            info["reward"] = info["reward"] + self.no_contact_values[-1].at(following)
         self.past[:, t].copy_(came)
         self.state, self.week = following, t + 1
-        self.allowed, obs = self._observe(History(following.status, *self.past[:, :t + 1]))
+        self.mask, obs = self._observe(History(following.status, *self.past[:, :t + 1]))
         ends = torch.full((self.num_agents,), last, device=self.device)
         return Step(obs, self._action_mask(), info["reward"], ends, torch.zeros_like(ends), obs, info)
 
-    def advance_week(self, week: Tensor, state: State, pairs: Tensor, action: Tensor, u: Tensor, price: Tensor, now: Values,
-                then: Values) -> tuple[State, Tensor, dict[str, Tensor]]:
+    def advance_week(self, week: Tensor, state: CustomerState, pairs: Tensor, action: Tensor, u: Tensor, price: Tensor, now: StateValues,
+                then: StateValues) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
         """A week [1] of the customers, of tensors alone: where actions [N, 2], sent where `pairs` are allowed, lead to by
         uniforms u [6, N], what the week adds to the history, and info; `now` and `then` are V⁰ of this week and the next."""
         c, world = self.customers, self.world
         offer, channel = action.unbind(-1)
-        offer = self.permits.enforce(pairs, offer, channel)
+        offer = self.contact_policy.enforce(pairs, offer, channel)
         following, bought, redeemed, o = transition(c, world, week, state, offer, channel, u)
         if world.reward.outcomes == "expected":
             earned, spend = self._profit(state, o, offer > 0), o.spend
@@ -175,24 +175,24 @@ class OffersEnv(PricedEnv):
         return following, came, {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend,
                                  "reward": reward, "profit": earned, "churned": following.status == CHURNED}
 
-    def _profit(self, state: State, o: Outcome, contacted: Tensor) -> Tensor:
+    def _profit(self, state: CustomerState, o: Outcome, contacted: Tensor) -> Tensor:
         """Profit that is expected of the week."""
         h, f = (x.to(o.spend) for x in state[:2])
         return torch.where(state.status == CHURNED, 0.0, profit(self.customers, self.world.reward, h, f, o, contacted))
 
-    def _expected_reward(self, week: Tensor, state: State, offer: Tensor, channel: Tensor, price: Tensor,
-                         then: Values) -> Tensor:
+    def _expected_reward(self, week: Tensor, state: CustomerState, offer: Tensor, channel: Tensor, price: Tensor,
+                         then: StateValues) -> Tensor:
         """Reward that is expected of the week; with shaping, beyond that of nothing."""
         c, shaping = self.customers, self.world.reward.shaping
-        nothing, contact = action_values(c, self.world, week, Visited(state, c.alpha), price, then if shaping else None,
+        nothing, contact = action_values(c, self.world, week, VisitedStates(state, c.alpha), price, then if shaping else None,
                                          contacts=Contacts.each(c, self.world.catalogue, offer, channel))
         contact = contact[0, 0]
         if shaping:
             return torch.where(offer > 0, contact - nothing, 0.0)
         return torch.where(offer > 0, contact, torch.where(state.status == CHURNED, 0.0, nothing))
 
-    def _realised(self, state: State, following: State, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
-                  price: Tensor, now: Values, then: Values) -> tuple[Tensor, Tensor, Tensor]:
+    def _realised(self, state: CustomerState, following: CustomerState, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
+                  price: Tensor, now: StateValues, then: StateValues) -> tuple[Tensor, Tensor, Tensor]:
         """Profit and spend that came of the week, and the reward that they make."""
         world, terms = self.world, self.world.reward
         contacted = offer > 0

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.planning.state_values import Visited
+from envs.offers.planning.state_values import VisitedStates
 from envs.offers.world.observation import hot
 from envs.offers.policies.learned import pair_table
 from envs.offers.planning.dynamic_program import action_values
-from envs.offers.world.customers import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNIFORMS, Customers,
-                                         State, World)
+from envs.offers.world.customers import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNIFORMS, CustomerState,
+                                         Customers, World)
 from envs.offers.world.transition import transition
 
 
@@ -106,7 +106,7 @@ class Structural:
         """Make room for parameters, features and states of all customers, [W, N, ...] each."""
         sizes = (sum(self.sizes), self.population.num_features)
         rows = (torch.zeros(worlds, customers, size, device=self.device) for size in sizes)
-        return *rows, torch.zeros(worlds, customers, len(State._fields), dtype=torch.long, device=self.device)
+        return *rows, torch.zeros(worlds, customers, len(CustomerState._fields), dtype=torch.long, device=self.device)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Draw parameters [n, θ], features [n, F] and states [n, 4]."""
@@ -126,7 +126,7 @@ class Structural:
         return torch.cat((x, *(h.to(x.dtype) for h in columns)), -1)
 
     def _contactable(self, visit: tuple[Tensor, ...]) -> Tensor:
-        return State(*visit[2].unbind(-1)).status == SUBSCRIBED
+        return CustomerState(*visit[2].unbind(-1)).status == SUBSCRIBED
 
     def allowed(self, visit: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         """Leave nothing but nothing to those who can't be contacted."""
@@ -138,14 +138,14 @@ class Structural:
 
     def values(self, visit: tuple[Tensor, ...], week: Tensor) -> Tensor:
         """Expected reward of every flat pair, [W, P]; −inf where it can't be sent."""
-        c, state = self._customers(visit[0]), State(*visit[2].unbind(-1))
-        nothing, contact = action_values(c, self.market, week, Visited(state, c.alpha), 0.0, None)
+        c, state = self._customers(visit[0]), CustomerState(*visit[2].unbind(-1))
+        nothing, contact = action_values(c, self.market, week, VisitedStates(state, c.alpha), 0.0, None)
         allowed = self.market.catalogue.allowed(state.status == SUBSCRIBED).flatten(1)
         return pair_table(torch.where(state.status == CHURNED, 0.0, nothing), contact, allowed)
 
     def respond(self, visit: tuple[Tensor, ...], pair: Tensor, week: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return rewards [W] for flat pairs [W] and the states [W, 4] that u [6, W] leads to."""
-        c, state, market = self._customers(visit[0]), State(*visit[2].unbind(-1)), self.market
+        c, state, market = self._customers(visit[0]), CustomerState(*visit[2].unbind(-1)), self.market
         offer, channel = market.catalogue.action_codec.decode(pair)
         following, bought, redeemed, _ = transition(c, market, week, state, offer, channel, u)
         if self.realised:

@@ -6,7 +6,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.planning.knapsack import hull
+from envs.offers.planning.knapsack import upper_hull
 from envs.offers.world.catalogue import ActionCodec
 from rlcore.algorithm import Algorithm, Policy
 from rlcore.report import Report
@@ -57,7 +57,7 @@ def knapsack(values: Tensor, cost: Tensor, budget: float, weeks: int) -> Knapsac
     """
     steps, w, pairs = values.shape
     flat = values.reshape(-1, pairs).double()
-    increments = hull(flat, cost.expand(len(flat), -1))
+    increments = upper_hull(flat, cost.expand(len(flat), -1))
 
     def by_week(x):  # → [weeks, W, N·K]
         return x.view(weeks, steps // weeks, w, -1).transpose(1, 2).flatten(2)

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from reference_world import references, tuples
 from toy_envs import make_ppo, train
 
-from envs.offers.world.customers import State
+from envs.offers.world.customers import CustomerState
 from envs.sequential.env import SequentialEnv
 from rlcore.backends.cuda_graphs import tensors_in
 from rlcore.backends.scan import FunctionalRollout, loop_scan, scan_rollout
@@ -145,7 +145,7 @@ def test_structural_equals_plain_python_over_a_thousand_steps():
     for _ in range(1000):
         action, u = drawn(env, generator), env.inputs.u.double().T.tolist()
         customers = references(env.world._customers(env.inputs.visit[0].double()), env.world.market)
-        states = tuples(State(*env.inputs.visit[2].unbind(-1)))
+        states = tuples(CustomerState(*env.inputs.visit[2].unbind(-1)))
         expected = []
         for i, world in enumerate(worlds):
             place = world.age % 4

@@ -32,7 +32,7 @@ EMAIL = ["env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus
          "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2"]
 RUNS: dict[str, list[str]] = {
     "ppo offers": ["algo=ppo", *OFFERS_PPO],
-    "ppo offers, histories and caps": ["algo=ppo", *OFFERS_PPO, "env/observation=history", "env/rules=caps"],
+    "ppo offers, histories and caps": ["algo=ppo", *OFFERS_PPO, "env/observation=history", "env/contact_rules=caps"],
     "ppo offers from cql": [*OFFERS_PPO, "algo=distilled_ppo", "algo.teacher.checkpoint={cql}/checkpoint.pt", "algo.distill_iterations=3"],
     "ppo offers_sequential": ["algo=ppo", "env=offers_sequential", "env.num_agents=8", "algo.total_steps=4480",
                               "algo.num_steps=28", "algo.minibatches=2", "env.evaluation.worlds=4",

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from toy_envs import Bandit, Chain, train
 
 from envs.data_collection import UniformPolicy, rollouts
-from envs.offers.planning.state_values import Visited
+from envs.offers.planning.state_values import VisitedStates
 from envs.offers.policies.learned import Knapsack, Valued
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.world.customers import SUBSCRIBED
@@ -60,7 +60,7 @@ def test_profit_is_the_week_s_alone_and_before_the_price(shaping):
     env = offers(reward={"shaping": shaping, "churn_cost": 3.0, "fatigue_penalty": 0.7})
     for week in range(3):
         action, flat = pairs(env, week)
-        nothing, contact = action_values(env.customers, env.world, week, Visited(env.state, env.customers.alpha), 0.0, None)
+        nothing, contact = action_values(env.customers, env.world, week, VisitedStates(env.state, env.customers.alpha), 0.0, None)
         table = torch.cat((nothing.expand(5, -1), contact.flatten(0, 1)))
         alone = (env.state.status != 2) * nothing
         expected = torch.where(flat >= 5, table.gather(0, flat[None])[0], alone) - shaping * alone
@@ -195,11 +195,11 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
     state = market.start
 
     def truth(context, action_mask=None):
-        nothing, contact = action_values(market.customers, market.world, 0, Visited(state, market.customers.alpha), 0.0, None)
+        nothing, contact = action_values(market.customers, market.world, 0, VisitedStates(state, market.customers.alpha), 0.0, None)
         return torch.cat((nothing.expand(5, -1), contact.flatten(0, 1))).T
 
     policy = Valued(GreedyPolicy((6, 5), truth, None, observes_price=False), None, env.codec, market.customers, market.world, market.features)
-    allowed = market.permits(state.status == SUBSCRIBED, [])
+    allowed = market.contact_policy(state.status == SUBSCRIBED, [])
     myopic = Knapsack(market.customers, market.world, "", values=None, fee=0.0)
     ours, theirs = policy.increments(0, state, allowed), myopic.increments(0, state, allowed)
     for a, b in zip(ours, theirs):
@@ -212,7 +212,7 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
 
 @pytest.mark.slow
 def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
-    env = load("offers", CPU, 0, num_agents=1000, world={"without": list(node("world/static").without)},
+    env = load("offers", CPU, 0, num_agents=1000, world={"disabled_effects": list(node("world/static").disabled_effects)},
                evaluation={"customers": 300, "seasons": 1, "validation": 300, "others": 100})
     judge = env.evaluation(env)
     agent = instantiate(OmegaConf.merge(node("../algo/bandit"), {"total_steps": 480_000, "updates": 12}),

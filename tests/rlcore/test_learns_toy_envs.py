@@ -16,7 +16,7 @@ def evaluation(world="full", agents=1000, **changes):
     """The shipped evaluation in a world, at a small size, margins alone counting."""
     small = {"customers": 500, "seasons": 2, "validation": 300, "others": 200, **changes}
     env = load("offers", torch.device("cpu"), 0, num_agents=agents, evaluation=small, reward={"trips": 0.0},
-               world={"without": list(node(f"world/{world}").without)})
+               world={"disabled_effects": list(node(f"world/{world}").disabled_effects)})
     return env.evaluation(env)
 
 

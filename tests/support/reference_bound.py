@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
-from envs.offers.planning.dynamic_program import organic
+from envs.offers.planning.dynamic_program import no_contact_values
 from envs.offers.planning.lagrangian_bound import unconstrained_spend
 from reference_world import tuples
 
@@ -17,14 +17,14 @@ DUAL_SOLVER = {"first_price": 3.0, "tolerance": 1e-5, "max_evaluations": 200}
 
 def with_budget(season, share=0.3):
     """Add V⁰ and a weekly budget to a season."""
-    season.v0 = organic(season.customers, season.world)
+    season.v0 = no_contact_values(season.customers, season.world)
     season.budget = share * unconstrained_spend(season.customers, season.world, season.v0, season.start)
     return season
 
 
 def no_contact_profit(season) -> float:
     """Return J(none) of the reference."""
-    return sum(r.organic()[0][s] for r, s in zip(season.references, tuples(season.start)))
+    return sum(r.no_contact_values()[0][s] for r, s in zip(season.references, tuples(season.start)))
 
 
 def linear_program(season, rollover=False, stock=()) -> tuple[float, torch.Tensor]:

@@ -12,7 +12,7 @@ from math import exp, log
 
 import torch
 
-from envs.offers.world.customers import Customers, State, World
+from envs.offers.world.customers import CustomerState, Customers, World
 
 SUBSCRIBED, UNSUBSCRIBED, CHURNED = range(3)
 GONE = (0, 0, 0, CHURNED)
@@ -39,10 +39,10 @@ def chance(p: float, move: int) -> list:
 class Reference:
     """One customer: θ by name, and what the market and the reward look like to all."""
 
-    def __init__(self, theta: dict, values: list, costs: list, opt_outs: list, tires: list, season: list, reward,
+    def __init__(self, theta: dict, values: list, costs: list, opt_outs: list, fatigue_steps: list, season: list, reward,
                  tail_weeks: int, tail_discount: float):
         self.__dict__.update(theta)
-        self.values, self.costs, self.opt_outs, self.tires = values, costs, opt_outs, tires
+        self.values, self.costs, self.opt_outs, self.fatigue_steps = values, costs, opt_outs, fatigue_steps
         self.season, self.reward = season, reward
         self.tail_weeks, self.tail_discount = tail_weeks, tail_discount
         self.pairs = [NOTHING, *product(range(1, len(values)), range(len(costs)))]
@@ -97,7 +97,7 @@ class Reference:
     def moves(self, s: tuple, a: tuple, bought: bool, redeemed: bool) -> tuple[list, list, list]:
         """Return the moves of habit, fatigue and expectation, each [(step, probability), …]."""
         habit = chance(self.climbs(s[0], redeemed), +1) if bought else chance(self.pi_minus, -1)
-        fatigue = chance(self.delta_f, -1) if a == NOTHING else chance(1.0, self.tires[a[1]])
+        fatigue = chance(self.delta_f, -1) if a == NOTHING else chance(1.0, self.fatigue_steps[a[1]])
         return habit, fatigue, chance(1.0, +1) if redeemed else chance(self.delta_d, -1)
 
     @staticmethod
@@ -153,7 +153,7 @@ class Reference:
                      + self.tail_discount * self.ahead(s, 1.0, NOTHING, value) for s in STATES}
         return {s: self.reward.terminal * v for s, v in value.items()}
 
-    def organic(self) -> list[dict]:
+    def no_contact_values(self) -> list[dict]:
         """Return V⁰ of weeks 1..T+1."""
         values = [self.end()]
         for week in reversed(range(len(self.season))):
@@ -194,13 +194,13 @@ class Reference:
 def references(c: Customers, world: World) -> list[Reference]:
     """Copy customers and their world into plain numbers."""
     catalogue = world.catalogue
-    market = [getattr(catalogue, name).tolist() for name in ("value", "cost", "opt_out", "tires")]
+    market = [getattr(catalogue, name).tolist() for name in ("value", "cost", "opt_out", "fatigue_steps")]
     theta = {f.name: [x.tolist() for x in getattr(c, f.name).unbind(-1)] for f in fields(c)}
     return [Reference({name: column[i] for name, column in theta.items()}, *market, world.season.tolist(), world.reward,
                       world.tail_weeks, world.tail_discount) for i in range(len(c))]
 
 
-def tuples(state: State) -> list[tuple]:
+def tuples(state: CustomerState) -> list[tuple]:
     """List the states of customers as tuples (h, f, d, z)."""
     return list(zip(*(x.tolist() for x in state)))
 

@@ -7,10 +7,10 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from envs.offers.planning.lagrangian_bound import alone, unconstrained_spend
-from envs.offers.planning.state_values import Values
+from envs.offers.planning.lagrangian_bound import single_process, unconstrained_spend
+from envs.offers.planning.state_values import StateValues
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import Customers, State, World
+from envs.offers.world.customers import CustomerState, Customers, World
 
 
 class Budget:
@@ -37,13 +37,13 @@ class Budget:
         self.pieces(0, catalogue)
         self.rule.check(catalogue)
 
-    def at(self, share: float) -> Budget:
+    def with_share(self, share: float) -> Budget:
         """Return the same with another share."""
         return Budget(share=share, weekly=None, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock,
                       rule=self.rule)
 
-    def weekly_amounts(self, c: Customers, world: World, v0: list[Values] | None, start: State,
-                       contacts: Tensor | None = None, *, total: Callable[[Tensor], Tensor] = alone) -> Tensor:
+    def weekly_amounts(self, c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState,
+                       contacts: Tensor | None = None, *, total: Callable[[Tensor], Tensor] = single_process) -> Tensor:
         """Budget [T] of a population, of all whom `total` adds up; the best plan that a share is of keeps to the contacts
         that rules allow."""
         if self.weekly is not None:

@@ -1,55 +1,60 @@
-"""The rules of money: how what a policy asks for is kept within budget and stock (envs/offers/README.md §7)."""
+"""Budget rules: how the increments that a policy asks for are kept within budget and stock (envs/offers/README.md §7)."""
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Callable
 
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.budget_account import DAYS, Purse
-from envs.offers.constraints.purchase_queue import SLACK, affordable, bought, forecast, within_stock
+from envs.offers.constraints.budget_account import DAYS_PER_WEEK, BudgetAccount
+from envs.offers.constraints.purchase_queue import SLACK, accepted, affordable, cut_at_stock, expected_totals
 from envs.offers.planning.knapsack import Increments, clear, compact
 from envs.offers.world.catalogue import Catalogue
 
+Redeems = Callable[[Tensor], Tensor]  # flat actions [N] that are sent → who redeems, bool [N]; at most one action a customer
 
-class Rule:
-    """How a week's steps are bought."""
+
+class BudgetRule(ABC):
+    """How a week's increments are bought."""
 
     def check(self, catalogue: Catalogue) -> None:
         """Raise ValueError where the rule doesn't fit a catalogue."""
 
     @abstractmethod
-    def week(self, purse: Purse, steps: Increments, redeems: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Spend the week that the purse has opened: return flat pairs [N] and the price at which it cleared.
-
-        `redeems` says who redeems which of the pairs [N] that are sent; each customer is sent one at most.
-        """
+    def allocate(self, account: BudgetAccount, steps: Increments, redeems: Redeems) -> tuple[Tensor, Tensor]:
+        """Spend the week that the account has opened; return flat actions [N] and the price at which the week cleared."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected(Rule):
-    """Expected spend within the budget; what is paid can pass it. Expectations are what roll-over and stock count, too."""
+class ExpectedSpend(BudgetRule):
+    """Keep the expected spend within the budget; the realised spend may exceed it.
+
+    Roll-over and stock are charged by expectation, too.
+    """
 
     def __str__(self) -> str:
         return "spent in expectation"
 
-    def week(self, purse: Purse, steps: Increments, redeems: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Buy in the order of price until the expected spend reaches the money."""
-        money = purse.left.clamp_min(0)
-        if purse.stocked:
-            action, price = bought(*within_stock(steps, purse, purse.stock, lambda q: (q.spend.cumsum(0), money)),
-                                   len(steps.price))
+    def allocate(self, account: BudgetAccount, steps: Increments, redeems: Redeems) -> tuple[Tensor, Tensor]:
+        """Accept increments by falling price until the expected spend reaches the money."""
+        money = account.left.clamp_min(0)
+        if account.has_stock_limits:
+            queue, cut = cut_at_stock(steps, account, account.stock, lambda q: (q.spend.cumsum(0), money))
+            action, price = accepted(queue, cut, len(steps.price))
         else:
             action, price = clear(steps, money)
-        purse.count(*forecast(steps, action, purse.catalogue))
+        account.withdraw(*expected_totals(steps, action, account.catalogue))
         return action, price
 
 
 @dataclass(frozen=True, kw_only=True)
-class Buffered(Rule):
-    """Expected spend and z of its standard deviations within the budget; customers redeem independently."""
+class BufferedSpend(BudgetRule):
+    """Keep the expected spend plus z standard deviations within the budget: a chance constraint.
+
+    The variance is that of customers who redeem independently of each other.
+    """
 
     z: float
 
@@ -60,43 +65,46 @@ class Buffered(Rule):
     def __str__(self) -> str:
         return f"spent in expectation, {self.z:g} standard deviations below"
 
-    def week(self, purse: Purse, steps: Increments, redeems: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Buy in the order of price until the buffered spend reaches the money."""
-        def need(q):
-            return q.spend.cumsum(0) + self.z * q.variance.cumsum(0).clamp_min(0).sqrt(), purse.left.clamp_min(0)
-        action, price = bought(*within_stock(steps, purse, purse.stock, need), len(steps.price))
-        purse.pay(action, redeems(action))
+    def allocate(self, account: BudgetAccount, steps: Increments, redeems: Redeems) -> tuple[Tensor, Tensor]:
+        """Accept increments by falling price until the buffered spend reaches the money."""
+        money = account.left.clamp_min(0)
+
+        def buffered(queue):
+            return queue.spend.cumsum(0) + self.z * queue.variance.cumsum(0).clamp_min(0).sqrt(), money
+        action, price = accepted(*cut_at_stock(steps, account, account.stock, buffered), len(steps.price))
+        account.pay(action, redeems(action))
         return action, price
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reserved(Rule):
-    """Face value and message reserved when sent, settled when redeemed, released when validity lapses: certain.
+class ReservedSpend(BudgetRule):
+    """Reserve face value and message cost when an offer is sent: the budget is never exceeded.
 
-    A week sends in `waves`, spread over its days, each with what the earlier ones released. `validity_days` of every
-    offer, the day of sending included.
+    A reservation is settled when the offer is redeemed and released when its validity ends. A week has `sends_per_week`
+    sends, spread over its days; each uses what the earlier ones released. `validity_days` counts the day of sending; it is
+    one number for all offers, or {offer: days}.
     """
 
-    waves: int
+    sends_per_week: int
     validity_days: int | dict
 
     def __post_init__(self):
-        if not 1 <= self.waves <= DAYS:
-            raise ValueError(f"env.budget.rule.waves: expected 1 to {DAYS} a week, got {self.waves}")
+        if not 1 <= self.sends_per_week <= DAYS_PER_WEEK:
+            raise ValueError(f"env.budget.rule.sends_per_week: expected 1 to {DAYS_PER_WEEK} a week, got {self.sends_per_week}")
         each = self.validity_days.values() if isinstance(self.validity_days, dict) else [self.validity_days]
         for days in each:
             if isinstance(days, bool) or not isinstance(days, int) or days < 1:
                 raise ValueError(f"env.budget.rule.validity_days: expected whole days from 1, got {days}")
 
     def __str__(self) -> str:
-        return f"reserved when sent, in {self.waves} waves a week: never passed"
+        return f"reserved when sent, {self.sends_per_week} sends a week: never exceeded"
 
     def check(self, catalogue: Catalogue) -> None:
-        """Raise ValueError where validity is not that of the catalogue's offers."""
+        """Raise ValueError where the offers with a validity are not those of the catalogue."""
         self.validity(catalogue)
 
     def validity(self, catalogue: Catalogue) -> Tensor:
-        """Return the days [O+1] that each offer is valid."""
+        """Days [O+1] that each offer is valid."""
         days = self.validity_days
         if isinstance(days, dict):
             if set(days) != set(catalogue.offers[1:]):
@@ -105,31 +113,31 @@ class Reserved(Rule):
             days = [1, *(days[name] for name in catalogue.offers[1:])]
         return torch.as_tensor(days, device=catalogue.value.device).expand(len(catalogue.offers))
 
-    def week(self, purse: Purse, steps: Increments, redeems: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Before each wave plan what the waves left can send, send the first of it that can be reserved, and learn."""
-        catalogue, validity = purse.catalogue, self.validity(purse.catalogue)
-        longest, slack = validity.max().item(), SLACK * purse.budget.sum()
-        steps, sent = compact(steps), torch.zeros_like(steps.action[:, 0])
-        days = [DAYS * purse.week + DAYS * wave // self.waves for wave in range(self.waves)]
-        for wave, day in enumerate(days):
-            money, pieces = purse.available(day, longest)
+    def allocate(self, account: BudgetAccount, steps: Increments, redeems: Redeems) -> tuple[Tensor, Tensor]:
+        """Send in several parts: plan what all sends left can pay, send first what can be reserved now, observe redemptions."""
+        catalogue = account.catalogue
+        validity = self.validity(catalogue)
+        longest = validity.max().item()
+        slack = SLACK * account.budget.sum()
+        steps = compact(steps)
+        sent = torch.zeros_like(steps.action[:, 0])
+        days = [DAYS_PER_WEEK * account.week + DAYS_PER_WEEK * send // self.sends_per_week for send in range(self.sends_per_week)]
+        for send, day in enumerate(days):
+            money, pieces = account.available(day, longest)
             money = (money - slack).clamp_min(0)
-            turns = min(self.waves - wave, 1 + (days[-1] - day) // longest)
+            turns = min(self.sends_per_week - send, 1 + (days[-1] - day) // longest)
 
-            def need(q, money=money, turns=turns):
-                spend, charge = q.spend.cumsum(0), q.charge.cumsum(0)
+            def recycled(queue, money=money, turns=turns):
+                spend, charge = queue.spend.cumsum(0), queue.charge.cumsum(0)
                 redeemed = (spend / charge.clamp_min(1e-12)).clamp(0, 1)
                 return spend, money * (1 - (1 - redeemed) ** turns)  # money reserved `turns` times over pays this
 
             asked = steps._replace(price=torch.where((sent == 0)[:, None], steps.price, -torch.inf))
-            queue, cut = within_stock(asked, purse, pieces, need)
-            wanted, price = bought(queue, cut, len(sent))
+            queue, cut = cut_at_stock(asked, account, pieces, recycled)
+            wanted, price = accepted(queue, cut, len(sent))
             action = affordable(wanted, queue.row, money, pieces, catalogue)
             redeemed = redeems(action)
-            purse.pay(action, redeemed)
-            purse.reserve(day, action, redeemed, validity)
+            account.pay(action, redeemed)
+            account.reserve(day, action, redeemed, validity)
             sent = torch.where(action > 0, action, sent)
         return sent, price
-
-
-# ── steps in the order in which falling prices reach them ───────────────────────────────────────────────────────────

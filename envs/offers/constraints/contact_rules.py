@@ -1,4 +1,4 @@
-"""What must not be sent to whom: one mask for training, planning, clearing and the bound, and a reason for each pair."""
+"""Contact rules: what may not be sent to whom, as one action mask for training, planning, clearing and the bound."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -10,185 +10,199 @@ from torch import Tensor
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.constraints.expressions import holds
 from envs.offers.world.history import History
-from envs.offers.populations.base import Population, Sample, lots
+from envs.offers.populations.base import Population, Sample, hash_uniform
 from envs.offers.world.customers import SUBSCRIBED
 
 
-class Allowed(NamedTuple):
-    """What N customers may be sent now: pairs bool [N, (O+1)·C]; left [N, K], the share of each contact cap left; and what
-    has been seen of them, None where nobody asks."""
+class ActionMask(NamedTuple):
+    """What may be sent to N customers now, and what a policy is told about it."""
 
-    pairs: Tensor
-    left: Tensor
-    history: History | None = None
+    allowed: Tensor  # the action mask by flat action, bool [N, P]
+    caps_left: Tensor  # share of each contact cap that is left, [N, K]
+    history: History | None = None  # None where nobody asks for it
 
-    def seen(self, features: Tensor) -> Tensor:
-        """Add what is left of the caps, which a policy must know, to features [N, F]."""
-        return torch.cat((features, self.left.to(features)), -1) if self.left.shape[1] else features
+    def with_caps_left(self, features: Tensor) -> Tensor:
+        """Append the shares of the caps, which a policy must know, to features [N, F]."""
+        return torch.cat((features, self.caps_left.to(features)), -1) if self.caps_left.shape[1] else features
 
-    def take(self, rows: slice) -> Allowed:
-        """Take some of the customers."""
-        return Allowed(self.pairs[rows], self.left[rows], self.history and self.history.take(rows))
+    def take(self, rows: slice) -> ActionMask:
+        """The same for some of the customers."""
+        return ActionMask(self.allowed[rows], self.caps_left[rows], self.history and self.history.take(rows))
 
 
-class Ban(NamedTuple):
-    """Customers [H] (or all N of a sample) who can't be sent an offer or through a channel (None: any), and why."""
+class Condition(NamedTuple):
+    """An expression that must hold of a customer's columns for an offer or a channel (None: any)."""
+
+    key: str  # of the configuration, for messages
+    reason: str
+    offer: int | None
+    channel: int | None
+    text: str
+
+
+class Exclusion(NamedTuple):
+    """A lasting rule: the customers to whom an offer, or through whom a channel, may not be sent (None: any)."""
 
     reason: str
     offer: int | None
     channel: int | None
-    who: Tensor
+    excluded: Tensor  # bool, [H] over the customers of a table or [N] over those of a sample
 
 
 @dataclass(frozen=True)
-class Permits:
-    """The rules for N customers: static bool [N, O+1, C], None where nothing is forbidden for good; (weeks, contacts)."""
+class ContactPolicy:
+    """The contact rules applied to N customers."""
 
     catalogue: Catalogue
-    static: Tensor | None
-    bans: tuple[Ban, ...]  # over the N customers
-    caps: tuple[tuple[int, int], ...]
+    static: Tensor | None  # what lasting rules allow, bool [N, O+1, C]; None where they forbid nothing
+    exclusions: tuple[Exclusion, ...]  # over the N customers
+    caps: tuple[tuple[int, int], ...]  # (weeks, contacts)
 
-    def take(self, rows: slice) -> Permits:
-        """Take some of the customers."""
-        return replace(self, static=None if self.static is None else self.static[rows],
-                       bans=tuple(ban._replace(who=ban.who[rows]) for ban in self.bans))
+    def take(self, rows: slice) -> ContactPolicy:
+        """The same for some of the customers."""
+        static = None if self.static is None else self.static[rows]
+        return replace(self, static=static, exclusions=tuple(x._replace(excluded=x.excluded[rows]) for x in self.exclusions))
 
-    def now(self, history: History) -> Allowed:
-        """Say what is allowed to customers of a history."""
+    def action_mask(self, history: History) -> ActionMask:
+        """What may be sent to customers of a history."""
         return self(history.status == SUBSCRIBED, history.contacts)._replace(history=history)
 
-    def __call__(self, subscribed: Tensor, sent: list[Tensor] | Tensor) -> Allowed:
-        """Say what is allowed to customers [N], who were contacted or not in the weeks before, bool [N] each."""
-        left = [cap - used for (_, cap), used in zip(self.caps, self._used(subscribed, sent))]
+    def __call__(self, subscribed: Tensor, contacted: list[Tensor] | Tensor) -> ActionMask:
+        """What may be sent to customers who are subscribed, bool [N], and were contacted in the weeks before, bool [N] each."""
+        left = [cap - used for (_, cap), used in zip(self.caps, self._used(subscribed, contacted))]
         contactable = subscribed
         for rest in left:
             contactable = contactable & (rest > 0)
-        pairs = self.catalogue.allowed(contactable)
+        allowed = self.catalogue.allowed(contactable)
         if self.static is not None:
-            pairs = pairs & self.static
-        left = [rest / cap for (_, cap), rest in zip(self.caps, left)]
-        return Allowed(pairs.flatten(1), torch.stack(left, 1) if left else pairs.new_zeros(len(pairs), 0))
+            allowed = allowed & self.static
+        shares = [rest / cap for (_, cap), rest in zip(self.caps, left)]
+        return ActionMask(allowed.flatten(1), torch.stack(shares, 1) if shares else allowed.new_zeros(len(allowed), 0))
 
-    def _used(self, like: Tensor, sent: list[Tensor] | Tensor) -> list[Tensor]:
-        past = sent if isinstance(sent, Tensor) else torch.stack([torch.zeros_like(like), *sent])
+    def _used(self, like: Tensor, contacted: list[Tensor] | Tensor) -> list[Tensor]:
+        past = contacted if isinstance(contacted, Tensor) else torch.stack([torch.zeros_like(like), *contacted])
         return [past[max(len(past) - weeks + 1, 0):].long().sum(0) for weeks, _ in self.caps]
 
     @property
     def contacts(self) -> Tensor | None:
-        """The contacts that are allowed for good, [O·C, 1, 1, 1, N], as the dynamic program lays them out."""
+        """The contacts that lasting rules allow, bool [O·C, 1, 1, 1, N], in the layout of the dynamic program."""
         if self.static is None:
             return None
         return self.static[:, 1:].flatten(1).T.contiguous()[:, None, None, None]
 
-    def enforce(self, pairs: Tensor, offer: Tensor, channel: Tensor) -> Tensor:
-        """Turn offers [N] that are not among the `pairs` allowed [N, (O+1)·C] through their channel [N] into nothing."""
-        pair = self.catalogue.action_codec.encode(offer, channel)
-        return torch.where(pairs.gather(1, pair[:, None])[:, 0], offer, 0)
+    def enforce(self, allowed: Tensor, offer: Tensor, channel: Tensor) -> Tensor:
+        """Offers [N] to be sent: those asked for where `allowed`, bool [N, P], through their channel [N], else nothing."""
+        index = self.catalogue.action_codec.encode(offer, channel)
+        return torch.where(allowed.gather(1, index[:, None])[:, 0], offer, 0)
 
-    def reasons(self, customer: int, offer: int, channel: int, subscribed: bool, sent: list[Tensor]) -> list[str]:
-        """Say why a customer may not be sent a pair now: every rule that forbids it, none where it is allowed."""
+    def reasons(self, customer: int, offer: int, channel: int, subscribed: bool, contacted: list[Tensor]) -> list[str]:
+        """Every rule that forbids to send an offer through a channel to a customer now; empty where it is allowed."""
         if offer == 0:
             return [] if channel == 0 else ["no such pair"]
         found = [] if subscribed else ["not subscribed"]
-        found += [ban.reason for ban in self.bans if ban.offer in (None, offer) and ban.channel in (None, channel)
-                  and ban.who[customer]]
-        used = self._used(torch.zeros(1, dtype=torch.bool), [x[customer:customer + 1].cpu() for x in sent])
+        found += [x.reason for x in self.exclusions
+                  if x.offer in (None, offer) and x.channel in (None, channel) and x.excluded[customer]]
+        used = self._used(torch.zeros(1, dtype=torch.bool), [x[customer:customer + 1].cpu() for x in contacted])
         return found + [_cap_name(*cap) for cap, n in zip(self.caps, used) if n.item() >= cap[1]]
 
     def shares(self) -> dict[str, float]:
-        """Share of the customers that each lasting rule holds for."""
-        return {ban.reason: ban.who.double().mean().item() for ban in self.bans}
+        """Share of the customers that each lasting rule excludes."""
+        return {x.reason: x.excluded.double().mean().item() for x in self.exclusions}
 
 
-class Rules:
-    """Read the rules of conf/env/rules and hold them against the customers of a population.
+class ContactRules:
+    """The rules of conf/env/contact_rules, held against the customers of a population.
 
-    eligible {offer: expression} and consent {channel: expression}: what must hold of a customer's columns; age {column,
-    limits: {offer: [from, to]}}, to included, null for none; caps [{weeks, contacts}]: at most so many contacts in any so
-    many weeks that follow each other; holdout {share, salt}: customers never contacted, drawn by their id, and so the
-    same in every run and table. What is not named is free. A customer without an entry in a column that a rule reads
-    counts as one it forbids. Raises ValueError on what doesn't fit catalogue or columns.
+    eligible: {offer: expression} and consent: {channel: expression} on a customer's columns, which must hold.
+    age: {column, limits: {offer: [from, to]}}, both ends included, null for no limit.
+    caps: [{weeks, contacts}], at most so many contacts in any so many consecutive weeks.
+    holdout: {share, salt}, customers who are never contacted, drawn by their id and so the same in every run and table.
+
+    What is not named is free. A customer without an entry in a column that a rule reads is excluded by the rule. Raises
+    ValueError on what doesn't fit the catalogue or the columns.
     """
 
     def __init__(self, catalogue: Catalogue, population: Population, *, eligible: dict, age: dict, consent: dict, caps: list,
                  holdout: dict):
         self.catalogue, self.holdout = catalogue, holdout
         self.columns, self.ids = population.columns, population.ids
-        _fields("env.rules.age", age, {"column", "limits"})
-        _fields("env.rules.holdout", holdout, {"share", "salt"})
+        _check_fields("env.contact_rules.age", age, {"column", "limits"})
+        _check_fields("env.contact_rules.holdout", holdout, {"share", "salt"})
         if not 0 <= holdout["share"] < 1:
-            raise ValueError(f"env.rules.holdout.share: expected a share in [0, 1), got {holdout['share']}")
-        conditions = [*self._limits(age), *(
-            (f"env.rules.{rule}.{name}", f"{rule} {name}: {text}", names.index(name) if rule == "eligible" else None,
-             names.index(name) if rule == "consent" else None, text)
-            for rule, given, names in (("eligible", eligible, catalogue.offers), ("consent", consent, catalogue.channels))
-            for name, text in self._known(rule, given, names))]
+            raise ValueError(f"env.contact_rules.holdout.share: expected a share in [0, 1), got {holdout['share']}")
+        conditions = [*self._age_conditions(age), *self._conditions("eligible", eligible, catalogue.offers),
+                      *self._conditions("consent", consent, catalogue.channels)]
         if conditions and self.columns is None:
-            raise ValueError(f"{conditions[0][0]}: drawn customers have no columns; rules on them need "
-                             "env/population=table or complete_journey")
-        self.bans = tuple(Ban(reason, offer, channel, torch.tensor(~holds(text, self.columns, where)))
-                          for where, reason, offer, channel, text in conditions)
+            raise ValueError(f"{conditions[0].key}: drawn customers have no columns; rules on them need "
+                             "env/population=customer_table or complete_journey")
+        self.exclusions = tuple(Exclusion(x.reason, x.offer, x.channel, torch.tensor(~holds(x.text, self.columns, x.key)))
+                                for x in conditions)
         self.caps = tuple(self._cap(cap) for cap in caps)
         if self.columns is not None and holdout["share"]:
-            self.bans += (self._held(lots(self.ids, holdout["salt"])),)
+            self.exclusions += (self._held_out(hash_uniform(self.ids, holdout["salt"])),)
 
     @property
-    def observed(self) -> int:
-        """How many columns `Allowed.seen` adds to the features."""
+    def num_cap_features(self) -> int:
+        """How many columns `ActionMask.with_caps_left` appends to the features."""
         return len(self.caps)
 
-    def permits(self, sample: Sample) -> Permits:
+    def policy(self, sample: Sample) -> ContactPolicy:
         """Apply the rules to a sample."""
         device, n = sample.state.habit.device, len(sample.state.habit)
         self.catalogue = catalogue = self.catalogue.to(device, torch.float64)
-        bans = self.bans
+        exclusions = self.exclusions
         if self.columns is not None:
             rows = sample.row.cpu()
-            bans = tuple(ban._replace(who=ban.who[rows].to(device)) for ban in bans)
+            exclusions = tuple(x._replace(excluded=x.excluded[rows].to(device)) for x in exclusions)
         elif self.holdout["share"]:  # drawn customers have no id but their place
-            bans = (self._held(lots(map(str, range(n)), self.holdout["salt"]).to(device)),)
-        if not bans:
-            return Permits(catalogue, None, (), self.caps)
+            exclusions = (self._held_out(hash_uniform(map(str, range(n)), self.holdout["salt"]).to(device)),)
+        if not exclusions:
+            return ContactPolicy(catalogue, None, (), self.caps)
         static = catalogue.allowed(torch.ones(n, dtype=torch.bool, device=device))
-        for ban in bans:
-            offers = slice(1, None) if ban.offer is None else slice(ban.offer, ban.offer + 1)
-            channels = slice(None) if ban.channel is None else slice(ban.channel, ban.channel + 1)
-            static[:, offers, channels] &= ~ban.who[:, None, None]
-        return Permits(catalogue, static, bans, self.caps)
+        for x in exclusions:
+            offers = slice(1, None) if x.offer is None else slice(x.offer, x.offer + 1)
+            channels = slice(None) if x.channel is None else slice(x.channel, x.channel + 1)
+            static[:, offers, channels] &= ~x.excluded[:, None, None]
+        return ContactPolicy(catalogue, static, exclusions, self.caps)
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _held(self, lot: Tensor) -> Ban:
-        return Ban("holdout", None, None, lot < self.holdout["share"])
+    def _held_out(self, u: Tensor) -> Exclusion:
+        return Exclusion("holdout", None, None, u < self.holdout["share"])
 
     @staticmethod
     def _known(rule: str, given: dict, names: tuple[str, ...]) -> Iterable[tuple[str, str]]:
         kind = "channel" if rule == "consent" else "offer"
         for name, text in given.items():
             if name not in names or kind == "offer" and name == names[0]:
-                raise ValueError(f"env.rules.{rule}: unknown {kind} '{name}'; the catalogue has "
+                raise ValueError(f"env.contact_rules.{rule}: unknown {kind} '{name}'; the catalogue has "
                                  f"{', '.join(names[kind == 'offer':])}")
             yield name, text
 
-    def _limits(self, age: dict) -> Iterable[tuple]:
+    def _conditions(self, rule: str, given: dict, names: tuple[str, ...]) -> Iterable[Condition]:
+        for name, text in self._known(rule, given, names):
+            at = names.index(name)
+            offer, channel = (at, None) if rule == "eligible" else (None, at)
+            yield Condition(f"env.contact_rules.{rule}.{name}", f"{rule} {name}: {text}", offer, channel, text)
+
+    def _age_conditions(self, age: dict) -> Iterable[Condition]:
         if age["limits"] and not age["column"]:
-            raise ValueError("env.rules.age.column: expected the column that the limits are for")
+            raise ValueError("env.contact_rules.age.column: expected the column that the limits are for")
         for offer, limits in self._known("age.limits", age["limits"], self.catalogue.offers):
             if not isinstance(limits, list) or len(limits) != 2 or not any(x is not None for x in limits) or not all(
                     x is None or isinstance(x, (int, float)) and not isinstance(x, bool) for x in limits):
-                raise ValueError(f"env.rules.age.limits.{offer}: expected [from, to], null for none, got {limits}")
+                raise ValueError(f"env.contact_rules.age.limits.{offer}: expected [from, to], null for none, got {limits}")
             low, high = limits
             column = f"`{age['column']}`"
             text = " and ".join([f"{column} >= {low}"] * (low is not None) + [f"{column} <= {high}"] * (high is not None))
-            yield (f"env.rules.age.limits.{offer}", f"age {offer}: {text.replace('`', '')}",
-                   self.catalogue.offers.index(offer), None, text)
+            yield Condition(f"env.contact_rules.age.limits.{offer}", f"age {offer}: {text.replace('`', '')}",
+                            self.catalogue.offers.index(offer), None, text)
 
     @staticmethod
     def _cap(cap: dict) -> tuple[int, int]:
-        _fields("env.rules.caps", cap, {"weeks", "contacts"})
+        _check_fields("env.contact_rules.caps", cap, {"weeks", "contacts"})
         weeks, contacts = cap["weeks"], cap["contacts"]
         if not all(isinstance(x, int) and not isinstance(x, bool) for x in (weeks, contacts)) or min(weeks, contacts) < 1:
-            raise ValueError(f"env.rules.caps: expected whole numbers from 1, got {cap}")
+            raise ValueError(f"env.contact_rules.caps: expected whole numbers from 1, got {cap}")
         return weeks, contacts
 
 
@@ -196,6 +210,6 @@ def _cap_name(weeks: int, contacts: int) -> str:
     return f"cap: {contacts} contacts in {weeks} week{'s' * (weeks > 1)}"
 
 
-def _fields(where: str, given: dict, fields: set[str]) -> None:
+def _check_fields(where: str, given: dict, fields: set[str]) -> None:
     if not isinstance(given, dict) or set(given) != fields:
         raise ValueError(f"{where}: expected {', '.join(sorted(fields))}, got {given}")

@@ -1,4 +1,4 @@
-"""Steps of all customers in the order in which falling prices reach them, cut where money or stock ends."""
+"""The increments of all customers in the order in which falling prices reach them, cut where money or stock ends."""
 from __future__ import annotations
 
 from typing import Callable, NamedTuple
@@ -6,53 +6,56 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.budget_account import Purse
+from envs.offers.constraints.budget_account import BudgetAccount
 from envs.offers.planning.knapsack import Increments
 from envs.offers.world.catalogue import Catalogue
 
+SLACK = 1e-9  # share of a budget that is never spent: more than the rounding of its sums
 
-SLACK = 1e-9  # share of a budget that is left alone: more than what adding up its parts rounds
 
-
-class Queue(NamedTuple):
-    """Real steps by falling price, [M] each: customer, pair after the step, and what the step adds to each sum."""
+class PurchaseQueue(NamedTuple):
+    """M increments by falling price, [M] each: customer, flat action after the increment, and what it adds to each sum."""
 
     price: Tensor
     row: Tensor
     action: Tensor
     spend: Tensor  # expected
     variance: Tensor  # of the spend
-    charge: Tensor  # face value and message
-    pieces: Tensor  # expected redemptions by offer, [O+1, M]; only where there are stocks
+    charge: Tensor  # face value and message cost
+    pieces: Tensor  # expected redemptions by offer, [O+1, M]; empty without stock limits
 
 
-def line_up(steps: Increments, floor: Tensor, purse: Purse) -> Queue:
-    """Sort real steps by price; those to an offer at or below its `floor` [O+1] are left out."""
-    catalogue = purse.catalogue
+Limit = Callable[[PurchaseQueue], tuple[Tensor, Tensor]]  # a running sum [M] over the queue, and its limit [] or [M]
+
+
+def price_queue(steps: Increments, floor: Tensor, account: BudgetAccount) -> PurchaseQueue:
+    """Sort increments by falling price; those to an offer whose price is at or below its `floor` [O+1] are left out."""
+    catalogue = account.catalogue
     offer, channel = catalogue.action_codec.decode(steps.action)
     held = steps.price > -torch.inf
-    total = torch.where(held, steps.spend, 0.0).cumsum(1).to(purse.budget)  # spend of the pair held after the step
+    total = torch.where(held, steps.spend, 0.0).cumsum(1).to(account.budget)  # spend of the action held after the increment
     face, message = catalogue.value[offer], catalogue.cost[channel] * (offer > 0)
     given = torch.minimum((total - message).clamp_min(0), face)
     share = torch.where(face > 0, given / face.clamp_min(1e-12), 1.0) * (offer > 0)
     sums = [total, given * (face - given), face + message]
-    if purse.stocked:
+    if account.has_stock_limits:
         sums += [share * (offer == o) for o in range(len(catalogue.offers))]
 
     real = held & (steps.price > floor[offer])
     column = torch.arange(real.shape[1], device=real.device).expand_as(real)
     last = torch.where(real, column, -1).cummax(1).values
-    before = torch.cat((torch.full_like(last[:, :1], -1), last[:, :-1]), 1)  # the real step before each
+    before = torch.cat((torch.full_like(last[:, :1], -1), last[:, :-1]), 1)  # the increment before each
     added = [x - torch.where(before >= 0, x.gather(1, before.clamp_min(0)), 0.0) for x in sums]
     price, order = torch.where(real, steps.price, -torch.inf).flatten().sort(descending=True, stable=True)
     order = order[:int(real.sum())]
-    parts = [x.flatten()[order] for x in added]
-    pieces = torch.stack(parts[3:]) if purse.stocked else parts[0][:0]
-    return Queue(price[:len(order)], order // real.shape[1], steps.action.flatten()[order], *parts[:3], pieces)
+    spend, variance, charge, *pieces = (x.flatten()[order] for x in added)
+    return PurchaseQueue(price=price[:len(order)], row=order // real.shape[1], action=steps.action.flatten()[order],
+                         spend=spend, variance=variance, charge=charge,
+                         pieces=torch.stack(pieces) if account.has_stock_limits else spend[:0])
 
 
-def forecast(steps: Increments, action: Tensor, catalogue: Catalogue) -> tuple[Tensor, Tensor]:
-    """Return the expected spend of pairs [N] among steps, and the expected redemptions of each offer [O+1]."""
+def expected_totals(steps: Increments, action: Tensor, catalogue: Catalogue) -> tuple[Tensor, Tensor]:
+    """Expected spend [] of flat actions [N] among increments, and the expected redemptions of each offer [O+1]."""
     real = steps.price > -torch.inf
     total = torch.where(real, steps.spend, 0.0).cumsum(1).to(catalogue.value)
     spend = torch.where(real & (steps.action == action[:, None]), total, 0.0).amax(1)
@@ -62,29 +65,29 @@ def forecast(steps: Increments, action: Tensor, catalogue: Catalogue) -> tuple[T
     return spend.sum(), torch.zeros_like(catalogue.value).index_add(0, offer, share)
 
 
-def within_stock(steps: Increments, purse: Purse, stock: Tensor, need: Callable) -> tuple[Queue, int]:
-    """Return the queue and how much of it is bought: to the first step where `need`, a sum and its limit, passes.
+def cut_at_stock(steps: Increments, account: BudgetAccount, stock: Tensor, limit: Limit) -> tuple[PurchaseQueue, int]:
+    """The queue, and how many of its increments are accepted: those before the first one that exceeds the `limit`.
 
-    An offer whose expected redemptions would pass its `stock` [O+1] is given to nobody from that price down.
+    An offer whose expected redemptions would exceed its `stock` [O+1] is given to nobody from that price down.
     """
     floor = torch.full_like(stock, -torch.inf)
     while True:
-        queue = line_up(steps, floor, purse)
-        total, limit = need(queue)
-        cut = first(total > limit)
-        short = torch.tensor([first(used[:cut].cumsum(0) > stock[o] + SLACK) for o, used in enumerate(queue.pieces)])
-        if not purse.stocked or short.min() >= cut:
+        queue = price_queue(steps, floor, account)
+        total, most = limit(queue)
+        cut = first_true(total > most)
+        short = torch.tensor([first_true(used[:cut].cumsum(0) > stock[o] + SLACK) for o, used in enumerate(queue.pieces)])
+        if not account.has_stock_limits or short.min() >= cut:
             return queue, cut
         floor[short.argmin()] = queue.price[short.min()]
 
 
-def first(where: Tensor) -> int:
-    """Return the first place where a condition [M] holds, M if nowhere."""
-    return int(where.to(torch.uint8).argmax()) if bool(where.any()) else len(where)
+def first_true(condition: Tensor) -> int:
+    """Index of the first element of a bool tensor [M] that is true, M if none is."""
+    return int(condition.to(torch.uint8).argmax()) if bool(condition.any()) else len(condition)
 
 
-def bought(queue: Queue, cut: int, n: int) -> tuple[Tensor, Tensor]:
-    """Return the pair [n] that each customer holds after the first `cut` steps, and the price of the first refused."""
+def accepted(queue: PurchaseQueue, cut: int, n: int) -> tuple[Tensor, Tensor]:
+    """Flat action [n] that each customer holds after the first `cut` increments, and the price of the first one refused."""
     place = torch.arange(1, cut + 1, device=queue.row.device)
     last = torch.zeros(n, dtype=torch.long, device=place.device).scatter_reduce_(0, queue.row[:cut], place, "amax")
     action = torch.where(last > 0, queue.action[(last - 1).clamp_min(0)], 0) if cut else last
@@ -92,22 +95,24 @@ def bought(queue: Queue, cut: int, n: int) -> tuple[Tensor, Tensor]:
     return action, price
 
 
-def affordable(wanted: Tensor, queue: Tensor, money: Tensor, pieces: Tensor, catalogue: Catalogue) -> Tensor:
-    """Keep of the pairs wanted [N] those that `money` and `pieces` [O+1] cover in full, the first of a queue first."""
+def affordable(wanted: Tensor, row: Tensor, money: Tensor, pieces: Tensor, catalogue: Catalogue) -> Tensor:
+    """Keep of the wanted flat actions [N] those that `money` [] and `pieces` [O+1] cover in full, else nothing.
+
+    Customers are served in the order in which they first stand in a queue, `row` [M].
+    """
     offer, channel = catalogue.action_codec.decode(wanted)
     charge = catalogue.value[offer] + catalogue.cost[channel] * (offer > 0)
-    place = torch.full_like(wanted, len(queue)).scatter_reduce_(
-        0, queue, torch.arange(len(queue), device=queue.device), "amin")
+    place = torch.full_like(wanted, len(row)).scatter_reduce_(0, row, torch.arange(len(row), device=row.device), "amin")
     waiting = place.argsort(dim=0, stable=True)
     waiting = waiting[wanted[waiting] > 0]
     for o in pieces.isfinite().nonzero()[:, 0].tolist():
         theirs = offer[waiting] == o
         waiting = waiting[~theirs | (theirs.cumsum(0) <= pieces[o])]
-    kept = torch.zeros_like(wanted)
-    while len(waiting):  # who is too dear for what is left does not stop the cheaper behind; a pass for each charge at most
+    covered = torch.zeros_like(wanted)
+    while len(waiting):  # who is too dear for what is left does not stop the cheaper behind; at most one pass for each charge
         fits = charge[waiting].cumsum(0) <= money
         chosen, waiting = waiting[fits], waiting[~fits]
-        kept[chosen] = wanted[chosen]
+        covered[chosen] = wanted[chosen]
         money = money - charge[chosen].sum()
         waiting = waiting[charge[waiting] <= money]
-    return kept
+    return covered

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from envs.offers.evaluation.profit_decomposition import paired, summary
 from rlcore.algorithm import Algorithm, ValuePolicy
-from envs.offers.planning.batching import kept
+from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound, dual
 from envs.offers.constraints.budget import Budget
-from envs.offers.populations.parameter_regression import Estimator
+from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.evaluation.simulation import Market, Record, play
 from envs.offers.policies.learned import Knapsack, Nothing, Policy, Priced, PricedValues, Random, Response, Valued
 from envs.offers.evaluation.report import Report, under_members
 from envs.offers.policies.rollover import Saving, Watched, carried, planner, price_path
-from envs.offers.constraints.budget_rules import Expected, Rule
+from envs.offers.constraints.budget_rules import BudgetRule, ExpectedSpend
 
 
 class OffersEvaluator:
@@ -31,7 +31,7 @@ class OffersEvaluator:
 
     def __init__(self, env, *, seed: int, customers: int, seasons: int, validation: int, others: int, tuning_seasons: int,
                  fees: list, estimator: int, ridge: float, grid: dict, rehearsals: int, frontier: list, bound: dict,
-                 hard: Rule | None):
+                 hard: BudgetRule | None):
         self.env, self.customers, self.seasons, self.validation, self.others = env, customers, seasons, validation, others
         self.tuning_seasons, self.fees, self.estimator, self.ridge = tuning_seasons, fees, estimator, ridge
         self.rehearsals, self.frontier, self.bound_options, self.seed = rehearsals, frontier, bound, seed
@@ -48,13 +48,13 @@ class OffersEvaluator:
 
     def _market(self, n: int, stream: int, split: str, budget: Budget, population=None) -> Market:
         population = population or self.env.population
-        return Market.open(population.draw(n, self._generator(stream), split), self.world, budget, self.env.rules)
+        return Market.open(population.draw(n, self._generator(stream), split), self.world, budget, self.env.contact_rules)
 
     def bound(self, market: Market) -> Bound:
         """Solve the Lagrangian dual of a market."""
-        return dual(market.customers, market.world, market.organic, market.start, market.budget, market.stock,
+        return dual(market.customers, market.world, market.no_contact_values, market.start, market.budget, market.stock,
                     market.rollover, **self.bound_options,
-                    contacts=market.permits.contacts)
+                    contacts=market.contact_policy.contacts)
 
     def _play(self, policy: Policy, market: Market, bound: Bound | None, seasons: int, stream: int) -> list[Record]:
         generator = self._generator(stream)
@@ -107,7 +107,7 @@ class OffersEvaluator:
         week; the next buy all that is worth the prices found so far.
         """
         even = replace(market, budget=market.budget.mean().expand_as(market.budget), rollover=False)
-        free = replace(market, budget=torch.full_like(market.budget, torch.inf), rule=Expected())
+        free = replace(market, budget=torch.full_like(market.budget, torch.inf), rule=ExpectedSpend())
         drift, path = self.rehearse(agent, even), None
         for _ in range(1 + self.rehearsals):
             policy = Watched(self.learned(agent, market, drift))
@@ -128,9 +128,9 @@ class OffersEvaluator:
 
     def guess(self, market: Market) -> Policy:
         """Plan for the customers that the features suggest, as if they were these."""
-        fitted = Estimator(self.env.population.draw(self.estimator, self._generator(5), "train"), ridge=self.ridge)
+        fitted = ParameterRegression(self.env.population.draw(self.estimator, self._generator(5), "train"), ridge=self.ridge)
         c = self.world.inhabit(fitted(market.features))
-        return self.planner(replace(market, customers=c, organic=kept(c, self.world)), None, "features")
+        return self.planner(replace(market, customers=c, no_contact_values=no_contact_values_if_they_fit(c, self.world)), None, "features")
 
     def planner(self, market: Market, bound: Bound | None, information: str) -> Policy:
         """Plan at the dual prices of a market."""
@@ -185,11 +185,11 @@ class OffersEvaluator:
             rows[name]["ahead_of"] = {row: paired(records[name], records[row], market, bound) for row in rows if row != name}
             rows[name] |= told
         rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
-        return Report(rows, bound, len(market), self.seasons, [], str(market.rule), None, market.permits.shares(), None)
+        return Report(rows, bound, len(market), self.seasons, [], str(market.rule), None, market.contact_policy.shares(), None)
 
     def _frontier(self, agent, name: str) -> list[dict]:
         """Value the agent and the planner at other budgets, each with its own bound."""
-        return [{"share": share, **self._elsewhere(agent, name, self.env.budget.at(share), None)} for share in self.frontier]
+        return [{"share": share, **self._elsewhere(agent, name, self.env.budget.with_share(share), None)} for share in self.frontier]
 
     def _members(self, agent, name: str) -> list[dict]:
         """Value both under each member of the population's twin, where it has one, each with its own bound."""

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from envs.offers.planning.batching import blocks, kept
+from envs.offers.planning.batching import batches, no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound
-from envs.offers.planning.knapsack import permitted
+from envs.offers.planning.knapsack import allowed_increments
 from envs.offers.world.history import History
-from envs.offers.planning.triton_organic_value import organic
-from envs.offers.planning.state_values import Values, Visited
+from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
+from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.policies.learned import Policy, pair_table
 from envs.offers.populations.base import Sample
 from envs.offers.planning.dynamic_program import action_values, best_plan
-from envs.offers.constraints.contact_rules import Permits, Rules
-from envs.offers.constraints.budget_account import Purse
-from envs.offers.constraints.budget_rules import Rule
-from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, Customers, State, World
+from envs.offers.constraints.contact_rules import ContactPolicy, ContactRules
+from envs.offers.constraints.budget_account import BudgetAccount
+from envs.offers.constraints.budget_rules import BudgetRule
+from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, CustomerState, Customers, World
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
@@ -30,23 +30,23 @@ class Market:
     customers: Customers
     world: World
     features: Tensor
-    start: State
-    organic: list[Values] | None  # V⁰, None for more customers than tables are kept of
+    start: CustomerState
+    no_contact_values: list[StateValues] | None  # V⁰, None for more customers than tables are kept of
     budget: Tensor
     stock: Tensor
     rollover: bool
-    rule: Rule
-    permits: Permits
+    rule: BudgetRule
+    contact_policy: ContactPolicy
 
     @classmethod
-    def open(cls, sample: Sample, world: World, budget, rules: Rules) -> Market:
+    def open(cls, sample: Sample, world: World, budget, rules: ContactRules) -> Market:
         """Settle a drawn sample in a world; `budget` says what each week may cost, and by which rule of money, `rules`
         what may be sent to whom."""
-        c, permits = world.inhabit(sample.customers), rules.permits(sample)
-        v0 = kept(c, world)
-        amounts = budget.weekly_amounts(c, world, v0, sample.state, permits.contacts)
+        c, contact_policy = world.inhabit(sample.customers), rules.policy(sample)
+        v0 = no_contact_values_if_they_fit(c, world)
+        amounts = budget.weekly_amounts(c, world, v0, sample.state, contact_policy.contacts)
         return cls(c, world, sample.features, sample.state, v0, amounts, budget.pieces(len(c), world.catalogue),
-                   budget.rollover, budget.rule, permits)
+                   budget.rollover, budget.rule, contact_policy)
 
     def __len__(self) -> int:
         return len(self.customers)
@@ -81,18 +81,18 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
     c, world, state, weeks, states = market.customers, market.world, market.start, [], []
     history = History.start(state.status, world.season.dtype)
     codec = world.catalogue.action_codec
-    purse = Purse(market.budget, market.stock, market.rollover, world.catalogue)
+    account = BudgetAccount(market.budget, market.stock, market.rollover, world.catalogue)
     for t in range(world.weeks):
         subscribed = state.status == SUBSCRIBED
-        allowed = market.permits.now(history)
-        at = Visited(state, c.alpha)
+        mask = market.contact_policy.action_mask(history)
+        at = VisitedStates(state, c.alpha)
 
         def redeems(action):
             got = torch.where(subscribed, action, 0)
             return u[t, 0] < outcome(c, world, t, at.h, at.f, at.d, *codec.decode(got)).redeem
 
-        purse.open(t)
-        action, price = market.rule.week(purse, permitted(policy.increments(t, state, allowed), allowed.pairs), redeems)
+        account.open(t)
+        action, price = market.rule.allocate(account, allowed_increments(policy.increments(t, state, mask), mask.allowed), redeems)
 
         offer, channel = codec.decode(action)
         following, got, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
@@ -102,23 +102,23 @@ def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) 
         state, history = following, history.after(following.status, world.catalogue, offer, channel, got, redeemed)
     action, *money = (torch.stack(x) for x in zip(*weeks))
     planned, lost, gained = (torch.cat(x, 1) for x in zip(*(
-        judged(market, bound, rows, [State(*(x[rows] for x in state)) for state in states], action[:, rows])
-        for rows in blocks(c.alpha))))
+        judged(market, bound, rows, [CustomerState(*(x[rows] for x in state)) for state in states], action[:, rows])
+        for rows in batches(c.alpha))))
     return Record(action, planned, torch.stack([state.habit for state in states]), lost, gained, *money)
 
 
-def judged(market: Market, bound: Bound | None, rows: slice, states: list[State],
+def judged(market: Market, bound: Bound | None, rows: slice, states: list[CustomerState],
            action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Hold what was sent to some customers in their states against the bound's plan: what it would have sent, profit lost
     against it, and gained over nothing, [T, B] each. Tables that are not kept are made anew."""
-    c, world, permits = market.customers[rows], market.world, market.permits.take(rows)
-    free = organic(c, world) if market.organic is None else [v.take(rows) for v in market.organic]
+    c, world, contact_policy = market.customers[rows], market.world, market.contact_policy.take(rows)
+    free = fast_no_contact_values(c, world) if market.no_contact_values is None else [v.take(rows) for v in market.no_contact_values]
     if bound is not None:
         best = [v.take(rows) for v in bound.values] if bound.values else best_plan(
-            c, world, free, bound.prices, bound.scarcity, contacts=permits.contacts)[0]
+            c, world, free, bound.prices, bound.scarcity, contacts=contact_policy.contacts)[0]
     weeks = []
     for t, (state, sent) in enumerate(zip(states, action)):
-        at, uncapped = Visited(state, c.alpha), permits(state.status == SUBSCRIBED, []).pairs
+        at, uncapped = VisitedStates(state, c.alpha), contact_policy(state.status == SUBSCRIBED, []).allowed
 
         def table(price, values, scarcity=None):
             return pair_table(*action_values(c, world, t, at, price, values[t + 1], scarcity), uncapped)

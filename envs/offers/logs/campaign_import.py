@@ -9,14 +9,14 @@ from torch import Tensor
 
 from envs.offers.world.history import History
 from envs.offers.logs.schema import COLUMNS
-from envs.offers.populations.table_reader import read
+from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import CHURNED, UNIFORMS
-from envs.offers.world.transition import moved
+from envs.offers.world.transition import next_state
 from rlcore.offline.logged_dataset import LoggedDataset
 
 
 class Campaigns:
-    """Read campaigns to customers of `env/population=table`, in every week of a season, numbered from 1.
+    """Read campaigns to customers of `env/population=customer_table`, in every week of a season, numbered from 1.
 
     customer, week, offer and channel (empty: nothing was sent), bought and redeemed (0 or 1), margin (what a purchase
     brought before discounts, 0 without one), unsubscribed (1 in the week in which a customer opted out) and propensity (of
@@ -31,7 +31,7 @@ class Campaigns:
         texts = {"customer": customer, "offer": offer, "channel": channel}
         numbers = {"week": week, "bought": bought, "redeemed": redeemed, "margin": margin, "unsubscribed": unsubscribed,
                    **({"propensity": propensity} if propensity else {})}
-        columns = read(path, separator, list(texts.values()), list(numbers.values()))
+        columns = read_table(path, separator, list(texts.values()), list(numbers.values()))
         for key, name in (texts | numbers).items():
             if name not in columns:
                 raise ValueError(f"{path}: no column '{name}' (campaigns.{key}); there are {', '.join(columns)}")
@@ -91,7 +91,7 @@ class Campaigns:
         """
         population = env.population
         if not hasattr(population, "customers"):
-            raise ValueError("campaigns: expected the customers that they went to, as env/population=table")
+            raise ValueError("campaigns: expected the customers that they went to, as env/population=customer_table")
         rows, table = self._laid(env)
         generator, logs = torch.Generator().manual_seed(seed), {}
         for split, members in population.customers.items():
@@ -106,7 +106,7 @@ class Campaigns:
         return logs
 
     def _log(self, env, sample, table: dict[str, Tensor], generator: torch.Generator) -> LoggedDataset:
-        world, c, state, permits = env.world, env.world.inhabit(sample.customers), sample.state, env.rules.permits(sample)
+        world, c, state, contact_policy = env.world, env.world.inhabit(sample.customers), sample.state, env.contact_rules.policy(sample)
         n, weeks, seen, masks = len(c), env.world.weeks, [], []
         history = History.start(state.status, world.season.dtype)
         features = sample.features.to(world.season)
@@ -114,13 +114,13 @@ class Campaigns:
         flat = world.catalogue.action_codec.encode(table["offer"], table["channel"])
         for t in range(weeks + 1):
             week = min(t, weeks - 1)
-            allowed = permits.now(history)
-            masks.append(allowed.pairs if t == weeks else allowed.pairs.scatter(1, flat[t][:, None], True))
-            seen.append(env.codec.encode(allowed.seen(features), state, history, week, price, torch.zeros(n)))
+            mask = contact_policy.action_mask(history)
+            masks.append(mask.allowed if t == weeks else mask.allowed.scatter(1, flat[t][:, None], True))
+            seen.append(env.codec.encode(mask.with_caps_left(features), state, history, week, price, torch.zeros(n)))
             if t < weeks:
                 contacted, bought, redeemed, left = (table[key][t] > 0 for key in ("offer", "bought", "redeemed", "unsubscribed"))
                 u = torch.rand(UNIFORMS, n, generator=generator)
-                state = moved(c, world, state, contacted, table["channel"][t], bought, redeemed, state.status == CHURNED, left, u)
+                state = next_state(c, world, state, contacted, table["channel"][t], bought, redeemed, state.status == CHURNED, left, u)
                 history = history.after(state.status, world.catalogue, table["offer"][t], table["channel"][t], bought, redeemed)
         spend = world.catalogue.spend(table["offer"], table["channel"], table["redeemed"].to(world.season))
         profit = table["margin"].float() + world.reward.trips * table["bought"].float() - spend

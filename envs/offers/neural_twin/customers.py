@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.history import History
 from envs.offers.neural_twin.response_models import REDEEM, TRIP, Rest, Valid
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, State, World
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, CustomerState, World
 from envs.offers.world.response import Outcome
 
 
@@ -88,7 +88,7 @@ class Crowd:
         back = torch.cat([rows for _, rows in self.rows]).argsort()
         return tuple(torch.cat(x)[back].to(self.world.season) for x in zip(*each))
 
-    def outcomes(self, world: World, week: int, state: State, history: History) -> Outcome:
+    def outcomes(self, world: World, week: int, state: CustomerState, history: History) -> Outcome:
         """Outcome of every flat pair, [N, (O+1)·C] each."""
         trip, redeem = (x[:, self.actions] for x in self.ask(history, week)[:2])
         return Outcome(redeem, trip - redeem, world.catalogue.spend(self.offer, self.channel, redeem))
@@ -110,7 +110,7 @@ class Crowd:
         terms = self.world.reward
         return (week.margin + terms.trips) * week.bought - week.paid - terms.churn_cost * churned
 
-    def earns(self, week: int, state: State, history: History) -> Tensor:
+    def earns(self, week: int, state: CustomerState, history: History) -> Tensor:
         """Margin of a trip, [N]."""
         return self.ask(history, week)[4]
 

@@ -11,7 +11,7 @@ from envs.offers.env import OffersEnv
 from envs.offers.neural_twin.customers import Contrast, Crowd
 from envs.offers.neural_twin.fit import Ensemble
 from envs.offers.neural_twin.evaluation import Simulated
-from envs.offers.world.customers import CHURNED, State
+from envs.offers.world.customers import CHURNED, CustomerState
 from rlcore import checkpoint
 
 
@@ -48,19 +48,19 @@ class NeuralEnv(OffersEnv):
         """Return the expected spend of every action, [N, O+1, C], by the probability of redeeming, or by the twin's own."""
         if probability is not None:
             return super().expected_cost(probability)
-        return self.crowd.worth(self.week, self.allowed.history)[1].unflatten(1, self.nvec)
+        return self.crowd.worth(self.week, self.mask.history)[1].unflatten(1, self.nvec)
 
     def expected_reward(self) -> Tensor:
         """This week's profit less its spend at the price, [N, O+1, C], with nothing of what follows."""
-        profit, spend = self.crowd.worth(self.week, self.allowed.history)
+        profit, spend = self.crowd.worth(self.week, self.mask.history)
         worth = torch.where(self.state.status[:, None] == CHURNED, 0.0, profit - self.price[:, None] * spend)
-        return worth.masked_fill(~self.allowed.pairs, -torch.inf).unflatten(1, self.nvec)
+        return worth.masked_fill(~self.mask.allowed, -torch.inf).unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by, and their rested selves'."""
         t, shaping, contrast = self.week, self.world.reward.shaping, self.contrast
         offer, channel = action.unbind(-1)
-        offer = self.permits.enforce(self.allowed.pairs, offer, channel)
+        offer = self.contact_policy.enforce(self.mask.allowed, offer, channel)
         alive = contrast.life.alive
         lived, profit, rested = contrast.live(t, offer, channel, self.uniforms[t])
         following, spend = lived.following.status, lived.paid if contrast.realised else alive * lived.spend
@@ -70,8 +70,8 @@ class NeuralEnv(OffersEnv):
         if last:
             after, resting = contrast.tails()
             reward = reward + after - resting if shaping else reward + after
-        self.state, self.week = State(*(torch.zeros_like(following) for _ in range(3)), following), t + 1
-        self.allowed, obs = self._observe(lived.following)
+        self.state, self.week = CustomerState(*(torch.zeros_like(following) for _ in range(3)), following), t + 1
+        self.mask, obs = self._observe(lived.following)
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {"redeemed": lived.redeemed, "contacted": offer > 0, "trips": lived.bought, "spend": spend, "reward": reward,
                 "profit": profit, "churned": following == CHURNED}

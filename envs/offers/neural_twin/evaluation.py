@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from envs.offers.evaluation.profit_decomposition import Z
-from envs.offers.planning.knapsack import hull, permitted
+from envs.offers.planning.knapsack import allowed_increments, upper_hull
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.simulation import Market, Record
 from envs.offers.neural_twin.customers import Contrast, Crowd
 from envs.offers.policies.learned import ByBlock, Nothing, Policy, Random, Response
-from envs.offers.constraints.budget_account import Purse
-from envs.offers.world.customers import State
+from envs.offers.constraints.budget_account import BudgetAccount
+from envs.offers.world.customers import CustomerState
 from rlcore.algorithm import Algorithm
 from rlcore.report import Report
 
@@ -26,11 +26,11 @@ class Myopic(ByBlock):
     def __init__(self, crowd: Crowd, *, fee: float):
         self.crowd, self.fee = crowd, fee
 
-    def some(self, rows, week, state, allowed):
+    def some(self, rows, week, state, mask):
         """Return every customer's efficient steps."""
-        value, spend = self.crowd[rows].worth(week, allowed.history)
+        value, spend = self.crowd[rows].worth(week, mask.history)
         value[:, self.crowd.world.catalogue.action_codec.contacts] -= self.fee
-        return hull(value.masked_fill(~allowed.pairs, -torch.inf), spend)
+        return upper_hull(value.masked_fill(~mask.allowed, -torch.inf), spend)
 
 
 def play(policy: Policy, market: Market, u: Tensor) -> Record:
@@ -40,17 +40,17 @@ def play(policy: Policy, market: Market, u: Tensor) -> Record:
     spent on a customer counts by the probability that the customer is still there.
     """
     contrast, weeks, codec = Contrast(market.customers, market.start.status, False), [], market.world.catalogue.action_codec
-    purse = Purse(market.budget, market.stock, market.rollover, market.world.catalogue)
+    account = BudgetAccount(market.budget, market.stock, market.rollover, market.world.catalogue)
     for t in range(market.world.weeks):
         history, alive = contrast.life
         zeros = torch.zeros_like(history.status)
-        allowed = market.permits.now(history)
-        steps = permitted(policy.increments(t, State(zeros, zeros, zeros, history.status), allowed), allowed.pairs)
+        mask = market.contact_policy.action_mask(history)
+        steps = allowed_increments(policy.increments(t, CustomerState(zeros, zeros, zeros, history.status), mask), mask.allowed)
 
         def redeems(action):
             return market.customers.live(history, t, *codec.decode(action), u[t], False).redeemed
-        purse.open(t)
-        action, price = market.rule.week(purse, steps._replace(spend=steps.spend * alive[:, None]), redeems)
+        account.open(t)
+        action, price = market.rule.allocate(account, steps._replace(spend=steps.spend * alive[:, None]), redeems)
         lived, earned, rested = contrast.live(t, *codec.decode(action), u[t])
         weeks.append((action, zeros, zeros, torch.zeros_like(earned), earned - rested, alive * lived.spend, lived.redeem,
                       alive * lived.paid, price))
@@ -80,7 +80,7 @@ class Simulated(OffersEvaluator):
         market = super()._market(n, stream, split, budget)
         twin = population or self.env.twin
         world = self.env.world.to(self.env.device, torch.float64)
-        return replace(market, customers=twin.crowd(market.features, world), organic=None)
+        return replace(market, customers=twin.crowd(market.features, world), no_contact_values=None)
 
     def bound(self, market):
         """There is none."""

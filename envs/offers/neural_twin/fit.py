@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from envs.offers.world.catalogue import ActionCodec
-from envs.offers.world.history import KINDS, History, names
+from envs.offers.world.history import KINDS, History, column_names
 from envs.offers.twin.likelihood import Panel, panel
 from envs.offers.neural_twin.customers import Crowd, Member, chains, inputs_of
 from envs.offers.neural_twin.response_models import Valid, likelihood, rest_likelihood
@@ -35,7 +35,7 @@ class Neural:
 
     def build(self, env, seed: int, members: int) -> list[Member]:
         """Make unfitted members."""
-        catalogue, size = env.world.catalogue, env.static_dim + len(names(self.halvings)) + 1
+        catalogue, size = env.world.catalogue, env.static_dim + len(column_names(self.halvings)) + 1
         self.learners = self.response(catalogue), self.rest(len(catalogue.channels))
         self.order = chains(catalogue) if self.monotone else []
         torch.manual_seed(seed)
@@ -95,7 +95,7 @@ class Neural:
         static = len(log.features)
         groups = {name: [k] for k, name in enumerate(
             getattr(env.population, "feature_names", [f"feature {k}" for k in range(static)]))}
-        columns = names(self.halvings)
+        columns = column_names(self.halvings)
         for kind in (*KINDS, "last"):
             groups["recency" if kind == "last" else kind] = [static + k for k, name in enumerate(columns) if name.startswith(kind)]
         for name, rows in groups.items():

@@ -4,14 +4,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.offers.planning.state_values import Contacts, Grid, Successors, Values, Visited, shift
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State, World
-from envs.offers.world.response import attention, churn, leave, outcome, purchase_if_seen, utility
+from envs.offers.planning.state_values import Contacts, StateGrid, StateValues, SuccessorValues, VisitedStates, shift
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, CustomerState, Customers, World
+from envs.offers.world.response import (attention, churn_probability, opt_out_probability, outcome, purchase_if_seen,
+                                        utility)
 from envs.offers.world.transition import habit_gain
 
 
-def action_values(c: Customers, world: World, week: int | Tensor, at: Grid | Visited, price: Tensor | float,
-                  then: Values | None, scarcity: Tensor | None = None,
+def action_values(c: Customers, world: World, week: int | Tensor, at: StateGrid | VisitedStates, price: Tensor | float,
+                  then: StateValues | None, scarcity: Tensor | None = None,
                   contacts: Contacts | None = None) -> tuple[Tensor, Tensor]:
     """Expected r − price·spend + value of next week: of nothing [*S], of `contacts` (without, of all there are) [O, C, *S].
 
@@ -23,7 +24,7 @@ def action_values(c: Customers, world: World, week: int | Tensor, at: Grid | Vis
     g = c.margin + reward.trips
     b = utility(c, at.h, at.d, world.season[week])
     p0 = torch.sigmoid(b)
-    lost = churn(c, at.h, at.f)
+    lost = churn_probability(c, at.h, at.f)
     stay, stay_buy = 1 - lost, 1 - 0.25 * lost
     none = none_contact = -reward.churn_cost * lost
     buy = buy_contact = redeem_contact = 0.25 * none
@@ -34,9 +35,9 @@ def action_values(c: Customers, world: World, week: int | Tensor, at: Grid | Vis
 
     if then is not None:
         moved, gone = at.inside(c, then.subscribed), at.outside(c, then.unsubscribed)
-        out, tired = leave(c, at.f, every.opt_out), moved(0)
-        rest = Successors(*(x + c.delta_f * (y - x) for x, y in zip(tired, moved(-1))))
-        sent = Successors(*(x + out * (y - x) for x, y in zip(every.tiring(moved), gone)))
+        out, tired = opt_out_probability(c, at.f, every.opt_out), moved(0)
+        rest = SuccessorValues(*(x + c.delta_f * (y - x) for x, y in zip(tired, moved(-1))))
+        sent = SuccessorValues(*(x + out * (y - x) for x, y in zip(every.by_fatigue_steps(moved), gone)))
 
         none_contact = none + stay * sent.none
         buy_contact = buy + stay_buy * sent.buy
@@ -55,17 +56,17 @@ def action_values(c: Customers, world: World, week: int | Tensor, at: Grid | Vis
     return nothing, torch.addcmul(unseen, p1.unsqueeze(1), gain - given)
 
 
-def organic(c: Customers, world: World) -> list[Values]:
+def no_contact_values(c: Customers, world: World) -> list[StateValues]:
     """V⁰, the value of never contacting, of weeks 1..T+1; the last is V_end: what `tail_weeks` more are worth."""
-    rested = Grid(c.alpha)
+    rested = StateGrid(c.alpha)
     rested.f, rested.d = rested.f[:1], rested.d[:1]
-    inside, outside = (_organic(c, world, at) for at in (Grid(c.alpha), rested))
-    return [Values(v, w[:, 0, 0]) for v, w in zip(inside, outside)]
+    inside, outside = (_no_contact_values(c, world, at) for at in (StateGrid(c.alpha), rested))
+    return [StateValues(v, w[:, 0, 0]) for v, w in zip(inside, outside)]
 
 
-def _organic(c: Customers, world: World, at: Grid) -> list[Tensor]:
+def _no_contact_values(c: Customers, world: World, at: StateGrid) -> list[Tensor]:
     shape = (HABITS, at.f.shape[0], at.d.shape[0], len(c))
-    lost, g, reward = churn(c, at.h, at.f), c.margin + world.reward.trips, world.reward
+    lost, g, reward = churn_probability(c, at.h, at.f), c.margin + world.reward.trips, world.reward
 
     def moves(season):
         p0 = torch.sigmoid(utility(c, at.h, at.d, season))
@@ -94,8 +95,8 @@ def _organic(c: Customers, world: World, at: Grid) -> list[Tensor]:
     return values[::-1]
 
 
-def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor, scarcity: Tensor | None = None, *,
-              contacts: Tensor | None = None, since: int = 0) -> tuple[list[Values], list[Tensor]]:
+def best_plan(c: Customers, world: World, v0: list[StateValues], price: Tensor, scarcity: Tensor | None = None, *,
+              contacts: Tensor | None = None, since: int = 0) -> tuple[list[StateValues], list[Tensor]]:
     """V^λ of the best plan at prices [T] of money and [O+1] of stock, weeks 1..T+1, and its actions, [6, 4, 3, N] a week.
 
     What was before the week `since` (from 0) is left out.
@@ -103,33 +104,33 @@ def best_plan(c: Customers, world: World, v0: list[Values], price: Tensor, scarc
     Actions are flat indices (ActionCodec), 0 for nothing. Who is unsubscribed keeps the organic value. `contacts`,
     bool [O·C, 1, 1, 1, N], are those that rules allow; without it all are.
     """
-    at, codec = Grid(c.alpha), world.catalogue.action_codec
+    at, codec = StateGrid(c.alpha), world.catalogue.action_codec
     values, actions = [v0[-1]], []
     for t in reversed(range(since, world.weeks)):
         nothing, contact = action_values(c, world, t, at, price[t], values[-1], scarcity)
         contact = contact.flatten(0, 1)
         best, action = (contact if contacts is None else contact.masked_fill(~contacts, -torch.inf)).max(0)
         actions.append(torch.where(best > nothing, codec.nth_contact(action), 0))
-        values.append(Values(torch.maximum(best, nothing), v0[t].unsubscribed))
+        values.append(StateValues(torch.maximum(best, nothing), v0[t].unsubscribed))
     return values[::-1], actions[::-1]
 
 
-def expected_spend(c: Customers, world: World, start: State, actions: list[Tensor]) -> Tensor:
+def expected_spend(c: Customers, world: World, start: CustomerState, actions: list[Tensor]) -> Tensor:
     """Expected spend of every customer in every week under a plan, [T, N]."""
     return expected_use(c, world, start, actions, ())
 
 
-def expected_use(c: Customers, world: World, start: State, actions: list[Tensor], stocked: tuple[int, ...]) -> Tensor:
+def expected_use(c: Customers, world: World, start: CustomerState, actions: list[Tensor], stocked: tuple[int, ...]) -> Tensor:
     """Expected use that every customer makes under a plan of each week's money and each `stocked` offer, [T + S, N].
 
     An offer's use is its redemptions in all weeks. One pass of occupancies.
     """
-    at, n, spends = Grid(c.alpha), len(c), []
+    at, n, spends = StateGrid(c.alpha), len(c), []
     taken = [torch.zeros_like(c.alpha) for _ in stocked]
     mass = torch.zeros(HABITS, FATIGUES, EXPECTATIONS, n, device=c.alpha.device, dtype=c.alpha.dtype)
     rows = torch.arange(n, device=mass.device)
     mass[start.habit, start.fatigue, start.expectation, rows] = (start.status == SUBSCRIBED).to(mass.dtype)
-    lost = churn(c, at.h, at.f)
+    lost = churn_probability(c, at.h, at.f)
     up, up_redeemed = habit_gain(c, at.h, False), habit_gain(c, at.h, True)
     for t, action in enumerate(actions):
         offer, channel = world.catalogue.action_codec.decode(action)
@@ -137,10 +138,10 @@ def expected_use(c: Customers, world: World, start: State, actions: list[Tensor]
         o = outcome(c, world, t, at.h, at.f, at.d, offer, channel)
         spends.append((mass * o.spend).sum((0, 1, 2)))
         taken = [x + (mass * o.redeem * (offer == k)).sum((0, 1, 2)) for x, k in zip(taken, stocked)]
-        mass = mass * (1 - leave(c, at.f, world.catalogue.opt_out[channel]) * contacted)
-        steps = world.catalogue.tires[channel] * contacted
+        mass = mass * (1 - opt_out_probability(c, at.f, world.catalogue.opt_out[channel]) * contacted)
+        steps = world.catalogue.fatigue_steps[channel] * contacted
         redeem, buy, none = (
-            _tire(mass * share, steps, c.delta_f) for share in
+            _raise_fatigue(mass * share, steps, c.delta_f) for share in
             (o.redeem * (1 - 0.25 * lost), o.buy * (1 - 0.25 * lost), (1 - o.redeem - o.buy) * (1 - lost)))
         rest = _push(buy, 0, +1, up) + _push(none, 0, -1, c.pi_minus)
         mass = _push(rest, 2, -1, c.delta_d) + _push(_push(redeem, 0, +1, up_redeemed), 2, +1, 1.0)
@@ -158,7 +159,7 @@ def _push(mass: Tensor, dim: int, step: int, share: Tensor | float) -> Tensor:
     return stays
 
 
-def _tire(mass: Tensor, steps: Tensor, delta_f: Tensor) -> Tensor:
+def _raise_fatigue(mass: Tensor, steps: Tensor, delta_f: Tensor) -> Tensor:
     """Move mass along fatigue: up by `steps` where contacted, down by chance where not."""
     moved = _push(mass * (steps == 0), 1, -1, delta_f)
     risen = torch.zeros_like(mass)

@@ -39,13 +39,13 @@ def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
     return torch.where(last > 0, steps.action.gather(1, (last - 1).clamp_min(0)[:, None])[:, 0], 0)
 
 
-def permitted(steps: Increments, pairs: Tensor) -> Increments:
+def allowed_increments(steps: Increments, pairs: Tensor) -> Increments:
     """Refuse every step to a pair that is not allowed, pairs bool [N, P], and those after it, which build on it."""
     within = pairs.gather(1, steps.action).cummin(1).values
     return steps._replace(price=steps.price.masked_fill(~within, -torch.inf))
 
 
-def hull(value: Tensor, spend: Tensor) -> Increments:
+def upper_hull(value: Tensor, spend: Tensor) -> Increments:
     """Exact multiple-choice knapsack: each customer's upper concave hull of (spend, value), column 0 being nothing.
 
     value, spend [N, P], invalid pairs at value −inf. The price of a step is its efficiency, Δvalue / Δspend; cutting
@@ -73,7 +73,7 @@ def ranked(score: Tensor, spend: Tensor, action: Tensor) -> Increments:
     return Increments(score[:, None], spend[:, None], action[:, None])
 
 
-def switches(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
+def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
     """What a policy buys as the price falls: logits [G, N, P] on a grid of falling prices [G], spend [N, P].
 
     Its choice at a price is the mode. Spend is made monotone: a customer counts as buying from the highest price from
@@ -112,7 +112,7 @@ def compact(steps: Increments) -> Increments:
     return Increments(*(x.gather(1, order) for x in steps))
 
 
-def stacked(parts: list[Increments]) -> Increments:
+def concat_increments(parts: list[Increments]) -> Increments:
     """Put the steps of several blocks of customers below each other."""
     width = max(part.price.shape[1] for part in parts)
 

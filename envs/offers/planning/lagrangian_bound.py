@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
-from envs.offers.planning.batching import planned
-from envs.offers.planning.state_values import Values
-from envs.offers.world.customers import Customers, State, World
+from envs.offers.planning.batching import plan_in_batches
+from envs.offers.planning.state_values import StateValues
+from envs.offers.world.customers import CustomerState, Customers, World
 
 LEVEL = 0.8  # how low the next prices aim: 0 is the tangents' least value, 1 the best found so far
 PRECISION = 1e-7  # what the linear program is good for, as a share of what unlimited budgets would earn
@@ -25,7 +25,7 @@ class Bound:
     none: float  # J(none)
     prices: Tensor  # λ* [T]
     scarcity: Tensor  # ν* [O+1], the price of a redemption of each offer; 0 without a stock
-    values: list[Values] | None  # V^λ* of weeks 1..T+1, None where tables are not kept
+    values: list[StateValues] | None  # V^λ* of weeks 1..T+1, None where tables are not kept
     budget: Tensor  # B [T]
     stock: Tensor  # redemptions that each offer has in a season [O+1], inf without a limit
     rollover: bool  # what a week leaves over can be spent later
@@ -41,20 +41,20 @@ class Bound:
         return self.value - self.none
 
 
-def alone(x: Tensor) -> Tensor:
+def single_process(x: Tensor) -> Tensor:
     """Return what there is: no other process has customers (rlcore/backends/distributed.py, total)."""
     return x
 
 
-def unconstrained_spend(c: Customers, world: World, v0: list[Values] | None, start: State, *, contacts: Tensor | None = None,
-                        total: Callable[[Tensor], Tensor] = alone) -> Tensor:
+def unconstrained_spend(c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState, *, contacts: Tensor | None = None,
+                        total: Callable[[Tensor], Tensor] = single_process) -> Tensor:
     """Expected weekly spend [T] of the best plan without a budget."""
-    return total(planned(c, world, v0, start, torch.zeros_like(world.season), contacts=contacts).use).to(world.season)
+    return total(plan_in_batches(c, world, v0, start, torch.zeros_like(world.season), contacts=contacts).use).to(world.season)
 
 
-def dual(c: Customers, world: World, v0: list[Values] | None, start: State, budget: Tensor, stock: Tensor | None = None,
+def dual(c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState, budget: Tensor, stock: Tensor | None = None,
          rollover: bool = False, *, first_price: float | list, tolerance: float, max_evaluations: int,
-         contacts: Tensor | None = None, total: Callable[[Tensor], Tensor] = alone) -> Bound:
+         contacts: Tensor | None = None, total: Callable[[Tensor], Tensor] = single_process) -> Bound:
     """Minimise L(λ, ν) = Σ λ_t·B_t + Σ ν_o·stock_o + Σ_i V^λν_i1(s_i1); its slope is what the best plan leaves unused.
 
     The variables are the multipliers of the constraints, ≥ 0, and prices a linear map of them: with roll-over, Σ_{s≤t}
@@ -82,9 +82,9 @@ def dual(c: Customers, world: World, v0: list[Values] | None, start: State, budg
         prices = torch.as_tensor(spread @ point).to(budget)
         scarcity = torch.zeros_like(stock)
         scarcity[list(stocked)] = prices[weeks:]
-        plan = planned(c, world, v0, start, prices[:weeks], scarcity if stocked else None, stocked, contacts=contacts)
+        plan = plan_in_batches(c, world, v0, start, prices[:weeks], scarcity if stocked else None, stocked, contacts=contacts)
         # The gain is summed without the organic profit, whose rounding would drown it.
-        sums = torch.stack([x.sum(dtype=torch.float64) for x in (plan.gain, plan.untouched)])
+        sums = torch.stack([x.sum(dtype=torch.float64) for x in (plan.gain, plan.no_contact_value)])
         *use, gain, none = total(torch.cat((plan.use, sums))).tolist()
         use = torch.tensor(use, dtype=torch.float64).to(limits)
         gap = (prices * limits).sum(dtype=torch.float64).item() + gain

@@ -7,29 +7,29 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, State
+from envs.offers.world.customers import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, CustomerState, Customers
 from envs.offers.world.transition import habit_gain
 
 
-class Values(NamedTuple):
+class StateValues(NamedTuple):
     """A value for every state: subscribed [6, 4, 3, N], unsubscribed [6, N]; a churned customer is worth nothing."""
 
     subscribed: Tensor
     unsubscribed: Tensor
 
-    def at(self, state: State) -> Tensor:
+    def at(self, state: CustomerState) -> Tensor:
         """Value of the state that each customer is in, [N]."""
         rows = torch.arange(len(state.habit), device=state.habit.device)
         inside = self.subscribed[state.habit, state.fatigue, state.expectation, rows]
         value = torch.where(state.status == SUBSCRIBED, inside, self.unsubscribed[state.habit, rows])
         return torch.where(state.status == CHURNED, 0.0, value)
 
-    def take(self, rows: slice) -> Values:
+    def take(self, rows: slice) -> StateValues:
         """Take some of the customers."""
-        return Values(self.subscribed[..., rows], self.unsubscribed[..., rows])
+        return StateValues(self.subscribed[..., rows], self.unsubscribed[..., rows])
 
 
-class Successors(NamedTuple):
+class SuccessorValues(NamedTuple):
     """Expected value of next week by what happens in this one, before churn and opt-out: habit and expectation are
     this week's, fatigue is the next one's; shaped like the states."""
 
@@ -38,78 +38,78 @@ class Successors(NamedTuple):
     redeem: Tensor
 
 
-class Near(NamedTuple):
+class Neighbours(NamedTuple):
     """A table of next week's values as habit stays, falls and rises, with expectation falling by chance; and with it risen
-    (…_keen) as habit stays and rises."""
+    (…_raised) as habit stays and rises."""
 
     stay: Tensor
     down: Tensor
     up: Tensor
-    stay_keen: Tensor
-    up_keen: Tensor
+    stay_raised: Tensor
+    up_raised: Tensor
 
 
-class Grid:
+class StateGrid:
     """Every subscribed state of every customer; shapes broadcast to [6, 4, 3, N]."""
 
     def __init__(self, like: Tensor):
         h, f, d = (torch.arange(n, device=like.device, dtype=like.dtype) for n in (HABITS, FATIGUES, EXPECTATIONS))
         self.h, self.f, self.d = h.view(-1, 1, 1, 1), f.view(-1, 1, 1), d.view(-1, 1)
 
-    def near(self, c: Customers, v: Tensor) -> Near:
+    def near(self, c: Customers, v: Tensor) -> Neighbours:
         """Look around in a table [6, 4, 3, N]."""
-        calm, keen = torch.lerp(v, shift(v, 2, -1), c.delta_d.expand_as(v)), shift(v, 2, +1)
-        return Near(calm, shift(calm, 0, -1), shift(calm, 0, +1), keen, shift(keen, 0, +1))
+        decayed, raised = torch.lerp(v, shift(v, 2, -1), c.delta_d.expand_as(v)), shift(v, 2, +1)
+        return Neighbours(decayed, shift(decayed, 0, -1), shift(decayed, 0, +1), raised, shift(raised, 0, +1))
 
-    def near_outside(self, v: Tensor) -> Near:
+    def near_outside(self, v: Tensor) -> Neighbours:
         """Look around in a table [6, N]."""
         up = shift(v, 0, +1)
-        return Near(v, shift(v, 0, -1), up, v, up)
+        return Neighbours(v, shift(v, 0, -1), up, v, up)
 
-    def inside(self, c: Customers, v: Tensor) -> Callable[[int], Successors]:
+    def inside(self, c: Customers, v: Tensor) -> Callable[[int], SuccessorValues]:
         """Mix a table [6, 4, 3, N] for any fatigue, moved by so many steps."""
         mixed = mix(c, self.h, self.near(c, v))
 
-        def moved(step: int) -> Successors:
+        def moved(step: int) -> SuccessorValues:
             index = (torch.arange(FATIGUES, device=v.device) + step).clamp(0, FATIGUES - 1)
-            return Successors(*(x[:, index] for x in mixed))
+            return SuccessorValues(*(x[:, index] for x in mixed))
         return moved
 
-    def outside(self, c: Customers, v: Tensor) -> Successors:
+    def outside(self, c: Customers, v: Tensor) -> SuccessorValues:
         """Mix a table [6, N]."""
-        return Successors(*(x[:, None, None] for x in mix(c, self.h[:, 0, 0], self.near_outside(v))))
+        return SuccessorValues(*(x[:, None, None] for x in mix(c, self.h[:, 0, 0], self.near_outside(v))))
 
 
-class Visited:
+class VisitedStates:
     """The states that N customers are in, as if all were subscribed; shapes are [N]."""
 
-    def __init__(self, state: State, like: Tensor):
+    def __init__(self, state: CustomerState, like: Tensor):
         self.state, self.rows = state, torch.arange(len(state.habit), device=like.device)
         self.h, self.f, self.d = (x.to(like.dtype) for x in state[:3])
 
-    def near(self, c: Customers, v: Tensor, step: int | Tensor) -> Near:
+    def near(self, c: Customers, v: Tensor, step: int | Tensor) -> Neighbours:
         """Look around in a table [6, 4, 3, N] with the fatigue moved by `step`."""
         fatigue, d = (self.state.fatigue + step).clamp(0, FATIGUES - 1), self.state.expectation
 
         def look(move, expectation):
             return v[self._habit(move), fatigue, expectation, self.rows]
 
-        def calm(move):
+        def decayed(move):
             return torch.lerp(look(move, d), look(move, (d - 1).clamp_min(0)), c.delta_d)
-        keen = (d + 1).clamp_max(EXPECTATIONS - 1)
-        return Near(calm(0), calm(-1), calm(+1), look(0, keen), look(+1, keen))
+        raised = (d + 1).clamp_max(EXPECTATIONS - 1)
+        return Neighbours(decayed(0), decayed(-1), decayed(+1), look(0, raised), look(+1, raised))
 
     def _habit(self, move: int) -> Tensor:
         return (self.state.habit + move).clamp(0, HABITS - 1)
 
-    def inside(self, c: Customers, v: Tensor) -> Callable[[int | Tensor], Successors]:
+    def inside(self, c: Customers, v: Tensor) -> Callable[[int | Tensor], SuccessorValues]:
         """Mix a table [6, 4, 3, N] for any fatigue, moved by so many steps."""
         return lambda step: mix(c, self.h, self.near(c, v, step))
 
-    def outside(self, c: Customers, v: Tensor) -> Successors:
+    def outside(self, c: Customers, v: Tensor) -> SuccessorValues:
         """Mix a table [6, N]."""
         stay, down, up = (v[self._habit(move), self.rows] for move in (0, -1, +1))
-        return mix(c, self.h, Near(stay, down, up, stay, up))
+        return mix(c, self.h, Neighbours(stay, down, up, stay, up))
 
 
 class Contacts(NamedTuple):
@@ -122,24 +122,24 @@ class Contacts(NamedTuple):
     steps: tuple[int, ...] | Tensor  # of fatigue, by channel [C]; or [N], a customer's own
 
     @classmethod
-    def all(cls, c: Customers, catalogue: Catalogue, at: Grid | Visited) -> Contacts:
+    def all(cls, c: Customers, catalogue: Catalogue, at: StateGrid | VisitedStates) -> Contacts:
         """Every offer through every channel."""
         each = (-1, *(1,) * at.h.dim())  # broadcast over the states
         return cls(c.omega.view(len(catalogue.cost), *each[2:], -1), catalogue.value[1:].view(each), catalogue.cost.view(each),
-                   catalogue.opt_out.view(each), catalogue.steps)
+                   catalogue.opt_out.view(each), catalogue.fatigue_step_counts)
 
     @classmethod
     def each(cls, c: Customers, catalogue: Catalogue, offer: Tensor, channel: Tensor) -> Contacts:
         """One offer [N] through one channel [N] for each customer, who are where they are: O = C = 1."""
         return cls(c.omega.gather(0, channel[None]), *(x[None] for x in (
-            catalogue.value[offer], catalogue.cost[channel], catalogue.opt_out[channel])), catalogue.tires[channel])
+            catalogue.value[offer], catalogue.cost[channel], catalogue.opt_out[channel])), catalogue.fatigue_steps[channel])
 
-    def tiring(self, moved: Callable[[int | Tensor], Successors]) -> Successors:
+    def by_fatigue_steps(self, moved: Callable[[int | Tensor], SuccessorValues]) -> SuccessorValues:
         """What `moved` makes of every channel's steps of fatigue, [C, *S]."""
         if isinstance(self.steps, Tensor):
-            return Successors(*(x[None] for x in moved(self.steps)))
+            return SuccessorValues(*(x[None] for x in moved(self.steps)))
         by_step = {k: moved(k) for k in set(self.steps)}
-        return Successors(*(torch.stack(x) for x in zip(*(by_step[k] for k in self.steps))))
+        return SuccessorValues(*(torch.stack(x) for x in zip(*(by_step[k] for k in self.steps))))
 
 
 def shift(table: Tensor, dim: int, step: int) -> Tensor:
@@ -150,9 +150,9 @@ def shift(table: Tensor, dim: int, step: int) -> Tensor:
     return torch.cat((table.narrow(dim, 0, 1), table.narrow(dim, 0, n - 1)), dim)
 
 
-def mix(c: Customers, h: Tensor, near: Near) -> Successors:
+def mix(c: Customers, h: Tensor, near: Neighbours) -> SuccessorValues:
     """Mix next week's values over the moves of habit h."""
-    stay, keen = near.stay, near.stay_keen
+    stay, raised = near.stay, near.stay_raised
     up, up_redeemed = (habit_gain(c, h, redeemed).expand_as(stay) for redeemed in (False, True))
-    return Successors(torch.lerp(stay, near.down, c.pi_minus.expand_as(stay)), torch.lerp(stay, near.up, up),
-                      torch.lerp(keen, near.up_keen, up_redeemed))
+    return SuccessorValues(torch.lerp(stay, near.down, c.pi_minus.expand_as(stay)), torch.lerp(stay, near.up, up),
+                      torch.lerp(raised, near.up_raised, up_redeemed))

@@ -7,16 +7,16 @@ from typing import Callable, Protocol
 import torch
 from torch import Tensor
 
-from envs.offers.planning.batching import blocks
-from envs.offers.planning.knapsack import Increments, compact, hull, ranked, stacked, switches
+from envs.offers.planning.batching import batches
+from envs.offers.planning.knapsack import Increments, compact, concat_increments, demand_curve, ranked, upper_hull
 from envs.offers.world.history import History
-from envs.offers.planning.state_values import Values, Visited
+from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.world.observation import ObservationCodec
 from rlcore.algorithm import Policy as LearnedPolicy
 from envs.offers.planning.dynamic_program import action_values
-from envs.offers.constraints.contact_rules import Allowed
+from envs.offers.constraints.contact_rules import ActionMask
 from envs.offers.world import response
-from envs.offers.world.customers import Customers, State, World
+from envs.offers.world.customers import CustomerState, Customers, World
 from envs.offers.world.response import Outcome
 
 
@@ -25,7 +25,7 @@ class Policy(Protocol):
 
     information: str
 
-    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
         """Return what it would send in `week` as prices fall, of what is allowed."""
 
 
@@ -35,7 +35,7 @@ def pair_table(nothing: Tensor, contact: Tensor, pairs: Tensor) -> Tensor:
     return torch.cat((first, contact)).flatten(0, 1).T.masked_fill(~pairs, -torch.inf)
 
 
-def outcomes(c: Customers, world: World, week: int, state: State, history: History | None = None) -> Outcome:
+def outcomes(c: Customers, world: World, week: int, state: CustomerState, history: History | None = None) -> Outcome:
     """Outcome of every flat pair for every customer, [N, (O+1)·C] each; a neural twin's depends on the history."""
     if isinstance(c, Customers):
         return response.outcomes(c, world, week, state)
@@ -45,11 +45,11 @@ def outcomes(c: Customers, world: World, week: int, state: State, history: Histo
 class ByBlock:
     """A policy that looks at a block of customers at a time, whatever their number."""
 
-    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
         """Return what it would send, the steps of all blocks."""
-        parts = [self.some(rows, week, State(*(x[rows] for x in state)), allowed.take(rows))
-                 for rows in blocks(state.status)]
-        return parts[0] if len(parts) == 1 else stacked(parts)
+        parts = [self.some(rows, week, CustomerState(*(x[rows] for x in state)), mask.take(rows))
+                 for rows in batches(state.status)]
+        return parts[0] if len(parts) == 1 else concat_increments(parts)
 
 
 class Nothing:
@@ -57,7 +57,7 @@ class Nothing:
 
     information = "none"
 
-    def increments(self, week: int, state: State, allowed: Allowed) -> Increments:
+    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
         """Return no step at all."""
         zeros = torch.zeros_like(state.status)
         return ranked(torch.full(zeros.shape, -torch.inf, device=zeros.device), zeros.double(), zeros)
@@ -72,13 +72,13 @@ class Random(ByBlock):
         self.c, self.world = c, world
         self.generator = torch.Generator(world.season.device).manual_seed(seed)
 
-    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
         """Return one step a customer who may be contacted, at a random rank."""
         c = self.c[rows]
         n, codec = len(c), self.world.catalogue.action_codec
-        spend = outcomes(c, self.world, week, state, allowed.history).spend
+        spend = outcomes(c, self.world, week, state, mask.history).spend
         action, order = (torch.rand(n, generator=self.generator, device=spend.device) for _ in range(2))
-        count = allowed.pairs[:, codec.contacts].long().cumsum(1)
+        count = mask.allowed[:, codec.contacts].long().cumsum(1)
         chosen = (action * count[:, -1]).long()  # which of those allowed
         action = codec.nth_contact((count <= chosen[:, None]).sum(1).clamp_max(count.shape[1] - 1))
         order = torch.where(count[:, -1] > 0, order, -torch.inf)
@@ -94,16 +94,16 @@ class Response(ByBlock):
     def __init__(self, c: Customers, world: World, *, uplift: bool):
         self.c, self.world, self.uplift = c, world, uplift
 
-    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
         """Return one step a customer who may be contacted, ranked."""
         codec, c = self.world.catalogue.action_codec, self.c[rows]
-        o = outcomes(c, self.world, week, state, allowed.history)
+        o = outcomes(c, self.world, week, state, mask.history)
         buy = o.redeem + o.buy
-        best, action = buy[:, codec.contacts].masked_fill(~allowed.pairs[:, codec.contacts], -torch.inf).max(1)
+        best, action = buy[:, codec.contacts].masked_fill(~mask.allowed[:, codec.contacts], -torch.inf).max(1)
         action = codec.nth_contact(action)
         spend = o.spend.gather(1, action[:, None])[:, 0]
         if self.uplift:
-            best = (c.earns(week, state, allowed.history) + self.world.reward.trips) * (best - buy[:, 0]) - spend
+            best = (c.earns(week, state, mask.history) + self.world.reward.trips) * (best - buy[:, 0]) - spend
         return ranked(best, spend, action)
 
 
@@ -116,18 +116,18 @@ class Knapsack(ByBlock):
     """
 
     def __init__(self, c: Customers, world: World, information: str, *, fee: float,
-                 values: list[Values] | Callable[[int, slice], Values] | None, scarcity: Tensor | None = None):
+                 values: list[StateValues] | Callable[[int, slice], StateValues] | None, scarcity: Tensor | None = None):
         self.c, self.world, self.information, self.values, self.fee = c, world, information, values, fee
         self.scarcity = scarcity
 
-    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
         """Return every customer's efficient steps."""
         c, then = self.c[rows], None
         if self.values:
             values = self.values
             then = values(week + 1, rows) if callable(values) else values[week + 1].take(rows)
-        nothing, contact = action_values(c, self.world, week, Visited(state, c.alpha), 0.0, then, self.scarcity)
-        return hull(pair_table(nothing, contact - self.fee, allowed.pairs), outcomes(c, self.world, week, state).spend)
+        nothing, contact = action_values(c, self.world, week, VisitedStates(state, c.alpha), 0.0, then, self.scarcity)
+        return upper_hull(pair_table(nothing, contact - self.fee, mask.allowed), outcomes(c, self.world, week, state).spend)
 
 
 class Learned(ByBlock):
@@ -140,12 +140,12 @@ class Learned(ByBlock):
         self.redeem, self.codec, self.c, self.world, self.features = redeem, codec, c, world, features.float()
         self.information = "features" if redeem else "features, true spend"
 
-    def look(self, rows: slice, week: int, state: State, allowed: Allowed) -> tuple[Tensor, Tensor]:
+    def look(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the spend expected of pairs [N, P]."""
         catalogue = self.world.catalogue
-        context = self.codec.encode_context(allowed.seen(self.features[rows]), state, allowed.history, week)
+        context = self.codec.encode_context(mask.with_caps_left(self.features[rows]), state, mask.history, week)
         if self.redeem is None:
-            return context, outcomes(self.c[rows], self.world, week, state, allowed.history).spend
+            return context, outcomes(self.c[rows], self.world, week, state, mask.history).spend
         offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)
         return context, catalogue.spend(offer[:, None], channel, self.redeem(context)).flatten(1)
 
@@ -161,14 +161,14 @@ class Priced(Learned):
         self.prices, self.drift = prices.float(), torch.full_like(prices, drift).float()
 
     @torch.no_grad()
-    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
         """Return the switches of every subscribed customer on the price grid."""
-        context, spend = self.look(rows, week, state, allowed)
+        context, spend = self.look(rows, week, state, mask)
         steer = self.codec.encode_price(self.prices, self.drift)
         logits = torch.stack([
-            self.at(price, torch.cat((context, seen.expand(len(context), -1)), -1), allowed.pairs, spend)
-            .masked_fill(~allowed.pairs, -torch.inf) for price, seen in zip(self.prices, steer)])
-        return compact(switches(logits, spend, self.prices))
+            self.at(price, torch.cat((context, seen.expand(len(context), -1)), -1), mask.allowed, spend)
+            .masked_fill(~mask.allowed, -torch.inf) for price, seen in zip(self.prices, steer)])
+        return compact(demand_curve(logits, spend, self.prices))
 
     def at(self, price: Tensor, obs: Tensor, pairs: Tensor, spend: Tensor) -> Tensor:
         """What it prefers at one price, [N, P]."""
@@ -192,12 +192,12 @@ class Valued(Learned):
     clears = True
 
     @torch.no_grad()
-    def some(self, rows: slice, week: int, state: State, allowed: Allowed) -> Increments:
+    def some(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
         """Return every customer's efficient steps."""
-        context, spend = self.look(rows, week, state, allowed)
-        worth = self.policy.action_values(context, allowed.pairs).to(spend)
+        context, spend = self.look(rows, week, state, mask)
+        worth = self.policy.action_values(context, mask.allowed).to(spend)
         if self.clears:
-            return hull(worth, spend)
+            return upper_hull(worth, spend)
         most, action = worth.max(1)
         return ranked(most, torch.zeros_like(most), action)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from envs.data_collection import LoggingPolicy
 from envs.offers.planning.dynamic_program import best_plan
 from envs.offers.planning.knapsack import Increments
-from envs.offers.planning.triton_organic_value import organic
+from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.learned import Knapsack, Response
 from envs.offers.world.response import utility
 from rlcore.exploration import floored
@@ -21,7 +21,7 @@ class RankingPolicy(LoggingPolicy):
         self.uplift, self.share, self.epsilon = uplift, share, epsilon
 
     def probs(self, env, obs, action_mask):
-        steps = Response(env.customers, env.world, uplift=self.uplift).increments(env.week, env.state, env.allowed)
+        steps = Response(env.customers, env.world, uplift=self.uplift).increments(env.week, env.state, env.mask)
         score, action = steps.price[:, 0], steps.action[:, 0]
         first = score.argsort(descending=True, stable=True)[:round(self.share * len(score))]
         chosen = torch.zeros_like(action)
@@ -41,11 +41,11 @@ class PricePerturbedPolicy(LoggingPolicy):
 
     def reset(self, env):
         c, world = env.customers, env.world
-        values = best_plan(c, world, organic(c, world), env.prices, contacts=env.permits.contacts)[0] if self.plans else None
+        values = best_plan(c, world, fast_no_contact_values(c, world), env.prices, contacts=env.contact_policy.contacts)[0] if self.plans else None
         self.plan = Knapsack(c, world, "true θ", values=values, fee=0.0)
 
     def probs(self, env, obs, action_mask):
-        steps = self.plan.increments(env.week, env.state, env.allowed)
+        steps = self.plan.increments(env.week, env.state, env.mask)
         return floored(at_private_prices(steps, env.price, self.sigma, action_mask.shape[1]), action_mask, self.epsilon)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from envs.offers.planning.batching import ahead
+from envs.offers.planning.batching import recompute
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.policies.learned import Knapsack, Policy
@@ -59,7 +59,7 @@ class Saving:
 def planner(market, bound: Bound, information: str) -> Policy:
     """Plan at the dual prices of a market (envs/offers/evaluation/simulation.py); money carried out of a week is worth the next one's."""
     c, world = market.customers, market.world
-    values = bound.values or partial(ahead, c, world, bound.prices, bound.scarcity, market.permits.contacts)
+    values = bound.values or partial(recompute, c, world, bound.prices, bound.scarcity, market.contact_policy.contacts)
     policy = Knapsack(c, world, information, values=values, fee=0.0, scarcity=bound.scarcity)
     return Saving(policy, carried(bound.prices)) if market.rollover else policy
 

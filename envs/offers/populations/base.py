@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import Customers, State
+from envs.offers.world.customers import CustomerState, Customers
 
 
 LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters whose logarithm is what features see
@@ -22,7 +22,7 @@ class Sample(NamedTuple):
 
     customers: Customers
     features: Tensor
-    state: State
+    state: CustomerState
     row: Tensor | None = None
 
 
@@ -78,7 +78,7 @@ class Priors:
         return Customers(alpha=torch.logit(rate) - theta["kappa"] / 2, margin=margin, omega=omega, **theta)
 
 
-def columns(c: Customers) -> Tensor:
+def theta_to_matrix(c: Customers) -> Tensor:
     """Lay θ out as a matrix [N, 24], logarithms where the prior is lognormal."""
     rows = []
     for f in fields(c):
@@ -88,7 +88,7 @@ def columns(c: Customers) -> Tensor:
     return torch.stack(rows).T
 
 
-def from_columns(theta: Tensor) -> Customers:
+def theta_from_matrix(theta: Tensor) -> Customers:
     """Invert `columns`."""
     named, rest = {}, theta.T
     for f in fields(Customers):
@@ -101,7 +101,7 @@ def from_columns(theta: Tensor) -> Customers:
     return Customers(**named)
 
 
-def lots(ids: Iterable[str], salt: int) -> Tensor:
+def hash_uniform(ids: Iterable[str], salt: int) -> Tensor:
     """Draw a number in [0, 1) for each id, always the same for an id and salt, [H]."""
     digests = (hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=6).digest() for name in ids)
     return torch.tensor([int.from_bytes(digest, "big") / 2**48 for digest in digests], dtype=torch.float64)

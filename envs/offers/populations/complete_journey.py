@@ -16,8 +16,8 @@ from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.populations.base import GivenCustomers, Priors, Sample
-from envs.offers.populations.complete_journey_tables import LAST_WEEK, history, read
-from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, Customers, State
+from envs.offers.populations.complete_journey_tables import LAST_WEEK, household_history, read_tables
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState, Customers
 from envs.offers.world.transition import habit_gain
 from envs.offers.world.response import utility
 
@@ -74,13 +74,13 @@ class CompleteJourney(GivenCustomers):
     """The households, split once into train and test; θ that no public data identifies is drawn anew at every draw."""
 
     def __init__(self, catalogue: Catalogue, *, weeks: list, test_share: float, split_seed: int, demographics: list,
-                 rare_level: int, priors: dict):
+                 min_level_count: int, priors: dict):
         first, last = weeks
         if not 1 <= first < last <= LAST_WEEK:
             raise ValueError(f"env.population.weeks: expected [first, last] within 1 to {LAST_WEEK}, got {weeks}")
         if not 0 < test_share < 1:
             raise ValueError(f"env.population.test_share: expected a share between 0 and 1, got {test_share}")
-        past = history(read(), first, last)
+        past = household_history(read_tables(), first, last)
         unknown = set(demographics) - set(past.demographics)
         if unknown:
             raise ValueError(f"env.population.demographics: no such column: {', '.join(sorted(unknown))}")
@@ -100,7 +100,7 @@ class CompleteJourney(GivenCustomers):
         for name in demographics:
             level = past.demographics[name]
             counts = level.iloc[train.tolist()].value_counts()  # a rare level would be a far outlier if standardised
-            level = level.where(level.map(counts).fillna(0) >= rare_level, "other")
+            level = level.where(level.map(counts).fillna(0) >= min_level_count, "other")
             for value in sorted(set(level)):
                 x[f"{name}: {value}"] = (level == value).astype(float)
         self.feature_names = list(x)
@@ -120,4 +120,4 @@ class CompleteJourney(GivenCustomers):
         # α such that the household's mean utility over its own weeks is that of its rate, whatever κ and ξ it drew
         c = replace(c, alpha=c.alpha + torch.logit(rate) - usual, margin=c.margin * spend)
         zeros = torch.zeros_like(habit)
-        return Sample(c, features, State(habit, zeros, expectation, zeros + SUBSCRIBED), row)
+        return Sample(c, features, CustomerState(habit, zeros, expectation, zeros + SUBSCRIBED), row)

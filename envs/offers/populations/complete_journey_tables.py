@@ -24,7 +24,7 @@ TABLES = {  # `promotions` is left out: nothing here needs it, and it takes 880 
 }
 
 
-def read() -> dict:
+def read_tables() -> dict:
     """Return the tables {name: DataFrame}; raise ValueError where the package is not installed."""
     try:
         import pandas as pd
@@ -42,7 +42,7 @@ def read() -> dict:
     return tables
 
 
-class History(NamedTuple):
+class HouseholdHistory(NamedTuple):
     """H households over a window of W weeks: purchases as tensors [H, W], observables as a table of H rows."""
 
     active: Tensor  # bool, went shopping in the week
@@ -52,7 +52,7 @@ class History(NamedTuple):
     demographics: object  # DataFrame indexed by household_id, strings, "unknown" where not on record
 
 
-def history(tables: dict, first: int, last: int) -> History:
+def household_history(tables: dict, first: int, last: int) -> HouseholdHistory:
     """Aggregate the tables over weeks first..last; what happened outside of them is not looked at."""
     bought, redeemed = tables["transactions"], tables["coupon_redemptions"]
     ids, weeks = sorted(bought.household_id.unique()), range(first, last + 1)
@@ -81,18 +81,18 @@ def history(tables: dict, first: int, last: int) -> History:
         campaigns=sent.groupby("household_id").size().reindex(ids, fill_value=0),
     )
     demographics = tables["demographics"].set_index("household_id").reindex(ids).astype(object).fillna("unknown")
-    return History(torch.tensor(active.to_numpy()), torch.tensor(weekly.fillna(0.0).to_numpy()),
+    return HouseholdHistory(torch.tensor(active.to_numpy()), torch.tensor(weekly.fillna(0.0).to_numpy()),
                    torch.tensor(coupons.notna().to_numpy()), observables, demographics)
 
 
-def trips(tables: dict, first: int, last: int) -> Tensor:
+def weekly_trips(tables: dict, first: int, last: int) -> Tensor:
     """Count each household's baskets by week, first..last, float32 [H, W]; rows as in `history`."""
     bought = tables["transactions"].drop_duplicates("basket_id")
     weekly = bought.groupby(["household_id", "local_week"]).size().unstack(fill_value=0)
     return torch.tensor(weekly.reindex(columns=range(first, last + 1), fill_value=0).to_numpy(), dtype=torch.float32)
 
 
-def times(tables: dict, first: int, last: int):
+def trip_times(tables: dict, first: int, last: int):
     """List baskets of weeks first..last as a DataFrame of household_id and `time`, weeks since the window's start."""
     import pandas as pd
     bought = tables["transactions"].drop_duplicates("basket_id")

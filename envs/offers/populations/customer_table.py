@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.populations.base import GivenCustomers, Priors, Sample, lots
-from envs.offers.populations.feature_transform import Transform
-from envs.offers.populations.table_reader import read
-from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, State
+from envs.offers.populations.base import GivenCustomers, Priors, Sample, hash_uniform
+from envs.offers.populations.feature_transform import FeatureTransform
+from envs.offers.populations.table_reader import read_table
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState
 
 
-class Table(GivenCustomers):
+class CustomerTable(GivenCustomers):
     """Customers drawn from the user's file, split into train and test by their id, so the same way in every table.
 
     `id`, `rate`, `spend` and `margin` name columns: purchases a week (a share, kept within `rate_range`), money in a week
@@ -23,7 +23,7 @@ class Table(GivenCustomers):
     """
 
     def __init__(self, catalogue: Catalogue, *, path: str | None, separator: str, id: str, rate: str | None,
-                 spend: str | None, margin: str | None, text: list, ignore: list, rate_range: list, rare_level: int,
+                 spend: str | None, margin: str | None, text: list, ignore: list, rate_range: list, min_level_count: int,
                  test_share: float, split_salt: int, priors: dict):
         if not 0 < test_share < 1:
             raise ValueError(f"env.population.test_share: expected a share between 0 and 1, got {test_share}")
@@ -31,7 +31,7 @@ class Table(GivenCustomers):
             raise ValueError(f"env.population.rate_range: expected two shares between 0 and 1, got {rate_range}")
         mapped = {key: name for key, name in (("rate", rate), ("spend", spend), ("margin", margin)) if name}
         self.path = path
-        self.columns = read(path, separator, [*text, id], list(mapped.values()))
+        self.columns = read_table(path, separator, [*text, id], list(mapped.values()))
         for key, name in (("id", id), *mapped.items(), *(("text", x) for x in text), *(("ignore", x) for x in ignore)):
             if name not in self.columns:
                 raise ValueError(f"{path}: no column '{name}' (env.population.{key}); there are "
@@ -47,7 +47,7 @@ class Table(GivenCustomers):
             if column.dtype.kind == "f":
                 self._where(name, np.isnan(column), "expected a number, got nothing (or leave the column out by "
                                                     "env.population.ignore)")
-        test = lots(self.ids, split_salt) < test_share
+        test = hash_uniform(self.ids, split_salt) < test_share
         self.customers = {"train": (~test).nonzero()[:, 0], "test": test.nonzero()[:, 0]}
         if min(map(len, self.customers.values())) < 2:
             raise ValueError(f"{path}: {len(self.ids)} customers are too few to keep some for the evaluation")
@@ -55,9 +55,9 @@ class Table(GivenCustomers):
         neutral = {"rate": [0.5, 0.5], "spend": [1.0, 0.0], "margin": [1.0, 1.0]}
         own = {{"margin": "margin_rate"}.get(key, key): neutral[key] for key in mapped}
         self.priors = Priors(catalogue, **{**priors, **own})
-        self._apply(Transform.fit(self.inputs, self.customers["train"].numpy(), rare_level, path))
+        self._apply(FeatureTransform.fit(self.inputs, self.customers["train"].numpy(), min_level_count, path))
 
-    def _apply(self, transform: Transform) -> None:
+    def _apply(self, transform: FeatureTransform) -> None:
         self.transform, self.features = transform, transform(self.inputs, self.path)
         self.num_features, self.feature_names = self.features.shape[1], transform.names
 
@@ -93,7 +93,7 @@ class Table(GivenCustomers):
         zeros = torch.zeros_like(row)
         habit = torch.randint(HABITS, (n,), generator=generator, device=device)
         expectation = torch.randint(EXPECTATIONS - 1, (n,), generator=generator, device=device)
-        return Sample(c, self.features.to(device)[row], State(habit, zeros, expectation, zeros + SUBSCRIBED), row)
+        return Sample(c, self.features.to(device)[row], CustomerState(habit, zeros, expectation, zeros + SUBSCRIBED), row)
 
     def state_dict(self) -> dict:
         """The fitted transform: what a policy's features mean."""
@@ -101,4 +101,4 @@ class Table(GivenCustomers):
 
     def load_state_dict(self, state: dict) -> None:
         """See these customers by the transform that a policy was trained with."""
-        self._apply(Transform(state["transform"]))
+        self._apply(FeatureTransform(state["transform"]))

@@ -14,7 +14,7 @@ OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones,
 OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones, and for no entry
 
 
-class Transform:
+class FeatureTransform:
     """Turn columns into features [H, F]: numbers standardised, text one column a level, rare levels joined in "other".
 
     What it was fitted on is all that it knows: a level that is new later counts as other (as none where nothing was
@@ -25,7 +25,7 @@ class Transform:
         self.numbers, self.levels = state["numbers"], state["levels"]  # {name: [mean, sd]}, {name: [level, …]}
 
     @classmethod
-    def fit(cls, columns: Columns, rows: np.ndarray, rare: int, path: str) -> Transform:
+    def fit(cls, columns: Columns, rows: np.ndarray, rare: int, path: str) -> FeatureTransform:
         """Fit to some rows of a table."""
         numbers, levels = {}, {}
         for name, column in columns.items():
@@ -37,7 +37,7 @@ class Transform:
             kept = values[counts >= rare].tolist()
             if not kept:
                 raise ValueError(f"{path}: column '{name}': none of its {len(values)} different texts has {rare} "
-                                 "customers (env.population.rare_level); leave it out by env.population.ignore")
+                                 "customers (env.population.min_level_count); leave it out by env.population.ignore")
             levels[name] = kept + [OTHER] * (len(kept) < len(values) and OTHER not in kept)
         return cls({"numbers": numbers, "levels": levels})
 

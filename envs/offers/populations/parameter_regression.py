@@ -4,15 +4,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.offers.populations.base import Sample, columns, from_columns
+from envs.offers.populations.base import Sample, theta_from_matrix, theta_to_matrix
 from envs.offers.world.customers import Customers
 
 
-class Estimator:
+class ParameterRegression:
     """Ridge regression of θ (logarithms where the prior is lognormal) on features, kept within what was seen."""
 
     def __init__(self, sample: Sample, *, ridge: float):
-        theta = columns(sample.customers)
+        theta = theta_to_matrix(sample.customers)
         self.low, self.high = theta.amin(0), theta.amax(0)
         x = self._design(sample.features)
         penalty = ridge * torch.eye(x.shape[1], device=x.device, dtype=x.dtype)
@@ -26,4 +26,4 @@ class Estimator:
     def __call__(self, features: Tensor) -> Customers:
         """Guess the parameters of customers with features [N, F]."""
         theta = self._design(features) @ self.weight
-        return from_columns(theta.clamp(self.low, self.high))
+        return theta_from_matrix(theta.clamp(self.low, self.high))

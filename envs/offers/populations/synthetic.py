@@ -4,11 +4,11 @@ from __future__ import annotations
 import torch
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.populations.base import Priors, Sample, columns
-from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, State
+from envs.offers.populations.base import Priors, Sample, theta_to_matrix
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState
 
 
-class Structural:
+class SyntheticPopulation:
     """The drawn population: features are a fixed orthogonal mixing of the standardised θ plus noise.
 
     r2 is the share of a feature's variance that θ explains; at 1 the features reveal θ.
@@ -22,7 +22,7 @@ class Structural:
             raise ValueError(f"env.population.r2: expected a share in (0, 1], got {r2}")
         self.priors, self.r2 = Priors(catalogue, **priors), r2
         generator = torch.Generator().manual_seed(mixing_seed)
-        reference = columns(self.priors.draw(reference_size, generator))
+        reference = theta_to_matrix(self.priors.draw(reference_size, generator))
         self.mean, self.std = reference.mean(0), reference.std(0)
         size = reference.shape[1]
         self.mixing = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
@@ -33,10 +33,10 @@ class Structural:
         device = generator.device
         self.mean, self.std, self.mixing = (x.to(device) for x in (self.mean, self.std, self.mixing))
         c = self.priors.draw(n, generator)
-        z = (columns(c) - self.mean) / self.std
+        z = (theta_to_matrix(c) - self.mean) / self.std
         noise = torch.randn(z.shape, generator=generator, device=device, dtype=z.dtype)
         x = self.r2**0.5 * z @ self.mixing + (1 - self.r2) ** 0.5 * noise
         zeros = torch.zeros(n, dtype=torch.long, device=device)
         habit = torch.randint(HABITS, (n,), generator=generator, device=device)
         expectation = torch.randint(EXPECTATIONS - 1, (n,), generator=generator, device=device)
-        return Sample(c, x, State(habit, zeros, expectation, zeros + SUBSCRIBED))
+        return Sample(c, x, CustomerState(habit, zeros, expectation, zeros + SUBSCRIBED))

@@ -9,7 +9,7 @@ import numpy as np
 Columns = dict[str, np.ndarray]  # floats (NaN: no entry) or strings ("": none), all of one length
 
 
-def read(path: str, separator: str, text: list[str], numbers: list[str]) -> Columns:
+def read_table(path: str, separator: str, text: list[str], numbers: list[str]) -> Columns:
     """Return a file's columns; raise ValueError, with file, row and column, on what is not a table of customers.
 
     A column is of numbers where the file says so (Parquet) or where most of its entries are numbers, unless it is named

@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from envs.offers.world.customers import CHURNED, HABITS, SUBSCRIBED, UNSUBSCRIBED, Customers, State, World
-from envs.offers.world.response import churn, leave, outcome
+from envs.offers.world.customers import CHURNED, HABITS, SUBSCRIBED, UNSUBSCRIBED, CustomerState, Customers, World
+from envs.offers.world.response import churn_probability, opt_out_probability, outcome
 from envs.offers.world.transition import habit_gain
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 from rlcore.ope.cross_fitting import rows_by_episode
@@ -25,12 +25,12 @@ class Panel:
     customer: Tensor
     there: Tensor  # bool
     week: Tensor  # int64
-    state: State
+    state: CustomerState
     offer: Tensor
     channel: Tensor
     bought: Tensor  # bool
     redeemed: Tensor  # bool
-    following: State
+    following: CustomerState
     margin: Tensor  # money that a purchase brought, 0 without one
     spend: Tensor
     propensity: Tensor  # float64, NaN where missing
@@ -44,7 +44,7 @@ class Panel:
     def map(self, function) -> Panel:
         """Apply `function` to every tensor."""
         def over(x):
-            return x if x is None else State(*map(function, x)) if isinstance(x, State) else function(x)
+            return x if x is None else CustomerState(*map(function, x)) if isinstance(x, CustomerState) else function(x)
         return Panel(*(over(getattr(self, f.name)) for f in fields(self)))
 
     def __getitem__(self, rows) -> Panel:
@@ -75,8 +75,8 @@ def panel(log: LoggedDataset, env, where: str) -> Panel:
 
     def lay(x):
         return x[rows]
-    return Panel(log.obs[first, :log.static_dim].T, log.unit[first], place >= 0, lay(log.step), State(*map(lay, state)),
-                 lay(offer), lay(channel), lay(bought), lay(redeemed), State(*map(lay, following)),
+    return Panel(log.obs[first, :log.static_dim].T, log.unit[first], place >= 0, lay(log.step), CustomerState(*map(lay, state)),
+                 lay(offer), lay(channel), lay(bought), lay(redeemed), CustomerState(*map(lay, following)),
                  lay(torch.where(bought, margin, 0.0)), lay(log.cost), lay(log.propensity), lay(log.action_mask[:].sum(1)),
                  lay(env.codec.decode_dynamics(log.obs[:])).permute(2, 0, 1))
 
@@ -102,7 +102,7 @@ def log_likelihood(c: Customers, world: World, log: Panel) -> dict[str, Tensor]:
     p = torch.where(log.redeemed, o.redeem, torch.where(log.bought, o.buy, 1 - o.redeem - o.buy))
     gain = torch.where(log.redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
     up, down = after.habit > log.state.habit, after.habit < log.state.habit
-    lost = churn(c, h, f) * torch.where(log.bought, 0.25, 1.0)
+    lost = churn_probability(c, h, f) * torch.where(log.bought, 0.25, 1.0)
     kept = stays & (after.status == SUBSCRIBED)
     every = torch.ones_like(alive)
     return {
@@ -113,7 +113,7 @@ def log_likelihood(c: Customers, world: World, log: Panel) -> dict[str, Tensor]:
         "expectation": said(c.delta_d.expand_as(h), after.expectation < log.state.expectation,
                             kept & ~log.redeemed & (log.state.expectation > 0)),
         "churn": said(lost, after.status == CHURNED, alive),
-        "opt_out": said(leave(c, f, world.catalogue.opt_out[log.channel]), after.status == UNSUBSCRIBED, stays & contacted),
+        "opt_out": said(opt_out_probability(c, f, world.catalogue.opt_out[log.channel]), after.status == UNSUBSCRIBED, stays & contacted),
         "margin": torch.where(alive & log.bought, -c.margin.log() - log.margin / c.margin, 0.0),
     }
 
@@ -125,9 +125,9 @@ def probabilities(c: Customers, world: World, log: Panel) -> dict[str, tuple[Ten
     offer = torch.where(log.state.status == SUBSCRIBED, log.offer, 0)
     o = outcome(c, world, log.week, h, f, d, offer, log.channel)
     bought = o.redeem + o.buy
-    lost = churn(c, h, f) * (1 - 0.75 * bought)
+    lost = churn_probability(c, h, f) * (1 - 0.75 * bought)
     contacted = alive & (offer > 0)
     return {"trips": (bought, log.bought, alive), "redeemed": (o.redeem, log.redeemed, contacted),
-            "opt_out": ((1 - lost) * leave(c, f, world.catalogue.opt_out[log.channel]),
+            "opt_out": ((1 - lost) * opt_out_probability(c, f, world.catalogue.opt_out[log.channel]),
                         (log.following.status == UNSUBSCRIBED), contacted),
             "churn": (lost, log.following.status == CHURNED, alive)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from envs.offers.twin.structural_predictions import Answers
 from envs.offers.twin.likelihood import Panel, log_likelihood, panel
-from envs.offers.populations.base import columns, from_columns
+from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.twin.structural_model import Parameters, places
 from envs.offers.world.customers import CHURNED, UNSUBSCRIBED, World
 from rlcore.algorithm import Evaluator, OfflineAlgorithm
@@ -23,7 +23,7 @@ def log_likelihoods(net: Parameters, world: World, log: Panel, weight: Tensor) -
     """Log-likelihood of a panel under weights [T, N], in parts that fit a cache, to be added up."""
     for rows in torch.arange(len(log), device=weight.device).split(CUSTOMERS):
         part = log[rows]
-        terms = log_likelihood(world.inhabit(from_columns(net(part.features.T))), world, part)
+        terms = log_likelihood(world.inhabit(theta_from_matrix(net(part.features.T))), world, part)
         # In float64, for L-BFGS would stop where float32 rounds its gains off.
         yield sum((x * weight[:, rows]).sum(dtype=torch.float64) for x in terms.values())
 
@@ -49,7 +49,7 @@ class Structural:
             raise ValueError("algo/twin=structural: learns from habit, fatigue and expectation, which this env/observation hides: "
                              "expected env/observation=state, or algo/twin=neural")
         expected = env.population.draw(self.reference, torch.Generator(env.device).manual_seed(2 * seed), "train").customers
-        self.places, theta = places(expected), columns(expected)
+        self.places, theta = places(expected), theta_to_matrix(expected)
         if unknown := set(self.assumed) - set(self.places):
             raise ValueError(f"algo.twin.assumed: no such parameter: {', '.join(sorted(unknown))}; there are "
                              f"{', '.join(self.places)}")
@@ -72,7 +72,7 @@ class Structural:
 
     def answers(self, member: Parameters, world: World, log: Panel) -> Answers:
         """Ask a member about a panel."""
-        return Answers(world.inhabit(from_columns(member(log.features.T))), world, log)
+        return Answers(world.inhabit(theta_from_matrix(member(log.features.T))), world, log)
 
     def shuffled(self, log: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
         """Shuffle what is known of customers, a column at a time; what is known of the state, week by week."""

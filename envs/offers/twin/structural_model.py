@@ -6,7 +6,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from envs.offers.populations.base import Sample, columns, from_columns
+from envs.offers.populations.base import Sample, theta_from_matrix, theta_to_matrix
 from envs.offers.neural_twin.response_models import Inputs
 from envs.offers.world.customers import Customers
 from rlcore import checkpoint
@@ -35,7 +35,7 @@ class Parameters(Inputs):
         self.register_buffer("middle", middle.float())
         self.register_buffer("spread", spread.float())
         self.register_buffer("bounds", torch.tensor([-LOG_RANGE, LOG_RANGE]).repeat(len(middle), 1).T.clone())
-        at = places(from_columns(middle[None]))
+        at = places(theta_from_matrix(middle[None]))
         self.bounds[0, [k for name in (*SHARES, *POSITIVE) for k in at[name]]] = 0.0
         self.bounds[1, [k for name in SHARES for k in at[name]]] = 1.0
 
@@ -62,7 +62,7 @@ class Twins:
         seen, width = len(agent["members"][0]["standardize.mean"]), len(agent["members"][0]["middle"])
         if seen != base.num_features:
             raise ValueError(f"env.twin={path}: fitted to customers of {seen} features, here they have {base.num_features}")
-        channels = len(from_columns(agent["members"][0]["middle"][None]).omega)
+        channels = len(theta_from_matrix(agent["members"][0]["middle"][None]).omega)
         if channels != (here := len(base.priors.catalogue.channels)):
             raise ValueError(f"env.twin={path}: fitted to a catalogue of {channels} channels, here it has {here}")
         self.assumed = agent["assumed"]
@@ -79,13 +79,13 @@ class Twins:
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
         """Return n customers of `split`."""
         sample = self.base.draw(n, generator, split)
-        x, own = sample.features.float(), columns(sample.customers)
+        x, own = sample.features.float(), theta_to_matrix(sample.customers)
         theta = torch.stack([member.to(x.device)(x) for member in self.members]).to(own)
         drawn = torch.randint(len(self.members), (n,), generator=generator, device=x.device)
         drawn = drawn if self.only is None else torch.full_like(drawn, self.only)
         theta = theta[drawn, torch.arange(n, device=x.device)]
         theta[:, self.assumed] = own[:, self.assumed]
-        return sample._replace(customers=from_columns(theta))
+        return sample._replace(customers=theta_from_matrix(theta))
 
     def state_dict(self) -> dict:
         """What the other population fitted."""

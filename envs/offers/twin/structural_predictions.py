@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.twin.likelihood import Panel, log_likelihood, probabilities
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, State, World
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState, Customers, World
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
@@ -44,7 +44,7 @@ class Answers:
             *logged, offer, channel = (x.gather(0, row[None])[0] for x in (*log.state, log.offer, log.channel))
             if t > first:
                 logged[:3] = (torch.where(before, x, y) for x, y in zip(state[:3], logged))
-            state = State(*logged)
+            state = CustomerState(*logged)
             offer = torch.where(there & (state.status == SUBSCRIBED), offer, 0)
             h, f, d = (x.to(c.alpha.dtype) for x in state[:3])
             o = outcome(c, world, t, h, f, d, offer, channel)

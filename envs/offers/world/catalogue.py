@@ -10,7 +10,7 @@ from torch import Tensor
 # What an entry has: lowest and highest value, and type.
 OFFER = {"value": (0, math.inf, (int, float))}
 CHANNEL = {"cost": (0, math.inf, (int, float)), "attention": (1e-6, 1 - 1e-6, (int, float)),
-           "opt_out": (0, 1, (int, float)), "tires": (1, 3, int)}
+           "opt_out": (0, 1, (int, float)), "fatigue_steps": (1, 3, int)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ActionCodec:
 class Catalogue:
     """Offers and channels as tensors; offer 0 is "nothing", goes through channel 0 only, and is always valid.
 
-    value [O+1] face value (0 for nothing); cost, attention, opt_out [C] floats; steps, tires [C]: how far a contact moves
+    value [O+1] face value (0 for nothing); cost, attention, opt_out [C] floats; steps, fatigue_steps [C]: how far a contact moves
     fatigue, as numbers and as int64.
     """
 
@@ -96,8 +96,8 @@ class Catalogue:
     cost: Tensor
     attention: Tensor
     opt_out: Tensor
-    tires: Tensor
-    steps: tuple[int, ...]
+    fatigue_steps: Tensor
+    fatigue_step_counts: tuple[int, ...]
     action_codec: ActionCodec = field(init=False)
 
     def __post_init__(self):
@@ -105,7 +105,7 @@ class Catalogue:
 
     @classmethod
     def build(cls, *, offers: dict, channels: dict) -> Catalogue:
-        """Read {name: {value}} and {name: {cost, attention, opt_out, tires}}; raise ValueError on a bad number."""
+        """Read {name: {value}} and {name: {cost, attention, opt_out, fatigue_steps}}; raise ValueError on a bad number."""
         for group, entries, keys in (("offers", offers, OFFER), ("channels", channels, CHANNEL)):
             if not entries:
                 raise ValueError(f"env.catalogue.{group}: expected at least one")
@@ -124,12 +124,12 @@ class Catalogue:
             offers=("nothing", *offers), channels=tuple(channels),
             value=torch.tensor([0.0, *(offer["value"] for offer in offers.values())], dtype=torch.float64),
             cost=column("cost"), attention=column("attention"), opt_out=column("opt_out"),
-            tires=column("tires").long(), steps=tuple(channel["tires"] for channel in channels.values()),
+            fatigue_steps=column("fatigue_steps").long(), fatigue_step_counts=tuple(channel["fatigue_steps"] for channel in channels.values()),
         )
 
     def to(self, device, dtype) -> Catalogue:
         """Return a copy with its floats in `dtype` on `device`."""
-        return replace(self, tires=self.tires.to(device), **{
+        return replace(self, fatigue_steps=self.fatigue_steps.to(device), **{
             name: getattr(self, name).to(device, dtype) for name in ("value", "cost", "attention", "opt_out")})
 
     @property

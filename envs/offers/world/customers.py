@@ -53,12 +53,12 @@ class Customers:
     def __getitem__(self, index) -> Customers:
         return self.map(lambda x: x[..., index])
 
-    def earns(self, week: int, state: State, history) -> Tensor:
+    def earns(self, week: int, state: CustomerState, history) -> Tensor:
         """Margin of a purchase, [N]."""
         return self.margin
 
 
-class State(NamedTuple):
+class CustomerState(NamedTuple):
     """Habit, fatigue, discount expectation and status of N customers, int64 [N]."""
 
     habit: Tensor
@@ -68,7 +68,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reward:
+class RewardConfig:
     """What a week is worth beside the margin; every term enters the dynamic program as well."""
 
     trips: float  # λ_trips, added to the margin of every purchase
@@ -87,15 +87,15 @@ class Reward:
 class World:
     """What all customers share: catalogue, reward, calendar, and the effects that are switched off."""
 
-    def __init__(self, catalogue: Catalogue, reward: Reward, *, season: list, without: list, tail_weeks: int,
+    def __init__(self, catalogue: Catalogue, reward: RewardConfig, *, season: list, disabled_effects: list, tail_weeks: int,
                  tail_discount: float):
         self.catalogue, self.reward = catalogue, reward
         self.season = torch.as_tensor(season, dtype=torch.float64)  # spend index [T]
-        self.without = tuple(without)  # parameters set to zero: the static control and the one-effect worlds
+        self.disabled_effects = tuple(disabled_effects)  # parameters set to zero: the static control and the one-effect worlds
         self.tail_weeks, self.tail_discount = tail_weeks, tail_discount
-        unknown = set(without) - {f.name for f in fields(Customers)}
+        unknown = set(disabled_effects) - {f.name for f in fields(Customers)}
         if unknown:
-            raise ValueError(f"env.world.without: no such parameter: {', '.join(sorted(unknown))}")
+            raise ValueError(f"env.world.disabled_effects: no such parameter: {', '.join(sorted(unknown))}")
 
     @property
     def weeks(self) -> int:
@@ -111,7 +111,7 @@ class World:
 
     def inhabit(self, c: Customers) -> Customers:
         """Cast customers to this world's type and device, its switched-off effects set to zero."""
-        if "kappa" in self.without:  # without the pull of habit, keep the base purchase rate at mid-habit
+        if "kappa" in self.disabled_effects:  # without the pull of habit, keep the base purchase rate at mid-habit
             c = replace(c, alpha=c.alpha + c.kappa / 2)
-        c = replace(c, **{name: torch.zeros_like(getattr(c, name)) for name in self.without})
+        c = replace(c, **{name: torch.zeros_like(getattr(c, name)) for name in self.disabled_effects})
         return c.map(lambda x: x.to(self.season))

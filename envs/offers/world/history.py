@@ -69,7 +69,7 @@ class History(NamedTuple):
         return torch.cat((shares, last), 1)
 
 
-def names(halvings: list[float]) -> list[str]:
+def column_names(halvings: list[float]) -> list[str]:
     """Name the columns of a history."""
     return [*(f"{kind}, halving in {x:g} weeks" for x in halvings for kind in ("weeks known", *KINDS)), "last contact",
             "last purchase"]

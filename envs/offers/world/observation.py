@@ -6,8 +6,8 @@ import math
 import torch
 from torch import Tensor
 
-from envs.offers.world.history import History, names
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, State
+from envs.offers.world.history import History, column_names
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, CustomerState
 
 
 def hot(x: Tensor, n: int) -> Tensor:
@@ -31,15 +31,15 @@ class ObservationCodec:
         self.context_dim = num_features + self.hidden + 3 + weeks
         self.dim = self.context_dim + 2
 
-    def encode_context(self, features: Tensor, state: State, history: History | None, week: int | Tensor) -> Tensor:
+    def encode_context(self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor) -> Tensor:
         """Lay out what outcomes depend on, [N, context_dim]; the week is a number or a tensor [1]."""
         return torch.cat(self._encode_context(features, state, history, week), -1)
 
-    def _encode_context(self, features: Tensor, state: State, history: History | None, week: int | Tensor) -> list[Tensor]:
+    def _encode_context(self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor) -> list[Tensor]:
         now = (torch.arange(self.weeks, device=features.device) == week).expand(len(features), -1)
         return [features, *(x.to(features) for x in (*self.encode_dynamics(state, history), hot(state.status, 3), now))]
 
-    def encode_dynamics(self, state: State, history: History) -> list[Tensor]:
+    def encode_dynamics(self, state: CustomerState, history: History) -> list[Tensor]:
         """What is known of what moves customers, `hidden` columns."""
         return [hot(x, n) for x, n in zip(state, (HABITS, FATIGUES, EXPECTATIONS))]
 
@@ -53,10 +53,10 @@ class ObservationCodec:
         """Read what `inside` laid out, out of observations [B, D]."""
         return obs[:, self.features:self.features + self.hidden]
 
-    def decode_state(self, obs: Tensor) -> State:
+    def decode_state(self, obs: Tensor) -> CustomerState:
         """Read the state out of observations [B, D]."""
         inside = (hot.argmax(-1) for hot in self.decode_dynamics(obs).split((HABITS, FATIGUES, EXPECTATIONS), -1))
-        return State(*inside, self.decode_status(obs))
+        return CustomerState(*inside, self.decode_status(obs))
 
     def decode_status(self, obs: Tensor) -> Tensor:
         """Read the status [B] out of observations [B, D]."""
@@ -83,7 +83,7 @@ class ObservationCodec:
         """Read the price [B] out of observations [B, D]."""
         return ((self.log_low + self.log_high) / 2 + obs[:, -2] * (self.log_high - self.log_low) / 12**0.5).exp()
 
-    def encode(self, features: Tensor, state: State, history: History | None, week: int | Tensor, price: Tensor,
+    def encode(self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor, price: Tensor,
                  drift: Tensor) -> Tensor:
         """Lay out observations [N, dim] of customers at their own price [N] and drift [N]."""
         return torch.cat(self._encode_context(features, state, history, week) + self._encode_price(price, drift), -1)
@@ -100,22 +100,22 @@ class HistoryCodec(ObservationCodec):
     def __init__(self, *args, halvings: list):
         if not halvings or min(halvings) <= 0:
             raise ValueError(f"env.observation.halvings: expected weeks above 0, got {halvings}")
-        self.halvings, self.hidden = halvings, len(names(halvings))
+        self.halvings, self.hidden = halvings, len(column_names(halvings))
         super().__init__(*args)
 
     @property
     def names(self) -> list[str]:
         """Names of the columns."""
-        return names(self.halvings)
+        return column_names(self.halvings)
 
-    def encode_dynamics(self, state: State, history: History) -> list[Tensor]:
+    def encode_dynamics(self, state: CustomerState, history: History) -> list[Tensor]:
         """The columns of the history."""
         return [history.columns(self.halvings)]
 
-    def decode_state(self, obs: Tensor) -> State:
+    def decode_state(self, obs: Tensor) -> CustomerState:
         """Read what is known of the state out of observations [B, D]: the status, and zeros."""
         status = self.decode_status(obs)
-        return State(*(torch.zeros_like(status) for _ in range(3)), status)
+        return CustomerState(*(torch.zeros_like(status) for _ in range(3)), status)
 
     def without_contacts(self, obs: Tensor) -> Tensor:
         """Take contacts, redemptions and spend out of observations [B, D], and set the status to subscribed."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.world.customers import Customers, Reward, State, World
+from envs.offers.world.customers import CustomerState, Customers, RewardConfig, World
 
 
 def utility(c: Customers, h: Tensor, d: Tensor, season: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def outcome(c: Customers, world: World, week: int, h: Tensor, f: Tensor, d: Tens
     return Outcome(redeem, buy, world.catalogue.spend(offer, channel, redeem))
 
 
-def outcomes(c: Customers, world: World, week: int, state: State) -> Outcome:
+def outcomes(c: Customers, world: World, week: int, state: CustomerState) -> Outcome:
     """Outcome of every flat index for every customer, [N, P] each."""
     codec = world.catalogue.action_codec
     index = codec.every_action(c.alpha.device)[:, None].expand(-1, len(c))
@@ -57,19 +57,19 @@ def outcomes(c: Customers, world: World, week: int, state: State) -> Outcome:
     return Outcome(*(x.T for x in outcome(c, world, week, h, f, d, *codec.decode(index))))
 
 
-def churn(c: Customers, h: Tensor, f: Tensor) -> Tensor:
+def churn_probability(c: Customers, h: Tensor, f: Tensor) -> Tensor:
     """P(churn | no purchase); a purchase leaves a quarter of it."""
     return (c.c0 * torch.exp(-c.gamma_h * h + c.gamma_f * f)).clamp_max(0.5)
 
 
-def leave(c: Customers, f: Tensor, rate: Tensor) -> Tensor:
+def opt_out_probability(c: Customers, f: Tensor, rate: Tensor) -> Tensor:
     """P(opt-out | contacted, not churned) for a channel's base rate."""
     return (rate * c.opt_out * (1 + f)).clamp_max(0.3)
 
 
-def profit(c: Customers, reward: Reward, h: Tensor, f: Tensor, o: Outcome, contacted: Tensor) -> Tensor:
+def profit(c: Customers, reward: RewardConfig, h: Tensor, f: Tensor, o: Outcome, contacted: Tensor) -> Tensor:
     """Expected profit of the week of customers who had the outcome o, budget's spend taken off."""
     bought = o.redeem + o.buy
     annoyed = contacted & (f >= reward.fatigue_limit)
-    return ((c.margin + reward.trips) * bought - o.spend - reward.churn_cost * churn(c, h, f) * (1 - 0.75 * bought)
+    return ((c.margin + reward.trips) * bought - o.spend - reward.churn_cost * churn_probability(c, h, f) * (1 - 0.75 * bought)
             - reward.fatigue_penalty * annoyed)

@@ -4,9 +4,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.offers.world.customers import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNSUBSCRIBED, Customers, State,
-                                         World)
-from envs.offers.world.response import Outcome, churn, leave, outcome
+from envs.offers.world.customers import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNSUBSCRIBED,
+                                         CustomerState, Customers, World)
+from envs.offers.world.response import Outcome, churn_probability, opt_out_probability, outcome
 
 
 def habit_gain(c: Customers, h: Tensor, redeemed: bool) -> Tensor:
@@ -17,8 +17,8 @@ def habit_gain(c: Customers, h: Tensor, redeemed: bool) -> Tensor:
     return u.clamp_max(0.95)
 
 
-def transition(c: Customers, world: World, week: int, state: State, offer: Tensor, channel: Tensor,
-               u: Tensor) -> tuple[State, Tensor, Tensor, Outcome]:
+def transition(c: Customers, world: World, week: int, state: CustomerState, offer: Tensor, channel: Tensor,
+               u: Tensor) -> tuple[CustomerState, Tensor, Tensor, Outcome]:
     """Draw next week's state from uniforms u [6, N]; return it with bought, redeemed (bool [N]) and the Outcome.
 
     Who is not subscribed gets nothing, whatever was asked for; who is unsubscribed buys and churns on; who churned
@@ -32,24 +32,24 @@ def transition(c: Customers, world: World, week: int, state: State, offer: Tenso
     o = o._replace(buy=o.buy * alive)
     redeemed = u[0] < o.redeem
     bought = u[0] < o.redeem + o.buy
-    lost = churn(c, h, f)
+    lost = churn_probability(c, h, f)
     churned = ~alive | (u[4] < torch.where(bought, 0.25 * lost, lost))
-    left = contacted & (u[5] < leave(c, f, world.catalogue.opt_out[channel]))
-    return moved(c, world, state, contacted, channel, bought, redeemed, churned, left, u), bought, redeemed, o
+    left = contacted & (u[5] < opt_out_probability(c, f, world.catalogue.opt_out[channel]))
+    return next_state(c, world, state, contacted, channel, bought, redeemed, churned, left, u), bought, redeemed, o
 
 
-def moved(c: Customers, world: World, state: State, contacted: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
-          churned: Tensor, left: Tensor, u: Tensor) -> State:
+def next_state(c: Customers, world: World, state: CustomerState, contacted: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
+          churned: Tensor, left: Tensor, u: Tensor) -> CustomerState:
     """Draw next week's state from uniforms u [≥ 4, N], of which u[1:4] are used, when it is known (bool [N]) what was done
     and what came of it."""
     h = state.habit.to(u.dtype)
     gain = torch.where(redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
-    tired = state.fatigue + world.catalogue.tires[channel]
+    tired = state.fatigue + world.catalogue.fatigue_steps[channel]
     habit = torch.where(bought, state.habit + (u[1] < gain).long(), state.habit - (u[1] < c.pi_minus).long())
     fatigue = torch.where(contacted, tired, state.fatigue - (u[2] < c.delta_f).long())
     expectation = torch.where(redeemed, state.expectation + 1, state.expectation - (u[3] < c.delta_d).long())
     status = torch.where(churned, CHURNED, torch.where(left, UNSUBSCRIBED, state.status))
     there = status == SUBSCRIBED
-    return State(torch.where(status != CHURNED, habit.clamp(0, HABITS - 1), 0),
+    return CustomerState(torch.where(status != CHURNED, habit.clamp(0, HABITS - 1), 0),
                  torch.where(there, fatigue.clamp(0, FATIGUES - 1), 0),
                  torch.where(there, expectation.clamp(0, EXPECTATIONS - 1), 0), status)

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from envs.offers.populations.complete_journey_tables import read, times, trips
+from envs.offers.populations.complete_journey_tables import read_tables, trip_times, weekly_trips
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
 from rlcore.plots import labelled
@@ -43,8 +43,8 @@ def run(
         raise ValueError(
             f"benchmark.test_weeks: expected weeks from {last + 1} on, after benchmark.fit_weeks, got {test_weeks}"
         )
-    tables = read()
-    counts = trips(tables, first, end).to(device)
+    tables = read_tables()
+    counts = weekly_trips(tables, first, end).to(device)
     kept = counts[:, :last - first + 1].sum(1) > 0
     seen, test = counts[kept].split((last - first + 1, end - begin + 1), 1)
     generator = torch.Generator(device).manual_seed(seed)
@@ -82,7 +82,7 @@ def poisson(mean: Tensor, count: Tensor) -> Tensor:
 
 def bought(tables: dict, first: int, last: int, device: torch.device) -> bgnbd.Bought:
     """What BG/NBD knows of each household that bought in the weeks first..last, in order of their ids."""
-    by = times(tables, first, last).groupby("household_id").time.agg(["size", "min", "max"])
+    by = trip_times(tables, first, last).groupby("household_id").time.agg(["size", "min", "max"])
     count, start, latest = (torch.tensor(by[name].to_numpy(float), device=device) for name in ("size", "min", "max"))
     return bgnbd.Bought(count - 1, latest - start, last - first + 1 - start)
 

@@ -33,7 +33,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
     )
     for n, size in sizes.items():
         generator = torch.Generator(device).manual_seed(seed)
-        market = Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.rules)
+        market = Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules)
         limit = dual(
             market.customers,
             world,

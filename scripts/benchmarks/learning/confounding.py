@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from envs.data_collection import LoggingPolicy, UniformPolicy
-from envs.offers.populations.base import from_columns
+from envs.offers.populations.base import theta_from_matrix
 from envs.offers.world.response import outcome
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.cross_fitting import consecutive_ids
@@ -75,7 +75,7 @@ def effect(env, log: LoggedDataset) -> Tensor:
     population, (offers, channels) = env.population, env.nvec
     world = env.world.to(env.device, torch.float64)
     z = log.obs[:, :env.static_dim].double() @ population.mixing.T.to(env.device)
-    c = world.inhabit(from_columns(population.mean.to(z) + population.std.to(z) * z))
+    c = world.inhabit(theta_from_matrix(population.mean.to(z) + population.std.to(z) * z))
     h, f, d = (x.double() for x in env.codec.decode_state(log.obs)[:3])
 
     def trips(offer: int, channel: int) -> Tensor:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from envs.data_collection import LoggingPolicy, rollouts
-from envs.offers.constraints.contact_rules import Permits
-from envs.offers.planning.dynamic_program import action_values, best_plan, organic
-from envs.offers.planning.state_values import Grid, Values
+from envs.offers.constraints.contact_rules import ContactPolicy
+from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
+from envs.offers.planning.state_values import StateGrid, StateValues
 from envs.offers.policies.learned import Knapsack
 from envs.offers.policies.logging_policies import at_private_prices
 from envs.offers.populations.base import Sample
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, State
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, CustomerState
 from rlcore.exploration import floored
 from rlcore.offline.logged_dataset import LoggedDataset
 
@@ -31,11 +31,11 @@ class Pool:
         self.sample, self.num_features = env.population.draw(size, generator, "test"), env.population.num_features
         self.world = env.world.to(env.device, torch.float64)
         self.customers = self.world.inhabit(self.sample.customers)
-        self.organic, self.rows = organic(self.customers, self.world), None
+        self.no_contact_values, self.rows = no_contact_values(self.customers, self.world), None
         # All states of all customers, as if each were a customer.
         grid = torch.cartesian_prod(*(torch.arange(n, device=env.device) for n in (HABITS, FATIGUES, EXPECTATIONS)))
         everywhere = grid[:, None].expand(-1, size, -1).flatten(0, 1)
-        self.states = State(*everywhere.unbind(1), torch.zeros_like(everywhere[:, 0]))
+        self.states = CustomerState(*everywhere.unbind(1), torch.zeros_like(everywhere[:, 0]))
         self.copies = torch.arange(size, device=env.device).repeat(STATES)
         self.valid = self.world.catalogue.valid.flatten()
 
@@ -43,22 +43,22 @@ class Pool:
         """Return n customers with their start states; which they are is kept in `rows`."""
         self.rows = rows = torch.randint(len(self.customers), (n,), generator=generator, device=generator.device)
         return Sample(
-            self.sample.customers[rows], self.sample.features[rows], State(*(x[rows] for x in self.sample.state))
+            self.sample.customers[rows], self.sample.features[rows], CustomerState(*(x[rows] for x in self.sample.state))
         )
 
     def policy(self, *, price: float, plans: bool, sigma: float, epsilon: float) -> Tensor:
         """What a planner does (envs/offers/policies/logging_policies.py, PricePerturbedPolicy) at one price for all."""
         c, world, expand = self.customers, self.world, self.copies
         paths = torch.full((world.weeks,), price, dtype=torch.float64, device=expand.device)
-        values = best_plan(c, world, self.organic, paths)[0] if plans else None
-        values = values and [Values(*(x[..., expand] for x in v)) for v in values]
+        values = best_plan(c, world, self.no_contact_values, paths)[0] if plans else None
+        values = values and [StateValues(*(x[..., expand] for x in v)) for v in values]
         plan = Knapsack(c[expand], world, "true θ", values=values, fee=0.0)
-        allowed = Permits(world.catalogue, None, (), ())(torch.ones_like(expand, dtype=torch.bool), [])
+        mask = ContactPolicy(world.catalogue, None, (), ())(torch.ones_like(expand, dtype=torch.bool), [])
         weeks = []
         for t in range(world.weeks):
-            steps = plan.increments(t, self.states, allowed)
+            steps = plan.increments(t, self.states, mask)
             probs = at_private_prices(steps, paths[t].expand(len(expand)), sigma, len(self.valid))
-            weeks.append(floored(probs, allowed.pairs, epsilon).float().view(STATES, len(c), -1))
+            weeks.append(floored(probs, mask.allowed, epsilon).float().view(STATES, len(c), -1))
         return torch.stack(weeks)
 
     def value(self, policy: Tensor) -> tuple[float, float]:
@@ -67,15 +67,15 @@ class Pool:
         return without, without - priced
 
     def _value(self, policy: Tensor, price: float) -> float:
-        c, world, at = self.customers, self.world, Grid(self.customers.alpha)
-        values = self.organic[-1]
+        c, world, at = self.customers, self.world, StateGrid(self.customers.alpha)
+        values = self.no_contact_values[-1]
         for t in reversed(range(world.weeks)):
             nothing, contact = action_values(c, world, t, at, price, values)
             table = torch.cat((nothing.expand(1, contact.shape[1], *nothing.shape), contact)).flatten(
                 0, 1
             )  # [P, 6, 4, 3, N]
             chosen = policy[t].double().view(HABITS, FATIGUES, EXPECTATIONS, len(c), -1).movedim(-1, 0)
-            values = Values((chosen * table).sum(0), self.organic[t].unsubscribed)
+            values = StateValues((chosen * table).sum(0), self.no_contact_values[t].unsubscribed)
         return values.at(self.sample.state).mean().item()
 
 

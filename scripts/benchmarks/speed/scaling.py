@@ -92,12 +92,12 @@ def of_market(env, generator: torch.Generator, dtype: torch.dtype, n: int, seaso
     """Time the bound of n customers, and with `season` one season of a policy with its account."""
     world, kept = env.world.to(env.device, dtype), {}
     opened = cpu_seconds(
-        lambda: kept.update(market=Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.rules))
+        lambda: kept.update(market=Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules))
     )
     market = kept["market"]
     solved = cpu_seconds(lambda: kept.update(bound=dual(
-        market.customers, world, market.organic, market.start, market.budget, market.stock, market.rollover,
-        contacts=market.permits.contacts, **bound)))
+        market.customers, world, market.no_contact_values, market.start, market.budget, market.stock, market.rollover,
+        contacts=market.contact_policy.contacts, **bound)))
     limit = kept["bound"]
     row = {"open_seconds": opened, "dual_seconds": solved, "tables_kept": limit.values is not None,
            "evaluations": limit.evaluations, "evaluation_seconds": solved / limit.evaluations,
@@ -137,11 +137,11 @@ def of_weeks(
     env = partial(env, world=partial(world, season=season), num_agents=n)(device, seed)
     world = env.world.to(device, dtype)
     market = Market.open(
-        env.population.draw(n, torch.Generator(device).manual_seed(seed), "test"), world, env.budget, env.rules
+        env.population.draw(n, torch.Generator(device).manual_seed(seed), "test"), world, env.budget, env.contact_rules
     )
 
     def once():
-        dual(market.customers, world, market.organic, market.start, market.budget, first_price=1.0, tolerance=0.0,
+        dual(market.customers, world, market.no_contact_values, market.start, market.budget, first_price=1.0, tolerance=0.0,
              max_evaluations=1)
     ppo = partial(algo, num_steps=weeks)(env, seed)
     return {"weeks": weeks, "evaluation_seconds": median(cpu_seconds(once) for _ in range(3)), **iteration(ppo, 3)}

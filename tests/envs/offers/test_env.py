@@ -129,7 +129,7 @@ def test_a_season_equals_scalar_customers():
         env = make(n=6, **pushy(reward={"shaping": shaping, "terminal": terminal, "churn_cost": 2.0}))
         seen = season(env)
         people = references(env.customers.map(Tensor.double), env.world)
-        v0 = [r.organic() for r in people]
+        v0 = [r.no_contact_values() for r in people]
         price, u = env.prices.double(), env.uniforms.double()
         now = decode(env, seen.obs[0])
         for t, step in enumerate(seen.steps):
@@ -167,7 +167,7 @@ def test_realised_shaped_rewards_telescope_to_the_unshaped(terminal):
     _, plain = play_table(n=300, reward={**reward, "shaping": False})
     assert torch.equal(torch.stack(shaped.action), torch.stack(plain.action))
     gained, earned = (x.reward.double().sum(0) for x in (shaped, plain))
-    torch.testing.assert_close(gained + env.organic[0].at(shaped.start), earned, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(gained + env.no_contact_values[0].at(shaped.start), earned, rtol=1e-5, atol=1e-3)
 
 
 def is_zero(x: Tensor, within: float) -> None:
@@ -182,7 +182,7 @@ def test_expected_shaped_rewards_sum_to_what_the_policy_earns_over_never_contact
     _, plain = play_table(n=5000, reward={"shaping": False})
     assert torch.equal(torch.stack(shaped.action), torch.stack(plain.action))
     gained, earned = shaped.reward.sum(0), plain.reward.sum(0)
-    is_zero(gained + env.organic[0].at(shaped.start) - earned, within=1.5)
+    is_zero(gained + env.no_contact_values[0].at(shaped.start) - earned, within=1.5)
     assert gained.mean().abs() > 5  # of money a customer: far outside the error
     assert (gained - gained.mean()).square().mean() < 0.1 * (earned - earned.mean()).square().mean()  # and less noise
 

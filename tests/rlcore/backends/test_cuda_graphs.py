@@ -64,7 +64,7 @@ def untrained_teacher(env):
     return instantiate(composed("algo=cql", "env=offers").algo, _convert_="all")(env, 0).policy
 
 
-@pytest.mark.parametrize("env", ["offers algo.norm_adv=batch", "offers env/observation=history env/rules=caps",
+@pytest.mark.parametrize("env", ["offers algo.norm_adv=batch", "offers env/observation=history env/contact_rules=caps",
                                  "offers algo=distilled_ppo algo.distill_iterations=2 algo.center_reward=true", "offers_sequential"])
 def test_ppo_recorded_learns_as_ppo_does(tape, env):
     """To the last bit, over iterations before and after the recording."""

@@ -12,11 +12,11 @@ from configs import load
 from tiny_email_trainer import trainer
 from toy_envs import Bandit, make_ppo, part, train
 
-from envs.offers.planning.lagrangian_bound import alone, dual
+from envs.offers.planning.lagrangian_bound import dual, single_process
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.distributed_clearing import clear_together
-from envs.offers.planning.dynamic_program import organic
-from envs.offers.world.customers import State
+from envs.offers.planning.dynamic_program import no_contact_values
+from envs.offers.world.customers import CustomerState
 from rlcore.backends import distributed
 from rlcore.ppo import PPO
 
@@ -114,7 +114,7 @@ def work(rank, folder, port):
         world, c, start, budget, stock = market()
         half = distributed.per_process(CUSTOMERS, "customers")
         rows = slice(rank * half, (rank + 1) * half)
-        found["dual"] = solve(world, c[rows], State(*(x[rows] for x in start)), budget, stock, distributed.all_reduce_sum)
+        found["dual"] = solve(world, c[rows], CustomerState(*(x[rows] for x in start)), budget, stock, distributed.all_reduce_sum)
         for kind in ("distinct", "ties"):
             some = steps(kind)
             own = Increments(*(x.chunk(SIZE)[rank] for x in some))
@@ -209,13 +209,13 @@ def test_ppo_kl_of_two_processes_is_that_of_one_with_the_mails_of_both(both):
 
 def test_the_dual_over_shared_customers_is_that_over_all(both):
     world, c, start, budget, stock = market()
-    whole = solve(world, c, start, budget, stock, alone)
+    whole = solve(world, c, start, budget, stock, single_process)
     gain = whole.pop("gain")
     for rank, one in enumerate(both):
         near(one["dual"].pop("gain"), gain.chunk(SIZE)[rank], rtol=1e-9, atol=1e-9)
         near(one["dual"], whole, rtol=1e-9, atol=1e-9)
-    amounts = budget.weekly_amounts(c, world, organic(c, world), start)
-    kept = dual(c, world, organic(c, world), start, amounts, stock, first_price=3.0, tolerance=1e-4, max_evaluations=5)
+    amounts = budget.weekly_amounts(c, world, no_contact_values(c, world), start)
+    kept = dual(c, world, no_contact_values(c, world), start, amounts, stock, first_price=3.0, tolerance=1e-4, max_evaluations=5)
     assert kept.value == pytest.approx(whole["value"].item(), rel=1e-12) and kept.values is not None
 
 

@@ -13,8 +13,8 @@ from envs.data_collection import UniformPolicy, rollouts
 from envs.offers.logs.schema import COLUMNS
 from envs.offers.policies.logging_policies import at_private_prices
 from envs.offers.planning.knapsack import Increments
-from envs.offers.planning.state_values import Visited
-from envs.offers.planning.dynamic_program import action_values, best_plan, organic
+from envs.offers.planning.state_values import VisitedStates
+from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
 from envs.wheel_bandit import Wheel
 from rlcore.offline.log_files import Reader, read, write
 from rlcore.offline.logged_dataset import LoggedDataset, check
@@ -105,12 +105,12 @@ def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
         probs = planner.probs(env, None, env.allowed.pairs)
         torch.testing.assert_close(probs.sum(1), torch.ones(12, dtype=probs.dtype))
         c, world = env.customers, env.world
-        values = best_plan(c, world, organic(c, world), env.prices)[0]
+        values = best_plan(c, world, no_contact_values(c, world), env.prices)[0]
         noise = torch.randn(1500, generator=torch.Generator().manual_seed(week))
         counts = torch.zeros(12, 30)
         for xi in noise:  # the planner itself, at each customer's own draw
             price = env.price * (0.5 * xi).exp()
-            nothing, contact = action_values(c, world, week, Visited(env.state, c.alpha), price, values[week + 1])
+            nothing, contact = action_values(c, world, week, VisitedStates(env.state, c.alpha), price, values[week + 1])
             table = torch.cat((nothing.expand(1, 5, -1), contact)).flatten(0, 1).T.masked_fill(~env.allowed.pairs, -torch.inf)
             counts[torch.arange(12), table.argmax(1)] += 1
         assert ((counts / 1500 - probs).abs() < 4 * (probs * (1 - probs) / 1500).sqrt() + 1e-3).all()

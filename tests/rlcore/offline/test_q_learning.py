@@ -242,7 +242,7 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
     exact = Valued(GreedyPolicy((6, 5), lambda x, mask: x @ head, None, observes_price=False), *setting)
     values = GreedyPolicy((6, 5), lambda obs, mask: obs[:, :env.context_dim] @ head, None, observes_price=True)
     priced = PricedValues(values, *setting, prices=judge.prices, drift=0.0)
-    allowed = market.permits(market.start.status == SUBSCRIBED, [])
+    allowed = market.contact_policy(market.start.status == SUBSCRIBED, [])
     context, spend = exact.look(slice(None), 0, market.start, allowed)
     worth = (context @ head).masked_fill(~allowed.pairs, -torch.inf).double()
     for price in (0.5, 3.0, 20.0):

@@ -21,8 +21,8 @@ from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.evaluation.simulation import Market, play
 from envs.offers.policies.learned import Knapsack
 from envs.offers.policies.rollover import Saving, carried, price_path
-from envs.offers.constraints.budget_account import DAYS, Purse
-from envs.offers.constraints.budget_rules import Buffered, Expected, Reserved
+from envs.offers.constraints.budget_account import DAYS_PER_WEEK, BudgetAccount
+from envs.offers.constraints.budget_rules import BufferedSpend, ExpectedSpend, ReservedSpend
 
 CATALOGUE = load("catalogue/default")
 VALUE, COST = CATALOGUE.value.tolist(), CATALOGUE.cost.tolist()
@@ -53,12 +53,12 @@ def random_steps(n: int, k: int, seed: int) -> Increments:
     return Increments(price, total.diff(dim=1, prepend=torch.zeros(n, 1, dtype=torch.float64)), action)
 
 
-def purse(budget: list, stock: dict | None = None, rollover: bool = False) -> Purse:
+def account(budget: list, stock: dict | None = None, rollover: bool = False) -> BudgetAccount:
     """Open a purse of weekly budgets and stocks {offer: pieces}."""
     pieces = torch.full((OFFERS,), inf, dtype=torch.float64)
     for offer, count in (stock or {}).items():
         pieces[offer] = count
-    return Purse(torch.tensor(budget, dtype=torch.float64), pieces, rollover, CATALOGUE)
+    return BudgetAccount(torch.tensor(budget, dtype=torch.float64), pieces, rollover, CATALOGUE)
 
 
 # ── expected and buffered ───────────────────────────────────────────────────────────────────────────────────────────
@@ -66,19 +66,19 @@ def test_expected_is_clearing_and_no_room_is_expected():
     for seed in range(10):
         steps, money = random_steps(40, 5, seed), 1.0 + seed
         action, price = clear(steps, torch.tensor(money))
-        for rule in (Expected(), Buffered(z=0.0)):
-            held = purse([money])
+        for rule in (ExpectedSpend(), BufferedSpend(z=0.0)):
+            held = account([money])
             held.open(0)
-            mine, at = rule.week(held, steps, lambda a: torch.zeros_like(a, dtype=torch.bool))
+            mine, at = rule.allocate(held, steps, lambda a: torch.zeros_like(a, dtype=torch.bool))
             assert torch.equal(mine, action) and at == price
 
 
 def test_a_buffer_is_so_many_standard_deviations_of_independent_redemptions():
     for z, seed in ((1.0, 0), (2.0, 1), (3.0, 2)):
         steps, budget = random_steps(200, 4, seed), 15.0
-        held = purse([budget])
+        held = account([budget])
         held.open(0)
-        action, price = Buffered(z=z).week(held, steps, lambda a: torch.zeros_like(a, dtype=torch.bool))
+        action, price = BufferedSpend(z=z).allocate(held, steps, lambda a: torch.zeros_like(a, dtype=torch.bool))
         rows = sorted((-p, i, k) for i, row in enumerate(steps.price.tolist()) for k, p in enumerate(row) if p > -inf)
         totals = steps.spend.cumsum(1).tolist()
         pairs, spent, need = {}, {}, []
@@ -106,9 +106,9 @@ def test_an_offer_that_runs_out_is_left_and_the_others_go_on():
 
     actions = {}
     for count in (inf, 2.0, 0.0):
-        held = purse([inf], {5: count, 2: 3.0})
+        held = account([inf], {5: count, 2: 3.0})
         held.open(0)
-        actions[count], _ = Expected().week(held, steps, lambda a: torch.zeros_like(a, dtype=torch.bool))
+        actions[count], _ = ExpectedSpend().allocate(held, steps, lambda a: torch.zeros_like(a, dtype=torch.bool))
     free = (actions[inf] // CHANNELS == 5).sum()  # offer 2 is short in all of them
     assert free > (actions[2.0] // CHANNELS == 5).sum() > 0 == (actions[0.0] // CHANNELS == 5).sum()
     for action in actions.values():
@@ -116,12 +116,12 @@ def test_an_offer_that_runs_out_is_left_and_the_others_go_on():
     assert taken(actions[2.0], 5) <= 2.0 + 1e-6 and (actions[0.0] > 0).sum() > 100
 
 
-# ── waves against a scalar ledger ───────────────────────────────────────────────────────────────────────────────────
+# ── sends against a scalar ledger ───────────────────────────────────────────────────────────────────────────────────
 class Ledger:
     """One season in plain Python: single reservations in a list, one customer at a time."""
 
-    def __init__(self, budget: list, stock: dict, rollover: bool, waves: int, validity: dict):
-        self.budget, self.stock, self.rollover, self.waves, self.validity = budget, stock, rollover, waves, validity
+    def __init__(self, budget: list, stock: dict, rollover: bool, sends_per_week: int, validity: dict):
+        self.budget, self.stock, self.rollover, self.sends_per_week, self.validity = budget, stock, rollover, sends_per_week, validity
         self.paid, self.held, self.gone = [0.0] * len(budget), [], dict.fromkeys(stock, 0)  # held: (lapse, money, offer)
 
     def free(self, week: int, day: int) -> float:
@@ -144,11 +144,11 @@ class Ledger:
     def week(self, week: int, rows: list, redeems: list) -> list:
         """rows: a list of (price, spend so far, pair) for each customer; redeems: who would redeem which pairs."""
         sent = [0] * len(rows)
-        days = [7 * week + 7 * w // self.waves for w in range(self.waves)]
+        days = [7 * week + 7 * w // self.sends_per_week for w in range(self.sends_per_week)]
         for w, day in enumerate(days):
             money = max(self.free(week, day) - 1e-9 * sum(self.budget), 0.0)
             left = self.pieces(day)
-            turns = min(self.waves - w, 1 + (days[-1] - day) // max(self.validity.values()))
+            turns = min(self.sends_per_week - w, 1 + (days[-1] - day) // max(self.validity.values()))
             queue = sorted((-p, i, k) for i, row in enumerate(rows) for k, (p, *_) in enumerate(row) if not sent[i])
             wanted, spend, charges, order = {}, {}, {}, []
             for _, i, k in queue:  # what could be paid by reserving the money `turns` times over
@@ -178,20 +178,20 @@ class Ledger:
 
 
 @pytest.mark.parametrize("rollover", [False, True])
-@pytest.mark.parametrize("waves, validity", [
+@pytest.mark.parametrize("sends_per_week, validity", [
     (1, 1), (7, 1), (3, 2), (7, 10), (2, dict(zip(CATALOGUE.offers[1:], (1, 20, 3, 8, 1))))])
-def test_waves_equal_a_scalar_ledger(waves, validity, rollover):
+def test_waves_equal_a_scalar_ledger(sends_per_week, validity, rollover):
     by_offer = {o: validity[CATALOGUE.offers[o]] if isinstance(validity, dict) else validity for o in range(1, OFFERS)}
     reached = 0
     for seed in range(4):
         budget = [6.0, 6.0, 2.5, 9.0]
-        rule, held = Reserved(waves=waves, validity_days=validity), purse(budget, {}, rollover)
-        ledger = Ledger(budget, {}, rollover, waves, by_offer)
+        rule, held = ReservedSpend(sends_per_week=sends_per_week, validity_days=validity), account(budget, {}, rollover)
+        ledger = Ledger(budget, {}, rollover, sends_per_week, by_offer)
         for week in range(4):
             steps = random_steps(25, 4, 100 * seed + week)
             fate = torch.rand(25, OFFERS * CHANNELS, generator=seeded(7 * seed + week)) < 0.35
             held.open(week)
-            action, _ = rule.week(held, steps, lambda a: fate.gather(1, a[:, None])[:, 0] & (a > 0))
+            action, _ = rule.allocate(held, steps, lambda a: fate.gather(1, a[:, None])[:, 0] & (a > 0))
             rows = [[(p, t, a) for p, t, a in zip(*x) if p > -inf] for x in zip(
                 *(y.tolist() for y in (steps.price, steps.spend.cumsum(1), steps.action)))]
             assert action.tolist() == ledger.week(week, rows, fate.tolist())
@@ -209,9 +209,9 @@ def seasons(draw):
     g = seeded(draw(st.integers(0, 10**6)))
     days = draw(st.one_of(st.integers(1, 20), st.tuples(*[st.integers(1, 20)] * (OFFERS - 1)).map(
         lambda x: dict(zip(CATALOGUE.offers[1:], x)))))
-    rule = Reserved(waves=draw(st.integers(1, DAYS)), validity_days=days)
+    rule = ReservedSpend(sends_per_week=draw(st.integers(1, DAYS_PER_WEEK)), validity_days=days)
     budget = [draw(st.one_of(st.just(0.0), st.floats(0, 40), st.sampled_from([2.57, 5.14, 7.71]))) for _ in range(weeks)]
-    held = purse(budget, draw(st.dictionaries(st.integers(1, OFFERS - 1), st.integers(0, 5))), draw(st.booleans()))
+    held = account(budget, draw(st.dictionaries(st.integers(1, OFFERS - 1), st.integers(0, 5))), draw(st.booleans()))
     claim, rate = draw(st.sampled_from([0.0, 0.05, 0.3, 1.0, 50.0, -1.0])), draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
     asks = []
     for _ in range(weeks):
@@ -225,7 +225,7 @@ def seasons(draw):
     return rule, held, asks
 
 
-class Watchful(Purse):
+class Watchful(BudgetAccount):
     """A purse that checks, at every payment and reservation, that all it owes is covered."""
 
     def pay(self, action, redeemed):
@@ -239,7 +239,7 @@ class Watchful(Purse):
         money, pieces = self.reserved(day)
         assert self.left >= money and (self.stock >= pieces).all()
         for week in range(self.week + 1, len(self.budget) if not self.rollover else 0):
-            assert self.budget[week] >= self.reserved(week * DAYS)[0]
+            assert self.budget[week] >= self.reserved(week * DAYS_PER_WEEK)[0]
 
 
 @given(seasons())
@@ -256,7 +256,7 @@ def test_settled_and_reserved_never_pass_the_budget(season):
             batches.append(action)
             return redeems & (action >= CHANNELS)
 
-        action, _ = rule.week(held, steps, fate)
+        action, _ = rule.allocate(held, steps, fate)
         assert (sum((b > 0).long() for b in batches) <= 1).all() and torch.equal(sum(batches), action)  # one a customer
         allowed = (steps.action == action[:, None]) & (steps.price > -inf)
         assert (allowed.any(1) | (action == 0)).all()  # nobody gets what was not asked for
@@ -278,10 +278,10 @@ def opened(n: int, season: list | None = None, seed: int = 1, **budget):
     """Open a market with changes to budget and season, with its bound."""
     catalogue = load("catalogue/default")
     world = load("world/full", catalogue, load("reward/default"), season=season or list(node("world/full").season))
-    population = load("population/structural", catalogue, reference_size=1000)
+    population = load("population/synthetic", catalogue, reference_size=1000)
     made = Market.open(population.draw(n, seeded(seed), "test"), world.to("cpu", torch.float64),
-                       load("budget/expected", **budget), load("rules/none", catalogue, population))
-    return made, dual(made.customers, made.world, made.organic, made.start, made.budget, made.stock, made.rollover,
+                       load("budget/expected", **budget), load("contact_rules/none", catalogue, population))
+    return made, dual(made.customers, made.world, made.no_contact_values, made.start, made.budget, made.stock, made.rollover,
                       **{**DUAL_SOLVER, "tolerance": 1e-3})
 
 
@@ -306,7 +306,7 @@ class Dearest:
         return Increments(price, torch.full((n, 1), self.claim, dtype=torch.float64), torch.full((n, 1), DEAREST))
 
 
-@pytest.mark.parametrize("rule", [Reserved(waves=7, validity_days=1), Reserved(waves=4, validity_days=9)], ids=str)
+@pytest.mark.parametrize("rule", [ReservedSpend(sends_per_week=7, validity_days=1), ReservedSpend(sends_per_week=4, validity_days=9)], ids=str)
 @pytest.mark.parametrize("rollover", [False, True])
 def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
     strict = replace(market[0], rule=rule, rollover=rollover)
@@ -326,15 +326,15 @@ def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
             paid = record.paid.sum(1)
             assert ((paid.cumsum(0) if rollover else paid) <= limit).all()
             assert (record.action > 0).any()
-    record = play(Optimist(), replace(strict, rule=Expected()), luck(strict, 1)[0])
+    record = play(Optimist(), replace(strict, rule=ExpectedSpend()), luck(strict, 1)[0])
     assert (record.paid.sum(1) > strict.budget).any()  # which the soft rule lets through
 
 
 def test_each_rule_costs_what_it_should(market):
     made, bound = market
     policy = Knapsack(made.customers, made.world, "true θ", values=bound.values, fee=0.0)
-    rules = [Expected(), Reserved(waves=7, validity_days=1), Reserved(waves=2, validity_days=1),
-             Reserved(waves=1, validity_days=1)]
+    rules = [ExpectedSpend(), ReservedSpend(sends_per_week=7, validity_days=1), ReservedSpend(sends_per_week=2, validity_days=1),
+             ReservedSpend(sends_per_week=1, validity_days=1)]
     rows = [summary([play(policy, replace(made, rule=rule), u, bound) for u in luck(made, 4)], made, bound) for rule in rules]
     scores = [row["score"] for row in rows]
     assert scores == sorted(scores, reverse=True) and scores[0] > 0.97 and scores[1] > 0.7 and scores[3] > 0.2
@@ -376,7 +376,7 @@ def test_rolling_over_is_worth_no_less_and_a_season_no_less_still():
     assert gaps[0] < gaps[1] < gaps[2]
 
 
-@pytest.mark.parametrize("rule", [Expected(), Reserved(waves=7, validity_days=1)], ids=str)
+@pytest.mark.parametrize("rule", [ExpectedSpend(), ReservedSpend(sends_per_week=7, validity_days=1)], ids=str)
 def test_both_accounts_agree_under_roll_over_and_stock(rule):
     """E Σ A⁰ + E Σ ρ + Σ λ (B − E spend) + Σ ν (stock − E redeemed) = L − J(none), whatever the policy."""
     market, bound = opened(60, rollover=True, stock={"euro_0_50": 0.05, "euro_2_50": 0.01})
@@ -460,7 +460,7 @@ def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
         worth = carried(torch.tensor(metrics["bound"]["prices"]))
         assert (torch.tensor(metrics["policies"]["planning"]["prices"]) >= worth - 1e-6).all()
     first, second = (part.to_table() for part in report.parts().values())
-    assert "expectation" in first.title and "never passed" in second.title and first.caption is None
+    assert "expectation" in first.title and "never exceeded" in second.title and first.caption is None
     evaluation = small_evaluation(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2}, hard=None)
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     alone = evaluation.evaluate(None, "")
@@ -469,11 +469,11 @@ def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
 
 
 @pytest.mark.parametrize("make, says", [
-    (lambda: Reserved(waves=0, validity_days=1), "rule.waves"), (lambda: Reserved(waves=8, validity_days=1), "rule.waves"),
-    (lambda: Reserved(waves=7, validity_days=0), "rule.validity_days"),
-    (lambda: Reserved(waves=7, validity_days={"euro_1_00": 1.5}), "rule.validity_days"),
-    (lambda: Reserved(waves=7, validity_days={"euro_1_00": 2}).validity(CATALOGUE), "rule.validity_days"),
-    (lambda: Buffered(z=-1.0), "rule.z"), (lambda: load("budget/expected", stock={"euro_1_00": -1}), "stock.euro_1_00"),
+    (lambda: ReservedSpend(sends_per_week=0, validity_days=1), "rule.sends_per_week"), (lambda: ReservedSpend(sends_per_week=8, validity_days=1), "rule.sends_per_week"),
+    (lambda: ReservedSpend(sends_per_week=7, validity_days=0), "rule.validity_days"),
+    (lambda: ReservedSpend(sends_per_week=7, validity_days={"euro_1_00": 1.5}), "rule.validity_days"),
+    (lambda: ReservedSpend(sends_per_week=7, validity_days={"euro_1_00": 2}).validity(CATALOGUE), "rule.validity_days"),
+    (lambda: BufferedSpend(z=-1.0), "rule.z"), (lambda: load("budget/expected", stock={"euro_1_00": -1}), "stock.euro_1_00"),
     (lambda: load("budget/expected", stock={"euro_9": 1}).check(CATALOGUE), "stock"),
 ])
 def test_bad_rules_are_refused(make, says):

@@ -16,15 +16,15 @@ from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, FULL_SEASON, linear_progr
 
 from envs.offers.evaluation.profit_decomposition import summary
 from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
-from envs.offers.planning.knapsack import Increments, clear, permitted, ranked
+from envs.offers.planning.knapsack import Increments, allowed_increments, clear, ranked
 from envs.offers.constraints.expressions import holds
 from envs.offers.evaluation.simulation import Market, play
 from envs.offers.policies.learned import Knapsack, Priced, Random, Response, Valued, outcomes
 from envs.offers.populations.base import Sample
 from envs.offers.planning.dynamic_program import best_plan
-from envs.offers.constraints.contact_rules import Permits, Rules
-from envs.offers.populations.base import lots
-from envs.offers.world.customers import State
+from envs.offers.constraints.contact_rules import ContactPolicy, ContactRules
+from envs.offers.populations.base import hash_uniform
+from envs.offers.world.customers import CustomerState
 
 ROWS = [{"age": a, "tier": t, "points spent": p} for a, t, p in product(
     (16.0, 18.0, 40.0, float("nan")), ("gold", "basic", ""), (0.0, 1.0, 7.5, float("nan")))]
@@ -73,23 +73,23 @@ def test_expressions_mean_what_python_means_row_by_row(text):
     ("(lambda: 1)()", "not understood"), ("age is 3", "orders"), ("f'{age}' == 'a'", "not understood"),
     ("age > 1j", "not understood"), ("tier[0] == 'g'", "not understood"), ("(x := 3) > age", "not understood")])
 def test_what_is_no_condition_is_refused_in_one_line(text, problem):
-    with pytest.raises(ValueError, match="^env.rules.here: ") as refused:
-        holds(text, COLUMNS, "env.rules.here")
+    with pytest.raises(ValueError, match="^env.contact_rules.here: ") as refused:
+        holds(text, COLUMNS, "env.contact_rules.here")
     assert problem in str(refused.value) and "\n" not in str(refused.value)
 
 
 # ── the mask ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def sample_of(rows: torch.Tensor) -> Sample:
     """Draw customers who have these rows of the columns."""
-    return Sample(None, None, State(*torch.zeros(4, len(rows), dtype=torch.long)), rows)
+    return Sample(None, None, CustomerState(*torch.zeros(4, len(rows), dtype=torch.long)), rows)
 
 
-def build(population=None, **changes) -> Rules:
+def build(population=None, **changes) -> ContactRules:
     """Build the shipped rules with some keys replaced."""
-    shipped = {key: value for key, value in OmegaConf.to_container(node("rules/none")).items() if not key.startswith("_")}
+    shipped = {key: value for key, value in OmegaConf.to_container(node("contact_rules/none")).items() if not key.startswith("_")}
     if "holdout" in changes:
         changes["holdout"] = {**shipped["holdout"], **changes["holdout"]}
-    return Rules(CATALOGUE, population or people(), **{**shipped, **changes})
+    return ContactRules(CATALOGUE, population or people(), **{**shipped, **changes})
 
 
 CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integers(1, 4)})
@@ -111,8 +111,8 @@ def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(dat
     weeks = data.draw(st.integers(0, 11))
     sent = [torch.rand(8, generator=g) < 0.4 for _ in range(weeks)]
     subscribed = torch.rand(8, generator=g) < 0.8
-    permits = rules.permits(sample_of(rows))
-    pairs = permits(subscribed, sent).pairs.view(8, 6, 5)
+    contact_policy = rules.policy(sample_of(rows))
+    pairs = contact_policy(subscribed, sent).allowed.view(8, 6, 5)
 
     def meets(text, row):
         known = {"age": row["age"], "tier": row["tier"], "points": row["points spent"]}
@@ -120,7 +120,7 @@ def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(dat
         return not any(x == "" or x != x for x in used.values()) and eval(text.replace("`points spent`", "points"), known)
 
     for i, row in enumerate(ROWS[k] for k in rows.tolist()):
-        free = subscribed[i].item() and not lots(IDS, rules.holdout["salt"])[rows[i]] < share
+        free = subscribed[i].item() and not hash_uniform(IDS, rules.holdout["salt"])[rows[i]] < share
         for cap in caps:
             recent = sent[max(weeks - cap["weeks"] + 1, 0):]
             free = free and sum(week[i].item() for week in recent) < cap["contacts"]
@@ -131,46 +131,46 @@ def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(dat
                 fine = fine and meets(eligible.get(name, "1"), row) and meets(consent.get(channels[c], "1"), row)
                 fine = fine and (low is None or row["age"] >= low) and (high is None or row["age"] <= high)
             assert pairs[i, o, c].item() == bool(fine)
-            assert (permits.reasons(i, o, c, subscribed[i].item(), sent) == []) == bool(fine)
+            assert (contact_policy.reasons(i, o, c, subscribed[i].item(), sent) == []) == bool(fine)
 
 
 def test_reasons_name_every_rule_that_forbids():
     rules = build(eligible={"euro_2_50": "tier == 'gold'"}, consent={"sms": "age > 99"}, caps=[{"weeks": 4, "contacts": 1}],
                   age={"column": "age", "limits": {"euro_2_50": [18, None]}}, holdout={"share": 0.99})
-    permits = rules.permits(sample_of(torch.tensor([IDS.index(f"id {k}") for k in range(1, 3)])))  # 16, gold / basic
-    assert permits.reasons(0, 5, 3, False, [torch.tensor([True, False])]) == [
+    contact_policy = rules.policy(sample_of(torch.tensor([IDS.index(f"id {k}") for k in range(1, 3)])))  # 16, gold / basic
+    assert contact_policy.reasons(0, 5, 3, False, [torch.tensor([True, False])]) == [
         "not subscribed", "age euro_2_50: age >= 18", "consent sms: age > 99", "holdout", "cap: 1 contacts in 4 weeks"]
-    assert permits.reasons(1, 1, 0, True, [torch.tensor([True, False])]) == ["holdout"]
-    assert permits.reasons(0, 0, 3, True, []) == ["no such pair"]
-    assert set(permits.shares()) == {"age euro_2_50: age >= 18", "consent sms: age > 99", "holdout",
+    assert contact_policy.reasons(1, 1, 0, True, [torch.tensor([True, False])]) == ["holdout"]
+    assert contact_policy.reasons(0, 0, 3, True, []) == ["no such pair"]
+    assert set(contact_policy.shares()) == {"age euro_2_50: age >= 18", "consent sms: age > 99", "holdout",
                                      "eligible euro_2_50: tier == 'gold'"}
 
 
 def test_without_rules_all_is_as_it_was():
     rules = build(people())
-    permits, subscribed = rules.permits(sample_of(torch.arange(4))), torch.tensor([True, False, True, True])
-    allowed, features = permits(subscribed, [subscribed] * 5), torch.rand(4, 3)
-    assert torch.equal(allowed.pairs.view(4, 6, 5), permits.catalogue.allowed(subscribed))
-    assert allowed.seen(features) is features and permits.contacts is None and rules.observed == 0
+    contact_policy, subscribed = rules.policy(sample_of(torch.arange(4))), torch.tensor([True, False, True, True])
+    mask, features = contact_policy(subscribed, [subscribed] * 5), torch.rand(4, 3)
+    assert torch.equal(mask.allowed.view(4, 6, 5), contact_policy.catalogue.allowed(subscribed))
+    assert mask.with_caps_left(features) is features and contact_policy.contacts is None and rules.num_cap_features == 0
 
 
 def test_what_is_left_of_a_cap_is_seen():
-    permits = build(caps=[{"weeks": 3, "contacts": 2}, {"weeks": 12, "contacts": 4}]).permits(sample_of(torch.arange(2)))
+    contact_policy = build(caps=[{"weeks": 3, "contacts": 2}, {"weeks": 12, "contacts": 4}]).policy(sample_of(torch.arange(2)))
     sent, all_ = [torch.tensor(x) for x in ([True, False], [True, False], [False, True])], torch.tensor([True, True])
-    left = [permits(all_, sent[:k]).left for k in range(4)]
+    left = [contact_policy(all_, sent[:k]).caps_left for k in range(4)]
     assert [x[0].tolist() for x in left] == [[1.0, 1.0], [0.5, 0.75], [0.0, 0.5], [0.5, 0.5]]
-    assert permits(all_, sent).seen(torch.zeros(2, 3)).shape == (2, 5)
+    assert contact_policy(all_, sent).with_caps_left(torch.zeros(2, 3)).shape == (2, 5)
 
 
 def test_the_holdout_goes_by_id_alone():
     names = [f"K{k}" for k in range(20000)]
-    first = lots(names, 7)
-    assert torch.equal(lots(names[::-1], 7), first.flip(0))  # whatever the order of the table
+    first = hash_uniform(names, 7)
+    assert torch.equal(hash_uniform(names[::-1], 7), first.flip(0))  # whatever the order of the table
     assert ((first >= 0) & (first < 1)).all() and first.mean().item() == pytest.approx(0.5, abs=0.01)
     assert (first < 0.05).double().mean().item() == pytest.approx(0.05, abs=0.006)
-    other = lots(names, 8)
+    other = hash_uniform(names, 8)
     assert np.corrcoef(first, other)[0, 1] == pytest.approx(0, abs=0.03)
-    assert lots(["K1"], 7).item() == pytest.approx(0.5236543763, abs=1e-9)  # on every machine, in every release
+    assert hash_uniform(["K1"], 7).item() == pytest.approx(0.5236543763, abs=1e-9)  # on every machine, in every release
 
 
 @pytest.mark.parametrize("changes, says", [
@@ -185,7 +185,7 @@ def test_the_holdout_goes_by_id_alone():
         3, {"weeks": 4}, {"weeks": 0, "contacts": 1}, {"weeks": 4, "contacts": 0}, {"weeks": 4, "contacts": 1.5})),
     ({"holdout": {"share": 1.0}}, "holdout.share: expected")])
 def test_rules_that_do_not_fit_are_refused_in_one_line(changes, says):
-    with pytest.raises(ValueError, match=rf"^env\.rules\.{says}") as refused:
+    with pytest.raises(ValueError, match=rf"^env\.contact_rules\.{says}") as refused:
         build(**changes)
     assert "\n" not in str(refused.value)
 
@@ -193,10 +193,10 @@ def test_rules_that_do_not_fit_are_refused_in_one_line(changes, says):
 def test_drawn_customers_have_caps_and_a_holdout_but_no_columns():
     with pytest.raises(ValueError, match="drawn customers have no columns"):
         build(SimpleNamespace(columns=None, ids=None), consent={"sms": "sms_ok"})
-    permits = build(SimpleNamespace(columns=None, ids=None), holdout={"share": 0.5}).permits(sample_of(torch.arange(40))._replace(row=None))
-    held = permits.bans[0].who
+    contact_policy = build(SimpleNamespace(columns=None, ids=None), holdout={"share": 0.5}).policy(sample_of(torch.arange(40))._replace(row=None))
+    held = contact_policy.exclusions[0].excluded
     assert 8 < held.sum() < 32
-    assert torch.equal(permits(torch.ones(40, dtype=torch.bool), []).pairs.sum(1) == 1, held)
+    assert torch.equal(contact_policy(torch.ones(40, dtype=torch.bool), []).allowed.sum(1) == 1, held)
 
 
 # ── nobody gets a masked pair through ───────────────────────────────────────────────────────────────────────────────
@@ -208,7 +208,7 @@ class Greedy:
     def __init__(self, c, world):
         self.c, self.world = c, world
 
-    def increments(self, week, state, allowed):
+    def increments(self, week, state, mask):
         spend, action = outcomes(self.c, self.world, week, state).spend.max(1)
         return ranked(torch.full_like(spend, 1e9), spend, action)
 
@@ -216,7 +216,7 @@ class Greedy:
 class Stubborn(Greedy):
     """Asks for pair after pair in steps drawn at random, masks or not."""
 
-    def increments(self, week, state, allowed):
+    def increments(self, week, state, mask):
         g = torch.Generator().manual_seed(week)
         action = torch.randint(0, 30, (len(self.c), 4), generator=g)
         price = torch.rand(len(self.c), 4, generator=g, dtype=torch.float64).sort(1, descending=True).values
@@ -228,20 +228,20 @@ class Stubborn(Greedy):
 def masked():
     """60 customers of the shipped evaluation under random lasting masks, two caps, and their bound."""
     env = load("offers", torch.device("cpu"), 0, num_agents=40, population={"reference_size": 500},
-               rules={"caps": [{"weeks": 4, "contacts": 2}, {"weeks": 12, "contacts": 3}]})
+               contact_rules={"caps": [{"weeks": 4, "contacts": 2}, {"weeks": 12, "contacts": 3}]})
     evaluation = env.evaluation(env)
     sample = env.population.draw(60, torch.Generator().manual_seed(1), "test")
 
-    rules = env.rules
+    rules = env.contact_rules
 
-    def permits(sample):
+    def policy_of(sample):
         static = torch.rand(len(sample.customers), 6, 5, generator=torch.Generator().manual_seed(5)) < 0.5
         static &= rules.catalogue.valid
         static[:, 0, 0] = True
-        return Permits(rules.catalogue, static, (), rules.caps)
+        return ContactPolicy(rules.catalogue, static, (), rules.caps)
 
-    market = Market.open(sample, evaluation.world, env.budget, SimpleNamespace(permits=permits))
-    return SimpleNamespace(env=env, evaluation=evaluation, market=market, bound=evaluation.bound(market), permits=permits)
+    market = Market.open(sample, evaluation.world, env.budget, SimpleNamespace(policy=policy_of))
+    return SimpleNamespace(env=env, evaluation=evaluation, market=market, bound=evaluation.bound(market), policy_of=policy_of)
 
 
 def policies(masked) -> dict:
@@ -266,12 +266,12 @@ def test_no_policy_gets_a_masked_pair_through(masked):
         sent = record.action > 0
         assert sent.any() or name == "greedy", name
         for t, action in enumerate(record.action):
-            assert market.permits.static.flatten(1).gather(1, action[:, None]).all(), name
+            assert market.contact_policy.static.flatten(1).gather(1, action[:, None]).all(), name
             assert ((sent[max(t - 3, 0):t + 1].sum(0) <= 2) & (sent[:t + 1].sum(0) <= 3)).all(), name
         if name != "no budget":
             assert (record.spend.sum(1) <= market.budget * (1 + 1e-9)).all() or name in ("priced", "valued"), name
         assert record.lost.min() > -1e-9, name
-        assert market.permits.static.flatten(1).gather(1, record.planned.T).all()
+        assert market.contact_policy.static.flatten(1).gather(1, record.planned.T).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -285,7 +285,7 @@ def test_clearing_never_grants_a_masked_pair_nor_more_than_there_is(seed, k, bud
     pairs = torch.rand(9, 12, generator=g) < 0.6
     pairs[:, 0] = True
     steps = Increments(price, spend, action)
-    got, _ = clear(permitted(steps, pairs), torch.tensor(budget, dtype=torch.float64))
+    got, _ = clear(allowed_increments(steps, pairs), torch.tensor(budget, dtype=torch.float64))
     cost = 0.0
     for i in range(9):
         prefix = [0, *action[i].tolist()]
@@ -296,18 +296,18 @@ def test_clearing_never_grants_a_masked_pair_nor_more_than_there_is(seed, k, bud
         cost += spend[i, :first].sum().item()
     assert cost <= budget + 1e-9
     everything = torch.ones_like(pairs)
-    assert all(torch.equal(a, b) for a, b in zip(steps, permitted(steps, everything)))
+    assert all(torch.equal(a, b) for a, b in zip(steps, allowed_increments(steps, everything)))
 
 
 def test_the_environment_sends_nothing_that_is_masked(masked):
     """Act at random, masks or not: what is masked is as if nothing had been sent."""
     env, g = copy(masked.env), torch.Generator().manual_seed(0)
-    env.rules = SimpleNamespace(permits=masked.permits, observed=2)
+    env.contact_rules = SimpleNamespace(policy=masked.policy_of, num_cap_features=2)
     obs, mask = env.reset()
     sent = []
     for t in range(12):
         assert obs.shape == (40, env.obs_dim) and obs.isfinite().all() and mask[:, 0, 0].all()
-        assert not (mask & ~env.permits.static).any()
+        assert not (mask & ~env.contact_policy.static).any()
         action = torch.stack((torch.randint(6, (40,), generator=g), torch.randint(5, (40,), generator=g)), -1)
         fine = mask[torch.arange(40), action[:, 0], action[:, 1]] & (action[:, 0] > 0)
         step = env.step(action)
@@ -332,7 +332,7 @@ def test_the_bound_under_masks_equals_the_linear_program(make_season, size):
     static[:, 0, 0] = True
     for i, r in enumerate(season.references):
         r.pairs = [pair for pair in r.pairs if static[i][pair]]
-    contacts = Permits(season.world.catalogue, static, (), ()).contacts
+    contacts = ContactPolicy(season.world.catalogue, static, (), ()).contacts
     spend = unconstrained_spend(season.customers, season.world, season.v0, season.start, contacts=contacts)
     assert (spend <= 1e-9 + free.sum() / 0.3).all()
     season.budget = 0.3 * spend
@@ -351,7 +351,7 @@ def test_the_bound_under_masks_equals_the_linear_program(make_season, size):
 def test_both_accounts_of_the_score_agree_under_rules(masked):
     """What is gained over nothing and what is lost against the bound add up, caps counted among what is lost."""
     market, bound = masked.market, masked.bound
-    uncapped = replace(market, permits=replace(market.permits, caps=()))
+    uncapped = replace(market, contact_policy=replace(market.contact_policy, caps=()))
     plan = Knapsack(market.customers, market.world, "", values=bound.values, fee=0.0)
     g = torch.Generator().manual_seed(0)
     u = [market.uniforms(g) for _ in range(12)]
@@ -367,6 +367,6 @@ def test_both_accounts_of_the_score_agree_under_rules(masked):
 
 
 def test_shipped_caps_need_no_columns():
-    assert [dict(cap) for cap in node("rules/caps").caps] == [{"weeks": 4, "contacts": 2}, {"weeks": 12, "contacts": 4}]
-    rules = load("rules/caps", CATALOGUE, SimpleNamespace(columns=None, ids=None))
-    assert rules.observed == 2 and rules.caps == ((4, 2), (12, 4))
+    assert [dict(cap) for cap in node("contact_rules/caps").caps] == [{"weeks": 4, "contacts": 2}, {"weeks": 12, "contacts": 4}]
+    rules = load("contact_rules/caps", CATALOGUE, SimpleNamespace(columns=None, ids=None))
+    assert rules.num_cap_features == 2 and rules.caps == ((4, 2), (12, 4))

@@ -15,13 +15,13 @@ from small_offers import small_evaluation
 
 from envs.offers.evaluation.profit_decomposition import SEGMENTS, losses, lost_profit, paired, share_of_gap, summary
 from envs.offers.planning.knapsack import clear
-from envs.offers.populations.parameter_regression import Estimator
-from envs.offers.planning.state_values import Visited
+from envs.offers.populations.parameter_regression import ParameterRegression
+from envs.offers.planning.state_values import VisitedStates
 from envs.offers.evaluation.simulation import Market, Record, play
 from envs.offers.policies.learned import Knapsack, Nothing, Priced, Random, Response, outcomes
-from envs.offers.populations.base import columns, from_columns
+from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.planning.dynamic_program import action_values
-from envs.offers.world.customers import State
+from envs.offers.world.customers import CustomerState
 
 CHANNELS = 5
 POLICIES = ("none", "random", "myopic", "planning")
@@ -38,7 +38,7 @@ def small():
     """80 customers, their bound, and 20 seasons of four policies under the same random numbers."""
     evaluation = small_evaluation()
     sample = evaluation.env.population.draw(80, torch.Generator().manual_seed(1), "test")
-    market = Market.open(sample, evaluation.world, evaluation.env.budget, evaluation.env.rules)
+    market = Market.open(sample, evaluation.world, evaluation.env.budget, evaluation.env.contact_rules)
     bound, c, w = evaluation.bound(market), market.customers, market.world
 
     def policy(name):
@@ -117,7 +117,7 @@ def test_a_season_equals_scalar_customers(small):
     """Replay what was sent to a few customers: states, spend, payments, and A⁰ and ρ from recursions over 79 states."""
     market, bound, n = small.market, small.bound, 2
     people = references(market.customers[torch.arange(n)], market.world)
-    v0, v = [r.organic() for r in people], [r.plan(bound.prices.tolist()) for r in people]
+    v0, v = [r.no_contact_values() for r in people], [r.plan(bound.prices.tolist()) for r in people]
     starts = list(zip(*(x[:n].tolist() for x in market.start)))
     for name in ("random", "planning"):
         record, u = small.records[name][0], small.u[0]
@@ -231,8 +231,8 @@ def test_paired_differences(small):
 def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
     c, world, n = small.market.customers, small.market.world, 20
     g = torch.Generator().manual_seed(week)
-    state = State(*(torch.randint(k, (80,), generator=g) for k in (6, 4, 3, 2)))
-    steps = Response(c, world, uplift=uplift).increments(week, state, small.market.permits(state.status == 0, []))
+    state = CustomerState(*(torch.randint(k, (80,), generator=g) for k in (6, 4, 3, 2)))
+    steps = Response(c, world, uplift=uplift).increments(week, state, small.market.contact_policy(state.status == 0, []))
     for i, r in enumerate(references(c[torch.arange(n)], world)):
         s, x = tuple(y[i].item() for y in state), world.season[week].item()
         score = steps.price[i, 0].item()
@@ -250,8 +250,8 @@ def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
 @pytest.mark.parametrize("name", POLICIES[1:])
 def test_only_the_subscribed_are_contacted_and_only_as_can_be(small, name):
     n, g = 80, torch.Generator().manual_seed(0)
-    state = State(*(torch.randint(k, (n,), generator=g) for k in (6, 4, 3, 3)))
-    action, _ = clear(small.policy(name).increments(3, state, small.market.permits(state.status == 0, [])), torch.tensor(torch.inf))
+    state = CustomerState(*(torch.randint(k, (n,), generator=g) for k in (6, 4, 3, 3)))
+    action, _ = clear(small.policy(name).increments(3, state, small.market.contact_policy(state.status == 0, [])), torch.tensor(torch.inf))
     assert not action[state.status > 0].any()
     assert ((action == 0) | (action >= CHANNELS)).all() and (action[state.status == 0] > 0).any()
 
@@ -276,9 +276,9 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
         price = torch.exp(parts[6][:, 0].double() * (torch.tensor(high / low).log() / 12**0.5)
                           + torch.tensor(high * low).log() / 2)
         seen.append((price, parts[7]))
-        state = State(*(x.argmax(-1) for x in parts[1:5]))
+        state = CustomerState(*(x.argmax(-1) for x in parts[1:5]))
         crowd = c[torch.arange(80).repeat(grid)]
-        nothing, contact = action_values(crowd, world, week, Visited(state, price), price, None)
+        nothing, contact = action_values(crowd, world, week, VisitedStates(state, price), price, None)
         none = nothing + torch.tensor([0, 1, 1, 1, 1])[:, None]  # what does not exist looks best
         return torch.cat((none, contact.flatten(0, 1))).T
 
@@ -307,7 +307,7 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
         policy = Priced(logits, head, env.codec, market.customers, market.world, market.features,
                         prices=small.evaluation.prices, drift=0.0)
         state = market.start._replace(status=torch.full((80,), status))
-        return policy.information, policy.increments(0, state, market.permits(state.status == 0, []))
+        return policy.information, policy.increments(0, state, market.contact_policy(state.status == 0, []))
 
     information, steps = increments(0)
     assert information == "features" and (steps.action[:, 0] == 29).all()
@@ -323,25 +323,25 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
 # ── θ̂ ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def population(make_catalogue, r2):
     """Build the shipped population with features that tell so much."""
-    return load("population/structural", make_catalogue(), r2=r2, reference_size=5000)
+    return load("population/synthetic", make_catalogue(), r2=r2, reference_size=5000)
 
 
 @pytest.mark.parametrize("r2, within", [(1.0, 1e-4), (0.9, 0.03), (0.6, 0.03), (0.3, 0.03)])
 def test_the_estimator_explains_the_share_that_features_tell(make_catalogue, r2, within):
     people = population(make_catalogue, r2)
     fit, new = (people.draw(6000, torch.Generator().manual_seed(seed), "train") for seed in (0, 1))
-    guess, truth = columns(Estimator(fit, ridge=1e-4)(new.features)), columns(new.customers)
+    guess, truth = theta_to_matrix(ParameterRegression(fit, ridge=1e-4)(new.features)), theta_to_matrix(new.customers)
     explained = 1 - (guess - truth).square().mean(0) / truth.var(0)
     assert explained.mean().item() == pytest.approx(r2, abs=within)
     assert explained.min() > r2 - max(0.04, within)
     error = guess - truth
     assert (error.mean(0) / truth.std(0)).abs().max() < 0.06  # not to one side
-    assert (guess >= columns(fit.customers).amin(0)).all() and (guess <= columns(fit.customers).amax(0)).all()
+    assert (guess >= theta_to_matrix(fit.customers).amin(0)).all() and (guess <= theta_to_matrix(fit.customers).amax(0)).all()
 
 
 def test_columns_round_trip(make_catalogue):
     c = population(make_catalogue, 1.0).draw(50, torch.Generator().manual_seed(0), "train").customers
-    back = from_columns(columns(c))
+    back = theta_from_matrix(theta_to_matrix(c))
     for f in fields(c):
         torch.testing.assert_close(getattr(back, f.name), getattr(c, f.name))
 
@@ -350,7 +350,7 @@ def test_columns_round_trip(make_catalogue):
 def test_features_tell_their_share_of_the_variance(make_catalogue, r2):
     people = population(make_catalogue, r2)
     sample = people.draw(20_000, torch.Generator().manual_seed(0), "train")
-    theta = columns(sample.customers)
+    theta = theta_to_matrix(sample.customers)
     x = torch.cat((torch.ones(20_000, 1, dtype=torch.float64), theta), 1)
     left = sample.features - x @ torch.linalg.lstsq(x, sample.features).solution
     assert (left.var(0).mean() / sample.features.var(0).mean()).item() == pytest.approx(1 - r2, abs=0.01)
@@ -445,7 +445,7 @@ def test_score_in_the_course_of_training(whole, agent):
 def test_the_fee_is_the_one_that_earns_most():
     evaluation = small_evaluation(fees=[50.0, 0.7, 0.0])
     market = Market.open(evaluation.env.population.draw(100, torch.Generator().manual_seed(3), "train"),
-                         evaluation.world, evaluation.env.budget, evaluation.env.rules)
+                         evaluation.world, evaluation.env.budget, evaluation.env.contact_rules)
 
     def gain(fee):
         policy = Knapsack(market.customers, market.world, "", values=None, fee=fee)

@@ -11,17 +11,17 @@ from small_offers import random_log
 from toy_envs import part, train
 from torch import nn
 
-from envs.offers.world.history import History, names
+from envs.offers.world.history import History, column_names
 from envs.offers.neural_twin.customers import Contrast, Crowd, Member, chains
 from envs.offers.neural_twin.env import NeuralEnv
-from envs.offers.populations.base import from_columns
-from envs.offers.planning.dynamic_program import organic
+from envs.offers.populations.base import theta_from_matrix
+from envs.offers.planning.dynamic_program import no_contact_values
 from envs.offers.neural_twin.response_models import TRIP, Likelihood, Rest, Valid
 from envs.offers.world.response import outcome
 from rlcore import checkpoint
 
 CPU, HALVINGS = torch.device("cpu"), [1.0, 3.0]
-STATIC = node("world/static").without
+STATIC = node("world/static").disabled_effects
 
 
 def opened(kind, **changes):
@@ -73,7 +73,7 @@ def test_columns_are_those_of_a_slow_loop(make_catalogue):
         history = history.after(history.status, catalogue, offer, channel, bought, redeemed)
         for w, *came in zip(weeks, *(x.tolist() for x in (offer, channel, bought, redeemed))):
             w.append(came)
-    assert history.columns(HALVINGS).shape[1] == len(names(HALVINGS)) and len(history.take(slice(3))) == 3
+    assert history.columns(HALVINGS).shape[1] == len(column_names(HALVINGS)) and len(history.take(slice(3))) == 3
 
 
 def test_of_a_forecast_columns_are_the_expected_ones(make_catalogue):
@@ -114,7 +114,7 @@ class Equations(nn.Module):
 
     def forward(self, inputs):
         z = inputs[:, :self.static].double() @ self.population.mixing.T
-        c = self.world.inhabit(from_columns(self.population.mean + self.population.std * z))
+        c = self.world.inhabit(theta_from_matrix(self.population.mean + self.population.std * z))
         season, none = inputs[0, -1].exp(), torch.zeros(len(inputs))
         week = (self.world.season - season).abs().argmin().item()
         channels = len(self.world.catalogue.channels)
@@ -145,7 +145,7 @@ def acted(g, n=300):
 
 def test_where_nothing_lasts_it_is_the_structural_environment(monkeypatch):
     """Static world, the equations as networks: observations, masks, rewards and outcomes are OffersEnv's."""
-    env, true = twinned_env(monkeypatch, {"without": STATIC})
+    env, true = twinned_env(monkeypatch, {"disabled_effects": STATIC})
     g, seen = torch.Generator().manual_seed(0), (env.reset(), true.begin())
     for a, b in zip(*seen):
         torch.testing.assert_close(a, b)
@@ -162,10 +162,10 @@ def test_where_nothing_lasts_it_is_the_structural_environment(monkeypatch):
 
 def test_churn_weighs_as_the_dynamic_program_does(monkeypatch):
     """Where only purchases keep customers: the tail is V_end, and a season's rewards are A⁰ on average."""
-    env, true = twinned_env(monkeypatch, {"without": [x for x in STATIC if x != "c0"]}, num_agents=4000, price_range=[1e-6, 2e-6])
+    env, true = twinned_env(monkeypatch, {"disabled_effects": [x for x in STATIC if x != "c0"]}, num_agents=4000, price_range=[1e-6, 2e-6])
     env.reset(), true.begin()
     worth = env.crowd.tail(env.contrast.life.history, torch.ones(4000))
-    torch.testing.assert_close(worth, organic(true.customers, true.world)[-1].unsubscribed[0], rtol=2e-3, atol=1e-2)
+    torch.testing.assert_close(worth, no_contact_values(true.customers, true.world)[-1].unsubscribed[0], rtol=2e-3, atol=1e-2)
     g, ours, theirs = torch.Generator().manual_seed(0), 0.0, 0.0
     for _ in range(12):
         action = acted(g, 4000)
@@ -177,7 +177,7 @@ def test_churn_weighs_as_the_dynamic_program_does(monkeypatch):
 def crowd_of(env, n=200, order=(), seed=0):
     """A crowd of two members of random weights, far from what any log would teach."""
     torch.manual_seed(seed)
-    size = env.static_dim + len(names(HALVINGS)) + 1
+    size = env.static_dim + len(column_names(HALVINGS)) + 1
     members = [Member(Likelihood(env.world.catalogue, hidden=[8], lr=0, decay=0, steps=0, batch_size=0).empty(size),
                       Rest(size, 5, [4]), list(order)) for _ in range(2)]
     for p in (p for member in members for p in member.parameters()):
@@ -219,7 +219,7 @@ def test_probabilities_are_valid_and_grow_with_face_value(make_catalogue):
 
 def test_what_is_fitted_is_near_the_truth_where_history_tells_all():
     """Static world: P(trip) is a function of features and action alone, and so is what a contact adds."""
-    env, log = random_log(2500, world={"without": list(STATIC)})
+    env, log = random_log(2500, world={"disabled_effects": list(STATIC)})
     _, model = neural(env, response={"steps": 400, "batch_size": 1024, "lr": 0.01}, rest={"steps": 200})
     model.set_dataset(log)
     logged = Log()
@@ -291,6 +291,6 @@ def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="fatigue_penalty: expected 0"):
         environment("offers_twin", twin=path, reward={"fatigue_penalty": 1.0})
     with pytest.raises(ValueError, match="fitted to customers or a catalogue of another kind"):
-        environment("offers_twin", twin=path, catalogue={"channels": {"fax": {"cost": 1.0, "attention": 0.1, "opt_out": 0.1, "tires": 1}}})
+        environment("offers_twin", twin=path, catalogue={"channels": {"fax": {"cost": 1.0, "attention": 0.1, "opt_out": 0.1, "fatigue_steps": 1}}})
     with pytest.raises(ValueError, match="expected env/observation=state, or algo/twin=neural"):
         instantiate(part("twin"), _convert_="all")(environment(), 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from configs import load
 
-from envs.offers.planning import batching as blocks
+from envs.offers.planning import batching
 from envs.offers.evaluation.profit_decomposition import summary
 from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.evaluation.simulation import Market, play
@@ -24,12 +24,12 @@ def at_once():
 
 def whole():
     """A market, its bound, and a season by several policies."""
-    env = load("offers", torch.device("cpu"), 0, rules={"holdout": {"share": 0.2, "salt": 0}},
+    env = load("offers", torch.device("cpu"), 0, contact_rules={"holdout": {"share": 0.2, "salt": 0}},
                population={"reference_size": 500})
     world = env.world.to("cpu", torch.float64)
-    market = Market.open(env.population.draw(CUSTOMERS, torch.Generator().manual_seed(2), "test"), world, env.budget, env.rules)
-    bound = dual(market.customers, world, market.organic, market.start, market.budget, market.stock, first_price=3.0,
-                 tolerance=1e-3, max_evaluations=5, contacts=market.permits.contacts)
+    market = Market.open(env.population.draw(CUSTOMERS, torch.Generator().manual_seed(2), "test"), world, env.budget, env.contact_rules)
+    bound = dual(market.customers, world, market.no_contact_values, market.start, market.budget, market.stock, first_price=3.0,
+                 tolerance=1e-3, max_evaluations=5, contacts=market.contact_policy.contacts)
     c, u = market.customers, market.uniforms(torch.Generator().manual_seed(3))
     weight = torch.randn(env.obs_dim, 30, generator=torch.Generator().manual_seed(4))
     policies = {"none": Nothing(), "uplift": Response(c, world, uplift=True),
@@ -47,10 +47,10 @@ def near(a, b):
 @pytest.mark.parametrize("kept", [2**29, 0], ids=["kept", "made anew"])
 def test_blocks_change_nothing(at_once, monkeypatch, kept):
     market, bound, records = at_once
-    monkeypatch.setitem(blocks.BLOCK, "cpu", 7)
-    monkeypatch.setattr(blocks, "KEPT", kept)
+    monkeypatch.setitem(batching.BATCH_SIZE, "cpu", 7)
+    monkeypatch.setattr(batching, "MAX_TABLE_BYTES", kept)
     again, limit, found = whole()
-    assert (again.organic is None) == (limit.values is None) == (kept == 0)
+    assert (again.no_contact_values is None) == (limit.values is None) == (kept == 0)
     near(again.budget, market.budget)
     for field in fields(bound):
         if field.name != "values":
@@ -63,5 +63,5 @@ def test_blocks_change_nothing(at_once, monkeypatch, kept):
 
 
 def test_a_last_block_may_be_smaller(monkeypatch):
-    monkeypatch.setitem(blocks.BLOCK, "cpu", 7)
-    assert [(rows.start, rows.stop) for rows in blocks.blocks(torch.zeros(15))] == [(0, 7), (7, 14), (14, 15)]
+    monkeypatch.setitem(batching.BATCH_SIZE, "cpu", 7)
+    assert [(rows.start, rows.stop) for rows in batching.batches(torch.zeros(15))] == [(0, 7), (7, 14), (14, 15)]

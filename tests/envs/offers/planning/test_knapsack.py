@@ -11,8 +11,8 @@ from scipy.optimize import linprog
 
 from envs.offers.planning.lagrangian_bound import unconstrained_spend
 from envs.offers.constraints.budget import Budget
-from envs.offers.planning.knapsack import Increments, clear, hull, ranked, switches
-from envs.offers.planning.dynamic_program import organic
+from envs.offers.planning.knapsack import Increments, clear, demand_curve, ranked, upper_hull
+from envs.offers.planning.dynamic_program import no_contact_values
 
 INF = torch.inf
 
@@ -36,7 +36,7 @@ def tables(kind: str, n: int, pairs: int, seed: int) -> tuple[torch.Tensor, torc
     return value, spend
 
 
-def upper_hull(value: list, spend: list) -> list[tuple]:
+def exact_hull(value: list, spend: list) -> list[tuple]:
     """Return the rising part of the upper concave hull of (spend, value) from pair 0 on, in exact arithmetic."""
     points = sorted({(Fraction(s), Fraction(v)) for s, v in zip(spend, value) if v > -INF}, key=lambda p: (p[0], -p[1]))
     chain = []
@@ -63,11 +63,11 @@ def test_hull_equals_brute_force(kind, pairs):
     value, spend = tables(kind, 200, max(pairs, 2), seed=pairs)
     if pairs == 1:
         value[:, 1:] = -INF
-    steps = hull(value, spend)
+    steps = upper_hull(value, spend)
     assert steps.price.dtype == torch.float64
     for v, s, *row in zip(value.tolist(), spend.tolist(), *(x.tolist() for x in steps)):
         real = [step for step in zip(*row) if step[0] > -INF]
-        corners = upper_hull(v, s)
+        corners = exact_hull(v, s)
         assert [(s[a], v[a]) for _, _, a in real] == corners[1:]
         for (price, cost, _), (s0, v0), (s1, v1) in zip(real, corners, corners[1:]):
             assert cost == pytest.approx(s1 - s0, abs=1e-15)
@@ -79,9 +79,9 @@ def test_hull_equals_brute_force(kind, pairs):
 
 def test_hull_of_a_customer_alone_equals_that_in_a_crowd():
     value, spend = tables("plain", 50, 12, seed=1)
-    crowd = hull(value, spend)
+    crowd = upper_hull(value, spend)
     for i in range(50):
-        alone = hull(value[i:i + 1], spend[i:i + 1])
+        alone = upper_hull(value[i:i + 1], spend[i:i + 1])
         k = alone.price.shape[1]
         real = (alone.price > -INF)[0]
         for x, y in zip(alone, crowd):
@@ -106,7 +106,7 @@ def relaxed(value: torch.Tensor, spend: torch.Tensor, budget: float) -> float:
 def test_clearing_the_hull_is_the_linear_relaxation_up_to_one_step(kind, share):
     for seed in range(5):
         value, spend = tables(kind, 25, 8, seed)
-        steps = hull(value, spend)
+        steps = upper_hull(value, spend)
         budget = share * torch.where(steps.price > -INF, steps.spend, 0.0).sum()
         action, price = clear(steps, budget)
         bought, paid = worth(value, action), worth(spend, action)
@@ -121,11 +121,11 @@ def test_clearing_the_hull_is_the_linear_relaxation_up_to_one_step(kind, share):
 
 def test_a_budget_of_nothing_buys_only_what_is_free():
     value, spend = tables("plain", 100, 9, seed=3)
-    action, price = clear(hull(value, spend), torch.tensor(0.0))
-    assert not action.any() and price == hull(value, spend).price.max()
+    action, price = clear(upper_hull(value, spend), torch.tensor(0.0))
+    assert not action.any() and price == upper_hull(value, spend).price.max()
     value, spend = tables("free", 100, 9, seed=3)
     free = torch.where(spend == 0, value, -INF)
-    action, _ = clear(hull(value, spend), torch.tensor(0.0))
+    action, _ = clear(upper_hull(value, spend), torch.tensor(0.0))
     assert action.any() and worth(spend, action) == 0
     torch.testing.assert_close(value.gather(1, action[:, None])[:, 0], free.amax(1))
 
@@ -133,7 +133,7 @@ def test_a_budget_of_nothing_buys_only_what_is_free():
 @pytest.mark.parametrize("kind", ["plain", "ties", "free"])
 def test_an_endless_budget_buys_everyone_the_best_at_the_least_spend(kind):
     value, spend = tables(kind, 200, 9, seed=4)
-    action, price = clear(hull(value, spend), torch.tensor(INF))
+    action, price = clear(upper_hull(value, spend), torch.tensor(INF))
     assert price == 0
     best = value.amax(1, keepdim=True)
     assert torch.equal(value.gather(1, action[:, None]), best)
@@ -143,7 +143,7 @@ def test_an_endless_budget_buys_everyone_the_best_at_the_least_spend(kind):
 @pytest.mark.parametrize("kind", ["plain", "ties", "free"])
 def test_more_money_spends_more_at_a_lower_price_and_never_too_much(kind):
     value, spend = tables(kind, 60, 9, seed=5)
-    steps, before = hull(value, spend), None
+    steps, before = upper_hull(value, spend), None
     for budget in torch.linspace(0, 1.05 * torch.where(steps.price > -INF, steps.spend, 0.0).sum().item(), 200):
         action, price = clear(steps, budget)
         now = (worth(spend, action), -price, worth(value, action))
@@ -158,14 +158,14 @@ def test_steps_on_one_line_are_taken_in_order():
     spend = torch.rand(15_000, 8, generator=seeded(0), dtype=torch.float64)
     spend[:, 0] = 0
     value = spend * 3 * torch.rand(15_000, 1, generator=seeded(1), dtype=torch.float64)
-    price = hull(value, spend).price
+    price = upper_hull(value, spend).price
     assert (price[:, 1:] <= price[:, :-1]).all()
 
 
 def test_what_does_not_exist_is_never_sent():
     value, spend = tables("ties", 300, 9, seed=6)
     for budget in (0.0, 50.0, 500.0, INF):
-        action, _ = clear(hull(value, spend), torch.tensor(budget))
+        action, _ = clear(upper_hull(value, spend), torch.tensor(budget))
         assert value.gather(1, action[:, None]).isfinite().all()
 
 
@@ -230,8 +230,8 @@ def market():
 
 def test_switches_lie_where_the_exact_steps_do(market):
     value, spend = market
-    prices, exact = grid(48), hull(value, spend)
-    steps = switches(priced(value, spend, prices), spend, prices)
+    prices, exact = grid(48), upper_hull(value, spend)
+    steps = demand_curve(priced(value, spend, prices), spend, prices)
     for i in range(len(value)):
         at = {a: p for p, a in zip(exact.price[i].tolist(), exact.action[i].tolist()) if p > prices[-1]}
         found = [(p, a) for p, a in zip(steps.price[i].tolist(), steps.action[i].tolist()) if p > -INF]
@@ -243,10 +243,10 @@ def test_switches_lie_where_the_exact_steps_do(market):
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95])
 def test_switches_clear_as_the_exact_knapsack_does(market, share):
     value, spend = market
-    prices, exact = grid(2000), hull(value, spend)
+    prices, exact = grid(2000), upper_hull(value, spend)
     budget = share * torch.where(exact.price > -INF, exact.spend, 0.0).sum()
     expected, price = clear(exact, budget)
-    action, found = clear(switches(priced(value, spend, prices), spend, prices), budget)
+    action, found = clear(demand_curve(priced(value, spend, prices), spend, prices), budget)
     assert found.item() == pytest.approx(price.item(), rel=4e-3)
     far = ((exact.price / price - 1).abs() > 4e-3).all(1)  # no step of theirs so near to the marginal price
     assert far.double().mean() > 0.9
@@ -256,7 +256,7 @@ def test_switches_clear_as_the_exact_knapsack_does(market, share):
 def test_switches_never_pass_the_budget_and_spend_rises_with_it(market):
     value, spend = market
     prices = grid(48)
-    steps, paid = switches(priced(value, spend, prices), spend, prices), -1.0
+    steps, paid = demand_curve(priced(value, spend, prices), spend, prices), -1.0
     for budget in torch.linspace(0, 500, 100):
         before, paid = paid, worth(spend, clear(steps, budget)[0])
         assert before <= paid <= budget + 1e-9
@@ -269,7 +269,7 @@ def test_rows_of_switches_fall_in_price_and_rise_in_spend_whatever_the_policy():
     logits, spend = torch.randn(20, 100, 6, generator=g), torch.rand(100, 6, generator=g)
     spend[:, 0] = 0
     prices = grid(20).float()
-    steps = switches(logits, spend, prices)
+    steps = demand_curve(logits, spend, prices)
     total = torch.zeros(100)
     for k in range(20):
         real = steps.price[:, k] > -INF
@@ -297,7 +297,7 @@ def choices(*rows: list) -> torch.Tensor:
 ])
 def test_spend_is_made_monotone_from_below(path, bought):
     prices, spend = torch.tensor([16.0, 8, 4, 2, 1], dtype=torch.float64), torch.tensor([[0.0, 1, 2, 3]]).double()
-    steps = switches(choices(*([a] for a in path)), spend, prices)
+    steps = demand_curve(choices(*([a] for a in path)), spend, prices)
     real = steps.price[0] > -INF
     found = {k: a for k, a in enumerate(steps.action[0].tolist()) if real[k]}
     assert found == bought
@@ -313,7 +313,7 @@ def test_masked_pairs_are_never_bought(market):
     value, spend = market
     prices = grid(48)
     for table in (value, torch.where(torch.arange(8) > 0, -INF, value)):
-        steps = switches(priced(table, spend, prices), spend, prices)
+        steps = demand_curve(priced(table, spend, prices), spend, prices)
         for budget in (1.0, 30.0, INF):
             action, _ = clear(steps, torch.tensor(budget))
             assert table.gather(1, action[:, None]).isfinite().all()
@@ -324,7 +324,7 @@ def test_masked_pairs_are_never_bought(market):
 def test_weekly_amounts(make_season):
     season = make_season(20)
     c, world, start = season.customers, season.world, season.start
-    v0 = organic(c, world)
+    v0 = no_contact_values(c, world)
 
     def amounts(**changes):
         return load("budget/expected", **changes).weekly_amounts(c, world, v0, start)

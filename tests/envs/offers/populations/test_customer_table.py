@@ -11,8 +11,8 @@ from configs import load
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from envs.offers.populations.customer_table import Table
-from envs.offers.populations.table_reader import read
+from envs.offers.populations.customer_table import CustomerTable
+from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import HABITS
 from scripts import example_shop
 
@@ -40,9 +40,9 @@ def environment(folder: Path, *overrides, seed=0):
     return instantiate(cfg.env, _convert_="all")(torch.device("cpu"), seed)
 
 
-def table(path, **changes) -> Table:
+def table(path, **changes) -> CustomerTable:
     """Build the shipped population on a file."""
-    return load("population/table", load("catalogue/default"), path=str(path), **changes)
+    return load("population/customer_table", load("catalogue/default"), path=str(path), **changes)
 
 
 def csv(path: Path, *columns, rows=60, end="\n", **more) -> Path:
@@ -67,7 +67,7 @@ def test_line_ends_byte_order_marks_and_parquet_do_not_matter(tmp_path):
     windows = csv(tmp_path / "windows.csv", end="\r\n", kind=lambda k: "ab"[k % 2])
     windows.write_bytes(b"\xef\xbb\xbf" + windows.read_bytes())
     pd.read_csv(plain).to_parquet(tmp_path / "table.parquet")
-    made = [table(path, rare_level=5) for path in (plain, windows, tmp_path / "table.parquet")]
+    made = [table(path, min_level_count=5) for path in (plain, windows, tmp_path / "table.parquet")]
     for other in made[1:]:
         assert other.ids == made[0].ids and other.transform.names == made[0].transform.names
         assert torch.equal(other.features, made[0].features)
@@ -77,7 +77,7 @@ def test_line_ends_byte_order_marks_and_parquet_do_not_matter(tmp_path):
 def test_columns_are_numbers_or_text_as_their_entries_are(tmp_path):
     path = csv(tmp_path / "t.csv", code=lambda k: f"0{k % 3}", word=lambda k: "x" if k % 2 else "1",
                gap=lambda k: "" if k < 9 else k)
-    columns = read(str(path), ",", ["code"], [])
+    columns = read_table(str(path), ",", ["code"], [])
     assert {name: column.dtype.kind for name, column in columns.items()} == {
         "id": "O", "rate": "f", "spend": "f", "margin": "f", "code": "O", "word": "O", "gap": "f"}
     assert columns["code"][4] == "01" and columns["gap"][8] != columns["gap"][8] and columns["gap"][9] == 9
@@ -124,7 +124,7 @@ def test_files_that_are_no_tables_get_one_line(tmp_path):
     with pytest.raises(ValueError, match="nowhere.csv: no such file"):
         table(tmp_path / "nowhere.csv")
     with pytest.raises(ValueError, match="env.population.path: expected"):
-        load("population/table", load("catalogue/default"))
+        load("population/customer_table", load("catalogue/default"))
 
 
 # ── customers ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,7 +166,7 @@ def test_an_id_is_on_one_side_in_every_table(tmp_path):
 def test_features_are_standardised_numbers_and_levels(tmp_path):
     path = csv(tmp_path / "t.csv", rows=200, tier=lambda k: ("gold", "basic", "", "rare" if k < 20 else "basic")[k % 4],
                same=lambda k: 3)
-    population = table(path, rare_level=10)
+    population = table(path, min_level_count=10)
     assert population.transform.names == ["rate", "spend", "margin", "same", "tier: (empty)", "tier: basic", "tier: gold",
                                           "tier: other"]
     x = population.features[population.customers["train"]]
@@ -178,11 +178,11 @@ def test_features_are_standardised_numbers_and_levels(tmp_path):
 
 
 def test_the_saved_transform_makes_the_same_features_of_another_table(tmp_path):
-    trained = table(csv(tmp_path / "a.csv", rows=200, tier=lambda k: "abc"[k % 3]), rare_level=5)
+    trained = table(csv(tmp_path / "a.csv", rows=200, tier=lambda k: "abc"[k % 3]), min_level_count=5)
     torch.save(trained.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     later = table(csv(tmp_path / "b.csv", rows=90, new=lambda k: k, tier=lambda k: "zca"[k % 3], spend=lambda k: 500),
-                  rare_level=5)
+                  min_level_count=5)
     assert later.num_features != trained.num_features
     later.load_state_dict(state)
     assert later.num_features == trained.num_features == later.features.shape[1]
@@ -201,7 +201,7 @@ def test_an_environment_takes_the_transform_over_before_a_learner_is_built(shop,
     example_shop.write(tmp_path, 300, 1)
     text = (tmp_path / "customers.csv").read_bytes().replace(b"north", b"abroad")
     (tmp_path / "customers.csv").write_bytes(text)
-    other = environment(tmp_path, "env.population.rare_level=1")
+    other = environment(tmp_path, "env.population.min_level_count=1")
     assert other.obs_dim != env.obs_dim
     other.load_fitted(env.state_dict())
     assert other.obs_dim == env.obs_dim and other.context_dim == env.context_dim
@@ -213,12 +213,12 @@ def test_an_environment_takes_the_transform_over_before_a_learner_is_built(shop,
 def test_the_shops_rules_reach_the_environment(shop):
     env = environment(shop)
     _, mask = env.reset()
-    columns, names = env.population.columns, env.rules.catalogue
-    rows = env.permits.bans[0].who.new_zeros(len(mask))
+    columns, names = env.population.columns, env.contact_rules.catalogue
+    rows = env.contact_policy.exclusions[0].excluded.new_zeros(len(mask))
     sample = env.population.draw(50, torch.Generator().manual_seed(3), "train")
-    pairs = env.rules.permits(sample)(~rows, []).pairs.view(-1, *names.nvec)
+    pairs = env.contact_rules.policy(sample)(~rows, []).allowed.view(-1, *names.nvec)
     for k, row in enumerate(sample.row.tolist()):
-        held = env.rules.permits(sample).bans[-1].who[k].item()
+        held = env.contact_rules.policy(sample).exclusions[-1].excluded[k].item()
         tier, age, basket = columns["Tier"][row], columns["Age"][row], columns["Basket"][row]
         offers = [True, tier != "basic" and basket >= 20, age >= 18]
         channels = [columns["App Installed"][row] == "yes", columns["Newsletter"][row] == "yes", True]

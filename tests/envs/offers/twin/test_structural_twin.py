@@ -13,10 +13,10 @@ from small_offers import random_log
 from toy_envs import part, train
 
 from envs.offers.twin.likelihood import Panel, log_likelihood, panel
-from envs.offers.populations.base import columns, from_columns
+from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.twin.structural_model import Twins
 from envs.offers.twin.diagnostics import doubts
-from envs.offers.world.customers import State
+from envs.offers.world.customers import CustomerState
 from rlcore import checkpoint
 from rlcore.ope.propensity_checks import imbalance, significant
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -39,7 +39,7 @@ def twin(env, members=1, **changes):
 def one_week(c, rows):
     """A panel of one week of customers c; rows: (state, action, bought, redeemed, following) each."""
     s, a, bought, redeemed, then = zip(*rows)
-    states, after = (State(*torch.tensor(x).T[:, None]) for x in (s, then))
+    states, after = (CustomerState(*torch.tensor(x).T[:, None]) for x in (s, then))
     offer, channel = torch.tensor(a).T[:, None]
     n, there = len(rows), torch.ones(1, len(rows), dtype=torch.bool)
     zeros = torch.zeros(1, n, dtype=torch.float64)
@@ -82,10 +82,10 @@ def test_the_gradient_is_that_of_finite_differences():
     env, log = random_log(40)
     world = env.world.to(CPU, torch.float64)
     found = panel(log, env, "log")
-    truth = columns(env.population.draw(40, torch.Generator().manual_seed(3), "train").customers)
+    truth = theta_to_matrix(env.population.draw(40, torch.Generator().manual_seed(3), "train").customers)
 
     def total(theta):
-        return sum(x.sum() for x in log_likelihood(world.inhabit(from_columns(theta)), world, found).values())
+        return sum(x.sum() for x in log_likelihood(world.inhabit(theta_from_matrix(theta)), world, found).values())
     theta = truth.clone().requires_grad_()
     slope, = torch.autograd.grad(total(theta), theta)
     direction = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -121,7 +121,7 @@ def test_without_features_it_finds_the_shares_that_were_counted():
     rows = (~model.aside).nonzero()[:, 0]
     held = model.log[rows]
     model.twin.fit(model.members[0], env.world, held, weight[:, rows], held, weight[:, rows], model.generator)
-    theta = from_columns(model.members[0](torch.zeros(1, env.static_dim)))
+    theta = theta_from_matrix(model.members[0](torch.zeros(1, env.static_dim)))
     s, after = held.state, held.following
     stays = (after.status != 2) & (s.status != 2)
     for name, could, moved in (
@@ -142,7 +142,7 @@ def test_more_decisions_bring_it_nearer_to_the_truth():
         train(model)
         sample = env.population.draw(2000, torch.Generator().manual_seed(9), "test")
         with torch.no_grad():
-            guess = from_columns(model.members[0](sample.features.float()))
+            guess = theta_from_matrix(model.members[0](sample.features.float()))
         errors.append([((of(guess) - of(sample.customers)).square().mean() / of(sample.customers).var()).item() for of in (
             lambda c: c.alpha + c.kappa / 2, lambda c: c.margin.log(), lambda c: c.pi_minus, lambda c: c.delta_d)])
     assert all(many < few / 2 for few, many in zip(*errors)) and max(errors[1][:2]) < 0.02, errors
@@ -169,12 +169,12 @@ def test_every_customer_is_one_members_and_all_members_are_drawn(saved):
     env = environment(twin=path)
     sample = env.population.draw(400, torch.Generator().manual_seed(0), "train")
     with torch.no_grad():
-        each = torch.stack([columns(from_columns(member(sample.features.float()))) for member in model.members])
-    same = (columns(sample.customers).float() - each).abs().amax(2) < 1e-4
+        each = torch.stack([theta_to_matrix(theta_from_matrix(member(sample.features.float()))) for member in model.members])
+    same = (theta_to_matrix(sample.customers).float() - each).abs().amax(2) < 1e-4
     assert (same.sum(0) == 1).all() and (same.double().mean(1) - 0.5).abs().max() < 0.1
     for k in range(2):
         alone = env.population.under(k).draw(400, torch.Generator().manual_seed(0), "train")
-        torch.testing.assert_close(columns(alone.customers).float(), each[k], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(theta_to_matrix(alone.customers).float(), each[k], rtol=1e-4, atol=1e-4)
         assert (alone.features == sample.features).all()  # the same customers
 
 
@@ -183,9 +183,9 @@ def test_what_is_assumed_is_drawn_from_the_priors(saved):
     state = checkpoint.load(path)
     state["agent"]["assumed"] = [0, 5]
     checkpoint.save(path, state)
-    base = load("population/structural", load("catalogue/default"))
-    found = columns(Twins(base, path).draw(50, torch.Generator().manual_seed(0), "train").customers)
-    own = columns(base.draw(50, torch.Generator().manual_seed(0), "train").customers)
+    base = load("population/synthetic", load("catalogue/default"))
+    found = theta_to_matrix(Twins(base, path).draw(50, torch.Generator().manual_seed(0), "train").customers)
+    own = theta_to_matrix(base.draw(50, torch.Generator().manual_seed(0), "train").customers)
     assert (found[:, [0, 5]] == own[:, [0, 5]]).all() and (found[:, 1] != own[:, 1]).all()
 
 

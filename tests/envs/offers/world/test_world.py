@@ -8,9 +8,9 @@ import torch
 from reference_world import GONE, INSIDE, NOTHING, STATES, SUBSCRIBED, UNSUBSCRIBED, pick, tuples
 from scipy.stats import chisquare
 
-from envs.offers.planning.state_values import Grid, Values, Visited
-from envs.offers.planning.dynamic_program import action_values, best_plan, organic
-from envs.offers.world.customers import UNIFORMS, State
+from envs.offers.planning.state_values import StateGrid, StateValues, VisitedStates
+from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
+from envs.offers.world.customers import UNIFORMS, CustomerState
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
@@ -22,18 +22,18 @@ REWARDS = {
 }
 
 
-def states(rows: list) -> State:
+def states(rows: list) -> CustomerState:
     """Turn tuples (h, f, d, z) into a State."""
-    return State(*torch.tensor(rows).T)
+    return CustomerState(*torch.tensor(rows).T)
 
 
-def some_values(n: int, generator: torch.Generator) -> Values:
+def some_values(n: int, generator: torch.Generator) -> StateValues:
     """Draw a value for every state of n customers."""
-    return Values(100 * torch.rand(6, 4, 3, n, generator=generator, dtype=torch.float64),
+    return StateValues(100 * torch.rand(6, 4, 3, n, generator=generator, dtype=torch.float64),
                   100 * torch.rand(6, n, generator=generator, dtype=torch.float64))
 
 
-def table(values: Values, i: int) -> dict:
+def table(values: StateValues, i: int) -> dict:
     """Read customer i's values as {state: value}."""
     h, f, d, z = torch.tensor(STATES).T
     inside, outside = values.subscribed[h, f, d, i], values.unsubscribed[h, i]
@@ -53,7 +53,7 @@ def test_catalogue_and_calendar_are_those_of_the_document(make_season):
     assert catalogue.cost.tolist() == [0, 0.02, 0.03, 0.05, 0.07]
     assert catalogue.attention.tolist() == [0.10, 0.25, 0.30, 0.55, 0.45]
     assert catalogue.opt_out.tolist() == [0.003, 0.003, 0.002, 0.010, 0.001]
-    assert catalogue.tires.tolist() == list(catalogue.steps) == [1, 1, 1, 2, 1]
+    assert catalogue.fatigue_steps.tolist() == list(catalogue.fatigue_step_counts) == [1, 1, 1, 2, 1]
     assert catalogue.valid.sum() == 26 and catalogue.valid[0].tolist() == [True, False, False, False, False]
     assert world.season.tolist() == [1, 0.97, 0.95, 0.96, 0.98, 1, 1.02, 1.05, 1.10, 1.18, 1.28, 0.90]
     assert (world.tail_weeks, world.tail_discount) == (40, 0.995)
@@ -117,7 +117,7 @@ def test_action_values_of_visited_states_equal_the_reference(make_season, reward
     rows, values = pick(INSIDE, n, generator), some_values(n, generator)
     price = 5 * torch.rand(n, generator=generator, dtype=torch.float64)
     then = values if future else None
-    at = Visited(states(rows), season.customers.alpha)
+    at = VisitedStates(states(rows), season.customers.alpha)
     nothing, contact = action_values(season.customers, season.world, week, at, price, then)
     ahead = [table(values, i) if future else dict.fromkeys(STATES, 0.0) for i in range(n)]
     expected = [[r.q(s, week, a, v, x) for a in r.pairs] for r, s, v, x in zip(
@@ -131,7 +131,7 @@ def test_action_values_of_the_grid_equal_the_reference(make_season, reward, pric
     season = make_season(3, reward=reward)
     c, week = season.customers, 9
     values = some_values(len(c), torch.Generator().manual_seed(4))
-    nothing, contact = action_values(c, season.world, week, Grid(c.alpha), price, values)
+    nothing, contact = action_values(c, season.world, week, StateGrid(c.alpha), price, values)
     every = torch.cat((nothing[None], contact.flatten(0, 1)))
     for i, r in enumerate(season.references):
         ahead = table(values, i)
@@ -187,18 +187,18 @@ def test_states_are_clamped_at_their_ends(make_season, purchase, state, action, 
 
 
 def test_in_the_static_world_no_action_changes_the_future(make_season):
-    season = make_season(20, without=STATIC)
+    season = make_season(20, disabled_effects=STATIC)
     c, world = season.customers, season.world
     state, offer, channel = every_case(season, INSIDE)
     u = torch.rand(UNIFORMS, len(offer), generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     after, *_ = transition(c[torch.zeros_like(offer)], world, 0, state, offer, channel, u)
     assert not after.status.any()
 
-    v0, price = organic(c, world), torch.linspace(0, 4, world.weeks, dtype=torch.float64)
+    v0, price = no_contact_values(c, world), torch.linspace(0, 4, world.weeks, dtype=torch.float64)
     values, actions = best_plan(c, world, v0, price)
     for week in range(world.weeks):
         def q(then):
-            nothing, contact = action_values(c, world, week, Grid(c.alpha), price[week], then)
+            nothing, contact = action_values(c, world, week, StateGrid(c.alpha), price[week], then)
             return torch.cat((nothing[None], contact.flatten(0, 1)))
         now, planned = q(None), q(values[week + 1])
         torch.testing.assert_close(now, now[:, :1, :1, :1].expand_as(now))  # no state matters
@@ -217,10 +217,10 @@ def test_a_customer_alone_equals_the_same_in_a_crowd(make_season):
     u = torch.rand(UNIFORMS, 64, generator=generator, dtype=torch.float64)
 
     def week(rows):
-        here, some = State(*(x[rows] for x in state)), c[rows]
+        here, some = CustomerState(*(x[rows] for x in state)), c[rows]
         after, bought, redeemed, o = transition(some, season.world, 3, here, offer[rows], channel[rows], u[:, rows])
-        then = Values(*(v[..., rows] for v in values))
-        q = action_values(some, season.world, 3, Visited(here, some.alpha), 1.0, then)
+        then = StateValues(*(v[..., rows] for v in values))
+        q = action_values(some, season.world, 3, VisitedStates(here, some.alpha), 1.0, then)
         return torch.stack((*after, bought, redeemed)), torch.cat((torch.stack(o), q[0][None], q[1].flatten(0, 1)))
 
     moves, numbers = week(torch.arange(64))

@@ -4,13 +4,13 @@ from __future__ import annotations
 import torch
 
 from envs.offers.planning import dynamic_program as program
-from envs.offers.planning.state_values import Values
+from envs.offers.planning.state_values import StateValues
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, World
 from rlcore.backends.triton_gae import tl, triton
 
-BLOCK = 128  # customers of a program, one a lane: its whole table lies in registers
+BLOCK_SIZE = 128  # customers of a program, one a lane: its whole table lies in registers
 # What of θ it takes, in the order of its parameters.
-NAMES = ("alpha", "kappa", "xi", "margin", "c0", "gamma_h", "gamma_f", "pi_plus", "pi_minus", "nu", "delta_f", "delta_d")
+PARAMETERS = ("alpha", "kappa", "xi", "margin", "c0", "gamma_h", "gamma_f", "pi_plus", "pi_minus", "nu", "delta_f", "delta_d")
 
 if triton:
     H, F, D = tl.constexpr(HABITS), tl.constexpr(FATIGUES), tl.constexpr(EXPECTATIONS)
@@ -101,24 +101,24 @@ if triton:
                     tl.store(outside + (week * H + h) * far + i, out[h], mask=there)
 
 
-def organic(c: Customers, world: World, out: list[Values] | None = None) -> list[Values]:
+def fast_no_contact_values(c: Customers, world: World, out: list[StateValues] | None = None) -> list[StateValues]:
     """V⁰ of weeks 1..T+1, as envs/offers/planning/dynamic_program.py has it; on a GPU one kernel, in float32, in the place of `out`, which this
     returned for as many customers before."""
     if triton is None or not c.alpha.is_cuda or c.alpha.dtype != torch.float32 or not world.tail_weeks:
-        return program.organic(c, world)
-    return one_kernel(c, world, out)
+        return program.no_contact_values(c, world)
+    return no_contact_values_kernel(c, world, out)
 
 
-def one_kernel(c: Customers, world: World, out: list[Values] | None = None) -> list[Values]:
+def no_contact_values_kernel(c: Customers, world: World, out: list[StateValues] | None = None) -> list[StateValues]:
     """The same without asking what there is."""
     n, reward, weeks = len(c), world.reward, world.weeks
     if out is None:
         tables = (torch.empty(weeks + 1, *shape, n, device=c.alpha.device) for shape in (
             (HABITS, FATIGUES, EXPECTATIONS), (HABITS,)))
-        out = list(map(Values, *tables))
+        out = list(map(StateValues, *tables))
     stride = torch.full((weeks + 1,), n, device=c.alpha.device)  # int64: tables can have more numbers than 32 bits count
-    _organic[(triton.cdiv(n, BLOCK),)](
-        *(getattr(c, name).contiguous() for name in NAMES), world.season, stride, *out[0],
+    _organic[(triton.cdiv(n, BLOCK_SIZE),)](
+        *(getattr(c, name).contiguous() for name in PARAMETERS), world.season, stride, *out[0],
         *map(float, (reward.trips, reward.churn_cost, reward.terminal, world.tail_discount)), weeks + world.tail_weeks,
-        world.tail_weeks, n, BLOCK=BLOCK)
+        world.tail_weeks, n, BLOCK=BLOCK_SIZE)
     return out

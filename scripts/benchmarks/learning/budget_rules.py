@@ -37,7 +37,7 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
         limit = dual(
             market.customers,
             world,
-            market.organic,
+            market.no_contact_values,
             market.start,
             market.budget,
             market.stock,

@@ -92,9 +92,9 @@ def test_losses_equal_those_of_d3rlpy(name):
         if name == "BCQ":
             allowed = supported(impl.modules.imitator(following).logits, everything, 0.9)
             assert 0.2 < allowed.float().mean() < 0.9
-            kept = imitation(impl.modules.imitator(obs).logits, everything, action, 0.5)
+            kept = behaviour_cloning(impl.modules.imitator(obs).logits, everything, action, 0.5)
         else:
-            kept = 0.8 * conservative(q, everything, action)
+            kept = 0.8 * cql_penalty(q, everything, action)
         goal = double_target(reward, config.gamma * ~ends, online, frozen, 0.0, allowed)
         mine = td_loss(q.gather(1, action[:, None])[:, 0], goal, torch.ones(n), 1.0) + kept
     assert mine.item() == pytest.approx(loss.item(), rel=1e-5)

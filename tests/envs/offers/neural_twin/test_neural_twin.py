@@ -222,8 +222,7 @@ def test_what_is_fitted_is_near_the_truth_where_history_tells_all():
     env, log = random_log(2500, world={"disabled_effects": list(STATIC)})
     _, model = neural(env, response={"steps": 400, "batch_size": 1024, "lr": 0.01}, rest={"steps": 200})
     model.set_dataset(log)
-    logged = Log()
-    model.train(logged, lambda: None, None, lambda: False)
+    logged = train(model)
     held = model.log[model.aside]
     inputs = held.inputs[:, 5].T
     with torch.no_grad():

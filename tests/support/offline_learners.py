@@ -2,19 +2,30 @@
 from __future__ import annotations
 
 import torch
-from configs import load, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from toy_envs import Chain
 from torch.nn import functional
 
+from configs import load, node
 from envs.data_collection import UniformPolicy, rollouts
 from rlcore.offline.logged_dataset import LoggedDataset
+from toy_envs import Chain
 
 CPU = torch.device("cpu")
 SPEND = node("../algo/auxiliary/redemption_model")
-SMALL = {"network": {"hidden": [32, 32]}, "optimizer": {"lr": 0.01}, "lr_schedule": None, "auxiliary": None, "variance_reduction": None,
-         "updates": 10, "batch_size": 64, "target_every": 5, "total_steps": 6400, "eval_every": 1000, "checkpoint_every": 1000}
+SMALL = {
+    "network": {"hidden": [32, 32]},
+    "optimizer": {"lr": 0.01},
+    "lr_schedule": None,
+    "auxiliary": None,
+    "variance_reduction": None,
+    "updates": 10,
+    "batch_size": 64,
+    "target_every": 5,
+    "total_steps": 6400,
+    "eval_every": 1000,
+    "checkpoint_every": 1000,
+}
 
 
 def make(env, log, algo="cql", *, seed=0, keep="cql", kept=None, **changes):
@@ -22,7 +33,9 @@ def make(env, log, algo="cql", *, seed=0, keep="cql", kept=None, **changes):
     config = node(f"../algo/{algo}", f"algo={algo}").copy()
     config.network = node("../algo/network/action_values")
     config = OmegaConf.merge(config, SMALL, changes)
-    config.behaviour_constraint = keep and OmegaConf.merge(node(f"../algo/behaviour_constraint/{keep}", f"algo={algo}"), kept or {})
+    config.behaviour_constraint = keep and OmegaConf.merge(
+        node(f"../algo/behaviour_constraint/{keep}", f"algo={algo}"), kept or {}
+    )
     agent = instantiate(config, _convert_="all")(env, seed)
     agent.set_dataset(log)
     return agent

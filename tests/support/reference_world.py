@@ -12,7 +12,7 @@ from math import exp, log
 
 import torch
 
-from envs.offers.world.customers import CustomerState, Customers, World
+from envs.offers.world.customers import Customers, CustomerState, World
 
 SUBSCRIBED, UNSUBSCRIBED, CHURNED = range(3)
 GONE = (0, 0, 0, CHURNED)
@@ -39,8 +39,18 @@ def chance(p: float, move: int) -> list:
 class Reference:
     """One customer: θ by name, and what the market and the reward look like to all."""
 
-    def __init__(self, theta: dict, values: list, costs: list, opt_outs: list, fatigue_steps: list, season: list, reward,
-                 tail_weeks: int, tail_discount: float):
+    def __init__(
+        self,
+        theta: dict,
+        values: list,
+        costs: list,
+        opt_outs: list,
+        fatigue_steps: list,
+        season: list,
+        reward,
+        tail_weeks: int,
+        tail_discount: float,
+    ):
         self.__dict__.update(theta)
         self.values, self.costs, self.opt_outs, self.fatigue_steps = values, costs, opt_outs, fatigue_steps
         self.season, self.reward = season, reward

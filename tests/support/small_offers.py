@@ -29,7 +29,9 @@ def offers_env(agents: int = 60, **changes) -> OffersEnv:
 
 def logging_policy(name: str, **changes):
     """Build conf/logging_policy/NAME.yaml with some of its keys replaced."""
-    return instantiate({**composed(f"logging_policy={name}", name="collect").logging_policy, **changes}, _convert_="all")
+    return instantiate(
+        {**composed(f"logging_policy={name}", name="collect").logging_policy, **changes}, _convert_="all"
+    )
 
 
 def random_log(customers: int, seed: int = 0, **changes) -> tuple[OffersEnv, LoggedDataset]:

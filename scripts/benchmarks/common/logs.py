@@ -10,8 +10,16 @@ from envs.data_collection import LoggingPolicy, rollouts
 from rlcore.offline.logged_dataset import LoggedDataset
 
 
-def log_seasons(env: Callable, logging_policy: LoggingPolicy, decisions: int, agents: int, device: torch.device, seed: int, *,
-                all_propensities: bool = False) -> tuple[VectorEnv, Iterator[LoggedDataset]]:
+def log_seasons(
+    env: Callable,
+    logging_policy: LoggingPolicy,
+    decisions: int,
+    agents: int,
+    device: torch.device,
+    seed: int,
+    *,
+    all_propensities: bool = False,
+) -> tuple[VectorEnv, Iterator[LoggedDataset]]:
     """Open an environment of realised outcomes, and log its seasons of `agents` customers as they are asked for.
 
     At least `decisions` are logged; the environment still has the last season's customers then.

@@ -41,8 +41,15 @@ def run(
         contacted = (log.action > 0).long()
         nothing = log.probs[:, 0].double()
         for name, learner in learners.items():
-            fit = learner(log.obs[:, :width], contacted, log.outcomes["trips"][:, None], 2, torch.Generator(device).manual_seed(k),
-                          propensity=torch.where(contacted > 0, 1 - nothing, nothing), cluster=consecutive_ids(log.unit))
+            fit = learner(
+                log.obs[:, :width],
+                contacted,
+                log.outcomes["trips"][:, None],
+                2,
+                torch.Generator(device).manual_seed(k),
+                propensity=torch.where(contacted > 0, 1 - nothing, nothing),
+                cluster=consecutive_ids(log.unit),
+            )
             with torch.no_grad():
                 table = predict_chunked(fit, others.obs[:, :width])[..., 0].double()
             error = table[:, 1] - table[:, 0] - truth

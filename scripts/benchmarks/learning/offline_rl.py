@@ -21,9 +21,21 @@ from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.timing import timed
 
 
-def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, logging_policies: dict, sizes: dict, seeds: int,
-        learners: dict, agents: int) -> dict:
-    """Train every learner on logs of every logging policy, world and size (`sizes` by logging policy), and value it in its world.
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    worlds: dict,
+    logging_policies: dict,
+    sizes: dict,
+    seeds: int,
+    learners: dict,
+    agents: int,
+) -> dict:
+    """Train every learner on logs of every logging policy, world and size, and value it in its world.
+
+    `sizes` are by logging policy.
 
     A seed has its own log, of `agents` customers a season, and its own learners; all are valued on the same customers.
     Cells are printed and saved as they come.
@@ -63,7 +75,7 @@ def run(directory: Path, device: torch.device, seed: int, *, worlds: dict, loggi
 
 
 def learned(env, algo: Callable, log: LoggedDataset, seed: int, shared: dict):
-    """Train on a log. Adjusted rewards are the same for all learners: the first that needs them leaves them in `shared`."""
+    """Train on a log. Adjusted rewards are the same for all learners: the first to need them leaves them in `shared`."""
     agent = algo(env, seed)
     if isinstance(agent, DoubleDQN) and agent.variance_reduction:
         fit = agent.variance_reduction

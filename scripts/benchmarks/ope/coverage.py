@@ -24,8 +24,20 @@ def run(directory: Path, device: torch.device, seed: int, *, cases: dict[str, Ca
     return {"cases": results}
 
 
-def measure(name: str, device: torch.device, seed: int, *, env: Callable, ope: OffPolicyEvaluator, pool: int, logging: dict,
-            target: dict, count: int, customers: int, at_once: int) -> dict:
+def measure(
+    name: str,
+    device: torch.device,
+    seed: int,
+    *,
+    env: Callable,
+    ope: OffPolicyEvaluator,
+    pool: int,
+    logging: dict,
+    target: dict,
+    count: int,
+    customers: int,
+    at_once: int,
+) -> dict:
     """Value a target on `count` logs of `customers` drawn from a pool, and count how often intervals hold the truth."""
     env, pool = world_of(env, device, seed, pool)
     acts, aims = pool.policy(**logging), pool.policy(**target)

@@ -43,7 +43,9 @@ class Pool:
         """Return n customers with their start states; which they are is kept in `rows`."""
         self.rows = rows = torch.randint(len(self.customers), (n,), generator=generator, device=generator.device)
         return Sample(
-            self.sample.customers[rows], self.sample.features[rows], CustomerState(*(x[rows] for x in self.sample.state))
+            self.sample.customers[rows],
+            self.sample.features[rows],
+            CustomerState(*(x[rows] for x in self.sample.state)),
         )
 
     def policy(self, *, price: float, plans: bool, sigma: float, epsilon: float) -> Tensor:

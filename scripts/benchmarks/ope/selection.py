@@ -12,8 +12,22 @@ from scripts.benchmarks.common.display import progress, show, table_of
 from scripts.benchmarks.ope.customer_pool import replications, world_of
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, ope: OffPolicyEvaluator, pool: int, price: float,
-        logging: dict, candidates: dict[str, dict], estimator: str, count: int, customers: int, at_once: int) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    env: Callable,
+    ope: OffPolicyEvaluator,
+    pool: int,
+    price: float,
+    logging: dict,
+    candidates: dict[str, dict],
+    estimator: str,
+    count: int,
+    customers: int,
+    at_once: int,
+) -> dict:
     """Let an estimator choose among candidates on `count` logs, by profit less spend at the price; count right choices.
 
     A choice is right where it is the truly best, or where the best's true value is within the interval of the chosen.

@@ -92,7 +92,9 @@ def of_market(env, generator: torch.Generator, dtype: torch.dtype, n: int, seaso
     """Time the bound of n customers, and with `season` one season of a policy with its account."""
     world, kept = env.world.to(env.device, dtype), {}
     opened = cpu_seconds(
-        lambda: kept.update(market=Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules))
+        lambda: kept.update(
+            market=Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules)
+        )
     )
     market = kept["market"]
     solved = cpu_seconds(lambda: kept.update(bound=dual(
@@ -141,8 +143,16 @@ def of_weeks(
     )
 
     def once():
-        dual(market.customers, world, market.no_contact_values, market.start, market.budget, first_price=1.0, tolerance=0.0,
-             max_evaluations=1)
+        dual(
+            market.customers,
+            world,
+            market.no_contact_values,
+            market.start,
+            market.budget,
+            first_price=1.0,
+            tolerance=0.0,
+            max_evaluations=1,
+        )
     ppo = partial(algo, num_steps=weeks)(env, seed)
     return {"weeks": weeks, "evaluation_seconds": median(cpu_seconds(once) for _ in range(3)), **iteration(ppo, 3)}
 

@@ -67,7 +67,9 @@ def run(
     return {"arms": arms, "best_arm": rivals["best arm"], "policies": rows, "margin": margin, "cost": cost}
 
 
-def as_log(path: str | None, margin: float, cost: float) -> tuple[LoggedDataset, dict[str, Tensor], dict[str, list[int]]]:
+def as_log(
+    path: str | None, margin: float, cost: float
+) -> tuple[LoggedDataset, dict[str, Tensor], dict[str, list[int]]]:
     """Read the shop's customers as decisions of one step, propensity 1/3.
 
     Also return their outcomes [N] by name, and the columns of observations by what they are of.
@@ -121,7 +123,9 @@ def as_log(path: str | None, margin: float, cost: float) -> tuple[LoggedDataset,
     return log, outcomes, columns
 
 
-def learned(log: LoggedDataset, visit: Tensor, model: Callable, obs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def learned(
+    log: LoggedDataset, visit: Tensor, model: Callable, obs: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Policies [N, 3] for customers `obs` [N, D], learned from a log and its visits."""
     earned = torch.stack(
         [(log.reward + log.cost)[log.action == k].mean() / visit[log.action == k].mean() for k in range(3)]

@@ -35,7 +35,9 @@ def test_the_true_value_is_what_playing_brings_on_average():
         assert abs(season.mean() - true) < 3.5 * season.std() / math.sqrt(6000)
     # Never contacting earns what the organic value says, and a plan at price 0 more than that.
     never = pool.policy(price=1e9, plans=True, sigma=0.1, epsilon=0.0)
-    assert pool.value(never)[0] == pytest.approx(pool.no_contact_values[0].at(pool.sample.state).mean().item(), rel=1e-9)
+    assert pool.value(never)[0] == pytest.approx(
+        pool.no_contact_values[0].at(pool.sample.state).mean().item(), rel=1e-9
+    )
     free = pool.policy(price=1e-9, plans=True, sigma=0.1, epsilon=0.0)
     assert pool.value(free)[0] > max(pool.value(never)[0], profit)
 

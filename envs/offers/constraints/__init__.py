@@ -1,0 +1,9 @@
+"""What may be sent and spent: contact rules, budgets, and the ledger of a running shop."""
+from envs.offers.constraints.budget import Budget
+from envs.offers.constraints.budget_account import BudgetAccount
+from envs.offers.constraints.budget_rules import BudgetRule, BufferedSpend, ExpectedSpend, ReservedSpend
+from envs.offers.constraints.contact_rules import ActionMask, ContactPolicy, ContactRules
+from envs.offers.constraints.ledger import Ledger
+
+__all__ = ["ActionMask", "Budget", "BudgetAccount", "BudgetRule", "BufferedSpend", "ContactPolicy", "ContactRules",
+           "ExpectedSpend", "Ledger", "ReservedSpend"]

@@ -14,11 +14,11 @@ from envs.offers.world.customers import CustomerState, Customers, World
 
 
 class Budget:
-    """What a season may cost, and the `rule` (envs/offers/constraints/budget_rules.py) that keeps what is sent within it.
+    """What a season may cost, and the budget rule that keeps spending within it.
 
-    Every week has the same: `weekly` money a customer, or without it `share` of what the best unconstrained plan spends
-    in a week. With `rollover` a week can spend what earlier ones left; `seasonal` money is there from the first week
-    on. `stock` {offer: redemptions a customer and season} limits offers.
+    Every week has the same money: `weekly` a customer, or where that is None the `share` of what the best unconstrained
+    plan spends in a week. With `rollover` a week can spend what earlier weeks left. `seasonal` money is all there from the
+    first week on. `stock` {offer: redemptions a customer and season} limits offers.
     """
 
     def __init__(self, *, share: float, weekly: float | None, seasonal: bool, rollover: bool, stock: dict | None, rule):
@@ -44,8 +44,10 @@ class Budget:
 
     def weekly_amounts(self, c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState,
                        contacts: Tensor | None = None, *, total: Callable[[Tensor], Tensor] = single_process) -> Tensor:
-        """Budget [T] of a population, of all whom `total` adds up; the best plan that a share is of keeps to the contacts
-        that rules allow."""
+        """Budget [T] of a population; `total` sums over the processes that share it.
+
+        The plan of which `share` is a share keeps to the contacts that contact rules allow.
+        """
         if self.weekly is not None:
             amounts = self.weekly * total(torch.full_like(world.season, len(c)))
         else:

@@ -22,8 +22,8 @@ class Reservation(NamedTuple):
 class BudgetAccount:
     """Money and stock of one season.
 
-    budget [T] is the money of each week. stock [O+1] counts the redemptions that each offer has, inf without a limit. With
-    `rollover` a week starts with what the week before left.
+    budget [T] is the money of each week. stock [O+1] counts the redemptions that each offer has, inf without a limit.
+    With `rollover` a week starts with what the week before left.
     """
 
     def __init__(self, budget: Tensor, stock: Tensor, rollover: bool, catalogue: Catalogue):
@@ -70,7 +70,7 @@ class BudgetAccount:
         self.withdraw(self.catalogue.spend(offer, channel, redeemed).sum(), pieces)
 
     def reserve(self, day: int, action: Tensor, redeemed: Tensor, validity: Tensor) -> None:
-        """Hold face value and piece of flat actions [N] that are not redeemed yet until their `validity` [O+1] in days ends."""
+        """Hold face value and piece of flat actions [N] that are not redeemed yet for their `validity` [O+1] in days."""
         self.reservations = [reservation for reservation in self.reservations if reservation.lapses > day]
         offer = self.catalogue.action_codec.offer_of(action)
         pieces = torch.zeros_like(self.stock).index_add(0, offer, (~redeemed & (offer > 0)).to(self.stock))

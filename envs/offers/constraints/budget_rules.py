@@ -1,4 +1,4 @@
-"""Budget rules: how the increments that a policy asks for are kept within budget and stock (envs/offers/README.md §7)."""
+"""Budget rules: how what a policy asks for is kept within budget and stock (envs/offers/README.md §7)."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from envs.offers.constraints.purchase_queue import SLACK, accepted, affordable, 
 from envs.offers.planning.knapsack import Increments, clear, compact
 from envs.offers.world.catalogue import Catalogue
 
-Redeems = Callable[[Tensor], Tensor]  # flat actions [N] that are sent → who redeems, bool [N]; at most one action a customer
+Redeems = Callable[[Tensor], Tensor]  # flat actions [N] that are sent, at most one a customer → who redeems, bool [N]
 
 
 class BudgetRule(ABC):
@@ -24,7 +24,7 @@ class BudgetRule(ABC):
 
     @abstractmethod
     def allocate(self, account: BudgetAccount, steps: Increments, redeems: Redeems) -> tuple[Tensor, Tensor]:
-        """Spend the week that the account has opened; return flat actions [N] and the price at which the week cleared."""
+        """Spend the week that the account has opened; return flat actions [N] and the clearing price []."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ class ReservedSpend(BudgetRule):
     """Reserve face value and message cost when an offer is sent: the budget is never exceeded.
 
     A reservation is settled when the offer is redeemed and released when its validity ends. A week has `sends_per_week`
-    sends, spread over its days; each uses what the earlier ones released. `validity_days` counts the day of sending; it is
-    one number for all offers, or {offer: days}.
+    sends, spread over its days; each uses what the earlier ones released. `validity_days` counts the day of sending; it
+    is one number for all offers, or {offer: days}.
     """
 
     sends_per_week: int
@@ -90,7 +90,8 @@ class ReservedSpend(BudgetRule):
 
     def __post_init__(self):
         if not 1 <= self.sends_per_week <= DAYS_PER_WEEK:
-            raise ValueError(f"env.budget.rule.sends_per_week: expected 1 to {DAYS_PER_WEEK} a week, got {self.sends_per_week}")
+            raise ValueError(f"env.budget.rule.sends_per_week: expected 1 to {DAYS_PER_WEEK} a week, "
+                             f"got {self.sends_per_week}")
         each = self.validity_days.values() if isinstance(self.validity_days, dict) else [self.validity_days]
         for days in each:
             if isinstance(days, bool) or not isinstance(days, int) or days < 1:
@@ -114,14 +115,15 @@ class ReservedSpend(BudgetRule):
         return torch.as_tensor(days, device=catalogue.value.device).expand(len(catalogue.offers))
 
     def allocate(self, account: BudgetAccount, steps: Increments, redeems: Redeems) -> tuple[Tensor, Tensor]:
-        """Send in several parts: plan what all sends left can pay, send first what can be reserved now, observe redemptions."""
+        """In each send plan what all sends left can pay, send what can be reserved now, and observe who redeems."""
         catalogue = account.catalogue
         validity = self.validity(catalogue)
         longest = validity.max().item()
         slack = SLACK * account.budget.sum()
         steps = compact(steps)
         sent = torch.zeros_like(steps.action[:, 0])
-        days = [DAYS_PER_WEEK * account.week + DAYS_PER_WEEK * send // self.sends_per_week for send in range(self.sends_per_week)]
+        monday = DAYS_PER_WEEK * account.week
+        days = [monday + DAYS_PER_WEEK * send // self.sends_per_week for send in range(self.sends_per_week)]
         for send, day in enumerate(days):
             money, pieces = account.available(day, longest)
             money = (money - slack).clamp_min(0)

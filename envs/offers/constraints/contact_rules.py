@@ -61,14 +61,15 @@ class ContactPolicy:
     def take(self, rows: slice) -> ContactPolicy:
         """The same for some of the customers."""
         static = None if self.static is None else self.static[rows]
-        return replace(self, static=static, exclusions=tuple(x._replace(excluded=x.excluded[rows]) for x in self.exclusions))
+        exclusions = tuple(x._replace(excluded=x.excluded[rows]) for x in self.exclusions)
+        return replace(self, static=static, exclusions=exclusions)
 
     def action_mask(self, history: History) -> ActionMask:
         """What may be sent to customers of a history."""
         return self(history.status == SUBSCRIBED, history.contacts)._replace(history=history)
 
     def __call__(self, subscribed: Tensor, contacted: list[Tensor] | Tensor) -> ActionMask:
-        """What may be sent to customers who are subscribed, bool [N], and were contacted in the weeks before, bool [N] each."""
+        """What may be sent to customers, by who is subscribed and who was contacted in each past week, bool [N] each."""
         left = [cap - used for (_, cap), used in zip(self.caps, self._used(subscribed, contacted))]
         contactable = subscribed
         for rest in left:
@@ -91,7 +92,7 @@ class ContactPolicy:
         return self.static[:, 1:].flatten(1).T.contiguous()[:, None, None, None]
 
     def enforce(self, allowed: Tensor, offer: Tensor, channel: Tensor) -> Tensor:
-        """Offers [N] to be sent: those asked for where `allowed`, bool [N, P], through their channel [N], else nothing."""
+        """Offers [N] to send through channels [N]: those asked for where `allowed`, bool [N, P], else nothing."""
         index = self.catalogue.action_codec.encode(offer, channel)
         return torch.where(allowed.gather(1, index[:, None])[:, 0], offer, 0)
 
@@ -122,8 +123,8 @@ class ContactRules:
     ValueError on what doesn't fit the catalogue or the columns.
     """
 
-    def __init__(self, catalogue: Catalogue, population: Population, *, eligible: dict, age: dict, consent: dict, caps: list,
-                 holdout: dict):
+    def __init__(self, catalogue: Catalogue, population: Population, *, eligible: dict, age: dict, consent: dict,
+                 caps: list, holdout: dict):
         self.catalogue, self.holdout = catalogue, holdout
         self.columns, self.ids = population.columns, population.ids
         _check_fields("env.contact_rules.age", age, {"column", "limits"})
@@ -135,8 +136,8 @@ class ContactRules:
         if conditions and self.columns is None:
             raise ValueError(f"{conditions[0].key}: drawn customers have no columns; rules on them need "
                              "env/population=customer_table or complete_journey")
-        self.exclusions = tuple(Exclusion(x.reason, x.offer, x.channel, torch.tensor(~holds(x.text, self.columns, x.key)))
-                                for x in conditions)
+        self.exclusions = tuple(
+            Exclusion(x.reason, x.offer, x.channel, torch.tensor(~holds(x.text, self.columns, x.key))) for x in conditions)
         self.caps = tuple(self._cap(cap) for cap in caps)
         if self.columns is not None and holdout["share"]:
             self.exclusions += (self._held_out(hash_uniform(self.ids, holdout["salt"])),)

@@ -14,7 +14,7 @@ SLACK = 1e-9  # share of a budget that is never spent: more than the rounding of
 
 
 class PurchaseQueue(NamedTuple):
-    """M increments by falling price, [M] each: customer, flat action after the increment, and what it adds to each sum."""
+    """M increments by falling price, [M] each: customer, flat action after it, and what it adds to each sum."""
 
     price: Tensor
     row: Tensor
@@ -33,7 +33,8 @@ def price_queue(steps: Increments, floor: Tensor, account: BudgetAccount) -> Pur
     catalogue = account.catalogue
     offer, channel = catalogue.action_codec.decode(steps.action)
     held = steps.price > -torch.inf
-    total = torch.where(held, steps.spend, 0.0).cumsum(1).to(account.budget)  # spend of the action held after the increment
+    # spend of the action that is held after the increment
+    total = torch.where(held, steps.spend, 0.0).cumsum(1).to(account.budget)
     face, message = catalogue.value[offer], catalogue.cost[channel] * (offer > 0)
     given = torch.minimum((total - message).clamp_min(0), face)
     share = torch.where(face > 0, given / face.clamp_min(1e-12), 1.0) * (offer > 0)
@@ -75,7 +76,8 @@ def cut_at_stock(steps: Increments, account: BudgetAccount, stock: Tensor, limit
         queue = price_queue(steps, floor, account)
         total, most = limit(queue)
         cut = first_true(total > most)
-        short = torch.tensor([first_true(used[:cut].cumsum(0) > stock[o] + SLACK) for o, used in enumerate(queue.pieces)])
+        short = torch.tensor([first_true(used[:cut].cumsum(0) > stock[offer] + SLACK)
+                              for offer, used in enumerate(queue.pieces)])
         if not account.has_stock_limits or short.min() >= cut:
             return queue, cut
         floor[short.argmin()] = queue.price[short.min()]
@@ -87,7 +89,7 @@ def first_true(condition: Tensor) -> int:
 
 
 def accepted(queue: PurchaseQueue, cut: int, n: int) -> tuple[Tensor, Tensor]:
-    """Flat action [n] that each customer holds after the first `cut` increments, and the price of the first one refused."""
+    """Flat action [n] that each customer holds after the first `cut` increments, and the price of the next one."""
     place = torch.arange(1, cut + 1, device=queue.row.device)
     last = torch.zeros(n, dtype=torch.long, device=place.device).scatter_reduce_(0, queue.row[:cut], place, "amax")
     action = torch.where(last > 0, queue.action[(last - 1).clamp_min(0)], 0) if cut else last
@@ -109,7 +111,7 @@ def affordable(wanted: Tensor, row: Tensor, money: Tensor, pieces: Tensor, catal
         theirs = offer[waiting] == o
         waiting = waiting[~theirs | (theirs.cumsum(0) <= pieces[o])]
     covered = torch.zeros_like(wanted)
-    while len(waiting):  # who is too dear for what is left does not stop the cheaper behind; at most one pass for each charge
+    while len(waiting):  # one who is too dear for what is left does not stop the cheaper behind; a pass a charge at most
         fits = charge[waiting].cumsum(0) <= money
         chosen, waiting = waiting[fits], waiting[~fits]
         covered[chosen] = wanted[chosen]

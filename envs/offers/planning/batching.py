@@ -57,8 +57,8 @@ def plan_in_batches(c: Customers, world: World, v0: list[StateValues] | None, st
                     contacts: Tensor | None = None) -> Plan:
     """Plan as `best_plan` does, a batch of customers at a time.
 
-    A customer's tables take 78 numbers a week, twice: V⁰ and V^λ. Without `v0` no table is kept: V⁰ is computed again for
-    each batch (a tenth of the work), and memory grows by a few numbers a customer.
+    A customer's tables take 78 numbers a week, twice: V⁰ and V^λ. Without `v0` no table is kept: V⁰ is computed again
+    for each batch (a tenth of the work), and memory grows by a few numbers a customer.
     """
     parts = []
     for rows in batches(c.alpha):
@@ -70,4 +70,5 @@ def plan_in_batches(c: Customers, world: World, v0: list[StateValues] | None, st
         no_contact_value = free[0].at(at)
         parts.append((None if v0 is None else values, use, no_contact_value, values[0].at(at) - no_contact_value))
     tables, use, no_contact_value, gain = zip(*parts)
-    return Plan(None if v0 is None else concat(tables), torch.stack(use).sum(0), torch.cat(no_contact_value), torch.cat(gain))
+    return Plan(values=None if v0 is None else concat(tables), use=torch.stack(use).sum(0),
+                no_contact_value=torch.cat(no_contact_value), gain=torch.cat(gain))

@@ -1,4 +1,4 @@
-"""The dynamic program of one customer: expected value of actions, organic value, best plan at prices, expected spend."""
+"""The dynamic program of one customer: action values, V⁰ of no contact, the best plan at prices, its expected use."""
 from __future__ import annotations
 
 import torch
@@ -14,11 +14,12 @@ from envs.offers.world.transition import habit_gain
 def action_values(c: Customers, world: World, week: int | Tensor, at: StateGrid | VisitedStates, price: Tensor | float,
                   then: StateValues | None, scarcity: Tensor | None = None,
                   contacts: Contacts | None = None) -> tuple[Tensor, Tensor]:
-    """Expected r − price·spend + value of next week: of nothing [*S], of `contacts` (without, of all there are) [O, C, *S].
+    """Expected r − price·spend + value of next week: of nothing [*S] and of contacts [O, C, *S].
 
-    With next week's values given, a contact is affine in q·p1, so each of the O × C costs two operations. `then=None` leaves
-    the future out. `week` is a number, or a tensor of [1] or [*S]; `price` a number, or a tensor that broadcasts to [*S];
-    `scarcity` [O+1] the price of a redemption of each offer, where its stock is short.
+    `contacts` are those to evaluate, by default all of the catalogue. `then` has next week's values; None leaves the
+    future out. `week` is a number or a tensor [1] or [*S]; `price` is a number or broadcasts to [*S]. `scarcity` [O+1] is
+    the price of a redemption of each offer whose stock is short. A contact's value is affine in q·p1, so each of the
+    O × C contacts costs two operations.
     """
     reward, catalogue = world.reward, world.catalogue
     g = c.margin + reward.trips
@@ -57,10 +58,10 @@ def action_values(c: Customers, world: World, week: int | Tensor, at: StateGrid 
 
 
 def no_contact_values(c: Customers, world: World) -> list[StateValues]:
-    """V⁰, the value of never contacting, of weeks 1..T+1; the last is V_end: what `tail_weeks` more are worth."""
-    rested = StateGrid(c.alpha)
-    rested.f, rested.d = rested.f[:1], rested.d[:1]
-    inside, outside = (_no_contact_values(c, world, at) for at in (StateGrid(c.alpha), rested))
+    """V⁰, the value of never contacting, of weeks 1..T+1; the last is V_end, the value of `tail_weeks` more weeks."""
+    unsubscribed = StateGrid(c.alpha)
+    unsubscribed.f, unsubscribed.d = unsubscribed.f[:1], unsubscribed.d[:1]
+    inside, outside = (_no_contact_values(c, world, at) for at in (StateGrid(c.alpha), unsubscribed))
     return [StateValues(v, w[:, 0, 0]) for v, w in zip(inside, outside)]
 
 
@@ -97,12 +98,11 @@ def _no_contact_values(c: Customers, world: World, at: StateGrid) -> list[Tensor
 
 def best_plan(c: Customers, world: World, v0: list[StateValues], price: Tensor, scarcity: Tensor | None = None, *,
               contacts: Tensor | None = None, since: int = 0) -> tuple[list[StateValues], list[Tensor]]:
-    """V^λ of the best plan at prices [T] of money and [O+1] of stock, weeks 1..T+1, and its actions, [6, 4, 3, N] a week.
+    """V^λ of the best plan at prices, weeks 1..T+1, and its flat actions, [6, 4, 3, N] a week (0 for nothing).
 
-    What was before the week `since` (from 0) is left out.
-
-    Actions are flat indices (ActionCodec), 0 for nothing. Who is unsubscribed keeps the organic value. `contacts`,
-    bool [O·C, 1, 1, 1, N], are those that rules allow; without it all are.
+    price [T] is that of money, scarcity [O+1] that of a redemption of each offer. Weeks before `since` (from 0) are left
+    out. `contacts`, bool [O·C, 1, 1, 1, N], are those that contact rules allow, by default all. An unsubscribed customer
+    keeps the value of no contact.
     """
     at, codec = StateGrid(c.alpha), world.catalogue.action_codec
     values, actions = [v0[-1]], []
@@ -115,15 +115,11 @@ def best_plan(c: Customers, world: World, v0: list[StateValues], price: Tensor, 
     return values[::-1], actions[::-1]
 
 
-def expected_spend(c: Customers, world: World, start: CustomerState, actions: list[Tensor]) -> Tensor:
-    """Expected spend of every customer in every week under a plan, [T, N]."""
-    return expected_use(c, world, start, actions, ())
+def expected_use(c: Customers, world: World, start: CustomerState, actions: list[Tensor],
+                 stocked: tuple[int, ...]) -> Tensor:
+    """Expected use of each week's money and of each `stocked` offer by every customer under a plan, [T + S, N].
 
-
-def expected_use(c: Customers, world: World, start: CustomerState, actions: list[Tensor], stocked: tuple[int, ...]) -> Tensor:
-    """Expected use that every customer makes under a plan of each week's money and each `stocked` offer, [T + S, N].
-
-    An offer's use is its redemptions in all weeks. One pass of occupancies.
+    The use of an offer is its redemptions in all weeks. Computed by one forward pass of state occupancies.
     """
     at, n, spends = StateGrid(c.alpha), len(c), []
     taken = [torch.zeros_like(c.alpha) for _ in stocked]

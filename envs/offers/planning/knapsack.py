@@ -1,4 +1,4 @@
-"""Spending a week's budget: what customers would get at falling prices, and the cut where the money ends."""
+"""The weekly knapsack: increments of each customer by falling price, and clearing where the money ends."""
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -9,15 +9,14 @@ from torch.nn import functional
 
 
 class Increments(NamedTuple):
-    """What each customer's next steps up would cost, in the order in which falling prices reach them; all [N, K].
+    """The increments (steps) of N customers to ever dearer actions, in the order in which falling prices reach them, [N, K].
 
-    A step with price −inf is none. Prices do not rise along a row; `spend` is the step's own, `action` the flat pair
-    that holds after it.
+    A step with price −inf does not exist. Prices never rise along a row.
     """
 
-    price: Tensor
-    spend: Tensor
-    action: Tensor
+    price: Tensor  # at or below which the step is bought
+    spend: Tensor  # what the step adds to the expected spend
+    action: Tensor  # flat action that is held after the step
 
 
 def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,9 +38,9 @@ def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
     return torch.where(last > 0, steps.action.gather(1, (last - 1).clamp_min(0)[:, None])[:, 0], 0)
 
 
-def allowed_increments(steps: Increments, pairs: Tensor) -> Increments:
-    """Refuse every step to a pair that is not allowed, pairs bool [N, P], and those after it, which build on it."""
-    within = pairs.gather(1, steps.action).cummin(1).values
+def allowed_increments(steps: Increments, allowed: Tensor) -> Increments:
+    """Drop every step to an action that is not `allowed`, bool [N, P], and the steps after it, which build on it."""
+    within = allowed.gather(1, steps.action).cummin(1).values
     return steps._replace(price=steps.price.masked_fill(~within, -torch.inf))
 
 
@@ -55,7 +54,8 @@ def upper_hull(value: Tensor, spend: Tensor) -> Increments:
     steps = []
     for _ in range(value.shape[1] - 1):
         cost = spend - at_spend
-        efficiency = torch.where((value > at_value) & (cost >= 0), (value - at_value) / cost.clamp_min(1e-12), -torch.inf)
+        better = (value > at_value) & (cost >= 0)
+        efficiency = torch.where(better, (value - at_value) / cost.clamp_min(1e-12), -torch.inf)
         price = efficiency.amax(1, keepdim=True)
         # Of equally efficient steps the longest: the shorter ones lie on the way to it.
         best = torch.where(efficiency == price, cost, -1.0).argmax(1, keepdim=True)

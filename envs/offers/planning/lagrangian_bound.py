@@ -46,14 +46,15 @@ def single_process(x: Tensor) -> Tensor:
     return x
 
 
-def unconstrained_spend(c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState, *, contacts: Tensor | None = None,
-                        total: Callable[[Tensor], Tensor] = single_process) -> Tensor:
+def unconstrained_spend(c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState, *,
+                        contacts: Tensor | None = None, total: Callable[[Tensor], Tensor] = single_process) -> Tensor:
     """Expected weekly spend [T] of the best plan without a budget."""
-    return total(plan_in_batches(c, world, v0, start, torch.zeros_like(world.season), contacts=contacts).use).to(world.season)
+    plan = plan_in_batches(c, world, v0, start, torch.zeros_like(world.season), contacts=contacts)
+    return total(plan.use).to(world.season)
 
 
-def dual(c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState, budget: Tensor, stock: Tensor | None = None,
-         rollover: bool = False, *, first_price: float | list, tolerance: float, max_evaluations: int,
+def dual(c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState, budget: Tensor,
+         stock: Tensor | None = None, rollover: bool = False, *, first_price: float | list, tolerance: float, max_evaluations: int,
          contacts: Tensor | None = None, total: Callable[[Tensor], Tensor] = single_process) -> Bound:
     """Minimise L(λ, ν) = Σ λ_t·B_t + Σ ν_o·stock_o + Σ_i V^λν_i1(s_i1); its slope is what the best plan leaves unused.
 
@@ -65,9 +66,9 @@ def dual(c: Customers, world: World, v0: list[StateValues] | None, start: Custom
     value of the tangents' maximum (Kelley 1960, cutting planes). The prices there would jump about, so the next ones
     are the nearest to the best so far at which every tangent is below a level in between (Lemaréchal, Nemirovskii
     and Nesterov 1995, level bundle). It ends when less than `tolerance` of the gap L(λ) − J(none) can be removed.
-    `contacts` are those that rules allow (envs/offers/planning/dynamic_program.py, best_plan). Without `v0` no tables are kept, whatever the
-    number of customers. These may be shared by processes, budget and stock then being those of all: `total` adds up over
-    them T + S + 2 numbers an evaluation, and nothing else is passed on.
+    `contacts` are those that contact rules allow, as in `best_plan`. Without `v0` no tables are kept, whatever the number
+    of customers. Processes may share the customers, with budget and stock of them all: `total` then sums T + S + 2
+    numbers over the processes in each evaluation, and nothing else is passed between them.
     """
     weeks = len(budget)
     stock = torch.full_like(world.catalogue.value, torch.inf) if stock is None else stock.to(budget)
@@ -82,8 +83,9 @@ def dual(c: Customers, world: World, v0: list[StateValues] | None, start: Custom
         prices = torch.as_tensor(spread @ point).to(budget)
         scarcity = torch.zeros_like(stock)
         scarcity[list(stocked)] = prices[weeks:]
-        plan = plan_in_batches(c, world, v0, start, prices[:weeks], scarcity if stocked else None, stocked, contacts=contacts)
-        # The gain is summed without the organic profit, whose rounding would drown it.
+        plan = plan_in_batches(c, world, v0, start, prices[:weeks], scarcity if stocked else None, stocked,
+                               contacts=contacts)
+        # The gain is summed without the profit of no contact, whose rounding would drown it.
         sums = torch.stack([x.sum(dtype=torch.float64) for x in (plan.gain, plan.no_contact_value)])
         *use, gain, none = total(torch.cat((plan.use, sums))).tolist()
         use = torch.tensor(use, dtype=torch.float64).to(limits)

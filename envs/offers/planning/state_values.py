@@ -1,4 +1,4 @@
-"""Next week's values where customers may find themselves: looked up on the whole grid of states, or where they are."""
+"""Value tables, and next week's values after a week: on the whole grid of states, or in the states visited."""
 from __future__ import annotations
 
 from typing import Callable, NamedTuple
@@ -39,8 +39,10 @@ class SuccessorValues(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """A table of next week's values as habit stays, falls and rises, with expectation falling by chance; and with it risen
-    (…_raised) as habit stays and rises."""
+    """Next week's values around a state, by what habit does: stay, fall (down) or rise (up).
+
+    Expectation has decayed by chance, and in …_raised has risen after a redemption.
+    """
 
     stay: Tensor
     down: Tensor
@@ -113,7 +115,7 @@ class VisitedStates:
 
 
 class Contacts(NamedTuple):
-    """Offers and channels with which customers are contacted: what an offer has is [O, *S], what a channel has [C, *S]."""
+    """Offers and channels of contacts: parameters of offers are [O, *S], those of channels [C, *S]."""
 
     omega: Tensor
     value: Tensor
@@ -125,17 +127,19 @@ class Contacts(NamedTuple):
     def all(cls, c: Customers, catalogue: Catalogue, at: StateGrid | VisitedStates) -> Contacts:
         """Every offer through every channel."""
         each = (-1, *(1,) * at.h.dim())  # broadcast over the states
-        return cls(c.omega.view(len(catalogue.cost), *each[2:], -1), catalogue.value[1:].view(each), catalogue.cost.view(each),
-                   catalogue.opt_out.view(each), catalogue.fatigue_step_counts)
+        return cls(omega=c.omega.view(len(catalogue.cost), *each[2:], -1), value=catalogue.value[1:].view(each),
+                   cost=catalogue.cost.view(each), opt_out=catalogue.opt_out.view(each),
+                   steps=catalogue.fatigue_step_counts)
 
     @classmethod
     def each(cls, c: Customers, catalogue: Catalogue, offer: Tensor, channel: Tensor) -> Contacts:
         """One offer [N] through one channel [N] for each customer, who are where they are: O = C = 1."""
-        return cls(c.omega.gather(0, channel[None]), *(x[None] for x in (
-            catalogue.value[offer], catalogue.cost[channel], catalogue.opt_out[channel])), catalogue.fatigue_steps[channel])
+        return cls(omega=c.omega.gather(0, channel[None]), value=catalogue.value[offer][None],
+                   cost=catalogue.cost[channel][None], opt_out=catalogue.opt_out[channel][None],
+                   steps=catalogue.fatigue_steps[channel])
 
     def by_fatigue_steps(self, moved: Callable[[int | Tensor], SuccessorValues]) -> SuccessorValues:
-        """What `moved` makes of every channel's steps of fatigue, [C, *S]."""
+        """Successor values `moved(steps)` for the fatigue steps of every channel, [C, *S]."""
         if isinstance(self.steps, Tensor):
             return SuccessorValues(*(x[None] for x in moved(self.steps)))
         by_step = {k: moved(k) for k in set(self.steps)}

@@ -1,4 +1,4 @@
-"""What takes a GPU thousands of kernels in PyTorch, as one in Triton, with the plain function where there is none."""
+"""The value of no contact as one Triton kernel; where there is no Triton, the plain function of dynamic_program.py."""
 from __future__ import annotations
 
 import torch
@@ -10,29 +10,30 @@ from rlcore.backends.triton_gae import tl, triton
 
 BLOCK_SIZE = 128  # customers of a program, one a lane: its whole table lies in registers
 # What of θ it takes, in the order of its parameters.
-PARAMETERS = ("alpha", "kappa", "xi", "margin", "c0", "gamma_h", "gamma_f", "pi_plus", "pi_minus", "nu", "delta_f", "delta_d")
+PARAMETERS = ("alpha", "kappa", "xi", "margin", "c0", "gamma_h", "gamma_f", "pi_plus", "pi_minus", "nu", "delta_f",
+              "delta_d")
 
 if triton:
     H, F, D = tl.constexpr(HABITS), tl.constexpr(FATIGUES), tl.constexpr(EXPECTATIONS)
 
     @triton.jit
-    def _rested(value, delta_f, delta_d, h: tl.constexpr):
+    def _after_rest(value, delta_f, delta_d, h: tl.constexpr):
         """A habit's values [F·D] before a week without contact: expectation falls by chance, then fatigue."""
-        calm = ()
+        decayed = ()
         for f in tl.static_range(F):
             for d in tl.static_range(D):
                 here = value[(h * F + f) * D + d]
                 if d > 0:
                     here += delta_d * (value[(h * F + f) * D + d - 1] - here)
-                calm = calm + (here,)
-        rested = ()
+                decayed = decayed + (here,)
+        after_rest = ()
         for f in tl.static_range(F):
             for d in tl.static_range(D):
-                here = calm[f * D + d]
+                here = decayed[f * D + d]
                 if f > 0:
-                    here += delta_f * (calm[(f - 1) * D + d] - here)
-                rested = rested + (here,)
-        return rested
+                    here += delta_f * (decayed[(f - 1) * D + d] - here)
+                after_rest = after_rest + (here,)
+        return after_rest
 
     @triton.jit
     def _week(p, earned, gone, stay, up, down, gain, loss, cost, discount):
@@ -44,7 +45,7 @@ if triton:
         return earned + discount * stay + rise * (up - stay) + fall * (down - stay) - leave * (cost + discount * stay)
 
     @triton.jit
-    def _organic(alpha, kappa, xi, margin, c0, gamma_h, gamma_f, pi_plus, pi_minus, nu, delta_f, delta_d, season, stride,
+    def _no_contact_kernel(alpha, kappa, xi, margin, c0, gamma_h, gamma_f, pi_plus, pi_minus, nu, delta_f, delta_d, season, stride,
                  inside, outside, trips, churn_cost, terminal, tail_discount, steps, tail, n, BLOCK: tl.constexpr):
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         there = i < n
@@ -72,12 +73,12 @@ if triton:
             g, discount = earned * scale, discount * scale
             loss = pi_minus * discount
             now, now_out = (), ()
-            here = _rested(value, delta_f, delta_d, 0)
+            here = _after_rest(value, delta_f, delta_d, 0)
             down = here
             for h in tl.static_range(H):
                 up = here
                 if h < H - 1:
-                    up = _rested(value, delta_f, delta_d, h + 1)
+                    up = _after_rest(value, delta_f, delta_d, h + 1)
                 gain = slow * discount
                 if h <= 1:
                     gain = quick * discount
@@ -102,22 +103,24 @@ if triton:
 
 
 def fast_no_contact_values(c: Customers, world: World, out: list[StateValues] | None = None) -> list[StateValues]:
-    """V⁰ of weeks 1..T+1, as envs/offers/planning/dynamic_program.py has it; on a GPU one kernel, in float32, in the place of `out`, which this
-    returned for as many customers before."""
+    """V⁰ of weeks 1..T+1, equal to `dynamic_program.no_contact_values`; for float32 customers on a GPU one kernel.
+
+    The kernel writes to `out` where it is given: what an earlier call for as many customers returned.
+    """
     if triton is None or not c.alpha.is_cuda or c.alpha.dtype != torch.float32 or not world.tail_weeks:
         return program.no_contact_values(c, world)
     return no_contact_values_kernel(c, world, out)
 
 
 def no_contact_values_kernel(c: Customers, world: World, out: list[StateValues] | None = None) -> list[StateValues]:
-    """The same without asking what there is."""
+    """V⁰ of weeks 1..T+1 by the kernel."""
     n, reward, weeks = len(c), world.reward, world.weeks
     if out is None:
         tables = (torch.empty(weeks + 1, *shape, n, device=c.alpha.device) for shape in (
             (HABITS, FATIGUES, EXPECTATIONS), (HABITS,)))
         out = list(map(StateValues, *tables))
     stride = torch.full((weeks + 1,), n, device=c.alpha.device)  # int64: tables can have more numbers than 32 bits count
-    _organic[(triton.cdiv(n, BLOCK_SIZE),)](
+    _no_contact_kernel[(triton.cdiv(n, BLOCK_SIZE),)](
         *(getattr(c, name).contiguous() for name in PARAMETERS), world.season, stride, *out[0],
         *map(float, (reward.trips, reward.churn_cost, reward.terminal, world.tail_discount)), weeks + world.tail_weeks,
         world.tail_weeks, n, BLOCK=BLOCK_SIZE)

@@ -17,13 +17,12 @@ LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters whose logarithm 
 
 
 class Sample(NamedTuple):
-    """N customers: parameters, features [N, F], the state that each starts the season in, and its row [N] in the columns
-    and ids of a population that has them (envs/offers/constraints/contact_rules.py reads these)."""
+    """N customers at the start of a season."""
 
     customers: Customers
-    features: Tensor
+    features: Tensor  # [N, F]
     state: CustomerState
-    row: Tensor | None = None
+    row: Tensor | None = None  # [N], in the columns and ids of a population of given customers
 
 
 class Population(Protocol):
@@ -31,7 +30,7 @@ class Population(Protocol):
 
     num_features: int  #: F
     feature_names: list[str]  #: what each feature is
-    columns: dict[str, np.ndarray] | None  #: of H given customers, [H] each, which contact rules read; None for drawn ones
+    columns: dict[str, np.ndarray] | None  #: of H given customers, [H] each, for contact rules; None for drawn ones
     ids: list[str] | None  #: of the given customers; None for drawn ones
 
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
@@ -47,11 +46,12 @@ class GivenCustomers:
         """Return n rows of the customers of `split`, int64 [n]; none comes again before all have come."""
         rows, device = self.customers[split].to(generator.device), generator.device
         rounds = -(-n // len(rows))
-        return torch.cat([rows[torch.randperm(len(rows), generator=generator, device=device)] for _ in range(rounds)])[:n]
+        drawn = [rows[torch.randperm(len(rows), generator=generator, device=device)] for _ in range(rounds)]
+        return torch.cat(drawn)[:n]
 
 
 class Priors:
-    """Draw customers θ from the priors of a YAML file: uniform ranges and lognormals (median, sd of the logarithm)."""
+    """Priors of θ: uniform ranges [low, high] and lognormals [median, sd of the logarithm]."""
 
     def __init__(self, catalogue: Catalogue, *, rate: list, spend: list, margin_rate: list, attention_sd: float,
                  uniform: dict, lognormal: dict):
@@ -79,7 +79,7 @@ class Priors:
 
 
 def theta_to_matrix(c: Customers) -> Tensor:
-    """Lay θ out as a matrix [N, 24], logarithms where the prior is lognormal."""
+    """θ as a matrix [N, K], logarithms where the prior is lognormal; K = 19 + number of channels."""
     rows = []
     for f in fields(c):
         x = getattr(c, f.name)
@@ -89,7 +89,7 @@ def theta_to_matrix(c: Customers) -> Tensor:
 
 
 def theta_from_matrix(theta: Tensor) -> Customers:
-    """Invert `columns`."""
+    """Invert `theta_to_matrix`."""
     named, rest = {}, theta.T
     for f in fields(Customers):
         if f.name == "omega":
@@ -102,6 +102,6 @@ def theta_from_matrix(theta: Tensor) -> Customers:
 
 
 def hash_uniform(ids: Iterable[str], salt: int) -> Tensor:
-    """Draw a number in [0, 1) for each id, always the same for an id and salt, [H]."""
+    """A uniform number in [0, 1) for each id, [H], which depends on id and salt alone."""
     digests = (hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=6).digest() for name in ids)
     return torch.tensor([int.from_bytes(digest, "big") / 2**48 for digest in digests], dtype=torch.float64)

@@ -15,11 +15,12 @@ from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, Custom
 
 
 class CustomerTable(GivenCustomers):
-    """Customers drawn from the user's file, split into train and test by their id, so the same way in every table.
+    """Customers of the user's file, split into train and test by a hash of their id, so the same way in every table.
 
-    `id`, `rate`, `spend` and `margin` name columns: purchases a week (a share, kept within `rate_range`), money in a week
-    with a purchase, gross margin (a share); null for one that is not known and so drawn from the priors, as all other
-    parameters are, anew at every draw. All columns but the id and those in `ignore` are features. Rules may read any.
+    `id`, `rate`, `spend` and `margin` name columns: the share of weeks with a purchase (clamped to `rate_range`), the
+    money spent in such a week, the gross margin as a share. A name that is null is not known: its parameter is drawn from
+    the priors at every draw, as all other parameters are. All columns but the id and those in `ignore` are features.
+    Contact rules may read any column.
     """
 
     def __init__(self, catalogue: Catalogue, *, path: str | None, separator: str, id: str, rate: str | None,

@@ -15,10 +15,10 @@ OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones,
 
 
 class FeatureTransform:
-    """Turn columns into features [H, F]: numbers standardised, text one column a level, rare levels joined in "other".
+    """Turn columns into features [H, F]: numbers are standardised, a text has one column a level, rare levels are "other".
 
-    What it was fitted on is all that it knows: a level that is new later counts as other (as none where nothing was
-    rare). An empty text is a level of its own. `state` is what `state_dict` gave.
+    A level that was not in the fitted rows counts as other (as none where no level was rare). An empty text is a level of
+    its own. `state` is what `state_dict` returned.
     """
 
     def __init__(self, state: dict):

@@ -1,4 +1,4 @@
-"""θ̂ = E[θ | x]: customers' parameters guessed from their features, for planning on features."""
+"""θ̂ = E[θ | x], customers' parameters estimated from their features, for certainty-equivalent planning."""
 from __future__ import annotations
 
 import torch
@@ -9,7 +9,7 @@ from envs.offers.world.customers import Customers
 
 
 class ParameterRegression:
-    """Ridge regression of θ (logarithms where the prior is lognormal) on features, kept within what was seen."""
+    """Ridge regression of θ (logarithms where the prior is lognormal) on features, clamped to the range of its sample."""
 
     def __init__(self, sample: Sample, *, ridge: float):
         theta = theta_to_matrix(sample.customers)
@@ -24,6 +24,6 @@ class ParameterRegression:
         return torch.cat((torch.ones_like(features[:, :1]), features), 1)
 
     def __call__(self, features: Tensor) -> Customers:
-        """Guess the parameters of customers with features [N, F]."""
+        """Estimate the parameters of customers with features [N, F]."""
         theta = self._design(features) @ self.weight
         return theta_from_matrix(theta.clamp(self.low, self.high))

@@ -9,7 +9,7 @@ from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, Custom
 
 
 class SyntheticPopulation:
-    """The drawn population: features are a fixed orthogonal mixing of the standardised θ plus noise.
+    """Customers drawn from priors; their features are a fixed orthogonal mixing of the standardised θ plus noise.
 
     r2 is the share of a feature's variance that θ explains; at 1 the features reveal θ.
     """

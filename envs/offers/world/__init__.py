@@ -1,0 +1,9 @@
+"""The offers world: catalogue, customers, how they respond and how their states change."""
+from envs.offers.world.catalogue import ActionCodec, Catalogue
+from envs.offers.world.customers import Customers, CustomerState, RewardConfig, World
+from envs.offers.world.history import History
+from envs.offers.world.response import Outcome, outcome, profit
+from envs.offers.world.transition import transition
+
+__all__ = ["ActionCodec", "Catalogue", "CustomerState", "Customers", "History", "Outcome", "RewardConfig", "World",
+           "outcome", "profit", "transition"]

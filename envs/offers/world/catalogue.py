@@ -18,8 +18,8 @@ class ActionCodec:
     """The only place that knows how an action, an offer and a channel, is coded as one flat index.
 
     The flat index of offer o and channel k is o·C + k, the row-major order of a table [O+1, C]. Offer 0 is "nothing"; its
-    one valid pair has index 0, so the indices from C on are the contacts. All methods work on int and on int64 tensors of
-    any shape alike, in compiled code too, unless they say otherwise.
+    only valid pair has index 0, so the indices from C on are the contacts. All methods take int and int64 tensors of any
+    shape alike, in compiled code too, unless they say otherwise.
     """
 
     num_offers: int  # O + 1, "nothing" included
@@ -78,7 +78,7 @@ class ActionCodec:
         return n + self.num_channels
 
     def treatment(self, index: Tensor) -> Tensor:
-        """Number of the distinct action that flat indices (tensors only) stand for: 0 for nothing, n + 1 for the n-th contact."""
+        """Distinct action of each flat index (tensors only): 0 for nothing, n + 1 for the n-th contact."""
         return (index - self.num_channels + 1).clamp_min(0)
 
 
@@ -105,7 +105,7 @@ class Catalogue:
 
     @classmethod
     def build(cls, *, offers: dict, channels: dict) -> Catalogue:
-        """Read {name: {value}} and {name: {cost, attention, opt_out, fatigue_steps}}; raise ValueError on a bad number."""
+        """Read {offer: {value}} and {channel: {cost, attention, opt_out, fatigue_steps}}; ValueError on a bad number."""
         for group, entries, keys in (("offers", offers, OFFER), ("channels", channels, CHANNEL)):
             if not entries:
                 raise ValueError(f"env.catalogue.{group}: expected at least one")
@@ -124,7 +124,8 @@ class Catalogue:
             offers=("nothing", *offers), channels=tuple(channels),
             value=torch.tensor([0.0, *(offer["value"] for offer in offers.values())], dtype=torch.float64),
             cost=column("cost"), attention=column("attention"), opt_out=column("opt_out"),
-            fatigue_steps=column("fatigue_steps").long(), fatigue_step_counts=tuple(channel["fatigue_steps"] for channel in channels.values()),
+            fatigue_steps=column("fatigue_steps").long(),
+            fatigue_step_counts=tuple(channel["fatigue_steps"] for channel in channels.values()),
         )
 
     def to(self, device, dtype) -> Catalogue:

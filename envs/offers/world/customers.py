@@ -69,14 +69,14 @@ class CustomerState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """What a week is worth beside the margin; every term enters the dynamic program as well."""
+    """The terms of the reward beside the margin; every term enters the dynamic program, too."""
 
     trips: float  # λ_trips, added to the margin of every purchase
-    terminal: float  # weight of V_end, the organic margin after the season
+    terminal: float  # weight of V_end, the margin after the season without contact
     churn_cost: float  # money lost with a churned customer
     fatigue_penalty: float  # satisfaction lost by a contact at high fatigue
     fatigue_limit: int  # the fatigue from which a contact annoys
-    shaping: bool  # give A⁰ = Q⁰ − V⁰ instead of r: the same optimum, next to no organic noise
+    shaping: bool  # give A⁰ = Q⁰ − V⁰ instead of r: the same optimum, hardly any noise of purchases made anyhow
     outcomes: str  # expected | realised
 
     def __post_init__(self):
@@ -85,13 +85,13 @@ class RewardConfig:
 
 
 class World:
-    """What all customers share: catalogue, reward, calendar, and the effects that are switched off."""
+    """What all customers share: catalogue, reward, calendar, and the effects that are disabled."""
 
-    def __init__(self, catalogue: Catalogue, reward: RewardConfig, *, season: list, disabled_effects: list, tail_weeks: int,
-                 tail_discount: float):
+    def __init__(self, catalogue: Catalogue, reward: RewardConfig, *, season: list, disabled_effects: list,
+                 tail_weeks: int, tail_discount: float):
         self.catalogue, self.reward = catalogue, reward
         self.season = torch.as_tensor(season, dtype=torch.float64)  # spend index [T]
-        self.disabled_effects = tuple(disabled_effects)  # parameters set to zero: the static control and the one-effect worlds
+        self.disabled_effects = tuple(disabled_effects)  # parameters set to zero, as in the static control
         self.tail_weeks, self.tail_discount = tail_weeks, tail_discount
         unknown = set(disabled_effects) - {f.name for f in fields(Customers)}
         if unknown:
@@ -110,7 +110,7 @@ class World:
         return world
 
     def inhabit(self, c: Customers) -> Customers:
-        """Cast customers to this world's type and device, its switched-off effects set to zero."""
+        """Cast customers to this world's type and device, its disabled effects set to zero."""
         if "kappa" in self.disabled_effects:  # without the pull of habit, keep the base purchase rate at mid-habit
             c = replace(c, alpha=c.alpha + c.kappa / 2)
         c = replace(c, **{name: torch.zeros_like(getattr(c, name)) for name in self.disabled_effects})

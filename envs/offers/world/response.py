@@ -30,22 +30,22 @@ def purchase_if_seen(c: Customers, b: Tensor, d: Tensor, value: Tensor) -> Tenso
 
 
 class Outcome(NamedTuple):
-    """One week under one action: P(redeemed), P(bought without redeeming), expected spend of the budget."""
+    """What one week is expected to bring under one action."""
 
-    redeem: Tensor
-    buy: Tensor
-    spend: Tensor
+    redeem: Tensor  # P(bought by redeeming the offer)
+    buy: Tensor  # P(bought without redeeming)
+    spend: Tensor  # expected money that the budget pays
 
 
 def outcome(c: Customers, world: World, week: int, h: Tensor, f: Tensor, d: Tensor, offer: Tensor,
             channel: Tensor) -> Outcome:
-    """Respond to one offer and channel each (int64, shaped like the states; offer 0 is no contact)."""
+    """Outcome of one offer and channel for each state, int64 in the shape of the states; offer 0 is no contact."""
     b = utility(c, h, d, world.season[week])
     omega = c.omega.view(-1, *(1,) * (offer.dim() - 1), len(c)).expand(-1, *offer.shape)
     q = attention(omega.gather(0, channel[None])[0], c, f) * (offer > 0)
-    seen = q * purchase_if_seen(c, b, d, world.catalogue.value[offer])
-    redeem = seen * c.mu
-    buy = seen - redeem + (1 - q) * torch.sigmoid(b)
+    seen_and_bought = q * purchase_if_seen(c, b, d, world.catalogue.value[offer])
+    redeem = seen_and_bought * c.mu
+    buy = seen_and_bought - redeem + (1 - q) * torch.sigmoid(b)
     return Outcome(redeem, buy, world.catalogue.spend(offer, channel, redeem))
 
 
@@ -58,7 +58,7 @@ def outcomes(c: Customers, world: World, week: int, state: CustomerState) -> Out
 
 
 def churn_probability(c: Customers, h: Tensor, f: Tensor) -> Tensor:
-    """P(churn | no purchase); a purchase leaves a quarter of it."""
+    """P(churn | no purchase); after a purchase it is a quarter of this."""
     return (c.c0 * torch.exp(-c.gamma_h * h + c.gamma_f * f)).clamp_max(0.5)
 
 
@@ -68,8 +68,8 @@ def opt_out_probability(c: Customers, f: Tensor, rate: Tensor) -> Tensor:
 
 
 def profit(c: Customers, reward: RewardConfig, h: Tensor, f: Tensor, o: Outcome, contacted: Tensor) -> Tensor:
-    """Expected profit of the week of customers who had the outcome o, budget's spend taken off."""
+    """Expected profit of a week with outcome o, after the budget's spend; `contacted` is bool."""
     bought = o.redeem + o.buy
     annoyed = contacted & (f >= reward.fatigue_limit)
-    return ((c.margin + reward.trips) * bought - o.spend - reward.churn_cost * churn_probability(c, h, f) * (1 - 0.75 * bought)
-            - reward.fatigue_penalty * annoyed)
+    churned = churn_probability(c, h, f) * (1 - 0.75 * bought)
+    return (c.margin + reward.trips) * bought - o.spend - reward.churn_cost * churned - reward.fatigue_penalty * annoyed

@@ -19,10 +19,10 @@ def habit_gain(c: Customers, h: Tensor, redeemed: bool) -> Tensor:
 
 def transition(c: Customers, world: World, week: int, state: CustomerState, offer: Tensor, channel: Tensor,
                u: Tensor) -> tuple[CustomerState, Tensor, Tensor, Outcome]:
-    """Draw next week's state from uniforms u [6, N]; return it with bought, redeemed (bool [N]) and the Outcome.
+    """Draw a week of N customers from uniforms u [6, N]: next week's state, bought and redeemed (bool [N]), the Outcome.
 
-    Who is not subscribed gets nothing, whatever was asked for; who is unsubscribed buys and churns on; who churned
-    stays so and buys nothing.
+    A customer who is not subscribed gets nothing, whatever was asked for. An unsubscribed customer still buys and churns. A
+    churned customer stays churned and buys nothing.
     """
     status, alive = state.status, state.status != CHURNED
     offer = torch.where(status == SUBSCRIBED, offer, 0)
@@ -38,18 +38,21 @@ def transition(c: Customers, world: World, week: int, state: CustomerState, offe
     return next_state(c, world, state, contacted, channel, bought, redeemed, churned, left, u), bought, redeemed, o
 
 
-def next_state(c: Customers, world: World, state: CustomerState, contacted: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
-          churned: Tensor, left: Tensor, u: Tensor) -> CustomerState:
-    """Draw next week's state from uniforms u [≥ 4, N], of which u[1:4] are used, when it is known (bool [N]) what was done
-    and what came of it."""
+def next_state(c: Customers, world: World, state: CustomerState, contacted: Tensor, channel: Tensor, bought: Tensor,
+               redeemed: Tensor, churned: Tensor, left: Tensor, u: Tensor) -> CustomerState:
+    """Draw next week's state given the week's events, bool [N] each: `left` is an opt-out.
+
+    Of the uniforms u [≥ 4, N] the rows 1 to 3 are used.
+    """
     h = state.habit.to(u.dtype)
     gain = torch.where(redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
-    tired = state.fatigue + world.catalogue.fatigue_steps[channel]
     habit = torch.where(bought, state.habit + (u[1] < gain).long(), state.habit - (u[1] < c.pi_minus).long())
-    fatigue = torch.where(contacted, tired, state.fatigue - (u[2] < c.delta_f).long())
+    fatigue = torch.where(contacted, state.fatigue + world.catalogue.fatigue_steps[channel],
+                          state.fatigue - (u[2] < c.delta_f).long())
     expectation = torch.where(redeemed, state.expectation + 1, state.expectation - (u[3] < c.delta_d).long())
     status = torch.where(churned, CHURNED, torch.where(left, UNSUBSCRIBED, state.status))
-    there = status == SUBSCRIBED
-    return CustomerState(torch.where(status != CHURNED, habit.clamp(0, HABITS - 1), 0),
-                 torch.where(there, fatigue.clamp(0, FATIGUES - 1), 0),
-                 torch.where(there, expectation.clamp(0, EXPECTATIONS - 1), 0), status)
+    subscribed = status == SUBSCRIBED
+    return CustomerState(habit=torch.where(status != CHURNED, habit.clamp(0, HABITS - 1), 0),
+                         fatigue=torch.where(subscribed, fatigue.clamp(0, FATIGUES - 1), 0),
+                         expectation=torch.where(subscribed, expectation.clamp(0, EXPECTATIONS - 1), 0),
+                         status=status)

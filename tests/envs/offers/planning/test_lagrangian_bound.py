@@ -10,7 +10,7 @@ from reference_world import INSIDE, NOTHING, STATES, tuples
 import envs.offers.planning.triton_no_contact_value
 from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.planning.state_values import StateGrid
-from envs.offers.planning.dynamic_program import action_values, best_plan, expected_spend, no_contact_values
+from envs.offers.planning.dynamic_program import action_values, best_plan, expected_use, no_contact_values
 from envs.offers.world.customers import CustomerState
 
 OPTIONS = {"trips": 0.8, "terminal": 0.6, "churn_cost": 7.0, "fatigue_penalty": 0.25, "fatigue_limit": 2}
@@ -31,7 +31,7 @@ def some_prices(season, *seeds) -> list:
 def lagrangian(season, prices) -> tuple[float, torch.Tensor, list]:
     """Return L(λ), its gradient and the plan's actions."""
     values, actions = best_plan(season.customers, season.world, season.v0, prices)
-    spend = expected_spend(season.customers, season.world, season.start, actions).sum(1)
+    spend = expected_use(season.customers, season.world, season.start, actions, ()).sum(1)
     bound = (prices * season.budget).sum() + values[0].at(season.start).sum()
     return bound.item(), season.budget - spend, actions
 
@@ -108,7 +108,7 @@ def test_expected_spend_equals_the_forward_pass(season):
     anything = [torch.randint(channels - 1, 3 * channels, x.shape, generator=generator) for x in planned]
     anything = [torch.where(x < channels, 0, x) for x in anything]
     for actions in (planned, anything):
-        spend = expected_spend(season.customers, season.world, season.start, actions)
+        spend = expected_use(season.customers, season.world, season.start, actions, ())
         expected = [r.spends(s, policy_of(actions, channels, i))
                     for i, (r, s) in enumerate(zip(season.references, tuples(season.start)))]
         torch.testing.assert_close(spend.T, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-13)

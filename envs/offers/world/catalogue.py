@@ -86,8 +86,8 @@ class ActionCodec:
 class Catalogue:
     """Offers and channels as tensors; offer 0 is "nothing", goes through channel 0 only, and is always valid.
 
-    value [O+1] face value (0 for nothing); cost, attention, opt_out [C] floats; steps, fatigue_steps [C]: how far a contact moves
-    fatigue, as numbers and as int64.
+    value [O+1] is the face value (0 for nothing); cost, attention and opt_out [C] are floats. fatigue_steps [C], int64, is
+    how far a contact raises fatigue; fatigue_step_counts has the same as a tuple.
     """
 
     offers: tuple[str, ...]

@@ -68,7 +68,7 @@ class Fixed:
 
 
 def test_the_potential_is_the_value_of_the_first_action(chain):
-    net = OmegaConf.merge(node("../algo/network/values"), {"hidden": []})
+    net = OmegaConf.merge(node("../algo/network/action_values"), {"hidden": []})
     free = adjusted(Tabular(4), chain, net=net, **POTENTIAL)
     time, place = torch.arange(30) // 6, torch.arange(30) % 6  # staying: .2 a step, and the place at the end
     value = 0.2 * (5 - time) + place
@@ -119,7 +119,7 @@ def test_a_deduplicated_log_teaches_the_same(season):
     env, log = season
     deduplicated = log.deduplicate(env.context_dim)
     assert isinstance(deduplicated.obs, DeduplicatedMatrix) and torch.equal(deduplicated[::3].obs[:], log[::3].obs)
-    config = {"spend": SPEND, "total_steps": 2560, "baseline": OmegaConf.merge(node("../algo/variance_reduction/potential", "algo=cql"), FEW)}
+    config = {"auxiliary": SPEND, "total_steps": 2560, "variance_reduction": OmegaConf.merge(node("../algo/variance_reduction/potential", "algo=cql"), FEW)}
     agents = [make(env, each, "bcq", keep="bcq", **config) for each in (log, deduplicated)]
     for agent in agents:
         train(agent)

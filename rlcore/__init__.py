@@ -1,1 +1,1 @@
-"""What learns: knows tensors, not customers or words."""
+"""What learns: tensors in, tensors out; nothing here knows what they stand for."""

@@ -63,7 +63,7 @@ class ActionValues(nn.Module):
 
 class FactoredActionValues(ActionValues):
     """The same with few parameters a combination: what nothing (the first choice of the first head) is worth, plus Σ_k
-    Π_h u_hk(choice of head h), of `rank` terms, one u a choice. Offers seen through channels are of this kind."""
+    Π_h u_hk(choice of head h), of `rank` terms, one u a choice. Heads whose effects multiply are of this kind."""
 
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, rank: int, hidden: list[int], activation: Callable,
                  gain: float, normalize_obs: bool, clip_obs: float):

@@ -192,7 +192,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
 
     def _action_cost(self, obs: Tensor) -> Tensor:
         if not self.auxiliary:
-            raise ValueError("algo.auxiliary: without a redemption model the cost of actions for logged states is unknown")
+            raise ValueError("algo.auxiliary: without a model of what actions cost, their cost in logged states is unknown")
         return self.action_cost(obs[:, :self.env.context_dim], self.priced_env.decode_price(obs))
 
     def state_dict(self) -> dict:

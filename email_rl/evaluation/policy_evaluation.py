@@ -14,6 +14,7 @@ from email_rl.data.mails import OUTCOMES, Mails, words
 from email_rl.data.dataset import MailDataset
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from email_rl.models.outcome_classifier import expected_reward
+from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
 from rlcore.plots import labelled
@@ -168,7 +169,7 @@ class MailPolicyEvaluator:
         if true_probabilities:
             p = true_probabilities(contexts, texts).double()
             converts = p[:, -1]
-            half = 1.96 * converts.std().item() / n ** 0.5
+            half = normal_half_width(converts, LEVEL).item()
             row |= {"true_reward": (p @ values).mean().item(), "conversion": converts.mean().item(),
                     "conversion_ci": [converts.mean().item() - half, converts.mean().item() + half], "outcomes": p.mean(0).tolist()}
             source = "gold" if self.dataset.gold else "judge"

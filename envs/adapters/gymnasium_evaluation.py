@@ -9,10 +9,10 @@ from torch import Tensor
 
 from envs.adapters.gymnasium_env import GymnasiumEnv
 from rlcore.algorithm import Algorithm, Policy
+from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.report import Report
 from rlcore.distributions import unflatten
 
-Z = 1.96  # normal quantile of a 95 % interval
 
 
 def mode_of(policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
@@ -76,7 +76,7 @@ class GymnasiumEvaluator:
         rows = {}
         for row, choose in policies.items():
             returns, lengths = self._play(choose, self.episodes, 2)
-            half = Z * returns.std().item() / len(returns) ** 0.5
+            half = normal_half_width(torch.as_tensor(returns), LEVEL).item()
             mean = returns.mean().item()
             rows[row] = {"return": mean, "return_ci": [mean - half, mean + half], "lowest": returns.min().item(),
                          "highest": returns.max().item(), "length": lengths.mean().item()}

@@ -11,9 +11,9 @@ from envs.offers.world.catalogue import ActionCodec
 from rlcore.algorithm import Algorithm, Policy
 from rlcore.report import Report
 from envs.sequential.env import SequentialEnv
+from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.plots import labelled
 
-Z = 1.96  # normal quantile of a 95 % interval
 TIE = 1e-6  # of pairs that earn the same at a price, the dearer
 Choose = Callable[[SequentialEnv, Tensor, Tensor], Tensor]  # environment, obs [W, D], mask [W, *nvec] → flat pairs [W]
 
@@ -129,7 +129,7 @@ class SequentialEvaluator:
         gap = (bound.value - idle).sum(0)
         ratio = ((gained - idle).sum() / gap.sum().clamp_min(1e-12)).item()
         each = (gained - idle).sum(0) - ratio * gap  # delta method
-        half = Z * each.std(correction=min(1, len(each) - 1)).item() / (len(each) ** 0.5 * max(gap.mean().item(), 1e-12))
+        half = normal_half_width(each, LEVEL).item() / max(gap.mean().item(), 1e-12)
         week = (gained - idle).sum(1) / (bound.value - idle).sum(1).clamp_min(1e-12)
         return {
             "score": ratio, "score_ci": [ratio - half, ratio + half], "return": gained.sum(0).mean().item(),

@@ -44,7 +44,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         if not isinstance(self.network, ActionValues):
             raise ValueError("algo.network: offline learners need a network of action values, as algo/network=action_values")
         if self.priced_env and not self.auxiliary:
-            raise ValueError("algo.auxiliary: without a redemption model the cost of actions for logged states is unknown")
+            raise ValueError("algo.auxiliary: without a model of what actions cost, their cost in logged states is unknown")
         self.steps_per_iteration = updates * batch_size
         self.iterations = max(1, total_steps // self.steps_per_iteration)
         self.variance_reduction = variance_reduction

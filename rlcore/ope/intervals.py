@@ -9,6 +9,8 @@ from torch import Tensor
 
 from rlcore.ope.estimators import Terms
 
+LEVEL = 0.95  # of intervals whose level nobody chooses
+
 
 # ── means ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def normal_quantile(level: float) -> float:
@@ -18,11 +20,13 @@ def normal_quantile(level: float) -> float:
 
 def normal_half_width(x: Tensor, level: float) -> Tensor:
     """Half-width of the central limit interval of the mean over the first dimension of x [N, ...]; 0 of one value."""
-    return normal_quantile(level) * x.std(0, correction=min(1, len(x) - 1)) / len(x) ** 0.5
+    return normal_quantile(level) * x.std(dim=0, correction=min(1, len(x) - 1)) / len(x) ** 0.5
 
 
 def student_half_width(x: Tensor, level: float) -> Tensor:
-    """Half-width of Student's interval of the mean over the first dimension of x [N, ...], N at least 2."""
+    """Half-width of Student's interval of the mean over the first dimension of x [N, ...]; 0 of one value."""
+    if len(x) == 1:
+        return torch.zeros_like(x[0])
     return student_t.ppf((1 + level) / 2, len(x) - 1) * x.std(0) / math.sqrt(len(x))
 
 

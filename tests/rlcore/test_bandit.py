@@ -254,5 +254,5 @@ def test_its_share_on_a_log_is_all_on_what_pays_at_the_price():
     worth = agent.network(context) - env.price[:, None] * env.expected_cost(agent.auxiliary.predict(context)).flatten(1)
     chosen = worth.masked_fill(~mask.flatten(1), -torch.inf).argmax(1)
     assert torch.equal(probs, torch.nn.functional.one_hot(chosen, 30).float())
-    with pytest.raises(ValueError, match="without a redemption model"):
+    with pytest.raises(ValueError, match="without a model of what actions cost"):
         make(env, 1, num_steps=12, memory=600).policy.distribution(obs, mask)

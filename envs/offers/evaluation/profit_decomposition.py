@@ -6,9 +6,9 @@ from torch import Tensor
 
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.evaluation.simulation import Market, Record
+from rlcore.ope.intervals import LEVEL, normal_half_width
 
 SEGMENTS = {"new or lapsing": (0, 1), "regular": (2, 3), "established": (4, 5)}  # by habit before the week
-Z = 1.96  # normal quantile of a 95 % interval
 
 
 def losses(records: list[Record], market: Market, bound: Bound) -> tuple[Tensor, float]:
@@ -44,7 +44,8 @@ def share_of_gap(each: Tensor, rest: float, bound: Bound) -> list[float]:
     Clearing pins what the population spends as a whole, so neither `rest` nor Σ λ·B varies with who is in it.
     """
     ratio = (each.sum().item() + rest) / bound.gap
-    half = Z * (each - ratio * bound.gain).std().item() * len(each) ** 0.5 / bound.gap
+    residual = each - ratio * bound.gain
+    half = len(each) * normal_half_width(residual, LEVEL).item() / bound.gap
     return [ratio, ratio - half, ratio + half]
 
 

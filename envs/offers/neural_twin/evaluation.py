@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from envs.offers.evaluation.profit_decomposition import Z
 from envs.offers.planning.knapsack import allowed_increments, upper_hull
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.simulation import Market, Record
@@ -14,6 +13,7 @@ from envs.offers.neural_twin.customers import Contrast, Crowd
 from envs.offers.policies.learned import ByBlock, Nothing, Policy, Random, Response
 from envs.offers.constraints.budget_account import BudgetAccount
 from envs.offers.world.customers import CustomerState
+from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.algorithm import Algorithm
 from rlcore.report import Report
 
@@ -63,7 +63,7 @@ def play(policy: Policy, market: Market, u: Tensor) -> Record:
 def summary(records: list[Record], market: Market) -> dict:
     """Incremental profit of a season with its interval over customers, money and contacts of one policy."""
     each = torch.stack([r.gained.sum(0) for r in records]).mean(0)
-    total, half = each.sum().item(), Z * each.std().item() * len(each) ** 0.5
+    total, half = each.sum().item(), len(each) * normal_half_width(each, LEVEL).item()
     spend, paid = (torch.stack([getattr(r, name).sum(1) for r in records]) for name in ("spend", "paid"))
     return {"incremental_profit": total, "profit_ci": [total - half, total + half],
             "spend_ratio": (spend.sum(1).mean() / market.budget.sum().clamp_min(1e-12)).item(),
@@ -147,5 +147,5 @@ class Simulated(OffersEvaluator):
 def ahead(ours: list[Record], theirs: list[Record]) -> list[float]:
     """Difference of two incremental profits with its interval, customer by customer under the same random numbers."""
     each = torch.stack([a.gained.sum(0) - b.gained.sum(0) for a, b in zip(ours, theirs)]).mean(0)
-    half = Z * each.std().item() * len(each) ** 0.5
+    half = len(each) * normal_half_width(each, LEVEL).item()
     return [each.sum().item(), each.sum().item() - half, each.sum().item() + half]

@@ -11,6 +11,7 @@ from envs.offers.world.catalogue import Catalogue
 from envs.offers.twin.likelihood import Panel
 from envs.offers.world.customers import CHURNED, SUBSCRIBED
 from rlcore.uplift import metrics as uplift
+from rlcore.ope.intervals import LEVEL, normal_quantile
 from rlcore.ope.propensity_checks import imbalance, significant
 from rlcore.plots import labelled
 
@@ -115,7 +116,7 @@ class Uplift:
 
     def _deciles(self, bins: uplift.Bins) -> Figure:
         figure, axes = labelled("predicted uplift of a contact on P(trip), mean of a decile", "uplift among held-out customers")
-        axes.errorbar(bins.score.tolist(), bins.uplift.tolist(), yerr=(1.96 * bins.std).tolist(), fmt="o", markersize=3)
+        axes.errorbar(bins.score.tolist(), bins.uplift.tolist(), yerr=(normal_quantile(LEVEL) * bins.std).tolist(), fmt="o", markersize=3)
         axes.axline((0.0, 0.0), slope=1, color="grey", linestyle=":", linewidth=0.8)
         return figure
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlcore import checkpoint
 from rlcore.ope.cross_fitting import folds
+from rlcore.ope.intervals import LEVEL, normal_quantile
 from rlcore.plots import labelled
 from rlcore.uplift import metrics as uplift
 from scripts.benchmarks.common.display import save_figure, table_of
@@ -230,13 +231,13 @@ def curves(made: list[Split], names: list[str], label: str) -> Figure:
 
 
 def deciles(parts: list[uplift.Bins], outcome: str) -> Figure:
-    """Draw what was predicted and seen by bin, mean over splits; bars are ± 1.96 of one split's sampling error."""
+    """Draw what was predicted and seen by bin, mean over splits; bars are 95 % intervals by one split's sampling error."""
     figure, axes = labelled("customers by predicted effect, best first", f"{outcome}s gained a mail")
     seen, std, said = (
         torch.stack([getattr(part, name) for part in parts]).mean(0) for name in ("uplift", "std", "score")
     )
     places, seen, std, said = list(range(1, len(seen) + 1)), seen.numpy(), std.numpy(), said.numpy()
-    axes.bar(places, seen, yerr=1.96 * std, color="C0", alpha=0.6, label="seen")
+    axes.bar(places, seen, yerr=normal_quantile(LEVEL) * std, color="C0", alpha=0.6, label="seen")
     axes.plot(places, said, color="C1", marker="o", label="predicted")
     axes.set_xticks(places)
     axes.legend(frameon=False)

@@ -343,3 +343,11 @@ def test_a_valuation_reads_the_open_bandit_sample():
     result = valuation(replications=50)(log, log.action_mask / 80)
     assert result.rows["IPS"]["reward"] == pytest.approx(0.0038, abs=1e-4)  # its mean click rate: it was logged uniformly
     assert result.diagnostics["effective_share"] == pytest.approx(1.0)
+
+
+def test_half_widths_of_means():
+    x = torch.tensor([[1.0, 5.0], [2.0, 5.0], [4.0, 8.0], [9.0, 2.0]]).double()
+    normal = intervals.normal_half_width(x, 0.95)
+    torch.testing.assert_close(normal, 1.959963984540054 * x.std(0) / 2)
+    torch.testing.assert_close(intervals.student_half_width(x, 0.95), 3.1824463052837086 * x.std(0) / 2)
+    assert not intervals.normal_half_width(x[:1], 0.95).any() and not intervals.student_half_width(x[:1], 0.95).any()

@@ -101,13 +101,13 @@ def test_losses_equal_those_of_d3rlpy(name):
 
 
 # ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("keep, kept", [("imitated", {"threshold": 0.0}), ("imitated", {"threshold": 1e-30}),
-                                        ("conservative", {"alpha": 0.0})])
+@pytest.mark.parametrize("keep, kept", [("bcq", {"threshold": 0.0}), ("bcq", {"threshold": 1e-30}),
+                                        ("cql", {"alpha": 0.0})])
 def test_without_what_keeps_them_they_are_double_dqn(chain, keep, kept):
     plain, limit = make(Tabular(4), chain, keep=None), make(Tabular(4), chain, keep=keep, kept=kept)
     train(plain), train(limit)
     assert torch.equal(weights(plain), weights(limit))
-    kept = {"threshold": 0.9} if keep == "imitated" else {"alpha": 1.0}
+    kept = {"threshold": 0.9} if keep == "bcq" else {"alpha": 1.0}
     other = make(Tabular(4), chain, keep=keep, kept=kept)
     train(other)
     assert not torch.equal(weights(plain), weights(other))
@@ -121,29 +121,29 @@ def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
     train(agent)
     agent.network.body[-1].bias.data += 100 * torch.randn(6, generator=torch.Generator().manual_seed(0))  # whatever Q says
     mode = (log.action_mask * torch.arange(6)).argmax(1)
-    assert torch.equal(agent.probs(log.obs, log.action_mask, log.price).argmax(1), mode)
+    assert torch.equal(agent.policy.distribution(log.obs, log.action_mask).probs.argmax(1), mode)
 
 
-@pytest.mark.parametrize("keep", ["imitated", "conservative"])
+@pytest.mark.parametrize("keep", ["bcq", "cql"])
 def test_what_is_not_valid_gets_no_gradient_and_has_no_say(chain, keep):
     agent = make(Tabular(4), chain, keep=keep)
-    batch = agent.compute_advantages(torch.arange(200))
+    batch = agent.compute_targets(torch.arange(200))
     never = ~(chain.action_mask | chain.next_action_mask).any(0)
     assert never.nonzero()[:, 0].tolist() == [1]
     loss, _ = agent.loss(batch)
     loss.backward()
-    nets = [agent.network, agent.keep.net] if keep == "imitated" else [agent.network]
+    nets = [agent.network, agent.constraint.network] if keep == "bcq" else [agent.network]
     for net in nets:
         assert not net.body[-1].weight.grad[never].any() and net.body[-1].weight.grad[~never].abs().sum(1).all()
         assert not net.body[-1].bias.grad[never].any()
         net.body[-1].bias.data[never] = 1e6
-    agent.target.body[-1].bias.data[never] = 1e6
-    torch.testing.assert_close(agent.compute_advantages(torch.arange(200)).goal, batch.goal)
+    agent.target_network.body[-1].bias.data[never] = 1e6
+    torch.testing.assert_close(agent.compute_targets(torch.arange(200)).target, batch.target)
     torch.testing.assert_close(agent.loss(batch)[0], loss)
 
 
 # ── what they learn ─────────────────────────────────────────────────────────────────────────────────────────────────
-TABLE = {"net": {"hidden": [], "gain": 0.01}, "optim": {"lr": 0.1}, "total_steps": 768_000,
+TABLE = {"network": {"hidden": [], "gain": 0.01}, "optimizer": {"lr": 0.1}, "total_steps": 768_000,
          "updates": 20, "batch_size": 512, "target_every": 50}
 
 
@@ -155,7 +155,7 @@ def tabular(chain, **changes):
     return agent.network(torch.eye(30)).detach(), seen, agent
 
 
-@pytest.mark.parametrize("keep, kept", [("imitated", {"threshold": 0.05}), ("conservative", {"alpha": 0.0})])
+@pytest.mark.parametrize("keep, kept", [("bcq", {"threshold": 0.05}), ("cql", {"alpha": 0.0})])
 def test_a_table_reaches_the_known_values(chain, keep, kept):
     values, seen, _ = tabular(chain, keep=keep, kept=kept)
     known = chain_values()
@@ -180,7 +180,7 @@ def test_a_time_limit_is_not_an_end():
 
 def test_a_resumed_run_equals_an_uninterrupted_one(chain):
     def fresh():
-        return make(Tabular(4), chain, keep="bcq", schedule=node("../algo/lr_schedule/linear"))
+        return make(Tabular(4), chain, keep="bcq", lr_schedule=node("../algo/lr_schedule/linear"))
 
     whole, first, second = fresh(), fresh(), fresh()
     train(whole)

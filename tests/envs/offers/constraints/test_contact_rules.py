@@ -19,6 +19,10 @@ from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
 from envs.offers.planning.knapsack import Increments, allowed_increments, clear, ranked
 from envs.offers.constraints.expressions import holds
 from envs.offers.evaluation.simulation import Market, play
+from policies import LogitsPolicy, greedy
+
+from policies import LogitsPolicy, greedy
+
 from envs.offers.policies.learned import Knapsack, Priced, Random, Response, Valued, outcomes
 from envs.offers.populations.base import Sample
 from envs.offers.planning.dynamic_program import best_plan
@@ -250,12 +254,12 @@ def policies(masked) -> dict:
     c, w = market.customers, market.world
     actor, head = torch.randn(env.obs_dim, 30, generator=g), torch.randn(env.context_dim, 30, generator=g)
     learned = (lambda x: torch.sigmoid(x @ head).view(-1, 6, 5), env.codec, c, w, market.features)
-    valued = Valued(lambda x: x @ head, *learned)
+    valued = Valued(greedy(lambda x: x @ head), *learned)
     return {"greedy": Greedy(c, w), "stubborn": Stubborn(c, w), "random": Random(c, w, seed=0),
             "propensity": Response(c, w, uplift=False), "uplift": Response(c, w, uplift=True),
             "myopic": Knapsack(c, w, "", values=None, fee=0.0),
             "planning": Knapsack(c, w, "", values=masked.bound.values, fee=0.0),
-            "priced": Priced(lambda x: x @ actor, *learned, prices=masked.evaluation.prices, drift=0.0), "valued": valued,
+            "priced": Priced(LogitsPolicy(lambda x: x @ actor), *learned, prices=masked.evaluation.prices, drift=0.0), "valued": valued,
             "no budget": valued.uncleared(), "θ̂": masked.evaluation.guess(market)}
 
 

@@ -18,6 +18,10 @@ from envs.offers.planning.knapsack import clear
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.planning.state_values import VisitedStates
 from envs.offers.evaluation.simulation import Market, Record, play
+from policies import LogitsPolicy
+
+from policies import LogitsPolicy
+
 from envs.offers.policies.learned import Knapsack, Nothing, Priced, Random, Response, outcomes
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.planning.dynamic_program import action_values
@@ -283,7 +287,7 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
         return torch.cat((none, contact.flatten(0, 1))).T
 
     drift = -0.04
-    policy = Priced(logits, None, env.codec, c, world, market.features,
+    policy = Priced(LogitsPolicy(logits), None, env.codec, c, world, market.features,
                     prices=small.evaluation.prices, drift=drift)
     records = [play(policy, market, u, small.bound) for u in small.u[:8]]
     ours, exact = summary(records, market, small.bound), summary(small.records["myopic"][:8], market, small.bound)
@@ -304,7 +308,7 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
         return torch.arange(30.0).expand(len(obs), -1)
 
     def increments(status, head=lambda context: redeem):
-        policy = Priced(logits, head, env.codec, market.customers, market.world, market.features,
+        policy = Priced(LogitsPolicy(logits), head, env.codec, market.customers, market.world, market.features,
                         prices=small.evaluation.prices, drift=0.0)
         state = market.start._replace(status=torch.full((80,), status))
         return policy.information, policy.increments(0, state, market.contact_policy(state.status == 0, []))
@@ -377,9 +381,8 @@ def agent():
     """A stranger to the job: random logits and guesses of redemption."""
     g = torch.Generator().manual_seed(0)
     actor, head = torch.randn(54, 30, generator=g), torch.randn(52, 30, generator=g)
-    return SimpleNamespace(valued=False, sees_price=True, logits=lambda obs: obs @ actor,
-                           spend=SimpleNamespace(
-                               redeem=lambda obs: torch.sigmoid(obs[:, :len(head)] @ head).view(-1, 6, 5)))
+    redeem = SimpleNamespace(predict=lambda obs: torch.sigmoid(obs[:, :len(head)] @ head).view(-1, 6, 5))
+    return SimpleNamespace(policy=LogitsPolicy(lambda obs: obs @ actor), auxiliary=redeem)
 
 
 @pytest.fixture(scope="module")

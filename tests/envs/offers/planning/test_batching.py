@@ -11,6 +11,10 @@ from envs.offers.planning import batching
 from envs.offers.evaluation.profit_decomposition import summary
 from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.evaluation.simulation import Market, play
+from policies import LogitsPolicy
+
+from policies import LogitsPolicy
+
 from envs.offers.policies.learned import Knapsack, Nothing, Priced, Response
 from envs.offers.policies.rollover import planner
 
@@ -35,7 +39,7 @@ def whole():
     policies = {"none": Nothing(), "uplift": Response(c, world, uplift=True),
                 "myopic": Knapsack(c, world, "", values=None, fee=0.0),
                 "planning": planner(market, bound, ""),
-                "learned": Priced(lambda obs: obs @ weight, None, env.codec, c, world, market.features,
+                "learned": Priced(LogitsPolicy(lambda obs: obs @ weight), None, env.codec, c, world, market.features,
                                   prices=torch.logspace(1, -1, 8), drift=0.0)}
     return market, bound, {name: play(policy, market, u, bound) for name, policy in policies.items()}
 

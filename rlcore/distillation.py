@@ -19,7 +19,7 @@ class DistilledPPO(PPO):
     a greedy policy of action values; it is called when training starts. Raises ValueError where the teacher does not fit.
     """
 
-    graph_regions = (*PPO.graph_regions, "distill_minibatch")
+    graph_regions = (*PPO.graph_regions, "compute_distillation_gradients")
 
     def __init__(self, env: Any, seed: int, *, teacher: Callable[[Any], GreedyPolicy], distill_iterations: int,
                  temperature: float, **ppo: Any):
@@ -32,14 +32,14 @@ class DistilledPPO(PPO):
         """Restore the teacher."""
         self.teacher = self.load_teacher(self.env)
 
-    def update(self, batch: Batch, train_minibatch: Callable[[Batch], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+    def update(self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
         """Learn from the teacher first, then as PPO does."""
         if self.iteration < self.distill_iterations:
-            train_minibatch = self.distill_minibatch
-        return super().update(batch, train_minibatch)
+            compute_gradients = self.compute_distillation_gradients
+        return super().update(batch, compute_gradients)
 
-    def distill_minibatch(self, batch: Batch) -> dict[str, Tensor]:
-        """Take one gradient step of the cross-entropy of the teacher's preferences and the value loss; return diagnostics."""
+    def compute_distillation_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Leave the clipped gradients of the cross-entropy with the teacher and of the value loss; return diagnostics."""
         pi = self.network.distribution(batch.obs, batch.action_mask)
         net_values = self.teacher.net_values(batch.obs, batch.action_mask)
         preferences = (net_values / self.temperature).softmax(-1)
@@ -48,7 +48,7 @@ class DistilledPPO(PPO):
         weight = distributed.mean_weight(batch.has_choice)
         policy_loss = weight * losses.masked_mean(cross_entropy, batch.has_choice)
         value_loss = losses.value_loss(self.network.value(batch.obs), batch.value, batch.target, self.clip_value)
-        grad_norm = self.take_gradient_step(policy_loss + self.vf_coef * value_loss)
+        grad_norm = self.backward(policy_loss + self.vf_coef * value_loss)
         with torch.no_grad():
             kl = losses.kl_k3(pi.log_prob(batch.action) - batch.log_prob)
         return {"imitation": policy_loss.detach(), "value_loss": value_loss.detach(),

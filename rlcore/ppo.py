@@ -45,7 +45,7 @@ class PPO(NetworkAlgorithm):
     Under torchrun every process acts for its own agents, and all take the step that one process would on the joined minibatch.
     """
 
-    graph_regions = ("compute_advantages", "train_minibatch")
+    graph_regions = ("compute_advantages", "compute_gradients")
     sharded = ("generator", "env", "reward_normalizer")
 
     def __init__(self, env: Any, seed: int, *, network: Callable, optimizer: Callable, lr_schedule: Callable | None,
@@ -79,6 +79,7 @@ class PPO(NetworkAlgorithm):
         self.reward_normalizer = RewardNormalizer(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         self.collect_rollout = collect_rollout  # a backend may put an equal, faster function here
         self.gae = returns.gae  # likewise
+        self.foreach = True  # one kernel for the norms of all gradients; a compiler makes its own
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect a rollout, compute its advantages, and update policy, value and auxiliary model; return the metrics."""
@@ -124,17 +125,19 @@ class PPO(NetworkAlgorithm):
                         value=value, advantage=advantage, target=target, has_choice=has_choice)
         return Batch(*(column.flatten(0, 1) for column in columns))
 
-    def update(self, batch: Batch, train_minibatch: Callable[[Batch], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+    def update(self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
         """Train on the batch for some epochs; return the mean of each metric.
 
-        An epoch is the last where its mean KL exceeds `target_kl`. A subclass can pass another step than PPO's own.
+        An epoch is the last where its mean KL exceeds `target_kl`. A subclass can pass another loss's gradients than PPO's.
         """
-        train_minibatch = train_minibatch or self.train_minibatch
+        compute_gradients = compute_gradients or self.compute_gradients
         totals: dict[str, Tensor] = {}
         for epoch in range(1, self.epochs + 1):
             epoch_kl = torch.zeros_like(self.kl)
             for minibatch in batch.shuffled(self.minibatches, self.generator):
-                metrics = train_minibatch(minibatch)
+                self.optimizer.zero_grad(set_to_none=True)
+                metrics = compute_gradients(minibatch)
+                self.optimizer.step()
                 totals = {name: totals.get(name, 0) + x for name, x in metrics.items()}
                 epoch_kl = epoch_kl + metrics["approx_kl"] / self.minibatches
             epoch_kl = distributed.all_reduce_mean(epoch_kl)
@@ -146,8 +149,8 @@ class PPO(NetworkAlgorithm):
                                                                          distributed.all_reduce_sum)
         return metrics
 
-    def train_minibatch(self, batch: Batch) -> dict[str, Tensor]:
-        """Take one gradient step of PPO's loss; return its diagnostics."""
+    def compute_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Leave the clipped gradients of PPO's loss on a minibatch in the parameters; return the loss's diagnostics."""
         pi = self.network.distribution(batch.obs, batch.action_mask)
         advantage = batch.advantage
         if self.norm_adv == "minibatch":
@@ -156,16 +159,13 @@ class PPO(NetworkAlgorithm):
             pi.log_prob(batch.action), batch.log_prob, advantage, pi.entropy(), self.network.value(batch.obs), batch.value,
             batch.target, batch.has_choice, clip=self.clip, clip_value=self.clip_value, vf_coef=self.vf_coef,
             ent_coef=self.entropy_coef, weight=distributed.mean_weight(batch.has_choice))
-        return metrics | {"grad_norm": self.take_gradient_step(loss)}
+        return metrics | {"grad_norm": self.backward(loss)}
 
-    def take_gradient_step(self, loss: Tensor) -> Tensor:
-        """Descend the gradient of a loss, clipped by its norm over all parameters; return the norm before clipping."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def backward(self, loss: Tensor) -> Tensor:
+        """Back-propagate a loss, and clip the gradients by their norm over all parameters; return the norm before clipping."""
         loss.backward()
         distributed.average_gradients(self.network.parameters())
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm, foreach=True)
-        self.optimizer.step()
-        return grad_norm
+        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm, foreach=self.foreach)
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly."""

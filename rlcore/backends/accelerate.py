@@ -5,15 +5,17 @@ An algorithm names its `graph_regions` and knows no mode. All modes give the sam
 from __future__ import annotations
 
 from functools import partial, singledispatch
+from typing import Callable
 
 import torch
+from torch import Tensor
 
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed, triton_gae
 from rlcore.backends.compilation import CompiledActorCritic, compile_function
 from rlcore.backends.cuda_graphs import PinnedReset, record
 from rlcore.backends.scan import FunctionalRollout, loop_scan, scan, scan_rollout
-from rlcore.ppo import PPO
+from rlcore.ppo import PPO, Batch
 from rlcore.rollout import Rollout, continue_rollout
 
 MODES = ("eager", "compile", "cudagraph")
@@ -63,8 +65,8 @@ def compile_ppo(algorithm: PPO) -> None:
         algorithm.network.act = compile_function(algorithm.network.act)
         for name in env.graph_regions:
             setattr(env, name, compile_function(getattr(env, name), dynamic=None))  # histories grow
+    algorithm.foreach = False
     algorithm.compute_advantages = compile_function(algorithm.compute_advantages)
-    algorithm.optimizer.step = torch._dynamo.disable(algorithm.optimizer.step)  # compiled, Adam takes longer
     for name in algorithm.graph_regions:
         if name != "compute_advantages":
             setattr(algorithm, name, compile_function(getattr(algorithm, name), **on_cpu))
@@ -79,10 +81,34 @@ def record_ppo(algorithm: PPO) -> None:
         algorithm.collect_rollout = FunctionalRollout(record(run, env.device))
     elif env.graph_state:
         algorithm.collect_rollout = RecordedRollout(algorithm)
-    for name in algorithm.graph_regions:
-        setattr(algorithm, name, record(getattr(algorithm, name), env.device))
+    algorithm.compute_advantages = record(algorithm.compute_advantages, env.device)
+    record_gradient_steps(algorithm)
     if algorithm.auxiliary:
         algorithm.auxiliary.train_minibatch = record(algorithm.auxiliary.train_minibatch, env.device)
+
+
+def record_gradient_steps(algorithm: PPO) -> None:
+    """Record the gradients of each loss, and the optimiser's step.
+
+    Gradients must lie where they lay when the step was recorded, so that only the recorded functions may clear them.
+    """
+    optimizer = algorithm.optimizer
+    clear = optimizer.zero_grad
+
+    def cleared_first(compute_gradients: Callable[[Batch], dict[str, Tensor]]) -> Callable[[Batch], dict[str, Tensor]]:
+        def compute(batch: Batch) -> dict[str, Tensor]:
+            clear(set_to_none=True)
+            return compute_gradients(batch)
+        return compute
+    for name in algorithm.graph_regions:
+        if name != "compute_advantages":
+            setattr(algorithm, name, record(cleared_first(getattr(algorithm, name)), algorithm.env.device))
+    optimizer.step = record(optimizer.step, algorithm.env.device)
+    optimizer.zero_grad = keep_gradients
+
+
+def keep_gradients(set_to_none: bool = True) -> None:
+    """Stand in for `optimizer.zero_grad` where recorded functions clear gradients themselves."""
 
 
 class RecordedRollout:

@@ -53,8 +53,8 @@ def test_the_loss_equals_the_scalar_reference_after_a_step():
     rollout = ppo.collect()
     batch = ppo.compute_advantages(rollout)
     ppo.update(batch)
-    losses, ppo.take_gradient_step = [], lambda loss: losses.append(loss) or loss
-    metrics = ppo.train_minibatch(batch)
+    losses, ppo.backward = [], lambda loss: losses.append(loss) or loss
+    metrics = ppo.compute_gradients(batch)
     loss, = losses
     mask = rollout.action_mask.flatten(0, 1)
     decides = mask.flatten(1).sum(-1) > 1
@@ -77,8 +77,8 @@ def test_gradients_are_clipped_together():
 
 def test_every_sample_is_learned_from_once_an_epoch():
     ppo = make_ppo(Bandit(30), 1, epochs=3, minibatches=5)
-    seen, train_minibatch = [], ppo.train_minibatch
-    ppo.train_minibatch = lambda batch: (seen.append(batch.obs), train_minibatch(batch))[1]
+    seen, compute_gradients = [], ppo.compute_gradients
+    ppo.compute_gradients = lambda batch: (seen.append(batch.obs), compute_gradients(batch))[1]
     rollout = ppo.collect()
     ppo.update(ppo.compute_advantages(rollout))
     epochs = [torch.cat(seen[i:i + 5]) for i in (0, 5, 10)]
@@ -104,9 +104,9 @@ def test_advantage_normalisation(norm_adv):
     batch = ppo.compute_advantages(ppo.collect())
     inside = batch.advantage[batch.has_choice]
     assert (inside.mean().abs() < 1e-5 and (inside.std() - 1).abs() < 1e-2) == (norm_adv == "batch")
-    losses, ppo.take_gradient_step = [], lambda loss: losses.append(loss) or loss
-    ppo.train_minibatch(batch)
-    ppo.train_minibatch(batch._replace(advantage=9 * batch.advantage + 4))
+    losses, ppo.backward = [], lambda loss: losses.append(loss) or loss
+    ppo.compute_gradients(batch)
+    ppo.compute_gradients(batch._replace(advantage=9 * batch.advantage + 4))
     loss, scaled = losses
     assert torch.allclose(loss, scaled, atol=1e-5) == (norm_adv == "minibatch")
 

@@ -88,27 +88,28 @@ def record_ppo(algorithm: PPO) -> None:
 
 
 def record_gradient_steps(algorithm: PPO) -> None:
-    """Record the gradients of each loss, and the optimiser's step.
+    """Record each loss's gradients together with the optimiser's step on them.
 
-    Gradients must lie where they lay when the step was recorded, so that only the recorded functions may clear them.
+    The step reads gradients where they lay at the recording, so that they must be cleared and computed in the same recording.
     """
     optimizer = algorithm.optimizer
-    clear = optimizer.zero_grad
+    zero_grad, step = optimizer.zero_grad, optimizer.step
 
-    def cleared_first(compute_gradients: Callable[[Batch], dict[str, Tensor]]) -> Callable[[Batch], dict[str, Tensor]]:
-        def compute(batch: Batch) -> dict[str, Tensor]:
-            clear(set_to_none=True)
-            return compute_gradients(batch)
-        return compute
+    def whole_step(compute_gradients: Callable[[Batch], dict[str, Tensor]]) -> Callable[[Batch], dict[str, Tensor]]:
+        def take(batch: Batch) -> dict[str, Tensor]:
+            zero_grad(set_to_none=True)
+            metrics = compute_gradients(batch)
+            step()
+            return metrics
+        return take
     for name in algorithm.graph_regions:
         if name != "compute_advantages":
-            setattr(algorithm, name, record(cleared_first(getattr(algorithm, name)), algorithm.env.device))
-    optimizer.step = record(optimizer.step, algorithm.env.device)
-    optimizer.zero_grad = keep_gradients
+            setattr(algorithm, name, record(whole_step(getattr(algorithm, name)), algorithm.env.device))
+    optimizer.zero_grad = optimizer.step = part_of_the_recording
 
 
-def keep_gradients(set_to_none: bool = True) -> None:
-    """Stand in for `optimizer.zero_grad` where recorded functions clear gradients themselves."""
+def part_of_the_recording(set_to_none: bool = True) -> None:
+    """Stand in for the optimiser's methods that a recorded function calls itself."""
 
 
 class RecordedRollout:

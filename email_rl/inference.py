@@ -8,14 +8,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from email_rl.evaluation import text_features
 from email_rl.data.mails import OUTCOMES, read_records, words
-from email_rl.models.policy import LanguageModelPolicy
+from email_rl.evaluation import text_features
 from email_rl.models.outcome_classifier import OutcomeClassifier, expected_reward
+from email_rl.models.policy import LanguageModelPolicy
 from rlcore import checkpoint
 
-COLUMNS = ("context", "email_text", *(f"p_{name.replace(' ', '_')}" for name in OUTCOMES), "predicted", "reward", "words",
-           "call_to_action", "question")
+COLUMNS = (
+    "context",
+    "email_text",
+    *(f"p_{name.replace(' ', '_')}" for name in OUTCOMES),
+    "predicted",
+    "reward",
+    "words",
+    "call_to_action",
+    "question",
+)
 
 
 class ScoredMail(NamedTuple):
@@ -35,8 +43,15 @@ class ScoredMail(NamedTuple):
 
     def to_row(self) -> list:
         """Return the mail as a row of COLUMNS."""
-        return [self.context, self.text, *(f"{p:.4f}" for p in self.probabilities), self.predicted, f"{self.reward:.4f}",
-                len(words(self.text)), *("yes" if found else "no" for found in (self.call_to_action, self.question))]
+        return [
+            self.context,
+            self.text,
+            *(f"{p:.4f}" for p in self.probabilities),
+            self.predicted,
+            f"{self.reward:.4f}",
+            len(words(self.text)),
+            *("yes" if found else "no" for found in (self.call_to_action, self.question)),
+        ]
 
     def to_text(self) -> str:
         """Return the mail as text for a terminal."""
@@ -61,8 +76,10 @@ class MailGenerator:
         """Restore what checkpoint `path`, read as `state`, holds; raise ValueError where it is of another algorithm."""
         agent, config = state["agent"], state["config"]
         if not {"policy", "reward_model"} <= set(agent):
-            raise ValueError(f"{path}: expected a checkpoint of algo=ppo_kl, which has a policy and a reward model, got one "
-                             f"of algo={state['name']}")
+            raise ValueError(
+                f"{path}: expected a checkpoint of algo=ppo_kl, which has a policy and a reward model, got one "
+                f"of algo={state['name']}"
+            )
         policy = LanguageModelPolicy.unpack(agent["policy"], config["algo"]["generation"]).to(device)
         reward_model = OutcomeClassifier.unpack(agent["reward_model"], device, batch_size)
         return MailGenerator(policy, reward_model, config["env"]["outcome_values"], config["algo"]["reward"], seed)
@@ -74,8 +91,15 @@ class MailGenerator:
     def generate(self, contexts: list[str], mails_per_context: int, *, temperature: float, top_k: int, top_p: float,
                  batch_size: int) -> list[ScoredMail]:
         """Write `mails_per_context` mails for each context; those of a context stand together."""
-        _, texts = self.policy.generate(contexts, mails_per_context, self.generator, temperature=temperature, top_k=top_k,
-                                        top_p=top_p, batch_size=batch_size)
+        _, texts = self.policy.generate(
+            contexts,
+            mails_per_context,
+            self.generator,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            batch_size=batch_size,
+        )
         contexts = [context for context in contexts for _ in range(mails_per_context)]
         p: Tensor = self.reward_model.probabilities(contexts, texts).double()
         rewards = expected_reward(p, self.outcome_values, self.reward_kind)

@@ -1,18 +1,21 @@
-"""Write mails by a trained policy: python scripts/write_email.py checkpoint=PATH, with interactive=true or contexts=FILE.csv out=FILE.csv."""
+"""Write mails by a trained policy: python scripts/write_email.py checkpoint=PATH, with interactive=true or
+contexts=FILE.csv out=FILE.csv.
+"""
+
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from email_rl.inference import MailGenerator, read_contexts, save_mails  # noqa: E402
-from rlcore import checkpoint  # noqa: E402
-from scripts.cli import choose_device, fitting, guarded, launch  # noqa: E402
+from email_rl.inference import MailGenerator, read_contexts, save_mails
+from rlcore import checkpoint
+from scripts.cli import choose_device, fitting, guarded, launch
 
 
 @hydra.main(config_path="../conf", config_name="write_email", version_base="1.3")
@@ -20,7 +23,10 @@ from scripts.cli import choose_device, fitting, guarded, launch  # noqa: E402
 def main(cfg: DictConfig) -> None:
     check(cfg)
     rows = read_contexts(cfg.contexts) if cfg.contexts else [{"context": context} for context in cfg.example_contexts]
-    device, state = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision), checkpoint.load(cfg.checkpoint)
+    device, state = (
+        choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision),
+        checkpoint.load(cfg.checkpoint),
+    )
     with fitting(cfg.checkpoint):
         generator = MailGenerator.load(cfg.checkpoint, state, device, cfg.sampling.batch_size, cfg.seed)
     sampling = OmegaConf.to_container(cfg.sampling)
@@ -42,11 +48,19 @@ def check(cfg: DictConfig) -> None:
     """Refuse what can't be done before anything is loaded."""
     sampling = cfg.sampling
     if cfg.checkpoint is None:
-        raise ValueError("checkpoint: expected the path of a policy that algo=ppo_kl trained, as in checkpoint=outputs/…/checkpoint.pt")
+        raise ValueError(
+            "checkpoint: expected the path of a policy that algo=ppo_kl trained, as in "
+            "checkpoint=outputs/…/checkpoint.pt"
+        )
     if cfg.interactive and (cfg.contexts or cfg.out):
-        raise ValueError("interactive: expected no contexts and no out beside it: it reads from the terminal and prints")
+        raise ValueError(
+            "interactive: expected no contexts and no out beside it: it reads from the terminal and prints"
+        )
     if cfg.mails_per_context < 1 or sampling.batch_size < 1:
-        raise ValueError(f"mails_per_context, sampling.batch_size: expected at least 1, got {cfg.mails_per_context}, {sampling.batch_size}")
+        raise ValueError(
+            "mails_per_context, sampling.batch_size: expected at least 1, got "
+            f"{cfg.mails_per_context}, {sampling.batch_size}"
+        )
     if sampling.temperature <= 0 or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
         raise ValueError("sampling: expected temperature > 0, top_k of at least 0 (all) and top_p in (0, 1], got "
                          f"{sampling.temperature}, {sampling.top_k}, {sampling.top_p}")
@@ -80,8 +94,12 @@ def warn_of_truncation(generator: MailGenerator, contexts: list[str]) -> None:
     """Say which contexts the policy can't read whole."""
     truncated = generator.truncated(contexts)
     if truncated:
-        print(f"warning: {len(truncated)} of {len(contexts)} contexts are longer than the {generator.policy.prompt_tokens} tokens that the "
-              f"policy reads, and lose their beginning; the first: '{contexts[truncated[0]][:60]}'", file=sys.stderr)
+        print(
+            f"warning: {len(truncated)} of {len(contexts)} contexts are longer than the "
+            f"{generator.policy.prompt_tokens} tokens that the "
+            f"policy reads, and lose their beginning; the first: '{contexts[truncated[0]][:60]}'",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

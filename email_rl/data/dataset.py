@@ -1,10 +1,13 @@
-"""What the text algorithms learn from: mails with outcomes, split into train, valid and test; and how what they learn is judged."""
+"""What the text algorithms learn from: mails with outcomes, split into train, valid and test; and how what they learn
+is judged.
+"""
+
 from __future__ import annotations
 
 import copy
 import sys
 from collections import Counter
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 
@@ -21,12 +24,24 @@ class MailDataset:
     outcome is worth. Raises ValueError for a file that can't be used, and prints a warning for what it can't support.
     """
 
-    def __init__(self, device: torch.device, seed: int, *, data: str | None, corpus: Callable, split: dict, limits: dict,
-                 outcome_values: list, evaluation: Callable):
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        *,
+        data: str | None,
+        corpus: Callable,
+        split: dict,
+        limits: dict,
+        outcome_values: list,
+        evaluation: Callable,
+    ):
         self.device, self.seed, self.evaluation = torch.device(device), seed, evaluation
         self.outcome_values = torch.tensor(outcome_values, dtype=torch.float64)
         if len(outcome_values) != len(OUTCOMES):
-            raise ValueError(f"env.outcome_values: expected a number for each of {', '.join(OUTCOMES)}, got {outcome_values}")
+            raise ValueError(
+                f"env.outcome_values: expected a number for each of {', '.join(OUTCOMES)}, got {outcome_values}"
+            )
         self.warnings: list[str] = []
         if data is None:
             market = corpus(seed)
@@ -61,12 +76,14 @@ class MailDataset:
         return sum(mails.digest() for mails in self.splits.values())
 
     def judge_dataset(self) -> MailDataset:
-        """Return the dataset of a judge: it learns from the split `judge` and stops by the test mails, which nothing else
-        learns from. Raises ValueError where there is no such split.
+        """Return the dataset of a judge: it learns from the split `judge` and stops by the test mails, which nothing
+        else learns from. Raises ValueError where there is no such split.
         """
         if "judge" not in self.splits:
-            raise ValueError(f"{self.name}: no truth to judge mails by: expected a share of the rows for a judge model, as in "
-                             "env.split.shares={train: .5, valid: .1, test: .15, judge: .25}")
+            raise ValueError(
+                f"{self.name}: no truth to judge mails by: expected a share of the rows for a judge model, as in "
+                "env.split.shares={train: .5, valid: .1, test: .15, judge: .25}"
+            )
         other = copy.copy(self)
         other.splits = {"train": self.splits["judge"], "valid": self.test, "test": self.valid}
         return other
@@ -77,7 +94,9 @@ class MailDataset:
     def _split(self, mails: Mails, split: dict, limits: dict) -> dict[str, Mails]:
         shares = split["shares"]
         if not set(SPLITS) <= set(shares) or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-            raise ValueError(f"env.split.shares: expected shares of train, valid and test that add up to 1, got {shares}")
+            raise ValueError(
+                f"env.split.shares: expected shares of train, valid and test that add up to 1, got {shares}"
+            )
         if len(mails) < limits["min_rows"]:
             raise ValueError(f"{self.name}: {len(mails)} rows; expected at least {limits['min_rows']}")
         groups = splitting.near_duplicate_groups(mails.texts, split["similarity"])
@@ -85,13 +104,17 @@ class MailDataset:
         if len(sizes) < limits["min_distinct_texts"] or max(sizes.values()) > split["max_group_share"] * len(mails):
             pairs = [f"{context} | {text}" for context, text in zip(mails.contexts, mails.texts)]
             groups = splitting.near_duplicate_groups(pairs, 1.0)
-            self.warnings.append(f"{self.name}: its {len(mails)} mails are few texts sent again and again ({len(sizes)} that "
-                                 "differ): test mails share their texts with training, so figures hold for new contexts only")
+            self.warnings.append(
+                f"{self.name}: its {len(mails)} mails are few texts sent again and again ({len(sizes)} that "
+                "differ): test mails share their texts with training, so figures hold for new contexts only"
+            )
         rows = splitting.stratified_split(mails, groups, shares, split["seed"])
         for name in shares:
             if not rows[name]:
-                raise ValueError(f"{self.name}: only {len(set(groups))} mails that are no near-duplicates of each other; "
-                                 f"none is left for {name}")
+                raise ValueError(
+                    f"{self.name}: only {len(set(groups))} mails that are no near-duplicates of each other; "
+                    f"none is left for {name}"
+                )
         return {name: mails.rows(rows[name]) for name in shares}
 
     def _warn_of_limits(self, mails: Mails, limits: dict) -> None:
@@ -100,28 +123,38 @@ class MailDataset:
         if len(mails) < limits["few_rows"]:
             n = len(self.test)
             self.warnings.append(
-                f"{self.name}: {len(mails)} rows are few: {n} mails to test on tell an accuracy to ± {0.98 / n ** 0.5:.2f} "
+                f"{self.name}: {len(mails)} rows are few: {n} mails to test on tell an accuracy to "
+                f"± {0.98 / n**0.5:.2f} "
                 f"and can't tell models apart that are closer; a reward model from scratch needs thousands, so prefer "
-                f"algo/encoder=distilbert or local, and don't optimise mails against it (fewer than {limits['few_rows']} rows)")
+                f"algo/encoder=distilbert or local, and don't optimise mails against it (fewer than "
+                f"{limits['few_rows']} rows)"
+            )
         for y, n in enumerate(counts):
             if n < limits["min_outcome_rows"]:
-                self.warnings.append(f"{self.name}: column outcome: {y} ({OUTCOMES[y]}) occurs {n} times: what leads to it "
-                                     f"can't be learnt or tested (fewer than {limits['min_outcome_rows']})")
+                self.warnings.append(
+                    f"{self.name}: column outcome: {y} ({OUTCOMES[y]}) occurs {n} times: what leads to it "
+                    f"can't be learnt or tested (fewer than {limits['min_outcome_rows']})"
+                )
         leaks = splitting.label_leaks(mails, **limits["label_leaks"])
         share = splitting.leak_share(mails, leaks)
         if share >= limits["max_leak_share"]:
             shown = limits["shown_leaks"]
-            listed = "; ".join(f'"{leak.sentence}" → {leak.outcome} ({leak.hits} of {leak.occurrences})' for leak in leaks[:shown])
+            listed = "; ".join(
+                f'"{leak.sentence}" → {leak.outcome} ({leak.hits} of {leak.occurrences})' for leak in leaks[:shown]
+            )
             more = f" and {len(leaks) - shown} more" if len(leaks) > shown else ""
             self.warnings.append(
-                f"{self.name}: the outcome of {share:.0%} of its mails can be read off fixed sentences: {listed}{more}; a "
-                "model will learn these sentences, not what makes mails work")
+                f"{self.name}: the outcome of {share:.0%} of its mails can be read off fixed sentences: {listed}"
+                f"{more}; a model will learn these sentences, not what makes mails work"
+            )
 
 
 def _split_as_given(mails: Mails, row_numbers: list[int], sides: list[str], name: str, split: dict) -> dict[str, Mails]:
     """Split as the file says; raise ValueError where near-duplicates stand on different sides."""
     if set(split["shares"]) != set(SPLITS):
-        raise ValueError(f"{name}: column split: knows train, valid and test only; env.split.shares has {split['shares']}")
+        raise ValueError(
+            f"{name}: column split: knows train, valid and test only; env.split.shares has {split['shares']}"
+        )
     rows = {side: [i for i, given in enumerate(sides) if given == side] for side in SPLITS}
     for side, members in rows.items():
         if not members:

@@ -37,10 +37,20 @@ class Market(NamedTuple):
         slots = re.findall(r"{(\w+)}", sentence)
         facet = part.removesuffix("_paraphrase")
         named = list(self.values.get(facet, ()))
-        others = [phrase for group in self.values.get(facet, {}).values() for phrase in group] if self.paraphrases else []
-        own = others if part.endswith("_paraphrase") else named + others * (f"{part}_paraphrase" not in phrases.SENTENCES)
+        others = (
+            [phrase for group in self.values.get(facet, {}).values() for phrase in group] if self.paraphrases else []
+        )
+        own = (
+            others if part.endswith("_paraphrase") else named + others * (f"{part}_paraphrase" not in phrases.SENTENCES)
+        )
         choices = [own if slot == facet and own else phrases.FILLERS[slot] for slot in slots]
-        return [re.sub(r"{\w+}", lambda _, it=iter(choice): next(it), sentence) for choice in product(*choices)]
+        return [_fill(sentence, choice) for choice in product(*choices)]
+
+
+def _fill(sentence: str, fillers: tuple[str, ...]) -> str:
+    """Put the fillers into the slots of a sentence, one after the other."""
+    remaining = iter(fillers)
+    return re.sub(r"{\w+}", lambda _: next(remaining), sentence)
 
 
 class ParsedSentence(NamedTuple):
@@ -76,7 +86,9 @@ class GoldModel:
                  more_calls: float, questions: list, more_questions: float, spam: float, length: dict, warmth: dict,
                  repeated: float, unknown: float, unsigned: float, ungreeted: float):
         if len(thresholds) != 2 or not thresholds[0] < thresholds[1] or slope <= 0:
-            raise ValueError(f"env.corpus.gold: expected slope > 0 and two rising thresholds, got {slope}, {thresholds}")
+            raise ValueError(
+                f"env.corpus.gold: expected slope > 0 and two rising thresholds, got {slope}, {thresholds}"
+            )
         self.market, self.slope, self.thresholds, self.facets, self.proof = market, slope, thresholds, facets, proof
         self.calls, self.more_calls, self.questions, self.more_questions = calls, more_calls, questions, more_questions
         self.spam, self.length, self.warmth = spam, length, warmth
@@ -88,7 +100,9 @@ class GoldModel:
         value_of = {facet: {phrase.lower(): value for value, others in values.items() for phrase in (value, *others)}
                 for facet, values in market.values.items()}
         self.value_of = value_of
-        self.finders = {facet: re.compile(r"\b(" + "|".join(map(re.escape, known)) + r")\b") for facet, known in value_of.items()}
+        self.finders = {
+            facet: re.compile(r"\b(" + "|".join(map(re.escape, known)) + r")\b") for facet, known in value_of.items()
+        }
         self.parse = lru_cache(maxsize=500_000)(self.parse)  # mails share their sentences
 
     def parse(self, sentence: str) -> ParsedSentence:

@@ -5,9 +5,9 @@ import csv
 import io
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ OUTCOMES = ("no reply", "reply", "conversion")
 
 @dataclass(frozen=True)
 class Mails:
-    """N mails: the context each was sent in, its text, and its outcome (int64 [N], 0 no reply, 1 reply, 2 conversion)."""
+    """N mails: the context each was sent in, its text, and its outcome (int64 [N], 0 no reply, 1 reply, 2 conversion).
+    """
 
     contexts: list[str]
     texts: list[str]
@@ -120,8 +121,10 @@ def read_records(path: str, columns: tuple[str, ...], filled: tuple[str, ...],
         if not fields:
             continue  # a blank line
         if len(fields) != len(header):
-            raise ValueError(f"{where}: expected {len(header)} fields, got {len(fields)}; a text with commas or newlines "
-                             "needs quotes")
+            raise ValueError(
+                f"{where}: expected {len(header)} fields, got {len(fields)}; a text with commas or newlines "
+                "needs quotes"
+            )
         values = {name: field.strip() for name, field in zip(header, fields)}
         for column in filled:
             if not words(values[column]):

@@ -55,7 +55,9 @@ def bootstrap_interval(difference: Tensor, draws: int, seed: int) -> tuple[float
 
 
 def fit_temperature(logits: Tensor, y: Tensor, weight: Tensor) -> float:
-    """Find T in [1/20, 20] that minimises the weighted log-loss of softmax(logits / T), by bisection on its convex slope in 1/T."""
+    """Find T in [1/20, 20] that minimises the weighted log-loss of softmax(logits / T), by bisection on its convex
+    slope in 1/T.
+    """
     logits, weight = logits.double(), weight.double() / weight.double().sum()
     at_y = logits.gather(1, y[:, None])[:, 0]
     low, high = torch.tensor(1 / 20).log().item(), torch.tensor(20.0).log().item()  # of log 1/T

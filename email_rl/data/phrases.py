@@ -80,7 +80,8 @@ SENTENCES = {
         "This is a limited time price!", "Double your money back, we promise!", "It is a once in a lifetime chance!"),
     "filler": (
         "We have been around for {while}.", "Our office is close to the {place}.", "Our team grew {when}.",
-        "We like to keep things {short}.", "The weather at the {place} is {fine} today.", "We also run a {small} blog."),
+        "We like to keep things {short}.", "The weather at the {place} is {fine} today.",
+        "We also run a {small} blog."),
     "question": (
         "Would {day} suit you?", "How do you handle this today?", "Is this on your list for the {season}?",
         "Could a {short} call help?", "What would make this {useful} for you?", "Shall we talk {soon}?",
@@ -103,9 +104,11 @@ FILLERS = {
     "effect": ("effect", "difference", "gain", "change", "benefit", "result"),
     "many": ("many", "several", "a dozen", "plenty of", "a number of"),
     "Many": ("Many", "Several", "A dozen", "Plenty of", "A number of"),
-    "fast": ("fast", "quickly", "in new ways", "under our feet"), "well": ("well", "inside out", "from practice", "by heart"),
+    "fast": ("fast", "quickly", "in new ways", "under our feet"),
+    "well": ("well", "inside out", "from practice", "by heart"),
     "small": ("small", "modest", "little", "tiny"), "easy": ("easy", "simple", "quick", "cheap", "painless"),
-    "place": ("station", "river", "harbour", "old town", "park", "market square"), "fine": ("fine", "good", "pleasant", "fair"),
+    "place": ("station", "river", "harbour", "old town", "park", "market square"),
+    "fine": ("fine", "good", "pleasant", "fair"),
     "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday"),
     "n": tuple(str(n) for n in range(11, 50)),
 }

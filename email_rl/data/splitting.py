@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scipy.stats import binom
 
-from email_rl.data.mails import OUTCOMES, Mails, words
 from email_rl.data.gold_model import split_sentences
+from email_rl.data.mails import OUTCOMES, Mails, words
 
 SIGNATURE, BAND = 64, 4  # min-hashes a text, and how many of them must agree for two texts to be compared
 PRIME = (1 << 31) - 1
@@ -20,8 +20,8 @@ PRIME = (1 << 31) - 1
 def near_duplicate_groups(texts: list[str], similarity: float) -> list[int]:
     """Number the groups of texts whose three-word shingles overlap by `similarity` (Jaccard) or more, chained.
 
-    Candidates come from min-hash bands (Broder 1997): pairs at .8 are found with probability .9998; texts that are equal
-    but for case, punctuation and digits always share a group.
+    Candidates come from min-hash bands (Broder 1997): pairs at .8 are found with probability .9998; texts that are
+    equal but for case, punctuation and digits always share a group.
     """
     parent = list(range(len(texts)))
 
@@ -36,7 +36,9 @@ def near_duplicate_groups(texts: list[str], similarity: float) -> list[int]:
         tokens = tuple(normalised(text).split())
         parent[i] = first.setdefault(tokens, i)
         if parent[i] == i:
-            shingles[i] = frozenset(zlib.crc32(" ".join(tokens[k:k + 3]).encode()) for k in range(max(1, len(tokens) - 2)))
+            shingles[i] = frozenset(
+                zlib.crc32(" ".join(tokens[k : k + 3]).encode()) for k in range(max(1, len(tokens) - 2))
+            )
     rng = np.random.default_rng(0)
     a, b = rng.integers(1, PRIME, (2, SIGNATURE, 1), dtype=np.int64)
     buckets: dict[tuple, list[int]] = defaultdict(list)
@@ -90,8 +92,8 @@ class LabelLeak(NamedTuple):
 def label_leaks(mails: Mails, min_count: int, purity: float, max_chance: float) -> list[LabelLeak]:
     """List the sentences that give an outcome away, most frequent first.
 
-    One counts if it occurs `min_count` times or more, with one outcome in a share `purity` of them, and if among as many
-    sentences as there are chance alone would show one such with a probability below `max_chance`.
+    One counts if it occurs `min_count` times or more, with one outcome in a share `purity` of them, and if among as
+    many sentences as there are chance alone would show one such with a probability below `max_chance`.
     """
     outcomes_of: dict[str, Counter] = defaultdict(Counter)
     first_form: dict[str, str] = {}

@@ -1,15 +1,18 @@
-"""The embedded market: contexts, and mails composed of interchangeable parts, with outcomes drawn from the gold model."""
+"""The embedded market: contexts, and mails composed of interchangeable parts, with outcomes drawn from the gold model.
+"""
+
 from __future__ import annotations
 
 import random
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from email_rl.data import phrases
-from email_rl.data.mails import Mails
 from email_rl.data.gold_model import VALUE_PARTS, Market
+from email_rl.data.mails import Mails
 
 
 class SyntheticCorpus:
@@ -19,13 +22,30 @@ class SyntheticCorpus:
     times. shuffled_body: whether a mail's body parts come in random order.
     """
 
-    def __init__(self, seed: int, *, values_per_facet: int, paraphrases: bool, shuffled_body: bool, train: int, valid: int, test: int,
-                 test_seed: int, parts: dict, gold: Callable):
+    def __init__(
+        self,
+        seed: int,
+        *,
+        values_per_facet: int,
+        paraphrases: bool,
+        shuffled_body: bool,
+        train: int,
+        valid: int,
+        test: int,
+        test_seed: int,
+        parts: dict,
+        gold: Callable,
+    ):
         if min(train, valid, test) < 1:
-            raise ValueError(f"env.corpus: expected train, valid and test of at least 1 mail, got {train}, {valid}, {test}")
+            raise ValueError(
+                f"env.corpus: expected train, valid and test of at least 1 mail, got {train}, {valid}, {test}"
+            )
         self.market = Market.of(values_per_facet, paraphrases)
         self.shuffled_body, self.parts, self.gold = shuffled_body, parts, gold(self.market)
-        self.sizes, self.seeds = {"train": train, "valid": valid, "test": test}, {"train": 2 * seed, "valid": 2 * seed + 1}
+        self.sizes, self.seeds = (
+            {"train": train, "valid": valid, "test": test},
+            {"train": 2 * seed, "valid": 2 * seed + 1},
+        )
         self.seeds["test"] = test_seed
 
     def splits(self) -> dict[str, Mails]:

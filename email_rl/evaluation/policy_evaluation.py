@@ -1,25 +1,26 @@
-"""How policies that write mails are judged: by the truth, or a judge that learnt from other mails; never by their own reward model."""
+"""How policies that write mails are judged: by the truth, or a judge that learnt from other mails; never by their own
+reward model.
+"""
+
 from __future__ import annotations
 
 import math
 import time
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from email_rl.data import metrics
-from email_rl.data.mails import OUTCOMES, Mails, words
 from email_rl.data.dataset import MailDataset
-from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
+from email_rl.data.mails import Mails, words
+from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure, policy_columns
 from email_rl.models.outcome_classifier import expected_reward
-from rlcore.ope.intervals import LEVEL, normal_half_width
+from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
-from rlcore.plots import labelled
-from rlcore.report import Report
-
+from rlcore.ope.intervals import LEVEL, normal_half_width
 
 STREAMS = {"validation": 6, "test": 4, "best": 4}  # what is added to the seed
 
@@ -33,42 +34,25 @@ class PolicyMails(NamedTuple):
     has_ended: Tensor | None  # whether a mail has a stop token, bool [N]; None: of mails that were sent
 
 
-class MailPolicyReport(Report):
-    """The comparison of policies, laid out in metrics.json as `reward_model`, `policy`, `reference` …"""
-
-    def to_metrics(self) -> dict:
-        """Lay everything out for metrics.json."""
-        return {**self.rows, **self.extra}
-
-    def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict:
-        """Draw what was believed and what was true over training and over KL, and the predicted outcomes."""
-        proxy, truth, kl = (history.get(f"email/{name}", []) for name in ("proxy_reward", "true_reward", "kl"))
-        if not kl:
-            return self.plots
-        figure, axes = labelled("mails written in training, thousands", "reward a mail")
-        axes.plot([step / 1e3 for step, _ in proxy], [y for _, y in proxy], marker="o", markersize=3,
-                  label="proxy: what the reward model believes")
-        axes.plot([step / 1e3 for step, _ in truth], [y for _, y in truth], marker="o", markersize=3, label=self.extra["truth"])
-        for (step, y), (_, nats) in list(zip(proxy, kl))[1::max(1, len(kl) // 5)]:
-            axes.annotate(f"{nats:.1f} nats", (step / 1e3, y), textcoords="offset points", xytext=(0, 6), fontsize=7, ha="center")
-        axes.legend(frameon=False)
-        frontier, axes = labelled("KL from the reference, nats a mail", "share of mails that convert")
-        course = history.get("email/conversion", [])
-        axes.plot([nats for _, nats in kl], [y for _, y in course], marker="o", markersize=3, linewidth=0.8, label="over training")
-        for name, row in self.rows.items():
-            if row.get("kl") is not None:
-                low, high = row["conversion_ci"]
-                axes.errorbar(row["kl"], row["conversion"], [[row["conversion"] - low], [high - row["conversion"]]], fmt="s",
-                              markersize=4, label=name.replace("_", " "))
-        axes.legend(frameon=False, fontsize=8)
-        return {**self.plots, "proxy_and_truth": figure, "frontier": frontier}
-
-
 class MailPolicyEvaluator:
-    """Compare a trained policy with the mails that were sent, its reference, best-of-n of that, and reward-weighted training."""
+    """Compare a trained policy with the mails that were sent, its reference, best-of-n of that, and reward-weighted
+    training.
+    """
 
-    def __init__(self, dataset: MailDataset, *, headline: str, seed: int, test_mails: int, validation_mails: int, best_of: int,
-                 baseline_trainer, sampling: dict, distinct_words: int, bootstrap_samples: int):
+    def __init__(
+        self,
+        dataset: MailDataset,
+        *,
+        headline: str,
+        seed: int,
+        test_mails: int,
+        validation_mails: int,
+        best_of: int,
+        baseline_trainer,
+        sampling: dict,
+        distinct_words: int,
+        bootstrap_samples: int,
+    ):
         self.dataset, self.headline, self.seed = dataset, headline, seed
         self.test_mails, self.validation_mails, self.best_of = test_mails, validation_mails, best_of
         self.baseline_trainer, self.sampling = baseline_trainer, sampling
@@ -87,11 +71,19 @@ class MailPolicyEvaluator:
     def validate(self, algorithm) -> dict[str, float]:
         """Evaluate a policy on contexts of validation mails, with the same random numbers each time."""
         contexts = self.dataset.valid.contexts[:self.validation_mails]
-        figures = self.figures_of(algorithm, self.generate(algorithm.policy, algorithm.reference, contexts, "validation"))
+        figures = self.figures_of(
+            algorithm, self.generate(algorithm.policy, algorithm.reference, contexts, "validation")
+        )
         return {f"email/{name}": figures[name] for name in ("conversion", "true_reward", "proxy_reward", "kl")}
 
-    def generate(self, policy: LanguageModelPolicy, reference: LanguageModelPolicy | None, contexts: list[str], stream: str,
-                 samples: int = 1) -> PolicyMails:
+    def generate(
+        self,
+        policy: LanguageModelPolicy,
+        reference: LanguageModelPolicy | None,
+        contexts: list[str],
+        stream: str,
+        samples: int = 1,
+    ) -> PolicyMails:
         """Let a policy write mails; a stream always gives the same random numbers."""
         generator = torch.Generator(policy.device).manual_seed(self.seed + STREAMS[stream])
         mails, texts = policy.generate(contexts, samples, generator, **self.sampling)
@@ -99,7 +91,9 @@ class MailPolicyEvaluator:
         return PolicyMails(contexts=[context for context in contexts for _ in range(samples)], texts=texts, kl=kl,
                            has_ended=policy.has_ended(mails))
 
-    def kl_to_reference(self, policy: LanguageModelPolicy, reference: LanguageModelPolicy, mails: TokenizedMails) -> Tensor:
+    def kl_to_reference(
+        self, policy: LanguageModelPolicy, reference: LanguageModelPolicy, mails: TokenizedMails
+    ) -> Tensor:
         """Return log π − log π_ref of each mail, nats [N]."""
         if policy is reference:
             return torch.zeros(len(mails.prompt))
@@ -122,15 +116,20 @@ class MailPolicyEvaluator:
             p = algorithm.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
             extra["reward_model"] = metrics.classification_metrics(p, self.dataset.test.outcome, 15)
             extra["policy"] = rows[name]
-            plots["outcomes"] = self.outcomes(rows["reference"], rows[name])
+            plots["outcomes"] = outcomes_figure(rows["reference"], rows[name])
         extra["evaluation_seconds"] = time.perf_counter() - started
         return MailPolicyReport(
             title=f"{len(test):,} mails for contexts of {self.dataset.name}, which nothing was trained on",
             caption=f"converts, true: by {truth.split(': ')[1]}: share of conversions with its 95 % interval, expected "
-                    "reward; ×ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "
-                    "(best of n: its upper bound); dist-2: distinct-2; ends: mails with a stop token",
-            rows=rows, columns=self.columns(), last=None, extra=extra, plots=plots,
-            judged="conversion")
+            "reward; ×ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "
+            "(best of n: its upper bound); dist-2: distinct-2; ends: mails with a stop token",
+            rows=rows,
+            columns=policy_columns(),
+            last=None,
+            extra=extra,
+            plots=plots,
+            judged="conversion",
+        )
 
     def mails_by_policy(self, algorithm, name: str, test: Mails) -> dict[str, PolicyMails]:
         """Return the mails of every row of the comparison, for the contexts of `test`; the trained policy's last."""
@@ -152,8 +151,12 @@ class MailPolicyEvaluator:
         drawn = self.generate(algorithm.reference, None, contexts, "best", n)
         best = algorithm.rewards(drawn.contexts, drawn.texts).view(-1, n).argmax(1) + n * torch.arange(len(contexts))
         kl_bound = math.log(n) - (n - 1) / n  # Beirami et al. 2024
-        return PolicyMails(contexts=contexts, texts=[drawn.texts[i] for i in best.tolist()],
-                           kl=torch.full((len(contexts),), kl_bound), has_ended=drawn.has_ended[best.to(drawn.has_ended.device)])
+        return PolicyMails(
+            contexts=contexts,
+            texts=[drawn.texts[i] for i in best.tolist()],
+            kl=torch.full((len(contexts),), kl_bound),
+            has_ended=drawn.has_ended[best.to(drawn.has_ended.device)],
+        )
 
     def figures_of(self, algorithm, mails: PolicyMails) -> dict:
         """Return the figures of a row."""
@@ -164,14 +167,21 @@ class MailPolicyEvaluator:
         values = self.dataset.outcome_values
         if algorithm.reward_model is not None:
             p = algorithm.reward_model.probabilities(contexts, texts).double()
-            row |= {"proxy_reward": expected_reward(p, values, algorithm.reward_kind).mean().item(), "predicted": p.mean(0).tolist()}
+            row |= {
+                "proxy_reward": expected_reward(p, values, algorithm.reward_kind).mean().item(),
+                "predicted": p.mean(0).tolist(),
+            }
         true_probabilities = self.true_probabilities(algorithm)
         if true_probabilities:
             p = true_probabilities(contexts, texts).double()
             converts = p[:, -1]
             half = normal_half_width(converts, LEVEL).item()
-            row |= {"true_reward": (p @ values).mean().item(), "conversion": converts.mean().item(),
-                    "conversion_ci": [converts.mean().item() - half, converts.mean().item() + half], "outcomes": p.mean(0).tolist()}
+            row |= {
+                "true_reward": (p @ values).mean().item(),
+                "conversion": converts.mean().item(),
+                "conversion_ci": [converts.mean().item() - half, converts.mean().item() + half],
+                "outcomes": p.mean(0).tolist(),
+            }
             source = "gold" if self.dataset.gold else "judge"
             row |= {f"{source}_reward": row["true_reward"], f"{source}_conversion": row["conversion"]}
         if mails.kl is not None:
@@ -185,38 +195,15 @@ class MailPolicyEvaluator:
         return self.true_probabilities(algorithm)(mails.contexts, mails.texts).double()[:, -1]
 
     def ratio_to_reference(self, converts: Tensor, reference: Tensor) -> dict:
-        """Return how many times as often mails convert as the reference's for the same contexts, with its 95 % interval."""
+        """Return how many times as often mails convert as the reference's for the same contexts, with its 95 %
+        interval.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         n = len(converts)
         rows = torch.randint(n, (self.bootstrap_samples, n), generator=generator)
         ratio = converts[rows].mean(1) / reference[rows].mean(1)
         return {"times": (converts.mean() / reference.mean()).item(),
                 "times_ci": ratio.quantile(torch.tensor([0.025, 0.975], dtype=ratio.dtype)).tolist()}
-
-    @staticmethod
-    def columns() -> dict[str, Callable[[dict], str]]:
-        """What the table shows of a row."""
-        def shown(key: str, form: str = ".3f") -> Callable[[dict], str]:
-            return lambda row: "" if row.get(key) is None else format(row[key], form)
-
-        def half(key: str) -> Callable[[dict], str]:
-            return lambda row: "" if row.get(key) is None else f"{(row[key][1] - row[key][0]) / 2:.3f}"
-        return {"converts": shown("conversion"), "±": half("conversion_ci"), "×ref": shown("times", ".2f"),
-                "true": shown("true_reward", ".2f"), "proxy": shown("proxy_reward", ".2f"), "KL": shown("kl", ".1f"),
-                "dist-2": shown("distinct_2"), "words": shown("mean_words", ".0f"), "ends": shown("stopped", ".0%")}
-
-    @staticmethod
-    def outcomes(before: dict, after: dict) -> Figure:
-        """Draw the mean probabilities of outcomes before and after, as believed and as true."""
-        figure, axes = labelled("outcome", "share of mails")
-        bars = {}
-        for when, row in (("reference", before), ("policy", after)):
-            bars[f"{when}, predicted"], bars[f"{when}, true"] = row["predicted"], row["outcomes"]
-        for k, (label, shares) in enumerate(bars.items()):
-            axes.bar([i + 0.2 * (k - 1.5) for i in range(len(OUTCOMES))], shares, 0.19, label=label)
-        axes.set_xticks(range(len(OUTCOMES)), OUTCOMES)
-        axes.legend(frameon=False, fontsize=8)
-        return figure
 
 
 class SFTEvaluator(MailPolicyEvaluator):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from email_rl.data import metrics
-from email_rl.models.bag_of_words import BagOfWords
 from email_rl.data.dataset import MailDataset
-from email_rl.evaluation.report import RewardModelReport
+from email_rl.evaluation.reward_model_report import RewardModelReport
+from email_rl.models.bag_of_words import BagOfWords
 
 
 class RewardModelEvaluator:
@@ -40,14 +40,28 @@ class RewardModelEvaluator:
         if self.dataset.gold:
             predictions["gold"] = "truth", self.dataset.gold.probabilities(test.contexts, test.texts)
         truth = predictions["gold"][1] @ self.dataset.outcome_values if self.dataset.gold else None
-        rows = {row: {"reads": reads, **self.figures_of(p, test.outcome, truth), **self.behind(p, predictions[name][1], test.outcome)}
-                for row, (reads, p) in predictions.items()}
+        rows = {
+            row: {
+                "reads": reads,
+                **self.figures_of(p, test.outcome, truth),
+                **self.behind(p, predictions[name][1], test.outcome),
+            }
+            for row, (reads, p) in predictions.items()
+        }
         rows[name]["temperature"] = algorithm.temperature
-        data = {"source": self.dataset.name, "train": len(train), "valid": len(algorithm.valid_mails), "test": len(test),
-                "outcomes": torch.bincount(train.outcome, minlength=3).tolist(), "warnings": self.dataset.warnings,
-                "evaluation_seconds": time.perf_counter() - started}
+        data = {
+            "source": self.dataset.name,
+            "train": len(train),
+            "valid": len(algorithm.valid_mails),
+            "test": len(test),
+            "outcomes": torch.bincount(train.outcome, minlength=3).tolist(),
+            "warnings": self.dataset.warnings,
+            "evaluation_seconds": time.perf_counter() - started,
+        }
         p = predictions[name][1]
-        return RewardModelReport(name, rows, data, metrics.calibration_bins(p, test.outcome, self.calibration_bins), self.refresh(algorithm))
+        return RewardModelReport(
+            name, rows, data, metrics.calibration_bins(p, test.outcome, self.calibration_bins), self.refresh(algorithm)
+        )
 
     def figures_of(self, p: Tensor, y: Tensor, truth: Tensor | None) -> dict:
         """Return a row's figures; truth [N] is the gold expected reward where it is known."""
@@ -58,7 +72,10 @@ class RewardModelEvaluator:
     def behind(self, p: Tensor, model: Tensor, y: Tensor) -> dict:
         """Return a row's log-loss less the reward model's, with its paired 95 % interval."""
         difference = metrics.log_losses(p, y) - metrics.log_losses(model, y)
-        return {"behind": difference.mean().item(), "behind_ci": metrics.bootstrap_interval(difference, self.bootstrap_samples, self.seed)}
+        return {
+            "behind": difference.mean().item(),
+            "behind_ci": metrics.bootstrap_interval(difference, self.bootstrap_samples, self.seed),
+        }
 
     def refresh(self, algorithm) -> list[dict]:
         """Judge a refreshed model on old and new test mails, before and after."""
@@ -68,5 +85,12 @@ class RewardModelEvaluator:
         for age, test in (("old", algorithm.old_splits["test"]), ("new", algorithm.new_splits()["test"])):
             after = algorithm.probabilities(test)
             for when, p in (("before", algorithm.before_refresh[age]), ("after", after)):
-                rows.append({"split": age, "when": when, **metrics.classification_metrics(p, test.outcome, self.calibration_bins), **self.behind(p, after, test.outcome)})
+                rows.append(
+                    {
+                        "split": age,
+                        "when": when,
+                        **metrics.classification_metrics(p, test.outcome, self.calibration_bins),
+                        **self.behind(p, after, test.outcome),
+                    }
+                )
         return rows

@@ -11,7 +11,9 @@ from email_rl.data.metrics import fit_temperature, log_losses
 
 
 class BagOfWords:
-    """Counts of the words of context and text, each with a weight an outcome; best epoch and temperature by valid; `min_steps` at least."""
+    """Counts of the words of context and text, each with a weight an outcome; best epoch and temperature by valid;
+    `min_steps` at least.
+    """
 
     def __init__(self, train: Mails, valid: Mails, seed: int, *, lr: float, weight_decay: float, epochs: int,
                  min_steps: int, batch_size: int):

@@ -1,4 +1,6 @@
-"""The reward model's network and tokenizer: DistilBERT with random weights, or a pretrained encoder; and its batches."""
+"""The reward model's network and tokenizer: DistilBERT with random weights, or a pretrained encoder; and its batches.
+"""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -7,8 +9,14 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig,
-                          DistilBertForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast)
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from email_rl.data.mails import OUTCOMES
 from email_rl.models.hf_io import FromFolder, FromHub
@@ -47,7 +55,8 @@ class TinyDistilBert(FineTuning):
         tokenizer.normalizer, tokenizer.pre_tokenizer = NORMALIZER, PRE_TOKENIZER
         cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:0 [SEP]:0", special_tokens=[("[CLS]", cls), ("[SEP]", sep)])
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:0 [SEP]:0", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
+        )
         fast = PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
             mask_token="[MASK]", model_max_length=self.max_length, model_input_names=["input_ids", "attention_mask"])
@@ -84,7 +93,9 @@ def vocabulary(texts: list[str], size: int) -> dict[str, int]:
 
     The library's own trainer orders ties by chance: two runs of a seed would differ.
     """
-    counts = Counter(word for text in texts for word, _ in PRE_TOKENIZER.pre_tokenize_str(NORMALIZER.normalize_str(text)))
+    counts = Counter(
+        word for text in texts for word, _ in PRE_TOKENIZER.pre_tokenize_str(NORMALIZER.normalize_str(text))
+    )
     letters: Counter = Counter()
     for word, n in counts.items():
         letters.update({letter: n * k for letter, k in Counter(word).items()})
@@ -118,7 +129,9 @@ def pad_batch(ids: list[list[int]], pad_token: int, multiple: int = 8) -> tuple[
 
 
 def token_overlap(ids: Tensor, attention_mask: Tensor, cls_token: int, sep_token: int) -> tuple[Tensor, Tensor]:
-    """Mark the tokens of [CLS] context [SEP] text [SEP] that the other part has too, and all words' tokens, bool [B, L]."""
+    """Mark the tokens of [CLS] context [SEP] text [SEP] that the other part has too, and all words' tokens, bool [B,
+    L].
+    """
     is_word = attention_mask.bool() & (ids != cls_token) & (ids != sep_token)
     in_context = (ids == sep_token).cumsum(1) == 0
     same_token = ids[:, :, None] == ids[:, None, :]

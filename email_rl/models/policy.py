@@ -1,9 +1,10 @@
 """A language model that writes mails for contexts, and says how likely it was to write one."""
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,20 @@ class TokenizedMails(NamedTuple):
         order = lengths.sum(0).argsort(stable=True)
         longest = [(-(-bucket.amax(1) // 8) * 8).tolist() for bucket in lengths[:, order].cpu().split(size, 1)]
         for bucket, (prompt_tokens, response_tokens) in zip(rows[order].split(size), longest):
-            yield bucket, TokenizedMails(self.prompt[bucket, -prompt_tokens:], self.prompt_mask[bucket, -prompt_tokens:],
-                                         self.response[bucket, :response_tokens], self.response_mask[bucket, :response_tokens])
+            yield (
+                bucket,
+                TokenizedMails(
+                    self.prompt[bucket, -prompt_tokens:],
+                    self.prompt_mask[bucket, -prompt_tokens:],
+                    self.response[bucket, :response_tokens],
+                    self.response_mask[bucket, :response_tokens],
+                ),
+            )
 
 
 class TokenScores(NamedTuple):
-    """A policy's view of each token of a mail, [B, R]: log-probability, value before it, entropy of the choice (or 0)."""
+    """A policy's view of each token of a mail, [B, R]: log-probability, value before it, entropy of the choice (or 0).
+    """
 
     log_prob: Tensor
     value: Tensor
@@ -62,15 +71,19 @@ class LanguageModelPolicy(nn.Module):
                  prompt_tokens: int, response_tokens: int, temperature: float, precision: str):
         super().__init__()
         if "{context}" not in prompt_template:
-            raise ValueError(f"algo.generation.prompt_template: expected a text with {{context}}, got '{prompt_template}'")
+            raise ValueError(
+                f"algo.generation.prompt_template: expected a text with {{context}}, got '{prompt_template}'"
+            )
         if precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"algo.generation.precision: expected auto, float32 or bfloat16, got '{precision}'")
         if tokenizer.eos_token_id is None:
             raise ValueError("algo.language_model: its tokenizer has no end-of-text token, by which a mail could stop")
         room = getattr(language_model.config, "max_position_embeddings", prompt_tokens + response_tokens)
         if prompt_tokens + response_tokens > room:
-            raise ValueError(f"algo.generation: prompt_tokens {prompt_tokens} + response_tokens {response_tokens}: expected at "
-                             f"most {room}, the positions of algo.language_model")
+            raise ValueError(
+                f"algo.generation: prompt_tokens {prompt_tokens} + response_tokens {response_tokens}: expected at "
+                f"most {room}, the positions of algo.language_model"
+            )
         self.language_model, self.tokenizer, self.stop_token = language_model, tokenizer, tokenizer.eos_token_id
         self.prompt_template, self.prompt_tokens, self.response_tokens = prompt_template, prompt_tokens, response_tokens
         self.temperature, self.precision = temperature, precision
@@ -121,9 +134,15 @@ class LanguageModelPolicy(nn.Module):
         ids = torch.cat((mails.prompt, mails.response), 1)
         mask = torch.cat((mails.prompt_mask, mails.response_mask.to(mails.prompt_mask.dtype)), 1)
         with self.autocast():  # the mask whole: of one [B, L] transformers asks the host whether all of it is 1
-            trunk = self.language_model.base_model(input_ids=ids, attention_mask=causal_mask(mask, mask.shape[1])[:, None],
-                                                   position_ids=position_ids(mask), use_cache=False)
-            hidden = trunk.last_hidden_state[:, -mails.response.shape[1] - 1:-1]  # at the token before each of the mail's
+            trunk = self.language_model.base_model(
+                input_ids=ids,
+                attention_mask=causal_mask(mask, mask.shape[1])[:, None],
+                position_ids=position_ids(mask),
+                use_cache=False,
+            )
+            hidden = trunk.last_hidden_state[
+                :, -mails.response.shape[1] - 1 : -1
+            ]  # at the token before each of the mail's
             logits = self.language_model.get_output_embeddings()(hidden)
         logits = warp_logits(logits.float(), self.temperature, 0, 1.0)
         normalizer = logits.logsumexp(-1)
@@ -167,11 +186,20 @@ class LanguageModelPolicy(nn.Module):
             batch = contexts[start:start + contexts_per_batch]
             prompt, prompt_mask = self.tokenize_prompts(batch)
             with self.autocast():
-                response = self.sample_responses(prompt, prompt_mask, u[start * samples:(start + len(batch)) * samples].T,
-                                                 temperature=temperature, top_k=top_k, top_p=top_p)
+                response = self.sample_responses(
+                    prompt,
+                    prompt_mask,
+                    u[start * samples : (start + len(batch)) * samples].T,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                )
             own = response_mask(response, self.stop_token)
-            batches.append(TokenizedMails(prompt.repeat_interleave(samples, 0), prompt_mask.repeat_interleave(samples, 0),
-                                          response, own))
+            batches.append(
+                TokenizedMails(
+                    prompt.repeat_interleave(samples, 0), prompt_mask.repeat_interleave(samples, 0), response, own
+                )
+            )
             texts += self.decode(response, own)
         mails = TokenizedMails(*map(torch.cat, zip(*batches)))
         longest = -(-int(mails.response_mask.sum(1).max()) // 8) * 8  # nobody reads what comes after the longest mail

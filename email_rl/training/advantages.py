@@ -1,9 +1,9 @@
 """From scores of mails to advantages of their tokens: one signature, five estimators.
 
-Each is called with score [B] (samples of a prompt together), log_ratio [B, R] = log π − log π_ref of the sampled tokens,
-response_mask [B, R] (a mail's own tokens), value [B, R] and the KL weight, and returns advantages and value targets [B, R], zero
-after a mail's end. `samples_per_prompt`: mails of each prompt. `critic`: whether values are learnt. `kl_in_loss`: whether the KL penalty is
-a term of the loss (k3) and not of the reward (k1).
+Each is called with score [B] (samples of a prompt together), log_ratio [B, R] = log π − log π_ref of the sampled
+tokens, response_mask [B, R] (a mail's own tokens), value [B, R] and the KL weight, and returns advantages and value
+targets [B, R], zero after a mail's end. `samples_per_prompt`: mails of each prompt. `critic`: whether values are
+learnt. `kl_in_loss`: whether the KL penalty is a term of the loss (k3) and not of the reward (k1).
 """
 from __future__ import annotations
 
@@ -64,16 +64,22 @@ class GAE(AdvantageEstimator):
         following = torch.cat((value[:, 1:], torch.zeros_like(value[:, :1])), 1)
         advantage = gae(reward.T, value.T, following.T, end.T, end.T, self.gamma, self.lam).T
         target = advantage + value
-        return whiten(advantage, response_mask, distributed.all_reduce_sum) if self.whiten else advantage * response_mask, target
+        return whiten(
+            advantage, response_mask, distributed.all_reduce_sum
+        ) if self.whiten else advantage * response_mask, target
 
 
 class RLOO(AdvantageEstimator):
-    """REINFORCE with the mean of a prompt's other mails as baseline; the mail's KL is in its reward (Ahmadian et al. 2024)."""
+    """REINFORCE with the mean of a prompt's other mails as baseline; the mail's KL is in its reward (Ahmadian et al.
+    2024).
+    """
 
     def __init__(self, *, samples_per_prompt: int):
         super().__init__(samples_per_prompt)
         if samples_per_prompt < 2:
-            raise ValueError(f"algo.advantage.samples_per_prompt: expected at least 2 to leave one out, got {samples_per_prompt}")
+            raise ValueError(
+                f"algo.advantage.samples_per_prompt: expected at least 2 to leave one out, got {samples_per_prompt}"
+            )
 
     def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
                  coef: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,14 +97,18 @@ class GRPO(AdvantageEstimator):
     def __init__(self, *, samples_per_prompt: int, eps: float):
         super().__init__(samples_per_prompt)
         if samples_per_prompt < 2:
-            raise ValueError(f"algo.advantage.samples_per_prompt: expected at least 2 to compare, got {samples_per_prompt}")
+            raise ValueError(
+                f"algo.advantage.samples_per_prompt: expected at least 2 to compare, got {samples_per_prompt}"
+            )
         self.eps = eps
 
     def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
                  coef: Tensor) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
         group = by_prompt(score, self.samples_per_prompt)
-        return to_tokens((group - group.mean(1, keepdim=True)) / (group.std(1, keepdim=True) + self.eps), response_mask), torch.zeros_like(value)
+        return to_tokens(
+            (group - group.mean(1, keepdim=True)) / (group.std(1, keepdim=True) + self.eps), response_mask
+        ), torch.zeros_like(value)
 
 
 class ReinforcePP(AdvantageEstimator):
@@ -117,7 +127,11 @@ class ReinforcePP(AdvantageEstimator):
         if self.samples_per_prompt > 1:
             group = by_prompt(score, self.samples_per_prompt)
             score = (group - group.mean(1, keepdim=True)).view(-1)
-        reward, nothing, end = token_rewards(score, log_ratio, response_mask, coef), torch.zeros_like(value), last_token(response_mask)
+        reward, nothing, end = (
+            token_rewards(score, log_ratio, response_mask, coef),
+            torch.zeros_like(value),
+            last_token(response_mask),
+        )
         to_go = gae(reward.T, nothing.T, nothing.T, end.T, end.T, self.gamma, 1.0).T
         return whiten(to_go, response_mask, distributed.all_reduce_sum), nothing
 

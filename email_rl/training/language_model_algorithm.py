@@ -1,9 +1,11 @@
-"""Base of the algorithms that fine-tune a language model against a reward model: the models, the optimiser, the state."""
+"""Base of the algorithms that fine-tune a language model against a reward model: the models, the optimiser, the state.
+"""
+
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 
@@ -20,14 +22,16 @@ from rlcore.backends import distributed
 class LanguageModelAlgorithm(Algorithm):
     """A policy that starts as a copy of a reference policy, and the reward model that scores its mails.
 
-    `score_mean` and `score_std` are those of the rewards that the reference gets.
+    `settings` are the arguments that another of its kind is made with. `score_mean` and `score_std` are those of the
+    rewards that the reference gets.
     """
 
     env_type = MailDataset
 
-    def __init__(self, env: MailDataset, seed: int, *, sources: ModelSources, generation: dict, optimizer: Callable,
-                 lr_schedule: Callable | None, lr: float, gradient_checkpointing: bool, inference_batch_size: int):
-        self.env, self.seed, self.device, self.sources = env, seed, env.device, sources
+    def __init__(self, env: MailDataset, seed: int, settings: dict, *, sources: ModelSources, generation: dict,
+                 optimizer: Callable, lr_schedule: Callable | None, lr: float, gradient_checkpointing: bool,
+                 inference_batch_size: int):
+        self.env, self.seed, self.device, self.settings, self.sources = env, seed, env.device, settings, sources
         self.generation, self.inference_batch_size = generation, inference_batch_size
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
         self.initial_lr, self.lr = lr, torch.tensor(float(lr), device=env.device)
@@ -40,7 +44,8 @@ class LanguageModelAlgorithm(Algorithm):
         self.reference: LanguageModelPolicy | None = None
         self.reward_model: OutcomeClassifier | None = None
         self.score_mean, self.score_std = 0.0, 1.0
-        self.prepare_model: Callable[[LanguageModelPolicy], None] = lambda model: None  # a backend may put a function here
+        # A backend may put a function here, which makes a model generate faster.
+        self.prepare_model: Callable[[LanguageModelPolicy], None] = lambda model: None
 
     def set_models(self, reference: LanguageModelPolicy, reward_model: OutcomeClassifier) -> None:
         """Start from this reference, against this reward model."""
@@ -51,6 +56,14 @@ class LanguageModelAlgorithm(Algorithm):
             self.policy.language_model.gradient_checkpointing_enable()
         self.optimizer = self.make_optimizer(self.policy.parameters(), lr=self.initial_lr)
         self.optimizer.param_groups[0]["lr"] = self.lr
+
+    def baseline_trainer(self, advantage) -> LanguageModelAlgorithm:
+        """Return a trainer with the same models and settings, but another advantage estimator."""
+        other = type(self)(self.env, self.seed, **{**self.settings, "advantage": advantage})
+        self.accelerate_inner(other)
+        other.set_models(copy.deepcopy(self.reference), self.reward_model)
+        other.score_mean, other.score_std = self.score_mean, self.score_std
+        return other
 
     def judge(self) -> OutcomeClassifier:
         """Return a judge for mails whose truth is unknown."""
@@ -64,10 +77,18 @@ class LanguageModelAlgorithm(Algorithm):
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly."""
-        return {"policy": self.policy.pack(), "reference": self.reference.pack(), "reward_model": self.reward_model.pack(),
-                "score_scale": [self.score_mean, self.score_std], "kl": self.kl, "kl_to_reference": self.kl_to_reference,
-                "lr": self.lr, "optimizer": self.optimizer.state_dict(), "iteration": self.iteration,
-                "generator": self.generator.get_state()}
+        return {
+            "policy": self.policy.pack(),
+            "reference": self.reference.pack(),
+            "reward_model": self.reward_model.pack(),
+            "score_scale": [self.score_mean, self.score_std],
+            "kl": self.kl,
+            "kl_to_reference": self.kl_to_reference,
+            "lr": self.lr,
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "generator": self.generator.get_state(),
+        }
 
     def load_policy(self, state: dict) -> None:
         """Restore what writing and scoring need."""

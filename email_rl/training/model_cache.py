@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from rlcore import checkpoint
 
 
 def cached(root: Path | str, name: str, recipe: object, make: Callable[[Path], None]) -> tuple[Path, bool]:
-    """Return the folder of `name` under `root` for a recipe (by its repr), and whether it was there; else let `make` fill it."""
+    """Return the folder of `name` under `root` for a recipe (by its repr), and whether it was there; else let `make`
+    fill it.
+    """
     folder = Path(root) / f"{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
     known = folder.is_dir()
     if not known:

@@ -1,8 +1,8 @@
 """Where the models of PPO come from: a given folder, the cache of earlier runs, or training now."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from email_rl.data.dataset import MailDataset
 from email_rl.models.hf_io import from_folder
@@ -22,9 +22,9 @@ Accelerate = Callable[[Algorithm], Algorithm]  # lets an algorithm run in the mo
 class ModelSources:
     """Reward model, reference policy and judge for one dataset of mails.
 
-    What is not given as a folder is trained: the reward model from `encoder` with the settings `reward_model_training`, the
-    reference policy from `language_model` with the settings `sft`. Both are kept in the folder `model_cache` for other runs
-    with the same mails, settings and seed. Raises ValueError where a given folder holds no such model.
+    What is not given as a folder is trained: the reward model from `encoder` with the settings `reward_model_training`,
+    the reference policy from `language_model` with the settings `sft`. Both are kept in the folder `model_cache` for
+    other runs with the same mails, settings and seed. Raises ValueError where a given folder holds no such model.
     """
 
     def __init__(self, dataset: MailDataset, seed: int, *, language_model, encoder, generation: dict, sft: dict,
@@ -38,7 +38,8 @@ class ModelSources:
 
     def load_or_train(self, logger: Logger, should_stop: Callable[[], bool],
                       accelerate: Accelerate) -> tuple[LanguageModelPolicy, OutcomeClassifier]:
-        """Return the reference policy and the reward model, on the dataset's device; the first process trains for all."""
+        """Return the reference policy and the reward model, on the dataset's device; the first process trains for all.
+        """
         with distributed.rank_zero_first():
             reward_model_folder = self.reward_model_folder or self._train_reward_model(
                 REWARD_MODEL_FOLDER, self.dataset, logger, should_stop, accelerate)
@@ -52,8 +53,11 @@ class ModelSources:
         return reference.to(self.dataset.device), reward_model
 
     def judge(self, accelerate: Accelerate) -> OutcomeClassifier:
-        """Return a judge for mails whose truth is unknown: a reward model that learnt from mails nothing else has seen."""
-        folder = self._train_reward_model("judge", self.dataset.judge_dataset(), NullLogger(), lambda: False, accelerate)
+        """Return a judge for mails whose truth is unknown: a reward model that learnt from mails nothing else has seen.
+        """
+        folder = self._train_reward_model(
+            "judge", self.dataset.judge_dataset(), NullLogger(), lambda: False, accelerate
+        )
         return OutcomeClassifier.load(folder, self.dataset.device, self.batch_size)
 
     def _train_reward_model(self, name: str, dataset: MailDataset, logger: Logger, should_stop: Callable[[], bool],

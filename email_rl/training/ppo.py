@@ -1,15 +1,16 @@
-"""PPO with a KL penalty: a language model learns to write mails that a reward model scores high, near to how it wrote before.
+"""PPO with a KL penalty: a language model learns to write mails that a reward model scores high, near to how it wrote
+before.
 
-An iteration, in the order of this file: 1. sample contexts, 2. generate mails for them, 3. score the mails by the reward
-model, 4. score their tokens under the policy and under the reference, 5. compute advantages, 6. update the policy.
-Losses, GAE and KL estimators are rlcore's, as for the offers. Checklist: Ziegler et al. 2019; Stiennon et al. 2020;
-Huang et al. 2024 ("The N+ implementation details of RLHF with PPO").
+An iteration, in the order of this file: 1. sample contexts, 2. generate mails for them, 3. score the mails by the
+reward model, 4. score their tokens under the policy and under the reference, 5. compute advantages, 6. update the
+policy. Losses, GAE and KL estimators are rlcore's, as for the offers. Checklist: Ziegler et al. 2019; Stiennon et al.
+2020; Huang et al. 2024 ("The N+ implementation details of RLHF with PPO").
 """
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,9 +69,9 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     """Fine-tune a policy against a reward model, with a penalty on its KL from a reference policy.
 
     Rewards are the outcome's value, `expected` or of the likeliest outcome (`argmax`). Scores are rewards in standard
-    deviations of what the reference gets, so that the KL coefficient means the same for every reward model; a mail without
-    an end gets `missing_eos_score`, on that scale. Reward model and reference come from ModelSources. Under torchrun every
-    process generates its share of the mails, and all take the step that one would on the joined minibatch.
+    deviations of what the reference gets, so that the KL coefficient means the same for every reward model; a mail
+    without an end gets `missing_eos_score`, on that scale. Under torchrun every process generates its share of the
+    mails, and all take the step that one would on the joined minibatch.
     """
 
     graph_regions = ("accumulate_gradient",)
@@ -78,19 +79,20 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     validates_at_start = True  # the reference, from which training starts
 
     def __init__(self, env: MailDataset, seed: int, *, language_model, encoder, reward_model_training: dict, sft: dict,
-                 generation: dict, advantage, kl_controller: Callable, optimizer: Callable, lr_schedule: Callable | None,
-                 reward_model_folder: str | None, reference_folder: str | None, model_cache: str, reward: str,
-                 missing_eos_score: float, normalization_mails: int, iterations: int, mails_per_iteration: int,
-                 minibatches: int, epochs: int, micro_batch_size: int, clip: float, clip_value: float | None, vf_coef: float,
-                 ent_coef: float, max_grad_norm: float, gradient_checkpointing: bool, inference_batch_size: int,
-                 eval_every: int, log_samples_every: int, logged_samples: int, checkpoint_every: int):
-        self.settings = {key: value for key, value in locals().items() if key not in ("self", "env", "seed", "__class__")}
+                 generation: dict, advantage, kl_controller: Callable, optimizer: Callable,
+                 lr_schedule: Callable | None, reward_model_folder: str | None, reference_folder: str | None,
+                 model_cache: str, reward: str, missing_eos_score: float, normalization_mails: int, iterations: int,
+                 mails_per_iteration: int, minibatches: int, epochs: int, micro_batch_size: int, clip: float,
+                 clip_value: float | None, vf_coef: float, ent_coef: float, max_grad_norm: float,
+                 gradient_checkpointing: bool, inference_batch_size: int, eval_every: int, log_samples_every: int,
+                 logged_samples: int, checkpoint_every: int):
+        settings = {key: x for key, x in locals().items() if key not in ("self", "env", "seed", "__class__")}
         if reward not in ("expected", "argmax"):
             raise ValueError(f"algo.reward: expected 'expected' or 'argmax', got '{reward}'")
         self.mails_per_process = distributed.per_process(mails_per_iteration, "algo.mails_per_iteration")
         if self.mails_per_process % (minibatches * advantage.samples_per_prompt):
-            raise ValueError(f"algo.mails_per_iteration: expected a multiple of minibatches × samples a prompt, {minibatches} × "
-                             f"{advantage.samples_per_prompt}, got {self.mails_per_process}")
+            raise ValueError(f"algo.mails_per_iteration: expected a multiple of minibatches × samples a prompt, "
+                             f"{minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}")
         if mails_per_iteration // minibatches < 8 and advantage.critic:
             raise ValueError("algo.minibatches: expected minibatches of at least 8 mails, got "
                              f"{mails_per_iteration // minibatches}")
@@ -98,19 +100,19 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             env, seed, language_model=language_model, encoder=encoder, generation=generation, sft=sft,
             reward_model_training=reward_model_training, reward_model_folder=reward_model_folder,
             reference_folder=reference_folder, model_cache=model_cache, batch_size=inference_batch_size)
-        super().__init__(env, seed, sources=sources, generation=generation, optimizer=optimizer, lr_schedule=lr_schedule,
-                         lr=language_model.lr, gradient_checkpointing=gradient_checkpointing,
+        super().__init__(env, seed, settings, sources=sources, generation=generation, optimizer=optimizer,
+                         lr_schedule=lr_schedule, lr=language_model.lr, gradient_checkpointing=gradient_checkpointing,
                          inference_batch_size=inference_batch_size)
         self.advantage, self.kl_controller = advantage, kl_controller(env.device)
-        self.reward_kind, self.missing_eos_score, self.normalization_mails = reward, missing_eos_score, normalization_mails
+        self.reward_kind, self.missing_eos_score = reward, missing_eos_score
+        self.normalization_mails, self.micro_batch_size = normalization_mails, micro_batch_size
         self.iterations, self.steps_per_iteration = iterations, mails_per_iteration
-        self.minibatches, self.epochs, self.micro_batch_size = minibatches, epochs, micro_batch_size
+        self.minibatches, self.epochs, self.max_grad_norm = minibatches, epochs, max_grad_norm
         self.clip, self.clip_value, self.vf_coef, self.ent_coef = clip, clip_value, vf_coef, ent_coef
-        self.max_grad_norm = max_grad_norm
-        self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
-        self.log_samples_every, self.logged_samples = log_samples_every, logged_samples
-        self.logger: Logger = NullLogger()
+        self.eval_every, self.log_samples_every = eval_every, log_samples_every
+        self.checkpoint_every, self.logged_samples = checkpoint_every, logged_samples
         self.forward = LanguageModelPolicy.__call__  # a backend may put an equal, faster function here
+        self.logger: Logger = NullLogger()
 
     def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
         """Load or train reference policy and reward model, and fit the scale of scores on mails of the reference."""
@@ -122,13 +124,6 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         _, texts = self.reference.generate(contexts, 1, self.generator, **self.sampling)
         _, mean, variance = distributed.all_reduce_moments(self.rewards(contexts, texts).to(self.device))
         self.score_mean, self.score_std = mean.item(), variance.sqrt().clamp_min(1e-6).item()
-
-    def baseline_trainer(self, advantage) -> LanguageModelPPO:
-        """Return a trainer with the same reference, reward model and settings, but another advantage estimator."""
-        other = self.accelerate_inner(LanguageModelPPO(self.env, self.seed, **{**self.settings, "advantage": advantage}))
-        other.set_models(copy.deepcopy(self.reference), self.reward_model)
-        other.score_mean, other.score_std = self.score_mean, self.score_std
-        return other
 
     # ── an iteration ────────────────────────────────────────────────────────────────────────────────────────────────
     def iterate(self, progress: float) -> dict[str, Tensor]:
@@ -160,9 +155,9 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         # 4. Score their tokens under the policy and under the reference.
         own = self.policy.score_tokens(mails, self.micro_batch_size, True, self.forward)
         reference = self.reference.score_tokens(mails, self.micro_batch_size, False, self.forward)
-        rollout = MailRollout(contexts=contexts, texts=texts, mails=mails, has_ended=has_ended, proxy_reward=proxy_reward,
-                              score=score, log_prob=own.log_prob, reference_log_prob=reference.log_prob, value=own.value,
-                              entropy=own.entropy)
+        rollout = MailRollout(contexts=contexts, texts=texts, mails=mails, has_ended=has_ended,
+                              proxy_reward=proxy_reward, score=score, log_prob=own.log_prob,
+                              reference_log_prob=reference.log_prob, value=own.value, entropy=own.entropy)
         self.kl_to_reference = distributed.all_reduce_mean(rollout.log_ratio.sum(1).mean())
         return rollout
 
@@ -196,7 +191,8 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     def update(self, batch: MailBatch) -> dict[str, Tensor]:
         """6. Take epochs × minibatches gradient steps; return the mean of each metric."""
         totals: dict[str, Tensor] = {}
-        self.policy.language_model.train(self.gradient_checkpointing)  # transformers checkpoints in this mode only; no dropout
+        # In training mode transformers checkpoints gradients; there is no dropout to turn on.
+        self.policy.language_model.train(self.gradient_checkpointing)
         for _ in range(self.epochs):
             order = torch.randperm(len(batch.value), generator=self.generator, device=self.device)
             for rows in order.chunk(self.minibatches):
@@ -213,7 +209,8 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         return metrics
 
     def train_minibatch(self, batch: MailBatch, rows: Tensor, totals: dict[str, Tensor]) -> None:
-        """Take one gradient step on the mails `rows`, over as many micro-batches as memory asks for; add to `totals`."""
+        """Take one gradient step on the mails `rows`, over as many micro-batches as memory asks for; add to `totals`.
+        """
         tokens = distributed.all_reduce_mean(batch.mails.response_mask[rows].sum().float())
         self.optimizer.zero_grad(set_to_none=False)  # a recorded backward pass adds to gradients where they lie
         for bucket, mails in batch.mails.length_buckets(rows, self.micro_batch_size):

@@ -15,7 +15,8 @@ def without_crossing(new: dict[str, Mails], old: dict[str, Mails]) -> dict[str, 
 
 
 def with_replay(new: Mails, old: Mails, replay_ratio: float, seed: int) -> Mails:
-    """Return the new mails and, drawn at random, `replay_ratio` times as many old ones, or all where there are fewer."""
+    """Return the new mails and, drawn at random, `replay_ratio` times as many old ones, or all where there are fewer.
+    """
     n = min(len(old), math.ceil(replay_ratio * len(new)))
     rows = torch.randperm(len(old), generator=torch.Generator().manual_seed(seed))[:n].tolist()
     return new + old.rows(rows)
@@ -24,7 +25,10 @@ def with_replay(new: Mails, old: Mails, replay_ratio: float, seed: int) -> Mails
 def pack_splits(new: dict[str, Mails], old: dict[str, Mails] | None) -> dict:
     """Lay out for a checkpoint the mails of a run and, in a refresh, those that the model had learnt from."""
     known = old or {name: Mails([], [], torch.zeros(0, dtype=torch.long)) for name in new}
-    return {"new": {name: mails.pack() for name, mails in new.items()}, "old": {name: mails.pack() for name, mails in known.items()}}
+    return {
+        "new": {name: mails.pack() for name, mails in new.items()},
+        "old": {name: mails.pack() for name, mails in known.items()},
+    }
 
 
 def unpack_splits(state: dict) -> dict[str, dict[str, Mails]]:

@@ -1,208 +1,39 @@
-"""The reward model: DistilBERT that learns outcomes from context and text; calibrated, resumable, refreshable."""
+"""The reward model: a trained and calibrated outcome classifier that can be resumed, and refreshed with new mails."""
 from __future__ import annotations
 
-import math
 import sys
-from pathlib import Path
-from typing import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from email_rl.data.dataset import MailDataset
-from email_rl.data.mails import OUTCOMES, Mails
-from email_rl.data.metrics import fit_temperature, log_losses
-from email_rl.models.encoders import bucketed_batches, pad_batch
-from email_rl.models.hf_io import describe, restore
-from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
-from email_rl.training.classification import class_weights, overlap_loss
+from email_rl.data.mails import Mails
+from email_rl.models.hf_io import restore
+from email_rl.training.outcome_training import OutcomeTraining
 from email_rl.training.refresh import pack_splits, unpack_splits, with_replay, without_crossing
-from rlcore import checkpoint
-from rlcore.algorithm import Algorithm, TrainingLoop
-from rlcore.logger import Logger, NullLogger
-from rlcore.schedules import warmed
+
+PROGRESS = ("iteration", "updates_done", "evaluations_without_gain", "finished", "best_loss", "best", "temperature")
 
 
-class RewardModel(Algorithm):
-    """Fine-tune a classifier of outcomes: class-weighted cross-entropy, early stopping on log-loss, one temperature.
+class RewardModel(OutcomeTraining):
+    """An outcome classifier in training. Resumed with mails it has not seen, a finished one is refreshed.
 
-    What is hard to learn from scratch is that a mail names what its context has. With encoder.overlap_weight > 0 an auxiliary
-    task that needs no labels teaches it: every token tells whether the other part, context or text, has it too.
-    Class weights w shift what the network learns to log p + log w; that shift and the temperature, both taken from
-    training and validation mails, end up in the last layer, so that the saved model gives calibrated probabilities as it is.
-    Resumed with mails it has not seen, it is refreshed: trained on them and on a replay of the old split.
+    A refresh trains it on the new mails and on a replay of the old ones, and keeps the better of before and after.
     """
 
-    env_type = MailDataset
-    graph_regions = ("loss",)
+    old_splits: dict[str, Mails] | None = None  #: in a refresh: the splits that the model had learnt from
+    before_refresh: dict[str, Tensor] | None = None  #: its probabilities of old and new test mails before
+    _packed_mails: dict | None = None
 
-    def __init__(self, env: MailDataset, seed: int, *, encoder, optimizer: Callable, input: str,
-                 class_weight_power: float, warmup_share: float, final_lr_share: float, max_grad_norm: float,
-                 updates_per_iteration: int, eval_every: int, patience: int, checkpoint_every: int, bucket_batches: int,
-                 predict_batch_size: int, refresh: dict):
-        if input not in ("text", "context_text"):
-            raise ValueError(f"algo.input: expected text or context_text, got '{input}'")
-        if min(encoder.epochs, encoder.batch_size, updates_per_iteration, eval_every, patience, checkpoint_every, bucket_batches,
-               predict_batch_size) < 1:
-            raise ValueError("algo: expected epochs, batch_size, updates_per_iteration, eval_every, patience, checkpoint_every, "
-                             "bucket_batches and predict_batch_size of at least 1")
-        self.settings = {key: value for key, value in locals().items() if key not in ("self", "env", "seed")}
-        self.env, self.device, self.seed = env, env.device, seed
-        self.encoder, self.make_optimizer, self.input, self.refresh = encoder, optimizer, input, refresh
-        self.class_weight_power, self.warmup_share, self.final_lr_share = class_weight_power, warmup_share, final_lr_share
-        self.max_grad_norm, self.updates_per_iteration, self.eval_every = max_grad_norm, updates_per_iteration, eval_every
-        self.patience, self.checkpoint_every, self.bucket_batches = patience, checkpoint_every, bucket_batches
-        self.predict_batch_size, self.digest = predict_batch_size, env.digest
-        self.iteration, self.updates_done, self.mails_seen, self.finished = 0, 0, 0, False
-        self.best_loss, self.best, self.evaluations_without_gain, self.temperature = math.inf, None, 0, 1.0
-        self.old_splits: dict[str, Mails] | None = None  # in a refresh: the splits that the model had learnt from
-        self.before_refresh: dict[str, Tensor] | None = None  # its probabilities of old and new test mails
-        torch.manual_seed(seed)
-        network, tokenizer = encoder.build(env.train.contexts + env.train.texts)
-        network.config.reads_context = input == "context_text"
-        self._set_network(network, tokenizer)
-        self._set_mails(env.train, [env.valid], encoder.lr, encoder.epochs)
-
-    def _set_network(self, network: nn.Module, tokenizer) -> None:
-        self.classifier = OutcomeClassifier(network, tokenizer, self.device, self.predict_batch_size)
-        self.network, self.files = self.classifier.model, describe(network, tokenizer)
-        self.output_layer = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == len(OUTCOMES)][-1]
-        self.overlap_head = nn.Linear(network.config.hidden_size, 1).to(self.device)  # of the auxiliary task; not exported
-        self.parameters = [*self.network.parameters(), *self.overlap_head.parameters()]
-
-    def _set_mails(self, train: Mails, valid: list[Mails], lr: float, epochs: int) -> None:
-        """Make these the mails to learn from and to choose by (each set of `valid` counts alike)."""
-        self.train_mails, self.valid_mails, self.lr = train, sum(valid[1:], valid[0]), lr
-        self.train_ids = self.classifier.token_ids(train.contexts, train.texts)
-        self.valid_ids = self.classifier.token_ids(self.valid_mails.contexts, self.valid_mails.texts)
-        self.valid_weight = torch.cat([torch.full((len(v),), 1 / (len(v) * len(valid))) for v in valid if len(v)])
-        self.class_weights = class_weights(train.outcome, self.class_weight_power)
-        self._epoch, self._packed_mails = None, None  # batches and packed mails were made of other mails
-        self.updates_per_epoch = math.ceil(len(train) / self.encoder.batch_size)
-        self.total_updates = epochs * self.updates_per_epoch
-        self.iterations = math.ceil(self.total_updates / self.updates_per_iteration)
-        self.optimizer = self.make_optimizer(self.parameters, lr=lr)
-
-    # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
-        """Turn dropout on."""
-        self.network.train()
-
-    @property
-    def steps_done(self) -> int:
-        """Mails learnt from."""
-        return self.mails_seen
-
-    @property
-    def has_converged(self) -> bool:
-        """Whether validation has stopped improving."""
-        return self.finished or self.evaluations_without_gain >= self.patience
-
-    def iterate(self, progress: float) -> dict[str, Tensor | float]:
-        """Take the updates of an iteration, or what is left of them."""
-        sums = torch.zeros(3, device=self.device)
-        end = min(self.updates_done + self.updates_per_iteration, self.total_updates)
-        taken = end - self.updates_done
-        weights, outcome = self.class_weights.to(self.device), self.train_mails.outcome.to(self.device)
-        while self.updates_done < end:
-            rows = self.batches(self.updates_done // self.updates_per_epoch)[self.updates_done % self.updates_per_epoch]
-            ids, mask = pad_batch([self.train_ids[i] for i in rows], self.classifier.tokenizer.pad_token_id)
-            loss, auxiliary = self.loss(ids.to(self.device), mask.to(self.device), outcome[rows], weights)
-            share = warmed(self.updates_done, self.total_updates, self.warmup_share, self.final_lr_share)
-            self.optimizer.param_groups[0]["lr"] = self.lr * share
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-            self.optimizer.step()
-            sums += torch.stack((loss.detach(), norm.detach(), auxiliary.detach()))
-            self.updates_done, self.mails_seen = self.updates_done + 1, self.mails_seen + len(rows)
-        return {"losses/total": sums[0] / taken, "losses/grad_norm": sums[1] / taken, "losses/overlap": sums[2] / taken,
-                "charts/learning_rate": self.optimizer.param_groups[0]["lr"]}
-
-    def loss(self, ids: Tensor, attention_mask: Tensor, outcome: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss, and the auxiliary task's part of it before its weight."""
-        found = self.network(input_ids=ids, attention_mask=attention_mask, output_hidden_states=True)
-        loss = nn.functional.cross_entropy(found.logits.float(), outcome, weight=weights)
-        if not self.encoder.overlap_weight or self.input == "text":
-            return loss, torch.zeros_like(loss)
-        logits = self.overlap_head(found.hidden_states[-2])[..., 0].float()  # before the last layer, which may then use it
-        auxiliary = overlap_loss(logits, ids, attention_mask, self.classifier.tokenizer)
-        return loss + self.encoder.overlap_weight * auxiliary, auxiliary
-
-    def batches(self, epoch: int) -> list[list[int]]:
-        """Return the rows of an epoch's batches."""
-        if self._epoch != epoch:
-            generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-            lengths = [len(row) for row in self.train_ids]
-            self._epoch = epoch
-            self._batches = bucketed_batches(lengths, self.encoder.batch_size, self.bucket_batches, generator)
-        return self._batches
-
-    # ── validation and calibration ──────────────────────────────────────────────────────────────────────────────────
-    def valid_logits(self) -> Tensor:
-        """Return logits of the validation mails, without what class weights have shifted them by."""
-        return self.classifier.logits(self.valid_ids) - (0 if self.finished else self.class_weights.log())
-
-    def validate(self) -> dict[str, float]:
-        """Score the model on the validation mails."""
-        p, outcome = self.valid_logits().softmax(1), self.valid_mails.outcome
-        return {"email/log_loss": (self.valid_weight * log_losses(p, outcome)).sum().item(),
-                "email/accuracy": (self.valid_weight * (p.argmax(1) == outcome)).sum().item()}
-
-    def observe_validation(self, metrics: dict[str, float]) -> None:
-        """Keep the best weights so far; count evaluations without better ones."""
-        loss = metrics["email/log_loss"]
-        self.evaluations_without_gain += 1
-        if loss < self.best_loss:
-            self.best_loss, self.evaluations_without_gain = loss, 0
-            self.best = {name: x.detach().cpu().clone() for name, x in self.network.state_dict().items()}
-
-    def finish(self) -> None:
-        """Take the best weights and fold class weights and temperature into the last layer."""
-        if self.finished:
-            return
-        if self.best is None:
-            raise ValueError(f"algo.encoder.lr: {self.lr}: training diverged, no evaluation gave a finite log-loss; expected a "
-                             "lower one")
-        self.network.load_state_dict(self.best)
-        self.temperature = fit_temperature(self.valid_logits(), self.valid_mails.outcome, self.valid_weight)
-        with torch.no_grad():
-            self.output_layer.bias.sub_(self.class_weights.log().to(self.output_layer.bias.device)).div_(self.temperature)
-            self.output_layer.weight.div_(self.temperature)
-        self.finished, self.best = True, None
-
-    def probabilities(self, mails: Mails) -> Tensor:
-        """Return P(outcome) [N, 3] of the finished model."""
-        return self.classifier.probabilities(mails.contexts, mails.texts)
-
-    def train_with_input(self, input: str) -> RewardModel:
-        """Train, without a log, the same model from the start with another input."""
-        other = RewardModel(self.env, self.seed, **{**self.settings, "input": input})
-        self.accelerate_inner(other)
-        TrainingLoop(other, NullLogger(), validate=other.validate).run()
-        return other
-
-    def export(self, directory: Path) -> None:
-        """Write the model into its folder in a directory."""
-        checkpoint.atomic_folder(directory / REWARD_MODEL_FOLDER, self.export_model)
-
-    def export_model(self, folder: Path) -> None:
-        """Write the model and its tokenizer as transformers does."""
-        self.classifier.export(folder)
-
-    # ── resume and refresh ──────────────────────────────────────────────────────────────────────────────────────────
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly, and the mails that a refresh replays."""
         if self._packed_mails is None:
             self._packed_mails = pack_splits(self.new_splits(), self.old_splits)
-        return {"files": self.files, "classifier": self.network.state_dict(), "overlap_head": self.overlap_head.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "iteration": self.iteration, "updates_done": self.updates_done,
-                "mails_seen": self.mails_seen, "evaluations_without_gain": self.evaluations_without_gain,
-                "finished": self.finished, "best_loss": self.best_loss, "best": self.best, "temperature": self.temperature,
-                "input": self.input, "digest": self.digest, "mails": self._packed_mails,
-                "refreshed": self.old_splits is not None, "before_refresh": self.before_refresh,
-                "random": torch.get_rng_state(),
+        return {"files": self.files, "classifier": self.network.state_dict(),
+                "overlap_head": self.overlap_head.state_dict(), "optimizer": self.optimizer.state_dict(),
+                **{name: getattr(self, name) for name in PROGRESS}, "mails_seen": self.mails_seen, "input": self.input,
+                "digest": self.digest, "mails": self._packed_mails, "refreshed": self.old_splits is not None,
+                "before_refresh": self.before_refresh, "random": torch.get_rng_state(),
                 "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None}
 
     def new_splits(self) -> dict[str, Mails]:
@@ -213,6 +44,7 @@ class RewardModel(Algorithm):
         """Restore what judging needs."""
         self._set_network(*restore(state["files"], AutoModelForSequenceClassification))
         self.network.load_state_dict(state["classifier"])
+        self._packed_mails = None
         self.input, self.finished, self.temperature = state["input"], state["finished"], state["temperature"]
         self._set_mails(self.env.train, [self.env.valid], self.encoder.lr, self.encoder.epochs)
 
@@ -236,7 +68,7 @@ class RewardModel(Algorithm):
         if old_splits:
             self._mix()
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("iteration", "updates_done", "evaluations_without_gain", "finished", "best_loss", "best", "temperature"):
+        for name in PROGRESS:
             setattr(self, name, state[name])
         torch.set_rng_state(state["random"])
         if state["cuda_random"] is not None and self.device.type == "cuda":
@@ -260,7 +92,9 @@ class RewardModel(Algorithm):
         new = self.new_splits()
         for name, mails in new.items():
             if not len(mails):
-                raise ValueError(f"{self.env.name}: nothing new for {name}: its texts are those of the checkpoint's mails")
+                raise ValueError(f"{self.env.name}: nothing new for {name}: its texts are those of the checkpoint's "
+                                 "mails")
+        self._packed_mails = None
         train = with_replay(new["train"], self.old_splits["train"], self.refresh["replay_ratio"], self.seed)
         self._set_mails(train, [new["valid"], self.old_splits["valid"]],
                         self.refresh["lr_share"] * self.encoder.lr, self.refresh["epochs"])

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ POLICY_FOLDER = "policy"  # beside checkpoint.pt; transformers loads it
 
 
 class SFT(Algorithm):
-    """Fine-tune on context → mail pairs by next-token cross-entropy over the mails' own tokens, best epoch by validation.
+    """Fine-tune on context → mail pairs by next-token cross-entropy over the mails' own tokens, best epoch by
+    validation.
 
     It learns from mails with one of `outcomes`, at most `max_mails` of them (null: all). Mails longer than
     `generation.response_tokens` are left out: a policy would learn from them not to stop.
@@ -31,11 +32,29 @@ class SFT(Algorithm):
     graph_regions = ("loss",)
     reference, reward_model = None, None  # what a policy that PPO trains has
 
-    def __init__(self, env: MailDataset, seed: int, *, language_model, generation: dict, optimizer: Callable,
-                 outcomes: list, max_mails: int | None, warmup_share: float, final_lr_share: float, max_grad_norm: float,
-                 updates_per_iteration: int, bucket_batches: int, checkpoint_every: int):
+    def __init__(
+        self,
+        env: MailDataset,
+        seed: int,
+        *,
+        language_model,
+        generation: dict,
+        optimizer: Callable,
+        outcomes: list,
+        max_mails: int | None,
+        warmup_share: float,
+        final_lr_share: float,
+        max_grad_norm: float,
+        updates_per_iteration: int,
+        bucket_batches: int,
+        checkpoint_every: int,
+    ):
         self.env, self.device, self.seed, self.settings = env, env.device, seed, language_model
-        self.max_grad_norm, self.updates_per_iteration, self.checkpoint_every = max_grad_norm, updates_per_iteration, checkpoint_every
+        self.max_grad_norm, self.updates_per_iteration, self.checkpoint_every = (
+            max_grad_norm,
+            updates_per_iteration,
+            checkpoint_every,
+        )
         self.warmup_share, self.final_lr_share, self.bucket_batches = warmup_share, final_lr_share, bucket_batches
         torch.manual_seed(seed)
         network, tokenizer = language_model.build(env.train.contexts + env.train.texts)
@@ -57,8 +76,10 @@ class SFT(Algorithm):
         responses = self.policy.tokenize_responses(mails.texts)
         rows = [i for i, row in enumerate(responses) if len(row) <= most]
         if not rows:
-            raise ValueError(f"algo.generation.response_tokens: no mail of {self.env.name} with an outcome of {outcomes} has "
-                             f"{most} tokens or fewer; expected more")
+            raise ValueError(
+                f"algo.generation.response_tokens: no mail of {self.env.name} with an outcome of {outcomes} has "
+                f"{most} tokens or fewer; expected more"
+            )
         padded = [responses[i] + [self.policy.stop_token] * (most - len(responses[i])) for i in rows]
         mask = torch.tensor([[k < len(responses[i]) for k in range(most)] for i in rows])
         prompt, prompt_mask = self.policy.tokenize_prompts([mails.contexts[i] for i in rows])
@@ -112,7 +133,9 @@ class SFT(Algorithm):
         if self._epoch != epoch:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
             self._epoch = epoch
-            self._batches = bucketed_batches(self.train_lengths, self.settings.sft_batch_size, self.bucket_batches, generator)
+            self._batches = bucketed_batches(
+                self.train_lengths, self.settings.sft_batch_size, self.bucket_batches, generator
+            )
         return self._batches
 
     def loss(self, mails: TokenizedMails) -> Tensor:

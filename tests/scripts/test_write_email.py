@@ -4,22 +4,22 @@ from __future__ import annotations
 import csv
 import io
 
-import script_runner
 import pytest
 import torch
-from configs import CONF, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tiny_email_trainer import trainer
 
-from email_rl.data import phrases
-from email_rl.evaluation import text_features
+import script_runner
+from configs import CONF, node
 from email_rl import inference
-from email_rl.data.mails import OUTCOMES
+from email_rl.data import phrases
 from email_rl.data.gold_model import Market
+from email_rl.data.mails import OUTCOMES
+from email_rl.evaluation import text_features
 from email_rl.models.outcome_classifier import OutcomeClassifier
 from rlcore import checkpoint
 from scripts import write_email
+from tiny_email_trainer import trainer
 
 BUILT_IN = OmegaConf.load(CONF / "write_email.yaml").example_contexts
 

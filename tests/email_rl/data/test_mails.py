@@ -7,12 +7,13 @@ from functools import cache
 
 import pytest
 import torch
-from configs import composed
 from hydra.utils import instantiate
-from mail_files import made_up_text, mail_rows, write_csv
 
+from configs import composed
 from email_rl.data.mails import Mails, read_mails
 from email_rl.data.splitting import label_leaks, near_duplicate_groups, stratified_split
+from mail_files import made_up_text, mail_rows, write_csv
+
 
 @cache
 def config(*overrides):

@@ -9,13 +9,13 @@ from functools import cache
 
 import pytest
 import torch
-from configs import composed
 from hydra.utils import instantiate
 
+from configs import composed
 from email_rl.data import phrases
-from email_rl.models.bag_of_words import BagOfWords
 from email_rl.data.gold_model import split_sentences
 from email_rl.data.metrics import log_losses
+from email_rl.models.bag_of_words import BagOfWords
 
 
 @cache

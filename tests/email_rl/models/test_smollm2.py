@@ -5,10 +5,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from configs import node
 from hydra.utils import instantiate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from configs import node
 from email_rl.models import language_models
 from email_rl.models.policy import LanguageModelPolicy
 

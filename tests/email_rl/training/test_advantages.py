@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from configs import node
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from configs import node
 from email_rl.training.advantages import last_token
 from email_rl.training.kl_controller import AdaptiveKLCoefficient, FixedKLCoefficient
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from configs import composed
-from tiny_email_trainer import Taste, policy
 
+from configs import composed
 from email_rl.training.ppo import LanguageModelPPO
 from rlcore import losses
 from scripts import train
+from tiny_email_trainer import Taste, policy
 
 ROOT = Path(__file__).parents[3]
 TINY = ["algo=ppo_kl", "env=email", "env.corpus.train=40", "env.corpus.valid=8", "env.corpus.test=8", "algo.iterations=1",

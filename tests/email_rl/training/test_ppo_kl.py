@@ -5,20 +5,20 @@ import json
 import math
 from functools import cache
 
-import script_runner
 import pytest
 import torch
-from configs import composed
 from hydra.utils import instantiate
-from mail_files import mail_rows, write_csv
-from tiny_email_trainer import GENERATION, Market, Taste, language_model, policy, tokenizer, train, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import script_runner
+from configs import composed
 from email_rl.data import metrics
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from email_rl.training.diagnostics import rollout_metrics
+from mail_files import mail_rows, write_csv
 from rlcore import checkpoint, losses
 from rlcore.logger import NullLogger
+from tiny_email_trainer import GENERATION, Market, Taste, language_model, policy, tokenizer, train, trainer
 
 SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.language_model.dim=16",
          "algo.language_model.heads=2", "algo.language_model.layers=1", "algo.language_model.sft_epochs=1",

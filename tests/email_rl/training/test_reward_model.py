@@ -12,22 +12,22 @@ from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import script_runner
 import pytest
 import torch
-from configs import composed
 from hydra.utils import instantiate
-from mail_files import mail_rows, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import script_runner
+from configs import composed
 from email_rl.data import metrics
-from email_rl.models.bag_of_words import BagOfWords
 from email_rl.data.mails import Mails
+from email_rl.models.bag_of_words import BagOfWords
 from email_rl.models.encoders import PretrainedEncoder, token_overlap
-from email_rl.training.reward_model import RewardModel
 from email_rl.models.hf_io import FromFolder, FromHub
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
+from email_rl.training.reward_model import RewardModel
 from envs.offers.env import OffersEnv
+from mail_files import mail_rows, write_csv
 from rlcore import checkpoint
 from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger

@@ -29,7 +29,9 @@ class RewardModelReport:
 
     def headline_metrics(self) -> dict[str, float]:
         """The numbers by which runs are compared."""
-        return {f"{figure}/{row}": found[figure] for row, found in self.rows.items() for figure in ("log_loss", "accuracy")}
+        return {
+            f"{figure}/{row}": found[figure] for row, found in self.rows.items() for figure in ("log_loss", "accuracy")
+        }
 
     _columns = ("model", "reads", "accuracy", "F1", "log-loss", "behind", "±", "ECE", "r")
 
@@ -61,10 +63,16 @@ class RewardModelReport:
     def to_table(self) -> Group:
         """Lay the comparison out for the console."""
         data = self.data
-        tables = [_table(f"{data['test']:,} test mails of {data['source']}; learnt from {data['train']:,}", self._columns,
-                         self._lines(), 2,
-                         "F1: macro-F1; behind: log-loss above the reward model's, ± its paired 95 % interval; ECE: expected "
-                         "calibration error; r: correlation of expected reward with the truth's")]
+        tables = [
+            _table(
+                f"{data['test']:,} test mails of {data['source']}; learnt from {data['train']:,}",
+                self._columns,
+                self._lines(),
+                2,
+                "F1: macro-F1; behind: log-loss above the reward model's, ± its paired 95 % interval; ECE: expected "
+                "calibration error; r: correlation of expected reward with the truth's",
+            )
+        ]
         if self.refresh:
             tables.append(_table("before and after the refresh", self._refresh_columns, self._refresh_lines(), 2,
                                  "gained: log-loss saved, ± its paired 95 % interval"))
@@ -100,7 +108,9 @@ class RewardModelReport:
         figure, axes = labelled("probability of the most likely outcome", "share that was right")
         axes.plot([0, 1], [0, 1], "k--", linewidth=0.8, label="perfect")
         most = max(b["mails"] for b in self.calibration)
-        axes.plot([b["confidence"] for b in self.calibration], [b["accuracy"] for b in self.calibration], label="reward model")
+        axes.plot(
+            [b["confidence"] for b in self.calibration], [b["accuracy"] for b in self.calibration], label="reward model"
+        )
         axes.scatter([b["confidence"] for b in self.calibration], [b["accuracy"] for b in self.calibration],
                      s=[10 + 90 * b["mails"] / most for b in self.calibration])
         axes.set_title(f"ECE {self.rows[self.name]['ece']:.3f}; a dot's area is its number of mails", fontsize=9)

@@ -1,0 +1,87 @@
+"""The comparison of policies that write mails as a table, as numbers and as plots."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from email_rl.data.mails import OUTCOMES
+from rlcore.plots import labelled
+from rlcore.report import Report
+
+
+class MailPolicyReport(Report):
+    """The comparison of policies, laid out in metrics.json as `reward_model`, `policy`, `reference` …"""
+
+    def to_metrics(self) -> dict:
+        """Lay everything out for metrics.json."""
+        return {**self.rows, **self.extra}
+
+    def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict:
+        """Draw what was believed and what was true over training and over KL, and the predicted outcomes."""
+        proxy, truth, kl = (history.get(f"email/{name}", []) for name in ("proxy_reward", "true_reward", "kl"))
+        if not kl:
+            return self.plots
+        figure, axes = labelled("mails written in training, thousands", "reward a mail")
+        axes.plot([step / 1e3 for step, _ in proxy], [y for _, y in proxy], marker="o", markersize=3,
+                  label="proxy: what the reward model believes")
+        axes.plot(
+            [step / 1e3 for step, _ in truth],
+            [y for _, y in truth],
+            marker="o",
+            markersize=3,
+            label=self.extra["truth"],
+        )
+        for (step, y), (_, nats) in list(zip(proxy, kl))[1::max(1, len(kl) // 5)]:
+            axes.annotate(
+                f"{nats:.1f} nats", (step / 1e3, y), textcoords="offset points", xytext=(0, 6), fontsize=7, ha="center"
+            )
+        axes.legend(frameon=False)
+        frontier, axes = labelled("KL from the reference, nats a mail", "share of mails that convert")
+        course = history.get("email/conversion", [])
+        axes.plot(
+            [nats for _, nats in kl],
+            [y for _, y in course],
+            marker="o",
+            markersize=3,
+            linewidth=0.8,
+            label="over training",
+        )
+        for name, row in self.rows.items():
+            if row.get("kl") is not None:
+                low, high = row["conversion_ci"]
+                axes.errorbar(
+                    row["kl"],
+                    row["conversion"],
+                    [[row["conversion"] - low], [high - row["conversion"]]],
+                    fmt="s",
+                    markersize=4,
+                    label=name.replace("_", " "),
+                )
+        axes.legend(frameon=False, fontsize=8)
+        return {**self.plots, "proxy_and_truth": figure, "frontier": frontier}
+
+
+def policy_columns() -> dict[str, Callable[[dict], str]]:
+    """What the table shows of a row."""
+    def shown(key: str, form: str = ".3f") -> Callable[[dict], str]:
+        return lambda row: "" if row.get(key) is None else format(row[key], form)
+
+    def half(key: str) -> Callable[[dict], str]:
+        return lambda row: "" if row.get(key) is None else f"{(row[key][1] - row[key][0]) / 2:.3f}"
+    return {"converts": shown("conversion"), "±": half("conversion_ci"), "×ref": shown("times", ".2f"),
+            "true": shown("true_reward", ".2f"), "proxy": shown("proxy_reward", ".2f"), "KL": shown("kl", ".1f"),
+            "dist-2": shown("distinct_2"), "words": shown("mean_words", ".0f"), "ends": shown("stopped", ".0%")}
+
+
+def outcomes_figure(before: dict, after: dict) -> Figure:
+    """Draw the mean probabilities of outcomes before and after, as believed and as true."""
+    figure, axes = labelled("outcome", "share of mails")
+    bars = {}
+    for when, row in (("reference", before), ("policy", after)):
+        bars[f"{when}, predicted"], bars[f"{when}, true"] = row["predicted"], row["outcomes"]
+    for k, (label, shares) in enumerate(bars.items()):
+        axes.bar([i + 0.2 * (k - 1.5) for i in range(len(OUTCOMES))], shares, 0.19, label=label)
+    axes.set_xticks(range(len(OUTCOMES)), OUTCOMES)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

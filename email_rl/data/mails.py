@@ -18,8 +18,7 @@ OUTCOMES = ("no reply", "reply", "conversion")
 
 @dataclass(frozen=True)
 class Mails:
-    """N mails: the context each was sent in, its text, and its outcome (int64 [N], 0 no reply, 1 reply, 2 conversion).
-    """
+    """N mails: contexts they were sent in, texts, and outcomes (int64 [N], 0 no reply, 1 reply, 2 conversion)."""
 
     contexts: list[str]
     texts: list[str]

@@ -1,5 +1,4 @@
-"""The embedded market: contexts, and mails composed of interchangeable parts, with outcomes drawn from the gold model.
-"""
+"""The embedded market: contexts, mails composed of interchangeable parts, and outcomes drawn from the gold model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The reward model's network and tokenizer: DistilBERT with random weights, or a pretrained encoder; and its batches.
-"""
+"""The reward model's network, tokenizer and batches: DistilBERT with random weights, or a pretrained encoder."""
 
 from __future__ import annotations
 

@@ -66,8 +66,7 @@ class CachedDecoder:
         self.casts = low_precision_weights(language_model, torch.get_autocast_dtype(device.type)) if autocast else {}
 
     def prefill(self, prompt: Tensor, prompt_mask: Tensor, uniform: Tensor, response_tokens: int) -> Tensor:
-        """Read each prompt once, expand its cache to its mails (one a uniform), and sample the mails' first tokens [B].
-        """
+        """Read each prompt once, expand its cache to its mails (one a uniform), and sample their first tokens [B]."""
         samples, width = len(uniform) // len(prompt), prompt.shape[1]
         # Keys that are padding or not yet written are masked out: the cache has its full length from the start.
         key_mask = torch.zeros(len(prompt), width + response_tokens, dtype=torch.bool, device=prompt.device)

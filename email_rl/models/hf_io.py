@@ -26,8 +26,7 @@ class FromHub:
     name: str
 
     def load(self, read: Callable[[str], T], *, key: str, what: str, alternatives: str) -> T:
-        """Return `read(name)`, downloaded or from the hub's cache; `key` is where the configuration names this source.
-        """
+        """Return `read(name)`, downloaded or from the hub's cache; `key` names this source in the configuration."""
         return from_hub(self.name, f"{key}.name", read, alternatives)
 
 
@@ -38,8 +37,7 @@ class FromFolder:
     path: str | None
 
     def load(self, read: Callable[[str], T], *, key: str, what: str, alternatives: str) -> T:
-        """Return `read(path)`; `key` is where the configuration names this source, `what` the kind of model expected.
-        """
+        """Return `read(path)`; `key` names this source in the configuration, `what` the kind of model expected."""
         return from_folder(self.path, f"{key}.path", read, what)
 
 

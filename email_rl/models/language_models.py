@@ -1,5 +1,4 @@
-"""The causal language models that mails are written with: a small GPT-2 from config, a pretrained one, or a package's.
-"""
+"""Causal language models that write mails: a small GPT-2 from config, a pretrained one, or a package's."""
 
 from __future__ import annotations
 

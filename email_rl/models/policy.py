@@ -52,8 +52,7 @@ class TokenizedMails(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """A policy's view of each token of a mail, [B, R]: log-probability, value before it, entropy of the choice (or 0).
-    """
+    """What a policy gives each token of a mail, [B, R]: log-probability, value before it, entropy (or 0)."""
 
     log_prob: Tensor
     value: Tensor

@@ -10,8 +10,7 @@ from email_rl.models.encoders import token_overlap
 
 
 def class_weights(outcome: Tensor, power: float) -> Tensor:
-    """Return the weight of each class [K] for outcomes [N]: its inverse share to the power, with mean 1 over the mails.
-    """
+    """Return class weights [K] for outcomes [N]: inverse shares to the power, with mean 1 over the mails."""
     counts = torch.bincount(outcome, minlength=len(OUTCOMES)).double()
     weight = (counts.sum() / counts.clamp_min(1)) ** power
     return (weight * counts.sum() / (weight * counts).sum()).float()

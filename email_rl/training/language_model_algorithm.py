@@ -1,5 +1,4 @@
-"""Base of the algorithms that fine-tune a language model against a reward model: the models, the optimiser, the state.
-"""
+"""Base of the algorithms that fine-tune a language model against a reward model: models, optimiser, state."""
 
 from __future__ import annotations
 

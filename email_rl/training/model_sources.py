@@ -38,8 +38,7 @@ class ModelSources:
 
     def load_or_train(self, logger: Logger, should_stop: Callable[[], bool],
                       accelerate: Accelerate) -> tuple[LanguageModelPolicy, OutcomeClassifier]:
-        """Return the reference policy and the reward model, on the dataset's device; the first process trains for all.
-        """
+        """Return reference policy and reward model, on the dataset's device; the first process trains for all."""
         with distributed.rank_zero_first():
             reward_model_folder = self.reward_model_folder or self._train_reward_model(
                 REWARD_MODEL_FOLDER, self.dataset, logger, should_stop, accelerate)
@@ -53,8 +52,7 @@ class ModelSources:
         return reference.to(self.dataset.device), reward_model
 
     def judge(self, accelerate: Accelerate) -> OutcomeClassifier:
-        """Return a judge for mails whose truth is unknown: a reward model that learnt from mails nothing else has seen.
-        """
+        """Return a judge for mails of unknown truth: a reward model that learnt from mails nothing else has seen."""
         folder = self._train_reward_model(
             "judge", self.dataset.judge_dataset(), NullLogger(), lambda: False, accelerate
         )

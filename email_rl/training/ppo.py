@@ -209,8 +209,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         return metrics
 
     def train_minibatch(self, batch: MailBatch, rows: Tensor, totals: dict[str, Tensor]) -> None:
-        """Take one gradient step on the mails `rows`, over as many micro-batches as memory asks for; add to `totals`.
-        """
+        """Take one gradient step on the mails `rows`, in micro-batches that memory can hold; add to `totals`."""
         tokens = distributed.all_reduce_mean(batch.mails.response_mask[rows].sum().float())
         self.optimizer.zero_grad(set_to_none=False)  # a recorded backward pass adds to gradients where they lie
         for bucket, mails in batch.mails.length_buckets(rows, self.micro_batch_size):

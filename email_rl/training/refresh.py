@@ -15,8 +15,7 @@ def without_crossing(new: dict[str, Mails], old: dict[str, Mails]) -> dict[str, 
 
 
 def with_replay(new: Mails, old: Mails, replay_ratio: float, seed: int) -> Mails:
-    """Return the new mails and, drawn at random, `replay_ratio` times as many old ones, or all where there are fewer.
-    """
+    """Return the new mails and `replay_ratio` times as many old ones, drawn at random (all where there are fewer)."""
     n = min(len(old), math.ceil(replay_ratio * len(new)))
     rows = torch.randperm(len(old), generator=torch.Generator().manual_seed(seed))[:n].tolist()
     return new + old.rows(rows)

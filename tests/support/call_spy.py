@@ -1,0 +1,39 @@
+"""How a training script reaches the loss: the functions of ours between `main` and losses.ppo."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from configs import composed
+
+from rlcore import losses
+from scripts import train
+
+ROOT = Path(__file__).parents[2]
+
+
+class LossReached(Exception):
+    """The loss was called: its callers, the first one first."""
+
+
+def calls_to_the_loss(monkeypatch, tmp_path, *overrides: str) -> list[str]:
+    """Run scripts/train.py's main up to the first call of losses.ppo; name the calls from main to it, losses.ppo included."""
+    main = train.main.__wrapped__.__wrapped__  # without Hydra and without the handling of errors
+
+    def record_callers(*_, **__):
+        callers, frame = [], sys._getframe(1)
+        while frame.f_code is not main.__code__:
+            if Path(frame.f_code.co_filename).is_relative_to(ROOT):
+                callers.insert(0, f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
+            frame = frame.f_back
+        raise LossReached(callers)
+    choices = dict(override.split("=") for override in overrides if override.startswith(("algo=", "env=")))
+    runtime = SimpleNamespace(output_dir=str(tmp_path), choices=choices)
+    monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(losses, "ppo", record_callers)
+    with pytest.raises(LossReached) as reached:
+        main(composed(*overrides))
+    callers, = reached.value.args
+    return [*callers, "losses.ppo"]

@@ -14,13 +14,13 @@ from envs.offers.constraints.contact_rules import ActionMask
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import Contacts, StateValues, VisitedStates
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
-from envs.offers.policies.learned import outcomes, pair_table
+from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import Sample
 from envs.offers.twin.structural_model import Twins
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState
 from envs.offers.world.history import KINDS, History
-from envs.offers.world.response import Outcome, outcome, profit
+from envs.offers.world.response import Outcome, outcome, outcomes, profit
 from envs.offers.world.transition import transition
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.planning.state_values import VisitedStates
 from envs.offers.world.observation import hot
-from envs.offers.policies.learned import pair_table
+from envs.offers.policies.base import pair_table
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.world.customers import (CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, UNIFORMS, CustomerState,
                                          Customers, World)

@@ -23,9 +23,9 @@ RECORD = Path(__file__).parent / "recorded.json"
 TIMINGS = ("seconds", "steps_per_second")
 
 OFFERS = ["env.num_agents=48", "algo.network.hidden=[16]", "env.population.reference_size=500", "env.evaluation.customers=30",
-          "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
-          "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",
-          "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12"]
+          "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.tuning_customers=20",
+          "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.regression_customers=300",
+          "env.evaluation.price_grid.points=8", "env.evaluation.bound.max_evaluations=12"]
 OFFERS_PPO = [*OFFERS, "env=offers", "algo.minibatches=4", "algo.auxiliary.hidden=[8]", "algo.eval_every=2",
               "algo.total_steps=3456"]
 EMAIL = ["env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.encoder.dim=16",

@@ -13,7 +13,8 @@ from toy_envs import Bandit, Chain, train
 
 from envs.data_collection import UniformPolicy, rollouts
 from envs.offers.planning.state_values import VisitedStates
-from envs.offers.policies.learned import Knapsack, Valued
+from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.learned import ValueKnapsackPolicy
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.world.customers import SUBSCRIBED
 from envs.wheel_bandit import Wheel
@@ -189,31 +190,31 @@ def test_what_cannot_be_is_refused():
 
 # ── clearing ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
-    env = offers(evaluation={"customers": 60, "estimator": 300})
+    env = offers(evaluation={"customers": 60, "regression_customers": 300})
     judge = env.evaluation(env)
-    market = judge._market(60, 1, "test", env.budget)
-    state = market.start
+    market = judge.make_market(60, 1, "test", env.budget)
+    state = market.initial_state
 
     def truth(context, action_mask=None):
         nothing, contact = action_values(market.customers, market.world, 0, VisitedStates(state, market.customers.alpha), 0.0, None)
         return torch.cat((nothing.expand(5, -1), contact.flatten(0, 1))).T
 
-    policy = Valued(GreedyPolicy((6, 5), truth, None, observes_price=False), None, env.codec, market.customers, market.world, market.features)
+    policy = ValueKnapsackPolicy(GreedyPolicy((6, 5), truth, None, observes_price=False), None, env.codec, market.customers, market.world, market.features)
     allowed = market.contact_policy(state.status == SUBSCRIBED, [])
-    myopic = Knapsack(market.customers, market.world, "", values=None, fee=0.0)
+    myopic = KnapsackPolicy(market.customers, market.world, "", values=None, fee=0.0)
     ours, theirs = policy.increments(0, state, allowed), myopic.increments(0, state, allowed)
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b)
-    heedless = policy.uncleared().increments(0, state, allowed)
+    heedless = policy.without_budget().increments(0, state, allowed)
     valid = market.world.catalogue.valid.flatten()
     assert torch.equal(heedless.action[:, 0], truth(None).masked_fill(~valid, -torch.inf).argmax(1))
-    assert (heedless.spend == 0).all() and policy.clears
+    assert (heedless.spend == 0).all() and policy.keeps_budget
 
 
 @pytest.mark.slow
 def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
     env = load("offers", CPU, 0, num_agents=1000, world={"disabled_effects": list(node("world/static").disabled_effects)},
-               evaluation={"customers": 300, "seasons": 1, "validation": 300, "others": 100})
+               evaluation={"customers": 300, "seasons": 1, "validation": 300, "tuning_customers": 100})
     judge = env.evaluation(env)
     agent = instantiate(OmegaConf.merge(node("../algo/bandit"), {"total_steps": 480_000, "updates": 12}),
                         _convert_="all")(env, 0)

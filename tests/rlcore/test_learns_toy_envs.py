@@ -6,15 +6,15 @@ import torch
 from configs import load, node
 from toy_envs import train
 
-from envs.offers.evaluation.profit_decomposition import summary
-from envs.offers.policies.learned import Knapsack, Response
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
+from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
 
 pytestmark = pytest.mark.slow
 
 
 def evaluation(world="full", agents=1000, **changes):
     """The shipped evaluation in a world, at a small size, margins alone counting."""
-    small = {"customers": 500, "seasons": 2, "validation": 300, "others": 200, **changes}
+    small = {"customers": 500, "seasons": 2, "validation": 300, "tuning_customers": 200, **changes}
     env = load("offers", torch.device("cpu"), 0, num_agents=agents, evaluation=small, reward={"trips": 0.0},
                world={"disabled_effects": list(node(f"world/{world}").disabled_effects)})
     return env.evaluation(env)
@@ -22,13 +22,13 @@ def evaluation(world="full", agents=1000, **changes):
 
 def scores(judge):
     """Scores of the exact baselines on one market."""
-    market = judge._market(500, 1, "test", judge.env.budget)
-    bound, c, w = judge.bound(market), market.customers, market.world
-    policies = {"propensity": Response(c, w, uplift=False), "uplift": Response(c, w, uplift=True),
-                "myopic": Knapsack(c, w, "true θ", values=None, fee=0.0),
-                "fee": Knapsack(c, w, "true θ", values=None, fee=1.0),
-                "planning": Knapsack(c, w, "true θ", values=bound.values, fee=0.0)}
-    return {name: summary(judge._play(p, market, bound, 4, 2), market, bound)["score"] for name, p in policies.items()}
+    market = judge.make_market(500, 1, "test", judge.env.budget)
+    bound, c, w = judge.solve_bound(market), market.customers, market.world
+    policies = {"propensity": ResponseRanking(c, w, uplift=False), "uplift": ResponseRanking(c, w, uplift=True),
+                "myopic": KnapsackPolicy(c, w, "true θ", values=None, fee=0.0),
+                "fee": KnapsackPolicy(c, w, "true θ", values=None, fee=1.0),
+                "planning": KnapsackPolicy(c, w, "true θ", values=bound.values, fee=0.0)}
+    return {name: summarise_seasons(judge.simulate(p, market, bound, 4, 2), market, bound)["score"] for name, p in policies.items()}
 
 
 def test_baselines_stand_where_the_world_puts_them():

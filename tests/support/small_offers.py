@@ -14,8 +14,8 @@ CPU = torch.device("cpu")
 
 def small_evaluation(customers: int = 60, seasons: int = 2, **changes):
     """Build the shipped evaluation, smaller, with its environment."""
-    small = {"customers": customers, "seasons": seasons, "validation": 40, "others": 50, "tuning_seasons": 1,
-             "fees": [0.0, 0.7], "estimator": 1000, "rehearsals": 1, "frontier": []}
+    small = {"customers": customers, "seasons": seasons, "validation": 40, "tuning_customers": 50, "tuning_seasons": 1,
+             "fees": [0.0, 0.7], "regression_customers": 1000, "calibration_seasons": 1, "frontier": []}
     env = load("offers", CPU, 0, num_agents=30, population={"reference_size": 1000}, evaluation={**small, **changes})
     return env.evaluation(env)
 

@@ -1,4 +1,4 @@
-"""How policies trained on the offers world are judged: at one budget, by common random numbers, against the bound."""
+"""Policies of the offers world compared: at one budget, by common random numbers, against a provable upper bound."""
 from __future__ import annotations
 
 import math
@@ -7,201 +7,220 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from envs.offers.evaluation.profit_decomposition import paired, summary
-from rlcore.algorithm import Algorithm, ValuePolicy
+from envs.offers.constraints.budget import Budget
+from envs.offers.constraints.budget_rules import BudgetRule
+from envs.offers.evaluation.price_calibration import calibrate_price_drift, calibrate_price_path
+from envs.offers.evaluation.profit_decomposition import paired_difference, summarise_seasons
+from envs.offers.evaluation.report import OffersReport, twin_members_report
+from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
 from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound, dual
-from envs.offers.constraints.budget import Budget
+from envs.offers.policies.base import SeasonPolicy
+from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking
+from envs.offers.policies.learned import DeployedPolicy, PriceGridPolicy, PriceGridValuePolicy, ValueKnapsackPolicy
+from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, planning_policy
+from envs.offers.populations.base import Population
 from envs.offers.populations.parameter_regression import ParameterRegression
-from envs.offers.evaluation.simulation import Market, Record, play
-from envs.offers.policies.learned import Knapsack, Nothing, Policy, Priced, PricedValues, Random, Response, Valued
-from envs.offers.evaluation.report import Report, under_members
-from envs.offers.policies.rollover import Saving, Watched, carried, planner, price_path
-from envs.offers.constraints.budget_rules import BudgetRule, ExpectedSpend
+from envs.offers.twin.structural_model import Twins
+from rlcore.algorithm import Algorithm, ValuePolicy
+
+# Random streams: what is drawn for one use is drawn for no other, and is the same for every policy.
+VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS, REGRESSION_CUSTOMERS = 1, 2, 3, 4, 5
+TEST_MARKET, TUNING_MARKET, TEST_SEASONS = 11, 12, 13
 
 
 class OffersEvaluator:
-    """Compare policies on customers that none was trained on.
+    """Compare policies on customers that no policy was trained on, in the world and from the population of an OffersEnv.
 
-    env has the world and the population. `others` customers (drawn from the training split) are for all that is fitted
-    here: fee, price drift, θ̂. `frontier` lists further budget shares at which the learned policy is valued.
+    `customers` and `seasons` are those of the table, `validation` customers those of the score in the course of training.
+    `tuning_customers`, drawn from the training split, are for what is fitted here: the contact fee (of `fees`, over
+    `tuning_seasons`) and the price drift (over `calibration_seasons`). θ̂ is fitted on `regression_customers`, with a `ridge`.
+    `price_grid` has the prices at which a learned policy is asked. `frontier` lists further budget shares to compare at,
+    `hard_budget_rule` is the budget rule of a second table, or None. `bound` are the options of the dual.
     """
 
     headline = "offers/score"
 
-    def __init__(self, env, *, seed: int, customers: int, seasons: int, validation: int, others: int, tuning_seasons: int,
-                 fees: list, estimator: int, ridge: float, grid: dict, rehearsals: int, frontier: list, bound: dict,
-                 hard: BudgetRule | None):
-        self.env, self.customers, self.seasons, self.validation, self.others = env, customers, seasons, validation, others
-        self.tuning_seasons, self.fees, self.estimator, self.ridge = tuning_seasons, fees, estimator, ridge
-        self.rehearsals, self.frontier, self.bound_options, self.seed = rehearsals, frontier, bound, seed
-        self.hard = None if hard == env.budget.rule else hard  # the rule of the second table
-        if self.hard:
-            self.hard.check(env.world.catalogue)
+    def __init__(self, env, *, seed: int, customers: int, seasons: int, validation: int, tuning_customers: int,
+                 tuning_seasons: int, fees: list[float], regression_customers: int, ridge: float, price_grid: dict,
+                 calibration_seasons: int, frontier: list[float], bound: dict, hard_budget_rule: BudgetRule | None):
+        self.env, self.seed = env, seed
+        self.customers, self.seasons, self.validation = customers, seasons, validation
+        self.tuning_customers, self.tuning_seasons, self.fees = tuning_customers, tuning_seasons, fees
+        self.regression_customers, self.ridge = regression_customers, ridge
+        self.calibration_seasons, self.frontier, self.bound_options = calibration_seasons, frontier, bound
+        self.hard_budget_rule = None if hard_budget_rule == env.budget.rule else hard_budget_rule
+        if self.hard_budget_rule:
+            self.hard_budget_rule.check(env.world.catalogue)
         self.world = env.world.to(env.device, torch.float64)
-        self.prices = torch.logspace(math.log10(grid["high"]), math.log10(grid["low"]), grid["points"], device=env.device)
-        self._curve: tuple | None = None
+        self.prices = torch.logspace(math.log10(price_grid["high"]), math.log10(price_grid["low"]), price_grid["points"],
+                                     device=env.device)
+        self._validation: tuple[EvaluationMarket, Bound | None] | None = None
 
     # ── markets ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator(self.env.device).manual_seed(self.seed * 1000 + stream)
 
-    def _market(self, n: int, stream: int, split: str, budget: Budget, population=None) -> Market:
+    def make_market(self, n: int, stream: int, split: str, budget: Budget,
+                    population: Population | None = None) -> EvaluationMarket:
+        """Draw n customers of a split by a random stream; by default from the environment's population."""
         population = population or self.env.population
-        return Market.open(population.draw(n, self._generator(stream), split), self.world, budget, self.env.contact_rules)
+        sample = population.draw(n, self._generator(stream), split)
+        return EvaluationMarket.from_sample(sample, self.world, budget, self.env.contact_rules)
 
-    def bound(self, market: Market) -> Bound:
+    def test_market(self, budget: Budget, population: Population | None = None) -> EvaluationMarket:
+        """Return the market of the table, of customers that no policy was trained on."""
+        return self.make_market(self.customers, TEST_MARKET, "test", budget, population)
+
+    def tuning_market(self, budget: Budget, population: Population | None = None) -> EvaluationMarket:
+        """Return the market on which whatever an evaluation fits is fitted."""
+        return self.make_market(self.tuning_customers, TUNING_MARKET, "train", budget, population)
+
+    def solve_bound(self, market: EvaluationMarket) -> Bound | None:
         """Solve the Lagrangian dual of a market."""
-        return dual(market.customers, market.world, market.no_contact_values, market.start, market.budget, market.stock,
-                    market.rollover, **self.bound_options,
-                    contacts=market.contact_policy.contacts)
+        return dual(market.customers, market.world, market.no_contact_values, market.initial_state, market.budget, market.stock,
+                    market.rollover, **self.bound_options, contacts=market.contact_policy.contacts)
 
-    def _play(self, policy: Policy, market: Market, bound: Bound | None, seasons: int, stream: int) -> list[Record]:
+    def simulate(self, policy: SeasonPolicy, market: EvaluationMarket, bound: Bound | None, seasons: int,
+                 stream: int) -> list[SeasonRecord]:
+        """Simulate seasons by the random numbers of a stream."""
         generator = self._generator(stream)
-        records = [play(policy, market, market.uniforms(generator), bound) for _ in range(seasons)]
-        if isinstance(policy, Saving):
-            records = [replace(r, price=policy.marginal(r.price)) for r in records]
+        records = [simulate_season(policy, market, market.sample_uniforms(generator), bound) for _ in range(seasons)]
+        if isinstance(policy, ReservationPricePolicy):
+            records = [replace(r, clearing_price=policy.marginal_price(r.clearing_price)) for r in records]
         return records
 
+    def simulate_calibration_season(self, policy: SeasonPolicy, market: EvaluationMarket) -> SeasonRecord:
+        """Simulate the season on which price drifts and price paths are calibrated."""
+        record, = self.simulate(policy, market, None, 1, CALIBRATION_SEASON)
+        return record
+
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
-    def learned(self, agent, market: Market, drift: float) -> Priced | Valued:
-        """Deploy an agent in a market."""
-        redeem = agent.auxiliary.predict if agent.auxiliary else None
-        setting = (agent.policy, redeem, self.env.codec, market.customers, self.world, market.features)
-        if not agent.policy.observes_price:
-            return Valued(*setting)
-        kind = PricedValues if isinstance(agent.policy, ValuePolicy) else Priced
-        return kind(*setting, prices=self.prices, drift=drift)
+    def deploy_at_drift(self, algorithm: Algorithm, market: EvaluationMarket, drift: float) -> DeployedPolicy:
+        """Deploy an algorithm's policy in a market, told the drift of the price."""
+        policy = algorithm.policy
+        redeem_probability = algorithm.auxiliary.predict if algorithm.auxiliary else None
+        setting = (redeem_probability, self.env.codec, market.customers, self.world, market.features)
+        if not policy.observes_price:
+            return ValueKnapsackPolicy(policy, *setting)
+        deployed = PriceGridValuePolicy if isinstance(policy, ValuePolicy) else PriceGridPolicy
+        return deployed(policy, *setting, prices=self.prices, drift=drift)
 
-    def deploy(self, agent, market: Market, other: Market) -> tuple[Policy, dict]:
-        """Deploy an agent with what rehearsals on other customers told: the price's drift, the worth of carried money."""
-        if not market.rollover:
-            drift = self.rehearse(agent, other)
-            return self.learned(agent, market, drift), {"drift": drift}
-        drift, path = self.rehearse_saving(agent, other)
-        return Saving(self.learned(agent, market, drift), carried(path)), {"drift": drift, "planned_prices": path.tolist()}
+    def deploy(self, algorithm: Algorithm, market: EvaluationMarket,
+               tuning_market: EvaluationMarket) -> tuple[SeasonPolicy, dict]:
+        """Deploy an algorithm's policy with what calibration on a tuning market found; return that beside it, for the report.
 
-    def rehearse(self, agent, market: Market) -> float:
-        """Find the drift of the price that an agent itself will cause, by playing seasons before."""
-        low, high = self.env.drift_range
-        if not agent.policy.observes_price:
-            return 0.0
-        drift = (low + high) / 2
-        for _ in range(self.rehearsals):
-            record, = self._play(self.learned(agent, market, drift), market, None, 1, 3)
-            drift = self._drift(record.price)
-        return drift
-
-    def _drift(self, path: Tensor) -> float:
-        """Return the drift a week of the logarithm of prices [T], within what an agent was trained on."""
-        low, high = self.env.drift_range
-        week = torch.arange(self.world.weeks, device=self.env.device, dtype=torch.float64)
-        week = week - week.mean()
-        path = path.double().clamp_min(self.prices[-1]).log()
-        return ((week * path).sum() / week.square().sum()).clamp(low, high).item()
-
-    def rehearse_saving(self, agent, market: Market) -> tuple[float, Tensor]:
-        """Find the prices [T], never rising, at which an agent itself uses a budget that rolls over, and their drift.
-
-        Seasons played before tell what it would buy in each week at every price. The first has the same money every
-        week; the next buy all that is worth the prices found so far.
+        It is the price's drift and, where money rolls over, the prices of all weeks.
         """
-        even = replace(market, budget=market.budget.mean().expand_as(market.budget), rollover=False)
-        free = replace(market, budget=torch.full_like(market.budget, torch.inf), rule=ExpectedSpend())
-        drift, path = self.rehearse(agent, even), None
-        for _ in range(1 + self.rehearsals):
-            policy = Watched(self.learned(agent, market, drift))
-            self._play(policy if path is None else Saving(policy, path), even if path is None else free, None, 1, 3)
-            path = price_path(policy.weeks, market.budget)
-            drift = self._drift(path) if agent.policy.observes_price else 0.0
-        return drift, path
+        if not market.rollover:
+            drift = calibrate_price_drift(self, algorithm, tuning_market)
+            return self.deploy_at_drift(algorithm, market, drift), {"drift": drift}
+        drift, path = calibrate_price_path(self, algorithm, tuning_market)
+        policy = ReservationPricePolicy(self.deploy_at_drift(algorithm, market, drift), carry_over_value(path))
+        return policy, {"drift": drift, "planned_prices": path.tolist()}
 
-    def myopic(self, market: Market, fee: float) -> Policy:
-        """The week's exact knapsack, with a fee a contact."""
-        return Knapsack(market.customers, self.world, "true θ", values=None, fee=fee)
+    def myopic_policy(self, market: EvaluationMarket, fee: float) -> SeasonPolicy:
+        """Return the week's exact knapsack, with a fee a contact."""
+        return KnapsackPolicy(market.customers, self.world, "true θ", values=None, fee=fee)
 
-    def fee(self, market: Market) -> float:
-        """Find the fee a contact that makes the myopic knapsack earn most."""
-        def gain(fee):
-            return sum(r.gained.sum().item() for r in self._play(self.myopic(market, fee), market, None, self.tuning_seasons, 4))
-        return max(self.fees, key=gain)
+    def tune_fee(self, market: EvaluationMarket) -> float:
+        """Find the fee a contact with which the myopic knapsack earns most."""
+        def incremental_profit(fee: float) -> float:
+            records = self.simulate(self.myopic_policy(market, fee), market, None, self.tuning_seasons, FEE_SEASONS)
+            return sum(r.incremental_profit.sum().item() for r in records)
+        return max(self.fees, key=incremental_profit)
 
-    def guess(self, market: Market) -> Policy:
-        """Plan for the customers that the features suggest, as if they were these."""
-        fitted = ParameterRegression(self.env.population.draw(self.estimator, self._generator(5), "train"), ridge=self.ridge)
-        c = self.world.inhabit(fitted(market.features))
-        return self.planner(replace(market, customers=c, no_contact_values=no_contact_values_if_they_fit(c, self.world)), None, "features")
+    def certainty_equivalent_planner(self, market: EvaluationMarket) -> SeasonPolicy:
+        """Plan for the parameters θ̂ that the customers' features predict, as if they were the true ones."""
+        sample = self.env.population.draw(self.regression_customers, self._generator(REGRESSION_CUSTOMERS), "train")
+        customers = self.world.inhabit(ParameterRegression(sample, ridge=self.ridge)(market.features))
+        values = no_contact_values_if_they_fit(customers, self.world)
+        predicted = replace(market, customers=customers, no_contact_values=values)
+        return planning_policy(predicted, self.solve_bound(predicted), "features")
 
-    def planner(self, market: Market, bound: Bound | None, information: str) -> Policy:
-        """Plan at the dual prices of a market."""
-        return planner(market, bound or self.bound(market), information)
-
-    def baselines(self, market: Market, bound: Bound, other: Market) -> dict[str, Policy]:
-        """All policies that need no training."""
-        c, w = market.customers, self.world
+    def baselines(self, market: EvaluationMarket, bound: Bound, tuning_market: EvaluationMarket) -> dict[str, SeasonPolicy]:
+        """Return all policies that need no training, by the name of their row."""
+        customers, world = market.customers, self.world
         return {
-            "none": Nothing(), "random": Random(c, w, seed=self.seed), "propensity": Response(c, w, uplift=False),
-            "uplift rank": Response(c, w, uplift=True), "myopic knapsack": self.myopic(market, 0.0),
-            "myopic + fee": self.myopic(market, self.fee(other)), "planning on θ̂": self.guess(market),
-            "planning": self.planner(market, bound, "true θ")}
+            "none": NoContact(),
+            "random": RandomContacts(customers, world, seed=self.seed),
+            "propensity": ResponseRanking(customers, world, uplift=False),
+            "uplift rank": ResponseRanking(customers, world, uplift=True),
+            "myopic knapsack": self.myopic_policy(market, 0.0),
+            "myopic + fee": self.myopic_policy(market, self.tune_fee(tuning_market)),
+            "planning on θ̂": self.certainty_equivalent_planner(market),
+            "planning": planning_policy(market, bound, "true θ")}
 
-    # ── what is asked of an evaluation ──────────────────────────────────────────────────────────────────────────────
+    # ── rlcore's Evaluator ──────────────────────────────────────────────────────────────────────────────────────────
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
-        """Score a policy on a small validation market in the course of training."""
-        if self._curve is None:
-            market = self._market(self.validation, 1, "train", self.env.budget)
-            self._curve = market, self.bound(market)
-        market, bound = self._curve
+        """Score the algorithm's policy on a small validation market in the course of training."""
+        if self._validation is None:
+            market = self.make_market(self.validation, VALIDATION_MARKET, "train", self.env.budget)
+            self._validation = market, self.solve_bound(market)
+        market, bound = self._validation
         policy, _ = self.deploy(algorithm, market, market)
-        result = summary(self._play(policy, market, bound, 1, 2), market, bound)
-        return {f"offers/{name}": result[name] for name in ("score", "spend_ratio", "contact_rate")}
+        summary = summarise_seasons(self.simulate(policy, market, bound, 1, VALIDATION_SEASON), market, bound)
+        return {f"offers/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
 
-    def evaluate(self, agent: Algorithm | None, name: str) -> Report:
-        """Compare all policies, and the agent where there is one, on new customers; then again under the hard rule."""
-        market = self._market(self.customers, 11, "test", self.env.budget)
-        other = self._market(self.others, 12, "train", self.env.budget)
-        bound = self.bound(market)
-        policies = self.baselines(market, bound, other)
-        report = self._table(agent, name, policies, market, other, bound)
-        if self.hard:
-            market, other = (replace(x, rule=self.hard) for x in (market, other))
-            report = replace(report, hard=self._table(agent, name, policies, market, other, bound))
-        if agent is None:
+    def evaluate(self, algorithm: Algorithm | None, name: str) -> OffersReport:
+        """Compare the algorithm, as the row `name`, with all baselines on new customers; then again under the hard rule."""
+        market, tuning_market = self.test_market(self.env.budget), self.tuning_market(self.env.budget)
+        bound = self.solve_bound(market)
+        policies = self.baselines(market, bound, tuning_market)
+        report = self._compare(algorithm, name, policies, market, tuning_market, bound)
+        if self.hard_budget_rule:
+            market = replace(market, budget_rule=self.hard_budget_rule)
+            tuning_market = replace(tuning_market, budget_rule=self.hard_budget_rule)
+            under_hard_rule = self._compare(algorithm, name, policies, market, tuning_market, bound)
+            report = replace(report, under_hard_rule=under_hard_rule)
+        if algorithm is None:
             return report
-        members = self._members(agent, name)
-        return replace(report, frontier=self._frontier(agent, name),
-                       members=under_members(name, members, self.customers) if members else None)
+        members = self._evaluate_under_members(algorithm, name)
+        return replace(report, frontier=self._evaluate_frontier(algorithm, name),
+                       members=twin_members_report(name, members, self.customers) if members else None)
 
-    def _table(self, agent, name: str, policies: dict[str, Policy], market: Market, other: Market, bound: Bound) -> Report:
-        """Compare under the market's rule of money."""
-        policies, told = dict(policies), {}
-        if agent is not None:
-            policies[name], told = self.deploy(agent, market, other)
-            if not agent.policy.observes_price and market.rule is not self.hard:
-                policies[f"{name}, no budget"] = self.learned(agent, market, 0.0).uncleared()
-        records = {row: self._play(policy, market, bound, self.seasons, 13) for row, policy in policies.items()}
-        rows = {row: {"information": policies[row].information, **summary(records[row], market, bound)} for row in policies}
-        if agent is not None:
-            rows[name]["ahead_of"] = {row: paired(records[name], records[row], market, bound) for row in rows if row != name}
-            rows[name] |= told
-        rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
-        return Report(rows, bound, len(market), self.seasons, [], str(market.rule), None, market.contact_policy.shares(), None)
+    def _compare(self, algorithm: Algorithm | None, name: str, baselines: dict[str, SeasonPolicy], market: EvaluationMarket,
+                 tuning_market: EvaluationMarket, bound: Bound) -> OffersReport:
+        """Compare policies under the market's budget rule."""
+        policies, calibrated = dict(baselines), {}
+        if algorithm is not None:
+            policies[name], calibrated = self.deploy(algorithm, market, tuning_market)
+            if not algorithm.policy.observes_price and market.budget_rule is not self.hard_budget_rule:
+                policies[f"{name}, no budget"] = self.deploy_at_drift(algorithm, market, 0.0).without_budget()
+        records = {row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS) for row, policy in policies.items()}
+        rows = {row: {"information": policy.information, **summarise_seasons(records[row], market, bound)}
+                for row, policy in policies.items()}
+        if algorithm is not None:
+            rows[name]["ahead_of"] = {row: paired_difference(records[name], records[row], market, bound)
+                                      for row in rows if row != name}
+            rows[name] |= calibrated
+        return OffersReport(
+            rows=dict(sorted(rows.items(), key=lambda item: item[1]["score"])),
+            bound=bound,
+            customers=len(market),
+            seasons=self.seasons,
+            budget_rule=str(market.budget_rule),
+            excluded_shares=market.contact_policy.shares())
 
-    def _frontier(self, agent, name: str) -> list[dict]:
-        """Value the agent and the planner at other budgets, each with its own bound."""
-        return [{"share": share, **self._elsewhere(agent, name, self.env.budget.with_share(share), None)} for share in self.frontier]
+    def _evaluate_frontier(self, algorithm: Algorithm, name: str) -> list[dict]:
+        """Compare the algorithm with the myopic knapsack at other budgets, each under its own bound."""
+        return [{"share": share, **self._compare_with_myopic(algorithm, name, self.env.budget.with_share(share), None)}
+                for share in self.frontier]
 
-    def _members(self, agent, name: str) -> list[dict]:
-        """Value both under each member of the population's twin, where it has one, each with its own bound."""
-        twin = self.env.population
-        return [self._elsewhere(agent, name, self.env.budget, twin.under(k)) for k in range(len(getattr(twin, "members", ())))]
+    def _evaluate_under_members(self, algorithm: Algorithm, name: str) -> list[dict]:
+        """Compare both under each member of the population's twin, where it has one, each under its own bound."""
+        population = self.env.population
+        if not isinstance(population, Twins):
+            return []
+        return [self._compare_with_myopic(algorithm, name, self.env.budget, population.under(k))
+                for k in range(len(population.members))]
 
-    def _elsewhere(self, agent, name: str, budget: Budget, population) -> dict:
-        market = self._market(self.customers, 11, "test", budget, population)
-        policy, _ = self.deploy(agent, market, self._market(self.others, 12, "train", budget, population))
-        bound = self.bound(market)
-        results = {row: summary(self._play(policy, market, bound, self.seasons, 13), market, bound)
-                   for row, policy in (("myopic knapsack", self.myopic(market, 0.0)), (name, policy))}
-        return {"weekly_budget": market.budget[0].item(), "bound": bound.gap,
-                **{row: {key: result[key] for key in ("score", "score_ci", "incremental_profit", "spend_ratio")}
-                   for row, result in results.items()}}
+    def _compare_with_myopic(self, algorithm: Algorithm, name: str, budget: Budget, population: Population | None) -> dict:
+        market = self.test_market(budget, population)
+        policy, _ = self.deploy(algorithm, market, self.tuning_market(budget, population))
+        bound = self.solve_bound(market)
+        found = {"weekly_budget": market.budget[0].item(), "bound": bound.gap}
+        for row, compared in (("myopic knapsack", self.myopic_policy(market, 0.0)), (name, policy)):
+            summary = summarise_seasons(self.simulate(compared, market, bound, self.seasons, TEST_SEASONS), market, bound)
+            found[row] = {key: summary[key] for key in ("score", "score_ci", "incremental_profit", "spend_ratio")}
+        return found

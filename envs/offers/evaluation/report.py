@@ -1,51 +1,67 @@
 """The comparison as a table, as numbers and as plots."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
 from envs.offers.planning.lagrangian_bound import Bound
-from rlcore import report as reports
 from rlcore.plots import labelled, levels, markdown
+from rlcore.report import Report
 
 
 @dataclass(frozen=True)
-class Report:
-    """Results by policy, from worst to best, under one bound and one rule of money; `hard` has them under a hard one."""
+class OffersReport:
+    """Results by policy, from worst to best, under one bound and one budget rule."""
 
     rows: dict[str, dict]
     bound: Bound
     customers: int
     seasons: int
-    frontier: list[dict]
-    rule: str
-    hard: Report | None
-    masked: dict[str, float]  # share of the customers that each lasting rule forbids something to
-    members: reports.Report | None  # the learned policy under each member of a twin
+    budget_rule: str
+    excluded_shares: dict[str, float]  # share of the customers that each lasting contact rule excludes
+    under_hard_rule: OffersReport | None = None  # the same under a rule that never exceeds a week's budget
+    members: Report | None = None  # the learned policy under each member of a twin
+    frontier: list[dict] = field(default_factory=list)  # the learned policy and the myopic knapsack at other budgets
 
     def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
-        bound = {"value": self.bound.value, "none": self.bound.none, "prices": self.bound.prices.tolist(),
-                 "gap": self.bound.gap, "certificate": self.bound.certificate, "budget": self.bound.budget.tolist(), "evaluations": self.bound.evaluations}
+        bound = {
+            "value": self.bound.value,
+            "none": self.bound.none,
+            "prices": self.bound.prices.tolist(),
+            "gap": self.bound.gap,
+            "certificate": self.bound.certificate,
+            "budget": self.bound.budget.tolist(),
+            "evaluations": self.bound.evaluations}
         if self.bound.stock.isfinite().any():
-            bound |= {"scarcity": self.bound.scarcity.tolist()}
-        return {"policies": self.rows, "rule": self.rule, "bound": bound, "customers": self.customers, "seasons": self.seasons,
-                **({"hard": {"rule": self.hard.rule, "policies": self.hard.rows}} if self.hard else {}),
-                **({"rules": self.masked} if self.masked else {}),
-                **({"members": self.members.rows} if self.members else {}),
-                **({"frontier": self.frontier} if self.frontier else {})}
+            bound["scarcity"] = self.bound.scarcity.tolist()
+        metrics = {"policies": self.rows, "rule": self.budget_rule, "bound": bound, "customers": self.customers,
+                   "seasons": self.seasons}
+        if self.under_hard_rule:
+            metrics["hard"] = {"rule": self.under_hard_rule.budget_rule, "policies": self.under_hard_rule.rows}
+        if self.excluded_shares:
+            metrics["rules"] = self.excluded_shares
+        if self.members:
+            metrics["members"] = self.members.rows
+        if self.frontier:
+            metrics["frontier"] = self.frontier
+        return metrics
 
     def headline_metrics(self) -> dict[str, float]:
         """The numbers by which runs are compared."""
         return {f"score/{name}": row["score"] for name, row in self.rows.items()}
 
-    def parts(self) -> dict[str, Report]:
-        """Name the comparison under each rule of money, and that under each member."""
-        return {"table": self, **({"table_hard": self.hard} if self.hard else {}),
-                **({"members": self.members} if self.members else {})}
+    def parts(self) -> dict[str, OffersReport | Report]:
+        """Name the comparison under each budget rule, and that under each member."""
+        parts: dict[str, OffersReport | Report] = {"table": self}
+        if self.under_hard_rule:
+            parts["table_hard"] = self.under_hard_rule
+        if self.members:
+            parts["members"] = self.members
+        return parts
 
     def _lines(self) -> list[list[str]]:
         lines = []
@@ -62,12 +78,12 @@ class Report:
     def to_table(self) -> Table:
         """Lay the comparison out for the console."""
         table = Table(title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
-                            f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.rule}",
+                            f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}",
                       box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
                       caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
                               "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
-                              "realised spend passed the budget" + self._rules(), caption_justify="left")
-        if self.hard:  # whose table says what the columns mean, once for both
+                              "realised spend passed the budget" + self._exclusions(), caption_justify="left")
+        if self.under_hard_rule:  # whose table says what the columns mean, once for both
             table.caption = None
         for i, column in enumerate(self._columns):
             table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
@@ -75,8 +91,8 @@ class Report:
             table.add_row(*line)
         return table
 
-    def _rules(self) -> str:
-        return "".join(f"\nmasked for {share:.1%}: {reason}" for reason, share in self.masked.items())
+    def _exclusions(self) -> str:
+        return "".join(f"\nmasked for {share:.1%}: {reason}" for reason, share in self.excluded_shares.items())
 
     def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
@@ -94,11 +110,11 @@ class Report:
             figures["frontier"] = self._frontier_figure(agent)
         return figures
 
-    def _price_figure(self, agent: str) -> Figure:
+    def _price_figure(self, learned: str) -> Figure:
         figure, axes = labelled("week", "marginal price of a unit of budget")
         weeks = range(1, len(self.bound.prices) + 1)
         axes.plot(weeks, self.bound.prices.tolist(), "k--", label="dual optimum")
-        for name in ("planning", agent):
+        for name in ("planning", learned):
             axes.plot(weeks, self.rows[name]["prices"], marker="o", markersize=3, label=name)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False)
@@ -123,23 +139,34 @@ class Report:
         levels(axes, {name: row["score"] for name, row in self.rows.items() if name.startswith(("myopic", "planning"))})
         return figure
 
-    def _frontier_figure(self, agent: str) -> Figure:
+    def _frontier_figure(self, learned: str) -> Figure:
         figure, axes = labelled("weekly budget", "incremental profit of a season")
         budgets = [point["weekly_budget"] for point in self.frontier]
         axes.plot(budgets, [point["bound"] for point in self.frontier], "k--", label="upper bound")
-        for name in (agent, "myopic knapsack"):
+        for name in (learned, "myopic knapsack"):
             axes.plot(budgets, [point[name]["incremental_profit"] for point in self.frontier], marker="o", markersize=3,
                       label=name)
         axes.legend(frameon=False)
         return figure
 
 
-def under_members(name: str, points: list[dict], customers: int) -> reports.Report:
-    """Lay out what a policy earns under each member of a twin; each has its own budget, and its own bound."""
-    rows = {f"member {k + 1}": {**point[name], "bound": point["bound"], "weekly_budget": point["weekly_budget"]}
-            for k, point in enumerate(points)}
-    return reports.Report(
-        f"{name} under each member of the twin, {customers:,} customers", "profit: over never contacting, a season", rows,
-        {"score": lambda row: f"{row['score']:.3f}", "±": lambda row: f"{(row['score_ci'][1] - row['score_ci'][0]) / 2:.3f}",
-         "profit": lambda row: f"{row['incremental_profit']:,.0f}", "of at most": lambda row: f"{row['bound']:,.0f}",
-         "spend": lambda row: f"{row['spend_ratio']:.3f}"}, None, {}, {}, "score", "world")
+def twin_members_report(name: str, members: list[dict], customers: int) -> Report:
+    """Lay out what a policy earns under each member of a twin; each member has its own budget, and its own bound."""
+    rows = {f"member {k + 1}": {**member[name], "bound": member["bound"], "weekly_budget": member["weekly_budget"]}
+            for k, member in enumerate(members)}
+    columns = {
+        "score": lambda row: f"{row['score']:.3f}",
+        "±": lambda row: f"{(row['score_ci'][1] - row['score_ci'][0]) / 2:.3f}",
+        "profit": lambda row: f"{row['incremental_profit']:,.0f}",
+        "of at most": lambda row: f"{row['bound']:,.0f}",
+        "spend": lambda row: f"{row['spend_ratio']:.3f}"}
+    return Report(
+        title=f"{name} under each member of the twin, {customers:,} customers",
+        caption="profit: over never contacting, a season",
+        rows=rows,
+        columns=columns,
+        last=None,
+        extra={},
+        plots={},
+        judged="score",
+        what="world")

@@ -1,134 +1,169 @@
-"""A population under a weekly budget, and a season played in it with every cent accounted for against the bound."""
+"""A market under a weekly budget, and a season simulated in it, every decision scored against the bound's plan."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from envs.offers.planning.batching import batches, no_contact_values_if_they_fit
-from envs.offers.planning.lagrangian_bound import Bound
-from envs.offers.planning.knapsack import allowed_increments
-from envs.offers.world.history import History
-from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
-from envs.offers.planning.state_values import StateValues, VisitedStates
-from envs.offers.policies.learned import Policy, pair_table
-from envs.offers.populations.base import Sample
-from envs.offers.planning.dynamic_program import action_values, best_plan
-from envs.offers.constraints.contact_rules import ContactPolicy, ContactRules
+from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.budget_account import BudgetAccount
 from envs.offers.constraints.budget_rules import BudgetRule
+from envs.offers.constraints.contact_rules import ContactPolicy, ContactRules
+from envs.offers.planning.batching import batches, no_contact_values_if_they_fit
+from envs.offers.planning.dynamic_program import action_values, best_plan
+from envs.offers.planning.knapsack import allowed_increments
+from envs.offers.planning.lagrangian_bound import Bound
+from envs.offers.planning.state_values import StateValues, VisitedStates
+from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
+from envs.offers.policies.base import SeasonPolicy, pair_table
+from envs.offers.populations.base import Sample
 from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, CustomerState, Customers, World
+from envs.offers.world.history import History
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
 
 @dataclass(frozen=True)
-class Market:
-    """N customers at the start of a season; a policy for them spends `budget` [T] and `stock` [O+1] week by week."""
+class EvaluationMarket:
+    """N customers at the start of a season of T weeks, and the money and stock that a policy may use on them."""
 
     customers: Customers
     world: World
-    features: Tensor
-    start: CustomerState
-    no_contact_values: list[StateValues] | None  # V⁰, None for more customers than tables are kept of
-    budget: Tensor
-    stock: Tensor
+    features: Tensor  # [N, F]
+    initial_state: CustomerState
+    no_contact_values: list[StateValues] | None  # V⁰ of weeks 1..T+1; None for more customers than tables are kept of
+    budget: Tensor  # money of each week, [T]
+    stock: Tensor  # pieces of each offer in the season, [O+1]
     rollover: bool
-    rule: BudgetRule
+    budget_rule: BudgetRule
     contact_policy: ContactPolicy
 
     @classmethod
-    def open(cls, sample: Sample, world: World, budget, rules: ContactRules) -> Market:
-        """Settle a drawn sample in a world; `budget` says what each week may cost, and by which rule of money, `rules`
-        what may be sent to whom."""
-        c, contact_policy = world.inhabit(sample.customers), rules.policy(sample)
-        v0 = no_contact_values_if_they_fit(c, world)
-        amounts = budget.weekly_amounts(c, world, v0, sample.state, contact_policy.contacts)
-        return cls(c, world, sample.features, sample.state, v0, amounts, budget.pieces(len(c), world.catalogue),
-                   budget.rollover, budget.rule, contact_policy)
+    def from_sample(cls, sample: Sample, world: World, budget: Budget, contact_rules: ContactRules) -> EvaluationMarket:
+        """Place a drawn sample in a world, under a budget and contact rules."""
+        customers, contact_policy = world.inhabit(sample.customers), contact_rules.policy(sample)
+        values = no_contact_values_if_they_fit(customers, world)
+        return cls(
+            customers=customers,
+            world=world,
+            features=sample.features,
+            initial_state=sample.state,
+            no_contact_values=values,
+            budget=budget.weekly_amounts(customers, world, values, sample.state, contact_policy.contacts),
+            stock=budget.pieces(len(customers), world.catalogue),
+            rollover=budget.rollover,
+            budget_rule=budget.rule,
+            contact_policy=contact_policy)
 
     def __len__(self) -> int:
         return len(self.customers)
 
-    def uniforms(self, generator: torch.Generator) -> Tensor:
+    def sample_uniforms(self, generator: torch.Generator) -> Tensor:
         """Draw the randomness of one season, [T, 6, N]."""
         return torch.rand(self.world.weeks, UNIFORMS, len(self), generator=generator, device=generator.device,
                           dtype=self.budget.dtype)
 
 
 @dataclass(frozen=True)
-class Record:
-    """One season, [T, N] each, and the price [T] at which each week cleared."""
+class SeasonRecord:
+    """One season of one policy: [T, N] by week and customer, money in the catalogue's currency."""
 
-    action: Tensor  # flat pair sent
-    planned: Tensor  # flat pair that the bound's plan would have sent in the same state
+    action: Tensor  # flat action sent
+    planned_action: Tensor  # flat action that the bound's plan would have sent in the same state
     habit: Tensor  # before the week
-    lost: Tensor  # ρ, profit lost against the bound's plan at its prices
-    gained: Tensor  # A⁰, expected gain over never contacting again
-    spend: Tensor  # expected
-    redeem: Tensor  # P(redeem)
-    paid: Tensor  # realised
-    price: Tensor
+    lost_profit: Tensor  # ρ, against the bound's plan at its prices
+    incremental_profit: Tensor  # A⁰, expected, over never contacting again
+    expected_spend: Tensor
+    redeem_probability: Tensor
+    realised_spend: Tensor
+    clearing_price: Tensor  # of each week, [T]
 
 
-def play(policy: Policy, market: Market, u: Tensor, bound: Bound | None = None) -> Record:
-    """Play the season that uniforms u [T, 6, N] make; without a bound, `lost` is 0 and `planned` nothing.
+class DecisionScores(NamedTuple):
+    """The decisions of some customers against the bound's plan, [T, B] each: fields of SeasonRecord."""
 
-    What the market's rules don't allow is not sent, whatever the policy asks for. The bound's plan is free of contact
-    caps, so what they cost counts as lost.
+    planned_action: Tensor
+    lost_profit: Tensor
+    incremental_profit: Tensor
+
+
+def simulate_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None = None) -> SeasonRecord:
+    """Simulate the season that uniforms u [T, 6, N] make; without a bound, profit lost is 0 and the plan sends nothing.
+
+    What the contact rules do not allow is not sent, whatever the policy asks for. The bound's plan knows no contact caps, so
+    what caps cost counts as lost.
     """
-    c, world, state, weeks, states = market.customers, market.world, market.start, [], []
-    history = History.start(state.status, world.season.dtype)
+    customers, world, state = market.customers, market.world, market.initial_state
     codec = world.catalogue.action_codec
+    history = History.start(state.status, world.season.dtype)
     account = BudgetAccount(market.budget, market.stock, market.rollover, world.catalogue)
+    states, weeks = [], []
     for t in range(world.weeks):
         subscribed = state.status == SUBSCRIBED
         mask = market.contact_policy.action_mask(history)
-        at = VisitedStates(state, c.alpha)
+        at = VisitedStates(state, customers.alpha)
 
         def redeems(action):
-            got = torch.where(subscribed, action, 0)
-            return u[t, 0] < outcome(c, world, t, at.h, at.f, at.d, *codec.decode(got)).redeem
+            sent = torch.where(subscribed, action, 0)
+            return u[t, 0] < outcome(customers, world, t, at.h, at.f, at.d, *codec.decode(sent)).redeem
 
+        # 1. What is sent: the increments that the budget pays for.
         account.open(t)
-        action, price = market.rule.allocate(account, allowed_increments(policy.increments(t, state, mask), mask.allowed), redeems)
-
+        increments = allowed_increments(policy.increments(t, state, mask), mask.allowed)
+        action, price = market.budget_rule.allocate(account, increments, redeems)
+        # 2. What customers do.
         offer, channel = codec.decode(action)
-        following, got, redeemed, o = transition(c, world, t, state, offer, channel, u[t])
-        paid = world.catalogue.spend(offer, channel, redeemed)
-        weeks.append((action, o.spend, o.redeem, paid, price))
+        next_state, bought, redeemed, expected = transition(customers, world, t, state, offer, channel, u[t])
+        weeks.append({
+            "action": action,
+            "expected_spend": expected.spend,
+            "redeem_probability": expected.redeem,
+            "realised_spend": world.catalogue.spend(offer, channel, redeemed),
+            "clearing_price": price})
         states.append(state)
-        state, history = following, history.after(following.status, world.catalogue, offer, channel, got, redeemed)
-    action, *money = (torch.stack(x) for x in zip(*weeks))
-    planned, lost, gained = (torch.cat(x, 1) for x in zip(*(
-        judged(market, bound, rows, [CustomerState(*(x[rows] for x in state)) for state in states], action[:, rows])
-        for rows in batches(c.alpha))))
-    return Record(action, planned, torch.stack([state.habit for state in states]), lost, gained, *money)
+        state = next_state
+        history = history.after(state.status, world.catalogue, offer, channel, bought, redeemed)
+    columns = {name: torch.stack([week[name] for week in weeks]) for name in weeks[0]}
+    scores = []
+    for rows in batches(customers.alpha):
+        batch_states = [CustomerState(*(x[rows] for x in state)) for state in states]
+        scores.append(score_decisions(market, bound, rows, batch_states, columns["action"][:, rows]))
+    score = DecisionScores(*(torch.cat(x, 1) for x in zip(*scores)))
+    return SeasonRecord(**columns, **score._asdict(), habit=torch.stack([state.habit for state in states]))
 
 
-def judged(market: Market, bound: Bound | None, rows: slice, states: list[CustomerState],
-           action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hold what was sent to some customers in their states against the bound's plan: what it would have sent, profit lost
-    against it, and gained over nothing, [T, B] each. Tables that are not kept are made anew."""
-    c, world, contact_policy = market.customers[rows], market.world, market.contact_policy.take(rows)
-    free = fast_no_contact_values(c, world) if market.no_contact_values is None else [v.take(rows) for v in market.no_contact_values]
-    if bound is not None:
-        best = [v.take(rows) for v in bound.values] if bound.values else best_plan(
-            c, world, free, bound.prices, bound.scarcity, contacts=contact_policy.contacts)[0]
+def score_decisions(market: EvaluationMarket, bound: Bound | None, rows: slice, states: list[CustomerState],
+                    action: Tensor) -> DecisionScores:
+    """Score the flat actions [T, B] of the customers in `rows`, in their states, against the bound's plan and against no
+    contact. Tables of values that are not kept are computed again."""
+    customers, world = market.customers[rows], market.world
+    contact_policy = market.contact_policy.take(rows)
+    if market.no_contact_values is None:
+        no_contact_values = fast_no_contact_values(customers, world)
+    else:
+        no_contact_values = [v.take(rows) for v in market.no_contact_values]
+    if bound is not None and bound.values:
+        plan_values = [v.take(rows) for v in bound.values]
+    elif bound is not None:
+        plan_values, _ = best_plan(customers, world, no_contact_values, bound.prices, bound.scarcity,
+                                   contacts=contact_policy.contacts)
     weeks = []
     for t, (state, sent) in enumerate(zip(states, action)):
-        at, uncapped = VisitedStates(state, c.alpha), contact_policy(state.status == SUBSCRIBED, []).allowed
+        at = VisitedStates(state, customers.alpha)
+        mask_without_caps = contact_policy(state.status == SUBSCRIBED, []).allowed
 
-        def table(price, values, scarcity=None):
-            return pair_table(*action_values(c, world, t, at, price, values[t + 1], scarcity), uncapped)
+        def values_of(price, next_values, scarcity=None):
+            values = action_values(customers, world, t, at, price, next_values, scarcity)
+            return pair_table(*values, mask_without_caps)
 
-        untold = table(0.0, free)
-        gained = (untold - untold[:, :1]).gather(1, sent[:, None])[:, 0]
-        lost, planned = torch.zeros_like(gained), torch.zeros_like(sent)
+        gain = values_of(0.0, no_contact_values[t + 1])
+        incremental_profit = (gain - gain[:, :1]).gather(1, sent[:, None])[:, 0]
+        lost_profit, planned_action = torch.zeros_like(incremental_profit), torch.zeros_like(sent)
         if bound is not None:
-            priced = table(bound.prices[t], best, bound.scarcity)
-            most, planned = priced.max(1)
-            lost = most - priced.gather(1, sent[:, None])[:, 0]
-        weeks.append((planned, lost, gained))
-    return tuple(torch.stack(x) for x in zip(*weeks))
+            priced = values_of(bound.prices[t], plan_values[t + 1], bound.scarcity)
+            best, planned_action = priced.max(1)
+            lost_profit = best - priced.gather(1, sent[:, None])[:, 0]
+        weeks.append(DecisionScores(planned_action, lost_profit, incremental_profit))
+    return DecisionScores(*(torch.stack(x) for x in zip(*weeks)))

@@ -14,7 +14,7 @@ from rlcore.exploration import floored
 
 
 class RankingPolicy(LoggingPolicy):
-    """A marketer's rule (envs/offers/policies/learned.py, Response) for the `share` of customers that it ranks first, and with
+    """A marketer's rule (envs/offers/policies/baselines.py, Response) for the `share` of customers that it ranks first, and with
     a share ε of decisions any valid pair."""
 
     def __init__(self, *, uplift: bool, share: float, epsilon: float):
@@ -42,7 +42,7 @@ class PricePerturbedPolicy(LoggingPolicy):
     def reset(self, env):
         c, world = env.customers, env.world
         values = best_plan(c, world, fast_no_contact_values(c, world), env.prices, contacts=env.contact_policy.contacts)[0] if self.plans else None
-        self.plan = Knapsack(c, world, "true θ", values=values, fee=0.0)
+        self.plan = KnapsackPolicy(c, world, "true θ", values=values, fee=0.0)
 
     def probs(self, env, obs, action_mask):
         steps = self.plan.increments(env.week, env.state, env.mask)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from envs.offers.evaluation.profit_decomposition import summary
-from envs.offers.evaluation.simulation import Market, play
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
+from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
 from envs.offers.planning.lagrangian_bound import dual
-from envs.offers.policies.rollover import planner
+from envs.offers.policies.rollover import planning_policy
 from scripts.benchmarks.common.timing import timed
 
 KEPT = ("score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "worst_week", "contact_rate")
@@ -33,12 +33,12 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
     )
     for n, size in sizes.items():
         generator = torch.Generator(device).manual_seed(seed)
-        market = Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules)
+        market = EvaluationMarket.from_sample(env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules)
         limit = dual(
             market.customers,
             world,
             market.no_contact_values,
-            market.start,
+            market.initial_state,
             market.budget,
             market.stock,
             market.rollover,
@@ -46,8 +46,8 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
             max_evaluations=size["evaluations"],
         )
         bound = {**bound, "first_price": limit.prices.tolist()}
-        policy = planner(market, limit, "true θ")
-        luck, best = [market.uniforms(generator) for _ in range(size["seasons"])], None
+        policy = planning_policy(market, limit, "true θ")
+        luck, best = [market.sample_uniforms(generator) for _ in range(size["seasons"])], None
         for name, rule in rules.items():
             seconds, result = timed(partial(play_seasons, policy, market, rule, luck, limit))
             best = best or result["score"]
@@ -62,6 +62,6 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
     return {"rules": rows}
 
 
-def play_seasons(policy, market: Market, rule, luck: list, limit) -> dict:
+def play_seasons(policy, market: EvaluationMarket, rule, luck: list, limit) -> dict:
     """Play one season a draw of luck under a rule; return their summary against the bound."""
-    return summary([play(policy, replace(market, rule=rule), u, limit) for u in luck], market, limit)
+    return summarise_seasons([simulate_season(policy, replace(market, budget_rule=rule), u, limit) for u in luck], market, limit)

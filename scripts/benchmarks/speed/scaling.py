@@ -13,11 +13,11 @@ from statistics import median
 
 import torch
 
-from envs.offers.evaluation.profit_decomposition import summary
-from envs.offers.evaluation.simulation import Market, play
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
+from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import dual
-from envs.offers.policies.learned import Response
+from envs.offers.policies.baselines import ResponseRanking
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.timing import cpu_seconds, peak_memory, ppo_stages, time_in_turns
 
@@ -93,21 +93,23 @@ def of_market(env, generator: torch.Generator, dtype: torch.dtype, n: int, seaso
     world, kept = env.world.to(env.device, dtype), {}
     opened = cpu_seconds(
         lambda: kept.update(
-            market=Market.open(env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules)
+            market=EvaluationMarket.from_sample(
+                env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules
+            )
         )
     )
     market = kept["market"]
     solved = cpu_seconds(lambda: kept.update(bound=dual(
-        market.customers, world, market.no_contact_values, market.start, market.budget, market.stock, market.rollover,
+        market.customers, world, market.no_contact_values, market.initial_state, market.budget, market.stock, market.rollover,
         contacts=market.contact_policy.contacts, **bound)))
     limit = kept["bound"]
     row = {"open_seconds": opened, "dual_seconds": solved, "tables_kept": limit.values is not None,
            "evaluations": limit.evaluations, "evaluation_seconds": solved / limit.evaluations,
            "certified": (limit.value - limit.certificate) / limit.gap, "dual_mib": peak_memory(env.device)}
     if season:
-        policy = Response(market.customers, world, uplift=True)
-        row["season_seconds"] = cpu_seconds(lambda: kept.update(summary=summary(
-            [play(policy, market, market.uniforms(generator), limit)], market, limit)))
+        policy = ResponseRanking(market.customers, world, uplift=True)
+        row["season_seconds"] = cpu_seconds(lambda: kept.update(summary=summarise_seasons(
+            [simulate_season(policy, market, market.sample_uniforms(generator), limit)], market, limit)))
         row |= {"score": kept["summary"]["score"], "season_mib": peak_memory(env.device)}
     return row
 
@@ -138,7 +140,7 @@ def of_weeks(
     season = list(islice(index * math.ceil(weeks / len(index)), weeks))
     env = partial(env, world=partial(world, season=season), num_agents=n)(device, seed)
     world = env.world.to(device, dtype)
-    market = Market.open(
+    market = EvaluationMarket.from_sample(
         env.population.draw(n, torch.Generator(device).manual_seed(seed), "test"), world, env.budget, env.contact_rules
     )
 
@@ -147,7 +149,7 @@ def of_weeks(
             market.customers,
             world,
             market.no_contact_values,
-            market.start,
+            market.initial_state,
             market.budget,
             first_price=1.0,
             tolerance=0.0,

@@ -234,21 +234,21 @@ def test_goals_are_worth_at_the_price_drawn(season):
 
 
 def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
-    env = offers(evaluation={"grid": {"low": 0.01, "high": 200.0, "points": 96}})
+    env = offers(evaluation={"price_grid": {"low": 0.01, "high": 200.0, "points": 96}})
     judge = env.evaluation(env)
-    market = judge._market(300, 1, "test", env.budget)
+    market = judge.make_market(300, 1, "test", env.budget)
     head = torch.randn(env.context_dim, 30, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 8, 30)
     setting = None, env.codec, market.customers, judge.world, market.features
-    exact = Valued(GreedyPolicy((6, 5), lambda x, mask: x @ head, None, observes_price=False), *setting)
+    exact = ValueKnapsackPolicy(GreedyPolicy((6, 5), lambda x, mask: x @ head, None, observes_price=False), *setting)
     values = GreedyPolicy((6, 5), lambda obs, mask: obs[:, :env.context_dim] @ head, None, observes_price=True)
-    priced = PricedValues(values, *setting, prices=judge.prices, drift=0.0)
-    allowed = market.contact_policy(market.start.status == SUBSCRIBED, [])
-    context, spend = exact.look(slice(None), 0, market.start, allowed)
+    priced = PriceGridValuePolicy(values, *setting, prices=judge.prices, drift=0.0)
+    allowed = market.contact_policy(market.initial_state.status == SUBSCRIBED, [])
+    context, spend = exact.context_and_spend(slice(None), 0, market.initial_state, allowed)
     worth = (context @ head).masked_fill(~allowed.pairs, -torch.inf).double()
     for price in (0.5, 3.0, 20.0):
         earned = []
         for policy in (exact, priced):
-            steps = policy.increments(0, market.start, allowed)
+            steps = policy.increments(0, market.initial_state, allowed)
             taken = (steps.price >= price).sum(1)
             action = torch.cat((torch.zeros_like(steps.action[:, :1]), steps.action), 1)
             if policy is priced:  # steps of the grid: the last that is one

@@ -15,12 +15,12 @@ from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, linear_program, no_contac
 from scipy.optimize import linprog
 from small_offers import small_evaluation
 
-from envs.offers.evaluation.profit_decomposition import summary
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
 from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.planning.knapsack import Increments, clear
-from envs.offers.evaluation.simulation import Market, play
-from envs.offers.policies.learned import Knapsack
-from envs.offers.policies.rollover import Saving, carried, price_path
+from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
+from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, price_path
 from envs.offers.constraints.budget_account import DAYS_PER_WEEK, BudgetAccount
 from envs.offers.constraints.budget_rules import BufferedSpend, ExpectedSpend, ReservedSpend
 
@@ -279,16 +279,16 @@ def opened(n: int, season: list | None = None, seed: int = 1, **budget):
     catalogue = load("catalogue/default")
     world = load("world/full", catalogue, load("reward/default"), season=season or list(node("world/full").season))
     population = load("population/synthetic", catalogue, reference_size=1000)
-    made = Market.open(population.draw(n, seeded(seed), "test"), world.to("cpu", torch.float64),
+    made = EvaluationMarket.from_sample(population.draw(n, seeded(seed), "test"), world.to("cpu", torch.float64),
                        load("budget/expected", **budget), load("contact_rules/none", catalogue, population))
-    return made, dual(made.customers, made.world, made.no_contact_values, made.start, made.budget, made.stock, made.rollover,
+    return made, dual(made.customers, made.world, made.no_contact_values, made.initial_state, made.budget, made.stock, made.rollover,
                       **{**DUAL_SOLVER, "tolerance": 1e-3})
 
 
 def luck(market, seasons: int) -> list:
     """Draw the randomness of seasons."""
     g = seeded(5)
-    return [market.uniforms(g) for _ in range(seasons)]
+    return [market.sample_uniforms(g) for _ in range(seasons)]
 
 
 class Dearest:
@@ -310,7 +310,7 @@ class Dearest:
 @pytest.mark.parametrize("rollover", [False, True])
 def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
     strict = replace(market[0], rule=rule, rollover=rollover)
-    honest = Knapsack(strict.customers, strict.world, "true θ", values=market[1].values, fee=0.0)
+    honest = KnapsackPolicy(strict.customers, strict.world, "true θ", values=market[1].values, fee=0.0)
 
     class Optimist:  # redemptions are three times what it forecasts
         information = "true θ"
@@ -322,20 +322,20 @@ def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
     limit = strict.budget.cumsum(0) if rollover else strict.budget
     for policy in (honest, Optimist(), Dearest(strict, 0.0), Dearest(strict, 2.57)):
         for u in luck(strict, 2):
-            record = play(policy, strict, u)
-            paid = record.paid.sum(1)
+            record = simulate_season(policy, strict, u)
+            paid = record.realised_spend.sum(1)
             assert ((paid.cumsum(0) if rollover else paid) <= limit).all()
             assert (record.action > 0).any()
-    record = play(Optimist(), replace(strict, rule=ExpectedSpend()), luck(strict, 1)[0])
-    assert (record.paid.sum(1) > strict.budget).any()  # which the soft rule lets through
+    record = simulate_season(Optimist(), replace(strict, budget_rule=ExpectedSpend()), luck(strict, 1)[0])
+    assert (record.realised_spend.sum(1) > strict.budget).any()  # which the soft rule lets through
 
 
 def test_each_rule_costs_what_it_should(market):
     made, bound = market
-    policy = Knapsack(made.customers, made.world, "true θ", values=bound.values, fee=0.0)
+    policy = KnapsackPolicy(made.customers, made.world, "true θ", values=bound.values, fee=0.0)
     rules = [ExpectedSpend(), ReservedSpend(sends_per_week=7, validity_days=1), ReservedSpend(sends_per_week=2, validity_days=1),
              ReservedSpend(sends_per_week=1, validity_days=1)]
-    rows = [summary([play(policy, replace(made, rule=rule), u, bound) for u in luck(made, 4)], made, bound) for rule in rules]
+    rows = [summarise_seasons([simulate_season(policy, replace(made, budget_rule=rule), u, bound) for u in luck(made, 4)], made, bound) for rule in rules]
     scores = [row["score"] for row in rows]
     assert scores == sorted(scores, reverse=True) and scores[0] > 0.97 and scores[1] > 0.7 and scores[3] > 0.2
     assert rows[0]["weeks_breached"] > 0.2 and all(row["weeks_breached"] == 0 for row in rows[1:])
@@ -380,23 +380,23 @@ def test_rolling_over_is_worth_no_less_and_a_season_no_less_still():
 def test_both_accounts_agree_under_roll_over_and_stock(rule):
     """E Σ A⁰ + E Σ ρ + Σ λ (B − E spend) + Σ ν (stock − E redeemed) = L − J(none), whatever the policy."""
     market, bound = opened(60, rollover=True, stock={"euro_0_50": 0.05, "euro_2_50": 0.01})
-    market = replace(market, rule=rule)
+    market = replace(market, budget_rule=rule)
     assert bound.scarcity.max() > 0.1
     for values in (None, bound.values):
-        policy = Knapsack(market.customers, market.world, "true θ", values=values, fee=0.0, scarcity=bound.scarcity)
-        records = [play(Saving(policy, carried(bound.prices)), market, u, bound) for u in luck(market, 12)]
+        policy = KnapsackPolicy(market.customers, market.world, "true θ", values=values, fee=0.0, scarcity=bound.scarcity)
+        records = [simulate_season(ReservationPricePolicy(policy, carry_over_value(bound.prices)), market, u, bound) for u in luck(market, 12)]
         sums, behind = [], []
         for r in records:
             offer = (r.action // CHANNELS).flatten()
-            taken = torch.zeros(OFFERS, dtype=torch.float64).index_add(0, offer, r.redeem.flatten())
-            idle = (bound.prices * (market.budget - r.spend.sum(1))).sum()
+            taken = torch.zeros(OFFERS, dtype=torch.float64).index_add(0, offer, r.redeem_probability.flatten())
+            idle = (bound.prices * (market.budget - r.expected_spend.sum(1))).sum()
             unused = (bound.scarcity * (bound.stock - taken).nan_to_num(posinf=0)).sum()
-            sums.append((r.gained.sum() + r.lost.sum() + idle + unused) / bound.gap)
-            behind.append((r.lost.sum() + idle + unused) / bound.gap)
+            sums.append((r.incremental_profit.sum() + r.lost_profit.sum() + idle + unused) / bound.gap)
+            behind.append((r.lost_profit.sum() + idle + unused) / bound.gap)
         sums = torch.stack(sums)
         error = sums.std() / len(sums) ** 0.5
         assert error < 0.06 and abs(sums.mean() - 1) < 4 * error
-        row = summary(records, market, bound)
+        row = summarise_seasons(records, market, bound)
         assert row["score"] == pytest.approx(1 - torch.stack(behind).mean().item())
         cause = row["lost"]["cause"]
         assert sum(cause.values()) == pytest.approx(1 - row["score"]) and cause["unused stock"] >= 0
@@ -433,11 +433,11 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
     assert rolling[1].gap > 1.01 * weekly[1].gap and (rolling[1].prices.diff() <= 0).all()
     rows = {}
     for name, (market, bound), saves in (("weekly", weekly, False), ("rolling", rolling, True), ("spender", rolling, False)):
-        policy = Knapsack(market.customers, market.world, "true θ", values=bound.values, fee=0.0)
-        policy = Saving(policy, carried(bound.prices)) if saves else policy
-        records = [play(policy, market, u, bound) for u in luck(market, 6)]
-        rows[name] = summary(records, market, bound)
-        rows[name]["by week"] = torch.stack([r.spend.sum(1) for r in records]).mean(0) / market.budget.mean()
+        policy = KnapsackPolicy(market.customers, market.world, "true θ", values=bound.values, fee=0.0)
+        policy = ReservationPricePolicy(policy, carry_over_value(bound.prices)) if saves else policy
+        records = [simulate_season(policy, market, u, bound) for u in luck(market, 6)]
+        rows[name] = summarise_seasons(records, market, bound)
+        rows[name]["by week"] = torch.stack([r.expected_spend.sum(1) for r in records]).mean(0) / market.budget.mean()
     assert rows["rolling"]["incremental_profit"] > 1.005 * rows["weekly"]["incremental_profit"]
     assert rows["rolling"]["incremental_profit"] > rows["spender"]["incremental_profit"]
     quiet, peak = (rows["rolling"]["by week"][x].mean() for x in (slice(2, 8), slice(8, 12)))
@@ -448,7 +448,7 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
 # ── a whole evaluation, and bad input ───────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("rollover", [False, True])
 def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
-    evaluation = small_evaluation(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2})
+    evaluation = small_evaluation(customers=40, seasons=1, regression_customers=300, fees=[0.5], bound={"tolerance": 1e-2})
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     report = evaluation.evaluate(None, "")
     metrics = json.loads(json.dumps(report.to_metrics(), allow_nan=False))
@@ -457,11 +457,11 @@ def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
     assert all(row["weeks_breached"] == 0 and row["score"] <= 1 for row in metrics["hard"]["policies"].values())
     assert metrics["hard"]["policies"]["planning"]["score"] > 0.3
     if rollover:  # no week clears below what money is worth in the next
-        worth = carried(torch.tensor(metrics["bound"]["prices"]))
+        worth = carry_over_value(torch.tensor(metrics["bound"]["prices"]))
         assert (torch.tensor(metrics["policies"]["planning"]["prices"]) >= worth - 1e-6).all()
     first, second = (part.to_table() for part in report.parts().values())
     assert "expectation" in first.title and "never exceeded" in second.title and first.caption is None
-    evaluation = small_evaluation(customers=40, seasons=1, estimator=300, fees=[0.5], bound={"tolerance": 1e-2}, hard=None)
+    evaluation = small_evaluation(customers=40, seasons=1, regression_customers=300, fees=[0.5], bound={"tolerance": 1e-2}, hard_budget_rule=None)
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     alone = evaluation.evaluate(None, "")
     assert "hard" not in alone.to_metrics() and alone.to_metrics()["policies"] == metrics["policies"]

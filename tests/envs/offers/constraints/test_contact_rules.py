@@ -14,16 +14,14 @@ from hypothesis import given, settings, strategies as st
 from omegaconf import OmegaConf
 from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, FULL_SEASON, linear_program, with_budget
 
-from envs.offers.evaluation.profit_decomposition import summary
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
 from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
 from envs.offers.planning.knapsack import Increments, allowed_increments, clear, ranked
 from envs.offers.constraints.expressions import holds
-from envs.offers.evaluation.simulation import Market, play
-from policies import LogitsPolicy, greedy
-
-from policies import LogitsPolicy, greedy
-
-from envs.offers.policies.learned import Knapsack, Priced, Random, Response, Valued, outcomes
+from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
+from envs.offers.world.response import outcomes
+from envs.offers.policies.baselines import KnapsackPolicy, RandomContacts, ResponseRanking
+from envs.offers.policies.learned import PriceGridPolicy, ValueKnapsackPolicy
 from envs.offers.populations.base import Sample
 from envs.offers.planning.dynamic_program import best_plan
 from envs.offers.constraints.contact_rules import ContactPolicy, ContactRules
@@ -244,8 +242,8 @@ def masked():
         static[:, 0, 0] = True
         return ContactPolicy(rules.catalogue, static, (), rules.caps)
 
-    market = Market.open(sample, evaluation.world, env.budget, SimpleNamespace(policy=policy_of))
-    return SimpleNamespace(env=env, evaluation=evaluation, market=market, bound=evaluation.bound(market), policy_of=policy_of)
+    market = EvaluationMarket.from_sample(sample, evaluation.world, env.budget, SimpleNamespace(policy=policy_of))
+    return SimpleNamespace(env=env, evaluation=evaluation, market=market, bound=evaluation.solve_bound(market), policy_of=policy_of)
 
 
 def policies(masked) -> dict:
@@ -254,28 +252,28 @@ def policies(masked) -> dict:
     c, w = market.customers, market.world
     actor, head = torch.randn(env.obs_dim, 30, generator=g), torch.randn(env.context_dim, 30, generator=g)
     learned = (lambda x: torch.sigmoid(x @ head).view(-1, 6, 5), env.codec, c, w, market.features)
-    valued = Valued(greedy(lambda x: x @ head), *learned)
-    return {"greedy": Greedy(c, w), "stubborn": Stubborn(c, w), "random": Random(c, w, seed=0),
-            "propensity": Response(c, w, uplift=False), "uplift": Response(c, w, uplift=True),
-            "myopic": Knapsack(c, w, "", values=None, fee=0.0),
-            "planning": Knapsack(c, w, "", values=masked.bound.values, fee=0.0),
-            "priced": Priced(LogitsPolicy(lambda x: x @ actor), *learned, prices=masked.evaluation.prices, drift=0.0), "valued": valued,
-            "no budget": valued.uncleared(), "θ̂": masked.evaluation.guess(market)}
+    valued = ValueKnapsackPolicy(lambda x: x @ head, *learned)
+    return {"greedy": Greedy(c, w), "stubborn": Stubborn(c, w), "random": RandomContacts(c, w, seed=0),
+            "propensity": ResponseRanking(c, w, uplift=False), "uplift": ResponseRanking(c, w, uplift=True),
+            "myopic": KnapsackPolicy(c, w, "", values=None, fee=0.0),
+            "planning": KnapsackPolicy(c, w, "", values=masked.bound.values, fee=0.0),
+            "priced": PriceGridPolicy(lambda x: x @ actor, *learned, prices=masked.evaluation.prices, drift=0.0), "valued": valued,
+            "no budget": valued.without_budget(), "θ̂": masked.evaluation.certainty_equivalent_planner(market)}
 
 
 def test_no_policy_gets_a_masked_pair_through(masked):
     market = masked.market
     for name, policy in policies(masked).items():
-        record = play(policy, market, market.uniforms(torch.Generator().manual_seed(2)), masked.bound)
+        record = simulate_season(policy, market, market.sample_uniforms(torch.Generator().manual_seed(2)), masked.bound)
         sent = record.action > 0
         assert sent.any() or name == "greedy", name
         for t, action in enumerate(record.action):
             assert market.contact_policy.static.flatten(1).gather(1, action[:, None]).all(), name
             assert ((sent[max(t - 3, 0):t + 1].sum(0) <= 2) & (sent[:t + 1].sum(0) <= 3)).all(), name
         if name != "no budget":
-            assert (record.spend.sum(1) <= market.budget * (1 + 1e-9)).all() or name in ("priced", "valued"), name
-        assert record.lost.min() > -1e-9, name
-        assert market.contact_policy.static.flatten(1).gather(1, record.planned.T).all()
+            assert (record.expected_spend.sum(1) <= market.budget * (1 + 1e-9)).all() or name in ("priced", "valued"), name
+        assert record.lost_profit.min() > -1e-9, name
+        assert market.contact_policy.static.flatten(1).gather(1, record.planned_action.T).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -356,17 +354,17 @@ def test_both_accounts_of_the_score_agree_under_rules(masked):
     """What is gained over nothing and what is lost against the bound add up, caps counted among what is lost."""
     market, bound = masked.market, masked.bound
     uncapped = replace(market, contact_policy=replace(market.contact_policy, caps=()))
-    plan = Knapsack(market.customers, market.world, "", values=bound.values, fee=0.0)
+    plan = KnapsackPolicy(market.customers, market.world, "", values=bound.values, fee=0.0)
     g = torch.Generator().manual_seed(0)
-    u = [market.uniforms(g) for _ in range(12)]
+    u = [market.sample_uniforms(g) for _ in range(12)]
     score = {}
     for name, where in (("capped", market), ("free", uncapped)):
-        records = [play(plan, where, x, bound) for x in u]
-        sums = torch.stack([r.gained.sum() + r.lost.sum() + (bound.prices * (where.budget - r.spend.sum(1))).sum()
+        records = [simulate_season(plan, where, x, bound) for x in u]
+        sums = torch.stack([r.incremental_profit.sum() + r.lost_profit.sum() + (bound.prices * (where.budget - r.expected_spend.sum(1))).sum()
                             for r in records]) / bound.gap
         error = sums.std() / len(sums) ** 0.5
         assert error < 0.05 and abs(sums.mean() - 1) < 4 * error
-        score[name] = summary(records, where, bound)["score"]
+        score[name] = summarise_seasons(records, where, bound)["score"]
     assert score["capped"] < score["free"] - 0.02 and 0.9 < score["free"] <= 1 + 1e-9
 
 

@@ -13,16 +13,14 @@ from reference_world import references
 from rich.console import Console
 from small_offers import small_evaluation
 
-from envs.offers.evaluation.profit_decomposition import SEGMENTS, losses, lost_profit, paired, share_of_gap, summary
+from envs.offers.evaluation.profit_decomposition import SEGMENTS, decompose_gap, decompose_lost_profit, paired_difference, share_of_gap, summarise_seasons
 from envs.offers.planning.knapsack import clear
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.planning.state_values import VisitedStates
-from envs.offers.evaluation.simulation import Market, Record, play
-from policies import LogitsPolicy
-
-from policies import LogitsPolicy
-
-from envs.offers.policies.learned import Knapsack, Nothing, Priced, Random, Response, outcomes
+from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
+from envs.offers.world.response import outcomes
+from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking
+from envs.offers.policies.learned import PriceGridPolicy
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.world.customers import CustomerState
@@ -31,10 +29,10 @@ CHANNELS = 5
 POLICIES = ("none", "random", "myopic", "planning")
 
 
-def uniforms(market: Market, seasons: int, seed=0) -> list:
+def uniforms(market: EvaluationMarket, seasons: int, seed=0) -> list:
     """Draw the randomness of seasons."""
     generator = torch.Generator().manual_seed(seed)
-    return [market.uniforms(generator) for _ in range(seasons)]
+    return [market.sample_uniforms(generator) for _ in range(seasons)]
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +40,18 @@ def small():
     """80 customers, their bound, and 20 seasons of four policies under the same random numbers."""
     evaluation = small_evaluation()
     sample = evaluation.env.population.draw(80, torch.Generator().manual_seed(1), "test")
-    market = Market.open(sample, evaluation.world, evaluation.env.budget, evaluation.env.contact_rules)
-    bound, c, w = evaluation.bound(market), market.customers, market.world
+    market = EvaluationMarket.from_sample(sample, evaluation.world, evaluation.env.budget, evaluation.env.contact_rules)
+    bound, c, w = evaluation.solve_bound(market), market.customers, market.world
 
     def policy(name):
-        return {"none": Nothing, "random": lambda: Random(c, w, seed=0),
-                "myopic": lambda: Knapsack(c, w, "true θ", values=None, fee=0.0),
-                "planning": lambda: Knapsack(c, w, "true θ", values=bound.values, fee=0.0)}[name]()
+        return {"none": NoContact, "random": lambda: RandomContacts(c, w, seed=0),
+                "myopic": lambda: KnapsackPolicy(c, w, "true θ", values=None, fee=0.0),
+                "planning": lambda: KnapsackPolicy(c, w, "true θ", values=bound.values, fee=0.0)}[name]()
 
     u = uniforms(market, 20)
-    records = {name: [play(policy(name), market, x, bound) for x in u] for name in POLICIES}
+    records = {name: [simulate_season(policy(name), market, x, bound) for x in u] for name in POLICIES}
     return SimpleNamespace(market=market, bound=bound, policy=policy, u=u, records=records, evaluation=evaluation,
-                           rows={name: summary(records[name], market, bound) for name in POLICIES})
+                           rows={name: summarise_seasons(records[name], market, bound) for name in POLICIES})
 
 
 # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -70,7 +68,7 @@ def test_planning_is_next_to_the_bound_and_nobody_does_better(small):
 def test_both_accounts_of_the_score_agree_to_monte_carlo_error(small, name):
     """J(π) − J(none) = E Σ A⁰ and L − J(π) = E Σ ρ + Σ λ (B − E spend), so that they add up to L − J(none)."""
     bound, market = small.bound, small.market
-    sums = torch.stack([r.gained.sum() + r.lost.sum() + (bound.prices * (market.budget - r.spend.sum(1))).sum()
+    sums = torch.stack([r.incremental_profit.sum() + r.lost_profit.sum() + (bound.prices * (market.budget - r.expected_spend.sum(1))).sum()
                         for r in small.records[name]]) / bound.gap
     error = sums.std() / len(sums) ** 0.5
     assert error < 0.02
@@ -91,7 +89,7 @@ def test_score_is_the_share_of_attainable_profit(small):
 def test_interval_is_that_of_a_bootstrap_over_customers(small):
     bound = small.bound
     for name in ("myopic", "random"):
-        each, rest = losses(small.records[name], small.market, bound)
+        each, rest = decompose_gap(small.records[name], small.market, bound)
         fixed = bound.gap - bound.gain.sum()  # Σ λ·B
         i = torch.randint(80, (4000, 80), generator=torch.Generator().manual_seed(0))
         ratios = (each[i].sum(1) + rest) / (bound.gain[i].sum(1) + fixed)
@@ -104,14 +102,14 @@ def test_summary_counts_money_and_contacts(small):
     budget = small.market.budget
     for name, row in small.rows.items():
         records = small.records[name]
-        spend = sum(r.spend.sum().item() for r in records) / len(records)
+        spend = sum(r.expected_spend.sum().item() for r in records) / len(records)
         assert row["spend_ratio"] == pytest.approx(spend / budget.sum().item())
-        assert all((r.spend.sum(1) <= budget * (1 + 1e-9)).all() for r in records)
-        over = [paid > limit for r in records for paid, limit in zip(r.paid.sum(1).tolist(), budget.tolist())]
+        assert all((r.expected_spend.sum(1) <= budget * (1 + 1e-9)).all() for r in records)
+        over = [paid > limit for r in records for paid, limit in zip(r.realised_spend.sum(1).tolist(), budget.tolist())]
         assert row["weeks_breached"] == pytest.approx(sum(over) / len(over))
         sent = [a > 0 for r in records for a in r.action.flatten().tolist()]
         assert row["contact_rate"] == pytest.approx(sum(sent) / len(sent))
-        assert row["prices"] == pytest.approx([sum(p) / len(p) for p in zip(*(r.price.tolist() for r in records))])
+        assert row["prices"] == pytest.approx([sum(p) / len(p) for p in zip(*(r.clearing_price.tolist() for r in records))])
     assert small.rows["none"]["spend_ratio"] == small.rows["none"]["contact_rate"] == 0
     assert small.rows["planning"]["spend_ratio"] > 0.9
 
@@ -122,7 +120,7 @@ def test_a_season_equals_scalar_customers(small):
     market, bound, n = small.market, small.bound, 2
     people = references(market.customers[torch.arange(n)], market.world)
     v0, v = [r.no_contact_values() for r in people], [r.plan(bound.prices.tolist()) for r in people]
-    starts = list(zip(*(x[:n].tolist() for x in market.start)))
+    starts = list(zip(*(x[:n].tolist() for x in market.initial_state)))
     for name in ("random", "planning"):
         record, u = small.records[name][0], small.u[0]
         for i, (r, s) in enumerate(zip(people, starts)):
@@ -134,22 +132,22 @@ def test_a_season_equals_scalar_customers(small):
                 def near(field, expected):
                     assert getattr(record, field)[t, i].item() == pytest.approx(expected, abs=1e-8)
 
-                near("gained", r.q(s, t, a, v0[i][t + 1], 0.0) - v0[i][t][s])
-                near("lost", v[i][t][s] - r.q(s, t, a, v[i][t + 1], bound.prices[t].item()))
-                best = divmod(record.planned[t, i].item(), CHANNELS)
+                near("incremental_profit", r.q(s, t, a, v0[i][t + 1], 0.0) - v0[i][t][s])
+                near("lost_profit", v[i][t][s] - r.q(s, t, a, v[i][t + 1], bound.prices[t].item()))
+                best = divmod(record.planned_action[t, i].item(), CHANNELS)
                 assert r.q(s, t, best, v[i][t + 1], bound.prices[t].item()) == pytest.approx(v[i][t][s], abs=1e-8)
-                near("spend", r.spend(s, x, a))
+                near("expected_spend", r.expected_spend(s, x, a))
                 s, _, redeemed = r.draw(s, x, a, u[t, :, i].tolist())
-                near("paid", 0.0 if a == (0, 0) else r.values[a[0]] * redeemed + r.costs[a[1]])
+                near("realised_spend", 0.0 if a == (0, 0) else r.values[a[0]] * redeemed + r.costs[a[1]])
 
 
 def test_nothing_is_lost_by_the_plan_and_nothing_gained_by_silence(small):
     for records in small.records.values():
         for r in records:
-            assert (r.lost > -1e-9).all() and r.lost[r.action == r.planned].abs().max() < 1e-9
-            assert not r.gained[r.action == 0].any() and not r.paid[r.action == 0].any()
-    free = play(small.policy("myopic"), small.market, small.u[0])  # without a bound
-    assert not free.lost.any() and not free.planned.any()
+            assert (r.lost_profit > -1e-9).all() and r.lost_profit[r.action == r.planned_action].abs().max() < 1e-9
+            assert not r.incremental_profit[r.action == 0].any() and not r.realised_spend[r.action == 0].any()
+    free = simulate_season(small.policy("myopic"), small.market, small.u[0])  # without a bound
+    assert not free.lost_profit.any() and not free.planned_action.any()
     assert torch.equal(free.action, small.records["myopic"][0].action)
 
 
@@ -159,9 +157,9 @@ def test_the_same_policy_twice_leaves_the_same_record(small):
         for u, before in zip(small.u[:2], small.records[name]):
             if name == "random":  # it has a stream of its own, that goes on from season to season
                 continue
-            again = play(policy, small.market, u, small.bound)
-            assert all(torch.equal(getattr(again, f.name), getattr(before, f.name)) for f in fields(Record))
-    first, again = (play(small.policy("random"), small.market, small.u[0]) for _ in range(2))
+            again = simulate_season(policy, small.market, u, small.bound)
+            assert all(torch.equal(getattr(again, f.name), getattr(before, f.name)) for f in fields(SeasonRecord))
+    first, again = (simulate_season(small.policy("random"), small.market, small.u[0]) for _ in range(2))
     assert torch.equal(first.action, again.action) and torch.equal(first.action, small.records["random"][0].action)
     assert not torch.equal(small.records["random"][1].action, first.action)
 
@@ -170,7 +168,7 @@ def test_the_same_policy_twice_leaves_the_same_record(small):
 @pytest.mark.parametrize("name", POLICIES)
 def test_lost_profit_adds_up_by_every_split(small, name):
     row, lost = small.rows[name], small.rows[name]["lost"]
-    assert lost == lost_profit(small.records[name], small.market, small.bound)
+    assert lost == decompose_lost_profit(small.records[name], small.market, small.bound)
     total, unspent = 1 - row["score"], lost["cause"]["unspent budget"]
     assert sum(lost["cause"].values()) == pytest.approx(total)
     assert sum(lost["week_unspent"]) == pytest.approx(unspent)
@@ -189,14 +187,14 @@ def test_lost_profit_is_laid_to_its_cause(small):
         segment, channel = dict.fromkeys(SEGMENTS, 0.0), dict.fromkeys(names, 0.0)
         scale = small.bound.gap * len(records)
         for r in records:
-            for a, p, h, lost in zip(*(x.flatten().tolist() for x in (r.action, r.planned, r.habit, r.lost))):
+            for a, p, h, lost in zip(*(x.flatten().tolist() for x in (r.action, r.planned_action, r.habit, r.lost_profit))):
                 (o, k), (o_plan, k_plan) = divmod(a, CHANNELS), divmod(p, CHANNELS)
                 if a != p:
                     cause["missed contact" if o == 0 else "needless contact" if o_plan == 0 else
                           "wrong offer" if k == k_plan else "wrong channel"] += lost / scale
                     channel[names[k_plan if o_plan else k]] += lost / scale
                 segment[list(SEGMENTS)[h // 2]] += lost / scale
-        found = lost_profit(records, small.market, small.bound)
+        found = decompose_lost_profit(records, small.market, small.bound)
         del found["cause"]["unspent budget"]
         assert (found["cause"], found["segment"], found["channel"]) == (
             pytest.approx(cause), pytest.approx(segment), pytest.approx(channel))
@@ -212,8 +210,8 @@ def test_of_silence_all_is_missed_contact(small):
 
 def test_money_beyond_the_budget_is_no_gain(small):
     """Spend more than there was, as who misjudges what messages cost: what is left is worth nothing, not less."""
-    records = [replace(r, spend=3 * r.spend) for r in small.records["planning"]]
-    row, lost = summary(records, small.market, small.bound), sum(r.lost.sum() for r in records) / len(records)
+    records = [replace(r, spend=3 * r.expected_spend) for r in small.records["planning"]]
+    row, lost = summarise_seasons(records, small.market, small.bound), sum(r.lost_profit.sum() for r in records) / len(records)
     assert row["spend_ratio"] == pytest.approx(3 * small.rows["planning"]["spend_ratio"])
     assert row["lost"]["cause"]["unspent budget"] == 0 == sum(row["lost"]["week_unspent"])
     assert row["score"] == pytest.approx(1 - lost.item() / small.bound.gap) and row["score"] <= 1
@@ -222,10 +220,10 @@ def test_money_beyond_the_budget_is_no_gain(small):
 def test_paired_differences(small):
     records, rows = small.records, small.rows
     for name in POLICIES:
-        assert paired(records[name], records[name], small.market, small.bound) == [0, 0, 0]
-    ahead, low, high = paired(records["planning"], records["myopic"], small.market, small.bound)
+        assert paired_difference(records[name], records[name], small.market, small.bound) == [0, 0, 0]
+    ahead, low, high = paired_difference(records["planning"], records["myopic"], small.market, small.bound)
     assert ahead == pytest.approx(rows["planning"]["score"] - rows["myopic"]["score"])
-    behind = paired(records["myopic"], records["planning"], small.market, small.bound)
+    behind = paired_difference(records["myopic"], records["planning"], small.market, small.bound)
     assert behind == pytest.approx([-ahead, -high, -low])
     assert 0 < low < ahead < high
 
@@ -236,7 +234,7 @@ def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
     c, world, n = small.market.customers, small.market.world, 20
     g = torch.Generator().manual_seed(week)
     state = CustomerState(*(torch.randint(k, (80,), generator=g) for k in (6, 4, 3, 2)))
-    steps = Response(c, world, uplift=uplift).increments(week, state, small.market.contact_policy(state.status == 0, []))
+    steps = ResponseRanking(c, world, uplift=uplift).increments(week, state, small.market.contact_policy(state.status == 0, []))
     for i, r in enumerate(references(c[torch.arange(n)], world)):
         s, x = tuple(y[i].item() for y in state), world.season[week].item()
         score = steps.price[i, 0].item()
@@ -246,8 +244,8 @@ def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
         buy = {a: r.respond(s, x, a)[1] for a in r.pairs}
         best = max(r.pairs[1:], key=buy.get)
         assert divmod(steps.action[i, 0].item(), CHANNELS) == best
-        assert steps.spend[i, 0].item() == pytest.approx(r.spend(s, x, best))
-        gain = (r.margin + 0.5) * (buy[best] - buy[0, 0]) - r.spend(s, x, best)
+        assert steps.spend[i, 0].item() == pytest.approx(r.expected_spend(s, x, best))
+        gain = (r.margin + 0.5) * (buy[best] - buy[0, 0]) - r.expected_spend(s, x, best)
         assert score == pytest.approx(gain if uplift else buy[best])
 
 
@@ -262,8 +260,8 @@ def test_only_the_subscribed_are_contacted_and_only_as_can_be(small, name):
 
 def test_a_fee_is_charged_a_contact(small):
     def contacts(fee):
-        policy = Knapsack(small.market.customers, small.market.world, "", values=None, fee=fee)
-        return (play(policy, small.market, small.u[0]).action > 0).sum().item()
+        policy = KnapsackPolicy(small.market.customers, small.market.world, "", values=None, fee=fee)
+        return (simulate_season(policy, small.market, small.u[0]).action > 0).sum().item()
     assert contacts(0.0) > contacts(0.5) > contacts(3.0) > contacts(1e6) == 0
 
 
@@ -287,10 +285,10 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
         return torch.cat((none, contact.flatten(0, 1))).T
 
     drift = -0.04
-    policy = Priced(LogitsPolicy(logits), None, env.codec, c, world, market.features,
+    policy = PriceGridPolicy(logits, None, env.codec, c, world, market.features,
                     prices=small.evaluation.prices, drift=drift)
-    records = [play(policy, market, u, small.bound) for u in small.u[:8]]
-    ours, exact = summary(records, market, small.bound), summary(small.records["myopic"][:8], market, small.bound)
+    records = [simulate_season(policy, market, u, small.bound) for u in small.u[:8]]
+    ours, exact = summarise_seasons(records, market, small.bound), summarise_seasons(small.records["myopic"][:8], market, small.bound)
     assert ours["score"] == pytest.approx(exact["score"], abs=0.03)
     assert ours["contact_rate"] == pytest.approx(exact["contact_rate"], rel=0.05)
     assert ours["prices"] == pytest.approx(exact["prices"], rel=0.1)
@@ -308,9 +306,9 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
         return torch.arange(30.0).expand(len(obs), -1)
 
     def increments(status, head=lambda context: redeem):
-        policy = Priced(LogitsPolicy(logits), head, env.codec, market.customers, market.world, market.features,
+        policy = PriceGridPolicy(logits, head, env.codec, market.customers, market.world, market.features,
                         prices=small.evaluation.prices, drift=0.0)
-        state = market.start._replace(status=torch.full((80,), status))
+        state = market.initial_state._replace(status=torch.full((80,), status))
         return policy.information, policy.increments(0, state, market.contact_policy(state.status == 0, []))
 
     information, steps = increments(0)
@@ -318,7 +316,7 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
     torch.testing.assert_close(steps.spend[:, 0].double(), 2.5 * redeem[:, 5, 4].double() + 0.07)
     information, oracle = increments(0, None)
     assert information == "features, true spend"
-    true = outcomes(market.customers, market.world, 0, market.start).spend[:, 29]
+    true = outcomes(market.customers, market.world, 0, market.initial_state).spend[:, 29]
     torch.testing.assert_close(oracle.spend[:, 0], true)
     for gone in (1, 2):
         assert (increments(gone)[1].price == -torch.inf).all()
@@ -369,10 +367,10 @@ def test_a_senseless_share_is_refused(make_catalogue, r2):
 
 def test_planning_on_what_features_reveal_is_planning(small):
     market, evaluation = small.market, small.evaluation
-    guess = evaluation.guess(market)
+    guess = evaluation.certainty_equivalent_planner(market)
     assert guess.information == "features"
-    score = summary([play(guess, market, u, small.bound) for u in small.u[:8]], market, small.bound)["score"]
-    assert score > 0.97 * summary(small.records["planning"][:8], market, small.bound)["score"]
+    score = summarise_seasons([simulate_season(guess, market, u, small.bound) for u in small.u[:8]], market, small.bound)["score"]
+    assert score > 0.97 * summarise_seasons(small.records["planning"][:8], market, small.bound)["score"]
 
 
 # ── a whole evaluation ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -429,7 +427,7 @@ def test_rows_go_from_worst_to_best_and_say_what_they_know(whole):
 
 
 def test_an_evaluation_is_the_same_again_and_leaves_the_environment_alone(agent):
-    few = {"customers": 20, "others": 20, "seasons": 1, "validation": 20, "estimator": 200}
+    few = {"customers": 20, "tuning_customers": 20, "seasons": 1, "validation": 20, "regression_customers": 200}
     evaluation = small_evaluation(**few)
     before = evaluation.env.state_dict()["generator"].clone(), torch.get_rng_state()
     first, again = evaluation.evaluate(None, "").to_metrics(), small_evaluation(**few).evaluate(None, "").to_metrics()
@@ -447,15 +445,15 @@ def test_score_in_the_course_of_training(whole, agent):
 
 def test_the_fee_is_the_one_that_earns_most():
     evaluation = small_evaluation(fees=[50.0, 0.7, 0.0])
-    market = Market.open(evaluation.env.population.draw(100, torch.Generator().manual_seed(3), "train"),
+    market = EvaluationMarket.from_sample(evaluation.env.population.draw(100, torch.Generator().manual_seed(3), "train"),
                          evaluation.world, evaluation.env.budget, evaluation.env.contact_rules)
 
     def gain(fee):
-        policy = Knapsack(market.customers, market.world, "", values=None, fee=fee)
-        return sum(play(policy, market, u).gained.sum().item() for u in uniforms(market, 10))
+        policy = KnapsackPolicy(market.customers, market.world, "", values=None, fee=fee)
+        return sum(simulate_season(policy, market, u).gained.sum().item() for u in uniforms(market, 10))
 
     assert gain(0.7) > gain(0.0) + 10 and gain(50.0) < 1e-6 + gain(0.7)
-    assert evaluation.fee(market) == 0.7
+    assert evaluation.tune_fee(market) == 0.7
 
 
 def test_every_budget_of_the_frontier_has_its_own_bound(whole):

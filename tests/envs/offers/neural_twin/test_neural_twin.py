@@ -276,7 +276,7 @@ def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
     train(model)
     path = str(tmp_path / "neural.pt")
     checkpoint.save(path, {"name": "twin", "agent": model.state_dict(), "config": {"algo": OmegaConf.to_container(config)}})
-    small = {"customers": 30, "others": 20, "seasons": 1, "tuning_seasons": 1, "fees": [0.0, 0.5]}
+    small = {"customers": 30, "tuning_customers": 20, "seasons": 1, "tuning_seasons": 1, "fees": [0.0, 0.5]}
     twin = environment("offers_twin", twin=path, evaluation=small)
     assert isinstance(twin, NeuralEnv) and len(twin.twin.members) == 2
     report = twin.evaluation(twin).evaluate(None, "none")

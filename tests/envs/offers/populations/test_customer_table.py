@@ -19,9 +19,9 @@ from scripts import example_shop
 pytest.importorskip("pandas")
 ROOT = Path(__file__).parents[4]
 SMALL = ["env.num_agents=48", "algo.minibatches=4", "algo.network.hidden=[16]", "algo.auxiliary.hidden=[8]", "algo.eval_every=2",
-         "env.evaluation.customers=30", "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.others=20",
-         "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.estimator=300",
-         "env.evaluation.grid.points=8", "env.evaluation.bound.max_evaluations=12", "device=cpu"]
+         "env.evaluation.customers=30", "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.tuning_customers=20",
+         "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.regression_customers=300",
+         "env.evaluation.price_grid.points=8", "env.evaluation.bound.max_evaluations=12", "device=cpu"]
 
 
 @pytest.fixture(scope="module")

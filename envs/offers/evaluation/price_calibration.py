@@ -1,0 +1,61 @@
+"""What a deployed policy is told of the price: the drift, or the whole path, that the policy itself will cause."""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from envs.offers.constraints.budget_rules import ExpectedSpend
+from envs.offers.evaluation.simulation import EvaluationMarket
+from envs.offers.policies.rollover import RecordingPolicy, ReservationPricePolicy, price_path
+from rlcore.algorithm import Algorithm
+
+if TYPE_CHECKING:
+    from envs.offers.evaluation.evaluator import OffersEvaluator
+
+
+def calibrate_price_drift(evaluator: OffersEvaluator, algorithm: Algorithm, market: EvaluationMarket) -> float:
+    """Find the drift of the log price a week that an algorithm's policy causes when it is told that drift.
+
+    A fixed point, approached over the evaluator's calibration seasons; 0 for a policy that does not observe the price.
+    """
+    if not algorithm.policy.observes_price:
+        return 0.0
+    low, high = evaluator.env.drift_range
+    drift = (low + high) / 2
+    for _ in range(evaluator.calibration_seasons):
+        policy = evaluator.deploy_at_drift(algorithm, market, drift)
+        record = evaluator.simulate_calibration_season(policy, market)
+        drift = fit_drift(evaluator, record.clearing_price)
+    return drift
+
+
+def fit_drift(evaluator: OffersEvaluator, path: Tensor) -> float:
+    """Return the slope of the logarithm of prices [T] by least squares, clipped to the drifts that training has seen."""
+    low, high = evaluator.env.drift_range
+    week = torch.arange(len(path), device=path.device, dtype=torch.float64)
+    week = week - week.mean()
+    log_price = path.double().clamp_min(evaluator.prices[-1]).log()
+    return ((week * log_price).sum() / week.square().sum()).clamp(low, high).item()
+
+
+def calibrate_price_path(evaluator: OffersEvaluator, algorithm: Algorithm, market: EvaluationMarket) -> tuple[float, Tensor]:
+    """Find the prices [T], never rising, at which a policy uses a budget that rolls over, and their drift.
+
+    Seasons simulated before the comparison show what the policy would buy in each week at every price. The first season has the
+    same money every week; the next buy everything that is worth the prices found so far.
+    """
+    even_market = replace(market, budget=market.budget.mean().expand_as(market.budget), rollover=False)
+    unlimited_market = replace(market, budget=torch.full_like(market.budget, torch.inf), budget_rule=ExpectedSpend())
+    drift, path = calibrate_price_drift(evaluator, algorithm, even_market), None
+    for _ in range(1 + evaluator.calibration_seasons):
+        policy = RecordingPolicy(evaluator.deploy_at_drift(algorithm, market, drift))
+        if path is None:
+            evaluator.simulate_calibration_season(policy, even_market)
+        else:
+            evaluator.simulate_calibration_season(ReservationPricePolicy(policy, path), unlimited_market)
+        path = price_path(policy.weeks, market.budget)
+        drift = fit_drift(evaluator, path) if algorithm.policy.observes_price else 0.0
+    return drift, path

@@ -1,0 +1,56 @@
+"""The contract of a policy that serves a season, and the tables by action that policies share."""
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from envs.offers.constraints.contact_rules import ActionMask
+from envs.offers.planning.batching import batches
+from envs.offers.planning.knapsack import Increments, concat_increments
+from envs.offers.world import response
+from envs.offers.world.customers import CustomerState, Customers, World
+from envs.offers.world.history import History
+from envs.offers.world.response import Outcome
+
+
+class SeasonPolicy(Protocol):
+    """A policy for the N customers of one market, asked week by week what it would send as the price of budget falls."""
+
+    information: str  #: what the policy knows of a customer: "none", "features", "true θ" …
+
+    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+        """Return the increments of all customers in a week (from 0), of actions that the mask allows."""
+
+
+class BatchedPolicy:
+    """Base of policies that compute the increments of one batch of customers at a time, so that memory stays bounded."""
+
+    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+        """Return the increments of all customers, concatenated over the batches."""
+        parts = []
+        for rows in batches(state.status):
+            batch_state = CustomerState(*(x[rows] for x in state))
+            parts.append(self.batch_increments(rows, week, batch_state, mask.take(rows)))
+        return parts[0] if len(parts) == 1 else concat_increments(parts)
+
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+        """Return the increments of the customers in `rows`, whose states and mask are given."""
+        raise NotImplementedError
+
+
+def pair_table(no_contact: Tensor, contact: Tensor, action_mask: Tensor) -> Tensor:
+    """Lay out values by flat action, [N, P], from those of no contact [N] and of contacts [O, C, N]; −inf where masked."""
+    first = no_contact.expand(1, contact.shape[1], -1)
+    return torch.cat((first, contact)).flatten(0, 1).T.masked_fill(~action_mask, -torch.inf)
+
+
+def outcome_table(customers: Customers, world: World, week: int, state: CustomerState, history: History | None) -> Outcome:
+    """Return the outcome of every flat action for every customer, [N, P] each.
+
+    Customers of a neural twin respond by their history, all others by their state.
+    """
+    if isinstance(customers, Customers):
+        return response.outcomes(customers, world, week, state)
+    return customers.outcomes(world, week, state, history)

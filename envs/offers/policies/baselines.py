@@ -1,0 +1,103 @@
+"""Policies that need no training: no contact, random contacts, the trade's rankings, and the knapsack of a week."""
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from envs.offers.constraints.contact_rules import ActionMask
+from envs.offers.planning.dynamic_program import action_values
+from envs.offers.planning.knapsack import Increments, ranked, upper_hull
+from envs.offers.planning.state_values import StateValues, VisitedStates
+from envs.offers.policies.base import BatchedPolicy, outcome_table, pair_table
+from envs.offers.world import response
+from envs.offers.world.customers import CustomerState, Customers, World
+
+
+class NoContact:
+    """Never contact anyone."""
+
+    information = "none"
+
+    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+        """Return increments without a step."""
+        zeros = torch.zeros_like(state.status)
+        return ranked(torch.full(zeros.shape, -torch.inf, device=zeros.device), zeros.double(), zeros)
+
+
+class RandomContacts(BatchedPolicy):
+    """A contact drawn uniformly from those allowed, customers in random order, until the budget is spent."""
+
+    information = "none"
+
+    def __init__(self, customers: Customers, world: World, *, seed: int):
+        self.customers, self.world = customers, world
+        self.generator = torch.Generator(world.season.device).manual_seed(seed)
+
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+        """Return one step a customer who may be contacted, at a random rank."""
+        customers = self.customers[rows]
+        n, codec = len(customers), self.world.catalogue.action_codec
+        spend = outcome_table(customers, self.world, week, state, mask.history).spend
+        u_action = torch.rand(n, generator=self.generator, device=spend.device)
+        u_rank = torch.rand(n, generator=self.generator, device=spend.device)
+        num_allowed = mask.allowed[:, codec.contacts].long().cumsum(1)
+        nth_allowed = (u_action * num_allowed[:, -1]).long()
+        contact = (num_allowed <= nth_allowed[:, None]).sum(1).clamp_max(num_allowed.shape[1] - 1)
+        action = codec.nth_contact(contact)
+        rank = torch.where(num_allowed[:, -1] > 0, u_rank, -torch.inf)
+        return ranked(rank, spend.gather(1, action[:, None])[:, 0], action)
+
+
+class ResponseRanking(BatchedPolicy):
+    """The trade's two habits: rank customers by the probability of a purchase (`propensity`), or by how much profit the rise of
+    that probability earns this week (`uplift`); send each the contact of the highest probability."""
+
+    information = "true θ"
+
+    def __init__(self, customers: Customers, world: World, *, uplift: bool):
+        self.customers, self.world, self.uplift = customers, world, uplift
+
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+        """Return one step a customer who may be contacted, ranked."""
+        codec, customers = self.world.catalogue.action_codec, self.customers[rows]
+        outcome = outcome_table(customers, self.world, week, state, mask.history)
+        purchase = outcome.redeem + outcome.buy
+        score, contact = purchase[:, codec.contacts].masked_fill(~mask.allowed[:, codec.contacts], -torch.inf).max(1)
+        action = codec.nth_contact(contact)
+        spend = outcome.spend.gather(1, action[:, None])[:, 0]
+        if self.uplift:
+            margin = customers.earns(week, state, mask.history) + self.world.reward.trips
+            score = margin * (score - purchase[:, 0]) - spend
+        return ranked(score, spend, action)
+
+
+class KnapsackPolicy(BatchedPolicy):
+    """The exact knapsack of the week on expected spend and expected value.
+
+    `values` are the V of weeks 1..T+1 or a function that computes those of a week for some rows: the policy then plans; None
+    leaves the future out (myopic). `fee` is charged a contact, money: the trade's way to mind the future without a plan.
+    `scarcity` [O+1] is the price of a redemption of each offer, where its stock is short.
+    """
+
+    def __init__(self, customers: Customers, world: World, information: str, *, fee: float,
+                 values: list[StateValues] | Callable[[int, slice], StateValues] | None, scarcity: Tensor | None = None):
+        self.customers, self.world, self.information = customers, world, information
+        self.values, self.fee, self.scarcity = values, fee, scarcity
+
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+        """Return the efficient increments of every customer."""
+        customers = self.customers[rows]
+        next_values = self._next_values(week, rows)
+        no_contact, contact = action_values(customers, self.world, week, VisitedStates(state, customers.alpha), 0.0,
+                                            next_values, self.scarcity)
+        spend = response.outcomes(customers, self.world, week, state).spend
+        return upper_hull(pair_table(no_contact, contact - self.fee, mask.allowed), spend)
+
+    def _next_values(self, week: int, rows: slice) -> StateValues | None:
+        if not self.values:
+            return None
+        if callable(self.values):
+            return self.values(week + 1, rows)
+        return self.values[week + 1].take(rows)

@@ -8,20 +8,20 @@ from envs.data_collection import LoggingPolicy
 from envs.offers.planning.dynamic_program import best_plan
 from envs.offers.planning.knapsack import Increments
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
-from envs.offers.policies.learned import Knapsack, Response
+from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
 from envs.offers.world.response import utility
 from rlcore.exploration import floored
 
 
 class RankingPolicy(LoggingPolicy):
-    """A marketer's rule (envs/offers/policies/baselines.py, Response) for the `share` of customers that it ranks first, and with
+    """A marketer's rule (envs/offers/policies/baselines.py, ResponseRanking) for the `share` of customers that it ranks first, and with
     a share ε of decisions any valid pair."""
 
     def __init__(self, *, uplift: bool, share: float, epsilon: float):
         self.uplift, self.share, self.epsilon = uplift, share, epsilon
 
     def probs(self, env, obs, action_mask):
-        steps = Response(env.customers, env.world, uplift=self.uplift).increments(env.week, env.state, env.mask)
+        steps = ResponseRanking(env.customers, env.world, uplift=self.uplift).increments(env.week, env.state, env.mask)
         score, action = steps.price[:, 0], steps.action[:, 0]
         first = score.argsort(descending=True, stable=True)[:round(self.share * len(score))]
         chosen = torch.zeros_like(action)

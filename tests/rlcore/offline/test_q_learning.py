@@ -14,7 +14,7 @@ from offline_learners import SPEND, Tabular, logged, make, offers
 from reference_offline import bcq_loss, chain_values, cql_loss, target
 from toy_envs import Chain, Endless, ppo_config, train
 
-from envs.offers.policies.learned import PricedValues, Valued
+from envs.offers.policies.learned import PriceGridValuePolicy, ValueKnapsackPolicy
 from envs.offers.world.customers import CHURNED, SUBSCRIBED
 from envs.offers.logs.variance_reduction import VarianceReduction
 from rlcore.action_values import FactoredActionValues, GreedyPolicy

@@ -12,6 +12,7 @@ import torch
 from configs import load, node
 from hypothesis import given, settings, strategies as st
 from omegaconf import OmegaConf
+from policies import LogitsPolicy, greedy
 from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, FULL_SEASON, linear_program, with_budget
 
 from envs.offers.evaluation.profit_decomposition import summarise_seasons
@@ -252,12 +253,14 @@ def policies(masked) -> dict:
     c, w = market.customers, market.world
     actor, head = torch.randn(env.obs_dim, 30, generator=g), torch.randn(env.context_dim, 30, generator=g)
     learned = (lambda x: torch.sigmoid(x @ head).view(-1, 6, 5), env.codec, c, w, market.features)
-    valued = ValueKnapsackPolicy(lambda x: x @ head, *learned)
+    valued = ValueKnapsackPolicy(greedy(lambda x: x @ head), *learned)
     return {"greedy": Greedy(c, w), "stubborn": Stubborn(c, w), "random": RandomContacts(c, w, seed=0),
             "propensity": ResponseRanking(c, w, uplift=False), "uplift": ResponseRanking(c, w, uplift=True),
             "myopic": KnapsackPolicy(c, w, "", values=None, fee=0.0),
             "planning": KnapsackPolicy(c, w, "", values=masked.bound.values, fee=0.0),
-            "priced": PriceGridPolicy(lambda x: x @ actor, *learned, prices=masked.evaluation.prices, drift=0.0), "valued": valued,
+            "priced": PriceGridPolicy(LogitsPolicy(lambda x: x @ actor), *learned, prices=masked.evaluation.prices,
+                                      drift=0.0),
+            "valued": valued,
             "no budget": valued.without_budget(), "θ̂": masked.evaluation.certainty_equivalent_planner(market)}
 
 

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from configs import load
+from policies import LogitsPolicy
 from reference_world import references
 from rich.console import Console
 from small_offers import small_evaluation
 
-from envs.offers.evaluation.profit_decomposition import SEGMENTS, decompose_gap, decompose_lost_profit, paired_difference, share_of_gap, summarise_seasons
+from envs.offers.evaluation.profit_decomposition import (SEGMENTS, decompose_gap, decompose_lost_profit, paired_difference,
+                                                         share_of_gap, summarise_seasons)
 from envs.offers.planning.knapsack import clear
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.planning.state_values import VisitedStates
@@ -136,7 +138,7 @@ def test_a_season_equals_scalar_customers(small):
                 near("lost_profit", v[i][t][s] - r.q(s, t, a, v[i][t + 1], bound.prices[t].item()))
                 best = divmod(record.planned_action[t, i].item(), CHANNELS)
                 assert r.q(s, t, best, v[i][t + 1], bound.prices[t].item()) == pytest.approx(v[i][t][s], abs=1e-8)
-                near("expected_spend", r.expected_spend(s, x, a))
+                near("expected_spend", r.spend(s, x, a))
                 s, _, redeemed = r.draw(s, x, a, u[t, :, i].tolist())
                 near("realised_spend", 0.0 if a == (0, 0) else r.values[a[0]] * redeemed + r.costs[a[1]])
 
@@ -210,7 +212,7 @@ def test_of_silence_all_is_missed_contact(small):
 
 def test_money_beyond_the_budget_is_no_gain(small):
     """Spend more than there was, as who misjudges what messages cost: what is left is worth nothing, not less."""
-    records = [replace(r, spend=3 * r.expected_spend) for r in small.records["planning"]]
+    records = [replace(r, expected_spend=3 * r.expected_spend) for r in small.records["planning"]]
     row, lost = summarise_seasons(records, small.market, small.bound), sum(r.lost_profit.sum() for r in records) / len(records)
     assert row["spend_ratio"] == pytest.approx(3 * small.rows["planning"]["spend_ratio"])
     assert row["lost"]["cause"]["unspent budget"] == 0 == sum(row["lost"]["week_unspent"])
@@ -244,8 +246,8 @@ def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
         buy = {a: r.respond(s, x, a)[1] for a in r.pairs}
         best = max(r.pairs[1:], key=buy.get)
         assert divmod(steps.action[i, 0].item(), CHANNELS) == best
-        assert steps.spend[i, 0].item() == pytest.approx(r.expected_spend(s, x, best))
-        gain = (r.margin + 0.5) * (buy[best] - buy[0, 0]) - r.expected_spend(s, x, best)
+        assert steps.spend[i, 0].item() == pytest.approx(r.spend(s, x, best))
+        gain = (r.margin + 0.5) * (buy[best] - buy[0, 0]) - r.spend(s, x, best)
         assert score == pytest.approx(gain if uplift else buy[best])
 
 
@@ -285,8 +287,8 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
         return torch.cat((none, contact.flatten(0, 1))).T
 
     drift = -0.04
-    policy = PriceGridPolicy(logits, None, env.codec, c, world, market.features,
-                    prices=small.evaluation.prices, drift=drift)
+    policy = PriceGridPolicy(LogitsPolicy(logits), None, env.codec, c, world, market.features,
+                             prices=small.evaluation.prices, drift=drift)
     records = [simulate_season(policy, market, u, small.bound) for u in small.u[:8]]
     ours, exact = summarise_seasons(records, market, small.bound), summarise_seasons(small.records["myopic"][:8], market, small.bound)
     assert ours["score"] == pytest.approx(exact["score"], abs=0.03)
@@ -306,8 +308,8 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
         return torch.arange(30.0).expand(len(obs), -1)
 
     def increments(status, head=lambda context: redeem):
-        policy = PriceGridPolicy(logits, head, env.codec, market.customers, market.world, market.features,
-                        prices=small.evaluation.prices, drift=0.0)
+        policy = PriceGridPolicy(LogitsPolicy(logits), head, env.codec, market.customers, market.world,
+                                 market.features, prices=small.evaluation.prices, drift=0.0)
         state = market.initial_state._replace(status=torch.full((80,), status))
         return policy.information, policy.increments(0, state, market.contact_policy(state.status == 0, []))
 

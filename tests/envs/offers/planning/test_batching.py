@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 from configs import load
+from policies import LogitsPolicy
 
 from envs.offers.planning import batching
 from envs.offers.evaluation.profit_decomposition import summarise_seasons
@@ -36,8 +37,8 @@ def whole():
     policies = {"none": NoContact(), "uplift": ResponseRanking(c, world, uplift=True),
                 "myopic": KnapsackPolicy(c, world, "", values=None, fee=0.0),
                 "planning": planning_policy(market, bound, ""),
-                "learned": PriceGridPolicy(lambda obs: obs @ weight, None, env.codec, c, world, market.features,
-                                  prices=torch.logspace(1, -1, 8), drift=0.0)}
+                "learned": PriceGridPolicy(LogitsPolicy(lambda obs: obs @ weight), None, env.codec, c, world,
+                                           market.features, prices=torch.logspace(1, -1, 8), drift=0.0)}
     return market, bound, {name: simulate_season(policy, market, u, bound) for name, policy in policies.items()}
 
 

@@ -10,8 +10,6 @@ from rich.table import Table
 
 from rlcore.plots import labelled, levels, markdown
 
-NORMAL_95 = 1.96  # half the width of a 95 % interval, in standard errors
-
 
 @dataclass(frozen=True)
 class Report:

@@ -19,7 +19,7 @@ except ImportError as error:
 MAX_COMBINATIONS = 2**16  # combinations of heads that a joint table is made for
 
 
-def copies(id: str, kwargs: dict, count: int) -> SyncVectorEnv:
+def make_copies(id: str, kwargs: dict, count: int) -> SyncVectorEnv:
     """Make `count` copies of a registered environment with flat observations; raise ValueError where it can't be used."""
     def make():
         return gymnasium.wrappers.FlattenObservation(gymnasium.make(id, **kwargs))
@@ -29,8 +29,8 @@ def copies(id: str, kwargs: dict, count: int) -> SyncVectorEnv:
         raise ValueError(f"env.id, env.kwargs: {id} can't be made: {error}") from error
 
 
-def combinations(id: str, space: spaces.Space) -> tuple[int, ...]:
-    """Sizes of the heads of an action space; raise ValueError where it has none."""
+def head_sizes(id: str, space: spaces.Space) -> tuple[int, ...]:
+    """Return the sizes of the heads of a discrete action space; raise ValueError where it is none or has too many actions."""
     if isinstance(space, spaces.Discrete):
         nvec = (int(space.n),)
     elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
@@ -55,65 +55,66 @@ class GymnasiumEnv(VectorEnv):
 
     def __init__(self, device: torch.device, seed: int, *, id: str, kwargs: dict, num_agents: int, evaluation):
         self.device, self.num_agents, self.evaluation, self.id, self.kwargs = device, num_agents, evaluation, id, kwargs
-        self.envs = copies(id, kwargs, num_agents)
-        self.nvec = combinations(id, self.envs.single_action_space)
+        self.envs = make_copies(id, kwargs, num_agents)
+        self.nvec = head_sizes(id, self.envs.single_action_space)
         self.obs_dim = math.prod(self.envs.single_observation_space.shape)
-        self.start = np.asarray(self.envs.single_action_space.start)
-        self.masks = all(env.has_wrapper_attr("action_masks") for env in self.envs.envs)
+        self.first_action = np.asarray(self.envs.single_action_space.start)
+        self.provides_masks = all(env.has_wrapper_attr("action_masks") for env in self.envs.envs)
         self.seed, self.steps = seed, 0
         self._restart()
 
     def _restart(self) -> None:
         """Start new episodes in all copies, by a stream that follows from the seed and the steps so far."""
         seeds = np.random.SeedSequence((self.seed, self.steps)).generate_state(self.num_agents)
-        self.last = self._observe(*self.envs.reset(seed=[int(s) for s in seeds]))
+        self.current = self._observe(*self.envs.reset(seed=[int(s) for s in seeds]))
 
     def reset(self) -> tuple[Tensor, Tensor]:
         """Return where the copies are; they go on from rollout to rollout."""
-        return self.last
+        return self.current
 
     def _observe(self, obs: np.ndarray, info: dict) -> tuple[Tensor, Tensor]:
-        if self.masks:
-            mask = np.stack([env.get_wrapper_attr("action_masks")() for env in self.envs.envs])
+        if self.provides_masks:
+            given = np.stack([env.get_wrapper_attr("action_masks")() for env in self.envs.envs])
         else:
-            mask = info.get("action_mask")
-        if mask is None:
-            mask = torch.ones(self.num_agents, *self.nvec, dtype=torch.bool)
+            given = info.get("action_mask")
+        if given is None:
+            action_mask = torch.ones(self.num_agents, *self.nvec, dtype=torch.bool)
         else:
-            mask = self._joint(torch.as_tensor(mask.astype(bool)))
-        return self._floats(obs), mask.to(self.device)
+            action_mask = self._joint_mask(torch.as_tensor(given.astype(bool)))
+        return self._to_device(obs), action_mask.to(self.device)
 
-    def _joint(self, mask: Tensor) -> Tensor:
-        mask = mask.flatten(1)
-        if mask.shape[1] == sum(self.nvec):
-            table = torch.ones(len(mask), *self.nvec, dtype=torch.bool)
-            for dim, head in enumerate(mask.split(self.nvec, -1)):
-                table = table & head.view(-1, *(n if d == dim else 1 for d, n in enumerate(self.nvec)))
-        elif mask.shape[1] == math.prod(self.nvec):
-            table = mask.view(-1, *self.nvec)
+    def _joint_mask(self, given: Tensor) -> Tensor:
+        """Return the joint mask [B, *nvec] of a row an environment: Σn entries, one a choice, or Πn, one a combination."""
+        given = given.flatten(1)
+        if given.shape[1] == sum(self.nvec):
+            action_mask = torch.ones(len(given), *self.nvec, dtype=torch.bool)
+            for dim, head in enumerate(given.split(self.nvec, -1)):
+                action_mask = action_mask & head.view(-1, *(n if d == dim else 1 for d, n in enumerate(self.nvec)))
+        elif given.shape[1] == math.prod(self.nvec):
+            action_mask = given.view(-1, *self.nvec)
         else:
-            raise ValueError(f"env.id: {self.id} masks {mask.shape[1]} actions, expected {sum(self.nvec)} or "
+            raise ValueError(f"env.id: {self.id} masks {given.shape[1]} actions, expected {sum(self.nvec)} or "
                              f"{math.prod(self.nvec)}")
-        if not table.flatten(1).any(1).all():
+        if not action_mask.flatten(1).any(1).all():
             raise ValueError(f"env.id: {self.id} masks every action")
-        return table
+        return action_mask
 
-    def _floats(self, x: np.ndarray) -> Tensor:
+    def _to_device(self, x: np.ndarray) -> Tensor:
         return torch.as_tensor(x.astype(np.float32)).to(self.device)
 
     def step(self, action: Tensor) -> Step:
         """Act [B, K], one copy after the other."""
-        chosen = action.cpu().numpy() + self.start
-        obs, reward, terminated, truncated, info = self.envs.step(chosen[:, 0] if self.start.ndim == 0 else chosen)
-        final = obs.copy()
+        chosen = action.cpu().numpy() + self.first_action
+        obs, reward, terminated, truncated, info = self.envs.step(chosen[:, 0] if self.first_action.ndim == 0 else chosen)
+        final_obs = obs.copy()
         for i in np.flatnonzero(terminated | truncated):
-            final[i] = info["final_obs"][i]
+            final_obs[i] = info["final_obs"][i]
         self.steps += 1
-        self.last = self._observe(obs, info)
+        self.current = self._observe(obs, info)
+        reward = self._to_device(reward)
         terminated, truncated = (torch.as_tensor(x).to(self.device) for x in (terminated, truncated & ~terminated))
-        reward = self._floats(reward)
-        return Step(*self.last, reward, terminated, truncated, self._floats(final),
-                    {"reward": reward, "ended": terminated | truncated})
+        return Step(obs=self.current[0], action_mask=self.current[1], reward=reward, terminated=terminated, truncated=truncated,
+                    final_obs=self._to_device(final_obs), info={"reward": reward, "ended": terminated | truncated})
 
     def state_dict(self) -> dict:
         """How far the stream of seeds has gone."""

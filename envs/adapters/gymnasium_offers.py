@@ -1,6 +1,6 @@
 """The sequential offers environment as a Gymnasium environment, one world or many.
 
-    env = gymnasium.make("envs.adapters.gymnasium_offers:crm/Offers-v0", overrides=["env/world=structural"])
+    env = gymnasium.make("envs.adapters.gymnasium_offers:crm/Offers-v0", overrides=["env/world=sequential"])
     envs = OffersVectorEnv(sequential(64, 0, ["env.customers=200"]), flat=True)
 """
 from __future__ import annotations
@@ -29,15 +29,15 @@ except ImportError as error:
 
 def sequential(worlds: int, seed: int, overrides: list[str] = (), device: str = "cpu") -> SequentialEnv:
     """Build env=offers_sequential from conf/ with overrides as on the command line, every world at a season's start."""
-    said = ["env=offers_sequential", "env.stagger=false", *overrides, f"env.num_agents={worlds}"]
+    all_overrides = ["env=offers_sequential", "env.random_start=false", *overrides, f"env.num_agents={worlds}"]
     conf = str(Path(__file__).resolve().parents[2] / "conf")
-    before = GlobalHydra.instance().hydra  # a script may be in the middle of its own
+    outer = GlobalHydra.instance().hydra  # a script may be in the middle of its own
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(conf, version_base="1.3"):
-            config = compose("train", overrides=said)
+            config = compose("train", overrides=all_overrides)
     finally:
-        GlobalHydra.instance().hydra = before
+        GlobalHydra.instance().hydra = outer
     return instantiate(config.env, _convert_="all")(torch.device(device), seed)
 
 
@@ -54,7 +54,7 @@ def to_actions(env: SequentialEnv, actions, flat: bool) -> Tensor:
 
 
 class OffersEnv(gymnasium.Env):
-    """One world. With `flat`, actions are Discrete: flat indices in place of MultiDiscrete's pairs (offer, channel).
+    """One world. With `flat`, actions are Discrete: flat indices in place of pairs (offer, channel).
 
     info has the joint mask of what can be sent as `action_mask`; in the flat form `action_masks()` gives it as well.
     """
@@ -62,11 +62,11 @@ class OffersEnv(gymnasium.Env):
     metadata: dict = {"render_modes": []}
 
     def __init__(self, overrides: list[str] = (), flat: bool = False):
-        self.env, self.flat, self.fresh = sequential(1, 0, overrides), flat, False
+        self.env, self.flat, self.at_start = sequential(1, 0, overrides), flat, False
         self.observation_space, self.action_space = spaces_of(self.env, flat)
-        self.mask = self.env.reset()[1]
+        self.action_mask = self.env.reset()[1]
         if flat:
-            self.action_masks = lambda: self.mask[0].flatten().numpy()
+            self.action_masks = lambda: self.action_mask[0].flatten().numpy()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Start a season; without a seed the random stream goes on."""
@@ -74,17 +74,17 @@ class OffersEnv(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None or unseeded:
             self.env.seed([int(self.np_random.integers(2**31)) if seed is None else seed])
-        elif not self.fresh:
+        elif not self.at_start:
             self.env.restart()
-        self.fresh = True
-        obs, self.mask = self.env.reset()
-        return obs[0].numpy(), {"action_mask": self.mask[0].numpy().copy()}
+        self.at_start = True
+        obs, self.action_mask = self.env.reset()
+        return obs[0].numpy(), {"action_mask": self.action_mask[0].numpy().copy()}
 
     def step(self, action):
         """Send one customer something; at the season's end the observation is what it led to."""
         step = self.env.step(to_actions(self.env, action, self.flat))
-        self.fresh, self.mask = bool(step.terminated[0]), step.action_mask
-        return (step.final_obs[0].numpy(), step.reward[0].item(), self.fresh, False,
+        self.at_start, self.action_mask = bool(step.terminated[0]), step.action_mask
+        return (step.final_obs[0].numpy(), step.reward[0].item(), self.at_start, False,
                 {"action_mask": step.action_mask[0].numpy().copy()})
 
 
@@ -94,7 +94,7 @@ class OffersVectorEnv(VectorEnv):
     metadata: dict = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(self, env: SequentialEnv, flat: bool):
-        self.env, self.flat, self.num_envs, self.fresh = env, flat, env.num_agents, False
+        self.env, self.flat, self.num_envs = env, flat, env.num_agents
         self.single_observation_space, self.single_action_space = spaces_of(env, flat)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -109,17 +109,18 @@ class OffersVectorEnv(VectorEnv):
             self.env.seed([seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed))
         else:
             self.env.restart()
-        obs, mask = self.env.reset()
-        return obs.cpu().numpy(), {"action_mask": mask.cpu().numpy().copy()}
+        obs, action_mask = self.env.reset()
+        return obs.cpu().numpy(), {"action_mask": action_mask.cpu().numpy().copy()}
 
     def step(self, actions):
         """Step all worlds; `final_obs` of info is what a step led to where `_final_obs` says that a season ended."""
         step = self.env.step(to_actions(self.env, actions, self.flat))
-        obs, mask, reward, terminated, truncated, final_obs = (x.cpu().numpy() for x in step[:6])
-        info = {"action_mask": mask.copy()}
+        terminated = step.terminated.cpu().numpy()
+        info = {"action_mask": step.action_mask.cpu().numpy().copy()}
         if terminated.any():
-            info |= {"final_obs": final_obs, "_final_obs": terminated}
-        return obs, reward.astype(np.float64), terminated, truncated, info
+            info |= {"final_obs": step.final_obs.cpu().numpy(), "_final_obs": terminated}
+        return (step.obs.cpu().numpy(), step.reward.cpu().numpy().astype(np.float64), terminated,
+                step.truncated.cpu().numpy(), info)
 
 
 gymnasium.register("crm/Offers-v0", entry_point=OffersEnv)

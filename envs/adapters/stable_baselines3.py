@@ -19,7 +19,7 @@ class OffersVecEnv(VecEnv):
 
     def __init__(self, env: SequentialEnv, flat: bool):
         self.env, self.flat = env, flat
-        self.nothing = [{} for _ in range(env.num_agents)]  # infos of a step that ends no season
+        self.empty_infos = [{} for _ in range(env.num_agents)]  # infos of a step that ends no season
         super().__init__(env.num_agents, *spaces_of(env, flat))
 
     def reset(self) -> np.ndarray:
@@ -29,7 +29,7 @@ class OffersVecEnv(VecEnv):
             self._reset_seeds()
         else:
             self.env.restart()
-        obs, self.mask = self.env.reset()
+        obs, self.action_mask = self.env.reset()
         return obs.cpu().numpy()
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -39,7 +39,8 @@ class OffersVecEnv(VecEnv):
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
         """Step all worlds; infos hold the last observation where a season ended."""
         step = self.env.step(self.actions)
-        self.mask, done, infos = step.action_mask, step.terminated.cpu().numpy(), list(self.nothing)
+        self.action_mask = step.action_mask
+        done, infos = step.terminated.cpu().numpy(), list(self.empty_infos)
         if done.any():
             final_obs = step.final_obs.cpu().numpy()
             for i in np.flatnonzero(done):
@@ -63,8 +64,8 @@ class OffersVecEnv(VecEnv):
         """Answer `action_masks`, a row [Πn] a world."""
         if method_name != "action_masks" or not self.flat:
             raise AttributeError(f"the worlds have no method {method_name}")
-        mask = self.mask.flatten(1).cpu().numpy()
-        return [mask[i] for i in self._get_indices(indices)]
+        action_mask = self.action_mask.flatten(1).cpu().numpy()
+        return [action_mask[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class, indices=None) -> list[bool]:
         """Say that no world is wrapped."""

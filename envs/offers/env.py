@@ -60,7 +60,7 @@ class OffersEnv(PricedEnv):
         self.static_dim = self.population.num_features
         self.codec = self.observation(self.static_dim + self.contact_rules.num_cap_features, self.world.weeks, self.price_range,
                                       self.drift_range)
-        self.obs_dim = self.codec.dim
+        self.obs_dim = self.codec.obs_dim
 
     @property
     def context_dim(self) -> int:

@@ -7,179 +7,183 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.base import VectorEnv, Step
+from envs.base import Step, VectorEnv
 from envs.offers.world.catalogue import Catalogue
 
 SLACK = 1e-9  # money that a sum of prices may be off by rounding
 
 
 class StepInputs(NamedTuple):
-    """All of a step that does not depend on actions, [W, ...] each; a block of K steps, drawn at once, is [K, W, ...]."""
+    """All of a step that does not depend on actions, [W, ...] each; of K steps, drawn at once, [K, W, ...]."""
 
-    visit: tuple[Tensor, ...]  # the customers whose turn it is; in a block, those that are new
-    u: Tensor  # uniforms for the outcomes [U, W]
+    visit: tuple[Tensor, ...]  # rows of the customers whose turn it is; of K steps, of those who are new
+    u: Tensor  # uniforms for the outcomes, [U, W]
     age: Tensor  # steps since the season began
     week: Tensor
-    clock: Tensor  # what is observed of the time: share of the season's weeks, and of the week's customers [W, 2]
-    monday: Tensor  # the step ends a week
-    ends: Tensor  # … and a season
+    clock: Tensor  # what is observed of the time: share of the season's weeks, and of the week's customers, [W, 2]
+    week_ends: Tensor  # the step ends a week, bool
+    ends: Tensor  # the step ends a season, bool
 
     def at(self, k: int | slice) -> StepInputs:
-        """Take some steps out of a block."""
+        """Take some of the steps."""
         return StepInputs(tuple(x[k] for x in self.visit), *(x[k] for x in self[1:]))
 
 
-class Sent(NamedTuple):
+class Delivery(NamedTuple):
     """What came of a step, [W] each."""
 
-    left: Tensor  # of the week's budget
+    budget_left: Tensor  # of the week
     reward: Tensor
-    pair: Tensor  # that was really sent
-    paid: Tensor
-    state: Tensor | None  # of the customers, who remember
+    flat_action: Tensor  # that was really sent
+    spend: Tensor
+    state: Tensor | None  # of customers who remember, [W, 4]
 
 
 class SequentialEnv(VectorEnv):
     """`num_agents` worlds of `customers` each; a season is the world's weeks × customers steps and ends in termination.
 
-    A message takes its face value and its cost out of the week's budget (`weekly_budget` money a customer), whether
-    redeemed or not. What the budget can't pay is masked, or with a `penalty` (added to the reward) allowed and not
-    sent. Observation: the world's features, the time, the share of the budget that is left. `stagger` starts the worlds
-    at random ages. Random numbers are drawn `block` steps at a time.
+    A message takes its face value and its cost out of the week's budget (`weekly_budget`, money a customer), whether it is
+    redeemed or not. What the budget can't pay is masked; with a `penalty`, added to the reward, it is allowed and not sent. The
+    observation is the customer's features, the time, and the share of the budget that is left. `random_start` starts the
+    worlds at random ages. Random numbers are drawn for `prefetch_steps` steps at a time.
     """
 
     info_keys = ("reward", "spend", "contacted")
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, customers: int, catalogue: Catalogue,
-                 world: Callable, weekly_budget: float, penalty: float | None, stagger: bool, block: int,
+                 world: Callable, weekly_budget: float, penalty: float | None, random_start: bool, prefetch_steps: int,
                  evaluation: Callable):
-        for name, value in (("num_agents", num_agents), ("customers", customers), ("block", block),
+        for name, value in (("num_agents", num_agents), ("customers", customers), ("prefetch_steps", prefetch_steps),
                             ("weekly_budget", weekly_budget)):
             if value <= 0:
                 raise ValueError(f"env.{name}: expected more than 0, got {value}")
         self.device, self.customers = torch.device(device), customers
         self.world = world(catalogue, self.device)
         self.season_steps = customers * self.world.weeks
-        self.budget, self.penalty, self.stagger, self.evaluation = weekly_budget * customers, penalty, stagger, evaluation
-        self.obs_dim, self.nvec, self.block_steps = self.world.num_features + 3, catalogue.nvec, block
+        self.budget, self.penalty, self.random_start = weekly_budget * customers, penalty, random_start
+        self.evaluation, self.prefetch_steps = evaluation, prefetch_steps
+        self.obs_dim, self.nvec = self.world.num_features + 3, catalogue.nvec
         catalogue = catalogue.to(self.device, torch.float64)
-        pairs = catalogue.value[:, None] + catalogue.cost
-        pairs[0] = 0.0  # nothing is free in whatever channel
-        self.cost = pairs.flatten()  # of every flat pair
-        self.pair = torch.arange(len(self.cost), device=self.device).view(self.nvec) * catalogue.valid
-        self.needs = self.cost - SLACK  # money that must be left to send it
-        self.asked = (pairs - SLACK).masked_fill(~catalogue.valid, torch.inf) if penalty is None else None
-        self._sized(num_agents, catalogue.valid)
-        self.restored = torch.tensor(self.budget, device=self.device, dtype=torch.float64)
+        cost = catalogue.value[:, None] + catalogue.cost
+        cost[0] = 0.0  # nothing is free through whatever channel
+        self.cost = cost.flatten()  # money that a flat action takes out of the budget, [P]
+        self.flat_action = torch.arange(len(self.cost), device=self.device).view(self.nvec) * catalogue.valid
+        self.needs = self.cost - SLACK  # money that must be left to send it, [P]
+        self.needs_if_valid = (cost - SLACK).masked_fill(~catalogue.valid, torch.inf)
+        self._set_size(num_agents, catalogue.valid)
+        self.full_budget = torch.tensor(self.budget, device=self.device, dtype=torch.float64)
         self.seed([2 * seed])
 
-    def _sized(self, num_agents: int, valid: Tensor) -> None:
+    def _set_size(self, num_agents: int, valid: Tensor) -> None:
         self.num_agents = num_agents
         self.valid = valid.expand(num_agents, -1, -1)
-        self.over = torch.ones(num_agents, 2, device=self.device)  # the clock at a season's end
+        self.final_clock = torch.ones(num_agents, 2, device=self.device)  # at a season's end
 
     def seed(self, seeds: list[int]) -> None:
-        """Begin anew, each seed's random stream serving an equal share of the worlds."""
+        """Start anew, each seed's random stream serving an equal share of the worlds."""
         self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         self.restart()
 
     def restart(self) -> None:
-        """Begin new seasons in all worlds, the random streams going on."""
+        """Start new seasons in all worlds, the random streams going on."""
         w = self.num_agents
-        share, high = w // len(self.generators), self.season_steps if self.stagger else 1
+        share, high = w // len(self.generators), self.season_steps if self.random_start else 1
         age = torch.cat([torch.randint(high, (share,), generator=g, device=self.device) for g in self.generators])
-        self.left = self.restored.repeat(w)
+        self.budget_left = self.full_budget.repeat(w)
         self.store = self.world.store(w, self.customers)
-        self._draw(age)
-        self._meet()
+        self._prefetch(age)
+        self._visit_next()
 
-    def beside(self, num_agents: int, seed: int) -> SequentialEnv:
-        """Return an environment like this one of other size and stream, all its worlds at the start of a season."""
+    def copy_of_size(self, num_agents: int, seed: int) -> SequentialEnv:
+        """Return an environment like this one of another size and stream, all its worlds at the start of a season."""
         other = copy.copy(self)
-        other.stagger = False
-        other._sized(num_agents, self.valid[0])
+        other.random_start = False
+        other._set_size(num_agents, self.valid[0])
         other.seed([seed])
         return other
 
-    def _draw(self, age: Tensor) -> None:
-        """Draw the next block; `age` [W] is that of its first step."""
-        steps, share = self.block_steps, self.num_agents // len(self.generators)
-        self.streams = [g.get_state() for g in self.generators]  # to draw the block again
+    def _prefetch(self, age: Tensor) -> None:
+        """Draw the inputs of the next steps; `age` [W] is that of the first."""
+        steps, share = self.prefetch_steps, self.num_agents // len(self.generators)
+        self.streams = [g.get_state() for g in self.generators]  # to draw the same again
         drawn = [self.world.draw(steps * share, g) for g in self.generators]
         newcomers = tuple(torch.cat([x.view(steps, share, *x.shape[1:]) for x in parts], 1) for parts in zip(*drawn))
         u = torch.cat([torch.rand(steps, self.world.uniforms, share, generator=g, device=self.device)
                        for g in self.generators], -1)
         ages = (age + torch.arange(steps + 1, device=self.device)[:, None]) % self.season_steps
-        week, position = ages // self.customers, ages % self.customers
-        clock = torch.stack((week / self.world.weeks, position / self.customers), -1)[:-1]
-        self.block, self.k = StepInputs(newcomers, u, ages[:-1], week[:-1], clock, position[1:] == 0, ages[1:] == 0), 0
+        week, place = ages // self.customers, ages % self.customers
+        clock = torch.stack((week / self.world.weeks, place / self.customers), -1)
+        self.prefetched = StepInputs(visit=newcomers, u=u, age=ages[:-1], week=week[:-1], clock=clock[:-1],
+                                     week_ends=place[1:] == 0, ends=ages[1:] == 0)
+        self.position = 0  # of the current step in what is prefetched
         self.next_age = ages[-1]
 
-    def _go(self, steps: int) -> None:
-        """Let steps of the block go by."""
-        self.k += steps
-        if self.k == self.block_steps:
-            self._draw(self.next_age)
+    def _advance(self, steps: int) -> None:
+        """Let prefetched steps go by."""
+        self.position += steps
+        if self.position == self.prefetch_steps:
+            self._prefetch(self.next_age)
 
-    def _meet(self) -> None:
+    def _visit_next(self) -> None:
         """Look up the customers whose turn it is; in a season's first week these are new."""
-        self.inputs = self.block.at(self.k)
+        self.inputs = self.prefetched.at(self.position)
         if self.store is not None:
-            at = self._at()
+            place = self._place()
             for kept, new in zip(self.store, self.inputs.visit):
                 first = (self.inputs.week == 0).view(-1, *(1,) * (new.dim() - 1))
-                kept[at] = torch.where(first, new, kept[at])
-            self.inputs = self.inputs._replace(visit=tuple(kept[at] for kept in self.store))
+                kept[place] = torch.where(first, new, kept[place])
+            self.inputs = self.inputs._replace(visit=tuple(kept[place] for kept in self.store))
 
-    def _at(self) -> tuple[Tensor, Tensor]:
+    def _place(self) -> tuple[Tensor, Tensor]:
         return torch.arange(self.num_agents, device=self.device), self.inputs.age % self.customers
 
-    def _obs(self, features: Tensor, clock: Tensor, left: Tensor) -> Tensor:
-        return torch.cat((features, clock, (left / self.budget).to(features.dtype)[:, None]), -1)
+    def _obs(self, features: Tensor, clock: Tensor, budget_left: Tensor) -> Tensor:
+        return torch.cat((features, clock, (budget_left / self.budget).to(features.dtype)[:, None]), -1)
 
     def reset(self) -> tuple[Tensor, Tensor]:
         """Observe where the worlds are; they carry on from rollout to rollout."""
-        return self.observe(self.left, self.inputs)
+        return self.observe(self.budget_left, self.inputs)
 
-    def observe(self, left: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-        """Observe with so much budget left, [W]: obs [W, D], mask [W, *nvec]. Pure."""
-        mask = self.valid if self.penalty is not None else self.asked <= left[:, None, None]
-        obs = self._obs(self.world.features(inputs.visit), inputs.clock, left)
-        return obs, self.world.allowed(inputs.visit, mask)
+    def observe(self, budget_left: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """Return the observation [W, D] and the action mask [W, *nvec] with so much budget left, [W]. Pure."""
+        affordable = self.valid if self.penalty is not None else self.needs_if_valid <= budget_left[:, None, None]
+        obs = self._obs(self.world.features(inputs.visit), inputs.clock, budget_left)
+        return obs, self.world.mask_actions(inputs.visit, affordable)
 
-    def _send(self, left: Tensor, inputs: StepInputs, action: Tensor) -> Sent:
+    def _send(self, budget_left: Tensor, inputs: StepInputs, action: Tensor) -> Delivery:
         # 1. What is sent, if the week's budget pays for it; (0, channel) is nothing too.
-        pair = self.world.addressed(inputs.visit, self.pair[action[:, 0], action[:, 1]])
-        fits = self.needs[pair] <= left
-        sent = torch.where(fits, pair, 0)
-        paid = self.cost[sent]
+        flat_action = self.world.deliver(inputs.visit, self.flat_action[action[:, 0], action[:, 1]])
+        fits = self.needs[flat_action] <= budget_left
+        sent = torch.where(fits, flat_action, 0)
+        spend = self.cost[sent]
         # 2. What the customer does.
         reward, state = self.world.respond(inputs.visit, sent, inputs.week, inputs.u)
         if self.penalty is not None:
             reward = reward + self.penalty * ~fits
-        return Sent((left - paid).clamp_min(0), reward, sent, paid, state)
+        return Delivery((budget_left - spend).clamp_min(0), reward, sent, spend, state)
 
-    def _restored(self, left: Tensor, inputs: StepInputs) -> Tensor:
-        return torch.where(inputs.monday, self.restored, left)
+    def _next_budget(self, budget_left: Tensor, inputs: StepInputs) -> Tensor:
+        return torch.where(inputs.week_ends, self.full_budget, budget_left)
 
     def step(self, action: Tensor) -> Step:
         """Send [W, 2] offers and channels to one customer in each world."""
         inputs = self.inputs
-        sent = self._send(self.left, inputs, action)
-        self.sent = sent.pair
+        delivery = self._send(self.budget_left, inputs, action)
+        self.sent_action = delivery.flat_action
         if self.store is not None:
-            self.store[-1][self._at()] = sent.state
+            self.store[-1][self._place()] = delivery.state
         # The next customer, and on Mondays a new budget; where a season is over, the next one's first.
-        self.left = self._restored(sent.left, inputs)
-        self._go(1)
-        self._meet()
-        obs, mask = self.reset()
-        over = self._obs(self.world.features(inputs.visit), self.over, sent.left)
+        self.budget_left = self._next_budget(delivery.budget_left, inputs)
+        self._advance(1)
+        self._visit_next()
+        obs, action_mask = self.reset()
+        over = self._obs(self.world.features(inputs.visit), self.final_clock, delivery.budget_left)
         final_obs = torch.where(inputs.ends[:, None], over, obs)
-        return Step(obs, mask, sent.reward, inputs.ends, torch.zeros_like(inputs.ends), final_obs, self._info(sent))
+        return Step(obs=obs, action_mask=action_mask, reward=delivery.reward, terminated=inputs.ends,
+                    truncated=torch.zeros_like(inputs.ends), final_obs=final_obs, info=self._info(delivery))
 
-    def _info(self, sent: Sent) -> dict[str, Tensor]:
-        return {"reward": sent.reward, "spend": sent.paid, "contacted": sent.pair > 0}
+    def _info(self, delivery: Delivery) -> dict[str, Tensor]:
+        return {"reward": delivery.reward, "spend": delivery.spend, "contacted": delivery.flat_action > 0}
 
     # ── the same as pure functions, for worlds that keep nothing of a customer ──────────────────────────────────────
     def as_functional(self) -> SequentialEnv | None:
@@ -189,49 +193,49 @@ class SequentialEnv(VectorEnv):
     @property
     def state(self) -> Tensor:
         """The budget that each world has left, [W]."""
-        return self.left
+        return self.budget_left
 
     def sample_inputs(self, steps: int) -> StepInputs:
         """Take the inputs of the next steps, [steps, W, ...]; the worlds then wait for the budget that the steps lead to."""
         parts = []
         while steps:
-            part = min(steps, self.block_steps - self.k)
-            parts.append(self.block.at(slice(self.k, self.k + part)))
-            self._go(part)
+            part = min(steps, self.prefetch_steps - self.position)
+            parts.append(self.prefetched.at(slice(self.position, self.position + part)))
+            self._advance(part)
             steps -= part
         if len(parts) == 1:
             return parts[0]
         visit = tuple(map(torch.cat, zip(*(part.visit for part in parts))))
         return StepInputs(visit, *map(torch.cat, zip(*(part[1:] for part in parts))))
 
-    def transition(self, left: Tensor, inputs: StepInputs, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def transition(self, budget_left: Tensor, inputs: StepInputs, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the budget left after actions [W, 2], the rewards and info, [W] each. Pure."""
-        sent = self._send(left, inputs, action)
-        return self._restored(sent.left, inputs), sent.reward, self._info(sent)
+        delivery = self._send(budget_left, inputs, action)
+        return self._next_budget(delivery.budget_left, inputs), delivery.reward, self._info(delivery)
 
-    def set_state(self, left: Tensor) -> None:
+    def set_state(self, budget_left: Tensor) -> None:
         """Continue with the budget that the sampled steps have left."""
-        self.left = left
-        self._meet()
+        self.budget_left = budget_left
+        self._visit_next()
 
     def expected_reward(self) -> Tensor:
-        """Expected reward of this step alone by action, [W, *nvec], but for the penalty."""
+        """Return the expected reward of this step alone by action, [W, *nvec], without the penalty."""
         return self.world.values(self.inputs.visit, self.inputs.week).view(-1, *self.nvec)
 
     def use_realised_outcomes(self) -> None:
-        """Give realised outcomes."""
+        """From now on give realised outcomes."""
         self.world.use_realised_outcomes()
 
     def state_dict(self) -> dict:
-        """Where the worlds are, and the streams as they were before the block at hand was drawn."""
-        return {"age": self.block.age[0], "k": self.k, "streams": self.streams, "left": self.left,
-                "store": self.store and list(self.store)}
+        """Return where the worlds are, and the streams as they were before the current steps were prefetched."""
+        return {"age": self.prefetched.age[0], "position": self.position, "streams": self.streams,
+                "budget_left": self.budget_left, "store": self.store and list(self.store)}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` gave."""
         for generator, stream in zip(self.generators, state["streams"], strict=True):
             generator.set_state(stream.cpu())
-        self._draw(state["age"].to(self.device))
-        self.k, self.left = state["k"], state["left"].to(self.device)
+        self._prefetch(state["age"].to(self.device))
+        self.position, self.budget_left = state["position"], state["budget_left"].to(self.device)
         self.store = state["store"] and tuple(x.to(self.device) for x in state["store"])
-        self._meet()
+        self._visit_next()

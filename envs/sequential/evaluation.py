@@ -1,191 +1,218 @@
-"""How policies of the sequential environment are judged: by common random numbers, against each week's knapsack."""
+"""Policies of the sequential environment compared: by common random numbers, against each week's offline knapsack."""
 from __future__ import annotations
 
 from typing import Callable, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs.offers.planning.knapsack import upper_hull
 from envs.offers.world.catalogue import ActionCodec
+from envs.sequential.env import SLACK, SequentialEnv
 from rlcore.algorithm import Algorithm, Policy
-from rlcore.report import Report
-from envs.sequential.env import SequentialEnv
 from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.plots import labelled
+from rlcore.report import Report
 
-TIE = 1e-6  # of pairs that earn the same at a price, the dearer
-Choose = Callable[[SequentialEnv, Tensor, Tensor], Tensor]  # environment, obs [W, D], mask [W, *nvec] → flat pairs [W]
-
-
-class Season(NamedTuple):
-    """One season: [T·N, W] each; `values` [T·N, W, P] (expected rewards of all pairs) only where asked for."""
-
-    gained: Tensor  # expected reward of what was sent
-    paid: Tensor
-    sent: Tensor  # flat pair
-    best: Tensor  # the pair sent has the highest expected reward of all
-    values: Tensor | None
+TIE = 1e-6  # money: of actions that earn the same at a price, the dearer is taken
+BREACH = 1e-6  # money beyond a week's budget that rounding may make
+Choose = Callable[[SequentialEnv, Tensor, Tensor], Tensor]  # environment, obs [W, D], mask [W, *nvec] → flat actions [W]
 
 
-class Knapsack(NamedTuple):
-    """Each week's offline knapsack, its linear relaxation: value [T, W] and the price of budget there [T, W]."""
+class SeasonRecord(NamedTuple):
+    """One season of T weeks, N customers and W worlds, [T·N, W] each."""
+
+    reward: Tensor  # expected, of what was sent
+    spend: Tensor
+    flat_action: Tensor  # sent
+    is_best: Tensor  # whether the action sent has the highest expected reward of all
+    values: Tensor | None  # expected rewards of all flat actions, [T·N, W, P]; only where asked for
+
+
+class OfflineKnapsack(NamedTuple):
+    """The linear relaxation of each week's offline knapsack: its value and the price of budget there, [T, W]."""
 
     value: Tensor
     price: Tensor
 
 
 @torch.no_grad()
-def play(choose: Choose, env: SequentialEnv, keep_values: bool = False) -> Season:
-    """Play a season in every world from its start."""
-    (obs, mask), steps = env.reset(), []
+def simulate_season(choose: Choose, env: SequentialEnv, keep_values: bool = False) -> SeasonRecord:
+    """Simulate a season in every world, from the worlds' start."""
+    (obs, action_mask), steps = env.reset(), []
+    codec = ActionCodec(*env.nvec)
     for _ in range(env.season_steps):
         values = env.world.values(env.inputs.visit, env.inputs.week)
-        pair = choose(env, obs, mask)
-        step = env.step(ActionCodec(*env.nvec).decode_action(pair))
-        gained = values.gather(1, env.sent[:, None])[:, 0]
-        steps.append((gained, step.info["spend"], env.sent, gained >= values.amax(1), values if keep_values else None))
-        obs, mask = step.obs, step.action_mask
-    return Season(*(None if x[0] is None else torch.stack(x) for x in zip(*steps)))
+        chosen = choose(env, obs, action_mask)
+        step = env.step(codec.decode_action(chosen))
+        reward = values.gather(1, env.sent_action[:, None])[:, 0]
+        steps.append(SeasonRecord(reward=reward, spend=step.info["spend"], flat_action=env.sent_action,
+                                  is_best=reward >= values.amax(1), values=values if keep_values else None))
+        obs, action_mask = step.obs, step.action_mask
+    return SeasonRecord(*(None if x[0] is None else torch.stack(x) for x in zip(*steps)))
 
 
-def knapsack(values: Tensor, cost: Tensor, budget: float, weeks: int) -> Knapsack:
+def offline_knapsack(values: Tensor, cost: Tensor, budget: float, weeks: int) -> OfflineKnapsack:
     """Solve the linear relaxation of the multiple-choice knapsack of each week and world.
 
-    values [T·N, W, P], cost [P]. No plan that knows the whole week earns more; it exceeds the best integer plan by less
-    than one customer's step (Sinha & Zoltners 1979).
+    values [T·N, W, P], cost [P], budget of a week and world. No plan that knows the whole week earns more; the relaxation
+    exceeds the best integer plan by less than one customer's increment (Sinha & Zoltners 1979).
     """
-    steps, w, pairs = values.shape
-    flat = values.reshape(-1, pairs).double()
+    steps, w, actions = values.shape
+    flat = values.reshape(-1, actions).double()
     increments = upper_hull(flat, cost.expand(len(flat), -1))
 
-    def by_week(x):  # → [weeks, W, N·K]
+    def by_week(x: Tensor) -> Tensor:  # → [weeks, W, N·K]
         return x.view(weeks, steps // weeks, w, -1).transpose(1, 2).flatten(2)
     price, order = by_week(increments.price).sort(dim=-1, descending=True, stable=True)
-    price = price.clamp_min(0)  # −inf: no step
+    price = price.clamp_min(0)  # −inf: no increment
     spend = by_week(increments.spend).gather(-1, order) * (price > 0)
-    before = spend.cumsum(-1) - spend
-    taken = (budget - before).clamp_min(0).minimum(spend)
-    cut = torch.where(before + spend > budget, price, 0.0).amax(-1)
-    nothing = by_week(flat[:, :1]).sum(-1)
-    return Knapsack(nothing + (taken * price).sum(-1), cut)
+    spent_before = spend.cumsum(-1) - spend
+    taken = (budget - spent_before).clamp_min(0).minimum(spend)
+    clearing_price = torch.where(spent_before + spend > budget, price, 0.0).amax(-1)
+    no_contact = by_week(flat[:, :1]).sum(-1)
+    return OfflineKnapsack(value=no_contact + (taken * price).sum(-1), price=clearing_price)
 
 
-def nothing(env: SequentialEnv, obs: Tensor, mask: Tensor) -> Tensor:
+def no_contact(env: SequentialEnv, obs: Tensor, action_mask: Tensor) -> Tensor:
     """Send nothing."""
     return torch.zeros(len(obs), dtype=torch.long, device=obs.device)
 
 
-def priced(price: float) -> Choose:
+def random_actions(generator: torch.Generator) -> Choose:
+    """Send any valid action, all with the same probability."""
+    def choose(env, obs, action_mask):
+        u = torch.rand(action_mask.flatten(1).shape, generator=generator, device=action_mask.device)
+        return u.masked_fill(~action_mask.flatten(1), -1.0).argmax(-1)
+    return choose
+
+
+def bid_price(price: float) -> Choose:
     """Send what earns most at a price of budget; at 0, first come, first served."""
-    def choose(env, obs, mask):
-        fits = env.world.allowed(env.inputs.visit, (env.cost <= env.left[:, None] + 1e-9).view(-1, *env.nvec)).flatten(1)
+    def choose(env, obs, action_mask):
+        affordable = (env.cost <= env.budget_left[:, None] + SLACK).view(-1, *env.nvec)
+        fits = env.world.mask_actions(env.inputs.visit, affordable).flatten(1)
         value = env.world.values(env.inputs.visit, env.inputs.week) - (price - TIE) * env.cost
         return value.masked_fill(~fits, -torch.inf).argmax(-1)
     return choose
 
 
-def learned(policy: Policy, generator: torch.Generator | None) -> Choose:
+def learned_policy(policy: Policy, generator: torch.Generator | None) -> Choose:
     """Send what a learned policy draws, from a random stream of its own, or without a stream the policy's mode."""
-    def choose(env, obs, mask):
+    def choose(env, obs, action_mask):
         u = None if generator is None else torch.rand(len(obs), generator=generator, device=obs.device)
-        return ActionCodec(*env.nvec).encode_action(policy.act(obs, mask, u)[0])
+        return ActionCodec(*env.nvec).encode_action(policy.act(obs, action_mask, u)[0])
     return choose
 
 
 class SequentialEvaluator:
     """Compare policies over seasons of new customers, by the expected rewards of what they send.
 
-    `worlds` seasons are played for the table, `validation` in the course of training; the bid price is the mean price of
-    the offline knapsacks of `others` more. `sample`: judge a policy by its draws, as it was trained. Where a budget binds,
-    the mode of one that contacts every second customer may contact nobody.
+    `worlds` seasons are simulated for the table, `validation` in the course of training; the bid price is the mean price of
+    the offline knapsacks of `tuning_worlds` more. `sample`: evaluate a policy by its draws, as it was trained. Where a budget
+    binds, the mode of a policy that contacts every second customer may contact nobody.
     """
 
     headline = "offers/score"
 
-    def __init__(self, env: SequentialEnv, *, seed: int, worlds: int, validation: int, others: int, sample: bool):
-        self.sample = sample
-        self.env, self.stream, self.worlds, self.validation, self.others = env, seed * 1000, worlds, validation, others
-        self._reference: tuple | None = None
+    def __init__(self, env: SequentialEnv, *, seed: int, worlds: int, validation: int, tuning_worlds: int, sample: bool):
+        self.env, self.stream, self.sample = env, seed * 1000, sample
+        self.worlds, self.validation, self.tuning_worlds = worlds, validation, tuning_worlds
+        self._validation: tuple[SeasonRecord, OfflineKnapsack] | None = None
 
-    def _play(self, choose: Choose, worlds: int, stream: int, keep_values: bool = False) -> Season:
-        return play(choose, self.env.beside(worlds, self.stream + stream), keep_values)
+    def _simulate(self, choose: Choose, worlds: int, stream: int, keep_values: bool = False) -> SeasonRecord:
+        return simulate_season(choose, self.env.copy_of_size(worlds, self.stream + stream), keep_values)
 
-    def _learned(self, policy: Policy) -> Choose:
+    def _deploy(self, algorithm: Algorithm) -> Choose:
         generator = torch.Generator(self.env.device).manual_seed(self.stream + 13) if self.sample else None
-        return learned(policy, generator)
+        return learned_policy(algorithm.policy, generator)
 
-    def _bound(self, worlds: int, stream: int) -> tuple[Season, Knapsack]:
-        season = self._play(nothing, worlds, stream, keep_values=True)
-        return season, knapsack(season.values, self.env.cost, self.env.budget, self.env.world.weeks)
+    def _bound(self, worlds: int, stream: int) -> tuple[SeasonRecord, OfflineKnapsack]:
+        """Return the season without contacts, and the offline knapsacks of the same customers."""
+        season = self._simulate(no_contact, worlds, stream, keep_values=True)
+        return season, offline_knapsack(season.values, self.env.cost, self.env.budget, self.env.world.weeks)
 
-    def summary(self, season: Season, none: Season, bound: Knapsack) -> dict:
-        """Score (share of what the offline knapsacks earn over sending nothing) with interval over worlds, and the rest."""
+    def summarise(self, season: SeasonRecord, baseline: SeasonRecord, bound: OfflineKnapsack) -> dict:
+        """Summarise a policy: score (share of what the offline knapsacks earn over sending nothing, the `baseline`) with its
+        interval over worlds, and the rest."""
         weeks = self.env.world.weeks
 
-        def weekly(x):  # [T, W]
+        def weekly(x: Tensor) -> Tensor:  # [T, W]
             return x.double().view(weeks, -1, x.shape[1]).sum(1)
-        gained, idle, paid = weekly(season.gained), weekly(none.gained), weekly(season.paid)
-        gap = (bound.value - idle).sum(0)
-        ratio = ((gained - idle).sum() / gap.sum().clamp_min(1e-12)).item()
-        each = (gained - idle).sum(0) - ratio * gap  # delta method
-        half = normal_half_width(each, LEVEL).item() / max(gap.mean().item(), 1e-12)
-        week = (gained - idle).sum(1) / (bound.value - idle).sum(1).clamp_min(1e-12)
+        reward, baseline_reward, spend = weekly(season.reward), weekly(baseline.reward), weekly(season.spend)
+        gain = reward - baseline_reward
+        attainable = bound.value - baseline_reward
+        gap = attainable.sum(0)
+        score = (gain.sum() / gap.sum().clamp_min(1e-12)).item()
+        residual = gain.sum(0) - score * gap  # delta method
+        half_width = normal_half_width(residual, LEVEL).item() / max(gap.mean().item(), 1e-12)
+        score_of_week = gain.sum(1) / attainable.sum(1).clamp_min(1e-12)
         return {
-            "score": ratio, "score_ci": [ratio - half, ratio + half], "return": gained.sum(0).mean().item(),
-            "incremental_profit": (gained - idle).sum(0).mean().item(),
-            "return_ratio": (gained.sum() / bound.value.sum()).item(), "score_of_week": week.tolist(),
-            "spend_ratio": paid.mean().item() / self.env.budget,
-            "weeks_breached": (paid > self.env.budget + 1e-6).double().mean().item(),
-            "contact_rate": (season.sent > 0).double().mean().item(), "best_rate": season.best.double().mean().item()}
+            "score": score,
+            "score_ci": [score - half_width, score + half_width],
+            "return": reward.sum(0).mean().item(),
+            "incremental_profit": gain.sum(0).mean().item(),
+            "return_ratio": (reward.sum() / bound.value.sum()).item(),
+            "score_of_week": score_of_week.tolist(),
+            "spend_ratio": spend.mean().item() / self.env.budget,
+            "weeks_breached": (spend > self.env.budget + BREACH).double().mean().item(),
+            "contact_rate": (season.flat_action > 0).double().mean().item(),
+            "best_rate": season.is_best.double().mean().item()}
 
     @torch.no_grad()
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
-        """Score a policy in the course of training."""
-        if self._reference is None:
-            self._reference = self._bound(self.validation, 1)
-        result = self.summary(self._play(self._learned(algorithm.policy), self.validation, 1), *self._reference)
-        return {f"offers/{name}": result[name] for name in ("score", "return", "spend_ratio", "contact_rate")}
+        """Score the algorithm's policy in the course of training."""
+        if self._validation is None:
+            self._validation = self._bound(self.validation, 1)
+        summary = self.summarise(self._simulate(self._deploy(algorithm), self.validation, 1), *self._validation)
+        return {f"offers/{name}": summary[name] for name in ("score", "return", "spend_ratio", "contact_rate")}
 
     @torch.no_grad()
     def evaluate(self, algorithm: Algorithm | None, name: str) -> Report:
-        """Compare all policies, the trained one among them where there is one."""
-        none, bound = self._bound(self.worlds, 11)
-        bid = self._bound(self.others, 12)[1].price.mean().item()
+        """Compare the algorithm, as the row `name`, with all policies that need no training."""
+        baseline, bound = self._bound(self.worlds, 11)
+        mean_price = self._bound(self.tuning_worlds, 12)[1].price.mean().item()
         generator = torch.Generator(self.env.device).manual_seed(self.stream)
-
-        def random(env, obs, mask):
-            u = torch.rand(mask.flatten(1).shape, generator=generator, device=mask.device)
-            return u.masked_fill(~mask.flatten(1), -1.0).argmax(-1)
-        policies = {"none": ("none", nothing), "random": ("none", random),
-                    "first come": ("true θ", priced(0.0)), "bid price": ("true θ", priced(bid))}
+        policies = {"none": ("none", no_contact), "random": ("none", random_actions(generator)),
+                    "first come": ("true θ", bid_price(0.0)), "bid price": ("true θ", bid_price(mean_price))}
         if algorithm is not None:
-            policies[name] = ("features", self._learned(algorithm.policy))
-        rows = {row: {"information": knows, **self.summary(self._play(choose, self.worlds, 11), none, bound)}
-                for row, (knows, choose) in policies.items()}
-        rows = dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
-        total, idle = bound.value.sum(0).mean().item(), rows["none"]["return"]
-        extra = {"bound": {"value": total, "none": idle, "prices": bound.price.mean(1).tolist(), "gap": total - idle},
-                 "worlds": self.worlds, "customers": self.env.customers, "bid_price": bid}
-        columns = {"knows": lambda r: r["information"], "score": lambda r: f"{r['score']:.3f}",
-                   "±": lambda r: f"{(r['score_ci'][1] - r['score_ci'][0]) / 2:.3f}",
-                   "return": lambda r: f"{r['return']:,.1f}", "spend": lambda r: f"{r['spend_ratio']:.3f}",
-                   "contacts": lambda r: f"{r['contact_rate']:.1%}", "best": lambda r: f"{r['best_rate']:.1%}"}
+            policies[name] = ("features", self._deploy(algorithm))
+        rows = {row: {"information": information, **self.summarise(self._simulate(choose, self.worlds, 11), baseline, bound)}
+                for row, (information, choose) in policies.items()}
+        return self._report(dict(sorted(rows.items(), key=lambda item: item[1]["score"])), name, bound, mean_price)
+
+    def _report(self, rows: dict[str, dict], name: str, bound: OfflineKnapsack, mean_price: float) -> Report:
+        value, no_contact_value = bound.value.sum(0).mean().item(), rows["none"]["return"]
+        metrics = {"value": value, "none": no_contact_value, "prices": bound.price.mean(1).tolist(),
+                   "gap": value - no_contact_value}
+        columns = {
+            "knows": lambda row: row["information"],
+            "score": lambda row: f"{row['score']:.3f}",
+            "±": lambda row: f"{(row['score_ci'][1] - row['score_ci'][0]) / 2:.3f}",
+            "return": lambda row: f"{row['return']:,.1f}",
+            "spend": lambda row: f"{row['spend_ratio']:.3f}",
+            "contacts": lambda row: f"{row['contact_rate']:.1%}",
+            "best": lambda row: f"{row['best_rate']:.1%}"}
         return Report(
             title=f"{self.worlds:,} seasons of {self.env.world.weeks} weeks × {self.env.customers} customers, budget "
                   f"{self.env.budget:,.2f} a week",
             caption="score: share of what each week's offline knapsack earns over sending nothing, ± its 95 % interval; "
                     "first come: first served; best: decisions that send what earns most now",
-            rows=rows, columns=columns, extra=extra, judged="score", plots={"weeks": week_figure(rows, name)},
-            last=["knapsack", "the week", "1.000", "", f"{total:,.1f}", "", "", ""])
+            rows=rows,
+            columns=columns,
+            last=["knapsack", "the week", "1.000", "", f"{value:,.1f}", "", "", ""],
+            extra={"bound": metrics, "worlds": self.worlds, "customers": self.env.customers, "bid_price": mean_price},
+            plots={"weeks": week_figure(rows, name)},
+            judged="score")
 
 
-def week_figure(rows: dict, agent: str | None):
+def week_figure(rows: dict[str, dict], learned: str | None) -> Figure:
     """Draw each week's score of all policies but none."""
     figure, axes = labelled("week", "share of the offline knapsack")
     for name, row in rows.items():
         if name != "none":
             axes.plot(range(1, len(row["score_of_week"]) + 1), row["score_of_week"], marker="o", markersize=3, label=name,
-                      linewidth=2.0 if name == agent else 1.0)
+                      linewidth=2.0 if name == learned else 1.0)
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -16,15 +16,15 @@ from envs.offers.world.customers import CustomerState
 from envs.sequential.env import SequentialEnv
 from rlcore.backends.cuda_graphs import tensors_in
 from rlcore.backends.scan import FunctionalRollout, loop_scan, scan_rollout
-from envs.sequential.evaluation import knapsack, learned, nothing, play, priced
+from envs.sequential.evaluation import bid_price, learned_policy, no_contact, offline_knapsack, simulate_season
 
 MODES = pytest.mark.parametrize("penalty", ["null", "-5.0"])
-WORLDS = pytest.mark.parametrize("world", ["toy", "structural"])
+WORLDS = pytest.mark.parametrize("world", ["toy", "sequential"])
 
 
 def make(*overrides, seed=0):
     """Build env=offers_sequential as scripts/train.py would."""
-    small = ["env.num_agents=3", "env.customers=4", "env.block=7"]
+    small = ["env.num_agents=3", "env.customers=4", "env.prefetch_steps=7"]
     config = composed("env=offers_sequential", *small, *overrides)
     return instantiate(config.env, _convert_="all")(torch.device("cpu"), seed)
 
@@ -80,7 +80,7 @@ class Ledger:
 def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
     env = make(f"env.penalty={penalty}", "env.weekly_budget=0.8")
     generator = torch.Generator().manual_seed(1)
-    worlds = [Ledger(4, 12, 0.8, age) for age in env.block.age[0].tolist()]
+    worlds = [Ledger(4, 12, 0.8, age) for age in env.prefetched.age[0].tolist()]
     obs, mask = env.reset()
     for _ in range(1000):
         action = drawn(env, generator)
@@ -118,8 +118,8 @@ def test_a_rollout_in_pure_functions_equals_one_of_steps(penalty):
         assert ours.final_obs is theirs.final_obs is None
         assert all(torch.equal(x, y) for x, y in zip(tensors_in(ours), tensors_in(theirs), strict=True))
         assert ours.info.keys() == theirs.info.keys()
-    assert any(ours.terminated.any() for ours in pure) and torch.equal(state["left"], same["left"])
-    assert state["k"] == same["k"] and torch.equal(state["age"], same["age"])
+    assert any(ours.terminated.any() for ours in pure) and torch.equal(state["budget_left"], same["budget_left"])
+    assert state["position"] == same["position"] and torch.equal(state["age"], same["age"])
 
 
 @pytest.mark.slow
@@ -136,15 +136,15 @@ def test_a_compiled_iteration_equals_an_eager_one():
 
 
 def test_structural_equals_plain_python_over_a_thousand_steps():
-    env = make("env/world=structural", "env.num_agents=2", "env.world.reward.outcomes=realised",
+    env = make("env/world=sequential", "env.num_agents=2", "env.world.reward.outcomes=realised",
                "env.world.incremental=false", "env.weekly_budget=0.8", "env.world.reward.churn_cost=3")
     generator = torch.Generator().manual_seed(1)
     worlds = [Ledger(4, 12, 0.8, 0) for _ in range(2)]
-    env = env.beside(2, 5)
+    env = env.copy_of_size(2, 5)
     people: list[dict] = [{}, {}]
     for _ in range(1000):
         action, u = drawn(env, generator), env.inputs.u.double().T.tolist()
-        customers = references(env.world._customers(env.inputs.visit[0].double()), env.world.market)
+        customers = references(env.world._customers(env.inputs.visit[0].double()), env.world.dynamics)
         states = tuples(CustomerState(*env.inputs.visit[2].unbind(-1)))
         expected = []
         for i, world in enumerate(worlds):
@@ -163,7 +163,7 @@ def test_structural_equals_plain_python_over_a_thousand_steps():
             world.next()
         step = env.step(action)
         assert torch.allclose(step.reward, torch.tensor(expected), atol=1e-4)
-        assert torch.allclose(env.left, torch.tensor([w.left for w in worlds], dtype=torch.float64), atol=1e-9)
+        assert torch.allclose(env.budget_left, torch.tensor([w.left for w in worlds], dtype=torch.float64), atol=1e-9)
 
 
 @WORLDS
@@ -177,10 +177,10 @@ def test_the_budget_holds_and_something_is_always_allowed(world, penalty):
         assert mask[:, 0, 0].all() and not mask[:, 0, 1:].any()
         action = allowed(mask, generator)
         step = env.step(action)
-        asked = env.pair[action[:, 0], action[:, 1]]
-        invalid += int((asked != env.sent).sum())
+        asked = env.flat_action[action[:, 0], action[:, 1]]
+        invalid += int((asked != env.sent_action).sum())
         paid = paid + step.info["spend"]
-        assert (paid <= env.budget + 1e-6).all() and (env.left >= 0).all()
+        assert (paid <= env.budget + 1e-6).all() and (env.budget_left >= 0).all()
         paid, week = torch.where(env.inputs.week == week, paid, 0.0), env.inputs.week
         mask = step.action_mask
     assert (invalid > 0) == (penalty != "null")  # with a mask, what is allowed is sent
@@ -190,7 +190,7 @@ def test_the_budget_holds_and_something_is_always_allowed(world, penalty):
 def test_expected_and_realised_rewards_agree_on_average(world):
     total, path = {}, "env.world" if world == "toy" else "env.world.reward"
     for outcomes in ("expected", "realised"):
-        env = make(f"env/world={world}", f"{path}.outcomes={outcomes}", "env.num_agents=4000", "env.block=4")
+        env = make(f"env/world={world}", f"{path}.outcomes={outcomes}", "env.num_agents=4000", "env.prefetch_steps=4")
         generator = torch.Generator().manual_seed(3)
         total[outcomes] = sum(env.step(allowed(env.reset()[1], generator)).reward.mean().item() for _ in range(12)) / 12
     assert abs(total["expected"] - total["realised"]) < (0.01 if world == "toy" else 0.2)
@@ -198,7 +198,7 @@ def test_expected_and_realised_rewards_agree_on_average(world):
 
 @WORLDS
 def test_a_world_is_the_same_alone_and_among_others(world):
-    many, alone = (make(f"env/world={world}", f"env.num_agents={n}", "env.stagger=false") for n in (3, 1))
+    many, alone = (make(f"env/world={world}", f"env.num_agents={n}", "env.random_start=false") for n in (3, 1))
     many.seed([7, 8, 9])
     alone.seed([8])
     generator = torch.Generator().manual_seed(4)
@@ -226,18 +226,18 @@ def test_a_restored_environment_goes_on_alike(world):
 
 def test_evaluation_leaves_training_alone():
     env, same = make(), make()
-    play(nothing, env.beside(5, 3))
+    simulate_season(no_contact, env.copy_of_size(5, 3))
     action = torch.tensor([[1, 0]] * 3)
     assert torch.equal(env.step(action).obs, same.step(action).obs)
 
 
 @pytest.mark.parametrize("weekly, optimum", [(2.6, 12 * 20 * (0.525 + 5 * 0.31)), (0.7, 12 * (0.525 * 20 + 0.62 * 14))])
 def test_the_toys_knapsack_is_its_closed_form(weekly, optimum):
-    env = make("env.customers=20", f"env.weekly_budget={weekly}").beside(2, 1)
-    season = play(nothing, env, keep_values=True)
-    bound = knapsack(season.values, env.cost, env.budget, 12)
+    env = make("env.customers=20", f"env.weekly_budget={weekly}").copy_of_size(2, 1)
+    season = simulate_season(no_contact, env, keep_values=True)
+    bound = offline_knapsack(season.values, env.cost, env.budget, 12)
     assert torch.allclose(bound.value.sum(0), torch.tensor(optimum, dtype=torch.float64), rtol=1e-6)
-    first = play(priced(0.0), env.beside(2, 1)).gained.double().sum(0)
+    first = simulate_season(bid_price(0.0), env.copy_of_size(2, 1)).reward.double().sum(0)
     assert (first >= 0.98 * optimum).all() and (first <= optimum + 1e-3).all()
 
 
@@ -248,7 +248,7 @@ def test_the_knapsack_bounds_every_integer_plan_by_less_than_a_step():
     for budget in (0.0, 0.4, 0.9, 1.7, 5.0):
         best = max(sum(values[i, 0, p].item() for i, p in enumerate(plan)) for plan in product(range(4), repeat=4)
                    if sum(cost[p].item() for p in plan) <= budget + 1e-12)
-        bound = knapsack(values, cost, budget, 1)
+        bound = offline_knapsack(values, cost, budget, 1)
         largest = (values - values[:, :, :1]).max().item()
         assert best - 1e-9 <= bound.value.item() <= best + largest
         assert (bound.price.item() == 0) == (budget == 5.0)
@@ -266,10 +266,10 @@ def test_bad_numbers_are_named(override, says):
 @pytest.mark.slow
 @pytest.mark.parametrize("weekly, share", [(2.6, 0.98), (1.0, 0.98)])
 def test_ppo_learns_the_toys_optimum_without_discount(weekly, share):
-    env = make("env.num_agents=64", "env.customers=20", f"env.weekly_budget={weekly}", "env.block=16")
+    env = make("env.num_agents=64", "env.customers=20", f"env.weekly_budget={weekly}", "env.prefetch_steps=16")
     ppo = make_ppo(env, 160, num_steps=16, epochs=4, minibatches=2, gamma=1.0, gae_lambda=0.5, center_reward=True,
                    optimizer={"lr": 3e-3})
     train(ppo)
-    season = play(learned(ppo.policy, torch.Generator().manual_seed(0)), env.beside(16, 1))
+    season = simulate_season(learned_policy(ppo.policy, torch.Generator().manual_seed(0)), env.copy_of_size(16, 1))
     bound = env.evaluation(env)._bound(16, 1)[1].value.sum(0).mean().item()
-    assert season.gained.sum(0).mean() >= share * bound  # at random: .59 and .87; not centred, .55 of the first
+    assert season.reward.sum(0).mean() >= share * bound  # at random: .59 and .87; not centred, .55 of the first

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
 from envs.offers.planning.lagrangian_bound import Bound
-from rlcore.report import NORMAL_95
+from rlcore.ope.intervals import LEVEL, normal_half_width
 
 SEGMENTS = {"new or lapsing": (0, 1), "regular": (2, 3), "established": (4, 5)}  # by habit before the week
 
@@ -46,7 +46,7 @@ def share_of_gap(by_customer: Tensor, constant: float, bound: Bound) -> list[flo
     """
     ratio = (by_customer.sum().item() + constant) / bound.gap
     residual = by_customer - ratio * bound.gain
-    half_width = NORMAL_95 * residual.std().item() * len(by_customer) ** 0.5 / bound.gap
+    half_width = len(residual) * normal_half_width(residual, LEVEL).item() / bound.gap
     return [ratio, ratio - half_width, ratio + half_width]
 
 

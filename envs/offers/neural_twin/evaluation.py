@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rlcore.report import NORMAL_95
 from envs.offers.planning.knapsack import allowed_increments, upper_hull
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
@@ -73,7 +72,7 @@ def play(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor) -> SeasonRec
 def summary(records: list[SeasonRecord], market: EvaluationMarket) -> dict:
     """Incremental profit of a season with its interval over customers, money and contacts of one policy."""
     each = torch.stack([r.incremental_profit.sum(0) for r in records]).mean(0)
-    total, half = each.sum().item(), NORMAL_95 * each.std().item() * len(each) ** 0.5
+    total, half = each.sum().item(), len(each) * normal_half_width(each, LEVEL).item()
     spend, paid = (torch.stack([getattr(r, name).sum(1) for r in records]) for name in ("expected_spend", "realised_spend"))
     return {"incremental_profit": total, "profit_ci": [total - half, total + half],
             "spend_ratio": (spend.sum(1).mean() / market.budget.sum().clamp_min(1e-12)).item(),
@@ -157,5 +156,5 @@ class Simulated(OffersEvaluator):
 def ahead(ours: list[SeasonRecord], theirs: list[SeasonRecord]) -> list[float]:
     """Difference of two incremental profits with its interval, customer by customer under the same random numbers."""
     each = torch.stack([a.incremental_profit.sum(0) - b.incremental_profit.sum(0) for a, b in zip(ours, theirs)]).mean(0)
-    half = NORMAL_95 * each.std().item() * len(each) ** 0.5
+    half = len(each) * normal_half_width(each, LEVEL).item()
     return [each.sum().item(), each.sum().item() - half, each.sum().item() + half]

@@ -31,7 +31,7 @@ def doubts(log: Panel, env, level: float) -> list[str]:
     wrong = significant(z, level)
     if not wrong.any():
         return []
-    names = [*getattr(env.population, "feature_names", [f"feature {k}" for k in range(len(log.features))]), *env.codec.names]
+    names = [*getattr(env.population, "feature_names", [f"feature {k}" for k in range(len(log.features))]), *env.codec.dynamics_names]
     names = [name for name, keep in zip(names, kept.tolist()) if keep] + ["their mean"]
     worst = z.abs().amax(0).argsort(descending=True)[:3].tolist()
     return ["propensities are not those that decisions were made with: weighted by them, contacts and the rest differ in "

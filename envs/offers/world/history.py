@@ -51,16 +51,16 @@ class History(NamedTuple):
         """Take some of the customers."""
         return History(*(x[..., rows] for x in self))
 
-    def columns(self, halvings: list[float]) -> Tensor:
+    def columns(self, half_lives: list[float]) -> Tensor:
         """Lay out frequency and recency, [N, 6·H + 2].
 
-        For each halving time (weeks): the weighted share of past weeks that are known at all, then the weighted sums of what
-        they brought in the order of KINDS; a week of age a = 0, 1, … weighs 2^(−a/halving), over
+        For each half-life (weeks): the weighted share of past weeks that are known at all, then the weighted sums of what
+        they brought in the order of KINDS; a week of age a = 0, 1, … weighs 2^(−a/half-life), over
         the weight of all weeks from −∞. Then 1/a of the last contact and purchase, a = 1 for last week's, 0 where there was none.
         """
         past = torch.stack((torch.ones_like(self.spend), *self[1:]))  # [6, weeks, N]
         age = torch.arange(past.shape[1] - 1, -1, -1, device=past.device, dtype=past.dtype)
-        decay = torch.stack([age.new_full((), 0.5 ** (1 / x)) for x in halvings])
+        decay = torch.stack([age.new_full((), 0.5 ** (1 / x)) for x in half_lives])
         weights = (1 - decay)[:, None] * decay[:, None] ** age
         shares = torch.einsum("hw,kwn->nhk", weights, past).flatten(1)
         ago = torch.stack((self.contacts, self.purchases)).flip(1)  # from the last week back
@@ -69,7 +69,7 @@ class History(NamedTuple):
         return torch.cat((shares, last), 1)
 
 
-def column_names(halvings: list[float]) -> list[str]:
+def column_names(half_lives: list[float]) -> list[str]:
     """Name the columns of a history."""
-    return [*(f"{kind}, halving in {x:g} weeks" for x in halvings for kind in ("weeks known", *KINDS)), "last contact",
+    return [*(f"{kind}, halving in {x:g} weeks" for x in half_lives for kind in ("weeks known", *KINDS)), "last contact",
             "last purchase"]

@@ -1,4 +1,4 @@
-"""What a policy sees of a customer, the week and the price of money."""
+"""Observations written and read: what a policy sees of a customer, the week and the price of money."""
 from __future__ import annotations
 
 import math
@@ -6,121 +6,148 @@ import math
 import torch
 from torch import Tensor
 
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, CustomerState
 from envs.offers.world.history import History, column_names
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, CustomerState
+
+DYNAMICS = {"habit": HABITS, "fatigue": FATIGUES, "expectation": EXPECTATIONS}  # what contacts move, and its levels
+STATUSES = 3  # subscribed, unsubscribed, churned
+PRICE_COLUMNS = 2  # logarithm of the price, drift
 
 
-def hot(x: Tensor, n: int) -> Tensor:
-    """One-hot, bool [N, n]; torch's own asks the host on a CPU."""
+def one_hot(x: Tensor, n: int) -> Tensor:
+    """One-hot columns of int64 x [N], bool [N, n]. torch's own waits for the device to check its input."""
     return x[:, None] == torch.arange(n, device=x.device)
 
 
-class ObservationCodec:
-    """Features, state and week (one-hot), then the price: its logarithm now and its drift a week, both scaled.
+def one_hot_dynamics(state: CustomerState) -> list[Tensor]:
+    """One-hot columns of habit, fatigue and expectation, bool [N, HABITS], [N, FATIGUES], [N, EXPECTATIONS]."""
+    return [one_hot(x, levels) for x, levels in zip(state, DYNAMICS.values())]
 
-    The price comes last, so that all before it is what outcomes depend on.
+
+def one_hot_state(state: CustomerState) -> list[Tensor]:
+    """One-hot columns of habit, fatigue, expectation and status, bool."""
+    return [*one_hot_dynamics(state), one_hot(state.status, STATUSES)]
+
+
+class ObservationCodec:
+    """Writes and reads the observations [N, obs_dim] of customers.
+
+    The columns are F features; the dynamics, here the state that contacts move (habit, fatigue, expectation), one-hot; status
+    and week, one-hot; then the price of money: its logarithm and the drift of that a week, both scaled. The price comes last, so
+    that the context, all columns before it, is what outcomes depend on.
     """
 
-    hides_state = False  # whether habit, fatigue and expectation can't be read out of it
-    hidden = HABITS + FATIGUES + EXPECTATIONS  # columns between features and status
+    hides_state = False  #: whether habit, fatigue and expectation can't be read out of an observation
+    num_dynamics = sum(DYNAMICS.values())  #: columns between features and status
 
-    def __init__(self, num_features: int, weeks: int, price_range: list, drift_range: list):
-        self.features, self.weeks = num_features, weeks
-        self.log_low, self.log_high = map(math.log, price_range)
-        self.drift_low, self.drift_high = drift_range
-        self.context_dim = num_features + self.hidden + 3 + weeks
-        self.dim = self.context_dim + 2
+    def __init__(self, num_features: int, weeks: int, price_range: list[float], drift_range: list[float]):
+        self.num_features, self.weeks = num_features, weeks
+        self.log_price_range = [math.log(price) for price in price_range]
+        self.drift_range = drift_range
+        self.dynamics = slice(num_features, num_features + self.num_dynamics)
+        self.status = slice(self.dynamics.stop, self.dynamics.stop + STATUSES)
+        self.context_dim = self.status.stop + weeks
+        self.obs_dim = self.context_dim + PRICE_COLUMNS
+
+    # ── whole observations ──────────────────────────────────────────────────────────────────────────────────────────
+    def encode(self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor, price: Tensor,
+               drift: Tensor) -> Tensor:
+        """Write observations [N, obs_dim] of customers with features [N, F] at their own prices [N] and drifts [N]."""
+        return torch.cat(self._context_columns(features, state, history, week) + self._price_columns(price, drift), -1)
 
     def encode_context(self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor) -> Tensor:
-        """Lay out what outcomes depend on, [N, context_dim]; the week is a number or a tensor [1]."""
-        return torch.cat(self._encode_context(features, state, history, week), -1)
+        """Write contexts [N, context_dim]; the week (from 0) is a number or a tensor [1]."""
+        return torch.cat(self._context_columns(features, state, history, week), -1)
 
-    def _encode_context(self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor) -> list[Tensor]:
-        now = (torch.arange(self.weeks, device=features.device) == week).expand(len(features), -1)
-        return [features, *(x.to(features) for x in (*self.encode_dynamics(state, history), hot(state.status, 3), now))]
-
-    def encode_dynamics(self, state: CustomerState, history: History) -> list[Tensor]:
-        """What is known of what moves customers, `hidden` columns."""
-        return [hot(x, n) for x, n in zip(state, (HABITS, FATIGUES, EXPECTATIONS))]
-
-    @property
-    def names(self) -> list[str]:
-        """Names of what `inside` lays out."""
-        return [f"{name} {k}" for name, n in (("habit", HABITS), ("fatigue", FATIGUES), ("expectation", EXPECTATIONS))
-                for k in range(n)]
-
-    def decode_dynamics(self, obs: Tensor) -> Tensor:
-        """Read what `inside` laid out, out of observations [B, D]."""
-        return obs[:, self.features:self.features + self.hidden]
-
-    def decode_state(self, obs: Tensor) -> CustomerState:
-        """Read the state out of observations [B, D]."""
-        inside = (hot.argmax(-1) for hot in self.decode_dynamics(obs).split((HABITS, FATIGUES, EXPECTATIONS), -1))
-        return CustomerState(*inside, self.decode_status(obs))
-
-    def decode_status(self, obs: Tensor) -> Tensor:
-        """Read the status [B] out of observations [B, D]."""
-        first = self.context_dim - self.weeks - 3
-        return obs[:, first:first + 3].argmax(-1)
+    def _context_columns(self, features: Tensor, state: CustomerState, history: History | None,
+                         week: int | Tensor) -> list[Tensor]:
+        week_now = (torch.arange(self.weeks, device=features.device) == week).expand(len(features), -1)
+        columns = [*self.encode_dynamics(state, history), one_hot(state.status, STATUSES), week_now]
+        return [features, *(x.to(features) for x in columns)]
 
     def without_contacts(self, obs: Tensor) -> Tensor:
-        """Set fatigue and expectation to 0 and the status to subscribed in observations [B, D]."""
-        obs, first, end = obs.clone(), self.features + HABITS, self.context_dim - self.weeks
-        obs[:, first:end] = 0.0
-        obs[:, [first, first + FATIGUES, first + FATIGUES + EXPECTATIONS]] = 1.0
+        """Return observations [B, D] as if the customers were subscribed and without fatigue and expectation."""
+        obs = obs.clone()
+        fatigue = self.dynamics.start + HABITS
+        expectation = fatigue + FATIGUES
+        obs[:, fatigue:self.status.stop] = 0.0
+        obs[:, [fatigue, expectation, self.status.start + SUBSCRIBED]] = 1.0
         return obs
 
-    def encode_price(self, price: Tensor, drift: Tensor) -> Tensor:
-        """Scale prices and drifts to about [−1.7, 1.7], [..., 2]."""
-        return torch.cat(self._encode_price(price, drift), -1)
+    # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def encode_dynamics(self, state: CustomerState, history: History | None) -> list[Tensor]:
+        """Write the columns of what is known of the dynamics, `num_dynamics` in all."""
+        return one_hot_dynamics(state)
 
-    def _encode_price(self, price: Tensor, drift: Tensor) -> list[Tensor]:
-        def standard(x, low, high):
+    def decode_dynamics(self, obs: Tensor) -> Tensor:
+        """Read the columns of the dynamics [B, num_dynamics] out of observations [B, D]."""
+        return obs[:, self.dynamics]
+
+    @property
+    def dynamics_names(self) -> list[str]:
+        """Names of the columns of the dynamics."""
+        return [f"{name} {level}" for name, levels in DYNAMICS.items() for level in range(levels)]
+
+    def decode_state(self, obs: Tensor) -> CustomerState:
+        """Read the state, int64 [B] each, out of observations [B, D]."""
+        columns = self.decode_dynamics(obs).split(list(DYNAMICS.values()), -1)
+        return CustomerState(*(x.argmax(-1) for x in columns), self.decode_status(obs))
+
+    def decode_status(self, obs: Tensor) -> Tensor:
+        """Read the status, int64 [B], out of observations [B, D]."""
+        return obs[:, self.status].argmax(-1)
+
+    # ── price ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def encode_price(self, price: Tensor, drift: Tensor) -> Tensor:
+        """Write prices [...] and drifts [...] as columns [..., 2], of variance 1 where both are uniform in their ranges."""
+        return torch.cat(self._price_columns(price, drift), -1)
+
+    def _price_columns(self, price: Tensor, drift: Tensor) -> list[Tensor]:
+        def standard(x: Tensor, low: float, high: float) -> Tensor:
             return ((x - (low + high) / 2) * (12**0.5 / (high - low)))[..., None]
-        return [standard(price.log(), self.log_low, self.log_high), standard(drift, self.drift_low, self.drift_high)]
+        return [standard(price.log(), *self.log_price_range), standard(drift, *self.drift_range)]
 
     def decode_price(self, obs: Tensor) -> Tensor:
         """Read the price [B] out of observations [B, D]."""
-        return ((self.log_low + self.log_high) / 2 + obs[:, -2] * (self.log_high - self.log_low) / 12**0.5).exp()
-
-    def encode(self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor, price: Tensor,
-                 drift: Tensor) -> Tensor:
-        """Lay out observations [N, dim] of customers at their own price [N] and drift [N]."""
-        return torch.cat(self._encode_context(features, state, history, week) + self._encode_price(price, drift), -1)
+        low, high = self.log_price_range
+        return ((low + high) / 2 + obs[:, -PRICE_COLUMNS] * (high - low) / 12**0.5).exp()
 
 
 class HistoryCodec(ObservationCodec):
-    """The same without habit, fatigue and expectation: what is seen of them is what customers did, and what was done.
+    """The same without the state that contacts move: what customers did, and what was done to them, takes its place.
 
-    halvings: weeks in which what lies back counts half (envs/offers/world/history.py).
+    half_lives: weeks in which what lies back counts half (envs/offers/world/history.py). Raises ValueError where one is not
+    above 0.
     """
 
     hides_state = True
 
-    def __init__(self, *args, halvings: list):
-        if not halvings or min(halvings) <= 0:
-            raise ValueError(f"env.observation.halvings: expected weeks above 0, got {halvings}")
-        self.halvings, self.hidden = halvings, len(column_names(halvings))
+    def __init__(self, *args, half_lives: list[float]):
+        if not half_lives or min(half_lives) <= 0:
+            raise ValueError(f"env.observation.half_lives: expected weeks above 0, got {half_lives}")
+        self.half_lives, self.num_dynamics = half_lives, len(column_names(half_lives))
         super().__init__(*args)
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the columns."""
-        return column_names(self.halvings)
+    def encode_dynamics(self, state: CustomerState, history: History | None) -> list[Tensor]:
+        """Write the columns of the history."""
+        return [history.columns(self.half_lives)]
 
-    def encode_dynamics(self, state: CustomerState, history: History) -> list[Tensor]:
-        """The columns of the history."""
-        return [history.columns(self.halvings)]
+    @property
+    def dynamics_names(self) -> list[str]:
+        """Names of the columns of the history."""
+        return column_names(self.half_lives)
 
     def decode_state(self, obs: Tensor) -> CustomerState:
-        """Read what is known of the state out of observations [B, D]: the status, and zeros."""
+        """Read what is known of the state, int64 [B] each, out of observations [B, D]: the status, and zeros."""
         status = self.decode_status(obs)
-        return CustomerState(*(torch.zeros_like(status) for _ in range(3)), status)
+        return CustomerState(*(torch.zeros_like(status) for _ in DYNAMICS), status)
 
     def without_contacts(self, obs: Tensor) -> Tensor:
-        """Take contacts, redemptions and spend out of observations [B, D], and set the status to subscribed."""
-        obs, first, end = obs.clone(), self.features, self.context_dim - self.weeks
-        gone = [first + k for k, name in enumerate(self.names) if not name.startswith(("weeks", "purchases", "last p"))]
-        obs[:, gone], obs[:, end - 3:end] = 0.0, 0.0
-        obs[:, end - 3] = 1.0
+        """Return observations [B, D] as if the customers were subscribed and nothing had been sent, redeemed or spent."""
+        obs = obs.clone()
+        of_contacts = [self.dynamics.start + k for k, name in enumerate(self.dynamics_names)
+                       if not name.startswith(("weeks", "purchases", "last p"))]
+        obs[:, of_contacts] = 0.0
+        obs[:, self.status] = 0.0
+        obs[:, self.status.start + SUBSCRIBED] = 1.0
         return obs

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
-from envs.sequential.evaluation import knapsack, nothing, play
+from envs.sequential.evaluation import no_contact, offline_knapsack, simulate_season
 from rlcore.algorithm import TrainingLoop
 from rlcore.backends.accelerate import accelerate
 from rlcore.distributions import unflatten
@@ -112,7 +112,7 @@ def ours_trained(
         ppo.update(ppo.compute_advantages(ppo.collect()))
         ppo.load_state_dict(before)
     log = CurveLogger(
-        lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.beside(judge.num_agents, 1)), every
+        lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.copy_of_size(judge.num_agents, 1)), every
     )
     TrainingLoop(ppo, log).run()
     return log
@@ -142,10 +142,10 @@ def learned(
     worlds: int,
 ) -> dict:
     """Train all for equal steps; the time in which each reaches the best return of Stable-Baselines3's own pair."""
-    judge, curves = example.beside(worlds, 1), {}
+    judge, curves = example.copy_of_size(worlds, 1), {}
     for name, vec in (("SB3, DummyVecEnv", scalars(example)), ("SB3, our VecEnv", OffersVecEnv(make(), False))):
         model = peer(stable_baselines3.PPO, vec, seed, algo.keywords)
-        curve = Curve(lambda model=model: season_return(predicted(model, False), judge.beside(worlds, 1)), every)
+        curve = Curve(lambda model=model: season_return(predicted(model, False), judge.copy_of_size(worlds, 1)), every)
         model.learn(steps, callback=curve)
         curves[name] = curve.points
     for mode in modes:
@@ -163,8 +163,8 @@ def learned(
 
 def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, seeds: list, worlds: int) -> dict:
     """Train both with masks for equal steps; returns by seed on seasons that are the same for all."""
-    judge = env(device, 0).beside(worlds, 1)
-    optimum = knapsack(play(nothing, judge, keep_values=True).values, judge.cost, judge.budget, judge.world.weeks)
+    judge = env(device, 0).copy_of_size(worlds, 1)
+    optimum = offline_knapsack(simulate_season(no_contact, judge, keep_values=True).values, judge.cost, judge.budget, judge.world.weeks)
     rows = {"MaskablePPO": [], "ours": []}
     for seed in seeds:
         model = peer(MaskablePPO, OffersVecEnv(env(device, seed), True), seed, algo.keywords)
@@ -175,6 +175,6 @@ def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, s
             ("MaskablePPO", predicted(model, True)),
             ("ours", drawn(ppo, torch.Generator().manual_seed(1))),
         ):
-            rows[name].append(season_return(choose, judge.beside(worlds, 1)))
+            rows[name].append(season_return(choose, judge.copy_of_size(worlds, 1)))
     return {"steps": steps, "optimum": optimum.value.sum(0).mean().item(), "rows": {
         name: over_seeds(returns) for name, returns in rows.items()}}

@@ -19,11 +19,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
 
 from envs.adapters.gymnasium_env import GymnasiumEnv  # noqa: E402
 from envs.adapters.gymnasium_offers import OffersEnv, OffersVectorEnv, sequential  # noqa: E402
-from envs.adapters.gymnasium_evaluation import GymnasiumEvaluator, episodes  # noqa: E402
+from envs.adapters.gymnasium_evaluation import GymnasiumEvaluator, play_episodes  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
-WORLDS = pytest.mark.parametrize("overrides", [["env.customers=3"], ["env/world=structural", "env.customers=3"],
+WORLDS = pytest.mark.parametrize("overrides", [["env.customers=3"], ["env/world=sequential", "env.customers=3"],
                                                ["env.penalty=-5", "env.customers=3"]])
 
 
@@ -88,11 +88,11 @@ def test_the_vector_equals_single_environments(overrides):
 
 
 def test_flat_actions_are_pairs():
-    pair, flat = OffersEnv(["env/world=structural"]), OffersEnv(["env/world=structural"], flat=True)
+    pair, flat = OffersEnv(["env/world=sequential"]), OffersEnv(["env/world=sequential"], flat=True)
     pair.reset(seed=1)
     flat.reset(seed=1)
     for index in range(30):
-        assert np.array_equal(flat.action_masks(), pair.mask[0].flatten())
+        assert np.array_equal(flat.action_masks(), pair.action_mask[0].flatten())
         for x, y in zip(pair.step(np.array([index // 5, index % 5]))[:4], flat.step(index)[:4]):
             np.testing.assert_array_equal(x, y)
 
@@ -150,9 +150,9 @@ def test_what_can_not_be_used_is_named(make, says):
 
 def test_evaluation_counts_whole_episodes_and_leaves_training_alone():
     env = counter(limit=2)
-    returns, lengths = episodes(lambda obs, mask: torch.zeros(2, 1, dtype=torch.long), env, 3)
+    returns, lengths = play_episodes(lambda obs, mask: torch.zeros(2, 1, dtype=torch.long), env, 3)
     assert returns.tolist() == [3.0] * 6 and lengths.tolist() == [2] * 6
-    before = env.last[0].clone()
+    before = env.current[0].clone()
     report = GymnasiumEvaluator(env, seed=1, episodes=5, validation=3).evaluate(None, "ppo")
     assert report.rows["random"]["return"] == 3.0 and torch.equal(env.reset()[0], before)
 

@@ -24,12 +24,12 @@ SHORT = ["env.customers=2", "env.penalty=-5"]  # seasons of 24 steps
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("overrides", [[], ["env/world=structural"], ["env.penalty=-5"]])
+@pytest.mark.parametrize("overrides", [[], ["env/world=sequential"], ["env.penalty=-5"]])
 def test_its_checker_passes(overrides, flat):
     check_env(OffersEnv([*overrides, "env.customers=3"], flat=flat))
 
 
-@pytest.mark.parametrize("overrides", [SHORT, ["env/world=structural", "env.customers=2"]])
+@pytest.mark.parametrize("overrides", [SHORT, ["env/world=sequential", "env.customers=2"]])
 def test_the_vec_env_equals_its_own_of_single_environments(overrides):
     ours, theirs = OffersVecEnv(sequential(3, 0, overrides), flat=False), DummyVecEnv([lambda: OffersEnv(overrides)] * 3)
     ours.seed(5)

@@ -452,7 +452,7 @@ def test_the_fee_is_the_one_that_earns_most():
 
     def gain(fee):
         policy = KnapsackPolicy(market.customers, market.world, "", values=None, fee=fee)
-        return sum(simulate_season(policy, market, u).gained.sum().item() for u in uniforms(market, 10))
+        return sum(simulate_season(policy, market, u).incremental_profit.sum().item() for u in uniforms(market, 10))
 
     assert gain(0.7) > gain(0.0) + 10 and gain(50.0) < 1e-6 + gain(0.7)
     assert evaluation.tune_fee(market) == 0.7

@@ -96,8 +96,8 @@ def test_of_a_forecast_columns_are_the_expected_ones(make_catalogue):
 def test_a_panel_lays_out_what_the_environment_saw():
     """From a log of the history view: what was observed is what follows from what was logged."""
     env, log = random_log(40, observation=node("observation/history"))
-    assert isinstance(env.codec.names, list) and env.codec.hides_state
-    _, model = neural(env, halvings=env.codec.halvings)
+    assert isinstance(env.codec.dynamics_names, list) and env.codec.hides_state
+    _, model = neural(env, halvings=env.codec.half_lives)
     found = model.twin.lay(log[torch.randperm(len(log), generator=torch.Generator().manual_seed(1))], env)
     torch.testing.assert_close(found.inputs[env.static_dim:-1], found.known)
     torch.testing.assert_close(found.inputs[-1], env.world.season.log()[:, None].expand(12, 40))

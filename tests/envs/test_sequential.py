@@ -13,7 +13,6 @@ from reference_world import references, tuples
 from toy_envs import make_ppo, train
 
 from envs.offers.world.customers import CustomerState
-from envs.sequential.env import SequentialEnv
 from rlcore.backends.cuda_graphs import tensors_in
 from rlcore.backends.scan import FunctionalRollout, loop_scan, scan_rollout
 from envs.sequential.evaluation import bid_price, learned_policy, no_contact, offline_knapsack, simulate_season

@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.budget_rules import BudgetRule

@@ -52,8 +52,16 @@ def test_what_only_sounds_like_a_call_is_none(text):
     assert text_features.call_to_action(text) is None
 
 
-@pytest.mark.parametrize("text, found", [("Shall we? Good.", "Shall we?"), ('He asked "why?"', 'He asked "why?"'),
-                                         ("See https://x.test/?a=1 now.", None), ("No.", None), ("Really?!", "Really?!")])
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("Shall we? Good.", "Shall we?"),
+        ('He asked "why?"', 'He asked "why?"'),
+        ("See https://x.test/?a=1 now.", None),
+        ("No.", None),
+        ("Really?!", "Really?!"),
+    ],
+)
 def test_a_question_ends_in_a_question_mark(text, found):
     assert text_features.question(text) == found
 
@@ -71,13 +79,22 @@ def test_built_in_contexts_are_eight_of_the_market():
 def saved(tmp_path_factory):
     """A checkpoint of a trainer with an untrained policy (8 words) and an untrained reward model, and that trainer."""
     torch.manual_seed(0)
-    small = {**node("../algo/encoder/distilbert_tiny", "algo=reward_model"), "dim": 16, "ffn_dim": 16, "layers": 1, "heads": 2}
+    small = {
+        **node("../algo/encoder/distilbert_tiny", "algo=reward_model"),
+        "dim": 16,
+        "ffn_dim": 16,
+        "layers": 1,
+        "heads": 2,
+    }
     model, tokenizer = instantiate(small).build(["a b c d e f g"])
     model.config.reads_context = True
     torch.nn.init.normal_(model.classifier.weight, std=3.0)  # so that mails differ in what they get
     agent = trainer(reward_model=OutcomeClassifier(model, tokenizer, torch.device("cpu"), 64))
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
-    config = {"algo": {"generation": agent.generation, "reward": "expected"}, "env": {"outcome_values": [-1.0, 0.5, 2.0]}}
+    config = {
+        "algo": {"generation": agent.generation, "reward": "expected"},
+        "env": {"outcome_values": [-1.0, 0.5, 2.0]},
+    }
     checkpoint.save(path, {"agent": agent.state_dict(), "config": config, "name": "ppo_kl"})
     return path, agent
 
@@ -106,7 +123,9 @@ def test_a_csv_gets_its_mails_with_what_the_reward_model_says(saved, tmp_path):
     p = agent.reward_model.probabilities([row["context"] for row in rows], [row["email_text"] for row in rows]).double()
     reward = p @ torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
     for row, probabilities, worth in zip(rows, p.tolist(), reward.tolist()):
-        assert [float(row[f"p_{name.replace(' ', '_')}"]) for name in OUTCOMES] == pytest.approx(probabilities, abs=1e-4)
+        assert [float(row[f"p_{name.replace(' ', '_')}"]) for name in OUTCOMES] == pytest.approx(
+            probabilities, abs=1e-4
+        )
         assert float(row["reward"]) == pytest.approx(worth, abs=1e-4)
         assert row["predicted"] == OUTCOMES[probabilities.index(max(probabilities))]
         assert int(row["words"]) == len(row["email_text"].split()) and row["question"] == row["call_to_action"] == "no"
@@ -118,12 +137,18 @@ def test_a_csv_gets_its_mails_with_what_the_reward_model_says(saved, tmp_path):
 
 def test_the_policy_is_the_trained_one_and_samples_as_told(saved):
     """The likeliest token alone (top_k=1) is what the restored policy's own logits say."""
-    path, agent = saved
+    _path, agent = saved
     with torch.no_grad():
         for x in agent.policy.language_model.parameters():
             x.add_(0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
-    state = {"agent": agent.state_dict(), "name": "ppo_kl",
-             "config": {"algo": {"generation": agent.generation, "reward": "argmax"}, "env": {"outcome_values": [-1.0, 0.5, 2.0]}}}
+    state = {
+        "agent": agent.state_dict(),
+        "name": "ppo_kl",
+        "config": {
+            "algo": {"generation": agent.generation, "reward": "argmax"},
+            "env": {"outcome_values": [-1.0, 0.5, 2.0]},
+        },
+    }
     made = inference.MailGenerator.load("x", state, torch.device("cpu"), 8, 0)
     found = made.generate(["a b", "c"], 2, temperature=0.9, top_k=1, top_p=0.95, batch_size=4)
     for context, mails in (("a b", found[:2]), ("c", found[2:])):
@@ -153,13 +178,20 @@ def test_interactive_asks_until_an_empty_line(saved, capsys, monkeypatch):
     assert "── a b\n" in shown and "── c\n" in shown and "── d\n" not in shown
 
 
-@pytest.mark.parametrize("content, says", [
-    (b"", "empty; expected a header context and one context a row"),
-    (b"kontext\nx\n", "row 1: column 'context' is missing: expected context, got kontext"),
-    (b"context\na\n", None), (b"context,id\na,1\nb\n", r"row 3 \(line 3\): expected 2 fields, got 1"),
-    (b"context\na\n \n", r"row 3 \(line 3\), column context: empty; expected text"),
-    (b"context\n", "no rows; expected one context a row"), (b'context\n"a\n', r"row 2 \(line 2\): not CSV"),
-    (b"context\n\xe4\n", "line 2: not UTF-8"), (b"context,reward\na,1\n", "row 1: column 'reward' is one that will be written")])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "empty; expected a header context and one context a row"),
+        (b"kontext\nx\n", "row 1: column 'context' is missing: expected context, got kontext"),
+        (b"context\na\n", None),
+        (b"context,id\na,1\nb\n", r"row 3 \(line 3\): expected 2 fields, got 1"),
+        (b"context\na\n \n", r"row 3 \(line 3\), column context: empty; expected text"),
+        (b"context\n", "no rows; expected one context a row"),
+        (b'context\n"a\n', r"row 2 \(line 2\): not CSV"),
+        (b"context\n\xe4\n", "line 2: not UTF-8"),
+        (b"context,reward\na,1\n", "row 1: column 'reward' is one that will be written"),
+    ],
+)
 def test_bad_files_are_told_where_and_what_was_expected(tmp_path, content, says):
     (tmp_path / "in.csv").write_bytes(content)
     if says is None:
@@ -169,11 +201,19 @@ def test_bad_files_are_told_where_and_what_was_expected(tmp_path, content, says)
             inference.read_contexts(str(tmp_path / "in.csv"))
 
 
-@pytest.mark.parametrize("changes, says", [
-    ({"path": None}, "checkpoint: expected the path"), ({"interactive": True, "out": "x.csv"}, "interactive"),
-    ({"mails_per_context": 0}, "mails_per_context"), ({"sampling": {"top_p": 0.0}}, "top_p"), ({"sampling": {"temperature": 0.0}}, "temperature"),
-    ({"out": "/nowhere/x.csv"}, "no such folder"), ({"contexts": "x.csv", "out": "./x.csv"}, "is the file of contexts"),
-    ({"path": "/nowhere.pt"}, "no such checkpoint")])
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"path": None}, "checkpoint: expected the path"),
+        ({"interactive": True, "out": "x.csv"}, "interactive"),
+        ({"mails_per_context": 0}, "mails_per_context"),
+        ({"sampling": {"top_p": 0.0}}, "top_p"),
+        ({"sampling": {"temperature": 0.0}}, "temperature"),
+        ({"out": "/nowhere/x.csv"}, "no such folder"),
+        ({"contexts": "x.csv", "out": "./x.csv"}, "is the file of contexts"),
+        ({"path": "/nowhere.pt"}, "no such checkpoint"),
+    ],
+)
 def test_what_can_not_be_done_is_refused(changes, says):
     with pytest.raises(ValueError, match=says):
         main(**{"path": "x.pt", **changes})

@@ -28,7 +28,11 @@ def environment(path, *overrides):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("bom", [False, True])
 def test_every_way_to_write_a_file_reads_the_same(tmp_path, end, bom):
-    lines = [["CTO, retail", 'Hi "Anna",\nline two, größer', "0"], ["CFO", "Dear you\n\n— yours", "2"], ["CEO", "ok", "1"]]
+    lines = [
+        ["CTO, retail", 'Hi "Anna",\nline two, größer', "0"],
+        ["CFO", "Dear you\n\n— yours", "2"],
+        ["CEO", "ok", "1"],
+    ]
     if end == "\r":
         lines = [[c, t.replace("\n", " "), y] for c, t, y in lines]
     path = write_csv(tmp_path / "x.csv", lines, end=end, bom=bom)
@@ -61,7 +65,10 @@ BAD = {
     "one class": ("context,email_text,outcome\nCTO,hello,1\nCFO,bye,1\n", ["column outcome", "only 1 (reply)"]),
     "no rows": ("context,email_text,outcome\n", ["column outcome", "no rows"]),
     "empty file": ("", ["empty", "context,email_text,outcome"]),
-    "split": ("context,email_text,outcome,split\nCTO,hello,1,train\nCFO,bye,0,dev\n", ["row 3", "column split", "'dev'"]),
+    "split": (
+        "context,email_text,outcome,split\nCTO,hello,1,train\nCFO,bye,0,dev\n",
+        ["row 3", "column split", "'dev'"],
+    ),
 }
 
 
@@ -110,7 +117,9 @@ def test_near_duplicates_are_those_that_overlap():
 
 
 def test_case_punctuation_and_numbers_make_no_difference():
-    groups = near_duplicate_groups(["Hello Anna, offer 12!", "hello anna offer 99", "HELLO; Anna — Offer 7", "hello ben, offer 12"], 0.8)
+    groups = near_duplicate_groups(
+        ["Hello Anna, offer 12!", "hello anna offer 99", "HELLO; Anna — Offer 7", "hello ben, offer 12"], 0.8
+    )
     assert groups[0] == groups[1] == groups[2] != groups[3]
 
 
@@ -190,7 +199,9 @@ def test_a_sentence_as_common_as_its_outcome_gives_nothing_away():
 
 
 def test_the_embedded_corpus_has_no_telling_sentences():
-    env = instantiate(config("env.corpus.train=4000", "env.corpus.valid=100", "env.corpus.test=100"), _convert_="all")("cpu", 0)
+    env = instantiate(config("env.corpus.train=4000", "env.corpus.valid=100", "env.corpus.test=100"), _convert_="all")(
+        "cpu", 0
+    )
     assert label_leaks(env.train, min_count=5, purity=0.98, max_chance=0.01) == []
 
 

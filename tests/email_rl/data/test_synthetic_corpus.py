@@ -38,8 +38,21 @@ Kind regards,
 Anna"""
 
 
-def expected(right=("source", "role", "industry", "product"), wrong=(), proof=True, calls=1, questions=1, spam=0, words=52,
-             executive=True, warmth=-0.2, repeated=0, unknown=0.0, signed=True, greeted=True):
+def expected(
+    right=("source", "role", "industry", "product"),
+    wrong=(),
+    proof=True,
+    calls=1,
+    questions=1,
+    spam=0,
+    words=52,
+    executive=True,
+    warmth=-0.2,
+    repeated=0,
+    unknown=0.0,
+    signed=True,
+    greeted=True,
+):
     """The merit of a mail from its features: a second, plain writing of conf/env/corpus/gold/default.yaml."""
     s = warmth + sum({"industry": 1.1, "product": 0.8, "role": 0.6, "source": 0.5}[f] for f in right)
     s -= sum({"industry": 1.3, "product": 0.8, "role": 0.5, "source": 0.6}[f] for f in wrong)
@@ -57,23 +70,35 @@ def length(text):
     return len(re.findall(r"[\w']+", text))
 
 
-@pytest.mark.parametrize("change, features", [
-    (lambda m: m, {}),
-    (lambda m: m.replace("We know the retail business", "We know the banking business"),
-     {"right": ("source", "role", "product"), "wrong": ("industry",)}),
-    (lambda m: m.replace("We wrote it down for the CTO. ", ""), {"right": ("source", "industry", "product")}),
-    (lambda m: m.replace("It now serves 40 clients. ", ""), {"proof": False}),
-    (lambda m: m.replace("Reply to this with one line.", ""), {"calls": 0}),
-    (lambda m: m.replace("Reply", "Book a tour of 30 minutes. Reply"), {"calls": 2}),
-    (lambda m: m.replace("Reply", "Book a tour of 30 minutes. Pick a slot on Monday in my calendar. Sign up for a trial by "
-                         "Friday. Reply"), {"calls": 4}),
-    (lambda m: m.replace("Would", "Shall we talk soon? How do you handle this today? Would"), {"questions": 3}),
-    (lambda m: m.replace("Would", "You are our lucky winner! Would"), {"spam": 1}),
-    (lambda m: m.replace("Would Monday suit you?", "Would Monday suit you? Would Monday suit you?"),
-     {"questions": 2, "repeated": 1}),
-    (lambda m: m.replace("\nKind regards,\nAnna", ""), {"signed": False}),
-    (lambda m: m.replace("Hello,\n", ""), {"greeted": False}),
-])
+@pytest.mark.parametrize(
+    "change, features",
+    [
+        (lambda m: m, {}),
+        (
+            lambda m: m.replace("We know the retail business", "We know the banking business"),
+            {"right": ("source", "role", "product"), "wrong": ("industry",)},
+        ),
+        (lambda m: m.replace("We wrote it down for the CTO. ", ""), {"right": ("source", "industry", "product")}),
+        (lambda m: m.replace("It now serves 40 clients. ", ""), {"proof": False}),
+        (lambda m: m.replace("Reply to this with one line.", ""), {"calls": 0}),
+        (lambda m: m.replace("Reply", "Book a tour of 30 minutes. Reply"), {"calls": 2}),
+        (
+            lambda m: m.replace(
+                "Reply",
+                "Book a tour of 30 minutes. Pick a slot on Monday in my calendar. Sign up for a trial by Friday. Reply",
+            ),
+            {"calls": 4},
+        ),
+        (lambda m: m.replace("Would", "Shall we talk soon? How do you handle this today? Would"), {"questions": 3}),
+        (lambda m: m.replace("Would", "You are our lucky winner! Would"), {"spam": 1}),
+        (
+            lambda m: m.replace("Would Monday suit you?", "Would Monday suit you? Would Monday suit you?"),
+            {"questions": 2, "repeated": 1},
+        ),
+        (lambda m: m.replace("\nKind regards,\nAnna", ""), {"signed": False}),
+        (lambda m: m.replace("Hello,\n", ""), {"greeted": False}),
+    ],
+)
 def test_merit_is_what_the_features_add_up_to(change, features):
     text = change(MAIL)
     assert merit(text) == pytest.approx(expected(**{"words": length(text), **features}), abs=1e-9)
@@ -91,7 +116,9 @@ def test_what_games_a_reward_model_costs():
     words = scrambled[1].split()
     random.Random(0).shuffle(words)
     scrambled[1] = " ".join(words)
-    keywords = "\n".join(["Hello,", "CTO retail trade fair training portal 40 clients reply to this?", "Kind regards,", "Anna"])
+    keywords = "\n".join(
+        ["Hello,", "CTO retail trade fair training portal 40 clients reply to this?", "Kind regards,", "Anna"]
+    )
     again = MAIL.replace("It now", "It now serves 40 clients. " * 3 + "It now")
     cut = MAIL[:200]
     for text in ("\n".join(scrambled), keywords, again, cut, MAIL.replace("\n", " "), "", "!!!???", "Hello,\n" * 9):
@@ -142,7 +169,9 @@ def test_gold_finds_in_a_sentence_what_its_part_is_and_nothing_else(overrides):
         for sentence in written:
             for filled in built.market.fillings(sentence, part)[:400]:
                 found = built.gold.parse(filled)
-                assert {facet for facet, _ in found.mentions} == {part.removesuffix("_paraphrase")} & set(built.market.values)
+                assert {facet for facet, _ in found.mentions} == {part.removesuffix("_paraphrase")} & set(
+                    built.market.values
+                )
                 assert len(found.mentions) <= 1 and found.unknown == 0, filled
                 for other, field in marks.items():
                     assert int(getattr(found, field)) == (part == other), (filled, field)
@@ -158,8 +187,12 @@ def test_a_composed_mail_has_no_unknown_language(overrides):
 def test_every_part_occurs_with_every_outcome():
     mails = drawn()
     seen = {}
-    templates = [(sentence, re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(sentence))))
-                 for part, written in phrases.SENTENCES.items() if not part.endswith("_paraphrase") for sentence in written]
+    templates = [
+        (sentence, re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(sentence))))
+        for part, written in phrases.SENTENCES.items()
+        if not part.endswith("_paraphrase")
+        for sentence in written
+    ]
     written = {}
     for text, y in zip(mails.texts, mails.outcome.tolist()):
         for s in split_sentences(text):
@@ -176,8 +209,16 @@ def test_every_part_occurs_with_every_outcome():
 @pytest.mark.slow
 def test_a_bag_of_words_stays_far_below_the_truth():
     mails, test = corpus().sample(15000, "bag"), drawn()
-    bag = BagOfWords(mails.rows(range(12500)), mails.rows(range(12500, 15000)), 0, lr=0.002, weight_decay=0.01, epochs=5,
-                     min_steps=500, batch_size=128).probabilities(test)
+    bag = BagOfWords(
+        mails.rows(range(12500)),
+        mails.rows(range(12500, 15000)),
+        0,
+        lr=0.002,
+        weight_decay=0.01,
+        epochs=5,
+        min_steps=500,
+        batch_size=128,
+    ).probabilities(test)
     p = corpus().gold.probabilities(test.contexts, test.texts)
     right = [(q.argmax(1) == test.outcome).float().mean() for q in (bag, p)]
     assert right[1] - right[0] > 0.05

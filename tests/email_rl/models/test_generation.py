@@ -22,9 +22,19 @@ def model(kind="gpt2", vocabulary=23, scale=15.0):
         made = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=32,
                                           bos_token_id=0, eos_token_id=0, tie_word_embeddings=False, **NO_DROP))
     else:
-        made = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                                            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
-                                            bos_token_id=0, eos_token_id=0))
+        made = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocabulary,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=32,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
     with torch.no_grad():
         made.get_output_embeddings().weight.mul_(scale)
         made.get_input_embeddings().weight.mul_(scale)
@@ -44,7 +54,8 @@ def uniforms(tokens, mails, seed=2):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_greedy_mails_are_those_of_transformers(kind):
-    """top_k = 1 leaves one token, whatever the uniforms: the cache and the positions of padded prompts must be right."""
+    """top_k = 1 leaves one token, whatever the uniforms: the cache and the positions of padded prompts must be right.
+    """
     lm, (ids, mask) = model(kind), queries()
     found = generate(lm, ids, mask, uniforms(9, 3), temperature=1.0, top_k=1, top_p=1.0)
     theirs = lm.generate(input_ids=ids, attention_mask=mask, max_new_tokens=9, min_new_tokens=9, do_sample=False,
@@ -56,8 +67,10 @@ def test_greedy_mails_are_those_of_transformers(kind):
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_recorded_steps_write_the_same_mails(tape, kind):
     lm, (ids, mask) = model(kind), queries()
-    one, other = (generate(lm, ids, mask, uniforms(9, 6), temperature=1.0, top_k=9, top_p=0.9, make_decoder=make_decoder)
-                  for make_decoder in (new_decoder, RecordedDecoders()))
+    one, other = (
+        generate(lm, ids, mask, uniforms(9, 6), temperature=1.0, top_k=9, top_p=0.9, make_decoder=make_decoder)
+        for make_decoder in (new_decoder, RecordedDecoders())
+    )
     assert torch.equal(one, other) and len(tape) == 1
 
 
@@ -66,13 +79,34 @@ def test_recorded_steps_write_the_same_mails(tape, kind):
 def test_steps_recorded_with_some_prompts_write_mails_for_others(tape, kind, low):
     """Also after the weights have moved, in bfloat16 too, and anew for other shapes."""
     lm, recorded = model(kind), RecordedDecoders()
-    for k, (lengths, recordings) in enumerate([  # a token's step with the first prompts of a shape, their reading with the fourth
-            ((6, 3, 1), 1), ((2, 6, 4), 1), ((5, 1, 6), 1), ((4, 2), 2), ((1, 6), 2), ((3, 5), 2), ((2, 2), 3), ((6, 1), 3)]):
+    for k, (lengths, recordings) in enumerate(
+        [  # a token's step with the first prompts of a shape, their reading with the fourth
+            ((6, 3, 1), 1),
+            ((2, 6, 4), 1),
+            ((5, 1, 6), 1),
+            ((4, 2), 2),
+            ((1, 6), 2),
+            ((3, 5), 2),
+            ((2, 2), 3),
+            ((6, 1), 3),
+        ]
+    ):
         ids, mask = queries(lengths)
         ids = torch.where(mask.bool(), (ids + k) % 22 + 1, 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k), temperature=1.0, top_k=9, top_p=0.9,
-                                   make_decoder=make_decoder) for make_decoder in (new_decoder, recorded))
+            one, other = (
+                generate(
+                    lm,
+                    ids,
+                    mask,
+                    uniforms(9, 2 * len(ids), seed=k),
+                    temperature=1.0,
+                    top_k=9,
+                    top_p=0.9,
+                    make_decoder=make_decoder,
+                )
+                for make_decoder in (new_decoder, recorded)
+            )
         assert torch.equal(one, other) and len(tape) == recordings
         with torch.no_grad():
             for p in lm.parameters():
@@ -88,8 +122,10 @@ def test_on_a_gpu_recorded_steps_write_the_same_mails(low):
     for k, lengths in enumerate([(6, 3, 1), (2, 6, 4), (5, 1, 6), (4, 2), (1, 6), (3, 5), (2, 2), (6, 1)]):
         ids, mask = (x.cuda() for x in queries(lengths))
         with torch.autocast("cuda", torch.bfloat16, enabled=low):
-            one, other = (generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k).cuda(), **PLAIN, make_decoder=make_decoder)
-                          for make_decoder in (new_decoder, recorded))
+            one, other = (
+                generate(lm, ids, mask, uniforms(9, 2 * len(ids), seed=k).cuda(), **PLAIN, make_decoder=make_decoder)
+                for make_decoder in (new_decoder, recorded)
+            )
         assert torch.equal(one, other)
 
 
@@ -102,7 +138,9 @@ def test_each_token_is_the_inverse_of_its_uniform_under_a_fresh_forward(kind):
     whole = torch.cat((ids.repeat_interleave(2, 0), found), 1)
     seen = torch.cat((mask.repeat_interleave(2, 0), torch.ones_like(found)), 1)
     with torch.no_grad():
-        logits = lm(input_ids=whole, attention_mask=seen, position_ids=position_ids(seen)).logits[:, ids.shape[1] - 1:-1]
+        logits = lm(input_ids=whole, attention_mask=seen, position_ids=position_ids(seen)).logits[
+            :, ids.shape[1] - 1 : -1
+        ]
     cdf = logits.double().softmax(-1).cumsum(-1)
     below = torch.where(found > 0, cdf.gather(-1, (found - 1).clamp_min(0)[..., None])[..., 0], 0.0)
     above = cdf.gather(-1, found[..., None])[..., 0]
@@ -113,7 +151,9 @@ def test_padding_changes_nothing():
     lm, (ids, mask) = model(), queries((3, 3, 3))
     more = torch.nn.functional.pad(ids, (4, 0), value=7)  # ids below the mask may be anything
     u = uniforms(8, 3)
-    assert torch.equal(generate(lm, ids, mask, u, **PLAIN), generate(lm, more, torch.nn.functional.pad(mask, (4, 0)), u, **PLAIN))
+    assert torch.equal(
+        generate(lm, ids, mask, u, **PLAIN), generate(lm, more, torch.nn.functional.pad(mask, (4, 0)), u, **PLAIN)
+    )
 
 
 def test_samples_of_a_prompt_equal_reading_the_prompt_for_each():
@@ -123,8 +163,10 @@ def test_samples_of_a_prompt_equal_reading_the_prompt_for_each():
                        generate(lm, ids.repeat_interleave(4, 0), mask.repeat_interleave(4, 0), u, **PLAIN))
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [(0.7, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.8), (0.9, 9, 0.6), (1.0, 0, 1e-9),
-                                                       (1.0, 500, 1.0)])
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p",
+    [(0.7, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.8), (0.9, 9, 0.6), (1.0, 0, 1e-9), (1.0, 500, 1.0)],
+)
 def test_what_is_cut_off_is_what_transformers_cuts_off(temperature, top_k, top_p):
     logits = 2 * torch.randn(50, 40, generator=torch.Generator().manual_seed(3))
     expected = TemperatureLogitsWarper(temperature)(None, logits) if temperature != 1 else logits
@@ -136,13 +178,23 @@ def test_what_is_cut_off_is_what_transformers_cuts_off(temperature, top_k, top_p
 
 
 def test_frequencies_are_those_of_transformers():
-    """Two tokens a mail, 23² pairs, 20,000 mails each: their total variation is that of two samples of one distribution."""
+    """Two tokens a mail, 23² pairs, 20,000 mails each: their total variation is that of two samples of one
+    distribution.
+    """
     lm, (ids, mask) = model(scale=5.0), queries((2,), width=4)
     settings, n = {"temperature": 0.8, "top_k": 8, "top_p": 0.9}, 20_000
     ours = generate(lm, ids, mask, uniforms(2, n), **settings)
     torch.manual_seed(0)
-    theirs = lm.generate(input_ids=ids.expand(n, -1), attention_mask=mask.expand(n, -1), max_new_tokens=2, min_new_tokens=2,
-                         do_sample=True, pad_token_id=0, eos_token_id=None, **settings)[:, ids.shape[1]:]
+    theirs = lm.generate(
+        input_ids=ids.expand(n, -1),
+        attention_mask=mask.expand(n, -1),
+        max_new_tokens=2,
+        min_new_tokens=2,
+        do_sample=True,
+        pad_token_id=0,
+        eos_token_id=None,
+        **settings,
+    )[:, ids.shape[1] :]
 
     def counts(x):
         return torch.bincount(x[:, 0] * 23 + x[:, 1], minlength=23 * 23).double()

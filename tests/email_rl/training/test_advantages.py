@@ -25,7 +25,9 @@ def estimator(name, **changes):
 def mails():
     generator = torch.Generator().manual_seed(0)
     response_mask = torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]
-    score, ratio, value = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((8,), (8, 5), (8, 5)))
+    score, ratio, value = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((8,), (8, 5), (8, 5))
+    )
     return score, ratio, response_mask, value, torch.tensor(0.3, dtype=torch.float64)
 
 
@@ -48,7 +50,7 @@ def compare(advantage, rows):
 
 @pytest.mark.parametrize("gamma, lam, whiten", [(1.0, 0.95, False), (0.9, 0.5, False), (1.0, 1.0, True)])
 def test_gae_is_the_scalar_recursion_of_every_mail(mails, gamma, lam, whiten):
-    score, ratio, response_mask, value, coef = mails
+    score, ratio, _response_mask, value, coef = mails
     advantage, target = estimator("gae", gamma=gamma, lam=lam, whiten=whiten)(*mails)
     rows = []
     for i, length in enumerate(LENGTHS):
@@ -63,7 +65,7 @@ def test_gae_is_the_scalar_recursion_of_every_mail(mails, gamma, lam, whiten):
 
 
 def test_rloo_leaves_one_out_and_sums_to_nothing(mails):
-    score, ratio, response_mask, value, coef = mails
+    score, ratio, _response_mask, _value, coef = mails
     advantage, _ = estimator("rloo", samples_per_prompt=4)(*mails)
     total = [sum(rewards(score[i].item(), ratio[i].tolist(), n, coef.item())) for i, n in enumerate(LENGTHS)]
     expected = [total[i] - sum(total[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i) / 3 for i in range(8)]
@@ -83,7 +85,7 @@ def test_grpo_standardises_scores_within_a_prompt_and_leaves_the_kl_to_the_loss(
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_reinforce_pp_whitens_rewards_to_go_over_the_batch(mails, samples):
-    score, ratio, response_mask, value, coef = mails
+    score, ratio, _response_mask, _value, coef = mails
     advantage, _ = estimator("reinforce_pp", samples_per_prompt=samples, gamma=0.9)(*mails)
     if samples > 1:
         score = score - score.view(-1, samples).mean(1).repeat_interleave(samples)
@@ -95,7 +97,7 @@ def test_reinforce_pp_whitens_rewards_to_go_over_the_batch(mails, samples):
 
 
 def test_reward_weighted_gives_every_token_its_mails_score(mails):
-    score, ratio, response_mask, value, coef = mails
+    score, _ratio, _response_mask, _value, _coef = mails
     compare(estimator("reward_weighted")(*mails)[0], [[s] * n for s, n in zip(score.tolist(), LENGTHS)])
 
 
@@ -104,7 +106,9 @@ def test_what_comes_after_a_mails_end_changes_nothing(mails, name):
     score, ratio, response_mask, value, coef = mails
     made = estimator(name)
     advantage, _ = made(score, ratio, response_mask, value, coef)
-    other, _ = made(score, torch.where(response_mask, ratio, 1e6), response_mask, torch.where(response_mask, value, -1e6), coef)
+    other, _ = made(
+        score, torch.where(response_mask, ratio, 1e6), response_mask, torch.where(response_mask, value, -1e6), coef
+    )
     assert torch.equal(advantage, other) and not advantage[~response_mask].any()
 
 
@@ -132,5 +136,7 @@ def test_the_adaptive_weight_follows_the_published_rule():
 
 @pytest.mark.parametrize("name", ["rloo", "grpo"])
 def test_one_sample_can_not_be_compared(name):
-    with pytest.raises((ValueError, InstantiationException), match="algo.advantage.samples_per_prompt: expected at least 2"):
+    with pytest.raises(
+        (ValueError, InstantiationException), match="algo.advantage.samples_per_prompt: expected at least 2"
+    ):
         estimator(name, samples_per_prompt=1)

@@ -2,13 +2,22 @@
 from __future__ import annotations
 
 from call_spy import calls_to_the_loss
+from email_rl.training.ppo import LanguageModelPPO
 from tiny_email_trainer import Taste, policy
 
-from email_rl.training.ppo import LanguageModelPPO
-
-TINY = ["algo=ppo_kl", "env=email", "env.corpus.train=40", "env.corpus.valid=8", "env.corpus.test=8", "algo.iterations=1",
-        "algo.mails_per_iteration=16", "algo.minibatches=1", "algo.generation.prompt_tokens=4",
-        "algo.generation.response_tokens=6", "device=cpu"]
+TINY = [
+    "algo=ppo_kl",
+    "env=email",
+    "env.corpus.train=40",
+    "env.corpus.valid=8",
+    "env.corpus.test=8",
+    "algo.iterations=1",
+    "algo.mails_per_iteration=16",
+    "algo.minibatches=1",
+    "algo.generation.prompt_tokens=4",
+    "algo.generation.response_tokens=6",
+    "device=cpu",
+]
 
 
 def test_the_loss_is_six_calls_from_the_command_line(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""PPO with a KL penalty on text: the policy's readings, the loop's mathematics, toys with a known optimum, the script."""
+"""PPO with a KL penalty on text: the policy's readings, the loop's mathematics, toys with a known optimum, the script.
+"""
+
 from __future__ import annotations
 
 import json
@@ -20,13 +22,38 @@ from rlcore import checkpoint, losses
 from rlcore.logger import NullLogger
 from tiny_email_trainer import GENERATION, Market, Taste, language_model, policy, tokenizer, train, trainer
 
-SMALL = ["algo=ppo_kl", "env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.language_model.dim=16",
-         "algo.language_model.heads=2", "algo.language_model.layers=1", "algo.language_model.sft_epochs=1",
-         "algo.generation.response_tokens=84", "algo.generation.prompt_tokens=44", "algo.iterations=3", "algo.mails_per_iteration=16",
-         "algo.minibatches=2", "algo.micro_batch_size=8", "algo.normalization_mails=16", "algo.eval_every=1", "algo.checkpoint_every=1",
-         "algo.log_samples_every=1", "env.evaluation.test_mails=12", "env.evaluation.validation_mails=8", "env.evaluation.best_of=2",
-         "env.evaluation.bootstrap_samples=50", "algo.encoder.dim=16", "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2",
-         "algo.sft.updates_per_iteration=2", "algo.reward_model_training.updates_per_iteration=4", "algo.reward_model_training.eval_every=1"]
+SMALL = [
+    "algo=ppo_kl",
+    "env=email",
+    "env.corpus.train=400",
+    "env.corpus.valid=60",
+    "env.corpus.test=60",
+    "algo.language_model.dim=16",
+    "algo.language_model.heads=2",
+    "algo.language_model.layers=1",
+    "algo.language_model.sft_epochs=1",
+    "algo.generation.response_tokens=84",
+    "algo.generation.prompt_tokens=44",
+    "algo.iterations=3",
+    "algo.mails_per_iteration=16",
+    "algo.minibatches=2",
+    "algo.micro_batch_size=8",
+    "algo.normalization_mails=16",
+    "algo.eval_every=1",
+    "algo.checkpoint_every=1",
+    "algo.log_samples_every=1",
+    "env.evaluation.test_mails=12",
+    "env.evaluation.validation_mails=8",
+    "env.evaluation.best_of=2",
+    "env.evaluation.bootstrap_samples=50",
+    "algo.encoder.dim=16",
+    "algo.encoder.ffn_dim=16",
+    "algo.encoder.layers=1",
+    "algo.encoder.heads=2",
+    "algo.sft.updates_per_iteration=2",
+    "algo.reward_model_training.updates_per_iteration=4",
+    "algo.reward_model_training.eval_every=1",
+]
 
 
 @cache
@@ -81,7 +108,9 @@ def test_mails_read_by_length_are_read_as_all_at_once():
     parts = list(samples.length_buckets(torch.arange(3, 30), 6))
     assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == list(range(3, 30))
     for rows, part in parts:
-        assert torch.equal(part.response_mask.sum(1), wrote[rows, 0]) and torch.equal(part.prompt_mask.sum(1), read[rows, 0])
+        assert torch.equal(part.response_mask.sum(1), wrote[rows, 0]) and torch.equal(
+            part.prompt_mask.sum(1), read[rows, 0]
+        )
     assert sum(part.prompt.numel() + part.response.numel() for _, part in parts) < 27 * (20 + 24)
     whole, found = made(samples, entropy=True), made.score_tokens(samples, 6, entropy=True)
     for one, other in zip(whole, found):
@@ -113,7 +142,9 @@ def test_a_value_stands_before_its_token():
 # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_micro_batches_add_up_to_the_minibatch():
     def step(size):
-        made = trainer(f"algo.micro_batch_size={size}", "algo.epochs=1", "algo.minibatches=1", "algo.max_grad_norm=1000.0")
+        made = trainer(
+            f"algo.micro_batch_size={size}", "algo.epochs=1", "algo.minibatches=1", "algo.max_grad_norm=1000.0"
+        )
         rollout = made.collect()
         metrics = made.update(made.compute_advantages(rollout))
         return {name: p.grad for name, p in made.policy.named_parameters()}, metrics
@@ -135,10 +166,20 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_recorded_it_learns_as_it_does_eagerly(tape, precision):
-    """To the last bit, over iterations before and after the recording, and in a baseline_trainer made of a reference that has written."""
+    """To the last bit, over iterations before and after the recording, and in a baseline_trainer made of a reference
+    that has written.
+    """
+
     def run(mode):
-        made = trainer("algo.iterations=6", "algo.eval_every=100", "algo.checkpoint_every=100", "algo/kl_controller=adaptive",
-                       "algo/advantage=grpo", "algo.generation.precision=" + precision, mode=mode)
+        made = trainer(
+            "algo.iterations=6",
+            "algo.eval_every=100",
+            "algo.checkpoint_every=100",
+            "algo/kl_controller=adaptive",
+            "algo/advantage=grpo",
+            "algo.generation.precision=" + precision,
+            mode=mode,
+        )
         train(made)
         other = made.baseline_trainer(made.advantage)
         train(other)
@@ -193,7 +234,9 @@ def test_the_most_likely_outcome_can_be_the_reward():
 
 
 def test_the_losses_are_the_published_ones_on_a_batch_by_hand():
-    """Sums over a mail's own tokens as in OpenAI's lm-human-preferences and TRL: clipped policy, clipped value, k1 and k3."""
+    """Sums over a mail's own tokens as in OpenAI's lm-human-preferences and TRL: clipped policy, clipped value, k1 and
+    k3.
+    """
     generator = torch.Generator().manual_seed(5)
     new, old, advantage, value, before, target = (torch.randn(3, 4, generator=generator) for _ in range(6))
     new, old = 0.3 * new, 0.3 * old
@@ -224,7 +267,9 @@ def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_referenc
     batch = batch._replace(advantage=0 * batch.advantage)  # nothing but the penalty is left
     x = (batch.reference_log_prob - batch.log_prob)[batch.mails.response_mask].double()
     k3 = (x.exp() - 1 - x).mean().item()
-    assert made.accumulate_gradient(batch, torch.tensor(1.0))["loss"].item() == pytest.approx(k3, rel=1e-4) and k3 > 0.05
+    assert (
+        made.accumulate_gradient(batch, torch.tensor(1.0))["loss"].item() == pytest.approx(k3, rel=1e-4) and k3 > 0.05
+    )
     for _ in range(10):
         made.update(batch)
     assert made.accumulate_gradient(batch, torch.tensor(1.0))["loss"].item() < 0.8 * k3
@@ -232,16 +277,28 @@ def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_referenc
 
 @pytest.mark.parametrize("name", ["gae", "rloo", "grpo", "reinforce_pp", "reward_weighted"])
 def test_every_advantage_finds_the_optimum_of_a_toy(name):
-    """P(conversion) is the share of `b`: a mail of b's alone is best. A policy that learns nothing has a share of about 1/7."""
-    made = trainer(f"algo/advantage={name}", "algo.kl_controller.coef=0.0", "algo.iterations=25", "algo.language_model.lr=1e-2", "algo.schedule.final=1.0",
-                   "algo.eval_every=100", "algo.checkpoint_every=100", "algo.missing_eos_score=0.0", "algo.mails_per_iteration=64",
-                   "algo.micro_batch_size=64")
+    """P(conversion) is the share of `b`: a mail of b's alone is best. A policy that learns nothing has a share of about
+    1/7.
+    """
+    made = trainer(
+        f"algo/advantage={name}",
+        "algo.kl_controller.coef=0.0",
+        "algo.iterations=25",
+        "algo.language_model.lr=1e-2",
+        "algo.schedule.final=1.0",
+        "algo.eval_every=100",
+        "algo.checkpoint_every=100",
+        "algo.missing_eos_score=0.0",
+        "algo.mails_per_iteration=64",
+        "algo.micro_batch_size=64",
+    )
     made.score_mean, made.score_std = 0.0, 1.0
     share = {}
 
     def measure(when):
-        _, texts = made.policy.generate(["a"] * 200, 1, torch.Generator().manual_seed(9), temperature=1.0, top_k=0, top_p=1.0,
-                                     batch_size=200)
+        _, texts = made.policy.generate(
+            ["a"] * 200, 1, torch.Generator().manual_seed(9), temperature=1.0, top_k=0, top_p=1.0, batch_size=200
+        )
         share[when] = Taste().probabilities(None, texts)[:, 2].mean().item()
     measure("before")
     train(made)
@@ -250,10 +307,20 @@ def test_every_advantage_finds_the_optimum_of_a_toy(name):
 
 
 def test_the_penalty_keeps_the_policy_where_the_closed_form_says():
-    """Mails of one token: max E[score] − β·KL is at π ∝ π_ref · exp(score / β). The stop token alone is an end: it is worth
-    what an empty mail is, −1; every other mail has none and gets missing_stop, 0."""
-    made = trainer("algo/advantage=rloo", "algo.kl_controller.coef=1.5", "algo.iterations=60", "algo.language_model.lr=3e-3", "algo.mails_per_iteration=128",
-                   "algo.micro_batch_size=128", "algo.eval_every=500", "algo.checkpoint_every=500", "algo.missing_eos_score=0.0")
+    """Mails of one token: max E[score] − β·KL is at π ∝ π_ref · exp(score / β). The stop token alone is an end: it is
+    worth what an empty mail is, −1; every other mail has none and gets missing_stop, 0.
+    """
+    made = trainer(
+        "algo/advantage=rloo",
+        "algo.kl_controller.coef=1.5",
+        "algo.iterations=60",
+        "algo.language_model.lr=3e-3",
+        "algo.mails_per_iteration=128",
+        "algo.micro_batch_size=128",
+        "algo.eval_every=500",
+        "algo.checkpoint_every=500",
+        "algo.missing_eos_score=0.0",
+    )
     made.policy.response_tokens = made.reference.response_tokens = 1
     made.score_mean, made.score_std = 0.0, 1.0
     made.sample_contexts = lambda n: ["a"] * n
@@ -295,7 +362,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
     run(second)
     for (name, a), b in zip(whole.policy.state_dict().items(), second.policy.state_dict().values()):
         assert torch.equal(a, b), name
-    assert not torch.equal(whole.policy.value_head.weight, whole.reference.value_head.weight) or not whole.advantage.critic
+    assert (
+        not torch.equal(whole.policy.value_head.weight, whole.reference.value_head.weight) or not whole.advantage.critic
+    )
     assert torch.equal(whole.kl_controller.coef, second.kl_controller.coef)
 
 
@@ -313,7 +382,9 @@ def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
     path = write_csv(tmp_path / "mails.csv", mail_rows(300))
     agent, evaluation = build(kept, f"env.data={path}")
     sides = agent.env.splits
-    assert set(sides) == {"train", "valid", "test", "judge"} and not set(sides["judge"].texts) & set(sides["train"].texts)
+    assert set(sides) == {"train", "valid", "test", "judge"} and not set(sides["judge"].texts) & set(
+        sides["train"].texts
+    )
     train(agent, validate=lambda: evaluation.validate(agent))
     found = evaluation.evaluate(agent, "ppo_kl").to_metrics()
     assert 0 <= found["policy"]["judge_conversion"] <= 1 and "gold_conversion" not in found["policy"]
@@ -342,17 +413,30 @@ def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kep
     state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["agent"]["policy"]["weights"]
     assert torch.equal(lm.get_input_embeddings().weight, state["language_model.transformer.wte.weight"])
     assert words.eos_token_id == words.convert_tokens_to_ids("<|endoftext|>")
-    assert {"proxy_and_truth.png", "frontier.png", "outcomes.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"proxy_and_truth.png", "frontier.png", "outcomes.png"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides, said", [
-    (["algo/language_model=local", "algo.language_model.source.path=nowhere"], "algo.language_model.source.path: expected a folder"),
-    (["algo.reward_model_folder=nowhere"], "nowhere: no reward model"),
-    (["algo.generation.response_tokens=500"], "expected at most 128, the positions of algo.language_model"),
-    (["algo.mails_per_iteration=15"], "algo.mails_per_iteration: expected a multiple"),
-    (["env=offers"], "do not fit")])
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (
+            ["algo/language_model=local", "algo.language_model.source.path=nowhere"],
+            "algo.language_model.source.path: expected a folder",
+        ),
+        (["algo.reward_model_folder=nowhere"], "nowhere: no reward model"),
+        (["algo.generation.response_tokens=500"], "expected at most 128, the positions of algo.language_model"),
+        (["algo.mails_per_iteration=15"], "algo.mails_per_iteration: expected a multiple"),
+        (["env=offers"], "do not fit"),
+    ],
+)
 def test_what_can_not_be_used_is_one_line(kept, tmp_path, overrides, said):
-    settings = [] if overrides == ["env=offers"] else [x for x in SMALL[1:] if "algo/language_model=local" not in overrides or "algo.language_model." not in x]
+    settings = (
+        []
+        if overrides == ["env=offers"]
+        else [x for x in SMALL[1:] if "algo/language_model=local" not in overrides or "algo.language_model." not in x]
+    )
     done = script_runner.run(tmp_path, "train", "algo=ppo_kl", *settings, f"algo.model_cache={kept}", *overrides)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,6 @@
-"""The reward model: its figures against other writings, calibration, resume, refresh, and the script as a user runs it."""
+"""The reward model: its figures against other writings, calibration, resume, refresh, and the script as a user runs it.
+"""
+
 from __future__ import annotations
 
 import json
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,10 +39,25 @@ from rlcore.schedules import warmed
 from scripts.cli import check_fit
 
 ROOT = Path(__file__).parents[3]
-SMALL = ["algo=reward_model", "env=email", "env.corpus.train=320", "env.corpus.valid=64", "env.corpus.test=80", "algo.encoder.dim=16",
-         "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2", "algo.encoder.batch_size=16", "algo.updates_per_iteration=4",
-         "algo.eval_every=2", "algo.checkpoint_every=1", "env.evaluation.bootstrap_samples=50", "env.evaluation.bag_of_words.epochs=1", "env.evaluation.bag_of_words.min_steps=20",
-         "env.evaluation.compare_inputs=false"]
+SMALL = [
+    "algo=reward_model",
+    "env=email",
+    "env.corpus.train=320",
+    "env.corpus.valid=64",
+    "env.corpus.test=80",
+    "algo.encoder.dim=16",
+    "algo.encoder.ffn_dim=16",
+    "algo.encoder.layers=1",
+    "algo.encoder.heads=2",
+    "algo.encoder.batch_size=16",
+    "algo.updates_per_iteration=4",
+    "algo.eval_every=2",
+    "algo.checkpoint_every=1",
+    "env.evaluation.bootstrap_samples=50",
+    "env.evaluation.bag_of_words.epochs=1",
+    "env.evaluation.bag_of_words.min_steps=20",
+    "env.evaluation.compare_inputs=false",
+]
 
 
 LEARN = ["algo.encoder.lr=0.01", "algo.refresh.epochs=10", "algo.patience=1000"]
@@ -134,7 +152,10 @@ def test_bag_of_words_learns_words_and_not_matches():
     pairs = [(rng.choice("ab"), rng.choice("ab"), rng.choice(("good", "bad"))) for _ in range(3000)]
     contexts, texts = [f"context {c}" for c, _, _ in pairs], [f"text {t} {w}" for _, t, w in pairs]
     settings = {"lr": 0.1, "weight_decay": 0.0, "epochs": 4, "min_steps": 0, "batch_size": 100}
-    for outcome, loss in (([int(w == "good") for *_, w in pairs], 0.0), ([int(c == t) for c, t, _ in pairs], math.log(2))):
+    for outcome, loss in (
+        ([int(w == "good") for *_, w in pairs], 0.0),
+        ([int(c == t) for c, t, _ in pairs], math.log(2)),
+    ):
         mails = Mails(contexts, texts, torch.tensor(outcome))
         p = BagOfWords(mails, mails, 0, **settings).probabilities(mails)
         assert metrics.log_losses(p, mails.outcome).mean().item() == pytest.approx(loss, abs=0.02)
@@ -181,7 +202,9 @@ def test_padding_changes_no_probability():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, 0, 0.3)  # so that what is attended to matters
     together = agent.classifier.probabilities(env.test.contexts, env.test.texts)
-    alone = torch.cat([agent.classifier.probabilities([c], [t]) for c, t in zip(env.test.contexts[:12], env.test.texts[:12])])
+    alone = torch.cat(
+        [agent.classifier.probabilities([c], [t]) for c, t in zip(env.test.contexts[:12], env.test.texts[:12])]
+    )
     assert together.std(0).max() > 1e-3
     assert torch.allclose(together[:12], alone, atol=1e-5)
 
@@ -196,7 +219,7 @@ def test_an_epoch_has_every_mail_once_in_an_order_of_its_own():
 def test_learning_rate_rises_and_falls():
     rates = [warmed(step, 20, 0.25, 0.1) for step in range(21)]
     assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0]) and rates[20] == pytest.approx(0.1)
-    assert [a - b for a, b in zip(rates[5:], rates[6:])] == pytest.approx([0.06] * 15)
+    assert [a - b for a, b in pairwise(rates[5:])] == pytest.approx([0.06] * 15)
 
 
 def test_class_weights_are_taken_out_of_the_probabilities():
@@ -216,7 +239,7 @@ def test_class_weights_are_taken_out_of_the_probabilities():
 
 
 def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
-    env, agent = build()
+    _env, agent = build()
     agent.observe_validation(agent.validate())
     first = {name: x.clone() for name, x in agent.network.state_dict().items()}
     logits = agent.valid_logits()
@@ -234,7 +257,10 @@ def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished,
     agent.export(tmp_path)
     agent.export(tmp_path)  # a second time takes the first one's place
     assert [path.name for path in tmp_path.iterdir()] == [REWARD_MODEL_FOLDER]
-    model, tokenizer = (kind.from_pretrained(tmp_path / REWARD_MODEL_FOLDER) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
+    model, tokenizer = (
+        kind.from_pretrained(tmp_path / REWARD_MODEL_FOLDER)
+        for kind in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
     assert type(model).__name__ == "DistilBertForSequenceClassification" and model.config.id2label[2] == "conversion"
     batch = tokenizer(env.test.contexts, env.test.texts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
@@ -242,10 +268,19 @@ def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished,
     assert torch.allclose(p, agent.probabilities(env.test), atol=1e-5)
     scorer = OutcomeClassifier.load(tmp_path / REWARD_MODEL_FOLDER, torch.device("cpu"), 32)
     assert torch.allclose(scorer.probabilities(env.test.contexts, env.test.texts), p, atol=1e-5)
-    local, _ = PretrainedEncoder(source=FromFolder(path=str(tmp_path / REWARD_MODEL_FOLDER)), max_length=64, lr=1.0, epochs=1, batch_size=1, overlap_weight=0.0).build([])
+    local, _ = PretrainedEncoder(
+        source=FromFolder(path=str(tmp_path / REWARD_MODEL_FOLDER)),
+        max_length=64,
+        lr=1.0,
+        epochs=1,
+        batch_size=1,
+        overlap_weight=0.0,
+    ).build([])
     assert local.state_dict()["classifier.bias"].equal(agent.network.state_dict()["classifier.bias"])
     with pytest.raises(ValueError, match="algo.encoder.source.path"):
-        PretrainedEncoder(source=FromFolder(path=str(tmp_path)), max_length=8, lr=1.0, epochs=1, batch_size=1, overlap_weight=0.0).build([])
+        PretrainedEncoder(
+            source=FromFolder(path=str(tmp_path)), max_length=8, lr=1.0, epochs=1, batch_size=1, overlap_weight=0.0
+        ).build([])
 
 
 def test_resumed_equals_uninterrupted(finished, tmp_path):
@@ -265,7 +300,7 @@ def test_resumed_equals_uninterrupted(finished, tmp_path):
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better():
-    env, agent = build("algo.encoder.lr=0", "algo.patience=2", "algo.encoder.epochs=50", "algo.eval_every=1")
+    _env, agent = build("algo.encoder.lr=0", "algo.patience=2", "algo.encoder.epochs=50", "algo.eval_every=1")
     train(agent)
     assert agent.finished and agent.iteration == 3
 
@@ -288,12 +323,18 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
         return Mails(["new customer"] * n, [f"{('no', 'dull', 'yes')[y]} {rng.randrange(100)}" for y in outcome],
                      torch.tensor(outcome))
     fresh = instantiate(config().env, _convert_="all")("cpu", 0)
-    fresh.splits = {"train": news(200) + env.test.rows([0, 1]), "valid": news(40), "test": news(60) + env.train.rows([5])}
+    fresh.splits = {
+        "train": news(200) + env.test.rows([0, 1]),
+        "valid": news(40),
+        "test": news(60) + env.train.rows([5]),
+    }
     _, refreshed = build(*LEARN, env=fresh)
     refreshed.load_state_dict(state)
     assert len(refreshed.train_mails) == 400  # 200 new, 200 old; the two that stand in the old test are left out
     old_test = set(env.test.texts)
-    assert not old_test & set(refreshed.train_mails.texts) and not set(refreshed.new_splits()["test"].texts) & set(env.train.texts)
+    assert not old_test & set(refreshed.train_mails.texts) and not set(refreshed.new_splits()["test"].texts) & set(
+        env.train.texts
+    )
     assert refreshed.before_refresh["old"].equal(agent.probabilities(env.test))
     train(refreshed)
     report = fresh.evaluation(fresh).evaluate(refreshed, "reward_model")
@@ -304,11 +345,14 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
     assert again["refreshed"] and len(again["mails"]["old"]["train"]["outcome"]) == len(env.train)
     _, resumed = build(*LEARN, env=fresh)
     resumed.load_state_dict(again)
-    assert resumed.probabilities(env.test).equal(refreshed.probabilities(env.test)) and resumed.iterations == refreshed.iterations
+    assert (
+        resumed.probabilities(env.test).equal(refreshed.probabilities(env.test))
+        and resumed.iterations == refreshed.iterations
+    )
 
 
 def test_an_unfinished_run_or_another_input_cannot_be_refreshed(finished):
-    env, agent = build()
+    _env, agent = build()
     agent.iterate(0.0)
     other = build(seed=1)[1]
     with pytest.raises(ValueError, match="had not finished"):
@@ -330,8 +374,14 @@ def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "100 rows are few" in done.stderr and "bag of words" in done.stdout
     folder = tmp_path / "out"
-    assert {"checkpoint.pt", "metrics.json", "confusion.png", "calibration.png", "training.png", REWARD_MODEL_FOLDER} <= {
-        p.name for p in folder.iterdir()}
+    assert {
+        "checkpoint.pt",
+        "metrics.json",
+        "confusion.png",
+        "calibration.png",
+        "training.png",
+        REWARD_MODEL_FOLDER,
+    } <= {p.name for p in folder.iterdir()}
     found = json.loads((folder / "metrics.json").read_text())
     for row in ("reward_model", "reward_model_text", "bag_of_words", "majority"):
         assert {"accuracy", "macro_f1", "log_loss", "ece"} <= set(found[row])
@@ -340,8 +390,9 @@ def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
     again = run(tmp_path, f"env.data={more}", "hydra.run.dir=again", "resume=out/checkpoint.pt")
     assert again.returncode == 0, again.stderr[-2000:]
     assert "before and after the refresh" in again.stdout
-    assert [(row["split"], row["when"]) for row in json.loads((tmp_path / "again" / "metrics.json").read_text())["refresh"]] == [
-        ("old", "before"), ("old", "after"), ("new", "before"), ("new", "after")]
+    assert [
+        (row["split"], row["when"]) for row in json.loads((tmp_path / "again" / "metrics.json").read_text())["refresh"]
+    ] == [("old", "before"), ("old", "after"), ("new", "before"), ("new", "after")]
 
 
 def test_an_unreachable_hub_is_one_line_with_the_ways_out(monkeypatch):
@@ -349,7 +400,14 @@ def test_an_unreachable_hub_is_one_line_with_the_ways_out(monkeypatch):
         raise OSError("no route\nto host")
     monkeypatch.setattr("email_rl.models.encoders.read_classifier", unreachable)
     with pytest.raises(ValueError, match="distilbert-base.*algo/encoder=local.*algo/encoder=distilbert_tiny") as error:
-        PretrainedEncoder(source=FromHub(name="distilbert-base-uncased"), max_length=8, lr=1.0, epochs=1, batch_size=1, overlap_weight=0.0).build([])
+        PretrainedEncoder(
+            source=FromHub(name="distilbert-base-uncased"),
+            max_length=8,
+            lr=1.0,
+            epochs=1,
+            batch_size=1,
+            overlap_weight=0.0,
+        ).build([])
     assert "\n" not in str(error.value)
 
 
@@ -359,13 +417,18 @@ def test_bad_input_gets_one_line_and_code_2(tmp_path):
     done = run(tmp_path, "hydra.mode=MULTIRUN", "env.data=nowhere.csv,bad.csv", "hydra.sweep.dir=sweep")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert lines == ["error: nowhere.csv: no such file; expected a CSV with a header context,email_text,outcome and one mail a row (env.data)",
-                     "error: bad.csv: row 3 (line 3), column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got '3'"]
+    assert lines == [
+        "error: nowhere.csv: no such file; expected a CSV with a header context,email_text,outcome and one mail a row "
+        "(env.data)",
+        "error: bad.csv: row 3 (line 3), column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got '3'",
+    ]
 
 
 def test_what_does_not_fit_is_refused(finished, monkeypatch):
     choices = {"algo": "A", "env": "E"}
-    monkeypatch.setattr("scripts.cli.HydraConfig.get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices)))
+    monkeypatch.setattr(
+        "scripts.cli.HydraConfig.get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices))
+    )
     mails, decisions = finished[0], object.__new__(OffersEnv)
     check_fit(partial(RewardModel), mails)
     check_fit(partial(PPO), decisions)

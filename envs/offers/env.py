@@ -16,7 +16,6 @@ from envs.offers.planning.state_values import Contacts, StateValues, VisitedStat
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import Sample
-from envs.offers.twin.structural_model import Twins
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState
 from envs.offers.world.history import KINDS, History
@@ -35,7 +34,7 @@ class OffersEnv(PricedEnv):
     graph_state = ("features", "state", "contact_policy", "customers", "no_contact_values", "uniforms", "past", "prices", "drift", "mask")
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
-                 population: Callable, twin: str | None, observation: Callable, contact_rules: Callable, budget, evaluation: Callable,
+                 population: Callable, observation: Callable, contact_rules: Callable, budget, evaluation: Callable,
                  price_range: list, drift_range: list, price_noise: float):
         low, high = price_range
         if not 0 < low < high or not drift_range[0] < drift_range[1]:
@@ -46,8 +45,6 @@ class OffersEnv(PricedEnv):
         self.episode_length = self.world.weeks
         self.calendar = torch.arange(self.world.weeks, device=self.device)
         self.population = population(catalogue)
-        if twin is not None:
-            self.population = Twins(self.population, twin)
         self.contact_rules = contact_rules(catalogue, self.population)
         budget.check(catalogue)
         self.budget, self.evaluation = budget, evaluation
@@ -208,8 +205,7 @@ class OffersEnv(PricedEnv):
 
     def state_dict(self) -> dict:
         """The random stream, for seasons are drawn whole and nothing is carried over, and what the population fitted."""
-        fitted = {"population": self.population.state_dict()} if hasattr(self.population, "state_dict") else {}
-        return {"generator": self.generator.get_state(), **fitted}
+        return {"generator": self.generator.get_state(), "population": self.population.state_dict()}
 
     def use_realised_outcomes(self) -> None:
         """Give realised outcomes, unshaped."""
@@ -218,7 +214,7 @@ class OffersEnv(PricedEnv):
 
     def load_fitted(self, state: dict) -> None:
         """See customers by the features that a policy was trained on."""
-        if state.get("population"):  # nothing, where a twin stands over drawn customers
+        if state.get("population"):  # drawn customers have fitted nothing
             self.population.load_state_dict(state["population"])
             self._build_codec()
 

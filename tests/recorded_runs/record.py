@@ -48,7 +48,7 @@ RUNS: dict[str, list[str]] = {
             "algo.batch_size=256", "log={log}"],
     "bcq": [*OFFERS, "algo=bcq", "env=offers", "algo.auxiliary.hidden=[8]", "algo.total_steps=8192", "algo.updates=8",
             "algo.batch_size=256", "log={log}"],
-    "twin": ["algo=twin", "env=offers", "algo.members=2", "algo.twin.reference=500", "algo.twin.rounds=2",
+    "twin": ["algo=twin", "env=offers", "algo.members=2", "algo.twin.reference_size=500", "algo.twin.rounds=2",
              "env.population.reference_size=500", "log={log}"],
     "reward_model": [*EMAIL, "algo=reward_model", "algo.updates_per_iteration=4", "algo.eval_every=1",
                      "env.evaluation.bootstrap_samples=50"],

@@ -47,17 +47,18 @@ def test_a_policy_is_valued_on_a_log(folder):
 def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
     done = script(folder, "collect", *PART, "decisions=1920", "out=random.parquet")
     assert done.returncode == 0, done.stderr
-    done = script(folder, "train", "algo=twin", "algo.members=2", "algo.twin.reference=500", "algo.twin.rounds=1", "device=cpu",
-                  "algo.report.uplift.replications=5", "log=random.parquet", *PART[:2], "hydra.run.dir=twin")
+    done = script(folder, "train", "algo=twin", "algo.members=2", "algo.twin.reference_size=500", "algo.twin.rounds=1", "device=cpu",
+                  "algo.evaluation.uplift.replications=5", "log=random.parquet", *PART[:2], "hydra.run.dir=twin")
     assert done.returncode == 0, done.stderr
     assert {"calibration.png", "weeks.png", "drivers.png"} <= {path.name for path in (folder / "twin").iterdir()}
     assert len(json.loads((folder / "twin/metrics.json").read_text())["weeks"]) == 12
-    done = script(folder, "train", *OFFERS, "env=offers_twin", "env.twin=twin/checkpoint.pt", "algo.total_steps=960",
-                  "hydra.run.dir=on_twin")
+    on_base = [x.replace("env.population.", "env.population.base.") for x in OFFERS]
+    done = script(folder, "train", *on_base, "env/population=twin", "env.population.path=twin/checkpoint.pt",
+                  "algo.total_steps=960", "hydra.run.dir=on_twin")
     assert done.returncode == 0, done.stderr
     members = json.loads((folder / "on_twin/metrics.json").read_text())["members"]
     assert set(members) == {"member 1", "member 2"} and all(row["bound"] > 0 for row in members.values())
-    done = script(folder, "evaluate", "checkpoint=on_twin/checkpoint.pt", "env.twin=null", "hydra.run.dir=in_truth")
+    done = script(folder, "evaluate", "checkpoint=on_twin/checkpoint.pt", "env.population.path=null", "hydra.run.dir=in_truth")
     assert done.returncode == 0, done.stderr
     assert "members" not in json.loads((folder / "in_truth/metrics.json").read_text())
 

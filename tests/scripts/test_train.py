@@ -175,6 +175,7 @@ def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     ("env.catalogue.channels.email.cost=-1", "env.catalogue.channels.email.cost"),
     ("env.reward.outcomes=guessed", "env.reward.outcomes"),
     ("env=offers_twin", "env.twin: expected the path"),
+    ("env/population=twin", "env.population.path: expected the path"),
     ("env.num_agents=many", "env.num_agents: expected a number, as in env.num_agents=4000, got 'many'"),
     ("algo.norm_reward=no", "algo.norm_reward: expected true or false"),
     ("algo.network.hidden=16", "algo.network.hidden: expected a list"),

@@ -37,6 +37,11 @@ def logging_policy(name: str, **changes):
 def random_log(customers: int, seed: int = 0, **changes) -> tuple[OffersEnv, LoggedDataset]:
     """An environment, and a log of a season of random decisions for its customers."""
     env = load("offers", CPU, seed, num_agents=customers, **changes)
+    return env, random_season(env, seed)
+
+
+def random_season(env: OffersEnv, seed: int = 0) -> LoggedDataset:
+    """A log of a season of random decisions for an environment's customers, whose outcomes are drawn from now on."""
     env.use_realised_outcomes()
-    parts = rollouts(env, UniformPolicy(), "uniform", seed, decisions=12 * customers, steps=1, all_propensities=False)
-    return env, LoggedDataset.cat(list(parts))
+    parts = rollouts(env, UniformPolicy(), "uniform", seed, decisions=12 * env.num_agents, steps=1, all_propensities=False)
+    return LoggedDataset.cat(list(parts))

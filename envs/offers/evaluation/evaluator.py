@@ -18,9 +18,8 @@ from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking
 from envs.offers.policies.learned import DeployedPolicy, PriceGridPolicy, PriceGridValuePolicy, ValueKnapsackPolicy
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, planning_policy
-from envs.offers.populations.base import Population
+from envs.offers.populations.base import Population, PopulationEnsemble
 from envs.offers.populations.parameter_regression import ParameterRegression
-from envs.offers.twin.structural_model import Twins
 from rlcore.algorithm import Algorithm, ValuePolicy
 
 # Random streams: what is drawn for one use is drawn for no other, and is the same for every policy.
@@ -209,10 +208,8 @@ class OffersEvaluator:
     def _evaluate_under_members(self, algorithm: Algorithm, name: str) -> list[dict]:
         """Compare both under each member of the population's twin, where it has one, each under its own bound."""
         population = self.env.population
-        if not isinstance(population, Twins):
-            return []
-        return [self._compare_with_myopic(algorithm, name, self.env.budget, population.under(k))
-                for k in range(len(population.members))]
+        members = population.members() if isinstance(population, PopulationEnsemble) else []
+        return [self._compare_with_myopic(algorithm, name, self.env.budget, member) for member in members]
 
     def _compare_with_myopic(self, algorithm: Algorithm, name: str, budget: Budget, population: Population | None) -> dict:
         market = self.test_market(budget, population)

@@ -6,185 +6,167 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from envs.offers.neural_twin.response_models import REDEEM, TRIP, OtherOutcomes, ValidProbabilities
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.history import History
-from envs.offers.neural_twin.response_models import REDEEM, TRIP, Rest, Valid
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, CustomerState, World
+from envs.offers.world.history import History
 from envs.offers.world.response import Outcome
 
 
-def chains(catalogue: Catalogue) -> list[list[int]]:
-    """Contacts through each channel in order of face value, numbered as treatments (envs/offers/world/catalogue.py)."""
+def treatments_by_value(catalogue: Catalogue) -> list[list[int]]:
+    """Return, for each channel, its contacts in order of face value, numbered as treatments (ActionCodec.treatment)."""
     order, codec = 1 + catalogue.value[1:].argsort(), catalogue.action_codec
     return [codec.treatment(codec.encode(order, k)).tolist() for k in range(codec.num_channels)]
 
 
-def inputs_of(features: Tensor, history: History, halvings: list[float], season: Tensor) -> Tensor:
-    """What networks see, [N, F + K + 1]: features, columns of the history, and the logarithm of the season's index []."""
-    columns = history.columns(halvings)
+def network_inputs(features: Tensor, history: History, half_lives: list[float], season: Tensor) -> Tensor:
+    """Return what networks see, [N, F + K + 1]: features [N, F], columns of the history, and the log of the season's index []."""
+    columns = history.columns(half_lives)
     return torch.cat((features.to(columns), columns, season.log().expand(len(features), 1).to(columns)), 1)
 
 
-class Member(nn.Module):
-    """One model of the ensemble."""
+class Predictions(NamedTuple):
+    """What a member predicts of B customers' week."""
 
-    def __init__(self, response: nn.Module, rest: Rest, order: list[list[int]]):
+    trip: Tensor  # P(trip) by treatment, [B, A]
+    redeem: Tensor  # P(trip and redeemed) by treatment, [B, A]
+    churn: Tensor  # P(churn) without and with a trip, [B, 2]
+    opt_out: Tensor  # P(opt-out | contacted) by channel, [B, C]
+    margin: Tensor  # money that a trip brings, [B]
+
+
+class NeuralMember(nn.Module):
+    """One model of the ensemble: network inputs [B, D] → Predictions."""
+
+    def __init__(self, response: nn.Module, other_outcomes: OtherOutcomes, monotone_order: list[list[int]]):
         super().__init__()
-        self.response, self.rest = Valid(response, order), rest
+        self.response = ValidProbabilities(response, monotone_order)
+        self.other_outcomes = other_outcomes
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """P(trip), P(redeemed) of all actions [B, A] each, P(churn) without and with a trip [B, 2], P(opt-out) [B, C], margin
-        [B]."""
-        table = self.response(inputs)
-        return table[..., TRIP], table[..., REDEEM], *self.rest(inputs)
+    def forward(self, inputs: Tensor) -> Predictions:
+        response = self.response(inputs)
+        return Predictions(response[..., TRIP], response[..., REDEEM], *self.other_outcomes(inputs))
 
 
 class Week(NamedTuple):
-    """What N customers do in a week: expected and drawn."""
+    """A simulated week of N customers, [N] each: what was expected of it, and what was drawn."""
 
     trip: Tensor  # P(trip)
-    redeem: Tensor  # P(redeemed)
+    redeem: Tensor  # P(trip and redeemed)
     spend: Tensor  # expected
     margin: Tensor  # money that a trip brings
     churn: Tensor  # P(churn) without and with a trip, [N, 2]
     bought: Tensor  # bool
     redeemed: Tensor  # bool
-    paid: Tensor  # what came of the spend
-    following: History
+    paid: Tensor  # the spend that was drawn
+    next_history: History
 
     @property
-    def lost(self) -> Tensor:
-        """P(churn) given whether they bought."""
+    def churn_given_purchase(self) -> Tensor:
+        """P(churn) of customers who bought or not as drawn."""
         return self.churn.gather(1, self.bought.long()[:, None])[:, 0]
 
 
-class Crowd:
-    """N customers, each of whom responds as one of `members`: `who` int64 [N]. In place of a world's Customers wherever
-    nothing asks for hidden states; its state of a customer is the history."""
+class NeuralCustomers:
+    """N customers, each of whom responds as the member `member_of` [N] of `members`.
 
-    def __init__(self, members: list[Callable], who: Tensor, features: Tensor, world: World, halvings: list[float]):
-        self.members, self.who, self.features, self.world, self.halvings = members, who, features, world, halvings
-        self.rows = [(member, (who == k).nonzero()[:, 0]) for k, member in enumerate(members)]
-        self.rows = [(member, rows) for member, rows in self.rows if len(rows)]
+    They stand in for a world's Customers wherever nothing asks for hidden states; their state is the history.
+    """
+
+    def __init__(self, members: list[Callable[[Tensor], Predictions]], member_of: Tensor, features: Tensor, world: World,
+                 half_lives: list[float]):
+        self.members, self.member_of, self.features = members, member_of, features
+        self.world, self.half_lives = world, half_lives
+        rows_of = [(member, (member_of == k).nonzero()[:, 0]) for k, member in enumerate(members)]
+        self.rows_of = [(member, rows) for member, rows in rows_of if len(rows)]
         self.codec = world.catalogue.action_codec
-        pair = self.codec.every_action(who.device)
-        self.offer, self.channel = self.codec.decode(pair)
-        self.actions = self.codec.treatment(pair)
+        action = self.codec.every_action(member_of.device)
+        self.offer, self.channel = self.codec.decode(action)
+        self.treatment = self.codec.treatment(action)  # of every action, [P]
 
     def __len__(self) -> int:
-        return len(self.who)
+        return len(self.member_of)
 
-    def __getitem__(self, rows) -> Crowd:
-        return Crowd(self.members, self.who[rows], self.features[rows], self.world, self.halvings)
+    def __getitem__(self, rows) -> NeuralCustomers:
+        return NeuralCustomers(self.members, self.member_of[rows], self.features[rows], self.world, self.half_lives)
 
     @torch.no_grad()
-    def ask(self, history: History, week: int | None) -> tuple[Tensor, ...]:
-        """What Member says of all customers; `week` None is a week of index 1."""
+    def predict(self, history: History, week: int | None) -> Predictions:
+        """Return each customer's predictions by the customer's own member; `week` None is a week of season index 1."""
         season = self.world.season.new_ones(()) if week is None else self.world.season[week]
-        inputs = inputs_of(self.features, history, self.halvings, season).float()
-        if len(self.rows) == 1:
-            return tuple(x.to(self.world.season) for x in self.rows[0][0](inputs))
-        each = [member(inputs[rows]) for member, rows in self.rows]
-        back = torch.cat([rows for _, rows in self.rows]).argsort()
-        return tuple(torch.cat(x)[back].to(self.world.season) for x in zip(*each))
+        inputs = network_inputs(self.features, history, self.half_lives, season).float()
+        if len(self.rows_of) == 1:
+            member, _ = self.rows_of[0]
+            return Predictions(*(x.to(self.world.season) for x in member(inputs)))
+        parts = [member(inputs[rows]) for member, rows in self.rows_of]
+        position = torch.cat([rows for _, rows in self.rows_of]).argsort()
+        return Predictions(*(torch.cat(x)[position].to(self.world.season) for x in zip(*parts)))
 
     def outcomes(self, world: World, week: int, state: CustomerState, history: History) -> Outcome:
-        """Outcome of every flat pair, [N, (O+1)·C] each."""
-        trip, redeem = (x[:, self.actions] for x in self.ask(history, week)[:2])
+        """Return the outcome of every action, [N, P] each."""
+        predicted = self.predict(history, week)
+        trip, redeem = predicted.trip[:, self.treatment], predicted.redeem[:, self.treatment]
         return Outcome(redeem, trip - redeem, world.catalogue.spend(self.offer, self.channel, redeem))
 
-    def worth(self, week: int, history: History) -> tuple[Tensor, Tensor]:
-        """Expected profit of the week and expected spend of every flat pair, [N, (O+1)·C] each."""
-        trip, redeem, churn, _, margin = self.ask(history, week)
-        spend = self.world.catalogue.spend(self.offer, self.channel, redeem[:, self.actions])
-        return self.earned(trip[:, self.actions], spend, margin[:, None], churn[:, None]), spend
+    def profit_and_spend(self, week: int, history: History) -> tuple[Tensor, Tensor]:
+        """Return the week's expected profit and expected spend of every action, [N, P] each."""
+        predicted = self.predict(history, week)
+        trip, redeem = predicted.trip[:, self.treatment], predicted.redeem[:, self.treatment]
+        spend = self.world.catalogue.spend(self.offer, self.channel, redeem)
+        return self.expected_profit(trip, spend, predicted.margin[:, None], predicted.churn[:, None]), spend
 
-    def earned(self, trip: Tensor, spend: Tensor, margin: Tensor, churn: Tensor) -> Tensor:
-        """Expected profit of those who are there, spend taken off."""
+    def expected_profit(self, trip: Tensor, spend: Tensor, margin: Tensor, churn: Tensor) -> Tensor:
+        """Return the expected profit of a week, spend taken off, of customers who have not churned; churn [..., 2]."""
         terms = self.world.reward
-        lost = torch.lerp(*churn.unbind(-1), trip)
-        return (margin + terms.trips) * trip - spend - terms.churn_cost * lost
+        p_churn = torch.lerp(*churn.unbind(-1), trip)
+        return (margin + terms.trips) * trip - spend - terms.churn_cost * p_churn
 
-    def realised(self, week: Week, churned: Tensor) -> Tensor:
-        """Profit that came of a week, spend taken off."""
+    def realised_profit(self, week: Week, churned: Tensor) -> Tensor:
+        """Return the profit of a week as it was drawn, spend taken off, [N]."""
         terms = self.world.reward
         return (week.margin + terms.trips) * week.bought - week.paid - terms.churn_cost * churned
 
     def earns(self, week: int, state: CustomerState, history: History) -> Tensor:
-        """Margin of a trip, [N]."""
-        return self.ask(history, week)[4]
+        """Return the margin of a trip, [N]."""
+        return self.predict(history, week).margin
 
-    def live(self, history: History, week: int | None, offer: Tensor, channel: Tensor, u: Tensor, churns: bool) -> Week:
-        """Let a week go by with uniforms u [6, N], of which rows 0, 4 and 5 are used as the world uses them.
+    def simulate_week(self, history: History, week: int | None, offer: Tensor, channel: Tensor, u: Tensor,
+                      draws_churn: bool) -> Week:
+        """Simulate a week by uniforms u [6, N], of which rows 0, 4 and 5 are used, as the world uses them.
 
-        Who is not subscribed gets nothing. Without `churns` nobody leaves: what is lost by it is for weights to say.
+        Who is not subscribed gets nothing. Without `draws_churn` nobody churns: the caller weighs by the probability.
         """
-        alive, offer = history.status != CHURNED, torch.where(history.status == SUBSCRIBED, offer, 0)
-        contacted = offer > 0
-        trip, redeem, churn, leave, margin = self.ask(history, week)
-        action = self.actions[self.codec.encode(offer, channel)][:, None]
-        trip, redeem = (x.gather(1, action)[:, 0] * alive for x in (trip, redeem))
+        active = history.status != CHURNED
+        offer = torch.where(history.status == SUBSCRIBED, offer, 0)
+        predicted = self.predict(history, week)
+        treatment = self.treatment[self.codec.encode(offer, channel)][:, None]
+        trip = predicted.trip.gather(1, treatment)[:, 0] * active
+        redeem = predicted.redeem.gather(1, treatment)[:, 0] * active
         redeemed, bought = u[0] < redeem, u[0] < trip
-        left = contacted & (u[5] < leave.gather(1, channel[:, None])[:, 0])
-        status = torch.where(left, UNSUBSCRIBED, history.status)
-        if churns:
-            lost = churn.gather(1, bought.long()[:, None])[:, 0]
-            status = torch.where(~alive | (u[4] < lost), CHURNED, status)
-        paid = self.world.catalogue.spend(offer, channel, redeemed.to(u))
-        return Week(trip, redeem, self.world.catalogue.spend(offer, channel, redeem), margin, churn, bought, redeemed, paid,
-                    history.after(status, self.world.catalogue, offer, channel, bought, redeemed))
+        opts_out = (offer > 0) & (u[5] < predicted.opt_out.gather(1, channel[:, None])[:, 0])
+        status = torch.where(opts_out, UNSUBSCRIBED, history.status)
+        if draws_churn:
+            p_churn = predicted.churn.gather(1, bought.long()[:, None])[:, 0]
+            status = torch.where(~active | (u[4] < p_churn), CHURNED, status)
+        catalogue = self.world.catalogue
+        return Week(
+            trip=trip, redeem=redeem, spend=catalogue.spend(offer, channel, redeem), margin=predicted.margin,
+            churn=predicted.churn, bought=bought, redeemed=redeemed,
+            paid=catalogue.spend(offer, channel, redeemed.to(u)),
+            next_history=history.after(status, catalogue, offer, channel, bought, redeemed))
 
-    def tail(self, history: History, alive: Tensor) -> Tensor:
-        """Margin of the world's tail weeks without a contact, discounted, by who is `alive` [N] and stays so, [N].
+    def tail_value(self, history: History, p_active: Tensor) -> Tensor:
+        """Return the discounted margin [N] of the world's tail weeks without a contact, of customers who are still there with
+        probability `p_active` [N].
 
-        A forecast: weeks have probabilities for a history, for chance would drown what a contact leaves behind.
+        A forecast: weeks enter the history by their probabilities, for chance would drown what a contact leaves behind.
         """
-        world, nothing, total = self.world, torch.zeros_like(history.status), torch.zeros_like(alive)
-        alive = alive * (history.status != CHURNED)
+        world, nothing, total = self.world, torch.zeros_like(history.status), torch.zeros_like(p_active)
+        p_active = p_active * (history.status != CHURNED)
         for k in range(world.tail_weeks):
-            trip, _, churn, _, margin = self.ask(history, None)
-            trip = trip[:, 0]
-            total = total + world.tail_discount**k * alive * (margin + world.reward.trips) * trip
-            alive = alive * (1 - torch.lerp(churn[:, 0], churn[:, 1], trip))
+            predicted = self.predict(history, None)
+            trip = predicted.trip[:, 0]
+            total = total + world.tail_discount**k * p_active * (predicted.margin + world.reward.trips) * trip
+            p_active = p_active * (1 - torch.lerp(predicted.churn[:, 0], predicted.churn[:, 1], trip))
             history = history.after(history.status, world.catalogue, nothing, nothing, trip, nothing)
         return world.reward.terminal * total
-
-
-class Life(NamedTuple):
-    """What N customers have been through, and the probability [N] that each is still there (where nobody churns by chance)."""
-
-    history: History
-    alive: Tensor
-
-
-class Contrast:
-    """A season of a crowd beside that of its rested self, whom nobody contacts, under the same uniforms.
-
-    Without a contact both are the same to the last bit.
-    """
-
-    def __init__(self, crowd: Crowd, status: Tensor, realised: bool):
-        self.crowd, self.realised = crowd, realised
-        season = crowd.world.season
-        self.life = self.resting = Life(History.start(status, season.dtype), season.new_ones(len(crowd)))
-
-    def live(self, week: int, offer: Tensor, channel: Tensor, u: Tensor) -> tuple[Week, Tensor, Tensor]:
-        """Let a week go by; return what it brings, and the profit of it and of the rested one, [N] each: expected of those
-        who are there, or where `realised`, as it came."""
-        self.life, lived, earned = self._one(self.life, week, offer, channel, u)
-        self.resting, _, rested = self._one(self.resting, week, torch.zeros_like(offer), channel, u)
-        return lived, earned, rested
-
-    def _one(self, life: Life, week: int, offer: Tensor, channel: Tensor, u: Tensor) -> tuple[Life, Week, Tensor]:
-        crowd, history = self.crowd, life.history
-        lived = crowd.live(history, week, offer, channel, u, self.realised)
-        if self.realised:
-            lost = (lived.following.status == CHURNED) & (history.status != CHURNED)
-            return Life(lived.following, life.alive), lived, crowd.realised(lived, lost)
-        there = life.alive * (history.status != CHURNED)
-        earned = there * crowd.earned(lived.trip, lived.spend, lived.margin, lived.churn)
-        return Life(lived.following, life.alive * (1 - lived.lost)), lived, earned
-
-    def tails(self) -> tuple[Tensor, Tensor]:
-        """What both are worth after the season, [N] each."""
-        return tuple(self.crowd.tail(*life) for life in (self.life, self.resting))

@@ -9,7 +9,8 @@ from torch import Tensor
 from envs.offers.planning.knapsack import allowed_increments, upper_hull
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
-from envs.offers.neural_twin.customers import Contrast, Crowd
+from envs.offers.neural_twin.counterfactual import Counterfactual
+from envs.offers.neural_twin.customers import NeuralCustomers
 from envs.offers.policies.base import BatchedPolicy, SeasonPolicy
 from envs.offers.policies.baselines import NoContact, RandomContacts, ResponseRanking
 from envs.offers.constraints.budget_account import BudgetAccount
@@ -20,52 +21,52 @@ from rlcore.report import Report
 
 
 class Myopic(BatchedPolicy):
-    """The exact knapsack of the week on a crowd's own predictions; `fee` is charged a contact."""
+    """The exact knapsack of the week on the twin's own predictions; `fee` is charged a contact."""
 
     information = "the twin"
 
-    def __init__(self, crowd: Crowd, *, fee: float):
-        self.crowd, self.fee = crowd, fee
+    def __init__(self, customers: NeuralCustomers, *, fee: float):
+        self.customers, self.fee = customers, fee
 
     def batch_increments(self, rows, week, state, mask):
         """Return every customer's efficient steps."""
-        value, spend = self.crowd[rows].worth(week, mask.history)
-        value[:, self.crowd.world.catalogue.action_codec.contacts] -= self.fee
+        value, spend = self.customers[rows].profit_and_spend(week, mask.history)
+        value[:, self.customers.world.catalogue.action_codec.contacts] -= self.fee
         return upper_hull(value.masked_fill(~mask.allowed, -torch.inf), spend)
 
 
 def play(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor) -> SeasonRecord:
     """Play the season that uniforms u [T, 6, N] make.
 
-    `incremental_profit` is the profit expected of customers less that of their rested selves; the last week's has the tails'. What is
+    `incremental_profit` is the profit expected of customers less what they would bring if nobody were contacted; the last week's has the tails'. What is
     spent on a customer counts by the probability that the customer is still there.
     """
-    contrast, weeks, codec = Contrast(market.customers, market.initial_state.status, False), [], market.world.catalogue.action_codec
+    season, weeks, codec = Counterfactual(market.customers, market.initial_state.status, False), [], market.world.catalogue.action_codec
     account = BudgetAccount(market.budget, market.stock, market.rollover, market.world.catalogue)
     for t in range(market.world.weeks):
-        history, alive = contrast.life
+        history, p_active = season.track
         zeros = torch.zeros_like(history.status)
         mask = market.contact_policy.action_mask(history)
         steps = allowed_increments(policy.increments(t, CustomerState(zeros, zeros, zeros, history.status), mask), mask.allowed)
 
         def redeems(action):
-            return market.customers.live(history, t, *codec.decode(action), u[t], False).redeemed
+            return market.customers.simulate_week(history, t, *codec.decode(action), u[t], draws_churn=False).redeemed
         account.open(t)
-        action, price = market.budget_rule.allocate(account, steps._replace(spend=steps.spend * alive[:, None]), redeems)
-        lived, earned, rested = contrast.live(t, *codec.decode(action), u[t])
+        action, price = market.budget_rule.allocate(account, steps._replace(spend=steps.spend * p_active[:, None]), redeems)
+        simulated, profit, no_contact_profit = season.simulate_week(t, *codec.decode(action), u[t])
         weeks.append({
             "action": action,
             "planned_action": zeros,
             "habit": zeros,
-            "lost_profit": torch.zeros_like(earned),
-            "incremental_profit": earned - rested,
-            "expected_spend": alive * lived.spend,
-            "redeem_probability": lived.redeem,
-            "realised_spend": alive * lived.paid,
+            "lost_profit": torch.zeros_like(profit),
+            "incremental_profit": profit - no_contact_profit,
+            "expected_spend": p_active * simulated.spend,
+            "redeem_probability": simulated.redeem,
+            "realised_spend": p_active * simulated.paid,
             "clearing_price": price})
-    after, resting = contrast.tails()
+    tail, no_contact_tail = season.tail_values()
     record = SeasonRecord(**{name: torch.stack([week[name] for week in weeks]) for name in weeks[0]})
-    record.incremental_profit[-1] += after - resting
+    record.incremental_profit[-1] += tail - no_contact_tail
     return record
 
 
@@ -81,7 +82,7 @@ def summary(records: list[SeasonRecord], market: EvaluationMarket) -> dict:
             "prices": torch.stack([r.clearing_price for r in records]).mean(0).tolist()}
 
 
-class Simulated(OffersEvaluator):
+class NeuralTwinEvaluator(OffersEvaluator):
     """The comparison on customers that respond as a neural twin says. The budget is what its share comes to among customers as
     the population has them without the twin: a number of money, the same as in the true world."""
 
@@ -89,7 +90,7 @@ class Simulated(OffersEvaluator):
         market = super().make_market(n, stream, split, budget)
         twin = population or self.env.twin
         world = self.env.world.to(self.env.device, torch.float64)
-        return replace(market, customers=twin.crowd(market.features, world), no_contact_values=None)
+        return replace(market, customers=twin.customers(market.features, world), no_contact_values=None)
 
     def solve_bound(self, market):
         """There is none."""
@@ -139,12 +140,13 @@ class Simulated(OffersEvaluator):
                    "±": lambda row: f"{row['profit_ci'][1] - row['incremental_profit']:,.0f}",
                    "spend": lambda row: f"{row['spend_ratio']:.3f}", "breach": lambda row: f"{row['weeks_breached']:.0%}",
                    "contacts": lambda row: f"{row['contact_rate']:.1%}"}
-        return Report(f"{len(market):,} new customers of a neural twin of {len(self.env.twin.members)} members, {self.seasons} "
+        return Report(f"{len(market):,} new customers of a neural twin of {len(self.env.twin.networks)} members, {self.seasons} "
                       f"seasons of {w.weeks} weeks, budget {market.budget.mean():,.2f} a week\nmoney {market.budget_rule}", caption, rows,
                       columns, None, {"members": members}, {}, "incremental_profit")
 
     def _evaluate_under_members(self, algorithm, name: str) -> list[dict]:
-        return [self._compare_with_myopic(algorithm, name, self.env.budget, self.env.twin.under(k)) for k in range(len(self.env.twin.members))]
+        return [self._compare_with_myopic(algorithm, name, self.env.budget, population)
+                for population in self.env.twin.members()]
 
     def _compare_with_myopic(self, algorithm, name, budget, population) -> dict:
         market = self.make_market(self.customers, 11, "test", budget, population)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields
-from typing import Iterable, NamedTuple, Protocol
+from typing import Iterable, NamedTuple, Protocol, Sequence, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,31 @@ class Population(Protocol):
 
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
         """Return n customers of `split` ("train" or "test") at the start of a season."""
+
+    def state_dict(self) -> dict:
+        """Return what was fitted to the customers, which travels with a policy; empty where nothing was."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """See customers by what was fitted when a policy was trained."""
+
+
+@runtime_checkable
+class PopulationEnsemble(Population, Protocol):
+    """A population of which several models say how its customers respond, as the members of a twin do."""
+
+    def members(self) -> Sequence[Population]:
+        """Return, for each model, the same population, all customers responding as that model says."""
+
+
+class NothingFitted:
+    """Base of populations that fit nothing to their customers."""
+
+    def state_dict(self) -> dict:
+        """Return an empty dictionary."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Do nothing."""
 
 
 class GivenCustomers:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.populations.base import GivenCustomers, Priors, Sample
+from envs.offers.populations.base import GivenCustomers, NothingFitted, Priors, Sample
 from envs.offers.populations.complete_journey_tables import LAST_WEEK, household_history, read_tables
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState, Customers
 from envs.offers.world.transition import habit_gain
@@ -70,7 +70,7 @@ def replay(c: Customers, active: Tensor, redeemed: Tensor, generator: torch.Gene
 
 
 # ── population ──────────────────────────────────────────────────────────────────────────────────────────────────────
-class CompleteJourney(GivenCustomers):
+class CompleteJourney(NothingFitted, GivenCustomers):
     """The households, split once into train and test; θ that no public data identifies is drawn anew at every draw."""
 
     def __init__(self, catalogue: Catalogue, *, weeks: list, test_share: float, split_seed: int, demographics: list,

@@ -4,11 +4,11 @@ from __future__ import annotations
 import torch
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.populations.base import Priors, Sample, theta_to_matrix
+from envs.offers.populations.base import NothingFitted, Priors, Sample, theta_to_matrix
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState
 
 
-class SyntheticPopulation:
+class SyntheticPopulation(NothingFitted):
     """Customers drawn from priors; their features are a fixed orthogonal mixing of the standardised θ plus noise.
 
     r2 is the share of a feature's variance that θ explains; at 1 the features reveal θ.

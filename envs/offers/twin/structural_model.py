@@ -1,97 +1,143 @@
-"""A twin of the customers: θ = G(x), and a population that responds as an ensemble of such maps says."""
+"""The structural twin: θ = G(x), and a population whose customers respond as an ensemble of such maps says."""
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import fields
+from typing import Callable
 
 import torch
 from torch import Tensor
 
-from envs.offers.populations.base import Sample, theta_from_matrix, theta_to_matrix
-from envs.offers.neural_twin.response_models import Inputs
+from envs.offers.populations.base import Population, Sample, theta_from_matrix, theta_to_matrix
+from envs.offers.twin.feature_network import FeatureNetwork
+from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers
 from rlcore import checkpoint
 
 SHARES = ("mu", "chi", "pi_plus", "pi_minus", "delta_f", "delta_d")  # parameters from 0 to 1
-POSITIVE = ("phi", "gamma_f", "gamma_h", "rho", "nu")  # and those that are not below 0
-LOG_RANGE = 12.0  # all else, logarithms of money among it, is kept within ±
+POSITIVE = ("phi", "gamma_f", "gamma_h", "rho", "nu")  # parameters that are not below 0
+LOG_RANGE = 12.0  # all others, logarithms of money among them, are kept within ±
+KIND = "structural"  # how a checkpoint names this kind of twin
 
 
-def places(c: Customers) -> dict[str, list[int]]:
-    """Where each parameter stands in `columns`."""
-    found, at = {}, 0
+def parameter_columns(c: Customers) -> dict[str, list[int]]:
+    """Return the columns of each parameter in the matrix of `theta_to_matrix`."""
+    columns, first = {}, 0
     for f in fields(c):
         value = getattr(c, f.name)
         width = len(value) if value.dim() == 2 else 1
-        found[f.name], at = list(range(at, at + width)), at + width
-    return found
+        columns[f.name] = list(range(first, first + width))
+        first += width
+    return columns
 
 
-class Parameters(Inputs):
-    """G: features [N, F] → θ as `columns` lays it out, [N, K]: `middle` and, in units of `spread`, a linear map and, with
-    `hidden` layers, a network beside it. Where the spread is 0, θ is the middle."""
+class ParameterNetwork(FeatureNetwork):
+    """G: features [N, F] → θ as a matrix [N, K] (`theta_to_matrix`).
+
+    θ is `middle` [K] plus `spread` [K] times the network's output, kept within each parameter's range. Where the spread is 0,
+    θ is the middle.
+    """
 
     def __init__(self, num_features: int, middle: Tensor, spread: Tensor, *, hidden: list[int]):
         super().__init__(num_features, len(middle), hidden)
         self.register_buffer("middle", middle.float())
         self.register_buffer("spread", spread.float())
         self.register_buffer("bounds", torch.tensor([-LOG_RANGE, LOG_RANGE]).repeat(len(middle), 1).T.clone())
-        at = places(theta_from_matrix(middle[None]))
-        self.bounds[0, [k for name in (*SHARES, *POSITIVE) for k in at[name]]] = 0.0
-        self.bounds[1, [k for name in SHARES for k in at[name]]] = 1.0
+        columns = parameter_columns(theta_from_matrix(middle[None]))
+        self.bounds[0, [k for name in (*SHARES, *POSITIVE) for k in columns[name]]] = 0.0
+        self.bounds[1, [k for name in SHARES for k in columns[name]]] = 1.0
 
     def forward(self, features: Tensor) -> Tensor:
         return (self.middle + self.spread * super().forward(features)).clamp(*self.bounds)
 
 
-class Twins:
-    """A population whose customers are those of another, but respond as a twin says: each as one member of the ensemble,
-    drawn for the season, so that no policy can live off one member's errors. `only` is the one that all are then."""
+class TwinPopulation:
+    """The customers of a `base` population, who respond as a structural twin says.
 
-    def __init__(self, base, path: str, only: int | None = None):
+    Each customer responds as one member of the twin's ensemble, drawn for the season, so that no policy can live off the
+    errors of one member. path: a checkpoint of algo=twin; null: customers respond as the base population has them. Raises
+    ValueError where the checkpoint is of another kind, or was fitted to other features or channels.
+    """
+
+    def __init__(self, catalogue: Catalogue, *, base: Callable[[Catalogue], Population], path: str | None):
+        self.base = base(catalogue)
+        self.only: int | None = None  # the member that all customers respond as; None: one drawn for each
+        self.networks: list[ParameterNetwork] = []
+        self.fixed_columns: list[int] = []  # of θ, which are the base population's
+        if path is not None:
+            self._load(path, catalogue)
+
+    def _load(self, path: str, catalogue: Catalogue) -> None:
+        where = f"env.population.path={path}"
         if not path:
-            raise ValueError("env.twin: expected the path of a checkpoint of algo=twin, as in env.twin=outputs/…/checkpoint.pt")
+            raise ValueError("env.population.path: expected the path of a checkpoint of algo=twin, as in "
+                             "env.population.path=outputs/…/checkpoint.pt")
         state = checkpoint.load(path)
         if state.get("name") != "twin":
-            raise ValueError(f"env.twin={path}: expected a checkpoint of algo=twin, got {state.get('name')}")
-        agent, self.path = state["agent"], path
-        if "assumed" not in agent:
-            raise ValueError(f"env.twin={path}: a neural twin, whose customers have no parameters: expected env=offers_twin "
-                             "env/observation=history")
-        self.base, self.only, self.num_features = base, only, base.num_features
-        self.columns, self.ids = base.columns, base.ids
-        seen, width = len(agent["members"][0]["standardize.mean"]), len(agent["members"][0]["middle"])
-        if seen != base.num_features:
-            raise ValueError(f"env.twin={path}: fitted to customers of {seen} features, here they have {base.num_features}")
-        channels = len(theta_from_matrix(agent["members"][0]["middle"][None]).omega)
-        if channels != (here := len(base.priors.catalogue.channels)):
-            raise ValueError(f"env.twin={path}: fitted to a catalogue of {channels} channels, here it has {here}")
-        self.assumed = agent["assumed"]
-        self.members = [Parameters(seen, torch.zeros(width), torch.zeros(width), hidden=agent["hidden"])
-                        for _ in range(agent["iteration"])]
-        for member, held in zip(self.members, agent["members"]):
-            member.load_state_dict(held)
+            raise ValueError(f"{where}: expected a checkpoint of algo=twin, got {state.get('name')}")
+        twin = state["agent"]
+        if twin["kind"] != KIND:
+            raise ValueError(f"{where}: a {twin['kind']} twin, whose customers have no parameters: expected env=offers_twin "
+                             f"env/observation=history env.twin={path}")
+        first = twin["members"][0]
+        num_features, size = len(first["standardize.mean"]), len(first["middle"])
+        if num_features != self.num_features:
+            raise ValueError(f"{where}: fitted to customers of {num_features} features, here they have {self.num_features}")
+        channels, here = len(theta_from_matrix(first["middle"][None]).omega), len(catalogue.channels)
+        if channels != here:
+            raise ValueError(f"{where}: fitted to a catalogue of {channels} channels, here it has {here}")
+        self.fixed_columns = twin["fixed_columns"]
+        for weights in twin["members"][:twin["iteration"]]:
+            network = ParameterNetwork(num_features, torch.zeros(size), torch.zeros(size), hidden=twin["hidden"])
+            network.load_state_dict(weights)
+            self.networks.append(network)
 
-    def under(self, member: int) -> Twins:
-        """The same population, all customers as one member says."""
-        return Twins(self.base, self.path, member)
+    @property
+    def num_features(self) -> int:
+        """Number of features F."""
+        return self.base.num_features
+
+    @property
+    def feature_names(self) -> list[str]:
+        """What each feature is."""
+        return self.base.feature_names
+
+    @property
+    def columns(self) -> dict | None:
+        """Columns of the base population that contact rules read."""
+        return self.base.columns
+
+    @property
+    def ids(self) -> list[str] | None:
+        """Ids of the base population's customers."""
+        return self.base.ids
+
+    def members(self) -> list[TwinPopulation]:
+        """Return, for each member of the ensemble, the population whose customers all respond as that member says."""
+        alone = [copy(self) for _ in self.networks]
+        for k, population in enumerate(alone):
+            population.only = k
+        return alone
 
     @torch.no_grad()
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
-        """Return n customers of `split`."""
+        """Return n customers of `split` at the start of a season."""
         sample = self.base.draw(n, generator, split)
-        x, own = sample.features.float(), theta_to_matrix(sample.customers)
-        theta = torch.stack([member.to(x.device)(x) for member in self.members]).to(own)
-        drawn = torch.randint(len(self.members), (n,), generator=generator, device=x.device)
-        drawn = drawn if self.only is None else torch.full_like(drawn, self.only)
-        theta = theta[drawn, torch.arange(n, device=x.device)]
-        theta[:, self.assumed] = own[:, self.assumed]
+        if not self.networks:
+            return sample
+        x, base_theta = sample.features.float(), theta_to_matrix(sample.customers)
+        theta = torch.stack([network.to(x.device)(x) for network in self.networks]).to(base_theta)  # [members, n, K]
+        member = torch.randint(len(self.networks), (n,), generator=generator, device=x.device)
+        if self.only is not None:
+            member = torch.full_like(member, self.only)
+        theta = theta[member, torch.arange(n, device=x.device)]
+        theta[:, self.fixed_columns] = base_theta[:, self.fixed_columns]
         return sample._replace(customers=theta_from_matrix(theta))
 
     def state_dict(self) -> dict:
-        """What the other population fitted."""
-        return self.base.state_dict() if hasattr(self.base, "state_dict") else {}
+        """Return what the base population fitted."""
+        return self.base.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
         """See customers by the features that a policy was trained on."""
-        if state:
-            self.base.load_state_dict(state)
+        self.base.load_state_dict(state)

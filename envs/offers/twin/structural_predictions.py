@@ -1,57 +1,67 @@
-"""What a structural twin says of a panel: likelihoods, probabilities, effects, and weeks played on."""
+"""What a structural twin says of a panel: the world's equations under the customers' fitted parameters."""
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from envs.offers.twin.likelihood import Panel, log_likelihood, probabilities
+from envs.offers.logs.panel import Panel
+from envs.offers.twin.likelihood import log_likelihood, predicted_probabilities
+from envs.offers.twin.predictions import ContactEffect, OutcomePrediction
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState, Customers, World
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
 
-class Answers:
-    """Customers c of a panel, as one member has them."""
+class StructuralPredictions:
+    """PanelPredictions (envs/offers/twin/predictions.py) for the customers of a panel, whose parameters are `customers`."""
 
-    def __init__(self, c: Customers, world: World, log: Panel):
-        self.c, self.world, self.log = c, world, log
+    def __init__(self, customers: Customers, world: World, panel: Panel):
+        self.customers = customers
+        self.world = world
+        self.panel = panel
 
-    def likelihoods(self) -> dict[str, Tensor]:
-        """Log-likelihood by kind of outcome, [T, N] each."""
-        return log_likelihood(self.c, self.world, self.log)
+    def log_likelihoods(self) -> dict[str, Tensor]:
+        """Return the log-likelihood by kind of outcome, [T, N] each."""
+        return log_likelihood(self.customers, self.world, self.panel)
 
-    def probabilities(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """{outcome: (probability, happened, known)}, [T, N] each."""
-        return probabilities(self.c, self.world, self.log)
+    def probabilities(self) -> dict[str, OutcomePrediction]:
+        """Return predicted probabilities by kind of outcome."""
+        return predicted_probabilities(self.customers, self.world, self.panel)
 
-    def uplift(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What a contact drawn from all pairs adds to P(trip), P(trip) without one, and what it costs, [T, N] each."""
-        c, world, log = self.c, self.world, self.log
-        h, f, d = (x.to(c.alpha.dtype) for x in log.state[:3])
+    def contact_effect(self) -> ContactEffect:
+        """Return what a contact does to the probability of a trip."""
+        c, world, panel = self.customers, self.world, self.panel
+        h, f, d = (x.to(c.alpha.dtype) for x in panel.state[:3])
         offers, channels = world.catalogue.nvec
-        nothing, *contacts = (outcome(c, world, log.week, h, f, d, torch.full_like(log.offer, o), torch.full_like(log.channel, k))
-                              for o in range(offers) for k in range(channels) if o or not k)
-        trips = torch.stack([o.redeem + o.buy for o in contacts]).mean(0)
-        return trips - nothing.buy, nothing.buy, torch.stack([o.spend for o in contacts]).mean(0)
 
-    def played(self, first: int, generator: torch.Generator) -> Tensor:
-        """Expected trips, margin and spend of every week, [3, T]; after week `first` at habit, fatigue and expectation that
-        follow from drawn outcomes."""
-        c, world, log, state, before, found = self.c, self.world, self.log, None, None, []
+        def response(offer: int, channel: int):
+            return outcome(c, world, panel.week, h, f, d, torch.full_like(panel.offer, offer),
+                           torch.full_like(panel.channel, channel))
+        no_contact = response(0, 0)
+        contacts = [response(offer, channel) for offer in range(1, offers) for channel in range(channels)]
+        trip = torch.stack([x.redeem + x.buy for x in contacts]).mean(0)
+        cost = torch.stack([x.spend for x in contacts]).mean(0)
+        return ContactEffect(uplift=trip - no_contact.buy, no_contact=no_contact.buy, cost=cost)
+
+    def simulate_season(self, first_free_week: int, generator: torch.Generator) -> Tensor:
+        """Return expected trips, margin and spend by week, [3, T]; habit, fatigue and expectation are simulated."""
+        c, world, panel = self.customers, self.world, self.panel
+        state = was_logged = None
+        totals = []
         for t in range(world.weeks):
-            at = log.there & (log.week == t)
-            there, row = at.any(0), at.long().argmax(0)
-            *logged, offer, channel = (x.gather(0, row[None])[0] for x in (*log.state, log.offer, log.channel))
-            if t > first:
-                logged[:3] = (torch.where(before, x, y) for x, y in zip(state[:3], logged))
-            state = CustomerState(*logged)
-            offer = torch.where(there & (state.status == SUBSCRIBED), offer, 0)
+            in_week = panel.logged & (panel.week == t)
+            logged, row = in_week.any(0), in_week.long().argmax(0)
+            *known, offer, channel = (x.gather(0, row[None])[0] for x in (*panel.state, panel.offer, panel.channel))
+            if t > first_free_week:
+                known[:3] = (torch.where(was_logged, x, y) for x, y in zip(state[:3], known))
+            state = CustomerState(*known)
+            offer = torch.where(logged & (state.status == SUBSCRIBED), offer, 0)
             h, f, d = (x.to(c.alpha.dtype) for x in state[:3])
-            o = outcome(c, world, t, h, f, d, offer, channel)
-            alive = there & (state.status != CHURNED)
-            bought = (o.redeem + o.buy) * alive
-            found.append(torch.stack((bought.sum(), (bought * c.margin).sum(), (o.spend * alive).sum())))
+            response = outcome(c, world, t, h, f, d, offer, channel)
+            active = logged & (state.status != CHURNED)
+            trips = (response.redeem + response.buy) * active
+            totals.append(torch.stack((trips.sum(), (trips * c.margin).sum(), (response.spend * active).sum())))
             u = torch.rand(UNIFORMS, len(c), generator=generator, device=h.device, dtype=h.dtype)
-            u[4:] = 1.0  # who left, and who stayed, is what the log says
-            state, before = transition(c, world, t, state, offer, channel, u)[0], there
-        return torch.stack(found, 1)
+            u[4:] = 1.0  # nobody leaves: who left, and who stayed, is as logged
+            state, was_logged = transition(c, world, t, state, offer, channel, u)[0], logged
+        return torch.stack(totals, 1)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from envs.data_collection import LoggingPolicy
-from envs.offers.twin.likelihood import Panel
-from envs.offers.twin.structural_predictions import Answers
-from envs.offers.world.customers import SUBSCRIBED
+from envs.offers.logs.panel import Panel
+from envs.offers.twin.predictions import PanelPredictions
+from envs.offers.twin.structural_predictions import StructuralPredictions
 from rlcore import checkpoint
 from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
@@ -40,10 +40,10 @@ def run(
     rows = {}
     for name, algo in twins.items():
         seconds, twin = timed(partial(fitted, algo, world, log, seed))
-        panel = twin.twin.lay(asked, others)
+        panel = twin.twin.to_panel(asked, others)
         with torch.no_grad():
-            truth = Answers(others.customers, others.world, panel)
-            answers = [twin.twin.answers(member, others.world, panel) for member in twin.fitted]
+            truth = StructuralPredictions(others.customers, others.world, panel)
+            answers = [twin.twin.predict(member, others.world, panel) for member in twin.fitted_members]
             rows.setdefault("truth", row([truth], truth, panel))
             rows[name] = row(answers, truth, panel) | {"seconds": seconds}
         checkpoint.save_json(directory / "rows.json", rows)
@@ -69,12 +69,12 @@ def fitted(algo: Callable, world, log: LoggedDataset, seed: int):
     return twin
 
 
-def row(members: list, truth: Answers, panel: Panel) -> dict[str, float]:
+def row(members: list[PanelPredictions], truth: PanelPredictions, panel: Panel) -> dict[str, float]:
     """What members say of a panel on average, against the truth."""
-    at = panel.there & (panel.state.status == SUBSCRIBED)
-    said = [member.likelihoods()["response"].sum().item() / int(panel.there.sum()) for member in members]
-    added: Tensor = torch.stack([member.uplift()[0] for member in members]).mean(0)[at].double()
-    true = truth.uplift()[0][at].double()
+    at = panel.subscribed
+    said = [member.log_likelihoods()["response"].sum().item() / int(panel.logged.sum()) for member in members]
+    added: Tensor = torch.stack([member.contact_effect().uplift for member in members]).mean(0)[at].double()
+    true = truth.contact_effect().uplift[at].double()
     return {"response": sum(said) / len(said), "mean": added.mean().item(),
             "error": (added - true).square().mean().sqrt().item(), "spread": true.std().item(),
             "correlation": torch.corrcoef(torch.stack((added, true)))[0, 1].item()}

@@ -138,7 +138,7 @@ def test_twins_are_held_against_the_truth(tmp_path):
         "benchmark.agents=1000",
         "benchmark.new=300",
         *(f"~benchmark.twins.{name}" for name in ("likelihood", "S", "T", "X", "DR")),
-        "benchmark.twins.structural.twin.reference=2000",
+        "benchmark.twins.structural.twin.reference_size=2000",
         name="bench",
     )
     rows = instantiate(cfg.benchmark, _convert_="all")(tmp_path, CPU, 0)["rows"]

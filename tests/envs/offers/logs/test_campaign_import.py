@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from envs.offers.logs.schema import COLUMNS
-from envs.offers.twin.likelihood import panel
+from envs.offers.logs.panel import to_panel
 from rlcore.offline.log_files import read, write
 from scripts import example_shop
 
@@ -63,7 +63,7 @@ def test_a_log_says_what_the_file_does(shop, tmp_path):
             assert log.reward[k].item() == pytest.approx(float(row["margin"]) + 0.5 * float(row["bought"]) - spend, abs=1e-4)
             assert log.propensity[k].item() == pytest.approx(float(row["propensity"]), abs=1e-6)
         write(tmp_path / f"{split}.parquet", [log])
-        again = panel(read(tmp_path / f"{split}.parquet", COLUMNS), env, "log")  # whole, and of the environment's columns
+        again = to_panel(read(tmp_path / f"{split}.parquet", COLUMNS), env, "log")  # whole, and of the environment's columns
         assert again.there.all() and (again.margin[again.bought] > 0).all()
         for a, b in zip(again.state, again.following):
             assert (a[1:] == b[:-1]).all()

@@ -205,7 +205,7 @@ def test_an_environment_takes_the_transform_over_before_a_learner_is_built(shop,
     assert other.obs_dim != env.obs_dim
     other.load_fitted(env.state_dict())
     assert other.obs_dim == env.obs_dim and other.context_dim == env.context_dim
-    obs, _ = other.begin()
+    obs, _ = other.reset()
     assert obs.shape == (50, env.obs_dim)
 
 

@@ -8,14 +8,16 @@ import pytest
 import torch
 from configs import load, node
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from reference_world import GONE, STATES, pick
 from small_offers import random_log
 from toy_envs import part, train
 
-from envs.offers.twin.likelihood import Panel, log_likelihood, panel
+from envs.offers.logs.panel import Panel, to_panel
+from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.structural_model import Twins
-from envs.offers.twin.diagnostics import doubts
+from envs.offers.twin.structural_model import TwinPopulation
+from envs.offers.twin.diagnostics import propensity_warnings
 from envs.offers.world.customers import CustomerState
 from rlcore import checkpoint
 from rlcore.ope.propensity_checks import imbalance, significant
@@ -30,9 +32,15 @@ def environment(seed=0, **changes):
     return instantiate(config, _convert_="all", **{"num_agents": 500, **changes})(CPU, seed)
 
 
+def environment_on_twin(path):
+    """The offers environment on the customers of a twin."""
+    config = OmegaConf.merge(node("offers", "env/population=twin"), {"num_agents": 500, "population": {"path": path}})
+    return instantiate(config, _convert_="all")(CPU, 0)
+
+
 def twin(env, members=1, **changes):
     """A twin of an environment as configured, with some keys changed."""
-    config = part("twin", members=members, **{**changes, "twin": {"reference": 2000, **changes.get("twin", {})}})
+    config = part("twin", members=members, **{**changes, "twin": {"reference_size": 2000, **changes.get("twin", {})}})
     return instantiate(config, _convert_="all")(env, 0)
 
 
@@ -81,7 +89,7 @@ def test_the_likelihood_is_the_scalar_worlds_law(make_season):
 def test_the_gradient_is_that_of_finite_differences():
     env, log = random_log(40)
     world = env.world.to(CPU, torch.float64)
-    found = panel(log, env, "log")
+    found = to_panel(log, env, "log")
     truth = theta_to_matrix(env.population.draw(40, torch.Generator().manual_seed(3), "train").customers)
 
     def total(theta):
@@ -99,12 +107,12 @@ def test_the_gradient_is_that_of_finite_differences():
 def test_a_panel_holds_what_the_log_does():
     env, log = random_log(30)
     order = torch.randperm(len(log), generator=torch.Generator().manual_seed(0))
-    found = panel(log[order], env, "log")
-    assert found.there.shape == (12, 30) and found.there.all() and (found.week == torch.arange(12)[:, None]).all()
-    for a, b in zip(found.state, found.following):
+    found = to_panel(log[order], env, "log")
+    assert found.logged.shape == (12, 30) and found.logged.all() and (found.week == torch.arange(12)[:, None]).all()
+    for a, b in zip(found.state, found.next_state):
         assert (a[1:] == b[:-1]).all()  # what a week led to is where the next began
     again = environment(0, num_agents=30)
-    again.begin()
+    again.reset()
     torch.testing.assert_close(found.margin[found.bought],
                                again.customers.margin.expand(12, -1)[found.bought], rtol=1e-5, atol=1e-4)
     assert found.bought.double().mean() == log.outcomes["trips"].double().mean()
@@ -114,15 +122,15 @@ def test_without_features_it_finds_the_shares_that_were_counted():
     """With features that say nothing, δ and π− are shares of those who could move and did, and g a mean."""
     env, log = random_log(600)
     log.obs[:, :env.static_dim] = 0.0
-    model = twin(env, held={"customers": 0.01, "weeks": 0}, twin={"penalty": 0.0, "rounds": 4})
+    model = twin(env, holdout={"customers": 0.01, "weeks": 0}, twin={"penalty": 0.0, "rounds": 4})
     model.set_dataset(log)
     model.members = model.members[:1]
-    weight = model.early.float()
-    rows = (~model.aside).nonzero()[:, 0]
-    held = model.log[rows]
+    weight = model.fit_weeks.float()
+    rows = (~model.held_out).nonzero()[:, 0]
+    held = model.panel[rows]
     model.twin.fit(model.members[0], env.world, held, weight[:, rows], held, weight[:, rows], model.generator)
     theta = theta_from_matrix(model.members[0](torch.zeros(1, env.static_dim)))
-    s, after = held.state, held.following
+    s, after = held.state, held.next_state
     stays = (after.status != 2) & (s.status != 2)
     for name, could, moved in (
             ("pi_minus", stays & ~held.bought & (s.habit > 0), after.habit < s.habit),
@@ -166,25 +174,27 @@ def saved(tmp_path):
 
 def test_every_customer_is_one_members_and_all_members_are_drawn(saved):
     model, path = saved
-    env = environment(twin=path)
+    env = environment_on_twin(path)
     sample = env.population.draw(400, torch.Generator().manual_seed(0), "train")
     with torch.no_grad():
         each = torch.stack([theta_to_matrix(theta_from_matrix(member(sample.features.float()))) for member in model.members])
     same = (theta_to_matrix(sample.customers).float() - each).abs().amax(2) < 1e-4
     assert (same.sum(0) == 1).all() and (same.double().mean(1) - 0.5).abs().max() < 0.1
     for k in range(2):
-        alone = env.population.under(k).draw(400, torch.Generator().manual_seed(0), "train")
+        alone = env.population.members()[k].draw(400, torch.Generator().manual_seed(0), "train")
         torch.testing.assert_close(theta_to_matrix(alone.customers).float(), each[k], rtol=1e-4, atol=1e-4)
         assert (alone.features == sample.features).all()  # the same customers
 
 
-def test_what_is_assumed_is_drawn_from_the_priors(saved):
+def test_fixed_parameters_are_drawn_from_the_priors(saved):
     model, path = saved
     state = checkpoint.load(path)
-    state["agent"]["assumed"] = [0, 5]
+    state["agent"]["fixed_columns"] = [0, 5]
     checkpoint.save(path, state)
-    base = load("population/synthetic", load("catalogue/default"))
-    found = theta_to_matrix(Twins(base, path).draw(50, torch.Generator().manual_seed(0), "train").customers)
+    catalogue = load("catalogue/default")
+    base = load("population/synthetic", catalogue)
+    population = TwinPopulation(catalogue, base=lambda _: base, path=path)
+    found = theta_to_matrix(population.draw(50, torch.Generator().manual_seed(0), "train").customers)
     own = theta_to_matrix(base.draw(50, torch.Generator().manual_seed(0), "train").customers)
     assert (found[:, [0, 5]] == own[:, [0, 5]]).all() and (found[:, 1] != own[:, 1]).all()
 
@@ -196,12 +206,12 @@ def test_a_log_in_which_nobody_churns_leaves_churn_to_the_priors():
     stayed[log.unit[(then == 2) | (obs == 2)]] = False
     model = twin(env)
     model.set_dataset(log[stayed[log.unit]])
-    assert "churn" in model.silent and set(model.twin.assumed) >= {"c0", "gamma_f", "gamma_h"}
+    assert "churn" in model.unobserved_outcomes and set(model.twin.fixed_parameters) >= {"c0", "gamma_f", "gamma_h"}
 
 
 def test_weights_make_a_log_count_as_if_drawn_alike():
     env, log = random_log(50)
-    model = twin(env, weighted=True, held={"customers": 0.1, "weeks": 2})
+    model = twin(env, weighted=True, holdout={"customers": 0.1, "weeks": 2})
     halved = log.map(lambda x: x.clone())
     halved.propensity[::2] /= 2
     model.set_dataset(halved)
@@ -229,47 +239,47 @@ def test_balance_sees_wrong_propensities_and_lets_true_ones_be():
 
 def test_a_log_with_wrong_propensities_is_warned_of():
     env, log = random_log(300)
-    assert doubts(panel(log, env, "log"), env, 0.001) == []
+    assert propensity_warnings(to_panel(log, env, "log"), env, 0.001) == []
     wrong = log.map(lambda x: x.clone())
     wrong.propensity.mul_(1 + 0.5 * (log.obs[:, 4] > 0)).clamp_(max=1.0)
-    assert "feature 4" in doubts(panel(wrong, env, "log"), env, 0.001)[0]
+    assert "feature 4" in propensity_warnings(to_panel(wrong, env, "log"), env, 0.001)[0]
     wrong.propensity[:] = torch.nan
-    assert "no propensity" in doubts(panel(wrong, env, "log"), env, 0.001)[0]
+    assert "no propensity" in propensity_warnings(to_panel(wrong, env, "log"), env, 0.001)[0]
 
 
 def test_bad_input_is_one_line(saved, tmp_path):
     model, path = saved
     env, log = random_log(40)
     with pytest.raises(ValueError, match="what decisions led to"):
-        panel(LoggedDataset(**{**log.__dict__, "next_obs": None}), env, "x.csv")
+        to_panel(LoggedDataset(**{**log.__dict__, "next_obs": None}), env, "x.csv")
     odd = log.map(lambda x: x.clone())
     odd.outcomes["redeemed"][3], odd.outcomes["trips"][3] = 1.0, 0.0
     with pytest.raises(ValueError, match="x.csv: row 5, column 'redeemed'"):
-        panel(odd, env, "x.csv")
+        to_panel(odd, env, "x.csv")
     odd = log.map(lambda x: x.clone())
     odd.step[3] = 12
     with pytest.raises(ValueError, match="row 5, column 'week': expected a week of the season, 0 to 11"):
-        panel(odd, env, "x.csv")
+        to_panel(odd, env, "x.csv")
     with pytest.raises(ValueError, match="no such parameter: alfa"):
-        twin(env, twin={"assumed": ["alfa"]})
+        twin(env, twin={"fixed_parameters": ["alfa"]})
     with pytest.raises(ValueError, match="expected the path of a log"):
         train(twin(env))
     checkpoint.save(tmp_path / "ppo.pt", {"name": "ppo", "agent": {}})
     with pytest.raises(ValueError, match="expected a checkpoint of algo=twin, got ppo"):
-        environment(twin=str(tmp_path / "ppo.pt"))
+        environment_on_twin(str(tmp_path / "ppo.pt"))
     state = checkpoint.load(path)
     for member in state["agent"]["members"]:
         member["standardize.mean"] = torch.zeros(7)
     checkpoint.save(path, state)
     with pytest.raises(ValueError, match="fitted to customers of 7 features, here they have 24"):
-        environment(twin=path)
+        environment_on_twin(path)
 
 
 @pytest.fixture(scope="module")
 def world_itself():
     """A twin whose only member is the world's own G, held against 1,500 customers' random decisions."""
     env, log = random_log(1500)
-    model = twin(env, held={"customers": 0.9, "weeks": 2})
+    model = twin(env, holdout={"customers": 0.9, "weeks": 2})
     model.set_dataset(log)
     model.iteration, member, truth = 1, model.members[0], env.population
     with torch.no_grad():
@@ -280,7 +290,7 @@ def world_itself():
 
 def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
     env, model = world_itself
-    report = model.evaluation(env).evaluate(model, "twin")
+    report = model.make_evaluator().evaluate(model, "twin")
     assert report.extra["warnings"] == [] and set(report.rows) == {"trips", "redeemed", "opt_out", "churn"}
     for name, row in report.rows.items():
         sd = (row["actual"] / row["decisions"]) ** 0.5
@@ -298,7 +308,7 @@ def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
 def test_trips_that_no_equation_explains_are_named(world_itself):
     """Whoever is contacted by a channel that nobody sees buys all the same: who sent knew."""
     env, model = world_itself
-    log, evaluation = model.log, model.evaluation(env)
-    by_push = (log.offer > 0) & (log.channel == 0) & log.there & (log.state.status == 0)
-    told = evaluation.misfit(model, replace(log, bought=log.bought | by_push))
-    assert len(told) == 1 and "by push" in told[0]
+    log, evaluation = model.panel, model.make_evaluator()
+    by_push = (log.offer > 0) & (log.channel == 0) & log.logged & (log.state.status == 0)
+    warnings = evaluation.misfit(model, replace(log, bought=log.bought | by_push))
+    assert len(warnings) == 1 and "by push" in warnings[0]

@@ -1,0 +1,109 @@
+"""A log of the offers environment laid out by customer and week."""
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, CustomerState
+from rlcore.offline.logged_dataset import LoggedDataset, named_rows
+from rlcore.ope.cross_fitting import rows_by_episode
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Logged seasons of N customers, T weeks each. Where `logged` is false, no decision was logged and the rest means nothing."""
+
+    features: Tensor  #: [F, N]
+    customer: Tensor  #: which customer of the log each is, int64 [N]
+    logged: Tensor  #: bool [T, N]
+    week: Tensor  #: of the season, int64 [T, N]
+    state: CustomerState  #: before the decision, int64 [T, N] each
+    offer: Tensor  #: int64 [T, N]
+    channel: Tensor  #: int64 [T, N]
+    bought: Tensor  #: bool [T, N]
+    redeemed: Tensor  #: bool [T, N]
+    next_state: CustomerState  #: after the week, int64 [T, N] each
+    margin: Tensor  #: money that a purchase brought, 0 without one, [T, N]
+    spend: Tensor  #: money of the budget, [T, N]
+    propensity: Tensor  #: of the action taken, float64 [T, N], NaN where missing
+    num_allowed: Tensor  #: number of actions that were allowed, int64 [T, N]
+    dynamics: Tensor | None = None  #: what was observed beside the features, [K, T, N]
+    inputs: Tensor | None = None  #: what the networks of a neural twin see, [D, T, N]
+
+    def __len__(self) -> int:
+        return len(self.customer)
+
+    @property
+    def active(self) -> Tensor:
+        """Logged weeks of customers who have not churned, bool [T, N]."""
+        return self.logged & (self.state.status != CHURNED)
+
+    @property
+    def subscribed(self) -> Tensor:
+        """Logged weeks of customers who could be contacted, bool [T, N]."""
+        return self.logged & (self.state.status == SUBSCRIBED)
+
+    def map(self, function) -> Panel:
+        """Apply `function` to every tensor."""
+        def apply(x):
+            if x is None:
+                return None
+            return CustomerState(*map(function, x)) if isinstance(x, CustomerState) else function(x)
+        return replace(self, **{f.name: apply(getattr(self, f.name)) for f in fields(self)})
+
+    def __getitem__(self, rows) -> Panel:
+        """Take some of the customers."""
+        return self.map(lambda x: x[..., rows])
+
+
+def to_panel(log: LoggedDataset, env, where: str) -> Panel:
+    """Lay a log out by customer and week.
+
+    Raises ValueError, which begins with `where`, if the log lacks what decisions led to, or has what the world cannot bring.
+    """
+    if log.next_obs is None:
+        raise ValueError(f"{where}: expected next_state_* and next_valid_*, what decisions led to")
+    state, next_state = (env.codec.decode_state(x[:]) for x in (log.obs, log.next_obs))
+    offer, channel = env.world.catalogue.action_codec.decode(log.action)
+    bought = log.outcomes["trips"] > 0
+    redeemed = log.outcomes["redeemed"] > 0
+    weeks = env.world.weeks
+    if (wrong := redeemed & (~bought | (offer == 0))).any():
+        raise ValueError(f"{where}: {named_rows(wrong, 0)}, column 'redeemed': expected a redemption only of an offer and "
+                         "with a trip")
+    if (wrong := (log.step < 0) | (log.step >= weeks)).any():
+        raise ValueError(f"{where}: {named_rows(wrong, 0)}, column 'week': expected a week of the season, 0 to {weeks - 1}")
+    margin = margin_of(log, env.world.reward, state, next_state, offer, bought)
+    row = rows_by_episode(log.unit, log.episode, log.step, (log.names.unit, log.names.episode, log.names.step)).T
+    logged, row = row >= 0, row.clamp_min(0)  # [T, N]
+    first = row[0]
+
+    def laid_out(x: Tensor) -> Tensor:
+        return x[row]
+    return Panel(
+        features=log.obs[first, :log.static_dim].T,
+        customer=log.unit[first],
+        logged=logged,
+        week=laid_out(log.step),
+        state=CustomerState(*map(laid_out, state)),
+        offer=laid_out(offer),
+        channel=laid_out(channel),
+        bought=laid_out(bought),
+        redeemed=laid_out(redeemed),
+        next_state=CustomerState(*map(laid_out, next_state)),
+        margin=laid_out(torch.where(bought, margin, 0.0)),
+        spend=laid_out(log.cost),
+        propensity=laid_out(log.propensity),
+        num_allowed=laid_out(log.action_mask[:].sum(1)),
+        dynamics=laid_out(env.codec.decode_dynamics(log.obs[:])).permute(2, 0, 1))
+
+
+def margin_of(log: LoggedDataset, terms, state: CustomerState, next_state: CustomerState, offer: Tensor,
+              bought: Tensor) -> Tensor:
+    """Take the margin of a purchase [B] out of the logged rewards: all other terms of a reward are known."""
+    churned = (next_state.status == CHURNED) & (state.status != CHURNED)
+    annoyed = (offer > 0) & (state.fatigue >= terms.fatigue_limit)
+    return (log.reward + log.cost + terms.churn_cost * churned + terms.fatigue_penalty * annoyed
+            - terms.trips * bought)

@@ -1,0 +1,58 @@
+"""The members of a neural twin's checkpoint, for simulation."""
+from __future__ import annotations
+
+from copy import copy
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from envs.offers.neural_twin.customers import NeuralCustomers
+from envs.offers.neural_twin.fit import KIND
+from envs.offers.world.customers import World
+from rlcore import checkpoint
+
+
+class NeuralEnsemble:
+    """The fitted members of a checkpoint of algo=twin algo/twin=neural, for an environment.
+
+    Raises ValueError where the checkpoint is of another kind, or was fitted to other customers or another catalogue.
+    """
+
+    def __init__(self, path: str, env):
+        if not path:
+            raise ValueError("env.twin: expected the path of a checkpoint of algo=twin algo/twin=neural, as in "
+                             "env.twin=outputs/…/checkpoint.pt")
+        state = checkpoint.load(path)
+        if state.get("name") != "twin":
+            raise ValueError(f"env.twin={path}: expected a checkpoint of algo=twin, got {state.get('name')}")
+        agent = state["agent"]
+        if agent["kind"] != KIND:
+            raise ValueError(f"env.twin={path}: a {agent['kind']} twin, whose customers have parameters: expected env=offers "
+                             f"env/population=twin env.population.path={path}")
+        self.only: int | None = None  # the member that all customers respond as; None: equally many as each
+        twin = instantiate(state["config"]["algo"]["twin"], _convert_="all")
+        self.half_lives = twin.half_lives
+        self.networks = twin.make_members(env, 0, agent["iteration"])
+        try:
+            for network, weights in zip(self.networks, agent["members"]):
+                network.load_state_dict(weights)
+                network.to(env.device)
+        except RuntimeError as error:
+            raise ValueError(f"env.twin={path}: fitted to customers or a catalogue of another kind: "
+                             f"{str(error).splitlines()[-1].strip()}") from error
+
+    def members(self) -> list[NeuralEnsemble]:
+        """Return, for each member, the ensemble of which all customers respond as that member says."""
+        alone = [copy(self) for _ in self.networks]
+        for k, ensemble in enumerate(alone):
+            ensemble.only = k
+        return alone
+
+    def customers(self, features: Tensor, world: World) -> NeuralCustomers:
+        """Return the customers of features [N, F]."""
+        n = len(features)
+        member_of = torch.arange(n, device=features.device) * len(self.networks) // n
+        if self.only is not None:
+            member_of = torch.full_like(member_of, self.only)
+        return NeuralCustomers(self.networks, member_of, features, world, self.half_lives)

@@ -1,0 +1,154 @@
+"""A twin as an algorithm: an ensemble of models fitted to a log, whose spread says how unsure the log leaves them."""
+from __future__ import annotations
+
+from typing import Callable, Iterable, Iterator, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from envs.offers.logs.panel import Panel
+from envs.offers.twin.predictions import PanelPredictions
+from envs.offers.world.customers import CHURNED, UNSUBSCRIBED, World
+from rlcore.algorithm import Evaluator, OfflineAlgorithm
+from rlcore.offline.logged_dataset import LoggedDataset, named_rows
+
+
+class TwinModel(Protocol):
+    """A kind of model that the members of an ensemble are: how they are made, fitted and asked."""
+
+    unobserved_note: str  #: what becomes of an outcome that never happens in the log, for a warning
+
+    def make_members(self, env, seed: int, members: int) -> list[nn.Module]:
+        """Make unfitted members."""
+
+    def to_panel(self, log: LoggedDataset, env) -> Panel:
+        """Lay a log out by customer and week. Raises ValueError where the log cannot be learned from."""
+
+    def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[nn.Module]) -> None:
+        """Leave to prior knowledge what a log in which these outcomes never happen cannot tell."""
+
+    def fit(self, member: nn.Module, world: World, panel: Panel, weight: Tensor, held_out: Panel, held_out_weight: Tensor,
+            generator: torch.Generator) -> dict:
+        """Fit a member to a panel under weights [T, N]; return metrics."""
+
+    def predict(self, member: nn.Module, world: World, panel: Panel) -> PanelPredictions:
+        """Return a member's predictions of a panel."""
+
+    def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
+        """Yield each column that members see by name, with the panel in which customers have that of customers `order` [N]."""
+
+    def state_dict(self) -> dict:
+        """Return what members cannot be used without, beside their weights."""
+
+
+class TwinEnsemble(OfflineAlgorithm):
+    """An ensemble of models of the customers, each fitted to a bootstrap of a log's customers (drawn with replacement).
+
+    twin: the kind of model. holdout: share of the customers, and the last weeks of the season, that no member is fitted to.
+    weighted: decisions count as if all allowed actions had been as likely (1 / propensity, at most `clip` times the mean).
+    evaluation: judges the members.
+    """
+
+    checkpoint_every = eval_every = 1
+
+    def __init__(self, env, seed: int, *, twin: TwinModel, members: int, holdout: dict, weighted: bool, clip: float,
+                 evaluation: Callable[..., Evaluator]):
+        if not 0 < holdout["customers"] < 1 or not 0 <= holdout["weeks"] < env.world.weeks:
+            raise ValueError(f"algo.holdout: expected a share of customers in (0, 1) and less than {env.world.weeks} weeks, got "
+                             f"{holdout}")
+        self.env, self.twin, self.holdout = env, twin, holdout
+        self.weighted, self.clip = weighted, clip
+        self.evaluation = evaluation
+        self.iterations, self.iteration, self.steps_per_iteration = members, 0, 0
+        self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
+        self.members = nn.ModuleList(twin.make_members(env, seed, members)).to(env.device)
+        self.panel: Panel | None = None
+        self.held_out: Tensor | None = None  # which customers of the panel no member is fitted to, bool [N]
+        self.unobserved_outcomes: tuple[str, ...] = ()  # which never happen in the log
+
+    def make_evaluator(self) -> Evaluator:
+        """Return what holds the members against decisions that they were not fitted to."""
+        return self.evaluation(self.env)
+
+    def set_dataset(self, log: LoggedDataset) -> None:
+        """Take a log. Raises ValueError where the log cannot be fitted to."""
+        if self.weighted and (missing := log.propensity.isnan()).any():
+            raise ValueError(f"log: {named_rows(missing, 0)}, column 'propensity': expected one, as decisions are to be "
+                             "weighted by it, or algo.weighted=false")
+        panel = self.twin.to_panel(log, self.env)
+        happened = {"churn": panel.next_state.status == CHURNED, "opt_out": panel.next_state.status == UNSUBSCRIBED}
+        self.unobserved_outcomes = tuple(name for name, x in happened.items() if not (x & panel.logged).any())
+        self.twin.fix_unobserved(self.unobserved_outcomes, self.members)
+        self.held_out = torch.rand(len(panel), generator=self.generator, device=self.env.device) < self.holdout["customers"]
+        if not 0 < self.held_out.sum() < len(panel):
+            raise ValueError(f"log: {len(panel)} seasons of customers are too few to hold some out")
+        self.panel = panel
+
+    @property
+    def fitted_members(self) -> list[nn.Module]:
+        """The members that are fitted already."""
+        return list(self.members[:self.iteration])
+
+    @property
+    def held_out_panel(self) -> Panel:
+        """The customers that no member is fitted to."""
+        return self.panel[self.held_out]
+
+    @property
+    def first_held_out_week(self) -> int:
+        """The first of the weeks that no member is fitted to."""
+        return self.env.world.weeks - self.holdout["weeks"]
+
+    @property
+    def fit_weeks(self) -> Tensor:
+        """The logged weeks that members are fitted to, bool [T, N]."""
+        return self.panel.logged & (self.panel.week < self.first_held_out_week)
+
+    def predictions(self, panel: Panel) -> list[PanelPredictions]:
+        """Return the predictions of a panel by each member that is fitted already."""
+        return [self.twin.predict(member, self.env.world, panel) for member in self.fitted_members]
+
+    def weights(self) -> Tensor:
+        """Return what each decision of the panel counts in a fit, [T, N]."""
+        panel = self.panel
+        if not self.weighted:
+            return self.fit_weeks.float()
+        weight = torch.where(panel.logged, 1 / (panel.propensity * panel.num_allowed), 0.0)
+        weight = weight / weight[panel.logged].mean()
+        return (weight.clamp_max(self.clip) * self.fit_weeks).float()
+
+    def setup(self, logger, should_stop: Callable[[], bool]) -> None:
+        """Split the log's customers. Raises ValueError where there is no log."""
+        if self.panel is None:
+            raise ValueError("log: expected the path of a log to learn from, as in log=log.parquet")
+        weight = self.weights()
+        fit_rows = (~self.held_out).nonzero()[:, 0]
+        held_out_rows = self.held_out.nonzero()[:, 0]
+        self.fit_panel, self.fit_weight = self.panel[fit_rows], weight[:, fit_rows]
+        self.validation_panel, self.validation_weight = self.panel[held_out_rows], weight[:, held_out_rows]
+        self.steps_per_iteration = int((self.fit_weight > 0).sum())
+
+    def iterate(self, progress: float) -> dict[str, Tensor | float]:
+        """Fit the next member to customers drawn with replacement; return how likely the log is under it."""
+        customers = len(self.fit_panel)
+        drawn = torch.randint(customers, (customers,), generator=self.generator, device=self.env.device)
+        times_drawn = drawn.bincount(minlength=customers)
+        return self.twin.fit(self.members[self.iteration], self.env.world, self.fit_panel, self.fit_weight * times_drawn,
+                             self.validation_panel, self.validation_weight, self.generator)
+
+    def state_dict(self) -> dict:
+        """Return everything that fitting needs to go on as if it had not stopped, but for the log."""
+        return {"members": [x.state_dict() for x in self.members], "iteration": self.iteration,
+                "generator": self.generator.get_state(), "env": self.env.state_dict(), **self.twin.state_dict()}
+
+    def load_policy(self, state: dict) -> None:
+        """Restore the members, on whatever device."""
+        for member, weights in zip(self.members, state["members"]):
+            member.load_state_dict(weights)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the result of `state_dict`, to fit on."""
+        self.load_policy(state)
+        self.generator.set_state(state["generator"].cpu())
+        self.env.load_state_dict(state["env"])
+        self.iteration = state["iteration"]

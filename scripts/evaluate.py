@@ -21,19 +21,22 @@ from rlcore.ope.report import evaluate_file  # noqa: E402
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
-    logger = instantiate(cfg.logger)(directory, 0)
+    if cfg.log and not cfg.checkpoint:
+        raise ValueError("checkpoint: expected the path of the policy to value on the log")
     if cfg.checkpoint:
         env, agent, name, cfg, history = trained(cfg, device, ("env", "algo", "seed"))
+    else:
+        env, agent, name, history = instantiate(cfg.env, _convert_="all")(device, cfg.seed), None, None, None
+    evaluator = env.evaluation(env)
+    logger = instantiate(cfg.logger)(directory, 0, evaluator.headline)
+    if history is not None:
         with fitting(cfg.checkpoint):
             logger.load_state_dict(history)
+    if cfg.log:
+        report = evaluate_file(cfg.log, COLUMNS, instantiate(cfg.ope, _convert_="all"), agent, name)
     else:
-        env, agent, name = instantiate(cfg.env, _convert_="all")(device, cfg.seed), None, None
-    if cfg.log and agent is None:
-        raise ValueError("checkpoint: expected the path of the policy to value on the log")
-    report = (evaluate_file(cfg.log, COLUMNS, instantiate(cfg.ope, _convert_="all"), agent, name) if cfg.log
-              else env.evaluation(env).evaluate(agent, name))
-    publish(report, name, logger, directory,
-            OmegaConf.to_container(cfg, resolve=True))
+        report = evaluator.evaluate(agent, name)
+    publish(report, name, logger, directory, OmegaConf.to_container(cfg, resolve=True))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_a_log_says_what_the_file_does(shop, tmp_path):
             assert log.propensity[k].item() == pytest.approx(float(row["propensity"]), abs=1e-6)
         write(tmp_path / f"{split}.parquet", [log])
         again = to_panel(read(tmp_path / f"{split}.parquet", COLUMNS), env, "log")  # whole, and of the environment's columns
-        assert again.there.all() and (again.margin[again.bought] > 0).all()
+        assert again.logged.all() and (again.margin[again.bought] > 0).all()
         for a, b in zip(again.state, again.following):
             assert (a[1:] == b[:-1]).all()
         unsubscribed = (again.state.status[:-1] == 0) & (again.state.status[1:] == 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from envs.base import PricedEnv, Repriced, Step
-from envs.offers.constraints.contact_rules import ActionMask
+from envs.offers.constraints.contact_rules import ContactOptions
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import Contacts, StateValues, VisitedStates
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
@@ -31,7 +31,7 @@ class OffersEnv(PricedEnv):
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
     graph_regions = ("advance_week", "observe_week")
-    graph_state = ("features", "state", "contact_policy", "customers", "no_contact_values", "uniforms", "past", "prices", "drift", "mask")
+    graph_state = ("features", "state", "contact_policy", "customers", "no_contact_values", "uniforms", "past", "prices", "drift", "options")
 
     def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
                  population: Callable, observation: Callable, contact_rules: Callable, budget, evaluation: Callable,
@@ -75,7 +75,7 @@ class OffersEnv(PricedEnv):
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
         self.past = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)  # history, by week
         self.prices, self.drift = self._price_paths(self.calendar[:, None], n, self.generator)
-        self.mask, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
+        self.options, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
         return obs, self._action_mask()
 
     def _prepare_responses(self, sample: Sample) -> None:
@@ -102,21 +102,21 @@ class OffersEnv(PricedEnv):
         return Repriced(price=prices[0], encoded_price=self.codec.encode_price(prices[0], drift),
                         next_price=prices[1], next_encoded_price=self.codec.encode_price(prices[1], drift))
 
-    def _observe(self, history: History) -> tuple[ActionMask, Tensor]:
+    def _observe(self, history: History) -> tuple[ContactOptions, Tensor]:
         """Return what customers of a history may be sent, and their observations."""
         week = min(self.week, self.world.weeks - 1)
         # Only what depends on the history gets it: it grows with the weeks and fits no graph.
         recalled = history if self.contact_policy.caps or self.codec.hides_state else None
-        mask, obs = self.observe_week(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
-        return mask._replace(history=history), obs
+        options, obs = self.observe_week(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
+        return options._replace(history=history), obs
 
-    def observe_week(self, week: Tensor, state: CustomerState, history: History | None, price: Tensor) -> tuple[ActionMask, Tensor]:
+    def observe_week(self, week: Tensor, state: CustomerState, history: History | None, price: Tensor) -> tuple[ContactOptions, Tensor]:
         """The same as a function of tensors, for a week [1] and its prices [N]; history None where nothing depends on it."""
-        mask = self.contact_policy(state.status == SUBSCRIBED, [] if history is None else history.contacts)
-        return mask, self.codec.encode(mask.with_caps_left(self.features), state, history, week, price, self.drift)
+        options = self.contact_policy(state.status == SUBSCRIBED, [] if history is None else history.contacts)
+        return options, self.codec.encode(options.with_caps_left(self.features), state, history, week, price, self.drift)
 
     def _action_mask(self) -> Tensor:
-        return self.mask.allowed.unflatten(1, self.nvec)
+        return self.options.action_mask.unflatten(1, self.nvec)
 
     @property
     def price(self) -> Tensor:
@@ -135,29 +135,29 @@ class OffersEnv(PricedEnv):
         """Return this week's profit less its spend at the price, [N, O+1, C], without anything that follows."""
         at = VisitedStates(self.state, self.customers.alpha)
         table = action_values(self.customers, self.world, self.week, at, self.price, None)
-        return pair_table(*table, self.mask.allowed).unflatten(1, self.nvec)
+        return pair_table(*table, self.options.action_mask).unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by."""
         t, world = self.week, self.world
         last = t == world.weeks - 1
-        following, came, info = self.advance_week(self.calendar[t:t + 1], self.state, self.mask.allowed, action, self.uniforms[t],
+        following, came, info = self.advance_week(self.calendar[t:t + 1], self.state, self.options.action_mask, action, self.uniforms[t],
                                              self.prices[t], self.no_contact_values[t], self.no_contact_values[t + 1])
         if last and not world.reward.shaping:
             info["reward"] = info["reward"] + self.no_contact_values[-1].at(following)
         self.past[:, t].copy_(came)
         self.state, self.week = following, t + 1
-        self.mask, obs = self._observe(History(following.status, *self.past[:, :t + 1]))
+        self.options, obs = self._observe(History(following.status, *self.past[:, :t + 1]))
         ends = torch.full((self.num_agents,), last, device=self.device)
         return Step(obs, self._action_mask(), info["reward"], ends, torch.zeros_like(ends), obs, info)
 
-    def advance_week(self, week: Tensor, state: CustomerState, pairs: Tensor, action: Tensor, u: Tensor, price: Tensor, now: StateValues,
+    def advance_week(self, week: Tensor, state: CustomerState, action_mask: Tensor, action: Tensor, u: Tensor, price: Tensor, now: StateValues,
                 then: StateValues) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
-        """A week [1] of the customers, of tensors alone: where actions [N, 2], sent where `pairs` are allowed, lead to by
+        """A week [1] of the customers, of tensors alone: where actions [N, 2], sent where the mask [N, P] allows them, lead to by
         uniforms u [6, N], what the week adds to the history, and info; `now` and `then` are V⁰ of this week and the next."""
         c, world = self.customers, self.world
         offer, channel = action.unbind(-1)
-        offer = self.contact_policy.enforce(pairs, offer, channel)
+        offer = self.contact_policy.enforce(action_mask, offer, channel)
         following, bought, redeemed, o = transition(c, world, week, state, offer, channel, u)
         if world.reward.outcomes == "expected":
             earned, spend = self._profit(state, o, offer > 0), o.spend

@@ -129,7 +129,7 @@ class StructuralCustomers:
 
     def mask_actions(self, visit: tuple[Tensor, ...], action_mask: Tensor) -> Tensor:
         """Return the mask [W, *nvec] without the contacts to customers who are not subscribed."""
-        return action_mask & self.dynamics.catalogue.allowed(self._contactable(visit))
+        return action_mask & self.dynamics.catalogue.action_mask(self._contactable(visit))
 
     def deliver(self, visit: tuple[Tensor, ...], flat_action: Tensor) -> Tensor:
         """Return flat actions [W], nothing to customers who are not subscribed."""
@@ -139,7 +139,7 @@ class StructuralCustomers:
         """Return the expected reward of every flat action, [W, P]; −inf where it can't be sent."""
         c, state = self._customers(visit[0]), CustomerState(*visit[2].unbind(-1))
         no_contact, contact = action_values(c, self.dynamics, week, VisitedStates(state, c.alpha), 0.0, None)
-        action_mask = self.dynamics.catalogue.allowed(state.status == SUBSCRIBED).flatten(1)
+        action_mask = self.dynamics.catalogue.action_mask(state.status == SUBSCRIBED).flatten(1)
         return pair_table(torch.where(state.status == CHURNED, 0.0, no_contact), contact, action_mask)
 
     def respond(self, visit: tuple[Tensor, ...], flat_action: Tensor, week: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

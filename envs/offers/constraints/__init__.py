@@ -2,8 +2,8 @@
 from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.budget_account import BudgetAccount
 from envs.offers.constraints.budget_rules import BudgetRule, BufferedSpend, ExpectedSpend, ReservedSpend
-from envs.offers.constraints.contact_rules import ActionMask, ContactPolicy, ContactRules
+from envs.offers.constraints.contact_rules import ContactOptions, ContactPolicy, ContactRules
 from envs.offers.constraints.ledger import Ledger
 
-__all__ = ["ActionMask", "Budget", "BudgetAccount", "BudgetRule", "BufferedSpend", "ContactPolicy", "ContactRules",
+__all__ = ["Budget", "BudgetAccount", "BudgetRule", "BufferedSpend", "ContactOptions", "ContactPolicy", "ContactRules",
            "ExpectedSpend", "Ledger", "ReservedSpend"]

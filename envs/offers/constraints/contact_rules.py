@@ -14,10 +14,10 @@ from envs.offers.populations.base import Population, Sample, hash_uniform
 from envs.offers.world.customers import SUBSCRIBED
 
 
-class ActionMask(NamedTuple):
+class ContactOptions(NamedTuple):
     """What may be sent to N customers now, and what a policy is told about it."""
 
-    allowed: Tensor  # the action mask by flat action, bool [N, P]
+    action_mask: Tensor  # by flat action, bool [N, P]
     caps_left: Tensor  # share of each contact cap that is left, [N, K]
     history: History | None = None  # None where nobody asks for it
 
@@ -25,9 +25,9 @@ class ActionMask(NamedTuple):
         """Append the shares of the caps, which a policy must know, to features [N, F]."""
         return torch.cat((features, self.caps_left.to(features)), -1) if self.caps_left.shape[1] else features
 
-    def take(self, rows: slice) -> ActionMask:
+    def take(self, rows: slice) -> ContactOptions:
         """The same for some of the customers."""
-        return ActionMask(self.allowed[rows], self.caps_left[rows], self.history and self.history.take(rows))
+        return ContactOptions(self.action_mask[rows], self.caps_left[rows], self.history and self.history.take(rows))
 
 
 class Condition(NamedTuple):
@@ -54,31 +54,32 @@ class ContactPolicy:
     """The contact rules applied to N customers."""
 
     catalogue: Catalogue
-    static: Tensor | None  # what lasting rules allow, bool [N, O+1, C]; None where they forbid nothing
+    static_mask: Tensor | None  # what lasting rules allow, bool [N, O+1, C]; None where they forbid nothing
     exclusions: tuple[Exclusion, ...]  # over the N customers
     caps: tuple[tuple[int, int], ...]  # (weeks, contacts)
 
     def take(self, rows: slice) -> ContactPolicy:
         """The same for some of the customers."""
-        static = None if self.static is None else self.static[rows]
+        static_mask = None if self.static_mask is None else self.static_mask[rows]
         exclusions = tuple(x._replace(excluded=x.excluded[rows]) for x in self.exclusions)
-        return replace(self, static=static, exclusions=exclusions)
+        return replace(self, static_mask=static_mask, exclusions=exclusions)
 
-    def action_mask(self, history: History) -> ActionMask:
+    def options(self, history: History) -> ContactOptions:
         """What may be sent to customers of a history."""
         return self(history.status == SUBSCRIBED, history.contacts)._replace(history=history)
 
-    def __call__(self, subscribed: Tensor, contacted: list[Tensor] | Tensor) -> ActionMask:
+    def __call__(self, subscribed: Tensor, contacted: list[Tensor] | Tensor) -> ContactOptions:
         """What may be sent to customers, by who is subscribed and who was contacted in each past week, bool [N] each."""
         left = [cap - used for (_, cap), used in zip(self.caps, self._used(subscribed, contacted))]
         contactable = subscribed
         for rest in left:
             contactable = contactable & (rest > 0)
-        allowed = self.catalogue.allowed(contactable)
-        if self.static is not None:
-            allowed = allowed & self.static
+        action_mask = self.catalogue.action_mask(contactable)
+        if self.static_mask is not None:
+            action_mask = action_mask & self.static_mask
         shares = [rest / cap for (_, cap), rest in zip(self.caps, left)]
-        return ActionMask(allowed.flatten(1), torch.stack(shares, 1) if shares else allowed.new_zeros(len(allowed), 0))
+        caps_left = torch.stack(shares, 1) if shares else action_mask.new_zeros(len(action_mask), 0)
+        return ContactOptions(action_mask.flatten(1), caps_left)
 
     def _used(self, like: Tensor, contacted: list[Tensor] | Tensor) -> list[Tensor]:
         past = contacted if isinstance(contacted, Tensor) else torch.stack([torch.zeros_like(like), *contacted])
@@ -87,14 +88,14 @@ class ContactPolicy:
     @property
     def contacts(self) -> Tensor | None:
         """The contacts that lasting rules allow, bool [O·C, 1, 1, 1, N], in the layout of the dynamic program."""
-        if self.static is None:
+        if self.static_mask is None:
             return None
-        return self.static[:, 1:].flatten(1).T.contiguous()[:, None, None, None]
+        return self.static_mask[:, 1:].flatten(1).T.contiguous()[:, None, None, None]
 
-    def enforce(self, allowed: Tensor, offer: Tensor, channel: Tensor) -> Tensor:
-        """Offers [N] to send through channels [N]: those asked for where `allowed`, bool [N, P], else nothing."""
+    def enforce(self, action_mask: Tensor, offer: Tensor, channel: Tensor) -> Tensor:
+        """Offers [N] to send through channels [N]: those asked for where `action_mask`, bool [N, P], else nothing."""
         index = self.catalogue.action_codec.encode(offer, channel)
-        return torch.where(allowed.gather(1, index[:, None])[:, 0], offer, 0)
+        return torch.where(action_mask.gather(1, index[:, None])[:, 0], offer, 0)
 
     def reasons(self, customer: int, offer: int, channel: int, subscribed: bool, contacted: list[Tensor]) -> list[str]:
         """Every rule that forbids to send an offer through a channel to a customer now; empty where it is allowed."""
@@ -144,7 +145,7 @@ class ContactRules:
 
     @property
     def num_cap_features(self) -> int:
-        """How many columns `ActionMask.with_caps_left` appends to the features."""
+        """How many columns `ContactOptions.with_caps_left` appends to the features."""
         return len(self.caps)
 
     def policy(self, sample: Sample) -> ContactPolicy:
@@ -159,12 +160,12 @@ class ContactRules:
             exclusions = (self._held_out(hash_uniform(map(str, range(n)), self.holdout["salt"]).to(device)),)
         if not exclusions:
             return ContactPolicy(catalogue, None, (), self.caps)
-        static = catalogue.allowed(torch.ones(n, dtype=torch.bool, device=device))
+        static_mask = catalogue.action_mask(torch.ones(n, dtype=torch.bool, device=device))
         for x in exclusions:
             offers = slice(1, None) if x.offer is None else slice(x.offer, x.offer + 1)
             channels = slice(None) if x.channel is None else slice(x.channel, x.channel + 1)
-            static[:, offers, channels] &= ~x.excluded[:, None, None]
-        return ContactPolicy(catalogue, static, exclusions, self.caps)
+            static_mask[:, offers, channels] &= ~x.excluded[:, None, None]
+        return ContactPolicy(catalogue, static_mask, exclusions, self.caps)
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def _held_out(self, u: Tensor) -> Exclusion:

@@ -102,7 +102,7 @@ def simulate_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, b
     states, weeks = [], []
     for t in range(world.weeks):
         subscribed = state.status == SUBSCRIBED
-        mask = market.contact_policy.action_mask(history)
+        options = market.contact_policy.options(history)
         at = VisitedStates(state, customers.alpha)
 
         def redeems(action):
@@ -111,7 +111,7 @@ def simulate_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, b
 
         # 1. What is sent: the increments that the budget pays for.
         account.open(t)
-        increments = allowed_increments(policy.increments(t, state, mask), mask.allowed)
+        increments = allowed_increments(policy.increments(t, state, options), options.action_mask)
         action, price = market.budget_rule.allocate(account, increments, redeems)
         # 2. What customers do.
         offer, channel = codec.decode(action)
@@ -152,7 +152,7 @@ def score_decisions(market: EvaluationMarket, bound: Bound | None, rows: slice, 
     weeks = []
     for t, (state, sent) in enumerate(zip(states, action)):
         at = VisitedStates(state, customers.alpha)
-        mask_without_caps = contact_policy(state.status == SUBSCRIBED, []).allowed
+        mask_without_caps = contact_policy(state.status == SUBSCRIBED, []).action_mask
 
         def values_of(price, next_values, scarcity=None):
             values = action_values(customers, world, t, at, price, next_values, scarcity)

@@ -114,9 +114,9 @@ class Campaigns:
         flat = world.catalogue.action_codec.encode(table["offer"], table["channel"])
         for t in range(weeks + 1):
             week = min(t, weeks - 1)
-            mask = contact_policy.action_mask(history)
-            masks.append(mask.allowed if t == weeks else mask.allowed.scatter(1, flat[t][:, None], True))
-            seen.append(env.codec.encode(mask.with_caps_left(features), state, history, week, price, torch.zeros(n)))
+            options = contact_policy.options(history)
+            masks.append(options.action_mask if t == weeks else options.action_mask.scatter(1, flat[t][:, None], True))
+            seen.append(env.codec.encode(options.with_caps_left(features), state, history, week, price, torch.zeros(n)))
             if t < weeks:
                 contacted, bought, redeemed, left = (table[key][t] > 0 for key in ("offer", "bought", "redeemed", "unsubscribed"))
                 u = torch.rand(UNIFORMS, n, generator=generator)

@@ -58,20 +58,20 @@ class NeuralTwinEnv(OffersEnv):
         """Return the expected spend of every action, [N, O+1, C], by the probability of redeeming, or by the twin's own."""
         if probability is not None:
             return super().expected_cost(probability)
-        _, spend = self.neural_customers.profit_and_spend(self.week, self.mask.history)
+        _, spend = self.neural_customers.profit_and_spend(self.week, self.options.history)
         return spend.unflatten(1, self.nvec)
 
     def expected_reward(self) -> Tensor:
         """Return this week's profit less its spend at the price, [N, O+1, C], without anything that follows."""
-        profit, spend = self.neural_customers.profit_and_spend(self.week, self.mask.history)
+        profit, spend = self.neural_customers.profit_and_spend(self.week, self.options.history)
         reward = torch.where(self.state.status[:, None] == CHURNED, 0.0, profit - self.price[:, None] * spend)
-        return reward.masked_fill(~self.mask.allowed, -torch.inf).unflatten(1, self.nvec)
+        return reward.masked_fill(~self.options.action_mask, -torch.inf).unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels, where they are allowed; simulate the week with and without them."""
         t, shaping, season = self.week, self.world.reward.shaping, self.season
         offer, channel = action.unbind(-1)
-        offer = self.contact_policy.enforce(self.mask.allowed, offer, channel)
+        offer = self.contact_policy.enforce(self.options.action_mask, offer, channel)
         p_active = season.track.p_active
         week, profit, no_contact_profit = season.simulate_week(t, offer, channel, self.uniforms[t])
         spend = week.paid if season.realised else p_active * week.spend
@@ -87,7 +87,7 @@ class NeuralTwinEnv(OffersEnv):
         status = week.next_history.status
         hidden = torch.zeros_like(status)
         self.state, self.week = CustomerState(hidden, hidden, hidden, status), t + 1
-        self.mask, obs = self._observe(week.next_history)
+        self.options, obs = self._observe(week.next_history)
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {"redeemed": week.redeemed, "contacted": offer > 0, "trips": week.bought, "spend": spend, "reward": reward,
                 "profit": profit, "churned": status == CHURNED}

@@ -28,11 +28,11 @@ class Myopic(BatchedPolicy):
     def __init__(self, customers: NeuralCustomers, *, fee: float):
         self.customers, self.fee = customers, fee
 
-    def batch_increments(self, rows, week, state, mask):
+    def batch_increments(self, rows, week, state, options):
         """Return every customer's efficient steps."""
-        value, spend = self.customers[rows].profit_and_spend(week, mask.history)
+        value, spend = self.customers[rows].profit_and_spend(week, options.history)
         value[:, self.customers.world.catalogue.action_codec.contacts] -= self.fee
-        return upper_hull(value.masked_fill(~mask.allowed, -torch.inf), spend)
+        return upper_hull(value.masked_fill(~options.action_mask, -torch.inf), spend)
 
 
 def play(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor) -> SeasonRecord:
@@ -46,8 +46,8 @@ def play(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor) -> SeasonRec
     for t in range(market.world.weeks):
         history, p_active = season.track
         zeros = torch.zeros_like(history.status)
-        mask = market.contact_policy.action_mask(history)
-        steps = allowed_increments(policy.increments(t, CustomerState(zeros, zeros, zeros, history.status), mask), mask.allowed)
+        options = market.contact_policy.options(history)
+        steps = allowed_increments(policy.increments(t, CustomerState(zeros, zeros, zeros, history.status), options), options.action_mask)
 
         def redeems(action):
             return market.customers.simulate_week(history, t, *codec.decode(action), u[t], draws_churn=False).redeemed

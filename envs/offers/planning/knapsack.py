@@ -38,9 +38,9 @@ def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
     return torch.where(last > 0, steps.action.gather(1, (last - 1).clamp_min(0)[:, None])[:, 0], 0)
 
 
-def allowed_increments(steps: Increments, allowed: Tensor) -> Increments:
-    """Drop every step to an action that is not `allowed`, bool [N, P], and the steps after it, which build on it."""
-    within = allowed.gather(1, steps.action).cummin(1).values
+def allowed_increments(steps: Increments, action_mask: Tensor) -> Increments:
+    """Drop every step to an action that is masked, action_mask bool [N, P], and the steps after it, which build on it."""
+    within = action_mask.gather(1, steps.action).cummin(1).values
     return steps._replace(price=steps.price.masked_fill(~within, -torch.inf))
 
 

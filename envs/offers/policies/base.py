@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_rules import ActionMask
+from envs.offers.constraints.contact_rules import ContactOptions
 from envs.offers.planning.batching import batches
 from envs.offers.planning.knapsack import Increments, concat_increments
 from envs.offers.world import response
@@ -20,22 +20,22 @@ class SeasonPolicy(Protocol):
 
     information: str  #: what the policy knows of a customer: "none", "features", "true θ" …
 
-    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the increments of all customers in a week (from 0), of actions that the mask allows."""
 
 
 class BatchedPolicy:
     """Base of policies that compute the increments of one batch of customers at a time, so that memory stays bounded."""
 
-    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the increments of all customers, concatenated over the batches."""
         parts = []
         for rows in batches(state.status):
             batch_state = CustomerState(*(x[rows] for x in state))
-            parts.append(self.batch_increments(rows, week, batch_state, mask.take(rows)))
+            parts.append(self.batch_increments(rows, week, batch_state, options.take(rows)))
         return parts[0] if len(parts) == 1 else concat_increments(parts)
 
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the increments of the customers in `rows`, whose states and mask are given."""
         raise NotImplementedError
 

@@ -6,7 +6,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_rules import ActionMask
+from envs.offers.constraints.contact_rules import ContactOptions
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.knapsack import Increments, ranked, upper_hull
 from envs.offers.planning.state_values import StateValues, VisitedStates
@@ -20,7 +20,7 @@ class NoContact:
 
     information = "none"
 
-    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return increments without a step."""
         zeros = torch.zeros_like(state.status)
         return ranked(torch.full(zeros.shape, -torch.inf, device=zeros.device), zeros.double(), zeros)
@@ -35,14 +35,14 @@ class RandomContacts(BatchedPolicy):
         self.customers, self.world = customers, world
         self.generator = torch.Generator(world.season.device).manual_seed(seed)
 
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return one step a customer who may be contacted, at a random rank."""
         customers = self.customers[rows]
         n, codec = len(customers), self.world.catalogue.action_codec
-        spend = outcome_table(customers, self.world, week, state, mask.history).spend
+        spend = outcome_table(customers, self.world, week, state, options.history).spend
         u_action = torch.rand(n, generator=self.generator, device=spend.device)
         u_rank = torch.rand(n, generator=self.generator, device=spend.device)
-        num_allowed = mask.allowed[:, codec.contacts].long().cumsum(1)
+        num_allowed = options.action_mask[:, codec.contacts].long().cumsum(1)
         nth_allowed = (u_action * num_allowed[:, -1]).long()
         contact = (num_allowed <= nth_allowed[:, None]).sum(1).clamp_max(num_allowed.shape[1] - 1)
         action = codec.nth_contact(contact)
@@ -59,16 +59,16 @@ class ResponseRanking(BatchedPolicy):
     def __init__(self, customers: Customers, world: World, *, uplift: bool):
         self.customers, self.world, self.uplift = customers, world, uplift
 
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return one step a customer who may be contacted, ranked."""
         codec, customers = self.world.catalogue.action_codec, self.customers[rows]
-        outcome = outcome_table(customers, self.world, week, state, mask.history)
+        outcome = outcome_table(customers, self.world, week, state, options.history)
         purchase = outcome.redeem + outcome.buy
-        score, contact = purchase[:, codec.contacts].masked_fill(~mask.allowed[:, codec.contacts], -torch.inf).max(1)
+        score, contact = purchase[:, codec.contacts].masked_fill(~options.action_mask[:, codec.contacts], -torch.inf).max(1)
         action = codec.nth_contact(contact)
         spend = outcome.spend.gather(1, action[:, None])[:, 0]
         if self.uplift:
-            margin = customers.earns(week, state, mask.history) + self.world.reward.trips
+            margin = customers.earns(week, state, options.history) + self.world.reward.trips
             score = margin * (score - purchase[:, 0]) - spend
         return ranked(score, spend, action)
 
@@ -86,14 +86,14 @@ class KnapsackPolicy(BatchedPolicy):
         self.customers, self.world, self.information = customers, world, information
         self.values, self.fee, self.scarcity = values, fee, scarcity
 
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the efficient increments of every customer."""
         customers = self.customers[rows]
         next_values = self._next_values(week, rows)
         no_contact, contact = action_values(customers, self.world, week, VisitedStates(state, customers.alpha), 0.0,
                                             next_values, self.scarcity)
         spend = response.outcomes(customers, self.world, week, state).spend
-        return upper_hull(pair_table(no_contact, contact - self.fee, mask.allowed), spend)
+        return upper_hull(pair_table(no_contact, contact - self.fee, options.action_mask), spend)
 
     def _next_values(self, week: int, rows: slice) -> StateValues | None:
         if not self.values:

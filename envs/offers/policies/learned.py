@@ -7,7 +7,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_rules import ActionMask
+from envs.offers.constraints.contact_rules import ContactOptions
 from envs.offers.planning.knapsack import Increments, compact, demand_curve, ranked, upper_hull
 from envs.offers.policies.base import BatchedPolicy, outcome_table
 from envs.offers.world.customers import CustomerState, Customers, World
@@ -27,12 +27,12 @@ class DeployedPolicy(BatchedPolicy):
         self.customers, self.world, self.features = customers, world, features.float()
         self.information = "features" if redeem_probability else "features, true spend"
 
-    def context_and_spend(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> tuple[Tensor, Tensor]:
+    def context_and_spend(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the spend that is expected of every flat action [N, P]."""
         catalogue = self.world.catalogue
-        context = self.codec.encode_context(mask.with_caps_left(self.features[rows]), state, mask.history, week)
+        context = self.codec.encode_context(options.with_caps_left(self.features[rows]), state, options.history, week)
         if self.redeem_probability is None:
-            return context, outcome_table(self.customers[rows], self.world, week, state, mask.history).spend
+            return context, outcome_table(self.customers[rows], self.world, week, state, options.history).spend
         offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)
         return context, catalogue.spend(offer[:, None], channel, self.redeem_probability(context)).flatten(1)
 
@@ -49,14 +49,14 @@ class PriceGridPolicy(DeployedPolicy):
         self.drift = torch.full_like(prices, drift).float()
 
     @torch.no_grad()
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return every customer's changes of action on the price grid."""
-        context, spend = self.context_and_spend(rows, week, state, mask)
+        context, spend = self.context_and_spend(rows, week, state, options)
         preferences = []
         for price, encoded_price in zip(self.prices, self.codec.encode_price(self.prices, self.drift)):
             obs = torch.cat((context, encoded_price.expand(len(context), -1)), -1)
-            preference = self.preferences(price, obs, mask.allowed, spend)
-            preferences.append(preference.masked_fill(~mask.allowed, -torch.inf))
+            preference = self.preferences(price, obs, options.action_mask, spend)
+            preferences.append(preference.masked_fill(~options.action_mask, -torch.inf))
         return compact(demand_curve(torch.stack(preferences), spend, self.prices))
 
     def preferences(self, price: Tensor, obs: Tensor, action_mask: Tensor, spend: Tensor) -> Tensor:
@@ -85,10 +85,10 @@ class ValueKnapsackPolicy(DeployedPolicy):
     keeps_budget = True
 
     @torch.no_grad()
-    def batch_increments(self, rows: slice, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return every customer's efficient increments."""
-        context, spend = self.context_and_spend(rows, week, state, mask)
-        values = self.policy.action_values(context, mask.allowed).to(spend)
+        context, spend = self.context_and_spend(rows, week, state, options)
+        values = self.policy.action_values(context, options.action_mask).to(spend)
         if self.keeps_budget:
             return upper_hull(values, spend)
         value, action = values.max(1)

@@ -21,7 +21,7 @@ class RankingPolicy(LoggingPolicy):
         self.uplift, self.share, self.epsilon = uplift, share, epsilon
 
     def probs(self, env, obs, action_mask):
-        steps = ResponseRanking(env.customers, env.world, uplift=self.uplift).increments(env.week, env.state, env.mask)
+        steps = ResponseRanking(env.customers, env.world, uplift=self.uplift).increments(env.week, env.state, env.options)
         score, action = steps.price[:, 0], steps.action[:, 0]
         first = score.argsort(descending=True, stable=True)[:round(self.share * len(score))]
         chosen = torch.zeros_like(action)
@@ -45,7 +45,7 @@ class PricePerturbedPolicy(LoggingPolicy):
         self.plan = KnapsackPolicy(c, world, "true θ", values=values, fee=0.0)
 
     def probs(self, env, obs, action_mask):
-        steps = self.plan.increments(env.week, env.state, env.mask)
+        steps = self.plan.increments(env.week, env.state, env.options)
         return floored(at_private_prices(steps, env.price, self.sigma, action_mask.shape[1]), action_mask, self.epsilon)
 
 

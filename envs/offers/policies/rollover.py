@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_rules import ActionMask
+from envs.offers.constraints.contact_rules import ContactOptions
 from envs.offers.planning.batching import recompute
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import Bound
@@ -54,9 +54,9 @@ class ReservationPricePolicy:
     def __init__(self, policy: SeasonPolicy, reservation_price: Tensor):
         self.policy, self.reservation_price, self.information = policy, reservation_price, policy.information
 
-    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the policy's increments from the reservation price up."""
-        steps = self.policy.increments(week, state, mask)
+        steps = self.policy.increments(week, state, options)
         worthwhile = steps.price >= self.reservation_price[week]
         return steps._replace(price=torch.where(worthwhile, steps.price, -torch.inf))
 
@@ -80,7 +80,7 @@ class RecordingPolicy:
         self.policy, self.information = policy, policy.information
         self.weeks: list[Increments] = []
 
-    def increments(self, week: int, state: CustomerState, mask: ActionMask) -> Increments:
+    def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the policy's increments, and keep them."""
-        self.weeks.append(self.policy.increments(week, state, mask))
+        self.weeks.append(self.policy.increments(week, state, options))
         return self.weeks[-1]

@@ -145,7 +145,7 @@ class Catalogue:
         table[0, 1:].fill_(False)
         return table
 
-    def allowed(self, contactable: Tensor) -> Tensor:
+    def action_mask(self, contactable: Tensor) -> Tensor:
         """Pairs that each customer [N] can be sent, bool [N, O+1, C]: nothing always, the rest where contactable."""
         nothing = torch.zeros_like(self.valid)
         nothing[0, 0].fill_(True)

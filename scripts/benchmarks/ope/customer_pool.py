@@ -55,12 +55,12 @@ class Pool:
         values = best_plan(c, world, self.no_contact_values, paths)[0] if plans else None
         values = values and [StateValues(*(x[..., expand] for x in v)) for v in values]
         plan = KnapsackPolicy(c[expand], world, "true θ", values=values, fee=0.0)
-        mask = ContactPolicy(world.catalogue, None, (), ())(torch.ones_like(expand, dtype=torch.bool), [])
+        options = ContactPolicy(world.catalogue, None, (), ())(torch.ones_like(expand, dtype=torch.bool), [])
         weeks = []
         for t in range(world.weeks):
-            steps = plan.increments(t, self.states, mask)
+            steps = plan.increments(t, self.states, options)
             probs = at_private_prices(steps, paths[t].expand(len(expand)), sigma, len(self.valid))
-            weeks.append(floored(probs, mask.allowed, epsilon).float().view(STATES, len(c), -1))
+            weeks.append(floored(probs, options.action_mask, epsilon).float().view(STATES, len(c), -1))
         return torch.stack(weeks)
 
     def value(self, policy: Tensor) -> tuple[float, float]:

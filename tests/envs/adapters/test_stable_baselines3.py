@@ -147,21 +147,22 @@ def test_an_update_moves_the_weights_where_theirs_moves_them():
     model = peer(normalize_advantage=False)
     buffer, policy = model.rollout_buffer, model.policy
     ppo = make_ppo(sequential(3, 0, SHORT), 1, num_steps=64, epochs=1, minibatches=1, gamma=0.97, gae_lambda=0.9,
-                   norm_adv="none", norm_reward=False, vf_coef=1.0, ent_coef=0.01, ent_coef_final=0.01, schedule=None,
+                   norm_adv="none", norm_reward=False, vf_coef=1.0, ent_coef=0.01, ent_coef_final=0.01, lr_schedule=None,
                    network={"hidden": [64, 64], "activation": {"path": "torch.nn.Tanh"}}, optimizer={"lr": 1e-3})
     pairs = [*zip(ppo.network.actor[::2], [*policy.mlp_extractor.policy_net[::2], policy.action_net]),
              *zip(ppo.network.critic[::2], [*policy.mlp_extractor.value_net[::2], policy.value_net])]
     for ours, theirs in pairs:
         ours.load_state_dict(theirs.state_dict())
     before = [ours.weight.clone() for ours, _ in pairs]
-    rollout, _ = ppo.collect()
+    rollout = ppo.collect()
     batch = ppo.compute_advantages(rollout)
     recorded = {"obs": "observations", "action": "actions", "log_prob": "log_probs", "value": "values",
                 "advantage": "advantages", "target": "returns"}
     recorded = {ours: rows(buffer, theirs) for ours, theirs in recorded.items()}
-    free = torch.zeros(192, 6, 5)  # their policy knows no mask
-    batch = batch._replace(**{**recorded, "action": recorded["action"].long()}, barrier=free, decides=free[:, 0, 0] == 0)
-    ppo.update(rollout, batch)
+    free = torch.ones(192, 6, 5, dtype=torch.bool)  # their policy knows no mask
+    batch = batch._replace(**{**recorded, "action": recorded["action"].long()}, action_mask=free,
+                           has_choice=free[:, 0, 0])
+    ppo.update(batch)
     model.train()
     for (ours, theirs), old in zip(pairs, before):
         assert (ours.weight - theirs.weight).abs().max() < 1e-5 and (ours.bias - theirs.bias).abs().max() < 1e-5

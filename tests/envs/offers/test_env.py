@@ -336,18 +336,18 @@ def test_in_the_static_world_history_changes_nothing(world, stays, shaping):
 def test_ppo_collects_seasons_within_the_mask():
     env = make(n=60, **pushy())
     ppo = load("../algo/ppo", env, 0, minibatches=2)
-    rollout, charts = ppo.collect()
+    rollout = ppo.collect()
     assert rollout.obs.shape == (WEEKS, 60, env.obs_dim) and rollout.action.shape == (WEEKS, 60, 2)
     offer, channel = rollout.action.unbind(-1)
-    mask = rollout.barrier.flatten(2) == 0
+    mask, redeemed = rollout.action_mask.flatten(2), rollout.info["redeemed"]
     assert mask.gather(2, (offer * NVEC[1] + channel)[..., None]).all()
     assert (mask.sum(-1) == 1).any()  # some had left
     assert rollout.terminated[-1].all() and not rollout.terminated[:-1].any() and rollout.final_obs is None
-    assert not (rollout.redeemed & (offer == 0)).any() and rollout.redeemed.any()
-    assert charts["rollout/contacted"].item() == pytest.approx((offer > 0).float().mean().item())
-    again, _ = ppo.collect()
+    assert not (redeemed & (offer == 0)).any() and redeemed.any()
+    assert rollout.mean_info()["rollout/contacted"].item() == pytest.approx((offer > 0).float().mean().item())
+    again = ppo.collect()
     assert not torch.equal(again.obs[0], rollout.obs[0])
-    metrics = ppo.update(rollout, ppo.compute_advantages(rollout))
+    metrics = ppo.update(ppo.compute_advantages(rollout))
     assert all(x.isfinite() for x in metrics.values())
 
 

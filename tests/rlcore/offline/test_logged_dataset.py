@@ -102,7 +102,7 @@ def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
     env.reset()
     planner.reset(env)
     for week in range(2):
-        probs = planner.probs(env, None, env.allowed.pairs)
+        probs = planner.probs(env, None, env.options.action_mask)
         torch.testing.assert_close(probs.sum(1), torch.ones(12, dtype=probs.dtype))
         c, world = env.customers, env.world
         values = best_plan(c, world, no_contact_values(c, world), env.prices)[0]
@@ -111,7 +111,7 @@ def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
         for xi in noise:  # the planner itself, at each customer's own draw
             price = env.price * (0.5 * xi).exp()
             nothing, contact = action_values(c, world, week, VisitedStates(env.state, c.alpha), price, values[week + 1])
-            table = torch.cat((nothing.expand(1, 5, -1), contact)).flatten(0, 1).T.masked_fill(~env.allowed.pairs, -torch.inf)
+            table = torch.cat((nothing.expand(1, 5, -1), contact)).flatten(0, 1).T.masked_fill(~env.options.action_mask, -torch.inf)
             counts[torch.arange(12), table.argmax(1)] += 1
         assert ((counts / 1500 - probs).abs() < 4 * (probs * (1 - probs) / 1500).sqrt() + 1e-3).all()
         assert ((probs > 0.02) & (probs < 0.98)).any()

@@ -244,7 +244,7 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
     priced = PriceGridValuePolicy(values, *setting, prices=judge.prices, drift=0.0)
     allowed = market.contact_policy(market.initial_state.status == SUBSCRIBED, [])
     context, spend = exact.context_and_spend(slice(None), 0, market.initial_state, allowed)
-    worth = (context @ head).masked_fill(~allowed.pairs, -torch.inf).double()
+    worth = (context @ head).masked_fill(~allowed.action_mask, -torch.inf).double()
     for price in (0.5, 3.0, 20.0):
         earned = []
         for policy in (exact, priced):

@@ -115,7 +115,7 @@ def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(dat
     sent = [torch.rand(8, generator=g) < 0.4 for _ in range(weeks)]
     subscribed = torch.rand(8, generator=g) < 0.8
     contact_policy = rules.policy(sample_of(rows))
-    pairs = contact_policy(subscribed, sent).allowed.view(8, 6, 5)
+    pairs = contact_policy(subscribed, sent).action_mask.view(8, 6, 5)
 
     def meets(text, row):
         known = {"age": row["age"], "tier": row["tier"], "points": row["points spent"]}
@@ -153,7 +153,7 @@ def test_without_rules_all_is_as_it_was():
     rules = build(people())
     contact_policy, subscribed = rules.policy(sample_of(torch.arange(4))), torch.tensor([True, False, True, True])
     mask, features = contact_policy(subscribed, [subscribed] * 5), torch.rand(4, 3)
-    assert torch.equal(mask.allowed.view(4, 6, 5), contact_policy.catalogue.allowed(subscribed))
+    assert torch.equal(mask.action_mask.view(4, 6, 5), contact_policy.catalogue.action_mask(subscribed))
     assert mask.with_caps_left(features) is features and contact_policy.contacts is None and rules.num_cap_features == 0
 
 
@@ -199,7 +199,7 @@ def test_drawn_customers_have_caps_and_a_holdout_but_no_columns():
     contact_policy = build(SimpleNamespace(columns=None, ids=None), holdout={"share": 0.5}).policy(sample_of(torch.arange(40))._replace(row=None))
     held = contact_policy.exclusions[0].excluded
     assert 8 < held.sum() < 32
-    assert torch.equal(contact_policy(torch.ones(40, dtype=torch.bool), []).allowed.sum(1) == 1, held)
+    assert torch.equal(contact_policy(torch.ones(40, dtype=torch.bool), []).action_mask.sum(1) == 1, held)
 
 
 # ── nobody gets a masked pair through ───────────────────────────────────────────────────────────────────────────────
@@ -271,12 +271,12 @@ def test_no_policy_gets_a_masked_pair_through(masked):
         sent = record.action > 0
         assert sent.any() or name == "greedy", name
         for t, action in enumerate(record.action):
-            assert market.contact_policy.static.flatten(1).gather(1, action[:, None]).all(), name
+            assert market.contact_policy.static_mask.flatten(1).gather(1, action[:, None]).all(), name
             assert ((sent[max(t - 3, 0):t + 1].sum(0) <= 2) & (sent[:t + 1].sum(0) <= 3)).all(), name
         if name != "no budget":
             assert (record.expected_spend.sum(1) <= market.budget * (1 + 1e-9)).all() or name in ("priced", "valued"), name
         assert record.lost_profit.min() > -1e-9, name
-        assert market.contact_policy.static.flatten(1).gather(1, record.planned_action.T).all()
+        assert market.contact_policy.static_mask.flatten(1).gather(1, record.planned_action.T).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -312,7 +312,7 @@ def test_the_environment_sends_nothing_that_is_masked(masked):
     sent = []
     for t in range(12):
         assert obs.shape == (40, env.obs_dim) and obs.isfinite().all() and mask[:, 0, 0].all()
-        assert not (mask & ~env.contact_policy.static).any()
+        assert not (mask & ~env.contact_policy.static_mask).any()
         action = torch.stack((torch.randint(6, (40,), generator=g), torch.randint(5, (40,), generator=g)), -1)
         fine = mask[torch.arange(40), action[:, 0], action[:, 1]] & (action[:, 0] > 0)
         step = env.step(action)

@@ -216,7 +216,7 @@ def test_the_shops_rules_reach_the_environment(shop):
     columns, names = env.population.columns, env.contact_rules.catalogue
     rows = env.contact_policy.exclusions[0].excluded.new_zeros(len(mask))
     sample = env.population.draw(50, torch.Generator().manual_seed(3), "train")
-    pairs = env.contact_rules.policy(sample)(~rows, []).allowed.view(-1, *names.nvec)
+    pairs = env.contact_rules.policy(sample)(~rows, []).action_mask.view(-1, *names.nvec)
     for k, row in enumerate(sample.row.tolist()):
         held = env.contact_rules.policy(sample).exclusions[-1].excluded[k].item()
         tier, age, basket = columns["Tier"][row], columns["Age"][row], columns["Basket"][row]

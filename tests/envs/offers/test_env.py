@@ -305,7 +305,7 @@ def test_what_is_done_does_not_move_the_stream():
     busy, idle = make(), make()
     season(busy)
     season(idle, silent)
-    assert torch.equal(busy.begin()[0], idle.begin()[0])
+    assert torch.equal(busy.reset()[0], idle.reset()[0])
 
 
 # ── the static world ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -83,10 +84,14 @@ class OffersEvaluator:
                  stream: int) -> list[SeasonRecord]:
         """Simulate seasons by the random numbers of a stream."""
         generator = self._generator(stream)
-        records = [simulate_season(policy, market, market.sample_uniforms(generator), bound) for _ in range(seasons)]
+        records = [self.simulate_season(policy, market, market.sample_uniforms(generator), bound) for _ in range(seasons)]
         if isinstance(policy, ReservationPricePolicy):
             records = [replace(r, clearing_price=policy.marginal_price(r.clearing_price)) for r in records]
         return records
+
+    def simulate_season(self, policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None) -> SeasonRecord:
+        """Simulate the season that uniforms u [T, 6, N] make."""
+        return simulate_season(policy, market, u, bound)
 
     def simulate_calibration_season(self, policy: SeasonPolicy, market: EvaluationMarket) -> SeasonRecord:
         """Simulate the season on which price drifts and price paths are calibrated."""
@@ -136,18 +141,31 @@ class OffersEvaluator:
         predicted = replace(market, customers=customers, no_contact_values=values)
         return planning_policy(predicted, self.solve_bound(predicted), "features")
 
-    def baselines(self, market: EvaluationMarket, bound: Bound, tuning_market: EvaluationMarket) -> dict[str, SeasonPolicy]:
-        """Return all policies that need no training, by the name of their row."""
+    def baselines(self, market: EvaluationMarket, bound: Bound | None,
+                  tuning_market: EvaluationMarket) -> dict[str, SeasonPolicy]:
+        """Return all policies that need no training, by the name of their row; without a bound, none that plans."""
         customers, world = market.customers, self.world
-        return {
+        policies = {
             "none": NoContact(),
             "random": RandomContacts(customers, world, seed=self.seed),
             "propensity": ResponseRanking(customers, world, uplift=False),
             "uplift rank": ResponseRanking(customers, world, uplift=True),
             "myopic knapsack": self.myopic_policy(market, 0.0),
-            "myopic + fee": self.myopic_policy(market, self.tune_fee(tuning_market)),
-            "planning on θ̂": self.certainty_equivalent_planner(market),
-            "planning": planning_policy(market, bound, "true θ")}
+            "myopic + fee": self.myopic_policy(market, self.tune_fee(tuning_market))}
+        if bound is not None:
+            policies["planning on θ̂"] = self.certainty_equivalent_planner(market)
+            policies["planning"] = planning_policy(market, bound, "true θ")
+        return policies
+
+    # ── numbers of a policy ─────────────────────────────────────────────────────────────────────────────────────────────
+    def summarise(self, records: list[SeasonRecord], market: EvaluationMarket, bound: Bound | None) -> dict:
+        """Summarise the seasons of one policy as a row of the table."""
+        return summarise_seasons(records, market, bound)
+
+    def paired_difference(self, ours: list[SeasonRecord], theirs: list[SeasonRecord], market: EvaluationMarket,
+                          bound: Bound | None) -> list[float]:
+        """Return the difference of two policies' scores, customer by customer, and its interval."""
+        return paired_difference(ours, theirs, market, bound)
 
     # ── rlcore's Evaluator ──────────────────────────────────────────────────────────────────────────────────────────
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
@@ -157,7 +175,7 @@ class OffersEvaluator:
             self._validation = market, self.solve_bound(market)
         market, bound = self._validation
         policy, _ = self.deploy(algorithm, market, market)
-        summary = summarise_seasons(self.simulate(policy, market, bound, 1, VALIDATION_SEASON), market, bound)
+        summary = self.summarise(self.simulate(policy, market, bound, 1, VALIDATION_SEASON), market, bound)
         return {f"offers/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
 
     def evaluate(self, algorithm: Algorithm | None, name: str) -> OffersReport:
@@ -173,50 +191,58 @@ class OffersEvaluator:
             report = replace(report, under_hard_rule=under_hard_rule)
         if algorithm is None:
             return report
-        members = self._evaluate_under_members(algorithm, name)
+        members = self.compare_under_members(algorithm, name)
         return replace(report, frontier=self._evaluate_frontier(algorithm, name),
                        members=twin_members_report(name, members, self.customers) if members else None)
 
     def _compare(self, algorithm: Algorithm | None, name: str, baselines: dict[str, SeasonPolicy], market: EvaluationMarket,
                  tuning_market: EvaluationMarket, bound: Bound) -> OffersReport:
         """Compare policies under the market's budget rule."""
-        policies, calibrated = dict(baselines), {}
-        if algorithm is not None:
-            policies[name], calibrated = self.deploy(algorithm, market, tuning_market)
-            if not algorithm.policy.observes_price and market.budget_rule is not self.hard_budget_rule:
-                policies[f"{name}, no budget"] = self.deploy_at_drift(algorithm, market, 0.0).without_budget()
-        records = {row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS) for row, policy in policies.items()}
-        rows = {row: {"information": policy.information, **summarise_seasons(records[row], market, bound)}
-                for row, policy in policies.items()}
-        if algorithm is not None:
-            rows[name]["ahead_of"] = {row: paired_difference(records[name], records[row], market, bound)
-                                      for row in rows if row != name}
-            rows[name] |= calibrated
         return OffersReport(
-            rows=dict(sorted(rows.items(), key=lambda item: item[1]["score"])),
+            rows=self.compare(algorithm, name, baselines, market, tuning_market, bound),
             bound=bound,
             customers=len(market),
             seasons=self.seasons,
             budget_rule=str(market.budget_rule),
             excluded_shares=market.contact_policy.shares())
 
+    def compare(self, algorithm: Algorithm | None, name: str, baselines: dict[str, SeasonPolicy], market: EvaluationMarket,
+                tuning_market: EvaluationMarket, bound: Bound | None) -> dict[str, dict]:
+        """Return a row of numbers a policy, from the lowest score to the highest."""
+        policies, calibrated = dict(baselines), {}
+        if algorithm is not None:
+            policies[name], calibrated = self.deploy(algorithm, market, tuning_market)
+            if not algorithm.policy.observes_price and market.budget_rule is not self.hard_budget_rule:
+                policies[f"{name}, no budget"] = self.deploy_at_drift(algorithm, market, 0.0).without_budget()
+        records = {row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS) for row, policy in policies.items()}
+        rows = {row: {"information": policy.information, **self.summarise(records[row], market, bound)}
+                for row, policy in policies.items()}
+        if algorithm is not None:
+            rows[name]["ahead_of"] = {row: self.paired_difference(records[name], records[row], market, bound)
+                                      for row in rows if row != name}
+            rows[name] |= calibrated
+        return dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
+
     def _evaluate_frontier(self, algorithm: Algorithm, name: str) -> list[dict]:
         """Compare the algorithm with the myopic knapsack at other budgets, each under its own bound."""
         return [{"share": share, **self._compare_with_myopic(algorithm, name, self.env.budget.with_share(share), None)}
                 for share in self.frontier]
 
-    def _evaluate_under_members(self, algorithm: Algorithm, name: str) -> list[dict]:
+    def compare_under_members(self, algorithm: Algorithm, name: str) -> list[dict]:
         """Compare both under each member of the population's twin, where it has one, each under its own bound."""
+        return [self._compare_with_myopic(algorithm, name, self.env.budget, member) for member in self.members()]
+
+    def members(self) -> Sequence[Population]:
+        """Return the population under each member of its twin, where it has one."""
         population = self.env.population
-        members = population.members() if isinstance(population, PopulationEnsemble) else []
-        return [self._compare_with_myopic(algorithm, name, self.env.budget, member) for member in members]
+        return population.members() if isinstance(population, PopulationEnsemble) else []
 
     def _compare_with_myopic(self, algorithm: Algorithm, name: str, budget: Budget, population: Population | None) -> dict:
         market = self.test_market(budget, population)
         policy, _ = self.deploy(algorithm, market, self.tuning_market(budget, population))
         bound = self.solve_bound(market)
-        found = {"weekly_budget": market.budget[0].item(), "bound": bound.gap}
+        found = {"weekly_budget": market.budget[0].item(), **({"bound": bound.gap} if bound else {})}
         for row, compared in (("myopic knapsack", self.myopic_policy(market, 0.0)), (name, policy)):
-            summary = summarise_seasons(self.simulate(compared, market, bound, self.seasons, TEST_SEASONS), market, bound)
+            summary = self.summarise(self.simulate(compared, market, bound, self.seasons, TEST_SEASONS), market, bound)
             found[row] = {key: summary[key] for key in ("score", "score_ci", "incremental_profit", "spend_ratio")}
         return found

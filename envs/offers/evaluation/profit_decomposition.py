@@ -55,23 +55,30 @@ def summarise_seasons(records: list[SeasonRecord], market: EvaluationMarket, bou
     lost, low, high = share_of_gap(*decompose_gap(records, market, bound), bound)
     incremental_profit = torch.stack([r.incremental_profit.sum(0) for r in records]).mean(0)
     direct, *direct_ci = share_of_gap(incremental_profit, 0.0, bound)
-    expected_spend = torch.stack([r.expected_spend.sum(1) for r in records])
-    realised_spend = torch.stack([r.realised_spend.sum(1) for r in records])
-    limit = market.budget
-    if market.rollover:
-        realised_spend, limit = realised_spend.cumsum(1), limit.cumsum(0)
     return {
         "score": 1 - lost,
         "score_ci": [1 - high, 1 - low],
         "score_direct": direct,
         "score_direct_ci": direct_ci,
         "incremental_profit": (1 - lost) * bound.gap,
+        **summarise_spending(records, market),
+        "lost": decompose_lost_profit(records, market, bound)}
+
+
+def summarise_spending(records: list[SeasonRecord], market: EvaluationMarket) -> dict:
+    """Summarise money and contacts of one policy: the share of the budget that it spends in expectation, the weeks (with
+    roll-over: the seasons so far) whose realised spend passed the budget, the share of customers contacted, and the prices."""
+    expected_spend = torch.stack([r.expected_spend.sum(1) for r in records])
+    realised_spend = torch.stack([r.realised_spend.sum(1) for r in records])
+    limit = market.budget
+    if market.rollover:
+        realised_spend, limit = realised_spend.cumsum(1), limit.cumsum(0)
+    return {
         "spend_ratio": (expected_spend.sum(1).mean() / market.budget.sum().clamp_min(1e-12)).item(),
         "weeks_breached": (realised_spend > limit).double().mean().item(),
         "worst_week": (realised_spend / limit.clamp_min(1e-12)).max().item(),
         "contact_rate": torch.stack([(r.action > 0).double().mean() for r in records]).mean().item(),
-        "prices": torch.stack([r.clearing_price for r in records]).mean(0).tolist(),
-        "lost": decompose_lost_profit(records, market, bound)}
+        "prices": torch.stack([r.clearing_price for r in records]).mean(0).tolist()}
 
 
 def decompose_lost_profit(records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> dict:

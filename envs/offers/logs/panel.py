@@ -13,7 +13,7 @@ from rlcore.ope.cross_fitting import rows_by_episode
 
 @dataclass(frozen=True)
 class Panel:
-    """Logged seasons of N customers, T weeks each. Where `logged` is false, no decision was logged and the rest means nothing."""
+    """Logged seasons of N customers, T weeks each. Where `logged` is false, the rest means nothing."""
 
     features: Tensor  #: [F, N]
     customer: Tensor  #: which customer of the log each is, int64 [N]
@@ -61,7 +61,8 @@ class Panel:
 def to_panel(log: LoggedDataset, env, where: str) -> Panel:
     """Lay a log out by customer and week.
 
-    Raises ValueError, which begins with `where`, if the log lacks what decisions led to, or has what the world cannot bring.
+    Raises ValueError, which begins with `where`, if the log lacks what decisions led to, or has what the world cannot
+    bring.
     """
     if log.next_obs is None:
         raise ValueError(f"{where}: expected next_state_* and next_valid_*, what decisions led to")
@@ -71,10 +72,14 @@ def to_panel(log: LoggedDataset, env, where: str) -> Panel:
     redeemed = log.outcomes["redeemed"] > 0
     weeks = env.world.weeks
     if (wrong := redeemed & (~bought | (offer == 0))).any():
-        raise ValueError(f"{where}: {named_rows(wrong, 0)}, column 'redeemed': expected a redemption only of an offer and "
-                         "with a trip")
+        raise ValueError(
+            f"{where}: {named_rows(wrong, 0)}, column 'redeemed': expected a redemption only of an offer and "
+            "with a trip"
+        )
     if (wrong := (log.step < 0) | (log.step >= weeks)).any():
-        raise ValueError(f"{where}: {named_rows(wrong, 0)}, column 'week': expected a week of the season, 0 to {weeks - 1}")
+        raise ValueError(
+            f"{where}: {named_rows(wrong, 0)}, column 'week': expected a week of the season, 0 to {weeks - 1}"
+        )
     margin = margin_of(log, env.world.reward, state, next_state, offer, bought)
     row = rows_by_episode(log.unit, log.episode, log.step, (log.names.unit, log.names.episode, log.names.step)).T
     logged, row = row >= 0, row.clamp_min(0)  # [T, N]

@@ -12,7 +12,7 @@ from envs.offers.world.history import History
 
 
 class CustomerTrack(NamedTuple):
-    """What N customers have been through, and the probability [N] that each is still there (where churn is not drawn)."""
+    """What N customers have been through; where churn is not drawn, the probability [N] that each is still there."""
 
     history: History
     p_active: Tensor
@@ -34,8 +34,9 @@ class Counterfactual:
     def simulate_week(self, week: int, offer: Tensor, channel: Tensor, u: Tensor) -> tuple[Week, Tensor, Tensor]:
         """Simulate a week by uniforms u [6, N]; return it, its profit and the profit without contacts, [N] each."""
         self.track, simulated, profit = self._advance(self.track, week, offer, channel, u)
-        self.no_contact_track, _, no_contact_profit = self._advance(self.no_contact_track, week, torch.zeros_like(offer),
-                                                                    channel, u)
+        self.no_contact_track, _, no_contact_profit = self._advance(
+            self.no_contact_track, week, torch.zeros_like(offer), channel, u
+        )
         return simulated, profit, no_contact_profit
 
     def _advance(self, track: CustomerTrack, week: int, offer: Tensor, channel: Tensor,
@@ -47,7 +48,9 @@ class Counterfactual:
             track = CustomerTrack(simulated.next_history, track.p_active)
             return track, simulated, customers.realised_profit(simulated, churned)
         p_active = track.p_active * (history.status != CHURNED)
-        profit = p_active * customers.expected_profit(simulated.trip, simulated.spend, simulated.margin, simulated.churn)
+        profit = p_active * customers.expected_profit(
+            simulated.trip, simulated.spend, simulated.margin, simulated.churn
+        )
         track = CustomerTrack(simulated.next_history, track.p_active * (1 - simulated.churn_given_purchase))
         return track, simulated, profit
 

@@ -1,7 +1,8 @@
 """A neural twin's customers: they respond as networks say of features, observable history and action."""
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ def treatments_by_value(catalogue: Catalogue) -> list[list[int]]:
 
 
 def network_inputs(features: Tensor, history: History, half_lives: list[float], season: Tensor) -> Tensor:
-    """Return what networks see, [N, F + K + 1]: features [N, F], columns of the history, and the log of the season's index []."""
+    """Return what networks see, [N, F + K + 1]: features [N, F], the history's columns, log season."""
     columns = history.columns(half_lives)
     return torch.cat((features.to(columns), columns, season.log().expand(len(features), 1).to(columns)), 1)
 
@@ -73,8 +74,14 @@ class NeuralCustomers:
     They stand in for a world's Customers wherever nothing asks for hidden states; their state is the history.
     """
 
-    def __init__(self, members: list[Callable[[Tensor], Predictions]], member_of: Tensor, features: Tensor, world: World,
-                 half_lives: list[float]):
+    def __init__(
+        self,
+        members: list[Callable[[Tensor], Predictions]],
+        member_of: Tensor,
+        features: Tensor,
+        world: World,
+        half_lives: list[float],
+    ):
         self.members, self.member_of, self.features = members, member_of, features
         self.world, self.half_lives = world, half_lives
         rows_of = [(member, (member_of == k).nonzero()[:, 0]) for k, member in enumerate(members)]
@@ -156,10 +163,10 @@ class NeuralCustomers:
             next_history=history.after(status, catalogue, offer, channel, bought, redeemed))
 
     def tail_value(self, history: History, p_active: Tensor) -> Tensor:
-        """Return the discounted margin [N] of the world's tail weeks without a contact, of customers who are still there with
-        probability `p_active` [N].
+        """Return the discounted margin [N] of the world's tail weeks, without a contact.
 
-        A forecast: weeks enter the history by their probabilities, for chance would drown what a contact leaves behind.
+        Customers are still there with probability `p_active` [N]. The weeks enter the history as probabilities, for
+        chance would drown what a contact leaves behind.
         """
         world, nothing, total = self.world, torch.zeros_like(history.status), torch.zeros_like(p_active)
         p_active = p_active * (history.status != CHURNED)

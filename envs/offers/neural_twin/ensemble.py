@@ -28,8 +28,10 @@ class NeuralEnsemble:
             raise ValueError(f"env.twin={path}: expected a checkpoint of algo=twin, got {state.get('name')}")
         agent = state["agent"]
         if agent["kind"] != KIND:
-            raise ValueError(f"env.twin={path}: a {agent['kind']} twin, whose customers have parameters: expected env=offers "
-                             f"env/population=twin env.population.path={path}")
+            raise ValueError(
+                f"env.twin={path}: a {agent['kind']} twin, whose customers have parameters: expected env=offers "
+                f"env/population=twin env.population.path={path}"
+            )
         self.only: int | None = None  # the member that all customers respond as; None: equally many as each
         twin = instantiate(state["config"]["algo"]["twin"], _convert_="all")
         self.half_lives = twin.half_lives

@@ -1,8 +1,8 @@
 """The priced weekly environment on a neural twin: networks in place of the world's equations."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial, wraps
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -19,21 +19,37 @@ from envs.offers.world.customers import CHURNED, CustomerState
 
 
 class NeuralTwinEnv(OffersEnv):
-    """OffersEnv's contract, prices, rules and observations, on customers that a neural twin simulates; no dynamic program.
+    """OffersEnv's contract, prices, rules and observations, on customers that a neural twin simulates.
 
-    twin: path of a checkpoint of algo=twin algo/twin=neural. With shaping, the reward is the expected profit less that of the
-    same customer, never contacted, under the same random numbers, less price·spend; after the last week both go on without a
-    contact for the world's tail weeks. Nobody churns by chance: profits are weighted by the probability of being there. With
-    `outcomes: realised` churn is drawn, and rewards are of what was drawn. Policies are compared by NeuralTwinEvaluator, with
-    the settings of `evaluation`.
+    twin: path of a checkpoint of algo=twin algo/twin=neural. With shaping, the reward is the expected profit less that
+    of the same customer, never contacted, under the same random numbers, less price·spend; after the last week both go
+    on without a contact for the world's tail weeks. Nobody churns by chance: profits are weighted by the probability of
+    being there. With `outcomes: realised` churn is drawn, and rewards are of what was drawn. Policies are compared by
+    NeuralTwinEvaluator, with the settings of `evaluation`.
     """
 
     graph_regions = ("observe_week",)
     graph_state = ()  # a season asks other rows of other members
 
-    def __init__(self, device: torch.device, seed: int, *, twin: str, num_agents: int, catalogue: Catalogue, world: Callable,
-                 reward, population: Callable, observation: Callable, contact_rules: Callable, budget, evaluation: partial,
-                 price_range: list, drift_range: list, price_noise: float):
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        *,
+        twin: str,
+        num_agents: int,
+        catalogue: Catalogue,
+        world: Callable,
+        reward,
+        population: Callable,
+        observation: Callable,
+        contact_rules: Callable,
+        budget,
+        evaluation: partial,
+        price_range: list,
+        drift_range: list,
+        price_noise: float,
+    ):
         super().__init__(device, seed, num_agents=num_agents, catalogue=catalogue, world=world, reward=reward,
                          population=population, observation=observation, contact_rules=contact_rules, budget=budget,
                          evaluation=partial(NeuralTwinEvaluator, **evaluation.keywords), price_range=price_range,
@@ -55,7 +71,7 @@ class NeuralTwinEnv(OffersEnv):
         return self.season.customers
 
     def expected_cost(self, probability: Tensor | None) -> Tensor:
-        """Return the expected spend of every action, [N, O+1, C], by the probability of redeeming, or by the twin's own."""
+        """Return the expected spend of every action, [N, O+1, C], by a probability of redeeming or the twin's own."""
         if probability is not None:
             return super().expected_cost(probability)
         _, spend = self.neural_customers.profit_and_spend(self.week, self.options.history)
@@ -89,8 +105,15 @@ class NeuralTwinEnv(OffersEnv):
         self.state, self.week = CustomerState(hidden, hidden, hidden, status), t + 1
         self.options, obs = self._observe(week.next_history)
         ends = torch.full((self.num_agents,), last, device=self.device)
-        info = {"redeemed": week.redeemed, "contacted": offer > 0, "trips": week.bought, "spend": spend, "reward": reward,
-                "profit": profit, "churned": status == CHURNED}
+        info = {
+            "redeemed": week.redeemed,
+            "contacted": offer > 0,
+            "trips": week.bought,
+            "spend": spend,
+            "reward": reward,
+            "profit": profit,
+            "churned": status == CHURNED,
+        }
         return Step(obs, self._action_mask(), reward, ends, torch.zeros_like(ends), obs, info)
 
 

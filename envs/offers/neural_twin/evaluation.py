@@ -40,8 +40,8 @@ class NeuralKnapsackPolicy(BatchedPolicy):
 def simulate_neural_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor) -> SeasonRecord:
     """Simulate the season that uniforms u [T, 6, N] make.
 
-    `incremental_profit` is the expected profit less that of the same customers, never contacted; the last week's has the
-    values of the tails. Spend on a customer counts by the probability that the customer is still there.
+    `incremental_profit` is the expected profit less that of the same customers, never contacted; the last week's has
+    the values of the tails. Spend on a customer counts by the probability that the customer is still there.
     """
     codec = market.world.catalogue.action_codec
     season = Counterfactual(market.customers, market.initial_state.status, realised=False)
@@ -86,14 +86,15 @@ def total_with_interval(by_customer: Tensor) -> list[float]:
 
 
 class NeuralTwinEvaluator(OffersEvaluator):
-    """OffersEvaluator on customers that a neural twin simulates. A score is the incremental profit a customer, in money.
+    """OffersEvaluator on customers that a neural twin simulates. A score is the incremental profit a customer, money.
 
-    The budget is what its share comes to among the same customers without the twin: the same money as in the true world.
+    The budget is what its share comes to among the same customers without the twin: the same money as in the true
+    world.
     """
 
     def make_market(self, n: int, stream: int, split: str, budget: Budget,
                     population: NeuralEnsemble | None = None) -> EvaluationMarket:
-        """Draw n customers of a split by a random stream, who respond as `population`, by default the whole twin, says."""
+        """Draw n customers of a split by a random stream, responding as `population`, by default the whole twin."""
         market = super().make_market(n, stream, split, budget)
         twin = population or self.env.twin
         world = self.env.world.to(self.env.device, torch.float64)
@@ -115,7 +116,7 @@ class NeuralTwinEvaluator(OffersEvaluator):
         return self.env.twin.members()
 
     def summarise(self, records: list[SeasonRecord], market: EvaluationMarket, bound: None) -> dict:
-        """Summarise one policy: incremental profit of a season with its interval, in all and a customer, money, contacts."""
+        """Summarise one policy: incremental profit with its interval, in all and a customer, money and contacts."""
         profit = torch.stack([r.incremental_profit.sum(0) for r in records]).mean(0)
         total, low, high = total_with_interval(profit)
         return {"score": total / len(market), "score_ci": [low / len(market), high / len(market)],
@@ -128,7 +129,7 @@ class NeuralTwinEvaluator(OffersEvaluator):
         return total_with_interval(torch.stack(by_season).mean(0))
 
     def evaluate(self, algorithm: Algorithm | None, name: str) -> Report:
-        """Compare the algorithm, as the row `name`, with all baselines on new customers; then again under each member."""
+        """Compare the algorithm, as the row `name`, with all baselines on new customers, and under each member."""
         market, tuning_market = self.test_market(self.env.budget), self.tuning_market(self.env.budget)
         rows = self.compare(algorithm, name, self.baselines(market, None, tuning_market), market, tuning_market, None)
         for row in rows.values():
@@ -137,24 +138,30 @@ class NeuralTwinEvaluator(OffersEvaluator):
         return self._report(rows, market, name, members)
 
     def _report(self, rows: dict[str, dict], market: EvaluationMarket, name: str, members: list[dict]) -> Report:
-        caption = ("profit: expected over never contacting, a season and what it leaves, ± its 95 % interval; spend: expected, "
-                   "of the budget; breach: weeks whose realised spend passed the budget; no bound: a neural twin has none")
+        caption = (
+            "profit: expected over never contacting, a season and what it leaves, ± its 95 % interval; "
+            "spend: expected, of the budget; breach: weeks whose realised spend passed the budget; "
+            "no bound: a neural twin has none"
+        )
         for k, row in enumerate(members):
             caption += (f"\nunder member {k + 1} alone: {name} {row[name]['incremental_profit']:,.0f}, myopic knapsack "
                         f"{row['myopic knapsack']['incremental_profit']:,.0f}")
         return Report(
-            title=f"{len(market):,} new customers of a neural twin of {len(self.env.twin.networks)} members, {self.seasons} "
-                  f"seasons of {self.world.weeks} weeks, budget {market.budget.mean():,.2f} a week\n"
-                  f"money {market.budget_rule}",
+            title=f"{len(market):,} new customers of a neural twin of {len(self.env.twin.networks)} members, "
+            f"{self.seasons} seasons of {self.world.weeks} weeks, budget {market.budget.mean():,.2f} a week\n"
+            f"money {market.budget_rule}",
             caption=caption,
             rows=rows,
-            columns={"knows": lambda row: row["information"],
-                     "profit": lambda row: f"{row['incremental_profit']:,.0f}",
-                     "±": lambda row: f"{row['profit_ci'][1] - row['incremental_profit']:,.0f}",
-                     "spend": lambda row: f"{row['spend_ratio']:.3f}",
-                     "breach": lambda row: f"{row['weeks_breached']:.0%}",
-                     "contacts": lambda row: f"{row['contact_rate']:.1%}"},
+            columns={
+                "knows": lambda row: row["information"],
+                "profit": lambda row: f"{row['incremental_profit']:,.0f}",
+                "±": lambda row: f"{row['profit_ci'][1] - row['incremental_profit']:,.0f}",
+                "spend": lambda row: f"{row['spend_ratio']:.3f}",
+                "breach": lambda row: f"{row['weeks_breached']:.0%}",
+                "contacts": lambda row: f"{row['contact_rate']:.1%}",
+            },
             last=None,
             extra={"members": members},
             plots={},
-            judged="incremental_profit")
+            judged="incremental_profit",
+        )

@@ -1,8 +1,8 @@
-"""Fit the neural twin to a log: networks of what customers do, given features, the history that the log tells, and treatment."""
+"""Fit the neural twin to a log: networks of what customers do, given features, observable history and treatment."""
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ KIND = "neural"  # how a checkpoint names this kind of twin
 class NeuralTwin:
     """A TwinModel (envs/offers/twin/ensemble.py) of networks, without hidden states.
 
-    response: learns P(trip) and P(redeemed), by likelihood or by a meta-learner of effects. other_outcomes: learns churn,
-    opt-out and margin. half_lives: of the history's columns, weeks. monotone: trips and redemptions grow with face value,
-    whatever was learned.
+    response: learns P(trip) and P(redeemed), by likelihood or by a meta-learner of effects. other_outcomes: learns
+    churn, opt-out and margin. half_lives: of the history's columns, weeks. monotone: trips and redemptions grow with
+    face value, whatever was learned.
     """
 
     unobserved_note = "the twin's customers never do"
@@ -43,17 +43,21 @@ class NeuralTwin:
         self.fit_other_outcomes = self.other_outcomes(len(catalogue.channels))
         self.monotone_order = treatments_by_value(catalogue) if self.monotone else []
         torch.manual_seed(seed)
-        return [NeuralMember(self.fit_response.empty(inputs), self.fit_other_outcomes.empty(inputs), self.monotone_order)
-                for _ in range(members)]
+        return [
+            NeuralMember(self.fit_response.empty(inputs), self.fit_other_outcomes.empty(inputs), self.monotone_order)
+            for _ in range(members)
+        ]
 
     def to_panel(self, log: LoggedDataset, env) -> Panel:
-        """Lay a log out by customer and week, with the networks' inputs. Raises ValueError where weeks of a season are missing."""
+        """Lay a log out by customer and week, with the networks' inputs. Raises ValueError where weeks are missing."""
         panel = to_panel(log, env, "log")
         weeks = torch.arange(len(panel.week), device=panel.week.device)[:, None]
         skipped = ((panel.week != weeks) & panel.logged).any(0)
         if skipped.any():
-            raise ValueError(f"log: {named_rows(log.unit == panel.customer[skipped][0], 0)}, column 'week': expected all weeks of "
-                             "a season from the first: a neural twin learns from the history")
+            raise ValueError(
+                f"log: {named_rows(log.unit == panel.customer[skipped][0], 0)}, column 'week': expected all weeks of "
+                "a season from the first: a neural twin learns from the history"
+            )
         return replace(panel, inputs=self.inputs(panel, env.world))
 
     def inputs(self, panel: Panel, world: World) -> Tensor:
@@ -68,8 +72,16 @@ class NeuralTwin:
     def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[NeuralMember]) -> None:
         """Do nothing: what never happens in the log is learned never to happen."""
 
-    def fit(self, member: NeuralMember, world: World, panel: Panel, weight: Tensor, held_out: Panel, held_out_weight: Tensor,
-            generator: torch.Generator) -> dict:
+    def fit(
+        self,
+        member: NeuralMember,
+        world: World,
+        panel: Panel,
+        weight: Tensor,
+        held_out: Panel,
+        held_out_weight: Tensor,
+        generator: torch.Generator,
+    ) -> dict:
         """Fit a member to a panel under weights [T, N]; return the log-likelihood a decision of both panels.
 
         A decision is taken as often as its weight says, the fraction of a weight by chance.
@@ -98,8 +110,10 @@ class NeuralTwin:
         return NeuralPredictions(member, world, panel, self.half_lives)
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
-        """Yield what networks see by name, with the panel in which customers have that of customers `order` [N]: a feature at a
-        time, and the columns of each kind of history together."""
+        """Yield what networks see by name, with a panel in which it is that of customers `order` [N].
+
+        Features come one at a time, the columns of each kind of history together.
+        """
         groups = {name: [k] for k, name in enumerate(env.population.feature_names)}
         columns, first = column_names(self.half_lives), len(panel.features)
         for kind, prefix in (*((kind, kind) for kind in KINDS), ("recency", "last")):

@@ -55,8 +55,8 @@ class NeuralPredictions:
         codec = catalogue.action_codec
         offer, channel = codec.decode(codec.every_action(self.at[0].device)[codec.contacts])
         chunks = []
-        inputs = self.panel.inputs[:, self.at[0], self.at[1]].T
-        for inputs, treatment in zip(inputs.split(CHUNK), self.rows.treatment.split(CHUNK)):
+        all_inputs = self.panel.inputs[:, self.at[0], self.at[1]].T
+        for inputs, treatment in zip(all_inputs.split(CHUNK), self.rows.treatment.split(CHUNK)):
             predicted = self.member(inputs)
             taken = treatment[:, None]
             spend = catalogue.spend(offer, channel, predicted.redeem[:, 1:])
@@ -103,14 +103,20 @@ class NeuralPredictions:
     def simulate_season(self, first_free_week: int, generator: torch.Generator) -> Tensor:
         """Return expected trips, margin and spend by week, [3, T]; the history is simulated."""
         panel, world, totals = self.panel, self.world, []
-        customers = NeuralCustomers([self.member], torch.zeros_like(panel.customer), panel.features.T, world, self.half_lives)
+        customers = NeuralCustomers(
+            [self.member], torch.zeros_like(panel.customer), panel.features.T, world, self.half_lives
+        )
         history = History.start(panel.state.status[0], world.season.dtype)
         for t in range(len(panel.week)):
             u = torch.rand(UNIFORMS, len(panel), generator=generator, device=panel.features.device)
             active, channel = panel.active[t], panel.channel[t]
-            week = customers.simulate_week(history, t, torch.where(active, panel.offer[t], 0), channel, u, draws_churn=False)
+            week = customers.simulate_week(
+                history, t, torch.where(active, panel.offer[t], 0), channel, u, draws_churn=False
+            )
             totals.append(torch.stack([(x * active).sum() for x in (week.trip, week.trip * week.margin, week.spend)]))
             drawn = t >= first_free_week
             bought, redeemed = (week.bought, week.redeemed) if drawn else (panel.bought[t], panel.redeemed[t])
-            history = history.after(panel.next_state.status[t], world.catalogue, panel.offer[t], channel, bought, redeemed)
+            history = history.after(
+                panel.next_state.status[t], world.catalogue, panel.offer[t], channel, bought, redeemed
+            )
         return torch.stack(totals, 1)

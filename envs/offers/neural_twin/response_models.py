@@ -1,7 +1,8 @@
-"""Models of a week's outcomes given network inputs: P(trip) and P(redeemed) of every treatment, churn, opt-out, margin."""
+"""Models of a week's outcomes given network inputs: P(trip), P(redeemed), churn, opt-out, margin."""
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ def draw_seed(generator: torch.Generator) -> int:
 class ExposureResponse(nn.Module):
     """P(trip) and P(redeemed) of every treatment, inputs [B, D] → [B, A, 2], by an exposure model.
 
-    A message is seen with a probability of its channel. Unseen it changes nothing; seen, it shifts the logit of a trip by the
-    customer's own level and slope along a scale of the offers, and a share of the trips redeems.
+    A message is seen with a probability of its channel. Unseen it changes nothing; seen, it shifts the logit of a trip
+    by the customer's own level and slope along a scale of the offers, and a share of the trips redeems.
     """
 
     def __init__(self, inputs: int, catalogue: Catalogue, hidden: list[int]):
@@ -33,7 +34,9 @@ class ExposureResponse(nn.Module):
         self.sizes = 1, len(catalogue.channels), 1, 1, 1  # trip, seen by channel, level, slope, redeem
         self.network = FeatureNetwork(inputs, sum(self.sizes), hidden)
         scale = torch.log1p(catalogue.value[1:].float())
-        self.offers = nn.Parameter((scale - scale.mean()) / scale.std().clamp_min(1e-3) if len(scale) > 1 else 0 * scale)
+        self.offers = nn.Parameter(
+            (scale - scale.mean()) / scale.std().clamp_min(1e-3) if len(scale) > 1 else 0 * scale
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         base, seen, level, slope, redeem = self.network(inputs).split(self.sizes, 1)
@@ -48,9 +51,11 @@ class ExposureResponse(nn.Module):
 
 
 class ExposureLikelihood:
-    """Fits ExposureResponse by maximum likelihood of what came of a decision: nothing, a trip, a trip with a redemption."""
+    """Fits ExposureResponse by maximum likelihood of a decision's outcome: none, a trip, one with a redemption."""
 
-    def __init__(self, catalogue: Catalogue, *, hidden: list[int], lr: float, decay: float, steps: int, batch_size: int):
+    def __init__(
+        self, catalogue: Catalogue, *, hidden: list[int], lr: float, decay: float, steps: int, batch_size: int
+    ):
         self.catalogue, self.hidden, self.lr, self.decay = catalogue, hidden, lr, decay
         self.steps, self.batch_size = steps, batch_size
 
@@ -79,12 +84,14 @@ class ExposureLikelihood:
 def response_log_prob(p: Tensor, outcome: Tensor) -> Tensor:
     """Return log P [B] of (trip, redeemed) [B, 2], 0 or 1, under P(trip), P(redeemed) [B, 2]."""
     trip, redeem = p.unbind(-1)
-    p_outcome = torch.where(outcome[..., REDEEM] > 0, redeem, torch.where(outcome[..., TRIP] > 0, trip - redeem, 1 - trip))
+    p_outcome = torch.where(
+        outcome[..., REDEEM] > 0, redeem, torch.where(outcome[..., TRIP] > 0, trip - redeem, 1 - trip)
+    )
     return p_outcome.clamp_min(MIN_PROBABILITY).log()
 
 
 class MetaLearnerResponse:
-    """Lets a meta-learner of effects (rlcore/uplift/meta_learners.py) learn P(trip) and P(redeemed) of every treatment."""
+    """Lets a meta-learner of effects (rlcore/uplift/meta_learners.py) learn P(trip), P(redeemed) of every treatment."""
 
     def __init__(self, catalogue: Catalogue, *, learner: Callable):
         self.learner, self.treatments = learner, catalogue.action_codec.num_treatments
@@ -96,12 +103,16 @@ class MetaLearnerResponse:
     def __call__(self, inputs: Tensor, treatment: Tensor, outcome: Tensor, generator: torch.Generator,
                  propensity: Tensor | None, cluster: Tensor) -> nn.Module:
         """Fit to (trip, redeemed) [B, 2] of treatments [B]."""
-        return self.learner(inputs, treatment, outcome, self.treatments, generator, propensity=propensity, cluster=cluster)
+        return self.learner(
+            inputs, treatment, outcome, self.treatments, generator, propensity=propensity, cluster=cluster
+        )
 
 
 class ValidProbabilities(nn.Module):
-    """Makes any model's outputs [B, A, 2] probabilities: in [0, 1], no redemption without a trip, none of treatment 0; where
-    `monotone_order` lists treatments, growing along each list."""
+    """Makes any model's outputs [B, A, 2] probabilities: in [0, 1], no redemption without a trip, none of treatment 0.
+
+    Where `monotone_order` lists treatments, the probabilities grow along each list.
+    """
 
     def __init__(self, inner: nn.Module, monotone_order: list[list[int]]):
         super().__init__()
@@ -134,7 +145,7 @@ class OutcomeRows(NamedTuple):
 
 
 class OtherOutcomes(nn.Module):
-    """P(churn) without and with a trip [B, 2], P(opt-out) by channel [B, C] and the margin of a trip [B], of inputs [B, D]."""
+    """P(churn) without and with a trip [B, 2], P(opt-out) by channel [B, C], margin of a trip [B], of inputs [B, D]."""
 
     def __init__(self, inputs: int, channels: int, hidden: list[int]):
         super().__init__()

@@ -26,12 +26,14 @@ def decisions(panel: Panel) -> Tensor:
 
 
 def propensity_warnings(panel: Panel, env, level: float) -> list[str]:
-    """Say where a log's propensities are missing, or not those that its decisions were made with (tested at `level`)."""
+    """Say where propensities are missing, or (tested at `level`) not those that the decisions were made with."""
     where = decisions(panel)
     missing = panel.propensity[where].isnan()
     if missing.any():
-        return [f"{int(missing.sum()):,} of {len(missing):,} decisions have no propensity: whether who sent knew more than the log "
-                "says can't be told, and what contacts seem to bring may be what was known"]
+        return [
+            f"{int(missing.sum()):,} of {len(missing):,} decisions have no propensity: whether who sent knew more than "
+            "the log says can't be told, and what contacts seem to bring may be what was known"
+        ]
     customer = torch.arange(len(panel), device=where.device).expand_as(where)[where]
     dynamics = panel.dynamics.permute(1, 2, 0)[where]
     known = torch.cat((panel.features[:, customer].T, dynamics.to(panel.features)), 1)
@@ -42,13 +44,17 @@ def propensity_warnings(panel: Panel, env, level: float) -> list[str]:
     names = [*env.population.feature_names, *env.codec.dynamics_names]
     names = [name for name, keep in zip(names, varies.tolist()) if keep] + ["their mean"]
     worst = z.abs().amax(0).argsort(descending=True)[:MAX_NAMED].tolist()
-    return ["propensities are not those that decisions were made with: weighted by them, contacts and the rest differ in "
-            + ", ".join(f"{names[k]} (z = {z.abs()[:, k].amax():.1f})" for k in worst)]
+    return [
+        "propensities are not those that decisions were made with: weighted by them, contacts and the rest differ in "
+        + ", ".join(f"{names[k]} (z = {z.abs()[:, k].amax():.1f})" for k in worst)
+    ]
 
 
 def trip_residuals(trips: OutcomePrediction, panel: Panel) -> Tensor:
-    """Return by offer and channel by how many standard deviations trips exceed their prediction, [O+1, C]; 0 where a pair was
-    never sent."""
+    """Return by how many standard deviations trips exceed their prediction, by offer and channel [O+1, C].
+
+    It is 0 where a pair was never sent.
+    """
     known = trips.known & panel.subscribed
     pair = (panel.offer[known], panel.channel[known])
     size = [int(x.amax()) + 1 for x in pair]
@@ -87,8 +93,8 @@ class UpliftFindings:
 class UpliftCheck:
     """Hold the predicted uplift of a contact on trips against held-out decisions of a randomised log.
 
-    bins: by predicted uplift. replications: of the bootstrap over customers, paired with ranking by the probability of a trip.
-    level: of the intervals.
+    bins: by predicted uplift. replications: of the bootstrap over customers, paired with ranking by the probability of
+    a trip. level: of the intervals.
     """
 
     def __init__(self, *, bins: int, replications: int, level: float, seed: int):
@@ -113,11 +119,20 @@ class UpliftCheck:
         curve = uplift.cost_curve(trips, spend, effect.uplift / effect.cost.clamp_min(1e-6), treated)
         low, high = self._interval(drawn[0])
         deciles = zip(bins.score.tolist(), bins.uplift.tolist(), bins.std.tolist())
-        numbers = {"qini": qini, "qini_ci": [low, high], "auuc": auuc, "qini_by_trip": qini_by_trip,
-                   "ahead": qini - qini_by_trip, "ahead_ci": self._interval(drawn[0] - drawn[1]),
-                   "cost_area": uplift.cost_area(*curve).item(), "decisions": len(trips), "contacted": int(treated.sum()),
-                   "deciles": [{"predicted": predicted, "uplift": found, "std": std} for predicted, found, std in deciles]}
-        line = f"uplift on trips: Qini {qini:.4f} ({low:.4f} to {high:.4f}), by P(trip) {qini_by_trip:.4f}; AUUC {auuc:.4f}"
+        numbers = {
+            "qini": qini,
+            "qini_ci": [low, high],
+            "auuc": auuc,
+            "qini_by_trip": qini_by_trip,
+            "ahead": qini - qini_by_trip,
+            "ahead_ci": self._interval(drawn[0] - drawn[1]),
+            "cost_area": uplift.cost_area(*curve).item(),
+            "decisions": len(trips),
+            "contacted": int(treated.sum()),
+            "deciles": [{"predicted": predicted, "uplift": found, "std": std} for predicted, found, std in deciles],
+        }
+        line = (f"uplift on trips: Qini {qini:.4f} ({low:.4f} to {high:.4f}), by P(trip) {qini_by_trip:.4f}; "
+                f"AUUC {auuc:.4f}")
         return UpliftFindings(numbers, [line], {"uplift": decile_figure(bins), "qini": qini_figure(test),
                                                 "cost": cost_figure(curve)})
 
@@ -127,7 +142,7 @@ class UpliftCheck:
 
 
 def is_randomised(panel: Panel, where: Tensor) -> bool:
-    """Whether at decisions bool [T, N] every contact had one probability, and every pair of offer and channel the same."""
+    """Whether at decisions bool [T, N] contacts had one probability, and all pairs of offer and channel the same."""
     for contacted, share in ((False, panel.propensity), (True, panel.propensity * (panel.num_allowed - 1))):
         share = share[where & ((panel.offer > 0) == contacted)]
         if not len(share) or not (share.amax() - share.amin()) < MAX_SPREAD:  # nor where one is missing
@@ -137,7 +152,9 @@ def is_randomised(panel: Panel, where: Tensor) -> bool:
 
 def decile_figure(bins: uplift.Bins) -> Figure:
     """Draw found against predicted uplift by bin."""
-    figure, axes = labelled("predicted uplift of a contact on P(trip), mean of a decile", "uplift among held-out customers")
+    figure, axes = labelled(
+        "predicted uplift of a contact on P(trip), mean of a decile", "uplift among held-out customers"
+    )
     half_width = normal_quantile(LEVEL) * bins.std
     axes.errorbar(bins.score.tolist(), bins.uplift.tolist(), yerr=half_width.tolist(), fmt="o", markersize=3)
     axes.axline((0.0, 0.0), slope=1, color="grey", linestyle=":", linewidth=0.8)

@@ -1,7 +1,8 @@
 """A twin as an algorithm: an ensemble of models fitted to a log, whose spread says how unsure the log leaves them."""
 from __future__ import annotations
 
-from typing import Callable, Iterable, Iterator, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +28,23 @@ class TwinModel(Protocol):
     def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[nn.Module]) -> None:
         """Leave to prior knowledge what a log in which these outcomes never happen cannot tell."""
 
-    def fit(self, member: nn.Module, world: World, panel: Panel, weight: Tensor, held_out: Panel, held_out_weight: Tensor,
-            generator: torch.Generator) -> dict:
+    def fit(
+        self,
+        member: nn.Module,
+        world: World,
+        panel: Panel,
+        weight: Tensor,
+        held_out: Panel,
+        held_out_weight: Tensor,
+        generator: torch.Generator,
+    ) -> dict:
         """Fit a member to a panel under weights [T, N]; return metrics."""
 
     def predict(self, member: nn.Module, world: World, panel: Panel) -> PanelPredictions:
         """Return a member's predictions of a panel."""
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
-        """Yield each column that members see by name, with the panel in which customers have that of customers `order` [N]."""
+        """Yield each column that members see by name, with a panel in which it is that of customers `order` [N]."""
 
     def state_dict(self) -> dict:
         """Return what members cannot be used without, beside their weights."""
@@ -44,9 +53,9 @@ class TwinModel(Protocol):
 class TwinEnsemble(OfflineAlgorithm):
     """An ensemble of models of the customers, each fitted to a bootstrap of a log's customers (drawn with replacement).
 
-    twin: the kind of model. holdout: share of the customers, and the last weeks of the season, that no member is fitted to.
-    weighted: decisions count as if all allowed actions had been as likely (1 / propensity, at most `clip` times the mean).
-    evaluation: judges the members.
+    twin: the kind of model. holdout: share of the customers, and the last weeks of the season, that no member is fitted
+    to. weighted: decisions count as if all allowed actions had been as likely (1 / propensity, at most `clip` times the
+    mean). evaluation: judges the members.
     """
 
     checkpoint_every = eval_every = 1
@@ -54,8 +63,10 @@ class TwinEnsemble(OfflineAlgorithm):
     def __init__(self, env, seed: int, *, twin: TwinModel, members: int, holdout: dict, weighted: bool, clip: float,
                  evaluation: Callable[..., Evaluator]):
         if not 0 < holdout["customers"] < 1 or not 0 <= holdout["weeks"] < env.world.weeks:
-            raise ValueError(f"algo.holdout: expected a share of customers in (0, 1) and less than {env.world.weeks} weeks, got "
-                             f"{holdout}")
+            raise ValueError(
+                f"algo.holdout: expected a share of customers in (0, 1) and less than {env.world.weeks} weeks, got "
+                f"{holdout}"
+            )
         self.env, self.twin, self.holdout = env, twin, holdout
         self.weighted, self.clip = weighted, clip
         self.evaluation = evaluation
@@ -73,13 +84,17 @@ class TwinEnsemble(OfflineAlgorithm):
     def set_dataset(self, log: LoggedDataset) -> None:
         """Take a log. Raises ValueError where the log cannot be fitted to."""
         if self.weighted and (missing := log.propensity.isnan()).any():
-            raise ValueError(f"log: {named_rows(missing, 0)}, column 'propensity': expected one, as decisions are to be "
-                             "weighted by it, or algo.weighted=false")
+            raise ValueError(
+                f"log: {named_rows(missing, 0)}, column 'propensity': expected one, as decisions are to be "
+                "weighted by it, or algo.weighted=false"
+            )
         panel = self.twin.to_panel(log, self.env)
         happened = {"churn": panel.next_state.status == CHURNED, "opt_out": panel.next_state.status == UNSUBSCRIBED}
         self.unobserved_outcomes = tuple(name for name, x in happened.items() if not (x & panel.logged).any())
         self.twin.fix_unobserved(self.unobserved_outcomes, self.members)
-        self.held_out = torch.rand(len(panel), generator=self.generator, device=self.env.device) < self.holdout["customers"]
+        self.held_out = (
+            torch.rand(len(panel), generator=self.generator, device=self.env.device) < self.holdout["customers"]
+        )
         if not 0 < self.held_out.sum() < len(panel):
             raise ValueError(f"log: {len(panel)} seasons of customers are too few to hold some out")
         self.panel = panel
@@ -133,8 +148,15 @@ class TwinEnsemble(OfflineAlgorithm):
         customers = len(self.fit_panel)
         drawn = torch.randint(customers, (customers,), generator=self.generator, device=self.env.device)
         times_drawn = drawn.bincount(minlength=customers)
-        return self.twin.fit(self.members[self.iteration], self.env.world, self.fit_panel, self.fit_weight * times_drawn,
-                             self.validation_panel, self.validation_weight, self.generator)
+        return self.twin.fit(
+            self.members[self.iteration],
+            self.env.world,
+            self.fit_panel,
+            self.fit_weight * times_drawn,
+            self.validation_panel,
+            self.validation_weight,
+            self.generator,
+        )
 
     def state_dict(self) -> dict:
         """Return everything that fitting needs to go on as if it had not stopped, but for the log."""

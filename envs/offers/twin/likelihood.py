@@ -22,8 +22,9 @@ def bernoulli_log_prob(p: Tensor, happened: Tensor, known: Tensor) -> Tensor:
 def log_likelihood(c: Customers, world: World, panel: Panel) -> dict[str, Tensor]:
     """Return the log-likelihood of a panel by kind of outcome, [T, N] each, 0 where the outcome was not possible.
 
-    A week's draws are independent given the response (envs/offers/world/transition.py), so the kinds add up. Money is scored
-    as a Gamma of shape 1, −log g − y/g: its maximum is the mean, whatever the distribution (McCullagh & Nelder 1989, §8).
+    A week's draws are independent given the response (envs/offers/world/transition.py), so the kinds add up. Money is
+    scored as a Gamma of shape 1, −log g − y/g: its maximum is the mean, whatever the distribution (McCullagh & Nelder
+    1989, §8).
     """
     before, after = panel.state, panel.next_state
     h, f, d = (x.to(c.alpha.dtype) for x in before[:3])

@@ -27,7 +27,7 @@ class PanelPredictions(Protocol):
     """Predictions of a panel of N customers and T weeks (envs/offers/logs/panel.py) by one member of a twin."""
 
     def log_likelihoods(self) -> dict[str, Tensor]:
-        """Return the log-likelihood of what happened by kind of outcome, [T, N] each, 0 where the outcome was not possible."""
+        """Return the log-likelihood by kind of outcome, [T, N] each, 0 where the outcome was not possible."""
 
     def probabilities(self) -> dict[str, OutcomePrediction]:
         """Return predicted probabilities by kind of outcome."""
@@ -38,6 +38,6 @@ class PanelPredictions(Protocol):
     def simulate_season(self, first_free_week: int, generator: torch.Generator) -> Tensor:
         """Return expected trips, margin and spend of all customers by week, [3, T].
 
-        Before `first_free_week` every week starts from what was logged, afterwards from the outcomes that the member drew.
-        What was sent, and who left, is as logged.
+        Before `first_free_week` every week starts from what was logged, afterwards from the outcomes that the member
+        drew. What was sent, and who left, is as logged.
         """

@@ -19,9 +19,9 @@ DRIVEN = ("response", "opt_out", "churn", "margin")  # kinds of outcomes whose d
 class TwinEvaluator:
     """Hold a twin against held-out customers' decisions and, week by week, against the weeks that were held out.
 
-    bins: of calibration curves, by predicted probability. top_k_drivers: drivers in the plot. level: of the warnings' tests,
-    each for all that it looks at. seed: of shuffles and simulated weeks. uplift: holds predicted uplift against a randomised
-    log.
+    bins: of calibration curves, by predicted probability. top_k_drivers: drivers in the plot. level: of the warnings'
+    tests, each for all that it looks at. seed: of shuffles and simulated weeks. uplift: holds predicted uplift against
+    a randomised log.
     """
 
     headline = "twin/log_likelihood"
@@ -56,9 +56,15 @@ class TwinEvaluator:
         drivers = self.drivers(twin, held_out)
         uplift = self.uplift(twin.predictions(held_out), held_out)
         warnings = self.warnings(twin, held_out)
-        caption = ["±: deviation of members; ECE: expected calibration error; skill: 1 − log-likelihood / that of the mean"]
-        caption += [f"held-out week {row['week'] + 1}: {row['trips'][0]:,.0f} trips, predicted {row['trips'][1]:,.0f}; spend "
-                    f"{row['spend'][0]:,.0f}, predicted {row['spend'][1]:,.0f}" for row in weeks if row["held_out"]]
+        caption = [
+            "±: deviation of members; ECE: expected calibration error; skill: 1 − log-likelihood / that of the mean"
+        ]
+        caption += [
+            f"held-out week {row['week'] + 1}: {row['trips'][0]:,.0f} trips, predicted {row['trips'][1]:,.0f}; spend "
+            f"{row['spend'][0]:,.0f}, predicted {row['spend'][1]:,.0f}"
+            for row in weeks
+            if row["held_out"]
+        ]
         caption += uplift.lines + [f"warning: {text}" for text in warnings]
         return Report(
             title=f"{name}: {len(twin.fitted_members)} members, {len(held_out):,} customers that none was fitted to",
@@ -98,8 +104,8 @@ class TwinEvaluator:
     def weeks(self, twin: TwinEnsemble) -> list[dict]:
         """Return trips, margin and spend of all customers by week, [as logged, as the twin has them].
 
-        Held-out weeks are simulated from the first of them on; predictions of the others are of one week each. What was sent,
-        and who could be sent it, is as logged.
+        Held-out weeks are simulated from the first of them on; predictions of the others are of one week each. What was
+        sent, and who could be sent it, is as logged.
         """
         panel, rows = twin.panel, []
         generator = self._generator(panel.features.device)
@@ -115,20 +121,26 @@ class TwinEvaluator:
         return rows
 
     def drivers(self, twin: TwinEnsemble, held_out: Panel) -> dict[str, float]:
-        """Return the log-likelihood a decision that is lost when a column is shuffled among held-out customers (permutation
-        importance, Breiman 2001), greatest first."""
+        """Return permutation importances, greatest first (Breiman 2001).
+
+        Each is the log-likelihood a decision that is lost when a column is shuffled among held-out customers.
+        """
         def driven(panel: Panel) -> float:
             return sum(x for name, x in self.log_likelihood(twin, panel).items() if name in DRIVEN)
         device = held_out.features.device
         order = torch.randperm(len(held_out), generator=self._generator(device), device=device)
         whole = driven(held_out)
-        lost = {name: whole - driven(shuffled) for name, shuffled in twin.twin.shuffled_columns(held_out, order, self.env)}
+        lost = {
+            name: whole - driven(shuffled) for name, shuffled in twin.twin.shuffled_columns(held_out, order, self.env)
+        }
         return dict(sorted(lost.items(), key=lambda item: -item[1]))
 
     @torch.no_grad()
     def misfit(self, twin: TwinEnsemble, held_out: Panel) -> list[str]:
-        """Name the pairs that bring more or fewer trips than any member can explain: there the world's equations do not hold,
-        or who sent knew something that the log does not say."""
+        """Name the pairs that bring more or fewer trips than the members can explain.
+
+        There the world's equations do not hold, or who sent knew something that the log does not say.
+        """
         residuals = [trip_residuals(member.probabilities()["trips"], held_out) for member in twin.predictions(held_out)]
         return misfit_warnings(torch.stack(residuals).mean(0), self.env.world.catalogue, self.level)
 

@@ -1,8 +1,8 @@
 """Fit the structural twin to a log: maximum likelihood of G by L-BFGS."""
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from rlcore.offline.logged_dataset import LoggedDataset
 
 CHUNK = 4096  # customers whose likelihood is taken at once, so that a part fits a cache
 MIN_GAIN = 1e-6  # of the held-out log-likelihood a decision, for a round to count as a gain
-UNIDENTIFIED = {"churn": ("c0", "gamma_f", "gamma_h"), "opt_out": ("opt_out",)}  # by a log in which the outcome never happens
+UNIDENTIFIED = {
+    "churn": ("c0", "gamma_f", "gamma_h"),
+    "opt_out": ("opt_out",),
+}  # by a log in which the outcome never happens
 
 
 def chunk_log_likelihoods(network: ParameterNetwork, world: World, panel: Panel, weight: Tensor) -> Iterator[Tensor]:
@@ -30,18 +33,27 @@ def chunk_log_likelihoods(network: ParameterNetwork, world: World, panel: Panel,
 
 
 class StructuralTwin:
-    """A TwinModel (envs/offers/twin/ensemble.py) with the world's equations: fits G, which gives each customer's parameters.
+    """A TwinModel (envs/offers/twin/ensemble.py) with the world's equations: G gives each customer's parameters.
 
-    Rounds of L-BFGS go on until the likelihood of held-out customers no longer grows. hidden: of G's network; none: G is
-    linear. penalty: Σ W²/2 counts so much against the log-likelihood of all decisions. fixed_parameters: are left to the
-    population's priors, beside those that a log without some outcome cannot tell. reference_size: customers drawn to
-    know mean and spread of θ.
+    Rounds of L-BFGS go on until the likelihood of held-out customers no longer grows. hidden: of G's network; none: G
+    is linear. penalty: Σ W²/2 counts so much against the log-likelihood of all decisions. fixed_parameters: are left to
+    the population's priors, beside those that a log without some outcome cannot tell. reference_size: customers drawn
+    to know mean and spread of θ.
     """
 
     unobserved_note = "its parameters are drawn from the priors"
 
-    def __init__(self, *, hidden: list[int], penalty: float, rounds: int, steps: int, patience: int, fixed_parameters: list,
-                 reference_size: int):
+    def __init__(
+        self,
+        *,
+        hidden: list[int],
+        penalty: float,
+        rounds: int,
+        steps: int,
+        patience: int,
+        fixed_parameters: list,
+        reference_size: int,
+    ):
         self.hidden, self.penalty = hidden, penalty
         self.rounds, self.steps, self.patience = rounds, steps, patience
         self.fixed_parameters = tuple(fixed_parameters)
@@ -49,10 +61,12 @@ class StructuralTwin:
         self.columns: dict[str, list[int]] = {}  # of each parameter in θ's matrix
 
     def make_members(self, env, seed: int, members: int) -> list[ParameterNetwork]:
-        """Make unfitted G around the mean of θ. Raises ValueError on unknown parameters, or where the state is hidden."""
+        """Make unfitted G around the mean of θ. Raises ValueError on unknown parameters and hidden states."""
         if env.codec.hides_state:
-            raise ValueError("algo/twin=structural: learns from habit, fatigue and expectation, which this env/observation hides: "
-                             "expected env/observation=state, or algo/twin=neural")
+            raise ValueError(
+                "algo/twin=structural: learns from habit, fatigue and expectation, which this env/observation hides: "
+                "expected env/observation=state, or algo/twin=neural"
+            )
         generator = torch.Generator(env.device).manual_seed(2 * seed)
         customers = env.population.draw(self.reference_size, generator, "train").customers
         theta = theta_to_matrix(customers)
@@ -61,7 +75,9 @@ class StructuralTwin:
             raise ValueError(f"algo.twin.fixed_parameters: no such parameter: {', '.join(sorted(unknown))}; there are "
                              f"{', '.join(self.columns)}")
         torch.manual_seed(seed)
-        return [ParameterNetwork(env.static_dim, theta.mean(0), theta.std(0), hidden=self.hidden) for _ in range(members)]
+        return [
+            ParameterNetwork(env.static_dim, theta.mean(0), theta.std(0), hidden=self.hidden) for _ in range(members)
+        ]
 
     def to_panel(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week."""
@@ -82,7 +98,9 @@ class StructuralTwin:
             held_out_weight: Tensor, generator: torch.Generator) -> dict:
         """Fit a member to a panel under weights [T, N]; return the log-likelihood a decision of both panels."""
         member.fit_scale(panel.features.T)
-        optimizer = torch.optim.LBFGS(member.parameters(), max_iter=self.steps, history_size=20, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            member.parameters(), max_iter=self.steps, history_size=20, line_search_fn="strong_wolfe"
+        )
         total, held_out_total = weight.sum(), held_out_weight.sum()
 
         def closure() -> Tensor:
@@ -116,7 +134,7 @@ class StructuralTwin:
         return StructuralPredictions(customers, world, panel)
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
-        """Yield each column that members see by name, with the panel in which customers have that of customers `order` [N]."""
+        """Yield each column that members see by name, with a panel in which it is that of customers `order` [N]."""
         for k, name in enumerate(env.population.feature_names):
             features = panel.features.clone()
             features[k] = features[k, order]

@@ -1,9 +1,9 @@
 """The structural twin: θ = G(x), and a population whose customers respond as an ensemble of such maps says."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import fields
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ def parameter_columns(c: Customers) -> dict[str, list[int]]:
 class ParameterNetwork(FeatureNetwork):
     """G: features [N, F] → θ as a matrix [N, K] (`theta_to_matrix`).
 
-    θ is `middle` [K] plus `spread` [K] times the network's output, kept within each parameter's range. Where the spread is 0,
-    θ is the middle.
+    θ is `middle` [K] plus `spread` [K] times the network's output, kept within each parameter's range. Where the spread
+    is 0, θ is the middle.
     """
 
     def __init__(self, num_features: int, middle: Tensor, spread: Tensor, *, hidden: list[int]):
@@ -54,9 +54,9 @@ class ParameterNetwork(FeatureNetwork):
 class TwinPopulation:
     """The customers of a `base` population, who respond as a structural twin says.
 
-    Each customer responds as one member of the twin's ensemble, drawn for the season, so that no policy can live off the
-    errors of one member. path: a checkpoint of algo=twin; null: customers respond as the base population has them. Raises
-    ValueError where the checkpoint is of another kind, or was fitted to other features or channels.
+    Each customer responds as one member of the twin's ensemble, drawn for the season, so that no policy can live off
+    the errors of one member. path: a checkpoint of algo=twin; null: customers respond as the base population has them.
+    Raises ValueError where the checkpoint is of another kind, or was fitted to other features or channels.
     """
 
     def __init__(self, catalogue: Catalogue, *, base: Callable[[Catalogue], Population], path: str | None):
@@ -77,12 +77,16 @@ class TwinPopulation:
             raise ValueError(f"{where}: expected a checkpoint of algo=twin, got {state.get('name')}")
         twin = state["agent"]
         if twin["kind"] != KIND:
-            raise ValueError(f"{where}: a {twin['kind']} twin, whose customers have no parameters: expected env=offers_twin "
-                             f"env/observation=history env.twin={path}")
+            raise ValueError(
+                f"{where}: a {twin['kind']} twin, whose customers have no parameters: expected env=offers_twin "
+                f"env/observation=history env.twin={path}"
+            )
         first = twin["members"][0]
         num_features, size = len(first["standardize.mean"]), len(first["middle"])
         if num_features != self.num_features:
-            raise ValueError(f"{where}: fitted to customers of {num_features} features, here they have {self.num_features}")
+            raise ValueError(
+                f"{where}: fitted to customers of {num_features} features, here they have {self.num_features}"
+            )
         channels, here = len(theta_from_matrix(first["middle"][None]).omega), len(catalogue.channels)
         if channels != here:
             raise ValueError(f"{where}: fitted to a catalogue of {channels} channels, here it has {here}")

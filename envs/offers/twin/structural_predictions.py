@@ -7,13 +7,13 @@ from torch import Tensor
 from envs.offers.logs.panel import Panel
 from envs.offers.twin.likelihood import log_likelihood, predicted_probabilities
 from envs.offers.twin.predictions import ContactEffect, OutcomePrediction
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState, Customers, World
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, CustomerState, World
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
 
 class StructuralPredictions:
-    """PanelPredictions (envs/offers/twin/predictions.py) for the customers of a panel, whose parameters are `customers`."""
+    """PanelPredictions (envs/offers/twin/predictions.py) of a panel whose customers have the parameters `customers`."""
 
     def __init__(self, customers: Customers, world: World, panel: Panel):
         self.customers = customers

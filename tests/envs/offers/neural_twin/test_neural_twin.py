@@ -1,25 +1,24 @@
-"""The neural twin: histories by their definitions, valid responses, and an environment that is the world's where networks are
-its equations."""
+"""The neural twin: histories by definition, valid responses, the world itself where networks are its equations."""
 from __future__ import annotations
 
 import pytest
 import torch
-from configs import load, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from small_offers import random_log, random_season
-from toy_envs import part, train
 from torch import nn
 
-from envs.offers.world.history import History, column_names
+from configs import load, node
 from envs.offers.neural_twin.counterfactual import Counterfactual
 from envs.offers.neural_twin.customers import NeuralCustomers, NeuralMember, Predictions, treatments_by_value
 from envs.offers.neural_twin.env import NeuralTwinEnv
-from envs.offers.populations.base import theta_from_matrix
-from envs.offers.planning.dynamic_program import no_contact_values
 from envs.offers.neural_twin.response_models import TRIP, ExposureLikelihood, OtherOutcomes, ValidProbabilities
+from envs.offers.planning.dynamic_program import no_contact_values
+from envs.offers.populations.base import theta_from_matrix
+from envs.offers.world.history import History, column_names
 from envs.offers.world.response import outcome
 from rlcore import checkpoint
+from small_offers import random_log, random_season
+from toy_envs import part, train
 
 CPU, HALF_LIVES = torch.device("cpu"), [1.0, 3.0]
 STATIC = node("world/static").disabled_effects
@@ -66,7 +65,7 @@ def scalar_columns(catalogue, weeks, halvings):
 def test_columns_are_those_of_a_slow_loop(make_catalogue):
     catalogue, g = make_catalogue(), torch.Generator().manual_seed(0)
     history, weeks = History.start(torch.zeros(20, dtype=torch.long), torch.float64), [[] for _ in range(20)]
-    for t in range(9):
+    for _ in range(9):
         wanted = torch.tensor([scalar_columns(catalogue, w, HALF_LIVES) for w in weeks], dtype=torch.float64)
         torch.testing.assert_close(history.columns(HALF_LIVES), wanted, atol=1e-6, rtol=1e-6)
         offer, channel = (torch.randint(n, (20,), generator=g) for n in (6, 5))
@@ -123,19 +122,39 @@ class Equations(nn.Module):
         trips, redeemed = [], []
         for a in range(26):
             offer, channel = divmod(a - 1 + channels, channels) if a else (0, 0)
-            o = outcome(c, self.world, week, none, none, none, *(torch.full((len(inputs),), x) for x in (offer, channel)))
+            o = outcome(
+                c, self.world, week, none, none, none, *(torch.full((len(inputs),), x) for x in (offer, channel))
+            )
             trips.append(o.redeem + o.buy)
             redeemed.append(o.redeem)
-        return Predictions(trip=torch.stack(trips, 1), redeem=torch.stack(redeemed, 1),
-                           churn=torch.stack((c.c0, 0.25 * c.c0), 1), opt_out=torch.zeros(len(inputs), 5), margin=c.margin)
+        return Predictions(
+            trip=torch.stack(trips, 1),
+            redeem=torch.stack(redeemed, 1),
+            churn=torch.stack((c.c0, 0.25 * c.c0), 1),
+            opt_out=torch.zeros(len(inputs), 5),
+            margin=c.margin,
+        )
 
 
 def twinned_env(monkeypatch, world, **changes):
     """A neural environment on Equations, and the structural one of the same seed."""
     true = environment(world=world, **changes)
-    monkeypatch.setattr("envs.offers.neural_twin.env.NeuralEnsemble", lambda path, env: type("E", (), {
-        "members": [Equations(env)], "customers": lambda self, x, w: NeuralCustomers(self.members, torch.zeros(len(x), dtype=torch.long), x, w, HALF_LIVES)})())
-    config = opened("offers_twin", _target_="envs.offers.neural_twin.env.NeuralTwinEnv", twin="x", world=world, **changes)
+    monkeypatch.setattr(
+        "envs.offers.neural_twin.env.NeuralEnsemble",
+        lambda path, env: type(
+            "E",
+            (),
+            {
+                "members": [Equations(env)],
+                "customers": lambda self, x, w: NeuralCustomers(
+                    self.members, torch.zeros(len(x), dtype=torch.long), x, w, HALF_LIVES
+                ),
+            },
+        )(),
+    )
+    config = opened(
+        "offers_twin", _target_="envs.offers.neural_twin.env.NeuralTwinEnv", twin="x", world=world, **changes
+    )
     return instantiate(config, _convert_="all")(CPU, 0), true
 
 
@@ -164,24 +183,37 @@ def test_where_nothing_lasts_it_is_the_structural_environment(monkeypatch):
 
 def test_churn_weighs_as_the_dynamic_program_does(monkeypatch):
     """Where only purchases keep customers: the tail is V_end, and a season's rewards are A⁰ on average."""
-    env, true = twinned_env(monkeypatch, {"disabled_effects": [x for x in STATIC if x != "c0"]}, num_agents=4000, price_range=[1e-6, 2e-6])
+    env, true = twinned_env(
+        monkeypatch, {"disabled_effects": [x for x in STATIC if x != "c0"]}, num_agents=4000, price_range=[1e-6, 2e-6]
+    )
     env.reset(), true.reset()
     worth = env.neural_customers.tail_value(env.season.track.history, torch.ones(4000))
-    torch.testing.assert_close(worth, no_contact_values(true.customers, true.world)[-1].unsubscribed[0], rtol=2e-3, atol=1e-2)
+    torch.testing.assert_close(
+        worth, no_contact_values(true.customers, true.world)[-1].unsubscribed[0], rtol=2e-3, atol=1e-2
+    )
     g, ours, theirs = torch.Generator().manual_seed(0), 0.0, 0.0
     for _ in range(12):
         action = acted(g, 4000)
         ours, theirs = ours + env.step(action).reward, theirs + true.step(action).reward
     difference = (ours - theirs).double()  # of equal means: true rewards stop where churn is drawn
-    assert abs(difference.mean()) < 4 * difference.std() / 4000**0.5 and abs(ours.mean()) > 10 * difference.std() / 4000**0.5
+    assert (
+        abs(difference.mean()) < 4 * difference.std() / 4000**0.5
+        and abs(ours.mean()) > 10 * difference.std() / 4000**0.5
+    )
 
 
 def customers_of(env, n=200, order=(), seed=0):
     """A crowd of two members of random weights, far from what any log would teach."""
     torch.manual_seed(seed)
     size = env.static_dim + len(column_names(HALF_LIVES)) + 1
-    members = [NeuralMember(ExposureLikelihood(env.world.catalogue, hidden=[8], lr=0, decay=0, steps=0, batch_size=0).empty(size),
-                      OtherOutcomes(size, 5, [4]), list(order)) for _ in range(2)]
+    members = [
+        NeuralMember(
+            ExposureLikelihood(env.world.catalogue, hidden=[8], lr=0, decay=0, steps=0, batch_size=0).empty(size),
+            OtherOutcomes(size, 5, [4]),
+            list(order),
+        )
+        for _ in range(2)
+    ]
     for p in (p for member in members for p in member.parameters()):
         nn.init.normal_(p, std=0.5)
     return NeuralCustomers(members, torch.arange(n) % 2, torch.randn(n, env.static_dim), env.world, HALF_LIVES)
@@ -191,7 +223,10 @@ def test_without_a_contact_the_contrast_is_zero_to_the_bit():
     env = environment()
     crowd, g = customers_of(env), torch.Generator().manual_seed(0)
     for realised in (False, True):
-        contrast, nothing = Counterfactual(crowd, torch.zeros(200, dtype=torch.long), realised), torch.zeros(200, dtype=torch.long)
+        contrast, nothing = (
+            Counterfactual(crowd, torch.zeros(200, dtype=torch.long), realised),
+            torch.zeros(200, dtype=torch.long),
+        )
         for t in range(12):
             _, earned, rested = contrast.simulate_week(t, nothing, nothing, torch.rand(6, 200, generator=g))
             assert torch.equal(earned, rested) and (earned != 0).any()
@@ -214,7 +249,11 @@ def test_probabilities_are_valid_and_grow_with_face_value(make_catalogue):
     class Wild(nn.Module):
         def forward(self, x):
             return 3 * torch.randn(len(x), 26, 2, generator=torch.Generator().manual_seed(0))
-    for inner, trip, redeem in (("seen", *loose), ("any", *ValidProbabilities(Wild(), order)(torch.zeros(50, 3)).unbind(-1))):
+
+    for inner, trip, redeem in (
+        ("seen", *loose),
+        ("any", *ValidProbabilities(Wild(), order)(torch.zeros(50, 3)).unbind(-1)),
+    ):
         assert (redeem >= 0).all() and (redeem <= trip).all() and (trip > 0).all() and (trip < 1).all(), inner
         assert (redeem[:, 0] == 0).all()
 
@@ -229,7 +268,10 @@ def test_what_is_fitted_is_near_the_truth_where_history_tells_all():
     inputs = held.inputs[:, 5].T
     with torch.no_grad():
         found, true = model.members[0](inputs), Equations(env)(inputs)
-    error = [((a - b).square().mean() / b.var()).item() for a, b in ((found[0][:, 0], true[0][:, 0]), (found[4].log(), true[4].log()))]
+    error = [
+        ((a - b).square().mean() / b.var()).item()
+        for a, b in ((found[0][:, 0], true[0][:, 0]), (found[4].log(), true[4].log()))
+    ]
     assert max(error) < 0.1, error
     lift, wanted = ((x[0][:, 1:] - x[0][:, :1]).flatten() for x in (found, true))
     assert torch.corrcoef(torch.stack((lift, wanted)))[0, 1] > 0.6
@@ -277,14 +319,18 @@ def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
     model.set_dataset(log)
     train(model)
     path = str(tmp_path / "neural.pt")
-    checkpoint.save(path, {"name": "twin", "agent": model.state_dict(), "config": {"algo": OmegaConf.to_container(config)}})
+    checkpoint.save(
+        path, {"name": "twin", "agent": model.state_dict(), "config": {"algo": OmegaConf.to_container(config)}}
+    )
     small = {"customers": 30, "tuning_customers": 20, "seasons": 1, "tuning_seasons": 1, "fees": [0.0, 0.5]}
     twin = environment("offers_twin", twin=path, evaluation=small)
     assert isinstance(twin, NeuralTwinEnv) and len(twin.twin.networks) == 2
     report = twin.evaluation(twin).evaluate(None, "none")
     assert set(report.rows) == {"none", "random", "propensity", "uplift rank", "myopic knapsack", "myopic + fee"}
     assert report.rows["none"]["incremental_profit"] == 0 and report.rows["none"]["profit_ci"] == [0, 0]
-    assert 0.5 < report.rows["myopic knapsack"]["spend_ratio"] <= 1.1 and report.rows["random"]["incremental_profit"] != 0
+    assert (
+        0.5 < report.rows["myopic knapsack"]["spend_ratio"] <= 1.1 and report.rows["random"]["incremental_profit"] != 0
+    )
     with pytest.raises(ValueError, match="expected env/observation=history"):
         environment("offers_twin", twin=path, observation=node("observation/state"))
     with pytest.raises(ValueError, match="a neural twin, whose customers have no parameters"):
@@ -292,6 +338,10 @@ def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="fatigue_penalty: expected 0"):
         environment("offers_twin", twin=path, reward={"fatigue_penalty": 1.0})
     with pytest.raises(ValueError, match="fitted to customers or a catalogue of another kind"):
-        environment("offers_twin", twin=path, catalogue={"channels": {"fax": {"cost": 1.0, "attention": 0.1, "opt_out": 0.1, "fatigue_steps": 1}}})
+        environment(
+            "offers_twin",
+            twin=path,
+            catalogue={"channels": {"fax": {"cost": 1.0, "attention": 0.1, "opt_out": 0.1, "fatigue_steps": 1}}},
+        )
     with pytest.raises(ValueError, match="expected env/observation=state, or algo/twin=neural"):
         instantiate(part("twin"), _convert_="all")(environment(), 0)

@@ -1,4 +1,4 @@
-"""The twin: likelihood against the scalar world, maximum likelihood against closed forms and truth, and who draws from it."""
+"""The structural twin: likelihood against the scalar world, its maximum against closed forms and truth, who draws."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -6,22 +6,22 @@ from itertools import product
 
 import pytest
 import torch
-from configs import load, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+
+from configs import load, node
+from envs.offers.logs.panel import Panel, to_panel
+from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
+from envs.offers.twin.diagnostics import propensity_warnings
+from envs.offers.twin.likelihood import log_likelihood
+from envs.offers.twin.structural_model import TwinPopulation
+from envs.offers.world.customers import CustomerState
 from reference_world import GONE, STATES, pick
+from rlcore import checkpoint
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.propensity_checks import imbalance, significant
 from small_offers import random_log
 from toy_envs import part, train
-
-from envs.offers.logs.panel import Panel, to_panel
-from envs.offers.twin.likelihood import log_likelihood
-from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.structural_model import TwinPopulation
-from envs.offers.twin.diagnostics import propensity_warnings
-from envs.offers.world.customers import CustomerState
-from rlcore import checkpoint
-from rlcore.ope.propensity_checks import imbalance, significant
-from rlcore.offline.logged_dataset import LoggedDataset
 
 CPU = torch.device("cpu")
 
@@ -151,8 +151,17 @@ def test_more_decisions_bring_it_nearer_to_the_truth():
         sample = env.population.draw(2000, torch.Generator().manual_seed(9), "test")
         with torch.no_grad():
             guess = theta_from_matrix(model.members[0](sample.features.float()))
-        errors.append([((of(guess) - of(sample.customers)).square().mean() / of(sample.customers).var()).item() for of in (
-            lambda c: c.alpha + c.kappa / 2, lambda c: c.margin.log(), lambda c: c.pi_minus, lambda c: c.delta_d)])
+        errors.append(
+            [
+                ((of(guess) - of(sample.customers)).square().mean() / of(sample.customers).var()).item()
+                for of in (
+                    lambda c: c.alpha + c.kappa / 2,
+                    lambda c: c.margin.log(),
+                    lambda c: c.pi_minus,
+                    lambda c: c.delta_d,
+                )
+            ]
+        )
     assert all(many < few / 2 for few, many in zip(*errors)) and max(errors[1][:2]) < 0.02, errors
 
 
@@ -177,7 +186,9 @@ def test_every_customer_is_one_members_and_all_members_are_drawn(saved):
     env = environment_on_twin(path)
     sample = env.population.draw(400, torch.Generator().manual_seed(0), "train")
     with torch.no_grad():
-        each = torch.stack([theta_to_matrix(theta_from_matrix(member(sample.features.float()))) for member in model.members])
+        each = torch.stack(
+            [theta_to_matrix(theta_from_matrix(member(sample.features.float()))) for member in model.members]
+        )
     same = (theta_to_matrix(sample.customers).float() - each).abs().amax(2) < 1e-4
     assert (same.sum(0) == 1).all() and (same.double().mean(1) - 0.5).abs().max() < 0.1
     for k in range(2):
@@ -187,7 +198,7 @@ def test_every_customer_is_one_members_and_all_members_are_drawn(saved):
 
 
 def test_fixed_parameters_are_drawn_from_the_priors(saved):
-    model, path = saved
+    _, path = saved
     state = checkpoint.load(path)
     state["agent"]["fixed_columns"] = [0, 5]
     checkpoint.save(path, state)
@@ -248,7 +259,7 @@ def test_a_log_with_wrong_propensities_is_warned_of():
 
 
 def test_bad_input_is_one_line(saved, tmp_path):
-    model, path = saved
+    _, path = saved
     env, log = random_log(40)
     with pytest.raises(ValueError, match="what decisions led to"):
         to_panel(LoggedDataset(**{**log.__dict__, "next_obs": None}), env, "x.csv")
@@ -289,7 +300,7 @@ def world_itself():
 
 
 def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
-    env, model = world_itself
+    _, model = world_itself
     report = model.make_evaluator().evaluate(model, "twin")
     assert report.extra["warnings"] == [] and set(report.rows) == {"trips", "redeemed", "opt_out", "churn"}
     for name, row in report.rows.items():
@@ -307,7 +318,7 @@ def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
 
 def test_trips_that_no_equation_explains_are_named(world_itself):
     """Whoever is contacted by a channel that nobody sees buys all the same: who sent knew."""
-    env, model = world_itself
+    _, model = world_itself
     log, evaluation = model.panel, model.make_evaluator()
     by_push = (log.offer > 0) & (log.channel == 0) & log.logged & (log.state.status == 0)
     warnings = evaluation.misfit(model, replace(log, bought=log.bought | by_push))

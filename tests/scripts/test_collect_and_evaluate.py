@@ -58,7 +58,7 @@ def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
     assert done.returncode == 0, done.stderr
     members = json.loads((folder / "on_twin/metrics.json").read_text())["members"]
     assert set(members) == {"member 1", "member 2"} and all(row["bound"] > 0 for row in members.values())
-    done = script(folder, "evaluate", "checkpoint=on_twin/checkpoint.pt", "env.population.path=null", "hydra.run.dir=in_truth")
+    done = script(folder, "evaluate", "checkpoint=on_twin/checkpoint.pt", "+env.population.path=null", "hydra.run.dir=in_truth")
     assert done.returncode == 0, done.stderr
     assert "members" not in json.loads((folder / "in_truth/metrics.json").read_text())
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.budget_rules import BudgetRule

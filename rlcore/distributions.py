@@ -32,7 +32,8 @@ class MaskedMultiDiscrete:
 
     def __init__(self, logits: Tensor, action_mask: Tensor, nvec: tuple[int, ...]):
         self.nvec = nvec
-        self.logits = torch.where(action_mask.flatten(1), logits, -torch.inf)
+        additive_mask = torch.where(action_mask.flatten(1), 0.0, -torch.inf)  # a sum costs nothing in the backward pass
+        self.logits = logits + additive_mask.to(logits.dtype)
         self.log_probs = torch.log_softmax(self.logits, -1)
 
     @property

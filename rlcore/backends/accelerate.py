@@ -46,6 +46,9 @@ def apply_mode(algorithm: Algorithm, mode: str) -> None:
 def apply_mode_to_ppo(algorithm: PPO, mode: str) -> None:
     """Compile or record PPO's rollout, advantages and gradient step, and the step of its auxiliary model."""
     algorithm.gae = triton_gae.gae
+    functional = algorithm.env.as_functional()
+    if functional:  # fewer calls a step than through the environment's own
+        algorithm.collect_rollout = FunctionalRollout(partial(scan_rollout, functional, algorithm.network, loop_scan))
     if mode == "compile":
         compile_ppo(algorithm)
     if mode == "cudagraph":

@@ -55,7 +55,7 @@ class RationalTanh(nn.Module):
     """The hyperbolic tangent as a rational function."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return RationalTanhFunction.apply(x)
+        return RationalTanhFunction.apply(x) if torch.is_grad_enabled() else rational_tanh(x)
 
 
 def invert_by_product(probs: Tensor, u: Tensor) -> Tensor:

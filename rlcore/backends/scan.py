@@ -14,12 +14,17 @@ from rlcore.rollout import Rollout
 def scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
     """Run carry, out = body(carry, row) along the first dimension of the tensors in `rows`; return carry and stacked outs.
 
-    It is for a compiler, which keeps it a loop: the body is compiled once, however many rows there are.
+    It is for a compiler, which keeps it a loop: the body is compiled once, however many rows there are. Bools come out as
+    float32, because a compiler does not vectorise copies of bool.
     """
+    def own_memory(x: Tensor) -> Tensor:  # results may not share memory with arguments
+        return x.float() if x.dtype == torch.bool else x.clone()
+
     def unshared(carry: Tensor, row: Any) -> tuple[Tensor, Any]:
         carry, out = body(carry, row)
-        return carry, pytree.tree_map(torch.clone, out)  # results may not share memory with arguments
-    return scan_operator(unshared, carry, rows)
+        return carry, pytree.tree_map(own_memory, out)
+    carry, outs = scan_operator(unshared, carry, rows)
+    return carry, outs
 
 
 def loop_scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
@@ -57,5 +62,6 @@ class FunctionalRollout:
         state, columns, infos = self.run(env.state, inputs, uniforms)
         env.set_state(state)
         last_obs, _ = env.reset()
+        columns["action_mask"] = columns["action_mask"].bool()
         return Rollout(**columns, terminated=inputs.ends, truncated=torch.zeros_like(inputs.ends), final_obs=None,
                        last_obs=last_obs, info=infos)

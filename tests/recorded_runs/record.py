@@ -50,6 +50,12 @@ RUNS: dict[str, list[str]] = {
             "algo.batch_size=256", "log={log}"],
     "twin": ["algo=twin", "env=offers", "algo.members=2", "algo.twin.reference_size=500", "algo.twin.rounds=2",
              "env.population.reference_size=500", "log={log}"],
+    "ppo on a twin": ["algo=ppo", *(x.replace("env.population.", "env.population.base.") for x in OFFERS_PPO),
+                      "env/population=twin", "env.population.path={twin}/checkpoint.pt"],
+    "neural twin": ["algo=twin", "algo/twin=neural", "env=offers", "algo.members=2", "algo.twin.response.steps=40",
+                    "algo.twin.other_outcomes.steps=40", "env.population.reference_size=500", "log={log}"],
+    "ppo on a neural twin": ["algo=ppo", *(x for x in OFFERS_PPO if x != "env=offers"), "env=offers_twin", "env/observation=history",
+                             "env.twin={neural twin}/checkpoint.pt"],
     "reward_model": [*EMAIL, "algo=reward_model", "algo.updates_per_iteration=4", "algo.eval_every=1",
                      "env.evaluation.bootstrap_samples=50"],
     "ppo_kl": [*EMAIL, "algo=ppo_kl", "algo.language_model.dim=16", "algo.language_model.heads=2",
@@ -60,8 +66,8 @@ RUNS: dict[str, list[str]] = {
                "algo.sft.updates_per_iteration=2", "algo.reward_model_training.updates_per_iteration=4",
                "algo.reward_model_training.eval_every=1"],
 }
-NEEDS_LOG = ("cql", "bcq", "twin")
-NEEDS_CQL = ("ppo offers from cql",)
+NEEDS_LOG = ("cql", "bcq", "twin", "neural twin")
+NEEDS_RUN = {"ppo offers from cql": "cql", "ppo on a twin": "twin", "ppo on a neural twin": "neural twin"}
 
 
 def call(folder: Path, script: str, overrides: list[str]) -> None:
@@ -93,15 +99,25 @@ def digest(checkpoint: Path) -> str:
     return found.hexdigest()[:16]
 
 
+def directory(name: str, folder: Path) -> Path:
+    """Name the folder that one of RUNS writes to."""
+    return folder / name.replace(" ", "_").replace(",", "")
+
+
 def play(name: str, folder: Path) -> dict:
     """Run one of RUNS, after what it needs, and return what it gave."""
-    log, cql = folder / "log.csv", folder / "cql"
-    if name in (*NEEDS_LOG, *NEEDS_CQL) and not log.exists():
+    log = folder / "log.csv"
+    if name in NEEDS_LOG and not log.exists():
         call(folder, "collect", ["env.num_agents=200", "decisions=4800", "out=log.csv"])
-    if name in NEEDS_CQL and not cql.exists():
-        play("cql", folder)
-    where = folder / name.replace(" ", "_").replace(",", "")
-    overrides = [x.format(log=log, cql=cql) if "{log}" in x or "{cql}" in x else x for x in RUNS[name]]
+    if name in NEEDS_RUN and not directory(NEEDS_RUN[name], folder).exists():
+        play(NEEDS_RUN[name], folder)
+    where = directory(name, folder)
+    places = {"{log}": log, **{f"{{{needed}}}": directory(needed, folder) for needed in NEEDS_RUN.values()}}
+    overrides = []
+    for override in RUNS[name]:
+        for place, path in places.items():
+            override = override.replace(place, str(path))
+        overrides.append(override)
     call(folder, "train", [*overrides, f"hydra.run.dir={where}"])
     metrics = json.loads((where / "metrics.json").read_text())
     return {"weights": digest(where / "checkpoint.pt"), **{key: x for key, x in metrics.items() if key not in TIMINGS}}

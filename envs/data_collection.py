@@ -1,4 +1,4 @@
-"""Roll a logging policy out in any environment into a dataset of its decisions, their propensities and their outcomes."""
+"""Roll a logging policy out in any environment into a dataset of decisions, propensities and outcomes."""
 from __future__ import annotations
 
 from typing import Iterator
@@ -49,7 +49,7 @@ class AgentPolicy(LoggingPolicy):
 @torch.no_grad()
 def rollouts(env: VectorEnv, policy: LoggingPolicy, name: str, seed: int, *, decisions: int, steps: int,
              all_propensities: bool) -> Iterator[LoggedDataset]:
-    """Yield at least `decisions`, a chunk a rollout: an episode of new units, or `steps` of an environment that goes on.
+    """Yield at least `decisions`, a chunk a rollout: an episode of new units, or `steps` where there are no episodes.
 
     A unit's decisions stand together, in order. Of an environment that goes on, each agent counts as a unit.
     """
@@ -85,7 +85,7 @@ def rollouts(env: VectorEnv, policy: LoggingPolicy, name: str, seed: int, *, dec
 
 def decide(env: VectorEnv, policy: LoggingPolicy, obs: Tensor, action_mask: Tensor, generator: torch.Generator,
            all_propensities: bool) -> tuple[dict[str, Tensor], Step]:
-    """Draw an action of every agent and take it; return the decision's fields and outcomes, [N, …] each, and the step."""
+    """Draw an action of every agent and take it; return the decision's columns, [N, …] each, and the step."""
     zeros = torch.zeros(len(obs), device=env.device)
     priced = env.as_priced()
     price = priced.price if priced else zeros

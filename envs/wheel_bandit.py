@@ -8,10 +8,10 @@ from envs.base import VectorEnv, Step
 
 
 class Wheel(VectorEnv):
-    """Contexts x uniform on the unit disk, five actions (Riquelme, Tucker & Snoek 2018, §5.4). Every step is an episode.
+    """Contexts uniform on the unit disk, five actions (Riquelme, Tucker & Snoek 2018, §5.4); every step is an episode.
 
-    The first action earns `safe` everywhere, the others `plain`; but beyond radius `delta` the one action that belongs to
-    the quadrant earns `prize`. Noise is normal. Who settles for the safe action never learns of the prizes.
+    The first action earns `safe` everywhere, the others `plain`; but beyond radius `delta` the one action that belongs
+    to the quadrant earns `prize`. Noise is normal. Who settles for the safe action never learns of the prizes.
     """
 
     obs_dim = 2
@@ -41,7 +41,9 @@ class Wheel(VectorEnv):
         safe, plain, prize = self.rewards
         x, y = self.context.unbind(-1)
         quadrant = 1 + (x < 0).long() + 2 * (y < 0).long()
-        pays = (self.context.norm(dim=-1) > self.delta)[:, None] & (torch.arange(5, device=self.device) == quadrant[:, None])
+        pays = (self.context.norm(dim=-1) > self.delta)[:, None] & (
+            torch.arange(5, device=self.device) == quadrant[:, None]
+        )
         mean = torch.where(pays, prize, plain)
         mean[:, 0] = safe
         return mean

@@ -20,8 +20,8 @@ ENVIRONMENTS = {
     "offers, histories and caps": ["env=offers", "env.num_agents=6", "env.population.reference_size=200",
                                    "env/observation=history", "env/contact_rules=caps"],
     "offers_sequential": ["env=offers_sequential", "env.num_agents=3", "env.customers=4"],
-    "offers_sequential, structural": ["env=offers_sequential", "env.num_agents=3", "env.customers=4",
-                                      "env/world=structural"],
+    "offers_sequential, structural customers": ["env=offers_sequential", "env.num_agents=3", "env.customers=4",
+                                      "env/world=sequential"],
     "gymnasium": ["env=gymnasium", "env.num_agents=2"],
 }
 ALGORITHMS = {

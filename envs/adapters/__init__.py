@@ -1,0 +1,1 @@
+"""Other people's interfaces, both ways; each file needs its package: Gymnasium or Stable-Baselines3."""

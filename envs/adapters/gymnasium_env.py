@@ -20,7 +20,7 @@ MAX_COMBINATIONS = 2**16  # combinations of heads that a joint table is made for
 
 
 def make_copies(id: str, kwargs: dict, count: int) -> SyncVectorEnv:
-    """Make `count` copies of a registered environment with flat observations; raise ValueError where it can't be used."""
+    """Make copies of a registered environment with flat observations; raise ValueError where it can't be used."""
     def make():
         return gymnasium.wrappers.FlattenObservation(gymnasium.make(id, **kwargs))
     try:
@@ -30,7 +30,7 @@ def make_copies(id: str, kwargs: dict, count: int) -> SyncVectorEnv:
 
 
 def head_sizes(id: str, space: spaces.Space) -> tuple[int, ...]:
-    """Return the sizes of the heads of a discrete action space; raise ValueError where it is none or has too many actions."""
+    """Return the sizes of the heads of an action space; raise ValueError where it is not discrete or too large."""
     if isinstance(space, spaces.Discrete):
         nvec = (int(space.n),)
     elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
@@ -38,16 +38,18 @@ def head_sizes(id: str, space: spaces.Space) -> tuple[int, ...]:
     else:
         raise ValueError(f"env.id: expected Discrete or MultiDiscrete actions, {id} has {space}")
     if math.prod(nvec) > MAX_COMBINATIONS:
-        raise ValueError(f"env.id: {id} has {math.prod(nvec):,} combinations of actions, more than {MAX_COMBINATIONS:,}")
+        raise ValueError(
+            f"env.id: {id} has {math.prod(nvec):,} combinations of actions, more than {MAX_COMBINATIONS:,}"
+        )
     return nvec
 
 
 class GymnasiumEnv(VectorEnv):
     """Copies of a Gymnasium environment, stepped on the host and reset in the step; observations are flattened.
 
-    Masks are taken from `action_masks()` (a row of Σn entries, one a choice, or Πn, one a combination; the convention of
-    sb3-contrib) or from `info["action_mask"]`. What is inside the environments can't be saved: a resumed run starts new
-    episodes.
+    Masks are taken from `action_masks()` (a row of Σn entries, one a choice, or Πn, one a combination; the convention
+    of sb3-contrib) or from `info["action_mask"]`. What is inside the environments can't be saved: a resumed run starts
+    new episodes.
     """
 
     can_truncate = True
@@ -84,7 +86,7 @@ class GymnasiumEnv(VectorEnv):
         return self._to_device(obs), action_mask.to(self.device)
 
     def _joint_mask(self, given: Tensor) -> Tensor:
-        """Return the joint mask [B, *nvec] of a row an environment: Σn entries, one a choice, or Πn, one a combination."""
+        """Return the joint mask [B, *nvec] of rows with Σn entries, one a choice, or Πn, one a combination."""
         given = given.flatten(1)
         if given.shape[1] == sum(self.nvec):
             action_mask = torch.ones(len(given), *self.nvec, dtype=torch.bool)
@@ -105,7 +107,8 @@ class GymnasiumEnv(VectorEnv):
     def step(self, action: Tensor) -> Step:
         """Act [B, K], one copy after the other."""
         chosen = action.cpu().numpy() + self.first_action
-        obs, reward, terminated, truncated, info = self.envs.step(chosen[:, 0] if self.first_action.ndim == 0 else chosen)
+        chosen = chosen[:, 0] if self.first_action.ndim == 0 else chosen
+        obs, reward, terminated, truncated, info = self.envs.step(chosen)
         final_obs = obs.copy()
         for i in np.flatnonzero(terminated | truncated):
             final_obs[i] = info["final_obs"][i]
@@ -113,8 +116,15 @@ class GymnasiumEnv(VectorEnv):
         self.current = self._observe(obs, info)
         reward = self._to_device(reward)
         terminated, truncated = (torch.as_tensor(x).to(self.device) for x in (terminated, truncated & ~terminated))
-        return Step(obs=self.current[0], action_mask=self.current[1], reward=reward, terminated=terminated, truncated=truncated,
-                    final_obs=self._to_device(final_obs), info={"reward": reward, "ended": terminated | truncated})
+        return Step(
+            obs=self.current[0],
+            action_mask=self.current[1],
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            final_obs=self._to_device(final_obs),
+            info={"reward": reward, "ended": terminated | truncated},
+        )
 
     def state_dict(self) -> dict:
         """How far the stream of seeds has gone."""

@@ -59,8 +59,14 @@ class GymnasiumEvaluator:
     @torch.no_grad()
     def _play(self, choose: Choose, count: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
         copies = min(count, self.env.num_agents)
-        env = GymnasiumEnv(self.env.device, self.seed + stream, id=self.env.id, kwargs=self.env.kwargs, num_agents=copies,
-                           evaluation=None)
+        env = GymnasiumEnv(
+            self.env.device,
+            self.seed + stream,
+            id=self.env.id,
+            kwargs=self.env.kwargs,
+            num_agents=copies,
+            evaluation=None,
+        )
         returns, lengths = play_episodes(choose, env, -(-count // copies))
         env.envs.close()
         return returns[:count], lengths[:count]

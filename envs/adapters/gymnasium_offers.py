@@ -89,7 +89,7 @@ class OffersEnv(gymnasium.Env):
 
 
 class OffersVectorEnv(VectorEnv):
-    """All worlds of an environment at once, reset in the step; world i equals an `OffersEnv` of its own seeded seed + i."""
+    """All worlds of an environment at once, reset in the step; world i equals an `OffersEnv` seeded seed + i."""
 
     metadata: dict = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from envs.base import PricedEnv, Repriced, Step
+from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.contact_rules import ContactOptions
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import Contacts, StateValues, VisitedStates
@@ -17,7 +18,7 @@ from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import Sample
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState, RewardConfig
 from envs.offers.world.history import KINDS, History
 from envs.offers.world.response import Outcome, outcome, outcomes, profit
 from envs.offers.world.transition import transition
@@ -26,20 +27,33 @@ from envs.offers.world.transition import transition
 class OffersEnv(PricedEnv):
     """An episode is one season of newly drawn customers, each under a price path of its own (envs/offers/README.md §6).
 
-    The reward is r − price·spend (with shaping A⁰ − price·spend); after the last week V_end is added and all episodes end.
+    The reward is r − price·spend (with shaping A⁰ − price·spend), money. After the last week V_end is added, and all
+    episodes end. Raises ValueError where ranges are empty or budget and contact rules do not fit the catalogue.
     """
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
     graph_regions = ("advance_week", "observe_week")
-    graph_state = ("features", "state", "contact_policy", "customers", "no_contact_values", "uniforms", "past", "prices", "drift", "options")
+    graph_state = (
+        "features",
+        "state",
+        "contact_policy",
+        "customers",
+        "no_contact_values",
+        "uniforms",
+        "outcomes_so_far",
+        "prices",
+        "drift",
+        "options",
+    )
 
-    def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable, reward,
-                 population: Callable, observation: Callable, contact_rules: Callable, budget, evaluation: Callable,
-                 price_range: list, drift_range: list, price_noise: float):
+    def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable,
+                 reward: RewardConfig, population: Callable, observation: Callable, contact_rules: Callable,
+                 budget: Budget, evaluation: Callable, price_range: list[float], drift_range: list[float],
+                 price_noise: float):
         low, high = price_range
         if not 0 < low < high or not drift_range[0] < drift_range[1]:
-            raise ValueError(f"env.price_range, env.drift_range: expected 0 < low < high and low < high, got {price_range}, "
-                             f"{drift_range}")
+            raise ValueError("env.price_range, env.drift_range: expected 0 < low < high and low < high, got "
+                             f"{price_range}, {drift_range}")
         self.device, self.num_agents = torch.device(device), num_agents
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.episode_length = self.world.weeks
@@ -55,8 +69,8 @@ class OffersEnv(PricedEnv):
 
     def _build_codec(self) -> None:
         self.static_dim = self.population.num_features
-        self.codec = self.observation(self.static_dim + self.contact_rules.num_cap_features, self.world.weeks, self.price_range,
-                                      self.drift_range)
+        num_features = self.static_dim + self.contact_rules.num_cap_features
+        self.codec = self.observation(num_features, self.world.weeks, self.price_range, self.drift_range)
         self.obs_dim = self.codec.obs_dim
 
     @property
@@ -73,7 +87,7 @@ class OffersEnv(PricedEnv):
         self.week = 0
         self._prepare_responses(sample)
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
-        self.past = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)  # history, by week
+        self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)  # History's, by week
         self.prices, self.drift = self._price_paths(self.calendar[:, None], n, self.generator)
         self.options, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
         return obs, self._action_mask()
@@ -110,10 +124,12 @@ class OffersEnv(PricedEnv):
         options, obs = self.observe_week(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
         return options._replace(history=history), obs
 
-    def observe_week(self, week: Tensor, state: CustomerState, history: History | None, price: Tensor) -> tuple[ContactOptions, Tensor]:
-        """The same as a function of tensors, for a week [1] and its prices [N]; history None where nothing depends on it."""
+    def observe_week(self, week: Tensor, state: CustomerState, history: History | None,
+                     price: Tensor) -> tuple[ContactOptions, Tensor]:
+        """The same as a function of tensors, for a week [1] and its prices [N]; history None where nothing needs it."""
         options = self.contact_policy(state.status == SUBSCRIBED, [] if history is None else history.contacts)
-        return options, self.codec.encode(options.with_caps_left(self.features), state, history, week, price, self.drift)
+        features = options.with_caps_left(self.features)
+        return options, self.codec.encode(features, state, history, week, price, self.drift)
 
     def _action_mask(self) -> Tensor:
         return self.options.action_mask.unflatten(1, self.nvec)
@@ -124,7 +140,7 @@ class OffersEnv(PricedEnv):
         return self.prices[self.week]
 
     def expected_cost(self, probability: Tensor | None) -> Tensor:
-        """Return the expected spend of every action, [N, O+1, C], by the probability of redeeming, or by the world's own."""
+        """Return the expected spend of every action [N, O+1, C], by P(redeem) as given or by the world's own."""
         catalogue = self.world.catalogue
         if probability is None:
             return outcomes(self.customers, self.world, self.week, self.state).spend.unflatten(1, catalogue.nvec)
@@ -140,71 +156,87 @@ class OffersEnv(PricedEnv):
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by."""
         t, world = self.week, self.world
-        last = t == world.weeks - 1
-        following, came, info = self.advance_week(self.calendar[t:t + 1], self.state, self.options.action_mask, action, self.uniforms[t],
-                                             self.prices[t], self.no_contact_values[t], self.no_contact_values[t + 1])
-        if last and not world.reward.shaping:
-            info["reward"] = info["reward"] + self.no_contact_values[-1].at(following)
-        self.past[:, t].copy_(came)
-        self.state, self.week = following, t + 1
-        self.options, obs = self._observe(History(following.status, *self.past[:, :t + 1]))
-        ends = torch.full((self.num_agents,), last, device=self.device)
-        return Step(obs, self._action_mask(), info["reward"], ends, torch.zeros_like(ends), obs, info)
+        is_last = t == world.weeks - 1
+        next_state, outcomes_of_week, info = self.advance_week(
+            self.calendar[t:t + 1], self.state, self.options.action_mask, action, self.uniforms[t], self.prices[t],
+            self.no_contact_values[t], self.no_contact_values[t + 1])
+        if is_last and not world.reward.shaping:
+            info["reward"] = info["reward"] + self.no_contact_values[-1].at(next_state)
+        self.outcomes_so_far[:, t].copy_(outcomes_of_week)
+        self.state, self.week = next_state, t + 1
+        self.options, obs = self._observe(History(next_state.status, *self.outcomes_so_far[:, :t + 1]))
+        ends = torch.full((self.num_agents,), is_last, device=self.device)
+        return Step(obs=obs, action_mask=self._action_mask(), reward=info["reward"], terminated=ends,
+                    truncated=torch.zeros_like(ends), final_obs=obs, info=info)
 
-    def advance_week(self, week: Tensor, state: CustomerState, action_mask: Tensor, action: Tensor, u: Tensor, price: Tensor, now: StateValues,
-                then: StateValues) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
-        """A week [1] of the customers, of tensors alone: where actions [N, 2], sent where the mask [N, P] allows them, lead to by
-        uniforms u [6, N], what the week adds to the history, and info; `now` and `then` are V⁰ of this week and the next."""
-        c, world = self.customers, self.world
+    def advance_week(self, week: Tensor, state: CustomerState, action_mask: Tensor, action: Tensor, u: Tensor,
+                     price: Tensor, no_contact_values: StateValues,
+                     next_no_contact_values: StateValues) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
+        """Advance the customers by a week [1], as a function of tensors; V⁰ is given of this week and of the next.
+
+        Actions [N, 2] are sent where the mask [N, P] allows them, and uniforms u [6, N] decide. Returns the next state,
+        what the week adds to the history [5, N], and info.
+        """
+        customers, world = self.customers, self.world
         offer, channel = action.unbind(-1)
         offer = self.contact_policy.enforce(action_mask, offer, channel)
-        following, bought, redeemed, o = transition(c, world, week, state, offer, channel, u)
+        contacted = offer > 0
+        next_state, bought, redeemed, expected = transition(customers, world, week, state, offer, channel, u)
         if world.reward.outcomes == "expected":
-            earned, spend = self._profit(state, o, offer > 0), o.spend
-            reward = self._expected_reward(week, state, offer, channel, price, then)
+            profit_of_week, spend = self._expected_profit(state, expected, contacted), expected.spend
+            reward = self._expected_reward(week, state, offer, channel, price, next_no_contact_values)
         else:
-            earned, spend, reward = self._realised(state, following, offer, channel, bought, redeemed, price, now, then)
+            profit_of_week, spend = self._realised_profit(state, next_state, offer, channel, bought, redeemed)
+            reward = profit_of_week - price * spend
+            if world.reward.shaping:
+                reward = reward + next_no_contact_values.at(next_state) - no_contact_values.at(state)
         if world.reward.shaping:
             h, f, d = (x.to(u) for x in state[:3])
-            untold = outcome(c, world, week, h, f, d, torch.zeros_like(offer), channel)
-            earned = earned - self._profit(state, untold, torch.zeros_like(bought))
-        came = History.week(world.catalogue, offer, channel, bought, redeemed.to(u))
-        return following, came, {"redeemed": redeemed, "contacted": offer > 0, "trips": bought, "spend": spend,
-                                 "reward": reward, "profit": earned, "churned": following.status == CHURNED}
+            no_contact = outcome(customers, world, week, h, f, d, torch.zeros_like(offer), channel)
+            profit_of_week = profit_of_week - self._expected_profit(state, no_contact, torch.zeros_like(contacted))
+        outcomes_of_week = History.week(world.catalogue, offer, channel, bought, redeemed.to(u))
+        info = {
+            "redeemed": redeemed,
+            "contacted": contacted,
+            "trips": bought,
+            "spend": spend,
+            "reward": reward,
+            "profit": profit_of_week,
+            "churned": next_state.status == CHURNED}
+        return next_state, outcomes_of_week, info
 
-    def _profit(self, state: CustomerState, o: Outcome, contacted: Tensor) -> Tensor:
-        """Profit that is expected of the week."""
-        h, f = (x.to(o.spend) for x in state[:2])
-        return torch.where(state.status == CHURNED, 0.0, profit(self.customers, self.world.reward, h, f, o, contacted))
+    def _expected_profit(self, state: CustomerState, expected: Outcome, contacted: Tensor) -> Tensor:
+        """Return the profit that is expected of the week, [N]."""
+        h, f = (x.to(expected.spend) for x in state[:2])
+        is_churned = state.status == CHURNED
+        return torch.where(is_churned, 0.0, profit(self.customers, self.world.reward, h, f, expected, contacted))
 
     def _expected_reward(self, week: Tensor, state: CustomerState, offer: Tensor, channel: Tensor, price: Tensor,
-                         then: StateValues) -> Tensor:
-        """Reward that is expected of the week; with shaping, beyond that of nothing."""
-        c, shaping = self.customers, self.world.reward.shaping
-        nothing, contact = action_values(c, self.world, week, VisitedStates(state, c.alpha), price, then if shaping else None,
-                                         contacts=Contacts.each(c, self.world.catalogue, offer, channel))
+                         next_no_contact_values: StateValues) -> Tensor:
+        """Return the reward that is expected of the week, [N]; with shaping, beyond that of no contact."""
+        customers, shaping = self.customers, self.world.reward.shaping
+        no_contact, contact = action_values(
+            customers, self.world, week, VisitedStates(state, customers.alpha), price,
+            next_no_contact_values if shaping else None,
+            contacts=Contacts.each(customers, self.world.catalogue, offer, channel))
         contact = contact[0, 0]
         if shaping:
-            return torch.where(offer > 0, contact - nothing, 0.0)
-        return torch.where(offer > 0, contact, torch.where(state.status == CHURNED, 0.0, nothing))
+            return torch.where(offer > 0, contact - no_contact, 0.0)
+        return torch.where(offer > 0, contact, torch.where(state.status == CHURNED, 0.0, no_contact))
 
-    def _realised(self, state: CustomerState, following: CustomerState, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor,
-                  price: Tensor, now: StateValues, then: StateValues) -> tuple[Tensor, Tensor, Tensor]:
-        """Profit and spend that came of the week, and the reward that they make."""
-        world, terms = self.world, self.world.reward
-        contacted = offer > 0
-        spend = world.catalogue.spend(offer, channel, redeemed)
-        churned = (following.status == CHURNED) & (state.status != CHURNED)
-        annoyed = contacted & (state.fatigue >= terms.fatigue_limit)
+    def _realised_profit(self, state: CustomerState, next_state: CustomerState, offer: Tensor, channel: Tensor,
+                         bought: Tensor, redeemed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the profit and the spend that came of the week, [N] each."""
+        terms = self.world.reward
+        spend = self.world.catalogue.spend(offer, channel, redeemed)
+        churned = (next_state.status == CHURNED) & (state.status != CHURNED)
+        annoyed = (offer > 0) & (state.fatigue >= terms.fatigue_limit)
         earned = ((self.customers.margin + terms.trips) * bought - spend - terms.churn_cost * churned
                   - terms.fatigue_penalty * annoyed)
-        reward = earned - price * spend
-        if terms.shaping:
-            reward = reward + then.at(following) - now.at(state)
-        return earned, spend, reward
+        return earned, spend
 
     def state_dict(self) -> dict:
-        """The random stream, for seasons are drawn whole and nothing is carried over, and what the population fitted."""
+        """Return the random stream, as no season carries anything over, and what the population fitted."""
         return {"generator": self.generator.get_state(), "population": self.population.state_dict()}
 
     def use_realised_outcomes(self) -> None:

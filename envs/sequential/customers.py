@@ -78,9 +78,9 @@ class ToyCustomers:
 class StructuralCustomers:
     """The customers of envs/offers, who remember: each is met once a week, and its state moves on each time.
 
-    Rewards are the world's without V_end and shaping: what a contact does to later weeks is in the state, but N steps away.
-    `incremental` subtracts what the week would have brought without a message: the same choices within a week, and almost
-    none of the noise of purchases that come anyway. `dynamics` is the World that moves the customers.
+    Rewards are the world's without V_end and shaping: what a contact does to later weeks is in the state, but N steps
+    away. `incremental` subtracts what the week would have brought without a message: the same choices within a week,
+    and almost none of the noise of purchases that come anyway. `dynamics` is the World that moves the customers.
     """
 
     uniforms = UNIFORMS  #: random numbers that a customer's response takes
@@ -88,7 +88,8 @@ class StructuralCustomers:
     def __init__(self, catalogue: Catalogue, device: torch.device, *, dynamics: Callable, reward, population: Callable,
                  incremental: bool):
         if reward.shaping or reward.terminal:
-            raise ValueError("env.world.reward: expected shaping: false and terminal: 0, a step here is one of many customers'")
+            raise ValueError("env.world.reward: expected shaping: false and terminal: 0, "
+                             "as a step here is one of many customers'")
         self.realised = is_realised(reward.outcomes)
         self.incremental = incremental
         self.dynamics: World = dynamics(catalogue, reward).to(device, torch.float32)

@@ -1,4 +1,4 @@
-"""The sequential environment: one customer a step in each of many worlds, under a budget that is restored every week."""
+"""The sequential environment: one customer a step in each of many worlds, under a weekly budget."""
 from __future__ import annotations
 
 import copy
@@ -42,10 +42,10 @@ class Delivery(NamedTuple):
 class SequentialEnv(VectorEnv):
     """`num_agents` worlds of `customers` each; a season is the world's weeks × customers steps and ends in termination.
 
-    A message takes its face value and its cost out of the week's budget (`weekly_budget`, money a customer), whether it is
-    redeemed or not. What the budget can't pay is masked; with a `penalty`, added to the reward, it is allowed and not sent. The
-    observation is the customer's features, the time, and the share of the budget that is left. `random_start` starts the
-    worlds at random ages. Random numbers are drawn for `prefetch_steps` steps at a time.
+    A message takes its face value and its cost out of the week's budget (`weekly_budget`, money a customer), whether it
+    is redeemed or not. What the budget can't pay is masked; with a `penalty`, added to the reward, it is allowed and
+    not sent. The observation is the customer's features, the time, and the share of the budget that is left.
+    `random_start` starts the worlds at random ages. Random numbers are drawn for `prefetch_steps` steps at a time.
     """
 
     info_keys = ("reward", "spend", "contacted")
@@ -196,7 +196,7 @@ class SequentialEnv(VectorEnv):
         return self.budget_left
 
     def sample_inputs(self, steps: int) -> StepInputs:
-        """Take the inputs of the next steps, [steps, W, ...]; the worlds then wait for the budget that the steps lead to."""
+        """Take the inputs of the next steps, [steps, W, ...]; the worlds then wait for `set_state`."""
         parts = []
         while steps:
             part = min(steps, self.prefetch_steps - self.position)
@@ -208,7 +208,8 @@ class SequentialEnv(VectorEnv):
         visit = tuple(map(torch.cat, zip(*(part.visit for part in parts))))
         return StepInputs(visit, *map(torch.cat, zip(*(part[1:] for part in parts))))
 
-    def transition(self, budget_left: Tensor, inputs: StepInputs, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def transition(self, budget_left: Tensor, inputs: StepInputs,
+                   action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the budget left after actions [W, 2], the rewards and info, [W] each. Pure."""
         delivery = self._send(budget_left, inputs, action)
         return self._next_budget(delivery.budget_left, inputs), delivery.reward, self._info(delivery)

@@ -17,7 +17,8 @@ from rlcore.report import Report
 
 TIE = 1e-6  # money: of actions that earn the same at a price, the dearer is taken
 BREACH = 1e-6  # money beyond a week's budget that rounding may make
-Choose = Callable[[SequentialEnv, Tensor, Tensor], Tensor]  # environment, obs [W, D], mask [W, *nvec] → flat actions [W]
+#: environment, obs [W, D], action mask [W, *nvec] → flat actions [W]
+Choose = Callable[[SequentialEnv, Tensor, Tensor], Tensor]
 
 
 class SeasonRecord(NamedTuple):
@@ -56,8 +57,8 @@ def simulate_season(choose: Choose, env: SequentialEnv, keep_values: bool = Fals
 def offline_knapsack(values: Tensor, cost: Tensor, budget: float, weeks: int) -> OfflineKnapsack:
     """Solve the linear relaxation of the multiple-choice knapsack of each week and world.
 
-    values [T·N, W, P], cost [P], budget of a week and world. No plan that knows the whole week earns more; the relaxation
-    exceeds the best integer plan by less than one customer's increment (Sinha & Zoltners 1979).
+    values [T·N, W, P], cost [P], budget of a week and world. No plan that knows the whole week earns more; the
+    relaxation exceeds the best integer plan by less than one customer's increment (Sinha & Zoltners 1979).
     """
     steps, w, actions = values.shape
     flat = values.reshape(-1, actions).double()
@@ -109,14 +110,16 @@ def learned_policy(policy: Policy, generator: torch.Generator | None) -> Choose:
 class SequentialEvaluator:
     """Compare policies over seasons of new customers, by the expected rewards of what they send.
 
-    `worlds` seasons are simulated for the table, `validation` in the course of training; the bid price is the mean price of
-    the offline knapsacks of `tuning_worlds` more. `sample`: evaluate a policy by its draws, as it was trained. Where a budget
-    binds, the mode of a policy that contacts every second customer may contact nobody.
+    `worlds` seasons are simulated for the table, `validation` in the course of training; the bid price is the mean
+    price of the offline knapsacks of `tuning_worlds` more. `sample`: evaluate a policy by its draws, as it was trained.
+    Where a budget binds, the mode of a policy that contacts every second customer may contact nobody.
     """
 
     headline = "offers/score"
 
-    def __init__(self, env: SequentialEnv, *, seed: int, worlds: int, validation: int, tuning_worlds: int, sample: bool):
+    def __init__(
+        self, env: SequentialEnv, *, seed: int, worlds: int, validation: int, tuning_worlds: int, sample: bool
+    ):
         self.env, self.stream, self.sample = env, seed * 1000, sample
         self.worlds, self.validation, self.tuning_worlds = worlds, validation, tuning_worlds
         self._validation: tuple[SeasonRecord, OfflineKnapsack] | None = None
@@ -134,8 +137,10 @@ class SequentialEvaluator:
         return season, offline_knapsack(season.values, self.env.cost, self.env.budget, self.env.world.weeks)
 
     def summarise(self, season: SeasonRecord, baseline: SeasonRecord, bound: OfflineKnapsack) -> dict:
-        """Summarise a policy: score (share of what the offline knapsacks earn over sending nothing, the `baseline`) with its
-        interval over worlds, and the rest."""
+        """Summarise a policy against the `baseline`, which sends nothing.
+
+        The score is the share of what the offline knapsacks earn over that, with its interval over worlds.
+        """
         weeks = self.env.world.weeks
 
         def weekly(x: Tensor) -> Tensor:  # [T, W]
@@ -178,8 +183,13 @@ class SequentialEvaluator:
                     "first come": ("true θ", bid_price(0.0)), "bid price": ("true θ", bid_price(mean_price))}
         if algorithm is not None:
             policies[name] = ("features", self._deploy(algorithm))
-        rows = {row: {"information": information, **self.summarise(self._simulate(choose, self.worlds, 11), baseline, bound)}
-                for row, (information, choose) in policies.items()}
+        rows = {
+            row: {
+                "information": information,
+                **self.summarise(self._simulate(choose, self.worlds, 11), baseline, bound),
+            }
+            for row, (information, choose) in policies.items()
+        }
         return self._report(dict(sorted(rows.items(), key=lambda item: item[1]["score"])), name, bound, mean_price)
 
     def _report(self, rows: dict[str, dict], name: str, bound: OfflineKnapsack, mean_price: float) -> Report:
@@ -196,15 +206,16 @@ class SequentialEvaluator:
             "best": lambda row: f"{row['best_rate']:.1%}"}
         return Report(
             title=f"{self.worlds:,} seasons of {self.env.world.weeks} weeks × {self.env.customers} customers, budget "
-                  f"{self.env.budget:,.2f} a week",
+            f"{self.env.budget:,.2f} a week",
             caption="score: share of what each week's offline knapsack earns over sending nothing, ± its 95 % interval; "
-                    "first come: first served; best: decisions that send what earns most now",
+            "first come: first served; best: decisions that send what earns most now",
             rows=rows,
             columns=columns,
             last=["knapsack", "the week", "1.000", "", f"{value:,.1f}", "", "", ""],
             extra={"bound": metrics, "worlds": self.worlds, "customers": self.env.customers, "bid_price": mean_price},
             plots={"weeks": week_figure(rows, name)},
-            judged="score")
+            judged="score",
+        )
 
 
 def week_figure(rows: dict[str, dict], learned: str | None) -> Figure:
@@ -212,7 +223,13 @@ def week_figure(rows: dict[str, dict], learned: str | None) -> Figure:
     figure, axes = labelled("week", "share of the offline knapsack")
     for name, row in rows.items():
         if name != "none":
-            axes.plot(range(1, len(row["score_of_week"]) + 1), row["score_of_week"], marker="o", markersize=3, label=name,
-                      linewidth=2.0 if name == learned else 1.0)
+            axes.plot(
+                range(1, len(row["score_of_week"]) + 1),
+                row["score_of_week"],
+                marker="o",
+                markersize=3,
+                label=name,
+                linewidth=2.0 if name == learned else 1.0,
+            )
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -18,11 +18,11 @@ from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound, dual
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking
-from envs.offers.policies.learned import DeployedPolicy, PriceGridPolicy, PriceGridValuePolicy, ValueKnapsackPolicy
+from envs.offers.policies.learned import DeployedPolicy, deploy_policy
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, planning_policy
 from envs.offers.populations.base import Population, PopulationEnsemble
 from envs.offers.populations.parameter_regression import ParameterRegression
-from rlcore.algorithm import Algorithm, ValuePolicy
+from rlcore.algorithm import Algorithm
 
 # Random streams: what is drawn for one use is drawn for no other, and is the same for every policy.
 VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS, REGRESSION_CUSTOMERS = 1, 2, 3, 4, 5
@@ -30,13 +30,14 @@ TEST_MARKET, TUNING_MARKET, TEST_SEASONS = 11, 12, 13
 
 
 class OffersEvaluator:
-    """Compare policies on customers that no policy was trained on, in the world and from the population of an OffersEnv.
+    """Compare policies in the world of an OffersEnv, on customers that no policy was trained on.
 
-    `customers` and `seasons` are those of the table, `validation` customers those of the score in the course of training.
-    `tuning_customers`, drawn from the training split, are for what is fitted here: the contact fee (of `fees`, over
-    `tuning_seasons`) and the price drift (over `calibration_seasons`). θ̂ is fitted on `regression_customers`, with a `ridge`.
-    `price_grid` has the prices at which a learned policy is asked. `frontier` lists further budget shares to compare at,
-    `hard_budget_rule` is the budget rule of a second table, or None. `bound` are the options of the dual.
+    `customers` and `seasons` are those of the table, `validation` customers those of the score in the course of
+    training. `tuning_customers`, drawn from the training split, are for what is fitted here: the contact fee (of
+    `fees`, over `tuning_seasons`) and the price drift (over `calibration_seasons`). θ̂ is fitted on
+    `regression_customers`, with a `ridge`. `price_grid` has the prices at which a learned policy is asked. `frontier`
+    lists further budget shares to compare at, `hard_budget_rule` is the budget rule of a second table, or None. `bound`
+    are the options of the dual.
     """
 
     headline = "offers/score"
@@ -53,8 +54,8 @@ class OffersEvaluator:
         if self.hard_budget_rule:
             self.hard_budget_rule.check(env.world.catalogue)
         self.world = env.world.to(env.device, torch.float64)
-        self.prices = torch.logspace(math.log10(price_grid["high"]), math.log10(price_grid["low"]), price_grid["points"],
-                                     device=env.device)
+        low, high = math.log10(price_grid["low"]), math.log10(price_grid["high"])
+        self.prices = torch.logspace(high, low, price_grid["points"], device=env.device)
         self._validation: tuple[EvaluationMarket, Bound | None] | None = None
 
     # ── markets ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -78,19 +79,22 @@ class OffersEvaluator:
 
     def solve_bound(self, market: EvaluationMarket) -> Bound | None:
         """Solve the Lagrangian dual of a market."""
-        return dual(market.customers, market.world, market.no_contact_values, market.initial_state, market.budget, market.stock,
-                    market.rollover, **self.bound_options, contacts=market.contact_policy.contacts)
+        return dual(market.customers, market.world, market.no_contact_values, market.initial_state, market.budget,
+                    market.stock, market.rollover, **self.bound_options, contacts=market.contact_policy.contacts)
 
     def simulate(self, policy: SeasonPolicy, market: EvaluationMarket, bound: Bound | None, seasons: int,
                  stream: int) -> list[SeasonRecord]:
         """Simulate seasons by the random numbers of a stream."""
         generator = self._generator(stream)
-        records = [self.simulate_season(policy, market, market.sample_uniforms(generator), bound) for _ in range(seasons)]
+        records = []
+        for _ in range(seasons):
+            records.append(self.simulate_season(policy, market, market.sample_uniforms(generator), bound))
         if isinstance(policy, ReservationPricePolicy):
             records = [replace(r, clearing_price=policy.marginal_price(r.clearing_price)) for r in records]
         return records
 
-    def simulate_season(self, policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None) -> SeasonRecord:
+    def simulate_season(self, policy: SeasonPolicy, market: EvaluationMarket, u: Tensor,
+                        bound: Bound | None) -> SeasonRecord:
         """Simulate the season that uniforms u [T, 6, N] make."""
         return simulate_season(policy, market, u, bound)
 
@@ -102,19 +106,14 @@ class OffersEvaluator:
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
     def deploy_at_drift(self, algorithm: Algorithm, market: EvaluationMarket, drift: float) -> DeployedPolicy:
         """Deploy an algorithm's policy in a market, told the drift of the price."""
-        policy = algorithm.policy
-        redeem_probability = algorithm.auxiliary.predict if algorithm.auxiliary else None
-        setting = (redeem_probability, self.env.codec, market.customers, self.world, market.features)
-        if not policy.observes_price:
-            return ValueKnapsackPolicy(policy, *setting)
-        deployed = PriceGridValuePolicy if isinstance(policy, ValuePolicy) else PriceGridPolicy
-        return deployed(policy, *setting, prices=self.prices, drift=drift)
+        return deploy_policy(algorithm, self.env.codec, market.customers, self.world, market.features,
+                             prices=self.prices, drift=drift)
 
     def deploy(self, algorithm: Algorithm, market: EvaluationMarket,
                tuning_market: EvaluationMarket) -> tuple[SeasonPolicy, dict]:
-        """Deploy an algorithm's policy with what calibration on a tuning market found; return that beside it, for the report.
+        """Deploy an algorithm's policy, calibrated on a tuning market; return it with what calibration found.
 
-        It is the price's drift and, where money rolls over, the prices of all weeks.
+        That is the price's drift and, where money rolls over, the prices of all weeks.
         """
         if not market.rollover:
             drift = calibrate_price_drift(self, algorithm, tuning_market)
@@ -158,7 +157,7 @@ class OffersEvaluator:
             policies["planning"] = planning_policy(market, bound, "true θ")
         return policies
 
-    # ── numbers of a policy ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── numbers of a policy ─────────────────────────────────────────────────────────────────────────────────────────
     def summarise(self, records: list[SeasonRecord], market: EvaluationMarket, bound: Bound | None) -> dict:
         """Summarise the seasons of one policy as a row of the table."""
         return summarise_seasons(records, market, bound)
@@ -180,7 +179,7 @@ class OffersEvaluator:
         return {f"offers/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
 
     def evaluate(self, algorithm: Algorithm | None, name: str) -> OffersReport:
-        """Compare the algorithm, as the row `name`, with all baselines on new customers; then again under the hard rule."""
+        """Compare the algorithm, as the row `name`, with all baselines on new customers; again under the hard rule."""
         market, tuning_market = self.test_market(self.env.budget), self.tuning_market(self.env.budget)
         bound = self.solve_bound(market)
         policies = self.baselines(market, bound, tuning_market)
@@ -196,8 +195,8 @@ class OffersEvaluator:
         return replace(report, frontier=self._evaluate_frontier(algorithm, name),
                        members=twin_members_report(name, members, self.customers) if members else None)
 
-    def _compare(self, algorithm: Algorithm | None, name: str, baselines: dict[str, SeasonPolicy], market: EvaluationMarket,
-                 tuning_market: EvaluationMarket, bound: Bound) -> OffersReport:
+    def _compare(self, algorithm: Algorithm | None, name: str, baselines: dict[str, SeasonPolicy],
+                 market: EvaluationMarket, tuning_market: EvaluationMarket, bound: Bound) -> OffersReport:
         """Compare policies under the market's budget rule."""
         return OffersReport(
             rows=self.compare(algorithm, name, baselines, market, tuning_market, bound),
@@ -207,15 +206,16 @@ class OffersEvaluator:
             budget_rule=str(market.budget_rule),
             excluded_shares=market.contact_policy.shares())
 
-    def compare(self, algorithm: Algorithm | None, name: str, baselines: dict[str, SeasonPolicy], market: EvaluationMarket,
-                tuning_market: EvaluationMarket, bound: Bound | None) -> dict[str, dict]:
+    def compare(self, algorithm: Algorithm | None, name: str, baselines: dict[str, SeasonPolicy],
+                market: EvaluationMarket, tuning_market: EvaluationMarket, bound: Bound | None) -> dict[str, dict]:
         """Return a row of numbers a policy, from the lowest score to the highest."""
         policies, calibrated = dict(baselines), {}
         if algorithm is not None:
             policies[name], calibrated = self.deploy(algorithm, market, tuning_market)
             if not algorithm.policy.observes_price and market.budget_rule is not self.hard_budget_rule:
                 policies[f"{name}, no budget"] = self.deploy_at_drift(algorithm, market, 0.0).without_budget()
-        records = {row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS) for row, policy in policies.items()}
+        records = {row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS)
+                   for row, policy in policies.items()}
         rows = {row: {"information": policy.information, **self.summarise(records[row], market, bound)}
                 for row, policy in policies.items()}
         if algorithm is not None:
@@ -238,7 +238,8 @@ class OffersEvaluator:
         population = self.env.population
         return population.members() if isinstance(population, PopulationEnsemble) else []
 
-    def _compare_with_myopic(self, algorithm: Algorithm, name: str, budget: Budget, population: Population | None) -> dict:
+    def _compare_with_myopic(self, algorithm: Algorithm, name: str, budget: Budget,
+                             population: Population | None) -> dict:
         market = self.test_market(budget, population)
         policy, _ = self.deploy(algorithm, market, self.tuning_market(budget, population))
         bound = self.solve_bound(market)

@@ -33,7 +33,7 @@ def calibrate_price_drift(evaluator: OffersEvaluator, algorithm: Algorithm, mark
 
 
 def fit_drift(evaluator: OffersEvaluator, path: Tensor) -> float:
-    """Return the slope of the logarithm of prices [T] by least squares, clipped to the drifts that training has seen."""
+    """Return the slope of log prices [T] by least squares, clipped to the drifts that training has seen."""
     low, high = evaluator.env.drift_range
     week = torch.arange(len(path), device=path.device, dtype=torch.float64)
     week = week - week.mean()
@@ -41,11 +41,13 @@ def fit_drift(evaluator: OffersEvaluator, path: Tensor) -> float:
     return ((week * log_price).sum() / week.square().sum()).clamp(low, high).item()
 
 
-def calibrate_price_path(evaluator: OffersEvaluator, algorithm: Algorithm, market: EvaluationMarket) -> tuple[float, Tensor]:
+def calibrate_price_path(
+    evaluator: OffersEvaluator, algorithm: Algorithm, market: EvaluationMarket
+) -> tuple[float, Tensor]:
     """Find the prices [T], never rising, at which a policy uses a budget that rolls over, and their drift.
 
-    Seasons simulated before the comparison show what the policy would buy in each week at every price. The first season has the
-    same money every week; the next buy everything that is worth the prices found so far.
+    Seasons simulated before the comparison show what the policy would buy in each week at every price. The first season
+    has the same money every week; the next buy everything that is worth the prices found so far.
     """
     even_market = replace(market, budget=market.budget.mean().expand_as(market.budget), rollover=False)
     unlimited_market = replace(market, budget=torch.full_like(market.budget, torch.inf), budget_rule=ExpectedSpend())

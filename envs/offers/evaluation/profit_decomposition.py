@@ -14,15 +14,16 @@ SEGMENTS = {"new or lapsing": (0, 1), "regular": (2, 3), "established": (4, 5)} 
 def decompose_gap(records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> tuple[Tensor, float]:
     """Split L − J(π) = E Σ ρ + Σ λ_t·(B_t − E spend_t) + Σ ν_o·(stock_o − E redeemed_o).
 
-    Returns Σ ρ of each customer, the mean over the records [N], and what was left unused at its price, both money. Money spent
-    beyond a week's budget counts as no gain: a policy that misjudges what messages cost must not score by it.
+    Returns Σ ρ of each customer, the mean over the records [N], and what was left unused at its price, both money.
+    Money spent beyond a week's budget counts as no gain: a policy that misjudges what messages cost must not score by
+    it.
     """
     unused = unspent_budget_value(records, market, bound).sum() + unused_stock_value(records, market, bound)
     return torch.stack([r.lost_profit.sum(0) for r in records]).mean(0), unused.item()
 
 
 def unspent_budget_value(records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> Tensor:
-    """Return what each week's unspent budget would have been worth, [T]; with roll-over only what no later week could use."""
+    """Return what each week's unspent budget would be worth, [T]; with roll-over only what no later week can use."""
     unspent = market.budget - torch.stack([r.expected_spend.sum(1) for r in records]).mean(0)
     if not bound.rollover:
         return bound.prices * unspent.clamp_min(0)

@@ -77,12 +77,16 @@ class OffersReport:
 
     def to_table(self) -> Table:
         """Lay the comparison out for the console."""
-        table = Table(title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
-                            f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}",
-                      box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-                      caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
-                              "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
-                              "realised spend passed the budget" + self._exclusions(), caption_justify="left")
+        table = Table(
+            title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
+            f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
+            "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
+            "realised spend passed the budget" + self._exclusions(),
+            caption_justify="left",
+        )
         if self.under_hard_rule:  # whose table says what the columns mean, once for both
             table.caption = None
         for i, column in enumerate(self._columns):
@@ -99,7 +103,7 @@ class OffersReport:
         return markdown(self._columns, self._lines())
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
-        """Draw prices against the dual's, lost profit by cause, the training curve, and the frontier where there is one."""
+        """Draw prices against the dual's, lost profit by cause, the training curve, the frontier where there is one."""
         curve = history.get(headline, [])
         figures = {"lost_profit": self._lost_figure()}
         if agent:

@@ -89,11 +89,13 @@ class DecisionScores(NamedTuple):
     incremental_profit: Tensor
 
 
-def simulate_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None = None) -> SeasonRecord:
+def simulate_season(
+    policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None = None
+) -> SeasonRecord:
     """Simulate the season that uniforms u [T, 6, N] make; without a bound, profit lost is 0 and the plan sends nothing.
 
-    What the contact rules do not allow is not sent, whatever the policy asks for. The bound's plan knows no contact caps, so
-    what caps cost counts as lost.
+    What the contact rules do not allow is not sent, whatever the policy asks for. The bound's plan knows no contact
+    caps, so what caps cost counts as lost.
     """
     customers, world, state = market.customers, market.world, market.initial_state
     codec = world.catalogue.action_codec
@@ -136,8 +138,10 @@ def simulate_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, b
 
 def score_decisions(market: EvaluationMarket, bound: Bound | None, rows: slice, states: list[CustomerState],
                     action: Tensor) -> DecisionScores:
-    """Score the flat actions [T, B] of the customers in `rows`, in their states, against the bound's plan and against no
-    contact. Tables of values that are not kept are computed again."""
+    """Score the flat actions [T, B] of the customers in `rows`, in their states, against the bound's plan.
+
+    Tables of values that are not kept are computed again.
+    """
     customers, world = market.customers[rows], market.world
     contact_policy = market.contact_policy.take(rows)
     if market.no_contact_values is None:

@@ -16,7 +16,7 @@ from envs.offers.world.response import Outcome
 
 
 class SeasonPolicy(Protocol):
-    """A policy for the N customers of one market, asked week by week what it would send as the price of budget falls."""
+    """A policy for the N customers of one market, asked each week what it would send as the price of budget falls."""
 
     information: str  #: what the policy knows of a customer: "none", "features", "true θ" …
 
@@ -25,7 +25,7 @@ class SeasonPolicy(Protocol):
 
 
 class BatchedPolicy:
-    """Base of policies that compute the increments of one batch of customers at a time, so that memory stays bounded."""
+    """Base of policies that compute the increments of a batch of customers at a time, so that memory stays bounded."""
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the increments of all customers, concatenated over the batches."""
@@ -41,12 +41,13 @@ class BatchedPolicy:
 
 
 def pair_table(no_contact: Tensor, contact: Tensor, action_mask: Tensor) -> Tensor:
-    """Lay out values by flat action, [N, P], from those of no contact [N] and of contacts [O, C, N]; −inf where masked."""
+    """Lay out values of no contact [N] and of contacts [O, C, N] by flat action, [N, P]; −inf where masked."""
     first = no_contact.expand(1, contact.shape[1], -1)
     return torch.cat((first, contact)).flatten(0, 1).T.masked_fill(~action_mask, -torch.inf)
 
 
-def outcome_table(customers: Customers, world: World, week: int, state: CustomerState, history: History | None) -> Outcome:
+def outcome_table(customers: Customers, world: World, week: int, state: CustomerState,
+                  history: History | None) -> Outcome:
     """Return the outcome of every flat action for every customer, [N, P] each.
 
     Customers of a neural twin respond by their history, all others by their state.

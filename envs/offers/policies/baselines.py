@@ -51,8 +51,11 @@ class RandomContacts(BatchedPolicy):
 
 
 class ResponseRanking(BatchedPolicy):
-    """The trade's two habits: rank customers by the probability of a purchase (`propensity`), or by how much profit the rise of
-    that probability earns this week (`uplift`); send each the contact of the highest probability."""
+    """The trade's two habits: each customer is offered the contact with the highest probability of a purchase.
+
+    Customers are ranked by that probability (`propensity`), or by the profit of the week that the rise of the probability
+    over no contact brings (`uplift`).
+    """
 
     information = "true θ"
 
@@ -64,7 +67,8 @@ class ResponseRanking(BatchedPolicy):
         codec, customers = self.world.catalogue.action_codec, self.customers[rows]
         outcome = outcome_table(customers, self.world, week, state, options.history)
         purchase = outcome.redeem + outcome.buy
-        score, contact = purchase[:, codec.contacts].masked_fill(~options.action_mask[:, codec.contacts], -torch.inf).max(1)
+        is_masked = ~options.action_mask[:, codec.contacts]
+        score, contact = purchase[:, codec.contacts].masked_fill(is_masked, -torch.inf).max(1)
         action = codec.nth_contact(contact)
         spend = outcome.spend.gather(1, action[:, None])[:, 0]
         if self.uplift:
@@ -76,13 +80,21 @@ class ResponseRanking(BatchedPolicy):
 class KnapsackPolicy(BatchedPolicy):
     """The exact knapsack of the week on expected spend and expected value.
 
-    `values` are the V of weeks 1..T+1 or a function that computes those of a week for some rows: the policy then plans; None
-    leaves the future out (myopic). `fee` is charged a contact, money: the trade's way to mind the future without a plan.
-    `scarcity` [O+1] is the price of a redemption of each offer, where its stock is short.
+    `values` are the V of weeks 1..T+1 or a function that computes those of a week for some rows: the policy then plans;
+    None leaves the future out (myopic). `fee` is charged a contact, money: the trade's way to mind the future without a
+    plan. `scarcity` [O+1] is the price of a redemption of each offer, where its stock is short.
     """
 
-    def __init__(self, customers: Customers, world: World, information: str, *, fee: float,
-                 values: list[StateValues] | Callable[[int, slice], StateValues] | None, scarcity: Tensor | None = None):
+    def __init__(
+        self,
+        customers: Customers,
+        world: World,
+        information: str,
+        *,
+        fee: float,
+        values: list[StateValues] | Callable[[int, slice], StateValues] | None,
+        scarcity: Tensor | None = None,
+    ):
         self.customers, self.world, self.information = customers, world, information
         self.values, self.fee, self.scarcity = values, fee, scarcity
 

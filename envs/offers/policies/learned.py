@@ -12,13 +12,14 @@ from envs.offers.planning.knapsack import Increments, compact, demand_curve, ran
 from envs.offers.policies.base import BatchedPolicy, outcome_table
 from envs.offers.world.customers import CustomerState, Customers, World
 from envs.offers.world.observation import ObservationCodec
-from rlcore.algorithm import Policy, ValuePolicy
+from rlcore.algorithm import Algorithm, Policy, ValuePolicy
 
 
 class DeployedPolicy(BatchedPolicy):
     """A trained policy over observations of the customers of one market.
 
-    `redeem_probability` maps contexts [B, D] to P(redeem) [B, O+1, C]; None takes the spend that the world itself expects.
+    `redeem_probability` maps contexts [B, D] to P(redeem) [B, O+1, C]; None takes the spend that the world itself
+    expects.
     """
 
     def __init__(self, policy: Policy, redeem_probability: Callable[[Tensor], Tensor] | None, codec: ObservationCodec,
@@ -27,7 +28,8 @@ class DeployedPolicy(BatchedPolicy):
         self.customers, self.world, self.features = customers, world, features.float()
         self.information = "features" if redeem_probability else "features, true spend"
 
-    def context_and_spend(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> tuple[Tensor, Tensor]:
+    def context_and_spend(self, rows: slice, week: int, state: CustomerState,
+                          options: ContactOptions) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the spend that is expected of every flat action [N, P]."""
         catalogue = self.world.catalogue
         context = self.codec.encode_context(options.with_caps_left(self.features[rows]), state, options.history, week)
@@ -67,8 +69,8 @@ class PriceGridPolicy(DeployedPolicy):
 class PriceGridValuePolicy(PriceGridPolicy):
     """The same for a ValuePolicy, whose action values are before the price of the action's own spend.
 
-    At every price the policy takes the exact knapsack's Lagrangian choice, value less price·spend. So the price that clears the
-    week's budget is the price that the values were computed for.
+    At every price the policy takes the exact knapsack's Lagrangian choice, value less price·spend. So the price that
+    clears the week's budget is the price that the values were computed for.
     """
 
     policy: ValuePolicy
@@ -99,3 +101,18 @@ class ValueKnapsackPolicy(DeployedPolicy):
         policy = copy(self)
         policy.keeps_budget = False
         return policy
+
+
+def deploy_policy(algorithm: Algorithm, codec: ObservationCodec, customers: Customers, world: World, features: Tensor, *,
+                  prices: Tensor, drift: float) -> DeployedPolicy:
+    """Deploy the policy of a trained algorithm, by its kind, for the customers of one market.
+
+    A policy that observes the price is asked at `prices` (falling) with a weekly `drift`; another is cleared by its values.
+    """
+    policy = algorithm.policy
+    redeem_probability = algorithm.auxiliary.predict if algorithm.auxiliary else None
+    setting = (redeem_probability, codec, customers, world, features)
+    if not policy.observes_price:
+        return ValueKnapsackPolicy(policy, *setting)
+    kind = PriceGridValuePolicy if isinstance(policy, ValuePolicy) else PriceGridPolicy
+    return kind(policy, *setting, prices=prices, drift=drift)

@@ -14,14 +14,16 @@ from rlcore.exploration import floored
 
 
 class RankingPolicy(LoggingPolicy):
-    """A marketer's rule (envs/offers/policies/baselines.py, ResponseRanking) for the `share` of customers that it ranks first, and with
+    """A marketer's rule (ResponseRanking) for the `share` of customers that it ranks first, and with
     a share ε of decisions any valid pair."""
 
     def __init__(self, *, uplift: bool, share: float, epsilon: float):
         self.uplift, self.share, self.epsilon = uplift, share, epsilon
 
     def probs(self, env, obs, action_mask):
-        steps = ResponseRanking(env.customers, env.world, uplift=self.uplift).increments(env.week, env.state, env.options)
+        steps = ResponseRanking(env.customers, env.world, uplift=self.uplift).increments(
+            env.week, env.state, env.options
+        )
         score, action = steps.price[:, 0], steps.action[:, 0]
         first = score.argsort(descending=True, stable=True)[:round(self.share * len(score))]
         chosen = torch.zeros_like(action)
@@ -41,7 +43,11 @@ class PricePerturbedPolicy(LoggingPolicy):
 
     def reset(self, env):
         c, world = env.customers, env.world
-        values = best_plan(c, world, fast_no_contact_values(c, world), env.prices, contacts=env.contact_policy.contacts)[0] if self.plans else None
+        values = (
+            best_plan(c, world, fast_no_contact_values(c, world), env.prices, contacts=env.contact_policy.contacts)[0]
+            if self.plans
+            else None
+        )
         self.plan = KnapsackPolicy(c, world, "true θ", values=values, fee=0.0)
 
     def probs(self, env, obs, action_mask):
@@ -52,7 +58,8 @@ class PricePerturbedPolicy(LoggingPolicy):
 def at_private_prices(steps: Increments, price: Tensor, sigma: float, actions: int) -> Tensor:
     """Probabilities [N, P] of the pairs that steps (prices falling along a row) lead to at prices price·exp(σξ), [N].
 
-    A pair is optimal between the price of its own step and that of the next: differences of normal distribution functions.
+    A pair is optimal between the price of its own step and that of the next: differences of normal distribution
+    functions.
     """
     at = steps.price.double().clamp_min(0).log()  # no step: −inf
     below = torch.special.ndtr((at - price.double().log()[:, None]) / sigma)  # P(private price ≤ that of the step)
@@ -71,7 +78,9 @@ class ConfoundedPolicy(LoggingPolicy):
 
     def __init__(self, *, buyer_contact_rate: float, reported_propensities: str | None):
         if reported_propensities not in (None, "average"):
-            raise ValueError(f"logging_policy.reported_propensities: expected null or average, got '{reported_propensities}'")
+            raise ValueError(
+                f"logging_policy.reported_propensities: expected null or average, got '{reported_propensities}'"
+            )
         self.buyer_contact_rate, self.reported_propensities = buyer_contact_rate, reported_propensities
 
     def probs(self, env, obs, action_mask):

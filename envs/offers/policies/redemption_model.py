@@ -15,13 +15,15 @@ from rlcore.networks import mlp
 class RedemptionModel:
     """P(redeem | context, offer, channel) = σ(a[offer]) · σ(b[channel]): redeemed if seen, times seen.
 
-    Trained by cross-entropy on the realised redemptions of the policy's own contacts; implements rlcore's AuxiliaryModel.
-    Raises ValueError where the environment does not report redemptions.
+    Trained by cross-entropy on the realised redemptions of the policy's own contacts; implements rlcore's
+    AuxiliaryModel. Raises ValueError where the environment does not report redemptions.
     """
 
     def __init__(self, env: VectorEnv, *, hidden: list[int], activation: Callable, lr: float):
         if "redeemed" not in env.info_keys:
-            raise ValueError("algo.auxiliary: this environment reports no redemptions to learn from, expected algo.auxiliary=null")
+            raise ValueError(
+                "algo.auxiliary: this environment reports no redemptions to learn from, expected algo.auxiliary=null"
+            )
         self.context_dim, self.nvec = env.context_dim, env.nvec
         self.net = mlp([env.context_dim, *hidden, sum(env.nvec)], activation, 0.01).to(env.device)
         self.initial_lr = lr
@@ -50,7 +52,9 @@ class RedemptionModel:
         minibatch_losses = []
         for rows in order.chunk(minibatches):
             metrics = self.train_minibatch(obs[rows], action[rows], {"redeemed": redeemed[rows]})
-            minibatch_losses.append(metrics["losses/spend"].clone())  # a recorded step overwrites the result of the last one
+            minibatch_losses.append(
+                metrics["losses/spend"].clone()
+            )  # a recorded step overwrites the result of the last one
         return {"losses/spend": torch.stack(minibatch_losses).mean()}
 
     def train_minibatch(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:

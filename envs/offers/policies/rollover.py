@@ -44,7 +44,7 @@ def pooled_price(weeks: list[Increments], budget: Tensor, pool: list[int]) -> fl
 
 
 def carry_over_value(path: Tensor) -> Tensor:
-    """Return what a unit of money left over in each week is worth, [T]: the next week's price, and 0 after the last week."""
+    """Return what a unit of money left over in each week is worth, [T]: the next week's price, 0 after the last."""
     return torch.cat((path[1:], torch.zeros_like(path[:1])))
 
 
@@ -61,14 +61,15 @@ class ReservationPricePolicy:
         return steps._replace(price=torch.where(worthwhile, steps.price, -torch.inf))
 
     def marginal_price(self, price: Tensor) -> Tensor:
-        """Return what money was worth in weeks that cleared at prices [T]: at least the reservation price, for money waits."""
+        """Return what money was worth in weeks that cleared at prices [T]: at least the reservation price."""
         return torch.maximum(price, self.reservation_price.to(price))
 
 
 def planning_policy(market: EvaluationMarket, bound: Bound, information: str) -> SeasonPolicy:
-    """Plan at the dual prices of a market; where money rolls over, what is carried out of a week is worth the next week's."""
+    """Plan at the dual prices of a market; money that rolls over is worth the next week's price."""
     customers, world = market.customers, market.world
-    values = bound.values or partial(recompute, customers, world, bound.prices, bound.scarcity, market.contact_policy.contacts)
+    contacts = market.contact_policy.contacts
+    values = bound.values or partial(recompute, customers, world, bound.prices, bound.scarcity, contacts)
     policy = KnapsackPolicy(customers, world, information, values=values, fee=0.0, scarcity=bound.scarcity)
     return ReservationPricePolicy(policy, carry_over_value(bound.prices)) if market.rollover else policy
 

@@ -2,8 +2,9 @@
 from envs.offers.world.catalogue import ActionCodec, Catalogue
 from envs.offers.world.customers import Customers, CustomerState, RewardConfig, World
 from envs.offers.world.history import History
+from envs.offers.world.observation import HistoryCodec, ObservationCodec
 from envs.offers.world.response import Outcome, outcome, profit
 from envs.offers.world.transition import transition
 
-__all__ = ["ActionCodec", "Catalogue", "CustomerState", "Customers", "History", "Outcome", "RewardConfig", "World",
-           "outcome", "profit", "transition"]
+__all__ = ["ActionCodec", "Catalogue", "CustomerState", "Customers", "History", "HistoryCodec", "ObservationCodec",
+           "Outcome", "RewardConfig", "World", "outcome", "profit", "transition"]

@@ -14,8 +14,8 @@ KINDS = ("contacts", "attention", "purchases", "redemptions", "spend")
 class History(NamedTuple):
     """Who N customers are now, status int64 [N], and what every week so far has brought, [weeks, N] each.
 
-    Weeks of which only a forecast is known can have probabilities in place of 0 and 1: columns are then those expected of
-    independent weeks.
+    Weeks of which only a forecast is known can have probabilities in place of 0 and 1: columns are then those expected
+    of independent weeks.
     """
 
     status: Tensor
@@ -41,8 +41,18 @@ class History(NamedTuple):
     def week(catalogue: Catalogue, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor) -> Tensor:
         """What a week adds, [5, N] in the order of KINDS, in the type of `redeemed`."""
         contacted = offer > 0
-        return torch.stack([x.to(redeemed) for x in (contacted, contacted * catalogue.attention[channel], bought, redeemed,
-                                                     catalogue.spend(offer, channel, redeemed))])
+        return torch.stack(
+            [
+                x.to(redeemed)
+                for x in (
+                    contacted,
+                    contacted * catalogue.attention[channel],
+                    bought,
+                    redeemed,
+                    catalogue.spend(offer, channel, redeemed),
+                )
+            ]
+        )
 
     def __len__(self) -> int:
         return self.status.shape[0]
@@ -54,9 +64,9 @@ class History(NamedTuple):
     def columns(self, half_lives: list[float]) -> Tensor:
         """Lay out frequency and recency, [N, 6·H + 2].
 
-        For each half-life (weeks): the weighted share of past weeks that are known at all, then the weighted sums of what
-        they brought in the order of KINDS; a week of age a = 0, 1, … weighs 2^(−a/half-life), over
-        the weight of all weeks from −∞. Then 1/a of the last contact and purchase, a = 1 for last week's, 0 where there was none.
+        For each half-life (weeks): the weighted share of past weeks that are known at all, then the weighted sums of
+        what they brought in the order of KINDS; a week of age a = 0, 1, … weighs 2^(−a/half-life), over the weight of
+        all weeks from −∞. Then 1/a of the last contact and purchase, a = 1 for last week's, 0 where there was none.
         """
         past = torch.stack((torch.ones_like(self.spend), *self[1:]))  # [6, weeks, N]
         age = torch.arange(past.shape[1] - 1, -1, -1, device=past.device, dtype=past.dtype)
@@ -71,5 +81,8 @@ class History(NamedTuple):
 
 def column_names(half_lives: list[float]) -> list[str]:
     """Name the columns of a history."""
-    return [*(f"{kind}, halving in {x:g} weeks" for x in half_lives for kind in ("weeks known", *KINDS)), "last contact",
-            "last purchase"]
+    return [
+        *(f"{kind}, halving in {x:g} weeks" for x in half_lives for kind in ("weeks known", *KINDS)),
+        "last contact",
+        "last purchase",
+    ]

@@ -32,9 +32,9 @@ def one_hot_state(state: CustomerState) -> list[Tensor]:
 class ObservationCodec:
     """Writes and reads the observations [N, obs_dim] of customers.
 
-    The columns are F features; the dynamics, here the state that contacts move (habit, fatigue, expectation), one-hot; status
-    and week, one-hot; then the price of money: its logarithm and the drift of that a week, both scaled. The price comes last, so
-    that the context, all columns before it, is what outcomes depend on.
+    The columns are F features; the dynamics, here the state that contacts move (habit, fatigue, expectation), one-hot;
+    status and week, one-hot; then the price of money: its logarithm and the drift of that a week, both scaled. The
+    price comes last, so that the context, all columns before it, is what outcomes depend on.
     """
 
     hides_state = False  #: whether habit, fatigue and expectation can't be read out of an observation
@@ -55,7 +55,8 @@ class ObservationCodec:
         """Write observations [N, obs_dim] of customers with features [N, F] at their own prices [N] and drifts [N]."""
         return torch.cat(self._context_columns(features, state, history, week) + self._price_columns(price, drift), -1)
 
-    def encode_context(self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor) -> Tensor:
+    def encode_context(self, features: Tensor, state: CustomerState, history: History | None,
+                       week: int | Tensor) -> Tensor:
         """Write contexts [N, context_dim]; the week (from 0) is a number or a tensor [1]."""
         return torch.cat(self._context_columns(features, state, history, week), -1)
 
@@ -99,7 +100,7 @@ class ObservationCodec:
 
     # ── price ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def encode_price(self, price: Tensor, drift: Tensor) -> Tensor:
-        """Write prices [...] and drifts [...] as columns [..., 2], of variance 1 where both are uniform in their ranges."""
+        """Write prices [...] and drifts [...] as columns [..., 2], of variance 1 where uniform in their ranges."""
         return torch.cat(self._price_columns(price, drift), -1)
 
     def _price_columns(self, price: Tensor, drift: Tensor) -> list[Tensor]:
@@ -116,8 +117,8 @@ class ObservationCodec:
 class HistoryCodec(ObservationCodec):
     """The same without the state that contacts move: what customers did, and what was done to them, takes its place.
 
-    half_lives: weeks in which what lies back counts half (envs/offers/world/history.py). Raises ValueError where one is not
-    above 0.
+    half_lives: weeks in which what lies back counts half (envs/offers/world/history.py). Raises ValueError where one is
+    not above 0.
     """
 
     hides_state = True
@@ -143,7 +144,7 @@ class HistoryCodec(ObservationCodec):
         return CustomerState(*(torch.zeros_like(status) for _ in DYNAMICS), status)
 
     def without_contacts(self, obs: Tensor) -> Tensor:
-        """Return observations [B, D] as if the customers were subscribed and nothing had been sent, redeemed or spent."""
+        """Return observations [B, D] as if the customers were subscribed and nothing had been sent or redeemed."""
         obs = obs.clone()
         of_contacts = [self.dynamics.start + k for k, name in enumerate(self.dynamics_names)
                        if not name.startswith(("weeks", "purchases", "last p"))]

@@ -28,7 +28,7 @@ ALGORITHMS = {
     "ppo": ["algo=ppo", "algo.minibatches=1", "algo.network.hidden=[8]"],
     "bandit": ["algo=bandit", "algo.network.hidden=[8]", "algo.memory=1000", "algo.updates=1", "algo.batch_size=8"],
     "bcq": ["algo=bcq", "algo.network.hidden=[8]"], "cql": ["algo=cql", "algo.network.hidden=[8]"],
-    "twin": ["algo=twin", "algo.twin.reference=50"],
+    "twin": ["algo=twin", "algo.twin.reference_size=50"],
 }
 
 

@@ -53,8 +53,8 @@ class RandomContacts(BatchedPolicy):
 class ResponseRanking(BatchedPolicy):
     """The trade's two habits: each customer is offered the contact with the highest probability of a purchase.
 
-    Customers are ranked by that probability (`propensity`), or by the profit of the week that the rise of the probability
-    over no contact brings (`uplift`).
+    Customers are ranked by that probability (`propensity`), or by the profit of the week that the rise of the
+    probability over no contact brings (`uplift`).
     """
 
     information = "true θ"

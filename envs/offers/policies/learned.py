@@ -103,11 +103,11 @@ class ValueKnapsackPolicy(DeployedPolicy):
         return policy
 
 
-def deploy_policy(algorithm: Algorithm, codec: ObservationCodec, customers: Customers, world: World, features: Tensor, *,
-                  prices: Tensor, drift: float) -> DeployedPolicy:
+def deploy_policy(algorithm: Algorithm, codec: ObservationCodec, customers: Customers, world: World, features: Tensor,
+                  *, prices: Tensor, drift: float) -> DeployedPolicy:
     """Deploy the policy of a trained algorithm, by its kind, for the customers of one market.
 
-    A policy that observes the price is asked at `prices` (falling) with a weekly `drift`; another is cleared by its values.
+    A policy that observes the price is asked at `prices` (falling) with a weekly `drift`; another is cleared by values.
     """
     policy = algorithm.policy
     redeem_probability = algorithm.auxiliary.predict if algorithm.auxiliary else None

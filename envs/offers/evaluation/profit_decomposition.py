@@ -69,8 +69,8 @@ def summarise_seasons(records: list[SeasonRecord], market: EvaluationMarket, bou
 def summarise_spending(records: list[SeasonRecord], market: EvaluationMarket) -> dict:
     """Summarise money and contacts of one policy.
 
-    These are the share of the budget that it spends in expectation, the weeks (with roll-over: the seasons so far) whose
-    realised spend exceeded the budget, the share of customers contacted, and the prices.
+    These are the share of the budget that it spends in expectation, the weeks (with roll-over: the seasons so far)
+    whose realised spend exceeded the budget, the share of customers contacted, and the prices.
     """
     expected_spend = torch.stack([r.expected_spend.sum(1) for r in records])
     realised_spend = torch.stack([r.realised_spend.sum(1) for r in records])

@@ -17,9 +17,9 @@ CHANNEL = {"cost": (0, math.inf, (int, float)), "attention": (1e-6, 1 - 1e-6, (i
 class ActionCodec:
     """The only place that knows how an action, an offer and a channel, is coded as one flat index.
 
-    The flat index of offer o and channel k is o·C + k, the row-major order of a table [O+1, C]. Offer 0 is "nothing"; its
-    only valid pair has index 0, so the indices from C on are the contacts. All methods take int and int64 tensors of any
-    shape alike, in compiled code too, unless they say otherwise.
+    The flat index of offer o and channel k is o·C + k, the row-major order of a table [O+1, C]. Offer 0 is "nothing";
+    its only valid pair has index 0, so the indices from C on are the contacts. All methods take int and int64 tensors
+    of any shape alike, in compiled code too, unless they say otherwise.
     """
 
     num_offers: int  # O + 1, "nothing" included
@@ -86,8 +86,8 @@ class ActionCodec:
 class Catalogue:
     """Offers and channels as tensors; offer 0 is "nothing", goes through channel 0 only, and is always valid.
 
-    value [O+1] is the face value (0 for nothing); cost, attention and opt_out [C] are floats. fatigue_steps [C], int64, is
-    how far a contact raises fatigue; fatigue_step_counts has the same as a tuple.
+    value [O+1] is the face value (0 for nothing); cost, attention and opt_out [C] are floats. fatigue_steps [C], int64,
+    is how far a contact raises fatigue; fatigue_step_counts has the same as a tuple.
     """
 
     offers: tuple[str, ...]
@@ -105,13 +105,15 @@ class Catalogue:
 
     @classmethod
     def build(cls, *, offers: dict, channels: dict) -> Catalogue:
-        """Read {offer: {value}} and {channel: {cost, attention, opt_out, fatigue_steps}}; ValueError on a bad number."""
+        """Read {offer: {value}} and {channel: {cost, attention, opt_out, fatigue_steps}}; ValueError on a bad one."""
         for group, entries, keys in (("offers", offers, OFFER), ("channels", channels, CHANNEL)):
             if not entries:
                 raise ValueError(f"env.catalogue.{group}: expected at least one")
             for name, entry in entries.items():
                 if set(entry) != set(keys):
-                    raise ValueError(f"env.catalogue.{group}.{name}: expected {', '.join(keys)}, got {', '.join(entry)}")
+                    raise ValueError(
+                        f"env.catalogue.{group}.{name}: expected {', '.join(keys)}, got {', '.join(entry)}"
+                    )
                 for key, (low, high, kind) in keys.items():
                     number = entry[key]
                     if isinstance(number, bool) or not isinstance(number, kind) or not low <= number <= high:

@@ -1,7 +1,7 @@
 """What customers do in a week: probabilities of a purchase, a redemption, churn and opt-out, and the expected profit.
 
-Pure functions of tensors. Customers are the last axis, so the same functions serve N visited states (h, f, d of shape [N])
-and the whole state grid (h [6, 1, 1, 1], f [4, 1, 1], d [3, 1]). Symbols and equations: envs/offers/README.md §2.
+Pure functions of tensors. Customers are the last axis, so the same functions serve N visited states (h, f, d of shape
+[N]) and the whole state grid (h [6, 1, 1, 1], f [4, 1, 1], d [3, 1]). Symbols and equations: envs/offers/README.md §2.
 """
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ def habit_gain(c: Customers, h: Tensor, redeemed: bool) -> Tensor:
 
 def transition(c: Customers, world: World, week: int, state: CustomerState, offer: Tensor, channel: Tensor,
                u: Tensor) -> tuple[CustomerState, Tensor, Tensor, Outcome]:
-    """Draw a week of N customers from uniforms u [6, N]: next week's state, bought and redeemed (bool [N]), the Outcome.
+    """Draw a week of N customers from uniforms u [6, N]: the next state, bought, redeemed (bool [N]), the Outcome.
 
-    A customer who is not subscribed gets nothing, whatever was asked for. An unsubscribed customer still buys and churns. A
-    churned customer stays churned and buys nothing.
+    A customer who is not subscribed gets nothing, whatever was asked for. An unsubscribed customer still buys and
+    churns. A churned customer stays churned and buys nothing.
     """
     status, alive = state.status, state.status != CHURNED
     offer = torch.where(status == SUBSCRIBED, offer, 0)

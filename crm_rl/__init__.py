@@ -1,0 +1,20 @@
+"""The names that users import: `from crm_rl import PPO, TrainingLoop, VectorEnv, make_env`."""
+from envs.base import FunctionalEnv, PricedEnv, Step, VectorEnv
+from envs.configuration import compose_config, make_env
+from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgorithm, Policy, TrainingLoop, ValuePolicy
+from rlcore.backends.accelerate import accelerate
+from rlcore.bandit import NeuralBandit
+from rlcore.distributions import MaskedMultiDiscrete
+from rlcore.logger import MemoryLogger, NullLogger, TensorBoardLogger
+from rlcore.networks import ActorCritic
+from rlcore.offline import LoggedDataset
+from rlcore.ope import OffPolicyEvaluator
+from rlcore.ppo import PPO
+from rlcore.rollout import Rollout, collect_rollout
+
+__all__ = [
+    "PPO", "ActorCritic", "Algorithm", "Evaluator", "FunctionalEnv", "LoggedDataset", "MaskedMultiDiscrete", "MemoryLogger",
+    "NetworkAlgorithm", "NeuralBandit", "NullLogger", "OffPolicyEvaluator", "OfflineAlgorithm", "Policy", "PricedEnv", "Rollout",
+    "Step", "TensorBoardLogger", "TrainingLoop", "ValuePolicy", "VectorEnv", "accelerate", "collect_rollout", "compose_config",
+    "make_env",
+]

@@ -1,0 +1,31 @@
+"""Environments from Python, as conf/ describes them."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from envs.base import VectorEnv
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def compose_config(*overrides: str, name: str = "train") -> DictConfig:
+    """Compose conf/NAME.yaml with overrides as on the command line, also from within a script that Hydra has started."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(name, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def make_env(*overrides: str, device: str | torch.device = "cpu", seed: int = 0) -> VectorEnv:
+    """Build an environment: make_env("env=offers", "env.num_agents=500"). Raises Hydra's errors where an override does not fit."""
+    config = compose_config(*overrides)
+    return instantiate(config.env, _convert_="all")(torch.device(device), seed)

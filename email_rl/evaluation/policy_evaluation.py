@@ -39,11 +39,12 @@ class MailPolicyEvaluator:
     training.
     """
 
+    headline = "email/conversion"
+
     def __init__(
         self,
         dataset: MailDataset,
         *,
-        headline: str,
         seed: int,
         test_mails: int,
         validation_mails: int,
@@ -53,7 +54,7 @@ class MailPolicyEvaluator:
         distinct_words: int,
         bootstrap_samples: int,
     ):
-        self.dataset, self.headline, self.seed = dataset, headline, seed
+        self.dataset, self.seed = dataset, seed
         self.test_mails, self.validation_mails, self.best_of = test_mails, validation_mails, best_of
         self.baseline_trainer, self.sampling = baseline_trainer, sampling
         self.distinct_words, self.bootstrap_samples = distinct_words, bootstrap_samples
@@ -208,6 +209,8 @@ class MailPolicyEvaluator:
 
 class SFTEvaluator(MailPolicyEvaluator):
     """The same for a policy that learns from mails alone: during training its loss on validation mails counts."""
+
+    headline = "email/token_loss"
 
     def validate(self, algorithm) -> dict[str, float]:
         """Return the loss, nats a token."""

@@ -15,9 +15,11 @@ from email_rl.models.bag_of_words import BagOfWords
 class RewardModelEvaluator:
     """Compare a reward model with what is simpler and, on the corpus, with the gold model's own probabilities."""
 
-    def __init__(self, dataset: MailDataset, *, headline: str, seed: int, bootstrap_samples: int, calibration_bins: int,
+    headline = "email/log_loss"
+
+    def __init__(self, dataset: MailDataset, *, seed: int, bootstrap_samples: int, calibration_bins: int,
                  bag_of_words: dict, compare_inputs: bool):
-        self.dataset, self.headline, self.seed = dataset, headline, seed
+        self.dataset, self.seed = dataset, seed
         self.bootstrap_samples, self.calibration_bins = bootstrap_samples, calibration_bins
         self.bag_of_words, self.compare_inputs = bag_of_words, compare_inputs
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from envs.offers.neural_twin.customers import NeuralCustomers
 from envs.offers.neural_twin.fit import KIND
+from envs.offers.twin.twin_checkpoint import load_twin
 from envs.offers.world.customers import World
-from rlcore import checkpoint
 
 
 class NeuralEnsemble:
@@ -20,18 +20,9 @@ class NeuralEnsemble:
     """
 
     def __init__(self, path: str, env):
-        if not path:
-            raise ValueError("env.twin: expected the path of a checkpoint of algo=twin algo/twin=neural, as in "
-                             "env.twin=outputs/…/checkpoint.pt")
-        state = checkpoint.load(path)
-        if state.get("name") != "twin":
-            raise ValueError(f"env.twin={path}: expected a checkpoint of algo=twin, got {state.get('name')}")
+        advice = f"whose customers have parameters: expected env=offers env/population=twin env.population.path={path}"
+        state = load_twin(path, "env.twin", KIND, advice)
         agent = state["agent"]
-        if agent["kind"] != KIND:
-            raise ValueError(
-                f"env.twin={path}: a {agent['kind']} twin, whose customers have parameters: expected env=offers "
-                f"env/population=twin env.population.path={path}"
-            )
         self.only: int | None = None  # the member that all customers respond as; None: equally many as each
         twin = instantiate(state["config"]["algo"]["twin"], _convert_="all")
         self.half_lives = twin.half_lives

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from envs.offers.populations.base import Population, Sample, theta_from_matrix, theta_to_matrix
 from envs.offers.twin.feature_network import FeatureNetwork
+from envs.offers.twin.twin_checkpoint import load_twin
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers
-from rlcore import checkpoint
 
 SHARES = ("mu", "chi", "pi_plus", "pi_minus", "delta_f", "delta_d")  # parameters from 0 to 1
 POSITIVE = ("phi", "gamma_f", "gamma_h", "rho", "nu")  # parameters that are not below 0
@@ -69,18 +69,8 @@ class TwinPopulation:
 
     def _load(self, path: str, catalogue: Catalogue) -> None:
         where = f"env.population.path={path}"
-        if not path:
-            raise ValueError("env.population.path: expected the path of a checkpoint of algo=twin, as in "
-                             "env.population.path=outputs/…/checkpoint.pt")
-        state = checkpoint.load(path)
-        if state.get("name") != "twin":
-            raise ValueError(f"{where}: expected a checkpoint of algo=twin, got {state.get('name')}")
-        twin = state["agent"]
-        if twin["kind"] != KIND:
-            raise ValueError(
-                f"{where}: a {twin['kind']} twin, whose customers have no parameters: expected env=offers_twin "
-                f"env/observation=history env.twin={path}"
-            )
+        advice = f"whose customers have no parameters: expected env=offers_twin env/observation=history env.twin={path}"
+        twin = load_twin(path, "env.population.path", KIND, advice)["agent"]
         first = twin["members"][0]
         num_features, size = len(first["standardize.mean"]), len(first["middle"])
         if num_features != self.num_features:

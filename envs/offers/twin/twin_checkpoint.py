@@ -1,0 +1,24 @@
+"""Read the checkpoint of a twin, of whichever kind is wanted."""
+from __future__ import annotations
+
+from rlcore import checkpoint
+
+
+def load_twin(path: str, key: str, kind: str, advice: str) -> dict:
+    """Load the checkpoint of algo=twin that the configuration's `key` names.
+
+    kind: what TwinModel.state_dict calls the wanted kind of twin. advice: how a twin of the other kind is used. Raises
+    ValueError where there is no path, no such checkpoint, or one of something else.
+    """
+    if not path:
+        raise ValueError(f"{key}: expected the path of a checkpoint of algo=twin algo/twin={kind}, as in "
+                         f"{key}=outputs/…/checkpoint.pt")
+    state = checkpoint.load(path)
+    if state.get("name") != "twin":
+        raise ValueError(f"{key}={path}: expected a checkpoint of algo=twin, got {state.get('name')}")
+    found = state["agent"].get("kind")
+    if found is None:
+        raise ValueError(f"{key}={path}: expected the checkpoint of a {kind} twin, got one of an earlier version")
+    if found != kind:
+        raise ValueError(f"{key}={path}: a {found} twin, {advice}")
+    return state

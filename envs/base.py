@@ -1,8 +1,8 @@
 """What an algorithm may ask of an environment.
 
-`VectorEnv` is the whole contract of most algorithms: N agents that act in lockstep on one device. Two capabilities are
-classes of their own: `FunctionalEnv` (the same environment as pure functions of its state) and `PricedEnv` (spending costs an
-agent a price).
+`VectorEnv` is the whole contract of most algorithms: N agents that act in lockstep on one device. Two capabilities are classes of
+their own: `FunctionalEnv` (the same environment as pure functions of its state) and `PricedEnv` (spending money lowers the reward
+by a price). N is the number of agents, D the length of an observation, `nvec` the sizes of the K heads of a MultiDiscrete action.
 """
 from __future__ import annotations
 
@@ -17,48 +17,46 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What a step of N agents returns."""
+    """What a step of N agents returns, with same-step autoreset: an agent whose episode has ended is reset within the step."""
 
     obs: Tensor  #: observation to act on next, after any reset, float [N, D]
-    action_mask: Tensor  #: which actions are valid then, bool [N, *nvec]; at least one of each agent's is
+    action_mask: Tensor  #: actions that are valid for `obs`, bool [N, *nvec]; every agent has at least one
     reward: Tensor  #: reward of the action, float [N]
-    terminated: Tensor  #: the episode has ended, bool [N]; where an episode is both terminated and truncated, it is terminated
-    truncated: Tensor  #: a time limit cut the episode short, bool [N]
-    final_obs: Tensor  #: observation that the action led to, before any reset, float [N, D]
+    terminated: Tensor  #: the episode has ended by itself, bool [N]
+    truncated: Tensor  #: a time limit cut the episode short, bool [N]; false where `terminated` is true
+    final_obs: Tensor  #: observation that the action led to, before any reset, float [N, D]; equals `obs` without a reset
     info: dict[str, Tensor]  #: further outcomes of the action, [N] each, under the names of `VectorEnv.info_keys`
 
 
 class VectorEnv(ABC):
-    """N agents that act in lockstep; an agent whose episode has ended is reset within the step.
-
-    An environment owns its random stream: for a seed and a number of threads its results are reproducible.
-    """
+    """N agents that act in lockstep. An environment owns its random stream: a seed and a number of threads fix its results."""
 
     num_agents: int  #: N
-    obs_dim: int  #: D, the length of an observation
-    nvec: tuple[int, ...]  #: sizes of the K heads of a MultiDiscrete action
+    obs_dim: int  #: D
+    nvec: tuple[int, ...]  #: sizes of the K heads of an action
     device: torch.device  #: where all tensors of the environment are
-    evaluation: Callable[[VectorEnv], Evaluator]  #: makes what judges the policies of this environment
+    evaluation: Callable[[VectorEnv], Evaluator]  #: makes the Evaluator that scores policies of this environment
 
-    episode_length: int | None = None  #: T where every episode has T steps and `reset` starts new episodes; else None
+    episode_length: int | None = None  #: steps of an episode where all have one length and `reset` starts new ones; else None
     can_truncate: bool = False  #: whether `Step.truncated` can be true
     info_keys: tuple[str, ...] = ()  #: names of the tensors in `Step.info`
-    static_dim: int = 0  #: the first columns of an observation, which stay the same for a whole episode
+    static_dim: int = 0  #: number of leading columns of an observation that stay the same for a whole episode
 
-    graph_regions: tuple[str, ...] = ()  #: methods, functions of tensors, that do a step's work: a backend may compile these
-    graph_state: tuple[str, ...] = ()  #: attributes that `reset` makes and `step` reads: a backend that records steps keeps
-    #: their tensors in place; empty where a step can't be recorded, because it asks the host or draws random numbers
+    graph_regions: tuple[str, ...] = ()  #: methods, functions of tensors, that do a step's work: a backend may compile them
+    graph_state: tuple[str, ...] = ()  #: attributes that `reset` sets and `step` reads. A backend that records steps as a CUDA
+    #: graph keeps their tensors at one address. Empty where a step can't be recorded: it waits for the device or draws
+    #: random numbers.
 
     @property
     def context_dim(self) -> int:
-        """The first columns of an observation, which outcomes depend on; the others, such as a price, only steer a policy."""
+        """Number of leading columns of an observation that outcomes depend on; the others, such as a price, do not change them."""
         return self.obs_dim
 
     @abstractmethod
     def reset(self) -> tuple[Tensor, Tensor]:
         """Return the observation [N, D] and the action mask [N, *nvec] at the start of a rollout.
 
-        An environment with an `episode_length` starts new episodes. Any other goes on where it is.
+        An environment with an `episode_length` starts new episodes. Any other continues its episodes where they are.
         """
 
     @abstractmethod
@@ -81,10 +79,10 @@ class VectorEnv(ABC):
         return None
 
     def use_realised_outcomes(self) -> None:
-        """From now on sample outcomes and pay rewards for what was sampled, as in a log of real decisions."""
+        """From now on pay rewards for sampled outcomes, as in a log of real decisions, where rewards were expectations before."""
 
     def load_fitted(self, state: dict) -> None:
-        """Restore from a `state_dict` what the environment fitted to its data and observations depend on.
+        """Restore from a `state_dict` the preprocessing, fitted to data, that defines the observations.
 
         It is called before an algorithm is built, because it can change `obs_dim`.
         """
@@ -99,21 +97,21 @@ class VectorEnv(ABC):
 
 
 class StepInputs(Protocol):
-    """All of T steps that does not depend on actions, such as random numbers: a tuple of tensors [T, N, ...]."""
+    """Everything exogenous in T steps, such as random numbers: a NamedTuple of tensors [T, N, ...]; of one step, [N, ...]."""
 
     ends: Tensor  #: steps that end an episode, bool [T, N], whatever the actions are
 
 
 class FunctionalEnv(Protocol):
-    """An environment as pure functions of its state, in the convention of gymnax and Brax, so that a rollout can be one graph.
+    """An environment whose `observe` and `transition` are pure functions of its state, so that a rollout can be one graph.
 
-    Episodes end where `StepInputs.ends` says so, and no step is truncated. `step` of the VectorEnv gives the same results.
+    Episodes end where `StepInputs.ends` says so, and no step is truncated. `VectorEnv.step` gives the same results.
     """
 
-    state: Tensor  #: what the agents' past leaves behind, [N]
+    state: Tensor  #: the Markov state of each agent, [N, ...]
 
     def sample_inputs(self, steps: int) -> Any:
-        """Draw the StepInputs of the next `steps` steps; the environment then waits for `set_state`."""
+        """Draw the StepInputs of the next `steps` steps. Call `set_state` before the environment is used again."""
 
     def observe(self, state: Tensor, inputs: Any) -> tuple[Tensor, Tensor]:
         """Return the observation [N, D] and the action mask [N, *nvec] in a state, with the inputs of one step. Pure."""
@@ -126,34 +124,36 @@ class FunctionalEnv(Protocol):
 
 
 class Repriced(NamedTuple):
-    """Other prices for B logged decisions and for the decisions that follow them."""
+    """Other prices for B logged decisions, and for the step after each of them."""
 
     price: Tensor  #: [B]
-    encoded_price: Tensor  #: the columns of an observation that show the price, [B, P]
-    next_price: Tensor
-    next_encoded_price: Tensor
+    encoded_price: Tensor  #: the columns of an observation that show the price, [B, D − context_dim]
+    next_price: Tensor  #: at the next step, [B]
+    next_encoded_price: Tensor  #: [B, D − context_dim]
 
 
 class PricedEnv(VectorEnv):
-    """An environment in which every unit of spend costs an agent the price of money at that step.
+    """An environment whose rewards are profit − price · spend: the price of money makes agents share a budget.
 
-    The price and its trend stand in the last columns of an observation, after the context. `info` has the profit of a step
-    before the price is paid as `profit`, and the money spent as `spend`.
+    An agent's price and its trend stand in the last columns of an observation, after the context. `Step.info` has the profit of
+    a step before the price is paid as `profit`, and the money spent as `spend`.
     """
 
     def as_priced(self) -> PricedEnv:
+        """Return this environment."""
         return self
 
     @property
     @abstractmethod
     def price(self) -> Tensor:
-        """What a unit of spend costs each agent at the current step, [N]."""
+        """What a unit of money costs each agent at the current step, in units of reward, [N]."""
 
     @abstractmethod
     def expected_cost(self, probability: Tensor | None) -> Tensor:
-        """Return the expected spend of every action, [N, *nvec].
+        """Return the money that every action is expected to spend, [N, *nvec].
 
-        `probability` [N, *nvec] is that of the outcome which costs money; None stands for the environment's own.
+        `probability` [N, *nvec] is that of the outcome which costs money, as an auxiliary model predicts it; None stands for the
+        environment's own probability.
         """
 
     @abstractmethod
@@ -161,5 +161,5 @@ class PricedEnv(VectorEnv):
         """Read the price [B] out of observations [B, D]."""
 
     @abstractmethod
-    def sample_prices(self, week: Tensor, generator: torch.Generator) -> Repriced:
-        """Draw other prices for decisions in weeks [B], distributed as in a season of this environment."""
+    def sample_prices(self, step: Tensor, generator: torch.Generator) -> Repriced:
+        """Draw other prices for decisions at steps [B] of their episodes, distributed as in an episode of this environment."""

@@ -1,7 +1,8 @@
 """Proximal policy optimisation (Schulman et al. 2017): an iteration collects a rollout, computes advantages, and updates.
 
-PPO here has joint action masks, generalised advantage estimation (GAE), and bootstraps through truncation. All shapes are fixed
-and nothing waits for the device, so that `rlcore.backends` can compile or record the methods in `graph_regions`.
+PPO here has joint action masks, generalised advantage estimation (GAE), and bootstraps through truncation. Shapes: T steps of a
+rollout, N agents, observations of length D, K action heads of sizes `nvec`. All shapes are fixed, and the methods in
+`graph_regions` never wait for the device, so that `rlcore.backends` can compile them or record them as CUDA graphs.
 """
 from __future__ import annotations
 
@@ -19,16 +20,16 @@ from rlcore.rollout import Rollout, collect_rollout
 
 
 class Batch(NamedTuple):
-    """T·N steps to learn from; `value`, `advantage` and `target` are on the scale of normalised rewards."""
+    """B steps to learn from: a whole rollout (B = T·N) or a minibatch of it."""
 
-    obs: Tensor  #: [T·N, D]
-    action_mask: Tensor  #: bool [T·N, *nvec]
-    action: Tensor  #: int64 [T·N, K]
-    log_prob: Tensor  #: under the policy that acted
-    value: Tensor  #: V(obs) before the update
-    advantage: Tensor  #: GAE
-    target: Tensor  #: of the value function: advantage + value
-    has_choice: Tensor  #: more than one action was valid; a forced action says nothing about the policy
+    obs: Tensor  #: [B, D]
+    action_mask: Tensor  #: bool [B, *nvec]
+    action: Tensor  #: int64 [B, K]
+    log_prob: Tensor  #: of the action under the policy that took it, [B]
+    value: Tensor  #: V(obs) before the update, [B], on the scale of normalised rewards as the next two
+    advantage: Tensor  #: GAE, [B]; whitened already where norm_adv is `batch`
+    target: Tensor  #: of the value function: GAE, not whitened, plus value, [B]
+    has_choice: Tensor  #: more than one action was valid, bool [B]; a forced action says nothing about the policy
 
     def shuffled(self, minibatches: int, generator: torch.Generator) -> Iterator[Batch]:
         """Yield the steps once, in minibatches of equal size and random order."""
@@ -41,18 +42,20 @@ class Batch(NamedTuple):
 class PPO(NetworkAlgorithm):
     """PPO over any VectorEnv, with an actor-critic `network` (rlcore/networks.py).
 
-    The optional `auxiliary` model is trained on the info of the same rollouts. Raises ValueError where sizes do not fit.
-    Under torchrun every process acts for its own agents, and all take the step that one process would on the joined minibatch.
+    The optional `auxiliary` model learns what `Step.info` says of the same rollouts. Raises ValueError for settings that do not
+    fit. Under torchrun every process acts for its own agents; gradients are averaged so that an update equals that of one
+    process on the concatenated minibatches.
     """
 
-    graph_regions = ("compute_advantages", "compute_gradients")
-    sharded = ("generator", "env", "reward_normalizer")
+    graph_regions = ("compute_advantages", "compute_gradients")  # methods that a backend may compile or record
+    sharded = ("generator", "env", "reward_normalizer")  # parts of the state that differ between processes
 
     def __init__(self, env: Any, seed: int, *, network: Callable, optimizer: Callable, lr_schedule: Callable | None,
                  auxiliary: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
                  gae_lambda: float, clip: float, clip_value: float | None, vf_coef: float, ent_coef: float,
                  ent_coef_final: float, norm_adv: str, norm_reward: bool, center_reward: bool, max_grad_norm: float,
                  target_kl: float | None, eval_every: int, checkpoint_every: int):
+        # `observes_price`: the network gets the whole observation, also the columns that show a price where there is one.
         super().__init__(env, seed, observes_price=True, network=network, optimizer=optimizer, lr_schedule=lr_schedule,
                          auxiliary=auxiliary, total_steps=total_steps, num_steps=num_steps, eval_every=eval_every,
                          checkpoint_every=checkpoint_every)
@@ -74,12 +77,12 @@ class PPO(NetworkAlgorithm):
         self.norm_adv = norm_adv
         self.max_grad_norm = max_grad_norm
         self.target_kl = target_kl
-        self.policy = self.network  # for others; training itself uses `network`, which a backend may put an equal one in
-        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
+        self.policy = self.network  # for evaluation; a backend may replace `network`, for training, by a compiled equivalent
+        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)  # annealed in place: recorded graphs read it
         self.reward_normalizer = RewardNormalizer(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
-        self.collect_rollout = collect_rollout  # a backend may put an equal, faster function here
+        self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
         self.gae = returns.gae  # likewise
-        self.foreach = True  # one kernel for the norms of all gradients; a compiler makes its own
+        self.foreach = True  # one kernel for the norms of all gradients; a compiling backend fuses them itself, and sets False
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect a rollout, compute its advantages, and update policy, value and auxiliary model; return the metrics."""
@@ -90,26 +93,28 @@ class PPO(NetworkAlgorithm):
         metrics = self.update(batch)
         if self.auxiliary:
             metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
-        self.network.update_normalization(rollout.obs)  # between updates only: a ratio compares two policies on equal inputs
+        # Between updates only: the old and the new log-probability of a ratio must see the same normalisation.
+        self.network.update_normalization(rollout.obs)
         metrics = distributed.mean_scalars(metrics | rollout.mean_info())
         return metrics | {"charts/learning_rate": self.lr}
 
     @torch.no_grad()
     def collect(self) -> Rollout:
-        """Act for `num_steps` steps with every agent; the uniforms that draw all actions are drawn at once."""
+        """Act for T = `num_steps` steps with every agent. Random numbers are drawn up front, one per joint action."""
         shape = (self.num_steps, self.env.num_agents)
         uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
         return self.collect_rollout(self.env, self.network, uniforms)
 
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout) -> Batch:
-        """Estimate the advantage and the value target of every step."""
-        # 1. Rewards on the scale of the return.
+        """Estimate the advantage and the value target of every step; first update the statistics of rewards."""
+        # 1. Divide rewards by the running standard deviation of the discounted return (and subtract their mean, if centred).
         reward = rollout.reward
         if self.reward_normalizer:
             self.reward_normalizer.update(reward, rollout.done)
             reward = self.reward_normalizer(reward)
-        # 2. Values of each observation and of the next one; after a truncation the reset has replaced the next observation.
+        # 2. Values of each observation and of the next one. Where an episode ended, the next observation is the reset's: GAE
+        #    ignores its value after a termination, and after a truncation the value of `final_obs` takes its place.
         values = self.network.value(torch.cat((rollout.obs, rollout.last_obs[None])))
         value = values[:-1]
         next_value = values[1:]
@@ -121,14 +126,16 @@ class PPO(NetworkAlgorithm):
         has_choice = rollout.action_mask.flatten(2).sum(-1) > 1
         if self.norm_adv == "batch":
             advantage = whiten(advantage, has_choice, distributed.all_reduce_sum)
-        columns = Batch(obs=rollout.obs, action_mask=rollout.action_mask, action=rollout.action, log_prob=rollout.log_prob,
-                        value=value, advantage=advantage, target=target, has_choice=has_choice)
-        return Batch(*(column.flatten(0, 1) for column in columns))
+        rollout_batch = Batch(obs=rollout.obs, action_mask=rollout.action_mask, action=rollout.action,
+                              log_prob=rollout.log_prob, value=value, advantage=advantage, target=target,
+                              has_choice=has_choice)
+        return Batch(*(column.flatten(0, 1) for column in rollout_batch))  # [T, N, ...] → [T·N, ...]
 
     def update(self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
-        """Train on the batch for some epochs; return the mean of each metric.
+        """Train on the batch for some epochs; return each metric's mean over minibatches, and the explained variance before.
 
-        An epoch is the last where its mean KL exceeds `target_kl`. A subclass can pass another loss's gradients than PPO's.
+        Stops after the first epoch whose mean KL exceeds `target_kl`; the test of it waits for the device once an epoch. A
+        subclass may pass a `compute_gradients` of its own.
         """
         compute_gradients = compute_gradients or self.compute_gradients
         totals: dict[str, Tensor] = {}
@@ -143,7 +150,7 @@ class PPO(NetworkAlgorithm):
             epoch_kl = distributed.all_reduce_mean(epoch_kl)
             if self.target_kl is not None and epoch_kl.item() > self.target_kl:
                 break
-        self.kl.copy_(epoch_kl)
+        self.kl.copy_(epoch_kl)  # for a learning rate that adapts to it
         metrics = {f"losses/{name}": total / (epoch * self.minibatches) for name, total in totals.items()}
         metrics["losses/explained_variance"] = losses.explained_variance(batch.value, batch.target, None,
                                                                          distributed.all_reduce_sum)
@@ -158,11 +165,11 @@ class PPO(NetworkAlgorithm):
         loss, metrics = losses.ppo(
             pi.log_prob(batch.action), batch.log_prob, advantage, pi.entropy(), self.network.value(batch.obs), batch.value,
             batch.target, batch.has_choice, clip=self.clip, clip_value=self.clip_value, vf_coef=self.vf_coef,
-            ent_coef=self.entropy_coef, weight=distributed.mean_weight(batch.has_choice))
+            ent_coef=self.entropy_coef, weight=distributed.mean_weight(batch.has_choice))  # of this process's share of choices
         return metrics | {"grad_norm": self.backward(loss)}
 
     def backward(self, loss: Tensor) -> Tensor:
-        """Back-propagate a loss, and clip the gradients by their norm over all parameters; return the norm before clipping."""
+        """Back-propagate, average gradients over processes, and clip them by their global norm; return the norm before."""
         loss.backward()
         distributed.average_gradients(self.network.parameters())
         return torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm, foreach=self.foreach)
@@ -173,7 +180,7 @@ class PPO(NetworkAlgorithm):
         return super().state_dict() | {"reward_normalizer": normalizer}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore everything. Comes before a backend records a method, because it replaces the optimiser's state."""
+        """Restore everything. Call it before a backend records a method: it replaces the optimiser's state."""
         super().load_state_dict(state)
         if self.reward_normalizer:
             self.reward_normalizer.load_state_dict(state["reward_normalizer"])

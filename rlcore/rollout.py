@@ -1,13 +1,12 @@
 """Rollouts: a policy acts for T steps in N environments, and what happened is kept in columns by name."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from envs.base import VectorEnv
     from rlcore.algorithm import Policy
 
 
@@ -36,14 +35,14 @@ class Rollout(NamedTuple):
 
 
 @torch.no_grad()
-def collect_rollout(env: VectorEnv, policy: Policy, uniforms: Tensor) -> Rollout:
-    """Reset the environment and act in it for T steps; the uniforms [T, N] draw the actions."""
+def collect_rollout(env: Any, policy: Policy, uniforms: Tensor) -> Rollout:
+    """Reset a VectorEnv (envs/base.py) and act in it for T steps; the uniforms [T, N] draw the actions."""
     obs, action_mask = env.reset()
     return continue_rollout(env, policy, obs, action_mask, uniforms)
 
 
 @torch.no_grad()
-def continue_rollout(env: VectorEnv, policy: Policy, obs: Tensor, action_mask: Tensor, uniforms: Tensor) -> Rollout:
+def continue_rollout(env: Any, policy: Policy, obs: Tensor, action_mask: Tensor, uniforms: Tensor) -> Rollout:
     """Act for T steps from the observation [N, D] and the mask [N, *nvec] that the environment has returned last."""
     steps: list[dict] = []
     infos: list[dict] = []

@@ -110,9 +110,9 @@ class OffersEnv(PricedEnv):
         """Read the price [B] out of observations [B, D]."""
         return self.codec.decode_price(obs)
 
-    def sample_prices(self, week: Tensor, generator: torch.Generator) -> Repriced:
+    def sample_prices(self, step: Tensor, generator: torch.Generator) -> Repriced:
         """Draw other prices for decisions in weeks [B], and for the weeks after them, as a season has them."""
-        prices, drift = self._price_paths(torch.stack((week, week + 1)), len(week), generator)
+        prices, drift = self._price_paths(torch.stack((step, step + 1)), len(step), generator)
         return Repriced(price=prices[0], encoded_price=self.codec.encode_price(prices[0], drift),
                         next_price=prices[1], next_encoded_price=self.codec.encode_price(prices[1], drift))
 

@@ -3,14 +3,11 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-
-if TYPE_CHECKING:
-    from envs.base import VectorEnv
 
 WARM_UP_CALLS = 3  # calls before one is recorded
 
@@ -102,7 +99,7 @@ class PinnedReset:
     A recorded rollout reads them there; the environment itself makes new tensors for every episode.
     """
 
-    def __init__(self, env: VectorEnv):
+    def __init__(self, env: Any):
         self.env = env
         self.reset = env.reset
         self.pinned: dict[str, Any] = {}

@@ -63,7 +63,7 @@ class Batch(NamedTuple):
 
 
 class CQLPenalty(nn.Module):
-    """CQLPenalty Q-learning: the values of valid actions shall not exceed those of the actions taken, with weight `alpha`."""
+    """Conservative Q-learning: the values of valid actions shall not exceed those of the actions taken, with weight `alpha`."""
 
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, alpha: float):
         super().__init__()

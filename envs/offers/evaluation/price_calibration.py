@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,11 +12,22 @@ from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.policies.rollover import RecordingPolicy, ReservationPricePolicy, price_path
 from rlcore.algorithm import Algorithm
 
-if TYPE_CHECKING:
-    from envs.offers.evaluation.evaluator import OffersEvaluator
+
+class SeasonSimulator(Protocol):
+    """What calibration asks of an evaluator."""
+
+    env: Any  #: the offers environment that the algorithm was trained in
+    prices: Tensor  #: the grid of prices that deployed policies are asked at, falling
+    calibration_seasons: int  #: seasons simulated before the comparison
+
+    def deploy_at_drift(self, algorithm: Algorithm, market: EvaluationMarket, drift: float) -> Any:
+        """Return the algorithm's policy for a market, told a drift of the price."""
+
+    def simulate_calibration_season(self, policy: Any, market: EvaluationMarket) -> Any:
+        """Simulate a season under random numbers of calibration; return its record."""
 
 
-def calibrate_price_drift(evaluator: OffersEvaluator, algorithm: Algorithm, market: EvaluationMarket) -> float:
+def calibrate_price_drift(evaluator: SeasonSimulator, algorithm: Algorithm, market: EvaluationMarket) -> float:
     """Find the drift of the log price a week that an algorithm's policy causes when it is told that drift.
 
     A fixed point, approached over the evaluator's calibration seasons; 0 for a policy that does not observe the price.
@@ -32,7 +43,7 @@ def calibrate_price_drift(evaluator: OffersEvaluator, algorithm: Algorithm, mark
     return drift
 
 
-def fit_drift(evaluator: OffersEvaluator, path: Tensor) -> float:
+def fit_drift(evaluator: SeasonSimulator, path: Tensor) -> float:
     """Return the slope of log prices [T] by least squares, clipped to the drifts that training has seen."""
     low, high = evaluator.env.drift_range
     week = torch.arange(len(path), device=path.device, dtype=torch.float64)
@@ -42,7 +53,7 @@ def fit_drift(evaluator: OffersEvaluator, path: Tensor) -> float:
 
 
 def calibrate_price_path(
-    evaluator: OffersEvaluator, algorithm: Algorithm, market: EvaluationMarket
+    evaluator: SeasonSimulator, algorithm: Algorithm, market: EvaluationMarket
 ) -> tuple[float, Tensor]:
     """Find the prices [T], never rising, at which a policy uses a budget that rolls over, and their drift.
 

@@ -1,22 +1,19 @@
 """Nuisance models of variance reduction: fitted on some rows of a log, they adjust the rewards of the others."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from envs.offers.logs.contact_states import ContactStates
-from envs.offers.logs.response_model import NONE, REDEEMED, TRIP
+from envs.offers.logs.response_model import NONE, REDEEMED, TRIP, OutcomeLikelihood
 from envs.offers.world.catalogue import ActionCodec
 from envs.offers.world.customers import CHURNED
 from rlcore.offline.adjusted_rewards import AdjustedRewards
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.outcome_models import CHUNK
-
-if TYPE_CHECKING:
-    from envs.offers.logs.variance_reduction import VarianceReduction
 
 OUTCOMES = REDEEMED + 1
 MIN_STAY = 0.1  # probability to stay: the weights that it divides must not explode
@@ -33,10 +30,24 @@ class Transitions(NamedTuple):
     weight: Tensor
 
 
+class NuisanceOptions(Protocol):
+    """How the models are fitted: a VarianceReduction (envs/offers/logs/variance_reduction.py)."""
+
+    model: Any  #: fits regressions of numbers
+    likelihood: OutcomeLikelihood | None  #: fits trip and redemption; None leaves rewards as logged
+    hazard: OutcomeLikelihood | None  #: fits the probability of being lost for good
+    sample: int  #: decisions that `model` is fitted on, at most
+    heuristic_mixing: float  #: λ, the share of the discounted future that is left for values to learn
+
+    def fit_potential(self, transitions: Callable[[Tensor], Transitions], rows: Tensor, width: int, nvec: tuple[int, ...],
+                      generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Fit the potential Φ [B] as a function of contexts [B, D]."""
+
+
 class NuisanceModels:
     """Models fitted on `rows` of a dataset. Values are in units of `trip_value`, but for those of `adjusted_rewards`."""
 
-    def __init__(self, options: VarianceReduction, env, dataset: LoggedDataset, reward: Tensor, gamma: float, rows: Tensor,
+    def __init__(self, options: NuisanceOptions, env, dataset: LoggedDataset, reward: Tensor, gamma: float, rows: Tensor,
                  generator: torch.Generator):
         self.options, self.env, self.dataset, self.reward, self.gamma = options, env, dataset, reward, gamma
         self.generator, self.width = generator, env.context_dim

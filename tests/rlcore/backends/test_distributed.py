@@ -28,14 +28,14 @@ CASES = {"minibatch": {"norm_adv": "minibatch"}, "batch": {"norm_adv": "batch"},
 
 
 def make(env, iterations, case):
-    """PPO with everything that processes must agree on: scales of observations and returns, spend head, KL schedule."""
+    """PPO with everything that processes must agree on: scales of observations and returns, redemption model, KL schedule."""
     return make_ppo(env, iterations, seed=SEED, **SETTINGS, **CASES[case], network={"normalize_obs": True, "first_bias": 0.0},
-                    auxiliary=part("auxiliary/redemption_model"), schedule=part("schedule/adaptive_kl", target=1e-4))
+                    auxiliary=part("auxiliary/redemption_model"), lr_schedule=part("lr_schedule/adaptive_kl", target=1e-4))
 
 
 def learned(ppo, log):
-    return {"weights": ppo.network.state_dict(), "spend": ppo.auxiliary.state_dict(), "log": log.rows, "lr": ppo.lr, "kl": ppo.kl,
-            "scale": {k: v for k, v in ppo.scale.state_dict().items() if k != "carried"}}
+    return {"weights": ppo.network.state_dict(), "spend": ppo.auxiliary.net.state_dict(), "log": log.rows, "lr": ppo.lr, "kl": ppo.kl,
+            "scale": {k: v for k, v in ppo.reward_normalizer.state_dict().items() if k != "return_so_far"}}
 
 
 def market():
@@ -103,7 +103,7 @@ def work(rank, folder, port):
             found[case] = learned(ppo, train(ppo))
         stopped, resumed = make(Bandit(AGENTS, distributed.rank_seed(SEED)), SIZE * ITERATIONS, "minibatch"), make(
             Bandit(AGENTS, 99), SIZE * ITERATIONS, "minibatch")
-        train(stopped, stop=lambda: rank == 1 and stopped.iteration == 1)  # one is told to, both stop
+        train(stopped, should_stop=lambda: rank == 1 and stopped.iteration == 1)  # one is told to, both stop
         state = {**stopped.state_dict(), "own": distributed.gather_objects({key: stopped.state_dict()[key] for key in PPO.sharded})}
         found["stopped"] = stopped.iteration, len(state["own"])
         resumed.load_state_dict(state)
@@ -155,7 +155,8 @@ class Streams:
     def __init__(self):
         self.parts = [torch.Generator().manual_seed(2 * (SEED + rank * distributed.SEED_STRIDE) + 1) for rank in range(SIZE)]
 
-    def rand(self, steps, agents, **_):
+    def rand(self, shape, **_):
+        steps, agents = shape
         return torch.cat([RAND(steps, agents // SIZE, generator=g) for g in self.parts], 1)
 
     def randperm(self, n, **_):
@@ -183,7 +184,7 @@ def test_ppo_of_two_processes_is_that_of_one_with_the_agents_of_both(both, case,
         monkeypatch.setattr(torch, name, drawn)
     log = train(ppo)
     whole = learned(ppo, log)
-    assert len(log.rows) == ITERATIONS and ppo.lr != ppo.first_lr
+    assert len(log.rows) == ITERATIONS and ppo.lr != ppo.initial_lr
     for one in both:
         for name in ("weights", "spend", "scale", "lr", "kl"):
             near(one[case][name], whole[name])

@@ -285,7 +285,7 @@ def test_every_advantage_finds_the_optimum_of_a_toy(name):
         "algo.kl_controller.coef=0.0",
         "algo.iterations=25",
         "algo.language_model.lr=1e-2",
-        "algo.schedule.final=1.0",
+        "algo.lr_schedule.final=1.0",
         "algo.eval_every=100",
         "algo.checkpoint_every=100",
         "algo.missing_eos_score=0.0",

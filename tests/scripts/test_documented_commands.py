@@ -1,0 +1,138 @@
+"""The pages of the documentation: their commands compose with conf/, and the files that they name exist."""
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+import pytest
+from configs import CONF, composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from scripts.example_shop import write as write_shop
+
+ROOT = CONF.parent
+PAGES = [ROOT / "README.md", ROOT / "envs/offers/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LAUNCHERS = ("python", "torchrun")
+END_OF_COMMAND = {"&&", "||", "|", ";", ">"}
+WITHOUT_CONFIG = {"example_shop"}  # takes a folder, and no overrides
+
+
+class Command(NamedTuple):
+    """A command line of a page: scripts/SCRIPT.py with its arguments."""
+    place: str
+    script: str
+    arguments: tuple[str, ...]
+
+
+def code_of(page: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number of the line, code): lines of fenced and indented blocks, continued lines joined, and code in a sentence."""
+    fenced, continued, started = False, "", 0
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            started = started if continued else number
+            continued += line.strip().removeprefix("$ ")
+            if continued.endswith("\\"):
+                continued = continued[:-1]
+                continue
+            yield started, continued
+            continued = ""
+        else:
+            yield from ((number, code) for code in re.findall(r"`([^`]+)`", line))
+
+
+def commands_of(page: Path) -> Iterator[Command]:
+    for number, code in code_of(page):
+        if not re.search(r"\b(?:python|torchrun) .*scripts[/.]", code):
+            continue
+        words = shlex.split(code, comments=True)
+        words = words[next(place for place, word in enumerate(words) if word in LAUNCHERS):]
+        end = next((place for place, word in enumerate(words) if word in END_OF_COMMAND), len(words))
+        start = next(place for place, word in enumerate(words) if re.match(r"scripts[/.]", word))
+        script = words[start].removeprefix("scripts")[1:].removesuffix(".py")
+        yield Command(f"{page.relative_to(ROOT)}:{number}", script, tuple(words[start + 1:end]))
+
+
+def distinct(commands: Iterator[Command]) -> list[Command]:
+    """Keep each command once, at the first place where it stands."""
+    return list({(command.script, command.arguments): command for command in reversed(list(commands))}.values())[::-1]
+
+
+COMMANDS = distinct(command for page in PAGES for command in commands_of(page))
+
+
+def choices(override: Override) -> list[str]:
+    """Return what is composed for an override: all options of a group that are swept over, the first value of a key."""
+    text = override.input_line
+    if not override.is_sweep_override():
+        return [text]
+    options = [f"{text.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
+    return options if (CONF / override.key_or_group).is_dir() else options[:1]
+
+
+def combinations(arguments: list[str]) -> list[list[str]]:
+    """Return the overrides of each job that differs from the others in a group; Hydra's own keys are left to Hydra."""
+    overrides = OverridesParser.create().parse_overrides(arguments)
+    options = [choices(override) for override in overrides if not override.key_or_group.startswith("hydra")]
+    first = [option[0] for option in options]
+    return [first, *([*first[:place], other, *first[place + 1:]]
+                     for place, option in enumerate(options) for other in option[1:])]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """The made-up shop that -cd names, with a few customers."""
+    folder = tmp_path_factory.mktemp("documented") / "shop"
+    write_shop(folder, 3, 0)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.place)
+def test_a_documented_command_composes(command, shop):
+    assert (ROOT / "scripts" / f"{command.script}.py").is_file(), f"{command.place}: no scripts/{command.script}.py"
+    if command.script in WITHOUT_CONFIG:
+        return
+    arguments = [argument.replace("…", "PLACEHOLDER") for argument in command.arguments if argument != "-m"]
+    search_path = []
+    if "-cd" in arguments:
+        place = arguments.index("-cd")
+        del arguments[place:place + 2]
+        search_path = [f"hydra.searchpath=[file://{shop}]"]
+    if command.script == "bench" and "=" not in arguments[0]:
+        arguments[0] = f"benchmark={arguments[0]}"
+    try:
+        for overrides in combinations(arguments):
+            composed(*overrides, *search_path, name=command.script)
+    except (HydraException, OmegaConfBaseException) as error:
+        pytest.fail(f"{command.place}: {' '.join(command.arguments)}: {error}", pytrace=False)
+
+
+def test_pages_have_commands():
+    assert {command.script for command in COMMANDS} >= {
+        "train", "evaluate", "collect", "bench", "import_campaigns", "write_email", "example_shop"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page):
+    text = page.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    named = re.findall(r"`([\w./-]+\.(?:py|yaml|md))`", text) + re.findall(r"`((?:conf|docs|envs|rlcore|email_rl|scripts|tests)/[\w./-]*)`", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_headings(page):
+    for link in re.findall(r"\]\(([^)\s]*#[^)\s]+)\)", page.read_text()):
+        target, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        headings = re.findall(r"^#+ (.+)$", ((page.parent / target) if target else page).read_text(), re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], link

@@ -1,10 +1,12 @@
-"""The pages of the documentation: their commands compose with conf/, and the files that they name exist."""
+"""The pages of the documentation: their commands compose with conf/; files, names in the code and headings exist."""
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import re
 import shlex
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import pytest
 from configs import CONF, composed
@@ -19,6 +21,7 @@ ROOT = CONF.parent
 PAGES = [ROOT / "README.md", ROOT / "envs/offers/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHERS = ("python", "torchrun")
 END_OF_COMMAND = {"&&", "||", "|", ";", ">"}
+FOLDERS = "conf|crm_rl|docs|email_rl|envs|rlcore|scripts|tests"
 WITHOUT_CONFIG = {"example_shop"}  # takes a folder, and no overrides
 
 
@@ -118,21 +121,46 @@ def test_pages_have_commands():
         "train", "evaluate", "collect", "bench", "import_campaigns", "write_email", "example_shop"}
 
 
+def links_of(page: Path) -> list[tuple[str, str]]:
+    """Return (file or nothing, heading or nothing) of a page's links into this repository; formulas stand in indented lines."""
+    prose = "\n".join(line for line in page.read_text().splitlines() if not line.startswith("    "))
+    links = re.findall(r"\]\(([^)\s]+)\)", prose)
+    return [(file, heading) for file, _, heading in (link.partition("#") for link in links) if "://" not in file]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_a_page_names_exist(page):
     text = page.read_text()
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    named = re.findall(r"`([\w./-]+\.(?:py|yaml|md))`", text) + re.findall(r"`((?:conf|docs|envs|rlcore|email_rl|scripts|tests)/[\w./-]*)`", text)
-    missing = [link for link in links if not (page.parent / link).exists()]
+    named = re.findall(r"`([\w./-]+\.(?:py|yaml|md))`", text)
+    named += re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", text)
+    missing = [file for file, _ in links_of(page) if not (page.parent / file).exists()]
     missing += [name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists()]
     assert not missing
 
 
+def resolve(name: str) -> Any:
+    """Import what a dotted name stands for. Raises AttributeError or ImportError where there is no such thing."""
+    try:
+        return pkgutil.resolve_name(name)
+    except AttributeError:  # a field without a default, or what a constructor sets
+        owner, _, field = name.rpartition(".")
+        kind = pkgutil.resolve_name(owner)
+        if field not in kind.__annotations__ and field not in inspect.signature(kind).parameters:
+            raise
+        return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_in_the_code_that_a_page_gives_exist(page):
+    for name in re.findall(r"`((?:rlcore|envs|email_rl|scripts)\.[\w.]+)`", page.read_text()):
+        resolve(name)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_headings(page):
-    for link in re.findall(r"\]\(([^)\s]*#[^)\s]+)\)", page.read_text()):
-        target, _, anchor = link.partition("#")
-        if "://" in link:
+    for file, anchor in links_of(page):
+        if not anchor:
             continue
-        headings = re.findall(r"^#+ (.+)$", ((page.parent / target) if target else page).read_text(), re.MULTILINE)
-        assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], link
+        headings = re.findall(r"^#+ (.+)$", (page.parent / file if file else page).read_text(), re.MULTILINE)
+        anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in anchors, f"{file}#{anchor}"

@@ -5,16 +5,17 @@ import inspect
 import pkgutil
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-from configs import CONF, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from configs import CONF, composed
 from scripts.example_shop import write as write_shop
 
 ROOT = CONF.parent
@@ -33,7 +34,7 @@ class Command(NamedTuple):
 
 
 def code_of(page: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number of the line, code): lines of fenced and indented blocks, continued lines joined, and code in a sentence."""
+    """Yield (number of the line, code): lines of blocks (continued lines joined), and code in a sentence."""
     fenced, continued, started = False, "", 0
     for number, line in enumerate(page.read_text().splitlines(), 1):
         if line.lstrip().startswith("```"):
@@ -122,7 +123,7 @@ def test_pages_have_commands():
 
 
 def links_of(page: Path) -> list[tuple[str, str]]:
-    """Return (file or nothing, heading or nothing) of a page's links into this repository; formulas stand in indented lines."""
+    """Return (file or nothing, heading or nothing) of a page's links; in indented lines stand formulas."""
     prose = "\n".join(line for line in page.read_text().splitlines() if not line.startswith("    "))
     links = re.findall(r"\]\(([^)\s]+)\)", prose)
     return [(file, heading) for file, _, heading in (link.partition("#") for link in links) if "://" not in file]

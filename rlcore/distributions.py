@@ -20,7 +20,8 @@ def outer_sum(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
     first, *others = logits.split(nvec, -1)
     table = first
     for head in others:
-        table = (table[:, :, None] + head[:, None, :]).flatten(1)
+        pairs = table[:, :, None] + head[:, None, :]
+        table = pairs.flatten(1)
     return table
 
 
@@ -47,7 +48,8 @@ class MaskedMultiDiscrete:
 
     def sample_with_log_prob(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions [B, K] by uniforms u [B] in [0, 1); return them and their log-probabilities [B]."""
-        return self._with_log_prob(draw(self.probs, u))
+        index = draw(self.probs, u)
+        return self._with_log_prob(index)
 
     def mode(self) -> Tensor:
         """Return the most probable actions [B, K]."""
@@ -55,34 +57,43 @@ class MaskedMultiDiscrete:
 
     def mode_with_log_prob(self) -> tuple[Tensor, Tensor]:
         """Return the most probable actions [B, K] and their log-probabilities [B]."""
-        return self._with_log_prob(self.log_probs.argmax(-1))
+        index = self.log_probs.argmax(-1)
+        return self._with_log_prob(index)
 
     def _with_log_prob(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        log_prob = self.log_probs.gather(-1, index[:, None])[:, 0]
-        return unflatten(index, self.nvec), log_prob
+        action = unflatten(index, self.nvec)
+        log_prob = self._flat_log_prob(index)
+        return action, log_prob
+
+    def _flat_log_prob(self, index: Tensor) -> Tensor:
+        return self.log_probs.gather(-1, index[:, None])[:, 0]
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return the log-probabilities [B] of actions [B, K]."""
         index = flatten(action, self.nvec)
-        return self.log_probs.gather(-1, index[:, None])[:, 0]
+        return self._flat_log_prob(index)
 
     def entropy(self) -> Tensor:
         """Return the entropy [B] over the valid combinations."""
         # Bounded before the product: −inf · 0 would be NaN, in the gradient too.
-        finite = self.log_probs.clamp_min(torch.finfo(self.log_probs.dtype).min)
-        return -(self.probs * finite).sum(-1)
+        lowest = torch.finfo(self.log_probs.dtype).min
+        finite_log_probs = self.log_probs.clamp_min(lowest)
+        return -(self.probs * finite_log_probs).sum(-1)
 
 
 def draw(probs: Tensor, u: Tensor) -> Tensor:
-    """Draw flat actions [B] from probabilities [B, Πn] by uniforms u [B] in [0, 1), by inversion of the distribution function."""
-    return draw_long_rows(probs, u, invert) if probs.shape[-1] > LONG_ROW else invert(probs, u)
+    """Draw flat actions [B] from probabilities [B, Πn] by uniforms u [B] in [0, 1), by inversion."""
+    if probs.shape[-1] > LONG_ROW:
+        return draw_long_rows(probs, u, invert)
+    return invert(probs, u)
 
 
 def invert(probs: Tensor, u: Tensor) -> Tensor:
     """Return the first index at which the distribution function of each row exceeds u."""
     cdf = probs.cumsum(-1)
     cdf = cdf * (probs > 0)  # an entry of probability 0 must not be drawn, even where a parallel sum rounds its cdf up
-    exceeds = cdf > u[:, None] * cdf.amax(-1, keepdim=True)
+    total = cdf.amax(-1, keepdim=True)
+    exceeds = cdf > u[:, None] * total
     return exceeds.to(torch.uint8).argmax(-1)
 
 
@@ -91,16 +102,23 @@ def draw_long_rows(probs: Tensor, u: Tensor, invert: Callable[[Tensor, Tensor], 
 
     A cumulative sum over a whole row is slow on a GPU.
     """
-    n = probs.shape[-1]
-    width = math.isqrt(n - 1) + 1
-    blocks = functional.pad(probs, (0, width * width - n)).unflatten(-1, (width, width))
+    length = probs.shape[-1]
+    width = math.isqrt(length - 1) + 1
+    padded = functional.pad(probs, (0, width * width - length))
+    blocks = padded.unflatten(-1, (width, width))
+    # The block.
     block_probs = blocks.sum(-1)
     block = invert(block_probs, u)[:, None]
-    before = (block_probs.cumsum(-1) - block_probs).gather(1, block)[:, 0]
-    own = block_probs.gather(1, block)[:, 0]
-    u_within = ((u * block_probs.sum(-1) - before) / own).clamp(0, BELOW_ONE)
-    entries = blocks.gather(1, block[..., None].expand(-1, -1, width))[:, 0]
-    return block[:, 0] * width + invert(entries, u_within)
+    block_prob = block_probs.gather(1, block)[:, 0]
+    # The entry of the block, by what of u lies in the block.
+    probs_before = block_probs.cumsum(-1) - block_probs
+    prob_before = probs_before.gather(1, block)[:, 0]
+    excess = u * block_probs.sum(-1) - prob_before
+    u_within = (excess / block_prob).clamp(0, BELOW_ONE)
+    entry_index = block[..., None].expand(-1, -1, width)
+    entry_probs = blocks.gather(1, entry_index)[:, 0]
+    entry = invert(entry_probs, u_within)
+    return block[:, 0] * width + entry
 
 
 def unflatten(index: Tensor, nvec: tuple[int, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""PPO's losses and diagnostics as pure functions; every mean can be taken over a mask (or weights) of the same shape."""
+"""PPO's losses and diagnostics as pure functions; a mean can be over a mask (bool) or weights, one a sample."""
 from __future__ import annotations
 
 from typing import Callable
@@ -6,39 +6,48 @@ from typing import Callable
 import torch
 from torch import Tensor
 
+AllReduce = Callable[[Tensor], Tensor]  # adds a tensor up over all processes (rlcore/backends/distributed.py)
 
-def masked_mean(x: Tensor, mask: Tensor | None = None, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Mean of x over the mask (bool or weights), 0 where the mask is empty; what it leaves out gets no gradient.
 
-    Where x is one of many parts, `total` adds up over all (rlcore/backends/distributed.py).
+def masked_mean(x: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | None = None) -> Tensor:
+    """Return the mean of x over the mask (bool or weights), 0 where the mask is empty; masked samples get no gradient.
+
+    With `all_reduce`, the mean is over the samples of all processes.
     """
     if mask is None:
-        if total is None:
+        if all_reduce is None:
             return x.mean()
         mask = torch.ones_like(x)
-    mask = mask.to(x.dtype)
-    summed, weight = torch.where(mask > 0, x * mask, 0.0).sum(), mask.sum()
-    if total is not None:
-        summed, weight = total(torch.stack((summed, weight)))
-    return summed / weight.clamp_min(1e-8)
+    weight = mask.to(x.dtype)
+    weighted = torch.where(weight > 0, x * weight, 0.0)
+    numerator = weighted.sum()
+    denominator = weight.sum()
+    if all_reduce is not None:
+        numerator, denominator = all_reduce(torch.stack((numerator, denominator)))
+    return numerator / denominator.clamp_min(1e-8)
 
 
 def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor | None = None) -> Tensor:
-    """Clipped surrogate, the pessimistic maximum of both (Schulman et al. 2017, eq. 7); log_ratio = log π − log π_old."""
+    """Return the clipped surrogate loss (Schulman et al. 2017, eq. 7); log_ratio = log π − log π_old."""
     if mask is not None:  # before the exponential: an overflow there would make its zero gradient NaN
         log_ratio = torch.where(mask > 0, log_ratio, 0.0)
     ratio = log_ratio.exp()
-    return masked_mean(torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)), mask)
+    unclipped_loss = -advantage * ratio
+    clipped_loss = -advantage * ratio.clamp(1 - clip, 1 + clip)
+    pessimistic_loss = torch.maximum(unclipped_loss, clipped_loss)
+    return masked_mean(pessimistic_loss, mask)
 
 
 def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | None,
                mask: Tensor | None = None) -> Tensor:
-    """Half the squared error; with `clip`, the larger of that and of the error of a value kept near its old one."""
-    error = (value - target).square()
+    """Return half the mean squared error; with `clip`, of the value or the clipped value, whichever error is larger."""
+    squared_error = (value - target).square()
     if clip is not None:
-        near = old_value + (value - old_value).clamp(-clip, clip)
-        error = torch.maximum(error, (near - target).square())
-    return 0.5 * masked_mean(error, mask)
+        change = (value - old_value).clamp(-clip, clip)
+        clipped_value = old_value + change
+        clipped_error = (clipped_value - target).square()
+        squared_error = torch.maximum(squared_error, clipped_error)
+    return 0.5 * masked_mean(squared_error, mask)
 
 
 def kl_k1(log_ratio: Tensor) -> Tensor:
@@ -47,46 +56,59 @@ def kl_k1(log_ratio: Tensor) -> Tensor:
 
 
 def kl_k2(log_ratio: Tensor) -> Tensor:
-    """The same, biased but of low variance: half the squared log-ratio."""
+    """Estimate the same KL by half the squared log-ratio: biased, of low variance."""
     return 0.5 * log_ratio.square()
 
 
 def kl_k3(log_ratio: Tensor) -> Tensor:
-    """The same, unbiased and never negative: (r − 1) − log r."""
+    """Estimate the same KL by (r − 1) − log r: unbiased, never negative."""
     return log_ratio.exp() - 1 - log_ratio
 
 
 def clip_fraction(log_ratio: Tensor, clip: float, mask: Tensor | None = None) -> Tensor:
-    """Share of samples whose ratio has left [1 − clip, 1 + clip]."""
-    return masked_mean(((log_ratio.exp() - 1).abs() > clip).to(log_ratio.dtype), mask)
+    """Return the share of samples whose ratio has left [1 − clip, 1 + clip]."""
+    deviation = (log_ratio.exp() - 1).abs()
+    clipped = (deviation > clip).to(log_ratio.dtype)
+    return masked_mean(clipped, mask)
 
 
 def explained_variance(value: Tensor, target: Tensor, mask: Tensor | None = None,
-                       total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """1 − Var(target − value) / Var(target); 0 where the target is constant."""
-    def variance(x):
-        return masked_mean((x - masked_mean(x, mask, total)).square(), mask, total)
-    spread = variance(target)
-    constant = spread <= 1e-12 * masked_mean(target.square(), mask, total)  # but for rounding
-    return torch.where(constant, 0.0, 1 - variance(target - value) / spread.clamp_min(1e-30))
+                       all_reduce: AllReduce | None = None) -> Tensor:
+    """Return 1 − Var(target − value) / Var(target), and 0 where the target is constant."""
+    def variance(x: Tensor) -> Tensor:
+        mean = masked_mean(x, mask, all_reduce)
+        squared_deviation = (x - mean).square()
+        return masked_mean(squared_deviation, mask, all_reduce)
+    target_variance = variance(target)
+    mean_square = masked_mean(target.square(), mask, all_reduce)
+    is_constant = target_variance <= 1e-12 * mean_square  # but for rounding
+    residual_variance = variance(target - value)
+    explained = 1 - residual_variance / target_variance.clamp_min(1e-30)
+    return torch.where(is_constant, 0.0, explained)
 
 
 def ppo(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, entropy: Tensor, value: Tensor, old_value: Tensor,
         target: Tensor, mask: Tensor | None, value_mask: Tensor | None = None, *, clip: float, clip_value: float | None,
         vf_coef: float, ent_coef: Tensor | float, weight: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum PPO's three terms; all inputs have one shape. Return the loss and the field's diagnostics, detached.
+    """Return PPO's loss (Schulman et al. 2017, eq. 9) and diagnostics, detached; all inputs have one shape.
 
-    `mask` marks the samples that the policy is answerable for: policy, entropy and KL are means over it, times the
-    `weight` of this part in the mean over all. The value is learned over `value_mask`, or everywhere.
+    Policy loss, entropy and KL are means over `mask`, the samples with a choice, times `weight`, the share of these
+    samples among those of all processes. The value loss is a mean over `value_mask`, or over all samples.
     """
     log_ratio = log_prob - old_log_prob
-    surrogate = weight * policy_loss(log_ratio, advantage, clip, mask)
-    critic = value_loss(value, old_value, target, clip_value, value_mask)
-    bonus = weight * masked_mean(entropy, mask)
+    policy_term = weight * policy_loss(log_ratio, advantage, clip, mask)
+    value_term = value_loss(value, old_value, target, clip_value, value_mask)
+    entropy_term = weight * masked_mean(entropy, mask)
     with torch.no_grad():
-        metrics = {"policy_loss": surrogate, "value_loss": critic, "entropy": bonus,
-                   "old_approx_kl": weight * masked_mean(kl_k1(log_ratio), mask),
-                   "approx_kl": weight * masked_mean(kl_k3(log_ratio), mask),
-                   "clipfrac": weight * clip_fraction(log_ratio, clip, mask)}
-        metrics = {name: x.detach() for name, x in metrics.items()}
-    return surrogate + vf_coef * critic - ent_coef * bonus, metrics
+        old_approx_kl = weight * masked_mean(kl_k1(log_ratio), mask)
+        approx_kl = weight * masked_mean(kl_k3(log_ratio), mask)
+        clipfrac = weight * clip_fraction(log_ratio, clip, mask)
+    metrics = {
+        "policy_loss": policy_term.detach(),
+        "value_loss": value_term.detach(),
+        "entropy": entropy_term.detach(),
+        "old_approx_kl": old_approx_kl,
+        "approx_kl": approx_kl,
+        "clipfrac": clipfrac,
+    }
+    return policy_term + vf_coef * value_term - ent_coef * entropy_term, metrics

@@ -1,4 +1,4 @@
-"""What the plots of all reports share."""
+"""Parts that the plots and tables of all reports share."""
 from __future__ import annotations
 
 from matplotlib.axes import Axes
@@ -16,21 +16,28 @@ def labelled(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def levels(axes: Axes, values: dict[str, float]) -> None:
-    """Draw what others reach as dotted lines; names that would lie on each other share a line."""
+    """Draw reference values as dotted lines with their names; names that would overlap share a label."""
     for value in values.values():
         axes.axhline(value, linewidth=0.8, color="grey", linestyle=":")
     low, high = axes.get_ylim()
-    shared: list[tuple[float, list[str]]] = []
-    for name, value in sorted(values.items(), key=lambda item: -item[1]):
-        if shared and shared[-1][0] - value < 0.04 * (high - low):  # the height of a name
-            shared[-1][1].append(name)
+    label_height = 0.04 * (high - low)
+    labels: dict[float, list[str]] = {}  # names by the value at which they are written
+    last_value = float("inf")
+    highest_first = sorted(values.items(), key=lambda item: -item[1])
+    for name, value in highest_first:
+        if last_value - value < label_height:
+            labels[last_value].append(name)
         else:
-            shared.append((value, [name]))
-    for value, names in shared:
-        axes.annotate(", ".join(names), (0.01, value), xycoords=("axes fraction", "data"), fontsize=7, color="grey", va="top")
+            labels[value] = [name]
+            last_value = value
+    for value, names in labels.items():
+        text = ", ".join(names)
+        axes.annotate(text, (0.01, value), xycoords=("axes fraction", "data"), fontsize=7, color="grey", va="top")
 
 
 def markdown(columns: tuple | list, lines: list[list[str]], names: int = 2) -> str:
     """Lay out a table whose first columns are `names`, the rest numbers."""
-    rows = [columns, ["---"] * names + ["---:"] * (len(columns) - names), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    alignment = ["---"] * names + ["---:"] * (len(columns) - names)
+    rows = [columns, alignment, *lines]
+    cells = [" | ".join(row) for row in rows]
+    return "\n".join(f"| {row} |" for row in cells)

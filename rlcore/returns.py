@@ -1,48 +1,61 @@
 """From rewards to advantages, as pure functions."""
 from __future__ import annotations
 
-from typing import Callable
-
 import torch
 from torch import Tensor
 
-from rlcore.losses import masked_mean
+from rlcore.losses import AllReduce, masked_mean
 
 
 def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float,
         lam: float) -> Tensor:
-    """Generalised advantages [T, N] (Schulman et al. 2016, eq. 16).
+    """Return generalised advantages [T, N] (Schulman et al. 2016, eq. 16).
 
     δ = r + γ·(1 − terminated)·next_value − value; the trace stops at `done` (terminated or truncated). `next_value`
     of a truncated step is the value of the observation that the reset has replaced.
     """
-    delta = reward + gamma * torch.where(terminated, 0.0, next_value) - value
+    bootstrap = torch.where(terminated, 0.0, next_value)
+    delta = reward + gamma * bootstrap - value
     decay = gamma * lam * (~done).to(delta.dtype)
     return discounted_sum(delta, decay)
 
 
 def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
-    """y_t = x_t + decay_t · y_{t+1} of [T, N], by doubling (Hillis and Steele 1986): log T passes instead of T."""
-    reach = 1  # y has x up to so many steps ahead, decay what is left of it by then
-    while reach < len(x):
-        near, far = x[:-reach], x[reach:]
-        x = torch.cat((torch.addcmul(near, decay[:len(near)], far), x[-reach:]))
-        decay, reach = decay[:-reach] * decay[reach:], 2 * reach
-    return x
+    """Return y_t = x_t + decay_t · y_{t+1} [T, N], by doubling (Hillis and Steele 1986): log T passes instead of T."""
+    sums = x  # of `reach` steps each; `decay` is the product of the decays of these steps
+    reach = 1
+    while reach < len(sums):
+        near = sums[:-reach]
+        far = sums[reach:]
+        doubled = torch.addcmul(near, decay[:len(near)], far)
+        complete = sums[-reach:]
+        sums = torch.cat((doubled, complete))
+        decay = decay[:-reach] * decay[reach:]
+        reach = 2 * reach
+    return sums
 
 
-def whiten(x: Tensor, mask: Tensor | None = None, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def whiten(x: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | None = None) -> Tensor:
     """Shift to mean 0 and scale to standard deviation 1 over the mask; zero elsewhere.
 
-    Where x is one of many parts, `total` adds up over all (rlcore/backends/distributed.py).
+    With `all_reduce`, mean and standard deviation are over the samples of all processes.
     """
-    centred = x - masked_mean(x, mask, total)
-    scaled = centred * torch.rsqrt(masked_mean(centred.square(), mask, total) + 1e-8)
-    return scaled if mask is None else torch.where(mask > 0, scaled, 0.0)
+    mean = masked_mean(x, mask, all_reduce)
+    centred = x - mean
+    variance = masked_mean(centred.square(), mask, all_reduce)
+    whitened = centred * torch.rsqrt(variance + 1e-8)
+    return zero_outside(mask, whitened)
 
 
 def rescale(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scale to standard deviation 1 over the mask and keep the mean where it was; zero elsewhere."""
     mean = masked_mean(x, mask)
-    scaled = whiten(x, mask) + mean
-    return scaled if mask is None else torch.where(mask > 0, scaled, 0.0)
+    rescaled = whiten(x, mask) + mean
+    return zero_outside(mask, rescaled)
+
+
+def zero_outside(mask: Tensor | None, x: Tensor) -> Tensor:
+    """Return x with zeros outside the mask, or x itself without a mask."""
+    if mask is None:
+        return x
+    return torch.where(mask > 0, x, 0.0)

@@ -12,22 +12,39 @@ class Linear:
 
     def __call__(self, lr: Tensor, first: float, progress: float, kl: Tensor) -> None:
         """Set lr for the iteration that starts after a share `progress` of the run; kl is the last iteration's."""
-        lr.fill_(first * (1 - (1 - self.final) * progress))
+        share = 1 - (1 - self.final) * progress
+        lr.fill_(first * share)
 
 
 class AdaptiveKL:
-    """Divide the rate by `factor` where the KL of an iteration was above twice the target, multiply below half of it."""
+    """Divide the rate by `factor` where the KL was above twice the target, multiply it where the KL was below half.
+
+    The rule of rsl_rl (`schedule="adaptive"`); the rate stays between `low` and `high`.
+    """
 
     def __init__(self, *, target: float, factor: float, low: float, high: float):
-        self.target, self.factor, self.low, self.high = target, factor, low, high
+        self.target = target
+        self.factor = factor
+        self.low = low
+        self.high = high
 
     def __call__(self, lr: Tensor, first: float, progress: float, kl: Tensor) -> None:
         """Set lr from the KL of the last iteration; nan (there was none) leaves it."""
-        change = 1 + (kl < self.target / 2) * (self.factor - 1) + (kl > 2 * self.target) * (1 / self.factor - 1)
-        lr.mul_(change).clamp_(self.low, self.high)
+        is_low = kl < self.target / 2
+        is_high = kl > 2 * self.target
+        increase = is_low * (self.factor - 1)
+        decrease = is_high * (1 / self.factor - 1)
+        lr.mul_(1 + increase + decrease)
+        lr.clamp_(self.low, self.high)
 
 
-def warmed(step: int, total: int, warmup: float, final: float) -> float:
-    """Return the share of the rate at a step: rising linearly over the share `warmup` of all, then falling to `final`."""
-    rise = max(1, round(warmup * total))
-    return min(1.0, (step + 1) / rise) if step < rise else 1 - (1 - final) * (step - rise) / max(1, total - rise)
+def linear_with_warmup(step: int, total: int, warmup: float, final: float) -> float:
+    """Return the share of the rate at a step of `total`: a linear rise to 1, then a linear decay to `final`.
+
+    warmup: share of all steps in which the rate rises.
+    """
+    warmup_steps = max(1, round(warmup * total))
+    if step < warmup_steps:
+        return min(1.0, (step + 1) / warmup_steps)
+    decay_steps = max(1, total - warmup_steps)
+    return 1 - (1 - final) * (step - warmup_steps) / decay_steps

@@ -18,7 +18,7 @@ from email_rl.training.classification import class_weights, overlap_loss
 from rlcore import checkpoint
 from rlcore.algorithm import Algorithm, TrainingLoop
 from rlcore.logger import Logger, NullLogger
-from rlcore.schedules import warmed
+from rlcore.schedules import linear_with_warmup
 
 
 class OutcomeTraining(Algorithm):
@@ -109,7 +109,7 @@ class OutcomeTraining(Algorithm):
             rows = self.batches(self.updates_done // self.updates_per_epoch)[self.updates_done % self.updates_per_epoch]
             ids, mask = pad_batch([self.train_ids[i] for i in rows], self.classifier.tokenizer.pad_token_id)
             loss, auxiliary = self.loss(ids.to(self.device), mask.to(self.device), outcome[rows], weights)
-            share = warmed(self.updates_done, self.total_updates, self.warmup_share, self.final_lr_share)
+            share = linear_with_warmup(self.updates_done, self.total_updates, self.warmup_share, self.final_lr_share)
             self.optimizer.param_groups[0]["lr"] = self.lr * share
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

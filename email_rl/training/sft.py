@@ -15,7 +15,7 @@ from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
 from rlcore.losses import masked_mean
-from rlcore.schedules import warmed
+from rlcore.schedules import linear_with_warmup
 
 POLICY_FOLDER = "policy"  # beside checkpoint.pt; transformers loads it
 
@@ -117,7 +117,7 @@ class SFT(Algorithm):
     def train_batch(self) -> Tensor:
         """Take one step; return its loss, nats a token."""
         rows = self.batches(self.updates_done // self.updates_per_epoch)[self.updates_done % self.updates_per_epoch]
-        share = warmed(self.updates_done, self.total_updates, self.warmup_share, self.final_lr_share)
+        share = linear_with_warmup(self.updates_done, self.total_updates, self.warmup_share, self.final_lr_share)
         self.optimizer.param_groups[0]["lr"] = self.settings.sft_lr * share
         mails = self.train_mails.select(torch.tensor(rows, device=self.device))
         loss = self.loss(mails.cut(int(mails.response_mask.sum(1).max())))

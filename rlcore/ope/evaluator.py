@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlcore.algorithm import Policy
-from rlcore.exploration import best
+from rlcore.exploration import greedy
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
@@ -57,7 +57,7 @@ class OffPolicyEvaluator:
         """Probabilities [N, A] of a policy's actions in the decisions of a dataset."""
         chunks = torch.arange(len(dataset), device=dataset.obs.device).split(CHUNK)
         table = torch.cat([policy.distribution(dataset.obs[rows], dataset.action_mask[rows]).probs for rows in chunks])
-        return best(table, dataset.action_mask) if self.greedy else table
+        return greedy(table, dataset.action_mask) if self.greedy else table
 
     def __call__(self, dataset: LoggedDataset, target: Tensor) -> Evaluation:
         """Evaluate a target [N, A]; raise ValueError where the dataset can say nothing of it."""

@@ -1,9 +1,9 @@
 """Meta-learners of causal effects (S, T, X and DR) of several actions, on the models of rlcore/ope/outcome_models.py.
 
-All are fitted and called like those models: fitted to outcomes [N, K] of actions [N] taken on observations [N, D], they
-predict the outcomes [B, A, K] of all actions. The first action is the control (nothing); an action's effect is its outcome
-less the control's. `cluster` int64 [N], numbered from 0, says which rows are of the same unit; `propensity` [N] is of the
-action taken.
+A meta-learner is fitted and called like those models: fitted to outcomes [N, K] of actions [N] taken on observations
+[N, D], its model predicts the outcomes [B, A, K] of all actions. The first action is the control (nothing); an action's
+effect is its outcome minus the control's. `cluster` int64 [N], numbered from 0, is the unit of a row; `propensity` [N]
+is the probability of the action taken.
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIN_SHARE = 1e-3  # the least share of an action that the X-learner divides by
 
 
 class S:
-    """S-learner: one model of all actions' outcomes (Künzel et al. 2019); the action picks a network's head or ridge slopes."""
+    """S-learner: one model of all actions' outcomes, where the action picks a head or slopes (Künzel et al. 2019)."""
 
     def __init__(self, *, model: Callable):
         self.model = model
@@ -43,7 +43,8 @@ class T:
 
     def empty(self, inputs: int, actions: int, kinds: int) -> PerArm:
         """Build an unfitted model, for a state to be loaded into."""
-        return PerArm([self.model.empty(inputs, 1, kinds) for _ in range(actions)])
+        arms = [self.model.empty(inputs, 1, kinds) for _ in range(actions)]
+        return PerArm(arms)
 
     def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator,
                  propensity: Tensor | None = None, cluster: Tensor | None = None) -> PerArm:
@@ -52,125 +53,169 @@ class T:
 
 
 class X:
-    """X-learner: effects on the treated and on the untreated, each imputed by the other's model, averaged by propensity (Künzel
-    et al. 2019). model: of outcomes, as the T-learner has it. effect: of imputed effects, and of the actions' shares."""
+    """X-learner: effects on treated and on untreated units, each imputed by the other's model, averaged by propensity.
+
+    Künzel et al. 2019. model: of outcomes, one an action as in T. effect: of imputed effects and propensities.
+    """
 
     def __init__(self, *, model: Callable, effect: Callable):
-        self.model, self.effect = model, effect
+        self.model = model
+        self.effect = effect
 
     def empty(self, inputs: int, actions: int, kinds: int) -> XLearnerModel:
         """Build an unfitted model, for a state to be loaded into."""
-        return XLearnerModel(self.model.empty(inputs, 1, kinds),
-                             PerArm([self.effect.empty(inputs, 1, kinds) for _ in range(actions - 1)]),
-                             self.effect.empty(inputs, 1, (actions - 1) * kinds), self.effect.empty(inputs, 1, actions))
+        treatments = actions - 1
+        control = self.model.empty(inputs, 1, kinds)
+        treated = PerArm([self.effect.empty(inputs, 1, kinds) for _ in range(treatments)])
+        untreated = self.effect.empty(inputs, 1, treatments * kinds)
+        share = self.effect.empty(inputs, 1, actions)
+        return XLearnerModel(control, treated, untreated, share)
 
     def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator,
                  propensity: Tensor | None = None, cluster: Tensor | None = None) -> XLearnerModel:
-        """Fit. The average is by estimated propensities: new units have no others, and any are consistent.
+        """Fit. The average is by estimated propensities: new units have no logged ones, and any weights are consistent.
 
         Raises ValueError where an action was never taken.
         """
-        means = fit_per_arm(self.model, obs, action, outcome, range(actions), generator)
-        table, control = predict_chunked(means, obs), action == 0
-        treated = fit_per_arm(self.effect, obs, action, outcome - table[:, 0], range(1, actions), generator)
-        imputed = (table[control, 1:] - outcome[control, None]).flatten(1)
-        untreated = fit_one(self.effect, obs[control], imputed, generator)
-        share = fit_one(self.effect, obs, one_hot(action, actions).to(outcome), generator)
-        return XLearnerModel(means.arms[0], treated, untreated, share)
+        # 1. Outcomes of each action.
+        outcome_models = fit_per_arm(self.model, obs, action, outcome, range(actions), generator)
+        predicted = predict_chunked(outcome_models, obs)
+        # 2. Effects on the treated: what came of the action, minus the predicted outcome of the control.
+        effect_on_treated = outcome - predicted[:, 0]
+        treated = fit_per_arm(self.effect, obs, action, effect_on_treated, range(1, actions), generator)
+        # 3. Effects on the untreated: the predicted outcome of the action, minus what came of the control.
+        is_control = action == 0
+        effect_on_untreated = predicted[is_control, 1:] - outcome[is_control, None]
+        untreated = fit_one(self.effect, obs[is_control], effect_on_untreated.flatten(1), generator)
+        # 4. Propensities.
+        taken = one_hot(action, actions).to(outcome)
+        share = fit_one(self.effect, obs, taken, generator)
+        return XLearnerModel(outcome_models.arms[0], treated, untreated, share)
 
 
 class DR:
-    """DR-learner: pseudo-effects of cross-fitted outcomes and propensities, regressed on observations (Kennedy 2020).
+    """DR-learner: doubly robust pseudo-effects, cross-fitted and regressed on observations (Kennedy 2020).
 
-    model: of outcomes. effect: of pseudo-effects, and of propensities where there are none. folds: of clusters. floor: of a
-    propensity.
+    model: of outcomes. effect: of pseudo-effects, and of propensities where none are logged. folds: number of folds of
+    clusters. floor: least propensity.
     """
 
     def __init__(self, *, model: Callable, effect: Callable, folds: int, floor: float):
-        self.model, self.effect, self.folds, self.floor = model, effect, folds, floor
+        self.model = model
+        self.effect = effect
+        self.folds = folds
+        self.floor = floor
 
     def empty(self, inputs: int, actions: int, kinds: int) -> DRLearnerModel:
         """Build an unfitted model, for a state to be loaded into."""
-        return DRLearnerModel([self.model.empty(inputs, actions, kinds) for _ in range(self.folds)],
-                              self.effect.empty(inputs, 1, (actions - 1) * kinds))
+        outcome_models = [self.model.empty(inputs, actions, kinds) for _ in range(self.folds)]
+        effect = self.effect.empty(inputs, 1, (actions - 1) * kinds)
+        return DRLearnerModel(outcome_models, effect)
 
     def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator,
                  propensity: Tensor | None = None, cluster: Tensor | None = None) -> DRLearnerModel:
-        """Fit; without propensities [N] they are estimated."""
-        cluster = torch.arange(len(obs), device=obs.device) if cluster is None else cluster
-        fold, models = folds(cluster, self.folds, generator), []
-        pseudo = outcome.new_zeros(len(obs), actions, outcome.shape[1])
+        """Fit; without propensities [N], propensities are estimated."""
+        if cluster is None:
+            cluster = torch.arange(len(obs), device=obs.device)
+        fold = folds(cluster, self.folds, generator)
+        taken = one_hot(action, actions).to(outcome)
+        pseudo_outcome = outcome.new_zeros(len(obs), actions, outcome.shape[1])
+        outcome_models = []
         for k in range(self.folds):
-            others, own = fold != k, fold == k
-            models.append(self.model(obs[others], action[others], outcome[others], actions, generator))
-            taken = one_hot(action[own], actions).to(outcome)
+            held_out = fold == k
+            rest = ~held_out
+            model = self.model(obs[rest], action[rest], outcome[rest], actions, generator)
+            outcome_models.append(model)
             if propensity is None:
-                shares = fit_one(self.effect, obs[others], one_hot(action[others], actions).to(outcome), generator)
-                p = (predict_chunked(shares, obs[own])[:, 0] * taken).sum(1)
+                share_model = fit_one(self.effect, obs[rest], taken[rest], generator)
+                shares = predict_chunked(share_model, obs[held_out])[:, 0]
+                fold_propensity = (shares * taken[held_out]).sum(1)
             else:
-                p = propensity[own].to(outcome)
-            table = predict_chunked(models[-1], obs[own])
-            pseudo[own] = pseudo_outcomes(table, taken, outcome[own], p.clamp_min(self.floor))
-        effects = (pseudo[:, 1:] - pseudo[:, :1]).flatten(1)
-        return DRLearnerModel(models, fit_one(self.effect, obs, effects, generator))
+                fold_propensity = propensity[held_out].to(outcome)
+            fold_propensity = fold_propensity.clamp_min(self.floor)
+            predicted = predict_chunked(model, obs[held_out])
+            pseudo_outcome[held_out] = pseudo_outcomes(predicted, taken[held_out], outcome[held_out], fold_propensity)
+        pseudo_effect = pseudo_outcome[:, 1:] - pseudo_outcome[:, :1]
+        effect = fit_one(self.effect, obs, pseudo_effect.flatten(1), generator)
+        return DRLearnerModel(outcome_models, effect)
 
 
-def pseudo_outcomes(table: Tensor, taken: Tensor, outcome: Tensor, propensity: Tensor) -> Tensor:
-    """μ̂_a + 1{taken}/p·(y − μ̂_a), [N, A, K] (Robins & Rotnitzky 1995): of mean μ_a if either μ̂ or p is right.
+def pseudo_outcomes(predicted: Tensor, taken: Tensor, outcome: Tensor, propensity: Tensor) -> Tensor:
+    """Return μ̂_a + 1{taken}/p·(y − μ̂_a) [N, A, K] (Robins & Rotnitzky 1995), of mean μ_a if either μ̂ or p is right.
 
-    table [N, A, K] has the μ̂, taken [N, A] is one-hot, outcome [N, K], propensity [N] of what was taken.
+    predicted [N, A, K] is μ̂, taken [N, A] is one-hot, outcome y [N, K], propensity p [N] of the action taken.
     """
-    return table + (taken / propensity[:, None])[:, :, None] * (outcome[:, None] - table)
+    inverse_propensity = taken / propensity[:, None]
+    residual = outcome[:, None] - predicted
+    return predicted + inverse_propensity[:, :, None] * residual
 
 
 def rearranged(table: Tensor, chains: list[list[int]], kinds: list[int]) -> Tensor:
-    """Sort outcomes `kinds` of a table [B, A, K] along chains of actions, in which the true outcomes are known to increase.
+    """Sort outcomes `kinds` of a table [B, A, K] along chains of actions in which true outcomes are known to increase.
 
     Sorting moves no prediction further from any increasing truth (Chernozhukov, Fernández-Val & Galichon 2009).
     """
     table = table.clone()
     for chain in chains:
         for kind in kinds:
-            table[:, chain, kind] = table[:, chain, kind].sort(1).values
+            increasing = table[:, chain, kind].sort(1).values
+            table[:, chain, kind] = increasing
     return table
 
 
 # ── fitted models ───────────────────────────────────────────────────────────────────────────────────────────────────
 class PerArm(nn.Module):
-    """Each action's outcomes by a model of its own."""
+    """A model of its own for each action's outcomes, [B, D] → [B, A, K]."""
 
     def __init__(self, arms: list[nn.Module]):
         super().__init__()
         self.arms = nn.ModuleList(arms)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return torch.cat([arm(obs) for arm in self.arms], 1)
+        outcomes = [arm(obs) for arm in self.arms]
+        return torch.cat(outcomes, 1)
 
 
 class XLearnerModel(nn.Module):
-    """The control's outcomes, and effects g·τ₀ + (1 − g)·τ₁ of both imputations, g an action's share beside the control's."""
+    """The control's outcomes, and effects g·τ₀ + (1 − g)·τ₁ from both imputations (Künzel et al. 2019).
+
+    τ₀ is the effect on untreated units, τ₁ on treated units, g the probability of the action rather than the control.
+    """
 
     def __init__(self, control: nn.Module, treated: nn.Module, untreated: nn.Module, share: nn.Module):
         super().__init__()
-        self.control, self.treated, self.untreated, self.share = control, treated, untreated, share
+        self.control = control
+        self.treated = treated
+        self.untreated = untreated
+        self.share = share
 
     def forward(self, obs: Tensor) -> Tensor:
-        control, treated = self.control(obs), self.treated(obs)
-        share = self.share(obs)[:, 0].clamp(MIN_SHARE, 1.0)
-        g = (share[:, 1:] / (share[:, 1:] + share[:, :1]))[:, :, None]
-        return torch.cat((control, control + g * self.untreated(obs).view_as(treated) + (1 - g) * treated), 1)
+        control = self.control(obs)
+        treated = self.treated(obs)
+        untreated = self.untreated(obs).view_as(treated)
+        predicted_share = self.share(obs)[:, 0]
+        share = predicted_share.clamp(MIN_SHARE, 1.0)
+        action_share = share[:, 1:]
+        control_share = share[:, :1]
+        g = (action_share / (action_share + control_share))[:, :, None]
+        outcomes = control + g * untreated + (1 - g) * treated
+        return torch.cat((control, outcomes), 1)
 
 
 class DRLearnerModel(nn.Module):
-    """The control's outcomes as the mean of the folds' models, and effects."""
+    """The control's outcomes, the mean of the folds' models, and the effects on top of them."""
 
     def __init__(self, models: list[nn.Module], effect: nn.Module):
         super().__init__()
-        self.models, self.effect = nn.ModuleList(models), effect
+        self.models = nn.ModuleList(models)
+        self.effect = effect
 
     def forward(self, obs: Tensor) -> Tensor:
-        control = torch.stack([model(obs)[:, :1] for model in self.models]).mean(0)
-        return torch.cat((control, control + self.effect(obs).view(len(obs), -1, control.shape[2])), 1)
+        control_by_fold = [model(obs)[:, :1] for model in self.models]
+        control = torch.stack(control_by_fold).mean(0)
+        kinds = control.shape[2]
+        effect = self.effect(obs).view(len(obs), -1, kinds)
+        return torch.cat((control, control + effect), 1)
 
 
 class Monotone(nn.Module):
@@ -178,28 +223,39 @@ class Monotone(nn.Module):
 
     def __init__(self, inner: nn.Module, chains: list[list[int]], kinds: list[int]):
         super().__init__()
-        self.inner, self.chains, self.kinds = inner, chains, kinds
+        self.inner = inner
+        self.chains = chains
+        self.kinds = kinds
 
     def forward(self, obs: Tensor) -> Tensor:
-        return rearranged(self.inner(obs), self.chains, self.kinds)
+        outcomes = self.inner(obs)
+        return rearranged(outcomes, self.chains, self.kinds)
 
 
 # ── parts of fits ───────────────────────────────────────────────────────────────────────────────────────────────────
 def fit_one(model: Callable, obs: Tensor, outcome: Tensor, generator: torch.Generator) -> nn.Module:
-    """Regress outcomes [N, K] on observations, whatever the action."""
-    return model(obs, torch.zeros(len(obs), dtype=torch.long, device=obs.device), outcome, 1, generator)
+    """Regress outcomes [N, K] on observations [N, D], whatever the action."""
+    only_action = torch.zeros(len(obs), dtype=torch.long, device=obs.device)
+    return model(obs, only_action, outcome, 1, generator)
 
 
 def fit_per_arm(model: Callable, obs: Tensor, action: Tensor, outcome: Tensor, arms: range,
                 generator: torch.Generator) -> PerArm:
     """Regress each arm's outcomes separately; raise ValueError where an arm has none."""
-    count = action.bincount(minlength=arms.stop)
-    if not count[arms.start:].all():
-        lacking = arms.start + int(count[arms.start:].argmin())
-        raise ValueError(f"action {lacking}: expected decisions to learn from, got none; S and DR share a model among actions")
-    return PerArm([fit_one(model, obs[action == a], outcome[action == a], generator) for a in arms])
+    count = action.bincount(minlength=arms.stop)[arms.start:]
+    if not count.all():
+        lacking = arms.start + int(count.argmin())
+        raise ValueError(f"action {lacking}: expected decisions to learn from, got none; "
+                         "S and DR share a model among actions")
+    fitted = []
+    for arm in arms:
+        taken = action == arm
+        arm_model = fit_one(model, obs[taken], outcome[taken], generator)
+        fitted.append(arm_model)
+    return PerArm(fitted)
 
 
 def predict_chunked(model: nn.Module, obs: Tensor) -> Tensor:
-    """Outcomes [N, A, K] of many rows, CHUNK at a time."""
-    return torch.cat([model(part) for part in obs.split(CHUNK)])
+    """Return the outcomes [N, A, K] of many observations [N, D], CHUNK at a time."""
+    chunks = [model(part) for part in obs.split(CHUNK)]
+    return torch.cat(chunks)

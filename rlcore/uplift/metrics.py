@@ -1,7 +1,7 @@
 """Uplift metrics: how well a score ranks units by the effect of a treatment, from a randomised test; pure functions.
 
-outcome [N], score [N] (higher: treated sooner), treated bool [N]. weight [R, N] counts units, as a bootstrap's draws do; then
-everything has R ahead. The treatment must be independent of all that is known of a unit.
+outcome [N], score [N] (a higher score is treated sooner), treated bool [N]. weight [R, N] is how often a unit counts,
+as in a bootstrap; results then have a first dimension R. The treatment must be independent of all that is known of a unit.
 """
 from __future__ import annotations
 
@@ -9,161 +9,250 @@ from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
-class Sums(NamedTuple):
-    """Sums over the units from the best down to each of P distinct scores, and 0 first, [..., P + 1]."""
+class CumulativeSums(NamedTuple):
+    """Sums over the units from the best down to each of P distinct scores, after a first 0, [..., P + 1] each."""
 
     units: Tensor
     treated: Tensor
     treated_outcome: Tensor
     control_outcome: Tensor
 
+    @property
+    def control(self) -> Tensor:
+        """Control units."""
+        return self.units - self.treated
 
-def sums(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Sums:
-    """Add up from the highest score down; equal scores count at once."""
-    order = score.argsort(stable=True).flip(0)
-    y, t, ranked = outcome[order].double(), treated[order].double(), score[order]
-    last = torch.cat((ranked[1:] != ranked[:-1], ranked.new_ones(1, dtype=torch.bool)))
-    columns = torch.stack((torch.ones_like(y), t, y * t, y * (1 - t)))
+
+class Curve(NamedTuple):
+    """Points of a curve, [..., P + 1] each."""
+
+    x: Tensor  #: units, or money
+    y: Tensor  #: incremental outcomes
+
+
+def cumulative_sums(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> CumulativeSums:
+    """Add up from the highest score down; units of equal score are added at once."""
+    order = best_first(score)
+    outcome = outcome[order].double()
+    treated = treated[order].double()
+    control = 1 - treated
+    columns = torch.stack((torch.ones_like(outcome), treated, outcome * treated, outcome * control))
     if weight is not None:
         columns = columns[:, None] * weight[:, order].double()
-    found = columns.cumsum(-1)[..., last]
-    return Sums(*torch.nn.functional.pad(found, (1, 0)))
+    ranked_score = score[order]
+    score_changes = ranked_score[1:] != ranked_score[:-1]
+    is_last = functional.pad(score_changes, (0, 1), value=True)  # of its score
+    sums = columns.cumsum(-1)[..., is_last]
+    return CumulativeSums(*functional.pad(sums, (1, 0)))
+
+
+def best_first(score: Tensor) -> Tensor:
+    """Return the order of units [N] from the highest score down."""
+    return score.argsort(stable=True).flip(0)
 
 
 # ── curves and areas ────────────────────────────────────────────────────────────────────────────────────────────────
-def qini_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Units n, and incremental outcomes Y₁ − Y₀·N₁/N₀ among the best n (Radcliffe 2007), [..., P + 1] each."""
-    s = sums(outcome, score, treated, weight)
-    return s.units, s.treated_outcome - s.control_outcome * ratio(s.treated, s.units - s.treated)
+def qini_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Curve:
+    """Return incremental outcomes Y₁ − Y₀·N₁/N₀ among the best n units (Radcliffe 2007)."""
+    sums = cumulative_sums(outcome, score, treated, weight)
+    expected_without_treatment = sums.control_outcome * ratio(sums.treated, sums.control)
+    gain = sums.treated_outcome - expected_without_treatment
+    return Curve(sums.units, gain)
 
 
-def uplift_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Units n, and (Y₁/N₁ − Y₀/N₀)·n among the best n (Gutierrez & Gérardy 2017; Devriendt et al. 2020)."""
-    s = sums(outcome, score, treated, weight)
-    return s.units, (ratio(s.treated_outcome, s.treated) - ratio(s.control_outcome, s.units - s.treated)) * s.units
+def uplift_curve(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Curve:
+    """Return (Y₁/N₁ − Y₀/N₀)·n among the best n units (Gutierrez & Gérardy 2017; Devriendt et al. 2020)."""
+    sums = cumulative_sums(outcome, score, treated, weight)
+    treated_mean = ratio(sums.treated_outcome, sums.treated)
+    control_mean = ratio(sums.control_outcome, sums.control)
+    gain = (treated_mean - control_mean) * sums.units
+    return Curve(sums.units, gain)
 
 
-def ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is."""
-    return torch.where(b != 0, a / b.where(b != 0, torch.ones_like(b)), 0.0)
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Return numerator / denominator, and 0 where the denominator is 0."""
+    nonzero = denominator != 0
+    safe_denominator = denominator.where(nonzero, torch.ones_like(denominator))
+    return torch.where(nonzero, numerator / safe_denominator, 0.0)
 
 
 def area_above_random(x: Tensor, y: Tensor) -> Tensor:
-    """Area between a curve and the line to its end, [...]."""
-    return torch.trapezoid(y, x) - 0.5 * x[..., -1] * y[..., -1]
+    """Return the area [...] between a curve and the straight line to its end, which a random order has."""
+    area = torch.trapezoid(y, x)
+    random_area = 0.5 * x[..., -1] * y[..., -1]
+    return area - random_area
+
+
+def qini_area(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the area of the Qini curve above random, [...]."""
+    curve = qini_curve(outcome, score, treated, weight)
+    return area_above_random(curve.x, curve.y)
+
+
+def uplift_area(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the area of the uplift curve above random, [...]."""
+    curve = uplift_curve(outcome, score, treated, weight)
+    return area_above_random(curve.x, curve.y)
 
 
 def perfect_qini(outcome: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Area above random of the best order in hindsight, harm included: treated outcomes first, control outcomes last."""
-    best = torch.where(treated, outcome, -outcome)
-    return area_above_random(*qini_curve(outcome, best, treated, weight))
+    """Return the Qini area of the best order in hindsight, [...]: treated outcomes first, control outcomes last."""
+    hindsight_score = torch.where(treated, outcome, -outcome)
+    return qini_area(outcome, hindsight_score, treated, weight)
 
 
 def qini(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Qini coefficient [...]: area above random as a share of hindsight's (Radcliffe & Surry 2011; sklift.qini_auc_score)."""
-    return area_above_random(*qini_curve(outcome, score, treated, weight)) / perfect_qini(outcome, treated, weight)
+    """Return the Qini coefficient [...]: the Qini area as a share of the perfect one.
+
+    Radcliffe & Surry 2011; equal to sklift.qini_auc_score.
+    """
+    area = qini_area(outcome, score, treated, weight)
+    return area / perfect_qini(outcome, treated, weight)
 
 
 def auuc(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Area under the uplift curve above random as a share of hindsight's, [...] (Devriendt et al. 2020;
-    sklift.uplift_auc_score). Raises ValueError where outcomes are not 0 or 1: hindsight's order is known of these alone."""
-    if not ((outcome == 0) | (outcome == 1)).all():
-        raise ValueError("auuc: expected outcomes 0 or 1; qini takes any")
-    agree = 2.0 * (outcome.bool() == treated)
-    count = torch.ones_like(agree)[None] if weight is None else weight
-    control_ones = (count * (outcome.bool() & ~treated)).sum(-1)
-    treated_zeros = (count * (~outcome.bool() & treated)).sum(-1)
-    areas = [area_above_random(*uplift_curve(outcome, agree + first, treated, weight))
-             for first in (outcome.double(), treated.double())]
-    best = torch.where(control_ones > treated_zeros, *areas)
-    found = area_above_random(*uplift_curve(outcome, score, treated, weight)) / best
-    return found[0] if weight is None else found
+    """Return the area of the uplift curve above random as a share of the best order's in hindsight, [...].
 
-
-def cost_curve(outcome: Tensor, cost: Tensor, score: Tensor, treated: Tensor,
-               weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Incremental money spent and incremental outcomes among the best n (Du, Lee & Ghaffarizadeh 2019), [..., P + 1] each.
-
-    cost [N] is what was spent on a unit, treated or not; the order is best by outcome per cost.
+    Devriendt et al. 2020; equal to sklift.uplift_auc_score. Raises ValueError where outcomes are not 0 or 1: the best
+    order in hindsight is known for binary outcomes alone.
     """
-    return tuple(uplift_curve(y, score, treated, weight)[1] for y in (cost, outcome))
+    is_binary = (outcome == 0) | (outcome == 1)
+    if not is_binary.all():
+        raise ValueError("auuc: expected outcomes 0 or 1; qini takes any")
+    is_one = outcome.bool()
+    agreement = 2.0 * (is_one == treated)
+    count = torch.ones_like(agreement)[None] if weight is None else weight
+    control_ones = (count * (is_one & ~treated)).sum(-1)
+    treated_zeros = (count * (~is_one & treated)).sum(-1)
+    # Treated ones come first, then control zeros, then whichever of control ones and treated zeros there are more of.
+    control_ones_first = uplift_area(outcome, agreement + outcome.double(), treated, weight)
+    treated_zeros_first = uplift_area(outcome, agreement + treated.double(), treated, weight)
+    perfect_area = torch.where(control_ones > treated_zeros, control_ones_first, treated_zeros_first)
+    coefficient = uplift_area(outcome, score, treated, weight) / perfect_area
+    return coefficient[0] if weight is None else coefficient
+
+
+def cost_curve(outcome: Tensor, cost: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Curve:
+    """Return incremental money spent (x) and incremental outcomes (y) among the best n (Du, Lee & Ghaffarizadeh 2019).
+
+    cost [N] is what was spent on a unit, treated or not. The best score is the effect on the outcome per cost.
+    """
+    spent = uplift_curve(cost, score, treated, weight).y
+    gained = uplift_curve(outcome, score, treated, weight).y
+    return Curve(spent, gained)
 
 
 def cost_area(spent: Tensor, gained: Tensor) -> Tensor:
-    """Area under a cost curve as a share of its box, [...]: ½ at random."""
-    return torch.trapezoid(gained, spent) / (spent[..., -1] * gained[..., -1])
+    """Return the area under a cost curve as a share of its bounding box, [...]: ½ for a random order."""
+    area = torch.trapezoid(gained, spent)
+    box = spent[..., -1] * gained[..., -1]
+    return area / box
 
 
 # ── by decile ───────────────────────────────────────────────────────────────────────────────────────────────────────
 class Bins(NamedTuple):
     """Treated and control units in each part of the units by score, best first, [bins] each."""
 
-    treated: Tensor  # units
-    control: Tensor
-    treated_mean: Tensor  # outcome
-    control_mean: Tensor
-    uplift: Tensor
-    std: Tensor  # of the uplift, sampling alone
-    score: Tensor  # mean
+    treated: Tensor  #: number of treated units
+    control: Tensor  #: number of control units
+    treated_mean: Tensor  #: mean outcome of treated units
+    control_mean: Tensor  #: mean outcome of control units
+    uplift: Tensor  #: difference of the means
+    std: Tensor  #: standard error of the uplift
+    score: Tensor  #: mean score
 
     @property
     def average(self) -> Tensor:
-        """Uplift of the bins weighted by their treated (sklift.weighted_average_uplift)."""
-        return (self.treated * self.uplift).sum() / self.treated.sum()
+        """Mean uplift of the bins, weighted by treated units (sklift.weighted_average_uplift)."""
+        treated_uplift = self.treated * self.uplift
+        return treated_uplift.sum() / self.treated.sum()
 
 
 def by_bin(outcome: Tensor, score: Tensor, treated: Tensor, bins: int) -> Bins:
-    """Uplift in equal parts by score, deciles with 10 (sklift.uplift_by_percentile, strategy overall)."""
-    order = score.argsort(stable=True).flip(0)
+    """Return the uplift in equal parts by score, deciles with 10 (sklift.uplift_by_percentile, strategy overall)."""
     rows = []
-    for part in torch.tensor_split(order, bins):
-        y, t = outcome[part].double(), treated[part]
-        groups = [y[t], y[~t]]
-        means, variances = ([f(g) for g in groups] for f in (torch.mean, lambda g: g.var(correction=0) / len(g)))
-        rows.append([t.sum(), (~t).sum(), *means, means[0] - means[1], sum(variances).sqrt(), score[part].double().mean()])
-    return Bins(*torch.tensor(rows, dtype=torch.float64).T)
+    for part in torch.tensor_split(best_first(score), bins):
+        row = one_bin(outcome[part].double(), score[part].double(), treated[part])
+        rows.append(row)
+    columns = torch.tensor(rows, dtype=torch.float64).T
+    return Bins(*columns)
+
+
+def one_bin(outcome: Tensor, score: Tensor, treated: Tensor) -> Bins:
+    """Return the figures of the units of one bin, [] each."""
+    treated_outcome = outcome[treated]
+    control_outcome = outcome[~treated]
+    treated_mean = treated_outcome.mean()
+    control_mean = control_outcome.mean()
+    variance = variance_of_mean(treated_outcome) + variance_of_mean(control_outcome)
+    return Bins(
+        treated=treated.sum(),
+        control=(~treated).sum(),
+        treated_mean=treated_mean,
+        control_mean=control_mean,
+        uplift=treated_mean - control_mean,
+        std=variance.sqrt(),
+        score=score.mean(),
+    )
+
+
+def variance_of_mean(x: Tensor) -> Tensor:
+    """Return the sampling variance of the mean of x [N]."""
+    return x.var(correction=0) / len(x)
 
 
 # ── comparison and importance ───────────────────────────────────────────────────────────────────────────────────────
 class UpliftTestSet(NamedTuple):
-    """Units that models were tested on: their numbers [N], outcomes, whether treated, and the models' scores [M, N]."""
+    """Units that M models were tested on."""
 
-    unit: Tensor
-    outcome: Tensor
-    treated: Tensor
-    scores: Tensor
+    unit: Tensor  #: number of the unit, [N]
+    outcome: Tensor  #: [N]
+    treated: Tensor  #: bool [N]
+    scores: Tensor  #: of the models, [M, N]
 
 
-def bootstrap(tests: list[UpliftTestSet], units: int, replications: int, generator: torch.Generator, chunk: int = 5) -> Tensor:
-    """Qini coefficients [tests, M, replications] of M models, all on the same resamples of `units`.
+def bootstrap(tests: list[UpliftTestSet], units: int, replications: int, generator: torch.Generator,
+              chunk: int = 5) -> Tensor:
+    """Return Qini coefficients [tests, M, replications] of M models, all on the same resamples of `units`.
 
-    Differences of two models are paired. A unit is drawn Poisson(1) times, the same in every test (Chamandy et al. 2012).
+    Differences of two models are paired. A unit is drawn Poisson(1) times, alike in every test (Chamandy et al. 2012).
     """
-    parts, device = [], tests[0].outcome.device
+    device = tests[0].outcome.device
+    chunks = []
     for start in range(0, replications, chunk):
-        ones = torch.ones(min(chunk, replications - start), units, device=device)
-        drawn = torch.poisson(ones, generator=generator)
-        found = []
-        for test in tests:
-            weight = drawn[:, test.unit]
-            best = perfect_qini(test.outcome, test.treated, weight)
-            found.append(torch.stack([area_above_random(*qini_curve(test.outcome, score, test.treated, weight)) / best
-                                      for score in test.scores]))
-        parts.append(torch.stack(found))
-    return torch.cat(parts, -1)
+        size = min(chunk, replications - start)
+        ones = torch.ones(size, units, device=device)
+        times_drawn = torch.poisson(ones, generator=generator)
+        coefficients = [resampled_qini(test, times_drawn[:, test.unit]) for test in tests]
+        chunks.append(torch.stack(coefficients))
+    return torch.cat(chunks, -1)
 
 
-def drivers(score: Callable[[Tensor], Tensor], obs: Tensor, outcome: Tensor, treated: Tensor, columns: dict[str, list[int]],
-            repeats: int, generator: torch.Generator) -> dict[str, float]:
-    """Loss of Qini when a group of columns is shuffled among units, mean over repeats (Breiman 2001), greatest first."""
-    whole, lost = qini(outcome, score(obs), treated), {}
+def resampled_qini(test: UpliftTestSet, weight: Tensor) -> Tensor:
+    """Return the Qini coefficients [M, R] of a test's models on resamples with weights [R, N]."""
+    areas = [qini_area(test.outcome, score, test.treated, weight) for score in test.scores]
+    return torch.stack(areas) / perfect_qini(test.outcome, test.treated, weight)
+
+
+def drivers(score: Callable[[Tensor], Tensor], obs: Tensor, outcome: Tensor, treated: Tensor,
+            columns: dict[str, list[int]], repeats: int, generator: torch.Generator) -> dict[str, float]:
+    """Return the permutation importance of groups of columns, greatest first (Breiman 2001).
+
+    The importance is the Qini coefficient lost when a group is shuffled among units, in the mean over repeats.
+    """
+    baseline = qini(outcome, score(obs), treated)
+    importance = {}
     for name, group in columns.items():
         drops = []
         for _ in range(repeats):
+            order = torch.randperm(len(obs), generator=generator, device=obs.device)
             shuffled = obs.clone()
-            shuffled[:, group] = obs[torch.randperm(len(obs), generator=generator, device=obs.device)][:, group]
-            drops.append(whole - qini(outcome, score(shuffled), treated))
-        lost[name] = torch.stack(drops).mean().item()
-    return dict(sorted(lost.items(), key=lambda item: -item[1]))
+            shuffled[:, group] = obs[order][:, group]
+            drop = baseline - qini(outcome, score(shuffled), treated)
+            drops.append(drop)
+        importance[name] = torch.stack(drops).mean().item()
+    greatest_first = sorted(importance.items(), key=lambda item: -item[1])
+    return dict(greatest_first)

@@ -9,7 +9,7 @@ from configs import node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from rlcore.exploration import best, floored, inverse_gap, thompson
+from rlcore.exploration import floored, greedy, inverse_gap, thompson
 
 NAMES = ("epsilon_greedy", "squarecb", "neural_ucb", "neural_ts", "neural_linear")
 
@@ -22,11 +22,11 @@ def part(name, *args, **changes):
 def values(obs_dim=4, nvec=(3, 2), seed=0, **changes):
     """A small network of action values in float64, with weights of some size."""
     torch.manual_seed(seed)
-    return part("net/values", obs_dim, nvec, **{"hidden": [7, 5], "gain": 1.0, **changes}).double()
+    return part("network/action_values", obs_dim, nvec, **{"hidden": [7, 5], "gain": 1.0, **changes}).double()
 
 
 def explorer(name, net, **changes):
-    return part(f"explore/{name}", net, **changes).double()
+    return part(f"exploration/{name}", net, **changes).double()
 
 
 def draws(seed=0, n=50, actions=6):
@@ -55,13 +55,13 @@ def test_probabilities_are_over_valid_actions(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_charge_is_taken_off_what_is_predicted(name):
+def test_a_cost_is_subtracted_from_the_prediction(name):
     net = values()
     explore = explorer(name, net)
     context, mask = torch.randn(20, 4, dtype=torch.float64), torch.ones(20, 6, dtype=torch.bool)
-    charge = torch.full((20, 6), 1e3, dtype=torch.float64)
-    charge[:, 4] = 0.0
-    probs = explore.probs(net, context, charge, mask, torch.Generator().manual_seed(0))
+    cost = torch.full((20, 6), 1e3, dtype=torch.float64)
+    cost[:, 4] = 0.0
+    probs = explore.probs(net, context, cost, mask, torch.Generator().manual_seed(0))
     assert (probs.argmax(1) == 4).all() and (probs[:, 4] > 0.85).all()
 
 
@@ -75,13 +75,13 @@ def test_squarecb_equals_the_scalar_rule():
         expected = {a: 1 / (len(arms) + 7.0 * (row[top] - row[a])) for a in arms if a != top}
         expected[top] = 1 - sum(expected.values())
         assert got == pytest.approx([expected.get(a, 0.0) for a in range(6)], abs=1e-12)
-    torch.testing.assert_close(inverse_gap(score, mask, 0.0), floored(best(score, mask), mask, 1.0))  # γ = 0: uniform
+    torch.testing.assert_close(inverse_gap(score, mask, 0.0), floored(greedy(score, mask), mask, 1.0))  # γ = 0: uniform
     assert inverse_gap(score, mask, 1e12).amax(1).min() > 1 - 1e-9  # γ → ∞: greedy
 
 
 def test_a_floor_leaves_epsilon_over_the_number_of_valid_actions():
     score, mask = draws()
-    probs = floored(best(score, mask), mask, 0.1)
+    probs = floored(greedy(score, mask), mask, 0.1)
     least = 0.1 / mask.sum(1)
     top = score.masked_fill(~mask, -math.inf).argmax(1)
     rows = torch.arange(50)

@@ -35,7 +35,7 @@ from rlcore import checkpoint
 from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
 from rlcore.ppo import PPO
-from rlcore.schedules import warmed
+from rlcore.schedules import linear_with_warmup
 from scripts.cli import check_fit
 
 ROOT = Path(__file__).parents[3]
@@ -217,7 +217,7 @@ def test_an_epoch_has_every_mail_once_in_an_order_of_its_own():
 
 
 def test_learning_rate_rises_and_falls():
-    rates = [warmed(step, 20, 0.25, 0.1) for step in range(21)]
+    rates = [linear_with_warmup(step, 20, 0.25, 0.1) for step in range(21)]
     assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0]) and rates[20] == pytest.approx(0.1)
     assert [a - b for a, b in pairwise(rates[5:])] == pytest.approx([0.06] * 15)
 

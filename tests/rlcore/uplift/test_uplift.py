@@ -66,8 +66,8 @@ def test_coefficients_and_bins_are_scikit_uplift_s(seed):
         assert uplift.auuc(outcome, score, treated).item() == pytest.approx(metrics.uplift_auc_score(*args), abs=1e-12)
         found = uplift.by_bin(outcome, score, treated, 7)
         theirs = metrics.uplift_by_percentile(*args, bins=7, std=True)
-        for ours, name in ((found.treated, "n_treatment"), (found.others, "n_control"), (found.uplift, "uplift"),
-                           (found.treated_mean, "response_rate_treatment"), (found.others_mean, "response_rate_control"),
+        for ours, name in ((found.treated, "n_treatment"), (found.control, "n_control"), (found.uplift, "uplift"),
+                           (found.treated_mean, "response_rate_treatment"), (found.control_mean, "response_rate_control"),
                            (found.std, "std_uplift")):
             assert ours.tolist() == pytest.approx(theirs[name].tolist(), abs=1e-12), name
         assert found.average.item() == pytest.approx(metrics.weighted_average_uplift(*args, bins=7), abs=1e-12)

@@ -1,7 +1,8 @@
 """Uplift metrics: how well a score ranks units by the effect of a treatment, from a randomised test; pure functions.
 
 outcome [N], score [N] (a higher score is treated sooner), treated bool [N]. weight [R, N] is how often a unit counts,
-as in a bootstrap; results then have a first dimension R. The treatment must be independent of all that is known of a unit.
+as in a bootstrap; results then have a first dimension R. The treatment must be independent of all that is known of a
+unit.
 """
 from __future__ import annotations
 

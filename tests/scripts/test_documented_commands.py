@@ -19,7 +19,8 @@ from configs import CONF, composed
 from scripts.example_shop import write as write_shop
 
 ROOT = CONF.parent
-PAGES = [ROOT / "README.md", ROOT / "envs/offers/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "envs/offers/README.md",
+         *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHERS = ("python", "torchrun")
 END_OF_COMMAND = {"&&", "||", "|", ";", ">"}
 FOLDERS = "conf|crm_rl|docs|email_rl|envs|rlcore|scripts|tests"

@@ -129,7 +129,7 @@ class GradientUncertainty(Explorer):
 
     def std(self, network: ActionValues, context: Tensor) -> Tensor:
         """Return σ of every action [B, A]."""
-        quadratic_form = 0.0  # gᵀU⁻¹g [B, A]
+        quadratic_form = torch.zeros((), device=context.device)  # gᵀU⁻¹g [B, A], layer by layer
         for i, gradient in enumerate(network.gradients(context)):
             inverse_design = 1 / self.get_buffer(f"design{i}")
             input_square = gradient.input.square()[:, None]
@@ -176,7 +176,7 @@ class RegressionStatistics(NamedTuple):
     gram: Tensor  #: Σφφᵀ [A, d, d]
     moment: Tensor  #: Σφr [A, d]
     reward_square: Tensor  #: Σr² [A]
-    count: Tensor  #: decisions [A]
+    num_decisions: Tensor  #: [A]
 
 
 def regression_statistics(network: ActionValues, context: Tensor, action: Tensor,
@@ -187,7 +187,7 @@ def regression_statistics(network: ActionValues, context: Tensor, action: Tensor
     gram = torch.zeros(num_actions, size, size, device=context.device, dtype=torch.float64)
     moment = gram.new_zeros(num_actions, size)
     reward_square = gram.new_zeros(num_actions)
-    count = gram.new_zeros(num_actions)
+    num_decisions = gram.new_zeros(num_actions)
     chunks = zip(context.split(CHUNK), action.split(CHUNK), reward.split(CHUNK))
     for chunk_context, chunk_action, chunk_reward in chunks:
         features = network.features(chunk_context).double()
@@ -196,8 +196,8 @@ def regression_statistics(network: ActionValues, context: Tensor, action: Tensor
         gram += torch.einsum("ba,bd,be->ade", taken, features, features)
         moment += taken.T @ (features * chunk_reward[:, None])
         reward_square += taken.T @ chunk_reward.square()
-        count += taken.sum(0)
-    return RegressionStatistics(gram, moment, reward_square, count)
+        num_decisions += taken.sum(0)
+    return RegressionStatistics(gram, moment, reward_square, num_decisions)
 
 
 class NeuralLinear(Explorer):
@@ -251,7 +251,7 @@ class NeuralLinear(Explorer):
         explained = (mean * moment).sum(-1)
         residual = (statistics.reward_square - explained).clamp_min(0)
         noise_scale = self.noise_scale + 0.5 * residual
-        noise_shape = self.noise_shape + 0.5 * statistics.count
+        noise_shape = self.noise_shape + 0.5 * statistics.num_decisions
         factor = torch.linalg.solve_triangular(cholesky, identity.expand_as(cholesky), upper=False)
         self.mean.copy_(mean)
         self.noise.copy_(noise_scale / (noise_shape - 1))

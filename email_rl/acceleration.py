@@ -22,7 +22,7 @@ from rlcore.backends.compilation import compile_function
 
 @apply_mode.register
 def apply_mode_to_language_model_ppo(algorithm: LanguageModelPPO, mode: str) -> None:
-    """Compile or record the gradient of a micro-batch; record the scoring of tokens and the generation of mails."""
+    """Compile or record the gradient of a micro-batch; record token statistics and the generation of mails."""
     algorithm.prepare_model = partial(accelerate_model, mode=mode)
     for model in (algorithm.reference, algorithm.policy):
         if model is not None:  # of a resumed run; the models of other runs come later
@@ -32,7 +32,7 @@ def apply_mode_to_language_model_ppo(algorithm: LanguageModelPPO, mode: str) -> 
     # Checkpointing keeps the state of a random stream, which can't be recorded.
     if mode == "cudagraph" and not algorithm.gradient_checkpointing:
         algorithm.accumulate_gradient = cuda_graphs.record(algorithm.accumulate_gradient, algorithm.device)
-        algorithm.forward = cuda_graphs.record(algorithm.forward, algorithm.device)
+        algorithm.forward_no_grad = cuda_graphs.record(algorithm.forward_no_grad, algorithm.device)
 
 
 def accelerate_model(model: LanguageModelPolicy, mode: str) -> None:

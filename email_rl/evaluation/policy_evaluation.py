@@ -98,7 +98,7 @@ class MailPolicyEvaluator:
         """Return log π − log π_ref of each mail, nats [N]."""
         if policy is reference:
             return torch.zeros(len(mails.prompt))
-        own, other = (p.score_tokens(mails, self.sampling["batch_size"]).log_prob for p in (policy, reference))
+        own, other = (p.token_statistics(mails, self.sampling["batch_size"]).log_prob for p in (policy, reference))
         return torch.where(mails.response_mask, own - other, 0.0).sum(1).cpu()
 
     # ── at the end ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -34,7 +34,8 @@ class TokenizedMails(NamedTuple):
     def length_buckets(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenizedMails]]:
         """Split the mails `rows` into batches of like length, each cut to its longest prompt and mail.
 
-        Lengths are rounded up to eights, so that few shapes occur. Yields rows and their mails; asks the host once.
+        Lengths are rounded up to eights, so that few shapes occur. Yields row numbers of this batch and their mails;
+        asks the host once.
         """
         lengths = torch.stack((self.prompt_mask.sum(1), self.response_mask.sum(1)))[:, rows]
         order = lengths.sum(0).argsort(stable=True)
@@ -51,12 +52,12 @@ class TokenizedMails(NamedTuple):
             )
 
 
-class TokenScores(NamedTuple):
-    """What a policy gives each token of a mail, [B, R]: log-probability, value before it, entropy (or 0)."""
+class TokenStatistics(NamedTuple):
+    """What a policy says of each response token, [B, R]."""
 
     log_prob: Tensor
-    value: Tensor
-    entropy: Tensor
+    value: Tensor  #: the value head's estimate before the token
+    entropy: Tensor  #: of the distribution over the token, or 0
 
 
 class LanguageModelPolicy(nn.Module):
@@ -128,8 +129,10 @@ class LanguageModelPolicy(nn.Module):
         return ((mails.response == self.stop_token) & mails.response_mask).any(1)
 
     # ── how likely a mail is ────────────────────────────────────────────────────────────────────────────────────────
-    def forward(self, mails: TokenizedMails, entropy: bool = False) -> TokenScores:
-        """Score the tokens of mails [B, R]; the entropy, which costs another pass over the vocabulary, on demand."""
+    def forward(self, mails: TokenizedMails, entropy: bool = False) -> TokenStatistics:
+        """Compute token statistics of mails [B, R]; the entropy, which costs another pass over the vocabulary, on
+        demand.
+        """
         ids = torch.cat((mails.prompt, mails.response), 1)
         mask = torch.cat((mails.prompt_mask, mails.response_mask.to(mails.prompt_mask.dtype)), 1)
         with self.autocast():  # the mask whole: of one [B, L] transformers asks the host whether all of it is 1
@@ -148,21 +151,21 @@ class LanguageModelPolicy(nn.Module):
         log_prob = logits.gather(-1, mails.response[..., None])[..., 0] - normalizer
         token_entropy = (normalizer - ((logits - normalizer[..., None]).exp() * logits).sum(-1) if entropy
                          else torch.zeros_like(log_prob))
-        return TokenScores(log_prob, self.value_head(hidden.float())[..., 0], token_entropy)
+        return TokenStatistics(log_prob, self.value_head(hidden.float())[..., 0], token_entropy)
 
     @torch.no_grad()
-    def score_tokens(self, mails: TokenizedMails, batch_size: int, entropy: bool = False,
-                     forward: Callable | None = None) -> TokenScores:
-        """Score mails [B, R] in batches of like length, without a gradient; 0 after the longest of a batch.
+    def token_statistics(self, mails: TokenizedMails, batch_size: int, entropy: bool = False,
+                         forward: Callable | None = None) -> TokenStatistics:
+        """Compute token statistics of mails [B, R] in batches of like length, without a gradient.
 
-        `forward` stands in for this class's own call: the same, recorded.
+        They are 0 after the longest mail of a batch. `forward` stands in for this class's own call: the same, recorded.
         """
-        scores = TokenScores(*torch.zeros(3, *mails.response.shape, device=self.device))
+        statistics = TokenStatistics(*torch.zeros(3, *mails.response.shape, device=self.device))
         everyone = torch.arange(len(mails.prompt), device=self.device)
         for rows, bucket in mails.length_buckets(everyone, batch_size):
-            for whole, part in zip(scores, (forward or LanguageModelPolicy.__call__)(self, bucket, entropy)):
+            for whole, part in zip(statistics, (forward or LanguageModelPolicy.__call__)(self, bucket, entropy)):
                 whole[rows, :part.shape[1]] = part
-        return scores
+        return statistics
 
     def autocast(self):
         """Compute in bfloat16 (`auto`: on a GPU that has it); weights stay float32.
@@ -177,7 +180,7 @@ class LanguageModelPolicy(nn.Module):
     @torch.no_grad()
     def generate(self, contexts: list[str], samples: int, generator: torch.Generator, *, temperature: float, top_k: int,
                  top_p: float, batch_size: int) -> tuple[TokenizedMails, list[str]]:
-        """Sample `samples` mails for each context, as tokens and as texts; those of a context stand together."""
+        """Sample `samples` mails for each context, as tokens and as texts, in the order of the contexts."""
         batches, texts = [], []
         contexts_per_batch = max(1, batch_size // samples)
         u = torch.rand(len(contexts) * samples, self.response_tokens, generator=generator, device=self.device)

@@ -1,11 +1,7 @@
-"""From scores of mails to advantages of their tokens: one signature, five estimators.
-
-Each is called with score [B] (samples of a prompt together), log_ratio [B, R] = log π − log π_ref of the sampled
-tokens, response_mask [B, R] (a mail's own tokens), value [B, R] and the KL weight, and returns advantages and value
-targets [B, R], zero after a mail's end. `samples_per_prompt`: mails of each prompt. `critic`: whether values are
-learnt. `kl_in_loss`: whether the KL penalty is a term of the loss (k3) and not of the reward (k1).
-"""
+"""From scores of mails to advantages of their tokens: one signature, five estimators."""
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -14,9 +10,9 @@ from rlcore.backends import distributed
 from rlcore.returns import gae, whiten
 
 
-def token_rewards(score: Tensor, log_ratio: Tensor, response_mask: Tensor, coef: Tensor) -> Tensor:
-    """Return −coef · log_ratio of each token, plus the score on the last one that was generated."""
-    return torch.where(response_mask, -coef * log_ratio, 0.0) + score[:, None] * last_token(response_mask)
+def token_rewards(score: Tensor, log_ratio: Tensor, response_mask: Tensor, kl_coef: Tensor) -> Tensor:
+    """Return −kl_coef · log_ratio of each token, plus the score on the last one that was generated [B, R]."""
+    return torch.where(response_mask, -kl_coef * log_ratio, 0.0) + score[:, None] * last_token(response_mask)
 
 
 def last_token(response_mask: Tensor) -> Tensor:
@@ -35,16 +31,27 @@ def to_tokens(x: Tensor, response_mask: Tensor) -> Tensor:
     return x.reshape(-1)[:, None] * response_mask
 
 
-class AdvantageEstimator:
-    """What the loop asks of every estimator."""
+class AdvantageEstimator(ABC):
+    """What PPO asks of every estimator; `samples_per_prompt` is the number of mails of each prompt."""
 
-    critic = False
-    kl_in_loss = False
+    critic = False  #: whether a value head is learnt; else `value` is 0
+    kl_in_loss = False  #: whether the KL penalty is in the loss (k3); the estimator then ignores log_ratio and kl_coef
 
     def __init__(self, samples_per_prompt: int):
         if samples_per_prompt < 1:
             raise ValueError(f"algo.advantage.samples_per_prompt: expected at least 1, got {samples_per_prompt}")
         self.samples_per_prompt = samples_per_prompt
+
+    @abstractmethod
+    def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
+                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
+        """Return advantages and value targets [B, R]; advantages are 0 on padding.
+
+        score [B], the mails of a prompt in a row; log_ratio [B, R] = log π − log π_ref of the sampled tokens (k1);
+        response_mask bool [B, R] marks a mail's own tokens, the stop token included; value [B, R], the value head's
+        estimate before each token; kl_coef, the coefficient of the KL penalty. A value target is an unwhitened
+        advantage plus the value, or 0 without a critic.
+        """
 
 
 class GAE(AdvantageEstimator):
@@ -57,16 +64,16 @@ class GAE(AdvantageEstimator):
         self.gamma, self.lam, self.whiten = gamma, lam, whiten
 
     def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 coef: Tensor) -> tuple[Tensor, Tensor]:
+                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
-        reward, end = token_rewards(score, log_ratio, response_mask, coef), last_token(response_mask)
+        reward, end = token_rewards(score, log_ratio, response_mask, kl_coef), last_token(response_mask)
         value = torch.where(response_mask, value, 0.0)
         following = torch.cat((value[:, 1:], torch.zeros_like(value[:, :1])), 1)
         advantage = gae(reward.T, value.T, following.T, end.T, end.T, self.gamma, self.lam).T
         target = advantage + value
-        return whiten(
-            advantage, response_mask, distributed.all_reduce_sum
-        ) if self.whiten else advantage * response_mask, target
+        if self.whiten:
+            return whiten(advantage, response_mask, distributed.all_reduce_sum), target
+        return advantage * response_mask, target
 
 
 class RLOO(AdvantageEstimator):
@@ -82,9 +89,9 @@ class RLOO(AdvantageEstimator):
             )
 
     def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 coef: Tensor) -> tuple[Tensor, Tensor]:
+                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
-        reward = by_prompt(token_rewards(score, log_ratio, response_mask, coef).sum(1), self.samples_per_prompt)
+        reward = by_prompt(token_rewards(score, log_ratio, response_mask, kl_coef).sum(1), self.samples_per_prompt)
         others = (reward.sum(1, keepdim=True) - reward) / (self.samples_per_prompt - 1)
         return to_tokens(reward - others, response_mask), torch.zeros_like(value)
 
@@ -103,7 +110,7 @@ class GRPO(AdvantageEstimator):
         self.eps = eps
 
     def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 coef: Tensor) -> tuple[Tensor, Tensor]:
+                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
         group = by_prompt(score, self.samples_per_prompt)
         return to_tokens(
@@ -122,13 +129,13 @@ class ReinforcePP(AdvantageEstimator):
         self.gamma = gamma
 
     def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 coef: Tensor) -> tuple[Tensor, Tensor]:
+                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
         if self.samples_per_prompt > 1:
             group = by_prompt(score, self.samples_per_prompt)
             score = (group - group.mean(1, keepdim=True)).view(-1)
         reward, nothing, end = (
-            token_rewards(score, log_ratio, response_mask, coef),
+            token_rewards(score, log_ratio, response_mask, kl_coef),
             torch.zeros_like(value),
             last_token(response_mask),
         )
@@ -143,6 +150,6 @@ class RewardWeighted(AdvantageEstimator):
         super().__init__(samples_per_prompt)
 
     def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 coef: Tensor) -> tuple[Tensor, Tensor]:
+                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
         return to_tokens(score, response_mask), torch.zeros_like(value)

@@ -1,4 +1,4 @@
-"""What is logged of the mails that PPO generates, under the names of Huang et al. 2024."""
+"""What is logged of the mails that PPO generates and of its updates, under the names of Huang et al. 2024."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlcore import losses
 from rlcore.backends import distributed
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def rollout_metrics(rollout: MailRollout, kl_coef: Tensor) -> dict[str, Tensor]:
     """Return means over a rollout's mails, of all processes; KL and entropy in nats a mail."""
     mask = rollout.mails.response_mask
-    kl = distributed.all_reduce_mean(rollout.log_ratio.sum(1).mean())
+    kl = rollout.kl_to_reference()
     score = rollout.score.mean()
     return distributed.mean_scalars({
         "objective/kl": kl,
@@ -27,6 +28,24 @@ def rollout_metrics(rollout: MailRollout, kl_coef: Tensor) -> dict[str, Tensor]:
         "objective/score_total": score - kl_coef * kl,
         "objective/num_eos": distributed.num_processes() * rollout.has_ended.sum(),
         "objective/tokens": mask.sum(1).float().mean()})
+
+
+def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return means over a micro-batch's tokens: the loss, what losses.ppo found, π / π_old and its square.
+
+    log_ratio [B, R] = log π − log π_old.
+    """
+    ratio = torch.where(mask, log_ratio, 0.0).exp()
+    return {"loss": loss, "policy_loss": metrics["policy_loss"], "value_loss": metrics["value_loss"],
+            "approxkl": metrics["approx_kl"], "clipfrac": metrics["clipfrac"],
+            "ratio": losses.masked_mean(ratio, mask), "ratio_square": losses.masked_mean(ratio.square(), mask)}
+
+
+def value_metrics(value: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return how well values [B, R] fitted their targets before the update, over the tokens of all processes."""
+    total = distributed.all_reduce_sum
+    return {"val/mean": losses.masked_mean(value, mask, total),
+            "val/explained_variance": losses.explained_variance(value, target, mask, total)}
 
 
 def sample_table(rollout: MailRollout, most: int) -> str:

@@ -16,29 +16,33 @@ from email_rl.training.sft import POLICY_FOLDER
 from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
+from rlcore.logger import Logger, NullLogger
 
 
 class LanguageModelAlgorithm(Algorithm):
     """A policy that starts as a copy of a reference policy, and the reward model that scores its mails.
 
-    `settings` are the arguments that another of its kind is made with. `score_mean` and `score_std` are those of the
-    rewards that the reference gets.
+    `settings` are the arguments that another of its kind is made with. `score_mean` and `score_std` are the mean and
+    standard deviation of rewards of reference mails; they are in every checkpoint.
     """
 
     env_type = MailDataset
 
     def __init__(self, env: MailDataset, seed: int, settings: dict, *, sources: ModelSources, generation: dict,
-                 optimizer: Callable, lr_schedule: Callable | None, lr: float, gradient_checkpointing: bool,
-                 inference_batch_size: int):
+                 optimizer: Callable, kl_controller: Callable, lr_schedule: Callable | None, lr: float,
+                 gradient_checkpointing: bool, inference_batch_size: int):
         self.env, self.seed, self.device, self.settings, self.sources = env, seed, env.device, settings, sources
         self.generation, self.inference_batch_size = generation, inference_batch_size
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.kl_controller = kl_controller(env.device)
         self.initial_lr, self.lr = lr, torch.tensor(float(lr), device=env.device)
         self.gradient_checkpointing = gradient_checkpointing
         self.iteration = 0
+        self.logger: Logger = NullLogger()
         self.generator = torch.Generator(env.device).manual_seed(2 * distributed.rank_seed(seed) + 1)
-        self.kl = torch.full((), torch.nan, device=env.device)  # of the last update, from the policy before it
-        self.kl_to_reference = torch.full((), torch.nan, device=env.device)  # nats a mail
+        self.update_kl = torch.full((), torch.nan, device=env.device)  # KL(π_old ‖ π) of the last update, nats a token
+        # Of the mails generated last, nats a mail; the evaluation trains a baseline until it is as far as the policy.
+        self.kl_to_reference = torch.full((), torch.nan, device=env.device)
         self.policy: LanguageModelPolicy | None = None
         self.reference: LanguageModelPolicy | None = None
         self.reward_model: OutcomeClassifier | None = None
@@ -81,8 +85,9 @@ class LanguageModelAlgorithm(Algorithm):
             "reference": self.reference.pack(),
             "reward_model": self.reward_model.pack(),
             "score_scale": [self.score_mean, self.score_std],
-            "kl": self.kl,
+            "update_kl": self.update_kl,
             "kl_to_reference": self.kl_to_reference,
+            "kl_coef": self.kl_controller.coef,
             "lr": self.lr,
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
@@ -102,6 +107,8 @@ class LanguageModelAlgorithm(Algorithm):
         self.load_policy(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.param_groups[0]["lr"] = self.lr
-        for name, x in (("lr", self.lr), ("kl", self.kl), ("kl_to_reference", self.kl_to_reference)):
-            x.copy_(state[name])
+        self.lr.copy_(state["lr"])
+        self.update_kl.copy_(state["update_kl"])
+        self.kl_to_reference.copy_(state["kl_to_reference"])
+        self.kl_controller.coef.copy_(state["kl_coef"])
         self.generator.set_state(state["generator"].cpu())

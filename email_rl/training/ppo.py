@@ -1,10 +1,12 @@
-"""PPO with a KL penalty: a language model learns to write mails that a reward model scores high, near to how it wrote
-before.
+"""PPO with a KL penalty: a language model learns to write mails that a reward model scores high, and stays near the
+reference, which is the policy before this training.
 
-An iteration, in the order of this file: 1. sample contexts, 2. generate mails for them, 3. score the mails by the
-reward model, 4. score their tokens under the policy and under the reference, 5. compute advantages, 6. update the
-policy. Losses, GAE and KL estimators are rlcore's, as for the offers. Checklist: Ziegler et al. 2019; Stiennon et al.
-2020; Huang et al. 2024 ("The N+ implementation details of RLHF with PPO").
+How a mail's score becomes a gradient, in the order of this file: 1. sample contexts; 2. generate mails for them;
+3. score each mail by the reward model; 4. compute each token's log-probability under the policy and the reference, and
+its value; 5. turn each mail's score and KL penalty into advantages of its tokens; 6. update the KL coefficient; 7. take
+PPO's gradient steps. Losses and GAE are rlcore's. Two estimators of KL(π ‖ π_ref) from samples of π (Schulman 2020,
+http://joschu.net/blog/kl-approx.html): k1 = log π − log π_ref, and k3 = r − 1 − log r with r = π_ref / π. Checklist:
+Ziegler et al. 2019; Stiennon et al. 2020; Huang et al. 2024 ("The N+ implementation details of RLHF with PPO").
 """
 from __future__ import annotations
 
@@ -18,47 +20,52 @@ from torch import Tensor
 from email_rl.data.dataset import MailDataset
 from email_rl.models.outcome_classifier import expected_reward
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
-from email_rl.training.diagnostics import rollout_metrics, sample_table
+from email_rl.training.advantages import AdvantageEstimator
+from email_rl.training.diagnostics import rollout_metrics, sample_table, update_metrics, value_metrics
 from email_rl.training.language_model_algorithm import LanguageModelAlgorithm
 from email_rl.training.model_sources import ModelSources
 from rlcore import losses
 from rlcore.backends import distributed
-from rlcore.logger import Logger, NullLogger
+from rlcore.logger import Logger
 
 
 @dataclass(frozen=True)
 class MailRollout:
-    """B generated mails with what reward model, policy and reference make of them."""
+    """B mails of this process, padded to R tokens, and what reward model, policy and reference say of them."""
 
-    contexts: list[str]
+    contexts: list[str]  #: [B], the same one for all mails of a prompt, whose rows stand together
     texts: list[str]
-    mails: TokenizedMails
-    has_ended: Tensor  #: bool [B], whether a mail has a stop token
-    proxy_reward: Tensor  #: [B], by the reward model, in units of the outcomes' values
-    score: Tensor  #: [B], what is optimised: standardised rewards, another for a mail without an end
+    mails: TokenizedMails  #: `response_mask` [B, R] marks a mail's own tokens, up to and including its stop token
+    has_ended: Tensor  #: bool [B], whether a mail has a stop token; a mail without one was cut at its maximal length
+    proxy_reward: Tensor  #: [B], by the reward model, a proxy for the true outcome, in units of the outcomes' values
+    score: Tensor  #: [B], what is maximised: standardised reward, or `missing_eos_score` if the mail has no stop token
     log_prob: Tensor  #: [B, R], of each token under the policy that generated it
-    reference_log_prob: Tensor  #: [B, R], under the reference
+    reference_log_prob: Tensor  #: [B, R], of each token under the reference
     value: Tensor  #: [B, R], the value head's estimate before each token
-    entropy: Tensor  #: [B, R], of the choice of each token
+    entropy: Tensor  #: [B, R], of the distribution that each token was drawn from
 
     @property
     def log_ratio(self) -> Tensor:
-        """log π − log π_ref of each token [B, R], 0 after a mail's end; its sum estimates the mail's KL (k1), nats."""
+        """log π − log π_ref of each token [B, R], 0 on padding: k1, whose sum over a mail estimates its KL in nats."""
         return torch.where(self.mails.response_mask, self.log_prob - self.reference_log_prob, 0.0)
+
+    def kl_to_reference(self) -> Tensor:
+        """Return the mean over the mails of all processes of a mail's KL (k1), nats."""
+        return distributed.all_reduce_mean(self.log_ratio.sum(1).mean())
 
 
 class MailBatch(NamedTuple):
-    """What the policy learns from: B mails and, for each of their tokens, [B, R]."""
+    """What the policy learns from: B mails, and tensors [B, R] with a number for each of their tokens."""
 
     mails: TokenizedMails
-    log_prob: Tensor
+    log_prob: Tensor  #: under the policy that generated the mails
     reference_log_prob: Tensor
-    value: Tensor
+    value: Tensor  #: before the update; 0 without a critic
     advantage: Tensor
-    target: Tensor  #: of the value head: advantage + value
+    target: Tensor  #: of the value head, a return estimate: unwhitened advantage + value; 0 without a critic
 
     def micro_batch(self, rows: Tensor, mails: TokenizedMails) -> MailBatch:
-        """Return the mails `rows`, cut to the width of `mails`, which are their tokens."""
+        """Return the rows `rows` with `mails` as their tokens, the other tensors cut to its response width."""
         def cut(x: Tensor) -> Tensor:
             return x[rows, :mails.response.shape[1]]
         return MailBatch(mails=mails, log_prob=cut(self.log_prob), reference_log_prob=cut(self.reference_log_prob),
@@ -66,20 +73,21 @@ class MailBatch(NamedTuple):
 
 
 class LanguageModelPPO(LanguageModelAlgorithm):
-    """Fine-tune a policy against a reward model, with a penalty on its KL from a reference policy.
+    """Fine-tune a policy against a reward model, with a penalty on KL(π ‖ π_ref), its KL to a reference policy.
 
-    Rewards are the outcome's value, `expected` or of the likeliest outcome (`argmax`). Scores are rewards in standard
-    deviations of what the reference gets, so that the KL coefficient means the same for every reward model; a mail
-    without an end gets `missing_eos_score`, on that scale. Under torchrun every process generates its share of the
-    mails, and all take the step that one would on the joined minibatch.
+    A mail's reward is the expected value of its outcome (`expected`) or the value of its likeliest outcome (`argmax`).
+    Scores are rewards minus the mean, over the standard deviation, of rewards of reference mails, so that the KL
+    coefficient means the same for every reward model; a mail without a stop token scores `missing_eos_score` instead.
+    Under torchrun every process generates its share of the mails, and every process takes the step a single process
+    would take on all their minibatches joined.
     """
 
-    graph_regions = ("accumulate_gradient",)
-    sharded = ("generator",)
-    validates_at_start = True  # the reference, from which training starts
+    graph_regions = ("accumulate_gradient",)  # methods that a backend may compile or capture as CUDA graphs
+    sharded = ("generator",)  # keys of `state_dict` that differ between processes: each draws its own random numbers
+    validates_at_start = True  # evaluate before iteration 1, when the policy is the reference
 
     def __init__(self, env: MailDataset, seed: int, *, language_model, encoder, reward_model_training: dict, sft: dict,
-                 generation: dict, advantage, kl_controller: Callable, optimizer: Callable,
+                 generation: dict, advantage: AdvantageEstimator, kl_controller: Callable, optimizer: Callable,
                  lr_schedule: Callable | None, reward_model_folder: str | None, reference_folder: str | None,
                  model_cache: str, reward: str, missing_eos_score: float, normalization_mails: int, iterations: int,
                  mails_per_iteration: int, minibatches: int, epochs: int, micro_batch_size: int, clip: float,
@@ -91,9 +99,9 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             raise ValueError(f"algo.reward: expected 'expected' or 'argmax', got '{reward}'")
         self.mails_per_process = distributed.per_process(mails_per_iteration, "algo.mails_per_iteration")
         if self.mails_per_process % (minibatches * advantage.samples_per_prompt):
-            raise ValueError(f"algo.mails_per_iteration: expected a multiple of minibatches × samples a prompt, "
-                             f"{minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}")
-        if mails_per_iteration // minibatches < 8 and advantage.critic:
+            raise ValueError("algo.mails_per_iteration: expected a multiple of minibatches × samples_per_prompt per "
+                             f"process, {minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}")
+        if mails_per_iteration // minibatches < 8 and advantage.critic:  # as in TRL: fewer are too few for whitening
             raise ValueError("algo.minibatches: expected minibatches of at least 8 mails, got "
                              f"{mails_per_iteration // minibatches}")
         sources = ModelSources(
@@ -101,23 +109,25 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             reward_model_training=reward_model_training, reward_model_folder=reward_model_folder,
             reference_folder=reference_folder, model_cache=model_cache, batch_size=inference_batch_size)
         super().__init__(env, seed, settings, sources=sources, generation=generation, optimizer=optimizer,
-                         lr_schedule=lr_schedule, lr=language_model.lr, gradient_checkpointing=gradient_checkpointing,
-                         inference_batch_size=inference_batch_size)
-        self.advantage, self.kl_controller = advantage, kl_controller(env.device)
-        self.reward_kind, self.missing_eos_score = reward, missing_eos_score
-        self.normalization_mails, self.micro_batch_size = normalization_mails, micro_batch_size
+                         kl_controller=kl_controller, lr_schedule=lr_schedule, lr=language_model.lr,
+                         gradient_checkpointing=gradient_checkpointing, inference_batch_size=inference_batch_size)
+        self.advantage_estimator, self.reward_kind = advantage, reward
+        self.missing_eos_score, self.normalization_mails = missing_eos_score, normalization_mails
         self.iterations, self.steps_per_iteration = iterations, mails_per_iteration
-        self.minibatches, self.epochs, self.max_grad_norm = minibatches, epochs, max_grad_norm
-        self.clip, self.clip_value, self.vf_coef, self.ent_coef = clip, clip_value, vf_coef, ent_coef
+        self.epochs, self.minibatches, self.micro_batch_size = epochs, minibatches, micro_batch_size
+        self.clip, self.clip_value, self.max_grad_norm = clip, clip_value, max_grad_norm
+        self.vf_coef, self.ent_coef = vf_coef if advantage.critic else 0.0, ent_coef
         self.eval_every, self.log_samples_every = eval_every, log_samples_every
         self.checkpoint_every, self.logged_samples = checkpoint_every, logged_samples
-        self.forward = LanguageModelPolicy.__call__  # a backend may put an equal, faster function here
-        self.logger: Logger = NullLogger()
+        self.forward_no_grad = LanguageModelPolicy.__call__  # a backend may put an equal, faster function here
+        # No top-k or top-p: log-probabilities are those of the full distribution at this temperature.
+        self.sampling = {"temperature": generation["temperature"], "top_k": 0, "top_p": 1.0,
+                         "batch_size": inference_batch_size}
 
     def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
-        """Load or train reference policy and reward model, and fit the scale of scores on mails of the reference."""
+        """Load or train reference policy and reward model; fit score_mean and score_std on mails of the reference."""
         self.logger = logger
-        if self.policy is not None:
+        if self.policy is not None:  # of a checkpoint, or set by `baseline_trainer`
             return
         self.set_models(*self.sources.load_or_train(logger, should_stop, self.accelerate_inner))
         contexts = self.sample_contexts(self.normalization_mails)
@@ -129,10 +139,13 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect mails with their scores, compute advantages, and update the policy; return the metrics."""
         if self.lr_schedule:
-            self.lr_schedule(self.lr, self.initial_lr, progress, self.kl)
+            self.lr_schedule(self.lr, self.initial_lr, progress, self.update_kl)
         rollout = self.collect()
         metrics = rollout_metrics(rollout, self.kl_controller.coef)
         batch = self.compute_advantages(rollout)
+        # 6. Update the KL coefficient: the rewards above were made with the old one, the loss below takes the new one.
+        self.kl_to_reference = rollout.kl_to_reference()
+        self.kl_controller.update(self.kl_to_reference, mails=self.steps_per_iteration)
         metrics |= self.update(batch)
         if self.iteration % self.log_samples_every == 0:
             self.logger.log_text("samples", sample_table(rollout, self.logged_samples))
@@ -140,11 +153,11 @@ class LanguageModelPPO(LanguageModelAlgorithm):
 
     @torch.no_grad()
     def collect(self) -> MailRollout:
-        """Generate a batch of mails, score them, and score their tokens under policy and reference (stages 1 to 4)."""
-        samples = self.advantage.samples_per_prompt
+        """Generate mails, score them, and compute statistics of their tokens (stages 1 to 4)."""
+        samples = self.advantage_estimator.samples_per_prompt  # the prompt is a sampled context in a template
         # 1. Sample contexts.
         contexts = self.sample_contexts(self.mails_per_process // samples)
-        # 2. Generate mails, `samples` for each context.
+        # 2. Generate mails, `samples` for each context, in the order of the contexts.
         mails, texts = self.policy.generate(contexts, samples, self.generator, **self.sampling)
         contexts = [context for context in contexts for _ in range(samples)]
         has_ended = self.policy.has_ended(mails)
@@ -152,14 +165,12 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         proxy_reward = self.rewards(contexts, texts).to(self.device)
         standardised = (proxy_reward - self.score_mean) / self.score_std
         score = torch.where(has_ended, standardised, self.missing_eos_score).float()
-        # 4. Score their tokens under the policy and under the reference.
-        own = self.policy.score_tokens(mails, self.micro_batch_size, True, self.forward)
-        reference = self.reference.score_tokens(mails, self.micro_batch_size, False, self.forward)
-        rollout = MailRollout(contexts=contexts, texts=texts, mails=mails, has_ended=has_ended,
-                              proxy_reward=proxy_reward, score=score, log_prob=own.log_prob,
-                              reference_log_prob=reference.log_prob, value=own.value, entropy=own.entropy)
-        self.kl_to_reference = distributed.all_reduce_mean(rollout.log_ratio.sum(1).mean())
-        return rollout
+        # 4. Compute token log-probabilities under the policy, with values and entropies, and under the reference.
+        own = self.policy.token_statistics(mails, self.micro_batch_size, entropy=True, forward=self.forward_no_grad)
+        reference = self.reference.token_statistics(mails, self.micro_batch_size, forward=self.forward_no_grad)
+        return MailRollout(contexts=contexts, texts=texts, mails=mails, has_ended=has_ended, proxy_reward=proxy_reward,
+                           score=score, log_prob=own.log_prob, reference_log_prob=reference.log_prob, value=own.value,
+                           entropy=own.entropy)
 
     def sample_contexts(self, n: int) -> list[str]:
         """Sample n contexts of training mails, with replacement."""
@@ -167,53 +178,51 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         rows = torch.randint(len(contexts), (n,), generator=self.generator, device=self.device)
         return [contexts[i] for i in rows.tolist()]
 
-    @property
-    def sampling(self) -> dict:
-        """How mails are generated: by temperature alone, or log-probabilities would be of another distribution."""
-        return {"temperature": self.generation["temperature"], "top_k": 0, "top_p": 1.0,
-                "batch_size": self.inference_batch_size}
-
     def rewards(self, contexts: list[str], texts: list[str]) -> Tensor:
-        """Return the reward model's reward of mails [N], in units of the outcomes' values."""
+        """Return the proxy rewards of mails [N], by the reward model, in units of the outcomes' values."""
         p = self.reward_model.probabilities(contexts, texts).double()
         return expected_reward(p, self.env.outcome_values, self.reward_kind)
 
     @torch.no_grad()
     def compute_advantages(self, rollout: MailRollout) -> MailBatch:
-        """5. Turn the mails' scores into advantages and value targets of their tokens; move the KL coefficient on."""
-        value = rollout.value if self.advantage.critic else torch.zeros_like(rollout.value)
-        advantage, target = self.advantage(rollout.score, rollout.log_ratio, rollout.mails.response_mask, value,
-                                           self.kl_controller.coef)
-        self.kl_controller.update(self.kl_to_reference, self.steps_per_iteration)
+        """5. Turn the mails' scores into advantages and value targets of their tokens."""
+        value = rollout.value if self.advantage_estimator.critic else torch.zeros_like(rollout.value)
+        # A token's reward is −kl_coef · log_ratio (k1), plus the mail's score on its last token; estimators such as GAE
+        # make advantages of rewards and values (advantages.py). An estimator with `kl_in_loss` ignores log_ratio and
+        # kl_coef, so that the KL counts once, in the loss of stage 7.
+        advantage, target = self.advantage_estimator(
+            score=rollout.score, log_ratio=rollout.log_ratio, response_mask=rollout.mails.response_mask, value=value,
+            kl_coef=self.kl_controller.coef)
         return MailBatch(mails=rollout.mails, log_prob=rollout.log_prob, reference_log_prob=rollout.reference_log_prob,
                          value=value, advantage=advantage, target=target)
 
     def update(self, batch: MailBatch) -> dict[str, Tensor]:
-        """6. Take epochs × minibatches gradient steps; return the mean of each metric."""
+        """7. Take epochs × minibatches gradient steps; return the mean of each metric."""
         totals: dict[str, Tensor] = {}
-        # In training mode transformers checkpoints gradients; there is no dropout to turn on.
+        # Gradient checkpointing, where it is asked for, works in training mode only; no dropout is left to turn on.
         self.policy.language_model.train(self.gradient_checkpointing)
         for _ in range(self.epochs):
             order = torch.randperm(len(batch.value), generator=self.generator, device=self.device)
             for rows in order.chunk(self.minibatches):
                 self.train_minibatch(batch, rows, totals)
         self.policy.language_model.eval()
-        metrics = {f"ppo/{name}": total / (self.epochs * self.minibatches) for name, total in totals.items()}
-        metrics = distributed.mean_scalars(metrics)
+        steps = self.epochs * self.minibatches
+        metrics = distributed.mean_scalars({f"ppo/{name}": total / steps for name, total in totals.items()})
         metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
-        self.kl.copy_(metrics["ppo/approxkl"])
-        if self.advantage.critic:
-            mask, total = batch.mails.response_mask, distributed.all_reduce_sum
-            metrics["val/mean"] = losses.masked_mean(batch.value, mask, total)
-            metrics["val/explained_variance"] = losses.explained_variance(batch.value, batch.target, mask, total)
+        self.update_kl.copy_(metrics["ppo/approxkl"])
+        if self.advantage_estimator.critic:
+            metrics |= value_metrics(batch.value, batch.target, batch.mails.response_mask)
         return metrics
 
     def train_minibatch(self, batch: MailBatch, rows: Tensor, totals: dict[str, Tensor]) -> None:
-        """Take one gradient step on the mails `rows`, in micro-batches that memory can hold; add to `totals`."""
-        tokens = distributed.all_reduce_mean(batch.mails.response_mask[rows].sum().float())
-        self.optimizer.zero_grad(set_to_none=False)  # a recorded backward pass adds to gradients where they lie
+        """Take one gradient step on the mails `rows`, in micro-batches that fit in memory; add metrics to `totals`."""
+        tokens_per_process = distributed.all_reduce_mean(batch.mails.response_mask[rows].sum().float())
+        self.optimizer.zero_grad(set_to_none=False)  # keep the tensors: a captured CUDA graph writes to their addresses
+        # A micro-batch has mails of like length; `bucket` holds their row numbers in the whole batch.
         for bucket, mails in batch.mails.length_buckets(rows, self.micro_batch_size):
-            share = mails.response_mask.sum() / tokens  # the mean over a minibatch's tokens, as if it were one
+            # Weight micro-batches so that their sum is the mean over all tokens of the minibatch, on all processes.
+            # The denominator is a mean over processes, because gradients are averaged over processes below.
+            share = mails.response_mask.sum() / tokens_per_process
             metrics = self.accumulate_gradient(batch.micro_batch(bucket, mails), share)
             totals |= {name: totals.get(name, 0) + share * x for name, x in metrics.items()}
         distributed.average_gradients(self.policy.parameters())
@@ -222,29 +231,19 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         totals["grad_norm"] = totals.get("grad_norm", 0) + grad_norm
 
     def accumulate_gradient(self, batch: MailBatch, share: Tensor) -> dict[str, Tensor]:
-        """Add `share` times the gradient of PPO's loss on a micro-batch; with `kl_in_loss`, the loss has the KL to the
-        reference (k3). Return loss and diagnostics.
+        """Add `share` times the gradient of PPO's loss on a micro-batch; return loss and diagnostics.
+
+        With `kl_in_loss`, the loss adds kl_coef · KL(π ‖ π_ref), estimated by k3. The value loss reaches the trunk too.
         """
         mask = batch.mails.response_mask
-        now = self.policy(batch.mails, entropy=self.ent_coef != 0)
-        loss, metrics = losses.ppo(now.log_prob, batch.log_prob, batch.advantage, now.entropy, now.value, batch.value,
-                                   batch.target, mask, mask, clip=self.clip, clip_value=self.clip_value,
-                                   vf_coef=self.vf_coef if self.advantage.critic else 0.0, ent_coef=self.ent_coef)
-        if self.advantage.kl_in_loss:
-            log_ratio = torch.where(mask, batch.reference_log_prob - now.log_prob, 0.0)
-            loss = loss + self.kl_controller.coef * losses.masked_mean(losses.kl_k3(log_ratio), mask)
+        current = self.policy(batch.mails, entropy=self.ent_coef != 0)
+        loss, metrics = losses.ppo(
+            log_prob=current.log_prob, old_log_prob=batch.log_prob, advantage=batch.advantage, mask=mask,
+            value=current.value, old_value=batch.value, target=batch.target, value_mask=mask, entropy=current.entropy,
+            clip=self.clip, clip_value=self.clip_value, vf_coef=self.vf_coef, ent_coef=self.ent_coef)
+        if self.advantage_estimator.kl_in_loss:
+            # log π_ref − log π, as k3 wants; `MailRollout.log_ratio` has the opposite sign.
+            reference_log_ratio = torch.where(mask, batch.reference_log_prob - current.log_prob, 0.0)
+            loss = loss + self.kl_controller.coef * losses.masked_mean(losses.kl_k3(reference_log_ratio), mask)
         (share * loss).backward()
-        ratio = torch.where(mask, (now.log_prob - batch.log_prob).detach(), 0.0).exp()
-        return {"loss": loss.detach(), "policy_loss": metrics["policy_loss"], "value_loss": metrics["value_loss"],
-                "approxkl": metrics["approx_kl"], "clipfrac": metrics["clipfrac"],
-                "ratio": losses.masked_mean(ratio, mask), "ratio_square": losses.masked_mean(ratio.square(), mask)}
-
-    # ── to and from disk ────────────────────────────────────────────────────────────────────────────────────────────
-    def state_dict(self) -> dict:
-        """Return everything that a resumed run needs to continue exactly."""
-        return super().state_dict() | {"kl_coef": self.kl_controller.coef}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restore the result of `state_dict`, to train on."""
-        super().load_state_dict(state)
-        self.kl_controller.coef.copy_(state["kl_coef"])
+        return update_metrics(loss.detach(), metrics, (current.log_prob - batch.log_prob).detach(), mask)

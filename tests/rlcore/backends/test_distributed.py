@@ -84,8 +84,9 @@ def follow(made, rollout, rows):
     """Take the steps that some of a rollout's mails ask for."""
     some = replace(rollout, mails=rollout.mails.select(rows), score=rollout.score[rows], log_prob=rollout.log_prob[rows],
                    reference_log_prob=rollout.reference_log_prob[rows], value=rollout.value[rows])
-    made.kl_to_reference = distributed.all_reduce_mean(some.log_ratio.sum(1).mean())
-    metrics = made.update(made.compute_advantages(some))
+    batch = made.compute_advantages(some)
+    made.kl_controller.update(some.kl_to_reference(), mails=made.steps_per_iteration)
+    metrics = made.update(batch)
     return {"weights": made.policy.state_dict(), "metrics": metrics, "coef": made.kl_controller.coef}
 
 

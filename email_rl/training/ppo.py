@@ -133,13 +133,13 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         contexts = self.sample_contexts(self.normalization_mails)
         _, texts = self.reference.generate(contexts, 1, self.generator, **self.sampling)
         _, mean, variance = distributed.all_reduce_moments(self.rewards(contexts, texts).to(self.device))
-        self.score_mean, self.score_std = mean.item(), variance.sqrt().clamp_min(1e-6).item()
+        self.score_mean, self.score_std = mean.item(), variance.sqrt().clamp_min(1e-6).item()  # in every checkpoint
 
     # ── an iteration ────────────────────────────────────────────────────────────────────────────────────────────────
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect mails with their scores, compute advantages, and update the policy; return the metrics."""
         if self.lr_schedule:
-            self.lr_schedule(self.lr, self.initial_lr, progress, self.update_kl)
+            self.lr_schedule(self.lr, self.initial_lr, progress, self.update_kl)  # KL of the last update
         rollout = self.collect()
         metrics = rollout_metrics(rollout, self.kl_controller.coef)
         batch = self.compute_advantages(rollout)

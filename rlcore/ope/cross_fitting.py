@@ -10,66 +10,110 @@ from rlcore.ope.outcome_models import CHUNK, Predict
 
 
 def folds(cluster: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Deal clusters int64 [N], numbered from 0, into folds of equal size, [N]: rows of one cluster stay together."""
-    deal = torch.randperm(int(cluster.amax()) + 1, generator=generator, device=cluster.device)
-    return deal[cluster] % count
+    """Deal clusters at random into `count` folds of equal size; return the fold of each row, int64 [N].
+
+    cluster: int64 [N], numbered from 0 without a gap. Rows of one cluster share a fold.
+    """
+    clusters = int(cluster.amax()) + 1
+    shuffled = torch.randperm(clusters, generator=generator, device=cluster.device)
+    return shuffled[cluster] % count
 
 
 def predict_policy(predict: Predict, obs: Tensor, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicted outcomes of a target policy [N, A] and of the actions [N] taken, [N, K] each."""
-    v, q = [], []
-    for rows in torch.arange(len(obs), device=obs.device).split(CHUNK):
-        table = predict(obs[rows])
-        v.append((target[rows, :, None] * table).sum(1))
-        q.append(table[torch.arange(len(rows), device=obs.device), action[rows]])
+    """Return a model's v̂ and q̂ of N decisions, [N, K] each.
+
+    v̂ = Σ_a π(a|x)·q̂(x, a) is of the target policy's probabilities [N, A], q̂ is of the actions [N] taken on observations [N, D].
+    """
+    v = []
+    q = []
+    decisions = torch.arange(len(obs), device=obs.device)
+    for rows in decisions.split(CHUNK):
+        table = predict(obs[rows])  # q̂ of all actions, [B, A, K]
+        probs = target[rows, :, None]
+        v.append((probs * table).sum(1))
+        at = torch.arange(len(rows), device=obs.device)
+        q.append(table[at, action[rows]])
     return torch.cat(v), torch.cat(q)
 
 
-def cross_fit(fit: Callable, obs: Tensor, action: Tensor, outcome: Tensor, target: Tensor, episode_rows: Tensor, fold: Tensor,
-              gamma: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Fitted Q evaluation: v̂ and q̂ of N decisions, [N, K] each, by models of other folds' decisions.
+def cross_fit(
+        fit: Callable,
+        obs: Tensor,  # [N, D]
+        action: Tensor,  # int64 [N]
+        outcome: Tensor,  # [N, K]
+        target: Tensor,  # the target policy's probabilities, [N, A]
+        episode_rows: Tensor,  # the decisions by episode and step, int64 [M, T], of `rows_by_episode`
+        fold: Tensor,  # of each decision, int64 [N]
+        gamma: float,
+        generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Fitted Q evaluation: return v̂ and q̂ of N decisions, [N, K] each, by models of other folds' decisions.
 
-    episode_rows [M, T] is of `rows_by_episode`. A model for each t, from the last backwards, is fitted to r + γ·v̂ of the next
-    state (Voloshin et al. 2019, of a finite horizon); T = 1 is plain regression.
+    A model for each step t, from the last backwards, is fitted to r + γ·v̂ of the next state (Voloshin et al. 2019, of a finite
+    horizon). T = 1 is plain regression.
     """
-    v, q = torch.zeros_like(outcome), torch.zeros_like(outcome)
+    horizon = episode_rows.shape[1]
+    actions = target.shape[1]
+    v = torch.zeros_like(outcome)
+    q = torch.zeros_like(outcome)
     for k in range(int(fold.amax()) + 1):
-        next_v = torch.zeros_like(outcome)  # v̂ at rows of any fold, by this fold's models
-        for t in reversed(range(episode_rows.shape[1])):
-            rows = episode_rows[:, t][episode_rows[:, t] >= 0]
-            goal = outcome[rows]
-            if t + 1 < episode_rows.shape[1]:
-                next_rows = episode_rows[:, t + 1][episode_rows[:, t] >= 0]
-                goal = goal + gamma * torch.where((next_rows >= 0)[:, None], next_v[next_rows.clamp_min(0)], 0.0)
-            others = fold[rows] != k
-            predict = fit(obs[rows[others]], action[rows[others]], goal[others], target.shape[1], generator)
-            next_v[rows], predicted = predict_policy(predict, obs[rows], action[rows], target[rows])
-            own = rows[~others]
-            v[own], q[own] = next_v[own], predicted[~others]
+        v_by_others = torch.zeros_like(outcome)  # v̂ of all decisions, by the models of all folds but k
+        for t in reversed(range(horizon)):
+            rows_of_step = episode_rows[:, t]
+            reached = rows_of_step >= 0
+            rows = rows_of_step[reached]
+            q_target = outcome[rows]
+            if t + 1 < horizon:
+                next_rows = episode_rows[reached, t + 1]
+                continues = next_rows[:, None] >= 0
+                next_v = torch.where(continues, v_by_others[next_rows.clamp_min(0)], 0.0)
+                q_target = q_target + gamma * next_v
+            held_out = fold[rows] == k
+            train_rows = rows[~held_out]
+            predict = fit(obs[train_rows], action[train_rows], q_target[~held_out], actions, generator)
+            predicted_v, predicted_q = predict_policy(predict, obs[rows], action[rows], target[rows])
+            v_by_others[rows] = predicted_v
+            test_rows = rows[held_out]
+            v[test_rows] = predicted_v[held_out]
+            q[test_rows] = predicted_q[held_out]
     return v, q
 
 
 def rows_by_episode(unit: Tensor, episode: Tensor, step: Tensor,
                     names: tuple[str, str, str] = ("unit", "episode", "step")) -> Tensor:
-    """Rows [M, T] of each unit's episodes in the order of steps, −1 after an episode's end.
+    """Return the rows of each unit's episodes in the order of steps, int64 [M, T], −1 after an episode's end.
 
-    Raises ValueError, in the words of `names`, where a unit decides twice in a step.
+    unit, episode, step: of N decisions, int64 [N]. Raises ValueError, in the words of `names`, where a unit decides twice in a
+    step; row 1 of a file is its header.
     """
-    _, which = torch.unique(torch.stack((unit, episode), 1), dim=0, return_inverse=True)
-    order = step.argsort(stable=True)
-    order = order[which[order].argsort(stable=True)]
-    which, step = which[order], step[order]
-    twice = (which[1:] == which[:-1]) & (step[1:] == step[:-1])
-    if twice.any():
-        a, b = (order[k + twice.nonzero()[0, 0]].item() + 2 for k in (0, 1))
-        raise ValueError(f"rows {a}, {b}: expected one decision of a {names[0]}, {names[1]} and {names[2]}, got two")
-    count = which.bincount()
-    start = count.cumsum(0) - count
-    rows = torch.full((len(count), int(count.amax())), -1, dtype=torch.long, device=order.device)
-    rows[which, torch.arange(len(order), device=order.device) - start[which]] = order
+    pairs = torch.stack((unit, episode), 1)
+    _, episode_id = torch.unique(pairs, dim=0, return_inverse=True)
+    by_step = step.argsort(stable=True)
+    by_episode = episode_id[by_step].argsort(stable=True)
+    order = by_step[by_episode]
+    episode_id = episode_id[order]
+    step = step[order]
+
+    same_episode = episode_id[1:] == episode_id[:-1]
+    same_step = step[1:] == step[:-1]
+    repeated = same_episode & same_step
+    if repeated.any():
+        at = repeated.nonzero()[0, 0]
+        first = order[at].item() + 2
+        second = order[at + 1].item() + 2
+        key = f"a {names[0]}, {names[1]} and {names[2]}"
+        raise ValueError(f"rows {first}, {second}: expected one decision of {key}, got two")
+
+    length = episode_id.bincount()
+    start = length.cumsum(0) - length
+    place = torch.arange(len(order), device=order.device)
+    place_in_episode = place - start[episode_id]
+    longest = int(length.amax())
+    rows = torch.full((len(length), longest), -1, dtype=torch.long, device=order.device)
+    rows[episode_id, place_in_episode] = order
     return rows
 
 
 def consecutive_ids(x: Tensor) -> Tensor:
-    """Number the distinct values of x [N] from 0 without a gap."""
-    return torch.unique(x, return_inverse=True)[1]
+    """Number the distinct values of x [N] from 0 without a gap, int64 [N]."""
+    _, ids = torch.unique(x, return_inverse=True)
+    return ids

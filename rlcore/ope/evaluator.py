@@ -18,6 +18,7 @@ from rlcore.ope.outcome_models import CHUNK
 
 NET = "net"  # reward less the cost at the logged price
 LOGGED = "as logged"  # the row of the logging policy's own value
+ROUNDING = 1e-6  # of probabilities that should be 0
 SUPPORTED = 0.5  # of the target's probability in a decision: with less on what the log could do, the decision is named
 
 
@@ -28,134 +29,202 @@ def kinds_of(dataset: LoggedDataset) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An off-policy evaluation: rows {estimator: {kind: estimate, kind_ci, kind_normal, kind_bernstein}} and diagnostics."""
+    """An off-policy evaluation of a target policy. Values are per episode, in the dataset's units."""
 
-    rows: dict[str, dict]
-    diagnostics: dict
+    rows: dict[str, dict]  #: {estimator: {kind: estimate, kind_ci, kind_normal, kind_bernstein: [low, high]}}
+    diagnostics: dict  #: sizes of the dataset and, with propensities, how even the weights are
     warnings: list[str]
-    weights: Tensor | None  # importance weights of episodes, None without propensities
+    weights: Tensor | None  #: importance weights of episodes [M], None without propensities
 
 
 class OffPolicyEvaluator:
     """Estimate the value of target policies on a dataset.
 
-    folds: of the cross-fitted model of outcomes. clip, switch, shrinkage: λ of clipped IPS, Switch-DR and DRos. greedy: the
-    target is the mode of a policy. min_ess_share: the effective sample size, as a share of the episodes, below which there
-    is a warning.
+    model: fits a model of outcomes (rlcore/ope/outcome_models.py). folds: of its cross-fitting. gamma: discount of a step.
+    clip, switch, shrinkage: λ of clipped IPS, Switch-DR and DRos. greedy: the target is the mode of a policy.
+    level, replications: of the intervals, and of their bootstrap. min_ess_share: the effective sample size, as a share of the
+    episodes, below which there is a warning.
     """
 
     def __init__(self, *, model: Callable, folds: int, gamma: float, clip: float, switch: float, shrinkage: float,
                  greedy: bool, level: float, replications: int, min_ess_share: float, seed: int):
         if not 0 < level < 1 or folds < 2:
             raise ValueError(f"ope.level, ope.folds: expected a share in (0, 1) and at least 2, got {level}, {folds}")
-        self.model, self.folds, self.gamma, self.greedy = model, folds, gamma, greedy
-        self.clip, self.switch, self.shrinkage = clip, switch, shrinkage
-        self.level, self.replications, self.min_ess_share, self.seed = level, replications, min_ess_share, seed
+        self.model = model
+        self.folds = folds
+        self.gamma = gamma
+        self.clip = clip
+        self.switch = switch
+        self.shrinkage = shrinkage
+        self.greedy = greedy
+        self.level = level
+        self.replications = replications
+        self.min_ess_share = min_ess_share
+        self.seed = seed
 
     @torch.no_grad()
     def target(self, policy: Policy, dataset: LoggedDataset) -> Tensor:
         """Probabilities [N, A] of a policy's actions in the decisions of a dataset."""
-        chunks = torch.arange(len(dataset), device=dataset.obs.device).split(CHUNK)
-        table = torch.cat([policy.distribution(dataset.obs[rows], dataset.action_mask[rows]).probs for rows in chunks])
-        return greedy(table, dataset.action_mask) if self.greedy else table
+        decisions = torch.arange(len(dataset), device=dataset.obs.device)
+        tables = []
+        for rows in decisions.split(CHUNK):
+            distribution = policy.distribution(dataset.obs[rows], dataset.action_mask[rows])
+            tables.append(distribution.probs)
+        probs = torch.cat(tables)
+        return greedy(probs, dataset.action_mask) if self.greedy else probs
 
     def __call__(self, dataset: LoggedDataset, target: Tensor) -> Evaluation:
-        """Evaluate a target [N, A]; raise ValueError where the dataset can say nothing of it."""
-        forbidden = (target * ~dataset.action_mask).sum(1) > 1e-6
-        if forbidden.any():
-            raise ValueError(f"target: {named_rows(forbidden, 0)}: it does what valid_* forbids")
+        """Evaluate a target policy by its probabilities [N, A]; raise ValueError where the dataset can say nothing of it."""
+        check_allowed(dataset, target)
         generator = torch.Generator(dataset.obs.device).manual_seed(self.seed)
         names = dataset.names
-        outcome = torch.stack((dataset.gross_reward, dataset.cost, dataset.net_reward), 1)
-        episodes = rows_by_episode(dataset.unit, dataset.episode, dataset.step, (names.unit, names.episode, names.step))
+        keys = (names.unit, names.episode, names.step)
+        episode_rows = rows_by_episode(dataset.unit, dataset.episode, dataset.step, keys)
         unit = consecutive_ids(dataset.unit)
-        v, q = cross_fit(self.model, dataset.obs, dataset.action, outcome, target, episodes,
-                         folds(unit, self.folds, generator), self.gamma, generator)
+
+        fold = folds(unit, self.folds, generator)
+        outcome = torch.stack((dataset.gross_reward, dataset.cost, dataset.net_reward), 1)
+        v, q = cross_fit(self.model, dataset.obs, dataset.action, outcome, target, episode_rows, fold, self.gamma, generator)
         ratio, warnings = self._ratio(dataset, target)
-        by_episode = None if ratio is None else lay_out(ratio, episodes, 1.0)
+        ratio_by_step = None if ratio is None else lay_out(ratio, episode_rows, 1.0)
+
         terms = {}
         for k, kind in enumerate(kinds_of(dataset)):
-            reward, v_kind, q_kind = (lay_out(x[:, k], episodes, 0.0) for x in (outcome, v, q))
-            logged = ope.dm((ope.discounts(reward, self.gamma) * reward).sum(1))
-            terms[kind] = {LOGGED: logged, **self._terms(reward, v_kind, q_kind, by_episode)}
-        rows = self._rows(terms, unit[episodes[:, 0]], generator)
-        diagnostics = {"decisions": len(dataset), "episodes": len(episodes), "units": int(unit.amax()) + 1,
-                       "steps": episodes.shape[1]}
-        if by_episode is None:
-            return Evaluation(rows, diagnostics, warnings, None)
-        weights = by_episode.prod(1)
+            reward_by_step = lay_out(outcome[:, k], episode_rows, 0.0)
+            v_by_step = lay_out(v[:, k], episode_rows, 0.0)
+            q_by_step = lay_out(q[:, k], episode_rows, 0.0)
+            terms[kind] = self._terms(reward_by_step, v_by_step, q_by_step, ratio_by_step)
+        unit_of_episode = unit[episode_rows[:, 0]]
+        rows = self._rows(terms, unit_of_episode, generator)
+
+        diagnostics = {
+            "decisions": len(dataset),
+            "episodes": len(episode_rows),
+            "units": int(unit.amax()) + 1,
+            "steps": episode_rows.shape[1],
+        }
+        if ratio_by_step is None:
+            return Evaluation(rows=rows, diagnostics=diagnostics, warnings=warnings, weights=None)
+        weights = ratio_by_step.prod(1)
+        episodes = len(weights)
         ess = ope.effective_sample_size(weights).item()
-        diagnostics |= {"effective": ess, "effective_share": ess / len(weights), "max_weight": weights.amax().item(),
-                        "mean_weight": weights.mean().item(), "unsupported": self.unsupported(dataset, target)}
-        if ess < self.min_ess_share * len(weights):
-            warnings.append(f"the weights are worth {ess:,.0f} of {len(weights):,} units: intervals are too narrow where "
+        diagnostics |= {
+            "effective": ess,
+            "effective_share": ess / episodes,
+            "max_weight": weights.amax().item(),
+            "mean_weight": weights.mean().item(),
+            "unsupported": unsupported_share(dataset, target),
+        }
+        if ess < self.min_ess_share * episodes:
+            warnings.append(f"the weights are worth {ess:,.0f} of {episodes:,} units: intervals are too narrow where "
                             "weights are so uneven; log with a policy nearer to the target, or more")
-        return Evaluation(rows, diagnostics, warnings, weights)
+        return Evaluation(rows=rows, diagnostics=diagnostics, warnings=warnings, weights=weights)
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
-    @staticmethod
-    def unsupported(dataset: LoggedDataset, target: Tensor) -> float:
-        """Share of the target on actions without support: of probability 0 in the log or, if unknown, never logged."""
-        if dataset.probs is not None:
-            return ope.unsupported_share(target, dataset.probs).item()
-        logged = torch.zeros(target.shape[1], device=target.device).index_fill_(0, dataset.action.unique(), 1.0)
-        return ope.unsupported_share(target, logged.expand_as(target)).item()
-
     def _ratio(self, dataset: LoggedDataset, target: Tensor) -> tuple[Tensor | None, list[str]]:
-        """Importance weights of decisions [N], None where propensities are missing, and warnings.
+        """Importance weights of decisions, float64 [N], None where propensities are missing, and warnings.
 
         Raises ValueError where the target takes none of the logged actions.
         """
         missing = dataset.propensity.isnan()
         if missing.any():
-            return None, [f"{named_rows(missing, 0)}: no propensity; only the model of outcomes is left to go by, and what "
-                          "it learns is confounded if the decisions knew more than the log does"]
-        ratio = ope.select_actions(target, dataset.action).double() / dataset.propensity
+            warning = (f"{named_rows(missing, 0)}: no propensity; only the model of outcomes is left to go by, and what "
+                       "it learns is confounded if the decisions knew more than the log does")
+            return None, [warning]
+        probability = ope.select_actions(target, dataset.action).double()
+        ratio = probability / dataset.propensity
         if not ratio.any():
             raise ValueError("target: none of the logged decisions is one that it could have made; expected some in common")
-        warnings = []
-        if dataset.probs is not None:
-            bare = torch.where(dataset.probs > 0, 0.0, target).sum(1) > SUPPORTED
-            if bare.any():
-                warnings.append(f"{named_rows(bare, 0)}: the target does what the logging policy never would there")
-        elif (share := self.unsupported(dataset, target)) > 0:
-            warnings.append(f"{share:.1%} of what the target does is never done in the log")
-        return ratio, warnings
+        return ratio, support_warnings(dataset, target)
 
     def _terms(self, reward: Tensor, v: Tensor, q: Tensor, ratio: Tensor | None) -> dict[str, Terms]:
-        """Every estimator of one kind, of episodes [M, T] or of decisions [M, 1]; without weights only the model's."""
-        gamma, sequential = self.gamma, reward.shape[1] > 1
+        """Every estimator of one kind by name, of episodes [M, T] or of decisions [M, 1]; without weights only the model's."""
+        sequential = reward.shape[1] > 1
+        first_v = v[:, 0]
+        discounted = ope.discounts(reward, self.gamma) * reward
+        terms = {LOGGED: ope.dm(discounted.sum(1))}
+        terms["FQE" if sequential else "DM"] = ope.dm(first_v)
         if ratio is None:
-            return {"FQE" if sequential else "DM": ope.dm(v[:, 0])}
+            return terms
         if sequential:
-            next_v = torch.nn.functional.pad(v[:, 1:], (0, 1))
-            return {"FQE": ope.dm(v[:, 0]), "PDIS": ope.pdis(ratio, reward, gamma),
-                    "weighted PDIS": ope.wpdis(ratio, reward, gamma),
-                    "sequential DR": ope.sequential_dr(ratio, reward, v, q, next_v, gamma),
-                    "weighted DR": ope.weighted_dr(ratio, reward, v, q, next_v, gamma)}
-        w, reward, v, q = (x[:, 0] for x in (ratio, reward, v, q))
-        return {"DM": ope.dm(v), "IPS": ope.ips(w, reward), f"IPS, clipped at {self.clip:g}": ope.ips(w, reward, self.clip),
-                "SNIPS": ope.snips(w, reward), "DR": ope.dr(w, reward, v, q), "SNDR": ope.sndr(w, reward, v, q),
-                f"Switch-DR at {self.switch:g}": ope.switch_dr(w, reward, v, q, self.switch),
-                f"DRos at {self.shrinkage:g}": ope.dros(w, reward, v, q, self.shrinkage)}
+            return terms | self._sequential_terms(reward, v, q, ratio)
+        return terms | self._one_step_terms(reward[:, 0], first_v, q[:, 0], ratio[:, 0])
+
+    def _one_step_terms(self, reward: Tensor, v: Tensor, q: Tensor, w: Tensor) -> dict[str, Terms]:
+        """The weighted estimators of decisions [M]."""
+        return {
+            "IPS": ope.ips(w, reward),
+            f"IPS, clipped at {self.clip:g}": ope.ips(w, reward, self.clip),
+            "SNIPS": ope.snips(w, reward),
+            "DR": ope.dr(w, reward, v, q),
+            "SNDR": ope.sndr(w, reward, v, q),
+            f"Switch-DR at {self.switch:g}": ope.switch_dr(w, reward, v, q, self.switch),
+            f"DRos at {self.shrinkage:g}": ope.dros(w, reward, v, q, self.shrinkage),
+        }
+
+    def _sequential_terms(self, reward: Tensor, v: Tensor, q: Tensor, ratio: Tensor) -> dict[str, Terms]:
+        """The weighted estimators of episodes [M, T]."""
+        gamma = self.gamma
+        next_v = torch.nn.functional.pad(v[:, 1:], (0, 1))
+        return {
+            "PDIS": ope.pdis(ratio, reward, gamma),
+            "weighted PDIS": ope.wpdis(ratio, reward, gamma),
+            "sequential DR": ope.sequential_dr(ratio, reward, v, q, next_v, gamma),
+            "weighted DR": ope.weighted_dr(ratio, reward, v, q, next_v, gamma),
+        }
 
     def _rows(self, terms: dict[str, dict[str, Terms]], unit: Tensor, generator: torch.Generator) -> dict[str, dict]:
-        """Estimates and intervals of terms by kind and estimator, all on the same resampled units."""
+        """Estimates and intervals by estimator, of terms {kind: {estimator: terms}}, all on the same resampled units [M]."""
         cluster = consecutive_ids(unit)
-        flat = [x for named in terms.values() for x in named.values()]
+        flat = []
+        for by_estimator in terms.values():
+            flat += by_estimator.values()
         draws = intervals.bootstrap(flat, cluster, self.replications, generator)
-        ends = iter(intervals.central(draws, self.level).tolist())
+        bootstrap_ends = iter(intervals.central(draws, self.level).tolist())
         rows: dict[str, dict] = {}
-        for kind, named in terms.items():
-            for name, one in named.items():
+        for kind, by_estimator in terms.items():
+            for name, one in by_estimator.items():
+                normal_ends = intervals.normal(one, cluster, self.level)
+                bernstein_ends = intervals.bernstein(one, cluster, self.level)
                 row = rows.setdefault(name, {})
                 row[kind] = intervals.estimate(one).item()
-                row[f"{kind}_ci"] = next(ends)
-                row[f"{kind}_normal"] = [x.item() for x in intervals.normal(one, cluster, self.level)]
-                row[f"{kind}_bernstein"] = [x.item() for x in intervals.bernstein(one, cluster, self.level)]
+                row[f"{kind}_ci"] = next(bootstrap_ends)
+                row[f"{kind}_normal"] = [x.item() for x in normal_ends]
+                row[f"{kind}_bernstein"] = [x.item() for x in bernstein_ends]
         return rows
+
+
+# ── a dataset and a target [N, A] ───────────────────────────────────────────────────────────────────────────────────
+def check_allowed(dataset: LoggedDataset, target: Tensor) -> None:
+    """Raise ValueError, with the rows, where a target takes actions that are not valid."""
+    on_invalid = (target * ~dataset.action_mask).sum(1)
+    forbidden = on_invalid > ROUNDING
+    if forbidden.any():
+        raise ValueError(f"target: {named_rows(forbidden, 0)}: it does what valid_* forbids")
+
+
+def unsupported_share(dataset: LoggedDataset, target: Tensor) -> float:
+    """Share of the target on actions without support: of probability 0 in the log or, if unknown, never logged."""
+    if dataset.probs is not None:
+        return ope.unsupported_share(target, dataset.probs).item()
+    logged = torch.zeros(target.shape[1], device=target.device)
+    logged[dataset.action.unique()] = 1.0
+    return ope.unsupported_share(target, logged.expand_as(target)).item()
+
+
+def support_warnings(dataset: LoggedDataset, target: Tensor) -> list[str]:
+    """Say where the target does what the logging policy never does."""
+    if dataset.probs is None:
+        share = unsupported_share(dataset, target)
+        return [f"{share:.1%} of what the target does is never done in the log"] if share > 0 else []
+    unsupported = torch.where(dataset.probs > 0, 0.0, target).sum(1)
+    bare = unsupported > SUPPORTED
+    if bare.any():
+        return [f"{named_rows(bare, 0)}: the target does what the logging policy never would there"]
+    return []
 
 
 def lay_out(x: Tensor, episode_rows: Tensor, padding: float) -> Tensor:
     """Lay values x [N] out by episode and step, float64 [M, T], `padding` after an episode's end."""
-    return torch.where(episode_rows >= 0, x.double()[episode_rows.clamp_min(0)], padding)
+    values = x.double()[episode_rows.clamp_min(0)]
+    return torch.where(episode_rows >= 0, values, padding)

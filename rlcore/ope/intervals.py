@@ -15,88 +15,128 @@ LEVEL = 0.95  # of intervals whose level nobody chooses
 # ── means ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def normal_quantile(level: float) -> float:
     """Half-width of the central interval of a standard normal that holds probability `level`: 1.96 at 0.95."""
-    return torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item()
+    share_below = (1 + level) / 2
+    quantile = torch.special.ndtri(torch.tensor(share_below, dtype=torch.float64))
+    return quantile.item()
 
 
 def normal_half_width(x: Tensor, level: float) -> Tensor:
     """Half-width of the central limit interval of the mean over the first dimension of x [N, ...]; 0 of one value."""
-    return normal_quantile(level) * x.std(dim=0, correction=min(1, len(x) - 1)) / len(x) ** 0.5
+    count = len(x)
+    correction = min(1, count - 1)
+    deviation = x.std(dim=0, correction=correction)
+    return normal_quantile(level) * deviation / count**0.5
 
 
 def student_half_width(x: Tensor, level: float) -> Tensor:
     """Half-width of Student's interval of the mean over the first dimension of x [N, ...]; 0 of one value."""
-    if len(x) == 1:
+    count = len(x)
+    if count == 1:
         return torch.zeros_like(x[0])
-    return student_t.ppf((1 + level) / 2, len(x) - 1) * x.std(0) / math.sqrt(len(x))
+    share_below = (1 + level) / 2
+    quantile = student_t.ppf(share_below, count - 1)
+    return quantile * x.std(0) / math.sqrt(count)
 
 
 def central(draws: Tensor, level: float) -> Tensor:
     """Ends of the central interval that holds a share `level` of draws [..., R], [..., 2]."""
     tail = (1 - level) / 2
-    return torch.quantile(draws, draws.new_tensor([tail, 1 - tail]), dim=-1).movedim(0, -1)
+    shares = draws.new_tensor([tail, 1 - tail])
+    ends = torch.quantile(draws, shares, dim=-1)
+    return ends.movedim(0, -1)
 
 
 # ── off-policy estimates ────────────────────────────────────────────────────────────────────────────────────────────
 def estimate(terms: Terms) -> Tensor:
-    """Value of an estimator, [...]."""
+    """Value of an estimator, [...], in the reward's unit."""
     numerator, weight = terms.ratios()
-    return terms.plain.mean(-1) + (numerator.sum(-2) / weight.sum(-2)).nan_to_num(0.0).sum(-1)
+    plain = terms.plain.mean(-1)
+    ratio = numerator.sum(-2) / weight.sum(-2)
+    return plain + ratio.nan_to_num(0.0).sum(-1)
 
 
 def influence(terms: Terms) -> Tensor:
     """Influence of each term on the estimate, times their number M, [..., M]: of mean zero (delta method)."""
     numerator, weight = terms.ratios()
-    mean = weight.mean(-2, keepdim=True)
-    ratio = numerator.mean(-2, keepdim=True) / mean
-    moved = ((numerator - ratio * weight) / mean).nan_to_num(0.0).sum(-1)
-    return terms.plain - terms.plain.mean(-1, keepdim=True) + moved
+    mean_numerator = numerator.mean(-2, keepdim=True)
+    mean_weight = weight.mean(-2, keepdim=True)
+    ratio = mean_numerator / mean_weight
+    of_ratio = (numerator - ratio * weight) / mean_weight
+    mean_plain = terms.plain.mean(-1, keepdim=True)
+    of_plain = terms.plain - mean_plain
+    return of_plain + of_ratio.nan_to_num(0.0).sum(-1)
 
 
 def sum_by_cluster(x: Tensor, cluster: Tensor | None) -> Tensor:
     """Sum terms [..., M] within clusters int64 [M] numbered from 0, [..., C]; without clusters each term is its own."""
     if cluster is None:
         return x
-    return x.new_zeros(*x.shape[:-1], int(cluster.amax()) + 1).index_add_(-1, cluster, x)
+    clusters = int(cluster.amax()) + 1
+    shape = (*x.shape[:-1], clusters)
+    sums = x.new_zeros(shape)
+    return sums.index_add_(-1, cluster, x)
 
 
 def normal(terms: Terms, cluster: Tensor | None, level: float) -> tuple[Tensor, Tensor]:
-    """Central limit interval [...] of independent clusters, whose terms may be correlated within."""
-    moved, value = sum_by_cluster(influence(terms), cluster), estimate(terms)
+    """Ends [...] of the central limit interval of independent clusters, whose terms may be correlated within."""
+    value = estimate(terms)
+    size = terms.plain.shape[-1]
+    moved = sum_by_cluster(influence(terms), cluster)
     count = moved.shape[-1]
-    variance = count / max(count - 1, 1) * moved.square().sum(-1)
-    half = normal_quantile(level) * variance.sqrt() / terms.plain.shape[-1]
-    return value - half, value + half
+    correction = count / max(count - 1, 1)
+    variance = correction * moved.square().sum(-1)
+    half_width = normal_quantile(level) * variance.sqrt() / size
+    return value - half_width, value + half_width
 
 
 def bernstein(terms: Terms, cluster: Tensor | None, level: float) -> tuple[Tensor, Tensor]:
-    """Empirical Bernstein interval [...] (Maurer & Pontil 2009), of any distribution whose range is the observed one."""
-    moved, value = sum_by_cluster(influence(terms), cluster), estimate(terms)
+    """Ends [...] of the empirical Bernstein interval (Maurer & Pontil 2009), of any distribution with the observed range."""
+    value = estimate(terms)
+    size = terms.plain.shape[-1]
+    moved = sum_by_cluster(influence(terms), cluster)
     count = moved.shape[-1]
-    moved = moved * (count / terms.plain.shape[-1])
-    log = math.log(4 / (1 - level))
-    half = (2 * moved.var(-1) * log / count).sqrt() + 7 * (moved.amax(-1) - moved.amin(-1)) * log / (3 * max(count - 1, 1))
-    return value - half, value + half
+    moved = moved * (count / size)  # so that the estimate moves by the mean over clusters
+    variance = moved.var(-1)
+    spread = moved.amax(-1) - moved.amin(-1)
+    delta = 1 - level
+    log = math.log(4 / delta)
+    variance_term = (2 * variance * log / count).sqrt()
+    range_term = 7 * spread * log / (3 * max(count - 1, 1))
+    half_width = variance_term + range_term
+    return value - half_width, value + half_width
 
 
 def bootstrap(several: list[Terms], cluster: Tensor | None, replications: int, generator: torch.Generator,
               chunk: int = 4096) -> Tensor:
-    """Estimates [L, replications] of several terms (no batch dimensions) on the same resampled clusters.
+    """Estimates [L, replications] of L terms (no batch dimensions) on the same resampled clusters int64 [M].
 
     Denominators are resampled too. Each cluster is drawn Poisson(1) times, independently of the others, so that clusters can
-    be summed in chunks (Chamandy et al. 2012).
+    be summed `chunk` at a time (Chamandy et al. 2012).
     """
-    columns = [torch.ones_like(several[0].plain)[:, None]]
+    one = torch.ones_like(several[0].plain)
+    columns = [one[:, None]]
     for terms in several:
-        columns += [terms.plain[:, None], *terms.ratios()]
-    sums = sum_by_cluster(torch.cat(columns, 1).T, cluster).T  # [C, columns]
+        numerator, weight = terms.ratios()
+        columns += [terms.plain[:, None], numerator, weight]
+    table = torch.cat(columns, 1)  # [M, columns]
+    sums = sum_by_cluster(table.T, cluster).T  # [C, columns]
     total = sums.new_zeros(replications, sums.shape[1])
     for rows in sums.split(chunk):
-        ones = torch.ones(replications, len(rows), device=rows.device)
-        total += torch.poisson(ones, generator=generator).to(rows) @ rows
-    count, estimates, at = total[:, 0], [], 1
+        rate = torch.ones(replications, len(rows), device=rows.device)
+        times_drawn = torch.poisson(rate, generator=generator)
+        total += times_drawn.to(rows) @ rows
+
+    count = total[:, 0]
+    estimates = []
+    start = 1
     for terms in several:
-        k = terms.ratios()[0].shape[-1]
-        plain, numerator, weight = total[:, at:at + 1 + 2 * k].split((1, k, k), 1)
-        estimates.append(plain[:, 0] / count + (numerator / weight).nan_to_num(0.0).sum(1))
-        at += 1 + 2 * k
+        numerator, _ = terms.ratios()
+        k = numerator.shape[-1]
+        end = start + 1 + 2 * k
+        sums_of_terms = total[:, start:end]
+        plain, numerator, weight = sums_of_terms.split((1, k, k), 1)
+        mean = plain[:, 0] / count
+        ratio = (numerator / weight).nan_to_num(0.0)
+        estimates.append(mean + ratio.sum(1))
+        start = end
     return torch.stack(estimates)

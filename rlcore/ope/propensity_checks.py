@@ -8,24 +8,37 @@ from rlcore.normalization import Standardizer
 from rlcore.ope.intervals import normal_quantile
 
 MIN_STD = 1e-9
+MIN_STANDARD_ERROR = 1e-12
 
 
 def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor) -> Tensor:
-    """Standard normal statistics [2, D + 1] of decisions [N] on what was known of them [N, D], and on a constant.
+    """Return z statistics [2, D + 1]: do the inverse propensities of N decisions correlate with what was known of them?
 
-    With true propensities E[1{a = 0}/p | x] = 1 and E[1{a ≠ 0}/p | x] is the number of other valid actions, so that both, less
-    that, are uncorrelated with all that was known before (the balance of Imai & Ratkovic 2014). nothing: bool [N], a = 0.
-    valid: number of valid actions [N], `nothing` among them. Decisions that knew more than the log pass this test.
+    known: [N, D], to which a constant joins. nothing: bool [N], a = 0. propensity: of the action taken, [N]. valid: number of
+    valid actions [N], `nothing` among them.
+
+    With true propensities E[1{a = 0}/p | x] = 1, and E[1{a ≠ 0}/p | x] is the number of other valid actions: both, less that,
+    are uncorrelated with all that was known before (the balance of Imai & Ratkovic 2014). Then each z is standard normal.
+    Decisions that knew more than the log pass this test.
     """
-    x = known.double()
-    x = torch.cat((Standardizer(x.shape[1], MIN_STD).fit(x)(x), torch.ones_like(x[:, :1])), 1)
-    share = torch.stack((torch.where(nothing, 1 / propensity, 0.0) - 1,
-                         torch.where(nothing, 0.0, 1 / propensity) - (valid - 1)))
-    share = share[:, valid > 1]  # else there was nothing to decide
-    moment = share[:, :, None] * x[valid > 1]
-    return moment.mean(1) / (moment.std(1) / len(x[valid > 1]) ** 0.5).clamp_min(1e-12)
+    known = known.double()
+    standardized = Standardizer(known.shape[1], MIN_STD).fit(known)(known)
+    constant = torch.ones_like(known[:, :1])
+    x = torch.cat((standardized, constant), 1)
+
+    inverse = 1 / propensity
+    excess_nothing = torch.where(nothing, inverse, 0.0) - 1
+    excess_others = torch.where(nothing, 0.0, inverse) - (valid - 1)
+    excess = torch.stack((excess_nothing, excess_others))
+
+    decided = valid > 1  # else there was nothing to decide
+    x = x[decided]
+    moment = excess[:, decided, None] * x
+    standard_error = moment.std(1) / len(x) ** 0.5
+    return moment.mean(1) / standard_error.clamp_min(MIN_STANDARD_ERROR)
 
 
 def significant(z: Tensor, level: float) -> Tensor:
-    """Which standard normal statistics are significant, if none is to be by chance but with probability `level` (Bonferroni)."""
-    return z.abs() > normal_quantile(1 - level / z.numel())
+    """Return which z statistics are significant, bool like z; by chance any of them is with probability `level` (Bonferroni)."""
+    level_of_each = level / z.numel()
+    return z.abs() > normal_quantile(1 - level_of_each)

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Callable
 
 import torch
 from matplotlib.figure import Figure
@@ -36,57 +38,94 @@ def evaluate_file(path: str, columns: ColumnNames, evaluator: OffPolicyEvaluator
     dataset = read(path, columns)
     check_compatible(dataset, algorithm.env, path)
     dataset = dataset.to(algorithm.env.device)
-    return report(evaluator(dataset, evaluator.target(algorithm.policy, dataset)), dataset, path, name, evaluator.level)
+    target = evaluator.target(algorithm.policy, dataset)
+    evaluation = evaluator(dataset, target)
+    return report(evaluation, dataset, path, name, evaluator.level)
 
 
-def report(found: Evaluation, dataset: LoggedDataset, path: str, name: str, level: float) -> OffPolicyReport:
-    """Lay an evaluation out; `level` is of its intervals."""
-    d, names, kinds = found.diagnostics, dataset.names, kinds_of(dataset)
-    sequential = d["steps"] > 1
+def report(evaluation: Evaluation, dataset: LoggedDataset, path: str, name: str, level: float) -> OffPolicyReport:
+    """Lay an evaluation of the policy `name` out; `level` is of its intervals, `path` of the dataset's file."""
+    diagnostics = evaluation.diagnostics
+    names = dataset.names
+    sequential = diagnostics["steps"] > 1
     sample = names.episode if sequential else "decision"
-    model = "FQE" if sequential else "DM"
-    digits = {kind: places(found.rows[LOGGED][f"{kind}_ci"]) for kind in kinds}
+    net = f"{names.reward} less {names.cost} at the logged prices"
+    file_name = Path(path).name
+    policies = ", ".join(dataset.policies)
+    decisions = diagnostics["decisions"]
 
-    def number(kind):
-        return lambda row: f"{row[kind]:,.{digits[kind]}f}"
+    columns: dict[str, Callable[[dict], str]] = {}
+    for k, kind in enumerate(kinds_of(dataset)):
+        digits = places(evaluation.rows[LOGGED][f"{kind}_ci"])
+        padding = " " * k  # headers must differ
+        columns[kind] = partial(format_estimate, kind, digits)
+        columns["±" + padding] = partial(format_half_width, kind, digits)
+    figures = {"off_policy": draw_estimates(evaluation, f"{net}, a {sample}")}
+    if evaluation.weights is not None:
+        figures["weights"] = draw_weights(evaluation.weights, sample)
+    return OffPolicyReport(
+        title=f"{name}, valued on {file_name}: {decisions:,} decisions of {policies}, per {sample}",
+        caption=caption(evaluation, names.unit, sample, net, level),
+        rows=evaluation.rows,
+        columns=columns,
+        last=None,
+        extra={"log": {"path": path, **diagnostics}, "warnings": evaluation.warnings},
+        plots=figures,
+        judged=NET,
+        what="estimator")
 
-    def half(kind):
-        return lambda row: f"{(row[f'{kind}_ci'][1] - row[f'{kind}_ci'][0]) / 2:,.{digits[kind]}f}"
 
-    columns = {}
-    for k, kind in enumerate(kinds):
-        columns[kind] = number(kind)
-        columns["±" + " " * k] = half(kind)  # headers must differ
-    lines = [f"±: half the {level:.0%} interval by bootstrap over {d['units']:,} {names.unit}s, that of {model} without the "
-             f"error of its model; {NET}: {names.reward} less {names.cost} at the logged prices"]
-    if found.weights is not None:
-        lines.append(f"weights worth {d['effective']:,.0f} of {d['episodes']:,} {sample}s ({d['effective_share']:.1%}), mean "
-                     f"{d['mean_weight']:.3f}, greatest {d['max_weight']:,.1f}; {d['unsupported']:.2%} of target actions without "
-                     "support")
-    lines += [f"warning: {text}" for text in found.warnings]
-    figures = {"off_policy": draw_estimates(found, f"{names.reward} less {names.cost} at the logged prices, a {sample}")}
-    if found.weights is not None:
-        figures["weights"] = draw_weights(found.weights, sample)
-    title = f"{name}, valued on {Path(path).name}: {d['decisions']:,} decisions of {', '.join(dataset.policies)}, per {sample}"
-    extra = {"log": {"path": path, **d}, "warnings": found.warnings}
-    return OffPolicyReport(title, "\n".join(lines), found.rows, columns, None, extra, figures, NET, "estimator")
+# ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def format_estimate(kind: str, digits: int, row: dict) -> str:
+    """Show the estimate of a kind in a row."""
+    return f"{row[kind]:,.{digits}f}"
+
+
+def format_half_width(kind: str, digits: int, row: dict) -> str:
+    """Show half the width of the bootstrap interval of a kind in a row."""
+    low, high = row[f"{kind}_ci"]
+    half_width = (high - low) / 2
+    return f"{half_width:,.{digits}f}"
+
+
+def caption(evaluation: Evaluation, unit: str, sample: str, net: str, level: float) -> str:
+    """Say what the intervals are, what the weights are worth, and what to beware of."""
+    diagnostics = evaluation.diagnostics
+    units = diagnostics["units"]
+    model = "FQE" if diagnostics["steps"] > 1 else "DM"
+    lines = [f"±: half the {level:.0%} interval by bootstrap over {units:,} {unit}s, that of {model} without the "
+             f"error of its model; {NET}: {net}"]
+    if evaluation.weights is not None:
+        lines.append(
+            "weights worth {effective:,.0f} of {episodes:,} {sample}s ({effective_share:.1%}), mean {mean_weight:.3f}, greatest "
+            "{max_weight:,.1f}; {unsupported:.2%} of target actions without support".format(sample=sample, **diagnostics))
+    for text in evaluation.warnings:
+        lines.append(f"warning: {text}")
+    return "\n".join(lines)
 
 
 def places(interval: list[float]) -> int:
-    """Digits after the point that an interval's width deserves."""
-    width = interval[1] - interval[0]
-    return max(0, 2 - math.floor(math.log10(width))) if width > 0 else 2
+    """Digits after the point that an interval's width deserves: three significant ones of the width, 2 of width 0."""
+    low, high = interval
+    width = high - low
+    if not width > 0:  # a width that is not a number too
+        return 2
+    magnitude = math.floor(math.log10(width))
+    return max(0, 2 - magnitude)
 
 
-def draw_estimates(found: Evaluation, label: str) -> Figure:
+# ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def draw_estimates(evaluation: Evaluation, label: str) -> Figure:
     """Draw net estimates with their intervals."""
     figure, axes = labelled(label, "")
-    for at, (name, row) in enumerate(found.rows.items()):
+    estimators = list(evaluation.rows)
+    for at, name in enumerate(estimators):
+        row = evaluation.rows[name]
         low, high = row[f"{NET}_ci"]
         color = "grey" if name == LOGGED else "C0"
         axes.plot([low, high], [at, at], color=color, linewidth=2)
         axes.plot(row[NET], at, "o", color=color)
-    axes.set_yticks(range(len(found.rows)), list(found.rows))
+    axes.set_yticks(range(len(estimators)), estimators)
     axes.invert_yaxis()
     return figure
 
@@ -94,7 +133,9 @@ def draw_estimates(found: Evaluation, label: str) -> Figure:
 def draw_weights(weights: Tensor, sample: str) -> Figure:
     """Draw the share of all weight that the heaviest episodes hold."""
     figure, axes = labelled(f"share of {sample}s, the heaviest first", "share of the weight")
-    held = (weights.sort(descending=True).values.cumsum(0) / weights.sum()).cpu()
-    axes.plot(torch.linspace(0, 1, len(held)), held)
+    heaviest_first = weights.sort(descending=True).values
+    share_of_weight = (heaviest_first.cumsum(0) / weights.sum()).cpu()
+    share_of_episodes = torch.linspace(0, 1, len(weights))
+    axes.plot(share_of_episodes, share_of_weight)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=0.8)
     return figure

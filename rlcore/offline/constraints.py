@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rlcore.ope.estimators import select_actions
+
 
 def supported(logits: Tensor, action_mask: Tensor, threshold: float) -> Tensor:
-    """Return the valid actions whose probability exceeds `threshold` times the largest one, and the most probable action
-    (BCQ for discrete actions; Fujimoto et al. 2019b)."""
+    """Return the valid actions whose probability exceeds `threshold` times the largest one, bool [B, Πn].
+
+    The most probable action is always among them. logits, action_mask: of the logging policy, [B, Πn]
+    (BCQ for discrete actions; Fujimoto et al. 2019b).
+    """
     logits = torch.where(action_mask, logits, -torch.inf)
     gap = logits - logits.amax(-1, keepdim=True)
     smallest_gap = math.log(threshold) if threshold > 0 else -torch.inf
@@ -24,29 +29,36 @@ def double_target(reward: Tensor, discount: Tensor, online: Tensor, target: Tens
 
     online, target and cost are tables [B, Πn] of the next state; the discounts γ [B] are 0 where an episode has ended.
     """
-    action = (online - cost).masked_fill(~allowed, -torch.inf).argmax(-1, keepdim=True)
-    return reward + discount * (target - cost).gather(1, action)[:, 0]
+    net_online = online - cost
+    net_target = target - cost
+    action = net_online.masked_fill(~allowed, -torch.inf).argmax(-1)
+    next_value = select_actions(net_target, action)
+    return reward + discount * next_value
 
 
 def td_loss(value: Tensor, target: Tensor, weight: Tensor, huber: float | None) -> Tensor:
-    """Return the weighted mean of Huber's loss of width `huber`, or of half the squared error, whose minimum is the mean."""
+    """Return the weighted mean loss of values [B]: Huber's of width `huber`, or half the squared error, whose minimum is the mean."""
     if huber is None:
-        return 0.5 * (weight * (value - target).square()).mean()
-    error = functional.huber_loss(value, target, delta=huber, reduction="none")
-    return (weight * error).mean()
+        squared_error = (value - target).square()
+        return 0.5 * (weight * squared_error).mean()
+    loss = functional.huber_loss(value, target, delta=huber, reduction="none")
+    return (weight * loss).mean()
 
 
 def cql_penalty(q: Tensor, action_mask: Tensor, action: Tensor) -> Tensor:
     """Return the mean of log Σ exp Q over the valid actions minus Q of the action taken (Kumar et al. 2020, eq. 4)."""
-    soft_maximum = torch.where(action_mask, q, -torch.inf).logsumexp(-1)
-    return (soft_maximum - q.gather(1, action[:, None])[:, 0]).mean()
+    valid_q = torch.where(action_mask, q, -torch.inf)
+    soft_maximum = valid_q.logsumexp(-1)
+    return (soft_maximum - select_actions(q, action)).mean()
 
 
 def behaviour_cloning(logits: Tensor, action_mask: Tensor, action: Tensor, penalty: float) -> Tensor:
     """Return the cross-entropy of the actions taken, plus `penalty` times the mean square of the valid actions' logits."""
     log_probs = torch.where(action_mask, logits, -torch.inf).log_softmax(-1)
-    square = torch.where(action_mask, logits, 0.0).square().sum() / action_mask.sum()
-    return -log_probs.gather(1, action[:, None])[:, 0].mean() + penalty * square
+    cross_entropy = -select_actions(log_probs, action).mean()
+    valid_logits = torch.where(action_mask, logits, 0.0)
+    mean_square = valid_logits.square().sum() / action_mask.sum()
+    return cross_entropy + penalty * mean_square
 
 
 class Batch(NamedTuple):
@@ -63,7 +75,7 @@ class Batch(NamedTuple):
 
 
 class CQLPenalty(nn.Module):
-    """Conservative Q-learning: the values of valid actions shall not exceed those of the actions taken, with weight `alpha`."""
+    """Conservative Q-learning: a penalty of weight `alpha` where values of valid actions exceed those of the actions taken."""
 
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, alpha: float):
         super().__init__()
@@ -75,23 +87,33 @@ class CQLPenalty(nn.Module):
 
     def loss(self, batch: Batch, network: Callable) -> Tensor:
         """Return the penalty on values less cost at the logged price; at another price the logging policy may act otherwise."""
-        return self.alpha * cql_penalty(network(batch.logged_obs) - batch.logged_cost, batch.action_mask, batch.action)
+        net_q = network(batch.logged_obs) - batch.logged_cost
+        return self.alpha * cql_penalty(net_q, batch.action_mask, batch.action)
 
 
 class BCQConstraint(nn.Module):
     """Batch-constrained Q-learning: only actions whose probability under the logging policy exceeds `threshold` times that of
-    the most probable one. A network of its own learns the logging policy."""
+    the most probable one.
+
+    A network of its own learns the logging policy, by behaviour cloning with a `penalty` on its logits.
+    """
 
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, network: Callable, threshold: float, penalty: float):
         super().__init__()
         if not 0 <= threshold <= 1:
             raise ValueError(f"algo.behaviour_constraint.threshold: expected a share in [0, 1], got {threshold}")
-        self.network, self.threshold, self.penalty = network(obs_dim, nvec), threshold, penalty
+        self.network = network(obs_dim, nvec)
+        self.threshold = threshold
+        self.penalty = penalty
 
     def allowed(self, obs: Tensor, action_mask: Tensor) -> Tensor:
         """Return the valid actions that the logging policy takes often enough."""
-        return supported(self.network(obs), action_mask, self.threshold) if self.threshold > 0 else action_mask
+        if self.threshold == 0:
+            return action_mask
+        logits = self.network(obs)
+        return supported(logits, action_mask, self.threshold)
 
     def loss(self, batch: Batch, network: Callable) -> Tensor:
         """Return the loss of the model of the logging policy, on the observations that it acted on."""
-        return behaviour_cloning(self.network(batch.logged_obs), batch.action_mask, batch.action, self.penalty)
+        logits = self.network(batch.logged_obs)
+        return behaviour_cloning(logits, batch.action_mask, batch.action, self.penalty)

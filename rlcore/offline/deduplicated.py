@@ -6,12 +6,18 @@ from torch import Tensor
 
 
 def unique_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Unique rows of x [N, D], and the index of each row among them, int32 [N]. A row may be held twice: only memory is lost."""
-    weights = torch.rand(x.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.device)
-    keys, index = torch.unique((x * weights).sum(1), return_inverse=True)  # sorting numbers is faster than sorting rows
+    """Return the unique rows [U, D] of x [N, D], and the index of each row among them, int32 [N].
+
+    A row may be held twice: only memory is lost.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(x.shape[1], generator=generator, dtype=torch.float64)
+    hashes = (x * weights.to(x.device)).sum(1)
+    keys, index = torch.unique(hashes, return_inverse=True)  # sorting numbers is faster than sorting rows
     rows = x.new_empty(len(keys), x.shape[1])
     rows[index] = x
-    if not torch.equal(rows[index], x):  # two rows had the same key
+    collision = not torch.equal(rows[index], x)
+    if collision:
         rows, index = torch.unique(x, dim=0, return_inverse=True)
     return rows, index.int()
 
@@ -28,41 +34,59 @@ class DeduplicatedMatrix:
     @classmethod
     def from_dense(cls, x: Tensor, splits: tuple[int, ...]) -> DeduplicatedMatrix:
         """Deduplicate x [N, D] in blocks of the columns before each of `splits` and after the last."""
-        return cls([unique_rows(part) for part in x.tensor_split(splits, 1)])
+        parts = x.tensor_split(splits, 1)
+        return cls([unique_rows(part) for part in parts])
 
     @classmethod
     def cat(cls, matrices: list[DeduplicatedMatrix]) -> DeduplicatedMatrix:
         """Concatenate matrices of the same blocks; a row that two of them hold is held twice."""
         blocks = []
-        for parts in zip(*(matrix.blocks for matrix in matrices)):
-            first, shifted = 0, []
-            for rows, index in parts:
-                shifted.append(index + first)
-                first += len(rows)
-            blocks.append((torch.cat([rows for rows, _ in parts]), torch.cat(shifted)))
+        for k in range(len(matrices[0].blocks)):
+            uniques = []
+            indices = []
+            rows_before = 0
+            for matrix in matrices:
+                unique, index = matrix.blocks[k]
+                uniques.append(unique)
+                indices.append(index + rows_before)
+                rows_before += len(unique)
+            block = (torch.cat(uniques), torch.cat(indices))
+            blocks.append(block)
         return cls(blocks)
 
     def take(self, rows) -> DeduplicatedMatrix:
         """Select rows, still deduplicated."""
-        return DeduplicatedMatrix([(unique, index[rows]) for unique, index in self.blocks])
+        blocks = [(unique, index[rows]) for unique, index in self.blocks]
+        return DeduplicatedMatrix(blocks)
 
     def to(self, device) -> DeduplicatedMatrix:
         """Return the same on a device."""
-        return DeduplicatedMatrix([(unique.to(device), index.to(device)) for unique, index in self.blocks])
+        blocks = [(unique.to(device), index.to(device)) for unique, index in self.blocks]
+        return DeduplicatedMatrix(blocks)
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((len(self), sum(unique.shape[1] for unique, _ in self.blocks)))
+        """The shape [N, D] of the dense matrix."""
+        columns = sum(unique.shape[1] for unique, _ in self.blocks)
+        return torch.Size((len(self), columns))
 
     def __len__(self) -> int:
-        return len(self.blocks[0][1])
+        _, index = self.blocks[0]
+        return len(index)
 
     def __getitem__(self, key) -> Tensor:
+        """Return rows, or rows and a slice of columns, as a plain tensor."""
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
         first, last, _ = columns.indices(self.shape[1])
-        parts, end = [], 0
+        parts = []
+        end = 0
         for unique, index in self.blocks:
-            start, end = end, end + unique.shape[1]
-            if start < last and end > first:  # of the columns asked for
-                parts.append(unique[:, max(first - start, 0):last - start][index[rows].long()])
+            start = end
+            end = start + unique.shape[1]
+            if start >= last or end <= first:  # none of the columns asked for
+                continue
+            first_here = max(first - start, 0)
+            last_here = last - start
+            wanted = unique[:, first_here:last_here]
+            parts.append(wanted[index[rows].long()])
         return torch.cat(parts, -1)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -26,33 +26,55 @@ def arrow():
 
 
 def combinations(prefix: str, nvec: tuple[int, ...]) -> list[str]:
-    """Name a column for every combination of the heads."""
-    return ["_".join((prefix, *map(str, pair))) for pair in itertools.product(*map(range, nvec))]
+    """Name a column for every combination of the heads, in the order of flat actions: prefix_0_0, prefix_0_1 …"""
+    columns = []
+    for action in itertools.product(*map(range, nvec)):
+        parts = [str(choice) for choice in action]
+        columns.append("_".join((prefix, *parts)))
+    return columns
+
+
+def numbered(prefix: str, count: int) -> list[str]:
+    """Name `count` columns: prefix_0, prefix_1 …"""
+    return [f"{prefix}_{k}" for k in range(count)]
 
 
 def to_columns(dataset: LoggedDataset) -> dict:
-    """Lay a dataset out as the columns of a file."""
-    data, names = dataset.to("cpu"), dataset.names
+    """Lay a dataset out as the columns of a file, {name: values}."""
+    data = dataset.to("cpu")
+    names = data.names
     static = data.static_dim
+    dynamic = data.obs.shape[1] - static
     columns: dict = {}
 
-    def add(vectors: dict[str, Tensor]) -> None:
-        columns.update({name: x.numpy() for name, x in vectors.items()})
+    def add(name: str, x: Tensor) -> None:
+        columns[name] = x.numpy()
 
-    def add_matrix(headers: Iterable[str], x: Tensor) -> None:
-        columns.update(zip(headers, x.T.contiguous().numpy()))
+    def add_matrix(headers: list[str], x: Tensor) -> None:
+        transposed = x.T.contiguous().numpy()
+        columns.update(zip(headers, transposed))
 
-    add({"decision": data.decision, names.unit: data.unit, names.episode: data.episode, names.step: data.step})
+    add("decision", data.decision)
+    add(names.unit, data.unit)
+    add(names.episode, data.episode)
+    add(names.step, data.step)
     columns["policy"] = [data.policies[k] for k in data.policy.tolist()]
-    add({"price": data.price})
-    add_matrix((f"action_{k}" for k in range(len(data.nvec))), unflatten(data.action, data.nvec))
-    add({"propensity": data.propensity, names.reward: data.reward, **data.outcomes, names.cost: data.cost,
-         names.terminal_value: data.terminal_value, "terminated": data.terminated, "truncated": data.truncated})
-    add_matrix((f"feature_{k}" for k in range(static)), data.obs[:, :static])
-    add_matrix((f"state_{k}" for k in range(data.obs.shape[1])), data.obs[:, static:])
+    add("price", data.price)
+    action = unflatten(data.action, data.nvec)
+    add_matrix(numbered("action", len(data.nvec)), action)
+    add("propensity", data.propensity)
+    add(names.reward, data.reward)
+    for name, outcome in data.outcomes.items():
+        add(name, outcome)
+    add(names.cost, data.cost)
+    add(names.terminal_value, data.terminal_value)
+    add("terminated", data.terminated)
+    add("truncated", data.truncated)
+    add_matrix(numbered("feature", static), data.obs[:, :static])
+    add_matrix(numbered("state", dynamic), data.obs[:, static:])
     add_matrix(combinations("valid", data.nvec), data.action_mask)
     if data.next_obs is not None:
-        add_matrix((f"next_state_{k}" for k in range(data.obs.shape[1])), data.next_obs[:, static:])
+        add_matrix(numbered("next_state", dynamic), data.next_obs[:, static:])
         add_matrix(combinations("next_valid", data.nvec), data.next_action_mask)
     if data.probs is not None:
         add_matrix(combinations("prob", data.nvec), data.probs)
@@ -60,15 +82,24 @@ def to_columns(dataset: LoggedDataset) -> dict:
 
 
 class ChunkReader:
-    """Columns of a chunk of a file as tensors; `first` rows came before. A column that is not there has a default."""
+    """Columns of a chunk of a file as tensors of its n rows. A column that is not there has a default.
+
+    path: of the file, for messages. batch: the chunk, a pyarrow.RecordBatch. first: how many rows came before.
+    """
 
     def __init__(self, path: Path, batch, first: int):
-        self.pa, self.path, self.batch, self.first = arrow(), path, batch, first
+        self.pa = arrow()
+        self.path = path
+        self.batch = batch
+        self.first = first
         self.present = set(batch.schema.names)
         self.size = batch.num_rows
 
     def column(self, name: str, kind, dtype: torch.dtype, default: float | None = None) -> Tensor:
-        """A column [n]; raise ValueError where a cell is not of its kind, or empty (a propensity may be: NaN)."""
+        """A column [n] of a pyarrow type `kind`, as `dtype`.
+
+        Raises ValueError where a cell is not of its kind, or empty (a propensity may be: NaN).
+        """
         if name not in self.present:
             return torch.full((self.size,), default, dtype=dtype)
         values = self.batch.column(name)
@@ -76,12 +107,12 @@ class ChunkReader:
             cast = values.cast(kind)
         except self.pa.ArrowException:
             wrong = torch.tensor([not self._castable(x, kind) for x in values])
-            got = values[wrong.nonzero()[0].item()].as_py()
+            first_wrong = wrong.nonzero()[0].item()
+            got = values[first_wrong].as_py()
             raise self._refusal(wrong, name, kind, f"'{got}'") from None
         if cast.null_count and name != "propensity":
-            wrong = torch.from_numpy(cast.is_null().to_numpy(zero_copy_only=False).copy())
-            raise self._refusal(wrong, name, kind, "nothing")
-        return torch.from_numpy(cast.to_numpy(zero_copy_only=False).copy()).to(dtype)
+            raise self._refusal(to_tensor(cast.is_null()), name, kind, "nothing")
+        return to_tensor(cast).to(dtype)
 
     def whole(self, name: str, default: int | None = None) -> Tensor:
         """A column of whole numbers, int64 [n]."""
@@ -101,16 +132,22 @@ class ChunkReader:
 
     def matrix(self, read: Callable[[str], Tensor], names: list[str]) -> Tensor:
         """Columns side by side, [n, len(names)]."""
-        return torch.stack([read(name) for name in names], 1) if names else torch.zeros(self.size, 0)
+        if not names:
+            return torch.zeros(self.size, 0)
+        columns = [read(name) for name in names]
+        return torch.stack(columns, 1)
 
     def coded(self, name: str, codes: dict[str, int]) -> Tensor:
         """A column of texts as numbers, int64 [n]; texts that are new join `codes`."""
-        texts = self.batch.column(name).cast(self.pa.string()).to_pylist()
-        return torch.tensor([codes.setdefault(x, len(codes)) for x in texts])
+        column = self.batch.column(name)
+        texts = column.cast(self.pa.string()).to_pylist()
+        numbers = [codes.setdefault(text, len(codes)) for text in texts]
+        return torch.tensor(numbers)
 
     def is_whole(self, name: str) -> bool:
         """Whether the file says that a column holds whole numbers."""
-        return self.pa.types.is_integer(self.batch.schema.field(name).type)
+        field = self.batch.schema.field(name)
+        return self.pa.types.is_integer(field.type)
 
     def _castable(self, value, kind) -> bool:
         try:
@@ -120,5 +157,13 @@ class ChunkReader:
         return True
 
     def _refusal(self, wrong: Tensor, name: str, kind, got: str) -> ValueError:
-        expected = {"int64": "a whole number", "bool": "true or false"}.get(str(kind), "a number")
-        return ValueError(f"{self.path}: {named_rows(wrong, self.first)}, column '{name}': expected {expected}, got {got}")
+        words = {"int64": "a whole number", "bool": "true or false"}
+        expected = words.get(str(kind), "a number")
+        rows = named_rows(wrong, self.first)
+        return ValueError(f"{self.path}: {rows}, column '{name}': expected {expected}, got {got}")
+
+
+def to_tensor(array) -> Tensor:
+    """Copy a pyarrow.Array [n] into a tensor [n]; empty cells become NaN."""
+    values = array.to_numpy(zero_copy_only=False)
+    return torch.from_numpy(values.copy())

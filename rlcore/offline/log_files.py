@@ -8,7 +8,6 @@ its own. Columns in `DEFAULTS`, outcomes, decision, policy, prob_* and all of ne
 """
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
@@ -17,26 +16,32 @@ import torch
 
 from rlcore import checkpoint
 from rlcore.distributions import flatten
-from rlcore.offline.file_columns import ChunkReader, arrow, combinations, to_columns
+from rlcore.offline.file_columns import ChunkReader, arrow, combinations, numbered, to_columns
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check, named_rows
 
+NAMED_COLUMNS = 8  # of a file, in a message
+CSV_BLOCK = 1 << 24  # bytes read at once
 DEFAULTS = {"episode": 0, "step": 0, "price": 0.0, "propensity": math.nan, "outcomes": 0.0, "cost": 0.0,
             "terminal_value": 0.0, "terminated": True, "truncated": False}
 
 
 def write(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
     """Write chunks of one dataset as they come to Parquet (or, by its ending, CSV), whole or not at all; return its rows."""
-    pa, path, rows = arrow(), Path(path), 0
-    writing = pa.csv.CSVWriter if path.suffix == ".csv" else lambda file, schema: pa.parquet.ParquetWriter(
-        file, schema, compression="zstd", use_dictionary=[x for x in schema.names if "state_" in x or x == "policy"])
+    pa = arrow()
+    path = Path(path)
+    is_csv = path.suffix == ".csv"
+    rows = 0
 
     def fill(temporary: Path) -> None:
         nonlocal rows
         writer = None
         try:
             for part in parts:
-                table = pa.table(to_columns(part))
-                writer = writer or writing(str(temporary), table.schema)
+                columns = to_columns(part)
+                table = pa.table(columns)
+                if writer is None:
+                    open_writer = csv_writer if is_csv else parquet_writer
+                    writer = open_writer(temporary, table.schema)
                 writer.write_table(table)
                 rows += len(part)
         finally:
@@ -50,60 +55,103 @@ def write(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
     return rows
 
 
+def csv_writer(path: Path, schema):
+    """Open a CSV file of a pyarrow.Schema."""
+    return arrow().csv.CSVWriter(str(path), schema)
+
+
+def parquet_writer(path: Path, schema):
+    """Open a Parquet file of a pyarrow.Schema; columns of few values are kept as dictionaries."""
+    repetitive = [name for name in schema.names if "state_" in name or name == "policy"]
+    return arrow().parquet.ParquetWriter(str(path), schema, compression="zstd", use_dictionary=repetitive)
+
+
 class Reader:
-    """A dataset on disk, read in chunks of `rows`, its fields called by `columns` in the file.
+    """A dataset on disk, read in chunks of `rows` decisions, its fields called by `columns` in the file.
 
     Raises ValueError, with file, rows and column, where the file holds no such dataset.
     """
 
     def __init__(self, path: Path | str, columns: ColumnNames, rows: int = 65536):
-        self.pa, self.path, self.columns, self.rows = arrow(), Path(path), columns, rows
+        self.pa = arrow()
+        self.path = Path(path)
+        self.columns = columns
+        self.rows = rows
+        self.is_csv = self.path.suffix == ".csv"
         if not self.path.is_file():
             raise ValueError(f"{path}: no such log")
         try:
-            if self.path.suffix == ".csv":
-                with open(self.path, encoding="utf-8-sig", newline="") as file:
-                    names = [name.strip().strip('"') for name in file.readline().rstrip("\r\n").split(",")]
-            else:
-                names = self.pa.parquet.read_schema(self.path).names
+            self.names = self._header()
         except (self.pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise self._unreadable(error) from error
-        self.names = names
         self.nvec = self._heads()
-        self.static, self.dynamic = (self._numbered(prefix) for prefix in ("feature", "state"))
-        self.valid, self.actions = combinations("valid", self.nvec), [f"action_{k}" for k in range(len(self.nvec))]
-        self.following = [name for name in (*self._numbered("next_state"), *combinations("next_valid", self.nvec))
-                          if name in names]
-        needed = [columns.unit, *self.actions, columns.reward, *self.valid]
-        if self.following:
-            needed += [f"next_{name}" for name in (*self.dynamic, *self.valid)] + ["terminated"]
-        lacking = [name for name in needed if name not in names]
-        if lacking:
-            raise ValueError(f"{self.path}: no column '{lacking[0]}'; there are {', '.join(names[:8])}, …")
-        if not self.static + self.dynamic:
-            raise ValueError(f"{self.path}: expected columns feature_0 … or state_0 …: what was known of a {columns.unit}")
-        self.units: dict[str, int] = {}
+        self.static = self._numbered("feature")
+        self.dynamic = self._numbered("state")
+        self.valid = combinations("valid", self.nvec)
+        self.actions = numbered("action", len(self.nvec))
+        self.probs = combinations("prob", self.nvec)
+        self.next_dynamic = [f"next_{name}" for name in self.dynamic]
+        self.next_valid = [f"next_{name}" for name in self.valid]
+        self.has_next = "next_state_0" in self.names or any(name in self.names for name in self.next_valid)
+        self.has_probs = all(name in self.names for name in self.probs)
+        self._check_columns()
+        self.units: dict[str, int] = {}  # numbers of units that are texts
         self.policies: dict[str, int] = {}
 
+    def _header(self) -> list[str]:
+        """Read the names of the file's columns."""
+        if not self.is_csv:
+            return self.pa.parquet.read_schema(self.path).names
+        with open(self.path, encoding="utf-8-sig", newline="") as file:
+            line = file.readline().rstrip("\r\n")
+        return [name.strip().strip('"') for name in line.split(",")]
+
+    def _check_columns(self) -> None:
+        """Raise ValueError where a column that every log needs is not there."""
+        columns = self.columns
+        needed = [columns.unit, *self.actions, columns.reward, *self.valid]
+        if self.has_next:
+            needed += [*self.next_dynamic, *self.next_valid, "terminated"]
+        for name in needed:
+            if name not in self.names:
+                shown = ", ".join(self.names[:NAMED_COLUMNS])
+                raise ValueError(f"{self.path}: no column '{name}'; there are {shown}, …")
+        if not self.static and not self.dynamic:
+            raise ValueError(f"{self.path}: expected columns feature_0 … or state_0 …: what was known of a {columns.unit}")
+
     def _unreadable(self, error: Exception) -> ValueError:
-        return ValueError(f"{self.path}: can't be read as a log: {str(error).splitlines()[0]}")
+        reason = str(error).splitlines()[0]
+        return ValueError(f"{self.path}: can't be read as a log: {reason}")
 
     def _numbered(self, prefix: str) -> list[str]:
-        return list(itertools.takewhile(lambda name: name in self.names, (f"{prefix}_{k}" for k in itertools.count())))
+        """Return prefix_0, prefix_1 … as far as the file has them."""
+        present = []
+        while (name := f"{prefix}_{len(present)}") in self.names:
+            present.append(name)
+        return present
 
     def _heads(self) -> tuple[int, ...]:
-        pairs = [name.split("_")[1:] for name in self.names if name.startswith("valid_")]
-        if not pairs or not all(x.isdigit() for pair in pairs for x in pair) or len({len(pair) for pair in pairs}) > 1:
+        """Return the sizes of the action's heads, by the columns valid_I_J …"""
+        actions = [name.split("_")[1:] for name in self.names if name.startswith("valid_")]
+        lengths = {len(choices) for choices in actions}
+        all_numbers = all(choice.isdigit() for choices in actions for choice in choices)
+        if len(lengths) != 1 or not all_numbers:
             raise ValueError(f"{self.path}: expected columns valid_0_0 …, one for each combination of an action's parts")
-        return tuple(1 + max(map(int, head)) for head in zip(*pairs))
+        nvec = []
+        for choices_of_head in zip(*actions):
+            largest = max(map(int, choices_of_head))
+            nvec.append(largest + 1)
+        return tuple(nvec)
 
     def __iter__(self) -> Iterator[LoggedDataset]:
+        """Read the dataset chunk by chunk, each of them checked."""
         first = 0
         try:
             for batch in self._batches():
                 for start in range(0, batch.num_rows, self.rows):
                     part = batch.slice(start, self.rows)
-                    dataset = self._dataset(ChunkReader(self.path, part, first))
+                    chunk = ChunkReader(self.path, part, first)
+                    dataset = self._dataset(chunk)
                     check(dataset, str(self.path), first)
                     first += part.num_rows
                     yield dataset
@@ -113,43 +161,50 @@ class Reader:
             raise ValueError(f"{self.path}: expected decisions, got no row")
 
     def _batches(self) -> Iterable:
-        pa = self.pa
-        if self.path.suffix != ".csv":
-            return pa.parquet.ParquetFile(self.path).iter_batches(self.rows)
-        texts = pa.csv.ConvertOptions(column_types={name: pa.string() for name in self.names}, strings_can_be_null=True,
-                                      null_values=[""])
-        return pa.csv.open_csv(self.path, convert_options=texts, read_options=pa.csv.ReadOptions(block_size=1 << 24))
+        """Read the file in batches; the cells of a CSV file stay texts, so that a bad one can be named."""
+        if not self.is_csv:
+            return self.pa.parquet.ParquetFile(self.path).iter_batches(self.rows)
+        csv = self.pa.csv
+        text = self.pa.string()
+        types = dict.fromkeys(self.names, text)
+        convert_options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
+        read_options = csv.ReadOptions(block_size=CSV_BLOCK)
+        return csv.open_csv(self.path, convert_options=convert_options, read_options=read_options)
 
     def _dataset(self, chunk: ChunkReader) -> LoggedDataset:
-        n, columns = chunk.size, self.columns
-        unit_is_number = self.path.suffix != ".csv" and chunk.is_whole(columns.unit)
+        n = chunk.size
+        columns = self.columns
+        unit_is_number = not self.is_csv and chunk.is_whole(columns.unit)
         features = chunk.matrix(chunk.number, self.static)
-        action = chunk.matrix(chunk.whole, self.actions)
-        outside = ((action < 0) | (action >= torch.tensor(self.nvec))).any(1)
-        if outside.any():
-            raise ValueError(f"{self.path}: {named_rows(outside, chunk.first)}, column 'action_*': expected an action of "
-                             f"{self.nvec}, got {action[outside][0].tolist()}")
-        probs = combinations("prob", self.nvec)
-        next_obs = next_action_mask = None
-        if self.following:
-            next_obs = torch.cat((features, chunk.matrix(chunk.number, [f"next_{name}" for name in self.dynamic])), 1)
-            next_action_mask = chunk.matrix(chunk.flag, [f"next_{name}" for name in self.valid])
-        policy = chunk.coded("policy", self.policies) if "policy" in self.names else torch.zeros(n, dtype=torch.int64)
+        action = self._action(chunk)
+        next_obs = None
+        next_action_mask = None
+        if self.has_next:
+            next_state = chunk.matrix(chunk.number, self.next_dynamic)
+            next_obs = torch.cat((features, next_state), 1)
+            next_action_mask = chunk.matrix(chunk.flag, self.next_valid)
+        policy = torch.zeros(n, dtype=torch.int64)
+        if "policy" in self.names:
+            policy = chunk.coded("policy", self.policies)
+        decision = chunk.first + torch.arange(n)
+        if "decision" in self.names:
+            decision = chunk.whole("decision")
+        state = chunk.matrix(chunk.number, self.dynamic)
         return LoggedDataset(
             nvec=self.nvec,
             static_dim=len(self.static),
             policies=tuple(self.policies) or ("log",),
             names=columns,
-            decision=chunk.whole("decision") if "decision" in self.names else chunk.first + torch.arange(n),
+            decision=decision,
             unit=chunk.whole(columns.unit) if unit_is_number else chunk.coded(columns.unit, self.units),
             episode=chunk.whole(columns.episode, DEFAULTS["episode"]),
             step=chunk.whole(columns.step, DEFAULTS["step"]),
             policy=policy,
-            obs=torch.cat((features, chunk.matrix(chunk.number, self.dynamic)), 1),
+            obs=torch.cat((features, state), 1),
             action_mask=chunk.matrix(chunk.flag, self.valid),
             action=flatten(action, self.nvec),
             propensity=chunk.double("propensity", DEFAULTS["propensity"]),
-            probs=chunk.matrix(chunk.number, probs) if all(name in self.names for name in probs) else None,
+            probs=chunk.matrix(chunk.number, self.probs) if self.has_probs else None,
             price=chunk.number("price", DEFAULTS["price"]),
             reward=chunk.number(columns.reward),
             outcomes={name: chunk.number(name, DEFAULTS["outcomes"]) for name in columns.outcomes},
@@ -160,8 +215,20 @@ class Reader:
             terminated=chunk.flag("terminated", DEFAULTS["terminated"]),
             truncated=chunk.flag("truncated", DEFAULTS["truncated"]))
 
+    def _action(self, chunk: ChunkReader) -> torch.Tensor:
+        """Read the choices of the action's heads, int64 [n, K]; raise ValueError where one is not of its head."""
+        action = chunk.matrix(chunk.whole, self.actions)
+        sizes = torch.tensor(self.nvec)
+        outside = ((action < 0) | (action >= sizes)).any(1)
+        if outside.any():
+            rows = named_rows(outside, chunk.first)
+            got = action[outside][0].tolist()
+            raise ValueError(f"{self.path}: {rows}, column 'action_*': expected an action of {self.nvec}, got {got}")
+        return action
+
 
 def read(path: Path | str, columns: ColumnNames,
          transform: Callable[[LoggedDataset], LoggedDataset] = lambda chunk: chunk) -> LoggedDataset:
     """Read a whole dataset, keeping of each chunk what `transform` returns."""
-    return LoggedDataset.cat([transform(chunk) for chunk in Reader(path, columns)])
+    chunks = [transform(chunk) for chunk in Reader(path, columns)]
+    return LoggedDataset.cat(chunks)

@@ -17,6 +17,7 @@ from rlcore.distributions import unflatten
 from rlcore.offline.adjusted_rewards import unadjusted
 from rlcore.offline.constraints import Batch, double_target, td_loss
 from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.estimators import select_actions
 from rlcore.ope.outcome_models import CHUNK
 
 MASKED_VALUE = -1e9  # of an action that the dataset has too little of; finite, so that two of them can be compared
@@ -48,18 +49,25 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         self.steps_per_iteration = updates * batch_size
         self.iterations = max(1, total_steps // self.steps_per_iteration)
         self.variance_reduction = variance_reduction
-        self.updates, self.batch_size = updates, batch_size
-        self.gamma, self.huber = gamma, huber
-        self.target_every, self.tau = target_every, tau
+        self.updates = updates
+        self.batch_size = batch_size
+        self.gamma = gamma
+        self.huber = huber
+        self.target_every = target_every
+        self.tau = tau
         self.relabel = relabel and self.priced_env is not None
         self.seed = seed
         self.updates_done = 0
         self.dataset: LoggedDataset | None = None
         self.target_network = deepcopy(self.network).requires_grad_(False)
-        self.constraint = behaviour_constraint(env.obs_dim, env.nvec).to(env.device) if behaviour_constraint else None
-        if self.constraint and (parameters := list(self.constraint.parameters())):
-            self.optimizer.add_param_group({"params": parameters, "lr": self.lr})
-        self.policy = GreedyPolicy(env.nvec, self._action_values, self._observed_cost if self.priced_env else None, observes_price=True)
+        self.constraint = None
+        if behaviour_constraint:
+            self.constraint = behaviour_constraint(env.obs_dim, env.nvec).to(env.device)
+            parameters = list(self.constraint.parameters())
+            if parameters:
+                self.optimizer.add_param_group({"params": parameters, "lr": self.lr})
+        cost = self._observed_cost if self.priced_env else None
+        self.policy = GreedyPolicy(env.nvec, self._action_values, cost, observes_price=True)
 
     def set_dataset(self, data: LoggedDataset) -> None:
         """Learn from a dataset of this environment. Raises ValueError where it lacks the states that decisions led to."""
@@ -68,12 +76,18 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             raise ValueError("log: expected next_state_* and next_valid_*, the states that decisions led to")
         self.dataset = data
         generator = torch.Generator(env.device).manual_seed(2 * self.seed + 1)
-        reward = data.reward if self.priced_env else data.reward - data.price * data.cost
+        reward = data.reward
+        if not self.priced_env:
+            reward = reward - data.price * data.cost
         adjust = self.variance_reduction or unadjusted
-        self.reward, self.discount, self.weight = adjust(env, data, reward, self.gamma, generator)
+        adjusted = adjust(env, data, reward, self.gamma, generator)
+        self.reward = adjusted.reward
+        self.discount = adjusted.discount
+        self.weight = adjusted.weight
         self.usable_rows = (self.weight > 0).nonzero()[:, 0]
         if self.iteration == 0:
-            for rows in torch.arange(len(data), device=env.device).split(CHUNK):
+            decisions = torch.arange(len(data), device=env.device)
+            for rows in decisions.split(CHUNK):
                 self.network.update_normalization(data.obs[rows])
 
     def setup(self, logger, should_stop: Callable[[], bool]) -> None:
@@ -84,19 +98,27 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     # ── what actions are worth ──────────────────────────────────────────────────────────────────────────────────────
     def allowed(self, obs: Tensor, action_mask: Tensor) -> Tensor:
         """Return the valid actions that may be chosen, bool [B, Πn]."""
-        return self.constraint.allowed(obs, action_mask) if self.constraint else action_mask
+        if self.constraint is None:
+            return action_mask
+        return self.constraint.allowed(obs, action_mask)
 
     def _action_values(self, obs: Tensor, action_mask: Tensor) -> Tensor:
-        return self.network(obs).masked_fill(~self.allowed(obs, action_mask), MASKED_VALUE)
+        values = self.network(obs)
+        allowed = self.allowed(obs, action_mask)
+        return values.masked_fill(~allowed, MASKED_VALUE)
 
     def action_cost(self, obs: Tensor, price: Tensor) -> Tensor:
         """Return what actions cost at prices [B], [B, Πn]."""
         if not self.priced_env:
             return torch.zeros_like(price)[:, None]
-        return (price[:, None, None] * self.priced_env.expected_cost(self.auxiliary.predict(obs))).flatten(1)
+        outcomes = self.auxiliary.predict(obs)
+        spend = self.priced_env.expected_cost(outcomes)
+        cost = price[:, None, None] * spend
+        return cost.flatten(1)
 
     def _observed_cost(self, obs: Tensor) -> Tensor:
-        return self.action_cost(obs, self.priced_env.decode_price(obs))
+        price = self.priced_env.decode_price(obs)
+        return self.action_cost(obs, price)
 
     # ── learning ────────────────────────────────────────────────────────────────────────────────────────────────────
     def iterate(self, progress: float) -> dict[str, Tensor]:
@@ -104,10 +126,16 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         self.anneal(progress)
         totals: dict[str, Tensor] = {}
         for _ in range(self.updates):
-            index = torch.randint(len(self.usable_rows), (self.batch_size,), generator=self.generator, device=self.env.device)
-            metrics = self.train_minibatch(self.usable_rows[index])
+            metrics = self.train_minibatch(self._sample_rows())
             totals = {name: totals.get(name, 0) + x for name, x in metrics.items()}
-        return {name: x / self.updates for name, x in totals.items()} | {"charts/learning_rate": self.lr}
+        means = {name: total / self.updates for name, total in totals.items()}
+        return means | {"charts/learning_rate": self.lr}
+
+    def _sample_rows(self) -> Tensor:
+        """Draw the rows [B] of a minibatch from those that may be learned from, with replacement."""
+        usable = len(self.usable_rows)
+        index = torch.randint(usable, (self.batch_size,), generator=self.generator, device=self.env.device)
+        return self.usable_rows[index]
 
     def train_minibatch(self, rows: Tensor) -> dict[str, Tensor]:
         """Take one gradient step on the decisions `rows` of the dataset; return metrics."""
@@ -128,46 +156,75 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     @torch.no_grad()
     def compute_targets(self, rows: Tensor) -> Batch:
         """Return decisions of the dataset with the targets of their values."""
-        data, env = self.dataset, self.env
-        logged_obs = obs = data.obs[rows]
+        data = self.dataset
+        logged_obs = data.obs[rows]
         action_mask = data.action_mask[rows]
-        ends, price = data.terminated[rows], data.price[rows]
-        logged_cost = cost = self.action_cost(logged_obs, price)
-        if data.next_obs is None:
-            next_obs, next_action_mask = obs, action_mask
+        price = data.price[rows]
+        logged_cost = self.action_cost(logged_obs, price)
+        if data.next_obs is None:  # every decision ends its episode: the next state counts nothing
+            next_obs = logged_obs
+            next_action_mask = action_mask
         else:
-            next_obs, next_action_mask = data.next_obs[rows], data.next_action_mask[rows]
+            next_obs = data.next_obs[rows]
+            next_action_mask = data.next_action_mask[rows]
         if self.relabel:
+            context_dim = self.env.context_dim
             drawn = self.priced_env.sample_prices(data.step[rows], self.generator)
-            obs = torch.cat((obs[:, :env.context_dim], drawn.encoded_price), 1)
-            next_obs = torch.cat((next_obs[:, :env.context_dim], drawn.next_encoded_price), 1)
+            context = logged_obs[:, :context_dim]
+            next_context = next_obs[:, :context_dim]
+            obs = torch.cat((context, drawn.encoded_price), 1)
+            next_obs = torch.cat((next_context, drawn.next_encoded_price), 1)
             cost = self.action_cost(obs, drawn.price)
             next_price = drawn.next_price
         else:
-            next_price = torch.where(ends, price, data.price[(rows + 1).clamp_max(len(data) - 1)])
-        target = double_target(self.reward[rows], self.discount[rows], self.network(next_obs), self.target_network(next_obs),
-                               self.action_cost(next_obs, next_price), self.allowed(next_obs, next_action_mask))
-        return Batch(obs=obs, action_mask=action_mask, action=data.action[rows], cost=cost, target=target,
-                     weight=self.weight[rows], logged_obs=logged_obs, logged_cost=logged_cost)
+            obs = logged_obs
+            cost = logged_cost
+            next_rows = (rows + 1).clamp_max(len(data) - 1)
+            next_price = torch.where(data.terminated[rows], price, data.price[next_rows])
+        target = double_target(
+            reward=self.reward[rows],
+            discount=self.discount[rows],
+            online=self.network(next_obs),
+            target=self.target_network(next_obs),
+            cost=self.action_cost(next_obs, next_price),
+            allowed=self.allowed(next_obs, next_action_mask))
+        return Batch(
+            obs=obs,
+            action_mask=action_mask,
+            action=data.action[rows],
+            cost=cost,
+            target=target,
+            weight=self.weight[rows],
+            logged_obs=logged_obs,
+            logged_cost=logged_cost)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the error of the values of the actions taken, plus the loss of the behaviour constraint, and metrics."""
-        value = self.network(batch.obs).gather(1, batch.action[:, None])[:, 0]
+        values = self.network(batch.obs)
+        value = select_actions(values, batch.action)
         error = td_loss(value, batch.target, batch.weight, self.huber)
-        constraint = self.constraint.loss(batch, self.network) if self.constraint else torch.zeros_like(error)
-        return error + constraint, {"losses/td_loss": error.detach(), "losses/keep": constraint.detach()}
+        if self.constraint is None:
+            constraint = torch.zeros_like(error)
+        else:
+            constraint = self.constraint.loss(batch, self.network)
+        metrics = {"losses/td_loss": error.detach(), "losses/keep": constraint.detach()}
+        return error + constraint, metrics
 
     @torch.no_grad()
     def update_target_network(self) -> None:
         """Move the target network by a share `tau` towards the network."""
-        for old, new in zip(self.target_network.state_dict().values(), self.network.state_dict().values()):
-            old.lerp_(new, self.tau)
+        state = self.network.state_dict()
+        for name, old in self.target_network.state_dict().items():
+            old.lerp_(state[name], self.tau)
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly, but for the dataset."""
-        return super().state_dict() | {"target_network": self.target_network.state_dict(),
-                                       "constraint": self.constraint and self.constraint.state_dict(),
-                                       "updates_done": self.updates_done}
+        constraint = None if self.constraint is None else self.constraint.state_dict()
+        return super().state_dict() | {
+            "target_network": self.target_network.state_dict(),
+            "constraint": constraint,
+            "updates_done": self.updates_done,
+        }
 
     def load_policy(self, state: dict) -> None:
         """Restore what acting needs, on whatever device."""

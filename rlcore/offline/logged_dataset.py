@@ -10,6 +10,7 @@ from torch import Tensor
 from rlcore.offline.deduplicated import DeduplicatedMatrix
 
 NAMED_ROWS = 5  # rows that a message names
+ROUNDING = 1e-4  # by which logged probabilities may be off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +66,15 @@ class LoggedDataset:
         """Apply `function` to every tensor and deduplicated matrix."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         mapped = {name: function(x) for name, x in columns.items() if isinstance(x, (Tensor, DeduplicatedMatrix))}
-        return replace(self, outcomes={name: function(x) for name, x in self.outcomes.items()}, **mapped)
+        outcomes = {name: function(x) for name, x in self.outcomes.items()}
+        return replace(self, outcomes=outcomes, **mapped)
 
     def __getitem__(self, rows) -> LoggedDataset:
-        return self.map(lambda x: x.take(rows) if isinstance(x, DeduplicatedMatrix) else x[rows])
+        """Select rows, by a slice, a bool tensor [N] or indices."""
+        def select(x: Tensor | DeduplicatedMatrix) -> Tensor | DeduplicatedMatrix:
+            return x.take(rows) if isinstance(x, DeduplicatedMatrix) else x[rows]
+
+        return self.map(select)
 
     def to(self, device) -> LoggedDataset:
         """Return the same on a device."""
@@ -76,11 +82,15 @@ class LoggedDataset:
 
     def deduplicate(self, context_dim: int) -> LoggedDataset:
         """Hold repeated rows once: of static columns, of the other columns before `context_dim`, and of masks."""
-        splits = {"obs": (self.static_dim, context_dim), "next_obs": (self.static_dim, context_dim), "action_mask": (),
-                  "next_action_mask": ()}
-        dense = {name: getattr(self, name) for name in splits}
-        return replace(self, **{name: DeduplicatedMatrix.from_dense(x, splits[name])
-                                for name, x in dense.items() if x is not None})
+        obs_splits = (self.static_dim, context_dim)
+        obs = DeduplicatedMatrix.from_dense(self.obs, obs_splits)
+        action_mask = DeduplicatedMatrix.from_dense(self.action_mask, ())
+        deduplicated = replace(self, obs=obs, action_mask=action_mask)
+        if self.next_obs is None:
+            return deduplicated
+        next_obs = DeduplicatedMatrix.from_dense(self.next_obs, obs_splits)
+        next_action_mask = DeduplicatedMatrix.from_dense(self.next_action_mask, ())
+        return replace(deduplicated, next_obs=next_obs, next_action_mask=next_action_mask)
 
     @property
     def gross_reward(self) -> Tensor:
@@ -95,18 +105,24 @@ class LoggedDataset:
     @classmethod
     def cat(cls, parts: list[LoggedDataset]) -> LoggedDataset:
         """Concatenate datasets of the same fields."""
-        policies = tuple(dict.fromkeys(name for part in parts for name in part.policies))
+        names = [name for part in parts for name in part.policies]
+        policies = tuple(dict.fromkeys(names))
         parts = [part.with_policies(policies) for part in parts]
-        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
-        joined = {name: concatenate(column) for name, column in columns.items()
-                  if isinstance(column[0], (Tensor, DeduplicatedMatrix))}
-        outcomes = {name: torch.cat([part.outcomes[name] for part in parts]) for name in parts[0].outcomes}
+        joined = {}
+        for f in fields(cls):
+            columns = [getattr(part, f.name) for part in parts]
+            if isinstance(columns[0], (Tensor, DeduplicatedMatrix)):
+                joined[f.name] = concatenate(columns)
+        outcomes = {}
+        for name in parts[0].outcomes:
+            outcomes[name] = torch.cat([part.outcomes[name] for part in parts])
         return replace(parts[0], outcomes=outcomes, **joined)
 
     def with_policies(self, policies: tuple[str, ...]) -> LoggedDataset:
         """Number the logging policies by their index into `policies`."""
         index = torch.tensor([policies.index(name) for name in self.policies])
-        return replace(self, policy=index[self.policy.cpu()].to(self.policy), policies=policies)
+        policy = index[self.policy.cpu()]
+        return replace(self, policy=policy.to(self.policy), policies=policies)
 
     @classmethod
     def from_obp(cls, feedback: dict) -> LoggedDataset:
@@ -115,10 +131,15 @@ class LoggedDataset:
         actions = int(feedback["n_actions"])
         obs = torch.tensor(feedback["context"], dtype=torch.float32)
         position = feedback.get("position")
-        if position is not None and (position := torch.tensor(position).long()).amax() > 0:
-            obs = torch.cat((obs, torch.nn.functional.one_hot(position).to(obs)), -1)
+        if position is not None:
+            position = torch.tensor(position).long()
+            if position.amax() > 0:
+                one_hot = torch.nn.functional.one_hot(position)
+                obs = torch.cat((obs, one_hot.to(obs)), -1)
         pscore = feedback.get("pscore")
-        rows, zeros = torch.arange(n), torch.zeros(n)
+        propensity = torch.full((n,), math.nan) if pscore is None else torch.tensor(pscore)
+        rows = torch.arange(n)
+        zeros = torch.zeros(n)
         dataset = cls(
             nvec=(actions,),
             static_dim=obs.shape[1],
@@ -131,7 +152,7 @@ class LoggedDataset:
             obs=obs,
             action_mask=torch.ones(n, actions, dtype=torch.bool),
             action=torch.tensor(feedback["action"]).long(),
-            propensity=torch.full((n,), math.nan).double() if pscore is None else torch.tensor(pscore).double(),
+            propensity=propensity.double(),
             price=zeros,
             reward=torch.tensor(feedback["reward"]).float(),
             cost=zeros,
@@ -143,46 +164,74 @@ class LoggedDataset:
 
 
 def concatenate(parts: list[Tensor] | list[DeduplicatedMatrix]) -> Tensor | DeduplicatedMatrix:
-    """Concatenate rows."""
-    return DeduplicatedMatrix.cat(parts) if isinstance(parts[0], DeduplicatedMatrix) else torch.cat(parts)
+    """Concatenate the rows of columns or matrices of one kind."""
+    if isinstance(parts[0], DeduplicatedMatrix):
+        return DeduplicatedMatrix.cat(parts)
+    return torch.cat(parts)
 
 
 def named_rows(wrong: Tensor, first: int) -> str:
     """Name the rows of a file where `wrong` holds, the header being row 1; `first` rows came before."""
-    rows = (wrong.nonzero()[:, 0] + first + 2).tolist()
-    more = f" and {len(rows) - NAMED_ROWS:,} more" if len(rows) > NAMED_ROWS else ""
-    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:NAMED_ROWS]))}{more}"
+    index = wrong.nonzero()[:, 0]
+    rows = (index + first + 2).tolist()
+    shown = ", ".join(map(str, rows[:NAMED_ROWS]))
+    if len(rows) == 1:
+        return f"row {shown}"
+    hidden = len(rows) - NAMED_ROWS
+    if hidden > 0:
+        return f"rows {shown} and {hidden:,} more"
+    return f"rows {shown}"
 
 
 def check(dataset: LoggedDataset, where: str, first: int) -> None:
     """Raise ValueError, with the rows, where decisions can't be used; a missing propensity can."""
     def refuse(wrong: Tensor, column: str, expected: str, got: Tensor | None = None) -> None:
         if wrong.any():
-            got = "" if got is None else f", got {got[wrong][0].item():g}"
-            raise ValueError(f"{where}: {named_rows(wrong, first)}, column '{column}': expected {expected}{got}")
+            rows = named_rows(wrong, first)
+            tail = "" if got is None else f", got {got[wrong][0].item():g}"
+            raise ValueError(f"{where}: {rows}, column '{column}': expected {expected}{tail}")
 
-    names, action = dataset.names, dataset.action
-    numbers = {names.reward: dataset.reward, **dataset.outcomes, names.cost: dataset.cost,
-               names.terminal_value: dataset.terminal_value, "price": dataset.price}
+    names = dataset.names
+    numbers = {
+        names.reward: dataset.reward,
+        **dataset.outcomes,
+        names.cost: dataset.cost,
+        names.terminal_value: dataset.terminal_value,
+        "price": dataset.price,
+    }
     for name, x in numbers.items():
         refuse(~x.isfinite(), name, "a number", x)
-    for name, x in (("feature_* or state_*", dataset.obs), ("next_state_*", dataset.next_obs)):
-        if x is not None:
-            refuse(~x.isfinite().all(1), name, "numbers")
-    refuse(~dataset.action_mask.any(1), "valid_*", "at least one valid pair")
-    refuse((action < 0) | (action >= math.prod(dataset.nvec)), "action_*", f"an action of {dataset.nvec}")
-    refuse(~dataset.action_mask.gather(1, action[:, None])[:, 0], "action_*", "a pair that valid_* allows")
-    p = dataset.propensity
-    refuse((p <= 0) | (p > 1), "propensity", "a probability above 0, at most 1, or nothing", p)
+    refuse(~dataset.obs.isfinite().all(1), "feature_* or state_*", "numbers")
+    if dataset.next_obs is not None:
+        refuse(~dataset.next_obs.isfinite().all(1), "next_state_*", "numbers")
+
+    action = dataset.action
+    action_mask = dataset.action_mask
+    combinations = math.prod(dataset.nvec)
+    refuse(~action_mask.any(1), "valid_*", "at least one valid pair")
+    refuse((action < 0) | (action >= combinations), "action_*", f"an action of {dataset.nvec}")
+    index = action[:, None]
+    valid = action_mask.gather(1, index)[:, 0]
+    refuse(~valid, "action_*", "a pair that valid_* allows")
+
+    propensity = dataset.propensity
+    improbable = (propensity <= 0) | (propensity > 1)
+    refuse(improbable, "propensity", "a probability above 0, at most 1, or nothing", propensity)
     if dataset.probs is not None:
         probs = dataset.probs.double()
-        refuse((probs < 0).any(1) | ((probs.sum(1) - 1).abs() > 1e-4) | (probs * ~dataset.action_mask > 0).any(1), "prob_*",
-               "probabilities of the valid pairs that add up to 1")
-        refuse((probs.gather(1, action[:, None])[:, 0] - p).abs() > 1e-4, "propensity", "what prob_* says of the action", p)
+        negative = (probs < 0).any(1)
+        off_one = (probs.sum(1) - 1).abs() > ROUNDING
+        on_invalid = (probs * ~action_mask > 0).any(1)
+        refuse(negative | off_one | on_invalid, "prob_*", "probabilities of the valid pairs that add up to 1")
+        prob_of_action = probs.gather(1, index)[:, 0]
+        differs = (prob_of_action - propensity).abs() > ROUNDING
+        refuse(differs, "propensity", "what prob_* says of the action", propensity)
 
 
 def check_compatible(dataset: LoggedDataset, env, where: str) -> None:
     """Raise ValueError where a dataset is not of an environment's observations and actions."""
-    if dataset.nvec != tuple(env.nvec) or dataset.obs.shape[1] != env.obs_dim:
-        raise ValueError(f"{where}: a log of {dataset.obs.shape[1]} observed numbers and actions of {dataset.nvec} doesn't fit "
-                         f"an environment of {env.obs_dim} and {tuple(env.nvec)}")
+    obs_dim = dataset.obs.shape[1]
+    nvec = tuple(env.nvec)
+    if dataset.nvec != nvec or obs_dim != env.obs_dim:
+        raise ValueError(f"{where}: a log of {obs_dim} observed numbers and actions of {dataset.nvec} doesn't fit "
+                         f"an environment of {env.obs_dim} and {nvec}")

@@ -24,7 +24,8 @@ def atomic(path: Path | str, write: Callable[[Path], None]) -> None:
 def atomic_folder(path: Path | str, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder beside `path`, then put it in its place."""
     path = Path(path)
-    temporary, replaced = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    replaced = path.with_name(f"{temporary.name}.old")
     try:
         temporary.mkdir()
         write(temporary)
@@ -54,4 +55,5 @@ def load(path: Path | str) -> dict:
 
 def save_json(path: Path | str, value) -> None:
     """Write a result file."""
-    atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+    text = json.dumps(value, indent=2) + "\n"
+    atomic(path, lambda temporary: temporary.write_text(text))

@@ -40,8 +40,11 @@ class Logger(Protocol):
 def to_floats(metrics: Metrics) -> dict[str, float]:
     """Bring all tensors among the metrics to the host in one transfer."""
     tensors = {name: x.detach().float() for name, x in metrics.items() if isinstance(x, Tensor)}
-    numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
-    return {**metrics, **dict(zip(tensors, numbers))}
+    if not tensors:
+        return dict(metrics)
+    stacked = torch.stack(list(tensors.values()))
+    floats = dict(zip(tensors, stacked.tolist()))
+    return metrics | floats
 
 
 class TensorBoardLogger:
@@ -53,12 +56,20 @@ class TensorBoardLogger:
     def __init__(self, directory: Path | str, iterations: int, headline: str, *, flush_seconds: int):
         self.writer = SummaryWriter(str(directory), flush_secs=flush_seconds)
         self.console = Console()
-        self.headline, self.headline_value = headline, "–"
+        self.headline = headline
+        self.headline_value = "–"
         self.history: dict[str, list[tuple[int, float]]] = {}  # (step, value) of every evaluation, by metric
-        self.steps, self.seconds = 0, 0.0
-        self.progress = Progress(TextColumn("{task.description} {task.completed}/{task.total}"), BarColumn(),
-                                 TextColumn("{task.fields[sps]} steps/s"), TextColumn("{task.fields[score]}"),
-                                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console)
+        self.steps = 0
+        self.seconds = 0.0
+        self.progress = Progress(
+            TextColumn("{task.description} {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[sps]} steps/s"),
+            TextColumn("{task.fields[score]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console)
         self.task = self.progress.add_task("iteration", total=iterations, sps="–", score=f"{headline} –")
 
     def __enter__(self) -> TensorBoardLogger:
@@ -75,15 +86,17 @@ class TensorBoardLogger:
         seconds = time.perf_counter() - started
         self.steps += steps
         self.seconds += seconds
-        self.writer.add_scalar("charts/SPS", steps / seconds, step)
-        self.progress.update(self.task, completed=iteration, sps=f"{steps / seconds:,.0f}",
-                             score=f"{self.headline} {self.headline_value}")
+        speed = steps / seconds
+        self.writer.add_scalar("charts/SPS", speed, step)
+        score = f"{self.headline} {self.headline_value}"
+        self.progress.update(self.task, completed=iteration, sps=f"{speed:,.0f}", score=score)
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
         """Log an evaluation, and keep it for the final plots."""
         values = self.log_scalars(step, metrics)
         for name, value in values.items():
-            self.history.setdefault(name, []).append((step, value))
+            evaluations = self.history.setdefault(name, [])
+            evaluations.append((step, value))
         if self.headline in values:
             self.headline_value = f"{values[self.headline]:.3f}"
             if not self.console.is_terminal:  # a log file has no live line
@@ -108,7 +121,9 @@ class TensorBoardLogger:
 
     def log_hparams(self, parameters: dict, results: dict[str, float]) -> None:
         """Log the configuration of the run beside its results, for TensorBoard's comparison of runs."""
-        plain = {key: x if isinstance(x, (bool, int, float, str)) else str(x) for key, x in parameters.items()}
+        plain = {}
+        for name, x in parameters.items():
+            plain[name] = x if isinstance(x, (bool, int, float, str)) else str(x)
         self.writer.add_hparams(plain, results, run_name=".")
 
     def log_text(self, name: str, markdown: str) -> None:
@@ -129,8 +144,11 @@ class TensorBoardLogger:
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the result of `state_dict`."""
-        self.history = {name: [tuple(pair) for pair in pairs] for name, pairs in state["history"].items()}
-        self.steps, self.seconds = state["steps"], state["seconds"]
+        self.history = {}
+        for name, evaluations in state["history"].items():
+            self.history[name] = [(step, value) for step, value in evaluations]
+        self.steps = state["steps"]
+        self.seconds = state["seconds"]
 
 
 class NullLogger:
@@ -164,21 +182,33 @@ class ChildLogger(NullLogger):
     """Logs a training within a training into the files of the outer logger, below a name of its own."""
 
     def __init__(self, parent: TensorBoardLogger, name: str, task: TaskID):
-        self.parent, self.name, self.task = parent, name, task
+        self.parent = parent
+        self.name = name
+        self.task = task
 
     def _named(self, metrics: Metrics) -> Metrics:
-        return {f"{self.name}/{key.replace('/', '_')}": x for key, x in metrics.items()}
+        """Put metrics below this logger's name."""
+        named = {}
+        for key, x in metrics.items():
+            flat = key.replace("/", "_")
+            named[f"{self.name}/{flat}"] = x
+        return named
 
     def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
         """Log an iteration and its speed."""
         self.parent.log_scalars(step, self._named(metrics))
-        speed = steps / (time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        speed = steps / seconds
         self.parent.progress.update(self.task, completed=iteration, sps=f"{speed:,.0f}")
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
         """Log an evaluation and show it."""
         self.parent.log_scalars(step, self._named(metrics))
-        shown = ", ".join(f"{key.split('/')[-1]} {value:.3f}" for key, value in to_floats(metrics).items())
+        values = []
+        for key, value in to_floats(metrics).items():
+            short = key.split("/")[-1]
+            values.append(f"{short} {value:.3f}")
+        shown = ", ".join(values)
         self.parent.progress.update(self.task, score=shown)
         if not self.parent.console.is_terminal:
             self.parent.console.print(f"{self.name}: step {step:,}: {shown}", highlight=False)

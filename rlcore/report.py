@@ -13,21 +13,17 @@ from rlcore.plots import labelled, levels, markdown
 
 @dataclass(frozen=True)
 class Report:
-    """Rows of results by policy, from worst to best, and what each column of the table shows of a row.
-
-    columns: {header: function of a row}. last: a line below the rows. extra: what else metrics.json holds. plots: named
-    figures. judged: the key of a row by which runs are compared. what: rows are of.
-    """
+    """Rows of results by policy, from worst to best, and what each column of the table shows of a row."""
 
     title: str
     caption: str
-    rows: dict[str, dict]
-    columns: dict[str, Callable[[dict], str]]
-    last: list[str] | None
-    extra: dict
+    rows: dict[str, dict]  #: {policy: {key: result}}
+    columns: dict[str, Callable[[dict], str]]  #: {header: text of a row}
+    last: list[str] | None  #: a line below the rows
+    extra: dict  #: what else metrics.json holds
     plots: dict[str, Figure]
-    judged: str
-    what: str = "policy"
+    judged: str  #: the key of a row by which runs are compared
+    what: str = "policy"  #: what rows are of
 
     def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
@@ -38,8 +34,13 @@ class Report:
         return {f"{self.judged}/{name}": row[self.judged] for name, row in self.rows.items()}
 
     def _lines(self) -> list[list[str]]:
-        lines = [[name, *(show(row) for show in self.columns.values())] for name, row in self.rows.items()]
-        return lines + ([self.last] if self.last else [])
+        lines = []
+        for name, row in self.rows.items():
+            cells = [show(row) for show in self.columns.values()]
+            lines.append([name, *cells])
+        if self.last:
+            lines.append(self.last)
+        return lines
 
     def parts(self) -> dict[str, Report]:
         """Name what is shown and logged as tables."""
@@ -51,14 +52,17 @@ class Report:
                       caption_justify="left")
         table.add_column(self.what, no_wrap=True)
         for header in self.columns:
-            table.add_column(header, justify="left" if header == "knows" else "right", no_wrap=True)
+            justify = "left" if header == "knows" else "right"
+            table.add_column(header, justify=justify, no_wrap=True)
         for line in self._lines():
             table.add_row(*line)
         return table
 
     def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
-        return markdown((self.what, *self.columns), self._lines(), 2 if "knows" in self.columns else 1)
+        headers = (self.what, *self.columns)
+        text_columns = 2 if "knows" in self.columns else 1
+        return markdown(headers, self._lines(), text_columns)
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Return the plots, and the training curve where there is one."""
@@ -66,6 +70,9 @@ class Report:
         if not curve:
             return self.plots
         figure, axes = labelled("steps, thousands", self.judged)
-        axes.plot([step / 1e3 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
-        levels(axes, {name: row[self.judged] for name, row in self.rows.items() if name != agent})
+        thousands = [step / 1e3 for step, _ in curve]
+        scores = [score for _, score in curve]
+        axes.plot(thousands, scores, marker="o", markersize=3)
+        others = {name: row[self.judged] for name, row in self.rows.items() if name != agent}
+        levels(axes, others)
         return {**self.plots, "training": figure}

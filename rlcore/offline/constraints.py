@@ -25,9 +25,9 @@ def supported(logits: Tensor, action_mask: Tensor, threshold: float) -> Tensor:
 
 def double_target(reward: Tensor, discount: Tensor, online: Tensor, target: Tensor, cost: Tensor | float,
                   allowed: Tensor) -> Tensor:
-    """Return r + γ·(target − cost)(s', a*), where a* is the allowed action that maximises online − cost (van Hasselt et al. 2016).
+    """Return r + γ·(target − cost)(s', a*), [B], where a* is the allowed action that maximises online − cost.
 
-    online, target and cost are tables [B, Πn] of the next state; the discounts γ [B] are 0 where an episode has ended.
+    It is double Q-learning's target (van Hasselt et al. 2016). online, target and cost are tables [B, Πn] of the next state; the discounts γ [B] are 0 where an episode has ended.
     """
     net_online = online - cost
     net_target = target - cost
@@ -37,7 +37,10 @@ def double_target(reward: Tensor, discount: Tensor, online: Tensor, target: Tens
 
 
 def td_loss(value: Tensor, target: Tensor, weight: Tensor, huber: float | None) -> Tensor:
-    """Return the weighted mean loss of values [B]: Huber's of width `huber`, or half the squared error, whose minimum is the mean."""
+    """Return the weighted mean loss of values [B]: Huber's of width `huber`, or half the squared error.
+
+    Only the squared error's minimum is the mean of the targets.
+    """
     if huber is None:
         squared_error = (value - target).square()
         return 0.5 * (weight * squared_error).mean()

@@ -97,7 +97,7 @@ def discounts(like: Tensor, gamma: float) -> Tensor:
 
 
 def pdis(ratio: Tensor, reward: Tensor, gamma: float) -> Terms:
-    """Per-decision importance sampling: Σ_t γ^t·w_{1:t}·r_t (Precup, Sutton & Singh 2000), w_{1:t} the product of ratios so far."""
+    """Per-decision importance sampling: Σ_t γ^t·w_{1:t}·r_t, w_{1:t} the product of the ratios so far (Precup et al. 2000)."""
     w = ratio.cumprod(-1)
     weighted = discounts(reward, gamma) * w * reward
     return Terms(plain=weighted.sum(-1))
@@ -112,7 +112,7 @@ def wpdis(ratio: Tensor, reward: Tensor, gamma: float) -> Terms:
 
 
 def td_error(reward: Tensor, q: Tensor, next_v: Tensor, gamma: float) -> Tensor:
-    """γ^t·(r_t + γ·v̂_{t+1} − q̂_t), the discounted TD error of a model; `next_v` is v̂ of the next state, 0 at the end."""
+    """γ^t·(r_t + γ·v̂_{t+1} − q̂_t), a model's discounted TD error; `next_v` is v̂ of the next state, 0 at the end."""
     return discounts(reward, gamma) * (reward + gamma * next_v - q)
 
 
@@ -142,6 +142,6 @@ def effective_sample_size(w: Tensor) -> Tensor:
 
 
 def unsupported_share(target: Tensor, probs: Tensor) -> Tensor:
-    """Share of the target's probability [..., N, A] on actions that the logging policy never takes (`probs` is 0), [...]."""
+    """Share of the target's probability [..., N, A] on actions that the logging policy never takes (probs 0), [...]."""
     unsupported = torch.where(probs > 0, 0.0, target)
     return unsupported.sum(-1).mean(-1)

@@ -42,8 +42,8 @@ class OffPolicyEvaluator:
 
     model: fits a model of outcomes (rlcore/ope/outcome_models.py). folds: of its cross-fitting. gamma: discount of a step.
     clip, switch, shrinkage: λ of clipped IPS, Switch-DR and DRos. greedy: the target is the mode of a policy.
-    level, replications: of the intervals, and of their bootstrap. min_ess_share: the effective sample size, as a share of the
-    episodes, below which there is a warning.
+    level, replications: of the intervals, and of their bootstrap. min_ess_share: the effective sample size, as a share of
+    the episodes, below which there is a warning.
     """
 
     def __init__(self, *, model: Callable, folds: int, gamma: float, clip: float, switch: float, shrinkage: float,
@@ -74,7 +74,7 @@ class OffPolicyEvaluator:
         return greedy(probs, dataset.action_mask) if self.greedy else probs
 
     def __call__(self, dataset: LoggedDataset, target: Tensor) -> Evaluation:
-        """Evaluate a target policy by its probabilities [N, A]; raise ValueError where the dataset can say nothing of it."""
+        """Evaluate a target policy's probabilities [N, A]; raise ValueError where the dataset can say nothing of it."""
         check_allowed(dataset, target)
         generator = torch.Generator(dataset.obs.device).manual_seed(self.seed)
         names = dataset.names
@@ -84,7 +84,16 @@ class OffPolicyEvaluator:
 
         fold = folds(unit, self.folds, generator)
         outcome = torch.stack((dataset.gross_reward, dataset.cost, dataset.net_reward), 1)
-        v, q = cross_fit(self.model, dataset.obs, dataset.action, outcome, target, episode_rows, fold, self.gamma, generator)
+        v, q = cross_fit(
+            fit=self.model,
+            obs=dataset.obs,
+            action=dataset.action,
+            outcome=outcome,
+            target=target,
+            episode_rows=episode_rows,
+            fold=fold,
+            gamma=self.gamma,
+            generator=generator)
         ratio, warnings = self._ratio(dataset, target)
         ratio_by_step = None if ratio is None else lay_out(ratio, episode_rows, 1.0)
 
@@ -138,7 +147,7 @@ class OffPolicyEvaluator:
         return ratio, support_warnings(dataset, target)
 
     def _terms(self, reward: Tensor, v: Tensor, q: Tensor, ratio: Tensor | None) -> dict[str, Terms]:
-        """Every estimator of one kind by name, of episodes [M, T] or of decisions [M, 1]; without weights only the model's."""
+        """Every estimator of one kind by name, of episodes [M, T] (decisions: T = 1); without ratios only the model's."""
         sequential = reward.shape[1] > 1
         first_v = v[:, 0]
         discounted = ope.discounts(reward, self.gamma) * reward
@@ -174,7 +183,7 @@ class OffPolicyEvaluator:
         }
 
     def _rows(self, terms: dict[str, dict[str, Terms]], unit: Tensor, generator: torch.Generator) -> dict[str, dict]:
-        """Estimates and intervals by estimator, of terms {kind: {estimator: terms}}, all on the same resampled units [M]."""
+        """Estimates and intervals by estimator, of terms {kind: {estimator: terms}}, on the same resampled units [M]."""
         cluster = consecutive_ids(unit)
         flat = []
         for by_estimator in terms.values():

@@ -90,7 +90,7 @@ def normal(terms: Terms, cluster: Tensor | None, level: float) -> tuple[Tensor, 
 
 
 def bernstein(terms: Terms, cluster: Tensor | None, level: float) -> tuple[Tensor, Tensor]:
-    """Ends [...] of the empirical Bernstein interval (Maurer & Pontil 2009), of any distribution with the observed range."""
+    """Ends [...] of the empirical Bernstein interval (Maurer & Pontil 2009): any distribution of the observed range."""
     value = estimate(terms)
     size = terms.plain.shape[-1]
     moved = sum_by_cluster(influence(terms), cluster)
@@ -110,8 +110,8 @@ def bootstrap(several: list[Terms], cluster: Tensor | None, replications: int, g
               chunk: int = 4096) -> Tensor:
     """Estimates [L, replications] of L terms (no batch dimensions) on the same resampled clusters int64 [M].
 
-    Denominators are resampled too. Each cluster is drawn Poisson(1) times, independently of the others, so that clusters can
-    be summed `chunk` at a time (Chamandy et al. 2012).
+    Denominators are resampled too. Each cluster is drawn Poisson(1) times, independently of the others, so that clusters
+    can be summed `chunk` at a time (Chamandy et al. 2012).
     """
     one = torch.ones_like(several[0].plain)
     columns = [one[:, None]]

@@ -96,7 +96,7 @@ class Network:
 
 
 class LinearActionModel(nn.Module):
-    """All actions' outcomes, linear in standardised observations and, where `scaled`, in their product with a unit's scale."""
+    """All actions' outcomes, linear in standardised observations and, if `scaled`, in their product with a unit's scale."""
 
     def __init__(self, inputs: int, actions: int, kinds: int, scaled: bool):
         super().__init__()
@@ -137,11 +137,11 @@ class LinearActionModel(nn.Module):
 class Linear:
     """Ridge regression of all actions' outcomes on observations.
 
-    The outcomes of the first action (nothing) are linear in observations. Each other action adds an intercept of its own, and
-    slopes: its own (`own`), or one set shared by all the others. ridge: the penalty of `solve`.
+    The outcomes of the first action (nothing) are linear in observations. Each other action adds an intercept of its own
+    and slopes: its own (`own`), or one set shared by all the others. ridge: the penalty of `solve`.
 
-    `scaled`: observations count again times a unit's scale, which is exp of a regression of the first outcome's logarithm:
-    monetary outcomes are proportional to how much a unit spends.
+    `scaled`: observations count again times a unit's scale, exp of a regression of the first outcome's logarithm: monetary
+    outcomes are proportional to how much a unit spends.
     """
 
     def __init__(self, *, ridge: float, own: bool, scaled: bool):
@@ -188,7 +188,7 @@ class Linear:
 
 
 def solve(x: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """Ridge regression of y [..., N, K] on x [..., N, F]: weights [..., F, K] = (xᵀx + ridge·I)⁻¹ xᵀy (Hoerl & Kennard 1970)."""
+    """Ridge regression of y [..., N, K] on x [..., N, F]: (xᵀx + ridge·I)⁻¹ xᵀy, [..., F, K] (Hoerl & Kennard 1970)."""
     identity = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
     gram = x.mT @ x
     return torch.linalg.solve(gram + ridge * identity, x.mT @ y)

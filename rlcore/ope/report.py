@@ -96,11 +96,12 @@ def caption(evaluation: Evaluation, unit: str, sample: str, net: str, level: flo
     lines = [f"±: half the {level:.0%} interval by bootstrap over {units:,} {unit}s, that of {model} without the "
              f"error of its model; {NET}: {net}"]
     if evaluation.weights is not None:
-        lines.append(
-            "weights worth {effective:,.0f} of {episodes:,} {sample}s ({effective_share:.1%}), mean {mean_weight:.3f}, greatest "
-            "{max_weight:,.1f}; {unsupported:.2%} of target actions without support".format(sample=sample, **diagnostics))
-    for text in evaluation.warnings:
-        lines.append(f"warning: {text}")
+        text = ("weights worth {effective:,.0f} of {episodes:,} {sample}s ({effective_share:.1%}), "
+                "mean {mean_weight:.3f}, greatest {max_weight:,.1f}; "
+                "{unsupported:.2%} of target actions without support")
+        lines.append(text.format(sample=sample, **diagnostics))
+    for warning in evaluation.warnings:
+        lines.append(f"warning: {warning}")
     return "\n".join(lines)
 
 

@@ -27,7 +27,8 @@ def double_target(reward: Tensor, discount: Tensor, online: Tensor, target: Tens
                   allowed: Tensor) -> Tensor:
     """Return r + γ·(target − cost)(s', a*), [B], where a* is the allowed action that maximises online − cost.
 
-    It is double Q-learning's target (van Hasselt et al. 2016). online, target and cost are tables [B, Πn] of the next state; the discounts γ [B] are 0 where an episode has ended.
+    It is the target of double Q-learning (van Hasselt et al. 2016). online, target and cost are tables [B, Πn] of the next
+    state; the discounts γ [B] are 0 where an episode has ended.
     """
     net_online = online - cost
     net_target = target - cost

@@ -79,7 +79,7 @@ class Batch(NamedTuple):
 
 
 class CQLPenalty(nn.Module):
-    """Conservative Q-learning: a penalty of weight `alpha` where values of valid actions exceed those of the actions taken."""
+    """Conservative Q-learning: a penalty of weight `alpha` on values of valid actions above those of the actions taken."""
 
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, alpha: float):
         super().__init__()

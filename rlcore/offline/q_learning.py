@@ -1,7 +1,7 @@
 """Offline reinforcement learning: double Q-learning on a dataset of logged decisions, with the constraints of BCQ or CQL.
 
-In a priced environment the network's table has what actions are worth before the price of their own spend. Prices are drawn anew
-for every decision that is learned from, so that one dataset serves every budget.
+In a priced environment the network's table has what actions are worth before the price of their own spend. Prices are
+drawn anew for every decision that is learned from, so that one dataset serves every budget.
 """
 from __future__ import annotations
 

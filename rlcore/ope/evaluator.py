@@ -137,8 +137,8 @@ class OffPolicyEvaluator:
         """
         missing = dataset.propensity.isnan()
         if missing.any():
-            warning = (f"{named_rows(missing, 0)}: no propensity; only the model of outcomes is left to go by, and what "
-                       "it learns is confounded if the decisions knew more than the log does")
+            warning = (f"{named_rows(missing, 0)}: no propensity; only the model of outcomes is left to go by, and "
+                       "what it learns is confounded if the decisions knew more than the log does")
             return None, [warning]
         probability = ope.select_actions(target, dataset.action).double()
         ratio = probability / dataset.propensity

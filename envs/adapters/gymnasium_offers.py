@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 from torch import Tensor
 
+from envs.configuration import make_env
 from envs.offers.world.catalogue import ActionCodec
 from envs.sequential.env import SequentialEnv
 
@@ -29,16 +26,8 @@ except ImportError as error:
 
 def sequential(worlds: int, seed: int, overrides: list[str] = (), device: str = "cpu") -> SequentialEnv:
     """Build env=offers_sequential from conf/ with overrides as on the command line, every world at a season's start."""
-    all_overrides = ["env=offers_sequential", "env.random_start=false", *overrides, f"env.num_agents={worlds}"]
-    conf = str(Path(__file__).resolve().parents[2] / "conf")
-    outer = GlobalHydra.instance().hydra  # a script may be in the middle of its own
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(conf, version_base="1.3"):
-            config = compose("train", overrides=all_overrides)
-    finally:
-        GlobalHydra.instance().hydra = outer
-    return instantiate(config.env, _convert_="all")(torch.device(device), seed)
+    return make_env("env=offers_sequential", "env.random_start=false", *overrides, f"env.num_agents={worlds}",
+                    device=device, seed=seed)
 
 
 def spaces_of(env: SequentialEnv, flat: bool) -> tuple[spaces.Box, spaces.Space]:

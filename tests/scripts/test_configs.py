@@ -33,6 +33,15 @@ def targets(node, path=""):
             yield from targets(child, f"{path}.{key}")
 
 
+def parameters_of(target) -> list[inspect.Parameter]:
+    """Return what a target can be given; a subclass that passes **keywords on is given those of its base too."""
+    parameters = list(inspect.signature(target).parameters.values())
+    if inspect.isclass(target) and any(p.kind is p.VAR_KEYWORD for p in parameters):
+        own = {p.name for p in parameters}
+        parameters += [p for p in parameters_of(target.__base__) if p.name not in own]
+    return parameters
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_file_composes_and_names_all_its_parameters(group):
     primary = PRIMARY.get(group.partition("=")[0], "train")
@@ -45,7 +54,7 @@ def test_every_file_composes_and_names_all_its_parameters(group):
         if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl", "scripts"):
             continue
         try:
-            parameters = inspect.signature(_locate(node["_target_"])).parameters.values()
+            parameters = parameters_of(_locate(node["_target_"]))
         except ImportError as error:
             if "is not installed: pip install" not in str(error):
                 raise

@@ -309,7 +309,7 @@ class Dearest:
 @pytest.mark.parametrize("rule", [ReservedSpend(sends_per_week=7, validity_days=1), ReservedSpend(sends_per_week=4, validity_days=9)], ids=str)
 @pytest.mark.parametrize("rollover", [False, True])
 def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
-    strict = replace(market[0], rule=rule, rollover=rollover)
+    strict = replace(market[0], budget_rule=rule, rollover=rollover)
     honest = KnapsackPolicy(strict.customers, strict.world, "true θ", values=market[1].values, fee=0.0)
 
     class Optimist:  # redemptions are three times what it forecasts

@@ -1,7 +1,7 @@
 """What is logged of the mails that PPO generates and of its updates, under the names of Huang et al. 2024."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,11 +9,9 @@ from torch import Tensor
 from rlcore import losses
 from rlcore.backends import distributed
 
-if TYPE_CHECKING:
-    from email_rl.training.ppo import MailRollout
 
 
-def rollout_metrics(rollout: MailRollout, kl_coef: Tensor) -> dict[str, Tensor]:
+def rollout_metrics(rollout: Any, kl_coef: Tensor) -> dict[str, Tensor]:
     """Return means over a rollout's mails, of all processes; KL and entropy in nats a mail."""
     mask = rollout.mails.response_mask
     kl = rollout.kl_to_reference()
@@ -48,7 +46,7 @@ def value_metrics(value: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tens
             "val/explained_variance": losses.explained_variance(value, target, mask, total)}
 
 
-def sample_table(rollout: MailRollout, most: int) -> str:
+def sample_table(rollout: Any, most: int) -> str:
     """Show the first mails of a rollout with their scores, as Markdown."""
     kl = rollout.log_ratio.sum(1).tolist()
     lines = [f"| {context} | {text.replace('|', '/').replace(chr(10), '<br>')} | {score:.2f} | {nats:.1f} |"

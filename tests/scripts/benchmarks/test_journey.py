@@ -130,7 +130,7 @@ def test_the_bench_judges_all_models_of_the_same_weeks(tmp_path, monkeypatch, ca
     frame = pd.DataFrame(rows, columns=["household_id", "weeks"])
     frame["local"] = pd.Timestamp(ORIGIN) + frame.weeks * pd.Timedelta(weeks=1)
     frame["local_week"], frame["basket_id"] = frame.weeks.astype(int) + 1, range(len(frame))
-    monkeypatch.setattr(journey, "read", lambda: {"transactions": frame})
+    monkeypatch.setattr(journey, "read_tables", lambda: {"transactions": frame})
     config = composed("benchmark=forecasting/journey", name="bench").benchmark
     config.update({"fit_weeks": [2, 15], "test_weeks": [16, 20], "simulations": 4})
     with pytest.raises(ValueError, match="organic.burn_in: expected fewer than the 14 weeks to fit to, got 14"):

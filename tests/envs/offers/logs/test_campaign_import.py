@@ -65,7 +65,7 @@ def test_a_log_says_what_the_file_does(shop, tmp_path):
         write(tmp_path / f"{split}.parquet", [log])
         again = to_panel(read(tmp_path / f"{split}.parquet", COLUMNS), env, "log")  # whole, and of the environment's columns
         assert again.logged.all() and (again.margin[again.bought] > 0).all()
-        for a, b in zip(again.state, again.following):
+        for a, b in zip(again.state, again.next_state):
             assert (a[1:] == b[:-1]).all()
         unsubscribed = (again.state.status[:-1] == 0) & (again.state.status[1:] == 1)
         expected = sum(rows[env.population.ids[c], t]["unsubscribed"] == "1" for c in again.customer.tolist() for t in range(1, 12))

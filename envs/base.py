@@ -49,14 +49,15 @@ class VectorEnv(ABC):
 
     @property
     def context_dim(self) -> int:
-        """Number of leading columns of an observation that outcomes depend on; the others, such as a price, do not change them."""
+        """Number of leading columns of an observation that outcomes depend on; they do not depend on the others, such as a price."""
         return self.obs_dim
 
     @abstractmethod
     def reset(self) -> tuple[Tensor, Tensor]:
-        """Return the observation [N, D] and the action mask [N, *nvec] at the start of a rollout.
+        """Begin a rollout: return the first observation [N, D] and its action mask [N, *nvec].
 
-        An environment with an `episode_length` starts new episodes. Any other continues its episodes where they are.
+        Only an environment with an `episode_length` starts new episodes here. In any other, running episodes go on, and their
+        current observation is returned.
         """
 
     @abstractmethod

@@ -26,8 +26,8 @@ class Batch(NamedTuple):
     action_mask: Tensor  #: bool [B, *nvec]
     action: Tensor  #: int64 [B, K]
     log_prob: Tensor  #: of the action under the policy that took it, [B]
-    value: Tensor  #: V(obs) before the update, [B], on the scale of normalised rewards as the next two
-    advantage: Tensor  #: GAE, [B]; whitened already where norm_adv is `batch`
+    value: Tensor  #: V(obs) before the update, [B], in units of the rewards that GAE saw, normalised where norm_reward is set
+    advantage: Tensor  #: GAE, [B], in these units, or whitened where norm_adv is `batch`
     target: Tensor  #: of the value function: GAE, not whitened, plus value, [B]
     has_choice: Tensor  #: more than one action was valid, bool [B]; a forced action says nothing about the policy
 
@@ -113,8 +113,9 @@ class PPO(NetworkAlgorithm):
         if self.reward_normalizer:
             self.reward_normalizer.update(reward, rollout.done)
             reward = self.reward_normalizer(reward)
-        # 2. Values of each observation and of the next one. Where an episode ended, the next observation is the reset's: GAE
-        #    ignores its value after a termination, and after a truncation the value of `final_obs` takes its place.
+        # 2. Values of each observation and of the next one. At an episode's end the next value is that of the reset
+        #    observation, which is wrong: after a termination GAE ignores it, after a truncation V(final_obs) replaces it.
+        #    `final_obs` is None where the environment never truncates.
         values = self.network.value(torch.cat((rollout.obs, rollout.last_obs[None])))
         value = values[:-1]
         next_value = values[1:]
@@ -132,10 +133,12 @@ class PPO(NetworkAlgorithm):
         return Batch(*(column.flatten(0, 1) for column in rollout_batch))  # [T, N, ...] → [T·N, ...]
 
     def update(self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
-        """Train on the batch for some epochs; return each metric's mean over minibatches, and the explained variance before.
+        """Train on the batch for some epochs; return each metric's mean over minibatches.
 
-        Stops after the first epoch whose mean KL exceeds `target_kl`; the test of it waits for the device once an epoch. A
-        subclass may pass a `compute_gradients` of its own.
+        The explained variance is that of the values before the update.
+
+        Stops after the first epoch whose mean KL exceeds `target_kl`, which is read from the device once an epoch. A subclass
+        may pass a `compute_gradients` of its own.
         """
         compute_gradients = compute_gradients or self.compute_gradients
         totals: dict[str, Tensor] = {}
@@ -152,8 +155,8 @@ class PPO(NetworkAlgorithm):
                 break
         self.kl.copy_(epoch_kl)  # for a learning rate that adapts to it
         metrics = {f"losses/{name}": total / (epoch * self.minibatches) for name, total in totals.items()}
-        metrics["losses/explained_variance"] = losses.explained_variance(batch.value, batch.target, None,
-                                                                         distributed.all_reduce_sum)
+        metrics["losses/explained_variance"] = losses.explained_variance(batch.value, batch.target, mask=None,
+                                                                         all_reduce=distributed.all_reduce_sum)
         return metrics
 
     def compute_gradients(self, batch: Batch) -> dict[str, Tensor]:
@@ -162,14 +165,17 @@ class PPO(NetworkAlgorithm):
         advantage = batch.advantage
         if self.norm_adv == "minibatch":
             advantage = whiten(advantage, batch.has_choice, distributed.all_reduce_sum)
+        # Policy terms are means over the steps with a choice. Processes differ in how many they have: each weights its means
+        # by its share of them, so that averaged gradients are those of one mean over all.
+        weight = distributed.mean_weight(batch.has_choice)
         loss, metrics = losses.ppo(
             pi.log_prob(batch.action), batch.log_prob, advantage, pi.entropy(), self.network.value(batch.obs), batch.value,
             batch.target, batch.has_choice, clip=self.clip, clip_value=self.clip_value, vf_coef=self.vf_coef,
-            ent_coef=self.entropy_coef, weight=distributed.mean_weight(batch.has_choice))  # of this process's share of choices
+            ent_coef=self.entropy_coef, weight=weight)
         return metrics | {"grad_norm": self.backward(loss)}
 
     def backward(self, loss: Tensor) -> Tensor:
-        """Back-propagate, average gradients over processes, and clip them by their global norm; return the norm before."""
+        """Back-propagate, average gradients over processes, and clip them by their global norm; return the norm before clipping."""
         loss.backward()
         distributed.average_gradients(self.network.parameters())
         return torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm, foreach=self.foreach)

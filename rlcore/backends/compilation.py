@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.distributions import MaskedMultiDiscrete, outer_sum
-from rlcore.networks import ActorCritic, Tanh
+from rlcore.networks import ActorCritic, SigmoidTanh, Tanh
 
 
 def compile_function(function: Callable, **options: Any) -> Callable:
@@ -36,19 +36,14 @@ def rational_tanh(x: Tensor) -> Tensor:
     return x * horner(x * x, TANH_NUMERATOR) / horner(x * x, TANH_DENOMINATOR)
 
 
-class RationalTanhFunction(torch.autograd.Function):
-    """`rational_tanh` with the derivative 1 − tanh²."""
+class RationalTanhFunction(SigmoidTanh):
+    """`rational_tanh` with the derivative 1 − tanh² of SigmoidTanh."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         y = rational_tanh(x)
         ctx.save_for_backward(y)
         return y
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        y, = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(gradient, y)
 
 
 class RationalTanh(nn.Module):

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from configs import composed
 
 from rlcore import losses
@@ -32,6 +33,8 @@ def calls_to_the_loss(monkeypatch, tmp_path, *overrides: str) -> list[str]:
     choices = dict(override.split("=") for override in overrides if override.startswith(("algo=", "env=")))
     runtime = SimpleNamespace(output_dir=str(tmp_path), choices=choices)
     monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(runtime=runtime))
+    # The real one changes how this whole process computes: threads, and denormal numbers, which other tests draw.
+    monkeypatch.setattr(train, "choose_device", lambda *_: torch.device("cpu"))
     monkeypatch.setattr(losses, "ppo", record_callers)
     with pytest.raises(LossReached) as reached:
         main(composed(*overrides))

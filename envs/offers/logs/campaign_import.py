@@ -9,6 +9,7 @@ from torch import Tensor
 
 from envs.offers.world.history import History
 from envs.offers.logs.schema import COLUMNS
+from envs.offers.populations.base import GivenCustomers
 from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import CHURNED, UNIFORMS
 from envs.offers.world.transition import next_state
@@ -90,7 +91,7 @@ class Campaigns:
         bought, with the parameters that the priors and the table give a customer.
         """
         population = env.population
-        if not hasattr(population, "customers"):
+        if not isinstance(population, GivenCustomers):
             raise ValueError("campaigns: expected the customers that they went to, as env/population=customer_table")
         rows, table = self._laid(env)
         generator, logs = torch.Generator().manual_seed(seed), {}

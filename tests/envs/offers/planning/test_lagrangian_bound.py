@@ -68,17 +68,17 @@ def test_organic_value_equals_the_matrix_program(make_season, reward):
 def test_one_kernel_values_leaving_alone_the_same(kernels, make_season, reward):
     """To float32, also beyond a block of customers, and into the tables of another season."""
     module, device = kernels(envs.offers.planning.triton_no_contact_value)
-    season = make_season(module.BLOCK + 3, weeks=2, reward=reward, extreme=True)
+    season = make_season(module.BLOCK_SIZE + 3, weeks=2, reward=reward, extreme=True)
     season.world.tail_weeks = 3
     exact, world = no_contact_values(season.customers, season.world), season.world.to(device, torch.float32)
     c = world.inhabit(season.customers)
-    found = module.one_kernel(c, world)
+    found = module.no_contact_values_kernel(c, world)
     assert len(found) == len(exact) == 3
     first = [[x.clone() for x in tables] for tables in found]
     for tables in found:
         for x in tables:
             x.fill_(torch.nan)
-    assert module.one_kernel(c, world, found) is found
+    assert module.no_contact_values_kernel(c, world, found) is found
     for tables, others, expected in zip(found, first, exact):
         for x, other, y in zip(tables, others, expected):
             assert torch.equal(x, other)

@@ -21,10 +21,14 @@ pytestmark = pytest.mark.slow
 
 
 def sized(*overrides):
-    """Overrides of a small size, and these; a checkpoint brings its own."""
+    """Overrides of a small size, and these; a checkpoint brings its own, and a twin stands over a population."""
+    if any(x.startswith("checkpoint=") for x in overrides):
+        return ["device=cpu", "threads=1", *overrides]
+    small = OFFERS
+    if "env/population=twin" in overrides:
+        small = [x.replace("env.population.", "env.population.base.") for x in small]
     said = {x.partition("=")[0] for x in overrides}
-    small = [x for x in OFFERS if x.partition("=")[0] not in said] if not any(x.startswith("checkpoint=") for x in overrides) else ["device=cpu", "threads=1"]
-    return [*small, *overrides]
+    return [*(x for x in small if x.partition("=")[0] not in said), *overrides]
 
 
 def run(tmp_path, script, *overrides, check=True):

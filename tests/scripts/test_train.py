@@ -155,7 +155,7 @@ def test_torchrun_trains_by_two_processes_of_which_one_writes(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     kept = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
     first, second = kept["shards"]
-    assert kept["config"]["env"]["num_agents"] == 4 and first["env"]["left"].shape == second["env"]["left"].shape == (2,)
+    assert kept["config"]["env"]["num_agents"] == 4 and first["env"]["budget_left"].shape == second["env"]["budget_left"].shape == (2,)
     assert not torch.equal(first["generator"], second["generator"])
     done = torchrun("resume=out/checkpoint.pt", "hydra.run.dir=on", processes=1)
     assert "2 processes made it, 1 can't go on from it" in done.stderr and not (tmp_path / "on" / "metrics.json").exists()

@@ -198,7 +198,7 @@ class Recorded(UniformPolicy):
         self.expected = []
 
     def probs(self, env, obs, mask):
-        self.expected.append(env.expected_reward().flatten(1) + env.price[:, None] * env.spend(None).flatten(1))
+        self.expected.append(env.expected_reward().flatten(1) + env.price[:, None] * env.expected_cost(None).flatten(1))
         return super().probs(env, obs, mask)
 
 

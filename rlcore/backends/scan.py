@@ -23,8 +23,7 @@ def scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
     def unshared(carry: Tensor, row: Any) -> tuple[Tensor, Any]:
         carry, out = body(carry, row)
         return carry, pytree.tree_map(own_memory, out)
-    carry, outs = scan_operator(unshared, carry, rows)
-    return carry, outs
+    return scan_operator(unshared, carry, rows)
 
 
 def loop_scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:

@@ -5,17 +5,17 @@ import os
 from functools import cache
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from envs.configuration import compose_config
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
     """Compose conf/NAME.yaml without a command line."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides=list(overrides), return_hydra_config=False)
+    return compose_config(*overrides, name=name)
 
 
 @cache

@@ -1,4 +1,5 @@
 """The names that users import: `from crm_rl import PPO, TrainingLoop, VectorEnv, make_env`."""
+
 from envs.base import FunctionalEnv, PricedEnv, Step, VectorEnv
 from envs.configuration import compose_config, make_env
 from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgorithm, Policy, TrainingLoop, ValuePolicy
@@ -13,8 +14,29 @@ from rlcore.ppo import PPO
 from rlcore.rollout import Rollout, collect_rollout
 
 __all__ = [
-    "PPO", "ActorCritic", "Algorithm", "Evaluator", "FunctionalEnv", "LoggedDataset", "MaskedMultiDiscrete", "MemoryLogger",
-    "NetworkAlgorithm", "NeuralBandit", "NullLogger", "OffPolicyEvaluator", "OfflineAlgorithm", "Policy", "PricedEnv", "Rollout",
-    "Step", "TensorBoardLogger", "TrainingLoop", "ValuePolicy", "VectorEnv", "accelerate", "collect_rollout", "compose_config",
+    "PPO",
+    "ActorCritic",
+    "Algorithm",
+    "Evaluator",
+    "FunctionalEnv",
+    "LoggedDataset",
+    "MaskedMultiDiscrete",
+    "MemoryLogger",
+    "NetworkAlgorithm",
+    "NeuralBandit",
+    "NullLogger",
+    "OffPolicyEvaluator",
+    "OfflineAlgorithm",
+    "Policy",
+    "PricedEnv",
+    "Rollout",
+    "Step",
+    "TensorBoardLogger",
+    "TrainingLoop",
+    "ValuePolicy",
+    "VectorEnv",
+    "accelerate",
+    "collect_rollout",
+    "compose_config",
     "make_env",
 ]

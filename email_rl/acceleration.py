@@ -2,6 +2,7 @@
 
 All modes give the same results up to rounding.
 """
+
 from __future__ import annotations
 
 from functools import partial
@@ -28,7 +29,8 @@ def apply_mode_to_language_model_ppo(algorithm: LanguageModelPPO, mode: str) -> 
         if model is not None:  # of a resumed run; the models of other runs come later
             accelerate_model(model, mode)
     if mode == "compile":
-        algorithm.accumulate_gradient = compile_function(algorithm.accumulate_gradient, dynamic=None)  # lengths differ
+        # lengths differ
+        algorithm.accumulate_gradient = compile_function(algorithm.accumulate_gradient, dynamic=None)
     # Checkpointing keeps the state of a random stream, which can't be recorded.
     if mode == "cudagraph" and not algorithm.gradient_checkpointing:
         algorithm.accumulate_gradient = cuda_graphs.record(algorithm.accumulate_gradient, algorithm.device)
@@ -57,8 +59,9 @@ class RecordedDecoders:
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordedDecoders:
         return RecordedDecoders()
 
-    def __call__(self, language_model: PreTrainedModel, prompt: Tensor, u: Tensor, temperature: float, top_k: int,
-                 top_p: float) -> CachedDecoder:
+    def __call__(
+        self, language_model: PreTrainedModel, prompt: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float
+    ) -> CachedDecoder:
         """Return a decoder for prompts [P, Q] and uniforms [R, B]."""
         key = (prompt.shape, u.shape, temperature, top_k, top_p, torch.is_autocast_enabled(prompt.device.type))
         if self.key != key:

@@ -1,4 +1,5 @@
 """Inference: mails for contexts by a trained policy, with the probabilities that its reward model gives them."""
+
 from __future__ import annotations
 
 import csv
@@ -56,17 +57,27 @@ class ScoredMail(NamedTuple):
     def to_text(self) -> str:
         """Return the mail as text for a terminal."""
         likely = ", ".join(f"{name} {p:.2f}" for name, p in zip(OUTCOMES, self.probabilities))
-        found = (f"{name}: {'yes, ' + repr(sentence) if sentence else 'no'}"
-                 for name, sentence in (("call to action", self.call_to_action), ("question", self.question)))
-        return "\n".join((f"── {self.context}", self.text, f"── {likely} → {self.predicted}; reward {self.reward:.2f}; "
-                          f"{len(words(self.text))} words", f"── {'; '.join(found)}", ""))
+        found = (
+            f"{name}: {'yes, ' + repr(sentence) if sentence else 'no'}"
+            for name, sentence in (("call to action", self.call_to_action), ("question", self.question))
+        )
+        return "\n".join(
+            (
+                f"── {self.context}",
+                self.text,
+                f"── {likely} → {self.predicted}; reward {self.reward:.2f}; {len(words(self.text))} words",
+                f"── {'; '.join(found)}",
+                "",
+            )
+        )
 
 
 class MailGenerator:
     """Policy and reward model of a checkpoint of algo=ppo_kl; the dataset they learnt from is not needed."""
 
-    def __init__(self, policy: LanguageModelPolicy, reward_model: OutcomeClassifier, outcome_values: list, reward: str,
-                 seed: int):
+    def __init__(
+        self, policy: LanguageModelPolicy, reward_model: OutcomeClassifier, outcome_values: list, reward: str, seed: int
+    ):
         self.policy, self.reward_model, self.reward_kind = policy, reward_model, reward
         self.outcome_values = torch.tensor(outcome_values, dtype=torch.float64)
         self.generator = torch.Generator(policy.device).manual_seed(seed)
@@ -88,8 +99,16 @@ class MailGenerator:
         """Return which contexts are longer than the prompts that the policy reads, and lose their beginning."""
         return [i for i, row in enumerate(self.policy.full_prompts(contexts)) if len(row) > self.policy.prompt_tokens]
 
-    def generate(self, contexts: list[str], mails_per_context: int, *, temperature: float, top_k: int, top_p: float,
-                 batch_size: int) -> list[ScoredMail]:
+    def generate(
+        self,
+        contexts: list[str],
+        mails_per_context: int,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        batch_size: int,
+    ) -> list[ScoredMail]:
         """Write `mails_per_context` mails for each context; those of a context stand together."""
         _, texts = self.policy.generate(
             contexts,
@@ -103,9 +122,17 @@ class MailGenerator:
         contexts = [context for context in contexts for _ in range(mails_per_context)]
         p: Tensor = self.reward_model.probabilities(contexts, texts).double()
         rewards = expected_reward(p, self.outcome_values, self.reward_kind)
-        return [ScoredMail(context=context, text=text, probabilities=row, reward=reward,
-                           call_to_action=text_features.call_to_action(text), question=text_features.question(text))
-                for context, text, row, reward in zip(contexts, texts, p.tolist(), rewards.tolist())]
+        return [
+            ScoredMail(
+                context=context,
+                text=text,
+                probabilities=row,
+                reward=reward,
+                call_to_action=text_features.call_to_action(text),
+                question=text_features.question(text),
+            )
+            for context, text, row, reward in zip(contexts, texts, p.tolist(), rewards.tolist())
+        ]
 
 
 def read_contexts(path: str) -> list[dict[str, str]]:
@@ -127,6 +154,9 @@ def save_mails(path: str, rows: list[dict[str, str]], mails: list[ScoredMail]) -
         with temporary.open("w", encoding="utf-8", newline="") as file:
             lines = csv.writer(file)
             lines.writerow([*other_columns, *COLUMNS])
-            lines.writerows([*(rows[i // mails_per_context][name] for name in other_columns), *mail.to_row()]
-                            for i, mail in enumerate(mails))
+            lines.writerows(
+                [*(rows[i // mails_per_context][name] for name in other_columns), *mail.to_row()]
+                for i, mail in enumerate(mails)
+            )
+
     checkpoint.atomic(path, fill)

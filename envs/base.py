@@ -4,10 +4,12 @@
 their own: `FunctionalEnv` (the same environment as pure functions of its state) and `PricedEnv` (spending money lowers the reward
 by a price). N is the number of agents, D the length of an observation, `nvec` the sizes of the K heads of a MultiDiscrete action.
 """
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +26,8 @@ class Step(NamedTuple):
     reward: Tensor  #: reward of the action, float [N]
     terminated: Tensor  #: the episode has ended by itself, bool [N]
     truncated: Tensor  #: a time limit cut the episode short, bool [N]; false where `terminated` is true
-    final_obs: Tensor  #: observation that the action led to, before any reset, float [N, D]; equals `obs` without a reset
+    #: observation that the action led to, before any reset, float [N, D]; equals `obs` without a reset
+    final_obs: Tensor
     info: dict[str, Tensor]  #: further outcomes of the action, [N] each, under the names of `VectorEnv.info_keys`
 
 
@@ -37,13 +40,16 @@ class VectorEnv(ABC):
     device: torch.device  #: where all tensors of the environment are
     evaluation: Callable[[VectorEnv], Evaluator]  #: makes the Evaluator that scores policies of this environment
 
-    episode_length: int | None = None  #: steps of an episode where all have one length and `reset` starts new ones; else None
+    #: steps of an episode where all have one length and `reset` starts new ones; else None
+    episode_length: int | None = None
     can_truncate: bool = False  #: whether `Step.truncated` can be true
     info_keys: tuple[str, ...] = ()  #: names of the tensors in `Step.info`
     static_dim: int = 0  #: number of leading columns of an observation that stay the same for a whole episode
 
-    graph_regions: tuple[str, ...] = ()  #: methods, functions of tensors, that do a step's work: a backend may compile them
-    graph_state: tuple[str, ...] = ()  #: attributes that `reset` sets and `step` reads. A backend that records steps as a CUDA
+    #: methods, functions of tensors, that do a step's work: a backend may compile them
+    graph_regions: tuple[str, ...] = ()
+    #: attributes that `reset` sets and `step` reads. A backend that records steps as a CUDA
+    graph_state: tuple[str, ...] = ()
     #: graph keeps their tensors at one address. Empty where a step can't be recorded: it waits for the device or draws
     #: random numbers.
 

@@ -1,4 +1,5 @@
 """Environments from Python, as conf/ describes them."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Roll a logging policy out in any environment into a dataset of decisions, propensities and outcomes."""
+
 from __future__ import annotations
 
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -47,8 +48,9 @@ class AgentPolicy(LoggingPolicy):
 
 
 @torch.no_grad()
-def rollouts(env: VectorEnv, policy: LoggingPolicy, name: str, seed: int, *, decisions: int, steps: int,
-             all_propensities: bool) -> Iterator[LoggedDataset]:
+def rollouts(
+    env: VectorEnv, policy: LoggingPolicy, name: str, seed: int, *, decisions: int, steps: int, all_propensities: bool
+) -> Iterator[LoggedDataset]:
     """Yield at least `decisions`, a chunk a rollout: an episode of new units, or `steps` where there are no episodes.
 
     A unit's decisions stand together, in order. Of an environment that goes on, each agent counts as a unit.
@@ -80,11 +82,18 @@ def rollouts(env: VectorEnv, policy: LoggingPolicy, name: str, seed: int, *, dec
             unit=unit.repeat_interleave(steps),
             policy=torch.zeros(size, dtype=torch.long, device=device),
             outcomes={key: columns.pop(key) for key in COLUMNS.outcomes},
-            **columns)
+            **columns,
+        )
 
 
-def decide(env: VectorEnv, policy: LoggingPolicy, obs: Tensor, action_mask: Tensor, generator: torch.Generator,
-           all_propensities: bool) -> tuple[dict[str, Tensor], Step]:
+def decide(
+    env: VectorEnv,
+    policy: LoggingPolicy,
+    obs: Tensor,
+    action_mask: Tensor,
+    generator: torch.Generator,
+    all_propensities: bool,
+) -> tuple[dict[str, Tensor], Step]:
     """Draw an action of every agent and take it; return the decision's columns, [N, …] each, and the step."""
     zeros = torch.zeros(len(obs), device=env.device)
     priced = env.as_priced()
@@ -110,7 +119,8 @@ def decide(env: VectorEnv, policy: LoggingPolicy, obs: Tensor, action_mask: Tens
         "next_obs": step.final_obs,
         "next_action_mask": step.action_mask.flatten(1),
         "terminated": step.terminated,
-        "truncated": step.truncated}
+        "truncated": step.truncated,
+    }
     if all_propensities and reported is not None:
         row["probs"] = reported.float()
     return row, step

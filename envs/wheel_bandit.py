@@ -1,10 +1,11 @@
 """The wheel bandit: known, far from linear, and hard to explore; where explorers are compared."""
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from envs.base import VectorEnv, Step
+from envs.base import Step, VectorEnv
 
 
 class Wheel(VectorEnv):
@@ -18,8 +19,18 @@ class Wheel(VectorEnv):
     info_keys = ("reward",)
     nvec = (5,)
 
-    def __init__(self, device: torch.device, seed: int, *, num_agents: int, delta: float, safe: float, plain: float,
-                 prize: float, noise: float):
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        *,
+        num_agents: int,
+        delta: float,
+        safe: float,
+        plain: float,
+        prize: float,
+        noise: float,
+    ):
         self.device, self.num_agents = torch.device(device), num_agents
         self.delta, self.noise = delta, noise
         self.rewards = torch.tensor([safe, plain, prize], device=self.device)

@@ -1,8 +1,10 @@
 """Action values: networks from a context to the value of every action, and the policy that is greedy with them."""
+
 from __future__ import annotations
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +33,17 @@ def with_constant(x: Tensor) -> Tensor:
 class ActionValues(nn.Module):
     """One network from a context [B, D] to the expected reward of every combination of heads, [B, Πn]."""
 
-    def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, hidden: list[int], activation: Callable, gain: float,
-                 normalize_obs: bool, clip_obs: float):
+    def __init__(
+        self,
+        obs_dim: int,
+        nvec: tuple[int, ...],
+        *,
+        hidden: list[int],
+        activation: Callable,
+        gain: float,
+        normalize_obs: bool,
+        clip_obs: float,
+    ):
         super().__init__()
         layer_sizes = [obs_dim, *hidden]
         self.num_actions = math.prod(nvec)
@@ -76,7 +87,7 @@ class ActionValues(nn.Module):
                 x = layer(x)
             else:
                 x, pullback = torch.func.vjp(layer, x)
-                slope, = pullback(torch.ones_like(x))  # an activation is elementwise: its Jacobian is diagonal
+                (slope,) = pullback(torch.ones_like(x))  # an activation is elementwise: its Jacobian is diagonal
                 slopes.append(slope)
         # Backward: from the outputs themselves, whose gradient is the identity.
         identity = torch.eye(self.num_actions, device=x.device, dtype=x.dtype)
@@ -96,10 +107,27 @@ class FactoredActionValues(ActionValues):
     A term has Σn outputs instead of Πn.
     """
 
-    def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, rank: int, hidden: list[int], activation: Callable,
-                 gain: float, normalize_obs: bool, clip_obs: float):
-        super().__init__(obs_dim, nvec, hidden=hidden, activation=activation, gain=gain, normalize_obs=normalize_obs,
-                         clip_obs=clip_obs)
+    def __init__(
+        self,
+        obs_dim: int,
+        nvec: tuple[int, ...],
+        *,
+        rank: int,
+        hidden: list[int],
+        activation: Callable,
+        gain: float,
+        normalize_obs: bool,
+        clip_obs: float,
+    ):
+        super().__init__(
+            obs_dim,
+            nvec,
+            hidden=hidden,
+            activation=activation,
+            gain=gain,
+            normalize_obs=normalize_obs,
+            clip_obs=clip_obs,
+        )
         self.nvec = tuple(nvec)
         self.rank = rank
         num_factors = rank * sum(nvec)
@@ -145,8 +173,14 @@ class GreedyPolicy:
     [B, Πn] is the price times the expected spend, or None where nothing is priced.
     """
 
-    def __init__(self, nvec: tuple[int, ...], action_values: Callable[[Tensor, Tensor], Tensor],
-                 action_cost: Callable[[Tensor], Tensor] | None, *, observes_price: bool):
+    def __init__(
+        self,
+        nvec: tuple[int, ...],
+        action_values: Callable[[Tensor, Tensor], Tensor],
+        action_cost: Callable[[Tensor], Tensor] | None,
+        *,
+        observes_price: bool,
+    ):
         self.nvec = tuple(nvec)
         self.observes_price = observes_price
         self._action_values = action_values

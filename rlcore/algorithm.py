@@ -1,10 +1,12 @@
 """What every algorithm has in common: the contract of a policy, of an algorithm and of its evaluator, and the training loop."""
+
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """A policy over MultiDiscrete actions, for observations obs [B, D] under masks action_mask bool [B, *nvec] or [B, Πn]."""
 
-    observes_price: bool  #: whether the policy depends on the price in the observation; else obs may be the context alone
+    #: whether the policy depends on the price in the observation; else obs may be the context alone
+    observes_price: bool
 
     def distribution(self, obs: Tensor, action_mask: Tensor) -> MaskedMultiDiscrete:
         """Return the distribution that actions are drawn from."""
@@ -47,8 +50,9 @@ class AuxiliaryModel(Protocol):
     def anneal(self, progress: float) -> None:
         """Set the learning rate after a share `progress` of the training."""
 
-    def fit(self, obs: Tensor, action: Tensor, info: dict[str, Tensor], minibatches: int,
-            generator: torch.Generator) -> dict[str, Tensor]:
+    def fit(
+        self, obs: Tensor, action: Tensor, info: dict[str, Tensor], minibatches: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Train on every step once, in shuffled minibatches, for obs [..., D], action [..., K], info [...]; return metrics."""
 
     def train_minibatch(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -91,8 +95,10 @@ class Algorithm(ABC):
     eval_every: int  #: iterations between two evaluations
     checkpoint_every: int  #: iterations between two checkpoints
 
-    graph_regions: tuple[str, ...] = ()  #: methods of fixed shapes that never wait for the device: a backend may compile them
-    sharded: tuple[str, ...] = ()  #: keys of `state_dict` that differ between torchrun's processes; empty: one process only
+    #: methods of fixed shapes that never wait for the device: a backend may compile them
+    graph_regions: tuple[str, ...] = ()
+    #: keys of `state_dict` that differ between torchrun's processes; empty: one process only
+    sharded: tuple[str, ...] = ()
 
     validates_at_start: bool = False  #: whether the first validation comes before the first iteration
 
@@ -158,8 +164,15 @@ class OfflineAlgorithm(Algorithm):
 class TrainingLoop:
     """Runs an algorithm to its last iteration, or to the end of the iteration in which `should_stop` turns true."""
 
-    def __init__(self, algorithm: Algorithm, logger: Logger, *, save: Callable[[], None] = lambda: None,
-                 validate: Callable[[], dict[str, float]] | None = None, should_stop: Callable[[], bool] = lambda: False):
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        logger: Logger,
+        *,
+        save: Callable[[], None] = lambda: None,
+        validate: Callable[[], dict[str, float]] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ):
         self.algorithm = algorithm
         self.logger = logger
         self.save = save
@@ -180,7 +193,9 @@ class TrainingLoop:
             algorithm.iteration += 1
             # 2. Its metrics.
             step = algorithm.steps_done
-            logger.log_iteration(step, metrics, iteration=algorithm.iteration, steps=step - steps_before, started=started)
+            logger.log_iteration(
+                step, metrics, iteration=algorithm.iteration, steps=step - steps_before, started=started
+            )
             # 3. Validation.
             if self.validate and algorithm.is_validation_due():
                 validation = self.validate()
@@ -207,9 +222,21 @@ class NetworkAlgorithm(Algorithm):
     where a rollout does not have the length of an episode.
     """
 
-    def __init__(self, env: Any, seed: int, *, observes_price: bool, network: Callable, optimizer: Callable,
-                 lr_schedule: Callable | None, auxiliary: Callable | None, total_steps: int, num_steps: int,
-                 eval_every: int, checkpoint_every: int):
+    def __init__(
+        self,
+        env: Any,
+        seed: int,
+        *,
+        observes_price: bool,
+        network: Callable,
+        optimizer: Callable,
+        lr_schedule: Callable | None,
+        auxiliary: Callable | None,
+        total_steps: int,
+        num_steps: int,
+        eval_every: int,
+        checkpoint_every: int,
+    ):
         if env.episode_length and num_steps != env.episode_length:
             raise ValueError(f"algo.num_steps: expected {env.episode_length}, the steps of an episode, got {num_steps}")
         self.env = env
@@ -228,7 +255,8 @@ class NetworkAlgorithm(Algorithm):
         self.lr = torch.tensor(self.initial_lr, device=env.device)
         self.optimizer.param_groups[0]["lr"] = self.lr
         self.lr_schedule = lr_schedule
-        self.kl = torch.full((), torch.nan, device=env.device)  # of the last iteration, for schedules that adapt to it
+        # of the last iteration, for schedules that adapt to it
+        self.kl = torch.full((), torch.nan, device=env.device)
 
     def anneal(self, progress: float) -> None:
         """Set the learning rates of an iteration."""
@@ -239,9 +267,16 @@ class NetworkAlgorithm(Algorithm):
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "lr": self.lr,
-                "kl": self.kl, "iteration": self.iteration, "auxiliary": self.auxiliary and self.auxiliary.state_dict(),
-                "generator": self.generator.get_state(), "env": self.env.state_dict()}
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr": self.lr,
+            "kl": self.kl,
+            "iteration": self.iteration,
+            "auxiliary": self.auxiliary and self.auxiliary.state_dict(),
+            "generator": self.generator.get_state(),
+            "env": self.env.state_dict(),
+        }
 
     def load_policy(self, state: dict) -> None:
         """Restore what acting needs, on whatever device."""

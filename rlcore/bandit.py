@@ -4,9 +4,11 @@ An iteration collects decisions and updates; with a dataset, the decisions are r
 bandit learns profit and spend apart, and acts on profit less spend at the agent's price, so that its values clear any budget by
 the exact knapsack.
 """
+
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,15 +77,42 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
 
     graph_regions = ("loss",)
 
-    def __init__(self, env: Any, seed: int, *, network: Callable, optimizer: Callable, lr_schedule: Callable | None,
-                 exploration: Callable, auxiliary: Callable | None, total_steps: int, num_steps: int, memory: int, updates: int,
-                 batch_size: int, eval_every: int, checkpoint_every: int):
-        super().__init__(env, seed, observes_price=False, network=network, optimizer=optimizer, lr_schedule=lr_schedule,
-                         auxiliary=auxiliary, total_steps=total_steps, num_steps=num_steps, eval_every=eval_every,
-                         checkpoint_every=checkpoint_every)
+    def __init__(
+        self,
+        env: Any,
+        seed: int,
+        *,
+        network: Callable,
+        optimizer: Callable,
+        lr_schedule: Callable | None,
+        exploration: Callable,
+        auxiliary: Callable | None,
+        total_steps: int,
+        num_steps: int,
+        memory: int,
+        updates: int,
+        batch_size: int,
+        eval_every: int,
+        checkpoint_every: int,
+    ):
+        super().__init__(
+            env,
+            seed,
+            observes_price=False,
+            network=network,
+            optimizer=optimizer,
+            lr_schedule=lr_schedule,
+            auxiliary=auxiliary,
+            total_steps=total_steps,
+            num_steps=num_steps,
+            eval_every=eval_every,
+            checkpoint_every=checkpoint_every,
+        )
         decisions = env.num_agents * num_steps
         if not isinstance(self.network, ActionValues):
-            raise ValueError("algo.network: the bandit needs a network of action values, as algo/network=action_values or logistic")
+            raise ValueError(
+                "algo.network: the bandit needs a network of action values, as algo/network=action_values or logistic"
+            )
         if memory < decisions:
             raise ValueError(f"algo.memory: expected at least {decisions}, the decisions of an iteration, got {memory}")
         self.exploration = exploration(self.network)
@@ -94,8 +123,9 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         self.seed = seed
         self.dataset: LoggedDataset | None = None
         self.priced_env = env.as_priced()
-        self.policy = GreedyPolicy(env.nvec, self._action_values, self._action_cost if self.priced_env else None,
-                                   observes_price=False)
+        self.policy = GreedyPolicy(
+            env.nvec, self._action_values, self._action_cost if self.priced_env else None, observes_price=False
+        )
 
     def set_dataset(self, data: LoggedDataset) -> None:
         """Read decisions from a dataset, again and again in one random order, in place of acting."""
@@ -122,7 +152,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         obs, action_mask = env.reset()
         uniforms = torch.rand(self.num_steps, env.num_agents, generator=self.generator, device=env.device)
         for u in uniforms:
-            context, action_mask = obs[:, :env.context_dim], action_mask.flatten(1)
+            context, action_mask = obs[:, : env.context_dim], action_mask.flatten(1)
             cost = self.action_cost(context, priced.price) if priced else 0.0
             probs = self.exploration.probs(self.network, context, cost, action_mask, self.generator)
             action = draw(probs, u)
@@ -139,7 +169,9 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
             obs, action_mask = step.obs, step.action_mask
         outcomes = {name: x.flatten(0, 1) for name, x in stack_columns(infos).items()}
         decisions = Decisions(**{name: x.flatten(0, 1) for name, x in stack_columns(steps).items()}, info=outcomes)
-        means = {f"rollout/{name}": torch.stack([info[name].float().mean() for info in infos]).mean() for name in infos[0]}
+        means = {
+            f"rollout/{name}": torch.stack([info[name].float().mean() for info in infos]).mean() for name in infos[0]
+        }
         if "rollout/regret" in means:
             self.cumulative_regret += self.num_steps * means["rollout/regret"]
             means["rollout/cumulative_regret"] = self.cumulative_regret.clone()
@@ -151,7 +183,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         count = self.env.num_agents * self.num_steps
         position = self.iteration * count + torch.arange(count, device=self.env.device)
         rows = self.order[position % len(data)]
-        context = data.obs[rows, :self.env.context_dim]
+        context = data.obs[rows, : self.env.context_dim]
         action = data.action[rows]
         for contexts, actions in zip(context.chunk(self.num_steps), action.chunk(self.num_steps)):
             self.exploration.update_design(self.network, contexts, actions)
@@ -188,17 +220,22 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         return (price[:, None, None] * self.priced_env.expected_cost(probability)).flatten(1)
 
     def _action_values(self, obs: Tensor, action_mask: Tensor) -> Tensor:
-        return self.exploration.predict(self.network, obs[:, :self.env.context_dim])
+        return self.exploration.predict(self.network, obs[:, : self.env.context_dim])
 
     def _action_cost(self, obs: Tensor) -> Tensor:
         if not self.auxiliary:
-            raise ValueError("algo.auxiliary: without a model of what actions cost, their cost in logged states is unknown")
-        return self.action_cost(obs[:, :self.env.context_dim], self.priced_env.decode_price(obs))
+            raise ValueError(
+                "algo.auxiliary: without a model of what actions cost, their cost in logged states is unknown"
+            )
+        return self.action_cost(obs[:, : self.env.context_dim], self.priced_env.decode_price(obs))
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly, but for the dataset."""
-        return super().state_dict() | {"exploration": self.exploration.state_dict(), "memory": self.memory.state_dict(),
-                                       "cumulative_regret": self.cumulative_regret}
+        return super().state_dict() | {
+            "exploration": self.exploration.state_dict(),
+            "memory": self.memory.state_dict(),
+            "cumulative_regret": self.cumulative_regret,
+        }
 
     def load_policy(self, state: dict) -> None:
         """Restore what acting needs, on whatever device."""

@@ -1,11 +1,12 @@
 """Files that are whole or not there: written under a temporary name, then renamed."""
+
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 

@@ -1,7 +1,9 @@
 """PPO that begins as the student of a policy learned elsewhere, such as from a log (kickstarting, Schmitt et al. 2018)."""
+
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +23,16 @@ class DistilledPPO(PPO):
 
     graph_regions = (*PPO.graph_regions, "compute_distillation_gradients")
 
-    def __init__(self, env: Any, seed: int, *, teacher: Callable[[Any], GreedyPolicy], distill_iterations: int,
-                 temperature: float, **ppo: Any):
+    def __init__(
+        self,
+        env: Any,
+        seed: int,
+        *,
+        teacher: Callable[[Any], GreedyPolicy],
+        distill_iterations: int,
+        temperature: float,
+        **ppo: Any,
+    ):
         super().__init__(env, seed, **ppo)
         self.load_teacher = teacher
         self.distill_iterations = distill_iterations
@@ -32,7 +42,9 @@ class DistilledPPO(PPO):
         """Restore the teacher."""
         self.teacher = self.load_teacher(self.env)
 
-    def update(self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+    def update(
+        self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor]:
         """Learn from the teacher first, then as PPO does."""
         if self.iteration < self.distill_iterations:
             compute_gradients = self.compute_distillation_gradients
@@ -51,5 +63,9 @@ class DistilledPPO(PPO):
         grad_norm = self.backward(policy_loss + self.vf_coef * value_loss)
         with torch.no_grad():
             kl = losses.kl_k3(pi.log_prob(batch.action) - batch.log_prob)
-        return {"imitation": policy_loss.detach(), "value_loss": value_loss.detach(),
-                "approx_kl": weight * losses.masked_mean(kl, batch.has_choice), "grad_norm": grad_norm}
+        return {
+            "imitation": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "approx_kl": weight * losses.masked_mean(kl, batch.has_choice),
+            "grad_norm": grad_norm,
+        }

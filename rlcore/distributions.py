@@ -1,8 +1,9 @@
 """A categorical over all combinations of several discrete heads, under a mask of valid combinations."""
+
 from __future__ import annotations
 
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class MaskedMultiDiscrete:
 
     def __init__(self, logits: Tensor, action_mask: Tensor, nvec: tuple[int, ...]):
         self.nvec = nvec
-        additive_mask = torch.where(action_mask.flatten(1), 0.0, -torch.inf)  # a sum costs nothing in the backward pass
+        # a sum costs nothing in the backward pass
+        additive_mask = torch.where(action_mask.flatten(1), 0.0, -torch.inf)
         self.logits = logits + additive_mask.to(logits.dtype)
         self.log_probs = torch.log_softmax(self.logits, -1)
 
@@ -91,7 +93,8 @@ def draw(probs: Tensor, u: Tensor) -> Tensor:
 def invert(probs: Tensor, u: Tensor) -> Tensor:
     """Return the first index at which the distribution function of each row exceeds u."""
     cdf = probs.cumsum(-1)
-    cdf = cdf * (probs > 0)  # an entry of probability 0 must not be drawn, even where a parallel sum rounds its cdf up
+    # an entry of probability 0 must not be drawn, even where a parallel sum rounds its cdf up
+    cdf = cdf * (probs > 0)
     total = cdf.amax(-1, keepdim=True)
     exceeds = cdf > u[:, None] * total
     return exceeds.to(torch.uint8).argmax(-1)

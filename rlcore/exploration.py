@@ -3,6 +3,7 @@
 The probabilities are logged as propensities. Scores and probabilities are [B, A], an action_mask is bool [B, A]. An
 invalid action has probability 0.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -71,16 +72,23 @@ class Explorer(nn.Module):
         """Return the expected reward of all actions [B, A] in contexts [B, D]."""
         return network(context)
 
-    def probs(self, network: ActionValues, context: Tensor, cost: Tensor | float, action_mask: Tensor,
-              generator: torch.Generator) -> Tensor:
+    def probs(
+        self,
+        network: ActionValues,
+        context: Tensor,
+        cost: Tensor | float,
+        action_mask: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
         """Return the probabilities of all actions [B, A]; the known cost [B, A] is subtracted from the prediction."""
         raise NotImplementedError
 
     def update_design(self, network: ActionValues, context: Tensor, action: Tensor) -> None:
         """Count decisions that were made, contexts [B, D] and flat actions [B], into the design matrix."""
 
-    def refit_posterior(self, network: ActionValues, iteration: int, context: Tensor, action: Tensor,
-                        reward: Tensor) -> None:
+    def refit_posterior(
+        self, network: ActionValues, iteration: int, context: Tensor, action: Tensor, reward: Tensor
+    ) -> None:
         """Refit the posterior to all remembered decisions, after the network has changed in an iteration."""
 
 
@@ -179,8 +187,9 @@ class RegressionStatistics(NamedTuple):
     num_decisions: Tensor  #: [A]
 
 
-def regression_statistics(network: ActionValues, context: Tensor, action: Tensor,
-                          reward: Tensor) -> RegressionStatistics:
+def regression_statistics(
+    network: ActionValues, context: Tensor, action: Tensor, reward: Tensor
+) -> RegressionStatistics:
     """Add up the statistics of decisions: contexts [N, D], flat actions [N], rewards [N]."""
     num_actions = network.num_actions
     size = network.width + 1
@@ -207,8 +216,17 @@ class NeuralLinear(Explorer):
     since the features of old decisions change with the network. The noise is the mean of its inverse-gamma posterior.
     """
 
-    def __init__(self, network, *, ridge: float, noise_shape: float, noise_scale: float, refit_every: int,
-                 epsilon: float, samples: int):
+    def __init__(
+        self,
+        network,
+        *,
+        ridge: float,
+        noise_shape: float,
+        noise_scale: float,
+        refit_every: int,
+        epsilon: float,
+        samples: int,
+    ):
         super().__init__()
         self.ridge = ridge
         self.noise_shape = noise_shape

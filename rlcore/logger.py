@@ -1,10 +1,12 @@
 """Where training writes its metrics: TensorBoard with a live line on the console, memory, or nowhere."""
+
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ContextManager, Iterator, Protocol
+from typing import TYPE_CHECKING, ContextManager, Protocol
 
 import torch
 from rich.console import Console
@@ -69,7 +71,8 @@ class TensorBoardLogger:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=self.console)
+            console=self.console,
+        )
         self.task = self.progress.add_task("iteration", total=iterations, sps="–", score=f"{headline} –")
 
     def __enter__(self) -> TensorBoardLogger:

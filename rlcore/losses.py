@@ -1,7 +1,8 @@
 """PPO's losses and diagnostics as pure functions; a mean can be over a mask (bool) or weights, one a sample."""
+
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -38,8 +39,9 @@ def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor 
     return masked_mean(pessimistic_loss, mask)
 
 
-def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float | None,
-               mask: Tensor | None = None) -> Tensor:
+def value_loss(
+    value: Tensor, old_value: Tensor, target: Tensor, clip: float | None, mask: Tensor | None = None
+) -> Tensor:
     """Return half the mean squared error; with `clip`, of the value or the clipped value, whichever error is larger."""
     squared_error = (value - target).square()
     if clip is not None:
@@ -72,13 +74,16 @@ def clip_fraction(log_ratio: Tensor, clip: float, mask: Tensor | None = None) ->
     return masked_mean(clipped, mask)
 
 
-def explained_variance(value: Tensor, target: Tensor, mask: Tensor | None = None,
-                       all_reduce: AllReduce | None = None) -> Tensor:
+def explained_variance(
+    value: Tensor, target: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | None = None
+) -> Tensor:
     """Return 1 − Var(target − value) / Var(target), and 0 where the target is constant."""
+
     def variance(x: Tensor) -> Tensor:
         mean = masked_mean(x, mask, all_reduce)
         squared_deviation = (x - mean).square()
         return masked_mean(squared_deviation, mask, all_reduce)
+
     target_variance = variance(target)
     mean_square = masked_mean(target.square(), mask, all_reduce)
     is_constant = target_variance <= 1e-12 * mean_square  # but for rounding
@@ -87,9 +92,23 @@ def explained_variance(value: Tensor, target: Tensor, mask: Tensor | None = None
     return torch.where(is_constant, 0.0, explained)
 
 
-def ppo(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, entropy: Tensor, value: Tensor, old_value: Tensor,
-        target: Tensor, mask: Tensor | None, value_mask: Tensor | None = None, *, clip: float, clip_value: float | None,
-        vf_coef: float, ent_coef: Tensor | float, weight: Tensor | float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+def ppo(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    entropy: Tensor,
+    value: Tensor,
+    old_value: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    value_mask: Tensor | None = None,
+    *,
+    clip: float,
+    clip_value: float | None,
+    vf_coef: float,
+    ent_coef: Tensor | float,
+    weight: Tensor | float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return PPO's loss (Schulman et al. 2017, eq. 9) and diagnostics, detached; all inputs have one shape.
 
     Policy loss, entropy and KL are means over `mask`, the samples with a choice, times `weight`, the share of these

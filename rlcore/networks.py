@@ -1,8 +1,9 @@
 """Multi-layer perceptrons, and the actor-critic."""
+
 from __future__ import annotations
 
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class SigmoidTanh(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        y, = ctx.saved_tensors
+        (y,) = ctx.saved_tensors
         return torch.ops.aten.tanh_backward(gradient, y)
 
 
@@ -65,8 +66,19 @@ class ActorCritic(nn.Module):
 
     observes_price = True
 
-    def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, hidden: list[int], activation: Callable, heads: str,
-                 policy_gain: float, first_bias: float, normalize_obs: bool, clip_obs: float):
+    def __init__(
+        self,
+        obs_dim: int,
+        nvec: tuple[int, ...],
+        *,
+        hidden: list[int],
+        activation: Callable,
+        heads: str,
+        policy_gain: float,
+        first_bias: float,
+        normalize_obs: bool,
+        clip_obs: float,
+    ):
         super().__init__()
         if heads not in ("independent", "joint"):
             raise ValueError(f"algo.network.heads: expected 'independent' or 'joint', got '{heads}'")

@@ -1,4 +1,5 @@
 """Moments of observations and rewards. They are buffers: a checkpoint has them, and they change only by `update` or `fit`."""
+
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,5 @@
 """Parts that the plots and tables of all reports share."""
+
 from __future__ import annotations
 
 from matplotlib.axes import Axes

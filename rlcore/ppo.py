@@ -4,9 +4,11 @@ PPO here has joint action masks, generalised advantage estimation (GAE), and boo
 rollout, N agents, observations of length D, K action heads of sizes `nvec`. All shapes are fixed, and the methods in
 `graph_regions` never wait for the device, so that `rlcore.backends` can compile them or record them as CUDA graphs.
 """
+
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +28,8 @@ class Batch(NamedTuple):
     action_mask: Tensor  #: bool [B, *nvec]
     action: Tensor  #: int64 [B, K]
     log_prob: Tensor  #: of the action under the policy that took it, [B]
-    value: Tensor  #: V(obs) before the update, [B], in units of the rewards that GAE saw, normalised where norm_reward is set
+    #: V(obs) before the update, [B], in units of the rewards that GAE saw, normalised where norm_reward is set
+    value: Tensor
     advantage: Tensor  #: GAE, [B], in these units, or whitened where norm_adv is `batch`
     target: Tensor  #: of the value function: GAE, not whitened, plus value, [B]
     has_choice: Tensor  #: more than one action was valid, bool [B]; a forced action says nothing about the policy
@@ -50,17 +53,52 @@ class PPO(NetworkAlgorithm):
     graph_regions = ("compute_advantages", "compute_gradients")  # methods that a backend may compile or record
     sharded = ("generator", "env", "reward_normalizer")  # parts of the state that differ between processes
 
-    def __init__(self, env: Any, seed: int, *, network: Callable, optimizer: Callable, lr_schedule: Callable | None,
-                 auxiliary: Callable | None, total_steps: int, num_steps: int, epochs: int, minibatches: int, gamma: float,
-                 gae_lambda: float, clip: float, clip_value: float | None, vf_coef: float, ent_coef: float,
-                 ent_coef_final: float, norm_adv: str, norm_reward: bool, center_reward: bool, max_grad_norm: float,
-                 target_kl: float | None, eval_every: int, checkpoint_every: int):
+    def __init__(
+        self,
+        env: Any,
+        seed: int,
+        *,
+        network: Callable,
+        optimizer: Callable,
+        lr_schedule: Callable | None,
+        auxiliary: Callable | None,
+        total_steps: int,
+        num_steps: int,
+        epochs: int,
+        minibatches: int,
+        gamma: float,
+        gae_lambda: float,
+        clip: float,
+        clip_value: float | None,
+        vf_coef: float,
+        ent_coef: float,
+        ent_coef_final: float,
+        norm_adv: str,
+        norm_reward: bool,
+        center_reward: bool,
+        max_grad_norm: float,
+        target_kl: float | None,
+        eval_every: int,
+        checkpoint_every: int,
+    ):
         # `observes_price`: the network gets the whole observation, also the columns that show a price where there is one.
-        super().__init__(env, seed, observes_price=True, network=network, optimizer=optimizer, lr_schedule=lr_schedule,
-                         auxiliary=auxiliary, total_steps=total_steps, num_steps=num_steps, eval_every=eval_every,
-                         checkpoint_every=checkpoint_every)
+        super().__init__(
+            env,
+            seed,
+            observes_price=True,
+            network=network,
+            optimizer=optimizer,
+            lr_schedule=lr_schedule,
+            auxiliary=auxiliary,
+            total_steps=total_steps,
+            num_steps=num_steps,
+            eval_every=eval_every,
+            checkpoint_every=checkpoint_every,
+        )
         if env.num_agents * num_steps % minibatches:
-            raise ValueError(f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps")
+            raise ValueError(
+                f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps"
+            )
         if center_reward and not norm_reward:
             raise ValueError("algo.center_reward: expected false where algo.norm_reward is false")
         if norm_adv not in ("minibatch", "batch", "none"):
@@ -77,12 +115,17 @@ class PPO(NetworkAlgorithm):
         self.norm_adv = norm_adv
         self.max_grad_norm = max_grad_norm
         self.target_kl = target_kl
-        self.policy = self.network  # for evaluation; a backend may replace `network`, for training, by a compiled equivalent
-        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)  # annealed in place: recorded graphs read it
-        self.reward_normalizer = RewardNormalizer(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
+        # for evaluation; a backend may replace `network`, for training, by a compiled equivalent
+        self.policy = self.network
+        # annealed in place: recorded graphs read it
+        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
+        self.reward_normalizer = (
+            RewardNormalizer(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
+        )
         self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
         self.gae = returns.gae  # likewise
-        self.foreach = True  # one kernel for the norms of all gradients; a compiling backend fuses them itself, and sets False
+        # one kernel for the norms of all gradients; a compiling backend fuses them itself, and sets False
+        self.foreach = True
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect a rollout, compute its advantages, and update policy, value and auxiliary model; return the metrics."""
@@ -127,12 +170,21 @@ class PPO(NetworkAlgorithm):
         has_choice = rollout.action_mask.flatten(2).sum(-1) > 1
         if self.norm_adv == "batch":
             advantage = whiten(advantage, has_choice, distributed.all_reduce_sum)
-        rollout_batch = Batch(obs=rollout.obs, action_mask=rollout.action_mask, action=rollout.action,
-                              log_prob=rollout.log_prob, value=value, advantage=advantage, target=target,
-                              has_choice=has_choice)
+        rollout_batch = Batch(
+            obs=rollout.obs,
+            action_mask=rollout.action_mask,
+            action=rollout.action,
+            log_prob=rollout.log_prob,
+            value=value,
+            advantage=advantage,
+            target=target,
+            has_choice=has_choice,
+        )
         return Batch(*(column.flatten(0, 1) for column in rollout_batch))  # [T, N, ...] → [T·N, ...]
 
-    def update(self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+    def update(
+        self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor]:
         """Train on the batch for some epochs; return each metric's mean over minibatches.
 
         The explained variance is that of the values before the update.
@@ -155,8 +207,9 @@ class PPO(NetworkAlgorithm):
                 break
         self.kl.copy_(epoch_kl)  # for a learning rate that adapts to it
         metrics = {f"losses/{name}": total / (epoch * self.minibatches) for name, total in totals.items()}
-        metrics["losses/explained_variance"] = losses.explained_variance(batch.value, batch.target, mask=None,
-                                                                         all_reduce=distributed.all_reduce_sum)
+        metrics["losses/explained_variance"] = losses.explained_variance(
+            batch.value, batch.target, mask=None, all_reduce=distributed.all_reduce_sum
+        )
         return metrics
 
     def compute_gradients(self, batch: Batch) -> dict[str, Tensor]:
@@ -169,9 +222,20 @@ class PPO(NetworkAlgorithm):
         # by its share of them, so that averaged gradients are those of one mean over all.
         weight = distributed.mean_weight(batch.has_choice)
         loss, metrics = losses.ppo(
-            pi.log_prob(batch.action), batch.log_prob, advantage, pi.entropy(), self.network.value(batch.obs), batch.value,
-            batch.target, batch.has_choice, clip=self.clip, clip_value=self.clip_value, vf_coef=self.vf_coef,
-            ent_coef=self.entropy_coef, weight=weight)
+            pi.log_prob(batch.action),
+            batch.log_prob,
+            advantage,
+            pi.entropy(),
+            self.network.value(batch.obs),
+            batch.value,
+            batch.target,
+            batch.has_choice,
+            clip=self.clip,
+            clip_value=self.clip_value,
+            vf_coef=self.vf_coef,
+            ent_coef=self.entropy_coef,
+            weight=weight,
+        )
         return metrics | {"grad_norm": self.backward(loss)}
 
     def backward(self, loss: Tensor) -> Tensor:

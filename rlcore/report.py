@@ -1,8 +1,9 @@
 """A comparison of policies as a table, as numbers and as plots, for environments that judge by returns."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from matplotlib.figure import Figure
 from rich import box
@@ -48,8 +49,9 @@ class Report:
 
     def to_table(self) -> Table:
         """Lay the comparison out for the console."""
-        table = Table(title=self.title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=self.caption,
-                      caption_justify="left")
+        table = Table(
+            title=self.title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=self.caption, caption_justify="left"
+        )
         table.add_column(self.what, no_wrap=True)
         for header in self.columns:
             justify = "left" if header == "knows" else "right"

@@ -1,4 +1,5 @@
 """From rewards to advantages, as pure functions."""
+
 from __future__ import annotations
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor
 from rlcore.losses import AllReduce, masked_mean
 
 
-def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float,
-        lam: float) -> Tensor:
+def gae(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+) -> Tensor:
     """Return generalised advantages [T, N] (Schulman et al. 2016, eq. 16).
 
     δ = r + γ·(1 − terminated)·next_value − value; the trace stops at `done` (terminated or truncated). `next_value`
@@ -27,7 +29,7 @@ def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
     while reach < len(sums):
         near = sums[:-reach]
         far = sums[reach:]
-        doubled = torch.addcmul(near, decay[:len(near)], far)
+        doubled = torch.addcmul(near, decay[: len(near)], far)
         complete = sums[-reach:]
         sums = torch.cat((doubled, complete))
         decay = decay[:-reach] * decay[reach:]

@@ -1,4 +1,5 @@
 """Rollouts: a policy acts for T steps in N environments, and what happened is kept in columns by name."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,8 @@ class Rollout(NamedTuple):
     reward: Tensor  #: [T, N]
     terminated: Tensor  #: bool [T, N]
     truncated: Tensor  #: bool [T, N]
-    final_obs: Tensor | None  #: observation that each step led to, [T, N, D]; None where the environment never truncates
+    #: observation that each step led to, [T, N, D]; None where the environment never truncates
+    final_obs: Tensor | None
     last_obs: Tensor  #: observation after the last step, [N, D]
     info: dict[str, Tensor]  #: further outcomes of each step, [T, N]
 
@@ -49,8 +51,15 @@ def continue_rollout(env: Any, policy: Policy, obs: Tensor, action_mask: Tensor,
     for u in uniforms:
         action, log_prob = policy.act(obs, action_mask, u)
         step = env.step(action)
-        columns = {"obs": obs, "action_mask": action_mask, "action": action, "log_prob": log_prob, "reward": step.reward,
-                   "terminated": step.terminated, "truncated": step.truncated}
+        columns = {
+            "obs": obs,
+            "action_mask": action_mask,
+            "action": action,
+            "log_prob": log_prob,
+            "reward": step.reward,
+            "terminated": step.terminated,
+            "truncated": step.truncated,
+        }
         if env.can_truncate:
             columns["final_obs"] = step.final_obs
         steps.append(columns)

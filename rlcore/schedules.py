@@ -1,4 +1,5 @@
 """Learning-rate schedules that write into the optimiser's tensor without asking the host."""
+
 from __future__ import annotations
 
 from torch import Tensor

@@ -1,4 +1,5 @@
 """Benchmarks: python scripts/bench.py ROOM/NAME [key=value …], a file of conf/benchmark/, as in speed/roofline."""
+
 from __future__ import annotations
 
 import platform
@@ -23,19 +24,40 @@ def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     measured = instantiate(cfg.benchmark, _convert_="all")(directory, device, cfg.seed)
-    checkpoint.save_json(directory / "benchmark.json", {
-        "benchmark": HydraConfig.get().runtime.choices["benchmark"], "machine": machine(device),
-        "config": OmegaConf.to_container(cfg, resolve=True), **measured})
+    checkpoint.save_json(
+        directory / "benchmark.json",
+        {
+            "benchmark": HydraConfig.get().runtime.choices["benchmark"],
+            "machine": machine(device),
+            "config": OmegaConf.to_container(cfg, resolve=True),
+            **measured,
+        },
+    )
     print(f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}")
 
 
 def machine(device: torch.device) -> dict:
     """Say where a figure was measured."""
-    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), "") if Path("/proc/cpuinfo").exists() else platform.processor()
+    cpu = (
+        next(
+            (
+                line.partition(":")[2].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            "",
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__,
-            "python": platform.python_version()}
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 if __name__ == "__main__":

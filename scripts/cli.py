@@ -1,13 +1,15 @@
 """What every script shares: the device, one line for bad input, and an exit code that tells."""
+
 from __future__ import annotations
 
 import functools
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra import compose
@@ -30,6 +32,7 @@ def guarded(main: Callable) -> Callable:
 
     In a multirun the job fails alone; `launch` gives the exit code after the last one.
     """
+
     @functools.wraps(main)
     def run(cfg):
         try:
@@ -54,6 +57,7 @@ def guarded(main: Callable) -> Callable:
                 raise  # a job on another machine
             tempfile.mkstemp(dir=folder)
             return None
+
     return run
 
 
@@ -128,8 +132,10 @@ def check_fit(algo: Callable, env) -> None:
     needed = algo.func.env_type or VectorEnv
     if not isinstance(env, needed):
         chosen = HydraConfig.get().runtime.choices
-        raise ValueError(f"algo={chosen['algo']} env={chosen['env']}: do not fit: expected an environment of the kind "
-                         f"{needed.__name__}, got {type(env).__name__}")
+        raise ValueError(
+            f"algo={chosen['algo']} env={chosen['env']}: do not fit: expected an environment of the kind "
+            f"{needed.__name__}, got {type(env).__name__}"
+        )
 
 
 @contextmanager
@@ -176,7 +182,9 @@ def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
     make_algorithm = instantiate(OmegaConf.create(state["config"]["algo"]), _convert_="all")
     algorithm = make_algorithm(env, 0)
     if not isinstance(algorithm.policy, GreedyPolicy):
-        raise ValueError(f"algo.teacher.checkpoint={checkpoint}: expected a checkpoint of bcq or cql, got {state['name']}")
+        raise ValueError(
+            f"algo.teacher.checkpoint={checkpoint}: expected a checkpoint of bcq or cql, got {state['name']}"
+        )
     with fitting(checkpoint):
         algorithm.load_policy(state["agent"])
     return algorithm.policy
@@ -190,8 +198,10 @@ def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[
         if key.startswith("env."):
             said.append(override.lstrip("+"))
         elif key.split("/")[0].split(".")[0] in (*own, "experiment"):
-            raise ValueError(f"{override}: the checkpoint brings its own; only keys below env can be changed, as in "
-                             "env.evaluation.customers=4000")
+            raise ValueError(
+                f"{override}: the checkpoint brings its own; only keys below env can be changed, as in "
+                "env.evaluation.customers=4000"
+            )
     whole = OmegaConf.create({**OmegaConf.to_container(cfg), **{key: trained[key] for key in own}})
     OmegaConf.set_struct(whole, True)
     try:
@@ -204,17 +214,28 @@ def publish(report, name: str | None, logger, directory: Path, config: dict) -> 
     """Write a report to the console, to TensorBoard, to metrics.json and to PNG files."""
     figures = report.to_figures(name, logger.headline, logger.history)
     for title, figure in figures.items():
-        checkpoints.atomic(directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png"))
+        checkpoints.atomic(
+            directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png")
+        )
         logger.log_figure(f"evaluation/{title}", figure)
     for title, part in report.parts().items():
         logger.log_text(f"evaluation/{title}", part.to_markdown())
     logger.log_hparams(flatten(config), report.headline_metrics())
     seconds = max(logger.seconds, 1e-9)
-    checkpoints.save_json(directory / "metrics.json", {
-        **report.to_metrics(), "steps": logger.steps, "steps_per_second": logger.steps / seconds, "seconds": logger.seconds})
+    checkpoints.save_json(
+        directory / "metrics.json",
+        {
+            **report.to_metrics(),
+            "steps": logger.steps,
+            "steps_per_second": logger.steps / seconds,
+            "seconds": logger.seconds,
+        },
+    )
     logger.close()
     logger.console.print(*(part.to_table() for part in report.parts().values()), sep="\n")
-    logger.console.print(f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}")
+    logger.console.print(
+        f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}"
+    )
 
 
 def flatten(config: dict, prefix: str = "") -> dict:

@@ -1,4 +1,5 @@
 """Log the decisions of a logging policy: python scripts/collect.py logging_policy=price_perturbed out=log.parquet decisions=2400000."""
+
 from __future__ import annotations
 
 import sys
@@ -12,9 +13,9 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from envs.data_collection import rollouts  # noqa: E402
-from rlcore.offline.log_files import write  # noqa: E402
-from scripts.cli import choose_device, guarded, launch, trained  # noqa: E402
+from envs.data_collection import rollouts
+from rlcore.offline.log_files import write
+from scripts.cli import choose_device, guarded, launch, trained
 
 
 @hydra.main(config_path="../conf", config_name="collect", version_base="1.3")
@@ -37,8 +38,9 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"checkpoint: logging_policy={chosen} follows no checkpoint; expected logging_policy=agent")
     env.use_realised_outcomes()
     started = time.perf_counter()
-    chunks = rollouts(env, policy, name, cfg.seed, decisions=cfg.decisions, steps=cfg.steps,
-                      all_propensities=cfg.all_propensities)
+    chunks = rollouts(
+        env, policy, name, cfg.seed, decisions=cfg.decisions, steps=cfg.steps, all_propensities=cfg.all_propensities
+    )
     rows = write(cfg.out, chunks)
     print(f"{cfg.out}: {rows:,} decisions of {name} in {time.perf_counter() - started:.0f} s")
 

@@ -1,4 +1,5 @@
 """Judge a trained policy again: python scripts/evaluate.py checkpoint=PATH env.evaluation.customers=4000, or log=PATH."""
+
 from __future__ import annotations
 
 import sys
@@ -11,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.cli import choose_device, fitting, guarded, launch, publish, trained  # noqa: E402
-from envs.offers.logs.schema import COLUMNS  # noqa: E402
-from rlcore.ope.report import evaluate_file  # noqa: E402
+from envs.offers.logs.schema import COLUMNS
+from rlcore.ope.report import evaluate_file
+from scripts.cli import choose_device, fitting, guarded, launch, publish, trained
 
 
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")

@@ -1,4 +1,5 @@
 """Write a made-up shop: python scripts/example_shop.py FOLDER; then scripts/train.py -cd FOLDER experiment=shop."""
+
 from __future__ import annotations
 
 import math
@@ -8,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from omegaconf import OmegaConf  # noqa: E402
+from omegaconf import OmegaConf
 
 from envs.offers.populations.base import hash_uniform
 
@@ -83,13 +84,22 @@ def customers(n: int, seed: int) -> list[dict]:
     for k in range(n):
         tier = rng.choices(("gold", "silver", "basic"), (1, 3, 6))[0]
         rate = rng.betavariate(*{"gold": (6, 3), "silver": (4, 5), "basic": (2, 7)}[tier])
-        rows.append({
-            "Customer No": f"K{100000 + k}", "Weekly Rate": f"{rate:.4f}", "Basket": f"{rng.lognormvariate(3.6, 0.5):.2f}",
-            "Gross Margin": f"{rng.uniform(0.2, 0.4):.3f}", "Age": "" if rng.random() < 0.04 else str(rng.randint(16, 88)),
-            "Tier": tier, "Postcode": f"{rng.randrange(1000, 99999):05d}",
-            "Region": rng.choices(("north", "south", "east", "islands"), (50, 30, 19, 1))[0],
-            "Visits": str(round(52 * rate * rng.uniform(1.0, 1.6))), "Complaints": str(min(rng.getrandbits(2), 2)),
-            "App Installed": rng.choice(("yes", "no")), "Newsletter": rng.choices(("yes", "no"), (7, 3))[0]})
+        rows.append(
+            {
+                "Customer No": f"K{100000 + k}",
+                "Weekly Rate": f"{rate:.4f}",
+                "Basket": f"{rng.lognormvariate(3.6, 0.5):.2f}",
+                "Gross Margin": f"{rng.uniform(0.2, 0.4):.3f}",
+                "Age": "" if rng.random() < 0.04 else str(rng.randint(16, 88)),
+                "Tier": tier,
+                "Postcode": f"{rng.randrange(1000, 99999):05d}",
+                "Region": rng.choices(("north", "south", "east", "islands"), (50, 30, 19, 1))[0],
+                "Visits": str(round(52 * rate * rng.uniform(1.0, 1.6))),
+                "Complaints": str(min(rng.getrandbits(2), 2)),
+                "App Installed": rng.choice(("yes", "no")),
+                "Newsletter": rng.choices(("yes", "no"), (7, 3))[0],
+            }
+        )
     return rows
 
 
@@ -104,10 +114,16 @@ def campaigns(rows: list[dict], seed: int) -> list[dict]:
         subscribed, sent, liking = True, [], rng.gauss(0, 0.3)
         base = math.log(max(float(row["Weekly Rate"]), 0.01) / max(1 - float(row["Weekly Rate"]), 0.01))
         keen = {"gold": 0.4, "silver": 0.7, "basic": 1.0}[row["Tier"]] + 0.3 * (row["Region"] == "north") + liking
-        offers = ["coffee", *(["five_off"] if row["Tier"] != "basic" and float(row["Basket"]) >= 20 else []),
-                  *(["wine_tasting"] if row["Age"] and int(row["Age"]) >= 18 else [])]
-        channels = [*(["app"] if row["App Installed"] == "yes" else []),
-                    *(["newsletter"] if row["Newsletter"] == "yes" else []), "letter"]
+        offers = [
+            "coffee",
+            *(["five_off"] if row["Tier"] != "basic" and float(row["Basket"]) >= 20 else []),
+            *(["wine_tasting"] if row["Age"] and int(row["Age"]) >= 18 else []),
+        ]
+        channels = [
+            *(["app"] if row["App Installed"] == "yes" else []),
+            *(["newsletter"] if row["Newsletter"] == "yes" else []),
+            "letter",
+        ]
         pairs = [(offer, channel) for offer in offers for channel in channels]
         for week, index in enumerate(SEASON, 1):
             free = subscribed and not kept and sum(sent[-3:]) < 2
@@ -118,11 +134,22 @@ def campaigns(rows: list[dict], seed: int) -> list[dict]:
             bought = rng.random() < 1 / (1 + math.exp(-(base + lift + 2 * math.log(index))))
             redeemed = bought and seen and rng.random() < 0.7
             left = sends and rng.random() < 0.004 * (1 + sum(sent[-4:]))
-            margin = float(row["Basket"]) * float(row["Gross Margin"]) * rng.lognormvariate(-0.08, 0.4) if bought else 0.0
-            log.append({
-                "Customer No": row["Customer No"], "week": str(week), "offer": offer, "channel": channel,
-                "propensity": f"{(0.5 / len(pairs) if sends else 0.5) if free else 1.0:.6f}", "bought": str(int(bought)),
-                "redeemed": str(int(redeemed)), "margin": f"{margin:.2f}", "unsubscribed": str(int(left))})
+            margin = (
+                float(row["Basket"]) * float(row["Gross Margin"]) * rng.lognormvariate(-0.08, 0.4) if bought else 0.0
+            )
+            log.append(
+                {
+                    "Customer No": row["Customer No"],
+                    "week": str(week),
+                    "offer": offer,
+                    "channel": channel,
+                    "propensity": f"{(0.5 / len(pairs) if sends else 0.5) if free else 1.0:.6f}",
+                    "bought": str(int(bought)),
+                    "redeemed": str(int(redeemed)),
+                    "margin": f"{margin:.2f}",
+                    "unsubscribed": str(int(left)),
+                }
+            )
             subscribed, sent = subscribed and not left, [*sent, sends]
     return log
 

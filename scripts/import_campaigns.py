@@ -1,4 +1,5 @@
 """Turn a shop's campaigns into logs: python scripts/import_campaigns.py env/population=customer_table … campaigns.path=PATH out=FOLDER."""
+
 from __future__ import annotations
 
 import sys
@@ -10,8 +11,8 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rlcore.offline.log_files import write  # noqa: E402
-from scripts.cli import choose_device, guarded, launch  # noqa: E402
+from rlcore.offline.log_files import write
+from scripts.cli import choose_device, guarded, launch
 
 
 @hydra.main(config_path="../conf", config_name="import_campaigns", version_base="1.3")
@@ -19,7 +20,9 @@ from scripts.cli import choose_device, guarded, launch  # noqa: E402
 def main(cfg: DictConfig) -> None:
     if cfg.out is None:
         raise ValueError("out: expected the folder of the logs to write, as in out=log")
-    env = instantiate(cfg.env, _convert_="all")(choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision), cfg.seed)
+    env = instantiate(cfg.env, _convert_="all")(
+        choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision), cfg.seed
+    )
     for split, log in instantiate(cfg.campaigns, _convert_="all")(env, cfg.seed).items():
         path = Path(cfg.out) / f"{split}.parquet"
         print(f"{path}: {write(path, [log]):,} decisions on {int(log.unit.unique().numel()):,} customers")

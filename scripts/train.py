@@ -2,14 +2,16 @@
 
 By several processes, each with a share of the agents: torchrun --nproc_per_node=2 scripts/train.py algo=ppo env=offers.
 """
+
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from pathlib import Path
-from typing import Any, Callable, ContextManager, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ContextManager
 
 import hydra
 import torch
@@ -19,17 +21,18 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from envs.offers.logs.schema import COLUMNS  # noqa: E402
-from rlcore import checkpoint  # noqa: E402
-from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm, TrainingLoop  # noqa: E402
-from rlcore.backends import distributed  # noqa: E402
-from rlcore.backends.accelerate import accelerate  # noqa: E402
-from rlcore.logger import NullLogger, TensorBoardLogger  # noqa: E402
-from rlcore.offline.log_files import read  # noqa: E402
-from rlcore.offline.logged_dataset import LoggedDataset, check_compatible  # noqa: E402
-from scripts.cli import check_fit, choose_device, fitting, flatten, guarded, launch, publish  # noqa: E402
+from envs.offers.logs.schema import COLUMNS
+from rlcore import checkpoint
+from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm, TrainingLoop
+from rlcore.backends import distributed
+from rlcore.backends.accelerate import accelerate
+from rlcore.logger import NullLogger, TensorBoardLogger
+from rlcore.offline.log_files import read
+from rlcore.offline.logged_dataset import LoggedDataset, check_compatible
+from scripts.cli import check_fit, choose_device, fitting, flatten, guarded, launch, publish
 
-SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")  # for all processes but the first
+# for all processes but the first
+SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
@@ -45,9 +48,12 @@ def main(cfg: DictConfig) -> None:
         is_first = distributed.rank() == 0
         with open_logger(cfg, directory, algorithm, evaluator, state) as logger:
             loop = TrainingLoop(
-                algorithm, logger, save=lambda: save(cfg, name, algorithm, logger, directory),
+                algorithm,
+                logger,
+                save=lambda: save(cfg, name, algorithm, logger, directory),
                 validate=(lambda: evaluator.validate(algorithm)) if is_first else None,
-                should_stop=lambda: bool(interrupted))
+                should_stop=lambda: bool(interrupted),
+            )
             loop.run()
         stopped = distributed.all_reduce_any(bool(interrupted), device)
     if stopped:
@@ -71,7 +77,9 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
     algorithm = make_algorithm(env, cfg.seed)
     if cfg.log:
         if not isinstance(algorithm, OfflineAlgorithm):
-            raise ValueError(f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin")
+            raise ValueError(
+                f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin"
+            )
         algorithm.set_dataset(read(cfg.log, COLUMNS, lambda chunk: fitted_to(env, chunk, cfg.log)))
     if state:
         with fitting(cfg.resume):
@@ -106,8 +114,9 @@ def interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def open_logger(cfg: DictConfig, directory: Path, algorithm: Algorithm, evaluator: Evaluator,
-                state: dict | None) -> ContextManager[TensorBoardLogger | NullLogger]:
+def open_logger(
+    cfg: DictConfig, directory: Path, algorithm: Algorithm, evaluator: Evaluator, state: dict | None
+) -> ContextManager[TensorBoardLogger | NullLogger]:
     """Open the first process's logger, and say what a resumed run changes; the other processes log nothing."""
     if distributed.rank() > 0:
         return NullLogger()
@@ -127,9 +136,16 @@ def save(cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, director
     state = algorithm.state_dict()
     shards = distributed.gather_objects({key: state[key] for key in algorithm.sharded})
     if distributed.rank() == 0:
-        checkpoint.save(directory / "checkpoint.pt", {
-            "agent": state, "shards": shards, "logger": logger.state_dict(), "name": name,
-            "config": OmegaConf.to_container(cfg, resolve=True)})
+        checkpoint.save(
+            directory / "checkpoint.pt",
+            {
+                "agent": state,
+                "shards": shards,
+                "logger": logger.state_dict(),
+                "name": name,
+                "config": OmegaConf.to_container(cfg, resolve=True),
+            },
+        )
 
 
 def load_resumed(cfg: DictConfig) -> dict | None:
@@ -139,8 +155,10 @@ def load_resumed(cfg: DictConfig) -> dict | None:
     state = checkpoint.load(cfg.resume)
     shards = state.get("shards", [{}])
     if len(shards) != distributed.num_processes():
-        raise ValueError(f"{cfg.resume}: {len(shards)} processes made it, {distributed.num_processes()} can't go on from it: "
-                         f"expected torchrun --nproc_per_node={len(shards)}")
+        raise ValueError(
+            f"{cfg.resume}: {len(shards)} processes made it, {distributed.num_processes()} can't go on from it: "
+            f"expected torchrun --nproc_per_node={len(shards)}"
+        )
     state["agent"] |= shards[distributed.rank()]
     return state
 
@@ -149,8 +167,10 @@ def end_interrupted(algorithm: Algorithm, logger: Any, directory: Path) -> None:
     """Say how to go on, and exit."""
     if distributed.rank() == 0:
         logger.close()
-        print(f"stopped after iteration {algorithm.iteration} of {algorithm.iterations}; go on with "
-              f"resume={directory / 'checkpoint.pt'}")
+        print(
+            f"stopped after iteration {algorithm.iteration} of {algorithm.iterations}; go on with "
+            f"resume={directory / 'checkpoint.pt'}"
+        )
     sys.exit(130)
 
 

@@ -62,8 +62,10 @@ def check(cfg: DictConfig) -> None:
             f"{cfg.mails_per_context}, {sampling.batch_size}"
         )
     if sampling.temperature <= 0 or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
-        raise ValueError("sampling: expected temperature > 0, top_k of at least 0 (all) and top_p in (0, 1], got "
-                         f"{sampling.temperature}, {sampling.top_k}, {sampling.top_p}")
+        raise ValueError(
+            "sampling: expected temperature > 0, top_k of at least 0 (all) and top_p in (0, 1], got "
+            f"{sampling.temperature}, {sampling.top_k}, {sampling.top_p}"
+        )
     if cfg.out and not Path(cfg.out).absolute().parent.is_dir():
         raise ValueError(f"out: {Path(cfg.out).absolute().parent}: no such folder")
     if cfg.out and cfg.contexts and Path(cfg.out).resolve() == Path(cfg.contexts).resolve():

@@ -1,4 +1,5 @@
 """Fixtures that several tests share: the offers world as conf/ has it at any size, and both forms of compiled code."""
+
 from __future__ import annotations
 
 import importlib
@@ -35,7 +36,6 @@ def note_skipped(report) -> None:
             file.write(f"{report.nodeid}\t{report.longrepr[2]}\n")
 
 
-
 @pytest.fixture
 def kernels(monkeypatch):
     """Load a module of Triton's kernels and say where they run: on a GPU, or without one by Triton's interpreter."""
@@ -48,6 +48,7 @@ def kernels(monkeypatch):
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         loaded.append(module)
         return importlib.reload(module), torch.device("cpu")
+
     yield load
     monkeypatch.undo()
     for module in loaded:
@@ -60,19 +61,29 @@ def make_catalogue():
     whole = node("catalogue/default")
 
     def make(offers=None, channels=None):
-        kept = {**whole, "offers": {name: whole.offers[name] for name in offers or whole.offers},
-                "channels": {name: whole.channels[name] for name in channels or whole.channels}}
+        kept = {
+            **whole,
+            "offers": {name: whole.offers[name] for name in offers or whole.offers},
+            "channels": {name: whole.channels[name] for name in channels or whole.channels},
+        }
         return instantiate(kept, _convert_="all")
+
     return make
 
 
 @pytest.fixture(scope="session")
 def make_season(make_catalogue):
     """Build n customers at the start of a season: world, customers, start, their scalar references."""
+
     def make(n, *, weeks=12, offers=None, channels=None, disabled_effects=(), reward=None, extreme=False, seed=0):
         catalogue, full = make_catalogue(offers, channels), node("world/full")
-        world = load("world/full", catalogue, load("reward/default", **reward or {}), season=full.season[:weeks],
-                     disabled_effects=list(disabled_effects))
+        world = load(
+            "world/full",
+            catalogue,
+            load("reward/default", **reward or {}),
+            season=full.season[:weeks],
+            disabled_effects=list(disabled_effects),
+        )
         population = load("population/synthetic", catalogue, reference_size=1000)
         sample = population.draw(n, torch.Generator().manual_seed(seed), "train")
         c = sample.customers
@@ -80,4 +91,5 @@ def make_season(make_catalogue):
             c = replace(c, c0=30 * c.c0, opt_out=50 * c.opt_out, pi_plus=1.5 * c.pi_plus, rho=3 * c.rho)
         c = world.inhabit(c)
         return SimpleNamespace(world=world, customers=c, start=sample.state, references=references(c, world))
+
     return make

@@ -1,4 +1,5 @@
 """The contracts of envs/base.py and rlcore/algorithm.py, held by every environment, algorithm and evaluator there is."""
+
 from __future__ import annotations
 
 import inspect
@@ -6,10 +7,10 @@ from functools import cache
 
 import pytest
 import torch
-from configs import composed
 from hydra.utils import instantiate
 from torch import Tensor
 
+from configs import composed
 from envs.base import PricedEnv, Step, VectorEnv
 from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgorithm, ValuePolicy
 from rlcore.distributions import MaskedMultiDiscrete
@@ -17,17 +18,27 @@ from rlcore.distributions import MaskedMultiDiscrete
 CPU = torch.device("cpu")
 ENVIRONMENTS = {
     "offers": ["env=offers", "env.num_agents=6", "env.population.reference_size=200"],
-    "offers, histories and caps": ["env=offers", "env.num_agents=6", "env.population.reference_size=200",
-                                   "env/observation=history", "env/contact_rules=caps"],
+    "offers, histories and caps": [
+        "env=offers",
+        "env.num_agents=6",
+        "env.population.reference_size=200",
+        "env/observation=history",
+        "env/contact_rules=caps",
+    ],
     "offers_sequential": ["env=offers_sequential", "env.num_agents=3", "env.customers=4"],
-    "offers_sequential, structural customers": ["env=offers_sequential", "env.num_agents=3", "env.customers=4",
-                                      "env/world=sequential"],
+    "offers_sequential, structural customers": [
+        "env=offers_sequential",
+        "env.num_agents=3",
+        "env.customers=4",
+        "env/world=sequential",
+    ],
     "gymnasium": ["env=gymnasium", "env.num_agents=2"],
 }
 ALGORITHMS = {
     "ppo": ["algo=ppo", "algo.minibatches=1", "algo.network.hidden=[8]"],
     "bandit": ["algo=bandit", "algo.network.hidden=[8]", "algo.memory=1000", "algo.updates=1", "algo.batch_size=8"],
-    "bcq": ["algo=bcq", "algo.network.hidden=[8]"], "cql": ["algo=cql", "algo.network.hidden=[8]"],
+    "bcq": ["algo=bcq", "algo.network.hidden=[8]"],
+    "cql": ["algo=cql", "algo.network.hidden=[8]"],
     "twin": ["algo=twin", "algo.twin.reference_size=50"],
 }
 
@@ -69,18 +80,20 @@ def test_an_environment_is_what_its_attributes_say(name):
     assert isinstance(env, VectorEnv) and callable(env.evaluation)
     obs, action_mask = env.reset()
     check_observation(env, obs, action_mask)
-    static = obs[:, :env.static_dim].clone()
+    static = obs[:, : env.static_dim].clone()
     for t in range(env.episode_length or 5):
         step = env.step(some_valid_action(env, action_mask))
         assert isinstance(step, Step) and set(step.info) == set(env.info_keys)
         check_observation(env, step.obs, step.action_mask)
-        assert all(x.shape == (env.num_agents,) for x in (step.reward, step.terminated, step.truncated, *step.info.values()))
+        assert all(
+            x.shape == (env.num_agents,) for x in (step.reward, step.terminated, step.truncated, *step.info.values())
+        )
         assert step.terminated.dtype == step.truncated.dtype == torch.bool and step.final_obs.shape == step.obs.shape
         assert not (step.terminated & step.truncated).any() and (env.can_truncate or not step.truncated.any())
         if env.episode_length:
             assert step.terminated.all() == (t == env.episode_length - 1)
         if not (step.terminated | step.truncated).any():
-            assert torch.equal(step.obs[:, :env.static_dim], static)
+            assert torch.equal(step.obs[:, : env.static_dim], static)
         action_mask = step.action_mask
 
 
@@ -150,7 +163,7 @@ def test_a_policy_acts_by_its_own_distribution(name):
         assert action_mask[(torch.arange(env.num_agents), *action.T)].all()
     assert torch.equal(policy.act(obs, action_mask)[0], pi.mode())
     if not policy.observes_price:
-        context = obs[:, :env.context_dim]
+        context = obs[:, : env.context_dim]
         assert torch.equal(policy.action_values(context, action_mask), policy.action_values(obs, action_mask))
     if isinstance(policy, ValuePolicy):
         values = policy.action_values(obs, action_mask)
@@ -171,7 +184,12 @@ def test_every_attribute_of_a_contract_is_documented(kind):
     source = inspect.getsource(kind)
     body = source.split("def ")[0]
     for line in body.splitlines():
-        declares = line.startswith("    ") and not line.startswith("     ") and ": " in line and not line.lstrip().startswith(('"', "#", "An", "Under"))
+        declares = (
+            line.startswith("    ")
+            and not line.startswith("     ")
+            and ": " in line
+            and not line.lstrip().startswith(('"', "#", "An", "Under"))
+        )
         if declares and line.split(":")[0].strip().isidentifier():
             assert "#:" in line, line
     for name, member in vars(kind).items():

@@ -1,4 +1,5 @@
 """docs/extend.md runs as it stands, and its algorithms learn."""
+
 from __future__ import annotations
 
 import re

@@ -49,8 +49,11 @@ class MailDataset:
         else:
             self.gold, self.name = None, str(data)
             mails, row_numbers, sides = read_mails(self.name)
-            self.splits = (_split_as_given(mails, row_numbers, sides, self.name, split) if sides
-                           else self._split(mails, split, limits))
+            self.splits = (
+                _split_as_given(mails, row_numbers, sides, self.name, split)
+                if sides
+                else self._split(mails, split, limits)
+            )
             self._warn_of_limits(mails, limits)
         for warning in self.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -165,5 +168,6 @@ def _split_as_given(mails: Mails, row_numbers: list[int], sides: list[str], name
         if sides[i] != sides[j]:
             raise ValueError(
                 f"{name}: row {row_numbers[i]}, column split: '{sides[i]}', but its text is a near-duplicate of row "
-                f"{row_numbers[j]}, which is '{sides[j]}'; expected near-duplicates on one side, or no such column")
+                f"{row_numbers[j]}, which is '{sides[j]}'; expected near-duplicates on one side, or no such column"
+            )
     return {side: mails.rows(members) for side, members in rows.items()}

@@ -2,6 +2,7 @@
 
 Nothing that trains may see it; it draws the outcomes of a corpus and judges what models and policies do.
 """
+
 from __future__ import annotations
 
 import re
@@ -26,8 +27,12 @@ class Market(NamedTuple):
     @staticmethod
     def of(size: int, paraphrases: bool) -> Market:
         """Take the first `size` values of every facet."""
-        whole = {"source": phrases.SOURCES, "role": phrases.ROLES, "industry": phrases.INDUSTRIES,
-                 "product": phrases.PRODUCTS}
+        whole = {
+            "source": phrases.SOURCES,
+            "role": phrases.ROLES,
+            "industry": phrases.INDUSTRIES,
+            "product": phrases.PRODUCTS,
+        }
         if not 2 <= size <= min(map(len, whole.values())):
             raise ValueError(f"env.corpus.values_per_facet: expected 2 to {min(map(len, whole.values()))}, got {size}")
         return Market({facet: dict(list(values.items())[:size]) for facet, values in whole.items()}, paraphrases)
@@ -71,7 +76,7 @@ def trigrams(sentence: str) -> list[tuple[str, ...]]:
     tokens = re.findall(r"[\w']+", re.sub(r"\d+", "0", sentence.lower()))
     end = sentence.rstrip()[-1:]
     marked = ["<", *tokens, end if end in ".?!," else ""]
-    return [tuple(marked[i:i + 3]) for i in range(len(marked) - 2)]
+    return [tuple(marked[i : i + 3]) for i in range(len(marked) - 2)]
 
 
 def split_sentences(text: str) -> list[str]:
@@ -82,9 +87,26 @@ def split_sentences(text: str) -> list[str]:
 class GoldModel:
     """Ordered logit over a mail's merits: P(outcome ≥ k) = σ(slope · (s − thresholds[k−1]))."""
 
-    def __init__(self, market: Market, *, slope: float, thresholds: list, facets: dict, proof: dict, calls: list,
-                 more_calls: float, questions: list, more_questions: float, spam: float, length: dict, warmth: dict,
-                 repeated: float, unknown: float, unsigned: float, ungreeted: float):
+    def __init__(
+        self,
+        market: Market,
+        *,
+        slope: float,
+        thresholds: list,
+        facets: dict,
+        proof: dict,
+        calls: list,
+        more_calls: float,
+        questions: list,
+        more_questions: float,
+        spam: float,
+        length: dict,
+        warmth: dict,
+        repeated: float,
+        unknown: float,
+        unsigned: float,
+        ungreeted: float,
+    ):
         if len(thresholds) != 2 or not thresholds[0] < thresholds[1] or slope <= 0:
             raise ValueError(
                 f"env.corpus.gold: expected slope > 0 and two rising thresholds, got {slope}, {thresholds}"
@@ -93,12 +115,19 @@ class GoldModel:
         self.calls, self.more_calls, self.questions, self.more_questions = calls, more_calls, questions, more_questions
         self.spam, self.length, self.warmth = spam, length, warmth
         self.repeated, self.unknown, self.unsigned, self.ungreeted = repeated, unknown, unsigned, ungreeted
-        self.language = {gram for part, written in phrases.SENTENCES.items()
-                         if market.paraphrases or not part.endswith("_paraphrase")
-                         for s in written for filled in market.fillings(s, part) for gram in trigrams(filled)}
+        self.language = {
+            gram
+            for part, written in phrases.SENTENCES.items()
+            if market.paraphrases or not part.endswith("_paraphrase")
+            for s in written
+            for filled in market.fillings(s, part)
+            for gram in trigrams(filled)
+        }
         self.language |= {gram for s in phrases.GREETINGS + phrases.CLOSINGS + phrases.NAMES for gram in trigrams(s)}
-        value_of = {facet: {phrase.lower(): value for value, others in values.items() for phrase in (value, *others)}
-                for facet, values in market.values.items()}
+        value_of = {
+            facet: {phrase.lower(): value for value, others in values.items() for phrase in (value, *others)}
+            for facet, values in market.values.items()
+        }
         self.value_of = value_of
         self.finders = {
             facet: re.compile(r"\b(" + "|".join(map(re.escape, known)) + r")\b") for facet, known in value_of.items()
@@ -110,11 +139,18 @@ class GoldModel:
         lower, grams = sentence.lower(), trigrams(sentence)
         return ParsedSentence(
             " ".join(re.findall(r"[\w']+", lower)),
-            frozenset((facet, self.value_of[facet][found]) for facet, finder in self.finders.items()
-                      for found in finder.findall(lower)),
-            re.search(phrases.PROOF, lower) is not None, sum(lower.count(call) for call in phrases.CALLS),
-            sentence.count("?"), sum(lower.count(phrase) for phrase in phrases.SPAM), len(grams),
-            sum(gram not in self.language for gram in grams))
+            frozenset(
+                (facet, self.value_of[facet][found])
+                for facet, finder in self.finders.items()
+                for found in finder.findall(lower)
+            ),
+            re.search(phrases.PROOF, lower) is not None,
+            sum(lower.count(call) for call in phrases.CALLS),
+            sentence.count("?"),
+            sum(lower.count(phrase) for phrase in phrases.SPAM),
+            len(grams),
+            sum(gram not in self.language for gram in grams),
+        )
 
     def merit(self, context: str, text: str) -> float:
         """Score one mail, s."""

@@ -1,4 +1,5 @@
 """Mails and their outcomes: the user's CSV, and what may stand on which side of a split."""
+
 from __future__ import annotations
 
 import csv
@@ -29,8 +30,11 @@ class Mails:
 
     def rows(self, rows: list[int]) -> Mails:
         """Take some rows, in the order given."""
-        return Mails([self.contexts[i] for i in rows], [self.texts[i] for i in rows],
-                     self.outcome[torch.tensor(rows, dtype=torch.long)])
+        return Mails(
+            [self.contexts[i] for i in rows],
+            [self.texts[i] for i in rows],
+            self.outcome[torch.tensor(rows, dtype=torch.long)],
+        )
 
     def __add__(self, other: Mails) -> Mails:
         return Mails(self.contexts + other.contexts, self.texts + other.texts, torch.cat((self.outcome, other.outcome)))
@@ -72,8 +76,10 @@ def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
     contexts, texts, outcome, splits, numbers = [], [], [], [], []
     for number, where, values in read_records(path, COLUMNS, ("context", "email_text"), "one mail a row (env.data)"):
         if values["outcome"] not in ("0", "1", "2"):
-            raise ValueError(f"{where}, column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got "
-                             f"'{values['outcome'][:40]}'")
+            raise ValueError(
+                f"{where}, column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got "
+                f"'{values['outcome'][:40]}'"
+            )
         if "split" in values:
             if values["split"] not in ("train", "valid", "test"):
                 raise ValueError(f"{where}, column split: expected train, valid or test, got '{values['split'][:40]}'")
@@ -88,8 +94,9 @@ def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
     return Mails(contexts, texts, torch.tensor(outcome)), numbers, splits
 
 
-def read_records(path: str, columns: tuple[str, ...], filled: tuple[str, ...],
-            holds: str) -> Iterator[tuple[int, str, dict[str, str]]]:
+def read_records(
+    path: str, columns: tuple[str, ...], filled: tuple[str, ...], holds: str
+) -> Iterator[tuple[int, str, dict[str, str]]]:
     """Yield a CSV's rows as (row number, where it stands, field by column); `filled` columns have text in every row.
 
     `holds` says what the file should hold. Raises ValueError, in one line with file, row and column.
@@ -104,8 +111,10 @@ def read_records(path: str, columns: tuple[str, ...], filled: tuple[str, ...],
             starts.append(before + 1)
             before = lines.line_num
     except csv.Error as error:
-        raise ValueError(f"{path}: row {len(rows) + 1} (line {before + 1}): not CSV ({error}); expected a quote to "
-                         'be closed, and doubled ("") inside a quoted field') from error
+        raise ValueError(
+            f"{path}: row {len(rows) + 1} (line {before + 1}): not CSV ({error}); expected a quote to "
+            'be closed, and doubled ("") inside a quoted field'
+        ) from error
     if not rows:
         raise ValueError(f"{path}: empty; expected a header {','.join(columns)} and {holds}")
     header = [name.strip().lower() for name in rows[0]]
@@ -113,8 +122,10 @@ def read_records(path: str, columns: tuple[str, ...], filled: tuple[str, ...],
         if header.count(column) != 1:
             found = "missing" if column not in header else "there twice"
             hint = " (is the separator a comma?)" if len(header) == 1 < len(columns) else ""
-            raise ValueError(f"{path}: row 1: column '{column}' is {found}: expected {','.join(columns)}, got "
-                             f"{','.join(header)[:80]}{hint}")
+            raise ValueError(
+                f"{path}: row 1: column '{column}' is {found}: expected {','.join(columns)}, got "
+                f"{','.join(header)[:80]}{hint}"
+            )
     for number, (fields, start) in enumerate(zip(rows[1:], starts[1:]), 2):
         where = f"{path}: row {number} (line {start})"
         if not fields:
@@ -140,6 +151,7 @@ def _decode(path: str, columns: tuple[str, ...], holds: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = len(re.findall(rb"\r\n|\r|\n", content[:error.start])) + 1
-        raise ValueError(f"{path}: line {line}: not UTF-8 (byte 0x{content[error.start]:02x}); save the file as "
-                         "'CSV UTF-8'") from error
+        line = len(re.findall(rb"\r\n|\r|\n", content[: error.start])) + 1
+        raise ValueError(
+            f"{path}: line {line}: not UTF-8 (byte 0x{content[error.start]:02x}); save the file as 'CSV UTF-8'"
+        ) from error

@@ -1,4 +1,5 @@
 """How good probabilities of outcomes are: pure functions of probabilities [N, K] and outcomes int64 [N]."""
+
 from __future__ import annotations
 
 import torch
@@ -29,8 +30,11 @@ def calibration_bins(p: Tensor, y: Tensor, bins: int) -> list[dict]:
     top, predicted = p.double().max(1)
     bin_of = (top * bins).long().clamp_max(bins - 1)
     right = (predicted == y).double()
-    return [{"confidence": top[here].mean().item(), "accuracy": right[here].mean().item(), "mails": int(here.sum())}
-            for b in range(bins) if (here := bin_of == b).any()]
+    return [
+        {"confidence": top[here].mean().item(), "accuracy": right[here].mean().item(), "mails": int(here.sum())}
+        for b in range(bins)
+        if (here := bin_of == b).any()
+    ]
 
 
 def ece(p: Tensor, y: Tensor, bins: int) -> float:
@@ -72,13 +76,18 @@ def fit_temperature(logits: Tensor, y: Tensor, weight: Tensor) -> float:
 def classification_metrics(p: Tensor, y: Tensor, bins: int) -> dict:
     """Return the figures that metrics.json promises, and the counts behind them."""
     counts = confusion_matrix(p, y)
-    return {"accuracy": (counts.diagonal().sum() / counts.sum()).item(), "macro_f1": macro_f1(counts),
-            "log_loss": log_losses(p, y).mean().item(), "ece": ece(p, y, bins), "mails": len(y),
-            "confusion": counts.tolist()}
+    return {
+        "accuracy": (counts.diagonal().sum() / counts.sum()).item(),
+        "macro_f1": macro_f1(counts),
+        "log_loss": log_losses(p, y).mean().item(),
+        "ece": ece(p, y, bins),
+        "mails": len(y),
+        "confusion": counts.tolist(),
+    }
 
 
 def distinct_n(texts: list[str], n: int, first: int) -> float:
     """Share of different n-grams among all in the first `first` words of texts (distinct-n, Li et al. 2016)."""
     heads = [words(text)[:first] for text in texts]
-    grams = [tuple(head[i:i + n]) for head in heads for i in range(len(head) - n + 1)]
+    grams = [tuple(head[i : i + n]) for head in heads for i in range(len(head) - n + 1)]
     return len(set(grams)) / max(1, len(grams))

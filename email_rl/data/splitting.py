@@ -1,4 +1,5 @@
 """Which mails may stand on different sides of a split, and what a file can't support."""
+
 from __future__ import annotations
 
 import random
@@ -46,7 +47,7 @@ def near_duplicate_groups(texts: list[str], similarity: float) -> list[int]:
         hashed = np.fromiter(grams, np.int64, len(grams)) % PRIME
         signature = ((a * hashed + b) % PRIME).min(1)
         for band in range(0, SIGNATURE, BAND):
-            buckets[band, signature[band:band + BAND].tobytes()].append(i)
+            buckets[band, signature[band : band + BAND].tobytes()].append(i)
     for members in buckets.values():
         kept: list[int] = []
         for i in members:

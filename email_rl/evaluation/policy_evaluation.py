@@ -71,7 +71,7 @@ class MailPolicyEvaluator:
     # ── during training ─────────────────────────────────────────────────────────────────────────────────────────────
     def validate(self, algorithm) -> dict[str, float]:
         """Evaluate a policy on contexts of validation mails, with the same random numbers each time."""
-        contexts = self.dataset.valid.contexts[:self.validation_mails]
+        contexts = self.dataset.valid.contexts[: self.validation_mails]
         figures = self.figures_of(
             algorithm, self.generate(algorithm.policy, algorithm.reference, contexts, "validation")
         )
@@ -89,8 +89,12 @@ class MailPolicyEvaluator:
         generator = torch.Generator(policy.device).manual_seed(self.seed + STREAMS[stream])
         mails, texts = policy.generate(contexts, samples, generator, **self.sampling)
         kl = None if reference is None else self.kl_to_reference(policy, reference, mails)
-        return PolicyMails(contexts=[context for context in contexts for _ in range(samples)], texts=texts, kl=kl,
-                           has_ended=policy.has_ended(mails))
+        return PolicyMails(
+            contexts=[context for context in contexts for _ in range(samples)],
+            texts=texts,
+            kl=kl,
+            has_ended=policy.has_ended(mails),
+        )
 
     def kl_to_reference(
         self, policy: LanguageModelPolicy, reference: LanguageModelPolicy, mails: TokenizedMails
@@ -162,9 +166,16 @@ class MailPolicyEvaluator:
     def figures_of(self, algorithm, mails: PolicyMails) -> dict:
         """Return the figures of a row."""
         contexts, texts, n = mails.contexts, mails.texts, len(mails.texts)
-        row = {"proxy_reward": None, "true_reward": None, "conversion": None, "conversion_ci": None, "kl": None,
-               "distinct_2": metrics.distinct_n(texts, 2, self.distinct_words),
-               "mean_words": sum(len(words(text)) for text in texts) / n, "mails": n}
+        row = {
+            "proxy_reward": None,
+            "true_reward": None,
+            "conversion": None,
+            "conversion_ci": None,
+            "kl": None,
+            "distinct_2": metrics.distinct_n(texts, 2, self.distinct_words),
+            "mean_words": sum(len(words(text)) for text in texts) / n,
+            "mails": n,
+        }
         values = self.dataset.outcome_values
         if algorithm.reward_model is not None:
             p = algorithm.reward_model.probabilities(contexts, texts).double()
@@ -203,8 +214,10 @@ class MailPolicyEvaluator:
         n = len(converts)
         rows = torch.randint(n, (self.bootstrap_samples, n), generator=generator)
         ratio = converts[rows].mean(1) / reference[rows].mean(1)
-        return {"times": (converts.mean() / reference.mean()).item(),
-                "times_ci": ratio.quantile(torch.tensor([0.025, 0.975], dtype=ratio.dtype)).tolist()}
+        return {
+            "times": (converts.mean() / reference.mean()).item(),
+            "times_ci": ratio.quantile(torch.tensor([0.025, 0.975], dtype=ratio.dtype)).tolist(),
+        }
 
 
 class SFTEvaluator(MailPolicyEvaluator):

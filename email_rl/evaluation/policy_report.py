@@ -1,4 +1,5 @@
 """The comparison of policies that write mails as a table, as numbers and as plots."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -23,8 +24,13 @@ class MailPolicyReport(Report):
         if not kl:
             return self.plots
         figure, axes = labelled("mails written in training, thousands", "reward a mail")
-        axes.plot([step / 1e3 for step, _ in proxy], [y for _, y in proxy], marker="o", markersize=3,
-                  label="proxy: what the reward model believes")
+        axes.plot(
+            [step / 1e3 for step, _ in proxy],
+            [y for _, y in proxy],
+            marker="o",
+            markersize=3,
+            label="proxy: what the reward model believes",
+        )
         axes.plot(
             [step / 1e3 for step, _ in truth],
             [y for _, y in truth],
@@ -32,7 +38,7 @@ class MailPolicyReport(Report):
             markersize=3,
             label=self.extra["truth"],
         )
-        for (step, y), (_, nats) in list(zip(proxy, kl))[1::max(1, len(kl) // 5)]:
+        for (step, y), (_, nats) in list(zip(proxy, kl))[1 :: max(1, len(kl) // 5)]:
             axes.annotate(
                 f"{nats:.1f} nats", (step / 1e3, y), textcoords="offset points", xytext=(0, 6), fontsize=7, ha="center"
             )
@@ -64,14 +70,24 @@ class MailPolicyReport(Report):
 
 def policy_columns() -> dict[str, Callable[[dict], str]]:
     """What the table shows of a row."""
+
     def shown(key: str, form: str = ".3f") -> Callable[[dict], str]:
         return lambda row: "" if row.get(key) is None else format(row[key], form)
 
     def half(key: str) -> Callable[[dict], str]:
         return lambda row: "" if row.get(key) is None else f"{(row[key][1] - row[key][0]) / 2:.3f}"
-    return {"converts": shown("conversion"), "±": half("conversion_ci"), "×ref": shown("times", ".2f"),
-            "true": shown("true_reward", ".2f"), "proxy": shown("proxy_reward", ".2f"), "KL": shown("kl", ".1f"),
-            "dist-2": shown("distinct_2"), "words": shown("mean_words", ".0f"), "ends": shown("stopped", ".0%")}
+
+    return {
+        "converts": shown("conversion"),
+        "±": half("conversion_ci"),
+        "×ref": shown("times", ".2f"),
+        "true": shown("true_reward", ".2f"),
+        "proxy": shown("proxy_reward", ".2f"),
+        "KL": shown("kl", ".1f"),
+        "dist-2": shown("distinct_2"),
+        "words": shown("mean_words", ".0f"),
+        "ends": shown("stopped", ".0%"),
+    }
 
 
 def outcomes_figure(before: dict, after: dict) -> Figure:

@@ -1,4 +1,5 @@
 """How a reward model is judged: on mails nobody learnt from, beside the majority, a bag of words and the truth."""
+
 from __future__ import annotations
 
 import time
@@ -17,8 +18,16 @@ class RewardModelEvaluator:
 
     headline = "email/log_loss"
 
-    def __init__(self, dataset: MailDataset, *, seed: int, bootstrap_samples: int, calibration_bins: int,
-                 bag_of_words: dict, compare_inputs: bool):
+    def __init__(
+        self,
+        dataset: MailDataset,
+        *,
+        seed: int,
+        bootstrap_samples: int,
+        calibration_bins: int,
+        bag_of_words: dict,
+        compare_inputs: bool,
+    ):
         self.dataset, self.seed = dataset, seed
         self.bootstrap_samples, self.calibration_bins = bootstrap_samples, calibration_bins
         self.bag_of_words, self.compare_inputs = bag_of_words, compare_inputs
@@ -33,8 +42,10 @@ class RewardModelEvaluator:
         started = time.perf_counter()
         share = torch.bincount(train.outcome, minlength=3).double() / len(train)
         bag = BagOfWords(train, algorithm.valid_mails, self.seed, **self.bag_of_words)
-        predictions = {"majority": ("nothing", share.expand(len(test), 3)),
-                       "bag_of_words": ("context_text", bag.probabilities(test))}
+        predictions = {
+            "majority": ("nothing", share.expand(len(test), 3)),
+            "bag_of_words": ("context_text", bag.probabilities(test)),
+        }
         if self.compare_inputs and algorithm.before_refresh is None:
             other = "text" if algorithm.input == "context_text" else "context_text"
             predictions[f"{name}_{other}"] = other, algorithm.train_with_input(other).probabilities(test)
@@ -68,8 +79,11 @@ class RewardModelEvaluator:
     def figures_of(self, p: Tensor, y: Tensor, truth: Tensor | None) -> dict:
         """Return a row's figures; truth [N] is the gold expected reward where it is known."""
         row = metrics.classification_metrics(p, y, self.calibration_bins)
-        return row | ({"reward_correlation": metrics.correlation(p.double() @ self.dataset.outcome_values, truth)}
-                      if truth is not None else {})
+        return row | (
+            {"reward_correlation": metrics.correlation(p.double() @ self.dataset.outcome_values, truth)}
+            if truth is not None
+            else {}
+        )
 
     def behind(self, p: Tensor, model: Tensor, y: Tensor) -> dict:
         """Return a row's log-loss less the reward model's, with its paired 95 % interval."""

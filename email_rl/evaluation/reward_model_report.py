@@ -1,4 +1,5 @@
 """The comparison of reward models as a table, as numbers and as plots."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -24,8 +25,12 @@ class RewardModelReport:
 
     def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
-        return {**self.rows, "data": self.data, "calibration": self.calibration,
-                **({"refresh": self.refresh} if self.refresh else {})}
+        return {
+            **self.rows,
+            "data": self.data,
+            "calibration": self.calibration,
+            **({"refresh": self.refresh} if self.refresh else {}),
+        }
 
     def headline_metrics(self) -> dict[str, float]:
         """The numbers by which runs are compared."""
@@ -42,19 +47,40 @@ class RewardModelReport:
             r = found.get("reward_correlation")
             behind = ["", ""] if row == self.name else [f"{found['behind']:+.3f}", f"{(high - low) / 2:.3f}"]
             label = self.name if row.startswith(self.name) else row  # what it reads is in the next column
-            lines.append([label.replace("_", " "), found["reads"].replace("context_text", "both"),
-                          f"{found['accuracy']:.3f}", f"{found['macro_f1']:.3f}", f"{found['log_loss']:.3f}", *behind,
-                          f"{found['ece']:.3f}", "" if r is None else f"{r:.3f}"])
+            lines.append(
+                [
+                    label.replace("_", " "),
+                    found["reads"].replace("context_text", "both"),
+                    f"{found['accuracy']:.3f}",
+                    f"{found['macro_f1']:.3f}",
+                    f"{found['log_loss']:.3f}",
+                    *behind,
+                    f"{found['ece']:.3f}",
+                    "" if r is None else f"{r:.3f}",
+                ]
+            )
         return lines
 
     _refresh_columns = ("test mails", "", "n", "accuracy", "F1", "log-loss", "gained", "±", "ECE")
 
     def _refresh_lines(self) -> list[list[str]]:
-        return [[row["split"], row["when"], f"{row['mails']:,}", f"{row['accuracy']:.3f}", f"{row['macro_f1']:.3f}",
-                 f"{row['log_loss']:.3f}",
-                 *(["", ""] if row["when"] == "before" else
-                   [f"{was['behind']:+.3f}", f"{(was['behind_ci'][1] - was['behind_ci'][0]) / 2:.3f}"]),
-                 f"{row['ece']:.3f}"] for was, row in zip([self.refresh[0], *self.refresh], self.refresh)]
+        return [
+            [
+                row["split"],
+                row["when"],
+                f"{row['mails']:,}",
+                f"{row['accuracy']:.3f}",
+                f"{row['macro_f1']:.3f}",
+                f"{row['log_loss']:.3f}",
+                *(
+                    ["", ""]
+                    if row["when"] == "before"
+                    else [f"{was['behind']:+.3f}", f"{(was['behind_ci'][1] - was['behind_ci'][0]) / 2:.3f}"]
+                ),
+                f"{row['ece']:.3f}",
+            ]
+            for was, row in zip([self.refresh[0], *self.refresh], self.refresh)
+        ]
 
     def parts(self) -> dict[str, RewardModelReport]:
         """Name what is shown and logged as tables."""
@@ -74,8 +100,15 @@ class RewardModelReport:
             )
         ]
         if self.refresh:
-            tables.append(_table("before and after the refresh", self._refresh_columns, self._refresh_lines(), 2,
-                                 "gained: log-loss saved, ± its paired 95 % interval"))
+            tables.append(
+                _table(
+                    "before and after the refresh",
+                    self._refresh_columns,
+                    self._refresh_lines(),
+                    2,
+                    "gained: log-loss saved, ± its paired 95 % interval",
+                )
+            )
         return Group(*tables)
 
     def to_markdown(self) -> str:
@@ -98,8 +131,14 @@ class RewardModelReport:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for i, row in enumerate(counts):
             for j, n in enumerate(row):
-                axes.text(j, i, f"{n:,}\n{shares[i][j]:.0%}", ha="center", va="center",
-                          color="white" if shares[i][j] > 0.5 else "black")
+                axes.text(
+                    j,
+                    i,
+                    f"{n:,}\n{shares[i][j]:.0%}",
+                    ha="center",
+                    va="center",
+                    color="white" if shares[i][j] > 0.5 else "black",
+                )
         axes.set_xticks(range(len(OUTCOMES)), OUTCOMES)
         axes.set_yticks(range(len(OUTCOMES)), OUTCOMES)
         return figure
@@ -111,8 +150,11 @@ class RewardModelReport:
         axes.plot(
             [b["confidence"] for b in self.calibration], [b["accuracy"] for b in self.calibration], label="reward model"
         )
-        axes.scatter([b["confidence"] for b in self.calibration], [b["accuracy"] for b in self.calibration],
-                     s=[10 + 90 * b["mails"] / most for b in self.calibration])
+        axes.scatter(
+            [b["confidence"] for b in self.calibration],
+            [b["accuracy"] for b in self.calibration],
+            s=[10 + 90 * b["mails"] / most for b in self.calibration],
+        )
         axes.set_title(f"ECE {self.rows[self.name]['ece']:.3f}; a dot's area is its number of mails", fontsize=9)
         axes.legend(frameon=False)
         return figure

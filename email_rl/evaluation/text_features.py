@@ -2,6 +2,7 @@
 
 For mails of any market, so by English phrases in general; the embedded market's truth (gold.py) knows its own.
 """
+
 from __future__ import annotations
 
 import re
@@ -9,24 +10,29 @@ import re
 from email_rl.data.gold_model import split_sentences
 
 # What a reader may be asked to do, as an imperative; verbs that are nouns as often (call, text, book) need an object.
-ACTION = (r"(?:reply|respond|write back|get back to (?:me|us)|get in touch|reach out|contact (?:me|us)|"
-          r"e-?mail (?:me|us)|"
-          r"(?:call|text|ring|phone) (?:me|us|now|today|\+?\d)|give (?:me|us) a (?:call|ring)|drop (?:me|us) a|"
-          r"(?:send|tell|show) (?:me|us)|let (?:me|us) know|"
-          r"(?:book|schedule|reserve|request|arrange|claim|order|buy|grab) "
-          r"(?:a|an|the|your|my|one|it|now|today)|(?:pick|choose|select|confirm|suggest) (?:a|an|the|your|one)|"
-          r"sign up|register|subscribe|enrol|join (?:me|us|our|the)|rsvp|click|tap|scan|visit|download|install|"
-          r"try (?:it|our|the|a)|"
-          r"(?:start|begin|get) (?:your|a|the|it|started)|check (?:it )?out|find out|learn more|read more|"
-          r"see (?:how|for yourself)|"
-          r"watch (?:the|our|a|this)|take (?:a look|our)|have a look|save (?:the|your)|come (?:and|to|by))\b")
-LEAD = (r"(?:(?:so|and|or|then|now|today|also|please|kindly|just|simply|do|feel free to|don't hesitate to|"
-        r"you can|you may|"
-        r"(?:can|could|would|will) you)[\s,]+)*")
+ACTION = (
+    r"(?:reply|respond|write back|get back to (?:me|us)|get in touch|reach out|contact (?:me|us)|"
+    r"e-?mail (?:me|us)|"
+    r"(?:call|text|ring|phone) (?:me|us|now|today|\+?\d)|give (?:me|us) a (?:call|ring)|drop (?:me|us) a|"
+    r"(?:send|tell|show) (?:me|us)|let (?:me|us) know|"
+    r"(?:book|schedule|reserve|request|arrange|claim|order|buy|grab) "
+    r"(?:a|an|the|your|my|one|it|now|today)|(?:pick|choose|select|confirm|suggest) (?:a|an|the|your|one)|"
+    r"sign up|register|subscribe|enrol|join (?:me|us|our|the)|rsvp|click|tap|scan|visit|download|install|"
+    r"try (?:it|our|the|a)|"
+    r"(?:start|begin|get) (?:your|a|the|it|started)|check (?:it )?out|find out|learn more|read more|"
+    r"see (?:how|for yourself)|"
+    r"watch (?:the|our|a|this)|take (?:a look|our)|have a look|save (?:the|your)|come (?:and|to|by))\b"
+)
+LEAD = (
+    r"(?:(?:so|and|or|then|now|today|also|please|kindly|just|simply|do|feel free to|don't hesitate to|"
+    r"you can|you may|"
+    r"(?:can|could|would|will) you)[\s,]+)*"
+)
 CALL = re.compile(rf"^\W*(?:(?:if|to|for|when|in case)\b[^,]*,\s*)?{LEAD}{ACTION}", re.IGNORECASE)
 INSIDE = re.compile(
     r"\b(?:please|kindly|feel free to|don't hesitate to|you can|(?:can|could|would|will) you)\s+" + LEAD + ACTION,
-    re.IGNORECASE)
+    re.IGNORECASE,
+)
 
 
 def call_to_action(text: str) -> str | None:

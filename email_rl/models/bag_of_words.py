@@ -1,4 +1,5 @@
 """The baseline that spots words: multinomial logistic regression on word counts, in torch."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -15,10 +16,21 @@ class BagOfWords:
     `min_steps` at least.
     """
 
-    def __init__(self, train: Mails, valid: Mails, seed: int, *, lr: float, weight_decay: float, epochs: int,
-                 min_steps: int, batch_size: int):
+    def __init__(
+        self,
+        train: Mails,
+        valid: Mails,
+        seed: int,
+        *,
+        lr: float,
+        weight_decay: float,
+        epochs: int,
+        min_steps: int,
+        batch_size: int,
+    ):
         counts = Counter(word for mail in zip(train.contexts, train.texts) for word in set(self.words(*mail)))
-        self.vocabulary = {word: i for i, word in enumerate(sorted(w for w, n in counts.items() if n > 1), 1)}  # 0 pads
+        # 0 pads
+        self.vocabulary = {word: i for i, word in enumerate(sorted(w for w, n in counts.items() if n > 1), 1)}
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.EmbeddingBag(len(self.vocabulary) + 1, 3, mode="sum", padding_idx=0)
         nn.init.zeros_(self.weight.weight)
@@ -50,8 +62,10 @@ class BagOfWords:
 
     def ids(self, mails: Mails) -> Tensor:
         """Number the words of each mail, int32 [N, L], zeros after the last."""
-        known = [[i for word in self.words(*mail) if (i := self.vocabulary.get(word))] for mail in
-                 zip(mails.contexts, mails.texts)]
+        known = [
+            [i for word in self.words(*mail) if (i := self.vocabulary.get(word))]
+            for mail in zip(mails.contexts, mails.texts)
+        ]
         longest = max(1, max(map(len, known)))
         return torch.tensor([row + [0] * (longest - len(row)) for row in known], dtype=torch.int32)
 

@@ -22,8 +22,11 @@ from email_rl.models.hf_io import FromFolder, FromHub
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NORMALIZER, PRE_TOKENIZER = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-LABELS = {"num_labels": len(OUTCOMES), "id2label": dict(enumerate(OUTCOMES)),
-          "label2id": {name: i for i, name in enumerate(OUTCOMES)}}
+LABELS = {
+    "num_labels": len(OUTCOMES),
+    "id2label": dict(enumerate(OUTCOMES)),
+    "label2id": {name: i for i, name in enumerate(OUTCOMES)},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +60,30 @@ class TinyDistilBert(FineTuning):
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:0 [SEP]:0", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
         )
         fast = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-            mask_token="[MASK]", model_max_length=self.max_length, model_input_names=["input_ids", "attention_mask"])
-        model = DistilBertForSequenceClassification(DistilBertConfig(
-            vocab_size=len(fast), dim=self.dim, n_layers=self.layers, n_heads=self.heads, hidden_dim=self.ffn_dim,
-            dropout=self.dropout, attention_dropout=self.dropout, seq_classif_dropout=self.dropout,
-            max_position_embeddings=self.max_length, pad_token_id=fast.pad_token_id, **LABELS))
+            tokenizer_object=tokenizer,
+            pad_token="[PAD]",
+            unk_token="[UNK]",
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            mask_token="[MASK]",
+            model_max_length=self.max_length,
+            model_input_names=["input_ids", "attention_mask"],
+        )
+        model = DistilBertForSequenceClassification(
+            DistilBertConfig(
+                vocab_size=len(fast),
+                dim=self.dim,
+                n_layers=self.layers,
+                n_heads=self.heads,
+                hidden_dim=self.ffn_dim,
+                dropout=self.dropout,
+                attention_dropout=self.dropout,
+                seq_classif_dropout=self.dropout,
+                max_position_embeddings=self.max_length,
+                pad_token_id=fast.pad_token_id,
+                **LABELS,
+            )
+        )
         return model, fast
 
 
@@ -75,9 +96,12 @@ class PretrainedEncoder(FineTuning):
     def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         """Load network and tokenizer; raise ValueError, in one line, where the source has no such model."""
         return self.source.load(
-            lambda name: read_classifier(name, self.max_length), key="algo.encoder.source", what="classifier",
+            lambda name: read_classifier(name, self.max_length),
+            key="algo.encoder.source",
+            what="classifier",
             alternatives="algo/encoder=local algo.encoder.source.path=FOLDER (saved weights) or "
-                         "algo/encoder=distilbert_tiny (nothing to download)")
+            "algo/encoder=distilbert_tiny (nothing to download)",
+        )
 
 
 def read_classifier(name: str, max_length: int) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
@@ -98,7 +122,7 @@ def vocabulary(texts: list[str], size: int) -> dict[str, int]:
     letters: Counter = Counter()
     for word, n in counts.items():
         letters.update({letter: n * k for letter, k in Counter(word).items()})
-    common = [letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[:size // 4]]
+    common = [letter for letter, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[: size // 4]]
     words = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     pieces = dict.fromkeys([*SPECIAL, *sorted(common), *("##" + letter for letter in sorted(common)), *words])
     return {piece: i for i, piece in enumerate(list(pieces)[:size])}
@@ -114,8 +138,8 @@ def bucketed_batches(lengths: list[int], size: int, pool: int, generator: torch.
     """Split all rows into batches of `size`: shuffled, and sorted by length within every `pool` batches."""
     order, batches = torch.randperm(len(lengths), generator=generator).tolist(), []
     for start in range(0, len(order), size * pool):
-        rows = sorted(order[start:start + size * pool], key=lengths.__getitem__)
-        cut = [rows[k:k + size] for k in range(0, len(rows), size)]
+        rows = sorted(order[start : start + size * pool], key=lengths.__getitem__)
+        cut = [rows[k : k + size] for k in range(0, len(rows), size)]
         batches += [cut[k] for k in torch.randperm(len(cut), generator=generator).tolist()]
     return batches
 

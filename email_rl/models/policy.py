@@ -1,4 +1,5 @@
 """A language model that writes mails for contexts, and says how likely it was to write one."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -28,8 +29,9 @@ class TokenizedMails(NamedTuple):
 
     def cut(self, response_tokens: int) -> TokenizedMails:
         """Keep the first `response_tokens` tokens of each mail."""
-        return self._replace(response=self.response[:, :response_tokens],
-                             response_mask=self.response_mask[:, :response_tokens])
+        return self._replace(
+            response=self.response[:, :response_tokens], response_mask=self.response_mask[:, :response_tokens]
+        )
 
     def length_buckets(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, TokenizedMails]]:
         """Split the mails `rows` into batches of like length, each cut to its longest prompt and mail.
@@ -67,8 +69,17 @@ class LanguageModelPolicy(nn.Module):
     `response_tokens`, its stop token included. Log-probabilities are those of the distribution at `temperature`.
     """
 
-    def __init__(self, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, prompt_template: str,
-                 prompt_tokens: int, response_tokens: int, temperature: float, precision: str):
+    def __init__(
+        self,
+        language_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prompt_template: str,
+        prompt_tokens: int,
+        response_tokens: int,
+        temperature: float,
+        precision: str,
+    ):
         super().__init__()
         if "{context}" not in prompt_template:
             raise ValueError(
@@ -104,7 +115,7 @@ class LanguageModelPolicy(nn.Module):
     # ── text to tokens and back ─────────────────────────────────────────────────────────────────────────────────────
     def tokenize_prompts(self, contexts: list[str]) -> tuple[Tensor, Tensor]:
         """Return prompts, padded on the left: ids and mask [P, Q]. Padding is known by the mask alone."""
-        rows = [row[-self.prompt_tokens:] for row in self.full_prompts(contexts)]
+        rows = [row[-self.prompt_tokens :] for row in self.full_prompts(contexts)]
         ids = torch.tensor([[0] * (self.prompt_tokens - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (self.prompt_tokens - len(row)) + [1] * len(row) for row in rows])
         return ids.to(self.device), mask.to(self.device)
@@ -121,8 +132,12 @@ class LanguageModelPolicy(nn.Module):
     def decode(self, response: Tensor, response_mask: Tensor) -> list[str]:
         """Return the texts of mails [B, R] up to their stop token."""
         kept = (response_mask & (response != self.stop_token)).cpu()
-        return [text.strip() for text in self.tokenizer.batch_decode(
-            [row[keep].tolist() for row, keep in zip(response.cpu(), kept)], clean_up_tokenization_spaces=False)]
+        return [
+            text.strip()
+            for text in self.tokenizer.batch_decode(
+                [row[keep].tolist() for row, keep in zip(response.cpu(), kept)], clean_up_tokenization_spaces=False
+            )
+        ]
 
     def has_ended(self, mails: TokenizedMails) -> Tensor:
         """Tell which mails have a stop token, bool [B]."""
@@ -149,13 +164,17 @@ class LanguageModelPolicy(nn.Module):
         logits = warp_logits(logits.float(), self.temperature, 0, 1.0)
         normalizer = logits.logsumexp(-1)
         log_prob = logits.gather(-1, mails.response[..., None])[..., 0] - normalizer
-        token_entropy = (normalizer - ((logits - normalizer[..., None]).exp() * logits).sum(-1) if entropy
-                         else torch.zeros_like(log_prob))
+        token_entropy = (
+            normalizer - ((logits - normalizer[..., None]).exp() * logits).sum(-1)
+            if entropy
+            else torch.zeros_like(log_prob)
+        )
         return TokenStatistics(log_prob, self.value_head(hidden.float())[..., 0], token_entropy)
 
     @torch.no_grad()
-    def token_statistics(self, mails: TokenizedMails, batch_size: int, entropy: bool = False,
-                         forward: Callable | None = None) -> TokenStatistics:
+    def token_statistics(
+        self, mails: TokenizedMails, batch_size: int, entropy: bool = False, forward: Callable | None = None
+    ) -> TokenStatistics:
         """Compute token statistics of mails [B, R] in batches of like length, without a gradient.
 
         They are 0 after the longest mail of a batch. `forward` stands in for this class's own call: the same, recorded.
@@ -164,7 +183,7 @@ class LanguageModelPolicy(nn.Module):
         everyone = torch.arange(len(mails.prompt), device=self.device)
         for rows, bucket in mails.length_buckets(everyone, batch_size):
             for whole, part in zip(statistics, (forward or LanguageModelPolicy.__call__)(self, bucket, entropy)):
-                whole[rows, :part.shape[1]] = part
+                whole[rows, : part.shape[1]] = part
         return statistics
 
     def autocast(self):
@@ -173,19 +192,29 @@ class LanguageModelPolicy(nn.Module):
         Casts of weights are not kept to the end of the context: what is recorded would read them after it.
         """
         bf16 = self.precision == "bfloat16" or (
-            self.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported())
+            self.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
 
     # ── generation ──────────────────────────────────────────────────────────────────────────────────────────────────
     @torch.no_grad()
-    def generate(self, contexts: list[str], samples: int, generator: torch.Generator, *, temperature: float, top_k: int,
-                 top_p: float, batch_size: int) -> tuple[TokenizedMails, list[str]]:
+    def generate(
+        self,
+        contexts: list[str],
+        samples: int,
+        generator: torch.Generator,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        batch_size: int,
+    ) -> tuple[TokenizedMails, list[str]]:
         """Sample `samples` mails for each context, as tokens and as texts, in the order of the contexts."""
         batches, texts = [], []
         contexts_per_batch = max(1, batch_size // samples)
         u = torch.rand(len(contexts) * samples, self.response_tokens, generator=generator, device=self.device)
         for start in range(0, len(contexts), contexts_per_batch):
-            batch = contexts[start:start + contexts_per_batch]
+            batch = contexts[start : start + contexts_per_batch]
             prompt, prompt_mask = self.tokenize_prompts(batch)
             with self.autocast():
                 response = self.sample_responses(

@@ -1,4 +1,5 @@
 """From scores of mails to advantages of their tokens: one signature, five estimators."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -35,7 +36,8 @@ class AdvantageEstimator(ABC):
     """What PPO asks of every estimator; `samples_per_prompt` is the number of mails of each prompt."""
 
     critic = False  #: whether a value head is learnt; else `value` is 0
-    kl_in_loss = False  #: whether the KL penalty is in the loss (k3); the estimator then ignores log_ratio and kl_coef
+    #: whether the KL penalty is in the loss (k3); the estimator then ignores log_ratio and kl_coef
+    kl_in_loss = False
 
     def __init__(self, samples_per_prompt: int):
         if samples_per_prompt < 1:
@@ -43,8 +45,9 @@ class AdvantageEstimator(ABC):
         self.samples_per_prompt = samples_per_prompt
 
     @abstractmethod
-    def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor, kl_coef: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return advantages and value targets [B, R]; advantages are 0 on padding.
 
         score [B], the mails of a prompt in a row; log_ratio [B, R] = log π − log π_ref of the sampled tokens (k1);
@@ -63,8 +66,9 @@ class GAE(AdvantageEstimator):
         super().__init__(samples_per_prompt)
         self.gamma, self.lam, self.whiten = gamma, lam, whiten
 
-    def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor, kl_coef: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
         reward, end = token_rewards(score, log_ratio, response_mask, kl_coef), last_token(response_mask)
         value = torch.where(response_mask, value, 0.0)
@@ -88,8 +92,9 @@ class RLOO(AdvantageEstimator):
                 f"algo.advantage.samples_per_prompt: expected at least 2 to leave one out, got {samples_per_prompt}"
             )
 
-    def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor, kl_coef: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
         reward = by_prompt(token_rewards(score, log_ratio, response_mask, kl_coef).sum(1), self.samples_per_prompt)
         others = (reward.sum(1, keepdim=True) - reward) / (self.samples_per_prompt - 1)
@@ -109,8 +114,9 @@ class GRPO(AdvantageEstimator):
             )
         self.eps = eps
 
-    def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor, kl_coef: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
         group = by_prompt(score, self.samples_per_prompt)
         return to_tokens(
@@ -128,8 +134,9 @@ class ReinforcePP(AdvantageEstimator):
         super().__init__(samples_per_prompt)
         self.gamma = gamma
 
-    def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor, kl_coef: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
         if self.samples_per_prompt > 1:
             group = by_prompt(score, self.samples_per_prompt)
@@ -149,7 +156,8 @@ class RewardWeighted(AdvantageEstimator):
     def __init__(self, *, samples_per_prompt: int):
         super().__init__(samples_per_prompt)
 
-    def __call__(self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor,
-                 kl_coef: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor, kl_coef: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return advantages and targets [B, R]."""
         return to_tokens(score, response_mask), torch.zeros_like(value)

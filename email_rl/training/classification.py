@@ -1,4 +1,5 @@
 """Parts of the reward model's loss, as pure functions."""
+
 from __future__ import annotations
 
 import torch

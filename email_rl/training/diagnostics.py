@@ -1,4 +1,5 @@
 """What is logged of the mails that PPO generates and of its updates, under the names of Huang et al. 2024."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,22 +11,24 @@ from rlcore import losses
 from rlcore.backends import distributed
 
 
-
 def rollout_metrics(rollout: Any, kl_coef: Tensor) -> dict[str, Tensor]:
     """Return means over a rollout's mails, of all processes; KL and entropy in nats a mail."""
     mask = rollout.mails.response_mask
     kl = rollout.kl_to_reference()
     score = rollout.score.mean()
-    return distributed.mean_scalars({
-        "objective/kl": kl,
-        "objective/kl_coef": kl_coef.clone(),
-        "objective/entropy": torch.where(mask, rollout.entropy, 0.0).sum(1).mean(),
-        "objective/scores": score,
-        "objective/proxy_reward": rollout.proxy_reward.float().mean(),
-        "objective/non_score_reward": -kl_coef * kl,
-        "objective/score_total": score - kl_coef * kl,
-        "objective/num_eos": distributed.num_processes() * rollout.has_ended.sum(),
-        "objective/tokens": mask.sum(1).float().mean()})
+    return distributed.mean_scalars(
+        {
+            "objective/kl": kl,
+            "objective/kl_coef": kl_coef.clone(),
+            "objective/entropy": torch.where(mask, rollout.entropy, 0.0).sum(1).mean(),
+            "objective/scores": score,
+            "objective/proxy_reward": rollout.proxy_reward.float().mean(),
+            "objective/non_score_reward": -kl_coef * kl,
+            "objective/score_total": score - kl_coef * kl,
+            "objective/num_eos": distributed.num_processes() * rollout.has_ended.sum(),
+            "objective/tokens": mask.sum(1).float().mean(),
+        }
+    )
 
 
 def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -34,21 +37,31 @@ def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, 
     log_ratio [B, R] = log π − log π_old.
     """
     ratio = torch.where(mask, log_ratio, 0.0).exp()
-    return {"loss": loss, "policy_loss": metrics["policy_loss"], "value_loss": metrics["value_loss"],
-            "approxkl": metrics["approx_kl"], "clipfrac": metrics["clipfrac"],
-            "ratio": losses.masked_mean(ratio, mask), "ratio_square": losses.masked_mean(ratio.square(), mask)}
+    return {
+        "loss": loss,
+        "policy_loss": metrics["policy_loss"],
+        "value_loss": metrics["value_loss"],
+        "approxkl": metrics["approx_kl"],
+        "clipfrac": metrics["clipfrac"],
+        "ratio": losses.masked_mean(ratio, mask),
+        "ratio_square": losses.masked_mean(ratio.square(), mask),
+    }
 
 
 def value_metrics(value: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Return how well values [B, R] fitted their targets before the update, over the tokens of all processes."""
     total = distributed.all_reduce_sum
-    return {"val/mean": losses.masked_mean(value, mask, total),
-            "val/explained_variance": losses.explained_variance(value, target, mask, total)}
+    return {
+        "val/mean": losses.masked_mean(value, mask, total),
+        "val/explained_variance": losses.explained_variance(value, target, mask, total),
+    }
 
 
 def sample_table(rollout: Any, most: int) -> str:
     """Show the first mails of a rollout with their scores, as Markdown."""
     kl = rollout.log_ratio.sum(1).tolist()
-    lines = [f"| {context} | {text.replace('|', '/').replace(chr(10), '<br>')} | {score:.2f} | {nats:.1f} |"
-             for context, text, score, nats in zip(rollout.contexts, rollout.texts, rollout.score.tolist(), kl)]
+    lines = [
+        f"| {context} | {text.replace('|', '/').replace(chr(10), '<br>')} | {score:.2f} | {nats:.1f} |"
+        for context, text, score, nats in zip(rollout.contexts, rollout.texts, rollout.score.tolist(), kl)
+    ]
     return "\n".join(["| context | mail | score | KL, nats |", "|---|---|---|---|", *lines[:most]])

@@ -1,4 +1,5 @@
 """The coefficient of the KL penalty: fixed, or steered towards a target."""
+
 from __future__ import annotations
 
 import torch

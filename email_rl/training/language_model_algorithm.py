@@ -28,9 +28,21 @@ class LanguageModelAlgorithm(Algorithm):
 
     env_type = MailDataset
 
-    def __init__(self, env: MailDataset, seed: int, settings: dict, *, sources: ModelSources, generation: dict,
-                 optimizer: Callable, kl_controller: Callable, lr_schedule: Callable | None, lr: float,
-                 gradient_checkpointing: bool, inference_batch_size: int):
+    def __init__(
+        self,
+        env: MailDataset,
+        seed: int,
+        settings: dict,
+        *,
+        sources: ModelSources,
+        generation: dict,
+        optimizer: Callable,
+        kl_controller: Callable,
+        lr_schedule: Callable | None,
+        lr: float,
+        gradient_checkpointing: bool,
+        inference_batch_size: int,
+    ):
         self.env, self.seed, self.device, self.settings, self.sources = env, seed, env.device, settings, sources
         self.generation, self.inference_batch_size = generation, inference_batch_size
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
@@ -40,7 +52,8 @@ class LanguageModelAlgorithm(Algorithm):
         self.iteration = 0
         self.logger: Logger = NullLogger()
         self.generator = torch.Generator(env.device).manual_seed(2 * distributed.rank_seed(seed) + 1)
-        self.update_kl = torch.full((), torch.nan, device=env.device)  # KL(π_old ‖ π) of the last update, nats a token
+        # KL(π_old ‖ π) of the last update, nats a token
+        self.update_kl = torch.full((), torch.nan, device=env.device)
         # Of the mails generated last, nats a mail; the evaluation trains a baseline until it is as far as the policy.
         self.kl_to_reference = torch.full((), torch.nan, device=env.device)
         self.policy: LanguageModelPolicy | None = None
@@ -96,8 +109,10 @@ class LanguageModelAlgorithm(Algorithm):
 
     def load_policy(self, state: dict) -> None:
         """Restore what writing and scoring need."""
-        self.set_models(LanguageModelPolicy.unpack(state["reference"], self.generation).to(self.device),
-                        OutcomeClassifier.unpack(state["reward_model"], self.device, self.inference_batch_size))
+        self.set_models(
+            LanguageModelPolicy.unpack(state["reference"], self.generation).to(self.device),
+            OutcomeClassifier.unpack(state["reward_model"], self.device, self.inference_batch_size),
+        )
         self.policy.load_state_dict(state["policy"]["weights"])
         self.score_mean, self.score_std = state["score_scale"]
         self.iteration = state["iteration"]

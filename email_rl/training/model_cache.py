@@ -1,4 +1,5 @@
 """What was trained once for the same mails with the same settings, kept for other runs."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,5 @@
 """Where the models of PPO come from: a given folder, the cache of earlier runs, or training now."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,27 +28,50 @@ class ModelSources:
     other runs with the same mails, settings and seed. Raises ValueError where a given folder holds no such model.
     """
 
-    def __init__(self, dataset: MailDataset, seed: int, *, language_model, encoder, generation: dict, sft: dict,
-                 reward_model_training: dict, reward_model_folder: str | None, reference_folder: str | None,
-                 model_cache: str, batch_size: int):
+    def __init__(
+        self,
+        dataset: MailDataset,
+        seed: int,
+        *,
+        language_model,
+        encoder,
+        generation: dict,
+        sft: dict,
+        reward_model_training: dict,
+        reward_model_folder: str | None,
+        reference_folder: str | None,
+        model_cache: str,
+        batch_size: int,
+    ):
         self.dataset, self.seed = dataset, seed
         self.language_model, self.encoder, self.generation = language_model, encoder, generation
         self.sft, self.reward_model_training = sft, reward_model_training
         self.reward_model_folder, self.reference_folder = reward_model_folder, reference_folder
         self.model_cache, self.batch_size = model_cache, batch_size
 
-    def load_or_train(self, logger: Logger, should_stop: Callable[[], bool],
-                      accelerate: Accelerate) -> tuple[LanguageModelPolicy, OutcomeClassifier]:
+    def load_or_train(
+        self, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate
+    ) -> tuple[LanguageModelPolicy, OutcomeClassifier]:
         """Return reference policy and reward model, on the dataset's device; the first process trains for all."""
         with distributed.rank_zero_first():
             reward_model_folder = self.reward_model_folder or self._train_reward_model(
-                REWARD_MODEL_FOLDER, self.dataset, logger, should_stop, accelerate)
+                REWARD_MODEL_FOLDER, self.dataset, logger, should_stop, accelerate
+            )
             reference_folder = self.reference_folder or self._train(
-                POLICY_FOLDER, SFT, self.dataset, logger, should_stop, accelerate,
-                language_model=self.language_model, generation=self.generation, **self.sft)
+                POLICY_FOLDER,
+                SFT,
+                self.dataset,
+                logger,
+                should_stop,
+                accelerate,
+                language_model=self.language_model,
+                generation=self.generation,
+                **self.sft,
+            )
         reward_model = OutcomeClassifier.load(reward_model_folder, self.dataset.device, self.batch_size)
-        network, tokenizer = from_folder(reference_folder, "algo.reference_folder", read_language_model,
-                                         "causal language model")
+        network, tokenizer = from_folder(
+            reference_folder, "algo.reference_folder", read_language_model, "causal language model"
+        )
         reference = LanguageModelPolicy(network, tokenizer, **self.generation)
         return reference.to(self.dataset.device), reward_model
 
@@ -58,14 +82,32 @@ class ModelSources:
         )
         return OutcomeClassifier.load(folder, self.dataset.device, self.batch_size)
 
-    def _train_reward_model(self, name: str, dataset: MailDataset, logger: Logger, should_stop: Callable[[], bool],
-                            accelerate: Accelerate) -> Path:
-        return self._train(name, RewardModel, dataset, logger, should_stop, accelerate, encoder=self.encoder,
-                           **self.reward_model_training)
+    def _train_reward_model(
+        self, name: str, dataset: MailDataset, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate
+    ) -> Path:
+        return self._train(
+            name,
+            RewardModel,
+            dataset,
+            logger,
+            should_stop,
+            accelerate,
+            encoder=self.encoder,
+            **self.reward_model_training,
+        )
 
-    def _train(self, name: str, kind: Callable[..., RewardModel | SFT], dataset: MailDataset, logger: Logger,
-               should_stop: Callable[[], bool], accelerate: Accelerate, **settings) -> Path:
+    def _train(
+        self,
+        name: str,
+        kind: Callable[..., RewardModel | SFT],
+        dataset: MailDataset,
+        logger: Logger,
+        should_stop: Callable[[], bool],
+        accelerate: Accelerate,
+        **settings,
+    ) -> Path:
         """Return the folder of a model trained with these settings on these mails, now or before."""
+
         def make(folder: Path) -> None:
             algorithm = kind(dataset, self.seed, **settings)
             accelerate(algorithm)
@@ -74,6 +116,7 @@ class ModelSources:
             if should_stop():  # half trained is not trained
                 raise KeyboardInterrupt
             algorithm.export_model(folder)
+
         folder, known = cached(self.model_cache, name, (settings, dataset.digest, self.seed), make)
         if distributed.rank() == 0:
             print(f"{name}: {folder}{' (trained before)' if known else ''}")

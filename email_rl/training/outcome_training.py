@@ -1,4 +1,5 @@
 """Training of an outcome classifier: DistilBERT learns outcomes from context and text, and is calibrated at the end."""
+
 from __future__ import annotations
 
 import math
@@ -36,16 +37,45 @@ class OutcomeTraining(Algorithm):
     env_type = MailDataset
     graph_regions = ("loss",)
 
-    def __init__(self, env: MailDataset, seed: int, *, encoder, optimizer: Callable, input: str,
-                 class_weight_power: float, warmup_share: float, final_lr_share: float, max_grad_norm: float,
-                 updates_per_iteration: int, eval_every: int, patience: int, checkpoint_every: int, bucket_batches: int,
-                 predict_batch_size: int, refresh: dict):
+    def __init__(
+        self,
+        env: MailDataset,
+        seed: int,
+        *,
+        encoder,
+        optimizer: Callable,
+        input: str,
+        class_weight_power: float,
+        warmup_share: float,
+        final_lr_share: float,
+        max_grad_norm: float,
+        updates_per_iteration: int,
+        eval_every: int,
+        patience: int,
+        checkpoint_every: int,
+        bucket_batches: int,
+        predict_batch_size: int,
+        refresh: dict,
+    ):
         if input not in ("text", "context_text"):
             raise ValueError(f"algo.input: expected text or context_text, got '{input}'")
-        if min(encoder.epochs, encoder.batch_size, updates_per_iteration, eval_every, patience, checkpoint_every,
-               bucket_batches, predict_batch_size) < 1:
-            raise ValueError("algo: expected epochs, batch_size, updates_per_iteration, eval_every, patience, "
-                             "checkpoint_every, bucket_batches and predict_batch_size of at least 1")
+        if (
+            min(
+                encoder.epochs,
+                encoder.batch_size,
+                updates_per_iteration,
+                eval_every,
+                patience,
+                checkpoint_every,
+                bucket_batches,
+                predict_batch_size,
+            )
+            < 1
+        ):
+            raise ValueError(
+                "algo: expected epochs, batch_size, updates_per_iteration, eval_every, patience, "
+                "checkpoint_every, bucket_batches and predict_batch_size of at least 1"
+            )
         self.settings = {key: value for key, value in locals().items() if key not in ("self", "env", "seed")}
         self.env, self.device, self.seed = env, env.device, seed
         self.encoder, self.make_optimizer, self.input, self.refresh = encoder, optimizer, input, refresh
@@ -117,8 +147,12 @@ class OutcomeTraining(Algorithm):
             self.optimizer.step()
             sums += torch.stack((loss.detach(), norm.detach(), auxiliary.detach()))
             self.updates_done, self.mails_seen = self.updates_done + 1, self.mails_seen + len(rows)
-        return {"losses/total": sums[0] / taken, "losses/grad_norm": sums[1] / taken, "losses/overlap": sums[2] / taken,
-                "charts/learning_rate": self.optimizer.param_groups[0]["lr"]}
+        return {
+            "losses/total": sums[0] / taken,
+            "losses/grad_norm": sums[1] / taken,
+            "losses/overlap": sums[2] / taken,
+            "charts/learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
 
     def loss(self, ids: Tensor, attention_mask: Tensor, outcome: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, and the auxiliary task's part of it before its weight."""
@@ -148,8 +182,10 @@ class OutcomeTraining(Algorithm):
     def validate(self) -> dict[str, float]:
         """Score the model on the validation mails."""
         p, outcome = self.valid_logits().softmax(1), self.valid_mails.outcome
-        return {"email/log_loss": (self.valid_weight * log_losses(p, outcome)).sum().item(),
-                "email/accuracy": (self.valid_weight * (p.argmax(1) == outcome)).sum().item()}
+        return {
+            "email/log_loss": (self.valid_weight * log_losses(p, outcome)).sum().item(),
+            "email/accuracy": (self.valid_weight * (p.argmax(1) == outcome)).sum().item(),
+        }
 
     def observe_validation(self, metrics: dict[str, float]) -> None:
         """Keep the best weights so far; count evaluations without better ones."""
@@ -164,12 +200,16 @@ class OutcomeTraining(Algorithm):
         if self.finished:
             return
         if self.best is None:
-            raise ValueError(f"algo.encoder.lr: {self.lr}: training diverged, no evaluation gave a finite log-loss; "
-                             "expected a lower one")
+            raise ValueError(
+                f"algo.encoder.lr: {self.lr}: training diverged, no evaluation gave a finite log-loss; "
+                "expected a lower one"
+            )
         self.network.load_state_dict(self.best)
         self.temperature = fit_temperature(self.valid_logits(), self.valid_mails.outcome, self.valid_weight)
         with torch.no_grad():
-            self.output_layer.bias.sub_(self.class_weights.log().to(self.output_layer.bias.device)).div_(self.temperature)
+            self.output_layer.bias.sub_(self.class_weights.log().to(self.output_layer.bias.device)).div_(
+                self.temperature
+            )
             self.output_layer.weight.div_(self.temperature)
         self.finished, self.best = True, None
 

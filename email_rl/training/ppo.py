@@ -8,6 +8,7 @@ PPO's gradient steps. Losses and GAE are rlcore's. Two estimators of KL(π ‖ �
 http://joschu.net/blog/kl-approx.html): k1 = log π − log π_ref, and k3 = r − 1 − log r with r = π_ref / π. Checklist:
 Ziegler et al. 2019; Stiennon et al. 2020; Huang et al. 2024 ("The N+ implementation details of RLHF with PPO").
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -38,7 +39,8 @@ class MailRollout:
     mails: TokenizedMails  #: `response_mask` [B, R] marks a mail's own tokens, up to and including its stop token
     has_ended: Tensor  #: bool [B], whether a mail has a stop token; a mail without one was cut at its maximal length
     proxy_reward: Tensor  #: [B], by the reward model, a proxy for the true outcome, in units of the outcomes' values
-    score: Tensor  #: [B], what is maximised: standardised reward, or `missing_eos_score` if the mail has no stop token
+    #: [B], what is maximised: standardised reward, or `missing_eos_score` if the mail has no stop token
+    score: Tensor
     log_prob: Tensor  #: [B, R], of each token under the policy that generated it
     reference_log_prob: Tensor  #: [B, R], of each token under the reference
     value: Tensor  #: [B, R], the value head's estimate before each token
@@ -66,10 +68,18 @@ class MailBatch(NamedTuple):
 
     def micro_batch(self, rows: Tensor, mails: TokenizedMails) -> MailBatch:
         """Return the rows `rows` with `mails` as their tokens, the other tensors cut to its response width."""
+
         def cut(x: Tensor) -> Tensor:
-            return x[rows, :mails.response.shape[1]]
-        return MailBatch(mails=mails, log_prob=cut(self.log_prob), reference_log_prob=cut(self.reference_log_prob),
-                         value=cut(self.value), advantage=cut(self.advantage), target=cut(self.target))
+            return x[rows, : mails.response.shape[1]]
+
+        return MailBatch(
+            mails=mails,
+            log_prob=cut(self.log_prob),
+            reference_log_prob=cut(self.reference_log_prob),
+            value=cut(self.value),
+            advantage=cut(self.advantage),
+            target=cut(self.target),
+        )
 
 
 class LanguageModelPPO(LanguageModelAlgorithm):
@@ -86,31 +96,82 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     sharded = ("generator",)  # keys of `state_dict` that differ between processes: each draws its own random numbers
     validates_at_start = True  # evaluate before iteration 1, when the policy is the reference
 
-    def __init__(self, env: MailDataset, seed: int, *, language_model, encoder, reward_model_training: dict, sft: dict,
-                 generation: dict, advantage: AdvantageEstimator, kl_controller: Callable, optimizer: Callable,
-                 lr_schedule: Callable | None, reward_model_folder: str | None, reference_folder: str | None,
-                 model_cache: str, reward: str, missing_eos_score: float, normalization_mails: int, iterations: int,
-                 mails_per_iteration: int, minibatches: int, epochs: int, micro_batch_size: int, clip: float,
-                 clip_value: float | None, vf_coef: float, ent_coef: float, max_grad_norm: float,
-                 gradient_checkpointing: bool, inference_batch_size: int, eval_every: int, log_samples_every: int,
-                 logged_samples: int, checkpoint_every: int):
+    def __init__(
+        self,
+        env: MailDataset,
+        seed: int,
+        *,
+        language_model,
+        encoder,
+        reward_model_training: dict,
+        sft: dict,
+        generation: dict,
+        advantage: AdvantageEstimator,
+        kl_controller: Callable,
+        optimizer: Callable,
+        lr_schedule: Callable | None,
+        reward_model_folder: str | None,
+        reference_folder: str | None,
+        model_cache: str,
+        reward: str,
+        missing_eos_score: float,
+        normalization_mails: int,
+        iterations: int,
+        mails_per_iteration: int,
+        minibatches: int,
+        epochs: int,
+        micro_batch_size: int,
+        clip: float,
+        clip_value: float | None,
+        vf_coef: float,
+        ent_coef: float,
+        max_grad_norm: float,
+        gradient_checkpointing: bool,
+        inference_batch_size: int,
+        eval_every: int,
+        log_samples_every: int,
+        logged_samples: int,
+        checkpoint_every: int,
+    ):
         settings = {key: x for key, x in locals().items() if key not in ("self", "env", "seed", "__class__")}
         if reward not in ("expected", "argmax"):
             raise ValueError(f"algo.reward: expected 'expected' or 'argmax', got '{reward}'")
         self.mails_per_process = distributed.per_process(mails_per_iteration, "algo.mails_per_iteration")
         if self.mails_per_process % (minibatches * advantage.samples_per_prompt):
-            raise ValueError("algo.mails_per_iteration: expected a multiple of minibatches × samples_per_prompt per "
-                             f"process, {minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}")
+            raise ValueError(
+                "algo.mails_per_iteration: expected a multiple of minibatches × samples_per_prompt per "
+                f"process, {minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}"
+            )
         if mails_per_iteration // minibatches < 8 and advantage.critic:  # as in TRL: fewer are too few for whitening
-            raise ValueError("algo.minibatches: expected minibatches of at least 8 mails, got "
-                             f"{mails_per_iteration // minibatches}")
+            raise ValueError(
+                f"algo.minibatches: expected minibatches of at least 8 mails, got {mails_per_iteration // minibatches}"
+            )
         sources = ModelSources(
-            env, seed, language_model=language_model, encoder=encoder, generation=generation, sft=sft,
-            reward_model_training=reward_model_training, reward_model_folder=reward_model_folder,
-            reference_folder=reference_folder, model_cache=model_cache, batch_size=inference_batch_size)
-        super().__init__(env, seed, settings, sources=sources, generation=generation, optimizer=optimizer,
-                         kl_controller=kl_controller, lr_schedule=lr_schedule, lr=language_model.lr,
-                         gradient_checkpointing=gradient_checkpointing, inference_batch_size=inference_batch_size)
+            env,
+            seed,
+            language_model=language_model,
+            encoder=encoder,
+            generation=generation,
+            sft=sft,
+            reward_model_training=reward_model_training,
+            reward_model_folder=reward_model_folder,
+            reference_folder=reference_folder,
+            model_cache=model_cache,
+            batch_size=inference_batch_size,
+        )
+        super().__init__(
+            env,
+            seed,
+            settings,
+            sources=sources,
+            generation=generation,
+            optimizer=optimizer,
+            kl_controller=kl_controller,
+            lr_schedule=lr_schedule,
+            lr=language_model.lr,
+            gradient_checkpointing=gradient_checkpointing,
+            inference_batch_size=inference_batch_size,
+        )
         self.advantage_estimator, self.reward_kind = advantage, reward
         self.missing_eos_score, self.normalization_mails = missing_eos_score, normalization_mails
         self.iterations, self.steps_per_iteration = iterations, mails_per_iteration
@@ -121,8 +182,12 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         self.checkpoint_every, self.logged_samples = checkpoint_every, logged_samples
         self.forward_no_grad = LanguageModelPolicy.__call__  # a backend may put an equal, faster function here
         # No top-k or top-p: log-probabilities are those of the full distribution at this temperature.
-        self.sampling = {"temperature": generation["temperature"], "top_k": 0, "top_p": 1.0,
-                         "batch_size": inference_batch_size}
+        self.sampling = {
+            "temperature": generation["temperature"],
+            "top_k": 0,
+            "top_p": 1.0,
+            "batch_size": inference_batch_size,
+        }
 
     def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
         """Load or train reference policy and reward model; fit score_mean and score_std on mails of the reference."""
@@ -168,9 +233,18 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         # 4. Compute token log-probabilities under the policy, with values and entropies, and under the reference.
         own = self.policy.token_statistics(mails, self.micro_batch_size, entropy=True, forward=self.forward_no_grad)
         reference = self.reference.token_statistics(mails, self.micro_batch_size, forward=self.forward_no_grad)
-        return MailRollout(contexts=contexts, texts=texts, mails=mails, has_ended=has_ended, proxy_reward=proxy_reward,
-                           score=score, log_prob=own.log_prob, reference_log_prob=reference.log_prob, value=own.value,
-                           entropy=own.entropy)
+        return MailRollout(
+            contexts=contexts,
+            texts=texts,
+            mails=mails,
+            has_ended=has_ended,
+            proxy_reward=proxy_reward,
+            score=score,
+            log_prob=own.log_prob,
+            reference_log_prob=reference.log_prob,
+            value=own.value,
+            entropy=own.entropy,
+        )
 
     def sample_contexts(self, n: int) -> list[str]:
         """Sample n contexts of training mails, with replacement."""
@@ -191,10 +265,20 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         # make advantages of rewards and values (advantages.py). An estimator with `kl_in_loss` ignores log_ratio and
         # kl_coef, so that the KL counts once, in the loss of stage 7.
         advantage, target = self.advantage_estimator(
-            score=rollout.score, log_ratio=rollout.log_ratio, response_mask=rollout.mails.response_mask, value=value,
-            kl_coef=self.kl_controller.coef)
-        return MailBatch(mails=rollout.mails, log_prob=rollout.log_prob, reference_log_prob=rollout.reference_log_prob,
-                         value=value, advantage=advantage, target=target)
+            score=rollout.score,
+            log_ratio=rollout.log_ratio,
+            response_mask=rollout.mails.response_mask,
+            value=value,
+            kl_coef=self.kl_controller.coef,
+        )
+        return MailBatch(
+            mails=rollout.mails,
+            log_prob=rollout.log_prob,
+            reference_log_prob=rollout.reference_log_prob,
+            value=value,
+            advantage=advantage,
+            target=target,
+        )
 
     def update(self, batch: MailBatch) -> dict[str, Tensor]:
         """7. Take epochs × minibatches gradient steps; return the mean of each metric."""
@@ -217,7 +301,8 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     def train_minibatch(self, batch: MailBatch, rows: Tensor, totals: dict[str, Tensor]) -> None:
         """Take one gradient step on the mails `rows`, in micro-batches that fit in memory; add metrics to `totals`."""
         tokens_per_process = distributed.all_reduce_mean(batch.mails.response_mask[rows].sum().float())
-        self.optimizer.zero_grad(set_to_none=False)  # keep the tensors: a captured CUDA graph writes to their addresses
+        # keep the tensors: a captured CUDA graph writes to their addresses
+        self.optimizer.zero_grad(set_to_none=False)
         # A micro-batch has mails of like length; `bucket` holds their row numbers in the whole batch.
         for bucket, mails in batch.mails.length_buckets(rows, self.micro_batch_size):
             # Weight micro-batches so that their sum is the mean over all tokens of the minibatch, on all processes.
@@ -238,9 +323,20 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         mask = batch.mails.response_mask
         current = self.policy(batch.mails, entropy=self.ent_coef != 0)
         loss, metrics = losses.ppo(
-            log_prob=current.log_prob, old_log_prob=batch.log_prob, advantage=batch.advantage, mask=mask,
-            value=current.value, old_value=batch.value, target=batch.target, value_mask=mask, entropy=current.entropy,
-            clip=self.clip, clip_value=self.clip_value, vf_coef=self.vf_coef, ent_coef=self.ent_coef)
+            log_prob=current.log_prob,
+            old_log_prob=batch.log_prob,
+            advantage=batch.advantage,
+            mask=mask,
+            value=current.value,
+            old_value=batch.value,
+            target=batch.target,
+            value_mask=mask,
+            entropy=current.entropy,
+            clip=self.clip,
+            clip_value=self.clip_value,
+            vf_coef=self.vf_coef,
+            ent_coef=self.ent_coef,
+        )
         if self.advantage_estimator.kl_in_loss:
             # log π_ref − log π, as k3 wants; `MailRollout.log_ratio` has the opposite sign.
             reference_log_ratio = torch.where(mask, batch.reference_log_prob - current.log_prob, 0.0)

@@ -1,4 +1,5 @@
 """Which mails a reward model learns from when it is refreshed: new ones, and a replay of those it knows."""
+
 from __future__ import annotations
 
 import math
@@ -10,8 +11,10 @@ from email_rl.data.mails import Mails
 
 def without_crossing(new: dict[str, Mails], old: dict[str, Mails]) -> dict[str, Mails]:
     """Return the new splits without texts that the old splits have on another side."""
-    return {name: mails.without(sum((x for other, x in old.items() if other != name), mails.rows([])))
-            for name, mails in new.items()}
+    return {
+        name: mails.without(sum((x for other, x in old.items() if other != name), mails.rows([])))
+        for name, mails in new.items()
+    }
 
 
 def with_replay(new: Mails, old: Mails, replay_ratio: float, seed: int) -> Mails:

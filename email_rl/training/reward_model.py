@@ -1,4 +1,5 @@
 """The reward model: a trained and calibrated outcome classifier that can be resumed, and refreshed with new mails."""
+
 from __future__ import annotations
 
 import sys
@@ -29,12 +30,21 @@ class RewardModel(OutcomeTraining):
         """Return everything that a resumed run needs to continue exactly, and the mails that a refresh replays."""
         if self._packed_mails is None:
             self._packed_mails = pack_splits(self.new_splits(), self.old_splits)
-        return {"files": self.files, "classifier": self.network.state_dict(),
-                "overlap_head": self.overlap_head.state_dict(), "optimizer": self.optimizer.state_dict(),
-                **{name: getattr(self, name) for name in PROGRESS}, "mails_seen": self.mails_seen, "input": self.input,
-                "digest": self.digest, "mails": self._packed_mails, "refreshed": self.old_splits is not None,
-                "before_refresh": self.before_refresh, "random": torch.get_rng_state(),
-                "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None}
+        return {
+            "files": self.files,
+            "classifier": self.network.state_dict(),
+            "overlap_head": self.overlap_head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in PROGRESS},
+            "mails_seen": self.mails_seen,
+            "input": self.input,
+            "digest": self.digest,
+            "mails": self._packed_mails,
+            "refreshed": self.old_splits is not None,
+            "before_refresh": self.before_refresh,
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
 
     def new_splits(self) -> dict[str, Mails]:
         """Return the dataset's splits; in a refresh, without texts that the old splits have on another side."""
@@ -80,9 +90,11 @@ class RewardModel(OutcomeTraining):
         dropped = sum(map(len, self.env.splits.values())) - sum(map(len, new.values()))
         self._mix()
         self.before_refresh = {"old": self.probabilities(old_splits["test"]), "new": self.probabilities(new["test"])}
-        print(f"refresh: {len(new['train']):,} new mails to learn from, {len(self.train_mails) - len(new['train']):,} "
-              f"old ones again; {dropped} new mails left out, whose texts stand on another side of the old split",
-              file=sys.stderr)
+        print(
+            f"refresh: {len(new['train']):,} new mails to learn from, {len(self.train_mails) - len(new['train']):,} "
+            f"old ones again; {dropped} new mails left out, whose texts stand on another side of the old split",
+            file=sys.stderr,
+        )
         with torch.no_grad():  # training sees the class weights that finish() takes out
             self.output_layer.bias.add_(self.class_weights.log().to(self.output_layer.bias.device))
         self.observe_validation(self.validate())  # the weights before the refresh may stay the best
@@ -92,9 +104,14 @@ class RewardModel(OutcomeTraining):
         new = self.new_splits()
         for name, mails in new.items():
             if not len(mails):
-                raise ValueError(f"{self.env.name}: nothing new for {name}: its texts are those of the checkpoint's "
-                                 "mails")
+                raise ValueError(
+                    f"{self.env.name}: nothing new for {name}: its texts are those of the checkpoint's mails"
+                )
         self._packed_mails = None
         train = with_replay(new["train"], self.old_splits["train"], self.refresh["replay_ratio"], self.seed)
-        self._set_mails(train, [new["valid"], self.old_splits["valid"]],
-                        self.refresh["lr_share"] * self.encoder.lr, self.refresh["epochs"])
+        self._set_mails(
+            train,
+            [new["valid"], self.old_splits["valid"]],
+            self.refresh["lr_share"] * self.encoder.lr,
+            self.refresh["epochs"],
+        )

@@ -1,4 +1,5 @@
 """Supervised fine-tuning: a language model learns to write mails like those that were sent, before it is rewarded."""
+
 from __future__ import annotations
 
 import math
@@ -166,8 +167,14 @@ class SFT(Algorithm):
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly."""
-        return {"policy": self.policy.pack(), "optimizer": self.optimizer.state_dict(), "iteration": self.iteration,
-                "updates_done": self.updates_done, "best_loss": self.best_loss, "best": self.best}
+        return {
+            "policy": self.policy.pack(),
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "updates_done": self.updates_done,
+            "best_loss": self.best_loss,
+            "best": self.best,
+        }
 
     def load_policy(self, state: dict) -> None:
         """Restore what writing needs."""

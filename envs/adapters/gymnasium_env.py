@@ -1,4 +1,5 @@
 """Any Gymnasium environment with discrete actions as a VectorEnv."""
+
 from __future__ import annotations
 
 import math
@@ -21,8 +22,10 @@ MAX_COMBINATIONS = 2**16  # combinations of heads that a joint table is made for
 
 def make_copies(id: str, kwargs: dict, count: int) -> SyncVectorEnv:
     """Make copies of a registered environment with flat observations; raise ValueError where it can't be used."""
+
     def make():
         return gymnasium.wrappers.FlattenObservation(gymnasium.make(id, **kwargs))
+
     try:
         return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
     except (gymnasium.error.Error, ImportError, TypeError, NotImplementedError) as error:
@@ -95,8 +98,9 @@ class GymnasiumEnv(VectorEnv):
         elif given.shape[1] == math.prod(self.nvec):
             action_mask = given.view(-1, *self.nvec)
         else:
-            raise ValueError(f"env.id: {self.id} masks {given.shape[1]} actions, expected {sum(self.nvec)} or "
-                             f"{math.prod(self.nvec)}")
+            raise ValueError(
+                f"env.id: {self.id} masks {given.shape[1]} actions, expected {sum(self.nvec)} or {math.prod(self.nvec)}"
+            )
         if not action_mask.flatten(1).any(1).all():
             raise ValueError(f"env.id: {self.id} masks every action")
         return action_mask

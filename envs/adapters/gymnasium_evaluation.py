@@ -1,7 +1,8 @@
 """Policies of Gymnasium's environments compared: by the mean return of whole episodes."""
+
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,9 +24,11 @@ def policy_mode(policy: Policy) -> Choose:
 
 def random_actions(nvec: tuple[int, ...], generator: torch.Generator) -> Choose:
     """Take any valid actions, all with the same probability."""
+
     def choose(obs, action_mask):
         u = torch.rand(action_mask.flatten(1).shape, generator=generator, device=action_mask.device)
         return unflatten(u.masked_fill(~action_mask.flatten(1), -1.0).argmax(-1), nvec)
+
     return choose
 
 
@@ -88,7 +91,8 @@ class GymnasiumEvaluator:
             "±": lambda row: f"{row['return_ci'][1] - row['return']:,.2f}",
             "lowest": lambda row: f"{row['lowest']:,.2f}",
             "highest": lambda row: f"{row['highest']:,.2f}",
-            "length": lambda row: f"{row['length']:,.1f}"}
+            "length": lambda row: f"{row['length']:,.1f}",
+        }
         return Report(
             title=f"{self.env.id}, {self.episodes} episodes",
             caption="return: mean, ± its 95 % interval",
@@ -97,11 +101,17 @@ class GymnasiumEvaluator:
             last=None,
             extra={"environment": self.env.id},
             plots={},
-            judged="return")
+            judged="return",
+        )
 
     @staticmethod
     def _summarise(returns: np.ndarray, lengths: np.ndarray) -> dict:
         mean = returns.mean().item()
         half_width = normal_half_width(torch.as_tensor(returns), LEVEL).item()
-        return {"return": mean, "return_ci": [mean - half_width, mean + half_width], "lowest": returns.min().item(),
-                "highest": returns.max().item(), "length": lengths.mean().item()}
+        return {
+            "return": mean,
+            "return_ci": [mean - half_width, mean + half_width],
+            "lowest": returns.min().item(),
+            "highest": returns.max().item(),
+            "length": lengths.mean().item(),
+        }

@@ -1,8 +1,9 @@
 """The sequential offers environment as a Gymnasium environment, one world or many.
 
-    env = gymnasium.make("envs.adapters.gymnasium_offers:crm/Offers-v0", overrides=["env/world=sequential"])
-    envs = OffersVectorEnv(sequential(64, 0, ["env.customers=200"]), flat=True)
+env = gymnasium.make("envs.adapters.gymnasium_offers:crm/Offers-v0", overrides=["env/world=sequential"])
+envs = OffersVectorEnv(sequential(64, 0, ["env.customers=200"]), flat=True)
 """
+
 from __future__ import annotations
 
 import math
@@ -26,8 +27,14 @@ except ImportError as error:
 
 def sequential(worlds: int, seed: int, overrides: list[str] = (), device: str = "cpu") -> SequentialEnv:
     """Build env=offers_sequential from conf/ with overrides as on the command line, every world at a season's start."""
-    return make_env("env=offers_sequential", "env.random_start=false", *overrides, f"env.num_agents={worlds}",
-                    device=device, seed=seed)
+    return make_env(
+        "env=offers_sequential",
+        "env.random_start=false",
+        *overrides,
+        f"env.num_agents={worlds}",
+        device=device,
+        seed=seed,
+    )
 
 
 def spaces_of(env: SequentialEnv, flat: bool) -> tuple[spaces.Box, spaces.Space]:
@@ -73,8 +80,13 @@ class OffersEnv(gymnasium.Env):
         """Send one customer something; at the season's end the observation is what it led to."""
         step = self.env.step(to_actions(self.env, action, self.flat))
         self.at_start, self.action_mask = bool(step.terminated[0]), step.action_mask
-        return (step.final_obs[0].numpy(), step.reward[0].item(), self.at_start, False,
-                {"action_mask": step.action_mask[0].numpy().copy()})
+        return (
+            step.final_obs[0].numpy(),
+            step.reward[0].item(),
+            self.at_start,
+            False,
+            {"action_mask": step.action_mask[0].numpy().copy()},
+        )
 
 
 class OffersVectorEnv(VectorEnv):
@@ -108,8 +120,13 @@ class OffersVectorEnv(VectorEnv):
         info = {"action_mask": step.action_mask.cpu().numpy().copy()}
         if terminated.any():
             info |= {"final_obs": step.final_obs.cpu().numpy(), "_final_obs": terminated}
-        return (step.obs.cpu().numpy(), step.reward.cpu().numpy().astype(np.float64), terminated,
-                step.truncated.cpu().numpy(), info)
+        return (
+            step.obs.cpu().numpy(),
+            step.reward.cpu().numpy().astype(np.float64),
+            terminated,
+            step.truncated.cpu().numpy(),
+            info,
+        )
 
 
 gymnasium.register("crm/Offers-v0", entry_point=OffersEnv)

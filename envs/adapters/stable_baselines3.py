@@ -1,4 +1,5 @@
 """The sequential offers environment as a Stable-Baselines3 VecEnv: all worlds in one step, no loop over them."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,10 +1,11 @@
 """The priced weekly environment: every customer is an agent, the shared budget reaches each as a price."""
+
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -46,14 +47,30 @@ class OffersEnv(PricedEnv):
         "options",
     )
 
-    def __init__(self, device: torch.device, seed: int, *, num_agents: int, catalogue: Catalogue, world: Callable,
-                 reward: RewardConfig, population: Callable, observation: Callable, contact_rules: Callable,
-                 budget: Budget, evaluation: Callable, price_range: list[float], drift_range: list[float],
-                 price_noise: float):
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        *,
+        num_agents: int,
+        catalogue: Catalogue,
+        world: Callable,
+        reward: RewardConfig,
+        population: Callable,
+        observation: Callable,
+        contact_rules: Callable,
+        budget: Budget,
+        evaluation: Callable,
+        price_range: list[float],
+        drift_range: list[float],
+        price_noise: float,
+    ):
         low, high = price_range
         if not 0 < low < high or not drift_range[0] < drift_range[1]:
-            raise ValueError("env.price_range, env.drift_range: expected 0 < low < high and low < high, got "
-                             f"{price_range}, {drift_range}")
+            raise ValueError(
+                "env.price_range, env.drift_range: expected 0 < low < high and low < high, got "
+                f"{price_range}, {drift_range}"
+            )
         self.device, self.num_agents = torch.device(device), num_agents
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.episode_length = self.world.weeks
@@ -87,7 +104,8 @@ class OffersEnv(PricedEnv):
         self.week = 0
         self._prepare_responses(sample)
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
-        self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)  # History's, by week
+        # History's, by week
+        self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)
         self.prices, self.drift = self._price_paths(self.calendar[:, None], n, self.generator)
         self.options, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
         return obs, self._action_mask()
@@ -99,8 +117,10 @@ class OffersEnv(PricedEnv):
 
     def _price_paths(self, week: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw n seasons' prices in weeks [T, 1 or n], and their drifts [n]."""
+
         def uniform(low, high):
             return low + (high - low) * torch.rand(n, generator=generator, device=self.device)
+
         low, high = map(math.log, self.price_range)
         level, drift = uniform(low, high), uniform(*self.drift_range)
         noise = self.price_noise * torch.randn(len(week), n, generator=generator, device=self.device)
@@ -113,19 +133,24 @@ class OffersEnv(PricedEnv):
     def sample_prices(self, step: Tensor, generator: torch.Generator) -> Repriced:
         """Draw other prices for decisions in weeks [B], and for the weeks after them, as a season has them."""
         prices, drift = self._price_paths(torch.stack((step, step + 1)), len(step), generator)
-        return Repriced(price=prices[0], encoded_price=self.codec.encode_price(prices[0], drift),
-                        next_price=prices[1], next_encoded_price=self.codec.encode_price(prices[1], drift))
+        return Repriced(
+            price=prices[0],
+            encoded_price=self.codec.encode_price(prices[0], drift),
+            next_price=prices[1],
+            next_encoded_price=self.codec.encode_price(prices[1], drift),
+        )
 
     def _observe(self, history: History) -> tuple[ContactOptions, Tensor]:
         """Return what customers of a history may be sent, and their observations."""
         week = min(self.week, self.world.weeks - 1)
         # Only what depends on the history gets it: it grows with the weeks and fits no graph.
         recalled = history if self.contact_policy.caps or self.codec.hides_state else None
-        options, obs = self.observe_week(self.calendar[week:week + 1], self.state, recalled, self.prices[week])
+        options, obs = self.observe_week(self.calendar[week : week + 1], self.state, recalled, self.prices[week])
         return options._replace(history=history), obs
 
-    def observe_week(self, week: Tensor, state: CustomerState, history: History | None,
-                     price: Tensor) -> tuple[ContactOptions, Tensor]:
+    def observe_week(
+        self, week: Tensor, state: CustomerState, history: History | None, price: Tensor
+    ) -> tuple[ContactOptions, Tensor]:
         """The same as a function of tensors, for a week [1] and its prices [N]; history None where nothing needs it."""
         options = self.contact_policy(state.status == SUBSCRIBED, [] if history is None else history.contacts)
         features = options.with_caps_left(self.features)
@@ -158,20 +183,42 @@ class OffersEnv(PricedEnv):
         t, world = self.week, self.world
         is_last = t == world.weeks - 1
         next_state, outcomes_of_week, info = self.advance_week(
-            self.calendar[t:t + 1], self.state, self.options.action_mask, action, self.uniforms[t], self.prices[t],
-            self.no_contact_values[t], self.no_contact_values[t + 1])
+            self.calendar[t : t + 1],
+            self.state,
+            self.options.action_mask,
+            action,
+            self.uniforms[t],
+            self.prices[t],
+            self.no_contact_values[t],
+            self.no_contact_values[t + 1],
+        )
         if is_last and not world.reward.shaping:
             info["reward"] = info["reward"] + self.no_contact_values[-1].at(next_state)
         self.outcomes_so_far[:, t].copy_(outcomes_of_week)
         self.state, self.week = next_state, t + 1
-        self.options, obs = self._observe(History(next_state.status, *self.outcomes_so_far[:, :t + 1]))
+        self.options, obs = self._observe(History(next_state.status, *self.outcomes_so_far[:, : t + 1]))
         ends = torch.full((self.num_agents,), is_last, device=self.device)
-        return Step(obs=obs, action_mask=self._action_mask(), reward=info["reward"], terminated=ends,
-                    truncated=torch.zeros_like(ends), final_obs=obs, info=info)
+        return Step(
+            obs=obs,
+            action_mask=self._action_mask(),
+            reward=info["reward"],
+            terminated=ends,
+            truncated=torch.zeros_like(ends),
+            final_obs=obs,
+            info=info,
+        )
 
-    def advance_week(self, week: Tensor, state: CustomerState, action_mask: Tensor, action: Tensor, u: Tensor,
-                     price: Tensor, no_contact_values: StateValues,
-                     next_no_contact_values: StateValues) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
+    def advance_week(
+        self,
+        week: Tensor,
+        state: CustomerState,
+        action_mask: Tensor,
+        action: Tensor,
+        u: Tensor,
+        price: Tensor,
+        no_contact_values: StateValues,
+        next_no_contact_values: StateValues,
+    ) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
         """Advance the customers by a week [1], as a function of tensors; V⁰ is given of this week and of the next.
 
         Actions [N, 2] are sent where the mask [N, P] allows them, and uniforms u [6, N] decide. Returns the next state,
@@ -202,7 +249,8 @@ class OffersEnv(PricedEnv):
             "spend": spend,
             "reward": reward,
             "profit": profit_of_week,
-            "churned": next_state.status == CHURNED}
+            "churned": next_state.status == CHURNED,
+        }
         return next_state, outcomes_of_week, info
 
     def _expected_profit(self, state: CustomerState, expected: Outcome, contacted: Tensor) -> Tensor:
@@ -211,28 +259,51 @@ class OffersEnv(PricedEnv):
         is_churned = state.status == CHURNED
         return torch.where(is_churned, 0.0, profit(self.customers, self.world.reward, h, f, expected, contacted))
 
-    def _expected_reward(self, week: Tensor, state: CustomerState, offer: Tensor, channel: Tensor, price: Tensor,
-                         next_no_contact_values: StateValues) -> Tensor:
+    def _expected_reward(
+        self,
+        week: Tensor,
+        state: CustomerState,
+        offer: Tensor,
+        channel: Tensor,
+        price: Tensor,
+        next_no_contact_values: StateValues,
+    ) -> Tensor:
         """Return the reward that is expected of the week, [N]; with shaping, beyond that of no contact."""
         customers, shaping = self.customers, self.world.reward.shaping
         no_contact, contact = action_values(
-            customers, self.world, week, VisitedStates(state, customers.alpha), price,
+            customers,
+            self.world,
+            week,
+            VisitedStates(state, customers.alpha),
+            price,
             next_no_contact_values if shaping else None,
-            contacts=Contacts.each(customers, self.world.catalogue, offer, channel))
+            contacts=Contacts.each(customers, self.world.catalogue, offer, channel),
+        )
         contact = contact[0, 0]
         if shaping:
             return torch.where(offer > 0, contact - no_contact, 0.0)
         return torch.where(offer > 0, contact, torch.where(state.status == CHURNED, 0.0, no_contact))
 
-    def _realised_profit(self, state: CustomerState, next_state: CustomerState, offer: Tensor, channel: Tensor,
-                         bought: Tensor, redeemed: Tensor) -> tuple[Tensor, Tensor]:
+    def _realised_profit(
+        self,
+        state: CustomerState,
+        next_state: CustomerState,
+        offer: Tensor,
+        channel: Tensor,
+        bought: Tensor,
+        redeemed: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Return the profit and the spend that came of the week, [N] each."""
         terms = self.world.reward
         spend = self.world.catalogue.spend(offer, channel, redeemed)
         churned = (next_state.status == CHURNED) & (state.status != CHURNED)
         annoyed = (offer > 0) & (state.fatigue >= terms.fatigue_limit)
-        earned = ((self.customers.margin + terms.trips) * bought - spend - terms.churn_cost * churned
-                  - terms.fatigue_penalty * annoyed)
+        earned = (
+            (self.customers.margin + terms.trips) * bought
+            - spend
+            - terms.churn_cost * churned
+            - terms.fatigue_penalty * annoyed
+        )
         return earned, spend
 
     def state_dict(self) -> dict:

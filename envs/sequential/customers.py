@@ -2,10 +2,11 @@
 
 Both kinds draw customers as rows (a tuple of tensors [n, ...]), write them as features, and respond to flat actions.
 """
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -27,8 +28,18 @@ class ToyCustomers:
 
     uniforms = 1  #: random numbers that a customer's response takes
 
-    def __init__(self, catalogue: Catalogue, device: torch.device, *, weeks: int, num_features: int, profit: dict,
-                 trip: dict, trips: float, outcomes: str):
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        device: torch.device,
+        *,
+        weeks: int,
+        num_features: int,
+        profit: dict,
+        trip: dict,
+        trips: float,
+        outcomes: str,
+    ):
         self.weeks, self.num_features, self.trips = weeks, num_features, trips
         self.realised = is_realised(outcomes)
         offer, channel = (torch.arange(n, device=device).double() for n in catalogue.nvec)
@@ -37,6 +48,7 @@ class ToyCustomers:
             pairs = base + offer_slope * offer[:, None] + channel_slope * channel
             pairs[0] = base  # nothing is nothing through whatever channel
             return pairs.flatten().float()
+
         self.profit = table(profit["base"], profit["offer"], profit["channel"])
         self.trip = table(trip["base"], trip["offer"], trip["channel"])
         self.value = self.profit + trips * self.trip
@@ -50,7 +62,7 @@ class ToyCustomers:
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor]:
         """Draw features [n, F]."""
-        return torch.randn(n, self.num_features, generator=generator, device=generator.device),
+        return (torch.randn(n, self.num_features, generator=generator, device=generator.device),)
 
     def features(self, visit: tuple[Tensor]) -> Tensor:
         """Return the features of customers, [W, F]."""
@@ -85,11 +97,20 @@ class StructuralCustomers:
 
     uniforms = UNIFORMS  #: random numbers that a customer's response takes
 
-    def __init__(self, catalogue: Catalogue, device: torch.device, *, dynamics: Callable, reward, population: Callable,
-                 incremental: bool):
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        device: torch.device,
+        *,
+        dynamics: Callable,
+        reward,
+        population: Callable,
+        incremental: bool,
+    ):
         if reward.shaping or reward.terminal:
-            raise ValueError("env.world.reward: expected shaping: false and terminal: 0, "
-                             "as a step here is one of many customers'")
+            raise ValueError(
+                "env.world.reward: expected shaping: false and terminal: 0, as a step here is one of many customers'"
+            )
         self.realised = is_realised(reward.outcomes)
         self.incremental = incremental
         self.dynamics: World = dynamics(catalogue, reward).to(device, torch.float32)
@@ -153,8 +174,9 @@ class StructuralCustomers:
             churned = (next_state.status == CHURNED) & (state.status != CHURNED)
             annoyed = contacted & (state.fatigue >= terms.fatigue_limit)
             spend = dynamics.catalogue.spend(offer, channel, redeemed)
-            reward = ((c.margin + terms.trips) * bought - spend - terms.churn_cost * churned
-                      - terms.fatigue_penalty * annoyed)
+            reward = (
+                (c.margin + terms.trips) * bought - spend - terms.churn_cost * churned - terms.fatigue_penalty * annoyed
+            )
         else:
             reward = self.values(visit, week).gather(1, flat_action[:, None])[:, 0]
         if self.incremental:

@@ -1,8 +1,10 @@
 """The sequential environment: one customer a step in each of many worlds, under a weekly budget."""
+
 from __future__ import annotations
 
 import copy
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,11 +52,27 @@ class SequentialEnv(VectorEnv):
 
     info_keys = ("reward", "spend", "contacted")
 
-    def __init__(self, device: torch.device, seed: int, *, num_agents: int, customers: int, catalogue: Catalogue,
-                 world: Callable, weekly_budget: float, penalty: float | None, random_start: bool, prefetch_steps: int,
-                 evaluation: Callable):
-        for name, value in (("num_agents", num_agents), ("customers", customers), ("prefetch_steps", prefetch_steps),
-                            ("weekly_budget", weekly_budget)):
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        *,
+        num_agents: int,
+        customers: int,
+        catalogue: Catalogue,
+        world: Callable,
+        weekly_budget: float,
+        penalty: float | None,
+        random_start: bool,
+        prefetch_steps: int,
+        evaluation: Callable,
+    ):
+        for name, value in (
+            ("num_agents", num_agents),
+            ("customers", customers),
+            ("prefetch_steps", prefetch_steps),
+            ("weekly_budget", weekly_budget),
+        ):
             if value <= 0:
                 raise ValueError(f"env.{name}: expected more than 0, got {value}")
         self.device, self.customers = torch.device(device), customers
@@ -108,13 +126,22 @@ class SequentialEnv(VectorEnv):
         self.streams = [g.get_state() for g in self.generators]  # to draw the same again
         drawn = [self.world.draw(steps * share, g) for g in self.generators]
         newcomers = tuple(torch.cat([x.view(steps, share, *x.shape[1:]) for x in parts], 1) for parts in zip(*drawn))
-        u = torch.cat([torch.rand(steps, self.world.uniforms, share, generator=g, device=self.device)
-                       for g in self.generators], -1)
+        u = torch.cat(
+            [torch.rand(steps, self.world.uniforms, share, generator=g, device=self.device) for g in self.generators],
+            -1,
+        )
         ages = (age + torch.arange(steps + 1, device=self.device)[:, None]) % self.season_steps
         week, place = ages // self.customers, ages % self.customers
         clock = torch.stack((week / self.world.weeks, place / self.customers), -1)
-        self.prefetched = StepInputs(visit=newcomers, u=u, age=ages[:-1], week=week[:-1], clock=clock[:-1],
-                                     week_ends=place[1:] == 0, ends=ages[1:] == 0)
+        self.prefetched = StepInputs(
+            visit=newcomers,
+            u=u,
+            age=ages[:-1],
+            week=week[:-1],
+            clock=clock[:-1],
+            week_ends=place[1:] == 0,
+            ends=ages[1:] == 0,
+        )
         self.position = 0  # of the current step in what is prefetched
         self.next_age = ages[-1]
 
@@ -179,8 +206,15 @@ class SequentialEnv(VectorEnv):
         obs, action_mask = self.reset()
         over = self._obs(self.world.features(inputs.visit), self.final_clock, delivery.budget_left)
         final_obs = torch.where(inputs.ends[:, None], over, obs)
-        return Step(obs=obs, action_mask=action_mask, reward=delivery.reward, terminated=inputs.ends,
-                    truncated=torch.zeros_like(inputs.ends), final_obs=final_obs, info=self._info(delivery))
+        return Step(
+            obs=obs,
+            action_mask=action_mask,
+            reward=delivery.reward,
+            terminated=inputs.ends,
+            truncated=torch.zeros_like(inputs.ends),
+            final_obs=final_obs,
+            info=self._info(delivery),
+        )
 
     def _info(self, delivery: Delivery) -> dict[str, Tensor]:
         return {"reward": delivery.reward, "spend": delivery.spend, "contacted": delivery.flat_action > 0}
@@ -208,8 +242,9 @@ class SequentialEnv(VectorEnv):
         visit = tuple(map(torch.cat, zip(*(part.visit for part in parts))))
         return StepInputs(visit, *map(torch.cat, zip(*(part[1:] for part in parts))))
 
-    def transition(self, budget_left: Tensor, inputs: StepInputs,
-                   action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def transition(
+        self, budget_left: Tensor, inputs: StepInputs, action: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the budget left after actions [W, 2], the rewards and info, [W] each. Pure."""
         delivery = self._send(budget_left, inputs, action)
         return self._next_budget(delivery.budget_left, inputs), delivery.reward, self._info(delivery)
@@ -229,8 +264,13 @@ class SequentialEnv(VectorEnv):
 
     def state_dict(self) -> dict:
         """Return where the worlds are, and the streams as they were before the current steps were prefetched."""
-        return {"age": self.prefetched.age[0], "position": self.position, "streams": self.streams,
-                "budget_left": self.budget_left, "store": self.store and list(self.store)}
+        return {
+            "age": self.prefetched.age[0],
+            "position": self.position,
+            "streams": self.streams,
+            "budget_left": self.budget_left,
+            "store": self.store and list(self.store),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` gave."""

@@ -1,7 +1,9 @@
 """Policies of the sequential environment compared: by common random numbers, against each week's offline knapsack."""
+
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -48,8 +50,15 @@ def simulate_season(choose: Choose, env: SequentialEnv, keep_values: bool = Fals
         chosen = choose(env, obs, action_mask)
         step = env.step(codec.decode_action(chosen))
         reward = values.gather(1, env.sent_action[:, None])[:, 0]
-        steps.append(SeasonRecord(reward=reward, spend=step.info["spend"], flat_action=env.sent_action,
-                                  is_best=reward >= values.amax(1), values=values if keep_values else None))
+        steps.append(
+            SeasonRecord(
+                reward=reward,
+                spend=step.info["spend"],
+                flat_action=env.sent_action,
+                is_best=reward >= values.amax(1),
+                values=values if keep_values else None,
+            )
+        )
         obs, action_mask = step.obs, step.action_mask
     return SeasonRecord(*(None if x[0] is None else torch.stack(x) for x in zip(*steps)))
 
@@ -66,6 +75,7 @@ def offline_knapsack(values: Tensor, cost: Tensor, budget: float, weeks: int) ->
 
     def by_week(x: Tensor) -> Tensor:  # → [weeks, W, N·K]
         return x.view(weeks, steps // weeks, w, -1).transpose(1, 2).flatten(2)
+
     price, order = by_week(increments.price).sort(dim=-1, descending=True, stable=True)
     price = price.clamp_min(0)  # −inf: no increment
     spend = by_week(increments.spend).gather(-1, order) * (price > 0)
@@ -83,27 +93,33 @@ def no_contact(env: SequentialEnv, obs: Tensor, action_mask: Tensor) -> Tensor:
 
 def random_actions(generator: torch.Generator) -> Choose:
     """Send any valid action, all with the same probability."""
+
     def choose(env, obs, action_mask):
         u = torch.rand(action_mask.flatten(1).shape, generator=generator, device=action_mask.device)
         return u.masked_fill(~action_mask.flatten(1), -1.0).argmax(-1)
+
     return choose
 
 
 def bid_price(price: float) -> Choose:
     """Send what earns most at a price of budget; at 0, first come, first served."""
+
     def choose(env, obs, action_mask):
         affordable = (env.cost <= env.budget_left[:, None] + SLACK).view(-1, *env.nvec)
         fits = env.world.mask_actions(env.inputs.visit, affordable).flatten(1)
         value = env.world.values(env.inputs.visit, env.inputs.week) - (price - TIE) * env.cost
         return value.masked_fill(~fits, -torch.inf).argmax(-1)
+
     return choose
 
 
 def learned_policy(policy: Policy, generator: torch.Generator | None) -> Choose:
     """Send what a learned policy draws, from a random stream of its own, or without a stream the policy's mode."""
+
     def choose(env, obs, action_mask):
         u = None if generator is None else torch.rand(len(obs), generator=generator, device=obs.device)
         return ActionCodec(*env.nvec).encode_action(policy.act(obs, action_mask, u)[0])
+
     return choose
 
 
@@ -145,6 +161,7 @@ class SequentialEvaluator:
 
         def weekly(x: Tensor) -> Tensor:  # [T, W]
             return x.double().view(weeks, -1, x.shape[1]).sum(1)
+
         reward, baseline_reward, spend = weekly(season.reward), weekly(baseline.reward), weekly(season.spend)
         gain = reward - baseline_reward
         attainable = bound.value - baseline_reward
@@ -163,7 +180,8 @@ class SequentialEvaluator:
             "spend_ratio": spend.mean().item() / self.env.budget,
             "weeks_breached": (spend > self.env.budget + BREACH).double().mean().item(),
             "contact_rate": (season.flat_action > 0).double().mean().item(),
-            "best_rate": season.is_best.double().mean().item()}
+            "best_rate": season.is_best.double().mean().item(),
+        }
 
     @torch.no_grad()
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
@@ -179,8 +197,12 @@ class SequentialEvaluator:
         baseline, bound = self._bound(self.worlds, 11)
         mean_price = self._bound(self.tuning_worlds, 12)[1].price.mean().item()
         generator = torch.Generator(self.env.device).manual_seed(self.stream)
-        policies = {"none": ("none", no_contact), "random": ("none", random_actions(generator)),
-                    "first come": ("true θ", bid_price(0.0)), "bid price": ("true θ", bid_price(mean_price))}
+        policies = {
+            "none": ("none", no_contact),
+            "random": ("none", random_actions(generator)),
+            "first come": ("true θ", bid_price(0.0)),
+            "bid price": ("true θ", bid_price(mean_price)),
+        }
         if algorithm is not None:
             policies[name] = ("features", self._deploy(algorithm))
         rows = {
@@ -194,8 +216,12 @@ class SequentialEvaluator:
 
     def _report(self, rows: dict[str, dict], name: str, bound: OfflineKnapsack, mean_price: float) -> Report:
         value, no_contact_value = bound.value.sum(0).mean().item(), rows["none"]["return"]
-        metrics = {"value": value, "none": no_contact_value, "prices": bound.price.mean(1).tolist(),
-                   "gap": value - no_contact_value}
+        metrics = {
+            "value": value,
+            "none": no_contact_value,
+            "prices": bound.price.mean(1).tolist(),
+            "gap": value - no_contact_value,
+        }
         columns = {
             "knows": lambda row: row["information"],
             "score": lambda row: f"{row['score']:.3f}",
@@ -203,7 +229,8 @@ class SequentialEvaluator:
             "return": lambda row: f"{row['return']:,.1f}",
             "spend": lambda row: f"{row['spend_ratio']:.3f}",
             "contacts": lambda row: f"{row['contact_rate']:.1%}",
-            "best": lambda row: f"{row['best_rate']:.1%}"}
+            "best": lambda row: f"{row['best_rate']:.1%}",
+        }
         return Report(
             title=f"{self.worlds:,} seasons of {self.env.world.weeks} weeks × {self.env.customers} customers, budget "
             f"{self.env.budget:,.2f} a week",

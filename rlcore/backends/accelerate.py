@@ -2,10 +2,11 @@
 
 An algorithm names its `graph_regions` and knows no mode. All modes give the same results up to rounding.
 """
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial, singledispatch
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -104,7 +105,9 @@ def record_gradient_steps(algorithm: PPO) -> None:
             metrics = compute_gradients(batch)
             step()
             return metrics
+
         return take
+
     for name in algorithm.graph_regions:
         if name != "compute_advantages":
             setattr(algorithm, name, record(whole_step(getattr(algorithm, name)), algorithm.env.device))

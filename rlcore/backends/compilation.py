@@ -1,7 +1,9 @@
 """torch.compile, and forms of the networks that a compiler turns into faster code; each equals the plain form to rounding."""
+
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -1,9 +1,11 @@
 """CUDA graphs: a function is recorded once for each set of shapes, and its kernels are then replayed in one launch."""
+
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +44,7 @@ class CUDAGraphCallable:
 
         def call() -> Any:
             return self.function(*pytree.tree_unflatten(static, form))
+
         self.calls[key] = self.calls.get(key, 0) + 1
         if self.calls[key] <= WARM_UP_CALLS:
             return run_on_side_stream(call)

@@ -3,12 +3,14 @@
 In a single process every function returns its argument. The functions are collectives: every process must call them, in the
 same order.
 """
+
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist

@@ -1,7 +1,9 @@
 """Rollouts of an environment that is a pure function of its state: all T steps as one loop, which a compiler makes one graph."""
+
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +19,14 @@ def scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
     It is for a compiler, which keeps it a loop: the body is compiled once, however many rows there are. Bools come out as
     float32, because a compiler does not vectorise copies of bool.
     """
+
     def own_memory(x: Tensor) -> Tensor:  # results may not share memory with arguments
         return x.float() if x.dtype == torch.bool else x.clone()
 
     def unshared(carry: Tensor, row: Any) -> tuple[Tensor, Any]:
         carry, out = body(carry, row)
         return carry, pytree.tree_map(own_memory, out)
+
     return scan_operator(unshared, carry, rows)
 
 
@@ -36,8 +40,11 @@ def loop_scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
     return carry, pytree.tree_map(lambda *x: torch.stack(x), *outs)
 
 
-def scan_rollout(env: Any, policy: Any, scan: Callable, state: Tensor, inputs: Any, uniforms: Tensor) -> tuple[Tensor, dict, dict]:
+def scan_rollout(
+    env: Any, policy: Any, scan: Callable, state: Tensor, inputs: Any, uniforms: Tensor
+) -> tuple[Tensor, dict, dict]:
     """Act from a state through the inputs of T steps; return the last state, columns [T, N, ...] and infos [T, N]."""
+
     def body(state: Tensor, row: tuple[Any, Tensor]) -> tuple[Tensor, tuple[dict, dict]]:
         step_inputs, u = row
         obs, action_mask = env.observe(state, step_inputs)
@@ -45,6 +52,7 @@ def scan_rollout(env: Any, policy: Any, scan: Callable, state: Tensor, inputs: A
         state, reward, info = env.transition(state, step_inputs, action)
         columns = {"obs": obs, "action_mask": action_mask, "action": action, "log_prob": log_prob, "reward": reward}
         return state, (columns, info)
+
     state, (columns, infos) = scan(body, state, (inputs, uniforms))
     return state, columns, infos
 
@@ -62,5 +70,11 @@ class FunctionalRollout:
         env.set_state(state)
         last_obs, _ = env.reset()
         columns["action_mask"] = columns["action_mask"].bool()
-        return Rollout(**columns, terminated=inputs.ends, truncated=torch.zeros_like(inputs.ends), final_obs=None,
-                       last_obs=last_obs, info=infos)
+        return Rollout(
+            **columns,
+            terminated=inputs.ends,
+            truncated=torch.zeros_like(inputs.ends),
+            final_obs=None,
+            last_obs=last_obs,
+            info=infos,
+        )

@@ -1,4 +1,5 @@
 """What takes a GPU many kernels in PyTorch, as one in Triton, with the plain function where there is none."""
+
 from __future__ import annotations
 
 import torch
@@ -15,6 +16,7 @@ except ImportError:
 BLOCK = 128  # agents of a program
 
 if triton:
+
     @triton.jit
     def _gae(reward, value, following, terminated, done, out, steps, agents, gamma, lam, BLOCK: tl.constexpr):
         agent = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -24,22 +26,26 @@ if triton:
             at = (steps - 1 - k) * agents + agent
             ends = tl.load(terminated + at, mask=here, other=1) != 0
             then = tl.where(ends, 0.0, tl.load(following + at, mask=here, other=0.0))
-            delta = tl.load(reward + at, mask=here, other=0.0) + gamma * then - tl.load(value + at, mask=here, other=0.0)
+            delta = (
+                tl.load(reward + at, mask=here, other=0.0) + gamma * then - tl.load(value + at, mask=here, other=0.0)
+            )
             stops = tl.load(done + at, mask=here, other=1) != 0
             trace = (delta + tl.where(stops, 0.0, gamma * lam * trace)).to(tl.float32)  # a compiler can pass float64
             tl.store(out + at, trace, mask=here)
 
 
-def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float,
-        lam: float) -> Tensor:
+def gae(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+) -> Tensor:
     """Generalised advantages [T, N], as rlcore/returns.py has them; on a GPU one kernel, in float32, an agent a lane."""
     if triton is None or not reward.is_cuda:
         return returns.gae(reward, value, next_value, terminated, done, gamma, lam)
     return one_kernel(reward, value, next_value, terminated, done, gamma, lam)
 
 
-def one_kernel(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float,
-               lam: float) -> Tensor:
+def one_kernel(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+) -> Tensor:
     """The same without asking what there is."""
     out, (steps, agents) = torch.empty(reward.shape, device=reward.device), reward.shape
     floats = (x.float().contiguous() for x in (reward, value, next_value))

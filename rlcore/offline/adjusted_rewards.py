@@ -1,4 +1,5 @@
 """What a value is learned from on a dataset: logged rewards, or rewards adjusted to lower their variance."""
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -17,7 +18,9 @@ class AdjustedRewards(NamedTuple):
     weight: Tensor  #: of the decision in the loss; 0 leaves it out
 
 
-def unadjusted(env: Any, dataset: LoggedDataset, reward: Tensor, gamma: float, generator: torch.Generator) -> AdjustedRewards:
+def unadjusted(
+    env: Any, dataset: LoggedDataset, reward: Tensor, gamma: float, generator: torch.Generator
+) -> AdjustedRewards:
     """Return rewards [N] as they were logged, plus the terminal values."""
     discount = torch.where(dataset.terminated, 0.0, gamma)
     return AdjustedRewards(reward + dataset.terminal_value, discount, torch.ones_like(reward))

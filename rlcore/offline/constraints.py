@@ -1,8 +1,10 @@
 """Q-learning on tables of values [B, Πn] of all actions, and the constraints that keep it to actions which a dataset has."""
+
 from __future__ import annotations
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +25,9 @@ def supported(logits: Tensor, action_mask: Tensor, threshold: float) -> Tensor:
     return (gap > smallest_gap) | (gap == 0)
 
 
-def double_target(reward: Tensor, discount: Tensor, online: Tensor, target: Tensor, cost: Tensor | float,
-                  allowed: Tensor) -> Tensor:
+def double_target(
+    reward: Tensor, discount: Tensor, online: Tensor, target: Tensor, cost: Tensor | float, allowed: Tensor
+) -> Tensor:
     """Return r + γ·(target − cost)(s', a*), [B], where a* is the allowed action that maximises online − cost.
 
     It is the target of double Q-learning (van Hasselt et al. 2016). online, target and cost are tables [B, Πn] of the next

@@ -1,4 +1,5 @@
 """Matrices whose repeated rows are held once, so that a log of millions of decisions fits into memory."""
+
 from __future__ import annotations
 
 import torch

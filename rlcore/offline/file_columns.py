@@ -1,9 +1,10 @@
 """The columns of a file of logged decisions: how a dataset is laid out in them, and how they are read with a line for bad cells."""
+
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ def arrow():
         import pyarrow.csv
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(f"logs are read and written by pyarrow, which is not installed: pip install -e '.[logs]' ({error})"
-                         ) from error
+        raise ValueError(
+            f"logs are read and written by pyarrow, which is not installed: pip install -e '.[logs]' ({error})"
+        ) from error
     return pyarrow
 
 

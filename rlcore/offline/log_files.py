@@ -6,11 +6,12 @@ of an observation), state_0 … (the rest), next_state_0 …; valid_I_J … and 
 combination of the heads); prob_I_J … (probabilities of all combinations). ColumnNames has what a file calls the fields of
 its own. Columns in `DEFAULTS`, outcomes, decision, policy, prob_* and all of next_* may be left out.
 """
+
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
 
 import torch
 
@@ -21,8 +22,17 @@ from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check, nam
 
 NAMED_COLUMNS = 8  # of a file, in a message
 CSV_BLOCK = 1 << 24  # bytes read at once
-DEFAULTS = {"episode": 0, "step": 0, "price": 0.0, "propensity": math.nan, "outcomes": 0.0, "cost": 0.0,
-            "terminal_value": 0.0, "terminated": True, "truncated": False}
+DEFAULTS = {
+    "episode": 0,
+    "step": 0,
+    "price": 0.0,
+    "propensity": math.nan,
+    "outcomes": 0.0,
+    "cost": 0.0,
+    "terminal_value": 0.0,
+    "terminated": True,
+    "truncated": False,
+}
 
 
 def write(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
@@ -117,7 +127,9 @@ class Reader:
                 shown = ", ".join(self.names[:NAMED_COLUMNS])
                 raise ValueError(f"{self.path}: no column '{name}'; there are {shown}, …")
         if not self.static and not self.dynamic:
-            raise ValueError(f"{self.path}: expected columns feature_0 … or state_0 …: what was known of a {columns.unit}")
+            raise ValueError(
+                f"{self.path}: expected columns feature_0 … or state_0 …: what was known of a {columns.unit}"
+            )
 
     def _unreadable(self, error: Exception) -> ValueError:
         reason = str(error).splitlines()[0]
@@ -136,7 +148,9 @@ class Reader:
         lengths = {len(choices) for choices in actions}
         all_numbers = all(choice.isdigit() for choices in actions for choice in choices)
         if len(lengths) != 1 or not all_numbers:
-            raise ValueError(f"{self.path}: expected columns valid_0_0 …, one for each combination of an action's parts")
+            raise ValueError(
+                f"{self.path}: expected columns valid_0_0 …, one for each combination of an action's parts"
+            )
         nvec = []
         for choices_of_head in zip(*actions):
             largest = max(map(int, choices_of_head))
@@ -213,7 +227,8 @@ class Reader:
             next_obs=next_obs,
             next_action_mask=next_action_mask,
             terminated=chunk.flag("terminated", DEFAULTS["terminated"]),
-            truncated=chunk.flag("truncated", DEFAULTS["truncated"]))
+            truncated=chunk.flag("truncated", DEFAULTS["truncated"]),
+        )
 
     def _action(self, chunk: ChunkReader) -> torch.Tensor:
         """Read the choices of the action's heads, int64 [n, K]; raise ValueError where one is not of its head."""
@@ -227,8 +242,9 @@ class Reader:
         return action
 
 
-def read(path: Path | str, columns: ColumnNames,
-         transform: Callable[[LoggedDataset], LoggedDataset] = lambda chunk: chunk) -> LoggedDataset:
+def read(
+    path: Path | str, columns: ColumnNames, transform: Callable[[LoggedDataset], LoggedDataset] = lambda chunk: chunk
+) -> LoggedDataset:
     """Read a whole dataset, keeping of each chunk what `transform` returns."""
     chunks = [transform(chunk) for chunk in Reader(path, columns)]
     return LoggedDataset.cat(chunks)

@@ -1,4 +1,5 @@
 """Logged decisions as tensors: the fields of a dataset, and the checks of its rows. rlcore/offline/log_files.py has the files."""
+
 from __future__ import annotations
 
 import math
@@ -71,6 +72,7 @@ class LoggedDataset:
 
     def __getitem__(self, rows) -> LoggedDataset:
         """Select rows, by a slice, a bool tensor [N] or indices."""
+
         def select(x: Tensor | DeduplicatedMatrix) -> Tensor | DeduplicatedMatrix:
             return x.take(rows) if isinstance(x, DeduplicatedMatrix) else x[rows]
 
@@ -158,7 +160,8 @@ class LoggedDataset:
             cost=zeros,
             terminal_value=zeros,
             terminated=torch.ones(n, dtype=torch.bool),
-            truncated=torch.zeros(n, dtype=torch.bool))
+            truncated=torch.zeros(n, dtype=torch.bool),
+        )
         check(dataset, "bandit_feedback", 0)
         return dataset
 
@@ -185,6 +188,7 @@ def named_rows(wrong: Tensor, first: int) -> str:
 
 def check(dataset: LoggedDataset, where: str, first: int) -> None:
     """Raise ValueError, with the rows, where decisions can't be used; a missing propensity can."""
+
     def refuse(wrong: Tensor, column: str, expected: str, got: Tensor | None = None) -> None:
         if wrong.any():
             rows = named_rows(wrong, first)
@@ -233,5 +237,7 @@ def check_compatible(dataset: LoggedDataset, env, where: str) -> None:
     obs_dim = dataset.obs.shape[1]
     nvec = tuple(env.nvec)
     if dataset.nvec != nvec or obs_dim != env.obs_dim:
-        raise ValueError(f"{where}: a log of {obs_dim} observed numbers and actions of {dataset.nvec} doesn't fit "
-                         f"an environment of {env.obs_dim} and {nvec}")
+        raise ValueError(
+            f"{where}: a log of {obs_dim} observed numbers and actions of {dataset.nvec} doesn't fit "
+            f"an environment of {env.obs_dim} and {nvec}"
+        )

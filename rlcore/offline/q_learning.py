@@ -3,10 +3,12 @@
 In a priced environment the network's table has what actions are worth before the price of their own spend. Prices are
 drawn anew for every decision that is learned from, so that one dataset serves every budget.
 """
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,18 +36,50 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
 
     graph_regions = ("loss",)
 
-    def __init__(self, env: Any, seed: int, *, network: Callable, optimizer: Callable, lr_schedule: Callable | None,
-                 auxiliary: Callable | None, behaviour_constraint: Callable | None, variance_reduction: Callable | None,
-                 total_steps: int, updates: int, batch_size: int, gamma: float, huber: float | None, target_every: int,
-                 tau: float, relabel: bool, eval_every: int, checkpoint_every: int):
-        super().__init__(env, seed, observes_price=True, network=network, optimizer=optimizer, lr_schedule=lr_schedule,
-                         auxiliary=auxiliary, total_steps=total_steps, num_steps=env.episode_length or 1,
-                         eval_every=eval_every, checkpoint_every=checkpoint_every)
+    def __init__(
+        self,
+        env: Any,
+        seed: int,
+        *,
+        network: Callable,
+        optimizer: Callable,
+        lr_schedule: Callable | None,
+        auxiliary: Callable | None,
+        behaviour_constraint: Callable | None,
+        variance_reduction: Callable | None,
+        total_steps: int,
+        updates: int,
+        batch_size: int,
+        gamma: float,
+        huber: float | None,
+        target_every: int,
+        tau: float,
+        relabel: bool,
+        eval_every: int,
+        checkpoint_every: int,
+    ):
+        super().__init__(
+            env,
+            seed,
+            observes_price=True,
+            network=network,
+            optimizer=optimizer,
+            lr_schedule=lr_schedule,
+            auxiliary=auxiliary,
+            total_steps=total_steps,
+            num_steps=env.episode_length or 1,
+            eval_every=eval_every,
+            checkpoint_every=checkpoint_every,
+        )
         self.priced_env = env.as_priced()
         if not isinstance(self.network, ActionValues):
-            raise ValueError("algo.network: offline learners need a network of action values, as algo/network=action_values")
+            raise ValueError(
+                "algo.network: offline learners need a network of action values, as algo/network=action_values"
+            )
         if self.priced_env and not self.auxiliary:
-            raise ValueError("algo.auxiliary: without a model of what actions cost, their cost in logged states is unknown")
+            raise ValueError(
+                "algo.auxiliary: without a model of what actions cost, their cost in logged states is unknown"
+            )
         self.steps_per_iteration = updates * batch_size
         self.iterations = max(1, total_steps // self.steps_per_iteration)
         self.variance_reduction = variance_reduction
@@ -187,7 +221,8 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             online=self.network(next_obs),
             target=self.target_network(next_obs),
             cost=self.action_cost(next_obs, next_price),
-            allowed=self.allowed(next_obs, next_action_mask))
+            allowed=self.allowed(next_obs, next_action_mask),
+        )
         return Batch(
             obs=obs,
             action_mask=action_mask,
@@ -196,7 +231,8 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             target=target,
             weight=self.weight[rows],
             logged_obs=logged_obs,
-            logged_cost=logged_cost)
+            logged_cost=logged_cost,
+        )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the error of the values of the actions taken, plus the loss of the behaviour constraint, and metrics."""

@@ -1,7 +1,8 @@
 """Cross-fitting: every prediction for a unit is by a model that saw none of the unit's decisions; fitted Q evaluation."""
+
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,15 +38,16 @@ def predict_policy(predict: Predict, obs: Tensor, action: Tensor, target: Tensor
 
 
 def cross_fit(
-        fit: Callable,
-        obs: Tensor,  # [N, D]
-        action: Tensor,  # int64 [N]
-        outcome: Tensor,  # [N, K]
-        target: Tensor,  # the target policy's probabilities, [N, A]
-        episode_rows: Tensor,  # the decisions by episode and step, int64 [M, T], of `rows_by_episode`
-        fold: Tensor,  # of each decision, int64 [N]
-        gamma: float,
-        generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    fit: Callable,
+    obs: Tensor,  # [N, D]
+    action: Tensor,  # int64 [N]
+    outcome: Tensor,  # [N, K]
+    target: Tensor,  # the target policy's probabilities, [N, A]
+    episode_rows: Tensor,  # the decisions by episode and step, int64 [M, T], of `rows_by_episode`
+    fold: Tensor,  # of each decision, int64 [N]
+    gamma: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
     """Fitted Q evaluation: return v̂ and q̂ of N decisions, [N, K] each, by models of other folds' decisions.
 
     A model for each step t, from the last backwards, is fitted to r + γ·v̂ of the next state (Voloshin et al. 2019, of a
@@ -78,8 +80,9 @@ def cross_fit(
     return v, q
 
 
-def rows_by_episode(unit: Tensor, episode: Tensor, step: Tensor,
-                    names: tuple[str, str, str] = ("unit", "episode", "step")) -> Tensor:
+def rows_by_episode(
+    unit: Tensor, episode: Tensor, step: Tensor, names: tuple[str, str, str] = ("unit", "episode", "step")
+) -> Tensor:
     """Return the rows of each unit's episodes in the order of steps, int64 [M, T], −1 after an episode's end.
 
     unit, episode, step: of N decisions, int64 [N]. Raises ValueError, in the words of `names`, where a unit decides twice

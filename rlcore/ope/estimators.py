@@ -4,6 +4,7 @@ Shapes may have batch dimensions ahead, [...]. An estimate averages over M decis
 w = π(a|x) / p(a|x) is the importance weight of the action taken, q̂ a model's outcome of it, v̂ = Σ_a π(a|x)·q̂(x, a).
 Values are in the reward's unit. rlcore/ope/intervals.py turns the terms into estimates and intervals.
 """
+
 from __future__ import annotations
 
 import math

@@ -1,8 +1,9 @@
 """Off-policy evaluation of a policy on a dataset: every estimator with intervals, diagnostics of the weights, warnings."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from rlcore.ope.outcome_models import CHUNK
 NET = "net"  # reward less the cost at the logged price
 LOGGED = "as logged"  # the row of the logging policy's own value
 ROUNDING = 1e-6  # of probabilities that should be 0
-SUPPORTED = 0.5  # of the target's probability in a decision: with less on what the log could do, the decision is named
+# of the target's probability in a decision: with less on what the log could do, the decision is named
+SUPPORTED = 0.5
 
 
 def kinds_of(dataset: LoggedDataset) -> tuple[str, str, str]:
@@ -46,8 +48,21 @@ class OffPolicyEvaluator:
     the episodes, below which there is a warning.
     """
 
-    def __init__(self, *, model: Callable, folds: int, gamma: float, clip: float, switch: float, shrinkage: float,
-                 greedy: bool, level: float, replications: int, min_ess_share: float, seed: int):
+    def __init__(
+        self,
+        *,
+        model: Callable,
+        folds: int,
+        gamma: float,
+        clip: float,
+        switch: float,
+        shrinkage: float,
+        greedy: bool,
+        level: float,
+        replications: int,
+        min_ess_share: float,
+        seed: int,
+    ):
         if not 0 < level < 1 or folds < 2:
             raise ValueError(f"ope.level, ope.folds: expected a share in (0, 1) and at least 2, got {level}, {folds}")
         self.model = model
@@ -93,7 +108,8 @@ class OffPolicyEvaluator:
             episode_rows=episode_rows,
             fold=fold,
             gamma=self.gamma,
-            generator=generator)
+            generator=generator,
+        )
         ratio, warnings = self._ratio(dataset, target)
         ratio_by_step = None if ratio is None else lay_out(ratio, episode_rows, 1.0)
 
@@ -125,8 +141,10 @@ class OffPolicyEvaluator:
             "unsupported": unsupported_share(dataset, target),
         }
         if ess < self.min_ess_share * episodes:
-            warnings.append(f"the weights are worth {ess:,.0f} of {episodes:,} units: intervals are too narrow where "
-                            "weights are so uneven; log with a policy nearer to the target, or more")
+            warnings.append(
+                f"the weights are worth {ess:,.0f} of {episodes:,} units: intervals are too narrow where "
+                "weights are so uneven; log with a policy nearer to the target, or more"
+            )
         return Evaluation(rows=rows, diagnostics=diagnostics, warnings=warnings, weights=weights)
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,13 +155,17 @@ class OffPolicyEvaluator:
         """
         missing = dataset.propensity.isnan()
         if missing.any():
-            warning = (f"{named_rows(missing, 0)}: no propensity; only the model of outcomes is left to go by, and "
-                       "what it learns is confounded if the decisions knew more than the log does")
+            warning = (
+                f"{named_rows(missing, 0)}: no propensity; only the model of outcomes is left to go by, and "
+                "what it learns is confounded if the decisions knew more than the log does"
+            )
             return None, [warning]
         probability = ope.select_actions(target, dataset.action).double()
         ratio = probability / dataset.propensity
         if not ratio.any():
-            raise ValueError("target: none of the logged decisions is one that it could have made; expected some in common")
+            raise ValueError(
+                "target: none of the logged decisions is one that it could have made; expected some in common"
+            )
         return ratio, support_warnings(dataset, target)
 
     def _terms(self, reward: Tensor, v: Tensor, q: Tensor, ratio: Tensor | None) -> dict[str, Terms]:

@@ -1,4 +1,5 @@
 """Estimates and intervals: normal and Student quantiles, and of off-policy terms the central limit, Bernstein and bootstrap."""
+
 from __future__ import annotations
 
 import math
@@ -106,8 +107,9 @@ def bernstein(terms: Terms, cluster: Tensor | None, level: float) -> tuple[Tenso
     return value - half_width, value + half_width
 
 
-def bootstrap(several: list[Terms], cluster: Tensor | None, replications: int, generator: torch.Generator,
-              chunk: int = 4096) -> Tensor:
+def bootstrap(
+    several: list[Terms], cluster: Tensor | None, replications: int, generator: torch.Generator, chunk: int = 4096
+) -> Tensor:
     """Estimates [L, replications] of L terms (no batch dimensions) on the same resampled clusters int64 [M].
 
     Denominators are resampled too. Each cluster is drawn Poisson(1) times, independently of the others, so that clusters

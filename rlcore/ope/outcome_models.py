@@ -1,7 +1,8 @@
 """Models of the outcomes of actions: a network or a ridge regression of all actions' outcomes on observations."""
+
 from __future__ import annotations
 
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,9 @@ class MultiActionRegressor(nn.Module):
 class Network:
     """One network of all actions' outcomes, on standardised observations and outcomes."""
 
-    def __init__(self, *, hidden: list[int], activation: Callable, lr: float, decay: float, steps: int, batch_size: int):
+    def __init__(
+        self, *, hidden: list[int], activation: Callable, lr: float, decay: float, steps: int, batch_size: int
+    ):
         self.hidden = hidden
         self.activation = activation
         self.lr = lr
@@ -74,8 +77,9 @@ class Network:
         net = mlp(sizes, self.activation, OUTPUT_GAIN)
         return MultiActionRegressor(net, inputs, actions, kinds)
 
-    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int,
-                 generator: torch.Generator) -> MultiActionRegressor:
+    def __call__(
+        self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator
+    ) -> MultiActionRegressor:
         """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
         seed = torch.randint(2**31, (1,), generator=generator, device=generator.device)
         torch.manual_seed(int(seed))  # of the initial weights
@@ -153,8 +157,9 @@ class Linear:
         """Build an unfitted model, for a state to be loaded into."""
         return LinearActionModel(inputs, actions, kinds, self.scaled)
 
-    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int,
-                 generator: torch.Generator) -> LinearActionModel:
+    def __call__(
+        self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator
+    ) -> LinearActionModel:
         """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
         kinds = outcome.shape[1]
         model = self.empty(obs.shape[1], actions, kinds)

@@ -1,4 +1,5 @@
 """Covariate-balance test of logged propensities: are they those that the decisions were made with?"""
+
 from __future__ import annotations
 
 import torch

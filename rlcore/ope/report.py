@@ -1,11 +1,12 @@
 """The report of an off-policy evaluation: table, numbers, figures."""
+
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 import torch
 from matplotlib.figure import Figure
@@ -32,8 +33,9 @@ class OffPolicyReport(Report):
         return self.plots
 
 
-def evaluate_file(path: str, columns: ColumnNames, evaluator: OffPolicyEvaluator, algorithm: Algorithm,
-                  name: str) -> OffPolicyReport:
+def evaluate_file(
+    path: str, columns: ColumnNames, evaluator: OffPolicyEvaluator, algorithm: Algorithm, name: str
+) -> OffPolicyReport:
     """Evaluate an algorithm's policy on the dataset of a file; raise ValueError where the file is of another environment."""
     dataset = read(path, columns)
     check_compatible(dataset, algorithm.env, path)
@@ -72,7 +74,8 @@ def report(evaluation: Evaluation, dataset: LoggedDataset, path: str, name: str,
         extra={"log": {"path": path, **diagnostics}, "warnings": evaluation.warnings},
         plots=figures,
         judged=NET,
-        what="estimator")
+        what="estimator",
+    )
 
 
 # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -93,12 +96,16 @@ def caption(evaluation: Evaluation, unit: str, sample: str, net: str, level: flo
     diagnostics = evaluation.diagnostics
     units = diagnostics["units"]
     model = "FQE" if diagnostics["steps"] > 1 else "DM"
-    lines = [f"±: half the {level:.0%} interval by bootstrap over {units:,} {unit}s, that of {model} without the "
-             f"error of its model; {NET}: {net}"]
+    lines = [
+        f"±: half the {level:.0%} interval by bootstrap over {units:,} {unit}s, that of {model} without the "
+        f"error of its model; {NET}: {net}"
+    ]
     if evaluation.weights is not None:
-        text = ("weights worth {effective:,.0f} of {episodes:,} {sample}s ({effective_share:.1%}), "
-                "mean {mean_weight:.3f}, greatest {max_weight:,.1f}; "
-                "{unsupported:.2%} of target actions without support")
+        text = (
+            "weights worth {effective:,.0f} of {episodes:,} {sample}s ({effective_share:.1%}), "
+            "mean {mean_weight:.3f}, greatest {max_weight:,.1f}; "
+            "{unsupported:.2%} of target actions without support"
+        )
         lines.append(text.format(sample=sample, **diagnostics))
     for warning in evaluation.warnings:
         lines.append(f"warning: {warning}")

@@ -5,9 +5,10 @@ A meta-learner is fitted and called like those models: fitted to outcomes [N, K]
 effect is its outcome minus the control's. `cluster` int64 [N], numbered from 0, is the unit of a row; `propensity` [N]
 is the probability of the action taken.
 """
+
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,16 @@ class S:
         """Build an unfitted model, for a state to be loaded into."""
         return self.model.empty(inputs, actions, kinds)
 
-    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator,
-                 propensity: Tensor | None = None, cluster: Tensor | None = None) -> nn.Module:
+    def __call__(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        outcome: Tensor,
+        actions: int,
+        generator: torch.Generator,
+        propensity: Tensor | None = None,
+        cluster: Tensor | None = None,
+    ) -> nn.Module:
         """Fit; propensities and clusters are not used."""
         return self.model(obs, action, outcome, actions, generator)
 
@@ -46,8 +55,16 @@ class T:
         arms = [self.model.empty(inputs, 1, kinds) for _ in range(actions)]
         return PerArm(arms)
 
-    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator,
-                 propensity: Tensor | None = None, cluster: Tensor | None = None) -> PerArm:
+    def __call__(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        outcome: Tensor,
+        actions: int,
+        generator: torch.Generator,
+        propensity: Tensor | None = None,
+        cluster: Tensor | None = None,
+    ) -> PerArm:
         """Fit; propensities and clusters are not used. Raises ValueError where an action was never taken."""
         return fit_per_arm(self.model, obs, action, outcome, range(actions), generator)
 
@@ -71,8 +88,16 @@ class X:
         share = self.effect.empty(inputs, 1, actions)
         return XLearnerModel(control, treated, untreated, share)
 
-    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator,
-                 propensity: Tensor | None = None, cluster: Tensor | None = None) -> XLearnerModel:
+    def __call__(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        outcome: Tensor,
+        actions: int,
+        generator: torch.Generator,
+        propensity: Tensor | None = None,
+        cluster: Tensor | None = None,
+    ) -> XLearnerModel:
         """Fit. The average is by estimated propensities: new units have no logged ones, and any weights are consistent.
 
         Raises ValueError where an action was never taken.
@@ -112,8 +137,16 @@ class DR:
         effect = self.effect.empty(inputs, 1, (actions - 1) * kinds)
         return DRLearnerModel(outcome_models, effect)
 
-    def __call__(self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator,
-                 propensity: Tensor | None = None, cluster: Tensor | None = None) -> DRLearnerModel:
+    def __call__(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        outcome: Tensor,
+        actions: int,
+        generator: torch.Generator,
+        propensity: Tensor | None = None,
+        cluster: Tensor | None = None,
+    ) -> DRLearnerModel:
         """Fit; without propensities [N], propensities are estimated."""
         if cluster is None:
             cluster = torch.arange(len(obs), device=obs.device)
@@ -239,14 +272,16 @@ def fit_one(model: Callable, obs: Tensor, outcome: Tensor, generator: torch.Gene
     return model(obs, only_action, outcome, 1, generator)
 
 
-def fit_per_arm(model: Callable, obs: Tensor, action: Tensor, outcome: Tensor, arms: range,
-                generator: torch.Generator) -> PerArm:
+def fit_per_arm(
+    model: Callable, obs: Tensor, action: Tensor, outcome: Tensor, arms: range, generator: torch.Generator
+) -> PerArm:
     """Regress each arm's outcomes separately; raise ValueError where an arm has none."""
-    count = action.bincount(minlength=arms.stop)[arms.start:]
+    count = action.bincount(minlength=arms.stop)[arms.start :]
     if not count.all():
         lacking = arms.start + int(count.argmin())
-        raise ValueError(f"action {lacking}: expected decisions to learn from, got none; "
-                         "S and DR share a model among actions")
+        raise ValueError(
+            f"action {lacking}: expected decisions to learn from, got none; S and DR share a model among actions"
+        )
     fitted = []
     for arm in arms:
         taken = action == arm

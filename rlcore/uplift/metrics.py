@@ -4,9 +4,11 @@ outcome [N], score [N] (a higher score is treated sooner), treated bool [N]. wei
 as in a bootstrap; results then have a first dimension R. The treatment must be independent of all that is known of a
 unit.
 """
+
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -215,8 +217,9 @@ class UpliftTestSet(NamedTuple):
     scores: Tensor  #: of the models, [M, N]
 
 
-def bootstrap(tests: list[UpliftTestSet], units: int, replications: int, generator: torch.Generator,
-              chunk: int = 5) -> Tensor:
+def bootstrap(
+    tests: list[UpliftTestSet], units: int, replications: int, generator: torch.Generator, chunk: int = 5
+) -> Tensor:
     """Return Qini coefficients [tests, M, replications] of M models, all on the same resamples of `units`.
 
     Differences of two models are paired. A unit is drawn Poisson(1) times, alike in every test (Chamandy et al. 2012).
@@ -238,8 +241,15 @@ def resampled_qini(test: UpliftTestSet, weight: Tensor) -> Tensor:
     return torch.stack(areas) / perfect_qini(test.outcome, test.treated, weight)
 
 
-def drivers(score: Callable[[Tensor], Tensor], obs: Tensor, outcome: Tensor, treated: Tensor,
-            columns: dict[str, list[int]], repeats: int, generator: torch.Generator) -> dict[str, float]:
+def drivers(
+    score: Callable[[Tensor], Tensor],
+    obs: Tensor,
+    outcome: Tensor,
+    treated: Tensor,
+    columns: dict[str, list[int]],
+    repeats: int,
+    generator: torch.Generator,
+) -> dict[str, float]:
     """Return the permutation importance of groups of columns, greatest first (Breiman 2001).
 
     The importance is the Qini coefficient lost when a group is shuffled among units, in the mean over repeats.

@@ -1,4 +1,5 @@
 """The sequential environment against plain Python, its budget and its streams, the knapsack, and that PPO learns to ration."""
+
 from __future__ import annotations
 
 import shutil
@@ -7,15 +8,15 @@ from itertools import product
 
 import pytest
 import torch
-from configs import composed
 from hydra.utils import instantiate
-from reference_world import references, tuples
-from toy_envs import make_ppo, train
 
+from configs import composed
 from envs.offers.world.customers import CustomerState
+from envs.sequential.evaluation import bid_price, learned_policy, no_contact, offline_knapsack, simulate_season
+from reference_world import references, tuples
 from rlcore.backends.cuda_graphs import tensors_in
 from rlcore.backends.scan import FunctionalRollout, loop_scan, scan_rollout
-from envs.sequential.evaluation import bid_price, learned_policy, no_contact, offline_knapsack, simulate_season
+from toy_envs import make_ppo, train
 
 MODES = pytest.mark.parametrize("penalty", ["null", "-5.0"])
 WORLDS = pytest.mark.parametrize("world", ["toy", "sequential"])
@@ -57,7 +58,11 @@ class Ledger:
 
     def clock(self) -> list:
         """What is observed of time and money."""
-        return [self.age // self.customers / self.weeks, self.age % self.customers / self.customers, self.left / self.budget]
+        return [
+            self.age // self.customers / self.weeks,
+            self.age % self.customers / self.customers,
+            self.left / self.budget,
+        ]
 
     def pay(self, offer: int, channel: int) -> tuple[int, int, bool]:
         """Return what is sent, and whether what was asked for could be."""
@@ -88,8 +93,9 @@ def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
         for i, world in enumerate(worlds):
             offer, channel, fits = world.pay(*action[i].tolist())
             trip = u[i] < 0.05 + 0.02 * offer + 0.005 * channel
-            rewards.append(0.5 + 0.3 * offer - 0.1 * channel + 0.5 * trip
-                           + (0.0 if fits or penalty == "null" else -5.0))
+            rewards.append(
+                0.5 + 0.3 * offer - 0.1 * channel + 0.5 * trip + (0.0 if fits or penalty == "null" else -5.0)
+            )
             final = [1.0, 1.0, world.left / world.budget]
             ends.append(world.next())
             seen.append(world.clock())
@@ -110,8 +116,11 @@ def test_a_rollout_in_pure_functions_equals_one_of_steps(penalty):
     def rollouts(functional):
         ppo = make_ppo(make(f"env.penalty={penalty}", "env.weekly_budget=0.8"), 1, num_steps=25, minibatches=1)
         if functional:
-            ppo.collect_rollout = FunctionalRollout(partial(scan_rollout, ppo.env.as_functional(), ppo.policy, loop_scan))
+            ppo.collect_rollout = FunctionalRollout(
+                partial(scan_rollout, ppo.env.as_functional(), ppo.policy, loop_scan)
+            )
         return [ppo.collect() for _ in range(3)], ppo.env.state_dict()  # a rollout is more than three blocks
+
     (pure, state), (stepped, same) = rollouts(True), rollouts(False)
     for ours, theirs in zip(pure, stepped):
         assert ours.final_obs is theirs.final_obs is None
@@ -135,8 +144,14 @@ def test_a_compiled_iteration_equals_an_eager_one():
 
 
 def test_structural_equals_plain_python_over_a_thousand_steps():
-    env = make("env/world=sequential", "env.num_agents=2", "env.world.reward.outcomes=realised",
-               "env.world.incremental=false", "env.weekly_budget=0.8", "env.world.reward.churn_cost=3")
+    env = make(
+        "env/world=sequential",
+        "env.num_agents=2",
+        "env.world.reward.outcomes=realised",
+        "env.world.incremental=false",
+        "env.weekly_budget=0.8",
+        "env.world.reward.churn_cost=3",
+    )
     generator = torch.Generator().manual_seed(1)
     worlds = [Ledger(4, 12, 0.8, 0) for _ in range(2)]
     env = env.copy_of_size(2, 5)
@@ -157,8 +172,11 @@ def test_structural_equals_plain_python_over_a_thousand_steps():
             season = person.season[world.age // 4]
             following, bought, redeemed = person.draw(state, season, (offer, channel), u[i])
             people[i][place] = person, following
-            expected.append((person.margin + 0.5) * bought - (0.5 * offer * redeemed + (world.price(offer, channel) - 0.5 * offer))
-                            - 3 * (following[3] == 2 != state[3]))
+            expected.append(
+                (person.margin + 0.5) * bought
+                - (0.5 * offer * redeemed + (world.price(offer, channel) - 0.5 * offer))
+                - 3 * (following[3] == 2 != state[3])
+            )
             world.next()
         step = env.step(action)
         assert torch.allclose(step.reward, torch.tensor(expected), atol=1e-4)
@@ -214,8 +232,10 @@ def test_a_restored_environment_goes_on_alike(world):
     one, other = make(f"env/world={world}"), make(f"env/world={world}", seed=9)
     for _ in range(11):
         one.step(drawn(one, generator))
-    state = {k: [x.clone() if hasattr(x, "clone") else x for x in v] if isinstance(v, list) else v
-             for k, v in one.state_dict().items()}
+    state = {
+        k: [x.clone() if hasattr(x, "clone") else x for x in v] if isinstance(v, list) else v
+        for k, v in one.state_dict().items()
+    }
     other.load_state_dict(state)
     for _ in range(60):
         action = drawn(one, generator)
@@ -245,17 +265,25 @@ def test_the_knapsack_bounds_every_integer_plan_by_less_than_a_step():
     values = torch.rand(4, 1, 4, generator=generator, dtype=torch.float64)
     cost = torch.tensor([0.0, 0.3, 0.5, 1.1], dtype=torch.float64)
     for budget in (0.0, 0.4, 0.9, 1.7, 5.0):
-        best = max(sum(values[i, 0, p].item() for i, p in enumerate(plan)) for plan in product(range(4), repeat=4)
-                   if sum(cost[p].item() for p in plan) <= budget + 1e-12)
+        best = max(
+            sum(values[i, 0, p].item() for i, p in enumerate(plan))
+            for plan in product(range(4), repeat=4)
+            if sum(cost[p].item() for p in plan) <= budget + 1e-12
+        )
         bound = offline_knapsack(values, cost, budget, 1)
         largest = (values - values[:, :, :1]).max().item()
         assert best - 1e-9 <= bound.value.item() <= best + largest
         assert (bound.price.item() == 0) == (budget == 5.0)
 
 
-@pytest.mark.parametrize("override, says", [
-    ("env.customers=0", "env.customers"), ("env.weekly_budget=0", "env.weekly_budget"),
-    ("env.world.outcomes=guessed", "env.world.outcomes")])
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("env.customers=0", "env.customers"),
+        ("env.weekly_budget=0", "env.weekly_budget"),
+        ("env.world.outcomes=guessed", "env.world.outcomes"),
+    ],
+)
 def test_bad_numbers_are_named(override, says):
     with pytest.raises(Exception) as error:
         make(override)
@@ -266,8 +294,17 @@ def test_bad_numbers_are_named(override, says):
 @pytest.mark.parametrize("weekly, share", [(2.6, 0.98), (1.0, 0.98)])
 def test_ppo_learns_the_toys_optimum_without_discount(weekly, share):
     env = make("env.num_agents=64", "env.customers=20", f"env.weekly_budget={weekly}", "env.prefetch_steps=16")
-    ppo = make_ppo(env, 160, num_steps=16, epochs=4, minibatches=2, gamma=1.0, gae_lambda=0.5, center_reward=True,
-                   optimizer={"lr": 3e-3})
+    ppo = make_ppo(
+        env,
+        160,
+        num_steps=16,
+        epochs=4,
+        minibatches=2,
+        gamma=1.0,
+        gae_lambda=0.5,
+        center_reward=True,
+        optimizer={"lr": 3e-3},
+    )
     train(ppo)
     season = simulate_season(learned_policy(ppo.policy, torch.Generator().manual_seed(0)), env.copy_of_size(16, 1))
     bound = env.evaluation(env)._bound(16, 1)[1].value.sum(0).mean().item()

@@ -6,6 +6,7 @@
 `recorded.json` beside this file holds, for each run, metrics.json without its timings and a digest of the network's weights.
 Results agree to the last bit only on the processor that made the record; on others rounding differs, and grows with training.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -22,49 +23,170 @@ ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).parent / "recorded.json"
 TIMINGS = ("seconds", "steps_per_second")
 
-OFFERS = ["env.num_agents=48", "algo.network.hidden=[16]", "env.population.reference_size=500", "env.evaluation.customers=30",
-          "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.tuning_customers=20",
-          "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.regression_customers=300",
-          "env.evaluation.price_grid.points=8", "env.evaluation.bound.max_evaluations=12"]
-OFFERS_PPO = [*OFFERS, "env=offers", "algo.minibatches=4", "algo.auxiliary.hidden=[8]", "algo.eval_every=2",
-              "algo.total_steps=3456"]
-EMAIL = ["env=email", "env.corpus.train=400", "env.corpus.valid=60", "env.corpus.test=60", "algo.encoder.dim=16",
-         "algo.encoder.ffn_dim=16", "algo.encoder.layers=1", "algo.encoder.heads=2"]
+OFFERS = [
+    "env.num_agents=48",
+    "algo.network.hidden=[16]",
+    "env.population.reference_size=500",
+    "env.evaluation.customers=30",
+    "env.evaluation.seasons=2",
+    "env.evaluation.validation=16",
+    "env.evaluation.tuning_customers=20",
+    "env.evaluation.tuning_seasons=1",
+    "env.evaluation.fees=[0.5]",
+    "env.evaluation.regression_customers=300",
+    "env.evaluation.price_grid.points=8",
+    "env.evaluation.bound.max_evaluations=12",
+]
+OFFERS_PPO = [
+    *OFFERS,
+    "env=offers",
+    "algo.minibatches=4",
+    "algo.auxiliary.hidden=[8]",
+    "algo.eval_every=2",
+    "algo.total_steps=3456",
+]
+EMAIL = [
+    "env=email",
+    "env.corpus.train=400",
+    "env.corpus.valid=60",
+    "env.corpus.test=60",
+    "algo.encoder.dim=16",
+    "algo.encoder.ffn_dim=16",
+    "algo.encoder.layers=1",
+    "algo.encoder.heads=2",
+]
 RUNS: dict[str, list[str]] = {
     "ppo offers": ["algo=ppo", *OFFERS_PPO],
     "ppo offers, histories and caps": ["algo=ppo", *OFFERS_PPO, "env/observation=history", "env/contact_rules=caps"],
-    "ppo offers from cql": [*OFFERS_PPO, "algo=distilled_ppo", "algo.teacher.checkpoint={cql}/checkpoint.pt", "algo.distill_iterations=3"],
-    "ppo offers_sequential": ["algo=ppo", "env=offers_sequential", "env.num_agents=8", "algo.total_steps=4480",
-                              "algo.num_steps=28", "algo.minibatches=2", "env.evaluation.worlds=4",
-                              "env.evaluation.validation=2", "env.evaluation.tuning_worlds=2"],
-    "ppo gymnasium": ["algo=ppo", "env=gymnasium", "env.num_agents=4", "algo.total_steps=4096", "algo.num_steps=128",
-                      "env.evaluation.episodes=4", "env.evaluation.validation=2"],
-    "bandit offers": [*OFFERS, "algo=bandit", "env=offers", "algo.auxiliary.hidden=[8]", "algo.total_steps=3456",
-                      "algo.updates=6", "algo.batch_size=256"],
-    "bandit offers_sequential": ["algo=bandit", "env=offers_sequential", "env.num_agents=8", "algo.total_steps=2240",
-                                 "algo.num_steps=28", "algo.updates=4", "algo.batch_size=128", "env.evaluation.worlds=4",
-                                 "env.evaluation.validation=2", "env.evaluation.tuning_worlds=2"],
-    "cql": [*OFFERS, "algo=cql", "env=offers", "algo.auxiliary.hidden=[8]", "algo.total_steps=8192", "algo.updates=8",
-            "algo.batch_size=256", "log={log}"],
-    "bcq": [*OFFERS, "algo=bcq", "env=offers", "algo.auxiliary.hidden=[8]", "algo.total_steps=8192", "algo.updates=8",
-            "algo.batch_size=256", "log={log}"],
-    "twin": ["algo=twin", "env=offers", "algo.members=2", "algo.twin.reference_size=500", "algo.twin.rounds=2",
-             "env.population.reference_size=500", "log={log}"],
-    "ppo on a twin": ["algo=ppo", *(x.replace("env.population.", "env.population.base.") for x in OFFERS_PPO),
-                      "env/population=twin", "env.population.path={twin}/checkpoint.pt"],
-    "neural twin": ["algo=twin", "algo/twin=neural", "env=offers", "algo.members=2", "algo.twin.response.steps=40",
-                    "algo.twin.other_outcomes.steps=40", "env.population.reference_size=500", "log={log}"],
-    "ppo on a neural twin": ["algo=ppo", *(x for x in OFFERS_PPO if x != "env=offers"), "env=offers_twin", "env/observation=history",
-                             "env.twin={neural twin}/checkpoint.pt"],
-    "reward_model": [*EMAIL, "algo=reward_model", "algo.updates_per_iteration=4", "algo.eval_every=1",
-                     "env.evaluation.bootstrap_samples=50"],
-    "ppo_kl": [*EMAIL, "algo=ppo_kl", "algo.language_model.dim=16", "algo.language_model.heads=2",
-               "algo.language_model.layers=1", "algo.language_model.sft_epochs=1", "algo.generation.response_tokens=84",
-               "algo.generation.prompt_tokens=44", "algo.iterations=3", "algo.mails_per_iteration=16", "algo.minibatches=2",
-               "algo.micro_batch_size=8", "algo.normalization_mails=16", "algo.eval_every=1", "env.evaluation.test_mails=12",
-               "env.evaluation.validation_mails=8", "env.evaluation.best_of=2", "env.evaluation.bootstrap_samples=50",
-               "algo.sft.updates_per_iteration=2", "algo.reward_model_training.updates_per_iteration=4",
-               "algo.reward_model_training.eval_every=1"],
+    "ppo offers from cql": [
+        *OFFERS_PPO,
+        "algo=distilled_ppo",
+        "algo.teacher.checkpoint={cql}/checkpoint.pt",
+        "algo.distill_iterations=3",
+    ],
+    "ppo offers_sequential": [
+        "algo=ppo",
+        "env=offers_sequential",
+        "env.num_agents=8",
+        "algo.total_steps=4480",
+        "algo.num_steps=28",
+        "algo.minibatches=2",
+        "env.evaluation.worlds=4",
+        "env.evaluation.validation=2",
+        "env.evaluation.tuning_worlds=2",
+    ],
+    "ppo gymnasium": [
+        "algo=ppo",
+        "env=gymnasium",
+        "env.num_agents=4",
+        "algo.total_steps=4096",
+        "algo.num_steps=128",
+        "env.evaluation.episodes=4",
+        "env.evaluation.validation=2",
+    ],
+    "bandit offers": [
+        *OFFERS,
+        "algo=bandit",
+        "env=offers",
+        "algo.auxiliary.hidden=[8]",
+        "algo.total_steps=3456",
+        "algo.updates=6",
+        "algo.batch_size=256",
+    ],
+    "bandit offers_sequential": [
+        "algo=bandit",
+        "env=offers_sequential",
+        "env.num_agents=8",
+        "algo.total_steps=2240",
+        "algo.num_steps=28",
+        "algo.updates=4",
+        "algo.batch_size=128",
+        "env.evaluation.worlds=4",
+        "env.evaluation.validation=2",
+        "env.evaluation.tuning_worlds=2",
+    ],
+    "cql": [
+        *OFFERS,
+        "algo=cql",
+        "env=offers",
+        "algo.auxiliary.hidden=[8]",
+        "algo.total_steps=8192",
+        "algo.updates=8",
+        "algo.batch_size=256",
+        "log={log}",
+    ],
+    "bcq": [
+        *OFFERS,
+        "algo=bcq",
+        "env=offers",
+        "algo.auxiliary.hidden=[8]",
+        "algo.total_steps=8192",
+        "algo.updates=8",
+        "algo.batch_size=256",
+        "log={log}",
+    ],
+    "twin": [
+        "algo=twin",
+        "env=offers",
+        "algo.members=2",
+        "algo.twin.reference_size=500",
+        "algo.twin.rounds=2",
+        "env.population.reference_size=500",
+        "log={log}",
+    ],
+    "ppo on a twin": [
+        "algo=ppo",
+        *(x.replace("env.population.", "env.population.base.") for x in OFFERS_PPO),
+        "env/population=twin",
+        "env.population.path={twin}/checkpoint.pt",
+    ],
+    "neural twin": [
+        "algo=twin",
+        "algo/twin=neural",
+        "env=offers",
+        "algo.members=2",
+        "algo.twin.response.steps=40",
+        "algo.twin.other_outcomes.steps=40",
+        "env.population.reference_size=500",
+        "log={log}",
+    ],
+    "ppo on a neural twin": [
+        "algo=ppo",
+        *(x for x in OFFERS_PPO if x != "env=offers"),
+        "env=offers_twin",
+        "env/observation=history",
+        "env.twin={neural twin}/checkpoint.pt",
+    ],
+    "reward_model": [
+        *EMAIL,
+        "algo=reward_model",
+        "algo.updates_per_iteration=4",
+        "algo.eval_every=1",
+        "env.evaluation.bootstrap_samples=50",
+    ],
+    "ppo_kl": [
+        *EMAIL,
+        "algo=ppo_kl",
+        "algo.language_model.dim=16",
+        "algo.language_model.heads=2",
+        "algo.language_model.layers=1",
+        "algo.language_model.sft_epochs=1",
+        "algo.generation.response_tokens=84",
+        "algo.generation.prompt_tokens=44",
+        "algo.iterations=3",
+        "algo.mails_per_iteration=16",
+        "algo.minibatches=2",
+        "algo.micro_batch_size=8",
+        "algo.normalization_mails=16",
+        "algo.eval_every=1",
+        "env.evaluation.test_mails=12",
+        "env.evaluation.validation_mails=8",
+        "env.evaluation.best_of=2",
+        "env.evaluation.bootstrap_samples=50",
+        "algo.sft.updates_per_iteration=2",
+        "algo.reward_model_training.updates_per_iteration=4",
+        "algo.reward_model_training.eval_every=1",
+    ],
 }
 NEEDS_LOG = ("cql", "bcq", "twin", "neural twin")
 NEEDS_RUN = {"ppo offers from cql": "cql", "ppo on a twin": "twin", "ppo on a neural twin": "neural twin"}
@@ -95,6 +217,7 @@ def digest(checkpoint: Path) -> str:
         elif isinstance(part, (list, tuple)):
             for x in part:
                 visit(x)
+
     visit(weights)
     return found.hexdigest()[:16]
 

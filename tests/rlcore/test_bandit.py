@@ -1,30 +1,40 @@
 """The bandit: what it learns from, what it remembers, that it learns, goes on alike, and clears a budget by its values."""
+
 from __future__ import annotations
 
 import io
 
 import pytest
 import torch
-from comparisons import identical, weights
-from configs import load, node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from toy_envs import Bandit, Chain, train
 
+from comparisons import identical, weights
+from configs import load, node
 from envs.data_collection import UniformPolicy, rollouts
+from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import VisitedStates
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.learned import ValueKnapsackPolicy
-from envs.offers.planning.dynamic_program import action_values
 from envs.offers.world.customers import SUBSCRIBED
 from envs.wheel_bandit import Wheel
 from rlcore.action_values import GreedyPolicy
 from rlcore.bandit import ReplayBuffer
 from rlcore.offline.logged_dataset import LoggedDataset
+from toy_envs import Bandit, Chain, train
 
 CPU = torch.device("cpu")
-SMALL = {"network": {"hidden": [32, 32]}, "num_steps": 4, "optimizer": {"lr": 0.01}, "memory": 4096, "updates": 8,
-         "batch_size": 128, "eval_every": 1000, "checkpoint_every": 1000, "auxiliary": None}
+SMALL = {
+    "network": {"hidden": [32, 32]},
+    "num_steps": 4,
+    "optimizer": {"lr": 0.01},
+    "memory": 4096,
+    "updates": 8,
+    "batch_size": 128,
+    "eval_every": 1000,
+    "checkpoint_every": 1000,
+    "auxiliary": None,
+}
 
 
 def make(env, iterations, *, seed=0, arm="epsilon_greedy", body="action_values", **changes):
@@ -44,8 +54,11 @@ def offers(agents=200, **changes):
 
 
 def wheel(agents=8, seed=0, **changes):
-    return Wheel(CPU, seed, **{"num_agents": agents, "delta": 0.9, "safe": 0.12, "plain": 0.1, "prize": 1.0, "noise": 0.05,
-                               **changes})
+    return Wheel(
+        CPU,
+        seed,
+        **{"num_agents": agents, "delta": 0.9, "safe": 0.12, "plain": 0.1, "prize": 1.0, "noise": 0.05, **changes},
+    )
 
 
 def pairs(env, seed=0):
@@ -61,11 +74,17 @@ def test_profit_is_the_week_s_alone_and_before_the_price(shaping):
     env = offers(reward={"shaping": shaping, "churn_cost": 3.0, "fatigue_penalty": 0.7})
     for week in range(3):
         action, flat = pairs(env, week)
-        nothing, contact = action_values(env.customers, env.world, week, VisitedStates(env.state, env.customers.alpha), 0.0, None)
+        nothing, contact = action_values(
+            env.customers, env.world, week, VisitedStates(env.state, env.customers.alpha), 0.0, None
+        )
         table = torch.cat((nothing.expand(5, -1), contact.flatten(0, 1)))
         alone = (env.state.status != 2) * nothing
         expected = torch.where(flat >= 5, table.gather(0, flat[None])[0], alone) - shaping * alone
-        yardstick, price, spend = env.expected_reward().flatten(1), env.price.clone(), env.expected_cost(None).flatten(1)
+        yardstick, price, spend = (
+            env.expected_reward().flatten(1),
+            env.price.clone(),
+            env.expected_cost(None).flatten(1),
+        )
         step = env.step(action)
         torch.testing.assert_close(step.info["profit"], expected, atol=2e-5, rtol=1e-5)
         there = env.state.status == SUBSCRIBED  # before or after: both were subscribed then
@@ -77,8 +96,17 @@ def test_profit_is_the_week_s_alone_and_before_the_price(shaping):
 def test_realised_profit_is_right_on_average():
     sums = torch.zeros(2)
     for seed in range(2):
-        made = [load("offers", CPU, seed, num_agents=20_000, population={"reference_size": 1000},
-                     reward={"outcomes": kind, "churn_cost": 3.0}) for kind in ("expected", "realised")]
+        made = [
+            load(
+                "offers",
+                CPU,
+                seed,
+                num_agents=20_000,
+                population={"reference_size": 1000},
+                reward={"outcomes": kind, "churn_cost": 3.0},
+            )
+            for kind in ("expected", "realised")
+        ]
         for env in made:
             env.reset()
         action, _ = pairs(made[0], seed)
@@ -92,14 +120,16 @@ def test_the_price_is_charged_by_the_spend_that_was_learned():
     env = offers()
     agent = make(env, 1, num_steps=12, memory=10_000, auxiliary=node("../algo/auxiliary/redemption_model"))
     obs, _ = env.reset()
-    context = obs[:, :env.context_dim]
+    context = obs[:, : env.context_dim]
     redeem, catalogue = agent.auxiliary.predict(context), env.world.catalogue
     charge = agent.action_cost(context, env.price).view(-1, 6, 5)
     for offer, channel in ((0, 0), (2, 1), (5, 4)):
         paid = catalogue.value[offer] * redeem[:, offer, channel] + catalogue.cost[channel] * (offer > 0)
         torch.testing.assert_close(charge[:, offer, channel], env.price * paid)
     agent.auxiliary = None
-    torch.testing.assert_close(agent.action_cost(context, env.price), (env.price[:, None, None] * env.expected_cost(None)).flatten(1))
+    torch.testing.assert_close(
+        agent.action_cost(context, env.price), (env.price[:, None, None] * env.expected_cost(None)).flatten(1)
+    )
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,6 +174,7 @@ def test_exploring_with_uncertainty_finds_the_prizes_and_greed_does_not():
     def regret(arm, seed, **changes):
         agent = make(wheel(seed=seed), 400, seed=seed, num_steps=1, arm=arm, optimizer={"lr": 0.001}, **changes)
         return train(agent)["rollout/cumulative_regret"][-1]
+
     greedy = [regret("epsilon_greedy", seed, exploration={"epsilon": 0.0}) for seed in range(3)]
     linear = [regret("neural_linear", seed, exploration={"noise_scale": 0.1}) for seed in range(3)]
     # always the safe action: 400 · .19 · .88 = 67
@@ -168,8 +199,15 @@ def test_logistic_learns_the_probability_of_a_gain():
 @pytest.mark.parametrize("explore", ["neural_ts", "neural_linear"])
 def test_a_resumed_run_equals_an_uninterrupted_one(explore):
     def build(seed):
-        return make(Chain(16, seed), 4, seed=seed, arm=explore, auxiliary=node("../algo/auxiliary/redemption_model"),
-                    network={"hidden": [8], "normalize_obs": True})
+        return make(
+            Chain(16, seed),
+            4,
+            seed=seed,
+            arm=explore,
+            auxiliary=node("../algo/auxiliary/redemption_model"),
+            network={"hidden": [8], "normalize_obs": True},
+        )
+
     file, whole, stopped, resumed = io.BytesIO(), build(0), build(0), build(7)
     log = train(whole)
     train(stopped, save=lambda: torch.save(stopped.state_dict(), file), should_stop=lambda: stopped.iteration == 2)
@@ -196,10 +234,19 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
     state = market.initial_state
 
     def truth(context, action_mask=None):
-        nothing, contact = action_values(market.customers, market.world, 0, VisitedStates(state, market.customers.alpha), 0.0, None)
+        nothing, contact = action_values(
+            market.customers, market.world, 0, VisitedStates(state, market.customers.alpha), 0.0, None
+        )
         return torch.cat((nothing.expand(5, -1), contact.flatten(0, 1))).T
 
-    policy = ValueKnapsackPolicy(GreedyPolicy((6, 5), truth, None, observes_price=False), None, env.codec, market.customers, market.world, market.features)
+    policy = ValueKnapsackPolicy(
+        GreedyPolicy((6, 5), truth, None, observes_price=False),
+        None,
+        env.codec,
+        market.customers,
+        market.world,
+        market.features,
+    )
     allowed = market.contact_policy(state.status == SUBSCRIBED, [])
     myopic = KnapsackPolicy(market.customers, market.world, "", values=None, fee=0.0)
     ours, theirs = policy.increments(0, state, allowed), myopic.increments(0, state, allowed)
@@ -213,11 +260,18 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
 
 @pytest.mark.slow
 def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
-    env = load("offers", CPU, 0, num_agents=1000, world={"disabled_effects": list(node("world/static").disabled_effects)},
-               evaluation={"customers": 300, "seasons": 1, "validation": 300, "tuning_customers": 100})
+    env = load(
+        "offers",
+        CPU,
+        0,
+        num_agents=1000,
+        world={"disabled_effects": list(node("world/static").disabled_effects)},
+        evaluation={"customers": 300, "seasons": 1, "validation": 300, "tuning_customers": 100},
+    )
     judge = env.evaluation(env)
-    agent = instantiate(OmegaConf.merge(node("../algo/bandit"), {"total_steps": 480_000, "updates": 12}),
-                        _convert_="all")(env, 0)
+    agent = instantiate(
+        OmegaConf.merge(node("../algo/bandit"), {"total_steps": 480_000, "updates": 12}), _convert_="all"
+    )(env, 0)
     train(agent)
     result = judge.validate(agent)  # the myopic optimum earns 1, the trade's uplift rank .76
     assert result["offers/score"] > 0.93 and 0.9 < result["offers/spend_ratio"] < 1.1
@@ -225,7 +279,9 @@ def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
 
 def test_it_learns_offline_what_it_would_by_acting():
     env = wheel(64)
-    log = LoggedDataset.cat(list(rollouts(env, UniformPolicy(), "uniform", 0, decisions=12_800, steps=8, all_propensities=False)))
+    log = LoggedDataset.cat(
+        list(rollouts(env, UniformPolicy(), "uniform", 0, decisions=12_800, steps=8, all_propensities=False))
+    )
     agent = make(wheel(64), 60, num_steps=4, memory=12_800)
     agent.set_dataset(log)
     before = agent.env.context.clone()
@@ -251,7 +307,7 @@ def test_its_share_on_a_log_is_all_on_what_pays_at_the_price():
     agent = make(env, 1, auxiliary=node("../algo/auxiliary/redemption_model"), num_steps=12, memory=600)
     obs, mask = env.reset()
     probs = agent.policy.distribution(obs, mask).probs
-    context = obs[:, :env.context_dim]
+    context = obs[:, : env.context_dim]
     worth = agent.network(context) - env.price[:, None] * env.expected_cost(agent.auxiliary.predict(context)).flatten(1)
     chosen = worth.masked_fill(~mask.flatten(1), -torch.inf).argmax(1)
     assert torch.equal(probs, torch.nn.functional.one_hot(chosen, 30).float())

@@ -1,4 +1,5 @@
 """How far it is from the command line to PPO's loss, and how a rollout is made."""
+
 from __future__ import annotations
 
 from call_spy import calls_to_the_loss
@@ -6,8 +7,17 @@ from toy_envs import Bandit, make_ppo
 
 
 def test_the_loss_is_five_calls_from_the_command_line(tmp_path, monkeypatch):
-    calls = calls_to_the_loss(monkeypatch, tmp_path, "algo=ppo", "env=offers", "env.num_agents=12", "algo.minibatches=2",
-                              "env.population.reference_size=200", "algo.total_steps=144", "device=cpu")
+    calls = calls_to_the_loss(
+        monkeypatch,
+        tmp_path,
+        "algo=ppo",
+        "env=offers",
+        "env.num_agents=12",
+        "algo.minibatches=2",
+        "env.population.reference_size=200",
+        "algo.total_steps=144",
+        "device=cpu",
+    )
     assert calls == ["algorithm.run", "ppo.iterate", "ppo.update", "ppo.compute_gradients", "losses.ppo"]
 
 
@@ -16,5 +26,5 @@ def test_a_collection_calls_one_rollout_function_once():
     calls, collect_rollout = [], ppo.collect_rollout
     ppo.collect_rollout = lambda *arguments: calls.append(arguments) or collect_rollout(*arguments)
     ppo.collect()
-    (env, network, uniforms), = calls
+    ((env, network, uniforms),) = calls
     assert env is ppo.env and network is ppo.network and uniforms.shape == (ppo.num_steps, 8)

@@ -1,23 +1,25 @@
 """The masked categorical against torch.distributions and plain Python, and what a mask may never let through."""
+
 from __future__ import annotations
 
 import math
 from itertools import product
 
 import pytest
-import reference_rl as reference
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
 from torch.distributions import Categorical
 
+import reference_rl as reference
 from rlcore import distributions
 from rlcore.backends.compilation import CompiledMultiDiscrete
 from rlcore.distributions import MaskedMultiDiscrete, flatten, outer_sum, unflatten
 
 NVECS = [(6, 5), (3, 5, 7), (4,), (2, 1, 2)]
-FORMS = pytest.mark.parametrize("form", [MaskedMultiDiscrete, CompiledMultiDiscrete])  # of one distribution, run eagerly
-LAST_U = 1 - 2 ** -24  # the largest float32 that torch.rand gives
+# of one distribution, run eagerly
+FORMS = pytest.mark.parametrize("form", [MaskedMultiDiscrete, CompiledMultiDiscrete])
+LAST_U = 1 - 2**-24  # the largest float32 that torch.rand gives
 
 
 def draw(batch: int, nvec: tuple, *, allow: float = 0.4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -133,6 +135,7 @@ def test_samples_survive_a_parallel_scan(monkeypatch, form):
         for shift in (1, 2, 4, 8, 16):
             x = torch.cat((x[:, :shift], x[:, :-shift] + x[:, shift:]), dim)
         return x
+
     logits, mask = draw(2000, (6, 5))
     distribution = form(outer_sum(logits.float(), (6, 5)), mask, (6, 5))
     cdf = scan(distribution.probs, -1)
@@ -177,6 +180,7 @@ def test_gradients_equal_finite_differences():
     def both(x):
         distribution = MaskedMultiDiscrete(outer_sum(x, nvec), mask, nvec)
         return distribution.log_prob(action), distribution.entropy()
+
     assert torch.autograd.gradcheck(both, logits.requires_grad_())
 
 
@@ -223,8 +227,11 @@ def test_a_batch_of_one_equals_its_row():
 def test_a_long_row_is_drawn_from_by_inversion(n):
     """As a whole row's sums say, in float64: what a token is drawn by is the place of u among them."""
     generator = torch.Generator().manual_seed(0)
-    probs = (4 * torch.randn(40, n, generator=generator, dtype=torch.float64)).masked_fill(
-        torch.rand(40, n, generator=generator) < 0.3, -torch.inf).softmax(-1)
+    probs = (
+        (4 * torch.randn(40, n, generator=generator, dtype=torch.float64))
+        .masked_fill(torch.rand(40, n, generator=generator) < 0.3, -torch.inf)
+        .softmax(-1)
+    )
     u = torch.rand(40, generator=generator, dtype=torch.float64)
     u[:2] = torch.tensor([0.0, LAST_U])
     expected = torch.searchsorted(probs.cumsum(-1), u[:, None] * probs.sum(-1, keepdim=True), right=True)[:, 0]

@@ -1,14 +1,15 @@
 """Explorers: probabilities over valid actions only, against closed forms, loops and scalar references."""
+
 from __future__ import annotations
 
 import math
 
 import pytest
 import torch
-from configs import node
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from configs import node
 from rlcore.exploration import floored, greedy, inverse_gap, thompson
 
 NAMES = ("epsilon_greedy", "squarecb", "neural_ucb", "neural_ts", "neural_linear")
@@ -75,7 +76,8 @@ def test_squarecb_equals_the_scalar_rule():
         expected = {a: 1 / (len(arms) + 7.0 * (row[top] - row[a])) for a in arms if a != top}
         expected[top] = 1 - sum(expected.values())
         assert got == pytest.approx([expected.get(a, 0.0) for a in range(6)], abs=1e-12)
-    torch.testing.assert_close(inverse_gap(score, mask, 0.0), floored(greedy(score, mask), mask, 1.0))  # γ = 0: uniform
+    # γ = 0: uniform
+    torch.testing.assert_close(inverse_gap(score, mask, 0.0), floored(greedy(score, mask), mask, 1.0))
     assert inverse_gap(score, mask, 1e12).amax(1).min() > 1 - 1e-9  # γ → ∞: greedy
 
 
@@ -107,7 +109,7 @@ def test_batched_gradients_equal_looped_ones(activation, hidden):
     factors = net.gradients(context)
     for b in range(3):
         for a in range(6):
-            looped = torch.autograd.grad(net(context[b:b + 1])[0, a], list(net.body.parameters()))
+            looped = torch.autograd.grad(net(context[b : b + 1])[0, a], list(net.body.parameters()))
             weights = iter(looped)
             for delta, x in factors:
                 together = torch.outer(delta[b, a], x[b])
@@ -162,7 +164,10 @@ def test_neural_linear_equals_ridge_regression_an_action():
     explore = explorer("neural_linear", net, ridge=0.3, noise_shape=4.0, noise_scale=2.0)
     generator = torch.Generator().manual_seed(5)
     context = torch.randn(60, 4, generator=generator, dtype=torch.float64)
-    action, reward = torch.randint(5, (60,), generator=generator), torch.randn(60, generator=generator, dtype=torch.float64)
+    action, reward = (
+        torch.randint(5, (60,), generator=generator),
+        torch.randn(60, generator=generator, dtype=torch.float64),
+    )
     explore.refit_posterior(net, 0, context, action, reward)
     features = net.features(context).detach()
     assert features.shape == (60, 6) and (features[:, -1] == 1).all()

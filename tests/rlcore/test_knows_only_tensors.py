@@ -1,4 +1,5 @@
 """rlcore knows tensors: no word of marketing stands in its files, docstrings and messages included."""
+
 from __future__ import annotations
 
 import re

@@ -1,11 +1,12 @@
 """PPO's losses against scalar references, their exact limits, and their gradients."""
+
 from __future__ import annotations
 
 import pytest
-import reference_rl as reference
 import torch
 from torch import Tensor
 
+import reference_rl as reference
 from rlcore import losses
 
 CLIP = 0.2
@@ -29,7 +30,7 @@ def half(n: int) -> Tensor:
 
 
 def test_ratio_one_is_the_plain_policy_gradient():
-    advantage, = draw(100, 3.0)
+    (advantage,) = draw(100, 3.0)
     same = torch.zeros(100, dtype=torch.float64, requires_grad=True)
     loss = losses.policy_loss(same, advantage.detach(), CLIP)
     torch.testing.assert_close(loss, -advantage.mean())
@@ -45,14 +46,17 @@ def test_policy_loss_and_clip_fraction_equal_the_scalar_reference(masked):
     mask = half(200) if masked else None
     x, a = (t.detach()[slice(None) if mask is None else mask].tolist() for t in (log_ratio, advantage))
     assert losses.policy_loss(log_ratio, advantage, CLIP, mask).item() == pytest.approx(
-        reference.policy_loss(x, a, CLIP), rel=1e-12)
+        reference.policy_loss(x, a, CLIP), rel=1e-12
+    )
     outside = reference.mean(not 1 - CLIP <= reference.exp(v) <= 1 + CLIP for v in x)
     assert losses.clip_fraction(log_ratio, CLIP, mask).item() == pytest.approx(outside, rel=1e-12)
     assert 0.2 < outside < 0.8
 
 
-@pytest.mark.parametrize("ratio, advantage, moves", [
-    (1.5, 1.0, False), (1.5, -1.0, True), (0.5, 1.0, True), (0.5, -1.0, False), (1.1, 1.0, True), (0.9, -1.0, True)])
+@pytest.mark.parametrize(
+    "ratio, advantage, moves",
+    [(1.5, 1.0, False), (1.5, -1.0, True), (0.5, 1.0, True), (0.5, -1.0, False), (1.1, 1.0, True), (0.9, -1.0, True)],
+)
 def test_gradient_is_exactly_zero_where_clipped_and_adverse(ratio, advantage, moves):
     log_ratio = torch.tensor([ratio], dtype=torch.float64).log().requires_grad_()
     losses.policy_loss(log_ratio, torch.tensor([advantage], dtype=torch.float64), CLIP).backward()
@@ -68,10 +72,14 @@ def test_value_loss_equals_the_scalar_reference(clip, masked):
     assert losses.value_loss(*inputs, clip, mask).item() == pytest.approx(reference.value_loss(*rows, clip), rel=1e-12)
 
 
-@pytest.mark.parametrize("value, old, target, expected, gradient", [
-    (1.1, 1.0, 0.0, 1.21 / 2, 1.1),  # near its old one: nothing is clipped
-    (2.0, 1.0, 3.0, 1.7 ** 2 / 2, 0.0),  # moved towards the target, too far: the clipped error is larger and constant
-    (2.0, 1.0, 0.0, 4.0 / 2, 2.0)])  # moved away from the target: the true error is larger
+@pytest.mark.parametrize(
+    "value, old, target, expected, gradient",
+    [
+        (1.1, 1.0, 0.0, 1.21 / 2, 1.1),  # near its old one: nothing is clipped
+        (2.0, 1.0, 3.0, 1.7**2 / 2, 0.0),  # moved towards the target, too far: the clipped error is larger and constant
+        (2.0, 1.0, 0.0, 4.0 / 2, 2.0),
+    ],
+)  # moved away from the target: the true error is larger
 def test_both_branches_of_value_clipping(value, old, target, expected, gradient):
     value, old, target = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (value, old, target))
     loss = losses.value_loss(value, old, target, 0.3)
@@ -79,13 +87,18 @@ def test_both_branches_of_value_clipping(value, old, target, expected, gradient)
     assert (loss.item(), value.grad.item()) == pytest.approx((expected, gradient))
 
 
-@pytest.mark.parametrize("loss", [
-    lambda x, y, m: losses.masked_mean(x * y, m),
-    lambda x, y, m: losses.policy_loss(x, y, CLIP, m),
-    lambda x, y, m: losses.value_loss(x, torch.zeros_like(x), y, None, m),
-    lambda x, y, m: losses.value_loss(x, torch.zeros_like(x), y, 0.3, m),
-    lambda x, y, m: losses.masked_mean(losses.kl_k3(x), m),
-    lambda x, y, m: losses.explained_variance(x, y, m)], ids=["mean", "policy", "value", "clipped", "k3", "explained"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y, m: losses.masked_mean(x * y, m),
+        lambda x, y, m: losses.policy_loss(x, y, CLIP, m),
+        lambda x, y, m: losses.value_loss(x, torch.zeros_like(x), y, None, m),
+        lambda x, y, m: losses.value_loss(x, torch.zeros_like(x), y, 0.3, m),
+        lambda x, y, m: losses.masked_mean(losses.kl_k3(x), m),
+        lambda x, y, m: losses.explained_variance(x, y, m),
+    ],
+    ids=["mean", "policy", "value", "clipped", "k3", "explained"],
+)
 @pytest.mark.parametrize("outside", [0.0, 50.0, -50.0])
 def test_masked_rows_change_nothing_and_get_exactly_zero_gradient(loss, outside):
     x, y = draw(40, 1.0, 1.0)
@@ -115,7 +128,7 @@ def test_overflowing_ratio_outside_the_mask_gets_zero_gradient():
 
 
 def test_masked_mean_takes_weights_and_is_zero_on_an_empty_mask():
-    x, = draw(5, 1.0)
+    (x,) = draw(5, 1.0)
     weights = torch.tensor([0.0, 0.5, 2.0, 0.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(losses.masked_mean(x, weights), (x * weights).sum() / 3.5)
     empty = losses.masked_mean(x, torch.zeros(5, dtype=torch.bool))
@@ -158,8 +171,7 @@ def test_explained_variance():
     assert losses.explained_variance(target + noise, target).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("constant", [
-    0.0, 2.0, 0.1])
+@pytest.mark.parametrize("constant", [0.0, 2.0, 0.1])
 def test_explained_variance_of_a_constant_target_is_zero(constant):
     value = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     assert losses.explained_variance(value, torch.full((1000,), constant)) == 0
@@ -188,11 +200,15 @@ def test_ppo_is_the_sum_of_its_terms():
         "entropy": reference.mean(entropy[::2]),
         "old_approx_kl": -reference.mean(log_ratio),
         "approx_kl": reference.mean(reference.exp(x) - 1 - x for x in log_ratio),
-        "clipfrac": reference.mean(abs(reference.exp(x) - 1) > CLIP for x in log_ratio)}
+        "clipfrac": reference.mean(abs(reference.exp(x) - 1) > CLIP for x in log_ratio),
+    }
     assert {name: x.item() for name, x in metrics.items()} == pytest.approx(expected, rel=1e-9)
     assert not any(x.requires_grad for x in metrics.values())
-    total = (expected["policy_loss"] + OPTIONS["vf_coef"] * expected["value_loss"]
-             - OPTIONS["ent_coef"] * expected["entropy"])
+    total = (
+        expected["policy_loss"]
+        + OPTIONS["vf_coef"] * expected["value_loss"]
+        - OPTIONS["ent_coef"] * expected["entropy"]
+    )
     assert loss.item() == pytest.approx(total, rel=1e-9)
     loss.backward()
     for x in (inputs[0], inputs[3]):

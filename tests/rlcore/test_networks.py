@@ -1,4 +1,5 @@
 """Initialisation, running scales, schedules and activations against closed forms and scalar references."""
+
 from __future__ import annotations
 
 import copy
@@ -6,11 +7,11 @@ import math
 
 import numpy as np
 import pytest
-import reference_rl as reference
 import torch
-from configs import load
 from torch import Tensor, nn
 
+import reference_rl as reference
+from configs import load
 from rlcore.backends.compilation import CompiledActorCritic, RationalTanh, rational_tanh
 from rlcore.networks import ActorCritic, Tanh
 from rlcore.normalization import RewardNormalizer, RunningNormalizer
@@ -75,11 +76,15 @@ def test_independent_heads_add_and_joint_heads_are_free(form):
 @pytest.mark.parametrize("heads", ["independent", "joint"])
 def test_the_form_for_a_compiler_is_the_network(heads, activation):
     """On the same parameters, under the same names, with the same outputs and gradients."""
-    net, obs = network(heads=heads, policy_gain=1.0, normalize_obs=True, **activation), torch.randn(9, 7, generator=seeded())
+    net, obs = (
+        network(heads=heads, policy_gain=1.0, normalize_obs=True, **activation),
+        torch.randn(9, 7, generator=seeded()),
+    )
     compiled, mask = CompiledActorCritic(net), offered().expand(9, -1, -1)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), compiled.state_dict().values()))
     assert list(net.state_dict()) == list(compiled.state_dict()) and all(
-        a is b for a, b in zip(net.parameters(), compiled.parameters()))
+        a is b for a, b in zip(net.parameters(), compiled.parameters())
+    )
     gradients = []
     for form in (net, compiled):
         u = torch.rand(9, generator=seeded())
@@ -120,8 +125,10 @@ def test_both_networks_see_normalised_observations():
 # ── running scales ──────────────────────────────────────────────────────────────────────────────────────────────────
 def test_running_norm_equals_the_moments_of_all_it_has_seen():
     norm, generator = RunningNormalizer(4, clip=10.0), seeded()
-    batches = [(i + 1) * torch.randn(*shape, 4, generator=generator) + 20 - 5 * i
-               for i, shape in enumerate([(3, 5), (1,), (200,), (2, 3, 4)])]
+    batches = [
+        (i + 1) * torch.randn(*shape, 4, generator=generator) + 20 - 5 * i
+        for i, shape in enumerate([(3, 5), (1,), (200,), (2, 3, 4)])
+    ]
     for batch in batches:
         norm.update(batch)
     seen = np.concatenate([b.reshape(-1, 4).double().numpy() for b in batches])
@@ -181,8 +188,9 @@ def test_linear_schedule(final):
         assert lr.item() == pytest.approx(0.02 * share)
 
 
-@pytest.mark.parametrize("kl, change", [
-    (0.0021, 1 / 1.5), (0.0019, 1.0), (0.00051, 1.0), (0.00049, 1.5), (math.nan, 1.0)])
+@pytest.mark.parametrize(
+    "kl, change", [(0.0021, 1 / 1.5), (0.0019, 1.0), (0.00051, 1.0), (0.00049, 1.5), (math.nan, 1.0)]
+)
 def test_adaptive_kl_schedule(kl, change):
     schedule = AdaptiveKL(target=0.001, factor=1.5, low=1e-5, high=1e-2)
     for first, expected in ((1e-3, 1e-3 * change), (1e-2, min(1e-2, 1e-2 * change)), (1e-5, max(1e-5, 1e-5 * change))):
@@ -195,7 +203,7 @@ def test_adaptive_kl_schedule(kl, change):
 def test_tanh_in_either_form_is_tanh_and_so_is_its_gradient(form):
     x = torch.linspace(-20, 20, 4001, requires_grad=True)
     assert (form()(x) - x.double().tanh()).abs().max() < 5e-7 and form()(x).abs().max() <= 1
-    slope, = torch.autograd.grad(form()(x).sum(), x)
+    (slope,) = torch.autograd.grad(form()(x).sum(), x)
     assert (slope - (1 - x.double().tanh().square())).abs().max() < 1e-6
 
 

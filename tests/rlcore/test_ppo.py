@@ -1,12 +1,14 @@
 """PPO on toys with known answers: ratios, bootstraps, schedules, resuming, learning, and what may not change a run."""
+
 from __future__ import annotations
 
 import io
 import shutil
 
 import pytest
-import reference_rl as reference
 import torch
+
+import reference_rl as reference
 from comparisons import identical, weights
 from toy_envs import Bandit, Chain, Endless, make_ppo, part, train
 
@@ -55,7 +57,7 @@ def test_the_loss_equals_the_scalar_reference_after_a_step():
     ppo.update(batch)
     losses, ppo.backward = [], lambda loss: losses.append(loss) or loss
     metrics = ppo.compute_gradients(batch)
-    loss, = losses
+    (loss,) = losses
     mask = rollout.action_mask.flatten(0, 1)
     decides = mask.flatten(1).sum(-1) > 1
     policy = ppo.network.distribution(batch.obs, mask)
@@ -63,8 +65,11 @@ def test_the_loss_equals_the_scalar_reference_after_a_step():
     advantage = batch.advantage[decides].double()
     white = ((advantage - advantage.mean()) / advantage.std(correction=0)).tolist()
     value = (x.tolist() for x in (ppo.network.value(batch.obs), batch.value, batch.target))
-    expected = (reference.policy_loss(log_ratio, white, 0.05) + 0.7 * reference.value_loss(*value, 0.1)
-                - 0.3 * reference.mean(policy.entropy()[decides].tolist()))
+    expected = (
+        reference.policy_loss(log_ratio, white, 0.05)
+        + 0.7 * reference.value_loss(*value, 0.1)
+        - 0.3 * reference.mean(policy.entropy()[decides].tolist())
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-4) and metrics["clipfrac"] > 0.05 and metrics["approx_kl"] > 0
 
 
@@ -81,7 +86,7 @@ def test_every_sample_is_learned_from_once_an_epoch():
     ppo.compute_gradients = lambda batch: (seen.append(batch.obs), compute_gradients(batch))[1]
     rollout = ppo.collect()
     ppo.update(ppo.compute_advantages(rollout))
-    epochs = [torch.cat(seen[i:i + 5]) for i in (0, 5, 10)]
+    epochs = [torch.cat(seen[i : i + 5]) for i in (0, 5, 10)]
     for epoch in epochs:
         assert torch.equal(epoch.sort(0).values, rollout.obs.flatten(0, 1).sort(0).values)
     assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
@@ -111,9 +116,14 @@ def test_advantage_normalisation(norm_adv):
     assert torch.allclose(loss, scaled, atol=1e-5) == (norm_adv == "minibatch")
 
 
-@pytest.mark.parametrize("changes, message", [({"minibatches": 7}, "^algo.minibatches: 7"),
-                                              ({"norm_adv": "all"}, "^algo.norm_adv: .*'all'"),
-                                              ({"norm_reward": False, "center_reward": True}, "^algo.center_reward")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"minibatches": 7}, "^algo.minibatches: 7"),
+        ({"norm_adv": "all"}, "^algo.norm_adv: .*'all'"),
+        ({"norm_reward": False, "center_reward": True}, "^algo.center_reward"),
+    ],
+)
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_ppo(Bandit(32), 1, **changes)
@@ -144,8 +154,10 @@ def test_the_optimiser_follows_the_schedule():
 
 
 def test_adaptive_schedule_reads_the_kl_of_the_iteration_before():
-    log = train(make_ppo(Bandit(32), 6, lr_schedule=part("lr_schedule/adaptive_kl", target=1e-9), optimizer={"lr": 0.003}))
-    assert log["charts/learning_rate"] == pytest.approx([0.003 / 1.5 ** i for i in range(6)])
+    log = train(
+        make_ppo(Bandit(32), 6, lr_schedule=part("lr_schedule/adaptive_kl", target=1e-9), optimizer={"lr": 0.003})
+    )
+    assert log["charts/learning_rate"] == pytest.approx([0.003 / 1.5**i for i in range(6)])
 
 
 def test_target_kl_stops_an_iteration_early():
@@ -177,8 +189,17 @@ def test_the_seed_decides():
 @HEADS
 def test_a_resumed_run_equals_an_uninterrupted_one(heads):
     def make(seed):
-        return make_ppo(Chain(16, seed), 4, seed=seed, num_steps=3, minibatches=4, auxiliary=part("auxiliary/redemption_model"),
-                        network={"heads": heads, "normalize_obs": True}, lr_schedule=part("lr_schedule/adaptive_kl", target=1e-4))
+        return make_ppo(
+            Chain(16, seed),
+            4,
+            seed=seed,
+            num_steps=3,
+            minibatches=4,
+            auxiliary=part("auxiliary/redemption_model"),
+            network={"heads": heads, "normalize_obs": True},
+            lr_schedule=part("lr_schedule/adaptive_kl", target=1e-4),
+        )
+
     file, whole, stopped, resumed = io.BytesIO(), make(0), make(0), make(7)
     log = train(whole)
     train(stopped, save=lambda: torch.save(stopped.state_dict(), file), should_stop=lambda: stopped.iteration == 2)
@@ -197,6 +218,7 @@ def test_evaluating_and_logging_change_nothing():
         obs, mask = other.reset()
         step = other.step(watched.network.distribution(obs, mask).sample(torch.rand(16)))
         return {"eval/reward": step.reward.mean()}
+
     log = train(watched, save=watched.state_dict, validate=evaluate)
     train(plain)
     assert torch.equal(weights(plain), weights(watched)) and len(log["eval/reward"]) == 4
@@ -240,4 +262,5 @@ def test_learns_the_masked_bandit(heads, share):
 def test_the_redemption_model_learns_beside_the_policy():
     log = train(ppo := make_ppo(Chain(32), 20, auxiliary=part("auxiliary/redemption_model", hidden=[16], lr=0.03)))
     assert log["losses/spend"][-1] < 0.5 * log["losses/spend"][0]
-    assert float(ppo.auxiliary.optimizer.param_groups[0]["lr"]) == pytest.approx(0.03 / 20)  # annealed like the policy's
+    # annealed like the policy's
+    assert float(ppo.auxiliary.optimizer.param_groups[0]["lr"]) == pytest.approx(0.03 / 20)

@@ -1,11 +1,12 @@
 """Advantages against the explicit sum, at their exact limits, and what whitening promises."""
+
 from __future__ import annotations
 
 import pytest
-import reference_rl as reference
 import torch
 from torch import Tensor
 
+import reference_rl as reference
 import rlcore.backends.triton_gae
 from rlcore.returns import gae, rescale, whiten
 
@@ -30,8 +31,11 @@ def test_gae_equals_the_explicit_sum(ends, steps, gamma, lam):
     torch.testing.assert_close(gae(*columns, gamma, lam), torch.tensor(expected, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("view", [lambda x: x.T.contiguous().T, lambda x: x.repeat_interleave(2, 0)[::2],
-                                  lambda x: torch.stack((x, x), -1)[..., 1]], ids=["transposed", "rows", "inner"])
+@pytest.mark.parametrize(
+    "view",
+    [lambda x: x.T.contiguous().T, lambda x: x.repeat_interleave(2, 0)[::2], lambda x: torch.stack((x, x), -1)[..., 1]],
+    ids=["transposed", "rows", "inner"],
+)
 def test_gae_of_views(view):
     columns = rollout("random")
     views = [view(x) for x in columns]
@@ -56,9 +60,11 @@ def test_the_trace_reaches_back_to_the_last_end_and_no_further():
     reward, value, next_value, terminated, done = (x[:, :1] for x in rollout("random"))
     assert (done & ~terminated).any() and terminated.any()
     jacobian = torch.autograd.functional.jacobian(
-        lambda r: gae(r, value, next_value, terminated, done, GAMMA, 0.8), reward)[:, 0, :, 0]
-    expected = [[(GAMMA * 0.8) ** (s - t) if s >= t and not done[t:s].any() else 0.0 for s in range(T)]
-                for t in range(T)]
+        lambda r: gae(r, value, next_value, terminated, done, GAMMA, 0.8), reward
+    )[:, 0, :, 0]
+    expected = [
+        [(GAMMA * 0.8) ** (s - t) if s >= t and not done[t:s].any() else 0.0 for s in range(T)] for t in range(T)
+    ]
     torch.testing.assert_close(jacobian, torch.tensor(expected, dtype=torch.float64))
     assert ((jacobian == 0) == (torch.tensor(expected) == 0)).all()
 
@@ -66,8 +72,10 @@ def test_the_trace_reaches_back_to_the_last_end_and_no_further():
 def test_what_follows_a_termination_is_not_looked_at():
     reward, value, next_value, terminated, done = rollout("random")
     rubbish = next_value.masked_fill(terminated, torch.nan)
-    assert torch.equal(gae(reward, value, rubbish, terminated, done, GAMMA, 0.95),
-                       gae(reward, value, next_value, terminated, done, GAMMA, 0.95))
+    assert torch.equal(
+        gae(reward, value, rubbish, terminated, done, GAMMA, 0.95),
+        gae(reward, value, next_value, terminated, done, GAMMA, 0.95),
+    )
 
 
 def masks() -> dict:
@@ -114,4 +122,6 @@ def test_one_kernel_says_the_same(kernels, ends):
 
 
 def test_without_a_gpu_the_plain_function_answers():
-    assert torch.equal(rlcore.backends.triton_gae.gae(*rollout("random"), GAMMA, 0.8), gae(*rollout("random"), GAMMA, 0.8))
+    assert torch.equal(
+        rlcore.backends.triton_gae.gae(*rollout("random"), GAMMA, 0.8), gae(*rollout("random"), GAMMA, 0.8)
+    )

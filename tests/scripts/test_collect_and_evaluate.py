@@ -1,15 +1,16 @@
 """From a log to a policy and back, as a user runs it: collect, train on it, value on another; bad input."""
+
 from __future__ import annotations
 
 import json
 
 import pytest
 import torch
-from script_runner import run as script
-from small_runs import OFFERS
 
 from envs.offers.logs.schema import COLUMNS
 from rlcore.offline.log_files import read, write
+from script_runner import run as script
+from small_runs import OFFERS
 
 pytestmark = pytest.mark.slow
 PART = ["env.num_agents=40", "env.population.reference_size=500", "device=cpu"]
@@ -20,13 +21,40 @@ def folder(tmp_path_factory):
     """A folder with a log, a bandit that learned from it, and a log of the bandit."""
     pytest.importorskip("pyarrow")
     folder = tmp_path_factory.mktemp("log")
-    done = script(folder, "collect", *PART, "logging_policy=uplift", "logging_policy.epsilon=0.5", "decisions=960", "out=logs/rule.csv")
+    done = script(
+        folder,
+        "collect",
+        *PART,
+        "logging_policy=uplift",
+        "logging_policy.epsilon=0.5",
+        "decisions=960",
+        "out=logs/rule.csv",
+    )
     assert done.returncode == 0 and "logs/rule.csv: 960 decisions of uplift" in done.stdout, done.stderr
-    done = script(folder, "train", *(x for x in OFFERS if "minibatches" not in x), "algo=bandit", "algo.memory=960",
-                  "algo.batch_size=64", "log=logs/rule.csv", "algo.total_steps=1500", "hydra.run.dir=trained")
+    done = script(
+        folder,
+        "train",
+        *(x for x in OFFERS if "minibatches" not in x),
+        "algo=bandit",
+        "algo.memory=960",
+        "algo.batch_size=64",
+        "log=logs/rule.csv",
+        "algo.total_steps=1500",
+        "hydra.run.dir=trained",
+    )
     assert done.returncode == 0, done.stderr
-    done = script(folder, "collect", "logging_policy=agent", "logging_policy.epsilon=0.3", "checkpoint=trained/checkpoint.pt",
-                  "env.num_agents=80", "decisions=960", "out=own.parquet", "all_propensities=true", "device=cpu")
+    done = script(
+        folder,
+        "collect",
+        "logging_policy=agent",
+        "logging_policy.epsilon=0.3",
+        "checkpoint=trained/checkpoint.pt",
+        "env.num_agents=80",
+        "decisions=960",
+        "out=own.parquet",
+        "all_propensities=true",
+        "device=cpu",
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -34,8 +62,15 @@ def folder(tmp_path_factory):
 def test_a_policy_is_valued_on_a_log(folder):
     log = read(folder / "own.parquet", COLUMNS)
     assert log.policies == ("bandit",) and len(log) == 960 and log.probs.amax() > 0.7
-    done = script(folder, "evaluate", "checkpoint=trained/checkpoint.pt", "log=own.parquet", "ope/model=linear",
-                  "ope.replications=100", "hydra.run.dir=valued")
+    done = script(
+        folder,
+        "evaluate",
+        "checkpoint=trained/checkpoint.pt",
+        "log=own.parquet",
+        "ope/model=linear",
+        "ope.replications=100",
+        "hydra.run.dir=valued",
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "valued/metrics.json").read_text())
     assert {"as logged", "FQE", "sequential DR"} < set(found["estimators"]) and found["log"]["episodes"] == 80
@@ -47,18 +82,38 @@ def test_a_policy_is_valued_on_a_log(folder):
 def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
     done = script(folder, "collect", *PART, "decisions=1920", "out=random.parquet")
     assert done.returncode == 0, done.stderr
-    done = script(folder, "train", "algo=twin", "algo.members=2", "algo.twin.reference_size=500", "algo.twin.rounds=1", "device=cpu",
-                  "algo.evaluation.uplift.replications=5", "log=random.parquet", *PART[:2], "hydra.run.dir=twin")
+    done = script(
+        folder,
+        "train",
+        "algo=twin",
+        "algo.members=2",
+        "algo.twin.reference_size=500",
+        "algo.twin.rounds=1",
+        "device=cpu",
+        "algo.evaluation.uplift.replications=5",
+        "log=random.parquet",
+        *PART[:2],
+        "hydra.run.dir=twin",
+    )
     assert done.returncode == 0, done.stderr
     assert {"calibration.png", "weeks.png", "drivers.png"} <= {path.name for path in (folder / "twin").iterdir()}
     assert len(json.loads((folder / "twin/metrics.json").read_text())["weeks"]) == 12
     on_base = [x.replace("env.population.", "env.population.base.") for x in OFFERS]
-    done = script(folder, "train", *on_base, "env/population=twin", "env.population.path=twin/checkpoint.pt",
-                  "algo.total_steps=960", "hydra.run.dir=on_twin")
+    done = script(
+        folder,
+        "train",
+        *on_base,
+        "env/population=twin",
+        "env.population.path=twin/checkpoint.pt",
+        "algo.total_steps=960",
+        "hydra.run.dir=on_twin",
+    )
     assert done.returncode == 0, done.stderr
     members = json.loads((folder / "on_twin/metrics.json").read_text())["members"]
     assert set(members) == {"member 1", "member 2"} and all(row["bound"] > 0 for row in members.values())
-    done = script(folder, "evaluate", "checkpoint=on_twin/checkpoint.pt", "+env.population.path=null", "hydra.run.dir=in_truth")
+    done = script(
+        folder, "evaluate", "checkpoint=on_twin/checkpoint.pt", "+env.population.path=null", "hydra.run.dir=in_truth"
+    )
     assert done.returncode == 0, done.stderr
     assert "members" not in json.loads((folder / "in_truth/metrics.json").read_text())
 
@@ -69,10 +124,15 @@ def test_bad_input_is_one_line(folder):
     write(folder / "bad.parquet", [type(log)(**{**log.__dict__, "reward": bad})])
     checkpoint = "checkpoint=trained/checkpoint.pt"
     for name, overrides, message in (
-            ("collect", [checkpoint, "out=x.csv"], "checkpoint: logging_policy=uniform follows no checkpoint"),
-            ("evaluate", [checkpoint, "log=bad.parquet"], "bad.parquet: row 19, column 'profit': expected a number, got nan"),
-            ("train", [*PART, "log=own.parquet"], "ppo can't learn from a log"),
-            ("train", ["algo=bandit", "env=offers_sequential", "log=own.parquet"], "doesn't fit an environment of 23")):
+        ("collect", [checkpoint, "out=x.csv"], "checkpoint: logging_policy=uniform follows no checkpoint"),
+        (
+            "evaluate",
+            [checkpoint, "log=bad.parquet"],
+            "bad.parquet: row 19, column 'profit': expected a number, got nan",
+        ),
+        ("train", [*PART, "log=own.parquet"], "ppo can't learn from a log"),
+        ("train", ["algo=bandit", "env=offers_sequential", "log=own.parquet"], "doesn't fit an environment of 23"),
+    ):
         done = script(folder, name, *overrides)
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert message in done.stderr

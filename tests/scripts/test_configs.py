@@ -1,27 +1,52 @@
 """Configuration: every file composes, and a YAML's keys are its target's keyword-only parameters."""
+
 from __future__ import annotations
 
 import inspect
 
 import pytest
-from configs import CONF, composed
 from hydra._internal.utils import _locate
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from configs import CONF, composed
+
 BENCHMARKS = CONF / "benchmark"  # one group, its files in rooms
-GROUPS = sorted([str(path.parent.relative_to(CONF)) + "=" + path.stem for path in CONF.rglob("*.yaml")
-                 if path.parent != CONF and BENCHMARKS not in path.parents]
-                + ["benchmark=" + str(path.relative_to(BENCHMARKS).with_suffix("")) for path in BENCHMARKS.rglob("*.yaml")])
+GROUPS = sorted(
+    [
+        str(path.parent.relative_to(CONF)) + "=" + path.stem
+        for path in CONF.rglob("*.yaml")
+        if path.parent != CONF and BENCHMARKS not in path.parents
+    ]
+    + ["benchmark=" + str(path.relative_to(BENCHMARKS).with_suffix("")) for path in BENCHMARKS.rglob("*.yaml")]
+)
 
 # scripts whose groups these are; the rest is train.py's
-PRIMARY = {"benchmark": "bench", "campaigns": "import_campaigns", "uplift_learner": "bench", "logging_policy": "collect", "ope": "evaluate", "ope/model": "evaluate"}
+PRIMARY = {
+    "benchmark": "bench",
+    "campaigns": "import_campaigns",
+    "uplift_learner": "bench",
+    "logging_policy": "collect",
+    "ope": "evaluate",
+    "ope/model": "evaluate",
+}
 
 # groups of parts that the default algorithm or environment doesn't have
-OWNERS = {"uplift_learner=": "benchmark=uplift/hillstrom", "algo/exploration=": "algo=bandit", "algo/twin=": "algo=twin", "algo/twin/response=": ("algo=twin", "algo/twin=neural"), "algo/encoder=": "algo=reward_model", "algo/behaviour_constraint=": "algo=cql",
-          "algo/variance_reduction=": "algo=cql", "env/corpus": "env=email",
-          **{f"algo/{part}=": "algo=ppo_kl" for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")},
-          **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")}}
+OWNERS = {
+    "uplift_learner=": "benchmark=uplift/hillstrom",
+    "algo/exploration=": "algo=bandit",
+    "algo/twin=": "algo=twin",
+    "algo/twin/response=": ("algo=twin", "algo/twin=neural"),
+    "algo/encoder=": "algo=reward_model",
+    "algo/behaviour_constraint=": "algo=cql",
+    "algo/variance_reduction=": "algo=cql",
+    "env/corpus": "env=email",
+    **{
+        f"algo/{part}=": "algo=ppo_kl"
+        for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")
+    },
+    **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")},
+}
 
 
 def targets(node, path=""):
@@ -45,11 +70,20 @@ def parameters_of(target) -> list[inspect.Parameter]:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_file_composes_and_names_all_its_parameters(group):
     primary = PRIMARY.get(group.partition("=")[0], "train")
-    owner = [one for part, choice in OWNERS.items() if group.startswith(part)
-             for one in ((choice,) if isinstance(choice, str) else choice)]
+    owner = [
+        one
+        for part, choice in OWNERS.items()
+        if group.startswith(part)
+        for one in ((choice,) if isinstance(choice, str) else choice)
+    ]
     group = f"+{group}" if group.startswith("uplift_learner=") else group  # a part of others under names of their own
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
-    assert {"train": {".algo", ".env", ".logger"}, "collect": {".logging_policy", ".env"}, "import_campaigns": {".campaigns", ".env"}, "evaluate": {".ope", ".ope.model"}}.get(primary, {".benchmark"}) <= set(found)
+    assert {
+        "train": {".algo", ".env", ".logger"},
+        "collect": {".logging_policy", ".env"},
+        "import_campaigns": {".campaigns", ".env"},
+        "evaluate": {".ope", ".ope.model"},
+    }.get(primary, {".benchmark"}) <= set(found)
     for path, node in found.items():
         if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl", "scripts"):
             continue

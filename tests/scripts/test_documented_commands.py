@@ -1,4 +1,5 @@
 """The pages of the documentation: their commands compose with conf/; files, names in the code and headings exist."""
+
 from __future__ import annotations
 
 import inspect
@@ -19,8 +20,12 @@ from configs import CONF, composed
 from scripts.example_shop import write as write_shop
 
 ROOT = CONF.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "envs/offers/README.md",
-         *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "envs/offers/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 LAUNCHERS = ("python", "torchrun")
 END_OF_COMMAND = {"&&", "||", "|", ";", ">"}
 FOLDERS = "conf|crm_rl|docs|email_rl|envs|rlcore|scripts|tests"
@@ -29,6 +34,7 @@ WITHOUT_CONFIG = {"example_shop"}  # takes a folder, and no overrides
 
 class Command(NamedTuple):
     """A command line of a page: scripts/SCRIPT.py with its arguments."""
+
     place: str
     script: str
     arguments: tuple[str, ...]
@@ -57,11 +63,11 @@ def commands_of(page: Path) -> Iterator[Command]:
         if not re.search(r"\b(?:python|torchrun) .*scripts[/.]", code):
             continue
         words = shlex.split(code, comments=True)
-        words = words[next(place for place, word in enumerate(words) if word in LAUNCHERS):]
+        words = words[next(place for place, word in enumerate(words) if word in LAUNCHERS) :]
         end = next((place for place, word in enumerate(words) if word in END_OF_COMMAND), len(words))
         start = next(place for place, word in enumerate(words) if re.match(r"scripts[/.]", word))
         script = words[start].removeprefix("scripts")[1:].removesuffix(".py")
-        yield Command(f"{page.relative_to(ROOT)}:{number}", script, tuple(words[start + 1:end]))
+        yield Command(f"{page.relative_to(ROOT)}:{number}", script, tuple(words[start + 1 : end]))
 
 
 def distinct(commands: Iterator[Command]) -> list[Command]:
@@ -86,8 +92,10 @@ def combinations(arguments: list[str]) -> list[list[str]]:
     overrides = OverridesParser.create().parse_overrides(arguments)
     options = [choices(override) for override in overrides if not override.key_or_group.startswith("hydra")]
     first = [option[0] for option in options]
-    return [first, *([*first[:place], other, *first[place + 1:]]
-                     for place, option in enumerate(options) for other in option[1:])]
+    return [
+        first,
+        *([*first[:place], other, *first[place + 1 :]] for place, option in enumerate(options) for other in option[1:]),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +115,7 @@ def test_a_documented_command_composes(command, shop):
     search_path = []
     if "-cd" in arguments:
         place = arguments.index("-cd")
-        del arguments[place:place + 2]
+        del arguments[place : place + 2]
         search_path = [f"hydra.searchpath=[file://{shop}]"]
     if command.script == "bench" and "=" not in arguments[0]:
         arguments[0] = f"benchmark={arguments[0]}"
@@ -120,7 +128,14 @@ def test_a_documented_command_composes(command, shop):
 
 def test_pages_have_commands():
     assert {command.script for command in COMMANDS} >= {
-        "train", "evaluate", "collect", "bench", "import_campaigns", "write_email", "example_shop"}
+        "train",
+        "evaluate",
+        "collect",
+        "bench",
+        "import_campaigns",
+        "write_email",
+        "example_shop",
+    }
 
 
 def links_of(page: Path) -> list[tuple[str, str]]:

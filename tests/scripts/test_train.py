@@ -1,4 +1,5 @@
 """The scripts as a user runs them: results, resume, multirun, interrupts, bad input."""
+
 from __future__ import annotations
 
 import json
@@ -9,11 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import script_runner
 import pytest
 import torch
-from small_runs import OFFERS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import script_runner
+from small_runs import OFFERS
 
 ROOT = Path(__file__).parents[2]
 ITERATION = 48 * 12
@@ -40,14 +42,22 @@ def run(tmp_path, script, *overrides, check=True):
 
 def start(tmp_path, *overrides):
     """Start training and return the process."""
-    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "train.py"), *sized(*overrides)], cwd=tmp_path, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *sized(*overrides)],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def metrics(folder):
     """metrics.json without its timings."""
-    return {k: v for k, v in json.loads((folder / "metrics.json").read_text()).items()
-            if k not in ("seconds", "steps_per_second")}
+    return {
+        k: v
+        for k, v in json.loads((folder / "metrics.json").read_text()).items()
+        if k not in ("seconds", "steps_per_second")
+    }
 
 
 def wait_for(path, process):
@@ -71,15 +81,32 @@ def whole(tmp_path_factory):
 def test_a_run_leaves_everything_it_promises(whole):
     folder, done = whole
     assert {"checkpoint.pt", "metrics.json", "prices.png", "lost_profit.png", "training.png"} <= {
-        p.name for p in folder.iterdir()}
+        p.name for p in folder.iterdir()
+    }
     result = json.loads((folder / "metrics.json").read_text())
     assert result["steps"] == 6 * ITERATION and result["steps_per_second"] > 0
     assert {"value", "none", "prices", "gap"} <= set(result["bound"])
     names = set(result["policies"])
-    assert {"none", "random", "propensity", "uplift rank", "myopic knapsack", "planning on θ̂", "planning", "ppo"} <= names
+    assert {
+        "none",
+        "random",
+        "propensity",
+        "uplift rank",
+        "myopic knapsack",
+        "planning on θ̂",
+        "planning",
+        "ppo",
+    } <= names
     for row in result["policies"].values():
-        assert {"information", "score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached",
-                "contact_rate"} <= set(row)
+        assert {
+            "information",
+            "score",
+            "score_ci",
+            "incremental_profit",
+            "spend_ratio",
+            "weeks_breached",
+            "contact_rate",
+        } <= set(row)
         assert row["score_ci"][0] <= row["score"] <= row["score_ci"][1]
     assert all(name in done.stdout for name in names)
 
@@ -88,9 +115,18 @@ def test_tensorboard_has_the_fields_names(whole):
     events = EventAccumulator(str(whole[0]), size_guidance={"scalars": 0})
     events.Reload()
     tags = events.Tags()
-    assert {"losses/policy_loss", "losses/value_loss", "losses/entropy", "losses/approx_kl", "losses/old_approx_kl",
-            "losses/clipfrac", "losses/explained_variance", "charts/SPS", "charts/learning_rate",
-            "offers/score"} <= set(tags["scalars"])
+    assert {
+        "losses/policy_loss",
+        "losses/value_loss",
+        "losses/entropy",
+        "losses/approx_kl",
+        "losses/old_approx_kl",
+        "losses/clipfrac",
+        "losses/explained_variance",
+        "charts/SPS",
+        "charts/learning_rate",
+        "offers/score",
+    } <= set(tags["scalars"])
     assert [e.step for e in events.Scalars("losses/approx_kl")] == [k * ITERATION for k in range(1, 7)]
     assert {"evaluation/prices", "evaluation/lost_profit", "evaluation/training"} <= set(tags["images"])
     assert "evaluation/table/text_summary" in tags["tensors"]
@@ -110,16 +146,26 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
 def test_evaluate_gives_a_checkpoint_the_same_result(whole, tmp_path):
     run(tmp_path, "evaluate", f"checkpoint={whole[0] / 'checkpoint.pt'}", "hydra.run.dir=again")
     assert metrics(tmp_path / "again") == metrics(whole[0])
-    run(tmp_path, "evaluate", f"checkpoint={whole[0] / 'checkpoint.pt'}", "hydra.run.dir=more",
-        "env.evaluation.customers=33")
+    run(
+        tmp_path,
+        "evaluate",
+        f"checkpoint={whole[0] / 'checkpoint.pt'}",
+        "hydra.run.dir=more",
+        "env.evaluation.customers=33",
+    )
     assert metrics(tmp_path / "more")["customers"] == 33
     refused = run(tmp_path, "evaluate", f"checkpoint={whole[0] / 'checkpoint.pt'}", "env/world=static", check=False)
     assert refused.returncode == 2 and "env/world=static" in refused.stderr
 
 
 def test_ctrl_c_saves_and_leaves(tmp_path):
-    process = start(tmp_path, f"algo.total_steps={100000 * ITERATION}", "hydra.run.dir=out", "algo.checkpoint_every=100000",
-                    "algo.eval_every=100000")
+    process = start(
+        tmp_path,
+        f"algo.total_steps={100000 * ITERATION}",
+        "hydra.run.dir=out",
+        "algo.checkpoint_every=100000",
+        "algo.eval_every=100000",
+    )
     events = lambda: list((tmp_path / "out").glob("events*"))  # noqa: E731
     for _ in range(1200):
         if events() and os.path.getsize(events()[0]) > 0:
@@ -134,8 +180,15 @@ def test_ctrl_c_saves_and_leaves(tmp_path):
 
 
 def test_multirun_finishes_and_a_bad_job_fails_alone(tmp_path):
-    done = run(tmp_path, "train", f"algo.total_steps={2 * ITERATION}", "algo.minibatches=4,7", "hydra.mode=MULTIRUN",
-               "hydra.sweep.dir=sweep", check=False)
+    done = run(
+        tmp_path,
+        "train",
+        f"algo.total_steps={2 * ITERATION}",
+        "algo.minibatches=4,7",
+        "hydra.mode=MULTIRUN",
+        "hydra.sweep.dir=sweep",
+        check=False,
+    )
     assert done.returncode == 2
     assert (tmp_path / "sweep" / "0" / "metrics.json").exists()
     assert not (tmp_path / "sweep" / "1" / "metrics.json").exists()
@@ -144,49 +197,92 @@ def test_multirun_finishes_and_a_bad_job_fails_alone(tmp_path):
 
 def test_torchrun_trains_by_two_processes_of_which_one_writes(tmp_path):
     def torchrun(*overrides, processes):
-        return subprocess.run([
-            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-            str(ROOT / "scripts" / "train.py"), "env=offers_sequential", "env.num_agents=4", "device=cpu", "env.evaluation.worlds=2",
-            "env.evaluation.validation=2", "algo.total_steps=512", "algo.eval_every=1", *overrides],
-            cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc_per_node={processes}",
+                str(ROOT / "scripts" / "train.py"),
+                "env=offers_sequential",
+                "env.num_agents=4",
+                "device=cpu",
+                "env.evaluation.worlds=2",
+                "env.evaluation.validation=2",
+                "algo.total_steps=512",
+                "algo.eval_every=1",
+                *overrides,
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
     done = torchrun("hydra.run.dir=out", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 512  # of all agents
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     kept = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
     first, second = kept["shards"]
-    assert kept["config"]["env"]["num_agents"] == 4 and first["env"]["budget_left"].shape == second["env"]["budget_left"].shape == (2,)
+    assert kept["config"]["env"]["num_agents"] == 4 and first["env"]["budget_left"].shape == second["env"][
+        "budget_left"
+    ].shape == (2,)
     assert not torch.equal(first["generator"], second["generator"])
     done = torchrun("resume=out/checkpoint.pt", "hydra.run.dir=on", processes=1)
-    assert "2 processes made it, 1 can't go on from it" in done.stderr and not (tmp_path / "on" / "metrics.json").exists()
+    assert (
+        "2 processes made it, 1 can't go on from it" in done.stderr and not (tmp_path / "on" / "metrics.json").exists()
+    )
 
 
 def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    done = subprocess.run([
-        sys.executable, str(ROOT / "scripts" / "train.py"), "-m", "env=offers_sequential", "env.num_agents=4", "device=cpu",
-        "env.evaluation.worlds=2", "env.evaluation.validation=2", "algo.total_steps=1", "algo.minibatches=1,7",
-        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "train.py"),
+            "-m",
+            "env=offers_sequential",
+            "env.num_agents=4",
+            "device=cpu",
+            "env.evaluation.worlds=2",
+            "env.evaluation.validation=2",
+            "algo.total_steps=1",
+            "algo.minibatches=1,7",
+            "hydra/launcher=joblib",
+            "hydra.launcher.n_jobs=2",
+            "hydra.sweep.dir=sweep",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "algo.minibatches: 7" in done.stderr
-    assert (tmp_path / "sweep" / "0" / "metrics.json").exists() and not (tmp_path / "sweep" / "1" / "metrics.json").exists()
+    assert (tmp_path / "sweep" / "0" / "metrics.json").exists() and not (
+        tmp_path / "sweep" / "1" / "metrics.json"
+    ).exists()
 
 
-@pytest.mark.parametrize("override, says", [
-    ("resume=nowhere.pt", "nowhere.pt: no such checkpoint"),
-    ("resume=setup.cfg", "not a checkpoint"),
-    ("env.population.r2=1.5", "env.population.r2"),
-    ("env.catalogue.channels.email.cost=-1", "env.catalogue.channels.email.cost"),
-    ("env.reward.outcomes=guessed", "env.reward.outcomes"),
-    ("env=offers_twin", "env.twin: expected the path"),
-    ("env/population=twin", "env.population.path: expected the path"),
-    ("env.num_agents=many", "env.num_agents: expected a number, as in env.num_agents=4000, got 'many'"),
-    ("algo.norm_reward=no", "algo.norm_reward: expected true or false"),
-    ("algo.network.hidden=16", "algo.network.hidden: expected a list"),
-    ("algo.network=16", "algo.network: expected keys"),
-    ("env.num_agents=true", "env.num_agents: expected a number"),
-    ("float32_matmul_precision=fast", "float32_matmul_precision: expected highest or high, got 'fast'"),
-])
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("resume=nowhere.pt", "nowhere.pt: no such checkpoint"),
+        ("resume=setup.cfg", "not a checkpoint"),
+        ("env.population.r2=1.5", "env.population.r2"),
+        ("env.catalogue.channels.email.cost=-1", "env.catalogue.channels.email.cost"),
+        ("env.reward.outcomes=guessed", "env.reward.outcomes"),
+        ("env=offers_twin", "env.twin: expected the path"),
+        ("env/population=twin", "env.population.path: expected the path"),
+        ("env.num_agents=many", "env.num_agents: expected a number, as in env.num_agents=4000, got 'many'"),
+        ("algo.norm_reward=no", "algo.norm_reward: expected true or false"),
+        ("algo.network.hidden=16", "algo.network.hidden: expected a list"),
+        ("algo.network=16", "algo.network: expected keys"),
+        ("env.num_agents=true", "env.num_agents: expected a number"),
+        ("float32_matmul_precision=fast", "float32_matmul_precision: expected highest or high, got 'fast'"),
+    ],
+)
 def test_bad_input_gets_one_line_and_code_2(tmp_path, override, says):
     (tmp_path / "setup.cfg").write_text("[metadata]\n")
     done = run(tmp_path, "train", override, check=False)

@@ -1,4 +1,5 @@
 """Mails for a user's contexts: what is found in a text, files in and out, the script."""
+
 from __future__ import annotations
 
 import csv
@@ -37,17 +38,39 @@ def test_calls_and_questions_are_those_of_the_market(size, paraphrases):
             assert (text_features.question(sentence) is not None) == (part == "question"), sentence
 
 
-@pytest.mark.parametrize("text", [
-    "Please reply by Friday.", "If this is of use, book a demo.", "Hi Ann, could you send me your number?",
-    "- Click here: https://x.test/?a=1", "Feel free to get in touch.", "Let me know what you think!", "REGISTER TODAY",
-    "Thank you.\nSimply sign up for the trial.", "To see it, visit our page.", "You can schedule a call here."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Please reply by Friday.",
+        "If this is of use, book a demo.",
+        "Hi Ann, could you send me your number?",
+        "- Click here: https://x.test/?a=1",
+        "Feel free to get in touch.",
+        "Let me know what you think!",
+        "REGISTER TODAY",
+        "Thank you.\nSimply sign up for the trial.",
+        "To see it, visit our page.",
+        "You can schedule a call here.",
+    ],
+)
 def test_calls_of_any_mail_are_found(text):
     assert text_features.call_to_action(text)
 
 
-@pytest.mark.parametrize("text", [
-    "", "Thanks for your order.", "We book a gain of 3 percent.", "My reply was late.", "Our call centre is open.",
-    "Teams plan and schedule with it.", "You visited our booth.", "I will send you the file.", "Book lovers like it."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Thanks for your order.",
+        "We book a gain of 3 percent.",
+        "My reply was late.",
+        "Our call centre is open.",
+        "Teams plan and schedule with it.",
+        "You visited our booth.",
+        "I will send you the file.",
+        "Book lovers like it.",
+    ],
+)
 def test_what_only_sounds_like_a_call_is_none(text):
     assert text_features.call_to_action(text) is None
 
@@ -227,8 +250,14 @@ def test_a_checkpoint_of_another_algorithm_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_script_ends_bad_input_with_one_line(saved, tmp_path):
-    (tmp_path / "in.csv").write_text("context\na b\n\"\"\n")
-    bad = script_runner.run(tmp_path, "write_email", f"checkpoint={saved[0]}", "contexts=in.csv", "out=out.csv",
-                        f"hydra.run.dir={tmp_path / 'run'}")
+    (tmp_path / "in.csv").write_text('context\na b\n""\n')
+    bad = script_runner.run(
+        tmp_path,
+        "write_email",
+        f"checkpoint={saved[0]}",
+        "contexts=in.csv",
+        "out=out.csv",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
     assert bad.returncode == 2 and bad.stderr == "error: in.csv: row 3 (line 3), column context: empty; expected text\n"
     assert not (tmp_path / "out.csv").exists()

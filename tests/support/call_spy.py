@@ -1,4 +1,5 @@
 """How a training script reaches the loss: the functions of ours between `main` and losses.ppo."""
+
 from __future__ import annotations
 
 import sys
@@ -7,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from configs import composed
 
+from configs import composed
 from rlcore import losses
 from scripts import train
 
@@ -30,6 +31,7 @@ def calls_to_the_loss(monkeypatch, tmp_path, *overrides: str) -> list[str]:
                 callers.insert(0, f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
             frame = frame.f_back
         raise LossReached(callers)
+
     choices = dict(override.split("=") for override in overrides if override.startswith(("algo=", "env=")))
     runtime = SimpleNamespace(output_dir=str(tmp_path), choices=choices)
     monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(runtime=runtime))
@@ -38,5 +40,5 @@ def calls_to_the_loss(monkeypatch, tmp_path, *overrides: str) -> list[str]:
     monkeypatch.setattr(losses, "ppo", record_callers)
     with pytest.raises(LossReached) as reached:
         main(composed(*overrides))
-    callers, = reached.value.args
+    (callers,) = reached.value.args
     return [*callers, "losses.ppo"]

@@ -1,4 +1,5 @@
 """States of algorithms, compared bit for bit."""
+
 from __future__ import annotations
 
 import torch

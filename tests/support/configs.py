@@ -1,4 +1,5 @@
 """The shipped configuration as tests ask for it: a primary config, one group, or what a group builds."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """CUDA graphs without a GPU: what would be recorded is written down, undone and replayed where it was."""
+
 from __future__ import annotations
 
 import gc
@@ -110,6 +111,7 @@ class Tape(TorchDispatchMode):
             if x not in views:
                 views[x] = torch.empty(0, dtype=x.dtype).set_(held[x.storage], *x.place)
             return views[x]
+
         with torch.no_grad():
             for func, args, kwargs, out in self.kernels:
                 args, kwargs = tree_map_only(Outside, found, (args, kwargs), is_leaf=lambda x: isinstance(x, Outside))
@@ -142,12 +144,14 @@ def tape(monkeypatch):
             out = function()
         tapes[-1].undo()
         return tapes[-1].replay, out
+
     monkeypatch.setattr(cuda_graphs, "record_graph", record_graph)
     monkeypatch.setattr(cuda_graphs, "graph_memory", dict)
     monkeypatch.setattr(cuda_graphs, "run_on_side_stream", lambda function: function())
 
     def record(function, device):
         return cuda_graphs.CUDAGraphCallable(function)
+
     for module in ("rlcore.backends.accelerate", "rlcore.backends.cuda_graphs"):
         monkeypatch.setattr(f"{module}.record", record)
     return tapes

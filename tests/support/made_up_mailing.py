@@ -1,4 +1,5 @@
 """A shop's mailing as Hillstrom's is laid out, with an effect that is known."""
+
 from __future__ import annotations
 
 import pytest
@@ -16,7 +17,18 @@ def made_up_mailing(n: int = 6000):
     visit = torch.rand(n, generator=generator) < torch.where(good, 0.5, 0.1)
     spend = torch.where(visit, 10.0, 0.0)
     segments = list(ARMS)
-    return pandas.DataFrame({
-        "recency": recency, "history": 100.0, "mens": mens, "womens": 1 - mens, "newbie": 0, "zip_code": "Rural",
-        "channel": "Web", "segment": [segments[k] for k in arm.tolist()], "visit": visit.int().numpy(),
-        "conversion": visit.int().numpy(), "spend": spend.numpy()})
+    return pandas.DataFrame(
+        {
+            "recency": recency,
+            "history": 100.0,
+            "mens": mens,
+            "womens": 1 - mens,
+            "newbie": 0,
+            "zip_code": "Rural",
+            "channel": "Web",
+            "segment": [segments[k] for k in arm.tolist()],
+            "visit": visit.int().numpy(),
+            "conversion": visit.int().numpy(),
+            "spend": spend.numpy(),
+        }
+    )

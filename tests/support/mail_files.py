@@ -1,4 +1,5 @@
 """Invented mails with outcomes, and the CSV files that hold them."""
+
 from __future__ import annotations
 
 import csv

@@ -1,4 +1,5 @@
 """Offline learners at sizes that take a second, and logs that they learn from."""
+
 from __future__ import annotations
 
 import torch

@@ -1,7 +1,8 @@
 """Policies of known logits or values, as algorithms have them."""
+
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from rlcore.action_values import GreedyPolicy
 from rlcore.distributions import MaskedMultiDiscrete

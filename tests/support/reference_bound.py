@@ -1,4 +1,5 @@
 """The budgeted season as a linear program over occupancies: what the bound, under any rules, must equal."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,7 +11,8 @@ from envs.offers.planning.dynamic_program import no_contact_values
 from envs.offers.planning.lagrangian_bound import unconstrained_spend
 from reference_world import tuples
 
-FIVE_ACTIONS = {"offers": ["euro_1_00", "euro_2_50"], "channels": ["email", "sms"]}  # 5 actions, both steps of fatigue
+# 5 actions, both steps of fatigue
+FIVE_ACTIONS = {"offers": ["euro_1_00", "euro_2_50"], "channels": ["email", "sms"]}
 FULL_SEASON = {"weeks": 12, **FIVE_ACTIONS}
 DUAL_SOLVER = {"first_price": 3.0, "tolerance": 1e-5, "max_evaluations": 200}
 
@@ -61,7 +63,8 @@ def linear_program(season, rollover=False, stock=()) -> tuple[float, torch.Tenso
     exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
     budget = season.budget.numpy()
     limits = np.append(budget.cumsum() if rollover else budget, [pieces for _, pieces in stock])
-    solved = linprog(-np.array(gain), matrix(paid, len(limits)), limits, matrix(flow, rows), start,
-                     method="highs", options=exact)
+    solved = linprog(
+        -np.array(gain), matrix(paid, len(limits)), limits, matrix(flow, rows), start, method="highs", options=exact
+    )
     assert solved.status == 0, solved.message
     return -solved.fun, -torch.tensor(solved.ineqlin.marginals)

@@ -1,4 +1,5 @@
 """BCQ and CQL in plain Python, one float at a time, from the papers' formulas; exact values of the tests' chain."""
+
 from __future__ import annotations
 
 from math import exp, log
@@ -46,6 +47,7 @@ def cql_loss(q, logits, mask, action, goal, *, alpha: float, delta: float | None
 
 def chain_values() -> dict:
     """Q* {(time, place, flat action): value} of tests/support/toy_envs.py's chain, by recursion."""
+
     def after(place, go, hand):
         return max(0, place + (go == 1 and hand == place % 2) - (go == 2))
 

@@ -1,4 +1,5 @@
 """The mathematics of PPO in plain Python, one float at a time, from the papers' formulas and not from the package."""
+
 from __future__ import annotations
 
 from itertools import product
@@ -13,6 +14,7 @@ def mean(xs) -> float:
 
 def gae(reward, value, next_value, terminated, done, gamma: float, lam: float) -> list:
     """Advantages [T][N] as the explicit sum Σ (γλ)^l δ_{t+l} up to the first end (Schulman et al. 2016, eq. 16)."""
+
     def advantage(t, n):
         total = 0.0
         for s in range(t, len(reward)):
@@ -21,6 +23,7 @@ def gae(reward, value, next_value, terminated, done, gamma: float, lam: float) -
             if done[s][n]:
                 break
         return total
+
     return [[advantage(t, n) for n in range(len(reward[0]))] for t in range(len(reward))]
 
 
@@ -40,21 +43,27 @@ def policy_loss(log_ratio, advantage, clip: float) -> float:
 
 def value_loss(value, old, target, clip: float | None) -> float:
     """Half the mean of the larger squared error, of the value and of the value kept within `clip` of its old one."""
+
     def error(v, o, y):
         near = v if clip is None else o + min(max(v - o, -clip), clip)
         return max((v - y) ** 2, (near - y) ** 2)
+
     return mean(error(*row) for row in zip(value, old, target)) / 2
 
 
 def distribution(heads: list, mask) -> dict:
     """Probabilities {combination: p} of heads' logits under a nested mask: softmax of sums over what is allowed."""
+
     def allowed(pair):
         cell = mask
         for i in pair:
             cell = cell[i]
         return cell
-    weights = {pair: exp(sum(head[i] for head, i in zip(heads, pair))) if allowed(pair) else 0.0
-               for pair in product(*(range(len(head)) for head in heads))}
+
+    weights = {
+        pair: exp(sum(head[i] for head, i in zip(heads, pair))) if allowed(pair) else 0.0
+        for pair in product(*(range(len(head)) for head in heads))
+    }
     total = sum(weights.values())
     return {pair: w / total for pair, w in weights.items()}
 

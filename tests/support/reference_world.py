@@ -2,6 +2,7 @@
 
 Written from the document, not from the package, so that the tests can hold the package to it.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -85,8 +86,12 @@ class Reference:
         p_buy = self.respond(s, season, a)[1]
         annoyed = a != NOTHING and s[1] >= self.reward.fatigue_limit
         p_churn = 0.0 if s == GONE else self.churn(s) * (p_buy * 0.25 + 1 - p_buy)
-        return ((self.margin + self.reward.trips) * p_buy - self.spend(s, season, a)
-                - self.reward.churn_cost * p_churn - self.reward.fatigue_penalty * annoyed)
+        return (
+            (self.margin + self.reward.trips) * p_buy
+            - self.spend(s, season, a)
+            - self.reward.churn_cost * p_churn
+            - self.reward.fatigue_penalty * annoyed
+        )
 
     # ── transitions ─────────────────────────────────────────────────────────────────────────────────────────────────
     def churn(self, s: tuple) -> float:
@@ -159,8 +164,11 @@ class Reference:
         """Return V_end, weighted: the organic margin of the weeks after the season."""
         value = dict.fromkeys(STATES, 0.0)
         for _ in range(self.tail_weeks):
-            value = {s: (self.margin + self.reward.trips) * self.respond(s, 1.0, NOTHING)[1]
-                     + self.tail_discount * self.ahead(s, 1.0, NOTHING, value) for s in STATES}
+            value = {
+                s: (self.margin + self.reward.trips) * self.respond(s, 1.0, NOTHING)[1]
+                + self.tail_discount * self.ahead(s, 1.0, NOTHING, value)
+                for s in STATES
+            }
         return {s: self.reward.terminal * v for s, v in value.items()}
 
     def no_contact_values(self) -> list[dict]:
@@ -190,14 +198,19 @@ class Reference:
 
     def spends(self, start: tuple, policy: list[dict]) -> list[float]:
         """Return the expected spend of each week."""
-        return [sum(p * self.spend(s, season, action.get(s, NOTHING)) for s, p in mass.items())
-                for season, action, mass in zip(self.season, policy, self.occupancy(start, policy))]
+        return [
+            sum(p * self.spend(s, season, action.get(s, NOTHING)) for s, p in mass.items())
+            for season, action, mass in zip(self.season, policy, self.occupancy(start, policy))
+        ]
 
     def worth(self, start: tuple, policy: list[dict]) -> float:
         """Return J of one customer: expected rewards and V_end."""
         mass, end = self.occupancy(start, policy), self.end()
-        rewards = sum(p * self.profit(s, season, action.get(s, NOTHING))
-                      for season, action, week in zip(self.season, policy, mass) for s, p in week.items())
+        rewards = sum(
+            p * self.profit(s, season, action.get(s, NOTHING))
+            for season, action, week in zip(self.season, policy, mass)
+            for s, p in week.items()
+        )
         return rewards + sum(p * end[s] for s, p in mass[-1].items())
 
 
@@ -206,8 +219,17 @@ def references(c: Customers, world: World) -> list[Reference]:
     catalogue = world.catalogue
     market = [getattr(catalogue, name).tolist() for name in ("value", "cost", "opt_out", "fatigue_steps")]
     theta = {f.name: [x.tolist() for x in getattr(c, f.name).unbind(-1)] for f in fields(c)}
-    return [Reference({name: column[i] for name, column in theta.items()}, *market, world.season.tolist(), world.reward,
-                      world.tail_weeks, world.tail_discount) for i in range(len(c))]
+    return [
+        Reference(
+            {name: column[i] for name, column in theta.items()},
+            *market,
+            world.season.tolist(),
+            world.reward,
+            world.tail_weeks,
+            world.tail_discount,
+        )
+        for i in range(len(c))
+    ]
 
 
 def tuples(state: CustomerState) -> list[tuple]:

@@ -1,4 +1,5 @@
 """Scripts as a user runs them, each in a process of its own, forked from one that has the imports behind it."""
+
 from __future__ import annotations
 
 import multiprocessing

@@ -1,4 +1,5 @@
 """What the scripts import: tests/support/script_runner.py forks from a process that has done so."""
+
 import os
 import sys
 from pathlib import Path

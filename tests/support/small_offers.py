@@ -1,4 +1,5 @@
 """The offers environment, its evaluation and logs of it, at sizes that take a second."""
+
 from __future__ import annotations
 
 import torch
@@ -14,8 +15,17 @@ CPU = torch.device("cpu")
 
 def small_evaluation(customers: int = 60, seasons: int = 2, **changes):
     """Build the shipped evaluation, smaller, with its environment."""
-    small = {"customers": customers, "seasons": seasons, "validation": 40, "tuning_customers": 50, "tuning_seasons": 1,
-             "fees": [0.0, 0.7], "regression_customers": 1000, "calibration_seasons": 1, "frontier": []}
+    small = {
+        "customers": customers,
+        "seasons": seasons,
+        "validation": 40,
+        "tuning_customers": 50,
+        "tuning_seasons": 1,
+        "fees": [0.0, 0.7],
+        "regression_customers": 1000,
+        "calibration_seasons": 1,
+        "frontier": [],
+    }
     env = load("offers", CPU, 0, num_agents=30, population={"reference_size": 1000}, evaluation={**small, **changes})
     return env.evaluation(env)
 
@@ -43,5 +53,7 @@ def random_log(customers: int, seed: int = 0, **changes) -> tuple[OffersEnv, Log
 def random_season(env: OffersEnv, seed: int = 0) -> LoggedDataset:
     """A log of a season of random decisions for an environment's customers, whose outcomes are drawn from now on."""
     env.use_realised_outcomes()
-    parts = rollouts(env, UniformPolicy(), "uniform", seed, decisions=12 * env.num_agents, steps=1, all_propensities=False)
+    parts = rollouts(
+        env, UniformPolicy(), "uniform", seed, decisions=12 * env.num_agents, steps=1, all_propensities=False
+    )
     return LoggedDataset.cat(list(parts))

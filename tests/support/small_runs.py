@@ -1,4 +1,5 @@
 """Overrides that make a run of the scripts take seconds."""
+
 from __future__ import annotations
 
 OFFERS = [

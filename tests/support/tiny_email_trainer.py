@@ -1,4 +1,5 @@
 """A trainer of mails that takes milliseconds: a language model of eight words, a reward model that reads them off."""
+
 from __future__ import annotations
 
 import torch

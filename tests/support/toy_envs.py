@@ -1,4 +1,5 @@
 """Small environments with known answers, and PPO built from the shipped YAML with some of its keys replaced."""
+
 from __future__ import annotations
 
 from abc import abstractmethod
@@ -99,8 +100,14 @@ class Toy(VectorEnv):
         self.invalid += (~valid).sum().item()
         following, reward, terminated, truncated = self.move(self.state, action)
         self.state = torch.where((terminated | truncated)[:, None], self.fresh(), following)
-        return Step(*self.reset(), reward, terminated, truncated, self.observe(following),
-                    {"reward": reward, "redeemed": reward > 0.5})
+        return Step(
+            *self.reset(),
+            reward,
+            terminated,
+            truncated,
+            self.observe(following),
+            {"reward": reward, "redeemed": reward > 0.5},
+        )
 
     def state_dict(self) -> dict:
         return {"state": self.state, "generator": self.generator.get_state()}

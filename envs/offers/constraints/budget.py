@@ -1,8 +1,9 @@
 """What a season may cost: amounts of each week, stock, roll-over, and the rule that keeps spending within them."""
+
 from __future__ import annotations
 
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from envs.offers.planning.lagrangian_bound import single_process, unconstrained_spend
 from envs.offers.planning.state_values import StateValues
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CustomerState, Customers, World
+from envs.offers.world.customers import Customers, CustomerState, World
 
 
 class Budget:
@@ -39,11 +40,20 @@ class Budget:
 
     def with_share(self, share: float) -> Budget:
         """Return the same with another share."""
-        return Budget(share=share, weekly=None, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock,
-                      rule=self.rule)
+        return Budget(
+            share=share, weekly=None, seasonal=self.seasonal, rollover=self.rollover, stock=self.stock, rule=self.rule
+        )
 
-    def weekly_amounts(self, c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState,
-                       contacts: Tensor | None = None, *, total: Callable[[Tensor], Tensor] = single_process) -> Tensor:
+    def weekly_amounts(
+        self,
+        c: Customers,
+        world: World,
+        v0: list[StateValues] | None,
+        start: CustomerState,
+        contacts: Tensor | None = None,
+        *,
+        total: Callable[[Tensor], Tensor] = single_process,
+    ) -> Tensor:
         """Budget [T] of a population; `total` sums over the processes that share it.
 
         The plan of which `share` is a share keeps to the contacts that contact rules allow.

@@ -1,4 +1,5 @@
 """The account of one season: money and stock that are left, reserved and available."""
+
 from __future__ import annotations
 
 from typing import NamedTuple

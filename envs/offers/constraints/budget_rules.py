@@ -1,9 +1,10 @@
 """Budget rules: how what a policy asks for is kept within budget and stock (envs/offers/README.md §7)."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class BufferedSpend(BudgetRule):
 
         def buffered(queue):
             return queue.spend.cumsum(0) + self.z * queue.variance.cumsum(0).clamp_min(0).sqrt(), money
+
         action, price = accepted(*cut_at_stock(steps, account, account.stock, buffered), len(steps.price))
         account.pay(action, redeems(action))
         return action, price
@@ -102,8 +104,9 @@ class ReservedSpend(BudgetRule):
 
     def __post_init__(self):
         if not 1 <= self.sends_per_week <= DAYS_PER_WEEK:
-            raise ValueError(f"env.budget.rule.sends_per_week: expected 1 to {DAYS_PER_WEEK} a week, "
-                             f"got {self.sends_per_week}")
+            raise ValueError(
+                f"env.budget.rule.sends_per_week: expected 1 to {DAYS_PER_WEEK} a week, got {self.sends_per_week}"
+            )
         each = self.validity_days.values() if isinstance(self.validity_days, dict) else [self.validity_days]
         for days in each:
             if isinstance(days, bool) or not isinstance(days, int) or days < 1:
@@ -121,8 +124,9 @@ class ReservedSpend(BudgetRule):
         days = self.validity_days
         if isinstance(days, dict):
             if set(days) != set(catalogue.offers[1:]):
-                raise ValueError(f"env.budget.rule.validity_days: expected {', '.join(catalogue.offers[1:])}, "
-                                 f"got {', '.join(days)}")
+                raise ValueError(
+                    f"env.budget.rule.validity_days: expected {', '.join(catalogue.offers[1:])}, got {', '.join(days)}"
+                )
             days = [1, *(days[name] for name in catalogue.offers[1:])]
         return torch.as_tensor(days, device=catalogue.value.device).expand(len(catalogue.offers))
 

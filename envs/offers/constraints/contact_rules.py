@@ -1,17 +1,19 @@
 """Contact rules: what may not be sent to whom, as one action mask for training, planning, clearing and the bound."""
+
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Iterable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from envs.offers.world.catalogue import Catalogue
 from envs.offers.constraints.expressions import holds
-from envs.offers.world.history import History
 from envs.offers.populations.base import Population, Sample, hash_uniform
+from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import SUBSCRIBED
+from envs.offers.world.history import History
 
 
 class ContactOptions(NamedTuple):
@@ -83,7 +85,7 @@ class ContactPolicy:
 
     def _used(self, like: Tensor, contacted: list[Tensor] | Tensor) -> list[Tensor]:
         past = contacted if isinstance(contacted, Tensor) else torch.stack([torch.zeros_like(like), *contacted])
-        return [past[max(len(past) - weeks + 1, 0):].long().sum(0) for weeks, _ in self.caps]
+        return [past[max(len(past) - weeks + 1, 0) :].long().sum(0) for weeks, _ in self.caps]
 
     @property
     def contacts(self) -> Tensor | None:
@@ -102,9 +104,12 @@ class ContactPolicy:
         if offer == 0:
             return [] if channel == 0 else ["no such pair"]
         found = [] if subscribed else ["not subscribed"]
-        found += [x.reason for x in self.exclusions
-                  if x.offer in (None, offer) and x.channel in (None, channel) and x.excluded[customer]]
-        used = self._used(torch.zeros(1, dtype=torch.bool), [x[customer:customer + 1].cpu() for x in contacted])
+        found += [
+            x.reason
+            for x in self.exclusions
+            if x.offer in (None, offer) and x.channel in (None, channel) and x.excluded[customer]
+        ]
+        used = self._used(torch.zeros(1, dtype=torch.bool), [x[customer : customer + 1].cpu() for x in contacted])
         return found + [_cap_name(*cap) for cap, n in zip(self.caps, used) if n.item() >= cap[1]]
 
     def shares(self) -> dict[str, float]:
@@ -124,21 +129,37 @@ class ContactRules:
     ValueError on what doesn't fit the catalogue or the columns.
     """
 
-    def __init__(self, catalogue: Catalogue, population: Population, *, eligible: dict, age: dict, consent: dict,
-                 caps: list, holdout: dict):
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        population: Population,
+        *,
+        eligible: dict,
+        age: dict,
+        consent: dict,
+        caps: list,
+        holdout: dict,
+    ):
         self.catalogue, self.holdout = catalogue, holdout
         self.columns, self.ids = population.columns, population.ids
         _check_fields("env.contact_rules.age", age, {"column", "limits"})
         _check_fields("env.contact_rules.holdout", holdout, {"share", "salt"})
         if not 0 <= holdout["share"] < 1:
             raise ValueError(f"env.contact_rules.holdout.share: expected a share in [0, 1), got {holdout['share']}")
-        conditions = [*self._age_conditions(age), *self._conditions("eligible", eligible, catalogue.offers),
-                      *self._conditions("consent", consent, catalogue.channels)]
+        conditions = [
+            *self._age_conditions(age),
+            *self._conditions("eligible", eligible, catalogue.offers),
+            *self._conditions("consent", consent, catalogue.channels),
+        ]
         if conditions and self.columns is None:
-            raise ValueError(f"{conditions[0].key}: drawn customers have no columns; rules on them need "
-                             "env/population=customer_table or complete_journey")
+            raise ValueError(
+                f"{conditions[0].key}: drawn customers have no columns; rules on them need "
+                "env/population=customer_table or complete_journey"
+            )
         self.exclusions = tuple(
-            Exclusion(x.reason, x.offer, x.channel, torch.tensor(~holds(x.text, self.columns, x.key))) for x in conditions)
+            Exclusion(x.reason, x.offer, x.channel, torch.tensor(~holds(x.text, self.columns, x.key)))
+            for x in conditions
+        )
         self.caps = tuple(self._cap(cap) for cap in caps)
         if self.columns is not None and holdout["share"]:
             self.exclusions += (self._held_out(hash_uniform(self.ids, holdout["salt"])),)
@@ -175,9 +196,11 @@ class ContactRules:
     def _known(rule: str, given: dict, names: tuple[str, ...]) -> Iterable[tuple[str, str]]:
         kind = "channel" if rule == "consent" else "offer"
         for name, text in given.items():
-            if name not in names or kind == "offer" and name == names[0]:
-                raise ValueError(f"env.contact_rules.{rule}: unknown {kind} '{name}'; the catalogue has "
-                                 f"{', '.join(names[kind == 'offer':])}")
+            if name not in names or (kind == "offer" and name == names[0]):
+                raise ValueError(
+                    f"env.contact_rules.{rule}: unknown {kind} '{name}'; the catalogue has "
+                    f"{', '.join(names[kind == 'offer' :])}"
+                )
             yield name, text
 
     def _conditions(self, rule: str, given: dict, names: tuple[str, ...]) -> Iterable[Condition]:
@@ -190,20 +213,36 @@ class ContactRules:
         if age["limits"] and not age["column"]:
             raise ValueError("env.contact_rules.age.column: expected the column that the limits are for")
         for offer, limits in self._known("age.limits", age["limits"], self.catalogue.offers):
-            if not isinstance(limits, list) or len(limits) != 2 or not any(x is not None for x in limits) or not all(
-                    x is None or isinstance(x, (int, float)) and not isinstance(x, bool) for x in limits):
-                raise ValueError(f"env.contact_rules.age.limits.{offer}: expected [from, to], null for none, got {limits}")
+            if (
+                not isinstance(limits, list)
+                or len(limits) != 2
+                or not any(x is not None for x in limits)
+                or not all(x is None or (isinstance(x, (int, float)) and not isinstance(x, bool)) for x in limits)
+            ):
+                raise ValueError(
+                    f"env.contact_rules.age.limits.{offer}: expected [from, to], null for none, got {limits}"
+                )
             low, high = limits
             column = f"`{age['column']}`"
-            text = " and ".join([f"{column} >= {low}"] * (low is not None) + [f"{column} <= {high}"] * (high is not None))
-            yield Condition(f"env.contact_rules.age.limits.{offer}", f"age {offer}: {text.replace('`', '')}",
-                            self.catalogue.offers.index(offer), None, text)
+            text = " and ".join(
+                [f"{column} >= {low}"] * (low is not None) + [f"{column} <= {high}"] * (high is not None)
+            )
+            yield Condition(
+                f"env.contact_rules.age.limits.{offer}",
+                f"age {offer}: {text.replace('`', '')}",
+                self.catalogue.offers.index(offer),
+                None,
+                text,
+            )
 
     @staticmethod
     def _cap(cap: dict) -> tuple[int, int]:
         _check_fields("env.contact_rules.caps", cap, {"weeks", "contacts"})
         weeks, contacts = cap["weeks"], cap["contacts"]
-        if not all(isinstance(x, int) and not isinstance(x, bool) for x in (weeks, contacts)) or min(weeks, contacts) < 1:
+        if (
+            not all(isinstance(x, int) and not isinstance(x, bool) for x in (weeks, contacts))
+            or min(weeks, contacts) < 1
+        ):
             raise ValueError(f"env.contact_rules.caps: expected whole numbers from 1, got {cap}")
         return weeks, contacts
 

@@ -2,6 +2,7 @@
 
 Read as Python's grammar, but only what is listed here is understood: nothing in an expression can run code.
 """
+
 from __future__ import annotations
 
 import ast
@@ -111,7 +112,7 @@ class _Reader:
                 if kind != other:
                     raise self._error(f"compares {ast.unparse(left)} ({kind}) with {ast.unparse(right)} ({other})")
                 apply = EQUAL.get(type(op)) or ORDER.get(type(op))
-                if apply is None or type(op) in ORDER and kind != "number":
+                if apply is None or (type(op) in ORDER and kind != "number"):
                     raise self._error(f"orders {ast.unparse(left)}, which is no number")
                 whole = whole & apply(a, b)
             left = right

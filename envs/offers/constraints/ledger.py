@@ -3,12 +3,14 @@
 Needs the standard library alone. The rules are the database's own: totals are kept by triggers and bounded by a CHECK
 inside the statement that changes an entry, so that no program, this one included, can leave them broken.
 """
+
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 UNITS = 1_000_000  # of an amount in one unit of money: amounts are whole numbers, so that sums are exact
 REFUSED, ABSENT = "refused", "absent"  # answers beside the status of an entry: no money left; no such entry
@@ -105,8 +107,9 @@ class Ledger:
         _check(budget=budget)
         with self.together():
             try:
-                changed = self.db.execute("UPDATE weeks SET budget = ? WHERE season = ? AND week = ?",
-                                          (budget, season, week))
+                changed = self.db.execute(
+                    "UPDATE weeks SET budget = ? WHERE season = ? AND week = ?", (budget, season, week)
+                )
             except sqlite3.IntegrityError:
                 return False
             if not changed.rowcount:
@@ -126,8 +129,10 @@ class Ledger:
                     raise ValueError(f"{self._name(key)}: reserved {found[1]} before, now asks for {amount}")
                 return found[0]
             try:
-                self.db.execute("INSERT INTO entries (season, week, customer, held, expires) VALUES (?, ?, ?, ?, ?)",
-                                (*key, amount, expires))
+                self.db.execute(
+                    "INSERT INTO entries (season, week, customer, held, expires) VALUES (?, ?, ?, ?, ?)",
+                    (*key, amount, expires),
+                )
             except sqlite3.IntegrityError as error:
                 if "within_budget" in str(error):
                     return REFUSED
@@ -140,7 +145,7 @@ class Ledger:
         key = (season, week, str(customer))
         with self.together():
             status, held, paid = self._find(key) or (ABSENT, amount, amount)
-            if amount > held or status == SETTLED and amount != paid:
+            if amount > held or (status == SETTLED and amount != paid):
                 known = paid if status == SETTLED else held
                 raise ValueError(f"{self._name(key)}: {status} {known}, can't pay {amount}")
             return self._close(key, status, SETTLED, amount)
@@ -155,14 +160,16 @@ class Ledger:
         """Free all that was reserved until `now` or before; return how many entries that were."""
         _check(now=now)
         with self.together():
-            return self.db.execute("UPDATE entries SET status = 'expired' WHERE status = 'reserved' AND expires <= ?",
-                                   (now,)).rowcount
+            return self.db.execute(
+                "UPDATE entries SET status = 'expired' WHERE status = 'reserved' AND expires <= ?", (now,)
+            ).rowcount
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def balance(self, season: int, week: int) -> Balance | None:
         """Return a week's money, None where it has none yet."""
-        row = self.db.execute("SELECT budget, reserved, settled FROM weeks WHERE season = ? AND week = ?",
-                              (season, week)).fetchone()
+        row = self.db.execute(
+            "SELECT budget, reserved, settled FROM weeks WHERE season = ? AND week = ?", (season, week)
+        ).fetchone()
         return row and Balance(*row)
 
     def entry(self, season: int, week: int, customer: str) -> tuple[str, int, int] | None:
@@ -178,19 +185,21 @@ class Ledger:
                                       coalesce(sum(CASE e.status WHEN 'reserved' THEN e.held END), 0) AS reserved
                                FROM weeks k LEFT JOIN entries e USING (season, week) GROUP BY k.season, k.week) s
                  ON s.season = w.season AND s.week = w.week""").fetchone()
-        entries, = self.db.execute("SELECT count(*) FROM entries").fetchone()
+        (entries,) = self.db.execute("SELECT count(*) FROM entries").fetchone()
         return {"weeks": weeks, "entries": entries, "breached": breached, "wrong_totals": wrong}
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def _find(self, key: tuple) -> tuple[str, int, int] | None:
-        return self.db.execute("SELECT status, held, paid FROM entries WHERE season = ? AND week = ? AND customer = ?",
-                               key).fetchone()
+        return self.db.execute(
+            "SELECT status, held, paid FROM entries WHERE season = ? AND week = ? AND customer = ?", key
+        ).fetchone()
 
     def _close(self, key: tuple, status: str, to: str, paid: int) -> str:
         if status != RESERVED:
             return status
-        self.db.execute("UPDATE entries SET status = ?, paid = ? WHERE season = ? AND week = ? AND customer = ?",
-                        (to, paid, *key))
+        self.db.execute(
+            "UPDATE entries SET status = ?, paid = ? WHERE season = ? AND week = ? AND customer = ?", (to, paid, *key)
+        )
         return to
 
     def _name(self, key: tuple) -> str:

@@ -1,7 +1,9 @@
 """The increments of all customers in the order in which falling prices reach them, cut where money or stock ends."""
+
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,11 +50,17 @@ def price_queue(steps: Increments, floor: Tensor, account: BudgetAccount) -> Pur
     before = torch.cat((torch.full_like(last[:, :1], -1), last[:, :-1]), 1)  # the increment before each
     added = [x - torch.where(before >= 0, x.gather(1, before.clamp_min(0)), 0.0) for x in sums]
     price, order = torch.where(real, steps.price, -torch.inf).flatten().sort(descending=True, stable=True)
-    order = order[:int(real.sum())]
+    order = order[: int(real.sum())]
     spend, variance, charge, *pieces = (x.flatten()[order] for x in added)
-    return PurchaseQueue(price=price[:len(order)], row=order // real.shape[1], action=steps.action.flatten()[order],
-                         spend=spend, variance=variance, charge=charge,
-                         pieces=torch.stack(pieces) if account.has_stock_limits else spend[:0])
+    return PurchaseQueue(
+        price=price[: len(order)],
+        row=order // real.shape[1],
+        action=steps.action.flatten()[order],
+        spend=spend,
+        variance=variance,
+        charge=charge,
+        pieces=torch.stack(pieces) if account.has_stock_limits else spend[:0],
+    )
 
 
 def expected_totals(steps: Increments, action: Tensor, catalogue: Catalogue) -> tuple[Tensor, Tensor]:
@@ -76,8 +84,9 @@ def cut_at_stock(steps: Increments, account: BudgetAccount, stock: Tensor, limit
         queue = price_queue(steps, floor, account)
         total, most = limit(queue)
         cut = first_true(total > most)
-        short = torch.tensor([first_true(used[:cut].cumsum(0) > stock[offer] + SLACK)
-                              for offer, used in enumerate(queue.pieces)])
+        short = torch.tensor(
+            [first_true(used[:cut].cumsum(0) > stock[offer] + SLACK) for offer, used in enumerate(queue.pieces)]
+        )
         if not account.has_stock_limits or short.min() >= cut:
             return queue, cut
         floor[short.argmin()] = queue.price[short.min()]
@@ -111,7 +120,8 @@ def affordable(wanted: Tensor, row: Tensor, money: Tensor, pieces: Tensor, catal
         theirs = offer[waiting] == o
         waiting = waiting[~theirs | (theirs.cumsum(0) <= pieces[o])]
     covered = torch.zeros_like(wanted)
-    while len(waiting):  # one who is too dear for what is left does not stop the cheaper behind; a pass a charge at most
+    # one who is too dear for what is left does not stop the cheaper behind; a pass a charge at most
+    while len(waiting):
         fits = charge[waiting].cumsum(0) <= money
         chosen, waiting = waiting[fits], waiting[~fits]
         covered[chosen] = wanted[chosen]

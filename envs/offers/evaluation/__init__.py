@@ -1,8 +1,17 @@
 """Policies compared on new customers: seasons simulated, scored against the bound, and lost profit by its cause."""
+
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.profit_decomposition import decompose_lost_profit, paired_difference, summarise_seasons
 from envs.offers.evaluation.report import OffersReport
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
 
-__all__ = ["EvaluationMarket", "OffersEvaluator", "OffersReport", "SeasonRecord", "decompose_lost_profit",
-           "paired_difference", "simulate_season", "summarise_seasons"]
+__all__ = [
+    "EvaluationMarket",
+    "OffersEvaluator",
+    "OffersReport",
+    "SeasonRecord",
+    "decompose_lost_profit",
+    "paired_difference",
+    "simulate_season",
+    "summarise_seasons",
+]

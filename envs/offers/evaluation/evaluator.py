@@ -1,4 +1,5 @@
 """Policies of the offers world compared: at one budget, by common random numbers, against a provable upper bound."""
+
 from __future__ import annotations
 
 import math
@@ -42,9 +43,25 @@ class OffersEvaluator:
 
     headline = "offers/score"
 
-    def __init__(self, env, *, seed: int, customers: int, seasons: int, validation: int, tuning_customers: int,
-                 tuning_seasons: int, fees: list[float], regression_customers: int, ridge: float, price_grid: dict,
-                 calibration_seasons: int, frontier: list[float], bound: dict, hard_budget_rule: BudgetRule | None):
+    def __init__(
+        self,
+        env,
+        *,
+        seed: int,
+        customers: int,
+        seasons: int,
+        validation: int,
+        tuning_customers: int,
+        tuning_seasons: int,
+        fees: list[float],
+        regression_customers: int,
+        ridge: float,
+        price_grid: dict,
+        calibration_seasons: int,
+        frontier: list[float],
+        bound: dict,
+        hard_budget_rule: BudgetRule | None,
+    ):
         self.env, self.seed = env, seed
         self.customers, self.seasons, self.validation = customers, seasons, validation
         self.tuning_customers, self.tuning_seasons, self.fees = tuning_customers, tuning_seasons, fees
@@ -62,8 +79,9 @@ class OffersEvaluator:
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator(self.env.device).manual_seed(self.seed * 1000 + stream)
 
-    def make_market(self, n: int, stream: int, split: str, budget: Budget,
-                    population: Population | None = None) -> EvaluationMarket:
+    def make_market(
+        self, n: int, stream: int, split: str, budget: Budget, population: Population | None = None
+    ) -> EvaluationMarket:
         """Draw n customers of a split by a random stream; by default from the environment's population."""
         population = population or self.env.population
         sample = population.draw(n, self._generator(stream), split)
@@ -79,11 +97,21 @@ class OffersEvaluator:
 
     def solve_bound(self, market: EvaluationMarket) -> Bound | None:
         """Solve the Lagrangian dual of a market."""
-        return dual(market.customers, market.world, market.no_contact_values, market.initial_state, market.budget,
-                    market.stock, market.rollover, **self.bound_options, contacts=market.contact_policy.contacts)
+        return dual(
+            market.customers,
+            market.world,
+            market.no_contact_values,
+            market.initial_state,
+            market.budget,
+            market.stock,
+            market.rollover,
+            **self.bound_options,
+            contacts=market.contact_policy.contacts,
+        )
 
-    def simulate(self, policy: SeasonPolicy, market: EvaluationMarket, bound: Bound | None, seasons: int,
-                 stream: int) -> list[SeasonRecord]:
+    def simulate(
+        self, policy: SeasonPolicy, market: EvaluationMarket, bound: Bound | None, seasons: int, stream: int
+    ) -> list[SeasonRecord]:
         """Simulate seasons by the random numbers of a stream."""
         generator = self._generator(stream)
         records = []
@@ -93,24 +121,27 @@ class OffersEvaluator:
             records = [replace(r, clearing_price=policy.marginal_price(r.clearing_price)) for r in records]
         return records
 
-    def simulate_season(self, policy: SeasonPolicy, market: EvaluationMarket, u: Tensor,
-                        bound: Bound | None) -> SeasonRecord:
+    def simulate_season(
+        self, policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None
+    ) -> SeasonRecord:
         """Simulate the season that uniforms u [T, 6, N] make."""
         return simulate_season(policy, market, u, bound)
 
     def simulate_calibration_season(self, policy: SeasonPolicy, market: EvaluationMarket) -> SeasonRecord:
         """Simulate the season on which price drifts and price paths are calibrated."""
-        record, = self.simulate(policy, market, None, 1, CALIBRATION_SEASON)
+        (record,) = self.simulate(policy, market, None, 1, CALIBRATION_SEASON)
         return record
 
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
     def deploy_at_drift(self, algorithm: Algorithm, market: EvaluationMarket, drift: float) -> DeployedPolicy:
         """Deploy an algorithm's policy in a market, told the drift of the price."""
-        return deploy_policy(algorithm, self.env.codec, market.customers, self.world, market.features,
-                             prices=self.prices, drift=drift)
+        return deploy_policy(
+            algorithm, self.env.codec, market.customers, self.world, market.features, prices=self.prices, drift=drift
+        )
 
-    def deploy(self, algorithm: Algorithm, market: EvaluationMarket,
-               tuning_market: EvaluationMarket) -> tuple[SeasonPolicy, dict]:
+    def deploy(
+        self, algorithm: Algorithm, market: EvaluationMarket, tuning_market: EvaluationMarket
+    ) -> tuple[SeasonPolicy, dict]:
         """Deploy an algorithm's policy, calibrated on a tuning market; return it with what calibration found.
 
         That is the price's drift and, where money rolls over, the prices of all weeks.
@@ -128,9 +159,11 @@ class OffersEvaluator:
 
     def tune_fee(self, market: EvaluationMarket) -> float:
         """Find the fee a contact with which the myopic knapsack earns most."""
+
         def incremental_profit(fee: float) -> float:
             records = self.simulate(self.myopic_policy(market, fee), market, None, self.tuning_seasons, FEE_SEASONS)
             return sum(r.incremental_profit.sum().item() for r in records)
+
         return max(self.fees, key=incremental_profit)
 
     def certainty_equivalent_planner(self, market: EvaluationMarket) -> SeasonPolicy:
@@ -141,8 +174,9 @@ class OffersEvaluator:
         predicted = replace(market, customers=customers, no_contact_values=values)
         return planning_policy(predicted, self.solve_bound(predicted), "features")
 
-    def baselines(self, market: EvaluationMarket, bound: Bound | None,
-                  tuning_market: EvaluationMarket) -> dict[str, SeasonPolicy]:
+    def baselines(
+        self, market: EvaluationMarket, bound: Bound | None, tuning_market: EvaluationMarket
+    ) -> dict[str, SeasonPolicy]:
         """Return all policies that need no training, by the name of their row; without a bound, none that plans."""
         customers, world = market.customers, self.world
         policies = {
@@ -151,7 +185,8 @@ class OffersEvaluator:
             "propensity": ResponseRanking(customers, world, uplift=False),
             "uplift rank": ResponseRanking(customers, world, uplift=True),
             "myopic knapsack": self.myopic_policy(market, 0.0),
-            "myopic + fee": self.myopic_policy(market, self.tune_fee(tuning_market))}
+            "myopic + fee": self.myopic_policy(market, self.tune_fee(tuning_market)),
+        }
         if bound is not None:
             policies["planning on θ̂"] = self.certainty_equivalent_planner(market)
             policies["planning"] = planning_policy(market, bound, "true θ")
@@ -162,8 +197,9 @@ class OffersEvaluator:
         """Summarise the seasons of one policy as a row of the table."""
         return summarise_seasons(records, market, bound)
 
-    def paired_difference(self, ours: list[SeasonRecord], theirs: list[SeasonRecord], market: EvaluationMarket,
-                          bound: Bound | None) -> list[float]:
+    def paired_difference(
+        self, ours: list[SeasonRecord], theirs: list[SeasonRecord], market: EvaluationMarket, bound: Bound | None
+    ) -> list[float]:
         """Return the difference of two policies' scores, customer by customer, and its interval."""
         return paired_difference(ours, theirs, market, bound)
 
@@ -192,11 +228,21 @@ class OffersEvaluator:
         if algorithm is None:
             return report
         members = self.compare_under_members(algorithm, name)
-        return replace(report, frontier=self._evaluate_frontier(algorithm, name),
-                       members=twin_members_report(name, members, self.customers) if members else None)
+        return replace(
+            report,
+            frontier=self._evaluate_frontier(algorithm, name),
+            members=twin_members_report(name, members, self.customers) if members else None,
+        )
 
-    def _compare(self, algorithm: Algorithm | None, name: str, baselines: dict[str, SeasonPolicy],
-                 market: EvaluationMarket, tuning_market: EvaluationMarket, bound: Bound) -> OffersReport:
+    def _compare(
+        self,
+        algorithm: Algorithm | None,
+        name: str,
+        baselines: dict[str, SeasonPolicy],
+        market: EvaluationMarket,
+        tuning_market: EvaluationMarket,
+        bound: Bound,
+    ) -> OffersReport:
         """Compare policies under the market's budget rule."""
         return OffersReport(
             rows=self.compare(algorithm, name, baselines, market, tuning_market, bound),
@@ -204,30 +250,44 @@ class OffersEvaluator:
             customers=len(market),
             seasons=self.seasons,
             budget_rule=str(market.budget_rule),
-            excluded_shares=market.contact_policy.shares())
+            excluded_shares=market.contact_policy.shares(),
+        )
 
-    def compare(self, algorithm: Algorithm | None, name: str, baselines: dict[str, SeasonPolicy],
-                market: EvaluationMarket, tuning_market: EvaluationMarket, bound: Bound | None) -> dict[str, dict]:
+    def compare(
+        self,
+        algorithm: Algorithm | None,
+        name: str,
+        baselines: dict[str, SeasonPolicy],
+        market: EvaluationMarket,
+        tuning_market: EvaluationMarket,
+        bound: Bound | None,
+    ) -> dict[str, dict]:
         """Return a row of numbers a policy, from the lowest score to the highest."""
         policies, calibrated = dict(baselines), {}
         if algorithm is not None:
             policies[name], calibrated = self.deploy(algorithm, market, tuning_market)
             if not algorithm.policy.observes_price and market.budget_rule is not self.hard_budget_rule:
                 policies[f"{name}, no budget"] = self.deploy_at_drift(algorithm, market, 0.0).without_budget()
-        records = {row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS)
-                   for row, policy in policies.items()}
-        rows = {row: {"information": policy.information, **self.summarise(records[row], market, bound)}
-                for row, policy in policies.items()}
+        records = {
+            row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS) for row, policy in policies.items()
+        }
+        rows = {
+            row: {"information": policy.information, **self.summarise(records[row], market, bound)}
+            for row, policy in policies.items()
+        }
         if algorithm is not None:
-            rows[name]["ahead_of"] = {row: self.paired_difference(records[name], records[row], market, bound)
-                                      for row in rows if row != name}
+            rows[name]["ahead_of"] = {
+                row: self.paired_difference(records[name], records[row], market, bound) for row in rows if row != name
+            }
             rows[name] |= calibrated
         return dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
 
     def _evaluate_frontier(self, algorithm: Algorithm, name: str) -> list[dict]:
         """Compare the algorithm with the myopic knapsack at other budgets, each under its own bound."""
-        return [{"share": share, **self._compare_with_myopic(algorithm, name, self.env.budget.with_share(share), None)}
-                for share in self.frontier]
+        return [
+            {"share": share, **self._compare_with_myopic(algorithm, name, self.env.budget.with_share(share), None)}
+            for share in self.frontier
+        ]
 
     def compare_under_members(self, algorithm: Algorithm, name: str) -> list[dict]:
         """Compare both under each member of the population's twin, where it has one, each under its own bound."""
@@ -238,8 +298,9 @@ class OffersEvaluator:
         population = self.env.population
         return population.members() if isinstance(population, PopulationEnsemble) else []
 
-    def _compare_with_myopic(self, algorithm: Algorithm, name: str, budget: Budget,
-                             population: Population | None) -> dict:
+    def _compare_with_myopic(
+        self, algorithm: Algorithm, name: str, budget: Budget, population: Population | None
+    ) -> dict:
         market = self.test_market(budget, population)
         policy, _ = self.deploy(algorithm, market, self.tuning_market(budget, population))
         bound = self.solve_bound(market)

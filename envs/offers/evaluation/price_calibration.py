@@ -1,4 +1,5 @@
 """What a deployed policy is told of the price: the drift, or the whole path, that the policy itself will cause."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,4 +1,5 @@
 """What a policy earned, where it lost, and how sure that is: from records of seasons to numbers."""
+
 from __future__ import annotations
 
 import torch
@@ -63,7 +64,8 @@ def summarise_seasons(records: list[SeasonRecord], market: EvaluationMarket, bou
         "score_direct_ci": direct_ci,
         "incremental_profit": (1 - lost) * bound.gap,
         **summarise_spending(records, market),
-        "lost": decompose_lost_profit(records, market, bound)}
+        "lost": decompose_lost_profit(records, market, bound),
+    }
 
 
 def summarise_spending(records: list[SeasonRecord], market: EvaluationMarket) -> dict:
@@ -82,7 +84,8 @@ def summarise_spending(records: list[SeasonRecord], market: EvaluationMarket) ->
         "weeks_breached": (realised_spend > limit).double().mean().item(),
         "worst_week": (realised_spend / limit.clamp_min(1e-12)).max().item(),
         "contact_rate": torch.stack([(r.action > 0).double().mean() for r in records]).mean().item(),
-        "prices": torch.stack([r.clearing_price for r in records]).mean(0).tolist()}
+        "prices": torch.stack([r.clearing_price for r in records]).mean(0).tolist(),
+    }
 
 
 def decompose_lost_profit(records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> dict:
@@ -106,7 +109,8 @@ def decompose_lost_profit(records: list[SeasonRecord], market: EvaluationMarket,
         "needless contact": share(sent & ~planned),
         "wrong channel": share(sent & planned & ~same_channel),
         "wrong offer": share(sent & planned & same_channel),
-        "unspent budget": unspent.sum().item()}
+        "unspent budget": unspent.sum().item(),
+    }
     if bound.stock.isfinite().any():
         causes["unused stock"] = (unused_stock_value(records, market, bound) / bound.gap).item()
     return {
@@ -114,11 +118,13 @@ def decompose_lost_profit(records: list[SeasonRecord], market: EvaluationMarket,
         "segment": {name: share((habit >= low) & (habit <= high)) for name, (low, high) in SEGMENTS.items()},
         "channel": {name: share((channel == k) & (sent | planned)) for k, name in enumerate(catalogue.channels)},
         "week": (lost_profit.sum((0, 2)) / scale).tolist(),
-        "week_unspent": unspent.tolist()}
+        "week_unspent": unspent.tolist(),
+    }
 
 
-def paired_difference(ours: list[SeasonRecord], theirs: list[SeasonRecord], market: EvaluationMarket,
-                      bound: Bound) -> list[float]:
+def paired_difference(
+    ours: list[SeasonRecord], theirs: list[SeasonRecord], market: EvaluationMarket, bound: Bound
+) -> list[float]:
     """Return the difference of two scores with its interval, customer by customer under the same random numbers."""
     our_loss, our_unused = decompose_gap(ours, market, bound)
     their_loss, their_unused = decompose_gap(theirs, market, bound)

@@ -1,4 +1,5 @@
 """The comparison as a table, as numbers and as plots."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -35,11 +36,17 @@ class OffersReport:
             "gap": self.bound.gap,
             "certificate": self.bound.certificate,
             "budget": self.bound.budget.tolist(),
-            "evaluations": self.bound.evaluations}
+            "evaluations": self.bound.evaluations,
+        }
         if self.bound.stock.isfinite().any():
             bound["scarcity"] = self.bound.scarcity.tolist()
-        metrics = {"policies": self.rows, "rule": self.budget_rule, "bound": bound, "customers": self.customers,
-                   "seasons": self.seasons}
+        metrics = {
+            "policies": self.rows,
+            "rule": self.budget_rule,
+            "bound": bound,
+            "customers": self.customers,
+            "seasons": self.seasons,
+        }
         if self.under_hard_rule:
             metrics["hard"] = {"rule": self.under_hard_rule.budget_rule, "policies": self.under_hard_rule.rows}
         if self.excluded_shares:
@@ -67,9 +74,18 @@ class OffersReport:
         lines = []
         for name, row in self.rows.items():
             low, high = row["score_ci"]
-            lines.append([name, row["information"], f"{row['score']:.3f}", f"{(high - low) / 2:.3f}",
-                          f"{row['incremental_profit']:,.0f}", f"{row['spend_ratio']:.3f}",
-                          f"{row['weeks_breached']:.0%}", f"{row['contact_rate']:.1%}"])
+            lines.append(
+                [
+                    name,
+                    row["information"],
+                    f"{row['score']:.3f}",
+                    f"{(high - low) / 2:.3f}",
+                    f"{row['incremental_profit']:,.0f}",
+                    f"{row['spend_ratio']:.3f}",
+                    f"{row['weeks_breached']:.0%}",
+                    f"{row['contact_rate']:.1%}",
+                ]
+            )
         lines.append(["upper bound", "true θ", "1.000", "", f"{self.bound.gap:,.0f}", "", "", ""])
         return lines
 
@@ -148,22 +164,30 @@ class OffersReport:
         budgets = [point["weekly_budget"] for point in self.frontier]
         axes.plot(budgets, [point["bound"] for point in self.frontier], "k--", label="upper bound")
         for name in (learned, "myopic knapsack"):
-            axes.plot(budgets, [point[name]["incremental_profit"] for point in self.frontier], marker="o", markersize=3,
-                      label=name)
+            axes.plot(
+                budgets,
+                [point[name]["incremental_profit"] for point in self.frontier],
+                marker="o",
+                markersize=3,
+                label=name,
+            )
         axes.legend(frameon=False)
         return figure
 
 
 def twin_members_report(name: str, members: list[dict], customers: int) -> Report:
     """Lay out what a policy earns under each member of a twin; each member has its own budget, and its own bound."""
-    rows = {f"member {k + 1}": {**member[name], "bound": member["bound"], "weekly_budget": member["weekly_budget"]}
-            for k, member in enumerate(members)}
+    rows = {
+        f"member {k + 1}": {**member[name], "bound": member["bound"], "weekly_budget": member["weekly_budget"]}
+        for k, member in enumerate(members)
+    }
     columns = {
         "score": lambda row: f"{row['score']:.3f}",
         "±": lambda row: f"{(row['score_ci'][1] - row['score_ci'][0]) / 2:.3f}",
         "profit": lambda row: f"{row['incremental_profit']:,.0f}",
         "of at most": lambda row: f"{row['bound']:,.0f}",
-        "spend": lambda row: f"{row['spend_ratio']:.3f}"}
+        "spend": lambda row: f"{row['spend_ratio']:.3f}",
+    }
     return Report(
         title=f"{name} under each member of the twin, {customers:,} customers",
         caption="profit: over never contacting, a season",
@@ -173,4 +197,5 @@ def twin_members_report(name: str, members: list[dict], customers: int) -> Repor
         extra={},
         plots={},
         judged="score",
-        what="world")
+        what="world",
+    )

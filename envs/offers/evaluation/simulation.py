@@ -1,4 +1,5 @@
 """A market under a weekly budget, and a season simulated in it, every decision scored against the bound's plan."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.base import SeasonPolicy, pair_table
 from envs.offers.populations.base import Sample
-from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, CustomerState, Customers, World
+from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, Customers, CustomerState, World
 from envs.offers.world.history import History
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
@@ -55,15 +56,17 @@ class EvaluationMarket:
             stock=budget.pieces(len(customers), world.catalogue),
             rollover=budget.rollover,
             budget_rule=budget.rule,
-            contact_policy=contact_policy)
+            contact_policy=contact_policy,
+        )
 
     def __len__(self) -> int:
         return len(self.customers)
 
     def sample_uniforms(self, generator: torch.Generator) -> Tensor:
         """Draw the randomness of one season, [T, 6, N]."""
-        return torch.rand(self.world.weeks, UNIFORMS, len(self), generator=generator, device=generator.device,
-                          dtype=self.budget.dtype)
+        return torch.rand(
+            self.world.weeks, UNIFORMS, len(self), generator=generator, device=generator.device, dtype=self.budget.dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,15 @@ def simulate_season(
         # 2. What customers do.
         offer, channel = codec.decode(action)
         next_state, bought, redeemed, expected = transition(customers, world, t, state, offer, channel, u[t])
-        weeks.append({
-            "action": action,
-            "expected_spend": expected.spend,
-            "redeem_probability": expected.redeem,
-            "realised_spend": world.catalogue.spend(offer, channel, redeemed),
-            "clearing_price": price})
+        weeks.append(
+            {
+                "action": action,
+                "expected_spend": expected.spend,
+                "redeem_probability": expected.redeem,
+                "realised_spend": world.catalogue.spend(offer, channel, redeemed),
+                "clearing_price": price,
+            }
+        )
         states.append(state)
         state = next_state
         history = history.after(state.status, world.catalogue, offer, channel, bought, redeemed)
@@ -136,8 +142,9 @@ def simulate_season(
     return SeasonRecord(**columns, **score._asdict(), habit=torch.stack([state.habit for state in states]))
 
 
-def score_decisions(market: EvaluationMarket, bound: Bound | None, rows: slice, states: list[CustomerState],
-                    action: Tensor) -> DecisionScores:
+def score_decisions(
+    market: EvaluationMarket, bound: Bound | None, rows: slice, states: list[CustomerState], action: Tensor
+) -> DecisionScores:
     """Score the flat actions [T, B] of the customers in `rows`, in their states, against the bound's plan.
 
     Tables of values that are not kept are computed again.
@@ -151,8 +158,9 @@ def score_decisions(market: EvaluationMarket, bound: Bound | None, rows: slice, 
     if bound is not None and bound.values:
         plan_values = [v.take(rows) for v in bound.values]
     elif bound is not None:
-        plan_values, _ = best_plan(customers, world, no_contact_values, bound.prices, bound.scarcity,
-                                   contacts=contact_policy.contacts)
+        plan_values, _ = best_plan(
+            customers, world, no_contact_values, bound.prices, bound.scarcity, contacts=contact_policy.contacts
+        )
     weeks = []
     for t, (state, sent) in enumerate(zip(states, action)):
         at = VisitedStates(state, customers.alpha)

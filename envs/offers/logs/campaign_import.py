@@ -1,4 +1,5 @@
 """A shop's own campaigns as a log: a file with one row a customer and week, what was sent, and what came of it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.offers.world.history import History
 from envs.offers.logs.schema import COLUMNS
 from envs.offers.populations.base import GivenCustomers
 from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import CHURNED, UNIFORMS
+from envs.offers.world.history import History
 from envs.offers.world.transition import next_state
 from rlcore.offline.logged_dataset import LoggedDataset
 
@@ -24,14 +25,34 @@ class Campaigns:
     what was done; null where the log has none) name columns. price: at which policies are asked when valued on the log.
     """
 
-    def __init__(self, *, path: str | None, separator: str, customer: str, week: str, offer: str, channel: str, bought: str,
-                 redeemed: str, margin: str, unsubscribed: str, propensity: str | None, price: float):
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        separator: str,
+        customer: str,
+        week: str,
+        offer: str,
+        channel: str,
+        bought: str,
+        redeemed: str,
+        margin: str,
+        unsubscribed: str,
+        propensity: str | None,
+        price: float,
+    ):
         if path is None or not Path(path).is_file():
             raise ValueError(f"campaigns.path: expected the path of a CSV or Parquet file, got {path}")
         self.path, self.price = path, price
         texts = {"customer": customer, "offer": offer, "channel": channel}
-        numbers = {"week": week, "bought": bought, "redeemed": redeemed, "margin": margin, "unsubscribed": unsubscribed,
-                   **({"propensity": propensity} if propensity else {})}
+        numbers = {
+            "week": week,
+            "bought": bought,
+            "redeemed": redeemed,
+            "margin": margin,
+            "unsubscribed": unsubscribed,
+            **({"propensity": propensity} if propensity else {}),
+        }
         columns = read_table(path, separator, list(texts.values()), list(numbers.values()))
         for key, name in (texts | numbers).items():
             if name not in columns:
@@ -64,24 +85,37 @@ class Campaigns:
         offer = self._coded("offer", catalogue.offers[1:]) + 1
         channel = np.maximum(self._coded("channel", catalogue.channels), 0)
         self._refuse("week", ~np.isin(columns["week"], np.arange(1, weeks + 1)), f"a week from 1 to {weeks}")
-        self._refuse("redeemed", (columns["redeemed"] > 0) & ((columns["bought"] == 0) | ~sent), "1 only of an offer, with a purchase")
+        self._refuse(
+            "redeemed",
+            (columns["redeemed"] > 0) & ((columns["bought"] == 0) | ~sent),
+            "1 only of an offer, with a purchase",
+        )
         self._refuse("unsubscribed", (columns["unsubscribed"] > 0) & ~sent, "1 only in a week with a message")
         rows, at = np.unique(customer, return_inverse=True)
         place = np.full((weeks, len(rows)), -1)
         for k, (t, m) in enumerate(zip(columns["week"].astype(int) - 1, at)):
             if place[t, m] >= 0:
-                self._refuse("week", np.arange(len(at)) == k, f"one row a customer and week, row {place[t, m] + 2} is of the same")
+                self._refuse(
+                    "week",
+                    np.arange(len(at)) == k,
+                    f"one row a customer and week, row {place[t, m] + 2} is of the same",
+                )
             place[t, m] = k
         if (place < 0).any():
             t, m = np.argwhere(place < 0)[0]
-            raise ValueError(f"{self.path}: customer '{env.population.ids[rows[m]]}' has no row of week {t + 1}: expected one of "
-                             f"each week, 1 to {weeks}, also where nothing was sent")
+            raise ValueError(
+                f"{self.path}: customer '{env.population.ids[rows[m]]}' has no row of week {t + 1}: expected one of "
+                f"each week, 1 to {weeks}, also where nothing was sent"
+            )
         gone = np.cumsum(columns["unsubscribed"][place], 0) - columns["unsubscribed"][place] > 0
         late = np.zeros(len(at), dtype=bool)
         late[place[gone & sent[place]]] = True
         self._refuse("offer", late, "nothing, for the customer had unsubscribed")
-        table = {"offer": offer, "channel": channel, **{key: columns[key] for key in columns if key not in
-                                                        ("customer", "week", "offer", "channel")}}
+        table = {
+            "offer": offer,
+            "channel": channel,
+            **{key: columns[key] for key in columns if key not in ("customer", "week", "offer", "channel")},
+        }
         return rows, {key: torch.tensor(x[place]) for key, x in table.items()}
 
     def __call__(self, env, seed: int) -> dict[str, LoggedDataset]:
@@ -100,14 +134,23 @@ class Campaigns:
             kept = torch.isin(sample.row, torch.tensor(rows))
             if not kept.any():
                 raise ValueError(f"{self.path}: no customer of the {split} side of the table is in it")
-            sample = type(sample)(sample.customers[kept], sample.features[kept], type(sample.state)(*(x[kept] for x in sample.state)),
-                                  sample.row[kept])
+            sample = type(sample)(
+                sample.customers[kept],
+                sample.features[kept],
+                type(sample.state)(*(x[kept] for x in sample.state)),
+                sample.row[kept],
+            )
             at = torch.searchsorted(torch.tensor(rows), sample.row)
             logs[split] = self._log(env, sample, {key: x[:, at] for key, x in table.items()}, generator)
         return logs
 
     def _log(self, env, sample, table: dict[str, Tensor], generator: torch.Generator) -> LoggedDataset:
-        world, c, state, contact_policy = env.world, env.world.inhabit(sample.customers), sample.state, env.contact_rules.policy(sample)
+        world, c, state, contact_policy = (
+            env.world,
+            env.world.inhabit(sample.customers),
+            sample.state,
+            env.contact_rules.policy(sample),
+        )
         n, weeks, seen, masks = len(c), env.world.weeks, [], []
         history = History.start(state.status, world.season.dtype)
         features = sample.features.to(world.season)
@@ -119,10 +162,16 @@ class Campaigns:
             masks.append(options.action_mask if t == weeks else options.action_mask.scatter(1, flat[t][:, None], True))
             seen.append(env.codec.encode(options.with_caps_left(features), state, history, week, price, torch.zeros(n)))
             if t < weeks:
-                contacted, bought, redeemed, left = (table[key][t] > 0 for key in ("offer", "bought", "redeemed", "unsubscribed"))
+                contacted, bought, redeemed, left = (
+                    table[key][t] > 0 for key in ("offer", "bought", "redeemed", "unsubscribed")
+                )
                 u = torch.rand(UNIFORMS, n, generator=generator)
-                state = next_state(c, world, state, contacted, table["channel"][t], bought, redeemed, state.status == CHURNED, left, u)
-                history = history.after(state.status, world.catalogue, table["offer"][t], table["channel"][t], bought, redeemed)
+                state = next_state(
+                    c, world, state, contacted, table["channel"][t], bought, redeemed, state.status == CHURNED, left, u
+                )
+                history = history.after(
+                    state.status, world.catalogue, table["offer"][t], table["channel"][t], bought, redeemed
+                )
         spend = world.catalogue.spend(table["offer"], table["channel"], table["redeemed"].to(world.season))
         profit = table["margin"].float() + world.reward.trips * table["bought"].float() - spend
         propensity = table.get("propensity", torch.full((weeks, n), torch.nan)).double()
@@ -131,6 +180,7 @@ class Campaigns:
 
         def by_customer(x: Tensor) -> Tensor:  # [T, N, …] to [N·T, …]: a customer's decisions stand together
             return x.transpose(0, 1).flatten(0, 1)
+
         return LoggedDataset(
             nvec=env.nvec,
             static_dim=env.static_dim,
@@ -149,8 +199,12 @@ class Campaigns:
             reward=by_customer(profit),
             cost=by_customer(spend),
             terminal_value=zeros,
-            outcomes={"trips": by_customer(table["bought"].float()), "redeemed": by_customer(table["redeemed"].float())},
+            outcomes={
+                "trips": by_customer(table["bought"].float()),
+                "redeemed": by_customer(table["redeemed"].float()),
+            },
             next_obs=by_customer(torch.stack(seen[1:])),
             next_action_mask=by_customer(torch.stack(masks[1:])),
             terminated=week == weeks - 1,
-            truncated=zeros > 0)
+            truncated=zeros > 0,
+        )

@@ -1,4 +1,5 @@
 """States that only contacts change (tired, used to discounts), counted from a log: where contacts lead, and for how long."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -25,8 +26,18 @@ class ContactStates:
     occupancy: Tensor  #: [M, M], expected weeks in each state within a season, left alone
 
     @classmethod
-    def count(cls, columns: Tensor, rested: Tensor, now: list[Tensor], then: list[Tensor], outcome: Tensor, contact: Tensor,
-              outcomes: int, contacts: int, weeks: int) -> ContactStates | None:
+    def count(
+        cls,
+        columns: Tensor,
+        rested: Tensor,
+        now: list[Tensor],
+        then: list[Tensor],
+        outcome: Tensor,
+        contact: Tensor,
+        outcomes: int,
+        contacts: int,
+        weeks: int,
+    ) -> ContactStates | None:
         """Count states and transitions of B decisions; None where there are more than MAX_STATES.
 
         rested [1, C] and the chunks of `now` and `then` [B, C] are values of the columns, before and after; outcome and

@@ -1,7 +1,9 @@
 """Nuisance models of variance reduction: fitted on some rows of a log, they adjust the rewards of the others."""
+
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,16 +41,30 @@ class NuisanceOptions(Protocol):
     sample: int  #: decisions that `model` is fitted on, at most
     heuristic_mixing: float  #: λ, the share of the discounted future that is left for values to learn
 
-    def fit_potential(self, transitions: Callable[[Tensor], Transitions], rows: Tensor, width: int, nvec: tuple[int, ...],
-                      generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    def fit_potential(
+        self,
+        transitions: Callable[[Tensor], Transitions],
+        rows: Tensor,
+        width: int,
+        nvec: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> Callable[[Tensor], Tensor]:
         """Fit the potential Φ [B] as a function of contexts [B, D]."""
 
 
 class NuisanceModels:
     """Models fitted on `rows` of a dataset. Values are in units of `trip_value`, but for those of `adjusted_rewards`."""
 
-    def __init__(self, options: NuisanceOptions, env, dataset: LoggedDataset, reward: Tensor, gamma: float, rows: Tensor,
-                 generator: torch.Generator):
+    def __init__(
+        self,
+        options: NuisanceOptions,
+        env,
+        dataset: LoggedDataset,
+        reward: Tensor,
+        gamma: float,
+        rows: Tensor,
+        generator: torch.Generator,
+    ):
         self.options, self.env, self.dataset, self.reward, self.gamma = options, env, dataset, reward, gamma
         self.generator, self.width = generator, env.context_dim
         self.next_obs = dataset.obs if dataset.next_obs is None else dataset.next_obs
@@ -59,29 +75,40 @@ class NuisanceModels:
             self.potential = options.fit_potential(self._transitions, rows, self.width, env.nvec, generator)
             return
         self.action_codec = ActionCodec(*env.nvec)
-        lost, gone = (torch.cat([self._churned(x[some]) for some in rows.split(CHUNK)]) for x in (self.next_obs, dataset.obs))
+        lost, gone = (
+            torch.cat([self._churned(x[some]) for some in rows.split(CHUNK)]) for x in (self.next_obs, dataset.obs)
+        )
         present, stayed = rows[~gone], rows[~lost]
         self._fit_trip_value(present)
         losing = torch.zeros_like(dataset.terminated).index_fill_(0, rows[lost], True)
-        self.hazard = options.hazard.fit_hazard(lambda at: self._with_trip(at, self.trip[at]), losing, present, generator)
+        self.hazard = options.hazard.fit_hazard(
+            lambda at: self._with_trip(at, self.trip[at]), losing, present, generator
+        )
         outcome = torch.where(dataset.outcomes["redeemed"] > 0, REDEEMED, torch.where(self.trip, TRIP, NONE))
         x = self._obs(rows[:CHUNK])
         contact_columns = (x != self._rested(x)).any(0).nonzero()[:, 0]
-        self.probs = options.likelihood.fit_response(self._obs, dataset.action, outcome, present, env.nvec, contact_columns,
-                                                     generator)
+        self.probs = options.likelihood.fit_response(
+            self._obs, dataset.action, outcome, present, env.nvec, contact_columns, generator
+        )
         self.potential = options.fit_potential(self._transitions, stayed, self.width, env.nvec, generator)
         sample = self._sampled(stayed)
         drift = torch.cat([self._drift(at) for at in sample.split(CHUNK)])
         self.value_drift = self._model(self._rested(self._obs(sample)), outcome[sample], drift, OUTCOMES)
         self.states = ContactStates.count(
-            contact_columns, self._rested(self._obs(stayed[:1]))[:, contact_columns],
+            contact_columns,
+            self._rested(self._obs(stayed[:1]))[:, contact_columns],
             *([x[some][:, contact_columns] for some in stayed.split(CHUNK)] for x in (dataset.obs, self.next_obs)),
-            outcome[stayed], self._contact(dataset.action[stayed]), OUTCOMES, 1 + env.nvec[-1], env.episode_length)
+            outcome[stayed],
+            self._contact(dataset.action[stayed]),
+            OUTCOMES,
+            1 + env.nvec[-1],
+            env.episode_length,
+        )
 
     # ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def _sampled(self, rows: Tensor) -> Tensor:
         order = torch.randperm(len(rows), generator=self.generator, device=rows.device)
-        return rows[order[:self.options.sample]]
+        return rows[order[: self.options.sample]]
 
     def _model(self, x: Tensor, action: Tensor, outcome: Tensor, actions: int) -> Callable[[Tensor], Tensor]:
         predict = self.options.model(x, action, outcome[:, None], actions, self.generator)
@@ -96,17 +123,17 @@ class NuisanceModels:
 
     def _drift(self, rows: Tensor) -> Tensor:
         """How far a week moved the potential, or to the terminal value, [B]."""
-        value = self.gamma * self.potential(self._rested(self.next_obs[rows, :self.width]))
+        value = self.gamma * self.potential(self._rested(self.next_obs[rows, : self.width]))
         terminal_value = self.dataset.terminal_value[rows] / self.trip_value(rows)
         then = torch.where(self.dataset.terminated[rows], terminal_value, value)
         return then - self.potential(self._rested(self._obs(rows)))
 
     # ── what they predict of rows [B] ───────────────────────────────────────────────────────────────────────────────
     def _obs(self, rows: Tensor) -> Tensor:
-        return self.dataset.obs[rows, :self.width]
+        return self.dataset.obs[rows, : self.width]
 
     def _static(self, rows: Tensor) -> Tensor:
-        return self.dataset.obs[rows, :self.env.static_dim]
+        return self.dataset.obs[rows, : self.env.static_dim]
 
     def _churned(self, obs: Tensor) -> Tensor:
         return self.env.codec.decode_status(obs) == CHURNED
@@ -143,10 +170,11 @@ class NuisanceModels:
         return Transitions(
             obs=self._rested(self._obs(rows)),
             action=self.dataset.action[rows],
-            next_obs=self._rested(self.next_obs[rows, :self.width]),
+            next_obs=self._rested(self.next_obs[rows, : self.width]),
             reward=(self.reward[rows] + stay * self.dataset.terminal_value[rows]) / self.trip_value(rows),
             discount=torch.where(self.dataset.terminated[rows], 0.0, self.gamma * stay),
-            weight=weight)
+            weight=weight,
+        )
 
     def _expected(self, x: Tensor, action: Tensor, next_value: Tensor, trip_value: Tensor) -> Tensor:
         """Expected value of actions in contexts x [B, D], if what follows is worth `next_value` by outcome, [B, 3]."""
@@ -164,13 +192,17 @@ class NuisanceModels:
         rested, states = self._rested(x), self.states
         next_value = self.potential(rested)[:, None] + self.value_drift(rested)
         nothing = torch.zeros_like(action)
-        cost = states.cost(torch.stack([self._expected(states.placed(x, state), nothing, next_value, trip_value)
-                                        for state in states.states], 1))
+        cost = states.cost(
+            torch.stack(
+                [self._expected(states.placed(x, state), nothing, next_value, trip_value) for state in states.states], 1
+            )
+        )
         now, outcome = states.index(x)[:, None], torch.arange(OUTCOMES, device=x.device)
 
         def expected(action: Tensor) -> Tensor:
             reached = states.transitions[now, outcome, self._contact(action)[:, None]]  # [B, outcomes, M]
             return self._expected(x, action, next_value + (reached * cost[:, None]).sum(-1), trip_value)
+
         return expected(action) - expected(nothing)
 
     def adjusted_rewards(self, rows: Tensor) -> AdjustedRewards:
@@ -180,10 +212,14 @@ class NuisanceModels:
         if not self.models_outcomes:
             reward = batch.reward + batch.discount * self.potential(batch.next_obs) - self.potential(batch.obs)
         elif self.states is not None:
-            reward, contacted = torch.zeros_like(batch.reward), self.action_codec.is_contact(batch.action).nonzero()[:, 0]
+            reward, contacted = (
+                torch.zeros_like(batch.reward),
+                self.action_codec.is_contact(batch.action).nonzero()[:, 0],
+            )
             reward[contacted] = self._effect(rows[contacted])  # no contact has no effect
         else:
             next_value, mixing = self.potential(batch.obs)[:, None] + self.value_drift(batch.obs), 1.0
             reward = self._expected(self._obs(rows), batch.action, next_value, trip_value) - self._expected(
-                batch.obs, 0 * batch.action, next_value, trip_value)
+                batch.obs, 0 * batch.action, next_value, trip_value
+            )
         return AdjustedRewards(reward * trip_value, mixing * batch.discount, batch.weight)

@@ -1,4 +1,5 @@
 """A log of the offers environment laid out by customer and week."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
@@ -47,10 +48,12 @@ class Panel:
 
     def map(self, function) -> Panel:
         """Apply `function` to every tensor."""
+
         def apply(x):
             if x is None:
                 return None
             return CustomerState(*map(function, x)) if isinstance(x, CustomerState) else function(x)
+
         return replace(self, **{f.name: apply(getattr(self, f.name)) for f in fields(self)})
 
     def __getitem__(self, rows) -> Panel:
@@ -87,8 +90,9 @@ def to_panel(log: LoggedDataset, env, where: str) -> Panel:
 
     def laid_out(x: Tensor) -> Tensor:
         return x[row]
+
     return Panel(
-        features=log.obs[first, :log.static_dim].T,
+        features=log.obs[first, : log.static_dim].T,
         customer=log.unit[first],
         logged=logged,
         week=laid_out(log.step),
@@ -102,13 +106,14 @@ def to_panel(log: LoggedDataset, env, where: str) -> Panel:
         spend=laid_out(log.cost),
         propensity=laid_out(log.propensity),
         num_allowed=laid_out(log.action_mask[:].sum(1)),
-        dynamics=laid_out(env.codec.decode_dynamics(log.obs[:])).permute(2, 0, 1))
+        dynamics=laid_out(env.codec.decode_dynamics(log.obs[:])).permute(2, 0, 1),
+    )
 
 
-def margin_of(log: LoggedDataset, terms, state: CustomerState, next_state: CustomerState, offer: Tensor,
-              bought: Tensor) -> Tensor:
+def margin_of(
+    log: LoggedDataset, terms, state: CustomerState, next_state: CustomerState, offer: Tensor, bought: Tensor
+) -> Tensor:
     """Take the margin of a purchase [B] out of the logged rewards: all other terms of a reward are known."""
     churned = (next_state.status == CHURNED) & (state.status != CHURNED)
     annoyed = (offer > 0) & (state.fatigue >= terms.fatigue_limit)
-    return (log.reward + log.cost + terms.churn_cost * churned + terms.fatigue_penalty * annoyed
-            - terms.trips * bought)
+    return log.reward + log.cost + terms.churn_cost * churned + terms.fatigue_penalty * annoyed - terms.trips * bought

@@ -2,9 +2,10 @@
 
 They have few parameters, for effects are small beside chance.
 """
+
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +56,22 @@ class OutcomeLikelihood:
     Hazards (who is lost) are fitted so too: squared errors say little of rare events.
     """
 
-    def __init__(self, *, hidden: list[int], activation: Callable, lr: float, decay: float, steps: int, batch_size: int):
+    def __init__(
+        self, *, hidden: list[int], activation: Callable, lr: float, decay: float, steps: int, batch_size: int
+    ):
         self.hidden, self.activation, self.lr, self.decay = hidden, activation, lr, decay
         self.steps, self.batch_size = steps, batch_size
 
-    def fit_response(self, obs: Callable[[Tensor], Tensor], action: Tensor, kind: Tensor, rows: Tensor,
-                     nvec: tuple[int, int], contact_columns: Tensor,
-                     generator: torch.Generator) -> Callable[[Tensor, Tensor], Tensor]:
+    def fit_response(
+        self,
+        obs: Callable[[Tensor], Tensor],
+        action: Tensor,
+        kind: Tensor,
+        rows: Tensor,
+        nvec: tuple[int, int],
+        contact_columns: Tensor,
+        generator: torch.Generator,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """Fit `exposure_response` to `rows` of observations, flat actions [N] and what came of them [N]; return probabilities
         [B, 3] as a function of observations and actions.
 
@@ -69,24 +79,41 @@ class OutcomeLikelihood:
         Raises ValueError where actions are not offer and channel.
         """
         if len(nvec) != 2:
-            raise ValueError(f"algo.variance_reduction.likelihood: expected actions of offer and channel, got {tuple(nvec)}")
+            raise ValueError(
+                f"algo.variance_reduction.likelihood: expected actions of offer and channel, got {tuple(nvec)}"
+            )
         codec = ActionCodec(*nvec)
 
         def probs(logits: Tensor, pair: Tensor) -> Tensor:
             return exposure_response(logits, *codec.decode(pair), nvec)
+
         return self._fit(obs, action, kind, rows, 2 + sum(nvec), contact_columns, probs, generator)
 
-    def fit_hazard(self, obs: Callable[[Tensor], Tensor], lost: Tensor, rows: Tensor,
-                   generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    def fit_hazard(
+        self, obs: Callable[[Tensor], Tensor], lost: Tensor, rows: Tensor, generator: torch.Generator
+    ) -> Callable[[Tensor], Tensor]:
         """Fit who is lost, bool [N], to `rows` of observations; return probabilities [B] as a function of observations."""
+
         def probs(logits: Tensor, _) -> Tensor:
             p = torch.sigmoid(logits[:, 0] + RARE_LOGIT)
             return torch.stack((1 - p, p), 1)
-        fitted = self._fit(obs, torch.zeros_like(lost, dtype=torch.long), lost.long(), rows, 1, rows[:0], probs, generator)
+
+        fitted = self._fit(
+            obs, torch.zeros_like(lost, dtype=torch.long), lost.long(), rows, 1, rows[:0], probs, generator
+        )
         return lambda x: fitted(x, None)[:, 1]
 
-    def _fit(self, obs: Callable, action: Tensor, kind: Tensor, rows: Tensor, outputs: int, linear: Tensor,
-             probs: Callable, generator: torch.Generator) -> Callable:
+    def _fit(
+        self,
+        obs: Callable,
+        action: Tensor,
+        kind: Tensor,
+        rows: Tensor,
+        outputs: int,
+        linear: Tensor,
+        probs: Callable,
+        generator: torch.Generator,
+    ) -> Callable:
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
         sample = obs(rows[torch.randint(len(rows), (CHUNK,), generator=generator, device=rows.device)])
         standardize = Standardizer(sample.shape[1], MIN_STD).fit(sample)
@@ -97,5 +124,6 @@ class OutcomeLikelihood:
             at = rows[at]
             p = probs(net(standardize(obs(at))), action[at])
             return functional.nll_loss(p.clamp_min(MIN_PROBABILITY).log(), kind[at])
+
         fit_sgd(net.parameters(), loss, self.lr, self.decay, self.steps)
         return torch.no_grad()(lambda x, pair: probs(net(standardize(x)), pair))

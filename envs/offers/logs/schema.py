@@ -7,9 +7,17 @@ combinations prob_I_J … where known; profit, trips, redeemed, spend as they ca
 the last decision; terminated, truncated. Only customer, action_*, profit, valid_* and some feature_* or state_* are needed;
 with next_*, terminated too.
 """
+
 from __future__ import annotations
 
 from rlcore.offline.logged_dataset import ColumnNames
 
-COLUMNS = ColumnNames(unit="customer", episode="season", step="week", reward="profit", cost="spend",
-                      terminal_value="terminal", outcomes=("trips", "redeemed"))
+COLUMNS = ColumnNames(
+    unit="customer",
+    episode="season",
+    step="week",
+    reward="profit",
+    cost="spend",
+    terminal_value="terminal",
+    outcomes=("trips", "redeemed"),
+)

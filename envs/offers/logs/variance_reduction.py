@@ -3,10 +3,11 @@
 A learned potential Φ(s), the value of a customer who is never contacted, is subtracted, and sampled outcomes are replaced by
 their expectations, so that only the effect of the decision remains.
 """
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -53,17 +54,30 @@ class VarianceReduction:
     bring. `model` is fitted on at most `sample` decisions.
     """
 
-    def __init__(self, *, net: Callable, lr: float, decay: float, steps: int, batch_size: int, target_every: int,
-                 model: Callable | None, likelihood: OutcomeLikelihood | None, hazard: OutcomeLikelihood | None, sample: int,
-                 heuristic_mixing: float):
+    def __init__(
+        self,
+        *,
+        net: Callable,
+        lr: float,
+        decay: float,
+        steps: int,
+        batch_size: int,
+        target_every: int,
+        model: Callable | None,
+        likelihood: OutcomeLikelihood | None,
+        hazard: OutcomeLikelihood | None,
+        sample: int,
+        heuristic_mixing: float,
+    ):
         self.net, self.lr, self.decay, self.steps = net, lr, decay, steps
         self.batch_size, self.target_every = batch_size, target_every
         self.model, self.likelihood, self.hazard = model, likelihood, hazard
         self.sample, self.heuristic_mixing = sample, heuristic_mixing
 
     @torch.no_grad()
-    def __call__(self, env, dataset: LoggedDataset, reward: Tensor, gamma: float,
-                 generator: torch.Generator) -> AdjustedRewards:
+    def __call__(
+        self, env, dataset: LoggedDataset, reward: Tensor, gamma: float, generator: torch.Generator
+    ) -> AdjustedRewards:
         """Adjust the rewards [N] of a dataset, each half by models of the other half of the customers."""
         fold = folds(consecutive_ids(dataset.unit), 2, generator)
         columns = reward.new_empty(3, len(dataset))
@@ -73,8 +87,14 @@ class VarianceReduction:
                 columns[:, rows] = torch.stack(models.adjusted_rewards(rows))
         return AdjustedRewards(*columns)
 
-    def fit_potential(self, transitions: Callable[[Tensor], Transitions], rows: Tensor, width: int, nvec: tuple[int, ...],
-                      generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    def fit_potential(
+        self,
+        transitions: Callable[[Tensor], Transitions],
+        rows: Tensor,
+        width: int,
+        nvec: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> Callable[[Tensor], Tensor]:
         """Fit action values to `rows`, of which `transitions` makes minibatches; return Φ [B] as a function of contexts
         [B, width]."""
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
@@ -98,5 +118,6 @@ class VarianceReduction:
                 goal = batch.reward + batch.discount * values(target_net, batch.next_obs)[:, 0]
             value = values(net, batch.obs).gather(1, batch.action[:, None])[:, 0]
             return (batch.weight * (value - goal).square()).mean() / scale.square()
+
         fit_sgd(net.parameters(), loss, self.lr, self.decay, self.steps)
         return lambda x: values(net, x)[:, 0]

@@ -1,4 +1,5 @@
 """A season beside its counterfactual: the same customers under the same random numbers, never contacted."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -39,8 +40,9 @@ class Counterfactual:
         )
         return simulated, profit, no_contact_profit
 
-    def _advance(self, track: CustomerTrack, week: int, offer: Tensor, channel: Tensor,
-                 u: Tensor) -> tuple[CustomerTrack, Week, Tensor]:
+    def _advance(
+        self, track: CustomerTrack, week: int, offer: Tensor, channel: Tensor, u: Tensor
+    ) -> tuple[CustomerTrack, Week, Tensor]:
         customers, history = self.customers, track.history
         simulated = customers.simulate_week(history, week, offer, channel, u, draws_churn=self.realised)
         if self.realised:

@@ -1,4 +1,5 @@
 """A neural twin's customers: they respond as networks say of features, observable history and action."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -137,8 +138,9 @@ class NeuralCustomers:
         """Return the margin of a trip, [N]."""
         return self.predict(history, week).margin
 
-    def simulate_week(self, history: History, week: int | None, offer: Tensor, channel: Tensor, u: Tensor,
-                      draws_churn: bool) -> Week:
+    def simulate_week(
+        self, history: History, week: int | None, offer: Tensor, channel: Tensor, u: Tensor, draws_churn: bool
+    ) -> Week:
         """Simulate a week by uniforms u [6, N], of which rows 0, 4 and 5 are used, as the world uses them.
 
         Who is not subscribed gets nothing. Without `draws_churn` nobody churns: the caller weighs by the probability.
@@ -157,10 +159,16 @@ class NeuralCustomers:
             status = torch.where(~active | (u[4] < p_churn), CHURNED, status)
         catalogue = self.world.catalogue
         return Week(
-            trip=trip, redeem=redeem, spend=catalogue.spend(offer, channel, redeem), margin=predicted.margin,
-            churn=predicted.churn, bought=bought, redeemed=redeemed,
+            trip=trip,
+            redeem=redeem,
+            spend=catalogue.spend(offer, channel, redeem),
+            margin=predicted.margin,
+            churn=predicted.churn,
+            bought=bought,
+            redeemed=redeemed,
             paid=catalogue.spend(offer, channel, redeemed.to(u)),
-            next_history=history.after(status, catalogue, offer, channel, bought, redeemed))
+            next_history=history.after(status, catalogue, offer, channel, bought, redeemed),
+        )
 
     def tail_value(self, history: History, p_active: Tensor) -> Tensor:
         """Return the discounted margin [N] of the world's tail weeks, without a contact.

@@ -1,4 +1,5 @@
 """The members of a neural twin's checkpoint, for simulation."""
+
 from __future__ import annotations
 
 from copy import copy
@@ -32,8 +33,10 @@ class NeuralEnsemble:
                 network.load_state_dict(weights)
                 network.to(env.device)
         except RuntimeError as error:
-            raise ValueError(f"env.twin={path}: fitted to customers or a catalogue of another kind: "
-                             f"{str(error).splitlines()[-1].strip()}") from error
+            raise ValueError(
+                f"env.twin={path}: fitted to customers or a catalogue of another kind: "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from error
 
     def members(self) -> list[NeuralEnsemble]:
         """Return, for each member, the ensemble of which all customers respond as that member says."""

@@ -1,4 +1,5 @@
 """The priced weekly environment on a neural twin: networks in place of the world's equations."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -50,14 +51,28 @@ class NeuralTwinEnv(OffersEnv):
         drift_range: list,
         price_noise: float,
     ):
-        super().__init__(device, seed, num_agents=num_agents, catalogue=catalogue, world=world, reward=reward,
-                         population=population, observation=observation, contact_rules=contact_rules, budget=budget,
-                         evaluation=partial(NeuralTwinEvaluator, **evaluation.keywords), price_range=price_range,
-                         drift_range=drift_range, price_noise=price_noise)
+        super().__init__(
+            device,
+            seed,
+            num_agents=num_agents,
+            catalogue=catalogue,
+            world=world,
+            reward=reward,
+            population=population,
+            observation=observation,
+            contact_rules=contact_rules,
+            budget=budget,
+            evaluation=partial(NeuralTwinEvaluator, **evaluation.keywords),
+            price_range=price_range,
+            drift_range=drift_range,
+            price_noise=price_noise,
+        )
         self.twin = NeuralEnsemble(twin, self)
         if not self.codec.hides_state:
-            raise ValueError(f"env.twin={twin}: a neural twin knows no habit, fatigue or expectation: expected "
-                             "env/observation=history")
+            raise ValueError(
+                f"env.twin={twin}: a neural twin knows no habit, fatigue or expectation: expected "
+                "env/observation=history"
+            )
         if self.world.reward.fatigue_penalty:
             raise ValueError("env.reward.fatigue_penalty: expected 0, for a neural twin knows no fatigue")
 

@@ -1,4 +1,5 @@
 """Policies compared on a neural twin: no dynamic program and no bound, so with each other and with no contact."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -62,16 +63,19 @@ def simulate_neural_season(policy: SeasonPolicy, market: EvaluationMarket, u: Te
         increments = increments._replace(spend=increments.spend * p_active[:, None])
         action, price = market.budget_rule.allocate(account, increments, redeems)
         week, profit, no_contact_profit = season.simulate_week(t, *codec.decode(action), u[t])
-        weeks.append({
-            "action": action,
-            "planned_action": hidden,
-            "habit": hidden,
-            "lost_profit": torch.zeros_like(profit),
-            "incremental_profit": profit - no_contact_profit,
-            "expected_spend": p_active * week.spend,
-            "redeem_probability": week.redeem,
-            "realised_spend": p_active * week.paid,
-            "clearing_price": price})
+        weeks.append(
+            {
+                "action": action,
+                "planned_action": hidden,
+                "habit": hidden,
+                "lost_profit": torch.zeros_like(profit),
+                "incremental_profit": profit - no_contact_profit,
+                "expected_spend": p_active * week.spend,
+                "redeem_probability": week.redeem,
+                "realised_spend": p_active * week.paid,
+                "clearing_price": price,
+            }
+        )
     tail, no_contact_tail = season.tail_values()
     record = SeasonRecord(**{name: torch.stack([week[name] for week in weeks]) for name in weeks[0]})
     record.incremental_profit[-1] += tail - no_contact_tail
@@ -92,8 +96,9 @@ class NeuralTwinEvaluator(OffersEvaluator):
     world.
     """
 
-    def make_market(self, n: int, stream: int, split: str, budget: Budget,
-                    population: NeuralEnsemble | None = None) -> EvaluationMarket:
+    def make_market(
+        self, n: int, stream: int, split: str, budget: Budget, population: NeuralEnsemble | None = None
+    ) -> EvaluationMarket:
         """Draw n customers of a split by a random stream, responding as `population`, by default the whole twin."""
         market = super().make_market(n, stream, split, budget)
         twin = population or self.env.twin
@@ -119,11 +124,17 @@ class NeuralTwinEvaluator(OffersEvaluator):
         """Summarise one policy: incremental profit with its interval, in all and a customer, money and contacts."""
         profit = torch.stack([r.incremental_profit.sum(0) for r in records]).mean(0)
         total, low, high = total_with_interval(profit)
-        return {"score": total / len(market), "score_ci": [low / len(market), high / len(market)],
-                "incremental_profit": total, "profit_ci": [low, high], **summarise_spending(records, market)}
+        return {
+            "score": total / len(market),
+            "score_ci": [low / len(market), high / len(market)],
+            "incremental_profit": total,
+            "profit_ci": [low, high],
+            **summarise_spending(records, market),
+        }
 
-    def paired_difference(self, ours: list[SeasonRecord], theirs: list[SeasonRecord], market: EvaluationMarket,
-                          bound: None) -> list[float]:
+    def paired_difference(
+        self, ours: list[SeasonRecord], theirs: list[SeasonRecord], market: EvaluationMarket, bound: None
+    ) -> list[float]:
         """Return the difference of two incremental profits with its interval, [difference, low, high]."""
         by_season = [a.incremental_profit.sum(0) - b.incremental_profit.sum(0) for a, b in zip(ours, theirs)]
         return total_with_interval(torch.stack(by_season).mean(0))
@@ -144,8 +155,10 @@ class NeuralTwinEvaluator(OffersEvaluator):
             "no bound: a neural twin has none"
         )
         for k, row in enumerate(members):
-            caption += (f"\nunder member {k + 1} alone: {name} {row[name]['incremental_profit']:,.0f}, myopic knapsack "
-                        f"{row['myopic knapsack']['incremental_profit']:,.0f}")
+            caption += (
+                f"\nunder member {k + 1} alone: {name} {row[name]['incremental_profit']:,.0f}, myopic knapsack "
+                f"{row['myopic knapsack']['incremental_profit']:,.0f}"
+            )
         return Report(
             title=f"{len(market):,} new customers of a neural twin of {len(self.env.twin.networks)} members, "
             f"{self.seasons} seasons of {self.world.weeks} weeks, budget {market.budget.mean():,.2f} a week\n"

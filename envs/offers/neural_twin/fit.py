@@ -1,4 +1,5 @@
 """Fit the neural twin to a log: networks of what customers do, given features, observable history and treatment."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
@@ -65,8 +66,14 @@ class NeuralTwin:
         history, inputs = History.start(panel.state.status[0], world.season.dtype), []
         for t in range(len(panel.week)):
             inputs.append(network_inputs(panel.features.T, history, self.half_lives, world.season[t]))
-            history = history.after(panel.next_state.status[t], world.catalogue, panel.offer[t], panel.channel[t],
-                                    panel.bought[t], panel.redeemed[t])
+            history = history.after(
+                panel.next_state.status[t],
+                world.catalogue,
+                panel.offer[t],
+                panel.channel[t],
+                panel.bought[t],
+                panel.redeemed[t],
+            )
         return torch.stack(inputs).permute(2, 0, 1)
 
     def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[NeuralMember]) -> None:
@@ -93,12 +100,19 @@ class NeuralTwin:
         inputs = panel.inputs[:, week, customer].T.contiguous()
         propensity = panel.propensity[week, customer]
         response = self.fit_response(
-            inputs, rows.treatment, torch.stack((rows.bought, rows.redeemed), 1).to(inputs), generator,
-            None if propensity.isnan().any() else propensity, consecutive_ids(customer))
+            inputs,
+            rows.treatment,
+            torch.stack((rows.bought, rows.redeemed), 1).to(inputs),
+            generator,
+            None if propensity.isnan().any() else propensity,
+            consecutive_ids(customer),
+        )
         member.response = ValidProbabilities(response, self.monotone_order)
         member.other_outcomes = self.fit_other_outcomes(inputs, rows, generator)
-        return {"twin/fitted": self.mean_log_likelihood(member, world, panel, weight),
-                "twin/held_out": self.mean_log_likelihood(member, world, held_out, held_out_weight)}
+        return {
+            "twin/fitted": self.mean_log_likelihood(member, world, panel, weight),
+            "twin/held_out": self.mean_log_likelihood(member, world, held_out, held_out_weight),
+        }
 
     def mean_log_likelihood(self, member: NeuralMember, world: World, panel: Panel, weight: Tensor) -> float:
         """Return the log-likelihood a decision of a panel under weights [T, N]."""

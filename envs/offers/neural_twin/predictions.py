@@ -1,4 +1,5 @@
 """What a neural twin says of a panel: the same interface as a structural twin's (envs/offers/twin/predictions.py)."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -22,9 +23,15 @@ def outcome_rows(panel: Panel, week: Tensor, customer: Tensor, codec: ActionCode
     status, next_status = panel.state.status[at], panel.next_state.status[at]
     offer, channel = torch.where(status == SUBSCRIBED, panel.offer[at], 0), panel.channel[at]
     return OutcomeRows(
-        treatment=codec.treatment(codec.encode(offer, channel)), channel=channel, contacted=offer > 0,
-        bought=panel.bought[at], redeemed=panel.redeemed[at], churned=next_status == CHURNED,
-        opted_out=next_status == UNSUBSCRIBED, margin=panel.margin[at])
+        treatment=codec.treatment(codec.encode(offer, channel)),
+        channel=channel,
+        contacted=offer > 0,
+        bought=panel.bought[at],
+        redeemed=panel.redeemed[at],
+        churned=next_status == CHURNED,
+        opted_out=next_status == UNSUBSCRIBED,
+        margin=panel.margin[at],
+    )
 
 
 class RowPredictions(NamedTuple):
@@ -60,10 +67,18 @@ class NeuralPredictions:
             predicted = self.member(inputs)
             taken = treatment[:, None]
             spend = catalogue.spend(offer, channel, predicted.redeem[:, 1:])
-            chunks.append(RowPredictions(
-                trip=predicted.trip.gather(1, taken)[:, 0], redeem=predicted.redeem.gather(1, taken)[:, 0],
-                trip_no_contact=predicted.trip[:, 0], trip_contact=predicted.trip[:, 1:].mean(1),
-                contact_cost=spend.mean(1), churn=predicted.churn, opt_out=predicted.opt_out, margin=predicted.margin))
+            chunks.append(
+                RowPredictions(
+                    trip=predicted.trip.gather(1, taken)[:, 0],
+                    redeem=predicted.redeem.gather(1, taken)[:, 0],
+                    trip_no_contact=predicted.trip[:, 0],
+                    trip_contact=predicted.trip[:, 1:].mean(1),
+                    contact_cost=spend.mean(1),
+                    churn=predicted.churn,
+                    opt_out=predicted.opt_out,
+                    margin=predicted.margin,
+                )
+            )
         return RowPredictions(*(torch.cat(x) for x in zip(*chunks)))
 
     def on_panel(self, x: Tensor) -> Tensor:
@@ -87,17 +102,22 @@ class NeuralPredictions:
 
         def prediction(p: Tensor, happened: Tensor, known: Tensor) -> OutcomePrediction:
             return OutcomePrediction(self.on_panel(p), self.on_panel(happened), known)
-        return {"trips": prediction(predicted.trip, rows.bought, active),
-                "redeemed": prediction(predicted.redeem, rows.redeemed, contacted),
-                "opt_out": prediction(p_opt_out, rows.opted_out, contacted),
-                "churn": prediction(p_churn, rows.churned, active)}
+
+        return {
+            "trips": prediction(predicted.trip, rows.bought, active),
+            "redeemed": prediction(predicted.redeem, rows.redeemed, contacted),
+            "opt_out": prediction(p_opt_out, rows.opted_out, contacted),
+            "churn": prediction(p_churn, rows.churned, active),
+        }
 
     def contact_effect(self) -> ContactEffect:
         """Return what a contact does to the probability of a trip."""
         predicted = self.predict_rows()
-        return ContactEffect(uplift=self.on_panel(predicted.trip_contact - predicted.trip_no_contact),
-                             no_contact=self.on_panel(predicted.trip_no_contact),
-                             cost=self.on_panel(predicted.contact_cost))
+        return ContactEffect(
+            uplift=self.on_panel(predicted.trip_contact - predicted.trip_no_contact),
+            no_contact=self.on_panel(predicted.trip_no_contact),
+            cost=self.on_panel(predicted.contact_cost),
+        )
 
     @torch.no_grad()
     def simulate_season(self, first_free_week: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,5 @@
 """Models of a week's outcomes given network inputs: P(trip), P(redeemed), churn, opt-out, margin."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -45,7 +46,8 @@ class ExposureResponse(nn.Module):
         p1 = torch.sigmoid(base + level + slope * self.offers)[:, :, None]  # P(trip | offer seen), [B, O, 1]
         trip_seen = q * p1
         mu = torch.sigmoid(redeem)[:, :, None]  # P(redeem | trip, seen)
-        contacts = torch.stack((trip_seen + (1 - q) * p0[:, :, None], trip_seen * mu), -1).flatten(1, 2)  # [B, O·C, 2]
+        # [B, O·C, 2]
+        contacts = torch.stack((trip_seen + (1 - q) * p0[:, :, None], trip_seen * mu), -1).flatten(1, 2)
         nothing = torch.stack((p0, torch.zeros_like(p0)), -1)
         return torch.cat((nothing, contacts), 1)
 
@@ -63,8 +65,15 @@ class ExposureLikelihood:
         """Build an unfitted model, for a state to be loaded into."""
         return ExposureResponse(inputs, self.catalogue, self.hidden)
 
-    def __call__(self, inputs: Tensor, treatment: Tensor, outcome: Tensor, generator: torch.Generator,
-                 propensity: Tensor | None, cluster: Tensor) -> ExposureResponse:
+    def __call__(
+        self,
+        inputs: Tensor,
+        treatment: Tensor,
+        outcome: Tensor,
+        generator: torch.Generator,
+        propensity: Tensor | None,
+        cluster: Tensor,
+    ) -> ExposureResponse:
         """Fit to (trip, redeemed) [B, 2] of treatments [B]; propensities and clusters are not used."""
         torch.manual_seed(draw_seed(generator))
         model = self.empty(inputs.shape[1]).to(inputs)
@@ -77,6 +86,7 @@ class ExposureLikelihood:
             response = model(inputs[rows])
             taken = response[torch.arange(len(rows), device=rows.device), treatment[rows]]
             return -response_log_prob(taken, outcome[rows]).mean()
+
         fit_sgd(weight_decay_groups(model), loss, self.lr, self.decay, self.steps)
         return model
 
@@ -100,8 +110,15 @@ class MetaLearnerResponse:
         """Build an unfitted model, for a state to be loaded into."""
         return self.learner.empty(inputs, self.treatments, 2)
 
-    def __call__(self, inputs: Tensor, treatment: Tensor, outcome: Tensor, generator: torch.Generator,
-                 propensity: Tensor | None, cluster: Tensor) -> nn.Module:
+    def __call__(
+        self,
+        inputs: Tensor,
+        treatment: Tensor,
+        outcome: Tensor,
+        generator: torch.Generator,
+        propensity: Tensor | None,
+        cluster: Tensor,
+    ) -> nn.Module:
         """Fit to (trip, redeemed) [B, 2] of treatments [B]."""
         return self.learner(
             inputs, treatment, outcome, self.treatments, generator, propensity=propensity, cluster=cluster
@@ -186,6 +203,7 @@ class OtherOutcomesLikelihood:
             batch = torch.randint(len(inputs), (self.batch_size,), generator=generator, device=inputs.device)
             found = other_outcomes_log_prob(model(inputs[batch]), rows.take(batch))
             return -sum(x.mean() for x in found.values())
+
         fit_sgd(weight_decay_groups(model), loss, self.lr, self.decay, self.steps)
         return model
 
@@ -196,6 +214,8 @@ def other_outcomes_log_prob(predicted: tuple[Tensor, Tensor, Tensor], rows: Outc
     p_churn = churn.gather(1, rows.bought.long()[:, None])[:, 0].clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     p_opt_out = opt_out.gather(1, rows.channel[:, None])[:, 0].clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     can_opt_out = rows.contacted & ~rows.churned
-    return {"churn": torch.where(rows.churned, p_churn, 1 - p_churn).log(),
-            "opt_out": torch.where(can_opt_out, torch.where(rows.opted_out, p_opt_out, 1 - p_opt_out).log(), 0.0),
-            "margin": torch.where(rows.bought, -margin.log() - rows.margin / margin, 0.0)}
+    return {
+        "churn": torch.where(rows.churned, p_churn, 1 - p_churn).log(),
+        "opt_out": torch.where(can_opt_out, torch.where(rows.opted_out, p_opt_out, 1 - p_opt_out).log(), 0.0),
+        "margin": torch.where(rows.bought, -margin.log() - rows.margin / margin, 0.0),
+    }

@@ -1,4 +1,5 @@
 """Plans for a batch of customers at a time: tables for a million of them in the memory that a thousand take."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -35,12 +36,20 @@ def concat(tables: list[list[StateValues]]) -> list[StateValues]:
     return [StateValues(*(torch.cat(x, -1) for x in zip(*week))) for week in zip(*tables)]
 
 
-def recompute(c: Customers, world: World, price: Tensor, scarcity: Tensor | None, contacts: Tensor | None, week: int,
-              rows: slice) -> StateValues:
+def recompute(
+    c: Customers, world: World, price: Tensor, scarcity: Tensor | None, contacts: Tensor | None, week: int, rows: slice
+) -> StateValues:
     """Compute V^λ of a week (from 0) again for some of the customers."""
     some = c[rows]
-    return best_plan(some, world, fast_no_contact_values(some, world), price, scarcity, since=week,
-                     contacts=None if contacts is None else contacts[..., rows])[0][0]
+    return best_plan(
+        some,
+        world,
+        fast_no_contact_values(some, world),
+        price,
+        scarcity,
+        since=week,
+        contacts=None if contacts is None else contacts[..., rows],
+    )[0][0]
 
 
 class Plan(NamedTuple):
@@ -52,9 +61,17 @@ class Plan(NamedTuple):
     gain: Tensor  # V^λ(s_1) − V⁰(s_1) [N]
 
 
-def plan_in_batches(c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState, price: Tensor,
-                    scarcity: Tensor | None = None, stocked: tuple[int, ...] = (), *,
-                    contacts: Tensor | None = None) -> Plan:
+def plan_in_batches(
+    c: Customers,
+    world: World,
+    v0: list[StateValues] | None,
+    start: CustomerState,
+    price: Tensor,
+    scarcity: Tensor | None = None,
+    stocked: tuple[int, ...] = (),
+    *,
+    contacts: Tensor | None = None,
+) -> Plan:
     """Plan as `best_plan` does, a batch of customers at a time.
 
     A customer's tables take 78 numbers a week, twice: V⁰ and V^λ. Without `v0` no table is kept: V⁰ is computed again
@@ -64,11 +81,16 @@ def plan_in_batches(c: Customers, world: World, v0: list[StateValues] | None, st
     for rows in batches(c.alpha):
         some, at = c[rows], CustomerState(*(x[rows] for x in start))
         free = fast_no_contact_values(some, world) if v0 is None else [v.take(rows) for v in v0]
-        values, actions = best_plan(some, world, free, price, scarcity,
-                                    contacts=None if contacts is None else contacts[..., rows])
+        values, actions = best_plan(
+            some, world, free, price, scarcity, contacts=None if contacts is None else contacts[..., rows]
+        )
         use = expected_use(some, world, at, actions, stocked).sum(1, dtype=torch.float64)
         no_contact_value = free[0].at(at)
         parts.append((None if v0 is None else values, use, no_contact_value, values[0].at(at) - no_contact_value))
     tables, use, no_contact_value, gain = zip(*parts)
-    return Plan(values=None if v0 is None else concat(tables), use=torch.stack(use).sum(0),
-                no_contact_value=torch.cat(no_contact_value), gain=torch.cat(gain))
+    return Plan(
+        values=None if v0 is None else concat(tables),
+        use=torch.stack(use).sum(0),
+        no_contact_value=torch.cat(no_contact_value),
+        gain=torch.cat(gain),
+    )

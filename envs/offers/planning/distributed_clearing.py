@@ -1,4 +1,5 @@
 """Clearing one budget over the customers of all processes."""
+
 from __future__ import annotations
 
 import torch
@@ -6,7 +7,6 @@ from torch import Tensor
 
 from envs.offers.planning.knapsack import Increments, latest
 from rlcore.backends import distributed
-
 
 LARGEST = 2**63 - 1  # of whole numbers in 64 bits
 
@@ -30,7 +30,11 @@ def clear_together(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
     before, until = (torch.searchsorted(place, high, right=right) for right in (False, True))
     ties = spent.new_zeros(distributed.num_processes())
     ties[distributed.rank()] = spent[until] - spent[before]
-    elsewhere = distributed.all_reduce_sum(spent[before]) - spent[before] + distributed.all_reduce_sum(ties)[:distributed.rank()].sum()
+    elsewhere = (
+        distributed.all_reduce_sum(spent[before])
+        - spent[before]
+        + distributed.all_reduce_sum(ties)[: distributed.rank()].sum()
+    )
     covered = distributed.all_reduce_sum(spent[-1]) <= budget
     accepted = real & (covered | (place < high) | ((place == high) & (elsewhere + spent[1:] <= budget)))
     refused = torch.where(covered, 0.0, ordered(-high).view(torch.float64)).clamp_min(0)

@@ -1,19 +1,33 @@
 """The dynamic program of one customer: action values, V⁰ of no contact, the best plan at prices, its expected use."""
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from envs.offers.planning.state_values import Contacts, StateGrid, StateValues, SuccessorValues, VisitedStates, shift
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, CustomerState, Customers, World
-from envs.offers.world.response import (attention, churn_probability, opt_out_probability, outcome, purchase_if_seen,
-                                        utility)
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, CustomerState, World
+from envs.offers.world.response import (
+    attention,
+    churn_probability,
+    opt_out_probability,
+    outcome,
+    purchase_if_seen,
+    utility,
+)
 from envs.offers.world.transition import habit_gain
 
 
-def action_values(c: Customers, world: World, week: int | Tensor, at: StateGrid | VisitedStates, price: Tensor | float,
-                  then: StateValues | None, scarcity: Tensor | None = None,
-                  contacts: Contacts | None = None) -> tuple[Tensor, Tensor]:
+def action_values(
+    c: Customers,
+    world: World,
+    week: int | Tensor,
+    at: StateGrid | VisitedStates,
+    price: Tensor | float,
+    then: StateValues | None,
+    scarcity: Tensor | None = None,
+    contacts: Contacts | None = None,
+) -> tuple[Tensor, Tensor]:
     """Expected r − price·spend + value of next week: of nothing [*S] and of contacts [O, C, *S].
 
     `contacts` are those to evaluate, by default all of the catalogue. `then` has next week's values; None leaves the
@@ -96,8 +110,16 @@ def _no_contact_values(c: Customers, world: World, at: StateGrid) -> list[Tensor
     return values[::-1]
 
 
-def best_plan(c: Customers, world: World, v0: list[StateValues], price: Tensor, scarcity: Tensor | None = None, *,
-              contacts: Tensor | None = None, since: int = 0) -> tuple[list[StateValues], list[Tensor]]:
+def best_plan(
+    c: Customers,
+    world: World,
+    v0: list[StateValues],
+    price: Tensor,
+    scarcity: Tensor | None = None,
+    *,
+    contacts: Tensor | None = None,
+    since: int = 0,
+) -> tuple[list[StateValues], list[Tensor]]:
     """V^λ of the best plan at prices, weeks 1..T+1, and its flat actions, [6, 4, 3, N] a week (0 for nothing).
 
     price [T] is that of money, scarcity [O+1] that of a redemption of each offer. Weeks before `since` (from 0) are left
@@ -115,8 +137,9 @@ def best_plan(c: Customers, world: World, v0: list[StateValues], price: Tensor, 
     return values[::-1], actions[::-1]
 
 
-def expected_use(c: Customers, world: World, start: CustomerState, actions: list[Tensor],
-                 stocked: tuple[int, ...]) -> Tensor:
+def expected_use(
+    c: Customers, world: World, start: CustomerState, actions: list[Tensor], stocked: tuple[int, ...]
+) -> Tensor:
     """Expected use of each week's money and of each `stocked` offer by every customer under a plan, [T + S, N].
 
     The use of an offer is its redemptions in all weeks. Computed by one forward pass of state occupancies.
@@ -137,8 +160,9 @@ def expected_use(c: Customers, world: World, start: CustomerState, actions: list
         mass = mass * (1 - opt_out_probability(c, at.f, world.catalogue.opt_out[channel]) * contacted)
         steps = world.catalogue.fatigue_steps[channel] * contacted
         redeem, buy, none = (
-            _raise_fatigue(mass * share, steps, c.delta_f) for share in
-            (o.redeem * (1 - 0.25 * lost), o.buy * (1 - 0.25 * lost), (1 - o.redeem - o.buy) * (1 - lost)))
+            _raise_fatigue(mass * share, steps, c.delta_f)
+            for share in (o.redeem * (1 - 0.25 * lost), o.buy * (1 - 0.25 * lost), (1 - o.redeem - o.buy) * (1 - lost))
+        )
         rest = _push(buy, 0, +1, up) + _push(none, 0, -1, c.pi_minus)
         mass = _push(rest, 2, -1, c.delta_d) + _push(_push(redeem, 0, +1, up_redeemed), 2, +1, 1.0)
     return torch.stack(spends + taken)

@@ -1,4 +1,5 @@
 """The weekly knapsack: increments of each customer by falling price, and clearing where the money ends."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -34,7 +35,8 @@ def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
     """Return the pair [N] that each customer holds after the accepted of all steps in an order, [N·K] both."""
     n, k = steps.price.shape
     last = torch.zeros(n, dtype=torch.long, device=order.device).scatter_reduce_(
-        0, order // k, torch.where(accepted, order % k + 1, 0), "amax")
+        0, order // k, torch.where(accepted, order % k + 1, 0), "amax"
+    )
     return torch.where(last > 0, steps.action.gather(1, (last - 1).clamp_min(0)[:, None])[:, 0], 0)
 
 
@@ -60,8 +62,9 @@ def upper_hull(value: Tensor, spend: Tensor) -> Increments:
         # Of equally efficient steps the longest: the shorter ones lie on the way to it.
         best = torch.where(efficiency == price, cost, -1.0).argmax(1, keepdim=True)
         steps.append((price, cost.gather(1, best), best))
-        at_value, at_spend = (torch.where(price > -torch.inf, x.gather(1, best), y)
-                              for x, y in ((value, at_value), (spend, at_spend)))
+        at_value, at_spend = (
+            torch.where(price > -torch.inf, x.gather(1, best), y) for x, y in ((value, at_value), (spend, at_spend))
+        )
         if not (price > -torch.inf).any():
             break
     price, spend, action = (torch.cat(x, 1) for x in zip(*steps))
@@ -108,7 +111,7 @@ def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
 def compact(steps: Increments) -> Increments:
     """Leave out the columns of a table that no row needs."""
     real = steps.price > -torch.inf
-    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, :max(int(real.sum(1).max()), 1)]
+    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(int(real.sum(1).max()), 1)]
     return Increments(*(x.gather(1, order) for x in steps))
 
 
@@ -118,5 +121,7 @@ def concat_increments(parts: list[Increments]) -> Increments:
 
     def padded(x, value):
         return functional.pad(x, (0, width - x.shape[1]), value=value)
-    return Increments(*(torch.cat([padded(x, value) for x in field]) for field, value in
-                        zip(zip(*parts), (-torch.inf, 0.0, 0))))
+
+    return Increments(
+        *(torch.cat([padded(x, value) for x in field]) for field, value in zip(zip(*parts), (-torch.inf, 0.0, 0)))
+    )

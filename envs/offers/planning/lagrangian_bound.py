@@ -1,8 +1,9 @@
 """The provable upper bound: Lagrangian relaxation of budgets and stocks (envs/offers/README.md §5, §7)."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from envs.offers.planning.batching import plan_in_batches
 from envs.offers.planning.state_values import StateValues
-from envs.offers.world.customers import CustomerState, Customers, World
+from envs.offers.world.customers import Customers, CustomerState, World
 
 LEVEL = 0.8  # how low the next prices aim: 0 is the tangents' least value, 1 the best found so far
 PRECISION = 1e-7  # what the linear program is good for, as a share of what unlimited budgets would earn
@@ -46,16 +47,35 @@ def single_process(x: Tensor) -> Tensor:
     return x
 
 
-def unconstrained_spend(c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState, *,
-                        contacts: Tensor | None = None, total: Callable[[Tensor], Tensor] = single_process) -> Tensor:
+def unconstrained_spend(
+    c: Customers,
+    world: World,
+    v0: list[StateValues] | None,
+    start: CustomerState,
+    *,
+    contacts: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = single_process,
+) -> Tensor:
     """Expected weekly spend [T] of the best plan without a budget."""
     plan = plan_in_batches(c, world, v0, start, torch.zeros_like(world.season), contacts=contacts)
     return total(plan.use).to(world.season)
 
 
-def dual(c: Customers, world: World, v0: list[StateValues] | None, start: CustomerState, budget: Tensor,
-         stock: Tensor | None = None, rollover: bool = False, *, first_price: float | list, tolerance: float, max_evaluations: int,
-         contacts: Tensor | None = None, total: Callable[[Tensor], Tensor] = single_process) -> Bound:
+def dual(
+    c: Customers,
+    world: World,
+    v0: list[StateValues] | None,
+    start: CustomerState,
+    budget: Tensor,
+    stock: Tensor | None = None,
+    rollover: bool = False,
+    *,
+    first_price: float | list,
+    tolerance: float,
+    max_evaluations: int,
+    contacts: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = single_process,
+) -> Bound:
     """Minimise L(λ, ν) = Σ λ_t·B_t + Σ ν_o·stock_o + Σ_i V^λν_i1(s_i1); its slope is what the best plan leaves unused.
 
     The variables are the multipliers of the constraints, ≥ 0, and prices a linear map of them: with roll-over, Σ_{s≤t}
@@ -83,8 +103,9 @@ def dual(c: Customers, world: World, v0: list[StateValues] | None, start: Custom
         prices = torch.as_tensor(spread @ point).to(budget)
         scarcity = torch.zeros_like(stock)
         scarcity[list(stocked)] = prices[weeks:]
-        plan = plan_in_batches(c, world, v0, start, prices[:weeks], scarcity if stocked else None, stocked,
-                               contacts=contacts)
+        plan = plan_in_batches(
+            c, world, v0, start, prices[:weeks], scarcity if stocked else None, stocked, contacts=contacts
+        )
         # The gain is summed without the profit of no contact, whose rounding would drown it.
         sums = torch.stack([x.sum(dtype=torch.float64) for x in (plan.gain, plan.no_contact_value)])
         *use, gain, none = total(torch.cat((plan.use, sums))).tolist()
@@ -94,8 +115,15 @@ def dual(c: Customers, world: World, v0: list[StateValues] | None, start: Custom
             unit = abs(gap) or 1.0
         if gap < least:
             least, centre = gap, point
-            best = {"value": none + gap, "prices": prices[:weeks], "scarcity": scarcity, "values": plan.values,
-                    "spend": use[:weeks], "taken": use[weeks:], "gain": plan.gain}
+            best = {
+                "value": none + gap,
+                "prices": prices[:weeks],
+                "scarcity": scarcity,
+                "values": plan.values,
+                "spend": use[:weeks],
+                "taken": use[weeks:],
+                "gain": plan.gain,
+            }
         unused = (limits - use).double().cpu().numpy() / unit
         slopes.append(spread.T @ unused)
         heights.append(gap / unit - unused @ prices.double().cpu().numpy())
@@ -104,10 +132,20 @@ def dual(c: Customers, world: World, v0: list[StateValues] | None, start: Custom
         if least - low <= tolerance * least + PRECISION * unit:
             break
         level = (low + LEVEL * (least - low)) / unit
-        point = nearest(centre, *tangents, level) if evaluations > 1 else np.linalg.solve(
-            spread, np.append(np.broadcast_to(first_price, weeks), np.zeros(len(stocked))))
-    return Bound(none=none, budget=budget, stock=stock, rollover=rollover, evaluations=evaluations,
-                 certificate=none + low, **best)
+        point = (
+            nearest(centre, *tangents, level)
+            if evaluations > 1
+            else np.linalg.solve(spread, np.append(np.broadcast_to(first_price, weeks), np.zeros(len(stocked))))
+        )
+    return Bound(
+        none=none,
+        budget=budget,
+        stock=stock,
+        rollover=rollover,
+        evaluations=evaluations,
+        certificate=none + low,
+        **best,
+    )
 
 
 def lowest(slopes: np.ndarray, heights: np.ndarray) -> float:

@@ -1,13 +1,15 @@
 """Value tables, and next week's values after a week: on the whole grid of states, or in the states visited."""
+
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, CustomerState, Customers
+from envs.offers.world.customers import CHURNED, EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, Customers, CustomerState
 from envs.offers.world.transition import habit_gain
 
 
@@ -75,6 +77,7 @@ class StateGrid:
         def moved(step: int) -> SuccessorValues:
             index = (torch.arange(FATIGUES, device=v.device) + step).clamp(0, FATIGUES - 1)
             return SuccessorValues(*(x[:, index] for x in mixed))
+
         return moved
 
     def outside(self, c: Customers, v: Tensor) -> SuccessorValues:
@@ -98,6 +101,7 @@ class VisitedStates:
 
         def decayed(move):
             return torch.lerp(look(move, d), look(move, (d - 1).clamp_min(0)), c.delta_d)
+
         raised = (d + 1).clamp_max(EXPECTATIONS - 1)
         return Neighbours(decayed(0), decayed(-1), decayed(+1), look(0, raised), look(+1, raised))
 
@@ -127,16 +131,24 @@ class Contacts(NamedTuple):
     def all(cls, c: Customers, catalogue: Catalogue, at: StateGrid | VisitedStates) -> Contacts:
         """Every offer through every channel."""
         each = (-1, *(1,) * at.h.dim())  # broadcast over the states
-        return cls(omega=c.omega.view(len(catalogue.cost), *each[2:], -1), value=catalogue.value[1:].view(each),
-                   cost=catalogue.cost.view(each), opt_out=catalogue.opt_out.view(each),
-                   steps=catalogue.fatigue_step_counts)
+        return cls(
+            omega=c.omega.view(len(catalogue.cost), *each[2:], -1),
+            value=catalogue.value[1:].view(each),
+            cost=catalogue.cost.view(each),
+            opt_out=catalogue.opt_out.view(each),
+            steps=catalogue.fatigue_step_counts,
+        )
 
     @classmethod
     def each(cls, c: Customers, catalogue: Catalogue, offer: Tensor, channel: Tensor) -> Contacts:
         """One offer [N] through one channel [N] for each customer, who are where they are: O = C = 1."""
-        return cls(omega=c.omega.gather(0, channel[None]), value=catalogue.value[offer][None],
-                   cost=catalogue.cost[channel][None], opt_out=catalogue.opt_out[channel][None],
-                   steps=catalogue.fatigue_steps[channel])
+        return cls(
+            omega=c.omega.gather(0, channel[None]),
+            value=catalogue.value[offer][None],
+            cost=catalogue.cost[channel][None],
+            opt_out=catalogue.opt_out[channel][None],
+            steps=catalogue.fatigue_steps[channel],
+        )
 
     def by_fatigue_steps(self, moved: Callable[[int | Tensor], SuccessorValues]) -> SuccessorValues:
         """Successor values `moved(steps)` for the fatigue steps of every channel, [C, *S]."""
@@ -158,5 +170,8 @@ def mix(c: Customers, h: Tensor, near: Neighbours) -> SuccessorValues:
     """Mix next week's values over the moves of habit h."""
     stay, raised = near.stay, near.stay_raised
     up, up_redeemed = (habit_gain(c, h, redeemed).expand_as(stay) for redeemed in (False, True))
-    return SuccessorValues(torch.lerp(stay, near.down, c.pi_minus.expand_as(stay)), torch.lerp(stay, near.up, up),
-                      torch.lerp(raised, near.up_raised, up_redeemed))
+    return SuccessorValues(
+        torch.lerp(stay, near.down, c.pi_minus.expand_as(stay)),
+        torch.lerp(stay, near.up, up),
+        torch.lerp(raised, near.up_raised, up_redeemed),
+    )

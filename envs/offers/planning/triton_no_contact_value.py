@@ -1,4 +1,5 @@
 """The value of no contact as one Triton kernel; where there is no Triton, the plain function of dynamic_program.py."""
+
 from __future__ import annotations
 
 import torch
@@ -10,8 +11,20 @@ from rlcore.backends.triton_gae import tl, triton
 
 BLOCK_SIZE = 128  # customers of a program, one a lane: its whole table lies in registers
 # What of θ it takes, in the order of its parameters.
-PARAMETERS = ("alpha", "kappa", "xi", "margin", "c0", "gamma_h", "gamma_f", "pi_plus", "pi_minus", "nu", "delta_f",
-              "delta_d")
+PARAMETERS = (
+    "alpha",
+    "kappa",
+    "xi",
+    "margin",
+    "c0",
+    "gamma_h",
+    "gamma_f",
+    "pi_plus",
+    "pi_minus",
+    "nu",
+    "delta_f",
+    "delta_d",
+)
 
 if triton:
     H, F, D = tl.constexpr(HABITS), tl.constexpr(FATIGUES), tl.constexpr(EXPECTATIONS)
@@ -45,12 +58,40 @@ if triton:
         return earned + discount * stay + rise * (up - stay) + fall * (down - stay) - leave * (cost + discount * stay)
 
     @triton.jit
-    def _no_contact_kernel(alpha, kappa, xi, margin, c0, gamma_h, gamma_f, pi_plus, pi_minus, nu, delta_f, delta_d, season, stride,
-                 inside, outside, trips, churn_cost, terminal, tail_discount, steps, tail, n, BLOCK: tl.constexpr):
+    def _no_contact_kernel(
+        alpha,
+        kappa,
+        xi,
+        margin,
+        c0,
+        gamma_h,
+        gamma_f,
+        pi_plus,
+        pi_minus,
+        nu,
+        delta_f,
+        delta_d,
+        season,
+        stride,
+        inside,
+        outside,
+        trips,
+        churn_cost,
+        terminal,
+        tail_discount,
+        steps,
+        tail,
+        n,
+        BLOCK: tl.constexpr,
+    ):
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         there = i < n
         alpha, kappa, xi = tl.load(alpha + i, mask=there), tl.load(kappa + i, mask=there), tl.load(xi + i, mask=there)
-        c0, gamma_h, gamma_f = tl.load(c0 + i, mask=there), tl.load(gamma_h + i, mask=there), tl.load(gamma_f + i, mask=there)
+        c0, gamma_h, gamma_f = (
+            tl.load(c0 + i, mask=there),
+            tl.load(gamma_h + i, mask=there),
+            tl.load(gamma_f + i, mask=there),
+        )
         delta_f, delta_d = tl.load(delta_f + i, mask=there), tl.load(delta_d + i, mask=there)
         earned, pi_minus = tl.load(margin + i, mask=there) + trips, tl.load(pi_minus + i, mask=there)
         slow = tl.load(pi_plus + i, mask=there)
@@ -87,15 +128,40 @@ if triton:
                     p = p + (1 / (1 + tl.exp(xi * (d / 2) - alpha - kappa * (h / 5) - 2 * tl.log(index))),)
                 for f in tl.static_range(F):
                     for d in tl.static_range(D):
-                        now = now + (_week(p[d], p[d] * g, lost[h * F + f], here[f * D + d], up[f * D + d], down[f * D + d],
-                                           gain, loss, cost, discount),)
-                now_out = now_out + (_week(p[0], p[0] * g, lost[h * F], out[h], out[min(h + 1, H - 1)], out[max(h - 1, 0)],
-                                           gain, loss, cost, discount),)
+                        now = now + (
+                            _week(
+                                p[d],
+                                p[d] * g,
+                                lost[h * F + f],
+                                here[f * D + d],
+                                up[f * D + d],
+                                down[f * D + d],
+                                gain,
+                                loss,
+                                cost,
+                                discount,
+                            ),
+                        )
+                now_out = now_out + (
+                    _week(
+                        p[0],
+                        p[0] * g,
+                        lost[h * F],
+                        out[h],
+                        out[min(h + 1, H - 1)],
+                        out[max(h - 1, 0)],
+                        gain,
+                        loss,
+                        cost,
+                        discount,
+                    ),
+                )
                 down = here
                 here = up
             value, out = now, now_out
             if back >= tail - 1:
-                far = tl.load(stride + week)  # anew each week, or a compiler would keep all its multiples in registers
+                # anew each week, or a compiler would keep all its multiples in registers
+                far = tl.load(stride + week)
                 for k in tl.static_range(H * F * D):
                     tl.store(inside + (week * (H * F * D) + k) * far + i, value[k], mask=there)
                 for h in tl.static_range(H):
@@ -116,12 +182,22 @@ def no_contact_values_kernel(c: Customers, world: World, out: list[StateValues] 
     """V⁰ of weeks 1..T+1 by the kernel."""
     n, reward, weeks = len(c), world.reward, world.weeks
     if out is None:
-        tables = (torch.empty(weeks + 1, *shape, n, device=c.alpha.device) for shape in (
-            (HABITS, FATIGUES, EXPECTATIONS), (HABITS,)))
+        tables = (
+            torch.empty(weeks + 1, *shape, n, device=c.alpha.device)
+            for shape in ((HABITS, FATIGUES, EXPECTATIONS), (HABITS,))
+        )
         out = list(map(StateValues, *tables))
-    stride = torch.full((weeks + 1,), n, device=c.alpha.device)  # int64: tables can have more numbers than 32 bits count
+    # int64: tables can have more numbers than 32 bits count
+    stride = torch.full((weeks + 1,), n, device=c.alpha.device)
     _no_contact_kernel[(triton.cdiv(n, BLOCK_SIZE),)](
-        *(getattr(c, name).contiguous() for name in PARAMETERS), world.season, stride, *out[0],
-        *map(float, (reward.trips, reward.churn_cost, reward.terminal, world.tail_discount)), weeks + world.tail_weeks,
-        world.tail_weeks, n, BLOCK=BLOCK_SIZE)
+        *(getattr(c, name).contiguous() for name in PARAMETERS),
+        world.season,
+        stride,
+        *out[0],
+        *map(float, (reward.trips, reward.churn_cost, reward.terminal, world.tail_discount)),
+        weeks + world.tail_weeks,
+        world.tail_weeks,
+        n,
+        BLOCK=BLOCK_SIZE,
+    )
     return out

@@ -1,8 +1,18 @@
 """Who gets what: policies that serve a season, trained or not; logging policies are in logging_policies.py."""
+
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking
 from envs.offers.policies.learned import DeployedPolicy, deploy_policy
 from envs.offers.policies.rollover import ReservationPricePolicy, planning_policy
 
-__all__ = ["DeployedPolicy", "KnapsackPolicy", "NoContact", "RandomContacts", "ReservationPricePolicy",
-           "ResponseRanking", "SeasonPolicy", "deploy_policy", "planning_policy"]
+__all__ = [
+    "DeployedPolicy",
+    "KnapsackPolicy",
+    "NoContact",
+    "RandomContacts",
+    "ReservationPricePolicy",
+    "ResponseRanking",
+    "SeasonPolicy",
+    "deploy_policy",
+    "planning_policy",
+]

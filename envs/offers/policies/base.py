@@ -1,4 +1,5 @@
 """The contract of a policy that serves a season, and the tables by action that policies share."""
+
 from __future__ import annotations
 
 from typing import Protocol
@@ -10,7 +11,7 @@ from envs.offers.constraints.contact_rules import ContactOptions
 from envs.offers.planning.batching import batches
 from envs.offers.planning.knapsack import Increments, concat_increments
 from envs.offers.world import response
-from envs.offers.world.customers import CustomerState, Customers, World
+from envs.offers.world.customers import Customers, CustomerState, World
 from envs.offers.world.history import History
 from envs.offers.world.response import Outcome
 
@@ -46,8 +47,9 @@ def pair_table(no_contact: Tensor, contact: Tensor, action_mask: Tensor) -> Tens
     return torch.cat((first, contact)).flatten(0, 1).T.masked_fill(~action_mask, -torch.inf)
 
 
-def outcome_table(customers: Customers, world: World, week: int, state: CustomerState,
-                  history: History | None) -> Outcome:
+def outcome_table(
+    customers: Customers, world: World, week: int, state: CustomerState, history: History | None
+) -> Outcome:
     """Return the outcome of every flat action for every customer, [N, P] each.
 
     Customers of a neural twin respond by their history, all others by their state.

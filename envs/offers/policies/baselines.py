@@ -1,7 +1,8 @@
 """Policies that need no training: no contact, random contacts, the trade's rankings, and the knapsack of a week."""
+
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from envs.offers.planning.knapsack import Increments, ranked, upper_hull
 from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.policies.base import BatchedPolicy, outcome_table, pair_table
 from envs.offers.world import response
-from envs.offers.world.customers import CustomerState, Customers, World
+from envs.offers.world.customers import Customers, CustomerState, World
 
 
 class NoContact:
@@ -102,8 +103,9 @@ class KnapsackPolicy(BatchedPolicy):
         """Return the efficient increments of every customer."""
         customers = self.customers[rows]
         next_values = self._next_values(week, rows)
-        no_contact, contact = action_values(customers, self.world, week, VisitedStates(state, customers.alpha), 0.0,
-                                            next_values, self.scarcity)
+        no_contact, contact = action_values(
+            customers, self.world, week, VisitedStates(state, customers.alpha), 0.0, next_values, self.scarcity
+        )
         spend = response.outcomes(customers, self.world, week, state).spend
         return upper_hull(pair_table(no_contact, contact - self.fee, options.action_mask), spend)
 

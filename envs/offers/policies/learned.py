@@ -1,8 +1,9 @@
 """A trained algorithm's policy deployed in a market: asked at a grid of prices, or through a knapsack on its values."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from envs.offers.constraints.contact_rules import ContactOptions
 from envs.offers.planning.knapsack import Increments, compact, demand_curve, ranked, upper_hull
 from envs.offers.policies.base import BatchedPolicy, outcome_table
-from envs.offers.world.customers import CustomerState, Customers, World
+from envs.offers.world.customers import Customers, CustomerState, World
 from envs.offers.world.observation import ObservationCodec
 from rlcore.algorithm import Algorithm, Policy, ValuePolicy
 
@@ -22,14 +23,22 @@ class DeployedPolicy(BatchedPolicy):
     expects.
     """
 
-    def __init__(self, policy: Policy, redeem_probability: Callable[[Tensor], Tensor] | None, codec: ObservationCodec,
-                 customers: Customers, world: World, features: Tensor):
+    def __init__(
+        self,
+        policy: Policy,
+        redeem_probability: Callable[[Tensor], Tensor] | None,
+        codec: ObservationCodec,
+        customers: Customers,
+        world: World,
+        features: Tensor,
+    ):
         self.policy, self.redeem_probability, self.codec = policy, redeem_probability, codec
         self.customers, self.world, self.features = customers, world, features.float()
         self.information = "features" if redeem_probability else "features, true spend"
 
-    def context_and_spend(self, rows: slice, week: int, state: CustomerState,
-                          options: ContactOptions) -> tuple[Tensor, Tensor]:
+    def context_and_spend(
+        self, rows: slice, week: int, state: CustomerState, options: ContactOptions
+    ) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the spend that is expected of every flat action [N, P]."""
         catalogue = self.world.catalogue
         context = self.codec.encode_context(options.with_caps_left(self.features[rows]), state, options.history, week)
@@ -103,8 +112,16 @@ class ValueKnapsackPolicy(DeployedPolicy):
         return policy
 
 
-def deploy_policy(algorithm: Algorithm, codec: ObservationCodec, customers: Customers, world: World, features: Tensor,
-                  *, prices: Tensor, drift: float) -> DeployedPolicy:
+def deploy_policy(
+    algorithm: Algorithm,
+    codec: ObservationCodec,
+    customers: Customers,
+    world: World,
+    features: Tensor,
+    *,
+    prices: Tensor,
+    drift: float,
+) -> DeployedPolicy:
     """Deploy the policy of a trained algorithm, by its kind, for the customers of one market.
 
     A policy that observes the price is asked at `prices` (falling) with a weekly `drift`; another is cleared by values.

@@ -1,4 +1,5 @@
 """Logging policies of the offers world: a ranking rule, a planner at private prices, a confounded sender."""
+
 from __future__ import annotations
 
 import torch
@@ -25,7 +26,7 @@ class RankingPolicy(LoggingPolicy):
             env.week, env.state, env.options
         )
         score, action = steps.price[:, 0], steps.action[:, 0]
-        first = score.argsort(descending=True, stable=True)[:round(self.share * len(score))]
+        first = score.argsort(descending=True, stable=True)[: round(self.share * len(score))]
         chosen = torch.zeros_like(action)
         chosen[first] = action[first] * (score[first] > -torch.inf)
         return floored(torch.nn.functional.one_hot(chosen, action_mask.shape[1]).double(), action_mask, self.epsilon)

@@ -1,7 +1,8 @@
 """The probability that an offer is redeemed, learned from what was redeemed: what a contact will cost."""
+
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,15 +37,16 @@ class RedemptionModel:
 
     def log_prob(self, obs: Tensor) -> Tensor:
         """Return the log-probabilities of redeeming, [B, offers, channels]."""
-        offer, channel = functional.logsigmoid(self.net(obs[:, :self.context_dim])).split(self.nvec, -1)
+        offer, channel = functional.logsigmoid(self.net(obs[:, : self.context_dim])).split(self.nvec, -1)
         return offer[:, :, None] + channel[:, None, :]
 
     def predict(self, obs: Tensor) -> Tensor:
         """Return the probabilities of redeeming, [B, offers, channels]."""
         return self.log_prob(obs).exp()
 
-    def fit(self, obs: Tensor, action: Tensor, info: dict[str, Tensor], minibatches: int,
-            generator: torch.Generator) -> dict[str, Tensor]:
+    def fit(
+        self, obs: Tensor, action: Tensor, info: dict[str, Tensor], minibatches: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Train on every decision once, in shuffled minibatches; return the mean loss."""
         obs, action = obs.flatten(0, -2), action.flatten(0, -2)
         redeemed = info["redeemed"].flatten() > 0

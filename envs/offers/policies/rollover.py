@@ -1,4 +1,5 @@
 """A budget that rolls over: what carried money will be worth, and policies that do not spend below that price."""
+
 from __future__ import annotations
 
 from functools import partial

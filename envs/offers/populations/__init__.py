@@ -1,4 +1,5 @@
 """Where the customers of a season come from."""
+
 from envs.offers.populations.base import Population, PopulationEnsemble, Priors, Sample
 from envs.offers.populations.complete_journey import CompleteJourney
 from envs.offers.populations.customer_table import CustomerTable
@@ -6,5 +7,14 @@ from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.populations.synthetic import SyntheticPopulation
 
-__all__ = ["CompleteJourney", "CustomerTable", "FeatureTransform", "ParameterRegression", "Population",
-           "PopulationEnsemble", "Priors", "Sample", "SyntheticPopulation"]
+__all__ = [
+    "CompleteJourney",
+    "CustomerTable",
+    "FeatureTransform",
+    "ParameterRegression",
+    "Population",
+    "PopulationEnsemble",
+    "Priors",
+    "Sample",
+    "SyntheticPopulation",
+]

@@ -1,17 +1,18 @@
 """What every population of customers shares: samples, priors of θ, θ as a matrix, draws that depend on an id alone."""
+
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import Iterable, NamedTuple, Protocol, Sequence, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CustomerState, Customers
-
+from envs.offers.world.customers import Customers, CustomerState
 
 LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters whose logarithm is what features see
 
@@ -78,8 +79,17 @@ class GivenCustomers:
 class Priors:
     """Priors of θ: uniform ranges [low, high] and lognormals [median, sd of the logarithm]."""
 
-    def __init__(self, catalogue: Catalogue, *, rate: list, spend: list, margin_rate: list, attention_sd: float,
-                 uniform: dict, lognormal: dict):
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        rate: list,
+        spend: list,
+        margin_rate: list,
+        attention_sd: float,
+        uniform: dict,
+        lognormal: dict,
+    ):
         self.catalogue = catalogue
         self.rate, self.spend, self.margin_rate = rate, spend, margin_rate
         self.attention_sd, self.uniform, self.lognormal = attention_sd, uniform, lognormal
@@ -97,7 +107,8 @@ class Priors:
         theta = {name: uniform(*bounds) for name, bounds in self.uniform.items()}
         theta |= {name: lognormal(*bounds) for name, bounds in self.lognormal.items()}
         rate, margin = uniform(*self.rate), lognormal(*self.spend) * uniform(*self.margin_rate)
-        self.catalogue = self.catalogue.to(generator.device, torch.float64)  # once, for a copy from the host would wait
+        # once, for a copy from the host would wait
+        self.catalogue = self.catalogue.to(generator.device, torch.float64)
         omega = torch.logit(self.catalogue.attention)[:, None]
         omega = omega + self.attention_sd * torch.randn(len(omega), n, **options)
         return Customers(alpha=torch.logit(rate) - theta["kappa"] / 2, margin=margin, omega=omega, **theta)

@@ -7,6 +7,7 @@ and warns against commercial decisions. Campaigns went to households that buy tw
 One past window of weeks gives everything that is taken from a household: its features, its fitted purchase rate and
 spend, and the state it starts the season in. The season is simulated and lies after the window.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -14,12 +15,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from envs.offers.world.catalogue import Catalogue
 from envs.offers.populations.base import GivenCustomers, NothingFitted, Priors, Sample
 from envs.offers.populations.complete_journey_tables import LAST_WEEK, household_history, read_tables
-from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState, Customers
-from envs.offers.world.transition import habit_gain
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, Customers, CustomerState
 from envs.offers.world.response import utility
+from envs.offers.world.transition import habit_gain
 
 
 # ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -73,8 +74,17 @@ def replay(c: Customers, active: Tensor, redeemed: Tensor, generator: torch.Gene
 class CompleteJourney(NothingFitted, GivenCustomers):
     """The households, split once into train and test; θ that no public data identifies is drawn anew at every draw."""
 
-    def __init__(self, catalogue: Catalogue, *, weeks: list, test_share: float, split_seed: int, demographics: list,
-                 min_level_count: int, priors: dict):
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        weeks: list,
+        test_share: float,
+        split_seed: int,
+        demographics: list,
+        min_level_count: int,
+        priors: dict,
+    ):
         first, last = weeks
         if not 1 <= first < last <= LAST_WEEK:
             raise ValueError(f"env.population.weeks: expected [first, last] within 1 to {LAST_WEEK}, got {weeks}")
@@ -87,10 +97,12 @@ class CompleteJourney(NothingFitted, GivenCustomers):
         # rate ½ and spend 1 are neutral: alpha then is that of utility 0 and margin is the margin rate
         self.priors = Priors(catalogue, **{**priors, "rate": [0.5, 0.5], "spend": [1.0, 0.0]})
         self.ids = past.observables.index.to_list()
-        self.columns = {**{name: past.demographics[name].replace("unknown", "").to_numpy() for name in past.demographics},
-                        **{name: past.observables[name].to_numpy(float) for name in past.observables}}  # for rules
+        self.columns = {
+            **{name: past.demographics[name].replace("unknown", "").to_numpy() for name in past.demographics},
+            **{name: past.observables[name].to_numpy(float) for name in past.observables},
+        }  # for rules
         order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(split_seed))
-        train, test = order[round(test_share * len(order)):], order[:round(test_share * len(order))]
+        train, test = order[round(test_share * len(order)) :], order[: round(test_share * len(order))]
         self.customers = {"train": train, "test": test}  # rows of the tables below
         self.active, self.redeemed, self.observables = past.active, past.redeemed, past.observables
         self.rate = purchase_rate(past.active, train)
@@ -114,7 +126,8 @@ class CompleteJourney(NothingFitted, GivenCustomers):
         """Return n customers of `split` ("train" or "test") at the start of a season."""
         row = self.choose(n, generator, split)
         rate, spend, features, active, redeemed = (
-            x.to(row.device)[row] for x in (self.rate, self.spend, self.features, self.active, self.redeemed))
+            x.to(row.device)[row] for x in (self.rate, self.spend, self.features, self.active, self.redeemed)
+        )
         c = self.priors.draw(n, generator)
         habit, expectation, usual = replay(c, active, redeemed, generator)
         # α such that the household's mean utility over its own weeks is that of its rate, whatever κ and ξ it drew

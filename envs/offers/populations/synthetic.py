@@ -1,10 +1,11 @@
 """Customers drawn from stated priors, and the features by which a policy sees them."""
+
 from __future__ import annotations
 
 import torch
 
-from envs.offers.world.catalogue import Catalogue
 from envs.offers.populations.base import NothingFitted, Priors, Sample, theta_to_matrix
+from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState
 
 

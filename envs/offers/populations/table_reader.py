@@ -1,10 +1,10 @@
 """Read a CSV or Parquet file of customers into columns, with one-line errors that name file, row and column."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-
 
 Columns = dict[str, np.ndarray]  # floats (NaN: no entry) or strings ("": none), all of one length
 
@@ -28,8 +28,15 @@ def read_table(path: str, separator: str, text: list[str], numbers: list[str]) -
         if Path(path).suffix.lower() in (".parquet", ".pq"):
             frame = pd.read_parquet(path)
         else:
-            frame = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig",
-                                index_col=False)
+            frame = pd.read_csv(
+                path,
+                sep=separator,
+                header=None,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                index_col=False,
+            )
             frame = frame.set_axis(frame.iloc[0], axis=1).iloc[1:].reset_index(drop=True)
     except (ValueError, OSError, ImportError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
         raise ValueError(f"{path}: can't be read as a table: {str(error).splitlines()[0]}") from error
@@ -44,6 +51,7 @@ def read_table(path: str, separator: str, text: list[str], numbers: list[str]) -
 
 def _column(series, path: str, text: bool, number: bool) -> np.ndarray:
     import pandas as pd
+
     if not text and (pd.api.types.is_numeric_dtype(series) or pd.api.types.is_bool_dtype(series)):
         values = series.to_numpy(dtype=float, na_value=np.nan)
         return np.where(np.isfinite(values), values, np.nan)
@@ -58,8 +66,9 @@ def _column(series, path: str, text: bool, number: bool) -> np.ndarray:
     if len(wrong) and (number or len(wrong) < len(filled) / 2):
         hint = "" if number else " (a column of text is named in env.population.text)"
         row = strings.index.get_loc(wrong[0]) + 2
-        raise ValueError(f"{path}: row {row}, column '{series.name}': expected a number, got "
-                         f"'{filled[wrong[0]]}'{hint}")
-    if len(wrong) or not len(filled) and not number:
+        raise ValueError(
+            f"{path}: row {row}, column '{series.name}': expected a number, got '{filled[wrong[0]]}'{hint}"
+        )
+    if len(wrong) or (not len(filled) and not number):
         return strings.to_numpy(dtype=object)
     return values.to_numpy(dtype=float)

@@ -1,4 +1,5 @@
 """The structural twin: the world's equations fitted to a log, as an ensemble, and the population that responds so."""
+
 from envs.offers.twin.ensemble import TwinEnsemble, TwinModel
 from envs.offers.twin.predictions import ContactEffect, OutcomePrediction, PanelPredictions
 from envs.offers.twin.report import TwinEvaluator
@@ -6,5 +7,14 @@ from envs.offers.twin.structural_fit import StructuralTwin
 from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.twin.structural_predictions import StructuralPredictions
 
-__all__ = ["ContactEffect", "OutcomePrediction", "PanelPredictions", "StructuralPredictions", "StructuralTwin",
-           "TwinEnsemble", "TwinEvaluator", "TwinModel", "TwinPopulation"]
+__all__ = [
+    "ContactEffect",
+    "OutcomePrediction",
+    "PanelPredictions",
+    "StructuralPredictions",
+    "StructuralTwin",
+    "TwinEnsemble",
+    "TwinEvaluator",
+    "TwinModel",
+    "TwinPopulation",
+]

@@ -1,4 +1,5 @@
 """Why a log may mislead a twin, and the twin's uplift held against a randomised log."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -76,8 +77,11 @@ def misfit_warnings(residuals: Tensor, catalogue: Catalogue, level: float) -> li
         name = "nothing" if offer == 0 else f"{catalogue.offers[offer]} by {catalogue.channels[channel]}"
         texts.append(f"{name} (z = {residuals[offer, channel]:+.1f})")
     more = f" and {len(wrong) - MAX_NAMED} more pairs" if len(wrong) > MAX_NAMED else ""
-    return ["trips are not what the world's equations can explain, or who sent knew more than the log says: "
-            + ", ".join(texts) + more]
+    return [
+        "trips are not what the world's equations can explain, or who sent knew more than the log says: "
+        + ", ".join(texts)
+        + more
+    ]
 
 
 # ── uplift ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -131,10 +135,13 @@ class UpliftCheck:
             "contacted": int(treated.sum()),
             "deciles": [{"predicted": predicted, "uplift": found, "std": std} for predicted, found, std in deciles],
         }
-        line = (f"uplift on trips: Qini {qini:.4f} ({low:.4f} to {high:.4f}), by P(trip) {qini_by_trip:.4f}; "
-                f"AUUC {auuc:.4f}")
-        return UpliftFindings(numbers, [line], {"uplift": decile_figure(bins), "qini": qini_figure(test),
-                                                "cost": cost_figure(curve)})
+        line = (
+            f"uplift on trips: Qini {qini:.4f} ({low:.4f} to {high:.4f}), by P(trip) {qini_by_trip:.4f}; "
+            f"AUUC {auuc:.4f}"
+        )
+        return UpliftFindings(
+            numbers, [line], {"uplift": decile_figure(bins), "qini": qini_figure(test), "cost": cost_figure(curve)}
+        )
 
     def _interval(self, drawn: Tensor) -> list[float]:
         tail = (1 - self.level) / 2

@@ -1,4 +1,5 @@
 """A twin as an algorithm: an ensemble of models fitted to a log, whose spread says how unsure the log leaves them."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
@@ -60,8 +61,18 @@ class TwinEnsemble(OfflineAlgorithm):
 
     checkpoint_every = eval_every = 1
 
-    def __init__(self, env, seed: int, *, twin: TwinModel, members: int, holdout: dict, weighted: bool, clip: float,
-                 evaluation: Callable[..., Evaluator]):
+    def __init__(
+        self,
+        env,
+        seed: int,
+        *,
+        twin: TwinModel,
+        members: int,
+        holdout: dict,
+        weighted: bool,
+        clip: float,
+        evaluation: Callable[..., Evaluator],
+    ):
         if not 0 < holdout["customers"] < 1 or not 0 <= holdout["weeks"] < env.world.weeks:
             raise ValueError(
                 f"algo.holdout: expected a share of customers in (0, 1) and less than {env.world.weeks} weeks, got "
@@ -102,7 +113,7 @@ class TwinEnsemble(OfflineAlgorithm):
     @property
     def fitted_members(self) -> list[nn.Module]:
         """The members that are fitted already."""
-        return list(self.members[:self.iteration])
+        return list(self.members[: self.iteration])
 
     @property
     def held_out_panel(self) -> Panel:
@@ -160,8 +171,13 @@ class TwinEnsemble(OfflineAlgorithm):
 
     def state_dict(self) -> dict:
         """Return everything that fitting needs to go on as if it had not stopped, but for the log."""
-        return {"members": [x.state_dict() for x in self.members], "iteration": self.iteration,
-                "generator": self.generator.get_state(), "env": self.env.state_dict(), **self.twin.state_dict()}
+        return {
+            "members": [x.state_dict() for x in self.members],
+            "iteration": self.iteration,
+            "generator": self.generator.get_state(),
+            "env": self.env.state_dict(),
+            **self.twin.state_dict(),
+        }
 
     def load_policy(self, state: dict) -> None:
         """Restore the members, on whatever device."""

@@ -1,4 +1,5 @@
 """The networks of both twins: standardised inputs, a linear map and, where wanted, a perceptron beside it."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -34,5 +35,7 @@ class FeatureNetwork(nn.Module):
 
 def weight_decay_groups(network: nn.Module) -> list[dict]:
     """Return an optimiser's groups of parameters: weights decay, constants do not, so that what is rare stays rare."""
-    return [{"params": [p for p in network.parameters() if p.dim() > 1]},
-            {"params": [p for p in network.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in network.parameters() if p.dim() > 1]},
+        {"params": [p for p in network.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]

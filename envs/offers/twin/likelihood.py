@@ -1,4 +1,5 @@
 """How likely a panel's outcomes are under customers' parameters: the world's own probabilities, differentiable in θ."""
+
 from __future__ import annotations
 
 import torch
@@ -49,8 +50,9 @@ def log_likelihood(c: Customers, world: World, panel: Panel) -> dict[str, Tensor
         "habit": bernoulli_log_prob(p_habit_up, after.habit > before.habit, habit_can_rise)
         + bernoulli_log_prob(c.pi_minus.expand_as(h), after.habit < before.habit, habit_can_fall),
         "fatigue": bernoulli_log_prob(c.delta_f.expand_as(h), after.fatigue < before.fatigue, fatigue_can_fall),
-        "expectation": bernoulli_log_prob(c.delta_d.expand_as(h), after.expectation < before.expectation,
-                                          expectation_can_fall),
+        "expectation": bernoulli_log_prob(
+            c.delta_d.expand_as(h), after.expectation < before.expectation, expectation_can_fall
+        ),
         "churn": bernoulli_log_prob(p_churn, after.status == CHURNED, active),
         "opt_out": bernoulli_log_prob(p_opt_out, after.status == UNSUBSCRIBED, stays & contacted),
         "margin": torch.where(active & panel.bought, -c.margin.log() - panel.margin / c.margin, 0.0),
@@ -68,7 +70,9 @@ def predicted_probabilities(c: Customers, world: World, panel: Panel) -> dict[st
     p_churn = churn_probability(c, h, f) * (1 - 0.75 * p_trip)
     p_opt_out = (1 - p_churn) * opt_out_probability(c, f, world.catalogue.opt_out[panel.channel])
     status = panel.next_state.status
-    return {"trips": OutcomePrediction(p_trip, panel.bought, active),
-            "redeemed": OutcomePrediction(response.redeem, panel.redeemed, contacted),
-            "opt_out": OutcomePrediction(p_opt_out, status == UNSUBSCRIBED, contacted),
-            "churn": OutcomePrediction(p_churn, status == CHURNED, active)}
+    return {
+        "trips": OutcomePrediction(p_trip, panel.bought, active),
+        "redeemed": OutcomePrediction(response.redeem, panel.redeemed, contacted),
+        "opt_out": OutcomePrediction(p_opt_out, status == UNSUBSCRIBED, contacted),
+        "churn": OutcomePrediction(p_churn, status == CHURNED, active),
+    }

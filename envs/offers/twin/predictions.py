@@ -1,4 +1,5 @@
 """What a fitted member of any twin says of a panel: one interface, which reports, warnings and benchmarks ask."""
+
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol

@@ -1,4 +1,5 @@
 """How good a twin is on decisions that no member was fitted to, and why its log may mislead."""
+
 from __future__ import annotations
 
 import torch
@@ -11,8 +12,12 @@ from envs.offers.twin.ensemble import TwinEnsemble
 from rlcore.plots import labelled
 from rlcore.report import Report
 
-OUTCOME_NAMES = {"trips": "a trip", "redeemed": "a redemption, if contacted", "opt_out": "opting out, if contacted",
-                 "churn": "churning"}
+OUTCOME_NAMES = {
+    "trips": "a trip",
+    "redeemed": "a redemption, if contacted",
+    "opt_out": "opting out, if contacted",
+    "churn": "churning",
+}
 DRIVEN = ("response", "opt_out", "churn", "margin")  # kinds of outcomes whose drivers are asked for
 
 
@@ -70,16 +75,32 @@ class TwinEvaluator:
             title=f"{name}: {len(twin.fitted_members)} members, {len(held_out):,} customers that none was fitted to",
             caption="\n".join(caption),
             rows=rows,
-            columns={"decisions": lambda row: f"{row['decisions']:,}", "actual": lambda row: f"{row['actual']:.4f}",
-                     "predicted": lambda row: f"{row['predicted']:.4f}", "±": lambda row: f"{row['members']:.4f}",
-                     "ECE": lambda row: f"{row['ece']:.4f}", "skill": lambda row: f"{row['skill']:.3f}"},
+            columns={
+                "decisions": lambda row: f"{row['decisions']:,}",
+                "actual": lambda row: f"{row['actual']:.4f}",
+                "predicted": lambda row: f"{row['predicted']:.4f}",
+                "±": lambda row: f"{row['members']:.4f}",
+                "ECE": lambda row: f"{row['ece']:.4f}",
+                "skill": lambda row: f"{row['skill']:.3f}",
+            },
             last=None,
-            extra={"log_likelihood": self.log_likelihood(twin, held_out), "calibration": calibration, "weeks": weeks,
-                   "drivers": drivers, "uplift": uplift.numbers, "warnings": warnings},
-            plots={"calibration": calibration_figure(calibration), "weeks": weeks_figure(weeks),
-                   "drivers": drivers_figure(drivers, self.top_k_drivers), **uplift.plots},
+            extra={
+                "log_likelihood": self.log_likelihood(twin, held_out),
+                "calibration": calibration,
+                "weeks": weeks,
+                "drivers": drivers,
+                "uplift": uplift.numbers,
+                "warnings": warnings,
+            },
+            plots={
+                "calibration": calibration_figure(calibration),
+                "weeks": weeks_figure(weeks),
+                "drivers": drivers_figure(drivers, self.top_k_drivers),
+                **uplift.plots,
+            },
             judged="skill",
-            what="outcome")
+            what="outcome",
+        )
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def calibration(self, twin: TwinEnsemble, held_out: Panel) -> tuple[dict[str, dict], dict[str, list]]:
@@ -92,12 +113,19 @@ class TwinEvaluator:
             p, y = by_member.mean(0), happened[known].double()
             if not len(y) or y.amin() == y.amax():
                 continue  # never, or always: nothing to hold predictions against
-            bins = [(p[part].mean().item(), y[part].mean().item(), len(part))
-                    for part in p.argsort().tensor_split(self.bins) if len(part)]
-            rows[name] = {"decisions": len(y), "actual": y.mean().item(), "predicted": p.mean().item(),
-                          "members": by_member.mean(1).std().item() if len(by_member) > 1 else 0.0,
-                          "ece": sum(abs(a - b) * n for a, b, n in bins) / len(y),
-                          "skill": (1 - mean_log_prob(p, y) / mean_log_prob(y.mean().expand_as(y), y)).item()}
+            bins = [
+                (p[part].mean().item(), y[part].mean().item(), len(part))
+                for part in p.argsort().tensor_split(self.bins)
+                if len(part)
+            ]
+            rows[name] = {
+                "decisions": len(y),
+                "actual": y.mean().item(),
+                "predicted": p.mean().item(),
+                "members": by_member.mean(1).std().item() if len(by_member) > 1 else 0.0,
+                "ece": sum(abs(a - b) * n for a, b, n in bins) / len(y),
+                "skill": (1 - mean_log_prob(p, y) / mean_log_prob(y.mean().expand_as(y), y)).item(),
+            }
             curves[name] = bins
         return rows, curves
 
@@ -116,8 +144,14 @@ class TwinEvaluator:
                 continue
             predicted = torch.stack([x[:, t] for x in simulated]).mean(0).tolist()
             actual = [(in_week * x).sum().item() for x in (panel.bought, panel.margin, panel.spend)]
-            rows.append({"week": t, "held_out": t >= twin.first_held_out_week, "decisions": int(in_week.sum()),
-                         **{name: list(pair) for name, *pair in zip(("trips", "margin", "spend"), actual, predicted)}})
+            rows.append(
+                {
+                    "week": t,
+                    "held_out": t >= twin.first_held_out_week,
+                    "decisions": int(in_week.sum()),
+                    **{name: list(pair) for name, *pair in zip(("trips", "margin", "spend"), actual, predicted)},
+                }
+            )
         return rows
 
     def drivers(self, twin: TwinEnsemble, held_out: Panel) -> dict[str, float]:
@@ -125,8 +159,10 @@ class TwinEvaluator:
 
         Each is the log-likelihood a decision that is lost when a column is shuffled among held-out customers.
         """
+
         def driven(panel: Panel) -> float:
             return sum(x for name, x in self.log_likelihood(twin, panel).items() if name in DRIVEN)
+
         device = held_out.features.device
         order = torch.randperm(len(held_out), generator=self._generator(device), device=device)
         whole = driven(held_out)
@@ -146,8 +182,10 @@ class TwinEvaluator:
 
     def warnings(self, twin: TwinEnsemble, held_out: Panel) -> list[str]:
         """Say why the log may mislead the twin."""
-        unobserved = [f"{name.replace('_', '-')} never happens in the log: {twin.twin.unobserved_note}"
-                      for name in twin.unobserved_outcomes]
+        unobserved = [
+            f"{name.replace('_', '-')} never happens in the log: {twin.twin.unobserved_note}"
+            for name in twin.unobserved_outcomes
+        ]
         return unobserved + propensity_warnings(twin.panel, self.env, self.level) + self.misfit(twin, held_out)
 
 

@@ -1,4 +1,5 @@
 """Fit the structural twin to a log: maximum likelihood of G by L-BFGS."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -72,8 +73,10 @@ class StructuralTwin:
         theta = theta_to_matrix(customers)
         self.columns = parameter_columns(customers)
         if unknown := set(self.fixed_parameters) - set(self.columns):
-            raise ValueError(f"algo.twin.fixed_parameters: no such parameter: {', '.join(sorted(unknown))}; there are "
-                             f"{', '.join(self.columns)}")
+            raise ValueError(
+                f"algo.twin.fixed_parameters: no such parameter: {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(self.columns)}"
+            )
         torch.manual_seed(seed)
         return [
             ParameterNetwork(env.static_dim, theta.mean(0), theta.std(0), hidden=self.hidden) for _ in range(members)
@@ -94,8 +97,16 @@ class StructuralTwin:
         for member in members:
             member.spread[self.fixed_columns()] = 0.0
 
-    def fit(self, member: ParameterNetwork, world: World, panel: Panel, weight: Tensor, held_out: Panel,
-            held_out_weight: Tensor, generator: torch.Generator) -> dict:
+    def fit(
+        self,
+        member: ParameterNetwork,
+        world: World,
+        panel: Panel,
+        weight: Tensor,
+        held_out: Panel,
+        held_out_weight: Tensor,
+        generator: torch.Generator,
+    ) -> dict:
         """Fit a member to a panel under weights [T, N]; return the log-likelihood a decision of both panels."""
         member.fit_scale(panel.features.T)
         optimizer = torch.optim.LBFGS(

@@ -1,4 +1,5 @@
 """The structural twin: θ = G(x), and a population whose customers respond as an ensemble of such maps says."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -81,7 +82,7 @@ class TwinPopulation:
         if channels != here:
             raise ValueError(f"{where}: fitted to a catalogue of {channels} channels, here it has {here}")
         self.fixed_columns = twin["fixed_columns"]
-        for weights in twin["members"][:twin["iteration"]]:
+        for weights in twin["members"][: twin["iteration"]]:
             network = ParameterNetwork(num_features, torch.zeros(size), torch.zeros(size), hidden=twin["hidden"])
             network.load_state_dict(weights)
             self.networks.append(network)

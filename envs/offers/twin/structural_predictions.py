@@ -1,4 +1,5 @@
 """What a structural twin says of a panel: the world's equations under the customers' fitted parameters."""
+
 from __future__ import annotations
 
 import torch
@@ -35,8 +36,17 @@ class StructuralPredictions:
         offers, channels = world.catalogue.nvec
 
         def response(offer: int, channel: int):
-            return outcome(c, world, panel.week, h, f, d, torch.full_like(panel.offer, offer),
-                           torch.full_like(panel.channel, channel))
+            return outcome(
+                c,
+                world,
+                panel.week,
+                h,
+                f,
+                d,
+                torch.full_like(panel.offer, offer),
+                torch.full_like(panel.channel, channel),
+            )
+
         no_contact = response(0, 0)
         contacts = [response(offer, channel) for offer in range(1, offers) for channel in range(channels)]
         trip = torch.stack([x.redeem + x.buy for x in contacts]).mean(0)

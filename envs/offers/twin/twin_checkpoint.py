@@ -1,4 +1,5 @@
 """Read the checkpoint of a twin, of whichever kind is wanted."""
+
 from __future__ import annotations
 
 from rlcore import checkpoint
@@ -11,8 +12,10 @@ def load_twin(path: str, key: str, kind: str, advice: str) -> dict:
     ValueError where there is no path, no such checkpoint, or one of something else.
     """
     if not path:
-        raise ValueError(f"{key}: expected the path of a checkpoint of algo=twin algo/twin={kind}, as in "
-                         f"{key}=outputs/…/checkpoint.pt")
+        raise ValueError(
+            f"{key}: expected the path of a checkpoint of algo=twin algo/twin={kind}, as in "
+            f"{key}=outputs/…/checkpoint.pt"
+        )
     state = checkpoint.load(path)
     if state.get("name") != "twin":
         raise ValueError(f"{key}={path}: expected a checkpoint of algo=twin, got {state.get('name')}")

@@ -1,4 +1,5 @@
 """The offers world: catalogue, customers, how they respond and how their states change."""
+
 from envs.offers.world.catalogue import ActionCodec, Catalogue
 from envs.offers.world.customers import Customers, CustomerState, RewardConfig, World
 from envs.offers.world.history import History
@@ -6,5 +7,18 @@ from envs.offers.world.observation import HistoryCodec, ObservationCodec
 from envs.offers.world.response import Outcome, outcome, profit
 from envs.offers.world.transition import transition
 
-__all__ = ["ActionCodec", "Catalogue", "CustomerState", "Customers", "History", "HistoryCodec", "ObservationCodec",
-           "Outcome", "RewardConfig", "World", "outcome", "profit", "transition"]
+__all__ = [
+    "ActionCodec",
+    "Catalogue",
+    "CustomerState",
+    "Customers",
+    "History",
+    "HistoryCodec",
+    "ObservationCodec",
+    "Outcome",
+    "RewardConfig",
+    "World",
+    "outcome",
+    "profit",
+    "transition",
+]

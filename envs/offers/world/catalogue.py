@@ -1,4 +1,5 @@
 """What can be sent: offers with a face value, channels with a cost."""
+
 from __future__ import annotations
 
 import math
@@ -9,8 +10,12 @@ from torch import Tensor
 
 # What an entry has: lowest and highest value, and type.
 OFFER = {"value": (0, math.inf, (int, float))}
-CHANNEL = {"cost": (0, math.inf, (int, float)), "attention": (1e-6, 1 - 1e-6, (int, float)),
-           "opt_out": (0, 1, (int, float)), "fatigue_steps": (1, 3, int)}
+CHANNEL = {
+    "cost": (0, math.inf, (int, float)),
+    "attention": (1e-6, 1 - 1e-6, (int, float)),
+    "opt_out": (0, 1, (int, float)),
+    "fatigue_steps": (1, 3, int),
+}
 
 
 @dataclass(frozen=True)
@@ -117,23 +122,31 @@ class Catalogue:
                 for key, (low, high, kind) in keys.items():
                     number = entry[key]
                     if isinstance(number, bool) or not isinstance(number, kind) or not low <= number <= high:
-                        raise ValueError(f"env.catalogue.{group}.{name}.{key}: expected a number from {low} to {high}, "
-                                         f"got {number}")
+                        raise ValueError(
+                            f"env.catalogue.{group}.{name}.{key}: expected a number from {low} to {high}, got {number}"
+                        )
 
         def column(key):
             return torch.tensor([channel[key] for channel in channels.values()], dtype=torch.float64)
+
         return cls(
-            offers=("nothing", *offers), channels=tuple(channels),
+            offers=("nothing", *offers),
+            channels=tuple(channels),
             value=torch.tensor([0.0, *(offer["value"] for offer in offers.values())], dtype=torch.float64),
-            cost=column("cost"), attention=column("attention"), opt_out=column("opt_out"),
+            cost=column("cost"),
+            attention=column("attention"),
+            opt_out=column("opt_out"),
             fatigue_steps=column("fatigue_steps").long(),
             fatigue_step_counts=tuple(channel["fatigue_steps"] for channel in channels.values()),
         )
 
     def to(self, device, dtype) -> Catalogue:
         """Return a copy with its floats in `dtype` on `device`."""
-        return replace(self, fatigue_steps=self.fatigue_steps.to(device), **{
-            name: getattr(self, name).to(device, dtype) for name in ("value", "cost", "attention", "opt_out")})
+        return replace(
+            self,
+            fatigue_steps=self.fatigue_steps.to(device),
+            **{name: getattr(self, name).to(device, dtype) for name in ("value", "cost", "attention", "opt_out")},
+        )
 
     @property
     def nvec(self) -> tuple[int, int]:

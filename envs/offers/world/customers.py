@@ -1,4 +1,5 @@
 """Customers' parameters θ and states, and the world that all of them share (symbols: envs/offers/README.md §2)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
@@ -87,8 +88,16 @@ class RewardConfig:
 class World:
     """What all customers share: catalogue, reward, calendar, and the effects that are disabled."""
 
-    def __init__(self, catalogue: Catalogue, reward: RewardConfig, *, season: list, disabled_effects: list,
-                 tail_weeks: int, tail_discount: float):
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        reward: RewardConfig,
+        *,
+        season: list,
+        disabled_effects: list,
+        tail_weeks: int,
+        tail_discount: float,
+    ):
         self.catalogue, self.reward = catalogue, reward
         self.season = torch.as_tensor(season, dtype=torch.float64)  # spend index [T]
         self.disabled_effects = tuple(disabled_effects)  # parameters set to zero, as in the static control
@@ -105,8 +114,11 @@ class World:
     def to(self, device, dtype) -> World:
         """Return a copy with its floats in `dtype` on `device`."""
         world = object.__new__(World)
-        world.__dict__ = {**self.__dict__, "season": self.season.to(device, dtype),
-                          "catalogue": self.catalogue.to(device, dtype)}
+        world.__dict__ = {
+            **self.__dict__,
+            "season": self.season.to(device, dtype),
+            "catalogue": self.catalogue.to(device, dtype),
+        }
         return world
 
     def inhabit(self, c: Customers) -> Customers:

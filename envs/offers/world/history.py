@@ -1,4 +1,5 @@
 """What is seen of customers week by week, whatever moves them inside: their history, and its columns by definition."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -31,8 +32,9 @@ class History(NamedTuple):
         none = torch.zeros(0, len(status), dtype=dtype, device=status.device)
         return cls(status, *(none for _ in KINDS))
 
-    def after(self, status: Tensor, catalogue: Catalogue, offer: Tensor, channel: Tensor, bought: Tensor,
-              redeemed: Tensor) -> History:
+    def after(
+        self, status: Tensor, catalogue: Catalogue, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor
+    ) -> History:
         """Add a week, [N] each, after which customers have a status."""
         week = self.week(catalogue, offer, channel, bought, redeemed.to(self.spend))
         return History(status, *(torch.cat((past, x[None].to(past))) for past, x in zip(self[1:], week)))
@@ -74,7 +76,7 @@ class History(NamedTuple):
         weights = (1 - decay)[:, None] * decay[:, None] ** age
         shares = torch.einsum("hw,kwn->nhk", weights, past).flatten(1)
         ago = torch.stack((self.contacts, self.purchases)).flip(1)  # from the last week back
-        first = ago * torch.cat((torch.ones_like(ago[:, :1]), (1 - ago).cumprod(1)[:, :-1]), 1)[:, :ago.shape[1]]
+        first = ago * torch.cat((torch.ones_like(ago[:, :1]), (1 - ago).cumprod(1)[:, :-1]), 1)[:, : ago.shape[1]]
         last = torch.einsum("w,kwn->nk", 1 / (age.flip(0) + 1), first)
         return torch.cat((shares, last), 1)
 

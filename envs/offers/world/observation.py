@@ -1,4 +1,5 @@
 """Observations written and read: what a policy sees of a customer, the week and the price of money."""
+
 from __future__ import annotations
 
 import math
@@ -50,18 +51,27 @@ class ObservationCodec:
         self.obs_dim = self.context_dim + PRICE_COLUMNS
 
     # ── whole observations ──────────────────────────────────────────────────────────────────────────────────────────
-    def encode(self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor, price: Tensor,
-               drift: Tensor) -> Tensor:
+    def encode(
+        self,
+        features: Tensor,
+        state: CustomerState,
+        history: History | None,
+        week: int | Tensor,
+        price: Tensor,
+        drift: Tensor,
+    ) -> Tensor:
         """Write observations [N, obs_dim] of customers with features [N, F] at their own prices [N] and drifts [N]."""
         return torch.cat(self._context_columns(features, state, history, week) + self._price_columns(price, drift), -1)
 
-    def encode_context(self, features: Tensor, state: CustomerState, history: History | None,
-                       week: int | Tensor) -> Tensor:
+    def encode_context(
+        self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor
+    ) -> Tensor:
         """Write contexts [N, context_dim]; the week (from 0) is a number or a tensor [1]."""
         return torch.cat(self._context_columns(features, state, history, week), -1)
 
-    def _context_columns(self, features: Tensor, state: CustomerState, history: History | None,
-                         week: int | Tensor) -> list[Tensor]:
+    def _context_columns(
+        self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor
+    ) -> list[Tensor]:
         week_now = (torch.arange(self.weeks, device=features.device) == week).expand(len(features), -1)
         columns = [*self.encode_dynamics(state, history), one_hot(state.status, STATUSES), week_now]
         return [features, *(x.to(features) for x in columns)]
@@ -71,7 +81,7 @@ class ObservationCodec:
         obs = obs.clone()
         fatigue = self.dynamics.start + HABITS
         expectation = fatigue + FATIGUES
-        obs[:, fatigue:self.status.stop] = 0.0
+        obs[:, fatigue : self.status.stop] = 0.0
         obs[:, [fatigue, expectation, self.status.start + SUBSCRIBED]] = 1.0
         return obs
 
@@ -106,6 +116,7 @@ class ObservationCodec:
     def _price_columns(self, price: Tensor, drift: Tensor) -> list[Tensor]:
         def standard(x: Tensor, low: float, high: float) -> Tensor:
             return ((x - (low + high) / 2) * (12**0.5 / (high - low)))[..., None]
+
         return [standard(price.log(), *self.log_price_range), standard(drift, *self.drift_range)]
 
     def decode_price(self, obs: Tensor) -> Tensor:
@@ -146,8 +157,11 @@ class HistoryCodec(ObservationCodec):
     def without_contacts(self, obs: Tensor) -> Tensor:
         """Return observations [B, D] as if the customers were subscribed and nothing had been sent or redeemed."""
         obs = obs.clone()
-        of_contacts = [self.dynamics.start + k for k, name in enumerate(self.dynamics_names)
-                       if not name.startswith(("weeks", "purchases", "last p"))]
+        of_contacts = [
+            self.dynamics.start + k
+            for k, name in enumerate(self.dynamics_names)
+            if not name.startswith(("weeks", "purchases", "last p"))
+        ]
         obs[:, of_contacts] = 0.0
         obs[:, self.status] = 0.0
         obs[:, self.status.start + SUBSCRIBED] = 1.0

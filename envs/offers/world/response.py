@@ -3,6 +3,7 @@
 Pure functions of tensors. Customers are the last axis, so the same functions serve N visited states (h, f, d of shape
 [N]) and the whole state grid (h [6, 1, 1, 1], f [4, 1, 1], d [3, 1]). Symbols and equations: envs/offers/README.md §2.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.world.customers import CustomerState, Customers, RewardConfig, World
+from envs.offers.world.customers import Customers, CustomerState, RewardConfig, World
 
 
 def utility(c: Customers, h: Tensor, d: Tensor, season: Tensor) -> Tensor:
@@ -37,8 +38,9 @@ class Outcome(NamedTuple):
     spend: Tensor  # expected money that the budget pays
 
 
-def outcome(c: Customers, world: World, week: int, h: Tensor, f: Tensor, d: Tensor, offer: Tensor,
-            channel: Tensor) -> Outcome:
+def outcome(
+    c: Customers, world: World, week: int, h: Tensor, f: Tensor, d: Tensor, offer: Tensor, channel: Tensor
+) -> Outcome:
     """Outcome of one offer and channel for each state, int64 in the shape of the states; offer 0 is no contact."""
     b = utility(c, h, d, world.season[week])
     omega = c.omega.view(-1, *(1,) * (offer.dim() - 1), len(c)).expand(-1, *offer.shape)

@@ -1,4 +1,5 @@
 """How benchmarks show their results: tables on the console, progress beside them, figures as files."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,5 @@
 """Student's intervals of means over seeds."""
+
 from __future__ import annotations
 
 from torch import Tensor

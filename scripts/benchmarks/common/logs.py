@@ -1,4 +1,5 @@
 """Logs that benchmarks learn from."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

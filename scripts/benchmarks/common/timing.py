@@ -1,4 +1,5 @@
 """What a call takes: seconds, memory, and the stages of an iteration of PPO."""
+
 from __future__ import annotations
 
 import resource
@@ -45,8 +46,10 @@ def ppo_stages(ppo) -> dict[str, Stage]:
     """The stages of an iteration of PPO, in their order; `environment` steps it alone, with actions drawn before."""
     env = ppo.env
     kept: dict[str, Any] = {}
-    actions = [torch.stack([torch.randint(n, (env.num_agents,), device=env.device) for n in env.nvec], -1)
-               for _ in range(ppo.num_steps)]
+    actions = [
+        torch.stack([torch.randint(n, (env.num_agents,), device=env.device) for n in env.nvec], -1)
+        for _ in range(ppo.num_steps)
+    ]
 
     def environment() -> None:
         env.reset()
@@ -61,6 +64,7 @@ def ppo_stages(ppo) -> dict[str, Stage]:
 
     def update() -> None:
         ppo.update(kept["batch"])
+
     return {"environment": environment, "collect": collect, "advantages": advantages, "update": update}
 
 

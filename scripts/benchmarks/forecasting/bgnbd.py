@@ -4,6 +4,7 @@ Fitted by PyPI's `Lifetimes` (Fader, Hardie & Lee 2005: x repeat purchases, the 
 first; λ is Gamma(r, α) among households, the probability of leaving after a purchase Beta(a, b)). It has no probability
 of several weeks' purchases; that of a household's history gives it in closed form, float64 throughout.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -49,8 +50,11 @@ def log_beta(a, b) -> Tensor:
 def log_alive(fit: Fit, bought: Bought) -> tuple[Tensor, Tensor]:
     """Log-probability that a household still buys, and that it doesn't, [H] each (Fader, Hardie & Lee 2005)."""
     x = bought.repeats.double()
-    odds = ((fit.r + x) * ((fit.alpha + bought.time.double()) / (fit.alpha + bought.last.double())).log()
-            + torch.log(torch.as_tensor(fit.a)) - torch.log(fit.b + x.clamp_min(1) - 1))
+    odds = (
+        (fit.r + x) * ((fit.alpha + bought.time.double()) / (fit.alpha + bought.last.double())).log()
+        + torch.log(torch.as_tensor(fit.a))
+        - torch.log(fit.b + x.clamp_min(1) - 1)
+    )
     odds = torch.where(x > 0, odds, -torch.inf)  # after no repeat purchase nobody has had occasion to leave
     return torch.nn.functional.logsigmoid(-odds), torch.nn.functional.logsigmoid(odds)
 
@@ -85,7 +89,12 @@ def log_prob(fit: Fit, bought: Bought, trips: Tensor, terms: int = 200) -> Tenso
     final = y.gather(1, at[:, None] - 1)[:, 0]
     came = final + torch.arange(terms, device=y.device, dtype=torch.float64)[:, None]  # [terms, H]
     more = torch.logsumexp(gamma_mean(n - final + came, at.double()) - torch.lgamma(came + 1), 0)
-    left = (log_beta(fit.a + 1 + 0 * x, fit.b + x + (n - 1).clamp_min(0)) - leaving + more
-            - factorials.sum(1) + torch.lgamma(final + 1))
+    left = (
+        log_beta(fit.a + 1 + 0 * x, fit.b + x + (n - 1).clamp_min(0))
+        - leaving
+        + more
+        - factorials.sum(1)
+        + torch.lgamma(final + 1)
+    )
     alive, gone = log_alive(fit, bought)
     return torch.where(n > 0, alive + torch.logaddexp(stayed, left), torch.logaddexp(alive + stayed, gone))

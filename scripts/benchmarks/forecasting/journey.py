@@ -1,4 +1,5 @@
 """Trips of real households in weeks that no model was fitted to: python scripts/bench.py forecasting/journey."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -45,7 +46,7 @@ def run(
         )
     tables = read_tables()
     counts = weekly_trips(tables, first, end).to(device)
-    kept = counts[:, :last - first + 1].sum(1) > 0
+    kept = counts[:, : last - first + 1].sum(1) > 0
     seen, test = counts[kept].split((last - first + 1, end - begin + 1), 1)
     generator = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)
@@ -55,8 +56,9 @@ def run(
     own = seen.mean(1, keepdim=True).double()
     made = bought(tables, first, last, device)
     rival, parameters = bgnbd.fitted(made)
-    so_far = counts[kept].double().cumsum(1)[:, seen.shape[1] - 1:-1] / torch.arange(
-        seen.shape[1], counts.shape[1], device=device)
+    so_far = counts[kept].double().cumsum(1)[:, seen.shape[1] - 1 : -1] / torch.arange(
+        seen.shape[1], counts.shape[1], device=device
+    )
     said = {  # log-probability of a season [H], forecast from the last week of the fit [H, W]
         "Poisson, own mean": (poisson(own, test).sum(1), own.expand_as(test)),
         "Poisson, own mean so far": (poisson(so_far, test).sum(1), own.expand_as(test)),
@@ -71,8 +73,14 @@ def run(
     show(rows, fit_weeks, test_weeks, len(seen), len(counts))
     for name, figure in (("weeks", weeks(counts[kept], first, begin, said)), ("calibration", reliability(calibrated))):
         save_figure(directory, name, figure)
-    return {"households": len(seen), "left_out": len(counts) - len(seen), "bgnbd": parameters._asdict(), "rows": rows,
-            "actual": test.mean(0).tolist(), "calibration": calibrated}
+    return {
+        "households": len(seen),
+        "left_out": len(counts) - len(seen),
+        "bgnbd": parameters._asdict(),
+        "rows": rows,
+        "actual": test.mean(0).tolist(),
+        "calibration": calibrated,
+    }
 
 
 def poisson(mean: Tensor, count: Tensor) -> Tensor:
@@ -108,11 +116,16 @@ def row(test: Tensor, log_prob: Tensor, forecast: Tensor, ours: Tensor, level: f
     weeks = test.shape[1]
     gain = ope.Terms((ours - log_prob) / weeks)
     mean, actual = forecast.mean().item(), test.mean().item()
-    return {"log_prob": log_prob.mean().item() / weeks, "total": log_prob.sum().item(),
-            "gain": [intervals.estimate(gain).item(), *(x.item() for x in intervals.normal(gain, None, level))],
-            "mean": mean, "error": mean / actual - 1, "weekly": forecast.mean(0).tolist(),
-            "weekly_error": (forecast.mean(0) / test.mean(0) - 1).abs().mean().item(),
-            "household_error": (forecast - test).mean(1).abs().mean().item()}
+    return {
+        "log_prob": log_prob.mean().item() / weeks,
+        "total": log_prob.sum().item(),
+        "gain": [intervals.estimate(gain).item(), *(x.item() for x in intervals.normal(gain, None, level))],
+        "mean": mean,
+        "error": mean / actual - 1,
+        "weekly": forecast.mean(0).tolist(),
+        "weekly_error": (forecast.mean(0) / test.mean(0) - 1).abs().mean().item(),
+        "household_error": (forecast - test).mean(1).abs().mean().item(),
+    }
 
 
 def calibration(model: Organic, past, test: Tensor, bins: int) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 Weeks of a past are counted from its first. A week's distribution depends on what came before it alone, so that the
 product over weeks is the probability of a whole season, and a season is simulated week by week.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -40,8 +41,13 @@ class Weekly(NamedTuple):
     def log_prob(self, trips: Tensor) -> Tensor:
         """Log-probability of trips [...]."""
         total = self.shape + self.mean
-        count = (torch.lgamma(trips + self.shape) - torch.lgamma(self.shape) - torch.lgamma(trips + 1)
-                 + self.shape * (self.shape / total).log() + trips * (self.mean / total).log())
+        count = (
+            torch.lgamma(trips + self.shape)
+            - torch.lgamma(self.shape)
+            - torch.lgamma(trips + 1)
+            + self.shape * (self.shape / total).log()
+            + trips * (self.mean / total).log()
+        )
         logsigmoid = nn.functional.logsigmoid
         bought = logsigmoid(-self.idle) + count
         return torch.where(trips > 0, bought, torch.logaddexp(logsigmoid(self.idle), bought))
@@ -98,8 +104,10 @@ class Organic(nn.Module):
     def after(self, past: Past, trips: Tensor) -> Past:
         """Remember one week's trips [H] too."""
         bought = (trips > 0).float()
-        recent, active = (self.keep * old + (1 - self.keep) * new[:, None] for old, new in (
-            (past.recent, trips), (past.active, bought)))
+        recent, active = (
+            self.keep * old + (1 - self.keep) * new[:, None]
+            for old, new in ((past.recent, trips), (past.active, bought))
+        )
         return Past(
             past.weeks + 1, past.total + trips, recent, active, trips, torch.where(trips > 0, 0.0, past.since + 1)
         )
@@ -149,14 +157,18 @@ class Organic(nn.Module):
             )
         trips = trips.float()
         self.average = torch.stack((trips.mean(), (trips > 0).float().mean()))
-        pasts = self.remember(trips)[self.burn_in:-1]
-        x, rate, y = torch.cat([self.features(p) for p in pasts]), torch.cat([self.rate(p) for p in pasts]), (
-            trips[:, self.burn_in:].T.reshape(-1))
+        pasts = self.remember(trips)[self.burn_in : -1]
+        x, rate, y = (
+            torch.cat([self.features(p) for p in pasts]),
+            torch.cat([self.rate(p) for p in pasts]),
+            (trips[:, self.burn_in :].T.reshape(-1)),
+        )
         self.standardize.fit(x)
 
         def loss() -> Tensor:
             rows = torch.randint(len(y), (self.batch_size,), generator=generator, device=y.device)
             return -self.outputs(x[rows], rate[rows]).log_prob(y[rows]).mean()
+
         fit_sgd(self.net.parameters(), loss, self.lr, self.decay, self.steps)
         return self
 

@@ -1,4 +1,5 @@
 """The price of each rule of money: python scripts/bench.py learning/budget_rules."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,8 +18,17 @@ from scripts.benchmarks.common.timing import timed
 KEPT = ("score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "worst_week", "contact_rate")
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, sizes: dict, precision: str,
-        bound: dict, rules: dict) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    env: Callable,
+    sizes: dict,
+    precision: str,
+    bound: dict,
+    rules: dict,
+) -> dict:
     """Play the planner under every rule on test customers; print and return what each costs against the first.
 
     `sizes` has {customers: {evaluations of the dual, seasons}}; a dual starts at the prices of the size before.
@@ -33,7 +43,9 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
     )
     for n, size in sizes.items():
         generator = torch.Generator(device).manual_seed(seed)
-        market = EvaluationMarket.from_sample(env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules)
+        market = EvaluationMarket.from_sample(
+            env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules
+        )
         limit = dual(
             market.customers,
             world,
@@ -51,8 +63,15 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
         for name, rule in rules.items():
             seconds, result = timed(partial(play_seasons, policy, market, rule, luck, limit))
             best = best or result["score"]
-            rows.append({"customers": n, "rule": name, "price": best - result["score"], "seconds": seconds,
-                         **{key: result[key] for key in KEPT}})
+            rows.append(
+                {
+                    "customers": n,
+                    "rule": name,
+                    "price": best - result["score"],
+                    "seconds": seconds,
+                    **{key: result[key] for key in KEPT},
+                }
+            )
             print(
                 f"{n:9,}  {name:28}  {result['score']:6.3f}  {best - result['score']:6.3f}  "
                 f"{result['spend_ratio']:6.3f}  "
@@ -64,4 +83,6 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, size
 
 def play_seasons(policy, market: EvaluationMarket, rule, luck: list, limit) -> dict:
     """Play one season a draw of luck under a rule; return their summary against the bound."""
-    return summarise_seasons([simulate_season(policy, replace(market, budget_rule=rule), u, limit) for u in luck], market, limit)
+    return summarise_seasons(
+        [simulate_season(policy, replace(market, budget_rule=rule), u, limit) for u in luck], market, limit
+    )

@@ -1,7 +1,8 @@
 """Effects of a contact learned from a log that leans towards likely buyers.
 
-    python scripts/bench.py learning/confounding
+python scripts/bench.py learning/confounding
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -62,8 +63,13 @@ def run(
     )
     for name, found in rows.items():
         mean = {key: sum(x) / len(x) for key, x in found.items()}
-        table.add_row(name, f"{mean['rmse']:.4f}", f"{min(found['rmse']):.4f} to {max(found['rmse']):.4f}",
-                      f"{mean['bias']:+.4f}", f"{mean['correlation']:.3f}")
+        table.add_row(
+            name,
+            f"{mean['rmse']:.4f}",
+            f"{min(found['rmse']):.4f} to {max(found['rmse']):.4f}",
+            f"{mean['bias']:+.4f}",
+            f"{mean['correlation']:.3f}",
+        )
     show(table)
     return {"rows": rows}
 
@@ -81,12 +87,13 @@ def effect(env, log: LoggedDataset) -> Tensor:
     """What a contact drawn from all pairs adds to P(trip), [N]: θ follows from features of r2 = 1."""
     population, (offers, channels) = env.population, env.nvec
     world = env.world.to(env.device, torch.float64)
-    z = log.obs[:, :env.static_dim].double() @ population.mixing.T.to(env.device)
+    z = log.obs[:, : env.static_dim].double() @ population.mixing.T.to(env.device)
     c = world.inhabit(theta_from_matrix(population.mean.to(z) + population.std.to(z) * z))
     h, f, d = (x.double() for x in env.codec.decode_state(log.obs)[:3])
 
     def trips(offer: int, channel: int) -> Tensor:
         o = outcome(c, world, log.step, h, f, d, torch.full_like(log.step, offer), torch.full_like(log.step, channel))
         return o.redeem + o.buy
+
     contacts = [trips(offer, channel) for offer in range(1, offers) for channel in range(channels)]
     return torch.stack(contacts).mean(0) - trips(0, 0)

@@ -1,7 +1,8 @@
 """Which explorer pays: cumulative regret on the wheel bandit, over seeds.
 
-    python scripts/bench.py learning/explorers
+python scripts/bench.py learning/explorers
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from scripts.benchmarks.common.display import progress, save_figure, show, table
 from scripts.benchmarks.common.intervals import half_width, mean_and_half_width
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, learner: Callable, explorers: dict,
-        seeds: int) -> dict:
+def run(
+    directory: Path, device: torch.device, seed: int, *, env: Callable, learner: Callable, explorers: dict, seeds: int
+) -> dict:
     """Run every explorer on the same worlds; return final regret, growth, and differences to the best ε-greedy."""
     curves = {}
     for name, explore in progress(explorers.items(), "explorers"):
@@ -33,12 +35,16 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, lear
         curves[name] = torch.stack(rows).cpu().double()  # [seeds, iterations]
     final = {name: curve[:, -1] for name, curve in curves.items()}
     yardstick = min((name for name in final if name.startswith("ε")), key=lambda name: final[name].mean())
-    results = {name: {
-        "regret": mean_and_half_width(final[name]),
-        # regret grows as decisions to this power, over the second half: 1 is linear
-        "growth": mean_and_half_width((curve[:, -1] / curve[:, len(curve[0]) // 2 - 1]).log2()),
-        "ahead": mean_and_half_width(final[yardstick] - final[name]),
-        "curve": curve.mean(0)[:: max(1, len(curve[0]) // 100)].tolist()} for name, curve in curves.items()}
+    results = {
+        name: {
+            "regret": mean_and_half_width(final[name]),
+            # regret grows as decisions to this power, over the second half: 1 is linear
+            "growth": mean_and_half_width((curve[:, -1] / curve[:, len(curve[0]) // 2 - 1]).log2()),
+            "ahead": mean_and_half_width(final[yardstick] - final[name]),
+            "curve": curve.mean(0)[:: max(1, len(curve[0]) // 100)].tolist(),
+        }
+        for name, curve in curves.items()
+    }
     save_figure(directory, "regret", draw(curves, agent.env.num_agents))
     show(table(results, yardstick, seeds))
     return {"results": results, "yardstick": yardstick}
@@ -52,9 +58,11 @@ def table(results: dict, yardstick: str, seeds: int) -> Table:
     ]
     return table_of(
         f"cumulative regret of an agent on the wheel bandit, {seeds} seeds",
-        ["explorer", "regret", "±", "growth", "±", "ahead", "±"], rows,
+        ["explorer", "regret", "±", "growth", "±", "ahead", "±"],
+        rows,
         f"growth: regret rises as decisions to this power over the second half; ahead: less regret than {yardstick}, "
-        "the best ε-greedy in hindsight, seed by seed")
+        "the best ε-greedy in hindsight, seed by seed",
+    )
 
 
 def draw(curves: dict[str, Tensor], agents: int) -> Figure:
@@ -63,7 +71,7 @@ def draw(curves: dict[str, Tensor], agents: int) -> Figure:
     for name, curve in curves.items():
         decisions = agents * torch.arange(1, curve.shape[1] + 1)
         mean, half = curve.mean(0), half_width(curve)
-        line, = axes.plot(decisions, mean, label=name)
+        (line,) = axes.plot(decisions, mean, label=name)
         axes.fill_between(decisions, mean - half, mean + half, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

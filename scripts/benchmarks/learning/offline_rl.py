@@ -1,4 +1,5 @@
 """Learners from a log against the size of the log: python scripts/bench.py learning/offline_rl."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -58,12 +59,24 @@ def run(
                     for learner, algo in learners.items():
                         fit = partial(learned, env, algo, whole[slice(size)], k, shared)
                         seconds, score = timed(partial(learned_score, judge, fit))
-                        cells.append({"world": world, "log": name, "decisions": size, "seed": k, "learner": learner,
-                                      "score": score["offers/score"], "contact_rate": score["offers/contact_rate"],
-                                      "seconds": seconds})
+                        cells.append(
+                            {
+                                "world": world,
+                                "log": name,
+                                "decisions": size,
+                                "seed": k,
+                                "learner": learner,
+                                "score": score["offers/score"],
+                                "contact_rate": score["offers/contact_rate"],
+                                "seconds": seconds,
+                            }
+                        )
                         checkpoint.save_json(directory / "cells.json", cells)
-                        print(f"{world:>8}  {name:9}  {size:10,}  {k:4}  {learner:12}  {score['offers/score']:6.3f}  "
-                              f"{score['offers/contact_rate']:8.1%}  {seconds:6.0f}", flush=True)
+                        print(
+                            f"{world:>8}  {name:9}  {size:10,}  {k:4}  {learner:12}  {score['offers/score']:6.3f}  "
+                            f"{score['offers/contact_rate']:8.1%}  {seconds:6.0f}",
+                            flush=True,
+                        )
     rows = summary(cells)
     for row in rows:
         print(
@@ -95,10 +108,21 @@ def summary(cells: list[dict]) -> list[dict]:
     keys = dict.fromkeys((c["world"], c["log"], c["decisions"], c["learner"]) for c in cells)
     rows = []
     for world, log, decisions, learner in keys:
-        scores = [c["score"] for c in cells if (c["world"], c["log"], c["decisions"], c["learner"]) ==
-                  (world, log, decisions, learner)]
-        rows.append({"world": world, "log": log, "decisions": decisions, "learner": learner, "seeds": len(scores),
-                     "score": mean_and_half_width(torch.tensor(scores, dtype=torch.float64))})
+        scores = [
+            c["score"]
+            for c in cells
+            if (c["world"], c["log"], c["decisions"], c["learner"]) == (world, log, decisions, learner)
+        ]
+        rows.append(
+            {
+                "world": world,
+                "log": log,
+                "decisions": decisions,
+                "learner": learner,
+                "seeds": len(scores),
+                "score": mean_and_half_width(torch.tensor(scores, dtype=torch.float64)),
+            }
+        )
     return rows
 
 

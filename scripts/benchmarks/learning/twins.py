@@ -1,4 +1,5 @@
 """Twins fitted to one log beside the truth that it was drawn from: python scripts/bench.py learning/twins."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -53,10 +54,13 @@ def run(
         ["twin", "response", "adds", "error", "correlation"],
     )
     for name, found in rows.items():
-        table.add_row(name, *(f"{found[key]:.4f}" for key in ("response", "mean", "error")),
-                      f"{found['correlation']:.3f}")
-    table.caption = ("response: log-likelihood a decision of trip and redemption; adds: to P(trip), a contact by any "
-                     "pair, on average; error: root mean square, customer by customer and week by week")
+        table.add_row(
+            name, *(f"{found[key]:.4f}" for key in ("response", "mean", "error")), f"{found['correlation']:.3f}"
+        )
+    table.caption = (
+        "response: log-likelihood a decision of trip and redemption; adds: to P(trip), a contact by any "
+        "pair, on average; error: root mean square, customer by customer and week by week"
+    )
     show(table)
     return {"rows": rows}
 
@@ -75,6 +79,10 @@ def row(members: list[PanelPredictions], truth: PanelPredictions, panel: Panel) 
     said = [member.log_likelihoods()["response"].sum().item() / int(panel.logged.sum()) for member in members]
     added: Tensor = torch.stack([member.contact_effect().uplift for member in members]).mean(0)[at].double()
     true = truth.contact_effect().uplift[at].double()
-    return {"response": sum(said) / len(said), "mean": added.mean().item(),
-            "error": (added - true).square().mean().sqrt().item(), "spread": true.std().item(),
-            "correlation": torch.corrcoef(torch.stack((added, true)))[0, 1].item()}
+    return {
+        "response": sum(said) / len(said),
+        "mean": added.mean().item(),
+        "error": (added - true).square().mean().sqrt().item(),
+        "spread": true.std().item(),
+        "correlation": torch.corrcoef(torch.stack((added, true)))[0, 1].item(),
+    }

@@ -1,4 +1,5 @@
 """Do 95 % intervals hold the truth 95 % of the time: python scripts/bench.py ope/coverage."""
+
 from __future__ import annotations
 
 import math
@@ -60,12 +61,26 @@ def measure(
     for (estimator, kind), found in estimates.items():
         found = torch.tensor(found, dtype=torch.float64)
         rows.setdefault(estimator, {})[kind] = {
-            "bias": (found.mean() - truth[kind]).item(), "bias_se": (found.std() / math.sqrt(count)).item(),
+            "bias": (found.mean() - truth[kind]).item(),
+            "bias_se": (found.std() / math.sqrt(count)).item(),
             "deviation": found.std().item(),
-            **{interval: {"covered": sum(held[estimator, kind, interval]) / count,
-                          "half_width": sum(width[estimator, kind, interval]) / count} for interval in INTERVALS}}
-    return {"truth": truth, "logging": dict(zip(("profit", "spend"), pool.value(acts))), "replications": count,
-            "customers": customers, "weeks": env.episode_length, "effective_share": sum(shares) / count, "rows": rows}
+            **{
+                interval: {
+                    "covered": sum(held[estimator, kind, interval]) / count,
+                    "half_width": sum(width[estimator, kind, interval]) / count,
+                }
+                for interval in INTERVALS
+            },
+        }
+    return {
+        "truth": truth,
+        "logging": dict(zip(("profit", "spend"), pool.value(acts))),
+        "replications": count,
+        "customers": customers,
+        "weeks": env.episode_length,
+        "effective_share": sum(shares) / count,
+        "rows": rows,
+    }
 
 
 def table(name: str, result: dict) -> Table:
@@ -74,8 +89,11 @@ def table(name: str, result: dict) -> Table:
     for estimator, row in result["rows"].items():
         cells = [estimator]
         for kind in ("profit", "spend"):
-            cells += [f"{row[kind]['bias']:.3f}", f"{row[kind]['deviation']:.3f}",
-                      *(f"{row[kind][interval]['covered']:.1%}" for interval in ("normal", "bootstrap"))]
+            cells += [
+                f"{row[kind]['bias']:.3f}",
+                f"{row[kind]['deviation']:.3f}",
+                *(f"{row[kind][interval]['covered']:.1%}" for interval in ("normal", "bootstrap")),
+            ]
         rows.append(cells)
     truth = result["truth"]
     return table_of(

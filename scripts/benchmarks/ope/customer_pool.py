@@ -1,4 +1,5 @@
 """A pool of customers that replications are drawn from, where what a policy is worth is known exactly."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -94,17 +95,19 @@ class TabularPolicy(LoggingPolicy):
 
         def look(table):
             return torch.where(able, table[env.week, at, env.population.rows], mask.float())
+
         self.noted.append([look(table) for table in self.targets])
         return look(self.logging).double()
 
 
-def replications(env, pool: Pool, logging: Tensor, targets: list[Tensor], *, count: int, customers: int, at_once: int,
-                 seed: int) -> Iterator[tuple[LoggedDataset, list[Tensor]]]:
+def replications(
+    env, pool: Pool, logging: Tensor, targets: list[Tensor], *, count: int, customers: int, at_once: int, seed: int
+) -> Iterator[tuple[LoggedDataset, list[Tensor]]]:
     """Yield logs of `customers` each, and what the targets would have done there, [N, P] each."""
     env.population, env.num_agents = pool, at_once * customers
     for start in range(0, count, at_once):
         policy = TabularPolicy(logging, targets)
-        log, = rollouts(env, policy, "logging", seed + start, decisions=1, steps=1, all_propensities=False)
+        (log,) = rollouts(env, policy, "logging", seed + start, decisions=1, steps=1, all_propensities=False)
         noted = [torch.stack(table, 1).flatten(0, 1) for table in zip(*policy.noted)]
         size = customers * env.episode_length
         for k in range(min(at_once, count - start)):

@@ -1,4 +1,5 @@
 """Does a log tell which of several policies is best: python scripts/bench.py ope/selection."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -43,9 +44,16 @@ def run(
         rows = [value.rows[estimator] for value in values]
         chosen = max(range(len(rows)), key=lambda k: rows[k]["net"])
         low, high = rows[chosen]["net_ci"]
-        found.append({"chosen": chosen, "best": truth[chosen] == best, "within": low <= best <= high,
-                      "regret": best - truth[chosen], "estimates": [row["net"] for row in rows],
-                      "effective_shares": [value.diagnostics["effective_share"] for value in values]})
+        found.append(
+            {
+                "chosen": chosen,
+                "best": truth[chosen] == best,
+                "within": low <= best <= high,
+                "regret": best - truth[chosen],
+                "estimates": [row["net"] for row in rows],
+                "effective_shares": [value.diagnostics["effective_share"] for value in values],
+            }
+        )
     mean = {key: sum(row[key] for row in found) / count for key in ("best", "within", "regret")}
     right = sum(row["best"] or row["within"] for row in found) / count
     estimates, shares = (torch.tensor([row[key] for row in found]) for key in ("estimates", "effective_shares"))
@@ -60,8 +68,14 @@ def run(
         for k, name in enumerate(candidates)
     }
     profit, spend = pool.value(acts)
-    result = {"candidates": rows, "right": right, **mean, "logging": profit - price * spend, "replications": count,
-              "customers": customers}
+    result = {
+        "candidates": rows,
+        "right": right,
+        **mean,
+        "logging": profit - price * spend,
+        "replications": count,
+        "customers": customers,
+    }
     show(table(result, estimator))
     return result
 
@@ -69,9 +83,14 @@ def run(
 def table(result: dict, estimator: str) -> Table:
     """Lay the choice out for the console."""
     truths = [row["truth"] for row in result["candidates"].values()]
-    rows = [[name, *(f"{row[key]:.2f}" for key in ("truth", "mean", "deviation")),
-             *(f"{row[key]:.1%}" for key in ("effective_share", "chosen"))]
-            for name, row in sorted(result["candidates"].items(), key=lambda item: -item[1]["truth"])]
+    rows = [
+        [
+            name,
+            *(f"{row[key]:.2f}" for key in ("truth", "mean", "deviation")),
+            *(f"{row[key]:.1%}" for key in ("effective_share", "chosen")),
+        ]
+        for name, row in sorted(result["candidates"].items(), key=lambda item: -item[1]["truth"])
+    ]
     return table_of(
         f"{len(rows)} policies, {result['replications']} logs of {result['customers']:,} customers",
         ["policy", "true value", "estimate", "dev.", "effective", "chosen"],

@@ -3,6 +3,7 @@
 Run as a program, this file is one writer: it makes the calls of its list and journals each final answer, so that after
 a SIGKILL it goes on where its journal ends and makes again whatever it had not heard the answer of.
 """
+
 from __future__ import annotations
 
 import heapq
@@ -25,8 +26,9 @@ START = 0.1  # seconds that a writer may take to start, all sharing few cores
 
 
 # ── one writer ──────────────────────────────────────────────────────────────────────────────────────────────────────
-def write(folder: Path, name: str, start: float, pace: float, tries: int, retry: float, timeout: float,
-          sync: str) -> None:
+def write(
+    folder: Path, name: str, start: float, pace: float, tries: int, retry: float, timeout: float, sync: str
+) -> None:
     """Make a writer's calls [place in time, call], each when its week has come: `pace` weeks a second since `start`.
 
     What was refused or came too early is tried again, `tries` times in all. A pace of 0 is the drain: all at once, no
@@ -63,9 +65,30 @@ def journal(folder: Path, name: str) -> dict[int, str]:
 
 
 # ── the siege ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def run(directory: Path, device, seed: int, *, weeks: int, customers: int, values: list, cost: float, forecast: list,
-        factor: float, unsent: float, unheard: float, validity: int, duplicates: float, reorder: float, writers: int,
-        pace: float, tries: int, retry: float, kill_seconds: float, sync: str, timeout: float) -> dict:
+def run(
+    directory: Path,
+    device,
+    seed: int,
+    *,
+    weeks: int,
+    customers: int,
+    values: list,
+    cost: float,
+    forecast: list,
+    factor: float,
+    unsent: float,
+    unheard: float,
+    validity: int,
+    duplicates: float,
+    reorder: float,
+    writers: int,
+    pace: float,
+    tries: int,
+    retry: float,
+    kill_seconds: float,
+    sync: str,
+    timeout: float,
+) -> dict:
     """Play `weeks` through a ledger; return what was breached, lost or counted twice, and what happens without one."""
     if (directory / "ledger.db").exists():
         raise ValueError(f"{directory / 'ledger.db'}: there is a ledger already; the siege needs a folder of its own")
@@ -81,8 +104,9 @@ def run(directory: Path, device, seed: int, *, weeks: int, customers: int, value
                 most, least = to_units(value + cost), to_units(cost)
                 due = most if rng.random() < factor * p else least
                 budget, owed = budget + to_units(value * p + cost), owed + due
-                calls += _spread(rng, week, ["reserve", week, str(customer), most, week + validity],
-                                 writers, duplicates, reorder)
+                calls += _spread(
+                    rng, week, ["reserve", week, str(customer), most, week + validity], writers, duplicates, reorder
+                )
                 fate = rng.random()
                 if fate >= unsent + unheard:
                     calls += _spread(rng, week + 1, ["settle", week, str(customer), due], writers, duplicates, reorder)
@@ -131,9 +155,11 @@ def _spread(rng: random.Random, place: float, call: list, writers: int, duplicat
     return [(rng.gauss(place, reorder), rng.randrange(writers), call) for _ in range(times)]
 
 
-def _siege(rng: random.Random, directory: Path, ledger: Ledger, options: list[str], writers: int,
-           kill_seconds: float) -> tuple[int, int, int]:
+def _siege(
+    rng: random.Random, directory: Path, ledger: Ledger, options: list[str], writers: int, kill_seconds: float
+) -> tuple[int, int, int]:
     """Run all writers to their ends, killing one now and then; return kills, looks at the ledger, breaches seen."""
+
     def start(k):
         return subprocess.Popen([sys.executable, __file__, str(directory), str(k), *options])
 
@@ -182,15 +208,22 @@ def _verify(directory: Path, ledger: Ledger, lists: list[list]) -> dict:
                 kept = kept and found[2] == arguments[1]
                 told[week, arguments[0]] = arguments[1]
             lost += not kept
-    settled, = ledger.db.execute("SELECT coalesce(sum(settled), 0) FROM weeks").fetchone()
-    budget, = ledger.db.execute("SELECT sum(budget) FROM weeks").fetchone()
-    return {"unanswered": unanswered, "lost": lost, "told_settled": sum(told.values()), "settled": settled,
-            "counted_twice": settled - sum(told.values()), "spend_ratio": settled / budget,
-            "answers": dict(sorted(answers.items()))}
+    (settled,) = ledger.db.execute("SELECT coalesce(sum(settled), 0) FROM weeks").fetchone()
+    (budget,) = ledger.db.execute("SELECT sum(budget) FROM weeks").fetchone()
+    return {
+        "unanswered": unanswered,
+        "lost": lost,
+        "told_settled": sum(told.values()),
+        "settled": settled,
+        "counted_twice": settled - sum(told.values()),
+        "spend_ratio": settled / budget,
+        "answers": dict(sorted(answers.items())),
+    }
 
 
 def _show(result: dict, weeks: int, writers: int, factor: float) -> None:
     from scripts.benchmarks.common.display import show, table_of  # not above: a writer would take long to start
+
     rows = (
         ("weeks breached by sending what the forecast allows, without a ledger", result["weeks_unguarded_breach"]),
         ("calls, duplicates among them", result["calls"]),

@@ -1,4 +1,5 @@
 """What training moves and computes, against what this machine can: python scripts/bench.py speed/roofline."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -46,8 +47,16 @@ class Count(TorchDispatchMode):
             self.operations += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
             shapes = (func, *((x.size(), x.stride()) for x in read))
             many, like = self.products.get(shapes, (0, None))
-            self.products[shapes] = many + 1, like or [torch.empty_strided(
-                x.size(), x.stride(), dtype=x.dtype, device=x.device) if isinstance(x, Tensor) else x for x in args]
+            self.products[shapes] = (
+                many + 1,
+                like
+                or [
+                    torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device)
+                    if isinstance(x, Tensor)
+                    else x
+                    for x in args
+                ],
+            )
         else:
             self.elements += sum(x.numel() for x in written or read[:1])
         return out
@@ -70,8 +79,12 @@ def ceilings(device: torch.device, *, triad: int, matmul: int, repeats: int) -> 
 
     def best(function):
         return min(cpu_seconds(function) for _ in range(repeats))
-    return {"bytes_per_second": 3 * 4 * triad / best(lambda: torch.add(b, c, alpha=2.0, out=a)),
-            "operations_per_second": 2 * matmul**3 / best(lambda: x @ y), "kernel_seconds": best(smallest) / calls}
+
+    return {
+        "bytes_per_second": 3 * 4 * triad / best(lambda: torch.add(b, c, alpha=2.0, out=a)),
+        "operations_per_second": 2 * matmul**3 / best(lambda: x @ y),
+        "kernel_seconds": best(smallest) / calls,
+    }
 
 
 def launched(part: Callable[[], object], device: torch.device) -> int | None:
@@ -100,12 +113,14 @@ def run(
 
     Kernels, bytes and operations are counted as they run eagerly.
     """
+
     def parts_of(mode: str) -> tuple[int, dict[str, Callable]]:
         ppo = accelerate(algo(env(device, seed), seed), mode)
         parts = ppo_stages(ppo)
         if last not in parts:
             raise ValueError(f"benchmark.last: expected one of {', '.join(parts)}, got '{last}'")
-        return ppo.steps_per_iteration, dict(list(parts.items())[:list(parts).index(last) + 1])
+        return ppo.steps_per_iteration, dict(list(parts.items())[: list(parts).index(last) + 1])
+
     steps, parts = parts_of("eager")
     counts, top, rows = {}, ceilings(device, **ceiling), {}
     for name, part in parts.items():
@@ -117,22 +132,30 @@ def run(
             part()
     taken = time_in_turns(parts, repeats)
     for name, count in counts.items():
+
         def products(count=count):
             for (func, *_), (many, operands) in count.products.items():
                 for _ in range(many):
                     func(*operands)
+
         spent = median(taken[name])
         floors = {
             "bytes": count.bytes / top["bytes_per_second"],
             "operations": count.operations / top["operations_per_second"],
         }
         rows[name] = {
-            "kernels": count.kernels, "launched": launched(parts[name], device), "bytes": count.bytes / steps,
-            "operations": count.operations / steps, "elements": count.elements / steps, "seconds": spent / steps,
-            "floor": max(floors, key=floors.get), "floor_seconds": max(floors.values()) / steps,
+            "kernels": count.kernels,
+            "launched": launched(parts[name], device),
+            "bytes": count.bytes / steps,
+            "operations": count.operations / steps,
+            "elements": count.elements / steps,
+            "seconds": spent / steps,
+            "floor": max(floors, key=floors.get),
+            "floor_seconds": max(floors.values()) / steps,
             "share_of_ceiling": max(floors.values()) / spent,
             "products": min(cpu_seconds(products) for _ in range(repeats)) / spent if count.products else 0.0,
-            "dispatch": count.kernels * top["kernel_seconds"] / spent}
+            "dispatch": count.kernels * top["kernel_seconds"] / spent,
+        }
     show(table(rows, top, steps))
     rates = {name: 1 / row["seconds"] for name, row in rows.items()}
     if "update" in rows:  # collecting steps the environment too
@@ -147,6 +170,7 @@ def table(rows: dict, top: dict, steps: int):
 
     def line(name, tell):
         out.add_row(name, *(tell(row) for row in rows.values()))
+
     line("kernels an iteration", lambda row: f"{row['kernels']:,}")
     on_gpu = all(row["launched"] for row in rows.values())
     if on_gpu:

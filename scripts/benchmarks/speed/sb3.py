@@ -1,7 +1,8 @@
 """Our PPO beside Stable-Baselines3's on the toy sequential world: steps a second, time to equal return, masks.
 
-    python scripts/bench.py speed/sb3
+python scripts/bench.py speed/sb3
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -35,11 +36,22 @@ def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:
         for _ in range(algo["epochs"] * algo["minibatches"]):
             for a, b in products:
                 a @ b
+
     return run
 
 
-def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo: Callable, modes: list, repeats: int,
-        learn: dict, maskable: dict) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    env: Callable,
+    algo: Callable,
+    modes: list,
+    repeats: int,
+    learn: dict,
+    maskable: dict,
+) -> dict:
     """Time, then learn, then learn with masks; print the tables, save the curves, return everything."""
     if device.type != "cpu" or torch.get_num_threads() > 1:
         raise ValueError(
@@ -49,11 +61,17 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
     settings = algo.keywords
     make = partial(env, device, seed)
     example = make()
-    makers = {"SB3, DummyVecEnv": lambda: peer_stages(scalars(example), seed, settings),
-              "SB3, our VecEnv": lambda: peer_stages(OffersVecEnv(make(), False), seed, settings),
-              **{f"ours, {mode}": partial(our_stages, make(), seed, mode, algo) for mode in modes}}
-    speed = timed({name: maker() for name, maker in makers.items()}, floor(example, settings), repeats,
-                  example.num_agents * settings["num_steps"])
+    makers = {
+        "SB3, DummyVecEnv": lambda: peer_stages(scalars(example), seed, settings),
+        "SB3, our VecEnv": lambda: peer_stages(OffersVecEnv(make(), False), seed, settings),
+        **{f"ours, {mode}": partial(our_stages, make(), seed, mode, algo) for mode in modes},
+    }
+    speed = timed(
+        {name: maker() for name, maker in makers.items()},
+        floor(example, settings),
+        repeats,
+        example.num_agents * settings["num_steps"],
+    )
     show(speed_table(speed))
     result = {"speed": speed}
     if learn["steps"]:
@@ -67,17 +85,23 @@ def run(directory: Path, device: torch.device, seed: int, *, env: Callable, algo
 
 def timed(contestants: dict[str, dict[str, Stage]], products: Stage, repeats: int, steps: int) -> dict:
     """Median seconds an iteration of everything that is timed, in turns; steps a second and ratios to the first."""
-    calls = {("floor", ""): products,
-             **{(name, stage): call for name, stages in contestants.items() for stage, call in stages.items()}}
+    calls = {
+        ("floor", ""): products,
+        **{(name, stage): call for name, stages in contestants.items() for stage, call in stages.items()},
+    }
     taken = time_in_turns(calls, repeats)
     floor_seconds = median(taken["floor", ""])
     rows = {}
     for name in contestants:
         collect, update = taken[name, "collect"], taken[name, "update"]
         whole = median([c + u for c, u in zip(collect, update)])
-        rows[name] = {"environment": steps / median(taken[name, "environment"]), "collect": steps / median(collect),
-                      "update_seconds": median(update), "end_to_end": steps / whole,
-                      "update_of_floor": median(update) / floor_seconds}
+        rows[name] = {
+            "environment": steps / median(taken[name, "environment"]),
+            "collect": steps / median(collect),
+            "update_seconds": median(update),
+            "end_to_end": steps / whole,
+            "update_of_floor": median(update) / floor_seconds,
+        }
     first = next(iter(rows.values()))
     for row in rows.values():
         row["ratio"] = {key: row[key] / first[key] for key in ("environment", "collect", "end_to_end")}
@@ -87,21 +111,32 @@ def timed(contestants: dict[str, dict[str, Stage]], products: Stage, repeats: in
 
 def speed_table(speed: dict) -> Table:
     """Steps a second, and how many times the first row's."""
-    table = table_of(f"steps per CPU second (× the first row's), {speed['steps']:,} steps an iteration",
-                     ["", "environment", "+ collect", "update, ms", "of its floor", "end to end"])
+    table = table_of(
+        f"steps per CPU second (× the first row's), {speed['steps']:,} steps an iteration",
+        ["", "environment", "+ collect", "update, ms", "of its floor", "end to end"],
+    )
     for name, row in speed["rows"].items():
-        environment, collect, whole = (f"{row[key]:,.0f} ({row['ratio'][key]:.1f})" for key in
-                                       ("environment", "collect", "end_to_end"))
-        table.add_row(name, environment, collect, f"{1e3 * row['update_seconds']:.1f} ({row['ratio']['update']:.1f})",
-                      f"{row['update_of_floor']:.2f}", whole)
+        environment, collect, whole = (
+            f"{row[key]:,.0f} ({row['ratio'][key]:.1f})" for key in ("environment", "collect", "end_to_end")
+        )
+        table.add_row(
+            name,
+            environment,
+            collect,
+            f"{1e3 * row['update_seconds']:.1f} ({row['ratio']['update']:.1f})",
+            f"{row['update_of_floor']:.2f}",
+            whole,
+        )
     table.add_row("matrix products", "", "", f"{1e3 * speed['floor_seconds']:.1f}", "1.00", "")
     return table
 
 
 def learning_table(learning: dict) -> Table:
     """Time to equal return."""
-    table = table_of(f"{learning['steps']:,} steps; target: the best return of the first row, {learning['target']:.1f}",
-                     ["", "seconds to target", "seconds in all", "final return"])
+    table = table_of(
+        f"{learning['steps']:,} steps; target: the best return of the first row, {learning['target']:.1f}",
+        ["", "seconds to target", "seconds in all", "final return"],
+    )
     for name, row in learning["rows"].items():
         to = row["seconds_to_target"]
         table.add_row(name, "never" if to is None else f"{to:.1f}", f"{row['seconds']:.1f}", f"{row['final']:.1f}")

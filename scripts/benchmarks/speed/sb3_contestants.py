@@ -1,4 +1,5 @@
 """Stable-Baselines3 and our PPO under the same settings, each stage a function without arguments, to be timed."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,11 +28,23 @@ def peer(kind: type, env: VecEnv, seed: int, algo: dict):
     """Build Stable-Baselines3's algorithm with the settings of our PPO."""
     batch = env.num_envs * algo["num_steps"]
     net = algo["network"].keywords
-    return kind("MlpPolicy", env, seed=seed, device="cpu", learning_rate=algo["optimizer"].keywords["lr"],
-                n_steps=algo["num_steps"], batch_size=batch // algo["minibatches"], n_epochs=algo["epochs"],
-                gamma=algo["gamma"], gae_lambda=algo["gae_lambda"], clip_range=algo["clip"], ent_coef=algo["ent_coef"],
-                vf_coef=algo["vf_coef"] / 2, max_grad_norm=algo["max_grad_norm"],
-                policy_kwargs={"net_arch": {"pi": net["hidden"], "vf": net["hidden"]}, "activation_fn": nn.Tanh})
+    return kind(
+        "MlpPolicy",
+        env,
+        seed=seed,
+        device="cpu",
+        learning_rate=algo["optimizer"].keywords["lr"],
+        n_steps=algo["num_steps"],
+        batch_size=batch // algo["minibatches"],
+        n_epochs=algo["epochs"],
+        gamma=algo["gamma"],
+        gae_lambda=algo["gae_lambda"],
+        clip_range=algo["clip"],
+        ent_coef=algo["ent_coef"],
+        vf_coef=algo["vf_coef"] / 2,
+        max_grad_norm=algo["max_grad_norm"],
+        policy_kwargs={"net_arch": {"pi": net["hidden"], "vf": net["hidden"]}, "activation_fn": nn.Tanh},
+    )
 
 
 def peer_stages(env: VecEnv, seed: int, algo: dict) -> dict[str, Stage]:
@@ -49,9 +62,12 @@ def peer_stages(env: VecEnv, seed: int, algo: dict) -> dict[str, Stage]:
     def environment() -> None:
         for actions in rollout:
             env.step(actions)
-    return {"environment": environment,
-            "collect": lambda: model.collect_rollouts(model.env, callback, model.rollout_buffer, steps),
-            "update": model.train}
+
+    return {
+        "environment": environment,
+        "collect": lambda: model.collect_rollouts(model.env, callback, model.rollout_buffer, steps),
+        "update": model.train,
+    }
 
 
 def our_stages(env: SequentialEnv, seed: int, mode: str, algo: Callable) -> dict[str, Stage]:
@@ -61,6 +77,7 @@ def our_stages(env: SequentialEnv, seed: int, mode: str, algo: Callable) -> dict
     def collect() -> None:
         stages["collect"]()
         stages["advantages"]()
+
     for _ in range(2):  # warm up, and compile
         collect()
         stages["update"]()

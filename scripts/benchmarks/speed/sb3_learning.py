@@ -1,4 +1,5 @@
 """Learning beside Stable-Baselines3: time to equal return, and returns at equal steps under masks."""
+
 from __future__ import annotations
 
 import copy
@@ -43,6 +44,7 @@ def season_return(choose: Callable[[Tensor, Tensor], Tensor], env: SequentialEnv
 
 def predicted(model, flat: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """Act by the draws of a Stable-Baselines3 model: where a budget binds, a mode may contact nobody."""
+
     def choose(obs, mask):
         if not flat:
             return torch.as_tensor(model.predict(obs.numpy(), deterministic=False)[0])
@@ -50,6 +52,7 @@ def predicted(model, flat: bool) -> Callable[[Tensor, Tensor], Tensor]:
             model.predict(obs.numpy(), deterministic=False, action_masks=mask.flatten(1).numpy())[0]
         )
         return unflatten(index, tuple(mask.shape[1:]))
+
     return choose
 
 
@@ -112,7 +115,8 @@ def ours_trained(
         ppo.update(ppo.compute_advantages(ppo.collect()))
         ppo.load_state_dict(before)
     log = CurveLogger(
-        lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.copy_of_size(judge.num_agents, 1)), every
+        lambda: season_return(drawn(ppo, torch.Generator().manual_seed(1)), judge.copy_of_size(judge.num_agents, 1)),
+        every,
     )
     TrainingLoop(ppo, log).run()
     return log
@@ -156,15 +160,28 @@ def learned(
         axes.plot(*zip(*points), label=name)
     axes.legend(frameon=False)
     save_figure(directory, "learning", figure)
-    return {"target": target, "steps": steps, "rows": {
-        name: {"seconds_to_target": reached(points, target), "seconds": points[-1][0], "final": points[-1][1],
-               "best": max(value for _, value in points), "curve": points} for name, points in curves.items()}}
+    return {
+        "target": target,
+        "steps": steps,
+        "rows": {
+            name: {
+                "seconds_to_target": reached(points, target),
+                "seconds": points[-1][0],
+                "final": points[-1][1],
+                "best": max(value for _, value in points),
+                "curve": points,
+            }
+            for name, points in curves.items()
+        },
+    }
 
 
 def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, seeds: list, worlds: int) -> dict:
     """Train both with masks for equal steps; returns by seed on seasons that are the same for all."""
     judge = env(device, 0).copy_of_size(worlds, 1)
-    optimum = offline_knapsack(simulate_season(no_contact, judge, keep_values=True).values, judge.cost, judge.budget, judge.world.weeks)
+    optimum = offline_knapsack(
+        simulate_season(no_contact, judge, keep_values=True).values, judge.cost, judge.budget, judge.world.weeks
+    )
     rows = {"MaskablePPO": [], "ours": []}
     for seed in seeds:
         model = peer(MaskablePPO, OffersVecEnv(env(device, seed), True), seed, algo.keywords)
@@ -176,5 +193,8 @@ def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, s
             ("ours", drawn(ppo, torch.Generator().manual_seed(1))),
         ):
             rows[name].append(season_return(choose, judge.copy_of_size(worlds, 1)))
-    return {"steps": steps, "optimum": optimum.value.sum(0).mean().item(), "rows": {
-        name: over_seeds(returns) for name, returns in rows.items()}}
+    return {
+        "steps": steps,
+        "optimum": optimum.value.sum(0).mean().item(),
+        "rows": {name: over_seeds(returns) for name, returns in rows.items()},
+    }

@@ -1,4 +1,5 @@
 """The toy sequential world as one would write it for Stable-Baselines3: one world, plain Python, a step at a time."""
+
 from __future__ import annotations
 
 import gymnasium

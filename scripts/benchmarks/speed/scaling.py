@@ -1,4 +1,5 @@
 """How time and memory grow with customers, weeks, worlds and processes: python scripts/bench.py speed/scaling."""
+
 from __future__ import annotations
 
 import json
@@ -55,8 +56,9 @@ def run(
         ]
         show(weeks_table(result["weeks"], weeks["customers"]))
     if worlds["numbers"]:
-        result["worlds"] = [of_worlds(sequential, sequential_algo, device, seed, n, worlds["repeats"])
-                            for n in worlds["numbers"]]
+        result["worlds"] = [
+            of_worlds(sequential, sequential_algo, device, seed, n, worlds["repeats"]) for n in worlds["numbers"]
+        ]
         show(worlds_table(result["worlds"]))
     if processes["numbers"]:
         result["processes"] = [
@@ -80,8 +82,15 @@ def of_customers(
 ) -> dict:
     """Time the bound, a season with its account, and clearing, for n customers; sizes should rise, as peaks only do."""
     row = {"customers": n, "before_mib": peak_memory(device)}
-    row |= of_market(env(device, seed), torch.Generator(device).manual_seed(seed), dtype, n, season,
-                     max_evaluations=evaluations, **bound)
+    row |= of_market(
+        env(device, seed),
+        torch.Generator(device).manual_seed(seed),
+        dtype,
+        n,
+        season,
+        max_evaluations=evaluations,
+        **bound,
+    )
     price, spend = (torch.rand(n, actions, device=device, dtype=dtype) for _ in range(2))
     steps = Increments(price.sort(1, descending=True).values, spend, torch.arange(actions, device=device).expand(n, -1))
     row["clear_seconds"] = cpu_seconds(lambda: clear(steps, spend.sum(dtype=torch.float64) / 1000))
@@ -99,31 +108,62 @@ def of_market(env, generator: torch.Generator, dtype: torch.dtype, n: int, seaso
         )
     )
     market = kept["market"]
-    solved = cpu_seconds(lambda: kept.update(bound=dual(
-        market.customers, world, market.no_contact_values, market.initial_state, market.budget, market.stock, market.rollover,
-        contacts=market.contact_policy.contacts, **bound)))
+    solved = cpu_seconds(
+        lambda: kept.update(
+            bound=dual(
+                market.customers,
+                world,
+                market.no_contact_values,
+                market.initial_state,
+                market.budget,
+                market.stock,
+                market.rollover,
+                contacts=market.contact_policy.contacts,
+                **bound,
+            )
+        )
+    )
     limit = kept["bound"]
-    row = {"open_seconds": opened, "dual_seconds": solved, "tables_kept": limit.values is not None,
-           "evaluations": limit.evaluations, "evaluation_seconds": solved / limit.evaluations,
-           "certified": (limit.value - limit.certificate) / limit.gap, "dual_mib": peak_memory(env.device)}
+    row = {
+        "open_seconds": opened,
+        "dual_seconds": solved,
+        "tables_kept": limit.values is not None,
+        "evaluations": limit.evaluations,
+        "evaluation_seconds": solved / limit.evaluations,
+        "certified": (limit.value - limit.certificate) / limit.gap,
+        "dual_mib": peak_memory(env.device),
+    }
     if season:
         policy = ResponseRanking(market.customers, world, uplift=True)
-        row["season_seconds"] = cpu_seconds(lambda: kept.update(summary=summarise_seasons(
-            [simulate_season(policy, market, market.sample_uniforms(generator), limit)], market, limit)))
+        row["season_seconds"] = cpu_seconds(
+            lambda: kept.update(
+                summary=summarise_seasons(
+                    [simulate_season(policy, market, market.sample_uniforms(generator), limit)], market, limit
+                )
+            )
+        )
         row |= {"score": kept["summary"]["score"], "season_mib": peak_memory(env.device)}
     return row
 
 
 def customers_table(rows: list[dict], actions: int):
     """Seconds and memory by customers."""
-    table = table_of(f"customers; clearing of {actions} steps each", [
-        "customers", "evaluation, s", "µs each", "dual, s", "left", "season, s", "µs each", "clear, s", "peak, MiB"])
+    table = table_of(
+        f"customers; clearing of {actions} steps each",
+        ["customers", "evaluation, s", "µs each", "dual, s", "left", "season, s", "µs each", "clear, s", "peak, MiB"],
+    )
     for row in rows:
         n, season = row["customers"], row.get("season_seconds")
-        table.add_row(f"{n:,}", f"{row['evaluation_seconds']:.3g}", f"{1e6 * row['evaluation_seconds'] / n:.3g}",
-                      f"{row['dual_seconds']:.3g}", f"{row['certified']:.1g}", *(
-                          ("", "") if season is None else (f"{season:.3g}", f"{1e6 * season / n:.3g}")),
-                      f"{row['clear_seconds']:.3g}", f"{row['peak_mib']:,.0f}")
+        table.add_row(
+            f"{n:,}",
+            f"{row['evaluation_seconds']:.3g}",
+            f"{1e6 * row['evaluation_seconds'] / n:.3g}",
+            f"{row['dual_seconds']:.3g}",
+            f"{row['certified']:.1g}",
+            *(("", "") if season is None else (f"{season:.3g}", f"{1e6 * season / n:.3g}")),
+            f"{row['clear_seconds']:.3g}",
+            f"{row['peak_mib']:,.0f}",
+        )
     table.caption = (
         "evaluation: of the dual; dual: all of them; left: share of the gap above the certificate then; peak: of the "
         "process so far"
@@ -155,6 +195,7 @@ def of_weeks(
             tolerance=0.0,
             max_evaluations=1,
         )
+
     ppo = partial(algo, num_steps=weeks)(env, seed)
     return {"weeks": weeks, "evaluation_seconds": median(cpu_seconds(once) for _ in range(3)), **iteration(ppo, 3)}
 
@@ -180,8 +221,14 @@ def weeks_table(rows: list[dict], n: int):
     )
     for row in rows:
         whole, dual_ms = 1e3 * row["steps"] / row["steps_per_second"], 1e3 * row["evaluation_seconds"]
-        table.add_row(str(row["weeks"]), f"{dual_ms:.0f}", f"{dual_ms / row['weeks']:.1f}", f"{whole:.0f}",
-                      f"{whole / row['weeks']:.1f}", f"{row['steps_per_second']:,.0f}")
+        table.add_row(
+            str(row["weeks"]),
+            f"{dual_ms:.0f}",
+            f"{dual_ms / row['weeks']:.1f}",
+            f"{whole:.0f}",
+            f"{whole / row['weeks']:.1f}",
+            f"{row['steps_per_second']:,.0f}",
+        )
     return table
 
 
@@ -192,11 +239,17 @@ def of_worlds(env: Callable, algo: Callable, device: torch.device, seed: int, n:
 
 def worlds_table(rows: list[dict]):
     """Steps a second by worlds."""
-    table = table_of("parallel worlds of the sequential environment",
-                     ["worlds", "steps", "collect, ms", "update, ms", "steps/s"])
+    table = table_of(
+        "parallel worlds of the sequential environment", ["worlds", "steps", "collect, ms", "update, ms", "steps/s"]
+    )
     for row in rows:
-        table.add_row(f"{row['worlds']:,}", f"{row['steps']:,}", f"{1e3 * row['collect_seconds']:.1f}",
-                      f"{1e3 * row['update_seconds']:.1f}", f"{row['steps_per_second']:,.0f}")
+        table.add_row(
+            f"{row['worlds']:,}",
+            f"{row['steps']:,}",
+            f"{1e3 * row['collect_seconds']:.1f}",
+            f"{1e3 * row['update_seconds']:.1f}",
+            f"{row['steps_per_second']:,.0f}",
+        )
     return table
 
 
@@ -228,6 +281,10 @@ def processes_table(rows: list[dict]):
         f"processes, {rows[0]['steps']:,} steps, wall time", ["processes", "seconds", "steps/s", "times the first"]
     )
     for row in rows:
-        table.add_row(str(row["processes"]), f"{row['seconds']:.1f}", f"{row['steps_per_second']:,.0f}",
-                      f"{row['steps_per_second'] / rows[0]['steps_per_second']:.2f}")
+        table.add_row(
+            str(row["processes"]),
+            f"{row['seconds']:.1f}",
+            f"{row['steps_per_second']:,.0f}",
+            f"{row['steps_per_second'] / rows[0]['steps_per_second']:.2f}",
+        )
     return table

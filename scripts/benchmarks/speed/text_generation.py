@@ -1,7 +1,8 @@
 """Iterations of PPO on mails at GPT-2's size beside those with transformers' own sampling: seconds, tokens, memory.
 
-    python scripts/bench.py speed/text_generation
+python scripts/bench.py speed/text_generation
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -22,8 +23,18 @@ from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.timing import peak_memory, timed
 
 
-def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, shape: dict, known_words: int,
-        outcome_values: list, execution: str, repeats: int) -> dict:
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    algo: Callable,
+    shape: dict,
+    known_words: int,
+    outcome_values: list,
+    execution: str,
+    repeats: int,
+) -> dict:
     """Time whole iterations with random weights, by our sampling and by transformers'; print and return medians.
 
     All else is the same: weights, precision, scoring, reading by policy and reference, update.
@@ -39,12 +50,17 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     contexts = [" ".join(words[i] for i in row) for row in ids.tolist()]
     model, tokenizer = settings["encoder"].build(words[:known_words])
     model.config.reads_context = True
-    dataset = SimpleNamespace(device=device, outcome_values=torch.tensor(outcome_values, dtype=torch.float64),
-                              train=SimpleNamespace(contexts=contexts))
+    dataset = SimpleNamespace(
+        device=device,
+        outcome_values=torch.tensor(outcome_values, dtype=torch.float64),
+        train=SimpleNamespace(contexts=contexts),
+    )
     agent = accelerate(algo(dataset, seed), execution)
     config = GPT2Config(**shape, bos_token_id=None, eos_token_id=len(words) - 1)
-    agent.set_models(LanguageModelPolicy(GPT2LMHeadModel(config), tokenizer_of(words), **generation).to(device),
-                     OutcomeClassifier(model, tokenizer, device, settings["inference_batch_size"]))
+    agent.set_models(
+        LanguageModelPolicy(GPT2LMHeadModel(config), tokenizer_of(words), **generation).to(device),
+        OutcomeClassifier(model, tokenizer, device, settings["inference_batch_size"]),
+    )
     ours, plain_lm = agent.policy.sample_responses, GPT2LMHeadModel(config).to(device).eval()
     plain_lm.load_state_dict(
         agent.policy.language_model.state_dict(), assign=True
@@ -64,7 +80,7 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
                 num_return_sequences=n,
                 pad_token_id=agent.policy.stop_token,
             )
-        return found[:, prompt.shape[1]:]
+        return found[:, prompt.shape[1] :]
 
     def iteration(sample: Callable) -> tuple[float, float, float]:
         """Seconds of sampling, of all up to what is learnt from (sampling included), of the update."""
@@ -74,6 +90,7 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
             taken, response = timed(lambda: sample(*given, **how))
             sampling.append(taken)
             return response
+
         agent.policy.sample_responses = watched
         collected, rollout = timed(agent.collect)
         return sum(sampling), collected, timed(lambda: agent.update(agent.compute_advantages(rollout)))[0]
@@ -84,8 +101,14 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
     taken = [(iteration(ours), iteration(plain)) for _ in range(repeats)]
     (sampling, collected, update), (theirs, *_) = ([median(x) for x in zip(*each)] for each in zip(*taken))
     whole, with_theirs = (median(read + learnt for _, read, learnt in each) for each in zip(*taken))
-    rows = {"sampling, ours": sampling, "sampling, transformers' generate": theirs, "sample, score, read": collected,
-            "update": update, "iteration": whole, "iteration, transformers' generate": with_theirs}
+    rows = {
+        "sampling, ours": sampling,
+        "sampling, transformers' generate": theirs,
+        "sample, score, read": collected,
+        "update": update,
+        "iteration": whole,
+        "iteration, transformers' generate": with_theirs,
+    }
     peak_gib = peak_memory(device) / 2**10
     tokens = mails * generation["response_tokens"]
     table = table_of(
@@ -97,8 +120,10 @@ def run(directory: Path, device: torch.device, seed: int, *, algo: Callable, sha
         table.add_row(name, f"{spent:.3g}", f"{tokens / spent:,.0f}", f"{mails / spent:,.3g}")
     show(table)
     ratios = {"sampling_ratio": theirs / sampling, "iteration_ratio": with_theirs / whole}
-    print(f"an iteration is {ratios['iteration_ratio']:.2f} × as fast as with transformers' generate, "
-          f"sampling alone {ratios['sampling_ratio']:.2f} ×")
+    print(
+        f"an iteration is {ratios['iteration_ratio']:.2f} × as fast as with transformers' generate, "
+        f"sampling alone {ratios['sampling_ratio']:.2f} ×"
+    )
     return {"seconds": rows, "tokens": tokens, "mails": mails, "peak_gib": peak_gib, **ratios}
 
 

@@ -1,7 +1,8 @@
 """A policy for a real shop's randomised e-mails.
 
-    python scripts/bench.py uplift/hillstrom benchmark.path=hillstrom.parquet
+python scripts/bench.py uplift/hillstrom benchmark.path=hillstrom.parquet
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -42,11 +43,27 @@ def run(
     """
     log, shop, _ = as_log(path, margin, cost)
     log = log.to(device)
-    arms = {name: {key: shop[key][log.action.cpu() == k].mean().item() for key in OUTCOMES} | {
-        "customers": int((log.action == k).sum())} for k, name in enumerate(ARMS.values())}
-    show(table_of("arms as randomised, all customers", ("arm", *OUTCOMES, "customers"),
-                          [[name, f"{row['visit']:.5f}", f"{row['conversion']:.6f}", f"{row['spend']:.4f}",
-                            f"{row['customers']:,}"] for name, row in arms.items()]))
+    arms = {
+        name: {key: shop[key][log.action.cpu() == k].mean().item() for key in OUTCOMES}
+        | {"customers": int((log.action == k).sum())}
+        for k, name in enumerate(ARMS.values())
+    }
+    show(
+        table_of(
+            "arms as randomised, all customers",
+            ("arm", *OUTCOMES, "customers"),
+            [
+                [
+                    name,
+                    f"{row['visit']:.5f}",
+                    f"{row['conversion']:.6f}",
+                    f"{row['spend']:.4f}",
+                    f"{row['customers']:,}",
+                ]
+                for name, row in arms.items()
+            ],
+        )
+    )
     generator = torch.Generator(device).manual_seed(seed)
     order = torch.randperm(len(log), generator=generator, device=device)
     learn, judge = order.chunk(2)
@@ -57,13 +74,24 @@ def run(
         targets[name] = one_hot(torch.full_like(judge, k), 3).double()
     rivals = {"best arm": list(ARMS.values())[best], "no mail": "no mail"}
     rows = judged(log[judge], targets, rivals, model, fold_count, level, draws, generator)
-    lines = [[name, f"{row['profit'][0]:.3f}", half(row["profit"]), f"{row['spend'][0]:.3f}",
-              *(x for rival in rivals for x in (f"{row[rival][0]:+.3f}", half(row[rival])))]
-             for name, row in sorted(rows.items(), key=lambda item: item[1]["profit"][0])]
-    show(table_of(
-        f"{len(judge):,} customers not learned from, a customer: margin {margin:g} of spend, {cost:g} a mail",
-        ("policy", "profit", "±", "spend", "over best", "±", "over none", "±"), lines,
-        f"best: {rivals['best arm']}, the best single arm of the other half; none: no mail at all"))
+    lines = [
+        [
+            name,
+            f"{row['profit'][0]:.3f}",
+            half(row["profit"]),
+            f"{row['spend'][0]:.3f}",
+            *(x for rival in rivals for x in (f"{row[rival][0]:+.3f}", half(row[rival]))),
+        ]
+        for name, row in sorted(rows.items(), key=lambda item: item[1]["profit"][0])
+    ]
+    show(
+        table_of(
+            f"{len(judge):,} customers not learned from, a customer: margin {margin:g} of spend, {cost:g} a mail",
+            ("policy", "profit", "±", "spend", "over best", "±", "over none", "±"),
+            lines,
+            f"best: {rivals['best arm']}, the best single arm of the other half; none: no mail at all",
+        )
+    )
     return {"arms": arms, "best_arm": rivals["best arm"], "policies": rows, "margin": margin, "cost": cost}
 
 
@@ -75,6 +103,7 @@ def as_log(
     Also return their outcomes [N] by name, and the columns of observations by what they are of.
     """
     import pandas as pd
+
     if path is None or not Path(path).is_file():
         raise ValueError(f"benchmark.path: expected the file of Hillstrom's e-mail challenge, got {path}")
     frame = pd.read_parquet(path) if path.endswith(".parquet") else pd.read_csv(path)
@@ -84,15 +113,23 @@ def as_log(
         raise ValueError(f"{path}: no column '{lacking[0]}'; there are {', '.join(frame.columns)}")
     unknown = ~frame["segment"].isin(ARMS)
     if unknown.any():
-        raise ValueError(f"{path}: row {unknown.to_numpy().argmax() + 2}, column 'segment': expected one of "
-                         f"{', '.join(ARMS)}, got '{frame['segment'][unknown].iloc[0]}'")
+        raise ValueError(
+            f"{path}: row {unknown.to_numpy().argmax() + 2}, column 'segment': expected one of "
+            f"{', '.join(ARMS)}, got '{frame['segment'][unknown].iloc[0]}'"
+        )
     numeric, named = ["recency", "history", "mens", "womens", "newbie"], ["zip_code", "channel"]
     numbers = torch.tensor(frame[numeric].to_numpy(float))
     numbers[:, 1] = numbers[:, 1].log1p()
     levels = pd.get_dummies(frame[named])
     dummies = torch.tensor(levels.to_numpy(float))
-    columns = {name: [k for k, column in enumerate([*numeric, *levels]) if column == name or (
-        name in named and column.startswith(f"{name}_"))] for name in (*numeric, *named)}
+    columns = {
+        name: [
+            k
+            for k, column in enumerate([*numeric, *levels])
+            if column == name or (name in named and column.startswith(f"{name}_"))
+        ]
+        for name in (*numeric, *named)
+    }
     action = torch.tensor(frame["segment"].map({name: k for k, name in enumerate(ARMS)}).to_numpy())
     outcomes = {name: torch.tensor(frame[name].to_numpy(float)) for name in OUTCOMES}
     n, zeros = len(frame), torch.zeros(len(frame))
@@ -118,7 +155,8 @@ def as_log(
         terminal_value=zeros,
         outcomes={"conversion": outcomes["conversion"].float()},
         terminated=torch.ones(n, dtype=torch.bool),
-        truncated=torch.zeros(n, dtype=torch.bool))
+        truncated=torch.zeros(n, dtype=torch.bool),
+    )
     check(log, path, 0)
     return log, outcomes, columns
 
@@ -133,8 +171,10 @@ def learned(
     cost = torch.stack([log.cost[log.action == k].mean() for k in range(3)])
     predict = model(log.obs, log.action, torch.stack((log.reward.double(), visit), 1), 3, generator)
     profit, visits = predict(obs).unbind(2)
-    return {"by profit": one_hot(profit.argmax(1), 3).double(),
-            "by visits": one_hot((visits * earned - cost).argmax(1), 3).double()}
+    return {
+        "by profit": one_hot(profit.argmax(1), 3).double(),
+        "by visits": one_hot((visits * earned - cost).argmax(1), 3).double(),
+    }
 
 
 def judged(
@@ -163,6 +203,7 @@ def judged(
         target = targets[name]
         w = ope.select_actions(target, log.action) / log.propensity
         return ope.dr(w, outcome[:, kind].double(), (target * table[:, :, kind]).sum(1), q[:, kind].double())
+
     wanted = {(name, key): terms(name, kind) for name in targets for kind, key in enumerate(("profit", "spend"))}
     for name in targets:
         for key, rival in rivals.items():

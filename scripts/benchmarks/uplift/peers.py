@@ -1,4 +1,5 @@
 """The peers of learners of effects: scikit-uplift's on gradient boosting, from the extra `bench`."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,8 +28,9 @@ def peers(boosters: dict[str, dict]) -> dict[str, Callable[..., Score]]:
 
     def two(booster: str, settings: dict) -> Callable[..., Score]:
         classifier = getattr(ensemble, f"{booster}Classifier")
-        return lambda x, treated, outcome: TwoModels(classifier(**settings), classifier(**settings)).fit(
-            x, outcome, treated).predict
+        return lambda x, treated, outcome: (
+            TwoModels(classifier(**settings), classifier(**settings)).fit(x, outcome, treated).predict
+        )
 
     def cross(booster: str, settings: dict) -> Callable[..., Score]:
         """X (Künzel et al. 2019); scikit-uplift has none."""
@@ -41,6 +43,11 @@ def peers(boosters: dict[str, dict]) -> dict[str, Callable[..., Score]]:
             on_others = regressor(**settings).fit(x[none], means[1].predict_proba(x[none])[:, 1] - outcome[none])
             share = one.mean()
             return lambda new: share * on_others.predict(new) + (1 - share) * on_treated.predict(new)
+
         return fit
-    return {f"{kind} of {name}": make(row["booster"], row["settings"]) for name, row in boosters.items()
-            for kind, make in (("S", solo), ("T", two), ("X", cross))}
+
+    return {
+        f"{kind} of {name}": make(row["booster"], row["settings"])
+        for name, row in boosters.items()
+        for kind, make in (("S", solo), ("T", two), ("X", cross))
+    }

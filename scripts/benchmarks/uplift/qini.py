@@ -1,4 +1,5 @@
 """Whom a mail brings to a real shop: python scripts/bench.py uplift/qini benchmark.path=hillstrom.parquet."""
+
 from __future__ import annotations
 
 import warnings
@@ -85,23 +86,39 @@ def run(
         kept = torch.isin(log.action, torch.tensor([0, *arms], device=device)).nonzero()[:, 0]
         everyone = Customers(kept, log.obs[kept], log.action[kept] > 0, value[kept])
         made = [split(everyone, learners, rivals, k, fold_count) for k in range(seed, seed + splits)]
-        drawn = uplift.bootstrap([one.tested() for one in made], len(log), replications,
-                                 torch.Generator(device).manual_seed(seed)).mean(0)
+        drawn = uplift.bootstrap(
+            [one.tested() for one in made], len(log), replications, torch.Generator(device).manual_seed(seed)
+        ).mean(0)
         rows, first = summary(made, drawn, list(rivals), level), made[0]
         winner = max(rivals, key=lambda name: rows[name]["qini"][0])
         parts = [uplift.by_bin(one.test.outcome, one.scores[OURS], one.test.treated, bins) for one in made]
-        lost = uplift.drivers(first.fit, first.test.obs, first.test.outcome, first.test.treated, columns, repeats,
-                              torch.Generator(device).manual_seed(seed))
+        lost = uplift.drivers(
+            first.fit,
+            first.test.obs,
+            first.test.outcome,
+            first.test.treated,
+            columns,
+            repeats,
+            torch.Generator(device).manual_seed(seed),
+        )
         found[mail] = {
-            "customers": len(kept), "rates": {name: everyone.outcome[of].mean().item() for name, of in (
-                ("treated", everyone.treated), ("others", ~everyone.treated))},
-            "rows": rows, "best_peer": winner, "drivers": lost,
+            "customers": len(kept),
+            "rates": {
+                name: everyone.outcome[of].mean().item()
+                for name, of in (("treated", everyone.treated), ("others", ~everyone.treated))
+            },
+            "rows": rows,
+            "best_peer": winner,
+            "drivers": lost,
             "chosen": [{"name": one.chosen, "validated": one.validated} for one in made],
-            "bins": [{name: column.tolist() for name, column in part._asdict().items()} for part in parts]}
+            "bins": [{name: column.tolist() for name, column in part._asdict().items()} for part in parts],
+        }
         show(mail, outcome, found[mail])
         short = "_".join("".join(c for c in mail if c.isalnum() or c == " ").split())
-        for name, figure in (("qini", curves(made, [OURS, winner], f"{outcome}s gained, % of customers")),
-                             ("deciles", deciles(parts, outcome))):
+        for name, figure in (
+            ("qini", curves(made, [OURS, winner], f"{outcome}s gained, % of customers")),
+            ("deciles", deciles(parts, outcome)),
+        ):
             save_figure(directory, f"{name}_{short}", figure)
         checkpoint.save_json(directory / "mails.json", found)
     return {"outcome": outcome, "mails": found}
@@ -111,8 +128,9 @@ def split(everyone: Customers, learners: dict, rivals: dict, seed: int, fold_cou
     """Choose among our learners and fit all on one half, score the other."""
     device = everyone.obs.device
     generator = torch.Generator(device).manual_seed(seed)
-    learn, test = (everyone.part(rows) for rows in torch.randperm(
-        len(everyone.rows), generator=generator, device=device).chunk(2))
+    learn, test = (
+        everyone.part(rows) for rows in torch.randperm(len(everyone.rows), generator=generator, device=device).chunk(2)
+    )
     fold = folds(torch.arange(len(learn.rows), device=device), fold_count, generator)
     validated = {name: cross_validated(learner, learn, fold, seed) for name, learner in learners.items()}
     fits = {name: fitted(learner, learn, seed) for name, learner in learners.items()}
@@ -140,6 +158,7 @@ def fitted(learner: Callable, learn: Customers, seed: int) -> Score:
     def score(obs: Tensor) -> Tensor:
         nothing, mail = fit(obs)[:, :, 0].unbind(1)
         return mail - nothing
+
     return score
 
 
@@ -218,8 +237,10 @@ def curves(made: list[Split], names: list[str], label: str) -> Figure:
     for k, name in enumerate(names):
         lines = []
         for one in made:
-            x, y = (part.cpu() / len(one.test.rows) for part in uplift.qini_curve(
-                one.test.outcome, one.scores[name], one.test.treated))
+            x, y = (
+                part.cpu() / len(one.test.rows)
+                for part in uplift.qini_curve(one.test.outcome, one.scores[name], one.test.treated)
+            )
             right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
             part = (at - x[right - 1]) / (x[right] - x[right - 1])
             lines.append(y[right - 1] + part * (y[right] - y[right - 1]))

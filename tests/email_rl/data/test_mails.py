@@ -1,4 +1,5 @@
 """The user's CSV: what is read, what is refused in one line, what stays on one side of a split, what is warned of."""
+
 from __future__ import annotations
 
 import random
@@ -93,7 +94,7 @@ def test_wrong_encoding_and_no_file(tmp_path):
 
 def jaccard(a, b):
     """Overlap of three-word shingles, written plainly."""
-    one, two = ({tuple(t.strip(".").split()[i:i + 3]) for i in range(len(t.split()) - 2)} for t in (a, b))
+    one, two = ({tuple(t.strip(".").split()[i : i + 3]) for i in range(len(t.split()) - 2)} for t in (a, b))
     return len(one & two) / len(one | two)
 
 
@@ -207,7 +208,7 @@ def test_the_embedded_corpus_has_no_telling_sentences():
 
 def test_mails_survive_packing():
     mails = Mails(["a", "b ü"], ["x\ny", "z"], torch.tensor([2, 0]))
-    assert Mails.unpack(mails.pack()) .texts == mails.texts and Mails.unpack(mails.pack()).contexts == mails.contexts
+    assert Mails.unpack(mails.pack()).texts == mails.texts and Mails.unpack(mails.pack()).contexts == mails.contexts
     empty = mails.rows([])
     assert len(Mails.unpack(empty.pack())) == 0
     assert mails.without(Mails(["q"], ["X, y!"], torch.tensor([1]))).texts == ["z"]

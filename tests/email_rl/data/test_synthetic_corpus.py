@@ -1,4 +1,5 @@
 """The embedded market: what its truth rewards, and that no sentence gives its outcome away."""
+
 from __future__ import annotations
 
 import itertools

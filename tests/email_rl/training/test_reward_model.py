@@ -1,5 +1,4 @@
-"""The reward model: its figures against other writings, calibration, resume, refresh, and the script as a user runs it.
-"""
+"""The reward model: its figures against other writings, calibration, resume, refresh, and the script as a user runs it."""
 
 from __future__ import annotations
 
@@ -136,13 +135,14 @@ def test_temperature_undoes_a_scale_and_minimises():
     assert at[1] < at[0] and at[1] < at[2]
     weight = (y == 2).double()  # a weight of 0 leaves a mail out
     assert metrics.fit_temperature(p.log(), y, weight) == pytest.approx(
-        metrics.fit_temperature(p.log()[y == 2], y[y == 2], torch.ones(int(weight.sum()))), rel=1e-6)
+        metrics.fit_temperature(p.log()[y == 2], y[y == 2], torch.ones(int(weight.sum()))), rel=1e-6
+    )
 
 
 def test_paired_bootstrap_matches_the_normal_interval():
     x = torch.randn(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
     low, high = metrics.bootstrap_interval(x, 1000, 0)
-    half = 1.96 * x.std().item() / 4000 ** 0.5
+    half = 1.96 * x.std().item() / 4000**0.5
     assert low == pytest.approx(x.mean().item() - half, abs=0.15 * half)
     assert high == pytest.approx(x.mean().item() + half, abs=0.15 * half)
 
@@ -171,6 +171,7 @@ def test_training_never_sees_gold_or_test():
 
         def __getattr__(self, name):
             raise AssertionError(f"training asked for env.{name}")
+
     env, agent = build()
     guarded = RewardModel(Guarded(env), 0, **agent.settings)
     train(guarded)
@@ -248,7 +249,8 @@ def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
     assert agent.evaluations_without_gain == 1
     agent.finish()
     assert agent.network.state_dict()["distilbert.embeddings.word_embeddings.weight"].equal(
-        first["distilbert.embeddings.word_embeddings.weight"])
+        first["distilbert.embeddings.word_embeddings.weight"]
+    )
     assert torch.allclose(agent.valid_logits(), logits / agent.temperature, atol=1e-5)
 
 
@@ -320,8 +322,12 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
 
     def news(n):
         outcome = [rng.randrange(3) for _ in range(n)]
-        return Mails(["new customer"] * n, [f"{('no', 'dull', 'yes')[y]} {rng.randrange(100)}" for y in outcome],
-                     torch.tensor(outcome))
+        return Mails(
+            ["new customer"] * n,
+            [f"{('no', 'dull', 'yes')[y]} {rng.randrange(100)}" for y in outcome],
+            torch.tensor(outcome),
+        )
+
     fresh = instantiate(config().env, _convert_="all")("cpu", 0)
     fresh.splits = {
         "train": news(200) + env.test.rows([0, 1]),
@@ -398,6 +404,7 @@ def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
 def test_an_unreachable_hub_is_one_line_with_the_ways_out(monkeypatch):
     def unreachable(*_):
         raise OSError("no route\nto host")
+
     monkeypatch.setattr("email_rl.models.encoders.read_classifier", unreachable)
     with pytest.raises(ValueError, match="distilbert-base.*algo/encoder=local.*algo/encoder=distilbert_tiny") as error:
         PretrainedEncoder(
@@ -440,8 +447,13 @@ def test_what_does_not_fit_is_refused(finished, monkeypatch):
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
     long = [*SMALL, "algo.encoder.epochs=2000", "algo.patience=100000", "device=cpu", "hydra.run.dir=out"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "train.py"), *long], cwd=tmp_path, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *long],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     for _ in range(1200):
         if (tmp_path / "out" / "checkpoint.pt").exists():
             break

@@ -1,4 +1,5 @@
 """Gymnasium both ways: contracts that others check, vectors equal to single environments, truncation, masks, bad input."""
+
 from __future__ import annotations
 
 import subprocess
@@ -8,23 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from configs import load
 from toy_envs import make_ppo, train
 
 gymnasium = pytest.importorskip("gymnasium")
 
-from gymnasium import spaces  # noqa: E402
-from gymnasium.utils.env_checker import check_env  # noqa: E402
-from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs.adapters.gymnasium_env import GymnasiumEnv  # noqa: E402
-from envs.adapters.gymnasium_offers import OffersEnv, OffersVectorEnv, sequential  # noqa: E402
-from envs.adapters.gymnasium_evaluation import GymnasiumEvaluator, play_episodes  # noqa: E402
+from envs.adapters.gymnasium_env import GymnasiumEnv
+from envs.adapters.gymnasium_evaluation import GymnasiumEvaluator, play_episodes
+from envs.adapters.gymnasium_offers import OffersEnv, OffersVectorEnv, sequential
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
-WORLDS = pytest.mark.parametrize("overrides", [["env.customers=3"], ["env/world=sequential", "env.customers=3"],
-                                               ["env.penalty=-5", "env.customers=3"]])
+WORLDS = pytest.mark.parametrize(
+    "overrides",
+    [["env.customers=3"], ["env/world=sequential", "env.customers=3"], ["env.penalty=-5", "env.customers=3"]],
+)
 
 
 class Counter(gymnasium.Env):
@@ -40,7 +44,9 @@ class Counter(gymnasium.Env):
         return self.observe()
 
     def observe(self):
-        return np.array([[self.t, 1]], np.float32), {} if self.mask is None else {"action_mask": np.array(self.mask, np.int8)}
+        return np.array([[self.t, 1]], np.float32), {} if self.mask is None else {
+            "action_mask": np.array(self.mask, np.int8)
+        }
 
     def step(self, action):
         self.asked.append(action)
@@ -101,7 +107,12 @@ def test_flat_actions_are_pairs():
 def test_terminated_and_truncated_and_what_a_step_led_to():
     env = counter(limit=2)
     rows = [env.step(torch.zeros(2, 1, dtype=torch.long)) for _ in range(4)]
-    assert [r.obs[0, 0].item() for r in rows] == [1, 0, 1, 0] and [r.final_obs[0, 0].item() for r in rows] == [1, 2, 1, 2]
+    assert [r.obs[0, 0].item() for r in rows] == [1, 0, 1, 0] and [r.final_obs[0, 0].item() for r in rows] == [
+        1,
+        2,
+        1,
+        2,
+    ]
     assert [r.truncated[0].item() for r in rows] == [False, True] * 2 and not any(r.terminated.any() for r in rows)
     both = counter(limit=3)
     rows = [both.step(torch.zeros(2, 1, dtype=torch.long)) for _ in range(3)]
@@ -109,8 +120,9 @@ def test_terminated_and_truncated_and_what_a_step_led_to():
 
 
 def test_ppo_bootstraps_through_truncation_from_the_final_observation():
-    ppo = make_ppo(counter(limit=2), 1, num_steps=4, minibatches=1, gamma=0.9, gae_lambda=0.8, norm_reward=False,
-                   norm_adv="none")
+    ppo = make_ppo(
+        counter(limit=2), 1, num_steps=4, minibatches=1, gamma=0.9, gae_lambda=0.8, norm_reward=False, norm_adv="none"
+    )
     rollout = ppo.collect()
     batch = ppo.compute_advantages(rollout)
     with torch.no_grad():
@@ -118,31 +130,49 @@ def test_ppo_bootstraps_through_truncation_from_the_final_observation():
     assert torch.allclose(batch.advantage.view(4, 2)[1], delta.expand(2))
 
 
-@pytest.mark.parametrize("actions, chosen, expected", [
-    (spaces.Discrete(3, start=-1), [2], 1),
-    (spaces.MultiDiscrete([2, 3]), [1, 2], [1, 2]),
-    (spaces.MultiDiscrete([2, 3], start=[1, 5]), [1, 2], [2, 7])])
+@pytest.mark.parametrize(
+    "actions, chosen, expected",
+    [
+        (spaces.Discrete(3, start=-1), [2], 1),
+        (spaces.MultiDiscrete([2, 3]), [1, 2], [1, 2]),
+        (spaces.MultiDiscrete([2, 3], start=[1, 5]), [1, 2], [2, 7]),
+    ],
+)
 def test_actions_arrive_as_the_space_has_them(actions, chosen, expected):
     env = counter(actions=actions)
     env.step(torch.tensor([chosen, chosen]))
     assert np.array_equal(env.envs.envs[0].unwrapped.asked[0], expected)
 
 
-@pytest.mark.parametrize("mask, forbidden", [([1, 0, 1, 1, 0], {(0, 2), (1, 0), (1, 1), (1, 2)}),
-                                             ([1, 1, 1, 1, 1, 0], {(1, 2)})])
+@pytest.mark.parametrize(
+    "mask, forbidden", [([1, 0, 1, 1, 0], {(0, 2), (1, 0), (1, 1), (1, 2)}), ([1, 1, 1, 1, 1, 0], {(1, 2)})]
+)
 def test_masks_by_choice_and_by_combination(mask, forbidden):
     env = counter(actions=spaces.MultiDiscrete([2, 3]), mask=mask)
     for table in (env.reset()[1], env.step(torch.zeros(2, 2, dtype=torch.long)).action_mask):
         assert {tuple(pair) for pair in (~table[1]).nonzero().tolist()} == forbidden
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda: GymnasiumEnv(CPU, 0, id="Nowhere-v0", kwargs={}, num_agents=1, evaluation=None), "env.id, env.kwargs: Nowhere-v0"),
-    (lambda: GymnasiumEnv(CPU, 0, id="CartPole-v1", kwargs={"speed": 1}, num_agents=1, evaluation=None), "CartPole-v1 can't be"),
-    (lambda: GymnasiumEnv(CPU, 0, id="Pendulum-v1", kwargs={}, num_agents=1, evaluation=None), "Pendulum-v1 has Box"),
-    (lambda: counter(mask=[0, 0]), "masks every action"),
-    (lambda: counter(mask=[1, 1, 1]), "masks 3 actions, expected 2"),
-    (lambda: counter(actions=spaces.MultiDiscrete([9] * 9)), "combinations")])
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (
+            lambda: GymnasiumEnv(CPU, 0, id="Nowhere-v0", kwargs={}, num_agents=1, evaluation=None),
+            "env.id, env.kwargs: Nowhere-v0",
+        ),
+        (
+            lambda: GymnasiumEnv(CPU, 0, id="CartPole-v1", kwargs={"speed": 1}, num_agents=1, evaluation=None),
+            "CartPole-v1 can't be",
+        ),
+        (
+            lambda: GymnasiumEnv(CPU, 0, id="Pendulum-v1", kwargs={}, num_agents=1, evaluation=None),
+            "Pendulum-v1 has Box",
+        ),
+        (lambda: counter(mask=[0, 0]), "masks every action"),
+        (lambda: counter(mask=[1, 1, 1]), "masks 3 actions, expected 2"),
+        (lambda: counter(actions=spaces.MultiDiscrete([9] * 9)), "combinations"),
+    ],
+)
 def test_what_can_not_be_used_is_named(make, says):
     with pytest.raises(ValueError, match=says):
         make()
@@ -159,8 +189,14 @@ def test_evaluation_counts_whole_episodes_and_leaves_training_alone():
 
 def test_our_environment_through_gymnasium_equals_itself():
     ours = sequential(2, 0, ["env.customers=3"])
-    env = GymnasiumEnv(CPU, 0, id="envs.adapters.gymnasium_offers:crm/Offers-v0", kwargs={"overrides": ["env.customers=3"]},
-                       num_agents=2, evaluation=None)
+    env = GymnasiumEnv(
+        CPU,
+        0,
+        id="envs.adapters.gymnasium_offers:crm/Offers-v0",
+        kwargs={"overrides": ["env.customers=3"]},
+        num_agents=2,
+        evaluation=None,
+    )
     ours.seed([int(s) for s in np.random.SeedSequence((0, 0)).generate_state(2)])
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
@@ -172,16 +208,27 @@ def test_our_environment_through_gymnasium_equals_itself():
 @pytest.mark.slow
 def test_ppo_learns_cartpole():
     env = load("gymnasium", CPU, 0, id="CartPole-v1", num_agents=8)
-    ppo = make_ppo(env, 40, num_steps=128, epochs=8, minibatches=4, gamma=0.99, gae_lambda=0.95,
-                   network={"normalize_obs": True}, optimizer={"lr": 3e-3})
+    ppo = make_ppo(
+        env,
+        40,
+        num_steps=128,
+        epochs=8,
+        minibatches=4,
+        gamma=0.99,
+        gae_lambda=0.95,
+        network={"normalize_obs": True},
+        optimizer={"lr": 3e-3},
+    )
     train(ppo)
     assert env.evaluation(env).validate(ppo)["evaluation/return"] > 300  # chance: 22
 
 
 @pytest.mark.slow
 def test_without_the_extra_one_line_says_what_to_install(tmp_path):
-    script = ("import sys, runpy; sys.modules['gymnasium'] = None; sys.argv = ['train.py', 'env=gymnasium'];"
-              f"runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')")
+    script = (
+        "import sys, runpy; sys.modules['gymnasium'] = None; sys.argv = ['train.py', 'env=gymnasium'];"
+        f"runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1 and "pip install -e '.[gym]'" in done.stderr

@@ -1,4 +1,5 @@
 """The priced environment against scalar customers: its contract, rewards and their identities, prices, its streams."""
+
 from __future__ import annotations
 
 import math
@@ -6,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from configs import load, node
-from reference_world import SUBSCRIBED, UNSUBSCRIBED, references
 from scipy.stats import kstest
 from torch import Tensor
+
+from configs import load, node
+from reference_world import SUBSCRIBED, UNSUBSCRIBED, references
 
 WEEKS, NVEC = 12, (6, 5)
 SIZES = (6, 4, 3, 3)  # habit, fatigue, expectation, status
@@ -19,8 +21,13 @@ DRIFT_MID, DRIFT_WIDTH = -0.05, 0.2
 
 def make(n=64, seed=0, **changes):
     """Build the shipped environment for n agents with some of its keys replaced."""
-    return load("offers", torch.device("cpu"), seed, num_agents=n,
-                **{**changes, "population": {"reference_size": 500, **changes.get("population", {})}})
+    return load(
+        "offers",
+        torch.device("cpu"),
+        seed,
+        num_agents=n,
+        **{**changes, "population": {"reference_size": 500, **changes.get("population", {})}},
+    )
 
 
 def pushy(**changes) -> dict:
@@ -35,9 +42,14 @@ def decode(env, obs: Tensor) -> SimpleNamespace:
     for x in (*hot, week):
         assert ((x == 0) | (x == 1)).all() and (x.sum(-1) == 1).all()
     state = list(zip(*(x.argmax(-1).tolist() for x in hot)))
-    return SimpleNamespace(features=features, state=state, status=hot[3].argmax(-1), week=week.argmax(-1),
-                           price=torch.exp(price * WIDTH / 12**0.5 + MID)[:, 0],
-                           drift=(drift * DRIFT_WIDTH / 12**0.5 + DRIFT_MID)[:, 0])
+    return SimpleNamespace(
+        features=features,
+        state=state,
+        status=hot[3].argmax(-1),
+        week=week.argmax(-1),
+        price=torch.exp(price * WIDTH / 12**0.5 + MID)[:, 0],
+        drift=(drift * DRIFT_WIDTH / 12**0.5 + DRIFT_MID)[:, 0],
+    )
 
 
 def draw(mask: Tensor, generator: torch.Generator) -> Tensor:
@@ -142,7 +154,7 @@ def test_a_season_equals_scalar_customers():
                 if shaping:
                     expected = r.q(s, t, a, v0[i][t + 1], price[t, i].item()) - v0[i][t][s]
                 else:
-                    expected = (r.profit(s, x, a) - price[t, i].item() * r.spend(s, x, a) + last * r.end()[after])
+                    expected = r.profit(s, x, a) - price[t, i].item() * r.spend(s, x, a) + last * r.end()[after]
                 assert step.reward[i].item() == pytest.approx(expected, rel=1e-4, abs=2e-4)
                 assert step.info["spend"][i].item() == pytest.approx(r.spend(s, x, a), rel=1e-4)
             now = following
@@ -206,6 +218,7 @@ def test_the_price_enters_as_minus_price_times_spend(outcomes, shaping):
     def priced(by):
         def prepare(env):
             env.prices = env.prices * 0 + by
+
         return season(make(n=200, reward={"outcomes": outcomes, "shaping": shaping}), prepare=prepare)
 
     free, dear = priced(0.0), priced(3.0)
@@ -251,6 +264,7 @@ def test_observed_prices_decode_to_the_ones_charged():
 def test_the_price_reaches_only_the_last_two_columns():
     def dearer(env):
         env.prices, env.drift = 2 * env.prices, env.drift + 0.01
+
     plain, dear = season(make(n=100)), season(make(n=100), prepare=dearer)
     k = make(n=1).context_dim
     for a, b in zip(plain.obs[1:], dear.obs[1:]):
@@ -313,6 +327,7 @@ def test_what_is_done_does_not_move_the_stream():
 @pytest.mark.parametrize("shaping", [True, False])
 def test_in_the_static_world_history_changes_nothing(world, stays, shaping):
     """Half a season of contacts or of silence, then the same actions to all: the same rewards where nothing lasts."""
+
     def rewards(first):
         env = make(n=300, world=node(f"world/{world}"), reward={"shaping": shaping, "terminal": 0.0})
         weeks = iter(range(WEEKS))

@@ -1,14 +1,15 @@
 """One switch, one result: compiled and recorded functions do what they do eagerly, and ask the host nothing."""
+
 from __future__ import annotations
 
 import pytest
 import torch
-from configs import composed
 from hydra.utils import instantiate
-from toy_envs import train
 
+from configs import composed
 from rlcore.backends.accelerate import accelerate
 from rlcore.backends.cuda_graphs import WARM_UP_CALLS, CUDAGraphCallable
+from toy_envs import train
 
 
 def test_a_recorded_function_is_the_function(tape):
@@ -17,6 +18,7 @@ def test_a_recorded_function_is_the_function(tape):
     def function(x, twice):
         total.add_(x)
         return {"sum": total * (2 if twice else 1), "none": None}
+
     captured, expected = CUDAGraphCallable(function), torch.zeros(3)
     for k in range(12):
         x = torch.full((3,), float(k))
@@ -34,8 +36,10 @@ def test_what_asks_the_host_is_not_recorded(tape):
 
 def test_what_a_recorded_function_reads_must_stay(tape):
     """On a GPU its memory would be somebody else's, or nobody's."""
+
     def of_a_season():
         return CUDAGraphCallable(lambda x: x + season["table"])
+
     season = {"table": torch.ones(3)}
     kept, lost = of_a_season(), of_a_season()
     for _ in range(WARM_UP_CALLS + 2):
@@ -43,14 +47,18 @@ def test_what_a_recorded_function_reads_must_stay(tape):
     for _ in range(WARM_UP_CALLS + 1):
         lost(torch.ones(3))
     season["table"] = torch.ones(3)
-    with pytest.raises(AssertionError, match="add.* of .*test_cuda_graphs.py:[0-9]+ reads torch.float32 .3., which nobody has kept"):
+    with pytest.raises(
+        AssertionError, match="add.* of .*test_cuda_graphs.py:[0-9]+ reads torch.float32 .3., which nobody has kept"
+    ):
         lost(torch.ones(3))
 
 
 def trained(env, mode, device):
     """A short training with redrawn customers, a redemption model and scaled rewards; for a student an untrained teacher."""
-    small = {"env=offers": ["env.num_agents=24", "algo.total_steps=2016", "algo.network.hidden=[8]"],
-             "env=offers_sequential": ["env.num_agents=8", "algo.total_steps=448", "algo.num_steps=8", "algo.minibatches=2"]}
+    small = {
+        "env=offers": ["env.num_agents=24", "algo.total_steps=2016", "algo.network.hidden=[8]"],
+        "env=offers_sequential": ["env.num_agents=8", "algo.total_steps=448", "algo.num_steps=8", "algo.minibatches=2"],
+    }
     asked = f"env={env}".split()
     cfg = composed(*small[asked[0]], *asked)
     made = instantiate(cfg.env, _convert_="all")(device, 0)
@@ -64,8 +72,15 @@ def untrained_teacher(env):
     return instantiate(composed("algo=cql", "env=offers").algo, _convert_="all")(env, 0).policy
 
 
-@pytest.mark.parametrize("env", ["offers algo.norm_adv=batch", "offers env/observation=history env/contact_rules=caps",
-                                 "offers algo=distilled_ppo algo.distill_iterations=2 algo.center_reward=true", "offers_sequential"])
+@pytest.mark.parametrize(
+    "env",
+    [
+        "offers algo.norm_adv=batch",
+        "offers env/observation=history env/contact_rules=caps",
+        "offers algo=distilled_ppo algo.distill_iterations=2 algo.center_reward=true",
+        "offers_sequential",
+    ],
+)
 def test_ppo_recorded_learns_as_ppo_does(tape, env):
     """To the last bit, over iterations before and after the recording."""
     (eager, log), (recorded, other) = (trained(env, mode, torch.device("cpu")) for mode in ("eager", "cudagraph"))

@@ -1,41 +1,59 @@
 """Two processes against one that has the customers of both: PPO, PPO-KL, the dual bound and clearing, to float tolerance."""
+
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from types import SimpleNamespace
 
-import script_runner
 import pytest
 import torch
-from configs import load
-from tiny_email_trainer import trainer
-from toy_envs import Bandit, make_ppo, part, train
 
-from envs.offers.planning.lagrangian_bound import dual, single_process
-from envs.offers.planning.knapsack import Increments, clear
+import script_runner
+from configs import load
 from envs.offers.planning.distributed_clearing import clear_together
 from envs.offers.planning.dynamic_program import no_contact_values
+from envs.offers.planning.knapsack import Increments, clear
+from envs.offers.planning.lagrangian_bound import dual, single_process
 from envs.offers.world.customers import CustomerState
 from rlcore.backends import distributed
 from rlcore.ppo import PPO
+from tiny_email_trainer import trainer
+from toy_envs import Bandit, make_ppo, part, train
 
 SIZE, AGENTS, ITERATIONS, MINIBATCHES, CUSTOMERS = 2, 24, 3, 3, 6
 SEED = 5
 SETTINGS = {"minibatches": MINIBATCHES, "center_reward": True, "epochs": 3}
-CASES = {"minibatch": {"norm_adv": "minibatch"}, "batch": {"norm_adv": "batch"},
-         "stopped early": {"norm_adv": "minibatch", "target_kl": 1e-5}}
+CASES = {
+    "minibatch": {"norm_adv": "minibatch"},
+    "batch": {"norm_adv": "batch"},
+    "stopped early": {"norm_adv": "minibatch", "target_kl": 1e-5},
+}
 
 
 def make(env, iterations, case):
     """PPO with everything that processes must agree on: scales of observations and returns, redemption model, KL schedule."""
-    return make_ppo(env, iterations, seed=SEED, **SETTINGS, **CASES[case], network={"normalize_obs": True, "first_bias": 0.0},
-                    auxiliary=part("auxiliary/redemption_model"), lr_schedule=part("lr_schedule/adaptive_kl", target=1e-4))
+    return make_ppo(
+        env,
+        iterations,
+        seed=SEED,
+        **SETTINGS,
+        **CASES[case],
+        network={"normalize_obs": True, "first_bias": 0.0},
+        auxiliary=part("auxiliary/redemption_model"),
+        lr_schedule=part("lr_schedule/adaptive_kl", target=1e-4),
+    )
 
 
 def learned(ppo, log):
-    return {"weights": ppo.network.state_dict(), "spend": ppo.auxiliary.net.state_dict(), "log": log.rows, "lr": ppo.lr, "kl": ppo.kl,
-            "scale": {k: v for k, v in ppo.reward_normalizer.state_dict().items() if k != "return_so_far"}}
+    return {
+        "weights": ppo.network.state_dict(),
+        "spend": ppo.auxiliary.net.state_dict(),
+        "log": log.rows,
+        "lr": ppo.lr,
+        "kl": ppo.kl,
+        "scale": {k: v for k, v in ppo.reward_normalizer.state_dict().items() if k != "return_so_far"},
+    }
 
 
 def market():
@@ -54,8 +72,16 @@ def solve(world, c, start, budget, stock, total):
     amounts = budget.weekly_amounts(c, world, None, start, total=total)
     bound = dual(c, world, None, start, amounts, stock, first_price=3.0, tolerance=1e-4, max_evaluations=5, total=total)
     value, none = torch.tensor([bound.value, bound.none], dtype=torch.float64)
-    return {"value": value, "none": none, "prices": bound.prices, "gain": bound.gain, "scarcity": bound.scarcity,
-            "spend": bound.spend, "taken": bound.taken, "budget": amounts}
+    return {
+        "value": value,
+        "none": none,
+        "prices": bound.prices,
+        "gain": bound.gain,
+        "scarcity": bound.scarcity,
+        "spend": bound.spend,
+        "taken": bound.taken,
+        "budget": amounts,
+    }
 
 
 def steps(kind, n=40, k=4):
@@ -66,8 +92,11 @@ def steps(kind, n=40, k=4):
     if kind == "ties":
         price, spend = (2 * price).round() / 2, (4 * spend).ceil() / 4
     price = price.sort(1, descending=True).values
-    return Increments(torch.where(torch.rand(n, k, generator=g) < 0.3, -torch.inf, price).cummin(1).values, spend,
-                      torch.randint(30, (n, k), generator=g))
+    return Increments(
+        torch.where(torch.rand(n, k, generator=g) < 0.3, -torch.inf, price).cummin(1).values,
+        spend,
+        torch.randint(30, (n, k), generator=g),
+    )
 
 
 BUDGETS = [0.0, 3.0, 17.25, 1e9]
@@ -82,8 +111,14 @@ def mails():
 
 def follow(made, rollout, rows):
     """Take the steps that some of a rollout's mails ask for."""
-    some = replace(rollout, mails=rollout.mails.select(rows), score=rollout.score[rows], log_prob=rollout.log_prob[rows],
-                   reference_log_prob=rollout.reference_log_prob[rows], value=rollout.value[rows])
+    some = replace(
+        rollout,
+        mails=rollout.mails.select(rows),
+        score=rollout.score[rows],
+        log_prob=rollout.log_prob[rows],
+        reference_log_prob=rollout.reference_log_prob[rows],
+        value=rollout.value[rows],
+    )
     batch = made.compute_advantages(some)
     made.kl_controller.update(some.kl_to_reference(), mails=made.steps_per_iteration)
     metrics = made.update(batch)
@@ -93,8 +128,13 @@ def follow(made, rollout, rows):
 def work(rank, folder, port):
     """What one of two processes does."""
     torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(SIZE), "MASTER_ADDR": "localhost",
-                   "MASTER_PORT": str(port)}
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(SIZE),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
     found = {}
     made, rollout = mails()  # all of them, while alone
     made.batch = len(rollout.score)
@@ -102,10 +142,15 @@ def work(rank, folder, port):
         for case in CASES:
             ppo = make(Bandit(AGENTS, distributed.rank_seed(SEED)), SIZE * ITERATIONS, case)
             found[case] = learned(ppo, train(ppo))
-        stopped, resumed = make(Bandit(AGENTS, distributed.rank_seed(SEED)), SIZE * ITERATIONS, "minibatch"), make(
-            Bandit(AGENTS, 99), SIZE * ITERATIONS, "minibatch")
+        stopped, resumed = (
+            make(Bandit(AGENTS, distributed.rank_seed(SEED)), SIZE * ITERATIONS, "minibatch"),
+            make(Bandit(AGENTS, 99), SIZE * ITERATIONS, "minibatch"),
+        )
         train(stopped, should_stop=lambda: rank == 1 and stopped.iteration == 1)  # one is told to, both stop
-        state = {**stopped.state_dict(), "own": distributed.gather_objects({key: stopped.state_dict()[key] for key in PPO.sharded})}
+        state = {
+            **stopped.state_dict(),
+            "own": distributed.gather_objects({key: stopped.state_dict()[key] for key in PPO.sharded}),
+        }
         found["stopped"] = stopped.iteration, len(state["own"])
         resumed.load_state_dict(state)
         train(resumed)
@@ -115,13 +160,18 @@ def work(rank, folder, port):
         world, c, start, budget, stock = market()
         half = distributed.per_process(CUSTOMERS, "customers")
         rows = slice(rank * half, (rank + 1) * half)
-        found["dual"] = solve(world, c[rows], CustomerState(*(x[rows] for x in start)), budget, stock, distributed.all_reduce_sum)
+        found["dual"] = solve(
+            world, c[rows], CustomerState(*(x[rows] for x in start)), budget, stock, distributed.all_reduce_sum
+        )
         for kind in ("distinct", "ties"):
             some = steps(kind)
             own = Increments(*(x.chunk(SIZE)[rank] for x in some))
             found[kind] = [clear_together(own, torch.tensor(budget, dtype=torch.float64)) for budget in BUDGETS]
         found["gathered"] = distributed.gather_objects(rank)
-        found["any"] = distributed.all_reduce_any(rank == 1, torch.device("cpu")), distributed.all_reduce_any(False, torch.device("cpu"))
+        found["any"] = (
+            distributed.all_reduce_any(rank == 1, torch.device("cpu")),
+            distributed.all_reduce_any(False, torch.device("cpu")),
+        )
         with pytest.raises(ValueError, match="env.num_agents: 7 can't be shared equally by 2"):
             distributed.per_process(7, "env.num_agents")
     torch.save(found, f"{folder}/{rank}.pt")
@@ -143,7 +193,9 @@ class Joined(Bandit):
     """The agents of both processes, drawn as these draw them."""
 
     def __init__(self):
-        self.generators = [torch.Generator().manual_seed(1000 + SEED + rank * distributed.SEED_STRIDE) for rank in range(SIZE)]
+        self.generators = [
+            torch.Generator().manual_seed(1000 + SEED + rank * distributed.SEED_STRIDE) for rank in range(SIZE)
+        ]
         super().__init__(SIZE * AGENTS)
 
     def fresh(self):
@@ -154,7 +206,9 @@ class Streams:
     """The random streams of both processes, for what draws from one."""
 
     def __init__(self):
-        self.parts = [torch.Generator().manual_seed(2 * (SEED + rank * distributed.SEED_STRIDE) + 1) for rank in range(SIZE)]
+        self.parts = [
+            torch.Generator().manual_seed(2 * (SEED + rank * distributed.SEED_STRIDE) + 1) for rank in range(SIZE)
+        ]
 
     def rand(self, shape, **_):
         steps, agents = shape
@@ -162,8 +216,10 @@ class Streams:
 
     def randperm(self, n, **_):
         """The minibatches of both, joined; an agent of the second stands behind all of the first in every step."""
-        orders = [torch.stack(((own := RANDPERM(n // SIZE, generator=g)) // AGENTS, own % AGENTS + rank * AGENTS))
-                  for rank, g in enumerate(self.parts)]
+        orders = [
+            torch.stack(((own := RANDPERM(n // SIZE, generator=g)) // AGENTS, own % AGENTS + rank * AGENTS))
+            for rank, g in enumerate(self.parts)
+        ]
         parts = [(row[0] * SIZE * AGENTS + row[1]).chunk(MINIBATCHES) for row in orders]
         return torch.cat([x for minibatch in zip(*parts) for x in minibatch])
 
@@ -180,8 +236,14 @@ def test_ppo_of_two_processes_is_that_of_one_with_the_agents_of_both(both, case,
     ppo = make(Joined(), ITERATIONS, case)
     ppo.generator = Streams()
     for name in ("rand", "randperm"):
+
         def drawn(*size, generator=None, name=name, plain=getattr(torch, name), **how):
-            return getattr(generator, name)(*size) if isinstance(generator, Streams) else plain(*size, generator=generator, **how)
+            return (
+                getattr(generator, name)(*size)
+                if isinstance(generator, Streams)
+                else plain(*size, generator=generator, **how)
+            )
+
         monkeypatch.setattr(torch, name, drawn)
     log = train(ppo)
     whole = learned(ppo, log)
@@ -217,7 +279,9 @@ def test_the_dual_over_shared_customers_is_that_over_all(both):
         near(one["dual"].pop("gain"), gain.chunk(SIZE)[rank], rtol=1e-9, atol=1e-9)
         near(one["dual"], whole, rtol=1e-9, atol=1e-9)
     amounts = budget.weekly_amounts(c, world, no_contact_values(c, world), start)
-    kept = dual(c, world, no_contact_values(c, world), start, amounts, stock, first_price=3.0, tolerance=1e-4, max_evaluations=5)
+    kept = dual(
+        c, world, no_contact_values(c, world), start, amounts, stock, first_price=3.0, tolerance=1e-4, max_evaluations=5
+    )
     assert kept.value == pytest.approx(whole["value"].item(), rel=1e-12) and kept.values is not None
 
 

@@ -1,4 +1,5 @@
 """Tables that hold repeated rows once: the same numbers, and the same learning."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,13 +11,22 @@ from rlcore.offline.deduplicated import DeduplicatedMatrix
 def rows(n, seed):
     g = torch.Generator().manual_seed(seed)
     few = torch.randint(0, 2, (4, 5), generator=g).float()
-    return torch.cat((torch.randn(3, 3, generator=g).repeat_interleave(n // 3, 0), few[torch.randint(4, (n,), generator=g)],
-                      torch.randn(n, 2, generator=g)), 1)
+    return torch.cat(
+        (
+            torch.randn(3, 3, generator=g).repeat_interleave(n // 3, 0),
+            few[torch.randint(4, (n,), generator=g)],
+            torch.randn(n, 2, generator=g),
+        ),
+        1,
+    )
 
 
 def test_a_table_gives_what_it_was_given():
     x, y = rows(30, 0), rows(60, 1)
-    table, both = DeduplicatedMatrix.cat([DeduplicatedMatrix.from_dense(x, (3, 8)), DeduplicatedMatrix.from_dense(y, (3, 8))]), torch.cat((x, y))
+    table, both = (
+        DeduplicatedMatrix.cat([DeduplicatedMatrix.from_dense(x, (3, 8)), DeduplicatedMatrix.from_dense(y, (3, 8))]),
+        torch.cat((x, y)),
+    )
     assert table.shape == both.shape and len(table) == 90 and table.blocks[1][0].shape[0] <= 8
     g = torch.Generator().manual_seed(2)
     for key in (torch.randint(90, (40,), generator=g), slice(5, 50, 3), torch.rand(90, generator=g) < 0.3, slice(None)):
@@ -25,7 +35,10 @@ def test_a_table_gives_what_it_was_given():
             assert torch.equal(table[key, columns], both[key, columns])
     assert torch.equal(table.to("cpu")[:], both)
     mask = y > 0
-    assert torch.equal(DeduplicatedMatrix.from_dense(mask, ())[:], mask) and DeduplicatedMatrix.from_dense(mask, ())[:].dtype == torch.bool
+    assert (
+        torch.equal(DeduplicatedMatrix.from_dense(mask, ())[:], mask)
+        and DeduplicatedMatrix.from_dense(mask, ())[:].dtype == torch.bool
+    )
 
 
 @pytest.mark.parametrize("same", [0.0, 1.0])

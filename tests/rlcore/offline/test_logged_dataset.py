@@ -1,4 +1,5 @@
 """Logged decisions: files that come back as they went, rows that are refused by name, propensities that are exact."""
+
 from __future__ import annotations
 
 from dataclasses import fields, replace
@@ -6,25 +7,25 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from scipy.stats import norm
-from small_offers import logging_policy, offers_env
 from torch import Tensor
 
 from envs.data_collection import UniformPolicy, rollouts
 from envs.offers.logs.schema import COLUMNS
-from envs.offers.policies.logging_policies import at_private_prices
+from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
 from envs.offers.planning.knapsack import Increments
 from envs.offers.planning.state_values import VisitedStates
-from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
+from envs.offers.policies.logging_policies import at_private_prices
 from envs.wheel_bandit import Wheel
 from rlcore.offline.log_files import Reader, read, write
 from rlcore.offline.logged_dataset import LoggedDataset, check
+from small_offers import logging_policy, offers_env
 
 CPU = torch.device("cpu")
 OPTIONS = {"decisions": 1, "steps": 4, "all_propensities": True}
 
 
 def made(agents=60, name="uniform", **changes) -> LoggedDataset:
-    log, = rollouts(offers_env(agents, **changes), logging_policy(name), name, 3, **OPTIONS)
+    (log,) = rollouts(offers_env(agents, **changes), logging_policy(name), name, 3, **OPTIONS)
     return log
 
 
@@ -55,7 +56,10 @@ def test_a_season_is_logged_as_it_came():
     cost, value = env.world.catalogue.cost, env.world.catalogue.value
     offer, channel = log.action // 5, log.action % 5
     torch.testing.assert_close(log.cost, cost[channel] * (offer > 0) + value[offer] * log.outcomes["redeemed"])
-    assert set(log.outcomes["trips"].unique().tolist()) == {0.0, 1.0} and (log.outcomes["redeemed"] <= log.outcomes["trips"]).all()
+    assert (
+        set(log.outcomes["trips"].unique().tolist()) == {0.0, 1.0}
+        and (log.outcomes["redeemed"] <= log.outcomes["trips"]).all()
+    )
     margin = (env.customers.margin + 0.5)[log.unit]
     torch.testing.assert_close(log.reward, margin * log.outcomes["trips"] - log.cost)
     torch.testing.assert_close(log.terminal_value, torch.where(log.terminated, log.terminal_value, 0.0))
@@ -80,7 +84,9 @@ def test_actions_follow_their_propensities(name):
         return
     torch.testing.assert_close(log.probs.sum(1), torch.ones(len(log)))
     assert not log.probs[~log.action_mask].any()
-    torch.testing.assert_close(log.probs.double().gather(1, log.action[:, None])[:, 0], log.propensity, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        log.probs.double().gather(1, log.action[:, None])[:, 0], log.propensity, rtol=1e-6, atol=0
+    )
     # How often each pair came, beside how often it had to: a martingale, its variance is Σ p(1 − p).
     p = log.probs.double()
     z = (torch.nn.functional.one_hot(log.action, 30) - p).sum(0) / (p * (1 - p)).sum(0).sqrt().clamp_min(1e-9)
@@ -89,7 +95,9 @@ def test_actions_follow_their_propensities(name):
 
 
 def test_a_confounded_log_tells_what_holds_on_average_alone():
-    log, = rollouts(offers_env(4000), logging_policy("confounded", reported_propensities="average"), "confounded", 0, **OPTIONS)
+    (log,) = rollouts(
+        offers_env(4000), logging_policy("confounded", reported_propensities="average"), "confounded", 0, **OPTIONS
+    )
     contacted, able = (log.action > 0).double(), log.action_mask[:, 1:].any(1)
     share = 1 - log.probs[:, 0].double()
     assert abs((contacted - share)[able].mean()) < 0.02
@@ -111,7 +119,11 @@ def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
         for xi in noise:  # the planner itself, at each customer's own draw
             price = env.price * (0.5 * xi).exp()
             nothing, contact = action_values(c, world, week, VisitedStates(env.state, c.alpha), price, values[week + 1])
-            table = torch.cat((nothing.expand(1, 5, -1), contact)).flatten(0, 1).T.masked_fill(~env.options.action_mask, -torch.inf)
+            table = (
+                torch.cat((nothing.expand(1, 5, -1), contact))
+                .flatten(0, 1)
+                .T.masked_fill(~env.options.action_mask, -torch.inf)
+            )
             counts[torch.arange(12), table.argmax(1)] += 1
         assert ((counts / 1500 - probs).abs() < 4 * (probs * (1 - probs) / 1500).sqrt() + 1e-3).all()
         assert ((probs > 0.02) & (probs < 0.98)).any()
@@ -160,6 +172,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     def broken():
         yield made(5)
         raise ValueError("out of customers")
+
     with pytest.raises(ValueError, match="out of customers"):
         write(path, broken())
     with pytest.raises(ValueError, match="no decision"):
@@ -171,7 +184,11 @@ BAD = {
     "profit": ("profit", {3: "nan"}, "row 3, column 'profit': expected a number, got nan"),
     "text": ("spend", {2: "dear", 5: "x"}, "rows 2, 5, column 'spend': expected a number, got 'dear'"),
     "nothing": ("profit", {4: ""}, "row 4, column 'profit': expected a number, got nothing"),
-    "zero": ("propensity", {2: "0.0", 3: "-0.1", 4: "1.5"}, "rows 2, 3, 4, column 'propensity': expected a probability above 0"),
+    "zero": (
+        "propensity",
+        {2: "0.0", 3: "-0.1", 4: "1.5"},
+        "rows 2, 3, 4, column 'propensity': expected a probability above 0",
+    ),
     "many": ("propensity", {k: "2" for k in range(2, 20)}, "rows 2, 3, 4, 5, 6 and 13 more, column 'propensity'"),
     "heads": ("action_0", {2: "6"}, "row 2, column 'action_.': expected an action of .6, 5., got .6, 0."),
     "mask": ("action_1", {7: "4"}, "row 7, column 'action_.': expected a pair that valid_. allows"),
@@ -216,24 +233,31 @@ def test_what_is_no_log_is_refused(tmp_path):
     with pytest.raises(ValueError, match="log.parquet: can't be read as a log"):
         read(path, COLUMNS)
     path = tmp_path / "log.csv"
-    for text, message in (("customer,profit\n1,2\n", "expected columns valid_0_0"),
-                          ("customer,action_0,valid_0,valid_1\n1,0,1,1\n", "no column 'profit'"),
-                          ("customer,action_0,profit,valid_0,valid_1\n1,0,1,1,1\n", "expected columns feature_0"),
-                          ("customer,action_0,profit,valid_0,valid_1,state_0\n", "expected decisions, got no row"),
-                          ("customer,action_0,profit,valid_0,valid_1,state_0,next_state_0\n1,0,1,1,1,0,0\n",
-                           "no column 'next_valid_0'")):
+    for text, message in (
+        ("customer,profit\n1,2\n", "expected columns valid_0_0"),
+        ("customer,action_0,valid_0,valid_1\n1,0,1,1\n", "no column 'profit'"),
+        ("customer,action_0,profit,valid_0,valid_1\n1,0,1,1,1\n", "expected columns feature_0"),
+        ("customer,action_0,profit,valid_0,valid_1,state_0\n", "expected decisions, got no row"),
+        ("customer,action_0,profit,valid_0,valid_1,state_0,next_state_0\n1,0,1,1,1,0,0\n", "no column 'next_valid_0'"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read(path, COLUMNS)
     path.write_text("customer,action_0,profit,valid_0,valid_1,state_0\nK7,1,2.5,1,true,-1\nK9,0,1,1,0,3\n")
     log = read(path, COLUMNS)
     assert log.nvec == (2,) and log.unit.tolist() == [0, 1] and log.action.tolist() == [1, 0]
-    assert log.action_mask.tolist() == [[True, True], [True, False]] and log.terminated.all() and log.propensity.isnan().all()
+    assert (
+        log.action_mask.tolist() == [[True, True], [True, False]]
+        and log.terminated.all()
+        and log.propensity.isnan().all()
+    )
 
 
 def test_probabilities_of_all_pairs_must_fit():
     log = made(5)
-    with pytest.raises(ValueError, match="row 2, column 'prob_.': expected probabilities of the valid pairs that add up to 1"):
+    with pytest.raises(
+        ValueError, match="row 2, column 'prob_.': expected probabilities of the valid pairs that add up to 1"
+    ):
         check(replace(log, probs=log.probs * torch.where(torch.arange(60) == 0, 0.9, 1.0)[:, None]), "log", 0)
     with pytest.raises(ValueError, match="row 4, column 'propensity': expected what prob_. says"):
         check(replace(log, propensity=log.propensity * torch.where(torch.arange(60) == 2, 0.5, 1.0)), "log", 0)
@@ -242,8 +266,15 @@ def test_probabilities_of_all_pairs_must_fit():
 
 
 def test_open_bandit_feedback_is_taken_over():
-    feedback = {"n_rounds": 3, "n_actions": 4, "context": [[0.5], [1.0], [-1.0]], "action": [2, 0, 3],
-                "position": [0, 2, 1], "reward": [1, 0, 1], "pscore": [0.25, 0.5, 0.25]}
+    feedback = {
+        "n_rounds": 3,
+        "n_actions": 4,
+        "context": [[0.5], [1.0], [-1.0]],
+        "action": [2, 0, 3],
+        "position": [0, 2, 1],
+        "reward": [1, 0, 1],
+        "pscore": [0.25, 0.5, 0.25],
+    }
     log = LoggedDataset.from_obp(feedback)
     assert log.nvec == (4,) and log.obs.tolist() == [[0.5, 1, 0, 0], [1.0, 0, 0, 1], [-1.0, 0, 1, 0]]
     assert log.reward.tolist() == [1, 0, 1] and log.propensity.tolist() == [0.25, 0.5, 0.25]

@@ -1,4 +1,5 @@
 """Offline learners: their losses, their limits, values that are known, potentials that change no rank, and what prices do."""
+
 from __future__ import annotations
 
 import io
@@ -7,18 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.utils import instantiate
+
 from comparisons import identical, weights
 from configs import node
-from hydra.utils import instantiate
-from offline_learners import SPEND, Tabular, logged, make, offers
-from reference_offline import bcq_loss, chain_values, cql_loss, target
-from toy_envs import Chain, Endless, ppo_config, train
-
+from envs.offers.logs.variance_reduction import VarianceReduction
 from envs.offers.policies.learned import PriceGridValuePolicy, ValueKnapsackPolicy
 from envs.offers.world.customers import CHURNED, SUBSCRIBED
-from envs.offers.logs.variance_reduction import VarianceReduction
+from offline_learners import SPEND, Tabular, logged, make, offers
+from reference_offline import bcq_loss, chain_values, cql_loss, target
 from rlcore.action_values import FactoredActionValues, GreedyPolicy
 from rlcore.offline.constraints import behaviour_cloning, cql_penalty, double_target, supported, td_loss
+from toy_envs import Chain, Endless, ppo_config, train
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +45,26 @@ def batch(seed=0, rows=40, pairs=7):
     mask[:, 0] = next_mask[:, 0] = True
     action = torch.multinomial(mask.float(), 1, generator=g)[:, 0]
     reward, ends = torch.randn(rows, generator=g, dtype=torch.float64), torch.rand(rows, generator=g) < 0.3
-    return SimpleNamespace(q=q, online=online, frozen=frozen, logits=logits, mask=mask, next_mask=next_mask, action=action,
-                           reward=reward, ends=ends)
+    return SimpleNamespace(
+        q=q,
+        online=online,
+        frozen=frozen,
+        logits=logits,
+        mask=mask,
+        next_mask=next_mask,
+        action=action,
+        reward=reward,
+        ends=ends,
+    )
 
 
 # ── formulas ────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9, 1.0])
 def test_losses_equal_the_papers_one_float_at_a_time(threshold):
     b = batch()
-    goal = double_target(b.reward, 0.9 * (~b.ends).double(), b.online, b.frozen, 0.0, supported(b.logits, b.next_mask, threshold))
+    goal = double_target(
+        b.reward, 0.9 * (~b.ends).double(), b.online, b.frozen, 0.0, supported(b.logits, b.next_mask, threshold)
+    )
     rows = [x.tolist() for x in (b.reward, b.ends, b.online, b.frozen, b.logits, b.next_mask)]
     expected = [target(*row, gamma=0.9, threshold=threshold) for row in zip(*rows)]
     torch.testing.assert_close(goal, torch.tensor(expected, dtype=torch.float64))
@@ -69,6 +81,7 @@ def test_losses_equal_those_of_d3rlpy(name):
     pytest.importorskip("d3rlpy")
     from d3rlpy.algos import DiscreteBCQConfig, DiscreteCQLConfig
     from d3rlpy.torch_utility import TorchMiniBatch
+
     g, n, pairs = torch.Generator().manual_seed(1), 32, 5
     config = DiscreteBCQConfig(action_flexibility=0.9, beta=0.5) if name == "BCQ" else DiscreteCQLConfig(alpha=0.8)
     theirs = config.create(device="cpu:0")
@@ -82,7 +95,11 @@ def test_losses_equal_those_of_d3rlpy(name):
     ends = torch.rand(n, generator=g) < 0.3
     column = {"actions": action[:, None], "rewards": reward[:, None], "terminals": ends[:, None].float()}
     values = {field: None for field in TorchMiniBatch.__dataclass_fields__} | {
-        "observations": obs, "next_observations": following, "intervals": torch.ones(n, 1), **column}
+        "observations": obs,
+        "next_observations": following,
+        "intervals": torch.ones(n, 1),
+        **column,
+    }
     minibatch = TorchMiniBatch(**values)
     with torch.no_grad():
         loss = impl.compute_loss(minibatch, impl.compute_target(minibatch)).loss
@@ -101,8 +118,9 @@ def test_losses_equal_those_of_d3rlpy(name):
 
 
 # ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("keep, kept", [("bcq", {"threshold": 0.0}), ("bcq", {"threshold": 1e-30}),
-                                        ("cql", {"alpha": 0.0})])
+@pytest.mark.parametrize(
+    "keep, kept", [("bcq", {"threshold": 0.0}), ("bcq", {"threshold": 1e-30}), ("cql", {"alpha": 0.0})]
+)
 def test_without_what_keeps_them_they_are_double_dqn(chain, keep, kept):
     plain, limit = make(Tabular(4), chain, keep=None), make(Tabular(4), chain, keep=keep, kept=kept)
     train(plain), train(limit)
@@ -119,7 +137,8 @@ def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
     log = chain[(often | (torch.arange(len(chain)) % 4 == 0)).nonzero()[:, 0]]
     agent = make(Tabular(4), log, keep="bcq", kept={"threshold": 1.0})
     train(agent)
-    agent.network.body[-1].bias.data += 100 * torch.randn(6, generator=torch.Generator().manual_seed(0))  # whatever Q says
+    # whatever Q says
+    agent.network.body[-1].bias.data += 100 * torch.randn(6, generator=torch.Generator().manual_seed(0))
     mode = (log.action_mask * torch.arange(6)).argmax(1)
     assert torch.equal(agent.policy.distribution(log.obs, log.action_mask).probs.argmax(1), mode)
 
@@ -143,8 +162,14 @@ def test_what_is_not_valid_gets_no_gradient_and_has_no_say(chain, keep):
 
 
 # ── what they learn ─────────────────────────────────────────────────────────────────────────────────────────────────
-TABLE = {"network": {"hidden": [], "gain": 0.01}, "optimizer": {"lr": 0.1}, "total_steps": 768_000,
-         "updates": 20, "batch_size": 512, "target_every": 50}
+TABLE = {
+    "network": {"hidden": [], "gain": 0.01},
+    "optimizer": {"lr": 0.1},
+    "total_steps": 768_000,
+    "updates": 20,
+    "batch_size": 512,
+    "target_every": 50,
+}
 
 
 def tabular(chain, **changes):
@@ -167,15 +192,23 @@ def test_a_potential_changes_values_by_itself_and_no_rank(chain, monkeypatch):
     phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(VarianceReduction, "fit_potential", lambda self, *_: lambda obs: obs @ phi)
     values, seen, _ = tabular(chain, kept={"alpha": 0.0})
-    shifted, *_ = tabular(chain, kept={"alpha": 0.0}, variance_reduction={**node("../algo/variance_reduction/potential", "algo=cql"), "heuristic_mixing": 1.0})
+    shifted, *_ = tabular(
+        chain,
+        kept={"alpha": 0.0},
+        variance_reduction={**node("../algo/variance_reduction/potential", "algo=cql"), "heuristic_mixing": 1.0},
+    )
     assert (shifted + phi[:, None] - values)[seen].abs().max() < 0.01
 
 
 def test_a_time_limit_is_not_an_end():
     env = Endless(32)
-    agent = make(env, logged(env, 4000), keep=None, gamma=0.8, **{**TABLE, "lr_schedule": node("../algo/lr_schedule/linear")})
+    agent = make(
+        env, logged(env, 4000), keep=None, gamma=0.8, **{**TABLE, "lr_schedule": node("../algo/lr_schedule/linear")}
+    )
     train(agent)
-    torch.testing.assert_close(agent.network(torch.eye(2)).detach(), torch.tensor([[0.0, 0.0], [5.0, 5.0]]), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        agent.network(torch.eye(2)).detach(), torch.tensor([[0.0, 0.0], [5.0, 5.0]]), atol=0.05, rtol=0
+    )
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(chain):
@@ -222,14 +255,23 @@ def test_goals_are_worth_at_the_price_drawn(season):
     made = agent.compute_targets(rows)
     agent.generator.set_state(state)
     price, steer, following, then = env.sample_prices(log.step[rows], agent.generator)
-    torch.testing.assert_close(made.obs, torch.cat((log.obs[rows, :env.context_dim], steer), 1))
+    torch.testing.assert_close(made.obs, torch.cat((log.obs[rows, : env.context_dim], steer), 1))
     torch.testing.assert_close(made.logged_obs, log.obs[rows])
-    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(log.obs[rows])).flatten(1)
+    spend = env.world.catalogue.spend(
+        torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(log.obs[rows])
+    ).flatten(1)
     torch.testing.assert_close(made.cost, price[:, None] * spend)
-    next_obs = torch.cat((log.next_obs[rows, :env.context_dim], then), 1)
-    spend = env.world.catalogue.spend(torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(next_obs)).flatten(1)
-    best = (agent.network(next_obs) - following[:, None] * spend).masked_fill(~log.next_action_mask[rows], -torch.inf).amax(1)
-    expected = log.gross_reward[rows] + torch.where(log.terminated[rows], 0.0, best)  # at first the target network is the same
+    next_obs = torch.cat((log.next_obs[rows, : env.context_dim], then), 1)
+    spend = env.world.catalogue.spend(
+        torch.arange(6)[:, None], torch.arange(5), agent.auxiliary.predict(next_obs)
+    ).flatten(1)
+    best = (
+        (agent.network(next_obs) - following[:, None] * spend)
+        .masked_fill(~log.next_action_mask[rows], -torch.inf)
+        .amax(1)
+    )
+    # at first the target network is the same
+    expected = log.gross_reward[rows] + torch.where(log.terminated[rows], 0.0, best)
     torch.testing.assert_close(made.target, expected)
 
 
@@ -240,7 +282,7 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
     head = torch.randn(env.context_dim, 30, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 8, 30)
     setting = None, env.codec, market.customers, judge.world, market.features
     exact = ValueKnapsackPolicy(GreedyPolicy((6, 5), lambda x, mask: x @ head, None, observes_price=False), *setting)
-    values = GreedyPolicy((6, 5), lambda obs, mask: obs[:, :env.context_dim] @ head, None, observes_price=True)
+    values = GreedyPolicy((6, 5), lambda obs, mask: obs[:, : env.context_dim] @ head, None, observes_price=True)
     priced = PriceGridValuePolicy(values, *setting, prices=judge.prices, drift=0.0)
     allowed = market.contact_policy(market.initial_state.status == SUBSCRIBED, [])
     context, spend = exact.context_and_spend(slice(None), 0, market.initial_state, allowed)
@@ -290,8 +332,13 @@ def make_student(env, iterations, teacher, **changes):
 
 
 def test_ppo_starts_from_what_its_teacher_prefers(chain):
-    teacher = make(Tabular(4), chain, keep="bcq", kept={"threshold": 0.05},
-                   **{**TABLE, "lr_schedule": node("../algo/lr_schedule/linear")})
+    teacher = make(
+        Tabular(4),
+        chain,
+        keep="bcq",
+        kept={"threshold": 0.05},
+        **{**TABLE, "lr_schedule": node("../algo/lr_schedule/linear")},
+    )
     train(teacher)
     env = Tabular(64)
     ppo = make_student(env, 30, teacher, distill_iterations=30, temperature=0.02)
@@ -305,11 +352,15 @@ def test_ppo_starts_from_what_its_teacher_prefers(chain):
 
 def test_factored_values_are_sums_of_products():
     torch.manual_seed(0)
-    net = FactoredActionValues(3, (6, 5), rank=2, hidden=[8], activation=torch.nn.ReLU, gain=1.0, normalize_obs=False, clip_obs=10.0)
+    net = FactoredActionValues(
+        3, (6, 5), rank=2, hidden=[8], activation=torch.nn.ReLU, gain=1.0, normalize_obs=False, clip_obs=10.0
+    )
     x = torch.randn(4, 3)
     out, table = net.body(x), net(x).view(4, 6, 5)
     for b in range(4):
         for offer in range(6):
             for channel in range(5):
                 terms = (out[b, 1 + 11 * k + offer] * out[b, 1 + 11 * k + 6 + channel] for k in range(2))
-                assert table[b, offer, channel].item() == pytest.approx((out[b, 0] + (sum(terms) if offer else 0)).item(), abs=1e-5)
+                assert table[b, offer, channel].item() == pytest.approx(
+                    (out[b, 0] + (sum(terms) if offer else 0)).item(), abs=1e-5
+                )

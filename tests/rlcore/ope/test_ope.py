@@ -1,4 +1,5 @@
 """Off-policy evaluation: scalar references, exact limits, the Open Bandit Pipeline, intervals, and what is refused."""
+
 from __future__ import annotations
 
 import math
@@ -9,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from configs import composed
-from small_offers import logging_policy, offers_env
 
+from configs import composed
 from envs.data_collection import rollouts
+from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
-from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.cross_fitting import consecutive_ids, cross_fit, folds, rows_by_episode
 from rlcore.ope.outcome_models import Linear, solve
+from small_offers import logging_policy, offers_env
 
 INF = math.inf
 
@@ -58,10 +59,16 @@ def test_one_step_estimators_equal_scalar_loops():
         sums["residual"] += weight * rest / 50
         sums["switch"] += (direct + (weight * rest if weight <= 1.2 else 0)) / 50
         sums["dros"] += (direct + 2 * weight / (weight**2 + 2) * rest) / 50
-    for terms, wanted in ((ope.ips(w, r), sums["ips"]), (ope.ips(w, r, 1.5), sums["clip"]),
-                          (ope.snips(w, r), sums["ips"] / sums["w"]), (ope.dm(v), sums["dm"]),
-                          (ope.dr(w, r, v, qa, 1.5), sums["dr"]), (ope.sndr(w, r, v, qa), sums["dm"] + sums["residual"] / sums["w"]),
-                          (ope.switch_dr(w, r, v, qa, 1.2), sums["switch"]), (ope.dros(w, r, v, qa, 2.0), sums["dros"])):
+    for terms, wanted in (
+        (ope.ips(w, r), sums["ips"]),
+        (ope.ips(w, r, 1.5), sums["clip"]),
+        (ope.snips(w, r), sums["ips"] / sums["w"]),
+        (ope.dm(v), sums["dm"]),
+        (ope.dr(w, r, v, qa, 1.5), sums["dr"]),
+        (ope.sndr(w, r, v, qa), sums["dm"] + sums["residual"] / sums["w"]),
+        (ope.switch_dr(w, r, v, qa, 1.2), sums["switch"]),
+        (ope.dros(w, r, v, qa, 2.0), sums["dros"]),
+    ):
         assert value(terms) == pytest.approx(wanted, rel=1e-12)
 
 
@@ -112,8 +119,10 @@ def test_sequential_estimators_equal_scalar_loops():
             backwards = v[i, t].item() + ratio[i, t].item() * (r[i, t].item() + gamma * backwards - q[i, t].item())
         doubly += backwards / m
         pdis += sum(gamma**t * cumulative[i, t] * r[i, t].item() for t in range(steps)) / m
-    weighted = sum(gamma**t * sum(cumulative[i, t] * r[i, t].item() for i in range(m)) / cumulative[:, t].sum()
-                   for t in range(steps))
+    weighted = sum(
+        gamma**t * sum(cumulative[i, t] * r[i, t].item() for i in range(m)) / cumulative[:, t].sum()
+        for t in range(steps)
+    )
     robust = sum(v[i, 0].item() for i in range(m)) / m
     for t in range(steps):  # Thomas & Brunskill, eq. 4: w_t·(r − q) + w_{t−1}·v, of normalised weights
         now = cumulative[:, t] / cumulative[:, t].sum()
@@ -143,11 +152,18 @@ def test_an_exact_model_leaves_nothing_to_weigh():
 # ── intervals ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_influence_is_what_leaving_one_out_moves():
     ratio, r, v, q, following = season(600)
-    for make in (lambda k: ope.wpdis(ratio[k], r[k], 0.9), lambda k: ope.sequential_dr(*(x[k] for x in (ratio, r, v, q, following)), 0.9),
-                 lambda k: ope.weighted_dr(*(x[k] for x in (ratio, r, v, q, following)), 0.9)):
+    for make in (
+        lambda k: ope.wpdis(ratio[k], r[k], 0.9),
+        lambda k: ope.sequential_dr(*(x[k] for x in (ratio, r, v, q, following)), 0.9),
+        lambda k: ope.weighted_dr(*(x[k] for x in (ratio, r, v, q, following)), 0.9),
+    ):
         everything = torch.arange(600)
-        moved = torch.stack([599 * (intervals.estimate(make(everything)) - intervals.estimate(make(everything[everything != i])))
-                             for i in range(600)])
+        moved = torch.stack(
+            [
+                599 * (intervals.estimate(make(everything)) - intervals.estimate(make(everything[everything != i])))
+                for i in range(600)
+            ]
+        )
         torch.testing.assert_close(intervals.influence(make(everything)), moved, rtol=0.05, atol=0.05)
         assert abs(intervals.influence(make(everything)).mean()) < 1e-12
 
@@ -194,14 +210,24 @@ def test_no_customer_is_predicted_by_a_model_that_saw_it():
         seen = set(obs[:, 0].long().tolist())
         fits.append(seen)
         return lambda x: torch.stack([torch.full((actions, 1), float(int(i) in seen)) for i in x[:, 0]])
+
     customer = torch.arange(20).repeat_interleave(3)
     week = torch.arange(3).repeat(20)
     place = rows_by_episode(customer, 0 * customer, week)
     generator = torch.Generator().manual_seed(0)
     fold = folds(customer, 4, generator)
     assert fold.bincount().tolist() == [15] * 4 and (fold.view(20, 3) == fold.view(20, 3)[:, :1]).all()
-    v, q = cross_fit(fit, customer[:, None].float(), 0 * customer, torch.ones(60, 1), torch.full((60, 2), 0.5), place, fold, 1.0,
-                     generator)
+    v, q = cross_fit(
+        fit,
+        customer[:, None].float(),
+        0 * customer,
+        torch.ones(60, 1),
+        torch.full((60, 2), 0.5),
+        place,
+        fold,
+        1.0,
+        generator,
+    )
     assert not v.any() and not q.any()
     assert len(fits) == 12 and all(len(seen) == 15 for seen in fits)
 
@@ -219,10 +245,19 @@ def test_fitted_q_evaluation_finds_the_value_of_a_chain():
     customer, week = torch.arange(m).repeat_interleave(steps), torch.arange(steps).repeat(m)
     obs = torch.stack((state.float(), 1 - state.float()), 1)
     target = torch.tensor([0.0, 1.0]).expand(m * steps, 2)
-    v, q = cross_fit(Linear(ridge=1e-3, own=True, scaled=False), obs, action, reward[:, None], target, rows_by_episode(customer, 0 * customer, week),
-                     folds(customer, 2, generator), 1.0, generator)
+    v, q = cross_fit(
+        Linear(ridge=1e-3, own=True, scaled=False),
+        obs,
+        action,
+        reward[:, None],
+        target,
+        rows_by_episode(customer, 0 * customer, week),
+        folds(customer, 2, generator),
+        1.0,
+        generator,
+    )
     assert v.view(m, steps)[:, 0] == pytest.approx(1.0, abs=0.01)
-    last = (week == 2)
+    last = week == 2
     torch.testing.assert_close(q[last, 0], reward[last], atol=0.01, rtol=0)
 
 
@@ -238,8 +273,12 @@ def test_seasons_are_laid_out_in_order():
     customer, season_, week = torch.tensor([[7, 7, 3, 7, 3], [0, 0, 1, 1, 1], [2, 1, 4, 0, 3]])
     assert rows_by_episode(customer, season_, week).tolist() == [[4, 2], [1, 0], [3, -1]]
     with pytest.raises(ValueError, match="rows 3, 6: expected one decision of a customer, season and week"):
-        rows_by_episode(torch.tensor([1, 2, 2, 2, 2]), torch.zeros(5, dtype=torch.long), torch.tensor([0, 3, 1, 2, 3]),
-                        ("customer", "season", "week"))
+        rows_by_episode(
+            torch.tensor([1, 2, 2, 2, 2]),
+            torch.zeros(5, dtype=torch.long),
+            torch.tensor([0, 3, 1, 2, 3]),
+            ("customer", "season", "week"),
+        )
     assert consecutive_ids(torch.tensor([9, 4, 9])).tolist() == [1, 0, 1]
 
 
@@ -251,8 +290,15 @@ def valuation(**changes):
 
 @pytest.fixture(scope="module")
 def log() -> LoggedDataset:
-    chunks = rollouts(offers_env(1500, price_range=[2.0, 4.0]), logging_policy("price_perturbed", epsilon=0.3, plans=False), "price_perturbed", 0,
-                      decisions=1, steps=1, all_propensities=True)
+    chunks = rollouts(
+        offers_env(1500, price_range=[2.0, 4.0]),
+        logging_policy("price_perturbed", epsilon=0.3, plans=False),
+        "price_perturbed",
+        0,
+        decisions=1,
+        steps=1,
+        all_propensities=True,
+    )
     return LoggedDataset.cat(list(chunks))
 
 
@@ -306,9 +352,15 @@ def open_bandit():
     obp, pd = pytest.importorskip("obp"), pytest.importorskip("pandas")
     table = pd.read_csv(Path(obp.__file__).parent / "dataset/obd/random/all/all.csv", index_col=0)
     features = pd.get_dummies(table[[f"user_feature_{k}" for k in range(4)]]).to_numpy(float)
-    return {"n_rounds": len(table), "n_actions": 80, "context": features, "action": table["item_id"].to_numpy(),
-            "position": table["position"].to_numpy() - 1, "reward": table["click"].to_numpy(float),
-            "pscore": table["propensity_score"].to_numpy(float)}
+    return {
+        "n_rounds": len(table),
+        "n_actions": 80,
+        "context": features,
+        "action": table["item_id"].to_numpy(),
+        "position": table["position"].to_numpy() - 1,
+        "reward": table["click"].to_numpy(float),
+        "pscore": table["propensity_score"].to_numpy(float),
+    }
 
 
 def test_estimates_are_those_of_the_open_bandit_pipeline():
@@ -319,19 +371,26 @@ def test_estimates_are_those_of_the_open_bandit_pipeline():
     rng = np.random.default_rng(0)
     target = rng.dirichlet(np.full(80, 0.3), size=len(log))
     model = rng.uniform(0, 0.1, size=(len(log), 80))
-    given = {"reward": feedback["reward"], "action": feedback["action"], "pscore": feedback["pscore"],
-             "action_dist": target[:, :, None], "position": np.zeros(len(log), dtype=int),
-             "estimated_rewards_by_reg_model": model[:, :, None]}
+    given = {
+        "reward": feedback["reward"],
+        "action": feedback["action"],
+        "pscore": feedback["pscore"],
+        "action_dist": target[:, :, None],
+        "position": np.zeros(len(log), dtype=int),
+        "estimated_rewards_by_reg_model": model[:, :, None],
+    }
     pi, q = torch.tensor(target), torch.tensor(model)
     w, r = ope.select_actions(pi, log.action) / log.propensity, log.reward.double()
     v, qa = (pi * q).sum(1), ope.select_actions(q, log.action)
     pairs = {
-        "dm": (ope.dm(v), theirs.DirectMethod()), "ips": (ope.ips(w, r), theirs.InverseProbabilityWeighting()),
+        "dm": (ope.dm(v), theirs.DirectMethod()),
+        "ips": (ope.ips(w, r), theirs.InverseProbabilityWeighting()),
         "snips": (ope.snips(w, r), theirs.SelfNormalizedInverseProbabilityWeighting()),
         "dr": (ope.dr(w, r, v, qa), theirs.DoublyRobust()),
         "sndr": (ope.sndr(w, r, v, qa), theirs.SelfNormalizedDoublyRobust()),
         "switch": (ope.switch_dr(w, r, v, qa, 3.0), theirs.SwitchDoublyRobust(tau=3.0)),
-        "dros": (ope.dros(w, r, v, qa, 5.0), theirs.DoublyRobustWithShrinkage(lambda_=5.0))}
+        "dros": (ope.dros(w, r, v, qa, 5.0), theirs.DoublyRobustWithShrinkage(lambda_=5.0)),
+    }
     found = {name: (value(mine), other.estimate_policy_value(**given)) for name, (mine, other) in pairs.items()}
     assert len({round(x, 6) for x, _ in found.values()}) == 7  # else nothing was told apart
     for name, (mine, other) in found.items():
@@ -341,7 +400,8 @@ def test_estimates_are_those_of_the_open_bandit_pipeline():
 def test_a_valuation_reads_the_open_bandit_sample():
     log = LoggedDataset.from_obp(open_bandit())
     result = valuation(replications=50)(log, log.action_mask / 80)
-    assert result.rows["IPS"]["reward"] == pytest.approx(0.0038, abs=1e-4)  # its mean click rate: it was logged uniformly
+    # its mean click rate: it was logged uniformly
+    assert result.rows["IPS"]["reward"] == pytest.approx(0.0038, abs=1e-4)
     assert result.diagnostics["effective_share"] == pytest.approx(1.0)
 
 

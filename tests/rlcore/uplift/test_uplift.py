@@ -1,15 +1,16 @@
 """Uplift: curves, coefficients and bins against scalar versions and scikit-uplift; learners against effects that are known."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from hydra.utils import instantiate
+
 from configs import composed
 from made_up_mailing import made_up_mailing
-
+from rlcore.ope.outcome_models import Linear, Network
 from rlcore.uplift import meta_learners as effects
 from rlcore.uplift import metrics as uplift
-from rlcore.ope.outcome_models import Linear, Network
 
 
 def trial(n=400, ties=True, seed=0):
@@ -53,7 +54,8 @@ def test_curves_are_those_of_a_scalar_version(ties):
         assert uplift.area_above_random(x, y).item() == pytest.approx(scalar_area(wanted))
     best = scalar_area(scalar_points(outcome, torch.where(treated, outcome, -outcome), treated, True))
     assert uplift.qini(outcome, score, treated).item() == pytest.approx(
-        scalar_area(scalar_points(outcome, score, treated, True)) / best)
+        scalar_area(scalar_points(outcome, score, treated, True)) / best
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -66,9 +68,14 @@ def test_coefficients_and_bins_are_scikit_uplift_s(seed):
         assert uplift.auuc(outcome, score, treated).item() == pytest.approx(metrics.uplift_auc_score(*args), abs=1e-12)
         found = uplift.by_bin(outcome, score, treated, 7)
         theirs = metrics.uplift_by_percentile(*args, bins=7, std=True)
-        for ours, name in ((found.treated, "n_treatment"), (found.control, "n_control"), (found.uplift, "uplift"),
-                           (found.treated_mean, "response_rate_treatment"), (found.control_mean, "response_rate_control"),
-                           (found.std, "std_uplift")):
+        for ours, name in (
+            (found.treated, "n_treatment"),
+            (found.control, "n_control"),
+            (found.uplift, "uplift"),
+            (found.treated_mean, "response_rate_treatment"),
+            (found.control_mean, "response_rate_control"),
+            (found.std, "std_uplift"),
+        ):
             assert ours.tolist() == pytest.approx(theirs[name].tolist(), abs=1e-12), name
         assert found.average.item() == pytest.approx(metrics.weighted_average_uplift(*args, bins=7), abs=1e-12)
     mostly = trial(seed=seed)[0] * 0 + (torch.arange(400) % 5 > 0)  # more buy anyhow than would never
@@ -98,6 +105,7 @@ def test_resampled_differences_have_the_spread_of_new_tests():
         outcome, score, treated = trial(500, ties=False, seed=seed)
         noisy = score + 0.3 * torch.randn(500, generator=torch.Generator().manual_seed(seed + 999), dtype=torch.float64)
         return uplift.UpliftTestSet(torch.arange(500), outcome, treated, torch.stack((score, noisy)))
+
     anew = torch.tensor([[uplift.qini(t.outcome, s, t.treated) for s in t.scores] for t in map(one, range(200))])
     test = one(0)
     drawn = uplift.bootstrap([test, test], 500, 400, torch.Generator().manual_seed(0))
@@ -113,8 +121,10 @@ def test_a_cost_curve_ends_at_what_was_gained_and_spent_in_all():
     spent, gained = uplift.cost_curve(outcome, cost, score, treated)
     effect = outcome[treated].mean() - outcome[~treated].mean()
     assert spent[-1].item() == pytest.approx(4000) and gained[-1].item() == pytest.approx(4000 * effect.item())
-    areas = [uplift.cost_area(*uplift.cost_curve(outcome, cost, s, treated)).item()
-             for s in (score, -score, torch.rand(4000, generator=torch.Generator().manual_seed(3)))]
+    areas = [
+        uplift.cost_area(*uplift.cost_curve(outcome, cost, s, treated)).item()
+        for s in (score, -score, torch.rand(4000, generator=torch.Generator().manual_seed(3)))
+    ]
     assert areas[0] > 0.55 > 0.45 > areas[1] and areas[2] == pytest.approx(0.5, abs=0.05)
 
 
@@ -122,8 +132,15 @@ def test_drivers_are_what_the_effect_depends_on():
     g = torch.Generator().manual_seed(0)
     obs, treated = torch.randn(4000, 3, generator=g), torch.rand(4000, generator=g) < 0.5
     outcome = torch.rand(4000, generator=g) < 0.3 + 0.3 * treated * (obs[:, 1] > 0)
-    lost = uplift.drivers(lambda x: x[:, 1] + 0.1 * x[:, 0], obs, outcome.double(), treated,
-                          {"first": [0], "second": [1], "none": [2]}, 3, g)
+    lost = uplift.drivers(
+        lambda x: x[:, 1] + 0.1 * x[:, 0],
+        obs,
+        outcome.double(),
+        treated,
+        {"first": [0], "second": [1], "none": [2]},
+        3,
+        g,
+    )
     assert list(lost)[0] == "second" and lost["second"] > 0.05 and lost["none"] == 0.0 and abs(lost["first"]) < 0.02
 
 
@@ -196,6 +213,7 @@ def test_pseudo_outcomes_have_the_mean_of_either_truth():
 
 def test_x_goes_by_whoever_there_are_more_of():
     """g·τ₀ + (1 − g)·τ₁: where most are treated, by the effects on the untreated, that their better model imputed."""
+
     class Stub(torch.nn.Module):
         def __init__(self, *values):
             super().__init__()
@@ -203,8 +221,11 @@ def test_x_goes_by_whoever_there_are_more_of():
 
         def forward(self, x):
             return self.values.expand(len(x), 1, -1)
+
     fit = effects.XLearnerModel(Stub(10.0), Stub(1.0), Stub(3.0), Stub(0.2, 0.8))
-    torch.testing.assert_close(fit(torch.zeros(2, 1))[:, :, 0], torch.tensor([[10.0, 10 + 0.8 * 3 + 0.2 * 1]]).expand(2, -1))
+    torch.testing.assert_close(
+        fit(torch.zeros(2, 1))[:, :, 0], torch.tensor([[10.0, 10 + 0.8 * 3 + 0.2 * 1]]).expand(2, -1)
+    )
 
 
 def test_no_customer_is_in_two_folds_of_dr():
@@ -213,9 +234,12 @@ def test_no_customer_is_in_two_folds_of_dr():
     def model(obs, action, outcome, actions, generator):
         seen.append(set(obs[:, 0].tolist()))
         return ridge()(obs, action, outcome, actions, generator)
+
     cluster = torch.arange(30).repeat(4)
     learner = effects.DR(model=model, effect=ridge(), folds=3, floor=0.01)
-    learner(cluster[:, None].float(), cluster % 2, torch.zeros(120, 1), 2, torch.Generator().manual_seed(0), None, cluster)
+    learner(
+        cluster[:, None].float(), cluster % 2, torch.zeros(120, 1), 2, torch.Generator().manual_seed(0), None, cluster
+    )
     assert len(seen) == 3 and all(len(s) == 20 for s in seen) and set.intersection(*seen) == set()
 
 
@@ -230,28 +254,46 @@ def test_rearranged_effects_grow_and_come_no_further_from_the_truth():
     table = truth + torch.randn(50, 5, 2, generator=g)
     got = effects.rearranged(table, [[1, 3], [2, 4]], [0])
     assert (got[:, 3, 0] >= got[:, 1, 0]).all() and (got[:, 4, 0] >= got[:, 2, 0]).all()
-    assert torch.equal(got[:, 0], table[:, 0]) and torch.equal(got[..., 1], table[..., 1]) and not torch.equal(got, table)
+    assert (
+        torch.equal(got[:, 0], table[:, 0]) and torch.equal(got[..., 1], table[..., 1]) and not torch.equal(got, table)
+    )
     assert ((got - truth).square().sum((1, 2)) <= (table - truth).square().sum((1, 2)) + 1e-5).all()
     assert torch.equal(effects.Monotone(torch.nn.Identity(), [[1, 3], [2, 4]], [0])(table), got)
 
 
 @pytest.mark.parametrize("kind", ["s", "t", "x", "dr"])
 def test_learners_are_made_from_their_files(kind):
-    learner = instantiate(composed("benchmark=uplift/hillstrom", f"+uplift_learner={kind}", name="bench").uplift_learner, _convert_="all")
+    learner = instantiate(
+        composed("benchmark=uplift/hillstrom", f"+uplift_learner={kind}", name="bench").uplift_learner, _convert_="all"
+    )
     assert isinstance(learner, getattr(effects, kind.upper()))
 
 
 def test_the_bench_finds_whom_a_mail_helps(tmp_path, capsys):
     for package in ("sklift", "pyarrow"):
         pytest.importorskip(package)
-    made_up_mailing(2400).to_parquet(tmp_path / "shop.parquet")  # men's mail helps half of them, any mail both halves alike
-    config = composed("benchmark=uplift/qini", *(f"~benchmark.learners.{kind}_network" for kind in ("S", "T", "X", "DR")),
-                      "~benchmark.boosters.GB", "~benchmark.boosters.HistGB", name="bench").benchmark
-    config.update({"path": str(tmp_path / "shop.parquet"), "splits": 2, "fold_count": 2, "replications": 40, "repeats": 1})
+    # men's mail helps half of them, any mail both halves alike
+    made_up_mailing(2400).to_parquet(tmp_path / "shop.parquet")
+    config = composed(
+        "benchmark=uplift/qini",
+        *(f"~benchmark.learners.{kind}_network" for kind in ("S", "T", "X", "DR")),
+        "~benchmark.boosters.GB",
+        "~benchmark.boosters.HistGB",
+        name="bench",
+    ).benchmark
+    config.update(
+        {"path": str(tmp_path / "shop.parquet"), "splits": 2, "fold_count": 2, "replications": 40, "repeats": 1}
+    )
     config.mails = {"men's": [1]}
     found = instantiate(config, _convert_="all")(tmp_path, torch.device("cpu"), 0)["mails"]["men's"]
     rows = found["rows"]
-    assert set(rows) == {*config.learners, "chosen of ours", "S of gentle HistGB", "T of gentle HistGB", "X of gentle HistGB"}
+    assert set(rows) == {
+        *config.learners,
+        "chosen of ours",
+        "S of gentle HistGB",
+        "T of gentle HistGB",
+        "X of gentle HistGB",
+    }
     assert found["best_peer"].endswith("gentle HistGB") and list(found["drivers"])[0] in ("mens", "womens")
     assert all(row["qini"][1] > 0.1 for row in rows.values()) and rows["chosen of ours"]["ours_less"] == [0.0, 0.0, 0.0]
     assert sum(row["times_chosen"] for row in rows.values()) == 2

@@ -1,4 +1,5 @@
 """Organic trips: a distribution that adds up to one, a fit that finds what made the data, BG/NBD against Lifetimes."""
+
 from __future__ import annotations
 
 import itertools
@@ -39,6 +40,7 @@ def test_bg_nbd_is_what_simulated_households_do():
 
     def gamma(shape):
         return torch._standard_gamma(torch.full((n,), shape, dtype=torch.float64), generator=g)
+
     rate, one, other = gamma(FIT.r + 3) / (FIT.alpha + 20), gamma(FIT.a), gamma(FIT.b + 3)
     leave, at, counts = one / (one + other), torch.zeros(n, dtype=torch.float64), torch.zeros(n, 2)
     while alive.any():

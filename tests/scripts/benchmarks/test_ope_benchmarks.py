@@ -1,4 +1,5 @@
 """What the off-policy benches rest on: a pool whose truth is exact, and a real shop's file read as a log."""
+
 from __future__ import annotations
 
 import math
@@ -17,8 +18,17 @@ CPU = torch.device("cpu")
 
 
 def pool_of(size=40, **changes):
-    env = load("offers", CPU, 0, num_agents=10, population={"reference_size": 1000}, price_noise=0.0,
-               price_range=[2.999, 3.001], drift_range=[-1e-6, 1e-6], **changes)
+    env = load(
+        "offers",
+        CPU,
+        0,
+        num_agents=10,
+        population={"reference_size": 1000},
+        price_noise=0.0,
+        price_range=[2.999, 3.001],
+        drift_range=[-1e-6, 1e-6],
+        **changes,
+    )
     env.use_realised_outcomes()
     return env, Pool(env, size, 0)
 
@@ -28,7 +38,7 @@ def test_the_true_value_is_what_playing_brings_on_average():
     policy = pool.policy(price=2.0, plans=True, sigma=0.6, epsilon=0.2)
     assert policy.shape == (12, 72, 40, 30) and ((policy.sum(-1) - 1).abs() < 1e-5).all() and not policy[..., 1:5].any()
     profit, spend = pool.value(policy)
-    (log, (same,)), = replications(env, pool, policy, [policy], count=1, customers=6000, at_once=1, seed=0)
+    ((log, (same,)),) = replications(env, pool, policy, [policy], count=1, customers=6000, at_once=1, seed=0)
     torch.testing.assert_close(same.double().gather(1, log.action[:, None])[:, 0], log.propensity, rtol=1e-6, atol=0)
     for got, true in ((log.gross_reward, profit), (log.cost, spend)):
         season = got.double().view(6000, 12).sum(1)
@@ -125,8 +135,16 @@ def test_what_is_proportional_to_a_scale_is_found():
     generator = torch.Generator().manual_seed(0)
     obs, action = torch.randn(4000, 3, generator=generator), torch.randint(2, (4000,), generator=generator)
     outcome = (0.8 * obs[:, 0] - 0.5 * obs[:, 1]).exp() * (2 + action + 0.5 * obs[:, 2].clamp(-1, 1))
-    left = {scaled: (Linear(ridge=1.0, own=False, scaled=scaled)(obs, action, outcome[:, None], 2, generator)(obs)[
-        torch.arange(4000), action, 0] - outcome).std() / outcome.std() for scaled in (False, True)}
+    left = {
+        scaled: (
+            Linear(ridge=1.0, own=False, scaled=scaled)(obs, action, outcome[:, None], 2, generator)(obs)[
+                torch.arange(4000), action, 0
+            ]
+            - outcome
+        ).std()
+        / outcome.std()
+        for scaled in (False, True)
+    }
     assert left[True] < 0.15 < 0.4 < left[False], left
 
 

@@ -1,4 +1,5 @@
 """The benches of speed: what is counted by hand on small products, and that growth and roofline come out whole."""
+
 from __future__ import annotations
 
 import pytest
@@ -68,7 +69,7 @@ def test_both_come_out_whole(tmp_path, capsys):
         "benchmark.processes.numbers=[]",
     )
     found = made(tmp_path, CPU, 0)
-    row, = found["customers"]
+    (row,) = found["customers"]
     assert row["customers"] == 20 and row["evaluations"] == 2 and row["score"] < 1 and row["tables_kept"]
     assert found["weeks"][0]["steps"] == 3 * 8 and found["worlds"][0]["steps"] == 2 * 64
     assert "customers" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 """The bench of mails, at a size that takes a second."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Rules of money against scalar ledgers, linear programs and whatever hypothesis makes policies ask for."""
+
 from __future__ import annotations
 
 import json
@@ -8,21 +9,21 @@ from math import inf, sqrt
 import numpy as np
 import pytest
 import torch
-from configs import load, node
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, linear_program, no_contact_profit, with_budget
 from scipy.optimize import linprog
-from small_offers import small_evaluation
 
-from envs.offers.evaluation.profit_decomposition import summarise_seasons
-from envs.offers.planning.lagrangian_bound import dual
-from envs.offers.planning.knapsack import Increments, clear
-from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
-from envs.offers.policies.baselines import KnapsackPolicy
-from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, price_path
+from configs import load, node
 from envs.offers.constraints.budget_account import DAYS_PER_WEEK, BudgetAccount
 from envs.offers.constraints.budget_rules import BufferedSpend, ExpectedSpend, ReservedSpend
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
+from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
+from envs.offers.planning.knapsack import Increments, clear
+from envs.offers.planning.lagrangian_bound import dual
+from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, price_path
+from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, linear_program, no_contact_profit, with_budget
+from small_offers import small_evaluation
 
 CATALOGUE = load("catalogue/default")
 VALUE, COST = CATALOGUE.value.tolist(), CATALOGUE.cost.tolist()
@@ -86,12 +87,12 @@ def test_a_buffer_is_so_many_standard_deviations_of_independent_redemptions():
             pairs[i], spent[i] = steps.action[i, k].item(), totals[i][k]
             value = {j: VALUE[a // CHANNELS] for j, a in pairs.items()}
             rate = {j: (spent[j] - COST[a % CHANNELS]) / value[j] for j, a in pairs.items()}
-            need.append(sum(spent.values()) + z * sqrt(sum(value[j]**2 * rate[j] * (1 - rate[j]) for j in pairs)))
+            need.append(sum(spent.values()) + z * sqrt(sum(value[j] ** 2 * rate[j] * (1 - rate[j]) for j in pairs)))
             if need[-1] > budget:
                 assert -p == pytest.approx(price.item())
                 break
         assert need[-1] > budget and max(need[:-1]) <= budget
-        expected = {i: steps.action[i, k].item() for _, i, k in rows[:len(need) - 1]}
+        expected = {i: steps.action[i, k].item() for _, i, k in rows[: len(need) - 1]}
         assert action.tolist() == [expected.get(i, 0) for i in range(200)]
 
 
@@ -121,15 +122,24 @@ class Ledger:
     """One season in plain Python: single reservations in a list, one customer at a time."""
 
     def __init__(self, budget: list, stock: dict, rollover: bool, sends_per_week: int, validity: dict):
-        self.budget, self.stock, self.rollover, self.sends_per_week, self.validity = budget, stock, rollover, sends_per_week, validity
-        self.paid, self.held, self.gone = [0.0] * len(budget), [], dict.fromkeys(stock, 0)  # held: (lapse, money, offer)
+        self.budget, self.stock, self.rollover, self.sends_per_week, self.validity = (
+            budget,
+            stock,
+            rollover,
+            sends_per_week,
+            validity,
+        )
+        # held: (lapse, money, offer)
+        self.paid, self.held, self.gone = [0.0] * len(budget), [], dict.fromkeys(stock, 0)
 
     def free(self, week: int, day: int) -> float:
         """Money that can be promised for the longest validity."""
+
         def outstanding(at):
             return sum(money for lapse, money, _ in self.held if lapse > at)
+
         if self.rollover:
-            return sum(self.budget[:week + 1]) - sum(self.paid) - outstanding(day)
+            return sum(self.budget[: week + 1]) - sum(self.paid) - outstanding(day)
         rest = [self.budget[week] - self.paid[week] - outstanding(day)]
         ends = day + max(self.validity.values()) - 1
         for later in range(week + 1, len(self.budget)):
@@ -139,7 +149,9 @@ class Ledger:
 
     def pieces(self, day: int) -> dict:
         """What can be promised of each stock."""
-        return {o: s - self.gone[o] - sum(o == x for lapse, _, x in self.held if lapse > day) for o, s in self.stock.items()}
+        return {
+            o: s - self.gone[o] - sum(o == x for lapse, _, x in self.held if lapse > day) for o, s in self.stock.items()
+        }
 
     def week(self, week: int, rows: list, redeems: list) -> list:
         """rows: a list of (price, spend so far, pair) for each customer; redeems: who would redeem which pairs."""
@@ -178,8 +190,10 @@ class Ledger:
 
 
 @pytest.mark.parametrize("rollover", [False, True])
-@pytest.mark.parametrize("sends_per_week, validity", [
-    (1, 1), (7, 1), (3, 2), (7, 10), (2, dict(zip(CATALOGUE.offers[1:], (1, 20, 3, 8, 1))))])
+@pytest.mark.parametrize(
+    "sends_per_week, validity",
+    [(1, 1), (7, 1), (3, 2), (7, 10), (2, dict(zip(CATALOGUE.offers[1:], (1, 20, 3, 8, 1))))],
+)
 def test_waves_equal_a_scalar_ledger(sends_per_week, validity, rollover):
     by_offer = {o: validity[CATALOGUE.offers[o]] if isinstance(validity, dict) else validity for o in range(1, OFFERS)}
     reached = 0
@@ -192,12 +206,14 @@ def test_waves_equal_a_scalar_ledger(sends_per_week, validity, rollover):
             fate = torch.rand(25, OFFERS * CHANNELS, generator=seeded(7 * seed + week)) < 0.35
             held.open(week)
             action, _ = rule.allocate(held, steps, lambda a: fate.gather(1, a[:, None])[:, 0] & (a > 0))
-            rows = [[(p, t, a) for p, t, a in zip(*x) if p > -inf] for x in zip(
-                *(y.tolist() for y in (steps.price, steps.spend.cumsum(1), steps.action)))]
+            rows = [
+                [(p, t, a) for p, t, a in zip(*x) if p > -inf]
+                for x in zip(*(y.tolist() for y in (steps.price, steps.spend.cumsum(1), steps.action)))
+            ]
             assert action.tolist() == ledger.week(week, rows, fate.tolist())
             reached += (action > 0).sum().item()
             spent = sum(ledger.paid) if rollover else ledger.paid[week]
-            assert held.left.item() == pytest.approx((sum(budget[:week + 1]) if rollover else budget[week]) - spent)
+            assert held.left.item() == pytest.approx((sum(budget[: week + 1]) if rollover else budget[week]) - spent)
     assert reached > 20
 
 
@@ -207,10 +223,16 @@ def seasons(draw):
     """A season: rule, budgets, stocks, steps of any claim, and who redeems."""
     n, weeks, k = draw(st.integers(1, 30)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
     g = seeded(draw(st.integers(0, 10**6)))
-    days = draw(st.one_of(st.integers(1, 20), st.tuples(*[st.integers(1, 20)] * (OFFERS - 1)).map(
-        lambda x: dict(zip(CATALOGUE.offers[1:], x)))))
+    days = draw(
+        st.one_of(
+            st.integers(1, 20),
+            st.tuples(*[st.integers(1, 20)] * (OFFERS - 1)).map(lambda x: dict(zip(CATALOGUE.offers[1:], x))),
+        )
+    )
     rule = ReservedSpend(sends_per_week=draw(st.integers(1, DAYS_PER_WEEK)), validity_days=days)
-    budget = [draw(st.one_of(st.just(0.0), st.floats(0, 40), st.sampled_from([2.57, 5.14, 7.71]))) for _ in range(weeks)]
+    budget = [
+        draw(st.one_of(st.just(0.0), st.floats(0, 40), st.sampled_from([2.57, 5.14, 7.71]))) for _ in range(weeks)
+    ]
     held = account(budget, draw(st.dictionaries(st.integers(1, OFFERS - 1), st.integers(0, 5))), draw(st.booleans()))
     claim, rate = draw(st.sampled_from([0.0, 0.05, 0.3, 1.0, 50.0, -1.0])), draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
     asks = []
@@ -220,8 +242,12 @@ def seasons(draw):
         action = torch.randint(0, DEAREST + 1, (n, k), generator=g)
         if draw(st.booleans()):
             action = torch.full_like(action, DEAREST)  # always the dearest
-        asks.append((Increments(price, claim * torch.rand(n, k, generator=g, dtype=torch.float64), action),
-                     torch.rand(n, generator=g) < rate))
+        asks.append(
+            (
+                Increments(price, claim * torch.rand(n, k, generator=g, dtype=torch.float64), action),
+                torch.rand(n, generator=g) < rate,
+            )
+        )
     return rule, held, asks
 
 
@@ -257,13 +283,14 @@ def test_settled_and_reserved_never_pass_the_budget(season):
             return redeems & (action >= CHANNELS)
 
         action, _ = rule.allocate(held, steps, fate)
-        assert (sum((b > 0).long() for b in batches) <= 1).all() and torch.equal(sum(batches), action)  # one a customer
+        # one a customer
+        assert (sum((b > 0).long() for b in batches) <= 1).all() and torch.equal(sum(batches), action)
         allowed = (steps.action == action[:, None]) & (steps.price > -inf)
         assert (allowed.any(1) | (action == 0)).all()  # nobody gets what was not asked for
         offer, channel = action // CHANNELS, action % CHANNELS
         paid.append(CATALOGUE.spend(offer, channel, redeems).sum().item())
         taken.index_add_(0, offer, (redeems & (offer > 0)).float())
-        over = sum(paid) - sum(limits[:week + 1]) if held.rollover else paid[week] - limits[week]
+        over = sum(paid) - sum(limits[: week + 1]) if held.rollover else paid[week] - limits[week]
         assert over <= 0
     assert (taken <= stock).all()
 
@@ -279,10 +306,22 @@ def opened(n: int, season: list | None = None, seed: int = 1, **budget):
     catalogue = load("catalogue/default")
     world = load("world/full", catalogue, load("reward/default"), season=season or list(node("world/full").season))
     population = load("population/synthetic", catalogue, reference_size=1000)
-    made = EvaluationMarket.from_sample(population.draw(n, seeded(seed), "test"), world.to("cpu", torch.float64),
-                       load("budget/expected", **budget), load("contact_rules/none", catalogue, population))
-    return made, dual(made.customers, made.world, made.no_contact_values, made.initial_state, made.budget, made.stock, made.rollover,
-                      **{**DUAL_SOLVER, "tolerance": 1e-3})
+    made = EvaluationMarket.from_sample(
+        population.draw(n, seeded(seed), "test"),
+        world.to("cpu", torch.float64),
+        load("budget/expected", **budget),
+        load("contact_rules/none", catalogue, population),
+    )
+    return made, dual(
+        made.customers,
+        made.world,
+        made.no_contact_values,
+        made.initial_state,
+        made.budget,
+        made.stock,
+        made.rollover,
+        **{**DUAL_SOLVER, "tolerance": 1e-3},
+    )
 
 
 def luck(market, seasons: int) -> list:
@@ -306,7 +345,11 @@ class Dearest:
         return Increments(price, torch.full((n, 1), self.claim, dtype=torch.float64), torch.full((n, 1), DEAREST))
 
 
-@pytest.mark.parametrize("rule", [ReservedSpend(sends_per_week=7, validity_days=1), ReservedSpend(sends_per_week=4, validity_days=9)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [ReservedSpend(sends_per_week=7, validity_days=1), ReservedSpend(sends_per_week=4, validity_days=9)],
+    ids=str,
+)
 @pytest.mark.parametrize("rollover", [False, True])
 def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
     strict = replace(market[0], budget_rule=rule, rollover=rollover)
@@ -333,9 +376,18 @@ def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
 def test_each_rule_costs_what_it_should(market):
     made, bound = market
     policy = KnapsackPolicy(made.customers, made.world, "true θ", values=bound.values, fee=0.0)
-    rules = [ExpectedSpend(), ReservedSpend(sends_per_week=7, validity_days=1), ReservedSpend(sends_per_week=2, validity_days=1),
-             ReservedSpend(sends_per_week=1, validity_days=1)]
-    rows = [summarise_seasons([simulate_season(policy, replace(made, budget_rule=rule), u, bound) for u in luck(made, 4)], made, bound) for rule in rules]
+    rules = [
+        ExpectedSpend(),
+        ReservedSpend(sends_per_week=7, validity_days=1),
+        ReservedSpend(sends_per_week=2, validity_days=1),
+        ReservedSpend(sends_per_week=1, validity_days=1),
+    ]
+    rows = [
+        summarise_seasons(
+            [simulate_season(policy, replace(made, budget_rule=rule), u, bound) for u in luck(made, 4)], made, bound
+        )
+        for rule in rules
+    ]
     scores = [row["score"] for row in rows]
     assert scores == sorted(scores, reverse=True) and scores[0] > 0.97 and scores[1] > 0.7 and scores[3] > 0.2
     assert rows[0]["weeks_breached"] > 0.2 and all(row["weeks_breached"] == 0 for row in rows[1:])
@@ -343,21 +395,29 @@ def test_each_rule_costs_what_it_should(market):
 
 
 # ── the bound follows the rules ─────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("size, rollover, stock, front", [
-    ({"n": 3, "weeks": 4}, True, {}, False), ({"n": 8, "weeks": 4, **FIVE_ACTIONS, "seed": 1}, True, {}, False),
-    ({"n": 8, "weeks": 4, **FIVE_ACTIONS}, True, {}, True), ({"n": 6, "weeks": 4, **FIVE_ACTIONS}, False, {2: 0.3}, False),
-    ({"n": 6, "weeks": 3, **FIVE_ACTIONS, "seed": 2}, True, {1: 0.2, 2: 0.4}, False),
-], ids=["roll-over, 26 actions", "roll-over", "season", "stock", "roll-over and stocks"])
+@pytest.mark.parametrize(
+    "size, rollover, stock, front",
+    [
+        ({"n": 3, "weeks": 4}, True, {}, False),
+        ({"n": 8, "weeks": 4, **FIVE_ACTIONS, "seed": 1}, True, {}, False),
+        ({"n": 8, "weeks": 4, **FIVE_ACTIONS}, True, {}, True),
+        ({"n": 6, "weeks": 4, **FIVE_ACTIONS}, False, {2: 0.3}, False),
+        ({"n": 6, "weeks": 3, **FIVE_ACTIONS, "seed": 2}, True, {1: 0.2, 2: 0.4}, False),
+    ],
+    ids=["roll-over, 26 actions", "roll-over", "season", "stock", "roll-over and stocks"],
+)
 def test_bound_equals_the_linear_program(make_season, size, rollover, stock, front):
     season = with_budget(make_season(**size))
-    season.budget = season.budget * torch.tensor([1.3, 1.0, 0.4, 1.6])[:size["weeks"]]  # saving pays
+    season.budget = season.budget * torch.tensor([1.3, 1.0, 0.4, 1.6])[: size["weeks"]]  # saving pays
     if front:
         season.budget = torch.zeros_like(season.budget).index_fill_(0, torch.tensor(0), season.budget.sum())
     optimum, multipliers = linear_program(season, rollover, tuple(stock.items()))
     pieces = torch.full_like(season.world.catalogue.value, inf)
     for offer, count in stock.items():
         pieces[offer] = count
-    bound = dual(season.customers, season.world, season.v0, season.start, season.budget, pieces, rollover, **DUAL_SOLVER)
+    bound = dual(
+        season.customers, season.world, season.v0, season.start, season.budget, pieces, rollover, **DUAL_SOLVER
+    )
     gap, weeks = optimum - no_contact_profit(season), size["weeks"]
     assert -1e-9 <= bound.value - optimum <= 2e-5 * gap
     assert -2e-5 * gap <= bound.certificate - optimum <= 1e-6 * gap
@@ -383,8 +443,13 @@ def test_both_accounts_agree_under_roll_over_and_stock(rule):
     market = replace(market, budget_rule=rule)
     assert bound.scarcity.max() > 0.1
     for values in (None, bound.values):
-        policy = KnapsackPolicy(market.customers, market.world, "true θ", values=values, fee=0.0, scarcity=bound.scarcity)
-        records = [simulate_season(ReservationPricePolicy(policy, carry_over_value(bound.prices)), market, u, bound) for u in luck(market, 12)]
+        policy = KnapsackPolicy(
+            market.customers, market.world, "true θ", values=values, fee=0.0, scarcity=bound.scarcity
+        )
+        records = [
+            simulate_season(ReservationPricePolicy(policy, carry_over_value(bound.prices)), market, u, bound)
+            for u in luck(market, 12)
+        ]
         sums, behind = [], []
         for r in records:
             offer = (r.action // CHANNELS).flatten()
@@ -400,7 +465,9 @@ def test_both_accounts_agree_under_roll_over_and_stock(rule):
         assert row["score"] == pytest.approx(1 - torch.stack(behind).mean().item())
         cause = row["lost"]["cause"]
         assert sum(cause.values()) == pytest.approx(1 - row["score"]) and cause["unused stock"] >= 0
-        assert sum(row["lost"]["week"]) + cause["unspent budget"] + cause["unused stock"] == pytest.approx(1 - row["score"])
+        assert sum(row["lost"]["week"]) + cause["unspent budget"] + cause["unused stock"] == pytest.approx(
+            1 - row["score"]
+        )
 
 
 # ── saving ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -432,7 +499,11 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
     weekly, rolling = opened(200, PEAK, share=0.1), opened(200, PEAK, share=0.1, rollover=True)
     assert rolling[1].gap > 1.01 * weekly[1].gap and (rolling[1].prices.diff() <= 0).all()
     rows = {}
-    for name, (market, bound), saves in (("weekly", weekly, False), ("rolling", rolling, True), ("spender", rolling, False)):
+    for name, (market, bound), saves in (
+        ("weekly", weekly, False),
+        ("rolling", rolling, True),
+        ("spender", rolling, False),
+    ):
         policy = KnapsackPolicy(market.customers, market.world, "true θ", values=bound.values, fee=0.0)
         policy = ReservationPricePolicy(policy, carry_over_value(bound.prices)) if saves else policy
         records = [simulate_season(policy, market, u, bound) for u in luck(market, 6)]
@@ -448,7 +519,9 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
 # ── a whole evaluation, and bad input ───────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("rollover", [False, True])
 def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
-    evaluation = small_evaluation(customers=40, seasons=1, regression_customers=300, fees=[0.5], bound={"tolerance": 1e-2})
+    evaluation = small_evaluation(
+        customers=40, seasons=1, regression_customers=300, fees=[0.5], bound={"tolerance": 1e-2}
+    )
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     report = evaluation.evaluate(None, "")
     metrics = json.loads(json.dumps(report.to_metrics(), allow_nan=False))
@@ -461,21 +534,31 @@ def test_an_evaluation_has_a_second_table_without_a_breach(rollover):
         assert (torch.tensor(metrics["policies"]["planning"]["prices"]) >= worth - 1e-6).all()
     first, second = (part.to_table() for part in report.parts().values())
     assert "expectation" in first.title and "never exceeded" in second.title and first.caption is None
-    evaluation = small_evaluation(customers=40, seasons=1, regression_customers=300, fees=[0.5], bound={"tolerance": 1e-2}, hard_budget_rule=None)
+    evaluation = small_evaluation(
+        customers=40, seasons=1, regression_customers=300, fees=[0.5], bound={"tolerance": 1e-2}, hard_budget_rule=None
+    )
     evaluation.env.budget.rollover, evaluation.env.budget.stock = rollover, {"euro_0_50": 0.05} if rollover else {}
     alone = evaluation.evaluate(None, "")
     assert "hard" not in alone.to_metrics() and alone.to_metrics()["policies"] == metrics["policies"]
     assert alone.to_table().caption and len(alone.parts()) == 1
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda: ReservedSpend(sends_per_week=0, validity_days=1), "rule.sends_per_week"), (lambda: ReservedSpend(sends_per_week=8, validity_days=1), "rule.sends_per_week"),
-    (lambda: ReservedSpend(sends_per_week=7, validity_days=0), "rule.validity_days"),
-    (lambda: ReservedSpend(sends_per_week=7, validity_days={"euro_1_00": 1.5}), "rule.validity_days"),
-    (lambda: ReservedSpend(sends_per_week=7, validity_days={"euro_1_00": 2}).validity(CATALOGUE), "rule.validity_days"),
-    (lambda: BufferedSpend(z=-1.0), "rule.z"), (lambda: load("budget/expected", stock={"euro_1_00": -1}), "stock.euro_1_00"),
-    (lambda: load("budget/expected", stock={"euro_9": 1}).check(CATALOGUE), "stock"),
-])
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: ReservedSpend(sends_per_week=0, validity_days=1), "rule.sends_per_week"),
+        (lambda: ReservedSpend(sends_per_week=8, validity_days=1), "rule.sends_per_week"),
+        (lambda: ReservedSpend(sends_per_week=7, validity_days=0), "rule.validity_days"),
+        (lambda: ReservedSpend(sends_per_week=7, validity_days={"euro_1_00": 1.5}), "rule.validity_days"),
+        (
+            lambda: ReservedSpend(sends_per_week=7, validity_days={"euro_1_00": 2}).validity(CATALOGUE),
+            "rule.validity_days",
+        ),
+        (lambda: BufferedSpend(z=-1.0), "rule.z"),
+        (lambda: load("budget/expected", stock={"euro_1_00": -1}), "stock.euro_1_00"),
+        (lambda: load("budget/expected", stock={"euro_9": 1}).check(CATALOGUE), "stock"),
+    ],
+)
 def test_bad_rules_are_refused(make, says):
     with pytest.raises(Exception, match=rf"env\.budget\.{says}.*(expected|no such)"):
         make()

@@ -1,4 +1,5 @@
 """Rules: expressions and masks against scalar Python, nobody gets a masked pair through, the bound under masks."""
+
 from __future__ import annotations
 
 from copy import copy
@@ -9,30 +10,35 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from configs import load, node
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
+
+from configs import load, node
+from envs.offers.constraints.contact_rules import ContactPolicy, ContactRules
+from envs.offers.constraints.expressions import holds
+from envs.offers.evaluation.profit_decomposition import summarise_seasons
+from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
+from envs.offers.planning.dynamic_program import best_plan
+from envs.offers.planning.knapsack import Increments, allowed_increments, clear, ranked
+from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
+from envs.offers.policies.baselines import KnapsackPolicy, RandomContacts, ResponseRanking
+from envs.offers.policies.learned import PriceGridPolicy, ValueKnapsackPolicy
+from envs.offers.populations.base import Sample, hash_uniform
+from envs.offers.world.customers import CustomerState
+from envs.offers.world.response import outcomes
 from policies import LogitsPolicy, greedy
 from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, FULL_SEASON, linear_program, with_budget
 
-from envs.offers.evaluation.profit_decomposition import summarise_seasons
-from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
-from envs.offers.planning.knapsack import Increments, allowed_increments, clear, ranked
-from envs.offers.constraints.expressions import holds
-from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
-from envs.offers.world.response import outcomes
-from envs.offers.policies.baselines import KnapsackPolicy, RandomContacts, ResponseRanking
-from envs.offers.policies.learned import PriceGridPolicy, ValueKnapsackPolicy
-from envs.offers.populations.base import Sample
-from envs.offers.planning.dynamic_program import best_plan
-from envs.offers.constraints.contact_rules import ContactPolicy, ContactRules
-from envs.offers.populations.base import hash_uniform
-from envs.offers.world.customers import CustomerState
-
-ROWS = [{"age": a, "tier": t, "points spent": p} for a, t, p in product(
-    (16.0, 18.0, 40.0, float("nan")), ("gold", "basic", ""), (0.0, 1.0, 7.5, float("nan")))]
-COLUMNS = {"age": np.array([r["age"] for r in ROWS]), "tier": np.array([r["tier"] for r in ROWS], dtype=object),
-           "points spent": np.array([r["points spent"] for r in ROWS])}
+ROWS = [
+    {"age": a, "tier": t, "points spent": p}
+    for a, t, p in product((16.0, 18.0, 40.0, float("nan")), ("gold", "basic", ""), (0.0, 1.0, 7.5, float("nan")))
+]
+COLUMNS = {
+    "age": np.array([r["age"] for r in ROWS]),
+    "tier": np.array([r["tier"] for r in ROWS], dtype=object),
+    "points spent": np.array([r["points spent"] for r in ROWS]),
+}
 CATALOGUE = load("catalogue/default")
 IDS = [f"id {k}" for k in range(len(ROWS))]
 
@@ -43,17 +49,27 @@ def people() -> SimpleNamespace:
 
 
 # ── expressions ─────────────────────────────────────────────────────────────────────────────────────────────────────
-NUMBER = st.recursive(st.sampled_from(["age", "`points spent`", "18", "1.5", "-3"]),
-                      lambda x: st.builds("({} {} {})".format, x, st.sampled_from("+-*"), x), max_leaves=3)
+NUMBER = st.recursive(
+    st.sampled_from(["age", "`points spent`", "18", "1.5", "-3"]),
+    lambda x: st.builds("({} {} {})".format, x, st.sampled_from("+-*"), x),
+    max_leaves=3,
+)
 TEXT = st.sampled_from(["tier", "'gold'", '"basic"'])
 COMPARISON = st.one_of(
     st.builds("{} {} {}".format, NUMBER, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), NUMBER),
     st.builds("{} < {} <= {}".format, NUMBER, NUMBER, NUMBER),
     st.builds("{} {} {}".format, TEXT, st.sampled_from(["==", "!="]), TEXT),
     st.builds("{} {} ['gold', 'none']".format, TEXT, st.sampled_from(["in", "not in"])),
-    st.builds("{} {} (16, 18)".format, NUMBER, st.sampled_from(["in", "not in"])), st.sampled_from(["True", "False", "1"]))
-CONDITION = st.recursive(COMPARISON, lambda x: st.one_of(
-    st.builds("({} {} {})".format, x, st.sampled_from(["and", "or"]), x), st.builds("(not {})".format, x)), max_leaves=5)
+    st.builds("{} {} (16, 18)".format, NUMBER, st.sampled_from(["in", "not in"])),
+    st.sampled_from(["True", "False", "1"]),
+)
+CONDITION = st.recursive(
+    COMPARISON,
+    lambda x: st.one_of(
+        st.builds("({} {} {})".format, x, st.sampled_from(["and", "or"]), x), st.builds("(not {})".format, x)
+    ),
+    max_leaves=5,
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -62,19 +78,41 @@ def test_expressions_mean_what_python_means_row_by_row(text):
     plain = text.replace("`points spent`", "points")
     for row, held in zip(ROWS, holds(text, COLUMNS, "here")):
         values = {"age": row["age"], "tier": row["tier"], "points": row["points spent"]}
-        missing = any(name in plain and values[name] in ("", None) or values[name] != values[name] and name in plain
-                      for name in values)
+        missing = any(
+            (name in plain and values[name] in ("", None)) or (values[name] != values[name] and name in plain)
+            for name in values
+        )
         assert held == (not missing and bool(eval(plain, {"__builtins__": {}}, values)))
 
 
-@pytest.mark.parametrize("text, problem", [
-    ("age >=", "is no expression"), ("", "is no expression"), ("(" * 500, "is no expression"), ("income > 3", "'income'"),
-    ("tier > 'a'", "orders tier"), ("tier == 3", "compares tier"), ("age in ['x']", "compares age"), ("tier", "is text"),
-    ("age", "is a number"), ("tier + 'a' == 'b'", "counts with tier"), ("tier in 'gold'", "is no list"),
-    ("tier in []", "is no list"), ("__import__('os').system('true')", "not understood"), ("age.real > 1", "not understood"),
-    ("age ** 9 > 1", "not understood"), ("[x for x in age]", "not understood"), ("age if age else age", "not understood"),
-    ("(lambda: 1)()", "not understood"), ("age is 3", "orders"), ("f'{age}' == 'a'", "not understood"),
-    ("age > 1j", "not understood"), ("tier[0] == 'g'", "not understood"), ("(x := 3) > age", "not understood")])
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("age >=", "is no expression"),
+        ("", "is no expression"),
+        ("(" * 500, "is no expression"),
+        ("income > 3", "'income'"),
+        ("tier > 'a'", "orders tier"),
+        ("tier == 3", "compares tier"),
+        ("age in ['x']", "compares age"),
+        ("tier", "is text"),
+        ("age", "is a number"),
+        ("tier + 'a' == 'b'", "counts with tier"),
+        ("tier in 'gold'", "is no list"),
+        ("tier in []", "is no list"),
+        ("__import__('os').system('true')", "not understood"),
+        ("age.real > 1", "not understood"),
+        ("age ** 9 > 1", "not understood"),
+        ("[x for x in age]", "not understood"),
+        ("age if age else age", "not understood"),
+        ("(lambda: 1)()", "not understood"),
+        ("age is 3", "orders"),
+        ("f'{age}' == 'a'", "not understood"),
+        ("age > 1j", "not understood"),
+        ("tier[0] == 'g'", "not understood"),
+        ("(x := 3) > age", "not understood"),
+    ],
+)
 def test_what_is_no_condition_is_refused_in_one_line(text, problem):
     with pytest.raises(ValueError, match="^env.contact_rules.here: ") as refused:
         holds(text, COLUMNS, "env.contact_rules.here")
@@ -89,7 +127,11 @@ def sample_of(rows: torch.Tensor) -> Sample:
 
 def build(population=None, **changes) -> ContactRules:
     """Build the shipped rules with some keys replaced."""
-    shipped = {key: value for key, value in OmegaConf.to_container(node("contact_rules/none")).items() if not key.startswith("_")}
+    shipped = {
+        key: value
+        for key, value in OmegaConf.to_container(node("contact_rules/none")).items()
+        if not key.startswith("_")
+    }
     if "holdout" in changes:
         changes["holdout"] = {**shipped["holdout"], **changes["holdout"]}
     return ContactRules(CATALOGUE, population or people(), **{**shipped, **changes})
@@ -103,12 +145,14 @@ CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integer
 def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(data):
     offers, channels = CATALOGUE.offers[1:], CATALOGUE.channels
     eligible = data.draw(st.dictionaries(st.sampled_from(offers), st.sampled_from(["age > 16", "tier == 'gold'"])))
-    consent = data.draw(st.dictionaries(st.sampled_from(channels),
-                                        st.sampled_from(["`points spent` >= 1", "tier != 'gold'"])))
+    consent = data.draw(
+        st.dictionaries(st.sampled_from(channels), st.sampled_from(["`points spent` >= 1", "tier != 'gold'"]))
+    )
     limits = data.draw(st.dictionaries(st.sampled_from(offers), st.sampled_from([[18, None], [None, 18], [17, 30]])))
     caps, share = data.draw(st.lists(CAP, max_size=2)), data.draw(st.sampled_from([0.0, 0.3]))
-    rules = build(eligible=eligible, consent=consent, age={"column": "age", "limits": limits}, caps=caps,
-                  holdout={"share": share})
+    rules = build(
+        eligible=eligible, consent=consent, age={"column": "age", "limits": limits}, caps=caps, holdout={"share": share}
+    )
     g = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     rows = torch.randint(len(ROWS), (8,), generator=g)
     weeks = data.draw(st.integers(0, 11))
@@ -120,12 +164,14 @@ def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(dat
     def meets(text, row):
         known = {"age": row["age"], "tier": row["tier"], "points": row["points spent"]}
         used = {name: x for name, x in known.items() if name in text}
-        return not any(x == "" or x != x for x in used.values()) and eval(text.replace("`points spent`", "points"), known)
+        return not any(x == "" or x != x for x in used.values()) and eval(
+            text.replace("`points spent`", "points"), known
+        )
 
     for i, row in enumerate(ROWS[k] for k in rows.tolist()):
         free = subscribed[i].item() and not hash_uniform(IDS, rules.holdout["salt"])[rows[i]] < share
         for cap in caps:
-            recent = sent[max(weeks - cap["weeks"] + 1, 0):]
+            recent = sent[max(weeks - cap["weeks"] + 1, 0) :]
             free = free and sum(week[i].item() for week in recent) < cap["contacts"]
         for o, c in product(range(6), range(5)):
             fine = c == 0 if o == 0 else free
@@ -138,15 +184,30 @@ def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(dat
 
 
 def test_reasons_name_every_rule_that_forbids():
-    rules = build(eligible={"euro_2_50": "tier == 'gold'"}, consent={"sms": "age > 99"}, caps=[{"weeks": 4, "contacts": 1}],
-                  age={"column": "age", "limits": {"euro_2_50": [18, None]}}, holdout={"share": 0.99})
-    contact_policy = rules.policy(sample_of(torch.tensor([IDS.index(f"id {k}") for k in range(1, 3)])))  # 16, gold / basic
+    rules = build(
+        eligible={"euro_2_50": "tier == 'gold'"},
+        consent={"sms": "age > 99"},
+        caps=[{"weeks": 4, "contacts": 1}],
+        age={"column": "age", "limits": {"euro_2_50": [18, None]}},
+        holdout={"share": 0.99},
+    )
+    # 16, gold / basic
+    contact_policy = rules.policy(sample_of(torch.tensor([IDS.index(f"id {k}") for k in range(1, 3)])))
     assert contact_policy.reasons(0, 5, 3, False, [torch.tensor([True, False])]) == [
-        "not subscribed", "age euro_2_50: age >= 18", "consent sms: age > 99", "holdout", "cap: 1 contacts in 4 weeks"]
+        "not subscribed",
+        "age euro_2_50: age >= 18",
+        "consent sms: age > 99",
+        "holdout",
+        "cap: 1 contacts in 4 weeks",
+    ]
     assert contact_policy.reasons(1, 1, 0, True, [torch.tensor([True, False])]) == ["holdout"]
     assert contact_policy.reasons(0, 0, 3, True, []) == ["no such pair"]
-    assert set(contact_policy.shares()) == {"age euro_2_50: age >= 18", "consent sms: age > 99", "holdout",
-                                     "eligible euro_2_50: tier == 'gold'"}
+    assert set(contact_policy.shares()) == {
+        "age euro_2_50: age >= 18",
+        "consent sms: age > 99",
+        "holdout",
+        "eligible euro_2_50: tier == 'gold'",
+    }
 
 
 def test_without_rules_all_is_as_it_was():
@@ -158,7 +219,9 @@ def test_without_rules_all_is_as_it_was():
 
 
 def test_what_is_left_of_a_cap_is_seen():
-    contact_policy = build(caps=[{"weeks": 3, "contacts": 2}, {"weeks": 12, "contacts": 4}]).policy(sample_of(torch.arange(2)))
+    contact_policy = build(caps=[{"weeks": 3, "contacts": 2}, {"weeks": 12, "contacts": 4}]).policy(
+        sample_of(torch.arange(2))
+    )
     sent, all_ = [torch.tensor(x) for x in ([True, False], [True, False], [False, True])], torch.tensor([True, True])
     left = [contact_policy(all_, sent[:k]).caps_left for k in range(4)]
     assert [x[0].tolist() for x in left] == [[1.0, 1.0], [0.5, 0.75], [0.0, 0.5], [0.5, 0.5]]
@@ -173,20 +236,35 @@ def test_the_holdout_goes_by_id_alone():
     assert (first < 0.05).double().mean().item() == pytest.approx(0.05, abs=0.006)
     other = hash_uniform(names, 8)
     assert np.corrcoef(first, other)[0, 1] == pytest.approx(0, abs=0.03)
-    assert hash_uniform(["K1"], 7).item() == pytest.approx(0.5236543763, abs=1e-9)  # on every machine, in every release
+    # on every machine, in every release
+    assert hash_uniform(["K1"], 7).item() == pytest.approx(0.5236543763, abs=1e-9)
 
 
-@pytest.mark.parametrize("changes, says", [
-    ({"consent": {"fax": "tier == 'gold'"}}, "consent: unknown channel 'fax'"),
-    ({"eligible": {"nothing": "age > 1"}}, "eligible: unknown offer 'nothing'"),
-    ({"eligible": {"euro_1_00": "agee > 1"}}, "eligible.euro_1_00: .*'agee'"),
-    ({"age": {"column": "born", "limits": {"euro_1_00": [18, None]}}}, "age.limits.euro_1_00: .*'born'"),
-    ({"age": {"column": None, "limits": {"euro_1_00": [18, None]}}}, "age.column"),
-    *(({"age": {"column": "age", "limits": {"euro_1_00": x}}}, "age.limits.euro_1_00: expected")
-      for x in (18, [18], [None, None], ["a", 3])),
-    *(({"caps": [x]}, "caps: expected") for x in (
-        3, {"weeks": 4}, {"weeks": 0, "contacts": 1}, {"weeks": 4, "contacts": 0}, {"weeks": 4, "contacts": 1.5})),
-    ({"holdout": {"share": 1.0}}, "holdout.share: expected")])
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"consent": {"fax": "tier == 'gold'"}}, "consent: unknown channel 'fax'"),
+        ({"eligible": {"nothing": "age > 1"}}, "eligible: unknown offer 'nothing'"),
+        ({"eligible": {"euro_1_00": "agee > 1"}}, "eligible.euro_1_00: .*'agee'"),
+        ({"age": {"column": "born", "limits": {"euro_1_00": [18, None]}}}, "age.limits.euro_1_00: .*'born'"),
+        ({"age": {"column": None, "limits": {"euro_1_00": [18, None]}}}, "age.column"),
+        *(
+            ({"age": {"column": "age", "limits": {"euro_1_00": x}}}, "age.limits.euro_1_00: expected")
+            for x in (18, [18], [None, None], ["a", 3])
+        ),
+        *(
+            ({"caps": [x]}, "caps: expected")
+            for x in (
+                3,
+                {"weeks": 4},
+                {"weeks": 0, "contacts": 1},
+                {"weeks": 4, "contacts": 0},
+                {"weeks": 4, "contacts": 1.5},
+            )
+        ),
+        ({"holdout": {"share": 1.0}}, "holdout.share: expected"),
+    ],
+)
 def test_rules_that_do_not_fit_are_refused_in_one_line(changes, says):
     with pytest.raises(ValueError, match=rf"^env\.contact_rules\.{says}") as refused:
         build(**changes)
@@ -196,7 +274,9 @@ def test_rules_that_do_not_fit_are_refused_in_one_line(changes, says):
 def test_drawn_customers_have_caps_and_a_holdout_but_no_columns():
     with pytest.raises(ValueError, match="drawn customers have no columns"):
         build(SimpleNamespace(columns=None, ids=None), consent={"sms": "sms_ok"})
-    contact_policy = build(SimpleNamespace(columns=None, ids=None), holdout={"share": 0.5}).policy(sample_of(torch.arange(40))._replace(row=None))
+    contact_policy = build(SimpleNamespace(columns=None, ids=None), holdout={"share": 0.5}).policy(
+        sample_of(torch.arange(40))._replace(row=None)
+    )
     held = contact_policy.exclusions[0].excluded
     assert 8 < held.sum() < 32
     assert torch.equal(contact_policy(torch.ones(40, dtype=torch.bool), []).action_mask.sum(1) == 1, held)
@@ -230,8 +310,14 @@ class Stubborn(Greedy):
 @pytest.fixture(scope="module")
 def masked():
     """60 customers of the shipped evaluation under random lasting masks, two caps, and their bound."""
-    env = load("offers", torch.device("cpu"), 0, num_agents=40, population={"reference_size": 500},
-               contact_rules={"caps": [{"weeks": 4, "contacts": 2}, {"weeks": 12, "contacts": 3}]})
+    env = load(
+        "offers",
+        torch.device("cpu"),
+        0,
+        num_agents=40,
+        population={"reference_size": 500},
+        contact_rules={"caps": [{"weeks": 4, "contacts": 2}, {"weeks": 12, "contacts": 3}]},
+    )
     evaluation = env.evaluation(env)
     sample = env.population.draw(60, torch.Generator().manual_seed(1), "test")
 
@@ -244,7 +330,9 @@ def masked():
         return ContactPolicy(rules.catalogue, static, (), rules.caps)
 
     market = EvaluationMarket.from_sample(sample, evaluation.world, env.budget, SimpleNamespace(policy=policy_of))
-    return SimpleNamespace(env=env, evaluation=evaluation, market=market, bound=evaluation.solve_bound(market), policy_of=policy_of)
+    return SimpleNamespace(
+        env=env, evaluation=evaluation, market=market, bound=evaluation.solve_bound(market), policy_of=policy_of
+    )
 
 
 def policies(masked) -> dict:
@@ -254,14 +342,21 @@ def policies(masked) -> dict:
     actor, head = torch.randn(env.obs_dim, 30, generator=g), torch.randn(env.context_dim, 30, generator=g)
     learned = (lambda x: torch.sigmoid(x @ head).view(-1, 6, 5), env.codec, c, w, market.features)
     valued = ValueKnapsackPolicy(greedy(lambda x: x @ head), *learned)
-    return {"greedy": Greedy(c, w), "stubborn": Stubborn(c, w), "random": RandomContacts(c, w, seed=0),
-            "propensity": ResponseRanking(c, w, uplift=False), "uplift": ResponseRanking(c, w, uplift=True),
-            "myopic": KnapsackPolicy(c, w, "", values=None, fee=0.0),
-            "planning": KnapsackPolicy(c, w, "", values=masked.bound.values, fee=0.0),
-            "priced": PriceGridPolicy(LogitsPolicy(lambda x: x @ actor), *learned, prices=masked.evaluation.prices,
-                                      drift=0.0),
-            "valued": valued,
-            "no budget": valued.without_budget(), "θ̂": masked.evaluation.certainty_equivalent_planner(market)}
+    return {
+        "greedy": Greedy(c, w),
+        "stubborn": Stubborn(c, w),
+        "random": RandomContacts(c, w, seed=0),
+        "propensity": ResponseRanking(c, w, uplift=False),
+        "uplift": ResponseRanking(c, w, uplift=True),
+        "myopic": KnapsackPolicy(c, w, "", values=None, fee=0.0),
+        "planning": KnapsackPolicy(c, w, "", values=masked.bound.values, fee=0.0),
+        "priced": PriceGridPolicy(
+            LogitsPolicy(lambda x: x @ actor), *learned, prices=masked.evaluation.prices, drift=0.0
+        ),
+        "valued": valued,
+        "no budget": valued.without_budget(),
+        "θ̂": masked.evaluation.certainty_equivalent_planner(market),
+    }
 
 
 def test_no_policy_gets_a_masked_pair_through(masked):
@@ -272,9 +367,11 @@ def test_no_policy_gets_a_masked_pair_through(masked):
         assert sent.any() or name == "greedy", name
         for t, action in enumerate(record.action):
             assert market.contact_policy.static_mask.flatten(1).gather(1, action[:, None]).all(), name
-            assert ((sent[max(t - 3, 0):t + 1].sum(0) <= 2) & (sent[:t + 1].sum(0) <= 3)).all(), name
+            assert ((sent[max(t - 3, 0) : t + 1].sum(0) <= 2) & (sent[: t + 1].sum(0) <= 3)).all(), name
         if name != "no budget":
-            assert (record.expected_spend.sum(1) <= market.budget * (1 + 1e-9)).all() or name in ("priced", "valued"), name
+            assert (record.expected_spend.sum(1) <= market.budget * (1 + 1e-9)).all() or name in ("priced", "valued"), (
+                name
+            )
         assert record.lost_profit.min() > -1e-9, name
         assert market.contact_policy.static_mask.flatten(1).gather(1, record.planned_action.T).all()
 
@@ -295,9 +392,9 @@ def test_clearing_never_grants_a_masked_pair_nor_more_than_there_is(seed, k, bud
     for i in range(9):
         prefix = [0, *action[i].tolist()]
         assert pairs[i, got[i]]
-        last = max(j for j in range(k + 1) if prefix[j] == got[i] and all(pairs[i, x] for x in prefix[:j + 1]))
+        last = max(j for j in range(k + 1) if prefix[j] == got[i] and all(pairs[i, x] for x in prefix[: j + 1]))
         first = min(j for j in range(k + 1) if prefix[j] == got[i])
-        assert all(pairs[i, x] for x in prefix[:first + 1]) and last >= first
+        assert all(pairs[i, x] for x in prefix[: first + 1]) and last >= first
         cost += spend[i, :first].sum().item()
     assert cost <= budget + 1e-9
     everything = torch.ones_like(pairs)
@@ -326,14 +423,22 @@ def test_the_environment_sends_nothing_that_is_masked(masked):
 
 
 # ── the bound ───────────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.parametrize("size", [{"n": 3, "weeks": 4}, {"n": 8, "weeks": 4, **FIVE_ACTIONS},
-                                  pytest.param({"n": 3, **FULL_SEASON}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"n": 3, "weeks": 4},
+        {"n": 8, "weeks": 4, **FIVE_ACTIONS},
+        pytest.param({"n": 3, **FULL_SEASON}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_the_bound_under_masks_equals_the_linear_program(make_season, size):
     season = make_season(**size)
     free = with_budget(season).budget
     channels = len(season.world.catalogue.channels)
-    static = season.world.catalogue.valid & (torch.rand(size["n"], *season.world.catalogue.nvec,
-                                                       generator=torch.Generator().manual_seed(3)) < 0.6)
+    static = season.world.catalogue.valid & (
+        torch.rand(size["n"], *season.world.catalogue.nvec, generator=torch.Generator().manual_seed(3)) < 0.6
+    )
     static[:, 0, 0] = True
     for i, r in enumerate(season.references):
         r.pairs = [pair for pair in r.pairs if static[i][pair]]
@@ -342,7 +447,9 @@ def test_the_bound_under_masks_equals_the_linear_program(make_season, size):
     assert (spend <= 1e-9 + free.sum() / 0.3).all()
     season.budget = 0.3 * spend
     optimum, _ = linear_program(season)
-    bound = dual(season.customers, season.world, season.v0, season.start, season.budget, **DUAL_SOLVER, contacts=contacts)
+    bound = dual(
+        season.customers, season.world, season.v0, season.start, season.budget, **DUAL_SOLVER, contacts=contacts
+    )
     gap = optimum - bound.none
     assert gap > 0 and -1e-9 <= bound.value - optimum <= 2e-5 * gap
     _, actions = best_plan(season.customers, season.world, season.v0, bound.prices, contacts=contacts)
@@ -363,8 +470,17 @@ def test_both_accounts_of_the_score_agree_under_rules(masked):
     score = {}
     for name, where in (("capped", market), ("free", uncapped)):
         records = [simulate_season(plan, where, x, bound) for x in u]
-        sums = torch.stack([r.incremental_profit.sum() + r.lost_profit.sum() + (bound.prices * (where.budget - r.expected_spend.sum(1))).sum()
-                            for r in records]) / bound.gap
+        sums = (
+            torch.stack(
+                [
+                    r.incremental_profit.sum()
+                    + r.lost_profit.sum()
+                    + (bound.prices * (where.budget - r.expected_spend.sum(1))).sum()
+                    for r in records
+                ]
+            )
+            / bound.gap
+        )
         error = sums.std() / len(sums) ** 0.5
         assert error < 0.05 and abs(sums.mean() - 1) < 4 * error
         score[name] = summarise_seasons(records, where, bound)["score"]
@@ -372,6 +488,9 @@ def test_both_accounts_of_the_score_agree_under_rules(masked):
 
 
 def test_shipped_caps_need_no_columns():
-    assert [dict(cap) for cap in node("contact_rules/caps").caps] == [{"weeks": 4, "contacts": 2}, {"weeks": 12, "contacts": 4}]
+    assert [dict(cap) for cap in node("contact_rules/caps").caps] == [
+        {"weeks": 4, "contacts": 2},
+        {"weeks": 12, "contacts": 4},
+    ]
     rules = load("contact_rules/caps", CATALOGUE, SimpleNamespace(columns=None, ids=None))
     assert rules.num_cap_features == 2 and rules.caps == ((4, 2), (12, 4))

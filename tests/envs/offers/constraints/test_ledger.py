@@ -1,4 +1,5 @@
 """The ledger against a model in plain Python, against raw SQL, and under writers that are killed."""
+
 from __future__ import annotations
 
 import random
@@ -11,10 +12,21 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from envs.offers.constraints.ledger import ABSENT, EXPIRED, REFUSED, RELEASED, RESERVED, SETTLED, Balance, Ledger, to_units
+from envs.offers.constraints.ledger import (
+    ABSENT,
+    EXPIRED,
+    REFUSED,
+    RELEASED,
+    RESERVED,
+    SETTLED,
+    Balance,
+    Ledger,
+    to_units,
+)
 from scripts.benchmarks.reliability import ledger as siege
 
 KEYS = {"season": st.integers(0, 1), "week": st.integers(0, 1), "customer": st.sampled_from("abcd")}
@@ -49,7 +61,7 @@ class Calls(RuleBasedStateMachine):
     @rule(**KEYS, amount=AMOUNT, expires=st.integers(0, 9))
     def reserve(self, season, week, customer, amount, expires):
         key, found = (season, week, customer), self.entries.get((season, week, customer))
-        if found and found[1] != amount or not found and (season, week) not in self.budget:
+        if (found and found[1] != amount) or (not found and (season, week) not in self.budget):
             with pytest.raises(ValueError, match=f"week {week}, customer {customer}"):
                 self.ledger.reserve(*key, amount, expires)
             return
@@ -66,7 +78,7 @@ class Calls(RuleBasedStateMachine):
     @rule(**KEYS, amount=AMOUNT)
     def settle(self, season, week, customer, amount):
         found = self.entries.get((season, week, customer))
-        if found and (amount > found[1] or found[0] == SETTLED and amount != found[2]):
+        if found and (amount > found[1] or (found[0] == SETTLED and amount != found[2])):
             with pytest.raises(ValueError, match="can't pay"):
                 self.ledger.settle(season, week, customer, amount)
             return
@@ -121,14 +133,22 @@ def test_any_calls_in_any_order_get_the_models_answers(tmp_path):
     machine.TestCase("runTest").runTest()
 
 
-@pytest.mark.parametrize("statement", [
-    "UPDATE weeks SET settled = 11", "UPDATE weeks SET reserved = -1", "UPDATE weeks SET budget = 7",
-    "INSERT INTO entries (season, week, customer, held, expires) VALUES (0, 0, 'c', 3, 9)",
-    "INSERT INTO entries (season, week, customer, held, expires) VALUES (0, 0, 'a', 0, 9)",
-    "UPDATE entries SET held = 1 WHERE customer = 'a'",
-    "UPDATE entries SET status = 'settled', paid = 6 WHERE customer = 'a'",
-    "UPDATE entries SET status = 'reserved' WHERE customer = 'b'", "UPDATE entries SET paid = 1 WHERE customer = 'b'",
-    "UPDATE entries SET status = 'released', paid = 1 WHERE customer = 'a'", "DELETE FROM entries"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE weeks SET settled = 11",
+        "UPDATE weeks SET reserved = -1",
+        "UPDATE weeks SET budget = 7",
+        "INSERT INTO entries (season, week, customer, held, expires) VALUES (0, 0, 'c', 3, 9)",
+        "INSERT INTO entries (season, week, customer, held, expires) VALUES (0, 0, 'a', 0, 9)",
+        "UPDATE entries SET held = 1 WHERE customer = 'a'",
+        "UPDATE entries SET status = 'settled', paid = 6 WHERE customer = 'a'",
+        "UPDATE entries SET status = 'reserved' WHERE customer = 'b'",
+        "UPDATE entries SET paid = 1 WHERE customer = 'b'",
+        "UPDATE entries SET status = 'released', paid = 1 WHERE customer = 'a'",
+        "DELETE FROM entries",
+    ],
+)
 def test_not_even_raw_sql_breaks_the_rules(tmp_path, statement):
     ledger = opened(tmp_path / "ledger.db")
     ledger.fund(0, 0, 10)
@@ -164,15 +184,21 @@ def test_threads_share_what_there_is_to_the_last_unit(tmp_path):
 
 def test_what_was_answered_survives_sigkill(tmp_path):
     """Kill a process in the middle of its calls, over and over: each answer it printed is in the file."""
-    program = ("import sys; from envs.offers.constraints.ledger import Ledger\n"
-               "ledger, first = Ledger(sys.argv[1], timeout=9.0, sync='normal'), int(sys.argv[2])\n"
-               "for k in range(first, first + 10**6):\n"
-               "    print(k, ledger.reserve(0, 0, str(k), 1, 9), flush=True)")
+    program = (
+        "import sys; from envs.offers.constraints.ledger import Ledger\n"
+        "ledger, first = Ledger(sys.argv[1], timeout=9.0, sync='normal'), int(sys.argv[2])\n"
+        "for k in range(first, first + 10**6):\n"
+        "    print(k, ledger.reserve(0, 0, str(k), 1, 9), flush=True)"
+    )
     ledger, told = opened(tmp_path / "ledger.db"), 0
     ledger.fund(0, 0, 10**9)
     for k in range(6):
-        process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "ledger.db"), str(k * 10**6)],
-                                   stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[4])
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "ledger.db"), str(k * 10**6)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[4],
+        )
         first = process.stdout.readline()
         time.sleep(random.uniform(0.0, 0.1))
         process.kill()
@@ -188,9 +214,29 @@ def test_what_was_answered_survives_sigkill(tmp_path):
 
 @pytest.mark.slow
 def test_a_siege_breaches_loses_and_doubles_nothing(tmp_path):
-    result = siege.run(tmp_path, None, 0, weeks=100, customers=12, values=[0.5, 2.5], cost=0.05, forecast=[0.04, 0.12],
-                       factor=3.0, unsent=0.1, unheard=0.1, validity=60, duplicates=0.3, reorder=3.0, writers=12, pace=40.0,
-                       tries=3, retry=10.0, kill_seconds=0.1, sync="normal", timeout=60.0)
+    result = siege.run(
+        tmp_path,
+        None,
+        0,
+        weeks=100,
+        customers=12,
+        values=[0.5, 2.5],
+        cost=0.05,
+        forecast=[0.04, 0.12],
+        factor=3.0,
+        unsent=0.1,
+        unheard=0.1,
+        validity=60,
+        duplicates=0.3,
+        reorder=3.0,
+        writers=12,
+        pace=40.0,
+        tries=3,
+        retry=10.0,
+        kill_seconds=0.1,
+        sync="normal",
+        timeout=60.0,
+    )
     assert result["weeks_unguarded_breach"] > 70  # without a ledger nearly every week would have been
     assert result["kills"] > 10 and result["looks"] > 10
     for name in ("breached", "breaches_seen", "wrong_totals", "unanswered", "lost", "counted_twice"):
@@ -203,8 +249,12 @@ def test_a_siege_breaches_loses_and_doubles_nothing(tmp_path):
 def test_amounts_are_whole_numbers(tmp_path, amount):
     ledger = opened(tmp_path / "ledger.db")
     ledger.fund(0, 0, 10)
-    for call in (lambda: ledger.fund(0, 0, amount), lambda: ledger.reserve(0, 0, "a", amount, 1),
-                 lambda: ledger.settle(0, 0, "a", amount), lambda: ledger.expire(amount)):
+    for call in (
+        lambda: ledger.fund(0, 0, amount),
+        lambda: ledger.reserve(0, 0, "a", amount, 1),
+        lambda: ledger.settle(0, 0, "a", amount),
+        lambda: ledger.expire(amount),
+    ):
         with pytest.raises(ValueError, match="expected a whole number"):
             call()
     assert ledger.balance(0, 0) == Balance(10, 0, 0)

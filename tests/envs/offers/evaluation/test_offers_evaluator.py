@@ -1,4 +1,5 @@
 """Evaluation: two accounts of the score agree, lost profit adds up, the same luck for all, nobody seen in training."""
+
 from __future__ import annotations
 
 import io
@@ -8,24 +9,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from configs import load
-from policies import LogitsPolicy
-from reference_world import references
 from rich.console import Console
-from small_offers import small_evaluation
 
-from envs.offers.evaluation.profit_decomposition import (SEGMENTS, decompose_gap, decompose_lost_profit, paired_difference,
-                                                         share_of_gap, summarise_seasons)
-from envs.offers.planning.knapsack import clear
-from envs.offers.populations.parameter_regression import ParameterRegression
-from envs.offers.planning.state_values import VisitedStates
+from configs import load
+from envs.offers.evaluation.profit_decomposition import (
+    SEGMENTS,
+    decompose_gap,
+    decompose_lost_profit,
+    paired_difference,
+    share_of_gap,
+    summarise_seasons,
+)
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
-from envs.offers.world.response import outcomes
+from envs.offers.planning.dynamic_program import action_values
+from envs.offers.planning.knapsack import clear
+from envs.offers.planning.state_values import VisitedStates
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking
 from envs.offers.policies.learned import PriceGridPolicy
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.planning.dynamic_program import action_values
+from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.world.customers import CustomerState
+from envs.offers.world.response import outcomes
+from policies import LogitsPolicy
+from reference_world import references
+from small_offers import small_evaluation
 
 CHANNELS = 5
 POLICIES = ("none", "random", "myopic", "planning")
@@ -46,14 +53,24 @@ def small():
     bound, c, w = evaluation.solve_bound(market), market.customers, market.world
 
     def policy(name):
-        return {"none": NoContact, "random": lambda: RandomContacts(c, w, seed=0),
-                "myopic": lambda: KnapsackPolicy(c, w, "true θ", values=None, fee=0.0),
-                "planning": lambda: KnapsackPolicy(c, w, "true θ", values=bound.values, fee=0.0)}[name]()
+        return {
+            "none": NoContact,
+            "random": lambda: RandomContacts(c, w, seed=0),
+            "myopic": lambda: KnapsackPolicy(c, w, "true θ", values=None, fee=0.0),
+            "planning": lambda: KnapsackPolicy(c, w, "true θ", values=bound.values, fee=0.0),
+        }[name]()
 
     u = uniforms(market, 20)
     records = {name: [simulate_season(policy(name), market, x, bound) for x in u] for name in POLICIES}
-    return SimpleNamespace(market=market, bound=bound, policy=policy, u=u, records=records, evaluation=evaluation,
-                           rows={name: summarise_seasons(records[name], market, bound) for name in POLICIES})
+    return SimpleNamespace(
+        market=market,
+        bound=bound,
+        policy=policy,
+        u=u,
+        records=records,
+        evaluation=evaluation,
+        rows={name: summarise_seasons(records[name], market, bound) for name in POLICIES},
+    )
 
 
 # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -70,8 +87,17 @@ def test_planning_is_next_to_the_bound_and_nobody_does_better(small):
 def test_both_accounts_of_the_score_agree_to_monte_carlo_error(small, name):
     """J(π) − J(none) = E Σ A⁰ and L − J(π) = E Σ ρ + Σ λ (B − E spend), so that they add up to L − J(none)."""
     bound, market = small.bound, small.market
-    sums = torch.stack([r.incremental_profit.sum() + r.lost_profit.sum() + (bound.prices * (market.budget - r.expected_spend.sum(1))).sum()
-                        for r in small.records[name]]) / bound.gap
+    sums = (
+        torch.stack(
+            [
+                r.incremental_profit.sum()
+                + r.lost_profit.sum()
+                + (bound.prices * (market.budget - r.expected_spend.sum(1))).sum()
+                for r in small.records[name]
+            ]
+        )
+        / bound.gap
+    )
     error = sums.std() / len(sums) ** 0.5
     assert error < 0.02
     assert abs(sums.mean() - 1) < 4 * error
@@ -111,7 +137,9 @@ def test_summary_counts_money_and_contacts(small):
         assert row["weeks_breached"] == pytest.approx(sum(over) / len(over))
         sent = [a > 0 for r in records for a in r.action.flatten().tolist()]
         assert row["contact_rate"] == pytest.approx(sum(sent) / len(sent))
-        assert row["prices"] == pytest.approx([sum(p) / len(p) for p in zip(*(r.clearing_price.tolist() for r in records))])
+        assert row["prices"] == pytest.approx(
+            [sum(p) / len(p) for p in zip(*(r.clearing_price.tolist() for r in records))]
+        )
     assert small.rows["none"]["spend_ratio"] == small.rows["none"]["contact_rate"] == 0
     assert small.rows["planning"]["spend_ratio"] > 0.9
 
@@ -189,17 +217,29 @@ def test_lost_profit_is_laid_to_its_cause(small):
         segment, channel = dict.fromkeys(SEGMENTS, 0.0), dict.fromkeys(names, 0.0)
         scale = small.bound.gap * len(records)
         for r in records:
-            for a, p, h, lost in zip(*(x.flatten().tolist() for x in (r.action, r.planned_action, r.habit, r.lost_profit))):
+            for a, p, h, lost in zip(
+                *(x.flatten().tolist() for x in (r.action, r.planned_action, r.habit, r.lost_profit))
+            ):
                 (o, k), (o_plan, k_plan) = divmod(a, CHANNELS), divmod(p, CHANNELS)
                 if a != p:
-                    cause["missed contact" if o == 0 else "needless contact" if o_plan == 0 else
-                          "wrong offer" if k == k_plan else "wrong channel"] += lost / scale
+                    cause[
+                        "missed contact"
+                        if o == 0
+                        else "needless contact"
+                        if o_plan == 0
+                        else "wrong offer"
+                        if k == k_plan
+                        else "wrong channel"
+                    ] += lost / scale
                     channel[names[k_plan if o_plan else k]] += lost / scale
                 segment[list(SEGMENTS)[h // 2]] += lost / scale
         found = decompose_lost_profit(records, small.market, small.bound)
         del found["cause"]["unspent budget"]
         assert (found["cause"], found["segment"], found["channel"]) == (
-            pytest.approx(cause), pytest.approx(segment), pytest.approx(channel))
+            pytest.approx(cause),
+            pytest.approx(segment),
+            pytest.approx(channel),
+        )
 
 
 def test_of_silence_all_is_missed_contact(small):
@@ -213,7 +253,10 @@ def test_of_silence_all_is_missed_contact(small):
 def test_money_beyond_the_budget_is_no_gain(small):
     """Spend more than there was, as who misjudges what messages cost: what is left is worth nothing, not less."""
     records = [replace(r, expected_spend=3 * r.expected_spend) for r in small.records["planning"]]
-    row, lost = summarise_seasons(records, small.market, small.bound), sum(r.lost_profit.sum() for r in records) / len(records)
+    row, lost = (
+        summarise_seasons(records, small.market, small.bound),
+        sum(r.lost_profit.sum() for r in records) / len(records),
+    )
     assert row["spend_ratio"] == pytest.approx(3 * small.rows["planning"]["spend_ratio"])
     assert row["lost"]["cause"]["unspent budget"] == 0 == sum(row["lost"]["week_unspent"])
     assert row["score"] == pytest.approx(1 - lost.item() / small.bound.gap) and row["score"] <= 1
@@ -236,7 +279,9 @@ def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
     c, world, n = small.market.customers, small.market.world, 20
     g = torch.Generator().manual_seed(week)
     state = CustomerState(*(torch.randint(k, (80,), generator=g) for k in (6, 4, 3, 2)))
-    steps = ResponseRanking(c, world, uplift=uplift).increments(week, state, small.market.contact_policy(state.status == 0, []))
+    steps = ResponseRanking(c, world, uplift=uplift).increments(
+        week, state, small.market.contact_policy(state.status == 0, [])
+    )
     for i, r in enumerate(references(c[torch.arange(n)], world)):
         s, x = tuple(y[i].item() for y in state), world.season[week].item()
         score = steps.price[i, 0].item()
@@ -255,7 +300,10 @@ def test_response_ranks_are_those_of_scalar_customers(small, week, uplift):
 def test_only_the_subscribed_are_contacted_and_only_as_can_be(small, name):
     n, g = 80, torch.Generator().manual_seed(0)
     state = CustomerState(*(torch.randint(k, (n,), generator=g) for k in (6, 4, 3, 3)))
-    action, _ = clear(small.policy(name).increments(3, state, small.market.contact_policy(state.status == 0, [])), torch.tensor(torch.inf))
+    action, _ = clear(
+        small.policy(name).increments(3, state, small.market.contact_policy(state.status == 0, [])),
+        torch.tensor(torch.inf),
+    )
     assert not action[state.status > 0].any()
     assert ((action == 0) | (action >= CHANNELS)).all() and (action[state.status == 0] > 0).any()
 
@@ -264,6 +312,7 @@ def test_a_fee_is_charged_a_contact(small):
     def contacts(fee):
         policy = KnapsackPolicy(small.market.customers, small.market.world, "", values=None, fee=fee)
         return (simulate_season(policy, small.market, small.u[0]).action > 0).sum().item()
+
     assert contacts(0.0) > contacts(0.5) > contacts(3.0) > contacts(1e6) == 0
 
 
@@ -276,9 +325,10 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
     def logits(obs):
         parts, grid = obs.split((24, 6, 4, 3, 3, 12, 1, 1), -1), len(obs) // 80
         assert torch.equal(parts[0], market.features.float().repeat(grid, 1))
-        week, = parts[5].argmax(-1).unique().tolist()
-        price = torch.exp(parts[6][:, 0].double() * (torch.tensor(high / low).log() / 12**0.5)
-                          + torch.tensor(high * low).log() / 2)
+        (week,) = parts[5].argmax(-1).unique().tolist()
+        price = torch.exp(
+            parts[6][:, 0].double() * (torch.tensor(high / low).log() / 12**0.5) + torch.tensor(high * low).log() / 2
+        )
         seen.append((price, parts[7]))
         state = CustomerState(*(x.argmax(-1) for x in parts[1:5]))
         crowd = c[torch.arange(80).repeat(grid)]
@@ -287,10 +337,14 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
         return torch.cat((none, contact.flatten(0, 1))).T
 
     drift = -0.04
-    policy = PriceGridPolicy(LogitsPolicy(logits), None, env.codec, c, world, market.features,
-                             prices=small.evaluation.prices, drift=drift)
+    policy = PriceGridPolicy(
+        LogitsPolicy(logits), None, env.codec, c, world, market.features, prices=small.evaluation.prices, drift=drift
+    )
     records = [simulate_season(policy, market, u, small.bound) for u in small.u[:8]]
-    ours, exact = summarise_seasons(records, market, small.bound), summarise_seasons(small.records["myopic"][:8], market, small.bound)
+    ours, exact = (
+        summarise_seasons(records, market, small.bound),
+        summarise_seasons(small.records["myopic"][:8], market, small.bound),
+    )
     assert ours["score"] == pytest.approx(exact["score"], abs=0.03)
     assert ours["contact_rate"] == pytest.approx(exact["contact_rate"], rel=0.05)
     assert ours["prices"] == pytest.approx(exact["prices"], rel=0.1)
@@ -308,8 +362,16 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
         return torch.arange(30.0).expand(len(obs), -1)
 
     def increments(status, head=lambda context: redeem):
-        policy = PriceGridPolicy(LogitsPolicy(logits), head, env.codec, market.customers, market.world,
-                                 market.features, prices=small.evaluation.prices, drift=0.0)
+        policy = PriceGridPolicy(
+            LogitsPolicy(logits),
+            head,
+            env.codec,
+            market.customers,
+            market.world,
+            market.features,
+            prices=small.evaluation.prices,
+            drift=0.0,
+        )
         state = market.initial_state._replace(status=torch.full((80,), status))
         return policy.information, policy.increments(0, state, market.contact_policy(state.status == 0, []))
 
@@ -340,7 +402,9 @@ def test_the_estimator_explains_the_share_that_features_tell(make_catalogue, r2,
     assert explained.min() > r2 - max(0.04, within)
     error = guess - truth
     assert (error.mean(0) / truth.std(0)).abs().max() < 0.06  # not to one side
-    assert (guess >= theta_to_matrix(fit.customers).amin(0)).all() and (guess <= theta_to_matrix(fit.customers).amax(0)).all()
+    assert (guess >= theta_to_matrix(fit.customers).amin(0)).all() and (
+        guess <= theta_to_matrix(fit.customers).amax(0)
+    ).all()
 
 
 def test_columns_round_trip(make_catalogue):
@@ -371,7 +435,9 @@ def test_planning_on_what_features_reveal_is_planning(small):
     market, evaluation = small.market, small.evaluation
     guess = evaluation.certainty_equivalent_planner(market)
     assert guess.information == "features"
-    score = summarise_seasons([simulate_season(guess, market, u, small.bound) for u in small.u[:8]], market, small.bound)["score"]
+    score = summarise_seasons(
+        [simulate_season(guess, market, u, small.bound) for u in small.u[:8]], market, small.bound
+    )["score"]
     assert score > 0.97 * summarise_seasons(small.records["planning"][:8], market, small.bound)["score"]
 
 
@@ -381,7 +447,7 @@ def agent():
     """A stranger to the job: random logits and guesses of redemption."""
     g = torch.Generator().manual_seed(0)
     actor, head = torch.randn(54, 30, generator=g), torch.randn(52, 30, generator=g)
-    redeem = SimpleNamespace(predict=lambda obs: torch.sigmoid(obs[:, :len(head)] @ head).view(-1, 6, 5))
+    redeem = SimpleNamespace(predict=lambda obs: torch.sigmoid(obs[:, : len(head)] @ head).view(-1, 6, 5))
     return SimpleNamespace(policy=LogitsPolicy(lambda obs: obs @ actor), auxiliary=redeem)
 
 
@@ -418,8 +484,16 @@ def test_rows_go_from_worst_to_best_and_say_what_they_know(whole):
     rows = whole.report.rows
     assert [row["score"] for row in rows.values()] == sorted(row["score"] for row in rows.values())
     assert {name: row["information"] for name, row in rows.items()} == {
-        "none": "none", "random": "none", "propensity": "true θ", "uplift rank": "true θ", "myopic knapsack": "true θ",
-        "myopic + fee": "true θ", "planning on θ̂": "features", "planning": "true θ", "ppo": "features"}
+        "none": "none",
+        "random": "none",
+        "propensity": "true θ",
+        "uplift rank": "true θ",
+        "myopic knapsack": "true θ",
+        "myopic + fee": "true θ",
+        "planning on θ̂": "features",
+        "planning": "true θ",
+        "ppo": "features",
+    }
     assert rows["planning"]["score"] > 0.9 and rows["none"]["score_direct"] == 0
     low, high = whole.evaluation.env.drift_range
     assert low <= rows["ppo"]["drift"] <= high
@@ -447,8 +521,12 @@ def test_score_in_the_course_of_training(whole, agent):
 
 def test_the_fee_is_the_one_that_earns_most():
     evaluation = small_evaluation(fees=[50.0, 0.7, 0.0])
-    market = EvaluationMarket.from_sample(evaluation.env.population.draw(100, torch.Generator().manual_seed(3), "train"),
-                         evaluation.world, evaluation.env.budget, evaluation.env.contact_rules)
+    market = EvaluationMarket.from_sample(
+        evaluation.env.population.draw(100, torch.Generator().manual_seed(3), "train"),
+        evaluation.world,
+        evaluation.env.budget,
+        evaluation.env.contact_rules,
+    )
 
     def gain(fee):
         policy = KnapsackPolicy(market.customers, market.world, "", values=None, fee=fee)
@@ -459,9 +537,10 @@ def test_the_fee_is_the_one_that_earns_most():
 
 
 def test_every_budget_of_the_frontier_has_its_own_bound(whole):
-    point, = whole.report.frontier
+    (point,) = whole.report.frontier
     assert point["share"] == 0.6
-    assert point["weekly_budget"] == pytest.approx(2 * whole.report.bound.budget[0].item())  # of the shipped share, .3
+    # of the shipped share, .3
+    assert point["weekly_budget"] == pytest.approx(2 * whole.report.bound.budget[0].item())
     assert 2 * whole.report.bound.gap > point["bound"] > whole.report.bound.gap
     for name in ("ppo", "myopic knapsack"):
         assert point[name]["incremental_profit"] == pytest.approx(point[name]["score"] * point["bound"])
@@ -475,7 +554,9 @@ def test_metrics_are_json_and_keep_their_keys(whole):
     for row in metrics["policies"].values():
         assert {"score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "contact_rate"} <= set(row)
     assert len(metrics["frontier"]) == 1
-    assert whole.report.headline_metrics() == {f"score/{name}": row["score"] for name, row in metrics["policies"].items()}
+    assert whole.report.headline_metrics() == {
+        f"score/{name}": row["score"] for name, row in metrics["policies"].items()
+    }
 
 
 def test_table_and_markdown_show_every_row(whole):
@@ -501,6 +582,7 @@ def test_figures_are_drawn(whole, tmp_path):
     for bar in figures["lost_profit"].axes[0].patches:
         widths[round(bar.get_y(), 6)] = widths.get(round(bar.get_y(), 6), 0.0) + bar.get_width()
     rows = [row for name, row in whole.report.rows.items() if name != "none"]
-    assert [w for _, w in sorted(widths.items())] == pytest.approx([
-        sum(max(x, 0.0) for x in row["lost"]["cause"].values()) for row in rows])
+    assert [w for _, w in sorted(widths.items())] == pytest.approx(
+        [sum(max(x, 0.0) for x in row["lost"]["cause"].values()) for row in rows]
+    )
     assert set(replace(whole.report, frontier=[]).to_figures(None, "score", {})) == {"lost_profit"}

@@ -1,4 +1,5 @@
 """Variance reduction of logged rewards: the potential, effects as expected, the cost of states, and the exposure model."""
+
 from __future__ import annotations
 
 import math
@@ -6,20 +7,20 @@ from functools import cache
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
 from comparisons import weights
 from configs import node
-from hydra.utils import instantiate
-from offline_learners import CPU, SPEND, Tabular, logged, make, offers
-from omegaconf import OmegaConf
-from toy_envs import train
-
 from envs.data_collection import UniformPolicy, rollouts
-from envs.offers.world.customers import CHURNED
 from envs.offers.logs.nuisance_models import NuisanceModels
-from envs.offers.logs.variance_reduction import VarianceReduction
-from rlcore.offline.logged_dataset import LoggedDataset
 from envs.offers.logs.response_model import OutcomeLikelihood, exposure_response
+from envs.offers.logs.variance_reduction import VarianceReduction
+from envs.offers.world.customers import CHURNED
+from offline_learners import CPU, SPEND, Tabular, logged, make, offers
 from rlcore.offline.deduplicated import DeduplicatedMatrix
+from rlcore.offline.logged_dataset import LoggedDataset
+from toy_envs import train
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +37,16 @@ def season():
 def churned(env, obs):
     return env.codec.decode_status(obs) == CHURNED
 
+
 FEW = {"steps": 5, "model": {"steps": 5}, "likelihood": {"steps": 5}, "hazard": {"steps": 5}}
 POTENTIAL = {"heuristic_mixing": 1.0, "steps": 600, "lr": 0.1, "decay": 0.0, "batch_size": 512, "target_every": 50}
 
 
 def adjusted(env, log, **changes):
     """Adjusted rewards of a log by the shipped configuration, with some of its keys replaced."""
-    variance_reduction = instantiate({**node("../algo/variance_reduction/potential", "algo=cql"), **changes}, _convert_="all")
+    variance_reduction = instantiate(
+        {**node("../algo/variance_reduction/potential", "algo=cql"), **changes}, _convert_="all"
+    )
     return variance_reduction(env, log, log.reward, 1.0, torch.Generator().manual_seed(0))
 
 
@@ -84,11 +88,12 @@ def test_the_potential_is_fitted_on_other_customers(season, monkeypatch):
     fitted = []
 
     def fit(self, batch, rows, width, nvec, generator):
-        customers = set(map(tuple, batch(rows)[0][:, :env.static_dim].tolist()))  # by their features
+        customers = set(map(tuple, batch(rows)[0][:, : env.static_dim].tolist()))  # by their features
         fitted.append(customers)
 
         def value(x):  # at its own customers it would show
-            return 1000.0 * torch.tensor([tuple(row) in customers for row in x[:, :env.static_dim].tolist()])
+            return 1000.0 * torch.tensor([tuple(row) in customers for row in x[:, : env.static_dim].tolist()])
+
         return value
 
     monkeypatch.setattr(VarianceReduction, "fit_potential", fit)
@@ -101,12 +106,15 @@ def test_adjusted_rewards_are_the_expected_effects_of_decisions(season, monkeypa
     env, log = season
     monkeypatch.setattr(VarianceReduction, "fit_potential", lambda self, *_: lambda x: torch.full((len(x),), 10.0))
     size = 2.0
-    free = adjusted(env, log, model=Same(math.log(size), 1.0, 3.0), likelihood=Fixed(), hazard=Fixed(), heuristic_mixing=0.7)
+    free = adjusted(
+        env, log, model=Same(math.log(size), 1.0, 3.0), likelihood=Fixed(), hazard=Fixed(), heuristic_mixing=0.7
+    )
     lost, trip = churned(env, log.next_obs), log.outcomes["trips"] > 0
     there = ~churned(env, log.obs)
     assert torch.equal(lost[log.step < 11], ~there[log.step > 0]) and 0.02 < lost.float().mean() < 0.5
     chance = torch.where(there, torch.where(trip, 0.9, 0.8), 1.0)
-    torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1 / chance))  # the lost count as often as chance has it
+    # the lost count as often as chance has it
+    torch.testing.assert_close(free.weight, torch.where(lost, 0.0, 1 / chance))
     torch.testing.assert_close(free.discount, torch.where(log.terminated, 0.0, 0.7 * chance))
     came = 0.8 * (10 + math.log(size)), 1 + 0.9 * (10 + 1.0), 1 + 0.9 * (10 + 3.0)
     nothing, contact = (sum(p * x for p, x in zip(probs, came)) for probs in ((0.6, 0.4, 0.0), (0.5, 0.3, 0.2)))
@@ -119,7 +127,11 @@ def test_a_deduplicated_log_teaches_the_same(season):
     env, log = season
     deduplicated = log.deduplicate(env.context_dim)
     assert isinstance(deduplicated.obs, DeduplicatedMatrix) and torch.equal(deduplicated[::3].obs[:], log[::3].obs)
-    config = {"auxiliary": SPEND, "total_steps": 2560, "variance_reduction": OmegaConf.merge(node("../algo/variance_reduction/potential", "algo=cql"), FEW)}
+    config = {
+        "auxiliary": SPEND,
+        "total_steps": 2560,
+        "variance_reduction": OmegaConf.merge(node("../algo/variance_reduction/potential", "algo=cql"), FEW),
+    }
     agents = [make(env, each, "bcq", keep="bcq", **config) for each in (log, deduplicated)]
     for agent in agents:
         train(agent)
@@ -140,18 +152,30 @@ class Tired(Fixed):
             trip = torch.where(self.tired(x), 0.3, 0.4)
             alone = torch.stack((1 - trip, trip, torch.zeros_like(trip)), 1)
             return torch.where((action >= 5)[:, None], torch.tensor([0.5, 0.3, 0.2]), alone)
+
         return probs
 
 
 def test_a_contact_costs_what_the_state_it_leaves_behind_costs_until_that_has_passed(season, monkeypatch):
     env, log = season
     monkeypatch.setattr(VarianceReduction, "fit_potential", lambda self, *_: lambda x: torch.zeros(len(x)))
-    options = instantiate({**node("../algo/variance_reduction/potential", "algo=cql"), "model": Same(0.0, 0.0, 0.0), "hazard": Fixed(),
-                           "likelihood": Tired(lambda x: env.codec.decode_state(x).fatigue > 0)}, _convert_="all")
+    options = instantiate(
+        {
+            **node("../algo/variance_reduction/potential", "algo=cql"),
+            "model": Same(0.0, 0.0, 0.0),
+            "hazard": Fixed(),
+            "likelihood": Tired(lambda x: env.codec.decode_state(x).fatigue > 0),
+        },
+        _convert_="all",
+    )
     options.hazard = options.likelihood
-    models = NuisanceModels(options, env, log, log.reward, 1.0, torch.arange(len(log)), torch.Generator().manual_seed(0))
+    models = NuisanceModels(
+        options, env, log, log.reward, 1.0, torch.arange(len(log)), torch.Generator().manual_seed(0)
+    )
     got = models.adjusted_rewards(torch.arange(len(log))).reward
-    state, following = (list(zip(*(x.tolist() for x in env.codec.decode_state(o)[1:]))) for o in (log.obs, log.next_obs))
+    state, following = (
+        list(zip(*(x.tolist() for x in env.codec.decode_state(o)[1:]))) for o in (log.obs, log.next_obs)
+    )
     kind, pair = (log.outcomes["trips"].long() + log.outcomes["redeemed"].long()).tolist(), log.action.tolist()
     counts, alone = {}, {}  # where contacts lead, of those who stay
     for now, then, k, a in zip(state, following, kind, pair):
@@ -205,8 +229,15 @@ class Recorded(UniformPolicy):
 @pytest.mark.slow
 def test_where_nothing_lasts_adjusted_rewards_are_the_lift_of_profit():
     env, uniform = offers(4000, world=node("world/static")), Recorded()
-    log = LoggedDataset.cat(list(rollouts(env, uniform, "uniform", 0, decisions=48_000, steps=1, all_propensities=False)))
-    few = {"steps": 40, "model": {"steps": 80}, "likelihood": {"steps": 500, "batch_size": 1024}, "hazard": {"steps": 40}}
+    log = LoggedDataset.cat(
+        list(rollouts(env, uniform, "uniform", 0, decisions=48_000, steps=1, all_propensities=False))
+    )
+    few = {
+        "steps": 40,
+        "model": {"steps": 80},
+        "likelihood": {"steps": 500, "batch_size": 1024},
+        "hazard": {"steps": 40},
+    }
     few = {name: {"batch_size": 512, **part} if isinstance(part, dict) else part for name, part in few.items()}
     config = OmegaConf.merge(node("../algo/variance_reduction/potential", "algo=cql"), {"batch_size": 512, **few})
     reward, sent = adjusted(env, log, **config).reward, log.action >= 5
@@ -225,7 +256,8 @@ def test_the_rested_are_the_same_customers_without_a_contact(season):
     rested, first, end = env.codec.without_contacts(log.obs), env.static_dim + 6, env.context_dim - 12
     assert torch.equal(rested[:, :first], log.obs[:, :first]) and torch.equal(rested[:, end:], log.obs[:, end:])
     assert not env.codec.decode_status(rested).any() and env.codec.decode_status(log.obs).any()
-    untouched = (log.step == 0) & (log.obs[:, first + 4] == 1)  # at first nobody is tired, and models expect no discount
+    # at first nobody is tired, and models expect no discount
+    untouched = (log.step == 0) & (log.obs[:, first + 4] == 1)
     assert torch.equal(rested[untouched], log.obs[untouched]) and 50 < untouched.sum() < 150
 
 
@@ -237,14 +269,19 @@ def test_who_has_not_seen_a_message_does_as_if_left_alone():
             p1 = 1 / (1 + math.exp(-logits[row, 0] - logits[row, 5 + offer]))
             for channel in range(3):
                 sees = q[channel] if offer else 0.0
-                expected = [sees * (1 - p1) + (1 - sees) * (1 - p0), sees * p1 * (1 - mu) + (1 - sees) * p0, sees * p1 * mu]
-                got = exposure_response(logits[row:row + 1], torch.tensor([offer]), torch.tensor([channel]), (4, 3))
+                expected = [
+                    sees * (1 - p1) + (1 - sees) * (1 - p0),
+                    sees * p1 * (1 - mu) + (1 - sees) * p0,
+                    sees * p1 * mu,
+                ]
+                got = exposure_response(logits[row : row + 1], torch.tensor([offer]), torch.tensor([channel]), (4, 3))
                 assert got[0].tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_response_is_how_often_things_came():
     g = torch.Generator().manual_seed(0)
-    action = torch.randint(0, 6, (40_000,), generator=g)  # nothing of two kinds, then offers 1 and 2 through two channels
+    # nothing of two kinds, then offers 1 and 2 through two channels
+    action = torch.randint(0, 6, (40_000,), generator=g)
     logits = torch.tensor([[-0.5, 0.8, 0.3, -0.6, 0.0, 1.0, 2.0]]).expand(40_000, -1)
     kind = torch.multinomial(exposure_response(logits, action // 2, action % 2, (3, 2)), 1, generator=g)[:, 0]
     likelihood = OutcomeLikelihood(hidden=[], activation=torch.nn.ReLU, lr=0.1, decay=0.0, steps=150, batch_size=2000)
@@ -252,8 +289,12 @@ def test_a_response_is_how_often_things_came():
     rows = torch.arange(40_000)
     none = rows[:0]
     probs = likelihood.fit_response(lambda at: obs[at], action, kind, rows, (3, 2), none, g)(obs[:6], torch.arange(6))
-    torch.testing.assert_close(probs, exposure_response(logits[:6], torch.arange(6) // 2, torch.arange(6) % 2, (3, 2)), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        probs, exposure_response(logits[:6], torch.arange(6) // 2, torch.arange(6) % 2, (3, 2)), atol=0.02, rtol=0
+    )
     lost = torch.rand(40_000, generator=g) < 0.03
-    assert likelihood.fit_hazard(lambda at: obs[at], lost, rows, g)(obs[:1]).item() == pytest.approx(lost.float().mean().item(), rel=0.1)
+    assert likelihood.fit_hazard(lambda at: obs[at], lost, rows, g)(obs[:1]).item() == pytest.approx(
+        lost.float().mean().item(), rel=0.1
+    )
     with pytest.raises(ValueError, match="algo.variance_reduction.likelihood"):
         likelihood.fit_response(lambda at: obs[at], action, kind, rows, (6,), none, g)

@@ -1,4 +1,5 @@
 """The neural twin: histories by definition, valid responses, the world itself where networks are its equations."""
+
 from __future__ import annotations
 
 import pytest
@@ -86,6 +87,7 @@ def test_of_a_forecast_columns_are_the_expected_ones(make_catalogue):
         for x in weeks:
             history = history.after(zero, catalogue, zero, zero, torch.tensor([x]), zero)
         return history.columns(HALF_LIVES)
+
     total = 0.0
     for k in range(16):
         bits = [float(k >> i & 1) for i in range(4)]
@@ -100,7 +102,7 @@ def test_a_panel_lays_out_what_the_environment_saw():
     assert isinstance(env.codec.dynamics_names, list) and env.codec.hides_state
     _, model = neural(env, half_lives=env.codec.half_lives)
     found = model.twin.to_panel(log[torch.randperm(len(log), generator=torch.Generator().manual_seed(1))], env)
-    torch.testing.assert_close(found.inputs[env.static_dim:-1], found.dynamics)
+    torch.testing.assert_close(found.inputs[env.static_dim : -1], found.dynamics)
     torch.testing.assert_close(found.inputs[-1], env.world.season.log()[:, None].expand(12, 40))
     with pytest.raises(ValueError, match="column 'week': expected all weeks of a season from the first"):
         model.twin.to_panel(log[log.step != 3], env)
@@ -114,7 +116,7 @@ class Equations(nn.Module):
         self.population, self.world, self.static = env.population, env.world, env.static_dim
 
     def forward(self, inputs):
-        z = inputs[:, :self.static].double() @ self.population.mixing.T
+        z = inputs[:, : self.static].double() @ self.population.mixing.T
         c = self.world.inhabit(theta_from_matrix(self.population.mean + self.population.std * z))
         season, none = inputs[0, -1].exp(), torch.zeros(len(inputs))
         week = (self.world.season - season).abs().argmin().item()

@@ -1,4 +1,5 @@
 """Clearing against brute force: hulls point by point, a linear program, exact demand at a price, plain loops."""
+
 from __future__ import annotations
 
 from fractions import Fraction
@@ -6,13 +7,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from configs import load
 from scipy.optimize import linprog
 
-from envs.offers.planning.lagrangian_bound import unconstrained_spend
+from configs import load
 from envs.offers.constraints.budget import Budget
-from envs.offers.planning.knapsack import Increments, clear, demand_curve, ranked, upper_hull
 from envs.offers.planning.dynamic_program import no_contact_values
+from envs.offers.planning.knapsack import Increments, clear, demand_curve, ranked, upper_hull
+from envs.offers.planning.lagrangian_bound import unconstrained_spend
 
 INF = torch.inf
 
@@ -43,8 +44,9 @@ def exact_hull(value: list, spend: list) -> list[tuple]:
     for s, v in points:
         if chain and v <= chain[-1][1]:
             continue
-        while len(chain) > 1 and ((v - chain[-1][1]) * (chain[-1][0] - chain[-2][0])
-                                  >= (chain[-1][1] - chain[-2][1]) * (s - chain[-1][0])):
+        while len(chain) > 1 and (
+            (v - chain[-1][1]) * (chain[-1][0] - chain[-2][0]) >= (chain[-1][1] - chain[-2][1]) * (s - chain[-1][0])
+        ):
             chain.pop()
         chain.append((s, v))
     start = (Fraction(0), Fraction(value[0]))
@@ -81,7 +83,7 @@ def test_hull_of_a_customer_alone_equals_that_in_a_crowd():
     value, spend = tables("plain", 50, 12, seed=1)
     crowd = upper_hull(value, spend)
     for i in range(50):
-        alone = upper_hull(value[i:i + 1], spend[i:i + 1])
+        alone = upper_hull(value[i : i + 1], spend[i : i + 1])
         k = alone.price.shape[1]
         real = (alone.price > -INF)[0]
         for x, y in zip(alone, crowd):
@@ -173,8 +175,12 @@ def test_what_does_not_exist_is_never_sent():
 def by_hand(steps: Increments, budget: float) -> tuple[list, float]:
     """Clear with a loop: the dearest step first, a customer's own and lower rows first among equals, to the first
     that no longer fits."""
-    rows = [(-p, i, k, s, a) for i, row in enumerate(zip(*(x.tolist() for x in steps)))
-            for k, (p, s, a) in enumerate(zip(*row)) if p > -INF]
+    rows = [
+        (-p, i, k, s, a)
+        for i, row in enumerate(zip(*(x.tolist() for x in steps)))
+        for k, (p, s, a) in enumerate(zip(*row))
+        if p > -INF
+    ]
     action, spent = [0] * len(steps.price), 0.0
     for p, i, _, s, a in sorted(rows):
         if spent + s > budget:
@@ -197,9 +203,13 @@ def test_clear_equals_a_loop(budget):
 def test_ranked_goes_down_the_list_to_the_first_that_does_not_fit():
     score = torch.tensor([0.1, 0.9, -INF, 0.5, -0.3])
     spend, action = torch.tensor([1.0, 2.0, 0.1, 4.0, 0.5]), torch.tensor([7, 8, 9, 10, 11])
-    for budget, expected, price in ((1.9, [0, 0, 0, 0, 0], 0.9), (2.0, [0, 8, 0, 0, 0], 0.5),
-                                    (6.9, [0, 8, 0, 10, 0], 0.1), (7.0, [7, 8, 0, 10, 0], 0.0),
-                                    (7.5, [7, 8, 0, 10, 11], 0.0)):
+    for budget, expected, price in (
+        (1.9, [0, 0, 0, 0, 0], 0.9),
+        (2.0, [0, 8, 0, 0, 0], 0.5),
+        (6.9, [0, 8, 0, 10, 0], 0.1),
+        (7.0, [7, 8, 0, 10, 0], 0.0),
+        (7.5, [7, 8, 0, 10, 11], 0.0),
+    ):
         got, marginal = clear(ranked(score, spend, action), torch.tensor(budget))
         assert got.tolist() == expected and marginal.item() == pytest.approx(price)
 
@@ -275,7 +285,7 @@ def test_rows_of_switches_fall_in_price_and_rise_in_spend_whatever_the_policy():
         real = steps.price[:, k] > -INF
         assert (steps.spend[real, k] > 0).all()
         total = total + torch.where(real, steps.spend[:, k], 0.0)
-        torch.testing.assert_close(total[real], spend[real].gather(1, steps.action[real, k:k + 1])[:, 0])
+        torch.testing.assert_close(total[real], spend[real].gather(1, steps.action[real, k : k + 1])[:, 0])
         earlier = torch.where(steps.price[:, :k] > -INF, steps.price[:, :k], INF)
         assert k == 0 or (earlier.amin(1)[real] >= steps.price[real, k] * (1 - 1e-6)).all()
         assert (steps.price[real, k] >= prices[k] * (1 - 1e-6)).all()
@@ -287,14 +297,17 @@ def choices(*rows: list) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(rows), 4).double()
 
 
-@pytest.mark.parametrize("path, bought", [
-    ([0, 0, 1, 1, 2], {2: 1, 4: 2}),  # monotone
-    ([1, 1, 0, 0, 1], {4: 1}),  # bought dear, not at a middling price: counts from where it is kept
-    ([3, 1, 3, 3, 3], {1: 1, 2: 3}),  # less at one price: until there it counts as the less
-    ([2, 2, 2, 2, 0], {}),  # given up where money is cheapest
-    ([3, 0, 2, 1, 1], {3: 1}),  # what is not kept below is not bought
-    ([1, 1, 1, 1, 1], {0: 1}),  # from the first price on
-])
+@pytest.mark.parametrize(
+    "path, bought",
+    [
+        ([0, 0, 1, 1, 2], {2: 1, 4: 2}),  # monotone
+        ([1, 1, 0, 0, 1], {4: 1}),  # bought dear, not at a middling price: counts from where it is kept
+        ([3, 1, 3, 3, 3], {1: 1, 2: 3}),  # less at one price: until there it counts as the less
+        ([2, 2, 2, 2, 0], {}),  # given up where money is cheapest
+        ([3, 0, 2, 1, 1], {3: 1}),  # what is not kept below is not bought
+        ([1, 1, 1, 1, 1], {0: 1}),  # from the first price on
+    ],
+)
 def test_spend_is_made_monotone_from_below(path, bought):
     prices, spend = torch.tensor([16.0, 8, 4, 2, 1], dtype=torch.float64), torch.tensor([[0.0, 1, 2, 3]]).double()
     steps = demand_curve(choices(*([a] for a in path)), spend, prices)
@@ -338,4 +351,14 @@ def test_weekly_amounts(make_season):
 @pytest.mark.parametrize("key, value", [("share", 0.0), ("share", 1.1), ("weekly", 0.0), ("weekly", -1.0)])
 def test_a_senseless_amount_is_refused(key, value):
     with pytest.raises(ValueError, match=rf"^env\.budget\.{key}: expected .*got {value}$"):
-        Budget(**{"share": 0.3, "weekly": None, "seasonal": False, "rollover": False, "stock": {}, "rule": None, key: value})
+        Budget(
+            **{
+                "share": 0.3,
+                "weekly": None,
+                "seasonal": False,
+                "rollover": False,
+                "stock": {},
+                "rule": None,
+                key: value,
+            }
+        )

@@ -1,19 +1,22 @@
 """The bound against independent programs: 79-state recursions, a linear program over occupancies, exact identities."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+
+import envs.offers.planning.triton_no_contact_value
+from envs.offers.planning.dynamic_program import action_values, best_plan, expected_use, no_contact_values
+from envs.offers.planning.lagrangian_bound import dual
+from envs.offers.planning.state_values import StateGrid
+from envs.offers.world.customers import CustomerState
 from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, FULL_SEASON, linear_program, no_contact_profit, with_budget
 from reference_world import INSIDE, NOTHING, STATES, tuples
 
-import envs.offers.planning.triton_no_contact_value
-from envs.offers.planning.lagrangian_bound import dual
-from envs.offers.planning.state_values import StateGrid
-from envs.offers.planning.dynamic_program import action_values, best_plan, expected_use, no_contact_values
-from envs.offers.world.customers import CustomerState
-
 OPTIONS = {"trips": 0.8, "terminal": 0.6, "churn_cost": 7.0, "fatigue_penalty": 0.25, "fatigue_limit": 2}
+
+
 @pytest.fixture(scope="module")
 def season(make_season):
     """Four customers, five actions, twelve weeks, 30 % of the budget they could use; one is unsubscribed."""
@@ -24,8 +27,10 @@ def season(make_season):
 
 def some_prices(season, *seeds) -> list:
     """Draw prices [T], one set a seed."""
-    return [6 * torch.rand(season.world.weeks, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            for seed in seeds]
+    return [
+        6 * torch.rand(season.world.weeks, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in seeds
+    ]
 
 
 def lagrangian(season, prices) -> tuple[float, torch.Tensor, list]:
@@ -109,8 +114,10 @@ def test_expected_spend_equals_the_forward_pass(season):
     anything = [torch.where(x < channels, 0, x) for x in anything]
     for actions in (planned, anything):
         spend = expected_use(season.customers, season.world, season.start, actions, ())
-        expected = [r.spends(s, policy_of(actions, channels, i))
-                    for i, (r, s) in enumerate(zip(season.references, tuples(season.start)))]
+        expected = [
+            r.spends(s, policy_of(actions, channels, i))
+            for i, (r, s) in enumerate(zip(season.references, tuples(season.start)))
+        ]
         torch.testing.assert_close(spend.T, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-13)
         assert not spend[:, 3].any() and spend[:, :3].any()
 
@@ -132,7 +139,8 @@ def test_gradient_equals_finite_differences(season, seed):
     for t in range(season.world.weeks):
         step = torch.zeros_like(prices).index_fill_(0, torch.tensor(t), h)
         up, down = lagrangian(season, prices + step), lagrangian(season, prices - step)
-        if all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(plan, up[2], down[2])):  # no kink in between
+        # no kink in between
+        if all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(plan, up[2], down[2])):
             assert (up[0] - down[0]) / (2 * h) == pytest.approx(slope[t].item(), abs=1e-8)
             smooth += 1
     assert smooth >= season.world.weeks / 2
@@ -142,14 +150,28 @@ def test_gradient_equals_finite_differences(season, seed):
 FEW, MANY = {"weeks": 4}, {"n": 12, "weeks": 4, **FIVE_ACTIONS}  # few customers: sharp kinks
 
 
-@pytest.mark.parametrize("size, reward", [
-    *(pytest.param({"n": 3, **FEW, "seed": seed}, {}, id=f"3 customers, 26 actions, seed {seed}") for seed in range(4)),
-    pytest.param({"n": 5, **FEW}, {}, id="5 customers, 26 actions"),
-    *(pytest.param({**MANY, "seed": seed}, {}, id=f"12 customers, seed {seed}") for seed in range(2)),
-    pytest.param({"n": 3, **FEW}, OPTIONS, id="every option"),
-    *(pytest.param({"n": n, **FULL_SEASON, "seed": seed}, {}, id=f"{n} customers, 12 weeks, seed {seed}",
-                   marks=pytest.mark.slow) for n in (3, 5) for seed in (1, 2)),
-])
+@pytest.mark.parametrize(
+    "size, reward",
+    [
+        *(
+            pytest.param({"n": 3, **FEW, "seed": seed}, {}, id=f"3 customers, 26 actions, seed {seed}")
+            for seed in range(4)
+        ),
+        pytest.param({"n": 5, **FEW}, {}, id="5 customers, 26 actions"),
+        *(pytest.param({**MANY, "seed": seed}, {}, id=f"12 customers, seed {seed}") for seed in range(2)),
+        pytest.param({"n": 3, **FEW}, OPTIONS, id="every option"),
+        *(
+            pytest.param(
+                {"n": n, **FULL_SEASON, "seed": seed},
+                {},
+                id=f"{n} customers, 12 weeks, seed {seed}",
+                marks=pytest.mark.slow,
+            )
+            for n in (3, 5)
+            for seed in (1, 2)
+        ),
+    ],
+)
 def test_bound_equals_the_linear_program(make_season, size, reward):
     season = with_budget(make_season(**size, reward=reward))
     optimum, prices = linear_program(season)

@@ -1,15 +1,16 @@
 """The redemption model against known probabilities and a scalar cross-entropy."""
+
 from __future__ import annotations
 
 import math
 from types import SimpleNamespace
 
 import pytest
-import reference_rl as reference
 import torch
-from configs import load
 from torch import Tensor
 
+import reference_rl as reference
+from configs import load
 from envs.offers.policies.redemption_model import RedemptionModel
 
 

@@ -1,4 +1,5 @@
 """The households: the data's published counts, splits without overlap, fits that predict, states that exist."""
+
 from __future__ import annotations
 
 import inspect
@@ -6,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from configs import load, node
 
+from configs import load, node
 from envs.offers.populations.complete_journey import CompleteJourney, purchase_rate, weekly_spend
 from envs.offers.populations.complete_journey_tables import read_tables
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, UNIFORMS
@@ -46,9 +47,15 @@ def test_yaml_is_the_only_home_of_numbers():
     assert {p.name for p in named} == set(YAML) - {"_target_", "_partial_"}
 
 
-@pytest.mark.parametrize("key, value, message", [
-    ("weeks", [0, 53], "expected"), ("weeks", [9, 9], "expected"), ("test_share", 1.0, "expected"),
-    ("demographics", ["age", "star_sign"], "no such column: star_sign")])
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("weeks", [0, 53], "expected"),
+        ("weeks", [9, 9], "expected"),
+        ("test_share", 1.0, "expected"),
+        ("demographics", ["age", "star_sign"], "no such column: star_sign"),
+    ],
+)
 def test_bad_settings_name_the_key(build, key, value, message):
     with pytest.raises(ValueError, match=rf"^env\.population\.{key}: {message}"):
         build(**{key: value})
@@ -133,8 +140,10 @@ def test_draws_are_deterministic_and_leave_global_randomness_alone(population):
     before = torch.get_rng_state()
     first, again, other = (population.draw(300, seeded(seed), "train") for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
-    for a, b in zip((first.features, *first.state, first.customers.alpha, first.customers.omega),
-                    (again.features, *again.state, again.customers.alpha, again.customers.omega)):
+    for a, b in zip(
+        (first.features, *first.state, first.customers.alpha, first.customers.omega),
+        (again.features, *again.state, again.customers.alpha, again.customers.omega),
+    ):
         assert torch.equal(a, b)
     assert not torch.equal(first.features, other.features)
 

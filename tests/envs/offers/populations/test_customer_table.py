@@ -1,16 +1,17 @@
 """The user's own table: what is read, what is refused, one transform for all tables, a shop from end to end."""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import script_runner
 import pytest
 import torch
-from configs import load
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+import script_runner
+from configs import load
 from envs.offers.populations.customer_table import CustomerTable
 from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import HABITS
@@ -18,10 +19,23 @@ from scripts import example_shop
 
 pytest.importorskip("pandas")
 ROOT = Path(__file__).parents[4]
-SMALL = ["env.num_agents=48", "algo.minibatches=4", "algo.network.hidden=[16]", "algo.auxiliary.hidden=[8]", "algo.eval_every=2",
-         "env.evaluation.customers=30", "env.evaluation.seasons=2", "env.evaluation.validation=16", "env.evaluation.tuning_customers=20",
-         "env.evaluation.tuning_seasons=1", "env.evaluation.fees=[0.5]", "env.evaluation.regression_customers=300",
-         "env.evaluation.price_grid.points=8", "env.evaluation.bound.max_evaluations=12", "device=cpu"]
+SMALL = [
+    "env.num_agents=48",
+    "algo.minibatches=4",
+    "algo.network.hidden=[16]",
+    "algo.auxiliary.hidden=[8]",
+    "algo.eval_every=2",
+    "env.evaluation.customers=30",
+    "env.evaluation.seasons=2",
+    "env.evaluation.validation=16",
+    "env.evaluation.tuning_customers=20",
+    "env.evaluation.tuning_seasons=1",
+    "env.evaluation.fees=[0.5]",
+    "env.evaluation.regression_customers=300",
+    "env.evaluation.price_grid.points=8",
+    "env.evaluation.bound.max_evaluations=12",
+    "device=cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +49,10 @@ def shop(tmp_path_factory) -> Path:
 def environment(folder: Path, *overrides, seed=0):
     """Build the environment of the shop's experiment."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=["env.num_agents=50", f"hydra.searchpath=[file://{folder}]", "experiment=shop",
-                                          *overrides])
+        cfg = compose(
+            "train",
+            overrides=["env.num_agents=50", f"hydra.searchpath=[file://{folder}]", "experiment=shop", *overrides],
+        )
     return instantiate(cfg.env, _convert_="all")(torch.device("cpu"), seed)
 
 
@@ -47,8 +63,13 @@ def table(path, **changes) -> CustomerTable:
 
 def csv(path: Path, *columns, rows=60, end="\n", **more) -> Path:
     """Write a table of customers with columns {name: function of the row}."""
-    made = {"id": lambda k: f"c{k}", "rate": lambda k: 0.1 + k % 7 / 10, "spend": lambda k: 20 + k,
-            "margin": lambda k: 0.2 + k % 3 / 10, **more}
+    made = {
+        "id": lambda k: f"c{k}",
+        "rate": lambda k: 0.1 + k % 7 / 10,
+        "spend": lambda k: 20 + k,
+        "margin": lambda k: 0.2 + k % 3 / 10,
+        **more,
+    }
     lines = [",".join(made), *(",".join(str(f(k)) for f in made.values()) for k in range(rows)), ""]
     path.write_bytes(end.join(lines).encode())
     return path
@@ -75,38 +96,85 @@ def test_line_ends_byte_order_marks_and_parquet_do_not_matter(tmp_path):
 
 
 def test_columns_are_numbers_or_text_as_their_entries_are(tmp_path):
-    path = csv(tmp_path / "t.csv", code=lambda k: f"0{k % 3}", word=lambda k: "x" if k % 2 else "1",
-               gap=lambda k: "" if k < 9 else k)
+    path = csv(
+        tmp_path / "t.csv",
+        code=lambda k: f"0{k % 3}",
+        word=lambda k: "x" if k % 2 else "1",
+        gap=lambda k: "" if k < 9 else k,
+    )
     columns = read_table(str(path), ",", ["code"], [])
     assert {name: column.dtype.kind for name, column in columns.items()} == {
-        "id": "O", "rate": "f", "spend": "f", "margin": "f", "code": "O", "word": "O", "gap": "f"}
+        "id": "O",
+        "rate": "f",
+        "spend": "f",
+        "margin": "f",
+        "code": "O",
+        "word": "O",
+        "gap": "f",
+    }
     assert columns["code"][4] == "01" and columns["gap"][8] != columns["gap"][8] and columns["gap"][9] == 9
 
 
 LINES = ["id,rate,spend,margin,visits,tier"] + [f"c{k},0.3,20,0.25,{k},gold" for k in range(80)]
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda x: [",".join(line.split(",")[:2] + line.split(",")[3:]) for line in x],
-     "no column 'spend' (env.population.spend)"),
-    (lambda x: [*x[:17], "c16,0.3,20,0.25,,gold", *x[18:]], "row 18, column 'visits': expected a number, got nothing"),
-    (lambda x: [*x[:17], "c16,0.3,nan,0.25,1,gold", *x[18:]], "row 18, column 'spend': expected a number, got 'nan'"),
-    (lambda x: [*x[:17], "c16,0.3,inf,0.25,1,gold", *x[18:]], "row 18, column 'spend': expected a number, got 'inf'"),
-    (lambda x: [*x[:17], "c16,0.3,,0.25,1,gold", *x[18:]], "row 18, column 'spend': expected a number, got nothing"),
-    (lambda x: [*x[:9], "c8,0.3,dear,0.25,1,gold", *x[10:]], "row 10, column 'spend': expected a number, got 'dear'"),
-    (lambda x: [*x[:9], "c8,0.3,20,0.25,many,gold", *x[10:]], "row 10, column 'visits': expected a number, got 'many'"),
-    (lambda x: [line.replace(",20,", ",dear,") for line in x], "row 2, column 'spend': expected a number, got 'dear'"),
-    (lambda x: [*x[:9], "c3,0.3,20,0.25,1,gold", *x[10:]], "row 10, column 'id': id 'c3' is that of row 5 too"),
-    (lambda x: [*x[:9], ",0.3,20,0.25,1,gold", *x[10:]], "row 10, column 'id': expected an id"),
-    (lambda x: [*x[:9], "c8,1.3,20,0.25,1,gold", *x[10:]], "row 10, column 'rate': expected a share from 0 to 1, got 1.3"),
-    (lambda x: [*x[:9], "c8,0.3,-2,0.25,1,gold", *x[10:]], "row 10, column 'spend': expected money above 0, got -2"),
-    (lambda x: [*x[:9], "c8,0.3,2,25,1,gold", *x[10:]],
-     "row 10, column 'margin': expected a share above 0, up to 1, got 25"),
-    (lambda x: [*x[:9], "c8,0.3,20,0.25,1,gold,more", *x[10:]], "can't be read as a table"),
-    (lambda x: [x[0] + ",tier", *(line + ",a" for line in x[1:])], "column 'tier' comes twice"),
-    (lambda x: x[:1], "expected customers, got no row"), (lambda x: x[:3], "too few"),
-    (lambda x: [x[0] + ",word", *(f"{line},w{k}" for k, line in enumerate(x[1:]))], "column 'word': none of its"),
-    (lambda x: [], "can't be read as a table")])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (
+            lambda x: [",".join(line.split(",")[:2] + line.split(",")[3:]) for line in x],
+            "no column 'spend' (env.population.spend)",
+        ),
+        (
+            lambda x: [*x[:17], "c16,0.3,20,0.25,,gold", *x[18:]],
+            "row 18, column 'visits': expected a number, got nothing",
+        ),
+        (
+            lambda x: [*x[:17], "c16,0.3,nan,0.25,1,gold", *x[18:]],
+            "row 18, column 'spend': expected a number, got 'nan'",
+        ),
+        (
+            lambda x: [*x[:17], "c16,0.3,inf,0.25,1,gold", *x[18:]],
+            "row 18, column 'spend': expected a number, got 'inf'",
+        ),
+        (
+            lambda x: [*x[:17], "c16,0.3,,0.25,1,gold", *x[18:]],
+            "row 18, column 'spend': expected a number, got nothing",
+        ),
+        (
+            lambda x: [*x[:9], "c8,0.3,dear,0.25,1,gold", *x[10:]],
+            "row 10, column 'spend': expected a number, got 'dear'",
+        ),
+        (
+            lambda x: [*x[:9], "c8,0.3,20,0.25,many,gold", *x[10:]],
+            "row 10, column 'visits': expected a number, got 'many'",
+        ),
+        (
+            lambda x: [line.replace(",20,", ",dear,") for line in x],
+            "row 2, column 'spend': expected a number, got 'dear'",
+        ),
+        (lambda x: [*x[:9], "c3,0.3,20,0.25,1,gold", *x[10:]], "row 10, column 'id': id 'c3' is that of row 5 too"),
+        (lambda x: [*x[:9], ",0.3,20,0.25,1,gold", *x[10:]], "row 10, column 'id': expected an id"),
+        (
+            lambda x: [*x[:9], "c8,1.3,20,0.25,1,gold", *x[10:]],
+            "row 10, column 'rate': expected a share from 0 to 1, got 1.3",
+        ),
+        (
+            lambda x: [*x[:9], "c8,0.3,-2,0.25,1,gold", *x[10:]],
+            "row 10, column 'spend': expected money above 0, got -2",
+        ),
+        (
+            lambda x: [*x[:9], "c8,0.3,2,25,1,gold", *x[10:]],
+            "row 10, column 'margin': expected a share above 0, up to 1, got 25",
+        ),
+        (lambda x: [*x[:9], "c8,0.3,20,0.25,1,gold,more", *x[10:]], "can't be read as a table"),
+        (lambda x: [x[0] + ",tier", *(line + ",a" for line in x[1:])], "column 'tier' comes twice"),
+        (lambda x: x[:1], "expected customers, got no row"),
+        (lambda x: x[:3], "too few"),
+        (lambda x: [x[0] + ",word", *(f"{line},w{k}" for k, line in enumerate(x[1:]))], "column 'word': none of its"),
+        (lambda x: [], "can't be read as a table"),
+    ],
+)
 def test_broken_tables_get_one_line_with_row_and_column(tmp_path, change, says):
     path = tmp_path / "broken.csv"
     path.write_text("".join(line + "\n" for line in change(LINES)))
@@ -154,8 +222,9 @@ def test_what_is_not_mapped_comes_from_the_priors(tmp_path):
 def test_an_id_is_on_one_side_in_every_table(tmp_path):
     first = table(csv(tmp_path / "a.csv", rows=500))
     later = table(csv(tmp_path / "b.csv", rows=900, id=lambda k: f"c{1000 - k}"))
-    sides = [{split: {x.ids[k] for k in x.customers[split].tolist()} for split in ("train", "test")}
-             for x in (first, later)]
+    sides = [
+        {split: {x.ids[k] for k in x.customers[split].tolist()} for split in ("train", "test")} for x in (first, later)
+    ]
     assert not sides[0]["train"] & sides[0]["test"] and not sides[0]["train"] & sides[1]["test"]
     assert len(sides[0]["test"]) / 500 == pytest.approx(0.4, abs=0.08) and sides[0]["test"] & sides[1]["test"]
     for n in (7, 1000):
@@ -164,33 +233,50 @@ def test_an_id_is_on_one_side_in_every_table(tmp_path):
 
 # ── the transform ───────────────────────────────────────────────────────────────────────────────────────────────────
 def test_features_are_standardised_numbers_and_levels(tmp_path):
-    path = csv(tmp_path / "t.csv", rows=200, tier=lambda k: ("gold", "basic", "", "rare" if k < 20 else "basic")[k % 4],
-               same=lambda k: 3)
+    path = csv(
+        tmp_path / "t.csv",
+        rows=200,
+        tier=lambda k: ("gold", "basic", "", "rare" if k < 20 else "basic")[k % 4],
+        same=lambda k: 3,
+    )
     population = table(path, min_level_count=10)
-    assert population.transform.names == ["rate", "spend", "margin", "same", "tier: (empty)", "tier: basic", "tier: gold",
-                                          "tier: other"]
+    assert population.transform.names == [
+        "rate",
+        "spend",
+        "margin",
+        "same",
+        "tier: (empty)",
+        "tier: basic",
+        "tier: gold",
+        "tier: other",
+    ]
     x = population.features[population.customers["train"]]
     torch.testing.assert_close(x[:, :3].mean(0), torch.zeros(3, dtype=x.dtype), atol=1e-9, rtol=0)
     torch.testing.assert_close(x[:, :3].std(0, correction=0), torch.ones(3, dtype=x.dtype))
     assert not x[:, 3].any()
     for k, levels in enumerate(population.features[:, 4:].tolist()):
-        assert levels == [k % 4 == 2, k % 4 == 1 or k % 4 == 3 and k >= 20, k % 4 == 0, k % 4 == 3 and k < 20]
+        assert levels == [k % 4 == 2, k % 4 == 1 or (k % 4 == 3 and k >= 20), k % 4 == 0, k % 4 == 3 and k < 20]
 
 
 def test_the_saved_transform_makes_the_same_features_of_another_table(tmp_path):
     trained = table(csv(tmp_path / "a.csv", rows=200, tier=lambda k: "abc"[k % 3]), min_level_count=5)
     torch.save(trained.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    later = table(csv(tmp_path / "b.csv", rows=90, new=lambda k: k, tier=lambda k: "zca"[k % 3], spend=lambda k: 500),
-                  min_level_count=5)
+    later = table(
+        csv(tmp_path / "b.csv", rows=90, new=lambda k: k, tier=lambda k: "zca"[k % 3], spend=lambda k: 500),
+        min_level_count=5,
+    )
     assert later.num_features != trained.num_features
     later.load_state_dict(state)
     assert later.num_features == trained.num_features == later.features.shape[1]
     mean, sd = trained.transform.numbers["spend"]
     assert later.features[:, 1].unique().tolist() == [pytest.approx((500 - mean) / sd)]
-    assert later.features[:2, 3:].tolist() == [[0, 0, 0], [0, 0, 1]]  # an unknown level is none where nothing was rare
-    for change, says in (({"tier": lambda k: k}, "'tier': expected text"),
-                         ({"spend2": lambda k: 1}, "expected a column 'tier'")):
+    # an unknown level is none where nothing was rare
+    assert later.features[:2, 3:].tolist() == [[0, 0, 0], [0, 0, 1]]
+    for change, says in (
+        ({"tier": lambda k: k}, "'tier': expected text"),
+        ({"spend2": lambda k: 1}, "expected a column 'tier'"),
+    ):
         other = table(csv(tmp_path / "c.csv", **change))
         with pytest.raises(ValueError, match=f"c.csv: .*{says}"):
             other.load_state_dict(state)
@@ -235,8 +321,18 @@ def run(folder, script, *overrides, check=True):
 
 @pytest.mark.slow
 def test_a_shop_is_trained_planned_and_evaluated_as_a_new_user_would(shop, tmp_path):
-    run(tmp_path, "train", "-cd", str(shop), "experiment=shop", *SMALL, "algo.total_steps=384", "algo.num_steps=4",
-        "env.world.season=[1.0,1.1,1.2,0.9]", "hydra.run.dir=out")
+    run(
+        tmp_path,
+        "train",
+        "-cd",
+        str(shop),
+        "experiment=shop",
+        *SMALL,
+        "algo.total_steps=384",
+        "algo.num_steps=4",
+        "env.world.season=[1.0,1.1,1.2,0.9]",
+        "hydra.run.dir=out",
+    )
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {"planning", "planning on θ̂", "ppo", "myopic knapsack"} <= set(result["policies"])
     assert "holdout" in result["rules"] and result["policies"]["planning"]["score"] <= 1

@@ -1,4 +1,5 @@
 """The structural twin: likelihood against the scalar world, its maximum against closed forms and truth, who draws."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -51,8 +52,22 @@ def one_week(c, rows):
     offer, channel = torch.tensor(a).T[:, None]
     n, there = len(rows), torch.ones(1, len(rows), dtype=torch.bool)
     zeros = torch.zeros(1, n, dtype=torch.float64)
-    return Panel(torch.zeros(1, n), torch.arange(n), there, torch.zeros(1, n, dtype=torch.long), states, offer, channel,
-                 torch.tensor([bought]), torch.tensor([redeemed]), after, zeros, zeros, zeros, zeros + 26)
+    return Panel(
+        torch.zeros(1, n),
+        torch.arange(n),
+        there,
+        torch.zeros(1, n, dtype=torch.long),
+        states,
+        offer,
+        channel,
+        torch.tensor([bought]),
+        torch.tensor([redeemed]),
+        after,
+        zeros,
+        zeros,
+        zeros,
+        zeros + 26,
+    )
 
 
 def test_the_likelihood_is_the_scalar_worlds_law(make_season):
@@ -94,8 +109,9 @@ def test_the_gradient_is_that_of_finite_differences():
 
     def total(theta):
         return sum(x.sum() for x in log_likelihood(world.inhabit(theta_from_matrix(theta)), world, found).values())
+
     theta = truth.clone().requires_grad_()
-    slope, = torch.autograd.grad(total(theta), theta)
+    (slope,) = torch.autograd.grad(total(theta), theta)
     direction = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for k in range(truth.shape[1]):
         step = torch.zeros_like(truth)
@@ -113,15 +129,16 @@ def test_a_panel_holds_what_the_log_does():
         assert (a[1:] == b[:-1]).all()  # what a week led to is where the next began
     again = environment(0, num_agents=30)
     again.reset()
-    torch.testing.assert_close(found.margin[found.bought],
-                               again.customers.margin.expand(12, -1)[found.bought], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        found.margin[found.bought], again.customers.margin.expand(12, -1)[found.bought], rtol=1e-5, atol=1e-4
+    )
     assert found.bought.double().mean() == log.outcomes["trips"].double().mean()
 
 
 def test_without_features_it_finds_the_shares_that_were_counted():
     """With features that say nothing, δ and π− are shares of those who could move and did, and g a mean."""
     env, log = random_log(600)
-    log.obs[:, :env.static_dim] = 0.0
+    log.obs[:, : env.static_dim] = 0.0
     model = twin(env, holdout={"customers": 0.01, "weeks": 0}, twin={"penalty": 0.0, "rounds": 4})
     model.set_dataset(log)
     model.members = model.members[:1]
@@ -133,9 +150,10 @@ def test_without_features_it_finds_the_shares_that_were_counted():
     s, after = held.state, held.next_state
     stays = (after.status != 2) & (s.status != 2)
     for name, could, moved in (
-            ("pi_minus", stays & ~held.bought & (s.habit > 0), after.habit < s.habit),
-            ("delta_f", (after.status == 0) & (held.offer == 0) & (s.fatigue > 0), after.fatigue < s.fatigue),
-            ("delta_d", (after.status == 0) & ~held.redeemed & (s.expectation > 0), after.expectation < s.expectation)):
+        ("pi_minus", stays & ~held.bought & (s.habit > 0), after.habit < s.habit),
+        ("delta_f", (after.status == 0) & (held.offer == 0) & (s.fatigue > 0), after.fatigue < s.fatigue),
+        ("delta_d", (after.status == 0) & ~held.redeemed & (s.expectation > 0), after.expectation < s.expectation),
+    ):
         assert getattr(theta, name).item() == pytest.approx(moved[could].double().mean().item(), abs=2e-3), name
     assert theta.margin.item() == pytest.approx(held.margin[held.bought].double().mean().item(), rel=2e-3)
 

@@ -1,4 +1,5 @@
 """The codec of actions: a round trip over every pair, for numbers and tensors, and no other place that codes actions."""
+
 from __future__ import annotations
 
 import re
@@ -51,7 +52,7 @@ def test_contacts_are_all_indices_of_an_offer(codec):
 
 def test_treatments_number_the_distinct_actions(codec):
     every = codec.every_action("cpu")
-    assert codec.treatment(every[:codec.num_channels]).unique().tolist() == [0]
+    assert codec.treatment(every[: codec.num_channels]).unique().tolist() == [0]
     assert codec.treatment(every[codec.contacts]).tolist() == list(range(1, codec.num_treatments))
 
 
@@ -62,8 +63,14 @@ def test_a_catalogue_keeps_its_codec(make_season):
 
 def test_no_other_file_of_the_product_codes_actions():
     """Coding and decoding written out by hand would have to be changed everywhere if the order of indices were."""
-    files = [path for folder in ("crm_rl", "rlcore", "envs", "email_rl", "scripts") for path in (ROOT / folder).rglob("*.py")]
-    found = [f"{path.relative_to(ROOT)}:{k}: {line.strip()}" for path in files if path.relative_to(ROOT) != HOME
-             for k, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-             if any(re.search(pattern, line) for pattern in CODING)]
+    files = [
+        path for folder in ("crm_rl", "rlcore", "envs", "email_rl", "scripts") for path in (ROOT / folder).rglob("*.py")
+    ]
+    found = [
+        f"{path.relative_to(ROOT)}:{k}: {line.strip()}"
+        for path in files
+        if path.relative_to(ROOT) != HOME
+        for k, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if any(re.search(pattern, line) for pattern in CODING)
+    ]
     assert len(files) > 50 and not found

@@ -1,18 +1,19 @@
 """The customer against a scalar reference: response, transitions, one-step lookahead, and what no action may do."""
+
 from __future__ import annotations
 
 from itertools import product
 
 import pytest
 import torch
-from reference_world import GONE, INSIDE, NOTHING, STATES, SUBSCRIBED, UNSUBSCRIBED, pick, tuples
 from scipy.stats import chisquare
 
-from envs.offers.planning.state_values import StateGrid, StateValues, VisitedStates
 from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
+from envs.offers.planning.state_values import StateGrid, StateValues, VisitedStates
 from envs.offers.world.customers import UNIFORMS, CustomerState
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
+from reference_world import GONE, INSIDE, NOTHING, STATES, SUBSCRIBED, UNSUBSCRIBED, pick, tuples
 
 STATIC = ("kappa", "xi", "gamma_h", "gamma_f", "phi", "opt_out", "rho", "chi", "nu", "c0")
 REWARDS = {
@@ -29,8 +30,10 @@ def states(rows: list) -> CustomerState:
 
 def some_values(n: int, generator: torch.Generator) -> StateValues:
     """Draw a value for every state of n customers."""
-    return StateValues(100 * torch.rand(6, 4, 3, n, generator=generator, dtype=torch.float64),
-                  100 * torch.rand(6, n, generator=generator, dtype=torch.float64))
+    return StateValues(
+        100 * torch.rand(6, 4, 3, n, generator=generator, dtype=torch.float64),
+        100 * torch.rand(6, n, generator=generator, dtype=torch.float64),
+    )
 
 
 def table(values: StateValues, i: int) -> dict:
@@ -68,13 +71,15 @@ def test_outcome_and_transition_equal_the_reference(make_season, extreme):
     met = set()
     for week in range(world.weeks):
         before, action = pick(INSIDE, n, generator), pick(season.references[0].pairs, n, generator)
-        before[:20] = pick(STATES[len(INSIDE):], 20, generator)
+        before[:20] = pick(STATES[len(INSIDE) :], 20, generator)
         state, (offer, channel) = states(before), torch.tensor(action).T
         u = torch.rand(UNIFORMS, n, generator=generator, dtype=torch.float64)
         after, bought, redeemed, o = transition(c, world, week, state, offer, channel, u)
 
-        cases = [(r, s, r.season[week], a if s[3] == SUBSCRIBED else NOTHING)
-                 for r, s, a in zip(season.references, before, action)]
+        cases = [
+            (r, s, r.season[week], a if s[3] == SUBSCRIBED else NOTHING)
+            for r, s, a in zip(season.references, before, action)
+        ]
         p_redeem, p_buy = zip(*(r.respond(s, x, a) for r, s, x, a in cases))
         spend = [r.spend(s, x, a) for r, s, x, a in cases]
         here = outcome(c, world, week, *(y.double() for y in state[:3]), offer, channel)
@@ -89,9 +94,17 @@ def test_outcome_and_transition_equal_the_reference(make_season, extreme):
 
 
 @pytest.mark.parametrize("extreme", [False, True])
-@pytest.mark.parametrize("state, action", [
-    ((0, 0, 0, 0), (1, 0)), ((1, 1, 1, 0), (5, 3)), ((3, 2, 2, 0), (3, 4)), ((5, 3, 1, 0), (2, 3)),
-    ((2, 3, 0, 0), NOTHING), ((0, 0, 0, 1), NOTHING)])
+@pytest.mark.parametrize(
+    "state, action",
+    [
+        ((0, 0, 0, 0), (1, 0)),
+        ((1, 1, 1, 0), (5, 3)),
+        ((3, 2, 2, 0), (3, 4)),
+        ((5, 3, 1, 0), (2, 3)),
+        ((2, 3, 0, 0), NOTHING),
+        ((0, 0, 0, 1), NOTHING),
+    ],
+)
 def test_frequencies_equal_the_law(make_season, state, action, extreme):
     n, season = 100_000, make_season(3, extreme=extreme)
     u = torch.rand(UNIFORMS, n, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -120,8 +133,9 @@ def test_action_values_of_visited_states_equal_the_reference(make_season, reward
     at = VisitedStates(states(rows), season.customers.alpha)
     nothing, contact = action_values(season.customers, season.world, week, at, price, then)
     ahead = [table(values, i) if future else dict.fromkeys(STATES, 0.0) for i in range(n)]
-    expected = [[r.q(s, week, a, v, x) for a in r.pairs] for r, s, v, x in zip(
-        season.references, rows, ahead, price.tolist())]
+    expected = [
+        [r.q(s, week, a, v, x) for a in r.pairs] for r, s, v, x in zip(season.references, rows, ahead, price.tolist())
+    ]
     near(torch.cat((nothing[None], contact.flatten(0, 1))).T, expected)
 
 
@@ -174,11 +188,14 @@ def test_churn_is_absorbing(make_season):
     assert not bought.any() and not o.buy.any()
 
 
-@pytest.mark.parametrize("purchase, state, action, expected", [
-    (0.0, (5, 3, 2, 0), (5, 3), (5, 3, 2, 0)),  # redeemed at the top
-    (1.0, (0, 0, 0, 0), NOTHING, (0, 0, 0, 0)),  # nothing left to lose
-    (1.0, (0, 2, 0, 0), (1, 3), (0, 3, 0, 0)),  # two steps of fatigue, one left
-])
+@pytest.mark.parametrize(
+    "purchase, state, action, expected",
+    [
+        (0.0, (5, 3, 2, 0), (5, 3), (5, 3, 2, 0)),  # redeemed at the top
+        (1.0, (0, 0, 0, 0), NOTHING, (0, 0, 0, 0)),  # nothing left to lose
+        (1.0, (0, 2, 0, 0), (1, 3), (0, 3, 0, 0)),  # two steps of fatigue, one left
+    ],
+)
 def test_states_are_clamped_at_their_ends(make_season, purchase, state, action, expected):
     season = make_season(1)
     u = torch.tensor([[purchase, 0, 0, 0, 1, 1]], dtype=torch.float64).T  # every move, no churn, no opt-out
@@ -197,9 +214,11 @@ def test_in_the_static_world_no_action_changes_the_future(make_season):
     v0, price = no_contact_values(c, world), torch.linspace(0, 4, world.weeks, dtype=torch.float64)
     values, actions = best_plan(c, world, v0, price)
     for week in range(world.weeks):
+
         def q(then):
             nothing, contact = action_values(c, world, week, StateGrid(c.alpha), price[week], then)
             return torch.cat((nothing[None], contact.flatten(0, 1)))
+
         now, planned = q(None), q(values[week + 1])
         torch.testing.assert_close(now, now[:, :1, :1, :1].expand_as(now))  # no state matters
         torch.testing.assert_close(planned - now, (planned - now)[:1, :1, :1, :1].expand_as(now), rtol=1e-11, atol=0)
@@ -226,8 +245,8 @@ def test_a_customer_alone_equals_the_same_in_a_crowd(make_season):
     moves, numbers = week(torch.arange(64))
     for i in range(64):
         alone = week(torch.tensor([i]))
-        assert torch.equal(alone[0], moves[:, i:i + 1])
-        torch.testing.assert_close(alone[1], numbers[:, i:i + 1], rtol=1e-13, atol=1e-13)
+        assert torch.equal(alone[0], moves[:, i : i + 1])
+        torch.testing.assert_close(alone[1], numbers[:, i : i + 1], rtol=1e-13, atol=1e-13)
 
 
 def test_a_seed_gives_the_same_season(make_season):

@@ -1,8 +1,9 @@
 """What an algorithm may ask of an environment.
 
-`VectorEnv` is the whole contract of most algorithms: N agents that act in lockstep on one device. Two capabilities are classes of
-their own: `FunctionalEnv` (the same environment as pure functions of its state) and `PricedEnv` (spending money lowers the reward
-by a price). N is the number of agents, D the length of an observation, `nvec` the sizes of the K heads of a MultiDiscrete action.
+`VectorEnv` is the whole contract of most algorithms: N agents that act in lockstep on one device. Two capabilities are
+classes of their own: `FunctionalEnv` (the same environment as pure functions of its state) and `PricedEnv` (spending
+money lowers the reward by a price). N is the number of agents, D the length of an observation, `nvec` the sizes of the
+K heads of a MultiDiscrete action.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What a step of N agents returns, with same-step autoreset: an agent whose episode has ended is reset within the step."""
+    """What a step of N agents returns, with same-step autoreset: an agent whose episode has ended is reset within the
+    step.
+    """
 
     obs: Tensor  #: observation to act on next, after any reset, float [N, D]
     action_mask: Tensor  #: actions that are valid for `obs`, bool [N, *nvec]; every agent has at least one
@@ -32,7 +35,9 @@ class Step(NamedTuple):
 
 
 class VectorEnv(ABC):
-    """N agents that act in lockstep. An environment owns its random stream: a seed and a number of threads fix its results."""
+    """N agents that act in lockstep. An environment owns its random stream: a seed and a number of threads fix its
+    results.
+    """
 
     num_agents: int  #: N
     obs_dim: int  #: D
@@ -55,15 +60,17 @@ class VectorEnv(ABC):
 
     @property
     def context_dim(self) -> int:
-        """Number of leading columns of an observation that outcomes depend on; they do not depend on the others, such as a price."""
+        """Number of leading columns of an observation that outcomes depend on; they do not depend on the others, such
+        as a price.
+        """
         return self.obs_dim
 
     @abstractmethod
     def reset(self) -> tuple[Tensor, Tensor]:
         """Begin a rollout: return the first observation [N, D] and its action mask [N, *nvec].
 
-        Only an environment with an `episode_length` starts new episodes here. In any other, running episodes go on, and their
-        current observation is returned.
+        Only an environment with an `episode_length` starts new episodes here. In any other, running episodes go on, and
+        their current observation is returned.
         """
 
     @abstractmethod
@@ -86,7 +93,9 @@ class VectorEnv(ABC):
         return None
 
     def use_realised_outcomes(self) -> None:
-        """From now on pay rewards for sampled outcomes, as in a log of real decisions, where rewards were expectations before."""
+        """From now on pay rewards for sampled outcomes, as in a log of real decisions, where rewards were expectations
+        before.
+        """
 
     def load_fitted(self, state: dict) -> None:
         """Restore from a `state_dict` the preprocessing, fitted to data, that defines the observations.
@@ -104,13 +113,16 @@ class VectorEnv(ABC):
 
 
 class StepInputs(Protocol):
-    """Everything exogenous in T steps, such as random numbers: a NamedTuple of tensors [T, N, ...]; of one step, [N, ...]."""
+    """Everything exogenous in T steps, such as random numbers: a NamedTuple of tensors [T, N, ...]; of one step, [N,
+    ...].
+    """
 
     ends: Tensor  #: steps that end an episode, bool [T, N], whatever the actions are
 
 
 class FunctionalEnv(Protocol):
-    """An environment whose `observe` and `transition` are pure functions of its state, so that a rollout can be one graph.
+    """An environment whose `observe` and `transition` are pure functions of its state, so that a rollout can be one
+    graph.
 
     Episodes end where `StepInputs.ends` says so, and no step is truncated. `VectorEnv.step` gives the same results.
     """
@@ -121,7 +133,9 @@ class FunctionalEnv(Protocol):
         """Draw the StepInputs of the next `steps` steps. Call `set_state` before the environment is used again."""
 
     def observe(self, state: Tensor, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Return the observation [N, D] and the action mask [N, *nvec] in a state, with the inputs of one step. Pure."""
+        """Return the observation [N, D] and the action mask [N, *nvec] in a state, with the inputs of one step.
+        Pure.
+        """
 
     def transition(self, state: Tensor, inputs: Any, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the next state, the rewards [N] and info of actions [N, K]. Pure."""
@@ -142,8 +156,8 @@ class Repriced(NamedTuple):
 class PricedEnv(VectorEnv):
     """An environment whose rewards are profit − price · spend: the price of money makes agents share a budget.
 
-    An agent's price and its trend stand in the last columns of an observation, after the context. `Step.info` has the profit of
-    a step before the price is paid as `profit`, and the money spent as `spend`.
+    An agent's price and its trend stand in the last columns of an observation, after the context. `Step.info` has the
+    profit of a step before the price is paid as `profit`, and the money spent as `spend`.
     """
 
     def as_priced(self) -> PricedEnv:
@@ -159,8 +173,8 @@ class PricedEnv(VectorEnv):
     def expected_cost(self, probability: Tensor | None) -> Tensor:
         """Return the money that every action is expected to spend, [N, *nvec].
 
-        `probability` [N, *nvec] is that of the outcome which costs money, as an auxiliary model predicts it; None stands for the
-        environment's own probability.
+        `probability` [N, *nvec] is that of the outcome which costs money, as an auxiliary model predicts it; None
+        stands for the environment's own probability.
         """
 
     @abstractmethod
@@ -169,4 +183,6 @@ class PricedEnv(VectorEnv):
 
     @abstractmethod
     def sample_prices(self, step: Tensor, generator: torch.Generator) -> Repriced:
-        """Draw other prices for decisions at steps [B] of their episodes, distributed as in an episode of this environment."""
+        """Draw other prices for decisions at steps [B] of their episodes, distributed as in an episode of this
+        environment.
+        """

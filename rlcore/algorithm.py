@@ -1,4 +1,6 @@
-"""What every algorithm has in common: the contract of a policy, of an algorithm and of its evaluator, and the training loop."""
+"""What every algorithm has in common: the contract of a policy, of an algorithm and of its evaluator, and the training
+loop.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class Policy(Protocol):
-    """A policy over MultiDiscrete actions, for observations obs [B, D] under masks action_mask bool [B, *nvec] or [B, Πn]."""
+    """A policy over MultiDiscrete actions, for observations obs [B, D] under masks action_mask bool [B, *nvec] or [B,
+    Πn].
+    """
 
     #: whether the policy depends on the price in the observation; else obs may be the context alone
     observes_price: bool
@@ -30,19 +34,25 @@ class Policy(Protocol):
         """Return the distribution that actions are drawn from."""
 
     def act(self, obs: Tensor, action_mask: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return actions [B, K] and their log-probabilities [B], drawn by uniforms u [B], or the mode where u is None."""
+        """Return actions [B, K] and their log-probabilities [B], drawn by uniforms u [B], or the mode where u is
+        None.
+        """
 
 
 @runtime_checkable
 class ValuePolicy(Policy, Protocol):
-    """A policy that is greedy with respect to a model of what actions are worth, less what they cost at the observed price."""
+    """A policy that is greedy with respect to a model of what actions are worth, less what they cost at the observed
+    price.
+    """
 
     def action_values(self, obs: Tensor, action_mask: Tensor) -> Tensor:
         """Return what actions are worth before the price of their own spend, [B, Πn], −inf where masked."""
 
 
 class AuxiliaryModel(Protocol):
-    """A model that is trained beside the policy on the info of steps: the probability of the outcome that costs money."""
+    """A model that is trained beside the policy on the info of steps: the probability of the outcome that costs
+    money.
+    """
 
     def predict(self, obs: Tensor) -> Tensor:
         """Return the probability of the outcome for every action, [B, *nvec], from observations or contexts."""
@@ -53,7 +63,9 @@ class AuxiliaryModel(Protocol):
     def fit(
         self, obs: Tensor, action: Tensor, info: dict[str, Tensor], minibatches: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Train on every step once, in shuffled minibatches, for obs [..., D], action [..., K], info [...]; return metrics."""
+        """Train on every step once, in shuffled minibatches, for obs [..., D], action [..., K], info [...]; return
+        metrics.
+        """
 
     def train_minibatch(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take one gradient step on B steps; return metrics."""
@@ -81,7 +93,8 @@ class Evaluator(Protocol):
 
 
 class Algorithm(ABC):
-    """Anything that is trained by iterations. `TrainingLoop` runs it, `rlcore.backends.accelerate` compiles or records it.
+    """Anything that is trained by iterations. `TrainingLoop` runs it, `rlcore.backends.accelerate` compiles or records
+    it.
 
     Under torchrun the first process logs and evaluates; all processes take part in everything else.
     """
@@ -180,7 +193,9 @@ class TrainingLoop:
         self.should_stop = should_stop
 
     def run(self) -> None:
-        """Iterate, log each iteration, validate and save every so many iterations, and complete the training at the end."""
+        """Iterate, log each iteration, validate and save every so many iterations, and complete the training at the
+        end.
+        """
         algorithm, logger = self.algorithm, self.logger
         algorithm.setup(logger, self.should_stop)
         if self.validate and algorithm.validates_at_start and algorithm.iteration == 0:

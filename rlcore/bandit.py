@@ -1,8 +1,8 @@
 """A neural contextual bandit over any VectorEnv: it learns what an action earns at once, and nothing of what follows.
 
-An iteration collects decisions and updates; with a dataset, the decisions are read from it instead. In a priced environment the
-bandit learns profit and spend apart, and acts on profit less spend at the agent's price, so that its values clear any budget by
-the exact knapsack.
+An iteration collects decisions and updates; with a dataset, the decisions are read from it instead. In a priced
+environment the bandit learns profit and spend apart, and acts on profit less spend at the agent's price, so that its
+values clear any budget by the exact knapsack.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ class Decisions(NamedTuple):
 
 
 class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
-    """A contextual bandit that acts for `num_steps` steps by an explorer (rlcore/exploration.py), then learns from its memory.
+    """A contextual bandit that acts for `num_steps` steps by an explorer (rlcore/exploration.py), then learns from its
+    memory.
 
-    `network` is an ActionValues. In an iteration it learns from `updates` minibatches of `batch_size` remembered decisions.
-    Raises ValueError where the parts do not fit.
+    `network` is an ActionValues. In an iteration it learns from `updates` minibatches of `batch_size` remembered
+    decisions. Raises ValueError where the parts do not fit.
     """
 
     graph_regions = ("loss",)

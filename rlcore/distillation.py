@@ -1,4 +1,6 @@
-"""PPO that begins as the student of a policy learned elsewhere, such as from a log (kickstarting, Schmitt et al. 2018)."""
+"""PPO that begins as the student of a policy learned elsewhere, such as from a log (kickstarting, Schmitt et al.
+2018).
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ from rlcore.ppo import PPO, Batch
 class DistilledPPO(PPO):
     """For the first `distill_iterations` the policy is drawn towards softmax(teacher's net values / temperature).
 
-    The student acts and learns values as ever in these iterations; PPO goes on from there. `teacher(env)` returns the teacher,
-    a greedy policy of action values; it is called when training starts. Raises ValueError where the teacher does not fit.
+    The student acts and learns values as ever in these iterations; PPO goes on from there. `teacher(env)` returns the
+    teacher, a greedy policy of action values; it is called when training starts. Raises ValueError where the teacher
+    does not fit.
     """
 
     graph_regions = (*PPO.graph_regions, "compute_distillation_gradients")
@@ -51,7 +54,9 @@ class DistilledPPO(PPO):
         return super().update(batch, compute_gradients)
 
     def compute_distillation_gradients(self, batch: Batch) -> dict[str, Tensor]:
-        """Leave the clipped gradients of the cross-entropy with the teacher and of the value loss; return diagnostics."""
+        """Leave the clipped gradients of the cross-entropy with the teacher and of the value loss; return
+        diagnostics.
+        """
         pi = self.network.distribution(batch.obs, batch.action_mask)
         net_values = self.teacher.net_values(batch.obs, batch.action_mask)
         preferences = (net_values / self.temperature).softmax(-1)

@@ -21,7 +21,9 @@ def orthogonal_(layer: nn.Linear, gain: float) -> nn.Linear:
 
 
 def mlp(sizes: list[int], activation: Callable[[], nn.Module], gain: float) -> nn.Sequential:
-    """Stack linear layers of the given sizes: gain √2 for hidden layers, `gain` for the last, no activation after it."""
+    """Stack linear layers of the given sizes: gain √2 for hidden layers, `gain` for the last, no activation after
+    it.
+    """
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1]):
         layers.append(orthogonal_(nn.Linear(fan_in, fan_out), math.sqrt(2)))
@@ -60,8 +62,8 @@ class Tanh(nn.Module):
 class ActorCritic(nn.Module):
     """Two separate networks over normalised observations: a policy over all combinations of heads, and a value.
 
-    `heads`: `independent` adds the logits of the heads, `joint` has a logit for each combination. `first_bias` is the logit
-    that the first choice of the first head (usually "do nothing") has above the others before training.
+    `heads`: `independent` adds the logits of the heads, `joint` has a logit for each combination. `first_bias` is the
+    logit that the first choice of the first head (usually "do nothing") has above the others before training.
     """
 
     observes_price = True

@@ -1,4 +1,6 @@
-"""Moments of observations and rewards. They are buffers: a checkpoint has them, and they change only by `update` or `fit`."""
+"""Moments of observations and rewards. They are buffers: a checkpoint has them, and they change only by `update` or
+`fit`.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ class RewardNormalizer(nn.Module):
     """Divide rewards by the running standard deviation of the discounted return.
 
     The mean of rewards stays, or with `center` their running mean is subtracted first (Naik et al. 2024, "Reward
-    Centering"). Where all episodes have one length, that mean is the same for every policy, and without it a value function
-    learns what actions change instead of how much of the episode is left.
+    Centering"). Where all episodes have one length, that mean is the same for every policy, and without it a value
+    function learns what actions change instead of how much of the episode is left.
     """
 
     def __init__(self, num_agents: int, gamma: float, center: bool):

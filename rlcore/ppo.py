@@ -1,8 +1,10 @@
-"""Proximal policy optimisation (Schulman et al. 2017): an iteration collects a rollout, computes advantages, and updates.
+"""Proximal policy optimisation (Schulman et al. 2017): an iteration collects a rollout, computes advantages, and
+updates.
 
-PPO here has joint action masks, generalised advantage estimation (GAE), and bootstraps through truncation. Shapes: T steps of a
-rollout, N agents, observations of length D, K action heads of sizes `nvec`. All shapes are fixed, and the methods in
-`graph_regions` never wait for the device, so that `rlcore.backends` can compile them or record them as CUDA graphs.
+PPO here has joint action masks, generalised advantage estimation (GAE), and bootstraps through truncation. Shapes: T
+steps of a rollout, N agents, observations of length D, K action heads of sizes `nvec`. All shapes are fixed, and the
+methods in `graph_regions` never wait for the device, so that `rlcore.backends` can compile them or record them as CUDA
+graphs.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ class Batch(NamedTuple):
 class PPO(NetworkAlgorithm):
     """PPO over any VectorEnv, with an actor-critic `network` (rlcore/networks.py).
 
-    The optional `auxiliary` model learns what `Step.info` says of the same rollouts. Raises ValueError for settings that do not
-    fit. Under torchrun every process acts for its own agents; gradients are averaged so that an update equals that of one
-    process on the concatenated minibatches.
+    The optional `auxiliary` model learns what `Step.info` says of the same rollouts. Raises ValueError for settings
+    that do not fit. Under torchrun every process acts for its own agents; gradients are averaged so that an update
+    equals that of one process on the concatenated minibatches.
     """
 
     graph_regions = ("compute_advantages", "compute_gradients")  # methods that a backend may compile or record
@@ -81,7 +83,8 @@ class PPO(NetworkAlgorithm):
         eval_every: int,
         checkpoint_every: int,
     ):
-        # `observes_price`: the network gets the whole observation, also the columns that show a price where there is one.
+        # `observes_price`: the network gets the whole observation, also the columns that show a price where there is
+        # one.
         super().__init__(
             env,
             seed,
@@ -128,7 +131,9 @@ class PPO(NetworkAlgorithm):
         self.foreach = True
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
-        """Collect a rollout, compute its advantages, and update policy, value and auxiliary model; return the metrics."""
+        """Collect a rollout, compute its advantages, and update policy, value and auxiliary model; return the
+        metrics.
+        """
         self.anneal(progress)
         self.entropy_coef.fill_(self.ent_coef + (self.ent_coef_final - self.ent_coef) * progress)
         rollout = self.collect()
@@ -151,13 +156,15 @@ class PPO(NetworkAlgorithm):
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout) -> Batch:
         """Estimate the advantage and the value target of every step; first update the statistics of rewards."""
-        # 1. Divide rewards by the running standard deviation of the discounted return (and subtract their mean, if centred).
+        # 1. Divide rewards by the running standard deviation of the discounted return (and subtract their mean, if
+        # centred).
         reward = rollout.reward
         if self.reward_normalizer:
             self.reward_normalizer.update(reward, rollout.done)
             reward = self.reward_normalizer(reward)
         # 2. Values of each observation and of the next one. At an episode's end the next value is that of the reset
-        #    observation, which is wrong: after a termination GAE ignores it, after a truncation V(final_obs) replaces it.
+        #    observation, which is wrong: after a termination GAE ignores it, after a truncation V(final_obs) replaces
+        # it.
         #    `final_obs` is None where the environment never truncates.
         values = self.network.value(torch.cat((rollout.obs, rollout.last_obs[None])))
         value = values[:-1]
@@ -189,8 +196,8 @@ class PPO(NetworkAlgorithm):
 
         The explained variance is that of the values before the update.
 
-        Stops after the first epoch whose mean KL exceeds `target_kl`, which is read from the device once an epoch. A subclass
-        may pass a `compute_gradients` of its own.
+        Stops after the first epoch whose mean KL exceeds `target_kl`, which is read from the device once an epoch. A
+        subclass may pass a `compute_gradients` of its own.
         """
         compute_gradients = compute_gradients or self.compute_gradients
         totals: dict[str, Tensor] = {}
@@ -218,7 +225,8 @@ class PPO(NetworkAlgorithm):
         advantage = batch.advantage
         if self.norm_adv == "minibatch":
             advantage = whiten(advantage, batch.has_choice, distributed.all_reduce_sum)
-        # Policy terms are means over the steps with a choice. Processes differ in how many they have: each weights its means
+        # Policy terms are means over the steps with a choice. Processes differ in how many they have: each weights its
+        # means
         # by its share of them, so that averaged gradients are those of one mean over all.
         weight = distributed.mean_weight(batch.has_choice)
         loss, metrics = losses.ppo(
@@ -239,7 +247,9 @@ class PPO(NetworkAlgorithm):
         return metrics | {"grad_norm": self.backward(loss)}
 
     def backward(self, loss: Tensor) -> Tensor:
-        """Back-propagate, average gradients over processes, and clip them by their global norm; return the norm before clipping."""
+        """Back-propagate, average gradients over processes, and clip them by their global norm; return the norm before
+        clipping.
+        """
         loss.backward()
         distributed.average_gradients(self.network.parameters())
         return torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm, foreach=self.foreach)

@@ -1,4 +1,6 @@
-"""Log the decisions of a logging policy: python scripts/collect.py logging_policy=price_perturbed out=log.parquet decisions=2400000."""
+"""Log the decisions of a logging policy: python scripts/collect.py logging_policy=price_perturbed out=log.parquet
+decisions=2400000.
+"""
 
 from __future__ import annotations
 

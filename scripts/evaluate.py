@@ -1,4 +1,6 @@
-"""Judge a trained policy again: python scripts/evaluate.py checkpoint=PATH env.evaluation.customers=4000, or log=PATH."""
+"""Judge a trained policy again: python scripts/evaluate.py checkpoint=PATH env.evaluation.customers=4000, or
+log=PATH.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Turn a shop's campaigns into logs: python scripts/import_campaigns.py env/population=customer_table … campaigns.path=PATH out=FOLDER."""
+"""Turn a shop's campaigns into logs: python scripts/import_campaigns.py env/population=customer_table …
+campaigns.path=PATH out=FOLDER.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The contracts of envs/base.py and rlcore/algorithm.py, held by every environment, algorithm and evaluator there is."""
+"""The contracts of envs/base.py and rlcore/algorithm.py, held by every environment, algorithm and evaluator there
+is.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from rlcore.ppo import PPO, Batch
 from rlcore.rollout import Rollout, continue_rollout
 
 MODES = ("eager", "compile", "cudagraph")
-# On a CPU thousands of small kernels cost less when called from C++, and a product and a sum may be fused into one rounding.
+# On a CPU thousands of small kernels cost less when called from C++, and a product and a sum may be fused into one
+# rounding.
 CPU_OPTIONS = {"options": {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}}
 
 
@@ -37,7 +38,9 @@ def accelerate(algorithm: Algorithm, mode: str) -> Algorithm:
 
 @singledispatch
 def apply_mode(algorithm: Algorithm, mode: str) -> None:
-    """Compile the graph regions of an algorithm. Algorithms of which there is more to do register a function of their own."""
+    """Compile the graph regions of an algorithm. Algorithms of which there is more to do register a function of their
+    own.
+    """
     if mode == "compile":
         for name in algorithm.graph_regions:
             setattr(algorithm, name, compile_function(getattr(algorithm, name)))
@@ -57,7 +60,9 @@ def apply_mode_to_ppo(algorithm: PPO, mode: str) -> None:
 
 
 def compile_ppo(algorithm: PPO) -> None:
-    """Compile PPO. The rollout of a FunctionalEnv becomes one graph; of any other, the policy and a step's work are compiled."""
+    """Compile PPO. The rollout of a FunctionalEnv becomes one graph; of any other, the policy and a step's work are
+    compiled.
+    """
     env = algorithm.env
     algorithm.network = CompiledActorCritic(algorithm.network)
     on_cpu = {} if env.device.type == "cuda" else CPU_OPTIONS
@@ -94,7 +99,8 @@ def record_ppo(algorithm: PPO) -> None:
 def record_gradient_steps(algorithm: PPO) -> None:
     """Record each loss's gradients together with the optimiser's step on them.
 
-    The step reads gradients where they lay at the recording, so that they must be cleared and computed in the same recording.
+    The step reads gradients where they lay at the recording, so that they must be cleared and computed in the same
+    recording.
     """
     optimizer = algorithm.optimizer
     zero_grad, step = optimizer.zero_grad, optimizer.step

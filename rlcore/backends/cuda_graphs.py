@@ -17,12 +17,12 @@ WARM_UP_CALLS = 3  # calls before one is recorded
 class CUDAGraphCallable:
     """A function of fixed shapes that is replayed as one CUDA graph, so that its kernels start without the host.
 
-    The first calls run as they are, so that what is made lazily, such as an optimiser's state, exists. Then the function is
-    recorded, once for each set of shapes, types and arguments that are no tensors. Arguments are copied into static buffers,
-    which the recorded kernels read. Results are views of static buffers too: the next call overwrites them, so clone what you
-    keep. All other tensors that the function reads must stay in place. The function must not ask the host a question or draw
-    random numbers; Python attributes that it sets are set only until it is recorded. After PyTorch's notes on CUDA graphs,
-    "whole-network capture".
+    The first calls run as they are, so that what is made lazily, such as an optimiser's state, exists. Then the
+    function is recorded, once for each set of shapes, types and arguments that are no tensors. Arguments are copied
+    into static buffers, which the recorded kernels read. Results are views of static buffers too: the next call
+    overwrites them, so clone what you keep. All other tensors that the function reads must stay in place. The function
+    must not ask the host a question or draw random numbers; Python attributes that it sets are set only until it is
+    recorded. After PyTorch's notes on CUDA graphs, "whole-network capture".
     """
 
     def __init__(self, function: Callable):

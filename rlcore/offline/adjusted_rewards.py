@@ -11,7 +11,9 @@ from rlcore.offline.logged_dataset import LoggedDataset
 
 
 class AdjustedRewards(NamedTuple):
-    """Columns [N] for a dataset of N decisions: the target of a value is reward + discount · (value of the next state)."""
+    """Columns [N] for a dataset of N decisions: the target of a value is reward + discount · (value of the next
+    state).
+    """
 
     reward: Tensor
     discount: Tensor

@@ -1,4 +1,6 @@
-"""Q-learning on tables of values [B, Πn] of all actions, and the constraints that keep it to actions which a dataset has."""
+"""Q-learning on tables of values [B, Πn] of all actions, and the constraints that keep it to actions which a dataset
+has.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ def double_target(
 ) -> Tensor:
     """Return r + γ·(target − cost)(s', a*), [B], where a* is the allowed action that maximises online − cost.
 
-    It is the target of double Q-learning (van Hasselt et al. 2016). online, target and cost are tables [B, Πn] of the next
-    state; the discounts γ [B] are 0 where an episode has ended.
+    It is the target of double Q-learning (van Hasselt et al. 2016). online, target and cost are tables [B, Πn] of the
+    next state; the discounts γ [B] are 0 where an episode has ended.
     """
     net_online = online - cost
     net_target = target - cost
@@ -60,7 +62,9 @@ def cql_penalty(q: Tensor, action_mask: Tensor, action: Tensor) -> Tensor:
 
 
 def behaviour_cloning(logits: Tensor, action_mask: Tensor, action: Tensor, penalty: float) -> Tensor:
-    """Return the cross-entropy of the actions taken, plus `penalty` times the mean square of the valid actions' logits."""
+    """Return the cross-entropy of the actions taken, plus `penalty` times the mean square of the valid actions'
+    logits.
+    """
     log_probs = torch.where(action_mask, logits, -torch.inf).log_softmax(-1)
     cross_entropy = -select_actions(log_probs, action).mean()
     valid_logits = torch.where(action_mask, logits, 0.0)
@@ -82,7 +86,9 @@ class Batch(NamedTuple):
 
 
 class CQLPenalty(nn.Module):
-    """Conservative Q-learning: a penalty of weight `alpha` on values of valid actions above those of the actions taken."""
+    """Conservative Q-learning: a penalty of weight `alpha` on values of valid actions above those of the actions
+    taken.
+    """
 
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, alpha: float):
         super().__init__()
@@ -93,14 +99,16 @@ class CQLPenalty(nn.Module):
         return action_mask
 
     def loss(self, batch: Batch, network: Callable) -> Tensor:
-        """Return the penalty on values less cost at the logged price; at another price the logging policy may act otherwise."""
+        """Return the penalty on values less cost at the logged price; at another price the logging policy may act
+        otherwise.
+        """
         net_q = network(batch.logged_obs) - batch.logged_cost
         return self.alpha * cql_penalty(net_q, batch.action_mask, batch.action)
 
 
 class BCQConstraint(nn.Module):
-    """Batch-constrained Q-learning: only actions whose probability under the logging policy exceeds `threshold` times that of
-    the most probable one.
+    """Batch-constrained Q-learning: only actions whose probability under the logging policy exceeds `threshold` times
+    that of the most probable one.
 
     A network of its own learns the logging policy, by behaviour cloning with a `penalty` on its logits.
     """

@@ -1,4 +1,6 @@
-"""The columns of a file of logged decisions: how a dataset is laid out in them, and how they are read with a line for bad cells."""
+"""The columns of a file of logged decisions: how a dataset is laid out in them, and how they are read with a line for
+bad cells.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Datasets on disk: Parquet or CSV, read and written in chunks, so that they may be larger than memory.
 
 Columns, of an action of K heads: decision, unit (number or text), episode, step, policy, price; action_0 … action_K-1;
-propensity of the action taken; reward, outcomes, cost, terminal_value; terminated, truncated; feature_0 … (the static part
-of an observation), state_0 … (the rest), next_state_0 …; valid_I_J … and next_valid_I_J … (the masks, one column a
-combination of the heads); prob_I_J … (probabilities of all combinations). ColumnNames has what a file calls the fields of
-its own. Columns in `DEFAULTS`, outcomes, decision, policy, prob_* and all of next_* may be left out.
+propensity of the action taken; reward, outcomes, cost, terminal_value; terminated, truncated; feature_0 … (the static
+part of an observation), state_0 … (the rest), next_state_0 …; valid_I_J … and next_valid_I_J … (the masks, one column a
+combination of the heads); prob_I_J … (probabilities of all combinations). ColumnNames has what a file calls the fields
+of its own. Columns in `DEFAULTS`, outcomes, decision, policy, prob_* and all of next_* may be left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ DEFAULTS = {
 
 
 def write(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
-    """Write chunks of one dataset as they come to Parquet (or, by its ending, CSV), whole or not at all; return its rows."""
+    """Write chunks of one dataset as they come to Parquet (or, by its ending, CSV), whole or not at all; return its
+    rows.
+    """
     pa = arrow()
     path = Path(path)
     is_csv = path.suffix == ".csv"

@@ -1,4 +1,6 @@
-"""Logged decisions as tensors: the fields of a dataset, and the checks of its rows. rlcore/offline/log_files.py has the files."""
+"""Logged decisions as tensors: the fields of a dataset, and the checks of its rows. rlcore/offline/log_files.py has the
+files.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,9 @@ class ColumnNames:
 class LoggedDataset:
     """N decisions of a logging policy.
 
-    A unit is what was drawn independently, such as a person; its decisions are correlated. An episode is a unit's decisions
-    that follow each other, one a step. Actions are flat indices into all combinations of the action's heads. Observations
-    and masks can be held as DeduplicatedMatrix.
+    A unit is what was drawn independently, such as a person; its decisions are correlated. An episode is a unit's
+    decisions that follow each other, one a step. Actions are flat indices into all combinations of the action's heads.
+    Observations and masks can be held as DeduplicatedMatrix.
     """
 
     nvec: tuple[int, ...]  #: sizes of the action's heads
@@ -128,7 +130,9 @@ class LoggedDataset:
 
     @classmethod
     def from_obp(cls, feedback: dict) -> LoggedDataset:
-        """Take over `bandit_feedback` of the Open Bandit Pipeline, of one step; a position joins the context, one-hot."""
+        """Take over `bandit_feedback` of the Open Bandit Pipeline, of one step; a position joins the context,
+        one-hot.
+        """
         n = int(feedback["n_rounds"])
         actions = int(feedback["n_actions"])
         obs = torch.tensor(feedback["context"], dtype=torch.float32)

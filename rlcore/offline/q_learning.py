@@ -1,4 +1,5 @@
-"""Offline reinforcement learning: double Q-learning on a dataset of logged decisions, with the constraints of BCQ or CQL.
+"""Offline reinforcement learning: double Q-learning on a dataset of logged decisions, with the constraints of BCQ or
+CQL.
 
 In a priced environment the network's table has what actions are worth before the price of their own spend. Prices are
 drawn anew for every decision that is learned from, so that one dataset serves every budget.
@@ -28,10 +29,10 @@ MASKED_VALUE = -1e9  # of an action that the dataset has too little of; finite, 
 class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     """Double Q-learning (van Hasselt et al. 2016) on a dataset of logged decisions.
 
-    `behaviour_constraint` keeps it to actions that the dataset has (null: nothing does). An iteration is `updates` minibatches
-    of `batch_size` decisions, the training `total_steps` decisions. The target network moves by a share `tau` every
-    `target_every` updates. `variance_reduction` takes out of the rewards what decisions did not cause. `relabel` draws new
-    prices for every decision that is learned from. Raises ValueError where the parts do not fit.
+    `behaviour_constraint` keeps it to actions that the dataset has (null: nothing does). An iteration is `updates`
+    minibatches of `batch_size` decisions, the training `total_steps` decisions. The target network moves by a share
+    `tau` every `target_every` updates. `variance_reduction` takes out of the rewards what decisions did not cause.
+    `relabel` draws new prices for every decision that is learned from. Raises ValueError where the parts do not fit.
     """
 
     graph_regions = ("loss",)
@@ -104,7 +105,9 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         self.policy = GreedyPolicy(env.nvec, self._action_values, cost, observes_price=True)
 
     def set_dataset(self, data: LoggedDataset) -> None:
-        """Learn from a dataset of this environment. Raises ValueError where it lacks the states that decisions led to."""
+        """Learn from a dataset of this environment. Raises ValueError where it lacks the states that decisions led
+        to.
+        """
         env = self.env
         if data.next_obs is None and not data.terminated.all():
             raise ValueError("log: expected next_state_* and next_valid_*, the states that decisions led to")
@@ -235,7 +238,9 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the error of the values of the actions taken, plus the loss of the behaviour constraint, and metrics."""
+        """Return the error of the values of the actions taken, plus the loss of the behaviour constraint, and
+        metrics.
+        """
         values = self.network(batch.obs)
         value = select_actions(values, batch.action)
         error = td_loss(value, batch.target, batch.weight, self.huber)

@@ -1,4 +1,6 @@
-"""Cross-fitting: every prediction for a unit is by a model that saw none of the unit's decisions; fitted Q evaluation."""
+"""Cross-fitting: every prediction for a unit is by a model that saw none of the unit's decisions; fitted Q
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,8 @@ def cross_fit(
 ) -> tuple[Tensor, Tensor]:
     """Fitted Q evaluation: return v̂ and q̂ of N decisions, [N, K] each, by models of other folds' decisions.
 
-    A model for each step t, from the last backwards, is fitted to r + γ·v̂ of the next state (Voloshin et al. 2019, of a
-    finite horizon). T = 1 is plain regression.
+    A model for each step t, from the last backwards, is fitted to r + γ·v̂ of the next state (Voloshin et al. 2019, of
+    a finite horizon). T = 1 is plain regression.
     """
     horizon = episode_rows.shape[1]
     actions = target.shape[1]
@@ -85,8 +87,8 @@ def rows_by_episode(
 ) -> Tensor:
     """Return the rows of each unit's episodes in the order of steps, int64 [M, T], −1 after an episode's end.
 
-    unit, episode, step: of N decisions, int64 [N]. Raises ValueError, in the words of `names`, where a unit decides twice
-    in a step; row 1 of a file is its header.
+    unit, episode, step: of N decisions, int64 [N]. Raises ValueError, in the words of `names`, where a unit decides
+    twice in a step; row 1 of a file is its header.
     """
     pairs = torch.stack((unit, episode), 1)
     _, episode_id = torch.unique(pairs, dim=0, return_inverse=True)

@@ -98,7 +98,9 @@ def discounts(like: Tensor, gamma: float) -> Tensor:
 
 
 def pdis(ratio: Tensor, reward: Tensor, gamma: float) -> Terms:
-    """Per-decision importance sampling: Σ_t γ^t·w_{1:t}·r_t, w_{1:t} the product of ratios so far (Precup et al. 2000)."""
+    """Per-decision importance sampling: Σ_t γ^t·w_{1:t}·r_t, w_{1:t} the product of ratios so far (Precup et al.
+    2000).
+    """
     w = ratio.cumprod(-1)
     weighted = discounts(reward, gamma) * w * reward
     return Terms(plain=weighted.sum(-1))

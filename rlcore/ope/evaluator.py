@@ -1,4 +1,6 @@
-"""Off-policy evaluation of a policy on a dataset: every estimator with intervals, diagnostics of the weights, warnings."""
+"""Off-policy evaluation of a policy on a dataset: every estimator with intervals, diagnostics of the weights,
+warnings.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,10 @@ class Evaluation:
 class OffPolicyEvaluator:
     """Estimate the value of target policies on a dataset.
 
-    model: fits a model of outcomes (rlcore/ope/outcome_models.py). folds: of its cross-fitting. gamma: discount of a step.
-    clip, switch, shrinkage: λ of clipped IPS, Switch-DR and DRos. greedy: the target is the mode of a policy.
-    level, replications: of the intervals, and of their bootstrap. min_ess_share: the effective sample size, as a share of
-    the episodes, below which there is a warning.
+    model: fits a model of outcomes (rlcore/ope/outcome_models.py). folds: of its cross-fitting. gamma: discount of a
+    step. clip, switch, shrinkage: λ of clipped IPS, Switch-DR and DRos. greedy: the target is the mode of a policy.
+    level, replications: of the intervals, and of their bootstrap. min_ess_share: the effective sample size, as a share
+    of the episodes, below which there is a warning.
     """
 
     def __init__(
@@ -169,7 +171,9 @@ class OffPolicyEvaluator:
         return ratio, support_warnings(dataset, target)
 
     def _terms(self, reward: Tensor, v: Tensor, q: Tensor, ratio: Tensor | None) -> dict[str, Terms]:
-        """Every estimator of one kind by name, of episodes [M, T] (decisions: T = 1); without ratios only the model's."""
+        """Every estimator of one kind by name, of episodes [M, T] (decisions: T = 1); without ratios only the
+        model's.
+        """
         sequential = reward.shape[1] > 1
         first_v = v[:, 0]
         discounted = ope.discounts(reward, self.gamma) * reward
@@ -205,7 +209,9 @@ class OffPolicyEvaluator:
         }
 
     def _rows(self, terms: dict[str, dict[str, Terms]], unit: Tensor, generator: torch.Generator) -> dict[str, dict]:
-        """Estimates and intervals by estimator, of terms {kind: {estimator: terms}}, on the same resampled units [M]."""
+        """Estimates and intervals by estimator, of terms {kind: {estimator: terms}}, on the same resampled units
+        [M].
+        """
         cluster = consecutive_ids(unit)
         flat = []
         for by_estimator in terms.values():

@@ -1,4 +1,6 @@
-"""Estimates and intervals: normal and Student quantiles, and of off-policy terms the central limit, Bernstein and bootstrap."""
+"""Estimates and intervals: normal and Student quantiles, and of off-policy terms the central limit, Bernstein and
+bootstrap.
+"""
 
 from __future__ import annotations
 
@@ -112,8 +114,8 @@ def bootstrap(
 ) -> Tensor:
     """Estimates [L, replications] of L terms (no batch dimensions) on the same resampled clusters int64 [M].
 
-    Denominators are resampled too. Each cluster is drawn Poisson(1) times, independently of the others, so that clusters
-    can be summed `chunk` at a time (Chamandy et al. 2012).
+    Denominators are resampled too. Each cluster is drawn Poisson(1) times, independently of the others, so that
+    clusters can be summed `chunk` at a time (Chamandy et al. 2012).
     """
     one = torch.ones_like(several[0].plain)
     columns = [one[:, None]]

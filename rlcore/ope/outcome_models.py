@@ -100,7 +100,9 @@ class Network:
 
 
 class LinearActionModel(nn.Module):
-    """All actions' outcomes, linear in standardised observations and, if `scaled`, in their product with a unit's scale."""
+    """All actions' outcomes, linear in standardised observations and, if `scaled`, in their product with a unit's
+    scale.
+    """
 
     def __init__(self, inputs: int, actions: int, kinds: int, scaled: bool):
         super().__init__()
@@ -141,11 +143,11 @@ class LinearActionModel(nn.Module):
 class Linear:
     """Ridge regression of all actions' outcomes on observations.
 
-    The outcomes of the first action (nothing) are linear in observations. Each other action adds an intercept of its own
-    and slopes: its own (`own`), or one set shared by all the others. ridge: the penalty of `solve`.
+    The outcomes of the first action (nothing) are linear in observations. Each other action adds an intercept of its
+    own and slopes: its own (`own`), or one set shared by all the others. ridge: the penalty of `solve`.
 
-    `scaled`: observations count again times a unit's scale, exp of a regression of the first outcome's logarithm: monetary
-    outcomes are proportional to how much a unit spends.
+    `scaled`: observations count again times a unit's scale, exp of a regression of the first outcome's logarithm:
+    monetary outcomes are proportional to how much a unit spends.
     """
 
     def __init__(self, *, ridge: float, own: bool, scaled: bool):

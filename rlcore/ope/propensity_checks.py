@@ -15,8 +15,8 @@ MIN_STANDARD_ERROR = 1e-12
 def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor) -> Tensor:
     """Return z statistics [2, D + 1]: do the inverse propensities of N decisions correlate with what was known of them?
 
-    known: [N, D], to which a constant joins. nothing: bool [N], a = 0. propensity: of the action taken, [N]. valid: number
-    of valid actions [N], `nothing` among them.
+    known: [N, D], to which a constant joins. nothing: bool [N], a = 0. propensity: of the action taken, [N]. valid:
+    number of valid actions [N], `nothing` among them.
 
     With true propensities E[1{a = 0}/p | x] = 1, and E[1{a ≠ 0}/p | x] is the number of other valid actions: both, less
     that, are uncorrelated with all that was known before (the balance of Imai & Ratkovic 2014). Then each z is standard
@@ -40,6 +40,8 @@ def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor)
 
 
 def significant(z: Tensor, level: float) -> Tensor:
-    """Return which z statistics are significant, bool like z; by chance any is with probability `level` (Bonferroni)."""
+    """Return which z statistics are significant, bool like z; by chance any is with probability `level`
+    (Bonferroni).
+    """
     level_of_each = level / z.numel()
     return z.abs() > normal_quantile(1 - level_of_each)

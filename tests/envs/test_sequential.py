@@ -1,4 +1,6 @@
-"""The sequential environment against plain Python, its budget and its streams, the knapsack, and that PPO learns to ration."""
+"""The sequential environment against plain Python, its budget and its streams, the knapsack, and that PPO learns to
+ration.
+"""
 
 from __future__ import annotations
 

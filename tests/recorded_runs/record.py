@@ -3,8 +3,9 @@
     python tests/recorded_runs/record.py compare [NAME ...]    # run again and print the largest difference to the record
     python tests/recorded_runs/record.py record [NAME ...]     # replace the record, after a change that was meant to change results
 
-`recorded.json` beside this file holds, for each run, metrics.json without its timings and a digest of the network's weights.
-Results agree to the last bit only on the processor that made the record; on others rounding differs, and grows with training.
+`recorded.json` beside this file holds, for each run, metrics.json without its timings and a digest of the network's
+weights. Results agree to the last bit only on the processor that made the record; on others rounding differs, and grows
+with training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The bandit: what it learns from, what it remembers, that it learns, goes on alike, and clears a budget by its values."""
+"""The bandit: what it learns from, what it remembers, that it learns, goes on alike, and clears a budget by its
+values.
+"""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class Budget:
     """What a season may cost, and the budget rule that keeps spending within it.
 
     Every week has the same money: `weekly` a customer, or where that is None the `share` of what the best unconstrained
-    plan spends in a week. With `rollover` a week can spend what earlier weeks left. `seasonal` money is all there from the
-    first week on. `stock` {offer: redemptions a customer and season} limits offers.
+    plan spends in a week. With `rollover` a week can spend what earlier weeks left. `seasonal` money is all there from
+    the first week on. `stock` {offer: redemptions a customer and season} limits offers.
     """
 
     def __init__(self, *, share: float, weekly: float | None, seasonal: bool, rollover: bool, stock: dict | None, rule):

@@ -20,8 +20,8 @@ Redeems = Callable[[Tensor], Tensor]  # flat actions [N] that are sent, at most 
 class BudgetRule(ABC):
     """How a week's increments are bought.
 
-    A rule is a frozen dataclass, because the evaluator compares rules with `==`: the second table is left out where its rule is
-    the first one's. A file of conf/env/budget/ chooses it, as `rule`.
+    A rule is a frozen dataclass, because the evaluator compares rules with `==`: the second table is left out where its
+    rule is the first one's. A file of conf/env/budget/ chooses it, as `rule`.
     """
 
     def check(self, catalogue: Catalogue) -> None:
@@ -35,8 +35,8 @@ class BudgetRule(ABC):
     def allocate(self, account: BudgetAccount, steps: Increments, redeems: Redeems) -> tuple[Tensor, Tensor]:
         """Buy increments of the week that the account has opened; return flat actions [N] and the clearing price [].
 
-        The rule debits the account itself, by `withdraw`, `reserve` or `pay`. It may call `redeems` once for each send, with the
-        actions of that send, to learn who redeems.
+        The rule debits the account itself, by `withdraw`, `reserve` or `pay`. It may call `redeems` once for each send,
+        with the actions of that send, to learn who redeems.
         """
 
 

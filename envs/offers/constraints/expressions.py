@@ -20,8 +20,8 @@ JOINS = {ast.And: np.logical_and, ast.Or: np.logical_or}
 def holds(text: str, columns: dict[str, np.ndarray], where: str) -> np.ndarray:
     """Say for which rows an expression holds, bool [H]; a row without an entry in a column that it reads counts as no.
 
-    columns are floats (NaN: no entry) or strings ("": none). A name that is no Python name is put in `backticks`. Raises
-    ValueError, beginning with `where`, on what is no expression, an unknown column, or types that don't fit.
+    columns are floats (NaN: no entry) or strings ("": none). A name that is no Python name is put in `backticks`.
+    Raises ValueError, beginning with `where`, on what is no expression, an unknown column, or types that don't fit.
     """
     return _Reader(str(text), columns, where).read()
 

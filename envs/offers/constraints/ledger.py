@@ -58,8 +58,9 @@ class Ledger:
     A repeated call changes nothing and gets the same answer; a call that comes too late (to settle what was released or
     has expired) or too early (before its reservation) changes nothing and is told so. Every call is one transaction, on
     disk when it returns. Use one instance a thread; any number of processes may share the file on a local disk.
-    `timeout` is how many seconds a call waits for the others; `sync` is `full`, or `normal`, many times faster, where the
-    last calls before a power failure (not before the death of a process) may be lost, the ledger staying consistent.
+    `timeout` is how many seconds a call waits for the others; `sync` is `full`, or `normal`, many times faster, where
+    the last calls before a power failure (not before the death of a process) may be lost, the ledger staying
+    consistent.
 
     Raises ValueError on senseless amounts, on a key used again with another amount and on files that are no ledger,
     TimeoutError where the file stays locked.

@@ -21,8 +21,9 @@ class Campaigns:
     """Read campaigns to customers of `env/population=customer_table`, in every week of a season, numbered from 1.
 
     customer, week, offer and channel (empty: nothing was sent), bought and redeemed (0 or 1), margin (what a purchase
-    brought before discounts, 0 without one), unsubscribed (1 in the week in which a customer opted out) and propensity (of
-    what was done; null where the log has none) name columns. price: at which policies are asked when valued on the log.
+    brought before discounts, 0 without one), unsubscribed (1 in the week in which a customer opted out) and propensity
+    (of what was done; null where the log has none) name columns. price: at which policies are asked when valued on the
+    log.
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""States that only contacts change (tired, used to discounts), counted from a log: where contacts lead, and for how long."""
+"""States that only contacts change (tired, used to discounts), counted from a log: where contacts lead, and for how
+long.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,9 @@ class NuisanceOptions(Protocol):
 
 
 class NuisanceModels:
-    """Models fitted on `rows` of a dataset. Values are in units of `trip_value`, but for those of `adjusted_rewards`."""
+    """Models fitted on `rows` of a dataset. Values are in units of `trip_value`, but for those of
+    `adjusted_rewards`.
+    """
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Variance reduction for logged rewards: potential-based shaping and control variates, cross-fitted by customer.
 
-A learned potential Φ(s), the value of a customer who is never contacted, is subtracted, and sampled outcomes are replaced by
-their expectations, so that only the effect of the decision remains.
+A learned potential Φ(s), the value of a customer who is never contacted, is subtracted, and sampled outcomes are
+replaced by their expectations, so that only the effect of the decision remains.
 """
 
 from __future__ import annotations
@@ -28,30 +28,31 @@ MIN_HORIZON_SHARE = 0.05  # of 1 − γ, whose inverse is the horizon that value
 class VarianceReduction:
     """Adjusts logged rewards by a potential and by models of what comes of a decision, fitted on other customers.
 
-    The potential Φ is the value of a customer who is left alone, by temporal differences on a network of all actions' values.
-    The target of each action continues with the first action, nothing: contacted customers inform Φ too, which is the first
-    action's column. γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so that no action's rank changes. The
-    target network is copied from the network every `target_every` of `steps` minibatches.
+    The potential Φ is the value of a customer who is left alone, by temporal differences on a network of all actions'
+    values. The target of each action continues with the first action, nothing: contacted customers inform Φ too, which
+    is the first action's column. γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so that no action's
+    rank changes. The target network is copied from the network every `target_every` of `steps` minibatches.
 
-    What remains is noise far above the effect of a decision. So where spend is priced and `likelihood` models the outcome of
-    decisions (null: rewards count as logged), a reward is the expected reward of the decision (the direct method) less that
-    of no contact to the same customer, by the same models: errors in the level of a customer cancel, and only errors in the
-    effect remain. The effect of a decision is taken to go through trip and redemption, spend, and the next state; the models
-    (envs/offers/logs/nuisance_models.py) are
-    - trip value: the scale of a customer's rewards, in which values are measured, for money is proportional to it (`model`);
+    What remains is noise far above the effect of a decision. So where spend is priced and `likelihood` models the
+    outcome of decisions (null: rewards count as logged), a reward is the expected reward of the decision (the direct
+    method) less that of no contact to the same customer, by the same models: errors in the level of a customer cancel,
+    and only errors in the effect remain. The effect of a decision is taken to go through trip and redemption, spend,
+    and the next state; the models (envs/offers/logs/nuisance_models.py) are
+    - trip value: the scale of a customer's rewards, in which values are measured, for money is proportional to it
+      (`model`);
     - trip and redemption by state and action (`likelihood`), and by state and trip the hazard of being lost for good
       (`hazard`). Values are learned from customers who stayed alone, discounted by their probability to stay: the same
       expectation;
     - value drift: how far a week moves Φ of a customer as if rested, by the outcome (`model`);
-    - state cost: the states that only contacts change (`ObservationCodec.without_contacts`) are counted, with their transitions by outcome and
-      channel, and when left alone. A state costs, until it has passed, what the models above expect a customer to bring less
-      in it. A fitted value can't tell: few customers of a log are rested late in a season. Where states can't be counted (a
-      view of histories has too many), a reward is instead compared with no contact to the same customer rested, and all that
-      follows is left to learn.
+    - state cost: the states that only contacts change (`ObservationCodec.without_contacts`) are counted, with their
+      transitions by outcome and channel, and when left alone. A state costs, until it has passed, what the models above
+      expect a customer to bring less in it. A fitted value can't tell: few customers of a log are rested late in a
+      season. Where states can't be counted (a view of histories has too many), a reward is instead compared with no
+      contact to the same customer rested, and all that follows is left to learn.
 
-    `heuristic_mixing` is λ of Cheng, Kolobov & Swaminathan (2021): the share of the discounted future that is left for values
-    to learn, the potential standing for the rest; maxima over values of states that the log has little of cost more than they
-    bring. `model` is fitted on at most `sample` decisions.
+    `heuristic_mixing` is λ of Cheng, Kolobov & Swaminathan (2021): the share of the discounted future that is left for
+    values to learn, the potential standing for the rest; maxima over values of states that the log has little of cost
+    more than they bring. `model` is fitted on at most `sample` decisions.
     """
 
     def __init__(

@@ -31,8 +31,8 @@ def action_values(
     """Expected r − price·spend + value of next week: of nothing [*S] and of contacts [O, C, *S].
 
     `contacts` are those to evaluate, by default all of the catalogue. `then` has next week's values; None leaves the
-    future out. `week` is a number or a tensor [1] or [*S]; `price` is a number or broadcasts to [*S]. `scarcity` [O+1] is
-    the price of a redemption of each offer whose stock is short. A contact's value is affine in q·p1, so each of the
+    future out. `week` is a number or a tensor [1] or [*S]; `price` is a number or broadcasts to [*S]. `scarcity` [O+1]
+    is the price of a redemption of each offer whose stock is short. A contact's value is affine in q·p1, so each of the
     O × C contacts costs two operations.
     """
     reward, catalogue = world.reward, world.catalogue
@@ -122,9 +122,9 @@ def best_plan(
 ) -> tuple[list[StateValues], list[Tensor]]:
     """V^λ of the best plan at prices, weeks 1..T+1, and its flat actions, [6, 4, 3, N] a week (0 for nothing).
 
-    price [T] is that of money, scarcity [O+1] that of a redemption of each offer. Weeks before `since` (from 0) are left
-    out. `contacts`, bool [O·C, 1, 1, 1, N], are those that contact rules allow, by default all. An unsubscribed customer
-    keeps the value of no contact.
+    price [T] is that of money, scarcity [O+1] that of a redemption of each offer. Weeks before `since` (from 0) are
+    left out. `contacts`, bool [O·C, 1, 1, 1, N], are those that contact rules allow, by default all. An unsubscribed
+    customer keeps the value of no contact.
     """
     at, codec = StateGrid(c.alpha), world.catalogue.action_codec
     values, actions = [v0[-1]], []

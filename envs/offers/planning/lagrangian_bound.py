@@ -81,14 +81,14 @@ def dual(
     The variables are the multipliers of the constraints, ≥ 0, and prices a linear map of them: with roll-over, Σ_{s≤t}
     spend_s ≤ Σ_{s≤t} B_s at multiplier μ_t, so that λ_t = Σ_{s≥t} μ_s never rises.
 
-    Any λ so made gives a valid bound; the optimiser only decides how tight it is. L is convex and piecewise linear, with
-    sharp kinks where customers are few. Each evaluation adds a tangent below it, and nowhere is L below the least
+    Any λ so made gives a valid bound; the optimiser only decides how tight it is. L is convex and piecewise linear,
+    with sharp kinks where customers are few. Each evaluation adds a tangent below it, and nowhere is L below the least
     value of the tangents' maximum (Kelley 1960, cutting planes). The prices there would jump about, so the next ones
     are the nearest to the best so far at which every tangent is below a level in between (Lemaréchal, Nemirovskii
     and Nesterov 1995, level bundle). It ends when less than `tolerance` of the gap L(λ) − J(none) can be removed.
-    `contacts` are those that contact rules allow, as in `best_plan`. Without `v0` no tables are kept, whatever the number
-    of customers. Processes may share the customers, with budget and stock of them all: `total` then sums T + S + 2
-    numbers over the processes in each evaluation, and nothing else is passed between them.
+    `contacts` are those that contact rules allow, as in `best_plan`. Without `v0` no tables are kept, whatever the
+    number of customers. Processes may share the customers, with budget and stock of them all: `total` then sums T + S +
+    2 numbers over the processes in each evaluation, and nothing else is passed between them.
     """
     weeks = len(budget)
     stock = torch.full_like(world.catalogue.value, torch.inf) if stock is None else stock.to(budget)

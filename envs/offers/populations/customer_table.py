@@ -19,9 +19,9 @@ class CustomerTable(GivenCustomers):
     """Customers of the user's file, split into train and test by a hash of their id, so the same way in every table.
 
     `id`, `rate`, `spend` and `margin` name columns: the share of weeks with a purchase (clamped to `rate_range`), the
-    money spent in such a week, the gross margin as a share. A name that is null is not known: its parameter is drawn from
-    the priors at every draw, as all other parameters are. All columns but the id and those in `ignore` are features.
-    Contact rules may read any column.
+    money spent in such a week, the gross margin as a share. A name that is null is not known: its parameter is drawn
+    from the priors at every draw, as all other parameters are. All columns but the id and those in `ignore` are
+    features. Contact rules may read any column.
     """
 
     def __init__(

@@ -10,7 +10,9 @@ from envs.offers.world.customers import Customers
 
 
 class ParameterRegression:
-    """Ridge regression of θ (logarithms where the prior is lognormal) on features, clamped to the range of its sample."""
+    """Ridge regression of θ (logarithms where the prior is lognormal) on features, clamped to the range of its
+    sample.
+    """
 
     def __init__(self, sample: Sample, *, ridge: float):
         theta = theta_to_matrix(sample.customers)

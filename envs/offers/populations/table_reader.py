@@ -13,8 +13,8 @@ def read_table(path: str, separator: str, text: list[str], numbers: list[str]) -
     """Return a file's columns; raise ValueError, with file, row and column, on what is not a table of customers.
 
     A column is of numbers where the file says so (Parquet) or where most of its entries are numbers, unless it is named
-    in `text`; then, and in the columns `numbers`, every entry must be one. Line ends and a byte-order mark don't matter.
-    Messages count rows from 1, the header's.
+    in `text`; then, and in the columns `numbers`, every entry must be one. Line ends and a byte-order mark don't
+    matter. Messages count rows from 1, the header's.
     """
     try:
         import pandas as pd

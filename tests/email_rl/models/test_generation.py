@@ -66,7 +66,9 @@ def uniforms(tokens, mails, seed=2):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_greedy_mails_are_those_of_transformers(kind):
-    """top_k = 1 leaves one token, whatever the uniforms: the cache and the positions of padded prompts must be right."""
+    """top_k = 1 leaves one token, whatever the uniforms: the cache and the positions of padded prompts must be
+    right.
+    """
     lm, (ids, mask) = model(kind), queries()
     found = generate(lm, ids, mask, uniforms(9, 3), temperature=1.0, top_k=1, top_p=1.0)
     theirs = lm.generate(

@@ -1,4 +1,6 @@
-"""PPO with a KL penalty on text: the policy's readings, the loop's mathematics, toys with a known optimum, the script."""
+"""PPO with a KL penalty on text: the policy's readings, the loop's mathematics, toys with a known optimum, the
+script.
+"""
 
 from __future__ import annotations
 

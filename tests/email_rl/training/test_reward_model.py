@@ -1,4 +1,6 @@
-"""The reward model: its figures against other writings, calibration, resume, refresh, and the script as a user runs it."""
+"""The reward model: its figures against other writings, calibration, resume, refresh, and the script as a user runs
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Offline learners: their losses, their limits, values that are known, potentials that change no rank, and what prices do."""
+"""Offline learners: their losses, their limits, values that are known, potentials that change no rank, and what prices
+do.
+"""
 
 from __future__ import annotations
 

@@ -233,7 +233,8 @@ def test_no_customer_is_predicted_by_a_model_that_saw_it():
 
 
 def test_fitted_q_evaluation_finds_the_value_of_a_chain():
-    # One binary state that action 1 switches; reward is the state. From 0 over 3 weeks the target (always 1) earns 0+1+0.
+    # One binary state that action 1 switches; reward is the state. From 0 over 3 weeks the target (always 1) earns
+    # 0+1+0.
     generator = torch.Generator().manual_seed(0)
     m, steps = 2000, 3
     state, rows = torch.zeros(m, dtype=torch.long), []
@@ -348,7 +349,9 @@ def test_what_is_missing_is_refused_or_warned_of(log):
 
 # ── the Open Bandit Pipeline ────────────────────────────────────────────────────────────────────────────────────────
 def open_bandit():
-    """The Open Bandit sample (ZOZO, CC BY 4.0) that comes with obp, as its dict: its own loader needs an older pandas."""
+    """The Open Bandit sample (ZOZO, CC BY 4.0) that comes with obp, as its dict: its own loader needs an older
+    pandas.
+    """
     obp, pd = pytest.importorskip("obp"), pytest.importorskip("pandas")
     table = pd.read_csv(Path(obp.__file__).parent / "dataset/obd/random/all/all.csv", index_col=0)
     features = pd.get_dummies(table[[f"user_feature_{k}" for k in range(4)]]).to_numpy(float)

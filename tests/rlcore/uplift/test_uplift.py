@@ -1,4 +1,6 @@
-"""Uplift: curves, coefficients and bins against scalar versions and scikit-uplift; learners against effects that are known."""
+"""Uplift: curves, coefficients and bins against scalar versions and scikit-uplift; learners against effects that are
+known.
+"""
 
 from __future__ import annotations
 

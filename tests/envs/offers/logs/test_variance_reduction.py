@@ -1,4 +1,6 @@
-"""Variance reduction of logged rewards: the potential, effects as expected, the cost of states, and the exposure model."""
+"""Variance reduction of logged rewards: the potential, effects as expected, the cost of states, and the exposure
+model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The codec of actions: a round trip over every pair, for numbers and tensors, and no other place that codes actions."""
+"""The codec of actions: a round trip over every pair, for numbers and tensors, and no other place that codes
+actions.
+"""
 
 from __future__ import annotations
 

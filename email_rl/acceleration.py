@@ -46,8 +46,9 @@ def accelerate_model(model: LanguageModelPolicy, mode: str) -> None:
 
 
 class RecordedDecoders:
-    """Makes decoders whose steps are recorded on a GPU. It keeps the last one, for calls of the same shapes and
-    settings.
+    """Makes decoders whose steps are recorded on a GPU.
+
+    It keeps the last decoder for calls of the same shapes and settings.
 
     A copy keeps none, because a recording belongs to one model.
     """

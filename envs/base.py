@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What a step of N agents returns, with same-step autoreset: an agent whose episode has ended is reset within the
-    step.
-    """
+    """What a step of N agents returns; the step that ends an agent's episode also resets it (same-step autoreset)."""
 
     obs: Tensor  #: observation to act on next, after any reset, float [N, D]
     action_mask: Tensor  #: actions that are valid for `obs`, bool [N, *nvec]; every agent has at least one
@@ -35,8 +33,9 @@ class Step(NamedTuple):
 
 
 class VectorEnv(ABC):
-    """N agents that act in lockstep. An environment owns its random stream: a seed and a number of threads fix its
-    results.
+    """N agents that act in lockstep.
+
+    An environment owns its random stream: a seed and a number of threads fix its results.
     """
 
     num_agents: int  #: N
@@ -60,8 +59,9 @@ class VectorEnv(ABC):
 
     @property
     def context_dim(self) -> int:
-        """Number of leading columns of an observation that outcomes depend on; they do not depend on the others, such
-        as a price.
+        """Number of leading columns of an observation that outcomes depend on.
+
+        Outcomes do not depend on the other columns, such as a price.
         """
         return self.obs_dim
 
@@ -93,8 +93,9 @@ class VectorEnv(ABC):
         return None
 
     def use_realised_outcomes(self) -> None:
-        """From now on pay rewards for sampled outcomes, as in a log of real decisions, where rewards were expectations
-        before.
+        """From now on pay rewards of sampled outcomes instead of expected rewards.
+
+        A log of real decisions has sampled outcomes.
         """
 
     def load_fitted(self, state: dict) -> None:
@@ -113,16 +114,16 @@ class VectorEnv(ABC):
 
 
 class StepInputs(Protocol):
-    """Everything exogenous in T steps, such as random numbers: a NamedTuple of tensors [T, N, ...]; of one step, [N,
-    ...].
+    """Everything exogenous in T steps, such as random numbers: a NamedTuple of tensors [T, N, ...].
+
+    Of one step the tensors are [N, ...].
     """
 
     ends: Tensor  #: steps that end an episode, bool [T, N], whatever the actions are
 
 
 class FunctionalEnv(Protocol):
-    """An environment whose `observe` and `transition` are pure functions of its state, so that a rollout can be one
-    graph.
+    """An environment whose `observe` and `transition` are pure functions of its state: a rollout can be one graph.
 
     Episodes end where `StepInputs.ends` says so, and no step is truncated. `VectorEnv.step` gives the same results.
     """
@@ -133,9 +134,7 @@ class FunctionalEnv(Protocol):
         """Draw the StepInputs of the next `steps` steps. Call `set_state` before the environment is used again."""
 
     def observe(self, state: Tensor, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Return the observation [N, D] and the action mask [N, *nvec] in a state, with the inputs of one step.
-        Pure.
-        """
+        """Return the observation [N, D] and the action mask [N, *nvec] of a state and one step's inputs. Pure."""
 
     def transition(self, state: Tensor, inputs: Any, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the next state, the rewards [N] and info of actions [N, K]. Pure."""
@@ -183,6 +182,4 @@ class PricedEnv(VectorEnv):
 
     @abstractmethod
     def sample_prices(self, step: Tensor, generator: torch.Generator) -> Repriced:
-        """Draw other prices for decisions at steps [B] of their episodes, distributed as in an episode of this
-        environment.
-        """
+        """Draw new prices for decisions at steps [B] of their episodes, from this environment's distribution."""

@@ -16,9 +16,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def compose_config(*overrides: str, name: str = "train") -> DictConfig:
-    """Compose conf/NAME.yaml with overrides as on the command line, also from within a script that Hydra has
-    started.
-    """
+    """Compose conf/NAME.yaml with overrides as on the command line. A script that Hydra has started may call it too."""
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -29,8 +27,9 @@ def compose_config(*overrides: str, name: str = "train") -> DictConfig:
 
 
 def make_env(*overrides: str, device: str | torch.device = "cpu", seed: int = 0) -> VectorEnv:
-    """Build an environment: make_env("env=offers", "env.num_agents=500"). Raises Hydra's errors where an override does
-    not fit.
+    """Build an environment, such as make_env("env=offers", "env.num_agents=500").
+
+    Raises Hydra's errors where an override does not fit.
     """
     config = compose_config(*overrides)
     return instantiate(config.env, _convert_="all")(torch.device(device), seed)

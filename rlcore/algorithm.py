@@ -1,6 +1,4 @@
-"""What every algorithm has in common: the contract of a policy, of an algorithm and of its evaluator, and the training
-loop.
-"""
+"""The contracts of policies, algorithms and their evaluators, and the training loop of every algorithm."""
 
 from __future__ import annotations
 
@@ -23,8 +21,9 @@ if TYPE_CHECKING:
 
 
 class Policy(Protocol):
-    """A policy over MultiDiscrete actions, for observations obs [B, D] under masks action_mask bool [B, *nvec] or [B,
-    Πn].
+    """A policy over MultiDiscrete actions.
+
+    Its arguments are observations obs [B, D] and action masks, bool [B, *nvec] or [B, Πn].
     """
 
     #: whether the policy depends on the price in the observation; else obs may be the context alone
@@ -34,25 +33,22 @@ class Policy(Protocol):
         """Return the distribution that actions are drawn from."""
 
     def act(self, obs: Tensor, action_mask: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return actions [B, K] and their log-probabilities [B], drawn by uniforms u [B], or the mode where u is
-        None.
+        """Return actions [B, K] and their log-probabilities [B].
+
+        Uniforms u [B] draw the actions; without them (None) the actions are the mode.
         """
 
 
 @runtime_checkable
 class ValuePolicy(Policy, Protocol):
-    """A policy that is greedy with respect to a model of what actions are worth, less what they cost at the observed
-    price.
-    """
+    """A policy that is greedy with respect to modelled action values, less the actions' cost at the observed price."""
 
     def action_values(self, obs: Tensor, action_mask: Tensor) -> Tensor:
         """Return what actions are worth before the price of their own spend, [B, Πn], −inf where masked."""
 
 
 class AuxiliaryModel(Protocol):
-    """A model that is trained beside the policy on the info of steps: the probability of the outcome that costs
-    money.
-    """
+    """A model trained beside the policy on the info of steps: it predicts the outcome that costs money."""
 
     def predict(self, obs: Tensor) -> Tensor:
         """Return the probability of the outcome for every action, [B, *nvec], from observations or contexts."""
@@ -63,8 +59,9 @@ class AuxiliaryModel(Protocol):
     def fit(
         self, obs: Tensor, action: Tensor, info: dict[str, Tensor], minibatches: int, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Train on every step once, in shuffled minibatches, for obs [..., D], action [..., K], info [...]; return
-        metrics.
+        """Train on every step once, in shuffled minibatches; return metrics.
+
+        Shapes: obs [..., D], action [..., K], info [...].
         """
 
     def train_minibatch(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,8 +90,9 @@ class Evaluator(Protocol):
 
 
 class Algorithm(ABC):
-    """Anything that is trained by iterations. `TrainingLoop` runs it, `rlcore.backends.accelerate` compiles or records
-    it.
+    """Anything that is trained by iterations.
+
+    `TrainingLoop` runs an algorithm; `rlcore.backends.accelerate` compiles or records it.
 
     Under torchrun the first process logs and evaluates; all processes take part in everything else.
     """
@@ -193,9 +191,7 @@ class TrainingLoop:
         self.should_stop = should_stop
 
     def run(self) -> None:
-        """Iterate, log each iteration, validate and save every so many iterations, and complete the training at the
-        end.
-        """
+        """Train to the end: iterate and log each iteration, validate and save every so many iterations."""
         algorithm, logger = self.algorithm, self.logger
         algorithm.setup(logger, self.should_stop)
         if self.validate and algorithm.validates_at_start and algorithm.iteration == 0:

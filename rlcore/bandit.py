@@ -69,8 +69,9 @@ class Decisions(NamedTuple):
 
 
 class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
-    """A contextual bandit that acts for `num_steps` steps by an explorer (rlcore/exploration.py), then learns from its
-    memory.
+    """A contextual bandit: it acts for `num_steps` steps, then its network learns from its memory.
+
+    An explorer (rlcore/exploration.py) chooses the actions.
 
     `network` is an ActionValues. In an iteration it learns from `updates` minibatches of `batch_size` remembered
     decisions. Raises ValueError where the parts do not fit.

@@ -1,5 +1,6 @@
-"""PPO that begins as the student of a policy learned elsewhere, such as from a log (kickstarting, Schmitt et al.
-2018).
+"""PPO that begins as the student of another policy, such as one learned from a log.
+
+Kickstarting: Schmitt et al. 2018.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ class DistilledPPO(PPO):
         return super().update(batch, compute_gradients)
 
     def compute_distillation_gradients(self, batch: Batch) -> dict[str, Tensor]:
-        """Leave the clipped gradients of the cross-entropy with the teacher and of the value loss; return
-        diagnostics.
-        """
+        """Leave the clipped gradients of the teacher's cross-entropy and of the value loss; return diagnostics."""
         pi = self.network.distribution(batch.obs, batch.action_mask)
         net_values = self.teacher.net_values(batch.obs, batch.action_mask)
         preferences = (net_values / self.temperature).softmax(-1)

@@ -24,9 +24,7 @@ class Logger(Protocol):
     """What training writes to. Metrics may be tensors on the device: they cross to the host together, once a call."""
 
     def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
-        """Log an iteration that took `steps` steps since time.perf_counter() was `started`; `step` counts all so
-        far.
-        """
+        """Log an iteration of `steps` steps, begun at time.perf_counter() = `started`; `step` counts all so far."""
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
         """Log an evaluation in the course of training."""

@@ -21,9 +21,7 @@ def orthogonal_(layer: nn.Linear, gain: float) -> nn.Linear:
 
 
 def mlp(sizes: list[int], activation: Callable[[], nn.Module], gain: float) -> nn.Sequential:
-    """Stack linear layers of the given sizes: gain √2 for hidden layers, `gain` for the last, no activation after
-    it.
-    """
+    """Stack linear layers of the given sizes: gain √2 for hidden layers, `gain` and no activation for the last."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1]):
         layers.append(orthogonal_(nn.Linear(fan_in, fan_out), math.sqrt(2)))

@@ -1,5 +1,6 @@
-"""Moments of observations and rewards. They are buffers: a checkpoint has them, and they change only by `update` or
-`fit`.
+"""Running moments of observations and rewards.
+
+The moments are buffers: a checkpoint has them, and only `update` and `fit` change them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017): an iteration collects a rollout, computes advantages, and
-updates.
+"""Proximal policy optimisation (Schulman et al. 2017): an iteration collects a rollout, computes advantages, updates.
 
 PPO here has joint action masks, generalised advantage estimation (GAE), and bootstraps through truncation. Shapes: T
 steps of a rollout, N agents, observations of length D, K action heads of sizes `nvec`. All shapes are fixed, and the
@@ -131,9 +130,7 @@ class PPO(NetworkAlgorithm):
         self.foreach = True
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
-        """Collect a rollout, compute its advantages, and update policy, value and auxiliary model; return the
-        metrics.
-        """
+        """Collect a rollout, compute its advantages, update policy, value and auxiliary model; return the metrics."""
         self.anneal(progress)
         self.entropy_coef.fill_(self.ent_coef + (self.ent_coef_final - self.ent_coef) * progress)
         rollout = self.collect()
@@ -247,9 +244,7 @@ class PPO(NetworkAlgorithm):
         return metrics | {"grad_norm": self.backward(loss)}
 
     def backward(self, loss: Tensor) -> Tensor:
-        """Back-propagate, average gradients over processes, and clip them by their global norm; return the norm before
-        clipping.
-        """
+        """Back-propagate, average gradients over processes, clip their global norm; return the norm before clipping."""
         loss.backward()
         distributed.average_gradients(self.network.parameters())
         return torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm, foreach=self.foreach)

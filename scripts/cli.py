@@ -150,8 +150,7 @@ def fitting(path: str) -> Iterator[None]:
 
 
 class Trained(NamedTuple):
-    """What a checkpoint was made of: its environment and agent, the algorithm's name, the configuration of both, and
-    what its logger had."""
+    """A checkpoint's environment and agent, its algorithm's name, the configuration of both, and its logger's state."""
 
     env: object
     agent: object
@@ -161,8 +160,9 @@ class Trained(NamedTuple):
 
 
 def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trained:
-    """Restore the policy of `cfg.checkpoint` in the environment it was trained on, but for keys of env on the command
-    line.
+    """Restore the policy of `cfg.checkpoint` in the environment that it was trained on.
+
+    Keys of env on the command line change that environment.
 
     `own` are the parts of the configuration that the checkpoint brings.
     """
@@ -178,8 +178,9 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
 
 
 def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
-    """Restore the greedy policy of a checkpoint for an environment. Raises ValueError where the checkpoint has another
-    kind.
+    """Restore the greedy policy of a checkpoint for an environment.
+
+    Raises ValueError where the checkpoint is of another kind.
     """
     state = checkpoints.load(checkpoint)
     make_algorithm = instantiate(OmegaConf.create(state["config"]["algo"]), _convert_="all")

@@ -1,5 +1,8 @@
-"""Log the decisions of a logging policy: python scripts/collect.py logging_policy=price_perturbed out=log.parquet
-decisions=2400000.
+"""Log the decisions of a logging policy in a file.
+
+Usage:
+
+    python scripts/collect.py logging_policy=price_perturbed out=log.parquet decisions=2400000
 """
 
 from __future__ import annotations

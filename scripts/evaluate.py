@@ -1,5 +1,9 @@
-"""Judge a trained policy again: python scripts/evaluate.py checkpoint=PATH env.evaluation.customers=4000, or
-log=PATH.
+"""Judge a trained policy again, on other customers or on a log.
+
+Usage:
+
+    python scripts/evaluate.py checkpoint=PATH env.evaluation.customers=4000
+    python scripts/evaluate.py checkpoint=PATH log=PATH
 """
 
 from __future__ import annotations

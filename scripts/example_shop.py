@@ -104,8 +104,7 @@ def customers(n: int, seed: int) -> list[dict]:
 
 
 def campaigns(rows: list[dict], seed: int) -> list[dict]:
-    """Draw a season of weekly campaigns that keep the shop's rules: half of the weeks something, any of what is
-    allowed.
+    """Draw a season of weekly campaigns that keep the shop's rules: a message in half of the weeks, any allowed.
 
     How customers respond is not what the twin's equations say: by tier, region and visits, and tired of the last
     messages.
@@ -157,9 +156,7 @@ def campaigns(rows: list[dict], seed: int) -> list[dict]:
 
 
 def write(folder: Path, n: int, seed: int) -> None:
-    """Write customers.csv and campaigns.csv, with semicolons and Windows line ends, and the configuration beside
-    them.
-    """
+    """Write customers.csv and campaigns.csv (semicolons, Windows line ends), and the configuration beside them."""
     table = customers(n, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("customers", table), ("campaigns", campaigns(table, seed))):

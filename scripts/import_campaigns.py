@@ -1,5 +1,8 @@
-"""Turn a shop's campaigns into logs: python scripts/import_campaigns.py env/population=customer_table …
-campaigns.path=PATH out=FOLDER.
+"""Turn a shop's campaigns into logs that the learners read.
+
+Usage:
+
+    python scripts/import_campaigns.py env/population=customer_table … campaigns.path=PATH out=FOLDER
 """
 
 from __future__ import annotations

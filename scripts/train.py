@@ -1,7 +1,12 @@
-"""Train and evaluate: python scripts/train.py algo=ppo env=offers, algo=reward_model env=email, or algo=bandit
-log=PATH.
+"""Train an algorithm in an environment or from a log, and evaluate it.
 
-By several processes, each with a share of the agents: torchrun --nproc_per_node=2 scripts/train.py algo=ppo env=offers.
+    python scripts/train.py algo=ppo env=offers
+    python scripts/train.py algo=reward_model env=email
+    python scripts/train.py algo=bandit log=PATH
+
+Several processes can train together, each with a share of the agents:
+
+    torchrun --nproc_per_node=2 scripts/train.py algo=ppo env=offers
 """
 
 from __future__ import annotations
@@ -66,8 +71,9 @@ def main(cfg: DictConfig) -> None:
 
 
 def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) -> Algorithm:
-    """Build environment and algorithm, in a state to resume from where there is one, and give it the log to learn
-    from.
+    """Build environment and algorithm.
+
+    The algorithm gets the log to learn from, and the state to resume from, where there is one.
     """
     make_env, make_algorithm = (instantiate(cfg[key], _convert_="all") for key in ("env", "algo"))
     if distributed.num_processes() > 1 and not make_algorithm.func.sharded:
@@ -93,17 +99,16 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
 
 
 def fitted_to(env: Any, chunk: LoggedDataset, path: str) -> LoggedDataset:
-    """Move a chunk of a log to an environment's device, deduplicated; raise ValueError where it is of another
-    environment.
+    """Move a chunk of a log to an environment's device, deduplicated.
+
+    Raises ValueError where the chunk is of another environment.
     """
     check_compatible(chunk, env, path)
     return chunk.to(env.device).deduplicate(env.context_dim)
 
 
 def build_part(make_env: Callable, device: torch.device, seed: int) -> Any:
-    """Build this process's part of an environment: an equal share of its agents, where it has agents, with its own
-    seed.
-    """
+    """Build this process's part of an environment: an equal share of its agents, if any, with a seed of its own."""
     if "num_agents" not in make_env.keywords:
         return make_env(device, seed)
     num_agents = distributed.per_process(make_env.keywords["num_agents"], "env.num_agents")
@@ -112,9 +117,7 @@ def build_part(make_env: Callable, device: torch.device, seed: int) -> Any:
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Note the first Ctrl-C in the list returned, so that the iteration ends and is saved; a second one ends the
-    process.
-    """
+    """Note the first Ctrl-C in the list returned, so that the iteration ends and is saved; a second ends the run."""
     seen: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda *_: (seen.append(1), signal.signal(signal.SIGINT, previous)))
     try:
@@ -158,8 +161,9 @@ def save(cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, director
 
 
 def load_resumed(cfg: DictConfig) -> dict | None:
-    """Load the checkpoint to resume from, with this process's own part. Raises ValueError where other processes made
-    it.
+    """Load the checkpoint to resume from, with this process's own part.
+
+    Raises ValueError where another number of processes made it.
     """
     if not cfg.resume:
         return None

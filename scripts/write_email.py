@@ -1,5 +1,9 @@
-"""Write mails by a trained policy: python scripts/write_email.py checkpoint=PATH, with interactive=true or
-contexts=FILE.csv out=FILE.csv.
+"""Write mails by a trained policy.
+
+Usage:
+
+    python scripts/write_email.py checkpoint=PATH interactive=true
+    python scripts/write_email.py checkpoint=PATH contexts=FILE.csv out=FILE.csv
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The contracts of envs/base.py and rlcore/algorithm.py, held by every environment, algorithm and evaluator there
-is.
-"""
+"""The contracts of envs/base.py and rlcore/algorithm.py, checked on every environment, algorithm and evaluator."""
 
 from __future__ import annotations
 

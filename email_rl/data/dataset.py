@@ -1,6 +1,4 @@
-"""What the text algorithms learn from: mails with outcomes, split into train, valid and test; and how what they learn
-is judged.
-"""
+"""The mails that the text algorithms learn from, with outcomes and in splits, and how what was learned is judged."""
 
 from __future__ import annotations
 
@@ -79,8 +77,10 @@ class MailDataset:
         return sum(mails.digest() for mails in self.splits.values())
 
     def judge_dataset(self) -> MailDataset:
-        """Return the dataset of a judge: it learns from the split `judge` and stops by the test mails, which nothing
-        else learns from. Raises ValueError where there is no such split.
+        """Return the dataset of a judge, a reward model that scores the mails of other policies.
+
+        The judge trains on the split `judge`, which no other model trains on, and stops early by the test mails. Raises
+        ValueError where there is no such split.
         """
         if "judge" not in self.splits:
             raise ValueError(

@@ -59,8 +59,9 @@ def bootstrap_interval(difference: Tensor, draws: int, seed: int) -> tuple[float
 
 
 def fit_temperature(logits: Tensor, y: Tensor, weight: Tensor) -> float:
-    """Find T in [1/20, 20] that minimises the weighted log-loss of softmax(logits / T), by bisection on its convex
-    slope in 1/T.
+    """Find T in [1/20, 20] that minimises the weighted log-loss of softmax(logits / T).
+
+    The log-loss is convex in 1/T, so its slope is bisected.
     """
     logits, weight = logits.double(), weight.double() / weight.double().sum()
     at_y = logits.gather(1, y[:, None])[:, 0]

@@ -1,5 +1,6 @@
-"""How policies that write mails are judged: by the truth, or a judge that learnt from other mails; never by their own
-reward model.
+"""Judges policies that write mails: by the gold model or by a judge, never by their own reward model.
+
+A judge is a reward model trained on other mails.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class PolicyMails(NamedTuple):
 
 
 class MailPolicyEvaluator:
-    """Compare a trained policy with the mails that were sent, its reference, best-of-n of that, and reward-weighted
-    training.
+    """Compares a trained policy with the mails that were sent and with three baselines.
+
+    The baselines are the policy's reference, best-of-n of the reference, and reward-weighted training.
     """
 
     headline = "email/conversion"
@@ -207,9 +209,7 @@ class MailPolicyEvaluator:
         return self.true_probabilities(algorithm)(mails.contexts, mails.texts).double()[:, -1]
 
     def ratio_to_reference(self, converts: Tensor, reference: Tensor) -> dict:
-        """Return how many times as often mails convert as the reference's for the same contexts, with its 95 %
-        interval.
-        """
+        """Return the ratio of conversion to the reference's for the same contexts, with its 95 % interval."""
         generator = torch.Generator().manual_seed(self.seed)
         n = len(converts)
         rows = torch.randint(n, (self.bootstrap_samples, n), generator=generator)

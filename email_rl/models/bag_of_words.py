@@ -12,8 +12,9 @@ from email_rl.data.metrics import fit_temperature, log_losses
 
 
 class BagOfWords:
-    """Counts of the words of context and text, each with a weight an outcome; best epoch and temperature by valid;
-    `min_steps` at least.
+    """Multinomial logistic regression on the counts of the words of context and text.
+
+    The validation mails choose the epoch and the temperature. Training takes at least `min_steps` gradient steps.
     """
 
     def __init__(

@@ -152,8 +152,9 @@ def pad_batch(ids: list[list[int]], pad_token: int, multiple: int = 8) -> tuple[
 
 
 def token_overlap(ids: Tensor, attention_mask: Tensor, cls_token: int, sep_token: int) -> tuple[Tensor, Tensor]:
-    """Mark the tokens of [CLS] context [SEP] text [SEP] that the other part has too, and all words' tokens, bool [B,
-    L].
+    """Return two masks of tokens of [CLS] context [SEP] text [SEP], bool [B, L]: tokens of both parts, and words.
+
+    The first marks the tokens of a part that the other part has too, the second all tokens of words.
     """
     is_word = attention_mask.bool() & (ids != cls_token) & (ids != sep_token)
     in_context = (ids == sep_token).cumsum(1) == 0

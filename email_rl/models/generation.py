@@ -21,8 +21,9 @@ def position_ids(mask: Tensor) -> Tensor:
 
 
 def causal_mask(key_mask: Tensor, width: int) -> Tensor:
-    """Return the attention mask [B, width, L] of the first `width` tokens over keys under a mask [B, L]: each attends
-    up to itself.
+    """Return the attention mask [B, width, L] of the first `width` tokens over keys under a mask [B, L].
+
+    A token attends to the keys up to itself.
 
     A row of padding would attend to nothing, and its softmax be NaN: a padding token attends to itself.
     """
@@ -88,8 +89,9 @@ class CachedDecoder:
         return self.sample_token(logits.repeat_interleave(samples, 0), uniform)
 
     def _expand(self, state: list[Tensor]) -> None:
-        """Take over the prompts' state, repeated for their mails: (key mask, position, keys and values …, next key's
-        index).
+        """Take over the prompts' state, repeated for their mails.
+
+        The state is a list: key mask, position, keys and values of every layer, index of the next key.
         """
         if self.mail_cache is None:
             self.mail_cache, self.state = deepcopy(self.prompt_cache), state
@@ -133,9 +135,7 @@ class CachedDecoder:
 
 
 def low_precision_weights(language_model: PreTrainedModel, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return casts, by name and beside their originals, of all weights that autocast would cast to `dtype`: those of
-    products.
-    """
+    """Return the weights that autocast would cast to `dtype`, those of products, by name: (cast, original)."""
     return {
         f"{name}.{part}": (x.to(dtype), x)
         for name, module in language_model.named_modules()

@@ -145,9 +145,7 @@ class LanguageModelPolicy(nn.Module):
 
     # ── how likely a mail is ────────────────────────────────────────────────────────────────────────────────────────
     def forward(self, mails: TokenizedMails, entropy: bool = False) -> TokenStatistics:
-        """Compute token statistics of mails [B, R]; the entropy, which costs another pass over the vocabulary, on
-        demand.
-        """
+        """Compute token statistics of mails [B, R]; the entropy, which costs a pass over the vocabulary, on demand."""
         ids = torch.cat((mails.prompt, mails.response), 1)
         mask = torch.cat((mails.prompt_mask, mails.response_mask.to(mails.prompt_mask.dtype)), 1)
         with self.autocast():  # the mask whole: of one [B, L] transformers asks the host whether all of it is 1

@@ -81,8 +81,9 @@ class GAE(AdvantageEstimator):
 
 
 class RLOO(AdvantageEstimator):
-    """REINFORCE with the mean of a prompt's other mails as baseline; the mail's KL is in its reward (Ahmadian et al.
-    2024).
+    """REINFORCE leave-one-out (Ahmadian et al. 2024): the baseline is the mean reward of a prompt's other mails.
+
+    A mail's reward is its score less its KL penalty.
     """
 
     def __init__(self, *, samples_per_prompt: int):

@@ -10,8 +10,9 @@ from rlcore import checkpoint
 
 
 def cached(root: Path | str, name: str, recipe: object, make: Callable[[Path], None]) -> tuple[Path, bool]:
-    """Return the folder of `name` under `root` for a recipe (by its repr), and whether it was there; else let `make`
-    fill it.
+    """Return the folder of `name` and a recipe (by its repr) under `root`, and whether it was there.
+
+    Where it was not there, `make` fills it first.
     """
     folder = Path(root) / f"{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
     known = folder.is_dir()

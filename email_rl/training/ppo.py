@@ -1,12 +1,15 @@
-"""PPO with a KL penalty: a language model learns to write mails that a reward model scores high, and stays near the
-reference, which is the policy before this training.
+"""PPO with a KL penalty: a language model learns to write mails that a reward model scores high.
+
+The KL penalty keeps the policy near the reference, which is the policy before this training.
 
 How a mail's score becomes a gradient, in the order of this file: 1. sample contexts; 2. generate mails for them;
 3. score each mail by the reward model; 4. compute each token's log-probability under the policy and the reference, and
-its value; 5. turn each mail's score and KL penalty into advantages of its tokens; 6. update the KL coefficient; 7. take
-PPO's gradient steps. Losses and GAE are rlcore's. Two estimators of KL(π ‖ π_ref) from samples of π (Schulman 2020,
-http://joschu.net/blog/kl-approx.html): k1 = log π − log π_ref, and k3 = r − 1 − log r with r = π_ref / π. Checklist:
-Ziegler et al. 2019; Stiennon et al. 2020; Huang et al. 2024 ("The N+ implementation details of RLHF with PPO").
+its value; 5. turn each mail's score and KL penalty into advantages of its tokens (with `kl_in_loss` the KL penalty
+enters in 7 instead); 6. update the KL coefficient; 7. take PPO's gradient steps. Losses and GAE are rlcore's.
+
+Two estimators of KL(π ‖ π_ref) from samples of π (Schulman 2020, http://joschu.net/blog/kl-approx.html):
+k1 = log π − log π_ref, and k3 = r − 1 − log r with r = π_ref / π. Checklist: Ziegler et al. 2019; Stiennon et al. 2020;
+Huang et al. 2024 ("The N+ implementation details of RLHF with PPO").
 """
 
 from __future__ import annotations
@@ -86,8 +89,9 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     """Fine-tune a policy against a reward model, with a penalty on KL(π ‖ π_ref), its KL to a reference policy.
 
     A mail's reward is the expected value of its outcome (`expected`) or the value of its likeliest outcome (`argmax`).
-    Scores are rewards minus the mean, over the standard deviation, of rewards of reference mails, so that the KL
-    coefficient means the same for every reward model; a mail without a stop token scores `missing_eos_score` instead.
+    Its score = (reward − mean) / std, with mean and std of the rewards of mails that the reference policy generated at
+    `setup`, so that the KL coefficient means the same for every reward model. A mail without a stop token scores
+    `missing_eos_score` instead.
     Under torchrun every process generates its share of the mails, and every process takes the step a single process
     would take on all their minibatches joined.
     """
@@ -142,7 +146,8 @@ class LanguageModelPPO(LanguageModelAlgorithm):
                 "algo.mails_per_iteration: expected a multiple of minibatches × samples_per_prompt per "
                 f"process, {minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}"
             )
-        if mails_per_iteration // minibatches < 8 and advantage.critic:  # as in TRL: fewer are too few for whitening
+        # a lower bound taken from TRL, here over all processes; whitening happens in stage 5
+        if mails_per_iteration // minibatches < 8 and advantage.critic:
             raise ValueError(
                 f"algo.minibatches: expected minibatches of at least 8 mails, got {mails_per_iteration // minibatches}"
             )
@@ -204,11 +209,14 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect mails with their scores, compute advantages, and update the policy; return the metrics."""
         if self.lr_schedule:
-            self.lr_schedule(self.lr, self.initial_lr, progress, self.update_kl)  # KL of the last update
+            # update_kl: approximate KL between the generating policy and the policy being updated, mean over the last
+            # update's steps; not the KL to the reference
+            self.lr_schedule(self.lr, self.initial_lr, progress, self.update_kl)
         rollout = self.collect()
         metrics = rollout_metrics(rollout, self.kl_controller.coef)
         batch = self.compute_advantages(rollout)
-        # 6. Update the KL coefficient: the rewards above were made with the old one, the loss below takes the new one.
+        # 6. Update the KL coefficient. Stage 5's token rewards used the old coefficient; with `kl_in_loss` they hold no
+        # KL, and stage 7's loss uses the new one.
         self.kl_to_reference = rollout.kl_to_reference()
         self.kl_controller.update(self.kl_to_reference, mails=self.steps_per_iteration)
         metrics |= self.update(batch)
@@ -262,8 +270,9 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         """5. Turn the mails' scores into advantages and value targets of their tokens."""
         value = rollout.value if self.advantage_estimator.critic else torch.zeros_like(rollout.value)
         # A token's reward is −kl_coef · log_ratio (k1), plus the mail's score on its last token; estimators such as GAE
-        # make advantages of rewards and values (advantages.py). An estimator with `kl_in_loss` ignores log_ratio and
-        # kl_coef, so that the KL counts once, in the loss of stage 7.
+        # make advantages of rewards and values (advantages.py). GAE (with `whiten`) and REINFORCE++ then whiten the
+        # advantages over the tokens of all mails of all processes, before minibatches are drawn. An estimator with
+        # `kl_in_loss` ignores log_ratio and kl_coef, so that the KL counts once, in the loss of stage 7.
         advantage, target = self.advantage_estimator(
             score=rollout.score,
             log_ratio=rollout.log_ratio,

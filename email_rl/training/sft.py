@@ -22,8 +22,9 @@ POLICY_FOLDER = "policy"  # beside checkpoint.pt; transformers loads it
 
 
 class SFT(Algorithm):
-    """Fine-tune on context → mail pairs by next-token cross-entropy over the mails' own tokens, best epoch by
-    validation.
+    """Fine-tune a language model on context → mail pairs by next-token cross-entropy over the mails' own tokens.
+
+    The validation mails choose the epoch.
 
     It learns from mails with one of `outcomes`, at most `max_mails` of them (null: all). Mails longer than
     `generation.response_tokens` are left out: a policy would learn from them not to stop.

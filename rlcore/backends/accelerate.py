@@ -38,9 +38,7 @@ def accelerate(algorithm: Algorithm, mode: str) -> Algorithm:
 
 @singledispatch
 def apply_mode(algorithm: Algorithm, mode: str) -> None:
-    """Compile the graph regions of an algorithm. Algorithms of which there is more to do register a function of their
-    own.
-    """
+    """Compile the graph regions of an algorithm. Algorithms that need more register a function of their own."""
     if mode == "compile":
         for name in algorithm.graph_regions:
             setattr(algorithm, name, compile_function(getattr(algorithm, name)))
@@ -60,9 +58,7 @@ def apply_mode_to_ppo(algorithm: PPO, mode: str) -> None:
 
 
 def compile_ppo(algorithm: PPO) -> None:
-    """Compile PPO. The rollout of a FunctionalEnv becomes one graph; of any other, the policy and a step's work are
-    compiled.
-    """
+    """Compile PPO: the rollout of a FunctionalEnv as one graph, of other environments the policy and a step's work."""
     env = algorithm.env
     algorithm.network = CompiledActorCritic(algorithm.network)
     on_cpu = {} if env.device.type == "cuda" else CPU_OPTIONS

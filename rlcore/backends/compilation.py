@@ -1,6 +1,4 @@
-"""torch.compile, and forms of the networks that a compiler turns into faster code; each equals the plain form to
-rounding.
-"""
+"""torch.compile, and forms of the networks that a compiler makes faster; each equals the plain form to rounding."""
 
 from __future__ import annotations
 
@@ -87,8 +85,9 @@ class CompiledActorCritic(ActorCritic):
         self.critic = with_rational_tanh(plain.critic)
 
     def logits(self, obs: Tensor) -> Tensor:
-        """Return the logits of all combinations; the batch is the last dimension, so that the softmax's passes add the
-        heads.
+        """Return the logits of all combinations.
+
+        The batch is the last dimension, so that the softmax's passes add the heads.
         """
         hidden = self.actor[:-1](self.normalize(obs))
         last = self.actor[-1]

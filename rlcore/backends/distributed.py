@@ -1,5 +1,6 @@
-"""Data-parallel training under torchrun: every process acts for an equal share of the agents and takes the same
-gradient step.
+"""Data-parallel training under torchrun: every process acts for an equal share of the agents.
+
+All processes take the same gradient step.
 
 In a single process every function returns its argument. The functions are collectives: every process must call them, in
 the same order.
@@ -70,9 +71,7 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
 
 def mean_weight(mask: Tensor) -> Tensor | float:
-    """Return the weight of this process's masked mean such that the average over processes is the mean over all
-    samples.
-    """
+    """Return the weight of this process's masked mean that makes the processes' average the mean over all samples."""
     if num_processes() == 1:
         return 1.0
     count = mask.sum().float()

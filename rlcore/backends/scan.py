@@ -1,6 +1,4 @@
-"""Rollouts of an environment that is a pure function of its state: all T steps as one loop, which a compiler makes one
-graph.
-"""
+"""Rollouts of an environment that is a pure function of its state: all T steps as one loop, compiled to one graph."""
 
 from __future__ import annotations
 
@@ -16,8 +14,12 @@ from rlcore.rollout import Rollout
 
 
 def scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
-    """Run carry, out = body(carry, row) along the first dimension of the tensors in `rows`; return carry and stacked
-    outs.
+    """Run carry, out = body(carry, row) along the first dimension of the tensors in `rows`.
+
+    Returns the last carry and the stacked outs.
+
+    The function is for a compiler, which keeps it a loop: the body is compiled once, however many rows there are. Bools
+    come out as float32, because a compiler does not vectorise copies of bool.
 
     It is for a compiler, which keeps it a loop: the body is compiled once, however many rows there are. Bools come out
     as float32, because a compiler does not vectorise copies of bool.

@@ -37,9 +37,7 @@ if triton:
 def gae(
     reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
 ) -> Tensor:
-    """Generalised advantages [T, N], as rlcore/returns.py has them; on a GPU one kernel, in float32, an agent a
-    lane.
-    """
+    """Return generalised advantages [T, N], as rlcore/returns.py; on a GPU by one float32 kernel, an agent a lane."""
     if triton is None or not reward.is_cuda:
         return returns.gae(reward, value, next_value, terminated, done, gamma, lam)
     return one_kernel(reward, value, next_value, terminated, done, gamma, lam)

@@ -11,9 +11,7 @@ from rlcore.offline.logged_dataset import LoggedDataset
 
 
 class AdjustedRewards(NamedTuple):
-    """Columns [N] for a dataset of N decisions: the target of a value is reward + discount · (value of the next
-    state).
-    """
+    """Columns [N] of a dataset of N decisions; a value's target is reward + discount · (value of the next state)."""
 
     reward: Tensor
     discount: Tensor

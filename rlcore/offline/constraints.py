@@ -1,6 +1,4 @@
-"""Q-learning on tables of values [B, Πn] of all actions, and the constraints that keep it to actions which a dataset
-has.
-"""
+"""Q-learning on tables of values [B, Πn] of all actions, and the constraints that keep it near a dataset's actions."""
 
 from __future__ import annotations
 
@@ -62,8 +60,9 @@ def cql_penalty(q: Tensor, action_mask: Tensor, action: Tensor) -> Tensor:
 
 
 def behaviour_cloning(logits: Tensor, action_mask: Tensor, action: Tensor, penalty: float) -> Tensor:
-    """Return the cross-entropy of the actions taken, plus `penalty` times the mean square of the valid actions'
-    logits.
+    """Return the cross-entropy of the actions taken plus a penalty on logits.
+
+    The penalty is `penalty` times the mean square of the valid actions' logits.
     """
     log_probs = torch.where(action_mask, logits, -torch.inf).log_softmax(-1)
     cross_entropy = -select_actions(log_probs, action).mean()
@@ -86,8 +85,9 @@ class Batch(NamedTuple):
 
 
 class CQLPenalty(nn.Module):
-    """Conservative Q-learning: a penalty of weight `alpha` on values of valid actions above those of the actions
-    taken.
+    """Conservative Q-learning: a penalty on values of valid actions above those of the actions taken.
+
+    `alpha` is the penalty's weight.
     """
 
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, alpha: float):
@@ -99,16 +99,18 @@ class CQLPenalty(nn.Module):
         return action_mask
 
     def loss(self, batch: Batch, network: Callable) -> Tensor:
-        """Return the penalty on values less cost at the logged price; at another price the logging policy may act
-        otherwise.
+        """Return the penalty on values less cost at the logged price.
+
+        The logged price is used because the logging policy may act otherwise at another price.
         """
         net_q = network(batch.logged_obs) - batch.logged_cost
         return self.alpha * cql_penalty(net_q, batch.action_mask, batch.action)
 
 
 class BCQConstraint(nn.Module):
-    """Batch-constrained Q-learning: only actions whose probability under the logging policy exceeds `threshold` times
-    that of the most probable one.
+    """Batch-constrained Q-learning: only actions that the logging policy is likely to take.
+
+    These are the actions whose probability exceeds `threshold` times that of the most probable action.
 
     A network of its own learns the logging policy, by behaviour cloning with a `penalty` on its logits.
     """

@@ -1,6 +1,4 @@
-"""The columns of a file of logged decisions: how a dataset is laid out in them, and how they are read with a line for
-bad cells.
-"""
+"""The columns of a file of logged decisions: how a dataset maps to columns, and how bad cells are reported by line."""
 
 from __future__ import annotations
 

@@ -36,8 +36,9 @@ DEFAULTS = {
 
 
 def write(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
-    """Write chunks of one dataset as they come to Parquet (or, by its ending, CSV), whole or not at all; return its
-    rows.
+    """Write chunks of one dataset as they come to Parquet or CSV (by the file's ending); return the number of rows.
+
+    The file appears whole or not at all.
     """
     pa = arrow()
     path = Path(path)

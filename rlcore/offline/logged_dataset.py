@@ -1,5 +1,6 @@
-"""Logged decisions as tensors: the fields of a dataset, and the checks of its rows. rlcore/offline/log_files.py has the
-files.
+"""Logged decisions as tensors: the fields of a dataset, and the checks of its rows.
+
+Reading and writing files is in rlcore/offline/log_files.py.
 """
 
 from __future__ import annotations
@@ -130,9 +131,7 @@ class LoggedDataset:
 
     @classmethod
     def from_obp(cls, feedback: dict) -> LoggedDataset:
-        """Take over `bandit_feedback` of the Open Bandit Pipeline, of one step; a position joins the context,
-        one-hot.
-        """
+        """Convert `bandit_feedback` of the Open Bandit Pipeline, of one step; a position joins the context, one-hot."""
         n = int(feedback["n_rounds"])
         actions = int(feedback["n_actions"])
         obs = torch.tensor(feedback["context"], dtype=torch.float32)

@@ -1,5 +1,7 @@
-"""Offline reinforcement learning: double Q-learning on a dataset of logged decisions, with the constraints of BCQ or
-CQL.
+"""Offline reinforcement learning: double Q-learning on a dataset of logged decisions, constrained by BCQ or CQL.
+
+In a priced environment the network's table has what actions are worth before the price of their own spend. Prices are
+drawn anew whenever a decision is used in an update, so that one dataset serves every budget.
 
 In a priced environment the network's table has what actions are worth before the price of their own spend. Prices are
 drawn anew for every decision that is learned from, so that one dataset serves every budget.
@@ -105,8 +107,9 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         self.policy = GreedyPolicy(env.nvec, self._action_values, cost, observes_price=True)
 
     def set_dataset(self, data: LoggedDataset) -> None:
-        """Learn from a dataset of this environment. Raises ValueError where it lacks the states that decisions led
-        to.
+        """Learn from a dataset of this environment.
+
+        Raises ValueError where the dataset lacks the states that decisions led to.
         """
         env = self.env
         if data.next_obs is None and not data.terminated.all():
@@ -238,9 +241,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the error of the values of the actions taken, plus the loss of the behaviour constraint, and
-        metrics.
-        """
+        """Return the error of the taken actions' values, plus the loss of the behaviour constraint, and metrics."""
         values = self.network(batch.obs)
         value = select_actions(values, batch.action)
         error = td_loss(value, batch.target, batch.weight, self.huber)

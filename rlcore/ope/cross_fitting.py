@@ -1,6 +1,4 @@
-"""Cross-fitting: every prediction for a unit is by a model that saw none of the unit's decisions; fitted Q
-evaluation.
-"""
+"""Cross-fitting and fitted Q evaluation: the model that predicts for a unit has seen none of the unit's decisions."""
 
 from __future__ import annotations
 

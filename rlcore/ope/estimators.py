@@ -98,8 +98,9 @@ def discounts(like: Tensor, gamma: float) -> Tensor:
 
 
 def pdis(ratio: Tensor, reward: Tensor, gamma: float) -> Terms:
-    """Per-decision importance sampling: Σ_t γ^t·w_{1:t}·r_t, w_{1:t} the product of ratios so far (Precup et al.
-    2000).
+    """Per-decision importance sampling (Precup et al. 2000): Σ_t γ^t·w_{1:t}·r_t.
+
+    w_{1:t} is the product of the ratios of decisions 1 to t.
     """
     w = ratio.cumprod(-1)
     weighted = discounts(reward, gamma) * w * reward

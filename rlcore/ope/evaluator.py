@@ -1,6 +1,4 @@
-"""Off-policy evaluation of a policy on a dataset: every estimator with intervals, diagnostics of the weights,
-warnings.
-"""
+"""Off-policy evaluation of a policy on a dataset: estimators with intervals, diagnostics of the weights, warnings."""
 
 from __future__ import annotations
 
@@ -171,9 +169,7 @@ class OffPolicyEvaluator:
         return ratio, support_warnings(dataset, target)
 
     def _terms(self, reward: Tensor, v: Tensor, q: Tensor, ratio: Tensor | None) -> dict[str, Terms]:
-        """Every estimator of one kind by name, of episodes [M, T] (decisions: T = 1); without ratios only the
-        model's.
-        """
+        """Every estimator of one kind by name, of episodes [M, T] (decisions: T = 1); without ratios, the model's."""
         sequential = reward.shape[1] > 1
         first_v = v[:, 0]
         discounted = ope.discounts(reward, self.gamma) * reward
@@ -209,9 +205,7 @@ class OffPolicyEvaluator:
         }
 
     def _rows(self, terms: dict[str, dict[str, Terms]], unit: Tensor, generator: torch.Generator) -> dict[str, dict]:
-        """Estimates and intervals by estimator, of terms {kind: {estimator: terms}}, on the same resampled units
-        [M].
-        """
+        """Estimates and intervals by estimator of terms {kind: {estimator: terms}}, on the same resampled units."""
         cluster = consecutive_ids(unit)
         flat = []
         for by_estimator in terms.values():

@@ -1,6 +1,4 @@
-"""Estimates and intervals: normal and Student quantiles, and of off-policy terms the central limit, Bernstein and
-bootstrap.
-"""
+"""Normal and Student quantiles; intervals of off-policy estimates: central limit, Bernstein, bootstrap."""
 
 from __future__ import annotations
 

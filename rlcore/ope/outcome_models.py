@@ -100,8 +100,9 @@ class Network:
 
 
 class LinearActionModel(nn.Module):
-    """All actions' outcomes, linear in standardised observations and, if `scaled`, in their product with a unit's
-    scale.
+    """All actions' outcomes, linear in standardised observations.
+
+    If `scaled`, outcomes are linear in the observations' product with a unit's scale too.
     """
 
     def __init__(self, inputs: int, actions: int, kinds: int, scaled: bool):

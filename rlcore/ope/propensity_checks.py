@@ -40,8 +40,9 @@ def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor)
 
 
 def significant(z: Tensor, level: float) -> Tensor:
-    """Return which z statistics are significant, bool like z; by chance any is with probability `level`
-    (Bonferroni).
+    """Return which z statistics are significant, bool like z (Bonferroni).
+
+    By chance alone, any of them is significant with probability `level` at most.
     """
     level_of_each = level / z.numel()
     return z.abs() > normal_quantile(1 - level_of_each)

@@ -36,8 +36,9 @@ class OffPolicyReport(Report):
 def evaluate_file(
     path: str, columns: ColumnNames, evaluator: OffPolicyEvaluator, algorithm: Algorithm, name: str
 ) -> OffPolicyReport:
-    """Evaluate an algorithm's policy on the dataset of a file; raise ValueError where the file is of another
-    environment.
+    """Evaluate an algorithm's policy on the dataset of a file.
+
+    Raises ValueError where the file is of another environment.
     """
     dataset = read(path, columns)
     check_compatible(dataset, algorithm.env, path)

@@ -1,6 +1,4 @@
-"""The sequential environment against plain Python, its budget and its streams, the knapsack, and that PPO learns to
-ration.
-"""
+"""The sequential environment against plain Python; its budget and streams, the knapsack, and PPO learning to ration."""
 
 from __future__ import annotations
 

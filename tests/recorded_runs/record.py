@@ -1,7 +1,9 @@
 """Short seeded runs of every algorithm, and what they gave: evidence that a change of form changed no result.
 
-    python tests/recorded_runs/record.py compare [NAME ...]    # run again and print the largest difference to the record
-    python tests/recorded_runs/record.py record [NAME ...]     # replace the record, after a change that was meant to change results
+    python tests/recorded_runs/record.py compare [NAME ...]
+        # run again and print the largest difference to the record
+    python tests/recorded_runs/record.py record [NAME ...]
+        # replace the record, after a change that was meant to change results
 
 `recorded.json` beside this file holds, for each run, metrics.json without its timings and a digest of the network's
 weights. Results agree to the last bit only on the processor that made the record; on others rounding differs, and grows

@@ -1,6 +1,4 @@
-"""The bandit: what it learns from, what it remembers, that it learns, goes on alike, and clears a budget by its
-values.
-"""
+"""The bandit: its decisions, its memory, that it learns, resumes exactly, and clears a budget by its values."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ class LossReached(Exception):
 
 
 def calls_to_the_loss(monkeypatch, tmp_path, *overrides: str) -> list[str]:
-    """Run scripts/train.py's main up to the first call of losses.ppo; name the calls from main to it, losses.ppo
-    included.
-    """
+    """Run scripts/train.py's main up to the first call of losses.ppo; name the calls from main to losses.ppo."""
     main = train.main.__wrapped__.__wrapped__  # without Hydra and without the handling of errors
 
     def record_callers(*_, **__):

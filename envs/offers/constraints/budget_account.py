@@ -71,9 +71,7 @@ class BudgetAccount:
         self.withdraw(self.catalogue.spend(offer, channel, redeemed).sum(), pieces)
 
     def reserve(self, day: int, action: Tensor, redeemed: Tensor, validity: Tensor) -> None:
-        """Hold face value and piece of flat actions [N] that are not redeemed yet for their `validity` [O+1] in
-        days.
-        """
+        """Reserve face value and piece of flat actions [N] that are not redeemed yet, for `validity` [O+1] days."""
         self.reservations = [reservation for reservation in self.reservations if reservation.lapses > day]
         offer = self.catalogue.action_codec.offer_of(action)
         pieces = torch.zeros_like(self.stock).index_add(0, offer, (~redeemed & (offer > 0)).to(self.stock))

@@ -71,9 +71,7 @@ class ContactPolicy:
         return self(history.status == SUBSCRIBED, history.contacts)._replace(history=history)
 
     def __call__(self, subscribed: Tensor, contacted: list[Tensor] | Tensor) -> ContactOptions:
-        """What may be sent to customers, by who is subscribed and who was contacted in each past week, bool [N]
-        each.
-        """
+        """Return what may be sent, given who is subscribed and who was contacted in each past week, bool [N] each."""
         left = [cap - used for (_, cap), used in zip(self.caps, self._used(subscribed, contacted))]
         contactable = subscribed
         for rest in left:

@@ -1,6 +1,4 @@
-"""States that only contacts change (tired, used to discounts), counted from a log: where contacts lead, and for how
-long.
-"""
+"""States that only contacts change (fatigue, discount expectation): transitions and durations counted from a log."""
 
 from __future__ import annotations
 

@@ -53,9 +53,7 @@ class NuisanceOptions(Protocol):
 
 
 class NuisanceModels:
-    """Models fitted on `rows` of a dataset. Values are in units of `trip_value`, but for those of
-    `adjusted_rewards`.
-    """
+    """Models fitted on `rows` of a dataset. Values are in units of `trip_value`, except those of `adjusted_rewards`."""
 
     def __init__(
         self,

@@ -72,8 +72,9 @@ class OutcomeLikelihood:
         contact_columns: Tensor,
         generator: torch.Generator,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Fit `exposure_response` to `rows` of observations, flat actions [N] and what came of them [N]; return
-        probabilities [B, 3] as a function of observations and actions.
+        """Fit `exposure_response` to `rows` of observations, flat actions [N] and outcomes [N].
+
+        Returns probabilities [B, 3] as a function of observations and actions.
 
         `contact_columns` of the observations shift the logits alike for all: differences between customers are lost in
         noise. Raises ValueError where actions are not offer and channel.
@@ -92,9 +93,7 @@ class OutcomeLikelihood:
     def fit_hazard(
         self, obs: Callable[[Tensor], Tensor], lost: Tensor, rows: Tensor, generator: torch.Generator
     ) -> Callable[[Tensor], Tensor]:
-        """Fit who is lost, bool [N], to `rows` of observations; return probabilities [B] as a function of
-        observations.
-        """
+        """Fit who is lost, bool [N], to `rows` of observations; return a function from observations to P [B]."""
 
         def probs(logits: Tensor, _) -> Tensor:
             p = torch.sigmoid(logits[:, 0] + RARE_LOGIT)

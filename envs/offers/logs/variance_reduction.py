@@ -96,8 +96,10 @@ class VarianceReduction:
         nvec: tuple[int, ...],
         generator: torch.Generator,
     ) -> Callable[[Tensor], Tensor]:
-        """Fit action values to `rows`, of which `transitions` makes minibatches; return Φ [B] as a function of contexts
-        [B, width]."""
+        """Fit action values to `rows`, of which `transitions` makes minibatches.
+
+        Returns Φ [B] as a function of contexts [B, width].
+        """
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
         sample = transitions(rows[torch.randint(len(rows), (CHUNK,), generator=generator, device=rows.device)])
         standardize = Standardizer(width, MIN_STD).fit(sample.obs)

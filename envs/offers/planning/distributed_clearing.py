@@ -12,8 +12,9 @@ LARGEST = 2**63 - 1  # of whole numbers in 64 bits
 
 
 def clear_together(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
-    """Clear the customers of all processes under one budget, as `clear` does; return this process's actions [N] and the
-    price.
+    """Clear the customers of all processes under one budget, as `clear` does.
+
+    Returns this process's actions [N] and the price.
 
     Processes exchange sums only. The price where the money ends is found by bisection over all floats, one sum for each
     of 64 bits. Of the steps at that price those of lower ranks come first.

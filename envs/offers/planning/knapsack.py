@@ -10,8 +10,9 @@ from torch.nn import functional
 
 
 class Increments(NamedTuple):
-    """The increments (steps) of N customers to ever dearer actions, in the order in which falling prices reach them,
-    [N, K].
+    """Changes of N customers to ever dearer actions, in the order in which falling prices reach them, [N, K].
+
+    An increment is also called a step. A step with price −inf does not exist. Prices never rise along a row.
 
     A step with price −inf does not exist. Prices never rise along a row.
     """
@@ -42,9 +43,7 @@ def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
 
 
 def allowed_increments(steps: Increments, action_mask: Tensor) -> Increments:
-    """Drop every step to an action that is masked, action_mask bool [N, P], and the steps after it, which build on
-    it.
-    """
+    """Drop every step to a masked action, action_mask bool [N, P], and the later steps, which build on it."""
     within = action_mask.gather(1, steps.action).cummin(1).values
     return steps._replace(price=steps.price.masked_fill(~within, -torch.inf))
 

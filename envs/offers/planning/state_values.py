@@ -32,8 +32,12 @@ class StateValues(NamedTuple):
 
 
 class SuccessorValues(NamedTuple):
-    """Expected value of next week by what happens in this one, before churn and opt-out: habit and expectation are
-    this week's, fatigue is the next one's; shaped like the states."""
+    """Expected value of next week by what the customer does in this week, before churn and opt-out.
+
+    Shapes are those of the states.
+
+    Habit and expectation of a state are this week's, fatigue is next week's.
+    """
 
     none: Tensor
     buy: Tensor

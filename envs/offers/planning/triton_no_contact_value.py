@@ -50,8 +50,10 @@ if triton:
 
     @triton.jit
     def _week(p, earned, gone, stay, up, down, gain, loss, cost, discount):
-        """Value of a state with P(buy) p and P(churn | no purchase) `gone`, of next week's by what habit does; `gain`
-        and `loss` of habit are discounted already."""
+        """Value of a state, from next week's values by what habit does: `stay`, `up` or `down`.
+
+        p is P(buy), `gone` is P(churn | no purchase). `gain` and `loss` of habit are discounted already.
+        """
         rise = p * (gain - 0.25 * gain * gone)
         fall = (1 - p) * (loss - loss * gone)
         leave = gone * (1 - 0.75 * p)

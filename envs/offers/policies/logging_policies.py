@@ -15,8 +15,10 @@ from rlcore.exploration import floored
 
 
 class RankingPolicy(LoggingPolicy):
-    """A marketer's rule (ResponseRanking) for the `share` of customers that it ranks first, and with
-    a share ε of decisions any valid pair."""
+    """A marketer's rule (ResponseRanking) for the `share` of customers that the rule ranks first.
+
+    A share ε of decisions is drawn from all valid pairs.
+    """
 
     def __init__(self, *, uplift: bool, share: float, epsilon: float):
         self.uplift, self.share, self.epsilon = uplift, share, epsilon

@@ -15,8 +15,9 @@ OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones,
 
 
 class FeatureTransform:
-    """Turn columns into features [H, F]: numbers are standardised, a text has one column a level, rare levels are
-    "other".
+    """Turns columns into features [H, F]: numbers are standardised, a text has one column a level.
+
+    Levels rarer than the limit share the level "other".
 
     A level that was not in the fitted rows counts as other (as none where no level was rare). An empty text is a level
     of its own. `state` is what `state_dict` returned.

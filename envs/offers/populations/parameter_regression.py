@@ -10,9 +10,7 @@ from envs.offers.world.customers import Customers
 
 
 class ParameterRegression:
-    """Ridge regression of θ (logarithms where the prior is lognormal) on features, clamped to the range of its
-    sample.
-    """
+    """Ridge regression of θ on features, clamped to the range of its sample; of log θ where the prior is lognormal."""
 
     def __init__(self, sample: Sample, *, ridge: float):
         theta = theta_to_matrix(sample.customers)

@@ -104,8 +104,10 @@ class TwinEvaluator:
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def calibration(self, twin: TwinEnsemble, held_out: Panel) -> tuple[dict[str, dict], dict[str, list]]:
-        """Hold each outcome's probability, averaged over the members, against what happened: in all, and by bin as
-        (mean probability, share that happened, decisions)."""
+        """Compare each outcome's probability, averaged over the members, with what happened: overall and by bin.
+
+        A bin is (mean probability, share that happened, decisions).
+        """
         members = [member.probabilities() for member in twin.predictions(held_out)]
         rows, curves = {}, {}
         for name, (_, happened, known) in members[0].items():

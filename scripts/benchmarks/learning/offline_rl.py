@@ -88,8 +88,9 @@ def run(
 
 
 def learned(env, algo: Callable, log: LoggedDataset, seed: int, shared: dict):
-    """Train on a log. Adjusted rewards are the same for all learners: the first to need them leaves them in
-    `shared`.
+    """Train on a log.
+
+    Adjusted rewards are the same for all learners: the first learner that needs them leaves them in `shared`.
     """
     agent = algo(env, seed)
     if isinstance(agent, DoubleDQN) and agent.variance_reduction:

@@ -252,8 +252,9 @@ def curves(made: list[Split], names: list[str], label: str) -> Figure:
 
 
 def deciles(parts: list[uplift.Bins], outcome: str) -> Figure:
-    """Draw what was predicted and seen by bin, mean over splits; bars are 95 % intervals by one split's sampling
-    error.
+    """Draw predicted and observed effects by bin, means over splits.
+
+    Bars are 95 % intervals by the sampling error of one split.
     """
     figure, axes = labelled("customers by predicted effect, best first", f"{outcome}s gained a mail")
     seen, std, said = (

@@ -66,9 +66,7 @@ def uniforms(tokens, mails, seed=2):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_greedy_mails_are_those_of_transformers(kind):
-    """top_k = 1 leaves one token, whatever the uniforms: the cache and the positions of padded prompts must be
-    right.
-    """
+    """top_k = 1 leaves one token, whatever the uniforms: cache and positions of padded prompts must be right."""
     lm, (ids, mask) = model(kind), queries()
     found = generate(lm, ids, mask, uniforms(9, 3), temperature=1.0, top_k=1, top_p=1.0)
     theirs = lm.generate(
@@ -200,9 +198,7 @@ def test_what_is_cut_off_is_what_transformers_cuts_off(temperature, top_k, top_p
 
 
 def test_frequencies_are_those_of_transformers():
-    """Two tokens a mail, 23² pairs, 20,000 mails each: their total variation is that of two samples of one
-    distribution.
-    """
+    """20,000 mails of two tokens (23² pairs) each: their total variation is as of two samples of one distribution."""
     lm, (ids, mask) = model(scale=5.0), queries((2,), width=4)
     settings, n = {"temperature": 0.8, "top_k": 8, "top_p": 0.9}, 20_000
     ours = generate(lm, ids, mask, uniforms(2, n), **settings)

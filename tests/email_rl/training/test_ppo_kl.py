@@ -1,6 +1,4 @@
-"""PPO with a KL penalty on text: the policy's readings, the loop's mathematics, toys with a known optimum, the
-script.
-"""
+"""PPO with a KL penalty on text: token statistics, the loop's mathematics, toys with a known optimum, the script."""
 
 from __future__ import annotations
 
@@ -173,9 +171,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_recorded_it_learns_as_it_does_eagerly(tape, precision):
-    """To the last bit, over iterations before and after the recording, and in a baseline_trainer made of a reference
-    that has written.
-    """
+    """To the last bit, before and after the recording, and in a baseline_trainer with a reference that has written."""
 
     def run(mode):
         made = trainer(
@@ -247,9 +243,7 @@ def test_the_most_likely_outcome_can_be_the_reward():
 
 
 def test_the_losses_are_the_published_ones_on_a_batch_by_hand():
-    """Sums over a mail's own tokens as in OpenAI's lm-human-preferences and TRL: clipped policy, clipped value, k1 and
-    k3.
-    """
+    """Sums over a mail's own tokens as in lm-human-preferences (OpenAI) and TRL: clipped losses, k1 and k3."""
     generator = torch.Generator().manual_seed(5)
     new, old, advantage, value, before, target = (torch.randn(3, 4, generator=generator) for _ in range(6))
     new, old = 0.3 * new, 0.3 * old
@@ -303,9 +297,7 @@ def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_referenc
 
 @pytest.mark.parametrize("name", ["gae", "rloo", "grpo", "reinforce_pp", "reward_weighted"])
 def test_every_advantage_finds_the_optimum_of_a_toy(name):
-    """P(conversion) is the share of `b`: a mail of b's alone is best. A policy that learns nothing has a share of about
-    1/7.
-    """
+    """P(conversion) is the share of `b`: a mail of b's alone is best. An untrained policy has a share of about 1/7."""
     made = trainer(
         f"algo/advantage={name}",
         "algo.kl_controller.coef=0.0",
@@ -334,8 +326,10 @@ def test_every_advantage_finds_the_optimum_of_a_toy(name):
 
 
 def test_the_penalty_keeps_the_policy_where_the_closed_form_says():
-    """Mails of one token: max E[score] − β·KL is at π ∝ π_ref · exp(score / β). The stop token alone is an end: it is
-    worth what an empty mail is, −1; every other mail has none and gets missing_eos_score, 0.
+    """Mails of one token: max E[score] − β·KL is at π ∝ π_ref · exp(score / β).
+
+    A mail of the stop token alone has ended: its score is that of an empty mail, −1. Every other mail has no stop token
+    and scores missing_eos_score, 0.
     """
     made = trainer(
         "algo/advantage=rloo",

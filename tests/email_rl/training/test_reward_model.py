@@ -1,6 +1,4 @@
-"""The reward model: its figures against other writings, calibration, resume, refresh, and the script as a user runs
-it.
-"""
+"""The reward model: figures against other implementations, calibration, resume, refresh, and the script in use."""
 
 from __future__ import annotations
 

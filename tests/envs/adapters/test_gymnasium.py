@@ -1,6 +1,4 @@
-"""Gymnasium both ways: contracts that others check, vectors equal to single environments, truncation, masks, bad
-input.
-"""
+"""Gymnasium both ways: checked contracts, vectors equal to single environments, truncation, masks, bad input."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ WORLDS = pytest.mark.parametrize(
 
 
 class Counter(gymnasium.Env):
-    """Counts its steps; ends at 3 (terminated), and at `limit` is cut (truncated). Remembers what it was asked to
-    do.
-    """
+    """Counts its steps; terminates at 3 and truncates at `limit`. Remembers what it was asked to do."""
 
     def __init__(self, actions=spaces.Discrete(2), limit=99, mask=None):
         self.observation_space, self.action_space = spaces.Box(0, 99, (1, 2), np.float32), actions

@@ -54,9 +54,7 @@ def test_what_a_recorded_function_reads_must_stay(tape):
 
 
 def trained(env, mode, device):
-    """A short training with redrawn customers, a redemption model and scaled rewards; for a student an untrained
-    teacher.
-    """
+    """A short training: redrawn customers, redemption model, scaled rewards; a student has an untrained teacher."""
     small = {
         "env=offers": ["env.num_agents=24", "algo.total_steps=2016", "algo.network.hidden=[8]"],
         "env=offers_sequential": ["env.num_agents=8", "algo.total_steps=448", "algo.num_steps=8", "algo.minibatches=2"],

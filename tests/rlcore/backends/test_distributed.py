@@ -1,6 +1,4 @@
-"""Two processes against one that has the customers of both: PPO, PPO-KL, the dual bound and clearing, to float
-tolerance.
-"""
+"""Two processes against one with the customers of both: PPO, PPO-KL, dual bound, clearing, to float tolerance."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ CASES = {
 
 
 def make(env, iterations, case):
-    """PPO with everything that processes must agree on: scales of observations and returns, redemption model, KL
-    schedule.
-    """
+    """PPO with all that processes must agree on: scales of observations and returns, redemption model, KL schedule."""
     return make_ppo(
         env,
         iterations,

@@ -1,6 +1,4 @@
-"""Offline learners: their losses, their limits, values that are known, potentials that change no rank, and what prices
-do.
-"""
+"""Offline learners: losses, limits, known values, potentials that change no rank, and the effect of prices."""
 
 from __future__ import annotations
 

@@ -349,9 +349,7 @@ def test_what_is_missing_is_refused_or_warned_of(log):
 
 # ── the Open Bandit Pipeline ────────────────────────────────────────────────────────────────────────────────────────
 def open_bandit():
-    """The Open Bandit sample (ZOZO, CC BY 4.0) that comes with obp, as its dict: its own loader needs an older
-    pandas.
-    """
+    """The Open Bandit sample (ZOZO, CC BY 4.0) that comes with obp, as its dict: obp's loader needs an older pandas."""
     obp, pd = pytest.importorskip("obp"), pytest.importorskip("pandas")
     table = pd.read_csv(Path(obp.__file__).parent / "dataset/obd/random/all/all.csv", index_col=0)
     features = pd.get_dummies(table[[f"user_feature_{k}" for k in range(4)]]).to_numpy(float)

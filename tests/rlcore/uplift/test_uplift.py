@@ -1,6 +1,4 @@
-"""Uplift: curves, coefficients and bins against scalar versions and scikit-uplift; learners against effects that are
-known.
-"""
+"""Uplift: curves, coefficients and bins against scalar versions and scikit-uplift; learners against known effects."""
 
 from __future__ import annotations
 

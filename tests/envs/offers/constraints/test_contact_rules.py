@@ -379,9 +379,7 @@ def test_no_policy_gets_a_masked_pair_through(masked):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.floats(0, 20))
 def test_clearing_never_grants_a_masked_pair_nor_more_than_there_is(seed, k, budget):
-    """Whatever is asked for: every customer ends at an allowed pair that was asked for, and the money is enough for
-    it.
-    """
+    """For any requests, every customer ends at an allowed pair that was asked for, and the money is enough for all."""
     g = torch.Generator().manual_seed(seed)
     action = torch.randint(0, 12, (9, k), generator=g)
     spend = torch.rand(9, k, generator=g, dtype=torch.float64) * 3

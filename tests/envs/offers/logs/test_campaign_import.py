@@ -20,8 +20,10 @@ pytest.importorskip("pandas")
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A made-up shop of 300 customers: its folder, the environment of its customers, catalogue and rules, and how its
-    campaigns are read."""
+    """A made-up shop of 300 customers.
+
+    Its parts are the folder, the environment of its customers, catalogue and rules, and how its campaigns are read.
+    """
     folder = tmp_path_factory.mktemp("shop")
     example_shop.write(folder, 300, 0)
     config = composed(

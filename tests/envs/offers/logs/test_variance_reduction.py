@@ -1,6 +1,4 @@
-"""Variance reduction of logged rewards: the potential, effects as expected, the cost of states, and the exposure
-model.
-"""
+"""Variance reduction of logged rewards: the potential, expected effects, the cost of states, and the exposure model."""
 
 from __future__ import annotations
 

@@ -173,8 +173,10 @@ def test_what_does_not_exist_is_never_sent():
 
 # ── steps in any order of price ─────────────────────────────────────────────────────────────────────────────────────
 def by_hand(steps: Increments, budget: float) -> tuple[list, float]:
-    """Clear with a loop: the dearest step first, a customer's own and lower rows first among equals, to the first
-    that no longer fits."""
+    """Clear with a loop: the dearest step first, to the first that no longer fits.
+
+    Among equals a customer's own steps and lower rows come first.
+    """
     rows = [
         (-p, i, k, s, a)
         for i, row in enumerate(zip(*(x.tolist() for x in steps)))

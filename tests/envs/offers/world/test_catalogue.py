@@ -1,6 +1,4 @@
-"""The codec of actions: a round trip over every pair, for numbers and tensors, and no other place that codes
-actions.
-"""
+"""The codec of actions: a round trip over every pair, for numbers and tensors, and no other code that does its work."""
 
 from __future__ import annotations
 

@@ -1,5 +1,1 @@
-"""Environments to learn from, and the contracts of envs/base.py that they keep."""
-
-from envs.base import FunctionalEnv, PricedEnv, Step, VectorEnv
-
-__all__ = ["FunctionalEnv", "PricedEnv", "Step", "VectorEnv"]
+"""Environments to learn from, and the contracts of envs/base.py that they keep. `crm_rl` exports the names."""

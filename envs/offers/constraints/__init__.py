@@ -1,20 +1,5 @@
-"""What may be sent and spent: contact rules, budgets, and the ledger of a running shop."""
+"""Contact rules, budgets and their accounts, and the ledger of a running shop.
 
-from envs.offers.constraints.budget import Budget
-from envs.offers.constraints.budget_account import BudgetAccount
-from envs.offers.constraints.budget_rules import BudgetRule, BufferedSpend, ExpectedSpend, ReservedSpend
-from envs.offers.constraints.contact_rules import ContactOptions, ContactPolicy, ContactRules
-from envs.offers.constraints.ledger import Ledger
-
-__all__ = [
-    "Budget",
-    "BudgetAccount",
-    "BudgetRule",
-    "BufferedSpend",
-    "ContactOptions",
-    "ContactPolicy",
-    "ContactRules",
-    "ExpectedSpend",
-    "Ledger",
-    "ReservedSpend",
-]
+Nothing is imported here, so that a sender of messages can use the ledger, which needs the standard library alone,
+without loading PyTorch.
+"""

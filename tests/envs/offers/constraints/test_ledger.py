@@ -212,6 +212,12 @@ def test_what_was_answered_survives_sigkill(tmp_path):
     assert not ledger.audit()["wrong_totals"]
 
 
+def test_a_sender_loads_the_ledger_without_pytorch():
+    """A writer that is killed and started again must be writing long before PyTorch would have been imported."""
+    code = "import sys, envs.offers.constraints.ledger; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(siege.__file__).parents[3]).returncode == 0
+
+
 @pytest.mark.slow
 def test_a_siege_breaches_loses_and_doubles_nothing(tmp_path):
     result = siege.run(

@@ -1,1 +1,1 @@
-"""What learns: tensors in, tensors out; nothing here knows what they stand for."""
+"""Learning algorithms on tensors; no code here knows what the tensors stand for."""

@@ -1,4 +1,4 @@
-"""Action values: networks from a context to the value of every action, and the policy that is greedy with them."""
+"""Networks that predict the value of every action in a context, and the policy that is greedy with respect to them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ActionValues(nn.Module):
     def gradients(self, context: Tensor) -> list[LayerGradients]:
         """Return the gradients of every action's output in contexts [B, D], linear layer by linear layer.
 
-        Backpropagation by factors: nothing of the size [B, Πn, parameters] is ever laid out.
+        The backpropagation is by factors: no tensor of the size [B, Πn, parameters] is ever allocated.
         """
         # Forward: the input of every linear layer, and the derivative of every activation.
         x = self.normalize(context)
@@ -133,7 +133,7 @@ class FactoredActionValues(ActionValues):
         num_factors = rank * sum(nvec)
         self.body = mlp([obs_dim, *hidden, 1 + num_factors], activation, gain)
         with torch.no_grad():
-            self.body[-1].bias[1:] = 0.3 * torch.randn(num_factors)  # products of zeros would never leave zero
+            self.body[-1].bias[1:] = 0.3 * torch.randn(num_factors)  # a product of zeros has gradient zero
 
     def forward(self, context: Tensor) -> Tensor:
         output = self.body(self.normalize(context))
@@ -148,7 +148,7 @@ class FactoredActionValues(ActionValues):
         return product.sum(1) + value_of_nothing
 
     def gradients(self, context: Tensor) -> list[LayerGradients]:
-        """Raise ValueError: a product of outputs has no gradient by layers alone."""
+        """Raise ValueError: the gradient of a product of outputs does not split by layers."""
         raise ValueError("algo.network: explorers that go by gradients need algo/network=action_values, not factored")
 
 
@@ -169,8 +169,8 @@ class LogisticActionValues(ActionValues):
 class GreedyPolicy:
     """The policy that takes the action of the highest value, less what the action costs at the observed price.
 
-    action_values(obs [B, D], action_mask bool [B, Πn]) → [B, Πn] is before the price of spend. action_cost(obs) →
-    [B, Πn] is the price times the expected spend, or None where nothing is priced.
+    action_values(obs [B, D], action_mask bool [B, Πn]) → [B, Πn] returns values before the price of spend.
+    action_cost(obs) → [B, Πn] returns the price times the expected spend, or None where nothing is priced.
     """
 
     def __init__(
@@ -188,14 +188,14 @@ class GreedyPolicy:
 
     @torch.no_grad()
     def action_values(self, obs: Tensor, action_mask: Tensor) -> Tensor:
-        """Return what actions are worth before the price of their own spend, [B, Πn], −inf where masked."""
+        """Return action values before the price of the actions' own spend, [B, Πn], −inf where masked."""
         action_mask = action_mask.flatten(1)
         values = self._action_values(obs, action_mask)
         return values.masked_fill(~action_mask, -torch.inf)
 
     @torch.no_grad()
     def net_values(self, obs: Tensor, action_mask: Tensor) -> Tensor:
-        """Return what actions are worth less what they cost at the observed price, [B, Πn], −inf where masked."""
+        """Return action values less the actions' cost at the observed price, [B, Πn], −inf where masked."""
         values = self.action_values(obs, action_mask)
         return values if self._action_cost is None else values - self._action_cost(obs)
 

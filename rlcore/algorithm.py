@@ -44,7 +44,7 @@ class ValuePolicy(Policy, Protocol):
     """A policy that is greedy with respect to modelled action values, less the actions' cost at the observed price."""
 
     def action_values(self, obs: Tensor, action_mask: Tensor) -> Tensor:
-        """Return what actions are worth before the price of their own spend, [B, Πn], −inf where masked."""
+        """Return action values before the price of the actions' own spend, [B, Πn], −inf where masked."""
 
 
 class AuxiliaryModel(Protocol):
@@ -74,7 +74,7 @@ class AuxiliaryModel(Protocol):
         """Restore the result of `state_dict`, to train on."""
 
     def load_weights(self, state: dict) -> None:
-        """Restore from the result of `state_dict` what predictions need."""
+        """Restore the part of `state_dict`'s result that predictions need."""
 
 
 class Evaluator(Protocol):
@@ -83,7 +83,7 @@ class Evaluator(Protocol):
     headline: str  #: name of the metric of `validate` that the progress line and the training curve show
 
     def validate(self, algorithm: Any) -> dict[str, float]:
-        """Return a few metrics in the course of training."""
+        """Return a few metrics during training."""
 
     def evaluate(self, algorithm: Any | None, name: str) -> Report:
         """Compare the algorithm, as the row `name`, with baselines; None compares the baselines alone."""
@@ -92,9 +92,8 @@ class Evaluator(Protocol):
 class Algorithm(ABC):
     """Anything that is trained by iterations.
 
-    `TrainingLoop` runs an algorithm; `rlcore.backends.accelerate` compiles or records it.
-
-    Under torchrun the first process logs and evaluates; all processes take part in everything else.
+    `TrainingLoop` runs an algorithm; `rlcore.backends.accelerate` compiles or records it. Under torchrun the first
+    process logs and evaluates; all processes take part in everything else.
     """
 
     env_type: type | None = None  #: what `env` must be an instance of; None stands for a VectorEnv
@@ -141,15 +140,15 @@ class Algorithm(ABC):
         """Complete the training, for instance by restoring the best weights."""
 
     def accelerate_inner(self, algorithm: Algorithm) -> Algorithm:
-        """Let an algorithm that is trained within this one run in the same mode; a backend puts itself here."""
+        """Apply this algorithm's performance mode to an algorithm trained within it; a backend replaces this method."""
         return algorithm
 
     def make_evaluator(self) -> Evaluator:
-        """Return what judges this algorithm."""
+        """Return the evaluator of this algorithm."""
         return self.env.evaluation(self.env)
 
     def export(self, directory: Path) -> None:
-        """Write the trained models into a directory in formats of others, where there are such."""
+        """Write the trained models into a directory in formats of other libraries, if there are such formats."""
 
     @abstractmethod
     def state_dict(self) -> dict:
@@ -161,7 +160,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def load_policy(self, state: dict) -> None:
-        """Restore from the result of `state_dict` what acting needs, on whatever device."""
+        """Restore the part of `state_dict`'s result that acting needs, on any device."""
 
 
 class OfflineAlgorithm(Algorithm):
@@ -257,7 +256,7 @@ class NetworkAlgorithm(Algorithm):
         self.iteration = 0
         self.iterations = max(1, total_steps // self.steps_per_iteration)
         torch.manual_seed(seed)  # initial weights
-        # Another seed than the environment's: actions must not follow from the numbers that the agents were drawn by.
+        # A seed other than the environment's: actions must not depend on the random numbers that drew the agents.
         self.generator = torch.Generator(env.device).manual_seed(2 * distributed.rank_seed(seed) + 1)
         self.network = network(env.obs_dim if observes_price else env.context_dim, env.nvec).to(env.device)
         self.auxiliary: AuxiliaryModel | None = auxiliary(env) if auxiliary else None
@@ -290,7 +289,7 @@ class NetworkAlgorithm(Algorithm):
         }
 
     def load_policy(self, state: dict) -> None:
-        """Restore what acting needs, on whatever device."""
+        """Restore the part that acting needs, on any device."""
         self.network.load_state_dict(state["network"])
         if self.auxiliary:
             self.auxiliary.load_weights(state["auxiliary"])

@@ -1,4 +1,4 @@
-"""A neural contextual bandit over any VectorEnv: it learns what an action earns at once, and nothing of what follows.
+"""A neural contextual bandit over any VectorEnv: it learns the immediate reward of an action and ignores later steps.
 
 An iteration collects decisions and updates; with a dataset, the decisions are read from it instead. In a priced
 environment the bandit learns profit and spend apart, and acts on profit less spend at the agent's price, so that its
@@ -33,7 +33,7 @@ class ReplayBuffer:
         return min(self.written, len(self.reward))
 
     def add(self, context: Tensor, action: Tensor, reward: Tensor) -> None:
-        """Add B decisions, over the oldest where the buffer is full."""
+        """Add B decisions; a full buffer overwrites its oldest ones."""
         rows = (self.written + torch.arange(len(action), device=self.reward.device)) % len(self.reward)
         self.context[rows] = context
         self.action[rows] = action
@@ -71,10 +71,8 @@ class Decisions(NamedTuple):
 class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
     """A contextual bandit: it acts for `num_steps` steps, then its network learns from its memory.
 
-    An explorer (rlcore/exploration.py) chooses the actions.
-
-    `network` is an ActionValues. In an iteration it learns from `updates` minibatches of `batch_size` remembered
-    decisions. Raises ValueError where the parts do not fit.
+    An explorer (rlcore/exploration.py) chooses the actions. `network` is an ActionValues. In an iteration it learns
+    from `updates` minibatches of `batch_size` remembered decisions. Raises ValueError where the parts do not fit.
     """
 
     graph_regions = ("loss",)
@@ -136,7 +134,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         self.order = torch.randperm(len(data), generator=generator).to(self.env.device)
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
-        """Collect or read decisions, and learn from what is remembered; return the metrics."""
+        """Collect or read decisions, and learn from memory; return the metrics."""
         self.anneal(progress)
         if self.dataset is None:
             decisions, metrics = self.collect()
@@ -146,7 +144,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
 
     @torch.no_grad()
     def collect(self) -> tuple[Decisions, dict[str, Tensor]]:
-        """Act for `num_steps` steps with every agent; return the decisions, and what exploration cost."""
+        """Act for `num_steps` steps with every agent; return the decisions, and mean outcomes and regret as metrics."""
         env = self.env
         priced = self.priced_env
         steps: list[dict] = []
@@ -181,7 +179,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
 
     @torch.no_grad()
     def read(self, data: LoggedDataset) -> Decisions:
-        """Read as many logged decisions as an iteration would make, after those of the last iteration."""
+        """Read the next logged decisions, as many as an iteration would make."""
         count = self.env.num_agents * self.num_steps
         position = self.iteration * count + torch.arange(count, device=self.env.device)
         rows = self.order[position % len(data)]
@@ -217,7 +215,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         return self.network.loss(context, action, reward)
 
     def action_cost(self, context: Tensor, price: Tensor) -> Tensor:
-        """Return what actions cost at prices [B], [B, Πn]: known, and so no part of what is learned."""
+        """Return the cost of actions at prices [B], [B, Πn]. The cost is known, so the network does not learn it."""
         probability = self.auxiliary.predict(context) if self.auxiliary else None
         return (price[:, None, None] * self.priced_env.expected_cost(probability)).flatten(1)
 
@@ -240,7 +238,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         }
 
     def load_policy(self, state: dict) -> None:
-        """Restore what acting needs, on whatever device."""
+        """Restore the part that acting needs, on any device."""
         super().load_policy(state)
         self.exploration.load_state_dict(state["exploration"])
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are either complete or absent: they are written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def save(path: Path | str, state: dict) -> None:
 
 
 def load(path: Path | str) -> dict:
-    """Read a checkpoint onto the CPU without running code from it; raise ValueError where it is none."""
+    """Read a checkpoint onto the CPU without running code from it; raise ValueError where the file is no checkpoint."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")

@@ -20,9 +20,8 @@ from rlcore.ppo import PPO, Batch
 class DistilledPPO(PPO):
     """For the first `distill_iterations` the policy is drawn towards softmax(teacher's net values / temperature).
 
-    The student acts and learns values as ever in these iterations; PPO goes on from there. `teacher(env)` returns the
-    teacher, a greedy policy of action values; it is called when training starts. Raises ValueError where the teacher
-    does not fit.
+    In these iterations the student acts and learns values as usual; plain PPO follows. `teacher(env)` returns the
+    teacher, a greedy policy of action values, when training starts. Raises ValueError where the teacher does not fit.
     """
 
     graph_regions = (*PPO.graph_regions, "compute_distillation_gradients")
@@ -49,7 +48,7 @@ class DistilledPPO(PPO):
     def update(
         self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor]:
-        """Learn from the teacher first, then as PPO does."""
+        """Learn from the teacher in the first iterations, and as PPO does in the others."""
         if self.iteration < self.distill_iterations:
             compute_gradients = self.compute_distillation_gradients
         return super().update(batch, compute_gradients)

@@ -34,7 +34,7 @@ class MaskedMultiDiscrete:
 
     def __init__(self, logits: Tensor, action_mask: Tensor, nvec: tuple[int, ...]):
         self.nvec = nvec
-        # a sum costs nothing in the backward pass
+        # a sum takes no time in the backward pass
         additive_mask = torch.where(action_mask.flatten(1), 0.0, -torch.inf)
         self.logits = logits + additive_mask.to(logits.dtype)
         self.log_probs = torch.log_softmax(self.logits, -1)
@@ -113,7 +113,7 @@ def draw_long_rows(probs: Tensor, u: Tensor, invert: Callable[[Tensor, Tensor], 
     block_probs = blocks.sum(-1)
     block = invert(block_probs, u)[:, None]
     block_prob = block_probs.gather(1, block)[:, 0]
-    # The entry of the block, by what of u lies in the block.
+    # The entry of the block, by the part of u that belongs to the block.
     probs_before = block_probs.cumsum(-1) - block_probs
     prob_before = probs_before.gather(1, block)[:, 0]
     excess = u * block_probs.sum(-1) - prob_before

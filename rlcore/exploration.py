@@ -36,7 +36,7 @@ def floored(probs: Tensor, action_mask: Tensor, epsilon: float) -> Tensor:
 def inverse_gap(score: Tensor, action_mask: Tensor, gamma: float) -> Tensor:
     """Weight actions by their inverse gap to the best, as SquareCB does (Foster & Rakhlin 2020).
 
-    Each of K valid actions has probability 1 / (K + γ·gap); the best action has what is left.
+    Each of K valid actions has probability 1 / (K + γ·gap); the best action has the remaining probability.
     """
     valid_score = score.masked_fill(~action_mask, -torch.inf)
     gap = valid_score.amax(-1, keepdim=True) - valid_score
@@ -84,7 +84,7 @@ class Explorer(nn.Module):
         raise NotImplementedError
 
     def update_design(self, network: ActionValues, context: Tensor, action: Tensor) -> None:
-        """Count decisions that were made, contexts [B, D] and flat actions [B], into the design matrix."""
+        """Add decisions, contexts [B, D] and flat actions [B], to the design matrix."""
 
     def refit_posterior(
         self, network: ActionValues, iteration: int, context: Tensor, action: Tensor, reward: Tensor

@@ -21,13 +21,13 @@ Metrics = dict[str, Tensor | float]
 
 
 class Logger(Protocol):
-    """What training writes to. Metrics may be tensors on the device: they cross to the host together, once a call."""
+    """The place that training writes to. Metrics may be tensors on the device: a call moves all to the host at once."""
 
     def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
         """Log an iteration of `steps` steps, begun at time.perf_counter() = `started`; `step` counts all so far."""
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
-        """Log an evaluation in the course of training."""
+        """Log an evaluation during training."""
 
     def log_text(self, name: str, markdown: str) -> None:
         """Log a text."""
@@ -36,7 +36,7 @@ class Logger(Protocol):
         """Log a matplotlib figure as an image."""
 
     def child(self, name: str, iterations: int) -> ContextManager[Logger]:
-        """Return a logger for a training within the training, whose metrics stand below `name`."""
+        """Return a logger for a training within the training; its metrics have the prefix `name`."""
 
 
 def to_floats(metrics: Metrics) -> dict[str, float]:
@@ -107,7 +107,7 @@ class TensorBoardLogger:
 
     @contextmanager
     def child(self, name: str, iterations: int) -> Iterator[ChildLogger]:
-        """Return a logger with a progress line of its own, whose scalars stand below `name`."""
+        """Return a logger with a progress line of its own; its scalars have the prefix `name`."""
         task = self.progress.add_task(name, total=iterations, sps="–", score="")
         try:
             yield ChildLogger(self, name, task)
@@ -123,7 +123,7 @@ class TensorBoardLogger:
         return values
 
     def log_hparams(self, parameters: dict, results: dict[str, float]) -> None:
-        """Log the configuration of the run beside its results, for TensorBoard's comparison of runs."""
+        """Log the run's configuration and results for TensorBoard's comparison of runs."""
         plain = {}
         for name, x in parameters.items():
             plain[name] = x if isinstance(x, (bool, int, float, str)) else str(x)
@@ -155,7 +155,7 @@ class TensorBoardLogger:
 
 
 class NullLogger:
-    """Keeps nothing: for training within training, and for all of torchrun's processes but the first."""
+    """Logs nothing: for training within training, and for all of torchrun's processes but the first."""
 
     def __enter__(self) -> NullLogger:
         return self
@@ -164,25 +164,25 @@ class NullLogger:
         """Do nothing."""
 
     def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
-        """Keep nothing of an iteration."""
+        """Ignore an iteration."""
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
-        """Keep nothing of an evaluation."""
+        """Ignore an evaluation."""
 
     def log_text(self, name: str, markdown: str) -> None:
-        """Keep nothing of a text."""
+        """Ignore a text."""
 
     def log_figure(self, name: str, figure: Figure) -> None:
-        """Keep nothing of a figure."""
+        """Ignore a figure."""
 
     @contextmanager
     def child(self, name: str, iterations: int) -> Iterator[NullLogger]:
-        """Return a logger that keeps nothing either."""
+        """Return a logger that logs nothing either."""
         yield self
 
 
 class ChildLogger(NullLogger):
-    """Logs a training within a training into the files of the outer logger, below a name of its own."""
+    """Logs a training within a training into the files of the outer logger, under a prefix of its own."""
 
     def __init__(self, parent: TensorBoardLogger, name: str, task: TaskID):
         self.parent = parent
@@ -190,7 +190,7 @@ class ChildLogger(NullLogger):
         self.task = task
 
     def _named(self, metrics: Metrics) -> Metrics:
-        """Put metrics below this logger's name."""
+        """Put this logger's prefix before the names of metrics."""
         named = {}
         for key, x in metrics.items():
             flat = key.replace("/", "_")

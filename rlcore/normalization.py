@@ -43,9 +43,9 @@ class RunningNormalizer(nn.Module):
 class RewardNormalizer(nn.Module):
     """Divide rewards by the running standard deviation of the discounted return.
 
-    The mean of rewards stays, or with `center` their running mean is subtracted first (Naik et al. 2024, "Reward
-    Centering"). Where all episodes have one length, that mean is the same for every policy, and without it a value
-    function learns what actions change instead of how much of the episode is left.
+    With `center` the running mean of rewards is subtracted first (Naik et al. 2024, "Reward Centering"); without it,
+    rewards keep their mean. Where all episodes have one length, the subtraction changes the return of every policy
+    alike, and the value function learns what actions change instead of how much of the episode is left.
     """
 
     def __init__(self, num_agents: int, gamma: float, center: bool):
@@ -76,9 +76,9 @@ class RewardNormalizer(nn.Module):
 
 
 class Standardizer(nn.Module):
-    """(x − mean) / std of x [..., D] by the moments of the data that it was fitted to; before, the identity.
+    """(x − mean) / std of x [..., D], with the moments of the data that it was fitted to; the identity before `fit`.
 
-    min_std: the least standard deviation that is divided by.
+    `min_std` is the smallest standard deviation that x is divided by.
     """
 
     def __init__(self, size: int, min_std: float):

@@ -1,4 +1,4 @@
-"""Parts that the plots and tables of all reports share."""
+"""Functions that the plots and tables of all reports share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def levels(axes: Axes, values: dict[str, float]) -> None:
 
 
 def markdown(columns: tuple | list, lines: list[list[str]], names: int = 2) -> str:
-    """Lay out a table whose first columns are `names`, the rest numbers."""
+    """Lay out a table as Markdown; its first columns are `names`, the others numbers."""
     alignment = ["---"] * names + ["---:"] * (len(columns) - names)
     rows = [columns, alignment, *lines]
     cells = [" | ".join(row) for row in rows]

@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 class PPO(NetworkAlgorithm):
     """PPO over any VectorEnv, with an actor-critic `network` (rlcore/networks.py).
 
-    The optional `auxiliary` model learns what `Step.info` says of the same rollouts. Raises ValueError for settings
+    The optional `auxiliary` model learns from `Step.info` of the same rollouts. Raises ValueError for settings
     that do not fit. Under torchrun every process acts for its own agents; gradients are averaged so that an update
     equals that of one process on the concatenated minibatches.
     """
@@ -153,16 +153,15 @@ class PPO(NetworkAlgorithm):
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout) -> Batch:
         """Estimate the advantage and the value target of every step; first update the statistics of rewards."""
-        # 1. Divide rewards by the running standard deviation of the discounted return (and subtract their mean, if
-        # centred).
+        # 1. Divide rewards by the running standard deviation of the discounted return (with `center_reward`, subtract
+        #    their mean first).
         reward = rollout.reward
         if self.reward_normalizer:
             self.reward_normalizer.update(reward, rollout.done)
             reward = self.reward_normalizer(reward)
         # 2. Values of each observation and of the next one. At an episode's end the next value is that of the reset
-        #    observation, which is wrong: after a termination GAE ignores it, after a truncation V(final_obs) replaces
-        # it.
-        #    `final_obs` is None where the environment never truncates.
+        #    observation, which is wrong: after a termination GAE ignores it, and after a truncation V(final_obs)
+        #    replaces it. `final_obs` is None where the environment never truncates.
         values = self.network.value(torch.cat((rollout.obs, rollout.last_obs[None])))
         value = values[:-1]
         next_value = values[1:]
@@ -222,9 +221,8 @@ class PPO(NetworkAlgorithm):
         advantage = batch.advantage
         if self.norm_adv == "minibatch":
             advantage = whiten(advantage, batch.has_choice, distributed.all_reduce_sum)
-        # Policy terms are means over the steps with a choice. Processes differ in how many they have: each weights its
-        # means
-        # by its share of them, so that averaged gradients are those of one mean over all.
+        # Policy terms are means over the steps with a choice. The number of these steps differs between processes: each
+        # process weights its means by its share of the steps, so that averaged gradients are those of one joint mean.
         weight = distributed.mean_weight(batch.has_choice)
         loss, metrics = losses.ppo(
             pi.log_prob(batch.action),

@@ -1,4 +1,4 @@
-"""A comparison of policies as a table, as numbers and as plots, for environments that judge by returns."""
+"""A comparison of policies as a table, as numbers and as plots."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rlcore.plots import labelled, levels, markdown
 
 @dataclass(frozen=True)
 class Report:
-    """Rows of results by policy, from worst to best, and what each column of the table shows of a row."""
+    """Rows of results by policy, from worst to best, and the columns of their table."""
 
     title: str
     caption: str
     rows: dict[str, dict]  #: {policy: {key: result}}
     columns: dict[str, Callable[[dict], str]]  #: {header: text of a row}
     last: list[str] | None  #: a line below the rows
-    extra: dict  #: what else metrics.json holds
+    extra: dict  #: further entries of metrics.json
     plots: dict[str, Figure]
     judged: str  #: the key of a row by which runs are compared
-    what: str = "policy"  #: what rows are of
+    what: str = "policy"  #: header of the rows' names
 
     def to_metrics(self) -> dict:
         """Lay everything out for metrics.json."""
@@ -44,7 +44,7 @@ class Report:
         return lines
 
     def parts(self) -> dict[str, Report]:
-        """Name what is shown and logged as tables."""
+        """Name the tables that are shown and logged."""
         return {"table": self}
 
     def to_table(self) -> Table:

@@ -1,4 +1,4 @@
-"""Rollouts: a policy acts for T steps in N environments, and what happened is kept in columns by name."""
+"""Rollouts: a policy acts for T steps in N environments, and the results are kept in named columns."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def collect_rollout(env: Any, policy: Policy, uniforms: Tensor) -> Rollout:
 
 @torch.no_grad()
 def continue_rollout(env: Any, policy: Policy, obs: Tensor, action_mask: Tensor, uniforms: Tensor) -> Rollout:
-    """Act for T steps from the observation [N, D] and the mask [N, *nvec] that the environment has returned last."""
+    """Act for T steps from the environment's last observation [N, D] and action mask [N, *nvec]."""
     steps: list[dict] = []
     infos: list[dict] = []
     for u in uniforms:

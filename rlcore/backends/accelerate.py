@@ -49,7 +49,7 @@ def apply_mode_to_ppo(algorithm: PPO, mode: str) -> None:
     """Compile or record PPO's rollout, advantages and gradient step, and the step of its auxiliary model."""
     algorithm.gae = triton_gae.gae
     functional = algorithm.env.as_functional()
-    if functional:  # fewer calls a step than through the environment's own
+    if functional:  # the pure functions take fewer calls a step than `env.step`
         algorithm.collect_rollout = FunctionalRollout(partial(scan_rollout, functional, algorithm.network, loop_scan))
     if mode == "compile":
         compile_ppo(algorithm)
@@ -95,7 +95,7 @@ def record_ppo(algorithm: PPO) -> None:
 def record_gradient_steps(algorithm: PPO) -> None:
     """Record each loss's gradients together with the optimiser's step on them.
 
-    The step reads gradients where they lay at the recording, so that they must be cleared and computed in the same
+    The recorded step reads gradients at fixed addresses, so that gradients must be cleared and computed in the same
     recording.
     """
     optimizer = algorithm.optimizer
@@ -117,7 +117,7 @@ def record_gradient_steps(algorithm: PPO) -> None:
 
 
 def part_of_the_recording(set_to_none: bool = True) -> None:
-    """Stand in for the optimiser's methods that a recorded function calls itself."""
+    """Replace the optimiser's methods, which the recorded function calls itself."""
 
 
 class RecordedRollout:

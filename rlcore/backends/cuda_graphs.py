@@ -17,12 +17,12 @@ WARM_UP_CALLS = 3  # calls before one is recorded
 class CUDAGraphCallable:
     """A function of fixed shapes that is replayed as one CUDA graph, so that its kernels start without the host.
 
-    The first calls run as they are, so that what is made lazily, such as an optimiser's state, exists. Then the
-    function is recorded, once for each set of shapes, types and arguments that are no tensors. Arguments are copied
-    into static buffers, which the recorded kernels read. Results are views of static buffers too: the next call
-    overwrites them, so clone what you keep. All other tensors that the function reads must stay in place. The function
-    must not ask the host a question or draw random numbers; Python attributes that it sets are set only until it is
-    recorded. After PyTorch's notes on CUDA graphs, "whole-network capture".
+    The first calls run as they are, so that lazily made state, such as an optimiser's, exists. Then the function is
+    recorded, once for each set of shapes, types and arguments that are no tensors. Arguments are copied into static
+    buffers, which the recorded kernels read. Results are views of static buffers too: the next call overwrites them, so
+    clone what you keep. All other tensors that the function reads must stay in place. The function must not wait for
+    the device or draw random numbers. Python attributes that the function sets are set only until it is recorded. After
+    PyTorch's notes on CUDA graphs, "whole-network capture".
     """
 
     def __init__(self, function: Callable):
@@ -57,20 +57,20 @@ class CUDAGraphCallable:
 
 
 def record(function: Callable, device: torch.device) -> Callable:
-    """Return the function to be recorded where the device is a GPU, else as it is."""
+    """Return a form of the function that is recorded on a GPU; on other devices return the function itself."""
     return CUDAGraphCallable(function) if device.type == "cuda" else function
 
 
 @cache
 def side_stream(device: int) -> torch.cuda.Stream:
-    """Return the stream of all warm-up calls: memory that one call leaves behind serves the next."""
+    """Return the one stream of all warm-up calls, so that a call can reuse the memory of the last one."""
     return torch.cuda.Stream(device)
 
 
 def run_on_side_stream(function: Callable[[], Any]) -> Any:
-    """Run a function on the stream of warm-up calls, as CUDA graphs ask for.
+    """Run a function on the stream of warm-up calls, which CUDA graphs need.
 
-    Each stream waits for the other, so that neither gets memory back that the other still works on.
+    Each stream waits for the other, so that neither reuses memory that the other still works on.
     """
     stream = side_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
@@ -83,13 +83,13 @@ def run_on_side_stream(function: Callable[[], Any]) -> Any:
 def graph_memory() -> dict:
     """Return a memory pool and a stream for recordings that may overwrite each other's results.
 
-    The stream is no one else's: a graph that is deleted takes cuBLAS's workspace of its stream with it.
+    No other code uses the stream, because a deleted graph frees cuBLAS's workspace of its stream.
     """
     return {"pool": torch.cuda.graph_pool_handle(), "stream": torch.cuda.Stream()}
 
 
 def record_graph(function: Callable[[], Any], memory: dict) -> tuple[Callable[[], None], Any]:
-    """Record a function's kernels without running them; return what replays them, and the function's result."""
+    """Record a function's kernels without running them; return a function that replays them, and the result."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, **memory):
         out = function()
@@ -97,9 +97,9 @@ def record_graph(function: Callable[[], Any], memory: dict) -> tuple[Callable[[]
 
 
 class PinnedReset:
-    """`env.reset`, after which the tensors of `env.graph_state` lie where those of the first reset lay.
+    """`env.reset`, with the tensors of `env.graph_state` always at the addresses of the first reset.
 
-    A recorded rollout reads them there; the environment itself makes new tensors for every episode.
+    A recorded rollout reads these addresses; the environment itself makes new tensors for every episode.
     """
 
     def __init__(self, env: Any):

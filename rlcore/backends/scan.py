@@ -20,9 +20,6 @@ def scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
 
     The function is for a compiler, which keeps it a loop: the body is compiled once, however many rows there are. Bools
     come out as float32, because a compiler does not vectorise copies of bool.
-
-    It is for a compiler, which keeps it a loop: the body is compiled once, however many rows there are. Bools come out
-    as float32, because a compiler does not vectorise copies of bool.
     """
 
     def own_memory(x: Tensor) -> Tensor:  # results may not share memory with arguments
@@ -36,7 +33,7 @@ def scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
 
 
 def loop_scan(body: Callable, carry: Tensor, rows: Any) -> tuple[Tensor, Any]:
-    """The same as a loop in Python."""
+    """Do the same as `scan` by a loop in Python."""
     leaves, form = pytree.tree_flatten(rows)
     outs = []
     for row in zip(*leaves):

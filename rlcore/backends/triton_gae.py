@@ -1,4 +1,4 @@
-"""What takes a GPU many kernels in PyTorch, as one in Triton, with the plain function where there is none."""
+"""GAE by one Triton kernel in place of many PyTorch kernels; without Triton or a GPU, by the plain function."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gae(
 def one_kernel(
     reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
 ) -> Tensor:
-    """The same without asking what there is."""
+    """Compute the same by the Triton kernel, without a fallback."""
     out, (steps, agents) = torch.empty(reward.shape, device=reward.device), reward.shape
     floats = (x.float().contiguous() for x in (reward, value, next_value))
     ends = (x.to(torch.uint8).contiguous() for x in (terminated, done))

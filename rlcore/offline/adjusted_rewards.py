@@ -1,4 +1,4 @@
-"""What a value is learned from on a dataset: logged rewards, or rewards adjusted to lower their variance."""
+"""The rewards that values are learned from: logged rewards, or rewards adjusted to lower their variance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AdjustedRewards(NamedTuple):
 
     reward: Tensor
     discount: Tensor
-    weight: Tensor  #: of the decision in the loss; 0 leaves it out
+    weight: Tensor  #: weight of the decision in the loss; 0 leaves it out
 
 
 def unadjusted(

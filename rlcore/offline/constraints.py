@@ -16,8 +16,8 @@ from rlcore.ope.estimators import select_actions
 def supported(logits: Tensor, action_mask: Tensor, threshold: float) -> Tensor:
     """Return the valid actions whose probability exceeds `threshold` times the largest one, bool [B, Πn].
 
-    The most probable action is always among them. logits, action_mask: of the logging policy, [B, Πn]
-    (BCQ for discrete actions; Fujimoto et al. 2019b).
+    The most probable action is always among them. The logits [B, Πn] are those of the logging policy (BCQ for discrete
+    actions; Fujimoto et al. 2019b).
     """
     logits = torch.where(action_mask, logits, -torch.inf)
     gap = logits - logits.amax(-1, keepdim=True)
@@ -30,8 +30,8 @@ def double_target(
 ) -> Tensor:
     """Return r + γ·(target − cost)(s', a*), [B], where a* is the allowed action that maximises online − cost.
 
-    It is the target of double Q-learning (van Hasselt et al. 2016). online, target and cost are tables [B, Πn] of the
-    next state; the discounts γ [B] are 0 where an episode has ended.
+    This is the target of double Q-learning (van Hasselt et al. 2016). `online`, `target` and `cost` are tables [B, Πn]
+    of the next state. The discounts γ [B] are 0 where an episode has ended.
     """
     net_online = online - cost
     net_target = target - cost
@@ -77,11 +77,11 @@ class Batch(NamedTuple):
     obs: Tensor  #: with a price drawn anew, [B, D]
     action_mask: Tensor  #: bool [B, Πn]
     action: Tensor  #: flat action [B]
-    cost: Tensor  #: what actions cost at that price, [B, Πn]
-    target: Tensor  #: of the value of the action taken, [B]
-    weight: Tensor  #: of the decision in the loss, [B]
+    cost: Tensor  #: cost of all actions at the price in `obs`, [B, Πn]
+    target: Tensor  #: target of the value of the action taken, [B]
+    weight: Tensor  #: weight of the decision in the loss, [B]
     logged_obs: Tensor  #: the observation that the decision was made on, [B, D]
-    logged_cost: Tensor  #: what actions cost at the price of the decision, [B, Πn]
+    logged_cost: Tensor  #: cost of all actions at the logged price, [B, Πn]
 
 
 class CQLPenalty(nn.Module):
@@ -110,9 +110,8 @@ class CQLPenalty(nn.Module):
 class BCQConstraint(nn.Module):
     """Batch-constrained Q-learning: only actions that the logging policy is likely to take.
 
-    These are the actions whose probability exceeds `threshold` times that of the most probable action.
-
-    A network of its own learns the logging policy, by behaviour cloning with a `penalty` on its logits.
+    These are the actions whose probability exceeds `threshold` times that of the most probable action. A separate
+    network learns the logging policy, by behaviour cloning with a `penalty` on its logits.
     """
 
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, network: Callable, threshold: float, penalty: float):
@@ -131,6 +130,6 @@ class BCQConstraint(nn.Module):
         return supported(logits, action_mask, self.threshold)
 
     def loss(self, batch: Batch, network: Callable) -> Tensor:
-        """Return the loss of the model of the logging policy, on the observations that it acted on."""
+        """Return the loss of the model of the logging policy, on the logged observations."""
         logits = self.network(batch.logged_obs)
         return behaviour_cloning(logits, batch.action_mask, batch.action, self.penalty)

@@ -1,4 +1,4 @@
-"""Matrices whose repeated rows are held once, so that a log of millions of decisions fits into memory."""
+"""Matrices whose repeated rows are stored once, so that a log of millions of decisions fits into memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def unique_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the unique rows [U, D] of x [N, D], and the index of each row among them, int32 [N].
 
-    A row may be held twice: only memory is lost.
+    A row may be stored twice, which costs memory and changes nothing else.
     """
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(x.shape[1], generator=generator, dtype=torch.float64)
@@ -24,7 +24,7 @@ def unique_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DeduplicatedMatrix:
-    """A matrix [N, D] as blocks of columns: of each block its unique rows [U, d] and the index of each row, int32 [N].
+    """A matrix [N, D] as blocks of columns: each block has its unique rows [U, d] and the index of each row, int32 [N].
 
     Indexing by rows, or rows and a slice of columns, gives a plain tensor, equal to that of the dense matrix.
     """
@@ -40,7 +40,7 @@ class DeduplicatedMatrix:
 
     @classmethod
     def cat(cls, matrices: list[DeduplicatedMatrix]) -> DeduplicatedMatrix:
-        """Concatenate matrices of the same blocks; a row that two of them hold is held twice."""
+        """Concatenate matrices of the same blocks; a row that two of them have is stored twice."""
         blocks = []
         for k in range(len(matrices[0].blocks)):
             uniques = []
@@ -84,7 +84,7 @@ class DeduplicatedMatrix:
         for unique, index in self.blocks:
             start = end
             end = start + unique.shape[1]
-            if start >= last or end <= first:  # none of the columns asked for
+            if start >= last or end <= first:  # the block has none of the requested columns
                 continue
             first_here = max(first - start, 0)
             last_here = last - start

@@ -14,7 +14,7 @@ from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 
 
 def arrow():
-    """Import pyarrow, which files need; raise ValueError where it isn't there."""
+    """Import pyarrow, which files need; raise ValueError where pyarrow is not installed."""
     try:
         import pyarrow
         import pyarrow.compute
@@ -84,9 +84,10 @@ def to_columns(dataset: LoggedDataset) -> dict:
 
 
 class ChunkReader:
-    """Columns of a chunk of a file as tensors of its n rows. A column that is not there has a default.
+    """Columns of a chunk of a file as tensors of its n rows. A missing column has a default.
 
-    path: of the file, for messages. batch: the chunk, a pyarrow.RecordBatch. first: how many rows came before.
+    `path` is the file's path, for messages. `batch` is the chunk, a pyarrow.RecordBatch. `first` is the number of rows
+    before the chunk.
     """
 
     def __init__(self, path: Path, batch, first: int):
@@ -100,7 +101,7 @@ class ChunkReader:
     def column(self, name: str, kind, dtype: torch.dtype, default: float | None = None) -> Tensor:
         """A column [n] of a pyarrow type `kind`, as `dtype`.
 
-        Raises ValueError where a cell is not of its kind, or empty (a propensity may be: NaN).
+        Raises ValueError where a cell is not of this kind, or empty (an empty propensity becomes NaN).
         """
         if name not in self.present:
             return torch.full((self.size,), default, dtype=dtype)

@@ -3,8 +3,9 @@
 Columns, of an action of K heads: decision, unit (number or text), episode, step, policy, price; action_0 … action_K-1;
 propensity of the action taken; reward, outcomes, cost, terminal_value; terminated, truncated; feature_0 … (the static
 part of an observation), state_0 … (the rest), next_state_0 …; valid_I_J … and next_valid_I_J … (the masks, one column a
-combination of the heads); prob_I_J … (probabilities of all combinations). ColumnNames has what a file calls the fields
-of its own. Columns in `DEFAULTS`, outcomes, decision, policy, prob_* and all of next_* may be left out.
+combination of the heads); prob_I_J … (probabilities of all combinations). ColumnNames has the names of fields that a
+kind of file calls otherwise. Columns in `DEFAULTS`, outcomes, decision, policy, prob_* and all of next_* may be left
+out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rlcore.distributions import flatten
 from rlcore.offline.file_columns import ChunkReader, arrow, combinations, numbered, to_columns
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check, named_rows
 
-NAMED_COLUMNS = 8  # of a file, in a message
+NAMED_COLUMNS = 8  # columns of a file that a message names
 CSV_BLOCK = 1 << 24  # bytes read at once
 DEFAULTS = {
     "episode": 0,
@@ -74,13 +75,13 @@ def csv_writer(path: Path, schema):
 
 
 def parquet_writer(path: Path, schema):
-    """Open a Parquet file of a pyarrow.Schema; columns of few values are kept as dictionaries."""
+    """Open a Parquet file of a pyarrow.Schema; columns of few values are stored as dictionaries."""
     repetitive = [name for name in schema.names if "state_" in name or name == "policy"]
     return arrow().parquet.ParquetWriter(str(path), schema, compression="zstd", use_dictionary=repetitive)
 
 
 class Reader:
-    """A dataset on disk, read in chunks of `rows` decisions, its fields called by `columns` in the file.
+    """A dataset on disk, read in chunks of `rows` decisions; `columns` has the fields' names in the file.
 
     Raises ValueError, with file, rows and column, where the file holds no such dataset.
     """
@@ -120,7 +121,7 @@ class Reader:
         return [name.strip().strip('"') for name in line.split(",")]
 
     def _check_columns(self) -> None:
-        """Raise ValueError where a column that every log needs is not there."""
+        """Raise ValueError where a column that every log needs is missing."""
         columns = self.columns
         needed = [columns.unit, *self.actions, columns.reward, *self.valid]
         if self.has_next:
@@ -178,7 +179,7 @@ class Reader:
             raise ValueError(f"{self.path}: expected decisions, got no row")
 
     def _batches(self) -> Iterable:
-        """Read the file in batches; the cells of a CSV file stay texts, so that a bad one can be named."""
+        """Read the file in batches; the cells of a CSV file stay texts, so that a message can quote a bad one."""
         if not self.is_csv:
             return self.pa.parquet.ParquetFile(self.path).iter_batches(self.rows)
         csv = self.pa.csv
@@ -248,6 +249,6 @@ class Reader:
 def read(
     path: Path | str, columns: ColumnNames, transform: Callable[[LoggedDataset], LoggedDataset] = lambda chunk: chunk
 ) -> LoggedDataset:
-    """Read a whole dataset, keeping of each chunk what `transform` returns."""
+    """Read a whole dataset, chunk by chunk; `transform` is applied to each chunk."""
     chunks = [transform(chunk) for chunk in Reader(path, columns)]
     return LoggedDataset.cat(chunks)

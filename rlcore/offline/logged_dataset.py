@@ -14,12 +14,12 @@ from torch import Tensor
 from rlcore.offline.deduplicated import DeduplicatedMatrix
 
 NAMED_ROWS = 5  # rows that a message names
-ROUNDING = 1e-4  # by which logged probabilities may be off
+ROUNDING = 1e-4  # error that logged probabilities may have
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnNames:
-    """What files, tables and messages call the fields of a dataset, and the names of its further outcomes."""
+    """The names of a dataset's fields in files, tables and messages, and of its further outcomes."""
 
     unit: str = "unit"
     episode: str = "episode"
@@ -34,9 +34,9 @@ class ColumnNames:
 class LoggedDataset:
     """N decisions of a logging policy.
 
-    A unit is what was drawn independently, such as a person; its decisions are correlated. An episode is a unit's
-    decisions that follow each other, one a step. Actions are flat indices into all combinations of the action's heads.
-    Observations and masks can be held as DeduplicatedMatrix.
+    A unit, such as a person, is drawn independently; its decisions are correlated. An episode is a sequence of a unit's
+    decisions, one a step. Actions are flat indices into all combinations of the action's heads. Observations and masks
+    can be of the type DeduplicatedMatrix.
     """
 
     nvec: tuple[int, ...]  #: sizes of the action's heads
@@ -55,9 +55,9 @@ class LoggedDataset:
     probs: Tensor | None = None  #: [N, Πnvec], probabilities of all actions
     price: Tensor  #: [N], Lagrangian price of the cost at the time of the decision
     reward: Tensor  #: [N], before the price of the cost
-    cost: Tensor  #: [N], what the action used of the priced resource
+    cost: Tensor  #: [N], amount of the priced resource that the action used
     terminal_value: Tensor  #: [N], value of the state after an episode's last decision, else 0
-    outcomes: dict[str, Tensor] = field(default_factory=dict)  #: [N] each, what else came of the decision
+    outcomes: dict[str, Tensor] = field(default_factory=dict)  #: [N] each, further outcomes of the decision
     next_obs: Tensor | DeduplicatedMatrix | None = None  #: [N, D]
     next_action_mask: Tensor | DeduplicatedMatrix | None = None  #: bool [N, Πnvec]
     terminated: Tensor  #: bool [N]
@@ -86,7 +86,7 @@ class LoggedDataset:
         return self.map(lambda x: x.to(device))
 
     def deduplicate(self, context_dim: int) -> LoggedDataset:
-        """Hold repeated rows once: of static columns, of the other columns before `context_dim`, and of masks."""
+        """Store repeated rows once: of static columns, of the other columns before `context_dim`, and of masks."""
         obs_splits = (self.static_dim, context_dim)
         obs = DeduplicatedMatrix.from_dense(self.obs, obs_splits)
         action_mask = DeduplicatedMatrix.from_dense(self.action_mask, ())
@@ -190,7 +190,7 @@ def named_rows(wrong: Tensor, first: int) -> str:
 
 
 def check(dataset: LoggedDataset, where: str, first: int) -> None:
-    """Raise ValueError, with the rows, where decisions can't be used; a missing propensity can."""
+    """Raise ValueError, with the rows, where decisions can't be used; a propensity may be missing."""
 
     def refuse(wrong: Tensor, column: str, expected: str, got: Tensor | None = None) -> None:
         if wrong.any():

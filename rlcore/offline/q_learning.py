@@ -1,10 +1,7 @@
 """Offline reinforcement learning: double Q-learning on a dataset of logged decisions, constrained by BCQ or CQL.
 
-In a priced environment the network's table has what actions are worth before the price of their own spend. Prices are
+In a priced environment the network's table has action values before the price of the actions' own spend. Prices are
 drawn anew whenever a decision is used in an update, so that one dataset serves every budget.
-
-In a priced environment the network's table has what actions are worth before the price of their own spend. Prices are
-drawn anew for every decision that is learned from, so that one dataset serves every budget.
 """
 
 from __future__ import annotations
@@ -25,16 +22,17 @@ from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.estimators import select_actions
 from rlcore.ope.outcome_models import CHUNK
 
-MASKED_VALUE = -1e9  # of an action that the dataset has too little of; finite, so that two of them can be compared
+MASKED_VALUE = -1e9  # of an action that the dataset has too rarely; finite, so that two such values can be compared
 
 
 class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     """Double Q-learning (van Hasselt et al. 2016) on a dataset of logged decisions.
 
-    `behaviour_constraint` keeps it to actions that the dataset has (null: nothing does). An iteration is `updates`
-    minibatches of `batch_size` decisions, the training `total_steps` decisions. The target network moves by a share
-    `tau` every `target_every` updates. `variance_reduction` takes out of the rewards what decisions did not cause.
-    `relabel` draws new prices for every decision that is learned from. Raises ValueError where the parts do not fit.
+    `behaviour_constraint` keeps the policy near the dataset's actions (null: no constraint). An iteration takes
+    `updates` minibatches of `batch_size` decisions, and the training takes `total_steps` decisions. The target network
+    moves by a share `tau` every `target_every` updates. `variance_reduction` removes from rewards the part that
+    decisions did not cause. `relabel` draws new prices for every decision of a minibatch. Raises ValueError where the
+    parts do not fit.
     """
 
     graph_regions = ("loss",)
@@ -148,7 +146,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         return values.masked_fill(~allowed, MASKED_VALUE)
 
     def action_cost(self, obs: Tensor, price: Tensor) -> Tensor:
-        """Return what actions cost at prices [B], [B, Πn]."""
+        """Return the cost of all actions at prices [B], [B, Πn]."""
         if not self.priced_env:
             return torch.zeros_like(price)[:, None]
         outcomes = self.auxiliary.predict(obs)
@@ -172,7 +170,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         return means | {"charts/learning_rate": self.lr}
 
     def _sample_rows(self) -> Tensor:
-        """Draw the rows [B] of a minibatch from those that may be learned from, with replacement."""
+        """Draw the rows [B] of a minibatch from the usable decisions, with replacement."""
         usable = len(self.usable_rows)
         index = torch.randint(usable, (self.batch_size,), generator=self.generator, device=self.env.device)
         return self.usable_rows[index]
@@ -201,7 +199,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         action_mask = data.action_mask[rows]
         price = data.price[rows]
         logged_cost = self.action_cost(logged_obs, price)
-        if data.next_obs is None:  # every decision ends its episode: the next state counts nothing
+        if data.next_obs is None:  # every decision ends its episode: the next state has no weight
             next_obs = logged_obs
             next_action_mask = action_mask
         else:
@@ -269,7 +267,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         }
 
     def load_policy(self, state: dict) -> None:
-        """Restore what acting needs, on whatever device."""
+        """Restore the part that acting needs, on any device."""
         super().load_policy(state)
         if self.constraint:
             self.constraint.load_state_dict(state["constraint"])

@@ -23,7 +23,7 @@ def folds(cluster: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def predict_policy(predict: Predict, obs: Tensor, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return a model's v̂ and q̂ of N decisions, [N, K] each.
 
-    v̂ = Σ_a π(a|x)·q̂(x, a) is of the target policy's probabilities [N, A], q̂ of the actions [N] taken; obs is [N, D].
+    v̂ = Σ_a π(a|x)·q̂(x, a) uses the target policy's probabilities [N, A], q̂ the actions [N] taken. obs is [N, D].
     """
     v = []
     q = []
@@ -50,8 +50,8 @@ def cross_fit(
 ) -> tuple[Tensor, Tensor]:
     """Fitted Q evaluation: return v̂ and q̂ of N decisions, [N, K] each, by models of other folds' decisions.
 
-    A model for each step t, from the last backwards, is fitted to r + γ·v̂ of the next state (Voloshin et al. 2019, of
-    a finite horizon). T = 1 is plain regression.
+    From the last step backwards, a model for each step t is fitted to r + γ·v̂ of the next state (Voloshin et al. 2019,
+    for a finite horizon). T = 1 is plain regression.
     """
     horizon = episode_rows.shape[1]
     actions = target.shape[1]
@@ -85,8 +85,8 @@ def rows_by_episode(
 ) -> Tensor:
     """Return the rows of each unit's episodes in the order of steps, int64 [M, T], −1 after an episode's end.
 
-    unit, episode, step: of N decisions, int64 [N]. Raises ValueError, in the words of `names`, where a unit decides
-    twice in a step; row 1 of a file is its header.
+    unit, episode and step are int64 [N], of N decisions. Raises ValueError, with the names of `names`, where a unit
+    decides twice in a step; row 1 of a file is its header.
     """
     pairs = torch.stack((unit, episode), 1)
     _, episode_id = torch.unique(pairs, dim=0, return_inverse=True)

@@ -20,12 +20,12 @@ from rlcore.ope.outcome_models import CHUNK
 NET = "net"  # reward less the cost at the logged price
 LOGGED = "as logged"  # the row of the logging policy's own value
 ROUNDING = 1e-6  # of probabilities that should be 0
-# of the target's probability in a decision: with less on what the log could do, the decision is named
+# a decision is named where a smaller share of the target's probability is on actions that the log could take
 SUPPORTED = 0.5
 
 
 def kinds_of(dataset: LoggedDataset) -> tuple[str, str, str]:
-    """Names of what is estimated: reward, cost, and the net of both at the logged price."""
+    """Names of the estimated quantities: reward, cost, and reward less cost at the logged price."""
     return dataset.names.reward, dataset.names.cost, NET
 
 
@@ -42,10 +42,10 @@ class Evaluation:
 class OffPolicyEvaluator:
     """Estimate the value of target policies on a dataset.
 
-    model: fits a model of outcomes (rlcore/ope/outcome_models.py). folds: of its cross-fitting. gamma: discount of a
-    step. clip, switch, shrinkage: λ of clipped IPS, Switch-DR and DRos. greedy: the target is the mode of a policy.
-    level, replications: of the intervals, and of their bootstrap. min_ess_share: the effective sample size, as a share
-    of the episodes, below which there is a warning.
+    `model` fits a model of outcomes (rlcore/ope/outcome_models.py), cross-fitted in `folds` folds. `gamma` is the
+    discount of a step. `clip`, `switch` and `shrinkage` are λ of clipped IPS, Switch-DR and DRos. With `greedy` the
+    target is the mode of a policy. `level` is that of the intervals, `replications` the number of bootstrap samples.
+    There is a warning where the effective sample size is below a share `min_ess_share` of the episodes.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class OffPolicyEvaluator:
         return greedy(probs, dataset.action_mask) if self.greedy else probs
 
     def __call__(self, dataset: LoggedDataset, target: Tensor) -> Evaluation:
-        """Evaluate a target policy's probabilities [N, A]; raise ValueError where the dataset can say nothing of it."""
+        """Evaluate a target policy's probabilities [N, A]; raise ValueError where the dataset can't value it."""
         check_allowed(dataset, target)
         generator = torch.Generator(dataset.obs.device).manual_seed(self.seed)
         names = dataset.names
@@ -244,7 +244,7 @@ def unsupported_share(dataset: LoggedDataset, target: Tensor) -> float:
 
 
 def support_warnings(dataset: LoggedDataset, target: Tensor) -> list[str]:
-    """Say where the target does what the logging policy never does."""
+    """Warn where the target takes actions that the logging policy never takes."""
     if dataset.probs is None:
         share = unsupported_share(dataset, target)
         return [f"{share:.1%} of what the target does is never done in the log"] if share > 0 else []

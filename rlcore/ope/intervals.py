@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlcore.ope.estimators import Terms
 
-LEVEL = 0.95  # of intervals whose level nobody chooses
+LEVEL = 0.95  # of intervals whose level is no setting
 
 
 # ── means ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from rlcore.networks import mlp
 from rlcore.normalization import Standardizer
 
 CHUNK = 65536  # rows predicted at once
-OUTPUT_GAIN = 0.01  # of the last layer's initial weights: predictions start near the mean
+OUTPUT_GAIN = 0.01  # gain of the last layer's initial weights: predictions start near the mean
 MIN_OBS_STD = 1e-3
 MIN_OUTCOME_STD = 1e-6
 MIN_LOG_OUTCOME = 0.01  # share of the mean: the least outcome whose logarithm is taken
@@ -23,7 +23,7 @@ Predict = Callable[[Tensor], Tensor]  # observations [B, D] → outcomes of all 
 def fit_sgd(parameters: Iterable, loss: Callable[[], Tensor], lr: float, decay: float, steps: int) -> None:
     """Fit parameters, or groups of them, by AdamW on `steps` minibatches, whose losses `loss` returns.
 
-    lr: the first learning rate; it falls linearly to a fiftieth. decay: AdamW's weight decay.
+    The learning rate starts at `lr` and falls linearly to a fiftieth. `decay` is AdamW's weight decay.
     """
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
@@ -145,10 +145,10 @@ class Linear:
     """Ridge regression of all actions' outcomes on observations.
 
     The outcomes of the first action (nothing) are linear in observations. Each other action adds an intercept of its
-    own and slopes: its own (`own`), or one set shared by all the others. ridge: the penalty of `solve`.
+    own and slopes: its own (`own`), or one set shared by all the others. `ridge` is the penalty of `solve`.
 
-    `scaled`: observations count again times a unit's scale, exp of a regression of the first outcome's logarithm:
-    monetary outcomes are proportional to how much a unit spends.
+    With `scaled`, observations enter a second time, multiplied by a unit's scale: exp of a regression of the first
+    outcome's logarithm. Monetary outcomes are proportional to a unit's scale of spend.
     """
 
     def __init__(self, *, ridge: float, own: bool, scaled: bool):
@@ -175,7 +175,7 @@ class Linear:
 
         one_hot = torch.eye(actions, device=obs.device, dtype=torch.float64)
         others = one_hot[:, 1:]
-        group = others if self.own else others.sum(1, keepdim=True)  # [A, G]: whose slopes an action has
+        group = others if self.own else others.sum(1, keepdim=True)  # [A, G]: the group of slopes of an action
         groups = group.shape[1]
         interactions = group[action][:, :, None] * x[:, None]  # [N, G, columns]
         design = torch.cat((x, one_hot[action], interactions.flatten(1)), 1)

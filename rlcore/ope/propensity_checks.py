@@ -1,4 +1,4 @@
-"""Covariate-balance test of logged propensities: are they those that the decisions were made with?"""
+"""Covariate-balance test: are the logged propensities those that drew the decisions?"""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ MIN_STANDARD_ERROR = 1e-12
 
 
 def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor) -> Tensor:
-    """Return z statistics [2, D + 1]: do the inverse propensities of N decisions correlate with what was known of them?
+    """Return z statistics [2, D + 1]: do the inverse propensities of N decisions correlate with known columns?
 
-    known: [N, D], to which a constant joins. nothing: bool [N], a = 0. propensity: of the action taken, [N]. valid:
-    number of valid actions [N], `nothing` among them.
+    `known` [N, D] gets a constant column. `nothing`, bool [N], marks a = 0. `propensity` [N] is that of the action
+    taken. `valid` [N] is the number of valid actions, nothing included.
 
-    With true propensities E[1{a = 0}/p | x] = 1, and E[1{a ≠ 0}/p | x] is the number of other valid actions: both, less
-    that, are uncorrelated with all that was known before (the balance of Imai & Ratkovic 2014). Then each z is standard
-    normal. Decisions that knew more than the log pass this test.
+    With true propensities E[1{a = 0}/p | x] = 1, and E[1{a ≠ 0}/p | x] is the number of other valid actions. Both
+    terms, less these expectations, are uncorrelated with everything known before the decision (the balance of Imai &
+    Ratkovic 2014), and each z is standard normal. Confounded decisions, which used more than the log has, pass this
+    test.
     """
     known = known.double()
     standardized = Standardizer(known.shape[1], MIN_STD).fit(known)(known)
@@ -32,7 +33,7 @@ def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor)
     excess_others = torch.where(nothing, 0.0, inverse) - (valid - 1)
     excess = torch.stack((excess_nothing, excess_others))
 
-    decided = valid > 1  # else there was nothing to decide
+    decided = valid > 1  # else there was no choice
     x = x[decided]
     moment = excess[:, decided, None] * x
     standard_error = moment.std(1) / len(x) ** 0.5

@@ -29,7 +29,7 @@ class OffPolicyReport(Report):
         return {"estimators": self.rows, **self.extra}
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
-        """Return the plots; how the agent was trained is another matter."""
+        """Return the plots of the estimates; the training curve is not among them."""
         return self.plots
 
 
@@ -49,7 +49,7 @@ def evaluate_file(
 
 
 def report(evaluation: Evaluation, dataset: LoggedDataset, path: str, name: str, level: float) -> OffPolicyReport:
-    """Lay an evaluation of the policy `name` out; `level` is of its intervals, `path` of the dataset's file."""
+    """Make the report of an evaluation of the policy `name`, with intervals of `level`, on the dataset of `path`."""
     diagnostics = evaluation.diagnostics
     names = dataset.names
     sequential = diagnostics["steps"] > 1
@@ -95,7 +95,7 @@ def format_half_width(kind: str, digits: int, row: dict) -> str:
 
 
 def caption(evaluation: Evaluation, unit: str, sample: str, net: str, level: float) -> str:
-    """Say what the intervals are, what the weights are worth, and what to beware of."""
+    """Describe the intervals, the effective sample size of the weights, and the warnings."""
     diagnostics = evaluation.diagnostics
     units = diagnostics["units"]
     model = "FQE" if diagnostics["steps"] > 1 else "DM"
@@ -116,7 +116,7 @@ def caption(evaluation: Evaluation, unit: str, sample: str, net: str, level: flo
 
 
 def places(interval: list[float]) -> int:
-    """Digits after the point that an interval's width deserves: three significant ones of the width, 2 of width 0."""
+    """Digits after the point for an interval: three significant digits of its width, 2 digits for width 0."""
     low, high = interval
     width = high - low
     if not width > 0:  # a width that is not a number too

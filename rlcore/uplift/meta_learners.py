@@ -72,7 +72,8 @@ class T:
 class X:
     """X-learner: effects on treated and on untreated units, each imputed by the other's model, averaged by propensity.
 
-    Künzel et al. 2019. model: of outcomes, one an action as in T. effect: of imputed effects and propensities.
+    Künzel et al. 2019. `model` fits outcomes, one model an action as in T. `effect` fits imputed effects and
+    propensities.
     """
 
     def __init__(self, *, model: Callable, effect: Callable):
@@ -105,10 +106,10 @@ class X:
         # 1. Outcomes of each action.
         outcome_models = fit_per_arm(self.model, obs, action, outcome, range(actions), generator)
         predicted = predict_chunked(outcome_models, obs)
-        # 2. Effects on the treated: what came of the action, minus the predicted outcome of the control.
+        # 2. Effects on the treated: the observed outcome of the action, minus the predicted outcome of the control.
         effect_on_treated = outcome - predicted[:, 0]
         treated = fit_per_arm(self.effect, obs, action, effect_on_treated, range(1, actions), generator)
-        # 3. Effects on the untreated: the predicted outcome of the action, minus what came of the control.
+        # 3. Effects on the untreated: the predicted outcome of the action, minus the observed outcome of the control.
         is_control = action == 0
         effect_on_untreated = predicted[is_control, 1:] - outcome[is_control, None]
         untreated = fit_one(self.effect, obs[is_control], effect_on_untreated.flatten(1), generator)
@@ -121,8 +122,8 @@ class X:
 class DR:
     """DR-learner: doubly robust pseudo-effects, cross-fitted and regressed on observations (Kennedy 2020).
 
-    model: of outcomes. effect: of pseudo-effects, and of propensities where none are logged. folds: number of folds of
-    clusters. floor: least propensity.
+    `model` fits outcomes. `effect` fits pseudo-effects, and propensities where none are logged. `folds` is the number
+    of folds of clusters, `floor` the least propensity.
     """
 
     def __init__(self, *, model: Callable, effect: Callable, folds: int, floor: float):

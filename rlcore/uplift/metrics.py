@@ -1,7 +1,7 @@
 """Uplift metrics: how well a score ranks units by the effect of a treatment, from a randomised test; pure functions.
 
 outcome [N], score [N] (a higher score is treated sooner), treated bool [N]. weight [R, N] is how often a unit counts,
-as in a bootstrap; results then have a first dimension R. The treatment must be independent of all that is known of a
+as in a bootstrap; results then have a first dimension R. The treatment must be independent of everything known about a
 unit.
 """
 
@@ -130,7 +130,7 @@ def auuc(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None 
     count = torch.ones_like(agreement)[None] if weight is None else weight
     control_ones = (count * (is_one & ~treated)).sum(-1)
     treated_zeros = (count * (~is_one & treated)).sum(-1)
-    # Treated ones come first, then control zeros, then whichever of control ones and treated zeros there are more of.
+    # First come treated ones, then control zeros, then the more numerous of control ones and treated zeros.
     control_ones_first = uplift_area(outcome, agreement + outcome.double(), treated, weight)
     treated_zeros_first = uplift_area(outcome, agreement + treated.double(), treated, weight)
     perfect_area = torch.where(control_ones > treated_zeros, control_ones_first, treated_zeros_first)
@@ -141,7 +141,7 @@ def auuc(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None 
 def cost_curve(outcome: Tensor, cost: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Curve:
     """Return incremental money spent (x) and incremental outcomes (y) among the best n (Du, Lee & Ghaffarizadeh 2019).
 
-    cost [N] is what was spent on a unit, treated or not. The best score is the effect on the outcome per cost.
+    cost [N] is the money spent on a unit, treated or not. The best score is the effect on the outcome per cost.
     """
     spent = uplift_curve(cost, score, treated, weight).y
     gained = uplift_curve(outcome, score, treated, weight).y

@@ -13,8 +13,6 @@ class Increments(NamedTuple):
     """Changes of N customers to ever dearer actions, in the order in which falling prices reach them, [N, K].
 
     An increment is also called a step. A step with price −inf does not exist. Prices never rise along a row.
-
-    A step with price −inf does not exist. Prices never rise along a row.
     """
 
     price: Tensor  # at or below which the step is bought

@@ -1,1 +1,1 @@
-"""Environments to learn from, and the contracts of envs/base.py that they keep. `crm_rl` exports the names."""
+"""Environments, and the contracts that they keep (envs/base.py). `crm_rl` exports the names."""

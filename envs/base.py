@@ -41,8 +41,8 @@ class VectorEnv(ABC):
     num_agents: int  #: N
     obs_dim: int  #: D
     nvec: tuple[int, ...]  #: sizes of the K heads of an action
-    device: torch.device  #: where all tensors of the environment are
-    evaluation: Callable[[VectorEnv], Evaluator]  #: makes the Evaluator that scores policies of this environment
+    device: torch.device  #: device of all tensors of the environment
+    evaluation: Callable[[VectorEnv], Evaluator]  #: called with the environment, returns its Evaluator
 
     #: steps of an episode where all have one length and `reset` starts new ones; else None
     episode_length: int | None = None
@@ -52,10 +52,9 @@ class VectorEnv(ABC):
 
     #: methods, functions of tensors, that do a step's work: a backend may compile them
     graph_regions: tuple[str, ...] = ()
-    #: attributes that `reset` sets and `step` reads. A backend that records steps as a CUDA
+    #: attributes that `reset` sets and `step` reads. A backend that records steps as a CUDA graph keeps their tensors
+    #: at one address. Empty where a step can't be recorded, because it waits for the device or draws random numbers.
     graph_state: tuple[str, ...] = ()
-    #: graph keeps their tensors at one address. Empty where a step can't be recorded: it waits for the device or draws
-    #: random numbers.
 
     @property
     def context_dim(self) -> int:
@@ -82,13 +81,13 @@ class VectorEnv(ABC):
         return None
 
     def as_priced(self) -> PricedEnv | None:
-        """Return the same environment as one where spend has a price, or None where it has none."""
+        """Return this environment as one where spend has a price, or None where spend has none."""
         return None
 
     def expected_reward(self) -> Tensor | None:
         """Return the expected immediate reward of every action [N, *nvec], or None where it is unknown.
 
-        Regret is measured against it.
+        Regret is measured against this reward.
         """
         return None
 
@@ -99,9 +98,9 @@ class VectorEnv(ABC):
         """
 
     def load_fitted(self, state: dict) -> None:
-        """Restore from a `state_dict` the preprocessing, fitted to data, that defines the observations.
+        """Restore from a `state_dict` the preprocessing fitted to data, which defines the observations.
 
-        It is called before an algorithm is built, because it can change `obs_dim`.
+        This method is called before an algorithm is built, because it can change `obs_dim`.
         """
 
     @abstractmethod
@@ -116,7 +115,7 @@ class VectorEnv(ABC):
 class StepInputs(Protocol):
     """Everything exogenous in T steps, such as random numbers: a NamedTuple of tensors [T, N, ...].
 
-    Of one step the tensors are [N, ...].
+    The tensors of one step are [N, ...].
     """
 
     ends: Tensor  #: steps that end an episode, bool [T, N], whatever the actions are
@@ -140,7 +139,7 @@ class FunctionalEnv(Protocol):
         """Return the next state, the rewards [N] and info of actions [N, K]. Pure."""
 
     def set_state(self, state: Tensor) -> None:
-        """Continue in the state that the sampled steps have led to."""
+        """Continue in `state`, the state after the sampled steps."""
 
 
 class Repriced(NamedTuple):
@@ -155,7 +154,7 @@ class Repriced(NamedTuple):
 class PricedEnv(VectorEnv):
     """An environment whose rewards are profit − price · spend: the price of money makes agents share a budget.
 
-    An agent's price and its trend stand in the last columns of an observation, after the context. `Step.info` has the
+    An agent's price and its trend are the last columns of an observation, after the context. `Step.info` has the
     profit of a step before the price is paid as `profit`, and the money spent as `spend`.
     """
 
@@ -166,11 +165,11 @@ class PricedEnv(VectorEnv):
     @property
     @abstractmethod
     def price(self) -> Tensor:
-        """What a unit of money costs each agent at the current step, in units of reward, [N]."""
+        """Price of a unit of money for each agent at the current step, in units of reward, [N]."""
 
     @abstractmethod
     def expected_cost(self, probability: Tensor | None) -> Tensor:
-        """Return the money that every action is expected to spend, [N, *nvec].
+        """Return the expected spend of every action, money, [N, *nvec].
 
         `probability` [N, *nvec] is that of the outcome which costs money, as an auxiliary model predicts it; None
         stands for the environment's own probability.

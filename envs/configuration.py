@@ -1,4 +1,4 @@
-"""Environments from Python, as conf/ describes them."""
+"""Build environments of conf/ from Python."""
 
 from __future__ import annotations
 

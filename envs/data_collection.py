@@ -1,4 +1,4 @@
-"""Roll a logging policy out in any environment into a dataset of decisions, propensities and outcomes."""
+"""Log the decisions, propensities and outcomes of a logging policy in any environment as a dataset."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rlcore.offline.logged_dataset import LoggedDataset
 
 
 class LoggingPolicy:
-    """How a log's decisions are made."""
+    """A policy that makes the decisions of a log."""
 
     def reset(self, env) -> None:
-        """Prepare for a rollout that the environment has begun."""
+        """Prepare for a rollout, after the environment's reset."""
 
     def probs(self, env, obs: Tensor, action_mask: Tensor) -> Tensor:
         """Probabilities [N, Πn] of actions in observations [N, D] under masks bool [N, Πn]."""
         raise NotImplementedError
 
     def reported(self, probs: Tensor, action_mask: Tensor) -> Tensor | None:
-        """Probabilities that the log reports, None where it reports none."""
+        """Probabilities that the log reports, None where the log reports none."""
         return probs
 
 
@@ -53,7 +53,7 @@ def rollouts(
 ) -> Iterator[LoggedDataset]:
     """Yield at least `decisions`, a chunk a rollout: an episode of new units, or `steps` where there are no episodes.
 
-    A unit's decisions stand together, in order. Of an environment that goes on, each agent counts as a unit.
+    A unit's decisions are consecutive rows, in order. In an environment without episodes each agent counts as a unit.
     """
     n, steps, device = env.num_agents, env.episode_length or steps, env.device
     generator = torch.Generator(device).manual_seed(2 * seed + 1)
@@ -103,7 +103,7 @@ def decide(
     reported = policy.reported(probs, action_mask)
     step = env.step(unflatten(action, env.nvec))
     reward, cost = step.info.get(COLUMNS.reward, step.reward), step.info.get(COLUMNS.cost, zeros)
-    # A priced environment's last reward holds the value of the end beside the step's reward less its cost at the price.
+    # The last reward of a priced environment is the step's reward, less its cost at the price, plus the terminal value.
     end = torch.where(step.terminated, step.reward - (reward - price * cost), 0.0) if priced else zeros
     unreported = torch.full_like(zeros, torch.nan, dtype=torch.float64)
     row = {

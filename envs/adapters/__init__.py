@@ -1,1 +1,1 @@
-"""Other people's interfaces, both ways; each file needs its package: Gymnasium or Stable-Baselines3."""
+"""Adapters from and to Gymnasium and Stable-Baselines3; each file needs its package."""

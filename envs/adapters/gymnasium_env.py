@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise ValueError("Gymnasium is not installed: pip install -e '.[gym]'") from error
 
-MAX_COMBINATIONS = 2**16  # combinations of heads that a joint table is made for
+MAX_COMBINATIONS = 2**16  # most combinations of heads that a joint table may have
 
 
 def make_copies(id: str, kwargs: dict, count: int) -> SyncVectorEnv:
@@ -50,9 +50,9 @@ def head_sizes(id: str, space: spaces.Space) -> tuple[int, ...]:
 class GymnasiumEnv(VectorEnv):
     """Copies of a Gymnasium environment, stepped on the host and reset in the step; observations are flattened.
 
-    Masks are taken from `action_masks()` (a row of Σn entries, one a choice, or Πn, one a combination; the convention
-    of sb3-contrib) or from `info["action_mask"]`. What is inside the environments can't be saved: a resumed run starts
-    new episodes.
+    Masks are taken from `action_masks()` or from `info["action_mask"]`. A mask is a row of Σn entries, one a choice, or
+    of Πn entries, one a combination (the convention of sb3-contrib). The state inside the environments can't be saved:
+    a resumed run starts new episodes.
     """
 
     can_truncate = True
@@ -69,12 +69,12 @@ class GymnasiumEnv(VectorEnv):
         self._restart()
 
     def _restart(self) -> None:
-        """Start new episodes in all copies, by a stream that follows from the seed and the steps so far."""
+        """Start new episodes in all copies, by a random stream that depends on the seed and the steps so far."""
         seeds = np.random.SeedSequence((self.seed, self.steps)).generate_state(self.num_agents)
         self.current = self._observe(*self.envs.reset(seed=[int(s) for s in seeds]))
 
     def reset(self) -> tuple[Tensor, Tensor]:
-        """Return where the copies are; they go on from rollout to rollout."""
+        """Return the copies' current observations; their episodes go on from rollout to rollout."""
         return self.current
 
     def _observe(self, obs: np.ndarray, info: dict) -> tuple[Tensor, Tensor]:
@@ -131,10 +131,10 @@ class GymnasiumEnv(VectorEnv):
         )
 
     def state_dict(self) -> dict:
-        """How far the stream of seeds has gone."""
+        """Return the position in the stream of seeds."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict) -> None:
-        """Start new episodes where the stream of seeds went on."""
+        """Start new episodes from the stored position in the stream of seeds."""
         self.steps = state["steps"]
         self._restart()

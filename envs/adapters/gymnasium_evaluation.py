@@ -1,4 +1,4 @@
-"""Policies of Gymnasium's environments compared: by the mean return of whole episodes."""
+"""Compare policies in Gymnasium's environments by the mean return of whole episodes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def random_actions(nvec: tuple[int, ...], generator: torch.Generator) -> Choose:
 def play_episodes(choose: Choose, env: GymnasiumEnv, each: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the returns and lengths of the first `each` episodes of every copy, [each · B].
 
-    So many from each copy, and not the first to end: these would be the short ones.
+    Each copy gives the same number of episodes: the first episodes to end would be the short ones.
     """
     obs, action_mask = env.reset()
     returned, length = np.zeros(env.num_agents), np.zeros(env.num_agents, dtype=int)
@@ -52,7 +52,7 @@ def play_episodes(choose: Choose, env: GymnasiumEnv, each: int) -> tuple[np.ndar
 
 
 class GymnasiumEvaluator:
-    """Play `episodes` with the policy's mode and, for comparison, at random; `validation` in the course of training."""
+    """Plays `episodes` with the policy's mode and, for comparison, at random; `validation` episodes during training."""
 
     headline = "evaluation/return"
 
@@ -75,7 +75,7 @@ class GymnasiumEvaluator:
         return returns[:count], lengths[:count]
 
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
-        """Return the mean return of the policy's mode in the course of training."""
+        """Return the mean return of the policy's mode during training."""
         returns, lengths = self._play(policy_mode(algorithm.policy), self.validation, 1)
         return {self.headline: returns.mean().item(), "evaluation/length": lengths.mean().item()}
 

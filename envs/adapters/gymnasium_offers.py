@@ -52,7 +52,7 @@ def to_actions(env: SequentialEnv, actions, flat: bool) -> Tensor:
 class OffersEnv(gymnasium.Env):
     """One world. With `flat`, actions are Discrete: flat indices in place of pairs (offer, channel).
 
-    info has the joint mask of what can be sent as `action_mask`; in the flat form `action_masks()` gives it as well.
+    info has the joint mask of valid pairs as `action_mask`; in the flat form `action_masks()` returns it as well.
     """
 
     metadata: dict = {"render_modes": []}
@@ -77,7 +77,7 @@ class OffersEnv(gymnasium.Env):
         return obs[0].numpy(), {"action_mask": self.action_mask[0].numpy().copy()}
 
     def step(self, action):
-        """Send one customer something; at the season's end the observation is what it led to."""
+        """Send one customer a pair; at the season's end the observation is that of the season's last state."""
         step = self.env.step(to_actions(self.env, action, self.flat))
         self.at_start, self.action_mask = bool(step.terminated[0]), step.action_mask
         return (
@@ -114,7 +114,7 @@ class OffersVectorEnv(VectorEnv):
         return obs.cpu().numpy(), {"action_mask": action_mask.cpu().numpy().copy()}
 
     def step(self, actions):
-        """Step all worlds; `final_obs` of info is what a step led to where `_final_obs` says that a season ended."""
+        """Step all worlds; info has the last observation of a season as `final_obs` where `_final_obs` is true."""
         step = self.env.step(to_actions(self.env, actions, self.flat))
         terminated = step.terminated.cpu().numpy()
         info = {"action_mask": step.action_mask.cpu().numpy().copy()}

@@ -1,4 +1,4 @@
-"""The sequential offers environment as a Stable-Baselines3 VecEnv: all worlds in one step, no loop over them."""
+"""The sequential offers environment as a Stable-Baselines3 VecEnv: one step for all worlds, without a loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ except ImportError as error:
 
 
 class OffersVecEnv(VecEnv):
-    """All worlds of an environment; `flat` numbers the pairs in Discrete and answers MaskablePPO's `action_masks`."""
+    """All worlds of an environment; with `flat`, pairs are Discrete and MaskablePPO's `action_masks` is answered."""
 
     def __init__(self, env: SequentialEnv, flat: bool):
         self.env, self.flat = env, flat
@@ -54,7 +54,7 @@ class OffersVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices=None) -> list[Any]:
         """Return an attribute, the same for all worlds."""
         if attr_name == "action_masks" and self.flat:
-            return [None] * len(list(self._get_indices(indices)))  # asked for to see whether there is one
+            return [None] * len(list(self._get_indices(indices)))  # Stable-Baselines3 asks whether there is one
         return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices=None) -> None:

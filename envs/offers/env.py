@@ -1,4 +1,4 @@
-"""The priced weekly environment: every customer is an agent, the shared budget reaches each as a price."""
+"""The priced weekly environment: every customer is an agent, and the shared budget reaches agents as a price."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from envs.offers.world.transition import transition
 class OffersEnv(PricedEnv):
     """An episode is one season of newly drawn customers, each under a price path of its own (envs/offers/README.md §6).
 
-    The reward is r − price·spend (with shaping A⁰ − price·spend), money. After the last week V_end is added, and all
-    episodes end. Raises ValueError where ranges are empty or budget and contact rules do not fit the catalogue.
+    The reward is r − price·spend (with shaping A⁰ − price·spend), in money. V_end is added after the last week, when
+    all episodes end. Raises ValueError where ranges are empty or budget and contact rules do not fit the catalogue.
     """
 
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
@@ -96,7 +96,7 @@ class OffersEnv(PricedEnv):
         return self.codec.context_dim
 
     def reset(self) -> tuple[Tensor, Tensor]:
-        """Draw the next season: customers, prices, all its randomness, and the value of leaving each customer alone."""
+        """Draw the next season: customers, prices, all its random numbers; compute each customer's no-contact value."""
         n = self.num_agents
         sample = self.population.draw(n, self.generator, "train")
         self.features, self.state = sample.features.to(self.world.season), sample.state
@@ -104,14 +104,14 @@ class OffersEnv(PricedEnv):
         self.week = 0
         self._prepare_responses(sample)
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
-        # History's, by week
+        # of the history, by week
         self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)
         self.prices, self.drift = self._price_paths(self.calendar[:, None], n, self.generator)
         self.options, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
         return obs, self._action_mask()
 
     def _prepare_responses(self, sample: Sample) -> None:
-        """Prepare whatever says how the customers of a sample respond."""
+        """Prepare the model of how the customers of a sample respond."""
         self.customers = self.world.inhabit(sample.customers)
         self.no_contact_values = fast_no_contact_values(self.customers, self.world)
 
@@ -131,7 +131,7 @@ class OffersEnv(PricedEnv):
         return self.codec.decode_price(obs)
 
     def sample_prices(self, step: Tensor, generator: torch.Generator) -> Repriced:
-        """Draw other prices for decisions in weeks [B], and for the weeks after them, as a season has them."""
+        """Draw new prices for decisions in weeks [B] and for the weeks after them, distributed as in a season."""
         prices, drift = self._price_paths(torch.stack((step, step + 1)), len(step), generator)
         return Repriced(
             price=prices[0],
@@ -141,9 +141,9 @@ class OffersEnv(PricedEnv):
         )
 
     def _observe(self, history: History) -> tuple[ContactOptions, Tensor]:
-        """Return what customers of a history may be sent, and their observations."""
+        """Return what customers with a history may be sent, and their observations."""
         week = min(self.week, self.world.weeks - 1)
-        # Only what depends on the history gets it: it grows with the weeks and fits no graph.
+        # The history grows with the weeks and fits no graph, so it is passed only where something depends on it.
         recalled = history if self.contact_policy.caps or self.codec.hides_state else None
         options, obs = self.observe_week(self.calendar[week : week + 1], self.state, recalled, self.prices[week])
         return options._replace(history=history), obs
@@ -151,7 +151,7 @@ class OffersEnv(PricedEnv):
     def observe_week(
         self, week: Tensor, state: CustomerState, history: History | None, price: Tensor
     ) -> tuple[ContactOptions, Tensor]:
-        """The same as a function of tensors, for a week [1] and its prices [N]; history None where nothing needs it."""
+        """Do the same as a function of tensors, for a week [1] and its prices [N]; history may be None."""
         options = self.contact_policy(state.status == SUBSCRIBED, [] if history is None else history.contacts)
         features = options.with_caps_left(self.features)
         return options, self.codec.encode(features, state, history, week, price, self.drift)
@@ -161,11 +161,11 @@ class OffersEnv(PricedEnv):
 
     @property
     def price(self) -> Tensor:
-        """What a unit of spend costs each agent this week, [N]."""
+        """Price of a unit of spend for each agent this week, [N]."""
         return self.prices[self.week]
 
     def expected_cost(self, probability: Tensor | None) -> Tensor:
-        """Return the expected spend of every action [N, O+1, C], by P(redeem) as given or by the world's own."""
+        """Return the expected spend of every action [N, O+1, C], by the given P(redeem) or by the world's own."""
         catalogue = self.world.catalogue
         if probability is None:
             return outcomes(self.customers, self.world, self.week, self.state).spend.unflatten(1, catalogue.nvec)
@@ -173,13 +173,13 @@ class OffersEnv(PricedEnv):
         return catalogue.spend(offer[:, None], channel, probability)
 
     def expected_reward(self) -> Tensor:
-        """Return this week's profit less its spend at the price, [N, O+1, C], without anything that follows."""
+        """Return this week's expected profit less its spend at the price, [N, O+1, C], without later weeks."""
         at = VisitedStates(self.state, self.customers.alpha)
         table = action_values(self.customers, self.world, self.week, at, self.price, None)
         return pair_table(*table, self.options.action_mask).unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
-        """Send [N, 2] offers and channels, where they are allowed; the customers' week goes by."""
+        """Send [N, 2] offers and channels where the mask allows them, and simulate the customers' week."""
         t, world = self.week, self.world
         is_last = t == world.weeks - 1
         next_state, outcomes_of_week, info = self.advance_week(
@@ -219,10 +219,10 @@ class OffersEnv(PricedEnv):
         no_contact_values: StateValues,
         next_no_contact_values: StateValues,
     ) -> tuple[CustomerState, Tensor, dict[str, Tensor]]:
-        """Advance the customers by a week [1], as a function of tensors; V⁰ is given of this week and of the next.
+        """Advance the customers by a week [1], as a function of tensors; the V⁰ are those of this week and of the next.
 
-        Actions [N, 2] are sent where the mask [N, P] allows them, and uniforms u [6, N] decide. Returns the next state,
-        what the week adds to the history [5, N], and info.
+        Actions [N, 2] are sent where the mask [N, P] allows them, and uniforms u [6, N] draw the outcomes. Returns the
+        next state, the week's additions to the history [5, N], and info.
         """
         customers, world = self.customers, self.world
         offer, channel = action.unbind(-1)
@@ -254,7 +254,7 @@ class OffersEnv(PricedEnv):
         return next_state, outcomes_of_week, info
 
     def _expected_profit(self, state: CustomerState, expected: Outcome, contacted: Tensor) -> Tensor:
-        """Return the profit that is expected of the week, [N]."""
+        """Return the week's expected profit, [N]."""
         h, f = (x.to(expected.spend) for x in state[:2])
         is_churned = state.status == CHURNED
         return torch.where(is_churned, 0.0, profit(self.customers, self.world.reward, h, f, expected, contacted))
@@ -268,7 +268,7 @@ class OffersEnv(PricedEnv):
         price: Tensor,
         next_no_contact_values: StateValues,
     ) -> Tensor:
-        """Return the reward that is expected of the week, [N]; with shaping, beyond that of no contact."""
+        """Return the week's expected reward, [N]; with shaping, less that of no contact."""
         customers, shaping = self.customers, self.world.reward.shaping
         no_contact, contact = action_values(
             customers,
@@ -293,7 +293,7 @@ class OffersEnv(PricedEnv):
         bought: Tensor,
         redeemed: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return the profit and the spend that came of the week, [N] each."""
+        """Return the week's realised profit and spend, [N] each."""
         terms = self.world.reward
         spend = self.world.catalogue.spend(offer, channel, redeemed)
         churned = (next_state.status == CHURNED) & (state.status != CHURNED)
@@ -307,21 +307,21 @@ class OffersEnv(PricedEnv):
         return earned, spend
 
     def state_dict(self) -> dict:
-        """Return the random stream, as no season carries anything over, and what the population fitted."""
+        """Return the random stream and what the population has fitted; a season leaves nothing for the next one."""
         return {"generator": self.generator.get_state(), "population": self.population.state_dict()}
 
     def use_realised_outcomes(self) -> None:
-        """Give realised outcomes, unshaped."""
+        """From now on pay realised rewards, without shaping."""
         self.world = copy(self.world)
         self.world.reward = replace(self.world.reward, shaping=False, outcomes="realised")
 
     def load_fitted(self, state: dict) -> None:
-        """See customers by the features that a policy was trained on."""
+        """Use the features that a policy was trained on."""
         if state.get("population"):  # drawn customers have fitted nothing
             self.population.load_state_dict(state["population"])
             self._build_codec()
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore the random stream, and what the population fitted."""
+        """Restore the random stream and what the population has fitted."""
         self.load_fitted(state)
         self.generator.set_state(state["generator"].cpu())

@@ -1,4 +1,4 @@
-"""What a season may cost: amounts of each week, stock, roll-over, and the rule that keeps spending within them."""
+"""The budget of a season: amounts of each week, stock, roll-over, and the rule that keeps spending within them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from envs.offers.world.customers import Customers, CustomerState, World
 
 
 class Budget:
-    """What a season may cost, and the budget rule that keeps spending within it.
+    """The budget of a season, and the budget rule that keeps spending within it.
 
-    Every week has the same money: `weekly` a customer, or where that is None the `share` of what the best unconstrained
-    plan spends in a week. With `rollover` a week can spend what earlier weeks left. `seasonal` money is all there from
-    the first week on. `stock` {offer: redemptions a customer and season} limits offers.
+    Every week has the same money: `weekly` a customer, or where `weekly` is None, a `share` of the weekly spend of the
+    best unconstrained plan. With `rollover` a week can spend what earlier weeks left. `seasonal` makes all money
+    available from the first week on. `stock` {offer: redemptions a customer and season} limits offers.
     """
 
     def __init__(self, *, share: float, weekly: float | None, seasonal: bool, rollover: bool, stock: dict | None, rule):
@@ -56,7 +56,7 @@ class Budget:
     ) -> Tensor:
         """Budget [T] of a population; `total` sums over the processes that share it.
 
-        The plan of which `share` is a share keeps to the contacts that contact rules allow.
+        The plan whose spend `share` refers to makes only contacts that contact rules allow.
         """
         if self.weekly is not None:
             amounts = self.weekly * total(torch.full_like(world.season, len(c)))
@@ -68,7 +68,7 @@ class Budget:
         return torch.cat((amounts.sum()[None], torch.zeros_like(amounts[1:])))
 
     def pieces(self, n: int, catalogue: Catalogue) -> Tensor:
-        """Redemptions that n customers can be given of each offer [O+1], inf without a limit."""
+        """Redemptions of each offer that are available to n customers [O+1], inf without a limit."""
         unknown = set(self.stock) - set(catalogue.offers[1:])
         if unknown:
             raise ValueError(f"env.budget.stock: no such offer: {', '.join(sorted(unknown))}")

@@ -1,4 +1,4 @@
-"""The account of one season: money and stock that are left, reserved and available."""
+"""The account of one season: money and stock left, reserved and available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DAYS_PER_WEEK = 7
 
 
 class Reservation(NamedTuple):
-    """Money and pieces that are held until the start of a day."""
+    """Money and pieces that are reserved until the start of a day."""
 
     lapses: int  # day of the season, from 0
     money: Tensor
@@ -23,12 +23,12 @@ class Reservation(NamedTuple):
 class BudgetAccount:
     """Money and stock of one season.
 
-    budget [T] is the money of each week. stock [O+1] counts the redemptions that each offer has, inf without a limit.
+    budget [T] is the money of each week. stock [O+1] is the number of redemptions of each offer, inf without a limit.
     With `rollover` a week starts with what the week before left.
     """
 
     def __init__(self, budget: Tensor, stock: Tensor, rollover: bool, catalogue: Catalogue):
-        # In float64 whatever the world computes in: sums of money must not round.
+        # In float64, whatever the type of the world: sums of money must not round.
         self.budget = budget.double()
         self.stock = stock.double()
         self.rollover = rollover
@@ -51,7 +51,7 @@ class BudgetAccount:
         return money, pieces
 
     def available(self, day: int, validity: int) -> tuple[Tensor, Tensor]:
-        """Money and pieces [O+1] that can be reserved on a day for `validity` days and are certain to be there."""
+        """Money and pieces [O+1] that can be reserved on a day for `validity` days, with certainty."""
         money, pieces = self.reserved(day)
         free = self.left - money
         if not self.rollover:  # reservations that outlast the week must be covered by the next weeks' budgets as well

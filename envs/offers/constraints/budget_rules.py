@@ -1,4 +1,4 @@
-"""Budget rules: how what a policy asks for is kept within budget and stock (envs/offers/README.md §7)."""
+"""Budget rules: they keep a policy's requests within budget and stock (envs/offers/README.md §7)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Redeems = Callable[[Tensor], Tensor]  # flat actions [N] that are sent, at most 
 
 
 class BudgetRule(ABC):
-    """How a week's increments are bought.
+    """A rule that decides which increments of a week are bought.
 
-    A rule is a frozen dataclass, because the evaluator compares rules with `==`: the second table is left out where its
-    rule is the first one's. A file of conf/env/budget/ chooses it, as `rule`.
+    A rule is a frozen dataclass, because the evaluator compares rules with `==`: where both tables have one rule, the
+    second table is left out. A file of conf/env/budget/ names a rule under `rule`.
     """
 
     def check(self, catalogue: Catalogue) -> None:
@@ -66,7 +66,7 @@ class ExpectedSpend(BudgetRule):
 class BufferedSpend(BudgetRule):
     """Keep the expected spend plus z standard deviations within the budget: a chance constraint.
 
-    The variance is that of customers who redeem independently of each other.
+    The variance assumes that customers redeem independently of each other.
     """
 
     z: float
@@ -95,8 +95,8 @@ class ReservedSpend(BudgetRule):
     """Reserve face value and message cost when an offer is sent: the budget is never exceeded.
 
     A reservation is settled when the offer is redeemed and released when its validity ends. A week has `sends_per_week`
-    sends, spread over its days; each uses what the earlier ones released. `validity_days` counts the day of sending; it
-    is one number for all offers, or {offer: days}.
+    sends, spread over its days; each send can use the money that earlier sends released. `validity_days` counts the day
+    of sending, and is one number for all offers, or {offer: days}.
     """
 
     sends_per_week: int
@@ -131,7 +131,7 @@ class ReservedSpend(BudgetRule):
         return torch.as_tensor(days, device=catalogue.value.device).expand(len(catalogue.offers))
 
     def allocate(self, account: BudgetAccount, steps: Increments, redeems: Redeems) -> tuple[Tensor, Tensor]:
-        """In each send plan what all sends left can pay, send what can be reserved now, and observe who redeems."""
+        """In each send, plan for all remaining sends, send what can be reserved now, and observe who redeems."""
         catalogue = account.catalogue
         validity = self.validity(catalogue)
         longest = validity.max().item()
@@ -148,7 +148,7 @@ class ReservedSpend(BudgetRule):
             def recycled(queue, money=money, turns=turns):
                 spend, charge = queue.spend.cumsum(0), queue.charge.cumsum(0)
                 redeemed = (spend / charge.clamp_min(1e-12)).clamp(0, 1)
-                return spend, money * (1 - (1 - redeemed) ** turns)  # money reserved `turns` times over pays this
+                return spend, money * (1 - (1 - redeemed) ** turns)  # paid by money reserved `turns` times over
 
             asked = steps._replace(price=torch.where((sent == 0)[:, None], steps.price, -torch.inf))
             queue, cut = cut_at_stock(asked, account, pieces, recycled)

@@ -17,25 +17,25 @@ from envs.offers.world.history import History
 
 
 class ContactOptions(NamedTuple):
-    """What may be sent to N customers now, and what a policy is told about it."""
+    """The pairs that may be sent to N customers now, and what a policy observes of the rules."""
 
     action_mask: Tensor  # by flat action, bool [N, P]
     caps_left: Tensor  # share of each contact cap that is left, [N, K]
-    history: History | None = None  # None where nobody asks for it
+    history: History | None = None  # None where no policy observes it
 
     def with_caps_left(self, features: Tensor) -> Tensor:
-        """Append the shares of the caps, which a policy must know, to features [N, F]."""
+        """Append the shares of the caps that are left, which a policy must observe, to features [N, F]."""
         return torch.cat((features, self.caps_left.to(features)), -1) if self.caps_left.shape[1] else features
 
     def take(self, rows: slice) -> ContactOptions:
-        """The same for some of the customers."""
+        """Return the options of some of the customers."""
         return ContactOptions(self.action_mask[rows], self.caps_left[rows], self.history and self.history.take(rows))
 
 
 class Condition(NamedTuple):
     """An expression that must hold of a customer's columns for an offer or a channel (None: any)."""
 
-    key: str  # of the configuration, for messages
+    key: str  # key of the configuration, for messages
     reason: str
     offer: int | None
     channel: int | None
@@ -56,18 +56,18 @@ class ContactPolicy:
     """The contact rules applied to N customers."""
 
     catalogue: Catalogue
-    static_mask: Tensor | None  # what lasting rules allow, bool [N, O+1, C]; None where they forbid nothing
+    static_mask: Tensor | None  # pairs that lasting rules allow, bool [N, O+1, C]; None where they forbid nothing
     exclusions: tuple[Exclusion, ...]  # over the N customers
     caps: tuple[tuple[int, int], ...]  # (weeks, contacts)
 
     def take(self, rows: slice) -> ContactPolicy:
-        """The same for some of the customers."""
+        """Return the policy of some of the customers."""
         static_mask = None if self.static_mask is None else self.static_mask[rows]
         exclusions = tuple(x._replace(excluded=x.excluded[rows]) for x in self.exclusions)
         return replace(self, static_mask=static_mask, exclusions=exclusions)
 
     def options(self, history: History) -> ContactOptions:
-        """What may be sent to customers of a history."""
+        """Return what may be sent to customers with a history."""
         return self(history.status == SUBSCRIBED, history.contacts)._replace(history=history)
 
     def __call__(self, subscribed: Tensor, contacted: list[Tensor] | Tensor) -> ContactOptions:
@@ -95,12 +95,12 @@ class ContactPolicy:
         return self.static_mask[:, 1:].flatten(1).T.contiguous()[:, None, None, None]
 
     def enforce(self, action_mask: Tensor, offer: Tensor, channel: Tensor) -> Tensor:
-        """Offers [N] to send through channels [N]: those asked for where `action_mask`, bool [N, P], else nothing."""
+        """Return offers [N] for channels [N]: the requested ones where the mask bool [N, P] allows, else nothing."""
         index = self.catalogue.action_codec.encode(offer, channel)
         return torch.where(action_mask.gather(1, index[:, None])[:, 0], offer, 0)
 
     def reasons(self, customer: int, offer: int, channel: int, subscribed: bool, contacted: list[Tensor]) -> list[str]:
-        """Every rule that forbids to send an offer through a channel to a customer now; empty where it is allowed."""
+        """List the rules that forbid to send an offer through a channel to a customer now; empty where none does."""
         if offer == 0:
             return [] if channel == 0 else ["no such pair"]
         found = [] if subscribed else ["not subscribed"]
@@ -118,15 +118,15 @@ class ContactPolicy:
 
 
 class ContactRules:
-    """The rules of conf/env/contact_rules, held against the customers of a population.
+    """The rules of conf/env/contact_rules, applied to the customers of a population.
 
     eligible: {offer: expression} and consent: {channel: expression} on a customer's columns, which must hold.
     age: {column, limits: {offer: [from, to]}}, both ends included, null for no limit.
     caps: [{weeks, contacts}], at most so many contacts in any so many consecutive weeks.
     holdout: {share, salt}, customers who are never contacted, drawn by their id and so the same in every run and table.
 
-    What is not named is free. A customer without an entry in a column that a rule reads is excluded by the rule. Raises
-    ValueError on what doesn't fit the catalogue or the columns.
+    Offers and channels without a rule are free. A rule excludes a customer who has no entry in a column that the rule
+    reads. Raises ValueError where a rule doesn't fit the catalogue or the columns.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class ContactRules:
 
     @property
     def num_cap_features(self) -> int:
-        """How many columns `ContactOptions.with_caps_left` appends to the features."""
+        """Number of columns that `ContactOptions.with_caps_left` appends to the features."""
         return len(self.caps)
 
     def policy(self, sample: Sample) -> ContactPolicy:
@@ -177,7 +177,7 @@ class ContactRules:
         if self.columns is not None:
             rows = sample.row.cpu()
             exclusions = tuple(x._replace(excluded=x.excluded[rows].to(device)) for x in exclusions)
-        elif self.holdout["share"]:  # drawn customers have no id but their place
+        elif self.holdout["share"]:  # drawn customers have no id but their position
             exclusions = (self._held_out(hash_uniform(map(str, range(n)), self.holdout["salt"]).to(device)),)
         if not exclusions:
             return ContactPolicy(catalogue, None, (), self.caps)

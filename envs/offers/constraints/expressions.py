@@ -1,6 +1,6 @@
 """Conditions on the columns of a customer table, as in `points >= 500 and tier in ['gold', 'silver']`.
 
-Read as Python's grammar, but only what is listed here is understood: nothing in an expression can run code.
+Expressions have Python's grammar, restricted to the operators listed here, so that no expression can run code.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ JOINS = {ast.And: np.logical_and, ast.Or: np.logical_or}
 
 
 def holds(text: str, columns: dict[str, np.ndarray], where: str) -> np.ndarray:
-    """Say for which rows an expression holds, bool [H]; a row without an entry in a column that it reads counts as no.
+    """Return for which rows an expression holds, bool [H]; it doesn't hold where a column that it reads has no entry.
 
-    columns are floats (NaN: no entry) or strings ("": none). A name that is no Python name is put in `backticks`.
-    Raises ValueError, beginning with `where`, on what is no expression, an unknown column, or types that don't fit.
+    Columns are floats (NaN: no entry) or strings ("": no entry). A name that is no Python name is put in `backticks`.
+    Raises ValueError, with a message that begins with `where`, on text that is no expression, an unknown column, or
+    types that don't fit.
     """
     return _Reader(str(text), columns, where).read()
 

@@ -1,7 +1,7 @@
 """The money of every week on disk: reserve, then settle or release; settled + reserved ≤ budget, whoever calls.
 
-Needs the standard library alone. The rules are the database's own: totals are kept by triggers and bounded by a CHECK
-inside the statement that changes an entry, so that no program, this one included, can leave them broken.
+The module needs the standard library alone. The database itself keeps the rules: triggers keep the totals, and a CHECK
+bounds them inside the statement that changes an entry. So no program, this one included, can break the rules.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-UNITS = 1_000_000  # of an amount in one unit of money: amounts are whole numbers, so that sums are exact
+UNITS = 1_000_000  # in one unit of money: amounts are whole numbers, so that sums are exact
 REFUSED, ABSENT = "refused", "absent"  # answers beside the status of an entry: no money left; no such entry
 RESERVED, SETTLED, RELEASED, EXPIRED = "reserved", "settled", "released", "expired"
 
@@ -53,16 +53,16 @@ class Balance(NamedTuple):
 
 
 class Ledger:
-    """Entries by (season, week, customer), the idempotency key; each call answers what its entry is after it.
+    """Entries by (season, week, customer), the idempotency key; each call returns the status of its entry after it.
 
-    A repeated call changes nothing and gets the same answer; a call that comes too late (to settle what was released or
-    has expired) or too early (before its reservation) changes nothing and is told so. Every call is one transaction, on
-    disk when it returns. Use one instance a thread; any number of processes may share the file on a local disk.
-    `timeout` is how many seconds a call waits for the others; `sync` is `full`, or `normal`, many times faster, where
-    the last calls before a power failure (not before the death of a process) may be lost, the ledger staying
-    consistent.
+    A repeated call changes nothing and gets the same answer. A call that comes too late (to settle a released or
+    expired reservation) or too early (before its reservation) changes nothing, and its answer says so. Every call is
+    one transaction, on disk when it returns. Use one instance a thread; any number of processes may share the file on a
+    local disk. `timeout` is the number of seconds that a call waits for other calls. `sync` is `full` or `normal`.
+    `normal` is many times faster, but can lose the last calls before a power failure (not before the death of a
+    process); the ledger stays consistent.
 
-    Raises ValueError on senseless amounts, on a key used again with another amount and on files that are no ledger,
+    Raises ValueError on impossible amounts, on a key used again with another amount and on files that are no ledger,
     TimeoutError where the file stays locked.
     """
 
@@ -82,17 +82,17 @@ class Ledger:
             raise ValueError(f"{path}: not a ledger: {error}") from error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.db.close()
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Make the calls inside one transaction: all of them are on disk at its end, or none after an error."""
+        """Make the calls in the context one transaction: all are on disk at its end, or none after an error."""
         if self.db.in_transaction:
             yield
             return
         try:
-            self.db.execute("BEGIN IMMEDIATE")  # write lock from the start: what is read stays true until the write
+            self.db.execute("BEGIN IMMEDIATE")  # write lock from the start: values read stay valid until the write
         except sqlite3.OperationalError as error:
             raise TimeoutError(f"{self.path}: the ledger stayed locked: {error}") from error
         try:
@@ -104,7 +104,7 @@ class Ledger:
 
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def fund(self, season: int, week: int, budget: int) -> bool:
-        """Set a week's budget; return False, and leave it, where more is already reserved and settled."""
+        """Set a week's budget; return False, and change nothing, where more is already reserved and settled."""
         _check(budget=budget)
         with self.together():
             try:
@@ -118,7 +118,7 @@ class Ledger:
         return True
 
     def reserve(self, season: int, week: int, customer: str, amount: int, expires: int) -> str:
-        """Set the most that a message may cost aside, until `expires` (in the caller's days, weeks or seconds).
+        """Reserve the maximal cost of a message until `expires` (in the caller's days, weeks or seconds).
 
         A refusal leaves no entry, so that the same key may ask again once money was released.
         """
@@ -141,7 +141,7 @@ class Ledger:
         return RESERVED
 
     def settle(self, season: int, week: int, customer: str, amount: int) -> str:
-        """Pay what a reserved message did cost, at most what was reserved; the rest is free again."""
+        """Pay the real cost of a reserved message, at most the reserved amount; the rest is free again."""
         _check(amount=amount)
         key = (season, week, str(customer))
         with self.together():
@@ -152,13 +152,13 @@ class Ledger:
             return self._close(key, status, SETTLED, amount)
 
     def release(self, season: int, week: int, customer: str) -> str:
-        """Free what was reserved: the message was not sent, or can't be redeemed any more."""
+        """Free a reservation: the message was not sent, or can't be redeemed any more."""
         key = (season, week, str(customer))
         with self.together():
             return self._close(key, (self._find(key) or (ABSENT,))[0], RELEASED, 0)
 
     def expire(self, now: int) -> int:
-        """Free all that was reserved until `now` or before; return how many entries that were."""
+        """Free all reservations that expire at `now` or before; return the number of these entries."""
         _check(now=now)
         with self.together():
             return self.db.execute(
@@ -167,7 +167,7 @@ class Ledger:
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def balance(self, season: int, week: int) -> Balance | None:
-        """Return a week's money, None where it has none yet."""
+        """Return a week's balance, None where the week has no money yet."""
         row = self.db.execute(
             "SELECT budget, reserved, settled FROM weeks WHERE season = ? AND week = ?", (season, week)
         ).fetchone()
@@ -178,7 +178,7 @@ class Ledger:
         return self._find((season, week, str(customer)))
 
     def audit(self) -> dict[str, int]:
-        """Count from the entries alone: weeks, entries, weeks beyond their budget, weeks whose totals are not those."""
+        """Count weeks and entries, and weeks over budget or with wrong totals, from the entries alone."""
         weeks, breached, wrong = self.db.execute("""
             SELECT count(*), coalesce(sum(s.settled + s.reserved > w.budget), 0),
                    coalesce(sum(s.settled <> w.settled OR s.reserved <> w.reserved), 0)

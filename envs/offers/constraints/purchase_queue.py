@@ -1,4 +1,4 @@
-"""The increments of all customers in the order in which falling prices reach them, cut where money or stock ends."""
+"""All customers' increments in the order in which falling prices reach them, cut where money or stock ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLACK = 1e-9  # share of a budget that is never spent: more than the rounding of
 
 
 class PurchaseQueue(NamedTuple):
-    """M increments by falling price, [M] each: customer, flat action after it, and what it adds to each sum."""
+    """M increments by falling price, [M] each: customer, flat action after the increment, and additions to each sum."""
 
     price: Tensor
     row: Tensor
@@ -31,7 +31,7 @@ Limit = Callable[[PurchaseQueue], tuple[Tensor, Tensor]]  # a running sum [M] ov
 
 
 def price_queue(steps: Increments, floor: Tensor, account: BudgetAccount) -> PurchaseQueue:
-    """Sort increments by falling price; those to an offer whose price is at or below its `floor` [O+1] are left out."""
+    """Sort increments by falling price; leave out those with a price at or below the `floor` [O+1] of their offer."""
     catalogue = account.catalogue
     offer, channel = catalogue.action_codec.decode(steps.action)
     held = steps.price > -torch.inf
@@ -75,9 +75,9 @@ def expected_totals(steps: Increments, action: Tensor, catalogue: Catalogue) -> 
 
 
 def cut_at_stock(steps: Increments, account: BudgetAccount, stock: Tensor, limit: Limit) -> tuple[PurchaseQueue, int]:
-    """The queue, and how many of its increments are accepted: those before the first one that exceeds the `limit`.
+    """Return the queue and the number of accepted increments: those before the first one that exceeds the `limit`.
 
-    An offer whose expected redemptions would exceed its `stock` [O+1] is given to nobody from that price down.
+    From the price down at which an offer's expected redemptions exceed its `stock` [O+1], nobody gets the offer.
     """
     floor = torch.full_like(stock, -torch.inf)
     while True:
@@ -107,9 +107,9 @@ def accepted(queue: PurchaseQueue, cut: int, n: int) -> tuple[Tensor, Tensor]:
 
 
 def affordable(wanted: Tensor, row: Tensor, money: Tensor, pieces: Tensor, catalogue: Catalogue) -> Tensor:
-    """Keep of the wanted flat actions [N] those that `money` [] and `pieces` [O+1] cover in full, else nothing.
+    """Keep the wanted flat actions [N] that `money` [] and `pieces` [O+1] cover in full; replace others by nothing.
 
-    Customers are served in the order in which they first stand in a queue, `row` [M].
+    Customers are served in the order of their first position in a queue, `row` [M].
     """
     offer, channel = catalogue.action_codec.decode(wanted)
     charge = catalogue.value[offer] + catalogue.cost[channel] * (offer > 0)
@@ -120,7 +120,7 @@ def affordable(wanted: Tensor, row: Tensor, money: Tensor, pieces: Tensor, catal
         theirs = offer[waiting] == o
         waiting = waiting[~theirs | (theirs.cumsum(0) <= pieces[o])]
     covered = torch.zeros_like(wanted)
-    # one who is too dear for what is left does not stop the cheaper behind; a pass a charge at most
+    # an action that is too dear for the money left does not stop cheaper ones behind it; at most one pass a charge
     while len(waiting):
         fits = charge[waiting].cumsum(0) <= money
         chosen, waiting = waiting[fits], waiting[~fits]

@@ -12,7 +12,9 @@ from omegaconf import DictConfig
 
 from envs.base import VectorEnv
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGED = ROOT / "crm_rl" / "conf"  # where a wheel carries conf/ (setup.cfg)
+CONF = PACKAGED if PACKAGED.is_dir() else ROOT / "conf"
 
 
 def compose_config(*overrides: str, name: str = "train") -> DictConfig:

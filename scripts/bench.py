@@ -1,4 +1,4 @@
-"""Benchmarks: python scripts/bench.py ROOM/NAME [key=value …], a file of conf/benchmark/, as in speed/roofline."""
+"""Run a benchmark: python scripts/bench.py ROOM/NAME [key=value …], a file of conf/benchmark/, as in speed/roofline."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from envs.configuration import CONF
 from rlcore import checkpoint
 from scripts.cli import choose_device, guarded, launch
 
 
-@hydra.main(config_path="../conf", config_name="bench", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="bench", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)

@@ -18,12 +18,13 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from envs.configuration import CONF
 from envs.data_collection import rollouts
 from rlcore.offline.log_files import write
 from scripts.cli import choose_device, guarded, launch, trained
 
 
-@hydra.main(config_path="../conf", config_name="collect", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="collect", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
     if cfg.out is None:

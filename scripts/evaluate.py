@@ -18,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from envs.configuration import CONF
 from envs.offers.logs.schema import COLUMNS
 from rlcore.ope.report import evaluate_file
 from scripts.cli import choose_device, fitting, guarded, launch, publish, trained
 
 
-@hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)

@@ -11,9 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import OmegaConf
 
+from envs.configuration import CONF
 from envs.offers.populations.base import hash_uniform
 
-SEASON = OmegaConf.load(Path(__file__).parents[1] / "conf/env/world/full.yaml").season
+SEASON = OmegaConf.load(CONF / "env/world/full.yaml").season
 SALT, HELD = 7, 0.05  # of the holdout, and its share
 VALUES = {"coffee": 1.5, "five_off": 5.0, "wine_tasting": 4.0}
 SEEN = {"app": 0.20, "newsletter": 0.25, "letter": 0.60}
@@ -168,7 +169,7 @@ def write(folder: Path, n: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python scripts/example_shop.py FOLDER")
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: example_shop FOLDER")
     write(Path(sys.argv[1]), 10_000, 0)
     print(f"{sys.argv[1]}/: customers.csv, campaigns.csv and {', '.join(CONFIG)}")

@@ -16,11 +16,12 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from envs.configuration import CONF
 from rlcore.offline.log_files import write
 from scripts.cli import choose_device, guarded, launch
 
 
-@hydra.main(config_path="../conf", config_name="import_campaigns", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="import_campaigns", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
     if cfg.out is None:

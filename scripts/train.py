@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from envs.configuration import CONF
 from envs.offers.logs.schema import COLUMNS
 from rlcore import checkpoint
 from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm, TrainingLoop
@@ -41,7 +42,7 @@ from scripts.cli import check_fit, choose_device, fitting, flatten, guarded, lau
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
 
 
-@hydra.main(config_path="../conf", config_name="train", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)

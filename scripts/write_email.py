@@ -18,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from email_rl.inference import MailGenerator, read_contexts, save_mails
+from envs.configuration import CONF
 from rlcore import checkpoint
 from scripts.cli import choose_device, fitting, guarded, launch
 
 
-@hydra.main(config_path="../conf", config_name="write_email", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="write_email", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
     check(cfg)

@@ -111,7 +111,7 @@ def test_a_documented_command_composes(command, shop):
     assert (ROOT / "scripts" / f"{command.script}.py").is_file(), f"{command.place}: no scripts/{command.script}.py"
     if command.script in WITHOUT_CONFIG:
         return
-    arguments = [argument.replace("…", "PLACEHOLDER") for argument in command.arguments if argument != "-m"]
+    arguments = [argument.replace("…", "PLACEHOLDER") for argument in command.arguments if argument not in ("-m", "…")]
     search_path = []
     if "-cd" in arguments:
         place = arguments.index("-cd")

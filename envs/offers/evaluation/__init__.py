@@ -1,4 +1,4 @@
-"""Policies compared on new customers: seasons simulated, scored against the bound, and lost profit by its cause."""
+"""Compare policies on new customers: simulated seasons, scores against the bound, and lost profit by cause."""
 
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.profit_decomposition import decompose_lost_profit, paired_difference, summarise_seasons

@@ -1,4 +1,4 @@
-"""Policies of the offers world compared: at one budget, by common random numbers, against a provable upper bound."""
+"""Compare policies of the offers world at one budget, by common random numbers, against a provable upper bound."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from envs.offers.populations.base import Population, PopulationEnsemble
 from envs.offers.populations.parameter_regression import ParameterRegression
 from rlcore.algorithm import Algorithm
 
-# Random streams: what is drawn for one use is drawn for no other, and is the same for every policy.
+# Random streams: each use has a stream of its own, which is the same for every policy.
 VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS, REGRESSION_CUSTOMERS = 1, 2, 3, 4, 5
 TEST_MARKET, TUNING_MARKET, TEST_SEASONS = 11, 12, 13
 
@@ -33,12 +33,11 @@ TEST_MARKET, TUNING_MARKET, TEST_SEASONS = 11, 12, 13
 class OffersEvaluator:
     """Compare policies in the world of an OffersEnv, on customers that no policy was trained on.
 
-    `customers` and `seasons` are those of the table, `validation` customers those of the score in the course of
-    training. `tuning_customers`, drawn from the training split, are for what is fitted here: the contact fee (of
-    `fees`, over `tuning_seasons`) and the price drift (over `calibration_seasons`). θ̂ is fitted on
-    `regression_customers`, with a `ridge`. `price_grid` has the prices at which a learned policy is asked. `frontier`
-    lists further budget shares to compare at, `hard_budget_rule` is the budget rule of a second table, or None. `bound`
-    are the options of the dual.
+    The table has `customers` and `seasons`; the score during training has `validation` customers. `tuning_customers`,
+    drawn from the training split, serve to fit the contact fee (one of `fees`, over `tuning_seasons`) and the price
+    drift (over `calibration_seasons`). θ̂ is fitted on `regression_customers`, with a `ridge`. `price_grid` has the
+    prices at which a learned policy is evaluated. `frontier` lists further budget shares to compare at.
+    `hard_budget_rule` is the budget rule of a second table, or None. `bound` has the options of the dual.
     """
 
     headline = "offers/score"
@@ -92,7 +91,7 @@ class OffersEvaluator:
         return self.make_market(self.customers, TEST_MARKET, "test", budget, population)
 
     def tuning_market(self, budget: Budget, population: Population | None = None) -> EvaluationMarket:
-        """Return the market on which whatever an evaluation fits is fitted."""
+        """Return the market on which the evaluation fits fees, drifts and price paths."""
         return self.make_market(self.tuning_customers, TUNING_MARKET, "train", budget, population)
 
     def solve_bound(self, market: EvaluationMarket) -> Bound | None:
@@ -124,7 +123,7 @@ class OffersEvaluator:
     def simulate_season(
         self, policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None
     ) -> SeasonRecord:
-        """Simulate the season that uniforms u [T, 6, N] make."""
+        """Simulate the season of uniforms u [T, 6, N]."""
         return simulate_season(policy, market, u, bound)
 
     def simulate_calibration_season(self, policy: SeasonPolicy, market: EvaluationMarket) -> SeasonRecord:
@@ -134,7 +133,7 @@ class OffersEvaluator:
 
     # ── policies ────────────────────────────────────────────────────────────────────────────────────────────────────
     def deploy_at_drift(self, algorithm: Algorithm, market: EvaluationMarket, drift: float) -> DeployedPolicy:
-        """Deploy an algorithm's policy in a market, told the drift of the price."""
+        """Deploy an algorithm's policy in a market; the policy observes the given drift of the price."""
         return deploy_policy(
             algorithm, self.env.codec, market.customers, self.world, market.features, prices=self.prices, drift=drift
         )
@@ -142,9 +141,9 @@ class OffersEvaluator:
     def deploy(
         self, algorithm: Algorithm, market: EvaluationMarket, tuning_market: EvaluationMarket
     ) -> tuple[SeasonPolicy, dict]:
-        """Deploy an algorithm's policy, calibrated on a tuning market; return it with what calibration found.
+        """Deploy an algorithm's policy, calibrated on a tuning market; return the policy and the calibrated prices.
 
-        That is the price's drift and, where money rolls over, the prices of all weeks.
+        Calibration finds the price's drift and, where money rolls over, the prices of all weeks.
         """
         if not market.rollover:
             drift = calibrate_price_drift(self, algorithm, tuning_market)
@@ -167,7 +166,7 @@ class OffersEvaluator:
         return max(self.fees, key=incremental_profit)
 
     def certainty_equivalent_planner(self, market: EvaluationMarket) -> SeasonPolicy:
-        """Plan for the parameters θ̂ that the customers' features predict, as if they were the true ones."""
+        """Plan with the parameters θ̂ that the customers' features predict, as if θ̂ were the true parameters."""
         sample = self.env.population.draw(self.regression_customers, self._generator(REGRESSION_CUSTOMERS), "train")
         customers = self.world.inhabit(ParameterRegression(sample, ridge=self.ridge)(market.features))
         values = no_contact_values_if_they_fit(customers, self.world)
@@ -177,7 +176,7 @@ class OffersEvaluator:
     def baselines(
         self, market: EvaluationMarket, bound: Bound | None, tuning_market: EvaluationMarket
     ) -> dict[str, SeasonPolicy]:
-        """Return all policies that need no training, by the name of their row; without a bound, none that plans."""
+        """Return all policies that need no training, by the name of their row; without a bound, no planners."""
         customers, world = market.customers, self.world
         policies = {
             "none": NoContact(),
@@ -205,7 +204,7 @@ class OffersEvaluator:
 
     # ── rlcore's Evaluator ──────────────────────────────────────────────────────────────────────────────────────────
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
-        """Score the algorithm's policy on a small validation market in the course of training."""
+        """Score the algorithm's policy on a small validation market during training."""
         if self._validation is None:
             market = self.make_market(self.validation, VALIDATION_MARKET, "train", self.env.budget)
             self._validation = market, self.solve_bound(market)
@@ -290,11 +289,11 @@ class OffersEvaluator:
         ]
 
     def compare_under_members(self, algorithm: Algorithm, name: str) -> list[dict]:
-        """Compare both under each member of the population's twin, where it has one, each under its own bound."""
+        """Compare both under each member of the population's twin, if it has one; every member has its own bound."""
         return [self._compare_with_myopic(algorithm, name, self.env.budget, member) for member in self.members()]
 
     def members(self) -> Sequence[Population]:
-        """Return the population under each member of its twin, where it has one."""
+        """Return the population under each member of its twin, if it has one."""
         population = self.env.population
         return population.members() if isinstance(population, PopulationEnsemble) else []
 

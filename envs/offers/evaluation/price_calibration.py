@@ -1,4 +1,4 @@
-"""What a deployed policy is told of the price: the drift, or the whole path, that the policy itself will cause."""
+"""Calibrate the price that a deployed policy observes: the drift, or the whole path, that the policy itself causes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from rlcore.algorithm import Algorithm
 
 
 class SeasonSimulator(Protocol):
-    """What calibration asks of an evaluator."""
+    """The evaluator's methods that calibration needs."""
 
     env: Any  #: the offers environment that the algorithm was trained in
-    prices: Tensor  #: the grid of prices that deployed policies are asked at, falling
+    prices: Tensor  #: the grid of falling prices at which deployed policies are evaluated
     calibration_seasons: int  #: seasons simulated before the comparison
 
     def deploy_at_drift(self, algorithm: Algorithm, market: EvaluationMarket, drift: float) -> Any:
-        """Return the algorithm's policy for a market, told a drift of the price."""
+        """Return the algorithm's policy for a market; the policy observes the given drift of the price."""
 
     def simulate_calibration_season(self, policy: Any, market: EvaluationMarket) -> Any:
         """Simulate a season under random numbers of calibration; return its record."""
 
 
 def calibrate_price_drift(evaluator: SeasonSimulator, algorithm: Algorithm, market: EvaluationMarket) -> float:
-    """Find the drift of the log price a week that an algorithm's policy causes when it is told that drift.
+    """Find the weekly drift of the log price that an algorithm's policy causes when it observes that drift.
 
-    A fixed point, approached over the evaluator's calibration seasons; 0 for a policy that does not observe the price.
+    The drift is a fixed point, approached over the evaluator's calibration seasons; it is 0 for a policy that does not
+    observe the price.
     """
     if not algorithm.policy.observes_price:
         return 0.0
@@ -59,7 +60,7 @@ def calibrate_price_path(
     """Find the prices [T], never rising, at which a policy uses a budget that rolls over, and their drift.
 
     Seasons simulated before the comparison show what the policy would buy in each week at every price. The first season
-    has the same money every week; the next buy everything that is worth the prices found so far.
+    has the same money every week; in the next seasons the policy buys everything that is worth the prices found so far.
     """
     even_market = replace(market, budget=market.budget.mean().expand_as(market.budget), rollover=False)
     unlimited_market = replace(market, budget=torch.full_like(market.budget, torch.inf), budget_rule=ExpectedSpend())

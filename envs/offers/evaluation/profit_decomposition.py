@@ -1,4 +1,4 @@
-"""What a policy earned, where it lost, and how sure that is: from records of seasons to numbers."""
+"""Turn records of seasons into numbers: what a policy earned, where it lost profit, and intervals."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SEGMENTS = {"new or lapsing": (0, 1), "regular": (2, 3), "established": (4, 5)} 
 def decompose_gap(records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> tuple[Tensor, float]:
     """Split L − J(π) = E Σ ρ + Σ λ_t·(B_t − E spend_t) + Σ ν_o·(stock_o − E redeemed_o).
 
-    Returns Σ ρ of each customer, the mean over the records [N], and what was left unused at its price, both money.
-    Money spent beyond a week's budget counts as no gain: a policy that misjudges what messages cost must not score by
-    it.
+    Returns Σ ρ of each customer, the mean over the records [N], and the value of unused budget and stock at its price,
+    both in money. Money spent beyond a week's budget counts as no gain: a policy must not score by misjudging the cost
+    of messages.
     """
     unused = unspent_budget_value(records, market, bound).sum() + unused_stock_value(records, market, bound)
     return torch.stack([r.lost_profit.sum(0) for r in records]).mean(0), unused.item()
 
 
 def unspent_budget_value(records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> Tensor:
-    """Return what each week's unspent budget would be worth, [T]; with roll-over only what no later week can use."""
+    """Return the value of each week's unspent budget, [T]; with roll-over, of money that no later week can use."""
     unspent = market.budget - torch.stack([r.expected_spend.sum(1) for r in records]).mean(0)
     if not bound.rollover:
         return bound.prices * unspent.clamp_min(0)
@@ -33,7 +33,7 @@ def unspent_budget_value(records: list[SeasonRecord], market: EvaluationMarket, 
 
 
 def unused_stock_value(records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> Tensor:
-    """Return what the stock left over would have been worth, a scalar."""
+    """Return the value of the stock left over, a scalar."""
     is_stocked, codec = bound.stock.isfinite(), market.world.catalogue.action_codec
     redeemed = torch.zeros_like(bound.stock)
     for r in records:
@@ -44,7 +44,7 @@ def unused_stock_value(records: list[SeasonRecord], market: EvaluationMarket, bo
 def share_of_gap(by_customer: Tensor, constant: float, bound: Bound) -> list[float]:
     """Return (Σ by_customer + constant) / (L − J(none)) with its 95 % interval over customers [N], by the delta method.
 
-    Clearing pins what the population spends as a whole, so neither `constant` nor Σ λ·B varies with who is in it.
+    Clearing fixes the spend of the whole population, so neither `constant` nor Σ λ·B varies with its members.
     """
     ratio = (by_customer.sum().item() + constant) / bound.gap
     residual = by_customer - ratio * bound.gain
@@ -71,8 +71,8 @@ def summarise_seasons(records: list[SeasonRecord], market: EvaluationMarket, bou
 def summarise_spending(records: list[SeasonRecord], market: EvaluationMarket) -> dict:
     """Summarise money and contacts of one policy.
 
-    These are the share of the budget that it spends in expectation, the weeks (with roll-over: the seasons so far)
-    whose realised spend exceeded the budget, the share of customers contacted, and the prices.
+    The numbers are the share of the budget that the policy spends in expectation, the share of weeks (with roll-over:
+    of seasons so far) whose realised spend exceeded the budget, the share of customers contacted, and the prices.
     """
     expected_spend = torch.stack([r.expected_spend.sum(1) for r in records])
     realised_spend = torch.stack([r.realised_spend.sum(1) for r in records])
@@ -89,7 +89,7 @@ def summarise_spending(records: list[SeasonRecord], market: EvaluationMarket) ->
 
 
 def decompose_lost_profit(records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> dict:
-    """Split 1 − score by cause, segment, channel and week; each adds up to it (the unspent budget is a cause alone)."""
+    """Split 1 − score by cause, segment, channel and week; only the causes include the unspent budget."""
     catalogue = market.world.catalogue
     codec, scale = catalogue.action_codec, bound.gap * len(records)
     action = torch.stack([r.action for r in records])

@@ -62,7 +62,7 @@ class OffersReport:
         return {f"score/{name}": row["score"] for name, row in self.rows.items()}
 
     def parts(self) -> dict[str, OffersReport | Report]:
-        """Name the comparison under each budget rule, and that under each member."""
+        """Name the comparisons under each budget rule and under each member."""
         parts: dict[str, OffersReport | Report] = {"table": self}
         if self.under_hard_rule:
             parts["table_hard"] = self.under_hard_rule
@@ -103,7 +103,7 @@ class OffersReport:
             "realised spend passed the budget" + self._exclusions(),
             caption_justify="left",
         )
-        if self.under_hard_rule:  # whose table says what the columns mean, once for both
+        if self.under_hard_rule:  # the table under the hard rule explains the columns of both
             table.caption = None
         for i, column in enumerate(self._columns):
             table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
@@ -119,7 +119,7 @@ class OffersReport:
         return markdown(self._columns, self._lines())
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
-        """Draw prices against the dual's, lost profit by cause, the training curve, the frontier where there is one."""
+        """Draw prices against the dual's, lost profit by cause, the training curve, and the frontier, if any."""
         curve = history.get(headline, [])
         figures = {"lost_profit": self._lost_figure()}
         if agent:
@@ -176,7 +176,7 @@ class OffersReport:
 
 
 def twin_members_report(name: str, members: list[dict], customers: int) -> Report:
-    """Lay out what a policy earns under each member of a twin; each member has its own budget, and its own bound."""
+    """Report what a policy earns under each member of a twin; every member has its own budget and its own bound."""
     rows = {
         f"member {k + 1}": {**member[name], "bound": member["bound"], "weekly_budget": member["weekly_budget"]}
         for k, member in enumerate(members)

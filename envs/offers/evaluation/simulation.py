@@ -1,4 +1,4 @@
-"""A market under a weekly budget, and a season simulated in it, every decision scored against the bound's plan."""
+"""A market under a weekly budget, and the simulation of a season with every decision scored against the bound."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EvaluationMarket:
     world: World
     features: Tensor  # [N, F]
     initial_state: CustomerState
-    no_contact_values: list[StateValues] | None  # V⁰ of weeks 1..T+1; None for more customers than tables are kept of
+    no_contact_values: list[StateValues] | None  # V⁰ of weeks 1..T+1; None where the tables would be too large
     budget: Tensor  # money of each week, [T]
     stock: Tensor  # pieces of each offer in the season, [O+1]
     rollover: bool
@@ -63,7 +63,7 @@ class EvaluationMarket:
         return len(self.customers)
 
     def sample_uniforms(self, generator: torch.Generator) -> Tensor:
-        """Draw the randomness of one season, [T, 6, N]."""
+        """Draw the uniforms of one season, [T, 6, N]."""
         return torch.rand(
             self.world.weeks, UNIFORMS, len(self), generator=generator, device=generator.device, dtype=self.budget.dtype
         )
@@ -77,7 +77,7 @@ class SeasonRecord:
     planned_action: Tensor  # flat action that the bound's plan would have sent in the same state
     habit: Tensor  # before the week
     lost_profit: Tensor  # ρ, against the bound's plan at its prices
-    incremental_profit: Tensor  # A⁰, expected, over never contacting again
+    incremental_profit: Tensor  # A⁰, the expected gain over never contacting again
     expected_spend: Tensor
     redeem_probability: Tensor
     realised_spend: Tensor
@@ -85,7 +85,7 @@ class SeasonRecord:
 
 
 class DecisionScores(NamedTuple):
-    """The decisions of some customers against the bound's plan, [T, B] each: fields of SeasonRecord."""
+    """Some customers' decisions compared with the bound's plan, [T, B] each: fields of SeasonRecord."""
 
     planned_action: Tensor
     lost_profit: Tensor
@@ -95,10 +95,10 @@ class DecisionScores(NamedTuple):
 def simulate_season(
     policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None = None
 ) -> SeasonRecord:
-    """Simulate the season that uniforms u [T, 6, N] make; without a bound, profit lost is 0 and the plan sends nothing.
+    """Simulate the season of uniforms u [T, 6, N]; without a bound, lost profit is 0 and the plan sends nothing.
 
-    What the contact rules do not allow is not sent, whatever the policy asks for. The bound's plan knows no contact
-    caps, so what caps cost counts as lost.
+    A pair that the contact rules do not allow is not sent, whatever the policy requests. The bound's plan ignores
+    contact caps, so the cost of caps counts as lost profit.
     """
     customers, world, state = market.customers, market.world, market.initial_state
     codec = world.catalogue.action_codec
@@ -114,11 +114,11 @@ def simulate_season(
             sent = torch.where(subscribed, action, 0)
             return u[t, 0] < outcome(customers, world, t, at.h, at.f, at.d, *codec.decode(sent)).redeem
 
-        # 1. What is sent: the increments that the budget pays for.
+        # 1. Send the increments that the budget pays for.
         account.open(t)
         increments = allowed_increments(policy.increments(t, state, options), options.action_mask)
         action, price = market.budget_rule.allocate(account, increments, redeems)
-        # 2. What customers do.
+        # 2. Simulate what customers do.
         offer, channel = codec.decode(action)
         next_state, bought, redeemed, expected = transition(customers, world, t, state, offer, channel, u[t])
         weeks.append(
@@ -147,7 +147,7 @@ def score_decisions(
 ) -> DecisionScores:
     """Score the flat actions [T, B] of the customers in `rows`, in their states, against the bound's plan.
 
-    Tables of values that are not kept are computed again.
+    Value tables that are not kept in memory are computed again.
     """
     customers, world = market.customers[rows], market.world
     contact_policy = market.contact_policy.take(rows)

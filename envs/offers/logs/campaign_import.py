@@ -1,4 +1,4 @@
-"""A shop's own campaigns as a log: a file with one row a customer and week, what was sent, and what came of it."""
+"""Turn a shop's campaigns into a log: a file with one row a customer and week, the message and its outcomes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rlcore.offline.logged_dataset import LoggedDataset
 
 
 class Campaigns:
-    """Read campaigns to customers of `env/population=customer_table`, in every week of a season, numbered from 1.
+    """Reads campaigns to customers of `env/population=customer_table`, in every week of a season, numbered from 1.
 
-    customer, week, offer and channel (empty: nothing was sent), bought and redeemed (0 or 1), margin (what a purchase
-    brought before discounts, 0 without one), unsubscribed (1 in the week in which a customer opted out) and propensity
-    (of what was done; null where the log has none) name columns. price: at which policies are asked when valued on the
-    log.
+    These parameters name columns: `customer`, `week`, `offer` and `channel` (empty: nothing was sent), `bought` and
+    `redeemed` (0 or 1), `margin` (money that a purchase brought before discounts, 0 without a purchase), `unsubscribed`
+    (1 in the week in which a customer opted out), and `propensity` (of the decision taken; null where the log has
+    none). `price` is the price of money at which policies are valued on the log.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Campaigns:
             raise ValueError(f"{self.path}: row {wrong.argmax() + 2}, column '{self.names[key]}': expected {expected}")
 
     def _coded(self, key: str, names: list[str]) -> np.ndarray:
-        """Number a column's texts by their place in `names`, the empty one −1 where it isn't among them."""
+        """Number a column's texts by their position in `names`; an empty text that `names` lacks is −1."""
         code = {"": -1, **{name: k for k, name in enumerate(names)}}
         known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         self._refuse(key, np.array([x not in code for x in self.columns[key]]), f"one of {known}")
@@ -120,10 +120,10 @@ class Campaigns:
         return rows, {key: torch.tensor(x[place]) for key, x in table.items()}
 
     def __call__(self, env, seed: int) -> dict[str, LoggedDataset]:
-        """Return the log of the customers of each split, as the environment's policies would have seen them.
+        """Return the log of the customers of each split, with the observations of the environment's policies.
 
-        What no shop sees (habit, fatigue, expectation) is drawn as the world's transitions make it of what was sent and
-        bought, with the parameters that the priors and the table give a customer.
+        No shop observes habit, fatigue and expectation. The world's transitions draw these states from what was sent
+        and bought, with the parameters that the priors and the table give a customer.
         """
         population = env.population
         if not isinstance(population, GivenCustomers):
@@ -179,7 +179,7 @@ class Campaigns:
         week = torch.arange(weeks).expand(n, weeks).flatten()
         zeros, whole_zeros = torch.zeros(n * weeks), torch.zeros_like(week)
 
-        def by_customer(x: Tensor) -> Tensor:  # [T, N, …] to [N·T, …]: a customer's decisions stand together
+        def by_customer(x: Tensor) -> Tensor:  # [T, N, …] to [N·T, …]: a customer's decisions are consecutive
             return x.transpose(0, 1).flatten(0, 1)
 
         return LoggedDataset(

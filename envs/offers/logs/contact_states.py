@@ -9,21 +9,21 @@ from torch import Tensor
 
 from rlcore.offline.deduplicated import DeduplicatedMatrix
 
-MAX_STATES = 64  # more are not counted
+MAX_STATES = 64  # a log with more states is not counted
 
 
 @dataclass(frozen=True)
 class ContactStates:
-    """M states of the contact-driven columns of an observation, and what a log says of their transitions.
+    """M states of the contact-driven columns of an observation, and a log's shares of their transitions.
 
     Contacts are numbered 0 for none and 1 + channel.
     """
 
     columns: Tensor  #: int64 [C], of an observation
     states: Tensor  #: [M, C], values of those columns
-    rested: Tensor  #: int64 [], the state of a customer who was left alone long enough
+    rested: Tensor  #: int64 [], the state of a customer after a long time without contact
     transitions: Tensor  #: [M, outcomes, contacts, M], shares of the next state
-    occupancy: Tensor  #: [M, M], expected weeks in each state within a season, left alone
+    occupancy: Tensor  #: [M, M], expected weeks in each state within a season without contact
 
     @classmethod
     def count(
@@ -40,8 +40,8 @@ class ContactStates:
     ) -> ContactStates | None:
         """Count states and transitions of B decisions; None where there are more than MAX_STATES.
 
-        rested [1, C] and the chunks of `now` and `then` [B, C] are values of the columns, before and after; outcome and
-        contact int64 [B].
+        `rested` [1, C] and the chunks of `now` and `then` [B, C] are values of the columns, before and after. `outcome`
+        and `contact` are int64 [B].
         """
         matrices = [DeduplicatedMatrix.from_dense(x, ()) for x in (rested, *now, *then)]
         found, index = DeduplicatedMatrix.cat(matrices).blocks[0]
@@ -60,15 +60,15 @@ class ContactStates:
         return cls(columns, states, which[index[0]], transitions, occupancy)
 
     def index(self, x: Tensor) -> Tensor:
-        """Numbers of the states of observations [B, D], int64 [B]."""
+        """Return the state numbers of observations [B, D], int64 [B]."""
         return (x[:, None, self.columns] == self.states).all(-1).to(torch.uint8).argmax(1)
 
     def placed(self, x: Tensor, state: Tensor) -> Tensor:
-        """Observations [B, D] as if in a state [C]."""
+        """Return observations [B, D] with the columns of a state [C]."""
         return x.index_copy(1, self.columns, state.expand(len(x), -1))
 
     def cost(self, expected: Tensor) -> Tensor:
-        """Cost of being in each state until it has passed, [B, M], from what is expected in a week by state, [B, M]."""
+        """Return the cost of each state until it has passed, [B, M], from a week's expected values by state, [B, M]."""
         return (expected - expected[:, self.rested, None]) @ self.occupancy.T
 
 

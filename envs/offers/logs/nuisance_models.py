@@ -18,11 +18,11 @@ from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.outcome_models import CHUNK
 
 OUTCOMES = REDEEMED + 1
-MIN_STAY = 0.1  # probability to stay: the weights that it divides must not explode
+MIN_STAY = 0.1  # least probability to stay: its inverse is a weight
 
 
 class Transitions(NamedTuple):
-    """A minibatch that the potential is fitted to: contexts [B, D] and columns [B]."""
+    """A minibatch for the fit of the potential: contexts [B, D] and columns [B]."""
 
     obs: Tensor
     action: Tensor
@@ -33,12 +33,12 @@ class Transitions(NamedTuple):
 
 
 class NuisanceOptions(Protocol):
-    """How the models are fitted: a VarianceReduction (envs/offers/logs/variance_reduction.py)."""
+    """The options of the fits: a VarianceReduction (envs/offers/logs/variance_reduction.py)."""
 
     model: Any  #: fits regressions of numbers
     likelihood: OutcomeLikelihood | None  #: fits trip and redemption; None leaves rewards as logged
     hazard: OutcomeLikelihood | None  #: fits the probability of being lost for good
-    sample: int  #: decisions that `model` is fitted on, at most
+    sample: int  #: largest number of decisions that `model` is fitted on
     heuristic_mixing: float  #: λ, the share of the discounted future that is left for values to learn
 
     def fit_potential(
@@ -122,7 +122,7 @@ class NuisanceModels:
             self.trip_value_model = self._model(self._static(bought), torch.zeros_like(bought), earned.log(), 1)
 
     def _drift(self, rows: Tensor) -> Tensor:
-        """How far a week moved the potential, or to the terminal value, [B]."""
+        """Change of the potential in a week, or from the potential to the terminal value, [B]."""
         value = self.gamma * self.potential(self._rested(self.next_obs[rows, : self.width]))
         terminal_value = self.dataset.terminal_value[rows] / self.trip_value(rows)
         then = torch.where(self.dataset.terminated[rows], terminal_value, value)
@@ -139,7 +139,7 @@ class NuisanceModels:
         return self.env.codec.decode_status(obs) == CHURNED
 
     def _rested(self, x: Tensor) -> Tensor:
-        """Contexts as if nothing had been sent for long: what contacts change belongs to them, not to the customer."""
+        """Contexts without the effects of contacts, as if nothing had been sent for a long time."""
         return self.env.codec.without_contacts(x) if self.models_outcomes else x
 
     def _with_trip(self, rows: Tensor, trip: Tensor) -> Tensor:
@@ -150,13 +150,13 @@ class NuisanceModels:
         return torch.where(self.action_codec.is_contact(action), 1 + self.action_codec.channel_of(action), 0)
 
     def trip_value(self, rows: Tensor) -> Tensor:
-        """Expected reward of a trip before its cost, money."""
+        """Expected reward of a trip before the trip's cost, money."""
         if not self.trip_value_model:
             return torch.ones_like(self.reward[rows])
         return self.trip_value_model(self._static(rows))[:, 0].exp()
 
     def _stay(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability to stay, and its inverse as the weight of who stayed."""
+        """Probability to stay, and its inverse as the weight of customers who stayed."""
         probability = torch.ones_like(self.reward[rows])
         if not self.hazard:
             return probability, probability
@@ -165,7 +165,7 @@ class NuisanceModels:
         return probability, torch.where(self._churned(self.next_obs[rows]), 0.0, 1 / probability)
 
     def _transitions(self, rows: Tensor) -> Transitions:
-        """What values are fitted to."""
+        """The minibatch of rows that values are fitted to."""
         stay, weight = self._stay(rows)
         return Transitions(
             obs=self._rested(self._obs(rows)),
@@ -177,7 +177,7 @@ class NuisanceModels:
         )
 
     def _expected(self, x: Tensor, action: Tensor, next_value: Tensor, trip_value: Tensor) -> Tensor:
-        """Expected value of actions in contexts x [B, D], if what follows is worth `next_value` by outcome, [B, 3]."""
+        """Expected value of actions in contexts x [B, D], with next week's values by outcome, `next_value` [B, 3]."""
         probs = self.probs(x, action)
         trip = torch.arange(OUTCOMES, device=x.device) != NONE
         lost = torch.stack([self.hazard(functional.pad(x, (0, 1), value=float(made))) for made in (False, True)], 1)
@@ -187,7 +187,7 @@ class NuisanceModels:
         return (probs * value).sum(1) - spend / trip_value
 
     def _effect(self, rows: Tensor) -> Tensor:
-        """Expected effect of decisions against no contact, the cost of the states that they lead to included."""
+        """Expected effect of decisions against no contact, including the cost of the states that follow."""
         x, action, trip_value = self._obs(rows), self.dataset.action[rows], self.trip_value(rows)
         rested, states = self._rested(x), self.states
         next_value = self.potential(rested)[:, None] + self.value_drift(rested)
@@ -206,7 +206,7 @@ class NuisanceModels:
         return expected(action) - expected(nothing)
 
     def adjusted_rewards(self, rows: Tensor) -> AdjustedRewards:
-        """Rewards of rows, in money, with all adjustments that the models allow."""
+        """Rewards of rows, in money, with all adjustments that the models make possible."""
         batch, trip_value = self._transitions(rows), self.trip_value(rows)
         mixing = self.options.heuristic_mixing
         if not self.models_outcomes:

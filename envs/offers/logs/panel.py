@@ -14,10 +14,10 @@ from rlcore.ope.cross_fitting import rows_by_episode
 
 @dataclass(frozen=True)
 class Panel:
-    """Logged seasons of N customers, T weeks each. Where `logged` is false, the rest means nothing."""
+    """Logged seasons of N customers, T weeks each. Where `logged` is false, the other fields mean nothing."""
 
     features: Tensor  #: [F, N]
-    customer: Tensor  #: which customer of the log each is, int64 [N]
+    customer: Tensor  #: index of the customer in the log, int64 [N]
     logged: Tensor  #: bool [T, N]
     week: Tensor  #: of the season, int64 [T, N]
     state: CustomerState  #: before the decision, int64 [T, N] each
@@ -30,8 +30,8 @@ class Panel:
     spend: Tensor  #: money of the budget, [T, N]
     propensity: Tensor  #: of the action taken, float64 [T, N], NaN where missing
     num_allowed: Tensor  #: number of actions that were allowed, int64 [T, N]
-    dynamics: Tensor | None = None  #: what was observed beside the features, [K, T, N]
-    inputs: Tensor | None = None  #: what the networks of a neural twin see, [D, T, N]
+    dynamics: Tensor | None = None  #: observed columns beside the features, [K, T, N]
+    inputs: Tensor | None = None  #: inputs of a neural twin's networks, [D, T, N]
 
     def __len__(self) -> int:
         return len(self.customer)
@@ -64,8 +64,8 @@ class Panel:
 def to_panel(log: LoggedDataset, env, where: str) -> Panel:
     """Lay a log out by customer and week.
 
-    Raises ValueError, which begins with `where`, if the log lacks what decisions led to, or has what the world cannot
-    bring.
+    Raises ValueError, with a message that begins with `where`, if the log lacks the states after decisions, or has
+    outcomes that the world cannot produce.
     """
     if log.next_obs is None:
         raise ValueError(f"{where}: expected next_state_* and next_valid_*, what decisions led to")
@@ -113,7 +113,7 @@ def to_panel(log: LoggedDataset, env, where: str) -> Panel:
 def margin_of(
     log: LoggedDataset, terms, state: CustomerState, next_state: CustomerState, offer: Tensor, bought: Tensor
 ) -> Tensor:
-    """Take the margin of a purchase [B] out of the logged rewards: all other terms of a reward are known."""
+    """Compute the margin of a purchase [B] from the logged rewards, whose other terms are known."""
     churned = (next_state.status == CHURNED) & (state.status != CHURNED)
     annoyed = (offer > 0) & (state.fatigue >= terms.fatigue_limit)
     return log.reward + log.cost + terms.churn_cost * churned + terms.fatigue_penalty * annoyed - terms.trips * bought

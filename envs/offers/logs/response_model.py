@@ -1,6 +1,6 @@
-"""Models of what comes of a decision (no trip, a trip, a trip with a redemption), by maximum likelihood.
+"""Models of the outcome of a decision (no trip, a trip, a trip with a redemption), by maximum likelihood.
 
-They have few parameters, for effects are small beside chance.
+The models have few parameters, because effects are small compared with chance.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from rlcore.networks import mlp
 from rlcore.normalization import Standardizer
 from rlcore.ope.outcome_models import CHUNK, fit_sgd
 
-NONE, TRIP, REDEEMED = range(3)  # what comes of a decision
-MIN_PROBABILITY = 1e-6  # whose logarithm is taken
+NONE, TRIP, REDEEMED = range(3)  # outcomes of a decision
+MIN_PROBABILITY = 1e-6  # lower bound before a logarithm
 MIN_STD = 1e-3
 RARE_LOGIT = -3.0  # hazards start low
 
@@ -25,8 +25,9 @@ RARE_LOGIT = -3.0  # hazards start low
 def exposure_response(logits: Tensor, offer: Tensor, channel: Tensor, nvec: tuple[int, int]) -> Tensor:
     """Probabilities [B, 3] of no trip, a trip, a trip with a redemption, from logits [B, 2 + channels + offers].
 
-    An exposure model: a message is seen with probability q of its channel. A customer who has not seen one, or was sent
-    nothing, makes a trip with probability p0; one who has, with p1 of the offer, and then redeems with probability μ.
+    This is an exposure model: a message is seen with probability q of its channel. A customer who saw no message makes
+    a trip with probability p0. A customer who saw a message makes a trip with probability p1 of the offer, and then
+    redeems with probability μ.
     """
     offers, channels = nvec
     base, redeem, attention, lift = logits.split((1, 1, channels, offers), 1)
@@ -39,7 +40,7 @@ def exposure_response(logits: Tensor, offer: Tensor, channel: Tensor, nvec: tupl
 
 
 class PartiallyLinear(nn.Module):
-    """A network of all columns but `linear`, which shift its outputs linearly."""
+    """A network of all columns but `linear`; the columns `linear` shift the network's outputs linearly."""
 
     def __init__(self, net: nn.Sequential, linear: Tensor):
         super().__init__()
@@ -53,7 +54,8 @@ class PartiallyLinear(nn.Module):
 class OutcomeLikelihood:
     """Fits probabilities of a decision's outcomes by cross-entropy on a network's logits of observations.
 
-    Hazards (who is lost) are fitted so too: squared errors say little of rare events.
+    Hazards (the probability that a customer is lost) are fitted in the same way, because squared errors say little
+    about rare events.
     """
 
     def __init__(
@@ -76,8 +78,8 @@ class OutcomeLikelihood:
 
         Returns probabilities [B, 3] as a function of observations and actions.
 
-        `contact_columns` of the observations shift the logits alike for all: differences between customers are lost in
-        noise. Raises ValueError where actions are not offer and channel.
+        `contact_columns` of the observations shift the logits of all customers alike, because noise hides differences
+        between customers. Raises ValueError where actions are not offer and channel.
         """
         if len(nvec) != 2:
             raise ValueError(

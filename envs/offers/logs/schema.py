@@ -1,4 +1,4 @@
-"""What files, tables and messages call the fields of a log: the words of marketing.
+"""Names of a log's fields in files, tables and messages, in the words of marketing.
 
 Columns, of an action of K heads: decision, customer (number or text), season, week, policy; price (of money);
 feature_0 … (what holds all season), state_0 … (the rest of what was observed), next_state_0 …; valid_I_J … and

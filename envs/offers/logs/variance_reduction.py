@@ -1,7 +1,7 @@
 """Variance reduction for logged rewards: potential-based shaping and control variates, cross-fitted by customer.
 
-A learned potential Φ(s), the value of a customer who is never contacted, is subtracted, and sampled outcomes are
-replaced by their expectations, so that only the effect of the decision remains.
+A learned potential Φ(s), the value of a customer who is never contacted, is subtracted. Sampled outcomes are replaced
+by their expectations. Only the effect of the decision remains.
 """
 
 from __future__ import annotations
@@ -22,37 +22,38 @@ from rlcore.ope.outcome_models import CHUNK, fit_sgd
 
 MIN_STD = 1e-3
 MIN_REWARD_STD = 1e-6
-MIN_HORIZON_SHARE = 0.05  # of 1 − γ, whose inverse is the horizon that values are scaled by
+MIN_HORIZON_SHARE = 0.05  # least 1 − γ, whose inverse is the horizon that scales values
 
 
 class VarianceReduction:
-    """Adjusts logged rewards by a potential and by models of what comes of a decision, fitted on other customers.
+    """Adjusts logged rewards by a potential and by models of a decision's outcome, fitted on other customers.
 
-    The potential Φ is the value of a customer who is left alone, by temporal differences on a network of all actions'
-    values. The target of each action continues with the first action, nothing: contacted customers inform Φ too, which
-    is the first action's column. γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so that no action's
-    rank changes. The target network is copied from the network every `target_every` of `steps` minibatches.
+    The potential Φ is the value of a customer who is never contacted, learned by temporal differences on a network of
+    all actions' values. The target of each action continues with the first action, nothing. Φ is the first action's
+    column, and contacted customers inform it too. γ·Φ(s') − Φ(s) is added to rewards (Ng, Harada & Russell 1999), so
+    that no action's rank changes. The target network is copied from the network every `target_every` of `steps`
+    minibatches.
 
-    What remains is noise far above the effect of a decision. So where spend is priced and `likelihood` models the
-    outcome of decisions (null: rewards count as logged), a reward is the expected reward of the decision (the direct
-    method) less that of no contact to the same customer, by the same models: errors in the level of a customer cancel,
-    and only errors in the effect remain. The effect of a decision is taken to go through trip and redemption, spend,
-    and the next state; the models (envs/offers/logs/nuisance_models.py) are
-    - trip value: the scale of a customer's rewards, in which values are measured, for money is proportional to it
-      (`model`);
-    - trip and redemption by state and action (`likelihood`), and by state and trip the hazard of being lost for good
-      (`hazard`). Values are learned from customers who stayed alone, discounted by their probability to stay: the same
-      expectation;
-    - value drift: how far a week moves Φ of a customer as if rested, by the outcome (`model`);
+    The remaining noise is still far larger than the effect of a decision. Where spend is priced and `likelihood` models
+    the outcome of decisions (null: rewards stay as logged), a reward is therefore the expected reward of the decision
+    (the direct method), less that of no contact to the same customer, by the same models. Errors in the level of a
+    customer cancel, and only errors in the effect remain. The effect of a decision is assumed to act through trip and
+    redemption, spend, and the next state. The models (envs/offers/logs/nuisance_models.py) are
+    - trip value: the scale of a customer's rewards (`model`). Values are measured in this unit, because money is
+      proportional to it;
+    - trip and redemption by state and action (`likelihood`), and the hazard of being lost for good by state and trip
+      (`hazard`). Values are learned only from customers who stayed, discounted by their probability to stay, which has
+      the same expectation;
+    - value drift: the change of a rested customer's Φ in a week, by the outcome (`model`);
     - state cost: the states that only contacts change (`ObservationCodec.without_contacts`) are counted, with their
-      transitions by outcome and channel, and when left alone. A state costs, until it has passed, what the models above
-      expect a customer to bring less in it. A fitted value can't tell: few customers of a log are rested late in a
-      season. Where states can't be counted (a view of histories has too many), a reward is instead compared with no
-      contact to the same customer rested, and all that follows is left to learn.
+      transitions by outcome and channel, and without contact. A state's cost, until the state has passed, is the loss
+      of expected reward in it by the models above. A fitted value can't find this cost, because few customers of a log
+      are rested late in a season. Where states can't be counted (histories have too many), a reward is instead compared
+      with no contact to the same customer when rested, and values learn all later effects.
 
-    `heuristic_mixing` is λ of Cheng, Kolobov & Swaminathan (2021): the share of the discounted future that is left for
-    values to learn, the potential standing for the rest; maxima over values of states that the log has little of cost
-    more than they bring. `model` is fitted on at most `sample` decisions.
+    `heuristic_mixing` is λ of Cheng, Kolobov & Swaminathan (2021): values learn a share λ of the discounted future, and
+    the potential stands for the rest. Maxima over values of states that are rare in the log cost more than they bring.
+    `model` is fitted on at most `sample` decisions.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A season beside its counterfactual: the same customers under the same random numbers, never contacted."""
+"""A season and its counterfactual: the same customers under the same random numbers, never contacted."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from envs.offers.world.history import History
 
 
 class CustomerTrack(NamedTuple):
-    """What N customers have been through; where churn is not drawn, the probability [N] that each is still there."""
+    """The history of N customers and, where churn is not drawn, the probability [N] that each is still there."""
 
     history: History
     p_active: Tensor
 
 
 class Counterfactual:
-    """Simulates a season of NeuralCustomers and, under the same uniforms, what it would be if nobody were contacted.
+    """Simulates a season of NeuralCustomers and, under the same uniforms, the season in which nobody is contacted.
 
-    Without a contact both are the same to the last bit. realised: churn is drawn, and profits are as they were drawn;
-    otherwise profits are expected, and weigh by the probability that the customer is still there.
+    Without a contact both seasons are equal to the last bit. With `realised`, churn is drawn and profits are realised.
+    Otherwise profits are expectations, weighted by the probability that the customer is still there.
     """
 
     def __init__(self, customers: NeuralCustomers, status: Tensor, realised: bool):
@@ -33,7 +33,7 @@ class Counterfactual:
         self.no_contact_track = self.track
 
     def simulate_week(self, week: int, offer: Tensor, channel: Tensor, u: Tensor) -> tuple[Week, Tensor, Tensor]:
-        """Simulate a week by uniforms u [6, N]; return it, its profit and the profit without contacts, [N] each."""
+        """Simulate a week by uniforms u [6, N]; return it, its profit and that without contacts, [N] each."""
         self.track, simulated, profit = self._advance(self.track, week, offer, channel, u)
         self.no_contact_track, _, no_contact_profit = self._advance(
             self.no_contact_track, week, torch.zeros_like(offer), channel, u
@@ -57,5 +57,5 @@ class Counterfactual:
         return track, simulated, profit
 
     def tail_values(self) -> tuple[Tensor, Tensor]:
-        """Return the value of what comes after the season, and of that without contacts, [N] each."""
+        """Return the value after the season, and that of the counterfactual, [N] each."""
         return self.customers.tail_value(*self.track), self.customers.tail_value(*self.no_contact_track)

@@ -1,4 +1,4 @@
-"""A neural twin's customers: they respond as networks say of features, observable history and action."""
+"""A neural twin's customers: networks of features, observable history and action give their responses."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def treatments_by_value(catalogue: Catalogue) -> list[list[int]]:
 
 
 def network_inputs(features: Tensor, history: History, half_lives: list[float], season: Tensor) -> Tensor:
-    """Return what networks see, [N, F + K + 1]: features [N, F], the history's columns, log season."""
+    """Return the networks' inputs, [N, F + K + 1]: features [N, F], the history's columns, log season."""
     columns = history.columns(half_lives)
     return torch.cat((features.to(columns), columns, season.log().expand(len(features), 1).to(columns)), 1)
 
 
 class Predictions(NamedTuple):
-    """What a member predicts of B customers' week."""
+    """A member's predictions for a week of B customers."""
 
     trip: Tensor  # P(trip) by treatment, [B, A]
     redeem: Tensor  # P(trip and redeemed) by treatment, [B, A]
@@ -51,7 +51,7 @@ class NeuralMember(nn.Module):
 
 
 class Week(NamedTuple):
-    """A simulated week of N customers, [N] each: what was expected of it, and what was drawn."""
+    """A simulated week of N customers, [N] each: expectations and draws."""
 
     trip: Tensor  # P(trip)
     redeem: Tensor  # P(trip and redeemed)
@@ -60,19 +60,19 @@ class Week(NamedTuple):
     churn: Tensor  # P(churn) without and with a trip, [N, 2]
     bought: Tensor  # bool
     redeemed: Tensor  # bool
-    paid: Tensor  # the spend that was drawn
+    paid: Tensor  # the realised spend
     next_history: History
 
     @property
     def churn_given_purchase(self) -> Tensor:
-        """P(churn) of customers who bought or not as drawn."""
+        """P(churn) of customers, given whether they bought."""
         return self.churn.gather(1, self.bought.long()[:, None])[:, 0]
 
 
 class NeuralCustomers:
     """N customers, each of whom responds as the member `member_of` [N] of `members`.
 
-    They stand in for a world's Customers wherever nothing asks for hidden states; their state is the history.
+    They replace a world's Customers wherever no hidden states are needed. Their state is the history.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class NeuralCustomers:
 
     @torch.no_grad()
     def predict(self, history: History, week: int | None) -> Predictions:
-        """Return each customer's predictions by the customer's own member; `week` None is a week of season index 1."""
+        """Return each customer's predictions by its own member; `week` None is a week of season index 1."""
         season = self.world.season.new_ones(()) if week is None else self.world.season[week]
         inputs = network_inputs(self.features, history, self.half_lives, season).float()
         if len(self.rows_of) == 1:
@@ -124,13 +124,13 @@ class NeuralCustomers:
         return self.expected_profit(trip, spend, predicted.margin[:, None], predicted.churn[:, None]), spend
 
     def expected_profit(self, trip: Tensor, spend: Tensor, margin: Tensor, churn: Tensor) -> Tensor:
-        """Return the expected profit of a week, spend taken off, of customers who have not churned; churn [..., 2]."""
+        """Return the expected profit of a week, less spend, of customers who have not churned; churn is [..., 2]."""
         terms = self.world.reward
         p_churn = torch.lerp(*churn.unbind(-1), trip)
         return (margin + terms.trips) * trip - spend - terms.churn_cost * p_churn
 
     def realised_profit(self, week: Week, churned: Tensor) -> Tensor:
-        """Return the profit of a week as it was drawn, spend taken off, [N]."""
+        """Return the realised profit of a week, less spend, [N]."""
         terms = self.world.reward
         return (week.margin + terms.trips) * week.bought - week.paid - terms.churn_cost * churned
 
@@ -143,7 +143,8 @@ class NeuralCustomers:
     ) -> Week:
         """Simulate a week by uniforms u [6, N], of which rows 0, 4 and 5 are used, as the world uses them.
 
-        Who is not subscribed gets nothing. Without `draws_churn` nobody churns: the caller weighs by the probability.
+        Customers who are not subscribed get nothing. Without `draws_churn` nobody churns, and the caller weights by the
+        probability of staying.
         """
         active = history.status != CHURNED
         offer = torch.where(history.status == SUBSCRIBED, offer, 0)
@@ -173,8 +174,8 @@ class NeuralCustomers:
     def tail_value(self, history: History, p_active: Tensor) -> Tensor:
         """Return the discounted margin [N] of the world's tail weeks, without a contact.
 
-        Customers are still there with probability `p_active` [N]. The weeks enter the history as probabilities, for
-        chance would drown what a contact leaves behind.
+        Customers are still there with probability `p_active` [N]. The weeks enter the history as probabilities, because
+        chance would hide the lasting effect of a contact.
         """
         world, nothing, total = self.world, torch.zeros_like(history.status), torch.zeros_like(p_active)
         p_active = p_active * (history.status != CHURNED)

@@ -24,7 +24,7 @@ class NeuralEnsemble:
         advice = f"whose customers have parameters: expected env=offers env/population=twin env.population.path={path}"
         state = load_twin(path, "env.twin", KIND, advice)
         agent = state["agent"]
-        self.only: int | None = None  # the member that all customers respond as; None: equally many as each
+        self.only: int | None = None  # the member of all customers; None: every member has equally many customers
         twin = instantiate(state["config"]["algo"]["twin"], _convert_="all")
         self.half_lives = twin.half_lives
         self.networks = twin.make_members(env, 0, agent["iteration"])
@@ -39,7 +39,7 @@ class NeuralEnsemble:
             ) from error
 
     def members(self) -> list[NeuralEnsemble]:
-        """Return, for each member, the ensemble of which all customers respond as that member says."""
+        """Return, for each member, the ensemble in which all customers respond as that member."""
         alone = [copy(self) for _ in self.networks]
         for k, ensemble in enumerate(alone):
             ensemble.only = k

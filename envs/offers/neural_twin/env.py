@@ -22,15 +22,15 @@ from envs.offers.world.customers import CHURNED, CustomerState
 class NeuralTwinEnv(OffersEnv):
     """OffersEnv's contract, prices, rules and observations, on customers that a neural twin simulates.
 
-    twin: path of a checkpoint of algo=twin algo/twin=neural. With shaping, the reward is the expected profit less that
-    of the same customer, never contacted, under the same random numbers, less price·spend; after the last week both go
-    on without a contact for the world's tail weeks. Nobody churns by chance: profits are weighted by the probability of
-    being there. With `outcomes: realised` churn is drawn, and rewards are of what was drawn. Policies are compared by
-    NeuralTwinEvaluator, with the settings of `evaluation`.
+    `twin` is the path of a checkpoint of algo=twin algo/twin=neural. With shaping, the reward is the expected profit,
+    less that of the same customer, never contacted, under the same random numbers, less price·spend. After the last
+    week both customers go on without a contact for the world's tail weeks. Nobody churns by chance: profits are
+    weighted by the probability of being there. With `outcomes: realised` churn is drawn and rewards are realised.
+    NeuralTwinEvaluator compares policies, with the settings of `evaluation`.
     """
 
     graph_regions = ("observe_week",)
-    graph_state = ()  # a season asks other rows of other members
+    graph_state = ()  # each season evaluates other members on other rows
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class NeuralTwinEnv(OffersEnv):
 
     @property
     def neural_customers(self) -> NeuralCustomers:
-        """This season's customers."""
+        """The customers of this season."""
         return self.season.customers
 
     def expected_cost(self, probability: Tensor | None) -> Tensor:
@@ -93,13 +93,13 @@ class NeuralTwinEnv(OffersEnv):
         return spend.unflatten(1, self.nvec)
 
     def expected_reward(self) -> Tensor:
-        """Return this week's profit less its spend at the price, [N, O+1, C], without anything that follows."""
+        """Return this week's expected profit less its spend at the price, [N, O+1, C], without later weeks."""
         profit, spend = self.neural_customers.profit_and_spend(self.week, self.options.history)
         reward = torch.where(self.state.status[:, None] == CHURNED, 0.0, profit - self.price[:, None] * spend)
         return reward.masked_fill(~self.options.action_mask, -torch.inf).unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
-        """Send [N, 2] offers and channels, where they are allowed; simulate the week with and without them."""
+        """Send [N, 2] offers and channels where the mask allows them; simulate the week with and without them."""
         t, shaping, season = self.week, self.world.reward.shaping, self.season
         offer, channel = action.unbind(-1)
         offer = self.contact_policy.enforce(self.options.action_mask, offer, channel)
@@ -134,5 +134,5 @@ class NeuralTwinEnv(OffersEnv):
 
 @wraps(NeuralTwinEnv, updated=())
 def make_twin_env(device: torch.device, seed: int, *, twin: str | None, **parts) -> OffersEnv:
-    """Build NeuralTwinEnv; where `twin` is null OffersEnv, in which the same customers respond as they do."""
+    """Build NeuralTwinEnv or, where `twin` is null, OffersEnv with the same customers and their true responses."""
     return OffersEnv(device, seed, **parts) if twin is None else NeuralTwinEnv(device, seed, twin=twin, **parts)

@@ -1,4 +1,4 @@
-"""Policies compared on a neural twin: no dynamic program and no bound, so with each other and with no contact."""
+"""Compare policies on a neural twin with each other and with no contact; the neural twin has no bound."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ class NeuralKnapsackPolicy(BatchedPolicy):
 
 
 def simulate_neural_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor) -> SeasonRecord:
-    """Simulate the season that uniforms u [T, 6, N] make.
+    """Simulate the season of uniforms u [T, 6, N].
 
-    `incremental_profit` is the expected profit less that of the same customers, never contacted; the last week's has
-    the values of the tails. Spend on a customer counts by the probability that the customer is still there.
+    `incremental_profit` is the expected profit less that of the same customers, never contacted. That of the last week
+    includes the values of the tails. Spend on a customer is weighted by the probability that the customer is still
+    there.
     """
     codec = market.world.catalogue.action_codec
     season = Counterfactual(market.customers, market.initial_state.status, realised=False)
@@ -92,14 +93,14 @@ def total_with_interval(by_customer: Tensor) -> list[float]:
 class NeuralTwinEvaluator(OffersEvaluator):
     """OffersEvaluator on customers that a neural twin simulates. A score is the incremental profit a customer, money.
 
-    The budget is what its share comes to among the same customers without the twin: the same money as in the true
+    The budget is the share's money among the same customers without the twin, which is the same money as in the true
     world.
     """
 
     def make_market(
         self, n: int, stream: int, split: str, budget: Budget, population: NeuralEnsemble | None = None
     ) -> EvaluationMarket:
-        """Draw n customers of a split by a random stream, responding as `population`, by default the whole twin."""
+        """Draw n customers of a split by a random stream; they respond as `population`, by default the whole twin."""
         market = super().make_market(n, stream, split, budget)
         twin = population or self.env.twin
         world = self.env.world.to(self.env.device, torch.float64)
@@ -109,7 +110,7 @@ class NeuralTwinEvaluator(OffersEvaluator):
         """Return None: there is no bound."""
 
     def simulate_season(self, policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: None) -> SeasonRecord:
-        """Simulate the season that uniforms u [T, 6, N] make."""
+        """Simulate the season of uniforms u [T, 6, N]."""
         return simulate_neural_season(policy, market, u)
 
     def myopic_policy(self, market: EvaluationMarket, fee: float) -> NeuralKnapsackPolicy:
@@ -117,11 +118,11 @@ class NeuralTwinEvaluator(OffersEvaluator):
         return NeuralKnapsackPolicy(market.customers, fee=fee)
 
     def members(self) -> list[NeuralEnsemble]:
-        """Return, for each member of the twin, the ensemble of which all customers respond as that member says."""
+        """Return, for each member of the twin, the ensemble in which all customers respond as that member."""
         return self.env.twin.members()
 
     def summarise(self, records: list[SeasonRecord], market: EvaluationMarket, bound: None) -> dict:
-        """Summarise one policy: incremental profit with its interval, in all and a customer, money and contacts."""
+        """Summarise one policy: incremental profit with its interval, in total and a customer, money and contacts."""
         profit = torch.stack([r.incremental_profit.sum(0) for r in records]).mean(0)
         total, low, high = total_with_interval(profit)
         return {

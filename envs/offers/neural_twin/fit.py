@@ -1,4 +1,4 @@
-"""Fit the neural twin to a log: networks of what customers do, given features, observable history and treatment."""
+"""Fit the neural twin to a log: networks of customers' outcomes, given features, history and treatment."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from envs.offers.world.history import KINDS, History, column_names
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 from rlcore.ope.cross_fitting import consecutive_ids
 
-KIND = "neural"  # how a checkpoint names this kind of twin
+KIND = "neural"  # name of this kind of twin in a checkpoint
 
 
 class NeuralTwin:
     """A TwinModel (envs/offers/twin/ensemble.py) of networks, without hidden states.
 
-    response: learns P(trip) and P(redeemed), by likelihood or by a meta-learner of effects. other_outcomes: learns
-    churn, opt-out and margin. half_lives: of the history's columns, weeks. monotone: trips and redemptions grow with
-    face value, whatever was learned.
+    `response` learns P(trip) and P(redeemed), by likelihood or by a meta-learner of effects. `other_outcomes` learns
+    churn, opt-out and margin. `half_lives` are those of the history's columns, in weeks. With `monotone`, trips and
+    redemptions are forced to grow with face value.
     """
 
     unobserved_note = "the twin's customers never do"
@@ -62,7 +62,7 @@ class NeuralTwin:
         return replace(panel, inputs=self.inputs(panel, env.world))
 
     def inputs(self, panel: Panel, world: World) -> Tensor:
-        """Return what networks see before each decision of a panel, [D, T, N]."""
+        """Return the networks' inputs before each decision of a panel, [D, T, N]."""
         history, inputs = History.start(panel.state.status[0], world.season.dtype), []
         for t in range(len(panel.week)):
             inputs.append(network_inputs(panel.features.T, history, self.half_lives, world.season[t]))
@@ -77,7 +77,7 @@ class NeuralTwin:
         return torch.stack(inputs).permute(2, 0, 1)
 
     def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[NeuralMember]) -> None:
-        """Do nothing: what never happens in the log is learned never to happen."""
+        """Do nothing: the members learn that outcomes missing from the log never happen."""
 
     def fit(
         self,
@@ -91,7 +91,7 @@ class NeuralTwin:
     ) -> dict:
         """Fit a member to a panel under weights [T, N]; return the log-likelihood a decision of both panels.
 
-        A decision is taken as often as its weight says, the fraction of a weight by chance.
+        A decision is repeated as often as its weight says; the fraction of a weight is drawn at random.
         """
         week, customer = torch.nonzero((weight > 0) & panel.active).unbind(1)
         times = (weight[week, customer] + torch.rand(len(week), generator=generator, device=week.device)).floor().long()
@@ -124,9 +124,9 @@ class NeuralTwin:
         return NeuralPredictions(member, world, panel, self.half_lives)
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
-        """Yield what networks see by name, with a panel in which it is that of customers `order` [N].
+        """Yield each network input by name, with a panel in which the input is that of customers `order` [N].
 
-        Features come one at a time, the columns of each kind of history together.
+        Features come one at a time; the columns of each kind of history come together.
         """
         groups = {name: [k] for k, name in enumerate(env.population.feature_names)}
         columns, first = column_names(self.half_lives), len(panel.features)
@@ -138,5 +138,5 @@ class NeuralTwin:
             yield name, replace(panel, inputs=inputs)
 
     def state_dict(self) -> dict:
-        """Return what members cannot be used without: they are rebuilt by the configuration that a checkpoint holds."""
+        """Return what members need beside their weights; a checkpoint's configuration rebuilds the members."""
         return {"kind": KIND, "half_lives": self.half_lives}

@@ -1,4 +1,4 @@
-"""What a neural twin says of a panel: the same interface as a structural twin's (envs/offers/twin/predictions.py)."""
+"""A neural twin's predictions of a panel, with the interface of envs/offers/twin/predictions.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlcore.ope.outcome_models import CHUNK
 
 
 def outcome_rows(panel: Panel, week: Tensor, customer: Tensor, codec: ActionCodec) -> OutcomeRows:
-    """Take what was done to customers [B] of a panel in its weeks [B], and what came of it."""
+    """Take the decisions and outcomes of customers [B] of a panel in weeks [B]."""
     at = (week, customer)
     status, next_status = panel.state.status[at], panel.next_state.status[at]
     offer, channel = torch.where(status == SUBSCRIBED, panel.offer[at], 0), panel.channel[at]
@@ -35,13 +35,13 @@ def outcome_rows(panel: Panel, week: Tensor, customer: Tensor, codec: ActionCode
 
 
 class RowPredictions(NamedTuple):
-    """What a member predicts of B weeks of customers who have not churned."""
+    """A member's predictions of B weeks of customers who have not churned."""
 
     trip: Tensor  # P(trip) under the treatment taken, [B]
-    redeem: Tensor  # P(trip and redeemed) under it, [B]
+    redeem: Tensor  # P(trip and redeemed) under the treatment taken, [B]
     trip_no_contact: Tensor  # P(trip) without a contact, [B]
-    trip_contact: Tensor  # P(trip) under a contact, mean of all, [B]
-    contact_cost: Tensor  # expected spend of a contact, mean of all, [B]
+    trip_contact: Tensor  # P(trip) under a contact, mean over all contacts, [B]
+    contact_cost: Tensor  # expected spend of a contact, mean over all contacts, [B]
     churn: Tensor  # P(churn) without and with a trip, [B, 2]
     opt_out: Tensor  # P(opt-out) by channel, [B, C]
     margin: Tensor  # of a trip, [B]
@@ -111,7 +111,7 @@ class NeuralPredictions:
         }
 
     def contact_effect(self) -> ContactEffect:
-        """Return what a contact does to the probability of a trip."""
+        """Return the effect of a contact on the probability of a trip."""
         predicted = self.predict_rows()
         return ContactEffect(
             uplift=self.on_panel(predicted.trip_contact - predicted.trip_no_contact),

@@ -26,8 +26,9 @@ def draw_seed(generator: torch.Generator) -> int:
 class ExposureResponse(nn.Module):
     """P(trip) and P(redeemed) of every treatment, inputs [B, D] → [B, A, 2], by an exposure model.
 
-    A message is seen with a probability of its channel. Unseen it changes nothing; seen, it shifts the logit of a trip
-    by the customer's own level and slope along a scale of the offers, and a share of the trips redeems.
+    A message is seen with a probability of its channel. A message that is not seen changes nothing. A message that is
+    seen shifts the logit of a trip by the customer's own level and slope along a scale of the offers, and a share of
+    the trips redeems.
     """
 
     def __init__(self, inputs: int, catalogue: Catalogue, hidden: list[int]):
@@ -53,7 +54,7 @@ class ExposureResponse(nn.Module):
 
 
 class ExposureLikelihood:
-    """Fits ExposureResponse by maximum likelihood of a decision's outcome: none, a trip, one with a redemption."""
+    """Fits ExposureResponse by maximum likelihood of a decision's outcome: no trip, a trip, a trip with redemption."""
 
     def __init__(
         self, catalogue: Catalogue, *, hidden: list[int], lr: float, decay: float, steps: int, batch_size: int
@@ -101,7 +102,7 @@ def response_log_prob(p: Tensor, outcome: Tensor) -> Tensor:
 
 
 class MetaLearnerResponse:
-    """Lets a meta-learner of effects (rlcore/uplift/meta_learners.py) learn P(trip), P(redeemed) of every treatment."""
+    """Fits P(trip), P(redeemed) of every treatment by a meta-learner of effects (rlcore/uplift/meta_learners.py)."""
 
     def __init__(self, catalogue: Catalogue, *, learner: Callable):
         self.learner, self.treatments = learner, catalogue.action_codec.num_treatments
@@ -145,7 +146,7 @@ class ValidProbabilities(nn.Module):
 
 # ── churn, opt-out and margin ───────────────────────────────────────────────────────────────────────────────────────
 class OutcomeRows(NamedTuple):
-    """What was done to B customers in a week each, and what came of it, [B] each."""
+    """Decisions and outcomes of B customers in a week each, [B] each."""
 
     treatment: Tensor  # int64
     channel: Tensor  # int64
@@ -188,7 +189,7 @@ class OtherOutcomesLikelihood:
         return OtherOutcomes(inputs, self.channels, self.hidden)
 
     def __call__(self, inputs: Tensor, rows: OutcomeRows, generator: torch.Generator) -> OtherOutcomes:
-        """Fit to what came of B weeks."""
+        """Fit to the outcomes of B weeks."""
         torch.manual_seed(draw_seed(generator))
         model = self.empty(inputs.shape[1]).to(inputs)
         model.network.fit_scale(inputs)
@@ -209,7 +210,7 @@ class OtherOutcomesLikelihood:
 
 
 def other_outcomes_log_prob(predicted: tuple[Tensor, Tensor, Tensor], rows: OutcomeRows) -> dict[str, Tensor]:
-    """Return the log-likelihood [B] by kind of outcome, under what OtherOutcomes predicts."""
+    """Return the log-likelihood [B] by kind of outcome, under the predictions of OtherOutcomes."""
     churn, opt_out, margin = predicted
     p_churn = churn.gather(1, rows.bought.long()[:, None])[:, 0].clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     p_opt_out = opt_out.gather(1, rows.channel[:, None])[:, 0].clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)

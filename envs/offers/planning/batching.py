@@ -1,4 +1,4 @@
-"""Plans for a batch of customers at a time: tables for a million of them in the memory that a thousand take."""
+"""Plan for a batch of customers at a time, so that a million customers need the memory of a thousand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState, World
 
 BATCH_SIZE = {"cpu": 1000, "cuda": 2**17}  # customers a batch: few for a CPU's caches, many to fill a GPU
-MAX_TABLE_BYTES = 2**29  # of V⁰ and of V^λ each; larger tables are not kept but computed again where they are needed
+MAX_TABLE_BYTES = 2**29  # of V⁰ and of V^λ each; larger tables are not kept, but computed again where needed
 
 
 def batches(each: Tensor) -> list[slice]:
-    """Cut customers, to each of whom an element of `each` [N] belongs, into batches that suit its device."""
+    """Cut N customers into batches that suit the device of `each` [N]."""
     n, size = len(each), BATCH_SIZE[each.device.type]
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
@@ -53,7 +53,7 @@ def recompute(
 
 
 class Plan(NamedTuple):
-    """What the best plan at some prices brings and uses."""
+    """Values and expected use of the best plan at some prices."""
 
     values: list[StateValues] | None  # V^λ of weeks 1..T+1
     use: Tensor  # expected, of each week's money and each stocked offer [T + S], float64
@@ -74,8 +74,8 @@ def plan_in_batches(
 ) -> Plan:
     """Plan as `best_plan` does, a batch of customers at a time.
 
-    A customer's tables take 78 numbers a week, twice: V⁰ and V^λ. Without `v0` no table is kept: V⁰ is computed again
-    for each batch (a tenth of the work), and memory grows by a few numbers a customer.
+    A customer's tables V⁰ and V^λ take 78 numbers a week each. Without `v0` no table is kept: V⁰ is computed again for
+    each batch (a tenth of the work), and memory grows by a few numbers a customer.
     """
     parts = []
     for rows in batches(c.alpha):

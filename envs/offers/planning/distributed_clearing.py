@@ -8,21 +8,20 @@ from torch import Tensor
 from envs.offers.planning.knapsack import Increments, latest
 from rlcore.backends import distributed
 
-LARGEST = 2**63 - 1  # of whole numbers in 64 bits
+LARGEST = 2**63 - 1  # the largest whole number in 64 bits
 
 
 def clear_together(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
     """Clear the customers of all processes under one budget, as `clear` does.
 
-    Returns this process's actions [N] and the price.
-
-    Processes exchange sums only. The price where the money ends is found by bisection over all floats, one sum for each
-    of 64 bits. Of the steps at that price those of lower ranks come first.
+    Returns this process's actions [N] and the price. Processes exchange sums only. The price where the money ends is
+    found by bisection over all floats, with one sum for each of 64 bits. Among steps at that price, those of lower
+    ranks come first.
     """
     price, order = steps.price.double().flatten().sort(descending=True, stable=True)
     real = price > -torch.inf
     spent = torch.where(real, steps.spend.flatten()[order], 0.0).double().cumsum(0)
-    spent = torch.cat((torch.zeros_like(spent[:1]), spent))  # by the first steps, however many
+    spent = torch.cat((torch.zeros_like(spent[:1]), spent))  # by each number of first steps
     place = -ordered(price)  # rises where prices fall
     low, high = place.new_tensor([-LARGEST, LARGEST])
     for _ in range(64):
@@ -44,6 +43,6 @@ def clear_together(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ordered(x: Tensor) -> Tensor:
-    """Turn float64 into whole numbers of the same order, or such numbers into the bits of the floats."""
+    """Turn float64 into whole numbers of the same order, or these numbers back into the bits of the floats."""
     bits = x.view(torch.int64)
     return bits ^ ((bits >> 63) & LARGEST)

@@ -30,10 +30,10 @@ def action_values(
 ) -> tuple[Tensor, Tensor]:
     """Expected r − price·spend + value of next week: of nothing [*S] and of contacts [O, C, *S].
 
-    `contacts` are those to evaluate, by default all of the catalogue. `then` has next week's values; None leaves the
-    future out. `week` is a number or a tensor [1] or [*S]; `price` is a number or broadcasts to [*S]. `scarcity` [O+1]
-    is the price of a redemption of each offer whose stock is short. A contact's value is affine in q·p1, so each of the
-    O × C contacts costs two operations.
+    `contacts` are the contacts to evaluate, by default all of the catalogue. `then` has next week's values; None leaves
+    out the future. `week` is a number or a tensor [1] or [*S]; `price` is a number or broadcasts to [*S]. `scarcity`
+    [O+1] is the price of a redemption of each offer with scarce stock. A contact's value is affine in q·p1, so each of
+    the O × C contacts costs two operations.
     """
     reward, catalogue = world.reward, world.catalogue
     g = c.margin + reward.trips
@@ -122,9 +122,9 @@ def best_plan(
 ) -> tuple[list[StateValues], list[Tensor]]:
     """V^λ of the best plan at prices, weeks 1..T+1, and its flat actions, [6, 4, 3, N] a week (0 for nothing).
 
-    price [T] is that of money, scarcity [O+1] that of a redemption of each offer. Weeks before `since` (from 0) are
-    left out. `contacts`, bool [O·C, 1, 1, 1, N], are those that contact rules allow, by default all. An unsubscribed
-    customer keeps the value of no contact.
+    `price` [T] is the price of money, `scarcity` [O+1] that of a redemption of each offer. Weeks before `since` (from
+    0) are left out. `contacts`, bool [O·C, 1, 1, 1, N], are the contacts that contact rules allow, by default all. An
+    unsubscribed customer keeps the value of no contact.
     """
     at, codec = StateGrid(c.alpha), world.catalogue.action_codec
     values, actions = [v0[-1]], []
@@ -142,7 +142,7 @@ def expected_use(
 ) -> Tensor:
     """Expected use of each week's money and of each `stocked` offer by every customer under a plan, [T + S, N].
 
-    The use of an offer is its redemptions in all weeks. Computed by one forward pass of state occupancies.
+    The use of an offer is its redemptions in all weeks. One forward pass of state occupancies computes the use.
     """
     at, n, spends = StateGrid(c.alpha), len(c), []
     taken = [torch.zeros_like(c.alpha) for _ in stocked]
@@ -169,7 +169,7 @@ def expected_use(
 
 
 def _push(mass: Tensor, dim: int, step: int, share: Tensor | float) -> Tensor:
-    """Move a share of the mass one step along `dim`; what would leave the grid stays at its end."""
+    """Move a share of the mass one step along `dim`; mass that would leave the grid stays at its end."""
     n = mass.shape[dim]
     moved = mass * share
     stays = mass - moved
@@ -180,7 +180,7 @@ def _push(mass: Tensor, dim: int, step: int, share: Tensor | float) -> Tensor:
 
 
 def _raise_fatigue(mass: Tensor, steps: Tensor, delta_f: Tensor) -> Tensor:
-    """Move mass along fatigue: up by `steps` where contacted, down by chance where not."""
+    """Move mass along fatigue: up by `steps` after a contact, else down with probability `delta_f`."""
     moved = _push(mass * (steps == 0), 1, -1, delta_f)
     risen = torch.zeros_like(mass)
     for k in range(FATIGUES - 1, 0, -1):

@@ -15,7 +15,7 @@ class Increments(NamedTuple):
     An increment is also called a step. A step with price −inf does not exist. Prices never rise along a row.
     """
 
-    price: Tensor  # at or below which the step is bought
+    price: Tensor  # the price at or below which the step is bought
     spend: Tensor  # what the step adds to the expected spend
     action: Tensor  # flat action that is held after the step
 
@@ -23,7 +23,7 @@ class Increments(NamedTuple):
 def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
     """Accept steps in the order of price until the budget is spent; return actions [N] and the marginal price.
 
-    The price is that of the first step refused, 0 where the budget covers all.
+    The marginal price is that of the first refused step, 0 where the budget covers all steps.
     """
     price, order = steps.price.flatten().sort(descending=True, stable=True)
     real = price > -torch.inf
@@ -32,7 +32,7 @@ def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
-    """Return the pair [N] that each customer holds after the accepted of all steps in an order, [N·K] both."""
+    """Return each customer's flat action [N] after the accepted steps; `order` and `accepted` are [N·K]."""
     n, k = steps.price.shape
     last = torch.zeros(n, dtype=torch.long, device=order.device).scatter_reduce_(
         0, order // k, torch.where(accepted, order % k + 1, 0), "amax"
@@ -59,7 +59,7 @@ def upper_hull(value: Tensor, spend: Tensor) -> Increments:
         better = (value > at_value) & (cost >= 0)
         efficiency = torch.where(better, (value - at_value) / cost.clamp_min(1e-12), -torch.inf)
         price = efficiency.amax(1, keepdim=True)
-        # Of equally efficient steps the longest: the shorter ones lie on the way to it.
+        # Of equally efficient steps take the longest: the shorter steps lie on the way to it.
         best = torch.where(efficiency == price, cost, -1.0).argmax(1, keepdim=True)
         steps.append((price, cost.gather(1, best), best))
         at_value, at_spend = (
@@ -68,24 +68,24 @@ def upper_hull(value: Tensor, spend: Tensor) -> Increments:
         if not (price > -torch.inf).any():
             break
     price, spend, action = (torch.cat(x, 1) for x in zip(*steps))
-    return Increments(price.cummin(1).values, spend, action)  # but for rounding, prices fall along a row
+    return Increments(price.cummin(1).values, spend, action)  # prices fall along a row, but for rounding
 
 
 def ranked(score: Tensor, spend: Tensor, action: Tensor) -> Increments:
-    """One step a customer, in order of score; all [N], score −inf where there is none."""
+    """Return one step a customer, in order of score; all [N], score −inf without a step."""
     return Increments(score[:, None], spend[:, None], action[:, None])
 
 
 def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
-    """What a policy buys as the price falls: logits [G, N, P] on a grid of falling prices [G], spend [N, P].
+    """Return what a policy buys as the price falls: logits [G, N, P] on a grid of falling prices [G], spend [N, P].
 
-    Its choice at a price is the mode. Spend is made monotone: a customer counts as buying from the highest price from
-    which down the policy keeps spending at least as much. Between two grid points a switch lies where the logits of
-    old and new choice, linear in the logarithm of the price, cross.
+    The policy's choice at a price is the mode. Spend is made monotone: a customer counts as buying from the highest
+    price below which the policy always spends at least as much. Between two grid points the choice changes where the
+    logits of the old and the new choice cross; logits are linear in the logarithm of the price.
     """
     choice = logits.argmax(-1)  # [G, N]
     cost = spend.gather(1, choice.T).T
-    # Lower envelope from below: what is still bought at every lower price.
+    # Lower envelope from below: the purchases that remain at every lower price.
     kept = cost.flip(0).cummin(0).values.flip(0)
     nothing = torch.zeros_like(choice[0])
     choice = torch.where(kept >= cost, choice, -1)
@@ -109,14 +109,14 @@ def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
 
 
 def compact(steps: Increments) -> Increments:
-    """Leave out the columns of a table that no row needs."""
+    """Drop the columns of a table that no row needs."""
     real = steps.price > -torch.inf
     order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(int(real.sum(1).max()), 1)]
     return Increments(*(x.gather(1, order) for x in steps))
 
 
 def concat_increments(parts: list[Increments]) -> Increments:
-    """Put the steps of several blocks of customers below each other."""
+    """Concatenate the steps of several blocks of customers."""
     width = max(part.price.shape[1] for part in parts)
 
     def padded(x, value):

@@ -14,13 +14,13 @@ from envs.offers.planning.batching import plan_in_batches
 from envs.offers.planning.state_values import StateValues
 from envs.offers.world.customers import Customers, CustomerState, World
 
-LEVEL = 0.8  # how low the next prices aim: 0 is the tangents' least value, 1 the best found so far
-PRECISION = 1e-7  # what the linear program is good for, as a share of what unlimited budgets would earn
+LEVEL = 0.8  # level that the next prices aim at: 0 is the tangents' least value, 1 the best value so far
+PRECISION = 1e-7  # of the linear program, as a share of the gain with unlimited budgets
 
 
 @dataclass(frozen=True)
 class Bound:
-    """L(λ*) ≥ J(π) for every feasible policy, and what the score needs of it."""
+    """L(λ*) ≥ J(π) for every feasible policy, and the quantities that scores need."""
 
     value: float  # L(λ*)
     none: float  # J(none)
@@ -28,22 +28,22 @@ class Bound:
     scarcity: Tensor  # ν* [O+1], the price of a redemption of each offer; 0 without a stock
     values: list[StateValues] | None  # V^λ* of weeks 1..T+1, None where tables are not kept
     budget: Tensor  # B [T]
-    stock: Tensor  # redemptions that each offer has in a season [O+1], inf without a limit
-    rollover: bool  # what a week leaves over can be spent later
+    stock: Tensor  # available redemptions of each offer in a season [O+1], inf without a limit
+    rollover: bool  # money left over can be spent in later weeks
     spend: Tensor  # expected spend of the greedy plan [T]
-    taken: Tensor  # its expected redemptions of each stocked offer [S]
+    taken: Tensor  # the plan's expected redemptions of each stocked offer [S]
     gain: Tensor  # V^λ*(s_1) − V⁰(s_1) [N]
     evaluations: int
     certificate: float  # L(λ) is nowhere below this
 
     @property
     def gap(self) -> float:
-        """L(λ*) − J(none): all the incremental profit there can be."""
+        """L(λ*) − J(none), the largest possible incremental profit."""
         return self.value - self.none
 
 
 def single_process(x: Tensor) -> Tensor:
-    """Return what there is: no other process has customers (rlcore/backends/distributed.py, total)."""
+    """Return x: no other process has customers (rlcore/backends/distributed.py, all_reduce_sum)."""
     return x
 
 
@@ -76,19 +76,21 @@ def dual(
     contacts: Tensor | None = None,
     total: Callable[[Tensor], Tensor] = single_process,
 ) -> Bound:
-    """Minimise L(λ, ν) = Σ λ_t·B_t + Σ ν_o·stock_o + Σ_i V^λν_i1(s_i1); its slope is what the best plan leaves unused.
+    """Minimise L(λ, ν) = Σ λ_t·B_t + Σ ν_o·stock_o + Σ_i V^λν_i1(s_i1); its slope is the unused budget and stock.
 
-    The variables are the multipliers of the constraints, ≥ 0, and prices a linear map of them: with roll-over, Σ_{s≤t}
-    spend_s ≤ Σ_{s≤t} B_s at multiplier μ_t, so that λ_t = Σ_{s≥t} μ_s never rises.
+    The variables are the multipliers of the constraints, ≥ 0, and prices are a linear map of the multipliers. With
+    roll-over, Σ_{s≤t} spend_s ≤ Σ_{s≤t} B_s has the multiplier μ_t, so that λ_t = Σ_{s≥t} μ_s never rises.
 
-    Any λ so made gives a valid bound; the optimiser only decides how tight it is. L is convex and piecewise linear,
-    with sharp kinks where customers are few. Each evaluation adds a tangent below it, and nowhere is L below the least
-    value of the tangents' maximum (Kelley 1960, cutting planes). The prices there would jump about, so the next ones
-    are the nearest to the best so far at which every tangent is below a level in between (Lemaréchal, Nemirovskii
-    and Nesterov 1995, level bundle). It ends when less than `tolerance` of the gap L(λ) − J(none) can be removed.
-    `contacts` are those that contact rules allow, as in `best_plan`. Without `v0` no tables are kept, whatever the
-    number of customers. Processes may share the customers, with budget and stock of them all: `total` then sums T + S +
-    2 numbers over the processes in each evaluation, and nothing else is passed between them.
+    Every λ gives a valid bound; the optimiser only decides how tight the bound is. L is convex and piecewise linear,
+    with sharp kinks where customers are few. Each evaluation adds a tangent below L, and L is nowhere below the least
+    value of the tangents' maximum (Kelley 1960, cutting planes). The prices of that least value would jump about. The
+    next prices are therefore the nearest to the best so far at which every tangent is below a level in between
+    (Lemaréchal, Nemirovskii and Nesterov 1995, level bundle). The optimiser ends when less than `tolerance` of the gap
+    L(λ) − J(none) can be removed.
+
+    `contacts` are the contacts that contact rules allow, as in `best_plan`. Without `v0` no tables are kept, whatever
+    the number of customers. Customers may be spread over processes, with budget and stock of all customers: `total`
+    then sums T + S + 2 numbers over the processes in each evaluation, and processes exchange nothing else.
     """
     weeks = len(budget)
     stock = torch.full_like(world.catalogue.value, torch.inf) if stock is None else stock.to(budget)
@@ -97,7 +99,7 @@ def dual(
     spread = np.eye(len(limits))  # prices = spread @ multipliers
     if rollover:
         spread[:weeks, :weeks] = np.triu(np.ones((weeks, weeks)))
-    point = np.zeros(len(limits))  # where it ends at once if nothing binds
+    point = np.zeros(len(limits))  # the optimum if no constraint binds
     least, slopes, heights = np.inf, [], []
     for evaluations in range(1, max_evaluations + 1):
         prices = torch.as_tensor(spread @ point).to(budget)
@@ -106,7 +108,7 @@ def dual(
         plan = plan_in_batches(
             c, world, v0, start, prices[:weeks], scarcity if stocked else None, stocked, contacts=contacts
         )
-        # The gain is summed without the profit of no contact, whose rounding would drown it.
+        # The gain is summed without the profit of no contact, whose rounding error is larger than the gain.
         sums = torch.stack([x.sum(dtype=torch.float64) for x in (plan.gain, plan.no_contact_value)])
         *use, gain, none = total(torch.cat((plan.use, sums))).tolist()
         use = torch.tensor(use, dtype=torch.float64).to(limits)

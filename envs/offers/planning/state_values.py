@@ -1,4 +1,4 @@
-"""Value tables, and next week's values after a week: on the whole grid of states, or in the states visited."""
+"""Value tables, and next week's values after a week: on the whole grid of states, or in the visited states."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ class StateValues(NamedTuple):
 class SuccessorValues(NamedTuple):
     """Expected value of next week by what the customer does in this week, before churn and opt-out.
 
-    Shapes are those of the states.
-
-    Habit and expectation of a state are this week's, fatigue is next week's.
+    Shapes are those of the states. Habit and expectation of a state are this week's, fatigue is next week's.
     """
 
     none: Tensor
@@ -47,7 +45,7 @@ class SuccessorValues(NamedTuple):
 class Neighbours(NamedTuple):
     """Next week's values around a state, by what habit does: stay, fall (down) or rise (up).
 
-    Expectation has decayed by chance, and in …_raised has risen after a redemption.
+    Expectation may have decayed; in …_raised it has risen after a redemption.
     """
 
     stay: Tensor
@@ -90,14 +88,14 @@ class StateGrid:
 
 
 class VisitedStates:
-    """The states that N customers are in, as if all were subscribed; shapes are [N]."""
+    """The current states of N customers, as if all were subscribed; shapes are [N]."""
 
     def __init__(self, state: CustomerState, like: Tensor):
         self.state, self.rows = state, torch.arange(len(state.habit), device=like.device)
         self.h, self.f, self.d = (x.to(like.dtype) for x in state[:3])
 
     def near(self, c: Customers, v: Tensor, step: int | Tensor) -> Neighbours:
-        """Look around in a table [6, 4, 3, N] with the fatigue moved by `step`."""
+        """Return the neighbours of the states in a table [6, 4, 3, N], with the fatigue moved by `step`."""
         fatigue, d = (self.state.fatigue + step).clamp(0, FATIGUES - 1), self.state.expectation
 
         def look(move, expectation):
@@ -129,7 +127,7 @@ class Contacts(NamedTuple):
     value: Tensor
     cost: Tensor
     opt_out: Tensor
-    steps: tuple[int, ...] | Tensor  # of fatigue, by channel [C]; or [N], a customer's own
+    steps: tuple[int, ...] | Tensor  # of fatigue, by channel [C], or by customer [N]
 
     @classmethod
     def all(cls, c: Customers, catalogue: Catalogue, at: StateGrid | VisitedStates) -> Contacts:
@@ -145,7 +143,7 @@ class Contacts(NamedTuple):
 
     @classmethod
     def each(cls, c: Customers, catalogue: Catalogue, offer: Tensor, channel: Tensor) -> Contacts:
-        """One offer [N] through one channel [N] for each customer, who are where they are: O = C = 1."""
+        """One offer [N] through one channel [N] for each customer, in the current states: O = C = 1."""
         return cls(
             omega=c.omega.gather(0, channel[None]),
             value=catalogue.value[offer][None],
@@ -163,7 +161,7 @@ class Contacts(NamedTuple):
 
 
 def shift(table: Tensor, dim: int, step: int) -> Tensor:
-    """Read the neighbour at `step` (±1) along `dim`, the end standing for what lies beyond it."""
+    """Read the neighbour at `step` (±1) along `dim`; the end of the table is its own neighbour."""
     n = table.shape[dim]
     if step > 0:
         return torch.cat((table.narrow(dim, 1, n - 1), table.narrow(dim, n - 1, 1)), dim)

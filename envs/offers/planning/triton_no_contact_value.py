@@ -1,4 +1,4 @@
-"""The value of no contact as one Triton kernel; where there is no Triton, the plain function of dynamic_program.py."""
+"""The no-contact value as one Triton kernel; without Triton, the plain function of dynamic_program.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customer
 from rlcore.backends.triton_gae import tl, triton
 
 BLOCK_SIZE = 128  # customers of a program, one a lane: its whole table lies in registers
-# What of θ it takes, in the order of its parameters.
+# The fields of θ that the kernel reads, in the order of its parameters.
 PARAMETERS = (
     "alpha",
     "kappa",
@@ -31,7 +31,7 @@ if triton:
 
     @triton.jit
     def _after_rest(value, delta_f, delta_d, h: tl.constexpr):
-        """A habit's values [F·D] before a week without contact: expectation falls by chance, then fatigue."""
+        """Return a habit's values [F·D] before a week without contact: expectation may fall, then fatigue."""
         decayed = ()
         for f in tl.static_range(F):
             for d in tl.static_range(D):
@@ -97,7 +97,7 @@ if triton:
         delta_f, delta_d = tl.load(delta_f + i, mask=there), tl.load(delta_d + i, mask=there)
         earned, pi_minus = tl.load(margin + i, mask=there) + trips, tl.load(pi_minus + i, mask=there)
         slow = tl.load(pi_plus + i, mask=there)
-        quick = tl.minimum(slow * (1 + tl.load(nu + i, mask=there)), 0.95)  # of the new
+        quick = tl.minimum(slow * (1 + tl.load(nu + i, mask=there)), 0.95)  # of new customers
         slow = tl.minimum(slow, 0.95)
         lost, value, out = (), (), ()
         for h in tl.static_range(H):
@@ -162,7 +162,7 @@ if triton:
                 here = up
             value, out = now, now_out
             if back >= tail - 1:
-                # anew each week, or a compiler would keep all its multiples in registers
+                # computed anew each week, else a compiler keeps all multiples in registers
                 far = tl.load(stride + week)
                 for k in tl.static_range(H * F * D):
                     tl.store(inside + (week * (H * F * D) + k) * far + i, value[k], mask=there)
@@ -173,7 +173,7 @@ if triton:
 def fast_no_contact_values(c: Customers, world: World, out: list[StateValues] | None = None) -> list[StateValues]:
     """V⁰ of weeks 1..T+1, equal to `dynamic_program.no_contact_values`; for float32 customers on a GPU one kernel.
 
-    The kernel writes to `out` where it is given: what an earlier call for as many customers returned.
+    The kernel writes to `out`, if given: the result of an earlier call for the same number of customers.
     """
     if triton is None or not c.alpha.is_cuda or c.alpha.dtype != torch.float32 or not world.tail_weeks:
         return program.no_contact_values(c, world)

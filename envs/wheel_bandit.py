@@ -1,4 +1,4 @@
-"""The wheel bandit: known, far from linear, and hard to explore; where explorers are compared."""
+"""The wheel bandit, a test of explorers: its rewards are known, far from linear, and hard to find."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from envs.base import Step, VectorEnv
 class Wheel(VectorEnv):
     """Contexts uniform on the unit disk, five actions (Riquelme, Tucker & Snoek 2018, §5.4); every step is an episode.
 
-    The first action earns `safe` everywhere, the others `plain`; but beyond radius `delta` the one action that belongs
-    to the quadrant earns `prize`. Noise is normal. Who settles for the safe action never learns of the prizes.
+    The first action earns `safe` everywhere, the others `plain`. Beyond radius `delta`, however, the one action that
+    belongs to the quadrant earns `prize`. Noise is normal. An explorer that settles for the safe action never finds the
+    prizes.
     """
 
     obs_dim = 2
@@ -44,7 +45,7 @@ class Wheel(VectorEnv):
         return torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
 
     def reset(self) -> tuple[Tensor, Tensor]:
-        """Carry on with the contexts at hand."""
+        """Return the current contexts, which go on."""
         return self.context, self.everything
 
     def expected_reward(self) -> Tensor:
@@ -72,6 +73,6 @@ class Wheel(VectorEnv):
         return {"context": self.context, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self.context = state["context"].to(self.device)
         self.generator.set_state(state["generator"].cpu())

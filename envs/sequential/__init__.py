@@ -1,4 +1,4 @@
-"""The seed's formulation: customers one at a time in each of many parallel worlds, the budget left in sight."""
+"""The sequential formulation: customers one at a time in each of many parallel worlds, with the budget observed."""
 
 from envs.sequential.customers import StructuralCustomers, ToyCustomers
 from envs.sequential.env import SequentialEnv

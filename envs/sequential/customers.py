@@ -1,6 +1,6 @@
-"""The customers of the sequential environment: the seed's stub of outcomes, and the structural customer of envs/offers.
+"""The customers of the sequential environment: a toy with a known optimum, and the structural customer of envs/offers.
 
-Both kinds draw customers as rows (a tuple of tensors [n, ...]), write them as features, and respond to flat actions.
+Both kinds draw customers as rows (a tuple of tensors [n, ...]), encode them as features, and respond to flat actions.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from envs.offers.world.transition import transition
 
 
 class ToyCustomers:
-    """The seed's stub: profit and P(trip) are affine in the numbers of offer and channel, whoever the customer is.
+    """Toy customers: profit and P(trip) are affine in the numbers of offer and channel, the same for everyone.
 
-    Features are standard normals without meaning. Nobody is met twice.
+    Features are standard normals without meaning. No customer comes twice.
     """
 
     uniforms = 1  #: random numbers that a customer's response takes
@@ -46,7 +46,7 @@ class ToyCustomers:
 
         def table(base: float, offer_slope: float, channel_slope: float) -> Tensor:
             pairs = base + offer_slope * offer[:, None] + channel_slope * channel
-            pairs[0] = base  # nothing is nothing through whatever channel
+            pairs[0] = base  # "nothing" is the same through every channel
             return pairs.flatten().float()
 
         self.profit = table(profit["base"], profit["offer"], profit["channel"])
@@ -69,11 +69,11 @@ class ToyCustomers:
         return visit[0]
 
     def mask_actions(self, visit: tuple[Tensor], action_mask: Tensor) -> Tensor:
-        """Return the mask [W, *nvec] as it is: everyone may be contacted."""
+        """Return the mask [W, *nvec] unchanged: everyone may be contacted."""
         return action_mask
 
     def deliver(self, visit: tuple[Tensor], flat_action: Tensor) -> Tensor:
-        """Return the flat actions [W] as they are: every message arrives."""
+        """Return the flat actions [W] unchanged: every message arrives."""
         return flat_action
 
     def values(self, visit: tuple[Tensor], week: Tensor) -> Tensor:
@@ -81,18 +81,18 @@ class ToyCustomers:
         return self.value.expand(len(visit[0]), -1)
 
     def respond(self, visit: tuple[Tensor], flat_action: Tensor, week: Tensor, u: Tensor) -> tuple[Tensor, None]:
-        """Return the rewards [W] of flat actions [W]; uniforms u [1, W] decide about trips."""
+        """Return the rewards [W] of flat actions [W]; uniforms u [1, W] draw the trips."""
         if self.realised:
             return self.profit[flat_action] + self.trips * (u[0] < self.trip[flat_action]), None
         return self.value[flat_action], None
 
 
 class StructuralCustomers:
-    """The customers of envs/offers, who remember: each is met once a week, and its state moves on each time.
+    """The customers of envs/offers, who have a state: each comes once a week, and its state changes each time.
 
-    Rewards are the world's without V_end and shaping: what a contact does to later weeks is in the state, but N steps
-    away. `incremental` subtracts what the week would have brought without a message: the same choices within a week,
-    and almost none of the noise of purchases that come anyway. `dynamics` is the World that moves the customers.
+    Rewards are the world's without V_end and shaping: the effect of a contact on later weeks is in the state, but N
+    steps away. `incremental` subtracts the week's expected reward without a message, which leaves the choices within a
+    week the same and removes almost all noise of organic purchases. `dynamics` is the World of the customers.
     """
 
     uniforms = UNIFORMS  #: random numbers that a customer's response takes
@@ -120,7 +120,7 @@ class StructuralCustomers:
         self.device = device
 
     def use_realised_outcomes(self) -> None:
-        """From now on draw purchases, and reward what came of them alone."""
+        """From now on draw purchases, and reward realised outcomes alone."""
         self.realised, self.incremental = True, False
 
     def store(self, worlds: int, customers: int) -> tuple[Tensor, ...]:

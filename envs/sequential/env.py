@@ -12,17 +12,17 @@ from torch import Tensor
 from envs.base import Step, VectorEnv
 from envs.offers.world.catalogue import Catalogue
 
-SLACK = 1e-9  # money that a sum of prices may be off by rounding
+SLACK = 1e-9  # rounding error of a sum of prices, money
 
 
 class StepInputs(NamedTuple):
-    """All of a step that does not depend on actions, [W, ...] each; of K steps, drawn at once, [K, W, ...]."""
+    """Everything in a step that does not depend on actions, [W, ...] each; for K steps drawn at once, [K, W, ...]."""
 
-    visit: tuple[Tensor, ...]  # rows of the customers whose turn it is; of K steps, of those who are new
+    visit: tuple[Tensor, ...]  # rows of the current customers; of K steps, those of new customers
     u: Tensor  # uniforms for the outcomes, [U, W]
     age: Tensor  # steps since the season began
     week: Tensor
-    clock: Tensor  # what is observed of the time: share of the season's weeks, and of the week's customers, [W, 2]
+    clock: Tensor  # observed time: share of the season's weeks, and of the week's customers, [W, 2]
     week_ends: Tensor  # the step ends a week, bool
     ends: Tensor  # the step ends a season, bool
 
@@ -32,22 +32,23 @@ class StepInputs(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """What came of a step, [W] each."""
+    """Results of a step, [W] each."""
 
     budget_left: Tensor  # of the week
     reward: Tensor
-    flat_action: Tensor  # that was really sent
+    flat_action: Tensor  # flat action that was really sent
     spend: Tensor
-    state: Tensor | None  # of customers who remember, [W, 4]
+    state: Tensor | None  # new state of structural customers, [W, 4]
 
 
 class SequentialEnv(VectorEnv):
     """`num_agents` worlds of `customers` each; a season is the world's weeks × customers steps and ends in termination.
 
     A message takes its face value and its cost out of the week's budget (`weekly_budget`, money a customer), whether it
-    is redeemed or not. What the budget can't pay is masked; with a `penalty`, added to the reward, it is allowed and
-    not sent. The observation is the customer's features, the time, and the share of the budget that is left.
-    `random_start` starts the worlds at random ages. Random numbers are drawn for `prefetch_steps` steps at a time.
+    is redeemed or not. Pairs that the budget can't pay for are masked. With a `penalty` they are allowed instead: they
+    are not sent, and the penalty is added to the reward. The observation is the customer's features, the time, and the
+    share of the budget left. `random_start` starts the worlds at random ages. Random numbers are drawn for
+    `prefetch_steps` steps at a time.
     """
 
     info_keys = ("reward", "spend", "contacted")
@@ -83,10 +84,10 @@ class SequentialEnv(VectorEnv):
         self.obs_dim, self.nvec = self.world.num_features + 3, catalogue.nvec
         catalogue = catalogue.to(self.device, torch.float64)
         cost = catalogue.value[:, None] + catalogue.cost
-        cost[0] = 0.0  # nothing is free through whatever channel
-        self.cost = cost.flatten()  # money that a flat action takes out of the budget, [P]
+        cost[0] = 0.0  # "nothing" is free through every channel
+        self.cost = cost.flatten()  # cost of each flat action, money, [P]
         self.flat_action = torch.arange(len(self.cost), device=self.device).view(self.nvec) * catalogue.valid
-        self.needs = self.cost - SLACK  # money that must be left to send it, [P]
+        self.needs = self.cost - SLACK  # least budget left for each flat action, [P]
         self.needs_if_valid = (cost - SLACK).masked_fill(~catalogue.valid, torch.inf)
         self._set_size(num_agents, catalogue.valid)
         self.full_budget = torch.tensor(self.budget, device=self.device, dtype=torch.float64)
@@ -98,12 +99,12 @@ class SequentialEnv(VectorEnv):
         self.final_clock = torch.ones(num_agents, 2, device=self.device)  # at a season's end
 
     def seed(self, seeds: list[int]) -> None:
-        """Start anew, each seed's random stream serving an equal share of the worlds."""
+        """Restart all worlds; each seed's random stream serves an equal share of the worlds."""
         self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         self.restart()
 
     def restart(self) -> None:
-        """Start new seasons in all worlds, the random streams going on."""
+        """Start new seasons in all worlds; the random streams go on."""
         w = self.num_agents
         share, high = w // len(self.generators), self.season_steps if self.random_start else 1
         age = torch.cat([torch.randint(high, (share,), generator=g, device=self.device) for g in self.generators])
@@ -113,7 +114,7 @@ class SequentialEnv(VectorEnv):
         self._visit_next()
 
     def copy_of_size(self, num_agents: int, seed: int) -> SequentialEnv:
-        """Return an environment like this one of another size and stream, all its worlds at the start of a season."""
+        """Return a copy of another size and stream, with all worlds at the start of a season."""
         other = copy.copy(self)
         other.random_start = False
         other._set_size(num_agents, self.valid[0])
@@ -123,7 +124,7 @@ class SequentialEnv(VectorEnv):
     def _prefetch(self, age: Tensor) -> None:
         """Draw the inputs of the next steps; `age` [W] is that of the first."""
         steps, share = self.prefetch_steps, self.num_agents // len(self.generators)
-        self.streams = [g.get_state() for g in self.generators]  # to draw the same again
+        self.streams = [g.get_state() for g in self.generators]  # to draw the same inputs again
         drawn = [self.world.draw(steps * share, g) for g in self.generators]
         newcomers = tuple(torch.cat([x.view(steps, share, *x.shape[1:]) for x in parts], 1) for parts in zip(*drawn))
         u = torch.cat(
@@ -142,17 +143,17 @@ class SequentialEnv(VectorEnv):
             week_ends=place[1:] == 0,
             ends=ages[1:] == 0,
         )
-        self.position = 0  # of the current step in what is prefetched
+        self.position = 0  # of the current step among the prefetched steps
         self.next_age = ages[-1]
 
     def _advance(self, steps: int) -> None:
-        """Let prefetched steps go by."""
+        """Move on by a number of prefetched steps."""
         self.position += steps
         if self.position == self.prefetch_steps:
             self._prefetch(self.next_age)
 
     def _visit_next(self) -> None:
-        """Look up the customers whose turn it is; in a season's first week these are new."""
+        """Look up the current customers; in a season's first week these are new."""
         self.inputs = self.prefetched.at(self.position)
         if self.store is not None:
             place = self._place()
@@ -168,22 +169,22 @@ class SequentialEnv(VectorEnv):
         return torch.cat((features, clock, (budget_left / self.budget).to(features.dtype)[:, None]), -1)
 
     def reset(self) -> tuple[Tensor, Tensor]:
-        """Observe where the worlds are; they carry on from rollout to rollout."""
+        """Observe the current worlds; their seasons go on from rollout to rollout."""
         return self.observe(self.budget_left, self.inputs)
 
     def observe(self, budget_left: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-        """Return the observation [W, D] and the action mask [W, *nvec] with so much budget left, [W]. Pure."""
+        """Return the observation [W, D] and the action mask [W, *nvec] at a budget left [W]. Pure."""
         affordable = self.valid if self.penalty is not None else self.needs_if_valid <= budget_left[:, None, None]
         obs = self._obs(self.world.features(inputs.visit), inputs.clock, budget_left)
         return obs, self.world.mask_actions(inputs.visit, affordable)
 
     def _send(self, budget_left: Tensor, inputs: StepInputs, action: Tensor) -> Delivery:
-        # 1. What is sent, if the week's budget pays for it; (0, channel) is nothing too.
+        # 1. Send the action if the week's budget pays for it; (0, channel) is nothing too.
         flat_action = self.world.deliver(inputs.visit, self.flat_action[action[:, 0], action[:, 1]])
         fits = self.needs[flat_action] <= budget_left
         sent = torch.where(fits, flat_action, 0)
         spend = self.cost[sent]
-        # 2. What the customer does.
+        # 2. Simulate the customer's response.
         reward, state = self.world.respond(inputs.visit, sent, inputs.week, inputs.u)
         if self.penalty is not None:
             reward = reward + self.penalty * ~fits
@@ -221,12 +222,12 @@ class SequentialEnv(VectorEnv):
 
     # ── the same as pure functions, for worlds that keep nothing of a customer ──────────────────────────────────────
     def as_functional(self) -> SequentialEnv | None:
-        """Return this environment, where the budget that is left is all of its state."""
+        """Return this environment if the budget left is its whole state, else None."""
         return self if self.store is None else None
 
     @property
     def state(self) -> Tensor:
-        """The budget that each world has left, [W]."""
+        """The budget left in each world, [W]."""
         return self.budget_left
 
     def sample_inputs(self, steps: int) -> StepInputs:
@@ -250,7 +251,7 @@ class SequentialEnv(VectorEnv):
         return self._next_budget(delivery.budget_left, inputs), delivery.reward, self._info(delivery)
 
     def set_state(self, budget_left: Tensor) -> None:
-        """Continue with the budget that the sampled steps have left."""
+        """Continue with the budget left after the sampled steps."""
         self.budget_left = budget_left
         self._visit_next()
 
@@ -259,11 +260,11 @@ class SequentialEnv(VectorEnv):
         return self.world.values(self.inputs.visit, self.inputs.week).view(-1, *self.nvec)
 
     def use_realised_outcomes(self) -> None:
-        """From now on give realised outcomes."""
+        """From now on pay realised rewards."""
         self.world.use_realised_outcomes()
 
     def state_dict(self) -> dict:
-        """Return where the worlds are, and the streams as they were before the current steps were prefetched."""
+        """Return the worlds' positions, and the streams as they were before the last prefetch."""
         return {
             "age": self.prefetched.age[0],
             "position": self.position,
@@ -273,7 +274,7 @@ class SequentialEnv(VectorEnv):
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         for generator, stream in zip(self.generators, state["streams"], strict=True):
             generator.set_state(stream.cpu())
         self._prefetch(state["age"].to(self.device))

@@ -1,4 +1,4 @@
-"""Policies of the sequential environment compared: by common random numbers, against each week's offline knapsack."""
+"""Compare policies of the sequential environment by common random numbers, against each week's offline knapsack."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.plots import labelled
 from rlcore.report import Report
 
-TIE = 1e-6  # money: of actions that earn the same at a price, the dearer is taken
-BREACH = 1e-6  # money beyond a week's budget that rounding may make
+TIE = 1e-6  # money: of actions that earn the same at a price, the dearer one is taken
+BREACH = 1e-6  # excess over a week's budget by rounding, money
 #: environment, obs [W, D], action mask [W, *nvec] → flat actions [W]
 Choose = Callable[[SequentialEnv, Tensor, Tensor], Tensor]
 
@@ -26,15 +26,15 @@ Choose = Callable[[SequentialEnv, Tensor, Tensor], Tensor]
 class SeasonRecord(NamedTuple):
     """One season of T weeks, N customers and W worlds, [T·N, W] each."""
 
-    reward: Tensor  # expected, of what was sent
+    reward: Tensor  # expected reward of the action sent
     spend: Tensor
     flat_action: Tensor  # sent
     is_best: Tensor  # whether the action sent has the highest expected reward of all
-    values: Tensor | None  # expected rewards of all flat actions, [T·N, W, P]; only where asked for
+    values: Tensor | None  # expected rewards of all flat actions, [T·N, W, P]; only with `keep_values`
 
 
 class OfflineKnapsack(NamedTuple):
-    """The linear relaxation of each week's offline knapsack: its value and the price of budget there, [T, W]."""
+    """The linear relaxation of each week's offline knapsack: its value and its price of budget, [T, W]."""
 
     value: Tensor
     price: Tensor
@@ -102,7 +102,7 @@ def random_actions(generator: torch.Generator) -> Choose:
 
 
 def bid_price(price: float) -> Choose:
-    """Send what earns most at a price of budget; at 0, first come, first served."""
+    """Send the action that earns most at a price of budget; at price 0, first come, first served."""
 
     def choose(env, obs, action_mask):
         affordable = (env.cost <= env.budget_left[:, None] + SLACK).view(-1, *env.nvec)
@@ -114,7 +114,7 @@ def bid_price(price: float) -> Choose:
 
 
 def learned_policy(policy: Policy, generator: torch.Generator | None) -> Choose:
-    """Send what a learned policy draws, from a random stream of its own, or without a stream the policy's mode."""
+    """Send a learned policy's draws, by a random stream of their own, or without a stream the policy's mode."""
 
     def choose(env, obs, action_mask):
         u = None if generator is None else torch.rand(len(obs), generator=generator, device=obs.device)
@@ -124,11 +124,11 @@ def learned_policy(policy: Policy, generator: torch.Generator | None) -> Choose:
 
 
 class SequentialEvaluator:
-    """Compare policies over seasons of new customers, by the expected rewards of what they send.
+    """Compares policies over seasons of new customers, by the expected rewards of the actions sent.
 
-    `worlds` seasons are simulated for the table, `validation` in the course of training; the bid price is the mean
-    price of the offline knapsacks of `tuning_worlds` more. `sample`: evaluate a policy by its draws, as it was trained.
-    Where a budget binds, the mode of a policy that contacts every second customer may contact nobody.
+    `worlds` seasons are simulated for the table, and `validation` seasons during training. The bid price is the mean
+    price of the offline knapsacks of `tuning_worlds` more. With `sample`, a policy is evaluated by its draws, as it was
+    trained: where a budget binds, the mode of a policy that contacts every second customer may contact nobody.
     """
 
     headline = "offers/score"
@@ -148,14 +148,15 @@ class SequentialEvaluator:
         return learned_policy(algorithm.policy, generator)
 
     def _bound(self, worlds: int, stream: int) -> tuple[SeasonRecord, OfflineKnapsack]:
-        """Return the season without contacts, and the offline knapsacks of the same customers."""
+        """Return the season without contacts and the offline knapsacks of the same customers."""
         season = self._simulate(no_contact, worlds, stream, keep_values=True)
         return season, offline_knapsack(season.values, self.env.cost, self.env.budget, self.env.world.weeks)
 
     def summarise(self, season: SeasonRecord, baseline: SeasonRecord, bound: OfflineKnapsack) -> dict:
         """Summarise a policy against the `baseline`, which sends nothing.
 
-        The score is the share of what the offline knapsacks earn over that, with its interval over worlds.
+        The score is the policy's gain over the baseline as a share of the offline knapsacks' gain, with its interval
+        over worlds.
         """
         weeks = self.env.world.weeks
 
@@ -185,7 +186,7 @@ class SequentialEvaluator:
 
     @torch.no_grad()
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
-        """Score the algorithm's policy in the course of training."""
+        """Score the algorithm's policy during training."""
         if self._validation is None:
             self._validation = self._bound(self.validation, 1)
         summary = self.summarise(self._simulate(self._deploy(algorithm), self.validation, 1), *self._validation)

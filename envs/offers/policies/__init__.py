@@ -1,4 +1,4 @@
-"""Who gets what: policies that serve a season, trained or not; logging policies are in logging_policies.py."""
+"""Policies that serve a season, trained or not, and logging policies (logging_policies.py)."""
 
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking

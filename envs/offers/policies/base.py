@@ -17,12 +17,12 @@ from envs.offers.world.response import Outcome
 
 
 class SeasonPolicy(Protocol):
-    """A policy for the N customers of one market, asked each week what it would send as the price of budget falls."""
+    """A policy for the N customers of one market: each week it says what it would send as the price of budget falls."""
 
-    information: str  #: what the policy knows of a customer: "none", "features", "true θ" …
+    information: str  #: what the policy knows about a customer: "none", "features", "true θ" …
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
-        """Return the increments of all customers in a week (from 0), of actions that the mask allows."""
+        """Return all customers' increments of a week (from 0), to actions that the mask allows."""
 
 
 class BatchedPolicy:
@@ -37,7 +37,7 @@ class BatchedPolicy:
         return parts[0] if len(parts) == 1 else concat_increments(parts)
 
     def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
-        """Return the increments of the customers in `rows`, whose states and mask are given."""
+        """Return the increments of the customers in `rows`; `state` and `options` are theirs."""
         raise NotImplementedError
 
 

@@ -52,10 +52,10 @@ class RandomContacts(BatchedPolicy):
 
 
 class ResponseRanking(BatchedPolicy):
-    """The trade's two habits: each customer is offered the contact with the highest probability of a purchase.
+    """The trade's two usual rules: each customer gets the contact with the highest probability of a purchase.
 
-    Customers are ranked by that probability (`propensity`), or by the profit of the week that the rise of the
-    probability over no contact brings (`uplift`).
+    Customers are ranked by this probability (`propensity`), or by the week's profit from the probability's rise over no
+    contact (`uplift`).
     """
 
     information = "true θ"
@@ -81,9 +81,9 @@ class ResponseRanking(BatchedPolicy):
 class KnapsackPolicy(BatchedPolicy):
     """The exact knapsack of the week on expected spend and expected value.
 
-    `values` are the V of weeks 1..T+1 or a function that computes those of a week for some rows: the policy then plans;
-    None leaves the future out (myopic). `fee` is charged a contact, money: the trade's way to mind the future without a
-    plan. `scarcity` [O+1] is the price of a redemption of each offer, where its stock is short.
+    With `values`, the policy plans: they are the V of weeks 1..T+1, or a function that computes the V of a week for
+    some rows. None leaves out the future (myopic). `fee` is charged a contact, in money: the trade's usual correction
+    for the future without a plan. `scarcity` [O+1] is the price of a redemption of each offer with scarce stock.
     """
 
     def __init__(

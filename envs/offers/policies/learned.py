@@ -1,4 +1,4 @@
-"""A trained algorithm's policy deployed in a market: asked at a grid of prices, or through a knapsack on its values."""
+"""Deploy a trained policy in a market: by its choices on a grid of prices, or by a knapsack on its values."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rlcore.algorithm import Algorithm, Policy, ValuePolicy
 class DeployedPolicy(BatchedPolicy):
     """A trained policy over observations of the customers of one market.
 
-    `redeem_probability` maps contexts [B, D] to P(redeem) [B, O+1, C]; None takes the spend that the world itself
-    expects.
+    `redeem_probability` maps contexts [B, D] to P(redeem) [B, O+1, C]; with None, the expected spend is the world's
+    own.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class DeployedPolicy(BatchedPolicy):
     def context_and_spend(
         self, rows: slice, week: int, state: CustomerState, options: ContactOptions
     ) -> tuple[Tensor, Tensor]:
-        """Return contexts [N, D] and the spend that is expected of every flat action [N, P]."""
+        """Return contexts [N, D] and the expected spend of every flat action [N, P]."""
         catalogue = self.world.catalogue
         context = self.codec.encode_context(options.with_caps_left(self.features[rows]), state, options.history, week)
         if self.redeem_probability is None:
@@ -49,9 +49,9 @@ class DeployedPolicy(BatchedPolicy):
 
 
 class PriceGridPolicy(DeployedPolicy):
-    """What a policy that observes the price sends as the price falls along a grid.
+    """A policy that observes the price, evaluated on a grid of falling prices.
 
-    `drift` is the weekly change of the logarithm of the price that the policy is shown.
+    `drift` is the weekly change of the log price that the policy observes.
     """
 
     def __init__(self, policy: Policy, *setting, prices: Tensor, drift: float):
@@ -71,15 +71,15 @@ class PriceGridPolicy(DeployedPolicy):
         return compact(demand_curve(torch.stack(preferences), spend, self.prices))
 
     def preferences(self, price: Tensor, obs: Tensor, action_mask: Tensor, spend: Tensor) -> Tensor:
-        """Return by how much the policy prefers each flat action at one price, [N, P]."""
+        """Return the policy's preference for each flat action at one price, [N, P]."""
         return self.policy.distribution(obs, action_mask).logits
 
 
 class PriceGridValuePolicy(PriceGridPolicy):
-    """The same for a ValuePolicy, whose action values are before the price of the action's own spend.
+    """PriceGridPolicy for a ValuePolicy, whose action values are before the price of the action's own spend.
 
-    At every price the policy takes the exact knapsack's Lagrangian choice, value less price·spend. So the price that
-    clears the week's budget is the price that the values were computed for.
+    At every price the policy takes the exact knapsack's Lagrangian choice, value less price·spend. The price that
+    clears the week's budget is therefore the price that the values were computed for.
     """
 
     policy: ValuePolicy
@@ -106,7 +106,7 @@ class ValueKnapsackPolicy(DeployedPolicy):
         return ranked(value, torch.zeros_like(value), action)
 
     def without_budget(self) -> ValueKnapsackPolicy:
-        """Return the same policy without regard to the budget: every customer gets the action of the highest value."""
+        """Return the policy that ignores the budget: every customer gets the action of the highest value."""
         policy = copy(self)
         policy.keeps_budget = False
         return policy
@@ -124,7 +124,8 @@ def deploy_policy(
 ) -> DeployedPolicy:
     """Deploy the policy of a trained algorithm, by its kind, for the customers of one market.
 
-    A policy that observes the price is asked at `prices` (falling) with a weekly `drift`; another is cleared by values.
+    A policy that observes the price is evaluated at `prices` (falling) with a weekly `drift`; other policies are
+    cleared by their values.
     """
     policy = algorithm.policy
     redeem_probability = algorithm.auxiliary.predict if algorithm.auxiliary else None

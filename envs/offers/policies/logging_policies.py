@@ -1,4 +1,4 @@
-"""Logging policies of the offers world: a ranking rule, a planner at private prices, a confounded sender."""
+"""Logging policies of the offers world: a ranking rule, a planner at private prices, confounded and biased senders."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class RankingPolicy(LoggingPolicy):
 
 
 class PricePerturbedPolicy(LoggingPolicy):
-    """Each customer's best pair at a private price, that of the environment times exp(σξ), ξ standard normal.
+    """Each customer's best pair at a private price: the environment's price times exp(σξ), ξ standard normal.
 
-    With `plans`, the future is valued by the best plan at the environment's prices; without, left out. A share ε of
-    decisions is drawn from all valid pairs.
+    With `plans`, the best plan at the environment's prices values the future; without, the future is left out. A share
+    ε of decisions is drawn from all valid pairs.
     """
 
     def __init__(self, *, plans: bool, sigma: float, epsilon: float):
@@ -59,13 +59,13 @@ class PricePerturbedPolicy(LoggingPolicy):
 
 
 def at_private_prices(steps: Increments, price: Tensor, sigma: float, actions: int) -> Tensor:
-    """Probabilities [N, P] of the pairs that steps (prices falling along a row) lead to at prices price·exp(σξ), [N].
+    """Return the probabilities [N, P] of the pairs that `steps` reach at private prices price·exp(σξ), [N].
 
-    A pair is optimal between the price of its own step and that of the next: differences of normal distribution
-    functions.
+    Prices of steps fall along a row. A pair is optimal between the price of its own step and that of the next step, so
+    its probability is a difference of normal distribution functions.
     """
     at = steps.price.double().clamp_min(0).log()  # no step: −inf
-    below = torch.special.ndtr((at - price.double().log()[:, None]) / sigma)  # P(private price ≤ that of the step)
+    below = torch.special.ndtr((at - price.double().log()[:, None]) / sigma)  # P(private price ≤ the step's price)
     taken = below - torch.cat((below[:, 1:], torch.zeros_like(below[:, :1])), 1)
     probs = torch.zeros(len(price), actions, dtype=below.dtype, device=below.device)
     probs[:, 0] = 1 - below[:, 0]
@@ -75,8 +75,9 @@ def at_private_prices(steps: Increments, price: Tensor, sigma: float, actions: i
 class ConfoundedPolicy(LoggingPolicy):
     """The sender knows something that no log has: whether this week's customer is about to buy anyway.
 
-    Such a customer is contacted with probability `buyer_contact_rate`, others with 1 less it, by any valid pair.
-    `reported_propensities`: none (null), or those of a sender who knows no more than the log (average).
+    A customer who is about to buy is contacted with probability `buyer_contact_rate`, any other customer with 1 −
+    `buyer_contact_rate`, by any valid pair. `reported_propensities` are none (null), or those of a sender who knows no
+    more than the log (average).
     """
 
     def __init__(self, *, buyer_contact_rate: float, reported_propensities: str | None):
@@ -97,13 +98,13 @@ class ConfoundedPolicy(LoggingPolicy):
         return None if self.reported_propensities is None else self.average(action_mask)
 
     def average(self, action_mask: Tensor) -> Tensor:
-        """Probabilities [N, P] on average over what the log does not have."""
+        """Return probabilities [N, P], averaged over the information that the log lacks."""
         rate = self.buyer_contact_rate
         return contact_with(self.buys * rate + (1 - self.buys) * (1 - rate), action_mask)
 
 
 class SelectionBiasPolicy(ConfoundedPolicy):
-    """The sender prefers likely buyers as much, but knows no more of a customer than the log."""
+    """The sender prefers likely buyers as much, but knows no more about a customer than the log."""
 
     def __init__(self, *, buyer_contact_rate: float):
         super().__init__(buyer_contact_rate=buyer_contact_rate, reported_propensities="average")
@@ -114,7 +115,7 @@ class SelectionBiasPolicy(ConfoundedPolicy):
 
 
 def contact_with(share: Tensor, action_mask: Tensor) -> Tensor:
-    """Probabilities [N, P]: a contact with probability `share` [N], where there is a valid one, by any valid pair."""
+    """Return probabilities [N, P] of a contact, by any valid pair, with probability `share` [N] where one is valid."""
     contacts = action_mask[:, 1:].sum(1, keepdim=True)
     share = torch.where(contacts[:, 0] > 0, share, 0.0)[:, None]
     return torch.cat((1 - share, share * action_mask[:, 1:] / contacts.clamp_min(1)), 1)

@@ -1,4 +1,4 @@
-"""The probability that an offer is redeemed, learned from what was redeemed: what a contact will cost."""
+"""The redemption model: the probability that an offer is redeemed, and so the cost of a contact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlcore.networks import mlp
 
 
 class RedemptionModel:
-    """P(redeem | context, offer, channel) = σ(a[offer]) · σ(b[channel]): redeemed if seen, times seen.
+    """P(redeem | context, offer, channel) = σ(a[offer]) · σ(b[channel]): P(redeemed if seen) times P(seen).
 
     Trained by cross-entropy on the realised redemptions of the policy's own contacts; implements rlcore's
     AuxiliaryModel. Raises ValueError where the environment does not report redemptions.
@@ -60,7 +60,7 @@ class RedemptionModel:
         return {"losses/spend": torch.stack(minibatch_losses).mean()}
 
     def train_minibatch(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take one gradient step on B decisions, of which those without an offer do not count; return the loss."""
+        """Take one gradient step on the decisions with an offer among B decisions; return the loss."""
         contacted = (action[:, 0] > 0).to(obs.dtype)
         row = torch.arange(len(obs), device=obs.device)
         log_p = self.log_prob(obs)[row, action[:, 0], action[:, 1]].clamp_max(-1e-6)
@@ -78,7 +78,7 @@ class RedemptionModel:
         return {"weights": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_weights(self, state: dict) -> None:
-        """Restore what predictions need."""
+        """Restore the part that predictions need."""
         self.net.load_state_dict(state["weights"])
 
     def load_state_dict(self, state: dict) -> None:

@@ -1,4 +1,4 @@
-"""A budget that rolls over: what carried money will be worth, and policies that do not spend below that price."""
+"""A budget that rolls over: the later value of carried money, and policies that do not spend below this price."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def price_path(weeks: list[Increments], budget: Tensor) -> Tensor:
     """Return the prices [T], never rising, at which the increments of the weeks use a budget [T] that rolls over.
 
-    They minimise Σ p_t·B_t + Σ_t ∫_{p_t} demand_t over p_1 ≥ … ≥ p_T ≥ 0, by pooling adjacent violators: weeks of one
-    price share their money, and where a later week would be dearer the earlier weeks save for it.
+    The prices minimise Σ p_t·B_t + Σ_t ∫_{p_t} demand_t over p_1 ≥ … ≥ p_T ≥ 0, by pooling adjacent violators: weeks of
+    one price share their money, and earlier weeks save money for a later week that would be dearer.
     """
     pools: list[tuple[list[int], float]] = []
     for t in range(len(budget)):
@@ -45,7 +45,7 @@ def pooled_price(weeks: list[Increments], budget: Tensor, pool: list[int]) -> fl
 
 
 def carry_over_value(path: Tensor) -> Tensor:
-    """Return what a unit of money left over in each week is worth, [T]: the next week's price, 0 after the last."""
+    """Return the value of a unit of money left over in each week, [T]: the next week's price, 0 after the last."""
     return torch.cat((path[1:], torch.zeros_like(path[:1])))
 
 
@@ -62,7 +62,7 @@ class ReservationPricePolicy:
         return steps._replace(price=torch.where(worthwhile, steps.price, -torch.inf))
 
     def marginal_price(self, price: Tensor) -> Tensor:
-        """Return what money was worth in weeks that cleared at prices [T]: at least the reservation price."""
+        """Return the marginal value of money in weeks that cleared at prices [T]: at least the reservation price."""
         return torch.maximum(price, self.reservation_price.to(price))
 
 

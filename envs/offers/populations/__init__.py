@@ -1,4 +1,4 @@
-"""Where the customers of a season come from."""
+"""Populations: where the customers of a season come from."""
 
 from envs.offers.populations.base import Population, PopulationEnsemble, Priors, Sample
 from envs.offers.populations.complete_journey import CompleteJourney

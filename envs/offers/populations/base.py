@@ -1,4 +1,4 @@
-"""What every population of customers shares: samples, priors of θ, θ as a matrix, draws that depend on an id alone."""
+"""Shared parts of all populations: samples, priors of θ, θ as a matrix, draws that depend on an id alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers, CustomerState
 
-LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters whose logarithm is what features see
+LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters that enter features as logarithms
 
 
 class Sample(NamedTuple):
@@ -27,10 +27,10 @@ class Sample(NamedTuple):
 
 
 class Population(Protocol):
-    """Where the customers of a season come from."""
+    """A source of the customers of a season."""
 
     num_features: int  #: F
-    feature_names: list[str]  #: what each feature is
+    feature_names: list[str]  #: name of each feature
     columns: dict[str, np.ndarray] | None  #: of H given customers, [H] each, for contact rules; None for drawn ones
     ids: list[str] | None  #: of the given customers; None for drawn ones
 
@@ -38,18 +38,18 @@ class Population(Protocol):
         """Return n customers of `split` ("train" or "test") at the start of a season."""
 
     def state_dict(self) -> dict:
-        """Return what was fitted to the customers, which travels with a policy; empty where nothing was."""
+        """Return what was fitted to the customers, to be saved with a policy; empty where nothing was fitted."""
 
     def load_state_dict(self, state: dict) -> None:
-        """See customers by what was fitted when a policy was trained."""
+        """Use what was fitted when a policy was trained."""
 
 
 @runtime_checkable
 class PopulationEnsemble(Population, Protocol):
-    """A population of which several models say how its customers respond, as the members of a twin do."""
+    """A population with several models of its customers' responses, such as the members of a twin."""
 
     def members(self) -> Sequence[Population]:
-        """Return, for each model, the same population, all customers responding as that model says."""
+        """Return, for each model, the population in which all customers respond by that model."""
 
 
 class NothingFitted:
@@ -69,7 +69,7 @@ class GivenCustomers:
     customers: dict[str, Tensor]  #: {"train": rows, "test": rows}, int64
 
     def choose(self, n: int, generator: torch.Generator, split: str) -> Tensor:
-        """Return n rows of the customers of `split`, int64 [n]; none comes again before all have come."""
+        """Return n rows of customers of `split`, int64 [n]; no row repeats before all rows have come."""
         rows, device = self.customers[split].to(generator.device), generator.device
         rounds = -(-n // len(rows))
         drawn = [rows[torch.randperm(len(rows), generator=generator, device=device)] for _ in range(rounds)]
@@ -107,7 +107,7 @@ class Priors:
         theta = {name: uniform(*bounds) for name, bounds in self.uniform.items()}
         theta |= {name: lognormal(*bounds) for name, bounds in self.lognormal.items()}
         rate, margin = uniform(*self.rate), lognormal(*self.spend) * uniform(*self.margin_rate)
-        # once, for a copy from the host would wait
+        # once, because a copy from the host waits
         self.catalogue = self.catalogue.to(generator.device, torch.float64)
         omega = torch.logit(self.catalogue.attention)[:, None]
         omega = omega + self.attention_sd * torch.randn(len(omega), n, **options)

@@ -4,8 +4,8 @@ Source: dunnhumby / 84.51°, the Parquet tables of the PyPI package `completejou
 "simulated data based on real grocery shopping patterns", for "educational and exploratory data analysis purposes only",
 and warns against commercial decisions. Campaigns went to households that buy twice as often: no A/B truth.
 
-One past window of weeks gives everything that is taken from a household: its features, its fitted purchase rate and
-spend, and the state it starts the season in. The season is simulated and lies after the window.
+One past window of weeks gives all data of a household: its features, its fitted purchase rate and spend, and its state
+at the start of the season. The season is simulated and follows the window.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from envs.offers.world.transition import habit_gain
 def purchase_rate(active: Tensor, train: Tensor) -> Tensor:
     """Return each household's rate [H]: its share of active weeks, shrunk by a Beta prior.
 
-    The prior is fitted by moments to the train households, binomial noise taken out of their variance.
+    The prior is fitted by moments to the train households, with binomial noise subtracted from their variance.
     """
     weeks, bought = active.shape[1], active.sum(1)
     share = (bought / weeks)[train].double()
@@ -40,7 +40,7 @@ def purchase_rate(active: Tensor, train: Tensor) -> Tensor:
 def weekly_spend(spend: Tensor, active: Tensor, train: Tensor) -> Tensor:
     """Return each household's spend in an active week [H]: its mean, shrunk by Bühlmann-Straub credibility.
 
-    Within and between variance are those of the train households (Bühlmann & Gisler 2005, ch. 4).
+    The variances within and between households are those of the train households (Bühlmann & Gisler 2005, ch. 4).
     """
     k = active.sum(1).double()
     mean = spend.sum(1) / k.clamp_min(1)
@@ -54,12 +54,12 @@ def weekly_spend(spend: Tensor, active: Tensor, train: Tensor) -> Tensor:
 
 
 def replay(c: Customers, active: Tensor, redeemed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw the habit and expectation that the world's transitions leave after weeks [N, W] of known purchases.
+    """Draw habit and expectation after weeks [N, W] of known purchases, by the world's transitions.
 
-    Return habit, expectation (int64 [N]) and the mean utility of the weeks [N].
+    Returns habit, expectation (int64 [N]) and the mean utility of the weeks [N].
     """
     n, options = len(c), {"generator": generator, "device": generator.device}
-    h = torch.randint(HABITS, (n,), **options)  # forgotten within the window
+    h = torch.randint(HABITS, (n,), **options)  # the start is forgotten within the window
     d, total, average_season = torch.zeros_like(h), torch.zeros_like(c.alpha), torch.ones_like(c.alpha)
     for bought, coupon in zip(active.T, redeemed.T):
         total = total + utility(c, h, d, average_season)
@@ -72,7 +72,7 @@ def replay(c: Customers, active: Tensor, redeemed: Tensor, generator: torch.Gene
 
 # ── population ──────────────────────────────────────────────────────────────────────────────────────────────────────
 class CompleteJourney(NothingFitted, GivenCustomers):
-    """The households, split once into train and test; θ that no public data identifies is drawn anew at every draw."""
+    """The households, split once into train and test; parameters that public data can't identify are redrawn each time."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class CompleteJourney(NothingFitted, GivenCustomers):
         self.rate = purchase_rate(past.active, train)
         self.spend = weekly_spend(past.spend, past.active, train)
 
-        x = past.observables.transform("log1p")  # all skewed or bounded by 1
+        x = past.observables.transform("log1p")  # every column is skewed or at most 1
         for name in demographics:
             level = past.demographics[name]
             counts = level.iloc[train.tolist()].value_counts()  # a rare level would be a far outlier if standardised
@@ -130,7 +130,7 @@ class CompleteJourney(NothingFitted, GivenCustomers):
         )
         c = self.priors.draw(n, generator)
         habit, expectation, usual = replay(c, active, redeemed, generator)
-        # α such that the household's mean utility over its own weeks is that of its rate, whatever κ and ξ it drew
+        # α such that the household's mean utility over its weeks is that of its rate, whatever its κ and ξ
         c = replace(c, alpha=c.alpha + torch.logit(rate) - usual, margin=c.margin * spend)
         zeros = torch.zeros_like(habit)
         return Sample(c, features, CustomerState(habit, zeros, expectation, zeros + SUBSCRIBED), row)

@@ -17,7 +17,7 @@ ZONE, ORIGIN = "America/New_York", "2016-12-26"  # timestamps are UTC; week 1 is
 LAST_WEEK = 53
 
 
-TABLES = {  # `promotions` is left out: nothing here needs it, and it takes 880 MB
+TABLES = {  # without `promotions`, which no code here needs and which takes 880 MB
     "transactions": [
         "household_id",
         "basket_id",
@@ -69,7 +69,7 @@ class HouseholdHistory(NamedTuple):
 
 
 def household_history(tables: dict, first: int, last: int) -> HouseholdHistory:
-    """Aggregate the tables over weeks first..last; what happened outside of them is not looked at."""
+    """Aggregate the tables over weeks first..last, and ignore all other weeks."""
     bought, redeemed = tables["transactions"], tables["coupon_redemptions"]
     ids, weeks = sorted(bought.household_id.unique()), range(first, last + 1)
     bought = bought[bought.local_week.between(first, last)]

@@ -16,11 +16,11 @@ from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, Custom
 
 
 class CustomerTable(GivenCustomers):
-    """Customers of the user's file, split into train and test by a hash of their id, so the same way in every table.
+    """Customers of the user's file, split into train and test by a hash of their id, alike in every table.
 
-    `id`, `rate`, `spend` and `margin` name columns: the share of weeks with a purchase (clamped to `rate_range`), the
-    money spent in such a week, the gross margin as a share. A name that is null is not known: its parameter is drawn
-    from the priors at every draw, as all other parameters are. All columns but the id and those in `ignore` are
+    `id`, `rate`, `spend` and `margin` name columns: the id, the share of weeks with a purchase (clamped to
+    `rate_range`), the money spent in such a week, and the gross margin as a share. Where a name is null, the parameter
+    is drawn from the priors at every draw, like all other parameters. All columns but the id and those in `ignore` are
     features. Contact rules may read any column.
     """
 
@@ -121,9 +121,9 @@ class CustomerTable(GivenCustomers):
         )
 
     def state_dict(self) -> dict:
-        """The fitted transform: what a policy's features mean."""
+        """Return the fitted transform, which defines a policy's features."""
         return {"transform": self.transform.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """See these customers by the transform that a policy was trained with."""
+        """Use the transform that a policy was trained with."""
         self._apply(FeatureTransform(state["transform"]))

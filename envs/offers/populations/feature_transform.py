@@ -1,4 +1,4 @@
-"""Turn the columns of a customer table into features, by what was fitted on the training customers."""
+"""Turn the columns of a customer table into features, by a transform fitted on the training customers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones,
 class FeatureTransform:
     """Turns columns into features [H, F]: numbers are standardised, a text has one column a level.
 
-    Levels rarer than the limit share the level "other".
-
-    A level that was not in the fitted rows counts as other (as none where no level was rare). An empty text is a level
-    of its own. `state` is what `state_dict` returned.
+    Levels rarer than the limit share the level "other". A level that the fitted rows lack counts as "other" (as none
+    where no level was rare). An empty text is a level of its own. `state` is the result of `state_dict`.
     """
 
     def __init__(self, state: dict):
@@ -47,7 +45,7 @@ class FeatureTransform:
 
     @property
     def names(self) -> list[str]:
-        """What each feature is."""
+        """The names of the features."""
         return [*self.numbers, *(f"{name}: {level}" for name, levels in self.levels.items() for level in levels)]
 
     def __call__(self, columns: Columns, path: str) -> Tensor:
@@ -73,7 +71,7 @@ class FeatureTransform:
         return torch.tensor(np.stack(features, 1))
 
     def state_dict(self) -> dict:
-        """Numbers and strings that make the transform again."""
+        """Return the numbers and strings that define the transform."""
         return {"numbers": self.numbers, "levels": self.levels}
 
 

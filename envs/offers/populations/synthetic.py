@@ -1,4 +1,4 @@
-"""Customers drawn from stated priors, and the features by which a policy sees them."""
+"""Customers drawn from stated priors, and their features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SyntheticPopulation(NothingFitted):
         self.num_features, self.feature_names = size, [f"feature {k}" for k in range(size)]
 
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
-        """Return n new customers at the start of a season; `split` means nothing where every draw is new."""
+        """Return n new customers at the start of a season; `split` is ignored, because every draw is new."""
         device = generator.device
         self.mean, self.std, self.mixing = (x.to(device) for x in (self.mean, self.std, self.mixing))
         c = self.priors.draw(n, generator)

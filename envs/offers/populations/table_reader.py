@@ -10,11 +10,11 @@ Columns = dict[str, np.ndarray]  # floats (NaN: no entry) or strings ("": none),
 
 
 def read_table(path: str, separator: str, text: list[str], numbers: list[str]) -> Columns:
-    """Return a file's columns; raise ValueError, with file, row and column, on what is not a table of customers.
+    """Return a file's columns; raise ValueError, with file, row and column, where it is no table of customers.
 
-    A column is of numbers where the file says so (Parquet) or where most of its entries are numbers, unless it is named
-    in `text`; then, and in the columns `numbers`, every entry must be one. Line ends and a byte-order mark don't
-    matter. Messages count rows from 1, the header's.
+    A column holds numbers where the file says so (Parquet) or where most of its entries are numbers, unless `text`
+    names the column. Every entry of such a column, and of the columns `numbers`, must be a number. Line ends and a
+    byte-order mark don't matter. Messages count rows from 1, the header's.
     """
     try:
         import pandas as pd
@@ -55,7 +55,7 @@ def _column(series, path: str, text: bool, number: bool) -> np.ndarray:
     if not text and (pd.api.types.is_numeric_dtype(series) or pd.api.types.is_bool_dtype(series)):
         values = series.to_numpy(dtype=float, na_value=np.nan)
         return np.where(np.isfinite(values), values, np.nan)
-    # what a whole number or a flag is called does not depend on the kind of file
+    # names of whole numbers and flags do not depend on the kind of file
     strings = series.astype(object).where(series.notna(), "").astype(str).str.strip()
     if text:
         return strings.to_numpy(dtype=object)

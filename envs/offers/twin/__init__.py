@@ -1,4 +1,4 @@
-"""The structural twin: the world's equations fitted to a log, as an ensemble, and the population that responds so."""
+"""The structural twin: an ensemble of the world's equations fitted to a log, and the population of the fit."""
 
 from envs.offers.twin.ensemble import TwinEnsemble, TwinModel
 from envs.offers.twin.predictions import ContactEffect, OutcomePrediction, PanelPredictions

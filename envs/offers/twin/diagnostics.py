@@ -1,4 +1,4 @@
-"""Why a log may mislead a twin, and the twin's uplift held against a randomised log."""
+"""Warnings where a log may mislead a twin, and the twin's uplift compared with a randomised log."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rlcore.ope.propensity_checks import imbalance, significant
 from rlcore.plots import labelled
 from rlcore.uplift import metrics as uplift
 
-MAX_SPREAD = 1e-3  # of a probability that counts as the same for all
-MAX_NAMED = 3  # columns or pairs that a warning names
+MAX_SPREAD = 1e-3  # largest spread of a probability that counts as the same for all
+MAX_NAMED = 3  # largest number of columns or pairs that a warning names
 
 
 # ── warnings ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def decisions(panel: Panel) -> Tensor:
-    """Weeks in which there was something to decide, bool [T, N]."""
+    """Weeks with more than one allowed action, bool [T, N]."""
     return panel.subscribed & (panel.num_allowed > 1)
 
 
 def propensity_warnings(panel: Panel, env, level: float) -> list[str]:
-    """Say where propensities are missing, or (tested at `level`) not those that the decisions were made with."""
+    """Warn where propensities are missing or, tested at `level`, not those that drew the decisions."""
     where = decisions(panel)
     missing = panel.propensity[where].isnan()
     if missing.any():
@@ -54,7 +54,7 @@ def propensity_warnings(panel: Panel, env, level: float) -> list[str]:
 def trip_residuals(trips: OutcomePrediction, panel: Panel) -> Tensor:
     """Return by how many standard deviations trips exceed their prediction, by offer and channel [O+1, C].
 
-    It is 0 where a pair was never sent.
+    The result is 0 where a pair was never sent.
     """
     known = trips.known & panel.subscribed
     pair = (panel.offer[known], panel.channel[known])
@@ -87,7 +87,7 @@ def misfit_warnings(residuals: Tensor, catalogue: Catalogue, level: float) -> li
 # ── uplift ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 @dataclass
 class UpliftFindings:
-    """What a check of predicted uplift found: numbers for metrics.json, lines for the table's caption, and plots."""
+    """Results of a check of predicted uplift: numbers for metrics.json, lines for the table's caption, and plots."""
 
     numbers: dict = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -95,17 +95,17 @@ class UpliftFindings:
 
 
 class UpliftCheck:
-    """Hold the predicted uplift of a contact on trips against held-out decisions of a randomised log.
+    """Compares the predicted uplift of a contact on trips with held-out decisions of a randomised log.
 
-    bins: by predicted uplift. replications: of the bootstrap over customers, paired with ranking by the probability of
-    a trip. level: of the intervals.
+    `bins` is the number of bins by predicted uplift. `replications` is the number of bootstrap samples over customers,
+    paired with those of a ranking by the probability of a trip. `level` is that of the intervals.
     """
 
     def __init__(self, *, bins: int, replications: int, level: float, seed: int):
         self.bins, self.replications, self.level, self.seed = bins, replications, level, seed
 
     def __call__(self, members: list[PanelPredictions], panel: Panel) -> UpliftFindings:
-        """Check the members' mean prediction; find nothing where the log was not randomised."""
+        """Check the members' mean prediction; the findings are empty where the log was not randomised."""
         where = decisions(panel)
         if not is_randomised(panel, where):
             return UpliftFindings(lines=["uplift is not held against this log: contacts were not drawn alike for all"])
@@ -149,16 +149,16 @@ class UpliftCheck:
 
 
 def is_randomised(panel: Panel, where: Tensor) -> bool:
-    """Whether at decisions bool [T, N] contacts had one probability, and all pairs of offer and channel the same."""
+    """Tell whether contacts had one probability at decisions bool [T, N], and all pairs the same probability."""
     for contacted, share in ((False, panel.propensity), (True, panel.propensity * (panel.num_allowed - 1))):
         share = share[where & ((panel.offer > 0) == contacted)]
-        if not len(share) or not (share.amax() - share.amin()) < MAX_SPREAD:  # nor where one is missing
+        if not len(share) or not (share.amax() - share.amin()) < MAX_SPREAD:  # false also where a propensity is missing
             return False
     return True
 
 
 def decile_figure(bins: uplift.Bins) -> Figure:
-    """Draw found against predicted uplift by bin."""
+    """Draw observed against predicted uplift by bin."""
     figure, axes = labelled(
         "predicted uplift of a contact on P(trip), mean of a decile", "uplift among held-out customers"
     )
@@ -180,7 +180,7 @@ def qini_figure(test: uplift.UpliftTestSet) -> Figure:
 
 
 def cost_figure(curve: tuple[Tensor, Tensor]) -> Figure:
-    """Draw incremental trips against the spend that they cost."""
+    """Draw incremental trips against incremental spend."""
     figure, axes = labelled("incremental spend", "incremental trips")
     axes.plot(*(x.tolist() for x in curve))
     axes.plot(*([0, x[-1].item()] for x in curve), color="grey", linestyle=":", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""A twin as an algorithm: an ensemble of models fitted to a log, whose spread says how unsure the log leaves them."""
+"""A twin as an algorithm: an ensemble of models fitted to a log; the members' spread shows their uncertainty."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 
 
 class TwinModel(Protocol):
-    """A kind of model that the members of an ensemble are: how they are made, fitted and asked."""
+    """A kind of model for the members of an ensemble: how members are made, fitted and evaluated."""
 
-    unobserved_note: str  #: what becomes of an outcome that never happens in the log, for a warning
+    unobserved_note: str  #: treatment of an outcome that never happens in the log, for a warning
 
     def make_members(self, env, seed: int, members: int) -> list[nn.Module]:
         """Make unfitted members."""
 
     def to_panel(self, log: LoggedDataset, env) -> Panel:
-        """Lay a log out by customer and week. Raises ValueError where the log cannot be learned from."""
+        """Lay a log out by customer and week. Raises ValueError where members can't learn from the log."""
 
     def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[nn.Module]) -> None:
-        """Leave to prior knowledge what a log in which these outcomes never happen cannot tell."""
+        """Leave to the priors the parameters that a log without these outcomes cannot identify."""
 
     def fit(
         self,
@@ -45,18 +45,18 @@ class TwinModel(Protocol):
         """Return a member's predictions of a panel."""
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
-        """Yield each column that members see by name, with a panel in which it is that of customers `order` [N]."""
+        """Yield each input column by name, with a panel in which the column is that of customers `order` [N]."""
 
     def state_dict(self) -> dict:
-        """Return what members cannot be used without, beside their weights."""
+        """Return what members need beside their weights."""
 
 
 class TwinEnsemble(OfflineAlgorithm):
     """An ensemble of models of the customers, each fitted to a bootstrap of a log's customers (drawn with replacement).
 
-    twin: the kind of model. holdout: share of the customers, and the last weeks of the season, that no member is fitted
-    to. weighted: decisions count as if all allowed actions had been as likely (1 / propensity, at most `clip` times the
-    mean). evaluation: judges the members.
+    `twin` is the kind of model. `holdout` is the share of customers, and the number of last weeks of the season, that
+    no member is fitted to. With `weighted`, decisions count as if all allowed actions had been equally likely (1 /
+    propensity, at most `clip` times the mean). `evaluation` judges the members.
     """
 
     checkpoint_every = eval_every = 1
@@ -85,15 +85,15 @@ class TwinEnsemble(OfflineAlgorithm):
         self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
         self.members = nn.ModuleList(twin.make_members(env, seed, members)).to(env.device)
         self.panel: Panel | None = None
-        self.held_out: Tensor | None = None  # which customers of the panel no member is fitted to, bool [N]
-        self.unobserved_outcomes: tuple[str, ...] = ()  # which never happen in the log
+        self.held_out: Tensor | None = None  # customers of the panel that no member is fitted to, bool [N]
+        self.unobserved_outcomes: tuple[str, ...] = ()  # outcomes that never happen in the log
 
     def make_evaluator(self) -> Evaluator:
-        """Return what holds the members against decisions that they were not fitted to."""
+        """Return the evaluator, which compares the members with decisions that they were not fitted to."""
         return self.evaluation(self.env)
 
     def set_dataset(self, log: LoggedDataset) -> None:
-        """Take a log. Raises ValueError where the log cannot be fitted to."""
+        """Take a log. Raises ValueError where members can't be fitted to the log."""
         if self.weighted and (missing := log.propensity.isnan()).any():
             raise ValueError(
                 f"log: {named_rows(missing, 0)}, column 'propensity': expected one, as decisions are to be "
@@ -131,11 +131,11 @@ class TwinEnsemble(OfflineAlgorithm):
         return self.panel.logged & (self.panel.week < self.first_held_out_week)
 
     def predictions(self, panel: Panel) -> list[PanelPredictions]:
-        """Return the predictions of a panel by each member that is fitted already."""
+        """Return each fitted member's predictions of a panel."""
         return [self.twin.predict(member, self.env.world, panel) for member in self.fitted_members]
 
     def weights(self) -> Tensor:
-        """Return what each decision of the panel counts in a fit, [T, N]."""
+        """Return the weight of each decision of the panel in a fit, [T, N]."""
         panel = self.panel
         if not self.weighted:
             return self.fit_weeks.float()
@@ -155,7 +155,7 @@ class TwinEnsemble(OfflineAlgorithm):
         self.steps_per_iteration = int((self.fit_weight > 0).sum())
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
-        """Fit the next member to customers drawn with replacement; return how likely the log is under it."""
+        """Fit the next member to customers drawn with replacement; return the log-likelihood under it."""
         customers = len(self.fit_panel)
         drawn = torch.randint(customers, (customers,), generator=self.generator, device=self.env.device)
         times_drawn = drawn.bincount(minlength=customers)
@@ -170,7 +170,7 @@ class TwinEnsemble(OfflineAlgorithm):
         )
 
     def state_dict(self) -> dict:
-        """Return everything that fitting needs to go on as if it had not stopped, but for the log."""
+        """Return everything that a resumed fit needs to continue exactly, except the log."""
         return {
             "members": [x.state_dict() for x in self.members],
             "iteration": self.iteration,
@@ -180,7 +180,7 @@ class TwinEnsemble(OfflineAlgorithm):
         }
 
     def load_policy(self, state: dict) -> None:
-        """Restore the members, on whatever device."""
+        """Restore the members, on any device."""
         for member, weights in zip(self.members, state["members"]):
             member.load_state_dict(weights)
 

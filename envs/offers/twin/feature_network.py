@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from rlcore.networks import mlp
 from rlcore.normalization import Standardizer
 
-MIN_STD = 1e-3  # of an input
+MIN_STD = 1e-3  # least standard deviation of an input
 
 
 class FeatureNetwork(nn.Module):
@@ -34,7 +34,7 @@ class FeatureNetwork(nn.Module):
 
 
 def weight_decay_groups(network: nn.Module) -> list[dict]:
-    """Return an optimiser's groups of parameters: weights decay, constants do not, so that what is rare stays rare."""
+    """Return an optimiser's groups of parameters: weights decay, biases do not, so that rare outcomes stay rare."""
     return [
         {"params": [p for p in network.parameters() if p.dim() > 1]},
         {"params": [p for p in network.parameters() if p.dim() < 2], "weight_decay": 0.0},

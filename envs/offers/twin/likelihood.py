@@ -1,4 +1,4 @@
-"""How likely a panel's outcomes are under customers' parameters: the world's own probabilities, differentiable in θ."""
+"""The likelihood of a panel's outcomes under customers' parameters, by the world's own probabilities."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from envs.offers.world.customers import CHURNED, HABITS, SUBSCRIBED, UNSUBSCRIBE
 from envs.offers.world.response import churn_probability, opt_out_probability, outcome
 from envs.offers.world.transition import habit_gain
 
-MIN_PROBABILITY = 1e-6  # whose logarithm is taken
+MIN_PROBABILITY = 1e-6  # lower bound before a logarithm
 
 
 def bernoulli_log_prob(p: Tensor, happened: Tensor, known: Tensor) -> Tensor:
-    """Return log P of what happened, where p is the probability that it does, or 0 where that is not `known`."""
+    """Return log P of a binary event of probability p: `happened` or not; 0 where that is not `known`."""
     p = p.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     return torch.where(known, torch.where(happened, p, 1 - p).log(), 0.0)
 
@@ -24,7 +24,7 @@ def log_likelihood(c: Customers, world: World, panel: Panel) -> dict[str, Tensor
     """Return the log-likelihood of a panel by kind of outcome, [T, N] each, 0 where the outcome was not possible.
 
     A week's draws are independent given the response (envs/offers/world/transition.py), so the kinds add up. Money is
-    scored as a Gamma of shape 1, −log g − y/g: its maximum is the mean, whatever the distribution (McCullagh & Nelder
+    scored as a Gamma of shape 1, −log g − y/g, whose maximum is the mean for every distribution (McCullagh & Nelder
     1989, §8).
     """
     before, after = panel.state, panel.next_state

@@ -1,4 +1,4 @@
-"""What a fitted member of any twin says of a panel: one interface, which reports, warnings and benchmarks ask."""
+"""Predictions of a panel by a fitted member of any twin: one interface for reports, warnings and benchmarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class OutcomePrediction(NamedTuple):
-    """The prediction of an outcome that happens or not, [T, N] each."""
+    """The prediction of a binary outcome, [T, N] each."""
 
     probability: Tensor
     happened: Tensor  # bool
@@ -17,9 +17,9 @@ class OutcomePrediction(NamedTuple):
 
 
 class ContactEffect(NamedTuple):
-    """What a contact drawn uniformly from all offers and channels does to a week, [T, N] each."""
+    """The effect on a week of a contact drawn uniformly from all offers and channels, [T, N] each."""
 
-    uplift: Tensor  # what the contact adds to P(trip)
+    uplift: Tensor  # increase of P(trip) by the contact
     no_contact: Tensor  # P(trip) without a contact
     cost: Tensor  # expected spend of the contact
 
@@ -34,11 +34,11 @@ class PanelPredictions(Protocol):
         """Return predicted probabilities by kind of outcome."""
 
     def contact_effect(self) -> ContactEffect:
-        """Return what a contact does to the probability of a trip."""
+        """Return the effect of a contact on the probability of a trip."""
 
     def simulate_season(self, first_free_week: int, generator: torch.Generator) -> Tensor:
         """Return expected trips, margin and spend of all customers by week, [3, T].
 
-        Before `first_free_week` every week starts from what was logged, afterwards from the outcomes that the member
-        drew. What was sent, and who left, is as logged.
+        Before `first_free_week` every week starts from the logged state, afterwards from the outcomes that the member
+        drew. Contacts, opt-outs and churn are as logged.
         """

@@ -1,4 +1,4 @@
-"""How good a twin is on decisions that no member was fitted to, and why its log may mislead."""
+"""Report a twin's fit on decisions that no member was fitted to, and warnings about its log."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ OUTCOME_NAMES = {
     "opt_out": "opting out, if contacted",
     "churn": "churning",
 }
-DRIVEN = ("response", "opt_out", "churn", "margin")  # kinds of outcomes whose drivers are asked for
+DRIVEN = ("response", "opt_out", "churn", "margin")  # kinds of outcomes with reported drivers
 
 
 class TwinEvaluator:
-    """Hold a twin against held-out customers' decisions and, week by week, against the weeks that were held out.
+    """Compares a twin with held-out customers' decisions and, week by week, with the held-out weeks.
 
-    bins: of calibration curves, by predicted probability. top_k_drivers: drivers in the plot. level: of the warnings'
-    tests, each for all that it looks at. seed: of shuffles and simulated weeks. uplift: holds predicted uplift against
-    a randomised log.
+    `bins` is the number of bins of calibration curves, by predicted probability. `top_k_drivers` is the number of
+    drivers in the plot. `level` is that of each warning's test, over everything that the test looks at. `seed` is that
+    of shuffles and simulated weeks. `uplift` compares predicted uplift with a randomised log.
     """
 
     headline = "twin/log_likelihood"
@@ -48,7 +48,7 @@ class TwinEvaluator:
         return {name: torch.stack([x[name].sum() for x in found]).mean().item() / decisions for name in found[0]}
 
     def validate(self, twin: TwinEnsemble) -> dict[str, float]:
-        """Return how likely the held-out customers' outcomes are."""
+        """Return the log-likelihood of the held-out customers' outcomes."""
         found = self.log_likelihood(twin, twin.held_out_panel)
         return {"twin/log_likelihood": sum(found.values()), **{f"twin/{name}": x for name, x in found.items()}}
 
@@ -114,7 +114,7 @@ class TwinEvaluator:
             by_member = torch.stack([x[name].probability[known] for x in members]).double()
             p, y = by_member.mean(0), happened[known].double()
             if not len(y) or y.amin() == y.amax():
-                continue  # never, or always: nothing to hold predictions against
+                continue  # never, or always: no comparison with predictions is possible
             bins = [
                 (p[part].mean().item(), y[part].mean().item(), len(part))
                 for part in p.argsort().tensor_split(self.bins)
@@ -134,8 +134,8 @@ class TwinEvaluator:
     def weeks(self, twin: TwinEnsemble) -> list[dict]:
         """Return trips, margin and spend of all customers by week, [as logged, as the twin has them].
 
-        Held-out weeks are simulated from the first of them on; predictions of the others are of one week each. What was
-        sent, and who could be sent it, is as logged.
+        Held-out weeks are simulated from the first held-out week on; predictions of the other weeks are of one week
+        each. Contacts, and the customers who could be contacted, are as logged.
         """
         panel, rows = twin.panel, []
         generator = self._generator(panel.features.device)
@@ -159,7 +159,7 @@ class TwinEvaluator:
     def drivers(self, twin: TwinEnsemble, held_out: Panel) -> dict[str, float]:
         """Return permutation importances, greatest first (Breiman 2001).
 
-        Each is the log-likelihood a decision that is lost when a column is shuffled among held-out customers.
+        An importance is the loss of log-likelihood a decision when a column is shuffled among held-out customers.
         """
 
         def driven(panel: Panel) -> float:
@@ -177,13 +177,13 @@ class TwinEvaluator:
     def misfit(self, twin: TwinEnsemble, held_out: Panel) -> list[str]:
         """Name the pairs that bring more or fewer trips than the members can explain.
 
-        There the world's equations do not hold, or who sent knew something that the log does not say.
+        For these pairs the world's equations do not hold, or the sender knew something that the log does not have.
         """
         residuals = [trip_residuals(member.probabilities()["trips"], held_out) for member in twin.predictions(held_out)]
         return misfit_warnings(torch.stack(residuals).mean(0), self.env.world.catalogue, self.level)
 
     def warnings(self, twin: TwinEnsemble, held_out: Panel) -> list[str]:
-        """Say why the log may mislead the twin."""
+        """List the reasons why the log may mislead the twin."""
         unobserved = [
             f"{name.replace('_', '-')} never happens in the log: {twin.twin.unobserved_note}"
             for name in twin.unobserved_outcomes
@@ -199,7 +199,7 @@ def mean_log_prob(p: Tensor, y: Tensor) -> Tensor:
 
 # ── plots ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 def calibration_figure(curves: dict[str, list]) -> Figure:
-    """Draw by outcome how often it happened against its predicted probability."""
+    """Draw each outcome's observed frequency against its predicted probability."""
     figure, axes = labelled("predicted probability", "share in which it happened")
     for name, bins in curves.items():
         axes.plot([p for p, _, _ in bins], [y for _, y, _ in bins], marker="o", markersize=3, label=OUTCOME_NAMES[name])

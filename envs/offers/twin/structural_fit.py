@@ -16,8 +16,8 @@ from envs.offers.twin.structural_predictions import StructuralPredictions
 from envs.offers.world.customers import World
 from rlcore.offline.logged_dataset import LoggedDataset
 
-CHUNK = 4096  # customers whose likelihood is taken at once, so that a part fits a cache
-MIN_GAIN = 1e-6  # of the held-out log-likelihood a decision, for a round to count as a gain
+CHUNK = 4096  # customers whose likelihood is computed at once, so that a chunk fits a cache
+MIN_GAIN = 1e-6  # least gain of the held-out log-likelihood a decision
 UNIDENTIFIED = {
     "churn": ("c0", "gamma_f", "gamma_h"),
     "opt_out": ("opt_out",),
@@ -25,21 +25,21 @@ UNIDENTIFIED = {
 
 
 def chunk_log_likelihoods(network: ParameterNetwork, world: World, panel: Panel, weight: Tensor) -> Iterator[Tensor]:
-    """Yield the weighted log-likelihood of a panel, a chunk of customers at a time, to be added up; weight [T, N]."""
+    """Yield the weighted log-likelihood of each chunk of customers of a panel; their sum counts. weight is [T, N]."""
     for rows in torch.arange(len(panel), device=weight.device).split(CHUNK):
         part = panel[rows]
         terms = log_likelihood(world.inhabit(theta_from_matrix(network(part.features.T))), world, part)
-        # In float64, for L-BFGS would stop where float32 rounds its gains off.
+        # In float64, because L-BFGS would stop where float32 rounds its gains to 0.
         yield sum((x * weight[:, rows]).sum(dtype=torch.float64) for x in terms.values())
 
 
 class StructuralTwin:
     """A TwinModel (envs/offers/twin/ensemble.py) with the world's equations: G gives each customer's parameters.
 
-    Rounds of L-BFGS go on until the likelihood of held-out customers no longer grows. hidden: of G's network; none: G
-    is linear. penalty: Σ W²/2 counts so much against the log-likelihood of all decisions. fixed_parameters: are left to
-    the population's priors, beside those that a log without some outcome cannot tell. reference_size: customers drawn
-    to know mean and spread of θ.
+    Rounds of L-BFGS go on until the likelihood of held-out customers no longer grows. `hidden` are the sizes of G's
+    hidden layers; without any, G is linear. `penalty` is the weight of Σ W²/2 against the log-likelihood of all
+    decisions. `fixed_parameters` are left to the population's priors, together with those that a log without some
+    outcome cannot identify. `reference_size` customers are drawn to compute mean and spread of θ.
     """
 
     unobserved_note = "its parameters are drawn from the priors"
@@ -91,7 +91,7 @@ class StructuralTwin:
         return [k for name in self.fixed_parameters for k in self.columns[name]]
 
     def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[ParameterNetwork]) -> None:
-        """Leave to the priors what a log in which these outcomes never happen cannot tell."""
+        """Leave to the priors the parameters that a log without these outcomes cannot identify."""
         unidentified = (name for outcome in outcomes for name in UNIDENTIFIED[outcome])
         self.fixed_parameters = tuple(dict.fromkeys((*self.fixed_parameters, *unidentified)))
         for member in members:
@@ -145,7 +145,7 @@ class StructuralTwin:
         return StructuralPredictions(customers, world, panel)
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
-        """Yield each column that members see by name, with a panel in which it is that of customers `order` [N]."""
+        """Yield each input column by name, with a panel in which the column is that of customers `order` [N]."""
         for k, name in enumerate(env.population.feature_names):
             features = panel.features.clone()
             features[k] = features[k, order]
@@ -155,5 +155,5 @@ class StructuralTwin:
             yield name, replace(panel, state=panel.state._replace(**{name: column}))
 
     def state_dict(self) -> dict:
-        """Return what members cannot be used without."""
+        """Return what members need beside their weights."""
         return {"kind": KIND, "hidden": self.hidden, "fixed_columns": self.fixed_columns()}

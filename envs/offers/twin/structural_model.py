@@ -1,4 +1,4 @@
-"""The structural twin: θ = G(x), and a population whose customers respond as an ensemble of such maps says."""
+"""The structural twin: θ = G(x), and a population whose customers have the θ of an ensemble of such maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from envs.offers.world.customers import Customers
 SHARES = ("mu", "chi", "pi_plus", "pi_minus", "delta_f", "delta_d")  # parameters from 0 to 1
 POSITIVE = ("phi", "gamma_f", "gamma_h", "rho", "nu")  # parameters that are not below 0
 LOG_RANGE = 12.0  # all others, logarithms of money among them, are kept within ±
-KIND = "structural"  # how a checkpoint names this kind of twin
+KIND = "structural"  # name of this kind of twin in a checkpoint
 
 
 def parameter_columns(c: Customers) -> dict[str, list[int]]:
@@ -53,18 +53,18 @@ class ParameterNetwork(FeatureNetwork):
 
 
 class TwinPopulation:
-    """The customers of a `base` population, who respond as a structural twin says.
+    """The customers of a `base` population, who respond by a structural twin.
 
-    Each customer responds as one member of the twin's ensemble, drawn for the season, so that no policy can live off
-    the errors of one member. path: a checkpoint of algo=twin; null: customers respond as the base population has them.
+    Each customer responds as one member of the twin's ensemble, drawn for the season, so that no policy can profit from
+    the errors of one member. `path` is a checkpoint of algo=twin; with null, customers respond by the base population.
     Raises ValueError where the checkpoint is of another kind, or was fitted to other features or channels.
     """
 
     def __init__(self, catalogue: Catalogue, *, base: Callable[[Catalogue], Population], path: str | None):
         self.base = base(catalogue)
-        self.only: int | None = None  # the member that all customers respond as; None: one drawn for each
+        self.only: int | None = None  # the member of all customers; None: one member drawn for each customer
         self.networks: list[ParameterNetwork] = []
-        self.fixed_columns: list[int] = []  # of θ, which are the base population's
+        self.fixed_columns: list[int] = []  # columns of θ that are the base population's
         if path is not None:
             self._load(path, catalogue)
 
@@ -94,7 +94,7 @@ class TwinPopulation:
 
     @property
     def feature_names(self) -> list[str]:
-        """What each feature is."""
+        """Names of the features."""
         return self.base.feature_names
 
     @property
@@ -108,7 +108,7 @@ class TwinPopulation:
         return self.base.ids
 
     def members(self) -> list[TwinPopulation]:
-        """Return, for each member of the ensemble, the population whose customers all respond as that member says."""
+        """Return, for each member of the ensemble, the population in which all customers respond as that member."""
         alone = [copy(self) for _ in self.networks]
         for k, population in enumerate(alone):
             population.only = k
@@ -130,9 +130,9 @@ class TwinPopulation:
         return sample._replace(customers=theta_from_matrix(theta))
 
     def state_dict(self) -> dict:
-        """Return what the base population fitted."""
+        """Return what the base population has fitted."""
         return self.base.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """See customers by the features that a policy was trained on."""
+        """Use the features that a policy was trained on."""
         self.base.load_state_dict(state)

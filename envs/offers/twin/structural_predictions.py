@@ -1,4 +1,4 @@
-"""What a structural twin says of a panel: the world's equations under the customers' fitted parameters."""
+"""A structural twin's predictions of a panel: the world's equations under the customers' fitted parameters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StructuralPredictions:
         return predicted_probabilities(self.customers, self.world, self.panel)
 
     def contact_effect(self) -> ContactEffect:
-        """Return what a contact does to the probability of a trip."""
+        """Return the effect of a contact on the probability of a trip."""
         c, world, panel = self.customers, self.world, self.panel
         h, f, d = (x.to(c.alpha.dtype) for x in panel.state[:3])
         offers, channels = world.catalogue.nvec
@@ -72,6 +72,6 @@ class StructuralPredictions:
             trips = (response.redeem + response.buy) * active
             totals.append(torch.stack((trips.sum(), (trips * c.margin).sum(), (response.spend * active).sum())))
             u = torch.rand(UNIFORMS, len(c), generator=generator, device=h.device, dtype=h.dtype)
-            u[4:] = 1.0  # nobody leaves: who left, and who stayed, is as logged
+            u[4:] = 1.0  # nobody leaves: opt-outs and churn are as logged
             state, was_logged = transition(c, world, t, state, offer, channel, u)[0], logged
         return torch.stack(totals, 1)

@@ -1,4 +1,4 @@
-"""Read the checkpoint of a twin, of whichever kind is wanted."""
+"""Read the checkpoint of a twin of a given kind."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rlcore import checkpoint
 def load_twin(path: str, key: str, kind: str, advice: str) -> dict:
     """Load the checkpoint of algo=twin that the configuration's `key` names.
 
-    kind: what TwinModel.state_dict calls the wanted kind of twin. advice: how a twin of the other kind is used. Raises
-    ValueError where there is no path, no such checkpoint, or one of something else.
+    `kind` is the name of the kind of twin in TwinModel.state_dict. `advice` says how a twin of the other kind is used.
+    Raises ValueError where there is no path, no checkpoint, or a checkpoint of another kind.
     """
     if not path:
         raise ValueError(

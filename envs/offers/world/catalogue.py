@@ -1,4 +1,4 @@
-"""What can be sent: offers with a face value, channels with a cost."""
+"""The catalogue: offers with a face value, channels with a cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-# What an entry has: lowest and highest value, and type.
+# Lowest value, highest value and type of each entry.
 OFFER = {"value": (0, math.inf, (int, float))}
 CHANNEL = {
     "cost": (0, math.inf, (int, float)),
@@ -20,7 +20,7 @@ CHANNEL = {
 
 @dataclass(frozen=True)
 class ActionCodec:
-    """The only place that knows how an action, an offer and a channel, is coded as one flat index.
+    """The only code that maps an action, an offer and a channel, to one flat index.
 
     The flat index of offer o and channel k is o·C + k, the row-major order of a table [O+1, C]. Offer 0 is "nothing";
     its only valid pair has index 0, so the indices from C on are the contacts. All methods take int and int64 tensors
@@ -92,7 +92,7 @@ class Catalogue:
     """Offers and channels as tensors; offer 0 is "nothing", goes through channel 0 only, and is always valid.
 
     value [O+1] is the face value (0 for nothing); cost, attention and opt_out [C] are floats. fatigue_steps [C], int64,
-    is how far a contact raises fatigue; fatigue_step_counts has the same as a tuple.
+    is the rise of fatigue by a contact; fatigue_step_counts has the same as a tuple.
     """
 
     offers: tuple[str, ...]
@@ -167,5 +167,5 @@ class Catalogue:
         return torch.where(contactable[:, None, None], self.valid, nothing)
 
     def spend(self, offer: Tensor, channel: Tensor, redeemed: Tensor) -> Tensor:
-        """Money that pairs (of any shape) cost: face value where redeemed (or its probability), and the message."""
+        """Cost of pairs (of any shape), money: face value times `redeemed` (or its probability), plus the message."""
         return self.value[offer] * redeemed + self.cost[channel] * (offer > 0)

@@ -1,4 +1,4 @@
-"""Customers' parameters θ and states, and the world that all of them share (symbols: envs/offers/README.md §2)."""
+"""Customers' parameters θ and states, and the world that all customers share (symbols: envs/offers/README.md §2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envs.offers.world.catalogue import Catalogue
 
 HABITS, FATIGUES, EXPECTATIONS = 6, 4, 3
 SUBSCRIBED, UNSUBSCRIBED, CHURNED = 0, 1, 2
-UNIFORMS = 6  # independent draws that a customer needs for one week
+UNIFORMS = 6  # independent draws a customer and week
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class RewardConfig:
     churn_cost: float  # money lost with a churned customer
     fatigue_penalty: float  # satisfaction lost by a contact at high fatigue
     fatigue_limit: int  # the fatigue from which a contact annoys
-    shaping: bool  # give A⁰ = Q⁰ − V⁰ instead of r: the same optimum, hardly any noise of purchases made anyhow
+    shaping: bool  # give A⁰ = Q⁰ − V⁰ instead of r: the same optimum with hardly any noise of organic purchases
     outcomes: str  # expected | realised
 
     def __post_init__(self):
@@ -86,7 +86,7 @@ class RewardConfig:
 
 
 class World:
-    """What all customers share: catalogue, reward, calendar, and the effects that are disabled."""
+    """The world that all customers share: catalogue, reward, calendar, and disabled effects."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class World:
         return world
 
     def inhabit(self, c: Customers) -> Customers:
-        """Cast customers to this world's type and device, its disabled effects set to zero."""
+        """Cast customers to this world's type and device, and set disabled effects to zero."""
         if "kappa" in self.disabled_effects:  # without the pull of habit, keep the base purchase rate at mid-habit
             c = replace(c, alpha=c.alpha + c.kappa / 2)
         c = replace(c, **{name: torch.zeros_like(getattr(c, name)) for name in self.disabled_effects})

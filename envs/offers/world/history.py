@@ -1,4 +1,4 @@
-"""What is seen of customers week by week, whatever moves them inside: their history, and its columns by definition."""
+"""The observable history of customers, week by week, and its columns; hidden states are no part of it."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ KINDS = ("contacts", "attention", "purchases", "redemptions", "spend")
 
 
 class History(NamedTuple):
-    """Who N customers are now, status int64 [N], and what every week so far has brought, [weeks, N] each.
+    """The current status of N customers, int64 [N], and the events of every week so far, [weeks, N] each.
 
-    Weeks of which only a forecast is known can have probabilities in place of 0 and 1: columns are then those expected
-    of independent weeks.
+    Forecast weeks can have probabilities in place of 0 and 1: columns are then expectations over independent weeks.
     """
 
     status: Tensor
     contacts: Tensor
-    attention: Tensor  # the share that typically sees a message of that channel
+    attention: Tensor  # share of customers who typically see a message of the channel
     purchases: Tensor
     redemptions: Tensor
     spend: Tensor  # money that messages and redemptions cost
 
     @classmethod
     def start(cls, status: Tensor, dtype: torch.dtype) -> History:
-        """Begin with no week."""
+        """Return a history without weeks."""
         none = torch.zeros(0, len(status), dtype=dtype, device=status.device)
         return cls(status, *(none for _ in KINDS))
 
     def after(
         self, status: Tensor, catalogue: Catalogue, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor
     ) -> History:
-        """Add a week, [N] each, after which customers have a status."""
+        """Return the history with one more week, [N] each, and the status after it."""
         week = self.week(catalogue, offer, channel, bought, redeemed.to(self.spend))
         return History(status, *(torch.cat((past, x[None].to(past))) for past, x in zip(self[1:], week)))
 
     @staticmethod
     def week(catalogue: Catalogue, offer: Tensor, channel: Tensor, bought: Tensor, redeemed: Tensor) -> Tensor:
-        """What a week adds, [5, N] in the order of KINDS, in the type of `redeemed`."""
+        """Return a week's entry, [5, N] in the order of KINDS, in the type of `redeemed`."""
         contacted = offer > 0
         return torch.stack(
             [
@@ -66,9 +65,10 @@ class History(NamedTuple):
     def columns(self, half_lives: list[float]) -> Tensor:
         """Lay out frequency and recency, [N, 6·H + 2].
 
-        For each half-life (weeks): the weighted share of past weeks that are known at all, then the weighted sums of
-        what they brought in the order of KINDS; a week of age a = 0, 1, … weighs 2^(−a/half-life), over the weight of
-        all weeks from −∞. Then 1/a of the last contact and purchase, a = 1 for last week's, 0 where there was none.
+        Each half-life (weeks) has the weighted share of past weeks that are known, then the weighted sums of their
+        entries in the order of KINDS. A week of age a = 0, 1, … has the weight 2^(−a/half-life), divided by the weight
+        of all weeks from −∞. Then come 1/a of the last contact and of the last purchase: a = 1 for last week, and 0
+        stands for none.
         """
         past = torch.stack((torch.ones_like(self.spend), *self[1:]))  # [6, weeks, N]
         age = torch.arange(past.shape[1] - 1, -1, -1, device=past.device, dtype=past.dtype)

@@ -1,4 +1,4 @@
-"""Observations written and read: what a policy sees of a customer, the week and the price of money."""
+"""Write and read observations: a policy's view of a customer, the week and the price of money."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, CustomerState
 from envs.offers.world.history import History, column_names
 
-DYNAMICS = {"habit": HABITS, "fatigue": FATIGUES, "expectation": EXPECTATIONS}  # what contacts move, and its levels
+DYNAMICS = {"habit": HABITS, "fatigue": FATIGUES, "expectation": EXPECTATIONS}  # what contacts change, and its levels
 STATUSES = 3  # subscribed, unsubscribed, churned
 PRICE_COLUMNS = 2  # logarithm of the price, drift
 
@@ -33,9 +33,9 @@ def one_hot_state(state: CustomerState) -> list[Tensor]:
 class ObservationCodec:
     """Writes and reads the observations [N, obs_dim] of customers.
 
-    The columns are F features; the dynamics, here the state that contacts move (habit, fatigue, expectation), one-hot;
-    status and week, one-hot; then the price of money: its logarithm and the drift of that a week, both scaled. The
-    price comes last, so that the context, all columns before it, is what outcomes depend on.
+    The columns are F features; the dynamics, here the states that contacts change (habit, fatigue, expectation),
+    one-hot; status and week, one-hot; and the price of money: its logarithm and the logarithm's weekly drift, both
+    scaled. The price comes last, so that outcomes depend on the context, all columns before it.
     """
 
     hides_state = False  #: whether habit, fatigue and expectation can't be read out of an observation
@@ -87,7 +87,7 @@ class ObservationCodec:
 
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def encode_dynamics(self, state: CustomerState, history: History | None) -> list[Tensor]:
-        """Write the columns of what is known of the dynamics, `num_dynamics` in all."""
+        """Write the columns of the dynamics, `num_dynamics` in all."""
         return one_hot_dynamics(state)
 
     def decode_dynamics(self, obs: Tensor) -> Tensor:
@@ -126,10 +126,10 @@ class ObservationCodec:
 
 
 class HistoryCodec(ObservationCodec):
-    """The same without the state that contacts move: what customers did, and what was done to them, takes its place.
+    """An ObservationCodec with the observable history in place of the states that contacts change.
 
-    half_lives: weeks in which what lies back counts half (envs/offers/world/history.py). Raises ValueError where one is
-    not above 0.
+    `half_lives`, in weeks, are those of the history's weights (envs/offers/world/history.py). Raises ValueError where
+    one is not above 0.
     """
 
     hides_state = True
@@ -150,7 +150,7 @@ class HistoryCodec(ObservationCodec):
         return column_names(self.half_lives)
 
     def decode_state(self, obs: Tensor) -> CustomerState:
-        """Read what is known of the state, int64 [B] each, out of observations [B, D]: the status, and zeros."""
+        """Read the observable part of the state, int64 [B] each, out of observations [B, D]: the status, else zeros."""
         status = self.decode_status(obs)
         return CustomerState(*(torch.zeros_like(status) for _ in DYNAMICS), status)
 

@@ -1,4 +1,4 @@
-"""What customers do in a week: probabilities of a purchase, a redemption, churn and opt-out, and the expected profit.
+"""Customers' response in a week: probabilities of purchase, redemption, churn and opt-out, and expected profit.
 
 Pure functions of tensors. Customers are the last axis, so the same functions serve N visited states (h, f, d of shape
 [N]) and the whole state grid (h [6, 1, 1, 1], f [4, 1, 1], d [3, 1]). Symbols and equations: envs/offers/README.md §2.
@@ -31,7 +31,7 @@ def purchase_if_seen(c: Customers, b: Tensor, d: Tensor, value: Tensor) -> Tenso
 
 
 class Outcome(NamedTuple):
-    """What one week is expected to bring under one action."""
+    """Expected outcome of one week under one action."""
 
     redeem: Tensor  # P(bought by redeeming the offer)
     buy: Tensor  # P(bought without redeeming)

@@ -32,7 +32,7 @@ def transition(
 ) -> tuple[CustomerState, Tensor, Tensor, Outcome]:
     """Draw a week of N customers from uniforms u [6, N]: the next state, bought, redeemed (bool [N]), the Outcome.
 
-    A customer who is not subscribed gets nothing, whatever was asked for. An unsubscribed customer still buys and
+    A customer who is not subscribed gets nothing, whatever the action is. An unsubscribed customer still buys and
     churns. A churned customer stays churned and buys nothing.
     """
     status, alive = state.status, state.status != CHURNED

@@ -1,4 +1,4 @@
-"""The performance modes of the text algorithms: what rlcore.backends.accelerate does for language models.
+"""The performance modes of the text algorithms, which rlcore.backends.accelerate applies to language models.
 
 All modes give the same results up to rounding.
 """
@@ -26,7 +26,7 @@ def apply_mode_to_language_model_ppo(algorithm: LanguageModelPPO, mode: str) -> 
     """Compile or record the gradient of a micro-batch; record token statistics and the generation of mails."""
     algorithm.prepare_model = partial(accelerate_model, mode=mode)
     for model in (algorithm.reference, algorithm.policy):
-        if model is not None:  # of a resumed run; the models of other runs come later
+        if model is not None:  # a resumed run has its models; other runs load them later
             accelerate_model(model, mode)
     if mode == "compile":
         # lengths differ
@@ -48,9 +48,8 @@ def accelerate_model(model: LanguageModelPolicy, mode: str) -> None:
 class RecordedDecoders:
     """Makes decoders whose steps are recorded on a GPU.
 
-    It keeps the last decoder for calls of the same shapes and settings.
-
-    A copy keeps none, because a recording belongs to one model.
+    It keeps the last decoder for calls of the same shapes and settings. A copy keeps none, because a recording belongs
+    to one model.
     """
 
     def __init__(self) -> None:
@@ -66,7 +65,7 @@ class RecordedDecoders:
         """Return a decoder for prompts [P, Q] and uniforms [R, B]."""
         key = (prompt.shape, u.shape, temperature, top_k, top_p, torch.is_autocast_enabled(prompt.device.type))
         if self.key != key:
-            self.decoder = None  # before another takes as much memory
+            self.decoder = None  # free its memory before another decoder takes as much
             decoder = CachedDecoder(language_model, prompt.device, temperature, top_k, top_p)
             decoder.prefill = cuda_graphs.record(decoder.prefill, prompt.device)
             decoder.decode_step = cuda_graphs.record(decoder.decode_step, prompt.device)
@@ -75,7 +74,7 @@ class RecordedDecoders:
 
 
 def fuse_gelu(model: nn.Module) -> None:
-    """Make a model compute GELU's tanh form, which transformers writes in eight kernels, in one."""
+    """Make a model compute GELU's tanh form by one kernel, where transformers uses eight."""
     for module in list(model.modules()):
         for name, part in module.named_children():
             if isinstance(part, NewGELUActivation):

@@ -1,4 +1,4 @@
-"""Inference: mails for contexts by a trained policy, with the probabilities that its reward model gives them."""
+"""Inference: mails for contexts by a trained policy, with the outcome probabilities by its reward model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = (
 
 
 class ScoredMail(NamedTuple):
-    """A mail: P(outcome) [K] by the reward model, its reward, and the sentences that call to action and ask, if any."""
+    """A mail with P(outcome) [K] by the reward model, its reward, and its call to action and question, if any."""
 
     context: str
     text: str
@@ -73,7 +73,7 @@ class ScoredMail(NamedTuple):
 
 
 class MailGenerator:
-    """Policy and reward model of a checkpoint of algo=ppo_kl; the dataset they learnt from is not needed."""
+    """Policy and reward model of a checkpoint of algo=ppo_kl; their dataset is not needed."""
 
     def __init__(
         self, policy: LanguageModelPolicy, reward_model: OutcomeClassifier, outcome_values: list, reward: str, seed: int
@@ -84,7 +84,7 @@ class MailGenerator:
 
     @staticmethod
     def load(path: str, state: dict, device: torch.device, batch_size: int, seed: int) -> MailGenerator:
-        """Restore what checkpoint `path`, read as `state`, holds; raise ValueError where it is of another algorithm."""
+        """Restore the checkpoint `path`, read as `state`; raise ValueError where it is of another algorithm."""
         agent, config = state["agent"], state["config"]
         if not {"policy", "reward_model"} <= set(agent):
             raise ValueError(
@@ -96,7 +96,7 @@ class MailGenerator:
         return MailGenerator(policy, reward_model, config["env"]["outcome_values"], config["algo"]["reward"], seed)
 
     def truncated(self, contexts: list[str]) -> list[int]:
-        """Return which contexts are longer than the prompts that the policy reads, and lose their beginning."""
+        """Return the contexts that are longer than the policy's prompts, and lose their beginning."""
         return [i for i, row in enumerate(self.policy.full_prompts(contexts)) if len(row) > self.policy.prompt_tokens]
 
     def generate(
@@ -109,7 +109,7 @@ class MailGenerator:
         top_p: float,
         batch_size: int,
     ) -> list[ScoredMail]:
-        """Write `mails_per_context` mails for each context; those of a context stand together."""
+        """Write `mails_per_context` mails for each context; the mails of a context are consecutive."""
         _, texts = self.policy.generate(
             contexts,
             mails_per_context,
@@ -136,7 +136,7 @@ class MailGenerator:
 
 
 def read_contexts(path: str) -> list[dict[str, str]]:
-    """Read a CSV with a column `context`, and whatever else; raise ValueError, in one line with row and column."""
+    """Read a CSV with a column `context` among others; raise ValueError, in one line with row and column."""
     rows = [values for *_, values in read_records(path, ("context",), ("context",), "one context a row")]
     if not rows:
         raise ValueError(f"{path}: no rows; expected one context a row below the header")
@@ -147,7 +147,7 @@ def read_contexts(path: str) -> list[dict[str, str]]:
 
 
 def save_mails(path: str, rows: list[dict[str, str]], mails: list[ScoredMail]) -> None:
-    """Write a CSV, UTF-8: the columns of what was read [N] and COLUMNS, a line a mail [N · mails]."""
+    """Write a CSV, UTF-8, a line a mail [N · mails]: the columns of the rows that were read [N], and COLUMNS."""
     other_columns, mails_per_context = [name for name in rows[0] if name != "context"], len(mails) // len(rows)
 
     def fill(temporary: Path) -> None:

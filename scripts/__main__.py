@@ -1,4 +1,4 @@
-"""The scripts as one command, where the package is installed: `crm-rl train …` is `python scripts/train.py …`."""
+"""The scripts as one command of the installed package: `crm-rl train …` is `python scripts/train.py …`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COMMANDS = ("train", "evaluate", "collect", "import_campaigns", "write_email", "
 
 
 def main() -> None:
-    """Run the script that the first argument names, with the others."""
+    """Run the script that the first argument names, with the other arguments."""
     command, *arguments = sys.argv[1:] or [""]
     if command in ("-h", "--help"):
         print(usage())
@@ -24,16 +24,16 @@ def main() -> None:
 
 
 def usage() -> str:
-    """List the commands, each with what its script says of itself."""
+    """List the commands, each with the summary of its script."""
     width = max(map(len, COMMANDS))
     lines = [f"  {command:<{width}}  {purpose(command)}" for command in COMMANDS]
     return "\n".join(["usage: crm-rl COMMAND [key=value …]", "", *lines])
 
 
 def purpose(command: str) -> str:
-    """Return the start of a script's docstring, up to the colon, without importing the script."""
+    """Return the first line of a script's docstring, without importing the script."""
     source = Path(__file__).with_name(f"{command}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").partition(":")[0]
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

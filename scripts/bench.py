@@ -1,4 +1,9 @@
-"""Run a benchmark: python scripts/bench.py ROOM/NAME [key=value …], a file of conf/benchmark/, as in speed/roofline."""
+"""Run a benchmark, which a file of conf/benchmark/ names.
+
+Usage:
+
+    python scripts/bench.py ROOM/NAME [key=value …]
+"""
 
 from __future__ import annotations
 
@@ -38,7 +43,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def machine(device: torch.device) -> dict:
-    """Say where a figure was measured."""
+    """Describe the machine that a figure was measured on."""
     cpu = (
         next(
             (

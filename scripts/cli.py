@@ -1,4 +1,4 @@
-"""What every script shares: the device, one line for bad input, and an exit code that tells."""
+"""Shared parts of all scripts: the device, one line for bad input, and the exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAILED = "CRM_RL_FAILED"  # names a folder, in the environment of all processes 
 
 
 def guarded(main: Callable) -> Callable:
-    """Turn bad input (ValueError, OSError), however deep, into one line and exit code 2.
+    """Turn bad input (ValueError, OSError) at any depth into one line and exit code 2.
 
     In a multirun the job fails alone; `launch` gives the exit code after the last one.
     """
@@ -44,7 +44,7 @@ def guarded(main: Callable) -> Callable:
         except (ValueError, OSError, InstantiationException) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            # Hydra wraps what a constructor raises, and once more what an import raises.
+            # Hydra wraps a constructor's error once, and an import's error twice.
             while isinstance(error, (InstantiationException, ImportError)) and error.__cause__ is not None:
                 error = error.__cause__
             if not isinstance(error, (ValueError, OSError)):
@@ -62,12 +62,12 @@ def guarded(main: Callable) -> Callable:
 
 
 def key_of(override: str) -> str:
-    """Return what an override of the command line names."""
+    """Return the key of an override of the command line."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def check_kinds(cfg: DictConfig) -> None:
-    """Refuse overrides of another kind than what they replace, such as a word for a number; null is of every kind."""
+    """Refuse overrides of another kind than the replaced value, such as a word for a number; null is of every kind."""
     hydra = HydraConfig.get()
     groups = {group.partition("@")[0] for group in hydra.runtime.choices}
     chosen, keys = [], []
@@ -87,13 +87,13 @@ def check_kinds(cfg: DictConfig) -> None:
 
 
 def kind(value: Any) -> str | None:
-    """Say of what kind a value of a configuration is, where that matters."""
+    """Return the kind of a value of a configuration, where it matters."""
     kinds = ((bool, "true or false"), ((int, float), "a number"), (ListConfig, "a list"), (DictConfig, "keys"))
     return next((name for types, name in kinds if isinstance(value, types)), None)
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Run a script, its jobs wherever Hydra's launcher starts them; leave with exit code 2 if one failed."""
+    """Run a script, with its jobs by Hydra's launcher; exit with code 2 if a job failed."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FAILED] = folder
         main()
@@ -102,9 +102,9 @@ def launch(main: Callable[[], None]) -> None:
 
 
 def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:
-    """Return the device asked for (`auto`: a GPU if there is one), set the number of CPU threads and a GPU's precision.
+    """Return the device `name` (`auto`: a GPU if there is one); set the number of CPU threads and a GPU's precision.
 
-    Of several GPUs each of torchrun's processes gets its own.
+    With several GPUs each of torchrun's processes gets a GPU of its own.
     """
     if matmul not in ("highest", "high"):
         raise ValueError(f"float32_matmul_precision: expected highest or high, got '{matmul}'")
@@ -120,9 +120,9 @@ def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: '{name}' can't be used here: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda":  # or some CPUs would round otherwise too
+    if device.type == "cuda":  # some CPUs would round otherwise too
         torch.set_float32_matmul_precision(matmul)
-        if device.index is not None:  # kernels of our own and recordings go to the current device
+        if device.index is not None:  # our own kernels and recordings use the current device
             torch.cuda.set_device(device)
     return device
 
@@ -140,7 +140,7 @@ def check_fit(algo: Callable, env) -> None:
 
 @contextmanager
 def fitting(path: str) -> Iterator[None]:
-    """Restore from a checkpoint inside: raise ValueError where it is of another configuration or kind of device."""
+    """Restore from a checkpoint in this context; raise ValueError where its configuration or kind of device differs."""
     try:
         yield
     except (KeyError, RuntimeError, TypeError, AttributeError, InstantiationException) as error:
@@ -162,13 +162,12 @@ class Trained(NamedTuple):
 def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trained:
     """Restore the policy of `cfg.checkpoint` in the environment that it was trained on.
 
-    Keys of env on the command line change that environment.
-
-    `own` are the parts of the configuration that the checkpoint brings.
+    Keys of env on the command line change that environment. `own` are the parts of the configuration that the
+    checkpoint brings.
     """
     state = checkpoints.load(cfg.checkpoint)
     config = as_trained(cfg, state["config"], HydraConfig.get().overrides.task, own)
-    with fitting(cfg.checkpoint):  # one of another version has other parameters
+    with fitting(cfg.checkpoint):  # a checkpoint of another version has other parameters
         env = instantiate(config.env, _convert_="all")(device, config.seed)
         env.load_fitted(state["agent"].get("env"))
     agent = instantiate(config.algo, _convert_="all")(env, config.seed)
@@ -195,7 +194,7 @@ def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
 
 
 def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[str, ...]) -> DictConfig:
-    """Take what is a checkpoint's own from it, but for single keys of env that the command line names."""
+    """Take the parts `own` from a checkpoint's configuration, except keys of env that the command line names."""
     said = []
     for override in overrides:
         key = key_of(override)

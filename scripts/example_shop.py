@@ -1,4 +1,10 @@
-"""Write a made-up shop: python scripts/example_shop.py FOLDER; then scripts/train.py -cd FOLDER experiment=shop."""
+"""Write a made-up shop into a folder, with customers, campaigns and configuration.
+
+Usage:
+
+    python scripts/example_shop.py FOLDER
+    python scripts/train.py -cd FOLDER experiment=shop
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,7 @@ from envs.configuration import CONF
 from envs.offers.populations.base import hash_uniform
 
 SEASON = OmegaConf.load(CONF / "env/world/full.yaml").season
-SALT, HELD = 7, 0.05  # of the holdout, and its share
+SALT, HELD = 7, 0.05  # salt and share of the holdout
 VALUES = {"coffee": 1.5, "five_off": 5.0, "wine_tasting": 4.0}
 SEEN = {"app": 0.20, "newsletter": 0.25, "letter": 0.60}
 
@@ -79,7 +85,7 @@ customer: Customer No
 
 
 def customers(n: int, seed: int) -> list[dict]:
-    """Draw rows with the columns of this shop's export; some ages are not known."""
+    """Draw rows with the columns of this shop's export; some ages are missing."""
     rng = random.Random(seed)
     rows = []
     for k in range(n):
@@ -107,8 +113,8 @@ def customers(n: int, seed: int) -> list[dict]:
 def campaigns(rows: list[dict], seed: int) -> list[dict]:
     """Draw a season of weekly campaigns that keep the shop's rules: a message in half of the weeks, any allowed.
 
-    How customers respond is not what the twin's equations say: by tier, region and visits, and tired of the last
-    messages.
+    Customers respond by tier, region and visits, and tire of messages; their response differs from the twin's
+    equations.
     """
     rng, log = random.Random(seed), []
     held = (hash_uniform([row["Customer No"] for row in rows], SALT) < HELD).tolist()

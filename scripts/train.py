@@ -1,5 +1,7 @@
 """Train an algorithm in an environment or from a log, and evaluate it.
 
+Usage:
+
     python scripts/train.py algo=ppo env=offers
     python scripts/train.py algo=reward_model env=email
     python scripts/train.py algo=bandit log=PATH
@@ -65,7 +67,7 @@ def main(cfg: DictConfig) -> None:
         stopped = distributed.all_reduce_any(bool(interrupted), device)
     if stopped:
         end_interrupted(algorithm, logger, directory)
-    if is_first:  # alone, for an evaluation can train models of its own
+    if is_first:  # one process alone, because an evaluation can train models of its own
         algorithm.export(directory)
         logger.console.print("evaluating on data that nothing was trained on …")
         publish(evaluator.evaluate(algorithm, name), name, logger, directory, OmegaConf.to_container(cfg, resolve=True))
@@ -130,7 +132,7 @@ def interrupts() -> Iterator[list[int]]:
 def open_logger(
     cfg: DictConfig, directory: Path, algorithm: Algorithm, evaluator: Evaluator, state: dict | None
 ) -> ContextManager[TensorBoardLogger | NullLogger]:
-    """Open the first process's logger, and say what a resumed run changes; the other processes log nothing."""
+    """Open the first process's logger, and print what a resumed run changes; the other processes log nothing."""
     if distributed.rank() > 0:
         return NullLogger()
     logger = instantiate(cfg.logger)(directory, algorithm.iterations, evaluator.headline)
@@ -145,7 +147,7 @@ def open_logger(
 
 
 def save(cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, directory: Path) -> None:
-    """Write the checkpoint: the first process's state, and of all processes what is a process's own."""
+    """Write the checkpoint: the first process's state, and the own parts of all processes."""
     state = algorithm.state_dict()
     shards = distributed.gather_objects({key: state[key] for key in algorithm.sharded})
     if distributed.rank() == 0:
@@ -180,7 +182,7 @@ def load_resumed(cfg: DictConfig) -> dict | None:
 
 
 def end_interrupted(algorithm: Algorithm, logger: Any, directory: Path) -> None:
-    """Say how to go on, and exit."""
+    """Print how to resume, and exit."""
     if distributed.rank() == 0:
         logger.close()
         print(

@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse what can't be done before anything is loaded."""
+    """Refuse impossible settings before anything is loaded."""
     sampling = cfg.sampling
     if cfg.checkpoint is None:
         raise ValueError(
@@ -91,14 +91,14 @@ def contexts_from_terminal() -> Iterator[str]:
 
 
 def show(generator: MailGenerator, contexts: list[str], mails_per_context: int, sampling: dict) -> None:
-    """Write and print."""
+    """Generate mails and print them."""
     warn_of_truncation(generator, contexts)
     for mail in generator.generate(contexts, mails_per_context, **sampling):
         print(mail.to_text())
 
 
 def warn_of_truncation(generator: MailGenerator, contexts: list[str]) -> None:
-    """Say which contexts the policy can't read whole."""
+    """Warn of contexts that the policy can't read whole."""
     truncated = generator.truncated(contexts)
     if truncated:
         print(

@@ -1,4 +1,4 @@
-"""The mails that the text algorithms learn from, with outcomes and in splits, and how what was learned is judged."""
+"""The mails that the text algorithms learn from, with outcomes and in splits, and the evaluation of the algorithms."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ SPLITS = ("train", "valid", "test")
 class MailDataset:
     """The embedded corpus (data: null) or the user's CSV, as train, valid and test mails.
 
-    `gold` is the corpus's true outcome model, for `evaluation` alone; a CSV has none. `outcome_values` [K] is what each
-    outcome is worth. Raises ValueError for a file that can't be used, and prints a warning for what it can't support.
+    `gold` is the corpus's true outcome model, for `evaluation` alone; a CSV has none. `outcome_values` [K] are the
+    values of the outcomes. Raises ValueError for a file that can't be used, and prints a warning for uses that it can't
+    support.
     """
 
     def __init__(
@@ -58,22 +59,22 @@ class MailDataset:
 
     @property
     def train(self) -> Mails:
-        """The mails to learn from."""
+        """The mails for training."""
         return self.splits["train"]
 
     @property
     def valid(self) -> Mails:
-        """The mails to choose by: early stopping, calibration."""
+        """The mails for early stopping and calibration."""
         return self.splits["valid"]
 
     @property
     def test(self) -> Mails:
-        """The mails to judge by."""
+        """The mails for the final evaluation."""
         return self.splits["test"]
 
     @property
     def digest(self) -> int:
-        """Tell two sets of mails apart."""
+        """A number that tells sets of mails apart."""
         return sum(mails.digest() for mails in self.splits.values())
 
     def judge_dataset(self) -> MailDataset:
@@ -92,7 +93,7 @@ class MailDataset:
         return other
 
     def load_fitted(self, state: dict | None) -> None:
-        """Take over nothing: mails are not fitted to."""
+        """Do nothing: no preprocessing is fitted to mails."""
 
     def _split(self, mails: Mails, split: dict, limits: dict) -> dict[str, Mails]:
         shares = split["shares"]
@@ -121,7 +122,7 @@ class MailDataset:
         return {name: mails.rows(rows[name]) for name in shares}
 
     def _warn_of_limits(self, mails: Mails, limits: dict) -> None:
-        """Collect warnings of what the file can't support."""
+        """Collect warnings of uses that the file can't support."""
         counts = torch.bincount(mails.outcome, minlength=len(OUTCOMES)).tolist()
         if len(mails) < limits["few_rows"]:
             n = len(self.test)
@@ -153,7 +154,7 @@ class MailDataset:
 
 
 def _split_as_given(mails: Mails, row_numbers: list[int], sides: list[str], name: str, split: dict) -> dict[str, Mails]:
-    """Split as the file says; raise ValueError where near-duplicates stand on different sides."""
+    """Split by the file's column `split`; raise ValueError where near-duplicates are on different sides."""
     if set(split["shares"]) != set(SPLITS):
         raise ValueError(
             f"{name}: column split: knows train, valid and test only; env.split.shares has {split['shares']}"

@@ -1,6 +1,6 @@
-"""The truth of the embedded market: what an outcome's probability depends on, found from context and text alone.
+"""The gold model, the truth of the embedded market: P(outcome) as a function of context and text alone.
 
-Nothing that trains may see it; it draws the outcomes of a corpus and judges what models and policies do.
+It draws the outcomes of a corpus and judges models and policies. Training must never use it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Market(NamedTuple):
         return Market({facet: dict(list(values.items())[:size]) for facet, values in whole.items()}, paraphrases)
 
     def fillings(self, sentence: str, part: str) -> list[str]:
-        """Write a sentence of `part` in every way there is."""
+        """Write a sentence of `part` in every possible way."""
         slots = re.findall(r"{(\w+)}", sentence)
         facet = part.removesuffix("_paraphrase")
         named = list(self.values.get(facet, ()))
@@ -59,9 +59,9 @@ def _fill(sentence: str, fillers: tuple[str, ...]) -> str:
 
 
 class ParsedSentence(NamedTuple):
-    """What gold finds in one sentence."""
+    """What the gold model finds in one sentence."""
 
-    words_only: str  # its words, to know a repetition by
+    words_only: str  # its words, to recognise a repetition
     mentions: frozenset[tuple[str, str]]  # (facet, value)
     proof: bool
     calls: int
@@ -135,7 +135,7 @@ class GoldModel:
         self.parse = lru_cache(maxsize=500_000)(self.parse)  # mails share their sentences
 
     def parse(self, sentence: str) -> ParsedSentence:
-        """Find what the market's truth looks for in a sentence."""
+        """Find the parts of a sentence that the gold model values."""
         lower, grams = sentence.lower(), trigrams(sentence)
         return ParsedSentence(
             " ".join(re.findall(r"[\w']+", lower)),

@@ -1,4 +1,4 @@
-"""Mails and their outcomes: the user's CSV, and what may stand on which side of a split."""
+"""Mails and their outcomes, and reading them from the user's CSV."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ class Mails:
         return Mails(self.contexts + other.contexts, self.texts + other.texts, torch.cat((self.outcome, other.outcome)))
 
     def without(self, other: Mails) -> Mails:
-        """Leave out what is, but for case and punctuation, a text of `other`."""
+        """Drop mails whose text is a text of `other`, but for case and punctuation."""
         known = {" ".join(words(text)) for text in other.texts}
         return self.rows([i for i, text in enumerate(self.texts) if " ".join(words(text)) not in known])
 
     def pack(self) -> dict:
-        """Lay them out for a checkpoint, compressed."""
+        """Compress the mails for a checkpoint."""
         text = "\0".join(self.contexts + self.texts).encode()
         return {"text": torch.frombuffer(bytearray(zlib.compress(text)), dtype=torch.uint8), "outcome": self.outcome}
 
     @staticmethod
     def unpack(state: dict) -> Mails:
-        """Restore what `pack` gave."""
+        """Restore the result of `pack`."""
         n = len(state["outcome"])
         parts = zlib.decompress(state["text"].numpy().tobytes()).decode().split("\0") if n else []
         return Mails(parts[:n], parts[n:], state["outcome"])
 
     def digest(self) -> int:
-        """Tell two sets of mails apart."""
+        """Return a number that tells sets of mails apart."""
         return zlib.crc32(repr((self.contexts, self.texts, self.outcome.tolist())).encode())
 
 
 def words(text: str) -> list[str]:
-    """Split into words as comparisons see them: lower case, no punctuation."""
+    """Split a text into words for comparisons: lower case, no punctuation."""
     return re.findall(r"\w+", text.lower())
 
 
@@ -70,8 +70,8 @@ def words(text: str) -> list[str]:
 def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
     """Read `context,email_text,outcome`: UTF-8 with or without a byte-order mark, any line ends, quoted newlines.
 
-    Return the mails, their row numbers (the header is row 1), and each row's `split` where the file has such a column
-    (else []). Raise ValueError, in one line with file, row and column, for what can't be used.
+    Returns the mails, their row numbers (the header is row 1), and each row's `split` where the file has such a column
+    (else []). Raises ValueError, in one line with file, row and column, where the file can't be used.
     """
     contexts, texts, outcome, splits, numbers = [], [], [], [], []
     for number, where, values in read_records(path, COLUMNS, ("context", "email_text"), "one mail a row (env.data)"):
@@ -97,9 +97,9 @@ def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
 def read_records(
     path: str, columns: tuple[str, ...], filled: tuple[str, ...], holds: str
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
-    """Yield a CSV's rows as (row number, where it stands, field by column); `filled` columns have text in every row.
+    """Yield a CSV's rows as (row number, place for messages, {column: field}); `filled` columns have text in every row.
 
-    `holds` says what the file should hold. Raises ValueError, in one line with file, row and column.
+    `holds` names the expected content, for messages. Raises ValueError, in one line with file, row and column.
     """
     lines = csv.reader(io.StringIO(_decode(path, columns, holds), newline=""), strict=True)
     rows: list[list[str]] = []

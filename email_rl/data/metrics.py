@@ -1,4 +1,4 @@
-"""How good probabilities of outcomes are: pure functions of probabilities [N, K] and outcomes int64 [N]."""
+"""Metrics of predicted outcomes: pure functions of probabilities [N, K] and outcomes int64 [N]."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def fit_temperature(logits: Tensor, y: Tensor, weight: Tensor) -> float:
 
 
 def classification_metrics(p: Tensor, y: Tensor, bins: int) -> dict:
-    """Return the figures that metrics.json promises, and the counts behind them."""
+    """Return the figures of metrics.json and the counts behind them."""
     counts = confusion_matrix(p, y)
     return {
         "accuracy": (counts.diagonal().sum() / counts.sum()).item(),

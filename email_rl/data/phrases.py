@@ -1,7 +1,8 @@
-"""What the embedded market says: the values of a context, and the sentences that mails are made of.
+"""The phrases of the embedded market: the values of a context, and the sentences that make up mails.
 
-Every sentence of a part carries exactly that part's mark, so that gold.py can find it again in any text: the word or a
-paraphrase of a context's value, a number with a unit (proof), a phrase of CALLS or SPAM, a question mark.
+Every sentence of a part has exactly that part's mark, so that the gold model (gold_model.py) can find the part in any
+text: the word or a paraphrase of a context's value, a number with a unit (proof), a phrase of CALLS or SPAM, a question
+mark.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ PRODUCTS = {
 }
 CONTEXT = "{role} in {industry}, met through the {source}, interested in the {product}."
 
-# Phrases by which gold.py knows a part; every sentence below must agree with them (tested).
+# Phrases by which gold_model.py recognises a part; every sentence below must agree with them (tested).
 PROOF = r"\d+ (?:percent|hours|days|clients)"
 CALLS = ("reply to this", "book a", "pick a slot", "send me", "click the link", "sign up")
 SPAM = ("act now", "totally free", "winner", "limited time", "money back", "once in a lifetime")

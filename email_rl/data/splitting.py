@@ -1,4 +1,4 @@
-"""Which mails may stand on different sides of a split, and what a file can't support."""
+"""Split mails so that near-duplicates stay on one side, and find sentences that give outcomes away."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRIME = (1 << 31) - 1
 
 
 def near_duplicate_groups(texts: list[str], similarity: float) -> list[int]:
-    """Number the groups of texts whose three-word shingles overlap by `similarity` (Jaccard) or more, chained.
+    """Number the groups of texts whose three-word shingles overlap by `similarity` (Jaccard) or more; overlaps chain.
 
     Candidates come from min-hash bands (Broder 1997): pairs at .8 are found with probability .9998; texts that are
     equal but for case, punctuation and digits always share a group.
@@ -73,7 +73,7 @@ def stratified_split(mails: Mails, groups: list[int], shares: dict[str, float], 
     split: dict[str, list[int]] = {name: [] for name in shares}
     for rows in order:
         counts = Counter(mails.outcome[rows].tolist())
-        rarest = min(counts, key=rank.get)  # the outcome that is hardest to place decides
+        rarest = min(counts, key=rank.get)  # place the outcome that is hardest to place first
         name = max(shares, key=lambda name: (need[name][rarest] / shares[name], sum(need[name].values())))
         split[name] += rows
         for y, n in counts.items():
@@ -93,8 +93,9 @@ class LabelLeak(NamedTuple):
 def label_leaks(mails: Mails, min_count: int, purity: float, max_chance: float) -> list[LabelLeak]:
     """List the sentences that give an outcome away, most frequent first.
 
-    One counts if it occurs `min_count` times or more, with one outcome in a share `purity` of them, and if among as
-    many sentences as there are chance alone would show one such with a probability below `max_chance`.
+    A sentence counts if it occurs `min_count` times or more, with one outcome in a share `purity` of these times, and
+    if chance alone would produce such a sentence, among all sentences of the file, with a probability below
+    `max_chance`.
     """
     outcomes_of: dict[str, Counter] = defaultdict(Counter)
     first_form: dict[str, str] = {}
@@ -122,5 +123,5 @@ def leak_share(mails: Mails, leaks: list[LabelLeak]) -> float:
 
 
 def normalised(text: str) -> str:
-    """Write a text without case, punctuation and numbers, so that what is filled in differs no more."""
+    """Write a text without case, punctuation and numbers, so that texts from one template are equal."""
     return " ".join("0" if word.isdigit() else word for word in words(text))

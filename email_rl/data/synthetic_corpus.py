@@ -17,8 +17,8 @@ from email_rl.data.mails import Mails
 class SyntheticCorpus:
     """Draw train, valid and test mails of one market; the test mails are the same for every seed.
 
-    parts: how often a part is right, wrong (another context's value) or absent; for the others, the shares of 0, 1, 2 …
-    times. shuffled_body: whether a mail's body parts come in random order.
+    `parts` has, for a part with a context's value, the shares of right, wrong (another context's value) and absent; for
+    other parts, the shares of 0, 1, 2 … sentences. `shuffled_body` puts a mail's body parts in random order.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class SyntheticCorpus:
         self.seeds["test"] = test_seed
 
     def splits(self) -> dict[str, Mails]:
-        """Draw the three splits; a text of one is in no other."""
+        """Draw the three splits; a text of one split is in no other."""
         test = self.sample(self.sizes["test"], f"test {self.seeds['test']}")
         valid = self.sample(self.sizes["valid"], f"valid {self.seeds['valid']}").without(test)
         train = self.sample(self.sizes["train"], f"train {self.seeds['train']}").without(test + valid)
         return {"train": train, "valid": valid, "test": test}
 
     def sample(self, n: int, stream: str) -> Mails:
-        """Draw n mails with outcomes; a stream (any string) always gives the same."""
+        """Draw n mails with outcomes; a stream (any string) always gives the same mails."""
         rng = random.Random(stream)
         drawn = [self.compose(rng) for _ in range(n)]
         contexts, texts = [context for context, _ in drawn], [text for _, text in drawn]
         return Mails(contexts, texts, self.outcomes(contexts, texts, rng.getrandbits(62)))
 
     def outcomes(self, contexts: list[str], texts: list[str], seed: int) -> Tensor:
-        """Draw what would become of mails, int64 [N]."""
+        """Draw the outcomes of mails, int64 [N]."""
         u = torch.rand(len(texts), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         p = self.gold.probabilities(contexts, texts)
         return (u[:, None] > p.cumsum(1)[:, :2]).sum(1)
@@ -92,7 +92,7 @@ class SyntheticCorpus:
         return phrases.CONTEXT.format(**asked), "\n".join(line for line in lines if line)
 
     def sentence(self, part: str, value: str, rng: random.Random) -> str:
-        """Write a sentence about a facet's value, by its name or, in a market that has them, by a paraphrase."""
+        """Write a sentence about a facet's value, by its name or, if the market has paraphrases, by a paraphrase."""
         choices = [(template, value) for template in phrases.SENTENCES[part]]
         if self.market.paraphrases:
             templates = phrases.SENTENCES.get(f"{part}_paraphrase", phrases.SENTENCES[part])

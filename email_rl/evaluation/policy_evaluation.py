@@ -23,7 +23,7 @@ from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
 from rlcore.ope.intervals import LEVEL, normal_half_width
 
-STREAMS = {"validation": 6, "test": 4, "best": 4}  # what is added to the seed
+STREAMS = {"validation": 6, "test": 4, "best": 4}  # added to the seed
 
 
 class PolicyMails(NamedTuple):
@@ -31,8 +31,8 @@ class PolicyMails(NamedTuple):
 
     contexts: list[str]
     texts: list[str]
-    kl: Tensor | None  # log π − log π_ref of each mail, nats [N]; None: not known
-    has_ended: Tensor | None  # whether a mail has a stop token, bool [N]; None: of mails that were sent
+    kl: Tensor | None  # log π − log π_ref of each mail, nats [N]; None: unknown
+    has_ended: Tensor | None  # whether a mail has a stop token, bool [N]; None for mails that were sent
 
 
 class MailPolicyEvaluator:
@@ -109,7 +109,7 @@ class MailPolicyEvaluator:
 
     # ── at the end ──────────────────────────────────────────────────────────────────────────────────────────────────
     def evaluate(self, algorithm, name: str) -> MailPolicyReport:
-        """Compare all on contexts of test mails."""
+        """Compare all policies on contexts of test mails."""
         started = time.perf_counter()
         test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
         mails = self.mails_by_policy(algorithm, name, test)
@@ -153,7 +153,7 @@ class MailPolicyEvaluator:
         return mails | {name: own}
 
     def best_of_n(self, algorithm, contexts: list[str]) -> PolicyMails:
-        """Take, of n mails of the reference for each context, the one that the reward model scores highest."""
+        """For each context, take the one of n mails of the reference that the reward model scores highest."""
         n = self.best_of
         drawn = self.generate(algorithm.reference, None, contexts, "best", n)
         best = algorithm.rewards(drawn.contexts, drawn.texts).view(-1, n).argmax(1) + n * torch.arange(len(contexts))
@@ -221,7 +221,7 @@ class MailPolicyEvaluator:
 
 
 class SFTEvaluator(MailPolicyEvaluator):
-    """The same for a policy that learns from mails alone: during training its loss on validation mails counts."""
+    """The evaluator of a policy that learns from mails alone; during training its loss on validation mails counts."""
 
     headline = "email/token_loss"
 

@@ -19,7 +19,7 @@ class MailPolicyReport(Report):
         return {**self.rows, **self.extra}
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict:
-        """Draw what was believed and what was true over training and over KL, and the predicted outcomes."""
+        """Draw proxy and true rewards over training and over KL, and the predicted outcomes."""
         proxy, truth, kl = (history.get(f"email/{name}", []) for name in ("proxy_reward", "true_reward", "kl"))
         if not kl:
             return self.plots
@@ -69,7 +69,7 @@ class MailPolicyReport(Report):
 
 
 def policy_columns() -> dict[str, Callable[[dict], str]]:
-    """What the table shows of a row."""
+    """The columns of the table."""
 
     def shown(key: str, form: str = ".3f") -> Callable[[dict], str]:
         return lambda row: "" if row.get(key) is None else format(row[key], form)
@@ -91,7 +91,7 @@ def policy_columns() -> dict[str, Callable[[dict], str]]:
 
 
 def outcomes_figure(before: dict, after: dict) -> Figure:
-    """Draw the mean probabilities of outcomes before and after, as believed and as true."""
+    """Draw the mean probabilities of outcomes before and after, by the reward model and by the truth."""
     figure, axes = labelled("outcome", "share of mails")
     bars = {}
     for when, row in (("reference", before), ("policy", after)):

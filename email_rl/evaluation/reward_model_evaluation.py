@@ -1,4 +1,4 @@
-"""How a reward model is judged: on mails nobody learnt from, beside the majority, a bag of words and the truth."""
+"""Evaluate a reward model on test mails, against the majority, a bag of words and the gold model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from email_rl.models.bag_of_words import BagOfWords
 
 
 class RewardModelEvaluator:
-    """Compare a reward model with what is simpler and, on the corpus, with the gold model's own probabilities."""
+    """Compares a reward model with simpler models and, on the corpus, with the gold model's probabilities."""
 
     headline = "email/log_loss"
 
@@ -33,11 +33,11 @@ class RewardModelEvaluator:
         self.bag_of_words, self.compare_inputs = bag_of_words, compare_inputs
 
     def validate(self, algorithm) -> dict[str, float]:
-        """Value an algorithm on validation mails in the course of training."""
+        """Evaluate an algorithm on validation mails during training."""
         return algorithm.validate()
 
     def evaluate(self, algorithm, name: str) -> RewardModelReport:
-        """Compare all on the test mails; in a refresh, also before and after on the old test mails and the new."""
+        """Compare all models on the test mails; in a refresh, also before and after on old and new test mails."""
         test, train = algorithm.new_splits()["test"], algorithm.train_mails
         started = time.perf_counter()
         share = torch.bincount(train.outcome, minlength=3).double() / len(train)
@@ -77,7 +77,7 @@ class RewardModelEvaluator:
         )
 
     def figures_of(self, p: Tensor, y: Tensor, truth: Tensor | None) -> dict:
-        """Return a row's figures; truth [N] is the gold expected reward where it is known."""
+        """Return a row's figures; `truth` [N] is the gold model's expected reward, if there is a gold model."""
         row = metrics.classification_metrics(p, y, self.calibration_bins)
         return row | (
             {"reward_correlation": metrics.correlation(p.double() @ self.dataset.outcome_values, truth)}

@@ -46,7 +46,7 @@ class RewardModelReport:
             low, high = found["behind_ci"]
             r = found.get("reward_correlation")
             behind = ["", ""] if row == self.name else [f"{found['behind']:+.3f}", f"{(high - low) / 2:.3f}"]
-            label = self.name if row.startswith(self.name) else row  # what it reads is in the next column
+            label = self.name if row.startswith(self.name) else row  # the model's input is in the next column
             lines.append(
                 [
                     label.replace("_", " "),
@@ -83,7 +83,7 @@ class RewardModelReport:
         ]
 
     def parts(self) -> dict[str, RewardModelReport]:
-        """Name what is shown and logged as tables."""
+        """Name the tables that are shown and logged."""
         return {"table": self}
 
     def to_table(self) -> Group:

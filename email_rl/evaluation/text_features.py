@@ -1,6 +1,7 @@
-"""What is seen in any mail's text: whether it asks for something to be done, and whether it asks a question.
+"""Features of any mail's text: a call to action, and a question.
 
-For mails of any market, so by English phrases in general; the embedded market's truth (gold.py) knows its own.
+The features use general English phrases, for mails of any market; the gold model (gold_model.py) has phrases of its
+own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 
 from email_rl.data.gold_model import split_sentences
 
-# What a reader may be asked to do, as an imperative; verbs that are nouns as often (call, text, book) need an object.
+# Requests to a reader, as imperatives; verbs that are nouns as often (call, text, book) need an object.
 ACTION = (
     r"(?:reply|respond|write back|get back to (?:me|us)|get in touch|reach out|contact (?:me|us)|"
     r"e-?mail (?:me|us)|"

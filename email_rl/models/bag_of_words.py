@@ -1,4 +1,4 @@
-"""The baseline that spots words: multinomial logistic regression on word counts, in torch."""
+"""The bag-of-words baseline: multinomial logistic regression on word counts, in torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class BagOfWords:
 
     @staticmethod
     def words(context: str, text: str) -> list[str]:
-        """Name the words of a mail; the same word in context and text are two."""
+        """Name the words of a mail; a word in the context differs from the same word in the text."""
         return ["context " + word for word in words(context)] + words(text)
 
     def ids(self, mails: Mails) -> Tensor:

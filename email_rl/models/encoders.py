@@ -37,7 +37,7 @@ class FineTuning:
     lr: float
     epochs: int
     batch_size: int
-    overlap_weight: float  # of the auxiliary loss
+    overlap_weight: float  # weight of the auxiliary loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class TinyDistilBert(FineTuning):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedEncoder(FineTuning):
-    """Pretrained weights from the model hub or a folder, with a new classification head where they have none."""
+    """Pretrained weights from the model hub or a folder, with a new classification head if they have none."""
 
     source: FromHub | FromFolder
 
@@ -114,7 +114,7 @@ def read_classifier(name: str, max_length: int) -> tuple[torch.nn.Module, PreTra
 def vocabulary(texts: list[str], size: int) -> dict[str, int]:
     """Number special tokens, characters (so that any word can be spelled), and the most frequent words.
 
-    The library's own trainer orders ties by chance: two runs of a seed would differ.
+    The library's own trainer orders ties by chance, so that two runs of a seed would differ.
     """
     counts = Counter(
         word for text in texts for word, _ in PRE_TOKENIZER.pre_tokenize_str(NORMALIZER.normalize_str(text))

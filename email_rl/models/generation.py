@@ -1,4 +1,4 @@
-"""Sampling from a causal language model: fixed shapes, a static key-value cache, no question to the host."""
+"""Sampling from a causal language model: fixed shapes, a static key-value cache, no wait for the device."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def position_ids(mask: Tensor) -> Tensor:
 def causal_mask(key_mask: Tensor, width: int) -> Tensor:
     """Return the attention mask [B, width, L] of the first `width` tokens over keys under a mask [B, L].
 
-    A token attends to the keys up to itself.
-
-    A row of padding would attend to nothing, and its softmax be NaN: a padding token attends to itself.
+    A token attends to the keys up to itself. A padding token attends to itself, because the softmax of a row without
+    keys would be NaN.
     """
     causal = torch.ones(width, key_mask.shape[1], dtype=torch.bool, device=key_mask.device).tril()
     diagonal = torch.eye(*causal.shape, dtype=torch.bool, device=key_mask.device)
@@ -33,10 +32,10 @@ def causal_mask(key_mask: Tensor, width: int) -> Tensor:
 
 
 def warp_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Return logits [..., V] of the distribution sampled from; what is cut off gets −inf.
+    """Return logits [..., V] of the sampling distribution; tokens that are cut off get −inf.
 
-    Division by the temperature, then the `top_k` likeliest (0: all), then of these the fewest likeliest whose
-    probability reaches `top_p` (Holtzman et al. 2020), always at least one.
+    Logits are divided by the temperature. Then the `top_k` likeliest tokens stay (0: all), and of these the fewest
+    likeliest tokens whose probability reaches `top_p` (Holtzman et al. 2020), always at least one.
     """
     logits = logits if temperature == 1 else logits / temperature
     if 0 < top_k < logits.shape[-1]:
@@ -44,15 +43,16 @@ def warp_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) ->
     if top_p < 1:
         ordered, index = logits.sort(descending=True)
         probs = ordered.softmax(-1)
-        cut = probs.cumsum(-1) - probs >= top_p  # what comes before already reaches it
+        cut = probs.cumsum(-1) - probs >= top_p  # the tokens before already reach `top_p`
         logits = logits.masked_fill(cut.scatter(-1, index, cut), -torch.inf)
     return logits
 
 
 class CachedDecoder:
-    """A key-value cache over prompts [P, Q] and the n mails of each, which one model writes token by token.
+    """A key-value cache over prompts [P, Q] and the n mails of each prompt, which one model writes token by token.
 
-    Prompts, cache and sampled tokens keep their addresses: what was recorded with some prompts is replayed with others.
+    Prompts, cache and sampled tokens keep their addresses, so that a recording made with some prompts can be replayed
+    with others.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class CachedDecoder:
             old.copy_(new)
         for layer, prompt_layer in zip(
             self.mail_cache.layers, self.prompt_cache.layers
-        ):  # some layers count their tokens
+        ):  # some layers have a count of their tokens
             if isinstance(count := getattr(layer, "cumulative_length", None), Tensor):
                 count.copy_(prompt_layer.cumulative_length)
 
     def decode_step(self, token: Tensor, uniform: Tensor) -> Tensor:
-        """Read tokens [B] and sample the next ones [B]; the state moves on in place, so that this can be recorded."""
+        """Read tokens [B] and sample the next ones [B]; the state changes in place, so that a step can be recorded."""
         key_mask, position, *_, next_key = self.state
         key_mask.index_fill_(1, next_key, True)
         next_key.add_(1)
@@ -171,7 +171,7 @@ def generate(
     """Sample mails [B, R], int64, for prompts [P, Q], padded on the left where `prompt_mask` is 0.
 
     u [R, B] are uniforms in [0, 1), one a token. B = P·n: each prompt is read once and its cache expanded to n mails,
-    which stand together. Always R tokens: what follows a stop token means nothing (see `response_mask`).
+    which are consecutive. Every mail has R tokens; tokens after a stop token mean nothing (see `response_mask`).
     """
     decoder = make_decoder(language_model, prompt, u, temperature, top_k, top_p)
     tokens = [decoder.prefill(prompt, prompt_mask, u[0], len(u)).clone()]
@@ -181,6 +181,6 @@ def generate(
 
 
 def response_mask(response: Tensor, stop_token: int) -> Tensor:
-    """Mark a mail's own tokens [B, R], bool: those up to the first stop token, and that token."""
+    """Mark a mail's own tokens, bool [B, R]: those up to and including the first stop token."""
     stopped = (response == stop_token).long()
     return stopped.cumsum(-1) - stopped == 0

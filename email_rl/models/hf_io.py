@@ -1,4 +1,4 @@
-"""Hugging Face networks with their tokenizers: from the hub, from a folder, and to and from what a checkpoint can hold.
+"""Hugging Face networks with their tokenizers: from the hub, from a folder, and to and from a checkpoint.
 
 No load runs code that comes with a model: `trust_remote_code` is off everywhere.
 """
@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-logging.disable_progress_bar()  # of reading and writing weights: the run has its own line
+logging.disable_progress_bar()  # for reading and writing weights: the run has its own progress line
 T = TypeVar("T")
 
 
@@ -33,7 +33,7 @@ class FromHub:
 
 @dataclass(frozen=True, kw_only=True)
 class FromFolder:
-    """A model that `save_pretrained` left in a folder."""
+    """A model in a folder of `save_pretrained`."""
 
     path: str | None
 
@@ -44,10 +44,10 @@ class FromFolder:
 
 def from_hub(name: str, key: str, read: Callable[[str], T], alternatives: str) -> T:
     """Return `read(name)`; raise ValueError, in one line, where the hub can't be reached or has no such model."""
-    getLogger("huggingface_hub").setLevel("ERROR")  # its retries would each have a line
+    getLogger("huggingface_hub").setLevel("ERROR")  # each retry would print a line
     try:
         return read(name)
-    except Exception as error:  # whatever the hub's client raises, the user needs the same line
+    except Exception as error:  # for every error of the hub's client, the user needs the same line
         raise ValueError(
             f"{key}: '{name}' can't be had from the model hub ({type(error).__name__}): go online, or take "
             f"{alternatives}"
@@ -55,7 +55,7 @@ def from_hub(name: str, key: str, read: Callable[[str], T], alternatives: str) -
 
 
 def from_folder(path: str | None, key: str, read: Callable[[str], T], what: str) -> T:
-    """Return `read(path)` of a folder that `save_pretrained` left; raise ValueError where it holds no such model."""
+    """Return `read(path)` of a folder of `save_pretrained`; raise ValueError where it holds no such model."""
     if not path or not (Path(path) / "config.json").is_file():
         raise ValueError(f"{key}: expected a folder with config.json, weights and tokenizer, got '{path}'")
     try:
@@ -76,7 +76,7 @@ def describe(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
 
 
 def restore(files: dict[str, str], kind: type) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Rebuild, with random weights, what `describe` returned; `kind` is one of transformers' Auto classes."""
+    """Rebuild the result of `describe`, with random weights; `kind` is one of transformers' Auto classes."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / Path(name).name).write_text(content, encoding="utf-8")
@@ -86,6 +86,6 @@ def restore(files: dict[str, str], kind: type) -> tuple[nn.Module, PreTrainedTok
 
 
 def export(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write both as transformers does, so that it loads them again."""
+    """Write model and tokenizer in transformers' format, so that transformers can load them."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

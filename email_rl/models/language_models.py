@@ -24,7 +24,7 @@ STOP = "<|endoftext|>"
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning:
-    """How a language model is fine-tuned: `lr` by PPO; the others by SFT on mails (email_rl/training/sft.py)."""
+    """Settings of fine-tuning: `lr` is PPO's; the others are those of SFT on mails (email_rl/training/sft.py)."""
 
     lr: float
     sft_lr: float
@@ -54,11 +54,11 @@ class TinyGPT2(FineTuning):
                 show_progress=False,
                 initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             ),
-        )  # so that any text can be written
+        )  # so that every text can be written
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=bpe, bos_token=STOP, eos_token=STOP, model_max_length=self.max_positions
         )
-        # Without dropout: a policy that forgets at random has another probability each time it is asked.
+        # Without dropout, which would change a policy's probabilities with every call.
         return GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=len(tokenizer),
@@ -110,11 +110,11 @@ class PackagedLanguageModel(FineTuning):
                 )
         folder = find_spec(self.package).submodule_search_locations[
             0
-        ]  # found, not imported: it would need its own engine
+        ]  # found, not imported: the package would need its own engine
         read = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=self.file, dtype="float32", trust_remote_code=False
         )
-        # What was read counts as quantised, which transformers would not save: a fresh network takes the weights over.
+        # transformers would not save a network that counts as quantised, so a fresh network takes over the weights.
         settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
         language_model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**settings), dtype="float32", trust_remote_code=False

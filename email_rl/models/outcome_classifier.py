@@ -1,4 +1,4 @@
-"""A trained reward model at work: probabilities of outcomes for any mails."""
+"""A trained reward model: probabilities of outcomes for any mails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REWARD_MODEL_FOLDER = "reward_model"  # beside checkpoint.pt; transformers loads
 def expected_reward(p: Tensor, values: Tensor, kind: str) -> Tensor:
     """Return the reward [N] of mails by their outcome probabilities p [N, K] and the outcomes' values [K].
 
-    kind: `expected`, Σ p·value, or `argmax`, the value of the likeliest outcome.
+    `kind` is `expected`, Σ p·value, or `argmax`, the value of the likeliest outcome.
     """
     return p @ values if kind == "expected" else values[p.argmax(1)]
 
@@ -32,7 +32,7 @@ class OutcomeClassifier:
 
     @staticmethod
     def load(folder: Path | str, device: torch.device, batch_size: int) -> OutcomeClassifier:
-        """Read what a run left in its folder `reward_model`."""
+        """Read the folder `reward_model` of a run."""
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"{folder}: no reward model; expected a folder with config.json, weights and tokenizer")
         model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
@@ -40,7 +40,7 @@ class OutcomeClassifier:
         return OutcomeClassifier(model, tokenizer, device, batch_size)
 
     def token_ids(self, contexts: list[str], texts: list[str]) -> list[list[int]]:
-        """Return the tokens of what the model reads: context and text, or the text only."""
+        """Return the tokens of the model's input: context and text, or the text only."""
         return tokenize(self.tokenizer, contexts if self.model.config.reads_context else None, texts)
 
     def logits(self, ids: list[list[int]]) -> Tensor:
@@ -62,7 +62,7 @@ class OutcomeClassifier:
         return self.logits(self.token_ids(contexts, texts)).softmax(1)
 
     def export(self, folder: Path) -> None:
-        """Write network and tokenizer as transformers does."""
+        """Write network and tokenizer in transformers' format."""
         export(folder, self.model, self.tokenizer)
 
     def pack(self) -> dict:
@@ -71,7 +71,7 @@ class OutcomeClassifier:
 
     @staticmethod
     def unpack(state: dict, device: torch.device, batch_size: int) -> OutcomeClassifier:
-        """Restore what `pack` gave."""
+        """Restore the result of `pack`."""
         model, tokenizer = restore(state["files"], AutoModelForSequenceClassification)
         model.load_state_dict(state["weights"])
         return OutcomeClassifier(model, tokenizer, device, batch_size)

@@ -1,4 +1,4 @@
-"""A language model that writes mails for contexts, and says how likely it was to write one."""
+"""A language model that writes mails for contexts, and computes the probability of a mail."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TokenizedMails(NamedTuple):
 
 
 class TokenStatistics(NamedTuple):
-    """What a policy says of each response token, [B, R]."""
+    """A policy's statistics of each response token, [B, R]."""
 
     log_prob: Tensor
     value: Tensor  #: the value head's estimate before the token
@@ -98,23 +98,23 @@ class LanguageModelPolicy(nn.Module):
         self.language_model, self.tokenizer, self.stop_token = language_model, tokenizer, tokenizer.eos_token_id
         self.prompt_template, self.prompt_tokens, self.response_tokens = prompt_template, prompt_tokens, response_tokens
         self.temperature, self.precision = temperature, precision
-        self.make_decoder = new_decoder  # a backend may put an equal, faster one here
+        self.make_decoder = new_decoder  # a backend may put an equal, faster function here
         self.value_head = nn.Linear(language_model.config.hidden_size, 1)
         for parameter in self.value_head.parameters():
             nn.init.zeros_(parameter)
-        for module in self.modules():  # or a ratio would differ from 1 before the first update
+        for module in self.modules():  # without this, a ratio would differ from 1 before the first update
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         self.eval()
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of the weights."""
         return self.value_head.weight.device
 
     # ── text to tokens and back ─────────────────────────────────────────────────────────────────────────────────────
     def tokenize_prompts(self, contexts: list[str]) -> tuple[Tensor, Tensor]:
-        """Return prompts, padded on the left: ids and mask [P, Q]. Padding is known by the mask alone."""
+        """Return prompts, padded on the left: ids and mask [P, Q]. Only the mask tells padding from tokens."""
         rows = [row[-self.prompt_tokens :] for row in self.full_prompts(contexts)]
         ids = torch.tensor([[0] * (self.prompt_tokens - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (self.prompt_tokens - len(row)) + [1] * len(row) for row in rows])
@@ -175,7 +175,8 @@ class LanguageModelPolicy(nn.Module):
     ) -> TokenStatistics:
         """Compute token statistics of mails [B, R] in batches of like length, without a gradient.
 
-        They are 0 after the longest mail of a batch. `forward` stands in for this class's own call: the same, recorded.
+        The statistics are 0 after the longest mail of a batch. `forward` replaces this class's own call by an equal
+        one, such as a recorded one.
         """
         statistics = TokenStatistics(*torch.zeros(3, *mails.response.shape, device=self.device))
         everyone = torch.arange(len(mails.prompt), device=self.device)
@@ -187,7 +188,7 @@ class LanguageModelPolicy(nn.Module):
     def autocast(self):
         """Compute in bfloat16 (`auto`: on a GPU that has it); weights stay float32.
 
-        Casts of weights are not kept to the end of the context: what is recorded would read them after it.
+        Casts of weights are not cached, because a recording would read them after the context's end.
         """
         bf16 = self.precision == "bfloat16" or (
             self.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -231,7 +232,7 @@ class LanguageModelPolicy(nn.Module):
             )
             texts += self.decode(response, own)
         mails = TokenizedMails(*map(torch.cat, zip(*batches)))
-        longest = -(-int(mails.response_mask.sum(1).max()) // 8) * 8  # nobody reads what comes after the longest mail
+        longest = -(-int(mails.response_mask.sum(1).max()) // 8) * 8  # tokens after the longest mail are not used
         return mails.cut(longest), texts
 
     def sample_responses(self, prompt: Tensor, prompt_mask: Tensor, u: Tensor, **sampling) -> Tensor:
@@ -245,11 +246,11 @@ class LanguageModelPolicy(nn.Module):
 
     @staticmethod
     def unpack(state: dict, generation: dict) -> LanguageModelPolicy:
-        """Restore what `pack` gave, to write as the settings `generation` say."""
+        """Restore the result of `pack`, with the settings `generation`."""
         policy = LanguageModelPolicy(*restore(state["files"], AutoModelForCausalLM), **generation)
         policy.load_state_dict(state["weights"])
         return policy
 
     def export(self, folder: Path) -> None:
-        """Write language model and tokenizer as transformers does; the value head is of use in training only."""
+        """Write language model and tokenizer in transformers' format; the value head is for training only."""
         export(folder, self.language_model, self.tokenizer)

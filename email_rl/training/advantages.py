@@ -12,18 +12,18 @@ from rlcore.returns import gae, whiten
 
 
 def token_rewards(score: Tensor, log_ratio: Tensor, response_mask: Tensor, kl_coef: Tensor) -> Tensor:
-    """Return −kl_coef · log_ratio of each token, plus the score on the last one that was generated [B, R]."""
+    """Return −kl_coef · log_ratio of each token, plus the score on the last generated token [B, R]."""
     return torch.where(response_mask, -kl_coef * log_ratio, 0.0) + score[:, None] * last_token(response_mask)
 
 
 def last_token(response_mask: Tensor) -> Tensor:
-    """Mark each mail's last token, the stop or, in a mail that was cut, whatever came last [B, R]."""
+    """Mark each mail's last token [B, R]: the stop token or, in a mail that was cut, the last token."""
     after = torch.cat((response_mask[:, 1:], torch.zeros_like(response_mask[:, :1])), 1)
     return response_mask & ~after
 
 
 def by_prompt(x: Tensor, samples_per_prompt: int) -> Tensor:
-    """Lay a number a mail out by prompt [P, samples_per_prompt]."""
+    """Arrange one number for each mail by prompt [P, samples_per_prompt]."""
     return x.view(-1, samples_per_prompt)
 
 
@@ -33,7 +33,7 @@ def to_tokens(x: Tensor, response_mask: Tensor) -> Tensor:
 
 
 class AdvantageEstimator(ABC):
-    """What PPO asks of every estimator; `samples_per_prompt` is the number of mails of each prompt."""
+    """The contract of an estimator; `samples_per_prompt` is the number of mails of each prompt."""
 
     critic = False  #: whether a value head is learnt; else `value` is 0
     #: whether the KL penalty is in the loss (k3); the estimator then ignores log_ratio and kl_coef
@@ -50,10 +50,10 @@ class AdvantageEstimator(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Return advantages and value targets [B, R]; advantages are 0 on padding.
 
-        score [B], the mails of a prompt in a row; log_ratio [B, R] = log π − log π_ref of the sampled tokens (k1);
-        response_mask bool [B, R] marks a mail's own tokens, the stop token included; value [B, R], the value head's
-        estimate before each token; kl_coef, the coefficient of the KL penalty. A value target is an unwhitened
-        advantage plus the value, or 0 without a critic.
+        score [B] has the mails of a prompt in consecutive rows. log_ratio [B, R] = log π − log π_ref of the sampled
+        tokens (k1). response_mask bool [B, R] marks a mail's own tokens, the stop token included. value [B, R] is the
+        value head's estimate before each token. kl_coef is the coefficient of the KL penalty. A value target is an
+        unwhitened advantage plus the value, or 0 without a critic.
         """
 
 
@@ -128,7 +128,7 @@ class GRPO(AdvantageEstimator):
 class ReinforcePP(AdvantageEstimator):
     """Discounted rewards to go, KL in the token rewards, whitened over the batch (REINFORCE++, Hu et al. 2025).
 
-    With several mails a prompt, the mean score of the prompt is taken off first (its baseline variant).
+    With several mails a prompt, the mean score of the prompt is subtracted first (the paper's baseline variant).
     """
 
     def __init__(self, *, samples_per_prompt: int, gamma: float):
@@ -152,7 +152,7 @@ class ReinforcePP(AdvantageEstimator):
 
 
 class RewardWeighted(AdvantageEstimator):
-    """Every token weighs with its mail's score: no baseline, no critic, no KL. The simplest scheme, to compare with."""
+    """Every token has its mail's score as weight: no baseline, critic or KL. The simplest scheme, for comparison."""
 
     def __init__(self, *, samples_per_prompt: int):
         super().__init__(samples_per_prompt)

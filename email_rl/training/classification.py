@@ -18,7 +18,7 @@ def class_weights(outcome: Tensor, power: float) -> Tensor:
 
 
 def overlap_loss(logits: Tensor, ids: Tensor, attention_mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Return the cross-entropy of telling by logits [B, L] which tokens context and text share, nats a word's token."""
+    """Return the cross-entropy of logits [B, L] of which tokens context and text share, nats a word's token."""
     shared, is_word = token_overlap(ids, attention_mask, tokenizer.cls_token_id, tokenizer.sep_token_id)
     each = nn.functional.binary_cross_entropy_with_logits(logits, shared.float(), reduction="none")
     return (each * is_word).sum() / is_word.sum().clamp_min(1)

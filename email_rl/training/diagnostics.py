@@ -1,4 +1,4 @@
-"""What is logged of the mails that PPO generates and of its updates, under the names of Huang et al. 2024."""
+"""Metrics of PPO's mails and of its updates, under the names of Huang et al. 2024."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rollout_metrics(rollout: Any, kl_coef: Tensor) -> dict[str, Tensor]:
 
 
 def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Return means over a micro-batch's tokens: the loss, what losses.ppo found, π / π_old and its square.
+    """Return means over a micro-batch's tokens: the loss, the metrics of losses.ppo, π / π_old and its square.
 
     log_ratio [B, R] = log π − log π_old.
     """
@@ -49,7 +49,7 @@ def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, 
 
 
 def value_metrics(value: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Return how well values [B, R] fitted their targets before the update, over the tokens of all processes."""
+    """Return the fit of values [B, R] to their targets before the update, over the tokens of all processes."""
     total = distributed.all_reduce_sum
     return {
         "val/mean": losses.masked_mean(value, mask, total),

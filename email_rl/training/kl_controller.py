@@ -13,7 +13,7 @@ class FixedKLCoefficient:
         self.coef = torch.tensor(float(coef), device=device)
 
     def update(self, kl: Tensor, mails: int) -> None:
-        """Leave it as it is."""
+        """Leave the coefficient unchanged."""
 
 
 class AdaptiveKLCoefficient:
@@ -27,6 +27,6 @@ class AdaptiveKLCoefficient:
         self.target_kl, self.horizon, self.error_clip = target_kl, horizon, error_clip
 
     def update(self, kl: Tensor, mails: int) -> None:
-        """Steer by the KL to the reference of the last `mails` mails, nats a mail."""
+        """Update the coefficient by the KL to the reference of the last `mails` mails, nats a mail."""
         error = (kl / self.target_kl - 1).clamp(-self.error_clip, self.error_clip)
         self.coef.mul_(1 + error * mails / self.horizon)

@@ -22,7 +22,7 @@ from rlcore.logger import Logger, NullLogger
 class LanguageModelAlgorithm(Algorithm):
     """A policy that starts as a copy of a reference policy, and the reward model that scores its mails.
 
-    `settings` are the arguments that another of its kind is made with. `score_mean` and `score_std` are the mean and
+    `settings` are the arguments for another algorithm of the same class. `score_mean` and `score_std` are the mean and
     standard deviation of rewards of reference mails; they are in every checkpoint.
     """
 
@@ -54,17 +54,17 @@ class LanguageModelAlgorithm(Algorithm):
         self.generator = torch.Generator(env.device).manual_seed(2 * distributed.rank_seed(seed) + 1)
         # KL(π_old ‖ π) of the last update, nats a token
         self.update_kl = torch.full((), torch.nan, device=env.device)
-        # Of the mails generated last, nats a mail; the evaluation trains a baseline until it is as far as the policy.
+        # Of the last generated mails, nats a mail; the evaluation trains a baseline until the baseline has this KL.
         self.kl_to_reference = torch.full((), torch.nan, device=env.device)
         self.policy: LanguageModelPolicy | None = None
         self.reference: LanguageModelPolicy | None = None
         self.reward_model: OutcomeClassifier | None = None
         self.score_mean, self.score_std = 0.0, 1.0
-        # A backend may put a function here, which makes a model generate faster.
+        # A backend may put a function here that makes a model generate faster.
         self.prepare_model: Callable[[LanguageModelPolicy], None] = lambda model: None
 
     def set_models(self, reference: LanguageModelPolicy, reward_model: OutcomeClassifier) -> None:
-        """Start from this reference, against this reward model."""
+        """Set the reference, from which the policy starts, and the reward model."""
         self.prepare_model(reference)
         self.reference, self.reward_model = reference.requires_grad_(False), reward_model
         self.policy = copy.deepcopy(reference).requires_grad_(True)
@@ -82,11 +82,11 @@ class LanguageModelAlgorithm(Algorithm):
         return other
 
     def judge(self) -> OutcomeClassifier:
-        """Return a judge for mails whose truth is unknown."""
+        """Return a judge for mails without a gold model."""
         return self.sources.judge(self.accelerate_inner)
 
     def export(self, directory: Path) -> None:
-        """Write policy, reference and reward model as transformers does."""
+        """Write policy, reference and reward model in transformers' format."""
         checkpoint.atomic_folder(directory / POLICY_FOLDER, self.policy.export)
         checkpoint.atomic_folder(directory / "reference", self.reference.export)
         checkpoint.atomic_folder(directory / REWARD_MODEL_FOLDER, self.reward_model.export)
@@ -108,7 +108,7 @@ class LanguageModelAlgorithm(Algorithm):
         }
 
     def load_policy(self, state: dict) -> None:
-        """Restore what writing and scoring need."""
+        """Restore the models that writing and scoring need."""
         self.set_models(
             LanguageModelPolicy.unpack(state["reference"], self.generation).to(self.device),
             OutcomeClassifier.unpack(state["reward_model"], self.device, self.inference_batch_size),

@@ -1,4 +1,4 @@
-"""What was trained once for the same mails with the same settings, kept for other runs."""
+"""A cache of trained models for other runs with the same mails and settings."""
 
 from __future__ import annotations
 

@@ -17,15 +17,16 @@ from rlcore.algorithm import Algorithm, TrainingLoop
 from rlcore.backends import distributed
 from rlcore.logger import Logger, NullLogger
 
-Accelerate = Callable[[Algorithm], Algorithm]  # lets an algorithm run in the mode of the outer one
+Accelerate = Callable[[Algorithm], Algorithm]  # applies the performance mode of the outer algorithm
 
 
 class ModelSources:
     """Reward model, reference policy and judge for one dataset of mails.
 
-    What is not given as a folder is trained: the reward model from `encoder` with the settings `reward_model_training`,
-    the reference policy from `language_model` with the settings `sft`. Both are kept in the folder `model_cache` for
-    other runs with the same mails, settings and seed. Raises ValueError where a given folder holds no such model.
+    Models without a given folder are trained: the reward model from `encoder` with the settings
+    `reward_model_training`, the reference policy from `language_model` with the settings `sft`. Both are kept in the
+    folder `model_cache` for other runs with the same mails, settings and seed. Raises ValueError where a given folder
+    holds no such model.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ModelSources:
         return reference.to(self.dataset.device), reward_model
 
     def judge(self, accelerate: Accelerate) -> OutcomeClassifier:
-        """Return a judge for mails of unknown truth: a reward model that learnt from mails nothing else has seen."""
+        """Return a judge for mails without a gold model: a reward model on mails that no other model has seen."""
         folder = self._train_reward_model(
             "judge", self.dataset.judge_dataset(), NullLogger(), lambda: False, accelerate
         )
@@ -113,7 +114,7 @@ class ModelSources:
             accelerate(algorithm)
             with logger.child(name, algorithm.iterations) as child:
                 TrainingLoop(algorithm, child, validate=algorithm.validate, should_stop=should_stop).run()
-            if should_stop():  # half trained is not trained
+            if should_stop():  # a half-trained model is not kept
                 raise KeyboardInterrupt
             algorithm.export_model(folder)
 

@@ -25,13 +25,13 @@ from rlcore.schedules import linear_with_warmup
 class OutcomeTraining(Algorithm):
     """Fine-tune a classifier of outcomes: class-weighted cross-entropy, early stopping on log-loss, one temperature.
 
-    What is hard to learn from scratch is that a mail names what its context has. With encoder.overlap_weight > 0 an
-    auxiliary task that needs no labels teaches it: every token tells whether the other part, context or text, has it
-    too.
+    The match between a mail's words and its context is hard to learn from scratch. With encoder.overlap_weight > 0 an
+    auxiliary task that needs no labels teaches the match: each token predicts whether the other part, context or text,
+    has the token too.
 
-    Class weights w shift what the network learns to log p + log w; that shift and the temperature, both taken from
-    training and validation mails, end up in the last layer, so that the saved model gives calibrated probabilities as
-    it is. `refresh` has the settings of a refresh (email_rl/training/reward_model.py).
+    Class weights w make the network learn log p + log w. This shift and the temperature, taken from training and
+    validation mails, are folded into the last layer, so that the saved model gives calibrated probabilities. `refresh`
+    has the settings of a refresh (email_rl/training/reward_model.py).
     """
 
     env_type = MailDataset
@@ -102,13 +102,13 @@ class OutcomeTraining(Algorithm):
         self.parameters = [*self.network.parameters(), *self.overlap_head.parameters()]
 
     def _set_mails(self, train: Mails, valid: list[Mails], lr: float, epochs: int) -> None:
-        """Make these the mails to learn from and to choose by (each set of `valid` counts alike)."""
+        """Set the training mails and the validation mails; the sets of `valid` have equal weight."""
         self.train_mails, self.valid_mails, self.lr = train, sum(valid[1:], valid[0]), lr
         self.train_ids = self.classifier.token_ids(train.contexts, train.texts)
         self.valid_ids = self.classifier.token_ids(self.valid_mails.contexts, self.valid_mails.texts)
         self.valid_weight = torch.cat([torch.full((len(v),), 1 / (len(v) * len(valid))) for v in valid if len(v)])
         self.class_weights = class_weights(train.outcome, self.class_weight_power)
-        self._epoch: int | None = None  # the epoch that `_batches` are of
+        self._epoch: int | None = None  # the epoch of `_batches`
         self.updates_per_epoch = math.ceil(len(train) / self.encoder.batch_size)
         self.total_updates = epochs * self.updates_per_epoch
         self.iterations = math.ceil(self.total_updates / self.updates_per_iteration)
@@ -121,7 +121,7 @@ class OutcomeTraining(Algorithm):
 
     @property
     def steps_done(self) -> int:
-        """Mails learnt from."""
+        """Training mails so far."""
         return self.mails_seen
 
     @property
@@ -130,7 +130,7 @@ class OutcomeTraining(Algorithm):
         return self.finished or self.evaluations_without_gain >= self.patience
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
-        """Take the updates of an iteration, or what is left of them."""
+        """Take the updates of an iteration, or the remaining ones."""
         sums = torch.zeros(3, device=self.device)
         end = min(self.updates_done + self.updates_per_iteration, self.total_updates)
         taken = end - self.updates_done
@@ -155,12 +155,12 @@ class OutcomeTraining(Algorithm):
         }
 
     def loss(self, ids: Tensor, attention_mask: Tensor, outcome: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss, and the auxiliary task's part of it before its weight."""
+        """Return the loss, and the auxiliary task's loss without its weight."""
         found = self.network(input_ids=ids, attention_mask=attention_mask, output_hidden_states=True)
         loss = nn.functional.cross_entropy(found.logits.float(), outcome, weight=weights)
         if not self.encoder.overlap_weight or self.input == "text":
             return loss, torch.zeros_like(loss)
-        # The states before the last layer: that layer can then use what the auxiliary task found.
+        # The states before the last layer, so that the last layer can use what the auxiliary task has learned.
         logits = self.overlap_head(found.hidden_states[-2])[..., 0].float()
         auxiliary = overlap_loss(logits, ids, attention_mask, self.classifier.tokenizer)
         return loss + self.encoder.overlap_weight * auxiliary, auxiliary
@@ -176,7 +176,7 @@ class OutcomeTraining(Algorithm):
 
     # ── validation and calibration ──────────────────────────────────────────────────────────────────────────────────
     def valid_logits(self) -> Tensor:
-        """Return logits of the validation mails, without what class weights have shifted them by."""
+        """Return logits of the validation mails, without the shift by class weights."""
         return self.classifier.logits(self.valid_ids) - (0 if self.finished else self.class_weights.log())
 
     def validate(self) -> dict[str, float]:
@@ -218,7 +218,7 @@ class OutcomeTraining(Algorithm):
         return self.classifier.probabilities(mails.contexts, mails.texts)
 
     def train_with_input(self, input: str) -> OutcomeTraining:
-        """Train, without a log, the same model from the start with another input."""
+        """Train the same model from the start with another input, without logging."""
         other = type(self)(self.env, self.seed, **{**self.settings, "input": input})
         self.accelerate_inner(other)
         TrainingLoop(other, NullLogger(), validate=other.validate).run()
@@ -229,5 +229,5 @@ class OutcomeTraining(Algorithm):
         checkpoint.atomic_folder(directory / REWARD_MODEL_FOLDER, self.export_model)
 
     def export_model(self, folder: Path) -> None:
-        """Write the model and its tokenizer as transformers does."""
+        """Write the model and its tokenizer in transformers' format."""
         self.classifier.export(folder)

@@ -35,14 +35,14 @@ from rlcore.logger import Logger
 
 @dataclass(frozen=True)
 class MailRollout:
-    """B mails of this process, padded to R tokens, and what reward model, policy and reference say of them."""
+    """B mails of this process, padded to R tokens, with statistics by reward model, policy and reference."""
 
-    contexts: list[str]  #: [B], the same one for all mails of a prompt, whose rows stand together
+    contexts: list[str]  #: [B], the same context for all mails of a prompt, whose rows are consecutive
     texts: list[str]
     mails: TokenizedMails  #: `response_mask` [B, R] marks a mail's own tokens, up to and including its stop token
     has_ended: Tensor  #: bool [B], whether a mail has a stop token; a mail without one was cut at its maximal length
     proxy_reward: Tensor  #: [B], by the reward model, a proxy for the true outcome, in units of the outcomes' values
-    #: [B], what is maximised: standardised reward, or `missing_eos_score` if the mail has no stop token
+    #: [B], the maximised score: standardised reward, or `missing_eos_score` if the mail has no stop token
     score: Tensor
     log_prob: Tensor  #: [B, R], of each token under the policy that generated it
     reference_log_prob: Tensor  #: [B, R], of each token under the reference
@@ -60,7 +60,7 @@ class MailRollout:
 
 
 class MailBatch(NamedTuple):
-    """What the policy learns from: B mails, and tensors [B, R] with a number for each of their tokens."""
+    """The data of an update: B mails, and tensors [B, R] with a number for each of their tokens."""
 
     mails: TokenizedMails
     log_prob: Tensor  #: under the policy that generated the mails
@@ -91,9 +91,8 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     A mail's reward is the expected value of its outcome (`expected`) or the value of its likeliest outcome (`argmax`).
     Its score = (reward − mean) / std, with mean and std of the rewards of mails that the reference policy generated at
     `setup`, so that the KL coefficient means the same for every reward model. A mail without a stop token scores
-    `missing_eos_score` instead.
-    Under torchrun every process generates its share of the mails, and every process takes the step a single process
-    would take on all their minibatches joined.
+    `missing_eos_score` instead. Under torchrun every process generates its share of the mails, and every process takes
+    the step that a single process would take on the joined minibatches.
     """
 
     graph_regions = ("accumulate_gradient",)  # methods that a backend may compile or capture as CUDA graphs
@@ -292,7 +291,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     def update(self, batch: MailBatch) -> dict[str, Tensor]:
         """7. Take epochs × minibatches gradient steps; return the mean of each metric."""
         totals: dict[str, Tensor] = {}
-        # Gradient checkpointing, where it is asked for, works in training mode only; no dropout is left to turn on.
+        # Gradient checkpointing, if set, works in training mode only; the model has no dropout that this would turn on.
         self.policy.language_model.train(self.gradient_checkpointing)
         for _ in range(self.epochs):
             order = torch.randperm(len(batch.value), generator=self.generator, device=self.device)

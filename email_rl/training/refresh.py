@@ -1,4 +1,4 @@
-"""Which mails a reward model learns from when it is refreshed: new ones, and a replay of those it knows."""
+"""The mails of a refresh of a reward model: new ones, and a replay of old ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from email_rl.data.mails import Mails
 
 
 def without_crossing(new: dict[str, Mails], old: dict[str, Mails]) -> dict[str, Mails]:
-    """Return the new splits without texts that the old splits have on another side."""
+    """Return the new splits, without texts that are on another side of the old splits."""
     return {
         name: mails.without(sum((x for other, x in old.items() if other != name), mails.rows([])))
         for name, mails in new.items()
@@ -25,7 +25,7 @@ def with_replay(new: Mails, old: Mails, replay_ratio: float, seed: int) -> Mails
 
 
 def pack_splits(new: dict[str, Mails], old: dict[str, Mails] | None) -> dict:
-    """Lay out for a checkpoint the mails of a run and, in a refresh, those that the model had learnt from."""
+    """Pack the mails of a run for a checkpoint and, in a refresh, those that the model had been trained on."""
     known = old or {name: Mails([], [], torch.zeros(0, dtype=torch.long)) for name in new}
     return {
         "new": {name: mails.pack() for name, mails in new.items()},
@@ -34,5 +34,5 @@ def pack_splits(new: dict[str, Mails], old: dict[str, Mails] | None) -> dict:
 
 
 def unpack_splits(state: dict) -> dict[str, dict[str, Mails]]:
-    """Restore what `pack_splits` gave, as `new` and `old`."""
+    """Restore the result of `pack_splits`, as `new` and `old`."""
     return {age: {name: Mails.unpack(packed) for name, packed in splits.items()} for age, splits in state.items()}

@@ -17,13 +17,14 @@ PROGRESS = ("iteration", "updates_done", "evaluations_without_gain", "finished",
 
 
 class RewardModel(OutcomeTraining):
-    """An outcome classifier in training. Resumed with mails it has not seen, a finished one is refreshed.
+    """An outcome classifier in training; a finished one is refreshed when it resumes with new mails.
 
-    A refresh trains it on the new mails and on a replay of the old ones, and keeps the better of before and after.
+    A refresh trains the model on the new mails and on a replay of the old ones, and keeps the better of the models
+    before and after.
     """
 
-    old_splits: dict[str, Mails] | None = None  #: in a refresh: the splits that the model had learnt from
-    before_refresh: dict[str, Tensor] | None = None  #: its probabilities of old and new test mails before
+    old_splits: dict[str, Mails] | None = None  #: in a refresh: the splits that the model had been trained on
+    before_refresh: dict[str, Tensor] | None = None  #: in a refresh: the old model's probabilities of test mails
     _packed_mails: dict | None = None
 
     def state_dict(self) -> dict:
@@ -47,11 +48,11 @@ class RewardModel(OutcomeTraining):
         }
 
     def new_splits(self) -> dict[str, Mails]:
-        """Return the dataset's splits; in a refresh, without texts that the old splits have on another side."""
+        """Return the dataset's splits; in a refresh, without texts that are on another side of the old splits."""
         return self.env.splits if self.old_splits is None else without_crossing(self.env.splits, self.old_splits)
 
     def load_policy(self, state: dict) -> None:
-        """Restore what judging needs."""
+        """Restore the part that predictions need."""
         self._set_network(*restore(state["files"], AutoModelForSequenceClassification))
         self.network.load_state_dict(state["classifier"])
         self._packed_mails = None
@@ -59,7 +60,7 @@ class RewardModel(OutcomeTraining):
         self._set_mails(self.env.train, [self.env.valid], self.encoder.lr, self.encoder.epochs)
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where a run stopped on these mails, or refresh a finished one with them."""
+        """Continue a run on these mails, or refresh a finished model with them."""
         if state["input"] != self.input:
             raise ValueError(f"algo.input: the checkpoint's is '{state['input']}', got '{self.input}'")
         mails = unpack_splits(state["mails"])
@@ -95,12 +96,12 @@ class RewardModel(OutcomeTraining):
             f"old ones again; {dropped} new mails left out, whose texts stand on another side of the old split",
             file=sys.stderr,
         )
-        with torch.no_grad():  # training sees the class weights that finish() takes out
+        with torch.no_grad():  # training includes the class weights that finish() removes
             self.output_layer.bias.add_(self.class_weights.log().to(self.output_layer.bias.device))
         self.observe_validation(self.validate())  # the weights before the refresh may stay the best
 
     def _mix(self) -> None:
-        """Learn from the new mails and a replay of old ones; choose by old and new alike."""
+        """Train on the new mails and a replay of old ones; validate on old and new mails with equal weight."""
         new = self.new_splits()
         for name, mails in new.items():
             if not len(mails):

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: a language model learns to write mails like those that were sent, before it is rewarded."""
+"""Supervised fine-tuning: a language model learns to write mails like those that were sent, before PPO."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ POLICY_FOLDER = "policy"  # beside checkpoint.pt; transformers loads it
 class SFT(Algorithm):
     """Fine-tune a language model on context → mail pairs by next-token cross-entropy over the mails' own tokens.
 
-    The validation mails choose the epoch.
-
-    It learns from mails with one of `outcomes`, at most `max_mails` of them (null: all). Mails longer than
-    `generation.response_tokens` are left out: a policy would learn from them not to stop.
+    The validation mails choose the epoch. Training uses mails with one of `outcomes`, at most `max_mails` of them
+    (null: all). Mails longer than `generation.response_tokens` are left out, because they would teach a policy not to
+    stop.
     """
 
     env_type = MailDataset
     graph_regions = ("loss",)
-    reference, reward_model = None, None  # what a policy that PPO trains has
+    reference, reward_model = None, None  # which PPO has and SFT has not
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class SFT(Algorithm):
         self.updates_per_epoch = math.ceil(len(self.train_lengths) / language_model.sft_batch_size)
         self.total_updates = language_model.sft_epochs * self.updates_per_epoch
         self.iterations, self.iteration, self.updates_done = math.ceil(self.total_updates / updates_per_iteration), 0, 0
-        self._epoch: int | None = None  # whose batches are made
+        self._epoch: int | None = None  # the epoch of the current batches
         self.best_loss, self.best = math.inf, None
 
     def _tokenize(self, mails: Mails, outcomes: list, max_mails: int | None) -> TokenizedMails:
@@ -89,11 +88,11 @@ class SFT(Algorithm):
 
     @property
     def steps_done(self) -> int:
-        """Mails learnt from."""
+        """Training mails so far."""
         return self.updates_done * self.settings.sft_batch_size
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
-        """Take the updates of an iteration, or what is left of them."""
+        """Take the updates of an iteration, or the remaining ones."""
         end = min(self.updates_done + self.updates_per_iteration, self.total_updates)
         taken, loss = end - self.updates_done, torch.zeros((), device=self.device)
         while self.updates_done < end:
@@ -101,7 +100,7 @@ class SFT(Algorithm):
         return {"losses/total": loss / taken, "charts/learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def is_validation_due(self) -> bool:
-        """Validate where the iteration that has ended completed an epoch."""
+        """Tell whether the last iteration completed an epoch."""
         before = min((self.iteration - 1) * self.updates_per_iteration, self.total_updates)
         return self.updates_done // self.updates_per_epoch > before // self.updates_per_epoch
 
@@ -156,14 +155,14 @@ class SFT(Algorithm):
         return {"email/token_loss": total / count}
 
     def judge(self) -> None:
-        """Return no judge of mails: none is trained for a policy that learns from mails alone."""
+        """Return no judge: none is trained for a policy that learns from mails alone."""
 
     def export(self, directory: Path) -> None:
         """Write the policy into its folder in a directory."""
         checkpoint.atomic_folder(directory / POLICY_FOLDER, self.export_model)
 
     def export_model(self, folder: Path) -> None:
-        """Write language model and tokenizer as transformers does."""
+        """Write language model and tokenizer in transformers' format."""
         self.policy.export(folder)
 
     def state_dict(self) -> dict:
@@ -178,11 +177,11 @@ class SFT(Algorithm):
         }
 
     def load_policy(self, state: dict) -> None:
-        """Restore what writing needs."""
+        """Restore the model that writes."""
         self.policy.load_state_dict(state["policy"]["weights"])
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` gave, to train on."""
+        """Restore the result of `state_dict`, to train on."""
         self.load_policy(state)
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("iteration", "updates_done", "best_loss", "best"):

@@ -72,7 +72,7 @@ def replay(c: Customers, active: Tensor, redeemed: Tensor, generator: torch.Gene
 
 # ── population ──────────────────────────────────────────────────────────────────────────────────────────────────────
 class CompleteJourney(NothingFitted, GivenCustomers):
-    """The households, split once into train and test; parameters that public data can't identify are redrawn each time."""
+    """The households, split once into train and test; each draw draws anew the θ that public data can't identify."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How benchmarks show their results: tables on the console, progress beside them, figures as files."""
+"""Display of benchmarks: tables and progress on the console, figures as files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rich.table import Table
 
 from rlcore import checkpoint
 
-WIDTH = 120  # characters of the widest tables, which are shown whole however narrow the terminal
+WIDTH = 120  # characters of the widest tables, which are shown whole on every terminal
 Item = TypeVar("Item")
 
 
 def table_of(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] = (), caption: str | None = None
 ) -> Table:
-    """Lay out a table: the first column to the left, all others, which are numbers, to the right."""
+    """Lay out a table: the first column on the left, the others, which are numbers, on the right."""
     table = Table(title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
@@ -36,7 +36,7 @@ def show(table: Table) -> None:
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
-    """Go through items beside a progress line on standard error."""
+    """Iterate over items with a progress line on standard error."""
     return track(items, description, total=total, console=Console(stderr=True))
 
 

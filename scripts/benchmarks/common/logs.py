@@ -1,4 +1,4 @@
-"""Logs that benchmarks learn from."""
+"""Logs for benchmarks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def log_seasons(
     *,
     all_propensities: bool = False,
 ) -> tuple[VectorEnv, Iterator[LoggedDataset]]:
-    """Open an environment of realised outcomes, and log its seasons of `agents` customers as they are asked for.
+    """Open an environment with realised outcomes, and log its seasons of `agents` customers lazily.
 
-    At least `decisions` are logged; the environment still has the last season's customers then.
+    At least `decisions` are logged. The environment then still has the last season's customers.
     """
     world = env(device, seed, num_agents=agents)
     world.use_realised_outcomes()

@@ -1,4 +1,4 @@
-"""What a call takes: seconds, memory, and the stages of an iteration of PPO."""
+"""Measure calls: seconds, memory, and the stages of an iteration of PPO."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Stage = Callable[[], Any]
 
 
 def timed(function: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> tuple[float, Any]:
-    """Time a call, in wall time or by another clock, a GPU's work done; return the seconds, and what it returns."""
+    """Time a call with a GPU's work, in wall time or by another clock; return the seconds and the call's result."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     started = clock()
@@ -26,15 +26,15 @@ def timed(function: Callable[[], Any], clock: Callable[[], float] = time.perf_co
 
 
 def cpu_seconds(function: Callable[[], Any]) -> float:
-    """Time a call, in CPU time of this process: what it takes on an idle machine, also where the machine is not idle.
+    """Time a call in CPU time of this process, which other work on the machine does not change.
 
-    Where there is a GPU that has work, in wall time.
+    Where a GPU works, the time is wall time.
     """
     return timed(function, time.perf_counter if torch.cuda.is_initialized() else time.process_time)[0]
 
 
 def time_in_turns(calls: dict[Name, Stage], repeats: int) -> dict[Name, list[float]]:
-    """Time every call `repeats` times, one after the other and not one alone, so that a slow moment slows all alike."""
+    """Time every call `repeats` times, the calls taking turns, so that a slow moment slows all calls alike."""
     taken: dict[Name, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -43,7 +43,7 @@ def time_in_turns(calls: dict[Name, Stage], repeats: int) -> dict[Name, list[flo
 
 
 def ppo_stages(ppo) -> dict[str, Stage]:
-    """The stages of an iteration of PPO, in their order; `environment` steps it alone, with actions drawn before."""
+    """The stages of an iteration of PPO, in order; `environment` steps the environment with actions drawn before."""
     env = ppo.env
     kept: dict[str, Any] = {}
     actions = [
@@ -69,7 +69,7 @@ def ppo_stages(ppo) -> dict[str, Stage]:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the most memory that this process has had so far, in MiB."""
+    """Return the peak memory of this process so far, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,8 +1,8 @@
-"""BG/NBD's probability of the weeks to come: a household buys at a rate λ until, after some purchase, it leaves.
+"""BG/NBD's probability of future weeks: a household buys at a rate λ until it leaves after some purchase.
 
-Fitted by PyPI's `Lifetimes` (Fader, Hardie & Lee 2005: x repeat purchases, the last at t_x, in a time T since the
-first; λ is Gamma(r, α) among households, the probability of leaving after a purchase Beta(a, b)). It has no probability
-of several weeks' purchases; that of a household's history gives it in closed form, float64 throughout.
+The model is fitted by PyPI's `Lifetimes` (Fader, Hardie & Lee 2005: x repeat purchases, the last at t_x, in a time T
+since the first; λ is Gamma(r, α) among households, the probability of leaving after a purchase Beta(a, b)). Lifetimes
+lacks the probability of several weeks' purchases; this module has it in closed form, in float64.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Bought(NamedTuple):
 
 
 def fitted(bought: Bought):
-    """Fit by Lifetimes; return its model and the parameters. Raises ValueError where it is not installed."""
+    """Fit by Lifetimes; return its model and the parameters. Raises ValueError without the package."""
     try:
         from lifetimes import BetaGeoFitter
     except ImportError as error:
@@ -55,17 +55,18 @@ def log_alive(fit: Fit, bought: Bought) -> tuple[Tensor, Tensor]:
         + torch.log(torch.as_tensor(fit.a))
         - torch.log(fit.b + x.clamp_min(1) - 1)
     )
-    odds = torch.where(x > 0, odds, -torch.inf)  # after no repeat purchase nobody has had occasion to leave
+    odds = torch.where(x > 0, odds, -torch.inf)  # without a repeat purchase nobody can have left
     return torch.nn.functional.logsigmoid(-odds), torch.nn.functional.logsigmoid(odds)
 
 
 def log_prob(fit: Fit, bought: Bought, trips: Tensor, terms: int = 200) -> Tensor:
     """Log-probability [H] of the trips [H, W] of the W weeks after a history.
 
-    Of whoever still buys, λ is Gamma(A = r + x, B = α + T) and leaving Beta(a, b + x), independent. With n trips in
-    all, the last in week L and m of them before it, two things can have happened. It stayed: E[(1 − p)ⁿ]·E[Π
-    Poisson(y_w; λ)]. It left after the last: E[p(1 − p)ⁿ⁻¹]·E[Π_{w<L} Poisson(y_w; λ)·P(Poisson(λ) ≥ y_L)], for in week
-    L at least y_L purchases would have come; the sum over them is cut off after `terms`.
+    For a household that still buys, λ is Gamma(A = r + x, B = α + T) and the probability p of leaving is Beta(a, b +
+    x), independent. With n trips in total, the last in week L and m of them before it, two things can have happened.
+    The household stayed: E[(1 − p)ⁿ]·E[Π Poisson(y_w; λ)]. Or it left after the last trip: E[p(1 − p)ⁿ⁻¹]·E[Π_{w<L}
+    Poisson(y_w; λ)·P(Poisson(λ) ≥ y_L)], because in week L at least y_L purchases would have come. The sum over these
+    purchases is cut off after `terms`.
     """
     y, x = trips.double(), bought.repeats.double()
     weeks, n = y.shape[1], y.sum(1)

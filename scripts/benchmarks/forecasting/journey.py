@@ -1,4 +1,9 @@
-"""Trips of real households in weeks that no model was fitted to: python scripts/bench.py forecasting/journey."""
+"""Forecast trips of real households in weeks that no model was fitted to.
+
+Usage:
+
+    python scripts/bench.py forecasting/journey
+"""
 
 from __future__ import annotations
 
@@ -35,9 +40,10 @@ def run(
 ) -> dict:
     """Fit on weeks `fit_weeks`, judge on `test_weeks`, first and last; print, draw, return.
 
-    All models are of the same event, a household's trips in each of the test weeks, given its past; its log-probability
-    is a sum over weeks, in which the network and "so far" have seen the weeks before. Forecasts are from the last week
-    of the fit. Households without a trip in the fit weeks have no past, and are left out for all.
+    All models predict the same event, a household's trips in each of the test weeks, given its past. The
+    log-probability of the event is a sum over weeks, in which the network and "so far" have seen the weeks before.
+    Forecasts are from the last week of the fit. Households without a trip in the fit weeks have no past, and are left
+    out for all models.
     """
     (first, last), (begin, end) = fit_weeks, test_weeks
     if begin != last + 1 or end <= begin:
@@ -89,14 +95,14 @@ def poisson(mean: Tensor, count: Tensor) -> Tensor:
 
 
 def bought(tables: dict, first: int, last: int, device: torch.device) -> bgnbd.Bought:
-    """What BG/NBD knows of each household that bought in the weeks first..last, in order of their ids."""
+    """BG/NBD's statistics of each household that bought in the weeks first..last, in order of their ids."""
     by = trip_times(tables, first, last).groupby("household_id").time.agg(["size", "min", "max"])
     count, start, latest = (torch.tensor(by[name].to_numpy(float), device=device) for name in ("size", "min", "max"))
     return bgnbd.Bought(count - 1, latest - start, last - first + 1 - start)
 
 
 def expected(rival, made: bgnbd.Bought, weeks: int) -> Tensor:
-    """Trips [H, W] that Lifetimes expects in the weeks to come."""
+    """Trips [H, W] that Lifetimes expects in the future weeks."""
     repeats, last, time = (x.cpu().numpy() for x in made)
     total = torch.stack(
         [
@@ -112,7 +118,7 @@ def expected(rival, made: bgnbd.Bought, weeks: int) -> Tensor:
 
 
 def row(test: Tensor, log_prob: Tensor, forecast: Tensor, ours: Tensor, level: float) -> dict:
-    """What one model said of the test weeks [H, W], and what ours gains over it, a household-week."""
+    """One model's figures on the test weeks [H, W], and our gain over it, a household-week."""
     weeks = test.shape[1]
     gain = ope.Terms((ours - log_prob) / weeks)
     mean, actual = forecast.mean().item(), test.mean().item()
@@ -129,7 +135,7 @@ def row(test: Tensor, log_prob: Tensor, forecast: Tensor, ours: Tensor, level: f
 
 
 def calibration(model: Organic, past, test: Tensor, bins: int) -> dict[str, list[float]]:
-    """Weeks with a trip: said the week before and seen, in equal parts of household-weeks by what was said."""
+    """Shares of weeks with a trip, predicted the week before and observed, in equal bins by prediction."""
     said = []
     for week in test.T:
         with torch.no_grad():
@@ -173,7 +179,7 @@ def show(rows: dict, fit_weeks: list[int], test_weeks: list[int], households: in
 
 
 def weeks(counts: Tensor, first: int, begin: int, said: dict) -> Figure:
-    """Draw mean weekly trips, seen and forecast."""
+    """Draw mean weekly trips, observed and forecast."""
     figure, axes = labelled("week", "trips a household")
     axes.plot(range(first, first + counts.shape[1]), counts.mean(0).cpu(), color="black", linewidth=1, label="seen")
     for k, (name, (_, forecast)) in enumerate(said.items()):
@@ -186,7 +192,7 @@ def weeks(counts: Tensor, first: int, begin: int, said: dict) -> Figure:
 
 
 def reliability(found: dict[str, list[float]]) -> Figure:
-    """Draw how often a week had a trip against how often it was said to."""
+    """Draw the observed against the predicted share of weeks with a trip."""
     figure, axes = labelled("said: P(a trip this week)", "seen")
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     axes.plot(found["said"], found["seen"], marker="o")

@@ -1,6 +1,6 @@
-"""Weekly trips of households that are left alone: a zero-inflated negative binomial of their past.
+"""Organic weekly trips of households: a zero-inflated negative binomial, given their past.
 
-Weeks of a past are counted from its first. A week's distribution depends on what came before it alone, so that the
+Weeks are counted from the first week of a past. A week's distribution depends on earlier weeks alone, so that the
 product over weeks is the probability of a whole season, and a season is simulated week by week.
 """
 
@@ -16,12 +16,12 @@ from rlcore.networks import mlp
 from rlcore.normalization import Standardizer
 from rlcore.ope.outcome_models import fit_sgd
 
-SMALL = 0.05  # trips a week, below which rates count as alike
-MIN_STD = 1e-3  # of a feature
+SMALL = 0.05  # trips a week; lower rates count as equal
+MIN_STD = 1e-3  # least standard deviation of a feature
 
 
 class Past(NamedTuple):
-    """What is remembered of households, [H] each."""
+    """Statistics of households' past weeks, [H] each."""
 
     weeks: int  # seen
     total: Tensor  # trips
@@ -36,7 +36,7 @@ class Weekly(NamedTuple):
 
     mean: Tensor  # of the negative binomial
     shape: Tensor
-    idle: Tensor  # log odds of a week without any beside it
+    idle: Tensor  # log odds of an idle week, beside the negative binomial
 
     def log_prob(self, trips: Tensor) -> Tensor:
         """Log-probability of trips [...]."""
@@ -60,10 +60,11 @@ class Weekly(NamedTuple):
 
 
 class Organic(nn.Module):
-    """A network of each household's past, that says by how much a week differs from its shrunk rate.
+    """A network of each household's past, which predicts how much a week differs from its shrunk rate.
 
-    halvings: weeks in which what is remembered halves. prior: weeks of the average household that a rate is shrunk by.
-    burn_in: weeks not learned from, for there is little past yet and households still join.
+    `halvings` are the half-lives of the past's statistics, in weeks. `prior` is the number of weeks of the average
+    household that a rate is shrunk by. `burn_in` weeks are not used in the fit, because there is little past yet and
+    households still join.
     """
 
     def __init__(
@@ -96,13 +97,13 @@ class Organic(nn.Module):
 
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def start(self, households: int) -> Past:
-        """Remember nothing of households, who count as average."""
+        """Return an empty past of households, who count as average."""
         zeros = torch.zeros(households, device=self.keep.device)
         recent, active = ((zeros + x)[:, None].expand(-1, len(self.keep)) for x in self.average)
         return Past(0, zeros, recent, active, zeros + self.average[0], zeros)
 
     def after(self, past: Past, trips: Tensor) -> Past:
-        """Remember one week's trips [H] too."""
+        """Return the past with one more week of trips [H]."""
         bought = (trips > 0).float()
         recent, active = (
             self.keep * old + (1 - self.keep) * new[:, None]
@@ -113,7 +114,7 @@ class Organic(nn.Module):
         )
 
     def remember(self, trips: Tensor) -> list[Past]:
-        """Go through weeks of trips [H, W]; return what is remembered before each and after the last, W + 1."""
+        """Go through weeks of trips [H, W]; return the past before each week and after the last, W + 1."""
         pasts = [self.start(len(trips))]
         for week in trips.T:
             pasts.append(self.after(pasts[-1], week))
@@ -124,7 +125,7 @@ class Organic(nn.Module):
         return (past.total + self.prior * self.average[0]) / (past.weeks + self.prior)
 
     def features(self, past: Past) -> Tensor:
-        """What the network sees, [H, F]."""
+        """The network's inputs, [H, F]."""
         columns = (
             (past.recent + SMALL).log(),
             past.active,
@@ -142,7 +143,7 @@ class Organic(nn.Module):
 
     # ── distribution ────────────────────────────────────────────────────────────────────────────────────────────────
     def outputs(self, features: Tensor, rate: Tensor) -> Weekly:
-        """The week's distribution, of features [..., F] and shrunk rates [...]."""
+        """The week's distribution, given features [..., F] and shrunk rates [...]."""
         by, shape, idle = self.net(self.standardize(features)).unbind(-1)
         return Weekly(rate * by.clamp(-5, 5).exp(), (shape + 1).clamp(-5, 7).exp(), idle - 2)
 
@@ -150,7 +151,7 @@ class Organic(nn.Module):
         return self.outputs(self.features(past), self.rate(past))
 
     def fit(self, trips: Tensor, generator: torch.Generator) -> Organic:
-        """Fit to weeks of trips [H, W], by maximum likelihood; raise ValueError where all of them are burnt in."""
+        """Fit to weeks of trips [H, W], by maximum likelihood; raise ValueError without weeks after `burn_in`."""
         if trips.shape[1] <= self.burn_in:
             raise ValueError(
                 f"organic.burn_in: expected fewer than the {trips.shape[1]} weeks to fit to, got {self.burn_in}"
@@ -174,7 +175,7 @@ class Organic(nn.Module):
 
     @torch.no_grad()
     def log_prob(self, past: Past, trips: Tensor) -> Tensor:
-        """Log-probability of each week's trips [H, W], given all before: over weeks they add up to a season's."""
+        """Log-probability of each week's trips [H, W], given all weeks before; the sum is that of the season."""
         parts = []
         for week in trips.float().T:
             parts.append(self(past).log_prob(week))
@@ -183,7 +184,7 @@ class Organic(nn.Module):
 
     @torch.no_grad()
     def simulate(self, past: Past, weeks: int, generator: torch.Generator) -> Tensor:
-        """Draw the weeks to come, [H, weeks]."""
+        """Draw future weeks, [H, weeks]."""
         drawn = []
         for _ in range(weeks):
             drawn.append(self(past).sample(generator))

@@ -1,4 +1,9 @@
-"""The price of each rule of money: python scripts/bench.py learning/budget_rules."""
+"""The cost of each budget rule.
+
+Usage:
+
+    python scripts/bench.py learning/budget_rules
+"""
 
 from __future__ import annotations
 
@@ -29,9 +34,9 @@ def run(
     bound: dict,
     rules: dict,
 ) -> dict:
-    """Play the planner under every rule on test customers; print and return what each costs against the first.
+    """Simulate the planner under every rule on test customers; print and return each rule's cost against the first.
 
-    `sizes` has {customers: {evaluations of the dual, seasons}}; a dual starts at the prices of the size before.
+    `sizes` is {customers: {evaluations of the dual, seasons}}. A dual starts at the prices of the size before.
     """
     if precision not in ("float32", "float64"):
         raise ValueError(f"benchmark.precision: expected float32 or float64, got '{precision}'")
@@ -82,7 +87,7 @@ def run(
 
 
 def play_seasons(policy, market: EvaluationMarket, rule, luck: list, limit) -> dict:
-    """Play one season a draw of luck under a rule; return their summary against the bound."""
+    """Simulate one season for each draw of random numbers under a rule; return their summary against the bound."""
     return summarise_seasons(
         [simulate_season(policy, replace(market, budget_rule=rule), u, limit) for u in luck], market, limit
     )

@@ -1,6 +1,8 @@
-"""Effects of a contact learned from a log that leans towards likely buyers.
+"""Learn the effect of a contact from a log with selection bias towards likely buyers.
 
-python scripts/bench.py learning/confounding
+Usage:
+
+    python scripts/bench.py learning/confounding
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def run(
     customers: int,
     new: int,
 ) -> dict:
-    """Learn what a contact (by any pair) does to trips; return error, bias and correlation to the truth."""
+    """Learn the effect of a contact (by any pair) on trips; return error, bias and correlation to the truth."""
     rows: dict[str, dict[str, list[float]]] = {name: {"rmse": [], "bias": [], "correlation": []} for name in learners}
     for k in range(seed, seed + seeds):
         world, log = collected(env, logging_policy, customers, device, 1000 + k)
@@ -77,14 +79,14 @@ def run(
 def collected(
     env: Callable, logging_policy: LoggingPolicy, customers: int, device: torch.device, seed: int
 ) -> tuple[object, LoggedDataset]:
-    """A season of customers' decisions, where there was something to decide, and its environment."""
+    """A season's environment, and its decisions with more than one allowed action."""
     world, chunks = log_seasons(env, logging_policy, 1, customers, device, seed, all_propensities=True)
     log = LoggedDataset.cat(list(chunks))
     return world, log[log.action_mask.sum(1) > 1]
 
 
 def effect(env, log: LoggedDataset) -> Tensor:
-    """What a contact drawn from all pairs adds to P(trip), [N]: θ follows from features of r2 = 1."""
+    """The increase of P(trip) by a contact drawn from all pairs, [N]; θ follows from features of r2 = 1."""
     population, (offers, channels) = env.population, env.nvec
     world = env.world.to(env.device, torch.float64)
     z = log.obs[:, : env.static_dim].double() @ population.mixing.T.to(env.device)

@@ -1,6 +1,8 @@
-"""Which explorer pays: cumulative regret on the wheel bandit, over seeds.
+"""Compare explorers by cumulative regret on the wheel bandit, over seeds.
 
-python scripts/bench.py learning/explorers
+Usage:
+
+    python scripts/bench.py learning/explorers
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Learners from a log against the size of the log: python scripts/bench.py learning/offline_rl."""
+"""Scores of learners from a log against the size of the log.
+
+Usage:
+
+    python scripts/bench.py learning/offline_rl
+"""
 
 from __future__ import annotations
 
@@ -36,10 +41,8 @@ def run(
 ) -> dict:
     """Train every learner on logs of every logging policy, world and size, and value it in its world.
 
-    `sizes` are by logging policy.
-
-    A seed has its own log, of `agents` customers a season, and its own learners; all are valued on the same customers.
-    Cells are printed and saved as they come.
+    `sizes` are by logging policy. A seed has its own log, of `agents` customers a season, and its own learners; all are
+    valued on the same customers. Cells are printed and saved as they come.
     """
     cells: list[dict] = []
     print(
@@ -48,10 +51,10 @@ def run(
     )
     for k in range(seed, seed + seeds):
         for world, make in worlds.items():
-            env = make(device, k)  # learners from a log don't act in it: they can share it, and its bound
+            env = make(device, k)  # learners from a log don't act here, so they can share it and its bound
             judge = env.evaluation(env)
             for name, logging_policy in logging_policies.items():
-                # Of customers that no learner of the same seed draws.
+                # The log is of customers that no learner of the same seed draws.
                 _, chunks = log_seasons(make, logging_policy, max(sizes[name]), agents, device, 1000 + k)
                 whole = LoggedDataset.cat([chunk.deduplicate(env.context_dim) for chunk in chunks])
                 for size in sizes[name]:
@@ -102,12 +105,12 @@ def learned(env, algo: Callable, log: LoggedDataset, seed: int, shared: dict):
 
 
 def learned_score(judge, fit: Callable) -> dict[str, float]:
-    """Fit a learner, and value what it learned."""
+    """Fit a learner, and score its policy."""
     return judge.validate(fit())
 
 
 def summary(cells: list[dict]) -> list[dict]:
-    """Mean score over seeds and its 95 % half-width, by what is compared."""
+    """Mean score over seeds and its 95 % half-width, by world, log, size and learner."""
     keys = dict.fromkeys((c["world"], c["log"], c["decisions"], c["learner"]) for c in cells)
     rows = []
     for world, log, decisions, learner in keys:

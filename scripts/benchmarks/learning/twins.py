@@ -1,4 +1,9 @@
-"""Twins fitted to one log beside the truth that it was drawn from: python scripts/bench.py learning/twins."""
+"""Compare twins fitted to one log with the truth behind the log.
+
+Usage:
+
+    python scripts/bench.py learning/twins
+"""
 
 from __future__ import annotations
 
@@ -34,7 +39,7 @@ def run(
     agents: int,
     new: int,
 ) -> dict:
-    """Fit each to the log, and hold it against the truth of `new` other customers' season."""
+    """Fit each twin to the log, and compare it with the truth of a season of `new` other customers."""
     world, log = log_seasons(env, logging_policy, decisions, agents, device, 1000 + seed)
     others, asked = log_seasons(env, logging_policy, 1, new, device, 2000 + seed)
     log, asked = (LoggedDataset.cat(list(chunks)) for chunks in (log, asked))
@@ -74,7 +79,7 @@ def fitted(algo: Callable, world, log: LoggedDataset, seed: int):
 
 
 def row(members: list[PanelPredictions], truth: PanelPredictions, panel: Panel) -> dict[str, float]:
-    """What members say of a panel on average, against the truth."""
+    """The members' mean predictions of a panel, against the truth."""
     at = panel.subscribed
     said = [member.log_likelihoods()["response"].sum().item() / int(panel.logged.sum()) for member in members]
     added: Tensor = torch.stack([member.contact_effect().uplift for member in members]).mean(0)[at].double()

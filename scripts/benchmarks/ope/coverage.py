@@ -1,4 +1,9 @@
-"""Do 95 % intervals hold the truth 95 % of the time: python scripts/bench.py ope/coverage."""
+"""Coverage of 95 % intervals: how often do they contain the true value?
+
+Usage:
+
+    python scripts/bench.py ope/coverage
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ INTERVALS = {"normal": "normal", "bootstrap": "ci", "Bernstein": "bernstein"}
 
 
 def run(directory: Path, device: torch.device, seed: int, *, cases: dict[str, Callable]) -> dict:
-    """Run every case (`measure`), print a table of each, return their numbers."""
+    """Run every case (`measure`), print a table of each case, return the numbers."""
     results = {}
     for name, case in cases.items():
         results[name] = case(name, device, seed)
@@ -39,7 +44,7 @@ def measure(
     customers: int,
     at_once: int,
 ) -> dict:
-    """Value a target on `count` logs of `customers` drawn from a pool, and count how often intervals hold the truth."""
+    """Value a target on `count` logs of `customers` drawn from a pool; count how often intervals contain the truth."""
     env, pool = world_of(env, device, seed, pool)
     acts, aims = pool.policy(**logging), pool.policy(**target)
     profit, spend = pool.value(aims)

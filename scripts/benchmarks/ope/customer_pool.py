@@ -1,4 +1,4 @@
-"""A pool of customers that replications are drawn from, where what a policy is worth is known exactly."""
+"""A pool of customers from which replications are drawn, with exactly known values of policies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pool:
         self.world = env.world.to(env.device, torch.float64)
         self.customers = self.world.inhabit(self.sample.customers)
         self.no_contact_values, self.rows = no_contact_values(self.customers, self.world), None
-        # All states of all customers, as if each were a customer.
+        # All states of all customers, each as a customer of its own.
         grid = torch.cartesian_prod(*(torch.arange(n, device=env.device) for n in (HABITS, FATIGUES, EXPECTATIONS)))
         everywhere = grid[:, None].expand(-1, size, -1).flatten(0, 1)
         self.states = CustomerState(*everywhere.unbind(1), torch.zeros_like(everywhere[:, 0]))
@@ -41,7 +41,7 @@ class Pool:
         self.valid = self.world.catalogue.valid.flatten()
 
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
-        """Return n customers with their start states; which they are is kept in `rows`."""
+        """Return n customers with their start states; `rows` keeps their indices."""
         self.rows = rows = torch.randint(len(self.customers), (n,), generator=generator, device=generator.device)
         return Sample(
             self.sample.customers[rows],
@@ -50,7 +50,7 @@ class Pool:
         )
 
     def policy(self, *, price: float, plans: bool, sigma: float, epsilon: float) -> Tensor:
-        """What a planner does (envs/offers/policies/logging_policies.py, PricePerturbedPolicy) at one price for all."""
+        """The policy of a planner at one price for all: PricePerturbedPolicy of envs/offers/policies/logging_policies.py."""
         c, world, expand = self.customers, self.world, self.copies
         paths = torch.full((world.weeks,), price, dtype=torch.float64, device=expand.device)
         values = best_plan(c, world, self.no_contact_values, paths)[0] if plans else None
@@ -65,7 +65,7 @@ class Pool:
         return torch.stack(weeks)
 
     def value(self, policy: Tensor) -> tuple[float, float]:
-        """Expected profit (with what the end is worth) and spend of a season under a policy, by the dynamic program."""
+        """Expected profit (with the terminal value) and spend of a season under a policy, by the dynamic program."""
         without, priced = (self._value(policy, price) for price in (0.0, 1.0))
         return without, without - priced
 
@@ -83,7 +83,7 @@ class Pool:
 
 
 class TabularPolicy(LoggingPolicy):
-    """Act by one table, and note what others would have done in the same places."""
+    """Act by one table, and note the actions of other tables in the same states."""
 
     def __init__(self, logging: Tensor, targets: list[Tensor]):
         self.logging, self.targets, self.noted = logging, targets, []
@@ -103,7 +103,7 @@ class TabularPolicy(LoggingPolicy):
 def replications(
     env, pool: Pool, logging: Tensor, targets: list[Tensor], *, count: int, customers: int, at_once: int, seed: int
 ) -> Iterator[tuple[LoggedDataset, list[Tensor]]]:
-    """Yield logs of `customers` each, and what the targets would have done there, [N, P] each."""
+    """Yield logs of `customers` each, with the targets' probabilities there, [N, P] each."""
     env.population, env.num_agents = pool, at_once * customers
     for start in range(0, count, at_once):
         policy = TabularPolicy(logging, targets)

@@ -1,4 +1,9 @@
-"""Does a log tell which of several policies is best: python scripts/bench.py ope/selection."""
+"""Policy selection by a log: how often is the best of several policies found?
+
+Usage:
+
+    python scripts/bench.py ope/selection
+"""
 
 from __future__ import annotations
 
@@ -31,7 +36,7 @@ def run(
 ) -> dict:
     """Let an estimator choose among candidates on `count` logs, by profit less spend at the price; count right choices.
 
-    A choice is right where it is the truly best, or where the best's true value is within the interval of the chosen.
+    A choice is right if it is the best policy, or if its interval contains the best policy's true value.
     """
     env, pool = world_of(env, device, seed, pool)
     tables = [pool.policy(**candidate) for candidate in candidates.values()]

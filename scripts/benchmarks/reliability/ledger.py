@@ -1,7 +1,7 @@
-"""The ledger under siege: many writers, calls that repeat and come in the wrong order, writers killed at random.
+"""Stress the ledger: many writers, calls that repeat and come in the wrong order, writers killed at random.
 
-Run as a program, this file is one writer: it makes the calls of its list and journals each final answer, so that after
-a SIGKILL it goes on where its journal ends and makes again whatever it had not heard the answer of.
+Run as a program, this file is one writer. It makes the calls of its list and journals each final answer, so that after
+a SIGKILL it goes on where its journal ends and repeats every call without an answer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from envs.offers.constraints.ledger import ABSENT, REFUSED, RESERVED, SETTLED, Ledger, to_units
 
 FOREVER = 2**40
-START = 0.1  # seconds that a writer may take to start, all sharing few cores
+START = 0.1  # seconds for a writer to start, on few shared cores
 
 
 # ── one writer ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -31,8 +31,8 @@ def write(
 ) -> None:
     """Make a writer's calls [place in time, call], each when its week has come: `pace` weeks a second since `start`.
 
-    What was refused or came too early is tried again, `tries` times in all. A pace of 0 is the drain: all at once, no
-    reservation is to come any more, and so `absent` is an answer too.
+    Calls that are refused or come too early are tried again, `tries` times in total. A pace of 0 drains the list: all
+    calls come at once, no reservation follows, and `absent` is a final answer too.
     """
     calls = json.loads((folder / f"{name}.json").read_text())
     answered = journal(folder, name)
@@ -58,7 +58,7 @@ def write(
 
 
 def journal(folder: Path, name: str) -> dict[int, str]:
-    """Read what a writer was answered, {index of the call: answer}; a line without its full stop was cut short."""
+    """Read a writer's answers, {index of the call: answer}; a line without its full stop was cut short."""
     path = folder / f"{name}.journal"
     lines = path.read_text().splitlines() if path.exists() else []
     return {int(k): answer[:-1] for k, answer in (line.split() for line in lines if line.endswith("."))}
@@ -89,13 +89,13 @@ def run(
     sync: str,
     timeout: float,
 ) -> dict:
-    """Play `weeks` through a ledger; return what was breached, lost or counted twice, and what happens without one."""
+    """Run `weeks` through a ledger; return breaches, lost and double-counted calls, and breaches without a ledger."""
     if (directory / "ledger.db").exists():
         raise ValueError(f"{directory / 'ledger.db'}: there is a ledger already; the siege needs a folder of its own")
     rng, started = random.Random(seed), time.perf_counter()
     calls: list[tuple[float, int, list]] = []  # place in time, writer, call
     ledger = Ledger(directory / "ledger.db", timeout=timeout, sync=sync)
-    unguarded = 0  # weeks that sending to all whom the forecast allows would have breached
+    unguarded = 0  # weeks over budget if the forecast alone limited sends
     with ledger.together():
         for week in range(weeks):
             budget = owed = 0
@@ -150,7 +150,7 @@ def run(
 
 
 def _spread(rng: random.Random, place: float, call: list, writers: int, duplicates: float, reorder: float) -> list:
-    """Give a call, and its repetition if it has one, to writers and moments at random."""
+    """Assign a call, and its repetition if any, to writers and moments at random."""
     times = 2 if rng.random() < duplicates else 1
     return [(rng.gauss(place, reorder), rng.randrange(writers), call) for _ in range(times)]
 
@@ -158,7 +158,7 @@ def _spread(rng: random.Random, place: float, call: list, writers: int, duplicat
 def _siege(
     rng: random.Random, directory: Path, ledger: Ledger, options: list[str], writers: int, kill_seconds: float
 ) -> tuple[int, int, int]:
-    """Run all writers to their ends, killing one now and then; return kills, looks at the ledger, breaches seen."""
+    """Run all writers to their ends, killing one now and then; return kills, checks of the ledger, breaches seen."""
 
     def start(k):
         return subprocess.Popen([sys.executable, __file__, str(directory), str(k), *options])
@@ -176,7 +176,7 @@ def _siege(
             if running:
                 k = rng.choice(list(running))
                 running[k].kill()
-                kills += running[k].wait() != 0  # it may just have ended
+                kills += running[k].wait() != 0  # the writer may just have ended
                 running[k] = start(k)
             seen += ledger.db.execute("SELECT count(*) FROM weeks WHERE settled + reserved > budget").fetchone()[0]
             looks += 1
@@ -188,7 +188,7 @@ def _siege(
 
 
 def _verify(directory: Path, ledger: Ledger, lists: list[list]) -> dict:
-    """Hold what the writers were told against what the ledger has."""
+    """Compare the writers' answers with the ledger's entries."""
     told, unanswered, lost = {}, 0, 0
     answers: Counter = Counter()
     for k, calls in enumerate(lists):
@@ -202,7 +202,7 @@ def _verify(directory: Path, ledger: Ledger, lists: list[list]) -> dict:
             if answer in (REFUSED, ABSENT):
                 continue
             found = ledger.entry(0, week, arguments[0])
-            # An entry only ever goes from reserved to its end, so whatever else was answered still holds.
+            # An entry only ever goes from reserved to its end, so all other answers still hold.
             kept = found is not None and (found[0] == answer or answer == RESERVED)
             if answer == SETTLED and verb == "settle":
                 kept = kept and found[2] == arguments[1]
@@ -243,7 +243,7 @@ def _show(result: dict, weeks: int, writers: int, factor: float) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the siege, which ends its writers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the main process, which ends its writers
     place, writer, *numbers, way = sys.argv[1:]
     begun, speed, times, wait, patience = map(float, numbers)
     write(Path(place), writer, begun, speed, int(times), wait, patience, way)

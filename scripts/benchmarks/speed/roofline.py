@@ -1,4 +1,9 @@
-"""What training moves and computes, against what this machine can: python scripts/bench.py speed/roofline."""
+"""Bytes and operations of training, against this machine's ceilings.
+
+Usage:
+
+    python scripts/bench.py speed/roofline
+"""
 
 from __future__ import annotations
 
@@ -21,11 +26,11 @@ from scripts.benchmarks.common.timing import cpu_seconds, ppo_stages, time_in_tu
 
 
 class Count(TorchDispatchMode):
-    """Count kernels, bytes and operations of what runs inside.
+    """Counts kernels, bytes and operations of the code in its context.
 
-    A kernel reads its inputs and writes its outputs once; views are free. Operations are those of matrix products; of
-    all other kernels the numbers that they put out are counted. `products` has the products by their shapes: how many,
-    of what operands.
+    A kernel reads its inputs and writes its outputs once; views are free. Operations are those of matrix products; all
+    other kernels count by the numbers that they put out. `products` has the number of products and their operands, by
+    shapes.
     """
 
     def __init__(self):
@@ -63,7 +68,7 @@ class Count(TorchDispatchMode):
 
 
 def size(x: Tensor) -> int:
-    """Bytes of a tensor, what is expanded counted once."""
+    """Bytes of a tensor; expanded dimensions count once."""
     return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
 
 
@@ -88,7 +93,7 @@ def ceilings(device: torch.device, *, triad: int, matmul: int, repeats: int) -> 
 
 
 def launched(part: Callable[[], object], device: torch.device) -> int | None:
-    """Count the kernels that a GPU runs, a compiler's too."""
+    """Count the kernels that a GPU runs, including a compiler's."""
     if device.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as found:
@@ -127,7 +132,7 @@ def run(
         with Count() as counts[name]:
             part()
     steps, parts = parts_of(execution)
-    for _ in range(WARM_UP_CALLS + 1):  # what is compiled or recorded then is
+    for _ in range(WARM_UP_CALLS + 1):  # until compilation and recording are done
         for part in parts.values():
             part()
     taken = time_in_turns(parts, repeats)
@@ -158,7 +163,7 @@ def run(
         }
     show(table(rows, top, steps))
     rates = {name: 1 / row["seconds"] for name, row in rows.items()}
-    if "update" in rows:  # collecting steps the environment too
+    if "update" in rows:  # collecting also steps the environment
         rates["end to end"] = 1 / sum(row["seconds"] for name, row in rows.items() if name != "environment")
     print("agent-steps a second: " + ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items()))
     return {"ceilings": top, "steps": steps, "stages": rows, "steps_per_second": rates}
@@ -183,7 +188,7 @@ def table(rows: dict, top: dict, steps: int):
     line("measured, ns", lambda row: of_ns(row["seconds"]))
     line("share of the ceiling", lambda row: f"{row['share_of_ceiling']:.0%}")
     line("time: the matrix products alone", lambda row: f"{row['products']:.0%}")
-    if not on_gpu:  # a GPU runs others, and is called while it runs
+    if not on_gpu:  # a GPU runs other kernels, and is called while it runs
         line("time: calling the kernels", lambda row: f"{row['dispatch']:.0%}")
         line("time: the rest", lambda row: f"{1 - row['products'] - row['dispatch']:.0%}")
     out.caption = (

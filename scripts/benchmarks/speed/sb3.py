@@ -1,6 +1,8 @@
-"""Our PPO beside Stable-Baselines3's on the toy sequential world: steps a second, time to equal return, masks.
+"""Compare our PPO with Stable-Baselines3's on the toy sequential world: speed, time to equal return, masks.
 
-python scripts/bench.py speed/sb3
+Usage:
+
+    python scripts/bench.py speed/sb3
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def run(
 
 
 def timed(contestants: dict[str, dict[str, Stage]], products: Stage, repeats: int, steps: int) -> dict:
-    """Median seconds an iteration of everything that is timed, in turns; steps a second and ratios to the first."""
+    """Median seconds an iteration of all contestants, in turns; steps a second and ratios to the first."""
     calls = {
         ("floor", ""): products,
         **{(name, stage): call for name, stages in contestants.items() for stage, call in stages.items()},
@@ -110,7 +112,7 @@ def timed(contestants: dict[str, dict[str, Stage]], products: Stage, repeats: in
 
 
 def speed_table(speed: dict) -> Table:
-    """Steps a second, and how many times the first row's."""
+    """Steps a second, and their ratio to the first row's."""
     table = table_of(
         f"steps per CPU second (× the first row's), {speed['steps']:,} steps an iteration",
         ["", "environment", "+ collect", "update, ms", "of its floor", "end to end"],

@@ -20,7 +20,7 @@ except ImportError as error:
 
 
 def scalars(env: SequentialEnv) -> DummyVecEnv:
-    """As many scalar environments as `env` has worlds."""
+    """Return as many scalar environments as `env` has worlds."""
     return DummyVecEnv([partial(ScalarToy, env)] * env.num_agents)
 
 

@@ -1,4 +1,4 @@
-"""Learning beside Stable-Baselines3: time to equal return, and returns at equal steps under masks."""
+"""Compare learning with Stable-Baselines3: time to equal return, and returns at equal steps under masks."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def predicted(model, flat: bool) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def drawn(ppo: PPO, generator: torch.Generator) -> Callable[[Tensor, Tensor], Tensor]:
-    """Act by the draws of our policy, from a stream beside training's."""
+    """Act by the draws of our policy, from a stream of its own."""
     return lambda obs, mask: ppo.policy.act(obs, mask, torch.rand(len(obs), generator=generator))[0]
 
 
 class Curve(BaseCallback):
-    """Evaluate a Stable-Baselines3 model every so many iterations; the clock stands still meanwhile."""
+    """Evaluates a Stable-Baselines3 model every so many iterations, with the clock stopped."""
 
     def __init__(self, judge: Callable[[], float], every: int):
         super().__init__()
@@ -110,7 +110,7 @@ def ours_trained(
     """Train our PPO for some steps and return its curve."""
     ppo: PPO = partial(algo, total_steps=steps)(make(), seed)
     accelerate(ppo, mode)
-    if mode == "compile":  # a compiled function is no part of the time that learning takes
+    if mode == "compile":  # compilation is no part of the learning time
         before = copy.deepcopy(ppo.state_dict())
         ppo.update(ppo.compute_advantages(ppo.collect()))
         ppo.load_state_dict(before)
@@ -145,7 +145,7 @@ def learned(
     every: int,
     worlds: int,
 ) -> dict:
-    """Train all for equal steps; the time in which each reaches the best return of Stable-Baselines3's own pair."""
+    """Train all for equal steps; return the time in which each reaches Stable-Baselines3's best return."""
     judge, curves = example.copy_of_size(worlds, 1), {}
     for name, vec in (("SB3, DummyVecEnv", scalars(example)), ("SB3, our VecEnv", OffersVecEnv(make(), False))):
         model = peer(stable_baselines3.PPO, vec, seed, algo.keywords)
@@ -177,7 +177,7 @@ def learned(
 
 
 def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, seeds: list, worlds: int) -> dict:
-    """Train both with masks for equal steps; returns by seed on seasons that are the same for all."""
+    """Train both with masks for equal steps; return their returns by seed on the same seasons."""
     judge = env(device, 0).copy_of_size(worlds, 1)
     optimum = offline_knapsack(
         simulate_season(no_contact, judge, keep_values=True).values, judge.cost, judge.budget, judge.world.weeks

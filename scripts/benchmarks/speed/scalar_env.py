@@ -1,4 +1,4 @@
-"""The toy sequential world as one would write it for Stable-Baselines3: one world, plain Python, a step at a time."""
+"""The toy sequential world as usually written for Stable-Baselines3: one world, plain Python, a step at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ScalarToy(gymnasium.Env):
         self.action_space = spaces.MultiDiscrete(env.nvec)
 
     def observe(self) -> np.ndarray:
-        """Meet the next customer."""
+        """Observe the next customer."""
         obs = np.empty(self.features + 3, np.float32)
         obs[:-3] = self.np_random.standard_normal(self.features, dtype=np.float32)
         self.clock(obs)
@@ -45,7 +45,7 @@ class ScalarToy(gymnasium.Env):
         return self.observe(), {}
 
     def step(self, action):
-        """Send one customer something."""
+        """Send one customer a pair."""
         offer, channel = int(action[0]), int(action[1])
         reward = 0.0
         if self.cost[offer][channel] > self.left + SLACK:

@@ -1,4 +1,9 @@
-"""How time and memory grow with customers, weeks, worlds and processes: python scripts/bench.py speed/scaling."""
+"""Measure how time and memory grow with customers, weeks, worlds and processes.
+
+Usage:
+
+    python scripts/bench.py speed/scaling
+"""
 
 from __future__ import annotations
 
@@ -80,7 +85,7 @@ def of_customers(
     evaluations: int,
     season: bool,
 ) -> dict:
-    """Time the bound, a season with its account, and clearing, for n customers; sizes should rise, as peaks only do."""
+    """Time the bound, a season with its decomposition and clearing, for n customers; sizes should rise, like peaks."""
     row = {"customers": n, "before_mib": peak_memory(device)}
     row |= of_market(
         env(device, seed),
@@ -98,7 +103,7 @@ def of_customers(
 
 
 def of_market(env, generator: torch.Generator, dtype: torch.dtype, n: int, season: bool, **bound) -> dict:
-    """Time the bound of n customers, and with `season` one season of a policy with its account."""
+    """Time the bound of n customers and, with `season`, one season of a policy with its profit decomposition."""
     world, kept = env.world.to(env.device, dtype), {}
     opened = cpu_seconds(
         lambda: kept.update(
@@ -254,7 +259,7 @@ def worlds_table(rows: list[dict]):
 
 
 def of_processes(directory: Path, device: torch.device, seed: int, n: int, overrides: list[str]) -> dict:
-    """Train with scripts/train.py by n processes, which share the same agents; its own figure counts."""
+    """Train with scripts/train.py by n processes, which share the same agents; the script measures the speed."""
     folder = directory / f"processes-{n}"
     command = [
         sys.executable,

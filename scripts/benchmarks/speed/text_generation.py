@@ -1,6 +1,8 @@
-"""Iterations of PPO on mails at GPT-2's size beside those with transformers' own sampling: seconds, tokens, memory.
+"""Time PPO on mails at GPT-2's size, with our sampling and with transformers': seconds, tokens, memory.
 
-python scripts/bench.py speed/text_generation
+Usage:
+
+    python scripts/bench.py speed/text_generation
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def run(
     All else is the same: weights, precision, scoring, reading by policy and reference, update.
     """
     torch.manual_seed(seed)
-    # To the reward model, which drops spaces, one of its `known_words` each: a token is a piece there too.
+    # Each token is one of the reward model's `known_words`, so that a token is one piece there too.
     settings = algo.keywords
     words = [f"w{i % known_words}" + " " * (i // known_words) for i in range(shape["vocab_size"])]
     generation = settings["generation"]
@@ -83,7 +85,7 @@ def run(
         return found[:, prompt.shape[1] :]
 
     def iteration(sample: Callable) -> tuple[float, float, float]:
-        """Seconds of sampling, of all up to what is learnt from (sampling included), of the update."""
+        """Seconds of sampling, of the whole rollout (sampling included), and of the update."""
         sampling = []
 
         def watched(*given, **how) -> Tensor:
@@ -95,7 +97,7 @@ def run(
         collected, rollout = timed(agent.collect)
         return sum(sampling), collected, timed(lambda: agent.update(agent.compute_advantages(rollout)))[0]
 
-    for sample in (ours, plain):  # on a GPU the first calls load kernels; what is compiled or recorded then is
+    for sample in (ours, plain):  # on a GPU the first calls load kernels; compilation and recording happen here
         for _ in range(WARM_UP_CALLS + 1 if device.type == "cuda" or execution != "eager" else 0):
             iteration(sample)
     taken = [(iteration(ours), iteration(plain)) for _ in range(repeats)]

@@ -1,6 +1,8 @@
 """A policy for a real shop's randomised e-mails.
 
-python scripts/bench.py uplift/hillstrom benchmark.path=hillstrom.parquet
+Usage:
+
+    python scripts/bench.py uplift/hillstrom benchmark.path=hillstrom.parquet
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ def run(
     level: float,
     draws: int,
 ) -> dict:
-    """Learn which mail to send whom on one half of the customers, value it on the other by DR; print and return.
+    """Learn a mail policy on one half of the customers, value it on the other half by DR; print and return.
 
-    A mail costs `cost`, an order brings `margin` of what is spent. Policies are learned from what was earned, or from
-    visits, each at what an arm's visits earn on average: a visit is ten times as frequent as an order.
+    A mail costs `cost`, and the shop keeps a share `margin` of what is spent. Policies are learned from profit, or from
+    visits, each valued at the mean profit of an arm's visits: a visit is ten times as frequent as an order.
     """
     log, shop, _ = as_log(path, margin, cost)
     log = log.to(device)
@@ -100,7 +102,7 @@ def as_log(
 ) -> tuple[LoggedDataset, dict[str, Tensor], dict[str, list[int]]]:
     """Read the shop's customers as decisions of one step, propensity 1/3.
 
-    Also return their outcomes [N] by name, and the columns of observations by what they are of.
+    Also returns their outcomes [N] by name, and the columns of observations by feature.
     """
     import pandas as pd
 
@@ -193,7 +195,7 @@ def judged(
     outcome = torch.stack((log.reward, log.cost), 1)
     each = torch.eye(3, device=log.obs.device)
     state, parts = generator.get_state(), []
-    for k in range(3):  # what the models say of each arm: the same models each time
+    for k in range(3):  # the models' predictions of each arm, by the same models each time
         generator.set_state(state)
         v, q = cross_fit(model, log.obs, log.action, outcome, each[k].expand(len(log), 3), place, fold, 1.0, generator)
         parts.append(v.double())

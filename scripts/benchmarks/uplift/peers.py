@@ -1,4 +1,4 @@
-"""The peers of learners of effects: scikit-uplift's on gradient boosting, from the extra `bench`."""
+"""The peers of our uplift learners: scikit-uplift's on gradient boosting, from the extra `bench`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def peers(boosters: dict[str, dict]) -> dict[str, Callable[..., Score]]:
         )
 
     def cross(booster: str, settings: dict) -> Callable[..., Score]:
-        """X (Künzel et al. 2019); scikit-uplift has none."""
+        """X-learner (Künzel et al. 2019), which scikit-uplift lacks."""
         classifier, regressor = (getattr(ensemble, f"{booster}{kind}") for kind in ("Classifier", "Regressor"))
 
         def fit(x, treated, outcome):

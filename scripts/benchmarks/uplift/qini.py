@@ -1,4 +1,9 @@
-"""Whom a mail brings to a real shop: python scripts/bench.py uplift/qini benchmark.path=hillstrom.parquet."""
+"""Compare uplift learners on a real shop's e-mails by the Qini coefficient.
+
+Usage:
+
+    python scripts/bench.py uplift/qini benchmark.path=hillstrom.parquet
+"""
 
 from __future__ import annotations
 
@@ -39,13 +44,13 @@ class Customers(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What was learned on one half of the customers, and said of the other."""
+    """The learners fitted on one half of the customers, and their scores of the other half."""
 
     validated: dict[str, float]  # Qini of our learners in cross-validation
     chosen: str
-    fit: Score  # the chosen one's
+    fit: Score  # the chosen learner's
     test: Customers
-    scores: dict[str, Tensor]  # of everyone's
+    scores: dict[str, Tensor]  # of all learners
 
     def tested(self) -> uplift.UpliftTestSet:
         """Lay out for the bootstrap."""
@@ -73,11 +78,11 @@ def run(
 ) -> dict:
     """Fit every learner on halves of the customers, compare Qini coefficients on the other halves; print, draw, return.
 
-    `mails` names which arms count as treated; all others but none are left out. One of `learners` is chosen in each
-    learning half, by Qini in cross-validation. The best of the peers is whichever is best on the test halves, by
+    `mails` names the arms that count as treated; all other arms but "no mail" are left out. Cross-validation by Qini
+    chooses one of `learners` in each learning half. The best peer is the one that is best on the test halves, in
     hindsight.
     """
-    warnings.filterwarnings("ignore", module="sklift|sklearn")  # of what their next versions will drop
+    warnings.filterwarnings("ignore", module="sklift|sklearn")  # deprecation warnings
     log, shop, columns = as_log(path, 0.0, 0.0)
     if outcome not in shop:
         raise ValueError(f"benchmark.outcome: expected one of {', '.join(shop)}, got '{outcome}'")
@@ -144,7 +149,7 @@ def split(everyone: Customers, learners: dict, rivals: dict, seed: int, fold_cou
 
 
 def fitted(learner: Callable, learn: Customers, seed: int) -> Score:
-    """Fit one of our learners; return what scores customers."""
+    """Fit one of our learners; return its score function."""
     share = learn.treated.float().mean()
     fit = learner(
         learn.obs,

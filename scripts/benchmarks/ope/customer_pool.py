@@ -50,7 +50,7 @@ class Pool:
         )
 
     def policy(self, *, price: float, plans: bool, sigma: float, epsilon: float) -> Tensor:
-        """The policy of a planner at one price for all: PricePerturbedPolicy of envs/offers/policies/logging_policies.py."""
+        """The policy of a planner at one price for all (PricePerturbedPolicy of envs/offers/policies)."""
         c, world, expand = self.customers, self.world, self.copies
         paths = torch.full((world.weeks,), price, dtype=torch.float64, device=expand.device)
         values = best_plan(c, world, self.no_contact_values, paths)[0] if plans else None

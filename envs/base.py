@@ -44,17 +44,15 @@ class VectorEnv(ABC):
     device: torch.device  #: device of all tensors of the environment
     evaluation: Callable[[VectorEnv], Evaluator]  #: called with the environment, returns its Evaluator
 
-    #: steps of an episode where all have one length and `reset` starts new ones; else None
-    episode_length: int | None = None
+    episode_length: int | None = None  #: steps of every episode if `reset` starts new ones, and all have one length
     can_truncate: bool = False  #: whether `Step.truncated` can be true
     info_keys: tuple[str, ...] = ()  #: names of the tensors in `Step.info`
     static_dim: int = 0  #: number of leading columns of an observation that stay the same for a whole episode
 
-    #: methods, functions of tensors, that do a step's work: a backend may compile them
-    graph_regions: tuple[str, ...] = ()
-    #: attributes that `reset` sets and `step` reads. A backend that records steps as a CUDA graph keeps their tensors
-    #: at one address. Empty where a step can't be recorded, because it waits for the device or draws random numbers.
-    graph_state: tuple[str, ...] = ()
+    graph_regions: tuple[str, ...] = ()  #: methods that do a step's work on tensors; a backend may compile them
+    #: A backend that records steps as a CUDA graph keeps the tensors of these attributes at one address. A step that
+    #: waits for the device or draws random numbers can't be recorded.
+    graph_state: tuple[str, ...] = ()  #: attributes that `reset` sets and `step` reads; empty: steps can't be recorded
 
     @property
     def context_dim(self) -> int:

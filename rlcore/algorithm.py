@@ -105,10 +105,9 @@ class Algorithm(ABC):
     eval_every: int  #: iterations between two evaluations
     checkpoint_every: int  #: iterations between two checkpoints
 
-    #: methods of fixed shapes that never wait for the device: a backend may compile them
-    graph_regions: tuple[str, ...] = ()
-    #: keys of `state_dict` that differ between torchrun's processes; empty: one process only
-    sharded: tuple[str, ...] = ()
+    #: A backend may compile or record graph regions, because they never wait for the device.
+    graph_regions: tuple[str, ...] = ()  #: names of methods whose tensors have fixed shapes
+    sharded: tuple[str, ...] = ()  #: keys of `state_dict` that differ between processes; empty: one process only
 
     validates_at_start: bool = False  #: whether the first validation comes before the first iteration
 

@@ -17,7 +17,7 @@ from email_rl.models.generation import CachedDecoder
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.ppo import LanguageModelPPO
 from rlcore.backends import cuda_graphs
-from rlcore.backends.accelerate import apply_mode
+from rlcore.backends.accelerate import apply_mode, replace_method
 from rlcore.backends.compilation import compile_function
 
 
@@ -25,15 +25,16 @@ from rlcore.backends.compilation import compile_function
 def apply_mode_to_language_model_ppo(algorithm: LanguageModelPPO, mode: str) -> None:
     """Compile or record the gradient of a micro-batch; record token statistics and the generation of mails."""
     algorithm.prepare_model = partial(accelerate_model, mode=mode)
-    for model in (algorithm.reference, algorithm.policy):
-        if model is not None:  # a resumed run has its models; other runs load them later
-            accelerate_model(model, mode)
+    if algorithm.has_models:  # a resumed run has its models; other runs load them later
+        accelerate_model(algorithm.reference, mode)
+        accelerate_model(algorithm.policy, mode)
     if mode == "compile":
-        # lengths differ
-        algorithm.accumulate_gradient = compile_function(algorithm.accumulate_gradient, dynamic=None)
+        accumulate_gradient = compile_function(algorithm.accumulate_gradient, dynamic=None)  # lengths differ
+        replace_method(algorithm, "accumulate_gradient", accumulate_gradient)
     # Checkpointing keeps the state of a random stream, which can't be recorded.
     if mode == "cudagraph" and not algorithm.gradient_checkpointing:
-        algorithm.accumulate_gradient = cuda_graphs.record(algorithm.accumulate_gradient, algorithm.device)
+        accumulate_gradient = cuda_graphs.record(algorithm.accumulate_gradient, algorithm.device)
+        replace_method(algorithm, "accumulate_gradient", accumulate_gradient)
         algorithm.forward_no_grad = cuda_graphs.record(algorithm.forward_no_grad, algorithm.device)
 
 
@@ -64,11 +65,11 @@ class RecordedDecoders:
     ) -> CachedDecoder:
         """Return a decoder for prompts [P, Q] and uniforms [R, B]."""
         key = (prompt.shape, u.shape, temperature, top_k, top_p, torch.is_autocast_enabled(prompt.device.type))
-        if self.key != key:
+        if self.decoder is None or self.key != key:
             self.decoder = None  # free its memory before another decoder takes as much
             decoder = CachedDecoder(language_model, prompt.device, temperature, top_k, top_p)
-            decoder.prefill = cuda_graphs.record(decoder.prefill, prompt.device)
-            decoder.decode_step = cuda_graphs.record(decoder.decode_step, prompt.device)
+            replace_method(decoder, "prefill", cuda_graphs.record(decoder.prefill, prompt.device))
+            replace_method(decoder, "decode_step", cuda_graphs.record(decoder.decode_step, prompt.device))
             self.key, self.decoder = key, decoder
         return self.decoder
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlcore.distributions import MaskedMultiDiscrete
-from rlcore.networks import mlp
+from rlcore.networks import mlp, output_layer
 from rlcore.normalization import RunningNormalizer
 
 
@@ -86,7 +86,7 @@ class ActionValues(nn.Module):
                 inputs.append(with_constant(x))
                 x = layer(x)
             else:
-                x, pullback = torch.func.vjp(layer, x)
+                x, pullback, *_ = torch.func.vjp(layer, x)
                 (slope,) = pullback(torch.ones_like(x))  # an activation is elementwise: its Jacobian is diagonal
                 slopes.append(slope)
         # Backward: from the outputs themselves, whose gradient is the identity.
@@ -133,7 +133,8 @@ class FactoredActionValues(ActionValues):
         num_factors = rank * sum(nvec)
         self.body = mlp([obs_dim, *hidden, 1 + num_factors], activation, gain)
         with torch.no_grad():
-            self.body[-1].bias[1:] = 0.3 * torch.randn(num_factors)  # a product of zeros has gradient zero
+            # a product of zeros has gradient zero
+            output_layer(self.body).bias[1:] = 0.3 * torch.randn(num_factors)
 
     def forward(self, context: Tensor) -> Tensor:
         output = self.body(self.normalize(context))

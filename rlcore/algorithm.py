@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlcore.backends import distributed
 from rlcore.distributions import MaskedMultiDiscrete
@@ -67,13 +67,13 @@ class AuxiliaryModel(Protocol):
     def train_minibatch(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take one gradient step on B steps; return metrics."""
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return weights and optimiser."""
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of `state_dict`, to train on."""
 
-    def load_weights(self, state: dict) -> None:
+    def load_weights(self, state: dict[str, Any]) -> None:
         """Restore the part of `state_dict`'s result that predictions need."""
 
 
@@ -123,9 +123,10 @@ class Algorithm(ABC):
 
     def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
         """Get what the first iteration needs beside the environment, such as a pretrained model."""
+        return
 
     @abstractmethod
-    def iterate(self, progress: float) -> dict[str, Tensor | float]:
+    def iterate(self, progress: float) -> Mapping[str, Tensor | float]:
         """Run one iteration after a share `progress` of the training; return its metrics, as device tensors."""
 
     def is_validation_due(self) -> bool:
@@ -134,9 +135,11 @@ class Algorithm(ABC):
 
     def observe_validation(self, metrics: dict[str, float]) -> None:
         """Take note of a validation, to keep the best weights or to stop early."""
+        return
 
     def finish(self) -> None:
         """Complete the training, for instance by restoring the best weights."""
+        return
 
     def accelerate_inner(self, algorithm: Algorithm) -> Algorithm:
         """Apply this algorithm's performance mode to an algorithm trained within it; a backend replaces this method."""
@@ -144,21 +147,23 @@ class Algorithm(ABC):
 
     def make_evaluator(self) -> Evaluator:
         """Return the evaluator of this algorithm."""
-        return self.env.evaluation(self.env)
+        evaluator: Evaluator = self.env.evaluation(self.env)
+        return evaluator
 
     def export(self, directory: Path) -> None:
         """Write the trained models into a directory in formats of other libraries, if there are such formats."""
+        return
 
     @abstractmethod
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue exactly."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of `state_dict`, to train on. Comes before the first iteration."""
 
     @abstractmethod
-    def load_policy(self, state: dict) -> None:
+    def load_policy(self, state: dict[str, Any]) -> None:
         """Restore the part of `state_dict`'s result that acting needs, on any device."""
 
 
@@ -223,6 +228,14 @@ class TrainingLoop:
         self.save()
 
 
+# the parts of an algorithm, as its configuration makes them
+MakeNetwork = Callable[[int, tuple[int, ...]], Any]  # of the length of an observation and nvec, a network
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+MakeAuxiliaryModel = Callable[[Any], AuxiliaryModel]  # of an environment
+# sets the rate, in place, by (rate [], initial rate, share of the training, last KL [])
+LearningRateSchedule = Callable[[Tensor, float, float, Tensor], None]
+
+
 class NetworkAlgorithm(Algorithm):
     """Base of the algorithms that train one network by one optimiser in a VectorEnv (envs/base.py).
 
@@ -237,10 +250,10 @@ class NetworkAlgorithm(Algorithm):
         seed: int,
         *,
         observes_price: bool,
-        network: Callable,
-        optimizer: Callable,
-        lr_schedule: Callable | None,
-        auxiliary: Callable | None,
+        network: MakeNetwork,
+        optimizer: MakeOptimizer,
+        lr_schedule: LearningRateSchedule | None,
+        auxiliary: MakeAuxiliaryModel | None,
         total_steps: int,
         num_steps: int,
         eval_every: int,
@@ -274,7 +287,7 @@ class NetworkAlgorithm(Algorithm):
         if self.auxiliary:
             self.auxiliary.anneal(progress)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue exactly."""
         return {
             "network": self.network.state_dict(),
@@ -287,13 +300,13 @@ class NetworkAlgorithm(Algorithm):
             "env": self.env.state_dict(),
         }
 
-    def load_policy(self, state: dict) -> None:
+    def load_policy(self, state: dict[str, Any]) -> None:
         """Restore the part that acting needs, on any device."""
         self.network.load_state_dict(state["network"])
         if self.auxiliary:
             self.auxiliary.load_weights(state["auxiliary"])
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore everything. Random streams continue only on the kind of device that they come from."""
         self.load_policy(state)
         self.optimizer.load_state_dict(state["optimizer"])

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from rlcore.action_values import ActionValues, GreedyPolicy
-from rlcore.algorithm import NetworkAlgorithm, OfflineAlgorithm
+from rlcore.algorithm import (
+    LearningRateSchedule,
+    MakeAuxiliaryModel,
+    MakeNetwork,
+    MakeOptimizer,
+    NetworkAlgorithm,
+    OfflineAlgorithm,
+)
 from rlcore.distributions import draw, unflatten
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.rollout import stack_columns
@@ -82,11 +89,11 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         env: Any,
         seed: int,
         *,
-        network: Callable,
-        optimizer: Callable,
-        lr_schedule: Callable | None,
+        network: MakeNetwork,
+        optimizer: MakeOptimizer,
+        lr_schedule: LearningRateSchedule | None,
         exploration: Callable,
-        auxiliary: Callable | None,
+        auxiliary: MakeAuxiliaryModel | None,
         total_steps: int,
         num_steps: int,
         memory: int,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 
-def atomic(path: Path | str, write: Callable[[Path], None]) -> None:
+def atomic(path: Path | str, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in its place."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

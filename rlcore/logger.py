@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ContextManager, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from rich.console import Console
@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Metrics = dict[str, Tensor | float]
+Metrics = Mapping[str, Tensor | float]
 
 
 class Logger(Protocol):
@@ -35,18 +35,19 @@ class Logger(Protocol):
     def log_figure(self, name: str, figure: Figure) -> None:
         """Log a matplotlib figure as an image."""
 
-    def child(self, name: str, iterations: int) -> ContextManager[Logger]:
+    def child(self, name: str, iterations: int) -> AbstractContextManager[Logger]:
         """Return a logger for a training within the training; its metrics have the prefix `name`."""
 
 
 def to_floats(metrics: Metrics) -> dict[str, float]:
     """Bring all tensors among the metrics to the host in one transfer."""
     tensors = {name: x.detach().float() for name, x in metrics.items() if isinstance(x, Tensor)}
+    floats = {name: x for name, x in metrics.items() if not isinstance(x, Tensor)}
     if not tensors:
-        return dict(metrics)
+        return floats
     stacked = torch.stack(list(tensors.values()))
-    floats = dict(zip(tensors, stacked.tolist()))
-    return metrics | floats
+    floats |= zip(tensors, stacked.tolist())
+    return {name: floats[name] for name in metrics}  # in their order
 
 
 class TensorBoardLogger:

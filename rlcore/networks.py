@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,18 @@ def orthogonal_(layer: nn.Linear, gain: float) -> nn.Linear:
 def mlp(sizes: list[int], activation: Callable[[], nn.Module], gain: float) -> nn.Sequential:
     """Stack linear layers of the given sizes: gain √2 for hidden layers, `gain` and no activation for the last."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1]):
+    for fan_in, fan_out in pairwise(sizes[:-1]):
         layers.append(orthogonal_(nn.Linear(fan_in, fan_out), math.sqrt(2)))
         layers.append(activation())
     layers.append(orthogonal_(nn.Linear(sizes[-2], sizes[-1]), gain))
     return nn.Sequential(*layers)
+
+
+def output_layer(layers: nn.Sequential) -> nn.Linear:
+    """Return the last layer of an `mlp`."""
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    return last
 
 
 def sigmoid_tanh(x: Tensor) -> Tensor:
@@ -65,6 +73,7 @@ class ActorCritic(nn.Module):
     """
 
     observes_price = True
+    combination: Tensor  #: of the heads' logits into those of the pairs, [Πn, number of logits]
 
     def __init__(
         self,
@@ -90,10 +99,10 @@ class ActorCritic(nn.Module):
         self.critic = mlp([obs_dim, *hidden, 1], activation, 1.0)
         # Adding the heads' logits is linear: as part of the last layer it takes fewer passes than on its output.
         combination = outer_sum(torch.eye(num_logits), self.nvec).T if independent else torch.eye(num_logits)
-        self.register_buffer("combination", combination.contiguous(), persistent=False)  # [Πn, number of logits]
+        self.register_buffer("combination", combination.contiguous(), persistent=False)
         with torch.no_grad():
             first_choices = 1 if independent else math.prod(nvec[1:])
-            self.actor[-1].bias[:first_choices] = first_bias
+            output_layer(self.actor).bias[:first_choices] = first_bias
 
     def update_normalization(self, obs: Tensor) -> None:
         """Add observations [..., D] to the running moments, where observations are normalised."""
@@ -103,7 +112,7 @@ class ActorCritic(nn.Module):
     def logits(self, obs: Tensor) -> Tensor:
         """Return the logits of all combinations [B, Πn] for observations [B, D]."""
         hidden = self.actor[:-1](self.normalize(obs))
-        last = self.actor[-1]
+        last = output_layer(self.actor)
         return functional.linear(hidden, self.combination @ last.weight, self.combination @ last.bias)
 
     def distribution(self, obs: Tensor, action_mask: Tensor) -> MaskedMultiDiscrete:

@@ -18,6 +18,10 @@ class RunningNormalizer(nn.Module):
     The moments change only by `update`, so that acting and updating see the same numbers.
     """
 
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
     def __init__(self, size: int, clip: float):
         super().__init__()
         self.clip = clip
@@ -47,6 +51,8 @@ class RewardNormalizer(nn.Module):
     rewards keep their mean. Where all episodes have one length, the subtraction changes the return of every policy
     alike, and the value function learns what actions change instead of how much of the episode is left.
     """
+
+    return_so_far: Tensor
 
     def __init__(self, num_agents: int, gamma: float, center: bool):
         super().__init__()
@@ -80,6 +86,9 @@ class Standardizer(nn.Module):
 
     `min_std` is the smallest standard deviation that x is divided by.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, size: int, min_std: float):
         super().__init__()

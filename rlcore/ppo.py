@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlcore import losses, returns
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
 from rlcore.backends import distributed
 from rlcore.normalization import RewardNormalizer
 from rlcore.returns import whiten
@@ -51,18 +51,18 @@ class PPO(NetworkAlgorithm):
     equals that of one process on the concatenated minibatches.
     """
 
-    graph_regions = ("compute_advantages", "compute_gradients")  # methods that a backend may compile or record
-    sharded = ("generator", "env", "reward_normalizer")  # parts of the state that differ between processes
+    graph_regions: tuple[str, ...] = ("compute_advantages", "compute_gradients")
+    sharded = ("generator", "env", "reward_normalizer")
 
     def __init__(
         self,
         env: Any,
         seed: int,
         *,
-        network: Callable,
-        optimizer: Callable,
-        lr_schedule: Callable | None,
-        auxiliary: Callable | None,
+        network: MakeNetwork,
+        optimizer: MakeOptimizer,
+        lr_schedule: LearningRateSchedule | None,
+        auxiliary: MakeAuxiliaryModel | None,
         total_steps: int,
         num_steps: int,
         epochs: int,
@@ -197,19 +197,21 @@ class PPO(NetworkAlgorithm):
         """
         compute_gradients = compute_gradients or self.compute_gradients
         totals: dict[str, Tensor] = {}
-        for epoch in range(1, self.epochs + 1):
+        updates = 0
+        for _ in range(self.epochs):
             epoch_kl = torch.zeros_like(self.kl)
             for minibatch in batch.shuffled(self.minibatches, self.generator):
                 self.optimizer.zero_grad(set_to_none=True)
                 metrics = compute_gradients(minibatch)
                 self.optimizer.step()
+                updates += 1
                 totals = {name: totals.get(name, 0) + x for name, x in metrics.items()}
                 epoch_kl = epoch_kl + metrics["approx_kl"] / self.minibatches
             epoch_kl = distributed.all_reduce_mean(epoch_kl)
             if self.target_kl is not None and epoch_kl.item() > self.target_kl:
                 break
         self.kl.copy_(epoch_kl)  # for a learning rate that adapts to it
-        metrics = {f"losses/{name}": total / (epoch * self.minibatches) for name, total in totals.items()}
+        metrics = {f"losses/{name}": total / updates for name, total in totals.items()}
         metrics["losses/explained_variance"] = losses.explained_variance(
             batch.value, batch.target, mask=None, all_reduce=distributed.all_reduce_sum
         )

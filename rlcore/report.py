@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
@@ -18,15 +19,15 @@ class Report:
 
     title: str
     caption: str
-    rows: dict[str, dict]  #: {policy: {key: result}}
-    columns: dict[str, Callable[[dict], str]]  #: {header: text of a row}
+    rows: dict[str, dict[str, Any]]  #: {policy: {key: result}}
+    columns: dict[str, Callable[[dict[str, Any]], str]]  #: {header: text of a row}
     last: list[str] | None  #: a line below the rows
-    extra: dict  #: further entries of metrics.json
+    extra: dict[str, Any]  #: further entries of metrics.json
     plots: dict[str, Figure]
     judged: str  #: the key of a row by which runs are compared
     what: str = "policy"  #: header of the rows' names
 
-    def to_metrics(self) -> dict:
+    def to_metrics(self) -> dict[str, Any]:
         """Lay everything out for metrics.json."""
         return {"policies": self.rows, **self.extra}
 
@@ -54,8 +55,7 @@ class Report:
         )
         table.add_column(self.what, no_wrap=True)
         for header in self.columns:
-            justify = "left" if header == "knows" else "right"
-            table.add_column(header, justify=justify, no_wrap=True)
+            table.add_column(header, justify="left" if header == "knows" else "right", no_wrap=True)
         for line in self._lines():
             table.add_row(*line)
         return table
@@ -66,7 +66,9 @@ class Report:
         text_columns = 2 if "knows" in self.columns else 1
         return markdown(headers, self._lines(), text_columns)
 
-    def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
+    def to_figures(
+        self, agent: str | None, headline: str, history: dict[str, list[tuple[int, float]]]
+    ) -> dict[str, Figure]:
         """Return the plots, and the training curve where there is one."""
         curve = history.get(headline, [])
         if not curve:

@@ -27,7 +27,7 @@ class Market(NamedTuple):
     @staticmethod
     def of(size: int, paraphrases: bool) -> Market:
         """Take the first `size` values of every facet."""
-        whole = {
+        whole: dict[str, dict[str, tuple[str, ...]]] = {
             "source": phrases.SOURCES,
             "role": phrases.ROLES,
             "industry": phrases.INDUSTRIES,
@@ -132,9 +132,9 @@ class GoldModel:
         self.finders = {
             facet: re.compile(r"\b(" + "|".join(map(re.escape, known)) + r")\b") for facet, known in value_of.items()
         }
-        self.parse = lru_cache(maxsize=500_000)(self.parse)  # mails share their sentences
+        self.parse = lru_cache(maxsize=500_000)(self._parse)  # mails share their sentences
 
-    def parse(self, sentence: str) -> ParsedSentence:
+    def _parse(self, sentence: str) -> ParsedSentence:
         """Find the parts of a sentence that the gold model values."""
         lower, grams = sentence.lower(), trigrams(sentence)
         return ParsedSentence(

@@ -8,7 +8,7 @@ mark.
 from __future__ import annotations
 
 # Values of a context: name → paraphrases that speak of it without the name. A smaller market takes the first few.
-ROLES = {
+ROLES: dict[str, tuple[str, ...]] = {
     "CEO": ("the board", "the whole company"),
     "CFO": ("the margins", "the books"),
     "CTO": ("the uptime", "the codebase"),
@@ -17,7 +17,7 @@ ROLES = {
     "operations head": ("the shift plans", "the throughput"),
 }
 EXECUTIVES = ("CEO", "CFO", "CTO")
-INDUSTRIES = {
+INDUSTRIES: dict[str, tuple[str, ...]] = {
     "healthcare": ("patients", "clinics"),
     "retail": ("shoppers", "shop floors"),
     "banking": ("account holders", "branches"),
@@ -25,7 +25,7 @@ INDUSTRIES = {
     "education": ("students", "classrooms"),
     "energy": ("meters", "power lines"),
 }
-SOURCES = {
+SOURCES: dict[str, tuple[str, ...]] = {
     "partner referral": ("shared partner",),
     "trade fair": ("show stand",),
     "web demo": ("screen tour",),
@@ -33,7 +33,7 @@ SOURCES = {
     "webinar": ("online talk",),
     "podcast": ("audio show",),
 }
-PRODUCTS = {
+PRODUCTS: dict[str, tuple[str, ...]] = {
     "analytics dashboard": ("all figures at a glance",),
     "scheduling tool": ("a calendar without gaps",),
     "security audit": ("every weak spot found",),

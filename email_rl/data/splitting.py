@@ -73,7 +73,7 @@ def stratified_split(mails: Mails, groups: list[int], shares: dict[str, float], 
     split: dict[str, list[int]] = {name: [] for name in shares}
     for rows in order:
         counts = Counter(mails.outcome[rows].tolist())
-        rarest = min(counts, key=rank.get)  # place the outcome that is hardest to place first
+        rarest = min(counts, key=rank.__getitem__)  # place the outcome that is hardest to place first
         name = max(shares, key=lambda name: (need[name][rarest] / shares[name], sum(need[name].values())))
         split[name] += rows
         for y, n in counts.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,10 +41,8 @@ class SyntheticCorpus:
             )
         self.market = Market.of(values_per_facet, paraphrases)
         self.shuffled_body, self.parts, self.gold = shuffled_body, parts, gold(self.market)
-        self.sizes, self.seeds = (
-            {"train": train, "valid": valid, "test": test},
-            {"train": 2 * seed, "valid": 2 * seed + 1},
-        )
+        self.sizes = {"train": train, "valid": valid, "test": test}
+        self.seeds = {"train": 2 * seed, "valid": 2 * seed + 1}
         self.seeds["test"] = test_seed
 
     def splits(self) -> dict[str, Mails]:
@@ -105,13 +103,14 @@ def _distinct(part: str, n: int, rng: random.Random) -> list[str]:
     return [_fill(written, {}, rng) for written in rng.sample(phrases.SENTENCES[part], n)]
 
 
-class _Fillers(NamedTuple):
-    given: dict
+@dataclass(frozen=True)
+class _Fillers:
+    given: dict[str, str]
     rng: random.Random
 
     def __getitem__(self, slot: str) -> str:
         return self.given[slot] if slot in self.given else self.rng.choice(phrases.FILLERS[slot])
 
 
-def _fill(written: str, given: dict, rng: random.Random) -> str:
+def _fill(written: str, given: dict[str, str], rng: random.Random) -> str:
     return written.format_map(_Fillers(given, rng))

@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from email_rl.data import metrics
 from email_rl.data.dataset import MailDataset
 from email_rl.data.mails import Mails, words
 from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure, policy_columns
-from email_rl.models.outcome_classifier import expected_reward
+from email_rl.models.outcome_classifier import OutcomeClassifier, expected_reward
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
@@ -60,15 +61,15 @@ class MailPolicyEvaluator:
         self.test_mails, self.validation_mails, self.best_of = test_mails, validation_mails, best_of
         self.baseline_trainer, self.sampling = baseline_trainer, sampling
         self.distinct_words, self.bootstrap_samples = distinct_words, bootstrap_samples
-        self._judge = None
+        self._judge: OutcomeClassifier | None = None
 
     # ── what is true ────────────────────────────────────────────────────────────────────────────────────────────────
-    def true_probabilities(self, algorithm) -> Callable | None:
+    def true_probabilities(self, algorithm) -> Callable[[list[str], list[str]], Tensor] | None:
         """Return P(outcome) as a function of contexts and texts: the corpus's own, a judge's, or None."""
         if self.dataset.gold:
             return self.dataset.gold.probabilities
         self._judge = self._judge or algorithm.judge()
-        return self._judge and self._judge.probabilities
+        return None if self._judge is None else self._judge.probabilities
 
     # ── during training ─────────────────────────────────────────────────────────────────────────────────────────────
     def validate(self, algorithm) -> dict[str, float]:
@@ -115,7 +116,8 @@ class MailPolicyEvaluator:
         mails = self.mails_by_policy(algorithm, name, test)
         rows = {row: self.figures_of(algorithm, written) for row, written in mails.items()}
         truth = "truth: the gold model" if self.dataset.gold else "judge: a model that learnt from other mails"
-        extra, plots = {"truth": truth, "source": self.dataset.name}, {}
+        extra: dict[str, Any] = {"truth": truth, "source": self.dataset.name}
+        plots: dict[str, Figure] = {}
         if algorithm.reference is not None:
             reference = self.conversion(algorithm, mails["reference"])
             for row, written in mails.items():
@@ -147,7 +149,9 @@ class MailPolicyEvaluator:
         mails[f"best_of_{self.best_of}"] = self.best_of_n(algorithm, test.contexts)
         own = self.generate(algorithm.policy, algorithm.reference, test.contexts, "test")
         if self.baseline_trainer:
-            baseline, kl = algorithm.baseline_trainer(self.baseline_trainer), own.kl.mean().item()
+            assert own.kl is not None  # it was generated beside its reference
+            kl = own.kl.mean().item()
+            baseline = algorithm.baseline_trainer(self.baseline_trainer)
             TrainingLoop(baseline, NullLogger(), should_stop=lambda: baseline.kl_to_reference.item() >= kl).run()
             mails["reward_weighted"] = self.generate(baseline.policy, algorithm.reference, test.contexts, "test")
         return mails | {name: own}
@@ -156,6 +160,7 @@ class MailPolicyEvaluator:
         """For each context, take the one of n mails of the reference that the reward model scores highest."""
         n = self.best_of
         drawn = self.generate(algorithm.reference, None, contexts, "best", n)
+        assert drawn.has_ended is not None  # it was generated
         best = algorithm.rewards(drawn.contexts, drawn.texts).view(-1, n).argmax(1) + n * torch.arange(len(contexts))
         kl_bound = math.log(n) - (n - 1) / n  # Beirami et al. 2024
         return PolicyMails(
@@ -168,7 +173,7 @@ class MailPolicyEvaluator:
     def figures_of(self, algorithm, mails: PolicyMails) -> dict:
         """Return the figures of a row."""
         contexts, texts, n = mails.contexts, mails.texts, len(mails.texts)
-        row = {
+        row: dict[str, Any] = {
             "proxy_reward": None,
             "true_reward": None,
             "conversion": None,
@@ -206,7 +211,9 @@ class MailPolicyEvaluator:
 
     def conversion(self, algorithm, mails: PolicyMails) -> Tensor:
         """Return the true P(conversion) of each mail [N]."""
-        return self.true_probabilities(algorithm)(mails.contexts, mails.texts).double()[:, -1]
+        true_probabilities = self.true_probabilities(algorithm)
+        assert true_probabilities is not None  # where there is a reference, there is a judge
+        return true_probabilities(mails.contexts, mails.texts).double()[:, -1]
 
     def ratio_to_reference(self, converts: Tensor, reference: Tensor) -> dict:
         """Return the ratio of conversion to the reference's for the same contexts, with its 95 % interval."""

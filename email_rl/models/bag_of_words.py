@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import torch
@@ -39,7 +40,9 @@ class BagOfWords:
         self.bias = nn.Parameter(share.log())
         self.temperature = 1.0
         optimizer = torch.optim.AdamW([self.weight.weight, self.bias], lr=lr, weight_decay=weight_decay)
-        ids, best = self.ids(train), (float("inf"), None)
+        ids = self.ids(train)
+        best_loss = math.inf
+        best: tuple[Tensor, Tensor] | None = None
         epochs = max(epochs, -(-min_steps * batch_size // len(train)))  # few mails need more passes
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = lr * (1 - epoch / epochs)
@@ -48,12 +51,16 @@ class BagOfWords:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            loss = log_losses(self.probabilities(valid), valid.outcome).mean().item()
-            if loss < best[0]:
-                best = loss, (self.weight.weight.detach().clone(), self.bias.detach().clone())
+            valid_loss = log_losses(self.probabilities(valid), valid.outcome).mean().item()
+            if valid_loss < best_loss:
+                best_loss = valid_loss
+                best = (self.weight.weight.detach().clone(), self.bias.detach().clone())
+        if best is None:
+            raise ValueError(f"env.evaluation.bag_of_words.lr: {lr}: training diverged; expected a lower one")
         with torch.no_grad():
-            self.weight.weight.copy_(best[1][0])
-            self.bias.copy_(best[1][1])
+            best_weight, best_bias = best
+            self.weight.weight.copy_(best_weight)
+            self.bias.copy_(best_bias)
             self.temperature = fit_temperature(self.logits(self.ids(valid)), valid.outcome, torch.ones(len(valid)))
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -13,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -22,7 +24,7 @@ from email_rl.models.hf_io import FromFolder, FromHub
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NORMALIZER, PRE_TOKENIZER = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-LABELS = {
+LABELS: dict[str, Any] = {
     "num_labels": len(OUTCOMES),
     "id2label": dict(enumerate(OUTCOMES)),
     "label2id": {name: i for i, name in enumerate(OUTCOMES)},
@@ -93,7 +95,7 @@ class PretrainedEncoder(FineTuning):
 
     source: FromHub | FromFolder
 
-    def build(self, texts: list[str]) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    def build(self, texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load network and tokenizer; raise ValueError, in one line, where the source has no such model."""
         return self.source.load(
             lambda name: read_classifier(name, self.max_length),
@@ -104,7 +106,7 @@ class PretrainedEncoder(FineTuning):
         )
 
 
-def read_classifier(name: str, max_length: int) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+def read_classifier(name: str, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read network and tokenizer by a hub name or folder."""
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     tokenizer.model_max_length = max_length

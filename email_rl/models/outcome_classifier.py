@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from email_rl.data.mails import OUTCOMES
 from email_rl.models.encoders import pad_batch, tokenize
@@ -26,8 +26,12 @@ def expected_reward(p: Tensor, values: Tensor, kind: str) -> Tensor:
 class OutcomeClassifier:
     """A network with its tokenizer: probabilities of outcomes for mails."""
 
-    def __init__(self, model: nn.Module, tokenizer, device: torch.device, batch_size: int):
-        self.model, self.tokenizer = model.to(device).eval(), tokenizer
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device, batch_size: int
+    ):
+        # transformers wraps Module.to in a way that loses `self`
+        self.model: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
+        self.tokenizer = tokenizer
         self.device, self.batch_size = device, batch_size
 
     @staticmethod

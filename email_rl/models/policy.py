@@ -155,9 +155,8 @@ class LanguageModelPolicy(nn.Module):
                 position_ids=position_ids(mask),
                 use_cache=False,
             )
-            hidden = trunk.last_hidden_state[
-                :, -mails.response.shape[1] - 1 : -1
-            ]  # at the token before each of the mail's
+            # at the token before each of the mail's
+            hidden = trunk.last_hidden_state[:, -mails.response.shape[1] - 1 : -1]
             logits = self.language_model.get_output_embeddings()(hidden)
         logits = warp_logits(logits.float(), self.temperature, 0, 1.0)
         normalizer = logits.logsumexp(-1)

@@ -142,11 +142,9 @@ class ReinforcePP(AdvantageEstimator):
         if self.samples_per_prompt > 1:
             group = by_prompt(score, self.samples_per_prompt)
             score = (group - group.mean(1, keepdim=True)).view(-1)
-        reward, nothing, end = (
-            token_rewards(score, log_ratio, response_mask, kl_coef),
-            torch.zeros_like(value),
-            last_token(response_mask),
-        )
+        reward = token_rewards(score, log_ratio, response_mask, kl_coef)
+        nothing = torch.zeros_like(value)
+        end = last_token(response_mask)
         to_go = gae(reward.T, nothing.T, nothing.T, end.T, end.T, self.gamma, 1.0).T
         return whiten(to_go, response_mask, distributed.all_reduce_sum), nothing
 

@@ -27,6 +27,9 @@ class LanguageModelAlgorithm(Algorithm):
     """
 
     env_type = MailDataset
+    policy: LanguageModelPolicy  #: set by `set_models`, as are the other two
+    reference: LanguageModelPolicy
+    reward_model: OutcomeClassifier
 
     def __init__(
         self,
@@ -56,9 +59,7 @@ class LanguageModelAlgorithm(Algorithm):
         self.update_kl = torch.full((), torch.nan, device=env.device)
         # Of the last generated mails, nats a mail; the evaluation trains a baseline until the baseline has this KL.
         self.kl_to_reference = torch.full((), torch.nan, device=env.device)
-        self.policy: LanguageModelPolicy | None = None
-        self.reference: LanguageModelPolicy | None = None
-        self.reward_model: OutcomeClassifier | None = None
+        self.has_models = False
         self.score_mean, self.score_std = 0.0, 1.0
         # A backend may put a function here that makes a model generate faster.
         self.prepare_model: Callable[[LanguageModelPolicy], None] = lambda model: None
@@ -72,6 +73,7 @@ class LanguageModelAlgorithm(Algorithm):
             self.policy.language_model.gradient_checkpointing_enable()
         self.optimizer = self.make_optimizer(self.policy.parameters(), lr=self.initial_lr)
         self.optimizer.param_groups[0]["lr"] = self.lr
+        self.has_models = True
 
     def baseline_trainer(self, advantage) -> LanguageModelAlgorithm:
         """Return a trainer with the same models and settings, but another advantage estimator."""

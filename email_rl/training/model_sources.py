@@ -71,7 +71,7 @@ class ModelSources:
             )
         reward_model = OutcomeClassifier.load(reward_model_folder, self.dataset.device, self.batch_size)
         network, tokenizer = from_folder(
-            reference_folder, "algo.reference_folder", read_language_model, "causal language model"
+            str(reference_folder), "algo.reference_folder", read_language_model, "causal language model"
         )
         reference = LanguageModelPolicy(network, tokenizer, **self.generation)
         return reference.to(self.dataset.device), reward_model

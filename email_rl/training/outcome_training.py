@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from email_rl.data.dataset import MailDataset
 from email_rl.data.mails import OUTCOMES, Mails
@@ -85,14 +86,15 @@ class OutcomeTraining(Algorithm):
         self.eval_every, self.patience, self.checkpoint_every = eval_every, patience, checkpoint_every
         self.predict_batch_size, self.digest = predict_batch_size, env.digest
         self.iteration, self.updates_done, self.mails_seen, self.finished = 0, 0, 0, False
-        self.best_loss, self.best, self.evaluations_without_gain, self.temperature = math.inf, None, 0, 1.0
+        self.best_loss, self.evaluations_without_gain, self.temperature = math.inf, 0, 1.0
+        self.best: dict[str, Tensor] | None = None
         torch.manual_seed(seed)
         network, tokenizer = encoder.build(env.train.contexts + env.train.texts)
         network.config.reads_context = input == "context_text"
         self._set_network(network, tokenizer)
         self._set_mails(env.train, [env.valid], encoder.lr, encoder.epochs)
 
-    def _set_network(self, network: nn.Module, tokenizer) -> None:
+    def _set_network(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.classifier = OutcomeClassifier(network, tokenizer, self.device, self.predict_batch_size)
         self.network, self.files = self.classifier.model, describe(network, tokenizer)
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]

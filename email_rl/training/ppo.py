@@ -196,7 +196,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
         """Load or train reference policy and reward model; fit score_mean and score_std on mails of the reference."""
         self.logger = logger
-        if self.policy is not None:  # of a checkpoint, or set by `baseline_trainer`
+        if self.has_models:  # of a checkpoint, or set by `baseline_trainer`
             return
         self.set_models(*self.sources.load_or_train(logger, should_stop, self.accelerate_inner))
         contexts = self.sample_contexts(self.normalization_mails)

@@ -77,7 +77,7 @@ class RewardModel(OutcomeTraining):
     def _resume(self, state: dict, old_splits: dict[str, Mails] | None) -> None:
         self.old_splits, self.before_refresh = old_splits, state["before_refresh"]
         if old_splits:
-            self._mix()
+            self._mix(old_splits)
         self.optimizer.load_state_dict(state["optimizer"])
         for name in PROGRESS:
             setattr(self, name, state[name])
@@ -89,7 +89,7 @@ class RewardModel(OutcomeTraining):
         self.old_splits, self.finished, self.temperature = old_splits, False, 1.0
         new = self.new_splits()
         dropped = sum(map(len, self.env.splits.values())) - sum(map(len, new.values()))
-        self._mix()
+        self._mix(old_splits)
         self.before_refresh = {"old": self.probabilities(old_splits["test"]), "new": self.probabilities(new["test"])}
         print(
             f"refresh: {len(new['train']):,} new mails to learn from, {len(self.train_mails) - len(new['train']):,} "
@@ -100,7 +100,7 @@ class RewardModel(OutcomeTraining):
             self.output_layer.bias.add_(self.class_weights.log().to(self.output_layer.bias.device))
         self.observe_validation(self.validate())  # the weights before the refresh may stay the best
 
-    def _mix(self) -> None:
+    def _mix(self, old_splits: dict[str, Mails]) -> None:
         """Train on the new mails and a replay of old ones; validate on old and new mails with equal weight."""
         new = self.new_splits()
         for name, mails in new.items():
@@ -109,10 +109,10 @@ class RewardModel(OutcomeTraining):
                     f"{self.env.name}: nothing new for {name}: its texts are those of the checkpoint's mails"
                 )
         self._packed_mails = None
-        train = with_replay(new["train"], self.old_splits["train"], self.refresh["replay_ratio"], self.seed)
+        train = with_replay(new["train"], old_splits["train"], self.refresh["replay_ratio"], self.seed)
         self._set_mails(
             train,
-            [new["valid"], self.old_splits["valid"]],
+            [new["valid"], old_splits["valid"]],
             self.refresh["lr_share"] * self.encoder.lr,
             self.refresh["epochs"],
         )

@@ -51,11 +51,9 @@ class SFT(Algorithm):
         checkpoint_every: int,
     ):
         self.env, self.device, self.seed, self.settings = env, env.device, seed, language_model
-        self.max_grad_norm, self.updates_per_iteration, self.checkpoint_every = (
-            max_grad_norm,
-            updates_per_iteration,
-            checkpoint_every,
-        )
+        self.max_grad_norm = max_grad_norm
+        self.updates_per_iteration = updates_per_iteration
+        self.checkpoint_every = checkpoint_every
         self.warmup_share, self.final_lr_share, self.bucket_batches = warmup_share, final_lr_share, bucket_batches
         torch.manual_seed(seed)
         network, tokenizer = language_model.build(env.train.contexts + env.train.texts)
@@ -69,7 +67,8 @@ class SFT(Algorithm):
         self.total_updates = language_model.sft_epochs * self.updates_per_epoch
         self.iterations, self.iteration, self.updates_done = math.ceil(self.total_updates / updates_per_iteration), 0, 0
         self._epoch: int | None = None  # the epoch of the current batches
-        self.best_loss, self.best = math.inf, None
+        self.best_loss = math.inf
+        self.best: dict[str, Tensor] | None = None
 
     def _tokenize(self, mails: Mails, outcomes: list, max_mails: int | None) -> TokenizedMails:
         mails = mails.rows([i for i, y in enumerate(mails.outcome.tolist()) if y in outcomes][:max_mails])
@@ -113,6 +112,11 @@ class SFT(Algorithm):
 
     def finish(self) -> None:
         """Take the best weights."""
+        if self.best is None:
+            raise ValueError(
+                f"algo.language_model.sft_lr: {self.settings.sft_lr}: training diverged, no validation gave a finite "
+                "loss; expected a lower one"
+            )
         self.policy.load_state_dict(self.best)
 
     def train_batch(self) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +33,13 @@ def accelerate(algorithm: Algorithm, mode: str) -> Algorithm:
     if mode == "cudagraph" and distributed.num_processes() > 1:
         raise ValueError("execution=cudagraph: expected a single process, several need eager or compile")
     apply_mode(algorithm, mode)
-    algorithm.accelerate_inner = partial(accelerate, mode=mode)
+    replace_method(algorithm, "accelerate_inner", partial(accelerate, mode=mode))
     return algorithm
+
+
+def replace_method(owner: object, name: str, function: Callable[..., Any]) -> None:
+    """Let one object have a function in the place of a method of its class."""
+    setattr(owner, name, function)
 
 
 @singledispatch
@@ -41,7 +47,7 @@ def apply_mode(algorithm: Algorithm, mode: str) -> None:
     """Compile the graph regions of an algorithm. Algorithms that need more register a function of their own."""
     if mode == "compile":
         for name in algorithm.graph_regions:
-            setattr(algorithm, name, compile_function(getattr(algorithm, name)))
+            replace_method(algorithm, name, compile_function(getattr(algorithm, name)))
 
 
 @apply_mode.register
@@ -67,14 +73,14 @@ def compile_ppo(algorithm: PPO) -> None:
         run = partial(scan_rollout, functional, algorithm.network, scan)
         algorithm.collect_rollout = FunctionalRollout(compile_function(run, fullgraph=True, **on_cpu))
     else:
-        algorithm.network.act = compile_function(algorithm.network.act)
+        replace_method(algorithm.network, "act", compile_function(algorithm.network.act))
         for name in env.graph_regions:
-            setattr(env, name, compile_function(getattr(env, name), dynamic=None))  # histories grow
+            replace_method(env, name, compile_function(getattr(env, name), dynamic=None))  # histories grow
     algorithm.foreach = False
-    algorithm.compute_advantages = compile_function(algorithm.compute_advantages)
+    replace_method(algorithm, "compute_advantages", compile_function(algorithm.compute_advantages))
     for name in algorithm.graph_regions:
         if name != "compute_advantages":
-            setattr(algorithm, name, compile_function(getattr(algorithm, name), **on_cpu))
+            replace_method(algorithm, name, compile_function(getattr(algorithm, name), **on_cpu))
 
 
 def record_ppo(algorithm: PPO) -> None:
@@ -86,10 +92,11 @@ def record_ppo(algorithm: PPO) -> None:
         algorithm.collect_rollout = FunctionalRollout(record(run, env.device))
     elif env.graph_state:
         algorithm.collect_rollout = RecordedRollout(algorithm)
-    algorithm.compute_advantages = record(algorithm.compute_advantages, env.device)
+    replace_method(algorithm, "compute_advantages", record(algorithm.compute_advantages, env.device))
     record_gradient_steps(algorithm)
     if algorithm.auxiliary:
-        algorithm.auxiliary.train_minibatch = record(algorithm.auxiliary.train_minibatch, env.device)
+        auxiliary = algorithm.auxiliary
+        replace_method(auxiliary, "train_minibatch", record(auxiliary.train_minibatch, env.device))
 
 
 def record_gradient_steps(algorithm: PPO) -> None:
@@ -112,8 +119,10 @@ def record_gradient_steps(algorithm: PPO) -> None:
 
     for name in algorithm.graph_regions:
         if name != "compute_advantages":
-            setattr(algorithm, name, record(whole_step(getattr(algorithm, name)), algorithm.env.device))
-    optimizer.zero_grad = optimizer.step = part_of_the_recording
+            gradient_step = record(whole_step(getattr(algorithm, name)), algorithm.env.device)
+            replace_method(algorithm, name, gradient_step)
+    replace_method(optimizer, "zero_grad", part_of_the_recording)
+    replace_method(optimizer, "step", part_of_the_recording)
 
 
 def part_of_the_recording(set_to_none: bool = True) -> None:

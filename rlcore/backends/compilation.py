@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.distributions import MaskedMultiDiscrete, outer_sum
-from rlcore.networks import ActorCritic, SigmoidTanh, Tanh
+from rlcore.networks import ActorCritic, SigmoidTanh, Tanh, output_layer
 
 
 def compile_function(function: Callable, **options: Any) -> Callable:
@@ -90,7 +90,7 @@ class CompiledActorCritic(ActorCritic):
         The batch is the last dimension, so that the softmax's passes add the heads.
         """
         hidden = self.actor[:-1](self.normalize(obs))
-        last = self.actor[-1]
+        last = output_layer(self.actor)
         heads = torch.addmm(last.bias[:, None], last.weight, hidden.T).T
         return outer_sum(heads, self.nvec) if self.heads == "independent" else heads
 

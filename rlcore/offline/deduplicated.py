@@ -91,3 +91,8 @@ class DeduplicatedMatrix:
             wanted = unique[:, first_here:last_here]
             parts.append(wanted[index[rows].long()])
         return torch.cat(parts, -1)
+
+
+def dense(matrix: Tensor | DeduplicatedMatrix) -> Tensor:
+    """Return a matrix [N, D] as a plain tensor."""
+    return matrix if isinstance(matrix, Tensor) else matrix[:]

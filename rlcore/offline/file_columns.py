@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlcore.distributions import unflatten
+from rlcore.offline.deduplicated import dense
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 
 
@@ -74,10 +75,11 @@ def to_columns(dataset: LoggedDataset) -> dict:
     add("truncated", data.truncated)
     add_matrix(numbered("feature", static), data.obs[:, :static])
     add_matrix(numbered("state", dynamic), data.obs[:, static:])
-    add_matrix(combinations("valid", data.nvec), data.action_mask)
+    add_matrix(combinations("valid", data.nvec), dense(data.action_mask))
     if data.next_obs is not None:
+        assert data.next_action_mask is not None
         add_matrix(numbered("next_state", dynamic), data.next_obs[:, static:])
-        add_matrix(combinations("next_valid", data.nvec), data.next_action_mask)
+        add_matrix(combinations("next_valid", data.nvec), dense(data.next_action_mask))
     if data.probs is not None:
         add_matrix(combinations("prob", data.nvec), data.probs)
     return columns
@@ -104,6 +106,7 @@ class ChunkReader:
         Raises ValueError where a cell is not of this kind, or empty (an empty propensity becomes NaN).
         """
         if name not in self.present:
+            assert default is not None, name  # the reader has seen that the other columns are there
             return torch.full((self.size,), default, dtype=dtype)
         values = self.batch.column(name)
         try:
@@ -117,7 +120,7 @@ class ChunkReader:
             raise self._refusal(to_tensor(cast.is_null()), name, kind, "nothing")
         return to_tensor(cast).to(dtype)
 
-    def whole(self, name: str, default: int | None = None) -> Tensor:
+    def whole(self, name: str, default: float | None = None) -> Tensor:
         """A column of whole numbers, int64 [n]."""
         return self.column(name, self.pa.int64(), torch.int64, default)
 
@@ -129,7 +132,7 @@ class ChunkReader:
         """A column of numbers, float64 [n]."""
         return self.column(name, self.pa.float64(), torch.float64, default)
 
-    def flag(self, name: str, default: bool | None = None) -> Tensor:
+    def flag(self, name: str, default: float | None = None) -> Tensor:
         """A column of true or false, bool [n]."""
         return self.column(name, self.pa.bool_(), torch.bool, default)
 

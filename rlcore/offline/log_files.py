@@ -23,7 +23,7 @@ from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check, nam
 
 NAMED_COLUMNS = 8  # columns of a file that a message names
 CSV_BLOCK = 1 << 24  # bytes read at once
-DEFAULTS = {
+DEFAULTS: dict[str, float] = {  # bool and int are numbers too
     "episode": 0,
     "step": 0,
     "price": 0.0,
@@ -141,7 +141,7 @@ class Reader:
 
     def _numbered(self, prefix: str) -> list[str]:
         """Return prefix_0, prefix_1 … as far as the file has them."""
-        present = []
+        present: list[str] = []
         while (name := f"{prefix}_{len(present)}") in self.names:
             present.append(name)
         return present

@@ -6,12 +6,14 @@ Reading and writing files is in rlcore/offline/log_files.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlcore.offline.deduplicated import DeduplicatedMatrix
+from rlcore.offline.deduplicated import DeduplicatedMatrix, dense
 
 NAMED_ROWS = 5  # rows that a message names
 ROUNDING = 1e-4  # error that logged probabilities may have
@@ -59,17 +61,19 @@ class LoggedDataset:
     terminal_value: Tensor  #: [N], value of the state after an episode's last decision, else 0
     outcomes: dict[str, Tensor] = field(default_factory=dict)  #: [N] each, further outcomes of the decision
     next_obs: Tensor | DeduplicatedMatrix | None = None  #: [N, D]
-    next_action_mask: Tensor | DeduplicatedMatrix | None = None  #: bool [N, Πnvec]
+    next_action_mask: Tensor | DeduplicatedMatrix | None = None  #: bool [N, Πnvec]; None exactly where next_obs is
     terminated: Tensor  #: bool [N]
     truncated: Tensor  #: bool [N]
 
     def __len__(self) -> int:
         return len(self.action)
 
-    def map(self, function) -> LoggedDataset:
-        """Apply `function` to every tensor and deduplicated matrix."""
+    def map(self, function: Callable[[Any], Any]) -> LoggedDataset:
+        """Apply `function`, which keeps a tensor a tensor, to every tensor and deduplicated matrix."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        mapped = {name: function(x) for name, x in columns.items() if isinstance(x, (Tensor, DeduplicatedMatrix))}
+        mapped: dict[str, Any] = {
+            name: function(x) for name, x in columns.items() if isinstance(x, (Tensor, DeduplicatedMatrix))
+        }
         outcomes = {name: function(x) for name, x in self.outcomes.items()}
         return replace(self, outcomes=outcomes, **mapped)
 
@@ -88,13 +92,14 @@ class LoggedDataset:
     def deduplicate(self, context_dim: int) -> LoggedDataset:
         """Store repeated rows once: of static columns, of the other columns before `context_dim`, and of masks."""
         obs_splits = (self.static_dim, context_dim)
-        obs = DeduplicatedMatrix.from_dense(self.obs, obs_splits)
-        action_mask = DeduplicatedMatrix.from_dense(self.action_mask, ())
+        obs = DeduplicatedMatrix.from_dense(dense(self.obs), obs_splits)
+        action_mask = DeduplicatedMatrix.from_dense(dense(self.action_mask), ())
         deduplicated = replace(self, obs=obs, action_mask=action_mask)
         if self.next_obs is None:
             return deduplicated
-        next_obs = DeduplicatedMatrix.from_dense(self.next_obs, obs_splits)
-        next_action_mask = DeduplicatedMatrix.from_dense(self.next_action_mask, ())
+        assert self.next_action_mask is not None
+        next_obs = DeduplicatedMatrix.from_dense(dense(self.next_obs), obs_splits)
+        next_action_mask = DeduplicatedMatrix.from_dense(dense(self.next_action_mask), ())
         return replace(deduplicated, next_obs=next_obs, next_action_mask=next_action_mask)
 
     @property
@@ -113,7 +118,7 @@ class LoggedDataset:
         names = [name for part in parts for name in part.policies]
         policies = tuple(dict.fromkeys(names))
         parts = [part.with_policies(policies) for part in parts]
-        joined = {}
+        joined: dict[str, Any] = {}
         for f in fields(cls):
             columns = [getattr(part, f.name) for part in parts]
             if isinstance(columns[0], (Tensor, DeduplicatedMatrix)):
@@ -208,12 +213,12 @@ def check(dataset: LoggedDataset, where: str, first: int) -> None:
     }
     for name, x in numbers.items():
         refuse(~x.isfinite(), name, "a number", x)
-    refuse(~dataset.obs.isfinite().all(1), "feature_* or state_*", "numbers")
+    refuse(~dense(dataset.obs).isfinite().all(1), "feature_* or state_*", "numbers")
     if dataset.next_obs is not None:
-        refuse(~dataset.next_obs.isfinite().all(1), "next_state_*", "numbers")
+        refuse(~dense(dataset.next_obs).isfinite().all(1), "next_state_*", "numbers")
 
     action = dataset.action
-    action_mask = dataset.action_mask
+    action_mask = dense(dataset.action_mask)
     combinations = math.prod(dataset.nvec)
     refuse(~action_mask.any(1), "valid_*", "at least one valid pair")
     refuse((action < 0) | (action >= combinations), "action_*", f"an action of {dataset.nvec}")

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from rlcore.action_values import ActionValues, GreedyPolicy
-from rlcore.algorithm import NetworkAlgorithm, OfflineAlgorithm
+from rlcore.algorithm import (
+    LearningRateSchedule,
+    MakeAuxiliaryModel,
+    MakeNetwork,
+    MakeOptimizer,
+    NetworkAlgorithm,
+    OfflineAlgorithm,
+)
 from rlcore.distributions import unflatten
 from rlcore.offline.adjusted_rewards import unadjusted
 from rlcore.offline.constraints import Batch, double_target, td_loss
@@ -42,10 +49,10 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         env: Any,
         seed: int,
         *,
-        network: Callable,
-        optimizer: Callable,
-        lr_schedule: Callable | None,
-        auxiliary: Callable | None,
+        network: MakeNetwork,
+        optimizer: MakeOptimizer,
+        lr_schedule: LearningRateSchedule | None,
+        auxiliary: MakeAuxiliaryModel | None,
         behaviour_constraint: Callable | None,
         variance_reduction: Callable | None,
         total_steps: int,
@@ -149,6 +156,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         """Return the cost of all actions at prices [B], [B, Πn]."""
         if not self.priced_env:
             return torch.zeros_like(price)[:, None]
+        assert self.auxiliary is not None  # the constructor sees to it
         outcomes = self.auxiliary.predict(obs)
         spend = self.priced_env.expected_cost(outcomes)
         cost = price[:, None, None] * spend
@@ -177,6 +185,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
 
     def train_minibatch(self, rows: Tensor) -> dict[str, Tensor]:
         """Take one gradient step on the decisions `rows` of the dataset; return metrics."""
+        assert self.dataset is not None  # `setup` sees to it
         batch = self.compute_targets(rows)
         loss, metrics = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -195,6 +204,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     def compute_targets(self, rows: Tensor) -> Batch:
         """Return decisions of the dataset with the targets of their values."""
         data = self.dataset
+        assert data is not None  # `setup` sees to it
         logged_obs = data.obs[rows]
         action_mask = data.action_mask[rows]
         price = data.price[rows]
@@ -203,6 +213,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             next_obs = logged_obs
             next_action_mask = action_mask
         else:
+            assert data.next_action_mask is not None
             next_obs = data.next_obs[rows]
             next_action_mask = data.next_action_mask[rows]
         if self.relabel:

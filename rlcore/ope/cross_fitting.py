@@ -9,6 +9,9 @@ from torch import Tensor
 
 from rlcore.ope.outcome_models import CHUNK, Predict
 
+# of outcomes [N, K] of actions [N] of A taken on observations [N, D]: (obs, action, outcome, A, generator) → Predict
+Fit = Callable[[Tensor, Tensor, Tensor, int, torch.Generator], Predict]
+
 
 def folds(cluster: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Deal clusters at random into `count` folds of equal size; return the fold of each row, int64 [N].
@@ -28,7 +31,7 @@ def predict_policy(predict: Predict, obs: Tensor, action: Tensor, target: Tensor
     v = []
     q = []
     decisions = torch.arange(len(obs), device=obs.device)
-    for rows in decisions.split(CHUNK):
+    for rows in torch.split(decisions, CHUNK):
         table = predict(obs[rows])  # q̂ of all actions, [B, A, K]
         probs = target[rows, :, None]
         v.append((probs * table).sum(1))
@@ -38,7 +41,7 @@ def predict_policy(predict: Predict, obs: Tensor, action: Tensor, target: Tensor
 
 
 def cross_fit(
-    fit: Callable,
+    fit: Fit,
     obs: Tensor,  # [N, D]
     action: Tensor,  # int64 [N]
     outcome: Tensor,  # [N, K]
@@ -118,5 +121,6 @@ def rows_by_episode(
 
 def consecutive_ids(x: Tensor) -> Tensor:
     """Number the distinct values of x [N] from 0 without a gap, int64 [N]."""
+    ids: Tensor
     _, ids = torch.unique(x, return_inverse=True)
     return ids

@@ -26,7 +26,7 @@ class Terms(NamedTuple):
 
     def ratios(self) -> tuple[Tensor, Tensor]:
         """Return numerators and weights, of no columns where there are none."""
-        if self.numerator is None:
+        if self.numerator is None or self.weight is None:
             no_columns = self.plain[..., None][..., :0]
             return no_columns, no_columns
         return self.numerator, self.weight

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlcore.algorithm import Policy
 from rlcore.exploration import greedy
+from rlcore.offline.deduplicated import dense
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
-from rlcore.ope.cross_fitting import consecutive_ids, cross_fit, folds, rows_by_episode
+from rlcore.ope.cross_fitting import Fit, consecutive_ids, cross_fit, folds, rows_by_episode
 from rlcore.ope.estimators import Terms
 from rlcore.ope.outcome_models import CHUNK
 
@@ -33,8 +34,8 @@ def kinds_of(dataset: LoggedDataset) -> tuple[str, str, str]:
 class Evaluation:
     """An off-policy evaluation of a target policy. Values are per episode, in the dataset's units."""
 
-    rows: dict[str, dict]  #: {estimator: {kind: estimate, kind_ci, kind_normal, kind_bernstein: [low, high]}}
-    diagnostics: dict  #: sizes of the dataset and, with propensities, how even the weights are
+    rows: dict[str, dict[str, Any]]  #: {estimator: {kind: estimate, kind_ci, kind_normal, kind_bernstein: [low, high]}}
+    diagnostics: dict[str, float]  #: sizes of the dataset and, with propensities, how even the weights are
     warnings: list[str]
     weights: Tensor | None  #: importance weights of episodes [M], None without propensities
 
@@ -51,7 +52,7 @@ class OffPolicyEvaluator:
     def __init__(
         self,
         *,
-        model: Callable,
+        model: Fit,
         folds: int,
         gamma: float,
         clip: float,
@@ -80,18 +81,18 @@ class OffPolicyEvaluator:
     @torch.no_grad()
     def target(self, policy: Policy, dataset: LoggedDataset) -> Tensor:
         """Probabilities [N, A] of a policy's actions in the decisions of a dataset."""
-        decisions = torch.arange(len(dataset), device=dataset.obs.device)
+        decisions = torch.arange(len(dataset), device=dataset.action.device)
         tables = []
-        for rows in decisions.split(CHUNK):
+        for rows in torch.split(decisions, CHUNK):
             distribution = policy.distribution(dataset.obs[rows], dataset.action_mask[rows])
             tables.append(distribution.probs)
         probs = torch.cat(tables)
-        return greedy(probs, dataset.action_mask) if self.greedy else probs
+        return greedy(probs, dense(dataset.action_mask)) if self.greedy else probs
 
     def __call__(self, dataset: LoggedDataset, target: Tensor) -> Evaluation:
         """Evaluate a target policy's probabilities [N, A]; raise ValueError where the dataset can't value it."""
         check_allowed(dataset, target)
-        generator = torch.Generator(dataset.obs.device).manual_seed(self.seed)
+        generator = torch.Generator(dataset.action.device).manual_seed(self.seed)
         names = dataset.names
         keys = (names.unit, names.episode, names.step)
         episode_rows = rows_by_episode(dataset.unit, dataset.episode, dataset.step, keys)
@@ -101,7 +102,7 @@ class OffPolicyEvaluator:
         outcome = torch.stack((dataset.gross_reward, dataset.cost, dataset.net_reward), 1)
         v, q = cross_fit(
             fit=self.model,
-            obs=dataset.obs,
+            obs=dense(dataset.obs),
             action=dataset.action,
             outcome=outcome,
             target=target,
@@ -122,7 +123,7 @@ class OffPolicyEvaluator:
         unit_of_episode = unit[episode_rows[:, 0]]
         rows = self._rows(terms, unit_of_episode, generator)
 
-        diagnostics = {
+        diagnostics: dict[str, float] = {
             "decisions": len(dataset),
             "episodes": len(episode_rows),
             "units": int(unit.amax()) + 1,
@@ -204,15 +205,17 @@ class OffPolicyEvaluator:
             "weighted DR": ope.weighted_dr(ratio, reward, v, q, next_v, gamma),
         }
 
-    def _rows(self, terms: dict[str, dict[str, Terms]], unit: Tensor, generator: torch.Generator) -> dict[str, dict]:
+    def _rows(
+        self, terms: dict[str, dict[str, Terms]], unit: Tensor, generator: torch.Generator
+    ) -> dict[str, dict[str, Any]]:
         """Estimates and intervals by estimator of terms {kind: {estimator: terms}}, on the same resampled units."""
         cluster = consecutive_ids(unit)
-        flat = []
+        flat: list[Terms] = []
         for by_estimator in terms.values():
             flat += by_estimator.values()
         draws = intervals.bootstrap(flat, cluster, self.replications, generator)
         bootstrap_ends = iter(intervals.central(draws, self.level).tolist())
-        rows: dict[str, dict] = {}
+        rows: dict[str, dict[str, Any]] = {}
         for kind, by_estimator in terms.items():
             for name, one in by_estimator.items():
                 normal_ends = intervals.normal(one, cluster, self.level)
@@ -228,7 +231,7 @@ class OffPolicyEvaluator:
 # ── a dataset and a target [N, A] ───────────────────────────────────────────────────────────────────────────────────
 def check_allowed(dataset: LoggedDataset, target: Tensor) -> None:
     """Raise ValueError, with the rows, where a target takes actions that are not valid."""
-    on_invalid = (target * ~dataset.action_mask).sum(1)
+    on_invalid = (target * ~dense(dataset.action_mask)).sum(1)
     forbidden = on_invalid > ROUNDING
     if forbidden.any():
         raise ValueError(f"target: {named_rows(forbidden, 0)}: it does what valid_* forbids")
@@ -239,7 +242,7 @@ def unsupported_share(dataset: LoggedDataset, target: Tensor) -> float:
     if dataset.probs is not None:
         return ope.unsupported_share(target, dataset.probs).item()
     logged = torch.zeros(target.shape[1], device=target.device)
-    logged[dataset.action.unique()] = 1.0
+    logged[torch.unique(dataset.action)] = 1.0
     return ope.unsupported_share(target, logged.expand_as(target)).item()
 
 

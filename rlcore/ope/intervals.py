@@ -18,7 +18,7 @@ def normal_quantile(level: float) -> float:
     """Half-width of the central interval of a standard normal that holds probability `level`: 1.96 at 0.95."""
     share_below = (1 + level) / 2
     quantile = torch.special.ndtri(torch.tensor(share_below, dtype=torch.float64))
-    return quantile.item()
+    return float(quantile)
 
 
 def normal_half_width(x: Tensor, level: float) -> Tensor:
@@ -26,7 +26,8 @@ def normal_half_width(x: Tensor, level: float) -> Tensor:
     count = len(x)
     correction = min(1, count - 1)
     deviation = x.std(dim=0, correction=correction)
-    return normal_quantile(level) * deviation / count**0.5
+    half_width: Tensor = normal_quantile(level) * deviation / count**0.5
+    return half_width
 
 
 def student_half_width(x: Tensor, level: float) -> Tensor:
@@ -36,7 +37,8 @@ def student_half_width(x: Tensor, level: float) -> Tensor:
         return torch.zeros_like(x[0])
     share_below = (1 + level) / 2
     quantile = student_t.ppf(share_below, count - 1)
-    return quantile * x.std(0) / math.sqrt(count)
+    half_width: Tensor = quantile * x.std(0) / math.sqrt(count)
+    return half_width
 
 
 def central(draws: Tensor, level: float) -> Tensor:
@@ -123,7 +125,7 @@ def bootstrap(
     table = torch.cat(columns, 1)  # [M, columns]
     sums = sum_by_cluster(table.T, cluster).T  # [C, columns]
     total = sums.new_zeros(replications, sums.shape[1])
-    for rows in sums.split(chunk):
+    for rows in torch.split(sums, chunk):
         rate = torch.ones(replications, len(rows), device=rows.device)
         times_drawn = torch.poisson(rate, generator=generator)
         total += times_drawn.to(rows) @ rows
@@ -136,7 +138,7 @@ def bootstrap(
         k = numerator.shape[-1]
         end = start + 1 + 2 * k
         sums_of_terms = total[:, start:end]
-        plain, numerator, weight = sums_of_terms.split((1, k, k), 1)
+        plain, numerator, weight = torch.split(sums_of_terms, [1, k, k], 1)
         mean = plain[:, 0] / count
         ratio = (numerator / weight).nan_to_num(0.0)
         estimates.append(mean + ratio.sum(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,26 @@ MIN_LOG_OUTCOME = 0.01  # share of the mean: the least outcome whose logarithm i
 Predict = Callable[[Tensor], Tensor]  # observations [B, D] → outcomes of all actions [B, A, K]
 
 
+class OutcomeLearner(Protocol):
+    """What fits a model of outcomes: a module from observations [B, D] to the outcomes of all actions [B, A, K]."""
+
+    def empty(self, inputs: int, actions: int, kinds: int) -> nn.Module:
+        """Build an unfitted model, for a state to be loaded into."""
+
+    def __call__(
+        self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator
+    ) -> nn.Module:
+        """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
+
+
 @torch.enable_grad()
-def fit_sgd(parameters: Iterable, loss: Callable[[], Tensor], lr: float, decay: float, steps: int) -> None:
+def fit_sgd(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    loss: Callable[[], Tensor],
+    lr: float,
+    decay: float,
+    steps: int,
+) -> None:
     """Fit parameters, or groups of them, by AdamW on `steps` minibatches, whose losses `loss` returns.
 
     The learning rate starts at `lr` and falls linearly to a fiftieth. `decay` is AdamW's weight decay.
@@ -30,7 +49,7 @@ def fit_sgd(parameters: Iterable, loss: Callable[[], Tensor], lr: float, decay: 
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         minibatch_loss = loss()
-        minibatch_loss.backward()
+        torch.autograd.backward(minibatch_loss)
         optimizer.step()
         schedule.step()
 
@@ -49,7 +68,8 @@ class MultiActionRegressor(nn.Module):
     def standardized(self, obs: Tensor) -> Tensor:
         """Standardised outcomes [B, A, K] of observations [B, D]."""
         x = self.inputs(obs)
-        return self.net(x).view(-1, self.actions, self.kinds)
+        outcomes: Tensor = self.net(x)
+        return outcomes.view(-1, self.actions, self.kinds)
 
     @torch.no_grad()
     def forward(self, obs: Tensor) -> Tensor:
@@ -62,7 +82,14 @@ class Network:
     """One network of all actions' outcomes, on standardised observations and outcomes."""
 
     def __init__(
-        self, *, hidden: list[int], activation: Callable, lr: float, decay: float, steps: int, batch_size: int
+        self,
+        *,
+        hidden: list[int],
+        activation: Callable[[], nn.Module],
+        lr: float,
+        decay: float,
+        steps: int,
+        batch_size: int,
     ):
         self.hidden = hidden
         self.activation = activation
@@ -104,6 +131,11 @@ class LinearActionModel(nn.Module):
 
     If `scaled`, outcomes are linear in the observations' product with a unit's scale too.
     """
+
+    log_scale: Tensor | None  #: weights of the logarithm of a unit's scale, [D + 1, 1]
+    base: Tensor  #: [columns, K]
+    intercepts: Tensor  #: [A, K]
+    slopes: Tensor  #: [A, columns, K]
 
     def __init__(self, inputs: int, actions: int, kinds: int, scaled: bool):
         super().__init__()
@@ -181,7 +213,7 @@ class Linear:
         design = torch.cat((x, one_hot[action], interactions.flatten(1)), 1)
 
         weights = solve(design, outcome.double(), self.ridge)
-        base, intercepts, slopes = weights.split((columns, actions, groups * columns))
+        base, intercepts, slopes = torch.split(weights, [columns, actions, groups * columns])
         slopes_of_group = slopes.view(groups, columns, kinds)
         model.base = base
         model.intercepts = intercepts
@@ -199,4 +231,5 @@ def solve(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     """Ridge regression of y [..., N, K] on x [..., N, F]: (xᵀx + ridge·I)⁻¹ xᵀy, [..., F, K] (Hoerl & Kennard 1970)."""
     identity = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
     gram = x.mT @ x
-    return torch.linalg.solve(gram + ridge * identity, x.mT @ y)
+    weights: Tensor = torch.linalg.solve(gram + ridge * identity, x.mT @ y)
+    return weights

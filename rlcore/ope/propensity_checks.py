@@ -37,7 +37,8 @@ def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor)
     x = x[decided]
     moment = excess[:, decided, None] * x
     standard_error = moment.std(1) / len(x) ** 0.5
-    return moment.mean(1) / standard_error.clamp_min(MIN_STANDARD_ERROR)
+    z: Tensor = moment.mean(1) / standard_error.clamp_min(MIN_STANDARD_ERROR)
+    return z
 
 
 def significant(z: Tensor, level: float) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -24,11 +25,13 @@ from rlcore.report import Report
 class OffPolicyReport(Report):
     """A comparison of estimators."""
 
-    def to_metrics(self) -> dict:
+    def to_metrics(self) -> dict[str, Any]:
         """Lay everything out for metrics.json."""
         return {"estimators": self.rows, **self.extra}
 
-    def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
+    def to_figures(
+        self, agent: str | None, headline: str, history: dict[str, list[tuple[int, float]]]
+    ) -> dict[str, Figure]:
         """Return the plots of the estimates; the training curve is not among them."""
         return self.plots
 
@@ -59,7 +62,7 @@ def report(evaluation: Evaluation, dataset: LoggedDataset, path: str, name: str,
     policies = ", ".join(dataset.policies)
     decisions = diagnostics["decisions"]
 
-    columns: dict[str, Callable[[dict], str]] = {}
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {}
     for k, kind in enumerate(kinds_of(dataset)):
         digits = places(evaluation.rows[LOGGED][f"{kind}_ci"])
         padding = " " * k  # headers must differ
@@ -82,12 +85,12 @@ def report(evaluation: Evaluation, dataset: LoggedDataset, path: str, name: str,
 
 
 # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def format_estimate(kind: str, digits: int, row: dict) -> str:
+def format_estimate(kind: str, digits: int, row: dict[str, Any]) -> str:
     """Show the estimate of a kind in a row."""
     return f"{row[kind]:,.{digits}f}"
 
 
-def format_half_width(kind: str, digits: int, row: dict) -> str:
+def format_half_width(kind: str, digits: int, row: dict[str, Any]) -> str:
     """Show half the width of the bootstrap interval of a kind in a row."""
     low, high = row[f"{kind}_ci"]
     half_width = (high - low) / 2

@@ -8,14 +8,12 @@ is the probability of the action taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from rlcore.ope.cross_fitting import folds
-from rlcore.ope.outcome_models import CHUNK
+from rlcore.ope.outcome_models import CHUNK, OutcomeLearner
 
 MIN_SHARE = 1e-3  # the least share of an action that the X-learner divides by
 
@@ -23,7 +21,7 @@ MIN_SHARE = 1e-3  # the least share of an action that the X-learner divides by
 class S:
     """S-learner: one model of all actions' outcomes, where the action picks a head or slopes (Künzel et al. 2019)."""
 
-    def __init__(self, *, model: Callable):
+    def __init__(self, *, model: OutcomeLearner):
         self.model = model
 
     def empty(self, inputs: int, actions: int, kinds: int) -> nn.Module:
@@ -47,7 +45,7 @@ class S:
 class T:
     """T-learner: a model of its own for each action's outcomes (Künzel et al. 2019)."""
 
-    def __init__(self, *, model: Callable):
+    def __init__(self, *, model: OutcomeLearner):
         self.model = model
 
     def empty(self, inputs: int, actions: int, kinds: int) -> PerArm:
@@ -76,7 +74,7 @@ class X:
     propensities.
     """
 
-    def __init__(self, *, model: Callable, effect: Callable):
+    def __init__(self, *, model: OutcomeLearner, effect: OutcomeLearner):
         self.model = model
         self.effect = effect
 
@@ -126,7 +124,7 @@ class DR:
     of folds of clusters, `floor` the least propensity.
     """
 
-    def __init__(self, *, model: Callable, effect: Callable, folds: int, floor: float):
+    def __init__(self, *, model: OutcomeLearner, effect: OutcomeLearner, folds: int, floor: float):
         self.model = model
         self.effect = effect
         self.folds = folds
@@ -267,14 +265,14 @@ class Monotone(nn.Module):
 
 
 # ── parts of fits ───────────────────────────────────────────────────────────────────────────────────────────────────
-def fit_one(model: Callable, obs: Tensor, outcome: Tensor, generator: torch.Generator) -> nn.Module:
+def fit_one(model: OutcomeLearner, obs: Tensor, outcome: Tensor, generator: torch.Generator) -> nn.Module:
     """Regress outcomes [N, K] on observations [N, D], whatever the action."""
     only_action = torch.zeros(len(obs), dtype=torch.long, device=obs.device)
     return model(obs, only_action, outcome, 1, generator)
 
 
 def fit_per_arm(
-    model: Callable, obs: Tensor, action: Tensor, outcome: Tensor, arms: range, generator: torch.Generator
+    model: OutcomeLearner, obs: Tensor, action: Tensor, outcome: Tensor, arms: range, generator: torch.Generator
 ) -> PerArm:
     """Regress each arm's outcomes separately; raise ValueError where an arm has none."""
     count = action.bincount(minlength=arms.stop)[arms.start :]

@@ -19,7 +19,7 @@ from envs.sequential.evaluation import no_contact, offline_knapsack, simulate_se
 from rlcore.algorithm import TrainingLoop
 from rlcore.backends.accelerate import accelerate
 from rlcore.distributions import unflatten
-from rlcore.logger import NullLogger
+from rlcore.logger import Metrics, NullLogger
 from rlcore.plots import labelled
 from rlcore.ppo import PPO
 from scripts.benchmarks.common.display import save_figure
@@ -96,7 +96,7 @@ class CurveLogger(NullLogger):
         self.judge, self.every, self.points, self.spent = judge, every, [(0.0, judge())], 0.0
         self.started = time.process_time()
 
-    def log_iteration(self, step: int, metrics: dict, *, iteration: int, steps: int, started: float) -> None:
+    def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
         """Add a point (seconds, return) if one is due."""
         if iteration % self.every == 0:
             now = time.process_time() - self.started - self.spent

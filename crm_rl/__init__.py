@@ -2,7 +2,7 @@
 
 from envs.base import FunctionalEnv, PricedEnv, Step, VectorEnv
 from envs.configuration import compose_config, make_env
-from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgorithm, Policy, TrainingLoop, ValuePolicy
+from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgorithm, Policy, ValuePolicy
 from rlcore.backends.accelerate import accelerate
 from rlcore.bandit import NeuralBandit
 from rlcore.distributions import MaskedMultiDiscrete
@@ -12,6 +12,7 @@ from rlcore.offline import LoggedDataset
 from rlcore.ope import OffPolicyEvaluator
 from rlcore.ppo import PPO
 from rlcore.rollout import Rollout, collect_rollout
+from rlcore.training_loop import TrainingLoop
 
 __all__ = [
     "PPO",

@@ -20,9 +20,9 @@ from email_rl.data.mails import Mails, words
 from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure, policy_columns
 from email_rl.models.outcome_classifier import OutcomeClassifier, expected_reward
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
-from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
 from rlcore.ope.intervals import LEVEL, normal_half_width
+from rlcore.training_loop import TrainingLoop
 
 STREAMS = {"validation": 6, "test": 4, "best": 4}  # added to the seed
 

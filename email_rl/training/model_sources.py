@@ -13,9 +13,10 @@ from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.model_cache import cached
 from email_rl.training.reward_model import RewardModel
 from email_rl.training.sft import POLICY_FOLDER, SFT
-from rlcore.algorithm import Algorithm, TrainingLoop
+from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
 from rlcore.logger import Logger, NullLogger
+from rlcore.training_loop import TrainingLoop
 
 Accelerate = Callable[[Algorithm], Algorithm]  # applies the performance mode of the outer algorithm
 

@@ -18,9 +18,10 @@ from email_rl.models.hf_io import describe
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from email_rl.training.classification import class_weights, overlap_loss
 from rlcore import checkpoint
-from rlcore.algorithm import Algorithm, TrainingLoop
+from rlcore.algorithm import Algorithm
 from rlcore.logger import Logger, NullLogger
 from rlcore.schedules import linear_with_warmup
+from rlcore.training_loop import TrainingLoop
 
 
 class OutcomeTraining(Algorithm):

@@ -18,7 +18,7 @@ def test_the_loss_is_five_calls_from_the_command_line(tmp_path, monkeypatch):
         "algo.total_steps=144",
         "device=cpu",
     )
-    assert calls == ["algorithm.run", "ppo.iterate", "ppo.update", "ppo.compute_gradients", "losses.ppo"]
+    assert calls == ["training_loop.run", "ppo.iterate", "ppo.update", "ppo.compute_gradients", "losses.ppo"]
 
 
 def test_a_collection_calls_one_rollout_function_once():

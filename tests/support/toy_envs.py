@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from configs import node
 from envs.base import Step, VectorEnv
-from rlcore.algorithm import Algorithm, TrainingLoop
+from rlcore.algorithm import Algorithm
 from rlcore.backends.accelerate import accelerate
 from rlcore.logger import MemoryLogger
 from rlcore.ppo import PPO
+from rlcore.training_loop import TrainingLoop
 
 SMALL = {
     "network": {"hidden": [32, 32], "heads": "independent", "first_bias": 0.0, "normalize_obs": False},

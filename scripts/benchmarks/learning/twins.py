@@ -19,9 +19,9 @@ from envs.offers.logs.panel import Panel
 from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.twin.structural_predictions import StructuralPredictions
 from rlcore import checkpoint
-from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
 from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
 from scripts.benchmarks.common.timing import timed

@@ -16,12 +16,12 @@ from torch import Tensor
 from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
 from envs.sequential.evaluation import no_contact, offline_knapsack, simulate_season
-from rlcore.algorithm import TrainingLoop
 from rlcore.backends.accelerate import accelerate
 from rlcore.distributions import unflatten
 from rlcore.logger import Metrics, NullLogger
 from rlcore.plots import labelled
 from rlcore.ppo import PPO
+from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import save_figure
 from scripts.benchmarks.common.intervals import mean_and_half_width
 from scripts.benchmarks.speed.sb3_contestants import peer, scalars

@@ -26,7 +26,7 @@ def test_the_loss_is_six_calls_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setattr(LanguageModelPPO, "validates_at_start", False)
     calls = calls_to_the_loss(monkeypatch, tmp_path, *TINY)
     assert calls == [
-        "algorithm.run",
+        "training_loop.run",
         "ppo.iterate",
         "ppo.update",
         "ppo.train_minibatch",

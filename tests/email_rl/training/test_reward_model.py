@@ -31,10 +31,10 @@ from email_rl.training.reward_model import RewardModel
 from envs.offers.env import OffersEnv
 from mail_files import mail_rows, write_csv
 from rlcore import checkpoint
-from rlcore.algorithm import TrainingLoop
 from rlcore.logger import NullLogger
 from rlcore.ppo import PPO
 from rlcore.schedules import linear_with_warmup
+from rlcore.training_loop import TrainingLoop
 from scripts.cli import check_fit
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from envs.offers.twin.feature_network import FeatureNetwork, weight_decay_groups
 from envs.offers.world.catalogue import Catalogue
 from rlcore.ope.outcome_models import fit_sgd
-from rlcore.uplift.meta_learners import Monotone
+from rlcore.uplift.fitted_models import Monotone
 
 TRIP, REDEEM = 0, 1
 MIN_PROBABILITY = 1e-6

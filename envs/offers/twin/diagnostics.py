@@ -14,6 +14,7 @@ from envs.offers.world.catalogue import Catalogue
 from rlcore.ope.intervals import LEVEL, normal_quantile
 from rlcore.ope.propensity_checks import imbalance, significant
 from rlcore.plots import labelled
+from rlcore.uplift import comparison
 from rlcore.uplift import metrics as uplift
 
 MAX_SPREAD = 1e-3  # largest spread of a probability that counts as the same for all
@@ -113,9 +114,9 @@ class UpliftCheck:
         effect = ContactEffect(*(torch.stack(x).mean(0)[where] for x in zip(*effects)))
         treated, trips, spend = (panel.offer > 0)[where], panel.bought[where].double(), panel.spend[where].double()
         customer = torch.arange(len(panel), device=where.device).expand_as(where)[where]
-        test = uplift.UpliftTestSet(customer, trips, treated, torch.stack((effect.uplift, effect.no_contact)))
+        test = comparison.UpliftTestSet(customer, trips, treated, torch.stack((effect.uplift, effect.no_contact)))
         generator = torch.Generator(where.device).manual_seed(self.seed)
-        drawn = uplift.bootstrap([test], len(panel), self.replications, generator)[0]
+        drawn = comparison.bootstrap([test], len(panel), self.replications, generator)[0]
 
         qini, qini_by_trip = (uplift.qini(trips, score, treated).item() for score in test.scores)
         auuc = uplift.auuc(trips, effect.uplift, treated).item()
@@ -168,7 +169,7 @@ def decile_figure(bins: uplift.Bins) -> Figure:
     return figure
 
 
-def qini_figure(test: uplift.UpliftTestSet) -> Figure:
+def qini_figure(test: comparison.UpliftTestSet) -> Figure:
     """Draw the Qini curves of the twin's uplift and of P(trip)."""
     figure, axes = labelled("share of decisions, highest uplift first", "incremental trips")
     for name, score in zip(("by the twin's uplift", "by P(trip)"), test.scores):

@@ -18,7 +18,7 @@ from envs.offers.populations.base import theta_from_matrix
 from envs.offers.world.response import outcome
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.cross_fitting import consecutive_ids
-from rlcore.uplift.meta_learners import predict_chunked
+from rlcore.uplift.fitted_models import predict_chunked
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
 

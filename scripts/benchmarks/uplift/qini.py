@@ -20,6 +20,7 @@ from rlcore import checkpoint
 from rlcore.ope.cross_fitting import folds
 from rlcore.ope.intervals import LEVEL, normal_quantile
 from rlcore.plots import labelled
+from rlcore.uplift import comparison
 from rlcore.uplift import metrics as uplift
 from scripts.benchmarks.common.display import save_figure, table_of
 from scripts.benchmarks.common.display import show as show_table
@@ -52,9 +53,9 @@ class Split(NamedTuple):
     test: Customers
     scores: dict[str, Tensor]  # of all learners
 
-    def tested(self) -> uplift.UpliftTestSet:
+    def tested(self) -> comparison.UpliftTestSet:
         """Lay out for the bootstrap."""
-        return uplift.UpliftTestSet(
+        return comparison.UpliftTestSet(
             self.test.rows, self.test.outcome, self.test.treated, torch.stack(list(self.scores.values()))
         )
 
@@ -91,13 +92,13 @@ def run(
         kept = torch.isin(log.action, torch.tensor([0, *arms], device=device)).nonzero()[:, 0]
         everyone = Customers(kept, log.obs[kept], log.action[kept] > 0, value[kept])
         made = [split(everyone, learners, rivals, k, fold_count) for k in range(seed, seed + splits)]
-        drawn = uplift.bootstrap(
+        drawn = comparison.bootstrap(
             [one.tested() for one in made], len(log), replications, torch.Generator(device).manual_seed(seed)
         ).mean(0)
         rows, first = summary(made, drawn, list(rivals), level), made[0]
         winner = max(rivals, key=lambda name: rows[name]["qini"][0])
         parts = [uplift.by_bin(one.test.outcome, one.scores[OURS], one.test.treated, bins) for one in made]
-        lost = uplift.drivers(
+        lost = comparison.drivers(
             first.fit,
             first.test.obs,
             first.test.outcome,

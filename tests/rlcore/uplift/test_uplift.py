@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from configs import composed
 from made_up_mailing import made_up_mailing
 from rlcore.ope.outcome_models import Linear, Network
+from rlcore.uplift import comparison, fitted_models
 from rlcore.uplift import meta_learners as effects
 from rlcore.uplift import metrics as uplift
 
@@ -104,11 +105,11 @@ def test_resampled_differences_have_the_spread_of_new_tests():
     def one(seed):
         outcome, score, treated = trial(500, ties=False, seed=seed)
         noisy = score + 0.3 * torch.randn(500, generator=torch.Generator().manual_seed(seed + 999), dtype=torch.float64)
-        return uplift.UpliftTestSet(torch.arange(500), outcome, treated, torch.stack((score, noisy)))
+        return comparison.UpliftTestSet(torch.arange(500), outcome, treated, torch.stack((score, noisy)))
 
     anew = torch.tensor([[uplift.qini(t.outcome, s, t.treated) for s in t.scores] for t in map(one, range(200))])
     test = one(0)
-    drawn = uplift.bootstrap([test, test], 500, 400, torch.Generator().manual_seed(0))
+    drawn = comparison.bootstrap([test, test], 500, 400, torch.Generator().manual_seed(0))
     assert drawn.shape == (2, 2, 400) and torch.equal(drawn[0], drawn[1])
     difference = drawn[0, 0] - drawn[0, 1]
     assert difference.std().item() == pytest.approx((anew[:, 0] - anew[:, 1]).std().item(), rel=0.25)
@@ -132,7 +133,7 @@ def test_drivers_are_what_the_effect_depends_on():
     g = torch.Generator().manual_seed(0)
     obs, treated = torch.randn(4000, 3, generator=g), torch.rand(4000, generator=g) < 0.5
     outcome = torch.rand(4000, generator=g) < 0.3 + 0.3 * treated * (obs[:, 1] > 0)
-    lost = uplift.drivers(
+    lost = comparison.drivers(
         lambda x: x[:, 1] + 0.1 * x[:, 0],
         obs,
         outcome.double(),
@@ -222,7 +223,7 @@ def test_x_goes_by_whoever_there_are_more_of():
         def forward(self, x):
             return self.values.expand(len(x), 1, -1)
 
-    fit = effects.XLearnerModel(Stub(10.0), Stub(1.0), Stub(3.0), Stub(0.2, 0.8))
+    fit = fitted_models.XLearnerModel(Stub(10.0), Stub(1.0), Stub(3.0), Stub(0.2, 0.8))
     torch.testing.assert_close(
         fit(torch.zeros(2, 1))[:, :, 0], torch.tensor([[10.0, 10 + 0.8 * 3 + 0.2 * 1]]).expand(2, -1)
     )
@@ -252,13 +253,13 @@ def test_rearranged_effects_grow_and_come_no_further_from_the_truth():
     g = torch.Generator().manual_seed(0)
     truth = torch.rand(50, 5, 2, generator=g).cumsum(1)
     table = truth + torch.randn(50, 5, 2, generator=g)
-    got = effects.rearranged(table, [[1, 3], [2, 4]], [0])
+    got = fitted_models.rearranged(table, [[1, 3], [2, 4]], [0])
     assert (got[:, 3, 0] >= got[:, 1, 0]).all() and (got[:, 4, 0] >= got[:, 2, 0]).all()
     assert (
         torch.equal(got[:, 0], table[:, 0]) and torch.equal(got[..., 1], table[..., 1]) and not torch.equal(got, table)
     )
     assert ((got - truth).square().sum((1, 2)) <= (table - truth).square().sum((1, 2)) + 1e-5).all()
-    assert torch.equal(effects.Monotone(torch.nn.Identity(), [[1, 3], [2, 4]], [0])(table), got)
+    assert torch.equal(fitted_models.Monotone(torch.nn.Identity(), [[1, 3], [2, 4]], [0])(table), got)
 
 
 @pytest.mark.parametrize("kind", ["s", "t", "x", "dr"])

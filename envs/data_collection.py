@@ -11,7 +11,7 @@ from envs.base import Step, VectorEnv
 from envs.offers.logs.schema import COLUMNS
 from rlcore.algorithm import Policy
 from rlcore.distributions import draw, unflatten
-from rlcore.exploration import floored
+from rlcore.exploration.rules import floored
 from rlcore.offline.logged_dataset import LoggedDataset
 
 

@@ -23,6 +23,7 @@ from rlcore.algorithm import (
     OfflineAlgorithm,
 )
 from rlcore.distributions import draw, unflatten
+from rlcore.exploration.explorers import Explorer
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.rollout import stack_columns
 
@@ -78,7 +79,7 @@ class Decisions(NamedTuple):
 class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
     """A contextual bandit: it acts for `num_steps` steps, then its network learns from its memory.
 
-    An explorer (rlcore/exploration.py) chooses the actions. `network` is an ActionValues. In an iteration it learns
+    An explorer (rlcore/exploration/) chooses the actions. `network` is an ActionValues. In an iteration it learns
     from `updates` minibatches of `batch_size` remembered decisions. Raises ValueError where the parts do not fit.
     """
 
@@ -92,7 +93,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         network: MakeNetwork,
         optimizer: MakeOptimizer,
         lr_schedule: LearningRateSchedule | None,
-        exploration: Callable,
+        exploration: Callable[[ActionValues], Explorer],
         auxiliary: MakeAuxiliaryModel | None,
         total_steps: int,
         num_steps: int,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlcore.algorithm import Policy
-from rlcore.exploration import greedy
+from rlcore.exploration.rules import greedy
 from rlcore.offline.deduplicated import dense
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 from rlcore.ope import estimators as ope

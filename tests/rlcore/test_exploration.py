@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from configs import node
-from rlcore.exploration import floored, greedy, inverse_gap, thompson
+from rlcore.exploration.rules import floored, greedy, inverse_gap, thompson
 
 NAMES = ("epsilon_greedy", "squarecb", "neural_ucb", "neural_ts", "neural_linear")
 

@@ -11,7 +11,7 @@ from envs.offers.planning.knapsack import Increments
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
 from envs.offers.world.response import utility
-from rlcore.exploration import floored
+from rlcore.exploration.rules import floored
 
 
 class RankingPolicy(LoggingPolicy):

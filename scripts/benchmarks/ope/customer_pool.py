@@ -15,7 +15,7 @@ from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.logging_policies import at_private_prices
 from envs.offers.populations.base import Sample
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, CustomerState
-from rlcore.exploration import floored
+from rlcore.exploration.rules import floored
 from rlcore.offline.logged_dataset import LoggedDataset
 
 STATES = HABITS * FATIGUES * EXPECTATIONS

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from email_rl.training.rollout import MailRollout
 from rlcore import losses
 from rlcore.backends import distributed
 
 
-def rollout_metrics(rollout: Any, kl_coef: Tensor) -> dict[str, Tensor]:
+def rollout_metrics(rollout: MailRollout, kl_coef: Tensor) -> dict[str, Tensor]:
     """Return means over a rollout's mails, of all processes; KL and entropy in nats a mail."""
     mask = rollout.mails.response_mask
     kl = rollout.kl_to_reference()
@@ -57,7 +56,7 @@ def value_metrics(value: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tens
     }
 
 
-def sample_table(rollout: Any, most: int) -> str:
+def sample_table(rollout: MailRollout, most: int) -> str:
     """Show the first mails of a rollout with their scores, as Markdown."""
     kl = rollout.log_ratio.sum(1).tolist()
     lines = [

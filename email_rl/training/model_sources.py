@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from email_rl.models.hf_io import from_folder
 from email_rl.models.language_models import read_language_model
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from email_rl.models.policy import LanguageModelPolicy
-from email_rl.training.model_cache import cached
 from email_rl.training.reward_model import RewardModel
 from email_rl.training.sft import POLICY_FOLDER, SFT
+from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
 from rlcore.logger import Logger, NullLogger
@@ -123,3 +124,16 @@ class ModelSources:
         if distributed.rank() == 0:
             print(f"{name}: {folder}{' (trained before)' if known else ''}")
         return folder
+
+
+def cached(root: Path | str, name: str, recipe: object, make: Callable[[Path], None]) -> tuple[Path, bool]:
+    """Return the folder of `name` and a recipe (by its repr) under `root`, and whether it was there.
+
+    Where it was not there, `make` fills it first.
+    """
+    folder = Path(root) / f"{name}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
+    known = folder.is_dir()
+    if not known:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.atomic_folder(folder, make)
+    return folder, known

@@ -59,26 +59,25 @@ class OutcomeTraining(Algorithm):
         predict_batch_size: int,
         refresh: dict,
     ):
+        # first: the arguments are the only local names
+        self.settings = {key: value for key, value in locals().items() if key not in ("self", "env", "seed")}
         if input not in ("text", "context_text"):
             raise ValueError(f"algo.input: expected text or context_text, got '{input}'")
-        if (
-            min(
-                encoder.epochs,
-                encoder.batch_size,
-                updates_per_iteration,
-                eval_every,
-                patience,
-                checkpoint_every,
-                bucket_batches,
-                predict_batch_size,
-            )
-            < 1
-        ):
+        counts = (
+            encoder.epochs,
+            encoder.batch_size,
+            updates_per_iteration,
+            eval_every,
+            patience,
+            checkpoint_every,
+            bucket_batches,
+            predict_batch_size,
+        )
+        if min(counts) < 1:
             raise ValueError(
                 "algo: expected epochs, batch_size, updates_per_iteration, eval_every, patience, "
                 "checkpoint_every, bucket_batches and predict_batch_size of at least 1"
             )
-        self.settings = {key: value for key, value in locals().items() if key not in ("self", "env", "seed")}
         self.env, self.device, self.seed = env, env.device, seed
         self.encoder, self.make_optimizer, self.input, self.refresh = encoder, optimizer, input, refresh
         self.class_weight_power, self.max_grad_norm = class_weight_power, max_grad_norm

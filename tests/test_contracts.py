@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
-from itertools import pairwise
 
 import pytest
 import torch
@@ -181,10 +180,10 @@ def test_an_auxiliary_model_predicts_a_probability_of_every_action():
 
 @pytest.mark.parametrize("kind", [Algorithm, NetworkAlgorithm, VectorEnv, PricedEnv])
 def test_every_attribute_of_a_contract_is_documented(kind):
-    """An attribute has a comment `#:` beside or above it, a method a docstring."""
+    """An attribute has a comment `#:` beside it, a method a docstring."""
     source = inspect.getsource(kind)
-    body = source.split("def ")[0].splitlines()
-    for above, line in pairwise(body):
+    body = source.split("def ")[0]
+    for line in body.splitlines():
         declares = (
             line.startswith("    ")
             and not line.startswith("     ")
@@ -192,7 +191,7 @@ def test_every_attribute_of_a_contract_is_documented(kind):
             and not line.lstrip().startswith(('"', "#", "An", "Under"))
         )
         if declares and line.split(":")[0].strip().isidentifier():
-            assert "#:" in line or above.lstrip().startswith("#:"), line
+            assert "#:" in line, line
     for name, member in vars(kind).items():
         if not name.startswith("_") and callable(member):
             assert inspect.getdoc(member), f"{kind.__name__}.{name}"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rlcore import divergence
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
+from rlcore.logger import to_floats
 
 if TYPE_CHECKING:
     from rlcore.logger import Logger
 
 
 class TrainingLoop:
-    """Runs an algorithm to its last iteration, or to the end of the iteration in which `should_stop` turns true."""
+    """Runs an algorithm to its last iteration, or to the end of the iteration in which `should_stop` turns true.
+
+    `save` is called every `checkpoint_every` iterations, when `save_seconds` have passed since the last time, and at
+    the end.
+    """
 
     def __init__(
         self,
@@ -22,12 +29,15 @@ class TrainingLoop:
         logger: Logger,
         *,
         save: Callable[[], None] = lambda: None,
+        save_seconds: float = math.inf,
         validate: Callable[[], dict[str, float]] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
         self.algorithm = algorithm
         self.logger = logger
         self.save = save
+        self.save_seconds = save_seconds
+        self.saved_at = time.monotonic()
         self.validate = validate
         self.should_stop = should_stop
 
@@ -43,23 +53,29 @@ class TrainingLoop:
             steps_before = algorithm.steps_done
             metrics = algorithm.iterate(progress=algorithm.iteration / algorithm.iterations)
             algorithm.iteration += 1
-            # 2. Its metrics.
+            # 2. Its metrics, of which none may be the sign of a training that diverged.
             step = algorithm.steps_done
+            values = to_floats(metrics)
             logger.log_iteration(
-                step, metrics, iteration=algorithm.iteration, steps=step - steps_before, started=started
+                step, values, iteration=algorithm.iteration, steps=step - steps_before, started=started
             )
+            divergence.check_metrics(values, algorithm.iteration)
             # 3. Validation.
             if self.validate and algorithm.is_validation_due():
                 validation = self.validate()
                 logger.log_evaluation(step, validation)
                 algorithm.observe_validation(validation)
-            # 4. A checkpoint.
+            # 4. A checkpoint, by iterations and by the clock; the processes of one training agree on both.
             stopped = self.should_stop()
+            is_due = time.monotonic() - self.saved_at >= self.save_seconds
             if algorithm.sharded:
                 stopped = distributed.all_reduce_any(stopped, algorithm.env.device)
+                is_due = distributed.all_reduce_any(is_due, algorithm.env.device)
+            is_due |= algorithm.iteration % algorithm.checkpoint_every == 0
             is_last = algorithm.iteration == algorithm.iterations or algorithm.has_converged
-            if stopped or (not is_last and algorithm.iteration % algorithm.checkpoint_every == 0):
+            if stopped or (is_due and not is_last):
                 self.save()
+                self.saved_at = time.monotonic()
             if stopped:
                 return
         algorithm.finish()

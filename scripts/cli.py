@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,11 +17,11 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from envs.base import VectorEnv
+from envs.configuration import instantiate_stored
 from rlcore import checkpoint as checkpoints
 from rlcore.action_values import GreedyPolicy
 
@@ -93,7 +94,11 @@ def kind(value: Any) -> str | None:
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Run a script, with its jobs by Hydra's launcher; exit with code 2 if a job failed."""
+    """Run a script, with its jobs by Hydra's launcher; exit with code 2 if a job failed.
+
+    A SIGTERM, such as a container's before it is killed, ends the script as an exit does: temporary files go.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FAILED] = folder
         main()
@@ -168,9 +173,12 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
     state = checkpoints.load(cfg.checkpoint)
     config = as_trained(cfg, state["config"], HydraConfig.get().overrides.task, own)
     with fitting(cfg.checkpoint):  # a checkpoint of another version has other parameters
-        env = instantiate(config.env, _convert_="all")(device, config.seed)
+        make_env, make_agent = (
+            instantiate_stored(part, cfg.checkpoint, trusted=cfg.trusted_packages) for part in (config.env, config.algo)
+        )
+        env = make_env(device, config.seed)
         env.load_fitted(state["agent"].get("env"))
-    agent = instantiate(config.algo, _convert_="all")(env, config.seed)
+    agent = make_agent(env, config.seed)
     with fitting(cfg.checkpoint):
         agent.load_policy(state["agent"])
     return Trained(env, agent, state["name"], config, state["logger"])
@@ -182,7 +190,7 @@ def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
     Raises ValueError where the checkpoint is of another kind.
     """
     state = checkpoints.load(checkpoint)
-    make_algorithm = instantiate(OmegaConf.create(state["config"]["algo"]), _convert_="all")
+    make_algorithm = instantiate_stored(state["config"]["algo"], f"algo.teacher.checkpoint={checkpoint}")
     algorithm = make_algorithm(env, 0)
     if not isinstance(algorithm.policy, GreedyPolicy):
         raise ValueError(

@@ -41,6 +41,7 @@ from rlcore.offline.logged_dataset import LoggedDataset, check_compatible
 from rlcore.training_loop import TrainingLoop
 from scripts.cli import check_fit, choose_device, fitting, flatten, guarded, launch, publish
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if os.name == "posix" else []))
 # for all processes but the first
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
 
@@ -52,22 +53,26 @@ def main(cfg: DictConfig) -> None:
     name = HydraConfig.get().runtime.choices["algo"]
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     with distributed.process_group(device), interrupts() as interrupted:
+        is_first = distributed.rank() == 0
+        if is_first:
+            checkpoint.lock_folder(directory)
+            checkpoint.sweep(directory)
         state = load_resumed(cfg)
         algorithm = build(cfg, name, device, state)
         evaluator = algorithm.make_evaluator()
-        is_first = distributed.rank() == 0
         with open_logger(cfg, directory, algorithm, evaluator, state) as logger:
             loop = TrainingLoop(
                 algorithm,
                 logger,
                 save=lambda: save(cfg, name, algorithm, logger, directory),
+                save_seconds=60.0 * cfg.checkpoint_minutes,
                 validate=(lambda: evaluator.validate(algorithm)) if is_first else None,
                 should_stop=lambda: bool(interrupted),
             )
             loop.run()
         stopped = distributed.all_reduce_any(bool(interrupted), device)
     if stopped:
-        end_interrupted(algorithm, logger, directory)
+        end_interrupted(algorithm, logger, directory, interrupted)
     if is_first:  # one process alone, because an evaluation can train models of its own
         algorithm.export(directory)
         logger.console.print("evaluating on data that nothing was trained on …")
@@ -121,13 +126,23 @@ def build_part(make_env: Callable, device: torch.device, seed: int) -> Any:
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """Note the first Ctrl-C in the list returned, so that the iteration ends and is saved; a second ends the run."""
+    """Note a signal that asks to stop in the list returned, so that the iteration ends and is saved.
+
+    Ctrl-C sends one, and so do schedulers and containers before they kill. A second Ctrl-C ends the run at once.
+    """
     seen: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda *_: (seen.append(1), signal.signal(signal.SIGINT, previous)))
+
+    def note(number: int, _: Any) -> None:
+        seen.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, previous[signal.SIGINT])
+
+    previous = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
         yield seen
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def open_logger(
@@ -182,15 +197,15 @@ def load_resumed(cfg: DictConfig) -> dict | None:
     return state
 
 
-def end_interrupted(algorithm: Algorithm, logger: Any, directory: Path) -> None:
-    """Print how to resume, and exit."""
+def end_interrupted(algorithm: Algorithm, logger: Any, directory: Path, interrupted: list[int]) -> None:
+    """Print how to resume, and exit with the code that shells give for the signal."""
     if distributed.rank() == 0:
         logger.close()
         print(
             f"stopped after iteration {algorithm.iteration} of {algorithm.iterations}; go on with "
             f"resume={directory / 'checkpoint.pt'}"
         )
-    sys.exit(130)
+    sys.exit(128 + (interrupted or [signal.SIGINT])[0])
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def csv_writer(path: Path, schema):
 def parquet_writer(path: Path, schema):
     """Open a Parquet file of a pyarrow.Schema; columns of few values are stored as dictionaries."""
     repetitive = [name for name in schema.names if "state_" in name or name == "policy"]
-    return arrow().parquet.ParquetWriter(str(path), schema, compression="zstd", use_dictionary=repetitive)
+    return arrow().parquet.ParquetWriter(
+        str(path), schema, compression="zstd", use_dictionary=repetitive, write_page_checksum=True
+    )
 
 
 class Reader:
@@ -181,7 +183,7 @@ class Reader:
     def _batches(self) -> Iterable:
         """Read the file in batches; the cells of a CSV file stay texts, so that a message can quote a bad one."""
         if not self.is_csv:
-            return self.pa.parquet.ParquetFile(self.path).iter_batches(self.rows)
+            return self.pa.parquet.ParquetFile(self.path, page_checksum_verification=True).iter_batches(self.rows)
         csv = self.pa.csv
         text = self.pa.string()
         types = dict.fromkeys(self.names, text)

@@ -18,6 +18,7 @@ from email_rl.data.gold_model import Market
 from email_rl.data.mails import OUTCOMES
 from email_rl.evaluation import text_features
 from email_rl.models.outcome_classifier import OutcomeClassifier
+from stored import save_state
 from rlcore import checkpoint
 from scripts import write_email
 from tiny_email_trainer import trainer
@@ -118,7 +119,7 @@ def saved(tmp_path_factory):
         "algo": {"generation": agent.generation, "reward": "expected"},
         "env": {"outcome_values": [-1.0, 0.5, 2.0]},
     }
-    checkpoint.save(path, {"agent": agent.state_dict(), "config": config, "name": "ppo_kl"})
+    save_state(path, "ppo_kl", agent.state_dict(), **config)
     return path, agent
 
 
@@ -243,7 +244,7 @@ def test_what_can_not_be_done_is_refused(changes, says):
 
 
 def test_a_checkpoint_of_another_algorithm_is_refused(tmp_path):
-    checkpoint.save(tmp_path / "x.pt", {"agent": {"policy": {}}, "config": {}, "name": "sft"})
+    save_state(tmp_path / "x.pt", "sft", {"policy": {}})
     with pytest.raises(ValueError, match="expected a checkpoint of algo=ppo_kl.*got one of algo=sft"):
         main(tmp_path / "x.pt")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from copy import copy
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
+from envs.configuration import instantiate_stored
 from envs.offers.neural_twin.customers import NeuralCustomers
 from envs.offers.neural_twin.fit import KIND
 from envs.offers.twin.twin_checkpoint import load_twin
@@ -25,7 +25,7 @@ class NeuralEnsemble:
         state = load_twin(path, "env.twin", KIND, advice)
         agent = state["agent"]
         self.only: int | None = None  # the member of all customers; None: every member has equally many customers
-        twin = instantiate(state["config"]["algo"]["twin"], _convert_="all")
+        twin = instantiate_stored(state["config"]["algo"]["twin"], f"env.twin={path}")
         self.half_lives = twin.half_lives
         self.networks = twin.make_members(env, 0, agent["iteration"])
         try:

@@ -19,6 +19,7 @@ from email_rl.training.diagnostics import rollout_metrics
 from mail_files import mail_rows, write_csv
 from rlcore import checkpoint, losses
 from rlcore.logger import NullLogger
+from stored import save_state
 from tiny_email_trainer import GENERATION, Market, Taste, language_model, policy, tokenizer, train, trainer
 
 SMALL = [
@@ -373,14 +374,14 @@ def build(kept, *overrides):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
     def run(agent, stop=lambda: False):
-        train(agent, save=lambda: checkpoint.save(tmp_path / "c.pt", agent.state_dict()), should_stop=stop)
+        train(agent, save=lambda: save_state(tmp_path / "c.pt", "ppo_kl", agent.state_dict()), should_stop=stop)
         return agent
 
     whole = run(build(kept, "algo/kl_controller=adaptive")[0])
     first = build(kept, "algo/kl_controller=adaptive")[0]
     run(first, lambda: first.iteration == 1)
     second = build(kept, "algo/kl_controller=adaptive")[0]
-    second.load_state_dict(checkpoint.load(tmp_path / "c.pt"))
+    second.load_state_dict(checkpoint.load(tmp_path / "c.pt")["agent"])
     assert second.iteration == 1
     run(second)
     for (name, a), b in zip(whole.policy.state_dict().items(), second.policy.state_dict().values()):

@@ -36,6 +36,7 @@ from rlcore.ppo import PPO
 from rlcore.schedules import linear_with_warmup
 from rlcore.training_loop import TrainingLoop
 from scripts.cli import check_fit
+from stored import save_state
 
 ROOT = Path(__file__).parents[3]
 SMALL = [
@@ -292,10 +293,10 @@ def test_resumed_equals_uninterrupted(finished, tmp_path):
     states = []
     train(cut, save=lambda: states.append(cut.state_dict()), should_stop=lambda: cut.iteration == 3)
     assert cut.iteration == 3 and not cut.finished
-    checkpoint.save(tmp_path / "checkpoint.pt", states[-1])
+    save_state(tmp_path / "checkpoint.pt", "reward_model", states[-1])
     torch.manual_seed(99)
     _, resumed = build("algo.encoder.dropout=0.1", env=env)
-    resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt"))
+    resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt")["agent"])
     train(resumed)
     assert resumed.probabilities(env.test).equal(whole.probabilities(env.test))
     assert resumed.temperature == whole.temperature

@@ -17,6 +17,7 @@ from envs.offers.planning.dynamic_program import no_contact_values
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.world.history import History, column_names
 from envs.offers.world.response import outcome
+from stored import save_state
 from rlcore import checkpoint
 from small_offers import random_log, random_season
 from toy_envs import part, train
@@ -321,9 +322,7 @@ def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
     model.set_dataset(log)
     train(model)
     path = str(tmp_path / "neural.pt")
-    checkpoint.save(
-        path, {"name": "twin", "agent": model.state_dict(), "config": {"algo": OmegaConf.to_container(config)}}
-    )
+    save_state(path, "twin", model.state_dict(), algo=OmegaConf.to_container(config))
     small = {"customers": 30, "tuning_customers": 20, "seasons": 1, "tuning_seasons": 1, "fees": [0.0, 0.5]}
     twin = environment("offers_twin", twin=path, evaluation=small)
     assert isinstance(twin, NeuralTwinEnv) and len(twin.twin.networks) == 2

@@ -18,6 +18,7 @@ from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.world.customers import CustomerState
 from reference_world import GONE, STATES, pick
+from stored import save_state
 from rlcore import checkpoint
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.propensity_checks import imbalance, significant
@@ -195,7 +196,7 @@ def saved(tmp_path):
         with torch.no_grad():
             member.linear.bias[3] = float(k)
     path = tmp_path / "twin.pt"
-    checkpoint.save(path, {"name": "twin", "agent": model.state_dict()})
+    save_state(path, "twin", model.state_dict())
     return model, str(path)
 
 
@@ -293,7 +294,7 @@ def test_bad_input_is_one_line(saved, tmp_path):
         twin(env, twin={"fixed_parameters": ["alfa"]})
     with pytest.raises(ValueError, match="expected the path of a log"):
         train(twin(env))
-    checkpoint.save(tmp_path / "ppo.pt", {"name": "ppo", "agent": {}})
+    save_state(tmp_path / "ppo.pt", "ppo", {})
     with pytest.raises(ValueError, match="expected a checkpoint of algo=twin, got ppo"):
         environment_on_twin(str(tmp_path / "ppo.pt"))
     state = checkpoint.load(path)

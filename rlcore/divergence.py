@@ -1,0 +1,58 @@
+"""A training that diverged ends with one line: no further step, checkpoint or result is made of NaN."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+MUST_BE_FINITE = ("losses/", "objective/", "ppo/", "twin/")
+UNDEFINED_AT_TIMES = ("explained_variance", "ratio_var")  # variances of what may be constant or single
+#: parts of an algorithm's state that hold learned weights
+LEARNED = (
+    "network",
+    "target_network",
+    "auxiliary",
+    "members",
+    "policy",
+    "reference",
+    "reward_model",
+    "classifier",
+    "overlap_head",
+)
+
+
+def check_metrics(values: dict[str, float], iteration: int) -> None:
+    """Raise ValueError, naming the first of them, where a loss or a diagnostic of a loss is not finite."""
+    for name, value in values.items():
+        if name.startswith(MUST_BE_FINITE) and not name.endswith(UNDEFINED_AT_TIMES) and not math.isfinite(value):
+            raise ValueError(
+                f"iteration {iteration}: {name} is {value}: the training diverged and was stopped; a checkpoint of an "
+                "earlier iteration is kept, if there was one"
+            )
+
+
+def check_observations(obs: Tensor) -> None:
+    """Raise ValueError, naming the column, where an observation [N, D] is not finite."""
+    bad = (~obs.isfinite()).any(0).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(f"observation column {bad[0]} is not finite: expected numbers, got NaN or infinity")
+
+
+def check_weights(agent: dict[str, Any], place: str) -> None:
+    """Raise ValueError, naming the tensor, where a weight in an algorithm's state is not finite."""
+    for name in LEARNED:
+        _check_tensors(agent.get(name), f"{place}: agent.{name}")
+
+
+def _check_tensors(weights: Any, place: str) -> None:
+    if isinstance(weights, Tensor):
+        if weights.is_floating_point() and not weights.isfinite().all():
+            raise ValueError(f"{place}: expected finite weights, got NaN or infinity")
+    elif isinstance(weights, dict):
+        for name, part in weights.items():
+            _check_tensors(part, f"{place}.{name}")
+    elif isinstance(weights, (list, tuple)):
+        for number, part in enumerate(weights):
+            _check_tensors(part, f"{place}.{number}")

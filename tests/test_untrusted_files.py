@@ -1,0 +1,108 @@
+"""A file is data: whatever a checkpoint names, none of it is run. Every payload would leave a marker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import script_runner
+from configs import CONF
+from envs.configuration import instantiate_stored, is_admitted
+from envs.offers.neural_twin.ensemble import NeuralEnsemble
+from envs.offers.neural_twin.fit import KIND
+from scripts.cli import load_teacher
+from stored import save_state
+
+
+def touch(marker: Path) -> dict:
+    """A configuration that leaves a file where it is instantiated."""
+    return {"_target_": "torch.utils.collect_env.run", "command": f"touch {marker}"}
+
+
+PAYLOADS = {
+    "a function of another package": touch,
+    "an argument of ours": lambda marker: {"_target_": "envs.offers.env.OffersEnv", "x": touch(marker)},
+    "in a list": lambda marker: {"_target_": "builtins.print", "_args_": [touch(marker)]},
+    "hidden behind a reference": lambda marker: {
+        "name": "torch.utils.collect_env.run",
+        "x": {"_target_": "${name}", "command": f"touch {marker}"},
+    },
+    "through our module": lambda marker: {
+        "_target_": "rlcore.checkpoint.Path.write_text",
+        "_args_": [{"_target_": "pathlib.Path", "_args_": [str(marker)]}, "x"],
+    },
+    "a function of ours that writes": lambda marker: {
+        "_target_": "rlcore.checkpoint.save_json",
+        "path": str(marker),
+        "value": 1,
+    },
+    "by hydra itself": lambda marker: {"_target_": "hydra.utils.instantiate", "config": touch(marker)},
+    "a class by name": lambda marker: {"_target_": "hydra.utils.get_class", "path": "subprocess.Popen"},
+}
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_nothing_runs_from_a_configuration_of_a_file(tmp_path, payload):
+    marker = tmp_path / "marker"
+    with pytest.raises(ValueError, match="x.pt: its configuration names .*, which is not run"):
+        instantiate_stored(PAYLOADS[payload](marker), "x.pt")
+    assert not marker.exists()
+
+
+def targets_of(config: Any) -> Iterator[str]:
+    """Yield every function and class that nested containers name."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield config["path"] if config["_target_"] == "hydra.utils.get_class" else config["_target_"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from targets_of(part)
+
+
+@pytest.mark.parametrize("group", ["algo", "env"])
+def test_all_that_conf_builds_is_admitted(group):
+    for file in sorted((CONF / group).rglob("*.yaml")):
+        config = OmegaConf.to_container(OmegaConf.load(file))
+        for target in targets_of(config):
+            assert is_admitted(target), f"{file}: {target}"
+
+
+def test_a_package_of_ones_own_is_admitted_by_name():
+    config = {"_target_": "stored.Path", "_args_": ["x"]}
+    with pytest.raises(ValueError, match=r"trusted_packages=\[NAME\]"):
+        instantiate_stored(config, "x.pt")
+    with pytest.raises(ValueError, match="which is not run"):  # the package imports it; it is not the package's own
+        instantiate_stored(config, "x.pt", trusted=["stored"])
+    built = instantiate_stored({"_target_": "fractions.Fraction", "_args_": [1, 2]}, "x.pt", trusted=["fractions"])
+    assert built == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["evaluate", "collect out=log.parquet logging_policy=agent"])
+@pytest.mark.parametrize("part", ["env", "algo"])
+def test_a_checkpoint_runs_nothing(tmp_path, command, part):
+    marker = tmp_path / "marker"
+    config = {"env": {}, "algo": {}, "seed": 0, part: touch(marker)}
+    save_state(tmp_path / "x.pt", "ppo", {"network": {}}, **config)
+    script, *overrides = command.split()
+    done = script_runner.run(tmp_path, script, "checkpoint=x.pt", *overrides)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "names torch.utils.collect_env.run, which is not run" in done.stderr
+    assert not marker.exists()
+
+
+def test_a_teacher_and_a_twin_run_nothing(tmp_path):
+    marker = tmp_path / "marker"
+    save_state(tmp_path / "teacher.pt", "cql", {}, algo=touch(marker))
+    with pytest.raises(ValueError, match="which is not run"):
+        load_teacher(None, checkpoint=str(tmp_path / "teacher.pt"))
+    state = {"kind": KIND, "iteration": 1, "members": []}
+    save_state(tmp_path / "twin.pt", "twin", state, algo={"twin": touch(marker)})
+    with pytest.raises(ValueError, match="which is not run"):
+        NeuralEnsemble(str(tmp_path / "twin.pt"), None)
+    assert not marker.exists()

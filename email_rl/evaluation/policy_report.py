@@ -29,7 +29,7 @@ class MailPolicyReport(Report):
             [y for _, y in proxy],
             marker="o",
             markersize=3,
-            label="proxy: what the reward model believes",
+            label="proxy: by the reward model",
         )
         axes.plot(
             [step / 1e3 for step, _ in truth],

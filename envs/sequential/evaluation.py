@@ -235,8 +235,8 @@ class SequentialEvaluator:
         return Report(
             title=f"{self.worlds:,} seasons of {self.env.world.weeks} weeks × {self.env.customers} customers, budget "
             f"{self.env.budget:,.2f} a week",
-            caption="score: share of what each week's offline knapsack earns over sending nothing, ± its 95 % "
-            "interval; first come: first served; best: decisions that send what earns most now",
+            caption="score: share of the weeks' offline knapsacks' gain over sending nothing, ± its 95 % interval; "
+            "best: share of decisions with the highest immediate reward",
             rows=rows,
             columns=columns,
             last=["knapsack", "the week", "1.000", "", f"{value:,.1f}", "", "", ""],

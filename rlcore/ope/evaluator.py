@@ -157,8 +157,8 @@ class OffPolicyEvaluator:
         missing = dataset.propensity.isnan()
         if missing.any():
             warning = (
-                f"{named_rows(missing, 0)}: no propensity; only the model of outcomes is left to go by, and "
-                "what it learns is confounded if the decisions knew more than the log does"
+                f"{named_rows(missing, 0)}: no propensity; only the model of outcomes can value the target, and "
+                "the model is confounded if the decisions used more than the log has"
             )
             return None, [warning]
         probability = ope.select_actions(target, dataset.action).double()

@@ -108,8 +108,8 @@ def caption(evaluation: Evaluation, unit: str, sample: str, net: str, level: flo
     ]
     if evaluation.weights is not None:
         text = (
-            "weights worth {effective:,.0f} of {episodes:,} {sample}s ({effective_share:.1%}), "
-            "mean {mean_weight:.3f}, greatest {max_weight:,.1f}; "
+            "effective sample size {effective:,.0f} of {episodes:,} {sample}s ({effective_share:.1%}); "
+            "weights: mean {mean_weight:.3f}, greatest {max_weight:,.1f}; "
             "{unsupported:.2%} of target actions without support"
         )
         lines.append(text.format(sample=sample, **diagnostics))

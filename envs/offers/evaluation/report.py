@@ -99,8 +99,8 @@ class OffersReport:
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
             caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
-            "over never contacting, a season; spend: expected, of the budget; breach: weeks whose "
-            "realised spend passed the budget" + self._exclusions(),
+            "over never contacting anyone, a season; spend: expected spend / budget; breach: weeks whose "
+            "realised spend exceeded the budget" + self._exclusions(),
             caption_justify="left",
         )
         if self.under_hard_rule:  # the table under the hard rule explains the columns of both

@@ -151,9 +151,9 @@ class NeuralTwinEvaluator(OffersEvaluator):
 
     def _report(self, rows: dict[str, dict], market: EvaluationMarket, name: str, members: list[dict]) -> Report:
         caption = (
-            "profit: expected over never contacting, a season and what it leaves, ± its 95 % interval; "
-            "spend: expected, of the budget; breach: weeks whose realised spend passed the budget; "
-            "no bound: a neural twin has none"
+            "profit: expected, over never contacting anyone, a season and its later weeks, ± its 95 % interval; "
+            "spend: expected spend / budget; breach: weeks whose realised spend exceeded the budget; "
+            "a neural twin has no bound"
         )
         for k, row in enumerate(members):
             caption += (

@@ -33,8 +33,8 @@ def propensity_warnings(panel: Panel, env, level: float) -> list[str]:
     missing = panel.propensity[where].isnan()
     if missing.any():
         return [
-            f"{int(missing.sum()):,} of {len(missing):,} decisions have no propensity: whether who sent knew more than "
-            "the log says can't be told, and what contacts seem to bring may be what was known"
+            f"{int(missing.sum()):,} of {len(missing):,} decisions have no propensity: the log can't show whether the "
+            "sender knew more than it has, so the effects of contacts may be confounded"
         ]
     customer = torch.arange(len(panel), device=where.device).expand_as(where)[where]
     dynamics = panel.dynamics.permute(1, 2, 0)[where]
@@ -47,7 +47,7 @@ def propensity_warnings(panel: Panel, env, level: float) -> list[str]:
     names = [name for name, keep in zip(names, varies.tolist()) if keep] + ["their mean"]
     worst = z.abs().amax(0).argsort(descending=True)[:MAX_NAMED].tolist()
     return [
-        "propensities are not those that decisions were made with: weighted by them, contacts and the rest differ in "
+        "propensities are not those that drew the decisions: weighted by them, contacts and the rest differ in "
         + ", ".join(f"{names[k]} (z = {z.abs()[:, k].amax():.1f})" for k in worst)
     ]
 
@@ -79,7 +79,7 @@ def misfit_warnings(residuals: Tensor, catalogue: Catalogue, level: float) -> li
         texts.append(f"{name} (z = {residuals[offer, channel]:+.1f})")
     more = f" and {len(wrong) - MAX_NAMED} more pairs" if len(wrong) > MAX_NAMED else ""
     return [
-        "trips are not what the world's equations can explain, or who sent knew more than the log says: "
+        "the world's equations can't explain these trips, or the sender knew more than the log has: "
         + ", ".join(texts)
         + more
     ]
@@ -109,7 +109,7 @@ class UpliftCheck:
         """Check the members' mean prediction; the findings are empty where the log was not randomised."""
         where = decisions(panel)
         if not is_randomised(panel, where):
-            return UpliftFindings(lines=["uplift is not held against this log: contacts were not drawn alike for all"])
+            return UpliftFindings(lines=["uplift is not compared with this log: contacts had unequal probabilities"])
         effects = [member.contact_effect() for member in members]
         effect = ContactEffect(*(torch.stack(x).mean(0)[where] for x in zip(*effects)))
         treated, trips, spend = (panel.offer > 0)[where], panel.bought[where].double(), panel.spend[where].double()

@@ -16,7 +16,7 @@ from fake_cuda_graph import tape  # noqa: F401 (a fixture)
 from reference_world import references
 
 torch.set_num_threads(1)  # many small operations: more threads would only wait for each other
-SKIPPED_TESTS = os.environ.get("SKIPPED_TESTS")  # file for what is skipped, and why: .ci/run runs it with all extras
+SKIPPED_TESTS = os.environ.get("SKIPPED_TESTS")  # file for skipped tests; .ci/run runs these with all extras
 
 
 def pytest_collectreport(report) -> None:

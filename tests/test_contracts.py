@@ -66,7 +66,7 @@ def some_valid_action(env: VectorEnv, action_mask: Tensor) -> Tensor:
 
 
 def check_observation(env: VectorEnv, obs: Tensor, action_mask: Tensor) -> None:
-    """Hold an observation and its mask against what the environment says of itself."""
+    """Compare an observation and its mask with the environment's declared shapes."""
     assert obs.shape == (env.num_agents, env.obs_dim) and obs.is_floating_point() and obs.isfinite().all()
     assert action_mask.shape == (env.num_agents, *env.nvec) and action_mask.dtype == torch.bool
     assert action_mask.flatten(1).any(1).all()
@@ -99,7 +99,7 @@ def test_an_environment_is_what_its_attributes_say(name):
 
 @pytest.mark.parametrize("name", [name for name in ENVIRONMENTS if name != "gymnasium"])
 def test_a_restored_environment_goes_on_alike(name):
-    """Gymnasium's environments are left out: what is inside them can't be saved."""
+    """Without Gymnasium's environments, whose inner state can't be saved."""
     env = instantiate(composed(*ENVIRONMENTS[name]).env, _convert_="all")(CPU, 0)
     other = instantiate(composed(*ENVIRONMENTS[name]).env, _convert_="all")(CPU, 1)
     other.load_state_dict(env.state_dict())

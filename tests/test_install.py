@@ -41,7 +41,7 @@ def packages() -> list[str]:
 
 @pytest.fixture(scope="module")
 def wheel(packages, tmp_path_factory) -> Path:
-    """The wheel, built from a copy: what is built in the checkout stays there, and would go into the next wheel."""
+    """The wheel, built from a copy: files built in the checkout would stay there and go into the next wheel."""
     pytest.importorskip("pip", reason="comes with Python's own environments")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
@@ -55,14 +55,15 @@ def wheel(packages, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel) -> SimpleNamespace:
-    """An environment with the wheel, which finds its requirements in the one that runs the tests, and an empty
-    folder.
+    """An environment with the wheel, and an empty folder.
+
+    The environment finds the wheel's requirements in the environment that runs the tests.
     """
     environment, folder = wheel.parent / "venv", wheel.parent / "empty"
     venv.create(environment)
     pip("--python", environment, "install", "--no-deps", "--no-index", wheel)
     packages = next(environment.glob("lib/python*/site-packages"), environment / "Lib" / "site-packages")
-    # a path in a .pth file is searched, but no .pth file there is read: an editable checkout is not found
+    # Python searches a path in a .pth file, but reads no .pth file there, so that an editable checkout is not found
     borrowed = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (packages / "requirements.pth").write_text("\n".join(borrowed))
     folder.mkdir()

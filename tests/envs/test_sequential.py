@@ -53,11 +53,11 @@ class Ledger:
         return 0.5 * offer + (0.0, 0.02, 0.03, 0.05, 0.07)[channel] if offer else 0.0
 
     def mask(self) -> list:
-        """What the budget can pay for."""
+        """The pairs that the budget can pay for."""
         return [[(o > 0 or c == 0) and self.price(o, c) <= self.left + 1e-9 for c in range(5)] for o in range(6)]
 
     def clock(self) -> list:
-        """What is observed of time and money."""
+        """The observed time and money."""
         return [
             self.age // self.customers / self.weeks,
             self.age % self.customers / self.customers,
@@ -65,7 +65,7 @@ class Ledger:
         ]
 
     def pay(self, offer: int, channel: int) -> tuple[int, int, bool]:
-        """Return what is sent, and whether what was asked for could be."""
+        """Return the action sent, and whether it is the requested one."""
         price = self.price(offer, channel)
         fits = price <= self.left + 1e-9
         if fits:

@@ -1,4 +1,4 @@
-"""Short seeded runs of every algorithm, and what they gave: evidence that a change of form changed no result.
+"""Short seeded runs of every algorithm and their recorded results: a change of form must change no result.
 
     python tests/recorded_runs/record.py compare [NAME ...]
         # run again and print the largest difference to the record
@@ -231,7 +231,7 @@ def directory(name: str, folder: Path) -> Path:
 
 
 def play(name: str, folder: Path) -> dict:
-    """Run one of RUNS, after what it needs, and return what it gave."""
+    """Run one of RUNS, after the runs that it needs, and return its results."""
     log = folder / "log.csv"
     if name in NEEDS_LOG and not log.exists():
         call(folder, "collect", ["env.num_agents=200", "decisions=4800", "out=log.csv"])
@@ -259,7 +259,7 @@ def leaves(value, path: str = "") -> dict[str, float | str]:
 
 
 def difference(old: dict, new: dict) -> str:
-    """Say how two results differ: in their weights, in names, and at most in numbers."""
+    """Describe how two results differ: in their weights, in names, and the largest difference of numbers."""
     same = "same weights to the last bit" if old["weights"] == new["weights"] else "other weights"
     before, now = leaves(old), leaves(new)
     lines = [f"only in one: {name}" for name in sorted(before.keys() ^ now.keys())[:8]]

@@ -1,4 +1,4 @@
-"""How far it is from the command line to PPO's loss, and how a rollout is made."""
+"""The number of calls from the command line to PPO's loss, and to a step of a rollout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The masked categorical against torch.distributions and plain Python, and what a mask may never let through."""
+"""The masked categorical against torch.distributions and plain Python; a masked action is never drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""rlcore knows tensors: no word of marketing stands in its files, docstrings and messages included."""
+"""rlcore knows tensors: its files, docstrings and messages included, have no word of marketing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The offers world as a whole: what planning is worth where, and that PPO learns it."""
+"""The offers world as a whole: where planning pays, and that PPO learns to plan."""
 
 from __future__ import annotations
 

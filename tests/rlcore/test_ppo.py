@@ -1,4 +1,4 @@
-"""PPO on toys with known answers: ratios, bootstraps, schedules, resuming, learning, and what may not change a run."""
+"""PPO on toys with known answers: ratios, bootstraps, schedules, resuming, learning, and invariances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Advantages against the explicit sum, at their exact limits, and what whitening promises."""
+"""Advantages against the explicit sum and at their exact limits; properties of whitening."""
 
 from __future__ import annotations
 

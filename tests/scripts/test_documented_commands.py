@@ -139,7 +139,7 @@ def test_pages_have_commands():
 
 
 def links_of(page: Path) -> list[tuple[str, str]]:
-    """Return (file or nothing, heading or nothing) of a page's links; in indented lines stand formulas."""
+    """Return (file or nothing, heading or nothing) of a page's links; indented lines are formulas."""
     prose = "\n".join(line for line in page.read_text().splitlines() if not line.startswith("    "))
     links = re.findall(r"\]\(([^)\s]+)\)", prose)
     return [(file, heading) for file, _, heading in (link.partition("#") for link in links) if "://" not in file]
@@ -156,7 +156,7 @@ def test_files_that_a_page_names_exist(page):
 
 
 def resolve(name: str) -> Any:
-    """Import what a dotted name stands for. Raises AttributeError or ImportError where there is no such thing."""
+    """Import the object of a dotted name. Raises AttributeError or ImportError where there is none."""
     try:
         return pkgutil.resolve_name(name)
     except AttributeError:  # a field without a default, or what a constructor sets

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def sized(*overrides):
-    """Overrides of a small size, and these; a checkpoint brings its own, and a twin stands over a population."""
+    """Overrides for a small size, plus the given ones; a checkpoint has its own, and a twin has a base population."""
     if any(x.startswith("checkpoint=") for x in overrides):
         return ["device=cpu", "threads=1", *overrides]
     small = OFFERS

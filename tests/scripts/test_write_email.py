@@ -1,4 +1,4 @@
-"""Mails for a user's contexts: what is found in a text, files in and out, the script."""
+"""Mails for a user's contexts: features of a text, files in and out, the script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training script reaches the loss: the functions of ours between `main` and losses.ppo."""
+"""The path of a training script to the loss: our functions between `main` and losses.ppo."""
 
 from __future__ import annotations
 

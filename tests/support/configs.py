@@ -1,4 +1,4 @@
-"""The shipped configuration as tests ask for it: a primary config, one group, or what a group builds."""
+"""The shipped configuration for tests: a primary config, one group, or the object of a group."""
 
 from __future__ import annotations
 

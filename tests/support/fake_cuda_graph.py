@@ -1,4 +1,4 @@
-"""CUDA graphs without a GPU: what would be recorded is written down, undone and replayed where it was."""
+"""CUDA graphs without a GPU: kernels of a recording are noted, undone, and replayed in place."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ASKS = {
 
 
 class Outside(NamedTuple):
-    """Where a kernel reads or writes what the recording did not make: an address, which keeps nothing alive."""
+    """A tensor from outside of the recording that a kernel reads or writes: an address, which keeps nothing alive."""
 
     storage: int
     dtype: torch.dtype
@@ -48,7 +48,8 @@ class Outside(NamedTuple):
 class Tape(TorchDispatchMode):
     """A CUDA graph for CPUs: kernels are written down with the tensors that they read and write, and undone.
 
-    A graph owns the memory of what was made in it; all else it knows by address, and somebody has to keep.
+    A graph owns the memory of tensors that were made in it. It knows all other tensors by address, and other code must
+    keep them alive.
     """
 
     def __init__(self):
@@ -81,7 +82,7 @@ class Tape(TorchDispatchMode):
         return out
 
     def placed(self, x: torch.Tensor, func) -> torch.Tensor | Outside:
-        """What stands for an argument: itself, if made here."""
+        """Return an argument itself if it was made in the recording, else its address."""
         if storage(x) in self.made:
             return x.detach()
         if storage(x) not in self.outside:
@@ -92,7 +93,7 @@ class Tape(TorchDispatchMode):
         return Outside(storage(x), x.dtype, (x.storage_offset(), x.size(), x.stride()))
 
     def undo(self):
-        """Give back what was there before, and let go of it: recording runs nothing."""
+        """Restore the values from before, and free the copies: a recording runs nothing."""
         with torch.no_grad():
             for x, was in reversed(self.before):
                 x.copy_(was)
@@ -100,7 +101,7 @@ class Tape(TorchDispatchMode):
         gc.collect()  # what only a cycle holds is gone as well
 
     def replay(self):
-        """Run all kernels where they were written down; an AssertionError names the first whose memory nobody keeps."""
+        """Run all kernels in place; an AssertionError names the first whose memory nobody keeps alive."""
         held = {}
         for at, (known, reader) in self.outside.items():
             held[at] = torch.UntypedStorage._new_with_weak_ptr(known.cdata)

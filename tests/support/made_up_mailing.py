@@ -1,4 +1,4 @@
-"""A shop's mailing as Hillstrom's is laid out, with an effect that is known."""
+"""A shop's mailing in the layout of Hillstrom's, with a known effect."""
 
 from __future__ import annotations
 

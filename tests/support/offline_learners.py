@@ -1,4 +1,4 @@
-"""Offline learners at sizes that take a second, and logs that they learn from."""
+"""Offline learners at sizes that take a second, and their logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The budgeted season as a linear program over occupancies: what the bound, under any rules, must equal."""
+"""The budgeted season as a linear program over occupancies, which the bound must equal under any rules."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def random_log(customers: int, seed: int = 0, **changes) -> tuple[OffersEnv, Log
 
 
 def random_season(env: OffersEnv, seed: int = 0) -> LoggedDataset:
-    """A log of a season of random decisions for an environment's customers, whose outcomes are drawn from now on."""
+    """A log of a season of random decisions in an environment, which pays realised outcomes from now on."""
     env.use_realised_outcomes()
     parts = rollouts(
         env, UniformPolicy(), "uniform", seed, decisions=12 * env.num_agents, steps=1, all_propensities=False

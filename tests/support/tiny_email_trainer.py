@@ -66,7 +66,7 @@ def policy(kind="gpt2", **changes):
 
 
 class Taste:
-    """A reward model whose outcomes are read off a mail: conversion with P = share of its words that are `b`."""
+    """A reward model by rule: P(conversion) is the share of a mail's words that are `b`."""
 
     def probabilities(self, contexts, texts):
         share = torch.tensor([text.split().count("b") / max(1, len(text.split())) for text in texts])
@@ -74,7 +74,7 @@ class Taste:
 
 
 class Market:
-    """As much of a dataset as the loop needs: contexts and values."""
+    """The parts of a dataset that the loop needs: contexts and values."""
 
     class train:
         contexts = ["a", "a c", "d e f"]

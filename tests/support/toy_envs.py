@@ -60,7 +60,7 @@ def make_ppo(env: VectorEnv, iterations: int, *, seed: int = 0, mode: str = "eag
 
 
 def train(algorithm: Algorithm, save=lambda: None, validate=None, should_stop=lambda: False) -> MemoryLogger:
-    """Train to the end, or to where `should_stop` says, and return what was logged."""
+    """Train to the end, or until `should_stop`, and return the log."""
     logger = MemoryLogger()
     TrainingLoop(algorithm, logger, save=save, validate=validate, should_stop=should_stop).run()
     return logger

@@ -1,4 +1,4 @@
-"""The user's CSV: what is read, what is refused in one line, what stays on one side of a split, what is warned of."""
+"""The user's CSV: reading, one-line refusals, near-duplicates on one side of a split, warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded market: what its truth rewards, and that no sentence gives its outcome away."""
+"""The embedded market: the merits of the gold model, and that no sentence gives its outcome away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling from a language model: against transformers' own generate, in logits, in what is cut off, in frequencies."""
+"""Sampling from a language model against transformers' own generate: logits, cut-offs, frequencies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_DROP = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 def model(kind="gpt2", vocabulary=23, scale=15.0):
-    """A small random model with opinions: its logits are spread far more than at initialisation."""
+    """A small random model with logits spread far more than at initialisation."""
     torch.manual_seed(0)
     if kind == "gpt2":
         made = GPT2LMHeadModel(

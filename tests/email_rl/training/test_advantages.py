@@ -1,4 +1,4 @@
-"""From scores of mails to advantages of tokens: against scalar versions, and where the score lands."""
+"""From scores of mails to advantages of tokens: against scalar versions, and the token that gets the score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far it is from the command line to the loss of PPO on mails."""
+"""The number of calls from the command line to the loss of PPO on mails."""
 
 from __future__ import annotations
 

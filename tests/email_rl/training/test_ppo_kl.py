@@ -102,7 +102,7 @@ def test_log_probabilities_do_not_know_of_padding(kind):
 
 
 def test_mails_read_by_length_are_read_as_all_at_once():
-    """In batches that are cut to their longest prompt and mail, each mail once, and less is read."""
+    """Batches are cut to their longest prompt and mail, have each mail once, and read fewer tokens."""
     made = LanguageModelPolicy(language_model(places=44), tokenizer(), **GENERATION)
     torch.nn.init.normal_(made.value_head.weight)
     generator = torch.Generator().manual_seed(0)
@@ -136,7 +136,7 @@ def test_log_probability_and_entropy_are_those_of_the_distribution_at_the_temper
 
 
 def test_a_value_stands_before_its_token():
-    """The value of a token depends on what came before it, not on it."""
+    """The value of a token depends on the tokens before it, not on the token itself."""
     made = policy()
     torch.nn.init.normal_(made.value_head.weight)
     one, other = (made(hand([row])).value[0] for row in ([2, 4, 5, 0], [2, 4, 1, 0]))
@@ -200,7 +200,7 @@ def test_recorded_it_learns_as_it_does_eagerly(tape, precision):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision, near", [("float32", 1e-3), ("bfloat16", 1e-2)])
 def test_on_a_gpu_it_learns_recorded_as_eagerly(monkeypatch, precision, near):
-    """What is recorded in an iteration is replayed in others, with other mails lying where its own lay."""
+    """A recording of one iteration is replayed in others, with other mails at the same addresses."""
     monkeypatch.setattr(Market, "device", torch.device("cuda"))
     runs = []
     for mode in ("eager", "cudagraph"):

@@ -32,7 +32,7 @@ WORLDS = pytest.mark.parametrize(
 
 
 class Counter(gymnasium.Env):
-    """Counts its steps; terminates at 3 and truncates at `limit`. Remembers what it was asked to do."""
+    """Counts its steps; terminates at 3 and truncates at `limit`. Remembers its actions."""
 
     def __init__(self, actions=spaces.Discrete(2), limit=99, mask=None):
         self.observation_space, self.action_space = spaces.Box(0, 99, (1, 2), np.float32), actions

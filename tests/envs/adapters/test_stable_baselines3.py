@@ -88,7 +88,7 @@ def test_the_benchmarks_scalar_world_is_the_same_world():
 
 # ── the same rollout, the same numbers ──────────────────────────────────────────────────────────────────────────────
 class Recorder(Logger):
-    """Keeps what is recorded."""
+    """Keeps all records."""
 
     def __init__(self):
         super().__init__(None, [])

@@ -1,4 +1,4 @@
-"""The priced environment against scalar customers: its contract, rewards and their identities, prices, its streams."""
+"""The priced environment against scalar customers: contract, rewards and their identities, prices, streams."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(n=64, seed=0, **changes):
 
 
 def pushy(**changes) -> dict:
-    """Replace catalogue keys so that customers soon leave: opt-outs as high as can be."""
+    """Replace catalogue keys so that customers soon leave: the highest opt-out rates."""
     channels = node("catalogue/default").channels
     return {"catalogue": {"channels": {name: {"opt_out": 1.0} for name in channels}}, **changes}
 
@@ -64,7 +64,7 @@ def silent(mask: Tensor, _=None) -> Tensor:
 
 
 def season(env, choose=draw, seed=1, prepare=lambda env: None) -> SimpleNamespace:
-    """Play a season; return observations and masks [T+1], actions and steps [T]."""
+    """Simulate a season; return observations and masks [T+1], actions and steps [T]."""
     g, (obs, mask) = torch.Generator().manual_seed(seed), env.reset()
     prepare(env)
     seen = SimpleNamespace(start=env.state, obs=[obs], mask=[mask], action=[], steps=[])

@@ -1,4 +1,4 @@
-"""One switch, one result: compiled and recorded functions do what they do eagerly, and ask the host nothing."""
+"""All modes give one result: compiled and recorded functions equal eager ones, and never wait for the device."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_asks_the_host_is_not_recorded(tape):
 
 
 def test_what_a_recorded_function_reads_must_stay(tape):
-    """On a GPU its memory would be somebody else's, or nobody's."""
+    """On a GPU the freed memory would belong to another tensor, or to none."""
 
     def of_a_season():
         return CUDAGraphCallable(lambda x: x + season["table"])

@@ -110,7 +110,7 @@ def mails():
 
 
 def follow(made, rollout, rows):
-    """Take the steps that some of a rollout's mails ask for."""
+    """Take the gradient steps of some of a rollout's mails."""
     some = replace(
         rollout,
         mails=rollout.mails.select(rows),
@@ -126,7 +126,7 @@ def follow(made, rollout, rows):
 
 
 def work(rank, folder, port):
-    """What one of two processes does."""
+    """The work of one of two processes."""
     torch.set_num_threads(1)
     os.environ |= {
         "LOCAL_RANK": str(rank),
@@ -179,7 +179,7 @@ def work(rank, folder, port):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """What two processes found, started once for all tests."""
+    """The results of two processes, started once for all tests."""
     folder = tmp_path_factory.mktemp("both")
     port = torch.distributed.TCPStore("localhost", 0, 1, True, wait_for_workers=False).port  # free a moment ago
     running = [script_runner.start(work, rank, str(folder), port) for rank in range(SIZE)]

@@ -1,4 +1,4 @@
-"""Tables that hold repeated rows once: the same numbers, and the same learning."""
+"""Tables that store repeated rows once: the same numbers, and the same learning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logged decisions: files that come back as they went, rows that are refused by name, propensities that are exact."""
+"""Logged decisions: files that read back as written, rows that are refused by name, exact propensities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Off-policy evaluation: scalar references, exact limits, the Open Bandit Pipeline, intervals, and what is refused."""
+"""Off-policy evaluation: scalar references, exact limits, the Open Bandit Pipeline, intervals, refusals."""
 
 from __future__ import annotations
 

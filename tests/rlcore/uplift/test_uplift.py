@@ -15,7 +15,7 @@ from rlcore.uplift import metrics as uplift
 
 
 def trial(n=400, ties=True, seed=0):
-    """A randomised test with a score that says something, and ties in it."""
+    """A randomised test with an informative score that has ties."""
     g = torch.Generator().manual_seed(seed)
     score = torch.rand(n, generator=g, dtype=torch.float64)
     treated = torch.rand(n, generator=g) < 0.6
@@ -191,7 +191,7 @@ def test_learners_find_the_effects_of_several_arms(kind, model):
 
 
 def test_dr_is_right_where_either_part_is():
-    """Outcomes curved in what treatment leans on: a straight model of them is wrong, propensities put it right."""
+    """Outcomes are curved in the covariate of treatment: a linear model is wrong, and propensities correct it."""
     obs, action, outcome, propensity, effect = campaign(20000, confounded=True)
     outcome = outcome + 2 * torch.relu(obs[:, 1:2])
     dr = effects.DR(model=Linear(ridge=1.0, own=False, scaled=False), effect=ridge(), folds=2, floor=0.01)
@@ -213,7 +213,7 @@ def test_pseudo_outcomes_have_the_mean_of_either_truth():
 
 
 def test_x_goes_by_whoever_there_are_more_of():
-    """g·τ₀ + (1 − g)·τ₁: where most are treated, by the effects on the untreated, that their better model imputed."""
+    """g·τ₀ + (1 − g)·τ₁: where most are treated, the effects on the untreated count, with the better model."""
 
     class Stub(torch.nn.Module):
         def __init__(self, *values):

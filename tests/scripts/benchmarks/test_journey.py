@@ -1,4 +1,4 @@
-"""Organic trips: a distribution that adds up to one, a fit that finds what made the data, BG/NBD against Lifetimes."""
+"""Organic trips: a distribution that adds up to one, a fit that recovers the truth, BG/NBD against Lifetimes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_past_is_what_a_scalar_version_remembers():
 
 
 def test_a_fit_finds_households_that_fall_asleep():
-    """Some stop for good: one that has not bought for long is said to buy less than its rate, as it does."""
+    """Some households stop for good: after a long pause the predicted rate is below the household's own."""
     g = torch.Generator().manual_seed(0)
     rate = 0.5 + 2 * torch.rand(1500, 1, generator=g)
     ends = torch.randint(5, 60, (1500, 1), generator=g)

@@ -1,4 +1,4 @@
-"""What the off-policy benches rest on: a pool whose truth is exact, and a real shop's file read as a log."""
+"""The base of the off-policy benchmarks: a pool with exact true values, and a real shop's file as a log."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_what_is_proportional_to_a_scale_is_found():
 
 
 def test_twins_are_held_against_the_truth(tmp_path):
-    """The truth errs by nothing; the structural twin is near it, customer by customer."""
+    """The truth has no error; the structural twin is near it, customer by customer."""
     cfg = composed(
         "benchmark=learning/twins",
         "benchmark.decisions=12000",

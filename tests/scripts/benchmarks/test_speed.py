@@ -1,4 +1,4 @@
-"""The benches of speed: what is counted by hand on small products, and that growth and roofline come out whole."""
+"""The speed benchmarks: counts by hand on small products, and complete tables of scaling and roofline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bench of mails, at a size that takes a second."""
+"""The benchmark of mails, at a size that takes a second."""
 
 from __future__ import annotations
 

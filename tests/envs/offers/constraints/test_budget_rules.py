@@ -1,4 +1,4 @@
-"""Rules of money against scalar ledgers, linear programs and whatever hypothesis makes policies ask for."""
+"""Budget rules against scalar ledgers and linear programs, for arbitrary requests by hypothesis."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def random_steps(n: int, k: int, seed: int) -> Increments:
 
 
 def account(budget: list, stock: dict | None = None, rollover: bool = False) -> BudgetAccount:
-    """Open a purse of weekly budgets and stocks {offer: pieces}."""
+    """Open an account of weekly budgets and stocks {offer: pieces}."""
     pieces = torch.full((OFFERS,), inf, dtype=torch.float64)
     for offer, count in (stock or {}).items():
         pieces[offer] = count
@@ -133,7 +133,7 @@ class Ledger:
         self.paid, self.held, self.gone = [0.0] * len(budget), [], dict.fromkeys(stock, 0)
 
     def free(self, week: int, day: int) -> float:
-        """Money that can be promised for the longest validity."""
+        """Money that can be reserved for the longest validity."""
 
         def outstanding(at):
             return sum(money for lapse, money, _ in self.held if lapse > at)
@@ -148,7 +148,7 @@ class Ledger:
         return min(rest)
 
     def pieces(self, day: int) -> dict:
-        """What can be promised of each stock."""
+        """Pieces of each stock that can be reserved."""
         return {
             o: s - self.gone[o] - sum(o == x for lapse, _, x in self.held if lapse > day) for o, s in self.stock.items()
         }
@@ -252,10 +252,10 @@ def seasons(draw):
 
 
 class Watchful(BudgetAccount):
-    """A purse that checks, at every payment and reservation, that all it owes is covered."""
+    """A budget account that checks, at every payment and reservation, that it covers all reservations."""
 
     def pay(self, action, redeemed):
-        """Settle: never more than there is."""
+        """Settle, and never more than is available."""
         super().pay(action, redeemed)
         assert self.left >= 0 and (self.stock >= 0).all()
 
@@ -325,13 +325,13 @@ def opened(n: int, season: list | None = None, seed: int = 1, **budget):
 
 
 def luck(market, seasons: int) -> list:
-    """Draw the randomness of seasons."""
+    """Draw the uniforms of seasons."""
     g = seeded(5)
     return [market.sample_uniforms(g) for _ in range(seasons)]
 
 
 class Dearest:
-    """Ask for the dearest pair for everyone, and claim that it costs a share of what it does."""
+    """Ask for the dearest pair for everyone, and claim only a share of its cost."""
 
     information = "none"
 

@@ -1,4 +1,4 @@
-"""Rules: expressions and masks against scalar Python, nobody gets a masked pair through, the bound under masks."""
+"""Rules: expressions and masks against scalar Python, no policy gets a masked pair through, the bound under masks."""
 
 from __future__ import annotations
 
@@ -336,7 +336,7 @@ def masked():
 
 
 def policies(masked) -> dict:
-    """Every policy there is, the learned ones with random logits, and two that heed no mask."""
+    """All policies, the learned ones with random logits, and two that ignore the mask."""
     market, env, g = masked.market, masked.env, torch.Generator().manual_seed(0)
     c, w = market.customers, market.world
     actor, head = torch.randn(env.obs_dim, 30, generator=g), torch.randn(env.context_dim, 30, generator=g)
@@ -402,7 +402,7 @@ def test_clearing_never_grants_a_masked_pair_nor_more_than_there_is(seed, k, bud
 
 
 def test_the_environment_sends_nothing_that_is_masked(masked):
-    """Act at random, masks or not: what is masked is as if nothing had been sent."""
+    """Act at random, ignoring masks: a masked pair has the effect of sending nothing."""
     env, g = copy(masked.env), torch.Generator().manual_seed(0)
     env.contact_rules = SimpleNamespace(policy=masked.policy_of, num_cap_features=2)
     obs, mask = env.reset()
@@ -461,7 +461,7 @@ def test_the_bound_under_masks_equals_the_linear_program(make_season, size):
 
 
 def test_both_accounts_of_the_score_agree_under_rules(masked):
-    """What is gained over nothing and what is lost against the bound add up, caps counted among what is lost."""
+    """The gain over no contact and the loss against the bound add up; the cost of caps counts as loss."""
     market, bound = masked.market, masked.bound
     uncapped = replace(market, contact_policy=replace(market.contact_policy, caps=()))
     plan = KnapsackPolicy(market.customers, market.world, "", values=bound.values, fee=0.0)

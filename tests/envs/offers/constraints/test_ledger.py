@@ -34,7 +34,7 @@ AMOUNT = st.integers(0, 6)
 
 
 def opened(path) -> Ledger:
-    """Open a ledger as fast as can be."""
+    """Open a ledger with the fastest settings."""
     return Ledger(path, timeout=30.0, sync="normal")
 
 
@@ -47,7 +47,7 @@ class Calls(RuleBasedStateMachine):
         self.ledger, self.budget, self.entries, self.expires = opened(self.path), {}, {}, {}
 
     def balance(self, season, week):
-        """Sum a week of the model up."""
+        """Add up a week of the model."""
         mine = [e for key, e in self.entries.items() if key[:2] == (season, week)]
         return (sum(held for status, held, _ in mine if status == RESERVED), sum(paid for _, _, paid in mine))
 
@@ -162,7 +162,7 @@ def test_not_even_raw_sql_breaks_the_rules(tmp_path, statement):
 
 
 def test_threads_share_what_there_is_to_the_last_unit(tmp_path):
-    """Eight ask at once for more than there is, each key twice: exactly what fits is reserved, once."""
+    """Eight threads ask at once for more money than there is, each key twice: exactly what fits is reserved, once."""
     first = opened(tmp_path / "ledger.db")
     first.fund(0, 0, 50)
     answers = []

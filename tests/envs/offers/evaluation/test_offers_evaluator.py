@@ -1,4 +1,4 @@
-"""Evaluation: two accounts of the score agree, lost profit adds up, the same luck for all, nobody seen in training."""
+"""Evaluation: two forms of the score agree, lost profit adds up, common random numbers, new customers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ POLICIES = ("none", "random", "myopic", "planning")
 
 
 def uniforms(market: EvaluationMarket, seasons: int, seed=0) -> list:
-    """Draw the randomness of seasons."""
+    """Draw the uniforms of seasons."""
     generator = torch.Generator().manual_seed(seed)
     return [market.sample_uniforms(generator) for _ in range(seasons)]
 
@@ -251,7 +251,7 @@ def test_of_silence_all_is_missed_contact(small):
 
 
 def test_money_beyond_the_budget_is_no_gain(small):
-    """Spend more than there was, as who misjudges what messages cost: what is left is worth nothing, not less."""
+    """A policy that misjudges costs spends more than the budget: its unspent budget counts 0, not less."""
     records = [replace(r, expected_spend=3 * r.expected_spend) for r in small.records["planning"]]
     row, lost = (
         summarise_seasons(records, small.market, small.bound),
@@ -317,7 +317,7 @@ def test_a_fee_is_charged_a_contact(small):
 
 
 def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
-    """The observation says enough to price every pair: whose it is, state, week, price and drift."""
+    """The observation is enough to price every pair: customer, state, week, price and drift."""
     market, env = small.market, small.evaluation.env
     c, world, seen = market.customers, market.world, []
     low, high = env.price_range
@@ -388,7 +388,7 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
 
 # ── θ̂ ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 def population(make_catalogue, r2):
-    """Build the shipped population with features that tell so much."""
+    """Build the shipped population with features of a given r2."""
     return load("population/synthetic", make_catalogue(), r2=r2, reference_size=5000)
 
 
@@ -444,7 +444,7 @@ def test_planning_on_what_features_reveal_is_planning(small):
 # ── a whole evaluation ──────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture(scope="module")
 def agent():
-    """A stranger to the job: random logits and guesses of redemption."""
+    """An untrained agent: random logits and random P(redeem)."""
     g = torch.Generator().manual_seed(0)
     actor, head = torch.randn(54, 30, generator=g), torch.randn(52, 30, generator=g)
     redeem = SimpleNamespace(predict=lambda obs: torch.sigmoid(obs[:, : len(head)] @ head).view(-1, 6, 5))
@@ -453,7 +453,7 @@ def agent():
 
 @pytest.fixture(scope="module")
 def whole(agent):
-    """An evaluation run with an agent; `draws` are all the customers it asked for."""
+    """An evaluation with an agent; `draws` are all its customers."""
     evaluation, draws = small_evaluation(frontier=[0.6]), []
     draw = evaluation.env.population.draw
 

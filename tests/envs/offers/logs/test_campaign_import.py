@@ -1,4 +1,4 @@
-"""A shop's campaigns: as a log, row by row, and what is wrong with a file in one line."""
+"""A shop's campaigns as a log, row by row, and one-line errors of a bad file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytest.importorskip("pandas")
 def shop(tmp_path_factory):
     """A made-up shop of 300 customers.
 
-    Its parts are the folder, the environment of its customers, catalogue and rules, and how its campaigns are read.
+    The fixture has its folder, the environment of its customers, catalogue and rules, and the reader of its campaigns.
     """
     folder = tmp_path_factory.mktemp("shop")
     example_shop.write(folder, 300, 0)

@@ -51,7 +51,7 @@ def adjusted(env, log, **changes):
 
 
 class Same:
-    """A model of outcomes that says the same of all, one number for each of three actions."""
+    """A model of outcomes with one number for each of three actions, the same for all."""
 
     def __init__(self, *numbers):
         self.numbers = torch.tensor(numbers)
@@ -61,7 +61,7 @@ class Same:
 
 
 class Fixed:
-    """Probabilities of what comes of nothing and of contacts, and of being lost, the same for all."""
+    """Probabilities of the outcomes of nothing and of contacts, and of being lost, the same for all."""
 
     def fit_hazard(self, *_):
         return lambda x: 0.2 - 0.1 * x[:, -1]
@@ -139,7 +139,7 @@ def test_a_deduplicated_log_teaches_the_same(season):
 
 
 class Tired(Fixed):
-    """Who is left alone makes a trip with probability .4, or .3 if tired; nobody is lost."""
+    """A customer without contact makes a trip with probability .4, or .3 if tired; nobody is lost."""
 
     def __init__(self, tired):
         self.tired = tired

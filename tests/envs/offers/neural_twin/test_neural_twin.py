@@ -97,7 +97,7 @@ def test_of_a_forecast_columns_are_the_expected_ones(make_catalogue):
 
 
 def test_a_panel_lays_out_what_the_environment_saw():
-    """From a log of the history view: what was observed is what follows from what was logged."""
+    """In a log of the history view, the observed columns follow from the logged outcomes."""
     env = environment(num_agents=40)
     log = random_season(env)
     assert isinstance(env.codec.dynamics_names, list) and env.codec.hides_state
@@ -110,7 +110,7 @@ def test_a_panel_lays_out_what_the_environment_saw():
 
 
 class Equations(nn.Module):
-    """The world's own probabilities in a member's place, where they depend on nothing hidden."""
+    """The world's own probabilities in place of a member, where they do not depend on hidden states."""
 
     def __init__(self, env):
         super().__init__()
@@ -162,7 +162,7 @@ def twinned_env(monkeypatch, world, **changes):
 
 
 def acted(g, n=300):
-    """Random pairs for some, nothing for the rest."""
+    """Random pairs for some customers, nothing for the others."""
     offer = torch.randint(6, (n,), generator=g) * (torch.rand(n, generator=g) < 0.5)
     return torch.stack((offer, torch.randint(5, (n,), generator=g) * (offer > 0)), 1)
 

@@ -1,4 +1,4 @@
-"""A block of customers at a time: the same bound, budget, seasons and scores as all at once, whatever is kept."""
+"""Batches of customers: the same bound, budget, seasons and scores as all at once, with and without kept tables."""
 
 from __future__ import annotations
 

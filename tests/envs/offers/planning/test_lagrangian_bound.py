@@ -71,7 +71,7 @@ def test_organic_value_equals_the_matrix_program(make_season, reward):
 
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 def test_one_kernel_values_leaving_alone_the_same(kernels, make_season, reward):
-    """To float32, also beyond a block of customers, and into the tables of another season."""
+    """In float32, for more customers than a block, and with the tables of another season as output."""
     module, device = kernels(envs.offers.planning.triton_no_contact_value)
     season = make_season(module.BLOCK_SIZE + 3, weeks=2, reward=reward, extreme=True)
     season.world.tail_weeks = 3

@@ -1,4 +1,4 @@
-"""The households: the data's published counts, splits without overlap, fits that predict, states that exist."""
+"""The households: the data's published counts, splits without overlap, fits that predict, valid states."""
 
 from __future__ import annotations
 

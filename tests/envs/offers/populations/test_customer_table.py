@@ -1,4 +1,4 @@
-"""The user's own table: what is read, what is refused, one transform for all tables, a shop from end to end."""
+"""The user's own table: reading, refusals, one transform for all tables, a shop from end to end."""
 
 from __future__ import annotations
 

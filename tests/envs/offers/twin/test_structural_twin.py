@@ -1,4 +1,4 @@
-"""The structural twin: likelihood against the scalar world, its maximum against closed forms and truth, who draws."""
+"""The structural twin: likelihood against the scalar world, its maximum against closed forms and truth, draws."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_panel_holds_what_the_log_does():
 
 
 def test_without_features_it_finds_the_shares_that_were_counted():
-    """With features that say nothing, δ and π− are shares of those who could move and did, and g a mean."""
+    """Without features, δ and π− are shares of possible moves that happened, and g is a mean."""
     env, log = random_log(600)
     log.obs[:, : env.static_dim] = 0.0
     model = twin(env, holdout={"customers": 0.01, "weeks": 0}, twin={"penalty": 0.0, "rounds": 4})
@@ -307,7 +307,7 @@ def test_bad_input_is_one_line(saved, tmp_path):
 
 @pytest.fixture(scope="module")
 def world_itself():
-    """A twin whose only member is the world's own G, held against 1,500 customers' random decisions."""
+    """A twin whose only member is the world's own G, with 1,500 customers' random decisions."""
     env, log = random_log(1500)
     model = twin(env, holdout={"customers": 0.9, "weeks": 2})
     model.set_dataset(log)
@@ -336,7 +336,7 @@ def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
 
 
 def test_trips_that_no_equation_explains_are_named(world_itself):
-    """Whoever is contacted by a channel that nobody sees buys all the same: who sent knew."""
+    """Customers contacted by a channel that nobody sees buy all the same: the sender knew more than the log."""
     _, model = world_itself
     log, evaluation = model.panel, model.make_evaluator()
     by_push = (log.offer > 0) & (log.channel == 0) & log.logged & (log.state.status == 0)

@@ -1,4 +1,4 @@
-"""The customer against a scalar reference: response, transitions, one-step lookahead, and what no action may do."""
+"""The customer against a scalar reference: response, transitions, one-step lookahead, and the static world."""
 
 from __future__ import annotations
 

@@ -63,14 +63,14 @@ def make_env(*overrides: str, device: str | torch.device = "cpu", seed: int = 0)
 
 
 def instantiate_stored(config: Any, source: str, *, trusted: Iterable[str] = ()) -> Any:
-    """Build what a configuration describes that came out of a file, such as a checkpoint.
+    """Build the object of a configuration that comes from a file, such as a checkpoint.
 
     A `_target_` is a function to call, so a file could name any function of any installed package. Only the classes of
-    this project's packages and of those in `trusted`, and a short list of optimisers, activations and functions, are
-    admitted. Raises ValueError, naming the file and the target, where the configuration has another.
+    this project's packages and of the packages in `trusted`, and a short list of optimisers, activations and functions,
+    are admitted. Raises ValueError, with the file and the target, where the configuration has another target.
     """
     node = config if OmegaConf.is_config(config) else OmegaConf.create(config)
-    plain = OmegaConf.to_container(node, resolve=True)  # or a reference could hide a target
+    plain = OmegaConf.to_container(node, resolve=True)  # resolved, because a reference could hide a target
     _check_targets(plain, source, (*OWN_PACKAGES, *trusted))
     return instantiate(plain, _convert_="all")
 
@@ -107,5 +107,5 @@ def is_admitted(target: Any, packages: tuple[str, ...] = OWN_PACKAGES) -> bool:
         found = pkgutil.resolve_name(target)
     except Exception:
         return False
-    # A module's attributes lead to whatever it imports: rlcore.checkpoint.shutil.rmtree is not ours.
+    # A module's attributes include its imports: rlcore.checkpoint.shutil.rmtree is not ours.
     return isclass(found) and found.__module__.partition(".")[0] in packages

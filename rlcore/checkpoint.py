@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written under a temporary name, synced to disk, then renamed.
+"""Files that are either complete or absent: written under a temporary name, synced to disk, then renamed.
 
-A temporary file is locked while its writer lives. The next writer in the same folder removes the unlocked ones, which
-killed processes left.
+A temporary file is locked while its writer lives. The next writer in the same folder removes unlocked temporary files,
+which killed processes left.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from rlcore.divergence import check_weights
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: nothing is locked, and so nothing is taken for abandoned
+except ImportError:  # not a POSIX system: without locks, no file counts as abandoned
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".crm-rl-tmp"  # ends the names of temporary files and folders
 REPLACED = ".crm-rl-old"  # ends the name of a folder that is being replaced
-PARTS = {"name": str, "agent": dict, "config": dict, "logger": dict}  # of every checkpoint
+PARTS = {"name": str, "agent": dict, "config": dict, "logger": dict}  # parts of every checkpoint, and their types
 
 
 def atomic(path: Path | str, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync the file to disk, and put it in its place.
 
-    Raises OSError where the disk refuses; what was at `path` before stays.
+    Raises OSError where the disk refuses; the old file at `path` then stays.
     """
     path = Path(path)
-    with suppress(OSError):  # a folder that can't be read is said below
+    with suppress(OSError):  # a folder that can't be read raises its error below
         sweep(path.parent)
     try:
         descriptor, temporary = _open_temporary(path)
@@ -46,7 +46,7 @@ def atomic(path: Path | str, write: Callable[[Path], object]) -> None:
         raise _not_written(path, error) from error
     try:
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone; a result is as any file
+        temporary.chmod(0o666 & ~_umask())  # temporary files are private; a result has the permissions of any file
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -60,7 +60,7 @@ def atomic(path: Path | str, write: Callable[[Path], object]) -> None:
 def atomic_folder(path: Path | str, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder beside `path`, sync its files, and put it in its place.
 
-    Raises OSError where the disk refuses; what was at `path` before is put back.
+    Raises OSError where the disk refuses; the old folder at `path` is then put back.
     """
     path = Path(path)
     with suppress(OSError):
@@ -92,7 +92,7 @@ def atomic_folder(path: Path | str, write: Callable[[Path], None]) -> None:
 
 
 def sweep(folder: Path | str) -> None:
-    """Remove from a folder what writers left that were killed; put back a folder that one was replacing."""
+    """Remove the temporary files of killed writers from a folder; put back a folder that one was replacing."""
     for left in Path(folder).glob(f".*{REPLACED}"):
         name = left.name[1 : -len(REPLACED)].rpartition(".")[0]
         if left.with_suffix(TEMPORARY).exists() and _is_locked(left.with_suffix(TEMPORARY)):
@@ -122,14 +122,14 @@ def lock_folder(folder: Path | str) -> int:
 def save(path: Path | str, state: dict) -> None:
     """Write a checkpoint of tensors, numbers, strings and containers of them, with the version that wrote it.
 
-    Raises ValueError where a learned weight is not finite: the last finite checkpoint stays.
+    Raises ValueError where a learned weight is not finite; the last finite checkpoint then stays.
     """
     check_weights(state["agent"], "not saved")
 
     def write(temporary: Path) -> None:
         try:
             torch.save({**state, "version": version()}, temporary)
-        except RuntimeError as error:  # PyTorch's word for a disk that is full
+        except RuntimeError as error:  # PyTorch raises this where the disk is full
             raise OSError(str(error).splitlines()[0]) from error
 
     atomic(path, write)
@@ -168,7 +168,7 @@ def version() -> str:
 
 
 def save_json(path: Path | str, value: Any) -> None:
-    """Write a result file of valid JSON: what is undefined, such as an interval over one customer, is null."""
+    """Write a result file of valid JSON; undefined values, such as an interval over one sample, are null."""
     text = json.dumps(_undefined_as_none(value), indent=2, allow_nan=False) + "\n"
     atomic(path, lambda temporary: temporary.write_text(text))
 
@@ -183,13 +183,13 @@ def _undefined_as_none(value: Any) -> Any:
 
 
 def _open_temporary(path: Path) -> tuple[int, Path]:
-    """Create a temporary file for `path`, which nobody else can have made, and lock it."""
+    """Create and lock a temporary file for `path`, under a name that no other process has."""
     while True:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
         _lock(descriptor)
         if os.fstat(descriptor).st_nlink:
             return descriptor, Path(name)
-        os.close(descriptor)  # swept by another process in the moment before it was locked
+        os.close(descriptor)  # another process has removed the file before it was locked
 
 
 def _lock(descriptor: int) -> bool:
@@ -206,7 +206,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Tell whether a process holds a file or folder, or whether that can't be known."""
+    """Tell whether a process holds a file or folder; true where that is unknown."""
     if fcntl is None or path.is_symlink():
         return fcntl is None
     try:
@@ -223,7 +223,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Have the operating system write a file, or a folder's names, to the disk."""
+    """Make the operating system write a file, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -232,7 +232,7 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    """Return the permissions that new files of this process lack."""
+    """Return the permissions that this process withholds from new files."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

@@ -1,4 +1,4 @@
-"""A training that diverged ends with one line: no further step, checkpoint or result is made of NaN."""
+"""Checks that end a diverged training with one line, so that no step, checkpoint or result is made of NaN."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 MUST_BE_FINITE = ("losses/", "objective/", "ppo/", "twin/")
-UNDEFINED_AT_TIMES = ("explained_variance", "ratio_var")  # variances of what may be constant or single
+UNDEFINED_AT_TIMES = ("explained_variance", "ratio_var")  # undefined where values are constant or single
 #: parts of an algorithm's state that hold learned weights
 LEARNED = (
     "network",
@@ -24,7 +24,7 @@ LEARNED = (
 
 
 def check_metrics(values: dict[str, float], iteration: int) -> None:
-    """Raise ValueError, naming the first of them, where a loss or a diagnostic of a loss is not finite."""
+    """Raise ValueError, with the name of the metric, where a loss or a diagnostic of a loss is not finite."""
     for name, value in values.items():
         if name.startswith(MUST_BE_FINITE) and not name.endswith(UNDEFINED_AT_TIMES) and not math.isfinite(value):
             raise ValueError(
@@ -34,14 +34,14 @@ def check_metrics(values: dict[str, float], iteration: int) -> None:
 
 
 def check_observations(obs: Tensor) -> None:
-    """Raise ValueError, naming the column, where an observation [N, D] is not finite."""
+    """Raise ValueError, with the column, where an observation [N, D] is not finite."""
     bad = (~obs.isfinite()).any(0).nonzero()[:, 0].tolist()
     if bad:
         raise ValueError(f"observation column {bad[0]} is not finite: expected numbers, got NaN or infinity")
 
 
 def check_weights(agent: dict[str, Any], place: str) -> None:
-    """Raise ValueError, naming the tensor, where a weight in an algorithm's state is not finite."""
+    """Raise ValueError, with the name of the tensor, where a weight in an algorithm's state is not finite."""
     for name in LEARNED:
         _check_tensors(agent.get(name), f"{place}: agent.{name}")
 

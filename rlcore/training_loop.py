@@ -53,7 +53,7 @@ class TrainingLoop:
             steps_before = algorithm.steps_done
             metrics = algorithm.iterate(progress=algorithm.iteration / algorithm.iterations)
             algorithm.iteration += 1
-            # 2. Its metrics, of which none may be the sign of a training that diverged.
+            # 2. Its metrics, which must be finite.
             step = algorithm.steps_done
             values = to_floats(metrics)
             logger.log_iteration(

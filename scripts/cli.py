@@ -96,7 +96,7 @@ def kind(value: Any) -> str | None:
 def launch(main: Callable[[], None]) -> None:
     """Run a script, with its jobs by Hydra's launcher; exit with code 2 if a job failed.
 
-    A SIGTERM, such as a container's before it is killed, ends the script as an exit does: temporary files go.
+    A SIGTERM, such as a container gets before it is killed, ends the script like an exit: temporary files are removed.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory() as folder:

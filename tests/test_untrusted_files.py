@@ -1,4 +1,4 @@
-"""A file is data: whatever a checkpoint names, none of it is run. Every payload would leave a marker."""
+"""A file is data: no function that a checkpoint names is run. Every payload would leave a marker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PPO on mails collects and what it learns from: rollouts of generated mails, and batches of their tokens."""
+"""The data of PPO on mails: rollouts of generated mails, and batches of their tokens for updates."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class NeuralLinear(Explorer):
     since the features of old decisions change with the network. The noise is the mean of its inverse-gamma posterior.
     """
 
-    mean: Tensor  #: of the posterior, [A, d]
+    mean: Tensor  #: posterior mean, [A, d]
     factor: Tensor  #: of A⁻¹ = factorᵀ·factor, [A, d, d]
     noise: Tensor  #: variance of the reward, [A]
 

@@ -21,7 +21,7 @@ Predict = Callable[[Tensor], Tensor]  # observations [B, D] → outcomes of all 
 
 
 class OutcomeLearner(Protocol):
-    """What fits a model of outcomes: a module from observations [B, D] to the outcomes of all actions [B, A, K]."""
+    """Fits a model of outcomes: a module from observations [B, D] to the outcomes of all actions [B, A, K]."""
 
     def empty(self, inputs: int, actions: int, kinds: int) -> nn.Module:
         """Build an unfitted model, for a state to be loaded into."""

@@ -1,4 +1,4 @@
-"""Comparison of uplift models by their Qini coefficients on the same resamples, and what columns a model goes by."""
+"""Compare uplift models by Qini coefficients on the same resamples, and find the columns that a model depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files under kills, full disks and bad bytes: what was there stays, nothing is left over, damage is seen."""
+"""Files under kills, full disks and bad bytes: old files stay, no temporary file is left, damage is found."""
 
 from __future__ import annotations
 

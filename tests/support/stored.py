@@ -9,5 +9,5 @@ from rlcore import checkpoint
 
 
 def save_state(path: Path | str, name: str, agent: dict, **config: Any) -> None:
-    """Write the state of an algorithm, as one of the name given, with parts of its configuration."""
+    """Write an algorithm's state under a given name, with parts of its configuration."""
     checkpoint.save(path, {"name": name, "agent": agent, "config": config, "logger": {}})

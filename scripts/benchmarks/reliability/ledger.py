@@ -230,7 +230,7 @@ def _show(result: dict, weeks: int, writers: int, factor: float) -> None:
         ("writers killed (SIGKILL)", result["kills"]),
         ("calls a second", round(result["calls_per_second"])),
         ("weeks beyond their budget, at the end", result["breached"]),
-        (f"… in {result['looks']:,} looks in the course of it", result["breaches_seen"]),
+        (f"… in {result['looks']:,} checks during the run", result["breaches_seen"]),
         ("calls without an answer", result["unanswered"]),
         ("answers that the ledger does not hold", result["lost"]),
         ("weeks whose totals are not those of their entries", result["wrong_totals"]),

@@ -89,24 +89,24 @@ class VectorEnv(ABC):
         """
         return None
 
-    def use_realised_outcomes(self) -> None:
+    def use_realised_outcomes(self) -> None:  # noqa: B027 - many environments have no other outcomes
         """From now on pay rewards of sampled outcomes instead of expected rewards.
 
         A log of real decisions has sampled outcomes.
         """
 
-    def load_fitted(self, state: dict) -> None:
+    def load_fitted(self, state: dict[str, Any]) -> None:  # noqa: B027 - many environments fit nothing
         """Restore from a `state_dict` the preprocessing fitted to data, which defines the observations.
 
         This method is called before an algorithm is built, because it can change `obs_dim`.
         """
 
     @abstractmethod
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue exactly."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of `state_dict`."""
 
 
@@ -125,18 +125,20 @@ class FunctionalEnv(Protocol):
     Episodes end where `StepInputs.ends` says so, and no step is truncated. `VectorEnv.step` gives the same results.
     """
 
-    state: Tensor  #: the Markov state of each agent, [N, ...]
+    @property
+    def state(self) -> Tensor:
+        """The Markov state of each agent, [N, ...]."""
 
     def sample_inputs(self, steps: int) -> Any:
         """Draw the StepInputs of the next `steps` steps. Call `set_state` before the environment is used again."""
 
-    def observe(self, state: Tensor, inputs: Any) -> tuple[Tensor, Tensor]:
+    def observe(self, state: Tensor, inputs: Any, /) -> tuple[Tensor, Tensor]:
         """Return the observation [N, D] and the action mask [N, *nvec] of a state and one step's inputs. Pure."""
 
-    def transition(self, state: Tensor, inputs: Any, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def transition(self, state: Tensor, inputs: Any, action: Tensor, /) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the next state, the rewards [N] and info of actions [N, K]. Pure."""
 
-    def set_state(self, state: Tensor) -> None:
+    def set_state(self, state: Tensor, /) -> None:
         """Continue in `state`, the state after the sampled steps."""
 
 

@@ -35,7 +35,7 @@ def make_copies(id: str, kwargs: dict, count: int) -> SyncVectorEnv:
 def head_sizes(id: str, space: spaces.Space) -> tuple[int, ...]:
     """Return the sizes of the heads of an action space; raise ValueError where it is not discrete or too large."""
     if isinstance(space, spaces.Discrete):
-        nvec = (int(space.n),)
+        nvec: tuple[int, ...] = (int(space.n),)
     elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         nvec = tuple(int(n) for n in space.nvec)
     else:
@@ -61,9 +61,12 @@ class GymnasiumEnv(VectorEnv):
     def __init__(self, device: torch.device, seed: int, *, id: str, kwargs: dict, num_agents: int, evaluation):
         self.device, self.num_agents, self.evaluation, self.id, self.kwargs = device, num_agents, evaluation, id, kwargs
         self.envs = make_copies(id, kwargs, num_agents)
-        self.nvec = head_sizes(id, self.envs.single_action_space)
-        self.obs_dim = math.prod(self.envs.single_observation_space.shape)
-        self.first_action = np.asarray(self.envs.single_action_space.start)
+        action_space, shape = self.envs.single_action_space, self.envs.single_observation_space.shape
+        self.nvec = head_sizes(id, action_space)
+        assert isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))  # head_sizes refuses others
+        assert shape is not None  # flattened observations are a Box
+        self.obs_dim = math.prod(shape)
+        self.first_action = np.asarray(action_space.start)
         self.provides_masks = all(env.has_wrapper_attr("action_masks") for env in self.envs.envs)
         self.seed, self.steps = seed, 0
         self._restart()
@@ -78,6 +81,7 @@ class GymnasiumEnv(VectorEnv):
         return self.current
 
     def _observe(self, obs: np.ndarray, info: dict) -> tuple[Tensor, Tensor]:
+        given: np.ndarray | None
         if self.provides_masks:
             given = np.stack([env.get_wrapper_attr("action_masks")() for env in self.envs.envs])
         else:
@@ -112,14 +116,15 @@ class GymnasiumEnv(VectorEnv):
         """Act [B, K], one copy after the other."""
         chosen = action.cpu().numpy() + self.first_action
         chosen = chosen[:, 0] if self.first_action.ndim == 0 else chosen
-        obs, reward, terminated, truncated, info = self.envs.step(chosen)
+        obs, rewards, ended, cut, info = self.envs.step(chosen)
         final_obs = obs.copy()
-        for i in np.flatnonzero(terminated | truncated):
+        for i in np.flatnonzero(ended | cut):
             final_obs[i] = info["final_obs"][i]
         self.steps += 1
         self.current = self._observe(obs, info)
-        reward = self._to_device(reward)
-        terminated, truncated = (torch.as_tensor(x).to(self.device) for x in (terminated, truncated & ~terminated))
+        reward = self._to_device(rewards)
+        terminated = torch.as_tensor(ended).to(self.device)
+        truncated = torch.as_tensor(cut & ~ended).to(self.device)
         return Step(
             obs=self.current[0],
             action_mask=self.current[1],

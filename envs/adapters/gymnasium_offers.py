@@ -7,6 +7,7 @@ envs = OffersVectorEnv(sequential(64, 0, ["env.customers=200"]), flat=True)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ except ImportError as error:
     raise ValueError("Gymnasium is not installed: pip install -e '.[gym]'") from error
 
 
-def sequential(worlds: int, seed: int, overrides: list[str] = (), device: str = "cpu") -> SequentialEnv:
+def sequential(worlds: int, seed: int, overrides: Sequence[str] = (), device: str = "cpu") -> SequentialEnv:
     """Build env=offers_sequential from conf/ with overrides as on the command line, every world at a season's start."""
-    return make_env(
+    env = make_env(
         "env=offers_sequential",
         "env.random_start=false",
         *overrides,
@@ -35,11 +36,13 @@ def sequential(worlds: int, seed: int, overrides: list[str] = (), device: str = 
         device=device,
         seed=seed,
     )
+    assert isinstance(env, SequentialEnv)  # what conf/env/offers_sequential.yaml names
+    return env
 
 
 def spaces_of(env: SequentialEnv, flat: bool) -> tuple[spaces.Box, spaces.Space]:
     """Return the observation and the action space of one world."""
-    actions = spaces.Discrete(math.prod(env.nvec)) if flat else spaces.MultiDiscrete(env.nvec)
+    actions = spaces.Discrete(math.prod(env.nvec)) if flat else spaces.MultiDiscrete(list(env.nvec))
     return spaces.Box(-np.inf, np.inf, (env.obs_dim,), np.float32), actions
 
 
@@ -55,9 +58,9 @@ class OffersEnv(gymnasium.Env):
     info has the joint mask of valid pairs as `action_mask`; in the flat form `action_masks()` returns it as well.
     """
 
-    metadata: dict = {"render_modes": []}
+    metadata: dict = {"render_modes": []}  # noqa: RUF012 - Gymnasium declares it so
 
-    def __init__(self, overrides: list[str] = (), flat: bool = False):
+    def __init__(self, overrides: Sequence[str] = (), flat: bool = False):
         self.env, self.flat, self.at_start = sequential(1, 0, overrides), flat, False
         self.observation_space, self.action_space = spaces_of(self.env, flat)
         self.action_mask = self.env.reset()[1]
@@ -92,7 +95,7 @@ class OffersEnv(gymnasium.Env):
 class OffersVectorEnv(VectorEnv):
     """All worlds of an environment at once, reset in the step; world i equals an `OffersEnv` seeded seed + i."""
 
-    metadata: dict = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata: dict = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as above
 
     def __init__(self, env: SequentialEnv, flat: bool):
         self.env, self.flat, self.num_envs = env, flat, env.num_agents
@@ -129,4 +132,4 @@ class OffersVectorEnv(VectorEnv):
         )
 
 
-gymnasium.register("crm/Offers-v0", entry_point=OffersEnv)
+gymnasium.register("crm/Offers-v0", entry_point=f"{__name__}:{OffersEnv.__name__}")

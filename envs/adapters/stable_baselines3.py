@@ -20,13 +20,16 @@ class OffersVecEnv(VecEnv):
 
     def __init__(self, env: SequentialEnv, flat: bool):
         self.env, self.flat = env, flat
-        self.empty_infos = [{} for _ in range(env.num_agents)]  # infos of a step that ends no season
+        self.empty_infos: list[dict[str, Any]] = [
+            {} for _ in range(env.num_agents)
+        ]  # infos of a step that ends no season
         super().__init__(env.num_agents, *spaces_of(env, flat))
 
     def reset(self) -> np.ndarray:
         """Start a season in every world; without seeds (`seed` sets them) the random streams go on."""
-        if self._seeds[0] is not None:
-            self.env.seed(self._seeds)
+        seeds = [seed for seed in self._seeds if seed is not None]  # all worlds have one, or none has
+        if seeds:
+            self.env.seed(seeds)
             self._reset_seeds()
         else:
             self.env.restart()

@@ -32,9 +32,10 @@ class OffersEnv(PricedEnv):
     all episodes end. Raises ValueError where ranges are empty or budget and contact rules do not fit the catalogue.
     """
 
+    episode_length: int  #: weeks of a season
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
-    graph_regions = ("advance_week", "observe_week")
-    graph_state = (
+    graph_regions: tuple[str, ...] = ("advance_week", "observe_week")
+    graph_state: tuple[str, ...] = (
         "features",
         "state",
         "contact_policy",

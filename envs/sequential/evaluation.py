@@ -43,24 +43,27 @@ class OfflineKnapsack(NamedTuple):
 @torch.no_grad()
 def simulate_season(choose: Choose, env: SequentialEnv, keep_values: bool = False) -> SeasonRecord:
     """Simulate a season in every world, from the worlds' start."""
-    (obs, action_mask), steps = env.reset(), []
+    obs, action_mask = env.reset()
+    reward, spend, flat_action, is_best, kept_values = [], [], [], [], []
     codec = ActionCodec(*env.nvec)
     for _ in range(env.season_steps):
         values = env.world.values(env.inputs.visit, env.inputs.week)
         chosen = choose(env, obs, action_mask)
         step = env.step(codec.decode_action(chosen))
-        reward = values.gather(1, env.sent_action[:, None])[:, 0]
-        steps.append(
-            SeasonRecord(
-                reward=reward,
-                spend=step.info["spend"],
-                flat_action=env.sent_action,
-                is_best=reward >= values.amax(1),
-                values=values if keep_values else None,
-            )
-        )
+        reward.append(values.gather(1, env.sent_action[:, None])[:, 0])
+        spend.append(step.info["spend"])
+        flat_action.append(env.sent_action)
+        is_best.append(reward[-1] >= values.amax(1))
+        if keep_values:
+            kept_values.append(values)
         obs, action_mask = step.obs, step.action_mask
-    return SeasonRecord(*(None if x[0] is None else torch.stack(x) for x in zip(*steps)))
+    return SeasonRecord(
+        reward=torch.stack(reward),
+        spend=torch.stack(spend),
+        flat_action=torch.stack(flat_action),
+        is_best=torch.stack(is_best),
+        values=torch.stack(kept_values) if keep_values else None,
+    )
 
 
 def offline_knapsack(values: Tensor, cost: Tensor, budget: float, weeks: int) -> OfflineKnapsack:
@@ -150,6 +153,7 @@ class SequentialEvaluator:
     def _bound(self, worlds: int, stream: int) -> tuple[SeasonRecord, OfflineKnapsack]:
         """Return the season without contacts and the offline knapsacks of the same customers."""
         season = self._simulate(no_contact, worlds, stream, keep_values=True)
+        assert season.values is not None  # they were asked for
         return season, offline_knapsack(season.values, self.env.cost, self.env.budget, self.env.world.weeks)
 
     def summarise(self, season: SeasonRecord, baseline: SeasonRecord, bound: OfflineKnapsack) -> dict:

@@ -85,7 +85,7 @@ def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
     env = make(f"env.penalty={penalty}", "env.weekly_budget=0.8")
     generator = torch.Generator().manual_seed(1)
     worlds = [Ledger(4, 12, 0.8, age) for age in env.prefetched.age[0].tolist()]
-    obs, mask = env.reset()
+    env.reset()
     for _ in range(1000):
         action = drawn(env, generator)
         u, met = env.inputs.u[0].tolist(), env.inputs.visit[0]

@@ -80,11 +80,9 @@ def test_profit_is_the_week_s_alone_and_before_the_price(shaping):
         table = torch.cat((nothing.expand(5, -1), contact.flatten(0, 1)))
         alone = (env.state.status != 2) * nothing
         expected = torch.where(flat >= 5, table.gather(0, flat[None])[0], alone) - shaping * alone
-        yardstick, price, spend = (
-            env.expected_reward().flatten(1),
-            env.price.clone(),
-            env.expected_cost(None).flatten(1),
-        )
+        yardstick = env.expected_reward().flatten(1)
+        price = env.price.clone()
+        spend = env.expected_cost(None).flatten(1)
         step = env.step(action)
         torch.testing.assert_close(step.info["profit"], expected, atol=2e-5, rtol=1e-5)
         there = env.state.status == SUBSCRIBED  # before or after: both were subscribed then

@@ -164,10 +164,8 @@ def test_neural_linear_equals_ridge_regression_an_action():
     explore = explorer("neural_linear", net, ridge=0.3, noise_shape=4.0, noise_scale=2.0)
     generator = torch.Generator().manual_seed(5)
     context = torch.randn(60, 4, generator=generator, dtype=torch.float64)
-    action, reward = (
-        torch.randint(5, (60,), generator=generator),
-        torch.randn(60, generator=generator, dtype=torch.float64),
-    )
+    action = torch.randint(5, (60,), generator=generator)
+    reward = torch.randn(60, generator=generator, dtype=torch.float64)
     explore.refit_posterior(net, 0, context, action, reward)
     features = net.features(context).detach()
     assert features.shape == (60, 6) and (features[:, -1] == 1).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -76,10 +77,8 @@ def test_independent_heads_add_and_joint_heads_are_free(form):
 @pytest.mark.parametrize("heads", ["independent", "joint"])
 def test_the_form_for_a_compiler_is_the_network(heads, activation):
     """On the same parameters, under the same names, with the same outputs and gradients."""
-    net, obs = (
-        network(heads=heads, policy_gain=1.0, normalize_obs=True, **activation),
-        torch.randn(9, 7, generator=seeded()),
-    )
+    net = network(heads=heads, policy_gain=1.0, normalize_obs=True, **activation)
+    obs = torch.randn(9, 7, generator=seeded())
     compiled, mask = CompiledActorCritic(net), offered().expand(9, -1, -1)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), compiled.state_dict().values()))
     assert list(net.state_dict()) == list(compiled.state_dict()) and all(
@@ -169,7 +168,7 @@ def test_return_scale_equals_the_scalar_reference_over_rollouts(center):
         rewards += reward.flatten().tolist()
         reward = reward - center * np.mean(rewards).item()
         rows, carried = reference.discounted(reward.tolist(), done.tolist(), gamma, carried)
-        seen += sum(rows, [])
+        seen += chain.from_iterable(rows)
         assert scale.return_so_far.tolist() == pytest.approx(carried, abs=1e-5)
         given = reward + center * np.mean(rewards).item()
         torch.testing.assert_close(scale(given), reward / np.std(seen).item(), rtol=1e-4, atol=1e-6)

@@ -24,7 +24,7 @@ class BudgetRule(ABC):
     second table is left out. A file of conf/env/budget/ names a rule under `rule`.
     """
 
-    def check(self, catalogue: Catalogue) -> None:
+    def check(self, catalogue: Catalogue) -> None:  # noqa: B027 - most rules fit every catalogue
         """Raise ValueError where the rule doesn't fit a catalogue."""
 
     @abstractmethod
@@ -100,7 +100,7 @@ class ReservedSpend(BudgetRule):
     """
 
     sends_per_week: int
-    validity_days: int | dict
+    validity_days: int | dict[str, int]
 
     def __post_init__(self):
         if not 1 <= self.sends_per_week <= DAYS_PER_WEEK:
@@ -121,20 +121,23 @@ class ReservedSpend(BudgetRule):
 
     def validity(self, catalogue: Catalogue) -> Tensor:
         """Days [O+1] that each offer is valid."""
-        days = self.validity_days
-        if isinstance(days, dict):
-            if set(days) != set(catalogue.offers[1:]):
+        given = self.validity_days
+        days: int | list[int]
+        if isinstance(given, dict):
+            if set(given) != set(catalogue.offers[1:]):
                 raise ValueError(
-                    f"env.budget.rule.validity_days: expected {', '.join(catalogue.offers[1:])}, got {', '.join(days)}"
+                    f"env.budget.rule.validity_days: expected {', '.join(catalogue.offers[1:])}, got {', '.join(given)}"
                 )
-            days = [1, *(days[name] for name in catalogue.offers[1:])]
+            days = [1, *(given[name] for name in catalogue.offers[1:])]
+        else:
+            days = given
         return torch.as_tensor(days, device=catalogue.value.device).expand(len(catalogue.offers))
 
     def allocate(self, account: BudgetAccount, steps: Increments, redeems: Redeems) -> tuple[Tensor, Tensor]:
         """In each send, plan for all remaining sends, send what can be reserved now, and observe who redeems."""
         catalogue = account.catalogue
         validity = self.validity(catalogue)
-        longest = validity.max().item()
+        longest = int(validity.max())
         slack = SLACK * account.budget.sum()
         steps = compact(steps)
         sent = torch.zeros_like(steps.action[:, 0])

@@ -151,17 +151,20 @@ class ContactRules:
             *self._conditions("eligible", eligible, catalogue.offers),
             *self._conditions("consent", consent, catalogue.channels),
         ]
-        if conditions and self.columns is None:
+        self.exclusions: tuple[Exclusion, ...] = ()
+        if self.columns is not None:
+            columns = self.columns
+            self.exclusions = tuple(
+                Exclusion(x.reason, x.offer, x.channel, torch.tensor(~holds(x.text, columns, x.key)))
+                for x in conditions
+            )
+        elif conditions:
             raise ValueError(
                 f"{conditions[0].key}: drawn customers have no columns; rules on them need "
                 "env/population=customer_table or complete_journey"
             )
-        self.exclusions = tuple(
-            Exclusion(x.reason, x.offer, x.channel, torch.tensor(~holds(x.text, self.columns, x.key)))
-            for x in conditions
-        )
         self.caps = tuple(self._cap(cap) for cap in caps)
-        if self.columns is not None and holdout["share"]:
+        if self.ids is not None and holdout["share"]:  # given customers; drawn ones are held out as they are drawn
             self.exclusions += (self._held_out(hash_uniform(self.ids, holdout["salt"])),)
 
     @property
@@ -175,6 +178,7 @@ class ContactRules:
         self.catalogue = catalogue = self.catalogue.to(device, torch.float64)
         exclusions = self.exclusions
         if self.columns is not None:
+            assert sample.row is not None  # customers who have columns are rows of them
             rows = sample.row.cpu()
             exclusions = tuple(x._replace(excluded=x.excluded[rows].to(device)) for x in exclusions)
         elif self.holdout["share"]:  # drawn customers have no id but their position

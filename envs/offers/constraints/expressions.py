@@ -104,7 +104,8 @@ class _Reader:
         return "text", column
 
     def _compare(self, node: ast.Compare):
-        whole, left = True, node.left
+        whole: np.ndarray = np.asarray(True)
+        left = node.left
         for op, right in zip(node.ops, node.comparators):
             if isinstance(op, (ast.In, ast.NotIn)):
                 whole = whole & self._among(left, right, isinstance(op, ast.NotIn))
@@ -123,7 +124,7 @@ class _Reader:
         if not isinstance(right, (ast.List, ast.Tuple, ast.Set)) or not right.elts:
             raise self._error(f"looks in {ast.unparse(right)}, which is no list as in ['a', 'b']")
         kind, value = self._part(left)
-        found = False
+        found: np.ndarray = np.asarray(False)
         for element in right.elts:
             other, constant = self._part(element)
             if other != kind:

@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.offers.constraints.budget_rules import ExpectedSpend
 from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.policies.rollover import RecordingPolicy, ReservationPricePolicy, price_path
-from rlcore.algorithm import Algorithm
+from rlcore.algorithm import NetworkAlgorithm
 
 
 class SeasonSimulator(Protocol):
@@ -21,14 +21,14 @@ class SeasonSimulator(Protocol):
     prices: Tensor  #: the grid of falling prices at which deployed policies are evaluated
     calibration_seasons: int  #: seasons simulated before the comparison
 
-    def deploy_at_drift(self, algorithm: Algorithm, market: EvaluationMarket, drift: float) -> Any:
+    def deploy_at_drift(self, algorithm: NetworkAlgorithm, market: EvaluationMarket, drift: float) -> Any:
         """Return the algorithm's policy for a market; the policy observes the given drift of the price."""
 
     def simulate_calibration_season(self, policy: Any, market: EvaluationMarket) -> Any:
         """Simulate a season under random numbers of calibration; return its record."""
 
 
-def calibrate_price_drift(evaluator: SeasonSimulator, algorithm: Algorithm, market: EvaluationMarket) -> float:
+def calibrate_price_drift(evaluator: SeasonSimulator, algorithm: NetworkAlgorithm, market: EvaluationMarket) -> float:
     """Find the weekly drift of the log price that an algorithm's policy causes when it observes that drift.
 
     The drift is a fixed point, approached over the evaluator's calibration seasons; it is 0 for a policy that does not
@@ -55,7 +55,7 @@ def fit_drift(evaluator: SeasonSimulator, path: Tensor) -> float:
 
 
 def calibrate_price_path(
-    evaluator: SeasonSimulator, algorithm: Algorithm, market: EvaluationMarket
+    evaluator: SeasonSimulator, algorithm: NetworkAlgorithm, market: EvaluationMarket
 ) -> tuple[float, Tensor]:
     """Find the prices [T], never rising, at which a policy uses a budget that rolls over, and their drift.
 
@@ -64,13 +64,17 @@ def calibrate_price_path(
     """
     even_market = replace(market, budget=market.budget.mean().expand_as(market.budget), rollover=False)
     unlimited_market = replace(market, budget=torch.full_like(market.budget, torch.inf), budget_rule=ExpectedSpend())
-    drift, path = calibrate_price_drift(evaluator, algorithm, even_market), None
-    for _ in range(1 + evaluator.calibration_seasons):
-        policy = RecordingPolicy(evaluator.deploy_at_drift(algorithm, market, drift))
-        if path is None:
-            evaluator.simulate_calibration_season(policy, even_market)
-        else:
-            evaluator.simulate_calibration_season(ReservationPricePolicy(policy, path), unlimited_market)
+
+    def drift_of(path: Tensor) -> float:
+        return fit_drift(evaluator, path) if algorithm.policy.observes_price else 0.0
+
+    policy = RecordingPolicy(
+        evaluator.deploy_at_drift(algorithm, market, calibrate_price_drift(evaluator, algorithm, even_market))
+    )
+    evaluator.simulate_calibration_season(policy, even_market)
+    path = price_path(policy.weeks, market.budget)
+    for _ in range(evaluator.calibration_seasons):
+        policy = RecordingPolicy(evaluator.deploy_at_drift(algorithm, market, drift_of(path)))
+        evaluator.simulate_calibration_season(ReservationPricePolicy(policy, path), unlimited_market)
         path = price_path(policy.weeks, market.budget)
-        drift = fit_drift(evaluator, path) if algorithm.policy.observes_price else 0.0
-    return drift, path
+    return drift_of(path), path

@@ -126,7 +126,7 @@ class OffersReport:
             figures["prices"] = self._price_figure(agent)
         if curve:
             figures["training"] = self._training_figure(curve)
-        if self.frontier:
+        if agent and self.frontier:
             figures["frontier"] = self._frontier_figure(agent)
         return figures
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,12 +26,17 @@ from envs.offers.world.history import History
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
+if TYPE_CHECKING:
+    from envs.offers.neural_twin.customers import NeuralCustomers
+
+CustomersT = TypeVar("CustomersT", bound="Customers | NeuralCustomers")
+
 
 @dataclass(frozen=True)
-class EvaluationMarket:
+class EvaluationMarket(Generic[CustomersT]):
     """N customers at the start of a season of T weeks, and the money and stock that a policy may use on them."""
 
-    customers: Customers
+    customers: CustomersT
     world: World
     features: Tensor  # [N, F]
     initial_state: CustomerState
@@ -41,12 +47,14 @@ class EvaluationMarket:
     budget_rule: BudgetRule
     contact_policy: ContactPolicy
 
-    @classmethod
-    def from_sample(cls, sample: Sample, world: World, budget: Budget, contact_rules: ContactRules) -> EvaluationMarket:
+    @staticmethod
+    def from_sample(
+        sample: Sample, world: World, budget: Budget, contact_rules: ContactRules
+    ) -> EvaluationMarket[Customers]:
         """Place a drawn sample in a world, under a budget and contact rules."""
         customers, contact_policy = world.inhabit(sample.customers), contact_rules.policy(sample)
         values = no_contact_values_if_they_fit(customers, world)
-        return cls(
+        return EvaluationMarket(
             customers=customers,
             world=world,
             features=sample.features,
@@ -93,7 +101,7 @@ class DecisionScores(NamedTuple):
 
 
 def simulate_season(
-    policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: Bound | None = None
+    policy: SeasonPolicy, market: EvaluationMarket[Customers], u: Tensor, bound: Bound | None = None
 ) -> SeasonRecord:
     """Simulate the season of uniforms u [T, 6, N]; without a bound, lost profit is 0 and the plan sends nothing.
 
@@ -106,14 +114,8 @@ def simulate_season(
     account = BudgetAccount(market.budget, market.stock, market.rollover, world.catalogue)
     states, weeks = [], []
     for t in range(world.weeks):
-        subscribed = state.status == SUBSCRIBED
         options = market.contact_policy.options(history)
-        at = VisitedStates(state, customers.alpha)
-
-        def redeems(action):
-            sent = torch.where(subscribed, action, 0)
-            return u[t, 0] < outcome(customers, world, t, at.h, at.f, at.d, *codec.decode(sent)).redeem
-
+        redeems = partial(who_redeems, customers, world, t, state, u[t, 0])
         # 1. Send the increments that the budget pays for.
         account.open(t)
         increments = allowed_increments(policy.increments(t, state, options), options.action_mask)
@@ -142,8 +144,15 @@ def simulate_season(
     return SeasonRecord(**columns, **score._asdict(), habit=torch.stack([state.habit for state in states]))
 
 
+def who_redeems(c: Customers, world: World, week: int, state: CustomerState, u: Tensor, action: Tensor) -> Tensor:
+    """Return who redeems flat actions [N] by uniforms u [N], bool [N]; who is not subscribed gets nothing."""
+    h, f, d = (x.to(c.alpha.dtype) for x in state[:3])
+    offer, channel = world.catalogue.action_codec.decode(torch.where(state.status == SUBSCRIBED, action, 0))
+    return u < outcome(c, world, week, h, f, d, offer, channel).redeem
+
+
 def score_decisions(
-    market: EvaluationMarket, bound: Bound | None, rows: slice, states: list[CustomerState], action: Tensor
+    market: EvaluationMarket[Customers], bound: Bound | None, rows: slice, states: list[CustomerState], action: Tensor
 ) -> DecisionScores:
     """Score the flat actions [T, B] of the customers in `rows`, in their states, against the bound's plan.
 
@@ -165,16 +174,12 @@ def score_decisions(
     for t, (state, sent) in enumerate(zip(states, action)):
         at = VisitedStates(state, customers.alpha)
         mask_without_caps = contact_policy(state.status == SUBSCRIBED, []).action_mask
-
-        def values_of(price, next_values, scarcity=None):
-            values = action_values(customers, world, t, at, price, next_values, scarcity)
-            return pair_table(*values, mask_without_caps)
-
-        gain = values_of(0.0, no_contact_values[t + 1])
+        gain = pair_table(*action_values(customers, world, t, at, 0.0, no_contact_values[t + 1]), mask_without_caps)
         incremental_profit = (gain - gain[:, :1]).gather(1, sent[:, None])[:, 0]
         lost_profit, planned_action = torch.zeros_like(incremental_profit), torch.zeros_like(sent)
         if bound is not None:
-            priced = values_of(bound.prices[t], plan_values[t + 1], bound.scarcity)
+            values = action_values(customers, world, t, at, bound.prices[t], plan_values[t + 1], bound.scarcity)
+            priced = pair_table(*values, mask_without_caps)
             best, planned_action = priced.max(1)
             lost_profit = best - priced.gather(1, sent[:, None])[:, 0]
         weeks.append(DecisionScores(planned_action, lost_profit, incremental_profit))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from envs.offers.logs.schema import COLUMNS
-from envs.offers.populations.base import GivenCustomers
+from envs.offers.populations.base import GivenCustomers, Sample
 from envs.offers.populations.table_reader import read_table
-from envs.offers.world.customers import CHURNED, UNIFORMS
+from envs.offers.world.customers import CHURNED, UNIFORMS, CustomerState
 from envs.offers.world.history import History
 from envs.offers.world.transition import next_state
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -132,27 +132,27 @@ class Campaigns:
         generator, logs = torch.Generator().manual_seed(seed), {}
         for split, members in population.customers.items():
             sample = population.draw(len(members), generator, split)
+            assert sample.row is not None  # given customers are rows of their table
             kept = torch.isin(sample.row, torch.tensor(rows))
             if not kept.any():
                 raise ValueError(f"{self.path}: no customer of the {split} side of the table is in it")
-            sample = type(sample)(
-                sample.customers[kept],
-                sample.features[kept],
-                type(sample.state)(*(x[kept] for x in sample.state)),
-                sample.row[kept],
+            row = sample.row[kept]
+            sample = Sample(
+                customers=sample.customers[kept],
+                features=sample.features[kept],
+                state=CustomerState(*(x[kept] for x in sample.state)),
+                row=row,
             )
-            at = torch.searchsorted(torch.tensor(rows), sample.row)
+            at = torch.searchsorted(torch.tensor(rows), row)
             logs[split] = self._log(env, sample, {key: x[:, at] for key, x in table.items()}, generator)
         return logs
 
     def _log(self, env, sample, table: dict[str, Tensor], generator: torch.Generator) -> LoggedDataset:
-        world, c, state, contact_policy = (
-            env.world,
-            env.world.inhabit(sample.customers),
-            sample.state,
-            env.contact_rules.policy(sample),
-        )
-        n, weeks, seen, masks = len(c), env.world.weeks, [], []
+        world = env.world
+        c = world.inhabit(sample.customers)
+        state = sample.state
+        contact_policy = env.contact_rules.policy(sample)
+        n, weeks, seen, masks = len(c), world.weeks, [], []
         history = History.start(state.status, world.season.dtype)
         features = sample.features.to(world.season)
         price = torch.full((n,), self.price)

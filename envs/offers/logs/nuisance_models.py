@@ -69,9 +69,11 @@ class NuisanceModels:
         self.generator, self.width = generator, env.context_dim
         self.next_obs = dataset.obs if dataset.next_obs is None else dataset.next_obs
         self.trip = dataset.outcomes["trips"] > 0
-        self.models_outcomes = options.likelihood is not None and env.as_priced() is not None
-        self.hazard = self.trip_value_model = None
-        if not self.models_outcomes:
+        likelihood = options.likelihood if env.as_priced() is not None else None
+        self.models_outcomes = likelihood is not None
+        self.hazard: Callable[[Tensor], Tensor] | None = None
+        self.trip_value_model: Callable[[Tensor], Tensor] | None = None
+        if likelihood is None:
             self.potential = options.fit_potential(self._transitions, rows, self.width, env.nvec, generator)
             return
         self.action_codec = ActionCodec(*env.nvec)
@@ -81,13 +83,14 @@ class NuisanceModels:
         present, stayed = rows[~gone], rows[~lost]
         self._fit_trip_value(present)
         losing = torch.zeros_like(dataset.terminated).index_fill_(0, rows[lost], True)
+        assert options.hazard is not None  # conf/algo/variance_reduction sets it beside the likelihood
         self.hazard = options.hazard.fit_hazard(
             lambda at: self._with_trip(at, self.trip[at]), losing, present, generator
         )
         outcome = torch.where(dataset.outcomes["redeemed"] > 0, REDEEMED, torch.where(self.trip, TRIP, NONE))
         x = self._obs(rows[:CHUNK])
         contact_columns = (x != self._rested(x)).any(0).nonzero()[:, 0]
-        self.probs = options.likelihood.fit_response(
+        self.probs = likelihood.fit_response(
             self._obs, dataset.action, outcome, present, env.nvec, contact_columns, generator
         )
         self.potential = options.fit_potential(self._transitions, stayed, self.width, env.nvec, generator)
@@ -96,13 +99,14 @@ class NuisanceModels:
         self.value_drift = self._model(self._rested(self._obs(sample)), outcome[sample], drift, OUTCOMES)
         self.states = ContactStates.count(
             contact_columns,
-            self._rested(self._obs(stayed[:1]))[:, contact_columns],
-            *([x[some][:, contact_columns] for some in stayed.split(CHUNK)] for x in (dataset.obs, self.next_obs)),
-            outcome[stayed],
-            self._contact(dataset.action[stayed]),
-            OUTCOMES,
-            1 + env.nvec[-1],
-            env.episode_length,
+            rested=self._rested(self._obs(stayed[:1]))[:, contact_columns],
+            now=[dataset.obs[some][:, contact_columns] for some in stayed.split(CHUNK)],
+            then=[self.next_obs[some][:, contact_columns] for some in stayed.split(CHUNK)],
+            outcome=outcome[stayed],
+            contact=self._contact(dataset.action[stayed]),
+            outcomes=OUTCOMES,
+            contacts=1 + env.nvec[-1],
+            weeks=env.episode_length,
         )
 
     # ── fits ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -178,18 +182,20 @@ class NuisanceModels:
 
     def _expected(self, x: Tensor, action: Tensor, next_value: Tensor, trip_value: Tensor) -> Tensor:
         """Expected value of actions in contexts x [B, D], with next week's values by outcome, `next_value` [B, 3]."""
+        assert self.hazard is not None  # models of outcomes have one
+        hazard = self.hazard
         probs = self.probs(x, action)
         trip = torch.arange(OUTCOMES, device=x.device) != NONE
-        lost = torch.stack([self.hazard(functional.pad(x, (0, 1), value=float(made))) for made in (False, True)], 1)
+        lost = torch.stack([hazard(functional.pad(x, (0, 1), value=float(made))) for made in (False, True)], 1)
         value = trip + (1 - lost[:, trip.long()]) * next_value
         redeem = probs[:, REDEEMED, None, None].expand(-1, *self.env.nvec)
         spend = self.env.expected_cost(redeem).flatten(1).gather(1, action[:, None])[:, 0]
         return (probs * value).sum(1) - spend / trip_value
 
-    def _effect(self, rows: Tensor) -> Tensor:
+    def _effect(self, rows: Tensor, states: ContactStates) -> Tensor:
         """Expected effect of decisions against no contact, including the cost of the states that follow."""
         x, action, trip_value = self._obs(rows), self.dataset.action[rows], self.trip_value(rows)
-        rested, states = self._rested(x), self.states
+        rested = self._rested(x)
         next_value = self.potential(rested)[:, None] + self.value_drift(rested)
         nothing = torch.zeros_like(action)
         cost = states.cost(
@@ -212,11 +218,9 @@ class NuisanceModels:
         if not self.models_outcomes:
             reward = batch.reward + batch.discount * self.potential(batch.next_obs) - self.potential(batch.obs)
         elif self.states is not None:
-            reward, contacted = (
-                torch.zeros_like(batch.reward),
-                self.action_codec.is_contact(batch.action).nonzero()[:, 0],
-            )
-            reward[contacted] = self._effect(rows[contacted])  # no contact has no effect
+            reward = torch.zeros_like(batch.reward)
+            contacted = self.action_codec.is_contact(batch.action).nonzero()[:, 0]
+            reward[contacted] = self._effect(rows[contacted], self.states)  # no contact has no effect
         else:
             next_value, mixing = self.potential(batch.obs)[:, None] + self.value_drift(batch.obs), 1.0
             reward = self._expected(self._obs(rows), batch.action, next_value, trip_value) - self._expected(

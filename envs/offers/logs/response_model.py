@@ -42,10 +42,10 @@ def exposure_response(logits: Tensor, offer: Tensor, channel: Tensor, nvec: tupl
 class PartiallyLinear(nn.Module):
     """A network of all columns but `linear`; the columns `linear` shift the network's outputs linearly."""
 
-    def __init__(self, net: nn.Sequential, linear: Tensor):
+    def __init__(self, net: nn.Module, outputs: int, linear: Tensor):
         super().__init__()
         self.net, self.linear = net, linear
-        self.shift = nn.Parameter(torch.zeros(len(linear), net[-1].out_features))
+        self.shift = nn.Parameter(torch.zeros(len(linear), outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.index_fill(1, self.linear, 0.0)) + x[:, self.linear] @ self.shift
@@ -120,7 +120,8 @@ class OutcomeLikelihood:
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device=generator.device)))
         sample = obs(rows[torch.randint(len(rows), (CHUNK,), generator=generator, device=rows.device)])
         standardize = Standardizer(sample.shape[1], MIN_STD).fit(sample)
-        net = PartiallyLinear(mlp([sample.shape[1], *self.hidden, outputs], self.activation, 0.01), linear).to(sample)
+        perceptron = mlp([sample.shape[1], *self.hidden, outputs], self.activation, 0.01)
+        net = PartiallyLinear(perceptron, outputs, linear).to(sample)
 
         def loss() -> Tensor:
             at = torch.randint(len(rows), (self.batch_size,), generator=generator, device=rows.device)

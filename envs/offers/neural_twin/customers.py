@@ -17,7 +17,8 @@ from envs.offers.world.response import Outcome
 
 def treatments_by_value(catalogue: Catalogue) -> list[list[int]]:
     """Return, for each channel, its contacts in order of face value, numbered as treatments (ActionCodec.treatment)."""
-    order, codec = 1 + catalogue.value[1:].argsort(), catalogue.action_codec
+    order = 1 + catalogue.value[1:].argsort()
+    codec = catalogue.action_codec
     return [codec.treatment(codec.encode(order, k)).tolist() for k in range(codec.num_channels)]
 
 
@@ -110,8 +111,9 @@ class NeuralCustomers:
         position = torch.cat([rows for _, rows in self.rows_of]).argsort()
         return Predictions(*(torch.cat(x)[position].to(self.world.season) for x in zip(*parts)))
 
-    def outcomes(self, world: World, week: int, state: CustomerState, history: History) -> Outcome:
+    def outcomes(self, world: World, week: int, state: CustomerState, history: History | None) -> Outcome:
         """Return the outcome of every action, [N, P] each."""
+        assert history is not None  # the options of a market have it
         predicted = self.predict(history, week)
         trip, redeem = predicted.trip[:, self.treatment], predicted.redeem[:, self.treatment]
         return Outcome(redeem, trip - redeem, world.catalogue.spend(self.offer, self.channel, redeem))
@@ -126,7 +128,8 @@ class NeuralCustomers:
     def expected_profit(self, trip: Tensor, spend: Tensor, margin: Tensor, churn: Tensor) -> Tensor:
         """Return the expected profit of a week, less spend, of customers who have not churned; churn is [..., 2]."""
         terms = self.world.reward
-        p_churn = torch.lerp(*churn.unbind(-1), trip)
+        without_trip, with_trip = churn.unbind(-1)
+        p_churn = torch.lerp(without_trip, with_trip, trip)
         return (margin + terms.trips) * trip - spend - terms.churn_cost * p_churn
 
     def realised_profit(self, week: Week, churned: Tensor) -> Tensor:
@@ -134,8 +137,9 @@ class NeuralCustomers:
         terms = self.world.reward
         return (week.margin + terms.trips) * week.bought - week.paid - terms.churn_cost * churned
 
-    def earns(self, week: int, state: CustomerState, history: History) -> Tensor:
+    def earns(self, week: int, state: CustomerState, history: History | None) -> Tensor:
         """Return the margin of a trip, [N]."""
+        assert history is not None  # the options of a market have it
         return self.predict(history, week).margin
 
     def simulate_week(

@@ -85,16 +85,21 @@ class NeuralTwinEnv(OffersEnv):
         """The customers of this season."""
         return self.season.customers
 
+    def _profit_and_spend(self) -> tuple[Tensor, Tensor]:
+        history = self.options.history
+        assert history is not None  # the environment keeps it with the options
+        return self.neural_customers.profit_and_spend(self.week, history)
+
     def expected_cost(self, probability: Tensor | None) -> Tensor:
         """Return the expected spend of every action, [N, O+1, C], by a probability of redeeming or the twin's own."""
         if probability is not None:
             return super().expected_cost(probability)
-        _, spend = self.neural_customers.profit_and_spend(self.week, self.options.history)
+        _, spend = self._profit_and_spend()
         return spend.unflatten(1, self.nvec)
 
     def expected_reward(self) -> Tensor:
         """Return this week's expected profit less its spend at the price, [N, O+1, C], without later weeks."""
-        profit, spend = self.neural_customers.profit_and_spend(self.week, self.options.history)
+        profit, spend = self._profit_and_spend()
         reward = torch.where(self.state.status[:, None] == CHURNED, 0.0, profit - self.price[:, None] * spend)
         return reward.masked_fill(~self.options.action_mask, -torch.inf).unflatten(1, self.nvec)
 

@@ -9,16 +9,17 @@ from torch import Tensor
 
 from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.budget_account import BudgetAccount
-from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.profit_decomposition import summarise_spending
+from envs.offers.evaluation.season_evaluator import SeasonEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
 from envs.offers.neural_twin.counterfactual import Counterfactual
 from envs.offers.neural_twin.customers import NeuralCustomers
 from envs.offers.neural_twin.ensemble import NeuralEnsemble
 from envs.offers.planning.knapsack import allowed_increments, upper_hull
+from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import BatchedPolicy, SeasonPolicy
 from envs.offers.world.customers import CustomerState
-from rlcore.algorithm import Algorithm
+from rlcore.algorithm import NetworkAlgorithm
 from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.report import Report
 
@@ -38,7 +39,7 @@ class NeuralKnapsackPolicy(BatchedPolicy):
         return upper_hull(value.masked_fill(~options.action_mask, -torch.inf), spend)
 
 
-def simulate_neural_season(policy: SeasonPolicy, market: EvaluationMarket, u: Tensor) -> SeasonRecord:
+def simulate_neural_season(policy: SeasonPolicy, market: EvaluationMarket[NeuralCustomers], u: Tensor) -> SeasonRecord:
     """Simulate the season of uniforms u [T, 6, N].
 
     `incremental_profit` is the expected profit less that of the same customers, never contacted. That of the last week
@@ -90,8 +91,8 @@ def total_with_interval(by_customer: Tensor) -> list[float]:
     return [total, total - half_width, total + half_width]
 
 
-class NeuralTwinEvaluator(OffersEvaluator):
-    """OffersEvaluator on customers that a neural twin simulates. A score is the incremental profit a customer, money.
+class NeuralTwinEvaluator(SeasonEvaluator[None, NeuralEnsemble]):
+    """Compare policies on customers that a neural twin simulates; a score is the incremental profit a customer, money.
 
     The budget is the share's money among the same customers without the twin, which is the same money as in the true
     world.
@@ -99,9 +100,9 @@ class NeuralTwinEvaluator(OffersEvaluator):
 
     def make_market(
         self, n: int, stream: int, split: str, budget: Budget, population: NeuralEnsemble | None = None
-    ) -> EvaluationMarket:
+    ) -> EvaluationMarket[NeuralCustomers]:
         """Draw n customers of a split by a random stream; they respond as `population`, by default the whole twin."""
-        market = super().make_market(n, stream, split, budget)
+        market: EvaluationMarket = self.draw_market(n, stream, split, budget, self.env.population)
         twin = population or self.env.twin
         world = self.env.world.to(self.env.device, torch.float64)
         return replace(market, customers=twin.customers(market.features, world), no_contact_values=None)
@@ -109,11 +110,13 @@ class NeuralTwinEvaluator(OffersEvaluator):
     def solve_bound(self, market: EvaluationMarket) -> None:
         """Return None: there is no bound."""
 
-    def simulate_season(self, policy: SeasonPolicy, market: EvaluationMarket, u: Tensor, bound: None) -> SeasonRecord:
+    def simulate_season(
+        self, policy: SeasonPolicy, market: EvaluationMarket[NeuralCustomers], u: Tensor, bound: Bound | None
+    ) -> SeasonRecord:
         """Simulate the season of uniforms u [T, 6, N]."""
         return simulate_neural_season(policy, market, u)
 
-    def myopic_policy(self, market: EvaluationMarket, fee: float) -> NeuralKnapsackPolicy:
+    def myopic_policy(self, market: EvaluationMarket[NeuralCustomers], fee: float) -> NeuralKnapsackPolicy:
         """Return the week's exact knapsack, with a fee a contact."""
         return NeuralKnapsackPolicy(market.customers, fee=fee)
 
@@ -140,10 +143,11 @@ class NeuralTwinEvaluator(OffersEvaluator):
         by_season = [a.incremental_profit.sum(0) - b.incremental_profit.sum(0) for a, b in zip(ours, theirs)]
         return total_with_interval(torch.stack(by_season).mean(0))
 
-    def evaluate(self, algorithm: Algorithm | None, name: str) -> Report:
+    def evaluate(self, algorithm: NetworkAlgorithm | None, name: str) -> Report:
         """Compare the algorithm, as the row `name`, with all baselines on new customers, and under each member."""
         market, tuning_market = self.test_market(self.env.budget), self.tuning_market(self.env.budget)
-        rows = self.compare(algorithm, name, self.baselines(market, None, tuning_market), market, tuning_market, None)
+        baselines = self.untrained_policies(market, tuning_market)
+        rows = self.compare(algorithm, name, baselines, market, tuning_market, None)
         for row in rows.values():
             row["information"] = row["information"].replace("true θ", "the twin")
         members = [] if algorithm is None else self.compare_under_members(algorithm, name)

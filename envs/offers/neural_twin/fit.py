@@ -97,6 +97,7 @@ class NeuralTwin:
         times = (weight[week, customer] + torch.rand(len(week), generator=generator, device=week.device)).floor().long()
         week, customer = week.repeat_interleave(times), customer.repeat_interleave(times)
         rows = outcome_rows(panel, week, customer, world.catalogue.action_codec)
+        assert panel.inputs is not None  # to_panel lays them out
         inputs = panel.inputs[:, week, customer].T.contiguous()
         propensity = panel.propensity[week, customer]
         response = self.fit_response(
@@ -132,6 +133,7 @@ class NeuralTwin:
         columns, first = column_names(self.half_lives), len(panel.features)
         for kind, prefix in (*((kind, kind) for kind in KINDS), ("recency", "last")):
             groups[kind] = [first + k for k, name in enumerate(columns) if name.startswith(prefix)]
+        assert panel.inputs is not None  # to_panel lays them out
         for name, rows in groups.items():
             inputs = panel.inputs.clone()
             inputs[rows] = inputs[rows][..., order]

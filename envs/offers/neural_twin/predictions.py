@@ -52,8 +52,9 @@ class NeuralPredictions:
 
     def __init__(self, member: NeuralMember, world: World, panel: Panel, half_lives: list[float]):
         self.member, self.world, self.panel, self.half_lives = member, world, panel, half_lives
-        self.at = panel.active.nonzero().unbind(1)  # (week, customer), B each
-        self.rows = outcome_rows(panel, *self.at, world.catalogue.action_codec)
+        week, customer = panel.active.nonzero().unbind(1)
+        self.at = (week, customer)  # B each
+        self.rows = outcome_rows(panel, week, customer, world.catalogue.action_codec)
 
     @torch.no_grad()
     def predict_rows(self) -> RowPredictions:
@@ -62,6 +63,7 @@ class NeuralPredictions:
         codec = catalogue.action_codec
         offer, channel = codec.decode(codec.every_action(self.at[0].device)[codec.contacts])
         chunks = []
+        assert self.panel.inputs is not None  # NeuralTwin.to_panel lays them out
         all_inputs = self.panel.inputs[:, self.at[0], self.at[1]].T
         for inputs, treatment in zip(all_inputs.split(CHUNK), self.rows.treatment.split(CHUNK)):
             predicted = self.member(inputs)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -101,10 +100,29 @@ def response_log_prob(p: Tensor, outcome: Tensor) -> Tensor:
     return p_outcome.clamp_min(MIN_PROBABILITY).log()
 
 
+class MetaLearner(Protocol):
+    """A meta-learner of effects (rlcore/uplift/meta_learners.py)."""
+
+    def empty(self, inputs: int, actions: int, kinds: int) -> nn.Module:
+        """Build an unfitted model, for a state to be loaded into."""
+
+    def __call__(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        outcome: Tensor,
+        actions: int,
+        generator: torch.Generator,
+        propensity: Tensor | None = None,
+        cluster: Tensor | None = None,
+    ) -> nn.Module:
+        """Fit a model of outcomes [N, K] of actions [N] taken on observations [N, D]."""
+
+
 class MetaLearnerResponse:
     """Fits P(trip), P(redeemed) of every treatment by a meta-learner of effects (rlcore/uplift/meta_learners.py)."""
 
-    def __init__(self, catalogue: Catalogue, *, learner: Callable):
+    def __init__(self, catalogue: Catalogue, *, learner: MetaLearner):
         self.learner, self.treatments = learner, catalogue.action_codec.num_treatments
 
     def empty(self, inputs: int) -> nn.Module:
@@ -203,7 +221,8 @@ class OtherOutcomesLikelihood:
         def loss() -> Tensor:
             batch = torch.randint(len(inputs), (self.batch_size,), generator=generator, device=inputs.device)
             found = other_outcomes_log_prob(model(inputs[batch]), rows.take(batch))
-            return -sum(x.mean() for x in found.values())
+            churn, opt_out, margin = (x.mean() for x in found.values())
+            return -(churn + opt_out + margin)
 
         fit_sgd(weight_decay_groups(model), loss, self.lr, self.decay, self.steps)
         return model

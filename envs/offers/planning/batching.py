@@ -77,20 +77,22 @@ def plan_in_batches(
     A customer's tables V⁰ and V^λ take 78 numbers a week each. Without `v0` no table is kept: V⁰ is computed again for
     each batch (a tenth of the work), and memory grows by a few numbers a customer.
     """
-    parts = []
+    tables: list[list[StateValues]] = []
+    uses, no_contact_values, gains = [], [], []
     for rows in batches(c.alpha):
         some, at = c[rows], CustomerState(*(x[rows] for x in start))
         free = fast_no_contact_values(some, world) if v0 is None else [v.take(rows) for v in v0]
         values, actions = best_plan(
             some, world, free, price, scarcity, contacts=None if contacts is None else contacts[..., rows]
         )
-        use = expected_use(some, world, at, actions, stocked).sum(1, dtype=torch.float64)
-        no_contact_value = free[0].at(at)
-        parts.append((None if v0 is None else values, use, no_contact_value, values[0].at(at) - no_contact_value))
-    tables, use, no_contact_value, gain = zip(*parts)
+        if v0 is not None:
+            tables.append(values)
+        uses.append(expected_use(some, world, at, actions, stocked).sum(1, dtype=torch.float64))
+        no_contact_values.append(free[0].at(at))
+        gains.append(values[0].at(at) - no_contact_values[-1])
     return Plan(
         values=None if v0 is None else concat(tables),
-        use=torch.stack(use).sum(0),
-        no_contact_value=torch.cat(no_contact_value),
-        gain=torch.cat(gain),
+        use=torch.stack(uses).sum(0),
+        no_contact_value=torch.cat(no_contact_values),
+        gain=torch.cat(gains),
     )

@@ -99,14 +99,15 @@ def _no_contact_values(c: Customers, world: World, at: StateGrid) -> list[Tensor
         new[:1].addcmul_(down[:1], y[:1])
         return torch.add(margin, new, alpha=discount)
 
-    p0, *rates = moves(torch.ones_like(world.season[0]))
+    p0, up, down, same = moves(torch.ones_like(world.season[0]))
     value = torch.zeros(shape, device=p0.device, dtype=p0.dtype)
     for _ in range(world.tail_weeks):
-        value = back(value, p0 * g, *rates, world.tail_discount)
+        value = back(value, p0 * g, up, down, same, world.tail_discount)
     values = [reward.terminal * value]
     for season in reversed(world.season):
-        p0, *rates = moves(season)
-        values.append(back(values[-1], p0 * g - reward.churn_cost * lost * (1 - 0.75 * p0), *rates, 1.0))
+        p0, up, down, same = moves(season)
+        margin = p0 * g - reward.churn_cost * lost * (1 - 0.75 * p0)
+        values.append(back(values[-1], margin, up, down, same, 1.0))
     return values[::-1]
 
 

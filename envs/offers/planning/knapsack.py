@@ -94,11 +94,7 @@ def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
     for g in range(len(prices)):
         new = torch.where((choice[g] >= 0) & (cost[g] > paid), choice[g], now)
         change = new != now
-
-        def margin(at):
-            return (logits[at].gather(1, new[:, None]) - logits[at].gather(1, now[:, None]))[:, 0]
-
-        after, before = margin(g), margin(max(g - 1, 0))
+        after, before = (logit_margin(logits[at], new, now) for at in (g, max(g - 1, 0)))
         share = torch.where(after > before, after / (after - before).clamp_min(1e-12), 0.0).clamp(0, 1)
         crossing = (log_price[g] + share * (log_price[max(g - 1, 0)] - log_price[g])).exp()
         price = torch.where(change, crossing, -torch.inf)
@@ -106,6 +102,11 @@ def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
         steps.append((price, cost_now - paid, new))
         now, paid = new, cost_now
     return Increments(*(torch.stack(x, 1) for x in zip(*steps)))
+
+
+def logit_margin(logits: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return by how much the logits [N, P] of new choices [N] exceed those of old ones, [N]."""
+    return (logits.gather(1, new[:, None]) - logits.gather(1, old[:, None]))[:, 0]
 
 
 def compact(steps: Increments) -> Increments:

@@ -110,8 +110,8 @@ def dual(
         )
         # The gain is summed without the profit of no contact, whose rounding error is larger than the gain.
         sums = torch.stack([x.sum(dtype=torch.float64) for x in (plan.gain, plan.no_contact_value)])
-        *use, gain, none = total(torch.cat((plan.use, sums))).tolist()
-        use = torch.tensor(use, dtype=torch.float64).to(limits)
+        *used, gain, none = total(torch.cat((plan.use, sums))).tolist()
+        use = torch.tensor(used, dtype=torch.float64).to(limits)
         gap = (prices * limits).sum(dtype=torch.float64).item() + gain
         if evaluations == 1:
             unit = abs(gap) or 1.0

@@ -72,11 +72,11 @@ class StateGrid:
         up = shift(v, 0, +1)
         return Neighbours(v, shift(v, 0, -1), up, v, up)
 
-    def inside(self, c: Customers, v: Tensor) -> Callable[[int], SuccessorValues]:
-        """Mix a table [6, 4, 3, N] for any fatigue, moved by so many steps."""
+    def inside(self, c: Customers, v: Tensor) -> Callable[[int | Tensor], SuccessorValues]:
+        """Mix a table [6, 4, 3, N] for any fatigue, moved by so many steps, a number or int64 []."""
         mixed = mix(c, self.h, self.near(c, v))
 
-        def moved(step: int) -> SuccessorValues:
+        def moved(step: int | Tensor) -> SuccessorValues:
             index = (torch.arange(FATIGUES, device=v.device) + step).clamp(0, FATIGUES - 1)
             return SuccessorValues(*(x[:, index] for x in mixed))
 

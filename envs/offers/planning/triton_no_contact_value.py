@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import no_type_check
+
 import torch
 
 from envs.offers.planning import dynamic_program as program
@@ -29,6 +31,8 @@ PARAMETERS = (
 if triton:
     H, F, D = tl.constexpr(HABITS), tl.constexpr(FATIGUES), tl.constexpr(EXPECTATIONS)
 
+    # What Triton compiles is not Python: a loop over tl.static_range is written out, and a tuple may grow in it.
+    @no_type_check
     @triton.jit
     def _after_rest(value, delta_f, delta_d, h: tl.constexpr):
         """Return a habit's values [F·D] before a week without contact: expectation may fall, then fatigue."""
@@ -59,6 +63,7 @@ if triton:
         leave = gone * (1 - 0.75 * p)
         return earned + discount * stay + rise * (up - stay) + fall * (down - stay) - leave * (cost + discount * stay)
 
+    @no_type_check
     @triton.jit
     def _no_contact_kernel(
         alpha,
@@ -89,11 +94,9 @@ if triton:
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         there = i < n
         alpha, kappa, xi = tl.load(alpha + i, mask=there), tl.load(kappa + i, mask=there), tl.load(xi + i, mask=there)
-        c0, gamma_h, gamma_f = (
-            tl.load(c0 + i, mask=there),
-            tl.load(gamma_h + i, mask=there),
-            tl.load(gamma_f + i, mask=there),
-        )
+        c0 = tl.load(c0 + i, mask=there)
+        gamma_h = tl.load(gamma_h + i, mask=there)
+        gamma_f = tl.load(gamma_f + i, mask=there)
         delta_f, delta_d = tl.load(delta_f + i, mask=there), tl.load(delta_d + i, mask=there)
         earned, pi_minus = tl.load(margin + i, mask=there) + trips, tl.load(pi_minus + i, mask=there)
         slow = tl.load(pi_plus + i, mask=there)
@@ -103,7 +106,7 @@ if triton:
         for h in tl.static_range(H):
             for f in tl.static_range(F):
                 lost = lost + (tl.minimum(c0 * tl.exp(gamma_f * f - gamma_h * h), 0.5),)
-                for d in tl.static_range(D):
+                for _ in tl.static_range(D):
                     value = value + (tl.full([BLOCK], 0.0, tl.float32),)
             out = out + (tl.full([BLOCK], 0.0, tl.float32),)
         for back in range(steps):  # the tail first, then the season from its end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from envs.offers.world import response
 from envs.offers.world.customers import Customers, CustomerState, World
 from envs.offers.world.history import History
 from envs.offers.world.response import Outcome
+
+if TYPE_CHECKING:
+    from envs.offers.neural_twin.customers import NeuralCustomers
 
 
 class SeasonPolicy(Protocol):
@@ -48,7 +51,7 @@ def pair_table(no_contact: Tensor, contact: Tensor, action_mask: Tensor) -> Tens
 
 
 def outcome_table(
-    customers: Customers, world: World, week: int, state: CustomerState, history: History | None
+    customers: Customers | NeuralCustomers, world: World, week: int, state: CustomerState, history: History | None
 ) -> Outcome:
     """Return the outcome of every flat action for every customer, [N, P] each.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.policies.base import BatchedPolicy, outcome_table, pair_table
 from envs.offers.world import response
 from envs.offers.world.customers import Customers, CustomerState, World
+
+if TYPE_CHECKING:
+    from envs.offers.neural_twin.customers import NeuralCustomers
 
 
 class NoContact:
@@ -32,7 +36,7 @@ class RandomContacts(BatchedPolicy):
 
     information = "none"
 
-    def __init__(self, customers: Customers, world: World, *, seed: int):
+    def __init__(self, customers: Customers | NeuralCustomers, world: World, *, seed: int):
         self.customers, self.world = customers, world
         self.generator = torch.Generator(world.season.device).manual_seed(seed)
 
@@ -60,7 +64,7 @@ class ResponseRanking(BatchedPolicy):
 
     information = "true θ"
 
-    def __init__(self, customers: Customers, world: World, *, uplift: bool):
+    def __init__(self, customers: Customers | NeuralCustomers, world: World, *, uplift: bool):
         self.customers, self.world, self.uplift = customers, world, uplift
 
     def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:

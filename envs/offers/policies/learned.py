@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from envs.offers.planning.knapsack import Increments, compact, demand_curve, ran
 from envs.offers.policies.base import BatchedPolicy, outcome_table
 from envs.offers.world.customers import Customers, CustomerState, World
 from envs.offers.world.observation import ObservationCodec
-from rlcore.algorithm import Algorithm, Policy, ValuePolicy
+from rlcore.algorithm import NetworkAlgorithm, Policy, ValuePolicy
+
+if TYPE_CHECKING:
+    from envs.offers.neural_twin.customers import NeuralCustomers
 
 
 class DeployedPolicy(BatchedPolicy):
@@ -28,7 +32,7 @@ class DeployedPolicy(BatchedPolicy):
         policy: Policy,
         redeem_probability: Callable[[Tensor], Tensor] | None,
         codec: ObservationCodec,
-        customers: Customers,
+        customers: Customers | NeuralCustomers,
         world: World,
         features: Tensor,
     ):
@@ -113,9 +117,9 @@ class ValueKnapsackPolicy(DeployedPolicy):
 
 
 def deploy_policy(
-    algorithm: Algorithm,
+    algorithm: NetworkAlgorithm,
     codec: ObservationCodec,
-    customers: Customers,
+    customers: Customers | NeuralCustomers,
     world: World,
     features: Tensor,
     *,

@@ -14,7 +14,7 @@ from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy
-from envs.offers.world.customers import CustomerState
+from envs.offers.world.customers import Customers, CustomerState
 
 if TYPE_CHECKING:
     from envs.offers.evaluation.simulation import EvaluationMarket
@@ -66,7 +66,7 @@ class ReservationPricePolicy:
         return torch.maximum(price, self.reservation_price.to(price))
 
 
-def planning_policy(market: EvaluationMarket, bound: Bound, information: str) -> SeasonPolicy:
+def planning_policy(market: EvaluationMarket[Customers], bound: Bound, information: str) -> SeasonPolicy:
     """Plan at the dual prices of a market; money that rolls over is worth the next week's price."""
     customers, world = market.customers, market.world
     contacts = market.contact_policy.contacts

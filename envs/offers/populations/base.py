@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -63,10 +64,14 @@ class NothingFitted:
         """Do nothing."""
 
 
-class GivenCustomers:
+class GivenCustomers(ABC):
     """Customers that a file lists, as rows of its columns, split into train and test."""
 
     customers: dict[str, Tensor]  #: {"train": rows, "test": rows}, int64
+
+    @abstractmethod
+    def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
+        """Return n customers of `split` ("train" or "test") at the start of a season, with their rows."""
 
     def choose(self, n: int, generator: torch.Generator, split: str) -> Tensor:
         """Return n rows of customers of `split`, int64 [n]; no row repeats before all rows have come."""
@@ -96,7 +101,7 @@ class Priors:
 
     def draw(self, n: int, generator: torch.Generator) -> Customers:
         """Return n customers (float64 on the generator's device)."""
-        options = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+        options: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.float64}
 
         def uniform(low, high):
             return low + (high - low) * torch.rand(n, **options)
@@ -116,7 +121,7 @@ class Priors:
 
 def theta_to_matrix(c: Customers) -> Tensor:
     """θ as a matrix [N, K], logarithms where the prior is lognormal; K = 19 + number of channels."""
-    rows = []
+    rows: list[Tensor] = []
     for f in fields(c):
         x = getattr(c, f.name)
         x = x.log() if f.name in LOGARITHMIC else x

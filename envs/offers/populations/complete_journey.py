@@ -11,6 +11,7 @@ at the start of the season. The season is simulated and follows the window.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,9 +59,12 @@ def replay(c: Customers, active: Tensor, redeemed: Tensor, generator: torch.Gene
 
     Returns habit, expectation (int64 [N]) and the mean utility of the weeks [N].
     """
-    n, options = len(c), {"generator": generator, "device": generator.device}
+    n = len(c)
+    options: dict[str, Any] = {"generator": generator, "device": generator.device}
     h = torch.randint(HABITS, (n,), **options)  # the start is forgotten within the window
-    d, total, average_season = torch.zeros_like(h), torch.zeros_like(c.alpha), torch.ones_like(c.alpha)
+    d = torch.zeros_like(h)
+    total = torch.zeros_like(c.alpha)
+    average_season = torch.ones_like(c.alpha)
     for bought, coupon in zip(active.T, redeemed.T):
         total = total + utility(c, h, d, average_season)
         u = torch.rand(3, n, dtype=torch.float64, **options)

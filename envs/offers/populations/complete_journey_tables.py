@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ZONE, ORIGIN = "America/New_York", "2016-12-26"  # timestamps are UTC; week 1 is the single day 2017-01-01
-
-
-ZONE, ORIGIN = "America/New_York", "2016-12-26"  # timestamps are UTC; week 1 is the single day 2017-01-01
-
-
 LAST_WEEK = 53
-
-
 TABLES = {  # without `promotions`, which no code here needs and which takes 880 MB
     "transactions": [
         "household_id",
@@ -64,8 +60,8 @@ class HouseholdHistory(NamedTuple):
     active: Tensor  # bool, went shopping in the week
     spend: Tensor  # money a week, 0 where not active
     redeemed: Tensor  # bool, redeemed a coupon in the week
-    observables: object  # DataFrame indexed by household_id, numeric
-    demographics: object  # DataFrame indexed by household_id, strings, "unknown" where not on record
+    observables: pd.DataFrame  # indexed by household_id, numeric
+    demographics: pd.DataFrame  # indexed by household_id, strings, "unknown" where not on record
 
 
 def household_history(tables: dict, first: int, last: int) -> HouseholdHistory:
@@ -113,7 +109,7 @@ def weekly_trips(tables: dict, first: int, last: int) -> Tensor:
     return torch.tensor(weekly.reindex(columns=range(first, last + 1), fill_value=0).to_numpy(), dtype=torch.float32)
 
 
-def trip_times(tables: dict, first: int, last: int):
+def trip_times(tables: dict, first: int, last: int) -> pd.DataFrame:
     """List baskets of weeks first..last as a DataFrame of household_id and `time`, weeks since the window's start."""
     import pandas as pd
 

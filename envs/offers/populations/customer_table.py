@@ -47,8 +47,9 @@ class CustomerTable(GivenCustomers):
         if not 0 < rate_range[0] < rate_range[1] < 1:
             raise ValueError(f"env.population.rate_range: expected two shares between 0 and 1, got {rate_range}")
         mapped = {key: name for key, name in (("rate", rate), ("spend", spend), ("margin", margin)) if name}
-        self.path = path
         self.columns = read_table(path, separator, [*text, id], list(mapped.values()))
+        assert path is not None  # read_table refuses to read without a path
+        self.path = path
         for key, name in (("id", id), *mapped.items(), *(("text", x) for x in text), *(("ignore", x) for x in ignore)):
             if name not in self.columns:
                 raise ValueError(
@@ -87,7 +88,8 @@ class CustomerTable(GivenCustomers):
             raise ValueError(f"{self.path}: row {wrong.argmax() + 2}, column '{name}': {problem}")
 
     def _check_ids(self, name: str) -> None:
-        ids, first = np.asarray(self.ids, dtype=object), {}
+        ids = np.asarray(self.ids, dtype=object)
+        first: dict[str, int] = {}  # row of each id
         self._where(name, ids == "", "expected an id, got nothing")
         for k, x in enumerate(self.ids):
             if first.setdefault(x, k) != k:

@@ -11,9 +11,6 @@ from envs.offers.populations.table_reader import Columns
 OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones, and for no entry
 
 
-OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones, and for no entry
-
-
 class FeatureTransform:
     """Turns columns into features [H, F]: numbers are standardised, a text has one column a level.
 

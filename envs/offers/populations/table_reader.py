@@ -9,7 +9,7 @@ import numpy as np
 Columns = dict[str, np.ndarray]  # floats (NaN: no entry) or strings ("": none), all of one length
 
 
-def read_table(path: str, separator: str, text: list[str], numbers: list[str]) -> Columns:
+def read_table(path: str | None, separator: str, text: list[str], numbers: list[str]) -> Columns:
     """Return a file's columns; raise ValueError, with file, row and column, where it is no table of customers.
 
     A column holds numbers where the file says so (Parquet) or where most of its entries are numbers, unless `text`

@@ -37,6 +37,7 @@ def propensity_warnings(panel: Panel, env, level: float) -> list[str]:
             "sender knew more than it has, so the effects of contacts may be confounded"
         ]
     customer = torch.arange(len(panel), device=where.device).expand_as(where)[where]
+    assert panel.dynamics is not None  # to_panel lays them out
     dynamics = panel.dynamics.permute(1, 2, 0)[where]
     known = torch.cat((panel.features[:, customer].T, dynamics.to(panel.features)), 1)
     varies = known.std(0) > 0

@@ -60,6 +60,7 @@ class TwinEnsemble(OfflineAlgorithm):
     """
 
     checkpoint_every = eval_every = 1
+    held_out: Tensor  #: customers of the panel that no member is fitted to, bool [N]; set with the log
 
     def __init__(
         self,
@@ -84,8 +85,7 @@ class TwinEnsemble(OfflineAlgorithm):
         self.iterations, self.iteration, self.steps_per_iteration = members, 0, 0
         self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
         self.members = nn.ModuleList(twin.make_members(env, seed, members)).to(env.device)
-        self.panel: Panel | None = None
-        self.held_out: Tensor | None = None  # customers of the panel that no member is fitted to, bool [N]
+        self._panel: Panel | None = None
         self.unobserved_outcomes: tuple[str, ...] = ()  # outcomes that never happen in the log
 
     def make_evaluator(self) -> Evaluator:
@@ -108,7 +108,14 @@ class TwinEnsemble(OfflineAlgorithm):
         )
         if not 0 < self.held_out.sum() < len(panel):
             raise ValueError(f"log: {len(panel)} seasons of customers are too few to hold some out")
-        self.panel = panel
+        self._panel = panel
+
+    @property
+    def panel(self) -> Panel:
+        """The log by customer and week. Raises ValueError where there is no log."""
+        if self._panel is None:
+            raise ValueError("log: expected the path of a log to learn from, as in log=log.parquet")
+        return self._panel
 
     @property
     def fitted_members(self) -> list[nn.Module]:
@@ -145,8 +152,6 @@ class TwinEnsemble(OfflineAlgorithm):
 
     def setup(self, logger, should_stop: Callable[[], bool]) -> None:
         """Split the log's customers. Raises ValueError where there is no log."""
-        if self.panel is None:
-            raise ValueError("log: expected the path of a log to learn from, as in log=log.parquet")
         weight = self.weights()
         fit_rows = (~self.held_out).nonzero()[:, 0]
         held_out_rows = self.held_out.nonzero()[:, 0]

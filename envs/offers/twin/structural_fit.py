@@ -30,7 +30,8 @@ def chunk_log_likelihoods(network: ParameterNetwork, world: World, panel: Panel,
         part = panel[rows]
         terms = log_likelihood(world.inhabit(theta_from_matrix(network(part.features.T))), world, part)
         # In float64, because L-BFGS would stop where float32 rounds its gains to 0.
-        yield sum((x * weight[:, rows]).sum(dtype=torch.float64) for x in terms.values())
+        nothing = weight.new_zeros((), dtype=torch.float64)
+        yield sum(((x * weight[:, rows]).sum(dtype=torch.float64) for x in terms.values()), start=nothing)
 
 
 class StructuralTwin:

@@ -23,7 +23,8 @@ KIND = "structural"  # name of this kind of twin in a checkpoint
 
 def parameter_columns(c: Customers) -> dict[str, list[int]]:
     """Return the columns of each parameter in the matrix of `theta_to_matrix`."""
-    columns, first = {}, 0
+    columns: dict[str, list[int]] = {}
+    first = 0
     for f in fields(c):
         value = getattr(c, f.name)
         width = len(value) if value.dim() == 2 else 1
@@ -39,6 +40,10 @@ class ParameterNetwork(FeatureNetwork):
     is 0, θ is the middle.
     """
 
+    middle: Tensor
+    spread: Tensor
+    bounds: Tensor  #: least and greatest of each parameter, [2, K]
+
     def __init__(self, num_features: int, middle: Tensor, spread: Tensor, *, hidden: list[int]):
         super().__init__(num_features, len(middle), hidden)
         self.register_buffer("middle", middle.float())
@@ -49,7 +54,8 @@ class ParameterNetwork(FeatureNetwork):
         self.bounds[1, [k for name in SHARES for k in columns[name]]] = 1.0
 
     def forward(self, features: Tensor) -> Tensor:
-        return (self.middle + self.spread * super().forward(features)).clamp(*self.bounds)
+        low, high = self.bounds
+        return (self.middle + self.spread * super().forward(features)).clamp(low, high)
 
 
 class TwinPopulation:

@@ -56,7 +56,8 @@ class StructuralPredictions:
     def simulate_season(self, first_free_week: int, generator: torch.Generator) -> Tensor:
         """Return expected trips, margin and spend by week, [3, T]; habit, fatigue and expectation are simulated."""
         c, world, panel = self.customers, self.world, self.panel
-        state = was_logged = None
+        state = CustomerState(*(x[0] for x in panel.state))  # in the first week nothing is simulated yet
+        was_logged = torch.zeros_like(panel.logged[0])
         totals = []
         for t in range(world.weeks):
             in_week = panel.logged & (panel.week == t)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
 
-# Lowest value, highest value and type of each entry.
-OFFER = {"value": (0, math.inf, (int, float))}
-CHANNEL = {
+Index = TypeVar("Index", int, Tensor)  # a flat index, an offer or a channel: a number, or int64 of any shape
+
+# Lowest value, highest value and types of each entry.
+Range = tuple[float, float, tuple[type[int] | type[float], ...]]
+OFFER: dict[str, Range] = {"value": (0, math.inf, (int, float))}
+CHANNEL: dict[str, Range] = {
     "cost": (0, math.inf, (int, float)),
     "attention": (1e-6, 1 - 1e-6, (int, float)),
     "opt_out": (0, 1, (int, float)),
-    "fatigue_steps": (1, 3, int),
+    "fatigue_steps": (1, 3, (int,)),
 }
 
 
@@ -45,19 +49,25 @@ class ActionCodec:
         """Number of distinct actions: nothing, and each contact."""
         return 1 + self.num_actions - self.num_channels
 
+    @overload
+    def encode(self, offer: int, channel: int) -> int: ...
+
+    @overload
+    def encode(self, offer: Tensor, channel: int | Tensor) -> Tensor: ...
+
     def encode(self, offer: int | Tensor, channel: int | Tensor) -> int | Tensor:
         """Flat index of an offer and a channel."""
         return offer * self.num_channels + channel
 
-    def decode(self, index: int | Tensor) -> tuple[int | Tensor, int | Tensor]:
+    def decode(self, index: Index) -> tuple[Index, Index]:
         """Offer and channel of a flat index."""
         return self.offer_of(index), self.channel_of(index)
 
-    def offer_of(self, index: int | Tensor) -> int | Tensor:
+    def offer_of(self, index: Index) -> Index:
         """Offer of a flat index."""
         return index // self.num_channels
 
-    def channel_of(self, index: int | Tensor) -> int | Tensor:
+    def channel_of(self, index: Index) -> Index:
         """Channel of a flat index."""
         return index % self.num_channels
 
@@ -74,11 +84,17 @@ class ActionCodec:
         """All flat indices, int64 [P]."""
         return torch.arange(self.num_actions, device=device)
 
+    @overload
+    def is_contact(self, index: int) -> bool: ...
+
+    @overload
+    def is_contact(self, index: Tensor) -> Tensor: ...
+
     def is_contact(self, index: int | Tensor) -> bool | Tensor:
         """Whether a flat index is that of a contact."""
         return index >= self.num_channels
 
-    def nth_contact(self, n: int | Tensor) -> int | Tensor:
+    def nth_contact(self, n: Index) -> Index:
         """Flat index of the n-th contact, counted from 0 in the order of flat indices."""
         return n + self.num_channels
 
@@ -119,9 +135,9 @@ class Catalogue:
                     raise ValueError(
                         f"env.catalogue.{group}.{name}: expected {', '.join(keys)}, got {', '.join(entry)}"
                     )
-                for key, (low, high, kind) in keys.items():
+                for key, (low, high, kinds) in keys.items():
                     number = entry[key]
-                    if isinstance(number, bool) or not isinstance(number, kind) or not low <= number <= high:
+                    if isinstance(number, bool) or not isinstance(number, kinds) or not low <= number <= high:
                         raise ValueError(
                             f"env.catalogue.{group}.{name}.{key}: expected a number from {low} to {high}, got {number}"
                         )

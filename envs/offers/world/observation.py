@@ -101,8 +101,13 @@ class ObservationCodec:
 
     def decode_state(self, obs: Tensor) -> CustomerState:
         """Read the state, int64 [B] each, out of observations [B, D]."""
-        columns = self.decode_dynamics(obs).split(list(DYNAMICS.values()), -1)
-        return CustomerState(*(x.argmax(-1) for x in columns), self.decode_status(obs))
+        habit, fatigue, expectation = self.decode_dynamics(obs).split(list(DYNAMICS.values()), -1)
+        return CustomerState(
+            habit=habit.argmax(-1),
+            fatigue=fatigue.argmax(-1),
+            expectation=expectation.argmax(-1),
+            status=self.decode_status(obs),
+        )
 
     def decode_status(self, obs: Tensor) -> Tensor:
         """Read the status, int64 [B], out of observations [B, D]."""
@@ -142,6 +147,7 @@ class HistoryCodec(ObservationCodec):
 
     def encode_dynamics(self, state: CustomerState, history: History | None) -> list[Tensor]:
         """Write the columns of the history."""
+        assert history is not None  # a codec that hides the state is always given the history
         return [history.columns(self.half_lives)]
 
     @property
@@ -152,7 +158,12 @@ class HistoryCodec(ObservationCodec):
     def decode_state(self, obs: Tensor) -> CustomerState:
         """Read the observable part of the state, int64 [B] each, out of observations [B, D]: the status, else zeros."""
         status = self.decode_status(obs)
-        return CustomerState(*(torch.zeros_like(status) for _ in DYNAMICS), status)
+        return CustomerState(
+            habit=torch.zeros_like(status),
+            fatigue=torch.zeros_like(status),
+            expectation=torch.zeros_like(status),
+            status=status,
+        )
 
     def without_contacts(self, obs: Tensor) -> Tensor:
         """Return observations [B, D] as if the customers were subscribed and nothing had been sent or redeemed."""

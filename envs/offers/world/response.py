@@ -39,9 +39,19 @@ class Outcome(NamedTuple):
 
 
 def outcome(
-    c: Customers, world: World, week: int, h: Tensor, f: Tensor, d: Tensor, offer: Tensor, channel: Tensor
+    c: Customers,
+    world: World,
+    week: int | Tensor,
+    h: Tensor,
+    f: Tensor,
+    d: Tensor,
+    offer: Tensor,
+    channel: Tensor,
 ) -> Outcome:
-    """Outcome of one offer and channel for each state, int64 in the shape of the states; offer 0 is no contact."""
+    """Outcome of one offer and channel for each state, int64 in the shape of the states; offer 0 is no contact.
+
+    The week is a number or a tensor that broadcasts to the states.
+    """
     b = utility(c, h, d, world.season[week])
     omega = c.omega.view(-1, *(1,) * (offer.dim() - 1), len(c)).expand(-1, *offer.shape)
     q = attention(omega.gather(0, channel[None])[0], c, f) * (offer > 0)
@@ -51,7 +61,7 @@ def outcome(
     return Outcome(redeem, buy, world.catalogue.spend(offer, channel, redeem))
 
 
-def outcomes(c: Customers, world: World, week: int, state: CustomerState) -> Outcome:
+def outcomes(c: Customers, world: World, week: int | Tensor, state: CustomerState) -> Outcome:
     """Outcome of every flat index for every customer, [N, P] each."""
     codec = world.catalogue.action_codec
     index = codec.every_action(c.alpha.device)[:, None].expand(-1, len(c))

@@ -28,7 +28,7 @@ def habit_gain(c: Customers, h: Tensor, redeemed: bool) -> Tensor:
 
 
 def transition(
-    c: Customers, world: World, week: int, state: CustomerState, offer: Tensor, channel: Tensor, u: Tensor
+    c: Customers, world: World, week: int | Tensor, state: CustomerState, offer: Tensor, channel: Tensor, u: Tensor
 ) -> tuple[CustomerState, Tensor, Tensor, Outcome]:
     """Draw a week of N customers from uniforms u [6, N]: the next state, bought, redeemed (bool [N]), the Outcome.
 

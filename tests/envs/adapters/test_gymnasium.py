@@ -31,10 +31,13 @@ WORLDS = pytest.mark.parametrize(
 )
 
 
+TWO_ACTIONS = spaces.Discrete(2)
+
+
 class Counter(gymnasium.Env):
     """Counts its steps; terminates at 3 and truncates at `limit`. Remembers its actions."""
 
-    def __init__(self, actions=spaces.Discrete(2), limit=99, mask=None):
+    def __init__(self, actions=TWO_ACTIONS, limit=99, mask=None):
         self.observation_space, self.action_space = spaces.Box(0, 99, (1, 2), np.float32), actions
         self.limit, self.mask, self.asked = limit, mask, []
 

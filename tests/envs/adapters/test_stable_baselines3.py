@@ -33,10 +33,8 @@ def test_its_checker_passes(overrides, flat):
 
 @pytest.mark.parametrize("overrides", [SHORT, ["env/world=sequential", "env.customers=2"]])
 def test_the_vec_env_equals_its_own_of_single_environments(overrides):
-    ours, theirs = (
-        OffersVecEnv(sequential(3, 0, overrides), flat=False),
-        DummyVecEnv([lambda: OffersEnv(overrides)] * 3),
-    )
+    ours = OffersVecEnv(sequential(3, 0, overrides), flat=False)
+    theirs = DummyVecEnv([lambda: OffersEnv(overrides)] * 3)
     ours.seed(5)
     theirs.seed(5)
     np.testing.assert_array_equal(ours.reset(), theirs.reset())

@@ -142,10 +142,8 @@ def work(rank, folder, port):
         for case in CASES:
             ppo = make(Bandit(AGENTS, distributed.rank_seed(SEED)), SIZE * ITERATIONS, case)
             found[case] = learned(ppo, train(ppo))
-        stopped, resumed = (
-            make(Bandit(AGENTS, distributed.rank_seed(SEED)), SIZE * ITERATIONS, "minibatch"),
-            make(Bandit(AGENTS, 99), SIZE * ITERATIONS, "minibatch"),
-        )
+        stopped = make(Bandit(AGENTS, distributed.rank_seed(SEED)), SIZE * ITERATIONS, "minibatch")
+        resumed = make(Bandit(AGENTS, 99), SIZE * ITERATIONS, "minibatch")
         train(stopped, should_stop=lambda: rank == 1 and stopped.iteration == 1)  # one is told to, both stop
         state = {
             **stopped.state_dict(),
@@ -231,20 +229,24 @@ def near(a, b, **tolerance):
     torch.testing.assert_close(a, b, **{"rtol": 1e-4, "atol": 2e-6, **tolerance})
 
 
+def drawn_by_process(name):
+    """torch's function of that name, which draws from Streams as well."""
+    plain = getattr(torch, name)
+
+    def drawn(*size, generator=None, **how):
+        if isinstance(generator, Streams):
+            return getattr(generator, name)(*size)
+        return plain(*size, generator=generator, **how)
+
+    return drawn
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_ppo_of_two_processes_is_that_of_one_with_the_agents_of_both(both, case, monkeypatch):
     ppo = make(Joined(), ITERATIONS, case)
     ppo.generator = Streams()
     for name in ("rand", "randperm"):
-
-        def drawn(*size, generator=None, name=name, plain=getattr(torch, name), **how):
-            return (
-                getattr(generator, name)(*size)
-                if isinstance(generator, Streams)
-                else plain(*size, generator=generator, **how)
-            )
-
-        monkeypatch.setattr(torch, name, drawn)
+        monkeypatch.setattr(torch, name, drawn_by_process(name))
     log = train(ppo)
     whole = learned(ppo, log)
     assert len(log.rows) == ITERATIONS and ppo.lr != ppo.initial_lr

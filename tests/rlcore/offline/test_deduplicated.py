@@ -23,10 +23,8 @@ def rows(n, seed):
 
 def test_a_table_gives_what_it_was_given():
     x, y = rows(30, 0), rows(60, 1)
-    table, both = (
-        DeduplicatedMatrix.cat([DeduplicatedMatrix.from_dense(x, (3, 8)), DeduplicatedMatrix.from_dense(y, (3, 8))]),
-        torch.cat((x, y)),
-    )
+    table = DeduplicatedMatrix.cat([DeduplicatedMatrix.from_dense(x, (3, 8)), DeduplicatedMatrix.from_dense(y, (3, 8))])
+    both = torch.cat((x, y))
     assert table.shape == both.shape and len(table) == 90 and table.blocks[1][0].shape[0] <= 8
     g = torch.Generator().manual_seed(2)
     for key in (torch.randint(90, (40,), generator=g), slice(5, 50, 3), torch.rand(90, generator=g) < 0.3, slice(None)):

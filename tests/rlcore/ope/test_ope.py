@@ -238,7 +238,7 @@ def test_fitted_q_evaluation_finds_the_value_of_a_chain():
     generator = torch.Generator().manual_seed(0)
     m, steps = 2000, 3
     state, rows = torch.zeros(m, dtype=torch.long), []
-    for t in range(steps):
+    for _ in range(steps):
         action = torch.randint(2, (m,), generator=generator)
         rows.append((state, action, state.float()))
         state = state ^ action

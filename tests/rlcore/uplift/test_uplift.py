@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -39,7 +41,7 @@ def scalar_points(outcome, score, treated, qini):
 
 def scalar_area(points):
     """Area above the line to the end."""
-    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:]))
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
     return area - points[-1][0] * points[-1][1] / 2
 
 
@@ -95,7 +97,7 @@ def test_a_weight_counts_a_customer_that_often():
 
 
 def test_hindsight_is_one_and_a_constant_nothing():
-    outcome, score, treated = trial()
+    outcome, _, treated = trial()
     best = torch.where(treated, outcome, -outcome)
     assert uplift.qini(outcome, best, treated).item() == pytest.approx(1.0)
     assert uplift.qini(outcome, torch.zeros(400), treated).item() == pytest.approx(0.0, abs=1e-12)
@@ -142,7 +144,7 @@ def test_drivers_are_what_the_effect_depends_on():
         3,
         g,
     )
-    assert list(lost)[0] == "second" and lost["second"] > 0.05 and lost["none"] == 0.0 and abs(lost["first"]) < 0.02
+    assert next(iter(lost)) == "second" and lost["second"] > 0.05 and lost["none"] == 0.0 and abs(lost["first"]) < 0.02
 
 
 # ── learners ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -295,7 +297,7 @@ def test_the_bench_finds_whom_a_mail_helps(tmp_path, capsys):
         "T of gentle HistGB",
         "X of gentle HistGB",
     }
-    assert found["best_peer"].endswith("gentle HistGB") and list(found["drivers"])[0] in ("mens", "womens")
+    assert found["best_peer"].endswith("gentle HistGB") and next(iter(found["drivers"])) in ("mens", "womens")
     assert all(row["qini"][1] > 0.1 for row in rows.values()) and rows["chosen of ours"]["ours_less"] == [0.0, 0.0, 0.0]
     assert sum(row["times_chosen"] for row in rows.values()) == 2
     best = found["bins"][0]

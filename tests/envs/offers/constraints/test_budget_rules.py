@@ -122,13 +122,11 @@ class Ledger:
     """One season in plain Python: single reservations in a list, one customer at a time."""
 
     def __init__(self, budget: list, stock: dict, rollover: bool, sends_per_week: int, validity: dict):
-        self.budget, self.stock, self.rollover, self.sends_per_week, self.validity = (
-            budget,
-            stock,
-            rollover,
-            sends_per_week,
-            validity,
-        )
+        self.budget = budget
+        self.stock = stock
+        self.rollover = rollover
+        self.sends_per_week = sends_per_week
+        self.validity = validity
         # held: (lapse, money, offer)
         self.paid, self.held, self.gone = [0.0] * len(budget), [], dict.fromkeys(stock, 0)
 

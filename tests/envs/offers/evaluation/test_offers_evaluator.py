@@ -108,7 +108,7 @@ def test_both_accounts_of_the_score_agree_to_monte_carlo_error(small, name):
 
 
 def test_score_is_the_share_of_attainable_profit(small):
-    for name, row in small.rows.items():
+    for row in small.rows.values():
         assert row["incremental_profit"] == pytest.approx(row["score"] * small.bound.gap)
         low, high = row["score_ci"]
         assert low <= row["score"] <= high
@@ -253,10 +253,8 @@ def test_of_silence_all_is_missed_contact(small):
 def test_money_beyond_the_budget_is_no_gain(small):
     """A policy that misjudges costs spends more than the budget: its unspent budget counts 0, not less."""
     records = [replace(r, expected_spend=3 * r.expected_spend) for r in small.records["planning"]]
-    row, lost = (
-        summarise_seasons(records, small.market, small.bound),
-        sum(r.lost_profit.sum() for r in records) / len(records),
-    )
+    row = summarise_seasons(records, small.market, small.bound)
+    lost = sum(r.lost_profit.sum() for r in records) / len(records)
     assert row["spend_ratio"] == pytest.approx(3 * small.rows["planning"]["spend_ratio"])
     assert row["lost"]["cause"]["unspent budget"] == 0 == sum(row["lost"]["week_unspent"])
     assert row["score"] == pytest.approx(1 - lost.item() / small.bound.gap) and row["score"] <= 1
@@ -341,10 +339,8 @@ def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
         LogitsPolicy(logits), None, env.codec, c, world, market.features, prices=small.evaluation.prices, drift=drift
     )
     records = [simulate_season(policy, market, u, small.bound) for u in small.u[:8]]
-    ours, exact = (
-        summarise_seasons(records, market, small.bound),
-        summarise_seasons(small.records["myopic"][:8], market, small.bound),
-    )
+    ours = summarise_seasons(records, market, small.bound)
+    exact = summarise_seasons(small.records["myopic"][:8], market, small.bound)
     assert ours["score"] == pytest.approx(exact["score"], abs=0.03)
     assert ours["contact_rate"] == pytest.approx(exact["contact_rate"], rel=0.05)
     assert ours["prices"] == pytest.approx(exact["prices"], rel=0.1)

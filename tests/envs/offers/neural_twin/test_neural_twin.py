@@ -226,10 +226,8 @@ def test_without_a_contact_the_contrast_is_zero_to_the_bit():
     env = environment()
     crowd, g = customers_of(env), torch.Generator().manual_seed(0)
     for realised in (False, True):
-        contrast, nothing = (
-            Counterfactual(crowd, torch.zeros(200, dtype=torch.long), realised),
-            torch.zeros(200, dtype=torch.long),
-        )
+        contrast = Counterfactual(crowd, torch.zeros(200, dtype=torch.long), realised)
+        nothing = torch.zeros(200, dtype=torch.long)
         for t in range(12):
             _, earned, rested = contrast.simulate_week(t, nothing, nothing, torch.rand(6, 200, generator=g))
             assert torch.equal(earned, rested) and (earned != 0).any()

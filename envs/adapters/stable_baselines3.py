@@ -20,9 +20,8 @@ class OffersVecEnv(VecEnv):
 
     def __init__(self, env: SequentialEnv, flat: bool):
         self.env, self.flat = env, flat
-        self.empty_infos: list[dict[str, Any]] = [
-            {} for _ in range(env.num_agents)
-        ]  # infos of a step that ends no season
+        # infos of a step that ends no season
+        self.empty_infos: list[dict[str, Any]] = [{} for _ in range(env.num_agents)]
         super().__init__(env.num_agents, *spaces_of(env, flat))
 
     def reset(self) -> np.ndarray:

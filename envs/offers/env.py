@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from envs.base import PricedEnv, Repriced, Step
 from envs.offers.constraints.budget import Budget
-from envs.offers.constraints.contact_rules import ContactOptions
+from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.dynamic_program import action_values
-from envs.offers.planning.state_values import Contacts, StateValues, VisitedStates
+from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import Sample
+from envs.offers.price_paths import check_ranges, draw_price_paths
+from envs.offers.rewards import expected_profit, expected_reward, realised_profit
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState, RewardConfig
 from envs.offers.world.history import KINDS, History
-from envs.offers.world.response import Outcome, outcome, outcomes, profit
+from envs.offers.world.response import outcome, outcomes
 from envs.offers.world.transition import transition
 
 
@@ -66,12 +68,7 @@ class OffersEnv(PricedEnv):
         drift_range: list[float],
         price_noise: float,
     ):
-        low, high = price_range
-        if not 0 < low < high or not drift_range[0] < drift_range[1]:
-            raise ValueError(
-                "env.price_range, env.drift_range: expected 0 < low < high and low < high, got "
-                f"{price_range}, {drift_range}"
-            )
+        check_ranges(price_range, drift_range)
         self.device, self.num_agents = torch.device(device), num_agents
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.episode_length = self.world.weeks
@@ -81,6 +78,13 @@ class OffersEnv(PricedEnv):
         budget.check(catalogue)
         self.budget, self.evaluation = budget, evaluation
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
+        self._draw_price_paths = partial(
+            draw_price_paths,
+            weeks=self.episode_length,
+            price_range=price_range,
+            drift_range=drift_range,
+            noise=price_noise,
+        )
         self.nvec, self.observation = catalogue.nvec, observation
         self._build_codec()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
@@ -107,7 +111,7 @@ class OffersEnv(PricedEnv):
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
         # of the history, by week
         self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)
-        self.prices, self.drift = self._price_paths(self.calendar[:, None], n, self.generator)
+        self.prices, self.drift = self._draw_price_paths(self.calendar[:, None], n, self.generator)
         self.options, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
         return obs, self._action_mask()
 
@@ -116,24 +120,13 @@ class OffersEnv(PricedEnv):
         self.customers = self.world.inhabit(sample.customers)
         self.no_contact_values = fast_no_contact_values(self.customers, self.world)
 
-    def _price_paths(self, week: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw n seasons' prices in weeks [T, 1 or n], and their drifts [n]."""
-
-        def uniform(low, high):
-            return low + (high - low) * torch.rand(n, generator=generator, device=self.device)
-
-        low, high = map(math.log, self.price_range)
-        level, drift = uniform(low, high), uniform(*self.drift_range)
-        noise = self.price_noise * torch.randn(len(week), n, generator=generator, device=self.device)
-        return (level + drift * (week - (self.episode_length - 1) / 2) + noise).exp(), drift
-
     def decode_price(self, obs: Tensor) -> Tensor:
         """Read the price [B] out of observations [B, D]."""
         return self.codec.decode_price(obs)
 
     def sample_prices(self, step: Tensor, generator: torch.Generator) -> Repriced:
         """Draw new prices for decisions in weeks [B] and for the weeks after them, distributed as in a season."""
-        prices, drift = self._price_paths(torch.stack((step, step + 1)), len(step), generator)
+        prices, drift = self._draw_price_paths(torch.stack((step, step + 1)), len(step), generator)
         return Repriced(
             price=prices[0],
             encoded_price=self.codec.encode_price(prices[0], drift),
@@ -231,17 +224,21 @@ class OffersEnv(PricedEnv):
         contacted = offer > 0
         next_state, bought, redeemed, expected = transition(customers, world, week, state, offer, channel, u)
         if world.reward.outcomes == "expected":
-            profit_of_week, spend = self._expected_profit(state, expected, contacted), expected.spend
-            reward = self._expected_reward(week, state, offer, channel, price, next_no_contact_values)
+            profit_of_week = expected_profit(customers, world.reward, state, expected, contacted)
+            spend = expected.spend
+            reward = expected_reward(customers, world, week, state, offer, channel, price, next_no_contact_values)
         else:
-            profit_of_week, spend = self._realised_profit(state, next_state, offer, channel, bought, redeemed)
+            profit_of_week, spend = realised_profit(
+                customers, world, state, next_state, offer, channel, bought, redeemed
+            )
             reward = profit_of_week - price * spend
             if world.reward.shaping:
                 reward = reward + next_no_contact_values.at(next_state) - no_contact_values.at(state)
         if world.reward.shaping:
             h, f, d = (x.to(u) for x in state[:3])
             no_contact = outcome(customers, world, week, h, f, d, torch.zeros_like(offer), channel)
-            profit_of_week = profit_of_week - self._expected_profit(state, no_contact, torch.zeros_like(contacted))
+            nobody = torch.zeros_like(contacted)
+            profit_of_week = profit_of_week - expected_profit(customers, world.reward, state, no_contact, nobody)
         outcomes_of_week = History.week(world.catalogue, offer, channel, bought, redeemed.to(u))
         info = {
             "redeemed": redeemed,
@@ -253,59 +250,6 @@ class OffersEnv(PricedEnv):
             "churned": next_state.status == CHURNED,
         }
         return next_state, outcomes_of_week, info
-
-    def _expected_profit(self, state: CustomerState, expected: Outcome, contacted: Tensor) -> Tensor:
-        """Return the week's expected profit, [N]."""
-        h, f = (x.to(expected.spend) for x in state[:2])
-        is_churned = state.status == CHURNED
-        return torch.where(is_churned, 0.0, profit(self.customers, self.world.reward, h, f, expected, contacted))
-
-    def _expected_reward(
-        self,
-        week: Tensor,
-        state: CustomerState,
-        offer: Tensor,
-        channel: Tensor,
-        price: Tensor,
-        next_no_contact_values: StateValues,
-    ) -> Tensor:
-        """Return the week's expected reward, [N]; with shaping, less that of no contact."""
-        customers, shaping = self.customers, self.world.reward.shaping
-        no_contact, contact = action_values(
-            customers,
-            self.world,
-            week,
-            VisitedStates(state, customers.alpha),
-            price,
-            next_no_contact_values if shaping else None,
-            contacts=Contacts.each(customers, self.world.catalogue, offer, channel),
-        )
-        contact = contact[0, 0]
-        if shaping:
-            return torch.where(offer > 0, contact - no_contact, 0.0)
-        return torch.where(offer > 0, contact, torch.where(state.status == CHURNED, 0.0, no_contact))
-
-    def _realised_profit(
-        self,
-        state: CustomerState,
-        next_state: CustomerState,
-        offer: Tensor,
-        channel: Tensor,
-        bought: Tensor,
-        redeemed: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the week's realised profit and spend, [N] each."""
-        terms = self.world.reward
-        spend = self.world.catalogue.spend(offer, channel, redeemed)
-        churned = (next_state.status == CHURNED) & (state.status != CHURNED)
-        annoyed = (offer > 0) & (state.fatigue >= terms.fatigue_limit)
-        earned = (
-            (self.customers.margin + terms.trips) * bought
-            - spend
-            - terms.churn_cost * churned
-            - terms.fatigue_penalty * annoyed
-        )
-        return earned, spend
 
     def state_dict(self) -> dict:
         """Return the random stream and what the population has fitted; a season leaves nothing for the next one."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import VisitedStates
 from envs.offers.policies.base import pair_table
+from envs.offers.rewards import realised_profit
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, CustomerState, World
 from envs.offers.world.observation import DYNAMICS, STATUSES, one_hot_state
@@ -170,13 +171,7 @@ class StructuralCustomers:
         offer, channel = dynamics.catalogue.action_codec.decode(flat_action)
         next_state, bought, redeemed, _ = transition(c, dynamics, week, state, offer, channel, u)
         if self.realised:
-            terms, contacted = dynamics.reward, offer > 0
-            churned = (next_state.status == CHURNED) & (state.status != CHURNED)
-            annoyed = contacted & (state.fatigue >= terms.fatigue_limit)
-            spend = dynamics.catalogue.spend(offer, channel, redeemed)
-            reward = (
-                (c.margin + terms.trips) * bought - spend - terms.churn_cost * churned - terms.fatigue_penalty * annoyed
-            )
+            reward, _ = realised_profit(c, dynamics, state, next_state, offer, channel, bought, redeemed)
         else:
             reward = self.values(visit, week).gather(1, flat_action[:, None])[:, 0]
         if self.incremental:

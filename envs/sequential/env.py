@@ -11,24 +11,9 @@ from torch import Tensor
 
 from envs.base import Step, VectorEnv
 from envs.offers.world.catalogue import Catalogue
+from envs.sequential.step_inputs import InputStream, StepInputs
 
 SLACK = 1e-9  # rounding error of a sum of prices, money
-
-
-class StepInputs(NamedTuple):
-    """Everything in a step that does not depend on actions, [W, ...] each; for K steps drawn at once, [K, W, ...]."""
-
-    visit: tuple[Tensor, ...]  # rows of the current customers; of K steps, those of new customers
-    u: Tensor  # uniforms for the outcomes, [U, W]
-    age: Tensor  # steps since the season began
-    week: Tensor
-    clock: Tensor  # observed time: share of the season's weeks, and of the week's customers, [W, 2]
-    week_ends: Tensor  # the step ends a week, bool
-    ends: Tensor  # the step ends a season, bool
-
-    def at(self, k: int | slice) -> StepInputs:
-        """Take some of the steps."""
-        return StepInputs(tuple(x[k] for x in self.visit), *(x[k] for x in self[1:]))
 
 
 class Delivery(NamedTuple):
@@ -100,17 +85,22 @@ class SequentialEnv(VectorEnv):
 
     def seed(self, seeds: list[int]) -> None:
         """Restart all worlds; each seed's random stream serves an equal share of the worlds."""
-        self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        self.stream = InputStream(
+            self.world,
+            [torch.Generator(self.device).manual_seed(seed) for seed in seeds],
+            self.device,
+            worlds=self.num_agents,
+            customers=self.customers,
+            prefetch_steps=self.prefetch_steps,
+        )
         self.restart()
 
     def restart(self) -> None:
         """Start new seasons in all worlds; the random streams go on."""
-        w = self.num_agents
-        share, high = w // len(self.generators), self.season_steps if self.random_start else 1
-        age = torch.cat([torch.randint(high, (share,), generator=g, device=self.device) for g in self.generators])
-        self.budget_left = self.full_budget.repeat(w)
-        self.store = self.world.store(w, self.customers)
-        self._prefetch(age)
+        age = self.stream.draw_ages(self.season_steps if self.random_start else 1)
+        self.budget_left = self.full_budget.repeat(self.num_agents)
+        self.store = self.world.store(self.num_agents, self.customers)
+        self.stream.prefetch(age)
         self._visit_next()
 
     def copy_of_size(self, num_agents: int, seed: int) -> SequentialEnv:
@@ -121,40 +111,9 @@ class SequentialEnv(VectorEnv):
         other.seed([seed])
         return other
 
-    def _prefetch(self, age: Tensor) -> None:
-        """Draw the inputs of the next steps; `age` [W] is that of the first."""
-        steps, share = self.prefetch_steps, self.num_agents // len(self.generators)
-        self.streams = [g.get_state() for g in self.generators]  # to draw the same inputs again
-        drawn = [self.world.draw(steps * share, g) for g in self.generators]
-        newcomers = tuple(torch.cat([x.view(steps, share, *x.shape[1:]) for x in parts], 1) for parts in zip(*drawn))
-        u = torch.cat(
-            [torch.rand(steps, self.world.uniforms, share, generator=g, device=self.device) for g in self.generators],
-            -1,
-        )
-        ages = (age + torch.arange(steps + 1, device=self.device)[:, None]) % self.season_steps
-        week, place = ages // self.customers, ages % self.customers
-        clock = torch.stack((week / self.world.weeks, place / self.customers), -1)
-        self.prefetched = StepInputs(
-            visit=newcomers,
-            u=u,
-            age=ages[:-1],
-            week=week[:-1],
-            clock=clock[:-1],
-            week_ends=place[1:] == 0,
-            ends=ages[1:] == 0,
-        )
-        self.position = 0  # of the current step among the prefetched steps
-        self.next_age = ages[-1]
-
-    def _advance(self, steps: int) -> None:
-        """Move on by a number of prefetched steps."""
-        self.position += steps
-        if self.position == self.prefetch_steps:
-            self._prefetch(self.next_age)
-
     def _visit_next(self) -> None:
         """Look up the current customers; in a season's first week these are new."""
-        self.inputs = self.prefetched.at(self.position)
+        self.inputs = self.stream.current()
         if self.store is not None:
             place = self._place()
             for kept, new in zip(self.store, self.inputs.visit):
@@ -202,7 +161,7 @@ class SequentialEnv(VectorEnv):
             self.store[-1][self._place()] = delivery.state
         # The next customer, and on Mondays a new budget; where a season is over, the next one's first.
         self.budget_left = self._next_budget(delivery.budget_left, inputs)
-        self._advance(1)
+        self.stream.advance(1)
         self._visit_next()
         obs, action_mask = self.reset()
         over = self._obs(self.world.features(inputs.visit), self.final_clock, delivery.budget_left)
@@ -232,16 +191,7 @@ class SequentialEnv(VectorEnv):
 
     def sample_inputs(self, steps: int) -> StepInputs:
         """Take the inputs of the next steps, [steps, W, ...]; the worlds then wait for `set_state`."""
-        parts = []
-        while steps:
-            part = min(steps, self.prefetch_steps - self.position)
-            parts.append(self.prefetched.at(slice(self.position, self.position + part)))
-            self._advance(part)
-            steps -= part
-        if len(parts) == 1:
-            return parts[0]
-        visit = tuple(map(torch.cat, zip(*(part.visit for part in parts))))
-        return StepInputs(visit, *map(torch.cat, zip(*(part[1:] for part in parts))))
+        return self.stream.take(steps)
 
     def transition(
         self, budget_left: Tensor, inputs: StepInputs, action: Tensor
@@ -266,18 +216,14 @@ class SequentialEnv(VectorEnv):
     def state_dict(self) -> dict:
         """Return the worlds' positions, and the streams as they were before the last prefetch."""
         return {
-            "age": self.prefetched.age[0],
-            "position": self.position,
-            "streams": self.streams,
+            **self.stream.state_dict(),
             "budget_left": self.budget_left,
             "store": self.store and list(self.store),
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the result of `state_dict`."""
-        for generator, stream in zip(self.generators, state["streams"], strict=True):
-            generator.set_state(stream.cpu())
-        self._prefetch(state["age"].to(self.device))
-        self.position, self.budget_left = state["position"], state["budget_left"].to(self.device)
+        self.stream.load_state_dict(state)
+        self.budget_left = state["budget_left"].to(self.device)
         self.store = state["store"] and tuple(x.to(self.device) for x in state["store"])
         self._visit_next()

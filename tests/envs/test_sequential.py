@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 
 from configs import composed
 from envs.offers.world.customers import CustomerState
-from envs.sequential.evaluation import bid_price, learned_policy, no_contact, offline_knapsack, simulate_season
+from envs.sequential.evaluation import offline_knapsack, simulate_season
+from envs.sequential.policies import bid_price, learned_policy, no_contact
 from reference_world import references, tuples
 from rlcore.backends.cuda_graphs import tensors_in
 from rlcore.backends.scan import FunctionalRollout, loop_scan, scan_rollout
@@ -84,7 +85,7 @@ class Ledger:
 def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
     env = make(f"env.penalty={penalty}", "env.weekly_budget=0.8")
     generator = torch.Generator().manual_seed(1)
-    worlds = [Ledger(4, 12, 0.8, age) for age in env.prefetched.age[0].tolist()]
+    worlds = [Ledger(4, 12, 0.8, age) for age in env.stream.prefetched.age[0].tolist()]
     env.reset()
     for _ in range(1000):
         action = drawn(env, generator)

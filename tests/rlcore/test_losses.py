@@ -77,9 +77,9 @@ def test_value_loss_equals_the_scalar_reference(clip, masked):
     [
         (1.1, 1.0, 0.0, 1.21 / 2, 1.1),  # near its old one: nothing is clipped
         (2.0, 1.0, 3.0, 1.7**2 / 2, 0.0),  # moved towards the target, too far: the clipped error is larger and constant
-        (2.0, 1.0, 0.0, 4.0 / 2, 2.0),
+        (2.0, 1.0, 0.0, 4.0 / 2, 2.0),  # moved away from the target: the true error is larger
     ],
-)  # moved away from the target: the true error is larger
+)
 def test_both_branches_of_value_clipping(value, old, target, expected, gradient):
     value, old, target = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (value, old, target))
     loss = losses.value_loss(value, old, target, 0.3)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rlcore.backends import cuda_graphs
 
+# what asks the host, or a random stream
 ASKS = {
     "_local_scalar_dense",
     "nonzero",
@@ -34,7 +35,7 @@ ASKS = {
     "bernoulli_",
     "exponential_",
     "multinomial",
-}  # of the host, or of a random stream
+}
 
 
 class Outside(NamedTuple):

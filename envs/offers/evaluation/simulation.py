@@ -12,7 +12,8 @@ from torch import Tensor
 from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.budget_account import BudgetAccount
 from envs.offers.constraints.budget_rules import BudgetRule
-from envs.offers.constraints.contact_rules import ContactPolicy, ContactRules
+from envs.offers.constraints.contact_policy import ContactPolicy
+from envs.offers.constraints.contact_rules import ContactRules
 from envs.offers.planning.batching import batches, no_contact_values_if_they_fit
 from envs.offers.planning.dynamic_program import action_values, best_plan
 from envs.offers.planning.knapsack import allowed_increments

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_rules import ContactOptions
+from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.batching import batches
 from envs.offers.planning.knapsack import Increments, concat_increments
 from envs.offers.world import response

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_rules import ContactOptions
+from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.knapsack import Increments, ranked, upper_hull
 from envs.offers.planning.state_values import StateValues, VisitedStates

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_rules import ContactOptions
+from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.knapsack import Increments, compact, demand_curve, ranked, upper_hull
 from envs.offers.policies.base import BatchedPolicy, outcome_table
 from envs.offers.world.customers import Customers, CustomerState, World

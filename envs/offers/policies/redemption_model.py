@@ -54,9 +54,8 @@ class RedemptionModel:
         minibatch_losses = []
         for rows in order.chunk(minibatches):
             metrics = self.train_minibatch(obs[rows], action[rows], {"redeemed": redeemed[rows]})
-            minibatch_losses.append(
-                metrics["losses/spend"].clone()
-            )  # a recorded step overwrites the result of the last one
+            # cloned, because a recorded step overwrites the result of the last one
+            minibatch_losses.append(metrics["losses/spend"].clone())
         return {"losses/spend": torch.stack(minibatch_losses).mean()}
 
     def train_minibatch(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:

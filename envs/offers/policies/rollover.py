@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_rules import ContactOptions
+from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.batching import recompute
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import Bound

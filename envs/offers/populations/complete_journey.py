@@ -101,10 +101,11 @@ class CompleteJourney(NothingFitted, GivenCustomers):
         # rate ½ and spend 1 are neutral: alpha then is that of utility 0 and margin is the margin rate
         self.priors = Priors(catalogue, **{**priors, "rate": [0.5, 0.5], "spend": [1.0, 0.0]})
         self.ids = past.observables.index.to_list()
+        # for rules
         self.columns = {
             **{name: past.demographics[name].replace("unknown", "").to_numpy() for name in past.demographics},
             **{name: past.observables[name].to_numpy(float) for name in past.observables},
-        }  # for rules
+        }
         order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(split_seed))
         train, test = order[round(test_share * len(order)) :], order[: round(test_share * len(order))]
         self.customers = {"train": train, "test": test}  # rows of the tables below

@@ -18,10 +18,8 @@ from rlcore.offline.logged_dataset import LoggedDataset
 
 CHUNK = 4096  # customers whose likelihood is computed at once, so that a chunk fits a cache
 MIN_GAIN = 1e-6  # least gain of the held-out log-likelihood a decision
-UNIDENTIFIED = {
-    "churn": ("c0", "gamma_f", "gamma_h"),
-    "opt_out": ("opt_out",),
-}  # by a log in which the outcome never happens
+# parameters that a log in which the outcome never happens does not identify
+UNIDENTIFIED = {"churn": ("c0", "gamma_f", "gamma_h"), "opt_out": ("opt_out",)}
 
 
 def chunk_log_likelihoods(network: ParameterNetwork, world: World, panel: Panel, weight: Tensor) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.data_collection import LoggingPolicy, rollouts
-from envs.offers.constraints.contact_rules import ContactPolicy
+from envs.offers.constraints.contact_policy import ContactPolicy
 from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
 from envs.offers.planning.state_values import StateGrid, StateValues
 from envs.offers.policies.baselines import KnapsackPolicy

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
-from envs.sequential.evaluation import no_contact, offline_knapsack, simulate_season
+from envs.sequential.evaluation import offline_knapsack, simulate_season
+from envs.sequential.policies import no_contact
 from rlcore.backends.accelerate import accelerate
 from rlcore.distributions import unflatten
 from rlcore.logger import Metrics, NullLogger

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from configs import load, node
-from envs.offers.constraints.contact_rules import ContactPolicy, ContactRules
+from envs.offers.constraints.contact_policy import ContactPolicy
+from envs.offers.constraints.contact_rules import ContactRules
 from envs.offers.constraints.expressions import holds
 from envs.offers.evaluation.profit_decomposition import summarise_seasons
 from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from envs.base import VectorEnv
 from envs.configuration import instantiate_stored
 from rlcore import checkpoint as checkpoints
 from rlcore.action_values import GreedyPolicy
+from rlcore.algorithm import Algorithm
+from rlcore.logger import TensorBoardLogger
 
 FAILED = "CRM_RL_FAILED"  # names a folder, in the environment of all processes that a launcher starts
 
@@ -132,9 +135,17 @@ def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:
     return device
 
 
-def check_fit(algo: Callable, env) -> None:
+def algorithm_class(make_algorithm: partial[Algorithm]) -> type[Algorithm]:
+    """Return the class that a file of conf/algo names as its `_target_`."""
+    kind = make_algorithm.func
+    if not isinstance(kind, type) or not issubclass(kind, Algorithm):
+        raise ValueError(f"algo._target_: expected a class of Algorithm, got {kind}")
+    return kind
+
+
+def check_fit(make_algorithm: partial[Algorithm], env: Any) -> None:
     """Refuse an environment that an algorithm can't learn from."""
-    needed = algo.func.env_type or VectorEnv
+    needed = algorithm_class(make_algorithm).env_type or VectorEnv
     if not isinstance(env, needed):
         chosen = HydraConfig.get().runtime.choices
         raise ValueError(
@@ -157,8 +168,8 @@ def fitting(path: str) -> Iterator[None]:
 class Trained(NamedTuple):
     """A checkpoint's environment and agent, its algorithm's name, the configuration of both, and its logger's state."""
 
-    env: object
-    agent: object
+    env: Any  # a VectorEnv, or e-mails
+    agent: Algorithm
     name: str
     config: DictConfig
     logger: dict
@@ -213,21 +224,28 @@ def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[
                 f"{override}: the checkpoint brings its own; only keys below env can be changed, as in "
                 "env.evaluation.customers=4000"
             )
-    whole = OmegaConf.create({**OmegaConf.to_container(cfg), **{key: trained[key] for key in own}})
+    whole = OmegaConf.create({**to_dict(cfg, resolve=False), **{key: trained[key] for key in own}})
     OmegaConf.set_struct(whole, True)
     try:
-        return OmegaConf.merge(whole, OmegaConf.from_dotlist(said))
+        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(said))
     except OmegaConfBaseException as error:
         raise ValueError(f"{', '.join(said)}: {str(error).splitlines()[0]}") from error
+    assert isinstance(merged, DictConfig)  # as `whole` is
+    return merged
 
 
-def publish(report, name: str | None, logger, directory: Path, config: dict) -> None:
+def to_dict(cfg: DictConfig, *, resolve: bool) -> dict:
+    """Return a configuration as plain dictionaries and lists."""
+    plain = OmegaConf.to_container(cfg, resolve=resolve)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def publish(report: Any, name: str | None, logger: TensorBoardLogger, directory: Path, config: dict) -> None:
     """Write a report to the console, to TensorBoard, to metrics.json and to PNG files."""
     figures = report.to_figures(name, logger.headline, logger.history)
     for title, figure in figures.items():
-        checkpoints.atomic(
-            directory / f"{title}.png", lambda path, figure=figure: figure.savefig(path, dpi=120, format="png")
-        )
+        checkpoints.atomic(directory / f"{title}.png", partial(figure.savefig, dpi=120, format="png"))
         logger.log_figure(f"evaluation/{title}", figure)
     for title, part in report.parts().items():
         logger.log_text(f"evaluation/{title}", part.to_markdown())
@@ -251,7 +269,7 @@ def publish(report, name: str | None, logger, directory: Path, config: dict) -> 
 
 def flatten(config: dict, prefix: str = "") -> dict:
     """Name every leaf of a nested configuration by its path."""
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for key, value in config.items():
         leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return leaves

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
 from envs.data_collection import rollouts
+from rlcore.algorithm import Algorithm
 from rlcore.offline.log_files import write
 from scripts.cli import choose_device, guarded, launch, trained
 
@@ -32,10 +33,11 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     name = chosen = HydraConfig.get().runtime.choices["logging_policy"]
     policy = instantiate(cfg.logging_policy, _convert_="all")
+    agent: Algorithm | None = None
     if cfg.checkpoint:
         env, agent, name, *_ = trained(cfg, device, ("env", "algo"))
     else:
-        env, agent = instantiate(cfg.env, _convert_="all")(device, cfg.seed), None
+        env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
     if callable(policy):
         if agent is None:
             raise ValueError("checkpoint: expected the path of a policy that logging_policy=agent follows")

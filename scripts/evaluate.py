@@ -14,14 +14,15 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
 from envs.offers.logs.schema import COLUMNS
+from rlcore.algorithm import Algorithm
 from rlcore.ope.report import evaluate_file
-from scripts.cli import choose_device, fitting, guarded, launch, publish, trained
+from scripts.cli import choose_device, fitting, guarded, launch, publish, to_dict, trained
 
 
 @hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")
@@ -31,20 +32,24 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     if cfg.log and not cfg.checkpoint:
         raise ValueError("checkpoint: expected the path of the policy to value on the log")
+    agent: Algorithm | None = None
+    name: str | None = None
+    history: dict | None = None
     if cfg.checkpoint:
         env, agent, name, cfg, history = trained(cfg, device, ("env", "algo", "seed"))
     else:
-        env, agent, name, history = instantiate(cfg.env, _convert_="all")(device, cfg.seed), None, None, None
+        env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
     evaluator = env.evaluation(env)
     logger = instantiate(cfg.logger)(directory, 0, evaluator.headline)
     if history is not None:
         with fitting(cfg.checkpoint):
             logger.load_state_dict(history)
     if cfg.log:
+        assert agent is not None and name is not None  # a log comes with a checkpoint: checked above
         report = evaluate_file(cfg.log, COLUMNS, instantiate(cfg.ope, _convert_="all"), agent, name)
     else:
         report = evaluator.evaluate(agent, name)
-    publish(report, name, logger, directory, OmegaConf.to_container(cfg, resolve=True))
+    publish(report, name, logger, directory, to_dict(cfg, resolve=True))
 
 
 if __name__ == "__main__":

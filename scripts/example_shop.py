@@ -119,7 +119,8 @@ def campaigns(rows: list[dict], seed: int) -> list[dict]:
     rng, log = random.Random(seed), []
     held = (hash_uniform([row["Customer No"] for row in rows], SALT) < HELD).tolist()
     for row, kept in zip(rows, held):
-        subscribed, sent, liking = True, [], rng.gauss(0, 0.3)
+        subscribed, liking = True, rng.gauss(0, 0.3)
+        sent: list[bool] = []
         base = math.log(max(float(row["Weekly Rate"]), 0.01) / max(1 - float(row["Weekly Rate"]), 0.01))
         keen = {"gold": 0.4, "silver": 0.7, "basic": 1.0}[row["Tier"]] + 0.3 * (row["Region"] == "north") + liking
         offers = [

@@ -16,16 +16,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, ContextManager
+from typing import Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,7 +40,7 @@ from rlcore.logger import NullLogger, TensorBoardLogger
 from rlcore.offline.log_files import read
 from rlcore.offline.logged_dataset import LoggedDataset, check_compatible
 from rlcore.training_loop import TrainingLoop
-from scripts.cli import check_fit, choose_device, fitting, flatten, guarded, launch, publish
+from scripts.cli import algorithm_class, check_fit, choose_device, fitting, flatten, guarded, launch, publish, to_dict
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if os.name == "posix" else []))
 # for all processes but the first
@@ -73,10 +74,10 @@ def main(cfg: DictConfig) -> None:
         stopped = distributed.all_reduce_any(bool(interrupted), device)
     if stopped:
         end_interrupted(algorithm, logger, directory, interrupted)
-    if is_first:  # one process alone, because an evaluation can train models of its own
+    if not isinstance(logger, NullLogger):  # one process alone, because an evaluation can train models of its own
         algorithm.export(directory)
         logger.console.print("evaluating on data that nothing was trained on …")
-        publish(evaluator.evaluate(algorithm, name), name, logger, directory, OmegaConf.to_container(cfg, resolve=True))
+        publish(evaluator.evaluate(algorithm, name), name, logger, directory, to_dict(cfg, resolve=True))
 
 
 def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) -> Algorithm:
@@ -85,7 +86,7 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
     The algorithm gets the log to learn from, and the state to resume from, where there is one.
     """
     make_env, make_algorithm = (instantiate(cfg[key], _convert_="all") for key in ("env", "algo"))
-    if distributed.num_processes() > 1 and not make_algorithm.func.sharded:
+    if distributed.num_processes() > 1 and not algorithm_class(make_algorithm).sharded:
         raise ValueError(f"algo={name}: can't be trained by several processes, expected algo=ppo or ppo_kl")
     env = build_part(make_env, device, cfg.seed)
     check_fit(make_algorithm, env)
@@ -116,7 +117,7 @@ def fitted_to(env: Any, chunk: LoggedDataset, path: str) -> LoggedDataset:
     return chunk.to(env.device).deduplicate(env.context_dim)
 
 
-def build_part(make_env: Callable, device: torch.device, seed: int) -> Any:
+def build_part(make_env: partial, device: torch.device, seed: int) -> Any:
     """Build this process's part of an environment: an equal share of its agents, if any, with a seed of its own."""
     if "num_agents" not in make_env.keywords:
         return make_env(device, seed)
@@ -147,7 +148,7 @@ def interrupts() -> Iterator[list[int]]:
 
 def open_logger(
     cfg: DictConfig, directory: Path, algorithm: Algorithm, evaluator: Evaluator, state: dict | None
-) -> ContextManager[TensorBoardLogger | NullLogger]:
+) -> AbstractContextManager[TensorBoardLogger | NullLogger]:
     """Open the first process's logger, and print what a resumed run changes; the other processes log nothing."""
     if distributed.rank() > 0:
         return NullLogger()
@@ -155,7 +156,7 @@ def open_logger(
     if state:
         with fitting(cfg.resume):
             logger.load_state_dict(state["logger"])
-        before, now = flatten(state["config"]), flatten(OmegaConf.to_container(cfg, resolve=True))
+        before, now = flatten(state["config"]), flatten(to_dict(cfg, resolve=True))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key != "resume":
                 logger.console.print(f"resume: {key} was {before.get(key)}, is {now.get(key)}", highlight=False)
@@ -174,7 +175,7 @@ def save(cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, director
                 "shards": shards,
                 "logger": logger.state_dict(),
                 "name": name,
-                "config": OmegaConf.to_container(cfg, resolve=True),
+                "config": to_dict(cfg, resolve=True),
             },
         )
 

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from email_rl.inference import MailGenerator, read_contexts, save_mails
 from envs.configuration import CONF
 from rlcore import checkpoint
-from scripts.cli import choose_device, fitting, guarded, launch
+from scripts.cli import choose_device, fitting, guarded, launch, to_dict
 
 
 @hydra.main(config_path=str(CONF), config_name="write_email", version_base="1.3")
@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     )
     with fitting(cfg.checkpoint):
         generator = MailGenerator.load(cfg.checkpoint, state, device, cfg.sampling.batch_size, cfg.seed)
-    sampling = OmegaConf.to_container(cfg.sampling)
+    sampling = to_dict(cfg.sampling, resolve=False)
     if cfg.interactive:
         for context in contexts_from_terminal():
             show(generator, [context], cfg.mails_per_context, sampling)

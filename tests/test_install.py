@@ -60,7 +60,7 @@ def installed(wheel) -> SimpleNamespace:
     The environment finds the wheel's requirements in the environment that runs the tests.
     """
     environment, folder = wheel.parent / "venv", wheel.parent / "empty"
-    venv.create(environment)
+    venv.create(environment, symlinks=os.name != "nt")
     pip("--python", environment, "install", "--no-deps", "--no-index", wheel)
     packages = next(environment.glob("lib/python*/site-packages"), environment / "Lib" / "site-packages")
     # Python searches a path in a .pth file, but reads no .pth file there, so that an editable checkout is not found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
@@ -10,9 +11,11 @@ from envs.base import VectorEnv
 from envs.data_collection import LoggingPolicy, rollouts
 from rlcore.offline.logged_dataset import LoggedDataset
 
+Env = TypeVar("Env", bound=VectorEnv)
+
 
 def log_seasons(
-    env: Callable,
+    env: Callable[..., Env],
     logging_policy: LoggingPolicy,
     decisions: int,
     agents: int,
@@ -20,7 +23,7 @@ def log_seasons(
     seed: int,
     *,
     all_propensities: bool = False,
-) -> tuple[VectorEnv, Iterator[LoggedDataset]]:
+) -> tuple[Env, Iterator[LoggedDataset]]:
     """Open an environment with realised outcomes, and log its seasons of `agents` customers lazily.
 
     At least `decisions` are logged. The environment then still has the last season's customers.

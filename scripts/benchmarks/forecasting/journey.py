@@ -136,12 +136,12 @@ def row(test: Tensor, log_prob: Tensor, forecast: Tensor, ours: Tensor, level: f
 
 def calibration(model: Organic, past, test: Tensor, bins: int) -> dict[str, list[float]]:
     """Shares of weeks with a trip, predicted the week before and observed, in equal bins by prediction."""
-    said = []
+    weekly = []
     for week in test.T:
         with torch.no_grad():
-            said.append(-model(past).log_prob(torch.zeros_like(week)).expm1())
+            weekly.append(-model(past).log_prob(torch.zeros_like(week)).expm1())
         past = model.after(past, week)
-    said, active = torch.stack(said, 1).flatten(), (test > 0).float().flatten()
+    said, active = torch.stack(weekly, 1).flatten(), (test > 0).float().flatten()
     parts = torch.tensor_split(said.argsort(), bins)
     return {
         "said": [said[part].mean().item() for part in parts],

@@ -67,6 +67,9 @@ class Organic(nn.Module):
     households still join.
     """
 
+    keep: Tensor  # share of a past that a week leaves, by halvings
+    average: Tensor  # trips and share of active weeks of the average household, [2]
+
     def __init__(
         self,
         *,
@@ -92,7 +95,7 @@ class Organic(nn.Module):
         features = 2 * len(halvings) + 4
         self.net = mlp([features, *hidden, 3], activation, 0.01)
         self.register_buffer("keep", 0.5 ** (1 / torch.tensor(halvings)))
-        self.register_buffer("average", torch.ones(2))  # trips and share of active weeks
+        self.register_buffer("average", torch.ones(2))
         self.standardize = Standardizer(features, MIN_STD)
 
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────

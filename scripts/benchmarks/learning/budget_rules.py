@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from envs.offers.env import OffersEnv
 from envs.offers.evaluation.profit_decomposition import summarise_seasons
 from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
 from envs.offers.planning.lagrangian_bound import dual
@@ -28,7 +29,7 @@ def run(
     device: torch.device,
     seed: int,
     *,
-    env: Callable,
+    env: Callable[..., OffersEnv],
     sizes: dict,
     precision: str,
     bound: dict,
@@ -40,8 +41,9 @@ def run(
     """
     if precision not in ("float32", "float64"):
         raise ValueError(f"benchmark.precision: expected float32 or float64, got '{precision}'")
-    env, rows = env(device, seed), []
-    world = env.world.to(device, getattr(torch, precision))
+    offers = env(device, seed)
+    rows = []
+    world = offers.world.to(device, getattr(torch, precision))
     print(
         f"{'customers':>9}  {'rule':28}  {'score':>6}  {'price':>6}  {'spend':>6}  "
         f"{'breached':>8}  {'worst':>6}  {'s':>6}"
@@ -49,7 +51,7 @@ def run(
     for n, size in sizes.items():
         generator = torch.Generator(device).manual_seed(seed)
         market = EvaluationMarket.from_sample(
-            env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules
+            offers.population.draw(n, generator, "test"), world, offers.budget, offers.contact_rules
         )
         limit = dual(
             market.customers,

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from envs.data_collection import LoggingPolicy, UniformPolicy
+from envs.offers.env import OffersEnv
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.world.response import outcome
+from rlcore.offline.deduplicated import dense
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.cross_fitting import consecutive_ids
 from rlcore.uplift.fitted_models import predict_chunked
@@ -28,7 +30,7 @@ def run(
     device: torch.device,
     seed: int,
     *,
-    env: Callable,
+    env: Callable[..., OffersEnv],
     logging_policy: LoggingPolicy,
     learners: dict,
     seeds: int,
@@ -42,6 +44,7 @@ def run(
         _, others = collected(env, UniformPolicy(), new, device, 2000 + k)
         truth, width = effect(world, others), world.context_dim
         contacted = (log.action > 0).long()
+        assert log.probs is not None  # `collected` asks for them
         nothing = log.probs[:, 0].double()
         for name, learner in learners.items():
             fit = learner(
@@ -54,8 +57,8 @@ def run(
                 cluster=consecutive_ids(log.unit),
             )
             with torch.no_grad():
-                table = predict_chunked(fit, others.obs[:, :width])[..., 0].double()
-            error = table[:, 1] - table[:, 0] - truth
+                said = predict_chunked(fit, others.obs[:, :width])[..., 0].double()
+            error = said[:, 1] - said[:, 0] - truth
             rows[name]["rmse"].append(error.square().mean().sqrt().item())
             rows[name]["bias"].append(error.mean().item())
             rows[name]["correlation"].append(torch.corrcoef(torch.stack((error + truth, truth)))[0, 1].item())
@@ -77,12 +80,12 @@ def run(
 
 
 def collected(
-    env: Callable, logging_policy: LoggingPolicy, customers: int, device: torch.device, seed: int
-) -> tuple[object, LoggedDataset]:
+    env: Callable[..., OffersEnv], logging_policy: LoggingPolicy, customers: int, device: torch.device, seed: int
+) -> tuple[OffersEnv, LoggedDataset]:
     """A season's environment, and its decisions with more than one allowed action."""
     world, chunks = log_seasons(env, logging_policy, 1, customers, device, seed, all_propensities=True)
     log = LoggedDataset.cat(list(chunks))
-    return world, log[log.action_mask.sum(1) > 1]
+    return world, log[dense(log.action_mask).sum(1) > 1]
 
 
 def effect(env, log: LoggedDataset) -> Tensor:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from envs.data_collection import LoggingPolicy
+from envs.offers.env import OffersEnv
 from envs.offers.logs.panel import Panel
+from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.twin.structural_predictions import StructuralPredictions
 from rlcore import checkpoint
@@ -32,7 +34,7 @@ def run(
     device: torch.device,
     seed: int,
     *,
-    env: Callable,
+    env: Callable[..., OffersEnv],
     logging_policy: LoggingPolicy,
     twins: dict,
     decisions: int,
@@ -40,10 +42,10 @@ def run(
     new: int,
 ) -> dict:
     """Fit each twin to the log, and compare it with the truth of a season of `new` other customers."""
-    world, log = log_seasons(env, logging_policy, decisions, agents, device, 1000 + seed)
-    others, asked = log_seasons(env, logging_policy, 1, new, device, 2000 + seed)
-    log, asked = (LoggedDataset.cat(list(chunks)) for chunks in (log, asked))
-    rows = {}
+    world, seasons = log_seasons(env, logging_policy, decisions, agents, device, 1000 + seed)
+    others, other_seasons = log_seasons(env, logging_policy, 1, new, device, 2000 + seed)
+    log, asked = (LoggedDataset.cat(list(chunks)) for chunks in (seasons, other_seasons))
+    rows: dict[str, dict[str, float]] = {}
     for name, algo in twins.items():
         seconds, twin = timed(partial(fitted, algo, world, log, seed))
         panel = twin.twin.to_panel(asked, others)
@@ -70,7 +72,7 @@ def run(
     return {"rows": rows}
 
 
-def fitted(algo: Callable, world, log: LoggedDataset, seed: int):
+def fitted(algo: Callable[..., TwinEnsemble], world: OffersEnv, log: LoggedDataset, seed: int) -> TwinEnsemble:
     """Fit a twin to a log of a world."""
     twin = algo(world, seed)
     twin.set_dataset(log)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from envs.offers.env import OffersEnv
 from rlcore.ope.evaluator import LOGGED, OffPolicyEvaluator
 from scripts.benchmarks.common.display import progress, show, table_of
 from scripts.benchmarks.ope.customer_pool import replications, world_of
@@ -35,7 +36,7 @@ def measure(
     device: torch.device,
     seed: int,
     *,
-    env: Callable,
+    env: Callable[..., OffersEnv],
     ope: OffPolicyEvaluator,
     pool: int,
     logging: dict,
@@ -45,11 +46,17 @@ def measure(
     at_once: int,
 ) -> dict:
     """Value a target on `count` logs of `customers` drawn from a pool; count how often intervals contain the truth."""
-    env, pool = world_of(env, device, seed, pool)
-    acts, aims = pool.policy(**logging), pool.policy(**target)
-    profit, spend = pool.value(aims)
-    truth, held, estimates, width, shares = {"profit": profit, "spend": spend}, {}, {}, {}, []
-    runs = replications(env, pool, acts, [aims], count=count, customers=customers, at_once=at_once, seed=seed)
+    world, customer_pool = world_of(env, device, seed, pool)
+    acts, aims = customer_pool.policy(**logging), customer_pool.policy(**target)
+    profit, spend = customer_pool.value(aims)
+    truth = {"profit": profit, "spend": spend}
+    estimates: dict[tuple[str, str], list[float]] = {}
+    held: dict[tuple[str, str, str], list[bool]] = {}
+    width: dict[tuple[str, str, str], list[float]] = {}
+    shares = []
+    runs = replications(
+        world, customer_pool, acts, [aims], count=count, customers=customers, at_once=at_once, seed=seed
+    )
     for log, (wanted,) in progress(runs, name, count):
         value = ope(log, wanted)
         shares.append(value.diagnostics["effective_share"])
@@ -62,9 +69,9 @@ def measure(
                     low, high = row[f"{kind}_{key}"]
                     held.setdefault((estimator, kind, interval), []).append(low <= true <= high)
                     width.setdefault((estimator, kind, interval), []).append((high - low) / 2)
-    rows = {}
-    for (estimator, kind), found in estimates.items():
-        found = torch.tensor(found, dtype=torch.float64)
+    rows: dict[str, dict[str, dict]] = {}
+    for (estimator, kind), values in estimates.items():
+        found = torch.tensor(values, dtype=torch.float64)
         rows.setdefault(estimator, {})[kind] = {
             "bias": (found.mean() - truth[kind]).item(),
             "bias_se": (found.std() / math.sqrt(count)).item(),
@@ -79,10 +86,10 @@ def measure(
         }
     return {
         "truth": truth,
-        "logging": dict(zip(("profit", "spend"), pool.value(acts))),
+        "logging": dict(zip(("profit", "spend"), customer_pool.value(acts))),
         "replications": count,
         "customers": customers,
-        "weeks": env.episode_length,
+        "weeks": world.episode_length,
         "effective_share": sum(shares) / count,
         "rows": rows,
     }

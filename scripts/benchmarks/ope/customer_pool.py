@@ -9,6 +9,7 @@ from torch import Tensor
 
 from envs.data_collection import LoggingPolicy, rollouts
 from envs.offers.constraints.contact_policy import ContactPolicy
+from envs.offers.env import OffersEnv
 from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
 from envs.offers.planning.state_values import StateGrid, StateValues
 from envs.offers.policies.baselines import KnapsackPolicy
@@ -27,16 +28,19 @@ class Pool:
     A policy is a table of probabilities [T, S, N, P] over the subscribed states of each.
     """
 
-    def __init__(self, env, size: int, seed: int):
+    rows: Tensor  # which customers the last draw gave
+
+    def __init__(self, env: OffersEnv, size: int, seed: int):
         generator = torch.Generator(env.device).manual_seed(seed)
         self.sample, self.num_features = env.population.draw(size, generator, "test"), env.population.num_features
         self.world = env.world.to(env.device, torch.float64)
         self.customers = self.world.inhabit(self.sample.customers)
-        self.no_contact_values, self.rows = no_contact_values(self.customers, self.world), None
+        self.no_contact_values = no_contact_values(self.customers, self.world)
         # All states of all customers, each as a customer of its own.
         grid = torch.cartesian_prod(*(torch.arange(n, device=env.device) for n in (HABITS, FATIGUES, EXPECTATIONS)))
         everywhere = grid[:, None].expand(-1, size, -1).flatten(0, 1)
-        self.states = CustomerState(*everywhere.unbind(1), torch.zeros_like(everywhere[:, 0]))
+        habit, fatigue, expectation = everywhere.unbind(1)
+        self.states = CustomerState(habit, fatigue, expectation, status=torch.zeros_like(habit))
         self.copies = torch.arange(size, device=env.device).repeat(STATES)
         self.valid = self.world.catalogue.valid.flatten()
 
@@ -74,9 +78,8 @@ class Pool:
         values = self.no_contact_values[-1]
         for t in reversed(range(world.weeks)):
             nothing, contact = action_values(c, world, t, at, price, values)
-            table = torch.cat((nothing.expand(1, contact.shape[1], *nothing.shape), contact)).flatten(
-                0, 1
-            )  # [P, 6, 4, 3, N]
+            # [P, 6, 4, 3, N]
+            table = torch.cat((nothing.expand(1, contact.shape[1], *nothing.shape), contact)).flatten(0, 1)
             chosen = policy[t].double().view(HABITS, FATIGUES, EXPECTATIONS, len(c), -1).movedim(-1, 0)
             values = StateValues((chosen * table).sum(0), self.no_contact_values[t].unsubscribed)
         return values.at(self.sample.state).mean().item()
@@ -86,7 +89,8 @@ class TabularPolicy(LoggingPolicy):
     """Act by one table, and note the actions of other tables in the same states."""
 
     def __init__(self, logging: Tensor, targets: list[Tensor]):
-        self.logging, self.targets, self.noted = logging, targets, []
+        self.logging, self.targets = logging, targets
+        self.noted: list[list[Tensor]] = []
 
     def probs(self, env, obs, mask):
         state = env.state
@@ -115,8 +119,8 @@ def replications(
             yield log[rows], [table[rows] for table in noted]
 
 
-def world_of(env: Callable, device: torch.device, seed: int, size: int) -> tuple[object, Pool]:
+def world_of(env: Callable[..., OffersEnv], device: torch.device, seed: int, size: int) -> tuple[OffersEnv, Pool]:
     """Build an environment of realised outcomes and the pool in it."""
-    env = env(device, seed)
-    env.use_realised_outcomes()
-    return env, Pool(env, size, seed)
+    world = env(device, seed)
+    world.use_realised_outcomes()
+    return world, Pool(world, size, seed)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from envs.offers.env import OffersEnv
 from rlcore.ope.evaluator import OffPolicyEvaluator
 from scripts.benchmarks.common.display import progress, show, table_of
 from scripts.benchmarks.ope.customer_pool import replications, world_of
@@ -23,7 +24,7 @@ def run(
     device: torch.device,
     seed: int,
     *,
-    env: Callable,
+    env: Callable[..., OffersEnv],
     ope: OffPolicyEvaluator,
     pool: int,
     price: float,
@@ -38,24 +39,26 @@ def run(
 
     A choice is right if it is the best policy, or if its interval contains the best policy's true value.
     """
-    env, pool = world_of(env, device, seed, pool)
-    tables = [pool.policy(**candidate) for candidate in candidates.values()]
-    acts = pool.policy(**logging)
-    truth = [profit - price * spend for profit, spend in map(pool.value, tables)]
+    world, customer_pool = world_of(env, device, seed, pool)
+    tables = [customer_pool.policy(**candidate) for candidate in candidates.values()]
+    acts = customer_pool.policy(**logging)
+    truth = [profit - price * spend for profit, spend in map(customer_pool.value, tables)]
     best, found = max(truth), []
-    runs = replications(env, pool, acts, tables, count=count, customers=customers, at_once=at_once, seed=seed)
+    runs = replications(
+        world, customer_pool, acts, tables, count=count, customers=customers, at_once=at_once, seed=seed
+    )
     for log, targets in progress(runs, "selection", count):
         values = [ope(log, target) for target in targets]
-        rows = [value.rows[estimator] for value in values]
-        chosen = max(range(len(rows)), key=lambda k: rows[k]["net"])
-        low, high = rows[chosen]["net_ci"]
+        estimated = [value.rows[estimator] for value in values]
+        chosen = max(range(len(estimated)), key=lambda k: estimated[k]["net"])
+        low, high = estimated[chosen]["net_ci"]
         found.append(
             {
                 "chosen": chosen,
                 "best": truth[chosen] == best,
                 "within": low <= best <= high,
                 "regret": best - truth[chosen],
-                "estimates": [row["net"] for row in rows],
+                "estimates": [row["net"] for row in estimated],
                 "effective_shares": [value.diagnostics["effective_share"] for value in values],
             }
         )
@@ -72,7 +75,7 @@ def run(
         }
         for k, name in enumerate(candidates)
     }
-    profit, spend = pool.value(acts)
+    profit, spend = customer_pool.value(acts)
     result = {
         "candidates": rows,
         "right": right,

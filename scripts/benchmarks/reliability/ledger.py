@@ -205,7 +205,7 @@ def _verify(directory: Path, ledger: Ledger, lists: list[list]) -> dict:
             # An entry only ever goes from reserved to its end, so all other answers still hold.
             kept = found is not None and (found[0] == answer or answer == RESERVED)
             if answer == SETTLED and verb == "settle":
-                kept = kept and found[2] == arguments[1]
+                kept = kept and found is not None and found[2] == arguments[1]
                 told[week, arguments[0]] = arguments[1]
             lost += not kept
     (settled,) = ledger.db.execute("SELECT coalesce(sum(settled), 0) FROM weeks").fetchone()

@@ -155,7 +155,7 @@ def run(
             "operations": count.operations / steps,
             "elements": count.elements / steps,
             "seconds": spent / steps,
-            "floor": max(floors, key=floors.get),
+            "floor": max(floors, key=lambda name: floors[name]),
             "floor_seconds": max(floors.values()) / steps,
             "share_of_ceiling": max(floors.values()) / spent,
             "products": min(cpu_seconds(products) for _ in range(repeats)) / spent if count.products else 0.0,

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from envs.adapters.stable_baselines3 import OffersVecEnv
 from envs.sequential.env import SequentialEnv
+from rlcore.ppo import PPO
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.timing import Stage, time_in_turns
 from scripts.benchmarks.speed.sb3_contestants import our_stages, peer_stages, scalars
@@ -47,8 +48,8 @@ def run(
     device: torch.device,
     seed: int,
     *,
-    env: Callable,
-    algo: Callable,
+    env: Callable[..., SequentialEnv],
+    algo: partial[PPO],
     modes: list,
     repeats: int,
     learn: dict,
@@ -63,7 +64,7 @@ def run(
     settings = algo.keywords
     make = partial(env, device, seed)
     example = make()
-    makers = {
+    makers: dict[str, Callable[[], dict[str, Stage]]] = {
         "SB3, DummyVecEnv": lambda: peer_stages(scalars(example), seed, settings),
         "SB3, our VecEnv": lambda: peer_stages(OffersVecEnv(make(), False), seed, settings),
         **{f"ours, {mode}": partial(our_stages, make(), seed, mode, algo) for mode in modes},
@@ -75,7 +76,7 @@ def run(
         example.num_agents * settings["num_steps"],
     )
     show(speed_table(speed))
-    result = {"speed": speed}
+    result: dict[str, dict] = {"speed": speed}
     if learn["steps"]:
         result["learning"] = learned(directory, make, algo, seed, modes, example, **learn)
         show(learning_table(result["learning"]))
@@ -93,7 +94,7 @@ def timed(contestants: dict[str, dict[str, Stage]], products: Stage, repeats: in
     }
     taken = time_in_turns(calls, repeats)
     floor_seconds = median(taken["floor", ""])
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     for name in contestants:
         collect, update = taken[name, "collect"], taken[name, "update"]
         whole = median([c + u for c, u in zip(collect, update)])
@@ -105,10 +106,12 @@ def timed(contestants: dict[str, dict[str, Stage]], products: Stage, repeats: in
             "update_of_floor": median(update) / floor_seconds,
         }
     first = next(iter(rows.values()))
-    for row in rows.values():
-        row["ratio"] = {key: row[key] / first[key] for key in ("environment", "collect", "end_to_end")}
-        row["ratio"]["update"] = first["update_seconds"] / row["update_seconds"]
-    return {"steps": steps, "floor_seconds": floor_seconds, "rows": rows}
+    with_ratios = {}
+    for name, row in rows.items():
+        ratio = {key: row[key] / first[key] for key in ("environment", "collect", "end_to_end")}
+        ratio["update"] = first["update_seconds"] / row["update_seconds"]
+        with_ratios[name] = {**row, "ratio": ratio}
+    return {"steps": steps, "floor_seconds": floor_seconds, "rows": with_ratios}
 
 
 def speed_table(speed: dict) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 from torch import nn
 
 from envs.sequential.env import SequentialEnv
@@ -57,7 +58,7 @@ def peer_stages(env: VecEnv, seed: int, algo: dict) -> dict[str, Stage]:
     model.learn(1)  # sets up, and warms up with one iteration
     callback = model._init_callback(None)
     steps = algo["num_steps"]
-    rollout = [[env.action_space.sample() for _ in range(env.num_envs)] for _ in range(steps)]
+    rollout = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(steps)]
 
     def environment() -> None:
         for actions in rollout:

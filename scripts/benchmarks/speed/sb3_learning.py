@@ -36,7 +36,8 @@ except ImportError as error:
 @torch.no_grad()
 def season_return(choose: Callable[[Tensor, Tensor], Tensor], env: SequentialEnv) -> float:
     """Mean return of a season over all worlds; `choose` maps obs and mask to actions [W, 2]."""
-    (obs, mask), total = env.reset(), 0.0
+    obs, mask = env.reset()
+    total = torch.zeros(())
     for _ in range(env.season_steps):
         step = env.step(choose(obs, mask))
         obs, mask, total = step.obs, step.action_mask, total + step.reward.mean()
@@ -67,7 +68,8 @@ class Curve(BaseCallback):
 
     def __init__(self, judge: Callable[[], float], every: int):
         super().__init__()
-        self.judge, self.every, self.points, self.spent, self.iteration = judge, every, [], 0.0, 0
+        self.judge, self.every, self.spent, self.iteration = judge, every, 0.0, 0
+        self.points: list[tuple[float, float]] = []
 
     def _on_training_start(self) -> None:
         self.started = time.process_time()
@@ -106,10 +108,16 @@ class CurveLogger(NullLogger):
 
 
 def ours_trained(
-    make: Callable, algo: Callable, seed: int, mode: str, steps: int, every: int, judge: SequentialEnv
+    make: Callable[[], SequentialEnv],
+    algo: partial[PPO],
+    seed: int,
+    mode: str,
+    steps: int,
+    every: int,
+    judge: SequentialEnv,
 ) -> CurveLogger:
     """Train our PPO for some steps and return its curve."""
-    ppo: PPO = partial(algo, total_steps=steps)(make(), seed)
+    ppo = partial(algo, total_steps=steps)(make(), seed)
     accelerate(ppo, mode)
     if mode == "compile":  # compilation is no part of the learning time
         before = copy.deepcopy(ppo.state_dict())
@@ -136,8 +144,8 @@ def over_seeds(returns: list[float]) -> dict:
 
 def learned(
     directory: Path,
-    make: Callable,
-    algo: Callable,
+    make: Callable[[], SequentialEnv],
+    algo: partial[PPO],
     seed: int,
     modes: list,
     example: SequentialEnv,
@@ -147,10 +155,15 @@ def learned(
     worlds: int,
 ) -> dict:
     """Train all for equal steps; return the time in which each reaches Stable-Baselines3's best return."""
-    judge, curves = example.copy_of_size(worlds, 1), {}
+    judge = example.copy_of_size(worlds, 1)
+    curves = {}
+
+    def judged(model) -> float:
+        return season_return(predicted(model, False), judge.copy_of_size(worlds, 1))
+
     for name, vec in (("SB3, DummyVecEnv", scalars(example)), ("SB3, our VecEnv", OffersVecEnv(make(), False))):
         model = peer(stable_baselines3.PPO, vec, seed, algo.keywords)
-        curve = Curve(lambda model=model: season_return(predicted(model, False), judge.copy_of_size(worlds, 1)), every)
+        curve = Curve(partial(judged, model), every)
         model.learn(steps, callback=curve)
         curves[name] = curve.points
     for mode in modes:
@@ -177,13 +190,21 @@ def learned(
     }
 
 
-def masked(env: Callable, device: torch.device, algo: Callable, *, steps: int, seeds: list, worlds: int) -> dict:
+def masked(
+    env: Callable[..., SequentialEnv],
+    device: torch.device,
+    algo: partial[PPO],
+    *,
+    steps: int,
+    seeds: list,
+    worlds: int,
+) -> dict:
     """Train both with masks for equal steps; return their returns by seed on the same seasons."""
     judge = env(device, 0).copy_of_size(worlds, 1)
-    optimum = offline_knapsack(
-        simulate_season(no_contact, judge, keep_values=True).values, judge.cost, judge.budget, judge.world.weeks
-    )
-    rows = {"MaskablePPO": [], "ours": []}
+    values = simulate_season(no_contact, judge, keep_values=True).values
+    assert values is not None  # they are kept
+    optimum = offline_knapsack(values, judge.cost, judge.budget, judge.world.weeks)
+    rows: dict[str, list[float]] = {"MaskablePPO": [], "ours": []}
     for seed in seeds:
         model = peer(MaskablePPO, OffersVecEnv(env(device, seed), True), seed, algo.keywords)
         model.learn(steps)

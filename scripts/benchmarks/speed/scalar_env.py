@@ -24,7 +24,7 @@ class ScalarToy(gymnasium.Env):
         tables = (env.cost, world.profit, world.trip)
         self.cost, self.profit, self.trip = (x.view(env.nvec).tolist() for x in tables)
         self.observation_space = spaces.Box(-np.inf, np.inf, (env.obs_dim,), np.float32)
-        self.action_space = spaces.MultiDiscrete(env.nvec)
+        self.action_space = spaces.MultiDiscrete(list(env.nvec))
 
     def observe(self) -> np.ndarray:
         """Observe the next customer."""

@@ -18,14 +18,16 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from rich.table import Table
 
-from envs.offers.evaluation.profit_decomposition import summarise_seasons
-from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
-from envs.offers.planning.knapsack import Increments, clear
+from envs.offers.env import OffersEnv
+from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.planning.lagrangian_bound import dual
-from envs.offers.policies.baselines import ResponseRanking
+from envs.sequential.env import SequentialEnv
+from rlcore.ppo import PPO
 from scripts.benchmarks.common.display import show, table_of
-from scripts.benchmarks.common.timing import cpu_seconds, peak_memory, ppo_stages, time_in_turns
+from scripts.benchmarks.common.timing import cpu_seconds, ppo_stages, time_in_turns
+from scripts.benchmarks.speed.customer_scaling import customers_table, of_customers
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -35,10 +37,10 @@ def run(
     device: torch.device,
     seed: int,
     *,
-    env: Callable,
-    algo: Callable,
-    sequential: Callable,
-    sequential_algo: Callable,
+    env: partial[OffersEnv],
+    algo: partial[PPO],
+    sequential: Callable[..., SequentialEnv],
+    sequential_algo: Callable[..., PPO],
     precision: str,
     bound: dict,
     customers: list,
@@ -48,7 +50,8 @@ def run(
     processes: dict,
 ) -> dict:
     """Measure each axis alone; print and return the tables."""
-    dtype, result = getattr(torch, precision), {}
+    dtype = getattr(torch, precision)
+    result: dict[str, list[dict]] = {}
     if customers:
         result["customers"] = []
         for size in customers:
@@ -73,121 +76,23 @@ def run(
     return result
 
 
-def of_customers(
-    env: Callable,
+def of_weeks(
+    env: partial[OffersEnv],
+    algo: partial[PPO],
     device: torch.device,
     seed: int,
     dtype: torch.dtype,
-    bound: dict,
-    actions: int,
-    *,
+    weeks: int,
     n: int,
-    evaluations: int,
-    season: bool,
-) -> dict:
-    """Time the bound, a season with its decomposition and clearing, for n customers; sizes should rise, like peaks."""
-    row = {"customers": n, "before_mib": peak_memory(device)}
-    row |= of_market(
-        env(device, seed),
-        torch.Generator(device).manual_seed(seed),
-        dtype,
-        n,
-        season,
-        max_evaluations=evaluations,
-        **bound,
-    )
-    price, spend = (torch.rand(n, actions, device=device, dtype=dtype) for _ in range(2))
-    steps = Increments(price.sort(1, descending=True).values, spend, torch.arange(actions, device=device).expand(n, -1))
-    row["clear_seconds"] = cpu_seconds(lambda: clear(steps, spend.sum(dtype=torch.float64) / 1000))
-    return row | {"peak_mib": peak_memory(device)}
-
-
-def of_market(env, generator: torch.Generator, dtype: torch.dtype, n: int, season: bool, **bound) -> dict:
-    """Time the bound of n customers and, with `season`, one season of a policy with its profit decomposition."""
-    world, kept = env.world.to(env.device, dtype), {}
-    opened = cpu_seconds(
-        lambda: kept.update(
-            market=EvaluationMarket.from_sample(
-                env.population.draw(n, generator, "test"), world, env.budget, env.contact_rules
-            )
-        )
-    )
-    market = kept["market"]
-    solved = cpu_seconds(
-        lambda: kept.update(
-            bound=dual(
-                market.customers,
-                world,
-                market.no_contact_values,
-                market.initial_state,
-                market.budget,
-                market.stock,
-                market.rollover,
-                contacts=market.contact_policy.contacts,
-                **bound,
-            )
-        )
-    )
-    limit = kept["bound"]
-    row = {
-        "open_seconds": opened,
-        "dual_seconds": solved,
-        "tables_kept": limit.values is not None,
-        "evaluations": limit.evaluations,
-        "evaluation_seconds": solved / limit.evaluations,
-        "certified": (limit.value - limit.certificate) / limit.gap,
-        "dual_mib": peak_memory(env.device),
-    }
-    if season:
-        policy = ResponseRanking(market.customers, world, uplift=True)
-        row["season_seconds"] = cpu_seconds(
-            lambda: kept.update(
-                summary=summarise_seasons(
-                    [simulate_season(policy, market, market.sample_uniforms(generator), limit)], market, limit
-                )
-            )
-        )
-        row |= {"score": kept["summary"]["score"], "season_mib": peak_memory(env.device)}
-    return row
-
-
-def customers_table(rows: list[dict], actions: int):
-    """Seconds and memory by customers."""
-    table = table_of(
-        f"customers; clearing of {actions} steps each",
-        ["customers", "evaluation, s", "µs each", "dual, s", "left", "season, s", "µs each", "clear, s", "peak, MiB"],
-    )
-    for row in rows:
-        n, season = row["customers"], row.get("season_seconds")
-        table.add_row(
-            f"{n:,}",
-            f"{row['evaluation_seconds']:.3g}",
-            f"{1e6 * row['evaluation_seconds'] / n:.3g}",
-            f"{row['dual_seconds']:.3g}",
-            f"{row['certified']:.1g}",
-            *(("", "") if season is None else (f"{season:.3g}", f"{1e6 * season / n:.3g}")),
-            f"{row['clear_seconds']:.3g}",
-            f"{row['peak_mib']:,.0f}",
-        )
-    table.caption = (
-        "evaluation: of the dual; dual: all of them; left: share of the gap above the certificate then; peak: of the "
-        "process so far"
-    )
-    return table
-
-
-def of_weeks(
-    env: Callable, algo: Callable, device: torch.device, seed: int, dtype: torch.dtype, weeks: int, n: int
 ) -> dict:
     """Time an evaluation of the dual and an iteration of PPO on seasons of some weeks."""
-    world = env.keywords["world"]
-    index = world.keywords["season"]
+    make_world = env.keywords["world"]
+    index = make_world.keywords["season"]
     season = list(islice(index * math.ceil(weeks / len(index)), weeks))
-    env = partial(env, world=partial(world, season=season), num_agents=n)(device, seed)
-    world = env.world.to(device, dtype)
-    market = EvaluationMarket.from_sample(
-        env.population.draw(n, torch.Generator(device).manual_seed(seed), "test"), world, env.budget, env.contact_rules
-    )
+    offers = partial(env, world=partial(make_world, season=season), num_agents=n)(device, seed)
+    world = offers.world.to(device, dtype)
+    sample = offers.population.draw(n, torch.Generator(device).manual_seed(seed), "test")
+    market = EvaluationMarket.from_sample(sample, world, offers.budget, offers.contact_rules)
 
     def once():
         dual(
@@ -201,11 +106,11 @@ def of_weeks(
             max_evaluations=1,
         )
 
-    ppo = partial(algo, num_steps=weeks)(env, seed)
+    ppo = partial(algo, num_steps=weeks)(offers, seed)
     return {"weeks": weeks, "evaluation_seconds": median(cpu_seconds(once) for _ in range(3)), **iteration(ppo, 3)}
 
 
-def iteration(ppo, repeats: int) -> dict:
+def iteration(ppo: PPO, repeats: int) -> dict:
     """Time the stages of PPO after one iteration to warm up: medians, in seconds, and steps a second."""
     parts = ppo_stages(ppo)
     del parts["environment"]
@@ -218,7 +123,7 @@ def iteration(ppo, repeats: int) -> dict:
     }
 
 
-def weeks_table(rows: list[dict], n: int):
+def weeks_table(rows: list[dict], n: int) -> Table:
     """Seconds by weeks."""
     table = table_of(
         f"weeks of a season, {n:,} customers",
@@ -237,12 +142,14 @@ def weeks_table(rows: list[dict], n: int):
     return table
 
 
-def of_worlds(env: Callable, algo: Callable, device: torch.device, seed: int, n: int, repeats: int) -> dict:
+def of_worlds(
+    env: Callable[..., SequentialEnv], algo: Callable[..., PPO], device: torch.device, seed: int, n: int, repeats: int
+) -> dict:
     """Time PPO on the sequential environment with n worlds."""
     return {"worlds": n, **iteration(algo(partial(env, num_agents=n)(device, seed), seed), repeats)}
 
 
-def worlds_table(rows: list[dict]):
+def worlds_table(rows: list[dict]) -> Table:
     """Steps a second by worlds."""
     table = table_of(
         "parallel worlds of the sequential environment", ["worlds", "steps", "collect, ms", "update, ms", "steps/s"]
@@ -280,7 +187,7 @@ def of_processes(directory: Path, device: torch.device, seed: int, n: int, overr
     return {"processes": n, **{key: found[key] for key in ("steps", "steps_per_second", "seconds")}}
 
 
-def processes_table(rows: list[dict]):
+def processes_table(rows: list[dict]) -> Table:
     """Steps a second by processes."""
     table = table_of(
         f"processes, {rows[0]['steps']:,} steps, wall time", ["processes", "seconds", "steps/s", "times the first"]

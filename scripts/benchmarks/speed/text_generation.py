@@ -8,6 +8,7 @@ Usage:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -19,7 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from email_rl.models.outcome_classifier import OutcomeClassifier
 from email_rl.models.policy import LanguageModelPolicy
-from rlcore.backends.accelerate import accelerate
+from email_rl.training.ppo import LanguageModelPPO
+from rlcore.backends.accelerate import accelerate, replace_method
 from rlcore.backends.cuda_graphs import WARM_UP_CALLS
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.timing import peak_memory, timed
@@ -30,7 +32,7 @@ def run(
     device: torch.device,
     seed: int,
     *,
-    algo: Callable,
+    algo: partial[LanguageModelPPO],
     shape: dict,
     known_words: int,
     outcome_values: list,
@@ -57,16 +59,18 @@ def run(
         outcome_values=torch.tensor(outcome_values, dtype=torch.float64),
         train=SimpleNamespace(contexts=contexts),
     )
-    agent = accelerate(algo(dataset, seed), execution)
+    agent = algo(dataset, seed)
+    accelerate(agent, execution)
     config = GPT2Config(**shape, bos_token_id=None, eos_token_id=len(words) - 1)
     agent.set_models(
         LanguageModelPolicy(GPT2LMHeadModel(config), tokenizer_of(words), **generation).to(device),
         OutcomeClassifier(model, tokenizer, device, settings["inference_batch_size"]),
     )
-    ours, plain_lm = agent.policy.sample_responses, GPT2LMHeadModel(config).to(device).eval()
-    plain_lm.load_state_dict(
-        agent.policy.language_model.state_dict(), assign=True
-    )  # the same tensors, in transformers' own modules
+    ours = agent.policy.sample_responses
+    # transformers wraps Module.to in a way that loses `self`
+    plain_lm = GPT2LMHeadModel(config).to(device).eval()  # type: ignore[arg-type]
+    # the same tensors, in transformers' own modules
+    plain_lm.load_state_dict(agent.policy.language_model.state_dict(), assign=True)
 
     def plain(prompt: Tensor, mask: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
         with torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type)):  # its casts of weights kept
@@ -93,7 +97,7 @@ def run(
             sampling.append(taken)
             return response
 
-        agent.policy.sample_responses = watched
+        replace_method(agent.policy, "sample_responses", watched)
         collected, rollout = timed(agent.collect)
         return sum(sampling), collected, timed(lambda: agent.update(agent.compute_advantages(rollout)))[0]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from envs.offers.logs.schema import COLUMNS
+from rlcore.offline.deduplicated import dense
 from rlcore.offline.logged_dataset import LoggedDataset, check
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
@@ -69,7 +70,7 @@ def run(
     generator = torch.Generator(device).manual_seed(seed)
     order = torch.randperm(len(log), generator=generator, device=device)
     learn, judge = order.chunk(2)
-    targets = learned(log[learn], shop["visit"].to(device)[learn], model, log[judge].obs, generator)
+    targets = learned(log[learn], shop["visit"].to(device)[learn], model, log.obs[judge], generator)
     means = torch.stack([log.reward[learn][log.action[learn] == k].mean() for k in range(3)])
     best = int(means.argmax())
     for k, name in enumerate(ARMS.values()):
@@ -190,14 +191,15 @@ def judged(
     generator: torch.Generator,
 ) -> dict[str, dict]:
     """Value targets by DR with one cross-fitted model, and their differences to rivals on the same resamples."""
-    place = torch.arange(len(log), device=log.obs.device)[:, None]
+    obs, device = dense(log.obs), log.action.device
+    place = torch.arange(len(log), device=device)[:, None]
     fold = folds(place[:, 0], fold_count, generator)
     outcome = torch.stack((log.reward, log.cost), 1)
-    each = torch.eye(3, device=log.obs.device)
+    each = torch.eye(3, device=device)
     state, parts = generator.get_state(), []
     for k in range(3):  # the models' predictions of each arm, by the same models each time
         generator.set_state(state)
-        v, q = cross_fit(model, log.obs, log.action, outcome, each[k].expand(len(log), 3), place, fold, 1.0, generator)
+        v, q = cross_fit(model, obs, log.action, outcome, each[k].expand(len(log), 3), place, fold, 1.0, generator)
         parts.append(v.double())
     table = torch.stack(parts, 1)  # [N, 3, kinds]
 

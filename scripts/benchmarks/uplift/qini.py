@@ -8,16 +8,14 @@ Usage:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlcore import checkpoint
-from rlcore.ope.cross_fitting import folds
 from rlcore.ope.intervals import LEVEL, normal_quantile
 from rlcore.plots import labelled
 from rlcore.uplift import comparison
@@ -26,38 +24,7 @@ from scripts.benchmarks.common.display import save_figure, table_of
 from scripts.benchmarks.common.display import show as show_table
 from scripts.benchmarks.uplift.hillstrom import as_log
 from scripts.benchmarks.uplift.peers import peers
-
-Score = Callable[[Tensor], Tensor]  # observations [B, D] → effects [B]
-OURS = "chosen of ours"
-
-
-class Customers(NamedTuple):
-    """Customers of a randomised test."""
-
-    rows: Tensor  # their numbers [N]
-    obs: Tensor
-    treated: Tensor
-    outcome: Tensor
-
-    def part(self, rows: Tensor) -> Customers:
-        """Some of them."""
-        return Customers(*(x[rows] for x in self))
-
-
-class Split(NamedTuple):
-    """The learners fitted on one half of the customers, and their scores of the other half."""
-
-    validated: dict[str, float]  # Qini of our learners in cross-validation
-    chosen: str
-    fit: Score  # the chosen learner's
-    test: Customers
-    scores: dict[str, Tensor]  # of all learners
-
-    def tested(self) -> comparison.UpliftTestSet:
-        """Lay out for the bootstrap."""
-        return comparison.UpliftTestSet(
-            self.test.rows, self.test.outcome, self.test.treated, torch.stack(list(self.scores.values()))
-        )
+from scripts.benchmarks.uplift.qini_splits import OURS, Customers, Split, split
 
 
 def run(
@@ -128,54 +95,6 @@ def run(
             save_figure(directory, f"{name}_{short}", figure)
         checkpoint.save_json(directory / "mails.json", found)
     return {"outcome": outcome, "mails": found}
-
-
-def split(everyone: Customers, learners: dict, rivals: dict, seed: int, fold_count: int) -> Split:
-    """Choose among our learners and fit all on one half, score the other."""
-    device = everyone.obs.device
-    generator = torch.Generator(device).manual_seed(seed)
-    learn, test = (
-        everyone.part(rows) for rows in torch.randperm(len(everyone.rows), generator=generator, device=device).chunk(2)
-    )
-    fold = folds(torch.arange(len(learn.rows), device=device), fold_count, generator)
-    validated = {name: cross_validated(learner, learn, fold, seed) for name, learner in learners.items()}
-    fits = {name: fitted(learner, learn, seed) for name, learner in learners.items()}
-    chosen = max(validated, key=validated.get)
-    scores = {name: fit(test.obs).double() for name, fit in fits.items()}
-    x, t, y = (part.cpu().numpy() for part in (learn.obs, learn.treated.long(), learn.outcome))
-    for name, rival in rivals.items():
-        scores[name] = torch.as_tensor(rival(x, t, y)(test.obs.cpu().numpy()), device=device).double()
-    print(f"split {seed}: {chosen} is chosen", flush=True)
-    return Split(validated, chosen, fits[chosen], test, {**scores, OURS: scores[chosen]})
-
-
-def fitted(learner: Callable, learn: Customers, seed: int) -> Score:
-    """Fit one of our learners; return its score function."""
-    share = learn.treated.float().mean()
-    fit = learner(
-        learn.obs,
-        learn.treated.long(),
-        learn.outcome[:, None],
-        2,
-        torch.Generator(share.device).manual_seed(seed),
-        torch.where(learn.treated, share, 1 - share),
-    )
-
-    def score(obs: Tensor) -> Tensor:
-        nothing, mail = fit(obs)[:, :, 0].unbind(1)
-        return mail - nothing
-
-    return score
-
-
-def cross_validated(learner: Callable, learn: Customers, fold: Tensor, seed: int) -> float:
-    """Mean Qini coefficient of a learner over folds of the customers it learns from."""
-    values = []
-    for k in range(int(fold.amax()) + 1):
-        left = learn.part(fold == k)
-        score = fitted(learner, learn.part(fold != k), seed)(left.obs)
-        values.append(uplift.qini(left.outcome, score, left.treated).item())
-    return sum(values) / len(values)
 
 
 def summary(made: list[Split], drawn: Tensor, rivals: list[str], level: float) -> dict[str, dict]:
@@ -252,7 +171,7 @@ def curves(made: list[Split], names: list[str], label: str) -> Figure:
             lines.append(y[right - 1] + part * (y[right] - y[right - 1]))
         mean = torch.stack(lines).mean(0)
         axes.plot(100 * at, 100 * mean, color=f"C{k}", label=name)
-    axes.plot([0, 100], [0, 100 * mean[-1]], color="grey", linestyle=":", label="random")
+    axes.plot([0, 100], [0, 100 * mean[-1].item()], color="grey", linestyle=":", label="random")
     axes.legend(frameon=False)
     return figure
 
@@ -266,9 +185,9 @@ def deciles(parts: list[uplift.Bins], outcome: str) -> Figure:
     seen, std, said = (
         torch.stack([getattr(part, name) for part in parts]).mean(0) for name in ("uplift", "std", "score")
     )
-    places, seen, std, said = list(range(1, len(seen) + 1)), seen.numpy(), std.numpy(), said.numpy()
-    axes.bar(places, seen, yerr=normal_quantile(LEVEL) * std, color="C0", alpha=0.6, label="seen")
-    axes.plot(places, said, color="C1", marker="o", label="predicted")
+    places = np.arange(1, len(seen) + 1)
+    axes.bar(places, seen.numpy(), yerr=normal_quantile(LEVEL) * std.numpy(), color="C0", alpha=0.6, label="seen")
+    axes.plot(places, said.numpy(), color="C1", marker="o", label="predicted")
     axes.set_xticks(places)
     axes.legend(frameon=False)
     return figure

@@ -18,9 +18,8 @@ from email_rl.data.gold_model import Market
 from email_rl.data.mails import OUTCOMES
 from email_rl.evaluation import text_features
 from email_rl.models.outcome_classifier import OutcomeClassifier
-from stored import save_state
-from rlcore import checkpoint
 from scripts import write_email
+from stored import save_state
 from tiny_email_trainer import trainer
 
 BUILT_IN = OmegaConf.load(CONF / "write_email.yaml").example_contexts

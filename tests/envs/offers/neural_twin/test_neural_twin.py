@@ -17,9 +17,8 @@ from envs.offers.planning.dynamic_program import no_contact_values
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.world.history import History, column_names
 from envs.offers.world.response import outcome
-from stored import save_state
-from rlcore import checkpoint
 from small_offers import random_log, random_season
+from stored import save_state
 from toy_envs import part, train
 
 CPU, HALF_LIVES = torch.device("cpu"), [1.0, 3.0]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from email_rl.data.mails import OUTCOMES, read_records, words
 from email_rl.evaluation import text_features
-from email_rl.models.outcome_classifier import OutcomeClassifier, expected_reward
+from email_rl.models.outcome_classifier import OutcomeClassifier, outcome_reward
 from email_rl.models.policy import LanguageModelPolicy
 from rlcore import checkpoint
 
@@ -121,7 +121,7 @@ class MailGenerator:
         )
         contexts = [context for context in contexts for _ in range(mails_per_context)]
         p: Tensor = self.reward_model.probabilities(contexts, texts).double()
-        rewards = expected_reward(p, self.outcome_values, self.reward_kind)
+        rewards = outcome_reward(p, self.outcome_values, self.reward_kind)
         return [
             ScoredMail(
                 context=context,

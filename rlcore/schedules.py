@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-class Linear:
+class LinearDecay:
     """Anneal from the first rate to `final` times it over the run."""
 
     def __init__(self, *, final: float):

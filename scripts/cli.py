@@ -249,7 +249,7 @@ def publish(report: Any, name: str | None, logger: TensorBoardLogger, directory:
         logger.log_figure(f"evaluation/{title}", figure)
     for title, part in report.parts().items():
         logger.log_text(f"evaluation/{title}", part.to_markdown())
-    logger.log_hparams(flatten(config), report.headline_metrics())
+    logger.log_hparams(flatten_keys(config), report.headline_metrics())
     seconds = max(logger.seconds, 1e-9)
     checkpoints.save_json(
         directory / "metrics.json",
@@ -267,9 +267,9 @@ def publish(report: Any, name: str | None, logger: TensorBoardLogger, directory:
     )
 
 
-def flatten(config: dict, prefix: str = "") -> dict:
+def flatten_keys(config: dict, prefix: str = "") -> dict:
     """Name every leaf of a nested configuration by its path."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        leaves |= flatten_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return leaves

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from envs.configuration import CONF
 from envs.data_collection import rollouts
 from rlcore.algorithm import Algorithm
-from rlcore.offline.log_files import write
+from rlcore.offline.log_files import write_log
 from scripts.cli import choose_device, guarded, launch, trained
 
 
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     chunks = rollouts(
         env, policy, name, cfg.seed, decisions=cfg.decisions, steps=cfg.steps, all_propensities=cfg.all_propensities
     )
-    rows = write(cfg.out, chunks)
+    rows = write_log(cfg.out, chunks)
     print(f"{cfg.out}: {rows:,} decisions of {name} in {time.perf_counter() - started:.0f} s")
 
 

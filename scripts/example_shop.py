@@ -163,7 +163,7 @@ def campaigns(rows: list[dict], seed: int) -> list[dict]:
     return log
 
 
-def write(folder: Path, n: int, seed: int) -> None:
+def write_shop(folder: Path, n: int, seed: int) -> None:
     """Write customers.csv and campaigns.csv (semicolons, Windows line ends), and the configuration beside them."""
     table = customers(n, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,5 +178,5 @@ def write(folder: Path, n: int, seed: int) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: example_shop FOLDER")
-    write(Path(sys.argv[1]), 10_000, 0)
+    write_shop(Path(sys.argv[1]), 10_000, 0)
     print(f"{sys.argv[1]}/: customers.csv, campaigns.csv and {', '.join(CONFIG)}")

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
-from rlcore.offline.log_files import write
+from rlcore.offline.log_files import write_log
 from scripts.cli import choose_device, guarded, launch
 
 
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
     )
     for split, log in instantiate(cfg.campaigns, _convert_="all")(env, cfg.seed).items():
         path = Path(cfg.out) / f"{split}.parquet"
-        print(f"{path}: {write(path, [log]):,} decisions on {int(log.unit.unique().numel()):,} customers")
+        print(f"{path}: {write_log(path, [log]):,} decisions on {int(log.unit.unique().numel()):,} customers")
 
 
 if __name__ == "__main__":

@@ -37,10 +37,20 @@ from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm
 from rlcore.backends import distributed
 from rlcore.backends.accelerate import accelerate
 from rlcore.logger import NullLogger, TensorBoardLogger
-from rlcore.offline.log_files import read
+from rlcore.offline.log_files import read_log
 from rlcore.offline.logged_dataset import LoggedDataset, check_compatible
 from rlcore.training_loop import TrainingLoop
-from scripts.cli import algorithm_class, check_fit, choose_device, fitting, flatten, guarded, launch, publish, to_dict
+from scripts.cli import (
+    algorithm_class,
+    check_fit,
+    choose_device,
+    fitting,
+    flatten_keys,
+    guarded,
+    launch,
+    publish,
+    to_dict,
+)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if os.name == "posix" else []))
 # for all processes but the first
@@ -65,7 +75,7 @@ def main(cfg: DictConfig) -> None:
             loop = TrainingLoop(
                 algorithm,
                 logger,
-                save=lambda: save(cfg, name, algorithm, logger, directory),
+                save=lambda: save_checkpoint(cfg, name, algorithm, logger, directory),
                 save_seconds=60.0 * cfg.checkpoint_minutes,
                 validate=(lambda: evaluator.validate(algorithm)) if is_first else None,
                 should_stop=lambda: bool(interrupted),
@@ -99,7 +109,7 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
             raise ValueError(
                 f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin"
             )
-        algorithm.set_dataset(read(cfg.log, COLUMNS, lambda chunk: fitted_to(env, chunk, cfg.log)))
+        algorithm.set_dataset(read_log(cfg.log, COLUMNS, lambda chunk: fitted_to(env, chunk, cfg.log)))
     if state:
         with fitting(cfg.resume):
             algorithm.load_state_dict(state["agent"])
@@ -156,14 +166,14 @@ def open_logger(
     if state:
         with fitting(cfg.resume):
             logger.load_state_dict(state["logger"])
-        before, now = flatten(state["config"]), flatten(to_dict(cfg, resolve=True))
+        before, now = flatten_keys(state["config"]), flatten_keys(to_dict(cfg, resolve=True))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key != "resume":
                 logger.console.print(f"resume: {key} was {before.get(key)}, is {now.get(key)}", highlight=False)
     return logger
 
 
-def save(cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, directory: Path) -> None:
+def save_checkpoint(cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, directory: Path) -> None:
     """Write the checkpoint: the first process's state, and the own parts of all processes."""
     state = algorithm.state_dict()
     shards = distributed.gather_objects({key: state[key] for key in algorithm.sharded})

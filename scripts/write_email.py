@@ -26,7 +26,7 @@ from scripts.cli import choose_device, fitting, guarded, launch, to_dict
 @hydra.main(config_path=str(CONF), config_name="write_email", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
-    check(cfg)
+    check_arguments(cfg)
     rows = read_contexts(cfg.contexts) if cfg.contexts else [{"context": context} for context in cfg.example_contexts]
     device, state = (
         choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision),
@@ -37,11 +37,11 @@ def main(cfg: DictConfig) -> None:
     sampling = to_dict(cfg.sampling, resolve=False)
     if cfg.interactive:
         for context in contexts_from_terminal():
-            show(generator, [context], cfg.mails_per_context, sampling)
+            print_mails(generator, [context], cfg.mails_per_context, sampling)
         return
     contexts = [row["context"] for row in rows]
     if not cfg.out:
-        show(generator, contexts, cfg.mails_per_context, sampling)
+        print_mails(generator, contexts, cfg.mails_per_context, sampling)
         return
     warn_of_truncation(generator, contexts)
     mails = generator.generate(contexts, cfg.mails_per_context, **sampling)
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     print(f"{cfg.out}: {len(mails):,} mails; mean reward {sum(mail.reward for mail in mails) / len(mails):.2f}")
 
 
-def check(cfg: DictConfig) -> None:
+def check_arguments(cfg: DictConfig) -> None:
     """Refuse impossible settings before anything is loaded."""
     sampling = cfg.sampling
     if cfg.checkpoint is None:
@@ -90,7 +90,7 @@ def contexts_from_terminal() -> Iterator[str]:
         yield context
 
 
-def show(generator: MailGenerator, contexts: list[str], mails_per_context: int, sampling: dict) -> None:
+def print_mails(generator: MailGenerator, contexts: list[str], mails_per_context: int, sampling: dict) -> None:
     """Generate mails and print them."""
     warn_of_truncation(generator, contexts)
     for mail in generator.generate(contexts, mails_per_context, **sampling):

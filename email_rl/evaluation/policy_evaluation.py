@@ -18,7 +18,7 @@ from email_rl.data import metrics
 from email_rl.data.dataset import MailDataset
 from email_rl.data.mails import Mails, words
 from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure, policy_columns
-from email_rl.models.outcome_classifier import OutcomeClassifier, expected_reward
+from email_rl.models.outcome_classifier import OutcomeClassifier, outcome_reward
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore.logger import NullLogger
 from rlcore.ope.intervals import LEVEL, normal_half_width
@@ -187,7 +187,7 @@ class MailPolicyEvaluator:
         if algorithm.reward_model is not None:
             p = algorithm.reward_model.probabilities(contexts, texts).double()
             row |= {
-                "proxy_reward": expected_reward(p, values, algorithm.reward_kind).mean().item(),
+                "proxy_reward": outcome_reward(p, values, algorithm.reward_kind).mean().item(),
                 "predicted": p.mean(0).tolist(),
             }
         true_probabilities = self.true_probabilities(algorithm)

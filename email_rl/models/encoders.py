@@ -32,7 +32,7 @@ LABELS: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning:
+class EncoderFineTuning:
     """How an encoder is fine-tuned into a reward model (email_rl/training/reward_model.py)."""
 
     max_length: int  # tokens of context and text together
@@ -43,7 +43,7 @@ class FineTuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TinyDistilBert(FineTuning):
+class TinyDistilBert(EncoderFineTuning):
     """A small DistilBERT with random weights, and a word-piece vocabulary made of the mails' words."""
 
     vocab_size: int  # tokens at most
@@ -90,7 +90,7 @@ class TinyDistilBert(FineTuning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedEncoder(FineTuning):
+class PretrainedEncoder(EncoderFineTuning):
     """Pretrained weights from the model hub or a folder, with a new classification head if they have none."""
 
     source: FromHub | FromFolder

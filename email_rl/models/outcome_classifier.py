@@ -15,7 +15,7 @@ from email_rl.models.hf_io import describe, export, restore
 REWARD_MODEL_FOLDER = "reward_model"  # beside checkpoint.pt; transformers loads it, and so does OutcomeClassifier
 
 
-def expected_reward(p: Tensor, values: Tensor, kind: str) -> Tensor:
+def outcome_reward(p: Tensor, values: Tensor, kind: str) -> Tensor:
     """Return the reward [N] of mails by their outcome probabilities p [N, K] and the outcomes' values [K].
 
     `kind` is `expected`, Σ p·value, or `argmax`, the value of the likeliest outcome.

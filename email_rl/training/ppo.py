@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from email_rl.data.dataset import MailDataset
-from email_rl.models.outcome_classifier import expected_reward
+from email_rl.models.outcome_classifier import outcome_reward
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.advantages import AdvantageEstimator
 from email_rl.training.diagnostics import rollout_metrics, sample_table, update_metrics, value_metrics
@@ -209,7 +209,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
     def rewards(self, contexts: list[str], texts: list[str]) -> Tensor:
         """Return the proxy rewards of mails [N], by the reward model, in units of the outcomes' values."""
         p = self.reward_model.probabilities(contexts, texts).double()
-        return expected_reward(p, self.env.outcome_values, self.reward_kind)
+        return outcome_reward(p, self.env.outcome_values, self.reward_kind)
 
     @torch.no_grad()
     def compute_advantages(self, rollout: MailRollout) -> MailBatch:

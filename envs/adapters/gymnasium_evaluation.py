@@ -22,7 +22,7 @@ def policy_mode(policy: Policy) -> Choose:
     return lambda obs, action_mask: policy.act(obs, action_mask)[0]
 
 
-def random_actions(nvec: tuple[int, ...], generator: torch.Generator) -> Choose:
+def sample_actions(nvec: tuple[int, ...], generator: torch.Generator) -> Choose:
     """Take any valid actions, all with the same probability."""
 
     def choose(obs, action_mask):
@@ -82,7 +82,7 @@ class GymnasiumEvaluator:
     def evaluate(self, algorithm: Algorithm | None, name: str) -> Report:
         """Compare the policy, as the row `name`, with random actions."""
         generator = torch.Generator(self.env.device).manual_seed(self.seed)
-        policies = {"random": random_actions(self.env.nvec, generator)}
+        policies = {"random": sample_actions(self.env.nvec, generator)}
         if algorithm is not None:
             policies[name] = policy_mode(algorithm.policy)
         rows = {row: self._summarise(*self._play(choose, self.episodes, 2)) for row, choose in policies.items()}

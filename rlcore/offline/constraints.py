@@ -71,7 +71,7 @@ def behaviour_cloning(logits: Tensor, action_mask: Tensor, action: Tensor, penal
     return cross_entropy + penalty * mean_square
 
 
-class Batch(NamedTuple):
+class DecisionBatch(NamedTuple):
     """B logged decisions to learn from."""
 
     obs: Tensor  #: with a price drawn anew, [B, D]
@@ -98,7 +98,7 @@ class CQLPenalty(nn.Module):
         """Return all valid actions."""
         return action_mask
 
-    def loss(self, batch: Batch, network: Callable) -> Tensor:
+    def loss(self, batch: DecisionBatch, network: Callable) -> Tensor:
         """Return the penalty on values less cost at the logged price.
 
         The logged price is used because the logging policy may act otherwise at another price.
@@ -129,7 +129,7 @@ class BCQConstraint(nn.Module):
         logits = self.network(obs)
         return supported(logits, action_mask, self.threshold)
 
-    def loss(self, batch: Batch, network: Callable) -> Tensor:
+    def loss(self, batch: DecisionBatch, network: Callable) -> Tensor:
         """Return the loss of the model of the logging policy, on the logged observations."""
         logits = self.network(batch.logged_obs)
         return behaviour_cloning(logits, batch.action_mask, batch.action, self.penalty)

@@ -19,7 +19,7 @@ import torch
 from rlcore import checkpoint
 from rlcore.distributions import flatten
 from rlcore.offline.file_columns import ChunkReader, arrow, combinations, numbered, to_columns
-from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check, named_rows
+from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_rows, named_rows
 
 NAMED_COLUMNS = 8  # columns of a file that a message names
 CSV_BLOCK = 1 << 24  # bytes read at once
@@ -36,7 +36,7 @@ DEFAULTS: dict[str, float] = {  # bool and int are numbers too
 }
 
 
-def write(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
+def write_log(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
     """Write chunks of one dataset as they come to Parquet or CSV (by the file's ending); return the number of rows.
 
     The file appears whole or not at all.
@@ -172,7 +172,7 @@ class Reader:
                     part = batch.slice(start, self.rows)
                     chunk = ChunkReader(self.path, part, first)
                     dataset = self._dataset(chunk)
-                    check(dataset, str(self.path), first)
+                    check_rows(dataset, str(self.path), first)
                     first += part.num_rows
                     yield dataset
         except self.pa.ArrowException as error:
@@ -248,7 +248,7 @@ class Reader:
         return action
 
 
-def read(
+def read_log(
     path: Path | str, columns: ColumnNames, transform: Callable[[LoggedDataset], LoggedDataset] = lambda chunk: chunk
 ) -> LoggedDataset:
     """Read a whole dataset, chunk by chunk; `transform` is applied to each chunk."""

@@ -170,7 +170,7 @@ class LoggedDataset:
             terminated=torch.ones(n, dtype=torch.bool),
             truncated=torch.zeros(n, dtype=torch.bool),
         )
-        check(dataset, "bandit_feedback", 0)
+        check_rows(dataset, "bandit_feedback", 0)
         return dataset
 
 
@@ -194,7 +194,7 @@ def named_rows(wrong: Tensor, first: int) -> str:
     return f"rows {shown}"
 
 
-def check(dataset: LoggedDataset, where: str, first: int) -> None:
+def check_rows(dataset: LoggedDataset, where: str, first: int) -> None:
     """Raise ValueError, with the rows, where decisions can't be used; a propensity may be missing."""
 
     def refuse(wrong: Tensor, column: str, expected: str, got: Tensor | None = None) -> None:

@@ -24,7 +24,7 @@ from rlcore.algorithm import (
 )
 from rlcore.distributions import unflatten
 from rlcore.offline.adjusted_rewards import unadjusted
-from rlcore.offline.constraints import Batch, double_target, td_loss
+from rlcore.offline.constraints import DecisionBatch, double_target, td_loss
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.estimators import select_actions
 from rlcore.ope.outcome_models import CHUNK
@@ -201,7 +201,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         return metrics | {"losses/value": batch.target.mean()}
 
     @torch.no_grad()
-    def compute_targets(self, rows: Tensor) -> Batch:
+    def compute_targets(self, rows: Tensor) -> DecisionBatch:
         """Return decisions of the dataset with the targets of their values."""
         data = self.dataset
         assert data is not None  # `setup` sees to it
@@ -238,7 +238,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             cost=self.action_cost(next_obs, next_price),
             allowed=self.allowed(next_obs, next_action_mask),
         )
-        return Batch(
+        return DecisionBatch(
             obs=obs,
             action_mask=action_mask,
             action=data.action[rows],
@@ -249,7 +249,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             logged_cost=logged_cost,
         )
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: DecisionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the error of the taken actions' values, plus the loss of the behaviour constraint, and metrics."""
         values = self.network(batch.obs)
         value = select_actions(values, batch.action)

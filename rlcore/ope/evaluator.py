@@ -139,7 +139,7 @@ class OffPolicyEvaluator:
             "effective_share": ess / episodes,
             "max_weight": weights.amax().item(),
             "mean_weight": weights.mean().item(),
-            "unsupported": unsupported_share(dataset, target),
+            "unsupported": share_without_support(dataset, target),
         }
         if ess < self.min_ess_share * episodes:
             warnings.append(
@@ -237,7 +237,7 @@ def check_allowed(dataset: LoggedDataset, target: Tensor) -> None:
         raise ValueError(f"target: {named_rows(forbidden, 0)}: it does what valid_* forbids")
 
 
-def unsupported_share(dataset: LoggedDataset, target: Tensor) -> float:
+def share_without_support(dataset: LoggedDataset, target: Tensor) -> float:
     """Share of the target on actions without support: of probability 0 in the log or, if unknown, never logged."""
     if dataset.probs is not None:
         return ope.unsupported_share(target, dataset.probs).item()
@@ -249,7 +249,7 @@ def unsupported_share(dataset: LoggedDataset, target: Tensor) -> float:
 def support_warnings(dataset: LoggedDataset, target: Tensor) -> list[str]:
     """Warn where the target takes actions that the logging policy never takes."""
     if dataset.probs is None:
-        share = unsupported_share(dataset, target)
+        share = share_without_support(dataset, target)
         return [f"{share:.1%} of what the target does is never done in the log"] if share > 0 else []
     unsupported = torch.where(dataset.probs > 0, 0.0, target).sum(1)
     bare = unsupported > SUPPORTED

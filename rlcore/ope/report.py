@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlcore.algorithm import Algorithm
-from rlcore.offline.log_files import read
+from rlcore.offline.log_files import read_log
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_compatible
 from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
 from rlcore.plots import labelled
@@ -43,7 +43,7 @@ def evaluate_file(
 
     Raises ValueError where the file is of another environment.
     """
-    dataset = read(path, columns)
+    dataset = read_log(path, columns)
     check_compatible(dataset, algorithm.env, path)
     dataset = dataset.to(algorithm.env.device)
     target = evaluator.target(algorithm.policy, dataset)

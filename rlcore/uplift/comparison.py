@@ -20,7 +20,7 @@ class UpliftTestSet(NamedTuple):
     scores: Tensor  #: of the models, [M, N]
 
 
-def bootstrap(
+def bootstrap_metrics(
     tests: list[UpliftTestSet], units: int, replications: int, generator: torch.Generator, chunk: int = 5
 ) -> Tensor:
     """Return Qini coefficients [tests, M, replications] of M models, all on the same resamples of `units`.

@@ -16,7 +16,7 @@ from configs import load
 from rlcore.backends.compilation import CompiledActorCritic, RationalTanh, rational_tanh
 from rlcore.networks import ActorCritic, Tanh
 from rlcore.normalization import RewardNormalizer, RunningNormalizer
-from rlcore.schedules import AdaptiveKL, Linear
+from rlcore.schedules import AdaptiveKL, LinearDecay
 
 NVEC = (6, 5)
 
@@ -183,7 +183,7 @@ def test_return_scale_equals_the_scalar_reference_over_rollouts(center):
 def test_linear_schedule(final):
     lr = torch.tensor(0.5)
     for progress, share in ((0.0, 1.0), (0.5, (1 + final) / 2), (1.0, final)):
-        Linear(final=final)(lr, 0.02, progress, torch.tensor(9.9))
+        LinearDecay(final=final)(lr, 0.02, progress, torch.tensor(9.9))
         assert lr.item() == pytest.approx(0.02 * share)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from envs.offers.logs.schema import COLUMNS
-from rlcore.offline.log_files import read, write
+from rlcore.offline.log_files import read_log, write_log
 from script_runner import run as script
 from small_runs import OFFERS
 
@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_policy_is_valued_on_a_log(folder):
-    log = read(folder / "own.parquet", COLUMNS)
+    log = read_log(folder / "own.parquet", COLUMNS)
     assert log.policies == ("bandit",) and len(log) == 960 and log.probs.amax() > 0.7
     done = script(
         folder,
@@ -119,9 +119,9 @@ def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
 
 
 def test_bad_input_is_one_line(folder):
-    log = read(folder / "own.parquet", COLUMNS)
+    log = read_log(folder / "own.parquet", COLUMNS)
     bad = torch.where(torch.arange(960) == 17, torch.nan, log.reward)
-    write(folder / "bad.parquet", [type(log)(**{**log.__dict__, "reward": bad})])
+    write_log(folder / "bad.parquet", [type(log)(**{**log.__dict__, "reward": bad})])
     checkpoint = "checkpoint=trained/checkpoint.pt"
     for name, overrides, message in (
         ("collect", [checkpoint, "out=x.csv"], "checkpoint: logging_policy=uniform follows no checkpoint"),

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from configs import CONF, composed
-from scripts.example_shop import write as write_shop
+from scripts.example_shop import write_shop as write_shop
 
 ROOT = CONF.parent
 PAGES = [

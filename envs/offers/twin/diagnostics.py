@@ -117,7 +117,7 @@ class UpliftCheck:
         customer = torch.arange(len(panel), device=where.device).expand_as(where)[where]
         test = comparison.UpliftTestSet(customer, trips, treated, torch.stack((effect.uplift, effect.no_contact)))
         generator = torch.Generator(where.device).manual_seed(self.seed)
-        drawn = comparison.bootstrap([test], len(panel), self.replications, generator)[0]
+        drawn = comparison.bootstrap_metrics([test], len(panel), self.replications, generator)[0]
 
         qini, qini_by_trip = (uplift.qini(trips, score, treated).item() for score in test.scores)
         auuc = uplift.auuc(trips, effect.uplift, treated).item()

@@ -30,7 +30,7 @@ class Bought(NamedTuple):
     time: Tensor
 
 
-def fitted(bought: Bought):
+def fit_bgnbd(bought: Bought):
     """Fit by Lifetimes; return its model and the parameters. Raises ValueError without the package."""
     try:
         from lifetimes import BetaGeoFitter

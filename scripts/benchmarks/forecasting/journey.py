@@ -61,7 +61,7 @@ def run(
     drawn = sum(model.simulate(past, test.shape[1], generator) for _ in range(simulations)) / simulations
     own = seen.mean(1, keepdim=True).double()
     made = bought(tables, first, last, device)
-    rival, parameters = bgnbd.fitted(made)
+    rival, parameters = bgnbd.fit_bgnbd(made)
     so_far = counts[kept].double().cumsum(1)[:, seen.shape[1] - 1 : -1] / torch.arange(
         seen.shape[1], counts.shape[1], device=device
     )
@@ -72,11 +72,11 @@ def run(
         OURS: (model.log_prob(past, test).double().sum(1), drawn.double()),
     }
     rows = {
-        name: row(test.double(), log_prob, forecast, said[OURS][0], level)
+        name: forecast_row(test.double(), log_prob, forecast, said[OURS][0], level)
         for name, (log_prob, forecast) in said.items()
     }
     calibrated = calibration(model, past, test, bins)
-    show(rows, fit_weeks, test_weeks, len(seen), len(counts))
+    print_forecasts(rows, fit_weeks, test_weeks, len(seen), len(counts))
     for name, figure in (("weeks", weeks(counts[kept], first, begin, said)), ("calibration", reliability(calibrated))):
         save_figure(directory, name, figure)
     return {
@@ -117,7 +117,7 @@ def expected(rival, made: bgnbd.Bought, weeks: int) -> Tensor:
     return total.diff(dim=1)
 
 
-def row(test: Tensor, log_prob: Tensor, forecast: Tensor, ours: Tensor, level: float) -> dict:
+def forecast_row(test: Tensor, log_prob: Tensor, forecast: Tensor, ours: Tensor, level: float) -> dict:
     """One model's figures on the test weeks [H, W], and our gain over it, a household-week."""
     weeks = test.shape[1]
     gain = ope.Terms((ours - log_prob) / weeks)
@@ -150,7 +150,7 @@ def calibration(model: Organic, past, test: Tensor, bins: int) -> dict[str, list
 
 
 # ── what is shown ───────────────────────────────────────────────────────────────────────────────────────────────────
-def show(rows: dict, fit_weeks: list[int], test_weeks: list[int], households: int, everyone: int) -> None:
+def print_forecasts(rows: dict, fit_weeks: list[int], test_weeks: list[int], households: int, everyone: int) -> None:
     """Print the table."""
     lines = [
         [

@@ -47,12 +47,12 @@ def run(
         }
         for name, curve in curves.items()
     }
-    save_figure(directory, "regret", draw(curves, agent.env.num_agents))
-    show(table(results, yardstick, seeds))
+    save_figure(directory, "regret", draw_regret(curves, agent.env.num_agents))
+    show(regret_table(results, yardstick, seeds))
     return {"results": results, "yardstick": yardstick}
 
 
-def table(results: dict, yardstick: str, seeds: int) -> Table:
+def regret_table(results: dict, yardstick: str, seeds: int) -> Table:
     """Lay the comparison out for the console."""
     rows = [
         [name, *(f"{x:.{digits}f}" for key, digits in (("regret", 1), ("growth", 2), ("ahead", 1)) for x in row[key])]
@@ -67,7 +67,7 @@ def table(results: dict, yardstick: str, seeds: int) -> Table:
     )
 
 
-def draw(curves: dict[str, Tensor], agents: int) -> Figure:
+def draw_regret(curves: dict[str, Tensor], agents: int) -> Figure:
     """Draw mean cumulative regret with 95 % bands."""
     figure, axes = labelled("decisions", "cumulative regret of an agent")
     for name, curve in curves.items():

@@ -60,7 +60,7 @@ def run(
                 for size in sizes[name]:
                     shared: dict = {}
                     for learner, algo in learners.items():
-                        fit = partial(learned, env, algo, whole[slice(size)], k, shared)
+                        fit = partial(train_on_log, env, algo, whole[slice(size)], k, shared)
                         seconds, score = timed(partial(learned_score, judge, fit))
                         cells.append(
                             {
@@ -80,17 +80,17 @@ def run(
                             f"{score['offers/contact_rate']:8.1%}  {seconds:6.0f}",
                             flush=True,
                         )
-    rows = summary(cells)
+    rows = summarise_cells(cells)
     for row in rows:
         print(
             f"{row['world']:>8}  {row['log']:9}  {row['decisions']:10,}  {row['learner']:12}  {row['score'][0]:6.3f} ± "
             f"{row['score'][1]:.3f} over {row['seeds']}"
         )
-    save_figure(directory, "offline", draw([row for row in rows if len(sizes[row["log"]]) > 1]))
+    save_figure(directory, "offline", draw_scores([row for row in rows if len(sizes[row["log"]]) > 1]))
     return {"cells": cells, "rows": rows}
 
 
-def learned(env, algo: Callable, log: LoggedDataset, seed: int, shared: dict):
+def train_on_log(env, algo: Callable, log: LoggedDataset, seed: int, shared: dict):
     """Train on a log.
 
     Adjusted rewards are the same for all learners: the first learner that needs them leaves them in `shared`.
@@ -109,7 +109,7 @@ def learned_score(judge, fit: Callable) -> dict[str, float]:
     return judge.validate(fit())
 
 
-def summary(cells: list[dict]) -> list[dict]:
+def summarise_cells(cells: list[dict]) -> list[dict]:
     """Mean score over seeds and its 95 % half-width, by world, log, size and learner."""
     keys = dict.fromkeys((c["world"], c["log"], c["decisions"], c["learner"]) for c in cells)
     rows = []
@@ -132,7 +132,7 @@ def summary(cells: list[dict]) -> list[dict]:
     return rows
 
 
-def draw(rows: list[dict]) -> Figure:
+def draw_scores(rows: list[dict]) -> Figure:
     """Draw scores against decisions."""
     figure, axes = labelled("decisions logged", "score")
     for k, world in enumerate(dict.fromkeys(row["world"] for row in rows)):

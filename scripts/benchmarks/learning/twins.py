@@ -47,13 +47,13 @@ def run(
     log, asked = (LoggedDataset.cat(list(chunks)) for chunks in (seasons, other_seasons))
     rows: dict[str, dict[str, float]] = {}
     for name, algo in twins.items():
-        seconds, twin = timed(partial(fitted, algo, world, log, seed))
+        seconds, twin = timed(partial(fit_twin, algo, world, log, seed))
         panel = twin.twin.to_panel(asked, others)
         with torch.no_grad():
             truth = StructuralPredictions(others.customers, others.world, panel)
             answers = [twin.twin.predict(member, others.world, panel) for member in twin.fitted_members]
-            rows.setdefault("truth", row([truth], truth, panel))
-            rows[name] = row(answers, truth, panel) | {"seconds": seconds}
+            rows.setdefault("truth", compare_with_truth([truth], truth, panel))
+            rows[name] = compare_with_truth(answers, truth, panel) | {"seconds": seconds}
         checkpoint.save_json(directory / "rows.json", rows)
         print(f"{name}: {seconds:.0f} s", flush=True)
     table = table_of(
@@ -72,7 +72,7 @@ def run(
     return {"rows": rows}
 
 
-def fitted(algo: Callable[..., TwinEnsemble], world: OffersEnv, log: LoggedDataset, seed: int) -> TwinEnsemble:
+def fit_twin(algo: Callable[..., TwinEnsemble], world: OffersEnv, log: LoggedDataset, seed: int) -> TwinEnsemble:
     """Fit a twin to a log of a world."""
     twin = algo(world, seed)
     twin.set_dataset(log)
@@ -80,7 +80,7 @@ def fitted(algo: Callable[..., TwinEnsemble], world: OffersEnv, log: LoggedDatas
     return twin
 
 
-def row(members: list[PanelPredictions], truth: PanelPredictions, panel: Panel) -> dict[str, float]:
+def compare_with_truth(members: list[PanelPredictions], truth: PanelPredictions, panel: Panel) -> dict[str, float]:
     """The members' mean predictions of a panel, against the truth."""
     at = panel.subscribed
     said = [member.log_likelihoods()["response"].sum().item() / int(panel.logged.sum()) for member in members]

@@ -27,7 +27,7 @@ def run(directory: Path, device: torch.device, seed: int, *, cases: dict[str, Ca
     results = {}
     for name, case in cases.items():
         results[name] = case(name, device, seed)
-        show(table(name, results[name]))
+        show(coverage_table(name, results[name]))
     return {"cases": results}
 
 
@@ -95,7 +95,7 @@ def measure(
     }
 
 
-def table(name: str, result: dict) -> Table:
+def coverage_table(name: str, result: dict) -> Table:
     """Lay a case out for the console."""
     rows = []
     for estimator, row in result["rows"].items():

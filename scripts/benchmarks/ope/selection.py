@@ -84,11 +84,11 @@ def run(
         "replications": count,
         "customers": customers,
     }
-    show(table(result, estimator))
+    show(selection_table(result, estimator))
     return result
 
 
-def table(result: dict, estimator: str) -> Table:
+def selection_table(result: dict, estimator: str) -> Table:
     """Lay the choice out for the console."""
     truths = [row["truth"] for row in result["candidates"].values()]
     rows = [

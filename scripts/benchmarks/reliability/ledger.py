@@ -26,7 +26,7 @@ START = 0.1  # seconds for a writer to start, on few shared cores
 
 
 # ── one writer ──────────────────────────────────────────────────────────────────────────────────────────────────────
-def write(
+def run_writer(
     folder: Path, name: str, start: float, pace: float, tries: int, retry: float, timeout: float, sync: str
 ) -> None:
     """Make a writer's calls [place in time, call], each when its week has come: `pace` weeks a second since `start`.
@@ -246,4 +246,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the main process, which ends its writers
     place, writer, *numbers, way = sys.argv[1:]
     begun, speed, times, wait, patience = map(float, numbers)
-    write(Path(place), writer, begun, speed, int(times), wait, patience, way)
+    run_writer(Path(place), writer, begun, speed, int(times), wait, patience, way)

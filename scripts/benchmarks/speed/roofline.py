@@ -161,7 +161,7 @@ def run(
             "products": min(cpu_seconds(products) for _ in range(repeats)) / spent if count.products else 0.0,
             "dispatch": count.kernels * top["kernel_seconds"] / spent,
         }
-    show(table(rows, top, steps))
+    show(roofline_table(rows, top, steps))
     rates = {name: 1 / row["seconds"] for name, row in rows.items()}
     if "update" in rows:  # collecting also steps the environment
         rates["end to end"] = 1 / sum(row["seconds"] for name, row in rows.items() if name != "environment")
@@ -169,7 +169,7 @@ def run(
     return {"ceilings": top, "steps": steps, "stages": rows, "steps_per_second": rates}
 
 
-def table(rows: dict, top: dict, steps: int):
+def roofline_table(rows: dict, top: dict, steps: int):
     """The roofline of all stages."""
     out = table_of(f"an agent-step, of {steps:,} an iteration", ["", *rows])
 

@@ -22,7 +22,7 @@ from rlcore.ppo import PPO
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.timing import Stage, time_in_turns
 from scripts.benchmarks.speed.sb3_contestants import our_stages, peer_stages, scalars
-from scripts.benchmarks.speed.sb3_learning import learned, masked
+from scripts.benchmarks.speed.sb3_learning import learning_curves, masked
 
 
 def floor(env: SequentialEnv, algo: dict) -> Callable[[], None]:
@@ -69,7 +69,7 @@ def run(
         "SB3, our VecEnv": lambda: peer_stages(OffersVecEnv(make(), False), seed, settings),
         **{f"ours, {mode}": partial(our_stages, make(), seed, mode, algo) for mode in modes},
     }
-    speed = timed(
+    speed = time_contestants(
         {name: maker() for name, maker in makers.items()},
         floor(example, settings),
         repeats,
@@ -78,7 +78,7 @@ def run(
     show(speed_table(speed))
     result: dict[str, dict] = {"speed": speed}
     if learn["steps"]:
-        result["learning"] = learned(directory, make, algo, seed, modes, example, **learn)
+        result["learning"] = learning_curves(directory, make, algo, seed, modes, example, **learn)
         show(learning_table(result["learning"]))
     if maskable["seeds"]:
         result["masks"] = masked(partial(env, penalty=None), device, algo, **maskable)
@@ -86,7 +86,7 @@ def run(
     return result
 
 
-def timed(contestants: dict[str, dict[str, Stage]], products: Stage, repeats: int, steps: int) -> dict:
+def time_contestants(contestants: dict[str, dict[str, Stage]], products: Stage, repeats: int, steps: int) -> dict:
     """Median seconds an iteration of all contestants, in turns; steps a second and ratios to the first."""
     calls = {
         ("floor", ""): products,

@@ -63,7 +63,7 @@ def drawn(ppo: PPO, generator: torch.Generator) -> Callable[[Tensor, Tensor], Te
     return lambda obs, mask: ppo.policy.act(obs, mask, torch.rand(len(obs), generator=generator))[0]
 
 
-class Curve(BaseCallback):
+class ReturnCurve(BaseCallback):
     """Evaluates a Stable-Baselines3 model every so many iterations, with the clock stopped."""
 
     def __init__(self, judge: Callable[[], float], every: int):
@@ -142,7 +142,7 @@ def over_seeds(returns: list[float]) -> dict:
     return {"returns": returns, "mean": mean, "ci": [mean - half, mean + half]}
 
 
-def learned(
+def learning_curves(
     directory: Path,
     make: Callable[[], SequentialEnv],
     algo: partial[PPO],
@@ -163,7 +163,7 @@ def learned(
 
     for name, vec in (("SB3, DummyVecEnv", scalars(example)), ("SB3, our VecEnv", OffersVecEnv(make(), False))):
         model = peer(stable_baselines3.PPO, vec, seed, algo.keywords)
-        curve = Curve(partial(judged, model), every)
+        curve = ReturnCurve(partial(judged, model), every)
         model.learn(steps, callback=curve)
         curves[name] = curve.points
     for mode in modes:

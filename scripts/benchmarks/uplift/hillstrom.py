@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 
 from envs.offers.logs.schema import COLUMNS
 from rlcore.offline.deduplicated import dense
-from rlcore.offline.logged_dataset import LoggedDataset, check
+from rlcore.offline.logged_dataset import LoggedDataset, check_rows
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
 from rlcore.ope.cross_fitting import cross_fit, folds
@@ -70,7 +70,7 @@ def run(
     generator = torch.Generator(device).manual_seed(seed)
     order = torch.randperm(len(log), generator=generator, device=device)
     learn, judge = order.chunk(2)
-    targets = learned(log[learn], shop["visit"].to(device)[learn], model, log.obs[judge], generator)
+    targets = learn_policies(log[learn], shop["visit"].to(device)[learn], model, log.obs[judge], generator)
     means = torch.stack([log.reward[learn][log.action[learn] == k].mean() for k in range(3)])
     best = int(means.argmax())
     for k, name in enumerate(ARMS.values()):
@@ -160,11 +160,11 @@ def as_log(
         terminated=torch.ones(n, dtype=torch.bool),
         truncated=torch.zeros(n, dtype=torch.bool),
     )
-    check(log, path, 0)
+    check_rows(log, path, 0)
     return log, outcomes, columns
 
 
-def learned(
+def learn_policies(
     log: LoggedDataset, visit: Tensor, model: Callable, obs: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Policies [N, 3] for customers `obs` [N, D], learned from a log and its visits."""

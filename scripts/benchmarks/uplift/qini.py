@@ -59,10 +59,10 @@ def run(
         kept = torch.isin(log.action, torch.tensor([0, *arms], device=device)).nonzero()[:, 0]
         everyone = Customers(kept, log.obs[kept], log.action[kept] > 0, value[kept])
         made = [split(everyone, learners, rivals, k, fold_count) for k in range(seed, seed + splits)]
-        drawn = comparison.bootstrap(
+        drawn = comparison.bootstrap_metrics(
             [one.tested() for one in made], len(log), replications, torch.Generator(device).manual_seed(seed)
         ).mean(0)
-        rows, first = summary(made, drawn, list(rivals), level), made[0]
+        rows, first = summarise_splits(made, drawn, list(rivals), level), made[0]
         winner = max(rivals, key=lambda name: rows[name]["qini"][0])
         parts = [uplift.by_bin(one.test.outcome, one.scores[OURS], one.test.treated, bins) for one in made]
         lost = comparison.drivers(
@@ -86,7 +86,7 @@ def run(
             "chosen": [{"name": one.chosen, "validated": one.validated} for one in made],
             "bins": [{name: column.tolist() for name, column in part._asdict().items()} for part in parts],
         }
-        show(mail, outcome, found[mail])
+        print_mail(mail, outcome, found[mail])
         short = "_".join("".join(c for c in mail if c.isalnum() or c == " ").split())
         for name, figure in (
             ("qini", curves(made, [OURS, winner], f"{outcome}s gained, % of customers")),
@@ -97,7 +97,7 @@ def run(
     return {"outcome": outcome, "mails": found}
 
 
-def summary(made: list[Split], drawn: Tensor, rivals: list[str], level: float) -> dict[str, dict]:
+def summarise_splits(made: list[Split], drawn: Tensor, rivals: list[str], level: float) -> dict[str, dict]:
     """Means over splits and intervals by learner; drawn [M, replications] are bootstrapped means over splits."""
     ends, names = drawn.new_tensor([(1 - level) / 2, (1 + level) / 2]), list(made[0].scores)
     ours = names.index(OURS)
@@ -127,7 +127,7 @@ def summary(made: list[Split], drawn: Tensor, rivals: list[str], level: float) -
 
 
 # ── what is shown ───────────────────────────────────────────────────────────────────────────────────────────────────
-def show(mail: str, outcome: str, found: dict) -> None:
+def print_mail(mail: str, outcome: str, found: dict) -> None:
     """Print the table of one mail."""
     rows = sorted(found["rows"].items(), key=lambda item: item[1]["qini"][0])
     lines = [

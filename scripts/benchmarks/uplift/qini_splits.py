@@ -56,7 +56,7 @@ def split(
     )
     fold = folds(torch.arange(len(learn.rows), device=device), fold_count, generator)
     validated = {name: cross_validated(learner, learn, fold, seed) for name, learner in learners.items()}
-    fits = {name: fitted(learner, learn, seed) for name, learner in learners.items()}
+    fits = {name: fit_learner(learner, learn, seed) for name, learner in learners.items()}
     chosen = max(validated, key=lambda name: validated[name])
     scores = {name: fit(test.obs).double() for name, fit in fits.items()}
     x, t, y = (part.cpu().numpy() for part in (learn.obs, learn.treated.long(), learn.outcome))
@@ -66,7 +66,7 @@ def split(
     return Split(validated, chosen, fits[chosen], test, {**scores, OURS: scores[chosen]})
 
 
-def fitted(learner: Callable, learn: Customers, seed: int) -> Score:
+def fit_learner(learner: Callable, learn: Customers, seed: int) -> Score:
     """Fit one of our learners; return its score function."""
     share = learn.treated.float().mean()
     fit = learner(
@@ -90,6 +90,6 @@ def cross_validated(learner: Callable, learn: Customers, fold: Tensor, seed: int
     values = []
     for k in range(int(fold.amax()) + 1):
         left = learn.part(fold == k)
-        score = fitted(learner, learn.part(fold != k), seed)(left.obs)
+        score = fit_learner(learner, learn.part(fold != k), seed)(left.obs)
         values.append(uplift.qini(left.outcome, score, left.treated).item())
     return sum(values) / len(values)

@@ -16,8 +16,8 @@ from envs.offers.planning.knapsack import Increments
 from envs.offers.planning.state_values import VisitedStates
 from envs.offers.policies.logging_policies import at_private_prices
 from envs.wheel_bandit import Wheel
-from rlcore.offline.log_files import Reader, read, write
-from rlcore.offline.logged_dataset import LoggedDataset, check
+from rlcore.offline.log_files import Reader, read_log, write_log
+from rlcore.offline.logged_dataset import LoggedDataset, check_rows
 from small_offers import logging_policy, offers_env
 
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def test_actions_follow_their_propensities(name):
     p = log.probs.double()
     z = (torch.nn.functional.one_hot(log.action, 30) - p).sum(0) / (p * (1 - p)).sum(0).sqrt().clamp_min(1e-9)
     assert z.abs().max() < 4.0, z
-    check(log, "log", 0)
+    check_rows(log, "log", 0)
 
 
 def test_a_confounded_log_tells_what_holds_on_average_alone():
@@ -143,14 +143,14 @@ def test_private_price_propensities_by_hand():
 def test_a_log_comes_back_as_it_went(ending, tmp_path):
     pytest.importorskip("pyarrow")
     log, path = made(), tmp_path / f"log.{ending}"
-    assert write(path, [log[:100], log[100:]]) == len(log)
-    same(read(path, COLUMNS), log)
+    assert write_log(path, [log[:100], log[100:]]) == len(log)
+    same(read_log(path, COLUMNS), log)
     chunks = list(Reader(path, COLUMNS, rows=101))
     assert max(map(len, chunks)) <= 101 and sum(map(len, chunks)) == len(log)
     same(LoggedDataset.cat(chunks), log)
     plain = replace(log, probs=None, next_obs=None, next_action_mask=None, propensity=log.propensity * torch.nan)
-    write(path, [plain])
-    same(read(path, COLUMNS), plain)
+    write_log(path, [plain])
+    same(read_log(path, COLUMNS), plain)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -159,14 +159,14 @@ def test_policies_of_several_logs_keep_their_names(tmp_path):
     a, b = made(5), made(5, "price_perturbed")
     both = LoggedDataset.cat([a, b])
     assert both.policies == ("uniform", "price_perturbed") and both.policy.tolist() == [0] * 60 + [1] * 60
-    write(tmp_path / "log.parquet", [a, b])
-    same(read(tmp_path / "log.parquet", COLUMNS), replace(both, decision=torch.arange(60).repeat(2)))
+    write_log(tmp_path / "log.parquet", [a, b])
+    same(read_log(tmp_path / "log.parquet", COLUMNS), replace(both, decision=torch.arange(60).repeat(2)))
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
     pytest.importorskip("pyarrow")
     path = tmp_path / "log.parquet"
-    write(path, [made(5)])
+    write_log(path, [made(5)])
     before = path.read_bytes()
 
     def broken():
@@ -174,9 +174,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         raise ValueError("out of customers")
 
     with pytest.raises(ValueError, match="out of customers"):
-        write(path, broken())
+        write_log(path, broken())
     with pytest.raises(ValueError, match="no decision"):
-        write(path, [])
+        write_log(path, [])
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
@@ -204,7 +204,7 @@ def test_bad_rows_are_named(case, tmp_path):
     column, cells, message = BAD[case]
     log, path = made(5), tmp_path / "log.csv"
     log = replace(log, action=0 * log.action, probs=None)
-    write(path, [log])
+    write_log(path, [log])
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     for row, text in cells.items():
         frame.loc[row - 2, column] = text
@@ -217,7 +217,7 @@ def test_rows_of_a_later_chunk_are_counted_from_the_file_s_start(tmp_path):
     pytest.importorskip("pyarrow")
     log = made(50)
     log.reward[[300, 599]] = torch.nan
-    write(tmp_path / "log.parquet", [log])
+    write_log(tmp_path / "log.parquet", [log])
     with pytest.raises(ValueError, match="rows 302, 601, column 'profit'"):
         list(Reader(tmp_path / "log.parquet", COLUMNS, rows=600))
     with pytest.raises(ValueError, match="row 302, column 'profit'"):
@@ -228,10 +228,10 @@ def test_what_is_no_log_is_refused(tmp_path):
     pytest.importorskip("pyarrow")
     path = tmp_path / "log.parquet"
     with pytest.raises(ValueError, match="no such log"):
-        read(path, COLUMNS)
+        read_log(path, COLUMNS)
     path.write_text("hello")
     with pytest.raises(ValueError, match="log.parquet: can't be read as a log"):
-        read(path, COLUMNS)
+        read_log(path, COLUMNS)
     path = tmp_path / "log.csv"
     for text, message in (
         ("customer,profit\n1,2\n", "expected columns valid_0_0"),
@@ -242,9 +242,9 @@ def test_what_is_no_log_is_refused(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
-            read(path, COLUMNS)
+            read_log(path, COLUMNS)
     path.write_text("customer,action_0,profit,valid_0,valid_1,state_0\nK7,1,2.5,1,true,-1\nK9,0,1,1,0,3\n")
-    log = read(path, COLUMNS)
+    log = read_log(path, COLUMNS)
     assert log.nvec == (2,) and log.unit.tolist() == [0, 1] and log.action.tolist() == [1, 0]
     assert (
         log.action_mask.tolist() == [[True, True], [True, False]]
@@ -258,11 +258,11 @@ def test_probabilities_of_all_pairs_must_fit():
     with pytest.raises(
         ValueError, match="row 2, column 'prob_.': expected probabilities of the valid pairs that add up to 1"
     ):
-        check(replace(log, probs=log.probs * torch.where(torch.arange(60) == 0, 0.9, 1.0)[:, None]), "log", 0)
+        check_rows(replace(log, probs=log.probs * torch.where(torch.arange(60) == 0, 0.9, 1.0)[:, None]), "log", 0)
     with pytest.raises(ValueError, match="row 4, column 'propensity': expected what prob_. says"):
-        check(replace(log, propensity=log.propensity * torch.where(torch.arange(60) == 2, 0.5, 1.0)), "log", 0)
+        check_rows(replace(log, propensity=log.propensity * torch.where(torch.arange(60) == 2, 0.5, 1.0)), "log", 0)
     with pytest.raises(ValueError, match="row 12, column 'valid_.': expected at least one"):
-        check(replace(log, action_mask=log.action_mask & (torch.arange(60) != 10)[:, None], probs=None), "log", 0)
+        check_rows(replace(log, action_mask=log.action_mask & (torch.arange(60) != 10)[:, None], probs=None), "log", 0)
 
 
 def test_open_bandit_feedback_is_taken_over():

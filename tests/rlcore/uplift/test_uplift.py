@@ -111,7 +111,7 @@ def test_resampled_differences_have_the_spread_of_new_tests():
 
     anew = torch.tensor([[uplift.qini(t.outcome, s, t.treated) for s in t.scores] for t in map(one, range(200))])
     test = one(0)
-    drawn = comparison.bootstrap([test, test], 500, 400, torch.Generator().manual_seed(0))
+    drawn = comparison.bootstrap_metrics([test, test], 500, 400, torch.Generator().manual_seed(0))
     assert drawn.shape == (2, 2, 400) and torch.equal(drawn[0], drawn[1])
     difference = drawn[0, 0] - drawn[0, 1]
     assert difference.std().item() == pytest.approx((anew[:, 0] - anew[:, 1]).std().item(), rel=0.25)

@@ -59,7 +59,7 @@ def test_bg_nbd_agrees_with_lifetimes():
     np.random.seed(0)
     shop = generate.beta_geometric_nbd_model(40.0, *FIT, size=1000)
     made = Bought(*(torch.tensor(shop[name].to_numpy(float)) for name in ("frequency", "recency", "T")))
-    model, fit = bgnbd.fitted(made)
+    model, fit = bgnbd.fit_bgnbd(made)
     alive, gone = (x.exp() for x in bgnbd.log_alive(fit, made))
     torch.testing.assert_close(alive, torch.tensor(model.conditional_probability_alive(*(x.numpy() for x in made))))
     torch.testing.assert_close(alive + gone, torch.ones_like(alive))

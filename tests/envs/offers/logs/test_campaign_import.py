@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from configs import composed
 from envs.offers.logs.panel import to_panel
 from envs.offers.logs.schema import COLUMNS
-from rlcore.offline.log_files import read, write
+from rlcore.offline.log_files import read_log, write_log
 from scripts import example_shop
 
 pytest.importorskip("pandas")
@@ -25,7 +25,7 @@ def shop(tmp_path_factory):
     The fixture has its folder, the environment of its customers, catalogue and rules, and the reader of its campaigns.
     """
     folder = tmp_path_factory.mktemp("shop")
-    example_shop.write(folder, 300, 0)
+    example_shop.write_shop(folder, 300, 0)
     config = composed(
         "experiment=shop", "campaigns=shop", f"hydra.searchpath=[file://{folder}]", name="import_campaigns"
     )
@@ -73,9 +73,9 @@ def test_a_log_says_what_the_file_does(shop, tmp_path):
                 float(row["margin"]) + 0.5 * float(row["bought"]) - spend, abs=1e-4
             )
             assert log.propensity[k].item() == pytest.approx(float(row["propensity"]), abs=1e-6)
-        write(tmp_path / f"{split}.parquet", [log])
+        write_log(tmp_path / f"{split}.parquet", [log])
         # whole, and of the environment's columns
-        again = to_panel(read(tmp_path / f"{split}.parquet", COLUMNS), env, "log")
+        again = to_panel(read_log(tmp_path / f"{split}.parquet", COLUMNS), env, "log")
         assert again.logged.all() and (again.margin[again.bought] > 0).all()
         for a, b in zip(again.state, again.next_state):
             assert (a[1:] == b[:-1]).all()

@@ -42,7 +42,7 @@ SMALL = [
 def shop(tmp_path_factory) -> Path:
     """The example shop with 400 customers."""
     folder = tmp_path_factory.mktemp("shop")
-    example_shop.write(folder, 400, 0)
+    example_shop.write_shop(folder, 400, 0)
     return folder
 
 
@@ -284,7 +284,7 @@ def test_the_saved_transform_makes_the_same_features_of_another_table(tmp_path):
 
 def test_an_environment_takes_the_transform_over_before_a_learner_is_built(shop, tmp_path):
     env = environment(shop)
-    example_shop.write(tmp_path, 300, 1)
+    example_shop.write_shop(tmp_path, 300, 1)
     text = (tmp_path / "customers.csv").read_bytes().replace(b"north", b"abroad")
     (tmp_path / "customers.csv").write_bytes(text)
     other = environment(tmp_path, "env.population.min_level_count=1")

@@ -8,6 +8,8 @@ is the probability of the action taken.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
@@ -15,6 +17,25 @@ from torch.nn.functional import one_hot
 from rlcore.ope.cross_fitting import folds
 from rlcore.ope.outcome_models import OutcomeLearner
 from rlcore.uplift.fitted_models import DRLearnerModel, PerArm, XLearnerModel, predict_chunked
+
+
+class MetaLearner(Protocol):
+    """A meta-learner: fits a model of several actions' outcomes, whose differences are the actions' effects."""
+
+    def empty(self, inputs: int, actions: int, kinds: int) -> nn.Module:
+        """Build an unfitted model, for a state to be loaded into."""
+
+    def __call__(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        outcome: Tensor,
+        actions: int,
+        generator: torch.Generator,
+        propensity: Tensor | None = None,
+        cluster: Tensor | None = None,
+    ) -> nn.Module:
+        """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
 
 
 class S:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from envs.offers.twin.feature_network import FeatureNetwork, weight_decay_groups
 from envs.offers.world.catalogue import Catalogue
 from rlcore.ope.outcome_models import fit_sgd
 from rlcore.uplift.fitted_models import Monotone
+from rlcore.uplift.meta_learners import MetaLearner
 
 TRIP, REDEEM = 0, 1
 MIN_PROBABILITY = 1e-6
@@ -98,25 +99,6 @@ def response_log_prob(p: Tensor, outcome: Tensor) -> Tensor:
         outcome[..., REDEEM] > 0, redeem, torch.where(outcome[..., TRIP] > 0, trip - redeem, 1 - trip)
     )
     return p_outcome.clamp_min(MIN_PROBABILITY).log()
-
-
-class MetaLearner(Protocol):
-    """A meta-learner of effects (rlcore/uplift/meta_learners.py)."""
-
-    def empty(self, inputs: int, actions: int, kinds: int) -> nn.Module:
-        """Build an unfitted model, for a state to be loaded into."""
-
-    def __call__(
-        self,
-        obs: Tensor,
-        action: Tensor,
-        outcome: Tensor,
-        actions: int,
-        generator: torch.Generator,
-        propensity: Tensor | None = None,
-        cluster: Tensor | None = None,
-    ) -> nn.Module:
-        """Fit a model of outcomes [N, K] of actions [N] taken on observations [N, D]."""
 
 
 class MetaLearnerResponse:

@@ -83,7 +83,7 @@ def test_a_log_says_what_the_file_does(shop, tmp_path):
         expected = sum(
             rows[env.population.ids[c], t]["unsubscribed"] == "1" for c in again.customer.tolist() for t in range(1, 12)
         )
-        assert int(unsubscribed.sum()) == expected and (again.valid[again.state.status == 1] == 1).all()
+        assert int(unsubscribed.sum()) == expected and (again.num_allowed[again.state.status == 1] == 1).all()
 
 
 @pytest.mark.parametrize(

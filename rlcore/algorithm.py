@@ -220,7 +220,7 @@ class NetworkAlgorithm(Algorithm):
         self.auxiliary: AuxiliaryModel | None = auxiliary(env) if auxiliary else None
         self.optimizer = optimizer(self.network.parameters())
         self.initial_lr = self.optimizer.param_groups[0]["lr"]
-        self.lr = torch.tensor(self.initial_lr, device=env.device)
+        self.lr = torch.tensor(float(self.initial_lr), device=env.device)
         self.optimizer.param_groups[0]["lr"] = self.lr
         self.lr_schedule = lr_schedule
         # of the last iteration, for schedules that adapt to it

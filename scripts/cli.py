@@ -11,24 +11,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from envs.base import VectorEnv
-from envs.configuration import instantiate_stored
+from envs.configuration import CONF, instantiate_stored
+from envs.value_ranges import check_stored_ranges
 from rlcore import checkpoint as checkpoints
 from rlcore.action_values import GreedyPolicy
 from rlcore.algorithm import Algorithm
 from rlcore.logger import TensorBoardLogger
+from scripts.overrides import check_config, explained, key_of
 
-FAILED = "CRM_RL_FAILED"  # names a folder, in the environment of all processes that a launcher starts
+# in the environment of all processes that a launcher starts
+FAILED = "CRM_RL_FAILED"  # names a folder
+TRACEBACKS = "CRM_RL_TRACEBACKS"  # 1: the user asks for them by HYDRA_FULL_ERROR=1
 
 
 def guarded(main: Callable) -> Callable:
@@ -40,13 +43,13 @@ def guarded(main: Callable) -> Callable:
     @functools.wraps(main)
     def run(cfg):
         try:
-            check_kinds(cfg)
+            check_config(cfg)
             return main(cfg)
         except KeyboardInterrupt:
             print("interrupted; what had been saved is kept", file=sys.stderr)
             sys.exit(130)
         except (ValueError, OSError, InstantiationException) as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            if os.environ.get(TRACEBACKS) == "1":
                 raise
             # Hydra wraps a constructor's error once, and an import's error twice.
             while isinstance(error, (InstantiationException, ImportError)) and error.__cause__ is not None:
@@ -65,46 +68,24 @@ def guarded(main: Callable) -> Callable:
     return run
 
 
-def key_of(override: str) -> str:
-    """Return the key of an override of the command line."""
-    return override.partition("=")[0].lstrip("+~")
-
-
-def check_kinds(cfg: DictConfig) -> None:
-    """Refuse overrides of another kind than the replaced value, such as a word for a number; null is of every kind."""
-    hydra = HydraConfig.get()
-    groups = {group.partition("@")[0] for group in hydra.runtime.choices}
-    chosen, keys = [], []
-    for override in hydra.overrides.task:
-        key = key_of(override)
-        if key.partition("@")[0] in groups:
-            chosen.append(override)
-        else:
-            keys.append(key)
-    if not keys:
-        return
-    shipped = compose(hydra.job.config_name, overrides=[*hydra.overrides.hydra, *chosen])
-    for key in keys:
-        before, now = OmegaConf.select(shipped, key), OmegaConf.select(cfg, key)
-        if now is not None and kind(before) not in (None, kind(now)):
-            raise ValueError(f"{key}: expected {kind(before)}, as in {key}={before}, got '{now}'")
-
-
-def kind(value: Any) -> str | None:
-    """Return the kind of a value of a configuration, where it matters."""
-    kinds = ((bool, "true or false"), ((int, float), "a number"), (ListConfig, "a list"), (DictConfig, "keys"))
-    return next((name for types, name in kinds if isinstance(value, types)), None)
-
-
 def launch(main: Callable[[], None]) -> None:
     """Run a script, with its jobs by Hydra's launcher; exit with code 2 if a job failed.
 
+    A configuration that Hydra can't compose ends with one line and exit code 2, too.
     A SIGTERM, such as a container gets before it is killed, ends the script like an exit: temporary files are removed.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    os.environ[TRACEBACKS] = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors in its own way, and exits
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FAILED] = folder
-        main()
+        try:
+            main()
+        except HydraException as error:
+            if os.environ[TRACEBACKS] == "1" or isinstance(error, InstantiationException):
+                raise
+            print(f"error: {explained(error, Path(sys.argv[0]).stem)}", file=sys.stderr)
+            sys.exit(2)
         if os.listdir(folder):
             sys.exit(2)
 
@@ -183,6 +164,7 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
     """
     state = checkpoints.load(cfg.checkpoint)
     config = as_trained(cfg, state["config"], HydraConfig.get().overrides.task, own)
+    check_stored_ranges({key: config[key] for key in ("env", "algo")}, CONF, cfg.checkpoint)
     with fitting(cfg.checkpoint):  # a checkpoint of another version has other parameters
         make_env, make_agent = (
             instantiate_stored(part, cfg.checkpoint, trusted=cfg.trusted_packages) for part in (config.env, config.algo)

@@ -1,0 +1,186 @@
+"""What a command line overrides: refused in one line where it is of another kind, out of range, or no key at all."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from envs.configuration import CONF, OWN_PACKAGES, compose_config
+from envs.value_ranges import ConfigPart, KeyRanges, check_ranges, is_open, ranges_of
+
+MUST_BE_QUOTED = "= , # ( ) [ ] { }"
+SIMILAR = 0.6  # from which likeness of their last words on a key is suggested for another
+
+
+def key_of(override: str) -> str:
+    """Return what an override of the command line names."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Check a composed configuration by its overrides and by the ranges of the files that it is composed of.
+
+    Raises ValueError, in one line that names the key.
+    """
+    hydra = HydraConfig.get()
+    ranges = ranges_of(config_parts(hydra.job.config_name, [*hydra.overrides.hydra, *hydra.overrides.task]))
+    check_overrides(cfg, ranges)
+    check_ranges(cfg, ranges)
+
+
+def config_parts(config_name: str, overrides: list[str]) -> list[ConfigPart]:
+    """Return the files of conf/ that Hydra, once initialized, composes, in the order in which later ones override."""
+    loader: ConfigLoader = GlobalHydra.instance().config_loader()
+    composed = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).defaults
+    parts = [(part.config_path, (part.package or "").removeprefix("_global_").lstrip(".")) for part in composed]
+    files = [ConfigPart(CONF / f"{path}.yaml", package) for path, package in parts if path is not None]
+    return [part for part in files if part.path.is_file()]  # not Hydra's own, nor a user's
+
+
+def check_overrides(cfg: DictConfig, ranges: dict[str, KeyRanges]) -> None:
+    """Refuse overrides of another kind than what they replace, such as a word for a number, and of unknown keys.
+
+    null is of every kind. A key that is added with a plus is unknown unless its mapping is open.
+    """
+    hydra = HydraConfig.get()
+    groups = {group.partition("@")[0] for group in hydra.runtime.choices}
+    chosen = [override for override in hydra.overrides.task if key_of(override).partition("@")[0] in groups]
+    single = [override for override in hydra.overrides.task if override not in chosen]
+    if not single:
+        return
+    shipped = compose(hydra.job.config_name, overrides=[*hydra.overrides.hydra, *chosen])
+    known = set(keys_of(shipped))
+    for override in single:
+        key = key_of(override)
+        if key in known:
+            before, now = OmegaConf.select(shipped, key), OmegaConf.select(cfg, key)
+            if now is not None and kind(before) not in (None, kind(now)):
+                raise ValueError(f"{key}: expected {kind(before)}, as in {key}={before}, got '{now}'")
+        elif not is_of_checkpoint(key, cfg) and not is_open(key, ranges) and not is_parameter(key, shipped):
+            raise ValueError(no_such_key(key, shipped))
+
+
+def kind(value: Any) -> str | None:
+    """Say of what kind a value of a configuration is, where that matters."""
+    kinds = ((bool, "true or false"), ((int, float), "a number"), (ListConfig, "a list"), (DictConfig, "keys"))
+    return next((name for types, name in kinds if isinstance(value, types)), None)
+
+
+def is_of_checkpoint(key: str, cfg: DictConfig) -> bool:
+    """Tell whether a key belongs to the environment that a checkpoint brings, which is not composed here."""
+    return bool(cfg.get("checkpoint")) and key.startswith("env.")
+
+
+def is_parameter(key: str, shipped: DictConfig) -> bool:
+    """Tell whether a key is a parameter of a class that is not ours, such as a momentum of torch.optim.SGD.
+
+    The keys of our own classes all stand in conf/.
+    """
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(shipped, parent) if parent else None
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if target is None or target.partition(".")[0] in OWN_PACKAGES:
+        return False
+    try:
+        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return True  # what takes it will say
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def keys_of(config: DictConfig) -> list[str]:
+    """Return the paths of all keys of a configuration, of its mappings too."""
+
+    def below(node: dict, prefix: str) -> Iterator[str]:
+        for name, value in node.items():
+            yield f"{prefix}{name}"
+            if isinstance(value, dict):
+                yield from below(value, f"{prefix}{name}.")
+
+    return list(below(OmegaConf.to_container(config), ""))
+
+
+def no_such_key(key: str, config: DictConfig) -> str:
+    """Say that a key does not exist, and which one is like it."""
+    found = most_alike(key, keys_of(config))
+    return f"{key}: no such key" + (f"; did you mean {found}?" if found else "")
+
+
+def most_alike(key: str, known: Iterable[str]) -> str | None:
+    """Return the key whose last word is most like that of another, and among these the most alike as a whole."""
+
+    def likeness(other: str) -> tuple[float, float]:
+        words = SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2])
+        return words.ratio(), SequenceMatcher(None, key, other).ratio()
+
+    best = max(known, key=likeness, default=None)
+    return best if best is not None and likeness(best)[0] >= SIMILAR else None
+
+
+def explained(error: HydraException, config_name: str) -> str:
+    """Say in one line why Hydra could not compose what the command line asks for."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return unreadable(error.override)
+    if found := re.match(r"Ambiguous value for argument '(.*)'\n", text):
+        return f"{found[1]}: several values: -m runs each of them; {quoted(found[1])} is one"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={option}: no such choice; expected {', '.join(error.options)}"
+    if found := re.match(r"Could not append to config. An item is already at '(.*)'", text):
+        return f"{found[1]}: stands in the configuration; expected {found[1]}=VALUE, without a plus"
+    if found := re.match(r"Could not (?:override|delete from config\.) '(.*)'", text):
+        return unknown(found[1], config_name)
+    return " ".join(text.split())
+
+
+def unreadable(override: str) -> str:
+    """Say how to write an override that Hydra can't read."""
+    if "=" not in override:
+        return f"{override}: expected KEY=VALUE"
+    return f"{override}: quote values that hold {MUST_BE_QUOTED}: {quoted(override)}"
+
+
+def quoted(override: str) -> str:
+    """Write an override for a shell, its value in quotes of its own."""
+    key, _, value = override.partition("=")
+    return f"""'{key}="{value.strip('"')}"'"""
+
+
+def unknown(key: str, config_name: str) -> str:
+    """Say that the command line's configuration has no such key, and which one is like it."""
+    arguments, _ = get_args_parser().parse_known_args(sys.argv[1:])
+    overrides = OverridesParser.create().parse_overrides(arguments.overrides)
+    if key.startswith("env.") and any(override.key_or_group == "checkpoint" for override in overrides):
+        return f"{key}: no such key here; one of the checkpoint's own environment is written +{key}=VALUE"
+    rest = [first_choice(override) for override in overrides if override.key_or_group != key]
+    if arguments.config_dir:
+        rest.append(f"hydra.searchpath=['file://{Path(arguments.config_dir).resolve()}']")
+    try:
+        return no_such_key(key, compose_config(*rest, name=config_name))
+    except HydraException:  # there is more that is wrong
+        return f"{key}: no such key"
+
+
+def first_choice(override: Override) -> str:
+    """Return an override, the first of the values that are swept over."""
+    if not override.is_sweep_override():
+        return override.input_line or ""
+    return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from envs.base import VectorEnv
 from envs.configuration import CONF, instantiate_stored
-from envs.value_ranges import check_stored_ranges
+from envs.range_checks import check_stored_ranges
 from rlcore import checkpoint as checkpoints
 from rlcore.action_values import GreedyPolicy
 from rlcore.algorithm import Algorithm
@@ -75,7 +75,7 @@ def launch(main: Callable[[], None]) -> None:
     A SIGTERM, such as a container gets before it is killed, ends the script like an exit: temporary files are removed.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    os.environ[TRACEBACKS] = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ.setdefault(TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors in its own way, and exits
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FAILED] = folder
@@ -164,7 +164,7 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
     """
     state = checkpoints.load(cfg.checkpoint)
     config = as_trained(cfg, state["config"], HydraConfig.get().overrides.task, own)
-    check_stored_ranges({key: config[key] for key in ("env", "algo")}, CONF, cfg.checkpoint)
+    check_stored_ranges(config, CONF, cfg.checkpoint)
     with fitting(cfg.checkpoint):  # a checkpoint of another version has other parameters
         make_env, make_agent = (
             instantiate_stored(part, cfg.checkpoint, trusted=cfg.trusted_packages) for part in (config.env, config.algo)

@@ -23,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from envs.configuration import CONF, OWN_PACKAGES, compose_config
-from envs.value_ranges import ConfigPart, KeyRanges, check_ranges, is_open, ranges_of
+from envs.range_checks import check_ranges
+from envs.value_ranges import ConfigPart, KeyRanges, is_open, ranges_of
 
 MUST_BE_QUOTED = "= , # ( ) [ ] { }"
 SIMILAR = 0.6  # from which likeness of their last words on a key is suggested for another
@@ -45,7 +46,7 @@ def check_config(cfg: DictConfig) -> None:
     check_ranges(cfg, ranges)
 
 
-def config_parts(config_name: str, overrides: list[str]) -> list[ConfigPart]:
+def config_parts(config_name: str | None, overrides: list[str]) -> list[ConfigPart]:
     """Return the files of conf/ that Hydra, once initialized, composes, in the order in which later ones override."""
     loader: ConfigLoader = GlobalHydra.instance().config_loader()
     composed = loader.compute_defaults_list(config_name, overrides, RunMode.RUN).defaults
@@ -108,7 +109,7 @@ def is_parameter(key: str, shipped: DictConfig) -> bool:
 def keys_of(config: DictConfig) -> list[str]:
     """Return the paths of all keys of a configuration, of its mappings too."""
 
-    def below(node: dict, prefix: str) -> Iterator[str]:
+    def below(node: Any, prefix: str) -> Iterator[str]:
         for name, value in node.items():
             yield f"{prefix}{name}"
             if isinstance(value, dict):

@@ -44,8 +44,14 @@ def unused_stock_value(records: list[SeasonRecord], market: EvaluationMarket, bo
 def share_of_gap(by_customer: Tensor, constant: float, bound: Bound) -> list[float]:
     """Return (Σ by_customer + constant) / (L − J(none)) with its 95 % interval over customers [N], by the delta method.
 
-    Clearing fixes the spend of the whole population, so neither `constant` nor Σ λ·B varies with its members.
+    Clearing fixes the spend of the whole population, so neither `constant` nor Σ λ·B varies with its members. Raises
+    ValueError where L = J(none).
     """
+    if bound.gap == 0:
+        raise ValueError(
+            "env.contact_rules, env.evaluation.customers: expected customers who may be contacted, got none: no policy "
+            "can earn more than no contact"
+        )
     ratio = (by_customer.sum().item() + constant) / bound.gap
     residual = by_customer - ratio * bound.gain
     half_width = len(residual) * normal_half_width(residual, LEVEL).item() / bound.gap

@@ -24,8 +24,9 @@ CPU = torch.device("cpu")
 OPTIONS = {"decisions": 1, "steps": 4, "all_propensities": True}
 
 
-def made(agents=60, name="uniform", **changes) -> LoggedDataset:
-    (log,) = rollouts(offers_env(agents, **changes), logging_policy(name), name, 3, **OPTIONS)
+def made(agents=60, name="uniform", policy=None, **changes) -> LoggedDataset:
+    """A log by a logging policy with some of its keys replaced, in an environment likewise."""
+    (log,) = rollouts(offers_env(agents, **changes), logging_policy(name, **(policy or {})), name, 3, **OPTIONS)
     return log
 
 
@@ -76,9 +77,12 @@ def test_seasons_are_of_new_customers_and_other_environments_go_on():
     assert torch.equal(log.episode[log.unit == 3], torch.arange(8)) and not log.step.any()
 
 
-@pytest.mark.parametrize("name", ["uniform", "uplift", "propensity", "price_perturbed", "confounded"])
-def test_actions_follow_their_propensities(name):
-    log = made(800, name, price_range=[1.0, 8.0])
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [("uniform", {}), ("uplift", {}), ("uplift", {"uplift": False}), ("price_perturbed", {}), ("confounded", {})],
+)
+def test_actions_follow_their_propensities(name, policy):
+    log = made(800, name, policy, price_range=[1.0, 8.0])
     if name == "confounded":
         assert log.propensity.isnan().all() and log.probs is None
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from rlcore import divergence
 from rlcore.backends import distributed
 from rlcore.distributions import MaskedMultiDiscrete
 
@@ -136,6 +137,10 @@ class Algorithm(ABC):
         """Take note of a validation, to keep the best weights or to stop early."""
         return
 
+    def explain_divergence(self) -> str:
+        """Return what may have made a loss not finite, as part of the message that ends the run; empty: unknown."""
+        return ""
+
     def finish(self) -> None:
         """Complete the training, for instance by restoring the best weights."""
         return
@@ -232,6 +237,11 @@ class NetworkAlgorithm(Algorithm):
             self.lr_schedule(self.lr, self.initial_lr, progress, self.kl)
         if self.auxiliary:
             self.auxiliary.anneal(progress)
+
+    def explain_divergence(self) -> str:
+        """Name a column of the observations that is not finite."""
+        obs, _ = self.env.reset()
+        return divergence.describe_observations(obs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue exactly."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -23,21 +24,23 @@ LEARNED = (
 )
 
 
-def check_metrics(values: dict[str, float], iteration: int) -> None:
-    """Raise ValueError, with the name of the metric, where a loss or a diagnostic of a loss is not finite."""
+def check_metrics(values: Mapping[str, float], iteration: int, explain: Callable[[], str]) -> None:
+    """Raise ValueError, with the name of the metric, where a loss or a diagnostic of a loss is not finite.
+
+    `explain` adds to the message; it is called only where there is a message.
+    """
     for name, value in values.items():
         if name.startswith(MUST_BE_FINITE) and not name.endswith(UNDEFINED_AT_TIMES) and not math.isfinite(value):
             raise ValueError(
-                f"iteration {iteration}: {name} is {value}: the training diverged and was stopped; a checkpoint of an "
-                "earlier iteration is kept, if there was one"
+                f"iteration {iteration}: {name} is {value}{explain()}: the training diverged and was stopped; the last "
+                "checkpoint, if there is one, has finite weights"
             )
 
 
-def check_observations(obs: Tensor) -> None:
-    """Raise ValueError, with the column, where an observation [N, D] is not finite."""
+def describe_observations(obs: Tensor) -> str:
+    """Name the first column of observations [N, D] that is not finite, as part of a message; empty where all are."""
     bad = (~obs.isfinite()).any(0).nonzero()[:, 0].tolist()
-    if bad:
-        raise ValueError(f"observation column {bad[0]} is not finite: expected numbers, got NaN or infinity")
+    return f" (column {bad[0]} of the observations is not finite)" if bad else ""
 
 
 def check_weights(agent: dict[str, Any], place: str) -> None:

@@ -59,7 +59,7 @@ class TrainingLoop:
             logger.log_iteration(
                 step, values, iteration=algorithm.iteration, steps=step - steps_before, started=started
             )
-            divergence.check_metrics(values, algorithm.iteration)
+            divergence.check_metrics(values, algorithm.iteration, algorithm.explain_divergence)
             # 3. Validation.
             if self.validate and algorithm.is_validation_due():
                 validation = self.validate()

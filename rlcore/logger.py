@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LOG = logging.getLogger(__name__)  # a script's configuration says where it goes: Hydra's to a file in the run's folder
 Metrics = Mapping[str, Tensor | float]
 
 
@@ -48,6 +50,11 @@ def to_floats(metrics: Metrics) -> dict[str, float]:
     stacked = torch.stack(list(tensors.values()))
     floats |= zip(tensors, stacked.tolist())
     return {name: floats[name] for name in metrics}  # in their order
+
+
+def describe_metrics(values: Mapping[str, float]) -> str:
+    """Write metrics on one line."""
+    return ", ".join(f"{name} {value:.6g}" for name, value in values.items())
 
 
 class TensorBoardLogger:
@@ -86,18 +93,20 @@ class TensorBoardLogger:
 
     def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
         """Log an iteration, its speed and the progress."""
-        self.log_scalars(step, metrics)  # waits for the device, so that the clock below includes its work
+        values = self.log_scalars(step, metrics)  # waits for the device, so that the clock below includes its work
         seconds = time.perf_counter() - started
         self.steps += steps
         self.seconds += seconds
         speed = steps / seconds
         self.writer.add_scalar("charts/SPS", speed, step)
+        LOG.info("iteration %d, step %d: %s", iteration, step, describe_metrics({**values, "charts/SPS": speed}))
         score = f"{self.headline} {self.headline_value}"
         self.progress.update(self.task, completed=iteration, sps=f"{speed:,.0f}", score=score)
 
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
         """Log an evaluation, and keep it for the final plots."""
         values = self.log_scalars(step, metrics)
+        LOG.info("evaluation, step %d: %s", step, describe_metrics(values))
         for name, value in values.items():
             evaluations = self.history.setdefault(name, [])
             evaluations.append((step, value))
@@ -133,6 +142,7 @@ class TensorBoardLogger:
     def log_text(self, name: str, markdown: str) -> None:
         """Log a text."""
         self.writer.add_text(name, markdown)
+        LOG.info("%s\n%s", name, markdown)
 
     def log_figure(self, name: str, figure: Figure) -> None:
         """Log a matplotlib figure as an image."""

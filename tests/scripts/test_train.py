@@ -109,6 +109,9 @@ def test_a_run_leaves_everything_it_promises(whole):
         } <= set(row)
         assert row["score_ci"][0] <= row["score"] <= row["score_ci"][1]
     assert all(name in done.stdout for name in names)
+    log = (folder / "train.log").read_text()
+    assert all(f"iteration {k + 1}, step {(k + 1) * ITERATION}: losses/policy_loss " in log for k in range(6))
+    assert "evaluation, step 1152: offers/score " in log and all(f"| {name} |" in log for name in names)
 
 
 def test_tensorboard_has_the_fields_names(whole):

@@ -1,0 +1,26 @@
+"""Signals that ask a training to stop: each lets the iteration end and be saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from scripts.train import STOP_SIGNALS, interrupts
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_noted_and_its_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with interrupts() as seen:
+        os.kill(os.getpid(), number)
+        assert seen == [number]
+        if number != signal.SIGINT:  # a scheduler may ask again while the last iteration is saved
+            os.kill(os.getpid(), number)
+            assert seen == [number, number]
+    assert signal.getsignal(number) == before
+
+
+def test_ctrl_c_and_the_stop_signals_of_schedulers_are_covered():
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1} == set(STOP_SIGNALS)

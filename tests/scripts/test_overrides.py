@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from configs import composed
 from faulty_numbers import FAULTY_NUMBERS
 from script_runner import run
+from scripts.overrides import is_parameter, keys_of, most_alike, unreadable
 
 
 def error_of(done) -> str:
@@ -32,6 +34,42 @@ def error_of(done) -> str:
 )
 def test_an_unknown_key_or_an_unreadable_value_is_one_line(tmp_path, override, says):
     assert error_of(run(tmp_path, "train", override)).startswith(says)
+
+
+def test_a_key_that_only_the_checkpoints_environment_has_is_told_how_to_write_it(tmp_path):
+    said = error_of(run(tmp_path, "evaluate", "checkpoint=checkpoint.pt", "env.population.path=next.csv"))
+    assert said.startswith("env.population.path: no such key here; ") and said.endswith("+env.population.path=VALUE")
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("lr", "algo.optimizer.lr"),
+        ("algo.clipp", "algo.clip"),
+        ("env.reward.churn_costs", "env.reward.churn_cost"),
+        ("algo.network.hiden", "algo.network.hidden"),
+        ("world.season", "env.world.season"),
+        ("xyzzy", None),
+    ],
+)
+def test_the_key_with_the_most_similar_last_word_is_suggested(key, found):
+    assert most_alike(key, keys_of(composed("algo=ppo", "env=offers"))) == found
+
+
+def test_parameters_of_classes_of_others_may_be_added():
+    shipped = composed("algo=ppo", "env=offers")
+    assert is_parameter("algo.optimizer.weight_decay", shipped)
+    assert not is_parameter("algo.optimizer.momentum", shipped)
+    assert not is_parameter("algo.lr", shipped)
+    assert not is_parameter("nothing.here", shipped)
+
+
+@pytest.mark.parametrize("path", ["a=b.pt", "a#(1).pt", "{a}.pt", "a[0].pt"])
+def test_a_path_is_shown_in_quotes_that_hydra_reads(path):
+    said = unreadable(f"checkpoint={path}")
+    quoted = said.rpartition(": ")[2]
+    assert quoted == f"""'checkpoint="{path}"'"""
+    assert composed(quoted.strip("'"), name="evaluate").checkpoint == path
 
 
 @pytest.mark.slow

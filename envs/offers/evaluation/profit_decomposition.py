@@ -49,8 +49,8 @@ def share_of_gap(by_customer: Tensor, constant: float, bound: Bound) -> list[flo
     """
     if bound.gap == 0:
         raise ValueError(
-            "env.contact_rules, env.evaluation.customers: expected customers who may be contacted, got none: no policy "
-            "can earn more than no contact"
+            "env.contact_rules, env.evaluation.customers: expected customers to whom a contact is allowed and pays, "
+            "got none: the upper bound is no higher than no contact"
         )
     ratio = (by_customer.sum().item() + constant) / bound.gap
     residual = by_customer - ratio * bound.gain

@@ -126,6 +126,12 @@ def test_interval_is_that_of_a_bootstrap_over_customers(small):
         assert high - ratio == pytest.approx(ratio - low) == pytest.approx(1.96 * ratios.std().item(), rel=0.1)
 
 
+def test_a_share_of_nothing_is_refused(small):
+    each, rest = decompose_gap(small.records["myopic"], small.market, small.bound)
+    with pytest.raises(ValueError, match="to whom a contact is allowed and pays"):
+        share_of_gap(each, rest, replace(small.bound, value=small.bound.none))
+
+
 def test_summary_counts_money_and_contacts(small):
     budget = small.market.budget
     for name, row in small.rows.items():

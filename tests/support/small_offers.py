@@ -23,7 +23,6 @@ def small_evaluation(customers: int = 60, seasons: int = 2, **changes):
         "tuning_seasons": 1,
         "fees": [0.0, 0.7],
         "regression_customers": 1000,
-        "price_grid": {"points": 12},
         "bound": {"tolerance": 1e-3},
         "calibration_seasons": 1,
         "frontier": [],

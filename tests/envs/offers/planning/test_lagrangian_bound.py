@@ -167,8 +167,7 @@ FEW, MANY = {"weeks": 4}, {"n": 12, "weeks": 4, **FIVE_ACTIONS}  # few customers
                 id=f"{n} customers, 12 weeks, seed {seed}",
                 marks=pytest.mark.slow,
             )
-            for n in (3, 5)
-            for seed in (1, 2)
+            for n, seed in ((3, 1), (5, 2))
         ),
     ],
 )

@@ -44,7 +44,7 @@ class VectorEnv(ABC):
     device: torch.device  #: device of all tensors of the environment
     evaluation: Callable[[VectorEnv], Evaluator]  #: called with the environment, returns its Evaluator
 
-    episode_length: int | None = None  #: steps of every episode if `reset` starts new ones, and all have one length
+    episode_length: int | None = None  #: steps of an episode, where `reset` starts new ones of one length
     can_truncate: bool = False  #: whether `Step.truncated` can be true
     info_keys: tuple[str, ...] = ()  #: names of the tensors in `Step.info`
     static_dim: int = 0  #: number of leading columns of an observation that stay the same for a whole episode
@@ -79,7 +79,7 @@ class VectorEnv(ABC):
         return None
 
     def as_priced(self) -> PricedEnv | None:
-        """Return this environment as one where spend has a price, or None where spend has none."""
+        """Return this environment as one where spend has a price, or None where spend has no price."""
         return None
 
     def expected_reward(self) -> Tensor | None:
@@ -96,7 +96,7 @@ class VectorEnv(ABC):
         """
 
     def load_fitted(self, state: dict[str, Any]) -> None:  # noqa: B027 - many environments fit nothing
-        """Restore from a `state_dict` the preprocessing fitted to data, which defines the observations.
+        """Restore the fitted preprocessing of observations from a `state_dict`.
 
         This method is called before an algorithm is built, because it can change `obs_dim`.
         """
@@ -154,8 +154,8 @@ class Repriced(NamedTuple):
 class PricedEnv(VectorEnv):
     """An environment whose rewards are profit − price · spend: the price of money makes agents share a budget.
 
-    An agent's price and its trend are the last columns of an observation, after the context. `Step.info` has the
-    profit of a step before the price is paid as `profit`, and the money spent as `spend`.
+    An agent's price and its trend are the last columns of an observation, after the context. In `Step.info`,
+    `profit` is a step's profit before the price is paid, and `spend` is the money spent.
     """
 
     def as_priced(self) -> PricedEnv:
@@ -171,8 +171,8 @@ class PricedEnv(VectorEnv):
     def expected_cost(self, probability: Tensor | None) -> Tensor:
         """Return the expected spend of every action, money, [N, *nvec].
 
-        `probability` [N, *nvec] is that of the outcome which costs money, as an auxiliary model predicts it; None
-        stands for the environment's own probability.
+        `probability` [N, *nvec] is an auxiliary model's prediction of the outcome that costs money; None stands for
+        the environment's own probability.
         """
 
     @abstractmethod

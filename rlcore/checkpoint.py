@@ -27,13 +27,13 @@ try:
 except ImportError:  # not a POSIX system: without locks, no file counts as abandoned
     fcntl = None  # type: ignore[assignment]
 
-TEMPORARY = ".crm-rl-tmp"  # ends the names of temporary files and folders
-REPLACED = ".crm-rl-old"  # ends the name of a folder that is being replaced
+TEMPORARY = ".crm-rl-tmp"  # suffix of temporary files and folders
+REPLACED = ".crm-rl-old"  # suffix of a folder that is being replaced
 PARTS = {"name": str, "agent": dict, "config": dict, "logger": dict}  # parts of every checkpoint, and their types
 
 
 def atomic(path: Path | str, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync the file to disk, and put it in its place.
+    """Let `write` fill a temporary file beside `path`, sync the file to disk, and rename it to `path`.
 
     Raises OSError where the disk refuses; the old file at `path` then stays.
     """
@@ -46,7 +46,7 @@ def atomic(path: Path | str, write: Callable[[Path], object]) -> None:
         raise _not_written(path, error) from error
     try:
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # temporary files are private; a result has the permissions of any file
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes a file private; a result has the permissions of a new file
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -58,7 +58,7 @@ def atomic(path: Path | str, write: Callable[[Path], object]) -> None:
 
 
 def atomic_folder(path: Path | str, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `path`, sync its files, and put it in its place.
+    """Let `write` fill a temporary folder beside `path`, sync its files, and rename the folder to `path`.
 
     Raises OSError where the disk refuses; the old folder at `path` is then put back.
     """
@@ -92,7 +92,7 @@ def atomic_folder(path: Path | str, write: Callable[[Path], None]) -> None:
 
 
 def sweep(folder: Path | str) -> None:
-    """Remove the temporary files of killed writers from a folder; put back a folder that one was replacing."""
+    """Remove the temporary files of killed writers from a folder; move back a folder that a killed writer had moved."""
     for left in Path(folder).glob(f".*{REPLACED}"):
         name = left.name[1 : -len(REPLACED)].rpartition(".")[0]
         if left.with_suffix(TEMPORARY).exists() and _is_locked(left.with_suffix(TEMPORARY)):
@@ -193,7 +193,10 @@ def _open_temporary(path: Path) -> tuple[int, Path]:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock an open file or folder until it is closed; tell whether nobody else holds it. Some disks can't lock."""
+    """Lock an open file or folder until it is closed; return False where another process holds it.
+
+    Returns True where the system or the disk can't lock.
+    """
     if fcntl is None:
         return True
     try:
@@ -223,7 +226,7 @@ def _is_locked(path: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Make the operating system write a file, or a folder's names, to the disk."""
+    """Make the operating system write a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -29,10 +29,10 @@ class Batch(NamedTuple):
     action_mask: Tensor  #: bool [B, *nvec]
     action: Tensor  #: int64 [B, K]
     log_prob: Tensor  #: of the action under the policy that took it, [B]
-    #: V(obs) before the update, [B], in units of the rewards that GAE saw, normalised where norm_reward is set
+    #: V(obs) before the update, [B], on the scale of the rewards given to GAE (normalised if norm_reward is set)
     value: Tensor
-    advantage: Tensor  #: GAE, [B], in these units, or whitened where norm_adv is `batch`
-    target: Tensor  #: of the value function: GAE, not whitened, plus value, [B]
+    advantage: Tensor  #: GAE, [B], on the scale of `value`; whitened if norm_adv is `batch`
+    target: Tensor  #: target of the value function, [B]: GAE that is not whitened, plus `value`
     has_choice: Tensor  #: more than one action was valid, bool [B]; a forced action says nothing about the policy
 
     def shuffled(self, minibatches: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -117,7 +117,7 @@ class PPO(NetworkAlgorithm):
         self.norm_adv = norm_adv
         self.max_grad_norm = max_grad_norm
         self.target_kl = target_kl
-        # for evaluation; a backend may replace `network`, for training, by a compiled equivalent
+        # `policy` is for evaluation; for training a backend may replace `network` by a compiled equivalent
         self.policy = self.network
         # annealed in place: recorded graphs read it
         self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
@@ -192,8 +192,8 @@ class PPO(NetworkAlgorithm):
 
         The explained variance is that of the values before the update.
 
-        Stops after the first epoch whose mean KL exceeds `target_kl`, which is read from the device once an epoch. A
-        subclass may pass a `compute_gradients` of its own.
+        Stops after the first epoch whose mean KL exceeds `target_kl`. The mean KL is read from the device once an
+        epoch. A subclass may pass a `compute_gradients` of its own.
         """
         compute_gradients = compute_gradients or self.compute_gradients
         totals: dict[str, Tensor] = {}
@@ -218,7 +218,7 @@ class PPO(NetworkAlgorithm):
         return metrics
 
     def compute_gradients(self, batch: Batch) -> dict[str, Tensor]:
-        """Leave the clipped gradients of PPO's loss on a minibatch in the parameters; return the loss's diagnostics."""
+        """Back-propagate PPO's loss on a minibatch, clip the gradients, and return the loss's diagnostics."""
         pi = self.network.distribution(batch.obs, batch.action_mask)
         advantage = batch.advantage
         if self.norm_adv == "minibatch":

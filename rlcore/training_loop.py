@@ -65,7 +65,8 @@ class TrainingLoop:
                 validation = self.validate()
                 logger.log_evaluation(step, validation)
                 algorithm.observe_validation(validation)
-            # 4. A checkpoint, by iterations and by the clock; the processes of one training agree on both.
+            # 4. A checkpoint, by the number of iterations or by the clock. Several processes first agree on whether to
+            #    stop, and on whether a checkpoint is due by the clock.
             stopped = self.should_stop()
             is_due = time.monotonic() - self.saved_at >= self.save_seconds
             if algorithm.sharded:

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rlcore.offline.deduplicated import DeduplicatedMatrix, dense
 
-NAMED_ROWS = 5  # rows that a message names
+NAMED_ROWS = 5  # most rows that a message names
 ROUNDING = 1e-4  # error that logged probabilities may have
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnNames:
-    """The names of a dataset's fields in files, tables and messages, and of its further outcomes."""
+    """The names, in files, tables and messages, of a dataset's fields and of its further outcomes."""
 
     unit: str = "unit"
     episode: str = "episode"
@@ -37,16 +37,16 @@ class LoggedDataset:
     """N decisions of a logging policy.
 
     A unit, such as a person, is drawn independently; its decisions are correlated. An episode is a sequence of a unit's
-    decisions, one a step. Actions are flat indices into all combinations of the action's heads. Observations and masks
-    can be of the type DeduplicatedMatrix.
+    decisions, one a step. An action has K parts (heads), such as offer and channel; it is stored as one index into all
+    combinations of the parts. Observations and masks can be of the type DeduplicatedMatrix.
     """
 
-    nvec: tuple[int, ...]  #: sizes of the action's heads
-    static_dim: int  #: the first columns of an observation, which stay the same in an episode
+    nvec: tuple[int, ...]  #: number of choices of each part of an action
+    static_dim: int  #: number of leading columns of an observation that stay the same during an episode
     policies: tuple[str, ...]  #: names of the logging policies
     names: ColumnNames = ColumnNames()
     decision: Tensor  #: int64 [N], number of the decision
-    unit: Tensor  #: int64 [N], the cluster of intervals and folds
+    unit: Tensor  #: int64 [N]; intervals and folds of cross-fitting never split a unit
     episode: Tensor  #: int64 [N]
     step: Tensor  #: int64 [N]
     policy: Tensor  #: int64 [N], index into `policies`
@@ -56,7 +56,7 @@ class LoggedDataset:
     propensity: Tensor  #: float64 [N], probability of the action, NaN where missing
     probs: Tensor | None = None  #: [N, Πnvec], probabilities of all actions
     price: Tensor  #: [N], Lagrangian price of the cost at the time of the decision
-    reward: Tensor  #: [N], before the price of the cost
+    reward: Tensor  #: [N], before the cost is charged at `price`
     cost: Tensor  #: [N], amount of the priced resource that the action used
     terminal_value: Tensor  #: [N], value of the state after an episode's last decision, else 0
     outcomes: dict[str, Tensor] = field(default_factory=dict)  #: [N] each, further outcomes of the decision

@@ -18,7 +18,7 @@ Redeems = Callable[[Tensor], Tensor]  # flat actions [N] that are sent, at most 
 
 
 class BudgetRule(ABC):
-    """A rule that decides which increments of a week are bought.
+    """A rule that decides which increments (customers' upgrades to dearer actions) are bought in a week.
 
     A rule is a frozen dataclass, because the evaluator compares rules with `==`: where both tables have one rule, the
     second table is left out. A file of conf/env/budget/ names a rule under `rule`.
@@ -44,7 +44,7 @@ class BudgetRule(ABC):
 class ExpectedSpend(BudgetRule):
     """Keep the expected spend within the budget; the realised spend may exceed it.
 
-    Roll-over and stock are charged by expectation, too.
+    Money that rolls over and stock are debited by expected use, too.
     """
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import Sample
-from envs.offers.price_paths import check_ranges, draw_price_paths
+from envs.offers.price_paths import check_price_ranges, draw_price_paths
 from envs.offers.rewards import expected_profit, expected_reward, realised_profit
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState, RewardConfig
@@ -68,7 +68,7 @@ class OffersEnv(PricedEnv):
         drift_range: list[float],
         price_noise: float,
     ):
-        check_ranges(price_range, drift_range)
+        check_price_ranges(price_range, drift_range)
         self.device, self.num_agents = torch.device(device), num_agents
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.episode_length = self.world.weeks

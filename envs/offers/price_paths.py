@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def check_ranges(price_range: list[float], drift_range: list[float]) -> None:
+def check_price_ranges(price_range: list[float], drift_range: list[float]) -> None:
     """Raise ValueError where a range is empty or prices are not above 0."""
     low, high = price_range
     if not 0 < low < high or not drift_range[0] < drift_range[1]:

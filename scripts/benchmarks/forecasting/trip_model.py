@@ -25,7 +25,7 @@ class Past(NamedTuple):
 
     weeks: int  # seen
     total: Tensor  # trips
-    recent: Tensor  # trips a week, by halvings [H, halvings]
+    recent: Tensor  # trips a week, by half-life, [H, half-lives]
     active: Tensor  # share of active weeks, likewise
     last: Tensor  # trips of the last week
     since: Tensor  # weeks since the last trip
@@ -62,12 +62,12 @@ class Weekly(NamedTuple):
 class Organic(nn.Module):
     """A network of each household's past, which predicts how much a week differs from its shrunk rate.
 
-    `halvings` are the half-lives of the past's statistics, in weeks. `prior` is the number of weeks of the average
+    `half_lives` are the half-lives of the past's statistics, in weeks. `prior` is the number of weeks of the average
     household that a rate is shrunk by. `burn_in` weeks are not used in the fit, because there is little past yet and
     households still join.
     """
 
-    keep: Tensor  # share of a past that a week leaves, by halvings
+    keep: Tensor  # share of a past that a week leaves, by half-life
     average: Tensor  # trips and share of active weeks of the average household, [2]
 
     def __init__(
@@ -75,7 +75,7 @@ class Organic(nn.Module):
         *,
         hidden: list[int],
         activation: Callable,
-        halvings: list[float],
+        half_lives: list[float],
         prior: float,
         burn_in: int,
         lr: float,
@@ -92,9 +92,9 @@ class Organic(nn.Module):
             steps,
             batch_size,
         )
-        features = 2 * len(halvings) + 4
+        features = 2 * len(half_lives) + 4
         self.net = mlp([features, *hidden, 3], activation, 0.01)
-        self.register_buffer("keep", 0.5 ** (1 / torch.tensor(halvings)))
+        self.register_buffer("keep", 0.5 ** (1 / torch.tensor(half_lives)))
         self.register_buffer("average", torch.ones(2))
         self.standardize = Standardizer(features, MIN_STD)
 

@@ -90,7 +90,7 @@ def test_the_past_is_what_a_scalar_version_remembers():
     weeks = [2, 0, 0, 3, 0]
     past = model.remember(torch.tensor([weeks]).float())[-1]
     assert past.weeks == 5 and past.total.item() == 5 and past.since.item() == 1 and past.last.item() == 0
-    for k, halving in enumerate(composed("benchmark=forecasting/journey", name="bench").benchmark.organic.halvings):
+    for k, halving in enumerate(composed("benchmark=forecasting/journey", name="bench").benchmark.organic.half_lives):
         keep, recent, active = 0.5 ** (1 / halving), 1.2, 0.6
         for y in weeks:
             recent, active = keep * recent + (1 - keep) * y, keep * active + (1 - keep) * (y > 0)

@@ -46,10 +46,10 @@ def neural(env, members=1, **changes):
     return config, instantiate(config, _convert_="all")(env, 0)
 
 
-def scalar_columns(catalogue, weeks, halvings):
+def scalar_columns(catalogue, weeks, half_lives):
     """The columns of one customer's weeks (offer, channel, bought, redeemed), by a loop."""
     found = []
-    for halving in halvings:
+    for halving in half_lives:
         keep = 0.5 ** (1 / halving)
         sums = [0.0] * 6
         for offer, channel, bought, redeemed in weeks:

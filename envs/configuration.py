@@ -96,7 +96,10 @@ def _check_targets(config: Any, source: str, packages: tuple[str, ...]) -> None:
 
 
 def is_admitted(target: Any, packages: tuple[str, ...] = OWN_PACKAGES) -> bool:
-    """Tell whether a configuration from a file may call `target`."""
+    """Tell whether a configuration from a file may call `target`.
+
+    Raises ValueError where a module of our own lacks a package of an extra.
+    """
     if not isinstance(target, str):
         return False
     if target in (*ADMITTED_CLASSES, *ADMITTED_FUNCTIONS):
@@ -105,7 +108,7 @@ def is_admitted(target: Any, packages: tuple[str, ...] = OWN_PACKAGES) -> bool:
         return False
     try:
         found = pkgutil.resolve_name(target)
-    except Exception:
+    except (ImportError, AttributeError):
         return False
     # A module's attributes include its imports: rlcore.checkpoint.shutil.rmtree is not ours.
     return isclass(found) and found.__module__.partition(".")[0] in packages

@@ -64,12 +64,16 @@ def targets_of(config: Any) -> Iterator[str]:
             yield from targets_of(part)
 
 
-@pytest.mark.parametrize("group", ["algo", "env"])
-def test_all_that_conf_builds_is_admitted(group):
-    for file in sorted((CONF / group).rglob("*.yaml")):
-        config = OmegaConf.to_container(OmegaConf.load(file))
-        for target in targets_of(config):
-            assert is_admitted(target), f"{file}: {target}"
+FILES = sorted(path.relative_to(CONF) for group in ("algo", "env") for path in (CONF / group).rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_all_that_conf_builds_is_admitted(file):
+    for target in targets_of(OmegaConf.to_container(OmegaConf.load(CONF / file))):
+        try:
+            assert is_admitted(target), target
+        except ValueError as error:  # of an adapter without its extra
+            pytest.skip(str(error))
 
 
 def test_a_package_of_ones_own_is_admitted_by_name():

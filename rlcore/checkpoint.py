@@ -12,8 +12,8 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,23 +38,17 @@ def atomic(path: Path | str, write: Callable[[Path], object]) -> None:
     Raises OSError where the disk refuses; the old file at `path` then stays.
     """
     path = Path(path)
-    with suppress(OSError):  # a folder that can't be read raises its error below
-        sweep(path.parent)
-    try:
+    with _refusals_in_one_line(path):
         descriptor, temporary = _open_temporary(path)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes a file private; a result has the permissions of a new file
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(descriptor)
+        try:
+            write(temporary)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes a file private; a result is as readable as a new file
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def atomic_folder(path: Path | str, write: Callable[[Path], None]) -> None:
@@ -63,32 +57,26 @@ def atomic_folder(path: Path | str, write: Callable[[Path], None]) -> None:
     Raises OSError where the disk refuses; the old folder at `path` is then put back.
     """
     path = Path(path)
-    with suppress(OSError):
-        sweep(path.parent)
-    try:
+    with _refusals_in_one_line(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent))
-    except OSError as error:
-        raise _not_written(path, error) from error
-    descriptor = os.open(temporary, os.O_RDONLY)
-    _lock(descriptor)
-    replaced = temporary.with_suffix(REPLACED)
-    try:
-        write(temporary)
-        temporary.chmod(0o777 & ~_umask())
-        for part in temporary.rglob("*"):
-            _sync(part)
-        if path.exists():
-            os.replace(path, replaced)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    finally:
-        if replaced.exists() and not path.exists():
-            os.replace(replaced, path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.close(descriptor)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        _lock(descriptor)
+        replaced = temporary.with_suffix(REPLACED)
+        try:
+            write(temporary)
+            temporary.chmod(0o777 & ~_umask())
+            for part in temporary.rglob("*"):
+                _sync(part)
+            if path.exists():
+                os.replace(path, replaced)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            if replaced.exists() and not path.exists():
+                os.replace(replaced, path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.close(descriptor)
 
 
 def sweep(folder: Path | str) -> None:
@@ -241,5 +229,12 @@ def _umask() -> int:
     return umask
 
 
-def _not_written(path: Path, error: OSError) -> OSError:
-    return OSError(f"{path}: not written: {error.strerror or error}; what was there before is kept")
+@contextmanager
+def _refusals_in_one_line(path: Path) -> Iterator[None]:
+    """Sweep the folder of `path`; an error of the disk in this context names `path`, saying that the old file stays."""
+    with suppress(OSError):  # a folder that can't be read raises its error in the context
+        sweep(path.parent)
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: not written: {error.strerror or error}; what was there before is kept") from error

@@ -93,7 +93,7 @@ class TensorBoardLogger:
 
     def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
         """Log an iteration, its speed and the progress."""
-        values = self.log_scalars(step, metrics)  # waits for the device, so that the clock below includes its work
+        values = self.log_scalars(step, metrics)  # on the host by now: the clock includes the device's work
         seconds = time.perf_counter() - started
         self.steps += steps
         self.seconds += seconds

@@ -29,8 +29,8 @@ from rlcore.algorithm import Algorithm
 from rlcore.logger import TensorBoardLogger
 from scripts.overrides import check_config, explained, key_of
 
-# in the environment of all processes that a launcher starts
-FAILED = "CRM_RL_FAILED"  # names a folder
+# variables in the environment of all processes that a launcher starts
+FAILED = "CRM_RL_FAILED"  # the folder in which a failed job leaves a file
 TRACEBACKS = "CRM_RL_TRACEBACKS"  # 1: the user asks for them by HYDRA_FULL_ERROR=1
 
 

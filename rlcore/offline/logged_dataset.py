@@ -37,8 +37,8 @@ class LoggedDataset:
     """N decisions of a logging policy.
 
     A unit, such as a person, is drawn independently; its decisions are correlated. An episode is a sequence of a unit's
-    decisions, one a step. An action has K parts (heads) and is stored as one index into all
-    combinations of the parts. Observations and masks can be of the type DeduplicatedMatrix.
+    decisions, one a step. An action has K parts (heads) and is stored as one index into all combinations of the parts.
+    Observations and masks can be of the type DeduplicatedMatrix.
     """
 
     nvec: tuple[int, ...]  #: number of choices of each part of an action

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import reference_rl as reference
 from configs import load
-from rlcore.backends.compilation import CompiledActorCritic
+from rlcore.backends.compilation import CompiledActorCritic, RationalTanh, rational_tanh
 from rlcore.networks import ActorCritic, Tanh
 from rlcore.normalization import RewardNormalizer, RunningNormalizer
 from rlcore.schedules import AdaptiveKL, LinearDecay
@@ -62,10 +62,11 @@ def test_first_bias_is_the_first_choices_head_start(heads, bias):
     torch.testing.assert_close(probs[1:], torch.full((5, 5), 1 / (start + 25)))  # the rest is uniform
 
 
-def test_independent_heads_add_and_joint_heads_are_free():
+@pytest.mark.parametrize("form", [lambda net: net, CompiledActorCritic])
+def test_independent_heads_add_and_joint_heads_are_free(form):
     obs = torch.randn(9, 7, generator=seeded())
     for heads, interacts in (("independent", False), ("joint", True)):
-        table = network(heads=heads, policy_gain=1.0).logits(obs).view(9, *NVEC)
+        table = form(network(heads=heads, policy_gain=1.0)).logits(obs).view(9, *NVEC)
         mixed = table[:, 1:, 1:] - table[:, :1, 1:] - table[:, 1:, :1] + table[:, :1, :1]
         assert (mixed.abs().amax() > 1e-3) == interacts
     with pytest.raises(ValueError, match="^algo.network.heads: .*'both'"):
@@ -197,8 +198,15 @@ def test_adaptive_kl_schedule(kl, change):
         assert lr.item() == pytest.approx(expected)
 
 
-def test_tanh_by_the_logistic_function_is_tanh_and_so_is_its_gradient():
+@pytest.mark.parametrize("form", [Tanh, RationalTanh])
+def test_tanh_in_either_form_is_tanh_and_so_is_its_gradient(form):
     x = torch.linspace(-20, 20, 4001, requires_grad=True)
-    assert (Tanh()(x) - x.double().tanh()).abs().max() < 5e-7 and Tanh()(x).abs().max() <= 1
-    (slope,) = torch.autograd.grad(Tanh()(x).sum(), x)
+    assert (form()(x) - x.double().tanh()).abs().max() < 5e-7 and form()(x).abs().max() <= 1
+    (slope,) = torch.autograd.grad(form()(x).sum(), x)
     assert (slope - (1 - x.double().tanh().square())).abs().max() < 1e-6
+
+
+def test_the_rational_tanh_is_tanh_near_zero_too():
+    """The other form's error there is that of 1 − σ."""
+    small = torch.logspace(-20, 0, 2001)
+    assert (rational_tanh(small) / small.double().tanh() - 1).abs().max() < 5e-7

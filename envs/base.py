@@ -9,7 +9,7 @@ K heads of a MultiDiscrete action.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -48,6 +48,7 @@ class VectorEnv(ABC):
     can_truncate: bool = False  #: whether `Step.truncated` can be true
     info_keys: tuple[str, ...] = ()  #: names of the tensors in `Step.info`
     static_dim: int = 0  #: number of leading columns of an observation that stay the same for a whole episode
+    obs_names: Sequence[str] = ()  #: names of the D columns of an observation, for messages; empty: they have none
 
     graph_regions: tuple[str, ...] = ()  #: methods that do a step's work on tensors; a backend may compile them
     #: A backend that records steps as a CUDA graph keeps the tensors of these attributes at one address. A step that
@@ -73,6 +74,16 @@ class VectorEnv(ABC):
     @abstractmethod
     def step(self, action: Tensor) -> Step:
         """Take actions [N, K], int64."""
+
+    def see_static_columns(self, obs: Tensor) -> None:  # noqa: B027 - many environments have no static columns
+        """Take note of the range of the static columns of observations [N, D] that something was trained on."""
+
+    def static_limits(self) -> tuple[Tensor, Tensor] | None:
+        """Return the lowest and the highest values of static columns, [static_dim] each, that a policy may be given.
+
+        A policy's actions mean nothing far from what it was trained on. None: there are no limits.
+        """
+        return None
 
     def as_functional(self) -> FunctionalEnv | None:
         """Return the same environment as pure functions, or None where it has no such form."""

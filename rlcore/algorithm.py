@@ -241,7 +241,7 @@ class NetworkAlgorithm(Algorithm):
     def explain_divergence(self) -> str:
         """Name a column of the observations that is not finite."""
         obs, _ = self.env.reset()
-        return divergence.describe_observations(obs)
+        return divergence.describe_observations(obs, self.env.obs_names)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue exactly."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -37,10 +37,16 @@ def check_metrics(values: Mapping[str, float], iteration: int, explain: Callable
             )
 
 
-def describe_observations(obs: Tensor) -> str:
-    """Name the first column of observations [N, D] that is not finite, as part of a message; empty where all are."""
+def describe_observations(obs: Tensor, names: Sequence[str]) -> str:
+    """Name the first column of observations [N, D] that is not finite, as part of a message; empty where all are.
+
+    `names` are those of the columns; they may be empty.
+    """
     bad = (~obs.isfinite()).any(0).nonzero()[:, 0].tolist()
-    return f" (column {bad[0]} of the observations is not finite)" if bad else ""
+    if not bad:
+        return ""
+    name = f"column '{names[bad[0]]}'" if names else f"column {bad[0]}"
+    return f" ({name} of the observations is not finite)"
 
 
 def check_weights(agent: dict[str, Any], place: str) -> None:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from envs.configuration import CONF
 from envs.data_collection import rollouts
 from rlcore.algorithm import Algorithm
-from rlcore.offline.log_files import write_log
+from rlcore.offline.log_files import check_writable, write_log
 from scripts.cli import choose_device, guarded, launch, trained
 
 
@@ -30,6 +30,7 @@ from scripts.cli import choose_device, guarded, launch, trained
 def main(cfg: DictConfig) -> None:
     if cfg.out is None:
         raise ValueError("out: expected the path of a log to write, as in out=log.parquet")
+    check_writable(Path(cfg.out))  # before the decisions are made
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     name = chosen = HydraConfig.get().runtime.choices["logging_policy"]
     policy = instantiate(cfg.logging_policy, _convert_="all")

@@ -119,12 +119,14 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
 
 
 def fitted_to(env: Any, chunk: LoggedDataset, path: str) -> LoggedDataset:
-    """Move a chunk of a log to an environment's device, deduplicated.
+    """Move a chunk of a log to an environment's device, deduplicated; the environment sees the range of its features.
 
     Raises ValueError where the chunk is of another environment.
     """
     check_compatible(chunk, env, path)
-    return chunk.to(env.device).deduplicate(env.context_dim)
+    chunk = chunk.to(env.device)
+    env.see_static_columns(chunk.obs)
+    return chunk.deduplicate(env.context_dim)
 
 
 def build_part(make_env: partial, device: torch.device, seed: int) -> Any:
@@ -170,6 +172,12 @@ def open_logger(
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key != "resume":
                 logger.console.print(f"resume: {key} was {before.get(key)}, is {now.get(key)}", highlight=False)
+        if algorithm.iteration >= algorithm.iterations or algorithm.has_converged:
+            logger.console.print(
+                f"resume: {cfg.resume} had ended its training ({algorithm.iteration} of {algorithm.iterations} "
+                "iterations): nothing more is learned, the policy is only evaluated",
+                highlight=False,
+            )
     return logger
 
 

@@ -71,6 +71,12 @@ def check_observation(env: VectorEnv, obs: Tensor, action_mask: Tensor) -> None:
     assert action_mask.shape == (env.num_agents, *env.nvec) and action_mask.dtype == torch.bool
     assert action_mask.flatten(1).any(1).all()
     assert 0 <= env.static_dim <= env.context_dim <= env.obs_dim
+    assert len(env.obs_names) in (0, env.obs_dim)
+    limits = env.static_limits()
+    if limits is not None:
+        low, high = limits
+        assert low.shape == high.shape == (env.static_dim,)
+        assert ((low <= obs[:, : env.static_dim]) & (obs[:, : env.static_dim] <= high)).all()
 
 
 # ── environments ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,7 @@ from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerS
 from envs.offers.world.history import KINDS, History
 from envs.offers.world.response import outcome, outcomes
 from envs.offers.world.transition import transition
+from rlcore.offline.column_range import ColumnRange
 
 
 class OffersEnv(PricedEnv):
@@ -67,6 +68,7 @@ class OffersEnv(PricedEnv):
         price_range: list[float],
         drift_range: list[float],
         price_noise: float,
+        clip_margin: float,
     ):
         check_price_ranges(price_range, drift_range)
         self.device, self.num_agents = torch.device(device), num_agents
@@ -85,7 +87,7 @@ class OffersEnv(PricedEnv):
             drift_range=drift_range,
             noise=price_noise,
         )
-        self.nvec, self.observation = catalogue.nvec, observation
+        self.nvec, self.observation, self.clip_margin = catalogue.nvec, observation, clip_margin
         self._build_codec()
         self.generator = torch.Generator(self.device).manual_seed(2 * seed)
 
@@ -94,6 +96,8 @@ class OffersEnv(PricedEnv):
         num_features = self.static_dim + self.contact_rules.num_cap_features
         self.codec = self.observation(num_features, self.world.weeks, self.price_range, self.drift_range)
         self.obs_dim = self.codec.obs_dim
+        self.obs_names = self.codec.column_names(self.population.feature_names, self.contact_rules.num_cap_features)
+        self.seen_features = ColumnRange(self.static_dim, self.device)
 
     @property
     def context_dim(self) -> int:
@@ -105,6 +109,7 @@ class OffersEnv(PricedEnv):
         n = self.num_agents
         sample = self.population.draw(n, self.generator, "train")
         self.features, self.state = sample.features.to(self.world.season), sample.state
+        self.seen_features.update(self.features)
         self.contact_policy = self.contact_rules.policy(sample)
         self.week = 0
         self._prepare_responses(sample)
@@ -252,8 +257,15 @@ class OffersEnv(PricedEnv):
         return next_state, outcomes_of_week, info
 
     def state_dict(self) -> dict:
-        """Return the random stream and what the population has fitted; a season leaves nothing for the next one."""
-        return {"generator": self.generator.get_state(), "population": self.population.state_dict()}
+        """Return the random stream, what the population has fitted, and the features' range in training.
+
+        A season leaves nothing for the next one.
+        """
+        return {
+            "generator": self.generator.get_state(),
+            "population": self.population.state_dict(),
+            "seen_features": self.seen_features.state_dict(),
+        }
 
     def use_realised_outcomes(self) -> None:
         """From now on pay realised rewards, without shaping."""
@@ -265,6 +277,15 @@ class OffersEnv(PricedEnv):
         if state.get("population"):  # drawn customers have fitted nothing
             self.population.load_state_dict(state["population"])
             self._build_codec()
+        self.seen_features.load_state_dict(state["seen_features"])
+
+    def see_static_columns(self, obs: Tensor) -> None:
+        """Take note of the range of the features of observations [N, D] that something was trained on."""
+        self.seen_features.update(obs[:, : self.static_dim])
+
+    def static_limits(self) -> tuple[Tensor, Tensor]:
+        """Return the range of the features seen in training, with the margin `clip_margin`, [F] each."""
+        return self.seen_features.limits(self.clip_margin)
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the random stream and what the population has fitted."""

@@ -110,7 +110,9 @@ class ChunkReader:
             return torch.full((self.size,), default, dtype=dtype)
         values = self.batch.column(name)
         try:
-            cast = values.cast(kind)
+            if self.pa.types.is_temporal(values.type):
+                raise self.pa.ArrowInvalid("a date is no number")
+            cast = self._cast(values, kind)
         except self.pa.ArrowException:
             wrong = torch.tensor([not self._castable(x, kind) for x in values])
             first_wrong = wrong.nonzero()[0].item()
@@ -144,8 +146,13 @@ class ChunkReader:
         return torch.stack(columns, 1)
 
     def coded(self, name: str, codes: dict[str, int]) -> Tensor:
-        """A column of texts as numbers, int64 [n]; texts that are new join `codes`."""
+        """A column of texts as numbers, int64 [n]; texts that are new join `codes`.
+
+        Raises ValueError where a cell is empty.
+        """
         column = self.batch.column(name)
+        if column.null_count:
+            raise self._refusal(to_tensor(column.is_null()), name, None, "nothing")
         texts = column.cast(self.pa.string()).to_pylist()
         numbers = [codes.setdefault(text, len(codes)) for text in texts]
         return torch.tensor(numbers)
@@ -155,15 +162,26 @@ class ChunkReader:
         field = self.batch.schema.field(name)
         return self.pa.types.is_integer(field.type)
 
-    def _castable(self, value, kind) -> bool:
+    def _cast(self, values, kind):
+        """Cast an array or a scalar. A whole number may be written 1.0, as pandas writes it."""
         try:
-            value.cast(kind)
+            return values.cast(kind)
+        except self.pa.ArrowException:
+            if kind != self.pa.int64():
+                raise
+            return values.cast(self.pa.float64()).cast(kind)
+
+    def _castable(self, value, kind) -> bool:
+        if self.pa.types.is_temporal(value.type):
+            return False
+        try:
+            self._cast(value, kind)
         except self.pa.ArrowException:
             return False
         return True
 
     def _refusal(self, wrong: Tensor, name: str, kind, got: str) -> ValueError:
-        words = {"int64": "a whole number", "bool": "true or false"}
+        words = {"int64": "a whole number", "bool": "true or false", "None": "a text or a number"}
         expected = words.get(str(kind), "a number")
         rows = named_rows(wrong, self.first)
         return ValueError(f"{self.path}: {rows}, column '{name}': expected {expected}, got {got}")

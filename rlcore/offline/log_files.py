@@ -18,11 +18,14 @@ import torch
 
 from rlcore import checkpoint
 from rlcore.distributions import flatten
+from rlcore.offline import log_header
 from rlcore.offline.file_columns import ChunkReader, arrow, combinations, numbered, to_columns
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_rows, named_rows
 
 NAMED_COLUMNS = 8  # columns of a file that a message names
 CSV_BLOCK = 1 << 24  # bytes read at once
+FLOAT = 4  # bytes of a number of an observation
+BYTES_PER_DECISION = 80  # of a dataset's fields beside its matrices
 DEFAULTS: dict[str, float] = {  # bool and int are numbers too
     "episode": 0,
     "step": 0,
@@ -43,7 +46,8 @@ def write_log(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
     """
     pa = arrow()
     path = Path(path)
-    is_csv = path.suffix == ".csv"
+    check_writable(path)
+    is_csv = log_header.is_csv(path)
     rows = 0
 
     def fill(temporary: Path) -> None:
@@ -67,6 +71,12 @@ def write_log(path: Path | str, parts: Iterable[LoggedDataset]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.atomic(path, fill)
     return rows
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError where no log is written under a name, because of its ending."""
+    if log_header.is_csv(path) and path.suffix.lower() != ".csv":
+        raise ValueError(f"{path}: expected the name of a log to write to end in .parquet or .csv")
 
 
 def csv_writer(path: Path, schema):
@@ -93,16 +103,16 @@ class Reader:
         self.path = Path(path)
         self.columns = columns
         self.rows = rows
-        self.is_csv = self.path.suffix == ".csv"
         if not self.path.is_file():
             raise ValueError(f"{path}: no such log")
+        self.is_csv = log_header.is_csv(self.path)
         try:
-            self.names = self._header()
+            self.names = log_header.column_names(self.path)
         except (self.pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise self._unreadable(error) from error
-        self.nvec = self._heads()
-        self.static = self._numbered("feature")
-        self.dynamic = self._numbered("state")
+        self.nvec = log_header.action_sizes(self.path, self.names)
+        self.static = log_header.numbered_names(self.path, self.names, "feature")
+        self.dynamic = log_header.numbered_names(self.path, self.names, "state")
         self.valid = combinations("valid", self.nvec)
         self.actions = numbered("action", len(self.nvec))
         self.probs = combinations("prob", self.nvec)
@@ -113,14 +123,6 @@ class Reader:
         self._check_columns()
         self.units: dict[str, int] = {}  # numbers of units that are texts
         self.policies: dict[str, int] = {}
-
-    def _header(self) -> list[str]:
-        """Read the names of the file's columns."""
-        if not self.is_csv:
-            return self.pa.parquet.read_schema(self.path).names
-        with open(self.path, encoding="utf-8-sig", newline="") as file:
-            line = file.readline().rstrip("\r\n")
-        return [name.strip().strip('"') for name in line.split(",")]
 
     def _check_columns(self) -> None:
         """Raise ValueError where a column that every log needs is missing."""
@@ -140,28 +142,6 @@ class Reader:
     def _unreadable(self, error: Exception) -> ValueError:
         reason = str(error).splitlines()[0]
         return ValueError(f"{self.path}: can't be read as a log: {reason}")
-
-    def _numbered(self, prefix: str) -> list[str]:
-        """Return prefix_0, prefix_1 … as far as the file has them."""
-        present: list[str] = []
-        while (name := f"{prefix}_{len(present)}") in self.names:
-            present.append(name)
-        return present
-
-    def _heads(self) -> tuple[int, ...]:
-        """Return the sizes of the action's heads, by the columns valid_I_J …"""
-        actions = [name.split("_")[1:] for name in self.names if name.startswith("valid_")]
-        lengths = {len(choices) for choices in actions}
-        all_numbers = all(choice.isdigit() for choices in actions for choice in choices)
-        if len(lengths) != 1 or not all_numbers:
-            raise ValueError(
-                f"{self.path}: expected columns valid_0_0 …, one for each combination of an action's parts"
-            )
-        nvec = []
-        for choices_of_head in zip(*actions):
-            largest = max(map(int, choices_of_head))
-            nvec.append(largest + 1)
-        return tuple(nvec)
 
     def __iter__(self) -> Iterator[LoggedDataset]:
         """Read the dataset chunk by chunk, each of them checked."""
@@ -189,7 +169,8 @@ class Reader:
         types = dict.fromkeys(self.names, text)
         convert_options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
         read_options = csv.ReadOptions(block_size=CSV_BLOCK)
-        return csv.open_csv(self.path, convert_options=convert_options, read_options=read_options)
+        file = log_header.open_csv(self.path)
+        return csv.open_csv(file, convert_options=convert_options, read_options=read_options)
 
     def _dataset(self, chunk: ChunkReader) -> LoggedDataset:
         n = chunk.size
@@ -249,8 +230,16 @@ class Reader:
 
 
 def read_log(
-    path: Path | str, columns: ColumnNames, transform: Callable[[LoggedDataset], LoggedDataset] = lambda chunk: chunk
+    path: Path | str, columns: ColumnNames, transform: Callable[[LoggedDataset], LoggedDataset] | None = None
 ) -> LoggedDataset:
-    """Read a whole dataset, chunk by chunk; `transform` is applied to each chunk."""
-    chunks = [transform(chunk) for chunk in Reader(path, columns)]
+    """Read a whole dataset, chunk by chunk; `transform`, which may store repeated rows once, is applied to each chunk.
+
+    Raises ValueError where the dataset does not fit into memory.
+    """
+    reader = Reader(path, columns)
+    matrices = 0 if transform else FLOAT * (len(reader.static) + len(reader.dynamic)) + len(reader.valid)
+    if reader.has_next:
+        matrices *= 2
+    log_header.check_memory(reader.path, BYTES_PER_DECISION + matrices)
+    chunks = [transform(chunk) if transform else chunk for chunk in reader]
     return LoggedDataset.cat(chunks)

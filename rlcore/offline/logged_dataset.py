@@ -16,6 +16,7 @@ from torch import Tensor
 from rlcore.offline.deduplicated import DeduplicatedMatrix, dense
 
 NAMED_ROWS = 5  # most rows that a message names
+MAX_STEP = 2**31 - 1
 ROUNDING = 1e-4  # error that logged probabilities may have
 
 
@@ -213,9 +214,16 @@ def check_rows(dataset: LoggedDataset, where: str, first: int) -> None:
     }
     for name, x in numbers.items():
         refuse(~x.isfinite(), name, "a number", x)
-    refuse(~dense(dataset.obs).isfinite().all(1), "feature_* or state_*", "numbers")
+    refuse(dataset.cost < 0, names.cost, "at least 0", dataset.cost)
+    refuse((dataset.step < 0) | (dataset.step > MAX_STEP), names.step, f"0 to {MAX_STEP:,}", dataset.step)
+    observations = {"": dense(dataset.obs)}
     if dataset.next_obs is not None:
-        refuse(~dense(dataset.next_obs).isfinite().all(1), "next_state_*", "numbers")
+        observations["next_"] = dense(dataset.next_obs)
+    for prefix, x in observations.items():
+        for k in (~x.isfinite()).any(0).nonzero()[:, 0].tolist():
+            state = k - dataset.static_dim
+            column = f"feature_{k}" if state < 0 else f"{prefix}state_{state}"
+            refuse(~x[:, k].isfinite(), column, "a number", x[:, k])
 
     action = dataset.action
     action_mask = dense(dataset.action_mask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlcore.algorithm import Algorithm
+from rlcore.offline.column_range import clip_static_columns
+from rlcore.offline.file_columns import numbered
 from rlcore.offline.log_files import read_log
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_compatible
+from rlcore.ope.cross_fitting import rows_by_episode
 from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
 from rlcore.plots import labelled
 from rlcore.report import Report
@@ -39,16 +42,37 @@ class OffPolicyReport(Report):
 def evaluate_file(
     path: str, columns: ColumnNames, evaluator: OffPolicyEvaluator, algorithm: Algorithm, name: str
 ) -> OffPolicyReport:
-    """Evaluate an algorithm's policy on the dataset of a file.
+    """Evaluate an algorithm's policy on the dataset of a file, clipped to what the policy was trained on.
 
     Raises ValueError where the file is of another environment.
     """
     dataset = read_log(path, columns)
     check_compatible(dataset, algorithm.env, path)
     dataset = dataset.to(algorithm.env.device)
+    limits = algorithm.env.static_limits()
+    clipped = ""
+    if limits is not None:
+        dataset, clipped = clip_static_columns(dataset, limits, numbered("feature", len(limits[0])))
     target = evaluator.target(algorithm.policy, dataset)
     evaluation = evaluator(dataset, target)
+    found = [sentence for sentence in (clipped, describe_gaps(dataset)) if sentence]
+    evaluation = replace(evaluation, warnings=[*found, *evaluation.warnings])
     return report(evaluation, dataset, path, name, evaluator.level)
+
+
+def describe_gaps(dataset: LoggedDataset) -> str:
+    """Count the episodes that lack a step between two others, in a sentence; empty where none does."""
+    names = dataset.names
+    rows = rows_by_episode(dataset.unit, dataset.episode, dataset.step, (names.unit, names.episode, names.step))
+    step = dataset.step[rows.clamp_min(0)]
+    gap = (step[:, 1:] != step[:, :-1] + 1) & (rows[:, 1:] >= 0)
+    episodes = int(gap.any(1).sum())
+    if not episodes:
+        return ""
+    return (
+        f"{episodes:,} of {len(rows):,} {names.episode}s lack a {names.step} between two others: their decisions count "
+        "as consecutive"
+    )
 
 
 def report(evaluation: Evaluation, dataset: LoggedDataset, path: str, name: str, level: float) -> OffPolicyReport:

@@ -39,6 +39,14 @@ def test_nan_in_an_observation_is_named_by_its_column(tmp_path):
     assert checkpoint.load(path)["agent"]["iteration"] == 3
 
 
+def test_a_column_that_has_a_name_is_called_by_it():
+    obs = torch.zeros(4, 3)
+    assert divergence.describe_observations(obs, ["age", "visits", "price"]) == ""
+    obs[2, 1] = math.inf
+    said = divergence.describe_observations(obs, ["age", "visits", "price"])
+    assert said == " (column 'visits' of the observations is not finite)"
+
+
 def test_a_step_too_large_ends_the_run_and_keeps_finite_weights(tmp_path):
     path = tmp_path / "c.pt"
     ppo = make_ppo(Chain(16), 8, num_steps=5, checkpoint_every=1, optimizer={"lr": 1e30})

@@ -144,6 +144,9 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     assert 1 <= at < 6 and not (tmp_path / "cut" / "metrics.json").exists()
     run(tmp_path, "train", f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=on", "resume=cut/checkpoint.pt")
     assert metrics(tmp_path / "on") == metrics(whole[0])
+    done = run(tmp_path, "train", f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=end", "resume=on/checkpoint.pt")
+    assert "on/checkpoint.pt had ended its training (6 of 6 iterations): nothing more is learned" in done.stdout
+    assert metrics(tmp_path / "end") == metrics(whole[0])
 
 
 def test_evaluate_gives_a_checkpoint_the_same_result(whole, tmp_path):

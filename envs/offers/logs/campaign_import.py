@@ -14,6 +14,7 @@ from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import CHURNED, UNIFORMS, CustomerState
 from envs.offers.world.history import History
 from envs.offers.world.transition import next_state
+from envs.value_ranges import FLOAT32_MAX
 from rlcore.offline.logged_dataset import LoggedDataset
 
 
@@ -54,7 +55,7 @@ class Campaigns:
             "unsubscribed": unsubscribed,
             **({"propensity": propensity} if propensity else {}),
         }
-        columns = read_table(path, separator, list(texts.values()), list(numbers.values()))
+        columns = read_table(path, separator, list(texts.values()), list(numbers.values()), "decisions")
         for key, name in (texts | numbers).items():
             if name not in columns:
                 raise ValueError(f"{path}: no column '{name}' (campaigns.{key}); there are {', '.join(columns)}")
@@ -64,10 +65,19 @@ class Campaigns:
             self._refuse(key, np.isnan(self.columns[key]) & (key != "propensity"), "a number, got nothing")
         for key in ("bought", "redeemed", "unsubscribed"):
             self._refuse(key, ~np.isin(self.columns[key], (0, 1)), "0 or 1")
+        self._refuse(
+            "margin", np.abs(self.columns["margin"]) > FLOAT32_MAX, "a number that float32 can hold", shows=True
+        )
+        if "propensity" in self.columns:
+            improbable = (self.columns["propensity"] <= 0) | (self.columns["propensity"] > 1)
+            self._refuse("propensity", improbable, "a probability above 0, at most 1, or nothing", shows=True)
 
-    def _refuse(self, key: str, wrong: np.ndarray, expected: str) -> None:
+    def _refuse(self, key: str, wrong: np.ndarray, expected: str, *, shows: bool = False) -> None:
+        """Raise ValueError, with the first row where `wrong` holds and, with `shows`, the number that stands there."""
         if wrong.any():
-            raise ValueError(f"{self.path}: row {wrong.argmax() + 2}, column '{self.names[key]}': expected {expected}")
+            row = wrong.argmax()
+            got = f", got {self.columns[key][row]:g}" if shows else ""
+            raise ValueError(f"{self.path}: row {row + 2}, column '{self.names[key]}': expected {expected}{got}")
 
     def _coded(self, key: str, names: list[str]) -> np.ndarray:
         """Number a column's texts by their position in `names`; an empty text that `names` lacks is −1."""
@@ -91,6 +101,7 @@ class Campaigns:
             (columns["redeemed"] > 0) & ((columns["bought"] == 0) | ~sent),
             "1 only of an offer, with a purchase",
         )
+        self._refuse("margin", (columns["bought"] == 0) & (columns["margin"] != 0), "0 without a purchase", shows=True)
         self._refuse("unsubscribed", (columns["unsubscribed"] > 0) & ~sent, "1 only in a week with a message")
         rows, at = np.unique(customer, return_inverse=True)
         place = np.full((weeks, len(rows)), -1)

@@ -50,6 +50,7 @@ class NeuralTwinEnv(OffersEnv):
         price_range: list,
         drift_range: list,
         price_noise: float,
+        clip_margin: float,
     ):
         super().__init__(
             device,
@@ -66,6 +67,7 @@ class NeuralTwinEnv(OffersEnv):
             price_range=price_range,
             drift_range=drift_range,
             price_noise=price_noise,
+            clip_margin=clip_margin,
         )
         self.twin = NeuralEnsemble(twin, self)
         if not self.codec.hides_state:

@@ -78,6 +78,8 @@ class TwinPopulation:
         where = f"env.population.path={path}"
         advice = f"whose customers have no parameters: expected env=offers_twin env/observation=history env.twin={path}"
         twin = load_twin(path, "env.population.path", KIND, advice)["agent"]
+        if twin["env"]["population"]:
+            self.base.load_state_dict(twin["env"]["population"])  # the networks' features, whatever table is here
         first = twin["members"][0]
         num_features, size = len(first["standardize.mean"]), len(first["middle"])
         if num_features != self.num_features:

@@ -11,7 +11,8 @@ from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIB
 from envs.offers.world.history import History, column_names
 
 DYNAMICS = {"habit": HABITS, "fatigue": FATIGUES, "expectation": EXPECTATIONS}  # what contacts change, and its levels
-STATUSES = 3  # subscribed, unsubscribed, churned
+STATUS_NAMES = ("subscribed", "unsubscribed", "churned")
+STATUSES = len(STATUS_NAMES)
 PRICE_COLUMNS = 2  # logarithm of the price, drift
 
 
@@ -49,6 +50,18 @@ class ObservationCodec:
         self.status = slice(self.dynamics.stop, self.dynamics.stop + STATUSES)
         self.context_dim = self.status.stop + weeks
         self.obs_dim = self.context_dim + PRICE_COLUMNS
+
+    def column_names(self, feature_names: list[str], num_caps: int) -> list[str]:
+        """Name the columns of an observation, for messages; the features end with the shares of caps left."""
+        return [
+            *feature_names,
+            *(f"left of cap {k}" for k in range(num_caps)),
+            *self.dynamics_names,
+            *STATUS_NAMES,
+            *(f"week {k}" for k in range(self.weeks)),
+            "price",
+            "price drift",
+        ]
 
     # ── whole observations ──────────────────────────────────────────────────────────────────────────────────────────
     def encode(

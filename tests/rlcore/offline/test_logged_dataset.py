@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import fields, replace
 
 import pytest
@@ -16,6 +17,7 @@ from envs.offers.planning.knapsack import Increments
 from envs.offers.planning.state_values import VisitedStates
 from envs.offers.policies.logging_policies import at_private_prices
 from envs.wheel_bandit import Wheel
+from rlcore.offline import log_header
 from rlcore.offline.log_files import Reader, read_log, write_log
 from rlcore.offline.logged_dataset import LoggedDataset, check_rows
 from small_offers import logging_policy, offers_env
@@ -197,6 +199,13 @@ BAD = {
     "heads": ("action_0", {2: "6"}, "row 2, column 'action_.': expected an action of .6, 5., got .6, 0."),
     "mask": ("action_1", {7: "4"}, "row 7, column 'action_.': expected a pair that valid_. allows"),
     "flag": ("valid_1_0", {9: "maybe"}, "row 9, column 'valid_1_0': expected true or false, got 'maybe'"),
+    "observed": ("feature_2", {3: "nan", 9: "inf"}, "rows 3, 9, column 'feature_2': expected a number, got nan"),
+    "state": ("state_1", {3: "1e39"}, "row 3, column 'state_1': expected a number, got inf"),
+    "next state": ("next_state_0", {3: "nan"}, "row 3, column 'next_state_0': expected a number, got nan"),
+    "money": ("spend", {3: "-5"}, "row 3, column 'spend': expected at least 0, got -5"),
+    "before": ("week", {3: "-1"}, "row 3, column 'week': expected 0 to 2,147,483,647, got -1"),
+    "after": ("week", {3: str(2**60)}, "row 3, column 'week': expected 0 to 2,147,483,647, got 1.15292e.18"),
+    "nobody": ("customer", {3: "", 5: ""}, "rows 3, 5, column 'customer': expected a text or a number, got nothing"),
     "half": ("week", {3: "1.5"}, "row 3, column 'week': expected a whole number, got '1.5'"),
 }
 
@@ -215,6 +224,74 @@ def test_bad_rows_are_named(case, tmp_path):
     frame.to_csv(path, index=False)
     with pytest.raises(ValueError, match=rf"log\.csv: {message}"):
         list(Reader(path, COLUMNS))
+
+
+SMALL = """customer,action_0,profit,valid_0,valid_1,feature_0,feature_1
+K7,1,2.5,1,1,-1,4
+K9,0,1,1,1,3,5
+"""
+
+
+def test_a_log_may_be_named_in_capitals_compressed_and_written_by_pandas(tmp_path):
+    pytest.importorskip("pyarrow")
+    plain, gz = tmp_path / "LOG.CSV", tmp_path / "log.Csv.GZ"
+    plain.write_text(SMALL)
+    gz.write_bytes(gzip.compress(SMALL.encode()))
+    pandas = tmp_path / "pandas.csv"
+    pandas.write_text(SMALL.replace("K7,1,", "K7,1.0,").replace("K9,0,", "K9,0.0,"))
+    expected = read_log(plain, COLUMNS)
+    assert expected.action.tolist() == [1, 0] and expected.obs.tolist() == [[-1, 4], [3, 5]]
+    for path in (gz, pandas):
+        same(read_log(path, COLUMNS), expected)
+    for name in ("log.txt", "log.csv.gz"):
+        with pytest.raises(ValueError, match=rf"{name}: expected .* in \.?"):
+            write_log(tmp_path / name, [expected])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SMALL.replace(",", ";"), "row 1: expected columns separated by commas, got semicolons: write"),
+        (SMALL.replace("feature_1", "feature_2"), "no column 'feature_1', and there is 'feature_2': expected numbers"),
+        (SMALL.replace("feature_1", "profit"), "column 'profit' comes twice"),
+    ],
+)
+def test_a_header_that_would_lose_a_column_is_refused(tmp_path, text, message):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "log.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_log(tmp_path / "log.csv", COLUMNS)
+
+
+def test_parquet_s_own_faults_are_named(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"customer": [1, 2], "action_0": [1, 0], "profit": [1.0, 2.0], "valid_0": [1, 1], "valid_1": [1, 1]}
+    path = tmp_path / "log.parquet"
+    whole = pa.table({**columns, "feature_0": [0.5, 0.7]})
+    for table, message in (
+        (pa.Table.from_arrays([*whole.columns, whole["profit"]], [*whole.column_names, "profit"]), "'profit' comes tw"),
+        (whole.set_column(0, "customer", pa.array([None, None], pa.string())), "rows 2, 3, column 'customer'"),
+        (
+            whole.append_column("week", pa.array([1, 2], pa.timestamp("s"))),
+            "rows 2, 3, column 'week': expected a whole",
+        ),
+    ):
+        parquet.write_table(table, path)
+        with pytest.raises(ValueError, match=message):
+            read_log(path, COLUMNS)
+
+
+def test_a_file_of_more_rows_than_memory_holds_is_refused_before_a_row_is_read(tmp_path, monkeypatch):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    n = 100_000
+    columns = {"customer": 1, "action_0": 0, "profit": 1.0, "valid_0": 1, **{f"feature_{k}": 0.5 for k in range(9)}}
+    path = tmp_path / "bomb.parquet"
+    parquet.write_table(pa.table({name: [x] * n for name, x in columns.items()}), path)
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(log_header, "free_memory", lambda: 5 * n)
+    monkeypatch.setattr(Reader, "__iter__", lambda _: pytest.fail("read"))
+    with pytest.raises(ValueError, match=r"bomb.parquet: its 100,000 rows take 0\.0 GiB of memory, 0\.0 GiB are free"):
+        read_log(path, COLUMNS)
 
 
 def test_rows_of_a_later_chunk_are_counted_from_the_file_s_start(tmp_path):

@@ -108,6 +108,21 @@ def test_a_log_says_what_the_file_does(shop, tmp_path):
         ),
         (lambda rows: rows[5].update(margin=""), "row 7, column 'margin': expected a number, got nothing"),
         (lambda rows: [row.pop("margin") for row in rows], "no column 'margin' (campaigns.margin)"),
+        (
+            lambda rows: rows[5].update(bought="1", margin="1e39"),
+            "row 7, column 'margin': expected a number that float32",
+        ),
+        (
+            lambda rows: rows[5].update(bought="0", redeemed="0", margin="4"),
+            "row 7, column 'margin': expected 0 without",
+        ),
+        *(
+            (
+                lambda rows, p=p: rows[5].update(propensity=p),
+                f"row 7, column 'propensity': expected a probability above 0, at most 1, or nothing, got {p}",
+            )
+            for p in ("0", "-0.3", "1.7")
+        ),
     ],
 )
 def test_what_is_wrong_is_named(shop, tmp_path, change, message):
@@ -116,6 +131,14 @@ def test_what_is_wrong_is_named(shop, tmp_path, change, message):
         instantiate(campaigns, path=broken(folder, tmp_path, change))(env, 0)
     told = str(caught.value.__cause__ or caught.value)
     assert message in told and "\n" not in told
+
+
+def test_a_file_without_a_decision_says_so(shop, tmp_path):
+    folder, _, campaigns = shop
+    (tmp_path / "c.csv").write_text(";".join(rows_of(folder)[0]) + "\n")
+    with pytest.raises(InstantiationException) as caught:
+        instantiate(campaigns, path=str(tmp_path / "c.csv"))
+    assert "expected decisions, got no row" in str(caught.value.__cause__)
 
 
 def test_no_messages_to_who_has_left(shop, tmp_path):

@@ -102,7 +102,7 @@ def test_columns_are_numbers_or_text_as_their_entries_are(tmp_path):
         word=lambda k: "x" if k % 2 else "1",
         gap=lambda k: "" if k < 9 else k,
     )
-    columns = read_table(str(path), ",", ["code"], [])
+    columns = read_table(str(path), ",", ["code"], [], "customers")
     assert {name: column.dtype.kind for name, column in columns.items()} == {
         "id": "O",
         "rate": "f",
@@ -173,6 +173,16 @@ LINES = ["id,rate,spend,margin,visits,tier"] + [f"c{k},0.3,20,0.25,{k},gold" for
         (lambda x: x[:3], "too few"),
         (lambda x: [x[0] + ",word", *(f"{line},w{k}" for k, line in enumerate(x[1:]))], "column 'word': none of its"),
         (lambda x: [], "can't be read as a table"),
+        (
+            lambda x: [*x[:9], "c8,0.3,20,0.25,1e308,gold", *x[10:]],
+            "row 10, column 'visits': expected a number that float32 can hold, got 1e+308",
+        ),
+        (
+            lambda x: [*x[:9], "c8,0.3,1e39,0.25,1,gold", *x[10:]],
+            "row 10, column 'spend': expected a number that float32 can hold, got 1e+39",
+        ),
+        (lambda x: [line + "," for line in x], "row 1, column 7: expected a name, got nothing"),
+        (lambda x: [*x[:9], "c\0,0.3,20,0.25,1,gold", *x[10:]], "row 10, column 'id': expected an id without a NUL"),
     ],
 )
 def test_broken_tables_get_one_line_with_row_and_column(tmp_path, change, says):
@@ -269,8 +279,8 @@ def test_the_saved_transform_makes_the_same_features_of_another_table(tmp_path):
     assert later.num_features != trained.num_features
     later.load_state_dict(state)
     assert later.num_features == trained.num_features == later.features.shape[1]
-    mean, sd = trained.transform.numbers["spend"]
-    assert later.features[:, 1].unique().tolist() == [pytest.approx((500 - mean) / sd)]
+    spend = trained.transform.numbers["spend"]
+    assert later.features[:, 1].unique().tolist() == [pytest.approx((spend["high"] - spend["mean"]) / spend["sd"])]
     # an unknown level is none where nothing was rare
     assert later.features[:2, 3:].tolist() == [[0, 0, 0], [0, 0, 1]]
     for change, says in (
@@ -280,6 +290,51 @@ def test_the_saved_transform_makes_the_same_features_of_another_table(tmp_path):
         other = table(csv(tmp_path / "c.csv", **change))
         with pytest.raises(ValueError, match=f"c.csv: .*{says}"):
             other.load_state_dict(state)
+
+
+def test_a_column_in_another_unit_is_clipped_and_counted_and_all_others_keep_every_bit(tmp_path, capsys):
+    """Cents in place of euros gave all customers the dearest offer."""
+    trained = table(csv(tmp_path / "a.csv", rows=200))
+    draw(trained, 5)
+    assert not capsys.readouterr().err
+    train = trained.customers["train"]
+    low, high = (x.item() for x in (20 + train.min(), 20 + train.max()))
+    later = table(csv(tmp_path / "b.csv", rows=200, spend=lambda k: 100 * (20 + k) if k < 130 else 20 + k))
+    later.load_state_dict(trained.state_dict())
+    column = trained.transform.names.index("spend")
+    top, same = 1.25 * high - 0.25 * low, [k for k in range(3) if k != column]
+    for k in range(200):
+        spend = min(top, 100 * (20 + k)) if k < 130 else 20 + k
+        fitted = trained.transform.numbers["spend"]
+        assert later.features[k, column].item() == pytest.approx((spend - fitted["mean"]) / fitted["sd"])
+    assert torch.equal(later.features[130:], trained.features[130:])
+    assert torch.equal(later.features[:, same], trained.features[:, same])
+    draw(later, 5)
+    draw(later, 5, split="test")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'b.csv'}: clipped to the range of training: 'spend' of 130 (to ")
+    assert line.endswith(f" – {top:g}) customers")
+
+
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        (lambda k: -999 if k % 5 == 0 else 18 + k % 70, "-999 (24 times) is far from all others, 19 to 86"),
+        (lambda k: 1e12 if k == 2 else 18 + k % 70, "1e+12 (1 times) is far from all others, 18 to 86"),
+        (lambda k: 1000 * (1 + k // 90) if k > 195 else k % 5, "3000 (2 times) is far from all others, 0 to 4"),
+        (lambda k: k % 2, None),
+        (lambda k: 2.0 ** (k % 20), None),
+        (lambda k: 7, None),
+    ],
+)
+def test_numbers_far_from_all_others_are_warned_of(tmp_path, capsys, values, says):
+    path = csv(tmp_path / "t.csv", rows=200, age=values, id=lambda k: f"c{k + 3}")
+    population = table(path, split_salt=1)
+    assert population.customers["train"].min() == 2  # the customer of 1e12 is trained on
+    draw(population, 5)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "clipped" not in line]
+    assert len(lines) == (says is not None)
+    assert says is None or (f"{path}: column 'age': " in lines[0] and says in lines[0])
 
 
 def test_an_environment_takes_the_transform_over_before_a_learner_is_built(shop, tmp_path):

@@ -24,12 +24,13 @@ class NeuralEnsemble:
         advice = f"whose customers have parameters: expected env=offers env/population=twin env.population.path={path}"
         state = load_twin(path, "env.twin", KIND, advice)
         agent = state["agent"]
-        env.load_fitted(agent["env"])  # the networks' features, whatever table is here
         self.only: int | None = None  # the member of all customers; None: every member has equally many customers
         twin = instantiate_stored(state["config"]["algo"]["twin"], f"env.twin={path}")
         self.half_lives = twin.half_lives
-        self.networks = twin.make_members(env, 0, agent["iteration"])
         try:
+            if agent["env"]["population"]:
+                env.load_fitted(agent["env"])  # the networks' features, whatever table is here
+            self.networks = twin.make_members(env, 0, agent["iteration"])
             for network, weights in zip(self.networks, agent["members"]):
                 network.load_state_dict(weights)
                 network.to(env.device)

@@ -19,13 +19,28 @@ from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import Sample
 from envs.offers.price_paths import check_price_ranges, draw_price_paths
-from envs.offers.rewards import expected_profit, expected_reward, realised_profit
+from envs.offers.rewards import cost_of_silence, expected_profit, expected_reward, realised_profit
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, CustomerState, RewardConfig
-from envs.offers.world.history import KINDS, History
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, CustomerState, RewardConfig
+from envs.offers.world.history import KINDS, History, SeenWeek
 from envs.offers.world.response import outcome, outcomes
 from envs.offers.world.transition import transition
 from rlcore.offline.column_range import ColumnRange
+
+
+def seen_week(
+    action: Tensor, info: dict[str, Tensor], state: CustomerState, next_state: CustomerState, margin: Tensor
+) -> SeenWeek:
+    """Return what a shop sees of a week, given the actions [N, 2] asked for and the week's info."""
+    offer, channel = action.unbind(-1)
+    return SeenWeek(
+        offer=torch.where(info["contacted"], offer, 0),
+        channel=channel,
+        bought=info["trips"],
+        redeemed=info["redeemed"],
+        opted_out=(state.status == SUBSCRIBED) & (next_state.status == UNSUBSCRIBED),
+        margin=margin,
+    )
 
 
 class OffersEnv(PricedEnv):
@@ -37,7 +52,7 @@ class OffersEnv(PricedEnv):
 
     episode_length: int  #: weeks of a season
     info_keys = ("redeemed", "contacted", "trips", "spend", "reward", "profit", "churned")
-    graph_regions: tuple[str, ...] = ("advance_week", "observe_week")
+    graph_regions: tuple[str, ...] = ("advance_week", "remember_week", "observe_week")
     graph_state: tuple[str, ...] = (
         "features",
         "state",
@@ -45,6 +60,7 @@ class OffersEnv(PricedEnv):
         "customers",
         "no_contact_values",
         "uniforms",
+        "memory",
         "outcomes_so_far",
         "prices",
         "drift",
@@ -94,7 +110,7 @@ class OffersEnv(PricedEnv):
     def _build_codec(self) -> None:
         self.static_dim = self.population.num_features
         num_features = self.static_dim + self.contact_rules.num_cap_features
-        self.codec = self.observation(num_features, self.world.weeks, self.price_range, self.drift_range)
+        self.codec = self.observation(num_features, self.world, self.population, self.price_range, self.drift_range)
         self.obs_dim = self.codec.obs_dim
         self.obs_names = self.codec.column_names(self.population.feature_names, self.contact_rules.num_cap_features)
         self.seen_features = ColumnRange(self.static_dim, self.device)
@@ -112,6 +128,7 @@ class OffersEnv(PricedEnv):
         self.seen_features.update(self.features)
         self.contact_policy = self.contact_rules.policy(sample)
         self.week = 0
+        self.memory = self.codec.start_memory(self.features)
         self._prepare_responses(sample)
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
         # of the history, by week
@@ -143,17 +160,26 @@ class OffersEnv(PricedEnv):
         """Return what customers with a history may be sent, and their observations."""
         week = min(self.week, self.world.weeks - 1)
         # The history grows with the weeks and fits no graph, so it is passed only where something depends on it.
-        recalled = history if self.contact_policy.caps or self.codec.hides_state else None
-        options, obs = self.observe_week(self.calendar[week : week + 1], self.state, recalled, self.prices[week])
+        recalled = history if self.contact_policy.caps else None
+        options, obs = self.observe_week(
+            self.calendar[week : week + 1], self.state, self.memory, recalled, self.prices[week]
+        )
         return options._replace(history=history), obs
 
     def observe_week(
-        self, week: Tensor, state: CustomerState, history: History | None, price: Tensor
+        self, week: Tensor, state: CustomerState, memory: Tensor, history: History | None, price: Tensor
     ) -> tuple[ContactOptions, Tensor]:
         """Do the same as a function of tensors, for a week [1] and its prices [N]; history may be None."""
-        options = self.contact_policy(state.status == SUBSCRIBED, [] if history is None else history.contacts)
+        subscribed = self.codec.subscribed(state, memory)
+        options = self.contact_policy(subscribed, [] if history is None else history.contacts)
         features = options.with_caps_left(self.features)
-        return options, self.codec.encode(features, state, history, week, price, self.drift)
+        return options, self.codec.encode(features, state, memory, week, price, self.drift)
+
+    def remember_week(
+        self, week: Tensor, memory: Tensor, seen: SeenWeek, state: CustomerState, next_state: CustomerState
+    ) -> Tensor:
+        """Return what the view remembers of the customers after a week [1], [N, M], as a function of tensors."""
+        return self.codec.remember(memory, self.features, week, seen, state, next_state)
 
     def _action_mask(self) -> Tensor:
         return self.options.action_mask.unflatten(1, self.nvec)
@@ -166,16 +192,21 @@ class OffersEnv(PricedEnv):
     def expected_cost(self, probability: Tensor | None) -> Tensor:
         """Return the expected spend of every action [N, O+1, C], by the given P(redeem) or by the world's own."""
         catalogue = self.world.catalogue
-        if probability is None:
-            return outcomes(self.customers, self.world, self.week, self.state).spend.unflatten(1, catalogue.nvec)
         offer, channel = (torch.arange(n, device=self.device) for n in catalogue.nvec)
+        if probability is None:
+            expected = outcomes(self.customers, self.world, self.week, self.state).redeem
+            silent = (self.state.status == CHURNED)[:, None]
+            probability = torch.where(silent, 0.0, expected).unflatten(1, catalogue.nvec)
         return catalogue.spend(offer[:, None], channel, probability)
 
     def expected_reward(self) -> Tensor:
         """Return this week's expected profit less its spend at the price, [N, O+1, C], without later weeks."""
         at = VisitedStates(self.state, self.customers.alpha)
-        table = action_values(self.customers, self.world, self.week, at, self.price, None)
-        return pair_table(*table, self.options.action_mask).unflatten(1, self.nvec)
+        no_contact, contact = action_values(self.customers, self.world, self.week, at, self.price, None)
+        silent, cost = self.state.status == CHURNED, self.world.catalogue.cost[:, None]
+        contact = torch.where(silent, -(1 + self.price) * cost, contact)
+        table = pair_table(torch.where(silent, 0.0, no_contact), contact, self.options.action_mask)
+        return table.unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
         """Send [N, 2] offers and channels where the mask allows them, and simulate the customers' week."""
@@ -193,6 +224,10 @@ class OffersEnv(PricedEnv):
         )
         if is_last and not world.reward.shaping:
             info["reward"] = info["reward"] + self.no_contact_values[-1].at(next_state)
+        if self.codec.memory_dim:
+            margin = self.customers.margin * info["trips"]
+            seen = seen_week(action, info, self.state, next_state, margin)
+            self.memory = self.remember_week(self.calendar[t : t + 1], self.memory, seen, self.state, next_state)
         self.outcomes_so_far[:, t].copy_(outcomes_of_week)
         self.state, self.week = next_state, t + 1
         self.options, obs = self._observe(History(next_state.status, *self.outcomes_so_far[:, : t + 1]))
@@ -229,8 +264,8 @@ class OffersEnv(PricedEnv):
         contacted = offer > 0
         next_state, bought, redeemed, expected = transition(customers, world, week, state, offer, channel, u)
         if world.reward.outcomes == "expected":
-            profit_of_week = expected_profit(customers, world.reward, state, expected, contacted)
-            spend = expected.spend
+            spend = expected.spend + cost_of_silence(world.catalogue, state, offer, channel)
+            profit_of_week = expected_profit(customers, world.reward, state, expected._replace(spend=spend), contacted)
             reward = expected_reward(customers, world, week, state, offer, channel, price, next_no_contact_values)
         else:
             profit_of_week, spend = realised_profit(
@@ -268,9 +303,15 @@ class OffersEnv(PricedEnv):
         }
 
     def use_realised_outcomes(self) -> None:
-        """From now on pay realised rewards, without shaping."""
+        """From now on pay realised rewards, without shaping.
+
+        A view that hides the state would show it in what no shop books: the value of the state after the season, and
+        the prices of churn and fatigue. They are left out.
+        """
         self.world = copy(self.world)
         self.world.reward = replace(self.world.reward, shaping=False, outcomes="realised")
+        if self.codec.hides_state:
+            self.world.reward = replace(self.world.reward, terminal=0.0, churn_cost=0.0, fatigue_penalty=0.0)
 
     def load_fitted(self, state: dict) -> None:
         """Use the features that a policy was trained on."""

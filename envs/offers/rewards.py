@@ -7,8 +7,17 @@ from torch import Tensor
 
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import Contacts, StateValues, VisitedStates
+from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, Customers, CustomerState, RewardConfig, World
 from envs.offers.world.response import Outcome, profit
+
+
+def cost_of_silence(catalogue: Catalogue, state: CustomerState, offer: Tensor, channel: Tensor) -> Tensor:
+    """Return what messages to customers who have churned cost, [N].
+
+    Only a policy that does not see churn sends them, and nobody answers (`transition`).
+    """
+    return catalogue.cost[channel] * ((offer > 0) & (state.status == CHURNED))
 
 
 def expected_profit(
@@ -16,7 +25,7 @@ def expected_profit(
 ) -> Tensor:
     """Return the week's expected profit, [N]."""
     h, f = (x.to(expected.spend) for x in state[:2])
-    return torch.where(state.status == CHURNED, 0.0, profit(c, terms, h, f, expected, contacted))
+    return torch.where(state.status == CHURNED, 0.0 - expected.spend, profit(c, terms, h, f, expected, contacted))
 
 
 def expected_reward(
@@ -40,10 +49,12 @@ def expected_reward(
         next_no_contact_values if shaping else None,
         contacts=Contacts.each(c, world.catalogue, offer, channel),
     )
-    contact = contact[0, 0]
+    unheard = (1 + price) * cost_of_silence(world.catalogue, state, offer, channel)
+    silent = state.status == CHURNED
+    no_contact, contact = torch.where(silent, 0.0, no_contact), torch.where(silent, 0.0 - unheard, contact[0, 0])
     if shaping:
         return torch.where(offer > 0, contact - no_contact, 0.0)
-    return torch.where(offer > 0, contact, torch.where(state.status == CHURNED, 0.0, no_contact))
+    return torch.where(offer > 0, contact, no_contact)
 
 
 def realised_profit(

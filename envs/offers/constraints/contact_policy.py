@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import SUBSCRIBED
 from envs.offers.world.history import History
 
 
@@ -19,6 +18,7 @@ class ContactOptions(NamedTuple):
     action_mask: Tensor  # by flat action, bool [N, P]
     caps_left: Tensor  # share of each contact cap that is left, [N, K]
     history: History | None = None  # None where no policy observes it
+    memory: Tensor | None = None  # what a policy's view remembers of the customers, [N, M]
 
     def with_caps_left(self, features: Tensor) -> Tensor:
         """Append the shares of the caps that are left, which a policy must observe, to features [N, F]."""
@@ -26,7 +26,12 @@ class ContactOptions(NamedTuple):
 
     def take(self, rows: slice) -> ContactOptions:
         """Return the options of some of the customers."""
-        return ContactOptions(self.action_mask[rows], self.caps_left[rows], self.history and self.history.take(rows))
+        return ContactOptions(
+            action_mask=self.action_mask[rows],
+            caps_left=self.caps_left[rows],
+            history=self.history and self.history.take(rows),
+            memory=None if self.memory is None else self.memory[rows],
+        )
 
 
 class Exclusion(NamedTuple):
@@ -53,9 +58,9 @@ class ContactPolicy:
         exclusions = tuple(x._replace(excluded=x.excluded[rows]) for x in self.exclusions)
         return replace(self, static_mask=static_mask, exclusions=exclusions)
 
-    def options(self, history: History) -> ContactOptions:
-        """Return what may be sent to customers with a history."""
-        return self(history.status == SUBSCRIBED, history.contacts)._replace(history=history)
+    def options(self, history: History, subscribed: Tensor, memory: Tensor) -> ContactOptions:
+        """Return what may be sent to customers with a history, by a view that takes `subscribed` [N] for subscribed."""
+        return self(subscribed, history.contacts)._replace(history=history, memory=memory)
 
     def __call__(self, subscribed: Tensor, contacted: list[Tensor] | Tensor) -> ContactOptions:
         """Return what may be sent, given who is subscribed and who was contacted in each past week, bool [N] each."""

@@ -22,8 +22,9 @@ from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.base import SeasonPolicy, pair_table
 from envs.offers.populations.base import Sample
-from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, Customers, CustomerState, World
-from envs.offers.world.history import History
+from envs.offers.rewards import cost_of_silence
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, Customers, CustomerState, World
+from envs.offers.world.history import History, SeenWeek
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
@@ -111,11 +112,11 @@ def simulate_season(
     """
     customers, world, state = market.customers, market.world, market.initial_state
     codec = world.catalogue.action_codec
-    history = History.start(state.status, world.season.dtype)
+    history, memory = History.start(state.status, world.season.dtype), policy.view.start(state)
     account = BudgetAccount(market.budget, market.stock, market.rollover, world.catalogue)
     states, weeks = [], []
     for t in range(world.weeks):
-        options = market.contact_policy.options(history)
+        options = market.contact_policy.options(history, policy.view.subscribed(memory, state), memory)
         redeems = partial(who_redeems, customers, world, t, state, u[t, 0])
         # 1. Send the increments that the budget pays for.
         account.open(t)
@@ -127,13 +128,22 @@ def simulate_season(
         weeks.append(
             {
                 "action": action,
-                "expected_spend": expected.spend,
+                "expected_spend": expected.spend + cost_of_silence(world.catalogue, state, offer, channel),
                 "redeem_probability": expected.redeem,
                 "realised_spend": world.catalogue.spend(offer, channel, redeemed),
                 "clearing_price": price,
             }
         )
         states.append(state)
+        seen = SeenWeek(
+            offer=offer,
+            channel=channel,
+            bought=bought,
+            redeemed=redeemed,
+            opted_out=(state.status == SUBSCRIBED) & (next_state.status == UNSUBSCRIBED),
+            margin=customers.margin * bought,
+        )
+        memory = policy.view.after(memory, t, seen, state, next_state)
         state = next_state
         history = history.after(state.status, world.catalogue, offer, channel, bought, redeemed)
     columns = {name: torch.stack([week[name] for week in weeks]) for name in weeks[0]}
@@ -159,7 +169,7 @@ def score_decisions(
 
     Value tables that are not kept in memory are computed again.
     """
-    customers, world = market.customers[rows], market.world
+    customers, world, codec = market.customers[rows], market.world, market.world.catalogue.action_codec
     contact_policy = market.contact_policy.take(rows)
     if market.no_contact_values is None:
         no_contact_values = fast_no_contact_values(customers, world)
@@ -176,12 +186,17 @@ def score_decisions(
         at = VisitedStates(state, customers.alpha)
         mask_without_caps = contact_policy(state.status == SUBSCRIBED, []).action_mask
         gain = pair_table(*action_values(customers, world, t, at, 0.0, no_contact_values[t + 1]), mask_without_caps)
+        # A message to a customer who churned brings its cost and nothing else; no plan that sees churn sends it.
+        unheard = (state.status == CHURNED) & codec.is_contact(sent)
+        cost = world.catalogue.cost[codec.channel_of(sent)]
         incremental_profit = (gain - gain[:, :1]).gather(1, sent[:, None])[:, 0]
+        incremental_profit = torch.where(unheard, -cost, incremental_profit)
         lost_profit, planned_action = torch.zeros_like(incremental_profit), torch.zeros_like(sent)
         if bound is not None:
             values = action_values(customers, world, t, at, bound.prices[t], plan_values[t + 1], bound.scarcity)
             priced = pair_table(*values, mask_without_caps)
             best, planned_action = priced.max(1)
             lost_profit = best - priced.gather(1, sent[:, None])[:, 0]
+            lost_profit = torch.where(unheard, (1 + bound.prices[t]) * cost, lost_profit)
         weeks.append(DecisionScores(planned_action, lost_profit, incremental_profit))
     return DecisionScores(*(torch.stack(x) for x in zip(*weeks)))

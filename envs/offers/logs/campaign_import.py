@@ -12,7 +12,7 @@ from envs.offers.logs.schema import COLUMNS
 from envs.offers.populations.base import GivenCustomers, Sample
 from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import CHURNED, UNIFORMS, CustomerState
-from envs.offers.world.history import History
+from envs.offers.world.history import History, SeenWeek
 from envs.offers.world.transition import next_state
 from envs.value_ranges import FLOAT32_MAX
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -166,21 +166,27 @@ class Campaigns:
         n, weeks, seen, masks = len(c), world.weeks, [], []
         history = History.start(state.status, world.season.dtype)
         features = sample.features.to(world.season)
+        memory = env.codec.start_memory(features)
         price = torch.full((n,), self.price)
         flat = world.catalogue.action_codec.encode(table["offer"], table["channel"])
         for t in range(weeks + 1):
             week = min(t, weeks - 1)
-            options = contact_policy.options(history)
+            options = contact_policy.options(history, env.codec.subscribed(state, memory), memory)
             masks.append(options.action_mask if t == weeks else options.action_mask.scatter(1, flat[t][:, None], True))
-            seen.append(env.codec.encode(options.with_caps_left(features), state, history, week, price, torch.zeros(n)))
+            seen.append(env.codec.encode(options.with_caps_left(features), state, memory, week, price, torch.zeros(n)))
             if t < weeks:
                 contacted, bought, redeemed, left = (
                     table[key][t] > 0 for key in ("offer", "bought", "redeemed", "unsubscribed")
                 )
                 u = torch.rand(UNIFORMS, n, generator=generator)
+                before = state
                 state = next_state(
                     c, world, state, contacted, table["channel"][t], bought, redeemed, state.status == CHURNED, left, u
                 )
+                week_seen = SeenWeek(
+                    table["offer"][t], table["channel"][t], bought, redeemed, left, table["margin"][t].to(features)
+                )
+                memory = env.codec.remember(memory, features, week, week_seen, before, state)
                 history = history.after(
                     state.status, world.catalogue, table["offer"][t], table["channel"][t], bought, redeemed
                 )

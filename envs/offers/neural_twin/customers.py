@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from envs.offers.neural_twin.response_models import REDEEM, TRIP, OtherOutcomes, ValidProbabilities
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, CustomerState, World
-from envs.offers.world.history import History
+from envs.offers.world.history import History, SeenWeek
 from envs.offers.world.response import Outcome
 
 
@@ -63,6 +63,17 @@ class Week(NamedTuple):
     redeemed: Tensor  # bool
     paid: Tensor  # the realised spend
     next_history: History
+
+    def seen(self, offer: Tensor, channel: Tensor, status: Tensor) -> SeenWeek:
+        """Return what a shop sees of the week, given what was sent and the status before it, [N] each."""
+        return SeenWeek(
+            offer=offer,
+            channel=channel,
+            bought=self.bought,
+            redeemed=self.redeemed,
+            opted_out=(status == SUBSCRIBED) & (self.next_history.status == UNSUBSCRIBED),
+            margin=self.margin * self.bought,
+        )
 
     @property
     def churn_given_purchase(self) -> Tensor:

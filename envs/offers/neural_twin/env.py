@@ -15,6 +15,7 @@ from envs.offers.neural_twin.customers import NeuralCustomers
 from envs.offers.neural_twin.ensemble import NeuralEnsemble
 from envs.offers.neural_twin.evaluation import NeuralTwinEvaluator
 from envs.offers.populations.base import Sample
+from envs.offers.rewards import cost_of_silence
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, CustomerState
 
@@ -29,7 +30,7 @@ class NeuralTwinEnv(OffersEnv):
     NeuralTwinEvaluator compares policies, with the settings of `evaluation`.
     """
 
-    graph_regions = ("observe_week",)
+    graph_regions = ("remember_week", "observe_week")
     graph_state = ()  # each season evaluates other members on other rows
 
     def __init__(
@@ -102,7 +103,10 @@ class NeuralTwinEnv(OffersEnv):
     def expected_reward(self) -> Tensor:
         """Return this week's expected profit less its spend at the price, [N, O+1, C], without later weeks."""
         profit, spend = self._profit_and_spend()
-        reward = torch.where(self.state.status[:, None] == CHURNED, 0.0, profit - self.price[:, None] * spend)
+        customers, price = self.neural_customers, self.price[:, None]
+        cost = self.world.catalogue.spend(customers.offer, customers.channel, torch.zeros_like(spend[0]))
+        silent = self.state.status[:, None] == CHURNED
+        reward = torch.where(silent, -(1 + price) * cost, profit - price * spend)
         return reward.masked_fill(~self.options.action_mask, -torch.inf).unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
@@ -112,7 +116,9 @@ class NeuralTwinEnv(OffersEnv):
         offer = self.contact_policy.enforce(self.options.action_mask, offer, channel)
         p_active = season.track.p_active
         week, profit, no_contact_profit = season.simulate_week(t, offer, channel, self.uniforms[t])
-        spend = week.paid if season.realised else p_active * week.spend
+        unheard = cost_of_silence(self.world.catalogue, self.state, offer, channel)
+        spend = (week.paid if season.realised else p_active * week.spend) + unheard
+        profit = profit - unheard
         if shaping:
             profit = profit - no_contact_profit
         reward = profit - self.prices[t] * spend
@@ -124,7 +130,10 @@ class NeuralTwinEnv(OffersEnv):
                 reward = reward - no_contact_tail
         status = week.next_history.status
         hidden = torch.zeros_like(status)
-        self.state, self.week = CustomerState(hidden, hidden, hidden, status), t + 1
+        next_state = CustomerState(hidden, hidden, hidden, status)
+        seen = week.seen(offer, channel, self.state.status)
+        self.memory = self.remember_week(self.calendar[t : t + 1], self.memory, seen, self.state, next_state)
+        self.state, self.week = next_state, t + 1
         self.options, obs = self._observe(week.next_history)
         ends = torch.full((self.num_agents,), last, device=self.device)
         info = {

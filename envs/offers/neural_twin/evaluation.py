@@ -49,12 +49,13 @@ def simulate_neural_season(policy: SeasonPolicy, market: EvaluationMarket[Neural
     codec = market.world.catalogue.action_codec
     season = Counterfactual(market.customers, market.initial_state.status, realised=False)
     account = BudgetAccount(market.budget, market.stock, market.rollover, market.world.catalogue)
+    memory = policy.view.start(market.initial_state)
     weeks = []
     for t in range(market.world.weeks):
         history, p_active = season.track
         hidden = torch.zeros_like(history.status)
         state = CustomerState(hidden, hidden, hidden, history.status)
-        options = market.contact_policy.options(history)
+        options = market.contact_policy.options(history, policy.view.subscribed(memory, state), memory)
 
         def redeems(action, t=t, history=history):
             week = market.customers.simulate_week(history, t, *codec.decode(action), u[t], draws_churn=False)
@@ -64,7 +65,10 @@ def simulate_neural_season(policy: SeasonPolicy, market: EvaluationMarket[Neural
         increments = allowed_increments(policy.increments(t, state, options), options.action_mask)
         increments = increments._replace(spend=increments.spend * p_active[:, None])
         action, price = market.budget_rule.allocate(account, increments, redeems)
-        week, profit, no_contact_profit = season.simulate_week(t, *codec.decode(action), u[t])
+        offer, channel = codec.decode(action)
+        week, profit, no_contact_profit = season.simulate_week(t, offer, channel, u[t])
+        next_state = state._replace(status=week.next_history.status)
+        memory = policy.view.after(memory, t, week.seen(offer, channel, history.status), state, next_state)
         weeks.append(
             {
                 "action": action,

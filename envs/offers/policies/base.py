@@ -11,18 +11,52 @@ from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.batching import batches
 from envs.offers.planning.knapsack import Increments, concat_increments
 from envs.offers.world import response
-from envs.offers.world.customers import Customers, CustomerState, World
-from envs.offers.world.history import History
+from envs.offers.world.customers import SUBSCRIBED, Customers, CustomerState, World
+from envs.offers.world.history import History, SeenWeek
 from envs.offers.world.response import Outcome
 
 if TYPE_CHECKING:
     from envs.offers.neural_twin.customers import NeuralCustomers
 
 
+class View(Protocol):
+    """What a policy sees of the N customers of a market and remembers of them from week to week, [N, M]."""
+
+    def start(self, state: CustomerState) -> Tensor:
+        """Return the memory at the start of a season."""
+
+    def after(
+        self, memory: Tensor, week: int, seen: SeenWeek, state: CustomerState, next_state: CustomerState
+    ) -> Tensor:
+        """Return the memory after a week (from 0)."""
+
+    def subscribed(self, memory: Tensor, state: CustomerState) -> Tensor:
+        """Customers who, as far as the view tells, can be contacted, bool [N]."""
+
+
+class StateView:
+    """The view of a policy that sees states as they are, and remembers nothing."""
+
+    def start(self, state: CustomerState) -> Tensor:
+        """Return an empty memory, [N, 0]."""
+        return state.status.new_zeros(len(state.status), 0)
+
+    def after(
+        self, memory: Tensor, week: int, seen: SeenWeek, state: CustomerState, next_state: CustomerState
+    ) -> Tensor:
+        """Return the memory as it was."""
+        return memory
+
+    def subscribed(self, memory: Tensor, state: CustomerState) -> Tensor:
+        """Customers who are subscribed, bool [N]."""
+        return state.status == SUBSCRIBED
+
+
 class SeasonPolicy(Protocol):
     """A policy for the N customers of one market: each week it says what it would send as the price of budget falls."""
 
     information: str  #: what the policy knows about a customer: "none", "features", "true θ" …
+    view: View  #: what the policy sees and remembers of the customers
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return all customers' increments of a week (from 0), to actions that the mask allows."""
@@ -30,6 +64,8 @@ class SeasonPolicy(Protocol):
 
 class BatchedPolicy:
     """Base of policies that compute the increments of a batch of customers at a time, so that memory stays bounded."""
+
+    view: View = StateView()
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the increments of all customers, concatenated over the batches."""

@@ -12,7 +12,7 @@ from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.knapsack import Increments, ranked, upper_hull
 from envs.offers.planning.state_values import StateValues, VisitedStates
-from envs.offers.policies.base import BatchedPolicy, outcome_table, pair_table
+from envs.offers.policies.base import BatchedPolicy, StateView, View, outcome_table, pair_table
 from envs.offers.world import response
 from envs.offers.world.customers import Customers, CustomerState, World
 
@@ -24,6 +24,7 @@ class NoContact:
     """Never contact anyone."""
 
     information = "none"
+    view: View = StateView()
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return increments without a step."""

@@ -13,11 +13,33 @@ from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.knapsack import Increments, compact, demand_curve, ranked, upper_hull
 from envs.offers.policies.base import BatchedPolicy, outcome_table
 from envs.offers.world.customers import Customers, CustomerState, World
+from envs.offers.world.history import SeenWeek
 from envs.offers.world.observation import ObservationCodec
 from rlcore.algorithm import NetworkAlgorithm, Policy, ValuePolicy
 
 if TYPE_CHECKING:
     from envs.offers.neural_twin.customers import NeuralCustomers
+
+
+class CodecView:
+    """The view of a policy over observations of customers with features [N, F]."""
+
+    def __init__(self, codec: ObservationCodec, features: Tensor):
+        self.codec, self.features = codec, features
+
+    def start(self, state: CustomerState) -> Tensor:
+        """Return the memory at the start of a season, [N, M]."""
+        return self.codec.start_memory(self.features)
+
+    def after(
+        self, memory: Tensor, week: int, seen: SeenWeek, state: CustomerState, next_state: CustomerState
+    ) -> Tensor:
+        """Return the memory after a week (from 0)."""
+        return self.codec.remember(memory, self.features, week, seen, state, next_state)
+
+    def subscribed(self, memory: Tensor, state: CustomerState) -> Tensor:
+        """Customers who, as far as the view tells, can be contacted, bool [N]."""
+        return self.codec.subscribed(state, memory)
 
 
 class DeployedPolicy(BatchedPolicy):
@@ -38,6 +60,7 @@ class DeployedPolicy(BatchedPolicy):
     ):
         self.policy, self.redeem_probability, self.codec = policy, redeem_probability, codec
         self.customers, self.world, self.features = customers, world, features.float()
+        self.view = CodecView(codec, self.features)
         self.information = "features" if redeem_probability else "features, true spend"
 
     def context_and_spend(
@@ -45,7 +68,8 @@ class DeployedPolicy(BatchedPolicy):
     ) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the expected spend of every flat action [N, P]."""
         catalogue = self.world.catalogue
-        context = self.codec.encode_context(options.with_caps_left(self.features[rows]), state, options.history, week)
+        assert options.memory is not None  # the options of a market have it
+        context = self.codec.encode_context(options.with_caps_left(self.features[rows]), state, options.memory, week)
         if self.redeem_probability is None:
             return context, outcome_table(self.customers[rows], self.world, week, state, options.history).spend
         offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)

@@ -53,7 +53,8 @@ class ReservationPricePolicy:
     """A policy without the increments that earn less a unit than its reservation price of the week, [T]."""
 
     def __init__(self, policy: SeasonPolicy, reservation_price: Tensor):
-        self.policy, self.reservation_price, self.information = policy, reservation_price, policy.information
+        self.policy, self.reservation_price = policy, reservation_price
+        self.information, self.view = policy.information, policy.view
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the policy's increments from the reservation price up."""
@@ -79,7 +80,7 @@ class RecordingPolicy:
     """A policy that keeps the increments of every week in `weeks`."""
 
     def __init__(self, policy: SeasonPolicy):
-        self.policy, self.information = policy, policy.information
+        self.policy, self.information, self.view = policy, policy.information, policy.view
         self.weeks: list[Increments] = []
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:

@@ -2,8 +2,9 @@
 
 from envs.offers.world.catalogue import ActionCodec, Catalogue
 from envs.offers.world.customers import Customers, CustomerState, RewardConfig, World
-from envs.offers.world.history import History
-from envs.offers.world.observation import HistoryCodec, ObservationCodec
+from envs.offers.world.hidden_observation import HistoryCodec
+from envs.offers.world.history import History, SeenWeek
+from envs.offers.world.observation import ObservationCodec, StateCountsCodec
 from envs.offers.world.response import Outcome, outcome, profit
 from envs.offers.world.transition import transition
 
@@ -17,6 +18,8 @@ __all__ = [
     "ObservationCodec",
     "Outcome",
     "RewardConfig",
+    "SeenWeek",
+    "StateCountsCodec",
     "World",
     "outcome",
     "profit",

@@ -68,6 +68,11 @@ class CustomerState(NamedTuple):
     status: Tensor
 
 
+def one_hot(x: Tensor, n: int) -> Tensor:
+    """One-hot columns of int64 x [N], bool [N, n]. torch's own waits for the device to check its input."""
+    return x[:, None] == torch.arange(n, device=x.device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     """The terms of the reward beside the margin; every term enters the dynamic program, too."""

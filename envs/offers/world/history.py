@@ -12,6 +12,21 @@ from envs.offers.world.catalogue import Catalogue
 KINDS = ("contacts", "attention", "purchases", "redemptions", "spend")
 
 
+class SeenWeek(NamedTuple):
+    """What a shop sees of a week of N customers; hidden states and churn are no part of it."""
+
+    offer: Tensor  # that was sent, int64 [N], 0 for nothing
+    channel: Tensor  # through which it was sent, int64 [N]
+    bought: Tensor  # bool [N]
+    redeemed: Tensor  # bool [N]
+    opted_out: Tensor  # in this week, bool [N]
+    margin: Tensor  # money that the purchase brought, before discounts, 0 without a purchase, [N]
+
+    def take(self, rows) -> SeenWeek:
+        """Take some of the customers."""
+        return SeenWeek(*(x[rows] for x in self))
+
+
 class History(NamedTuple):
     """The current status of N customers, int64 [N], and the events of every week so far, [weeks, N] each.
 
@@ -79,6 +94,20 @@ class History(NamedTuple):
         first = ago * torch.cat((torch.ones_like(ago[:, :1]), (1 - ago).cumprod(1)[:, :-1]), 1)[:, : ago.shape[1]]
         last = torch.einsum("w,kwn->nk", 1 / (age.flip(0) + 1), first)
         return torch.cat((shares, last), 1)
+
+
+def next_columns(columns: Tensor, week: Tensor, half_lives: list[float]) -> Tensor:
+    """Return the columns [N, 6·H + 2] of `History.columns` after one more week, from those before it.
+
+    `week` [5, N] is the week's entry (`History.week`), whose contacts and purchases are 0 or 1.
+    """
+    decay = torch.tensor([0.5 ** (1 / x) for x in half_lives], device=columns.device, dtype=columns.dtype)
+    decay = decay.repeat_interleave(1 + len(KINDS))
+    entry = torch.cat((torch.ones_like(week[:1]), week)).T.repeat(1, len(half_lives))
+    shares, last = columns[:, :-2], columns[:, -2:]
+    happened = torch.stack((week[KINDS.index("contacts")], week[KINDS.index("purchases")]), 1)
+    last = torch.where(happened > 0, 1.0, last / (1 + last))  # of 1/a: a = 1, or a + 1
+    return torch.cat((decay * shares + (1 - decay) * entry.to(shares), last), 1)
 
 
 def column_names(half_lives: list[float]) -> list[str]:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, CustomerState
-from envs.offers.world.history import History, column_names
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, CustomerState, World, one_hot
+from envs.offers.world.history import SeenWeek
+from envs.offers.world.season_counts import StateSeasonCounts
+
+if TYPE_CHECKING:
+    from envs.offers.populations.base import Population
 
 DYNAMICS = {"habit": HABITS, "fatigue": FATIGUES, "expectation": EXPECTATIONS}  # what contacts change, and its levels
 STATUS_NAMES = ("subscribed", "unsubscribed", "churned")
 STATUSES = len(STATUS_NAMES)
 PRICE_COLUMNS = 2  # logarithm of the price, drift
-
-
-def one_hot(x: Tensor, n: int) -> Tensor:
-    """One-hot columns of int64 x [N], bool [N, n]. torch's own waits for the device to check its input."""
-    return x[:, None] == torch.arange(n, device=x.device)
 
 
 def one_hot_dynamics(state: CustomerState) -> list[Tensor]:
@@ -37,18 +37,30 @@ class ObservationCodec:
     The columns are F features; the dynamics, here the states that contacts change (habit, fatigue, expectation),
     one-hot; status and week, one-hot; and the price of money: its logarithm and the logarithm's weekly drift, both
     scaled. The price comes last, so that outcomes depend on the context, all columns before it.
+
+    What an observation needs of earlier weeks is a customer's memory, `memory_dim` numbers (here none), which
+    `start_memory` and `remember` carry from week to week, in training, in evaluation and in a running shop alike.
     """
 
-    hides_state = False  #: whether habit, fatigue and expectation can't be read out of an observation
+    hides_state = False  #: whether habit, fatigue, expectation and churn can't be read out of an observation
     num_dynamics = sum(DYNAMICS.values())  #: columns between features and status
+    num_statuses = STATUSES  #: columns of the status
+    memory_dim = 0  #: numbers M that a customer's row must remember
 
-    def __init__(self, num_features: int, weeks: int, price_range: list[float], drift_range: list[float]):
-        self.num_features, self.weeks = num_features, weeks
+    def __init__(
+        self,
+        num_features: int,
+        world: World,
+        population: Population,
+        price_range: list[float],
+        drift_range: list[float],
+    ):
+        self.num_features, self.weeks = num_features, world.weeks
         self.log_price_range = [math.log(price) for price in price_range]
         self.drift_range = drift_range
         self.dynamics = slice(num_features, num_features + self.num_dynamics)
-        self.status = slice(self.dynamics.stop, self.dynamics.stop + STATUSES)
-        self.context_dim = self.status.stop + weeks
+        self.status = slice(self.dynamics.stop, self.dynamics.stop + self.num_statuses)
+        self.context_dim = self.status.stop + self.weeks
         self.obs_dim = self.context_dim + PRICE_COLUMNS
 
     def column_names(self, feature_names: list[str], num_caps: int) -> list[str]:
@@ -57,36 +69,58 @@ class ObservationCodec:
             *feature_names,
             *(f"left of cap {k}" for k in range(num_caps)),
             *self.dynamics_names,
-            *STATUS_NAMES,
+            *STATUS_NAMES[: self.num_statuses],
             *(f"week {k}" for k in range(self.weeks)),
             "price",
             "price drift",
         ]
+
+    # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def start_memory(self, features: Tensor) -> Tensor:
+        """Return the memory [N, M] of customers at the start of a season, in the type of their features [N, F]."""
+        return features.new_zeros(len(features), self.memory_dim)
+
+    def remember(
+        self,
+        memory: Tensor,
+        features: Tensor,
+        week: int | Tensor,
+        seen: SeenWeek,
+        state: CustomerState,
+        next_state: CustomerState,
+    ) -> Tensor:
+        """Return the memory [N, M] after a week (from 0; a number or a tensor [1]) with the states around it.
+
+        A view that hides the state does not read the states.
+        """
+        return memory
+
+    def subscribed(self, state: CustomerState, memory: Tensor) -> Tensor:
+        """Customers who, as far as the view tells, can be contacted, bool [N]."""
+        return state.status == SUBSCRIBED
 
     # ── whole observations ──────────────────────────────────────────────────────────────────────────────────────────
     def encode(
         self,
         features: Tensor,
         state: CustomerState,
-        history: History | None,
+        memory: Tensor,
         week: int | Tensor,
         price: Tensor,
         drift: Tensor,
     ) -> Tensor:
         """Write observations [N, obs_dim] of customers with features [N, F] at their own prices [N] and drifts [N]."""
-        return torch.cat(self._context_columns(features, state, history, week) + self._price_columns(price, drift), -1)
+        return torch.cat(self._context_columns(features, state, memory, week) + self._price_columns(price, drift), -1)
 
-    def encode_context(
-        self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor
-    ) -> Tensor:
+    def encode_context(self, features: Tensor, state: CustomerState, memory: Tensor, week: int | Tensor) -> Tensor:
         """Write contexts [N, context_dim]; the week (from 0) is a number or a tensor [1]."""
-        return torch.cat(self._context_columns(features, state, history, week), -1)
+        return torch.cat(self._context_columns(features, state, memory, week), -1)
 
     def _context_columns(
-        self, features: Tensor, state: CustomerState, history: History | None, week: int | Tensor
+        self, features: Tensor, state: CustomerState, memory: Tensor, week: int | Tensor
     ) -> list[Tensor]:
         week_now = (torch.arange(self.weeks, device=features.device) == week).expand(len(features), -1)
-        columns = [*self.encode_dynamics(state, history), one_hot(state.status, STATUSES), week_now]
+        columns = [*self.encode_dynamics(state, memory), self.encode_status(state, memory), week_now]
         return [features, *(x.to(features) for x in columns)]
 
     def without_contacts(self, obs: Tensor) -> Tensor:
@@ -99,9 +133,13 @@ class ObservationCodec:
         return obs
 
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────
-    def encode_dynamics(self, state: CustomerState, history: History | None) -> list[Tensor]:
+    def encode_dynamics(self, state: CustomerState, memory: Tensor) -> list[Tensor]:
         """Write the columns of the dynamics, `num_dynamics` in all."""
         return one_hot_dynamics(state)
+
+    def encode_status(self, state: CustomerState, memory: Tensor) -> Tensor:
+        """Write the columns of the status, `num_statuses` in all."""
+        return one_hot(state.status, STATUSES)
 
     def decode_dynamics(self, obs: Tensor) -> Tensor:
         """Read the columns of the dynamics [B, num_dynamics] out of observations [B, D]."""
@@ -114,7 +152,8 @@ class ObservationCodec:
 
     def decode_state(self, obs: Tensor) -> CustomerState:
         """Read the state, int64 [B] each, out of observations [B, D]."""
-        habit, fatigue, expectation = self.decode_dynamics(obs).split(list(DYNAMICS.values()), -1)
+        one_hot_columns = self.decode_dynamics(obs)[:, : sum(DYNAMICS.values())]
+        habit, fatigue, expectation = one_hot_columns.split(list(DYNAMICS.values()), -1)
         return CustomerState(
             habit=habit.argmax(-1),
             fatigue=fatigue.argmax(-1),
@@ -143,50 +182,57 @@ class ObservationCodec:
         return ((low + high) / 2 + obs[:, -PRICE_COLUMNS] * (high - low) / 12**0.5).exp()
 
 
-class HistoryCodec(ObservationCodec):
-    """An ObservationCodec with the observable history in place of the states that contacts change.
+class StateCountsCodec(ObservationCodec):
+    """An ObservationCodec with the state and, beside it, what the season has shown of the customer.
 
-    `half_lives`, in weeks, are those of the history's weights (envs/offers/world/history.py). Raises ValueError where
-    one is not above 0.
+    A learner whose features tell little of θ learns it from the season's sums, which are scaled by `count_scale`
+    (envs/offers/world/season_counts.py).
     """
 
-    hides_state = True
+    def __init__(
+        self,
+        num_features: int,
+        world: World,
+        population: Population,
+        price_range: list[float],
+        drift_range: list[float],
+        *,
+        count_scale: float,
+    ):
+        self.counts = StateSeasonCounts(world.catalogue, scale=count_scale)
+        self.num_dynamics = ObservationCodec.num_dynamics + len(self.counts)
+        self.memory_dim = len(self.counts)
+        super().__init__(num_features, world, population, price_range, drift_range)
 
-    def __init__(self, *args, half_lives: list[float]):
-        if not half_lives or min(half_lives) <= 0:
-            raise ValueError(f"env.observation.half_lives: expected weeks above 0, got {half_lives}")
-        self.half_lives, self.num_dynamics = half_lives, len(column_names(half_lives))
-        super().__init__(*args)
+    def start_memory(self, features: Tensor) -> Tensor:
+        """Return the sums [N, M] of customers at the start of a season."""
+        return self.counts.start(features)
 
-    def encode_dynamics(self, state: CustomerState, history: History | None) -> list[Tensor]:
-        """Write the columns of the history."""
-        assert history is not None  # a codec that hides the state is always given the history
-        return [history.columns(self.half_lives)]
+    def remember(
+        self,
+        memory: Tensor,
+        features: Tensor,
+        week: int | Tensor,
+        seen: SeenWeek,
+        state: CustomerState,
+        next_state: CustomerState,
+    ) -> Tensor:
+        """Return the sums [N, M] after a week."""
+        return self.counts.after_states(memory, seen, state, next_state)
+
+    def encode_dynamics(self, state: CustomerState, memory: Tensor) -> list[Tensor]:
+        """Write the one-hot columns of the state, then those of the sums."""
+        return [*one_hot_dynamics(state), self.counts.columns(memory)]
 
     @property
     def dynamics_names(self) -> list[str]:
-        """Names of the columns of the history."""
-        return column_names(self.half_lives)
-
-    def decode_state(self, obs: Tensor) -> CustomerState:
-        """Read the observable part of the state, int64 [B] each, out of observations [B, D]: the status, else zeros."""
-        status = self.decode_status(obs)
-        return CustomerState(
-            habit=torch.zeros_like(status),
-            fatigue=torch.zeros_like(status),
-            expectation=torch.zeros_like(status),
-            status=status,
-        )
+        """Names of the columns of state and sums."""
+        return [*super().dynamics_names, *self.counts.names]
 
     def without_contacts(self, obs: Tensor) -> Tensor:
         """Return observations [B, D] as if the customers were subscribed and nothing had been sent or redeemed."""
-        obs = obs.clone()
-        of_contacts = [
-            self.dynamics.start + k
-            for k, name in enumerate(self.dynamics_names)
-            if not name.startswith(("weeks", "purchases", "last p"))
-        ]
-        obs[:, of_contacts] = 0.0
-        obs[:, self.status] = 0.0
-        obs[:, self.status.start + SUBSCRIBED] = 1.0
-        return obs
+        first = self.dynamics.start + ObservationCodec.num_dynamics
+        counts = self.counts.without_contacts(obs[:, first : self.dynamics.stop])
+        rested = super().without_contacts(obs)
+        rested[:, first : self.dynamics.stop] = counts
+        return rested

@@ -20,6 +20,7 @@ from envs.offers.evaluation.profit_decomposition import summarise_seasons
 from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import dual
+from envs.offers.policies.base import StateView
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, price_path
 from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, linear_program, no_contact_profit, with_budget
@@ -332,6 +333,7 @@ class Dearest:
     """Ask for the dearest pair for everyone, and claim only a share of its cost."""
 
     information = "none"
+    view = StateView()
 
     def __init__(self, market, claim: float):
         self.market, self.claim = market, claim
@@ -355,6 +357,7 @@ def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
 
     class Optimist:  # redemptions are three times what it forecasts
         information = "true θ"
+        view = StateView()
 
         def increments(self, week, *seen):
             steps = honest.increments(week, *seen)

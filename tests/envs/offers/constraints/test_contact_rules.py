@@ -23,6 +23,7 @@ from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
 from envs.offers.planning.dynamic_program import best_plan
 from envs.offers.planning.knapsack import Increments, allowed_increments, clear, ranked
 from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
+from envs.offers.policies.base import StateView
 from envs.offers.policies.baselines import KnapsackPolicy, RandomContacts, ResponseRanking
 from envs.offers.policies.learned import PriceGridPolicy, ValueKnapsackPolicy
 from envs.offers.populations.base import Sample, hash_uniform
@@ -288,6 +289,7 @@ class Greedy:
     """Always asks for the dearest pair, for all, at the highest price, masks or not."""
 
     information = "none"
+    view = StateView()
 
     def __init__(self, c, world):
         self.c, self.world = c, world

@@ -102,7 +102,8 @@ def test_a_panel_lays_out_what_the_environment_saw():
     assert isinstance(env.codec.dynamics_names, list) and env.codec.hides_state
     _, model = neural(env, half_lives=env.codec.half_lives)
     found = model.twin.to_panel(log[torch.randperm(len(log), generator=torch.Generator().manual_seed(1))], env)
-    torch.testing.assert_close(found.inputs[env.static_dim : -1], found.dynamics)
+    history = slice(0, len(column_names(env.codec.half_lives)))  # the season's sums follow
+    torch.testing.assert_close(found.inputs[env.static_dim : -1], found.dynamics[history])
     torch.testing.assert_close(found.inputs[-1], env.world.season.log()[:, None].expand(12, 40))
     with pytest.raises(ValueError, match="column 'week': expected all weeks of a season from the first"):
         model.twin.to_panel(log[log.step != 3], env)

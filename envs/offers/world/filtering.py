@@ -1,0 +1,246 @@
+"""The exact forward filter over a customer's hidden state: the world's equations are a hidden Markov model.
+
+A customer is in one of 79 states: 72 subscribed (habit × fatigue × expectation), 6 unsubscribed (habit), or churned.
+Each week a shop sees what was sent, whether the customer bought, redeemed and opted out (`SeenWeek`). It never sees
+habit, fatigue, expectation or churn: a customer who churned is silent. The forward algorithm (Rabiner 1989, §III.A),
+with the probabilities of envs/offers/README.md §2, gives P(state | weeks so far) and the likelihood of what was seen.
+All functions are pure, batched over the customers, who are the last axis, and differentiable in θ.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, World
+from envs.offers.world.history import SeenWeek
+from envs.offers.world.response import (
+    attention,
+    churn_probability,
+    opt_out_probability,
+    purchase_if_seen,
+    utility,
+)
+from envs.offers.world.transition import habit_gain
+
+MIN_PROBABILITY = 1e-12  # lower bound of the probability of a week, before a logarithm
+CHUNK = 4096  # customers filtered at once, so that a chunk fits a cache
+NUM_MARGINALS = HABITS + FATIGUES + EXPECTATIONS  # numbers of `Belief.marginals`, without churn
+
+
+class Belief(NamedTuple):
+    """P(state | what was seen) of N customers, whose sum is 1."""
+
+    subscribed: Tensor  # [6, 4, 3, N]: habit, fatigue, expectation
+    unsubscribed: Tensor  # [6, N]: habit
+    churned: Tensor  # [N]
+
+    def marginals(self) -> Tensor:
+        """Return P(habit), P(fatigue) and P(expectation), given no churn, and P(churned), [14, N].
+
+        The unsubscribed have neither fatigue nor expectation. Where churn is certain the marginals are 0.
+        """
+        inside, outside = self.subscribed, self.unsubscribed.sum(0, keepdim=True)
+        fatigue, expectation = inside.sum((0, 2)), inside.sum((0, 1))
+        joint = torch.cat(
+            (
+                inside.sum((1, 2)) + self.unsubscribed,
+                fatigue[:1] + outside,
+                fatigue[1:],
+                expectation[:1] + outside,
+                expectation[1:],
+            )
+        )
+        active = inside.sum((0, 1, 2)) + outside[0]
+        return torch.cat((joint / active.clamp_min(MIN_PROBABILITY), self.churned[None]))
+
+    @classmethod
+    def from_marginals(cls, marginals: Tensor, opted_out: Tensor) -> Belief:
+        """Return the belief in which habit, fatigue and expectation are independent, from `marginals` [14, N].
+
+        `opted_out`, bool [N], are the customers who have: whether an active customer is subscribed was seen.
+        """
+        habit, fatigue, expectation, churned = marginals.split([HABITS, FATIGUES, EXPECTATIONS, 1])
+        active = habit * (1 - churned)
+        inside = (active * ~opted_out)[:, None, None] * fatigue[:, None] * expectation
+        return cls(inside, active * opted_out, churned[0])
+
+    def take(self, rows) -> Belief:
+        """Take some of the customers."""
+        return Belief(*(x[..., rows] for x in self))
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of the state, nats, [N]."""
+        p = torch.cat((self.subscribed.flatten(0, 2), self.unsubscribed, self.churned[None]))
+        return -torch.special.xlogy(p, p).sum(0)
+
+
+class Predicted(NamedTuple):
+    """Predictions of what a week shows of N customers, before it is seen, [N] each."""
+
+    bought: Tensor  # P(bought)
+    redeemed: Tensor  # P(bought by redeeming the offer)
+    opted_out: Tensor  # P(opted out in this week)
+    churned: Tensor  # P(churned by the end of the week), which is never seen
+
+
+def start_belief(c: Customers) -> Belief:
+    """Return what is believed at the start of a season: habit uniform, fatigue 0, expectation 0 or 1, subscribed."""
+    n = len(c)
+    inside = c.alpha.new_zeros(HABITS, FATIGUES, EXPECTATIONS, n)
+    inside[:, 0, : EXPECTATIONS - 1] = 1 / (HABITS * (EXPECTATIONS - 1))
+    return Belief(inside, c.alpha.new_zeros(HABITS, n), c.alpha.new_zeros(n))
+
+
+class WeekResponse(NamedTuple):
+    """Probabilities of a week's response in every state; the last axis is the customer."""
+
+    organic: Tensor  # p0, P(purchase) without a message, [6, 3, N]
+    seen: Tensor  # p1, P(purchase) of who saw the message, [6, 3, N]
+    attention: Tensor  # q, P(message seen), 0 without a contact, [4, N]
+    churn: Tensor  # P(churn) without a purchase, [6, 4, N]
+    opt_out: Tensor  # P(opt-out), 0 without a contact, [4, N]
+
+
+def levels(n: int, like: Tensor, *shape: int) -> Tensor:
+    """Return 0..n−1 in a shape that broadcasts."""
+    return torch.arange(n, device=like.device, dtype=like.dtype).view(shape)
+
+
+def week_response(c: Customers, world: World, week: int | Tensor, offer: Tensor, channel: Tensor) -> WeekResponse:
+    """Return the probabilities of a week's response to what was sent, offers and channels [N]."""
+    h, f, d = levels(HABITS, c.alpha, -1, 1, 1), levels(FATIGUES, c.alpha, -1, 1), levels(EXPECTATIONS, c.alpha, -1, 1)
+    contacted = offer > 0
+    b = utility(c, h, d, world.season[week])
+    return WeekResponse(
+        organic=torch.sigmoid(b),
+        seen=purchase_if_seen(c, b, d, world.catalogue.value[offer]),
+        attention=attention(c.omega.gather(0, channel[None])[0], c, f) * contacted,
+        churn=churn_probability(c, h, f),
+        opt_out=opt_out_probability(c, f, world.catalogue.opt_out[channel]) * contacted,
+    )
+
+
+def predict_week(
+    c: Customers, world: World, week: int | Tensor, belief: Belief, offer: Tensor, channel: Tensor
+) -> Predicted:
+    """Predict what a week (from 0) shows of customers to whom `offer` [N] is sent through `channel` [N]."""
+    p = week_response(c, world, week, offer, channel)
+    inside, outside = belief.subscribed, belief.unsubscribed
+    q = p.attention[None, :, None]
+    saw_and_bought = q * p.seen[:, None]
+    bought = saw_and_bought + (1 - q) * p.organic[:, None]  # [6, 4, 3, N]
+    lost = p.churn[:, :, None] * (1 - 0.75 * bought)
+    lost_outside = p.churn[:, 0] * (1 - 0.75 * p.organic[:, 0])
+    return Predicted(
+        bought=(inside * bought).sum((0, 1, 2)) + (outside * p.organic[:, 0]).sum(0),
+        redeemed=(inside * saw_and_bought).sum((0, 1, 2)) * c.mu,
+        opted_out=(inside * (1 - lost) * p.opt_out[:, None]).sum((0, 1, 2)),
+        churned=(inside * lost).sum((0, 1, 2)) + (outside * lost_outside).sum(0) + belief.churned,
+    )
+
+
+def filter_week(
+    c: Customers, world: World, week: int | Tensor, belief: Belief, seen: SeenWeek
+) -> tuple[Belief, Tensor]:
+    """Condition the belief on a week (from 0) and move it to the next; return it and log P(week | before), [N].
+
+    Margins of purchases are no part of this probability (`margin_log_likelihood`).
+    """
+    bought, redeemed = seen.bought, seen.redeemed
+    contacted = seen.offer > 0
+    p = week_response(c, world, week, seen.offer, seen.channel)
+    stays_in = (~seen.opted_out).to(c.alpha)
+
+    # 1. What was seen of the response: P(response | state) is affine in q.
+    p0, p1 = p.organic, p.seen
+    slope = torch.where(redeemed, c.mu * p1, torch.where(bought, (1 - c.mu) * p1 - p0, p0 - p1))
+    organic = torch.where(bought, p0, 1 - p0)
+    level = torch.where(redeemed, 0.0, organic)
+    inside = belief.subscribed * (p.attention[:, None] * slope[:, None] + level[:, None])
+    possible = (~redeemed & ~contacted).to(c.alpha)  # who has opted out neither gets nor redeems an offer
+    outside = belief.unsubscribed * (organic[:, 0] * possible)
+
+    # 2. Churn, which is silent, and opt-out, which is seen.
+    lost = p.churn * torch.where(bought, 0.25, 1.0)
+    kept = 1 - lost
+    silent = belief.churned * (~bought).to(c.alpha)
+    churning = (inside.sum(2) * lost).sum((0, 1)) + (outside * lost[:, 0]).sum(0)
+    churned = (silent + churning) * stays_in
+    leaving = (inside.sum(2) * (kept * p.opt_out)).sum(1) * seen.opted_out
+    outside = outside * kept[:, 0] * stays_in + leaving
+    inside = inside * (kept * (1 - p.opt_out) * stays_in)[:, :, None]
+
+    # 3. Moves of habit, fatigue and expectation.
+    inside, outside = _move_habit(c, inside, outside, bought, redeemed)
+    inside = _move_fatigue(inside, world.catalogue.fatigue_steps[seen.channel] * contacted, c.delta_f)
+    inside = _move_expectation(inside, redeemed.to(c.alpha), c.delta_d)
+
+    total = (inside.sum((0, 1, 2)) + outside.sum(0) + churned).clamp_min(MIN_PROBABILITY)
+    return Belief(inside / total, outside / total, churned / total), total.log()
+
+
+def _move_habit(
+    c: Customers, inside: Tensor, outside: Tensor, bought: Tensor, redeemed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Move mass along habit: up with u after a purchase, else down with π−."""
+    h = levels(HABITS, c.alpha, -1, 1)
+    gain = torch.where(redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
+    up = torch.where(bought, gain, 0.0)[:-1]  # [5, N]; the highest habit stays
+    down = torch.where(bought, 0.0, c.pi_minus).expand_as(up)
+
+    def walk(mass: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        rise, fall = mass[:-1] * up, mass[1:] * down
+        nothing = torch.zeros_like(mass[:1])
+        return mass + torch.cat((fall - rise, nothing)) + torch.cat((nothing, rise - fall))
+
+    return walk(inside, up[:, None, None], down[:, None, None]), walk(outside, up, down)
+
+
+def _move_fatigue(mass: Tensor, steps: Tensor, delta_f: Tensor) -> Tensor:
+    """Move mass [6, 4, 3, N] along fatigue: up by `steps` after a contact, else down with δ_f."""
+    rise = [(steps == k).to(mass) for k in range(1, FATIGUES)]
+    contacted = sum(rise)
+    fall = delta_f * (1 - contacted)
+    stay = 1 - contacted - fall
+    f0, f1, f2, f3 = mass.unbind(1)
+    return torch.stack(
+        (
+            f0 * (1 - contacted) + f1 * fall,
+            f0 * rise[0] + f1 * stay + f2 * fall,
+            f0 * rise[1] + f1 * rise[0] + f2 * stay + f3 * fall,
+            f0 * rise[2] + f1 * (rise[1] + rise[2]) + f2 * contacted + f3 * (1 - fall),
+        ),
+        1,
+    )
+
+
+def _move_expectation(mass: Tensor, redeemed: Tensor, delta_d: Tensor) -> Tensor:
+    """Move mass [6, 4, 3, N] along expectation: up after a redemption, else down with δ_d."""
+    fall = delta_d * (1 - redeemed)
+    d0, d1, d2 = mass.unbind(2)
+    return torch.stack(
+        (
+            d0 * (1 - redeemed) + d1 * fall,
+            d0 * redeemed + d1 * (1 - redeemed - fall) + d2 * fall,
+            d1 * redeemed + d2 * (1 - fall),
+        ),
+        2,
+    )
+
+
+def margin_log_likelihood(c: Customers, seen: SeenWeek) -> Tensor:
+    """Return the log-likelihood of what purchases brought, [N]: −log g − y/g, whose maximum is the mean."""
+    return torch.where(seen.bought, -c.margin.log() - seen.margin / c.margin, 0.0)
+
+
+def season_log_likelihood(c: Customers, world: World, weeks: list[SeenWeek], belief: Belief | None = None) -> Tensor:
+    """Return the log-likelihood of the weeks of a season from its start, margins of purchases included, [N]."""
+    belief = start_belief(c) if belief is None else belief
+    total = torch.zeros_like(c.alpha)
+    for week, seen in enumerate(weeks):
+        belief, log_probability = filter_week(c, world, week, belief, seen)
+        total = total + log_probability + margin_log_likelihood(c, seen)
+    return total

@@ -44,22 +44,22 @@ class VectorEnv(ABC):
     device: torch.device  #: device of all tensors of the environment
     evaluation: Callable[[VectorEnv], Evaluator]  #: called with the environment, returns its Evaluator
 
-    episode_length: int | None = None  #: steps of an episode, where `reset` starts new ones of one length
+    episode_length: int | None = None  #: steps of every episode, where all have one length; else None
     can_truncate: bool = False  #: whether `Step.truncated` can be true
     info_keys: tuple[str, ...] = ()  #: names of the tensors in `Step.info`
     static_dim: int = 0  #: number of leading columns of an observation that stay the same for a whole episode
     obs_names: Sequence[str] = ()  #: names of the D columns of an observation, for messages; empty: they have none
 
     graph_regions: tuple[str, ...] = ()  #: methods that do a step's work on tensors; a backend may compile them
-    #: A backend that records steps as a CUDA graph keeps the tensors of these attributes at one address. A step that
-    #: waits for the device or draws random numbers can't be recorded.
+    #: A backend that records steps as a CUDA graph keeps the tensors of the attributes in `graph_state` at one address.
+    #: A step that waits for the device or draws random numbers can't be recorded.
     graph_state: tuple[str, ...] = ()  #: attributes that `reset` sets and `step` reads; empty: steps can't be recorded
 
     @property
     def context_dim(self) -> int:
-        """Number of leading columns of an observation that outcomes depend on.
+        """Number of leading columns of an observation that the outcome of an action depends on.
 
-        Outcomes do not depend on the other columns, such as a price.
+        The other columns, such as a price, only change what the outcome is worth.
         """
         return self.obs_dim
 
@@ -76,7 +76,7 @@ class VectorEnv(ABC):
         """Take actions [N, K], int64."""
 
     def see_static_columns(self, obs: Tensor) -> None:  # noqa: B027 - many environments have no static columns
-        """Take note of the range of the static columns of observations [N, D] that something was trained on."""
+        """Widen the range of static columns by observations [N, D] of training; `static_limits` gives the range."""
 
     def static_limits(self) -> tuple[Tensor, Tensor] | None:
         """Return the lowest and the highest values of static columns, [static_dim] each, that a policy may be given.
@@ -131,9 +131,10 @@ class StepInputs(Protocol):
 
 
 class FunctionalEnv(Protocol):
-    """An environment whose `observe` and `transition` are pure functions of its state: a rollout can be one graph.
+    """An environment whose `observe` and `transition` are pure functions of their arguments.
 
-    Episodes end where `StepInputs.ends` says so, and no step is truncated. `VectorEnv.step` gives the same results.
+    A backend can therefore compile or record a whole rollout as one graph. Episodes end where `StepInputs.ends` says
+    so, and no step is truncated. `VectorEnv.step` gives the same results.
     """
 
     @property
@@ -182,8 +183,8 @@ class PricedEnv(VectorEnv):
     def expected_cost(self, probability: Tensor | None) -> Tensor:
         """Return the expected spend of every action, money, [N, *nvec].
 
-        `probability` [N, *nvec] is an auxiliary model's prediction of the outcome that costs money; None stands for
-        the environment's own probability.
+        `probability` [N, *nvec] is an auxiliary model's estimate of the probability of the outcome that costs money;
+        None stands for the environment's own probability.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""PPO's losses and diagnostics as pure functions; a mean can be over a mask (bool) or weights, one a sample."""
+"""PPO's losses and diagnostics as pure functions; a bool mask leaves out samples of a mean, floats weight them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ AllReduce = Callable[[Tensor], Tensor]  # adds a tensor up over all processes (r
 
 
 def masked_mean(x: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | None = None) -> Tensor:
-    """Return the mean of x over the mask (bool or weights), 0 where the mask is empty; masked samples get no gradient.
+    """Return the mean of x over the samples where `mask` is true or positive; floats weight the samples.
 
-    With `all_reduce`, the mean is over the samples of all processes.
+    The mean of no sample is 0. Samples that are left out get no gradient. With `all_reduce`, the mean is over the
+    samples of all processes.
     """
     if mask is None:
         if all_reduce is None:
@@ -30,7 +31,8 @@ def masked_mean(x: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | N
 
 def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor | None = None) -> Tensor:
     """Return the clipped surrogate loss (Schulman et al. 2017, eq. 7); log_ratio = log π − log π_old."""
-    if mask is not None:  # before the exponential: an overflow there would make its zero gradient NaN
+    if mask is not None:
+        # An overflow of the exponential would make the gradient of a sample that is left out 0 · inf = NaN.
         log_ratio = torch.where(mask > 0, log_ratio, 0.0)
     ratio = log_ratio.exp()
     unclipped_loss = -advantage * ratio
@@ -42,7 +44,11 @@ def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor 
 def value_loss(
     value: Tensor, old_value: Tensor, target: Tensor, clip: float | None, mask: Tensor | None = None
 ) -> Tensor:
-    """Return half the mean squared error; with `clip`, of the value or the clipped value, whichever error is larger."""
+    """Return half the mean squared error of the value.
+
+    With `clip`, a sample has the larger of two squared errors: that of the value, and that of the value clipped to
+    within `clip` of `old_value`.
+    """
     squared_error = (value - target).square()
     if clip is not None:
         change = (value - old_value).clamp(-clip, clip)
@@ -63,7 +69,7 @@ def kl_k2(log_ratio: Tensor) -> Tensor:
 
 
 def kl_k3(log_ratio: Tensor) -> Tensor:
-    """Estimate the same KL by (r − 1) − log r: unbiased, never negative."""
+    """Estimate the same KL by (r − 1) − log r with r = exp(log_ratio) = π/π_old: unbiased, never negative."""
     return log_ratio.exp() - 1 - log_ratio
 
 
@@ -111,8 +117,9 @@ def ppo(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return PPO's loss (Schulman et al. 2017, eq. 9) and diagnostics, detached; all inputs have one shape.
 
-    Policy loss, entropy and KL are means over `mask`, the samples with a choice, times `weight`, the share of these
-    samples among those of all processes. The value loss is a mean over `value_mask`, or over all samples.
+    `mask` marks the samples with more than one valid action. Policy loss, entropy, KL and clip fraction are means over
+    these samples, times `weight`: the number of these samples divided by the processes' mean number (1 in one process).
+    The value loss is a mean over `value_mask`, or over all samples.
     """
     log_ratio = log_prob - old_log_prob
     policy_term = weight * policy_loss(log_ratio, advantage, clip, mask)

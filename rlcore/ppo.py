@@ -46,9 +46,9 @@ class Batch(NamedTuple):
 class PPO(NetworkAlgorithm):
     """PPO over any VectorEnv, with an actor-critic `network` (rlcore/networks.py).
 
-    The optional `auxiliary` model learns from `Step.info` of the same rollouts. Raises ValueError for settings
-    that do not fit. Under torchrun every process acts for its own agents; gradients are averaged so that an update
-    equals that of one process on the concatenated minibatches.
+    The optional `auxiliary` model learns from `Step.info` of the same rollouts. Raises ValueError for settings that
+    contradict each other or the number of agents. Under torchrun every process acts for its own agents; gradients are
+    averaged so that an update equals that of one process on the concatenated minibatches.
     """
 
     graph_regions: tuple[str, ...] = ("compute_advantages", "compute_gradients")
@@ -82,8 +82,7 @@ class PPO(NetworkAlgorithm):
         eval_every: int,
         checkpoint_every: int,
     ):
-        # `observes_price`: the network gets the whole observation, also the columns that show a price where there is
-        # one.
+        # With `observes_price` the network observes all columns, also those that show a price, where there are any.
         super().__init__(
             env,
             seed,
@@ -138,7 +137,7 @@ class PPO(NetworkAlgorithm):
         metrics = self.update(batch)
         if self.auxiliary:
             metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
-        # Between updates only: the old and the new log-probability of a ratio must see the same normalisation.
+        # The observations' normalisation changes here alone: both log-probabilities of a ratio must see the same one.
         self.network.update_normalization(rollout.obs)
         metrics = distributed.mean_scalars(metrics | rollout.mean_info())
         return metrics | {"charts/learning_rate": self.lr}
@@ -190,7 +189,7 @@ class PPO(NetworkAlgorithm):
     ) -> dict[str, Tensor]:
         """Train on the batch for some epochs; return each metric's mean over minibatches.
 
-        The explained variance is that of the values before the update.
+        `explained_variance` compares the targets with the values from before the update.
 
         Stops after the first epoch whose mean KL exceeds `target_kl`. The mean KL is read from the device once an
         epoch. A subclass may pass a `compute_gradients` of its own.
@@ -224,7 +223,8 @@ class PPO(NetworkAlgorithm):
         if self.norm_adv == "minibatch":
             advantage = whiten(advantage, batch.has_choice, distributed.all_reduce_sum)
         # Policy terms are means over the steps with a choice. The number of these steps differs between processes: each
-        # process weights its means by its share of the steps, so that averaged gradients are those of one joint mean.
+        # process weights its means by its number of such steps, divided by the processes' mean number. The average of
+        # the gradients is then the gradient of one mean over all processes.
         weight = distributed.mean_weight(batch.has_choice)
         loss, metrics = losses.ppo(
             pi.log_prob(batch.action),
@@ -255,7 +255,7 @@ class PPO(NetworkAlgorithm):
         return super().state_dict() | {"reward_normalizer": normalizer}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore everything. Call it before a backend records a method: it replaces the optimiser's state."""
+        """Restore everything. Call this before a backend records methods: the optimiser's state is replaced."""
         super().load_state_dict(state)
         if self.reward_normalizer:
             self.reward_normalizer.load_state_dict(state["reward_normalizer"])

@@ -13,8 +13,8 @@ def gae(
 ) -> Tensor:
     """Return generalised advantages [T, N] (Schulman et al. 2016, eq. 16).
 
-    δ = r + γ·(1 − terminated)·next_value − value; the trace stops at `done` (terminated or truncated). `next_value`
-    of a truncated step is the value of the observation that the reset has replaced.
+    δ = r + γ·(1 − terminated)·next_value − value; the trace stops at `done` (terminated or truncated). `next_value` of
+    a truncated step is the value of the episode's last observation, and not of the next episode's first.
     """
     bootstrap = torch.where(terminated, 0.0, next_value)
     delta = reward + gamma * bootstrap - value
@@ -24,7 +24,7 @@ def gae(
 
 def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
     """Return y_t = x_t + decay_t · y_{t+1} [T, N], by doubling (Hillis and Steele 1986): log T passes instead of T."""
-    sums = x  # of `reach` steps each; `decay` is the product of the decays of these steps
+    sums = x  # sums[t] covers `reach` steps from t on, and decay[t] is the product of the decays of these steps
     reach = 1
     while reach < len(sums):
         near = sums[:-reach]

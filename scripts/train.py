@@ -171,12 +171,14 @@ def open_logger(
         before, now = flatten_keys(state["config"]), flatten_keys(to_dict(cfg, resolve=True))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and key != "resume":
-                logger.console.print(f"resume: {key} was {before.get(key)}, is {now.get(key)}", highlight=False)
+                line = f"resume: {key} was {before.get(key)}, is {now.get(key)}"
+                logger.console.print(line, highlight=False, soft_wrap=True)
         if algorithm.iteration >= algorithm.iterations or algorithm.has_converged:
             logger.console.print(
                 f"resume: {cfg.resume} had ended its training ({algorithm.iteration} of {algorithm.iterations} "
                 "iterations): nothing more is learned, the policy is only evaluated",
                 highlight=False,
+                soft_wrap=True,
             )
     return logger
 

@@ -292,13 +292,14 @@ class OffersEnv(PricedEnv):
         return next_state, outcomes_of_week, info
 
     def state_dict(self) -> dict:
-        """Return the random stream, what the population has fitted, and the features' range in training.
+        """Return the random stream, what population and view have fitted, and the features' range in training.
 
         A season leaves nothing for the next one.
         """
         return {
             "generator": self.generator.get_state(),
             "population": self.population.state_dict(),
+            "observation": self.codec.state_dict(),
             "seen_features": self.seen_features.state_dict(),
         }
 
@@ -318,6 +319,7 @@ class OffersEnv(PricedEnv):
         if state.get("population"):  # drawn customers have fitted nothing
             self.population.load_state_dict(state["population"])
             self._build_codec()
+        self.codec.load_state_dict(state["observation"])
         self.seen_features.load_state_dict(state["seen_features"])
 
     def see_static_columns(self, obs: Tensor) -> None:

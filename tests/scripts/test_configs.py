@@ -41,6 +41,7 @@ OWNERS = {
     "algo/behaviour_constraint=": "algo=cql",
     "algo/variance_reduction=": "algo=cql",
     "env/corpus": "env=email",
+    "env/observation/theta=": "env/observation=belief",
     **{
         f"algo/{part}=": "algo=ppo_kl"
         for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")

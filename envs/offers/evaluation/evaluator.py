@@ -17,8 +17,9 @@ from envs.offers.planning.lagrangian_bound import Bound, dual
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.rollover import planning_policy
-from envs.offers.populations.base import Population, PopulationEnsemble
+from envs.offers.populations.base import Population, PopulationEnsemble, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression
+from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import Customers
 from rlcore.algorithm import NetworkAlgorithm
 
@@ -63,23 +64,37 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         """Return the week's exact knapsack, with a fee a contact."""
         return KnapsackPolicy(market.customers, self.world, "true θ", values=None, fee=fee)
 
-    def certainty_equivalent_planner(self, market: EvaluationMarket) -> SeasonPolicy:
-        """Plan with the parameters θ̂ that the customers' features predict, as if θ̂ were the true parameters."""
-        sample = self.env.population.draw(self.regression_customers, self._generator(REGRESSION_CUSTOMERS), "train")
+    def _regression_sample(self) -> Sample:
+        return self.env.population.draw(self.regression_customers, self._generator(REGRESSION_CUSTOMERS), "train")
+
+    def certainty_equivalent_planner(self, market: EvaluationMarket, start: Tensor | None = None) -> SeasonPolicy:
+        """Plan with the parameters θ̂ that the customers' features predict, as if θ̂ were the true parameters.
+
+        With `start` [14] the states are filtered, as in `planning_policy`.
+        """
+        sample = self._regression_sample()
         customers = self.world.inhabit(ParameterRegression(sample, ridge=self.ridge)(market.features))
         values = no_contact_values_if_they_fit(customers, self.world)
         predicted = replace(market, customers=customers, no_contact_values=values)
-        return planning_policy(predicted, self.solve_bound(predicted), "features")
+        return planning_policy(predicted, self.solve_bound(predicted), "features", start)
 
     def baselines(
         self, market: EvaluationMarket, bound: Bound, tuning_market: EvaluationMarket
     ) -> dict[str, SeasonPolicy]:
-        """Return all policies that need no training, by the name of their row."""
-        return {
+        """Return all policies that need no training, by the name of their row.
+
+        Where the view hides the state, the planners that filter the state are rows of their own.
+        """
+        policies = {
             **self.untrained_policies(market, tuning_market),
             "planning on θ̂": self.certainty_equivalent_planner(market),
             "planning": planning_policy(market, bound, "true θ"),
         }
+        if self.env.codec.hides_state:
+            start = start_marginals(self._regression_sample().state)
+            policies["planning on θ̂, states unseen"] = self.certainty_equivalent_planner(market, start)
+            policies["planning, states unseen"] = planning_policy(market, bound, "true θ", start)
+        return policies
 
     # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────
     def summarise(self, records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> dict:

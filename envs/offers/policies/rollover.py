@@ -14,6 +14,7 @@ from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView
 from envs.offers.world.customers import Customers, CustomerState
 
 if TYPE_CHECKING:
@@ -67,12 +68,22 @@ class ReservationPricePolicy:
         return torch.maximum(price, self.reservation_price.to(price))
 
 
-def planning_policy(market: EvaluationMarket[Customers], bound: Bound, information: str) -> SeasonPolicy:
-    """Plan at the dual prices of a market; money that rolls over is worth the next week's price."""
+def planning_policy(
+    market: EvaluationMarket[Customers], bound: Bound, information: str, start: Tensor | None = None
+) -> SeasonPolicy:
+    """Plan at the dual prices of a market; money that rolls over is worth the next week's price.
+
+    With `start` [14], the marginals of the state at the start of a season, the policy sees no state and filters it.
+    """
     customers, world = market.customers, market.world
     contacts = market.contact_policy.contacts
     values = bound.values or partial(recompute, customers, world, bound.prices, bound.scarcity, contacts)
-    policy = KnapsackPolicy(customers, world, information, values=values, fee=0.0, scarcity=bound.scarcity)
+    policy: KnapsackPolicy
+    if start is None:
+        policy = KnapsackPolicy(customers, world, information, values=values, fee=0.0, scarcity=bound.scarcity)
+    else:
+        view = BeliefView(customers, world, start)
+        policy = BeliefPlanner(customers, world, information, view, values=values, scarcity=bound.scarcity)
     return ReservationPricePolicy(policy, carry_over_value(bound.prices)) if market.rollover else policy
 
 

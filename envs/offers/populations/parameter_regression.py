@@ -24,7 +24,19 @@ class ParameterRegression:
     def _design(features: Tensor) -> Tensor:
         return torch.cat((torch.ones_like(features[:, :1]), features), 1)
 
+    def state_dict(self) -> dict:
+        """Return what was fitted."""
+        return {"weight": self.weight, "low": self.low, "high": self.high}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what was fitted."""
+        self.weight, self.low, self.high = (state[key].to(self.weight) for key in ("weight", "low", "high"))
+
     def __call__(self, features: Tensor) -> Customers:
         """Estimate the parameters of customers with features [N, F]."""
-        theta = self._design(features) @ self.weight
-        return theta_from_matrix(theta.clamp(self.low, self.high))
+        return theta_from_matrix(self.matrix(features))
+
+    def matrix(self, features: Tensor) -> Tensor:
+        """Estimate the parameters of customers with features [N, F] as a matrix, [N, K]."""
+        theta = self._design(features.to(self.weight)) @ self.weight
+        return theta.clamp(self.low, self.high)

@@ -75,6 +75,13 @@ class ObservationCodec:
             "price drift",
         ]
 
+    def state_dict(self) -> dict:
+        """Return what was fitted to the population, to be saved with a policy; empty where nothing was fitted."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Use what was fitted when a policy was trained."""
+
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def start_memory(self, features: Tensor) -> Tensor:
         """Return the memory [N, M] of customers at the start of a season, in the type of their features [N, F]."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import fields
-from functools import cache
 from itertools import product
 from math import log
 
 import pytest
 import torch
 
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, Customers, CustomerState
+from envs.offers.world.customers import CHURNED, Customers, CustomerState
 from envs.offers.world.filtering import (
     CHUNK,
     Belief,
@@ -23,28 +22,8 @@ from envs.offers.world.filtering import (
     start_belief,
 )
 from envs.offers.world.history import SeenWeek
-from envs.offers.world.transition import transition
-from reference_world import GONE, INSIDE, NOTHING, STATES, Reference
-
-START = {(h, 0, d, SUBSCRIBED): 1 / 12 for h, d in product(range(6), range(2))}
-NOW, LEFT = range(2)  # whether the customer opted out in a week
-
-
-def simulate(world, c: Customers, state: CustomerState, generator: torch.Generator, weeks: int):
-    """Seasons of uniform decisions as a shop sees them, and the states, T + 1: it writes to the churned as before."""
-    codec, seasons, states = world.catalogue.action_codec, [], [state]
-    opted_out = torch.zeros(len(c), dtype=torch.bool)
-    for t in range(weeks):
-        nth = torch.randint(codec.num_treatments, (len(c),), generator=generator)
-        flat = torch.where(opted_out | (nth == 0), 0, codec.nth_contact(nth - 1))
-        offer, channel = codec.decode(flat)
-        u = torch.rand(UNIFORMS, len(c), generator=generator).to(c.alpha)
-        after, bought, redeemed, _ = transition(c, world, t, state, offer, channel, u)
-        left = (state.status == SUBSCRIBED) & (after.status == UNSUBSCRIBED)
-        seasons.append(SeenWeek(offer, channel, bought, redeemed, left, c.margin * bought))
-        opted_out, state = opted_out | left, after
-        states.append(state)
-    return seasons, states
+from hidden_markov import START, Observed, simulate, state_pass
+from reference_world import GONE, INSIDE, STATES
 
 
 @pytest.fixture(scope="module")
@@ -60,42 +39,6 @@ def telling(seen: list[SeenWeek], states: list[CustomerState]) -> list[int]:
     left, gone = torch.stack([x.opted_out for x in seen]).any(0), states[-1].status == CHURNED
     kinds = ((~left & ~gone), (~left & gone), (left & ~gone), (left & gone))
     return [i for kind in kinds for i in kind.nonzero()[:2, 0].tolist()]
-
-
-class Observed:
-    """The equations of one customer, in the form of a hidden Markov model, from the scalar reference."""
-
-    def __init__(self, reference: Reference):
-        self.reference = reference
-
-    @cache
-    def step(self, s: tuple, season: float, a: tuple, bought: bool, redeemed: bool, left: bool) -> dict:
-        """P(what was seen and the next state | state), {state: probability}, by every combination of draws."""
-        r, result = self.reference, defaultdict(float)
-        if s[3] == UNSUBSCRIBED and a != NOTHING:
-            return {}
-        action = NOTHING if s == GONE else a
-        redeem, buy = r.respond(s, season, action)
-        p = redeem if redeemed else buy - redeem if bought else 1 - buy
-        if s == GONE:
-            return {GONE: p} if not left else {}
-        lost = r.churn(s) * (0.25 if bought else 1)
-        leaves = r.opts_out(s, a)
-        for (dh, ph), (df, pf), (dd, pd) in product(*r.moves(s, a, bought, redeemed)):
-            moved = p * ph * pf * pd
-            if left:
-                result[r.settle(s, UNSUBSCRIBED, dh, df, dd)] += moved * (1 - lost) * leaves
-            else:
-                result[GONE] += moved * lost
-                result[r.settle(s, s[3], dh, df, dd)] += moved * (1 - lost) * (1 - leaves)
-        return {state: x for state, x in result.items() if x > 0}
-
-    def weeks(self, seen: list[SeenWeek], i: int):
-        """Yield the arguments of `step` of every week, without the state."""
-        for t, week in enumerate(seen):
-            offer, channel = int(week.offer[i]), int(week.channel[i])
-            a = (offer, channel) if offer else NOTHING
-            yield self.reference.season[t], a, bool(week.bought[i]), bool(week.redeemed[i]), bool(week.opted_out[i])
 
 
 def filtered(world, c: Customers, seen: list[SeenWeek]) -> tuple[list[Belief], torch.Tensor]:
@@ -146,15 +89,9 @@ def test_twelve_weeks_equal_a_pass_state_by_state(seasons):
     customers = telling(seen, states)
     assert len(customers) == 8
     for i in customers:
-        customer, mass, likelihood = Observed(season.references[i]), dict(START), 0.0
-        for t, week in enumerate(customer.weeks(seen, i)):
-            following = defaultdict(float)
-            for s, p in mass.items():
-                for after, share in customer.step(s, *week).items():
-                    following[after] += p * share
-            likelihood += log(sum(following.values()))
-            mass = {s: p / sum(following.values()) for s, p in following.items()}
-            assert_same(beliefs[t], mass, i)
+        wanted, likelihood = state_pass(Observed(season.references[i]), seen, i)
+        for belief, mass in zip(beliefs, wanted):
+            assert_same(belief, mass, i)
         assert abs(total[i].item() - likelihood) < 1e-10
 
 

@@ -15,12 +15,14 @@ from envs.offers.env import OffersEnv
 from envs.offers.evaluation.simulation import simulate_season
 from envs.offers.policies.learned import ValueKnapsackPolicy
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, CustomerState
+from envs.offers.world.filtering import Belief, filter_week
+from envs.offers.world.history import SeenWeek
 from policies import greedy
 from rlcore.distributions import draw, unflatten
 from small_offers import small_evaluation
 
 CPU = torch.device("cpu")
-HIDING = ["history"]
+HIDING = ["history", "belief"]
 LEAVING = {"uniform": {"c0": [0.2, 0.4]}, "lognormal": {"opt_out": [8.0, 0.5]}}  # many churn, many opt out
 
 
@@ -248,3 +250,37 @@ def test_scores_charge_messages_to_the_churned():
         contacts = sum((record.action[t] >= 5).float() for t in range(week)) if week else torch.zeros(200)
         torch.testing.assert_close(sums[:, 1:6].sum(1), contacts)
     assert unheard_messages > 20
+
+
+# ── the belief ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_belief_is_the_filter_of_the_whole_season_under_the_estimate():
+    """Carried as marginals, it equals the filter of the joint state to what independence loses."""
+    env = environment("belief")
+    codec, opted_out = env.codec, torch.zeros(60, dtype=torch.bool)
+    c = env.world.inhabit(codec.theta(env.reset()[0][:, : env.static_dim]))
+    env = environment("belief")
+    marginals = codec.start.float()[:, None].expand(-1, 60)
+    for week, (obs, _, action, step, before, after) in enumerate(play(env)):
+        torch.testing.assert_close(codec.decode_dynamics(obs)[:, :14], marginals.T)
+        left = (before.status == SUBSCRIBED) & (after.status == UNSUBSCRIBED)
+        seen = SeenWeek(
+            action[:, 0], action[:, 1], step.info["trips"], step.info["redeemed"], left, env.customers.margin
+        )
+        marginals = filter_week(c, env.world, week, Belief.from_marginals(marginals, opted_out), seen)[0].marginals()
+        opted_out |= left
+    columns = codec.decode_dynamics(step.obs)[:, :14]
+    for part in (columns[:, :6], columns[:, 6:10], columns[:, 10:13]):
+        torch.testing.assert_close(part.sum(1), torch.ones(60))
+    assert columns[env.state.status == CHURNED, 13].mean() > 2 * columns[env.state.status != CHURNED, 13].mean()
+
+
+def test_a_policy_keeps_the_estimate_that_it_was_trained_with():
+    """A belief of another estimate is replaced by that of the checkpoint, through the environment's state."""
+    ours, theirs = environment("belief"), environment("belief")
+    theirs.codec.theta.weight += 0.1
+    theirs.codec.start[:6] = torch.tensor([1.0, 0, 0, 0, 0, 0])
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(ours.codec.theta(x).alpha, theirs.codec.theta(x).alpha)
+    ours.load_fitted(theirs.state_dict())
+    assert torch.equal(ours.codec.theta(x).alpha, theirs.codec.theta(x).alpha)
+    assert torch.equal(ours.codec.start_memory(x), theirs.codec.start_memory(x))

@@ -1,0 +1,143 @@
+"""The posterior of customers' θ given features and what the season has shown: weighted draws, resampled on collapse.
+
+A draw's weight is the likelihood of the season under it, by the filter of the hidden state
+(envs/offers/world/filtering.py), margins of purchases included. Draws are resampled where few keep the weight, and
+moved by the kernel of Liu & West (2001), which keeps mean and covariance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from envs.offers.populations.base import Sample, theta_from_matrix, theta_to_matrix
+from envs.offers.populations.parameter_regression import ParameterRegression
+from envs.offers.world.customers import Customers, World
+from envs.offers.world.filtering import CHUNK, Belief, filter_week, margin_log_likelihood
+from envs.offers.world.history import SeenWeek
+
+
+def prior_draws(sample: Sample, features: Tensor, draws: int, generator: torch.Generator, *, ridge: float) -> Tensor:
+    """Draw θ given features [N, F], [K, N, P] (`theta_to_matrix`): regression on a sample, plus its residuals.
+
+    The residuals of one customer of the sample stay together, so that their correlations are kept.
+    """
+    regression = ParameterRegression(sample, ridge=ridge)
+    predicted = regression.matrix(features)
+    residual = theta_to_matrix(sample.customers) - regression.matrix(sample.features)
+    row = torch.randint(len(residual), (draws, len(features)), generator=generator, device=features.device)
+    return (predicted + residual[row]).clamp(regression.low, regression.high)
+
+
+class ThetaPosterior:
+    """K draws of θ for each of N customers of a world, and their weights after the weeks seen so far.
+
+    `theta` [K, N, P] are draws of the prior, `start` [14] the marginals of the state at the start of a season.
+    `margin_shape` is the shape of the Gamma distribution of what a purchase brings, whose mean is g: 1 stands for
+    purchases as varied as exponential ones, more for more alike. A customer's draws are resampled where their
+    effective number falls below a share `resample_below` of K. `kernel` in [0, 1) is the spread of the kernel that
+    moves resampled draws, as a share of the posterior's.
+    """
+
+    def __init__(
+        self,
+        theta: Tensor,
+        world: World,
+        start: Tensor,
+        *,
+        margin_shape: float,
+        resample_below: float,
+        kernel: float,
+    ):
+        self.theta, self.world, self.start = theta, world, start
+        self.margin_shape, self.resample_below, self.kernel = margin_shape, resample_below, kernel
+        self.low, self.high = theta.amin((0, 1)), theta.amax((0, 1))
+        self.log_weight = theta.new_full(theta.shape[:2], -math.log(len(theta)))
+        self.weeks: list[SeenWeek] = []
+        self.belief = self._filtered(theta, [])[0]
+
+    # ── what is known ───────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def weight(self) -> Tensor:
+        """Weights of the draws, [K, N], which sum to 1 for each customer."""
+        return self.log_weight.exp()
+
+    @property
+    def effective_size(self) -> Tensor:
+        """Effective number of draws, 1 / Σ w², [N]."""
+        return 1 / self.weight.square().sum(0)
+
+    def mean(self) -> Customers:
+        """Return the posterior mean of each customer's θ (of log θ where the prior is lognormal)."""
+        return theta_from_matrix((self.weight[..., None] * self.theta).sum(0))
+
+    def state(self) -> Belief:
+        """Return P(state | what was seen) of the N customers, over all draws."""
+        k, n = self.theta.shape[:2]
+        return Belief(*((x.unflatten(-1, (k, n)) * self.weight).sum(-2) for x in self.belief))
+
+    # ── a week ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def observe(self, seen: SeenWeek, generator: torch.Generator) -> None:
+        """Take in the next week of the season; resample where the weights have collapsed."""
+        draws = len(self.theta)
+        self.belief, log_probability = self._filter(self.theta, self.belief, len(self.weeks), seen)
+        self.log_weight = (self.log_weight + log_probability).log_softmax(0)
+        self.weeks.append(seen)
+        collapsed = (self.effective_size < self.resample_below * draws).nonzero()[:, 0]
+        if len(collapsed):
+            self._resample(collapsed, generator)
+
+    def _resample(self, rows: Tensor, generator: torch.Generator) -> None:
+        """Draw anew from the weighted draws of some customers, and filter their season again under the new draws."""
+        draws, n = self.log_weight.shape
+        theta, weight = self.theta[:, rows], self.weight[:, rows]
+        mean = (weight[..., None] * theta).sum(0)
+        first, second = (theta.gather(0, chosen(weight, generator)[..., None].expand_as(theta)) for _ in range(2))
+        # Two independent draws, mixed by a and h with a² + h² = 1, keep mean and covariance.
+        moved = mean + (1 - self.kernel**2) ** 0.5 * (first - mean) + self.kernel * (second - mean)
+        moved = moved.clamp(self.low, self.high)
+        belief, _ = self._filtered(moved, [week.take(rows) for week in self.weeks])
+        self.theta, self.log_weight = self.theta.clone(), self.log_weight.clone()
+        self.theta[:, rows] = moved
+        self.log_weight[:, rows] = -math.log(draws)
+        for whole, part in zip(self.belief, belief):
+            whole.unflatten(-1, (draws, n))[..., rows] = part.unflatten(-1, (draws, len(rows)))
+
+    # ── the filter of all draws ─────────────────────────────────────────────────────────────────────────────────────
+    def _filtered(self, theta: Tensor, weeks: list[SeenWeek]) -> tuple[Belief, Tensor]:
+        """Filter weeks from the start of the season under draws [K, n, P]; return belief and log-likelihood [K, n]."""
+        k, n = theta.shape[:2]
+        marginals = self.start.to(theta)[:, None].expand(-1, k * n)
+        belief = Belief.from_marginals(marginals, torch.zeros(k * n, dtype=torch.bool, device=theta.device))
+        total = theta.new_zeros(k, n)
+        for week, seen in enumerate(weeks):
+            belief, log_probability = self._filter(theta, belief, week, seen)
+            total = total + log_probability
+        return belief, total
+
+    def _filter(self, theta: Tensor, belief: Belief, week: int, seen: SeenWeek) -> tuple[Belief, Tensor]:
+        """Filter a week under draws [K, n, P]; return the belief and the log-probability of the week, [K, n]."""
+        k, n = theta.shape[:2]
+        customers = self.world.inhabit(theta_from_matrix(theta.flatten(0, 1)))
+        of_draws = SeenWeek(*(x.repeat(k) for x in seen))
+        beliefs, log_probability = [], []
+        for first in range(0, k * n, CHUNK):
+            rows = slice(first, first + CHUNK)
+            some, what = customers[rows], of_draws.take(rows)
+            after, log_p = filter_week(some, self.world, week, belief.take(rows), what)
+            beliefs.append(after)
+            log_probability.append(log_p + self.margin_shape * margin_log_likelihood(some, what))
+        joined = Belief(*(torch.cat(x, -1) for x in zip(*beliefs)))
+        return joined, torch.cat(log_probability).view(k, n).to(theta)
+
+
+def chosen(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Choose K draws with replacement by weights [K, N], systematically and in random order, int64 [K, N]."""
+    draws, n = weight.shape
+    u = torch.rand(1, n, generator=generator, device=weight.device, dtype=weight.dtype)
+    place = (torch.arange(draws, device=weight.device)[:, None] + u) / draws
+    index = torch.searchsorted(weight.cumsum(0).T.contiguous(), place.T.contiguous()).clamp_max(draws - 1).T
+    order = torch.rand(draws, n, generator=generator, device=weight.device).argsort(0)
+    return index.gather(0, order)

@@ -84,7 +84,7 @@ class RewardNormalizer(nn.Module):
 class Standardizer(nn.Module):
     """(x − mean) / std of x [..., D], with the moments of the data that it was fitted to; the identity before `fit`.
 
-    `min_std` is the smallest standard deviation that x is divided by.
+    `min_std` is the smallest standard deviation that x is divided by. Of one row, whose spread is unknown, it is 1.
     """
 
     mean: Tensor
@@ -100,7 +100,7 @@ class Standardizer(nn.Module):
     def fit(self, x: Tensor) -> Standardizer:
         """Take mean and standard deviation from data [N, D]."""
         self.mean = x.mean(0)
-        self.std = x.std(0).clamp_min(self.min_std)
+        self.std = torch.ones_like(self.mean) if len(x) == 1 else x.std(0).clamp_min(self.min_std)
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -40,6 +40,32 @@ def predict_policy(predict: Predict, obs: Tensor, action: Tensor, target: Tensor
     return torch.cat(v), torch.cat(q)
 
 
+def fit_taken_actions(
+    fit: Fit, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator
+) -> Predict:
+    """Fit to outcomes [N, K] of the actions [N] that were taken; the others have nothing to learn from.
+
+    An action that was never taken is predicted to do what the other actions did on average, weighted by how often each
+    was taken; the first action (nothing) counts only where no other was taken. Some action or other lacks rows in most
+    folds of a log with many actions, and some are never allowed.
+    """
+    taken, number, count = torch.unique(action, return_inverse=True, return_counts=True)
+    predict = fit(obs, number, outcome, len(taken), generator)
+    if len(taken) == actions:
+        return predict
+    counted = count * (taken > 0) if (taken > 0).any() else count
+    share = counted / counted.sum()
+
+    def predict_all(x: Tensor) -> Tensor:
+        table = predict(x)  # of the actions taken
+        average = torch.einsum("a,bak->bk", share.to(table), table)
+        outcomes = average[:, None].repeat(1, actions, 1)
+        outcomes[:, taken] = table
+        return outcomes
+
+    return predict_all
+
+
 def cross_fit(
     fit: Fit,
     obs: Tensor,  # [N, D]
@@ -54,7 +80,8 @@ def cross_fit(
     """Fitted Q evaluation: return v̂ and q̂ of N decisions, [N, K] each, by models of other folds' decisions.
 
     From the last step backwards, a model for each step t is fitted to r + γ·v̂ of the next state (Voloshin et al. 2019,
-    for a finite horizon). T = 1 is plain regression.
+    for a finite horizon). T = 1 is plain regression. Raises ValueError where a fold's complement has no decision of a
+    step.
     """
     horizon = episode_rows.shape[1]
     actions = target.shape[1]
@@ -74,7 +101,13 @@ def cross_fit(
                 q_target = q_target + gamma * next_v
             held_out = fold[rows] == k
             train_rows = rows[~held_out]
-            predict = fit(obs[train_rows], action[train_rows], q_target[~held_out], actions, generator)
+            if not len(train_rows):
+                raise ValueError(
+                    f"step {t + 1}: expected decisions of several units to fit outcomes to, got {len(rows)} in one fold"
+                )
+            predict = fit_taken_actions(
+                fit, obs[train_rows], action[train_rows], q_target[~held_out], actions, generator
+            )
             predicted_v, predicted_q = predict_policy(predict, obs[rows], action[rows], target[rows])
             v_by_others[rows] = predicted_v
             test_rows = rows[held_out]

@@ -177,7 +177,9 @@ class Linear:
     """Ridge regression of all actions' outcomes on observations.
 
     The outcomes of the first action (nothing) are linear in observations. Each other action adds an intercept of its
-    own and slopes: its own (`own`), or one set shared by all the others. `ridge` is the penalty of `solve`.
+    own and slopes: its own (`own`), or one set shared by all the others. `ridge` is the penalty of `solve` on slopes.
+    Intercepts are free: a penalised one would pull the outcomes of an action with few rows towards 0, and thereby
+    invent an effect of that action.
 
     With `scaled`, observations enter a second time, multiplied by a unit's scale: exp of a regression of the first
     outcome's logarithm. Monetary outcomes are proportional to a unit's scale of spend.
@@ -195,7 +197,11 @@ class Linear:
     def __call__(
         self, obs: Tensor, action: Tensor, outcome: Tensor, actions: int, generator: torch.Generator
     ) -> LinearActionModel:
-        """Fit to outcomes [N, K] of actions [N] taken on observations [N, D]."""
+        """Fit to outcomes [N, K] of actions [N] taken on observations [N, D].
+
+        Raises ValueError where an action was never taken.
+        """
+        check_every_action(action, actions)
         kinds = outcome.shape[1]
         model = self.empty(obs.shape[1], actions, kinds)
         model = model.to(obs.device)
@@ -204,19 +210,25 @@ class Linear:
             model.log_scale = self._log_scale(model.standardized(obs), outcome[:, :1].double())
         x = model.design_matrix(obs)
         columns = x.shape[1]
+        intercept = model.inputs.mean.shape[0]  # the column of ones
 
         one_hot = torch.eye(actions, device=obs.device, dtype=torch.float64)
         others = one_hot[:, 1:]
-        group = others if self.own else others.sum(1, keepdim=True)  # [A, G]: the group of slopes of an action
+        group = others if self.own or actions == 1 else others.sum(1, keepdim=True)  # [A, G]: slopes of an action
         groups = group.shape[1]
-        interactions = group[action][:, :, None] * x[:, None]  # [N, G, columns]
-        design = torch.cat((x, one_hot[action], interactions.flatten(1)), 1)
+        slope_columns = [column for column in range(columns) if column != intercept]
+        interactions = group[action][:, :, None] * x[:, None, slope_columns]  # [N, G, columns - 1]
+        design = torch.cat((x, others[action], interactions.flatten(1)), 1)
+        penalty = torch.full((design.shape[1],), float(self.ridge), device=obs.device, dtype=torch.float64)
+        penalty[intercept] = 0.0
+        penalty[columns : columns + actions - 1] = 0.0
 
-        weights = solve(design, outcome.double(), self.ridge)
-        base, intercepts, slopes = torch.split(weights, [columns, actions, groups * columns])
-        slopes_of_group = slopes.view(groups, columns, kinds)
+        weights = solve(design, outcome.double(), penalty)
+        base, intercepts, slopes = torch.split(weights, [columns, actions - 1, groups * len(slope_columns)])
+        slopes_of_group = slopes.new_zeros(groups, columns, kinds)
+        slopes_of_group[:, slope_columns] = slopes.view(groups, len(slope_columns), kinds)
         model.base = base
-        model.intercepts = intercepts
+        model.intercepts = functional.pad(intercepts, (0, 0, 1, 0))
         model.slopes = torch.einsum("ag,gdk->adk", group, slopes_of_group)
         return model
 
@@ -224,12 +236,28 @@ class Linear:
         """Weights [D + 1, 1] of the logarithm of an outcome [N, 1] on standardised observations [N, D + 1]."""
         smallest = MIN_LOG_OUTCOME * outcome.abs().mean()
         log_outcome = outcome.clamp_min(smallest).log()
-        return solve(x, log_outcome, self.ridge)
+        penalty = torch.full((x.shape[1],), float(self.ridge), device=x.device, dtype=x.dtype)
+        penalty[-1] = 0.0  # the column of ones
+        return solve(x, log_outcome, penalty)
 
 
-def solve(x: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """Ridge regression of y [..., N, K] on x [..., N, F]: (xᵀx + ridge·I)⁻¹ xᵀy, [..., F, K] (Hoerl & Kennard 1970)."""
-    identity = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
+def solve(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
+    """Ridge regression of y [..., N, K] on x [..., N, F]: (xᵀx + diag(penalty))⁻¹ xᵀy, [..., F, K].
+
+    Hoerl & Kennard 1970, with a penalty of each column [F]. Raises ValueError where columns without a penalty depend
+    on each other.
+    """
     gram = x.mT @ x
-    weights: Tensor = torch.linalg.solve(gram + ridge * identity, x.mT @ y)
+    weights, failed = torch.linalg.solve_ex(gram + torch.diag(penalty), x.mT @ y)
+    if failed.any() or not weights.isfinite().all():
+        raise ValueError(
+            "ridge: expected numbers and independent columns, or a penalty above 0; got a regression without a solution"
+        )
     return weights
+
+
+def check_every_action(action: Tensor, actions: int) -> None:
+    """Raise ValueError, with its number, for an action of `actions` that none of the actions [N] is."""
+    count = action.bincount(minlength=actions)
+    if not count.all():
+        raise ValueError(f"action {int(count.argmin())}: expected decisions to learn from, got none")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from rlcore.ope.cross_fitting import folds
-from rlcore.ope.outcome_models import OutcomeLearner
+from rlcore.ope.outcome_models import OutcomeLearner, check_every_action
 from rlcore.uplift.fitted_models import DRLearnerModel, PerArm, XLearnerModel, predict_chunked
 
 
@@ -58,7 +58,8 @@ class S:
         propensity: Tensor | None = None,
         cluster: Tensor | None = None,
     ) -> nn.Module:
-        """Fit; propensities and clusters are not used."""
+        """Fit; propensities and clusters are not used. Raises ValueError where an action was never taken."""
+        check_every_action(action, actions)
         return self.model(obs, action, outcome, actions, generator)
 
 
@@ -84,6 +85,7 @@ class T:
         cluster: Tensor | None = None,
     ) -> PerArm:
         """Fit; propensities and clusters are not used. Raises ValueError where an action was never taken."""
+        check_every_action(action, actions)
         return fit_per_arm(self.model, obs, action, outcome, range(actions), generator)
 
 
@@ -121,6 +123,7 @@ class X:
 
         Raises ValueError where an action was never taken.
         """
+        check_every_action(action, actions)
         # 1. Outcomes of each action.
         outcome_models = fit_per_arm(self.model, obs, action, outcome, range(actions), generator)
         predicted = predict_chunked(outcome_models, obs)
@@ -166,7 +169,10 @@ class DR:
         propensity: Tensor | None = None,
         cluster: Tensor | None = None,
     ) -> DRLearnerModel:
-        """Fit; without propensities [N], propensities are estimated."""
+        """Fit; without propensities [N], propensities are estimated.
+
+        Raises ValueError where an action was never taken, or by one fold's clusters alone.
+        """
         if cluster is None:
             cluster = torch.arange(len(obs), device=obs.device)
         fold = folds(cluster, self.folds, generator)
@@ -176,6 +182,7 @@ class DR:
         for k in range(self.folds):
             held_out = fold == k
             rest = ~held_out
+            check_every_action(action[rest], actions)
             model = self.model(obs[rest], action[rest], outcome[rest], actions, generator)
             outcome_models.append(model)
             if propensity is None:
@@ -212,13 +219,7 @@ def fit_one(model: OutcomeLearner, obs: Tensor, outcome: Tensor, generator: torc
 def fit_per_arm(
     model: OutcomeLearner, obs: Tensor, action: Tensor, outcome: Tensor, arms: range, generator: torch.Generator
 ) -> PerArm:
-    """Regress each arm's outcomes separately; raise ValueError where an arm has none."""
-    count = action.bincount(minlength=arms.stop)[arms.start :]
-    if not count.all():
-        lacking = arms.start + int(count.argmin())
-        raise ValueError(
-            f"action {lacking}: expected decisions to learn from, got none; S and DR share a model among actions"
-        )
+    """Regress each arm's outcomes separately; every arm has some."""
     fitted = []
     for arm in arms:
         taken = action == arm

@@ -265,8 +265,9 @@ def test_fitted_q_evaluation_finds_the_value_of_a_chain():
 def test_ridge_regression_is_the_minimum():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 30, 4, generator=generator).double(), torch.randn(2, 30, 2, generator=generator).double()
-    weight = solve(x, y, 0.7).requires_grad_()
-    loss = (y - x @ weight).square().sum() + 0.7 * weight.square().sum()
+    penalty = torch.tensor([0.7, 0.0, 2.0, 0.7]).double()
+    weight = solve(x, y, penalty).requires_grad_()
+    loss = (y - x @ weight).square().sum() + (penalty[:, None] * weight.square()).sum()
     assert torch.autograd.grad(loss, weight)[0].abs().max() < 1e-9
 
 

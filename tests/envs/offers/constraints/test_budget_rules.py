@@ -16,7 +16,7 @@ from scipy.optimize import linprog
 from configs import load, node
 from envs.offers.constraints.budget_account import DAYS_PER_WEEK, BudgetAccount
 from envs.offers.constraints.budget_rules import BufferedSpend, ExpectedSpend, ReservedSpend
-from envs.offers.evaluation.profit_decomposition import summarise_seasons
+from envs.offers.evaluation.profit_decomposition import score_terms, summarise_seasons
 from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import dual
@@ -463,12 +463,13 @@ def test_both_accounts_agree_under_roll_over_and_stock(rule):
         error = sums.std() / len(sums) ** 0.5
         assert error < 0.06 and abs(sums.mean() - 1) < 4 * error
         row = summarise_seasons(records, market, bound)
-        assert row["score"] == pytest.approx(1 - torch.stack(behind).mean().item())
-        cause = row["lost"]["cause"]
-        assert sum(cause.values()) == pytest.approx(1 - row["score"]) and cause["unused stock"] >= 0
-        assert sum(row["lost"]["week"]) + cause["unspent budget"] + cause["unused stock"] == pytest.approx(
-            1 - row["score"]
-        )
+        assert row["score_by_loss"] == pytest.approx(1 - torch.stack(behind).mean().item())
+        terms = score_terms(records, market, bound)
+        assert (terms.by_loss.sum().item() + terms.used) / bound.gap == pytest.approx(row["score_by_loss"])
+        assert row["score"] == pytest.approx(row["score_by_loss"], abs=4 * error.item())
+        cause, lost = row["lost"]["cause"], 1 - row["score"] - row["lost"]["chance"]
+        assert sum(cause.values()) == pytest.approx(lost) and cause["unused stock"] >= 0
+        assert sum(row["lost"]["week"]) + cause["unspent budget"] + cause["unused stock"] == pytest.approx(lost)
 
 
 # ── saving ──────────────────────────────────────────────────────────────────────────────────────────────────────────

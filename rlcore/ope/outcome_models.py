@@ -248,6 +248,7 @@ def solve(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
     on each other.
     """
     gram = x.mT @ x
+    weights: Tensor
     weights, failed = torch.linalg.solve_ex(gram + torch.diag(penalty), x.mT @ y)
     if failed.any() or not weights.isfinite().all():
         raise ValueError(

@@ -3,6 +3,9 @@
 outcome [N], score [N] (a higher score is treated sooner), treated bool [N]. weight [R, N] is how often a unit counts,
 as in a bootstrap; results then have a first dimension R. The treatment must be independent of everything known about a
 unit.
+
+Units whose scores are equal but for rounding form one group (`tie_groups`), whose order no result depends on. A test
+that can't rank anybody is refused (`check_test`).
 """
 
 from __future__ import annotations
@@ -12,6 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+# Scores that differ by less than this share of the greatest score are equal: one computation rounded in several ways.
+ROUNDING = {torch.float64: 1e-10}
+COARSE_ROUNDING = 4.0  # of other types, in units of their precision
 
 
 class CumulativeSums(NamedTuple):
@@ -44,9 +52,8 @@ def cumulative_sums(outcome: Tensor, score: Tensor, treated: Tensor, weight: Ten
     columns = torch.stack((torch.ones_like(outcome), treated, outcome * treated, outcome * control))
     if weight is not None:
         columns = columns[:, None] * weight[:, order].double()
-    ranked_score = score[order]
-    score_changes = ranked_score[1:] != ranked_score[:-1]
-    is_last = functional.pad(score_changes, (0, 1), value=True)  # of its score
+    group = tie_groups(score[order])
+    is_last = functional.pad(group[1:] != group[:-1], (0, 1), value=True)  # of its group
     sums = columns.cumsum(-1)[..., is_last]
     return CumulativeSums(*functional.pad(sums, (1, 0)))
 
@@ -54,6 +61,32 @@ def cumulative_sums(outcome: Tensor, score: Tensor, treated: Tensor, weight: Ten
 def best_first(score: Tensor) -> Tensor:
     """Return the order of units [N] from the highest score down."""
     return score.argsort(stable=True).flip(0)
+
+
+def tie_groups(ranked_score: Tensor) -> Tensor:
+    """Number the groups of equal scores from 0, int64 [N], of scores in order from the highest down.
+
+    Neighbours are equal where they differ by no more than rounding can make them differ.
+    """
+    rounding = ROUNDING.get(ranked_score.dtype)
+    if rounding is None:
+        rounding = COARSE_ROUNDING * torch.finfo(ranked_score.dtype).eps if ranked_score.is_floating_point() else 0.0
+    tolerance = rounding * ranked_score.abs().amax()
+    falls = (ranked_score[:-1] - ranked_score[1:]) > tolerance
+    return functional.pad(falls.cumsum(0), (1, 0))
+
+
+def check_test(outcome: Tensor, score: Tensor, treated: Tensor) -> None:
+    """Raise ValueError where a test can't tell one order of its units from another."""
+    if not score.isfinite().all():
+        raise ValueError(f"score: expected numbers, got {int((~score.isfinite()).sum())} of {len(score)} that are not")
+    if not outcome.isfinite().all():
+        raise ValueError(f"outcome: expected numbers, got {int((~outcome.isfinite()).sum())} that are not")
+    number_treated = int(treated.sum())
+    if not 0 < number_treated < len(treated):
+        raise ValueError(f"treated: expected treated units and others, got {number_treated} of {len(treated)} treated")
+    if not outcome.any():
+        raise ValueError(f"outcome: expected some other than 0, got 0 of all {len(outcome)} units")
 
 
 # ── curves and areas ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -109,8 +142,9 @@ def perfect_qini(outcome: Tensor, treated: Tensor, weight: Tensor | None = None)
 def qini(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the Qini coefficient [...]: the Qini area as a share of the perfect one.
 
-    Radcliffe & Surry 2011; equal to sklift.qini_auc_score.
+    Radcliffe & Surry 2011; equal to sklift.qini_auc_score. Raises ValueError where `check_test` does.
     """
+    check_test(outcome, score, treated)
     area = qini_area(outcome, score, treated, weight)
     return area / perfect_qini(outcome, treated, weight)
 
@@ -119,8 +153,9 @@ def auuc(outcome: Tensor, score: Tensor, treated: Tensor, weight: Tensor | None 
     """Return the area of the uplift curve above random as a share of the best order's in hindsight, [...].
 
     Devriendt et al. 2020; equal to sklift.uplift_auc_score. Raises ValueError where outcomes are not 0 or 1: the best
-    order in hindsight is known for binary outcomes alone.
+    order in hindsight is known for binary outcomes alone; and where `check_test` does.
     """
+    check_test(outcome, score, treated)
     is_binary = (outcome == 0) | (outcome == 1)
     if not is_binary.all():
         raise ValueError("auuc: expected outcomes 0 or 1; qini takes any")
@@ -156,7 +191,11 @@ def cost_area(spent: Tensor, gained: Tensor) -> Tensor:
 
 # ── by decile ───────────────────────────────────────────────────────────────────────────────────────────────────────
 class Bins(NamedTuple):
-    """Treated and control units in each part of the units by score, best first, [bins] each."""
+    """Treated and control units in each part of the units by score, best first, [bins] each.
+
+    A group of equal scores that a boundary splits is in every part by a share, as on average over all orders of the
+    group, so numbers of units need not be whole. A part without treated or without control units has an uplift of NaN.
+    """
 
     treated: Tensor  #: number of treated units
     control: Tensor  #: number of control units
@@ -168,39 +207,55 @@ class Bins(NamedTuple):
 
     @property
     def average(self) -> Tensor:
-        """Mean uplift of the bins, weighted by treated units (sklift.weighted_average_uplift)."""
-        treated_uplift = self.treated * self.uplift
-        return treated_uplift.sum() / self.treated.sum()
+        """Mean uplift of the bins that have one, weighted by treated units (sklift.weighted_average_uplift)."""
+        has_uplift = ~self.uplift.isnan()
+        treated = self.treated[has_uplift]
+        return (treated * self.uplift[has_uplift]).sum() / treated.sum()
 
 
 def by_bin(outcome: Tensor, score: Tensor, treated: Tensor, bins: int) -> Bins:
-    """Return the uplift in equal parts by score, deciles with 10 (sklift.uplift_by_percentile, strategy overall)."""
-    rows = []
-    for part in torch.tensor_split(best_first(score), bins):
-        row = one_bin(outcome[part].double(), score[part].double(), treated[part])
-        rows.append(row)
-    columns = torch.tensor(rows, dtype=torch.float64).T
-    return Bins(*columns)
+    """Return the uplift in equal parts by score, deciles with 10.
 
-
-def one_bin(outcome: Tensor, score: Tensor, treated: Tensor) -> Bins:
-    """Return the figures of the units of one bin, [] each."""
-    treated_outcome = outcome[treated]
-    control_outcome = outcome[~treated]
-    treated_mean = treated_outcome.mean()
-    control_mean = control_outcome.mean()
-    variance = variance_of_mean(treated_outcome) + variance_of_mean(control_outcome)
+    Without equal scores equal to sklift.uplift_by_percentile, strategy overall. Raises ValueError where `check_test`
+    does.
+    """
+    check_test(outcome, score, treated)
+    order = best_first(score)
+    sizes = [len(part) for part in torch.tensor_split(order, bins)]
+    share = bin_shares(tie_groups(score[order]), torch.tensor(sizes, device=score.device))
+    outcome, score, treated = outcome[order].double(), score[order].double(), treated[order]
+    treated_share = share * treated
+    control_share = share * ~treated
+    treated_mean, treated_variance = weighted_moments(outcome, treated_share)
+    control_mean, control_variance = weighted_moments(outcome, control_share)
+    mean_score, _ = weighted_moments(score, share)
     return Bins(
-        treated=treated.sum(),
-        control=(~treated).sum(),
+        treated=treated_share.sum(1),
+        control=control_share.sum(1),
         treated_mean=treated_mean,
         control_mean=control_mean,
         uplift=treated_mean - control_mean,
-        std=variance.sqrt(),
-        score=score.mean(),
+        std=(treated_variance / treated_share.sum(1) + control_variance / control_share.sum(1)).sqrt(),
+        score=mean_score,
     )
 
 
-def variance_of_mean(x: Tensor) -> Tensor:
-    """Return the sampling variance of the mean of x [N]."""
-    return x.var(correction=0) / len(x)
+def bin_shares(group: Tensor, sizes: Tensor) -> Tensor:
+    """Return the share of each of N ranked units in bins of `sizes` [bins], [bins, N]; alike within a group [N]."""
+    units_of_group = group.bincount()
+    group_end = units_of_group.cumsum(0)
+    group_start = group_end - units_of_group
+    bin_end = sizes.cumsum(0)
+    bin_start = bin_end - sizes
+    first = torch.maximum(bin_start[:, None], group_start)
+    last = torch.minimum(bin_end[:, None], group_end)
+    share = (last - first).clamp_min(0).double() / units_of_group
+    return share[:, group]
+
+
+def weighted_moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance [bins] of x [N] under weights [bins, N], NaN where there is no weight."""
+    total = weight.sum(1)
+    mean = weight @ x / total
+    variance = (weight * (x - mean[:, None]).square()).sum(1) / total
+    return mean, variance

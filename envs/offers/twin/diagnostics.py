@@ -116,6 +116,11 @@ class UpliftCheck:
         treated, trips, spend = (panel.offer > 0)[where], panel.bought[where].double(), panel.spend[where].double()
         customer = torch.arange(len(panel), device=where.device).expand_as(where)[where]
         test = comparison.UpliftTestSet(customer, trips, treated, torch.stack((effect.uplift, effect.no_contact)))
+        try:
+            for score in test.scores:
+                uplift.check_test(trips, score, treated)
+        except ValueError as reason:
+            return UpliftFindings(lines=[f"uplift is not compared with this log: {reason}"])
         generator = torch.Generator(where.device).manual_seed(self.seed)
         drawn = comparison.bootstrap_metrics([test], len(panel), self.replications, generator)[0]
 

@@ -183,7 +183,7 @@ def deciles(parts: list[uplift.Bins], outcome: str) -> Figure:
     """
     figure, axes = labelled("customers by predicted effect, best first", f"{outcome}s gained a mail")
     seen, std, said = (
-        torch.stack([getattr(part, name) for part in parts]).mean(0) for name in ("uplift", "std", "score")
+        torch.stack([getattr(part, name) for part in parts]).nanmean(0) for name in ("uplift", "std", "score")
     )
     places = np.arange(1, len(seen) + 1)
     axes.bar(places, seen.numpy(), yerr=normal_quantile(LEVEL) * std.numpy(), color="C0", alpha=0.6, label="seen")

@@ -69,6 +69,8 @@ def test_coefficients_and_bins_are_scikit_uplift_s(seed):
         args = outcome.int().numpy(), score.numpy(), treated.int().numpy()
         assert uplift.qini(outcome, score, treated).item() == pytest.approx(metrics.qini_auc_score(*args), abs=1e-12)
         assert uplift.auuc(outcome, score, treated).item() == pytest.approx(metrics.uplift_auc_score(*args), abs=1e-12)
+        if ties:
+            continue  # in which bin a tied customer is, depends on the order of the rows there
         found = uplift.by_bin(outcome, score, treated, 7)
         theirs = metrics.uplift_by_percentile(*args, bins=7, std=True)
         for ours, name in (
@@ -84,6 +86,70 @@ def test_coefficients_and_bins_are_scikit_uplift_s(seed):
     mostly = trial(seed=seed)[0] * 0 + (torch.arange(400) % 5 > 0)  # more buy anyhow than would never
     args = mostly.int().numpy(), score.numpy(), treated.int().numpy()
     assert uplift.auuc(mostly, score, treated).item() == pytest.approx(metrics.uplift_auc_score(*args), abs=1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-16])
+def test_nothing_depends_on_the_order_of_rows_or_on_rounding(noise):
+    outcome, score, treated = trial()
+    score = score / 80
+    wanted = uplift.by_bin(outcome, score, treated, 10)
+    for seed in range(5):
+        g = torch.Generator().manual_seed(seed)
+        order = torch.randperm(400, generator=g)
+        rounded = score[order] + noise * torch.randn(400, generator=g, dtype=torch.float64)
+        rows = outcome[order], rounded, treated[order]
+        for measure in (uplift.qini, uplift.auuc):
+            assert measure(*rows).item() == pytest.approx(measure(outcome, score, treated).item(), abs=1e-12)
+        for found, known in zip(uplift.by_bin(*rows, 10), wanted):
+            torch.testing.assert_close(found, known, rtol=0, atol=1e-9)
+
+
+def test_a_tied_group_is_in_its_bins_as_on_average_over_its_orders():
+    outcome, score, treated = trial(60)
+    found = uplift.by_bin(outcome, score, treated, 4)
+    sums = torch.zeros(4, 4, dtype=torch.float64)
+    for seed in range(1500):
+        order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+        best = order[score[order].argsort(stable=True, descending=True)]
+        for k, part in enumerate(best.split(15)):
+            t, y = treated[part], outcome[part]
+            sums[k] += torch.stack((t.sum(), (~t).sum(), y[t].sum(), y[~t].sum())) / 1500
+    treated_units, control_units, treated_outcome, control_outcome = sums.T
+    for ours, by_orders in (
+        (found.treated, treated_units),
+        (found.control, control_units),
+        (found.treated * found.treated_mean, treated_outcome),
+        (found.control * found.control_mean, control_outcome),
+    ):
+        torch.testing.assert_close(ours, by_orders, rtol=0, atol=0.2)
+    assert (found.treated + found.control).tolist() == pytest.approx([15.0] * 4)
+
+
+def test_a_bin_without_a_group_has_no_uplift_and_the_average_leaves_it_out():
+    score = -torch.arange(12.0, dtype=torch.float64)
+    treated = torch.tensor([1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 0, 1]).bool()
+    outcome = torch.tensor([1, 0, 1, 0, 0, 1, 1, 0, 1, 1, 0, 0]).double()
+    found = uplift.by_bin(outcome, score, treated, 3)
+    assert found.uplift.isnan().tolist() == found.std.isnan().tolist() == [True, False, False]
+    assert found.treated.tolist() == [4, 2, 2]
+    assert found.average.item() == pytest.approx((2 * (1 - 0) + 2 * (0.5 - 0.5)) / 4)
+
+
+def test_a_test_that_ranks_nobody_is_refused():
+    outcome, score, treated = trial()
+    for rows, message in (
+        (
+            (outcome, score.index_fill(0, torch.tensor([3]), torch.nan), treated),
+            "score: expected numbers, got 1 of 400",
+        ),
+        ((0 * outcome, score, treated), "outcome: expected some other than 0, got 0 of all 400 units"),
+        ((outcome.index_fill(0, torch.tensor([3]), torch.inf), score, treated), "outcome: expected numbers, got 1"),
+        ((outcome, score, treated | True), "treated: expected treated units and others, got 400 of 400"),
+        ((outcome, score, treated & False), "treated: expected treated units and others, got 0 of 400"),
+    ):
+        for measure in (uplift.qini, uplift.auuc, lambda *x: uplift.by_bin(*x, 10)):
+            with pytest.raises(ValueError, match=message):
+                measure(*rows)
 
 
 def test_a_weight_counts_a_customer_that_often():
@@ -246,9 +312,57 @@ def test_no_customer_is_in_two_folds_of_dr():
     assert len(seen) == 3 and all(len(s) == 20 for s in seen) and set.intersection(*seen) == set()
 
 
-def test_an_arm_that_was_never_taken_is_named():
-    with pytest.raises(ValueError, match="action 2: expected decisions to learn from, got none"):
-        made("T", ridge())(torch.randn(10, 2), torch.arange(10) % 2, torch.zeros(10, 1), 3, torch.Generator())
+@pytest.mark.parametrize("model", [ridge, network])
+@pytest.mark.parametrize("kind", ["S", "T", "X", "DR"])
+def test_an_arm_that_was_never_taken_is_named(kind, model):
+    obs, outcome = torch.randn(10, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(10, 1)
+    with pytest.raises(ValueError, match="action 2: expected decisions to learn from, got none$"):
+        made(kind, model())(obs, torch.arange(10) % 2, outcome, 3, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="action 2: expected decisions to learn from, got none$"):
+        ridge()(obs, torch.arange(10) % 2, outcome, 3, torch.Generator())
+
+
+@pytest.mark.parametrize("kind", ["S", "T", "X"])
+def test_an_arm_of_one_row_gives_numbers(kind):
+    g = torch.Generator().manual_seed(0)
+    obs, action = torch.randn(200, 3, generator=g), (torch.arange(200) == 7).long()
+    outcome = 1 + torch.randn(200, 1, generator=g)
+    table = made(kind, ridge())(obs, action, outcome, 2, torch.Generator().manual_seed(0))(obs)
+    assert table.isfinite().all() and table.abs().max() < 10
+    with pytest.raises(ValueError, match="action 1: expected decisions to learn from, got none"):  # of one fold
+        made("DR", ridge())(obs, action, outcome, 2, torch.Generator().manual_seed(0))
+
+
+def shipped_ridges() -> set[float]:
+    """The ridge penalties of the shipped configurations of learners of effects."""
+    qini = composed("benchmark=uplift/qini", name="bench").benchmark
+    mailing = composed("benchmark=uplift/hillstrom", "+uplift_learner=dr", name="bench")
+    parts = [mailing.benchmark.model, mailing.uplift_learner.effect]
+    for learner in qini.learners.values():
+        parts += [learner.model, learner.get("effect", {})]
+    return {float(part["ridge"]) for part in parts if "ridge" in part}
+
+
+@pytest.mark.parametrize("n", [2000, 20000])
+@pytest.mark.parametrize("kind", ["S", "T", "X", "DR"])
+def test_arms_without_an_effect_get_none(kind, n):
+    """Outcomes 100 ± 1 whatever the arm, arms of 80, 15 and 5 %: a penalised constant would be an effect of −54."""
+    penalties = shipped_ridges()
+    assert {3.0, 300.0} <= penalties
+    g = torch.Generator().manual_seed(n)
+    shares = torch.tensor([0.8, 0.15, 0.05])
+    obs, action = torch.randn(n, 3, generator=g), torch.multinomial(shares, n, True, generator=g)
+    outcome = 100 + torch.randn(n, 1, generator=g)
+    count = action.bincount().double()
+    error = (1 / count[1:] + 1 / count[0]).sqrt()
+    for penalty in (0.0, 1.0, *penalties):
+        for own in (True, False):
+            model = ridge(ridge=penalty, own=own)
+            extra = {"X": {"effect": model}, "DR": {"effect": model, "folds": 2, "floor": 0.01}}.get(kind, {})
+            learner = getattr(effects, kind)(model=model, **extra)
+            table = learner(obs, action, outcome, 3, torch.Generator().manual_seed(0), shares[action])(obs)[..., 0]
+            effect = (table[:, 1:] - table[:, :1]).double().mean(0)
+            assert (effect.abs() < 3 * error).all(), (penalty, own, effect)
 
 
 def test_rearranged_effects_grow_and_come_no_further_from_the_truth():

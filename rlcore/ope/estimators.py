@@ -139,9 +139,14 @@ def weighted_dr(ratio: Tensor, reward: Tensor, v: Tensor, q: Tensor, next_v: Ten
 
 # ── support ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def effective_sample_size(w: Tensor) -> Tensor:
-    """(Σw)² / Σw² of weights [..., M] (Kish 1965), [...], in samples."""
-    square_of_sum = w.sum(-1).square()
-    sum_of_squares = w.square().sum(-1)
+    """(Σw)² / Σw² of weights [..., M] (Kish 1965), [...], in samples; NaN where a weight is infinite.
+
+    Weights are divided by a power of 2 near the greatest, lest their squares leave the range of numbers.
+    """
+    _, exponent = torch.frexp(w.amax(-1, keepdim=True))
+    scaled = torch.ldexp(w, -exponent)
+    square_of_sum = scaled.sum(-1).square()
+    sum_of_squares = scaled.square().sum(-1)
     return square_of_sum / sum_of_squares.clamp_min(1e-300)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,19 @@ from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
 from rlcore.ope.cross_fitting import Fit, consecutive_ids, cross_fit, folds, rows_by_episode
+from rlcore.ope.dataset_checks import (
+    check_allowed,
+    far_columns,
+    share_without_support,
+    support_warnings,
+    without_unknown_propensities,
+)
 from rlcore.ope.estimators import Terms
 from rlcore.ope.outcome_models import CHUNK
+from rlcore.ope.weight_checks import check_weights
 
 NET = "net"  # reward less the cost at the logged price
 LOGGED = "as logged"  # the row of the logging policy's own value
-ROUNDING = 1e-6  # of probabilities that should be 0
-# a decision is named where a smaller share of the target's probability is on actions that the log could take
-SUPPORTED = 0.5
 
 
 def kinds_of(dataset: LoggedDataset) -> tuple[str, str, str]:
@@ -46,7 +52,9 @@ class OffPolicyEvaluator:
     `model` fits a model of outcomes (rlcore/ope/outcome_models.py), cross-fitted in `folds` folds. `gamma` is the
     discount of a step. `clip`, `switch` and `shrinkage` are λ of clipped IPS, Switch-DR and DRos. With `greedy` the
     target is the mode of a policy. `level` is that of the intervals, `replications` the number of bootstrap samples.
-    There is a warning where the effective sample size is below a share `min_ess_share` of the episodes.
+    There is a warning where the effective sample size is below a share `min_ess_share` of the episodes, and where the
+    mean weight is not about 1. Episodes with an unknown propensity are left out, as long as there are others. An
+    estimator whose weights are greater than numbers can hold is NaN, with a warning.
     """
 
     def __init__(
@@ -92,13 +100,23 @@ class OffPolicyEvaluator:
     def __call__(self, dataset: LoggedDataset, target: Tensor) -> Evaluation:
         """Evaluate a target policy's probabilities [N, A]; raise ValueError where the dataset can't value it."""
         check_allowed(dataset, target)
+        warnings = [] if dataset.propensity.isnan().all() else support_warnings(dataset, target)
+        dataset, target, left_out = without_unknown_propensities(dataset, target)
+        warnings = left_out + warnings
         generator = torch.Generator(dataset.action.device).manual_seed(self.seed)
         names = dataset.names
         keys = (names.unit, names.episode, names.step)
         episode_rows = rows_by_episode(dataset.unit, dataset.episode, dataset.step, keys)
         unit = consecutive_ids(dataset.unit)
+        units = int(unit.amax()) + 1 if len(unit) else 0
+        if units < 2 * self.folds:
+            raise ValueError(
+                f"expected decisions of at least {2 * self.folds} {names.unit}s, 2 in each fold of ope.folds, "
+                f"got {units}"
+            )
 
         fold = folds(unit, self.folds, generator)
+        warnings += far_columns(dense(dataset.obs), fold, dataset.static_dim)
         outcome = torch.stack((dataset.gross_reward, dataset.cost, dataset.net_reward), 1)
         v, q = cross_fit(
             fit=self.model,
@@ -111,7 +129,8 @@ class OffPolicyEvaluator:
             gamma=self.gamma,
             generator=generator,
         )
-        ratio, warnings = self._ratio(dataset, target)
+        ratio, no_ratio = self._ratio(dataset, target)
+        warnings += no_ratio
         ratio_by_step = None if ratio is None else lay_out(ratio, episode_rows, 1.0)
 
         terms = {}
@@ -126,27 +145,20 @@ class OffPolicyEvaluator:
         diagnostics: dict[str, float] = {
             "decisions": len(dataset),
             "episodes": len(episode_rows),
-            "units": int(unit.amax()) + 1,
+            "units": units,
             "steps": episode_rows.shape[1],
         }
         if ratio_by_step is None:
             return Evaluation(rows=rows, diagnostics=diagnostics, warnings=warnings, weights=None)
         weights = ratio_by_step.prod(1)
-        episodes = len(weights)
-        ess = ope.effective_sample_size(weights).item()
-        diagnostics |= {
-            "effective": ess,
-            "effective_share": ess / episodes,
-            "max_weight": weights.amax().item(),
-            "mean_weight": weights.mean().item(),
-            "unsupported": share_without_support(dataset, target),
-        }
-        if ess < self.min_ess_share * episodes:
-            warnings.append(
-                f"the weights are worth {ess:,.0f} of {episodes:,} units: intervals are too narrow where "
-                "weights are so uneven; log with a policy nearer to the target, or more"
-            )
-        return Evaluation(rows=rows, diagnostics=diagnostics, warnings=warnings, weights=weights)
+        undefined = [name for name, row in rows.items() if any(value != value for value in row.values())]
+        sample = names.episode if episode_rows.shape[1] > 1 else "decision"
+        found, warnings_of_weights = check_weights(
+            ratio_by_step, unit_of_episode, self.min_ess_share, undefined, dataset.propensity.amin().item(), sample
+        )
+        diagnostics |= found
+        diagnostics["unsupported"] = share_without_support(dataset, target)
+        return Evaluation(rows=rows, diagnostics=diagnostics, warnings=warnings + warnings_of_weights, weights=weights)
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def _ratio(self, dataset: LoggedDataset, target: Tensor) -> tuple[Tensor | None, list[str]]:
@@ -167,7 +179,7 @@ class OffPolicyEvaluator:
             raise ValueError(
                 "target: none of the logged decisions is one that it could have made; expected some in common"
             )
-        return ratio, support_warnings(dataset, target)
+        return ratio, []
 
     def _terms(self, reward: Tensor, v: Tensor, q: Tensor, ratio: Tensor | None) -> dict[str, Terms]:
         """Every estimator of one kind by name, of episodes [M, T] (decisions: T = 1); without ratios, the model's."""
@@ -210,17 +222,19 @@ class OffPolicyEvaluator:
     ) -> dict[str, dict[str, Any]]:
         """Estimates and intervals by estimator of terms {kind: {estimator: terms}}, on the same resampled units."""
         cluster = consecutive_ids(unit)
-        flat: list[Terms] = []
-        for by_estimator in terms.values():
-            flat += by_estimator.values()
-        draws = intervals.bootstrap(flat, cluster, self.replications, generator)
+        defined = [one for by_estimator in terms.values() for one in by_estimator.values() if is_defined(one)]
+        draws = intervals.bootstrap(defined, cluster, self.replications, generator)
         bootstrap_ends = iter(intervals.central(draws, self.level).tolist())
         rows: dict[str, dict[str, Any]] = {}
         for kind, by_estimator in terms.items():
             for name, one in by_estimator.items():
+                row = rows.setdefault(name, {})
+                if not is_defined(one):
+                    row[kind] = math.nan
+                    row |= {f"{kind}_{interval}": [math.nan, math.nan] for interval in ("ci", "normal", "bernstein")}
+                    continue
                 normal_ends = intervals.normal(one, cluster, self.level)
                 bernstein_ends = intervals.bernstein(one, cluster, self.level)
-                row = rows.setdefault(name, {})
                 row[kind] = intervals.estimate(one).item()
                 row[f"{kind}_ci"] = next(bootstrap_ends)
                 row[f"{kind}_normal"] = [x.item() for x in normal_ends]
@@ -228,34 +242,11 @@ class OffPolicyEvaluator:
         return rows
 
 
-# ── a dataset and a target [N, A] ───────────────────────────────────────────────────────────────────────────────────
-def check_allowed(dataset: LoggedDataset, target: Tensor) -> None:
-    """Raise ValueError, with the rows, where a target takes actions that are not valid."""
-    on_invalid = (target * ~dense(dataset.action_mask)).sum(1)
-    forbidden = on_invalid > ROUNDING
-    if forbidden.any():
-        raise ValueError(f"target: {named_rows(forbidden, 0)}: it does what valid_* forbids")
-
-
-def share_without_support(dataset: LoggedDataset, target: Tensor) -> float:
-    """Share of the target on actions without support: of probability 0 in the log or, if unknown, never logged."""
-    if dataset.probs is not None:
-        return ope.unsupported_share(target, dataset.probs).item()
-    logged = torch.zeros(target.shape[1], device=target.device)
-    logged[torch.unique(dataset.action)] = 1.0
-    return ope.unsupported_share(target, logged.expand_as(target)).item()
-
-
-def support_warnings(dataset: LoggedDataset, target: Tensor) -> list[str]:
-    """Warn where the target takes actions that the logging policy never takes."""
-    if dataset.probs is None:
-        share = share_without_support(dataset, target)
-        return [f"{share:.1%} of what the target does is never done in the log"] if share > 0 else []
-    unsupported = torch.where(dataset.probs > 0, 0.0, target).sum(1)
-    bare = unsupported > SUPPORTED
-    if bare.any():
-        return [f"{named_rows(bare, 0)}: the target does what the logging policy never would there"]
-    return []
+def is_defined(terms: Terms) -> bool:
+    """Tell whether the sums of an estimator are numbers."""
+    numerator, weight = terms.ratios()
+    sums = (terms.plain.sum(), numerator.sum(), weight.sum())
+    return all(x.isfinite().item() for x in sums)
 
 
 def lay_out(x: Tensor, episode_rows: Tensor, padding: float) -> Tensor:

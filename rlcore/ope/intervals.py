@@ -54,8 +54,13 @@ def estimate(terms: Terms) -> Tensor:
     """Value of an estimator, [...], in the reward's unit."""
     numerator, weight = terms.ratios()
     plain = terms.plain.mean(-1)
-    ratio = numerator.sum(-2) / weight.sum(-2)
-    return plain + ratio.nan_to_num(0.0).sum(-1)
+    ratio = divided(numerator.sum(-2), weight.sum(-2))
+    return plain + ratio.sum(-1)
+
+
+def divided(numerator: Tensor, weight: Tensor) -> Tensor:
+    """Return numerator / weight, and 0 where no weight is: at a step that no target's episode reaches."""
+    return torch.where(weight == 0, 0.0, numerator / weight)
 
 
 def influence(terms: Terms) -> Tensor:
@@ -63,11 +68,11 @@ def influence(terms: Terms) -> Tensor:
     numerator, weight = terms.ratios()
     mean_numerator = numerator.mean(-2, keepdim=True)
     mean_weight = weight.mean(-2, keepdim=True)
-    ratio = mean_numerator / mean_weight
-    of_ratio = (numerator - ratio * weight) / mean_weight
+    ratio = divided(mean_numerator, mean_weight)
+    of_ratio = divided(numerator - ratio * weight, mean_weight)
     mean_plain = terms.plain.mean(-1, keepdim=True)
     of_plain = terms.plain - mean_plain
-    return of_plain + of_ratio.nan_to_num(0.0).sum(-1)
+    return of_plain + of_ratio.sum(-1)
 
 
 def sum_by_cluster(x: Tensor, cluster: Tensor | None) -> Tensor:
@@ -140,7 +145,7 @@ def bootstrap(
         sums_of_terms = total[:, start:end]
         plain, numerator, weight = torch.split(sums_of_terms, [1, k, k], 1)
         mean = plain[:, 0] / count
-        ratio = (numerator / weight).nan_to_num(0.0)
+        ratio = divided(numerator, weight)
         estimates.append(mean + ratio.sum(1))
         start = end
     return torch.stack(estimates)

@@ -23,6 +23,8 @@ from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, ki
 from rlcore.plots import labelled
 from rlcore.report import Report
 
+LONG = 1e12  # numbers from here on are shown by their power of ten
+
 
 @dataclass(frozen=True)
 class OffPolicyReport(Report):
@@ -111,14 +113,21 @@ def report(evaluation: Evaluation, dataset: LoggedDataset, path: str, name: str,
 # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def format_estimate(kind: str, digits: int, row: dict[str, Any]) -> str:
     """Show the estimate of a kind in a row."""
-    return f"{row[kind]:,.{digits}f}"
+    return format_number(row[kind], digits)
 
 
 def format_half_width(kind: str, digits: int, row: dict[str, Any]) -> str:
     """Show half the width of the bootstrap interval of a kind in a row."""
     low, high = row[f"{kind}_ci"]
     half_width = (high - low) / 2
-    return f"{half_width:,.{digits}f}"
+    return format_number(half_width, digits)
+
+
+def format_number(x: float, digits: int) -> str:
+    """Show a number with so many digits after the point, by its power of ten where that is long."""
+    if math.isnan(x):
+        return "undefined"
+    return f"{x:,.{digits}f}" if abs(x) < LONG else f"{x:.2e}"
 
 
 def caption(evaluation: Evaluation, unit: str, sample: str, net: str, level: float) -> str:
@@ -146,7 +155,7 @@ def places(interval: list[float]) -> int:
     """Digits after the point for an interval: three significant digits of its width, 2 digits for width 0."""
     low, high = interval
     width = high - low
-    if not width > 0:  # a width that is not a number too
+    if not 0 < width < math.inf:  # a width that is not a number too
         return 2
     magnitude = math.floor(math.log10(width))
     return max(0, 2 - magnitude)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
 # Scores that differ by less than this share of the greatest score are equal: one computation rounded in several ways.
 ROUNDING = {torch.float64: 1e-10}
 COARSE_ROUNDING = 4.0  # of other types, in units of their precision

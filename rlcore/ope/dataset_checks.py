@@ -1,0 +1,87 @@
+"""What off-policy evaluation asks of a dataset and a target [N, A]: refusals, and sentences about what is missing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlcore.offline.deduplicated import dense
+from rlcore.offline.logged_dataset import LoggedDataset, named_rows
+from rlcore.ope import estimators as ope
+from rlcore.ope.cross_fitting import rows_by_episode
+from rlcore.ope.outcome_models import MIN_OBS_STD
+
+ROUNDING = 1e-6  # of probabilities that should be 0
+# a decision is named where a smaller share of the target's probability is on actions that the log could take
+SUPPORTED = 0.5
+FAR = 1e5  # standard deviations from the mean of the other folds, beyond which a model's prediction means nothing
+
+
+def check_allowed(dataset: LoggedDataset, target: Tensor) -> None:
+    """Raise ValueError, with the rows, where a target takes actions that are not valid."""
+    on_invalid = (target * ~dense(dataset.action_mask)).sum(1)
+    forbidden = on_invalid > ROUNDING
+    if forbidden.any():
+        raise ValueError(f"target: {named_rows(forbidden, 0)}: it does what valid_* forbids")
+
+
+def share_without_support(dataset: LoggedDataset, target: Tensor) -> float:
+    """Share of the target on actions without support: of probability 0 in the log or, if unknown, never logged."""
+    if dataset.probs is not None:
+        return ope.unsupported_share(target, dataset.probs).item()
+    logged = torch.zeros(target.shape[1], device=target.device)
+    logged[torch.unique(dataset.action)] = 1.0
+    return ope.unsupported_share(target, logged.expand_as(target)).item()
+
+
+def support_warnings(dataset: LoggedDataset, target: Tensor) -> list[str]:
+    """Warn where the target takes actions that the logging policy never takes."""
+    if dataset.probs is None:
+        share = share_without_support(dataset, target)
+        return [f"{share:.1%} of what the target does is never done in the log"] if share > 0 else []
+    unsupported = torch.where(dataset.probs > 0, 0.0, target).sum(1)
+    bare = unsupported > SUPPORTED
+    if bare.any():
+        return [f"{named_rows(bare, 0)}: the target does what the logging policy never would there"]
+    return []
+
+
+def without_unknown_propensities(dataset: LoggedDataset, target: Tensor) -> tuple[LoggedDataset, Tensor, list[str]]:
+    """Leave out the episodes of decisions without a propensity, unless that leaves none; count them in a sentence."""
+    missing = dataset.propensity.isnan()
+    if not missing.any():
+        return dataset, target, []
+    names = dataset.names
+    keys = (names.unit, names.episode, names.step)
+    episode_rows = rows_by_episode(dataset.unit, dataset.episode, dataset.step, keys)
+    exists = episode_rows >= 0
+    is_incomplete = (missing[episode_rows.clamp_min(0)] & exists).any(1)
+    if is_incomplete.all():
+        return dataset, target, []
+    left_out = torch.zeros_like(missing)
+    left_out[episode_rows[is_incomplete][exists[is_incomplete]]] = True
+    rest = f", with the rest of their {names.episode}s" if left_out.sum() > missing.sum() else ""
+    count = f"{int(left_out.sum()):,} of {len(dataset):,} decisions"
+    sentence = f"{named_rows(missing, 0)}: no propensity; left out{rest}: {count}"
+    return dataset[~left_out], target[~left_out], [sentence]
+
+
+def far_columns(obs: Tensor, fold: Tensor, static_dim: int) -> list[str]:
+    """Name the columns of observations [N, D] in which a fold [N] is far from all that its model was fitted to."""
+    sentences = []
+    greatest = obs.abs().amax(0).clamp_min(MIN_OBS_STD)  # whose square may be no number
+    for k in range(int(fold.amax()) + 1):
+        others = obs[fold != k]
+        own = obs[fold == k]
+        mean = others.mean(0)
+        std = ((others / greatest).std(0) * greatest).clamp_min(MIN_OBS_STD)
+        distance = torch.maximum(own.amax(0) - mean, mean - own.amin(0)) / std
+        for column in (~(distance <= FAR)).nonzero()[:, 0].tolist():
+            name = f"feature_{column}" if column < static_dim else f"state_{column - static_dim}"
+            furthest = (own[:, column] - mean[column]).abs().argmax()
+            value = own[furthest, column].item()
+            sentences.append(
+                f"'{name}': {value:g} is far from the other values (mean {mean[column]:g}), so a model of outcomes "
+                "predicts nonsense there"
+            )
+    return sentences

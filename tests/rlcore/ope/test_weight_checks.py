@@ -1,0 +1,178 @@
+"""What propensities can do to an evaluation: missing, wrong, too small for numbers; logs of too few rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from configs import composed
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope import estimators as ope
+from rlcore.ope.estimators import Terms
+from rlcore.ope.intervals import bootstrap, estimate, influence
+from rlcore.ope.report import report
+from rlcore.ope.weight_checks import mean_weight_warnings
+
+ARMS = 3
+WEIGHTED = ("IPS", "SNIPS", "DR", "SNDR", "DRos at 100")
+
+
+def evaluator(**changes):
+    config = composed("ope/model=linear", name="evaluate").ope
+    return instantiate({**config, "replications": 100, "greedy": False, **changes}, _convert_="all")
+
+
+def trial(n: int = 200, seed: int = 0) -> LoggedDataset:
+    """Decisions among three arms at random, reward 5 plus the arm's number plus noise."""
+    rng = np.random.default_rng(seed)
+    action = rng.integers(ARMS, size=n)
+    return LoggedDataset.from_obp(
+        {
+            "n_rounds": n,
+            "n_actions": ARMS,
+            "context": rng.normal(size=(n, 2)),
+            "action": action,
+            "position": None,
+            "reward": 5 + action + rng.normal(size=n),
+            "pscore": np.full(n, 1 / ARMS),
+        }
+    )
+
+
+def always(log: LoggedDataset, arm: int) -> torch.Tensor:
+    """The target that always takes one arm, [N, ARMS]."""
+    return torch.nn.functional.one_hot(torch.full((len(log),), arm), ARMS).float()
+
+
+def seasons(weeks: int, propensity: float) -> LoggedDataset:
+    """100 units of so many weeks each."""
+    log = trial(100 * weeks)
+    unit, step = torch.arange(100).repeat_interleave(weeks), torch.arange(weeks).repeat(100)
+    return replace(log, unit=unit, step=step, propensity=torch.full_like(log.propensity, propensity))
+
+
+def with_propensity(log: LoggedDataset, row: int, propensity: float) -> LoggedDataset:
+    return replace(log, propensity=log.propensity.index_fill(0, torch.tensor([row]), propensity))
+
+
+def test_a_right_log_has_no_warning():
+    log = trial()
+    assert evaluator()(log, always(log, 1)).warnings == []
+    assert evaluator()(log, torch.full((200, ARMS), 1 / ARMS)).warnings == []
+
+
+def test_a_missing_propensity_costs_its_row_alone():
+    log, rest = with_propensity(trial(), 17, math.nan), torch.arange(200) != 17
+    found = evaluator()(log, always(log, 1))
+    assert found.warnings == ["row 19: no propensity; left out: 1 of 200 decisions"]
+    assert found.diagnostics["decisions"] == 199
+    assert found.rows == evaluator()(log[rest], always(log, 1)[rest]).rows
+    several = with_propensity(seasons(3, 1 / ARMS), 4, math.nan)
+    found = evaluator()(several, torch.full((300, ARMS), 1 / ARMS))
+    assert found.warnings == ["row 6: no propensity; left out, with the rest of their episodes: 3 of 300 decisions"]
+    assert found.diagnostics["episodes"] == 99 and set(found.rows) > {"PDIS", "sequential DR"}
+
+
+def test_weights_whose_mean_is_not_one_are_said():
+    log = trial()
+    for propensity, shown in ((0.5, "0.6"), (1e-78, "1e+78|2e+78|3e+7")):
+        wrong = replace(log, propensity=torch.full_like(log.propensity, propensity))
+        (warning,) = evaluator()(wrong, always(log, 1)).warnings
+        assert warning.startswith("the mean weight of a decision is ") and "should be about 1" in warning
+        assert any(part in warning for part in shown.split("|")), warning
+    uniform = torch.full((200, ARMS), 1 / ARMS)
+    same = replace(log, propensity=torch.full_like(log.propensity, 1e-78))
+    assert "mean weight of a decision is 3.33e+77" in evaluator()(same, uniform).warnings[0]
+
+
+def test_the_mean_weight_of_right_logs_is_seldom_doubted():
+    generator = torch.Generator().manual_seed(0)
+    hit = torch.rand(1000, 200, generator=generator, dtype=torch.float64) < 1 / ARMS
+    unit = torch.arange(200)
+    doubted = sum(bool(mean_weight_warnings(ARMS * row.double(), unit, "decision")) for row in hit)
+    assert 0 < doubted < 25  # about 10 of 1,000
+    wrong = sum(bool(mean_weight_warnings(2 * row.double(), unit, "decision")) for row in hit)
+    assert wrong > 950  # a propensity of 1/2 written where 1/3 drew
+
+
+def test_a_propensity_near_nothing_does_not_pass_silently():
+    log = trial()
+    row = int((log.action == 1).nonzero()[0])
+    found = evaluator()(with_propensity(log, row, 1e-300), always(log, 1))
+    assert found.diagnostics["effective"] == pytest.approx(1.0)
+    assert "the weights are worth 1 of 200 units" in found.warnings[0]
+    shown = report(found, log, "log.csv", "target", 0.95).to_markdown()
+    assert max(map(len, shown.split("|"))) < 30  # no number of 300 digits
+
+
+def test_infinite_weights_leave_estimators_undefined():
+    log = trial()
+    row = int((log.action == 1).nonzero()[0])
+    found = evaluator()(with_propensity(log, row, 1e-320), always(log, 1))
+    for name in WEIGHTED:
+        assert math.isnan(found.rows[name]["reward"]) and all(map(math.isnan, found.rows[name]["reward_ci"])), name
+    for name in ("as logged", "DM", "IPS, clipped at 20"):
+        assert math.isfinite(found.rows[name]["reward"]) and all(map(math.isfinite, found.rows[name]["reward_ci"])), (
+            name
+        )
+    (warning, _) = found.warnings
+    assert all(name in warning for name in WEIGHTED)
+    assert "1 of 200 decisions have an infinite weight, the least propensity is 9.99989e-321" in warning
+    assert "undefined" in report(found, log, "log.csv", "target", 0.95).to_markdown()
+
+
+def test_products_of_many_weeks_leave_estimators_undefined():
+    log = seasons(60, 1e-6)
+    found = evaluator(folds=2)(log, torch.full((6000, ARMS), 1 / ARMS))
+    for name in ("PDIS", "weighted PDIS", "sequential DR", "weighted DR"):
+        assert math.isnan(found.rows[name]["reward"]), name
+    assert math.isfinite(found.rows["FQE"]["reward"])
+    assert "100 of 100 episodes have an infinite weight, the least propensity is 1e-06" in found.warnings[0]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_log_of_too_few_rows_is_refused(rows):
+    log = trial()[:rows]
+    with pytest.raises(ValueError, match=f"^expected decisions of at least 4 units, 2 in each fold.*, got {rows}$"):
+        evaluator()(log, torch.full((rows, ARMS), 1 / ARMS))
+
+
+def test_a_feature_far_from_all_others_is_said():
+    log = trial()
+    obs = log.obs.clone()
+    obs[5, 1] = 1e38
+    found = evaluator()(replace(log, obs=obs), always(log, 1))
+    assert found.warnings[0].startswith("'feature_1': 1e+38 is far from the other values (mean 0.0")
+    assert found.warnings[1].startswith("DM, DR, ") and found.warnings[1].endswith("than numbers can hold")
+    assert math.isnan(found.rows["DR"]["reward"]) and math.isfinite(found.rows["IPS"]["reward"])
+
+
+def test_infinite_sums_are_not_hidden_as_nothing():
+    infinite = torch.tensor([1.0, math.inf]).double()[:, None]
+    terms = Terms(plain=torch.zeros(2).double(), numerator=infinite, weight=infinite)
+    assert math.isnan(estimate(terms)) and influence(terms).isnan().any()
+    assert bootstrap([terms], None, 50, torch.Generator().manual_seed(0)).isnan().any()
+    nothing = Terms(plain=torch.ones(2).double(), numerator=0 * infinite.nan_to_num(), weight=0 * infinite.nan_to_num())
+    assert estimate(nothing) == 1 and not influence(nothing).any()
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30, 1e300])
+def test_the_effective_sample_size_has_no_unit(scale):
+    w = torch.tensor([0.5, 3.0, 1.0, 0.0], dtype=torch.float64)
+    assert ope.effective_sample_size(w * scale).item() == pytest.approx(4.5**2 / 10.25)
+    assert ope.effective_sample_size(0 * w).item() == 0 and ope.effective_sample_size(w / 0).isnan()
+
+
+def test_an_action_that_a_fold_lacks_is_predicted_as_the_others_on_average():
+    """Arm 2 has one row: one of two folds is valued by a model that never saw it."""
+    log = trial()
+    kept = (log.action < 2) | (torch.arange(200) == int((log.action == 2).nonzero()[0]))
+    few = log[kept]
+    found = evaluator()(few, always(few, 2))
+    assert all(math.isfinite(found.rows[name]["reward"]) for name in found.rows)
+    assert 5 < found.rows["DM"]["reward"] < 8  # arm 1 earns 6, the row of arm 2 about 7

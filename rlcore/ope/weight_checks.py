@@ -36,7 +36,8 @@ def check_weights(
             f"{least_propensity:g}"
         )
         warnings.append(
-            f"{', '.join(undefined)}: undefined, with sums greater than numbers can hold{of_weights if infinite else ''}"
+            f"{', '.join(undefined)}: undefined, with sums greater than numbers can hold"
+            f"{of_weights if infinite else ''}"
         )
     elif not ess >= min_ess_share * episodes:
         warnings.append(

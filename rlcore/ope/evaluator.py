@@ -100,9 +100,8 @@ class OffPolicyEvaluator:
     def __call__(self, dataset: LoggedDataset, target: Tensor) -> Evaluation:
         """Evaluate a target policy's probabilities [N, A]; raise ValueError where the dataset can't value it."""
         check_allowed(dataset, target)
-        warnings = [] if dataset.propensity.isnan().all() else support_warnings(dataset, target)
-        dataset, target, left_out = without_unknown_propensities(dataset, target)
-        warnings = left_out + warnings
+        support = support_warnings(dataset, target)
+        dataset, target, warnings = without_unknown_propensities(dataset, target)
         generator = torch.Generator(dataset.action.device).manual_seed(self.seed)
         names = dataset.names
         keys = (names.unit, names.episode, names.step)
@@ -116,11 +115,12 @@ class OffPolicyEvaluator:
             )
 
         fold = folds(unit, self.folds, generator)
-        warnings += far_columns(dense(dataset.obs), fold, dataset.static_dim)
+        obs = dense(dataset.obs)
+        warnings += far_columns(obs, fold, dataset.static_dim)
         outcome = torch.stack((dataset.gross_reward, dataset.cost, dataset.net_reward), 1)
         v, q = cross_fit(
             fit=self.model,
-            obs=dense(dataset.obs),
+            obs=obs,
             action=dataset.action,
             outcome=outcome,
             target=target,
@@ -129,8 +129,14 @@ class OffPolicyEvaluator:
             gamma=self.gamma,
             generator=generator,
         )
-        ratio, no_ratio = self._ratio(dataset, target)
-        warnings += no_ratio
+        ratio = self._ratio(dataset, target)
+        if ratio is None:
+            warnings.append(
+                f"{named_rows(dataset.propensity.isnan(), 0)}: no propensity; only the model of outcomes can value the "
+                "target, and the model is confounded if the decisions used more than the log has"
+            )
+        else:
+            warnings += support
         ratio_by_step = None if ratio is None else lay_out(ratio, episode_rows, 1.0)
 
         terms = {}
@@ -161,25 +167,20 @@ class OffPolicyEvaluator:
         return Evaluation(rows=rows, diagnostics=diagnostics, warnings=warnings + warnings_of_weights, weights=weights)
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _ratio(self, dataset: LoggedDataset, target: Tensor) -> tuple[Tensor | None, list[str]]:
-        """Importance weights of decisions, float64 [N], None where propensities are missing, and warnings.
+    def _ratio(self, dataset: LoggedDataset, target: Tensor) -> Tensor | None:
+        """Importance weights of decisions, float64 [N], None where no episode has all its propensities.
 
         Raises ValueError where the target takes none of the logged actions.
         """
-        missing = dataset.propensity.isnan()
-        if missing.any():
-            warning = (
-                f"{named_rows(missing, 0)}: no propensity; only the model of outcomes can value the target, and "
-                "the model is confounded if the decisions used more than the log has"
-            )
-            return None, [warning]
+        if dataset.propensity.isnan().any():
+            return None
         probability = ope.select_actions(target, dataset.action).double()
         ratio = probability / dataset.propensity
         if not ratio.any():
             raise ValueError(
                 "target: none of the logged decisions is one that it could have made; expected some in common"
             )
-        return ratio, []
+        return ratio
 
     def _terms(self, reward: Tensor, v: Tensor, q: Tensor, ratio: Tensor | None) -> dict[str, Terms]:
         """Every estimator of one kind by name, of episodes [M, T] (decisions: T = 1); without ratios, the model's."""

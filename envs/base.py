@@ -1,9 +1,9 @@
 """What an algorithm may ask of an environment.
 
-`VectorEnv` is the whole contract of most algorithms: N agents that act in lockstep on one device. Two capabilities are
-classes of their own: `FunctionalEnv` (the same environment as pure functions of its state) and `PricedEnv` (spending
-money lowers the reward by a price). N is the number of agents, D the length of an observation, `nvec` the sizes of the
-K heads of a MultiDiscrete action.
+`VectorEnv` is the whole contract of most algorithms: N agents that act in lockstep on one device. Three capabilities
+are classes of their own: `FunctionalEnv` (the same environment as pure functions of its state), `PricedEnv` (spending
+money lowers the reward by a price) and `LookaheadEnv` (what every action is expected to bring and lead to). N is the
+number of agents, D the length of an observation, `nvec` the sizes of the K heads of a MultiDiscrete action.
 """
 
 from __future__ import annotations
@@ -93,6 +93,13 @@ class VectorEnv(ABC):
         """Return this environment as one where spend has a price, or None where spend has no price."""
         return None
 
+    def as_lookahead(self, privileged: bool) -> LookaheadEnv | None:
+        """Return what actions are expected to bring and lead to, or None where this environment does not know it.
+
+        `privileged` lets critics observe what no policy observes, such as the parameters of a simulation.
+        """
+        return None
+
     def expected_reward(self) -> Tensor | None:
         """Return the expected immediate reward of every action [N, *nvec], or None where it is unknown.
 
@@ -152,6 +159,37 @@ class FunctionalEnv(Protocol):
 
     def set_state(self, state: Tensor, /) -> None:
         """Continue in `state`, the state after the sampled steps."""
+
+
+class LookaheadEnv(Protocol):
+    """The one-step model of an environment's running episode: expected rewards, and expected values of next states.
+
+    An agent is in one of S states, or has left them for good (state index S) and earns no more. What a critic observes
+    is the same in all S states, so that one pass gives the values of all of them. Where more than the state depends on
+    the action, such as how often the agent may still act, the next step has K futures, which differ in what a critic
+    observes. Methods are about the episode that was begun by the last `reset`; T is its length.
+    """
+
+    num_states: int  #: S
+    num_futures: int  #: K; 1 where an action decides nothing but the next state
+    critic_dim: int  #: C, the length of a critic's observation
+
+    def state_index(self, obs: Tensor) -> Tensor:
+        """Read the states, int64 [...] from 0 to S, out of observations [..., D]."""
+
+    def critic_obs(self, obs: Tensor) -> Tensor:
+        """Return what a critic observes, [T, N, C], beside the observations [T, N, D] of all steps."""
+
+    def future_critic_obs(self, critic_obs: Tensor) -> Tensor:
+        """Return what a critic would observe one step after steps 0 … T − 2 in each future, [K, T − 1, N, C]."""
+
+    def backup(self, state: Tensor, next_values: Tensor) -> Tensor:
+        """Return E[r + V(s′) | s, a] of every flat action in the states [T, N], [T, N, Πn], whatever is masked.
+
+        `next_values` [K, T − 1, N, S] has the values of the following step's states in each future; after the last
+        step there is no value. The result is affine in the values: its coefficients are the probabilities of the next
+        states.
+        """
 
 
 class Repriced(NamedTuple):

@@ -41,6 +41,19 @@ def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor 
     return masked_mean(pessimistic_loss, mask)
 
 
+def expected_policy_loss(
+    log_ratio: Tensor, old_prob: Tensor, advantage: Tensor, clip: float, mask: Tensor | None = None
+) -> Tensor:
+    """Return the clipped surrogate loss in expectation over the old policy: the sum over all actions [B, P].
+
+    −Σ_a π_old(a)·min(ratio(a)·A(a), clip(ratio(a))·A(a)), in the mean over the mask [B]; log_ratio is 0 where an action
+    is masked. At ratio 1 its gradient is that of −Σ_a π(a)·A(a), without sampling noise.
+    """
+    ratio = log_ratio.exp()
+    pessimistic_gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    return -masked_mean((old_prob * pessimistic_gain).sum(-1), mask)
+
+
 def value_loss(
     value: Tensor, old_value: Tensor, target: Tensor, clip: float | None, mask: Tensor | None = None
 ) -> Tensor:

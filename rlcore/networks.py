@@ -1,10 +1,11 @@
-"""Multi-layer perceptrons, and the actor-critic."""
+"""Multi-layer perceptrons, actors and critics."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,8 @@ class Tanh(nn.Module):
         return SigmoidTanh.apply(x) if torch.is_grad_enabled() else sigmoid_tanh(x)
 
 
-class ActorCritic(nn.Module):
-    """Two separate networks over normalised observations: a policy over all combinations of heads, and a value.
+class Actor(nn.Module):
+    """A policy network over all combinations of heads, on normalised observations.
 
     `heads`: `independent` adds the logits of the heads, `joint` has a logit for each combination. `first_bias` is the
     logit that the first choice of the first head (usually "do nothing") has above the others before training.
@@ -96,7 +97,6 @@ class ActorCritic(nn.Module):
         independent = heads == "independent"
         num_logits = sum(nvec) if independent else math.prod(nvec)
         self.actor = mlp([obs_dim, *hidden, num_logits], activation, policy_gain)
-        self.critic = mlp([obs_dim, *hidden, 1], activation, 1.0)
         # Adding the heads' logits is linear: as part of the last layer it takes fewer passes than on its output.
         combination = outer_sum(torch.eye(num_logits), self.nvec).T if independent else torch.eye(num_logits)
         self.register_buffer("combination", combination.contiguous(), persistent=False)
@@ -124,6 +124,29 @@ class ActorCritic(nn.Module):
         pi = self.distribution(obs, action_mask)
         return pi.mode_with_log_prob() if u is None else pi.sample_with_log_prob(u)
 
+
+class ActorCritic(Actor):
+    """An Actor, and a value network of the same hidden layers on the same observations."""
+
+    def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, hidden: list[int], activation: Callable, **actor: Any):
+        super().__init__(obs_dim, nvec, hidden=hidden, activation=activation, **actor)
+        self.critic = mlp([obs_dim, *hidden, 1], activation, 1.0)
+
     def value(self, obs: Tensor) -> Tensor:
         """Return the values [...] of observations [..., D]."""
         return self.critic(self.normalize(obs))[..., 0]
+
+
+class StateCritic(nn.Module):
+    """The values of all S states of an agent in one pass, [..., S], from a critic's observations [..., C].
+
+    `scale` is the unit of reward that the network counts in.
+    """
+
+    def __init__(self, critic_dim: int, num_states: int, *, hidden: list[int], activation: Callable, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.layers = mlp([critic_dim, *hidden, num_states], activation, 0.1)
+
+    def forward(self, critic_obs: Tensor) -> Tensor:
+        return self.scale * self.layers(critic_obs)

@@ -8,7 +8,7 @@ graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwo
 from rlcore.backends import distributed
 from rlcore.normalization import RewardNormalizer
 from rlcore.returns import whiten
-from rlcore.rollout import Rollout, collect_rollout
+from rlcore.rollout import Rollout, collect_rollout, shuffled
 
 
 class Batch(NamedTuple):
@@ -34,13 +34,6 @@ class Batch(NamedTuple):
     advantage: Tensor  #: GAE, [B], on the scale of `value`; whitened if norm_adv is `batch`
     target: Tensor  #: target of the value function, [B]: GAE that is not whitened, plus `value`
     has_choice: Tensor  #: more than one action was valid, bool [B]; a forced action says nothing about the policy
-
-    def shuffled(self, minibatches: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield the steps once, in minibatches of equal size and random order."""
-        order = torch.randperm(len(self.obs), generator=generator, device=self.obs.device)
-        columns = [column.index_select(0, order).chunk(minibatches) for column in self]
-        for parts in zip(*columns):
-            yield Batch(*parts)
 
 
 class PPO(NetworkAlgorithm):
@@ -199,7 +192,7 @@ class PPO(NetworkAlgorithm):
         updates = 0
         for _ in range(self.epochs):
             epoch_kl = torch.zeros_like(self.kl)
-            for minibatch in batch.shuffled(self.minibatches, self.generator):
+            for minibatch in shuffled(batch, self.minibatches, self.generator):
                 self.optimizer.zero_grad(set_to_none=True)
                 metrics = compute_gradients(minibatch)
                 self.optimizer.step()

@@ -37,6 +37,31 @@ def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
     return sums
 
 
+def expected_advantages(action_value: Tensor, prob: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A(s, a) = Q(s, a) − V̄(s) of all actions [..., P] and V̄(s) = Σ_a π(a | s) Q(s, a) [...].
+
+    Expected policy gradients: Ciosek and Whiteson 2018; mean actor-critic: Allen et al. 2017.
+    """
+    mean = (prob * action_value).sum(-1)
+    return action_value - mean[..., None], mean
+
+
+def lambda_targets(mean: Tensor, value: Tensor, decay: float) -> Tensor:
+    """Return the critic's targets of an episode [T, N]: G_t = V̄_t + decay·(G_{t+1} − V(s_{t+1})), G_{T+1} = V = 0.
+
+    V̄ is the expected backup [T, N], V the value of the visited states [T, N], 0 for an agent that has left; decay = γλ.
+    At λ = 0 targets are expected backups, at λ = 1 they have the whole sampled future, with its noise and without the
+    critic's bias.
+    """
+    surprise = torch.zeros_like(mean[0])
+    targets = []
+    for mean_now, value_now in zip(mean.flip(0), value.flip(0)):
+        target = mean_now + decay * surprise
+        surprise = target - value_now
+        targets.append(target)
+    return torch.stack(targets[::-1])
+
+
 def whiten(x: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | None = None) -> Tensor:
     """Shift to mean 0 and scale to standard deviation 1 over the mask; zero elsewhere.
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from rlcore.algorithm import Policy
+
+
+BatchT = TypeVar("BatchT", bound=tuple)  # a NamedTuple of columns [B, ...]
 
 
 class Rollout(NamedTuple):
@@ -72,3 +76,11 @@ def continue_rollout(env: Any, policy: Policy, obs: Tensor, action_mask: Tensor,
 def stack_columns(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack T rows of tensors [N, ...] under the same names into columns [T, N, ...]."""
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def shuffled(batch: BatchT, minibatches: int, generator: torch.Generator) -> Iterator[BatchT]:
+    """Yield the samples of a batch once, in minibatches of equal size and random order."""
+    order = torch.randperm(len(batch[0]), generator=generator, device=batch[0].device)
+    columns = [column.index_select(0, order).chunk(minibatches) for column in batch]
+    for parts in zip(*columns):
+        yield type(batch)(*parts)

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from configs import composed
-from envs.base import PricedEnv, Step, VectorEnv
+from envs.base import LookaheadEnv, PricedEnv, Step, VectorEnv
 from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgorithm, ValuePolicy
 from rlcore.distributions import MaskedMultiDiscrete
 
@@ -36,6 +36,13 @@ ENVIRONMENTS = {
 }
 ALGORITHMS = {
     "ppo": ["algo=ppo", "algo.minibatches=1", "algo.network.hidden=[8]"],
+    "ppo_expected": [
+        "algo=ppo_expected",
+        "algo.minibatches=1",
+        "algo.network.hidden=[8]",
+        "env.num_agents=6",
+        "env.price_paths=1",
+    ],
     "bandit": ["algo=bandit", "algo.network.hidden=[8]", "algo.memory=1000", "algo.updates=1", "algo.batch_size=8"],
     "bcq": ["algo=bcq", "algo.network.hidden=[8]"],
     "cql": ["algo=cql", "algo.network.hidden=[8]"],
@@ -134,6 +141,23 @@ def test_a_priced_environment_prices_every_action(name):
         assert drawn.encoded_price.shape == drawn.next_encoded_price.shape == (4, env.obs_dim - env.context_dim)
 
 
+@pytest.mark.parametrize("name", ["offers", "offers_sequential", "gymnasium"])
+def test_a_lookahead_values_every_action_of_every_state(name):
+    env = make_env(name)
+    lookahead = env.as_lookahead(privileged=True)
+    assert (lookahead is None) == (name != "offers")
+    if lookahead:
+        obs, _ = env.reset()
+        season = obs.expand(env.episode_length, -1, -1)
+        state, critic_obs = lookahead.state_index(season), lookahead.critic_obs(season)
+        assert state.shape == season.shape[:2] and 0 <= state.min() <= state.max() <= lookahead.num_states
+        assert critic_obs.shape == (*season.shape[:2], lookahead.critic_dim)
+        futures = lookahead.future_critic_obs(critic_obs)
+        assert futures.shape == (lookahead.num_futures, len(season) - 1, env.num_agents, lookahead.critic_dim)
+        values = lookahead.backup(state, torch.zeros(*futures.shape[:3], lookahead.num_states))
+        assert values.shape == (*state.shape, int(torch.tensor(env.nvec).prod())) and values.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_graph_regions_and_graph_state_name_what_there_is(name):
     env = make_env(name)
@@ -184,7 +208,7 @@ def test_an_auxiliary_model_predicts_a_probability_of_every_action():
     assert ((probability > 0) & (probability < 1)).all()
 
 
-@pytest.mark.parametrize("kind", [Algorithm, NetworkAlgorithm, VectorEnv, PricedEnv])
+@pytest.mark.parametrize("kind", [Algorithm, NetworkAlgorithm, VectorEnv, PricedEnv, LookaheadEnv])
 def test_every_attribute_of_a_contract_is_documented(kind):
     """An attribute has a comment `#:` beside it, a method a docstring."""
     source = inspect.getsource(kind)

@@ -13,6 +13,7 @@ from torch import Tensor
 from envs.base import PricedEnv, Repriced, Step
 from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.contact_policy import ContactOptions
+from envs.offers.lookahead import OffersLookahead
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
@@ -46,6 +47,8 @@ def seen_week(
 class OffersEnv(PricedEnv):
     """An episode is one season of newly drawn customers, each under a price path of its own (envs/offers/README.md §6).
 
+    With several `price_paths` the season of each drawn customer is simulated as often, under other paths.
+    `exploring_starts` is the share of agents whose season starts in a state drawn uniformly from all states.
     The reward is r − price·spend (with shaping A⁰ − price·spend), in money. V_end is added after the last week, when
     all episodes end. Raises ValueError where ranges are empty or budget and contact rules do not fit the catalogue.
     """
@@ -85,8 +88,12 @@ class OffersEnv(PricedEnv):
         drift_range: list[float],
         price_noise: float,
         clip_margin: float,
+        price_paths: int,
+        exploring_starts: float,
     ):
         check_price_ranges(price_range, drift_range)
+        if num_agents % price_paths:
+            raise ValueError(f"env.price_paths: {price_paths} does not divide env.num_agents={num_agents}")
         self.device, self.num_agents = torch.device(device), num_agents
         self.world = world(catalogue, reward).to(device, torch.float32)
         self.episode_length = self.world.weeks
@@ -96,6 +103,7 @@ class OffersEnv(PricedEnv):
         budget.check(catalogue)
         self.budget, self.evaluation = budget, evaluation
         self.price_range, self.drift_range, self.price_noise = price_range, drift_range, price_noise
+        self.price_paths, self.exploring_starts = price_paths, exploring_starts
         self._draw_price_paths = partial(
             draw_price_paths,
             weeks=self.episode_length,
@@ -123,7 +131,12 @@ class OffersEnv(PricedEnv):
     def reset(self) -> tuple[Tensor, Tensor]:
         """Draw the next season: customers, prices, all its random numbers; compute each customer's no-contact value."""
         n = self.num_agents
-        sample = self.population.draw(n, self.generator, "train")
+        sample = self.population.draw(n // self.price_paths, self.generator, "train")
+        if self.price_paths > 1:
+            sample = sample.repeated(self.price_paths)
+        if self.exploring_starts:
+            sample = sample.with_exploring_starts(self.exploring_starts, self.generator)
+        self.sampled_customers = sample.customers
         self.features, self.state = sample.features.to(self.world.season), sample.state
         self.seen_features.update(self.features)
         self.contact_policy = self.contact_rules.policy(sample)
@@ -140,7 +153,16 @@ class OffersEnv(PricedEnv):
     def _prepare_responses(self, sample: Sample) -> None:
         """Prepare the model of how the customers of a sample respond."""
         self.customers = self.world.inhabit(sample.customers)
-        self.no_contact_values = fast_no_contact_values(self.customers, self.world)
+        if self.price_paths == 1:
+            self.no_contact_values = fast_no_contact_values(self.customers, self.world)
+        else:  # the same for all price paths of a customer
+            distinct = self.customers[: self.num_agents // self.price_paths]
+            values = fast_no_contact_values(distinct, self.world)
+            self.no_contact_values = [x.repeated(self.price_paths) for x in values]
+
+    def as_lookahead(self, privileged: bool) -> OffersLookahead | None:
+        """Return the one-step model of a season; `privileged` shows θ to critics."""
+        return OffersLookahead(self, privileged)
 
     def decode_price(self, obs: Tensor) -> Tensor:
         """Read the price [B] out of observations [B, D]."""

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed, triton_gae
-from rlcore.backends.compilation import CompiledActorCritic, compile_function
+from rlcore.backends.compilation import CompiledActor, CompiledActorCritic, compile_function
 from rlcore.backends.cuda_graphs import PinnedReset, record
 from rlcore.backends.scan import FunctionalRollout, loop_scan, scan, scan_rollout
+from rlcore.expected_ppo import ExpectedPPO
 from rlcore.ppo import PPO, Batch
 from rlcore.rollout import Rollout, continue_rollout
 
@@ -73,14 +74,20 @@ def compile_ppo(algorithm: PPO) -> None:
         run = partial(scan_rollout, functional, algorithm.network, scan)
         algorithm.collect_rollout = FunctionalRollout(compile_function(run, fullgraph=True, **on_cpu))
     else:
-        replace_method(algorithm.network, "act", compile_function(algorithm.network.act))
-        for name in env.graph_regions:
-            replace_method(env, name, compile_function(getattr(env, name), dynamic=None))  # histories grow
+        compile_steps(algorithm)
     algorithm.foreach = False
     replace_method(algorithm, "compute_advantages", compile_function(algorithm.compute_advantages))
     for name in algorithm.graph_regions:
         if name != "compute_advantages":
             replace_method(algorithm, name, compile_function(getattr(algorithm, name), **on_cpu))
+
+
+def compile_steps(algorithm: PPO | ExpectedPPO) -> None:
+    """Compile the policy and the environment's work of a step."""
+    replace_method(algorithm.network, "act", compile_function(algorithm.network.act))
+    for name in algorithm.env.graph_regions:
+        compiled = compile_function(getattr(algorithm.env, name), dynamic=None)  # histories grow
+        replace_method(algorithm.env, name, compiled)
 
 
 def record_ppo(algorithm: PPO) -> None:
@@ -94,9 +101,36 @@ def record_ppo(algorithm: PPO) -> None:
         algorithm.collect_rollout = RecordedRollout(algorithm)
     replace_method(algorithm, "compute_advantages", record(algorithm.compute_advantages, env.device))
     record_gradient_steps(algorithm)
-    if algorithm.auxiliary:
-        auxiliary = algorithm.auxiliary
-        replace_method(auxiliary, "train_minibatch", record(auxiliary.train_minibatch, env.device))
+    record_auxiliary(algorithm)
+
+
+def record_auxiliary(algorithm: PPO | ExpectedPPO) -> None:
+    """Record the gradient step of the auxiliary model, if there is one."""
+    auxiliary = algorithm.auxiliary
+    if auxiliary:
+        replace_method(auxiliary, "train_minibatch", record(auxiliary.train_minibatch, algorithm.env.device))
+
+
+@apply_mode.register
+def apply_mode_to_expected_ppo(algorithm: ExpectedPPO, mode: str) -> None:
+    """Compile the policy, a step's work and both gradients; or record rollouts and both training steps.
+
+    Advantages run eagerly in all modes: they are a few operations on the large tables that every episode makes anew.
+    """
+    env = algorithm.env
+    if mode == "compile":
+        algorithm.network = CompiledActor(algorithm.network)
+        algorithm.foreach = False
+        compile_steps(algorithm)
+        on_cpu = {} if env.device.type == "cuda" else CPU_OPTIONS
+        for name in algorithm.graph_regions:
+            replace_method(algorithm, name, compile_function(getattr(algorithm, name), **on_cpu))
+    if mode == "cudagraph":
+        if env.graph_state:
+            algorithm.collect_rollout = RecordedRollout(algorithm)
+        for name in ("train_policy", "train_critic"):
+            replace_method(algorithm, name, record(getattr(algorithm, name), env.device))
+        record_auxiliary(algorithm)
 
 
 def record_gradient_steps(algorithm: PPO) -> None:
@@ -132,7 +166,7 @@ def part_of_the_recording(set_to_none: bool = True) -> None:
 class RecordedRollout:
     """`rlcore.rollout.collect_rollout` whose steps are recorded; the reset, which draws random numbers, is not."""
 
-    def __init__(self, algorithm: PPO):
+    def __init__(self, algorithm: PPO | ExpectedPPO):
         env = algorithm.env
         self.reset = PinnedReset(env)
         self.run = record(partial(continue_rollout, env, algorithm.network), env.device)

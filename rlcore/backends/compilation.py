@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.distributions import MaskedMultiDiscrete, outer_sum
-from rlcore.networks import ActorCritic, SigmoidTanh, Tanh, output_layer
+from rlcore.networks import Actor, ActorCritic, SigmoidTanh, Tanh, output_layer
 
 
 def compile_function(function: Callable, **options: Any) -> Callable:
@@ -74,15 +74,14 @@ class CompiledMultiDiscrete(MaskedMultiDiscrete):
         return self._with_log_prob(invert_by_product(self.probs, u))
 
 
-class CompiledActorCritic(ActorCritic):
-    """An actor-critic on the parameters of a plain one, under the same names, in the forms above."""
+class CompiledActor(Actor):
+    """An actor on the parameters of a plain one, under the same names, in the forms above."""
 
-    def __init__(self, plain: ActorCritic):
+    def __init__(self, plain: Actor):
         nn.Module.__init__(self)
         self.nvec, self.heads = plain.nvec, plain.heads
         self.normalize = plain.normalize
         self.actor = with_rational_tanh(plain.actor)
-        self.critic = with_rational_tanh(plain.critic)
 
     def logits(self, obs: Tensor) -> Tensor:
         """Return the logits of all combinations.
@@ -96,6 +95,14 @@ class CompiledActorCritic(ActorCritic):
 
     def distribution(self, obs: Tensor, action_mask: Tensor) -> MaskedMultiDiscrete:
         return CompiledMultiDiscrete(self.logits(obs), action_mask, self.nvec)
+
+
+class CompiledActorCritic(CompiledActor, ActorCritic):
+    """The same of an actor-critic."""
+
+    def __init__(self, plain: ActorCritic):
+        CompiledActor.__init__(self, plain)
+        self.critic = with_rational_tanh(plain.critic)
 
 
 def with_rational_tanh(layers: nn.Sequential) -> nn.Sequential:

@@ -40,6 +40,7 @@ OWNERS = {
     "algo/encoder=": "algo=reward_model",
     "algo/behaviour_constraint=": "algo=cql",
     "algo/variance_reduction=": "algo=cql",
+    "algo/critic=": "algo=ppo_expected",
     "env/corpus": "env=email",
     "env/observation/theta=": "env/observation=belief",
     **{

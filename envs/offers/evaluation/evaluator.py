@@ -78,6 +78,10 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         predicted = replace(market, customers=customers, no_contact_values=values)
         return planning_policy(predicted, self.solve_bound(predicted), "features", start)
 
+    def rival(self, market: EvaluationMarket) -> SeasonPolicy:
+        """Return planning on θ̂, which knows the customers' features too."""
+        return self.certainty_equivalent_planner(market)
+
     def baselines(
         self, market: EvaluationMarket, bound: Bound, tuning_market: EvaluationMarket
     ) -> dict[str, SeasonPolicy]:

@@ -152,7 +152,7 @@ class OffersReport:
         return figure
 
     def _training_figure(self, curve: list[tuple[int, float]]) -> Figure:
-        figure, axes = labelled("agent-steps, millions", "score on validation customers")
+        figure, axes = labelled("agent-steps, millions", "score on validation customers, 1: their upper bound")
         axes.plot([step / 1e6 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
         axes.set_ylim(min(0.0, *(score for _, score in curve)), 1.02)
         axes.set_xlim(left=0)

@@ -35,7 +35,8 @@ TEST_MARKET, TUNING_MARKET, TEST_SEASONS = 11, 12, 13
 class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     """Compare policies on customers of an OffersEnv that no policy was trained on, by common random numbers.
 
-    The table has `customers` and `seasons`; the score during training has `validation` customers. `tuning_customers`,
+    The table has `customers` and `seasons`; the score during training has `validation` customers. With
+    `paired_validation` it says how far the policy is ahead of a rival's, customer by customer. `tuning_customers`,
     drawn from the training split, serve to fit the contact fee (one of `fees`, over `tuning_seasons`) and the price
     drift (over `calibration_seasons`). `price_grid` has the prices at which a learned policy is evaluated. The rest
     serves a comparison with a bound, whose options are `bound`: θ̂ is fitted on `regression_customers`, with a `ridge`;
@@ -53,6 +54,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         customers: int,
         seasons: int,
         validation: int,
+        paired_validation: bool,
         tuning_customers: int,
         tuning_seasons: int,
         fees: list[float],
@@ -65,6 +67,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         hard_budget_rule: BudgetRule | None,
     ):
         self.env, self.seed = env, seed
+        self.paired_validation = paired_validation
         self.customers, self.seasons, self.validation = customers, seasons, validation
         self.tuning_customers, self.tuning_seasons, self.fees = tuning_customers, tuning_seasons, fees
         self.regression_customers, self.ridge = regression_customers, ridge
@@ -76,6 +79,9 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         low, high = math.log10(price_grid["low"]), math.log10(price_grid["high"])
         self.prices = torch.logspace(high, low, price_grid["points"], device=env.device)
         self._validation: tuple[EvaluationMarket, BoundT] | None = None
+        self._rival: list[SeasonRecord] | None = (
+            None  # the validation season of the policy that validation is paired with
+        )
 
     # ── markets ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _generator(self, stream: int) -> torch.Generator:
@@ -249,5 +255,26 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
             self._validation = market, self.solve_bound(market)
         market, bound = self._validation
         policy, _ = self.deploy(algorithm, market, market)
-        summary = self.summarise(self.simulate(policy, market, bound, 1, VALIDATION_SEASON), market, bound)
-        return {f"offers/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
+        records = self.simulate(policy, market, bound, 1, VALIDATION_SEASON)
+        summary = self.summarise(records, market, bound)
+        metrics = {f"offers/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
+        return metrics | self.compare_with_rival(records, market, bound)
+
+    def compare_with_rival(
+        self, records: list[SeasonRecord], market: EvaluationMarket, bound: BoundT
+    ) -> dict[str, float]:
+        """Return how far a validation season is ahead of the rival's, customer by customer, where there is a rival.
+
+        Scores of one season vary with its customers far more than with the policy: differences can rank policies.
+        """
+        rival = self.rival(market) if self.paired_validation else None
+        if rival is None:
+            return {}
+        if self._rival is None:
+            self._rival = self.simulate(rival, market, bound, 1, VALIDATION_SEASON)
+        ahead, low, high = self.paired_difference(records, self._rival, market, bound)
+        return {"offers/ahead_of_rival": ahead, "offers/ahead_of_rival_half_width": (high - low) / 2}
+
+    def rival(self, market: EvaluationMarket) -> SeasonPolicy | None:
+        """Return the policy that validation is paired with, of equal information, or None where there is none."""
+        return None

@@ -52,6 +52,8 @@ class NeuralTwinEnv(OffersEnv):
         drift_range: list,
         price_noise: float,
         clip_margin: float,
+        price_paths: int,
+        exploring_starts: float,
     ):
         super().__init__(
             device,
@@ -69,6 +71,8 @@ class NeuralTwinEnv(OffersEnv):
             drift_range=drift_range,
             price_noise=price_noise,
             clip_margin=clip_margin,
+            price_paths=price_paths,
+            exploring_starts=exploring_starts,
         )
         self.twin = NeuralEnsemble(twin, self)
         if not self.codec.hides_state:
@@ -82,6 +86,10 @@ class NeuralTwinEnv(OffersEnv):
     def _prepare_responses(self, sample: Sample) -> None:
         customers = self.twin.customers(self.features, self.world)
         self.season = Counterfactual(customers, sample.state.status, realised=self.world.reward.outcomes == "realised")
+
+    def as_lookahead(self, privileged: bool) -> None:
+        """Return None: networks of histories know no distribution of a next state."""
+        return None
 
     @property
     def neural_customers(self) -> NeuralCustomers:

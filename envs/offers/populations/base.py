@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import Customers, CustomerState
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState
 
+LEVELS = (HABITS, FATIGUES, EXPECTATIONS)  # of a subscribed customer's state
 LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters that enter features as logarithms
 
 
@@ -25,6 +26,20 @@ class Sample(NamedTuple):
     features: Tensor  # [N, F]
     state: CustomerState
     row: Tensor | None = None  # [N], in the columns and ids of a population of given customers
+
+    def repeated(self, times: int) -> Sample:
+        """Return every customer so many times, [N · times]."""
+        rows = torch.arange(len(self.features), device=self.features.device).repeat(times)
+        state = CustomerState(*(x[rows] for x in self.state))
+        return Sample(self.customers[rows], self.features[rows], state, None if self.row is None else self.row[rows])
+
+    def with_exploring_starts(self, share: float, generator: torch.Generator) -> Sample:
+        """Let a share of the customers, drawn by chance, start in a state drawn uniformly from all subscribed ones."""
+        n, device = len(self.features), generator.device
+        explores = torch.rand(n, generator=generator, device=device) < share
+        drawn = (torch.randint(levels, (n,), generator=generator, device=device) for levels in LEVELS)
+        habit, fatigue, expectation = (torch.where(explores, other, x) for other, x in zip(drawn, self.state))
+        return self._replace(state=CustomerState(habit, fatigue, expectation, self.state.status))
 
 
 class Population(Protocol):

@@ -1,0 +1,303 @@
+"""PPO with expected advantages: of all actions, and over what a step may lead to, in place of one sampled transition.
+
+Expected policy gradients (Ciosek and Whiteson 2018), or the mean actor-critic (Allen et al. 2017), under PPO's clipped
+surrogate. A LookaheadEnv (envs/base.py) says what each action is expected to bring and lead to, and a critic what that
+is worth; the critic may observe in training what the policy does not (asymmetric actor-critic: Pinto et al. 2018).
+Shapes: T steps of an episode, N agents, P = Πn joint actions, S states of an agent, B = T·N samples or a minibatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from rlcore import losses, returns
+from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
+from rlcore.backends import distributed
+from rlcore.networks import StateCritic
+from rlcore.rollout import BatchT, Rollout, collect_rollout, shuffled
+
+MakeCritic = Callable[[int, int], StateCritic]  # of the length of a critic's observation and S
+
+
+class PolicyBatch(NamedTuple):
+    """B steps for the policy to learn from."""
+
+    obs: Tensor  #: [B, D]
+    action_mask: Tensor  #: bool [B, *nvec]
+    log_prob: Tensor  #: of all actions under the policy that acted, [B, P]
+    advantage: Tensor  #: of all actions, 0 where masked, [B, P]
+    has_choice: Tensor  #: more than one action was valid, bool [B]
+
+
+class CriticBatch(NamedTuple):
+    """B steps for the critic to learn from."""
+
+    critic_obs: Tensor  #: [B, C]
+    state: Tensor  #: int64 [B], S for an agent that has left
+    value: Tensor  #: of the state before the update, [B]
+    target: Tensor  #: [B]
+    counts: Tensor  #: whether the step is learned from, bool [B]
+
+
+class ExpectedPPO(NetworkAlgorithm):
+    """PPO on expected advantages, in a LookaheadEnv of episodes of one length.
+
+    `epochs` passes train the policy and `critic_epochs` the critic, each in `minibatches` and by an optimiser of its
+    own. `ent_coef` is in units of reward, for advantages are not normalised. The policy that is deployed is the
+    exponential moving average of the weights, of decay `average_decay` a minibatch. Raises ValueError where the
+    environment has no lookahead. Under torchrun updates equal those of one process, as PPO's do.
+    """
+
+    graph_regions: tuple[str, ...] = ("compute_policy_gradients", "compute_critic_gradients")
+    sharded = ("generator", "env")
+
+    def __init__(
+        self,
+        env: Any,
+        seed: int,
+        *,
+        network: MakeNetwork,
+        critic: MakeCritic,
+        optimizer: MakeOptimizer,
+        critic_optimizer: MakeOptimizer,
+        lr_schedule: LearningRateSchedule | None,
+        auxiliary: MakeAuxiliaryModel | None,
+        total_steps: int,
+        num_steps: int,
+        epochs: int,
+        critic_epochs: int,
+        minibatches: int,
+        gamma: float,
+        td_lambda: float,
+        clip: float,
+        ent_coef: float,
+        ent_coef_final: float,
+        max_grad_norm: float,
+        average_decay: float,
+        privileged: bool,
+        eval_every: int,
+        checkpoint_every: int,
+    ):
+        lookahead = env.as_lookahead(privileged)
+        if lookahead is None or num_steps != env.episode_length:
+            raise ValueError(
+                "algo=ppo_expected: this environment can't say what every action is expected to bring and to lead to, "
+                "expected algo=ppo, which learns from sampled actions"
+            )
+        if env.num_agents * num_steps % minibatches:
+            raise ValueError(
+                f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps"
+            )
+        super().__init__(
+            env,
+            seed,
+            observes_price=True,
+            network=network,
+            optimizer=optimizer,
+            lr_schedule=lr_schedule,
+            auxiliary=auxiliary,
+            total_steps=total_steps,
+            num_steps=num_steps,
+            eval_every=eval_every,
+            checkpoint_every=checkpoint_every,
+        )
+        self.lookahead = lookahead
+        self.critic = critic(lookahead.critic_dim, lookahead.num_states).to(env.device)
+        self.critic_optimizer = critic_optimizer(self.critic.parameters())
+        self.initial_critic_lr = self.critic_optimizer.param_groups[0]["lr"]
+        self.critic_lr = torch.tensor(float(self.initial_critic_lr), device=env.device)
+        self.critic_optimizer.param_groups[0]["lr"] = self.critic_lr
+        self.epochs, self.critic_epochs, self.minibatches = epochs, critic_epochs, minibatches
+        self.gamma, self.td_lambda, self.clip = gamma, td_lambda, clip
+        self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
+        self.entropy_coef = torch.tensor(
+            float(ent_coef), device=env.device
+        )  # annealed in place: recorded graphs read it
+        self.max_grad_norm = max_grad_norm
+        self.foreach = True  # one kernel for the norms of all gradients; a compiling backend fuses them itself
+        # `policy`, which is deployed, has the average of the weights that `network` goes through
+        self.policy = deepcopy(self.network)
+        self.policy.normalize = self.network.normalize
+        self.move_average = get_ema_multi_avg_fn(average_decay)
+        self.weights = list(self.network.parameters())
+        self.average_weights = list(self.policy.parameters())
+        self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
+
+    def iterate(self, progress: float) -> dict[str, Tensor]:
+        """Collect a rollout, compute expected advantages, update critic, policy and auxiliary model."""
+        self.anneal(progress)
+        rollout = self.collect()
+        policy_batch, critic_batch = self.compute_advantages(rollout)
+        metrics = self.update(policy_batch, critic_batch)
+        if self.auxiliary:
+            metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
+        self.network.update_normalization(rollout.obs)
+        metrics = distributed.mean_scalars(metrics | rollout.mean_info())
+        return metrics | {"charts/learning_rate": self.lr}
+
+    def anneal(self, progress: float) -> None:
+        """Set the learning rates of an iteration, and the entropy's coefficient, which falls geometrically."""
+        super().anneal(progress)
+        if self.lr_schedule:
+            self.lr_schedule(self.critic_lr, self.initial_critic_lr, progress, self.kl)
+        self.entropy_coef.fill_(self.ent_coef * (self.ent_coef_final / self.ent_coef) ** progress)
+
+    @torch.no_grad()
+    def collect(self) -> Rollout:
+        """Act for an episode with every agent. Random numbers are drawn up front, one per joint action."""
+        shape = (self.num_steps, self.env.num_agents)
+        uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
+        return self.collect_rollout(self.env, self.network, uniforms)
+
+    @torch.no_grad()
+    def compute_advantages(self, rollout: Rollout) -> tuple[PolicyBatch, CriticBatch]:
+        """Compute the expected advantages of all actions of every step, and the critic's targets."""
+        lookahead = self.lookahead
+        allowed = rollout.action_mask.flatten(2)
+        # 1. The critic's values of all states [T, N, S], of the state that each agent is in [T, N], and of the next
+        #    step's states [K, T − 1, N, S]: without futures to tell apart, these are the values already computed.
+        critic_obs = lookahead.critic_obs(rollout.obs)
+        state = lookahead.state_index(rollout.obs)
+        values = self.critic(critic_obs)
+        value = at_state(values, state)
+        next_values = values[None, 1:]
+        if lookahead.num_futures > 1:
+            next_values = self.critic(lookahead.future_critic_obs(critic_obs))
+        # 2. Q by a one-step backup, and A = Q − V̄ under the policy that acted.
+        pi = self.network.distribution(rollout.obs.flatten(0, 1), rollout.action_mask.flatten(0, 1))
+        log_prob = pi.log_probs.unflatten(0, value.shape)
+        action_value = torch.where(allowed, lookahead.backup(state, self.gamma * next_values), 0.0)
+        advantage, mean = returns.expected_advantages(action_value, log_prob.exp())
+        advantage = torch.where(allowed, advantage, 0.0)
+        target = returns.lambda_targets(mean, value, self.gamma * self.td_lambda)
+        # 3. An agent that never had a choice says nothing about the policy's value, nor does one that has left.
+        has_choice = allowed.sum(-1) > 1
+        policy_batch = PolicyBatch(
+            obs=rollout.obs,
+            action_mask=rollout.action_mask,
+            log_prob=log_prob,
+            advantage=advantage,
+            has_choice=has_choice,
+        )
+        critic_batch = CriticBatch(
+            critic_obs=critic_obs,
+            state=state,
+            value=value,
+            target=target,
+            counts=(state < lookahead.num_states) & has_choice.any(0),
+        )
+        return (
+            PolicyBatch(*(column.flatten(0, 1) for column in policy_batch)),  # [T, N, ...] → [T·N, ...]
+            CriticBatch(*(column.flatten(0, 1) for column in critic_batch)),
+        )
+
+    def update(self, policy_batch: PolicyBatch, critic_batch: CriticBatch) -> dict[str, Tensor]:
+        """Train critic and policy, each for some epochs; return each metric's mean over minibatches.
+
+        The explained variance is that of the values before the update.
+        """
+        metrics = self.train_epochs(self.train_critic, critic_batch, self.critic_epochs)
+        metrics |= self.train_epochs(self.train_policy, policy_batch, self.epochs)
+        self.kl.copy_(distributed.all_reduce_mean(metrics["losses/approx_kl"]))  # for a rate that adapts to it
+        metrics["losses/explained_variance"] = losses.explained_variance(
+            critic_batch.value, critic_batch.target, critic_batch.counts, all_reduce=distributed.all_reduce_sum
+        )
+        return metrics
+
+    def train_epochs(
+        self, train: Callable[[BatchT], dict[str, Tensor]], batch: BatchT, epochs: int
+    ) -> dict[str, Tensor]:
+        """Take a gradient step on every minibatch of some epochs; return the means of the metrics."""
+        totals: dict[str, Tensor] = {}
+        for _ in range(epochs):
+            for minibatch in shuffled(batch, self.minibatches, self.generator):
+                totals = {name: totals.get(name, 0) + x for name, x in train(minibatch).items()}
+        return {f"losses/{name}": total / (epochs * self.minibatches) for name, total in totals.items()}
+
+    def train_policy(self, batch: PolicyBatch) -> dict[str, Tensor]:
+        """Take one gradient step on the policy, and move the average of its weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = self.compute_policy_gradients(batch)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.move_average(self.average_weights, self.weights, None)
+        return metrics
+
+    def train_critic(self, batch: CriticBatch) -> dict[str, Tensor]:
+        """Take one gradient step on the critic."""
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        metrics = self.compute_critic_gradients(batch)
+        self.critic_optimizer.step()
+        return metrics
+
+    def compute_policy_gradients(self, batch: PolicyBatch) -> dict[str, Tensor]:
+        """Back-propagate the clipped surrogate of all actions and the entropy; return diagnostics."""
+        pi = self.network.distribution(batch.obs, batch.action_mask)
+        log_ratio = torch.where(batch.action_mask.flatten(1), pi.log_probs - batch.log_prob, 0.0)
+        old_prob = batch.log_prob.exp()
+        weight = distributed.mean_weight(batch.has_choice)
+        policy_term = weight * losses.expected_policy_loss(
+            log_ratio, old_prob, batch.advantage, self.clip, batch.has_choice
+        )
+        entropy_term = weight * losses.masked_mean(pi.entropy(), batch.has_choice)
+        (policy_term - self.entropy_coef * entropy_term).backward()
+        with torch.no_grad():
+            kl = losses.masked_mean(-(old_prob * log_ratio).sum(-1), batch.has_choice)
+            outside = ((log_ratio.exp() - 1).abs() > self.clip).to(old_prob.dtype)
+            clipfrac = losses.masked_mean((old_prob * outside).sum(-1), batch.has_choice)
+        return {
+            "policy_loss": policy_term.detach(),
+            "entropy": entropy_term.detach(),
+            "approx_kl": weight * kl,
+            "clipfrac": weight * clipfrac,
+            "grad_norm": self.clip_gradients(self.network),
+        }
+
+    def compute_critic_gradients(self, batch: CriticBatch) -> dict[str, Tensor]:
+        """Back-propagate the squared error of the values of the visited states, in the critic's unit."""
+        value = at_state(self.critic(batch.critic_obs), batch.state)
+        unit = self.critic.scale
+        weight = distributed.mean_weight(batch.counts)
+        loss = weight * losses.value_loss(value / unit, batch.value / unit, batch.target / unit, None, batch.counts)
+        loss.backward()
+        return {"value_loss": loss.detach(), "critic_grad_norm": self.clip_gradients(self.critic)}
+
+    def clip_gradients(self, module: nn.Module) -> Tensor:
+        """Average gradients over processes, clip their norm; return the norm before clipping."""
+        distributed.average_gradients(module.parameters())
+        return torch.nn.utils.clip_grad_norm_(module.parameters(), self.max_grad_norm, foreach=self.foreach)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs to continue exactly."""
+        return super().state_dict() | {
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "critic_lr": self.critic_lr,
+        }
+
+    def load_policy(self, state: dict[str, Any]) -> None:
+        """Restore the part that acting needs, on any device."""
+        super().load_policy(state)
+        self.policy.load_state_dict(state["policy"])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore everything."""
+        super().load_state_dict(state)
+        self.critic.load_state_dict(state["critic"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.critic_optimizer.param_groups[0]["lr"] = self.critic_lr
+        self.critic_lr.copy_(state["critic_lr"])
+
+
+def at_state(values: Tensor, state: Tensor) -> Tensor:
+    """Return the value [...] of the state that each agent is in, of the values [..., S]; 0 for one that has left."""
+    num_states = values.shape[-1]
+    value = values.gather(-1, state.clamp_max(num_states - 1)[..., None])[..., 0]
+    return torch.where(state < num_states, value, 0.0)

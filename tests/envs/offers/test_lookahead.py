@@ -1,0 +1,243 @@
+"""The one-step model of a season against enumeration and simulated weeks; expected redemptions; training seasons."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+import reference_world as reference
+from configs import load
+from envs.offers.env import OffersEnv
+from envs.offers.lookahead import OffersLookahead
+from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
+from envs.offers.policies.redemption_model import ExpectedRedemptionModel
+from envs.offers.populations.base import LEVELS
+from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, CustomerState
+from envs.offers.world.transition import transition
+from rlcore.networks import Actor
+from rlcore.rollout import Rollout, collect_rollout
+
+CPU = torch.device("cpu")
+WEEKS = 12
+
+
+def make_env(agents: int, seed: int = 0, **changes) -> OffersEnv:
+    """Build the shipped environment with few customers."""
+    return load("offers", CPU, seed, num_agents=agents, population={"reference_size": 200}, **changes)
+
+
+def played(env: OffersEnv, seed: int = 0) -> Rollout:
+    """Play a season by random actions."""
+    torch.manual_seed(seed)
+    actor = Actor(
+        env.obs_dim,
+        env.nvec,
+        hidden=[4],
+        activation=torch.nn.ReLU,
+        heads="joint",
+        policy_gain=0.01,
+        first_bias=2.0,
+        normalize_obs=False,
+        clip_obs=10.0,
+    )
+    return collect_rollout(env, actor, torch.rand(env.episode_length, env.num_agents))
+
+
+@cache
+def season() -> tuple[OffersEnv, Rollout, OffersLookahead]:
+    """A season of three customers, and its one-step model."""
+    env = make_env(3)
+    return env, played(env), env.as_lookahead(privileged=True)
+
+
+def values_of(n: int, futures: int = 1) -> Tensor:
+    """Draw values of next week's states, [K, T − 1, N, S]."""
+    return torch.randn(futures, WEEKS - 1, n, 72, generator=torch.Generator().manual_seed(5))
+
+
+def test_the_backup_equals_an_enumeration_of_next_states():
+    """In float64 over every draw of a week: shaped reward plus values beyond V⁰, of every pair."""
+    env, rollout, lookahead = season()
+    state = lookahead.state_index(rollout.obs)
+    next_values = values_of(3)
+    found = lookahead.backup(state, next_values)
+    assert found.shape == (WEEKS, 3, 30)
+    left = 0
+    for n, customer in enumerate(reference.references(env.customers, env.world)):
+        v0 = customer.no_contact_values()
+        for t in (0, 5, WEEKS - 1):
+            index = state[t, n].item()
+            if index == lookahead.num_states:
+                left += 1
+                assert (found[t, n] == 0).all()
+                continue
+            s = reference.INSIDE[index]
+            value = dict(v0[t + 1])
+            if t < WEEKS - 1:
+                for k, inside in enumerate(reference.INSIDE):
+                    value[inside] += next_values[0, t, n, k].item()
+            for a in customer.pairs:
+                expected = customer.q(s, t, a, value, env.prices[t, n].item()) - v0[t][s]
+                assert found[t, n, 5 * a[0] + a[1]].item() == pytest.approx(expected, abs=2e-3), (n, t, a)
+    assert left < 9
+
+
+def test_the_distribution_of_the_next_state_sums_to_one_and_is_that_of_simulated_weeks():
+    """The backup's coefficients: unit values of one state at a time, for one customer and pair, against frequencies."""
+    env, _, lookahead = season()
+    week, draws, index = 3, 40_000, 45  # habit 3, fatigue 3, expectation 0
+    state = torch.full((WEEKS, 3), index)
+    nothing_later = torch.zeros(1, WEEKS - 1, 3, 72)
+    base = lookahead.backup(state, nothing_later)[week, 0]
+    probability = torch.zeros(72, 30)
+    for s in range(72):
+        unit = nothing_later.clone()
+        unit[0, week, 0, s] = 100.0
+        probability[s] = (lookahead.backup(state, unit)[week, 0] - base) / 100
+    assert (probability > -1e-5).all()
+    customer = env.customers[torch.zeros(draws, dtype=torch.long)]
+    start = CustomerState(*(x[:1].expand(draws) for x in lookahead.customer_state(state[0])))
+    u = torch.rand(UNIFORMS, draws, generator=torch.Generator().manual_seed(6))
+    for action in (0, 5, 13, 28):
+        offer, channel = (torch.full((draws,), x) for x in divmod(action, 5))
+        following, *_ = transition(customer, env.world, week, start, offer, channel, u)
+        inside = following.status == SUBSCRIBED
+        number = (following.habit * LEVELS[1] + following.fatigue) * LEVELS[2] + following.expectation
+        frequency = torch.bincount(number[inside], minlength=72) / draws
+        assert (frequency - probability[:, action]).abs().max() < 4.5 * 0.5 / draws**0.5
+        has_left = 1 - inside.float().mean().item()
+        assert probability[:, action].sum().item() + has_left == pytest.approx(1, abs=4.5 * 0.5 / draws**0.5)
+        exact = reference.references(env.customers[:1], env.world)[0]
+        law = exact.law(reference.INSIDE[index], env.world.season[week].item(), divmod(action, 5))
+        gone = sum(p for s, p in law.items() if s[3] != SUBSCRIBED)
+        assert probability[:, action].sum().item() + gone == pytest.approx(1, abs=1e-4)
+
+
+def test_states_are_numbered_and_those_who_left_have_none():
+    env, rollout, lookahead = season()
+    index = torch.arange(73)
+    state = lookahead.customer_state(index)
+    assert [s + (SUBSCRIBED,) for s in zip(*(x[:72].tolist() for x in state[:3]))] == reference.INSIDE
+    decoded = env.codec.decode_state(rollout.obs.flatten(0, 1))
+    number = lookahead.state_index(rollout.obs).flatten()
+    assert torch.equal(number == 72, decoded.status != SUBSCRIBED)
+    inside = number < 72
+    for a, b in zip(lookahead.customer_state(number), decoded[:3]):
+        assert torch.equal(a[inside], b[inside])
+
+
+def test_a_critic_observes_theta_and_nothing_that_a_week_moves():
+    env = make_env(40)
+    rollout = played(env)
+    for privileged in (False, True):
+        lookahead = env.as_lookahead(privileged)
+        critic_obs = lookahead.critic_obs(rollout.obs)
+        assert critic_obs.shape == (WEEKS, 40, lookahead.critic_dim) and critic_obs.isfinite().all()
+        week = slice(env.static_dim, env.static_dim + WEEKS)
+        for t in range(1, WEEKS):  # but for the week and the price, which a customer's state does not change
+            same = torch.ones(lookahead.critic_dim, dtype=torch.bool)
+            same[week.start : week.stop + 1] = False
+            assert torch.equal(critic_obs[t][:, same], critic_obs[0][:, same])
+    shown = critic_obs[0][:, -24:].double()
+    margin = env.sampled_customers.margin.log()
+    correlation = torch.corrcoef(torch.cat((shown.T, margin[None])))[-1, :-1].abs()
+    assert correlation.max() > 0.999
+
+
+def test_under_caps_the_future_that_came_about_is_what_the_critic_observes_then():
+    env = make_env(50, contact_rules={"caps": [{"weeks": 4, "contacts": 2}, {"weeks": 12, "contacts": 4}]})
+    rollout = played(env)
+    lookahead = env.as_lookahead(privileged=False)
+    critic_obs = lookahead.critic_obs(rollout.obs)
+    futures = lookahead.future_critic_obs(critic_obs)
+    assert futures.shape == (2, WEEKS - 1, 50, lookahead.critic_dim)
+    contacted = rollout.info["contacted"][:-1].long()
+    came_about = torch.where(contacted[..., None] > 0, futures[1], futures[0])
+    torch.testing.assert_close(came_about, critic_obs[1:])
+    assert (futures[1] != futures[0]).any() and (
+        futures[1, ..., lookahead.caps] <= futures[0, ..., lookahead.caps]
+    ).all()
+
+
+def test_under_caps_each_action_is_valued_by_its_own_future():
+    env = make_env(3, contact_rules={"caps": [{"weeks": 12, "contacts": 4}]})
+    rollout = played(env)
+    lookahead = env.as_lookahead(privileged=False)
+    state = lookahead.state_index(rollout.obs)
+    without, after_contact = values_of(3, futures=2)
+    both = lookahead.backup(state, torch.stack((without, after_contact)))
+    first, second = (lookahead.backup(state, x[None]) for x in (without, after_contact))
+    assert torch.equal(both[..., 0], first[..., 0]) and torch.equal(both[..., 5:], second[..., 5:])
+    assert not torch.equal(first[..., 5:], second[..., 5:])
+
+
+# ── redemptions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_expected_redemptions_equal_the_reference_of_every_pair():
+    env, rollout, lookahead = season()
+    found = lookahead.redeem_probability(rollout.obs)
+    assert found.shape == (WEEKS, 3, 6, 5)
+    decoded = env.codec.decode_state(rollout.obs.flatten(0, 1))
+    states = reference.tuples(decoded)
+    for n, customer in enumerate(reference.references(env.customers, env.world)):
+        for t in range(WEEKS):
+            s = states[3 * t + n]
+            if s[3] == SUBSCRIBED:
+                for a in customer.pairs:
+                    p, _ = customer.respond(s, env.world.season[t].item(), a)
+                    assert found[t, n, a[0], a[1]].item() == pytest.approx(p, rel=1e-4)
+
+
+def test_the_model_is_at_rest_where_it_predicts_the_expectation():
+    """The gradient of its loss is zero at the target, in every pair, and not beside it."""
+    env = make_env(4)
+    model = ExpectedRedemptionModel(env, hidden=[4], activation=torch.nn.ReLU, lr=0.01)
+    rollout = played(env)
+    obs = rollout.obs.flatten(0, 1)
+    logits = torch.linspace(-3, -1, 30).view(1, 6, 5).expand(len(obs), -1, -1).clone().requires_grad_()
+    model.log_prob = lambda obs: torch.nn.functional.logsigmoid(logits)
+    for target, rests in ((logits.detach().sigmoid(), True), (0.5 * logits.detach().sigmoid(), False)):
+        (gradient,) = torch.autograd.grad(model.loss(obs, None, {"redeem_probability": target}), logits)
+        assert (gradient[:, 1:].abs().max() < 1e-8) == rests
+    assert set(model.targets(rollout.obs, {})) == {"redeem_probability"}
+
+
+# ── training seasons ────────────────────────────────────────────────────────────────────────────────────────────────
+def test_price_paths_repeat_customers_and_their_values_but_not_prices():
+    env = make_env(12, price_paths=3)
+    env.reset()
+    for a, b in ((0, 4), (3, 11)):
+        assert torch.equal(env.features[a], env.features[b]) and env.customers.alpha[a] == env.customers.alpha[b]
+        assert env.state.habit[a] == env.state.habit[b] and (env.prices[:, a] != env.prices[:, b]).all()
+    assert len(env.features[:, 0].unique()) == 4
+    plain = make_env(12)
+    plain.customers = env.customers
+    for a, b in zip(env.no_contact_values, fast_no_contact_values(env.customers, env.world)):
+        torch.testing.assert_close(a.subscribed, b.subscribed)
+        torch.testing.assert_close(a.unsubscribed, b.unsubscribed)
+    with pytest.raises(ValueError, match="env.price_paths: 5 does not divide env.num_agents=12"):
+        make_env(12, price_paths=5)
+
+
+def test_exploring_starts_cover_all_states_evenly():
+    env = make_env(4000, exploring_starts=0.5)
+    obs, _ = env.reset()
+    index = env.as_lookahead(privileged=False).state_index(obs)
+    count = torch.bincount(index, minlength=73)
+    assert count[72] == 0
+    _, fatigue, expectation = env.codec.decode_state(obs)[:3]
+    seldom = (fatigue > 0) | (expectation == 2)  # no season starts there
+    share = 1 - 2 / 12
+    assert seldom.float().mean().item() == pytest.approx(0.5 * share, abs=4.5 * 0.5 / 4000**0.5)
+    per_state = count[:72][[f > 0 for _ in range(6) for f in range(4) for _ in range(3)]].float()
+    assert per_state.min() > 10 and per_state.mean().item() == pytest.approx(4000 * 0.5 / 72, rel=0.1)
+    never = make_env(4000)
+    obs, _ = never.reset()
+    assert (never.codec.decode_state(obs).fatigue == 0).all()
+
+
+def test_a_reward_without_shaping_has_no_lookahead():
+    with pytest.raises(ValueError, match="expected env.reward.shaping=true"):
+        make_env(4, reward={"shaping": False}).as_lookahead(privileged=False)

@@ -86,6 +86,11 @@ def launch(main: Callable[[], None]) -> None:
                 raise
             print(f"error: {explained(error, Path(sys.argv[0]).stem)}", file=sys.stderr)
             sys.exit(2)
+        except OSError as error:  # outside of `guarded`: Hydra could not make the run's folder
+            if os.environ[TRACEBACKS] == "1":
+                raise
+            print(f"error: hydra.run.dir: {error.filename}: {error.strerror}", file=sys.stderr)
+            sys.exit(2)
         if os.listdir(folder):
             sys.exit(2)
 
@@ -183,6 +188,7 @@ def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
     Raises ValueError where the checkpoint is of another kind.
     """
     state = checkpoints.load(checkpoint)
+    check_stored_ranges(state["config"], CONF, f"algo.teacher.checkpoint={checkpoint}")
     make_algorithm = instantiate_stored(state["config"]["algo"], f"algo.teacher.checkpoint={checkpoint}")
     algorithm = make_algorithm(env, 0)
     if not isinstance(algorithm.policy, GreedyPolicy):

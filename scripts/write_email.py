@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from email_rl.inference import MailGenerator, read_contexts, save_mails
 from envs.configuration import CONF
+from envs.range_checks import check_stored_ranges
 from rlcore import checkpoint
 from scripts.cli import choose_device, fitting, guarded, launch, to_dict
 
@@ -32,6 +33,7 @@ def main(cfg: DictConfig) -> None:
         choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision),
         checkpoint.load(cfg.checkpoint),
     )
+    check_stored_ranges(state["config"], CONF, cfg.checkpoint)
     with fitting(cfg.checkpoint):
         generator = MailGenerator.load(cfg.checkpoint, state, device, cfg.sampling.batch_size, cfg.seed)
     sampling = to_dict(cfg.sampling, resolve=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import torch
@@ -47,6 +48,16 @@ def head_sizes(id: str, space: spaces.Space) -> tuple[int, ...]:
     return nvec
 
 
+def image_shapes(space: spaces.Space) -> list[tuple[int, ...]]:
+    """Return the shapes of the images in an observation space: boxes of bytes with two or more dimensions."""
+    if isinstance(space, spaces.Dict):
+        return [shape for part in space.values() for shape in image_shapes(part)]
+    if isinstance(space, spaces.Tuple):
+        return [shape for part in space for shape in image_shapes(part)]
+    is_image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 1
+    return [space.shape] if is_image and space.shape is not None else []
+
+
 class GymnasiumEnv(VectorEnv):
     """Copies of a Gymnasium environment, stepped on the host and reset in the step; observations are flattened.
 
@@ -64,7 +75,17 @@ class GymnasiumEnv(VectorEnv):
         action_space, shape = self.envs.single_action_space, self.envs.single_observation_space.shape
         self.nvec = head_sizes(id, action_space)
         assert isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))  # head_sizes refuses others
-        assert shape is not None  # flattened observations are a Box
+        flattened = self.envs.envs[0]
+        assert isinstance(flattened, gymnasium.Wrapper)  # make_copies wraps each copy
+        observed = flattened.env.observation_space
+        if shape is None:
+            raise ValueError(f"env.id: expected observations of a fixed size, {id} has {observed}")
+        for size in image_shapes(observed):
+            print(
+                f"warning: env.id: {id} observes images of {size}: they become {math.prod(size):,} numbers of an MLP, "
+                "which does not know which pixels are neighbours",
+                file=sys.stderr,
+            )
         self.obs_dim = math.prod(shape)
         self.first_action = np.asarray(action_space.start)
         self.provides_masks = all(env.has_wrapper_attr("action_masks") for env in self.envs.envs)

@@ -41,7 +41,10 @@ class _Reader:
             tree = ast.parse(plain.strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise self._error("is no expression") from error
-        truth = self._truth(tree.body)
+        try:
+            truth = self._truth(tree.body)
+        except RecursionError as error:
+            raise self._error("is nested too deeply") from error
         return np.broadcast_to(truth, self.missing.shape) & ~self.missing
 
     def _quote(self, name: str) -> str:

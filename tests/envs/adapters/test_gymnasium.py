@@ -58,7 +58,25 @@ class Counter(gymnasium.Env):
         return obs, float(self.t), self.t == 3, self.t == self.limit, info
 
 
+class Watcher(Counter):
+    """Observes the first sample of a space."""
+
+    def __init__(self, space):
+        super().__init__()
+        self.observation_space = space
+
+    def observe(self):
+        self.observation_space.seed(0)
+        return self.observation_space.sample(), {}
+
+
 gymnasium.register("test/Counter-v0", entry_point=Counter, disable_env_checker=True)
+gymnasium.register("test/Watcher-v0", entry_point=Watcher, disable_env_checker=True)
+
+
+def watcher(space):
+    """Two copies of the watcher of a space as a VectorEnv."""
+    return GymnasiumEnv(CPU, 0, id="test/Watcher-v0", kwargs={"space": space}, num_agents=2, evaluation=None)
 
 
 def counter(num_agents=2, **kwargs):
@@ -171,6 +189,7 @@ def test_masks_by_choice_and_by_combination(mask, forbidden):
             lambda: GymnasiumEnv(CPU, 0, id="Pendulum-v1", kwargs={}, num_agents=1, evaluation=None),
             "Pendulum-v1 has Box",
         ),
+        (lambda: watcher(spaces.Sequence(TWO_ACTIONS)), "expected observations of a fixed size, .* has Sequence"),
         (lambda: counter(mask=[0, 0]), "masks every action"),
         (lambda: counter(mask=[1, 1, 1]), "masks 3 actions, expected 2"),
         (lambda: counter(actions=spaces.MultiDiscrete([9] * 9)), "combinations"),
@@ -179,6 +198,15 @@ def test_masks_by_choice_and_by_combination(mask, forbidden):
 def test_what_can_not_be_used_is_named(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def test_images_are_said_to_be_flattened(capsys):
+    image, numbers = spaces.Box(0, 255, (4, 5, 3), np.uint8), spaces.Box(-1, 1, (4, 5), np.float32)
+    for space, size in ((image, 60), (spaces.Dict({"a": spaces.Tuple((image, TWO_ACTIONS)), "b": numbers}), 82)):
+        assert watcher(space).obs_dim == size
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("warning: env.id: test/Watcher-v0 observes images of (4, 5, 3): they become 60 numbers")
+    assert watcher(numbers).obs_dim == 20 and not capsys.readouterr().err
 
 
 def test_evaluation_counts_whole_episodes_and_leaves_training_alone():

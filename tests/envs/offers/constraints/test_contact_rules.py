@@ -93,6 +93,8 @@ def test_expressions_mean_what_python_means_row_by_row(text):
         ("age >=", "is no expression"),
         ("", "is no expression"),
         ("(" * 500, "is no expression"),
+        ("not " * 600 + "age", "is nested too deeply"),
+        ("age" + " + 1" * 2000 + " > 3", "is nested too deeply"),
         ("income > 3", "'income'"),
         ("tier > 'a'", "orders tier"),
         ("tier == 3", "compares tier"),

@@ -1,0 +1,61 @@
+"""The bench of kills finds what it looks for: half-written files, temporaries that stay, runs that differ."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+import torch
+
+from rlcore import checkpoint
+from scripts.benchmarks.reliability import kills
+
+
+def write_run(folder, weight: float = 1.0, **metrics) -> None:
+    """Write the files of a run of one weight."""
+    folder.mkdir()
+    agent = {"network": {"w": torch.tensor([weight, 2.0])}, "kl": torch.tensor(math.nan), "iteration": 3}
+    checkpoint.save(folder / "checkpoint.pt", {"agent": agent, "config": {}, "logger": {}, "name": "ppo"})
+    (folder / "metrics.json").write_text(
+        json.dumps({"seconds": metrics.pop("seconds"), "steps_per_second": 2, **metrics})
+    )
+
+
+def test_runs_are_equal_but_for_their_timings(tmp_path):
+    write_run(tmp_path / "a", seconds=1, score=0.5)
+    write_run(tmp_path / "same", seconds=9, score=0.5)
+    write_run(tmp_path / "score", seconds=1, score=0.6)
+    write_run(tmp_path / "weight", weight=1.0 + 2**-23, seconds=1, score=0.5)
+    found = {name: kills.equal_runs(tmp_path / "a", tmp_path / name) for name in ("same", "score", "weight")}
+    assert found == {"same": True, "score": False, "weight": False}
+
+
+def test_half_written_files_and_temporaries_are_counted(tmp_path):
+    write_run(tmp_path / "run", seconds=1)
+    assert kills.count_half_written(tmp_path / "run") == kills.count_temporaries(tmp_path) == 0
+    for name in ("checkpoint.pt", "metrics.json"):
+        path = tmp_path / "run" / name
+        path.write_bytes(path.read_bytes()[:-9])
+    (tmp_path / "run" / "prices.png").write_bytes(b"\x89PNG")
+    (tmp_path / "run" / f".x{checkpoint.TEMPORARY}").touch()
+    (tmp_path / f".x{checkpoint.REPLACED}").mkdir()
+    assert kills.count_half_written(tmp_path / "run") == 3 and kills.count_temporaries(tmp_path) == 2
+
+
+def write_carelessly(path) -> None:
+    """Write a checkpoint for ever, without the temporary file."""
+    state = {"agent": {"network": {"weight": torch.ones(1 << 22)}, "number": 1}, "config": {}, "logger": {}, "name": ""}
+    while True:
+        torch.save(state, path)
+
+
+@pytest.mark.slow
+def test_a_careful_writer_leaves_whole_files_and_a_careless_one_does_not(tmp_path):
+    rng = random.Random(0)
+    with kills.importable():
+        careful = kills.kill_writer(rng, tmp_path / "a", kills.write_files, kills.check_file, 8, 0.05)
+        careless = kills.kill_writer(rng, tmp_path / "b", write_carelessly, kills.check_file, 8, 0.05)
+    assert careful["kills"] == 8 and careful["half_written"] == careful["temporaries"] == 0
+    assert careless["half_written"] > 0

@@ -276,6 +276,8 @@ def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     [
         ("resume=nowhere.pt", "nowhere.pt: no such checkpoint"),
         ("resume=setup.cfg", "not a checkpoint"),
+        ("hydra.run.dir=setup.cfg", "hydra.run.dir: setup.cfg: File exists"),
+        ("hydra.run.dir=setup.cfg/run", "hydra.run.dir: setup.cfg/run: Not a directory"),
         ("env.population.r2=1.5", "env.population.r2"),
         ("env.catalogue.channels.email.cost=-1", "env.catalogue.channels.email.cost"),
         ("env.reward.outcomes=guessed", "env.reward.outcomes"),

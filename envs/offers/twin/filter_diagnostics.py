@@ -1,0 +1,130 @@
+"""Whether the equations explain a log whose states nobody saw: filtered predictions against what happened.
+
+Each week is predicted from the weeks before it, under given θ (envs/offers/world/filtering.py), so that no prediction
+has seen its own outcome.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.customers import Customers, World
+from envs.offers.world.filtering import CHUNK, Belief, Predicted, filter_week, predict_week
+from envs.offers.world.history import SeenWeek
+from rlcore.ope.propensity_checks import significant
+
+MAX_NAMED = 5  # largest number of misfits that are named
+
+
+class Outcomes(NamedTuple):
+    """A season's predictions beside what happened, [T, N] each."""
+
+    probability: Tensor  # predicted, before the week was seen
+    happened: Tensor  # bool
+    possible: Tensor  # bool: the outcome could happen
+
+
+class Decile(NamedTuple):
+    """A tenth of the predictions, from the lowest to the highest."""
+
+    predicted: float  # mean probability
+    observed: float  # share that happened
+    z: float  # excess of what happened, in standard errors
+
+
+def stack_weeks(seen: list[SeenWeek]) -> SeenWeek:
+    """Return the weeks of a season as one, [T, N] each."""
+    return SeenWeek(*(torch.stack(x) for x in zip(*seen)))
+
+
+@torch.no_grad()
+def predict_season(customers: Customers, world: World, start: Tensor, seen: list[SeenWeek]) -> dict[str, Outcomes]:
+    """Predict trips, redemptions and opt-outs of each week of a season; `start` [14] are the marginals of its start."""
+    parts = []
+    for first in range(0, len(customers), CHUNK):
+        rows = slice(first, first + CHUNK)
+        some = customers[rows]
+        marginals = start.to(some.alpha)[:, None].expand(-1, len(some))
+        belief = Belief.from_marginals(marginals, torch.zeros_like(seen[0].bought[rows]))
+        weeks = []
+        for t, week in enumerate(x.take(rows) for x in seen):
+            weeks.append(torch.stack(predict_week(some, world, t, belief, week.offer, week.channel)))
+            belief, _ = filter_week(some, world, t, belief, week)
+        parts.append(torch.stack(weeks, 1))
+    predicted, season = Predicted(*torch.cat(parts, 2)), stack_weeks(seen)
+    contacted = season.offer > 0
+    return {
+        "trips": Outcomes(predicted.bought, season.bought, torch.ones_like(contacted)),
+        "redeemed": Outcomes(predicted.redeemed, season.redeemed, contacted),
+        "opt_out": Outcomes(predicted.opted_out, season.opted_out, contacted),
+    }
+
+
+def deciles(outcomes: Outcomes, weeks: slice) -> list[Decile]:
+    """Compare the predictions of some weeks with what happened, by tenths of the predictions.
+
+    Given the weeks before, outcomes of different weeks and customers are uncorrelated, so that variances add up.
+    """
+    probability, happened, possible = (x[weeks] for x in outcomes)
+    p, y = probability[possible].double(), happened[possible].double()
+    found = []
+    for rows in p.argsort().chunk(10):
+        q = p[rows]
+        error = (y[rows] - q).sum() / (q * (1 - q)).sum().sqrt().clamp_min(1e-9)
+        found.append(Decile(q.mean().item(), y[rows].mean().item(), error.item()))
+    return found
+
+
+# ── where the equations can't explain the log ───────────────────────────────────────────────────────────────────────
+def groups(seen: list[SeenWeek], catalogue: Catalogue) -> dict[str, tuple[Tensor, list[str]]]:
+    """Group decisions by what was known before their outcomes: {kind: (group of each decision [T, N], names)}."""
+    season, codec = stack_weeks(seen), catalogue.action_codec
+    week = torch.arange(len(seen), device=season.offer.device)[:, None].expand_as(season.offer)
+    before = season.bought.long().cumsum(0) - season.bought.long()
+    sent = (season.offer > 0).long()
+    lately = torch.zeros_like(sent)  # contacts in the three weeks before
+    for lag in (1, 2, 3):
+        lately[lag:] += sent[:-lag]
+    redeemed = season.redeemed.long().cumsum(0) - season.redeemed.long()
+    pairs = [
+        "nothing" if offer == 0 else f"{catalogue.offers[offer]} by {catalogue.channels[channel]}"
+        for offer in range(codec.num_offers)
+        for channel in range(codec.num_channels)
+    ]
+    return {
+        "pair": (codec.encode(season.offer, season.channel * sent), pairs),
+        "week": (week, [f"week {t + 1}" for t in range(len(seen))]),
+        "purchases": (before, [f"{k} purchases before" for k in range(len(seen))]),
+        "contacts": (lately, [f"{k} contacts in 3 weeks" for k in range(4)]),
+        "redemptions": (redeemed, [f"{k} redemptions before" for k in range(len(seen))]),
+    }
+
+
+def residuals(outcomes: Outcomes, group: Tensor, count: int) -> Tensor:
+    """Return by how many standard errors what happened exceeds its prediction, by group [count]; 0 where none is."""
+    excess, variance = torch.zeros(2, count, dtype=torch.float64, device=group.device)
+    p, at = outcomes.probability[outcomes.possible].double(), group[outcomes.possible]
+    excess.index_add_(0, at, outcomes.happened[outcomes.possible].double() - p)
+    variance.index_add_(0, at, p * (1 - p))
+    return excess / variance.sqrt().clamp_min(1e-9)
+
+
+def misfits(predicted: dict[str, Outcomes], seen: list[SeenWeek], catalogue: Catalogue, level: float) -> list[str]:
+    """Name the groups of decisions whose outcomes the equations can't explain, at a level over all groups, worst first.
+
+    Under the true θ and start the residuals have mean 0 and variance 1, whatever policy made the decisions.
+    """
+    names, found = [], []
+    for kind, (group, labels) in groups(seen, catalogue).items():
+        for outcome, outcomes in predicted.items():
+            if kind == "pair" or outcome != "opt_out":
+                names += [f"{outcome}, {label}" for label in labels]
+                found.append(residuals(outcomes, group, len(labels)))
+    z = torch.cat(found)
+    order = z.abs().argsort(descending=True).tolist()
+    wrong = significant(z, level)
+    return [f"{names[k]} (z = {z[k]:+.1f})" for k in order if wrong[k]][:MAX_NAMED]

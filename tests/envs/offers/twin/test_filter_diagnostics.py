@@ -1,0 +1,84 @@
+"""Filtered predictions beside what happened: calibrated where the equations hold, and named where they do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from configs import load
+from envs.offers.twin.filter_diagnostics import Outcomes, deciles, groups, misfits, predict_season, residuals
+from envs.offers.world.belief_observation import start_marginals
+from hidden_markov import simulate
+
+
+@pytest.fixture(scope="module")
+def shop():
+    """6,000 customers, their world, and the marginals of their start."""
+    env = load("offers", torch.device("cpu"), 0, num_agents=10, population={"reference_size": 1000})
+    sample = env.population.draw(6000, torch.Generator().manual_seed(1), "train")
+    return env.world, env.world.inhabit(sample.customers), sample.state, start_marginals(sample.state)
+
+
+def test_nothing_is_wrong_with_a_log_of_the_equations(shop):
+    world, customers, state, start = shop
+    seen, _ = simulate(world, customers, state, torch.Generator().manual_seed(2), 12)
+    predicted = predict_season(customers, world, start, seen)
+    assert misfits(predicted, seen, world.catalogue, 0.01) == []
+    for outcome in predicted.values():
+        tenths = deciles(outcome, slice(6, None))
+        assert len(tenths) == 10 and all(abs(x.z) < 4 for x in tenths)
+        assert tenths[0].predicted < tenths[-1].predicted and tenths[0].observed < tenths[-1].observed
+
+
+def test_what_the_equations_cannot_explain_is_named(shop):
+    """In the log messages through SMS are seen by more than the equations say: its pairs stand out, and only they."""
+    world, customers, state, start = shop
+    channel = world.catalogue.channels.index("sms")
+    omega = customers.omega.clone()
+    omega[channel] += 1.5
+    log_of = replace(customers, omega=omega)
+    seen, _ = simulate(world, log_of, state, torch.Generator().manual_seed(2), 12)
+    named = misfits(predict_season(customers, world, start, seen), seen, world.catalogue, 0.01)
+    assert len(named) == 5 and all("by sms" in text or "redeemed" in text for text in named)
+    assert any("by sms (z = +" in text for text in named)
+
+
+def test_residuals_and_deciles_are_those_of_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    probability = torch.rand(3, 40, generator=generator, dtype=torch.float64)
+    happened, possible = (torch.rand(3, 40, generator=generator) < share for share in (0.5, 0.8))
+    group = torch.randint(4, (3, 40), generator=generator)
+    outcomes = Outcomes(probability, happened, possible)
+    excess, variance, rows = [0.0] * 5, [0.0] * 5, []
+    for t in range(3):
+        for i in range(40):
+            if possible[t, i]:
+                p = probability[t, i].item()
+                excess[group[t, i]] += happened[t, i].item() - p
+                variance[group[t, i]] += p * (1 - p)
+                if t:
+                    rows.append((p, happened[t, i].item()))
+    wanted = [x / v**0.5 if v else 0.0 for x, v in zip(excess, variance)]
+    torch.testing.assert_close(residuals(outcomes, group, 5), torch.tensor(wanted, dtype=torch.float64))
+    lowest = sorted(rows)[: -(-len(rows) // 10)]
+    found = deciles(outcomes, slice(1, None))[0]
+    assert found.predicted == pytest.approx(sum(p for p, _ in lowest) / len(lowest))
+    assert found.observed == pytest.approx(sum(y for _, y in lowest) / len(lowest))
+
+
+def test_groups_know_only_what_came_before(shop):
+    world, customers, state, _ = shop
+    seen, _ = simulate(world, customers[torch.arange(50)], type(state)(*(x[:50] for x in state)), torch.Generator(), 6)
+    found = groups(seen, world.catalogue)
+    changed = groups(
+        [*seen[:-1], seen[-1]._replace(bought=~seen[-1].bought, redeemed=~seen[-1].redeemed)], world.catalogue
+    )
+    for kind, (group, names) in found.items():
+        assert torch.equal(group, changed[kind][0]) and group.amax() < len(names)
+    purchases, contacts = found["purchases"][0], found["contacts"][0]
+    for i in range(50):
+        for t in range(6):
+            assert purchases[t, i] == sum(int(seen[k].bought[i]) for k in range(t))
+            assert contacts[t, i] == sum(int(seen[k].offer[i] > 0) for k in range(max(t - 3, 0), t))

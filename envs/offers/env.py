@@ -14,34 +14,16 @@ from envs.base import PricedEnv, Repriced, Step
 from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.lookahead import OffersLookahead
-from envs.offers.planning.dynamic_program import action_values
-from envs.offers.planning.state_values import StateValues, VisitedStates
+from envs.offers.planning.state_values import StateValues
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
-from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import Sample
 from envs.offers.price_paths import check_price_ranges, draw_price_paths
-from envs.offers.rewards import cost_of_silence, expected_profit, expected_reward, realised_profit
+from envs.offers.rewards import account_for_week, expected_cost_table, expected_reward_table
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, CustomerState, RewardConfig
+from envs.offers.world.customers import CHURNED, UNIFORMS, CustomerState, RewardConfig
 from envs.offers.world.history import KINDS, History, SeenWeek
-from envs.offers.world.response import outcome, outcomes
 from envs.offers.world.transition import transition
 from rlcore.offline.column_range import ColumnRange
-
-
-def seen_week(
-    action: Tensor, info: dict[str, Tensor], state: CustomerState, next_state: CustomerState, margin: Tensor
-) -> SeenWeek:
-    """Return what a shop sees of a week, given the actions [N, 2] asked for and the week's info."""
-    offer, channel = action.unbind(-1)
-    return SeenWeek(
-        offer=torch.where(info["contacted"], offer, 0),
-        channel=channel,
-        bought=info["trips"],
-        redeemed=info["redeemed"],
-        opted_out=(state.status == SUBSCRIBED) & (next_state.status == UNSUBSCRIBED),
-        margin=margin,
-    )
 
 
 class OffersEnv(PricedEnv):
@@ -213,21 +195,12 @@ class OffersEnv(PricedEnv):
 
     def expected_cost(self, probability: Tensor | None) -> Tensor:
         """Return the expected spend of every action [N, O+1, C], by the given P(redeem) or by the world's own."""
-        catalogue = self.world.catalogue
-        offer, channel = (torch.arange(n, device=self.device) for n in catalogue.nvec)
-        if probability is None:
-            expected = outcomes(self.customers, self.world, self.week, self.state).redeem
-            silent = (self.state.status == CHURNED)[:, None]
-            probability = torch.where(silent, 0.0, expected).unflatten(1, catalogue.nvec)
-        return catalogue.spend(offer[:, None], channel, probability)
+        return expected_cost_table(self.customers, self.world, self.week, self.state, probability)
 
     def expected_reward(self) -> Tensor:
         """Return this week's expected profit less its spend at the price, [N, O+1, C], without later weeks."""
-        at = VisitedStates(self.state, self.customers.alpha)
-        no_contact, contact = action_values(self.customers, self.world, self.week, at, self.price, None)
-        silent, cost = self.state.status == CHURNED, self.world.catalogue.cost[:, None]
-        contact = torch.where(silent, -(1 + self.price) * cost, contact)
-        table = pair_table(torch.where(silent, 0.0, no_contact), contact, self.options.action_mask)
+        mask = self.options.action_mask
+        table = expected_reward_table(self.customers, self.world, self.week, self.state, self.price, mask)
         return table.unflatten(1, self.nvec)
 
     def step(self, action: Tensor) -> Step:
@@ -248,7 +221,7 @@ class OffersEnv(PricedEnv):
             info["reward"] = info["reward"] + self.no_contact_values[-1].at(next_state)
         if self.codec.memory_dim:
             margin = self.customers.margin * info["trips"]
-            seen = seen_week(action, info, self.state, next_state, margin)
+            seen = SeenWeek.between(self.state, next_state, action, info, margin)
             self.memory = self.remember_week(self.calendar[t : t + 1], self.memory, seen, self.state, next_state)
         self.outcomes_so_far[:, t].copy_(outcomes_of_week)
         self.state, self.week = next_state, t + 1
@@ -283,32 +256,30 @@ class OffersEnv(PricedEnv):
         customers, world = self.customers, self.world
         offer, channel = action.unbind(-1)
         offer = self.contact_policy.enforce(action_mask, offer, channel)
-        contacted = offer > 0
         next_state, bought, redeemed, expected = transition(customers, world, week, state, offer, channel, u)
-        if world.reward.outcomes == "expected":
-            spend = expected.spend + cost_of_silence(world.catalogue, state, offer, channel)
-            profit_of_week = expected_profit(customers, world.reward, state, expected._replace(spend=spend), contacted)
-            reward = expected_reward(customers, world, week, state, offer, channel, price, next_no_contact_values)
-        else:
-            profit_of_week, spend = realised_profit(
-                customers, world, state, next_state, offer, channel, bought, redeemed
-            )
-            reward = profit_of_week - price * spend
-            if world.reward.shaping:
-                reward = reward + next_no_contact_values.at(next_state) - no_contact_values.at(state)
-        if world.reward.shaping:
-            h, f, d = (x.to(u) for x in state[:3])
-            no_contact = outcome(customers, world, week, h, f, d, torch.zeros_like(offer), channel)
-            nobody = torch.zeros_like(contacted)
-            profit_of_week = profit_of_week - expected_profit(customers, world.reward, state, no_contact, nobody)
+        account = account_for_week(
+            customers,
+            world,
+            week,
+            price,
+            state=state,
+            next_state=next_state,
+            offer=offer,
+            channel=channel,
+            bought=bought,
+            redeemed=redeemed,
+            expected=expected,
+            no_contact_values=no_contact_values,
+            next_no_contact_values=next_no_contact_values,
+        )
         outcomes_of_week = History.week(world.catalogue, offer, channel, bought, redeemed.to(u))
         info = {
             "redeemed": redeemed,
-            "contacted": contacted,
+            "contacted": offer > 0,
             "trips": bought,
-            "spend": spend,
-            "reward": reward,
-            "profit": profit_of_week,
+            "spend": account.spend,
+            "reward": account.reward,
+            "profit": account.profit,
             "churned": next_state.status == CHURNED,
         }
         return next_state, outcomes_of_week, info

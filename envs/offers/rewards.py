@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import Contacts, StateValues, VisitedStates
+from envs.offers.policies.base import pair_table
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, Customers, CustomerState, RewardConfig, World
-from envs.offers.world.response import Outcome, profit
+from envs.offers.world.response import Outcome, outcome, outcomes, profit
 
 
 def cost_of_silence(catalogue: Catalogue, state: CustomerState, offer: Tensor, channel: Tensor) -> Tensor:
@@ -74,3 +77,71 @@ def realised_profit(
     annoyed = (offer > 0) & (state.fatigue >= terms.fatigue_limit)
     earned = (c.margin + terms.trips) * bought
     return earned - spend - terms.churn_cost * churned - terms.fatigue_penalty * annoyed, spend
+
+
+class WeekAccount(NamedTuple):
+    """What a week of N customers brought and cost, in money, [N] each."""
+
+    profit: Tensor  # with shaping, less that of no contact
+    spend: Tensor
+    reward: Tensor  # profit − price·spend, with shaping A⁰ − price·spend
+
+
+def account_for_week(
+    customers: Customers,
+    world: World,
+    week: Tensor,
+    price: Tensor,
+    *,
+    state: CustomerState,
+    next_state: CustomerState,
+    offer: Tensor,
+    channel: Tensor,
+    bought: Tensor,
+    redeemed: Tensor,
+    expected: Outcome,
+    no_contact_values: StateValues,
+    next_no_contact_values: StateValues,
+) -> WeekAccount:
+    """Return profit, spend and reward of a week [1] at prices [N], expected or realised as `world.reward` says.
+
+    `expected` is the expected outcome of what was sent; the V⁰ are those of this week and of the next.
+    """
+    terms, contacted = world.reward, offer > 0
+    if terms.outcomes == "expected":
+        spend = expected.spend + cost_of_silence(world.catalogue, state, offer, channel)
+        week_profit = expected_profit(customers, terms, state, expected._replace(spend=spend), contacted)
+        reward = expected_reward(customers, world, week, state, offer, channel, price, next_no_contact_values)
+    else:
+        week_profit, spend = realised_profit(customers, world, state, next_state, offer, channel, bought, redeemed)
+        reward = week_profit - price * spend
+        if terms.shaping:
+            reward = reward + next_no_contact_values.at(next_state) - no_contact_values.at(state)
+    if terms.shaping:
+        h, f, d = (x.to(week_profit) for x in state[:3])
+        no_contact = outcome(customers, world, week, h, f, d, torch.zeros_like(offer), channel)
+        nobody = torch.zeros_like(contacted)
+        week_profit = week_profit - expected_profit(customers, terms, state, no_contact, nobody)
+    return WeekAccount(week_profit, spend, reward)
+
+
+def expected_reward_table(
+    c: Customers, world: World, week: int, state: CustomerState, price: Tensor, action_mask: Tensor
+) -> Tensor:
+    """Return a week's expected profit less its spend at prices [N], without later weeks, [N, P]; −inf where masked."""
+    no_contact, contact = action_values(c, world, week, VisitedStates(state, c.alpha), price, None)
+    silent = state.status == CHURNED
+    unheard = -(1 + price) * world.catalogue.cost[:, None]
+    return pair_table(torch.where(silent, 0.0, no_contact), torch.where(silent, unheard, contact), action_mask)
+
+
+def expected_cost_table(
+    c: Customers, world: World, week: int, state: CustomerState, probability: Tensor | None
+) -> Tensor:
+    """Return the expected spend of every action [N, O+1, C], by the given P(redeem) or by the world's own."""
+    catalogue = world.catalogue
+    offer, channel = (torch.arange(n, device=state.status.device) for n in catalogue.nvec)
+    if probability is None:
+        silent = (state.status == CHURNED)[:, None]
+        probability = torch.where(silent, 0.0, outcomes(c, world, week, state).redeem).unflatten(1, catalogue.nvec)
+    return catalogue.spend(offer[:, None], channel, probability)

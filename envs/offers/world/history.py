@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
+from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, CustomerState
 
 KINDS = ("contacts", "attention", "purchases", "redemptions", "spend")
 
@@ -21,6 +22,21 @@ class SeenWeek(NamedTuple):
     redeemed: Tensor  # bool [N]
     opted_out: Tensor  # in this week, bool [N]
     margin: Tensor  # money that the purchase brought, before discounts, 0 without a purchase, [N]
+
+    @classmethod
+    def between(
+        cls, state: CustomerState, next_state: CustomerState, action: Tensor, info: dict[str, Tensor], margin: Tensor
+    ) -> SeenWeek:
+        """Return what is seen of the week between two states: actions [N, 2] asked for, and the week's `Step.info`."""
+        offer, channel = action.unbind(-1)
+        return cls(
+            offer=torch.where(info["contacted"], offer, 0),
+            channel=channel,
+            bought=info["trips"],
+            redeemed=info["redeemed"],
+            opted_out=(state.status == SUBSCRIBED) & (next_state.status == UNSUBSCRIBED),
+            margin=margin,
+        )
 
     def take(self, rows) -> SeenWeek:
         """Take some of the customers."""

@@ -93,6 +93,7 @@ class RedemptionModel:
         """Restore weights and optimiser, to train on."""
         self.load_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.lr.copy_(self.optimizer.param_groups[0]["lr"])
         self.optimizer.param_groups[0]["lr"] = self.lr
 
 

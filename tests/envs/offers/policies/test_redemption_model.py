@@ -89,3 +89,15 @@ def test_an_environment_without_redemptions_is_refused():
     env = SimpleNamespace(context_dim=4, nvec=(3, 2), device=torch.device("cpu"), info_keys=("reward",))
     with pytest.raises(ValueError, match="^algo.auxiliary: this environment reports no redemptions"):
         load("../algo/auxiliary/redemption_model", env)
+
+
+def test_a_restored_model_has_the_same_state():
+    """A training that had ended and is resumed writes the checkpoint that it read."""
+    model, restored = redemption_model(), redemption_model()
+    model.anneal(0.75)
+    step(model, torch.eye(4), torch.ones(4, 2, dtype=torch.long), torch.ones(4, dtype=torch.bool))
+    restored.load_state_dict(model.state_dict())
+    assert restored.state_dict()["optimizer"]["param_groups"] == model.state_dict()["optimizer"]["param_groups"]
+    assert restored.lr.item() == pytest.approx(1e-2 / 4)
+    restored.anneal(0.5)
+    assert restored.optimizer.param_groups[0]["lr"].item() == pytest.approx(1e-2 / 2)

@@ -159,7 +159,7 @@ def filter_week(
     slope = torch.where(redeemed, c.mu * p1, torch.where(bought, (1 - c.mu) * p1 - p0, p0 - p1))
     organic = torch.where(bought, p0, 1 - p0)
     level = torch.where(redeemed, 0.0, organic)
-    inside = belief.subscribed * (p.attention[:, None] * slope[:, None] + level[:, None])
+    inside = belief.subscribed * torch.addcmul(level[:, None], p.attention[:, None], slope[:, None])
     possible = (~redeemed & ~contacted).to(c.alpha)  # who has opted out neither gets nor redeems an offer
     outside = belief.unsubscribed * (organic[:, 0] * possible)
 
@@ -167,14 +167,17 @@ def filter_week(
     lost = p.churn * torch.where(bought, 0.25, 1.0)
     kept = 1 - lost
     silent = belief.churned * (~bought).to(c.alpha)
-    churning = (inside.sum(2) * lost).sum((0, 1)) + (outside * lost[:, 0]).sum(0)
+    by_fatigue = inside.sum(2)  # [6, 4, N]
+    churning = (by_fatigue * lost).sum((0, 1)) + (outside * lost[:, 0]).sum(0)
     churned = (silent + churning) * stays_in
-    leaving = (inside.sum(2) * (kept * p.opt_out)).sum(1) * seen.opted_out
+    leaving = (by_fatigue * (kept * p.opt_out)).sum(1) * seen.opted_out
     outside = outside * kept[:, 0] * stays_in + leaving
-    inside = inside * (kept * (1 - p.opt_out) * stays_in)[:, :, None]
+    kept = (kept * (1 - p.opt_out) * stays_in)[:, :, None]
 
     # 3. Moves of habit, fatigue and expectation.
-    inside, outside = _move_habit(c, inside, outside, bought, redeemed)
+    up, down = _habit_moves(c, bought, redeemed)
+    inside = _move_habit(inside, kept, up[:, None, None], down[:, None, None])
+    outside = _move_habit(outside, torch.ones_like(outside), up, down)
     inside = _move_fatigue(inside, world.catalogue.fatigue_steps[seen.channel] * contacted, c.delta_f)
     inside = _move_expectation(inside, redeemed.to(c.alpha), c.delta_d)
 
@@ -182,36 +185,36 @@ def filter_week(
     return Belief(inside / total, outside / total, churned / total), total.log()
 
 
-def _move_habit(
-    c: Customers, inside: Tensor, outside: Tensor, bought: Tensor, redeemed: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Move mass along habit: up with u after a purchase, else down with π−."""
+def _habit_moves(c: Customers, bought: Tensor, redeemed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return P(habit up) and P(habit down) in each habit, [6, N]: u after a purchase, else π−; 0 beyond the ends."""
     h = levels(HABITS, c.alpha, -1, 1)
     gain = torch.where(redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
-    up = torch.where(bought, gain, 0.0)[:-1]  # [5, N]; the highest habit stays
-    down = torch.where(bought, 0.0, c.pi_minus).expand_as(up)
+    up = torch.where(bought & (h < HABITS - 1), gain, 0.0)
+    return up, torch.where(~bought & (h > 0), c.pi_minus, 0.0)
 
-    def walk(mass: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        rise, fall = mass[:-1] * up, mass[1:] * down
-        nothing = torch.zeros_like(mass[:1])
-        return mass + torch.cat((fall - rise, nothing)) + torch.cat((nothing, rise - fall))
 
-    return walk(inside, up[:, None, None], down[:, None, None]), walk(outside, up, down)
+def _move_habit(mass: Tensor, kept: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Keep a share of the mass [6, …, N] and move it along habit with probabilities `up` and `down`."""
+    moved = mass * (kept * (1 - up - down))
+    moved[1:] += mass[:-1] * (kept * up)[:-1]
+    moved[:-1] += mass[1:] * (kept * down)[1:]
+    return moved
 
 
 def _move_fatigue(mass: Tensor, steps: Tensor, delta_f: Tensor) -> Tensor:
     """Move mass [6, 4, 3, N] along fatigue: up by `steps` after a contact, else down with δ_f."""
-    rise = [(steps == k).to(mass) for k in range(1, FATIGUES)]
-    contacted = sum(rise)
+    one, two, three = ((steps == k).to(mass) for k in range(1, FATIGUES))
+    contacted = one + two + three
     fall = delta_f * (1 - contacted)
     stay = 1 - contacted - fall
     f0, f1, f2, f3 = mass.unbind(1)
+    add = torch.addcmul
     return torch.stack(
         (
-            f0 * (1 - contacted) + f1 * fall,
-            f0 * rise[0] + f1 * stay + f2 * fall,
-            f0 * rise[1] + f1 * rise[0] + f2 * stay + f3 * fall,
-            f0 * rise[2] + f1 * (rise[1] + rise[2]) + f2 * contacted + f3 * (1 - fall),
+            add(f0 * (1 - contacted), f1, fall),
+            add(add(f0 * one, f1, stay), f2, fall),
+            add(add(add(f0 * two, f1, one), f2, stay), f3, fall),
+            add(add(add(f0 * three, f1, two + three), f2, contacted), f3, 1 - fall),
         ),
         1,
     )
@@ -221,11 +224,12 @@ def _move_expectation(mass: Tensor, redeemed: Tensor, delta_d: Tensor) -> Tensor
     """Move mass [6, 4, 3, N] along expectation: up after a redemption, else down with δ_d."""
     fall = delta_d * (1 - redeemed)
     d0, d1, d2 = mass.unbind(2)
+    add = torch.addcmul
     return torch.stack(
         (
-            d0 * (1 - redeemed) + d1 * fall,
-            d0 * redeemed + d1 * (1 - redeemed - fall) + d2 * fall,
-            d1 * redeemed + d2 * (1 - fall),
+            add(d0 * (1 - redeemed), d1, fall),
+            add(add(d0 * redeemed, d1, 1 - redeemed - fall), d2, fall),
+            add(d1 * redeemed, d2, 1 - fall),
         ),
         2,
     )

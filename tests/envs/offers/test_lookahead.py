@@ -6,10 +6,11 @@ from functools import cache
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 
 import reference_world as reference
-from configs import load
+from configs import composed, load
 from envs.offers.env import OffersEnv
 from envs.offers.lookahead import OffersLookahead
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
@@ -145,6 +146,21 @@ def test_a_critic_observes_theta_and_nothing_that_a_week_moves():
     margin = env.sampled_customers.margin.log()
     correlation = torch.corrcoef(torch.cat((shown.T, margin[None])))[-1, :-1].abs()
     assert correlation.max() > 0.999
+
+
+def test_counts_beside_the_state_change_neither_the_states_nor_what_a_critic_observes():
+    """One season of the same customers under the same actions, in two views."""
+    seen = []
+    for view in ("state", "state_counts"):
+        config = composed(f"env/observation={view}", "env.num_agents=20", "env.population.reference_size=200")
+        env = instantiate(config.env, _convert_="all")(CPU, 0)
+        weeks = [env.reset()[0]]
+        while len(weeks) < WEEKS:
+            weeks.append(env.step(torch.tensor([[2, 1]]).expand(20, -1)).obs)
+        lookahead, obs = env.as_lookahead(privileged=True), torch.stack(weeks)
+        seen.append((obs.shape[-1], lookahead.state_index(obs), lookahead.critic_obs(obs)))
+    (narrow, state, critic_obs), (wide, other_state, other_critic_obs) = seen
+    assert narrow < wide and torch.equal(state, other_state) and torch.equal(critic_obs, other_critic_obs)
 
 
 def test_under_caps_the_future_that_came_about_is_what_the_critic_observes_then():

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 import email_rl.evaluation.policy_evaluation
 import email_rl.training.ppo
-import envs.offers.constraints.ledger
+import envs.live.ledger.opening
 import envs.offers.evaluation.evaluator
 import envs.sequential
 import rlcore.ppo

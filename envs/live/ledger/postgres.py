@@ -106,8 +106,7 @@ class PostgresLedger(Store):
     def _run(self, statement: str, values: dict[str, Any]) -> tuple[list[tuple], int]:
         self._check_process()
         if self._owns_transaction:
-            with self._connection.transaction():  # a savepoint: PostgreSQL ends a transaction with a refused statement
-                return self._execute(statement, values)
+            return self._run_inside(statement, values)
         self._check_usable()
         self._cut_short = True
         done = self._execute(statement, values)
@@ -122,6 +121,17 @@ class PostgresLedger(Store):
             raise self._translated(error) from error
         return cursor.fetchall() if cursor.description else [], cursor.rowcount
 
+    def _run_inside(self, statement: str, values: dict[str, Any]) -> tuple[list[tuple], int]:
+        """Run a statement in a transaction, which goes on after a refusal."""
+        self._connection.execute("SAVEPOINT before")
+        try:
+            done = self._execute(statement, values)
+        except Refusal:
+            self._connection.execute("ROLLBACK TO SAVEPOINT before")
+            raise
+        self._connection.execute("RELEASE SAVEPOINT before")
+        return done
+
     def _transact(self, weeks: list[tuple[int, int]], work: Callable[[Store], Result]) -> Result:
         self._check_process()
         self._check_usable()
@@ -129,12 +139,13 @@ class PostgresLedger(Store):
         inside._connection = self._connect()
         inside._owns_transaction = True
         try:
-            with inside._connection.transaction():
-                for season, week in weeks:
-                    inside._connection.execute(
-                        "SELECT 1 FROM weeks WHERE season = %s AND week = %s FOR UPDATE", (season, week)
-                    )
-                done = work(inside)
+            inside._connection.execute("BEGIN")
+            for season, week in weeks:
+                inside._connection.execute(
+                    "SELECT 1 FROM weeks WHERE season = %s AND week = %s FOR UPDATE", (season, week)
+                )
+            done = work(inside)
+            inside._connection.execute("COMMIT")
             return done
         except psycopg.Error as error:
             raise self._translated(error) from error

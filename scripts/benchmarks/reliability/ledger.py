@@ -1,70 +1,44 @@
-"""Stress the ledger: many writers, calls that repeat and come in the wrong order, writers killed at random.
+"""Besiege the ledger: many writers, calls that repeat, come late and out of order, exceptions, and SIGKILLs.
 
-Run as a program, this file is one writer. It makes the calls of its list and journals each final answer, so that after
-a SIGKILL it goes on where its journal ends and repeats every call without an answer.
+What the ledger says is compared with what happened outside of it: which messages went out, and what the till paid.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))
+from envs.live.ledger.opening import SERVER, open_ledger
+from envs.live.ledger.protocol import RESERVED, UNITS, Ledger, to_units
+from scripts.benchmarks.reliability import ledger_writer
+from scripts.benchmarks.reliability.ledger_writer import date_of, journal
 
-from envs.offers.constraints.ledger import ABSENT, REFUSED, RESERVED, SETTLED, Ledger, to_units
-
-FOREVER = 2**40
 START = 0.1  # seconds for a writer to start, on few shared cores
+AFTER_ALL = 10**5  # a week in which every reservation has expired
+KILLED_AT_LAUNCH = 0.05  # share of writers that may be killed although they answered nothing yet
+PATIENCE = 60.0  # seconds that the siege itself waits for the ledger
 
 
-# ── one writer ──────────────────────────────────────────────────────────────────────────────────────────────────────
-def run_writer(
-    folder: Path, name: str, start: float, pace: float, tries: int, retry: float, timeout: float, sync: str
-) -> None:
-    """Make a writer's calls [place in time, call], each when its week has come: `pace` weeks a second since `start`.
+class Plan(NamedTuple):
+    """What writers are to do, and what the budgets are."""
 
-    Calls that are refused or come too early are tried again, `tries` times in total. A pace of 0 drains the list: all
-    calls come at once, no reservation follows, and `absent` is a final answer too.
-    """
-    calls = json.loads((folder / f"{name}.json").read_text())
-    answered = journal(folder, name)
-    pending = [(place, k, 1) for k, (place, _) in enumerate(calls) if k not in answered]
-    heapq.heapify(pending)
-    ledger = Ledger(folder / "ledger.db", timeout=timeout, sync=sync)
-    with open(folder / f"{name}.journal", "ab", buffering=0) as out:
-        out.write(b"\n")  # ends a line that a kill cut short
-        while pending:
-            place, k, tried = heapq.heappop(pending)
-            if pace:
-                time.sleep(max(0.0, start + place / pace - time.time()))
-            verb, week, *arguments = calls[k][1]
-            if verb == "expire":
-                answer = str(ledger.expire(week))
-            else:
-                answer = getattr(ledger, verb)(0, week, *arguments)
-            if (answer == REFUSED or (answer == ABSENT and pace)) and tried < tries:
-                heapq.heappush(pending, (place + retry, k, tried + 1))
-            elif answer != ABSENT or not pace:
-                out.write(f"{k} {answer}.\n".encode())
-    ledger.close()
+    lists: list[list[tuple]]  # a writer's calls: place in time, act, week, customer, arguments
+    budgets: list[int]
+    unguarded: int  # weeks over budget if the forecast alone limited sends
+
+    @property
+    def calls(self) -> int:
+        """Count the calls, repetitions among them."""
+        return sum(map(len, self.lists))
 
 
-def journal(folder: Path, name: str) -> dict[int, str]:
-    """Read a writer's answers, {index of the call: answer}; a line without its full stop was cut short."""
-    path = folder / f"{name}.journal"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {int(k): answer[:-1] for k, answer in (line.split() for line in lines if line.endswith("."))}
-
-
-# ── the siege ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def run(
     directory: Path,
     device,
@@ -78,9 +52,14 @@ def run(
     factor: float,
     unsent: float,
     unheard: float,
+    late: float,
+    over: float,
+    refunds: float,
+    grace: float,
     validity: int,
     duplicates: float,
     reorder: float,
+    cuts: float,
     writers: int,
     pace: float,
     tries: int,
@@ -88,82 +67,114 @@ def run(
     kill_seconds: float,
     sync: str,
     timeout: float,
+    ledgers: list,
 ) -> dict:
-    """Run `weeks` through a ledger; return breaches, lost and double-counted calls, and breaches without a ledger."""
-    if (directory / "ledger.db").exists():
-        raise ValueError(f"{directory / 'ledger.db'}: there is a ledger already; the siege needs a folder of its own")
-    rng, started = random.Random(seed), time.perf_counter()
-    calls: list[tuple[float, int, list]] = []  # place in time, writer, call
-    ledger = Ledger(directory / "ledger.db", timeout=timeout, sync=sync)
-    unguarded = 0  # weeks over budget if the forecast alone limited sends
-    with ledger.together():
-        for week in range(weeks):
-            budget = owed = 0
-            for customer in range(customers):
-                value, p = rng.choice(values), rng.uniform(*forecast)
-                most, least = to_units(value + cost), to_units(cost)
-                due = most if rng.random() < factor * p else least
-                budget, owed = budget + to_units(value * p + cost), owed + due
-                calls += _spread(
-                    rng, week, ["reserve", week, str(customer), most, week + validity], writers, duplicates, reorder
-                )
-                fate = rng.random()
-                if fate >= unsent + unheard:
-                    calls += _spread(rng, week + 1, ["settle", week, str(customer), due], writers, duplicates, reorder)
-                elif fate < unsent:
-                    calls += _spread(rng, week + 1, ["release", week, str(customer)], writers, duplicates, reorder)
-            calls += _spread(rng, week, ["expire", week], writers, 0.0, 0.0)
-            ledger.fund(0, week, budget)
-            unguarded += owed > budget
-    calls.sort(key=lambda call: call[0])
-    lists = [[(place, call) for place, writer, call in calls if writer == k] for k in range(writers)]
-    for k, mine in enumerate(lists):
-        (directory / f"{k}.json").write_text(json.dumps(mine))
+    """Run the same `weeks` through each of the ledgers, new ones: a file's name, or the address of a server."""
+    rng = random.Random(seed)
+    plan = _plan(
+        rng, weeks, customers, values, cost, forecast, factor, unsent, unheard, late, over, refunds, validity,
+        writers, duplicates, reorder,
+    )  # fmt: skip
+    addresses = {}
+    for address in ledgers:
+        if address.startswith(SERVER):
+            addresses["PostgreSQL"] = f"{address}#siege_{time.time_ns()}"
+        elif (directory / address).exists():
+            raise ValueError(f"{directory / address}: there is a ledger already; the siege needs a folder of its own")
+        else:
+            addresses["SQLite"] = str(directory.absolute() / address)
+    options = {"timeout": timeout, "sync": sync, "cuts": cuts, "tries": tries, "retry": retry}
+    stores = {
+        store: _run_store(rng, directory / store, address, plan, options, grace, writers, pace, kill_seconds)
+        for store, address in addresses.items()
+    }
+    _show(stores, f"{weeks:,} weeks, redemption {factor:g} × the forecast, {writers} writers")
+    return {"weeks_unguarded_breach": plan.unguarded, "calls": plan.calls, "stores": stores}
 
-    prepared = time.perf_counter()
-    kills, looks, seen = 0, 0, 0
+
+def _plan(
+    rng: random.Random, weeks: int, customers: int, values: list, cost: float, forecast: list, factor: float,
+    unsent: float, unheard: float, late: float, over: float, refunds: float, validity: int, writers: int,
+    duplicates: float, reorder: float,
+) -> Plan:  # fmt: skip
+    """Draw what happens to every customer who is sent a message, and which writer says so when."""
+    calls: list[tuple[int, tuple]] = []
+
+    def add(place: float, *call: Any) -> None:
+        """Assign a call, and its repetition if any, to writers and moments at random."""
+        for _ in range(2 if rng.random() < duplicates else 1):
+            calls.append((rng.randrange(writers), (rng.gauss(place, reorder), *call)))
+
+    budgets, unguarded = [], 0
+    for week in range(weeks):
+        budget = owed = 0
+        for customer in map(str, range(customers)):
+            value, p = rng.choice(values), rng.uniform(*forecast)
+            most, least = to_units(value + cost), to_units(cost)
+            redeems, fate = rng.random() < factor * p, rng.random()
+            due = most if redeems else least
+            budget, owed = budget + to_units(value * p + cost), owed + due
+            add(week, "send", week, customer, [most, week + validity, fate >= unsent])
+            if fate < unsent:
+                add(week + 1, "release", week, customer, [])
+            elif fate >= unsent + unheard:
+                delay = rng.uniform(0, validity) + (validity if rng.random() < late else 0)
+                due += to_units(value) // 2 if rng.random() < over else 0
+                add(week + delay, "redeem", week, customer, [due])
+                if rng.random() < refunds:
+                    add(week + delay + 1, "refund", week, customer, [rng.randint(1, due)])
+        calls.append((rng.randrange(writers), (week, "expire", week, "", [])))
+        budgets.append(budget)
+        unguarded += owed > budget
+    calls.sort(key=lambda call: call[1][0])
+    return Plan([[call for writer, call in calls if writer == k] for k in range(writers)], budgets, unguarded)
+
+
+def _run_store(
+    rng: random.Random, folder: Path, address: str, plan: Plan, options: dict, grace: float, writers: int,
+    pace: float, kill_seconds: float,
+) -> dict:  # fmt: skip
+    """Run the plan through one ledger; return what it says beside what happened."""
+    for part in (folder, folder / "sent", folder / "paid"):
+        part.mkdir(parents=True)
+    for k, mine in enumerate(plan.lists):
+        (folder / f"{k}.json").write_text(json.dumps(mine))
+    (folder / "options.json").write_text(json.dumps(options | {"address": address}))
+    ledger = open_ledger(address, caller="siege", timeout=PATIENCE, sync=options["sync"])
+    for week, budget in enumerate(plan.budgets):
+        ledger.fund(0, week, budget, grace=round(grace * UNITS))
+    started = time.perf_counter()
+    kills = 0
     for speed in (pace, 0.0):
-        options = [str(x) for x in (time.time() + START * writers, speed, tries, retry, timeout, sync)]
-        k, n, bad = _siege(rng, directory, ledger, options, writers, kill_seconds)
-        kills, looks, seen = kills + k, looks + n, seen + bad
-    seconds = time.perf_counter() - prepared
-    expired = ledger.expire(FOREVER)
+        kills += _siege(rng, folder, str(time.time() + START * writers), speed, writers, kill_seconds)
+    seconds = time.perf_counter() - started
+    expired = ledger.expire(date_of(AFTER_ALL))
     result = {
-        "weeks_unguarded_breach": unguarded,
-        "calls": len(calls),
         "kills": kills,
-        "looks": looks,
-        "breaches_seen": seen,
-        **ledger.audit(),
-        **_verify(directory, ledger, lists),
+        "cut_short": _lines(folder, "cut"),
+        "waited_too_long": _lines(folder, "slow"),
+        **_verify(folder, ledger, plan),
         "expired_at_the_end": expired,
         "seconds": seconds,
-        "calls_per_second": len(calls) / seconds,
-        "seconds_in_all": time.perf_counter() - started,
+        "calls_per_second": plan.calls / seconds,
     }
     ledger.close()
-    for k in range(writers):
-        (directory / f"{k}.json").unlink()
-        (directory / f"{k}.journal").unlink()
-    _show(result, weeks, writers, factor)
+    shutil.rmtree(folder)
     return result
 
 
-def _spread(rng: random.Random, place: float, call: list, writers: int, duplicates: float, reorder: float) -> list:
-    """Assign a call, and its repetition if any, to writers and moments at random."""
-    times = 2 if rng.random() < duplicates else 1
-    return [(rng.gauss(place, reorder), rng.randrange(writers), call) for _ in range(times)]
+def _siege(rng: random.Random, folder: Path, start: str, pace: float, writers: int, kill_seconds: float) -> int:
+    """Run all writers to their ends, killing one now and then; return the number of kills."""
 
+    def launch(k):
+        return subprocess.Popen([sys.executable, ledger_writer.__file__, str(folder), str(k), start, str(pace)])
 
-def _siege(
-    rng: random.Random, directory: Path, ledger: Ledger, options: list[str], writers: int, kill_seconds: float
-) -> tuple[int, int, int]:
-    """Run all writers to their ends, killing one now and then; return kills, checks of the ledger, breaches seen."""
+    def journalled(k):
+        path = folder / f"{k}.journal"
+        return path.stat().st_size if path.exists() else 0
 
-    def start(k):
-        return subprocess.Popen([sys.executable, __file__, str(directory), str(k), *options])
-
-    running, kills, looks, seen = {k: start(k) for k in range(writers)}, 0, 0, 0
+    running, kills = {k: launch(k) for k in range(writers)}, 0
+    before = {k: journalled(k) for k in running}
     try:
         while running:
             time.sleep(rng.expovariate(1 / kill_seconds))
@@ -173,77 +184,109 @@ def _siege(
                     del running[k]
                 elif code is not None:
                     raise RuntimeError(f"writer {k} failed with code {code}")
-            if running:
-                k = rng.choice(list(running))
+            # most have answered something since their launch, or a slow machine would never come to the end
+            victims = [k for k in running if journalled(k) > before[k] or rng.random() < KILLED_AT_LAUNCH]
+            if victims:
+                k = rng.choice(victims)
                 running[k].kill()
                 kills += running[k].wait() != 0  # the writer may just have ended
-                running[k] = start(k)
-            seen += ledger.db.execute("SELECT count(*) FROM weeks WHERE settled + reserved > budget").fetchone()[0]
-            looks += 1
+                before[k] = journalled(k)
+                running[k] = launch(k)
     finally:
         for process in running.values():
             process.kill()
             process.wait()
-    return kills, looks, seen
+    return kills
 
 
-def _verify(directory: Path, ledger: Ledger, lists: list[list]) -> dict:
-    """Compare the writers' answers with the ledger's entries."""
-    told, unanswered, lost = {}, 0, 0
+def _verify(folder: Path, ledger: Ledger, plan: Plan) -> dict:
+    """Compare the ledger with the messages that went out, with the till's money, and with the answers it gave."""
+    sent = {path.name for path in (folder / "sent").iterdir()}
+    facts = {line for path in folder.glob("*.till") for line in path.read_text().splitlines()}
+    till: dict[tuple[int, str], int] = defaultdict(int)
+    for fact in facts:
+        place, who, money = fact.split()
+        till[int(place), who] += int(money)
     answers: Counter = Counter()
-    for k, calls in enumerate(lists):
-        heard = journal(directory, str(k))
+    unanswered = lost = 0
+    unsent = 0
+    for k, calls in enumerate(plan.lists):
+        heard = journal(folder, str(k))
         unanswered += len(calls) - len(heard)
         for index, answer in heard.items():
-            verb, week, *arguments = calls[index][1]
-            if verb == "expire":
-                continue
-            answers[f"{verb}: {answer}"] += 1
-            if answer in (REFUSED, ABSENT):
-                continue
-            found = ledger.entry(0, week, arguments[0])
-            # An entry only ever goes from reserved to its end, so all other answers still hold.
-            kept = found is not None and (found[0] == answer or answer == RESERVED)
-            if answer == SETTLED and verb == "settle":
-                kept = kept and found is not None and found[2] == arguments[1]
-                told[week, arguments[0]] = arguments[1]
-            lost += not kept
-    (settled,) = ledger.db.execute("SELECT coalesce(sum(settled), 0) FROM weeks").fetchone()
-    (budget,) = ledger.db.execute("SELECT sum(budget) FROM weeks").fetchone()
+            _, act, week, customer, _ = calls[index]
+            if act != "expire":
+                answers[f"{act}: {answer}"] += 1
+            if answer == RESERVED:
+                lost += ledger.entry(0, week, customer) is None
+    wrong_payments = 0
+    sends = {(week, customer): x for mine in plan.lists for _, act, week, customer, x in mine if act == "send"}
+    for (week, customer), (_, _, goes_out) in sends.items():
+        entry = ledger.entry(0, week, customer)
+        wrong_payments += (entry.paid if entry else 0) != till[week, customer]
+        if entry is not None and goes_out and f"{week}.{customer}" not in sent:
+            unsent += 1
+    balances = [ledger.balance(0, week) for week in range(len(plan.budgets))]
+    paid = [0] * len(plan.budgets)
+    for (week, _), amount in till.items():
+        paid[week] += amount
+    overspent = [total > budget for total, budget in zip(paid, plan.budgets)]
+    covered = [b is not None and not b.over and b.late * UNITS <= b.grace * b.lapsed for b in balances]
+    audit = ledger.audit()
     return {
+        "sent": len(sent),
+        "sent_twice": _lines(folder, "twice"),
+        "reserved_not_sent": unsent,
+        "till": sum(till.values()),
+        "settled": audit.settled,
+        "late": audit.late,
+        "over": audit.over,
+        "not_in_the_books": sum(till.values()) - audit.settled - audit.late - audit.over,
+        "wrong_payments": wrong_payments,
         "unanswered": unanswered,
         "lost": lost,
-        "told_settled": sum(told.values()),
-        "settled": settled,
-        "counted_twice": settled - sum(told.values()),
-        "spend_ratio": settled / budget,
+        "till_over_budget": sum(overspent),
+        "till_over_budget_though_covered": sum(x and y for x, y in zip(overspent, covered)),
+        "spend_ratio": sum(paid) / sum(plan.budgets),
+        "sound": audit.sound,
+        **audit._asdict(),
         "answers": dict(sorted(answers.items())),
     }
 
 
-def _show(result: dict, weeks: int, writers: int, factor: float) -> None:
-    from scripts.benchmarks.common.display import show, table_of  # not above: a writer would take long to start
-
-    rows = (
-        ("weeks breached by sending what the forecast allows, without a ledger", result["weeks_unguarded_breach"]),
-        ("calls, duplicates among them", result["calls"]),
-        ("writers killed (SIGKILL)", result["kills"]),
-        ("calls a second", round(result["calls_per_second"])),
-        ("weeks beyond their budget, at the end", result["breached"]),
-        (f"… in {result['looks']:,} checks during the run", result["breaches_seen"]),
-        ("calls without an answer", result["unanswered"]),
-        ("answers that the ledger does not hold", result["lost"]),
-        ("weeks whose totals are not those of their entries", result["wrong_totals"]),
-        ("money settled beyond what was told, millionths", result["counted_twice"]),
-    )
-    title = f"{weeks:,} weeks, redemption {factor:g} × the forecast, {writers} writers"
-    table = table_of(title, ["", ""], [[name, f"{value:,}"] for name, value in rows])
-    table.show_header = False
-    show(table)
+def _lines(folder: Path, kind: str) -> int:
+    return sum(len(path.read_bytes().splitlines()) for path in folder.glob(f"*.{kind}"))
 
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the main process, which ends its writers
-    place, writer, *numbers, way = sys.argv[1:]
-    begun, speed, times, wait, patience = map(float, numbers)
-    run_writer(Path(place), writer, begun, speed, int(times), wait, patience, way)
+ROWS = {
+    "calls, repetitions among them": "calls",
+    "writers killed (SIGKILL)": "kills",
+    "calls cut short by an exception": "cut_short",
+    "calls a second": "calls_per_second",
+    "messages sent": "sent",
+    "messages told to be sent twice": "sent_twice",
+    "reserved, and not sent: killed or cut short in between": "reserved_not_sent",
+    "the till paid, less refunds, millionths": "till",
+    "in the books: settled": "settled",
+    "in the books: late": "late",
+    "in the books: over": "over",
+    "paid and in no book": "not_in_the_books",
+    "messages with another payment than the till's": "wrong_payments",
+    "answers that the ledger does not hold": "lost",
+    "calls without an answer": "unanswered",
+    "weeks that the till paid beyond their budget": "till_over_budget",
+    "… although late ≤ grace · lapsed, and over = 0": "till_over_budget_though_covered",
+    "weeks with settled + reserved beyond their budget": "overbooked",
+    "weeks and entries that are not the sums of their records": "wrong",
+}
+
+
+def _show(stores: dict[str, dict], title: str) -> None:
+    from scripts.benchmarks.common.display import show, table_of  # not above: torch takes long to load
+
+    def figure(result: dict, name: str) -> str:
+        value = result["wrong_weeks"] + result["wrong_entries"] if name == "wrong" else result[name]
+        return f"{round(value):,}"
+
+    rows = [[label, *(figure(result, name) for result in stores.values())] for label, name in ROWS.items()]
+    show(table_of(title, ["", *stores], rows))

@@ -265,7 +265,7 @@ def test_programs_share_what_there_is_to_the_last_unit(place):
 
 
 def test_programs_that_move_the_same_weeks_don_t_wait_for_each_other_for_ever(place):
-    """Transactions over the same weeks in opposite orders, while time frees entries: no deadlock, and all is counted."""
+    """Transactions over the same weeks in opposite orders, while time frees entries: no deadlock, all is counted."""
     first = place.open()
     for week in range(4):
         first.fund(0, week, 10**6, grace=0)

@@ -54,7 +54,7 @@ class Cut:
         return self.done
 
 
-def check(place, ledger, told, cut):
+def check(place, told, cut):
     """Whatever was told is on disk, as another program sees it; what was cut is whole or not there."""
     other = place.open(caller="auditor", timeout=5.0)
     for customer, status in told.items():
@@ -79,7 +79,8 @@ def driver_of(place):
 def test_an_exception_at_any_line_leaves_a_ledger_that_keeps_its_word(place, kind):
     ledger, told, cut, places = place.open(timeout=5.0), {}, [], driver_of(place)
     assert ledger.fund(0, 0, 10**9, grace=0)
-    line, stride = 0, 1 if isinstance(place, SqliteFile) else 7
+    # a new connection after every cut takes PostgreSQL long, so there not every line has its turn
+    line, stride = 0, 1 if isinstance(place, SqliteFile) else 37
     while True:
         customer = f"c{line}"
 
@@ -99,8 +100,8 @@ def test_an_exception_at_any_line_leaves_a_ledger_that_keeps_its_word(place, kin
             assert ledger.reserve(0, 0, after, 1, expires=day(1), message="m") == RESERVED
             told[after] = RESERVED
         line += stride
-    assert len(cut) > 60
-    check(place, ledger, told, cut)
+    assert line > 60 and len(cut) > 10
+    check(place, told, cut)
     ledger.close()
 
 
@@ -133,16 +134,18 @@ def test_requests_that_time_out_lose_nothing_that_was_told(place):
     assert cut and set(told.values()) <= {RESERVED}
     again = {customer: ledger.reserve(0, 0, customer, 1, expires=day(1), message="m") for customer in cut}
     assert set(again.values()) <= {RESERVED, KNOWN}
-    check(place, ledger, told | dict.fromkeys(again, RESERVED), cut)
+    check(place, told | dict.fromkeys(again, RESERVED), cut)
     ledger.close()
 
 
 def test_a_thread_that_somebody_ends_leaves_the_rest_at_work(place):
-    told, cut, stop = {}, [], threading.Event()
-    place.open().fund(0, 0, 10**9, grace=0)
+    told, cut, started, stop = {}, [], threading.Event(), threading.Event()
+    checking = place.open(timeout=5.0)
+    checking.fund(0, 0, 10**9, grace=0)
 
     def send():
         ledger, k = place.open(timeout=5.0), 0
+        started.set()
         while not stop.is_set():
             k += 1
             try:
@@ -152,15 +155,18 @@ def test_a_thread_that_somebody_ends_leaves_the_rest_at_work(place):
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    for _ in range(40):
-        time.sleep(0.01)
+    assert started.wait(timeout=30)
+    for turn in range(12):
+        patience = time.monotonic() + 10
+        while len(told) <= turn and time.monotonic() < patience:  # after every cut it goes on
+            time.sleep(0.001)
+        time.sleep(random.uniform(0.0, 0.01))
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(CutShort))
-        while len(told) + len(cut) == 0:
-            time.sleep(0.01)
     stop.set()
     thread.join(timeout=30)
-    assert told
-    check(place, place.open(), told, cut)
+    assert not thread.is_alive() and told and cut
+    check(place, told, cut)
+    checking.close()
 
 
 def test_what_was_answered_survives_sigkill(place):

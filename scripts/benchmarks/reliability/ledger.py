@@ -22,7 +22,7 @@ from scripts.benchmarks.reliability.ledger_writer import date_of, journal
 
 START = 0.1  # seconds for a writer to start, on few shared cores
 AFTER_ALL = 10**5  # a week in which every reservation has expired
-KILLED_AT_LAUNCH = 0.05  # share of writers that may be killed although they answered nothing yet
+KILLED_AT_LAUNCH = 0.05  # probability that a writer is killed although none answered anything yet
 PATIENCE = 60.0  # seconds that the siege itself waits for the ledger
 
 
@@ -184,8 +184,10 @@ def _siege(rng: random.Random, folder: Path, start: str, pace: float, writers: i
                     del running[k]
                 elif code is not None:
                     raise RuntimeError(f"writer {k} failed with code {code}")
-            # most have answered something since their launch, or a slow machine would never come to the end
-            victims = [k for k in running if journalled(k) > before[k] or rng.random() < KILLED_AT_LAUNCH]
+            # a writer that answered something since its launch, or a slow machine would never come to the end
+            victims = [k for k in running if journalled(k) > before[k]]
+            if not victims and rng.random() < KILLED_AT_LAUNCH:
+                victims = list(running)
             if victims:
                 k = rng.choice(victims)
                 running[k].kill()

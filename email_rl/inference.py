@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from email_rl.data.mails import OUTCOMES, read_records, words
 from email_rl.evaluation import text_features
-from email_rl.models.outcome_classifier import OutcomeClassifier, outcome_reward
+from email_rl.models.outcome_classifier import outcome_reward
+from email_rl.models.outcome_model import OutcomeModel, unpack_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
 from rlcore import checkpoint
 
@@ -76,8 +78,15 @@ class MailGenerator:
     """Policy and reward model of a checkpoint of algo=ppo_kl; their dataset is not needed."""
 
     def __init__(
-        self, policy: LanguageModelPolicy, reward_model: OutcomeClassifier, outcome_values: list, reward: str, seed: int
+        self,
+        policy: LanguageModelPolicy,
+        reward_model: OutcomeModel,
+        example_contexts: list[str],
+        outcome_values: list,
+        reward: str,
+        seed: int,
     ):
+        self.example_contexts = example_contexts  #: of the mails that the policy was trained for
         self.policy, self.reward_model, self.reward_kind = policy, reward_model, reward
         self.outcome_values = torch.tensor(outcome_values, dtype=torch.float64)
         self.generator = torch.Generator(policy.device).manual_seed(seed)
@@ -91,9 +100,16 @@ class MailGenerator:
                 f"{path}: expected a checkpoint of algo=ppo_kl, which has a policy and a reward model, got one "
                 f"of algo={state['name']}"
             )
-        policy = LanguageModelPolicy.unpack(agent["policy"], config["algo"]["generation"]).to(device)
-        reward_model = OutcomeClassifier.unpack(agent["reward_model"], device, batch_size)
-        return MailGenerator(policy, reward_model, config["env"]["outcome_values"], config["algo"]["reward"], seed)
+        policy = LanguageModelPolicy.unpack(agent["policy"]).to(device)
+        reward_model = unpack_outcome_model(agent["reward_model"], device, batch_size)
+        return MailGenerator(
+            policy,
+            reward_model,
+            agent["example_contexts"],
+            config["env"]["outcome_values"],
+            config["algo"]["reward"],
+            seed,
+        )
 
     def truncated(self, contexts: list[str]) -> list[int]:
         """Return the contexts that are longer than the policy's prompts, and lose their beginning."""
@@ -133,6 +149,20 @@ class MailGenerator:
             )
             for context, text, row, reward in zip(contexts, texts, p.tolist(), rewards.tolist())
         ]
+
+
+def summarize(mails: list[ScoredMail]) -> str:
+    """Return the summary of mails in one line: mean reward, likeliest outcomes, calls to action and questions."""
+    n = len(mails)
+    predicted = Counter(mail.predicted for mail in mails)
+    outcomes = ", ".join(f"{name} {predicted[name] / n:.0%}" for name in OUTCOMES)
+    calls = sum(mail.call_to_action is not None for mail in mails) / n
+    questions = sum(mail.question is not None for mail in mails) / n
+    mean_words = sum(len(words(mail.text)) for mail in mails) / n
+    return (
+        f"{n:,} mails; mean reward {sum(mail.reward for mail in mails) / n:.2f}; likeliest outcome: {outcomes}; "
+        f"{calls:.0%} with a call to action, {questions:.0%} with a question; {mean_words:.0f} words on average"
+    )
 
 
 def read_contexts(path: str) -> list[dict[str, str]]:

@@ -37,6 +37,9 @@ class Logger(Protocol):
     def log_figure(self, name: str, figure: Figure) -> None:
         """Log a matplotlib figure as an image."""
 
+    def log_warning(self, text: str) -> None:
+        """Log and show a warning."""
+
     def child(self, name: str, iterations: int) -> AbstractContextManager[Logger]:
         """Return a logger for a training within the training; its metrics have the prefix `name`."""
 
@@ -148,6 +151,11 @@ class TensorBoardLogger:
         """Log a matplotlib figure as an image."""
         self.writer.add_figure(name, figure)
 
+    def log_warning(self, text: str) -> None:
+        """Log and show a warning."""
+        LOG.warning("warning: %s", text)
+        self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
     def close(self) -> None:
         """Write everything to disk."""
         self.writer.close()
@@ -186,6 +194,9 @@ class NullLogger:
     def log_figure(self, name: str, figure: Figure) -> None:
         """Ignore a figure."""
 
+    def log_warning(self, text: str) -> None:
+        """Ignore a warning."""
+
     @contextmanager
     def child(self, name: str, iterations: int) -> Iterator[NullLogger]:
         """Return a logger that logs nothing either."""
@@ -223,6 +234,7 @@ class ChildLogger(NullLogger):
             short = key.split("/")[-1]
             values.append(f"{short} {value:.3f}")
         shown = ", ".join(values)
+        LOG.info("%s, step %d: %s", self.name, step, shown)
         self.parent.progress.update(self.task, score=shown)
         if not self.parent.console.is_terminal:
             self.parent.console.print(f"{self.name}: step {step:,}: {shown}", highlight=False)

@@ -17,18 +17,20 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from email_rl.inference import MailGenerator, read_contexts, save_mails
+from email_rl.inference import MailGenerator, read_contexts, save_mails, summarize
 from envs.configuration import CONF
 from envs.range_checks import check_stored_ranges
 from rlcore import checkpoint
 from scripts.cli import choose_device, fitting, guarded, launch, to_dict
+
+ENDS = ("quit", "exit", "q")  # lines that end interactive=true
 
 
 @hydra.main(config_path=str(CONF), config_name="write_email", version_base="1.3")
 @guarded
 def main(cfg: DictConfig) -> None:
     check_arguments(cfg)
-    rows = read_contexts(cfg.contexts) if cfg.contexts else [{"context": context} for context in cfg.example_contexts]
+    rows = read_contexts(cfg.contexts) if cfg.contexts else None
     device, state = (
         choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision),
         checkpoint.load(cfg.checkpoint),
@@ -37,6 +39,7 @@ def main(cfg: DictConfig) -> None:
     with fitting(cfg.checkpoint):
         generator = MailGenerator.load(cfg.checkpoint, state, device, cfg.sampling.batch_size, cfg.seed)
     sampling = to_dict(cfg.sampling, resolve=False)
+    rows = rows or [{"context": context} for context in generator.example_contexts]
     if cfg.interactive:
         for context in contexts_from_terminal():
             print_mails(generator, [context], cfg.mails_per_context, sampling)
@@ -48,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     warn_of_truncation(generator, contexts)
     mails = generator.generate(contexts, cfg.mails_per_context, **sampling)
     save_mails(cfg.out, rows, mails)
-    print(f"{cfg.out}: {len(mails):,} mails; mean reward {sum(mail.reward for mail in mails) / len(mails):.2f}")
+    print(f"{cfg.out}: {summarize(mails)}")
 
 
 def check_arguments(cfg: DictConfig) -> None:
@@ -80,23 +83,25 @@ def check_arguments(cfg: DictConfig) -> None:
 
 
 def contexts_from_terminal() -> Iterator[str]:
-    """Read contexts from the terminal until an empty line."""
-    print("a context a line, as the policy was trained on; an empty line ends")
+    """Read contexts from the terminal until an empty line, or one that asks to end."""
+    print("a context a line, as the policy was trained on; an empty line, quit, exit or q ends")
     while True:
         try:
             context = input("context: ").strip()
         except EOFError:
             return
-        if not context:
+        if not context or context.lower() in ENDS:
             return
         yield context
 
 
 def print_mails(generator: MailGenerator, contexts: list[str], mails_per_context: int, sampling: dict) -> None:
-    """Generate mails and print them."""
+    """Generate mails and print them, with their summary."""
     warn_of_truncation(generator, contexts)
-    for mail in generator.generate(contexts, mails_per_context, **sampling):
+    mails = generator.generate(contexts, mails_per_context, **sampling)
+    for mail in mails:
         print(mail.to_text())
+    print(summarize(mails))
 
 
 def warn_of_truncation(generator: MailGenerator, contexts: list[str]) -> None:

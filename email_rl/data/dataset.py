@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from email_rl.data import splitting
+from email_rl.data.leaks import leak_warnings
 from email_rl.data.mails import OUTCOMES, Mails, read_mails
 
 SPLITS = ("train", "valid", "test")
@@ -33,9 +34,11 @@ class MailDataset:
         split: dict,
         limits: dict,
         outcome_values: list,
+        bag_of_words: dict,
         evaluation: Callable,
     ):
         self.device, self.seed, self.evaluation = torch.device(device), seed, evaluation
+        self.bag_of_words, self.similarity = bag_of_words, split["similarity"]
         self.outcome_values = torch.tensor(outcome_values, dtype=torch.float64)
         if len(outcome_values) != len(OUTCOMES):
             raise ValueError(
@@ -53,7 +56,7 @@ class MailDataset:
                 if sides
                 else self._split(mails, split, limits)
             )
-            self._warn_of_limits(mails, limits)
+            self._warn_of_limits(mails, limits, split["similarity"])
         for warning in self.warnings:
             print(f"warning: {warning}", file=sys.stderr)
 
@@ -88,8 +91,12 @@ class MailDataset:
                 f"{self.name}: no truth to judge mails by: expected a share of the rows for a judge model, as in "
                 "env.split.shares={train: .5, valid: .1, test: .15, judge: .25}"
             )
+        return self.with_splits({"train": self.splits["judge"], "valid": self.test, "test": self.valid})
+
+    def with_splits(self, splits: dict[str, Mails]) -> MailDataset:
+        """Return this dataset with other mails."""
         other = copy.copy(self)
-        other.splits = {"train": self.splits["judge"], "valid": self.test, "test": self.valid}
+        other.splits = splits
         return other
 
     def load_fitted(self, state: dict | None) -> None:
@@ -121,7 +128,7 @@ class MailDataset:
                 )
         return {name: mails.rows(rows[name]) for name in shares}
 
-    def _warn_of_limits(self, mails: Mails, limits: dict) -> None:
+    def _warn_of_limits(self, mails: Mails, limits: dict, similarity: float) -> None:
         """Collect warnings of uses that the file can't support."""
         counts = torch.bincount(mails.outcome, minlength=len(OUTCOMES)).tolist()
         if len(mails) < limits["few_rows"]:
@@ -130,8 +137,7 @@ class MailDataset:
                 f"{self.name}: {len(mails)} rows are few: {n} mails to test on tell an accuracy to "
                 f"± {0.98 / n**0.5:.2f} "
                 f"and can't tell models apart that are closer; a reward model from scratch needs thousands, so prefer "
-                f"algo/encoder=distilbert or local, and don't optimise mails against it (fewer than "
-                f"{limits['few_rows']} rows)"
+                f"algo/encoder=minilm, distilbert or local (fewer than {limits['few_rows']} rows)"
             )
         for y, n in enumerate(counts):
             if n < limits["min_outcome_rows"]:
@@ -139,18 +145,15 @@ class MailDataset:
                     f"{self.name}: column outcome: {y} ({OUTCOMES[y]}) occurs {n} times: what leads to it "
                     f"can't be learnt or tested (fewer than {limits['min_outcome_rows']})"
                 )
-        leaks = splitting.label_leaks(mails, **limits["label_leaks"])
-        share = splitting.leak_share(mails, leaks)
-        if share >= limits["max_leak_share"]:
-            shown = limits["shown_leaks"]
-            listed = "; ".join(
-                f'"{leak.sentence}" → {leak.outcome} ({leak.hits} of {leak.occurrences})' for leak in leaks[:shown]
-            )
-            more = f" and {len(leaks) - shown} more" if len(leaks) > shown else ""
-            self.warnings.append(
-                f"{self.name}: the outcome of {share:.0%} of its mails can be read off fixed sentences: {listed}"
-                f"{more}; a model will learn these sentences, not what makes mails work"
-            )
+        told = leak_warnings(
+            mails,
+            splitting.near_duplicate_groups(mails.texts, similarity),
+            label_leaks_settings=limits["label_leaks"],
+            max_leak_share=limits["max_leak_share"],
+            max_bag_accuracy=limits["max_bag_accuracy"],
+            shown_leaks=limits["shown_leaks"],
+        )
+        self.warnings += [f"{self.name}: {warning}" for warning in told]
 
 
 def _split_as_given(mails: Mails, row_numbers: list[int], sides: list[str], name: str, split: dict) -> dict[str, Mails]:

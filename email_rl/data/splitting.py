@@ -1,18 +1,14 @@
-"""Split mails so that near-duplicates stay on one side, and find sentences that give outcomes away."""
+"""Split mails so that near-duplicates stay on one side."""
 
 from __future__ import annotations
 
 import random
 import zlib
 from collections import Counter, defaultdict
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from scipy.stats import binom
 
-from email_rl.data.gold_model import split_sentences
-from email_rl.data.mails import OUTCOMES, Mails, words
+from email_rl.data.mails import Mails, words
 
 SIGNATURE, BAND = 64, 4  # min-hashes a text, and how many of them must agree for two texts to be compared
 PRIME = (1 << 31) - 1
@@ -79,47 +75,6 @@ def stratified_split(mails: Mails, groups: list[int], shares: dict[str, float], 
         for y, n in counts.items():
             need[name][y] -= n
     return {name: sorted(rows) for name, rows in split.items()}
-
-
-class LabelLeak(NamedTuple):
-    """A sentence that gives an outcome away: it occurs `hits` times with that outcome, `occurrences` times in all."""
-
-    sentence: str
-    outcome: int
-    hits: int
-    occurrences: int
-
-
-def label_leaks(mails: Mails, min_count: int, purity: float, max_chance: float) -> list[LabelLeak]:
-    """List the sentences that give an outcome away, most frequent first.
-
-    A sentence counts if it occurs `min_count` times or more, with one outcome in a share `purity` of these times, and
-    if chance alone would produce such a sentence, among all sentences of the file, with a probability below
-    `max_chance`.
-    """
-    outcomes_of: dict[str, Counter] = defaultdict(Counter)
-    first_form: dict[str, str] = {}
-    for text, y in zip(mails.texts, mails.outcome.tolist()):
-        here = {normalised(sentence): sentence for sentence in split_sentences(text)}
-        for normal_form, sentence in here.items():
-            if normal_form:
-                first_form.setdefault(normal_form, sentence)
-                outcomes_of[normal_form][y] += 1
-    share = torch.bincount(mails.outcome, minlength=len(OUTCOMES)).double() / len(mails)
-    leaks = []
-    for normal_form, counts in outcomes_of.items():
-        (y, hits), n = counts.most_common(1)[0], sum(counts.values())
-        if n < min_count or hits < purity * n:
-            continue
-        if binom.sf(hits - 1, n, share[y].item()) * len(outcomes_of) < max_chance:
-            leaks.append(LabelLeak(first_form[normal_form], y, hits, n))
-    return sorted(leaks, key=lambda leak: -leak.occurrences)
-
-
-def leak_share(mails: Mails, leaks: list[LabelLeak]) -> float:
-    """Return the share of mails that have one of the sentences."""
-    known = {normalised(leak.sentence) for leak in leaks}
-    return sum(any(normalised(s) in known for s in split_sentences(text)) for text in mails.texts) / max(1, len(mails))
 
 
 def normalised(text: str) -> str:

@@ -18,7 +18,8 @@ from email_rl.data import metrics
 from email_rl.data.dataset import MailDataset
 from email_rl.data.mails import Mails, words
 from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure, policy_columns
-from email_rl.models.outcome_classifier import OutcomeClassifier, outcome_reward
+from email_rl.models.outcome_classifier import outcome_reward
+from email_rl.models.outcome_model import OutcomeModel
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore.logger import NullLogger
 from rlcore.ope.intervals import LEVEL, normal_half_width
@@ -28,12 +29,17 @@ STREAMS = {"validation": 6, "test": 4, "best": 4}  # added to the seed
 
 
 class PolicyMails(NamedTuple):
-    """Mails that a policy wrote for contexts, or that were sent: N each."""
+    """Mails that a policy wrote for contexts, or that were sent: N each; those of a context are consecutive."""
 
     contexts: list[str]
     texts: list[str]
     kl: Tensor | None  # log π − log π_ref of each mail, nats [N]; None: unknown
     has_ended: Tensor | None  # whether a mail has a stop token, bool [N]; None for mails that were sent
+    samples: int = 1  # mails of each context
+
+    def by_context(self, x: Tensor) -> Tensor:
+        """Return the means over the mails of a context [P], of numbers of mails [N]."""
+        return x.view(-1, self.samples).mean(1)
 
 
 class MailPolicyEvaluator:
@@ -61,7 +67,7 @@ class MailPolicyEvaluator:
         self.test_mails, self.validation_mails, self.best_of = test_mails, validation_mails, best_of
         self.baseline_trainer, self.sampling = baseline_trainer, sampling
         self.distinct_words, self.bootstrap_samples = distinct_words, bootstrap_samples
-        self._judge: OutcomeClassifier | None = None
+        self._judge: OutcomeModel | None = None
 
     # ── what is true ────────────────────────────────────────────────────────────────────────────────────────────────
     def true_probabilities(self, algorithm) -> Callable[[list[str], list[str]], Tensor] | None:
@@ -97,6 +103,7 @@ class MailPolicyEvaluator:
             texts=texts,
             kl=kl,
             has_ended=policy.has_ended(mails),
+            samples=samples,
         )
 
     def kl_to_reference(
@@ -113,24 +120,28 @@ class MailPolicyEvaluator:
         """Compare all policies on contexts of test mails."""
         started = time.perf_counter()
         test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
-        mails = self.mails_by_policy(algorithm, name, test)
+        mails = self.mails_by_policy(algorithm, name, test, max(1, self.test_mails // len(test)))
         rows = {row: self.figures_of(algorithm, written) for row, written in mails.items()}
         truth = "truth: the gold model" if self.dataset.gold else "judge: a model that learnt from other mails"
         extra: dict[str, Any] = {"truth": truth, "source": self.dataset.name}
         plots: dict[str, Figure] = {}
         if algorithm.reference is not None:
-            reference = self.conversion(algorithm, mails["reference"])
+            reference = self.outcomes_by_context(algorithm, mails["reference"])
             for row, written in mails.items():
-                rows[row] |= self.ratio_to_reference(self.conversion(algorithm, written), reference)
+                own = self.outcomes_by_context(algorithm, written)
+                rows[row] |= self.ratio_to_reference(own[:, -1], reference[:, -1])
+                rows[row] |= self.gain_over_reference(own, reference)
             p = algorithm.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
             extra["reward_model"] = metrics.classification_metrics(p, self.dataset.test.outcome, 15)
             extra["policy"] = rows[name]
             plots["outcomes"] = outcomes_figure(rows["reference"], rows[name])
         extra["evaluation_seconds"] = time.perf_counter() - started
         return MailPolicyReport(
-            title=f"{len(test):,} mails for contexts of {self.dataset.name}, which nothing was trained on",
+            title=f"{len(mails[name].texts):,} mails for {len(test):,} contexts of {self.dataset.name}, "
+            "which nothing was trained on",
             caption=f"converts, true: by {truth.split(': ')[1]}: share of conversions with its 95 % interval, expected "
-            "reward; ×ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "
+            "reward; gain: in true reward above the reference's, with its paired 95 % interval over contexts; "
+            "×ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "
             "(best of n: its upper bound); dist-2: distinct-2; ends: mails with a stop token",
             rows=rows,
             columns=policy_columns(),
@@ -140,20 +151,25 @@ class MailPolicyEvaluator:
             judged="conversion",
         )
 
-    def mails_by_policy(self, algorithm, name: str, test: Mails) -> dict[str, PolicyMails]:
-        """Return the mails of every row of the comparison, for the contexts of `test`; the trained policy's last."""
+    def mails_by_policy(self, algorithm, name: str, test: Mails, samples: int) -> dict[str, PolicyMails]:
+        """Return the mails of every row of the comparison, for the contexts of `test`; the trained policy's last.
+
+        Each policy writes `samples` mails for each context.
+        """
         mails = {"sent": PolicyMails(test.contexts, test.texts, None, None)}
         if algorithm.reference is None:
-            return mails | {name: self.generate(algorithm.policy, None, test.contexts, "test")}
-        mails["reference"] = self.generate(algorithm.reference, algorithm.reference, test.contexts, "test")
+            return mails | {name: self.generate(algorithm.policy, None, test.contexts, "test", samples)}
+        mails["reference"] = self.generate(algorithm.reference, algorithm.reference, test.contexts, "test", samples)
         mails[f"best_of_{self.best_of}"] = self.best_of_n(algorithm, test.contexts)
-        own = self.generate(algorithm.policy, algorithm.reference, test.contexts, "test")
+        own = self.generate(algorithm.policy, algorithm.reference, test.contexts, "test", samples)
         if self.baseline_trainer:
             assert own.kl is not None  # it was generated beside its reference
             kl = own.kl.mean().item()
             baseline = algorithm.baseline_trainer(self.baseline_trainer)
             TrainingLoop(baseline, NullLogger(), should_stop=lambda: baseline.kl_to_reference.item() >= kl).run()
-            mails["reward_weighted"] = self.generate(baseline.policy, algorithm.reference, test.contexts, "test")
+            mails["reward_weighted"] = self.generate(
+                baseline.policy, algorithm.reference, test.contexts, "test", samples
+            )
         return mails | {name: own}
 
     def best_of_n(self, algorithm, contexts: list[str]) -> PolicyMails:
@@ -194,7 +210,7 @@ class MailPolicyEvaluator:
         if true_probabilities:
             p = true_probabilities(contexts, texts).double()
             converts = p[:, -1]
-            half = normal_half_width(converts, LEVEL).item()
+            half = normal_half_width(mails.by_context(converts), LEVEL).item()
             row |= {
                 "true_reward": (p @ values).mean().item(),
                 "conversion": converts.mean().item(),
@@ -209,11 +225,20 @@ class MailPolicyEvaluator:
             row["stopped"] = mails.has_ended.float().mean().item()
         return row
 
-    def conversion(self, algorithm, mails: PolicyMails) -> Tensor:
-        """Return the true P(conversion) of each mail [N]."""
+    def outcomes_by_context(self, algorithm, mails: PolicyMails) -> Tensor:
+        """Return the mean of the true P(outcome) over each context's mails [P, K]."""
         true_probabilities = self.true_probabilities(algorithm)
         assert true_probabilities is not None  # where there is a reference, there is a judge
-        return true_probabilities(mails.contexts, mails.texts).double()[:, -1]
+        p = true_probabilities(mails.contexts, mails.texts).double()
+        return torch.stack([mails.by_context(p[:, k]) for k in range(p.shape[1])], 1)
+
+    def gain_over_reference(self, outcomes: Tensor, reference: Tensor) -> dict:
+        """Return the gain in true reward over the reference on the same contexts, with its paired 95 % interval."""
+        gain = (outcomes - reference) @ self.dataset.outcome_values
+        return {
+            "true_gain": gain.mean().item(),
+            "true_gain_ci": list(metrics.bootstrap_interval(gain, self.bootstrap_samples, self.seed)),
+        }
 
     def ratio_to_reference(self, converts: Tensor, reference: Tensor) -> dict:
         """Return the ratio of conversion to the reference's for the same contexts, with its 95 % interval."""

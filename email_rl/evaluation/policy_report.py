@@ -74,14 +74,16 @@ def policy_columns() -> dict[str, Callable[[dict], str]]:
     def shown(key: str, form: str = ".3f") -> Callable[[dict], str]:
         return lambda row: "" if row.get(key) is None else format(row[key], form)
 
-    def half(key: str) -> Callable[[dict], str]:
-        return lambda row: "" if row.get(key) is None else f"{(row[key][1] - row[key][0]) / 2:.3f}"
+    def half(key: str, form: str = ".3f") -> Callable[[dict], str]:
+        return lambda row: "" if row.get(key) is None else format((row[key][1] - row[key][0]) / 2, form)
 
     return {
         "converts": shown("conversion"),
         "±": half("conversion_ci"),
         "×ref": shown("times", ".2f"),
         "true": shown("true_reward", ".2f"),
+        "gain": shown("true_gain", "+.2f"),
+        "± ": half("true_gain_ci", ".2f"),
         "proxy": shown("proxy_reward", ".2f"),
         "KL": shown("kl", ".1f"),
         "dist-2": shown("distinct_2"),

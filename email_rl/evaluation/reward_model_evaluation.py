@@ -25,12 +25,11 @@ class RewardModelEvaluator:
         seed: int,
         bootstrap_samples: int,
         calibration_bins: int,
-        bag_of_words: dict,
         compare_inputs: bool,
     ):
         self.dataset, self.seed = dataset, seed
         self.bootstrap_samples, self.calibration_bins = bootstrap_samples, calibration_bins
-        self.bag_of_words, self.compare_inputs = bag_of_words, compare_inputs
+        self.compare_inputs = compare_inputs
 
     def validate(self, algorithm) -> dict[str, float]:
         """Evaluate an algorithm on validation mails during training."""
@@ -41,10 +40,10 @@ class RewardModelEvaluator:
         test, train = algorithm.new_splits()["test"], algorithm.train_mails
         started = time.perf_counter()
         share = torch.bincount(train.outcome, minlength=3).double() / len(train)
-        bag = BagOfWords(train, algorithm.valid_mails, self.seed, **self.bag_of_words)
+        bag = BagOfWords.fit(train, algorithm.valid_mails, self.seed, **self.dataset.bag_of_words)
         predictions = {
             "majority": ("nothing", share.expand(len(test), 3)),
-            "bag_of_words": ("context_text", bag.probabilities(test)),
+            "bag_of_words": ("context_text", bag.probabilities(test.contexts, test.texts)),
         }
         if self.compare_inputs and algorithm.before_refresh is None:
             other = "text" if algorithm.input == "context_text" else "context_text"

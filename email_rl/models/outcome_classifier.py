@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from email_rl.data.mails import OUTCOMES
-from email_rl.models.encoders import pad_batch, tokenize
-from email_rl.models.hf_io import describe, export, restore
+from email_rl.models.encoders import OFFSET_POSITIONS, pad_batch, tokenize
+from email_rl.models.hf_io import describe, export, from_folder, restore
 
 REWARD_MODEL_FOLDER = "reward_model"  # beside checkpoint.pt; transformers loads it, and so does OutcomeClassifier
 
@@ -32,6 +32,8 @@ class OutcomeClassifier:
         # transformers wraps Module.to in a way that loses `self`
         self.model: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
         self.tokenizer = tokenizer
+        # A classifier of another project reads the text alone, unless its config.json says reads_context: true.
+        self.reads_context = bool(model.config.to_dict().get("reads_context", False))
         self.device, self.batch_size = device, batch_size
 
     @staticmethod
@@ -39,13 +41,31 @@ class OutcomeClassifier:
         """Read the folder `reward_model` of a run."""
         if not (Path(folder) / "config.json").is_file():
             raise ValueError(f"{folder}: no reward model; expected a folder with config.json, weights and tokenizer")
-        model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, tokenizer = from_folder(
+            str(folder),
+            "algo.reward_model_folder",
+            lambda path: (
+                AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=False),
+                AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+            ),
+            "classifier",
+        )
+        if model.config.num_labels != len(OUTCOMES):
+            raise ValueError(
+                f"{folder}: a classifier of {model.config.num_labels} classes; expected {len(OUTCOMES)}: "
+                f"{', '.join(OUTCOMES)}"
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError(f"{folder}: its tokenizer has no padding token; expected an encoder such as DistilBERT")
+        # A tokenizer that was saved without a limit reads as many tokens as the network has positions.
+        positions = model.config.to_dict().get("max_position_embeddings") or tokenizer.model_max_length
+        offset = model.config.pad_token_id + 1 if model.config.model_type in OFFSET_POSITIONS else 0
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions - offset)
         return OutcomeClassifier(model, tokenizer, device, batch_size)
 
     def token_ids(self, contexts: list[str], texts: list[str]) -> list[list[int]]:
         """Return the tokens of the model's input: context and text, or the text only."""
-        return tokenize(self.tokenizer, contexts if self.model.config.reads_context else None, texts)
+        return tokenize(self.tokenizer, contexts if self.reads_context else None, texts)
 
     def logits(self, ids: list[list[int]]) -> Tensor:
         """Return logits [N, 3] on the CPU, in the order given; mails of like length are read together."""

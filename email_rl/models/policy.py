@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from email_rl.models.generation import causal_mask, generate, new_decoder, position_ids, response_mask, warp_logits
 from email_rl.models.hf_io import describe, export, restore
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no character
 
 
 class TokenizedMails(NamedTuple):
@@ -98,6 +100,13 @@ class LanguageModelPolicy(nn.Module):
         self.language_model, self.tokenizer, self.stop_token = language_model, tokenizer, tokenizer.eos_token_id
         self.prompt_template, self.prompt_tokens, self.response_tokens = prompt_template, prompt_tokens, response_tokens
         self.temperature, self.precision = temperature, precision
+        self.settings = {
+            "prompt_template": prompt_template,
+            "prompt_tokens": prompt_tokens,
+            "response_tokens": response_tokens,
+            "temperature": temperature,
+            "precision": precision,
+        }
         self.make_decoder = new_decoder  # a backend may put an equal, faster function here
         self.value_head = nn.Linear(language_model.config.hidden_size, 1)
         for parameter in self.value_head.parameters():
@@ -122,7 +131,7 @@ class LanguageModelPolicy(nn.Module):
 
     def full_prompts(self, contexts: list[str]) -> list[list[int]]:
         """Return the tokens of prompts at their full length."""
-        prompts = [self.prompt_template.format(context=context) for context in contexts]
+        prompts = [self.prompt_template.replace("{context}", context) for context in contexts]
         return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     def tokenize_responses(self, texts: list[str]) -> list[list[int]]:
@@ -130,10 +139,13 @@ class LanguageModelPolicy(nn.Module):
         return [row + [self.stop_token] for row in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def decode(self, response: Tensor, response_mask: Tensor) -> list[str]:
-        """Return the texts of mails [B, R] up to their stop token."""
+        """Return the texts of mails [B, R] up to their stop token.
+
+        Bytes that make no whole character, as where a mail was cut within one, are left out.
+        """
         kept = (response_mask & (response != self.stop_token)).cpu()
         return [
-            text.strip()
+            text.replace(BROKEN, "").strip()
             for text in self.tokenizer.batch_decode(
                 [row[keep].tolist() for row, keep in zip(response.cpu(), kept)], clean_up_tokenization_spaces=False
             )
@@ -241,15 +253,34 @@ class LanguageModelPolicy(nn.Module):
     # ── to and from disk ────────────────────────────────────────────────────────────────────────────────────────────
     def pack(self) -> dict:
         """Lay everything out for a checkpoint."""
-        return {"files": describe(self.language_model, self.tokenizer), "weights": self.state_dict()}
+        return {
+            "files": describe(self.language_model, self.tokenizer),
+            "weights": self.state_dict(),
+            "settings": self.settings,
+        }
 
     @staticmethod
-    def unpack(state: dict, generation: dict) -> LanguageModelPolicy:
-        """Restore the result of `pack`, with the settings `generation`."""
-        policy = LanguageModelPolicy(*restore(state["files"], AutoModelForCausalLM), **generation)
+    def unpack(state: dict) -> LanguageModelPolicy:
+        """Restore the result of `pack`."""
+        policy = LanguageModelPolicy(*restore(state["files"], AutoModelForCausalLM), **state["settings"])
         policy.load_state_dict(state["weights"])
         return policy
 
     def export(self, folder: Path) -> None:
-        """Write language model and tokenizer in transformers' format; the value head is for training only."""
+        """Write language model and tokenizer in transformers' format; the value head is for training only.
+
+        config.json has the prompt's template as `prompt_template`, with {context}, and generation_config.json how mails
+        are sampled: transformers alone then writes them (docs/emails.md).
+        """
+        self.language_model.config.prompt_template = self.prompt_template
+        self.language_model.generation_config = GenerationConfig(
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=self.response_tokens,
+            bos_token_id=self.language_model.config.bos_token_id,
+            eos_token_id=self.stop_token,
+            pad_token_id=self.stop_token,
+        )
         export(folder, self.language_model, self.tokenizer)

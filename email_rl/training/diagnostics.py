@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from email_rl.training.guards import length_correlation
 from email_rl.training.rollout import MailRollout
 from rlcore import losses
 from rlcore.backends import distributed
+from rlcore.plots import labelled
 
 
 def rollout_metrics(rollout: MailRollout, kl_coef: Tensor) -> dict[str, Tensor]:
@@ -26,6 +29,7 @@ def rollout_metrics(rollout: MailRollout, kl_coef: Tensor) -> dict[str, Tensor]:
             "objective/score_total": score - kl_coef * kl,
             "objective/num_eos": distributed.num_processes() * rollout.has_ended.sum(),
             "objective/tokens": mask.sum(1).float().mean(),
+            "objective/reward_length_correlation": length_correlation(rollout),
         }
     )
 
@@ -44,6 +48,7 @@ def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, 
         "clipfrac": metrics["clipfrac"],
         "ratio": losses.masked_mean(ratio, mask),
         "ratio_square": losses.masked_mean(ratio.square(), mask),
+        "ratio_max": ratio.max(),
     }
 
 
@@ -54,6 +59,13 @@ def value_metrics(value: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tens
         "val/mean": losses.masked_mean(value, mask, total),
         "val/explained_variance": losses.explained_variance(value, target, mask, total),
     }
+
+
+def length_figure(rollout: MailRollout) -> Figure:
+    """Draw the proxy reward of a rollout's mails over their lengths."""
+    figure, axes = labelled("tokens of a mail", "reward by the reward model")
+    axes.scatter(rollout.mails.response_mask.sum(1).tolist(), rollout.proxy_reward.tolist(), s=8)
+    return figure
 
 
 def sample_table(rollout: MailRollout, most: int) -> str:

@@ -9,14 +9,18 @@ from pathlib import Path
 import torch
 
 from email_rl.data.dataset import MailDataset
-from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
+from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER
+from email_rl.models.outcome_model import OutcomeModel, unpack_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
+from email_rl.training.guards import Guards
 from email_rl.training.model_sources import ModelSources
 from email_rl.training.sft import POLICY_FOLDER
 from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
 from rlcore.logger import Logger, NullLogger
+
+EXAMPLES = 8  # contexts of a checkpoint
 
 
 class LanguageModelAlgorithm(Algorithm):
@@ -29,7 +33,7 @@ class LanguageModelAlgorithm(Algorithm):
     env_type = MailDataset
     policy: LanguageModelPolicy  #: set by `set_models`, as are the other two
     reference: LanguageModelPolicy
-    reward_model: OutcomeClassifier
+    reward_model: OutcomeModel
 
     def __init__(
         self,
@@ -45,7 +49,9 @@ class LanguageModelAlgorithm(Algorithm):
         lr: float,
         gradient_checkpointing: bool,
         inference_batch_size: int,
+        guards: Guards,
     ):
+        self.guards = guards
         self.env, self.seed, self.device, self.settings, self.sources = env, seed, env.device, settings, sources
         self.generation, self.inference_batch_size = generation, inference_batch_size
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
@@ -64,7 +70,7 @@ class LanguageModelAlgorithm(Algorithm):
         # A backend may put a function here that makes a model generate faster.
         self.prepare_model: Callable[[LanguageModelPolicy], None] = lambda model: None
 
-    def set_models(self, reference: LanguageModelPolicy, reward_model: OutcomeClassifier) -> None:
+    def set_models(self, reference: LanguageModelPolicy, reward_model: OutcomeModel) -> None:
         """Set the reference, from which the policy starts, and the reward model."""
         self.prepare_model(reference)
         self.reference, self.reward_model = reference.requires_grad_(False), reward_model
@@ -83,7 +89,7 @@ class LanguageModelAlgorithm(Algorithm):
         other.score_mean, other.score_std = self.score_mean, self.score_std
         return other
 
-    def judge(self) -> OutcomeClassifier:
+    def judge(self) -> OutcomeModel:
         """Return a judge for mails without a gold model."""
         return self.sources.judge(self.accelerate_inner)
 
@@ -107,13 +113,19 @@ class LanguageModelAlgorithm(Algorithm):
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "generator": self.generator.get_state(),
+            "guards": self.guards.state_dict(),
+            "example_contexts": self.example_contexts(),
         }
+
+    def example_contexts(self) -> list[str]:
+        """Return contexts of test mails that differ, for scripts/write_email.py."""
+        return list(dict.fromkeys(self.env.test.contexts))[:EXAMPLES]
 
     def load_policy(self, state: dict) -> None:
         """Restore the models that writing and scoring need."""
         self.set_models(
-            LanguageModelPolicy.unpack(state["reference"], self.generation).to(self.device),
-            OutcomeClassifier.unpack(state["reward_model"], self.device, self.inference_batch_size),
+            LanguageModelPolicy.unpack(state["reference"]).to(self.device),
+            unpack_outcome_model(state["reward_model"], self.device, self.inference_batch_size),
         )
         self.policy.load_state_dict(state["policy"]["weights"])
         self.score_mean, self.score_std = state["score_scale"]
@@ -129,3 +141,4 @@ class LanguageModelAlgorithm(Algorithm):
         self.kl_to_reference.copy_(state["kl_to_reference"])
         self.kl_controller.coef.copy_(state["kl_coef"])
         self.generator.set_state(state["generator"].cpu())
+        self.guards.load_state_dict(state["guards"])

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from email_rl.data.dataset import MailDataset
+from email_rl.data.mails import Mails
 from email_rl.models.hf_io import from_folder
 from email_rl.models.language_models import read_language_model
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
+from email_rl.models.outcome_model import OutcomeModel, load_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
+from email_rl.training.reward_choice import ChoiceSettings, Verdict, bag_fitter, choose_reward_model
 from email_rl.training.reward_model import RewardModel
-from email_rl.training.sft import POLICY_FOLDER, SFT
+from email_rl.training.sft import POLICY_FOLDER, SFT, policy_settings
 from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
 from rlcore.logger import Logger, NullLogger
 from rlcore.training_loop import TrainingLoop
 
+VERDICT = "choice.json"  # in the folder of a reward model: why it was chosen
+HELP = (
+    "more mails with outcomes, an encoder with pretrained weights (algo/encoder=minilm), or a classifier of your own "
+    "(algo.reward_model_folder=FOLDER)"
+)
 Accelerate = Callable[[Algorithm], Algorithm]  # applies the performance mode of the outer algorithm
 
 
@@ -26,9 +36,9 @@ class ModelSources:
     """Reward model, reference policy and judge for one dataset of mails.
 
     Models without a given folder are trained: the reward model from `encoder` with the settings
-    `reward_model_training`, the reference policy from `language_model` with the settings `sft`. Both are kept in the
-    folder `model_cache` for other runs with the same mails, settings and seed. Raises ValueError where a given folder
-    holds no such model.
+    `reward_model_training` (a bag of words may take its place, by `choice`), the reference policy from `language_model`
+    with the settings `sft`. Both are kept in the folder `model_cache` for other runs with the same mails, settings and
+    seed. Raises ValueError where a given folder holds no such model, and where no reward model knows anything.
     """
 
     def __init__(
@@ -41,6 +51,7 @@ class ModelSources:
         generation: dict,
         sft: dict,
         reward_model_training: dict,
+        choice: ChoiceSettings,
         reward_model_folder: str | None,
         reference_folder: str | None,
         model_cache: str,
@@ -48,79 +59,115 @@ class ModelSources:
     ):
         self.dataset, self.seed = dataset, seed
         self.language_model, self.encoder, self.generation = language_model, encoder, generation
-        self.sft, self.reward_model_training = sft, reward_model_training
+        self.sft, self.reward_model_training, self.choice = sft, reward_model_training, choice
         self.reward_model_folder, self.reference_folder = reward_model_folder, reference_folder
         self.model_cache, self.batch_size = model_cache, batch_size
 
     def load_or_train(
         self, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate
-    ) -> tuple[LanguageModelPolicy, OutcomeClassifier]:
+    ) -> tuple[LanguageModelPolicy, OutcomeModel]:
         """Return reference policy and reward model, on the dataset's device; the first process trains for all."""
         with distributed.rank_zero_first():
-            reward_model_folder = self.reward_model_folder or self._train_reward_model(
-                REWARD_MODEL_FOLDER, self.dataset, logger, should_stop, accelerate
+            reward_model_folder = self.reward_model_folder or self._informed_reward_model(
+                logger, should_stop, accelerate
             )
-            reference_folder = self.reference_folder or self._train(
-                POLICY_FOLDER,
-                SFT,
-                self.dataset,
-                logger,
-                should_stop,
-                accelerate,
-                language_model=self.language_model,
-                generation=self.generation,
-                **self.sft,
-            )
-        reward_model = OutcomeClassifier.load(reward_model_folder, self.dataset.device, self.batch_size)
+            reference_folder = self.reference_folder or self._train_reference(logger, should_stop, accelerate)
+        reward_model = load_outcome_model(reward_model_folder, self.dataset.device, self.batch_size)
         network, tokenizer = from_folder(
             str(reference_folder), "algo.reference_folder", read_language_model, "causal language model"
         )
-        reference = LanguageModelPolicy(network, tokenizer, **self.generation)
+        reference = LanguageModelPolicy(
+            network, tokenizer, **policy_settings(self.generation, network, tokenizer, self.dataset)
+        )
         return reference.to(self.dataset.device), reward_model
 
-    def judge(self, accelerate: Accelerate) -> OutcomeClassifier:
+    def _informed_reward_model(self, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate) -> Path:
+        """Return the folder of the reward model; raise ValueError where none is ahead of the majority."""
+        folder, verdict = self._train_reward_model(REWARD_MODEL_FOLDER, self.dataset, logger, should_stop, accelerate)
+        if self.choice.must_beat_majority and not verdict.is_informed:
+            raise ValueError(
+                f"{self.dataset.name}: no reward model is ahead of the majority: by {verdict.ahead:.3f} nats a mail "
+                f"({verdict.low:.3f} to {verdict.high:.3f}) on {verdict.mails:,} mails; nothing can be optimised "
+                f"against it. What would help: {HELP}"
+            )
+        return folder
+
+    def judge(self, accelerate: Accelerate) -> OutcomeModel:
         """Return a judge for mails without a gold model: a reward model on mails that no other model has seen."""
-        folder = self._train_reward_model(
+        folder, verdict = self._train_reward_model(
             "judge", self.dataset.judge_dataset(), NullLogger(), lambda: False, accelerate
         )
-        return OutcomeClassifier.load(folder, self.dataset.device, self.batch_size)
+        if not verdict.is_informed:
+            print(
+                f"warning: the judge is not ahead of the majority on {verdict.mails:,} mails ({verdict.ahead:.3f} nats "
+                f"a mail, {verdict.low:.3f} to {verdict.high:.3f}): what it says of the policy's mails means little",
+                file=sys.stderr,
+            )
+        return load_outcome_model(folder, self.dataset.device, self.batch_size)
 
     def _train_reward_model(
         self, name: str, dataset: MailDataset, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate
-    ) -> Path:
-        return self._train(
-            name,
-            RewardModel,
-            dataset,
-            logger,
-            should_stop,
-            accelerate,
-            encoder=self.encoder,
-            **self.reward_model_training,
-        )
+    ) -> tuple[Path, Verdict]:
+        """Return the folder of an encoder or, where that is not ahead of it, of a bag of words; and why."""
+        settings = {"encoder": self.encoder, **self.reward_model_training}
 
-    def _train(
+        def fit(mails: MailDataset, log: Logger) -> OutcomeClassifier:
+            training = RewardModel(mails, self.seed, **settings)
+            self._run(training, name, log, should_stop, accelerate)
+            return training.classifier
+
+        def fit_again(train: Mails, valid: Mails) -> OutcomeClassifier:
+            return fit(dataset.with_splits({"train": train, "valid": valid, "test": valid}), NullLogger())
+
+        def make(folder: Path) -> None:
+            model, verdict = choose_reward_model(
+                fit(dataset, logger),
+                fit_again,
+                bag_fitter(self.seed, dataset.bag_of_words),
+                dataset.train,
+                dataset.valid,
+                dataset.similarity,
+                self.choice,
+            )
+            model.export(folder)
+            checkpoint.save_json(folder / VERDICT, verdict.to_dict())
+
+        recipe = (settings, dataset.bag_of_words, self.choice, dataset.digest, self.seed)
+        folder = self._cached(name, recipe, make)
+        verdict = Verdict(**json.loads((folder / VERDICT).read_text()))
+        if distributed.rank() == 0:
+            print(f"{name}: {verdict.describe()}")
+        return folder, verdict
+
+    def _train_reference(self, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate) -> Path:
+        """Return the folder of a language model after its warm start."""
+        settings = {"language_model": self.language_model, "generation": self.generation, **self.sft}
+
+        def make(folder: Path) -> None:
+            training = SFT(self.dataset, self.seed, **settings)
+            self._run(training, POLICY_FOLDER, logger, should_stop, accelerate)
+            training.export_model(folder)
+
+        return self._cached(POLICY_FOLDER, (settings, self.dataset.digest, self.seed), make)
+
+    def _run(
         self,
+        algorithm: RewardModel | SFT,
         name: str,
-        kind: Callable[..., RewardModel | SFT],
-        dataset: MailDataset,
         logger: Logger,
         should_stop: Callable[[], bool],
         accelerate: Accelerate,
-        **settings,
-    ) -> Path:
-        """Return the folder of a model trained with these settings on these mails, now or before."""
+    ) -> None:
+        """Train to the end; a half-trained model is not kept."""
+        accelerate(algorithm)
+        with logger.child(name, algorithm.iterations) as child:
+            TrainingLoop(algorithm, child, validate=algorithm.validate, should_stop=should_stop).run()
+        if should_stop():
+            raise KeyboardInterrupt
 
-        def make(folder: Path) -> None:
-            algorithm = kind(dataset, self.seed, **settings)
-            accelerate(algorithm)
-            with logger.child(name, algorithm.iterations) as child:
-                TrainingLoop(algorithm, child, validate=algorithm.validate, should_stop=should_stop).run()
-            if should_stop():  # a half-trained model is not kept
-                raise KeyboardInterrupt
-            algorithm.export_model(folder)
-
-        folder, known = cached(self.model_cache, name, (settings, dataset.digest, self.seed), make)
+    def _cached(self, name: str, recipe: object, make: Callable[[Path], None]) -> Path:
+        """Return the folder of a model trained by this recipe, now or before."""
+        folder, known = cached(self.model_cache, name, recipe, make)
         if distributed.rank() == 0:
             print(f"{name}: {folder}{' (trained before)' if known else ''}")
         return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from email_rl.data.dataset import MailDataset
 from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.data.metrics import fit_temperature, log_losses
-from email_rl.models.encoders import bucketed_batches, pad_batch
+from email_rl.models.encoders import bucketed_batches, cut_inputs, pad_batch, small_enough
 from email_rl.models.hf_io import describe
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from email_rl.training.classification import class_weights, overlap_loss
@@ -50,10 +51,12 @@ class OutcomeTraining(Algorithm):
         class_weight_power: float,
         warmup_share: float,
         final_lr_share: float,
+        batches_per_pass: int,
         max_grad_norm: float,
         updates_per_iteration: int,
         eval_every: int,
         patience: int,
+        patience_passes: int,
         checkpoint_every: int,
         bucket_batches: int,
         predict_batch_size: int,
@@ -64,7 +67,7 @@ class OutcomeTraining(Algorithm):
         if input not in ("text", "context_text"):
             raise ValueError(f"algo.input: expected text or context_text, got '{input}'")
         counts = (
-            encoder.epochs,
+            encoder.steps,
             encoder.batch_size,
             updates_per_iteration,
             eval_every,
@@ -75,24 +78,26 @@ class OutcomeTraining(Algorithm):
         )
         if min(counts) < 1:
             raise ValueError(
-                "algo: expected epochs, batch_size, updates_per_iteration, eval_every, patience, "
+                "algo: expected steps, batch_size, updates_per_iteration, eval_every, patience, "
                 "checkpoint_every, bucket_batches and predict_batch_size of at least 1"
             )
         self.env, self.device, self.seed = env, env.device, seed
+        self.batches_per_pass = batches_per_pass
         self.encoder, self.make_optimizer, self.input, self.refresh = encoder, optimizer, input, refresh
         self.class_weight_power, self.max_grad_norm = class_weight_power, max_grad_norm
         self.warmup_share, self.final_lr_share = warmup_share, final_lr_share
-        self.updates_per_iteration, self.bucket_batches = updates_per_iteration, bucket_batches
-        self.eval_every, self.patience, self.checkpoint_every = eval_every, patience, checkpoint_every
+        self.most_updates_per_iteration, self.bucket_batches = updates_per_iteration, bucket_batches
+        self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
+        self.most_patience, self.patience_passes = patience, patience_passes
         self.predict_batch_size, self.digest = predict_batch_size, env.digest
         self.iteration, self.updates_done, self.mails_seen, self.finished = 0, 0, 0, False
-        self.best_loss, self.evaluations_without_gain, self.temperature = math.inf, 0, 1.0
+        self.best_loss, self.best_at, self.has_stalled, self.temperature = math.inf, 0, False, 1.0
         self.best: dict[str, Tensor] | None = None
         torch.manual_seed(seed)
-        network, tokenizer = encoder.build(env.train.contexts + env.train.texts)
+        network, tokenizer = encoder.build(env.train.contexts, env.train.texts)
         network.config.reads_context = input == "context_text"
         self._set_network(network, tokenizer)
-        self._set_mails(env.train, [env.valid], encoder.lr, encoder.epochs)
+        self._set_mails(env.train, [env.valid], encoder.lr, encoder.steps)
 
     def _set_network(self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.classifier = OutcomeClassifier(network, tokenizer, self.device, self.predict_batch_size)
@@ -103,18 +108,37 @@ class OutcomeTraining(Algorithm):
         self.overlap_head = nn.Linear(network.config.hidden_size, 1).to(self.device)
         self.parameters = [*self.network.parameters(), *self.overlap_head.parameters()]
 
-    def _set_mails(self, train: Mails, valid: list[Mails], lr: float, epochs: int) -> None:
-        """Set the training mails and the validation mails; the sets of `valid` have equal weight."""
+    def _set_mails(self, train: Mails, valid: list[Mails], lr: float, steps: int) -> None:
+        """Set the training mails and the validation mails; the sets of `valid` have equal weight.
+
+        Training makes whole passes over the mails, as few as take `steps` gradient steps.
+        """
         self.train_mails, self.valid_mails, self.lr = train, sum(valid[1:], valid[0]), lr
         self.train_ids = self.classifier.token_ids(train.contexts, train.texts)
         self.valid_ids = self.classifier.token_ids(self.valid_mails.contexts, self.valid_mails.texts)
+        self._report_cut_mails(train)
         self.valid_weight = torch.cat([torch.full((len(v),), 1 / (len(v) * len(valid))) for v in valid if len(v)])
         self.class_weights = class_weights(train.outcome, self.class_weight_power)
         self._epoch: int | None = None  # the epoch of `_batches`
-        self.updates_per_epoch = math.ceil(len(train) / self.encoder.batch_size)
-        self.total_updates = epochs * self.updates_per_epoch
+        self.batch_size = small_enough(self.encoder.batch_size, len(train), self.batches_per_pass)
+        self.updates_per_epoch = math.ceil(len(train) / self.batch_size)
+        self.total_updates = math.ceil(steps / self.updates_per_epoch) * self.updates_per_epoch
+        self.updates_per_iteration = min(self.most_updates_per_iteration, self.updates_per_epoch)
         self.iterations = math.ceil(self.total_updates / self.updates_per_iteration)
+        self.patience = min(self.most_patience, self.patience_passes * self.updates_per_epoch)
         self.optimizer = self.make_optimizer(self.parameters, lr=lr)
+
+    def _report_cut_mails(self, train: Mails) -> None:
+        """Print how many training mails are longer than the model's input."""
+        tokenizer = self.classifier.tokenizer
+        contexts = train.contexts if self.input == "context_text" else None
+        cut = cut_inputs(tokenizer, contexts, train.texts, self.train_ids)
+        if cut:
+            print(
+                f"warning: {cut:,} of {len(train):,} training mails have more than the {tokenizer.model_max_length} "
+                "tokens that the reward model reads, and are cut (algo.encoder.max_length)",
+                file=sys.stderr,
+            )
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
     def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
@@ -129,7 +153,7 @@ class OutcomeTraining(Algorithm):
     @property
     def has_converged(self) -> bool:
         """Whether validation has stopped improving."""
-        return self.finished or self.evaluations_without_gain >= self.patience
+        return self.finished or self.has_stalled
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
         """Take the updates of an iteration, or the remaining ones."""
@@ -173,7 +197,7 @@ class OutcomeTraining(Algorithm):
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
             lengths = [len(row) for row in self.train_ids]
             self._epoch = epoch
-            self._batches = bucketed_batches(lengths, self.encoder.batch_size, self.bucket_batches, generator)
+            self._batches = bucketed_batches(lengths, self.batch_size, self.bucket_batches, generator)
         return self._batches
 
     # ── validation and calibration ──────────────────────────────────────────────────────────────────────────────────
@@ -190,11 +214,11 @@ class OutcomeTraining(Algorithm):
         }
 
     def observe_validation(self, metrics: dict[str, float]) -> None:
-        """Keep the best weights so far; count evaluations without better ones."""
+        """Keep the best weights so far; note where there were none for `patience` steps."""
         loss = metrics["email/log_loss"]
-        self.evaluations_without_gain += 1
+        self.has_stalled = self.updates_done - self.best_at >= self.patience
         if loss < self.best_loss:
-            self.best_loss, self.evaluations_without_gain = loss, 0
+            self.best_loss, self.best_at, self.has_stalled = loss, self.updates_done, False
             self.best = {name: x.detach().cpu().clone() for name, x in self.network.state_dict().items()}
 
     def finish(self) -> None:

@@ -23,9 +23,11 @@ from email_rl.data.dataset import MailDataset
 from email_rl.models.outcome_classifier import outcome_reward
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.advantages import AdvantageEstimator
-from email_rl.training.diagnostics import rollout_metrics, sample_table, update_metrics, value_metrics
+from email_rl.training.diagnostics import length_figure, rollout_metrics, sample_table, update_metrics, value_metrics
+from email_rl.training.guards import GuardLimits, Guards
 from email_rl.training.language_model_algorithm import LanguageModelAlgorithm
-from email_rl.training.model_sources import ModelSources
+from email_rl.training.model_sources import HELP, ModelSources
+from email_rl.training.reward_choice import ChoiceSettings
 from email_rl.training.rollout import MailBatch, MailRollout
 from rlcore import losses
 from rlcore.backends import distributed
@@ -60,9 +62,12 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         kl_controller: Callable,
         optimizer: Callable,
         lr_schedule: Callable | None,
+        reward_model_choice: dict,
+        min_reward_spread: float,
         reward_model_folder: str | None,
         reference_folder: str | None,
         model_cache: str,
+        guards: dict,
         reward: str,
         missing_eos_score: float,
         normalization_mails: int,
@@ -105,6 +110,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             generation=generation,
             sft=sft,
             reward_model_training=reward_model_training,
+            choice=ChoiceSettings(**reward_model_choice),
             reward_model_folder=reward_model_folder,
             reference_folder=reference_folder,
             model_cache=model_cache,
@@ -122,9 +128,11 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             lr=language_model.lr,
             gradient_checkpointing=gradient_checkpointing,
             inference_batch_size=inference_batch_size,
+            guards=Guards(GuardLimits(**guards)),
         )
         self.advantage_estimator, self.reward_kind = advantage, reward
         self.missing_eos_score, self.normalization_mails = missing_eos_score, normalization_mails
+        self.min_reward_spread = min_reward_spread
         self.iterations, self.steps_per_iteration = iterations, mails_per_iteration
         self.epochs, self.minibatches, self.micro_batch_size = epochs, minibatches, micro_batch_size
         self.clip, self.clip_value, self.max_grad_norm = clip, clip_value, max_grad_norm
@@ -149,7 +157,13 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         contexts = self.sample_contexts(self.normalization_mails)
         _, texts = self.reference.generate(contexts, 1, self.generator, **self.sampling)
         _, mean, variance = distributed.all_reduce_moments(self.rewards(contexts, texts).to(self.device))
-        self.score_mean, self.score_std = mean.item(), variance.sqrt().clamp_min(1e-6).item()  # in every checkpoint
+        self.score_mean, self.score_std = mean.item(), max(1e-6, variance.sqrt().item())  # in every checkpoint
+        if self.score_std < self.min_reward_spread:
+            raise ValueError(
+                f"algo.min_reward_spread: the rewards of {len(texts):,} mails of the reference differ by a standard "
+                f"deviation of {self.score_std:.4f}, expected at least {self.min_reward_spread}: the reward model "
+                f"can't tell them apart; nothing can be optimised against it. What would help: {HELP}"
+            )
 
     # ── an iteration ────────────────────────────────────────────────────────────────────────────────────────────────
     def iterate(self, progress: float) -> dict[str, Tensor]:
@@ -166,8 +180,11 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         self.kl_to_reference = rollout.kl_to_reference()
         self.kl_controller.update(self.kl_to_reference, mails=self.steps_per_iteration)
         metrics |= self.update(batch)
+        for warning in self.guards.warnings(rollout, metrics["ppo/ratio_max"].item()):
+            self.logger.log_warning(f"iteration {self.iteration + 1}: {warning}")
         if self.iteration % self.log_samples_every == 0:
             self.logger.log_text("samples", sample_table(rollout, self.logged_samples))
+            self.logger.log_figure("reward_over_length", length_figure(rollout))
         return metrics | {"charts/learning_rate": self.lr}
 
     @torch.no_grad()
@@ -246,7 +263,9 @@ class LanguageModelPPO(LanguageModelAlgorithm):
                 self.train_minibatch(batch, rows, totals)
         self.policy.language_model.eval()
         steps = self.epochs * self.minibatches
+        largest_ratio = totals.pop("ratio_max")
         metrics = distributed.mean_scalars({f"ppo/{name}": total / steps for name, total in totals.items()})
+        metrics["ppo/ratio_max"] = largest_ratio
         metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
         self.update_kl.copy_(metrics["ppo/approxkl"])
         if self.advantage_estimator.critic:
@@ -264,7 +283,9 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             # The denominator is a mean over processes, because gradients are averaged over processes below.
             share = mails.response_mask.sum() / tokens_per_process
             metrics = self.accumulate_gradient(batch.micro_batch(bucket, mails), share)
+            largest_ratio = torch.maximum(totals.get("ratio_max", metrics["ratio_max"]), metrics["ratio_max"])
             totals |= {name: totals.get(name, 0) + share * x for name, x in metrics.items()}
+            totals["ratio_max"] = largest_ratio
         distributed.average_gradients(self.policy.parameters())
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()

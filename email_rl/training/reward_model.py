@@ -13,7 +13,7 @@ from email_rl.models.hf_io import restore
 from email_rl.training.outcome_training import OutcomeTraining
 from email_rl.training.refresh import pack_splits, unpack_splits, with_replay, without_crossing
 
-PROGRESS = ("iteration", "updates_done", "evaluations_without_gain", "finished", "best_loss", "best", "temperature")
+PROGRESS = ("iteration", "updates_done", "best_at", "has_stalled", "finished", "best_loss", "best", "temperature")
 
 
 class RewardModel(OutcomeTraining):
@@ -57,7 +57,7 @@ class RewardModel(OutcomeTraining):
         self.network.load_state_dict(state["classifier"])
         self._packed_mails = None
         self.input, self.finished, self.temperature = state["input"], state["finished"], state["temperature"]
-        self._set_mails(self.env.train, [self.env.valid], self.encoder.lr, self.encoder.epochs)
+        self._set_mails(self.env.train, [self.env.valid], self.encoder.lr, self.encoder.steps)
 
     def load_state_dict(self, state: dict) -> None:
         """Continue a run on these mails, or refresh a finished model with them."""
@@ -114,5 +114,5 @@ class RewardModel(OutcomeTraining):
             train,
             [new["valid"], old_splits["valid"]],
             self.refresh["lr_share"] * self.encoder.lr,
-            self.refresh["epochs"],
+            self.refresh["steps"],
         )

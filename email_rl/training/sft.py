@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from email_rl.data.dataset import MailDataset
-from email_rl.data.mails import Mails
-from email_rl.models.encoders import bucketed_batches
+from email_rl.data.mails import OUTCOMES, Mails
+from email_rl.models.encoders import bucketed_batches, small_enough
+from email_rl.models.mail_lengths import fit_lengths, positions_needed
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
@@ -21,12 +25,38 @@ from rlcore.schedules import linear_with_warmup
 POLICY_FOLDER = "policy"  # beside checkpoint.pt; transformers loads it
 
 
+def all_contexts(dataset: MailDataset) -> list[str]:
+    """Return the contexts of every split: a policy reads them all, in training or evaluation."""
+    return [context for mails in dataset.splits.values() for context in mails.contexts]
+
+
+def policy_settings(
+    generation: dict[str, Any], network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: MailDataset
+) -> dict[str, Any]:
+    """Return the settings of a policy on a network for a dataset, with the lengths of its mails."""
+    positions = network.config.to_dict().get("max_position_embeddings") or network.config.to_dict().get("n_positions")
+    return fit_lengths(generation, tokenizer, all_contexts(dataset), dataset.train.texts, positions)
+
+
+def outcome_weights(mails: Mails, outcomes: list[int], enough_mails: int, other_weight: float) -> list[float]:
+    """Return the weight of each outcome's mails in the warm start [K].
+
+    `outcomes` weigh 1; the others weigh `other_weight` where fewer than `enough_mails` mails have one of `outcomes`,
+    else nothing.
+    """
+    counts = torch.bincount(mails.outcome, minlength=len(OUTCOMES))
+    others = other_weight if counts[outcomes].sum() < enough_mails else 0.0
+    return [1.0 if y in outcomes else others for y in range(len(OUTCOMES))]
+
+
 class SFT(Algorithm):
     """Fine-tune a language model on context → mail pairs by next-token cross-entropy over the mails' own tokens.
 
-    The validation mails choose the epoch. Training uses mails with one of `outcomes`, at most `max_mails` of them
-    (null: all). Mails longer than `generation.response_tokens` are left out, because they would teach a policy not to
-    stop.
+    Training uses mails with one of `outcomes`, at most `max_mails` of them (null: all). Where there are fewer than
+    `enough_mails`, it also uses the others, whose tokens weigh `other_weight`. Mails longer than
+    `generation.response_tokens` are left out, because they would teach a policy not to stop; their number is printed.
+    Training makes whole passes over the mails, as few as take `language_model.sft_steps` gradient steps. The validation
+    mails choose the weights, and end the training after `patience` steps without better ones.
     """
 
     env_type = MailDataset
@@ -42,9 +72,13 @@ class SFT(Algorithm):
         generation: dict,
         optimizer: Callable,
         outcomes: list,
+        enough_mails: int,
+        other_weight: float,
         max_mails: int | None,
+        patience: int,
         warmup_share: float,
         final_lr_share: float,
+        batches_per_pass: int,
         max_grad_norm: float,
         updates_per_iteration: int,
         bucket_batches: int,
@@ -56,39 +90,70 @@ class SFT(Algorithm):
         self.checkpoint_every = checkpoint_every
         self.warmup_share, self.final_lr_share, self.bucket_batches = warmup_share, final_lr_share, bucket_batches
         torch.manual_seed(seed)
-        network, tokenizer = language_model.build(env.train.contexts + env.train.texts)
-        self.policy = LanguageModelPolicy(network, tokenizer, **generation).to(self.device)
+        contexts = all_contexts(env)
+        network, tokenizer = language_model.build(
+            env.train.contexts + env.train.texts,
+            lambda tokenizer: positions_needed(generation, tokenizer, contexts, env.train.texts),
+        )
+        settings = policy_settings(generation, network, tokenizer, env)
+        self.policy = LanguageModelPolicy(network, tokenizer, **settings).to(self.device)
         self.policy.value_head.requires_grad_(False)
         self.optimizer = optimizer([p for p in self.policy.parameters() if p.requires_grad], lr=language_model.sft_lr)
-        self.train_mails = self._tokenize(env.train, outcomes, max_mails)
-        self.valid_mails = self._tokenize(env.valid, outcomes, max_mails)
+        self.patience, self.has_stalled = patience, False
+        self.weight_of = outcome_weights(env.train, outcomes, enough_mails, other_weight)
+        self.train_mails, self.train_weights = self._tokenize(env.train, max_mails, "training")
+        self.valid_mails, self.valid_weights = self._tokenize(env.valid, max_mails, "validation")
         self.train_lengths = self.train_mails.response_mask.sum(1).tolist()
-        self.updates_per_epoch = math.ceil(len(self.train_lengths) / language_model.sft_batch_size)
-        self.total_updates = language_model.sft_epochs * self.updates_per_epoch
+        self.batch_size = small_enough(language_model.sft_batch_size, len(self.train_lengths), batches_per_pass)
+        self.updates_per_epoch = math.ceil(len(self.train_lengths) / self.batch_size)
+        passes = math.ceil(language_model.sft_steps / self.updates_per_epoch)
+        self.total_updates = passes * self.updates_per_epoch
         self.iterations, self.iteration, self.updates_done = math.ceil(self.total_updates / updates_per_iteration), 0, 0
         self._epoch: int | None = None  # the epoch of the current batches
-        self.best_loss = math.inf
+        self.best_loss, self.best_at = math.inf, 0
         self.best: dict[str, Tensor] | None = None
 
-    def _tokenize(self, mails: Mails, outcomes: list, max_mails: int | None) -> TokenizedMails:
-        mails = mails.rows([i for i, y in enumerate(mails.outcome.tolist()) if y in outcomes][:max_mails])
+    def _tokenize(self, mails: Mails, max_mails: int | None, side: str) -> tuple[TokenizedMails, Tensor]:
+        """Return the mails that have a weight and fit, and their weights [N]; print how many do not fit."""
+        weights = torch.tensor([self.weight_of[y] for y in mails.outcome.tolist()])
+        used = weights.nonzero()[:, 0].tolist()[:max_mails]
+        mails, weights = mails.rows(used), weights[used]
         most = self.policy.response_tokens
         responses = self.policy.tokenize_responses(mails.texts)
         rows = [i for i, row in enumerate(responses) if len(row) <= most]
         if not rows:
             raise ValueError(
-                f"algo.generation.response_tokens: no mail of {self.env.name} with an outcome of {outcomes} has "
+                f"algo.generation.response_tokens: no {side} mail of {self.env.name} that the warm start may use has "
                 f"{most} tokens or fewer; expected more"
             )
+        self._report_lengths(mails.contexts, len(mails) - len(rows), side)
         padded = [responses[i] + [self.policy.stop_token] * (most - len(responses[i])) for i in rows]
         mask = torch.tensor([[k < len(responses[i]) for k in range(most)] for i in rows])
         prompt, prompt_mask = self.policy.tokenize_prompts([mails.contexts[i] for i in rows])
-        return TokenizedMails(prompt, prompt_mask, torch.tensor(padded, device=self.device), mask.to(self.device))
+        tokens = TokenizedMails(prompt, prompt_mask, torch.tensor(padded, device=self.device), mask.to(self.device))
+        return tokens, weights[rows].to(self.device)
+
+    def _report_lengths(self, contexts: list[str], left_out: int, side: str) -> None:
+        """Print how many mails are left out, and how many prompts lose their beginning."""
+        policy, n = self.policy, len(contexts)
+        if left_out:
+            print(
+                f"warning: {left_out:,} of {n:,} {side} mails have more than {policy.response_tokens} tokens "
+                "(algo.generation.response_tokens), and are left out of the warm start",
+                file=sys.stderr,
+            )
+        cut = sum(len(row) > policy.prompt_tokens for row in policy.full_prompts(contexts))
+        if cut:
+            print(
+                f"warning: {cut:,} of {n:,} contexts of {side} mails have more than {policy.prompt_tokens} tokens with "
+                "their template (algo.generation.prompt_tokens), and lose their beginning",
+                file=sys.stderr,
+            )
 
     @property
     def steps_done(self) -> int:
         """Training mails so far."""
-        return self.updates_done * self.settings.sft_batch_size
+        return self.updates_done * self.batch_size
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
         """Take the updates of an iteration, or the remaining ones."""
@@ -98,16 +163,22 @@ class SFT(Algorithm):
             loss += self.train_batch()
         return {"losses/total": loss / taken, "charts/learning_rate": self.optimizer.param_groups[0]["lr"]}
 
+    @property
+    def has_converged(self) -> bool:
+        """Whether validation has stopped improving."""
+        return self.has_stalled
+
     def is_validation_due(self) -> bool:
         """Tell whether the last iteration completed an epoch."""
         before = min((self.iteration - 1) * self.updates_per_iteration, self.total_updates)
         return self.updates_done // self.updates_per_epoch > before // self.updates_per_epoch
 
     def observe_validation(self, metrics: dict[str, float]) -> None:
-        """Keep the best weights."""
+        """Keep the best weights; note where there were none for `patience` steps."""
         loss = metrics["email/token_loss"]
+        self.has_stalled = self.updates_done - self.best_at >= self.patience
         if loss < self.best_loss:
-            self.best_loss = loss
+            self.best_loss, self.best_at, self.has_stalled = loss, self.updates_done, False
             self.best = {name: x.detach().cpu().clone() for name, x in self.policy.state_dict().items()}
 
     def finish(self) -> None:
@@ -125,7 +196,7 @@ class SFT(Algorithm):
         share = linear_with_warmup(self.updates_done, self.total_updates, self.warmup_share, self.final_lr_share)
         self.optimizer.param_groups[0]["lr"] = self.settings.sft_lr * share
         mails = self.train_mails.select(torch.tensor(rows, device=self.device))
-        loss = self.loss(mails.cut(int(mails.response_mask.sum(1).max())))
+        loss = self.loss(mails.cut(int(mails.response_mask.sum(1).max())), self.train_weights[rows])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
@@ -138,24 +209,23 @@ class SFT(Algorithm):
         if self._epoch != epoch:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
             self._epoch = epoch
-            self._batches = bucketed_batches(
-                self.train_lengths, self.settings.sft_batch_size, self.bucket_batches, generator
-            )
+            self._batches = bucketed_batches(self.train_lengths, self.batch_size, self.bucket_batches, generator)
         return self._batches
 
-    def loss(self, mails: TokenizedMails) -> Tensor:
-        """Return the mean of −log π over the mails' own tokens, nats."""
-        return -masked_mean(self.policy(mails).log_prob, mails.response_mask)
+    def loss(self, mails: TokenizedMails, weight: Tensor) -> Tensor:
+        """Return the mean of −log π over the mails' own tokens, nats, weighted by mail [B]."""
+        return -masked_mean(self.policy(mails).log_prob, mails.response_mask * weight[:, None])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return the loss on validation mails, nats a token."""
-        total, count = 0.0, 0
+        """Return the loss on validation mails, nats a token, weighted as in training."""
+        total, count = 0.0, 0.0
         everyone = torch.arange(len(self.valid_mails.prompt), device=self.device)
         for rows in everyone.split(self.settings.sft_batch_size):
             mails = self.valid_mails.select(rows)
-            total -= (self.policy(mails).log_prob * mails.response_mask).sum().item()
-            count += int(mails.response_mask.sum())
+            weight = mails.response_mask * self.valid_weights[rows, None]
+            total -= (self.policy(mails).log_prob * weight).sum().item()
+            count += weight.sum().item()
         return {"email/token_loss": total / count}
 
     def judge(self) -> None:
@@ -177,6 +247,8 @@ class SFT(Algorithm):
             "iteration": self.iteration,
             "updates_done": self.updates_done,
             "best_loss": self.best_loss,
+            "best_at": self.best_at,
+            "has_stalled": self.has_stalled,
             "best": self.best,
         }
 
@@ -188,5 +260,5 @@ class SFT(Algorithm):
         """Restore the result of `state_dict`, to train on."""
         self.load_policy(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("iteration", "updates_done", "best_loss", "best"):
+        for name in ("iteration", "updates_done", "best_loss", "best_at", "has_stalled", "best"):
             setattr(self, name, state[name])

@@ -22,8 +22,6 @@ from scripts import write_email
 from stored import save_state
 from tiny_email_trainer import trainer
 
-BUILT_IN = OmegaConf.load(CONF / "write_email.yaml").example_contexts
-
 
 # ── what is seen in a text ──────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("size, paraphrases", [(4, False), (6, True)])
@@ -89,14 +87,6 @@ def test_a_question_ends_in_a_question_mark(text, found):
     assert text_features.question(text) == found
 
 
-def test_built_in_contexts_are_eight_of_the_market():
-    market = Market.of(4, False)
-    read = instantiate(node("corpus/small", "env=email").gold, _convert_="all")(market).parse
-    facets = [dict(read(context).mentions) for context in BUILT_IN]
-    assert len(set(BUILT_IN)) == 8
-    assert all(context == phrases.CONTEXT.format(**said) for context, said in zip(BUILT_IN, facets))
-
-
 # ── a checkpoint at work ────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
@@ -109,13 +99,13 @@ def saved(tmp_path_factory):
         "layers": 1,
         "heads": 2,
     }
-    model, tokenizer = instantiate(small).build(["a b c d e f g"])
+    model, tokenizer = instantiate(small).build([""], ["a b c d e f g"])
     model.config.reads_context = True
     torch.nn.init.normal_(model.classifier.weight, std=3.0)  # so that mails differ in what they get
     agent = trainer(reward_model=OutcomeClassifier(model, tokenizer, torch.device("cpu"), 64))
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
     config = {
-        "algo": {"generation": agent.generation, "reward": "expected"},
+        "algo": {"reward": "expected"},
         "env": {"outcome_values": [-1.0, 0.5, 2.0]},
     }
     save_state(path, "ppo_kl", agent.state_dict(), **config)
@@ -168,7 +158,7 @@ def test_the_policy_is_the_trained_one_and_samples_as_told(saved):
         "agent": agent.state_dict(),
         "name": "ppo_kl",
         "config": {
-            "algo": {"generation": agent.generation, "reward": "argmax"},
+            "algo": {"reward": "argmax"},
             "env": {"outcome_values": [-1.0, 0.5, 2.0]},
         },
     }
@@ -185,16 +175,31 @@ def test_the_policy_is_the_trained_one_and_samples_as_told(saved):
     assert {mail.reward for mail in found} <= {-1.0, 0.5, 2.0}
 
 
-def test_built_in_contexts_are_printed_and_long_ones_warned_of(saved, capsys):
-    main(saved[0])
-    shown, warned = capsys.readouterr()
-    assert all(f"── {context}\n" in shown for context in BUILT_IN)
-    assert shown.count("reward ") == shown.count("call to action: ") == shown.count("question: ") == 8
-    assert "8 of 8 contexts are longer than the 4 tokens" in warned
+def test_contexts_of_the_checkpoint_are_printed_and_long_ones_warned_of(saved, capsys):
+    """Without a file of contexts, those of the checkpoint's own test mails get mails, and a summary comes last."""
+    path, agent = saved
+    main(path, mails_per_context=2)
+    shown, _ = capsys.readouterr()
+    assert agent.example_contexts() == ["a", "a c", "d e f"]
+    assert all(shown.count(f"── {context}\n") == 2 for context in agent.example_contexts())
+    assert shown.count("call to action: ") == shown.count("question: ") == 6
+    rewards = [float(line.split("reward ")[1].split(";")[0]) for line in shown.splitlines() if "; reward " in line]
+    summary = shown.strip().splitlines()[-1]
+    assert summary.startswith("6 mails; mean reward ") and "0% with a call to action" in summary
+    assert float(summary.split("mean reward ")[1].split(";")[0]) == pytest.approx(sum(rewards) / 6, abs=0.01)
+    predicted = [line.split("→ ")[1].split(";")[0] for line in shown.splitlines() if "→ " in line]
+    assert all(f"{name} {predicted.count(name) / 6:.0%}" in summary for name in OUTCOMES)
 
 
-def test_interactive_asks_until_an_empty_line(saved, capsys, monkeypatch):
-    lines = iter(["a b", " c ", "", "d"])
+def test_long_contexts_are_warned_of(saved, tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("context\na b c d e f\na\n")
+    main(saved[0], contexts=str(tmp_path / "in.csv"))
+    assert "1 of 2 contexts are longer than the 4 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["", "quit", " Exit ", "q"])
+def test_interactive_asks_until_it_is_told_to_end(saved, capsys, monkeypatch, end):
+    lines = iter(["a b", " c ", end, "d"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     main(saved[0], interactive=True)
     shown = capsys.readouterr().out

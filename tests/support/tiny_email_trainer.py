@@ -79,6 +79,8 @@ class Market:
     class train:
         contexts = ["a", "a c", "d e f"]
 
+    test = train
+
     device = torch.device("cpu")
     outcome_values = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
 

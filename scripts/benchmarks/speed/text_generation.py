@@ -47,12 +47,13 @@ def run(
     # Each token is one of the reward model's `known_words`, so that a token is one piece there too.
     settings = algo.keywords
     words = [f"w{i % known_words}" + " " * (i // known_words) for i in range(shape["vocab_size"])]
-    generation = settings["generation"]
+    generation = {key: value for key, value in settings["generation"].items() if key != "fitted_share"}
     mails = settings["mails_per_iteration"]
     n = settings["advantage"].samples_per_prompt
     ids = torch.randint(known_words, (mails, generation["prompt_tokens"]))
     contexts = [" ".join(words[i] for i in row) for row in ids.tolist()]
-    model, tokenizer = settings["encoder"].build(words[:known_words])
+    known = words[:known_words]
+    model, tokenizer = settings["encoder"].build(known, known)
     model.config.reads_context = True
     dataset = SimpleNamespace(
         device=device,

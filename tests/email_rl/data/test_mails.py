@@ -11,8 +11,9 @@ import torch
 from hydra.utils import instantiate
 
 from configs import composed
+from email_rl.data.leaks import label_leaks
 from email_rl.data.mails import Mails, read_mails
-from email_rl.data.splitting import label_leaks, near_duplicate_groups, stratified_split
+from email_rl.data.splitting import near_duplicate_groups, stratified_split
 from mail_files import made_up_text, mail_rows, write_csv
 
 
@@ -196,14 +197,14 @@ def test_a_sentence_as_common_as_its_outcome_gives_nothing_away():
     rng = random.Random(0)
     outcome = torch.tensor([int(rng.random() < 0.03) for _ in range(3000)])
     texts = [made_up_text(rng) + (" Best wishes from us." if i % 30 == 0 else "") for i in range(3000)]
-    assert label_leaks(Mails(["c"] * 3000, texts, outcome), min_count=5, purity=0.98, max_chance=0.01) == []
+    assert label_leaks(Mails(["c"] * 3000, texts, outcome), min_count=3, purity=0.98, false_discovery=0.05) == []
 
 
 def test_the_embedded_corpus_has_no_telling_sentences():
     env = instantiate(config("env.corpus.train=4000", "env.corpus.valid=100", "env.corpus.test=100"), _convert_="all")(
         "cpu", 0
     )
-    assert label_leaks(env.train, min_count=5, purity=0.98, max_chance=0.01) == []
+    assert label_leaks(env.train, min_count=3, purity=0.98, false_discovery=0.05) == []
 
 
 def test_mails_survive_packing():

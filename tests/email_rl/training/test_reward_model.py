@@ -50,17 +50,18 @@ SMALL = [
     "algo.encoder.layers=1",
     "algo.encoder.heads=2",
     "algo.encoder.batch_size=16",
+    "algo.encoder.steps=1",
     "algo.updates_per_iteration=4",
     "algo.eval_every=2",
     "algo.checkpoint_every=1",
     "env.evaluation.bootstrap_samples=50",
-    "env.evaluation.bag_of_words.epochs=1",
-    "env.evaluation.bag_of_words.min_steps=20",
+    "env.bag_of_words.epochs=1",
+    "env.bag_of_words.min_steps=20",
     "env.evaluation.compare_inputs=false",
 ]
 
 
-LEARN = ["algo.encoder.lr=0.01", "algo.refresh.epochs=10", "algo.patience=1000"]
+LEARN = ["algo.encoder.lr=0.01", "algo.refresh.steps=250", "algo.patience=1000000", "algo.patience_passes=1000000"]
 
 
 @cache
@@ -158,7 +159,7 @@ def test_bag_of_words_learns_words_and_not_matches():
         ([int(c == t) for c, t, _ in pairs], math.log(2)),
     ):
         mails = Mails(contexts, texts, torch.tensor(outcome))
-        p = BagOfWords(mails, mails, 0, **settings).probabilities(mails)
+        p = BagOfWords.fit(mails, mails, 0, **settings).probabilities(contexts, texts)
         assert metrics.log_losses(p, mails.outcome).mean().item() == pytest.approx(loss, abs=0.02)
 
 
@@ -247,7 +248,7 @@ def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
     logits = agent.valid_logits()
     agent.iterate(0.0)
     agent.observe_validation({"email/log_loss": float("inf")})
-    assert agent.evaluations_without_gain == 1
+    assert (agent.best_at, agent.updates_done) == (0, 4)
     agent.finish()
     assert agent.network.state_dict()["distilbert.embeddings.word_embeddings.weight"].equal(
         first["distilbert.embeddings.word_embeddings.weight"]
@@ -275,15 +276,15 @@ def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished,
         source=FromFolder(path=str(tmp_path / REWARD_MODEL_FOLDER)),
         max_length=64,
         lr=1.0,
-        epochs=1,
+        steps=1,
         batch_size=1,
         overlap_weight=0.0,
-    ).build([])
+    ).build([], [])
     assert local.state_dict()["classifier.bias"].equal(agent.network.state_dict()["classifier.bias"])
     with pytest.raises(ValueError, match="algo.encoder.source.path"):
         PretrainedEncoder(
-            source=FromFolder(path=str(tmp_path)), max_length=8, lr=1.0, epochs=1, batch_size=1, overlap_weight=0.0
-        ).build([])
+            source=FromFolder(path=str(tmp_path)), max_length=8, lr=1.0, steps=1, batch_size=1, overlap_weight=0.0
+        ).build([], [])
 
 
 def test_resumed_equals_uninterrupted(finished, tmp_path):
@@ -303,7 +304,7 @@ def test_resumed_equals_uninterrupted(finished, tmp_path):
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better():
-    _env, agent = build("algo.encoder.lr=0", "algo.patience=2", "algo.encoder.epochs=50", "algo.eval_every=1")
+    _env, agent = build("algo.encoder.lr=0", "algo.patience=8", "algo.encoder.steps=1000", "algo.eval_every=1")
     train(agent)
     assert agent.finished and agent.iteration == 3
 
@@ -412,10 +413,10 @@ def test_an_unreachable_hub_is_one_line_with_the_ways_out(monkeypatch):
             source=FromHub(name="distilbert-base-uncased"),
             max_length=8,
             lr=1.0,
-            epochs=1,
+            steps=1,
             batch_size=1,
             overlap_weight=0.0,
-        ).build([])
+        ).build([], [])
     assert "\n" not in str(error.value)
 
 
@@ -447,7 +448,14 @@ def test_what_does_not_fit_is_refused(finished, monkeypatch):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
-    long = [*SMALL, "algo.encoder.epochs=2000", "algo.patience=100000", "device=cpu", "hydra.run.dir=out"]
+    long = [
+        *SMALL,
+        "algo.encoder.steps=40000",
+        "algo.patience=1000000",
+        "algo.patience_passes=1000000",
+        "device=cpu",
+        "hydra.run.dir=out",
+    ]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "train.py"), *long],
         cwd=tmp_path,
@@ -464,3 +472,23 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and "resume=" in out
     assert checkpoint.load(tmp_path / "out" / "checkpoint.pt")["agent"]["iteration"] >= 1
+
+
+# ── few mails ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_trainings_are_as_long_as_their_gradient_steps_in_whole_passes():
+    """Few mails are read again and again, in smaller batches; many are read once, however many steps that takes."""
+    _, few = build("env.corpus.train=40", "algo.encoder.steps=23", "algo.updates_per_iteration=50")
+    assert (few.batch_size, few.updates_per_epoch, few.total_updates) == (5, 8, 24)
+    assert few.updates_per_iteration == 8 and few.patience == 8 * few.patience_passes
+    _, many = build("algo.encoder.steps=3")
+    assert (many.batch_size, many.updates_per_epoch, many.total_updates) == (16, 20, 20)
+
+
+def test_mails_that_the_reward_model_cuts_are_counted(capsys):
+    env, agent = build()
+    whole = agent.classifier.tokenizer(env.train.contexts, env.train.texts, truncation=False)["input_ids"]
+    most = sorted(map(len, whole))[160]
+    agent.classifier.tokenizer.model_max_length = most
+    agent._set_mails(env.train, [env.valid], 0.1, 1)
+    cut = sum(len(row) > most for row in whole)
+    assert 0 < cut < 160 and f"{cut} of 320 training mails have more than the {most} tokens" in capsys.readouterr().err

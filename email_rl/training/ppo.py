@@ -265,7 +265,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         steps = self.epochs * self.minibatches
         largest_ratio = totals.pop("ratio_max")
         metrics = distributed.mean_scalars({f"ppo/{name}": total / steps for name, total in totals.items()})
-        metrics["ppo/ratio_max"] = largest_ratio
+        metrics["ppo/ratio_max"] = distributed.all_reduce_max(largest_ratio)
         metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
         self.update_kl.copy_(metrics["ppo/approxkl"])
         if self.advantage_estimator.critic:

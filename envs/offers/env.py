@@ -18,7 +18,7 @@ from envs.offers.planning.state_values import StateValues
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.populations.base import Sample
 from envs.offers.price_paths import check_price_ranges, draw_price_paths
-from envs.offers.rewards import account_for_week, expected_cost_table, expected_reward_table
+from envs.offers.rewards import account_for_week, expected_reward_table, redeem_probability_table
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, UNIFORMS, CustomerState, RewardConfig
 from envs.offers.world.history import KINDS, History, SeenWeek
@@ -195,7 +195,10 @@ class OffersEnv(PricedEnv):
 
     def expected_cost(self, probability: Tensor | None) -> Tensor:
         """Return the expected spend of every action [N, O+1, C], by the given P(redeem) or by the world's own."""
-        return expected_cost_table(self.customers, self.world, self.week, self.state, probability)
+        if probability is None:
+            probability = redeem_probability_table(self.customers, self.world, self.week, self.state)
+        offer, channel = (torch.arange(n, device=self.device) for n in self.nvec)
+        return self.world.catalogue.spend(offer[:, None], channel, probability)
 
     def expected_reward(self) -> Tensor:
         """Return this week's expected profit less its spend at the price, [N, O+1, C], without later weeks."""

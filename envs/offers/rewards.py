@@ -135,13 +135,7 @@ def expected_reward_table(
     return pair_table(torch.where(silent, 0.0, no_contact), torch.where(silent, unheard, contact), action_mask)
 
 
-def expected_cost_table(
-    c: Customers, world: World, week: int, state: CustomerState, probability: Tensor | None
-) -> Tensor:
-    """Return the expected spend of every action [N, O+1, C], by the given P(redeem) or by the world's own."""
-    catalogue = world.catalogue
-    offer, channel = (torch.arange(n, device=state.status.device) for n in catalogue.nvec)
-    if probability is None:
-        silent = (state.status == CHURNED)[:, None]
-        probability = torch.where(silent, 0.0, outcomes(c, world, week, state).redeem).unflatten(1, catalogue.nvec)
-    return catalogue.spend(offer[:, None], channel, probability)
+def redeem_probability_table(c: Customers, world: World, week: int, state: CustomerState) -> Tensor:
+    """Return P(redeem) of every action, [N, O+1, C]; nobody who has churned redeems."""
+    silent = (state.status == CHURNED)[:, None]
+    return torch.where(silent, 0.0, outcomes(c, world, week, state).redeem).unflatten(1, world.catalogue.nvec)

@@ -246,6 +246,7 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
         market.features,
     )
     allowed = market.contact_policy(state.status == SUBSCRIBED, [])
+    allowed = allowed._replace(memory=env.codec.start_memory(market.features))
     myopic = KnapsackPolicy(market.customers, market.world, "", values=None, fee=0.0)
     ours, theirs = policy.increments(0, state, allowed), myopic.increments(0, state, allowed)
     for a, b in zip(ours, theirs):

@@ -117,7 +117,7 @@ def next_columns(columns: Tensor, week: Tensor, half_lives: list[float]) -> Tens
 
     `week` [5, N] is the week's entry (`History.week`), whose contacts and purchases are 0 or 1.
     """
-    decay = torch.tensor([0.5 ** (1 / x) for x in half_lives], device=columns.device, dtype=columns.dtype)
+    decay = torch.stack([columns.new_full((), 0.5 ** (1 / x)) for x in half_lives])  # no copy from the host: graphs
     decay = decay.repeat_interleave(1 + len(KINDS))
     entry = torch.cat((torch.ones_like(week[:1]), week)).T.repeat(1, len(half_lives))
     shares, last = columns[:, :-2], columns[:, -2:]

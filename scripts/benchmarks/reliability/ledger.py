@@ -156,6 +156,7 @@ def _run_store(
         **_verify(folder, ledger, plan),
         "expired_at_the_end": expired,
         "seconds": seconds,
+        "calls": plan.calls,
         "calls_per_second": plan.calls / seconds,
     }
     ledger.close()

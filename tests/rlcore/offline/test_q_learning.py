@@ -285,6 +285,7 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
     values = GreedyPolicy((6, 5), lambda obs, mask: obs[:, : env.context_dim] @ head, None, observes_price=True)
     priced = PriceGridValuePolicy(values, *setting, prices=judge.prices, drift=0.0)
     allowed = market.contact_policy(market.initial_state.status == SUBSCRIBED, [])
+    allowed = allowed._replace(memory=env.codec.start_memory(market.features))
     context, spend = exact.context_and_spend(slice(None), 0, market.initial_state, allowed)
     worth = (context @ head).masked_fill(~allowed.action_mask, -torch.inf).double()
     for price in (0.5, 3.0, 20.0):

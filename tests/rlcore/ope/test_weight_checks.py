@@ -122,7 +122,9 @@ def test_infinite_weights_leave_estimators_undefined():
         )
     (warning, _) = found.warnings
     assert all(name in warning for name in WEIGHTED)
-    assert "1 of 200 decisions have an infinite weight, the least propensity is 9.99989e-321" in warning
+    assert (
+        "1 of 200 decisions have an infinite weight, the least propensity is" in warning
+    )  # 0 where denormals are flushed
     assert "undefined" in report(found, log, "log.csv", "target", 0.95).to_markdown()
 
 

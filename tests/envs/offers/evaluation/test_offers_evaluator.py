@@ -450,7 +450,9 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
             drift=0.0,
         )
         state = market.initial_state._replace(status=torch.full((80,), status))
-        return policy.information, policy.increments(0, state, market.contact_policy(state.status == 0, []))
+        options = market.contact_policy(state.status == 0, [])
+        options = options._replace(memory=env.codec.start_memory(market.features))
+        return policy.information, policy.increments(0, state, options)
 
     information, steps = increments(0)
     assert information == "features" and (steps.action[:, 0] == 29).all()

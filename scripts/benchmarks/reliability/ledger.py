@@ -119,7 +119,8 @@ def _plan(
                 add(week + 1, "release", week, customer, [])
             elif fate >= unsent + unheard:
                 delay = rng.uniform(0, validity) + (validity if rng.random() < late else 0)
-                due += to_units(value) // 2 if rng.random() < over else 0
+                if rng.random() < over:
+                    due = most + to_units(value) // 2
                 add(week + delay, "redeem", week, customer, [due])
                 if rng.random() < refunds:
                     add(week + delay + 1, "refund", week, customer, [rng.randint(1, due)])

@@ -137,7 +137,11 @@ class PPO(NetworkAlgorithm):
 
     @torch.no_grad()
     def collect(self) -> Rollout:
-        """Act for T = `num_steps` steps with every agent. Random numbers are drawn up front, one per joint action."""
+        """Reset the environment and act for T = `num_steps` steps with every agent.
+
+        Uniform random numbers are drawn up front, one per joint action. The rollout has the actions' log-probabilities;
+        values are computed later, all at once.
+        """
         shape = (self.num_steps, self.env.num_agents)
         uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
         return self.collect_rollout(self.env, self.network, uniforms)
@@ -145,8 +149,8 @@ class PPO(NetworkAlgorithm):
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout) -> Batch:
         """Estimate the advantage and the value target of every step; first update the statistics of rewards."""
-        # 1. Divide rewards by the running standard deviation of the discounted return (with `center_reward`, subtract
-        #    their mean first).
+        # 1. Divide rewards by the running standard deviation of the discounted return of all processes' agents. With
+        #    `center_reward`, first subtract the running mean of rewards.
         reward = rollout.reward
         if self.reward_normalizer:
             self.reward_normalizer.update(reward, rollout.done)
@@ -159,12 +163,14 @@ class PPO(NetworkAlgorithm):
         next_value = values[1:]
         if rollout.final_obs is not None:
             next_value = torch.where(rollout.truncated, self.network.value(rollout.final_obs), next_value)
-        # 3. Advantages and targets.
-        advantage = self.gae(reward, value, next_value, rollout.terminated, rollout.done, self.gamma, self.gae_lambda)
+        # 3. Advantages and targets. A step is `done` where it is terminated or truncated: the sum of later steps ends.
+        advantage = self.gae(
+            reward, value, next_value, rollout.terminated, rollout.done, gamma=self.gamma, lam=self.gae_lambda
+        )
         target = advantage + value
         has_choice = rollout.action_mask.flatten(2).sum(-1) > 1
-        if self.norm_adv == "batch":
-            advantage = whiten(advantage, has_choice, distributed.all_reduce_sum)
+        if self.norm_adv == "batch":  # mean 0 and standard deviation 1 over the steps with a choice, and 0 elsewhere
+            advantage = whiten(advantage, mask=has_choice, all_reduce=distributed.all_reduce_sum)
         rollout_batch = Batch(
             obs=rollout.obs,
             action_mask=rollout.action_mask,
@@ -180,18 +186,17 @@ class PPO(NetworkAlgorithm):
     def update(
         self, batch: Batch, compute_gradients: Callable[[Batch], dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor]:
-        """Train on the batch for some epochs; return each metric's mean over minibatches.
+        """Train on the batch for some epochs of shuffled minibatches; return each metric's mean over minibatches.
 
-        `explained_variance` compares the targets with the values from before the update.
-
-        Stops after the first epoch whose mean KL exceeds `target_kl`. The mean KL is read from the device once an
-        epoch. A subclass may pass a `compute_gradients` of its own.
+        With `target_kl`, training stops after the first epoch whose mean `approx_kl` exceeds it. The host reads it
+        once an epoch. `explained_variance` compares the targets with the values from before the update. A subclass with
+        further terms in its loss passes a `compute_gradients` of its own.
         """
         compute_gradients = compute_gradients or self.compute_gradients
         totals: dict[str, Tensor] = {}
         updates = 0
         for _ in range(self.epochs):
-            epoch_kl = torch.zeros_like(self.kl)
+            epoch_kl = torch.zeros_like(self.kl)  # a scalar
             for minibatch in shuffled(batch, self.minibatches, self.generator):
                 self.optimizer.zero_grad(set_to_none=True)
                 metrics = compute_gradients(minibatch)
@@ -210,11 +215,14 @@ class PPO(NetworkAlgorithm):
         return metrics
 
     def compute_gradients(self, batch: Batch) -> dict[str, Tensor]:
-        """Back-propagate PPO's loss on a minibatch, clip the gradients, and return the loss's diagnostics."""
+        """Back-propagate policy loss + vf_coef · value loss − ent_coef · entropy on a minibatch; clip the gradients.
+
+        Returns the loss's diagnostics, weighted so that their mean over processes is the mean over all steps.
+        """
         pi = self.network.distribution(batch.obs, batch.action_mask)
         advantage = batch.advantage
         if self.norm_adv == "minibatch":
-            advantage = whiten(advantage, batch.has_choice, distributed.all_reduce_sum)
+            advantage = whiten(advantage, mask=batch.has_choice, all_reduce=distributed.all_reduce_sum)
         # Policy terms are means over the steps with a choice. The number of these steps differs between processes: each
         # process weights its means by its number of such steps, divided by the processes' mean number. The average of
         # the gradients is then the gradient of one mean over all processes.

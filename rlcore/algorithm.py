@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlcore import divergence
 from rlcore.backends import distributed
 from rlcore.distributions import MaskedMultiDiscrete
+from rlcore.schedules import restore_optimizer
 
 if TYPE_CHECKING:
     from rlcore.logger import Logger
@@ -248,7 +249,6 @@ class NetworkAlgorithm(Algorithm):
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "lr": self.lr,
             "kl": self.kl,
             "iteration": self.iteration,
             "auxiliary": self.auxiliary and self.auxiliary.state_dict(),
@@ -265,9 +265,7 @@ class NetworkAlgorithm(Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore everything. Random streams continue only on the kind of device that they come from."""
         self.load_policy(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.param_groups[0]["lr"] = self.lr
-        self.lr.copy_(state["lr"])
+        restore_optimizer(self.optimizer, state["optimizer"], self.lr)
         self.kl.copy_(state["kl"])
         if self.auxiliary:
             self.auxiliary.load_state_dict(state["auxiliary"])

@@ -21,6 +21,7 @@ from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwo
 from rlcore.backends import distributed
 from rlcore.networks import StateCritic
 from rlcore.rollout import BatchT, Rollout, collect_rollout, shuffled
+from rlcore.schedules import restore_optimizer
 
 MakeCritic = Callable[[int, int], StateCritic]  # of the length of a critic's observation and S
 
@@ -116,9 +117,8 @@ class ExpectedPPO(NetworkAlgorithm):
         self.epochs, self.critic_epochs, self.minibatches = epochs, critic_epochs, minibatches
         self.gamma, self.td_lambda, self.clip = gamma, td_lambda, clip
         self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
-        self.entropy_coef = torch.tensor(
-            float(ent_coef), device=env.device
-        )  # annealed in place: recorded graphs read it
+        # annealed in place: recorded graphs read it
+        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
         self.max_grad_norm = max_grad_norm
         self.foreach = True  # one kernel for the norms of all gradients; a compiling backend fuses them itself
         # `policy`, which is deployed, has the average of the weights that `network` goes through
@@ -279,7 +279,6 @@ class ExpectedPPO(NetworkAlgorithm):
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
-            "critic_lr": self.critic_lr,
         }
 
     def load_policy(self, state: dict[str, Any]) -> None:
@@ -291,9 +290,7 @@ class ExpectedPPO(NetworkAlgorithm):
         """Restore everything."""
         super().load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        self.critic_optimizer.param_groups[0]["lr"] = self.critic_lr
-        self.critic_lr.copy_(state["critic_lr"])
+        restore_optimizer(self.critic_optimizer, state["critic_optimizer"], self.critic_lr)
 
 
 def at_state(values: Tensor, state: Tensor) -> Tensor:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, lr: Tensor) -> None:
+    """Load an optimiser's state; its learning rate stays in the tensor `lr`, which takes the saved value."""
+    optimizer.load_state_dict(state)
+    group = optimizer.param_groups[0]
+    lr.copy_(torch.as_tensor(group["lr"]))
+    group["lr"] = lr
 
 
 class LinearDecay:

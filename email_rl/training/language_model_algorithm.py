@@ -19,6 +19,7 @@ from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
 from rlcore.logger import Logger, NullLogger
+from rlcore.schedules import restore_optimizer
 
 EXAMPLES = 8  # contexts of a checkpoint
 
@@ -109,7 +110,6 @@ class LanguageModelAlgorithm(Algorithm):
             "update_kl": self.update_kl,
             "kl_to_reference": self.kl_to_reference,
             "kl_coef": self.kl_controller.coef,
-            "lr": self.lr,
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "generator": self.generator.get_state(),
@@ -134,9 +134,7 @@ class LanguageModelAlgorithm(Algorithm):
     def load_state_dict(self, state: dict) -> None:
         """Restore the result of `state_dict`, to train on."""
         self.load_policy(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.param_groups[0]["lr"] = self.lr
-        self.lr.copy_(state["lr"])
+        restore_optimizer(self.optimizer, state["optimizer"], self.lr)
         self.update_kl.copy_(state["update_kl"])
         self.kl_to_reference.copy_(state["kl_to_reference"])
         self.kl_controller.coef.copy_(state["kl_coef"])

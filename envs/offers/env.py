@@ -223,8 +223,16 @@ class OffersEnv(PricedEnv):
         if is_last and not world.reward.shaping:
             info["reward"] = info["reward"] + self.no_contact_values[-1].at(next_state)
         if self.codec.memory_dim:
-            margin = self.customers.margin * info["trips"]
-            seen = SeenWeek.between(self.state, next_state, action, info, margin)
+            offer, channel = action.unbind(-1)
+            seen = SeenWeek.between(
+                self.state.status,
+                next_state.status,
+                offer=torch.where(info["contacted"], offer, 0),
+                channel=channel,
+                bought=info["trips"],
+                redeemed=info["redeemed"],
+                margin=self.customers.margin,
+            )
             self.memory = self.remember_week(self.calendar[t : t + 1], self.memory, seen, self.state, next_state)
         self.outcomes_so_far[:, t].copy_(outcomes_of_week)
         self.state, self.week = next_state, t + 1

@@ -23,7 +23,7 @@ from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.base import SeasonPolicy, pair_table
 from envs.offers.populations.base import Sample
 from envs.offers.rewards import cost_of_silence
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, Customers, CustomerState, World
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, CustomerState, World
 from envs.offers.world.history import History, SeenWeek
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
@@ -135,13 +135,14 @@ def simulate_season(
             }
         )
         states.append(state)
-        seen = SeenWeek(
+        seen = SeenWeek.between(
+            state.status,
+            next_state.status,
             offer=offer,
             channel=channel,
             bought=bought,
             redeemed=redeemed,
-            opted_out=(state.status == SUBSCRIBED) & (next_state.status == UNSUBSCRIBED),
-            margin=customers.margin * bought,
+            margin=customers.margin,
         )
         memory = policy.view.after(memory, t, seen, state, next_state)
         state = next_state

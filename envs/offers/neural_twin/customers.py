@@ -66,13 +66,14 @@ class Week(NamedTuple):
 
     def seen(self, offer: Tensor, channel: Tensor, status: Tensor) -> SeenWeek:
         """Return what a shop sees of the week, given what was sent and the status before it, [N] each."""
-        return SeenWeek(
+        return SeenWeek.between(
+            status,
+            self.next_history.status,
             offer=offer,
             channel=channel,
             bought=self.bought,
             redeemed=self.redeemed,
-            opted_out=(status == SUBSCRIBED) & (self.next_history.status == UNSUBSCRIBED),
-            margin=self.margin * self.bought,
+            margin=self.margin,
         )
 
     @property

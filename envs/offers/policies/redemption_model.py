@@ -12,6 +12,7 @@ from envs.base import VectorEnv
 from envs.offers.lookahead import OffersLookahead
 from rlcore.backends import distributed
 from rlcore.networks import mlp
+from rlcore.schedules import restore_optimizer
 
 
 class RedemptionModel:
@@ -92,9 +93,7 @@ class RedemptionModel:
     def load_state_dict(self, state: dict) -> None:
         """Restore weights and optimiser, to train on."""
         self.load_weights(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr.copy_(self.optimizer.param_groups[0]["lr"])
-        self.optimizer.param_groups[0]["lr"] = self.lr
+        restore_optimizer(self.optimizer, state["optimizer"], self.lr)
 
 
 class ExpectedRedemptionModel(RedemptionModel):

@@ -39,6 +39,7 @@ class HidingCodec(ObservationCodec):
     ):
         self.catalogue = world.catalogue
         self.counts = SeasonCounts(world.catalogue, scale=count_scale)
+        self.num_own_numbers = len(self.own_names)  #: the subclass's own numbers in a memory
         self.num_dynamics = len(self.dynamics_names)
         self.memory_dim = 1 + len(self.counts) + self.num_own_numbers
         super().__init__(num_features, world, population, price_range, drift_range)
@@ -48,11 +49,6 @@ class HidingCodec(ObservationCodec):
     def own_names(self) -> list[str]:
         """Names of the columns that the subclass adds."""
         raise NotImplementedError
-
-    @property
-    def num_own_numbers(self) -> int:
-        """Number of the subclass's own numbers in a memory."""
-        return len(self.own_names)
 
     def start_own(self, features: Tensor) -> Tensor:
         """Return the subclass's own numbers at the start of a season."""
@@ -125,7 +121,7 @@ class HidingCodec(ObservationCodec):
 
     def without_contacts(self, obs: Tensor) -> Tensor:
         """Return observations [B, D] as if the customers were subscribed and nothing had been sent or redeemed."""
-        own, sums = obs[:, self.dynamics].split([len(self.own_names), len(self.counts)], 1)
+        own, sums = obs[:, self.dynamics].split([self.num_own_numbers, len(self.counts)], 1)
         obs = obs.clone()
         obs[:, self.dynamics] = torch.cat((self.own_without_contacts(own), self.counts.without_contacts(sums)), 1)
         obs[:, self.status.start + SUBSCRIBED] = 1.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, CustomerState
+from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED
 
 KINDS = ("contacts", "attention", "purchases", "redemptions", "spend")
 
@@ -25,18 +25,19 @@ class SeenWeek(NamedTuple):
 
     @classmethod
     def between(
-        cls, state: CustomerState, next_state: CustomerState, action: Tensor, info: dict[str, Tensor], margin: Tensor
+        cls,
+        status: Tensor,
+        next_status: Tensor,
+        *,
+        offer: Tensor,
+        channel: Tensor,
+        bought: Tensor,
+        redeemed: Tensor,
+        margin: Tensor,
     ) -> SeenWeek:
-        """Return what is seen of the week between two states: actions [N, 2] asked for, and the week's `Step.info`."""
-        offer, channel = action.unbind(-1)
-        return cls(
-            offer=torch.where(info["contacted"], offer, 0),
-            channel=channel,
-            bought=info["trips"],
-            redeemed=info["redeemed"],
-            opted_out=(state.status == SUBSCRIBED) & (next_state.status == UNSUBSCRIBED),
-            margin=margin,
-        )
+        """Return what is seen of the week between two statuses [N]; `margin` [N] is money that a purchase brings."""
+        opted_out = (status == SUBSCRIBED) & (next_status == UNSUBSCRIBED)
+        return cls(offer, channel, bought, redeemed, opted_out, margin * bought)
 
     def take(self, rows) -> SeenWeek:
         """Take some of the customers."""

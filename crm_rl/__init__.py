@@ -6,12 +6,12 @@ from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgo
 from rlcore.backends.accelerate import accelerate
 from rlcore.bandit import NeuralBandit
 from rlcore.distributions import MaskedMultiDiscrete
-from rlcore.logger import MemoryLogger, NullLogger, TensorBoardLogger
 from rlcore.networks import ActorCritic
 from rlcore.offline import LoggedDataset
 from rlcore.ope import OffPolicyEvaluator
 from rlcore.ppo import PPO
 from rlcore.rollout import Rollout, collect_rollout
+from rlcore.runs.logger import MemoryLogger, NullLogger, TensorBoardLogger
 from rlcore.training_loop import TrainingLoop
 
 __all__ = [

@@ -15,7 +15,7 @@ from email_rl.evaluation import text_features
 from email_rl.models.outcome_classifier import outcome_reward
 from email_rl.models.outcome_model import OutcomeModel, unpack_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
-from rlcore import checkpoint
+from rlcore.runs import checkpoint
 
 COLUMNS = (
     "context",

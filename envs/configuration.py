@@ -110,5 +110,5 @@ def is_admitted(target: Any, packages: tuple[str, ...] = OWN_PACKAGES) -> bool:
         found = pkgutil.resolve_name(target)
     except (ImportError, AttributeError):
         return False
-    # A module's attributes include its imports: rlcore.checkpoint.shutil.rmtree is not ours.
+    # A module's attributes include its imports: rlcore.runs.checkpoint.shutil.rmtree is not ours.
     return isclass(found) and found.__module__.partition(".")[0] in packages

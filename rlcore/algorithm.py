@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from rlcore import divergence
 from rlcore.backends import distributed
 from rlcore.distributions import MaskedMultiDiscrete
+from rlcore.runs import divergence
 from rlcore.schedules import restore_optimizer
 
 if TYPE_CHECKING:
-    from rlcore.logger import Logger
     from rlcore.offline.logged_dataset import LoggedDataset
-    from rlcore.report import Report
+    from rlcore.runs.logger import Logger
+    from rlcore.runs.report import Report
 
 
 class Policy(Protocol):

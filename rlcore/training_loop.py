@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rlcore import divergence
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
-from rlcore.logger import to_floats
+from rlcore.runs import divergence
+from rlcore.runs.logger import to_floats
 
 if TYPE_CHECKING:
-    from rlcore.logger import Logger
+    from rlcore.runs.logger import Logger
 
 
 class TrainingLoop:

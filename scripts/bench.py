@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
-from rlcore import checkpoint
+from rlcore.runs import checkpoint
 from scripts.cli import choose_device, guarded, launch
 
 

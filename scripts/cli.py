@@ -23,10 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from envs.base import VectorEnv
 from envs.configuration import CONF, instantiate_stored
 from envs.range_checks import check_stored_ranges
-from rlcore import checkpoint as checkpoints
 from rlcore.action_values import GreedyPolicy
 from rlcore.algorithm import Algorithm
-from rlcore.logger import TensorBoardLogger
+from rlcore.runs import checkpoint as checkpoints
+from rlcore.runs.logger import TensorBoardLogger
 from scripts.overrides import check_config, explained, key_of
 
 # variables in the environment of all processes that a launcher starts

@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
 from envs.offers.logs.schema import COLUMNS
-from rlcore import checkpoint
 from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm
 from rlcore.backends import distributed
 from rlcore.backends.accelerate import accelerate
-from rlcore.logger import NullLogger, TensorBoardLogger
 from rlcore.offline.log_files import read_log
 from rlcore.offline.logged_dataset import LoggedDataset, check_compatible
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import NullLogger, TensorBoardLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.cli import (
     algorithm_class,

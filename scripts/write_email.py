@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from email_rl.inference import MailGenerator, read_contexts, save_mails, summarize
 from envs.configuration import CONF
 from envs.range_checks import check_stored_ranges
-from rlcore import checkpoint
+from rlcore.runs import checkpoint
 from scripts.cli import choose_device, fitting, guarded, launch, to_dict
 
 ENDS = ("quit", "exit", "q")  # lines that end interactive=true

@@ -32,11 +32,11 @@ PAYLOADS = {
         "x": {"_target_": "${name}", "command": f"touch {marker}"},
     },
     "through our module": lambda marker: {
-        "_target_": "rlcore.checkpoint.Path.write_text",
+        "_target_": "rlcore.runs.checkpoint.Path.write_text",
         "_args_": [{"_target_": "pathlib.Path", "_args_": [str(marker)]}, "x"],
     },
     "a function of ours that writes": lambda marker: {
-        "_target_": "rlcore.checkpoint.save_json",
+        "_target_": "rlcore.runs.checkpoint.save_json",
         "path": str(marker),
         "value": 1,
     },

@@ -21,8 +21,8 @@ from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure,
 from email_rl.models.outcome_classifier import outcome_reward
 from email_rl.models.outcome_model import OutcomeModel
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
-from rlcore.logger import NullLogger
 from rlcore.ope.intervals import LEVEL, normal_half_width
+from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 
 STREAMS = {"validation": 6, "test": 4, "best": 4}  # added to the seed

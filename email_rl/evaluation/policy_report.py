@@ -7,8 +7,8 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from email_rl.data.mails import OUTCOMES
-from rlcore.plots import labelled
-from rlcore.report import Report
+from rlcore.runs.plots import labelled
+from rlcore.runs.report import Report
 
 
 class MailPolicyReport(Report):

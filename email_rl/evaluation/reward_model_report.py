@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from email_rl.data.mails import OUTCOMES
-from rlcore.plots import labelled, markdown
+from rlcore.runs.plots import labelled, markdown
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from email_rl.training.guards import length_correlation
 from email_rl.training.rollout import MailRollout
 from rlcore import losses
 from rlcore.backends import distributed
-from rlcore.plots import labelled
+from rlcore.runs.plots import labelled
 
 
 def rollout_metrics(rollout: MailRollout, kl_coef: Tensor) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.guards import Guards
 from email_rl.training.model_sources import ModelSources
 from email_rl.training.sft import POLICY_FOLDER
-from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
-from rlcore.logger import Logger, NullLogger
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import Logger, NullLogger
 from rlcore.schedules import restore_optimizer
 
 EXAMPLES = 8  # contexts of a checkpoint

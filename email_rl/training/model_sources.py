@@ -18,10 +18,10 @@ from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.reward_choice import ChoiceSettings, Verdict, bag_fitter, choose_reward_model
 from email_rl.training.reward_model import RewardModel
 from email_rl.training.sft import POLICY_FOLDER, SFT, policy_settings
-from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
-from rlcore.logger import Logger, NullLogger
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import Logger, NullLogger
 from rlcore.training_loop import TrainingLoop
 
 VERDICT = "choice.json"  # in the folder of a reward model: why it was chosen

@@ -18,9 +18,9 @@ from email_rl.models.encoders import bucketed_batches, cut_inputs, pad_batch, sm
 from email_rl.models.hf_io import describe
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from email_rl.training.classification import class_weights, overlap_loss
-from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
-from rlcore.logger import Logger, NullLogger
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import Logger, NullLogger
 from rlcore.schedules import linear_with_warmup
 from rlcore.training_loop import TrainingLoop
 

@@ -31,7 +31,7 @@ from email_rl.training.reward_choice import ChoiceSettings
 from email_rl.training.rollout import MailBatch, MailRollout
 from rlcore import losses
 from rlcore.backends import distributed
-from rlcore.logger import Logger
+from rlcore.runs.logger import Logger
 
 
 class LanguageModelPPO(LanguageModelAlgorithm):

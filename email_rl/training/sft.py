@@ -17,9 +17,9 @@ from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.models.encoders import bucketed_batches, small_enough
 from email_rl.models.mail_lengths import fit_lengths, positions_needed
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
-from rlcore import checkpoint
 from rlcore.algorithm import Algorithm
 from rlcore.losses import masked_mean
+from rlcore.runs import checkpoint
 from rlcore.schedules import linear_with_warmup
 
 POLICY_FOLDER = "policy"  # beside checkpoint.pt; transformers loads it

@@ -12,7 +12,7 @@ from envs.adapters.gymnasium_env import GymnasiumEnv
 from rlcore.algorithm import Algorithm, Policy
 from rlcore.distributions import unflatten
 from rlcore.ope.intervals import LEVEL, normal_half_width
-from rlcore.report import Report
+from rlcore.runs.report import Report
 
 Choose = Callable[[Tensor, Tensor], Tensor]  # obs [B, D], mask [B, *nvec] → actions [B, K]
 

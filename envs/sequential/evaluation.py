@@ -14,8 +14,8 @@ from envs.sequential.env import SequentialEnv
 from envs.sequential.policies import Choose, bid_price, learned_policy, no_contact, random_actions
 from rlcore.algorithm import Algorithm
 from rlcore.ope.intervals import LEVEL, normal_half_width
-from rlcore.plots import labelled
-from rlcore.report import Report
+from rlcore.runs.plots import labelled
+from rlcore.runs.report import Report
 
 BREACH = 1e-6  # excess over a week's budget by rounding, money
 

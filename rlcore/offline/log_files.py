@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from rlcore import checkpoint
 from rlcore.distributions import flatten
 from rlcore.offline import log_header
 from rlcore.offline.file_columns import ChunkReader, arrow, combinations, numbered, to_columns
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_rows, named_rows
+from rlcore.runs import checkpoint
 
 NAMED_COLUMNS = 8  # columns of a file that a message names
 CSV_BLOCK = 1 << 24  # bytes read at once

@@ -20,8 +20,8 @@ from rlcore.offline.log_files import read_log
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_compatible
 from rlcore.ope.cross_fitting import rows_by_episode
 from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
-from rlcore.plots import labelled
-from rlcore.report import Report
+from rlcore.runs.plots import labelled
+from rlcore.runs.report import Report
 
 LONG = 1e12  # numbers from here on are shown by their power of ten
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlcore.logger import NullLogger
+from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 from toy_envs import Chain, make_ppo
 

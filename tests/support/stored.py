@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlcore import checkpoint
+from rlcore.runs import checkpoint
 
 
 def save_state(path: Path | str, name: str, agent: dict, **config: Any) -> None:

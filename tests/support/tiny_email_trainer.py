@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from configs import composed
 from email_rl.models.policy import LanguageModelPolicy
 from rlcore.backends.accelerate import accelerate
-from rlcore.logger import NullLogger
+from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 
 WORDS = ["<stop>", "a", "b", "c", "d", "e", "f", "g"]

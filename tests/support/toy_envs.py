@@ -14,8 +14,8 @@ from configs import node
 from envs.base import Step, VectorEnv
 from rlcore.algorithm import Algorithm
 from rlcore.backends.accelerate import accelerate
-from rlcore.logger import MemoryLogger
 from rlcore.ppo import PPO
+from rlcore.runs.logger import MemoryLogger
 from rlcore.training_loop import TrainingLoop
 
 SMALL = {

@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 
 from envs.offers.planning.lagrangian_bound import Bound
-from rlcore.plots import labelled, levels, markdown
-from rlcore.report import Report
+from rlcore.runs.plots import labelled, levels, markdown
+from rlcore.runs.report import Report
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from envs.offers.policies.base import BatchedPolicy, SeasonPolicy
 from envs.offers.world.customers import CustomerState
 from rlcore.algorithm import NetworkAlgorithm
 from rlcore.ope.intervals import LEVEL, normal_half_width
-from rlcore.report import Report
+from rlcore.runs.report import Report
 
 
 class NeuralKnapsackPolicy(BatchedPolicy):

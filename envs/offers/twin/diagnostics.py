@@ -13,7 +13,7 @@ from envs.offers.twin.predictions import ContactEffect, OutcomePrediction, Panel
 from envs.offers.world.catalogue import Catalogue
 from rlcore.ope.intervals import LEVEL, normal_quantile
 from rlcore.ope.propensity_checks import imbalance, significant
-from rlcore.plots import labelled
+from rlcore.runs.plots import labelled
 from rlcore.uplift import comparison
 from rlcore.uplift import metrics as uplift
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from envs.offers.logs.panel import Panel
 from envs.offers.twin.diagnostics import UpliftCheck, misfit_warnings, propensity_warnings, trip_residuals
 from envs.offers.twin.ensemble import TwinEnsemble
-from rlcore.plots import labelled
-from rlcore.report import Report
+from rlcore.runs.plots import labelled
+from rlcore.runs.report import Report
 
 OUTCOME_NAMES = {
     "trips": "a trip",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlcore import checkpoint
+from rlcore.runs import checkpoint
 
 
 def load_twin(path: str, key: str, kind: str, advice: str) -> dict:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rlcore import checkpoint
+from rlcore.runs import checkpoint
 
 WIDTH = 120  # characters of the widest tables, which are shown whole on every terminal
 Item = TypeVar("Item")

@@ -17,7 +17,7 @@ from torch import Tensor
 from envs.offers.populations.complete_journey_tables import read_tables, trip_times, weekly_trips
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
-from rlcore.plots import labelled
+from rlcore.runs.plots import labelled
 from scripts.benchmarks.common.display import save_figure, table_of
 from scripts.benchmarks.common.display import show as show_table
 from scripts.benchmarks.forecasting import bgnbd

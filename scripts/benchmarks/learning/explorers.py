@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from rlcore.logger import MemoryLogger
-from rlcore.plots import labelled
+from rlcore.runs.logger import MemoryLogger
+from rlcore.runs.plots import labelled
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import progress, save_figure, show, table_of
 from scripts.benchmarks.common.intervals import half_width, mean_and_half_width

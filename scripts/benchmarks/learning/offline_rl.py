@@ -15,11 +15,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlcore import checkpoint
-from rlcore.logger import NullLogger
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.offline.q_learning import DoubleDQN
-from rlcore.plots import labelled
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import NullLogger
+from rlcore.runs.plots import labelled
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import save_figure
 from scripts.benchmarks.common.intervals import mean_and_half_width

@@ -20,9 +20,9 @@ from envs.offers.logs.panel import Panel
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.twin.structural_predictions import StructuralPredictions
-from rlcore import checkpoint
-from rlcore.logger import NullLogger
 from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from envs.offers.logs.schema import COLUMNS
-from rlcore import checkpoint
 from rlcore.offline.log_files import read_log
+from rlcore.runs import checkpoint
 from scripts.benchmarks.common.display import show, table_of
 
 ROOT = Path(__file__).resolve().parents[3]

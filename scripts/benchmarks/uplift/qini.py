@@ -15,9 +15,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlcore import checkpoint
 from rlcore.ope.intervals import LEVEL, normal_quantile
-from rlcore.plots import labelled
+from rlcore.runs import checkpoint
+from rlcore.runs.plots import labelled
 from rlcore.uplift import comparison
 from rlcore.uplift import metrics as uplift
 from scripts.benchmarks.common.display import save_figure, table_of

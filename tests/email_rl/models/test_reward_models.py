@@ -15,7 +15,7 @@ from email_rl.data.mails import Mails
 from email_rl.models.bag_of_words import FILE, BagOfWords
 from email_rl.models.encoders import cut_inputs, small_enough, tokenize
 from email_rl.models.outcome_model import load_outcome_model, unpack_outcome_model
-from rlcore import checkpoint
+from rlcore.runs import checkpoint
 
 CPU = torch.device("cpu")
 CONTEXTS, TEXTS = ["ann at a bank", "bob"], ["hello ann", "good day bob good day"]

@@ -13,7 +13,7 @@ from configs import composed
 from email_rl.models.policy import TokenizedMails
 from email_rl.training.guards import GuardLimits, Guards, length_correlation
 from email_rl.training.rollout import MailRollout
-from rlcore.logger import MemoryLogger, TensorBoardLogger
+from rlcore.runs.logger import MemoryLogger, TensorBoardLogger
 from tiny_email_trainer import trainer
 
 LIMITS = GuardLimits(**OmegaConf.to_container(composed("algo=ppo_kl", "env=email").algo.guards))

@@ -17,8 +17,9 @@ from email_rl.data import metrics
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from email_rl.training.diagnostics import rollout_metrics
 from mail_files import mail_rows, write_csv
-from rlcore import checkpoint, losses
-from rlcore.logger import NullLogger
+from rlcore import losses
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import NullLogger
 from stored import save_state
 from tiny_email_trainer import GENERATION, Market, Taste, language_model, policy, tokenizer, train, trainer
 

@@ -11,7 +11,7 @@ from email_rl.data.mails import Mails
 from email_rl.models.bag_of_words import BagOfWords
 from email_rl.training.reward_choice import ChoiceSettings, bag_fitter, choose_reward_model
 from mail_files import made_up_text
-from rlcore.logger import NullLogger
+from rlcore.runs.logger import NullLogger
 from tiny_email_trainer import policy, trainer
 
 SETTINGS = {

@@ -30,9 +30,9 @@ from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClass
 from email_rl.training.reward_model import RewardModel
 from envs.offers.env import OffersEnv
 from mail_files import mail_rows, write_csv
-from rlcore import checkpoint
-from rlcore.logger import NullLogger
 from rlcore.ppo import PPO
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import NullLogger
 from rlcore.schedules import linear_with_warmup
 from rlcore.training_loop import TrainingLoop
 from scripts.cli import check_fit

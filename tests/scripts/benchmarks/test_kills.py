@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from rlcore import checkpoint
+from rlcore.runs import checkpoint
 from scripts.benchmarks.reliability import kills
 
 

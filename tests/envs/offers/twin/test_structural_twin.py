@@ -18,9 +18,9 @@ from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.world.customers import CustomerState
 from reference_world import GONE, STATES, pick
-from rlcore import checkpoint
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.propensity_checks import imbalance, significant
+from rlcore.runs import checkpoint
 from small_offers import random_log
 from stored import save_state
 from toy_envs import part, train

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlcore import checkpoint
+from rlcore.runs import checkpoint
 
 STATE = {"name": "ppo", "agent": {"network": {"weight": torch.arange(4096.0)}}, "config": {}, "logger": {}}
 

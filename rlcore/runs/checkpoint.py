@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rlcore.divergence import check_weights
+from rlcore.runs.divergence import check_weights
 
 try:
     import fcntl

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlcore import checkpoint, divergence
+from rlcore.runs import checkpoint, divergence
 from stored import save_state
 from toy_envs import Chain, make_ppo, train
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from rlcore.plots import labelled, levels, markdown
+from rlcore.runs.plots import labelled, levels, markdown
 
 
 @dataclass(frozen=True)

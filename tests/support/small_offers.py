@@ -13,7 +13,7 @@ from rlcore.offline.logged_dataset import LoggedDataset
 CPU = torch.device("cpu")
 
 
-def small_evaluation(customers: int = 60, seasons: int = 2, **changes):
+def small_evaluation(customers: int = 60, seasons: int = 2, r2: float = 1.0, **changes):
     """Build the shipped evaluation, smaller, with its environment."""
     small = {
         "customers": customers,
@@ -27,7 +27,8 @@ def small_evaluation(customers: int = 60, seasons: int = 2, **changes):
         "calibration_seasons": 1,
         "frontier": [],
     }
-    env = load("offers", CPU, 0, num_agents=30, population={"reference_size": 1000}, evaluation={**small, **changes})
+    population = {"reference_size": 1000, "r2": r2}
+    env = load("offers", CPU, 0, num_agents=30, population=population, evaluation={**small, **changes})
     return env.evaluation(env)
 
 

@@ -12,10 +12,12 @@ from envs.offers.evaluation.profit_decomposition import paired_difference, summa
 from envs.offers.evaluation.report import OffersReport, twin_members_report
 from envs.offers.evaluation.season_evaluator import REGRESSION_CUSTOMERS, SeasonEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
+from envs.offers.evaluation.spend_calibration import calibrate_spend
 from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound, dual
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.calibrated_spend import with_calibrated_spend
 from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.base import Population, PopulationEnsemble, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression
@@ -78,6 +80,16 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         predicted = replace(market, customers=customers, no_contact_values=values)
         return planning_policy(predicted, self.solve_bound(predicted), "features", start)
 
+    def with_calibrated_spend(
+        self, planner: SeasonPolicy, tuning_market: EvaluationMarket, start: Tensor | None = None
+    ) -> SeasonPolicy:
+        """Correct a θ̂ planner's forecast of spend by what the same plan costs among training customers.
+
+        θ̂ predicts parameters without bias, but not the spend of those whom a plan chooses by them.
+        """
+        factor = calibrate_spend(self, self.certainty_equivalent_planner(tuning_market, start), tuning_market)
+        return with_calibrated_spend(planner, factor)
+
     def rival(self, market: EvaluationMarket) -> SeasonPolicy:
         """Return planning on θ̂, which knows the customers' features too."""
         return self.certainty_equivalent_planner(market)
@@ -89,14 +101,20 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
 
         Where the view hides the state, the planners that filter the state are rows of their own.
         """
+        on_estimates = self.certainty_equivalent_planner(market)
         policies = {
             **self.untrained_policies(market, tuning_market),
-            "planning on θ̂": self.certainty_equivalent_planner(market),
+            "planning on θ̂": on_estimates,
+            "planning on θ̂, calibrated": self.with_calibrated_spend(on_estimates, tuning_market),
             "planning": planning_policy(market, bound, "true θ"),
         }
         if self.env.codec.hides_state:
             start = start_marginals(self._regression_sample().state)
-            policies["planning on θ̂, states unseen"] = self.certainty_equivalent_planner(market, start)
+            filtered = self.certainty_equivalent_planner(market, start)
+            policies["planning on θ̂, states unseen"] = filtered
+            policies["planning on θ̂, calibrated, states unseen"] = self.with_calibrated_spend(
+                filtered, tuning_market, start
+            )
             policies["planning, states unseen"] = planning_policy(market, bound, "true θ", start)
         return policies
 

@@ -570,6 +570,7 @@ def test_rows_go_from_worst_to_best_and_say_what_they_know(whole):
         "myopic knapsack": "true θ",
         "myopic + fee": "true θ",
         "planning on θ̂": "features",
+        "planning on θ̂, calibrated": "features",
         "planning": "true θ",
         "ppo": "features",
     }

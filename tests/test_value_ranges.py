@@ -33,6 +33,7 @@ SCRIPTS = [
     ("collect", "logging_policy=uplift"),
     ("evaluate", "env=offers"),
     ("import_campaigns",),
+    ("uplift",),
     ("write_email",),
     *(
         ("bench", f"benchmark={path.relative_to(CONF / 'benchmark').with_suffix('')}")

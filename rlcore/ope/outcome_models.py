@@ -223,7 +223,7 @@ class Linear:
         penalty[intercept] = 0.0
         penalty[columns : columns + actions - 1] = 0.0
 
-        weights = solve(design, outcome.double(), penalty)
+        weights = self.fit_weights(design, outcome.double(), penalty)
         base, intercepts, slopes = torch.split(weights, [columns, actions - 1, groups * len(slope_columns)])
         slopes_of_group = slopes.new_zeros(groups, columns, kinds)
         slopes_of_group[:, slope_columns] = slopes.view(groups, len(slope_columns), kinds)
@@ -231,6 +231,10 @@ class Linear:
         model.intercepts = functional.pad(intercepts, (0, 0, 1, 0))
         model.slopes = torch.einsum("ag,gdk->adk", group, slopes_of_group)
         return model
+
+    def fit_weights(self, design: Tensor, outcome: Tensor, penalty: Tensor) -> Tensor:
+        """Fit weights [F, K] of a design matrix [N, F] to outcomes [N, K]; `penalty` [F] is each column's."""
+        return solve(design, outcome, penalty)
 
     def _log_scale(self, x: Tensor, outcome: Tensor) -> Tensor:
         """Weights [D + 1, 1] of the logarithm of an outcome [N, 1] on standardised observations [N, D + 1]."""

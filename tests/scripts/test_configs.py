@@ -23,6 +23,7 @@ GROUPS = sorted(
 
 # scripts whose groups these are; the rest is train.py's
 PRIMARY = {
+    "ab_test": "uplift",
     "benchmark": "bench",
     "campaigns": "import_campaigns",
     "uplift_learner": "bench",
@@ -85,6 +86,7 @@ def test_every_file_composes_and_names_all_its_parameters(group):
         "collect": {".logging_policy", ".env"},
         "import_campaigns": {".campaigns", ".env"},
         "evaluate": {".ope", ".ope.model"},
+        "uplift": {".analysis", ".table"},
     }.get(primary, {".benchmark"}) <= set(found)
     for path, node in found.items():
         if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl", "scripts"):

@@ -20,11 +20,12 @@ from rlcore.runs import checkpoint
 from rlcore.runs.plots import labelled
 from rlcore.uplift import comparison
 from rlcore.uplift import metrics as uplift
+from rlcore.uplift.selection import Experiment
 from scripts.benchmarks.common.display import save_figure, table_of
 from scripts.benchmarks.common.display import show as show_table
 from scripts.benchmarks.uplift.hillstrom import as_log
 from scripts.benchmarks.uplift.peers import peers
-from scripts.benchmarks.uplift.qini_splits import OURS, Customers, Split, split
+from scripts.benchmarks.uplift.qini_splits import OURS, Split, split
 
 
 def run(
@@ -57,19 +58,20 @@ def run(
     rivals, log, value, found = peers(boosters), log.to(device), shop[outcome].float().to(device), {}
     for mail, arms in mails.items():
         kept = torch.isin(log.action, torch.tensor([0, *arms], device=device)).nonzero()[:, 0]
-        everyone = Customers(kept, log.obs[kept], log.action[kept] > 0, value[kept])
+        mailed = (log.action[kept] > 0).long()
+        everyone = Experiment(kept, log.obs[kept], mailed, value[kept], log.propensity[kept])
         made = [split(everyone, learners, rivals, k, fold_count) for k in range(seed, seed + splits)]
         drawn = comparison.bootstrap_metrics(
             [one.tested() for one in made], len(log), replications, torch.Generator(device).manual_seed(seed)
         ).mean(0)
         rows, first = summarise_splits(made, drawn, list(rivals), level), made[0]
         winner = max(rivals, key=lambda name: rows[name]["qini"][0])
-        parts = [uplift.by_bin(one.test.outcome, one.scores[OURS], one.test.treated, bins) for one in made]
+        parts = [uplift.by_bin(one.test.outcome, one.scores[OURS], one.test.action > 0, bins) for one in made]
         lost = comparison.drivers(
-            first.fit,
+            lambda obs, fitted=first.effects: fitted(obs)[:, 1],
             first.test.obs,
             first.test.outcome,
-            first.test.treated,
+            first.test.action > 0,
             columns,
             repeats,
             torch.Generator(device).manual_seed(seed),
@@ -78,7 +80,7 @@ def run(
             "customers": len(kept),
             "rates": {
                 name: everyone.outcome[of].mean().item()
-                for name, of in (("treated", everyone.treated), ("others", ~everyone.treated))
+                for name, of in (("treated", mailed > 0), ("others", mailed == 0))
             },
             "rows": rows,
             "best_peer": winner,
@@ -104,7 +106,7 @@ def summarise_splits(made: list[Split], drawn: Tensor, rivals: list[str], level:
     values, areas = (
         torch.stack(
             [
-                torch.stack([measure(one.test.outcome, score, one.test.treated) for score in one.scores.values()])
+                torch.stack([measure(one.test.outcome, score, one.test.action > 0) for score in one.scores.values()])
                 for one in made
             ]
         )
@@ -164,7 +166,7 @@ def curves(made: list[Split], names: list[str], label: str) -> Figure:
         for one in made:
             x, y = (
                 part.cpu() / len(one.test.rows)
-                for part in uplift.qini_curve(one.test.outcome, one.scores[name], one.test.treated)
+                for part in uplift.qini_curve(one.test.outcome, one.scores[name], one.test.action > 0)
             )
             right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
             part = (at - x[right - 1]) / (x[right] - x[right - 1])

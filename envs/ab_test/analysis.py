@@ -1,0 +1,175 @@
+"""Analyse a randomised test of a mailing: its arms, whom a treatment helps, and what treating them would have earned.
+
+Customers are dealt into two halves at random. Learners are chosen and fitted on one half and judged on the other, and
+the reverse, so every customer is judged by models that it was no part of (cross-fitting).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.ab_test import values
+from envs.ab_test.trial_table import Trial
+from envs.ab_test.values import Valued
+from rlcore.ope.estimators import Terms
+from rlcore.ope.outcome_models import OutcomeLearner
+from rlcore.uplift.meta_learners import MetaLearner
+from rlcore.uplift.selection import Choice, Experiment, choose
+
+PROFIT = "profit"
+BEST_ARM = "best single arm"
+Learners = dict[str, MetaLearner]
+
+
+class Half(NamedTuple):
+    """Customers that are judged, and what the other half's models say of them."""
+
+    rows: Tensor  #: their numbers [J]
+    choices: dict[str, Choice]  #: of the learner, by outcome
+    effects: dict[str, Tensor]  #: predicted effects of all arms, [J, A] by outcome
+    targets: dict[str, Tensor]  #: policies, [J, A] by name
+    best_arm: int  #: the single arm that earned most in the other half
+    predicted: Tensor  #: profit of every arm, [J, A]
+
+
+class Analysis(NamedTuple):
+    """What a test says."""
+
+    trial: Trial
+    outcome: str  #: by which customers are ranked
+    profit: Tensor  #: of each customer, [N]
+    halves: list[Half]
+    policies: dict[str, Valued]
+    over_best: dict[str, list[float]]  #: difference to the best single arm, [value, low, high] by policy
+    over_none: dict[str, list[float]]  #: difference to no treatment
+
+
+class Analyst:
+    """How a test is analysed: customers are ranked by predicted effects on `outcome` (null: the first of the table).
+
+    `worth` is the money that a unit of an outcome is worth, by outcome; empty: a unit of `outcome` is worth 1. `cost`
+    is the money that a treatment costs, `costs` that of single arms. Profit is worth less cost. `learners` are chosen
+    by cross-validation over `folds` folds of the customers that they learn from. `binary` names the learners that take
+    outcomes of 0 and 1 only. `model` predicts profits for the doubly robust estimator.
+    """
+
+    def __init__(
+        self,
+        *,
+        outcome: str | None,
+        worth: dict,
+        cost: float,
+        costs: dict,
+        learners: dict,
+        binary: list,
+        model: OutcomeLearner,
+        folds: int,
+        level: float,
+        replications: int,
+        bins: int,
+    ):
+        self.outcome = outcome
+        self.worth = worth
+        self.cost = cost
+        self.costs = costs
+        self.learners = learners
+        self.binary = binary
+        self.model = model
+        self.folds = folds
+        self.level = level
+        self.replications = replications
+        self.bins = bins
+
+    def __call__(self, trial: Trial, seed: int) -> Analysis:
+        """Analyse a test; raise ValueError where the settings name what the test has not."""
+        outcome = self.outcome or next(iter(trial.outcomes))
+        worth = self.worth or {outcome: 1.0}
+        for key, names, known in (
+            ("outcome", [outcome], trial.outcomes),
+            ("worth", worth, trial.outcomes),
+            ("costs", self.costs, trial.arms),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{key}: expected one of {', '.join(known)}, got '{name}'")
+        gross = torch.stack([money * trial.outcomes[name] for name, money in worth.items()]).sum(0)
+        cost = torch.tensor([0.0, *(self.costs.get(name, self.cost) for name in trial.arms[1:])], dtype=torch.float64)
+        profit = gross - cost[trial.arm]
+        ranked_by = {outcome: trial.outcomes[outcome]}
+        if list(worth) != [outcome]:
+            ranked_by[PROFIT] = gross
+        order = torch.randperm(len(trial.arm), generator=torch.Generator().manual_seed(seed))
+        first, second = order.chunk(2)
+        halves = [
+            self._half(trial, ranked_by, gross, cost, learn, judge, seed)
+            for learn, judge in ((first, second), (second, first))
+        ]
+        policies, terms = self._values(trial, profit, halves)
+        none = next(iter(terms))
+        return Analysis(
+            trial=trial,
+            outcome=outcome,
+            profit=profit,
+            halves=halves,
+            policies=policies,
+            over_best={name: values.difference(x, terms[BEST_ARM], self.level) for name, x in terms.items()},
+            over_none={name: values.difference(x, terms[none], self.level) for name, x in terms.items()},
+        )
+
+    def _half(
+        self,
+        trial: Trial,
+        ranked_by: dict[str, Tensor],
+        gross: Tensor,
+        cost: Tensor,
+        learn: Tensor,
+        judge: Tensor,
+        seed: int,
+    ) -> Half:
+        """Choose and fit learners on customers `learn`; predict for customers `judge`."""
+        arms = len(trial.arms)
+        fold = torch.randperm(len(learn), generator=torch.Generator().manual_seed(seed)) % self.folds
+        arm, obs = trial.arm[learn], trial.features[judge]
+        choices, effects, targets = {}, {}, {}
+        mean_profit = arm_means(gross[learn], arm, arms) - cost
+        best_arm = int(mean_profit.argmax())
+        for k, name in enumerate(trial.arms):
+            targets[name] = values.everybody(k, arms, len(judge))
+        targets[BEST_ARM] = values.everybody(best_arm, arms, len(judge))
+        for name, outcome in ranked_by.items():
+            experiment = Experiment(learn, trial.features[learn], arm, outcome[learn].float(), trial.propensity[learn])
+            choices[name] = choose(self._usable(outcome), experiment, arms, fold, seed)
+            effects[name] = choices[name].effects(obs)
+            # An outcome other than money is worth what a unit of it brought in the mean over the arms.
+            unit = 1.0 if name == PROFIT else (gross[learn].mean() / outcome[learn].mean()).item()
+            targets[f"by {name}"] = values.best_for_each(unit * effects[name] - cost)
+        predicted = values.arm_profits(
+            self.model, trial.features[learn], arm, (gross[learn] - cost[arm]).float(), arms, obs, seed
+        )
+        return Half(judge, choices, effects, targets, best_arm, predicted)
+
+    def _usable(self, outcome: Tensor) -> Learners:
+        is_binary = bool(((outcome == 0) | (outcome == 1)).all())
+        return {name: learner for name, learner in self.learners.items() if is_binary or name not in self.binary}
+
+    def _values(self, trial: Trial, profit: Tensor, halves: list[Half]) -> tuple[dict[str, Valued], dict[str, Terms]]:
+        rows = torch.cat([half.rows for half in halves])
+        predicted = torch.cat([half.predicted for half in halves])
+        valued, terms = {}, {}
+        for name in halves[0].targets:
+            target = torch.cat([half.targets[name] for half in halves])
+            valued[name], terms[name] = values.value(
+                target, trial.arm[rows], trial.propensity[rows], profit[rows], predicted, self.level
+            )
+        return valued, terms
+
+
+def arm_means(x: Tensor, arm: Tensor, arms: int) -> Tensor:
+    """Mean of x [N] in every arm, [A]; raises ValueError where an arm has no customer."""
+    count = arm.bincount(minlength=arms)
+    if not count.all():
+        raise ValueError(f"arm {int(count.argmin())}: expected customers in each half, got none")
+    return torch.zeros(arms, dtype=x.dtype).index_add_(0, arm, x) / count

@@ -1,0 +1,84 @@
+"""Fit uplift learners to a randomised experiment, and choose one by cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlcore.uplift.fitted_models import predict_chunked
+from rlcore.uplift.meta_learners import MetaLearner
+from rlcore.uplift.metrics import qini
+
+Effects = Callable[[Tensor], Tensor]  # observations [B, D] → effects of all actions over the control, [B, A]
+
+
+class Experiment(NamedTuple):
+    """Units of a randomised experiment; action 0 is the control."""
+
+    unit: Tensor  #: number of the unit, [N]
+    obs: Tensor  #: [N, D]
+    action: Tensor  #: int64 [N]
+    outcome: Tensor  #: [N]
+    propensity: Tensor  #: probability of the unit's action, [N]
+
+    def part(self, rows: Tensor) -> Experiment:
+        """Take some of the units, by number or by a mask."""
+        return Experiment(*(x[rows] for x in self))
+
+
+class Choice(NamedTuple):
+    """The learner that cross-validation chose, fitted to all units."""
+
+    name: str
+    validated: dict[str, float]  #: Qini coefficient by learner
+    effects: Effects
+
+
+def fit_effects(learner: MetaLearner, experiment: Experiment, actions: int, seed: int) -> Effects:
+    """Fit a learner to an experiment; its effects are predicted outcomes less the control's."""
+    generator = torch.Generator(experiment.obs.device).manual_seed(seed)
+    model = learner(
+        experiment.obs,
+        experiment.action,
+        experiment.outcome[:, None],
+        actions,
+        generator,
+        experiment.propensity,
+    )
+
+    def effects(obs: Tensor) -> Tensor:
+        outcomes = predict_chunked(model, obs)[:, :, 0].double()
+        return outcomes - outcomes[:, :1]
+
+    return effects
+
+
+def mean_qini(experiment: Experiment, effects: Tensor) -> float:
+    """Mean Qini coefficient over the treatments, each against the control, of predicted effects [N, A]."""
+    coefficients = []
+    for action in range(1, effects.shape[1]):
+        rows = (experiment.action == 0) | (experiment.action == action)
+        treated = experiment.action[rows] == action
+        coefficients.append(qini(experiment.outcome[rows], effects[rows, action], treated))
+    return torch.stack(coefficients).mean().item()
+
+
+def cross_validate(learner: MetaLearner, experiment: Experiment, actions: int, fold: Tensor, seed: int) -> float:
+    """Mean Qini coefficient of a learner over folds [N] of the units, each by a model of the other folds."""
+    values = []
+    for k in range(int(fold.amax()) + 1):
+        held_out = fold == k
+        effects = fit_effects(learner, experiment.part(~held_out), actions, seed)
+        left = experiment.part(held_out)
+        values.append(mean_qini(left, effects(left.obs)))
+    return sum(values) / len(values)
+
+
+def choose(learners: dict[str, MetaLearner], experiment: Experiment, actions: int, fold: Tensor, seed: int) -> Choice:
+    """Choose the learner of the greatest cross-validated Qini coefficient, and fit it to all units."""
+    validated = {name: cross_validate(learner, experiment, actions, fold, seed) for name, learner in learners.items()}
+    name = max(validated, key=lambda learner: validated[learner])
+    return Choice(name, validated, fit_effects(learners[name], experiment, actions, seed))

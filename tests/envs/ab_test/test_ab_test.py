@@ -1,0 +1,168 @@
+"""A randomised test of a mailing, from a file to values and scores, on made-up customers with known effects."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from configs import composed
+from envs.ab_test.analysis import Analyst
+from envs.ab_test.trial_table import TrialTable
+from rlcore.ope.outcome_models import Linear
+from rlcore.uplift.meta_learners import T
+from script_runner import run
+
+COST, WORTH = 0.5, 10.0
+
+
+@dataclass
+class MadeUp:
+    """A made-up test: mail helps customers who like it, and harms the others if `effect` says so."""
+
+    path: str
+    likes: torch.Tensor
+    gain: float  # true profit a customer of treating whom it pays, over the best single arm
+
+
+def write(folder, *, n=8000, effect=0.1, seed=0, columns=None) -> MadeUp:
+    g = torch.Generator().manual_seed(seed)
+    likes = torch.randint(2, (n,), generator=g)
+    age = torch.randn(n, generator=g)
+    mail = torch.rand(n, generator=g) < 0.6
+    chance = 0.15 + effect * torch.where(likes == 1, 1.0, -1.0) * mail
+    bought = torch.rand(n, generator=g) < chance
+    path = folder / "test.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["who", "arm", "likes", "age", "bought"])
+        for k in range(n):
+            writer.writerow([f"c{k}", "mail" if mail[k] else "none", int(likes[k]), f"{age[k]:.4f}", int(bought[k])])
+    # mail to all earns −COST a customer on average: the best single arm is none
+    return MadeUp(str(path), likes, 0.5 * (WORTH * effect - COST))
+
+
+def table(path, **changes):
+    settings = {
+        "separator": ",",
+        "id": "who",
+        "treatment": "arm",
+        "control": "none",
+        "outcomes": ["bought"],
+        "propensity": None,
+        "text": [],
+        "ignore": [],
+        "min_level_count": 10,
+    }
+    return TrialTable(path=path, **{**settings, **changes})
+
+
+def analyst(**changes):
+    learner = T(model=Linear(ridge=30.0, own=True, scaled=False))
+    settings = {
+        "outcome": None,
+        "worth": {"bought": WORTH},
+        "cost": COST,
+        "costs": {},
+        "learners": {"T": learner},
+        "binary": [],
+        "model": Linear(ridge=30.0, own=True, scaled=False),
+        "folds": 2,
+        "level": 0.95,
+        "replications": 20,
+        "bins": 5,
+    }
+    return Analyst(**{**settings, **changes})
+
+
+def test_values_of_single_arms_are_their_means_and_the_gain_is_the_true_one(tmp_path):
+    made = write(tmp_path)
+    trial = table(made.path).read()
+    analysis = analyst()(trial, 0)
+    for k, name in enumerate(trial.arms):
+        mean = analysis.profit[trial.arm == k].mean().item()
+        assert analysis.policies[name].ips[0] == pytest.approx(mean, abs=1e-9)
+        assert analysis.policies[name].snips[0] == pytest.approx(mean, abs=1e-9)
+        value, low, high = analysis.policies[name].dr
+        assert abs(value - mean) < (high - low) / 4 / 1.96  # half a standard error
+    value, low, high = analysis.over_best["by bought"]
+    assert low < made.gain < high
+    assert low > 0
+
+
+def test_treating_whom_it_pays_is_treating_those_who_like_it(tmp_path):
+    made = write(tmp_path)
+    analysis = analyst()(table(made.path).read(), 0)
+    for half in analysis.halves:
+        treated = half.targets["by bought"].argmax(1)
+        assert (treated == made.likes[half.rows]).double().mean() > 0.99
+
+
+def test_without_effects_no_policy_is_said_to_be_better(tmp_path):
+    analysis = analyst()(table(write(tmp_path, effect=0.0).path).read(), 0)
+    assert analysis.over_best["by bought"][1] <= 0
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"treatment": None}, "table.treatment: expected the name of the column"),
+        ({"treatment": "armm"}, "no column 'armm'; there are who, arm, likes, age, bought"),
+        ({"control": "nothing"}, "table.control: expected the arm of 'arm' that got nothing, one of mail, none"),
+        ({"outcomes": []}, "table.outcomes: expected the columns"),
+        ({"treatment": "age"}, "expected 2 to 50 arms, got"),
+        ({"propensity": "likes"}, "row [23], column 'likes': expected a probability between 0 and 1"),
+        ({"ignore": ["likes", "age"]}, "expected columns of what was known before the mailing, got none"),
+    ],
+)
+def test_what_is_no_test_is_refused_in_one_line(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        table(write(tmp_path, n=60).path, **changes).read()
+
+
+def test_a_customer_without_an_outcome_is_refused_by_row(tmp_path):
+    made = write(tmp_path, n=60)
+    lines = (tmp_path / "test.csv").read_text().splitlines()
+    lines[5] = lines[5][:-1]
+    (tmp_path / "test.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="row 6, column 'bought': expected a number, got nothing"):
+        table(made.path).read()
+
+
+def test_the_script_writes_tables_plots_and_a_score_for_every_customer(tmp_path):
+    made = write(tmp_path, n=1200)
+    done = run(
+        tmp_path,
+        "uplift",
+        f"data={made.path}",
+        "table.id=who",
+        "table.treatment=arm",
+        "table.control=none",
+        "table.outcomes=[bought]",
+        f"analysis.worth={{bought:{WORTH}}}",
+        f"analysis.cost={COST}",
+        "analysis.folds=2",
+        "analysis.replications=10",
+        "analysis.learners.T_network.model.steps=5",
+        "analysis.learners.X_network.model.steps=5",
+        "hydra.run.dir=out",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "than the best single arm" in done.stdout
+    with open(tmp_path / "out" / "scores.csv", newline="") as file:
+        scores = list(csv.DictReader(file))
+    assert [row["customer"] for row in scores] == [f"c{k}" for k in range(1200)]
+    assert {row["pays"] for row in scores} <= {"mail", "none"}
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(found) == {"outcome", "arms", "ranking", "policies"}
+    assert {"policies.png", "qini_1.png", "uplift_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_the_shipped_settings_are_those_of_an_analyst():
+    shipped = instantiate(composed(name="uplift").analysis, _convert_="all")
+    assert isinstance(shipped, Analyst)
+    assert set(shipped.binary) < set(shipped.learners)

@@ -75,7 +75,7 @@ class PPO(NetworkAlgorithm):
         eval_every: int,
         checkpoint_every: int,
     ):
-        # With `observes_price` the network observes all columns, also those that show a price, where there are any.
+        # With `observes_price` the network also observes the prices of constraints, where the environment has any.
         super().__init__(
             env,
             seed,
@@ -217,7 +217,7 @@ class PPO(NetworkAlgorithm):
     def compute_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Back-propagate policy loss + vf_coef · value loss − ent_coef · entropy on a minibatch; clip the gradients.
 
-        Returns the loss's diagnostics, weighted so that their mean over processes is the mean over all steps.
+        Returns the loss's diagnostics, weighted so that their mean over processes is the mean over all samples.
         """
         pi = self.network.distribution(batch.obs, batch.action_mask)
         advantage = batch.advantage

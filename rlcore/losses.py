@@ -132,9 +132,8 @@ def ppo(
     """Return PPO's loss (Schulman et al. 2017, eq. 9) and diagnostics, detached; all inputs have one shape.
 
     `mask` marks the samples with more than one valid action. Policy loss, entropy, KL and clip fraction are means over
-    these samples, times `weight`: this process's number of such samples, divided by the mean number of a process (1 where
-    there is one process).
-    The value loss is a mean over `value_mask`, or over all samples.
+    these samples, times `weight`: this process's number of such samples, divided by the mean number of a process (1 if
+    there is one process). The value loss is a mean over `value_mask`, or over all samples.
     """
     log_ratio = log_prob - old_log_prob
     policy_term = weight * policy_loss(log_ratio, advantage, clip, mask)

@@ -55,7 +55,14 @@ class Campaigns:
             "unsubscribed": unsubscribed,
             **({"propensity": propensity} if propensity else {}),
         }
-        columns = read_table(path, separator, list(texts.values()), list(numbers.values()), "decisions")
+        columns = read_table(
+            path,
+            separator,
+            text=list(texts.values()),
+            numbers=list(numbers.values()),
+            rows="decisions",
+            where="campaigns",
+        )
         for key, name in (texts | numbers).items():
             if name not in columns:
                 raise ValueError(f"{path}: no column '{name}' (campaigns.{key}); there are {', '.join(columns)}")

@@ -16,6 +16,7 @@ from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState
 
 LEVELS = (HABITS, FATIGUES, EXPECTATIONS)  # of a subscribed customer's state
+DIGEST = 6  # bytes of a hash: what float64 holds exactly
 LOGARITHMIC = ("margin", "beta", "c0", "opt_out")  # parameters that enter features as logarithms
 
 
@@ -159,5 +160,7 @@ def theta_from_matrix(theta: Tensor) -> Customers:
 
 def hash_uniform(ids: Iterable[str], salt: int) -> Tensor:
     """A uniform number in [0, 1) for each id, [H], which depends on id and salt alone."""
-    digests = (hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=6).digest() for name in ids)
-    return torch.tensor([int.from_bytes(digest, "big") / 2**48 for digest in digests], dtype=torch.float64)
+    digests = b"".join(hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=DIGEST).digest() for name in ids)
+    of_bytes = np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST).astype(np.float64)
+    place_values = 256.0 ** np.arange(DIGEST - 1, -1, -1)
+    return torch.from_numpy(of_bytes @ place_values / 256.0**DIGEST)

@@ -1,12 +1,14 @@
-"""Turn the columns of a customer table into features, by a transform fitted on the training customers."""
+"""Turn the columns of a table into features, by a transform fitted on the rows that are trained on."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.offers.populations.table_reader import Columns
+from envs.offers.populations.column_kinds import Columns, is_number
 
 OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones, and for no entry
 
@@ -15,9 +17,11 @@ class FeatureTransform:
     """Turns columns into features [H, F]: numbers are standardised, a text has one column a level.
 
     A network's values far from what it was trained on mean nothing, so numbers are clipped to the range of the fitted
-    rows and a margin. Levels rarer than the limit share the level "other". A level that the fitted rows lack counts as
-    "other" (as none where no level was rare). An empty text is a level of its own. `state` is the result of
-    `state_dict`: for each column of numbers its `mean`, `sd`, `low` and `high`, for each column of text its levels.
+    rows and a margin. A missing number (NaN) becomes the fitted rows' median. Where fitted rows have gaps, a feature of
+    its own says who had one. Levels rarer than the limit share the level "other". A level that the fitted rows lack
+    counts as "other" (as none where no level was rare). An empty text is a level of its own. `state` is the result of
+    `state_dict`: for each column of numbers its `mean`, `sd`, `low`, `high`, `median` and whether it `has_gaps`, for
+    each column of text its levels.
     """
 
     def __init__(self, state: dict):
@@ -25,63 +29,88 @@ class FeatureTransform:
         self.levels: dict[str, list[str]] = state["levels"]
 
     @classmethod
-    def fit(cls, columns: Columns, rows: np.ndarray, rare: int, margin: float, path: str) -> FeatureTransform:
+    def fit(
+        cls, columns: Columns, rows: np.ndarray, rare: int, margin: float, path: str, where: str
+    ) -> FeatureTransform:
         """Fit to some rows of a table; `margin` is the share of a column's range by which values may leave the range.
 
-        Raises ValueError where a column of text has no level of `rare` rows.
+        Raises ValueError where a column of text has no level of `rare` rows, and where a column has no number in the
+        fitted rows. `where` is the part of the configuration that leaves columns out, in messages.
         """
-        numbers, levels = {}, {}
+        numbers: dict[str, dict[str, float]] = {}
+        levels: dict[str, list[str]] = {}
         for name, column in columns.items():
-            if column.dtype.kind == "f":
+            if is_number(column):
                 fitted = column[rows]
-                sd, low, high = fitted.std(), fitted.min(), fitted.max()
+                known = fitted[~np.isnan(fitted)]
+                if not len(known):
+                    raise ValueError(
+                        f"{path}: column '{name}': expected a number, got none on the training side; leave the column "
+                        f"out by {where}.ignore"
+                    )
+                sd, low, high = known.std(), known.min(), known.max()
                 numbers[name] = {
-                    "mean": fitted.mean().item(),
+                    "mean": known.mean().item(),
                     "sd": sd.item() if sd > 0 else 1.0,
                     "low": (low - margin * (high - low)).item(),
                     "high": (high + margin * (high - low)).item(),
+                    "median": np.median(known).item(),
+                    "has_gaps": len(known) < len(fitted),
                 }
                 continue
-            values, counts = np.unique(_levels(column[rows]), return_counts=True)
-            kept = values[counts >= rare].tolist()
+            counts = Counter(x or EMPTY for x in column[rows].tolist())
+            kept = sorted(level for level, count in counts.items() if count >= rare)
             if not kept:
                 raise ValueError(
-                    f"{path}: column '{name}': none of its {len(values)} different texts has {rare} "
-                    "customers (env.population.min_level_count); leave it out by env.population.ignore"
+                    f"{path}: column '{name}': none of its {len(counts)} different texts has {rare} "
+                    f"rows ({where}.min_level_count); leave it out by {where}.ignore"
                 )
-            levels[name] = kept + [OTHER] * (len(kept) < len(values) and OTHER not in kept)
+            levels[name] = kept + [OTHER] * (len(kept) < len(counts) and OTHER not in kept)
         return cls({"numbers": numbers, "levels": levels})
+
+    @property
+    def columns_with_gaps(self) -> list[str]:
+        """The columns of numbers whose gaps have a feature of their own."""
+        return [name for name, fitted in self.numbers.items() if fitted["has_gaps"]]
 
     @property
     def names(self) -> list[str]:
         """The names of the features."""
-        return [*self.numbers, *(f"{name}: {level}" for name, levels in self.levels.items() for level in levels)]
+        return [
+            *self.numbers,
+            *(f"{name}: missing" for name in self.columns_with_gaps),
+            *(f"{name}: {level}" for name, levels in self.levels.items() for level in levels),
+        ]
 
     def __call__(self, columns: Columns, path: str) -> Tensor:
         """Return features [H, F], float64; raise ValueError where a column is missing or of another kind."""
-        features = []
         for name in (*self.numbers, *self.levels):
             if name not in columns:
                 raise ValueError(
                     f"{path}: expected a column '{name}', which the policy was trained on; there are "
                     f"{', '.join(columns)}"
                 )
-            if (columns[name].dtype.kind == "f") != (name in self.numbers):
+            if is_number(columns[name]) != (name in self.numbers):
                 kind = "numbers" if name in self.numbers else "text"
                 raise ValueError(
                     f"{path}: column '{name}': expected {kind}, as in the table that the policy was trained on"
                 )
-        for name, fitted in self.numbers.items():
-            clipped = columns[name].clip(fitted["low"], fitted["high"])
-            features.append((clipped - fitted["mean"]) / fitted["sd"])
+        rows = len(next(iter(columns.values())))
+        features = np.empty((rows, len(self.names)))
+        for k, (name, fitted) in enumerate(self.numbers.items()):
+            column = np.where(np.isnan(columns[name]), fitted["median"], columns[name])
+            features[:, k] = (column.clip(fitted["low"], fitted["high"]) - fitted["mean"]) / fitted["sd"]
+        at = len(self.numbers)
+        for name in self.columns_with_gaps:
+            features[:, at] = np.isnan(columns[name])
+            at += 1
         for name, levels in self.levels.items():
-            column = _levels(columns[name])
-            column = np.where(np.isin(column, levels), column, OTHER)
-            features += [(column == level).astype(float) for level in levels]
-        return torch.tensor(np.stack(features, 1))
+            features[:, at : at + len(levels)] = one_hot_levels(columns[name], levels)
+            at += len(levels)
+        return torch.from_numpy(features)
 
     def describe_clipped(self, columns: Columns) -> str:
-        """Name the columns that have values out of range, with the number of customers; empty where none has."""
+        """Name the columns that have values out of range, with the number of rows; empty where none has."""
         parts = []
         for name, fitted in self.numbers.items():
             low, high = fitted["low"], fitted["high"]
@@ -90,10 +119,24 @@ class FeatureTransform:
                 parts.append(f"'{name}' of {outside.sum():,} (to {low:g} – {high:g})")
         return ", ".join(parts)
 
+    def describe_gaps(self, columns: Columns) -> str:
+        """Name the columns that lack numbers, with the number of rows and what stands in; empty where none does."""
+        parts = []
+        for name, fitted in self.numbers.items():
+            gaps = np.isnan(columns[name]).sum()
+            if gaps:
+                parts.append(f"'{name}' of {gaps:,} (now {fitted['median']:g})")
+        return ", ".join(parts)
+
     def state_dict(self) -> dict:
         """Return the numbers and strings that define the transform."""
         return {"numbers": self.numbers, "levels": self.levels}
 
 
-def _levels(column: np.ndarray) -> np.ndarray:
-    return np.where(column == "", EMPTY, column).astype(str)
+def one_hot_levels(column: np.ndarray, levels: list[str]) -> np.ndarray:
+    """Return the levels of texts [H] one-hot, bool [H, L]; a text of none of the levels is "other", if that is one."""
+    index = {level: k for k, level in enumerate(levels)}
+    index.setdefault("", index.get(EMPTY, index.get(OTHER, -1)))
+    other = index.get(OTHER, -1)
+    codes = np.fromiter((index.get(x, other) for x in column.tolist()), dtype=np.int64, count=len(column))
+    return codes[:, None] == np.arange(len(levels))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import HABITS
 from scripts import example_shop
 
-pytest.importorskip("pandas")
+pytest.importorskip("pyarrow")
 ROOT = Path(__file__).parents[4]
 SMALL = [
     "env.num_agents=48",
@@ -102,7 +105,7 @@ def test_columns_are_numbers_or_text_as_their_entries_are(tmp_path):
         word=lambda k: "x" if k % 2 else "1",
         gap=lambda k: "" if k < 9 else k,
     )
-    columns = read_table(str(path), ",", ["code"], [], "customers")
+    columns = read_table(str(path), ",", text=["code"], numbers=[], rows="customers", where="env.population")
     assert {name: column.dtype.kind for name, column in columns.items()} == {
         "id": "O",
         "rate": "f",
@@ -126,20 +129,12 @@ LINES = ["id,rate,spend,margin,visits,tier"] + [f"c{k},0.3,20,0.25,{k},gold" for
             "no column 'spend' (env.population.spend)",
         ),
         (
-            lambda x: [*x[:17], "c16,0.3,20,0.25,,gold", *x[18:]],
-            "row 18, column 'visits': expected a number, got nothing",
-        ),
-        (
             lambda x: [*x[:17], "c16,0.3,nan,0.25,1,gold", *x[18:]],
             "row 18, column 'spend': expected a number, got 'nan'",
         ),
         (
             lambda x: [*x[:17], "c16,0.3,inf,0.25,1,gold", *x[18:]],
             "row 18, column 'spend': expected a number, got 'inf'",
-        ),
-        (
-            lambda x: [*x[:17], "c16,0.3,,0.25,1,gold", *x[18:]],
-            "row 18, column 'spend': expected a number, got nothing",
         ),
         (
             lambda x: [*x[:9], "c8,0.3,dear,0.25,1,gold", *x[10:]],
@@ -161,11 +156,11 @@ LINES = ["id,rate,spend,margin,visits,tier"] + [f"c{k},0.3,20,0.25,{k},gold" for
         ),
         (
             lambda x: [*x[:9], "c8,0.3,-2,0.25,1,gold", *x[10:]],
-            "row 10, column 'spend': expected money above 0, got -2",
+            "row 10, column 'spend': expected money, at least 0, got -2",
         ),
         (
             lambda x: [*x[:9], "c8,0.3,2,25,1,gold", *x[10:]],
-            "row 10, column 'margin': expected a share above 0, up to 1, got 25",
+            "row 10, column 'margin': expected a share from -1 to 1, got 25",
         ),
         (lambda x: [*x[:9], "c8,0.3,20,0.25,1,gold,more", *x[10:]], "can't be read as a table"),
         (lambda x: [x[0] + ",tier", *(line + ",a" for line in x[1:])], "column 'tier' comes twice"),
@@ -181,6 +176,12 @@ LINES = ["id,rate,spend,margin,visits,tier"] + [f"c{k},0.3,20,0.25,{k},gold" for
             lambda x: [*x[:9], "c8,0.3,1e39,0.25,1,gold", *x[10:]],
             "row 10, column 'spend': expected a number that float32 can hold, got 1e+39",
         ),
+        (lambda x: [line.replace(",20,", ",0,") for line in x], "column 'spend': expected an entry other than 0"),
+        (
+            lambda x: [x[0] + ",since", *(f"{y},2026-0{1 + k % 9}-30" for k, y in enumerate(x[1:]))],
+            "row 3, column 'since': expected a date, year-month-day, got '2026-02-30'",
+        ),
+        (lambda x: [line.replace(",", ";") for line in x], "row 1: expected columns separated by ',', got semicolons"),
         (lambda x: [line + "," for line in x], "row 1, column 7: expected a name, got nothing"),
         (lambda x: [*x[:9], "c\0,0.3,20,0.25,1,gold", *x[10:]], "row 10, column 'id': expected an id without a NUL"),
     ],
@@ -239,6 +240,45 @@ def test_an_id_is_on_one_side_in_every_table(tmp_path):
     assert len(sides[0]["test"]) / 500 == pytest.approx(0.4, abs=0.08) and sides[0]["test"] & sides[1]["test"]
     for n in (7, 1000):
         assert torch.isin(first.choose(n, torch.Generator().manual_seed(n), "test"), first.customers["test"]).all()
+
+
+def test_prospects_and_losses_get_what_the_rule_says(tmp_path, capsys):
+    spend = {0: 0, 1: ""}
+    path = csv(
+        tmp_path / "t.csv",
+        rate=lambda k: {2: ""}.get(k, 0.1 + k % 7 / 10),
+        spend=lambda k: spend.get(k, 20 + k),
+        margin=lambda k: {3: -0.2, 4: 0, 5: ""}.get(k, 0.2 + k % 3 / 10),
+    )
+    population = table(path, least_margin=0.02)
+    train = population.customers["train"].tolist()
+    medians = {
+        "spend": statistics.median(20 + k for k in train if k > 1),
+        "rate": statistics.median(0.1 + k % 7 / 10 for k in train if k != 2),
+        "margin": statistics.median({3: -0.2, 4: 0}.get(k, 0.2 + k % 3 / 10) for k in train if k != 5),
+    }
+    known = {key: x.tolist() for key, x in population.known.items()}
+    assert known["spend"][:3] == [medians["spend"], medians["spend"], 22]
+    assert known["rate"][2] == medians["rate"] and known["rate"][3] == 0.1 + 3 / 10
+    assert known["margin"][3:6] == [0.02, 0.02, medians["margin"]]
+    draw(population, 5)
+    draw(population, 5)
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("env.population.spend: 2 customers have 0 or no entry in 'spend'" in line for line in lines) == 1
+    assert sum("env.population.margin: 2 customers have 0 or less in 'margin', and get 0.02" in x for x in lines) == 1
+    later = table(csv(tmp_path / "later.csv", spend=lambda k: 0 if k == 7 else 500))
+    later.load_state_dict(population.state_dict())
+    assert later.known["spend"][7] == medians["spend"]  # of the training customers of the policy's table
+
+
+def test_what_null_means_is_printed_once(tmp_path, capsys):
+    population = table(csv(tmp_path / "t.csv"), rate=None, margin=None)
+    draw(population, 5)
+    draw(population, 5)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["note", "note"]
+    assert "env.population.rate=null: the rate of each customer is drawn anew" in lines[0]
+    assert "env.population.priors.margin_rate=[0.18, 0.3]" in lines[1]
 
 
 # ── the transform ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -316,12 +356,68 @@ def test_a_column_in_another_unit_is_clipped_and_counted_and_all_others_keep_eve
     assert line.endswith(f" – {top:g}) customers")
 
 
+def test_a_missing_number_is_the_median_of_training_and_a_feature_of_its_own(tmp_path, capsys):
+    """The references are scalars of Python's statistics."""
+    ages = [None if k % 5 == 0 else 18 + k % 61 for k in range(200)]
+    path = csv(tmp_path / "t.csv", rows=200, age=lambda k: "" if ages[k] is None else ages[k])
+    population = table(path)
+    known = [ages[k] for k in population.customers["train"].tolist() if ages[k] is not None]
+    mean, sd, median = statistics.fmean(known), statistics.pstdev(known), statistics.median(known)
+    assert population.transform.names == ["rate", "spend", "margin", "age", "age: missing"]
+    for age, (value, is_missing) in zip(ages, population.features[:, 3:].tolist()):
+        assert value == pytest.approx(((median if age is None else age) - mean) / sd)
+        assert is_missing == (age is None)
+    later = table(csv(tmp_path / "b.csv", rows=90, age=lambda k: "" if k < 30 else 40))
+    later.load_state_dict(population.state_dict())
+    assert later.features[0, 3].item() == pytest.approx((median - mean) / sd)
+    assert later.features[:, 4].tolist() == [1.0] * 30 + [0.0] * 60
+    draw(later, 5)
+    assert f"the median of training: 'age' of 30 (now {median:g}) customers" in capsys.readouterr().err
+
+
+def test_gaps_that_training_never_saw_have_no_feature(tmp_path):
+    whole = table(csv(tmp_path / "a.csv", age=lambda k: k % 9))
+    later = table(csv(tmp_path / "b.csv", age=lambda k: "" if k == 3 else k % 9))
+    later.load_state_dict(whole.state_dict())
+    assert later.transform.names == whole.transform.names and later.features.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_dates_are_days_before_a_date_and_true_and_false_are_1_and_0(tmp_path, kind):
+    pa = pytest.importorskip("pyarrow")
+    days = [dt.date(2025, 1, 1) + dt.timedelta(days=3 * k) for k in range(60)]
+    plain = csv(
+        tmp_path / "t.csv",
+        joined=lambda k: "" if k < 9 else f"{days[k]} 10:30:00" if k % 2 else days[k],
+        app=lambda k: ("True", "false")[k % 2],
+    )
+    path = plain
+    if kind == "parquet":
+        frame = pa.csv.read_csv(plain, convert_options=pa.csv.ConvertOptions(column_types={"joined": pa.string()}))
+        stamps = pa.array([None if k < 9 else days[k] for k in range(60)], pa.date32()).cast(pa.timestamp("ns"))
+        frame = frame.set_column(frame.column_names.index("joined"), "joined", stamps)
+        path = tmp_path / "t.parquet"
+        pa.parquet.write_table(frame, path)
+    for reference, last in ((None, days[-1]), ("2026-01-31", dt.date(2026, 1, 31))):
+        population = table(path, reference_date=reference)
+        expected = [math.nan if k < 9 else (last - days[k]).days for k in range(60)]
+        assert population.columns["joined"].tolist() == pytest.approx(expected, nan_ok=True)
+        assert population.columns["app"].tolist() == [1.0, 0.0] * 30
+        assert population.transform.names[-3:] == ["joined", "app", "joined: missing"]
+    with pytest.raises(ValueError, match="env.population.reference_date: expected null or a date"):
+        table(path, reference_date="31.1.2026")
+
+
 @pytest.mark.parametrize(
     "values, says",
     [
         (lambda k: -999 if k % 5 == 0 else 18 + k % 70, "-999 (24 times) is far from all others, 19 to 86"),
         (lambda k: 1e12 if k == 2 else 18 + k % 70, "1e+12 (1 times) is far from all others, 18 to 86"),
         (lambda k: 1000 * (1 + k // 90) if k > 195 else k % 5, "3000 (2 times) is far from all others, 0 to 4"),
+        (lambda k: -1 if k % 4 == 0 else 18 + k % 70, "-1 (27 times) is far from all others, 18 to 85"),
+        (lambda k: 99 if k % 4 == 0 else 18 + k % 70, "99 (27 times) is far from all others, 18 to 85"),
+        (lambda k: 99 if k == 99 else 18 + k % 90, None),
+        (lambda k: k % 7 - 1, None),
         (lambda k: k % 2, None),
         (lambda k: 2.0 ** (k % 20), None),
         (lambda k: 7, None),

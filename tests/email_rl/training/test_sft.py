@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 
 from configs import composed
 from email_rl.data.mails import Mails
-from email_rl.training.sft import outcome_weights
+from email_rl.training.sft_mails import outcome_weights
 from mail_files import write_csv
 from templated_mails import templated_rows
 

@@ -196,7 +196,10 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         for contexts, actions in zip(context.chunk(self.num_steps), action.chunk(self.num_steps)):
             self.exploration.update_design(self.network, contexts, actions)
         info = {name: x[rows] for name, x in data.outcomes.items()}
-        return Decisions(context=context, action=action, reward=data.reward[rows], info=info)
+        reward = data.reward[rows]
+        if not self.priced_env:  # nobody else charges the cost
+            reward = reward - data.price[rows] * data.cost[rows]
+        return Decisions(context=context, action=action, reward=reward, info=info)
 
     def update(self, decisions: Decisions) -> dict[str, Tensor]:
         """Remember the decisions and learn from memory; return metrics."""

@@ -19,9 +19,8 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
-from envs.offers.logs.schema import COLUMNS
 from rlcore.algorithm import Algorithm
-from rlcore.ope.report import evaluate_file
+from rlcore.ope.report import evaluate_dataset
 from scripts.cli import choose_device, fitting, guarded, launch, publish, to_dict, trained
 
 
@@ -46,7 +45,8 @@ def main(cfg: DictConfig) -> None:
             logger.load_state_dict(history)
     if cfg.log:
         assert agent is not None and name is not None  # a log comes with a checkpoint: checked above
-        report = evaluate_file(cfg.log, COLUMNS, instantiate(cfg.ope, _convert_="all"), agent, name)
+        dataset = env.read_log(cfg.log, "test")
+        report = evaluate_dataset(dataset, cfg.log, instantiate(cfg.ope, _convert_="all"), agent, name)
     else:
         report = evaluator.evaluate(agent, name)
     publish(report, name, logger, directory, to_dict(cfg, resolve=True))

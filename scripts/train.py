@@ -31,12 +31,10 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
-from envs.offers.logs.schema import COLUMNS
 from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm
 from rlcore.backends import distributed
 from rlcore.backends.accelerate import accelerate
-from rlcore.offline.log_files import read_log
-from rlcore.offline.logged_dataset import LoggedDataset, check_compatible
+from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger, TensorBoardLogger
 from rlcore.training_loop import TrainingLoop
@@ -109,7 +107,7 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
             raise ValueError(
                 f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin"
             )
-        algorithm.set_dataset(read_log(cfg.log, COLUMNS, lambda chunk: fitted_to(env, chunk, cfg.log)))
+        algorithm.set_dataset(env.read_log(cfg.log, "train", partial(fitted_to, env)))
     if state:
         with fitting(cfg.resume):
             algorithm.load_state_dict(state["agent"])
@@ -118,12 +116,8 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
     return accelerate(algorithm, cfg.execution)
 
 
-def fitted_to(env: Any, chunk: LoggedDataset, path: str) -> LoggedDataset:
-    """Move a chunk of a log to an environment's device, deduplicated; the environment sees the range of its features.
-
-    Raises ValueError where the chunk is of another environment.
-    """
-    check_compatible(chunk, env, path)
+def fitted_to(env: Any, chunk: LoggedDataset) -> LoggedDataset:
+    """Move a chunk of a log to the environment's device, deduplicated, and let the environment see its features."""
     chunk = chunk.to(env.device)
     env.see_static_columns(chunk.obs)
     return chunk.deduplicate(env.context_dim)

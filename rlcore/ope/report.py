@@ -16,8 +16,7 @@ from torch import Tensor
 from rlcore.algorithm import Algorithm
 from rlcore.offline.column_range import clip_static_columns
 from rlcore.offline.file_columns import numbered
-from rlcore.offline.log_files import read_log
-from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_compatible
+from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.cross_fitting import rows_by_episode
 from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
 from rlcore.runs.plots import labelled
@@ -41,15 +40,10 @@ class OffPolicyReport(Report):
         return self.plots
 
 
-def evaluate_file(
-    path: str, columns: ColumnNames, evaluator: OffPolicyEvaluator, algorithm: Algorithm, name: str
+def evaluate_dataset(
+    dataset: LoggedDataset, path: str, evaluator: OffPolicyEvaluator, algorithm: Algorithm, name: str
 ) -> OffPolicyReport:
-    """Evaluate an algorithm's policy on the dataset of a file, clipped to what the policy was trained on.
-
-    Raises ValueError where the file is of another environment.
-    """
-    dataset = read_log(path, columns)
-    check_compatible(dataset, algorithm.env, path)
+    """Evaluate an algorithm's policy on the dataset of the file `path`, clipped to what the policy was trained on."""
     dataset = dataset.to(algorithm.env.device)
     limits = algorithm.env.static_limits()
     clipped = ""

@@ -24,7 +24,7 @@ GROUPS = sorted(
 # scripts whose groups these are; the rest is train.py's
 PRIMARY = {
     "benchmark": "bench",
-    "campaigns": "import_campaigns",
+    "sends": "import_sends",
     "uplift_learner": "bench",
     "logging_policy": "collect",
     "ope": "evaluate",
@@ -47,6 +47,7 @@ OWNERS = {
         f"algo/{part}=": "algo=ppo_kl"
         for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")
     },
+    **{f"algo_env={algo}_log": ("env=log", f"algo={algo}") for algo in ("bandit", "bcq", "cql")},
     **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")},
 }
 
@@ -83,7 +84,7 @@ def test_every_file_composes_and_names_all_its_parameters(group):
     assert {
         "train": {".algo", ".env", ".logger"},
         "collect": {".logging_policy", ".env"},
-        "import_campaigns": {".campaigns", ".env"},
+        "import_sends": {".sends", ".env"},
         "evaluate": {".ope", ".ope.model"},
     }.get(primary, {".benchmark"}) <= set(found)
     for path, node in found.items():

@@ -132,7 +132,7 @@ def test_pages_have_commands():
         "evaluate",
         "collect",
         "bench",
-        "import_campaigns",
+        "import_sends",
         "write_email",
         "example_shop",
     }

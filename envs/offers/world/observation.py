@@ -102,6 +102,10 @@ class ObservationCodec:
         """
         return memory
 
+    def next_season(self, memory: Tensor) -> Tensor:
+        """Return the memory [N, M] with which customers go from the end of a season into the next one."""
+        return memory
+
     def subscribed(self, state: CustomerState, memory: Tensor) -> Tensor:
         """Customers who, as far as the view tells, can be contacted, bool [N]."""
         return state.status == SUBSCRIBED

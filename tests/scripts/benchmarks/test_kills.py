@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 
+from configs import composed
 from rlcore.runs import checkpoint
 from scripts.benchmarks.reliability.forked_scripts import count_temporaries, importable
 from scripts.benchmarks.reliability.killed_trainings import count_half_written, equal_runs
@@ -32,6 +33,16 @@ def test_runs_are_equal_but_for_their_timings(tmp_path):
     write_run(tmp_path / "weight", weight=1.0 + 2**-23, seconds=1, score=0.5)
     found = {name: equal_runs(tmp_path / "a", tmp_path / name) for name in ("same", "score", "weight")}
     assert found == {"same": True, "score": False, "weight": False}
+
+
+def test_the_overrides_of_all_that_it_starts_are_keys_of_today():
+    bench = composed("benchmark=reliability/kills", name="bench").benchmark
+    composed(*bench.log, name="collect")
+    for env, of_env in bench.trainings.items():
+        for name, overrides in of_env.items():
+            filled = [override.format(log="log.parquet", cache="cache") for override in overrides]
+            cfg = composed(f"algo={name}", f"env={env}", *bench.settings[env], *filled)
+            assert cfg.algo.checkpoint_every == 1 or name == "twin"  # or a kill would find nothing to go on from
 
 
 def test_half_written_files_and_temporaries_are_counted(tmp_path):

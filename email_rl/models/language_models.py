@@ -49,7 +49,8 @@ class TinyGPT2(FineTuning):
     def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ValueError(
-                f"algo.language_model.heads: expected a divisor of algo.language_model.dim, {self.dim}, got {self.heads}"
+                f"algo.language_model.heads: expected a divisor of algo.language_model.dim, {self.dim}, "
+                f"got {self.heads}"
             )
 
     def build(self, texts: list[str], positions: Positions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

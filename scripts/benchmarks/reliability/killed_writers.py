@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from envs.offers.logs.schema import COLUMNS
-from rlcore.runs import checkpoint
 from rlcore.offline.log_files import read_log
+from rlcore.runs import checkpoint
 from scripts.benchmarks.reliability.forked_scripts import (
     ENDED,
     Outcome,

@@ -21,7 +21,7 @@ from scripts.benchmarks.reliability.forked_scripts import (
     start_script,
 )
 
-TIMINGS = ("seconds", "steps_per_second")
+TIMINGS = ("seconds", "steps_per_second", "evaluation_seconds")
 PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -66,7 +66,7 @@ def equal_runs(a: Path, b: Path) -> bool:
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (a, b)]
     for values in metrics:
         for key in TIMINGS:
-            values.pop(key)
+            values.pop(key, None)
     states = [checkpoint.load(folder / "checkpoint.pt")["agent"] for folder in (a, b)]
     return metrics[0] == metrics[1] and equal_states(*states)
 

@@ -122,7 +122,10 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
                 "algo.network: the bandit needs a network of action values, as algo/network=action_values or logistic"
             )
         if memory < decisions:
-            raise ValueError(f"algo.memory: expected at least {decisions}, the decisions of an iteration, got {memory}")
+            raise ValueError(
+                f"algo.memory: expected at least env.num_agents × algo.num_steps, {decisions}, the decisions of an "
+                f"iteration, got {memory}"
+            )
         self.exploration = exploration(self.network)
         self.updates = updates
         self.batch_size = batch_size

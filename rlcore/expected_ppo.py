@@ -20,7 +20,7 @@ from rlcore import losses, returns
 from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
 from rlcore.backends import distributed
 from rlcore.networks import StateCritic
-from rlcore.rollout import BatchT, Rollout, collect_rollout, shuffled
+from rlcore.rollout import BatchT, Rollout, check_minibatches, collect_rollout, shuffled
 from rlcore.schedules import restore_optimizer
 
 MakeCritic = Callable[[int, int], StateCritic]  # of the length of a critic's observation and S
@@ -86,14 +86,10 @@ class ExpectedPPO(NetworkAlgorithm):
         checkpoint_every: int,
     ):
         lookahead = env.as_lookahead(privileged)
-        if lookahead is None or num_steps != env.episode_length:
+        if lookahead is None or not env.episode_length:
             raise ValueError(
                 "algo=ppo_expected: this environment can't say what every action is expected to bring and to lead to, "
                 "expected algo=ppo, which learns from sampled actions"
-            )
-        if env.num_agents * num_steps % minibatches:
-            raise ValueError(
-                f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps"
             )
         super().__init__(
             env,
@@ -108,6 +104,7 @@ class ExpectedPPO(NetworkAlgorithm):
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
         )
+        check_minibatches(env.num_agents, num_steps, minibatches)
         self.lookahead = lookahead
         self.critic = critic(lookahead.critic_dim, lookahead.num_states).to(env.device)
         self.critic_optimizer = critic_optimizer(self.critic.parameters())

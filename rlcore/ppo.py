@@ -19,7 +19,7 @@ from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwo
 from rlcore.backends import distributed
 from rlcore.normalization import RewardNormalizer
 from rlcore.returns import whiten
-from rlcore.rollout import Rollout, collect_rollout, shuffled
+from rlcore.rollout import Rollout, check_minibatches, collect_rollout, shuffled
 
 
 class Batch(NamedTuple):
@@ -89,10 +89,7 @@ class PPO(NetworkAlgorithm):
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
         )
-        if env.num_agents * num_steps % minibatches:
-            raise ValueError(
-                f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps"
-            )
+        check_minibatches(env.num_agents, num_steps, minibatches)
         if center_reward and not norm_reward:
             raise ValueError("algo.center_reward: expected false where algo.norm_reward is false")
         if norm_adv not in ("minibatch", "batch", "none"):

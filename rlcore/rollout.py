@@ -78,6 +78,15 @@ def stack_columns(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def check_minibatches(num_agents: int, num_steps: int, minibatches: int) -> None:
+    """Raise ValueError where a rollout can't be split into minibatches of equal size."""
+    if num_agents * num_steps % minibatches:
+        raise ValueError(
+            "algo.minibatches: expected a divisor of env.num_agents (of a process) × algo.num_steps, "
+            f"{num_agents} × {num_steps}, got {minibatches}"
+        )
+
+
 def shuffled(batch: BatchT, minibatches: int, generator: torch.Generator) -> Iterator[BatchT]:
     """Yield the samples of a batch once, in minibatches of equal size and random order."""
     order = torch.randperm(len(batch[0]), generator=generator, device=batch[0].device)

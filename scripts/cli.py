@@ -27,7 +27,7 @@ from rlcore.action_values import GreedyPolicy
 from rlcore.algorithm import Algorithm
 from rlcore.runs import checkpoint as checkpoints
 from rlcore.runs.logger import TensorBoardLogger
-from scripts.overrides import check_config, explained, key_of
+from scripts.overrides import check_config, explained, key_of, overrides_first
 
 # variables in the environment of all processes that a launcher starts
 FAILED = "CRM_RL_FAILED"  # the folder in which a failed job leaves a file
@@ -76,6 +76,11 @@ def launch(main: Callable[[], None]) -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault(TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0"))
+    try:
+        sys.argv[1:] = overrides_first(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors in its own way, and exits
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FAILED] = folder

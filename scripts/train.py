@@ -50,7 +50,7 @@ from scripts.cli import (
     to_dict,
 )
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if os.name == "posix" else []))
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1, signal.SIGHUP] if os.name == "posix" else []))
 # for all processes but the first
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
 
@@ -135,7 +135,9 @@ def build_part(make_env: partial, device: torch.device, seed: int) -> Any:
 def interrupts() -> Iterator[list[int]]:
     """Note a signal that asks to stop in the list returned, so that the iteration ends and is saved.
 
-    Ctrl-C sends one, and so do schedulers and containers before they kill. A second Ctrl-C ends the run at once.
+    Ctrl-C sends one, and so do schedulers and containers before they kill, and a terminal that closes. A second Ctrl-C
+    ends the run at once. A signal that the process was started to ignore, as nohup does with a closing terminal's, is
+    ignored on, but for Ctrl-C's.
     """
     seen: list[int] = []
 
@@ -144,7 +146,8 @@ def interrupts() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
-    previous = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    heard = [number for number in STOP_SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in heard}
     try:
         yield seen
     finally:
@@ -214,7 +217,7 @@ def load_resumed(cfg: DictConfig) -> dict | None:
 
 def end_interrupted(algorithm: Algorithm, logger: Any, directory: Path, interrupted: list[int]) -> None:
     """Print how to resume, and exit with the code that shells give for the signal."""
-    if distributed.rank() == 0:
+    if not isinstance(logger, NullLogger):
         logger.close()
         print(
             f"stopped after iteration {algorithm.iteration} of {algorithm.iterations}; go on with "

@@ -89,13 +89,14 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         self.mails_per_process = distributed.per_process(mails_per_iteration, "algo.mails_per_iteration")
         if self.mails_per_process % (minibatches * advantage.samples_per_prompt):
             raise ValueError(
-                "algo.mails_per_iteration: expected a multiple of minibatches × samples_per_prompt per "
-                f"process, {minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}"
+                "algo.mails_per_iteration: expected a multiple of algo.minibatches × algo.advantage.samples_per_prompt "
+                f"per process, {minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}"
             )
         # a lower bound taken from TRL, here over all processes; whitening happens in stage 5
         if mails_per_iteration // minibatches < 8 and advantage.critic:
             raise ValueError(
-                f"algo.minibatches: expected minibatches of at least 8 mails, got {mails_per_iteration // minibatches}"
+                "algo.minibatches: expected algo.mails_per_iteration / algo.minibatches to be at least 8, got "
+                f"{mails_per_iteration} / {minibatches}"
             )
         sources = ModelSources(
             env,

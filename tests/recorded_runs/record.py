@@ -24,7 +24,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).parent / "recorded.json"
-TIMINGS = ("seconds", "steps_per_second")
+TIMINGS = ("seconds", "steps_per_second", "evaluation_seconds")
 
 OFFERS = [
     "env.num_agents=48",

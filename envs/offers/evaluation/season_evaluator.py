@@ -76,6 +76,11 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         if self.hard_budget_rule:
             self.hard_budget_rule.check(env.world.catalogue)
         self.world = env.world.to(env.device, torch.float64)
+        if price_grid["low"] >= price_grid["high"]:
+            raise ValueError(
+                f"env.evaluation.price_grid.low: expected less than env.evaluation.price_grid.high, "
+                f"{price_grid['high']}, got {price_grid['low']}"
+            )
         low, high = math.log10(price_grid["low"]), math.log10(price_grid["high"])
         self.prices = torch.logspace(high, low, price_grid["points"], device=env.device)
         self._validation: tuple[EvaluationMarket, BoundT] | None = None

@@ -82,7 +82,7 @@ def test_every_file_composes_and_names_all_its_parameters(group):
     group = f"+{group}" if group.startswith("uplift_learner=") else group  # a part of others under names of their own
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
     assert {
-        "train": {".algo", ".env", ".logger"},
+        "train": {".algo", ".env", ".logger.tensorboard"},
         "collect": {".logging_policy", ".env"},
         "import_sends": {".sends", ".env"},
         "evaluate": {".ope", ".ope.model"},

@@ -29,7 +29,7 @@ PAGES = [
 LAUNCHERS = ("python", "torchrun")
 END_OF_COMMAND = {"&&", "||", "|", ";", ">"}
 FOLDERS = "conf|crm_rl|docs|email_rl|envs|rlcore|scripts|tests"
-WITHOUT_CONFIG = {"example_shop"}  # takes a folder, and no overrides
+WITHOUT_CONFIG = {"example_shop", "summary"}  # take folders, and no overrides
 
 
 class Command(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -26,11 +27,12 @@ def train(*overrides: str, directory: Path | str) -> FinishedRun:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
-            cfg.hydra.runtime.output_dir = str(directory)
-            HydraConfig.instance().set_config(cfg)
+            whole = compose("train", overrides=list(overrides), return_hydra_config=True)
+            whole.hydra.runtime.output_dir = str(directory)
+            cfg = deepcopy(whole)
             with open_dict(cfg):
                 del cfg["hydra"]
+            HydraConfig.instance().set_config(whole)
             check_config(cfg)
             directory.mkdir(parents=True, exist_ok=True)
             finished = train_by_config(cfg, directory)

@@ -91,7 +91,7 @@ def header(summaries: list[Summary]) -> list[str]:
         *keys,
         *(["metric"] if name == "metric" else []),
         "seeds",
-        f"mean {name}",
+        f"mean {name}" if name != "metric" else "mean",
         "±",
         "IQM",
         "IQM interval",

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
 from scripts.sweeps.report import summarize_sweep
 
@@ -28,7 +28,7 @@ class SweepSummary(Callback):
         """
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         shared = [override.key_or_group for override in overrides if not override.is_sweep_override()]
-        with open_dict(config):
+        with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys={shared}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

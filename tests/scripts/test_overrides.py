@@ -25,7 +25,7 @@ def error_of(done) -> str:
         ("+algo.clip=0.1", "algo.clip: stands in the configuration; expected algo.clip=VALUE, without a plus"),
         ("log=a=b.parquet", """log=a=b.parquet: quote values that hold = , # ( ) [ ] { }: 'log="a=b.parquet"'"""),
         ("log=a,b.parquet", "log=a,b.parquet: several values: -m runs each of them"),
-        ("env/world=ful", "env/world=ful: no such choice; expected fatigue_only, full, "),
+        ("env/world=ful", "env/world=ful: no such choice; did you mean full? expected fatigue_only, full, "),
         (
             "+env.catalogue.offers.euro_9={value: -1}",
             "env.catalogue.offers.euro_9.value: expected a number in [0, 1e6]",

@@ -20,6 +20,7 @@ TINY = [
 
 
 def test_a_run_from_python_has_its_result_and_its_files(tmp_path):
+    before = HydraConfig.initialized()
     run = crm_rl.train(*TINY, "algo.total_steps=512", "algo.eval_every=1", "logger=csv", directory=tmp_path / "a" / "b")
     found = json.loads((tmp_path / "a" / "b" / "metrics.json").read_text())
     assert run.result.metric == "score" and run.result.value == found["policies"]["ppo"]["score"]
@@ -32,7 +33,7 @@ def test_a_run_from_python_has_its_result_and_its_files(tmp_path):
     files = {path.name for path in run.directory.iterdir()}
     assert {"checkpoint.pt", "scalars.csv", "training.png"} <= files
     assert not any(name.startswith("events") for name in files)
-    assert not HydraConfig.initialized()
+    assert HydraConfig.initialized() == before
 
 
 def test_bad_input_leaves_nothing(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from configs import CONF
+from scripts import summary
 from scripts.cli import MAX_NAME, folder_name
 from scripts.sweeps.aggregate import header, interquartile_mean, rows, summarize, to_csv, to_markdown
 from scripts.sweeps.callback import SweepSummary
@@ -24,7 +24,6 @@ from scripts.sweeps.curves import curves_figure, mean_curve
 from scripts.sweeps.jobs import group, read_jobs
 from scripts.sweeps.report import summarize_sweep
 
-ROOT = Path(__file__).parents[2]
 OPTIONS = {"level": 0.95, "resamples": 2000, "seed": 0}
 
 
@@ -128,12 +127,20 @@ def test_curves_are_averaged_where_all_seeds_have_a_point(sweep):
         (lambda folder: (folder / "metrics.json").write_text("[1") and folder, "no headline figure"),
     ],
 )
-def test_a_folder_without_runs_is_one_line(tmp_path, prepare, says):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/summary.py"), str(prepare(tmp_path))], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: ") and says in done.stderr
+def test_a_folder_without_runs_is_one_line(tmp_path, prepare, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["summary.py", str(prepare(tmp_path))])
+    with pytest.raises(SystemExit) as ended:
+        summary.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and said.startswith("error: ") and says in said
+
+
+def test_the_summary_of_an_earlier_sweep_is_written_where_it_is_asked_for(sweep, tmp_path_factory, monkeypatch, capsys):
+    out = tmp_path_factory.mktemp("out")
+    monkeypatch.setattr(sys, "argv", ["summary.py", str(sweep), "--out", str(out)])
+    summary.main()
+    assert {path.name for path in out.iterdir()} == {"summary.csv", "summary.md", "learning_curves.png"}
+    assert not (sweep / "summary.csv").exists() and "learning_curves.png" in capsys.readouterr().out
 
 
 def test_folders_are_named_by_what_is_swept_over():

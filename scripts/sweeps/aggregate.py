@@ -44,8 +44,19 @@ def summarize_setting(setting: Setting, level: float, resamples: int, seed: int)
     """Summarise a setting over its seeds."""
     jobs = [job for job in setting.jobs if math.isfinite(job.value)]
     if not jobs:
-        undefined = [math.nan] * 6
-        return Summary(setting.choices, setting.metric, 0, *undefined, "", "")
+        return Summary(
+            choices=setting.choices,
+            metric=setting.metric,
+            seeds=0,
+            mean=math.nan,
+            half_width=math.nan,
+            iqm=math.nan,
+            iqm_low=math.nan,
+            iqm_high=math.nan,
+            best=math.nan,
+            best_seed="",
+            folder="",
+        )
     values = torch.tensor([job.value for job in jobs], dtype=torch.float64)
     higher = jobs[0].higher_is_better
     best = max(jobs, key=lambda job: job.value if higher else -job.value)

@@ -67,8 +67,8 @@ def read_job(file: Path) -> Job:
         found = json.loads(file.read_text())
         headline, curve = found["headline"], found["curve"]
         kept = file.parent / ".hydra" / "overrides.yaml"
-        stated = OmegaConf.to_container(OmegaConf.load(kept)) if kept.is_file() else []
-        overrides = dict(split_override(override) for override in stated)
+        stated = list(OmegaConf.load(kept)) if kept.is_file() else []
+        overrides = dict(split_override(str(override)) for override in stated)
         seed = overrides.pop(SEED, "")
         return Job(
             folder=file.parent,

@@ -34,10 +34,13 @@ def entitle(figure: Figure, title: str) -> None:
     figure.suptitle(title, fontsize=9, color="0.3", wrap=True)
 
 
-def training_figure(x: str, y: str, curve: list[tuple[float, float]], tested: dict[str, Level]) -> Figure:
+def training_figure(
+    x: str, y: str, curve: list[tuple[float, float]], tested: dict[str, Level], trained: str | None
+) -> Figure:
     """Draw a curve over training beside the values of policies after it, with their intervals.
 
-    The curve is of validation data and the values of test data: each has a panel, for they can't be compared.
+    The curve is of validation data and the values of test data: each has a panel, for they can't be compared. The
+    policy `trained` has the curve's colour in both.
     """
     if not tested:
         figure, axes = labelled(x, y)
@@ -49,8 +52,9 @@ def training_figure(x: str, y: str, curve: list[tuple[float, float]], tested: di
     left.set_ylabel(y)
     draw_curve(left, curve)
     right.set_title("test data", fontsize=9)
-    for place, (value, low, high) in enumerate(tested.values()):
-        right.errorbar(place, value, [[value - low], [high - value]], fmt="o", markersize=4, capsize=2, color=COLORS[0])
+    for place, (name, (value, low, high)) in enumerate(tested.items()):
+        color = COLORS[0] if name == trained else "0.45"
+        right.errorbar(place, value, [[value - low], [high - value]], fmt="o", markersize=4, capsize=2, color=color)
     right.set_xticks(range(len(tested)), list(tested), rotation=60, ha="right", fontsize=7)
     right.set_xlim(-0.7, len(tested) - 0.3)
     return figure

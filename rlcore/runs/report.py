@@ -107,4 +107,4 @@ class Report:
         for name, row in self.rows.items():
             low, high = row.get(f"{self.judged}_ci", (row[self.judged], row[self.judged]))
             tested[name] = (row[self.judged], low, high)
-        return {**self.plots, "training": training_figure("steps, thousands", self.judged, thousands, tested)}
+        return {**self.plots, "training": training_figure("steps, thousands", self.judged, thousands, tested, agent)}

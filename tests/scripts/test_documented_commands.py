@@ -112,7 +112,9 @@ def test_a_documented_command_composes(command, shop):
     assert (ROOT / "scripts" / f"{command.script}.py").is_file(), f"{command.place}: no scripts/{command.script}.py"
     if command.script in WITHOUT_CONFIG:
         return
-    arguments = [argument.replace("…", "PLACEHOLDER") for argument in command.arguments if argument not in ("-m", "--help", "…")]
+    arguments = [
+        argument.replace("…", "PLACEHOLDER") for argument in command.arguments if argument not in ("-m", "--help", "…")
+    ]
     for flag in HYDRA_FLAGS & set(arguments):
         place = arguments.index(flag)
         del arguments[place : place + 2]

@@ -130,7 +130,7 @@ class OffersReport:
         if agent:
             figures["prices"] = self._price_figure(agent)
         if curve:
-            figures["training"] = self._training_figure(curve)
+            figures["training"] = self._training_figure(curve, agent)
         if agent and self.frontier:
             figures["frontier"] = self._frontier_figure(agent)
         return figures
@@ -165,14 +165,14 @@ class OffersReport:
         axes.legend(frameon=False, fontsize=8)
         return figure
 
-    def _training_figure(self, curve: list[tuple[int, float]]) -> Figure:
+    def _training_figure(self, curve: list[tuple[int, float]], agent: str | None) -> Figure:
         millions = [(step / 1e6, score) for step, score in curve]
         tested = {
             name: (row["score"], *row["score_ci"])
             for name, row in self.rows.items()
             if name not in ("none", "random", "propensity")
         }
-        figure = training_figure("agent-steps, millions", "score, 1: the upper bound", millions, tested)
+        figure = training_figure("agent-steps, millions", "score, 1: the upper bound", millions, tested, agent)
         lowest = min(0.0, *(score for _, score in curve), *(low for _, low, _ in tested.values()))
         for axes in figure.axes:
             axes.set_ylim(lowest, 1.02)

@@ -54,10 +54,11 @@ def test_lines_take_the_palette_and_a_figure_its_title():
 
 
 def test_validation_and_test_have_a_panel_each():
-    figure = training_figure("steps", "score", [(1, 0.5), (2, 0.6)], {"a": (0.1, 0.0, 0.3), "b": (0.7, 0.6, 0.8)})
+    figure = training_figure("steps", "score", [(1, 0.5), (2, 0.6)], {"a": (0.1, 0.0, 0.3), "b": (0.7, 0.6, 0.8)}, "b")
     left, right = figure.axes
     assert (left.get_title(), right.get_title()) == ("validation data", "test data")
     assert list(left.lines[0].get_ydata()) == [0.5, 0.6]
+    assert [container.lines[0].get_color() == COLORS[0] for container in right.containers] == [False, True]
     drawn = [container.lines[2][0].get_segments()[0][:, 1].tolist() for container in right.containers]
     assert drawn == [pytest.approx([0.0, 0.3]), pytest.approx([0.6, 0.8])]
-    assert len(training_figure("steps", "score", [(1, 0.5)], {}).axes) == 1
+    assert len(training_figure("steps", "score", [(1, 0.5)], {}, None).axes) == 1

@@ -24,6 +24,7 @@ LOG = logging.getLogger(__name__)  # a script's configuration says where it goes
 MakeWriter = Callable[[Path, RunInfo], MetricWriter]
 #: what the live line shows: the first of these that an algorithm logs, the most telling first
 LOSSES = ("losses/value_loss", "losses/td_loss", "losses/total", "ppo/loss", "losses/policy_loss")
+FILE_WIDTH = 120  # characters of a line where the output is no terminal: a table keeps its long names
 RETURNS = ("charts/episodic_return", "objective/scores")
 
 
@@ -48,7 +49,7 @@ class RunLogger:
         self.make_writers = list(writers.values())
         self.writers: list[MetricWriter] | None = None
         self.run = run
-        self.console = Console()
+        self.console = Console() if Console().is_terminal else Console(width=FILE_WIDTH)
         self.headline = headline
         self.headline_value = "–"
         self.history: dict[str, list[tuple[int, float]]] = {}  # (step, value) of every evaluation, by metric

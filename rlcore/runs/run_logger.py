@@ -24,8 +24,8 @@ LOG = logging.getLogger(__name__)  # a script's configuration says where it goes
 MakeWriter = Callable[[Path, RunInfo], MetricWriter]
 #: what the live line shows: the first of these that an algorithm logs, the most telling first
 LOSSES = ("losses/value_loss", "losses/td_loss", "losses/total", "ppo/loss", "losses/policy_loss")
-FILE_WIDTH = 120  # characters of a line where the output is no terminal: a table keeps its long names
 RETURNS = ("charts/episodic_return", "objective/scores")
+FILE_WIDTH = 120  # characters of a line where the output is no terminal: a table keeps its long names
 
 
 class RunLogger:

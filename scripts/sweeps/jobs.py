@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-SEED = "seed"  # the key whose values are replications of one setting
+SEED = "seed"  # the last word of keys whose values are replications of one setting
 
 
 class Job(NamedTuple):
@@ -69,11 +69,11 @@ def read_job(file: Path) -> Job:
         kept = file.parent / ".hydra" / "overrides.yaml"
         stated = list(OmegaConf.load(kept)) if kept.is_file() else []
         overrides = dict(split_override(str(override)) for override in stated)
-        seed = overrides.pop(SEED, "")
+        seeds = [overrides.pop(key) for key in list(overrides) if key.rpartition(".")[2] == SEED]
         return Job(
             folder=file.parent,
             overrides=overrides,
-            seed=seed,
+            seed=", ".join(seeds),
             metric=headline["metric"],
             value=math.nan if headline["value"] is None else float(headline["value"]),
             higher_is_better=headline["higher_is_better"],

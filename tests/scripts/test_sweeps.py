@@ -55,6 +55,14 @@ def test_a_setting_is_named_by_what_its_jobs_do_not_share_and_not_by_the_seed(sw
     assert [[job.seed for job in setting.jobs] for setting in settings] == [list("01234")] * 2
 
 
+def test_the_seed_of_a_part_is_a_seed_too(tmp_path):
+    for seed in "12":
+        write_job(tmp_path / seed, ["env/world=full", f"env.evaluation.seed={seed}", f"seed=1{seed}"], 0.5)
+    (setting,) = group(read_jobs([tmp_path]))
+    assert setting.choices == {} and setting.label == "all" and [job.seed for job in setting.jobs] == ["1, 11", "2, 12"]
+    assert to_markdown(summarize([setting], **OPTIONS)).startswith("| seeds | mean score |")
+
+
 def test_means_and_intervals_are_scipys(sweep):
     first, second = summarize(group(read_jobs([sweep])), **OPTIONS)
     for found, values in ((first, [0.5, 0.6, 0.9, 0.4, 0.7]), (second, [0.3, 0.2, 0.25, 0.35])):

@@ -56,7 +56,7 @@ class ExpectedPPO(NetworkAlgorithm):
     """
 
     graph_regions: tuple[str, ...] = ("compute_policy_gradients", "compute_critic_gradients")
-    sharded = ("generator", "env")
+    sharded = ("generator", "env", "episodic_return")
 
     def __init__(
         self,
@@ -135,6 +135,7 @@ class ExpectedPPO(NetworkAlgorithm):
         if self.auxiliary:
             metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
         self.network.update_normalization(rollout.obs)
+        metrics["charts/episodic_return"] = self.episodic_return.update(rollout.reward, rollout.done)
         metrics = distributed.mean_scalars(metrics | rollout.mean_info())
         return metrics | {"charts/learning_rate": self.lr}
 

@@ -45,7 +45,7 @@ class PPO(NetworkAlgorithm):
     """
 
     graph_regions: tuple[str, ...] = ("compute_advantages", "compute_gradients")
-    sharded = ("generator", "env", "reward_normalizer")
+    sharded = ("generator", "env", "reward_normalizer", "episodic_return")
 
     def __init__(
         self,
@@ -129,6 +129,7 @@ class PPO(NetworkAlgorithm):
             metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
         # The observations' normalisation changes here alone: both log-probabilities of a ratio must see the same one.
         self.network.update_normalization(rollout.obs)
+        metrics["charts/episodic_return"] = self.episodic_return.update(rollout.reward, rollout.done)
         metrics = distributed.mean_scalars(metrics | rollout.mean_info())
         return metrics | {"charts/learning_rate": self.lr}
 

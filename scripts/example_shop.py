@@ -8,6 +8,7 @@ Usage:
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import math
 import random
@@ -217,8 +218,20 @@ def write_shop(folder: Path, n: int, seed: int) -> None:
         (folder / name).write_text(text.format(folder=folder))
 
 
+def main() -> None:
+    """Write the shop that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="example_shop", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write into; made where it is missing")
+    parser.add_argument("--customers", type=int, default=10_000, help="number of customers (10000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (0)")
+    arguments = parser.parse_args()
+    if arguments.customers < 1:
+        parser.error(f"--customers: expected at least 1, got {arguments.customers}")
+    write_shop(arguments.folder, arguments.customers, arguments.seed)
+    print(f"{arguments.folder}/: customers.csv, sends.csv, purchases.csv, later ones and {', '.join(CONFIG)}")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: example_shop FOLDER")
-    write_shop(Path(sys.argv[1]), 10_000, 0)
-    print(f"{sys.argv[1]}/: customers.csv, sends.csv, purchases.csv, later ones and {', '.join(CONFIG)}")
+    main()

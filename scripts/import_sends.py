@@ -44,4 +44,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, groups=("env/population", "env/catalogue", "sends"))

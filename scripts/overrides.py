@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,9 @@ def explained(error: HydraException, config_name: str) -> str:
         return f"{found[1]}: several values: -m runs each of them; {quoted(found[1])} is one"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={option}: no such choice; expected {', '.join(error.options)}"
+        near = get_close_matches(option, error.options, n=1, cutoff=SIMILAR)
+        meant = f"did you mean {near[0]}? " if near else ""
+        return f"{group}={option}: no such choice; {meant}expected {', '.join(error.options)}"
     if found := re.match(r"Could not append to config. An item is already at '(.*)'", text):
         return f"{found[1]}: stands in the configuration; expected {found[1]}=VALUE, without a plus"
     if (found := re.match(r"Error merging override (.*)", text)) and error.__cause__:
@@ -194,6 +196,9 @@ def quoted(override: str) -> str:
 
 def unknown(key: str, config_name: str) -> str:
     """Say that the command line's configuration has no such key, and which one is like it."""
+    if "/" in key:
+        near = get_close_matches(key, groups_of_conf(), n=1, cutoff=SIMILAR)
+        return f"{key}: no such group" + (f"; did you mean {near[0]}?" if near else "")
     arguments, _ = get_args_parser().parse_known_args(sys.argv[1:])
     overrides = OverridesParser.create().parse_overrides(arguments.overrides)
     if key.startswith("env.") and any(override.key_or_group == "checkpoint" for override in overrides):
@@ -205,6 +210,11 @@ def unknown(key: str, config_name: str) -> str:
         return no_such_key(key, compose_config(*rest, name=config_name, with_hydra=key.startswith("hydra.")))
     except HydraException:  # there is more that is wrong
         return f"{key}: no such key"
+
+
+def groups_of_conf() -> list[str]:
+    """Return the paths of all groups of conf/."""
+    return [path.relative_to(CONF).as_posix() for path in sorted(CONF.rglob("*")) if path.is_dir()]
 
 
 def first_choice(override: Override) -> str:

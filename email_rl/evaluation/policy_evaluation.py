@@ -31,6 +31,7 @@ from email_rl.models.outcome_classifier import outcome_reward
 from email_rl.models.outcome_model import OutcomeModel
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from rlcore.runs.logger import NullLogger
+from rlcore.runs.progress import tracked
 from rlcore.training_loop import TrainingLoop
 
 STREAMS = {"validation": 6, "test": 4, "best": 4}  # added to the seed
@@ -42,7 +43,7 @@ class MailPolicyEvaluator:
     The baselines are the policy's reference, best-of-n of the reference, and reward-weighted training.
     """
 
-    headline = "email/conversion"
+    headline = "validation/conversion"
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class MailPolicyEvaluator:
         figures = self.figures_of(
             algorithm, self.generate(algorithm.policy, algorithm.reference, contexts, "validation")
         )
-        return {f"email/{name}": figures[name] for name in ("conversion", "true_reward", "proxy_reward", "kl")}
+        return {f"validation/{name}": figures[name] for name in ("conversion", "true_reward", "proxy_reward", "kl")}
 
     def generate(
         self,
@@ -115,7 +116,7 @@ class MailPolicyEvaluator:
         started = time.perf_counter()
         test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
         mails = self.mails_by_policy(algorithm, name, test, max(1, self.test_mails // len(test)))
-        rows = {row: self.figures_of(algorithm, written) for row, written in mails.items()}
+        rows = {row: self.figures_of(algorithm, written) for row, written in tracked(mails.items(), "policies")}
         truth = "truth: the gold model" if self.dataset.gold else "judge: a model that learnt from other mails"
         extra: dict[str, Any] = {"truth": truth, "source": self.dataset.name}
         plots: dict[str, Figure] = {}
@@ -146,6 +147,7 @@ class MailPolicyEvaluator:
             extra=extra,
             plots=plots,
             judged="conversion",
+            beside=("true_reward", "proxy_reward", "kl", "distinct_2", "mean_words"),
         )
 
     def mails_by_policy(self, algorithm, name: str, test: Mails, samples: int) -> dict[str, PolicyMails]:
@@ -200,7 +202,7 @@ class MailPolicyEvaluator:
 class SFTEvaluator(MailPolicyEvaluator):
     """The evaluator of a policy that learns from mails alone; during training its loss on validation mails counts."""
 
-    headline = "email/token_loss"
+    headline = "validation/token_loss"
 
     def validate(self, algorithm) -> dict[str, float]:
         """Return the loss, nats a token."""

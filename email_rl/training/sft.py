@@ -115,7 +115,7 @@ class SFT(Algorithm):
 
     def observe_validation(self, metrics: dict[str, float]) -> None:
         """Keep the best weights; note where there were none for `patience` steps."""
-        loss = metrics["email/token_loss"]
+        loss = metrics["validation/token_loss"]
         self.has_stalled = self.updates_done - self.best_at >= self.patience
         if loss < self.best_loss:
             self.best_loss, self.best_at, self.has_stalled = loss, self.updates_done, False
@@ -166,7 +166,7 @@ class SFT(Algorithm):
             weight = mails.response_mask * self.valid_weights[rows, None]
             total -= (self.policy(mails).log_prob * weight).sum().item()
             count += weight.sum().item()
-        return {"email/token_loss": total / count}
+        return {"validation/token_loss": total / count}
 
     def judge(self) -> None:
         """Return no judge: none is trained for a policy that learns from mails alone."""

@@ -19,8 +19,8 @@ from rlcore.offline.file_columns import numbered
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.cross_fitting import rows_by_episode
 from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
-from rlcore.runs.plots import labelled
-from rlcore.runs.report import Report
+from rlcore.runs.plots import COLORS, labelled
+from rlcore.runs.report import Report, RunResult
 
 LONG = 1e12  # numbers from here on are shown by their power of ten
 
@@ -32,6 +32,11 @@ class OffPolicyReport(Report):
     def to_metrics(self) -> dict[str, Any]:
         """Lay everything out for metrics.json."""
         return {"estimators": self.rows, **self.extra}
+
+    def result(self, name: str | None) -> RunResult:
+        """Return the doubly robust estimate, or the model's where the log has no propensities."""
+        weighted = next((row for row in ("sequential DR", "DR") if row in self.rows), None)
+        return RunResult.from_rows(self.rows, weighted, (self.judged,), higher_is_better=True)
 
     def to_figures(
         self, agent: str | None, headline: str, history: dict[str, list[tuple[int, float]]]
@@ -163,7 +168,7 @@ def draw_estimates(evaluation: Evaluation, label: str) -> Figure:
     for at, name in enumerate(estimators):
         row = evaluation.rows[name]
         low, high = row[f"{NET}_ci"]
-        color = "grey" if name == LOGGED else "C0"
+        color = "grey" if name == LOGGED else COLORS[0]
         axes.plot([low, high], [at, at], color=color, linewidth=2)
         axes.plot(row[NET], at, "o", color=color)
     axes.set_yticks(range(len(estimators)), estimators)

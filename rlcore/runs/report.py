@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from rlcore.runs.plots import labelled, levels, markdown
+from rlcore.runs.plots import markdown, training_figure
+
+
+class RunResult(NamedTuple):
+    """The headline figure of a run, by which the jobs of a sweep are compared, and a few numbers beside it."""
+
+    of: str  #: the row that the figures are of: the trained policy, or the best row where nothing was trained
+    metric: str  #: name of the headline figure
+    value: float  #: NaN where it is unknown
+    higher_is_better: bool
+    metrics: dict[str, float]  #: the headline figure and those beside it, by name
+
+    @classmethod
+    def from_rows(
+        cls, rows: dict[str, dict[str, Any]], name: str | None, keys: tuple[str, ...], *, higher_is_better: bool
+    ) -> RunResult:
+        """Take numbers from the row `name`, or from the last where there is none; a number that it lacks is NaN.
+
+        The first of `keys` names the headline figure.
+        """
+        of = name if name in rows else list(rows)[-1]
+        metrics = {key: math.nan if rows[of].get(key) is None else float(rows[of][key]) for key in keys}
+        return cls(of, keys[0], metrics[keys[0]], higher_is_better, metrics)
 
 
 @dataclass(frozen=True)
@@ -26,14 +49,20 @@ class Report:
     plots: dict[str, Figure]
     judged: str  #: the key of a row by which runs are compared
     what: str = "policy"  #: header of the rows' names
+    beside: tuple[str, ...] = ()  #: further keys of a row by which runs are compared
 
     def to_metrics(self) -> dict[str, Any]:
         """Lay everything out for metrics.json."""
         return {"policies": self.rows, **self.extra}
 
-    def headline_metrics(self) -> dict[str, float]:
-        """The numbers by which runs are compared."""
-        return {f"{self.judged}/{name}": row[self.judged] for name, row in self.rows.items()}
+    def result(self, name: str | None) -> RunResult:
+        """Return the headline of the trained policy, `name`, or of the best one."""
+        return RunResult.from_rows(self.rows, name, (self.judged, *self.beside), higher_is_better=True)
+
+    @property
+    def sample(self) -> str:
+        """What the results are of, and how much of it, for the titles of plots."""
+        return self.title.partition("\n")[0]
 
     def _lines(self) -> list[list[str]]:
         lines = []
@@ -73,10 +102,9 @@ class Report:
         curve = history.get(headline, [])
         if not curve:
             return self.plots
-        figure, axes = labelled("steps, thousands", self.judged)
-        thousands = [step / 1e3 for step, _ in curve]
-        scores = [score for _, score in curve]
-        axes.plot(thousands, scores, marker="o", markersize=3)
-        others = {name: row[self.judged] for name, row in self.rows.items() if name != agent}
-        levels(axes, others)
-        return {**self.plots, "training": figure}
+        thousands = [(step / 1e3, value) for step, value in curve]
+        tested = {}
+        for name, row in self.rows.items():
+            low, high = row.get(f"{self.judged}_ci", (row[self.judged], row[self.judged]))
+            tested[name] = (row[self.judged], low, high)
+        return {**self.plots, "training": training_figure("steps, thousands", self.judged, thousands, tested, agent)}

@@ -273,7 +273,7 @@ def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
     )(env, 0)
     train(agent)
     result = judge.validate(agent)  # the myopic optimum earns 1, the trade's uplift rank .76
-    assert result["offers/score"] > 0.93 and 0.9 < result["offers/spend_ratio"] < 1.1
+    assert result["validation/score"] > 0.93 and 0.9 < result["validation/spend_ratio"] < 1.1
 
 
 def test_it_learns_offline_what_it_would_by_acting():

@@ -64,4 +64,4 @@ def test_ppo_learns_to_plan():
     train(algo)
     result = judge.validate(algo)
     # a myopic policy with a tuned fee reaches .62, one whose advantages have the wrong sign stays below 0
-    assert result["offers/score"] > 0.7 and 0.8 < result["offers/spend_ratio"] < 1.2
+    assert result["validation/score"] > 0.7 and 0.8 < result["validation/spend_ratio"] < 1.2

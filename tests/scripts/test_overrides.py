@@ -30,7 +30,7 @@ def error_of(done) -> str:
         ("hydra.job.chdir=maybe", "hydra.job.chdir: Value 'maybe' is not a valid bool"),
         ("hydra/launcher=nothing", "hydra/launcher=nothing: no such choice; expected basic, joblib"),
         ("--multi-run", "--multi-run: no such option; --help lists them"),
-        ("env/world=ful", "env/world=ful: no such choice; expected fatigue_only, full, "),
+        ("env/world=ful", "env/world=ful: no such choice; did you mean full? expected fatigue_only, full, "),
         (
             "+env.catalogue.offers.euro_9={value: -1}",
             "env.catalogue.offers.euro_9.value: expected a number in [0, 1e6]",

@@ -112,7 +112,7 @@ def test_a_run_leaves_everything_it_promises(whole):
     assert all(name in done.stdout for name in names)
     log = (folder / "train.log").read_text()
     assert all(f"iteration {k + 1}, step {(k + 1) * ITERATION}: losses/policy_loss " in log for k in range(6))
-    assert "evaluation, step 1152: offers/score " in log and all(f"| {name} |" in log for name in names)
+    assert "evaluation, step 1152: validation/score " in log and all(f"| {name} |" in log for name in names)
 
 
 def test_tensorboard_has_the_fields_names(whole):
@@ -129,11 +129,11 @@ def test_tensorboard_has_the_fields_names(whole):
         "losses/explained_variance",
         "charts/SPS",
         "charts/learning_rate",
-        "offers/score",
+        "validation/score",
     } <= set(tags["scalars"])
     assert [e.step for e in events.Scalars("losses/approx_kl")] == [k * ITERATION for k in range(1, 7)]
-    assert {"evaluation/prices", "evaluation/lost_profit", "evaluation/training"} <= set(tags["images"])
-    assert "evaluation/table/text_summary" in tags["tensors"]
+    assert {"test/prices", "test/lost_profit", "test/training"} <= set(tags["images"])
+    assert "test/table/text_summary" in tags["tensors"]
 
 
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
@@ -197,8 +197,8 @@ def test_multirun_finishes_and_a_bad_job_fails_alone(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert (tmp_path / "sweep" / "0" / "metrics.json").exists()
-    assert not (tmp_path / "sweep" / "1" / "metrics.json").exists()
+    assert (tmp_path / "sweep" / "0_algo.minibatches=4" / "metrics.json").exists()
+    assert not (tmp_path / "sweep" / "1_algo.minibatches=7" / "metrics.json").exists()
     assert done.stderr.count("error: ") == 1 and "algo.minibatches: expected " in done.stderr
 
 
@@ -293,8 +293,8 @@ def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
         timeout=300,
     )
     assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "algo.minibatches: expected " in done.stderr
-    assert (tmp_path / "sweep" / "0" / "metrics.json").exists() and not (
-        tmp_path / "sweep" / "1" / "metrics.json"
+    assert (tmp_path / "sweep" / "0_algo.minibatches=1" / "metrics.json").exists() and not (
+        tmp_path / "sweep" / "1_algo.minibatches=7" / "metrics.json"
     ).exists()
 
 

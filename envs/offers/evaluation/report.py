@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 
 from envs.offers.planning.lagrangian_bound import Bound
-from rlcore.runs.plots import labelled, levels, markdown
-from rlcore.runs.report import Report
+from rlcore.runs.plots import COLORS, labelled, markdown, training_figure
+from rlcore.runs.report import Report, RunResult
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ class OffersReport:
             metrics["frontier"] = self.frontier
         return metrics
 
-    def headline_metrics(self) -> dict[str, float]:
-        """The numbers by which runs are compared."""
-        return {f"score/{name}": row["score"] for name, row in self.rows.items()}
+    def result(self, name: str | None) -> RunResult:
+        """Return the score of the trained policy, `name`, or of the best one, with its money and contacts."""
+        keys = ("score", "incremental_profit", "spend_ratio", "weeks_breached", "contact_rate")
+        return RunResult.from_rows(self.rows, name, keys, higher_is_better=True)
 
     def parts(self) -> dict[str, OffersReport | Report]:
         """Name the comparisons under each budget rule and under each member."""
@@ -89,13 +90,17 @@ class OffersReport:
         lines.append(["upper bound", "true θ", "1.000", "", f"{self.bound.gap:,.0f}", "", "", ""])
         return lines
 
+    @property
+    def sample(self) -> str:
+        """What the results are of, and how much of it, for the titles of plots."""
+        return f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} weeks"
+
     _columns = ("policy", "knows", "score", "±", "profit", "spend", "breach", "contacts")
 
     def to_table(self) -> Table:
         """Lay the comparison out for the console."""
         table = Table(
-            title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
-            f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}",
+            title=f"{self.sample}, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
             caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
@@ -125,7 +130,7 @@ class OffersReport:
         if agent:
             figures["prices"] = self._price_figure(agent)
         if curve:
-            figures["training"] = self._training_figure(curve)
+            figures["training"] = self._training_figure(curve, agent)
         if agent and self.frontier:
             figures["frontier"] = self._frontier_figure(agent)
         return figures
@@ -133,7 +138,7 @@ class OffersReport:
     def _price_figure(self, learned: str) -> Figure:
         figure, axes = labelled("week", "marginal price of a unit of budget")
         weeks = range(1, len(self.bound.prices) + 1)
-        axes.plot(weeks, self.bound.prices.tolist(), "k--", label="dual optimum")
+        axes.plot(weeks, self.bound.prices.tolist(), "k--", label="of the best plan (the bound)")
         for name in ("planning", learned):
             axes.plot(weeks, self.rows[name]["prices"], marker="o", markersize=3, label=name)
         axes.set_ylim(bottom=0)
@@ -143,20 +148,35 @@ class OffersReport:
     def _lost_figure(self) -> Figure:
         figure, axes = labelled("share of the attainable incremental profit that is lost", "")
         names = [name for name in self.rows if name != "none"]
-        left = [0.0] * len(names)
-        for cause in self.rows[names[0]]["lost"]["cause"]:
-            width = [max(self.rows[name]["lost"]["cause"][cause], 0.0) for name in names]
-            axes.barh(names, width, left=left, label=cause, height=0.7)
-            left = [a + b for a, b in zip(left, width)]
+        ends = {1: [0.0] * len(names), -1: [0.0] * len(names)}  # of the bars so far: of losses, and of gains below 0
+        for k, cause in enumerate(self.rows[names[0]]["lost"]["cause"]):
+            parts = [self.rows[name]["lost"]["cause"][cause] for name in names]
+            signs = [1 if part >= 0 else -1 for part in parts]
+            left = [ends[sign][i] for i, sign in enumerate(signs)]
+            axes.barh(names, parts, left=left, label=cause, height=0.7, color=COLORS[k])
+            for i, (sign, part) in enumerate(zip(signs, parts)):
+                ends[sign][i] += part
+        lost = [1 - self.rows[name]["score"] for name in names]
+        half_widths = [(self.rows[name]["score_ci"][1] - self.rows[name]["score_ci"][0]) / 2 for name in names]
+        axes.errorbar(
+            lost, names, xerr=half_widths, fmt="|", color="0.25", capsize=2, label="1 − score, with its 95 % interval"
+        )
+        axes.axvline(0, color="0.25", linewidth=0.8)
         axes.legend(frameon=False, fontsize=8)
         return figure
 
-    def _training_figure(self, curve: list[tuple[int, float]]) -> Figure:
-        figure, axes = labelled("agent-steps, millions", "score on validation customers, 1: their upper bound")
-        axes.plot([step / 1e6 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
-        axes.set_ylim(min(0.0, *(score for _, score in curve)), 1.02)
-        axes.set_xlim(left=0)
-        levels(axes, {name: row["score"] for name, row in self.rows.items() if name.startswith(("myopic", "planning"))})
+    def _training_figure(self, curve: list[tuple[int, float]], agent: str | None) -> Figure:
+        millions = [(step / 1e6, score) for step, score in curve]
+        tested = {
+            name: (row["score"], *row["score_ci"])
+            for name, row in self.rows.items()
+            if name not in ("none", "random", "propensity")
+        }
+        figure = training_figure("agent-steps, millions", "score, 1: the upper bound", millions, tested, agent)
+        lowest = min(0.0, *(score for _, score in curve), *(low for _, low, _ in tested.values()))
+        for axes in figure.axes:
+            axes.set_ylim(lowest, 1.02)
+        figure.axes[0].set_xlim(left=0)
         return figure
 
     def _frontier_figure(self, learned: str) -> Figure:

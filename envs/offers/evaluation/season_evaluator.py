@@ -23,6 +23,7 @@ from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_val
 from envs.offers.populations.base import Population
 from envs.offers.world.customers import Customers
 from rlcore.algorithm import NetworkAlgorithm
+from rlcore.runs.progress import tracked
 
 BoundT = TypeVar("BoundT", bound=Bound | None)  # None where there is no bound
 PopulationT = TypeVar("PopulationT")  # how the customers of a market may respond
@@ -44,7 +45,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     None.
     """
 
-    headline = "offers/score"
+    headline = "validation/score"
 
     def __init__(
         self,
@@ -221,7 +222,8 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
                 assert isinstance(deployed, ValueKnapsackPolicy)  # as all that do not observe the price
                 policies[f"{name}, no budget"] = deployed.without_budget()
         records = {
-            row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS) for row, policy in policies.items()
+            row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS)
+            for row, policy in tracked(policies.items(), f"policies, {market.budget_rule}")
         }
         rows = {
             row: {"information": policy.information, **self.summarise(records[row], market, bound)}
@@ -262,7 +264,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         policy, _ = self.deploy(algorithm, market, market)
         records = self.simulate(policy, market, bound, 1, VALIDATION_SEASON)
         summary = self.summarise(records, market, bound)
-        metrics = {f"offers/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
+        metrics = {f"validation/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
         return metrics | self.compare_with_rival(records, market, bound)
 
     def compare_with_rival(
@@ -278,7 +280,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         if self._rival is None:
             self._rival = self.simulate(rival, market, bound, 1, VALIDATION_SEASON)
         ahead, low, high = self.paired_difference(records, self._rival, market, bound)
-        return {"offers/ahead_of_rival": ahead, "offers/ahead_of_rival_half_width": (high - low) / 2}
+        return {"validation/ahead_of_rival": ahead, "validation/ahead_of_rival_half_width": (high - low) / 2}
 
     def rival(self, market: EvaluationMarket) -> SeasonPolicy | None:
         """Return the policy that validation is paired with, of equal information, or None where there is none."""

@@ -186,4 +186,5 @@ class NeuralTwinEvaluator(SeasonEvaluator[None, NeuralEnsemble]):
             extra={"members": members},
             plots={},
             judged="incremental_profit",
+            beside=("spend_ratio", "weeks_breached", "contact_rate"),
         )

@@ -595,8 +595,8 @@ def test_an_evaluation_is_the_same_again_and_leaves_the_environment_alone(agent)
 
 def test_score_in_the_course_of_training(whole, agent):
     result = whole.evaluation.validate(agent)
-    assert set(result) == {"offers/score", "offers/spend_ratio", "offers/contact_rate"}
-    assert all(isinstance(x, float) for x in result.values()) and result["offers/score"] < 0.9
+    assert set(result) == {"validation/score", "validation/spend_ratio", "validation/contact_rate"}
+    assert all(isinstance(x, float) for x in result.values()) and result["validation/score"] < 0.9
 
 
 def test_the_fee_is_the_one_that_earns_most():
@@ -634,9 +634,10 @@ def test_metrics_are_json_and_keep_their_keys(whole):
     for row in metrics["policies"].values():
         assert {"score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "contact_rate"} <= set(row)
     assert len(metrics["frontier"]) == 1
-    assert whole.report.headline_metrics() == {
-        f"score/{name}": row["score"] for name, row in metrics["policies"].items()
-    }
+    for name, row in metrics["policies"].items():
+        result = whole.report.result(name)
+        assert (result.of, result.metric, result.value) == (name, "score", row["score"]) and result.higher_is_better
+        assert result.metrics["incremental_profit"] == row["incremental_profit"]
 
 
 def test_table_and_markdown_show_every_row(whole):
@@ -675,10 +676,10 @@ def test_a_paired_validation_says_how_far_ahead_of_planning_on_estimates_a_polic
     bound = evaluation.solve_bound(market)
     rival = evaluation.simulate(evaluation.rival(market), market, bound, 1, VALIDATION_SEASON)
     level = evaluation.compare_with_rival(rival, market, bound)
-    assert level == {"offers/ahead_of_rival": 0.0, "offers/ahead_of_rival_half_width": 0.0}
+    assert level == {"validation/ahead_of_rival": 0.0, "validation/ahead_of_rival_half_width": 0.0}
     nobody = evaluation.simulate(NoContact(), market, bound, 1, VALIDATION_SEASON)
     behind = evaluation.compare_with_rival(nobody, market, bound)
     scores = [evaluation.summarise(records, market, bound)["score"] for records in (nobody, rival)]
-    assert behind["offers/ahead_of_rival"] == pytest.approx(scores[0] - scores[1], abs=1e-9)
-    assert behind["offers/ahead_of_rival"] < -0.2 and behind["offers/ahead_of_rival_half_width"] > 0
+    assert behind["validation/ahead_of_rival"] == pytest.approx(scores[0] - scores[1], abs=1e-9)
+    assert behind["validation/ahead_of_rival"] < -0.2 and behind["validation/ahead_of_rival_half_width"] > 0
     assert small_evaluation().compare_with_rival(rival, market, bound) == {}

@@ -108,6 +108,9 @@ class ExpectedPPO(NetworkAlgorithm):
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
         )
+        self.learned_from = ("a simulator", "its one-step model")
+        if privileged:
+            self.learned_from += ("true parameters for the critic",)
         self.lookahead = lookahead
         self.critic = critic(lookahead.critic_dim, lookahead.num_states).to(env.device)
         self.critic_optimizer = critic_optimizer(self.critic.parameters())

@@ -249,7 +249,9 @@ def publish(report: Any, name: str | None, logger: TensorBoardLogger, directory:
         },
     )
     logger.close()
-    logger.console.print(*(part.to_table() for part in report.parts().values()), sep="\n")
+    console = logger.console
+    width = None if console.is_terminal else max(console.width, TABLE_WIDTH)
+    console.print(*(part.to_table() for part in report.parts().values()), sep="\n", width=width)
     logger.console.print(
         f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}"
     )

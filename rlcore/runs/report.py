@@ -13,9 +13,25 @@ from rich.table import Table
 from rlcore.runs.plots import labelled, levels, markdown
 
 
+def add_lines(table: Table, lines: dict[str, list[str]], groups: dict[str, str]) -> None:
+    """Add lines by name to a table for the console, under the names of their groups where they have one."""
+    shown = None
+    for name, line in lines.items():
+        group = groups.get(name, shown)
+        if group != shown:
+            if shown is not None:
+                table.add_section()
+            table.add_row(f"[italic]{group}[/]")
+            shown = group
+        table.add_row(*line)
+
+
 @dataclass(frozen=True)
 class Report:
-    """Rows of results by policy, from worst to best, and the columns of their table."""
+    """Rows of results by policy, in the order of the table, and the columns of their table.
+
+    Rows with an entry "group" are shown under the group's name.
+    """
 
     title: str
     caption: str
@@ -35,13 +51,13 @@ class Report:
         """The numbers by which runs are compared."""
         return {f"{self.judged}/{name}": row[self.judged] for name, row in self.rows.items()}
 
-    def _lines(self) -> list[list[str]]:
-        lines = []
+    def _lines(self) -> dict[str, list[str]]:
+        lines = {}
         for name, row in self.rows.items():
             cells = [show(row) for show in self.columns.values()]
-            lines.append([name, *cells])
+            lines[name] = [name, *cells]
         if self.last:
-            lines.append(self.last)
+            lines[self.last[0]] = self.last
         return lines
 
     def parts(self) -> dict[str, Report]:
@@ -56,15 +72,15 @@ class Report:
         table.add_column(self.what, no_wrap=True)
         for header in self.columns:
             table.add_column(header, justify="left" if header == "knows" else "right", no_wrap=True)
-        for line in self._lines():
-            table.add_row(*line)
+        groups = {name: row["group"] for name, row in self.rows.items() if "group" in row}
+        add_lines(table, self._lines(), groups)
         return table
 
     def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
         headers = (self.what, *self.columns)
         text_columns = 2 if "knows" in self.columns else 1
-        return markdown(headers, self._lines(), text_columns)
+        return markdown(headers, list(self._lines().values()), text_columns)
 
     def to_figures(
         self, agent: str | None, headline: str, history: dict[str, list[tuple[int, float]]]

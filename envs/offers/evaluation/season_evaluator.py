@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import NoContact, RandomContacts, ResponseRanking
+from envs.offers.policies.information import by_group
 from envs.offers.policies.learned import DeployedPolicy, ValueKnapsackPolicy, deploy_policy
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value
 from envs.offers.populations.base import Population
@@ -165,11 +167,11 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     def myopic_policy(self, market: EvaluationMarket, fee: float) -> SeasonPolicy:
         """Return the week's exact knapsack, with a fee a contact."""
 
-    def tune_fee(self, market: EvaluationMarket) -> float:
-        """Find the fee a contact with which the myopic knapsack earns most."""
+    def tune_fee(self, market: EvaluationMarket, make_policy: Callable[[float], SeasonPolicy]) -> float:
+        """Find the fee a contact with which a policy of the market's customers, made for a fee, earns most."""
 
         def incremental_profit(fee: float) -> float:
-            records = self.simulate(self.myopic_policy(market, fee), market, None, self.tuning_seasons, FEE_SEASONS)
+            records = self.simulate(make_policy(fee), market, None, self.tuning_seasons, FEE_SEASONS)
             return sum(r.incremental_profit.sum().item() for r in records)
 
         return max(self.fees, key=incremental_profit)
@@ -177,13 +179,14 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     def untrained_policies(self, market: EvaluationMarket, tuning_market: EvaluationMarket) -> dict[str, SeasonPolicy]:
         """Return the policies that need neither training nor a plan, by the name of their row."""
         customers, world = market.customers, self.world
+        fee = self.tune_fee(tuning_market, partial(self.myopic_policy, tuning_market))
         return {
             "none": NoContact(),
             "random": RandomContacts(customers, world, seed=self.seed),
             "propensity": ResponseRanking(customers, world, uplift=False),
             "uplift rank": ResponseRanking(customers, world, uplift=True),
             "myopic knapsack": self.myopic_policy(market, 0.0),
-            "myopic + fee": self.myopic_policy(market, self.tune_fee(tuning_market)),
+            "myopic + fee": self.myopic_policy(market, fee),
         }
 
     # ── rows of the table ───────────────────────────────────────────────────────────────────────────────────────────
@@ -206,7 +209,10 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         tuning_market: EvaluationMarket,
         bound: BoundT,
     ) -> dict[str, dict]:
-        """Return a row of numbers a policy, from the lowest score to the highest."""
+        """Return a row of numbers a policy, grouped by information, in each group from the highest score down.
+
+        `best_rival` of the algorithm is the best of the baselines of equal information, or None.
+        """
         policies = dict(baselines)
         calibrated: dict[str, Any] = {}
         if algorithm is not None:
@@ -219,7 +225,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
             row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS) for row, policy in policies.items()
         }
         rows = {
-            row: {"information": policy.information, **self.summarise(records[row], market, bound)}
+            row: {**policy.information.to_metrics(), **self.summarise(records[row], market, bound)}
             for row, policy in policies.items()
         }
         if algorithm is not None:
@@ -227,7 +233,10 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
                 row: self.paired_difference(records[name], records[row], market, bound) for row in rows if row != name
             }
             rows[name] |= calibrated
-        return dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
+            ours = policies[name].information
+            rivals = [row for row, policy in baselines.items() if policy.information.is_no_richer_than(ours)]
+            rows[name]["best_rival"] = max(rivals, key=lambda row: rows[row]["score"], default=None)
+        return by_group(rows)
 
     def compare_under_members(self, algorithm: NetworkAlgorithm, name: str) -> list[dict]:
         """Compare both under each member of the population's twin, if it has one; every member has its own bound."""

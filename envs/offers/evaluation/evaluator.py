@@ -11,19 +11,21 @@ from torch import Tensor
 from envs.offers.constraints.budget import Budget
 from envs.offers.evaluation.profit_decomposition import paired_difference, summarise_seasons
 from envs.offers.evaluation.report import OffersReport, twin_members_report
-from envs.offers.evaluation.season_evaluator import REGRESSION_CUSTOMERS, SeasonEvaluator
+from envs.offers.evaluation.season_evaluator import POSTERIOR_DRAWS, REGRESSION_CUSTOMERS, SeasonEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
 from envs.offers.evaluation.spend_calibration import calibrate_spend
 from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound, dual
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
+from envs.offers.policies.bayes_planner import BayesPlanner
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefRanking, BeliefView
 from envs.offers.policies.calibrated_spend import with_calibrated_spend
 from envs.offers.policies.information import FEATURES, ORACLE, STATES, Information
-from envs.offers.policies.rollover import planning_policy
+from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, planning_policy
 from envs.offers.populations.base import Population, PopulationEnsemble, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression
+from envs.offers.twin.theta_posterior import prior_draws
 from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import Customers
 from rlcore.algorithm import NetworkAlgorithm
@@ -75,7 +77,10 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
     def predicted_market(self, market: EvaluationMarket) -> EvaluationMarket:
         """Return a market as a shop sees it: with the parameters θ̂ that its customers' features predict."""
         regression = ParameterRegression(self._regression_sample(), ridge=self.ridge)
-        return replace(market, customers=self.world.inhabit(regression(market.features)), no_contact_values=None)
+        customers = self.world.inhabit(regression(market.features))
+        return replace(
+            market, customers=customers, no_contact_values=no_contact_values_if_they_fit(customers, self.world)
+        )
 
     @property
     def estimator_information(self) -> Information:
@@ -88,10 +93,21 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         Where the view hides the state, the planner filters it, as in `planning_policy`.
         """
         predicted = self.predicted_market(market)
-        values = no_contact_values_if_they_fit(predicted.customers, self.world)
-        predicted = replace(predicted, no_contact_values=values)
+        return self.planner_on_estimates(predicted, self.solve_bound(predicted))
+
+    def planner_on_estimates(self, predicted: EvaluationMarket, bound: Bound) -> SeasonPolicy:
+        """Plan at the dual prices of a market with the parameters θ̂."""
         start = self.start_belief() if self.env.codec.hides_state else None
-        return planning_policy(predicted, self.solve_bound(predicted), self.estimator_information, start)
+        return planning_policy(predicted, bound, self.estimator_information, start)
+
+    def bayes_planner(self, market: EvaluationMarket, bound: Bound) -> SeasonPolicy:
+        """Plan on draws of θ given features, at the prices of the plan on θ̂; the season's counts weight the draws."""
+        sample, generator = self._regression_sample(), self._generator(POSTERIOR_DRAWS)
+        theta = prior_draws(sample, market.features, self.posterior_draws, generator, ridge=self.ridge)
+        contacts = market.contact_policy.contacts
+        information = replace(self.estimator_information, season=(STATES, "counts"))
+        planner = BayesPlanner(theta, self.world, information, prices=bound.prices, contacts=contacts)
+        return ReservationPricePolicy(planner, carry_over_value(bound.prices)) if market.rollover else planner
 
     def start_belief(self) -> Tensor:
         """Return the marginals [14] of the state at the start of a season."""
@@ -126,9 +142,10 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
     ) -> dict[str, SeasonPolicy]:
         """Return the policies on θ̂, by the name of their row; the fee is tuned by what training customers bring."""
         predicted, tuning = self.predicted_market(market), self.predicted_market(tuning_market)
-        planner = self.certainty_equivalent_planner(market)
+        bound = self.solve_bound(predicted)
+        planner = self.planner_on_estimates(predicted, bound)
         fee = self.tune_fee(tuning_market, partial(self.myopic_on_estimates, tuning))
-        return {
+        policies = {
             "propensity on θ̂": self.ranking_on_estimates(predicted, uplift=False),
             "uplift rank on θ̂": self.ranking_on_estimates(predicted, uplift=True),
             "myopic knapsack on θ̂": self.myopic_on_estimates(predicted, 0.0),
@@ -136,6 +153,9 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
             "planning on θ̂": planner,
             "planning on θ̂, calibrated": self.with_calibrated_spend(planner, tuning_market),
         }
+        if self.posterior_draws and not self.env.codec.hides_state:
+            policies["Bayes planning"] = self.bayes_planner(market, bound)
+        return policies
 
     def rival(self, market: EvaluationMarket) -> SeasonPolicy:
         """Return planning on θ̂, which knows the customers' features too."""

@@ -30,7 +30,7 @@ BoundT = TypeVar("BoundT", bound=Bound | None)  # None where there is no bound
 PopulationT = TypeVar("PopulationT")  # how the customers of a market may respond
 
 # Random streams: what is drawn for one use is drawn for no other, and is the same for every policy.
-VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS, REGRESSION_CUSTOMERS = 1, 2, 3, 4, 5
+VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS, REGRESSION_CUSTOMERS, POSTERIOR_DRAWS = 1, 2, 3, 4, 5, 6
 TEST_MARKET, TUNING_MARKET, TEST_SEASONS = 11, 12, 13
 
 
@@ -42,6 +42,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     drawn from the training split, serve to fit the contact fee (one of `fees`, over `tuning_seasons`) and the price
     drift (over `calibration_seasons`). `price_grid` has the prices at which a learned policy is evaluated. The rest
     serves a comparison with a bound, whose options are `bound`: θ̂ is fitted on `regression_customers`, with a `ridge`;
+    `posterior_draws` of θ serve Bayes planning (0: left out);
     `frontier` lists further budget shares to compare at; `hard_budget_rule` is the budget rule of a second table, or
     None.
     """
@@ -62,6 +63,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         fees: list[float],
         regression_customers: int,
         ridge: float,
+        posterior_draws: int,
         price_grid: dict,
         calibration_seasons: int,
         frontier: list[float],
@@ -73,6 +75,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         self.customers, self.seasons, self.validation = customers, seasons, validation
         self.tuning_customers, self.tuning_seasons, self.fees = tuning_customers, tuning_seasons, fees
         self.regression_customers, self.ridge = regression_customers, ridge
+        self.posterior_draws = posterior_draws
         self.calibration_seasons, self.frontier, self.bound_options = calibration_seasons, frontier, bound
         self.hard_budget_rule = None if hard_budget_rule == env.budget.rule else hard_budget_rule
         if self.hard_budget_rule:

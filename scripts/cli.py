@@ -33,7 +33,7 @@ from scripts.overrides import check_config, explained, key_of
 FAILED = "CRM_RL_FAILED"  # the folder in which a failed job leaves a file
 TRACEBACKS = "CRM_RL_TRACEBACKS"  # 1: the user asks for them by HYDRA_FULL_ERROR=1
 
-TABLE_WIDTH = 100  # columns of a table in a file or a pipe
+TABLE_WIDTH = 106  # columns of a table in a file or a pipe
 
 
 def guarded(main: Callable) -> Callable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 from torch import Tensor
 
@@ -71,12 +71,13 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         """Return the week's exact knapsack, with a fee a contact."""
         return KnapsackPolicy(market.customers, self.world, ORACLE, values=None, fee=fee)
 
+    @cached_property
     def _regression_sample(self) -> Sample:
         return self.env.population.draw(self.regression_customers, self._generator(REGRESSION_CUSTOMERS), "train")
 
     def predicted_market(self, market: EvaluationMarket) -> EvaluationMarket:
         """Return a market as a shop sees it: with the parameters θ̂ that its customers' features predict."""
-        regression = ParameterRegression(self._regression_sample(), ridge=self.ridge)
+        regression = ParameterRegression(self._regression_sample, ridge=self.ridge)
         customers = self.world.inhabit(regression(market.features))
         return replace(
             market, customers=customers, no_contact_values=no_contact_values_if_they_fit(customers, self.world)
@@ -102,7 +103,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
 
     def bayes_planner(self, market: EvaluationMarket, bound: Bound) -> SeasonPolicy:
         """Plan on draws of θ given features, at the prices of the plan on θ̂; the season's counts weight the draws."""
-        sample, generator = self._regression_sample(), self._generator(POSTERIOR_DRAWS)
+        sample, generator = self._regression_sample, self._generator(POSTERIOR_DRAWS)
         theta = prior_draws(sample, market.features, self.posterior_draws, generator, ridge=self.ridge)
         contacts = market.contact_policy.contacts
         information = replace(self.estimator_information, season=(STATES, "counts"))
@@ -111,7 +112,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
 
     def start_belief(self) -> Tensor:
         """Return the marginals [14] of the state at the start of a season."""
-        return start_marginals(self._regression_sample().state)
+        return start_marginals(self._regression_sample.state)
 
     def with_calibrated_spend(self, planner: SeasonPolicy, tuning_market: EvaluationMarket) -> SeasonPolicy:
         """Correct a θ̂ planner's forecast of spend by what the same plan costs among training customers.

@@ -130,8 +130,9 @@ class OffersReport:
             caption_justify="left",
         )
         for i, column in enumerate(self._columns):
-            # only what a policy knows may break into lines, on a narrow terminal
-            table.add_column(column, justify="left" if i < 2 else "right", no_wrap=column != "knows")
+            # On a narrow terminal groups and what a policy knows break into lines, names and numbers do not.
+            names = max(map(len, self.rows)) if column == "policy" else None
+            table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i > 1, min_width=names)
         groups = {name: row["group"] for name, row in self.rows.items()}
         add_lines(table, self._lines(), {"upper bound": ORACLE.group, **groups})
         return table
@@ -141,7 +142,8 @@ class OffersReport:
 
     def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
-        return markdown(self._columns, list(self._lines().values())) + "".join(self._verdict())
+        verdict = "\n".join(self._verdict())
+        return markdown(self._columns, list(self._lines().values())) + (f"\n{verdict}" if verdict.strip() else "")
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Draw prices against the dual's, lost profit by cause, the training curve, and the frontier, if any."""

@@ -30,7 +30,8 @@ BoundT = TypeVar("BoundT", bound=Bound | None)  # None where there is no bound
 PopulationT = TypeVar("PopulationT")  # how the customers of a market may respond
 
 # Random streams: what is drawn for one use is drawn for no other, and is the same for every policy.
-VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS, REGRESSION_CUSTOMERS, POSTERIOR_DRAWS = 1, 2, 3, 4, 5, 6
+VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS = 1, 2, 3, 4
+REGRESSION_CUSTOMERS, POSTERIOR_DRAWS = 5, 6
 TEST_MARKET, TUNING_MARKET, TEST_SEASONS = 11, 12, 13
 
 

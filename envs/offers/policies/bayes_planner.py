@@ -1,9 +1,9 @@
 """Planning on a posterior of θ: one plan for all draws of a customer's parameters, weighted by what the season shows.
 
 Where θ is unknown and does not change, a policy has to be good under all θ that a customer may have. The plan is the
-"weight-select-update" of multi-model decision processes (Steimle, Kaufman & Denton 2021): backwards in time one action is
-selected for each state by its weighted mean value over the draws, and every draw's value is updated under that action.
-This is not the mean of the draws' own plans, which each know their θ and promise what no policy attains.
+"weight-select-update" of multi-model decision processes (Steimle, Kaufman & Denton 2021): backwards in time one action
+is selected for each state by its weighted mean value over the draws, and every draw's value is updated under that
+action. This is not the mean of the draws' own plans, which each know their θ and promise what no policy attains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.knapsack import Increments, concat_increments, upper_hull
 from envs.offers.planning.state_values import StateGrid, StateValues, VisitedStates
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
-from envs.offers.policies.base import pair_table
+from envs.offers.policies.base import View, pair_table
 from envs.offers.policies.information import Information
 from envs.offers.populations.base import theta_from_matrix
 from envs.offers.twin.likelihood import log_likelihood
@@ -92,7 +92,7 @@ class BayesPlanner:
     ):
         self.theta, self.world, self.information = theta, world, information
         self.prices, self.contacts = prices, contacts
-        self.view = PosteriorView(theta, world)
+        self.view: View = PosteriorView(theta, world)
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return the efficient increments of every customer."""

@@ -85,16 +85,12 @@ def run(
     return {"points": [point._asdict() for point in points], "rows": rows}
 
 
-def margin_and_trips(
-    evaluator: OffersEvaluator, policy: SeasonPolicy, market: EvaluationMarket
-) -> tuple[float, float]:
+def margin_and_trips(evaluator: OffersEvaluator, policy: SeasonPolicy, market: EvaluationMarket) -> tuple[float, float]:
     """Return what a policy adds to margin less spend, and to the number of trips; means over the test seasons.
 
     Profit is linear in the value of a trip, so two accounts of the same seasons tell both.
     """
-    of_margin, of_both = (
-        incremental_profit(evaluator, policy, with_trip_value(market, value)) for value in (0.0, 1.0)
-    )
+    of_margin, of_both = (incremental_profit(evaluator, policy, with_trip_value(market, value)) for value in (0.0, 1.0))
     return of_margin, of_both - of_margin
 
 

@@ -28,7 +28,7 @@ def test_it_is_the_expectation_of_the_plan_over_states():
     bound = evaluator.solve_bound(market)
     c, world = market.customers, market.world
     view = BeliefView(c, world, start_belief(c).marginals()[:, 0])
-    blind = BeliefPlanner(c, world, ORACLE, view, values=bound.values)
+    blind = BeliefPlanner(c, world, ORACLE, view, fee=0.0, values=bound.values)
     planner = KnapsackPolicy(c, world, ORACLE, values=bound.values, fee=0.0)
     mask = market.contact_policy(torch.ones(20, dtype=torch.bool), [])
     kept = {}

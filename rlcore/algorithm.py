@@ -107,6 +107,8 @@ class Algorithm(ABC):
     eval_every: int  #: iterations between two evaluations
     checkpoint_every: int  #: iterations between two checkpoints
 
+    learned_from: tuple[str, ...] = ("a simulator",)  #: what training is given beside observations, in words of a table
+
     #: A backend may compile or record graph regions, because they never wait for the device.
     graph_regions: tuple[str, ...] = ()  #: names of methods whose tensors have fixed shapes
     sharded: tuple[str, ...] = ()  #: keys of `state_dict` that differ between processes; empty: one process only

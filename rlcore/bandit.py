@@ -141,6 +141,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
     def set_dataset(self, data: LoggedDataset) -> None:
         """Read decisions from a dataset, again and again in one random order, in place of acting."""
         self.dataset = data
+        self.learned_from = ("a log",)
         generator = torch.Generator().manual_seed(self.seed)
         self.order = torch.randperm(len(data), generator=generator).to(self.env.device)
 

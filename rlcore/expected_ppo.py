@@ -105,6 +105,9 @@ class ExpectedPPO(NetworkAlgorithm):
             checkpoint_every=checkpoint_every,
         )
         check_minibatches(env.num_agents, num_steps, minibatches)
+        self.learned_from = ("a simulator", "its one-step model")
+        if privileged:
+            self.learned_from += ("true parameters for the critic",)
         self.lookahead = lookahead
         self.critic = critic(lookahead.critic_dim, lookahead.num_states).to(env.device)
         self.critic_optimizer = critic_optimizer(self.critic.parameters())

@@ -36,9 +36,25 @@ class RunResult(NamedTuple):
         return cls(of, keys[0], metrics[keys[0]], higher_is_better, metrics)
 
 
+def add_lines(table: Table, lines: dict[str, list[str]], groups: dict[str, str]) -> None:
+    """Add lines by name to a table for the console, under the names of their groups where they have one."""
+    shown = None
+    for name, line in lines.items():
+        group = groups.get(name, shown)
+        if group != shown:
+            if shown is not None:
+                table.add_section()
+            table.add_row(f"[italic]{group}[/]")
+            shown = group
+        table.add_row(*line)
+
+
 @dataclass(frozen=True)
 class Report:
-    """Rows of results by policy, from worst to best, and the columns of their table."""
+    """Rows of results by policy, in the order of the table, and the columns of their table.
+
+    Rows with an entry "group" are shown under the group's name.
+    """
 
     title: str
     caption: str
@@ -64,13 +80,13 @@ class Report:
         """What the results are of, and how much of it, for the titles of plots."""
         return self.title.partition("\n")[0]
 
-    def _lines(self) -> list[list[str]]:
-        lines = []
+    def _lines(self) -> dict[str, list[str]]:
+        lines = {}
         for name, row in self.rows.items():
             cells = [show(row) for show in self.columns.values()]
-            lines.append([name, *cells])
+            lines[name] = [name, *cells]
         if self.last:
-            lines.append(self.last)
+            lines[self.last[0]] = self.last
         return lines
 
     def parts(self) -> dict[str, Report]:
@@ -85,15 +101,15 @@ class Report:
         table.add_column(self.what, no_wrap=True)
         for header in self.columns:
             table.add_column(header, justify="left" if header == "knows" else "right", no_wrap=True)
-        for line in self._lines():
-            table.add_row(*line)
+        groups = {name: row["group"] for name, row in self.rows.items() if "group" in row}
+        add_lines(table, self._lines(), groups)
         return table
 
     def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
         headers = (self.what, *self.columns)
         text_columns = 2 if "knows" in self.columns else 1
-        return markdown(headers, self._lines(), text_columns)
+        return markdown(headers, list(self._lines().values()), text_columns)
 
     def to_figures(
         self, agent: str | None, headline: str, history: dict[str, list[tuple[int, float]]]

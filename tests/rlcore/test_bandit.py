@@ -15,6 +15,7 @@ from envs.data_collection import UniformPolicy, rollouts
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import VisitedStates
 from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.information import ORACLE
 from envs.offers.policies.learned import ValueKnapsackPolicy
 from envs.offers.world.customers import SUBSCRIBED
 from envs.wheel_bandit import Wheel
@@ -247,7 +248,7 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
     )
     allowed = market.contact_policy(state.status == SUBSCRIBED, [])
     allowed = allowed._replace(memory=env.codec.start_memory(market.features))
-    myopic = KnapsackPolicy(market.customers, market.world, "", values=None, fee=0.0)
+    myopic = KnapsackPolicy(market.customers, market.world, ORACLE, values=None, fee=0.0)
     ours, theirs = policy.increments(0, state, allowed), myopic.increments(0, state, allowed)
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b)

@@ -9,19 +9,24 @@ from rich import box
 from rich.table import Table
 
 from envs.offers.planning.lagrangian_bound import Bound
+from envs.offers.policies.information import ORACLE
 from rlcore.runs.plots import COLORS, labelled, markdown, training_figure
-from rlcore.runs.report import Report, RunResult
+from rlcore.runs.report import Report, RunResult, add_lines
 
 
 @dataclass(frozen=True)
 class OffersReport:
-    """Results by policy, from worst to best, under one bound and one budget rule."""
+    """Results by policy, grouped by what the policies were given, under one bound and one budget rule.
+
+    `agent` is the row of the trained policy, or None.
+    """
 
     rows: dict[str, dict]
     bound: Bound
     customers: int
     seasons: int
     budget_rule: str
+    agent: str | None
     excluded_shares: dict[str, float]  # share of the customers that each lasting contact rule excludes
     under_hard_rule: OffersReport | None = None  # the same under a rule that never exceeds a week's budget
     members: Report | None = None  # the learned policy under each member of a twin
@@ -71,23 +76,20 @@ class OffersReport:
             parts["members"] = self.members
         return parts
 
-    def _lines(self) -> list[list[str]]:
-        lines = []
+    def _lines(self) -> dict[str, list[str]]:
+        lines = {"upper bound": ["upper bound", ORACLE.knows, "1.000", "", f"{self.bound.gap:,.0f}", "", "", ""]}
         for name, row in self.rows.items():
             low, high = row["score_ci"]
-            lines.append(
-                [
-                    name,
-                    row["information"],
-                    f"{row['score']:.3f}",
-                    f"{(high - low) / 2:.3f}",
-                    f"{row['incremental_profit']:,.0f}",
-                    f"{row['spend_ratio']:.3f}",
-                    f"{row['weeks_breached']:.0%}",
-                    f"{row['contact_rate']:.1%}",
-                ]
-            )
-        lines.append(["upper bound", "true θ", "1.000", "", f"{self.bound.gap:,.0f}", "", "", ""])
+            lines[name] = [
+                name,
+                row["information"],
+                f"{row['score']:.3f}",
+                f"{(high - low) / 2:.3f}",
+                f"{row['incremental_profit']:,.0f}",
+                f"{row['spend_ratio']:.3f}",
+                f"{row['weeks_breached']:.0%}",
+                f"{row['contact_rate']:.1%}",
+            ]
         return lines
 
     @property
@@ -95,25 +97,49 @@ class OffersReport:
         """What the results are of, and how much of it, for the titles of plots."""
         return f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} weeks"
 
+    def _verdict(self) -> tuple[str, str]:
+        """Return two lines on the trained policy beside the best rival of equal information, where there are both.
+
+        The first, for the top of the table, is empty where the policy is ahead.
+        """
+        row = self.rows[self.agent] if self.agent else {}
+        rival = row.get("best_rival")
+        if rival is None:
+            return "", ""
+        ahead, low, high = row["ahead_of"][rival]
+        given = f"; training was given {row['training']}" if "training" in row else ""
+        below = (
+            f"\n{self.agent} less {rival}, the best of equal information: {ahead:+.3f}, 95 % interval {low:+.3f} to "
+            f"{high:+.3f}, paired{given}"
+        )
+        above = f"\n{self.agent} is not first among equal information: {rival} is" if ahead <= 0 else ""
+        return above, below
+
     _columns = ("policy", "knows", "score", "±", "profit", "spend", "breach", "contacts")
 
     def to_table(self) -> Table:
         """Lay the comparison out for the console."""
-        table = Table(
-            title=f"{self.sample}, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
+        above, below = self._verdict()
+        explanation = (
+            "score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
             "over never contacting anyone, a season; spend: expected spend / budget; breach: weeks whose "
-            "realised spend exceeded the budget" + self._exclusions(),
-            caption_justify="left",
+            "realised spend exceeded the budget" + self._exclusions()
         )
         if self.under_hard_rule:  # the table under the hard rule explains the columns of both
-            table.caption = None
+            explanation = ""
+        table = Table(
+            title=f"{self.sample}, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}" + above,
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            caption=(below + "\n" + explanation).strip() or None,
+            caption_justify="left",
+        )
         for i, column in enumerate(self._columns):
-            table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
-        for line in self._lines():
-            table.add_row(*line)
+            # On a narrow terminal groups and what a policy knows break into lines, names and numbers do not.
+            names = max(map(len, self.rows)) if column == "policy" else None
+            table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i > 1, min_width=names)
+        groups = {name: row["group"] for name, row in self.rows.items()}
+        add_lines(table, self._lines(), {"upper bound": ORACLE.group, **groups})
         return table
 
     def _exclusions(self) -> str:
@@ -121,7 +147,8 @@ class OffersReport:
 
     def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
-        return markdown(self._columns, self._lines())
+        verdict = "\n".join(self._verdict())
+        return markdown(self._columns, list(self._lines().values())) + (f"\n{verdict}" if verdict.strip() else "")
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Draw prices against the dual's, lost profit by cause, the training curve, and the frontier, if any."""

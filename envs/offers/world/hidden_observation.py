@@ -140,6 +140,8 @@ class HistoryCodec(HidingCodec):
     `half_lives`, in weeks, are those of the history's weights. Raises ValueError where one is not above 0.
     """
 
+    shows = ("history", "counts")
+
     def __init__(
         self,
         num_features: int,

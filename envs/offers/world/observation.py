@@ -42,6 +42,7 @@ class ObservationCodec:
     `start_memory` and `remember` carry from week to week, in training, in evaluation and in a running shop alike.
     """
 
+    shows: tuple[str, ...] = ("states",)  #: what of the season's course an observation tells, in words
     hides_state = False  #: whether habit, fatigue, expectation and churn can't be read out of an observation
     num_dynamics = sum(DYNAMICS.values())  #: columns between features and status
     num_statuses = STATUSES  #: columns of the status
@@ -199,6 +200,8 @@ class StateCountsCodec(ObservationCodec):
     A learner whose features tell little of θ learns it from the season's sums, which are scaled by `count_scale`
     (envs/offers/world/season_counts.py).
     """
+
+    shows = ("states", "counts")
 
     def __init__(
         self,

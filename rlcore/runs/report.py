@@ -27,11 +27,13 @@ class RunResult(NamedTuple):
     def from_rows(
         cls, rows: dict[str, dict[str, Any]], name: str | None, keys: tuple[str, ...], *, higher_is_better: bool
     ) -> RunResult:
-        """Take numbers from the row `name`, or from the last where there is none; a number that it lacks is NaN.
+        """Take numbers from the row `name`, or from the best where there is none; a number that it lacks is NaN.
 
-        The first of `keys` names the headline figure.
+        The first of `keys` names the headline figure, by which the best is the best.
         """
-        of = name if name in rows else list(rows)[-1]
+        sign = 1 if higher_is_better else -1
+        known = [row for row in rows if rows[row].get(keys[0]) is not None] or list(rows)
+        of = name if name in rows else max(known, key=lambda row: sign * (rows[row].get(keys[0]) or 0.0))
         metrics = {key: math.nan if rows[of].get(key) is None else float(rows[of][key]) for key in keys}
         return cls(of, keys[0], metrics[keys[0]], higher_is_better, metrics)
 

@@ -24,7 +24,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).parent / "recorded.json"
-LEFT_OUT = ("seconds", "steps_per_second", "evaluation_seconds", "headline", "curve")  # timings, and what repeats a row or a log
+# timings, and what repeats a row or a log
+LEFT_OUT = ("seconds", "steps_per_second", "evaluation_seconds", "headline", "curve")
 
 OFFERS = [
     "env.num_agents=48",

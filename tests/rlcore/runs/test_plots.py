@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from rlcore.runs.plots import COLORS, DPI, entitle, labelled, training_figure
+from rlcore.runs.report import RunResult
 
 # of linear RGB, for whom the green or the red cones are missing (Machado, Oliveira & Fernandes 2009, severity 1)
 DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
@@ -62,3 +63,12 @@ def test_validation_and_test_have_a_panel_each():
     drawn = [container.lines[2][0].get_segments()[0][:, 1].tolist() for container in right.containers]
     assert drawn == [pytest.approx([0.0, 0.3]), pytest.approx([0.6, 0.8])]
     assert len(training_figure("steps", "score", [(1, 0.5)], {}, None).axes) == 1
+
+
+def test_the_headline_is_the_trained_policys_or_the_best():
+    rows = {"a": {"score": 0.2, "spend": 1.0}, "b": {"score": 0.9}, "c": {"score": -0.5}, "d": {"score": None}}
+    found = [RunResult.from_rows(rows, name, ("score", "spend"), higher_is_better=True) for name in ("a", None)]
+    assert [result.of for result in found] == ["a", "b"] and found[0].metrics == {"score": 0.2, "spend": 1.0}
+    assert np.isnan(found[1].metrics["spend"])
+    assert RunResult.from_rows(rows, None, ("score",), higher_is_better=False).of == "c"
+    assert np.isnan(RunResult.from_rows({"d": rows["d"]}, "d", ("score",), higher_is_better=True).value)

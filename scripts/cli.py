@@ -38,7 +38,6 @@ from scripts.overrides import check_config, explained, key_of, overrides_first
 FAILED = "CRM_RL_FAILED"  # the folder in which a failed job leaves a file
 TRACEBACKS = "CRM_RL_TRACEBACKS"  # 1: the user asks for them by HYDRA_FULL_ERROR=1
 
-TABLE_WIDTH = 106  # columns of a table in a file or a pipe
 MAX_NAME = 150  # characters of the name of a job's folder: file systems take 255 bytes
 
 
@@ -314,9 +313,7 @@ def publish(report: Any, name: str | None, logger: RunLogger, directory: Path) -
         },
     )
     logger.close()
-    console = logger.console
-    width = None if console.is_terminal else max(console.width, TABLE_WIDTH)
-    console.print(*(part.to_table() for part in report.parts().values()), sep="\n", width=width)
+    logger.console.print(*(part.to_table() for part in report.parts().values()), sep="\n")
     logger.console.print(
         f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}"
     )

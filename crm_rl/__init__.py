@@ -1,4 +1,4 @@
-"""The names that users import: `from crm_rl import PPO, TrainingLoop, VectorEnv, make_env`."""
+"""The names that users import: `from crm_rl import train`, `from crm_rl import PPO, TrainingLoop, make_env`."""
 
 from envs.base import FunctionalEnv, PricedEnv, Step, VectorEnv
 from envs.configuration import compose_config, make_env
@@ -11,14 +11,17 @@ from rlcore.offline import LoggedDataset
 from rlcore.ope import OffPolicyEvaluator
 from rlcore.ppo import PPO
 from rlcore.rollout import Rollout, collect_rollout
-from rlcore.runs.logger import MemoryLogger, NullLogger, TensorBoardLogger
+from rlcore.runs.logger import MemoryLogger, NullLogger
+from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
+from scripts.python_api import FinishedRun, train
 
 __all__ = [
     "PPO",
     "ActorCritic",
     "Algorithm",
     "Evaluator",
+    "FinishedRun",
     "FunctionalEnv",
     "LoggedDataset",
     "MaskedMultiDiscrete",
@@ -31,8 +34,8 @@ __all__ = [
     "Policy",
     "PricedEnv",
     "Rollout",
+    "RunLogger",
     "Step",
-    "TensorBoardLogger",
     "TrainingLoop",
     "ValuePolicy",
     "VectorEnv",
@@ -40,4 +43,5 @@ __all__ = [
     "collect_rollout",
     "compose_config",
     "make_env",
+    "train",
 ]

@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from envs.offers.logs.schema import COLUMNS
+from rlcore.offline.log_files import read_log
+from rlcore.offline.logged_dataset import LoggedDataset, check_compatible
+
 if TYPE_CHECKING:
     from rlcore.algorithm import Evaluator
 
@@ -84,6 +88,25 @@ class VectorEnv(ABC):
         A policy's actions mean nothing far from what it was trained on. None: there are no limits.
         """
         return None
+
+    def read_log(
+        self, path: str, split: str, transform: Callable[[LoggedDataset], LoggedDataset] | None = None
+    ) -> LoggedDataset:
+        """Read logged decisions as this environment's policies observe them; `transform` is applied to each chunk.
+
+        `split` ("train" or "test") chooses the units of one side, where the environment knows the sides of units; a log
+        of another environment's observations has no sides. Raises ValueError where the log does not fit.
+        """
+        if transform is None:
+            dataset = read_log(path, COLUMNS)
+            check_compatible(dataset, self, path)
+            return dataset
+
+        def checked(chunk: LoggedDataset) -> LoggedDataset:
+            check_compatible(chunk, self, path)
+            return transform(chunk)
+
+        return read_log(path, COLUMNS, checked)
 
     def as_functional(self) -> FunctionalEnv | None:
         """Return the same environment as pure functions, or None where it has no such form."""

@@ -42,13 +42,16 @@ ADMITTED_CLASSES = (
 )
 
 
-def compose_config(*overrides: str, name: str = "train") -> DictConfig:
-    """Compose conf/NAME.yaml with overrides as on the command line. A script that Hydra has started may call it too."""
+def compose_config(*overrides: str, name: str = "train", with_hydra: bool = False) -> DictConfig:
+    """Compose conf/NAME.yaml with overrides as on the command line; `with_hydra` keeps Hydra's own keys.
+
+    A script that Hydra has started may call it too.
+    """
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(name, overrides=list(overrides))
+            return compose(name, overrides=list(overrides), return_hydra_config=with_hydra)
     finally:
         GlobalHydra.instance().hydra = running
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlcore.backends import distributed
 from rlcore.distributions import MaskedMultiDiscrete
+from rlcore.rollout import EpisodicReturn
 from rlcore.runs import divergence
 from rlcore.schedules import restore_optimizer
 
@@ -105,6 +106,8 @@ class Algorithm(ABC):
     steps_per_iteration: int  #: environment steps, samples or decisions of an iteration, in all processes together
     eval_every: int  #: iterations between two evaluations
     checkpoint_every: int  #: iterations between two checkpoints
+
+    learned_from: tuple[str, ...] = ("a simulator",)  #: what training is given beside observations, in words of a table
 
     #: A backend may compile or record graph regions, because they never wait for the device.
     graph_regions: tuple[str, ...] = ()  #: names of methods whose tensors have fixed shapes
@@ -229,6 +232,7 @@ class NetworkAlgorithm(Algorithm):
         self.lr = torch.tensor(float(self.initial_lr), device=env.device)
         self.optimizer.param_groups[0]["lr"] = self.lr
         self.lr_schedule = lr_schedule
+        self.episodic_return = EpisodicReturn(env.num_agents, env.device)
         # of the last iteration, for schedules that adapt to it
         self.kl = torch.full((), torch.nan, device=env.device)
 
@@ -254,6 +258,7 @@ class NetworkAlgorithm(Algorithm):
             "auxiliary": self.auxiliary and self.auxiliary.state_dict(),
             "generator": self.generator.get_state(),
             "env": self.env.state_dict(),
+            "episodic_return": self.episodic_return.running,
         }
 
     def load_policy(self, state: dict[str, Any]) -> None:
@@ -271,4 +276,5 @@ class NetworkAlgorithm(Algorithm):
             self.auxiliary.load_state_dict(state["auxiliary"])
         self.generator.set_state(state["generator"].cpu())
         self.env.load_state_dict(state["env"])
+        self.episodic_return.running.copy_(state["episodic_return"])
         self.iteration = state["iteration"]

@@ -122,7 +122,10 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
                 "algo.network: the bandit needs a network of action values, as algo/network=action_values or logistic"
             )
         if memory < decisions:
-            raise ValueError(f"algo.memory: expected at least {decisions}, the decisions of an iteration, got {memory}")
+            raise ValueError(
+                f"algo.memory: expected at least env.num_agents × algo.num_steps, {decisions}, the decisions of an "
+                f"iteration, got {memory}"
+            )
         self.exploration = exploration(self.network)
         self.updates = updates
         self.batch_size = batch_size
@@ -138,6 +141,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
     def set_dataset(self, data: LoggedDataset) -> None:
         """Read decisions from a dataset, again and again in one random order, in place of acting."""
         self.dataset = data
+        self.learned_from = ("a log",)
         generator = torch.Generator().manual_seed(self.seed)
         self.order = torch.randperm(len(data), generator=generator).to(self.env.device)
 
@@ -196,7 +200,10 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         for contexts, actions in zip(context.chunk(self.num_steps), action.chunk(self.num_steps)):
             self.exploration.update_design(self.network, contexts, actions)
         info = {name: x[rows] for name, x in data.outcomes.items()}
-        return Decisions(context=context, action=action, reward=data.reward[rows], info=info)
+        reward = data.reward[rows]
+        if not self.priced_env:  # nobody else charges the cost
+            reward = reward - data.price[rows] * data.cost[rows]
+        return Decisions(context=context, action=action, reward=reward, info=info)
 
     def update(self, decisions: Decisions) -> dict[str, Tensor]:
         """Remember the decisions and learn from memory; return metrics."""

@@ -20,7 +20,7 @@ from rlcore import losses, returns
 from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
 from rlcore.backends import distributed
 from rlcore.networks import StateCritic
-from rlcore.rollout import BatchT, Rollout, collect_rollout, shuffled
+from rlcore.rollout import BatchT, Rollout, check_minibatches, collect_rollout, shuffled
 from rlcore.schedules import restore_optimizer
 
 MakeCritic = Callable[[int, int], StateCritic]  # of the length of a critic's observation and S
@@ -56,7 +56,7 @@ class ExpectedPPO(NetworkAlgorithm):
     """
 
     graph_regions: tuple[str, ...] = ("compute_policy_gradients", "compute_critic_gradients")
-    sharded = ("generator", "env")
+    sharded = ("generator", "env", "episodic_return")
 
     def __init__(
         self,
@@ -86,14 +86,10 @@ class ExpectedPPO(NetworkAlgorithm):
         checkpoint_every: int,
     ):
         lookahead = env.as_lookahead(privileged)
-        if lookahead is None or num_steps != env.episode_length:
+        if lookahead is None or not env.episode_length:
             raise ValueError(
                 "algo=ppo_expected: this environment can't say what every action is expected to bring and to lead to, "
                 "expected algo=ppo, which learns from sampled actions"
-            )
-        if env.num_agents * num_steps % minibatches:
-            raise ValueError(
-                f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps"
             )
         super().__init__(
             env,
@@ -108,6 +104,10 @@ class ExpectedPPO(NetworkAlgorithm):
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
         )
+        check_minibatches(env.num_agents, num_steps, minibatches)
+        self.learned_from = ("a simulator", "its one-step model")
+        if privileged:
+            self.learned_from += ("true parameters for the critic",)
         self.lookahead = lookahead
         self.critic = critic(lookahead.critic_dim, lookahead.num_states).to(env.device)
         self.critic_optimizer = critic_optimizer(self.critic.parameters())
@@ -138,6 +138,7 @@ class ExpectedPPO(NetworkAlgorithm):
         if self.auxiliary:
             metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
         self.network.update_normalization(rollout.obs)
+        metrics["charts/episodic_return"] = self.episodic_return.update(rollout.reward, rollout.done)
         metrics = distributed.mean_scalars(metrics | rollout.mean_info())
         return metrics | {"charts/learning_rate": self.lr}
 

@@ -32,7 +32,7 @@ def masked_mean(x: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | N
 def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor | None = None) -> Tensor:
     """Return the clipped surrogate loss (Schulman et al. 2017, eq. 7); log_ratio = log π − log π_old."""
     if mask is not None:
-        # An overflow of the exponential would make the gradient of a sample that is left out 0 · inf = NaN.
+        # Masked samples get ratio 1. Otherwise exp could overflow, and their gradient 0 · inf would be NaN.
         log_ratio = torch.where(mask > 0, log_ratio, 0.0)
     ratio = log_ratio.exp()
     unclipped_loss = -advantage * ratio
@@ -44,8 +44,9 @@ def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float, mask: Tensor 
 def expected_policy_loss(
     log_ratio: Tensor, old_prob: Tensor, advantage: Tensor, clip: float, mask: Tensor | None = None
 ) -> Tensor:
-    """Return the clipped surrogate loss in expectation over the old policy: the sum over all actions [B, P].
+    """Return the clipped surrogate loss in expectation over the old policy.
 
+    Inputs are [B, P]: B samples, P joint actions. The loss is
     −Σ_a π_old(a)·min(ratio(a)·A(a), clip(ratio(a))·A(a)), in the mean over the mask [B]; log_ratio is 0 where an action
     is masked. At ratio 1 its gradient is that of −Σ_a π(a)·A(a), without sampling noise.
     """
@@ -131,8 +132,8 @@ def ppo(
     """Return PPO's loss (Schulman et al. 2017, eq. 9) and diagnostics, detached; all inputs have one shape.
 
     `mask` marks the samples with more than one valid action. Policy loss, entropy, KL and clip fraction are means over
-    these samples, times `weight`: the number of these samples divided by the processes' mean number (1 in one process).
-    The value loss is a mean over `value_mask`, or over all samples.
+    these samples, times `weight`: this process's number of such samples, divided by the mean number of a process (1 if
+    there is one process). The value loss is a mean over `value_mask`, or over all samples.
     """
     log_ratio = log_prob - old_log_prob
     policy_term = weight * policy_loss(log_ratio, advantage, clip, mask)

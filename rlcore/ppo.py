@@ -19,7 +19,7 @@ from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwo
 from rlcore.backends import distributed
 from rlcore.normalization import RewardNormalizer
 from rlcore.returns import whiten
-from rlcore.rollout import Rollout, collect_rollout, shuffled
+from rlcore.rollout import Rollout, check_minibatches, collect_rollout, shuffled
 
 
 class Batch(NamedTuple):
@@ -45,7 +45,7 @@ class PPO(NetworkAlgorithm):
     """
 
     graph_regions: tuple[str, ...] = ("compute_advantages", "compute_gradients")
-    sharded = ("generator", "env", "reward_normalizer")
+    sharded = ("generator", "env", "reward_normalizer", "episodic_return")
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class PPO(NetworkAlgorithm):
         eval_every: int,
         checkpoint_every: int,
     ):
-        # With `observes_price` the network observes all columns, also those that show a price, where there are any.
+        # With `observes_price` the network also observes the prices of constraints, where the environment has any.
         super().__init__(
             env,
             seed,
@@ -89,10 +89,7 @@ class PPO(NetworkAlgorithm):
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
         )
-        if env.num_agents * num_steps % minibatches:
-            raise ValueError(
-                f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps"
-            )
+        check_minibatches(env.num_agents, num_steps, minibatches)
         if center_reward and not norm_reward:
             raise ValueError("algo.center_reward: expected false where algo.norm_reward is false")
         if norm_adv not in ("minibatch", "batch", "none"):
@@ -132,6 +129,7 @@ class PPO(NetworkAlgorithm):
             metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
         # The observations' normalisation changes here alone: both log-probabilities of a ratio must see the same one.
         self.network.update_normalization(rollout.obs)
+        metrics["charts/episodic_return"] = self.episodic_return.update(rollout.reward, rollout.done)
         metrics = distributed.mean_scalars(metrics | rollout.mean_info())
         return metrics | {"charts/learning_rate": self.lr}
 
@@ -217,7 +215,7 @@ class PPO(NetworkAlgorithm):
     def compute_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Back-propagate policy loss + vf_coef · value loss − ent_coef · entropy on a minibatch; clip the gradients.
 
-        Returns the loss's diagnostics, weighted so that their mean over processes is the mean over all steps.
+        Returns the loss's diagnostics, weighted so that their mean over processes is the mean over all samples.
         """
         pi = self.network.distribution(batch.obs, batch.action_mask)
         advantage = batch.advantage

@@ -40,6 +40,25 @@ class Rollout(NamedTuple):
         return {f"rollout/{name}": x.float().mean() for name, x in self.info.items()}
 
 
+class EpisodicReturn:
+    """Sums the rewards of each agent's episode, undiscounted; an episode may span several rollouts."""
+
+    def __init__(self, num_agents: int, device: torch.device):
+        self.running = torch.zeros(num_agents, device=device)  # of the episodes that have not ended
+
+    @torch.no_grad()
+    def update(self, reward: Tensor, done: Tensor) -> Tensor:
+        """Add T steps, [T, N] each; return the mean return [] of the episodes that ended, NaN where none did.
+
+        An agent's episodes that ended have together what it earned up to the last of these ends.
+        """
+        total = self.running + reward.cumsum(0)
+        last_end = len(done) - 1 - done.flip(0).int().argmax(0)
+        earned_at_end = torch.where(done.any(0), total.gather(0, last_end[None])[0], 0.0)
+        self.running.copy_(total[-1] - earned_at_end)
+        return earned_at_end.sum() / done.sum()
+
+
 @torch.no_grad()
 def collect_rollout(env: Any, policy: Policy, uniforms: Tensor) -> Rollout:
     """Reset a VectorEnv (envs/base.py) and act in it for T steps; the uniforms [T, N] draw the actions."""
@@ -76,6 +95,15 @@ def continue_rollout(env: Any, policy: Policy, obs: Tensor, action_mask: Tensor,
 def stack_columns(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack T rows of tensors [N, ...] under the same names into columns [T, N, ...]."""
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def check_minibatches(num_agents: int, num_steps: int, minibatches: int) -> None:
+    """Raise ValueError where a rollout can't be split into minibatches of equal size."""
+    if num_agents * num_steps % minibatches:
+        raise ValueError(
+            "algo.minibatches: expected a divisor of env.num_agents (of a process) × algo.num_steps, "
+            f"{num_agents} × {num_steps}, got {minibatches}"
+        )
 
 
 def shuffled(batch: BatchT, minibatches: int, generator: torch.Generator) -> Iterator[BatchT]:

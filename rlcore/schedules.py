@@ -29,10 +29,13 @@ class LinearDecay:
 class AdaptiveKL:
     """Divide the rate by `factor` where the KL was above twice the target, multiply it where the KL was below half.
 
-    The rule of rsl_rl (`schedule="adaptive"`); the rate stays between `low` and `high`.
+    The rule of rsl_rl (`schedule="adaptive"`); the rate stays between `low` and `high`. Raises ValueError where these
+    are the wrong way round.
     """
 
     def __init__(self, *, target: float, factor: float, low: float, high: float):
+        if low > high:
+            raise ValueError(f"algo.lr_schedule.low: expected at most algo.lr_schedule.high, {high}, got {low}")
         self.target = target
         self.factor = factor
         self.low = low

@@ -2,7 +2,10 @@
 
 Usage:
 
-    python scripts/bench.py ROOM/NAME [key=value …]
+    python scripts/bench.py speed/roofline
+    python scripts/bench.py ope/coverage benchmark.repeats=10
+
+The result is benchmark.json in a folder of outputs/benchmark/; keys of a benchmark stand below `benchmark`.
 """
 
 from __future__ import annotations
@@ -69,4 +72,4 @@ def machine(device: torch.device) -> dict:
 if __name__ == "__main__":
     if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"benchmark={sys.argv[1]}"
-    launch(main)
+    launch(main, groups=("benchmark",))

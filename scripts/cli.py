@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,12 +28,26 @@ from envs.range_checks import check_stored_ranges
 from rlcore.action_values import GreedyPolicy
 from rlcore.algorithm import Algorithm
 from rlcore.runs import checkpoint as checkpoints
-from rlcore.runs.logger import TensorBoardLogger
-from scripts.overrides import check_config, explained, key_of
+from rlcore.runs.plots import entitle
+from rlcore.runs.report import RunResult
+from rlcore.runs.run_logger import RunLogger
+from rlcore.runs.writers import RunInfo
+from scripts.overrides import check_config, explained, key_of, overrides_first
 
 # variables in the environment of all processes that a launcher starts
 FAILED = "CRM_RL_FAILED"  # the folder in which a failed job leaves a file
 TRACEBACKS = "CRM_RL_TRACEBACKS"  # 1: the user asks for them by HYDRA_FULL_ERROR=1
+
+MAX_NAME = 150  # characters of the name of a job's folder: file systems take 255 bytes
+
+
+def folder_name(number: int, overrides: str) -> str:
+    """Name the folder of a sweep's job by its number and overrides, without what no folder's name may have."""
+    name = "".join("." if letter in "/\\" else letter for letter in f"{number}_{overrides}")
+    return name[:MAX_NAME].rstrip("_. ")
+
+
+OmegaConf.register_new_resolver("job_folder", folder_name, replace=True)  # conf/train.yaml
 
 
 def guarded(main: Callable) -> Callable:
@@ -68,14 +84,24 @@ def guarded(main: Callable) -> Callable:
     return run
 
 
-def launch(main: Callable[[], None]) -> None:
+def launch(main: Callable[[], None], groups: tuple[str, ...] = ()) -> None:
     """Run a script, with its jobs by Hydra's launcher; exit with code 2 if a job failed.
+
+    --help prints the script's docstring and the choices of its `groups`.
 
     A configuration that Hydra can't compose ends with one line and exit code 2, too.
     A SIGTERM, such as a container gets before it is killed, ends the script like an exit: temporary files are removed.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(usage(sys.modules["__main__"].__doc__ or "", groups))
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault(TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0"))
+    try:
+        sys.argv[1:] = overrides_first(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors in its own way, and exits
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FAILED] = folder
@@ -93,6 +119,18 @@ def launch(main: Callable[[], None]) -> None:
             sys.exit(2)
         if os.listdir(folder):
             sys.exit(2)
+
+
+def usage(docstring: str, groups: tuple[str, ...]) -> str:
+    """Return a script's help: its docstring, the choices of its groups of conf/, and where more is said."""
+    lines = [docstring.strip(), ""]
+    for group in groups:
+        folder = CONF / group
+        choices = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+        own = [choice for choice in choices if "/" not in choice] or choices  # a group's own groups hold its parts
+        lines.append(f"  {group}=  {' | '.join(own)}")
+    lines.append("  --cfg job: every key and value; --info defaults: the files they come from; --hydra-help: all flags")
+    return "\n".join(lines)
 
 
 def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:
@@ -229,20 +267,46 @@ def to_dict(cfg: DictConfig, *, resolve: bool) -> dict:
     return plain
 
 
-def publish(report: Any, name: str | None, logger: TensorBoardLogger, directory: Path, config: dict) -> None:
-    """Write a report to the console, to TensorBoard, to metrics.json and to PNG files."""
+def make_logger(cfg: DictConfig, directory: Path, iterations: int, headline: str, resumed_at: int = 0) -> RunLogger:
+    """Make the logger of a run of `iterations` in `directory`, which goes on from `resumed_at` steps."""
+    chosen = HydraConfig.get().runtime.choices
+    overrides: dict[str, Any] = {key: chosen[key] for key in ("algo", "env")}
+    overrides["seed"] = cfg.seed
+    for override in HydraConfig.get().overrides.task:
+        key = key_of(override)
+        overrides[key] = chosen[key] if key in chosen else OmegaConf.select(cfg, key)
+    run = RunInfo(
+        name=directory.name,
+        command=f"python {' '.join(map(shlex.quote, [os.path.relpath(sys.argv[0]), *sys.argv[1:]]))}",
+        config=OmegaConf.to_yaml(cfg, resolve=True),
+        overrides=overrides,
+        resumed_at=resumed_at,
+    )
+    writers = {name: instantiate(writer) for name, writer in cfg.logger.items()}
+    return RunLogger(directory, writers, run, iterations, headline, redraws_per_second=cfg.progress.redraws_per_second)
+
+
+def publish(report: Any, name: str | None, logger: RunLogger, directory: Path) -> RunResult:
+    """Write a report to the console, by the logger, to metrics.json and to PNG files; return the headline figure."""
+    result: RunResult = report.result(name)
     figures = report.to_figures(name, logger.headline, logger.history)
     for title, figure in figures.items():
-        checkpoints.atomic(directory / f"{title}.png", partial(figure.savefig, dpi=120, format="png"))
-        logger.log_figure(f"evaluation/{title}", figure)
+        entitle(
+            figure,
+            f"{title.replace('_', ' ')}: {name or 'baselines'}, seed {logger.run.overrides['seed']}; {report.sample}",
+        )
+        checkpoints.atomic(directory / f"{title}.png", partial(figure.savefig, format="png"))
+        logger.log_figure(f"test/{title}", figure)
     for title, part in report.parts().items():
-        logger.log_text(f"evaluation/{title}", part.to_markdown())
-    logger.log_hparams(flatten_keys(config), report.headline_metrics())
+        logger.log_text(f"test/{title}", part.to_markdown())
+    logger.log_results({f"test/{metric}": value for metric, value in result.metrics.items()})
     seconds = max(logger.seconds, 1e-9)
     checkpoints.save_json(
         directory / "metrics.json",
         {
             **report.to_metrics(),
+            "headline": result._asdict(),
+            "curve": {"metric": logger.headline, "points": logger.history.get(logger.headline, [])},
             "steps": logger.steps,
             "steps_per_second": logger.steps / seconds,
             "seconds": logger.seconds,
@@ -253,6 +317,7 @@ def publish(report: Any, name: str | None, logger: TensorBoardLogger, directory:
     logger.console.print(
         f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}"
     )
+    return result
 
 
 def flatten_keys(config: dict, prefix: str = "") -> dict:

@@ -19,15 +19,14 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
-from envs.offers.logs.schema import COLUMNS
 from rlcore.algorithm import Algorithm
-from rlcore.ope.report import evaluate_file
-from scripts.cli import choose_device, fitting, guarded, launch, publish, to_dict, trained
+from rlcore.ope.report import evaluate_dataset
+from scripts.cli import choose_device, fitting, guarded, launch, make_logger, publish, trained
 
 
 @hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")
 @guarded
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float:
     directory = Path(HydraConfig.get().runtime.output_dir)
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     if cfg.log and not cfg.checkpoint:
@@ -40,17 +39,19 @@ def main(cfg: DictConfig) -> None:
     else:
         env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
     evaluator = env.evaluation(env)
-    logger = instantiate(cfg.logger)(directory, 0, evaluator.headline)
+    logger = make_logger(cfg, directory, 0, evaluator.headline)
     if history is not None:
         with fitting(cfg.checkpoint):
             logger.load_state_dict(history)
     if cfg.log:
         assert agent is not None and name is not None  # a log comes with a checkpoint: checked above
-        report = evaluate_file(cfg.log, COLUMNS, instantiate(cfg.ope, _convert_="all"), agent, name)
+        dataset = env.read_log(cfg.log, "test")
+        report = evaluate_dataset(dataset, cfg.log, instantiate(cfg.ope, _convert_="all"), agent, name)
     else:
-        report = evaluator.evaluate(agent, name)
-    publish(report, name, logger, directory, to_dict(cfg, resolve=True))
+        with logger.evaluating("evaluating on data that nothing was trained on"):
+            report = evaluator.evaluate(agent, name)
+    return publish(report, name, logger, directory).value
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, groups=("env", "ope/model", "logger"))

@@ -1,4 +1,4 @@
-"""Write a made-up shop into a folder, with customers, campaigns and configuration.
+"""Write a made-up shop into a folder, with customers, sends, purchases and configuration.
 
 Usage:
 
@@ -8,6 +8,8 @@ Usage:
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import math
 import random
 import sys
@@ -21,6 +23,10 @@ from envs.configuration import CONF
 from envs.offers.populations.base import hash_uniform
 
 SEASON = OmegaConf.load(CONF / "env/world/full.yaml").season
+FIRST_MONDAY = datetime.date(2026, 1, 5)
+WEEKS, LATER_WEEKS = 12, 4  # of the first files, and of those of the month that follows
+SENDS = ("date", "Customer No", "offer", "channel", "propensity", "redeemed", "unsubscribed")
+PURCHASES = ("Customer No", "date", "margin")
 SALT, HELD = 7, 0.05  # salt and share of the holdout
 VALUES = {"coffee": 1.5, "five_off": 5.0, "wine_tasting": 4.0}
 SEEN = {"app": 0.20, "newsletter": 0.25, "letter": 0.60}
@@ -73,13 +79,18 @@ defaults:
   - override /env/catalogue: shop
   - override /env/contact_rules: shop
 """,
-    "campaigns/shop.yaml": """\
+    "sends/shop.yaml": """\
 defaults:
   - default
   - _self_
-path: {folder}/campaigns.csv
+path: {folder}/sends.csv
 separator: ";"
 customer: Customer No
+propensity_of_nothing: 0.5
+purchases:
+  path: {folder}/purchases.csv
+  separator: ";"
+  customer: Customer No
 """,
 }
 
@@ -110,8 +121,8 @@ def customers(n: int, seed: int) -> list[dict]:
     return rows
 
 
-def campaigns(rows: list[dict], seed: int) -> list[dict]:
-    """Draw a season of weekly campaigns that keep the shop's rules: a message in half of the weeks, any allowed.
+def weeks_of_customers(rows: list[dict], seed: int) -> list[dict]:
+    """Draw a season and a month of weeks that keep the shop's rules: a message in half of them, any that is allowed.
 
     Customers respond by tier, region and visits, and tire of messages; their response differs from the twin's
     equations.
@@ -134,7 +145,8 @@ def campaigns(rows: list[dict], seed: int) -> list[dict]:
             "letter",
         ]
         pairs = [(offer, channel) for offer in offers for channel in channels]
-        for week, index in enumerate(SEASON, 1):
+        for week in range(1, WEEKS + LATER_WEEKS + 1):
+            index = SEASON[(week - 1) % len(SEASON)]
             free = subscribed and not kept and sum(sent[-3:]) < 2
             sends = free and rng.random() < 0.5
             offer, channel = rng.choice(pairs) if sends else ("", "")
@@ -163,20 +175,63 @@ def campaigns(rows: list[dict], seed: int) -> list[dict]:
     return log
 
 
+def sends_and_purchases(weeks: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Return the rows of the files that a shop has of its weeks: what was sent, and what was bought.
+
+    Sends go out on Mondays; the day of a purchase depends on the week's number alone.
+    """
+    sends, purchases = [], []
+    for row in weeks:
+        monday = FIRST_MONDAY + datetime.timedelta(weeks=int(row["week"]) - 1)
+        if row["offer"]:
+            sends.append({**{key: row[key] for key in SENDS[1:]}, "date": str(monday)})
+        if row["bought"] == "1":
+            day = monday + datetime.timedelta(days=int(row["week"]) % 7)
+            purchases.append({"Customer No": row["Customer No"], "date": str(day), "margin": row["margin"]})
+    return sends, purchases
+
+
+def next_quarter(n: int, seed: int) -> list[dict]:
+    """Draw a later export of the table, in which three of ten customers are new."""
+    return [row | {"Customer No": f"K{int(row['Customer No'][1:]) + 3 * n // 10}"} for row in customers(n, seed + 1)]
+
+
+def write_table(path: Path, names: tuple[str, ...], rows: list[dict]) -> None:
+    """Write rows as a CSV file with semicolons, Windows line ends and a byte-order mark."""
+    lines = [";".join(names), *(";".join(row[name] for name in names) for row in rows)]
+    path.write_bytes(("\r\n".join(lines) + "\r\n").encode("utf-8-sig"))
+
+
 def write_shop(folder: Path, n: int, seed: int) -> None:
-    """Write customers.csv and campaigns.csv (semicolons, Windows line ends), and the configuration beside them."""
+    """Write customers, sends and purchases, a later month and quarter of them, and the configuration beside them."""
     table = customers(n, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("customers", table), ("campaigns", campaigns(table, seed))):
-        lines = [";".join(rows[0]), *(";".join(row.values()) for row in rows)]
-        (folder / f"{name}.csv").write_bytes(("\r\n".join(lines) + "\r\n").encode("utf-8-sig"))
+    write_table(folder / "customers.csv", tuple(table[0]), table)
+    write_table(folder / "next_quarter.csv", tuple(table[0]), next_quarter(n, seed))
+    weeks = weeks_of_customers(table, seed)
+    for ending, is_later in (("", False), ("_2", True)):
+        sends, purchases = sends_and_purchases([row for row in weeks if (int(row["week"]) > WEEKS) == is_later])
+        write_table(folder / f"sends{ending}.csv", SENDS, sends)
+        write_table(folder / f"purchases{ending}.csv", PURCHASES, purchases)
     for name, text in CONFIG.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text.format(folder=folder))
 
 
+def main() -> None:
+    """Write the shop that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="example_shop", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write into; made where it is missing")
+    parser.add_argument("--customers", type=int, default=10_000, help="number of customers (10000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (0)")
+    arguments = parser.parse_args()
+    if arguments.customers < 1:
+        parser.error(f"--customers: expected at least 1, got {arguments.customers}")
+    write_shop(arguments.folder, arguments.customers, arguments.seed)
+    print(f"{arguments.folder}/: customers.csv, sends.csv, purchases.csv, later ones and {', '.join(CONFIG)}")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: example_shop FOLDER")
-    write_shop(Path(sys.argv[1]), 10_000, 0)
-    print(f"{sys.argv[1]}/: customers.csv, campaigns.csv and {', '.join(CONFIG)}")
+    main()

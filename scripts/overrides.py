@@ -7,12 +7,14 @@ import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from difflib import SequenceMatcher
+from dataclasses import fields, is_dataclass
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -30,6 +32,18 @@ MUST_BE_QUOTED = "= , # ( ) [ ] { }"
 SIMILAR = 0.6  # from which likeness of their last words on a key is suggested for another
 
 
+def overrides_first(arguments: list[str]) -> list[str]:
+    """Move options, such as -cd FOLDER, behind the overrides, because Hydra reads no override after an option.
+
+    Raises ValueError where there is no such option.
+    """
+    parsed, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    if unknown:
+        raise ValueError(f"{unknown[0]}: no such option; --help lists them")
+    options = [argument for argument in arguments if argument not in parsed.overrides]
+    return [*parsed.overrides, *options]
+
+
 def key_of(override: str) -> str:
     """Return what an override of the command line names."""
     return override.partition("=")[0].lstrip("+~")
@@ -42,6 +56,7 @@ def check_config(cfg: DictConfig) -> None:
     """
     hydra = HydraConfig.get()
     ranges = ranges_of(config_parts(hydra.job.config_name, [*hydra.overrides.hydra, *hydra.overrides.task]))
+    check_added_to_hydra(hydra)
     check_overrides(cfg, ranges)
     check_ranges(cfg, ranges)
 
@@ -76,6 +91,16 @@ def check_overrides(cfg: DictConfig, ranges: dict[str, KeyRanges]) -> None:
                 raise ValueError(f"{key}: expected {kind(before)}, as in {key}={before}, got '{now}'")
         elif not is_of_checkpoint(key, cfg) and not is_open(key, ranges) and not is_parameter(key, shipped):
             raise ValueError(no_such_key(key, shipped))
+
+
+def check_added_to_hydra(hydra: HydraConf) -> None:
+    """Refuse keys that an override adds with a plus to a mapping of Hydra's own that has a fixed set of keys."""
+    config = OmegaConf.create({"hydra": hydra})
+    for override in hydra.overrides.hydra:
+        parent, _, name = key_of(override).rpartition(".")
+        kind_of_parent = OmegaConf.get_type(OmegaConf.select(config, parent)) if override.startswith("+") else None
+        if is_dataclass(kind_of_parent) and name not in {field.name for field in fields(kind_of_parent)}:
+            raise ValueError(no_such_key(key_of(override), config))
 
 
 def kind(value: Any) -> str | None:
@@ -120,7 +145,7 @@ def keys_of(config: DictConfig) -> list[str]:
 
 def no_such_key(key: str, config: DictConfig) -> str:
     """Say that a key does not exist, and which one is like it."""
-    found = most_alike(key, keys_of(config))
+    found = most_alike(key, [other for other in keys_of(config) if other != key])
     return f"{key}: no such key" + (f"; did you mean {found}?" if found else "")
 
 
@@ -144,9 +169,13 @@ def explained(error: HydraException, config_name: str) -> str:
         return f"{found[1]}: several values: -m runs each of them; {quoted(found[1])} is one"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={option}: no such choice; expected {', '.join(error.options)}"
+        near = get_close_matches(option, error.options, n=1, cutoff=SIMILAR)
+        meant = f"did you mean {near[0]}? " if near else ""
+        return f"{group}={option}: no such choice; {meant}expected {', '.join(error.options)}"
     if found := re.match(r"Could not append to config. An item is already at '(.*)'", text):
         return f"{found[1]}: stands in the configuration; expected {found[1]}=VALUE, without a plus"
+    if (found := re.match(r"Error merging override (.*)", text)) and error.__cause__:
+        return f"{key_of(found[1])}: {str(error.__cause__).splitlines()[0]}"
     if found := re.match(r"Could not (?:override|delete from config\.) '(.*)'", text):
         return unknown(found[1], config_name)
     return " ".join(text.split())
@@ -167,6 +196,9 @@ def quoted(override: str) -> str:
 
 def unknown(key: str, config_name: str) -> str:
     """Say that the command line's configuration has no such key, and which one is like it."""
+    if "/" in key:
+        near = get_close_matches(key, groups_of_conf(), n=1, cutoff=SIMILAR)
+        return f"{key}: no such group" + (f"; did you mean {near[0]}?" if near else "")
     arguments, _ = get_args_parser().parse_known_args(sys.argv[1:])
     overrides = OverridesParser.create().parse_overrides(arguments.overrides)
     if key.startswith("env.") and any(override.key_or_group == "checkpoint" for override in overrides):
@@ -175,9 +207,14 @@ def unknown(key: str, config_name: str) -> str:
     if arguments.config_dir:
         rest.append(f"hydra.searchpath=['file://{Path(arguments.config_dir).resolve()}']")
     try:
-        return no_such_key(key, compose_config(*rest, name=config_name))
+        return no_such_key(key, compose_config(*rest, name=config_name, with_hydra=key.startswith("hydra.")))
     except HydraException:  # there is more that is wrong
         return f"{key}: no such key"
+
+
+def groups_of_conf() -> list[str]:
+    """Return the paths of all groups of conf/."""
+    return [path.relative_to(CONF).as_posix() for path in sorted(CONF.rglob("*")) if path.is_dir()]
 
 
 def first_choice(override: Override) -> str:

@@ -5,10 +5,8 @@ Usage:
     python scripts/train.py algo=ppo env=offers
     python scripts/train.py algo=reward_model env=email
     python scripts/train.py algo=bandit log=PATH
-
-Several processes can train together, each with a share of the agents:
-
-    torchrun --nproc_per_node=2 scripts/train.py algo=ppo env=offers
+    python scripts/train.py -m algo=ppo,bandit seed=0,1,2          # a sweep ends with a table over its jobs
+    torchrun --nproc_per_node=2 scripts/train.py algo=ppo env=offers  # two processes share the agents
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import torch
@@ -31,14 +29,14 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
-from envs.offers.logs.schema import COLUMNS
 from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm
 from rlcore.backends import distributed
 from rlcore.backends.accelerate import accelerate
-from rlcore.offline.log_files import read_log
-from rlcore.offline.logged_dataset import LoggedDataset, check_compatible
+from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.runs import checkpoint
-from rlcore.runs.logger import NullLogger, TensorBoardLogger
+from rlcore.runs.logger import NullLogger
+from rlcore.runs.report import RunResult
+from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.cli import (
     algorithm_class,
@@ -48,19 +46,35 @@ from scripts.cli import (
     flatten_keys,
     guarded,
     launch,
+    make_logger,
     publish,
     to_dict,
 )
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if os.name == "posix" else []))
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1, signal.SIGHUP] if os.name == "posix" else []))
 # for all processes but the first
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
 
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
 @guarded
-def main(cfg: DictConfig) -> None:
-    directory = Path(HydraConfig.get().runtime.output_dir)
+def main(cfg: DictConfig) -> float | None:
+    finished = train(cfg, Path(HydraConfig.get().runtime.output_dir))
+    return finished and finished.result.value
+
+
+class FinishedRun(NamedTuple):
+    """What a training has come to."""
+
+    directory: Path  #: has metrics.json, checkpoint.pt, plots
+    algorithm: Algorithm  #: trained; its `policy` acts
+    report: Any  #: the comparison with the baselines: `to_table()`, `to_markdown()`, `to_metrics()`
+    result: RunResult  #: the headline figure and a few numbers beside it
+    history: dict[str, list[tuple[int, float]]]  #: (step, value) of the validations, by metric
+
+
+def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
+    """Train, evaluate and write everything into a directory; torchrun's processes but the first return None."""
     name = HydraConfig.get().runtime.choices["algo"]
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     with distributed.process_group(device), interrupts() as interrupted:
@@ -84,10 +98,14 @@ def main(cfg: DictConfig) -> None:
         stopped = distributed.all_reduce_any(bool(interrupted), device)
     if stopped:
         end_interrupted(algorithm, logger, directory, interrupted)
-    if not isinstance(logger, NullLogger):  # one process alone, because an evaluation can train models of its own
-        algorithm.export(directory)
-        logger.console.print("evaluating on data that nothing was trained on …")
-        publish(evaluator.evaluate(algorithm, name), name, logger, directory, to_dict(cfg, resolve=True))
+    if isinstance(logger, NullLogger):
+        return None
+    # one process alone, because an evaluation can train models of its own
+    algorithm.export(directory)
+    with logger.evaluating("evaluating on data that nothing was trained on"):
+        report = evaluator.evaluate(algorithm, name)
+    result = publish(report, name, logger, directory)
+    return FinishedRun(directory, algorithm, report, result, logger.history)
 
 
 def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) -> Algorithm:
@@ -109,7 +127,7 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
             raise ValueError(
                 f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin"
             )
-        algorithm.set_dataset(read_log(cfg.log, COLUMNS, lambda chunk: fitted_to(env, chunk, cfg.log)))
+        algorithm.set_dataset(env.read_log(cfg.log, "train", partial(fitted_to, env)))
     if state:
         with fitting(cfg.resume):
             algorithm.load_state_dict(state["agent"])
@@ -118,12 +136,8 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
     return accelerate(algorithm, cfg.execution)
 
 
-def fitted_to(env: Any, chunk: LoggedDataset, path: str) -> LoggedDataset:
-    """Move a chunk of a log to an environment's device, deduplicated; the environment sees the range of its features.
-
-    Raises ValueError where the chunk is of another environment.
-    """
-    check_compatible(chunk, env, path)
+def fitted_to(env: Any, chunk: LoggedDataset) -> LoggedDataset:
+    """Move a chunk of a log to the environment's device, deduplicated, and let the environment see its features."""
     chunk = chunk.to(env.device)
     env.see_static_columns(chunk.obs)
     return chunk.deduplicate(env.context_dim)
@@ -141,7 +155,9 @@ def build_part(make_env: partial, device: torch.device, seed: int) -> Any:
 def interrupts() -> Iterator[list[int]]:
     """Note a signal that asks to stop in the list returned, so that the iteration ends and is saved.
 
-    Ctrl-C sends one, and so do schedulers and containers before they kill. A second Ctrl-C ends the run at once.
+    Ctrl-C sends one, and so do schedulers and containers before they kill, and a terminal that closes. A second Ctrl-C
+    ends the run at once. A signal that the process was started to ignore, as nohup does with a closing terminal's, is
+    ignored on, but for Ctrl-C's.
     """
     seen: list[int] = []
 
@@ -150,7 +166,8 @@ def interrupts() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
-    previous = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    heard = [number for number in STOP_SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in heard}
     try:
         yield seen
     finally:
@@ -160,11 +177,12 @@ def interrupts() -> Iterator[list[int]]:
 
 def open_logger(
     cfg: DictConfig, directory: Path, algorithm: Algorithm, evaluator: Evaluator, state: dict | None
-) -> AbstractContextManager[TensorBoardLogger | NullLogger]:
+) -> AbstractContextManager[RunLogger | NullLogger]:
     """Open the first process's logger, and print what a resumed run changes; the other processes log nothing."""
     if distributed.rank() > 0:
         return NullLogger()
-    logger = instantiate(cfg.logger)(directory, algorithm.iterations, evaluator.headline)
+    resumed_at = algorithm.steps_done if state else 0
+    logger = make_logger(cfg, directory, algorithm.iterations, evaluator.headline, resumed_at)
     if state:
         with fitting(cfg.resume):
             logger.load_state_dict(state["logger"])
@@ -220,7 +238,7 @@ def load_resumed(cfg: DictConfig) -> dict | None:
 
 def end_interrupted(algorithm: Algorithm, logger: Any, directory: Path, interrupted: list[int]) -> None:
     """Print how to resume, and exit with the code that shells give for the signal."""
-    if distributed.rank() == 0:
+    if not isinstance(logger, NullLogger):
         logger.close()
         print(
             f"stopped after iteration {algorithm.iteration} of {algorithm.iterations}; go on with "
@@ -232,4 +250,4 @@ def end_interrupted(algorithm: Algorithm, logger: Any, directory: Path, interrup
 if __name__ == "__main__":
     if int(os.environ.get("RANK", 0)):
         sys.argv += SILENT
-    launch(main)
+    launch(main, groups=("algo", "env", "experiment", "logger"))

@@ -8,6 +8,7 @@ Usage:
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -39,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     for report in reports.values():
         console.print(report.to_table())
         for name, figure in report.plots.items():
-            checkpoint.atomic(directory / f"{name}.png", lambda path, f=figure: f.savefig(path, dpi=120, format="png"))
+            checkpoint.atomic(directory / f"{name}.png", partial(figure.savefig, format="png"))
     write_scores(directory / "scores.csv", analysis)
     found = {name: {"rows": report.rows, **report.extra} for name, report in reports.items()}
     checkpoint.save_json(directory / "metrics.json", {"outcome": analysis.outcome, **found})
@@ -47,4 +48,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, groups=("uplift_learner", "ope/model"))

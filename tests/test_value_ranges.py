@@ -32,7 +32,7 @@ SCRIPTS = [
     ("train", "algo=ppo", "env=gymnasium"),
     ("collect", "logging_policy=uplift"),
     ("evaluate", "env=offers"),
-    ("import_campaigns",),
+    ("import_sends",),
     ("uplift",),
     ("write_email",),
     *(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -16,30 +16,25 @@ from torch import Tensor
 
 from email_rl.data import metrics
 from email_rl.data.dataset import MailDataset
-from email_rl.data.mails import Mails, words
+from email_rl.data.mails import Mails
+from email_rl.evaluation.policy_figures import (
+    PolicyMails,
+    gain_over_reference,
+    outcomes_by_context,
+    proxy_figures,
+    ratio_to_reference,
+    text_figures,
+    true_figures,
+)
 from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure, policy_columns
 from email_rl.models.outcome_classifier import outcome_reward
 from email_rl.models.outcome_model import OutcomeModel
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
-from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.runs.logger import NullLogger
+from rlcore.runs.progress import tracked
 from rlcore.training_loop import TrainingLoop
 
 STREAMS = {"validation": 6, "test": 4, "best": 4}  # added to the seed
-
-
-class PolicyMails(NamedTuple):
-    """Mails that a policy wrote for contexts, or that were sent: N each; those of a context are consecutive."""
-
-    contexts: list[str]
-    texts: list[str]
-    kl: Tensor | None  # log π − log π_ref of each mail, nats [N]; None: unknown
-    has_ended: Tensor | None  # whether a mail has a stop token, bool [N]; None for mails that were sent
-    samples: int = 1  # mails of each context
-
-    def by_context(self, x: Tensor) -> Tensor:
-        """Return the means over the mails of a context [P], of numbers of mails [N]."""
-        return x.view(-1, self.samples).mean(1)
 
 
 class MailPolicyEvaluator:
@@ -48,7 +43,7 @@ class MailPolicyEvaluator:
     The baselines are the policy's reference, best-of-n of the reference, and reward-weighted training.
     """
 
-    headline = "email/conversion"
+    headline = "validation/conversion"
 
     def __init__(
         self,
@@ -84,7 +79,7 @@ class MailPolicyEvaluator:
         figures = self.figures_of(
             algorithm, self.generate(algorithm.policy, algorithm.reference, contexts, "validation")
         )
-        return {f"email/{name}": figures[name] for name in ("conversion", "true_reward", "proxy_reward", "kl")}
+        return {f"validation/{name}": figures[name] for name in ("conversion", "true_reward", "proxy_reward", "kl")}
 
     def generate(
         self,
@@ -121,16 +116,19 @@ class MailPolicyEvaluator:
         started = time.perf_counter()
         test = self.dataset.test.rows(list(range(min(self.test_mails, len(self.dataset.test)))))
         mails = self.mails_by_policy(algorithm, name, test, max(1, self.test_mails // len(test)))
-        rows = {row: self.figures_of(algorithm, written) for row, written in mails.items()}
+        rows = {row: self.figures_of(algorithm, written) for row, written in tracked(mails.items(), "policies")}
         truth = "truth: the gold model" if self.dataset.gold else "judge: a model that learnt from other mails"
         extra: dict[str, Any] = {"truth": truth, "source": self.dataset.name}
         plots: dict[str, Figure] = {}
         if algorithm.reference is not None:
-            reference = self.outcomes_by_context(algorithm, mails["reference"])
+            true_probabilities = self.true_probabilities(algorithm)
+            assert true_probabilities is not None  # where there is a reference, there is a judge
+            values, draws = self.dataset.outcome_values, self.bootstrap_samples
+            reference = outcomes_by_context(true_probabilities, mails["reference"])
             for row, written in mails.items():
-                own = self.outcomes_by_context(algorithm, written)
-                rows[row] |= self.ratio_to_reference(own[:, -1], reference[:, -1])
-                rows[row] |= self.gain_over_reference(own, reference)
+                own = outcomes_by_context(true_probabilities, written)
+                rows[row] |= ratio_to_reference(own[:, -1], reference[:, -1], draws, self.seed)
+                rows[row] |= gain_over_reference(own, reference, values, draws, self.seed)
             p = algorithm.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
             extra["reward_model"] = metrics.classification_metrics(p, self.dataset.test.outcome, 15)
             extra["policy"] = rows[name]
@@ -149,6 +147,7 @@ class MailPolicyEvaluator:
             extra=extra,
             plots=plots,
             judged="conversion",
+            beside=("true_reward", "proxy_reward", "kl", "distinct_2", "mean_words"),
         )
 
     def mails_by_policy(self, algorithm, name: str, test: Mails, samples: int) -> dict[str, PolicyMails]:
@@ -188,74 +187,22 @@ class MailPolicyEvaluator:
 
     def figures_of(self, algorithm, mails: PolicyMails) -> dict:
         """Return the figures of a row."""
-        contexts, texts, n = mails.contexts, mails.texts, len(mails.texts)
-        row: dict[str, Any] = {
-            "proxy_reward": None,
-            "true_reward": None,
-            "conversion": None,
-            "conversion_ci": None,
-            "kl": None,
-            "distinct_2": metrics.distinct_n(texts, 2, self.distinct_words),
-            "mean_words": sum(len(words(text)) for text in texts) / n,
-            "mails": n,
-        }
+        row = text_figures(mails, self.distinct_words)
         values = self.dataset.outcome_values
         if algorithm.reward_model is not None:
-            p = algorithm.reward_model.probabilities(contexts, texts).double()
-            row |= {
-                "proxy_reward": outcome_reward(p, values, algorithm.reward_kind).mean().item(),
-                "predicted": p.mean(0).tolist(),
-            }
+            p = algorithm.reward_model.probabilities(mails.contexts, mails.texts).double()
+            row |= proxy_figures(p, outcome_reward(p, values, algorithm.reward_kind))
         true_probabilities = self.true_probabilities(algorithm)
         if true_probabilities:
-            p = true_probabilities(contexts, texts).double()
-            converts = p[:, -1]
-            half = normal_half_width(mails.by_context(converts), LEVEL).item()
-            row |= {
-                "true_reward": (p @ values).mean().item(),
-                "conversion": converts.mean().item(),
-                "conversion_ci": [converts.mean().item() - half, converts.mean().item() + half],
-                "outcomes": p.mean(0).tolist(),
-            }
-            source = "gold" if self.dataset.gold else "judge"
-            row |= {f"{source}_reward": row["true_reward"], f"{source}_conversion": row["conversion"]}
-        if mails.kl is not None:
-            row["kl"] = mails.kl.mean().item()
-        if mails.has_ended is not None:
-            row["stopped"] = mails.has_ended.float().mean().item()
+            p = true_probabilities(mails.contexts, mails.texts).double()
+            row |= true_figures(p, values, mails, "gold" if self.dataset.gold else "judge")
         return row
-
-    def outcomes_by_context(self, algorithm, mails: PolicyMails) -> Tensor:
-        """Return the mean of the true P(outcome) over each context's mails [P, K]."""
-        true_probabilities = self.true_probabilities(algorithm)
-        assert true_probabilities is not None  # where there is a reference, there is a judge
-        p = true_probabilities(mails.contexts, mails.texts).double()
-        return torch.stack([mails.by_context(p[:, k]) for k in range(p.shape[1])], 1)
-
-    def gain_over_reference(self, outcomes: Tensor, reference: Tensor) -> dict:
-        """Return the gain in true reward over the reference on the same contexts, with its paired 95 % interval."""
-        gain = (outcomes - reference) @ self.dataset.outcome_values
-        return {
-            "true_gain": gain.mean().item(),
-            "true_gain_ci": list(metrics.bootstrap_interval(gain, self.bootstrap_samples, self.seed)),
-        }
-
-    def ratio_to_reference(self, converts: Tensor, reference: Tensor) -> dict:
-        """Return the ratio of conversion to the reference's for the same contexts, with its 95 % interval."""
-        generator = torch.Generator().manual_seed(self.seed)
-        n = len(converts)
-        rows = torch.randint(n, (self.bootstrap_samples, n), generator=generator)
-        ratio = converts[rows].mean(1) / reference[rows].mean(1)
-        return {
-            "times": (converts.mean() / reference.mean()).item(),
-            "times_ci": ratio.quantile(torch.tensor([0.025, 0.975], dtype=ratio.dtype)).tolist(),
-        }
 
 
 class SFTEvaluator(MailPolicyEvaluator):
     """The evaluator of a policy that learns from mails alone; during training its loss on validation mails counts."""
 
-    headline = "email/token_loss"
+    headline = "validation/token_loss"
 
     def validate(self, algorithm) -> dict[str, float]:
         """Return the loss, nats a token."""

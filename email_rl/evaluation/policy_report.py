@@ -20,7 +20,7 @@ class MailPolicyReport(Report):
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict:
         """Draw proxy and true rewards over training and over KL, and the predicted outcomes."""
-        proxy, truth, kl = (history.get(f"email/{name}", []) for name in ("proxy_reward", "true_reward", "kl"))
+        proxy, truth, kl = (history.get(f"validation/{name}", []) for name in ("proxy_reward", "true_reward", "kl"))
         if not kl:
             return self.plots
         figure, axes = labelled("mails written in training, thousands", "reward a mail")
@@ -44,7 +44,7 @@ class MailPolicyReport(Report):
             )
         axes.legend(frameon=False)
         frontier, axes = labelled("KL from the reference, nats a mail", "share of mails that convert")
-        course = history.get("email/conversion", [])
+        course = history.get("validation/conversion", [])
         axes.plot(
             [nats for _, nats in kl],
             [y for _, y in course],

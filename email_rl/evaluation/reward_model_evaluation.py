@@ -16,7 +16,7 @@ from email_rl.models.bag_of_words import BagOfWords
 class RewardModelEvaluator:
     """Compares a reward model with simpler models and, on the corpus, with the gold model's probabilities."""
 
-    headline = "email/log_loss"
+    headline = "validation/log_loss"
 
     def __init__(
         self,

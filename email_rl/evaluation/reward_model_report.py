@@ -11,6 +11,7 @@ from rich.table import Table
 
 from email_rl.data.mails import OUTCOMES
 from rlcore.runs.plots import labelled, markdown
+from rlcore.runs.report import RunResult
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,10 @@ class RewardModelReport:
             **({"refresh": self.refresh} if self.refresh else {}),
         }
 
-    def headline_metrics(self) -> dict[str, float]:
-        """The numbers by which runs are compared."""
-        return {
-            f"{figure}/{row}": found[figure] for row, found in self.rows.items() for figure in ("log_loss", "accuracy")
-        }
+    def result(self, name: str | None) -> RunResult:
+        """Return the log-loss of the reward model, with its accuracy."""
+        keys = ("log_loss", "accuracy", "macro_f1", "ece")
+        return RunResult.from_rows(self.rows, self.name, keys, higher_is_better=False)
 
     _columns = ("model", "reads", "accuracy", "F1", "log-loss", "behind", "±", "ECE", "r")
 
@@ -81,6 +81,11 @@ class RewardModelReport:
             ]
             for was, row in zip([self.refresh[0], *self.refresh], self.refresh)
         ]
+
+    @property
+    def sample(self) -> str:
+        """What the results are of, and how much of it, for the titles of plots."""
+        return f"{self.data['test']:,} test mails of {self.data['source']}"
 
     def parts(self) -> dict[str, RewardModelReport]:
         """Name the tables that are shown and logged."""

@@ -56,7 +56,8 @@ class BagOfWords:
         ids, valid_ids = bag.ids(train.contexts, train.texts), bag.ids(valid.contexts, valid.texts)
         best_loss = math.inf
         best: tuple[Tensor, Tensor] | None = None
-        epochs = max(epochs, -(-min_steps * batch_size // len(train)))  # few mails need more passes
+        # few mails need more passes; a pass over fewer mails than a batch is one step
+        epochs = max(epochs, math.ceil(min_steps * min(batch_size, len(train)) / len(train)))
         for epoch in range(epochs):
             optimizer.param_groups[0]["lr"] = lr * (1 - epoch / epochs)
             for rows in torch.randperm(len(train), generator=generator).split(batch_size):

@@ -55,6 +55,12 @@ class TinyDistilBert(EncoderFineTuning):
     ffn_dim: int
     dropout: float
 
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(
+                f"algo.encoder.heads: expected a divisor of algo.encoder.dim, {self.dim}, got {self.heads}"
+            )
+
     def build(
         self, contexts: list[str], texts: list[str]
     ) -> tuple[DistilBertForSequenceClassification, PreTrainedTokenizerBase]:

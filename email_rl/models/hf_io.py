@@ -5,6 +5,7 @@ No load runs code that comes with a model: `trust_remote_code` is off everywhere
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,11 +40,20 @@ class FromHub:
         return from_hub(self.name, f"{key}.name", read, alternatives)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FromFolder:
-    """A model in a folder of `save_pretrained`."""
+    """A model in a folder of `save_pretrained`.
+
+    Its repr, by which a cache knows what was made of it, changes with the folder's files.
+    """
 
     path: str | None
+
+    def __repr__(self) -> str:
+        folder = Path(self.path or "")
+        files = sorted(folder.iterdir()) if self.path and folder.is_dir() else []
+        stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return f"FromFolder(path={self.path!r}, files={stamps})"
 
     def load(self, read: Callable[[str], T], *, key: str, what: str, alternatives: str) -> T:
         """Return `read(path)`; `key` names this source in the configuration, `what` the kind of model expected."""
@@ -100,7 +110,13 @@ def describe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict
 
 
 def restore(files: dict[str, str], kind: AutoClass) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Rebuild the result of `describe`, with random weights; `kind` is the Auto class of such a network."""
+    """Rebuild the result of `describe`, with random weights; `kind` is the Auto class of such a network.
+
+    Raises ValueError where a file names code that would have to run.
+    """
+    for name, content in files.items():
+        if name.endswith(".json") and "auto_map" in json.loads(content):
+            raise ValueError(f"{name} in the checkpoint names code of its own (auto_map), which is not run")
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / Path(name).name).write_text(content, encoding="utf-8")

@@ -46,6 +46,13 @@ class TinyGPT2(FineTuning):
     heads: int
     max_positions: int  # tokens of prompt and mail together, at least
 
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(
+                f"algo.language_model.heads: expected a divisor of algo.language_model.dim, {self.dim}, "
+                f"got {self.heads}"
+            )
+
     def build(self, texts: list[str], positions: Positions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Make the network (from torch's seed) and the tokenizer.
 

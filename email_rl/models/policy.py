@@ -130,12 +130,27 @@ class LanguageModelPolicy(nn.Module):
         return ids.to(self.device), mask.to(self.device)
 
     def full_prompts(self, contexts: list[str]) -> list[list[int]]:
-        """Return the tokens of prompts at their full length."""
+        """Return the tokens of prompts at their full length.
+
+        Raises ValueError where a context holds a control token: inside a prompt it would end or start a text.
+        """
+        self._refuse_control_tokens(contexts, "context")
         prompts = [self.prompt_template.replace("{context}", context) for context in contexts]
         return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
+    def _refuse_control_tokens(self, texts: list[str], kind: str) -> None:
+        tokens = self.tokenizer.all_special_tokens
+        for text in texts:
+            for token in tokens:
+                if token in text:
+                    raise ValueError(
+                        f"{kind} '{' '.join(text.split())[:60]}': expected no '{token}', which is a control token of "
+                        "the language model"
+                    )
+
     def tokenize_responses(self, texts: list[str]) -> list[list[int]]:
-        """Return the tokens of mails, the stop token last."""
+        """Return the tokens of mails, the stop token last; raise ValueError where a mail holds a control token."""
+        self._refuse_control_tokens(texts, "e-mail")
         return [row + [self.stop_token] for row in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def decode(self, response: Tensor, response_mask: Tensor) -> list[str]:

@@ -52,6 +52,34 @@ def update_metrics(loss: Tensor, metrics: dict[str, Tensor], log_ratio: Tensor, 
     }
 
 
+class UpdateMetrics:
+    """Adds up the metrics of an update's micro-batches (`update_metrics`), weighted by their share of a minibatch."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.largest_ratio: Tensor | None = None
+
+    def add(self, metrics: dict[str, Tensor], share: Tensor) -> None:
+        """Add a micro-batch with this share of its minibatch's tokens."""
+        ratio = metrics["ratio_max"]
+        self.largest_ratio = ratio if self.largest_ratio is None else torch.maximum(self.largest_ratio, ratio)
+        for name, x in metrics.items():
+            if name != "ratio_max":
+                self.totals[name] = self.totals.get(name, 0) + share * x
+
+    def add_grad_norm(self, grad_norm: Tensor) -> None:
+        """Add the gradient's norm of a minibatch."""
+        self.totals["grad_norm"] = self.totals.get("grad_norm", 0) + grad_norm
+
+    def mean(self, steps: int) -> dict[str, Tensor]:
+        """Return the means over minibatches of all processes, the variance of the ratio, and the largest ratio."""
+        assert self.largest_ratio is not None  # an update has a step
+        metrics = distributed.mean_scalars({f"ppo/{name}": total / steps for name, total in self.totals.items()})
+        metrics["ppo/ratio_max"] = distributed.all_reduce_max(self.largest_ratio)
+        metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
+        return metrics
+
+
 def value_metrics(value: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Return the fit of values [B, R] to their targets before the update, over the tokens of all processes."""
     total = distributed.all_reduce_sum

@@ -52,14 +52,14 @@ class Guards:
         if variety < limits.distinct_2 * first_variety:
             found.append(
                 f"distinct-2 is {variety:.3f}, {first_variety:.3f} at first: the policy repeats the same "
-                "words; raise algo.kl_controller.coef"
+                "words; raise algo.kl_controller.coef, or lower its target_kl"
             )
         ((text, n),) = Counter(rollout.texts).most_common(1)
         contexts = len({context for context, other in zip(rollout.contexts, rollout.texts) if other == text})
         if n > limits.same_mail * len(rollout.texts) and contexts > 1:
             found.append(
                 f"{n} of {len(rollout.texts)} mails, for {contexts} contexts, are one text: one answer for all; raise "
-                "algo.kl_controller.coef"
+                "algo.kl_controller.coef, or lower its target_kl"
             )
         if not 1 / limits.length <= tokens / first_tokens <= limits.length:
             found.append(

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from email_rl.data.dataset import MailDataset
-from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER
+from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, outcome_reward
 from email_rl.models.outcome_model import OutcomeModel, unpack_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
+from email_rl.training.diagnostics import length_figure, sample_table
 from email_rl.training.guards import Guards
-from email_rl.training.model_sources import ModelSources
+from email_rl.training.model_sources import HELP, ModelSources
+from email_rl.training.rollout import MailRollout
 from email_rl.training.sft import POLICY_FOLDER
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
@@ -27,8 +30,10 @@ EXAMPLES = 8  # contexts of a checkpoint
 class LanguageModelAlgorithm(Algorithm):
     """A policy that starts as a copy of a reference policy, and the reward model that scores its mails.
 
-    `settings` are the arguments for another algorithm of the same class. `score_mean` and `score_std` are the mean and
-    standard deviation of rewards of reference mails; they are in every checkpoint.
+    `settings` are the arguments for another algorithm of the same class. A mail's reward is the expected value of its
+    outcome (`expected`) or the value of its likeliest outcome (`argmax`). `score_mean` and `score_std` are the mean and
+    standard deviation of rewards of mails that the reference generated; they are in every checkpoint. `setup` raises
+    ValueError where the standard deviation is below `min_reward_spread`.
     """
 
     env_type = MailDataset
@@ -51,8 +56,24 @@ class LanguageModelAlgorithm(Algorithm):
         gradient_checkpointing: bool,
         inference_batch_size: int,
         guards: Guards,
+        reward: str,
+        normalization_mails: int,
+        min_reward_spread: float,
+        log_samples_every: int,
+        logged_samples: int,
     ):
-        self.guards = guards
+        if reward not in ("expected", "argmax"):
+            raise ValueError(f"algo.reward: expected 'expected' or 'argmax', got '{reward}'")
+        self.guards, self.log_samples_every, self.logged_samples = guards, log_samples_every, logged_samples
+        self.reward_kind = reward
+        self.normalization_mails, self.min_reward_spread = normalization_mails, min_reward_spread
+        # No top-k or top-p: log-probabilities are those of the full distribution at this temperature.
+        self.sampling = {
+            "temperature": generation["temperature"],
+            "top_k": 0,
+            "top_p": 1.0,
+            "batch_size": inference_batch_size,
+        }
         self.env, self.seed, self.device, self.settings, self.sources = env, seed, env.device, settings, sources
         self.generation, self.inference_batch_size = generation, inference_batch_size
         self.make_optimizer, self.lr_schedule = optimizer, lr_schedule
@@ -82,6 +103,42 @@ class LanguageModelAlgorithm(Algorithm):
         self.optimizer.param_groups[0]["lr"] = self.lr
         self.has_models = True
 
+    def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
+        """Load or train reference policy and reward model; fit score_mean and score_std on mails of the reference."""
+        self.logger = logger
+        if self.has_models:  # of a checkpoint, or set by `baseline_trainer`
+            return
+        self.set_models(*self.sources.load_or_train(logger, should_stop, self.accelerate_inner))
+        contexts = self.sample_contexts(self.normalization_mails)
+        _, texts = self.reference.generate(contexts, 1, self.generator, **self.sampling)
+        _, mean, variance = distributed.all_reduce_moments(self.rewards(contexts, texts).to(self.device))
+        self.score_mean, self.score_std = mean.item(), max(1e-6, variance.sqrt().item())  # in every checkpoint
+        if self.score_std < self.min_reward_spread:
+            raise ValueError(
+                f"algo.min_reward_spread: the rewards of {len(texts):,} mails of the reference differ by a standard "
+                f"deviation of {self.score_std:.4f}, expected at least {self.min_reward_spread}: the reward model "
+                f"can't tell them apart; nothing can be optimised against it. What would help: {HELP}"
+            )
+
+    def sample_contexts(self, n: int) -> list[str]:
+        """Sample n contexts of training mails, with replacement."""
+        contexts = self.env.train.contexts
+        rows = torch.randint(len(contexts), (n,), generator=self.generator, device=self.device)
+        return [contexts[i] for i in rows.tolist()]
+
+    def rewards(self, contexts: list[str], texts: list[str]) -> Tensor:
+        """Return the proxy rewards of mails [N], by the reward model, in units of the outcomes' values."""
+        p = self.reward_model.probabilities(contexts, texts).double()
+        return outcome_reward(p, self.env.outcome_values, self.reward_kind)
+
+    def log_rollout(self, rollout: MailRollout, largest_ratio: float) -> None:
+        """Log warnings of a rollout and of the update on it and, every so many iterations, some of its mails."""
+        for warning in self.guards.warnings(rollout, largest_ratio):
+            self.logger.log_warning(f"iteration {self.iteration + 1}: {warning}")
+        if self.iteration % self.log_samples_every == 0:
+            self.logger.log_text("samples", sample_table(rollout, self.logged_samples))
+            self.logger.log_figure("reward_over_length", length_figure(rollout))
+
     def baseline_trainer(self, advantage) -> LanguageModelAlgorithm:
         """Return a trainer with the same models and settings, but another advantage estimator."""
         other = type(self)(self.env, self.seed, **{**self.settings, "advantage": advantage})
@@ -109,7 +166,7 @@ class LanguageModelAlgorithm(Algorithm):
             "score_scale": [self.score_mean, self.score_std],
             "update_kl": self.update_kl,
             "kl_to_reference": self.kl_to_reference,
-            "kl_coef": self.kl_controller.coef,
+            "kl_controller": self.kl_controller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "generator": self.generator.get_state(),
@@ -137,6 +194,6 @@ class LanguageModelAlgorithm(Algorithm):
         restore_optimizer(self.optimizer, state["optimizer"], self.lr)
         self.update_kl.copy_(state["update_kl"])
         self.kl_to_reference.copy_(state["kl_to_reference"])
-        self.kl_controller.coef.copy_(state["kl_coef"])
+        self.kl_controller.load_state_dict(state["kl_controller"])
         self.generator.set_state(state["generator"].cpu())
         self.guards.load_state_dict(state["guards"])

@@ -17,7 +17,8 @@ from email_rl.models.outcome_model import OutcomeModel, load_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.reward_choice import ChoiceSettings, Verdict, bag_fitter, choose_reward_model
 from email_rl.training.reward_model import RewardModel
-from email_rl.training.sft import POLICY_FOLDER, SFT, policy_settings
+from email_rl.training.sft import POLICY_FOLDER, SFT
+from email_rl.training.sft_mails import policy_settings
 from rlcore.algorithm import Algorithm
 from rlcore.backends import distributed
 from rlcore.runs import checkpoint

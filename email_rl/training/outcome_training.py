@@ -209,13 +209,13 @@ class OutcomeTraining(Algorithm):
         """Score the model on the validation mails."""
         p, outcome = self.valid_logits().softmax(1), self.valid_mails.outcome
         return {
-            "email/log_loss": (self.valid_weight * log_losses(p, outcome)).sum().item(),
-            "email/accuracy": (self.valid_weight * (p.argmax(1) == outcome)).sum().item(),
+            "validation/log_loss": (self.valid_weight * log_losses(p, outcome)).sum().item(),
+            "validation/accuracy": (self.valid_weight * (p.argmax(1) == outcome)).sum().item(),
         }
 
     def observe_validation(self, metrics: dict[str, float]) -> None:
         """Keep the best weights so far; note where there were none for `patience` steps."""
-        loss = metrics["email/log_loss"]
+        loss = metrics["validation/log_loss"]
         self.has_stalled = self.updates_done - self.best_at >= self.patience
         if loss < self.best_loss:
             self.best_loss, self.best_at, self.has_stalled = loss, self.updates_done, False

@@ -20,25 +20,22 @@ import torch
 from torch import Tensor
 
 from email_rl.data.dataset import MailDataset
-from email_rl.models.outcome_classifier import outcome_reward
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.advantages import AdvantageEstimator
-from email_rl.training.diagnostics import length_figure, rollout_metrics, sample_table, update_metrics, value_metrics
+from email_rl.training.diagnostics import UpdateMetrics, rollout_metrics, update_metrics, value_metrics
 from email_rl.training.guards import GuardLimits, Guards
 from email_rl.training.language_model_algorithm import LanguageModelAlgorithm
-from email_rl.training.model_sources import HELP, ModelSources
+from email_rl.training.model_sources import ModelSources
 from email_rl.training.reward_choice import ChoiceSettings
 from email_rl.training.rollout import MailBatch, MailRollout
 from rlcore import losses
 from rlcore.backends import distributed
-from rlcore.runs.logger import Logger
 
 
 class LanguageModelPPO(LanguageModelAlgorithm):
     """Fine-tune a policy against a reward model, with a penalty on KL(π ‖ π_ref), its KL to a reference policy.
 
-    A mail's reward is the expected value of its outcome (`expected`) or the value of its likeliest outcome (`argmax`).
-    Its score = (reward − mean) / std, with mean and std of the rewards of mails that the reference policy generated at
+    A mail's score = (reward − mean) / std, with mean and std of the rewards of mails that the reference generated at
     `setup`, so that the KL coefficient means the same for every reward model. A mail without a stop token scores
     `missing_eos_score` instead. Under torchrun every process generates its share of the mails, and every process takes
     the step that a single process would take on the joined minibatches.
@@ -89,18 +86,17 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         checkpoint_every: int,
     ):
         settings = {key: x for key, x in locals().items() if key not in ("self", "env", "seed", "__class__")}
-        if reward not in ("expected", "argmax"):
-            raise ValueError(f"algo.reward: expected 'expected' or 'argmax', got '{reward}'")
         self.mails_per_process = distributed.per_process(mails_per_iteration, "algo.mails_per_iteration")
         if self.mails_per_process % (minibatches * advantage.samples_per_prompt):
             raise ValueError(
-                "algo.mails_per_iteration: expected a multiple of minibatches × samples_per_prompt per "
-                f"process, {minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}"
+                "algo.mails_per_iteration: expected a multiple of algo.minibatches × algo.advantage.samples_per_prompt "
+                f"per process, {minibatches} × {advantage.samples_per_prompt}, got {self.mails_per_process}"
             )
         # a lower bound taken from TRL, here over all processes; whitening happens in stage 5
         if mails_per_iteration // minibatches < 8 and advantage.critic:
             raise ValueError(
-                f"algo.minibatches: expected minibatches of at least 8 mails, got {mails_per_iteration // minibatches}"
+                "algo.minibatches: expected algo.mails_per_iteration / algo.minibatches to be at least 8, got "
+                f"{mails_per_iteration} / {minibatches}"
             )
         sources = ModelSources(
             env,
@@ -129,41 +125,19 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             gradient_checkpointing=gradient_checkpointing,
             inference_batch_size=inference_batch_size,
             guards=Guards(GuardLimits(**guards)),
+            reward=reward,
+            normalization_mails=normalization_mails,
+            min_reward_spread=min_reward_spread,
+            log_samples_every=log_samples_every,
+            logged_samples=logged_samples,
         )
-        self.advantage_estimator, self.reward_kind = advantage, reward
-        self.missing_eos_score, self.normalization_mails = missing_eos_score, normalization_mails
-        self.min_reward_spread = min_reward_spread
+        self.advantage_estimator, self.missing_eos_score = advantage, missing_eos_score
         self.iterations, self.steps_per_iteration = iterations, mails_per_iteration
         self.epochs, self.minibatches, self.micro_batch_size = epochs, minibatches, micro_batch_size
         self.clip, self.clip_value, self.max_grad_norm = clip, clip_value, max_grad_norm
         self.vf_coef, self.ent_coef = vf_coef if advantage.critic else 0.0, ent_coef
-        self.eval_every, self.log_samples_every = eval_every, log_samples_every
-        self.checkpoint_every, self.logged_samples = checkpoint_every, logged_samples
+        self.eval_every, self.checkpoint_every = eval_every, checkpoint_every
         self.forward_no_grad = LanguageModelPolicy.__call__  # a backend may put an equal, faster function here
-        # No top-k or top-p: log-probabilities are those of the full distribution at this temperature.
-        self.sampling = {
-            "temperature": generation["temperature"],
-            "top_k": 0,
-            "top_p": 1.0,
-            "batch_size": inference_batch_size,
-        }
-
-    def setup(self, logger: Logger, should_stop: Callable[[], bool]) -> None:
-        """Load or train reference policy and reward model; fit score_mean and score_std on mails of the reference."""
-        self.logger = logger
-        if self.has_models:  # of a checkpoint, or set by `baseline_trainer`
-            return
-        self.set_models(*self.sources.load_or_train(logger, should_stop, self.accelerate_inner))
-        contexts = self.sample_contexts(self.normalization_mails)
-        _, texts = self.reference.generate(contexts, 1, self.generator, **self.sampling)
-        _, mean, variance = distributed.all_reduce_moments(self.rewards(contexts, texts).to(self.device))
-        self.score_mean, self.score_std = mean.item(), max(1e-6, variance.sqrt().item())  # in every checkpoint
-        if self.score_std < self.min_reward_spread:
-            raise ValueError(
-                f"algo.min_reward_spread: the rewards of {len(texts):,} mails of the reference differ by a standard "
-                f"deviation of {self.score_std:.4f}, expected at least {self.min_reward_spread}: the reward model "
-                f"can't tell them apart; nothing can be optimised against it. What would help: {HELP}"
-            )
 
     # ── an iteration ────────────────────────────────────────────────────────────────────────────────────────────────
     def iterate(self, progress: float) -> dict[str, Tensor]:
@@ -180,11 +154,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         self.kl_to_reference = rollout.kl_to_reference()
         self.kl_controller.update(self.kl_to_reference, mails=self.steps_per_iteration)
         metrics |= self.update(batch)
-        for warning in self.guards.warnings(rollout, metrics["ppo/ratio_max"].item()):
-            self.logger.log_warning(f"iteration {self.iteration + 1}: {warning}")
-        if self.iteration % self.log_samples_every == 0:
-            self.logger.log_text("samples", sample_table(rollout, self.logged_samples))
-            self.logger.log_figure("reward_over_length", length_figure(rollout))
+        self.log_rollout(rollout, metrics["ppo/ratio_max"].item())
         return metrics | {"charts/learning_rate": self.lr}
 
     @torch.no_grad()
@@ -217,17 +187,6 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             entropy=own.entropy,
         )
 
-    def sample_contexts(self, n: int) -> list[str]:
-        """Sample n contexts of training mails, with replacement."""
-        contexts = self.env.train.contexts
-        rows = torch.randint(len(contexts), (n,), generator=self.generator, device=self.device)
-        return [contexts[i] for i in rows.tolist()]
-
-    def rewards(self, contexts: list[str], texts: list[str]) -> Tensor:
-        """Return the proxy rewards of mails [N], by the reward model, in units of the outcomes' values."""
-        p = self.reward_model.probabilities(contexts, texts).double()
-        return outcome_reward(p, self.env.outcome_values, self.reward_kind)
-
     @torch.no_grad()
     def compute_advantages(self, rollout: MailRollout) -> MailBatch:
         """5. Turn the mails' scores into advantages and value targets of their tokens."""
@@ -254,7 +213,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
 
     def update(self, batch: MailBatch) -> dict[str, Tensor]:
         """7. Take epochs × minibatches gradient steps; return the mean of each metric."""
-        totals: dict[str, Tensor] = {}
+        totals = UpdateMetrics()
         # Gradient checkpointing, if set, works in training mode only; the model has no dropout that this would turn on.
         self.policy.language_model.train(self.gradient_checkpointing)
         for _ in range(self.epochs):
@@ -262,17 +221,13 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             for rows in order.chunk(self.minibatches):
                 self.train_minibatch(batch, rows, totals)
         self.policy.language_model.eval()
-        steps = self.epochs * self.minibatches
-        largest_ratio = totals.pop("ratio_max")
-        metrics = distributed.mean_scalars({f"ppo/{name}": total / steps for name, total in totals.items()})
-        metrics["ppo/ratio_max"] = distributed.all_reduce_max(largest_ratio)
-        metrics["ppo/ratio_var"] = metrics.pop("ppo/ratio_square") - metrics["ppo/ratio"].square()
+        metrics = totals.mean(steps=self.epochs * self.minibatches)
         self.update_kl.copy_(metrics["ppo/approxkl"])
         if self.advantage_estimator.critic:
             metrics |= value_metrics(batch.value, batch.target, batch.mails.response_mask)
         return metrics
 
-    def train_minibatch(self, batch: MailBatch, rows: Tensor, totals: dict[str, Tensor]) -> None:
+    def train_minibatch(self, batch: MailBatch, rows: Tensor, totals: UpdateMetrics) -> None:
         """Take one gradient step on the mails `rows`, in micro-batches that fit in memory; add metrics to `totals`."""
         tokens_per_process = distributed.all_reduce_mean(batch.mails.response_mask[rows].sum().float())
         # keep the tensors: a captured CUDA graph writes to their addresses
@@ -283,13 +238,11 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             # The denominator is a mean over processes, because gradients are averaged over processes below.
             share = mails.response_mask.sum() / tokens_per_process
             metrics = self.accumulate_gradient(batch.micro_batch(bucket, mails), share)
-            largest_ratio = torch.maximum(totals.get("ratio_max", metrics["ratio_max"]), metrics["ratio_max"])
-            totals |= {name: totals.get(name, 0) + share * x for name, x in metrics.items()}
-            totals["ratio_max"] = largest_ratio
+            totals.add(metrics, share)
         distributed.average_gradients(self.policy.parameters())
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
-        totals["grad_norm"] = totals.get("grad_norm", 0) + grad_norm
+        totals.add_grad_norm(grad_norm)
 
     def accumulate_gradient(self, batch: MailBatch, share: Tensor) -> dict[str, Tensor]:
         """Add `share` times the gradient of PPO's loss on a micro-batch; return loss and diagnostics.

@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from email_rl.data.dataset import MailDataset
-from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.models.encoders import bucketed_batches, small_enough
-from email_rl.models.mail_lengths import fit_lengths, positions_needed
+from email_rl.models.mail_lengths import positions_needed
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
+from email_rl.training.sft_mails import all_contexts, outcome_weights, policy_settings, weighted_mails
 from rlcore.algorithm import Algorithm
 from rlcore.losses import masked_mean
 from rlcore.runs import checkpoint
 from rlcore.schedules import linear_with_warmup
 
 POLICY_FOLDER = "policy"  # beside checkpoint.pt; transformers loads it
-
-
-def all_contexts(dataset: MailDataset) -> list[str]:
-    """Return the contexts of every split: a policy reads them all, in training or evaluation."""
-    return [context for mails in dataset.splits.values() for context in mails.contexts]
-
-
-def policy_settings(
-    generation: dict[str, Any], network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: MailDataset
-) -> dict[str, Any]:
-    """Return the settings of a policy on a network for a dataset, with the lengths of its mails."""
-    positions = network.config.to_dict().get("max_position_embeddings") or network.config.to_dict().get("n_positions")
-    return fit_lengths(generation, tokenizer, all_contexts(dataset), dataset.train.texts, positions)
-
-
-def outcome_weights(mails: Mails, outcomes: list[int], enough_mails: int, other_weight: float) -> list[float]:
-    """Return the weight of each outcome's mails in the warm start [K].
-
-    `outcomes` weigh 1; the others weigh `other_weight` where fewer than `enough_mails` mails have one of `outcomes`,
-    else nothing.
-    """
-    counts = torch.bincount(mails.outcome, minlength=len(OUTCOMES))
-    others = other_weight if counts[outcomes].sum() < enough_mails else 0.0
-    return [1.0 if y in outcomes else others for y in range(len(OUTCOMES))]
 
 
 class SFT(Algorithm):
@@ -100,9 +73,13 @@ class SFT(Algorithm):
         self.policy.value_head.requires_grad_(False)
         self.optimizer = optimizer([p for p in self.policy.parameters() if p.requires_grad], lr=language_model.sft_lr)
         self.patience, self.has_stalled = patience, False
-        self.weight_of = outcome_weights(env.train, outcomes, enough_mails, other_weight)
-        self.train_mails, self.train_weights = self._tokenize(env.train, max_mails, "training")
-        self.valid_mails, self.valid_weights = self._tokenize(env.valid, max_mails, "validation")
+        weight_of = outcome_weights(env.train, outcomes, enough_mails, other_weight)
+        self.train_mails, self.train_weights = weighted_mails(
+            self.policy, env.train, weight_of, max_mails, "training", env.name
+        )
+        self.valid_mails, self.valid_weights = weighted_mails(
+            self.policy, env.valid, weight_of, max_mails, "validation", env.name
+        )
         self.train_lengths = self.train_mails.response_mask.sum(1).tolist()
         self.batch_size = small_enough(language_model.sft_batch_size, len(self.train_lengths), batches_per_pass)
         self.updates_per_epoch = math.ceil(len(self.train_lengths) / self.batch_size)
@@ -112,43 +89,6 @@ class SFT(Algorithm):
         self._epoch: int | None = None  # the epoch of the current batches
         self.best_loss, self.best_at = math.inf, 0
         self.best: dict[str, Tensor] | None = None
-
-    def _tokenize(self, mails: Mails, max_mails: int | None, side: str) -> tuple[TokenizedMails, Tensor]:
-        """Return the mails that have a weight and fit, and their weights [N]; print how many do not fit."""
-        weights = torch.tensor([self.weight_of[y] for y in mails.outcome.tolist()])
-        used = weights.nonzero()[:, 0].tolist()[:max_mails]
-        mails, weights = mails.rows(used), weights[used]
-        most = self.policy.response_tokens
-        responses = self.policy.tokenize_responses(mails.texts)
-        rows = [i for i, row in enumerate(responses) if len(row) <= most]
-        if not rows:
-            raise ValueError(
-                f"algo.generation.response_tokens: no {side} mail of {self.env.name} that the warm start may use has "
-                f"{most} tokens or fewer; expected more"
-            )
-        self._report_lengths(mails.contexts, len(mails) - len(rows), side)
-        padded = [responses[i] + [self.policy.stop_token] * (most - len(responses[i])) for i in rows]
-        mask = torch.tensor([[k < len(responses[i]) for k in range(most)] for i in rows])
-        prompt, prompt_mask = self.policy.tokenize_prompts([mails.contexts[i] for i in rows])
-        tokens = TokenizedMails(prompt, prompt_mask, torch.tensor(padded, device=self.device), mask.to(self.device))
-        return tokens, weights[rows].to(self.device)
-
-    def _report_lengths(self, contexts: list[str], left_out: int, side: str) -> None:
-        """Print how many mails are left out, and how many prompts lose their beginning."""
-        policy, n = self.policy, len(contexts)
-        if left_out:
-            print(
-                f"warning: {left_out:,} of {n:,} {side} mails have more than {policy.response_tokens} tokens "
-                "(algo.generation.response_tokens), and are left out of the warm start",
-                file=sys.stderr,
-            )
-        cut = sum(len(row) > policy.prompt_tokens for row in policy.full_prompts(contexts))
-        if cut:
-            print(
-                f"warning: {cut:,} of {n:,} contexts of {side} mails have more than {policy.prompt_tokens} tokens with "
-                "their template (algo.generation.prompt_tokens), and lose their beginning",
-                file=sys.stderr,
-            )
 
     @property
     def steps_done(self) -> int:
@@ -175,7 +115,7 @@ class SFT(Algorithm):
 
     def observe_validation(self, metrics: dict[str, float]) -> None:
         """Keep the best weights; note where there were none for `patience` steps."""
-        loss = metrics["email/token_loss"]
+        loss = metrics["validation/token_loss"]
         self.has_stalled = self.updates_done - self.best_at >= self.patience
         if loss < self.best_loss:
             self.best_loss, self.best_at, self.has_stalled = loss, self.updates_done, False
@@ -226,7 +166,7 @@ class SFT(Algorithm):
             weight = mails.response_mask * self.valid_weights[rows, None]
             total -= (self.policy(mails).log_prob * weight).sum().item()
             count += weight.sum().item()
-        return {"email/token_loss": total / count}
+        return {"validation/token_loss": total / count}
 
     def judge(self) -> None:
         """Return no judge: none is trained for a policy that learns from mails alone."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.ab_test.analysis import BEST_ARM, Analysis, Half
 from rlcore.ope.intervals import central, normal_half_width
 from rlcore.runs import checkpoint
-from rlcore.runs.plots import labelled
+from rlcore.runs.plots import COLORS, entitle, labelled
 from rlcore.runs.report import Report
 from rlcore.uplift import metrics
 from rlcore.uplift.balance import hotelling, sample_ratio, standardized_differences
@@ -149,7 +149,7 @@ def ranking_table(analysis: Analysis, level: float, replications: int, bins: int
 def draw_qini(tests: list[UpliftTestSet], arm: str, outcome: str) -> Figure:
     """Draw the Qini curve of each half."""
     figure, axes = labelled("customers treated, best first, %", f"{outcome} gained")
-    axes.set_title(f"{arm}: {sum(len(t.unit) for t in tests):,} customers with their control")
+    entitle(figure, f"{arm}: {sum(len(t.unit) for t in tests):,} customers with their control")
     for k, t in enumerate(tests, 1):
         curve = metrics.qini_curve(t.outcome, t.scores[0], t.treated)
         axes.plot(100 * curve.x / curve.x[-1], curve.y, label=f"half {k}")
@@ -163,7 +163,7 @@ def draw_qini(tests: list[UpliftTestSet], arm: str, outcome: str) -> Figure:
 def draw_bins(row: dict[str, Any], parts: list[metrics.Bins], arm: str, outcome: str) -> Figure:
     """Draw predicted and observed effects by equal parts of the customers, means over the halves."""
     figure, axes = labelled("customers by predicted effect, best first", f"effect on {outcome}")
-    axes.set_title(f"{arm}: predicted and observed effects, ± one standard error")
+    entitle(figure, f"{arm}: predicted and observed effects, ± one standard error")
     standard_error = torch.stack([part.std for part in parts]).square().sum(0).sqrt() / len(parts)
     places = range(1, len(row["uplift_by_bin"]) + 1)
     axes.bar(places, row["uplift_by_bin"], yerr=standard_error.tolist(), alpha=0.6, label="observed")
@@ -244,10 +244,10 @@ def draw_policies(rows: dict[str, dict[str, Any]]) -> Figure:
     names = list(rows)[::-1]
     for place, name in enumerate(names):
         value, low, high = rows[name]["dr"]
-        axes.plot([low, high], [place, place], color="C0")
-        axes.plot(value, place, "o", color="C1" if name == BEST_ARM else "C0")
+        axes.plot([low, high], [place, place], color=COLORS[0])
+        axes.plot(value, place, "o", color=COLORS[1] if name == BEST_ARM else COLORS[0])
     axes.set_yticks(range(len(names)), names)
-    axes.set_title("what each policy would have earned, 95 % intervals")
+    entitle(figure, "what each policy would have earned, with its interval")
     return figure
 
 

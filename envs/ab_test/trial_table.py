@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.offers.populations.customer_table import days_before
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.populations.table_reader import read_table
 
@@ -91,7 +92,8 @@ class TrialTable:
         arm = torch.tensor([number[level] for level in levels])
         ids = columns[self.id].tolist() if self.id else [str(k + 1) for k in range(len(levels))]
         apart = {*named, *numbers, *self.ignore}
-        inputs = {name: column for name, column in columns.items() if name not in apart}
+        dated = days_before(columns, None, WHERE)  # a date counts the days before the table's latest
+        inputs = {name: column for name, column in dated.items() if name not in apart}
         if not inputs:
             raise ValueError(f"{self.path}: expected columns of what was known before the mailing, got none")
         transform = FeatureTransform.fit(inputs, np.arange(len(levels)), self.min_level_count, 0.0, self.path, WHERE)

@@ -12,6 +12,7 @@ from envs.adapters.gymnasium_env import GymnasiumEnv
 from rlcore.algorithm import Algorithm, Policy
 from rlcore.distributions import unflatten
 from rlcore.ope.intervals import LEVEL, normal_half_width
+from rlcore.runs.progress import tracked
 from rlcore.runs.report import Report
 
 Choose = Callable[[Tensor, Tensor], Tensor]  # obs [B, D], mask [B, *nvec] → actions [B, K]
@@ -54,7 +55,7 @@ def play_episodes(choose: Choose, env: GymnasiumEnv, each: int) -> tuple[np.ndar
 class GymnasiumEvaluator:
     """Plays `episodes` with the policy's mode and, for comparison, at random; `validation` episodes during training."""
 
-    headline = "evaluation/return"
+    headline = "validation/return"
 
     def __init__(self, env: GymnasiumEnv, *, seed: int, episodes: int, validation: int):
         self.env, self.seed, self.episodes, self.validation = env, seed, episodes, validation
@@ -77,7 +78,7 @@ class GymnasiumEvaluator:
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
         """Return the mean return of the policy's mode during training."""
         returns, lengths = self._play(policy_mode(algorithm.policy), self.validation, 1)
-        return {self.headline: returns.mean().item(), "evaluation/length": lengths.mean().item()}
+        return {self.headline: returns.mean().item(), "validation/length": lengths.mean().item()}
 
     def evaluate(self, algorithm: Algorithm | None, name: str) -> Report:
         """Compare the policy, as the row `name`, with random actions."""
@@ -85,7 +86,10 @@ class GymnasiumEvaluator:
         policies = {"random": sample_actions(self.env.nvec, generator)}
         if algorithm is not None:
             policies[name] = policy_mode(algorithm.policy)
-        rows = {row: self._summarise(*self._play(choose, self.episodes, 2)) for row, choose in policies.items()}
+        rows = {
+            row: self._summarise(*self._play(choose, self.episodes, 2))
+            for row, choose in tracked(policies.items(), "policies")
+        }
         columns = {
             "return": lambda row: f"{row['return']:,.2f}",
             "±": lambda row: f"{row['return_ci'][1] - row['return']:,.2f}",
@@ -102,6 +106,7 @@ class GymnasiumEvaluator:
             extra={"environment": self.env.id},
             plots={},
             judged="return",
+            beside=("length",),
         )
 
     @staticmethod

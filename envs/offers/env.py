@@ -13,6 +13,8 @@ from torch import Tensor
 from envs.base import PricedEnv, Repriced, Step
 from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.contact_policy import ContactOptions
+from envs.offers.logs.send_encoding import log_chunks
+from envs.offers.logs.send_log import is_send_log
 from envs.offers.lookahead import OffersLookahead
 from envs.offers.planning.state_values import StateValues
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
@@ -24,6 +26,7 @@ from envs.offers.world.customers import CHURNED, UNIFORMS, CustomerState, Reward
 from envs.offers.world.history import KINDS, History, SeenWeek
 from envs.offers.world.transition import transition
 from rlcore.offline.column_range import ColumnRange
+from rlcore.offline.logged_dataset import LoggedDataset
 
 
 class OffersEnv(PricedEnv):
@@ -329,6 +332,15 @@ class OffersEnv(PricedEnv):
     def see_static_columns(self, obs: Tensor) -> None:
         """Take note of the range of the features of observations [N, D] that something was trained on."""
         self.seen_features.update(obs[:, : self.static_dim])
+
+    def read_log(
+        self, path: str, split: str, transform: Callable[[LoggedDataset], LoggedDataset] | None = None
+    ) -> LoggedDataset:
+        """Read a log; that of a shop's sends is encoded as this environment's policies observe it."""
+        if not is_send_log(path):
+            return super().read_log(path, split, transform)
+        chunks = log_chunks(self, path, split)
+        return LoggedDataset.cat([transform(chunk) if transform else chunk for chunk in chunks])
 
     def static_limits(self) -> tuple[Tensor, Tensor]:
         """Return the range of the features seen in training, with the margin `clip_margin`, [F] each."""

@@ -15,6 +15,7 @@ from envs.sequential.policies import Choose, bid_price, learned_policy, no_conta
 from rlcore.algorithm import Algorithm
 from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.runs.plots import labelled
+from rlcore.runs.progress import tracked
 from rlcore.runs.report import Report
 
 BREACH = 1e-6  # excess over a week's budget by rounding, money
@@ -94,7 +95,7 @@ class SequentialEvaluator:
     trained: where a budget binds, the mode of a policy that contacts every second customer may contact nobody.
     """
 
-    headline = "offers/score"
+    headline = "validation/score"
 
     def __init__(
         self, env: SequentialEnv, *, seed: int, worlds: int, validation: int, tuning_worlds: int, sample: bool
@@ -154,7 +155,7 @@ class SequentialEvaluator:
         if self._validation is None:
             self._validation = self._bound(self.validation, 1)
         summary = self.summarise(self._simulate(self._deploy(algorithm), self.validation, 1), *self._validation)
-        return {f"offers/{name}": summary[name] for name in ("score", "return", "spend_ratio", "contact_rate")}
+        return {f"validation/{name}": summary[name] for name in ("score", "return", "spend_ratio", "contact_rate")}
 
     @torch.no_grad()
     def evaluate(self, algorithm: Algorithm | None, name: str) -> Report:
@@ -175,7 +176,7 @@ class SequentialEvaluator:
                 "information": information,
                 **self.summarise(self._simulate(choose, self.worlds, 11), baseline, bound),
             }
-            for row, (information, choose) in policies.items()
+            for row, (information, choose) in tracked(policies.items(), "policies")
         }
         return self._report(dict(sorted(rows.items(), key=lambda item: item[1]["score"])), name, bound, mean_price)
 
@@ -207,6 +208,7 @@ class SequentialEvaluator:
             extra={"bound": metrics, "worlds": self.worlds, "customers": self.env.customers, "bid_price": mean_price},
             plots={"weeks": week_figure(rows, name)},
             judged="score",
+            beside=("return", "spend_ratio", "contact_rate"),
         )
 
 

@@ -255,5 +255,6 @@ def check_compatible(dataset: LoggedDataset, env, where: str) -> None:
     if dataset.nvec != nvec or obs_dim != env.obs_dim:
         raise ValueError(
             f"{where}: a log of {obs_dim} observed numbers and actions of {dataset.nvec} doesn't fit "
-            f"an environment of {env.obs_dim} and {nvec}"
+            f"an environment of {env.obs_dim} and {nvec} (numbered columns are those of one environment; env=log takes "
+            "columns by their names)"
         )

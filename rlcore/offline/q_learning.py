@@ -43,6 +43,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     """
 
     graph_regions = ("loss",)
+    learned_from = ("a log",)
 
     def __init__(
         self,

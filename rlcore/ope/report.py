@@ -16,12 +16,11 @@ from torch import Tensor
 from rlcore.algorithm import Algorithm
 from rlcore.offline.column_range import clip_static_columns
 from rlcore.offline.file_columns import numbered
-from rlcore.offline.log_files import read_log
-from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_compatible
+from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.cross_fitting import rows_by_episode
 from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
-from rlcore.runs.plots import labelled
-from rlcore.runs.report import Report
+from rlcore.runs.plots import COLORS, labelled
+from rlcore.runs.report import Report, RunResult
 
 LONG = 1e12  # numbers from here on are shown by their power of ten
 
@@ -34,6 +33,11 @@ class OffPolicyReport(Report):
         """Lay everything out for metrics.json."""
         return {"estimators": self.rows, **self.extra}
 
+    def result(self, name: str | None) -> RunResult:
+        """Return the doubly robust estimate, or the model's where the log has no propensities."""
+        weighted = next((row for row in ("sequential DR", "DR") if row in self.rows), None)
+        return RunResult.from_rows(self.rows, weighted, (self.judged,), higher_is_better=True)
+
     def to_figures(
         self, agent: str | None, headline: str, history: dict[str, list[tuple[int, float]]]
     ) -> dict[str, Figure]:
@@ -41,15 +45,10 @@ class OffPolicyReport(Report):
         return self.plots
 
 
-def evaluate_file(
-    path: str, columns: ColumnNames, evaluator: OffPolicyEvaluator, algorithm: Algorithm, name: str
+def evaluate_dataset(
+    dataset: LoggedDataset, path: str, evaluator: OffPolicyEvaluator, algorithm: Algorithm, name: str
 ) -> OffPolicyReport:
-    """Evaluate an algorithm's policy on the dataset of a file, clipped to what the policy was trained on.
-
-    Raises ValueError where the file is of another environment.
-    """
-    dataset = read_log(path, columns)
-    check_compatible(dataset, algorithm.env, path)
+    """Evaluate an algorithm's policy on the dataset of the file `path`, clipped to what the policy was trained on."""
     dataset = dataset.to(algorithm.env.device)
     limits = algorithm.env.static_limits()
     clipped = ""
@@ -169,7 +168,7 @@ def draw_estimates(evaluation: Evaluation, label: str) -> Figure:
     for at, name in enumerate(estimators):
         row = evaluation.rows[name]
         low, high = row[f"{NET}_ci"]
-        color = "grey" if name == LOGGED else "C0"
+        color = "grey" if name == LOGGED else COLORS[0]
         axes.plot([low, high], [at, at], color=color, linewidth=2)
         axes.plot(row[NET], at, "o", color=color)
     axes.set_yticks(range(len(estimators)), estimators)

@@ -118,7 +118,7 @@ def save(path: Path | str, state: dict) -> None:
         try:
             torch.save({**state, "version": version()}, temporary)
         except RuntimeError as error:  # PyTorch raises this where the disk is full
-            raise OSError(str(error).splitlines()[0]) from error
+            raise OSError(f"the disk took only a part, is it full? ({str(error).splitlines()[0]})") from error
 
     atomic(path, write)
 

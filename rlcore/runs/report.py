@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from rlcore.runs.plots import labelled, levels, markdown
+from rlcore.runs.plots import markdown, training_figure
+
+
+class RunResult(NamedTuple):
+    """The headline figure of a run, by which the jobs of a sweep are compared, and a few numbers beside it."""
+
+    of: str  #: the row that the figures are of: the trained policy, or the best row where nothing was trained
+    metric: str  #: name of the headline figure
+    value: float  #: NaN where it is unknown
+    higher_is_better: bool
+    metrics: dict[str, float]  #: the headline figure and those beside it, by name
+
+    @classmethod
+    def from_rows(
+        cls, rows: dict[str, dict[str, Any]], name: str | None, keys: tuple[str, ...], *, higher_is_better: bool
+    ) -> RunResult:
+        """Take numbers from the row `name`, or from the best where there is none; a number that it lacks is NaN.
+
+        The first of `keys` names the headline figure, by which the best is the best.
+        """
+        sign = 1 if higher_is_better else -1
+        known = [row for row in rows if rows[row].get(keys[0]) is not None] or list(rows)
+        of = name if name in rows else max(known, key=lambda row: sign * (rows[row].get(keys[0]) or 0.0))
+        metrics = {key: math.nan if rows[of].get(key) is None else float(rows[of][key]) for key in keys}
+        return cls(of, keys[0], metrics[keys[0]], higher_is_better, metrics)
+
+
+def add_lines(table: Table, lines: dict[str, list[str]], groups: dict[str, str]) -> None:
+    """Add lines by name to a table for the console, under the names of their groups where they have one."""
+    shown = None
+    for name, line in lines.items():
+        group = groups.get(name, shown)
+        if group != shown:
+            if shown is not None:
+                table.add_section()
+            table.add_row(f"[italic]{group}[/]")
+            shown = group
+        table.add_row(*line)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Rows of results by policy, from worst to best, and the columns of their table."""
+    """Rows of results by policy, in the order of the table, and the columns of their table.
+
+    Rows with an entry "group" are shown under the group's name.
+    """
 
     title: str
     caption: str
@@ -26,22 +67,28 @@ class Report:
     plots: dict[str, Figure]
     judged: str  #: the key of a row by which runs are compared
     what: str = "policy"  #: header of the rows' names
+    beside: tuple[str, ...] = ()  #: further keys of a row by which runs are compared
 
     def to_metrics(self) -> dict[str, Any]:
         """Lay everything out for metrics.json."""
         return {"policies": self.rows, **self.extra}
 
-    def headline_metrics(self) -> dict[str, float]:
-        """The numbers by which runs are compared."""
-        return {f"{self.judged}/{name}": row[self.judged] for name, row in self.rows.items()}
+    def result(self, name: str | None) -> RunResult:
+        """Return the headline of the trained policy, `name`, or of the best one."""
+        return RunResult.from_rows(self.rows, name, (self.judged, *self.beside), higher_is_better=True)
 
-    def _lines(self) -> list[list[str]]:
-        lines = []
+    @property
+    def sample(self) -> str:
+        """What the results are of, and how much of it, for the titles of plots."""
+        return self.title.partition("\n")[0]
+
+    def _lines(self) -> dict[str, list[str]]:
+        lines = {}
         for name, row in self.rows.items():
             cells = [show(row) for show in self.columns.values()]
-            lines.append([name, *cells])
+            lines[name] = [name, *cells]
         if self.last:
-            lines.append(self.last)
+            lines[self.last[0]] = self.last
         return lines
 
     def parts(self) -> dict[str, Report]:
@@ -56,15 +103,15 @@ class Report:
         table.add_column(self.what, no_wrap=True)
         for header in self.columns:
             table.add_column(header, justify="left" if header == "knows" else "right", no_wrap=True)
-        for line in self._lines():
-            table.add_row(*line)
+        groups = {name: row["group"] for name, row in self.rows.items() if "group" in row}
+        add_lines(table, self._lines(), groups)
         return table
 
     def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
         headers = (self.what, *self.columns)
         text_columns = 2 if "knows" in self.columns else 1
-        return markdown(headers, self._lines(), text_columns)
+        return markdown(headers, list(self._lines().values()), text_columns)
 
     def to_figures(
         self, agent: str | None, headline: str, history: dict[str, list[tuple[int, float]]]
@@ -73,10 +120,9 @@ class Report:
         curve = history.get(headline, [])
         if not curve:
             return self.plots
-        figure, axes = labelled("steps, thousands", self.judged)
-        thousands = [step / 1e3 for step, _ in curve]
-        scores = [score for _, score in curve]
-        axes.plot(thousands, scores, marker="o", markersize=3)
-        others = {name: row[self.judged] for name, row in self.rows.items() if name != agent}
-        levels(axes, others)
-        return {**self.plots, "training": figure}
+        thousands = [(step / 1e3, value) for step, value in curve]
+        tested = {}
+        for name, row in self.rows.items():
+            low, high = row.get(f"{self.judged}_ci", (row[self.judged], row[self.judged]))
+            tested[name] = (row[self.judged], low, high)
+        return {**self.plots, "training": training_figure("steps, thousands", self.judged, thousands, tested, agent)}

@@ -24,7 +24,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).parent / "recorded.json"
-TIMINGS = ("seconds", "steps_per_second")
+# timings, and what repeats a row or a log
+LEFT_OUT = ("seconds", "steps_per_second", "evaluation_seconds", "headline", "curve")
 
 OFFERS = [
     "env.num_agents=48",
@@ -251,7 +252,7 @@ def play(name: str, folder: Path) -> dict:
         overrides.append(override)
     call(folder, "train", [*overrides, f"hydra.run.dir={where}"])
     metrics = json.loads((where / "metrics.json").read_text())
-    return {"weights": digest(where / "checkpoint.pt"), **{key: x for key, x in metrics.items() if key not in TIMINGS}}
+    return {"weights": digest(where / "checkpoint.pt"), **{key: x for key, x in metrics.items() if key not in LEFT_OUT}}
 
 
 def leaves(value, path: str = "") -> dict[str, float | str]:

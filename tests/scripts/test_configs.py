@@ -25,7 +25,7 @@ GROUPS = sorted(
 PRIMARY = {
     "ab_test": "uplift",
     "benchmark": "bench",
-    "campaigns": "import_campaigns",
+    "sends": "import_sends",
     "uplift_learner": "bench",
     "logging_policy": "collect",
     "ope": "evaluate",
@@ -48,6 +48,7 @@ OWNERS = {
         f"algo/{part}=": "algo=ppo_kl"
         for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")
     },
+    **{f"algo_env={algo}_log": ("env=log", f"algo={algo}") for algo in ("bandit", "bcq", "cql")},
     **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")},
 }
 
@@ -79,12 +80,13 @@ def test_every_file_composes_and_names_all_its_parameters(group):
         if group.startswith(part)
         for one in ((choice,) if isinstance(choice, str) else choice)
     ]
+    logger = group.partition("=")[2] if group.startswith("logger=") else "tensorboard"
     group = f"+{group}" if group.startswith("uplift_learner=") else group  # a part of others under names of their own
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
     assert {
-        "train": {".algo", ".env", ".logger"},
+        "train": {".algo", ".env", f".logger.{logger}"},
         "collect": {".logging_policy", ".env"},
-        "import_campaigns": {".campaigns", ".env"},
+        "import_sends": {".sends", ".env"},
         "evaluate": {".ope", ".ope.model"},
         "uplift": {".analysis", ".table"},
     }.get(primary, {".benchmark"}) <= set(found)

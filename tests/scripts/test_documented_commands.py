@@ -27,9 +27,10 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 LAUNCHERS = ("python", "torchrun")
+HYDRA_FLAGS = {"--cfg", "--info", "-sc"}  # with their argument
 END_OF_COMMAND = {"&&", "||", "|", ";", ">"}
 FOLDERS = "conf|crm_rl|docs|email_rl|envs|rlcore|scripts|tests"
-WITHOUT_CONFIG = {"example_shop"}  # takes a folder, and no overrides
+WITHOUT_CONFIG = {"example_shop", "summary"}  # take folders, and no overrides
 
 
 class Command(NamedTuple):
@@ -111,7 +112,12 @@ def test_a_documented_command_composes(command, shop):
     assert (ROOT / "scripts" / f"{command.script}.py").is_file(), f"{command.place}: no scripts/{command.script}.py"
     if command.script in WITHOUT_CONFIG:
         return
-    arguments = [argument.replace("…", "PLACEHOLDER") for argument in command.arguments if argument not in ("-m", "…")]
+    arguments = [
+        argument.replace("…", "PLACEHOLDER") for argument in command.arguments if argument not in ("-m", "--help", "…")
+    ]
+    for flag in HYDRA_FLAGS & set(arguments):
+        place = arguments.index(flag)
+        del arguments[place : place + 2]
     search_path = []
     if "-cd" in arguments:
         place = arguments.index("-cd")
@@ -132,7 +138,7 @@ def test_pages_have_commands():
         "evaluate",
         "collect",
         "bench",
-        "import_campaigns",
+        "import_sends",
         "write_email",
         "example_shop",
     }

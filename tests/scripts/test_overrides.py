@@ -7,7 +7,7 @@ import pytest
 from configs import composed
 from faulty_numbers import FAULTY_NUMBERS
 from script_runner import run
-from scripts.overrides import is_parameter, keys_of, most_alike, unreadable
+from scripts.overrides import is_parameter, keys_of, most_alike, overrides_first, unreadable
 
 
 def error_of(done) -> str:
@@ -25,7 +25,12 @@ def error_of(done) -> str:
         ("+algo.clip=0.1", "algo.clip: stands in the configuration; expected algo.clip=VALUE, without a plus"),
         ("log=a=b.parquet", """log=a=b.parquet: quote values that hold = , # ( ) [ ] { }: 'log="a=b.parquet"'"""),
         ("log=a,b.parquet", "log=a,b.parquet: several values: -m runs each of them"),
-        ("env/world=ful", "env/world=ful: no such choice; expected fatigue_only, full, "),
+        ("hydra.run.dirr=x", "hydra.run.dirr: no such key; did you mean hydra.run.dir?"),
+        ("+hydra.job.nam=x", "hydra.job.nam: no such key; did you mean hydra.job.name?"),
+        ("hydra.job.chdir=maybe", "hydra.job.chdir: Value 'maybe' is not a valid bool"),
+        ("hydra/launcher=nothing", "hydra/launcher=nothing: no such choice; expected basic, joblib"),
+        ("--multi-run", "--multi-run: no such option; --help lists them"),
+        ("env/world=ful", "env/world=ful: no such choice; did you mean full? expected fatigue_only, full, "),
         (
             "+env.catalogue.offers.euro_9={value: -1}",
             "env.catalogue.offers.euro_9.value: expected a number in [0, 1e6]",
@@ -34,6 +39,20 @@ def error_of(done) -> str:
 )
 def test_an_unknown_key_or_an_unreadable_value_is_one_line(tmp_path, override, says):
     assert error_of(run(tmp_path, "train", override)).startswith(says)
+
+
+def test_options_of_hydra_may_stand_between_overrides(tmp_path):
+    (tmp_path / "shop" / "env" / "world").mkdir(parents=True)
+    (tmp_path / "shop" / "env" / "world" / "mine.yaml").write_text("defaults: [full, _self_]\n")
+    between = ["algo=ppo", "-cd", "shop", "env/world=mine", "env.num_agents=0"]
+    assert overrides_first(between) == ["algo=ppo", "env/world=mine", "env.num_agents=0", "-cd", "shop"]
+    assert overrides_first(["-m", "seed=0,1", "--info", "all"]) == ["seed=0,1", "-m", "--info", "all"]
+    assert error_of(run(tmp_path, "train", *between)).startswith("env.num_agents: expected ")
+
+
+def test_a_key_of_the_sweep_is_told_from_hydras(tmp_path):
+    said = error_of(run(tmp_path, "train", "-m", "seed=0,1", "hydra.sweeper.parms=x"))
+    assert said == "hydra.sweeper.parms: no such key; did you mean hydra.sweeper.params?"
 
 
 def test_a_key_that_only_the_checkpoints_environment_has_is_told_how_to_write_it(tmp_path):

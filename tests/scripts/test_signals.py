@@ -23,4 +23,16 @@ def test_a_signal_is_noted_and_its_handler_comes_back(number):
 
 
 def test_ctrl_c_and_the_stop_signals_of_schedulers_are_covered():
-    assert {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1} == set(STOP_SIGNALS)
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP} == set(STOP_SIGNALS)
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts() as seen:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_a_run_leaves_everything_it_promises(whole):
     assert all(name in done.stdout for name in names)
     log = (folder / "train.log").read_text()
     assert all(f"iteration {k + 1}, step {(k + 1) * ITERATION}: losses/policy_loss " in log for k in range(6))
-    assert "evaluation, step 1152: offers/score " in log and all(f"| {name} |" in log for name in names)
+    assert "evaluation, step 1152: validation/score " in log and all(f"| {name} |" in log for name in names)
 
 
 def test_tensorboard_has_the_fields_names(whole):
@@ -128,11 +129,11 @@ def test_tensorboard_has_the_fields_names(whole):
         "losses/explained_variance",
         "charts/SPS",
         "charts/learning_rate",
-        "offers/score",
+        "validation/score",
     } <= set(tags["scalars"])
     assert [e.step for e in events.Scalars("losses/approx_kl")] == [k * ITERATION for k in range(1, 7)]
-    assert {"evaluation/prices", "evaluation/lost_profit", "evaluation/training"} <= set(tags["images"])
-    assert "evaluation/table/text_summary" in tags["tensors"]
+    assert {"test/prices", "test/lost_profit", "test/training"} <= set(tags["images"])
+    assert "test/table/text_summary" in tags["tensors"]
 
 
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
@@ -196,9 +197,9 @@ def test_multirun_finishes_and_a_bad_job_fails_alone(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert (tmp_path / "sweep" / "0" / "metrics.json").exists()
-    assert not (tmp_path / "sweep" / "1" / "metrics.json").exists()
-    assert done.stderr.count("error: ") == 1 and "algo.minibatches: 7" in done.stderr
+    assert (tmp_path / "sweep" / "0_algo.minibatches=4" / "metrics.json").exists()
+    assert not (tmp_path / "sweep" / "1_algo.minibatches=7" / "metrics.json").exists()
+    assert done.stderr.count("error: ") == 1 and "algo.minibatches: expected " in done.stderr
 
 
 def test_torchrun_trains_by_two_processes_of_which_one_writes(tmp_path):
@@ -242,6 +243,32 @@ def test_torchrun_trains_by_two_processes_of_which_one_writes(tmp_path):
     )
 
 
+def test_ctrl_c_under_torchrun_keeps_a_checkpoint_of_both_processes_and_says_one_line(tmp_path):
+    overrides = ["env.num_agents=4", "algo.total_steps=10000000", "algo.eval_every=10000", "algo.checkpoint_every=1"]
+    with (tmp_path / "log.txt").open("w") as log:
+        torchrun = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+                *(str(ROOT / "scripts" / "train.py"), "env=offers_sequential", "device=cpu", "hydra.run.dir=out"),
+                *overrides,
+            ],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        saved = tmp_path / "out" / "checkpoint.pt"
+        deadline = time.monotonic() + 200
+        while not saved.exists() and torchrun.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        torchrun.send_signal(signal.SIGINT)  # as a terminal does: its processes are in groups of their own
+        assert torchrun.wait(60) == 1  # torchrun's own, after its own traceback
+    said = (tmp_path / "log.txt").read_text()
+    (line,) = re.findall(r"stopped after iteration (\d+) of \d+; go on with resume=", said)
+    assert str(ROOT) not in said.partition("Traceback")[2] and said.count("Traceback") == 1
+    kept = torch.load(saved, weights_only=True)
+    assert kept["agent"]["iteration"] == int(line) and len(kept["shards"]) == 2
+
+
 def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = subprocess.run(
@@ -265,9 +292,9 @@ def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "algo.minibatches: 7" in done.stderr
-    assert (tmp_path / "sweep" / "0" / "metrics.json").exists() and not (
-        tmp_path / "sweep" / "1" / "metrics.json"
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "algo.minibatches: expected " in done.stderr
+    assert (tmp_path / "sweep" / "0_algo.minibatches=1" / "metrics.json").exists() and not (
+        tmp_path / "sweep" / "1_algo.minibatches=7" / "metrics.json"
     ).exists()
 
 

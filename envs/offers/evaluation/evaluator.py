@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 
 from torch import Tensor
 
 from envs.offers.constraints.budget import Budget
 from envs.offers.evaluation.profit_decomposition import paired_difference, summarise_seasons
 from envs.offers.evaluation.report import OffersReport, twin_members_report
-from envs.offers.evaluation.season_evaluator import REGRESSION_CUSTOMERS, SeasonEvaluator
+from envs.offers.evaluation.season_evaluator import POSTERIOR_DRAWS, REGRESSION_CUSTOMERS, SeasonEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
 from envs.offers.evaluation.spend_calibration import calibrate_spend
 from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound, dual
 from envs.offers.policies.base import SeasonPolicy
-from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
+from envs.offers.policies.bayes_planner import BayesPlanner
+from envs.offers.policies.belief_planner import BeliefPlanner, BeliefRanking, BeliefView
 from envs.offers.policies.calibrated_spend import with_calibrated_spend
-from envs.offers.policies.rollover import planning_policy
+from envs.offers.policies.information import FEATURES, ORACLE, STATES, Information
+from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, planning_policy
 from envs.offers.populations.base import Population, PopulationEnsemble, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression
+from envs.offers.twin.theta_posterior import prior_draws
 from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import Customers
 from rlcore.algorithm import NetworkAlgorithm
@@ -64,31 +69,94 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
 
     def myopic_policy(self, market: EvaluationMarket, fee: float) -> SeasonPolicy:
         """Return the week's exact knapsack, with a fee a contact."""
-        return KnapsackPolicy(market.customers, self.world, "true θ", values=None, fee=fee)
+        return KnapsackPolicy(market.customers, self.world, ORACLE, values=None, fee=fee)
 
+    @cached_property
     def _regression_sample(self) -> Sample:
         return self.env.population.draw(self.regression_customers, self._generator(REGRESSION_CUSTOMERS), "train")
 
-    def certainty_equivalent_planner(self, market: EvaluationMarket, start: Tensor | None = None) -> SeasonPolicy:
+    def predicted_market(self, market: EvaluationMarket) -> EvaluationMarket:
+        """Return a market as a shop sees it: with the parameters θ̂ that its customers' features predict."""
+        regression = ParameterRegression(self._regression_sample, ridge=self.ridge)
+        customers = self.world.inhabit(regression(market.features))
+        return replace(
+            market, customers=customers, no_contact_values=no_contact_values_if_they_fit(customers, self.world)
+        )
+
+    @property
+    def estimator_information(self) -> Information:
+        """What policies on θ̂ are given: states where a view shows them, else beliefs filtered under θ̂."""
+        return Information(FEATURES, ("beliefs",) if self.env.codec.hides_state else (STATES,), equations=True)
+
+    def certainty_equivalent_planner(self, market: EvaluationMarket) -> SeasonPolicy:
         """Plan with the parameters θ̂ that the customers' features predict, as if θ̂ were the true parameters.
 
-        With `start` [14] the states are filtered, as in `planning_policy`.
+        Where the view hides the state, the planner filters it, as in `planning_policy`.
         """
-        sample = self._regression_sample()
-        customers = self.world.inhabit(ParameterRegression(sample, ridge=self.ridge)(market.features))
-        values = no_contact_values_if_they_fit(customers, self.world)
-        predicted = replace(market, customers=customers, no_contact_values=values)
-        return planning_policy(predicted, self.solve_bound(predicted), "features", start)
+        predicted = self.predicted_market(market)
+        return self.planner_on_estimates(predicted, self.solve_bound(predicted))
 
-    def with_calibrated_spend(
-        self, planner: SeasonPolicy, tuning_market: EvaluationMarket, start: Tensor | None = None
-    ) -> SeasonPolicy:
+    def planner_on_estimates(self, predicted: EvaluationMarket, bound: Bound) -> SeasonPolicy:
+        """Plan at the dual prices of a market with the parameters θ̂."""
+        start = self.start_belief() if self.env.codec.hides_state else None
+        return planning_policy(predicted, bound, self.estimator_information, start)
+
+    def bayes_planner(self, market: EvaluationMarket, bound: Bound) -> SeasonPolicy:
+        """Plan on draws of θ given features, at the prices of the plan on θ̂; the season's counts weight the draws."""
+        sample, generator = self._regression_sample, self._generator(POSTERIOR_DRAWS)
+        theta = prior_draws(sample, market.features, self.posterior_draws, generator, ridge=self.ridge)
+        contacts = market.contact_policy.contacts
+        information = replace(self.estimator_information, season=(STATES, "counts"))
+        planner = BayesPlanner(theta, self.world, information, prices=bound.prices, contacts=contacts)
+        return ReservationPricePolicy(planner, carry_over_value(bound.prices)) if market.rollover else planner
+
+    def start_belief(self) -> Tensor:
+        """Return the marginals [14] of the state at the start of a season."""
+        return start_marginals(self._regression_sample.state)
+
+    def with_calibrated_spend(self, planner: SeasonPolicy, tuning_market: EvaluationMarket) -> SeasonPolicy:
         """Correct a θ̂ planner's forecast of spend by what the same plan costs among training customers.
 
         θ̂ predicts parameters without bias, but not the spend of those whom a plan chooses by them.
         """
-        factor = calibrate_spend(self, self.certainty_equivalent_planner(tuning_market, start), tuning_market)
+        factor = calibrate_spend(self, self.certainty_equivalent_planner(tuning_market), tuning_market)
         return with_calibrated_spend(planner, factor)
+
+    def myopic_on_estimates(self, predicted: EvaluationMarket, fee: float) -> SeasonPolicy:
+        """Return the week's exact knapsack on θ̂, with a fee a contact."""
+        customers, information = predicted.customers, self.estimator_information
+        if not self.env.codec.hides_state:
+            return KnapsackPolicy(customers, self.world, information, values=None, fee=fee)
+        view = BeliefView(customers, self.world, self.start_belief())
+        return BeliefPlanner(customers, self.world, information, view, values=None, fee=fee)
+
+    def ranking_on_estimates(self, predicted: EvaluationMarket, uplift: bool) -> SeasonPolicy:
+        """Return one of the trade's two rankings, on θ̂."""
+        customers, information = predicted.customers, self.estimator_information
+        if not self.env.codec.hides_state:
+            return ResponseRanking(customers, self.world, uplift=uplift, information=information)
+        view = BeliefView(customers, self.world, self.start_belief())
+        return BeliefRanking(customers, self.world, information, view, uplift=uplift)
+
+    def policies_on_estimates(
+        self, market: EvaluationMarket, tuning_market: EvaluationMarket
+    ) -> dict[str, SeasonPolicy]:
+        """Return the policies on θ̂, by the name of their row; the fee is tuned by what training customers bring."""
+        predicted, tuning = self.predicted_market(market), self.predicted_market(tuning_market)
+        bound = self.solve_bound(predicted)
+        planner = self.planner_on_estimates(predicted, bound)
+        fee = self.tune_fee(tuning_market, partial(self.myopic_on_estimates, tuning))
+        policies = {
+            "propensity on θ̂": self.ranking_on_estimates(predicted, uplift=False),
+            "uplift rank on θ̂": self.ranking_on_estimates(predicted, uplift=True),
+            "myopic knapsack on θ̂": self.myopic_on_estimates(predicted, 0.0),
+            "myopic + fee on θ̂": self.myopic_on_estimates(predicted, fee),
+            "planning on θ̂": planner,
+            "planning on θ̂, calibrated": self.with_calibrated_spend(planner, tuning_market),
+        }
+        if self.posterior_draws and not self.env.codec.hides_state:
+            policies["Bayes planning"] = self.bayes_planner(market, bound)
+        return policies
 
     def rival(self, market: EvaluationMarket) -> SeasonPolicy:
         """Return planning on θ̂, which knows the customers' features too."""
@@ -99,23 +167,16 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
     ) -> dict[str, SeasonPolicy]:
         """Return all policies that need no training, by the name of their row.
 
-        Where the view hides the state, the planners that filter the state are rows of their own.
+        Where the view hides the state, planning that knows θ and filters the state is a row of its own.
         """
-        on_estimates = self.certainty_equivalent_planner(market)
         policies = {
             **self.untrained_policies(market, tuning_market),
-            "planning on θ̂": on_estimates,
-            "planning on θ̂, calibrated": self.with_calibrated_spend(on_estimates, tuning_market),
-            "planning": planning_policy(market, bound, "true θ"),
+            **self.policies_on_estimates(market, tuning_market),
+            "planning": planning_policy(market, bound, ORACLE),
         }
         if self.env.codec.hides_state:
-            start = start_marginals(self._regression_sample().state)
-            filtered = self.certainty_equivalent_planner(market, start)
-            policies["planning on θ̂, states unseen"] = filtered
-            policies["planning on θ̂, calibrated, states unseen"] = self.with_calibrated_spend(
-                filtered, tuning_market, start
-            )
-            policies["planning, states unseen"] = planning_policy(market, bound, "true θ", start)
+            blind = replace(ORACLE, season=("beliefs",))
+            policies["planning, states unseen"] = planning_policy(market, bound, blind, self.start_belief())
         return policies
 
     # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -165,6 +226,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
             customers=len(market),
             seasons=self.seasons,
             budget_rule=str(market.budget_rule),
+            agent=None if algorithm is None else name,
             excluded_shares=market.contact_policy.shares(),
         )
 

@@ -9,19 +9,24 @@ from rich import box
 from rich.table import Table
 
 from envs.offers.planning.lagrangian_bound import Bound
-from rlcore.runs.plots import labelled, levels, markdown
-from rlcore.runs.report import Report
+from envs.offers.policies.information import ORACLE
+from rlcore.runs.plots import COLORS, labelled, markdown, training_figure
+from rlcore.runs.report import Report, RunResult, add_lines
 
 
 @dataclass(frozen=True)
 class OffersReport:
-    """Results by policy, from worst to best, under one bound and one budget rule."""
+    """Results by policy, grouped by what the policies were given, under one bound and one budget rule.
+
+    `agent` is the row of the trained policy, or None.
+    """
 
     rows: dict[str, dict]
     bound: Bound
     customers: int
     seasons: int
     budget_rule: str
+    agent: str | None
     excluded_shares: dict[str, float]  # share of the customers that each lasting contact rule excludes
     under_hard_rule: OffersReport | None = None  # the same under a rule that never exceeds a week's budget
     members: Report | None = None  # the learned policy under each member of a twin
@@ -57,9 +62,10 @@ class OffersReport:
             metrics["frontier"] = self.frontier
         return metrics
 
-    def headline_metrics(self) -> dict[str, float]:
-        """The numbers by which runs are compared."""
-        return {f"score/{name}": row["score"] for name, row in self.rows.items()}
+    def result(self, name: str | None) -> RunResult:
+        """Return the score of the trained policy, `name`, or of the best one, with its money and contacts."""
+        keys = ("score", "incremental_profit", "spend_ratio", "weeks_breached", "contact_rate")
+        return RunResult.from_rows(self.rows, name, keys, higher_is_better=True)
 
     def parts(self) -> dict[str, OffersReport | Report]:
         """Name the comparisons under each budget rule and under each member."""
@@ -70,45 +76,70 @@ class OffersReport:
             parts["members"] = self.members
         return parts
 
-    def _lines(self) -> list[list[str]]:
-        lines = []
+    def _lines(self) -> dict[str, list[str]]:
+        lines = {"upper bound": ["upper bound", ORACLE.knows, "1.000", "", f"{self.bound.gap:,.0f}", "", "", ""]}
         for name, row in self.rows.items():
             low, high = row["score_ci"]
-            lines.append(
-                [
-                    name,
-                    row["information"],
-                    f"{row['score']:.3f}",
-                    f"{(high - low) / 2:.3f}",
-                    f"{row['incremental_profit']:,.0f}",
-                    f"{row['spend_ratio']:.3f}",
-                    f"{row['weeks_breached']:.0%}",
-                    f"{row['contact_rate']:.1%}",
-                ]
-            )
-        lines.append(["upper bound", "true θ", "1.000", "", f"{self.bound.gap:,.0f}", "", "", ""])
+            lines[name] = [
+                name,
+                row["information"],
+                f"{row['score']:.3f}",
+                f"{(high - low) / 2:.3f}",
+                f"{row['incremental_profit']:,.0f}",
+                f"{row['spend_ratio']:.3f}",
+                f"{row['weeks_breached']:.0%}",
+                f"{row['contact_rate']:.1%}",
+            ]
         return lines
+
+    @property
+    def sample(self) -> str:
+        """What the results are of, and how much of it, for the titles of plots."""
+        return f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} weeks"
+
+    def _verdict(self) -> tuple[str, str]:
+        """Return two lines on the trained policy beside the best rival of equal information, where there are both.
+
+        The first, for the top of the table, is empty where the policy is ahead.
+        """
+        row = self.rows[self.agent] if self.agent else {}
+        rival = row.get("best_rival")
+        if rival is None:
+            return "", ""
+        ahead, low, high = row["ahead_of"][rival]
+        given = f"; training was given {row['training']}" if "training" in row else ""
+        below = (
+            f"\n{self.agent} less {rival}, the best of equal information: {ahead:+.3f}, 95 % interval {low:+.3f} to "
+            f"{high:+.3f}, paired{given}"
+        )
+        above = f"\n{self.agent} is not first among equal information: {rival} is" if ahead <= 0 else ""
+        return above, below
 
     _columns = ("policy", "knows", "score", "±", "profit", "spend", "breach", "contacts")
 
     def to_table(self) -> Table:
         """Lay the comparison out for the console."""
-        table = Table(
-            title=f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} "
-            f"weeks, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            caption="score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
+        above, below = self._verdict()
+        explanation = (
+            "score: share of the provably attainable incremental profit, ± its 95 % interval; profit: "
             "over never contacting anyone, a season; spend: expected spend / budget; breach: weeks whose "
-            "realised spend exceeded the budget" + self._exclusions(),
-            caption_justify="left",
+            "realised spend exceeded the budget" + self._exclusions()
         )
         if self.under_hard_rule:  # the table under the hard rule explains the columns of both
-            table.caption = None
+            explanation = ""
+        table = Table(
+            title=f"{self.sample}, budget {self.bound.budget.mean():,.2f} a week\nmoney {self.budget_rule}" + above,
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            caption=(below + "\n" + explanation).strip() or None,
+            caption_justify="left",
+        )
         for i, column in enumerate(self._columns):
-            table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
-        for line in self._lines():
-            table.add_row(*line)
+            # On a narrow terminal groups and what a policy knows break into lines, names and numbers do not.
+            names = max(map(len, self.rows)) if column == "policy" else None
+            table.add_column(column, justify="left" if i < 2 else "right", no_wrap=i > 1, min_width=names)
+        groups = {name: row["group"] for name, row in self.rows.items()}
+        add_lines(table, self._lines(), {"upper bound": ORACLE.group, **groups})
         return table
 
     def _exclusions(self) -> str:
@@ -116,7 +147,8 @@ class OffersReport:
 
     def to_markdown(self) -> str:
         """Lay the comparison out for TensorBoard and README."""
-        return markdown(self._columns, self._lines())
+        verdict = "\n".join(self._verdict())
+        return markdown(self._columns, list(self._lines().values())) + (f"\n{verdict}" if verdict.strip() else "")
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict[str, Figure]:
         """Draw prices against the dual's, lost profit by cause, the training curve, and the frontier, if any."""
@@ -125,7 +157,7 @@ class OffersReport:
         if agent:
             figures["prices"] = self._price_figure(agent)
         if curve:
-            figures["training"] = self._training_figure(curve)
+            figures["training"] = self._training_figure(curve, agent)
         if agent and self.frontier:
             figures["frontier"] = self._frontier_figure(agent)
         return figures
@@ -133,7 +165,7 @@ class OffersReport:
     def _price_figure(self, learned: str) -> Figure:
         figure, axes = labelled("week", "marginal price of a unit of budget")
         weeks = range(1, len(self.bound.prices) + 1)
-        axes.plot(weeks, self.bound.prices.tolist(), "k--", label="dual optimum")
+        axes.plot(weeks, self.bound.prices.tolist(), "k--", label="of the best plan (the bound)")
         for name in ("planning", learned):
             axes.plot(weeks, self.rows[name]["prices"], marker="o", markersize=3, label=name)
         axes.set_ylim(bottom=0)
@@ -143,20 +175,35 @@ class OffersReport:
     def _lost_figure(self) -> Figure:
         figure, axes = labelled("share of the attainable incremental profit that is lost", "")
         names = [name for name in self.rows if name != "none"]
-        left = [0.0] * len(names)
-        for cause in self.rows[names[0]]["lost"]["cause"]:
-            width = [max(self.rows[name]["lost"]["cause"][cause], 0.0) for name in names]
-            axes.barh(names, width, left=left, label=cause, height=0.7)
-            left = [a + b for a, b in zip(left, width)]
+        ends = {1: [0.0] * len(names), -1: [0.0] * len(names)}  # of the bars so far: of losses, and of gains below 0
+        for k, cause in enumerate(self.rows[names[0]]["lost"]["cause"]):
+            parts = [self.rows[name]["lost"]["cause"][cause] for name in names]
+            signs = [1 if part >= 0 else -1 for part in parts]
+            left = [ends[sign][i] for i, sign in enumerate(signs)]
+            axes.barh(names, parts, left=left, label=cause, height=0.7, color=COLORS[k])
+            for i, (sign, part) in enumerate(zip(signs, parts)):
+                ends[sign][i] += part
+        lost = [1 - self.rows[name]["score"] for name in names]
+        half_widths = [(self.rows[name]["score_ci"][1] - self.rows[name]["score_ci"][0]) / 2 for name in names]
+        axes.errorbar(
+            lost, names, xerr=half_widths, fmt="|", color="0.25", capsize=2, label="1 − score, with its 95 % interval"
+        )
+        axes.axvline(0, color="0.25", linewidth=0.8)
         axes.legend(frameon=False, fontsize=8)
         return figure
 
-    def _training_figure(self, curve: list[tuple[int, float]]) -> Figure:
-        figure, axes = labelled("agent-steps, millions", "score on validation customers, 1: their upper bound")
-        axes.plot([step / 1e6 for step, _ in curve], [score for _, score in curve], marker="o", markersize=3)
-        axes.set_ylim(min(0.0, *(score for _, score in curve)), 1.02)
-        axes.set_xlim(left=0)
-        levels(axes, {name: row["score"] for name, row in self.rows.items() if name.startswith(("myopic", "planning"))})
+    def _training_figure(self, curve: list[tuple[int, float]], agent: str | None) -> Figure:
+        millions = [(step / 1e6, score) for step, score in curve]
+        tested = {
+            name: (row["score"], *row["score_ci"])
+            for name, row in self.rows.items()
+            if name not in ("none", "random", "propensity")
+        }
+        figure = training_figure("agent-steps, millions", "score, 1: the upper bound", millions, tested, agent)
+        lowest = min(0.0, *(score for _, score in curve), *(low for _, low, _ in tested.values()))
+        for axes in figure.axes:
+            axes.set_ylim(lowest, 1.02)
+        figure.axes[0].set_xlim(left=0)
         return figure
 
     def _frontier_figure(self, learned: str) -> Figure:

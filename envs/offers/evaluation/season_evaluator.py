@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,17 +19,20 @@ from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import NoContact, RandomContacts, ResponseRanking
+from envs.offers.policies.information import by_group
 from envs.offers.policies.learned import DeployedPolicy, ValueKnapsackPolicy, deploy_policy
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value
 from envs.offers.populations.base import Population
 from envs.offers.world.customers import Customers
 from rlcore.algorithm import NetworkAlgorithm
+from rlcore.runs.progress import tracked
 
 BoundT = TypeVar("BoundT", bound=Bound | None)  # None where there is no bound
 PopulationT = TypeVar("PopulationT")  # how the customers of a market may respond
 
 # Random streams: what is drawn for one use is drawn for no other, and is the same for every policy.
-VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS, REGRESSION_CUSTOMERS = 1, 2, 3, 4, 5
+VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS = 1, 2, 3, 4
+REGRESSION_CUSTOMERS, POSTERIOR_DRAWS = 5, 6
 TEST_MARKET, TUNING_MARKET, TEST_SEASONS = 11, 12, 13
 
 
@@ -40,11 +44,12 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     drawn from the training split, serve to fit the contact fee (one of `fees`, over `tuning_seasons`) and the price
     drift (over `calibration_seasons`). `price_grid` has the prices at which a learned policy is evaluated. The rest
     serves a comparison with a bound, whose options are `bound`: θ̂ is fitted on `regression_customers`, with a `ridge`;
+    `posterior_draws` of θ serve Bayes planning (0: left out);
     `frontier` lists further budget shares to compare at; `hard_budget_rule` is the budget rule of a second table, or
     None.
     """
 
-    headline = "offers/score"
+    headline = "validation/score"
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         fees: list[float],
         regression_customers: int,
         ridge: float,
+        posterior_draws: int,
         price_grid: dict,
         calibration_seasons: int,
         frontier: list[float],
@@ -71,11 +77,17 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         self.customers, self.seasons, self.validation = customers, seasons, validation
         self.tuning_customers, self.tuning_seasons, self.fees = tuning_customers, tuning_seasons, fees
         self.regression_customers, self.ridge = regression_customers, ridge
+        self.posterior_draws = posterior_draws
         self.calibration_seasons, self.frontier, self.bound_options = calibration_seasons, frontier, bound
         self.hard_budget_rule = None if hard_budget_rule == env.budget.rule else hard_budget_rule
         if self.hard_budget_rule:
             self.hard_budget_rule.check(env.world.catalogue)
         self.world = env.world.to(env.device, torch.float64)
+        if price_grid["low"] >= price_grid["high"]:
+            raise ValueError(
+                f"env.evaluation.price_grid.low: expected less than env.evaluation.price_grid.high, "
+                f"{price_grid['high']}, got {price_grid['low']}"
+            )
         low, high = math.log10(price_grid["low"]), math.log10(price_grid["high"])
         self.prices = torch.logspace(high, low, price_grid["points"], device=env.device)
         self._validation: tuple[EvaluationMarket, BoundT] | None = None
@@ -165,11 +177,11 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     def myopic_policy(self, market: EvaluationMarket, fee: float) -> SeasonPolicy:
         """Return the week's exact knapsack, with a fee a contact."""
 
-    def tune_fee(self, market: EvaluationMarket) -> float:
-        """Find the fee a contact with which the myopic knapsack earns most."""
+    def tune_fee(self, market: EvaluationMarket, make_policy: Callable[[float], SeasonPolicy]) -> float:
+        """Find the fee a contact with which a policy of the market's customers, made for a fee, earns most."""
 
         def incremental_profit(fee: float) -> float:
-            records = self.simulate(self.myopic_policy(market, fee), market, None, self.tuning_seasons, FEE_SEASONS)
+            records = self.simulate(make_policy(fee), market, None, self.tuning_seasons, FEE_SEASONS)
             return sum(r.incremental_profit.sum().item() for r in records)
 
         return max(self.fees, key=incremental_profit)
@@ -177,13 +189,14 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     def untrained_policies(self, market: EvaluationMarket, tuning_market: EvaluationMarket) -> dict[str, SeasonPolicy]:
         """Return the policies that need neither training nor a plan, by the name of their row."""
         customers, world = market.customers, self.world
+        fee = self.tune_fee(tuning_market, partial(self.myopic_policy, tuning_market))
         return {
             "none": NoContact(),
             "random": RandomContacts(customers, world, seed=self.seed),
             "propensity": ResponseRanking(customers, world, uplift=False),
             "uplift rank": ResponseRanking(customers, world, uplift=True),
             "myopic knapsack": self.myopic_policy(market, 0.0),
-            "myopic + fee": self.myopic_policy(market, self.tune_fee(tuning_market)),
+            "myopic + fee": self.myopic_policy(market, fee),
         }
 
     # ── rows of the table ───────────────────────────────────────────────────────────────────────────────────────────
@@ -206,7 +219,10 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         tuning_market: EvaluationMarket,
         bound: BoundT,
     ) -> dict[str, dict]:
-        """Return a row of numbers a policy, from the lowest score to the highest."""
+        """Return a row of numbers a policy, grouped by information, in each group from the highest score down.
+
+        `best_rival` of the algorithm is the best of the baselines of equal information, or None.
+        """
         policies = dict(baselines)
         calibrated: dict[str, Any] = {}
         if algorithm is not None:
@@ -216,10 +232,11 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
                 assert isinstance(deployed, ValueKnapsackPolicy)  # as all that do not observe the price
                 policies[f"{name}, no budget"] = deployed.without_budget()
         records = {
-            row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS) for row, policy in policies.items()
+            row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS)
+            for row, policy in tracked(policies.items(), f"policies, {market.budget_rule}")
         }
         rows = {
-            row: {"information": policy.information, **self.summarise(records[row], market, bound)}
+            row: {**policy.information.to_metrics(), **self.summarise(records[row], market, bound)}
             for row, policy in policies.items()
         }
         if algorithm is not None:
@@ -227,7 +244,10 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
                 row: self.paired_difference(records[name], records[row], market, bound) for row in rows if row != name
             }
             rows[name] |= calibrated
-        return dict(sorted(rows.items(), key=lambda item: item[1]["score"]))
+            ours = policies[name].information
+            rivals = [row for row, policy in baselines.items() if policy.information.is_no_richer_than(ours)]
+            rows[name]["best_rival"] = max(rivals, key=lambda row: rows[row]["score"], default=None)
+        return by_group(rows)
 
     def compare_under_members(self, algorithm: NetworkAlgorithm, name: str) -> list[dict]:
         """Compare both under each member of the population's twin, if it has one; every member has its own bound."""
@@ -257,7 +277,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         policy, _ = self.deploy(algorithm, market, market)
         records = self.simulate(policy, market, bound, 1, VALIDATION_SEASON)
         summary = self.summarise(records, market, bound)
-        metrics = {f"offers/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
+        metrics = {f"validation/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
         return metrics | self.compare_with_rival(records, market, bound)
 
     def compare_with_rival(
@@ -273,7 +293,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         if self._rival is None:
             self._rival = self.simulate(rival, market, bound, 1, VALIDATION_SEASON)
         ahead, low, high = self.paired_difference(records, self._rival, market, bound)
-        return {"offers/ahead_of_rival": ahead, "offers/ahead_of_rival_half_width": (high - low) / 2}
+        return {"validation/ahead_of_rival": ahead, "validation/ahead_of_rival_half_width": (high - low) / 2}
 
     def rival(self, market: EvaluationMarket) -> SeasonPolicy | None:
         """Return the policy that validation is paired with, of equal information, or None where there is none."""

@@ -1,4 +1,4 @@
-"""Logs of the offers world: their columns, a shop's campaigns as a log, and variance reduction of logged rewards."""
+"""Logs: a shop's sends, the columns of simulated logs, and variance reduction of logged rewards."""
 
 from envs.offers.logs.schema import COLUMNS
 

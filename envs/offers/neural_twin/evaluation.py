@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from envs.offers.neural_twin.ensemble import NeuralEnsemble
 from envs.offers.planning.knapsack import allowed_increments, upper_hull
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import BatchedPolicy, SeasonPolicy
+from envs.offers.policies.information import TRUTH, Information
 from envs.offers.world.customers import CustomerState
 from rlcore.algorithm import NetworkAlgorithm
 from rlcore.ope.intervals import LEVEL, normal_half_width
@@ -27,7 +29,7 @@ from rlcore.runs.report import Report
 class NeuralKnapsackPolicy(BatchedPolicy):
     """The exact knapsack of the week on the twin's own predictions; `fee` is charged a contact, money."""
 
-    information = "the twin"
+    information = Information(TRUTH, ("history",), equations=True)
 
     def __init__(self, customers: NeuralCustomers, *, fee: float):
         self.customers, self.fee = customers, fee
@@ -152,8 +154,8 @@ class NeuralTwinEvaluator(SeasonEvaluator[None, NeuralEnsemble]):
         market, tuning_market = self.test_market(self.env.budget), self.tuning_market(self.env.budget)
         baselines = self.untrained_policies(market, tuning_market)
         rows = self.compare(algorithm, name, baselines, market, tuning_market, None)
-        for row in rows.values():
-            row["information"] = row["information"].replace("true θ", "the twin")
+        for row, key in product(rows.values(), ("group", "information")):
+            row[key] = row[key].replace("true θ", "the twin")
         members = [] if algorithm is None else self.compare_under_members(algorithm, name)
         return self._report(rows, market, name, members)
 
@@ -186,4 +188,5 @@ class NeuralTwinEvaluator(SeasonEvaluator[None, NeuralEnsemble]):
             extra={"members": members},
             plots={},
             judged="incremental_profit",
+            beside=("spend_ratio", "weeks_breached", "contact_rate"),
         )

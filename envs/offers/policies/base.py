@@ -10,6 +10,7 @@ from torch import Tensor
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.batching import batches
 from envs.offers.planning.knapsack import Increments, concat_increments
+from envs.offers.policies.information import Information
 from envs.offers.world import response
 from envs.offers.world.customers import SUBSCRIBED, Customers, CustomerState, World
 from envs.offers.world.history import History, SeenWeek
@@ -55,7 +56,7 @@ class StateView:
 class SeasonPolicy(Protocol):
     """A policy for the N customers of one market: each week it says what it would send as the price of budget falls."""
 
-    information: str  #: what the policy knows about a customer: "none", "features", "true θ" …
+    information: Information  #: what the policy is given
     view: View  #: what the policy sees and remembers of the customers
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:

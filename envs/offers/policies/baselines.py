@@ -13,8 +13,10 @@ from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.knapsack import Increments, ranked, upper_hull
 from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.policies.base import BatchedPolicy, StateView, View, outcome_table, pair_table
+from envs.offers.policies.information import ORACLE, UNINFORMED, Information
 from envs.offers.world import response
 from envs.offers.world.customers import Customers, CustomerState, World
+from envs.offers.world.response import Outcome
 
 if TYPE_CHECKING:
     from envs.offers.neural_twin.customers import NeuralCustomers
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 class NoContact:
     """Never contact anyone."""
 
-    information = "none"
+    information = UNINFORMED
     view: View = StateView()
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
@@ -35,7 +37,7 @@ class NoContact:
 class RandomContacts(BatchedPolicy):
     """A contact drawn uniformly from those allowed, customers in random order, until the budget is spent."""
 
-    information = "none"
+    information = UNINFORMED
 
     def __init__(self, customers: Customers | NeuralCustomers, world: World, *, seed: int):
         self.customers, self.world = customers, world
@@ -63,15 +65,21 @@ class ResponseRanking(BatchedPolicy):
     contact (`uplift`).
     """
 
-    information = "true θ"
-
-    def __init__(self, customers: Customers | NeuralCustomers, world: World, *, uplift: bool):
+    def __init__(
+        self,
+        customers: Customers | NeuralCustomers,
+        world: World,
+        *,
+        uplift: bool,
+        information: Information = ORACLE,
+    ):
         self.customers, self.world, self.uplift = customers, world, uplift
+        self.information = information
 
     def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return one step a customer who may be contacted, ranked."""
         codec, customers = self.world.catalogue.action_codec, self.customers[rows]
-        outcome = outcome_table(customers, self.world, week, state, options.history)
+        outcome = self.outcome(customers, week, state, options)
         purchase = outcome.redeem + outcome.buy
         is_masked = ~options.action_mask[:, codec.contacts]
         score, contact = purchase[:, codec.contacts].masked_fill(is_masked, -torch.inf).max(1)
@@ -81,6 +89,12 @@ class ResponseRanking(BatchedPolicy):
             margin = customers.earns(week, state, options.history) + self.world.reward.trips
             score = margin * (score - purchase[:, 0]) - spend
         return ranked(score, spend, action)
+
+    def outcome(
+        self, customers: Customers | NeuralCustomers, week: int, state: CustomerState, options: ContactOptions
+    ) -> Outcome:
+        """Return what is expected of every flat action for some customers, [N, P] each."""
+        return outcome_table(customers, self.world, week, state, options.history)
 
 
 class KnapsackPolicy(BatchedPolicy):
@@ -95,7 +109,7 @@ class KnapsackPolicy(BatchedPolicy):
         self,
         customers: Customers,
         world: World,
-        information: str,
+        information: Information,
         *,
         fee: float,
         values: list[StateValues] | Callable[[int, slice], StateValues] | None,

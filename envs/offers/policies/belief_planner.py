@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -10,11 +12,15 @@ from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.knapsack import Increments, upper_hull
 from envs.offers.planning.state_values import Contacts, StateGrid
 from envs.offers.policies.base import pair_table
-from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
+from envs.offers.policies.information import Information
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState, World
 from envs.offers.world.filtering import CHUNK, Belief, filter_week
 from envs.offers.world.history import SeenWeek
-from envs.offers.world.response import attention, purchase_if_seen, utility
+from envs.offers.world.response import Outcome, attention, purchase_if_seen, utility
+
+if TYPE_CHECKING:
+    from envs.offers.neural_twin.customers import NeuralCustomers
 
 INSIDE = HABITS * FATIGUES * EXPECTATIONS  # states of a subscribed customer
 
@@ -68,10 +74,8 @@ class BeliefPlanner(KnapsackPolicy):
     is sent to learn. A message to a customer who churned loses its cost.
     """
 
-    view: BeliefView
-
-    def __init__(self, customers: Customers, world: World, information: str, view: BeliefView, **plan):
-        super().__init__(customers, world, information, fee=0.0, **plan)
+    def __init__(self, customers: Customers, world: World, information: Information, view: BeliefView, **plan):
+        super().__init__(customers, world, information, **plan)
         self.view = view
 
     def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
@@ -83,18 +87,43 @@ class BeliefPlanner(KnapsackPolicy):
             customers, self.world, week, at, 0.0, self._next_values(week, rows), self.scarcity
         )
         inside = belief.subscribed
-        contact = (inside * contact).sum((2, 3, 4)) - catalogue.cost[:, None] * belief.churned  # [O, C, N]
+        contact = (inside * contact).sum((2, 3, 4)) - catalogue.cost[:, None] * belief.churned - self.fee  # [O, C, N]
         value = pair_table((inside * no_contact).sum((0, 1, 2)), contact, options.action_mask)
-        return upper_hull(value, self._expected_spend(customers, week, at, inside))
+        return upper_hull(value, expected_outcome(customers, self.world, week, inside).spend)
 
-    def _expected_spend(self, customers: Customers, week: int, at: StateGrid, inside: Tensor) -> Tensor:
-        """Return the expected spend of every flat action, [N, P], the cost of unheard messages included."""
-        catalogue = self.world.catalogue
-        every = Contacts.all(customers, catalogue, at)
-        b = utility(customers, at.h, at.d, self.world.season[week])
-        seen = attention(every.omega, customers, at.f)[:, 0, :, 0]  # [C, 4, N]
-        bought = purchase_if_seen(customers, b, at.d, every.value)[:, :, 0]  # [O, 6, 3, N]
-        redeem = torch.einsum("hfdn,cfn,ohdn->noc", inside, seen, bought) * customers.mu[:, None, None]
-        redeem = torch.cat((torch.zeros_like(redeem[:, :1]), redeem), 1)
-        offer, channel = (torch.arange(n, device=redeem.device) for n in catalogue.nvec)
-        return catalogue.spend(offer[:, None], channel, redeem).flatten(1)
+
+class BeliefRanking(ResponseRanking):
+    """A ResponseRanking on what is expected over a BeliefView's states."""
+
+    def __init__(self, customers: Customers, world: World, information: Information, view: BeliefView, *, uplift: bool):
+        super().__init__(customers, world, uplift=uplift, information=information)
+        self.view = view
+
+    def outcome(
+        self, customers: Customers | NeuralCustomers, week: int, state: CustomerState, options: ContactOptions
+    ) -> Outcome:
+        """Return what is expected of every flat action, [N, P] each; the states are not read."""
+        assert isinstance(customers, Customers) and options.memory is not None  # as of every belief
+        return expected_outcome(customers, self.world, week, from_memory(options.memory).subscribed)
+
+
+def expected_outcome(customers: Customers, world: World, week: int, inside: Tensor) -> Outcome:
+    """Return the outcome of every flat action, expected over P(state, subscribed) [6, 4, 3, N], [N, P] each.
+
+    Its spend includes the cost of messages that nobody hears.
+    """
+    catalogue, at = world.catalogue, StateGrid(customers.alpha)
+    every = Contacts.all(customers, catalogue, at)
+    b = utility(customers, at.h, at.d, world.season[week])
+    organic = torch.sigmoid(b)[:, 0]  # [6, 3, N]
+    seen = attention(every.omega, customers, at.f)[:, 0, :, 0]  # [C, 4, N]
+    bought = purchase_if_seen(customers, b, at.d, every.value)[:, :, 0]  # [O, 6, 3, N]
+    seen_and_bought = torch.einsum("hfdn,cfn,ohdn->noc", inside, seen, bought)
+    redeem = seen_and_bought * customers.mu[:, None, None]
+    unseen_and_bought = torch.einsum("hfdn,cfn,hdn->nc", inside, 1 - seen, organic)[:, None]
+    buy = seen_and_bought - redeem + unseen_and_bought
+    silent = torch.einsum("hfdn,hdn->n", inside, organic)[:, None, None].expand_as(buy[:, :1])
+    redeem = torch.cat((torch.zeros_like(silent), redeem), 1)
+    offer, channel = (torch.arange(n, device=redeem.device) for n in catalogue.nvec)
+    spend = catalogue.spend(offer[:, None], channel, redeem)
+    return Outcome(*(x.flatten(1) for x in (redeem, torch.cat((silent, buy), 1), spend)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.knapsack import Increments, compact, demand_curve, ranked, upper_hull
 from envs.offers.policies.base import BatchedPolicy, outcome_table
+from envs.offers.policies.information import FEATURES, SIMULATOR, Information
 from envs.offers.world.customers import Customers, CustomerState, World
 from envs.offers.world.history import SeenWeek
 from envs.offers.world.observation import ObservationCodec
@@ -46,7 +47,7 @@ class DeployedPolicy(BatchedPolicy):
     """A trained policy over observations of the customers of one market.
 
     `redeem_probability` maps contexts [B, D] to P(redeem) [B, O+1, C]; with None, the expected spend is the world's
-    own.
+    own. `learned_from` says what training was given, in words.
     """
 
     def __init__(
@@ -57,11 +58,15 @@ class DeployedPolicy(BatchedPolicy):
         customers: Customers | NeuralCustomers,
         world: World,
         features: Tensor,
+        *,
+        learned_from: tuple[str, ...] = (SIMULATOR,),
     ):
         self.policy, self.redeem_probability, self.codec = policy, redeem_probability, codec
         self.customers, self.world, self.features = customers, world, features.float()
         self.view = CodecView(codec, self.features)
-        self.information = "features" if redeem_probability else "features, true spend"
+        self.information = Information(
+            FEATURES, codec.shows, true_spend=redeem_probability is None, training=learned_from
+        )
 
     def context_and_spend(
         self, rows: slice, week: int, state: CustomerState, options: ContactOptions
@@ -82,8 +87,10 @@ class PriceGridPolicy(DeployedPolicy):
     `drift` is the weekly change of the log price that the policy observes.
     """
 
-    def __init__(self, policy: Policy, *setting, prices: Tensor, drift: float):
-        super().__init__(policy, *setting)
+    def __init__(
+        self, policy: Policy, *setting, prices: Tensor, drift: float, learned_from: tuple[str, ...] = (SIMULATOR,)
+    ):
+        super().__init__(policy, *setting, learned_from=learned_from)
         self.prices = prices.float()
         self.drift = torch.full_like(prices, drift).float()
 
@@ -158,7 +165,8 @@ def deploy_policy(
     policy = algorithm.policy
     redeem_probability = algorithm.auxiliary.predict if algorithm.auxiliary else None
     setting = (redeem_probability, codec, customers, world, features)
+    learned_from = algorithm.learned_from
     if not policy.observes_price:
-        return ValueKnapsackPolicy(policy, *setting)
+        return ValueKnapsackPolicy(policy, *setting, learned_from=learned_from)
     kind = PriceGridValuePolicy if isinstance(policy, ValuePolicy) else PriceGridPolicy
-    return kind(policy, *setting, prices=prices, drift=drift)
+    return kind(policy, *setting, prices=prices, drift=drift, learned_from=learned_from)

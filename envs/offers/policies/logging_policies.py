@@ -10,6 +10,7 @@ from envs.offers.planning.dynamic_program import best_plan
 from envs.offers.planning.knapsack import Increments
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
+from envs.offers.policies.information import ORACLE
 from envs.offers.world.response import utility
 from rlcore.exploration.rules import floored
 
@@ -51,7 +52,7 @@ class PricePerturbedPolicy(LoggingPolicy):
             if self.plans
             else None
         )
-        self.plan = KnapsackPolicy(c, world, "true θ", values=values, fee=0.0)
+        self.plan = KnapsackPolicy(c, world, ORACLE, values=values, fee=0.0)
 
     def probs(self, env, obs, action_mask):
         steps = self.plan.increments(env.week, env.state, env.options)

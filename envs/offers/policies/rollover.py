@@ -15,6 +15,7 @@ from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView
+from envs.offers.policies.information import Information
 from envs.offers.world.customers import Customers, CustomerState
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class ReservationPricePolicy:
 
 
 def planning_policy(
-    market: EvaluationMarket[Customers], bound: Bound, information: str, start: Tensor | None = None
+    market: EvaluationMarket[Customers], bound: Bound, information: Information, start: Tensor | None = None
 ) -> SeasonPolicy:
     """Plan at the dual prices of a market; money that rolls over is worth the next week's price.
 
@@ -83,7 +84,7 @@ def planning_policy(
         policy = KnapsackPolicy(customers, world, information, values=values, fee=0.0, scarcity=bound.scarcity)
     else:
         view = BeliefView(customers, world, start)
-        policy = BeliefPlanner(customers, world, information, view, values=values, scarcity=bound.scarcity)
+        policy = BeliefPlanner(customers, world, information, view, fee=0.0, values=values, scarcity=bound.scarcity)
     return ReservationPricePolicy(policy, carry_over_value(bound.prices)) if market.rollover else policy
 
 

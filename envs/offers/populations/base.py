@@ -51,6 +51,10 @@ class Population(Protocol):
     columns: dict[str, np.ndarray] | None  #: of H given customers, [H] each, for contact rules; None for drawn ones
     ids: list[str] | None  #: of the given customers; None for drawn ones
 
+    @property
+    def given(self) -> GivenCustomers | None:
+        """The customers that a file lists; None for drawn ones."""
+
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
         """Return n customers of `split` ("train" or "test") at the start of a season."""
 
@@ -84,10 +88,22 @@ class GivenCustomers(ABC):
     """Customers that a file lists, as rows of its columns, split into train and test."""
 
     customers: dict[str, Tensor]  #: {"train": rows, "test": rows}, int64
+    ids: list[str]
+    columns: dict[str, np.ndarray]  #: of the H customers, [H] each
+    dates: dict[str, np.ndarray]  #: columns of dates, datetime64[D] [H] each
+
+    @property
+    def given(self) -> GivenCustomers:
+        """These customers."""
+        return self
 
     @abstractmethod
+    def sample(self, row: Tensor, generator: torch.Generator) -> Sample:
+        """Return the customers of some rows, int64 [n], at the start of a season; what no file says is drawn."""
+
     def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
         """Return n customers of `split` ("train" or "test") at the start of a season, with their rows."""
+        return self.sample(self.choose(n, generator, split), generator)
 
     def choose(self, n: int, generator: torch.Generator, split: str) -> Tensor:
         """Return n rows of customers of `split`, int64 [n]; no row repeats before all rows have come."""

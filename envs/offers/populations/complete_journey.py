@@ -106,6 +106,7 @@ class CompleteJourney(NothingFitted, GivenCustomers):
             **{name: past.demographics[name].replace("unknown", "").to_numpy() for name in past.demographics},
             **{name: past.observables[name].to_numpy(float) for name in past.observables},
         }
+        self.dates = {}
         order = torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(split_seed))
         train, test = order[round(test_share * len(order)) :], order[: round(test_share * len(order))]
         self.customers = {"train": train, "test": test}  # rows of the tables below
@@ -127,13 +128,12 @@ class CompleteJourney(NothingFitted, GivenCustomers):
         self.features = (x - self.mean) / self.std
         self.num_features = x.shape[1]
 
-    def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
-        """Return n customers of `split` ("train" or "test") at the start of a season."""
-        row = self.choose(n, generator, split)
+    def sample(self, row: Tensor, generator: torch.Generator) -> Sample:
+        """Return the households of some rows, int64 [n], at the start of a season."""
         rate, spend, features, active, redeemed = (
             x.to(row.device)[row] for x in (self.rate, self.spend, self.features, self.active, self.redeemed)
         )
-        c = self.priors.draw(n, generator)
+        c = self.priors.draw(len(row), generator)
         habit, expectation, usual = replay(c, active, redeemed, generator)
         # α such that the household's mean utility over its weeks is that of its rate, whatever its κ and ξ
         c = replace(c, alpha=c.alpha + torch.logit(rate) - usual, margin=c.margin * spend)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from envs.offers.populations.base import GivenCustomers, Priors, Sample, hash_uniform
 from envs.offers.populations.column_kinds import Columns, is_date, is_number
@@ -77,7 +78,8 @@ class CustomerTable(GivenCustomers):
         for key, name in (("id", id), *mapped.items(), *(("text", x) for x in text), *(("ignore", x) for x in ignore)):
             if name not in columns:
                 raise ValueError(f"{path}: no column '{name}' (env.population.{key}); there are {', '.join(columns)}")
-        self.columns = days_before(columns, reference_date)
+        self.dates = {name: column for name, column in columns.items() if is_date(column)}
+        self.columns = days_before(columns, reference_date, "env.population")
         self.ids = self.columns[id].tolist()
         self._check_ids(id)
         self.inputs = {name: column for name, column in self.columns.items() if name not in (id, *ignore)}
@@ -142,12 +144,12 @@ class CustomerTable(GivenCustomers):
                     f"{self.path}: row {k + 2}, column '{name}': id '{x}' is that of row {first[x] + 2} too"
                 )
 
-    def draw(self, n: int, generator: torch.Generator, split: str) -> Sample:
-        """Return n customers of `split` ("train" or "test") at the start of a season."""
+    def sample(self, row: Tensor, generator: torch.Generator) -> Sample:
+        """Return the customers of some rows, int64 [n], at the start of a season; the first call prints messages."""
         for message in (*self.warnings, *self.messages):
             print(message, file=sys.stderr)
         self.warnings, self.messages = [], []
-        row, device = self.choose(n, generator, split), generator.device
+        n, device = len(row), generator.device
         c = self.priors.draw(n, generator)
         known = {key: x.to(device)[row] for key, x in self.known.items()}
         if "rate" in known:
@@ -170,8 +172,11 @@ class CustomerTable(GivenCustomers):
         self._apply(FeatureTransform(state["transform"]))
 
 
-def days_before(columns: Columns, reference_date: str | None) -> Columns:
-    """Return columns whose dates are days before a date (null: the latest in the table), NaN where there is none."""
+def days_before(columns: Columns, reference_date: str | None, where: str) -> Columns:
+    """Return columns whose dates are days before a date (null: the latest in the table), NaN where there is none.
+
+    `where` is the part of the configuration that names the date. Raises ValueError where the date is none.
+    """
     dates = [column for column in columns.values() if is_date(column)]
     if not dates:
         return columns
@@ -179,7 +184,7 @@ def days_before(columns: Columns, reference_date: str | None) -> Columns:
         reference = np.datetime64(reference_date, "D") if reference_date else np.nanmax(np.concatenate(dates))
     except ValueError:
         raise ValueError(
-            f"env.population.reference_date: expected null or a date, year-month-day, got {reference_date}"
+            f"{where}.reference_date: expected null or a date, year-month-day, got {reference_date}"
         ) from None
     day = np.timedelta64(1, "D")
     return {name: (reference - column) / day if is_date(column) else column for name, column in columns.items()}

@@ -29,7 +29,8 @@ def read_table(
     configuration that has `path` and `separator`, in messages.
     A column is text if `text` names it. Otherwise it holds what the file says (Parquet), or what most of its entries
     are (envs/offers/populations/column_kinds.py). Columns in `numbers` must hold numbers. Line ends, compression and a
-    byte-order mark don't matter. Messages count rows from 1, the header's.
+    byte-order mark don't matter. A first column without a name, such as an index of pandas, is left out. Messages count
+    rows from 1, the header's.
     """
     if not path:
         raise ValueError(f"{where}.path: expected the path of a CSV or Parquet file")
@@ -50,7 +51,7 @@ def read_table(
     absent = [name for name in only or [] if name not in names]
     if absent:
         raise ValueError(f"{path}: no column '{absent[0]}' (named in {where}); there are {', '.join(names)}")
-    wanted = [k for k, name in enumerate(names) if only is None or name in only]
+    wanted = [k for k, name in enumerate(names) if name and (only is None or name in only)]
     table = read_csv(path, separator, len(names), wanted) if table is None else table.select(wanted)
     if not table.num_rows:
         raise ValueError(f"{path}: expected {rows}, got no row")
@@ -87,8 +88,8 @@ def check_names(path: str, names: list[str], separator: str, where: str) -> None
             raise ValueError(
                 f"{path}: row 1: expected columns separated by '{separator}', got {found[0]} ({where}.separator)"
             )
-    if "" in names:
-        number = names.index("") + 1
+    if "" in names[1:]:
+        number = names.index("", 1) + 1
         raise ValueError(
             f"{path}: row 1, column {number}: expected a name, got nothing (a separator too many, or an index?)"
         )

@@ -9,8 +9,8 @@ from torch import Tensor
 from envs.offers.logs.panel import Panel
 from envs.offers.twin.diagnostics import UpliftCheck, misfit_warnings, propensity_warnings, trip_residuals
 from envs.offers.twin.ensemble import TwinEnsemble
-from rlcore.runs.plots import labelled
-from rlcore.runs.report import Report
+from rlcore.runs.plots import COLORS, labelled
+from rlcore.runs.report import Report, RunResult
 
 OUTCOME_NAMES = {
     "trips": "a trip",
@@ -21,6 +21,16 @@ OUTCOME_NAMES = {
 DRIVEN = ("response", "opt_out", "churn", "margin")  # kinds of outcomes with reported drivers
 
 
+class TwinReport(Report):
+    """A twin's fit by outcome."""
+
+    def result(self, name: str | None) -> RunResult:
+        """Return the log-likelihood a decision of held-out customers, in total and by kind of outcome."""
+        kinds = self.extra["log_likelihood"]
+        row = {"log_likelihood": sum(kinds.values()), **kinds}
+        return RunResult.from_rows({name or "twin": row}, name, tuple(row), higher_is_better=True)
+
+
 class TwinEvaluator:
     """Compares a twin with held-out customers' decisions and, week by week, with the held-out weeks.
 
@@ -29,7 +39,7 @@ class TwinEvaluator:
     of shuffles and simulated weeks. `uplift` compares predicted uplift with a randomised log.
     """
 
-    headline = "twin/log_likelihood"
+    headline = "validation/log_likelihood"
 
     def __init__(self, env, *, bins: int, top_k_drivers: int, level: float, seed: int, uplift: UpliftCheck):
         self.env = env
@@ -50,7 +60,8 @@ class TwinEvaluator:
     def validate(self, twin: TwinEnsemble) -> dict[str, float]:
         """Return the log-likelihood of the held-out customers' outcomes."""
         found = self.log_likelihood(twin, twin.held_out_panel)
-        return {"twin/log_likelihood": sum(found.values()), **{f"twin/{name}": x for name, x in found.items()}}
+        kinds = {f"validation/{name}": x for name, x in found.items()}
+        return {"validation/log_likelihood": sum(found.values()), **kinds}
 
     @torch.no_grad()
     def evaluate(self, twin: TwinEnsemble, name: str) -> Report:
@@ -71,7 +82,7 @@ class TwinEvaluator:
             if row["held_out"]
         ]
         caption += uplift.lines + [f"warning: {text}" for text in warnings]
-        return Report(
+        return TwinReport(
             title=f"{name}: {len(twin.fitted_members)} members, {len(held_out):,} customers that none was fitted to",
             caption="\n".join(caption),
             rows=rows,
@@ -215,8 +226,8 @@ def weeks_figure(weeks: list[dict]) -> Figure:
     figure, axes = labelled("week", "of all customers in the log")
     at = [row["week"] + 1 for row in weeks]
     for k, name in enumerate(("trips", "spend")):
-        axes.plot(at, [row[name][0] for row in weeks], "o", color=f"C{k}", label=f"{name}, as logged")
-        axes.plot(at, [row[name][1] for row in weeks], color=f"C{k}", label=f"{name}, predicted")
+        axes.plot(at, [row[name][0] for row in weeks], "o", color=COLORS[k], label=f"{name}, as logged")
+        axes.plot(at, [row[name][1] for row in weeks], color=COLORS[k], label=f"{name}, predicted")
     held_out = [row["week"] + 1 for row in weeks if row["held_out"]]
     if held_out:
         axes.axvspan(held_out[0] - 0.5, held_out[-1] + 0.5, color="0.93", label="held out")

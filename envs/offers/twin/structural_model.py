@@ -9,7 +9,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from envs.offers.populations.base import Population, Sample, theta_from_matrix, theta_to_matrix
+from envs.offers.populations.base import GivenCustomers, Population, Sample, theta_from_matrix, theta_to_matrix
 from envs.offers.twin.feature_network import FeatureNetwork
 from envs.offers.twin.twin_checkpoint import load_twin
 from envs.offers.world.catalogue import Catalogue
@@ -114,6 +114,11 @@ class TwinPopulation:
     def ids(self) -> list[str] | None:
         """Ids of the base population's customers."""
         return self.base.ids
+
+    @property
+    def given(self) -> GivenCustomers | None:
+        """Customers of the base population that a file lists."""
+        return self.base.given
 
     def members(self) -> list[TwinPopulation]:
         """Return, for each member of the ensemble, the population in which all customers respond as that member."""

@@ -47,6 +47,8 @@ class BeliefCodec(HidingCodec):
     by `reference_seed`, and estimates θ from features; the states of the same sample are the belief at the start.
     """
 
+    shows = ("beliefs", "counts")
+
     def __init__(
         self,
         num_features: int,

@@ -25,13 +25,13 @@ from envs.offers.world.response import (
 )
 from envs.offers.world.transition import habit_gain
 
-MIN_PROBABILITY = 1e-12  # lower bound of the probability of a week, before a logarithm
+MIN_PROBABILITY = 1e-12  # lower bound of a probability before a logarithm or a division
 CHUNK = 4096  # customers filtered at once, so that a chunk fits a cache
-NUM_MARGINALS = HABITS + FATIGUES + EXPECTATIONS  # numbers of `Belief.marginals`, without churn
+NUM_MARGINALS = HABITS + FATIGUES + EXPECTATIONS  # rows of `Belief.marginals`, without the row of churn
 
 
 class Belief(NamedTuple):
-    """P(state | what was seen) of N customers, whose sum is 1."""
+    """P(state | what was seen) of N customers; the probabilities of a customer sum to 1."""
 
     subscribed: Tensor  # [6, 4, 3, N]: habit, fatigue, expectation
     unsubscribed: Tensor  # [6, N]: habit
@@ -40,7 +40,7 @@ class Belief(NamedTuple):
     def marginals(self) -> Tensor:
         """Return P(habit), P(fatigue) and P(expectation), given no churn, and P(churned), [14, N].
 
-        The unsubscribed have neither fatigue nor expectation. Where churn is certain the marginals are 0.
+        Unsubscribed customers count at fatigue 0 and expectation 0. Where churn is certain the marginals are 0.
         """
         inside, outside = self.subscribed, self.unsubscribed.sum(0, keepdim=True)
         fatigue, expectation = inside.sum((0, 2)), inside.sum((0, 1))
@@ -60,7 +60,7 @@ class Belief(NamedTuple):
     def from_marginals(cls, marginals: Tensor, opted_out: Tensor) -> Belief:
         """Return the belief in which habit, fatigue and expectation are independent, from `marginals` [14, N].
 
-        `opted_out`, bool [N], are the customers who have: whether an active customer is subscribed was seen.
+        `opted_out`, bool [N], says who has opted out, which is seen.
         """
         habit, fatigue, expectation, churned = marginals.split([HABITS, FATIGUES, EXPECTATIONS, 1])
         active = habit * (1 - churned)
@@ -236,7 +236,10 @@ def _move_expectation(mass: Tensor, redeemed: Tensor, delta_d: Tensor) -> Tensor
 
 
 def margin_log_likelihood(c: Customers, seen: SeenWeek) -> Tensor:
-    """Return the log-likelihood of what purchases brought, [N]: −log g − y/g, whose maximum is the mean."""
+    """Return the log-likelihood of the margins y of purchases, [N].
+
+    The exponential likelihood with mean g, −log g − y/g: its maximum in g is the mean of y, however y is distributed.
+    """
     return torch.where(seen.bought, -c.margin.log() - seen.margin / c.margin, 0.0)
 
 

@@ -94,6 +94,11 @@ class HidingCodec(ObservationCodec):
         opted_out = torch.maximum(opted_out, seen.opted_out.to(opted_out))
         return torch.cat((opted_out[:, None], self.counts.after(sums, seen), own), 1)
 
+    def next_season(self, memory: Tensor) -> Tensor:
+        """Return the memory [N, M] with the sums of the season at 0; opt-outs and the subclass's own numbers stay."""
+        opted_out, sums, own = self._split(memory)
+        return torch.cat((opted_out[:, None], self.counts.start(sums), own), 1)
+
     def subscribed(self, state: CustomerState, memory: Tensor) -> Tensor:
         """Customers who have not opted out, bool [N], those who churned among them."""
         return memory[:, 0] == 0
@@ -134,6 +139,8 @@ class HistoryCodec(HidingCodec):
 
     `half_lives`, in weeks, are those of the history's weights. Raises ValueError where one is not above 0.
     """
+
+    shows = ("history", "counts")
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class ObservationCodec:
     `start_memory` and `remember` carry from week to week, in training, in evaluation and in a running shop alike.
     """
 
+    shows: tuple[str, ...] = ("states",)  #: what of the season's course an observation tells, in words
     hides_state = False  #: whether habit, fatigue, expectation and churn can't be read out of an observation
     num_dynamics = sum(DYNAMICS.values())  #: columns between features and status
     num_statuses = STATUSES  #: columns of the status
@@ -100,6 +101,10 @@ class ObservationCodec:
 
         A view that hides the state does not read the states.
         """
+        return memory
+
+    def next_season(self, memory: Tensor) -> Tensor:
+        """Return the memory [N, M] with which customers go from the end of a season into the next one."""
         return memory
 
     def subscribed(self, state: CustomerState, memory: Tensor) -> Tensor:
@@ -195,6 +200,8 @@ class StateCountsCodec(ObservationCodec):
     A learner whose features tell little of θ learns it from the season's sums, which are scaled by `count_scale`
     (envs/offers/world/season_counts.py).
     """
+
+    shows = ("states", "counts")
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 from envs.offers.populations.complete_journey_tables import read_tables, trip_times, weekly_trips
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
-from rlcore.runs.plots import labelled
+from rlcore.runs.plots import COLORS, labelled
 from scripts.benchmarks.common.display import save_figure, table_of
 from scripts.benchmarks.common.display import show as show_table
 from scripts.benchmarks.forecasting import bgnbd
@@ -184,7 +184,7 @@ def weeks(counts: Tensor, first: int, begin: int, said: dict) -> Figure:
     axes.plot(range(first, first + counts.shape[1]), counts.mean(0).cpu(), color="black", linewidth=1, label="seen")
     for k, (name, (_, forecast)) in enumerate(said.items()):
         if "so far" not in name:
-            axes.plot(range(begin, begin + forecast.shape[1]), forecast.mean(0).cpu(), color=f"C{k}", label=name)
+            axes.plot(range(begin, begin + forecast.shape[1]), forecast.mean(0).cpu(), color=COLORS[k], label=name)
     axes.axvline(begin - 0.5, color="grey", linestyle=":")
     axes.set_ylim(0)
     axes.legend(frameon=False)

@@ -18,6 +18,7 @@ from envs.offers.env import OffersEnv
 from envs.offers.evaluation.profit_decomposition import summarise_seasons
 from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
 from envs.offers.planning.lagrangian_bound import dual
+from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
 from scripts.benchmarks.common.timing import timed
 
@@ -65,7 +66,7 @@ def run(
             max_evaluations=size["evaluations"],
         )
         bound = {**bound, "first_price": limit.prices.tolist()}
-        policy = planning_policy(market, limit, "true θ")
+        policy = planning_policy(market, limit, ORACLE)
         luck, best = [market.sample_uniforms(generator) for _ in range(size["seasons"])], None
         for name, rule in rules.items():
             seconds, result = timed(partial(play_seasons, policy, market, rule, luck, limit))

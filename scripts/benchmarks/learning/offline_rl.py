@@ -19,7 +19,7 @@ from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.offline.q_learning import DoubleDQN
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
-from rlcore.runs.plots import labelled
+from rlcore.runs.plots import COLORS, labelled
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import save_figure
 from scripts.benchmarks.common.intervals import mean_and_half_width
@@ -69,15 +69,15 @@ def run(
                                 "decisions": size,
                                 "seed": k,
                                 "learner": learner,
-                                "score": score["offers/score"],
-                                "contact_rate": score["offers/contact_rate"],
+                                "score": score["validation/score"],
+                                "contact_rate": score["validation/contact_rate"],
                                 "seconds": seconds,
                             }
                         )
                         checkpoint.save_json(directory / "cells.json", cells)
                         print(
-                            f"{world:>8}  {name:9}  {size:10,}  {k:4}  {learner:12}  {score['offers/score']:6.3f}  "
-                            f"{score['offers/contact_rate']:8.1%}  {seconds:6.0f}",
+                            f"{world:>8}  {name:9}  {size:10,}  {k:4}  {learner:12}  {score['validation/score']:6.3f}  "
+                            f"{score['validation/contact_rate']:8.1%}  {seconds:6.0f}",
                             flush=True,
                         )
     rows = summarise_cells(cells)
@@ -143,7 +143,7 @@ def draw_scores(rows: list[dict]) -> Figure:
                 [row["decisions"] for row in line],
                 mean,
                 half,
-                color=f"C{j}",
+                color=COLORS[j],
                 linestyle="-" if k == 0 else ":",
                 marker="o",
                 label=f"{learner}, {world}",

@@ -13,6 +13,7 @@ from envs.offers.env import OffersEnv
 from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
 from envs.offers.planning.state_values import StateGrid, StateValues
 from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.information import ORACLE
 from envs.offers.policies.logging_policies import at_private_prices
 from envs.offers.populations.base import Sample
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, CustomerState
@@ -59,7 +60,7 @@ class Pool:
         paths = torch.full((world.weeks,), price, dtype=torch.float64, device=expand.device)
         values = best_plan(c, world, self.no_contact_values, paths)[0] if plans else None
         values = values and [StateValues(*(x[..., expand] for x in v)) for v in values]
-        plan = KnapsackPolicy(c[expand], world, "true θ", values=values, fee=0.0)
+        plan = KnapsackPolicy(c[expand], world, ORACLE, values=values, fee=0.0)
         options = ContactPolicy(world.catalogue, None, (), ())(torch.ones_like(expand, dtype=torch.bool), [])
         weeks = []
         for t in range(world.weeks):

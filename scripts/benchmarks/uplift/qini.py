@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlcore.ope.intervals import LEVEL, normal_quantile
 from rlcore.runs import checkpoint
-from rlcore.runs.plots import labelled
+from rlcore.runs.plots import COLORS, labelled
 from rlcore.uplift import comparison
 from rlcore.uplift import metrics as uplift
 from rlcore.uplift.selection import Experiment
@@ -172,7 +172,7 @@ def curves(made: list[Split], names: list[str], label: str) -> Figure:
             part = (at - x[right - 1]) / (x[right] - x[right - 1])
             lines.append(y[right - 1] + part * (y[right] - y[right - 1]))
         mean = torch.stack(lines).mean(0)
-        axes.plot(100 * at, 100 * mean, color=f"C{k}", label=name)
+        axes.plot(100 * at, 100 * mean, color=COLORS[k], label=name)
     axes.plot([0, 100], [0, 100 * mean[-1].item()], color="grey", linestyle=":", label="random")
     axes.legend(frameon=False)
     return figure
@@ -188,8 +188,8 @@ def deciles(parts: list[uplift.Bins], outcome: str) -> Figure:
         torch.stack([getattr(part, name) for part in parts]).nanmean(0) for name in ("uplift", "std", "score")
     )
     places = np.arange(1, len(seen) + 1)
-    axes.bar(places, seen.numpy(), yerr=normal_quantile(LEVEL) * std.numpy(), color="C0", alpha=0.6, label="seen")
-    axes.plot(places, said.numpy(), color="C1", marker="o", label="predicted")
+    axes.bar(places, seen.numpy(), yerr=normal_quantile(LEVEL) * std.numpy(), color=COLORS[0], alpha=0.6, label="seen")
+    axes.plot(places, said.numpy(), color=COLORS[1], marker="o", label="predicted")
     axes.set_xticks(places)
     axes.legend(frameon=False)
     return figure

@@ -62,6 +62,18 @@ def test_a_bag_of_words_is_the_same_after_a_checkpoint_and_a_folder(tmp_path):
         load_outcome_model(tmp_path / "bag", CPU, 8)
 
 
+@pytest.mark.parametrize("batch_size, epochs, min_steps, taken", [(256, 5, 30, 30), (4, 5, 30, 30), (4, 20, 30, 40)])
+def test_a_bag_of_words_takes_its_least_steps_and_no_more_passes(monkeypatch, batch_size, epochs, min_steps, taken):
+    """On 8 mails: a pass is one step of 256 mails, or two of 4."""
+    steps = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: steps.append(step(self)))
+    mails = Mails(CONTEXTS * 4, TEXTS * 4, torch.tensor([0, 2] * 4))
+    sizes = {"epochs": epochs, "min_steps": min_steps, "batch_size": batch_size}
+    BagOfWords.fit(mails, mails, 0, lr=0.1, weight_decay=0.0, **sizes)
+    assert len(steps) == taken
+
+
 def test_a_users_own_classifier_reads_the_text_alone_and_no_more_than_its_positions(tmp_path):
     model, words = own_classifier(tmp_path)
     long = "good day bob " * 40

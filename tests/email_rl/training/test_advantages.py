@@ -122,17 +122,68 @@ def test_the_score_lands_on_the_last_token_that_was_generated(mails):
     assert last_token(response_mask).long().argmax(1).tolist() == [n - 1 for n in LENGTHS]
 
 
+def adaptive(**changes):
+    settings = {"coef": 0.2, "target_kl": 6.0, "horizon": 10_000, "gain": 0.0, "error_clip": 0.2}
+    return AdaptiveKLCoefficient(torch.device("cpu"), **(settings | changes))
+
+
 def test_the_adaptive_weight_follows_the_published_rule():
-    made = AdaptiveKLCoefficient(torch.device("cpu"), coef=0.2, target_kl=6.0, horizon=10_000, error_clip=0.2)
+    made = adaptive()
     made.update(torch.tensor(6.6), 64)
     assert made.coef.item() == pytest.approx(0.2 * (1 + 0.1 * 64 / 10_000))
-    for kl, error in ((60.0, 0.2), (0.1, -0.2)):  # clipped both ways
+    for kl, error in ((60.0, 0.2), (60.0, 0.2), (0.1, -0.2)):  # clipped both ways
         before = made.coef.item()
         made.update(torch.tensor(kl), 64)
         assert made.coef.item() == pytest.approx(before * (1 + error * 64 / 10_000))
     fixed = FixedKLCoefficient(torch.device("cpu"), coef=0.2)
     fixed.update(torch.tensor(60.0), 64)
     assert fixed.coef.item() == pytest.approx(0.2)
+
+
+def test_below_the_target_the_coefficient_is_its_least():
+    """So that it is not spent on the way from the reference to the target."""
+    made = adaptive(gain=2.0, error_clip=1.0)
+    for kl in (0.0, 1.0, 5.9, 6.0):
+        made.update(torch.tensor(kl), 2000)
+        assert made.coef.item() == made.integral.item() == pytest.approx(0.2)
+
+
+def test_the_proportional_part_lasts_as_long_as_the_error():
+    made = adaptive(gain=2.0, error_clip=1.0)
+    made.update(torch.tensor(9.0), 1000)
+    integral = 0.2 * (1 + 0.5 * 0.1)
+    assert made.coef.item() == pytest.approx(integral * math.exp(2.0 * 0.5))
+    made.update(torch.tensor(6.0), 1000)
+    assert made.coef.item() == pytest.approx(integral)
+
+
+def test_the_proportional_part_damps_the_swings_of_the_kl():
+    """On a policy whose KL rises where the coefficient is below .2, and falls where it is above."""
+
+    def course(gain):
+        made, kl, kls = adaptive(coef=0.03, horizon=640, gain=gain, error_clip=1.0), 0.0, []
+        for _ in range(120):
+            kl = max(0.0, kl + 0.8 * math.tanh(math.log(0.2 / made.coef.item())))
+            made.update(torch.tensor(kl), 128)
+            kls.append(kl)
+        return torch.tensor(kls)
+
+    damped, swinging = course(2.0)[40:], course(0.0)[40:]
+    assert damped.sub(6).abs().max() < 0.6 and swinging.sub(6).abs().max() > 2.5
+
+
+def test_a_restored_controller_goes_on_as_before():
+    for kl in (9.0, 7.0):
+        made, other = adaptive(gain=2.0, error_clip=1.0), adaptive(gain=2.0, error_clip=1.0)
+        made.update(torch.tensor(9.0), 1000)
+        other.load_state_dict(made.state_dict())
+        assert torch.equal(other.coef, made.coef)
+        for one in (made, other):
+            one.update(torch.tensor(kl), 1000)
+        assert torch.equal(other.coef, made.coef) and torch.equal(other.integral, made.integral)
+    fixed = FixedKLCoefficient(torch.device("cpu"), coef=0.5)
+    other.load_state_dict(fixed.state_dict())
+    assert other.coef == other.integral == 0.5
 
 
 @pytest.mark.parametrize("name", ["rloo", "grpo"])

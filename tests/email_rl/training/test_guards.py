@@ -13,7 +13,9 @@ from configs import composed
 from email_rl.models.policy import TokenizedMails
 from email_rl.training.guards import GuardLimits, Guards, length_correlation
 from email_rl.training.rollout import MailRollout
-from rlcore.runs.logger import MemoryLogger, TensorBoardLogger
+from rlcore.runs.logger import MemoryLogger
+from rlcore.runs.run_logger import RunLogger
+from rlcore.runs.writers import RunInfo
 from tiny_email_trainer import trainer
 
 LIMITS = GuardLimits(**OmegaConf.to_container(composed("algo=ppo_kl", "env=email").algo.guards))
@@ -118,10 +120,10 @@ def test_training_warns_of_an_update_that_is_too_large_and_draws_reward_over_len
 
 def test_a_warning_is_in_the_log_and_on_the_console(tmp_path, capsys, caplog):
     with caplog.at_level(logging.INFO):
-        logger = TensorBoardLogger(tmp_path, 1, "x", flush_seconds=1)
+        logger = RunLogger(tmp_path, {}, RunInfo("run", "", "", {}, 0), 1, "x", redraws_per_second=2)
         logger.log_warning("iteration 3: [too] large")
         with logger.child("reward_model", 3) as child:
-            child.log_evaluation(64, {"email/log_loss": 0.5})
+            child.log_evaluation(64, {"validation/log_loss": 0.5})
         logger.close()
     assert "warning: iteration 3: [too] large" in capsys.readouterr().out
     assert "iteration 3: [too] large" in caplog.text and "reward_model, step 64: log_loss 0.500" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from functools import cache
 
 import pytest
@@ -16,7 +17,7 @@ from configs import composed
 from email_rl.data import metrics
 from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
 from email_rl.training.diagnostics import rollout_metrics
-from mail_files import mail_rows, write_csv
+from mail_files import made_up_text, mail_rows, write_csv
 from rlcore import losses
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
@@ -419,6 +420,30 @@ def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
     assert 0 <= found["policy"]["judge_conversion"] <= 1 and "gold_conversion" not in found["policy"]
     mails = sides["valid"].contexts, sides["valid"].texts
     assert not torch.equal(agent.judge().probabilities(*mails), agent.reward_model.probabilities(*mails))
+
+
+@pytest.mark.slow
+def test_a_csv_whose_outcomes_are_shuffled_is_refused_before_anything_learns_from_its_reward(kept, tmp_path):
+    """One sentence of each text tells its outcome: with them as they are there is a reward, with them shuffled none."""
+    rng = random.Random(0)
+    telling = ("no one ever came back", "they sent some short answer", "she bought two large ones")
+    outcomes = [(0, 0, 0, 0, 1, 2)[i % 6] for i in range(120)]
+    texts = [f"{made_up_text(rng, 9)} {telling[y]} {made_up_text(rng, 9)}" for y in outcomes]
+    settings = [
+        "algo.reward_model_choice.must_beat_majority=true",
+        "algo.reward_model_choice.few_mails=200",
+        "env.bag_of_words.lr=0.1",
+        "env.bag_of_words.min_steps=200",
+    ]
+    for name, given in (("told", outcomes), ("shuffled", rng.sample(outcomes, k=len(outcomes)))):
+        rows = [["customer", text, str(y)] for text, y in zip(texts, given)]
+        path = write_csv(tmp_path / f"{name}.csv", rows)
+        if name == "told":
+            build(kept, f"env.data={path}", *settings)[0].setup(NullLogger(), lambda: False)
+    done = script_runner.run(tmp_path, "train", *SMALL, f"algo.model_cache={kept}", f"env.data={path}", *settings)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "policy:" not in done.stdout
+    error = done.stderr.strip().splitlines()[-1]
+    assert f"{path}: no reward model is ahead of the majority" in error and "What would help" in error
 
 
 def test_distinct_2_counts_pairs_of_words():

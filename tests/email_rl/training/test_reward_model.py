@@ -247,7 +247,7 @@ def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
     first = {name: x.clone() for name, x in agent.network.state_dict().items()}
     logits = agent.valid_logits()
     agent.iterate(0.0)
-    agent.observe_validation({"email/log_loss": float("inf")})
+    agent.observe_validation({"validation/log_loss": float("inf")})
     assert (agent.best_at, agent.updates_done) == (0, 4)
     agent.finish()
     assert agent.network.state_dict()["distilbert.embeddings.word_embeddings.weight"].equal(
@@ -311,7 +311,7 @@ def test_early_stopping_ends_a_run_that_gets_no_better():
 
 def test_a_run_that_diverged_says_so():
     _, agent = build()
-    agent.observe_validation({"email/log_loss": float("nan")})
+    agent.observe_validation({"validation/log_loss": float("nan")})
     with pytest.raises(ValueError, match="algo.encoder.lr.*diverged"):
         agent.finish()
 

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 
 from configs import composed
 from email_rl.data.mails import Mails
-from email_rl.training.sft import outcome_weights
+from email_rl.training.sft_mails import outcome_weights
 from mail_files import write_csv
 from templated_mails import templated_rows
 
@@ -66,6 +66,6 @@ def test_a_mail_that_does_not_fit_is_left_out_and_counted_a_prompt_that_is_cut_t
 def test_training_ends_where_validation_stops_improving(path):
     _, agent = build(path, "algo.patience=40")
     for agent.updates_done, loss, stalled in ((20, 1.0, False), (40, 1.1, False), (60, 1.1, True), (80, 0.9, False)):
-        agent.observe_validation({"email/token_loss": loss})
+        agent.observe_validation({"validation/token_loss": loss})
         assert agent.has_converged is stalled
     assert agent.best_at == 80

@@ -251,7 +251,7 @@ def test_ppo_learns_cartpole():
         optimizer={"lr": 3e-3},
     )
     train(ppo)
-    assert env.evaluation(env).validate(ppo)["evaluation/return"] > 300  # chance: 22
+    assert env.evaluation(env).validate(ppo)["validation/return"] > 300  # chance: 22
 
 
 @pytest.mark.slow

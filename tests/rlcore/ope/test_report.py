@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 
 from configs import composed
 from envs.offers.logs.schema import COLUMNS
-from rlcore.offline.log_files import write_log
-from rlcore.ope.report import describe_gaps, evaluate_file
+from rlcore.offline.log_files import read_log, write_log
+from rlcore.ope.report import describe_gaps, evaluate_dataset
 from small_offers import random_log, random_season
 
 
@@ -36,7 +36,9 @@ def test_a_policy_is_valued_within_what_it_was_trained_on(tmp_path):
     far[log.unit == 3, 2] = 1e30
     kept = ~((log.unit == 4) & (log.step == 5))
     write_log(tmp_path / "far.parquet", [replace(log, obs=far)[kept]])
-    report = evaluate_file(str(tmp_path / "far.parquet"), COLUMNS, evaluator, algorithm, "bandit")
+    report = evaluate_dataset(
+        read_log(tmp_path / "far.parquet", COLUMNS), str(tmp_path / "far.parquet"), evaluator, algorithm, "bandit"
+    )
     clipped, gaps = report.extra["warnings"][:2]
     assert clipped.startswith("clipped to the range of training: 'feature_2' of 1 (to ")
     assert gaps.startswith("1 of 40 seasons lack a week")
@@ -45,5 +47,7 @@ def test_a_policy_is_valued_within_what_it_was_trained_on(tmp_path):
     clamped = torch.minimum(far[:, 2], limits[1][2])
     obs = torch.cat((far[:, :2], clamped[:, None], far[:, 3:]), 1)
     write_log(tmp_path / "near.parquet", [replace(log, obs=obs)[kept]])
-    again = evaluate_file(str(tmp_path / "near.parquet"), COLUMNS, evaluator, algorithm, "bandit")
+    again = evaluate_dataset(
+        read_log(tmp_path / "near.parquet", COLUMNS), str(tmp_path / "near.parquet"), evaluator, algorithm, "bandit"
+    )
     assert again.rows == report.rows

@@ -9,8 +9,11 @@ import random
 import pytest
 import torch
 
+from configs import composed
 from rlcore.runs import checkpoint
-from scripts.benchmarks.reliability import kills
+from scripts.benchmarks.reliability.forked_scripts import count_temporaries, importable
+from scripts.benchmarks.reliability.killed_trainings import count_half_written, equal_runs
+from scripts.benchmarks.reliability.killed_writers import check_file, kill_writer, write_files
 
 
 def write_run(folder, weight: float = 1.0, **metrics) -> None:
@@ -25,23 +28,33 @@ def write_run(folder, weight: float = 1.0, **metrics) -> None:
 
 def test_runs_are_equal_but_for_their_timings(tmp_path):
     write_run(tmp_path / "a", seconds=1, score=0.5)
-    write_run(tmp_path / "same", seconds=9, score=0.5)
+    write_run(tmp_path / "same", seconds=9, evaluation_seconds=4, score=0.5)
     write_run(tmp_path / "score", seconds=1, score=0.6)
     write_run(tmp_path / "weight", weight=1.0 + 2**-23, seconds=1, score=0.5)
-    found = {name: kills.equal_runs(tmp_path / "a", tmp_path / name) for name in ("same", "score", "weight")}
+    found = {name: equal_runs(tmp_path / "a", tmp_path / name) for name in ("same", "score", "weight")}
     assert found == {"same": True, "score": False, "weight": False}
+
+
+def test_the_overrides_of_all_that_it_starts_are_keys_of_today():
+    bench = composed("benchmark=reliability/kills", name="bench").benchmark
+    composed(*bench.log, name="collect")
+    for env, of_env in bench.trainings.items():
+        for name, overrides in of_env.items():
+            filled = [override.format(log="log.parquet", cache="cache") for override in overrides]
+            cfg = composed(f"algo={name}", f"env={env}", *bench.settings[env], *filled)
+            assert name == "twin" or cfg.algo.checkpoint_every == 1  # or a kill would find nothing to go on from
 
 
 def test_half_written_files_and_temporaries_are_counted(tmp_path):
     write_run(tmp_path / "run", seconds=1)
-    assert kills.count_half_written(tmp_path / "run") == kills.count_temporaries(tmp_path) == 0
+    assert count_half_written(tmp_path / "run") == count_temporaries(tmp_path) == 0
     for name in ("checkpoint.pt", "metrics.json"):
         path = tmp_path / "run" / name
         path.write_bytes(path.read_bytes()[:-9])
     (tmp_path / "run" / "prices.png").write_bytes(b"\x89PNG")
     (tmp_path / "run" / f".x{checkpoint.TEMPORARY}").touch()
     (tmp_path / f".x{checkpoint.REPLACED}").mkdir()
-    assert kills.count_half_written(tmp_path / "run") == 3 and kills.count_temporaries(tmp_path) == 2
+    assert count_half_written(tmp_path / "run") == 3 and count_temporaries(tmp_path) == 2
 
 
 def write_carelessly(path) -> None:
@@ -54,8 +67,8 @@ def write_carelessly(path) -> None:
 @pytest.mark.slow
 def test_a_careful_writer_leaves_whole_files_and_a_careless_one_does_not(tmp_path):
     rng = random.Random(0)
-    with kills.importable():
-        careful = kills.kill_writer(rng, tmp_path / "a", kills.write_files, kills.check_file, 8, 0.05)
-        careless = kills.kill_writer(rng, tmp_path / "b", write_carelessly, kills.check_file, 8, 0.05)
-    assert careful["kills"] == 8 and careful["half_written"] == careful["temporaries"] == 0
-    assert careless["half_written"] > 0
+    with importable():
+        careful = kill_writer(rng, tmp_path / "a", write_files, check_file, 8, 0.05)
+        careless = kill_writer(rng, tmp_path / "b", write_carelessly, check_file, 8, 0.05)
+    assert careful.kills == 8 and careful.half_written == careful.temporaries == 0
+    assert careless.half_written > 0

@@ -22,6 +22,7 @@ from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.policies.base import StateView
 from envs.offers.policies.baselines import KnapsackPolicy
+from envs.offers.policies.information import ORACLE, UNINFORMED
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, price_path
 from reference_bound import DUAL_SOLVER, FIVE_ACTIONS, linear_program, no_contact_profit, with_budget
 from small_offers import small_evaluation
@@ -332,7 +333,7 @@ def luck(market, seasons: int) -> list:
 class Dearest:
     """Ask for the dearest pair for everyone, and claim only a share of its cost."""
 
-    information = "none"
+    information = UNINFORMED
     view = StateView()
 
     def __init__(self, market, claim: float):
@@ -353,10 +354,10 @@ class Dearest:
 @pytest.mark.parametrize("rollover", [False, True])
 def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
     strict = replace(market[0], budget_rule=rule, rollover=rollover)
-    honest = KnapsackPolicy(strict.customers, strict.world, "true θ", values=market[1].values, fee=0.0)
+    honest = KnapsackPolicy(strict.customers, strict.world, ORACLE, values=market[1].values, fee=0.0)
 
     class Optimist:  # redemptions are three times what it forecasts
-        information = "true θ"
+        information = ORACLE
         view = StateView()
 
         def increments(self, week, *seen):
@@ -376,7 +377,7 @@ def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
 
 def test_each_rule_costs_what_it_should(market):
     made, bound = market
-    policy = KnapsackPolicy(made.customers, made.world, "true θ", values=bound.values, fee=0.0)
+    policy = KnapsackPolicy(made.customers, made.world, ORACLE, values=bound.values, fee=0.0)
     rules = [
         ExpectedSpend(),
         ReservedSpend(sends_per_week=7, validity_days=1),
@@ -444,9 +445,7 @@ def test_both_accounts_agree_under_roll_over_and_stock(rule):
     market = replace(market, budget_rule=rule)
     assert bound.scarcity.max() > 0.1
     for values in (None, bound.values):
-        policy = KnapsackPolicy(
-            market.customers, market.world, "true θ", values=values, fee=0.0, scarcity=bound.scarcity
-        )
+        policy = KnapsackPolicy(market.customers, market.world, ORACLE, values=values, fee=0.0, scarcity=bound.scarcity)
         records = [
             simulate_season(ReservationPricePolicy(policy, carry_over_value(bound.prices)), market, u, bound)
             for u in luck(market, 12)
@@ -506,7 +505,7 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
         ("rolling", rolling, True),
         ("spender", rolling, False),
     ):
-        policy = KnapsackPolicy(market.customers, market.world, "true θ", values=bound.values, fee=0.0)
+        policy = KnapsackPolicy(market.customers, market.world, ORACLE, values=bound.values, fee=0.0)
         policy = ReservationPricePolicy(policy, carry_over_value(bound.prices)) if saves else policy
         records = [simulate_season(policy, market, u, bound) for u in luck(market, 6)]
         rows[name] = summarise_seasons(records, market, bound)

@@ -25,6 +25,7 @@ from envs.offers.planning.knapsack import Increments, allowed_increments, clear,
 from envs.offers.planning.lagrangian_bound import dual, unconstrained_spend
 from envs.offers.policies.base import StateView
 from envs.offers.policies.baselines import KnapsackPolicy, RandomContacts, ResponseRanking
+from envs.offers.policies.information import ORACLE, UNINFORMED
 from envs.offers.policies.learned import PriceGridPolicy, ValueKnapsackPolicy
 from envs.offers.populations.base import Sample, hash_uniform
 from envs.offers.world.customers import CustomerState
@@ -290,7 +291,7 @@ def test_drawn_customers_have_caps_and_a_holdout_but_no_columns():
 class Greedy:
     """Always asks for the dearest pair, for all, at the highest price, masks or not."""
 
-    information = "none"
+    information = UNINFORMED
     view = StateView()
 
     def __init__(self, c, world):
@@ -353,8 +354,8 @@ def policies(masked) -> dict:
         "random": RandomContacts(c, w, seed=0),
         "propensity": ResponseRanking(c, w, uplift=False),
         "uplift": ResponseRanking(c, w, uplift=True),
-        "myopic": KnapsackPolicy(c, w, "", values=None, fee=0.0),
-        "planning": KnapsackPolicy(c, w, "", values=masked.bound.values, fee=0.0),
+        "myopic": KnapsackPolicy(c, w, ORACLE, values=None, fee=0.0),
+        "planning": KnapsackPolicy(c, w, ORACLE, values=masked.bound.values, fee=0.0),
         "priced": PriceGridPolicy(
             LogitsPolicy(lambda x: x @ actor), *learned, prices=masked.evaluation.prices, drift=0.0
         ),
@@ -469,7 +470,7 @@ def test_both_accounts_of_the_score_agree_under_rules(masked):
     """The gain over no contact and the loss against the bound add up; the cost of caps counts as loss."""
     market, bound = masked.market, masked.bound
     uncapped = replace(market, contact_policy=replace(market.contact_policy, caps=()))
-    plan = KnapsackPolicy(market.customers, market.world, "", values=bound.values, fee=0.0)
+    plan = KnapsackPolicy(market.customers, market.world, ORACLE, values=bound.values, fee=0.0)
     g = torch.Generator().manual_seed(0)
     u = [market.sample_uniforms(g) for _ in range(12)]
     score = {}

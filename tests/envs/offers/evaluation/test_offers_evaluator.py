@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import fields, replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,7 @@ from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.knapsack import clear
 from envs.offers.planning.state_values import VisitedStates
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact, RandomContacts, ResponseRanking
+from envs.offers.policies.information import ORACLE
 from envs.offers.policies.learned import PriceGridPolicy
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.populations.parameter_regression import ParameterRegression
@@ -59,8 +61,8 @@ def small():
         return {
             "none": NoContact,
             "random": lambda: RandomContacts(c, w, seed=0),
-            "myopic": lambda: KnapsackPolicy(c, w, "true θ", values=None, fee=0.0),
-            "planning": lambda: KnapsackPolicy(c, w, "true θ", values=bound.values, fee=0.0),
+            "myopic": lambda: KnapsackPolicy(c, w, ORACLE, values=None, fee=0.0),
+            "planning": lambda: KnapsackPolicy(c, w, ORACLE, values=bound.values, fee=0.0),
         }[name]()
 
     u = uniforms(market, 20)
@@ -389,7 +391,7 @@ def test_only_the_subscribed_are_contacted_and_only_as_can_be(small, name):
 
 def test_a_fee_is_charged_a_contact(small):
     def contacts(fee):
-        policy = KnapsackPolicy(small.market.customers, small.market.world, "", values=None, fee=fee)
+        policy = KnapsackPolicy(small.market.customers, small.market.world, ORACLE, values=None, fee=fee)
         return (simulate_season(policy, small.market, small.u[0]).action > 0).sum().item()
 
     assert contacts(0.0) > contacts(0.5) > contacts(3.0) > contacts(1e6) == 0
@@ -455,10 +457,10 @@ def test_a_learned_spend_prices_value_and_cost_of_the_pair(small):
         return policy.information, policy.increments(0, state, options)
 
     information, steps = increments(0)
-    assert information == "features" and (steps.action[:, 0] == 29).all()
+    assert information.knows == "features, states" and (steps.action[:, 0] == 29).all()
     torch.testing.assert_close(steps.spend[:, 0].double(), 2.5 * redeem[:, 5, 4].double() + 0.07)
     information, oracle = increments(0, None)
-    assert information == "features, true spend"
+    assert information.knows == "features, states, true spend"
     true = outcomes(market.customers, market.world, 0, market.initial_state).spend[:, 29]
     torch.testing.assert_close(oracle.spend[:, 0], true)
     for gone in (1, 2):
@@ -513,7 +515,7 @@ def test_a_senseless_share_is_refused(make_catalogue, r2):
 def test_planning_on_what_features_reveal_is_planning(small):
     market, evaluation = small.market, small.evaluation
     guess = evaluation.certainty_equivalent_planner(market)
-    assert guess.information == "features"
+    assert guess.information.knows == "features, states, equations"
     score = summarise_seasons(
         [simulate_season(guess, market, u, small.bound) for u in small.u[:8]], market, small.bound
     )["score"]
@@ -527,7 +529,9 @@ def agent():
     g = torch.Generator().manual_seed(0)
     actor, head = torch.randn(54, 30, generator=g), torch.randn(52, 30, generator=g)
     redeem = SimpleNamespace(predict=lambda obs: torch.sigmoid(obs[:, : len(head)] @ head).view(-1, 6, 5))
-    return SimpleNamespace(policy=LogitsPolicy(lambda obs: obs @ actor), auxiliary=redeem)
+    return SimpleNamespace(
+        policy=LogitsPolicy(lambda obs: obs @ actor), auxiliary=redeem, learned_from=("a simulator",)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -559,21 +563,35 @@ def test_nobody_in_the_test_was_trained_or_fitted_on(whole):
     assert not torch.isin(test.float(), train.float()).any()
 
 
-def test_rows_go_from_worst_to_best_and_say_what_they_know(whole):
+def test_rows_stand_by_what_they_were_given_and_from_the_best_down(whole):
     rows = whole.report.rows
-    assert [row["score"] for row in rows.values()] == sorted(row["score"] for row in rows.values())
-    assert {name: row["information"] for name, row in rows.items()} == {
-        "none": "none",
-        "random": "none",
-        "propensity": "true θ",
-        "uplift rank": "true θ",
-        "myopic knapsack": "true θ",
-        "myopic + fee": "true θ",
-        "planning on θ̂": "features",
-        "planning on θ̂, calibrated": "features",
-        "planning": "true θ",
-        "ppo": "features",
+    given = {
+        "oracles (true θ)": ("planning", "propensity", "uplift rank", "myopic knapsack", "myopic + fee"),
+        "equations + features": (
+            "propensity on θ̂",
+            "uplift rank on θ̂",
+            "myopic knapsack on θ̂",
+            "myopic + fee on θ̂",
+            "planning on θ̂",
+            "planning on θ̂, calibrated",
+        ),
+        "features + simulator in training": ("ppo",),
+        "nothing": ("none", "random"),
     }
+    knows = {"nothing": "nothing", "oracles (true θ)": "true θ, states, equations", "ppo": "features, states"}
+    for group, names in given.items():
+        assert {name for name, row in rows.items() if row["group"] == group} == set(names)
+        for name in names:
+            expected = knows.get(name) or knows.get(group) or "features, states, equations"
+            assert rows[name]["information"] == expected
+    order = [list(given).index(row["group"]) for row in rows.values()]
+    assert order == sorted(order)
+    for group in given:
+        scores = [row["score"] for row in rows.values() if row["group"] == group]
+        assert scores == sorted(scores, reverse=True)
+    assert rows["ppo"]["training"] == "a simulator" and "training" not in rows["planning"]
+    rivals = given["equations + features"]
+    assert rows["ppo"]["best_rival"] == max(rivals, key=lambda name: rows[name]["score"])
     assert rows["planning"]["score"] > 0.9 and rows["none"]["score"] == 0
     low, high = whole.evaluation.env.drift_range
     assert low <= rows["ppo"]["drift"] <= high
@@ -595,8 +613,8 @@ def test_an_evaluation_is_the_same_again_and_leaves_the_environment_alone(agent)
 
 def test_score_in_the_course_of_training(whole, agent):
     result = whole.evaluation.validate(agent)
-    assert set(result) == {"offers/score", "offers/spend_ratio", "offers/contact_rate"}
-    assert all(isinstance(x, float) for x in result.values()) and result["offers/score"] < 0.9
+    assert set(result) == {"validation/score", "validation/spend_ratio", "validation/contact_rate"}
+    assert all(isinstance(x, float) for x in result.values()) and result["validation/score"] < 0.9
 
 
 def test_the_fee_is_the_one_that_earns_most():
@@ -609,11 +627,11 @@ def test_the_fee_is_the_one_that_earns_most():
     )
 
     def gain(fee):
-        policy = KnapsackPolicy(market.customers, market.world, "", values=None, fee=fee)
+        policy = KnapsackPolicy(market.customers, market.world, ORACLE, values=None, fee=fee)
         return sum(simulate_season(policy, market, u).incremental_profit.sum().item() for u in uniforms(market, 10))
 
     assert gain(0.7) > gain(0.0) + 10 and gain(50.0) < 1e-6 + gain(0.7)
-    assert evaluation.tune_fee(market) == 0.7
+    assert evaluation.tune_fee(market, partial(evaluation.myopic_policy, market)) == 0.7
 
 
 def test_every_budget_of_the_frontier_has_its_own_bound(whole):
@@ -634,22 +652,40 @@ def test_metrics_are_json_and_keep_their_keys(whole):
     for row in metrics["policies"].values():
         assert {"score", "score_ci", "incremental_profit", "spend_ratio", "weeks_breached", "contact_rate"} <= set(row)
     assert len(metrics["frontier"]) == 1
-    assert whole.report.headline_metrics() == {
-        f"score/{name}": row["score"] for name, row in metrics["policies"].items()
-    }
+    for name, row in metrics["policies"].items():
+        result = whole.report.result(name)
+        assert (result.of, result.metric, result.value) == (name, "score", row["score"]) and result.higher_is_better
+        assert result.metrics["incremental_profit"] == row["incremental_profit"]
 
 
 def test_table_and_markdown_show_every_row(whole):
     console = Console(width=160, file=io.StringIO())
     console.print(whole.report.to_table())
     shown, lines = console.file.getvalue(), whole.report.to_markdown().splitlines()
-    assert len(lines) == 2 + len(whole.report.rows) + 1
-    assert len({line.count("|") for line in lines}) == 1
-    for (name, row), line in zip(whole.report.rows.items(), lines[2:]):
+    table, below = lines[: 3 + len(whole.report.rows)], lines[3 + len(whole.report.rows) :]
+    assert len({line.count("|") for line in table}) == 1 and "upper bound" in table[2] and "upper bound" in shown
+    for (name, row), line in zip(whole.report.rows.items(), table[3:]):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[:3] == [name, row["information"], f"{row['score']:.3f}"]
         assert name in shown and cells[2] in shown
-    assert "upper bound" in lines[-1] and "upper bound" in shown
+    for group in {row["group"] for row in whole.report.rows.values()}:
+        assert sum(line.strip() == group for line in shown.splitlines()) == 1
+    rival = whole.report.rows["ppo"]["best_rival"]
+    ahead, low, high = whole.report.rows["ppo"]["ahead_of"][rival]
+    verdict = f"ppo less {rival}, the best of equal information: {ahead:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
+    assert any(verdict in line for line in below) and verdict in shown
+    assert ahead < 0 and f"ppo is not first among equal information: {rival} is" in shown
+
+
+def test_who_is_first_among_equals_is_not_told_otherwise(whole):
+    rows = {name: dict(row) for name, row in whole.report.rows.items()}
+    rival = rows["ppo"]["best_rival"]
+    rows["ppo"]["ahead_of"] = {rival: [0.02, 0.01, 0.03]}
+    console = Console(width=160, file=io.StringIO())
+    console.print(replace(whole.report, rows=rows).to_table())
+    assert "not first" not in console.file.getvalue() and "+0.020, 95 % interval +0.010" in console.file.getvalue()
+    console.print(replace(whole.report, rows=rows, agent=None).to_table())
+    assert console.file.getvalue().count("equal information") == 1
 
 
 def test_figures_are_drawn(whole, tmp_path):
@@ -675,10 +711,10 @@ def test_a_paired_validation_says_how_far_ahead_of_planning_on_estimates_a_polic
     bound = evaluation.solve_bound(market)
     rival = evaluation.simulate(evaluation.rival(market), market, bound, 1, VALIDATION_SEASON)
     level = evaluation.compare_with_rival(rival, market, bound)
-    assert level == {"offers/ahead_of_rival": 0.0, "offers/ahead_of_rival_half_width": 0.0}
+    assert level == {"validation/ahead_of_rival": 0.0, "validation/ahead_of_rival_half_width": 0.0}
     nobody = evaluation.simulate(NoContact(), market, bound, 1, VALIDATION_SEASON)
     behind = evaluation.compare_with_rival(nobody, market, bound)
     scores = [evaluation.summarise(records, market, bound)["score"] for records in (nobody, rival)]
-    assert behind["offers/ahead_of_rival"] == pytest.approx(scores[0] - scores[1], abs=1e-9)
-    assert behind["offers/ahead_of_rival"] < -0.2 and behind["offers/ahead_of_rival_half_width"] > 0
+    assert behind["validation/ahead_of_rival"] == pytest.approx(scores[0] - scores[1], abs=1e-9)
+    assert behind["validation/ahead_of_rival"] < -0.2 and behind["validation/ahead_of_rival_half_width"] > 0
     assert small_evaluation().compare_with_rival(rival, market, bound) == {}

@@ -11,6 +11,7 @@ from envs.offers.evaluation.spend_calibration import calibrate_spend
 from envs.offers.planning.knapsack import Increments
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.calibrated_spend import CalibratedSpendPolicy, with_calibrated_spend
+from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import ReservationPricePolicy
 from envs.offers.world.history import History
 from small_offers import small_evaluation
@@ -33,7 +34,7 @@ def tuning():
     evaluation = small_evaluation(calibration_seasons=3)
     market = evaluation.tuning_market(evaluation.env.budget)
     assert isinstance(market.budget_rule, ExpectedSpend)
-    myopic = KnapsackPolicy(market.customers, evaluation.world, "true θ", values=None, fee=0.7)
+    myopic = KnapsackPolicy(market.customers, evaluation.world, ORACLE, values=None, fee=0.7)
     return evaluation, market, myopic
 
 

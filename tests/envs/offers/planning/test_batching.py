@@ -13,6 +13,7 @@ from envs.offers.evaluation.simulation import EvaluationMarket, simulate_season
 from envs.offers.planning import batching
 from envs.offers.planning.lagrangian_bound import dual
 from envs.offers.policies.baselines import KnapsackPolicy, NoContact, ResponseRanking
+from envs.offers.policies.information import ORACLE
 from envs.offers.policies.learned import PriceGridPolicy
 from envs.offers.policies.rollover import planning_policy
 from policies import LogitsPolicy
@@ -55,8 +56,8 @@ def whole():
     policies = {
         "none": NoContact(),
         "uplift": ResponseRanking(c, world, uplift=True),
-        "myopic": KnapsackPolicy(c, world, "", values=None, fee=0.0),
-        "planning": planning_policy(market, bound, ""),
+        "myopic": KnapsackPolicy(c, world, ORACLE, values=None, fee=0.0),
+        "planning": planning_policy(market, bound, ORACLE),
         "learned": PriceGridPolicy(
             LogitsPolicy(lambda obs: obs @ weight),
             None,

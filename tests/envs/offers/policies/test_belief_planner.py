@@ -6,6 +6,7 @@ import torch
 
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView, from_memory, to_memory
+from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
 from envs.offers.world.customers import CustomerState
 from envs.offers.world.filtering import Belief, start_belief
@@ -27,8 +28,8 @@ def test_it_is_the_expectation_of_the_plan_over_states():
     bound = evaluator.solve_bound(market)
     c, world = market.customers, market.world
     view = BeliefView(c, world, start_belief(c).marginals()[:, 0])
-    blind = BeliefPlanner(c, world, "true θ", view, values=bound.values)
-    planner = KnapsackPolicy(c, world, "true θ", values=bound.values, fee=0.0)
+    blind = BeliefPlanner(c, world, ORACLE, view, fee=0.0, values=bound.values)
+    planner = KnapsackPolicy(c, world, ORACLE, values=bound.values, fee=0.0)
     mask = market.contact_policy(torch.ones(20, dtype=torch.bool), [])
     kept = {}
 
@@ -74,8 +75,8 @@ def test_seasons_of_unseen_states_score_between_nothing_and_the_plan():
     start = start_belief(market.customers).marginals()[:, 0]
     scores = {}
     for name, policy in (
-        ("seen", planning_policy(market, bound, "true θ")),
-        ("unseen", planning_policy(market, bound, "true θ", start)),
+        ("seen", planning_policy(market, bound, ORACLE)),
+        ("unseen", planning_policy(market, bound, ORACLE, start)),
     ):
         records = evaluator.simulate(policy, market, bound, 2, 13)
         scores[name] = evaluator.summarise(records, market, bound)["score"]

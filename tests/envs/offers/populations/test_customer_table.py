@@ -98,6 +98,15 @@ def test_line_ends_byte_order_marks_and_parquet_do_not_matter(tmp_path):
         assert torch.equal(draw(other, 9).customers.alpha, draw(made[0], 9).customers.alpha)
 
 
+def test_an_index_without_a_name_is_left_out(tmp_path):
+    plain = csv(tmp_path / "plain.csv")
+    lines = plain.read_text().splitlines()
+    indexed = tmp_path / "indexed.csv"
+    indexed.write_text("\n".join([f",{lines[0]}", *(f"{k},{line}" for k, line in enumerate(lines[1:]))]))
+    assert table(indexed).transform.names == table(plain).transform.names
+    assert torch.equal(table(indexed).features, table(plain).features)
+
+
 def test_columns_are_numbers_or_text_as_their_entries_are(tmp_path):
     path = csv(
         tmp_path / "t.csv",

@@ -1,0 +1,227 @@
+"""An environment that is known by its log alone: contexts, actions and rewards by the names of the log's columns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.base import VectorEnv
+from envs.logged.actions import ActionNames
+from envs.logged.columns import LogColumns
+from envs.offers.populations.base import hash_uniform
+from envs.offers.populations.column_kinds import Columns
+from envs.offers.populations.feature_transform import FeatureTransform
+from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_rows
+
+
+class LoggedEnv(VectorEnv):
+    """Decisions of a CSV or Parquet file, one a row; nothing is simulated.
+
+    These parameters name columns: `actions`, one for each part of an action; `reward`; and, null where the file has
+    none, `customer` (whose decisions stay together), `week` (the order of a customer's decisions; null: each decision
+    stands alone), `propensity` and `cost`, which is charged at `price`. All columns but these and those in `ignore` are
+    features by their own names, and so are those of `customers`, a table of its own with `path`, `separator` and `id`.
+    Numbers, dates and texts become features as those of a customer table (FeatureTransform), fitted on the training
+    side. Possible is what the training side has, and what the conditions `allowed` {column of an action: {choice:
+    condition}} allow. A hash of the customer, or of the row's number, decides the side; `test_share` is kept from
+    learning. A row without a reward is refused.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        *,
+        path: str | None,
+        separator: str,
+        actions: list,
+        reward: str,
+        customer: str | None,
+        week: str | None,
+        propensity: str | None,
+        cost: str | None,
+        price: float,
+        customers: dict,
+        allowed: dict,
+        text: list,
+        ignore: list,
+        reference_date: str | None,
+        min_level_count: int,
+        clip_margin: float,
+        test_share: float,
+        split_salt: int,
+        num_agents: int,
+        evaluation: Callable,
+    ):
+        self.device, self.num_agents, self.evaluation = torch.device(device), num_agents, evaluation
+        self.path, self.price = path, price
+        self.roles: dict[str, str] = {
+            key: name
+            for key, name in (
+                ("reward", reward),
+                ("customer", customer),
+                ("week", week),
+                ("propensity", propensity),
+                ("cost", cost),
+            )
+            if name
+        }
+        self.action_columns, self.allowed, self.ignore = list(actions), allowed, ignore
+        self.test_share, self.split_salt = test_share, split_salt
+        if not self.action_columns:
+            raise ValueError("env.actions: expected the columns of an action, as in env.actions=[offer,channel]")
+        self.read = LogColumns(
+            separator=separator,
+            roles=self.roles,
+            actions=self.action_columns,
+            text=text,
+            ignore=ignore,
+            customers=customers,
+            reference_date=reference_date,
+        )
+        self.names = ColumnNames(
+            unit=customer or "row", episode="episode", step=week or "step", reward=reward, cost=cost or "cost"
+        )
+        if path is None:
+            raise ValueError("log: expected the path of the log that env=log is about, as in log=log.csv")
+        self.transform: FeatureTransform | None = None
+        if Path(path).is_file():  # else `load_fitted` brings what was fitted to it
+            columns = self.read(path)
+            train = np.flatnonzero(~self._is_test(columns, len(columns[reward])))
+            features = self._features(columns)
+            transform = FeatureTransform.fit(features, train, min_level_count, clip_margin, path, "env")
+            known = {name: columns[name][train] for name in self.action_columns}
+            self._use(transform, ActionNames.fit(known, self.action_columns, path))
+
+    def _use(self, transform: FeatureTransform, action_names: ActionNames) -> None:
+        self.transform, self.action_names = transform, action_names
+        self.obs_names = transform.names
+        self.obs_dim = len(transform.names)
+        self.nvec = action_names.nvec
+
+    # ── columns ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _features(self, columns: Columns) -> Columns:
+        """Return the columns that are features."""
+        taken = {*self.roles.values(), *self.action_columns, *self.ignore}
+        return {name: column for name, column in columns.items() if name not in taken}
+
+    def _is_test(self, columns: Columns, rows: int) -> np.ndarray:
+        """Tell which rows are kept from learning, bool [R]."""
+        units = columns[self.roles["customer"]].tolist() if "customer" in self.roles else [str(k) for k in range(rows)]
+        distinct = list(dict.fromkeys(units))
+        side = dict(zip(distinct, (hash_uniform(distinct, self.split_salt) < self.test_share).tolist()))
+        return np.array([side[unit] for unit in units])
+
+    # ── the log ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def read_log(
+        self, path: str, split: str, transform: Callable[[LoggedDataset], LoggedDataset] | None = None
+    ) -> LoggedDataset:
+        """Read the decisions of a side; features, actions and propensities are found by their names."""
+        assert self.transform is not None  # fitted by the constructor or by `load_fitted`
+        columns = self.read(path)
+        rows = len(columns[self.roles["reward"]])
+        is_test = self._is_test(columns, rows)
+        kept = np.flatnonzero(is_test if split == "test" else ~is_test)
+        if not len(kept):
+            raise ValueError(f"{path}: no decision is on the {split} side (env.test_share)")
+        columns = {name: column[kept] for name, column in columns.items()}
+        features = self.transform(self._features(columns), path)
+        clipped = self.transform.describe_clipped(self._features(columns))
+        if clipped:
+            print(f"warning: {path}: clipped to the range of training: {clipped} decisions", file=sys.stderr)
+        dataset = self._dataset(columns, features.float(), kept, path)
+        dataset = dataset.to(self.device)
+        return transform(dataset) if transform else dataset
+
+    def _dataset(self, columns: Columns, obs: Tensor, number: np.ndarray, path: str) -> LoggedDataset:
+        """Return decisions, each numbered by its row of the file, from 0."""
+        rows = len(obs)
+        action = self.action_names.encode(columns, path)
+        mask = self.action_names.mask(columns, self.allowed)
+        if (broken := ~mask[np.arange(rows), action]).any():
+            raise ValueError(
+                f"{path}: {int(broken.sum()):,} decisions, the first of '{self.action_names.name(action[broken][0])}', "
+                "are not possible by env.allowed, or are actions that the training side lacks"
+            )
+        unit = np.arange(rows)
+        if "customer" in self.roles:
+            unit = np.unique(columns[self.roles["customer"]].astype(str), return_inverse=True)[1]
+        order = np.arange(rows)
+        step = np.zeros(rows, dtype=np.int64)
+        follows = np.zeros(rows, dtype=bool)  # whether a customer's next decision is in the next row
+        if "week" in self.roles:
+            week = columns[self.roles["week"]]
+            order = np.lexsort((week, unit))
+            is_same = unit[order][1:] == unit[order][:-1]
+            if (is_same & (week[order][1:] == week[order][:-1])).any():
+                raise ValueError(f"{path}: column '{self.roles['week']}': expected one decision a customer and week")
+            follows[:-1] = is_same
+            first = np.maximum.accumulate(np.where(np.r_[True, ~is_same], np.arange(rows), 0))
+            step = np.arange(rows) - first
+        episode = np.zeros(rows, dtype=np.int64) if "week" in self.roles else np.arange(rows)
+
+        def column(key: str, default: float) -> Tensor:
+            values = columns[self.roles[key]] if key in self.roles else np.full(rows, default)
+            return torch.from_numpy(values[order])
+
+        at = torch.from_numpy(order)
+        then = torch.where(torch.from_numpy(follows), torch.arange(rows) + 1, torch.arange(rows))
+        obs, action_mask = obs[at], torch.from_numpy(mask)[at]
+        ends = torch.from_numpy(~follows)
+        zeros = torch.zeros(rows)
+        dataset = LoggedDataset(
+            nvec=self.nvec,
+            static_dim=0,
+            policies=(Path(path).stem,),
+            names=self.names,
+            decision=torch.from_numpy(number[order]),
+            unit=torch.from_numpy(unit[order]),
+            episode=torch.from_numpy(episode),
+            step=torch.from_numpy(step),
+            policy=torch.zeros(rows, dtype=torch.long),
+            obs=obs,
+            action_mask=action_mask,
+            action=torch.from_numpy(action[order]),
+            propensity=column("propensity", np.nan).double(),
+            price=zeros + self.price,
+            reward=column("reward", 0.0).float(),
+            cost=column("cost", 0.0).float(),
+            terminal_value=zeros,
+            next_obs=obs[then] if "week" in self.roles else None,
+            next_action_mask=action_mask[then] if "week" in self.roles else None,
+            terminated=ends,
+            truncated=torch.zeros(rows, dtype=torch.bool),
+        )
+        check_rows(dataset, path, 0)
+        return dataset
+
+    # ── nothing is simulated ────────────────────────────────────────────────────────────────────────────────────────
+    def _refuse_to_act(self) -> NoReturn:
+        raise ValueError("env=log: nothing is simulated: expected algo=bandit, bcq or cql, which learn from log=PATH")
+
+    def reset(self) -> tuple[Tensor, Tensor]:
+        """Raise ValueError: a log can't be acted in."""
+        self._refuse_to_act()
+
+    def step(self, action: Tensor) -> NoReturn:
+        """Raise ValueError: a log can't be acted in."""
+        self._refuse_to_act()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the names of actions and the transform of features."""
+        assert self.transform is not None
+        return {"transform": self.transform.state_dict(), "actions": self.action_names._asdict()}
+
+    def load_fitted(self, state: dict[str, Any]) -> None:
+        """Use the actions and features that a policy was trained on."""
+        self._use(FeatureTransform(state["transform"]), ActionNames(**state["actions"]))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Use the actions and features of the run that goes on."""
+        self.load_fitted(state)

@@ -1,0 +1,201 @@
+"""What was sent to each customer in each week, and what came of it, laid out from rows; weeks without one filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows of a shop's files: sends, weeks in which nothing was sent, or purchases."""
+
+    customer: np.ndarray  #: index of the customer, int64 [R]
+    week: np.ndarray  #: week of the log, from 0, int64 [R]
+    offer: np.ndarray  #: 0 for nothing, int64 [R]
+    channel: np.ndarray  #: int64 [R]
+    propensity: np.ndarray  #: of the decision, NaN where unknown, float64 [R]
+    bought: np.ndarray  #: bool [R]
+    redeemed: np.ndarray  #: bool [R]
+    margin: np.ndarray  #: money that purchases brought, float64 [R]
+    unsubscribed: np.ndarray  #: bool [R]
+
+    def __len__(self) -> int:
+        return len(self.customer)
+
+    def take(self, rows) -> Rows:
+        """Take some of the rows."""
+        return Rows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @classmethod
+    def of_purchases(cls, customer: np.ndarray, week: np.ndarray, margin: np.ndarray) -> Rows:
+        """Return purchases as rows in which nothing was sent; a return, whose margin is below 0, buys nothing."""
+        no = np.zeros(len(week), dtype=bool)
+        none = np.zeros(len(week), dtype=np.int64)
+        unknown = np.full(len(week), np.nan)
+        return cls(customer, week, none, none, unknown, margin >= 0, no, margin, no)
+
+
+@dataclass(frozen=True)
+class CustomerWeeks:
+    """The log of N customers over W weeks. A customer is in the log from week `first` to week `last`, both included.
+
+    Cells of other weeks are empty: nothing sent, nothing bought, propensity NaN.
+    """
+
+    ids: tuple[str, ...]  #: the shop's own, [N]
+    first: np.ndarray  #: int64 [N]
+    last: np.ndarray  #: int64 [N]; below `first`: never in the log
+    offer: np.ndarray  #: 0 for nothing, int16 [W, N]
+    channel: np.ndarray  #: int16 [W, N]
+    propensity: np.ndarray  #: of the decision, NaN where unknown, float64 [W, N]
+    bought: np.ndarray  #: bool [W, N]
+    redeemed: np.ndarray  #: bool [W, N]
+    margin: np.ndarray  #: money that purchases brought, float64 [W, N]
+    unsubscribed: np.ndarray  #: in this week, bool [W, N]
+
+    @classmethod
+    def empty(cls, ids: tuple[str, ...], weeks: int) -> CustomerWeeks:
+        """Return a log of so many weeks in which nobody is."""
+        shape = (weeks, len(ids))
+        return cls(
+            ids=ids,
+            first=np.zeros(len(ids), dtype=np.int64),
+            last=np.full(len(ids), -1, dtype=np.int64),
+            offer=np.zeros(shape, dtype=np.int16),
+            channel=np.zeros(shape, dtype=np.int16),
+            propensity=np.full(shape, np.nan),
+            bought=np.zeros(shape, dtype=bool),
+            redeemed=np.zeros(shape, dtype=bool),
+            margin=np.zeros(shape),
+            unsubscribed=np.zeros(shape, dtype=bool),
+        )
+
+    @property
+    def weeks(self) -> int:
+        """W."""
+        return len(self.offer)
+
+    def is_present(self, week: int) -> np.ndarray:
+        """Tell who is in the log in a week, bool [N]."""
+        return (self.first <= week) & (week <= self.last)
+
+    def cells(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Return the matrices [W, N] of some fields."""
+        return {name: getattr(self, name) for name in names}
+
+    def extended(self, ids: tuple[str, ...], weeks: int) -> CustomerWeeks:
+        """Return the same log with room for more weeks and for the customers of `ids`, which begins with the log's."""
+        whole = CustomerWeeks.empty(ids, weeks)
+        old_weeks, n = self.offer.shape
+        for name, x in whole.cells(CELLS).items():
+            x[:old_weeks, :n] = getattr(self, name)
+        whole.first[:n] = self.first
+        whole.last[:n] = self.last
+        return whole
+
+
+CELLS = tuple(f.name for f in fields(CustomerWeeks) if f.name not in ("ids", "first", "last"))
+
+
+def staying(
+    log: CustomerWeeks,
+    before: int,
+    rows: Rows,
+    joined: np.ndarray | None,
+    left: np.ndarray | None,
+    *,
+    has_everyone: bool,
+) -> CustomerWeeks:
+    """Return a log, whose first `before` weeks are an older log's, with the weeks in which each customer is in it.
+
+    `joined` and `left` are weeks, NaN where unknown, [N]. Without `joined` a customer of no older week is there from
+    the first new one or, if new rows list weeks without a send too, from the customer's first row. Unless the files
+    have everyone, who is in no row is not in the log. The older log's last week may have been cut off, so that
+    customers may still join in it.
+    """
+    n, end = len(log.ids), log.weeks - 1
+    earliest = max(before - 1, 0)
+    appears = np.full(n, log.weeks)
+    np.minimum.at(appears, rows.customer, rows.week)
+    first = np.full(n, before)
+    if joined is not None:
+        first = np.maximum(np.where(np.isnan(joined), before, joined), earliest).astype(np.int64)
+    elif (rows.offer == 0).any():
+        first = np.maximum(appears, earliest)
+    elif not has_everyone:
+        first = np.where(appears < log.weeks, before, log.weeks)
+    last = np.full(n, end)
+    if left is not None:
+        last = np.where(np.isnan(left), end, np.minimum(left, end)).astype(np.int64)
+    was_there = log.last >= log.first
+    stayed = was_there & (log.last == before - 1)
+    came_back = was_there & ~stayed & (appears < log.weeks)
+    gone = was_there & ~stayed & ~came_back
+    return replace(log, first=np.where(was_there, log.first, first), last=np.where(gone, log.last, last))
+
+
+def second_of_a_cell(key: np.ndarray) -> tuple[int, int] | None:
+    """Return the first row whose key came before, and the row it came in; None where all keys [R] differ."""
+    order = np.argsort(key, kind="stable")
+    repeats = key[order][1:] == key[order][:-1]
+    if not repeats.any():
+        return None
+    later = order[1:][repeats]
+    at = int(later.argmin())
+    return int(later[at]), int(order[:-1][repeats][at])
+
+
+def put_sends(log: CustomerWeeks, rows: Rows) -> None:
+    """Put rows into a log's cells: a cell's decision is its first send, and its outcomes are those of all its rows."""
+    sent = np.flatnonzero(rows.offer > 0)
+    free = sent[log.offer[rows.week[sent], rows.customer[sent]] == 0]
+    reversed_order = free[::-1]  # of several writes to a cell the last one stays, so the first send is written last
+    chosen = rows.take(reversed_order)
+    at = (chosen.week, chosen.customer)
+    log.offer[at] = chosen.offer
+    log.channel[at] = chosen.channel
+    log.propensity[at] = chosen.propensity
+    unsent = np.flatnonzero((rows.offer == 0) & ~np.isnan(rows.propensity))
+    unsent = unsent[log.offer[rows.week[unsent], rows.customer[unsent]] == 0]
+    log.propensity[rows.week[unsent], rows.customer[unsent]] = rows.propensity[unsent]
+    put_outcomes(log, rows)
+
+
+def put_outcomes(log: CustomerWeeks, rows: Rows) -> None:
+    """Add the outcomes of rows to a log's cells."""
+    for name in ("bought", "redeemed", "unsubscribed"):
+        true = getattr(rows, name)
+        getattr(log, name)[rows.week[true], rows.customer[true]] = True
+    np.add.at(log.margin, (rows.week, rows.customer), rows.margin)
+
+
+def put_later_outcomes(log: CustomerWeeks, rows: Rows) -> None:
+    """Note redemptions and opt-outs of sends that are in the log already, and whose rows a later file has again."""
+    is_there = (rows.offer > 0) & (log.offer[rows.week, rows.customer] == rows.offer)
+    for name in ("redeemed", "unsubscribed"):
+        true = is_there & getattr(rows, name)
+        getattr(log, name)[rows.week[true], rows.customer[true]] = True
+
+
+def buy_what_was_redeemed(log: CustomerWeeks) -> int:
+    """Count a redemption as a purchase; return the number of cells that had none, because its row has another week."""
+    without = log.redeemed & ~log.bought
+    log.bought[without] = True
+    return int(without.sum())
+
+
+def after_opting_out(log: CustomerWeeks) -> np.ndarray:
+    """Tell which sends went to customers who had opted out in an earlier week, bool [W, N]."""
+    so_far = np.maximum.accumulate(log.unsubscribed, axis=0)
+    had = np.zeros_like(so_far)
+    had[1:] = so_far[:-1]
+    return had & (log.offer > 0)
+
+
+def drop_returns_alone(log: CustomerWeeks) -> int:
+    """Set the margin of cells without a purchase to 0; return the number of cells whose margin was another."""
+    alone = ~log.bought & (log.margin != 0)
+    log.margin[alone] = 0.0
+    return int(alone.sum())

@@ -1,0 +1,271 @@
+"""Turn a shop's sends and purchases into a log, or add what is new to a log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from envs.offers.logs.customer_weeks import (
+    CustomerWeeks,
+    Rows,
+    after_opting_out,
+    buy_what_was_redeemed,
+    drop_returns_alone,
+    put_later_outcomes,
+    put_outcomes,
+    put_sends,
+    staying,
+)
+from envs.offers.logs.send_log import Calendar
+from envs.offers.logs.send_reader import Table, check_one_a_week, days_of, read_sends, to_rows
+from envs.offers.populations.base import GivenCustomers
+
+MAX_WEEKS = 1040  # of a log: 20 years
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A log after an import, and what the import has to say."""
+
+    log: CustomerWeeks
+    calendar: Calendar
+    warnings: list[str]
+
+
+class Sends:
+    """Reads one row a send: customer, date, offer, channel and, where known, propensity and outcomes.
+
+    These parameters name columns (null: the file has none): `customer` (ids of the customer table), `date` (a date, a
+    week such as 2026-W05, or a week's number), `offer` and `channel` (empty: nothing was sent; a null channel is the
+    catalogue's only one), `propensity` of the decision, `bought` and `redeemed` (0 or 1), `margin` (money of the week's
+    purchases before discounts) and `unsubscribed` (1 if the customer opted out). `purchases` is a table of its own with
+    `path`, `separator`, `customer`, `date` and `margin`, one row a purchase; with it `bought` and `margin` are not
+    read. A customer's weeks that the file lacks are weeks without a send, of propensity `propensity_of_nothing`.
+
+    A customer is in the log from the date in the column `joined` of the customer table, else from their first row where
+    the file lists weeks without a send too, else from the log's first week; and to the date in the column `left`, else
+    to the log's last week. Without a table of purchases, who is in no row is not in the log. Weeks begin on
+    `week_starts`; the log begins with the week of `start`, else with that of the first send. `several` sends of a
+    customer in a week are refused, or the first is the week's decision. `price` is the price of money at which policies
+    are valued on the log.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        separator: str,
+        customer: str,
+        date: str,
+        offer: str,
+        channel: str | None,
+        propensity: str | None,
+        propensity_of_nothing: float | None,
+        bought: str | None,
+        redeemed: str | None,
+        margin: str | None,
+        unsubscribed: str | None,
+        purchases: dict,
+        joined: str | None,
+        left: str | None,
+        week_starts: str,
+        start: str | int | None,
+        several: str,
+        price: float,
+    ):
+        if week_starts not in WEEKDAYS:
+            raise ValueError(f"sends.week_starts: expected one of {', '.join(WEEKDAYS)}, got {week_starts}")
+        if several not in ("refuse", "first"):
+            raise ValueError(f"sends.several: expected refuse or first, got {several}")
+        self.weekday = WEEKDAYS.index(week_starts)
+        self.joined, self.left, self.start, self.several, self.price = joined, left, start, several, price
+        self.propensity_of_nothing = propensity_of_nothing
+        self.has_purchases = purchases["path"] is not None
+        names = {
+            "customer": customer,
+            "date": date,
+            "offer": offer,
+            "channel": channel,
+            "propensity": propensity,
+            "bought": None if self.has_purchases else bought,
+            "redeemed": redeemed,
+            "margin": None if self.has_purchases else margin,
+            "unsubscribed": unsubscribed,
+        }
+        self.sends = read_sends(path, separator, {key: name for key, name in names.items() if name}, "sends")
+        self.has_outcomes = self.has_purchases or bool(bought)
+        if not self.has_outcomes:
+            raise ValueError("sends.bought: expected a column, or a table of purchases (sends.purchases.path)")
+        self.purchases: Table | None = None
+        if self.has_purchases:
+            columns = {key: purchases[key] for key in ("customer", "date", "margin")}
+            self.purchases = read_sends(purchases["path"], purchases["separator"], columns, "sends.purchases")
+
+    # ── the whole ───────────────────────────────────────────────────────────────────────────────────────────────────
+    def __call__(self, env, old: tuple[CustomerWeeks, Calendar] | None) -> Imported:
+        """Return the log of these files, or an older log with what is new in them."""
+        given = env.population.given
+        if given is None:
+            raise ValueError("sends: expected the customers that they went to, as env/population=customer_table")
+        self.warnings: list[str] = []
+        moments = days_of(self.sends)
+        calendar = old[1] if old else Calendar.of(moments, self.start, self.weekday, self.price)
+        moment = self._numbers(self.sends, moments, calendar)
+        is_new = moment > calendar.sends_to if old else moment >= calendar.start
+        self._count(~is_new, "sends", "are in the log already" if old else "lie before sends.start")
+        bought_at = self._numbers(self.purchases, days_of(self.purchases), calendar) if self.purchases else None
+        if not is_new.any():
+            raise ValueError(f"{self.sends.path}: no send after {calendar.describe(calendar.sends_to)}: nothing to add")
+
+        known = dict.fromkeys(old[0].ids) if old else {}
+        ids = (*known, *(x for x in given.ids if x not in known))
+        weeks = int(calendar.week_of(moment.max())) + 1
+        if weeks > MAX_WEEKS:
+            at = moment.argmax() if old or self.start is not None else moment.argmin()
+            wrong = np.arange(len(moment)) == at
+            self.sends.refuse("date", wrong, f"sends of at most {MAX_WEEKS:,} weeks, got {weeks:,}")
+        log = old[0].extended(ids, weeks) if old else CustomerWeeks.empty(ids, weeks)
+        index = {name: k for k, name in enumerate(ids)}
+        customer = self._customers(self.sends, index)
+        rows = to_rows(self.sends, customer, calendar.week_of(moment), env.world.catalogue)
+        kept = np.flatnonzero(is_new & (customer >= 0))
+        check_one_a_week(self.sends, rows, len(ids) + 1, self.several)
+        joined, left = (
+            self._weeks_of(given, name, key, index, calendar) if name else None
+            for key, name in (("joined", self.joined), ("left", self.left))
+        )
+        log = staying(log, old[0].weeks if old else 0, rows.take(kept), joined, left, has_everyone=self.has_purchases)
+        self._check_stay(log, rows, is_new & (customer >= 0))
+        self._check_taken(log, rows, kept)
+        put_sends(log, rows.take(kept))
+        put_later_outcomes(log, rows.take(np.flatnonzero(~is_new & (customer >= 0) & (rows.week >= 0))))
+        purchases_to = calendar.purchases_to
+        if self.purchases is not None and bought_at is not None:
+            purchases_to = self._put_purchases(log, self.purchases, bought_at, index, calendar, moment.max())
+        self._check_after(log, rows, kept)
+        without = buy_what_was_redeemed(log)
+        if without:
+            self.warnings.append(f"{without:,} redemptions in weeks without a purchase: they count as one of margin 0")
+        returns = drop_returns_alone(log)
+        if returns:
+            self.warnings.append(f"{returns:,} returns in weeks without a purchase: left out")
+        self._fill_propensities(log, old[0].weeks if old else 0)
+        calendar = replace(calendar, sends_to=int(moment.max()), purchases_to=purchases_to)
+        return Imported(log, calendar, self.warnings)
+
+    # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _numbers(self, table: Table, moments: np.ndarray, calendar: Calendar) -> np.ndarray:
+        """Return moments as whole numbers; raise ValueError where they are of another kind than the log's."""
+        if (moments.dtype.kind == "M") != calendar.has_dates:
+            kinds = ("dates", "numbers of weeks") if calendar.has_dates else ("numbers of weeks", "dates")
+            raise ValueError(
+                f"{table.path}: column '{table.names['date']}': expected {kinds[0]}, as in the log, got {kinds[1]}"
+            )
+        return moments.astype(np.int64)
+
+    def _count(self, wrong: np.ndarray, what: str, why: str) -> None:
+        if wrong.any():
+            self.warnings.append(f"{int(wrong.sum()):,} of {len(wrong):,} {what} {why}: left out")
+
+    # ── customers ───────────────────────────────────────────────────────────────────────────────────────────────────
+    def _customers(self, table: Table, index: dict[str, int]) -> np.ndarray:
+        """Return the customers of rows, −1 where the customer table lacks one; there must be one that it has."""
+        texts = table.columns["customer"].tolist()
+        found = np.fromiter((index.get(x, -1) for x in texts), dtype=np.int64, count=len(texts))
+        if (found < 0).any():
+            row = int((found < 0).argmax())
+            if (found < 0).all():
+                table.refuse(
+                    "customer", found < 0, f"an id of the customer table, such as {next(iter(index))}", shows=True
+                )
+            self._count(
+                found < 0,
+                table.where.replace("sends.", ""),
+                f"went to customers whom the customer table lacks, such as '{texts[row]}' in row {row + 2}",
+            )
+        return found
+
+    @staticmethod
+    def _weeks_of(given: GivenCustomers, name: str, key: str, index: dict[str, int], calendar: Calendar) -> np.ndarray:
+        """Return the weeks of a column of dates of the customer table, [N], NaN where there is none."""
+        if name not in given.dates or not calendar.has_dates:
+            raise ValueError(
+                f"sends.{key}: expected a column of dates of the customer table, and sends with dates, got '{name}'"
+            )
+        days = given.dates[name]
+        weeks = np.full(len(index), np.nan)
+        at = [index[x] for x in given.ids]
+        weeks[at] = np.where(np.isnat(days), np.nan, calendar.week_of(days.astype(np.int64)).astype(float))
+        return weeks
+
+    # ── checks ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _check_stay(self, log: CustomerWeeks, rows: Rows, is_kept: np.ndarray) -> None:
+        """Raise ValueError where something was sent before a customer joined, or after they left."""
+        customer = rows.customer.clip(0, None)
+        outside = is_kept & ((rows.week < log.first[customer]) | (rows.week > log.last[customer]))
+        self.sends.refuse(
+            "date", outside, "a date on which the customer was here (sends.joined, sends.left)", shows=False
+        )
+
+    def _check_taken(self, log: CustomerWeeks, rows: Rows, kept: np.ndarray) -> None:
+        """Raise ValueError where a customer's week has a send in the older log."""
+        if self.several == "first":
+            return
+        wrong = np.zeros(len(rows), dtype=bool)
+        sent = kept[rows.offer[kept] > 0]
+        wrong[sent] = log.offer[rows.week[sent], rows.customer[sent]] > 0
+        self.sends.refuse("date", wrong, "one send a customer and week, the log has another (sends.several: first)")
+
+    def _check_after(self, log: CustomerWeeks, rows: Rows, kept: np.ndarray) -> None:
+        """Raise ValueError where something was sent to a customer who had unsubscribed."""
+        late = after_opting_out(log)
+        wrong = np.zeros(len(rows), dtype=bool)
+        wrong[kept] = late[rows.week[kept], rows.customer[kept]] & (rows.offer[kept] > 0)
+        self.sends.refuse("offer", wrong, "nothing, for the customer had unsubscribed")
+
+    # ── what is not on the sends' rows ──────────────────────────────────────────────────────────────────────────────
+    def _put_purchases(
+        self,
+        log: CustomerWeeks,
+        table: Table,
+        moment: np.ndarray,
+        index: dict[str, int],
+        calendar: Calendar,
+        last_send: int,
+    ) -> int:
+        """Add the purchases that are new and lie in a customer's weeks; return the last one's moment."""
+        newest = calendar.start - 1 if calendar.purchases_to is None else calendar.purchases_to
+        week = calendar.week_of(moment)
+        customer = self._customers(table, index)
+        someone = customer.clip(0, None)
+        self._count(moment < calendar.start, "purchases", "lie before the log's first week")
+        self._count((moment >= calendar.start) & (moment <= newest), "purchases", "are in the log already")
+        self._count(week >= log.weeks, "purchases", "lie after the week of the last send")
+        fits = (moment > newest) & (week < log.weeks) & (customer >= 0)
+        absent = fits & ((week < log.first[someone]) | (week > log.last[someone]))
+        self._count(absent, "purchases", "lie in weeks in which the customer is not in the log")
+        kept = np.flatnonzero(fits & ~absent)
+        put_outcomes(log, Rows.of_purchases(customer[kept], week[kept], table.columns["margin"][kept]))
+        taken = moment[week < log.weeks]
+        return max(newest, int(taken.max()) if len(taken) else newest)
+
+    def _fill_propensities(self, log: CustomerWeeks, before: int) -> None:
+        """Give the filled weeks their propensity; warn of what the files do not say."""
+        filled = 0
+        for week in range(max(before - 1, 0), log.weeks):
+            empty = log.is_present(week) & (log.offer[week] == 0) & np.isnan(log.propensity[week])
+            filled += int(empty.sum())
+            if self.propensity_of_nothing is not None:
+                log.propensity[week, empty] = self.propensity_of_nothing
+        if filled and self.propensity_of_nothing is None and "propensity" in self.sends.names:
+            self.warnings.append(
+                f"{filled:,} weeks without a send have no propensity: only models of outcomes can value a policy on "
+                "them (sends.propensity_of_nothing)"
+            )
+        if filled and not self.has_purchases:
+            self.warnings.append(
+                f"{filled:,} weeks that the file does not list count as weeks without a purchase, so that a send seems "
+                "to make every purchase: give the purchases as a table of their own (sends.purchases.path)"
+            )

@@ -1,0 +1,38 @@
+"""Trained policies of offers, restored for a benchmark."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from envs.configuration import CONF, instantiate_stored
+from envs.offers.env import OffersEnv
+from envs.range_checks import check_stored_ranges
+from rlcore.algorithm import NetworkAlgorithm
+from rlcore.runs import checkpoint
+from scripts.cli import fitting
+
+
+class Training(NamedTuple):
+    """A checkpoint's algorithm, in the environment that it was trained in, and its configuration."""
+
+    algorithm: NetworkAlgorithm
+    env: OffersEnv
+    config: dict
+
+
+def restore(path: str, device: torch.device, trusted: list[str]) -> Training:
+    """Restore a checkpoint. Raises ValueError where its environment is not one of offers."""
+    state = checkpoint.load(path)
+    config = state["config"]
+    check_stored_ranges(config, CONF, path)
+    with fitting(path):
+        make_env, make_algorithm = (instantiate_stored(config[part], path, trusted=trusted) for part in ("env", "algo"))
+        env = make_env(device, config["seed"])
+        if not isinstance(env, OffersEnv):
+            raise ValueError(f"{path}: expected a policy of env=offers, got one of {type(env).__name__}")
+        env.load_fitted(state["agent"]["env"])
+        algorithm = make_algorithm(env, config["seed"])
+        algorithm.load_policy(state["agent"])
+    return Training(algorithm, env, config)

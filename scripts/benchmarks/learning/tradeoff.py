@@ -1,0 +1,160 @@
+"""Margin against trips: what policies that value a trip differently bring of both.
+
+Usage:
+
+    python scripts/train.py experiment=tradeoff
+    python scripts/bench.py learning/tradeoff benchmark.folder=outputs/sweep/…
+
+Both are expected, over never contacting anyone, and include what a customer brings after the season. A trip is worth
+λ_trips beside its margin (`env.reward.trips`): 0 is the CFO's end, a high value the CMO's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+
+from envs.offers.evaluation import EvaluationMarket, OffersEvaluator
+from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.planning.batching import no_contact_values_if_they_fit
+from envs.offers.policies.base import SeasonPolicy
+from envs.offers.policies.information import ORACLE
+from envs.offers.policies.rollover import planning_policy
+from rlcore.ope.intervals import student_half_width
+from rlcore.runs.plots import labelled
+from scripts.benchmarks.common.display import save_figure, show, table_of
+from scripts.benchmarks.common.trained import restore
+
+CAPTION = (
+    "expected, over never contacting anyone, a season and what follows it; ±: half of Student's 95 % interval over "
+    "trainings; planning knows true θ"
+)
+
+
+class Point(NamedTuple):
+    """What one policy brings over never contacting anyone."""
+
+    policy: str
+    trip_value: float  #: λ_trips, money
+    margin: float  #: money, after the budget's spend
+    trips: float
+
+
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    evaluation: Callable[..., OffersEvaluator],
+    folder: str | None,
+    checkpoints: list[str],
+    trusted_packages: list[str],
+) -> dict:
+    """Judge all trainings on the same test customers by margin and by trips; print, draw and return both.
+
+    Raises ValueError where there is no checkpoint.
+    """
+    paths = list(checkpoints)
+    if folder is not None:
+        paths += [str(path) for path in sorted(Path(folder).rglob("checkpoint.pt"))]
+    if not paths:
+        raise ValueError("benchmark.folder: expected a folder with checkpoints of experiment=tradeoff, got none")
+    points: list[Point] = []
+    planned = set()
+    for path in paths:
+        training = restore(path, device, trusted_packages)
+        evaluator = evaluation(training.env)
+        market, tuning_market = (draw(training.env.budget) for draw in (evaluator.test_market, evaluator.tuning_market))
+        trip_value = training.env.world.reward.trips
+        policies: dict[str, SeasonPolicy] = {"learned": evaluator.deploy(training.algorithm, market, tuning_market)[0]}
+        if trip_value not in planned:
+            policies["planning"] = planning_policy(market, evaluator.solve_bound(market), ORACLE)
+            planned.add(trip_value)
+        points += [
+            Point(name, trip_value, *margin_and_trips(evaluator, policy, market)) for name, policy in policies.items()
+        ]
+    rows = summarise(points)
+    show(to_table(rows))
+    save_figure(directory, "tradeoff", to_figure(rows))
+    return {"points": [point._asdict() for point in points], "rows": rows}
+
+
+def margin_and_trips(evaluator: OffersEvaluator, policy: SeasonPolicy, market: EvaluationMarket) -> tuple[float, float]:
+    """Return what a policy adds to margin less spend, and to the number of trips; means over the test seasons.
+
+    Profit is linear in the value of a trip, so two accounts of the same seasons tell both.
+    """
+    of_margin, of_both = (incremental_profit(evaluator, policy, with_trip_value(market, value)) for value in (0.0, 1.0))
+    return of_margin, of_both - of_margin
+
+
+def with_trip_value(market: EvaluationMarket, value: float) -> EvaluationMarket:
+    """Return a market whose accounts value a trip so; the customers and what may be spent stay the same."""
+    world = copy(market.world)
+    world.reward = replace(world.reward, trips=value)
+    return replace(market, world=world, no_contact_values=no_contact_values_if_they_fit(market.customers, world))
+
+
+def incremental_profit(evaluator: OffersEvaluator, policy: SeasonPolicy, market: EvaluationMarket) -> float:
+    """Return the advantages over no contact that a policy collects in a season, money."""
+    records = evaluator.simulate(policy, market, None, evaluator.seasons, TEST_SEASONS)
+    return torch.stack([record.incremental_profit.sum() for record in records]).mean().item()
+
+
+def summarise(points: list[Point]) -> list[dict[str, Any]]:
+    """Average the points of each policy and value of a trip over trainings, by policy and value."""
+    rows = []
+    for policy, trip_value in sorted({(point.policy, point.trip_value) for point in points}):
+        of_setting = [point for point in points if (point.policy, point.trip_value) == (policy, trip_value)]
+        row: dict[str, Any] = {"policy": policy, "trip_value": trip_value, "trainings": len(of_setting)}
+        for key in ("margin", "trips"):
+            values = torch.tensor([getattr(point, key) for point in of_setting], dtype=torch.float64)
+            row[key] = values.mean().item()
+            row[f"{key}_half_width"] = student_half_width(values, 0.95).item() if len(values) > 1 else 0.0
+        rows.append(row)
+    return rows
+
+
+def to_table(rows: list[dict[str, Any]]):
+    """Lay out margin and trips by policy and value of a trip."""
+    lines = [
+        [
+            row["policy"],
+            f"{row['trip_value']:g}",
+            str(row["trainings"]),
+            f"{row['margin']:,.0f}",
+            f"{row['margin_half_width']:,.0f}" if row["trainings"] > 1 else "",
+            f"{row['trips']:,.0f}",
+            f"{row['trips_half_width']:,.0f}" if row["trainings"] > 1 else "",
+        ]
+        for row in rows
+    ]
+    return table_of(
+        "Margin against trips", ["policy", "λ_trips", "trainings", "margin", "±", "trips", "±"], lines, caption=CAPTION
+    )
+
+
+def to_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Draw margin against trips, a line a policy, a point a value of a trip."""
+    figure, axes = labelled("trips over never contacting anyone", "margin over never contacting anyone")
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        of_policy = [row for row in rows if row["policy"] == policy]
+        axes.errorbar(
+            [row["trips"] for row in of_policy],
+            [row["margin"] for row in of_policy],
+            xerr=[row["trips_half_width"] for row in of_policy],
+            yerr=[row["margin_half_width"] for row in of_policy],
+            marker="o",
+            markersize=3,
+            label=policy,
+        )
+        for row in of_policy:
+            axes.annotate(f" λ = {row['trip_value']:g}", (row["trips"], row["margin"]), fontsize=7)
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,53 @@
+"""The end of a sweep: the table on the console, and summary.csv, summary.md and learning_curves.png beside the jobs."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rlcore.runs import checkpoint
+from scripts.sweeps.aggregate import header, rows, summarize, to_csv, to_markdown
+from scripts.sweeps.curves import curves_figure
+from scripts.sweeps.jobs import group, read_jobs
+
+
+def summarize_sweep(folders: list[Path], out: Path, *, level: float, resamples: int, seed: int) -> None:
+    """Summarise the jobs in folders and below, print the table, and write the files into `out`.
+
+    `level` is that of the intervals, `resamples` the bootstrap's samples, `seed` its random numbers'.
+    """
+    jobs = read_jobs(folders)
+    settings = group(jobs)
+    summaries = summarize(settings, level=level, resamples=resamples, seed=seed)
+    better = "higher" if jobs[0].higher_is_better else "lower"
+    caption = (
+        f"±: half of Student's {level:.0%} interval of the mean over seeds; IQM: mean of the middle half, with its "
+        f"bootstrap interval (too narrow for few seeds); {better} is better; "
+        "best: in hindsight, so it flatters"
+    )
+    table = Table(
+        title=f"{len(jobs)} jobs, {len(settings)} settings",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=caption,
+        caption_justify="left",
+    )
+    for i, column in enumerate(header(summaries)):
+        table.add_column(column, justify="left" if i < len(summaries[0].choices) else "right")
+    for row in rows(summaries):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    text = f"{to_markdown(summaries)}\n\n{caption}\n"
+    checkpoint.atomic(out / "summary.md", lambda path: path.write_text(text))
+    checkpoint.atomic(out / "summary.csv", lambda path: path.write_text(to_csv(summaries)))
+    written = ["summary.csv", "summary.md"]
+    figure = curves_figure(settings, level)
+    if figure:
+        checkpoint.atomic(out / "learning_curves.png", partial(figure.savefig, format="png"))
+        written.append("learning_curves.png")
+    console.print(f"{out}/: {', '.join(written)}", highlight=False)

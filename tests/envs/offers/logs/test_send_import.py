@@ -1,0 +1,332 @@
+"""A shop's sends as a log: what the log says is what happened, month by month, and one-line errors of a bad file."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import random
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from configs import composed
+from envs.offers.logs import send_log
+from envs.offers.logs.customer_weeks import second_of_a_cell
+from scripts import example_shop
+
+pytest.importorskip("pyarrow")
+MONDAY = dt.date(2025, 1, 6)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A made-up shop of 300 customers whose view is the history: its folder, environment and reader of sends."""
+    folder = tmp_path_factory.mktemp("shop")
+    example_shop.write_shop(folder, 300, 0)
+    config = composed(
+        "experiment=shop",
+        "sends=shop",
+        "env/observation=history",
+        f"hydra.searchpath=[file://{folder}]",
+        name="import_sends",
+    )
+    return folder, instantiate(config.env, _convert_="all")(torch.device("cpu"), 0), config.sends
+
+
+def rows_of(folder, name):
+    with open(folder / f"{name}.csv", encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file, delimiter=";"))
+
+
+def write_rows(path, rows, names=None):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, names or rows[0], delimiter=";")
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def names_of(env):
+    return list(env.world.catalogue.offers), list(env.world.catalogue.channels)
+
+
+def imported(shop, old=None, **changes):
+    _, env, sends = shop
+    return instantiate(sends, **changes)(env, old)
+
+
+# ── round trip ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def life(env, weeks, rng):
+    """Simulate a shop's months with joiners, leavers and gaps.
+
+    Returns {(id, week): what happened} of every week in which a customer was there, and the rows of its files.
+    """
+    offers, channels = names_of(env)
+    happened, sends, purchases, stays = {}, [], [], {}
+    for k, name in enumerate(env.population.ids):
+        first = rng.choice((0, 0, 5, 30, weeks - 1)) if k % 3 else 0
+        last = rng.choice((weeks - 1, weeks - 1, min(first + 8, weeks - 1)))
+        stays[name] = (first, last)
+        gone = False
+        for week in range(first, last + 1):
+            monday = MONDAY + dt.timedelta(weeks=week)
+            sent = not gone and week % 13 != 7 and rng.random() < 0.3  # in each quarter a week without any send
+            offer, channel = (rng.randrange(1, len(offers)), rng.randrange(len(channels))) if sent else (0, 0)
+            times = rng.choice((0, 0, 1, 2))
+            money = [round(rng.uniform(0, 30), 2) for _ in range(times)]
+            redeemed = sent and times > 0 and rng.random() < 0.5
+            left = sent and rng.random() < 0.01
+            p = round(rng.uniform(0.05, 0.5), 3)
+            cell = {"offer": offer, "channel": channel, "bought": times > 0, "redeemed": redeemed,
+                    "margin": sum(money), "unsubscribed": left, "propensity": p if sent else None}  # fmt: skip
+            happened[name, week] = cell
+            if sent:
+                sends.append(
+                    {
+                        "Customer No": name,
+                        "date": str(monday + dt.timedelta(days=rng.randrange(7))),
+                        "offer": offers[offer],
+                        "channel": channels[channel],
+                        "propensity": p,
+                        "redeemed": int(redeemed),
+                        "unsubscribed": int(left),
+                    }
+                )
+            for amount in money:
+                day = str(monday + dt.timedelta(days=rng.randrange(7)))
+                purchases.append({"Customer No": name, "date": day, "margin": amount})
+            gone = gone or left
+    rng.shuffle(sends)
+    rng.shuffle(purchases)
+    return happened, sends, purchases, stays
+
+
+def check_same(log, happened):
+    index = {name: k for k, name in enumerate(log.ids)}
+    present = sum(log.is_present(week) for week in range(log.weeks))
+    assert int(present.sum()) == len(happened)
+    for (name, week), cell in happened.items():
+        k = index[name]
+        assert log.first[k] <= week <= log.last[k]
+        for key in ("offer", "channel", "bought", "redeemed", "unsubscribed"):
+            assert getattr(log, key)[week, k] == cell[key], (name, week, key)
+        assert log.margin[week, k] == pytest.approx(cell["margin"])
+        p = log.propensity[week, k]
+        assert (p == cell["propensity"]) if cell["propensity"] else np.isnan(p)
+
+
+@pytest.fixture(scope="module")
+def long_shop(tmp_path_factory):
+    """18 months of a shop whose customer table says when customers came and went."""
+    folder = tmp_path_factory.mktemp("long")
+    example_shop.write_shop(folder, 120, 1)
+    overrides = ["experiment=shop", "sends=shop", "env/observation=history", "sends.joined=Joined", "sends.left=Left"]
+    options = ["env.population.ignore=[Postcode,Age,Joined,Left]", "sends.propensity_of_nothing=null"]
+    customers = rows_of(folder, "customers")
+    write_rows(folder / "customers.csv", [row | {"Joined": "2025-01-06", "Left": "2025-01-06"} for row in customers])
+    config = composed(*overrides, *options, f"hydra.searchpath=[file://{folder}]", name="import_sends")
+    env = instantiate(config.env, _convert_="all")(torch.device("cpu"), 0)
+    happened, sends, purchases, stays = life(env, 78, random.Random(3))
+    for row in customers:
+        first, last = stays[row["Customer No"]]
+        row["Joined"] = str(MONDAY + dt.timedelta(weeks=first, days=2))
+        row["Left"] = "" if last == 77 else str(MONDAY + dt.timedelta(weeks=last, days=3))
+    write_rows(folder / "customers.csv", customers)
+    env = instantiate(config.env, _convert_="all")(torch.device("cpu"), 0)
+    return folder, env, config.sends, happened, sends, purchases
+
+
+def test_the_log_of_18_months_says_what_happened(long_shop, tmp_path):
+    _, env, sends_config, happened, sends, purchases = long_shop
+    files = {
+        "path": write_rows(tmp_path / "s.csv", sends),
+        "purchases": {**sends_config.purchases, "path": write_rows(tmp_path / "p.csv", purchases)},
+    }
+    whole = instantiate(sends_config, **files)(env, None)
+    check_same(whole.log, happened)
+    path = tmp_path / "log.parquet"
+    assert send_log.write(path, whole.log, whole.calendar, *names_of(env)) == len(happened)
+    again, calendar = send_log.read(path, *names_of(env))
+    check_same(again, happened)
+    assert calendar == whole.calendar and not calendar.week_of(np.array([int(np.datetime64(MONDAY, "D").astype(int))]))
+
+
+def test_month_by_month_makes_the_same_log_as_all_at_once(long_shop, tmp_path):
+    """The months end in the midst of weeks; every export holds all that came before, too."""
+    _, env, sends_config, happened, sends, purchases = long_shop
+    path, months = tmp_path / "log.parquet", [dt.date(2025, m, 1) for m in range(2, 13)] + [dt.date(2027, 1, 1)]
+    for end in months:
+        files = {}
+        for name, rows in (("s", sends), ("p", purchases)):
+            found = [row for row in rows if row["date"] < str(end)]
+            files[name] = write_rows(tmp_path / f"{name}.csv", found, rows[0])
+        old = send_log.read(path, *names_of(env)) if path.exists() else None
+        changes = {"path": files["s"], "purchases": {**sends_config.purchases, "path": files["p"]}}
+        now = instantiate(sends_config, **changes)(env, old)
+        send_log.write(path, now.log, now.calendar, *names_of(env))
+    check_same(send_log.read(path, *names_of(env))[0], happened)
+    with pytest.raises(ValueError, match="no send after .*: nothing to add"):
+        instantiate(sends_config, **changes)(env, send_log.read(path, *names_of(env)))
+
+
+# ── the shop's own files ────────────────────────────────────────────────────────────────────────────────────────────
+def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
+    folder, env, _ = shop
+    found = imported(shop)
+    path = tmp_path / "log.parquet"
+    send_log.write(path, found.log, found.calendar, *names_of(env))
+    offers, channels = names_of(env)
+    value = dict(zip(offers, env.world.catalogue.value.tolist()))
+    cost = dict(zip(channels, env.world.catalogue.cost.tolist()))
+    sends = {(row["Customer No"], row["date"]): row for row in rows_of(folder, "sends")}
+    bought: dict = {}
+    for row in rows_of(folder, "purchases"):
+        day = dt.date.fromisoformat(row["date"])
+        bought[row["Customer No"], str(day - dt.timedelta(days=day.weekday()))] = float(row["margin"])
+    total = 0
+    for split in ("train", "test"):
+        log = env.read_log(str(path), split)
+        total += len(log)
+        assert set(log.unit.tolist()) <= set(env.population.customers[split].tolist())
+        assert log.action_mask.gather(1, log.action[:, None]).all()
+        assert (log.propensity[log.action_mask.sum(1) == 1] == 1).all() and not log.propensity.isnan().any()
+        assert (log.terminated == (log.step == 11)).all() and not log.truncated.any()
+        for k in range(0, len(log), 5):
+            name = env.population.ids[log.unit[k]]
+            monday = str(dt.date(2026, 1, 5) + dt.timedelta(weeks=int(log.step[k])))
+            row = sends.get((name, monday))
+            offer, channel = divmod(int(log.action[k]), len(channels))
+            spend = 0.0
+            if row is None:
+                assert not offer
+            else:
+                assert (offers[offer], channels[channel]) == (row["offer"], row["channel"])
+                assert log.propensity[k].item() == pytest.approx(float(row["propensity"]))
+                spend = cost[row["channel"]] + value[row["offer"]] * float(row["redeemed"])
+            margin = bought.get((name, monday))
+            assert log.outcomes["trips"][k] == (margin is not None)
+            expected = (margin or 0.0) + env.world.reward.trips * (margin is not None) - spend
+            assert log.reward[k].item() == pytest.approx(expected, abs=1e-4)
+        assert torch.equal(log.obs[:, : env.static_dim], env.population.features[log.unit].float())
+    assert total == 300 * 12
+
+
+def test_a_history_goes_on_from_season_to_season(long_shop, tmp_path):
+    """The reference counts contacts and purchases of the log with the halving weights, by hand."""
+    _, env, sends_config, happened, sends, purchases = long_shop
+    files = {
+        "path": write_rows(tmp_path / "s.csv", sends),
+        "purchases": {**sends_config.purchases, "path": write_rows(tmp_path / "p.csv", purchases)},
+    }
+    found = instantiate(sends_config, **files)(env, None)
+    path = tmp_path / "log.parquet"
+    send_log.write(path, found.log, found.calendar, *names_of(env))
+    log = env.read_log(str(path), "train")
+    half_life = env.codec.half_lives[0]
+    names = list(env.obs_names)
+    columns = {kind: names.index(f"{kind}, halving in {half_life:g} weeks") for kind in ("contacts", "purchases")}
+    decay = 0.5 ** (1 / half_life)
+    for k in range(0, len(log), 37):
+        name, week = env.population.ids[log.unit[k]], int(12 * log.episode[k] + log.step[k])
+        for kind, key in (("contacts", "offer"), ("purchases", "bought")):
+            past = [bool(happened[name, w][key]) for w in range(week) if (name, w) in happened]
+            expected = sum((1 - decay) * decay**age for age, true in enumerate(reversed(past)) if true)
+            assert log.obs[k, columns[kind]].item() == pytest.approx(expected, abs=1e-5)
+        season = [happened[name, w]["bought"] for w in range(week - int(log.step[k]), week) if (name, w) in happened]
+        sums = env.codec.counts.scale * sum(season)
+        assert log.obs[k, names.index("purchases")].item() == pytest.approx(sums, abs=1e-5)
+
+
+def test_a_view_of_states_is_refused(shop, tmp_path):
+    folder, env, _ = shop
+    found = imported(shop)
+    send_log.write(tmp_path / "log.parquet", found.log, found.calendar, *names_of(env))
+    config = composed("experiment=shop", f"hydra.searchpath=[file://{folder}]", name="import_sends")
+    seeing = instantiate(config.env, _convert_="all")(torch.device("cpu"), 0)
+    with pytest.raises(
+        ValueError, match="no habit, fatigue or expectation: expected env/observation=history or belief"
+    ):
+        seeing.read_log(str(tmp_path / "log.parquet"), "train")
+    with pytest.raises(ValueError, match="'coffee' is not in the catalogue|'five_off'|'wine_tasting'"):
+        send_log.read(tmp_path / "log.parquet", ["nothing", "tea"], ["app"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda rows: rows[5].update(offer="tea"), "row 7, column 'offer': expected one of coffee, five_off, wine"),
+        (lambda rows: rows[5].update(channel=""), "row 7, column 'channel': expected a channel where there is an"),
+        (lambda rows: rows[5].update(channel="fax"), "row 7, column 'channel': expected one of app, newsletter, l"),
+        (lambda rows: rows[5].update(date=""), "row 7, column 'date': expected a date, got nothing"),
+        (lambda rows: rows[5].update(date="5.1.2026"), "row 7, column 'date': expected a date, year-month-day, got '5"),
+        (lambda rows: rows[5].update({"Customer No": ""}), "row 7, column 'Customer No': expected an id, got nothing"),
+        (lambda rows: rows[5].update(redeemed="2"), "row 7, column 'redeemed': expected 0 or 1, got 2"),
+        (lambda rows: rows[5].update(redeemed=""), "row 7, column 'redeemed': expected a number, got nothing"),
+        (lambda rows: [row.pop("redeemed") for row in rows], "no column 'redeemed' (named in sends)"),
+        (
+            lambda rows: rows[6].update(rows[5] | {"offer": "coffee", "channel": "letter"}),
+            "row 8, column 'date': expected one row a customer and week, row 7 is of the same",
+        ),
+        (lambda rows: [row.update({"Customer No": "X"}) for row in rows], "row 2, column 'Customer No': expected an"),
+        *(
+            (
+                lambda rows, p=p: rows[5].update(propensity=p),
+                f"row 7, column 'propensity': expected a probability above 0, at most 1, or nothing, got {p}",
+            )
+            for p in ("0", "-0.3", "1.7")
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(shop, tmp_path, change, message):
+    folder, _, _ = shop
+    rows = rows_of(folder, "sends")
+    change(rows)
+    with pytest.raises((ValueError, InstantiationException)) as caught:
+        imported(shop, path=write_rows(tmp_path / "s.csv", rows))
+    told = str(caught.value.__cause__ or caught.value)
+    assert message in told and "\n" not in told
+
+
+def test_purchases_on_the_sends_rows_and_weeks_by_number(shop, tmp_path):
+    """A file that lists weeks without a send, from the week of joining on; numbers of weeks need not begin at 1."""
+    _, env, sends = shop
+    ids = env.population.ids[:2]
+    made = [
+        {"Customer No": ids[k], "date": week, "offer": ("", "coffee")[week % 2], "channel": ("", "letter")[week % 2],
+         "propensity": 0.25, "bought": int(week == 33), "redeemed": 0, "margin": 7.5 * (week == 33), "unsubscribed": 0}
+        for k in range(2) for week in range(31 + 3 * k, 43)
+    ]  # fmt: skip
+    changes = {"path": write_rows(tmp_path / "s.csv", made), "purchases": {**sends.purchases, "path": None}}
+    found = imported(shop, **changes)
+    log, k = found.log, [found.log.ids.index(name) for name in ids]
+    assert log.weeks == 12 and log.first[k].tolist() == [0, 3] and log.last[k].tolist() == [11, 11]
+    assert (log.last >= log.first).sum() == 2 and not found.warnings
+    assert log.bought[:, k[0]].nonzero()[0].tolist() == [2] and log.margin[2, k[0]] == 7.5
+    assert (log.propensity[3:, k] == 0.25).all()
+    only_sent = imported(shop, **{**changes, "path": write_rows(tmp_path / "o.csv", [r for r in made if r["offer"]])})
+    stays = only_sent.log
+    assert stays.first[k].tolist() == [0, 0] and (stays.last >= stays.first).sum() == 2  # nothing is known of others
+    assert any("weeks that the file does not list count as weeks without a purchase" in x for x in only_sent.warnings)
+
+
+def test_no_messages_to_who_has_left(shop, tmp_path):
+    folder, _, _ = shop
+    rows = rows_of(folder, "sends")
+    gone = next(row for row in rows if row["unsubscribed"] == "1" and row["date"] < "2026-03-01")
+    rows.append(gone | {"date": "2026-03-23", "unsubscribed": "0", "redeemed": "0"})
+    with pytest.raises(ValueError, match="column 'offer': expected nothing, for the customer had unsubscribed"):
+        imported(shop, path=write_rows(tmp_path / "s.csv", rows))
+
+
+def test_the_first_row_that_repeats_a_cell():
+    rng = random.Random(0)
+    for _ in range(200):
+        keys = [rng.randrange(12) for _ in range(rng.randrange(1, 9))]
+        expected = next(((k, keys[:k].index(x)) for k, x in enumerate(keys) if x in keys[:k]), None)
+        found = second_of_a_cell(np.array(keys))
+        assert (found and found[0]) == (expected and expected[0])
+        if found:
+            assert keys[found[0]] == keys[found[1]] and found[1] < found[0]

@@ -1,0 +1,169 @@
+"""What a sweep ends with: settings, means and intervals over seeds, files, curves; the names of its folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from scipy import stats
+
+from configs import CONF
+from scripts import summary
+from scripts.cli import MAX_NAME, folder_name
+from scripts.sweeps.aggregate import header, interquartile_mean, rows, summarize, to_csv, to_markdown
+from scripts.sweeps.callback import SweepSummary
+from scripts.sweeps.curves import curves_figure, mean_curve
+from scripts.sweeps.jobs import group, read_jobs
+from scripts.sweeps.report import summarize_sweep
+
+OPTIONS = {"level": 0.95, "resamples": 2000, "seed": 0}
+
+
+def write_job(folder: Path, overrides: list[str], value, metric="score", higher=True, curve=()) -> None:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(overrides))
+    headline = {"of": "ppo", "metric": metric, "value": value, "higher_is_better": higher, "metrics": {metric: value}}
+    found = {"headline": headline, "curve": {"metric": f"validation/{metric}", "points": list(curve)}}
+    (folder / "metrics.json").write_text(json.dumps(found))
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Path:
+    """Two learning rates by five seeds; one job has no value."""
+    values = {"0.1": [0.5, 0.6, 0.9, 0.4, 0.7], "0.2": [0.3, None, 0.2, 0.25, 0.35]}
+    number = 0
+    for lr, found in values.items():
+        for seed, value in enumerate(found):
+            curve = [] if value is None else [(100, value / 2), (200, value), *([(300, 1.0)] if seed == 0 else [])]
+            overrides = ["algo=ppo", f"algo.optimizer.lr={lr}", f"seed={seed}"]
+            write_job(tmp_path / f"{number}_algo.optimizer.lr={lr},seed={seed}", overrides, value, curve=curve)
+            number += 1
+    return tmp_path
+
+
+def test_a_setting_is_named_by_what_its_jobs_do_not_share_and_not_by_the_seed(sweep):
+    settings = group(read_jobs([sweep]))
+    assert [setting.choices for setting in settings] == [{"algo.optimizer.lr": "0.1"}, {"algo.optimizer.lr": "0.2"}]
+    assert [[job.seed for job in setting.jobs] for setting in settings] == [list("01234")] * 2
+
+
+def test_the_seed_of_a_part_is_a_seed_too(tmp_path):
+    for seed in "12":
+        write_job(tmp_path / seed, ["env/world=full", f"env.evaluation.seed={seed}", f"seed=1{seed}"], 0.5)
+    (setting,) = group(read_jobs([tmp_path]))
+    assert setting.choices == {} and setting.label == "all" and [job.seed for job in setting.jobs] == ["1, 11", "2, 12"]
+    assert to_markdown(summarize([setting], **OPTIONS)).startswith("| seeds | mean score |")
+
+
+def test_means_and_intervals_are_scipys(sweep):
+    first, second = summarize(group(read_jobs([sweep])), **OPTIONS)
+    for found, values in ((first, [0.5, 0.6, 0.9, 0.4, 0.7]), (second, [0.3, 0.2, 0.25, 0.35])):
+        mean, low, high = np.mean(values), *stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert found.seeds == len(values) and found.mean == pytest.approx(mean)
+        assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+        middle = sorted(values)[1:-1]
+        assert found.iqm == pytest.approx(np.mean(middle))
+        reference = stats.bootstrap(
+            (values,),
+            lambda x, axis: stats.trim_mean(x, 0.25, axis),
+            confidence_level=0.95,
+            n_resamples=20000,
+            method="percentile",
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        assert (found.iqm_low, found.iqm_high) == pytest.approx((reference.low, reference.high), abs=0.04)
+    assert (first.best, first.best_seed) == (0.9, "2") and "lr=0.1,seed=2" in first.folder
+
+
+def test_one_seed_has_no_interval_and_lower_can_be_better(tmp_path):
+    write_job(tmp_path / "a", ["algo=reward_model", "seed=0"], 0.5, "log_loss", higher=False)
+    write_job(tmp_path / "b", ["algo=reward_model", "seed=1"], 0.4, "log_loss", higher=False)
+    write_job(tmp_path / "c", ["algo=ppo", "seed=1"], 0.8)
+    losses, scores = summarize(group(read_jobs([tmp_path])), **OPTIONS)
+    assert losses.best == 0.4 and losses.best_seed == "1" and losses.metric == "log_loss"
+    assert scores.seeds == 1 and math.isnan(scores.half_width) and math.isnan(scores.iqm_low)
+    assert "metric" in header([losses, scores]) and rows([losses, scores])[1][4] == ""  # ±: nothing, and not 0
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end():
+    assert interquartile_mean(torch.tensor([100.0, 1.0, 2.0, -50.0])).item() == 1.5
+    assert interquartile_mean(torch.tensor([1.0, 2.0, 6.0])).item() == 3.0
+
+
+def test_files_hold_the_table(sweep, capsys):
+    summarize_sweep([sweep], sweep, **OPTIONS)
+    shown = capsys.readouterr().out
+    assert "10 jobs, 2 settings" in shown and "0.6200" in shown
+    with (sweep / "summary.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert first["algo.optimizer.lr"] == "0.1" and float(first["mean"]) == pytest.approx(0.62)
+    assert second["seeds"] == "4"
+    lines = (sweep / "summary.md").read_text().splitlines()
+    assert lines[0].startswith("| algo.optimizer.lr | seeds | mean score | ± |") and lines[2].startswith("| 0.1 | 5 |")
+    assert (sweep / "learning_curves.png").stat().st_size > 10_000
+
+
+def test_curves_are_averaged_where_all_seeds_have_a_point(sweep):
+    settings = group(read_jobs([sweep]))
+    curve = mean_curve(settings[0], 0.95)
+    assert curve.steps == [100, 200] and curve.seeds == 5  # one seed alone went on to 300
+    assert curve.mean == pytest.approx([0.31, 0.62])
+    half = stats.t.ppf(0.975, 4) * stats.sem([0.5, 0.6, 0.9, 0.4, 0.7])
+    assert curve.half_width == pytest.approx([half / 2, half])
+    figure = curves_figure(settings, 0.95)
+    assert len(figure.axes[0].lines) == len(figure.axes[0].collections) == 2
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == [
+        "algo.optimizer.lr=0.1 (5 seeds)",
+        "algo.optimizer.lr=0.2 (4 seeds)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "prepare, says",
+    [
+        (lambda folder: folder / "nowhere", "no such folder"),
+        (lambda folder: folder, "no metrics.json in it or below"),
+        (lambda folder: (folder / "metrics.json").write_text("{}") and folder, "no headline figure"),
+        (lambda folder: (folder / "metrics.json").write_text("[1") and folder, "no headline figure"),
+    ],
+)
+def test_a_folder_without_runs_is_one_line(tmp_path, prepare, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["summary.py", str(prepare(tmp_path))])
+    with pytest.raises(SystemExit) as ended:
+        summary.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and said.startswith("error: ") and says in said
+
+
+def test_the_summary_of_an_earlier_sweep_is_written_where_it_is_asked_for(sweep, tmp_path_factory, monkeypatch, capsys):
+    out = tmp_path_factory.mktemp("out")
+    monkeypatch.setattr(sys, "argv", ["summary.py", str(sweep), "--out", str(out)])
+    summary.main()
+    assert {path.name for path in out.iterdir()} == {"summary.csv", "summary.md", "learning_curves.png"}
+    assert not (sweep / "summary.csv").exists() and "learning_curves.png" in capsys.readouterr().out
+
+
+def test_folders_are_named_by_what_is_swept_over():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=["env.num_agents=48"], return_hydra_config=True)
+    OmegaConf.set_readonly(config.hydra, False)
+    config.hydra.overrides.task = ["algo=ppo,bandit", "env.num_agents=48", "algo.gamma=interval(0,1)", "seed=0,1"]
+    SweepSummary(**OPTIONS).on_multirun_start(config)
+    assert config.hydra.overrides.hydra[-1].endswith("exclude_keys=['env.num_agents']")
+    assert folder_name(3, "algo=ppo,log=logs/a.parquet") == "3_algo=ppo,log=logs.a.parquet"
+    assert folder_name(0, "") == "0" and len(folder_name(0, "x" * 1000)) == MAX_NAME
+
+
+def test_tables_have_a_cell_for_every_column(sweep):
+    summaries = summarize(group(read_jobs([sweep])), **OPTIONS)
+    assert {len(row) for row in rows(summaries)} == {len(header(summaries))}
+    assert len({line.count("|") for line in to_markdown(summaries).splitlines()}) == 1
+    assert {len(line) for line in csv.reader(to_csv(summaries).splitlines())} == {11}

@@ -102,7 +102,7 @@ class TrialTable:
             arms=arms,
             arm=arm,
             propensity=self._propensities(columns, arm),
-            outcomes={name: torch.from_numpy(columns[name]) for name in self.outcomes},
+            outcomes={name: torch.tensor(columns[name]) for name in self.outcomes},
             features=transform(inputs, self.path).float(),
             feature_names=transform.names,
         )
@@ -127,7 +127,7 @@ class TrialTable:
             return share[arm]
         column = columns[self.propensity]
         self._refuse(self.propensity, (column <= 0) | (column >= 1), "expected a probability between 0 and 1")
-        return torch.from_numpy(column)
+        return torch.tensor(column)
 
     def _refuse(self, name: str, wrong: np.ndarray, problem: str) -> None:
         if wrong.any():

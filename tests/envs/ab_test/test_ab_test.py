@@ -143,7 +143,7 @@ def test_the_script_writes_tables_plots_and_a_score_for_every_customer(tmp_path)
         "table.treatment=arm",
         "table.control=none",
         "table.outcomes=[bought]",
-        f"analysis.worth={{bought:{WORTH}}}",
+        f"+analysis.worth.bought={WORTH}",
         f"analysis.cost={COST}",
         "analysis.folds=2",
         "analysis.replications=10",

@@ -91,10 +91,17 @@ class LoggedEnv(VectorEnv):
         if path is None:
             raise ValueError("log: expected the path of the log that env=log is about, as in log=log.csv")
         self.transform: FeatureTransform | None = None
-        if Path(path).is_file():  # else `load_fitted` brings what was fitted to it
+        self.obs_dim, self.nvec = 1, (1,)
+        if Path(
+            path
+        ).is_file():  # else `load_fitted` brings what was fitted to it, or `read_log` says that it is missing
             columns = self.read(path)
             train = np.flatnonzero(~self._is_test(columns, len(columns[reward])))
             features = self._features(columns)
+            if not features:
+                raise ValueError(
+                    f"{path}: expected columns of features beside those that env names, got {', '.join(columns)}"
+                )
             transform = FeatureTransform.fit(features, train, min_level_count, clip_margin, path, "env")
             known = {name: columns[name][train] for name in self.action_columns}
             self._use(transform, ActionNames.fit(known, self.action_columns, path))
@@ -123,8 +130,8 @@ class LoggedEnv(VectorEnv):
         self, path: str, split: str, transform: Callable[[LoggedDataset], LoggedDataset] | None = None
     ) -> LoggedDataset:
         """Read the decisions of a side; features, actions and propensities are found by their names."""
-        assert self.transform is not None  # fitted by the constructor or by `load_fitted`
         columns = self.read(path)
+        assert self.transform is not None  # fitted by the constructor, which found the file too, or by `load_fitted`
         rows = len(columns[self.roles["reward"]])
         is_test = self._is_test(columns, rows)
         kept = np.flatnonzero(is_test if split == "test" else ~is_test)

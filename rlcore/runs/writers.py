@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 #: charts of TensorBoard's page of custom scalars: {category: {chart: pattern of the tags in it}}
 CHARTS = {
     "how good is it": {
-        "on validation data": r"validation/(score|net|return|conversion|log_likelihood|log_loss|token_loss)",
+        "on validation data": r"validation/(score|net|conversion|log_likelihood|log_loss|token_loss)",
+        "return on validation data": r"validation/return",
         "return of an episode": r"charts/episodic_return|objective/scores",
     },
     "is the update sound": {

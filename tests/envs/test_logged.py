@@ -171,6 +171,7 @@ def test_features_of_a_customer_table_and_what_is_allowed(tmp_path):
             "row 5, column 'share': expected a probability above 0, at most 1",
         ),
         (lambda rows: None, ["env.reward=gain"], "no column 'gain' (env.reward); there are donor, age, kind"),
+        (lambda rows: None, ["env.ignore=[age,kind]"], "expected columns of features beside those that env names"),
         (lambda rows: None, ["env.actions=[]"], "env.actions: expected the columns of an action"),
         (lambda rows: None, ["env.ignore=[agee]"], "no column 'agee' (env.ignore)"),
         (lambda rows: [row.update(arm="a") for row in rows], [], "env.actions: expected at least 2 actions in arm"),
@@ -199,8 +200,11 @@ def test_nothing_is_simulated(tmp_path):
     for act in (env.reset, lambda: env.step(torch.zeros(1, 1))):
         with pytest.raises(ValueError, match="env=log: nothing is simulated"):
             act()
-    with pytest.raises(ValueError, match="log: expected the path of the log"):
+    with pytest.raises((ValueError, InstantiationException), match="log: expected the path of the log"):
         build("null")
+    _, env = build(tmp_path / "nowhere.csv")
+    with pytest.raises(ValueError, match="nowhere.csv: no such file"):
+        env.read_log(str(tmp_path / "nowhere.csv"), "train")
 
 
 @pytest.mark.slow

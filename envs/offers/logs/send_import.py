@@ -123,7 +123,8 @@ class Sends:
         ids = (*known, *(x for x in given.ids if x not in known))
         weeks = int(calendar.week_of(moment.max())) + 1
         if weeks > MAX_WEEKS:
-            at = moment.argmax() if old or self.start is not None else moment.argmin()
+            middle = np.median(moment)
+            at = np.abs(moment - middle).argmax()  # the row that makes the log so long
             wrong = np.arange(len(moment)) == at
             self.sends.refuse("date", wrong, f"sends of at most {MAX_WEEKS:,} weeks, got {weeks:,}")
         log = old[0].extended(ids, weeks) if old else CustomerWeeks.empty(ids, weeks)

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rlcore.checkpoint import atomic
 
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from rlcore.offline.file_columns import arrow
+from rlcore.runs.checkpoint import atomic
 
 KEY = b"crm_rl.send_log"  # of the file's metadata
 COLUMNS = ("customer", "week", "offer", "channel", "propensity", "bought", "redeemed", "margin", "unsubscribed")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -176,7 +176,8 @@ def theta_from_matrix(theta: Tensor) -> Customers:
 
 def hash_uniform(ids: Iterable[str], salt: int) -> Tensor:
     """A uniform number in [0, 1) for each id, [H], which depends on id and salt alone."""
-    digests = b"".join(hashlib.blake2b(f"{salt}:{name}".encode(), digest_size=DIGEST).digest() for name in ids)
+    prefix = f"{salt}:".encode()
+    digests = b"".join([blake2b(prefix + name.encode(), digest_size=DIGEST).digest() for name in ids])
     of_bytes = np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST).astype(np.float64)
     place_values = 256.0 ** np.arange(DIGEST - 1, -1, -1)
     return torch.from_numpy(of_bytes @ place_values / 256.0**DIGEST)

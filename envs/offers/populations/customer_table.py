@@ -133,9 +133,12 @@ class CustomerTable(GivenCustomers):
         self._where(name, wrong, f"expected a number that float32 can hold, got {column[wrong.argmax()]:g}")
 
     def _check_ids(self, name: str) -> None:
-        self._where(name, np.array([not x for x in self.ids]), "expected an id, got nothing")
-        self._where(name, np.array(["\0" in x for x in self.ids]), "expected an id without a NUL byte")
-        if len(set(self.ids)) == len(self.ids):
+        distinct = set(self.ids)
+        if "" in distinct:
+            self._where(name, np.array([not x for x in self.ids]), "expected an id, got nothing")
+        if "\0" in "".join(self.ids):
+            self._where(name, np.array(["\0" in x for x in self.ids]), "expected an id without a NUL byte")
+        if len(distinct) == len(self.ids):
             return
         first: dict[str, int] = {}  # row of each id
         for k, x in enumerate(self.ids):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -58,7 +59,9 @@ class FeatureTransform:
                     "has_gaps": len(known) < len(fitted),
                 }
                 continue
-            counts = Counter(x or EMPTY for x in column[rows].tolist())
+            counts = Counter(column[rows].tolist())
+            if "" in counts:
+                counts[EMPTY] += counts.pop("")
             kept = sorted(level for level, count in counts.items() if count >= rare)
             if not kept:
                 raise ValueError(
@@ -138,5 +141,5 @@ def one_hot_levels(column: np.ndarray, levels: list[str]) -> np.ndarray:
     index = {level: k for k, level in enumerate(levels)}
     index.setdefault("", index.get(EMPTY, index.get(OTHER, -1)))
     other = index.get(OTHER, -1)
-    codes = np.fromiter((index.get(x, other) for x in column.tolist()), dtype=np.int64, count=len(column))
+    codes = np.fromiter(map(index.get, column.tolist(), repeat(other)), dtype=np.int64, count=len(column))
     return codes[:, None] == np.arange(len(levels))

@@ -211,6 +211,9 @@ def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
             expected = (margin or 0.0) + env.world.reward.trips * (margin is not None) - spend
             assert log.reward[k].item() == pytest.approx(expected, abs=1e-4)
         assert torch.equal(log.obs[:, : env.static_dim], env.population.features[log.unit].float())
+        sent = log.action >= len(channels)  # one of the pairs that the rules allow, in half of the weeks
+        chance = log.propensity[sent] * (log.action_mask[sent].sum(1) - 1)
+        assert (chance - 0.5).abs().max() < 1e-4
     assert total == 300 * 12
 
 
@@ -310,6 +313,33 @@ def test_purchases_on_the_sends_rows_and_weeks_by_number(shop, tmp_path):
     stays = only_sent.log
     assert stays.first[k].tolist() == [0, 0] and (stays.last >= stays.first).sum() == 2  # nothing is known of others
     assert any("weeks that the file does not list count as weeks without a purchase" in x for x in only_sent.warnings)
+
+
+def test_the_first_of_several_sends_is_the_weeks_decision(shop, tmp_path):
+    _, env, sends = shop
+    name, (offers, channels) = env.population.ids[0], names_of(env)
+    made = [
+        {"Customer No": name, "date": day, "offer": offer, "channel": channel, "propensity": p, "bought": bought,
+         "redeemed": 0, "margin": 4 * bought, "unsubscribed": gone}
+        for day, offer, channel, p, bought, gone in (
+            (1, "coffee", "letter", 0.1, 1, 0), (2, "coffee", "app", 0.2, 0, 0), (2, "five_off", "letter", 0.3, 1, 1),
+        )
+    ]  # fmt: skip
+    changes = {"path": write_rows(tmp_path / "s.csv", made), "purchases": {**sends.purchases, "path": None}}
+    log = imported(shop, **changes, several="first").log
+    k = log.ids.index(name)
+    assert (offers[log.offer[1, k]], channels[log.channel[1, k]]) == ("coffee", "app")
+    assert log.propensity[1, k] == 0.2 and log.bought[1, k] and log.margin[1, k] == 4 and log.unsubscribed[1, k]
+    with pytest.raises(ValueError, match="row 4, column 'date': expected one row a customer and week, row 3 is of the"):
+        imported(shop, **changes)
+
+
+def test_a_date_far_from_all_others_is_named(shop, tmp_path):
+    folder, _, _ = shop
+    rows = rows_of(folder, "sends")
+    rows[4]["date"] = "2926-01-05"
+    with pytest.raises(ValueError, match="row 6, column 'date': expected .* of at most 1,040 weeks, got 46,9"):
+        imported(shop, path=write_rows(tmp_path / "s.csv", rows))
 
 
 def test_no_messages_to_who_has_left(shop, tmp_path):

@@ -22,7 +22,7 @@ class LogColumns:
     actions: list[str]
     text: list[str]
     ignore: list[str]
-    customers: dict[str, Any]
+    customer_table: dict[str, Any]
     reference_date: str | None
 
     def __call__(self, path: str) -> Columns:
@@ -36,7 +36,7 @@ class LogColumns:
             if name not in columns:
                 raise ValueError(f"{path}: no column '{name}' (env.{key}); there are {', '.join(columns)}")
         for name in self.ignore:
-            if name not in columns and not self.customers["path"]:
+            if name not in columns and not self.customer_table["path"]:
                 raise ValueError(f"{path}: no column '{name}' (env.ignore); there are {', '.join(columns)}")
         if "week" in self.roles:
             columns[self.roles["week"]] = self._moments(columns[self.roles["week"]], path)
@@ -51,7 +51,7 @@ class LogColumns:
         if "customer" in self.roles:
             empty = np.array([not x for x in columns[self.roles["customer"]].tolist()])
             refuse(path, self.roles["customer"], empty, "an id, got nothing")
-        if self.customers["path"]:
+        if self.customer_table["path"]:
             columns |= self._joined(path, columns)
         for name, column in columns.items():
             if is_number(column):
@@ -72,29 +72,31 @@ class LogColumns:
     def _joined(self, path: str, columns: Columns) -> Columns:
         """Return the columns of the table of customers, by the row of the log."""
         if "customer" not in self.roles:
-            raise ValueError("env.customer: expected the column of ids that joins the log with env.customers")
-        key = self.customers["id"]
+            raise ValueError("env.customer: expected the column of ids that joins the log with env.customer_table")
+        key = self.customer_table["id"]
         table = read_table(
-            self.customers["path"],
-            self.customers["separator"],
+            self.customer_table["path"],
+            self.customer_table["separator"],
             text=[*self.text, key],
             numbers=[],
             rows="customers",
-            where="env.customers",
+            where="env.customer_table",
         )
         if key not in table:
-            raise ValueError(f"{self.customers['path']}: no column '{key}' (env.customers.id)")
+            raise ValueError(f"{self.customer_table['path']}: no column '{key}' (env.customer_table.id)")
         ids = table.pop(key).tolist()
         index = {name: k for k, name in enumerate(ids)}
         if len(index) < len(ids):
             double = next(k for k, name in enumerate(ids) if index[name] != k)
-            raise ValueError(f"{self.customers['path']}: row {double + 2}, column '{key}': '{ids[double]}' comes twice")
+            raise ValueError(
+                f"{self.customer_table['path']}: row {double + 2}, column '{key}': '{ids[double]}' comes twice"
+            )
         texts = columns[self.roles["customer"]].tolist()
         at = np.fromiter((index.get(name, -1) for name in texts), dtype=np.int64, count=len(texts))
-        refuse(path, self.roles["customer"], at < 0, f"a customer of {self.customers['path']}")
+        refuse(path, self.roles["customer"], at < 0, f"a customer of {self.customer_table['path']}")
         taken = [name for name in table if name in columns]
         if taken:
-            raise ValueError(f"{self.customers['path']}: column '{taken[0]}' is a column of {path} too")
+            raise ValueError(f"{self.customer_table['path']}: column '{taken[0]}' is a column of {path} too")
         return {name: column[at] for name, column in table.items()}
 
 

@@ -26,7 +26,7 @@ class LoggedEnv(VectorEnv):
     These parameters name columns: `actions`, one for each part of an action; `reward`; and, null where the file has
     none, `customer` (whose decisions stay together), `week` (the order of a customer's decisions; null: each decision
     stands alone), `propensity` and `cost`, which is charged at `price`. All columns but these and those in `ignore` are
-    features by their own names, and so are those of `customers`, a table of its own with `path`, `separator` and `id`.
+    features by their own names; so are those of `customer_table`, a file of its own with `path`, `separator` and `id`.
     Numbers, dates and texts become features as those of a customer table (FeatureTransform), fitted on the training
     side. Possible is what the training side has, and what the conditions `allowed` {column of an action: {choice:
     condition}} allow. A hash of the customer, or of the row's number, decides the side; `test_share` is kept from
@@ -47,7 +47,7 @@ class LoggedEnv(VectorEnv):
         propensity: str | None,
         cost: str | None,
         price: float,
-        customers: dict,
+        customer_table: dict,
         allowed: dict,
         text: list,
         ignore: list,
@@ -82,7 +82,7 @@ class LoggedEnv(VectorEnv):
             actions=self.action_columns,
             text=text,
             ignore=ignore,
-            customers=customers,
+            customer_table=customer_table,
             reference_date=reference_date,
         )
         self.names = ColumnNames(

@@ -143,7 +143,7 @@ def test_features_of_a_customer_table_and_what_is_allowed(tmp_path):
     random.Random(0).shuffle(kinds)
     rows = [row for row in rows if row["arm"] != "call" or row["age"] == "" or row["age"] >= 30]
     options = [
-        f"env.customers.path={write(tmp_path / 'kinds.csv', kinds)}",
+        f"env.customer_table.path={write(tmp_path / 'kinds.csv', kinds)}",
         "+env.allowed={arm: {call: 'age >= 30'}}",
     ]
     rows = [row for row in rows if row["arm"] != "call" or row["age"] != ""]  # a condition excludes an unknown age

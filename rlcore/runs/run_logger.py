@@ -49,7 +49,7 @@ class RunLogger:
         self.make_writers = list(writers.values())
         self.writers: list[MetricWriter] | None = None
         self.run = run
-        self.console = Console() if Console().is_terminal else Console(width=FILE_WIDTH)
+        self.console = make_console()
         self.headline = headline
         self.headline_value = "–"
         self.history: dict[str, list[tuple[int, float]]] = {}  # (step, value) of every evaluation, by metric
@@ -231,6 +231,12 @@ class ChildLogger(NullLogger):
         self.parent.progress.update(self.task, score=shown)
         if not self.parent.console.is_terminal:
             self.parent.console.print(f"{self.name}: step {step:,}: {shown}", highlight=False)
+
+
+def make_console() -> Console:
+    """Return the console of tables: as wide as the terminal; wide enough for long names where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=FILE_WIDTH)
 
 
 def short_name(metric: str) -> str:

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from rlcore.runs import checkpoint
+from rlcore.runs.run_logger import make_console
 from scripts.sweeps.aggregate import header, rows, summarize, to_csv, to_markdown
 from scripts.sweeps.curves import curves_figure
 from scripts.sweeps.jobs import group, read_jobs
@@ -40,7 +40,7 @@ def summarize_sweep(folders: list[Path], out: Path, *, level: float, resamples: 
         table.add_column(column, justify="left" if i < len(summaries[0].choices) else "right")
     for row in rows(summaries):
         table.add_row(*row)
-    console = Console()
+    console = make_console()
     console.print(table)
     text = f"{to_markdown(summaries)}\n\n{caption}\n"
     checkpoint.atomic(out / "summary.md", lambda path: path.write_text(text))

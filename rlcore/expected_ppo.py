@@ -164,7 +164,7 @@ class ExpectedPPO(NetworkAlgorithm):
         # 1. The critic's values of all states [T, N, S], of the state that each agent is in [T, N], and of the next
         #    step's states [K, T − 1, N, S]: without futures to tell apart, these are the values already computed.
         critic_obs = lookahead.critic_obs(rollout.obs)
-        state = lookahead.state_index(rollout.obs)
+        state = lookahead.visited_states()
         values = self.critic(critic_obs)
         value = at_state(values, state)
         next_values = values[None, 1:]

@@ -50,6 +50,7 @@ class OffersEnv(PricedEnv):
         "uniforms",
         "memory",
         "outcomes_so_far",
+        "states_so_far",
         "prices",
         "drift",
         "options",
@@ -131,6 +132,8 @@ class OffersEnv(PricedEnv):
         self.uniforms = torch.rand(self.episode_length, UNIFORMS, n, generator=self.generator, device=self.device)
         # of the history, by week
         self.outcomes_so_far = torch.zeros(len(KINDS), self.episode_length, n, device=self.device)
+        # at the start of each week, whatever the view shows of them
+        self.states_so_far = torch.stack(self.state)[:, None].repeat(1, self.episode_length, 1)
         self.prices, self.drift = self._draw_price_paths(self.calendar[:, None], n, self.generator)
         self.options, obs = self._observe(History.start(self.state.status, self.world.season.dtype))
         return obs, self._action_mask()
@@ -238,6 +241,8 @@ class OffersEnv(PricedEnv):
             )
             self.memory = self.remember_week(self.calendar[t : t + 1], self.memory, seen, self.state, next_state)
         self.outcomes_so_far[:, t].copy_(outcomes_of_week)
+        if not is_last:
+            self.states_so_far[:, t + 1].copy_(torch.stack(next_state))
         self.state, self.week = next_state, t + 1
         self.options, obs = self._observe(History(next_state.status, *self.outcomes_so_far[:, : t + 1]))
         ends = torch.full((self.num_agents,), is_last, device=self.device)

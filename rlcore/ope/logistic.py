@@ -85,5 +85,6 @@ def newton(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
 def logistic_loss(x: Tensor, y: Tensor, penalty: Tensor, weights: Tensor) -> Tensor:
     """Return Σ log(1 + exp(±log-odds)) + ½·Σ penalty·weights², a scalar."""
     log_odds = x @ weights
-    fit = (functional.softplus(log_odds) - y * log_odds).sum()
-    return fit + 0.5 * (penalty * weights.square()).sum()
+    fit: Tensor = (functional.softplus(log_odds) - y * log_odds).sum()
+    size: Tensor = 0.5 * (penalty * weights.square()).sum()
+    return fit + size

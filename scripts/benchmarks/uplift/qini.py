@@ -8,6 +8,7 @@ Usage:
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from rlcore.runs import checkpoint
 from rlcore.runs.plots import COLORS, labelled
 from rlcore.uplift import comparison
 from rlcore.uplift import metrics as uplift
-from rlcore.uplift.selection import Experiment
+from rlcore.uplift.selection import Effects, Experiment
 from scripts.benchmarks.common.display import save_figure, table_of
 from scripts.benchmarks.common.display import show as show_table
 from scripts.benchmarks.uplift.hillstrom import as_log
@@ -68,7 +69,7 @@ def run(
         winner = max(rivals, key=lambda name: rows[name]["qini"][0])
         parts = [uplift.by_bin(one.test.outcome, one.scores[OURS], one.test.action > 0, bins) for one in made]
         lost = comparison.drivers(
-            lambda obs, fitted=first.effects: fitted(obs)[:, 1],
+            partial(score_of, first.effects),
             first.test.obs,
             first.test.outcome,
             first.test.action > 0,
@@ -97,6 +98,11 @@ def run(
             save_figure(directory, f"{name}_{short}", figure)
         checkpoint.save_json(directory / "mails.json", found)
     return {"outcome": outcome, "mails": found}
+
+
+def score_of(effects: Effects, obs: Tensor) -> Tensor:
+    """Return a learner's predicted effects of a mail on customers [N, D], [N]."""
+    return effects(obs)[:, 1]
 
 
 def summarise_splits(made: list[Split], drawn: Tensor, rivals: list[str], level: float) -> dict[str, dict]:
@@ -165,7 +171,7 @@ def curves(made: list[Split], names: list[str], label: str) -> Figure:
         lines = []
         for one in made:
             x, y = (
-                part.cpu() / len(one.test.rows)
+                part.cpu() / len(one.test.unit)
                 for part in uplift.qini_curve(one.test.outcome, one.scores[name], one.test.action > 0)
             )
             right = torch.searchsorted(x, at).clamp(1, len(x) - 1)

@@ -54,7 +54,7 @@ def newton(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
     x is [N, F] float64, y [N] is 0 or 1, penalty [F]. Raises ValueError where no weights are best: where a column
     without a penalty separates the outcomes, or columns without a penalty depend on each other.
     """
-    weights = x.new_zeros(x.shape[1])
+    weights: Tensor = x.new_zeros(x.shape[1])
     loss = logistic_loss(x, y, penalty, weights)
     for _ in range(MAX_NEWTON_STEPS):
         probability = (x @ weights).sigmoid()
@@ -66,7 +66,7 @@ def newton(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
             raise ValueError("logistic regression: expected independent columns, or a penalty above 0; got no solution")
         step = 1.0
         for _ in range(MAX_HALVINGS):
-            moved = weights - step * direction
+            moved: Tensor = weights - step * direction
             moved_loss = logistic_loss(x, y, penalty, moved)
             if moved_loss <= loss:
                 break
@@ -74,7 +74,8 @@ def newton(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
         else:
             return weights  # no step lowers the loss further than rounding
         decrease = loss - moved_loss
-        weights, loss = moved, moved_loss
+        weights = moved
+        loss = moved_loss
         if decrease <= TOLERANCE * loss.abs().clamp_min(1.0):
             return weights
     raise ValueError(

@@ -21,6 +21,7 @@ from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.populations.base import Sample
 from envs.offers.price_paths import check_price_ranges, draw_price_paths
 from envs.offers.rewards import account_for_week, expected_reward_table, redeem_probability_table
+from envs.offers.unlike.world import UnlikeWorld
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, UNIFORMS, CustomerState, RewardConfig
 from envs.offers.world.history import KINDS, History, SeenWeek
@@ -139,7 +140,9 @@ class OffersEnv(PricedEnv):
         return obs, self._action_mask()
 
     def _prepare_responses(self, sample: Sample) -> None:
-        """Prepare the model of how the customers of a sample respond."""
+        """Prepare the model of how the customers of a sample respond. Raises ValueError outside the family."""
+        if isinstance(self.world, UnlikeWorld):
+            raise ValueError("env/world=unlike_…: other equations than those of this env: expected env=offers_unlike")
         self.customers = self.world.inhabit(sample.customers)
         if self.price_paths == 1:
             self.no_contact_values = fast_no_contact_values(self.customers, self.world)

@@ -48,6 +48,7 @@ OWNERS = {
     "algo/critic=": "algo=ppo_expected",
     "env/corpus": "env=email",
     "env/observation/theta=": "env/observation=belief",
+    "env/world=unlike_": "env=offers_unlike",
     **{
         f"algo/{part}=": "algo=ppo_kl"
         for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")

@@ -16,6 +16,9 @@ from envs.offers.neural_twin.ensemble import NeuralEnsemble
 from envs.offers.neural_twin.evaluation import NeuralTwinEvaluator
 from envs.offers.populations.base import Sample
 from envs.offers.rewards import cost_of_silence
+from envs.offers.twin.structural_model import KIND as STRUCTURAL
+from envs.offers.twin.structural_model import TwinPopulation
+from envs.offers.twin.twin_checkpoint import twin_kind
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, CustomerState
 
@@ -158,5 +161,13 @@ class NeuralTwinEnv(OffersEnv):
 
 @wraps(NeuralTwinEnv, updated=())
 def make_twin_env(device: torch.device, seed: int, *, twin: str | None, **parts) -> OffersEnv:
-    """Build NeuralTwinEnv or, where `twin` is null, OffersEnv with the same customers and their true responses."""
-    return OffersEnv(device, seed, **parts) if twin is None else NeuralTwinEnv(device, seed, twin=twin, **parts)
+    """Build the environment of a twin's customers or, where `twin` is null, of the same customers' true responses.
+
+    The customers of a structural twin have parameters, and so they are a population of OffersEnv.
+    """
+    if twin is None:
+        return OffersEnv(device, seed, **parts)
+    if twin_kind(twin, "env.twin") == STRUCTURAL:
+        base = parts.pop("population")
+        return OffersEnv(device, seed, population=partial(TwinPopulation, base=base, path=twin), **parts)
+    return NeuralTwinEnv(device, seed, twin=twin, **parts)

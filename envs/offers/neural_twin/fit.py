@@ -12,6 +12,8 @@ from envs.offers.logs.panel import Panel, to_panel
 from envs.offers.neural_twin.customers import NeuralMember, network_inputs, treatments_by_value
 from envs.offers.neural_twin.predictions import NeuralPredictions, outcome_rows
 from envs.offers.neural_twin.response_models import ValidProbabilities
+from envs.offers.twin.diagnostics import mean_trip_residuals, misfit_warnings
+from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.world.customers import World
 from envs.offers.world.history import KINDS, History, column_names
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
@@ -76,8 +78,9 @@ class NeuralTwin:
             )
         return torch.stack(inputs).permute(2, 0, 1)
 
-    def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[NeuralMember]) -> None:
-        """Do nothing: the members learn that outcomes missing from the log never happen."""
+    def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[NeuralMember]) -> tuple[str, ...]:
+        """Return the outcomes: the members learn that these never happen."""
+        return outcomes
 
     def fit(
         self,
@@ -123,6 +126,13 @@ class NeuralTwin:
     def predict(self, member: NeuralMember, world: World, panel: Panel) -> NeuralPredictions:
         """Return a member's predictions of a panel."""
         return NeuralPredictions(member, world, panel, self.half_lives)
+
+    def misfits(self, members: list[PanelPredictions], panel: Panel, env, level: float) -> list[str]:
+        """Warn of pairs of offer and channel whose trips the members can't explain."""
+        return misfit_warnings(mean_trip_residuals(members, panel), env.world.catalogue, level)
+
+    def parameters(self, members: list, world: World, panel: Panel, weight: Tensor, channels: list[str]) -> None:
+        """Return None: networks have no parameters with a meaning of their own."""
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
         """Yield each network input by name, with a panel in which the input is that of customers `order` [N].

@@ -68,6 +68,11 @@ def trip_residuals(trips: OutcomePrediction, panel: Panel) -> Tensor:
     return excess / variance.sqrt().clamp_min(1e-9)
 
 
+def mean_trip_residuals(members: list[PanelPredictions], panel: Panel) -> Tensor:
+    """Return the members' mean of `trip_residuals`, [O+1, C]."""
+    return torch.stack([trip_residuals(member.probabilities()["trips"], panel) for member in members]).mean(0)
+
+
 def misfit_warnings(residuals: Tensor, catalogue: Catalogue, level: float) -> list[str]:
     """Name the pairs of offer and channel whose residuals [O+1, C] are significant."""
     wrong = significant(residuals, level).nonzero().tolist()

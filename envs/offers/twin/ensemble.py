@@ -13,6 +13,7 @@ from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.world.customers import CHURNED, UNSUBSCRIBED, World
 from rlcore.algorithm import Evaluator, OfflineAlgorithm
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
+from rlcore.runs.report import Report
 
 
 class TwinModel(Protocol):
@@ -26,8 +27,8 @@ class TwinModel(Protocol):
     def to_panel(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week. Raises ValueError where members can't learn from the log."""
 
-    def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[nn.Module]) -> None:
-        """Leave to the priors the parameters that a log without these outcomes cannot identify."""
+    def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[nn.Module]) -> tuple[str, ...]:
+        """Leave to the priors what a log without these outcomes cannot identify; return the outcomes to warn of."""
 
     def fit(
         self,
@@ -43,6 +44,14 @@ class TwinModel(Protocol):
 
     def predict(self, member: nn.Module, world: World, panel: Panel) -> PanelPredictions:
         """Return a member's predictions of a panel."""
+
+    def misfits(self, members: list[PanelPredictions], panel: Panel, env, level: float) -> list[str]:
+        """Warn of decisions whose outcomes the members can't explain, at a level over all that is tested."""
+
+    def parameters(
+        self, members: list, world: World, panel: Panel, weight: Tensor, channels: list[str]
+    ) -> Report | None:
+        """Say what a panel under weights [T, N] tells of each parameter; None where that is not known."""
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
         """Yield each input column by name, with a panel in which the column is that of customers `order` [N]."""
@@ -101,8 +110,8 @@ class TwinEnsemble(OfflineAlgorithm):
             )
         panel = self.twin.to_panel(log, self.env)
         happened = {"churn": panel.next_state.status == CHURNED, "opt_out": panel.next_state.status == UNSUBSCRIBED}
-        self.unobserved_outcomes = tuple(name for name, x in happened.items() if not (x & panel.logged).any())
-        self.twin.fix_unobserved(self.unobserved_outcomes, self.members)
+        never = tuple(name for name, x in happened.items() if not (x & panel.logged).any())
+        self.unobserved_outcomes = self.twin.fix_unobserved(never, self.members)
         self.held_out = (
             torch.rand(len(panel), generator=self.generator, device=self.env.device) < self.holdout["customers"]
         )

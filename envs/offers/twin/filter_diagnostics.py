@@ -18,6 +18,7 @@ from envs.offers.world.history import SeenWeek
 from rlcore.ope.propensity_checks import significant
 
 MAX_NAMED = 5  # largest number of misfits that are named
+SEGMENTS = ("lowest", "middle", "highest")  # thirds of customers by a feature
 
 
 class Outcomes(NamedTuple):
@@ -80,8 +81,14 @@ def deciles(outcomes: Outcomes, weeks: slice) -> list[Decile]:
 
 
 # ── where the equations can't explain the log ───────────────────────────────────────────────────────────────────────
-def groups(seen: list[SeenWeek], catalogue: Catalogue) -> dict[str, tuple[Tensor, list[str]]]:
-    """Group decisions by what was known before their outcomes: {kind: (group of each decision [T, N], names)}."""
+def groups(
+    seen: list[SeenWeek], catalogue: Catalogue, features: Tensor | None = None, names: list[str] | None = None
+) -> dict[str, tuple[Tensor, list[str]]]:
+    """Group decisions by what was known before their outcomes: {kind: (group of each decision [T, N], names)}.
+
+    Where features [F, N] and their names are given, thirds of customers by each feature are groups, too, those of the
+    decisions with and without a contact apart.
+    """
     season, codec = stack_weeks(seen), catalogue.action_codec
     week = torch.arange(len(seen), device=season.offer.device)[:, None].expand_as(season.offer)
     before = season.bought.long().cumsum(0) - season.bought.long()
@@ -95,13 +102,23 @@ def groups(seen: list[SeenWeek], catalogue: Catalogue) -> dict[str, tuple[Tensor
         for offer in range(codec.num_offers)
         for channel in range(codec.num_channels)
     ]
-    return {
+    found = {
         "pair": (codec.encode(season.offer, season.channel * sent), pairs),
         "week": (week, [f"week {t + 1}" for t in range(len(seen))]),
         "purchases": (before, [f"{k} purchases before" for k in range(len(seen))]),
         "contacts": (lately, [f"{k} contacts in 3 weeks" for k in range(4)]),
         "redemptions": (redeemed, [f"{k} redemptions before" for k in range(len(seen))]),
     }
+    if features is not None and names is not None:
+        for feature, name in zip(features, names):
+            third = torch.bucketize(
+                feature.contiguous(), torch.quantile(feature.float(), feature.new_tensor([1 / 3, 2 / 3]))
+            )
+            labels = [
+                f"{third} third of {name}, {what}" for third in SEGMENTS for what in ("nothing sent", "contacted")
+            ]
+            found[name] = (2 * third + sent, labels)
+    return found
 
 
 def residuals(outcomes: Outcomes, group: Tensor, count: int) -> Tensor:
@@ -113,18 +130,39 @@ def residuals(outcomes: Outcomes, group: Tensor, count: int) -> Tensor:
     return excess / variance.sqrt().clamp_min(1e-9)
 
 
-def misfits(predicted: dict[str, Outcomes], seen: list[SeenWeek], catalogue: Catalogue, level: float) -> list[str]:
+def misfits(
+    predicted: dict[str, Outcomes],
+    seen: list[SeenWeek],
+    catalogue: Catalogue,
+    level: float,
+    features: Tensor | None = None,
+    names: list[str] | None = None,
+) -> list[str]:
     """Name the groups of decisions whose outcomes the equations can't explain, at a level over all groups, worst first.
 
-    Under the true θ and start the residuals have mean 0 and variance 1, whatever policy made the decisions.
+    With each group comes the week in which it is worst. Under the true θ and start the residuals have mean 0 and
+    variance 1, whatever policy made the decisions.
     """
-    names, found = [], []
-    for kind, (group, labels) in groups(seen, catalogue).items():
+    found, tests = [], []
+    for kind, (group, labels) in groups(seen, catalogue, features, names).items():
         for outcome, outcomes in predicted.items():
             if kind == "pair" or outcome != "opt_out":
-                names += [f"{outcome}, {label}" for label in labels]
-                found.append(residuals(outcomes, group, len(labels)))
+                z = residuals(outcomes, group, len(labels))
+                tests += [(outcome, group, k, label) for k, label in enumerate(labels)]
+                found.append(z)
     z = torch.cat(found)
-    order = z.abs().argsort(descending=True).tolist()
     wrong = significant(z, level)
-    return [f"{names[k]} (z = {z[k]:+.1f})" for k in order if wrong[k]][:MAX_NAMED]
+    texts = []
+    for k in [k for k in z.abs().argsort(descending=True).tolist() if wrong[k]][:MAX_NAMED]:
+        outcome, group, place, label = tests[k]
+        worst = worst_week(predicted[outcome], group == place)
+        texts.append(f"{outcome}, {label} (z = {z[k]:+.1f}; most in week {worst + 1})")
+    return texts
+
+
+def worst_week(outcomes: Outcomes, chosen: Tensor) -> int:
+    """Return the week (from 0) in which the chosen decisions, bool [T, N], differ most from their prediction."""
+    weeks = len(chosen)
+    week = torch.arange(weeks, device=chosen.device)[:, None].expand_as(chosen)
+    z = residuals(outcomes._replace(possible=outcomes.possible & chosen), week, weeks)
+    return int(z.abs().argmax())

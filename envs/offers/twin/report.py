@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs.offers.logs.panel import Panel
-from envs.offers.twin.diagnostics import UpliftCheck, misfit_warnings, propensity_warnings, trip_residuals
+from envs.offers.twin.diagnostics import UpliftCheck, propensity_warnings
 from envs.offers.twin.ensemble import TwinEnsemble
 from rlcore.runs.plots import COLORS, labelled
 from rlcore.runs.report import Report, RunResult
@@ -21,8 +24,19 @@ OUTCOME_NAMES = {
 DRIVEN = ("response", "opt_out", "churn", "margin")  # kinds of outcomes with reported drivers
 
 
+@dataclass(frozen=True)
 class TwinReport(Report):
-    """A twin's fit by outcome."""
+    """A twin's predictions of each outcome and, where that is known, what its log tells of each parameter."""
+
+    parameters: Report | None = None
+
+    def to_metrics(self) -> dict[str, Any]:
+        """Lay everything out for metrics.json."""
+        return super().to_metrics() | ({"parameters": self.parameters.rows} if self.parameters else {})
+
+    def parts(self) -> dict[str, Report]:
+        """Name the tables that are shown and logged."""
+        return super().parts() | ({"parameters": self.parameters} if self.parameters else {})
 
     def result(self, name: str | None) -> RunResult:
         """Return the log-likelihood a decision of held-out customers, in total and by kind of outcome."""
@@ -64,7 +78,7 @@ class TwinEvaluator:
         return {"validation/log_likelihood": sum(found.values()), **kinds}
 
     @torch.no_grad()
-    def evaluate(self, twin: TwinEnsemble, name: str) -> Report:
+    def evaluate(self, twin: TwinEnsemble, name: str) -> TwinReport:
         """Report on a fitted twin."""
         held_out = twin.held_out_panel
         rows, calibration = self.calibration(twin, held_out)
@@ -111,6 +125,7 @@ class TwinEvaluator:
             },
             judged="skill",
             what="outcome",
+            parameters=self.parameters(twin),
         )
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,13 +200,19 @@ class TwinEvaluator:
         return dict(sorted(lost.items(), key=lambda item: -item[1]))
 
     @torch.no_grad()
-    def misfit(self, twin: TwinEnsemble, held_out: Panel) -> list[str]:
-        """Name the pairs that bring more or fewer trips than the members can explain.
+    def misfit(self, twin: TwinEnsemble, panel: Panel) -> list[str]:
+        """Name the decisions that bring more or fewer outcomes than the members can explain.
 
-        For these pairs the world's equations do not hold, or the sender knew something that the log does not have.
+        There the world's equations do not hold, or the sender knew something that the log does not have.
         """
-        residuals = [trip_residuals(member.probabilities()["trips"], held_out) for member in twin.predictions(held_out)]
-        return misfit_warnings(torch.stack(residuals).mean(0), self.env.world.catalogue, self.level)
+        return twin.twin.misfits(twin.predictions(panel), panel, self.env, self.level)
+
+    def parameters(self, twin: TwinEnsemble) -> Report | None:
+        """Say what the customers that members are fitted to tell of each parameter."""
+        rows = (~twin.held_out).nonzero()[:, 0]
+        weight, channels = twin.fit_weeks[:, rows].float(), self.env.world.catalogue.channels
+        with torch.enable_grad():
+            return twin.twin.parameters(twin.fitted_members, self.env.world, twin.panel[rows], weight, channels)
 
     def warnings(self, twin: TwinEnsemble, held_out: Panel) -> list[str]:
         """List the reasons why the log may mislead the twin."""

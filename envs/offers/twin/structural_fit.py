@@ -1,4 +1,4 @@
-"""Fit the structural twin to a log: maximum likelihood of G by L-BFGS."""
+"""Fit the structural twin to a log: by L-BFGS where the log has the states, by the filter where it lacks them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,25 @@ from torch import Tensor
 
 from envs.offers.logs.panel import Panel, to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
+from envs.offers.twin.diagnostics import mean_trip_residuals, misfit_warnings
+from envs.offers.twin.filter_diagnostics import Outcomes, misfits
+from envs.offers.twin.hidden_states.filter_fit import FilterFit
+from envs.offers.twin.hidden_states.filter_predictions import FilterPredictions
+from envs.offers.twin.hidden_states.identification import (
+    coefficient_covariance,
+    parameter_names,
+    parameter_report,
+    parameter_rows,
+)
+from envs.offers.twin.hidden_states.mixture_filter import check_whole_seasons, seen_weeks
 from envs.offers.twin.likelihood import log_likelihood
+from envs.offers.twin.predictions import OutcomePrediction, PanelPredictions
 from envs.offers.twin.structural_model import KIND, ParameterNetwork, parameter_columns
 from envs.offers.twin.structural_predictions import StructuralPredictions
+from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import World
 from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.runs.report import Report
 
 CHUNK = 4096  # customers whose likelihood is computed at once, so that a chunk fits a cache
 MIN_GAIN = 1e-6  # least gain of the held-out log-likelihood a decision
@@ -35,10 +49,12 @@ def chunk_log_likelihoods(network: ParameterNetwork, world: World, panel: Panel,
 class StructuralTwin:
     """A TwinModel (envs/offers/twin/ensemble.py) with the world's equations: G gives each customer's parameters.
 
-    Rounds of L-BFGS go on until the likelihood of held-out customers no longer grows. `hidden` are the sizes of G's
-    hidden layers; without any, G is linear. `penalty` is the weight of Σ W²/2 against the log-likelihood of all
-    decisions. `fixed_parameters` are left to the population's priors, together with those that a log without some
-    outcome cannot identify. `reference_size` customers are drawn to compute mean and spread of θ.
+    Where the log has the states, rounds of L-BFGS go on until the likelihood of held-out customers no longer grows;
+    where the environment's view hides them, `hidden_states` fits G. `hidden` are the sizes of G's hidden layers;
+    without any, G is linear. `penalty` is the weight of Σ W²/2 against the log-likelihood of all decisions.
+    `fixed_parameters` are left to the population's priors, together with those that a log without some outcome cannot
+    identify. `reference_size` customers are drawn to compute mean and spread of θ, and the states at the start.
+    `score_customers` are those whose scores tell what a log without states identifies.
     """
 
     unobserved_note = "its parameters are drawn from the priors"
@@ -53,24 +69,25 @@ class StructuralTwin:
         patience: int,
         fixed_parameters: list,
         reference_size: int,
+        score_customers: int,
+        hidden_states: FilterFit,
     ):
         self.hidden, self.penalty = hidden, penalty
         self.rounds, self.steps, self.patience = rounds, steps, patience
         self.fixed_parameters = tuple(fixed_parameters)
-        self.reference_size = reference_size
+        self.reference_size, self.score_customers = reference_size, score_customers
+        self.hidden_states = hidden_states
+        self.hides_state = False  #: whether the environment's view, and so the log, hides the states
         self.columns: dict[str, list[int]] = {}  # of each parameter in θ's matrix
 
     def make_members(self, env, seed: int, members: int) -> list[ParameterNetwork]:
-        """Make unfitted G around the mean of θ. Raises ValueError on unknown parameters and hidden states."""
-        if env.codec.hides_state:
-            raise ValueError(
-                "algo/twin=structural: learns from habit, fatigue and expectation, which this env/observation hides: "
-                "expected env/observation=state, or algo/twin=neural"
-            )
+        """Make unfitted G around the mean of θ. Raises ValueError on unknown parameters."""
         generator = torch.Generator(env.device).manual_seed(2 * seed)
-        customers = env.population.draw(self.reference_size, generator, "train").customers
-        theta = theta_to_matrix(customers)
-        self.columns = parameter_columns(customers)
+        sample = env.population.draw(self.reference_size, generator, "train")
+        theta = theta_to_matrix(sample.customers)
+        self.columns = parameter_columns(sample.customers)
+        self.hides_state = env.codec.hides_state
+        self.hidden_states.prepare(self.columns, start_marginals(sample.state))
         if unknown := set(self.fixed_parameters) - set(self.columns):
             raise ValueError(
                 f"algo.twin.fixed_parameters: no such parameter: {', '.join(sorted(unknown))}; there are "
@@ -82,19 +99,28 @@ class StructuralTwin:
         ]
 
     def to_panel(self, log: LoggedDataset, env) -> Panel:
-        """Lay a log out by customer and week."""
-        return to_panel(log, env, "log")
+        """Lay a log out by customer and week. Raises ValueError where states are hidden and weeks are missing."""
+        panel = to_panel(log, env, "log")
+        if self.hides_state:
+            check_whole_seasons(panel)
+        return panel
 
     def fixed_columns(self) -> list[int]:
         """Return the columns of θ that are left to the priors."""
         return [k for name in self.fixed_parameters for k in self.columns[name]]
 
-    def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[ParameterNetwork]) -> None:
-        """Leave to the priors the parameters that a log without these outcomes cannot identify."""
+    def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[ParameterNetwork]) -> tuple[str, ...]:
+        """Leave to the priors the parameters that a log without these outcomes cannot identify; return the outcomes.
+
+        A view that hides the state never shows churn: there, customers who fall silent tell of it.
+        """
+        if self.hides_state:
+            outcomes = tuple(name for name in outcomes if name != "churn")
         unidentified = (name for outcome in outcomes for name in UNIDENTIFIED[outcome])
         self.fixed_parameters = tuple(dict.fromkeys((*self.fixed_parameters, *unidentified)))
         for member in members:
             member.spread[self.fixed_columns()] = 0.0
+        return outcomes
 
     def fit(
         self,
@@ -106,7 +132,11 @@ class StructuralTwin:
         held_out_weight: Tensor,
         generator: torch.Generator,
     ) -> dict:
-        """Fit a member to a panel under weights [T, N]; return the log-likelihood a decision of both panels."""
+        """Fit a member to a panel under weights [T, N]; return the log-likelihood a decision."""
+        if self.hides_state:
+            return self.hidden_states.fit(
+                member, world, panel, weight, held_out, held_out_weight, generator, self.penalty
+            )
         member.fit_scale(panel.features.T)
         optimizer = torch.optim.LBFGS(
             member.parameters(), max_iter=self.steps, history_size=20, line_search_fn="strong_wolfe"
@@ -138,10 +168,39 @@ class StructuralTwin:
             fitted = sum(chunk_log_likelihoods(member, world, panel, weight)) / total
         return {"twin/fitted": fitted, "twin/held_out": best, "twin/rounds": rounds}
 
-    def predict(self, member: ParameterNetwork, world: World, panel: Panel) -> StructuralPredictions:
+    def predict(self, member: ParameterNetwork, world: World, panel: Panel) -> PanelPredictions:
         """Return a member's predictions of a panel."""
         customers = world.inhabit(theta_from_matrix(member(panel.features.T)))
-        return StructuralPredictions(customers, world, panel)
+        if not self.hides_state:
+            return StructuralPredictions(customers, world, panel)
+        method = self.hidden_states
+        return FilterPredictions(
+            customers, world, panel, start=method.start, alpha_sd=member.alpha_sd, nodes=method.nodes
+        )
+
+    def misfits(self, members: list[PanelPredictions], panel: Panel, env, level: float) -> list[str]:
+        """Name the decisions of a panel whose outcomes the members can't explain."""
+        catalogue = env.world.catalogue
+        if not self.hides_state:
+            return misfit_warnings(mean_trip_residuals(members, panel), catalogue, level)
+        predicted = {name: Outcomes(*x) for name, x in mean_probabilities(members).items()}
+        names = misfits(predicted, seen_weeks(panel), catalogue, level, panel.features, env.population.feature_names)
+        return [f"the world's equations can't explain these outcomes: {'; '.join(names)}"] if names else []
+
+    def parameters(
+        self, members: list[ParameterNetwork], world: World, panel: Panel, weight: Tensor, channels: list[str]
+    ) -> Report | None:
+        """Say what a log without states, a panel under weights [T, N], tells of each parameter; None of other logs."""
+        if not self.hides_state:
+            return None
+        some = slice(0, self.score_customers)
+        covariance = coefficient_covariance(
+            self.hidden_states, members[0], world, panel[some], weight[:, some], self.penalty, len(panel)
+        )
+        names = parameter_names(self.columns, channels)
+        pulled = {names[k] for k in self.hidden_states.pulled_columns()}
+        alpha_sd = sum(member.alpha_sd.item() for member in members) / len(members)
+        return parameter_report(names, parameter_rows(members, covariance, panel), pulled, alpha_sd)
 
     def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
         """Yield each input column by name, with a panel in which the column is that of customers `order` [N]."""
@@ -149,6 +208,8 @@ class StructuralTwin:
             features = panel.features.clone()
             features[k] = features[k, order]
             yield name, replace(panel, features=features)
+        if self.hides_state:
+            return
         for name in ("habit", "fatigue", "expectation"):
             column = getattr(panel.state, name)[:, order]
             yield name, replace(panel, state=panel.state._replace(**{name: column}))
@@ -156,3 +217,12 @@ class StructuralTwin:
     def state_dict(self) -> dict:
         """Return what members need beside their weights."""
         return {"kind": KIND, "hidden": self.hidden, "fixed_columns": self.fixed_columns()}
+
+
+def mean_probabilities(members: list[PanelPredictions]) -> dict[str, OutcomePrediction]:
+    """Return the members' mean predictions by kind of outcome."""
+    found = [member.probabilities() for member in members]
+    return {
+        name: x._replace(probability=torch.stack([y[name].probability for y in found]).mean(0))
+        for name, x in found[0].items()
+    }

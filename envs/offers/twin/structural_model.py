@@ -42,12 +42,14 @@ class ParameterNetwork(FeatureNetwork):
 
     middle: Tensor
     spread: Tensor
+    alpha_sd: Tensor  #: sd of what features leave open of α, []; 0 where it was not fitted
     bounds: Tensor  #: least and greatest of each parameter, [2, K]
 
     def __init__(self, num_features: int, middle: Tensor, spread: Tensor, *, hidden: list[int]):
         super().__init__(num_features, len(middle), hidden)
         self.register_buffer("middle", middle.float())
         self.register_buffer("spread", spread.float())
+        self.register_buffer("alpha_sd", torch.zeros(()))
         self.register_buffer("bounds", torch.tensor([-LOG_RANGE, LOG_RANGE]).repeat(len(middle), 1).T.clone())
         columns = parameter_columns(theta_from_matrix(middle[None]))
         self.bounds[0, [k for name in (*SHARES, *POSITIVE) for k in columns[name]]] = 0.0
@@ -62,8 +64,10 @@ class TwinPopulation:
     """The customers of a `base` population, who respond by a structural twin.
 
     Each customer responds as one member of the twin's ensemble, drawn for the season, so that no policy can profit from
-    the errors of one member. `path` is a checkpoint of algo=twin; with null, customers respond by the base population.
-    Raises ValueError where the checkpoint is of another kind, or was fitted to other features or channels.
+    the errors of one member. What features leave open of α is drawn, too. Parameters that the twin left to the priors
+    are those of another customer of the base population, drawn anew, so that features tell nothing of them. `path` is a
+    checkpoint of algo=twin; with null, customers respond by the base population. Raises ValueError where the
+    checkpoint is of another kind, or was fitted to other features or channels.
     """
 
     def __init__(self, catalogue: Catalogue, *, base: Callable[[Catalogue], Population], path: str | None):
@@ -139,7 +143,14 @@ class TwinPopulation:
         if self.only is not None:
             member = torch.full_like(member, self.only)
         theta = theta[member, torch.arange(n, device=x.device)]
-        theta[:, self.fixed_columns] = base_theta[:, self.fixed_columns]
+        alpha_sd = torch.stack([network.alpha_sd for network in self.networks]).to(theta)
+        if alpha_sd.any():
+            alpha = parameter_columns(sample.customers)["alpha"][0]
+            draws = torch.randn(n, generator=generator, device=x.device, dtype=theta.dtype)
+            theta[:, alpha] += alpha_sd[member] * draws
+        if self.fixed_columns:
+            others = theta_to_matrix(self.base.draw(n, generator, split).customers)
+            theta[:, self.fixed_columns] = others[:, self.fixed_columns]
         return sample._replace(customers=theta_from_matrix(theta))
 
     def state_dict(self) -> dict:

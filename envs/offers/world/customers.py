@@ -118,7 +118,7 @@ class World:
 
     def to(self, device, dtype) -> World:
         """Return a copy with its floats in `dtype` on `device`."""
-        world = object.__new__(World)
+        world = object.__new__(type(self))
         world.__dict__ = {
             **self.__dict__,
             "season": self.season.to(device, dtype),

@@ -1,0 +1,101 @@
+"""Scores of customers' seasons, the Fisher information that they make, and steps of Fisher scoring by both.
+
+The information of coefficients is the sum of outer products of customers' scores (Berndt, Hall, Hall & Hausman 1974).
+That of the margin is the expected one: where purchases of a customer bring much the same, their scores are no measure
+of it, for the likelihood of money holds the mean alone (envs/offers/twin/likelihood.py). The coefficients are G's
+linear ones, [K, 1 + F] in prior standard deviations, the constant first, and last the logarithm of the random effect's
+sd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.offers.logs.panel import Panel
+from envs.offers.twin.structural_model import ParameterNetwork
+
+# log-likelihood [N] of a panel under θ [N, K], the random effect's sd [N] and weights [T, N]
+SeasonLikelihood = Callable[[Tensor, Tensor, Panel, Tensor], Tensor]
+
+
+class Scores(NamedTuple):
+    """Weighted sums over customers, P = K·(1 + F) + 1 coefficients."""
+
+    gradient: Tensor  # float64 [P]
+    information: Tensor  # float64 [P, P]
+
+
+def coefficients(member: ParameterNetwork, log_sd: Tensor) -> Tensor:
+    """Return the coefficients of a member in order, float64 [P]."""
+    linear = torch.cat((member.linear.bias[:, None], member.linear.weight), 1)
+    return torch.cat((linear.flatten(), log_sd.view(1))).detach().double()
+
+
+@torch.no_grad()
+def set_coefficients(member: ParameterNetwork, log_sd: Tensor, values: Tensor) -> None:
+    """Give a member and the sd's logarithm the coefficients [P]."""
+    linear = values[:-1].view(len(member.middle), -1)
+    member.linear.bias.copy_(linear[:, 0])
+    member.linear.weight.copy_(linear[:, 1:])
+    log_sd.copy_(values[-1])
+
+
+def scores(
+    likelihood: SeasonLikelihood, member: ParameterNetwork, sd: Tensor, panel: Panel, weight: Tensor, chunk: int
+) -> Scores:
+    """Sum the scores of a panel's customers and their outer products, each customer by the greatest of its weights.
+
+    The likelihood is that of responses, without margins.
+    """
+    size = len(member.middle) * (1 + len(panel.features)) + 1
+    gradient = torch.zeros(size, dtype=torch.float64, device=weight.device)
+    information = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
+    for rows in torch.arange(len(panel), device=weight.device).split(chunk):
+        part, counts = panel[rows], weight[:, rows]
+        with torch.no_grad():
+            theta = member(part.features.T)
+        theta.requires_grad_()
+        of_each = sd.detach().expand(len(rows)).clone().requires_grad_()
+        found = likelihood(theta, of_each, part, counts).sum()
+        of_theta, of_sd = torch.autograd.grad(found, (theta, of_each))
+        design = torch.cat((torch.ones_like(of_sd[:, None]), member.standardize(part.features.T)), 1)
+        by_coefficient = ((of_theta * member.spread)[:, :, None] * design[:, None]).flatten(1)
+        score = torch.cat((by_coefficient, (of_sd * of_each)[:, None]), 1).detach()
+        weighted = score * counts.amax(0)[:, None]
+        gradient += weighted.sum(0)
+        information += score.T @ weighted
+    return Scores(gradient, information)
+
+
+def with_margins(found: Scores, member: ParameterNetwork, panel: Panel, weight: Tensor, column: int) -> Scores:
+    """Add the scores and the expected information of log g, θ's `column`, from purchases in weeks that count."""
+    bought = panel.bought & (weight > 0)
+    times, count = weight.amax(0), bought.sum(0)
+    brought = torch.where(bought, panel.margin, 0.0).sum(0)
+    with torch.no_grad():
+        log_margin = member(panel.features.T)[:, column]
+        design = torch.cat((torch.ones_like(log_margin[:, None]), member.standardize(panel.features.T)), 1).double()
+    score = times * (brought / log_margin.exp() - count) * member.spread[column]
+    width = design.shape[1]
+    at = slice(column * width, (column + 1) * width)
+    gradient, information = found.gradient.clone(), found.information.clone()
+    gradient[at] = design.T @ score.double()
+    information[at] = 0.0
+    information[:, at] = 0.0
+    information[at, at] = design.T @ (design * (times * count * member.spread[column].square())[:, None].double())
+    return Scores(gradient, information)
+
+
+def scoring_step(found: Scores, at: Tensor, prior: Tensor, center: Tensor) -> Tensor:
+    """Return the step [P] from coefficients `at` to the maximum of the quadratic model, prior included.
+
+    The prior of each coefficient is normal about `center` [P] with precision `prior` [P]. The sd grows or falls by a
+    factor of e at most: near 0 its likelihood is flat.
+    """
+    step = torch.linalg.solve(found.information + prior.diag(), found.gradient - prior * (at - center))
+    step[-1].clamp_(-1.0, 1.0)
+    return step

@@ -1,0 +1,84 @@
+"""What every world outside the family says of a week, and what it shares with the family."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, CustomerState, World
+from envs.offers.world.response import churn_probability, opt_out_probability
+from envs.offers.world.transition import next_state
+
+UNLIKE_UNIFORMS = UNIFORMS + 2  # independent draws a customer and week: the family's, and two of the world's own
+
+
+class UnlikeWeek(NamedTuple):
+    """A week of N customers."""
+
+    state: CustomerState  # after the week
+    memory: Tensor  # the world's own state after the week, int64 [N]
+    bought: Tensor  # bool [N]
+    redeemed: Tensor  # bool [N]
+    margin: Tensor  # money that the purchase brought before this week's discount, 0 without one, [N]
+
+
+class UnlikeWorld(World):
+    """Base of the worlds outside the family.
+
+    They have no dynamic program: no value of never contacting a customer, no plan, and no bound. What a policy earns is
+    counted against the same customers, never contacted, under the same random numbers.
+    """
+
+    @abstractmethod
+    def advance(
+        self,
+        c: Customers,
+        week: int,
+        state: CustomerState,
+        memory: Tensor,
+        offer: Tensor,
+        channel: Tensor,
+        u: Tensor,
+    ) -> UnlikeWeek:
+        """Draw a week (from 0; the season's last index holds after it) from uniforms u [8, N].
+
+        A customer who is not subscribed gets nothing, whatever the action is.
+        """
+
+    def start_memory(self, c: Customers) -> Tensor:
+        """Return the world's own state at the start of a season, int64 [N]."""
+        return torch.zeros(len(c), dtype=torch.long, device=c.alpha.device)
+
+    def season_index(self, week: int) -> Tensor:
+        """Return the season's index of a week, 1 after the season."""
+        return self.season[week] if week < self.weeks else torch.ones_like(self.season[0])
+
+    def settle(
+        self,
+        c: Customers,
+        state: CustomerState,
+        contacted: Tensor,
+        channel: Tensor,
+        bought: Tensor,
+        redeemed: Tensor,
+        tired: Tensor,
+        tired_by: Tensor,
+        u: Tensor,
+    ) -> CustomerState:
+        """Return next week's state: churn, opt-outs and habit as in the family.
+
+        Fatigue rises in customers `tired`, bool [N], by the steps of the channels `tired_by`.
+        """
+        h, f = (x.to(u.dtype) for x in state[:2])
+        lost = churn_probability(c, h, f)
+        churned = (state.status == CHURNED) | (u[4] < torch.where(bought, 0.25 * lost, lost))
+        left = contacted & (u[5] < opt_out_probability(c, f, self.catalogue.opt_out[channel]))
+        return next_state(c, self, state, tired, tired_by, bought, redeemed, churned, left, u)
+
+
+def sent_to(state: CustomerState, offer: Tensor) -> Tensor:
+    """Return the offers that customers get: nothing where one is not subscribed."""
+    return torch.where(state.status == SUBSCRIBED, offer, 0)

@@ -1,0 +1,155 @@
+"""What a twin recovers from a log without states: every parameter, and what planning on it earns in the true world.
+
+Usage:
+
+    python scripts/bench.py learning/recovery
+    python scripts/bench.py learning/recovery benchmark.env.population.r2=0.6
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from envs.data_collection import LoggingPolicy
+from envs.offers.env import OffersEnv
+from envs.offers.evaluation.evaluator import OffersEvaluator
+from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.planning.batching import no_contact_values_if_they_fit
+from envs.offers.policies.information import FEATURES, LOG, TRUTH, Information
+from envs.offers.policies.rollover import planning_policy
+from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
+from envs.offers.twin.ensemble import TwinEnsemble
+from envs.offers.twin.hidden_states.identification import parameter_names
+from envs.offers.twin.report import TwinEvaluator
+from envs.offers.twin.structural_fit import StructuralTwin
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.runs import checkpoint
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.logs import log_seasons
+
+ON_TRUTH = Information(TRUTH, ("beliefs",), equations=True)
+ON_TWIN = Information(FEATURES, ("beliefs",), equations=True, training=(LOG,))
+
+
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    env: Callable[..., OffersEnv],
+    logging_policy: LoggingPolicy,
+    twin: Callable[..., TwinEnsemble],
+    decisions: int,
+    agents: int,
+    new: int,
+    planning: bool,
+) -> dict:
+    """Fit a twin to a log; compare its θ with the truth of `new` customers and, where `planning`, plan on both."""
+    world, seasons = log_seasons(env, logging_policy, decisions, agents, device, 1000 + seed)
+    log = LoggedDataset.cat([chunk.deduplicate(world.context_dim) for chunk in seasons])
+    model = twin(world, seed)
+    model.set_dataset(log)
+    model.setup(None, lambda: False)
+    seconds = []
+    while model.iteration < model.iterations:
+        started = time.process_time()
+        model.iterate(0.0)
+        model.iteration += 1
+        seconds.append(time.process_time() - started)
+        checkpoint.save(directory / "checkpoint.pt", {"agent": model.state_dict(), "name": "twin"})
+    assert isinstance(model.twin, StructuralTwin)
+    evaluator = model.make_evaluator()
+    assert isinstance(evaluator, TwinEvaluator)
+    parameters = compare_parameters(model, model.twin, evaluator, new, device)
+    show(parameter_table(parameters, decisions, seconds))
+    warnings = evaluator.misfit(model, model.held_out_panel)
+    print("can't be explained: " + ("; ".join(warnings) or "nothing"), flush=True)
+    found = {"seconds": seconds, "warnings": warnings, "parameters": parameters}
+    if planning:
+        scores = planning_scores(env(device, seed), model, model.twin.hidden_states.start)
+        show(planning_table(scores))
+        found["planning"] = scores
+    return found
+
+
+def mean_theta(members: Iterable[nn.Module], features: Tensor) -> Tensor:
+    """Return the members' mean θ of customers with features [N, F], [N, K]."""
+    with torch.no_grad():
+        return torch.stack([member(features.float()) for member in members]).mean(0).double()
+
+
+def compare_parameters(
+    model: TwinEnsemble, kind: StructuralTwin, evaluator: TwinEvaluator, new: int, device: torch.device
+) -> dict[str, dict]:
+    """Return each parameter's correlation, error and bias over new customers, in standard deviations of the prior."""
+    sample = model.env.population.draw(new, torch.Generator(device).manual_seed(99), "test")
+    truth = theta_to_matrix(sample.customers)
+    z = mean_theta(model.fitted_members, sample.features)
+    names = parameter_names(kind.columns, model.env.world.catalogue.channels)
+    report = evaluator.parameters(model)
+    rows = {}
+    for k, name in enumerate(names):
+        apart = (z[:, k] - truth[:, k]) / truth[:, k].std()
+        together = torch.corrcoef(torch.stack((z[:, k], truth[:, k])))[0, 1].item() if z[:, k].std() > 1e-9 else 0.0
+        rows[name] = {
+            "correlation": together,
+            "error": apart.square().mean().sqrt().item(),
+            "bias": apart.mean().item(),
+            "promised": report.rows[name]["error"] if report else float("nan"),
+        }
+    return rows
+
+
+def planning_scores(env: OffersEnv, model: TwinEnsemble, start: Tensor) -> dict[str, dict]:
+    """Return the scores of planning under the belief, in the true world: on the true θ and on the twin's.
+
+    `start` [14] are the marginals of the state at the start of a season.
+    """
+    evaluator = env.evaluation(env)
+    assert isinstance(evaluator, OffersEvaluator)
+    market = evaluator.test_market(env.budget)
+    bound = evaluator.solve_bound(market)
+    customers = evaluator.world.inhabit(theta_from_matrix(mean_theta(model.fitted_members, market.features)))
+    values = no_contact_values_if_they_fit(customers, evaluator.world)
+    estimated = replace(market, customers=customers, no_contact_values=values)
+    policies = {
+        "true θ": planning_policy(market, bound, ON_TRUTH, start),
+        "the twin's θ̂": planning_policy(estimated, evaluator.solve_bound(estimated), ON_TWIN, start),
+    }
+    return {
+        name: evaluator.summarise(
+            evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS), market, bound
+        )
+        for name, policy in policies.items()
+    }
+
+
+def parameter_table(rows: dict[str, dict], decisions: int, seconds: list[float]):
+    """Lay out what was recovered, the least error first."""
+    lines = [
+        [name, f"{row['correlation']:.2f}", f"{row['error']:.2f}", f"{row['bias']:+.2f}", f"{row['promised']:.2f}"]
+        for name, row in sorted(rows.items(), key=lambda item: item[1]["error"])
+    ]
+    caption = (
+        "error, bias: in standard deviations of the prior, over new customers (error 1: nothing learned); promised: "
+        "the error that the fit itself expects, of one member on all customers"
+    )
+    title = (
+        f"{decisions:,} decisions without states; {len(seconds)} members of {max(seconds):.0f} CPU seconds or less each"
+    )
+    return table_of(title, ["parameter", "correlation", "error", "bias", "promised"], lines, caption)
+
+
+def planning_table(rows: dict[str, dict]):
+    """Lay out what planning earns."""
+    lines = [
+        [name, f"{row['score']:.3f}", f"{row['score_ci'][0]:.3f}", f"{row['score_ci'][1]:.3f}"]
+        for name, row in rows.items()
+    ]
+    return table_of("planning in the true world, states unseen", ["on", "score", "from", "to"], lines)

@@ -1,0 +1,204 @@
+"""What a twin is worth where its equations are wrong: log → twin → policies, judged in worlds outside the family.
+
+Usage:
+
+    python scripts/bench.py learning/unlike
+    python scripts/bench.py learning/unlike benchmark.ppo_steps=1920000
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from envs.data_collection import LoggingPolicy
+from envs.offers.constraints.contact_policy import ContactOptions
+from envs.offers.env import OffersEnv
+from envs.offers.evaluation.evaluator import OffersEvaluator
+from envs.offers.evaluation.price_calibration import calibrate_price_drift
+from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.simulation import EvaluationMarket
+from envs.offers.planning.batching import no_contact_values_if_they_fit
+from envs.offers.planning.knapsack import Increments, ranked
+from envs.offers.policies.base import SeasonPolicy
+from envs.offers.policies.baselines import KnapsackPolicy, NoContact
+from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView
+from envs.offers.policies.information import NOTHING, Information
+from envs.offers.policies.learned import CodecView
+from envs.offers.policies.rollover import planning_policy
+from envs.offers.populations.base import theta_from_matrix
+from envs.offers.twin.ensemble import TwinEnsemble
+from envs.offers.twin.report import TwinEvaluator
+from envs.offers.twin.structural_fit import StructuralTwin
+from envs.offers.unlike.season import draw_uniforms, incremental_profit
+from envs.offers.world.customers import Customers, CustomerState
+from envs.offers.world.hidden_observation import HidingCodec
+from rlcore.algorithm import NetworkAlgorithm
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.intervals import LEVEL, normal_half_width
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import NullLogger
+from rlcore.training_loop import TrainingLoop
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.logs import log_seasons
+from scripts.benchmarks.learning.recovery import ON_TWIN, mean_theta
+
+
+class FrequentBuyers:
+    """A shop's rule: who bought most often this season gets one offer through one channel, as far as money goes.
+
+    The expected spend of a contact is the shop's experience: the share of such contacts that its log has redeemed.
+    """
+
+    information = Information(NOTHING, ("history",))
+
+    def __init__(self, codec: HidingCodec, features: Tensor, offer: int, channel: int, redeemed: float):
+        self.view = CodecView(codec, features.float())
+        self.action = int(codec.catalogue.action_codec.encode(torch.tensor(offer), torch.tensor(channel)))
+        catalogue = codec.catalogue
+        self.spend = (catalogue.cost[channel] + catalogue.value[offer] * redeemed).item()
+
+    def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
+        """Return one step a customer who may get the offer, ranked by purchases."""
+        assert options.memory is not None  # the options of a market have it
+        purchases = options.memory[:, 1].double()  # the first of the season's sums
+        allowed = options.action_mask[:, self.action]
+        score = torch.where(allowed, 1.0 + purchases, -torch.inf)
+        return ranked(score, torch.full_like(score, self.spend), torch.full_like(state.status, self.action))
+
+
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    worlds: dict[str, Callable[..., OffersEnv]],
+    family: Callable[..., OffersEnv],
+    on_twin: Callable[..., OffersEnv],
+    logging_policy: LoggingPolicy,
+    twin: Callable[..., TwinEnsemble],
+    ppo: Callable[..., NetworkAlgorithm],
+    ppo_steps: int,
+    decisions: int,
+    agents: int,
+    customers: int,
+    seasons: int,
+    fees: list[float],
+    offer: int,
+    channel: int,
+) -> dict:
+    """Log each world, fit a twin of the family to it, and compare policies by profit among `customers` new ones.
+
+    PPO is trained on the twin for `ppo_steps`, 0 for none. `offer` and `channel` are those of the shop's rule.
+    """
+    found: dict[str, dict] = {}
+    for name, world in worlds.items():
+        env, chunks = log_seasons(world, logging_policy, decisions, agents, device, 1000 + seed)
+        log = LoggedDataset.cat([chunk.deduplicate(env.context_dim) for chunk in chunks])
+        assumed = family(device, seed)  # what the shop believes: the family's equations
+        model = twin(assumed, seed)
+        model.set_dataset(log)
+        TrainingLoop(model, NullLogger()).run()
+        path = directory / f"{name}.pt"
+        checkpoint.save(path, {"agent": model.state_dict(), "name": "twin"})
+        check, evaluator, kind = model.make_evaluator(), assumed.evaluation(assumed), model.twin
+        assert isinstance(check, TwinEvaluator)
+        assert isinstance(evaluator, OffersEvaluator)
+        assert isinstance(kind, StructuralTwin)
+        warnings = check.misfit(model, model.held_out_panel)
+        sample = assumed.population.draw(customers, torch.Generator(device).manual_seed(seed), "test")
+        market = EvaluationMarket.from_sample(
+            sample, env.world.to(device, torch.float64), assumed.budget, assumed.contact_rules
+        )
+        contacts = log.action == env.world.catalogue.action_codec.encode(torch.tensor(offer), torch.tensor(channel))
+        redeemed = log.outcomes["redeemed"][contacts].float().mean().item()
+        rule = FrequentBuyers(assumed.codec, market.features, offer, channel, redeemed)
+        policies: dict[str, SeasonPolicy] = {"none": NoContact(), "frequent buyers": rule}
+        policies |= policies_on_twin(evaluator, model, kind.hidden_states.start, market, fees)
+        if ppo_steps:
+            policies["PPO on the twin"] = ppo_on_twin(
+                on_twin(device, seed, twin=str(path)), ppo, ppo_steps, market, seed
+            )
+        generator = torch.Generator(device).manual_seed(TEST_SEASONS + 1000 * seed)
+        u = [draw_uniforms(market.world, customers, generator) for _ in range(seasons)]
+        profit = incremental_profit(policies, market, u)
+        found[name] = {"warnings": warnings, "rows": summarise(profit, "frequent buyers")}
+        show(profit_table(name, found[name]["rows"], customers, seasons))
+        print("warning: " + ("; ".join(warnings) or "none"), flush=True)
+        checkpoint.save_json(directory / "rows.json", found)
+    return {"worlds": found}
+
+
+def policies_on_twin(
+    evaluator: OffersEvaluator, model: TwinEnsemble, start: Tensor, market: EvaluationMarket, fees: list[float]
+) -> dict[str, SeasonPolicy]:
+    """Return planning and the myopic knapsack with a fee tuned on the twin, both under the filtered belief.
+
+    `start` [14] are the marginals of the state at the start of a season.
+    """
+    world = evaluator.world
+
+    def estimated(features: Tensor) -> Customers:
+        return world.inhabit(theta_from_matrix(mean_theta(model.fitted_members, features)))
+
+    def on_twin(base: EvaluationMarket) -> EvaluationMarket:
+        customers = estimated(base.features)
+        values = no_contact_values_if_they_fit(customers, world)
+        return replace(base, world=world, customers=customers, no_contact_values=values)
+
+    def myopic(base: EvaluationMarket, fee: float) -> KnapsackPolicy:
+        view = BeliefView(base.customers, world, start)
+        return BeliefPlanner(base.customers, world, ON_TWIN, view, values=None, fee=fee)
+
+    tuning = on_twin(evaluator.tuning_market(evaluator.env.budget))
+
+    def earned(fee: float) -> float:
+        records = evaluator.simulate(myopic(tuning, fee), tuning, None, evaluator.tuning_seasons, 0)
+        return sum(record.incremental_profit.sum().item() for record in records)
+
+    mine = on_twin(market)
+    return {
+        "myopic + fee on the twin": myopic(mine, max(fees, key=earned)),
+        "planning on the twin": planning_policy(mine, evaluator.solve_bound(mine), ON_TWIN, start),
+    }
+
+
+def ppo_on_twin(
+    env: OffersEnv, ppo: Callable[..., NetworkAlgorithm], steps: int, market: EvaluationMarket, seed: int
+) -> SeasonPolicy:
+    """Train PPO in the environment of a twin, and deploy it in a market."""
+    agent = ppo(env, seed, total_steps=steps)
+    TrainingLoop(agent, NullLogger()).run()
+    evaluator = env.evaluation(env)
+    assert isinstance(evaluator, OffersEvaluator)
+    drift = calibrate_price_drift(evaluator, agent, evaluator.tuning_market(env.budget))
+    return evaluator.deploy_at_drift(agent, market, drift)
+
+
+def summarise(profit: dict[str, Tensor], against: str) -> dict[str, dict]:
+    """Return each policy's profit a customer, and how far it is ahead of another, paired, with 95 % half-widths."""
+    return {
+        name: {
+            "profit": x.mean().item(),
+            "profit_half_width": normal_half_width(x, LEVEL).item(),
+            "ahead": (x - profit[against]).mean().item(),
+            "ahead_half_width": normal_half_width(x - profit[against], LEVEL).item(),
+        }
+        for name, x in profit.items()
+    }
+
+
+def profit_table(name: str, rows: dict[str, dict], customers: int, seasons: int):
+    """Lay a world's policies out."""
+    keys = ("profit", "profit_half_width", "ahead", "ahead_half_width")
+    lines = [[policy, *(f"{row[key]:.3f}" for key in keys)] for policy, row in rows.items()]
+    caption = (
+        "money a customer over never contacting them, a season and its later weeks; ahead: of the rule for frequent "
+        "buyers, customer by customer; there is no bound in this world"
+    )
+    title = f"{name}: {customers:,} new customers, {seasons} seasons"
+    return table_of(title, ["policy", "profit", "±", "ahead", "±"], lines, caption)

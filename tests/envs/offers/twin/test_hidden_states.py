@@ -1,0 +1,294 @@
+"""The structural twin of a log without states: likelihood, scores and their sums, recovery, draws, bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from configs import load, node
+from envs.offers.env import OffersEnv
+from envs.offers.logs.panel import to_panel
+from envs.offers.neural_twin.env import make_twin_env
+from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
+from envs.offers.twin.filter_diagnostics import Outcomes, misfits
+from envs.offers.twin.hidden_states.fisher_scoring import coefficients, scores
+from envs.offers.twin.hidden_states.identification import coefficient_covariance
+from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, hermite_nodes, seen_weeks
+from envs.offers.twin.structural_model import TwinPopulation
+from envs.offers.world.filtering import Belief, season_log_likelihood
+from small_offers import random_log, random_season
+from stored import save_state
+from toy_envs import part
+
+CPU = torch.device("cpu")
+
+
+def unseen_log(customers: int, seed: int = 0):
+    """An environment whose view hides the state, and a season of random decisions in it."""
+    config = OmegaConf.merge(node("offers", "env/observation=history"), {"num_agents": customers})
+    env = instantiate(config, _convert_="all")(CPU, seed)
+    return env, random_season(env, seed)
+
+
+def twin(env, members=1, **changes):
+    """A twin as configured, with some keys changed."""
+    small = {"reference_size": 2000, "score_customers": 300, **changes.pop("twin", {})}
+    return instantiate(part("twin", members=members, twin=small, **changes), _convert_="all")(env, 0)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """In float64: a world, a panel of 12 customers, their parameters, the start, and the fit's settings."""
+    env, log = unseen_log(12)
+    model = twin(env)
+    world = env.world.to(CPU, torch.float64)
+    sample = env.population.draw(12, torch.Generator().manual_seed(3), "train")
+    panel = to_panel(log, env, "log")
+    panel = replace(panel, features=sample.features.T)
+    return world, panel, theta_to_matrix(sample.customers), model
+
+
+def test_the_mixture_is_the_quadrature_of_whole_seasons(small):
+    """log Σ_k w_k P(season | α + σ·x_k), each by the filter of one α; with σ = 0 it is the filter."""
+    world, panel, theta, model = small
+    start, weeks = model.twin.hidden_states.start, seen_weeks(panel)
+    c = world.inhabit(theta_from_matrix(theta))
+
+    def alone(shift):
+        belief = Belief.from_marginals(start[:, None].expand(-1, 12), torch.zeros(12, dtype=torch.bool))
+        nobody_spends = [week._replace(margin=torch.zeros(12, dtype=torch.float64)) for week in weeks]
+        moved = replace(c, alpha=c.alpha + shift, margin=torch.ones_like(c.alpha))
+        return season_log_likelihood(moved, world, nobody_spends, belief)
+
+    nobody = torch.zeros(12, dtype=torch.bool)
+    for sd in (0.0, 0.7):
+        mixture = MixtureFilter(c, world, start, nobody, torch.tensor(sd, dtype=torch.float64), 4)
+        found = sum(mixture.observe(t, week) for t, week in enumerate(weeks))
+        at, log_weight = hermite_nodes(4, c.alpha)
+        wanted = torch.stack([w + alone(sd * x) for x, w in zip(at, log_weight)]).logsumexp(0)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+    at, log_weight = hermite_nodes(5, c.alpha)
+    assert [(log_weight.exp() * at**k).sum().item() for k in (0, 2, 4, 6)] == pytest.approx([1, 1, 3, 15])
+
+
+def test_predictions_are_what_the_likelihood_scores(small):
+    """P(bought) by the mixture is the probability that it gives to weeks with a purchase, redeemed or not."""
+    world, panel, theta, model = small
+    c = world.inhabit(theta_from_matrix(theta))
+    weeks, nobody = seen_weeks(panel), torch.zeros(12, dtype=torch.bool)
+    mixture = MixtureFilter(c, world, model.twin.hidden_states.start, nobody, torch.tensor(0.5).double(), 3)
+    for t in range(3):
+        mixture.observe(t, weeks[t])
+    week = weeks[3]._replace(opted_out=torch.zeros(12, dtype=torch.bool))
+    week = week._replace(offer=torch.where(mixture.belief.unsubscribed.view(6, 3, 12).sum((0, 1)) > 0, 0, week.offer))
+    predicted = mixture.predict(3, week.offer, week.channel)
+    total = torch.zeros(12, dtype=torch.float64)
+    for redeemed in (False, True):
+        for opted_out in (False, True):
+            other = MixtureFilter(c, world, model.twin.hidden_states.start, nobody, torch.tensor(0.5).double(), 3)
+            other.belief, other.log_weight = mixture.belief, mixture.log_weight
+            shape = {"bought": True, "redeemed": redeemed, "opted_out": opted_out}
+            some = week._replace(**{name: torch.full((12,), x) for name, x in shape.items()})
+            p = other.observe(3, some).exp()
+            total += torch.where((some.redeemed | some.opted_out) & (week.offer == 0), 0.0, p)
+    torch.testing.assert_close(total, predicted.bought, rtol=0, atol=1e-9)
+
+
+def test_scores_are_the_gradient_and_information_their_outer_products(small):
+    world, panel, _, model = small
+    member, method = model.members[0].double(), model.twin.hidden_states
+    member.fit_scale(panel.features.T)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        member.linear.weight.normal_(0, 0.1, generator=generator)
+    weight = torch.ones(12, 12)
+    weight[9:] = 0.0
+    weight[:, :4] *= 2
+    sd = torch.tensor(0.3, dtype=torch.float64)
+    likelihood = partial(method.season_log_likelihoods, world)
+    found = scores(likelihood, member, sd, panel, weight, 5)
+
+    log_sd = sd.log().requires_grad_()
+    each = likelihood(member(panel.features.T), log_sd.exp(), panel, weight)
+    wanted = []
+    for i in range(12):
+        slopes = torch.autograd.grad(each[i], (member.linear.bias, member.linear.weight, log_sd), retain_graph=True)
+        wanted.append(torch.cat((torch.cat((slopes[0][:, None], slopes[1]), 1).flatten(), slopes[2].view(1))))
+    s, times = torch.stack(wanted), weight.amax(0).double()
+    torch.testing.assert_close(found.gradient, (s * times[:, None]).sum(0), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.information, s.T @ (s * times[:, None]), rtol=1e-8, atol=1e-8)
+    assert coefficients(member, log_sd)[1] == member.linear.weight[0, 0] and len(s[0]) == len(found.gradient)
+
+    # The likelihood's own slope, by finite differences.
+    theta = member(panel.features.T).detach()
+    direction = torch.randn(theta.shape, generator=generator, dtype=torch.float64) * member.spread
+    up, down = (likelihood(theta + sign * 1e-5 * direction, sd, panel, weight).sum() for sign in (1, -1))
+    theta.requires_grad_()
+    (slope,) = torch.autograd.grad(likelihood(theta, sd, panel, weight).sum(), theta)
+    assert (slope * direction).sum().item() == pytest.approx(((up - down) / 2e-5).item(), rel=1e-5)
+    member.float()
+
+
+def test_of_margins_the_score_is_exact_and_the_information_the_expected_one(small):
+    """With features left out of G, log g moves by Σ y / (n·g) − 1 in a step: near the maximum, Newton's."""
+    world, panel, _, model = small
+    member, method = model.members[0].double(), model.twin.hidden_states
+    member.fit_scale(panel.features.T)
+    weight, column = torch.ones(12, 12), model.twin.columns["margin"][0]
+    found = method.scores(member, torch.tensor(0.3).double(), world, panel, weight)
+    theta = member(panel.features.T).detach().requires_grad_()
+    whole = method.season_log_likelihoods(world, theta, torch.tensor(0.3).double(), panel, weight).sum()
+    (slope,) = torch.autograd.grad(whole, theta)
+    at = column * (1 + len(panel.features))
+    assert found.gradient[at].item() == pytest.approx((slope[:, column].sum() * member.spread[column]).item())
+    spread = member.spread[column].item()
+    assert found.information[at, at].item() == pytest.approx(int(panel.bought.sum()) * spread**2)
+    others = torch.ones(len(found.gradient), dtype=torch.bool)
+    others[at : at + 1 + len(panel.features)] = False
+    assert (found.information[at, others] == 0).all() and found.information[0, 0] > 0
+    member.float()
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A twin fitted to 3,000 customers whose states and churn nobody saw, and their environment."""
+    env, log = unseen_log(3000)
+    small = {"score_customers": 1500, "hidden_states": {"steps": 40, "nodes": 3}}
+    model = twin(env, holdout={"customers": 0.2, "weeks": 2}, twin=small)
+    model.set_dataset(log)
+    model.setup(None, lambda: False)
+    metrics = model.iterate(0.0)
+    model.iteration = 1
+    return env, model, metrics
+
+
+def test_it_finds_what_the_log_tells(fitted):
+    env, model, metrics = fitted
+    method, member = model.twin.hidden_states, model.members[0]
+    sample = env.population.draw(2000, torch.Generator().manual_seed(9), "test")
+    truth = theta_to_matrix(sample.customers)
+    with torch.no_grad():
+        guess = member(sample.features.float()).double()
+    z = (guess - truth) / truth.std(0)
+    error = dict(zip(model.twin.columns, z.square().mean(0).sqrt().tolist()))  # of the single columns, in order
+    assert error["alpha"] < 0.35 and error["margin"] < 0.2 and error["opt_out"] < 0.75 and error["mu"] < 0.95, error
+    pulled = z.mean(0)[method.pulled_columns()]
+    assert pulled.abs().max() < 0.15  # their means stay the priors'
+    assert model.unobserved_outcomes == () and model.twin.fixed_parameters == ()  # silence tells of churn
+    panel, weight = model.validation_panel, model.validation_weight
+    sd = torch.zeros(())
+
+    def likelihood_of(theta):
+        return method.season_log_likelihoods(env.world, theta, sd, panel, weight).sum() / (weight > 0).sum()
+
+    with torch.no_grad():
+        middle = likelihood_of(member.middle.expand(len(panel), -1))
+        assert metrics["twin/held_out"] > middle + 0.12
+
+
+@pytest.mark.slow
+def test_its_report_says_what_is_identified(fitted):
+    env, model, _ = fitted
+    report = model.make_evaluator().evaluate(model, "twin")
+    assert set(report.parts()) == {"table", "parameters"} and set(report.rows) == {"trips", "redeemed", "opt_out"}
+    rows = report.to_metrics()["parameters"]
+    assert rows["log margin"]["error"] < 0.2 < 0.9 < rows["chi"]["error"] and rows["chi"]["pulled"]
+    assert all(row["low"] <= row["mean"] <= row["high"] and 0 < row["error"] <= 1 for row in rows.values())
+    assert "hardly identifies" in report.parameters.caption and "chi" in report.parameters.caption
+    for name, tolerance in (("trips", 0.05), ("redeemed", 0.2)):
+        row = report.rows[name]
+        assert row["predicted"] == pytest.approx(row["actual"], rel=tolerance) and row["skill"] > 0.03
+    weeks = report.extra["weeks"]
+    assert [row["week"] for row in weeks if row["held_out"]] == [10, 11]
+    assert all(row["trips"][1] == pytest.approx(row["trips"][0], rel=0.15) for row in weeks)
+    assert set(report.extra["drivers"]) == set(env.population.feature_names)
+
+
+def test_more_customers_tell_more(fitted):
+    env, model, _ = fitted
+    some = slice(0, 300)
+    panel, weight = model.fit_panel[some], model.fit_weight[:, some]
+    method, member = model.twin.hidden_states, model.members[0]
+    few, many = (
+        coefficient_covariance(method, member, env.world, panel, weight, 24.0, n).flatten(0, 1).flatten(1).diagonal()
+        for n in (3000, 300000)
+    )
+    assert (many < few).all() and (few > 0).all()
+
+
+def test_what_the_twin_cannot_explain_has_a_segment_and_a_week(fitted):
+    """Customers high in a feature buy whatever is sent in the fifth week: the group and the week are named."""
+    env, model, _ = fitted
+    names = env.population.feature_names
+    predicted = model.twin.predict(model.members[0], env.world, model.panel).probabilities()
+    high = model.panel.features[7] > 0.5
+    bought = model.panel.bought.clone()
+    bought[4] |= high & (model.panel.offer[4] > 0)
+    changed = replace(model.panel, bought=bought)
+    predicted = {**predicted, "trips": predicted["trips"]._replace(happened=bought)}
+    predicted = {name: Outcomes(*x) for name, x in predicted.items()}
+    found = misfits(predicted, seen_weeks(changed), env.world.catalogue, 0.001, changed.features, names)
+    assert any("highest third of feature 7, contacted" in text and "most in week 5" in text for text in found), found
+
+
+@pytest.fixture
+def saved(fitted, tmp_path):
+    path = tmp_path / "twin.pt"
+    save_state(path, "twin", fitted[1].state_dict())
+    return str(path)
+
+
+def test_its_customers_differ_by_what_features_leave_open(fitted, saved):
+    _, model, _ = fitted
+    catalogue = load("catalogue/default")
+    population = TwinPopulation(catalogue, base=lambda _: load("population/synthetic", catalogue), path=saved)
+    population.networks[0].alpha_sd.fill_(0.4)
+    sample = population.draw(4000, torch.Generator().manual_seed(0), "train")
+    with torch.no_grad():
+        middle = model.members[0](sample.features.float()).double()
+    apart = theta_to_matrix(sample.customers) - middle
+    assert apart[:, 0].std().item() == pytest.approx(0.4, rel=0.06) and abs(apart[:, 0].mean()) < 0.03
+    assert apart[:, 1:].abs().max() < 1e-5
+
+
+def test_policies_on_it_may_see_histories_and_null_is_the_true_world(saved):
+    config = OmegaConf.merge(node("offers_twin", "env/observation=history"), {"num_agents": 60, "twin": saved})
+    env = instantiate(config, _convert_="all")(CPU, 0)
+    assert type(env) is OffersEnv and env.codec.hides_state and len(env.population.members()) == 1
+    obs, _ = env.reset()
+    step = env.step(torch.zeros(60, 2, dtype=torch.long))
+    assert obs.shape == (60, env.obs_dim) and step.reward.abs().max() == 0.0
+    config.twin = None
+    true = instantiate(config, _convert_="all")(CPU, 0)
+    true.reset()
+    assert not isinstance(true.population, TwinPopulation) and type(true) is OffersEnv
+    with pytest.raises(ValueError, match="env.twin: expected the path of a checkpoint of algo=twin"):
+        make_twin_env(CPU, 0, twin="")
+
+
+def test_bad_input_is_one_line():
+    env, log = unseen_log(40)
+    model = twin(env, weighted=True)
+    model.set_dataset(log.map(lambda x: x))
+    model.setup(None, lambda: False)
+    model.fit_weight[3] *= 2
+    with pytest.raises(ValueError, match="algo.weighted=true: a log without states"):
+        model.iterate(0.0)
+    keep = torch.ones(len(log), dtype=torch.bool)
+    keep[14] = False  # the third week of the second customer
+    with pytest.raises(ValueError, match="customer 1, column 'week': expected all weeks of a season from the first"):
+        twin(env).set_dataset(log[keep])
+    with pytest.raises(ValueError, match="hidden_states.pulled: no such parameter: psi"):
+        twin(env, twin={"hidden_states": {"pulled": ["psi"]}})
+
+
+def test_a_log_with_states_is_fitted_with_them():
+    env, log = random_log(60)
+    model = twin(env)
+    model.set_dataset(log)
+    assert not model.twin.hides_state and model.make_evaluator().parameters(model) is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
-from envs.offers.planning.dynamic_program import best_plan, no_contact_values
+from envs.offers.planning.dynamic_program import action_values, best_plan, no_contact_values
+from envs.offers.planning.state_values import StateGrid
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.bayes_planner import BayesPlanner, PosteriorView
 from envs.offers.policies.information import ORACLE
@@ -79,7 +82,19 @@ def test_one_plan_for_all_draws_is_worth_no_more_than_each_draws_own(market, two
     common = planner(market, two_draws).next_values(draws, 10, weight, None).subscribed
     own = best_plan(draws, world, no_contact_values(draws, world), bound.prices, since=11)[0][0].subscribed
     assert (common <= own + 1e-9).all() and (common < own - 1e-3).any()
-    silent = no_contact_values(draws, world)[11].subscribed
+    # one action for both draws, state by state in plain numbers: the best by the weighted mean
+    free = no_contact_values(draws, world)
+    nothing, contact = action_values(draws, world, 11, StateGrid(draws.alpha), bound.prices[11], free[-1])
+    table = torch.cat((nothing[None], contact.flatten(0, 1)))  # [1 + O·C, 6, 4, 3, 2 · N]
+    shared = 0
+    for i, h, f, d in product(range(N), (1, 4), (0, 2), (0, 1)):
+        first, second = table[:, h, f, d, i].tolist(), table[:, h, f, d, N + i].tolist()
+        best = max(range(len(first)), key=lambda a: 0.4 * first[a] + 0.6 * second[a])
+        assert common[h, f, d, i].item() == pytest.approx(first[best])
+        assert common[h, f, d, N + i].item() == pytest.approx(second[best])
+        shared += first[best] < max(first) or second[best] < max(second)
+    assert shared > 10
+    silent = free[11].subscribed
 
     def weighted(values):
         return (values.unflatten(-1, (2, N)) * weight).sum(-2)

@@ -164,18 +164,19 @@ class FunctionalEnv(Protocol):
 class LookaheadEnv(Protocol):
     """The one-step model of an environment's running episode: expected rewards, and expected values of next states.
 
-    An agent is in one of S states, or has left them for good (state index S) and earns no more. What a critic observes
-    is the same in all S states, so that one pass gives the values of all of them. Where more than the state depends on
-    the action, such as how often the agent may still act, the next step has K futures, which differ in what a critic
-    observes. Methods are about the episode that was begun by the last `reset`; T is its length.
+    An agent is in one of S states, or has left them for good (state index S) and earns no more. States are the true
+    ones, whether observations show them or not. What a critic observes is the same in all S states, so that one pass
+    gives the values of all of them. Where more than the state depends on the action, such as how often the agent may
+    still act, the next step has K futures, which differ in what a critic observes. Methods are about the episode that
+    was begun by the last `reset`; T is its length.
     """
 
     num_states: int  #: S
     num_futures: int  #: K; 1 where an action decides nothing but the next state
     critic_dim: int  #: C, the length of a critic's observation
 
-    def state_index(self, obs: Tensor) -> Tensor:
-        """Read the states, int64 [...] from 0 to S, out of observations [..., D]."""
+    def visited_states(self) -> Tensor:
+        """Return the states in which the agents acted in the episode's steps so far, int64 [T, N] from 0 to S."""
 
     def critic_obs(self, obs: Tensor) -> Tensor:
         """Return what a critic observes, [T, N, C], beside the observations [T, N, D] of all steps."""

@@ -63,7 +63,7 @@ class DistilledPPO(PPO):
         weight = distributed.mean_weight(batch.has_choice)
         policy_loss = weight * losses.masked_mean(cross_entropy, batch.has_choice)
         value_loss = losses.value_loss(self.network.value(batch.obs), batch.value, batch.target, self.clip_value)
-        grad_norm = self.backward(policy_loss + self.vf_coef * value_loss)
+        grad_norm = self.backward(policy_loss + self.vf_coef * value_loss, self.network)
         with torch.no_grad():
             kl = losses.kl_k3(pi.log_prob(batch.action) - batch.log_prob)
         return {

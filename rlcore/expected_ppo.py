@@ -13,14 +13,15 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rlcore import losses, returns
-from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
+from rlcore.algorithm import MakeOptimizer
 from rlcore.backends import distributed
 from rlcore.networks import StateCritic
-from rlcore.rollout import BatchT, Rollout, collect_rollout, shuffled
+from rlcore.on_policy import OnPolicyAlgorithm
+from rlcore.rollout import BatchT, Rollout, shuffled
 from rlcore.schedules import restore_optimizer
 
 MakeCritic = Callable[[int, int], StateCritic]  # of the length of a critic's observation and S
@@ -46,7 +47,7 @@ class CriticBatch(NamedTuple):
     counts: Tensor  #: whether the step is learned from, bool [B]
 
 
-class ExpectedPPO(NetworkAlgorithm):
+class ExpectedPPO(OnPolicyAlgorithm):
     """PPO on expected advantages, in a LookaheadEnv of episodes of one length.
 
     `epochs` passes train the policy and `critic_epochs` the critic, each in `minibatches` and by an optimiser of its
@@ -63,71 +64,40 @@ class ExpectedPPO(NetworkAlgorithm):
         env: Any,
         seed: int,
         *,
-        network: MakeNetwork,
         critic: MakeCritic,
-        optimizer: MakeOptimizer,
         critic_optimizer: MakeOptimizer,
-        lr_schedule: LearningRateSchedule | None,
-        auxiliary: MakeAuxiliaryModel | None,
-        total_steps: int,
-        num_steps: int,
         epochs: int,
         critic_epochs: int,
-        minibatches: int,
         gamma: float,
         td_lambda: float,
         clip: float,
-        ent_coef: float,
         ent_coef_final: float,
-        max_grad_norm: float,
         average_decay: float,
         privileged: bool,
-        eval_every: int,
-        checkpoint_every: int,
+        **on_policy: Any,
     ):
         lookahead = env.as_lookahead(privileged)
-        if lookahead is None or num_steps != env.episode_length:
+        if lookahead is None or env.episode_length is None:
             raise ValueError(
                 "algo=ppo_expected: this environment can't say what every action is expected to bring and to lead to, "
                 "expected algo=ppo, which learns from sampled actions"
             )
-        if env.num_agents * num_steps % minibatches:
-            raise ValueError(
-                f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps"
-            )
-        super().__init__(
-            env,
-            seed,
-            observes_price=True,
-            network=network,
-            optimizer=optimizer,
-            lr_schedule=lr_schedule,
-            auxiliary=auxiliary,
-            total_steps=total_steps,
-            num_steps=num_steps,
-            eval_every=eval_every,
-            checkpoint_every=checkpoint_every,
-        )
+        super().__init__(env, seed, **on_policy)
         self.lookahead = lookahead
         self.critic = critic(lookahead.critic_dim, lookahead.num_states).to(env.device)
         self.critic_optimizer = critic_optimizer(self.critic.parameters())
         self.initial_critic_lr = self.critic_optimizer.param_groups[0]["lr"]
         self.critic_lr = torch.tensor(float(self.initial_critic_lr), device=env.device)
         self.critic_optimizer.param_groups[0]["lr"] = self.critic_lr
-        self.epochs, self.critic_epochs, self.minibatches = epochs, critic_epochs, minibatches
+        self.epochs, self.critic_epochs = epochs, critic_epochs
         self.gamma, self.td_lambda, self.clip = gamma, td_lambda, clip
-        self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
-        # annealed in place: recorded graphs read it
-        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
-        self.max_grad_norm = max_grad_norm
-        self.foreach = True  # one kernel for the norms of all gradients; a compiling backend fuses them itself
+        self.ent_coef_final = ent_coef_final
         # `policy`, which is deployed, has the average of the weights that `network` goes through
         self.policy = deepcopy(self.network)
         self.policy.normalize = self.network.normalize
         self.move_average = get_ema_multi_avg_fn(average_decay)
         self.weights = list(self.network.parameters())
         self.average_weights = list(self.policy.parameters())
-        self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect a rollout, compute expected advantages, update critic, policy and auxiliary model."""
@@ -135,11 +105,7 @@ class ExpectedPPO(NetworkAlgorithm):
         rollout = self.collect()
         policy_batch, critic_batch = self.compute_advantages(rollout)
         metrics = self.update(policy_batch, critic_batch)
-        if self.auxiliary:
-            metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
-        self.network.update_normalization(rollout.obs)
-        metrics = distributed.mean_scalars(metrics | rollout.mean_info())
-        return metrics | {"charts/learning_rate": self.lr}
+        return self.finish_iteration(rollout, metrics)
 
     def anneal(self, progress: float) -> None:
         """Set the learning rates of an iteration, and the entropy's coefficient, which falls geometrically."""
@@ -149,13 +115,6 @@ class ExpectedPPO(NetworkAlgorithm):
         self.entropy_coef.fill_(self.ent_coef * (self.ent_coef_final / self.ent_coef) ** progress)
 
     @torch.no_grad()
-    def collect(self) -> Rollout:
-        """Act for an episode with every agent. Random numbers are drawn up front, one per joint action."""
-        shape = (self.num_steps, self.env.num_agents)
-        uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
-        return self.collect_rollout(self.env, self.network, uniforms)
-
-    @torch.no_grad()
     def compute_advantages(self, rollout: Rollout) -> tuple[PolicyBatch, CriticBatch]:
         """Compute the expected advantages of all actions of every step, and the critic's targets."""
         lookahead = self.lookahead
@@ -163,7 +122,7 @@ class ExpectedPPO(NetworkAlgorithm):
         # 1. The critic's values of all states [T, N, S], of the state that each agent is in [T, N], and of the next
         #    step's states [K, T − 1, N, S]: without futures to tell apart, these are the values already computed.
         critic_obs = lookahead.critic_obs(rollout.obs)
-        state = lookahead.state_index(rollout.obs)
+        state = lookahead.visited_states()
         values = self.critic(critic_obs)
         value = at_state(values, state)
         next_values = values[None, 1:]
@@ -246,7 +205,7 @@ class ExpectedPPO(NetworkAlgorithm):
             log_ratio, old_prob, batch.advantage, self.clip, batch.has_choice
         )
         entropy_term = weight * losses.masked_mean(pi.entropy(), batch.has_choice)
-        (policy_term - self.entropy_coef * entropy_term).backward()
+        grad_norm = self.backward(policy_term - self.entropy_coef * entropy_term, self.network)
         with torch.no_grad():
             kl = losses.masked_mean(-(old_prob * log_ratio).sum(-1), batch.has_choice)
             outside = ((log_ratio.exp() - 1).abs() > self.clip).to(old_prob.dtype)
@@ -256,7 +215,7 @@ class ExpectedPPO(NetworkAlgorithm):
             "entropy": entropy_term.detach(),
             "approx_kl": weight * kl,
             "clipfrac": weight * clipfrac,
-            "grad_norm": self.clip_gradients(self.network),
+            "grad_norm": grad_norm,
         }
 
     def compute_critic_gradients(self, batch: CriticBatch) -> dict[str, Tensor]:
@@ -265,13 +224,7 @@ class ExpectedPPO(NetworkAlgorithm):
         unit = self.critic.scale
         weight = distributed.mean_weight(batch.counts)
         loss = weight * losses.value_loss(value / unit, batch.value / unit, batch.target / unit, None, batch.counts)
-        loss.backward()
-        return {"value_loss": loss.detach(), "critic_grad_norm": self.clip_gradients(self.critic)}
-
-    def clip_gradients(self, module: nn.Module) -> Tensor:
-        """Average gradients over processes, clip their norm; return the norm before clipping."""
-        distributed.average_gradients(module.parameters())
-        return torch.nn.utils.clip_grad_norm_(module.parameters(), self.max_grad_norm, foreach=self.foreach)
+        return {"value_loss": loss.detach(), "critic_grad_norm": self.backward(loss, self.critic)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue exactly."""

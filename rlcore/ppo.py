@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from rlcore import losses, returns
-from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
 from rlcore.backends import distributed
 from rlcore.normalization import RewardNormalizer
+from rlcore.on_policy import OnPolicyAlgorithm
 from rlcore.returns import whiten
-from rlcore.rollout import Rollout, collect_rollout, shuffled
+from rlcore.rollout import Rollout, shuffled
 
 
 class Batch(NamedTuple):
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     has_choice: Tensor  #: more than one action was valid, bool [B]; a forced action says nothing about the policy
 
 
-class PPO(NetworkAlgorithm):
+class PPO(OnPolicyAlgorithm):
     """PPO over any VectorEnv, with an actor-critic `network` (rlcore/networks.py).
 
     The optional `auxiliary` model learns from `Step.info` of the same rollouts. Raises ValueError for settings that
@@ -52,74 +52,39 @@ class PPO(NetworkAlgorithm):
         env: Any,
         seed: int,
         *,
-        network: MakeNetwork,
-        optimizer: MakeOptimizer,
-        lr_schedule: LearningRateSchedule | None,
-        auxiliary: MakeAuxiliaryModel | None,
-        total_steps: int,
-        num_steps: int,
         epochs: int,
-        minibatches: int,
         gamma: float,
         gae_lambda: float,
         clip: float,
         clip_value: float | None,
         vf_coef: float,
-        ent_coef: float,
         ent_coef_final: float,
         norm_adv: str,
         norm_reward: bool,
         center_reward: bool,
-        max_grad_norm: float,
         target_kl: float | None,
-        eval_every: int,
-        checkpoint_every: int,
+        **on_policy: Any,
     ):
-        # With `observes_price` the network also observes the prices of constraints, where the environment has any.
-        super().__init__(
-            env,
-            seed,
-            observes_price=True,
-            network=network,
-            optimizer=optimizer,
-            lr_schedule=lr_schedule,
-            auxiliary=auxiliary,
-            total_steps=total_steps,
-            num_steps=num_steps,
-            eval_every=eval_every,
-            checkpoint_every=checkpoint_every,
-        )
-        if env.num_agents * num_steps % minibatches:
-            raise ValueError(
-                f"algo.minibatches: {minibatches} does not divide {env.num_agents} agents × {num_steps} steps"
-            )
+        super().__init__(env, seed, **on_policy)
         if center_reward and not norm_reward:
             raise ValueError("algo.center_reward: expected false where algo.norm_reward is false")
         if norm_adv not in ("minibatch", "batch", "none"):
             raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
         self.epochs = epochs
-        self.minibatches = minibatches
         self.gamma = gamma
         self.gae_lambda = gae_lambda
         self.clip = clip
         self.clip_value = clip_value
         self.vf_coef = vf_coef
-        self.ent_coef = ent_coef
         self.ent_coef_final = ent_coef_final
         self.norm_adv = norm_adv
-        self.max_grad_norm = max_grad_norm
         self.target_kl = target_kl
         # `policy` is for evaluation; for training a backend may replace `network` by a compiled equivalent
         self.policy = self.network
-        # annealed in place: recorded graphs read it
-        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
         self.reward_normalizer = (
             RewardNormalizer(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         )
-        self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
-        self.gae = returns.gae  # likewise
-        # one kernel for the norms of all gradients; a compiling backend fuses them itself, and sets False
-        self.foreach = True
+        self.gae = returns.gae  # a backend may put an equivalent, faster function here
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect a rollout, compute its advantages, update policy, value and auxiliary model; return the metrics."""
@@ -128,23 +93,7 @@ class PPO(NetworkAlgorithm):
         rollout = self.collect()
         batch = self.compute_advantages(rollout)
         metrics = self.update(batch)
-        if self.auxiliary:
-            metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
-        # The observations' normalisation changes here alone: both log-probabilities of a ratio must see the same one.
-        self.network.update_normalization(rollout.obs)
-        metrics = distributed.mean_scalars(metrics | rollout.mean_info())
-        return metrics | {"charts/learning_rate": self.lr}
-
-    @torch.no_grad()
-    def collect(self) -> Rollout:
-        """Reset the environment and act for T = `num_steps` steps with every agent.
-
-        Uniform random numbers are drawn up front, one per joint action. The rollout has the actions' log-probabilities;
-        values are computed later, all at once.
-        """
-        shape = (self.num_steps, self.env.num_agents)
-        uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
-        return self.collect_rollout(self.env, self.network, uniforms)
+        return self.finish_iteration(rollout, metrics)
 
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout) -> Batch:
@@ -242,13 +191,7 @@ class PPO(NetworkAlgorithm):
             ent_coef=self.entropy_coef,
             weight=weight,
         )
-        return metrics | {"grad_norm": self.backward(loss)}
-
-    def backward(self, loss: Tensor) -> Tensor:
-        """Back-propagate, average gradients over processes, clip their global norm; return the norm before clipping."""
-        loss.backward()
-        distributed.average_gradients(self.network.parameters())
-        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm, foreach=self.foreach)
+        return metrics | {"grad_norm": self.backward(loss, self.network)}
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly."""

@@ -149,7 +149,7 @@ def test_a_lookahead_values_every_action_of_every_state(name):
     if lookahead:
         obs, _ = env.reset()
         season = obs.expand(env.episode_length, -1, -1)
-        state, critic_obs = lookahead.state_index(season), lookahead.critic_obs(season)
+        state, critic_obs = lookahead.visited_states(), lookahead.critic_obs(season)
         assert state.shape == season.shape[:2] and 0 <= state.min() <= state.max() <= lookahead.num_states
         assert critic_obs.shape == (*season.shape[:2], lookahead.critic_dim)
         futures = lookahead.future_critic_obs(critic_obs)

@@ -13,34 +13,33 @@ from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.state_values import StateValues, VisitedStates
 from envs.offers.policies.base import pair_table
 from envs.offers.populations.base import LEVELS, theta_to_matrix
-from envs.offers.world.customers import SUBSCRIBED, CustomerState
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNSUBSCRIBED, CustomerState
 from envs.offers.world.response import attention, purchase_if_seen, utility
 
 if TYPE_CHECKING:
     from envs.offers.env import OffersEnv
 
+INSIDE = LEVELS[0] * LEVELS[1] * LEVELS[2]  # states of a subscribed customer
+CHURNED_UNSEEN = INSIDE  # number of the state of who churned and, as far as observations tell, did not
 REFERENCE_CUSTOMERS = 4096  # drawn once, for mean and standard deviation of θ
 
 
 class OffersLookahead:
     """The LookaheadEnv (envs/base.py) of an OffersEnv's season; an agent's states are those of a subscribed customer.
 
-    Rewards are shaped: A⁰ − price·spend. Values are therefore beyond V⁰, and a customer who churns or opts out earns no
-    more. A critic observes features, week and price, and with `privileged` the customer's θ, standardised. Under
-    contact caps a season has two futures, without and with a contact this week, which differ in the contacts that are
-    left. Raises ValueError where the reward is not shaped or observations hide the state.
+    Where observations hide the state there is one more: a customer who churned unseen can be sent to, which costs the
+    message and brings nothing. Rewards are shaped: A⁰ − price·spend. Values are therefore beyond V⁰, and a customer who
+    churns before all eyes or opts out earns no more. A critic observes features, week and price, and with `privileged`
+    the customer's θ, standardised. Under contact caps a season has two futures, without and with a contact this week,
+    which differ in the contacts that are left. Raises ValueError where the reward is not shaped.
     """
 
-    num_states = LEVELS[0] * LEVELS[1] * LEVELS[2]
-
     def __init__(self, env: OffersEnv, privileged: bool):
-        if not env.world.reward.shaping or env.codec.hides_state:
-            raise ValueError(
-                "algo=ppo_expected: expected env.reward.shaping=true and an env/observation of the state, got "
-                f"shaping={env.world.reward.shaping} and {type(env.codec).__name__}"
-            )
+        if not env.world.reward.shaping:
+            raise ValueError("algo=ppo_expected: expected env.reward.shaping=true, got false")
         self.env, self.privileged = env, privileged
         codec = env.codec
+        self.num_states = INSIDE + codec.hides_state
         self.moved = slice(codec.dynamics.start, codec.status.stop)  # columns of an observation that a week moves
         self.caps = slice(env.static_dim, codec.dynamics.start)  # columns of the contact caps
         self.num_futures = 2 if self.caps.stop > self.caps.start else 1
@@ -57,17 +56,21 @@ class OffersLookahead:
         catalogue = self.env.world.catalogue
         return catalogue.value[:, None].expand(catalogue.nvec)
 
-    # ── what is observed ────────────────────────────────────────────────────────────────────────────────────────────
-    def state_index(self, obs: Tensor) -> Tensor:
-        """Number the states, int64 [...], of observations [..., D]; who is not subscribed has left them."""
-        state = self.env.codec.decode_state(obs.flatten(0, -2))
+    # ── states ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def visited_states(self) -> Tensor:
+        """Return the states in which customers were when each week began, int64 [T, N]."""
+        habit, fatigue, expectation, status = self.env.states_so_far
         _, fatigues, expectations = LEVELS
-        index = (state.habit * fatigues + state.fatigue) * expectations + state.expectation
-        return torch.where(state.status == SUBSCRIBED, index, self.num_states).unflatten(0, obs.shape[:-1])
+        index = (habit * fatigues + fatigue) * expectations + expectation
+        index = torch.where(status == SUBSCRIBED, index, self.num_states)
+        if not self.env.codec.hides_state:
+            return index
+        has_opted_out = (status == UNSUBSCRIBED).cumsum(0) > 0
+        return torch.where((status == CHURNED) & ~has_opted_out, CHURNED_UNSEEN, index)
 
     def customer_state(self, index: Tensor) -> CustomerState:
-        """Invert `state_index` for subscribed customers; all others get the first state."""
-        index = torch.where(index < self.num_states, index, 0)
+        """Return the states of these numbers, of subscribed customers; all others get the first state."""
+        index = torch.where(index < INSIDE, index, 0)
         _, fatigues, expectations = LEVELS
         inner = index // expectations
         return CustomerState(
@@ -77,6 +80,7 @@ class OffersLookahead:
             status=torch.full_like(index, SUBSCRIBED),
         )
 
+    # ── what is observed ────────────────────────────────────────────────────────────────────────────────────────────
     def critic_obs(self, obs: Tensor) -> Tensor:
         """Return all columns of observations [T, N, D] that are the same in all states, and θ, [T, N, C]."""
         columns = [obs[..., : self.moved.start], obs[..., self.moved.stop :]]
@@ -109,6 +113,7 @@ class OffersLookahead:
         weeks, n = state.shape
         customers = env.customers[torch.arange(n, device=state.device).repeat(weeks)]
         week = torch.arange(weeks, device=state.device).repeat_interleave(n)
+        price = env.prices.flatten()
         at = VisitedStates(self.customer_state(state.flatten()), customers.alpha)
         this_week, next_week = (
             StateValues(
@@ -117,27 +122,41 @@ class OffersLookahead:
             )
             for values in (env.no_contact_values[:-1], env.no_contact_values[1:])
         )
-        tables = []
+        # The probabilities of next states sum to 1: what a customer who churned unseen is still worth is added to all
+        # actions, and taken from the values of all other states.
+        tables, unseen = [], []
         for values in next_values:
             beyond = functional.pad(values.flatten(0, 1), (0, 0, 0, n))  # after the last week nothing is beyond V⁰
-            then = next_week._replace(subscribed=next_week.subscribed + beyond.T.unflatten(0, LEVELS))
-            tables.append(action_values(customers, env.world, week, at, env.prices.flatten(), then))
-        nothing, contact = tables[0][0], tables[-1][1]  # the first future is without a contact, the last with one
+            churned = beyond[:, INSIDE:].sum(1)  # 0 where churn is seen
+            inside = (beyond[:, :INSIDE] - churned[:, None]).T.unflatten(0, LEVELS)
+            then = StateValues(next_week.subscribed + inside, next_week.unsubscribed - churned)
+            tables.append([x + churned for x in action_values(customers, env.world, week, at, price, then)])
+            unseen.append(churned)
+        (nothing, _), (_, contact) = tables[0], tables[-1]  # the first future is without a contact, the last with one
+        nothing, contact = nothing - this_week.at(at.state), contact - this_week.at(at.state)
+        if env.codec.hides_state:
+            is_unseen = state.flatten() == CHURNED_UNSEEN
+            cost = (1 + price) * env.world.catalogue.cost[:, None]
+            nothing = torch.where(is_unseen, unseen[0], nothing)
+            contact = torch.where(is_unseen, unseen[-1] - cost, contact)
         every = torch.ones(weeks * n, 1, dtype=torch.bool, device=state.device)
-        table = pair_table(nothing - this_week.at(at.state), contact - this_week.at(at.state), every)
+        table = pair_table(nothing, contact, every)
         return torch.where(state[..., None] < self.num_states, table.unflatten(0, (weeks, n)), 0.0)
 
-    def redeem_probability(self, obs: Tensor) -> Tensor:
-        """Return P(redeem) of every pair in the states of a season's observations [T, N, D], [T, N, offers, channels].
+    def redeem_probability(self) -> Tensor:
+        """Return P(redeem) of every pair in the states of a season's weeks, [T, N, offers, channels].
 
-        Seen, bought and redeemed are independent: P = q(channel) · p1(offer) · μ; nothing is never redeemed.
+        Seen, bought and redeemed are independent: P = q(channel) · p1(offer) · μ; nothing is never redeemed, nor is
+        anything by a customer who churned unseen.
         """
-        customers, world = self.env.customers, self.env.world
-        state = self.env.codec.decode_state(obs.flatten(0, 1))
-        h, f, d = (x.unflatten(0, obs.shape[:2]).to(obs) for x in state[:3])
+        customers, world, codec = self.env.customers, self.env.world, self.env.codec
+        habit, fatigue, expectation, status = self.env.states_so_far
+        h, f, d = (x.to(customers.alpha) for x in (habit, fatigue, expectation))
         b = utility(customers, h, d, world.season[:, None])
         seen = attention(customers.omega[:, None], customers, f)
         bought = purchase_if_seen(customers, b, d, world.catalogue.value[:, None, None])
         redeemed = (bought * customers.mu)[:, None] * seen
+        if codec.hides_state:
+            redeemed = redeemed * (status != CHURNED)
         redeemed[0] = 0.0
         return redeemed.permute(2, 3, 0, 1)

@@ -65,7 +65,7 @@ def test_expected_advantages_equal_an_enumeration_of_actions_and_next_states():
     _, value = exact_values(prob)
     state = torch.arange(STATES + 1).expand(STEPS, -1)  # an agent in every state, and one that has left
     next_values = value[1:STEPS, None, :STATES].expand(-1, STATES + 1, -1)
-    action_value = TinyLookahead().backup(state, next_values[None])
+    action_value = TinyLookahead(TinyMarkov(1)).backup(state, next_values[None])
     advantage, mean = returns.expected_advantages(action_value[:, :STATES], prob)
     for t in range(STEPS):
         for s in range(STATES):
@@ -141,7 +141,7 @@ def test_a_batch_has_the_exact_advantages_of_an_exact_critic():
     ppo.critic = ExactCritic(value[:STEPS, :STATES].float())
     rollout = ppo.collect()
     policy_batch, critic_batch = ppo.compute_advantages(rollout)
-    state = ppo.lookahead.state_index(rollout.obs)
+    state = ppo.lookahead.visited_states()
     step = torch.arange(STEPS)[:, None].expand_as(state).flatten()
     state = state.flatten()
     inside = state < STATES
@@ -301,6 +301,13 @@ def test_recorded_it_learns_as_it_does_eagerly(tape, trained):
             assert torch.equal(a, b), name
 
 
+def test_it_learns_where_the_state_is_hidden():
+    """A critic of true states, and a policy that sees none of them."""
+    ppo, log = trained_on_offers("eager", "env/observation=history", "algo.total_steps=576")
+    assert ppo.lookahead.num_states == ppo.critic(torch.zeros(1, ppo.lookahead.critic_dim)).shape[-1] == 73
+    assert ppo.env.obs_dim == ppo.network.actor[0].in_features and len(log.rows) == 2
+
+
 @pytest.mark.slow
 def test_compiled_it_learns_as_it_does_eagerly():
     (_, log), (_, other) = (trained_on_offers(mode, "algo.total_steps=576") for mode in ("eager", "compile"))
@@ -308,7 +315,7 @@ def test_compiled_it_learns_as_it_does_eagerly():
         assert log[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4), name
 
 
-@pytest.mark.parametrize("env", ["env=gymnasium", "env=offers_sequential", "env/observation=history"])
+@pytest.mark.parametrize("env", ["env=gymnasium", "env=offers_sequential", "env.reward.shaping=false"])
 def test_without_a_lookahead_one_line_names_the_way(env):
     if env == "env=gymnasium":
         pytest.importorskip("gymnasium")

@@ -55,7 +55,7 @@ def test_the_loss_equals_the_scalar_reference_after_a_step():
     rollout = ppo.collect()
     batch = ppo.compute_advantages(rollout)
     ppo.update(batch)
-    losses, ppo.backward = [], lambda loss: losses.append(loss) or loss
+    losses, ppo.backward = [], lambda loss, _: losses.append(loss) or loss
     metrics = ppo.compute_gradients(batch)
     (loss,) = losses
     mask = rollout.action_mask.flatten(0, 1)
@@ -109,7 +109,7 @@ def test_advantage_normalisation(norm_adv):
     batch = ppo.compute_advantages(ppo.collect())
     inside = batch.advantage[batch.has_choice]
     assert (inside.mean().abs() < 1e-5 and (inside.std() - 1).abs() < 1e-2) == (norm_adv == "batch")
-    losses, ppo.backward = [], lambda loss: losses.append(loss) or loss
+    losses, ppo.backward = [], lambda loss, _: losses.append(loss) or loss
     ppo.compute_gradients(batch)
     ppo.compute_gradients(batch._replace(advantage=9 * batch.advantage + 4))
     loss, scaled = losses

@@ -11,14 +11,18 @@ from omegaconf import OmegaConf
 
 from configs import CONF, composed
 
-BENCHMARKS = CONF / "benchmark"  # one group, its files in rooms
+WITH_ROOMS = [CONF / "benchmark", CONF / "experiment"]  # groups whose files stand in rooms
 GROUPS = sorted(
     [
         str(path.parent.relative_to(CONF)) + "=" + path.stem
         for path in CONF.rglob("*.yaml")
-        if path.parent != CONF and BENCHMARKS not in path.parents
+        if path.parent != CONF and not any(group in path.parents for group in WITH_ROOMS)
     ]
-    + ["benchmark=" + str(path.relative_to(BENCHMARKS).with_suffix("")) for path in BENCHMARKS.rglob("*.yaml")]
+    + [
+        f"{group.name}={path.relative_to(group).with_suffix('')}"
+        for group in WITH_ROOMS
+        for path in group.rglob("*.yaml")
+    ]
 )
 
 # scripts whose groups these are; the rest is train.py's

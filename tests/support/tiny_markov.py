@@ -45,6 +45,7 @@ class TinyMarkov(VectorEnv):
     def reset(self) -> tuple[Tensor, Tensor]:
         self.time = 0
         self.state = torch.multinomial(START, self.num_agents, replacement=True, generator=self.generator)
+        self.visited = [self.state]
         return self.observe(), self.action_mask()
 
     def step(self, action: Tensor) -> Step:
@@ -53,6 +54,7 @@ class TinyMarkov(VectorEnv):
         reward = torch.where(inside, REWARD[state, action[:, 0]], 0.0).float()
         drawn = torch.multinomial(PROBABILITY[state, action[:, 0]], 1, generator=self.generator)[:, 0]
         self.state = torch.where(inside, drawn, STATES)
+        self.visited.append(self.state)
         self.time += 1
         ends = torch.full((self.num_agents,), self.time == STEPS)
         no = torch.zeros_like(ends)
@@ -60,7 +62,7 @@ class TinyMarkov(VectorEnv):
         return Step(obs, self.action_mask(), reward, ends, no, obs, {"reward": reward})
 
     def as_lookahead(self, privileged: bool) -> TinyLookahead:
-        return TinyLookahead()
+        return TinyLookahead(self)
 
     def state_dict(self) -> dict:
         return {"generator": self.generator.get_state()}
@@ -74,9 +76,11 @@ class TinyLookahead:
 
     num_states, num_futures, critic_dim = STATES, 1, STEPS
 
-    def state_index(self, obs: Tensor) -> Tensor:
-        inside = obs[..., :STATES]
-        return torch.where(inside.sum(-1) > 0, inside.argmax(-1), STATES)
+    def __init__(self, env: TinyMarkov):
+        self.env = env
+
+    def visited_states(self) -> Tensor:
+        return torch.stack(self.env.visited[:STEPS])
 
     def critic_obs(self, obs: Tensor) -> Tensor:
         return obs[..., STATES:]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 
 from torch import Tensor
 
@@ -91,32 +92,43 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         return with_calibrated_spend(planner, factor)
 
     def rival(self, market: EvaluationMarket) -> SeasonPolicy:
-        """Return planning on θ̂, which knows the customers' features too."""
-        return self.certainty_equivalent_planner(market)
+        """Return planning on θ̂, which knows the customers' features too, and filters states that the view hides."""
+        return self.certainty_equivalent_planner(market, self._hidden_start())
+
+    def _hidden_start(self) -> Tensor | None:
+        """Return the marginals of the state at the start of a season, [14], where the view hides states."""
+        return start_marginals(self._regression_sample().state) if self.env.codec.hides_state else None
+
+    def planners(
+        self, market: EvaluationMarket, bound: Bound, tuning_market: EvaluationMarket
+    ) -> dict[str, Callable[[], SeasonPolicy]]:
+        """Return how to make each policy that plans, by the name of its row; some of them solve a bound of their own.
+
+        Where the view hides the state, the planners that filter the state are rows of their own.
+        """
+        on_estimates = cache(partial(self.certainty_equivalent_planner, market))
+
+        def calibrated(start: Tensor | None = None) -> SeasonPolicy:
+            return self.with_calibrated_spend(on_estimates(start), tuning_market, start)
+
+        planners: dict[str, Callable[[], SeasonPolicy]] = {
+            "planning on θ̂": partial(on_estimates, None),
+            "planning on θ̂, calibrated": calibrated,
+            "planning": partial(planning_policy, market, bound, "true θ"),
+        }
+        start = self._hidden_start()
+        if start is not None:
+            planners["planning on θ̂, states unseen"] = partial(on_estimates, start)
+            planners["planning on θ̂, calibrated, states unseen"] = partial(calibrated, start)
+            planners["planning, states unseen"] = partial(planning_policy, market, bound, "true θ", start)
+        return planners
 
     def baselines(
         self, market: EvaluationMarket, bound: Bound, tuning_market: EvaluationMarket
     ) -> dict[str, SeasonPolicy]:
-        """Return all policies that need no training, by the name of their row.
-
-        Where the view hides the state, the planners that filter the state are rows of their own.
-        """
-        on_estimates = self.certainty_equivalent_planner(market)
-        policies = {
-            **self.untrained_policies(market, tuning_market),
-            "planning on θ̂": on_estimates,
-            "planning on θ̂, calibrated": self.with_calibrated_spend(on_estimates, tuning_market),
-            "planning": planning_policy(market, bound, "true θ"),
-        }
-        if self.env.codec.hides_state:
-            start = start_marginals(self._regression_sample().state)
-            filtered = self.certainty_equivalent_planner(market, start)
-            policies["planning on θ̂, states unseen"] = filtered
-            policies["planning on θ̂, calibrated, states unseen"] = self.with_calibrated_spend(
-                filtered, tuning_market, start
-            )
-            policies["planning, states unseen"] = planning_policy(market, bound, "true θ", start)
-        return policies
+        """Return all policies that need no training, by the name of their row."""
+        planners = self.planners(market, bound, tuning_market)
+        return self.untrained_policies(market, tuning_market) | {name: make() for name, make in planners.items()}
 
     # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────
     def summarise(self, records: list[SeasonRecord], market: EvaluationMarket, bound: Bound) -> dict:

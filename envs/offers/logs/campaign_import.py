@@ -12,7 +12,7 @@ from envs.offers.logs.schema import COLUMNS
 from envs.offers.populations.base import GivenCustomers, Sample
 from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import CHURNED, UNIFORMS, CustomerState
-from envs.offers.world.history import History, SeenWeek
+from envs.offers.world.history import History, PassedWeek, SeenWeek
 from envs.offers.world.transition import next_state
 from envs.value_ranges import FLOAT32_MAX
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -193,7 +193,7 @@ class Campaigns:
                 week_seen = SeenWeek(
                     table["offer"][t], table["channel"][t], bought, redeemed, left, table["margin"][t].to(features)
                 )
-                memory = env.codec.remember(memory, features, week, week_seen, before, state)
+                memory = env.codec.remember(memory, features, PassedWeek(week, week_seen, before, state))
                 history = history.after(
                     state.status, world.catalogue, table["offer"][t], table["channel"][t], bought, redeemed
                 )

@@ -116,7 +116,7 @@ class ExpectedRedemptionModel(RedemptionModel):
 
     def targets(self, obs: Tensor, info: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return P(redeem) of all pairs in the states of a season's observations, [T·N, offers, channels]."""
-        return {"redeem_probability": self.lookahead.redeem_probability(obs).flatten(0, 1)}
+        return {"redeem_probability": self.lookahead.redeem_probability().flatten(0, 1)}
 
     def loss(self, obs: Tensor, action: Tensor, info: dict[str, Tensor]) -> Tensor:
         """Return the cross-entropy of all pairs' expected redemptions, weighted by face value."""

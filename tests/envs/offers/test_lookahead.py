@@ -16,7 +16,7 @@ from envs.offers.lookahead import OffersLookahead
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
 from envs.offers.policies.redemption_model import ExpectedRedemptionModel
 from envs.offers.populations.base import LEVELS
-from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, CustomerState
+from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, UNSUBSCRIBED, CustomerState
 from envs.offers.world.transition import transition
 from rlcore.networks import Actor
 from rlcore.rollout import Rollout, collect_rollout
@@ -61,8 +61,8 @@ def values_of(n: int, futures: int = 1) -> Tensor:
 
 def test_the_backup_equals_an_enumeration_of_next_states():
     """In float64 over every draw of a week: shaped reward plus values beyond V⁰, of every pair."""
-    env, rollout, lookahead = season()
-    state = lookahead.state_index(rollout.obs)
+    env, _, lookahead = season()
+    state = lookahead.visited_states()
     next_values = values_of(3)
     found = lookahead.backup(state, next_values)
     assert found.shape == (WEEKS, 3, 30)
@@ -123,7 +123,7 @@ def test_states_are_numbered_and_those_who_left_have_none():
     state = lookahead.customer_state(index)
     assert [s + (SUBSCRIBED,) for s in zip(*(x[:72].tolist() for x in state[:3]))] == reference.INSIDE
     decoded = env.codec.decode_state(rollout.obs.flatten(0, 1))
-    number = lookahead.state_index(rollout.obs).flatten()
+    number = lookahead.visited_states().flatten()
     assert torch.equal(number == 72, decoded.status != SUBSCRIBED)
     inside = number < 72
     for a, b in zip(lookahead.customer_state(number), decoded[:3]):
@@ -158,7 +158,7 @@ def test_counts_beside_the_state_change_neither_the_states_nor_what_a_critic_obs
         while len(weeks) < WEEKS:
             weeks.append(env.step(torch.tensor([[2, 1]]).expand(20, -1)).obs)
         lookahead, obs = env.as_lookahead(privileged=True), torch.stack(weeks)
-        seen.append((obs.shape[-1], lookahead.state_index(obs), lookahead.critic_obs(obs)))
+        seen.append((obs.shape[-1], lookahead.visited_states(), lookahead.critic_obs(obs)))
     (narrow, state, critic_obs), (wide, other_state, other_critic_obs) = seen
     assert narrow < wide and torch.equal(state, other_state) and torch.equal(critic_obs, other_critic_obs)
 
@@ -180,9 +180,9 @@ def test_under_caps_the_future_that_came_about_is_what_the_critic_observes_then(
 
 def test_under_caps_each_action_is_valued_by_its_own_future():
     env = make_env(3, contact_rules={"caps": [{"weeks": 12, "contacts": 4}]})
-    rollout = played(env)
+    played(env)
     lookahead = env.as_lookahead(privileged=False)
-    state = lookahead.state_index(rollout.obs)
+    state = lookahead.visited_states()
     without, after_contact = values_of(3, futures=2)
     both = lookahead.backup(state, torch.stack((without, after_contact)))
     first, second = (lookahead.backup(state, x[None]) for x in (without, after_contact))
@@ -190,10 +190,69 @@ def test_under_caps_each_action_is_valued_by_its_own_future():
     assert not torch.equal(first[..., 5:], second[..., 5:])
 
 
+# ── hidden states ───────────────────────────────────────────────────────────────────────────────────────────────────
+@cache
+def unseen_season() -> tuple[OffersEnv, Rollout, OffersLookahead]:
+    """A season of customers of whom many churn, in a view that hides it, and its one-step model."""
+    config = composed("env/observation=history", "env.num_agents=300", "env.population.reference_size=200")
+    env = instantiate(config.env, _convert_="all")(CPU, 0)
+    return env, played(env), env.as_lookahead(privileged=True)
+
+
+def test_where_the_state_is_hidden_a_critic_values_the_true_one():
+    env, rollout, lookahead = unseen_season()
+    state = lookahead.visited_states()
+    assert lookahead.num_states == 73 and state.shape == (WEEKS, 300)
+    status = env.states_so_far[3]
+    has_opted_out = (status == UNSUBSCRIBED).cumsum(0) > 0
+    assert torch.equal(state == 73, has_opted_out) and has_opted_out.any()
+    assert torch.equal(state == 72, (status == CHURNED) & ~has_opted_out) and (state == 72).sum() > 30
+    # only who has opted out is spared; who churned is written to, and nothing says so
+    assert torch.equal(rollout.action_mask.flatten(2).sum(-1) == 1, has_opted_out)
+    assert rollout.info["contacted"][state == 72].any()
+
+
+def test_without_later_values_the_backup_is_the_reward_that_a_season_paid():
+    """The expected reward of what was sent, messages to customers who churned unseen among them."""
+    env, rollout, lookahead = unseen_season()
+    state = lookahead.visited_states()
+    values = lookahead.backup(state, torch.zeros(1, WEEKS - 1, 300, 73))
+    sent = (rollout.action[..., 0] * 5 + rollout.action[..., 1])[..., None]
+    paid = torch.where(state < 73, values.gather(-1, sent)[..., 0], 0.0)
+    torch.testing.assert_close(paid, rollout.reward, atol=1e-3, rtol=1e-4)  # of tables of hundreds, in float32
+    cost = (1 + env.prices)[state == 72, None, None] * env.world.catalogue.cost
+    unheard = values[state == 72].unflatten(-1, env.nvec)
+    torch.testing.assert_close(unheard[:, 1:], -cost.expand(-1, 5, -1))
+    assert (unheard[:, 0] == 0).all()
+
+
+def test_a_customer_who_churns_unseen_keeps_a_value_and_stays_so():
+    """Coefficients of the 73 values: the chance of churn of the reference, and 1 for who has churned."""
+    env, _, lookahead = unseen_season()
+    state = lookahead.visited_states()
+    nothing_later = torch.zeros(1, WEEKS - 1, 300, 73)
+    of_churned = nothing_later.clone()
+    of_churned[..., 72] = 100.0  # so that float32 keeps the digits beside tables of hundreds
+    base = lookahead.backup(state, nothing_later)
+    share = (lookahead.backup(state, of_churned) - base) / 100
+    week = 2
+    assert (share[week][state[week] == 72] == 1).all() and (share[-1] == 0).all() and (share[state == 73] == 0).all()
+    for n in (state[week] < 72).nonzero()[:3, 0].tolist():
+        index = state[week, n].item()
+        customer = reference.references(env.customers[n : n + 1], env.world)[0]
+        for action in (0, 8, 29):
+            law = customer.law(reference.INSIDE[index], env.world.season[week].item(), divmod(action, 5))
+            churn = sum(p for s, p in law.items() if s[3] == CHURNED)
+            assert share[week, n, action].item() == pytest.approx(churn, abs=1e-5)
+    every = (lookahead.backup(state, torch.full_like(nothing_later, 100.0)) - base) / 100
+    opt_out = 1 - every[week][state[week] < 72]
+    assert opt_out.abs()[:, :5].max() < 1e-4 and opt_out.min() > -1e-4 and opt_out[:, 5:].max() > 1e-3
+
+
 # ── redemptions ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_expected_redemptions_equal_the_reference_of_every_pair():
     env, rollout, lookahead = season()
-    found = lookahead.redeem_probability(rollout.obs)
+    found = lookahead.redeem_probability()
     assert found.shape == (WEEKS, 3, 6, 5)
     decoded = env.codec.decode_state(rollout.obs.flatten(0, 1))
     states = reference.tuples(decoded)
@@ -204,6 +263,12 @@ def test_expected_redemptions_equal_the_reference_of_every_pair():
                 for a in customer.pairs:
                     p, _ = customer.respond(s, env.world.season[t].item(), a)
                     assert found[t, n, a[0], a[1]].item() == pytest.approx(p, rel=1e-4)
+
+
+def test_who_churned_unseen_is_expected_to_redeem_nothing():
+    _, _, lookahead = unseen_season()
+    found, state = lookahead.redeem_probability(), lookahead.visited_states()
+    assert (found[state == 72] == 0).all() and (found[state < 72][:, 1:] > 0).all()
 
 
 def test_the_model_is_at_rest_where_it_predicts_the_expectation():
@@ -240,7 +305,7 @@ def test_price_paths_repeat_customers_and_their_values_but_not_prices():
 def test_exploring_starts_cover_all_states_evenly():
     env = make_env(4000, exploring_starts=0.5)
     obs, _ = env.reset()
-    index = env.as_lookahead(privileged=False).state_index(obs)
+    index = env.as_lookahead(privileged=False).visited_states()[0]
     count = torch.bincount(index, minlength=73)
     assert count[72] == 0
     _, fatigue, expectation = env.codec.decode_state(obs)[:3]

@@ -24,7 +24,7 @@ from envs.offers.policies.base import SeasonPolicy, pair_table
 from envs.offers.populations.base import Sample
 from envs.offers.rewards import cost_of_silence
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, CustomerState, World
-from envs.offers.world.history import History, SeenWeek
+from envs.offers.world.history import History, PassedWeek, SeenWeek
 from envs.offers.world.response import outcome
 from envs.offers.world.transition import transition
 
@@ -144,7 +144,7 @@ def simulate_season(
             redeemed=redeemed,
             margin=customers.margin,
         )
-        memory = policy.view.after(memory, t, seen, state, next_state)
+        memory = policy.view.after(memory, PassedWeek(t, seen, state, next_state))
         state = next_state
         history = history.after(state.status, world.catalogue, offer, channel, bought, redeemed)
     columns = {name: torch.stack([week[name] for week in weeks]) for name in weeks[0]}

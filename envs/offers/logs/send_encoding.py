@@ -20,7 +20,7 @@ from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.logs.schema import COLUMNS
 from envs.offers.logs.send_log import Calendar, read
 from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, CustomerState
-from envs.offers.world.history import SeenWeek
+from envs.offers.world.history import PassedWeek, SeenWeek
 from rlcore.offline.logged_dataset import LoggedDataset
 
 CHUNK = 8192  # customers that are encoded at once
@@ -149,7 +149,8 @@ class Encoder:
     def remember(self, memory: Tensor, week: int, seen: SeenWeek) -> Tensor:
         """Return the view's memory after a week."""
         state = self.state(memory)
-        return self.env.codec.remember(memory, self.features, week % self.env.world.weeks, seen, state, state)
+        passed = PassedWeek(week % self.env.world.weeks, seen, state, state)
+        return self.env.codec.remember(memory, self.features, passed)
 
     def decisions(self, week: int, seen: SeenWeek, present: Tensor, here: Week, then: Week) -> dict[str, Tensor]:
         """Return a week's columns, [N, …] each."""

@@ -21,6 +21,7 @@ from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.twin.twin_checkpoint import twin_kind
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CHURNED, CustomerState
+from envs.offers.world.history import PassedWeek
 
 
 class NeuralTwinEnv(OffersEnv):
@@ -143,7 +144,8 @@ class NeuralTwinEnv(OffersEnv):
         hidden = torch.zeros_like(status)
         next_state = CustomerState(hidden, hidden, hidden, status)
         seen = week.seen(offer, channel, self.state.status)
-        self.memory = self.remember_week(self.calendar[t : t + 1], self.memory, seen, self.state, next_state)
+        passed = PassedWeek(self.calendar[t : t + 1], seen, self.state, next_state)
+        self.memory = self.remember_week(self.memory, passed)
         self.state, self.week = next_state, t + 1
         self.options, obs = self._observe(week.next_history)
         ends = torch.full((self.num_agents,), last, device=self.device)

@@ -21,6 +21,7 @@ from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import BatchedPolicy, SeasonPolicy
 from envs.offers.policies.information import TRUTH, Information
 from envs.offers.world.customers import CustomerState
+from envs.offers.world.history import PassedWeek
 from rlcore.algorithm import NetworkAlgorithm
 from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.runs.report import Report
@@ -70,7 +71,8 @@ def simulate_neural_season(policy: SeasonPolicy, market: EvaluationMarket[Neural
         offer, channel = codec.decode(action)
         week, profit, no_contact_profit = season.simulate_week(t, offer, channel, u[t])
         next_state = state._replace(status=week.next_history.status)
-        memory = policy.view.after(memory, t, week.seen(offer, channel, history.status), state, next_state)
+        seen = week.seen(offer, channel, history.status)
+        memory = policy.view.after(memory, PassedWeek(t, seen, state, next_state))
         weeks.append(
             {
                 "action": action,

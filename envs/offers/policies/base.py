@@ -13,7 +13,7 @@ from envs.offers.planning.knapsack import Increments, concat_increments
 from envs.offers.policies.information import Information
 from envs.offers.world import response
 from envs.offers.world.customers import SUBSCRIBED, Customers, CustomerState, World
-from envs.offers.world.history import History, SeenWeek
+from envs.offers.world.history import History, PassedWeek
 from envs.offers.world.response import Outcome
 
 if TYPE_CHECKING:
@@ -26,10 +26,8 @@ class View(Protocol):
     def start(self, state: CustomerState) -> Tensor:
         """Return the memory at the start of a season."""
 
-    def after(
-        self, memory: Tensor, week: int, seen: SeenWeek, state: CustomerState, next_state: CustomerState
-    ) -> Tensor:
-        """Return the memory after a week (from 0)."""
+    def after(self, memory: Tensor, passed: PassedWeek) -> Tensor:
+        """Return the memory after a week."""
 
     def subscribed(self, memory: Tensor, state: CustomerState) -> Tensor:
         """Customers who, as far as the view tells, can be contacted, bool [N]."""
@@ -42,9 +40,7 @@ class StateView:
         """Return an empty memory, [N, 0]."""
         return state.status.new_zeros(len(state.status), 0)
 
-    def after(
-        self, memory: Tensor, week: int, seen: SeenWeek, state: CustomerState, next_state: CustomerState
-    ) -> Tensor:
+    def after(self, memory: Tensor, passed: PassedWeek) -> Tensor:
         """Return the memory as it was."""
         return memory
 

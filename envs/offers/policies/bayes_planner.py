@@ -23,7 +23,7 @@ from envs.offers.populations.base import theta_from_matrix
 from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.world import response
 from envs.offers.world.customers import SUBSCRIBED, Customers, CustomerState, World
-from envs.offers.world.history import SeenWeek
+from envs.offers.world.history import PassedWeek, SeenWeek
 
 CHUNK = 2048  # draws of customers planned for at once, so that tables of all pairs fit a cache
 
@@ -47,25 +47,23 @@ class PosteriorView:
         """Return equal weights at the start of a season."""
         return self.customers.alpha.new_zeros(len(state.status), self.draws)
 
-    def after(
-        self, memory: Tensor, week: int, seen: SeenWeek, state: CustomerState, next_state: CustomerState
-    ) -> Tensor:
-        """Return the weights after a week (from 0): responses, moves of the state, and what a purchase brought."""
+    def after(self, memory: Tensor, passed: PassedWeek) -> Tensor:
+        """Return the weights after a week: responses, moves of the state, and what a purchase brought."""
         k = self.draws
-        of_draws = SeenWeek(*(x.repeat(k) for x in seen))
+        of_draws = SeenWeek(*(x.repeat(k) for x in passed.seen))
         known = torch.ones_like(of_draws.bought)
         nothing = torch.zeros_like(of_draws.margin)
         panel = Panel(
             features=nothing[None],
             customer=torch.arange(len(known), device=known.device),
             logged=known[None],
-            week=torch.full_like(of_draws.offer, week)[None],
-            state=CustomerState(*(x[None] for x in repeated(state, k))),
+            week=(passed.number + torch.zeros_like(of_draws.offer))[None],
+            state=CustomerState(*(x[None] for x in repeated(passed.state, k))),
             offer=of_draws.offer[None],
             channel=of_draws.channel[None],
             bought=of_draws.bought[None],
             redeemed=of_draws.redeemed[None],
-            next_state=CustomerState(*(x[None] for x in repeated(next_state, k))),
+            next_state=CustomerState(*(x[None] for x in repeated(passed.next_state, k))),
             margin=of_draws.margin[None],
             spend=nothing[None],
             propensity=nothing[None],

@@ -16,7 +16,7 @@ from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
 from envs.offers.policies.information import Information
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState, World
 from envs.offers.world.filtering import CHUNK, Belief, filter_week
-from envs.offers.world.history import SeenWeek
+from envs.offers.world.history import PassedWeek
 from envs.offers.world.response import Outcome, attention, purchase_if_seen, utility
 
 if TYPE_CHECKING:
@@ -51,15 +51,14 @@ class BeliefView:
         nobody = torch.zeros(len(self.customers), dtype=torch.bool, device=marginals.device)
         return to_memory(Belief.from_marginals(marginals, nobody))
 
-    def after(
-        self, memory: Tensor, week: int, seen: SeenWeek, state: CustomerState, next_state: CustomerState
-    ) -> Tensor:
-        """Return the belief after a week (from 0); the states are not read."""
+    def after(self, memory: Tensor, passed: PassedWeek) -> Tensor:
+        """Return the belief after a week; the states are not read."""
         found = []
         for first in range(0, len(memory), CHUNK):
             rows = slice(first, first + CHUNK)
             belief = from_memory(memory[rows])
-            found.append(to_memory(filter_week(self.customers[rows], self.world, week, belief, seen.take(rows))[0]))
+            seen = passed.seen.take(rows)
+            found.append(to_memory(filter_week(self.customers[rows], self.world, passed.number, belief, seen)[0]))
         return torch.cat(found)
 
     def subscribed(self, memory: Tensor, state: CustomerState) -> Tensor:

@@ -14,7 +14,7 @@ from envs.offers.planning.knapsack import Increments, compact, demand_curve, ran
 from envs.offers.policies.base import BatchedPolicy, outcome_table
 from envs.offers.policies.information import FEATURES, SIMULATOR, Information
 from envs.offers.world.customers import Customers, CustomerState, World
-from envs.offers.world.history import SeenWeek
+from envs.offers.world.history import PassedWeek
 from envs.offers.world.observation import ObservationCodec
 from rlcore.algorithm import NetworkAlgorithm, Policy, ValuePolicy
 
@@ -32,11 +32,9 @@ class CodecView:
         """Return the memory at the start of a season, [N, M]."""
         return self.codec.start_memory(self.features)
 
-    def after(
-        self, memory: Tensor, week: int, seen: SeenWeek, state: CustomerState, next_state: CustomerState
-    ) -> Tensor:
-        """Return the memory after a week (from 0)."""
-        return self.codec.remember(memory, self.features, week, seen, state, next_state)
+    def after(self, memory: Tensor, passed: PassedWeek) -> Tensor:
+        """Return the memory after a week."""
+        return self.codec.remember(memory, self.features, passed)
 
     def subscribed(self, memory: Tensor, state: CustomerState) -> Tensor:
         """Customers who, as far as the view tells, can be contacted, bool [N]."""

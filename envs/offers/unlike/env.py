@@ -13,7 +13,7 @@ from envs.offers.env import OffersEnv
 from envs.offers.populations.base import Sample
 from envs.offers.unlike.world import UNLIKE_UNIFORMS, UnlikeWorld
 from envs.offers.world.customers import CHURNED
-from envs.offers.world.history import History, SeenWeek
+from envs.offers.world.history import History, PassedWeek, SeenWeek
 
 
 class UnlikeEnv(OffersEnv):
@@ -69,7 +69,8 @@ class UnlikeEnv(OffersEnv):
             redeemed=week.redeemed,
             margin=week.margin,
         )
-        self.memory = self.remember_week(self.calendar[t : t + 1], self.memory, seen, state, week.state)
+        passed = PassedWeek(self.calendar[t : t + 1], seen, state, week.state)
+        self.memory = self.remember_week(self.memory, passed)
         entry = History.week(world.catalogue, offer, channel, week.bought, week.redeemed.to(week.margin))
         self.outcomes_so_far[:, t].copy_(entry)
         self.state, self.extra, self.week = week.state, week.memory, t + 1

@@ -14,7 +14,7 @@ from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import NoContact
 from envs.offers.unlike.world import UNLIKE_UNIFORMS, UnlikeWorld
 from envs.offers.world.customers import Customers
-from envs.offers.world.history import History, SeenWeek
+from envs.offers.world.history import History, PassedWeek, SeenWeek
 
 
 class UnlikeSeason(NamedTuple):
@@ -74,7 +74,7 @@ def simulate_unlike_season(policy: SeasonPolicy, market: EvaluationMarket[Custom
                 redeemed=week.redeemed,
                 margin=week.margin,
             )
-            memory = policy.view.after(memory, t, seen, state, week.state)
+            memory = policy.view.after(memory, PassedWeek(t, seen, state, week.state))
             history = history.after(week.state.status, catalogue, offer, channel, week.bought, week.redeemed)
         state, extra = week.state, week.memory
     return UnlikeSeason(profit, torch.stack(spends), torch.stack(contacts))

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState, World
+from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, Customers, CustomerState
 from envs.offers.world.filtering import CHUNK, NUM_MARGINALS, Belief, filter_week
 from envs.offers.world.hidden_observation import HidingCodec
-from envs.offers.world.history import SeenWeek
-from envs.offers.world.observation import DYNAMICS
+from envs.offers.world.history import PassedWeek
+from envs.offers.world.observation import DYNAMICS, ViewSetting
 
 if TYPE_CHECKING:
-    from envs.offers.populations.base import Population, Sample
+    from envs.offers.populations.base import Sample
 
 
 class ThetaEstimate(Protocol):
@@ -51,20 +51,17 @@ class BeliefCodec(HidingCodec):
 
     def __init__(
         self,
-        num_features: int,
-        world: World,
-        population: Population,
-        price_range: list[float],
-        drift_range: list[float],
+        setting: ViewSetting,
         *,
         theta: Callable[[Sample], ThetaEstimate],
         reference_size: int,
         reference_seed: int,
         count_scale: float,
     ):
-        super().__init__(num_features, world, population, price_range, drift_range, count_scale=count_scale)
+        super().__init__(setting, count_scale=count_scale)
+        world = setting.world
         generator = torch.Generator(world.season.device).manual_seed(reference_seed)
-        sample = population.draw(reference_size, generator, "train")
+        sample = setting.population.draw(reference_size, generator, "train")
         self.world, self.theta, self.start = world, theta(sample), start_marginals(sample.state)
 
     @property
@@ -80,16 +77,14 @@ class BeliefCodec(HidingCodec):
         return self.start.to(features).expand(len(features), -1)
 
     @torch.no_grad()
-    def remember_own(
-        self, own: Tensor, features: Tensor, week: int | Tensor, seen: SeenWeek, opted_out: Tensor
-    ) -> Tensor:
+    def remember_own(self, own: Tensor, features: Tensor, passed: PassedWeek, opted_out: Tensor) -> Tensor:
         """Return the marginals [N, 14] after a week."""
         customers = self.world.inhabit(self.theta(features))
         found = []
         for first in range(0, len(own), CHUNK):
             rows = slice(first, first + CHUNK)
             belief = Belief.from_marginals(own[rows].T.to(customers.alpha), opted_out[rows] > 0)
-            belief, _ = filter_week(customers[rows], self.world, week, belief, seen.take(rows))
+            belief, _ = filter_week(customers[rows], self.world, passed.number, belief, passed.seen.take(rows))
             found.append(belief.marginals().T)
         return torch.cat(found).to(own)
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, CustomerState, World, one_hot
-from envs.offers.world.history import History, SeenWeek, column_names, next_columns
-from envs.offers.world.observation import ObservationCodec
+from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, CustomerState, one_hot
+from envs.offers.world.history import History, PassedWeek, column_names, next_columns
+from envs.offers.world.observation import ObservationCodec, ViewSetting
 from envs.offers.world.season_counts import SeasonCounts
-
-if TYPE_CHECKING:
-    from envs.offers.populations.base import Population
 
 
 class HidingCodec(ObservationCodec):
@@ -27,22 +22,13 @@ class HidingCodec(ObservationCodec):
     hides_state = True
     num_statuses = 2  # subscribed, unsubscribed
 
-    def __init__(
-        self,
-        num_features: int,
-        world: World,
-        population: Population,
-        price_range: list[float],
-        drift_range: list[float],
-        *,
-        count_scale: float,
-    ):
-        self.catalogue = world.catalogue
-        self.counts = SeasonCounts(world.catalogue, scale=count_scale)
+    def __init__(self, setting: ViewSetting, *, count_scale: float):
+        self.catalogue = setting.world.catalogue
+        self.counts = SeasonCounts(self.catalogue, scale=count_scale)
         self.num_own_numbers = len(self.own_names)  #: the subclass's own numbers in a memory
         self.num_dynamics = len(self.dynamics_names)
         self.memory_dim = 1 + len(self.counts) + self.num_own_numbers
-        super().__init__(num_features, world, population, price_range, drift_range)
+        super().__init__(setting)
 
     # ── what a subclass adds ────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -54,9 +40,7 @@ class HidingCodec(ObservationCodec):
         """Return the subclass's own numbers at the start of a season."""
         return features.new_zeros(len(features), self.num_own_numbers)
 
-    def remember_own(
-        self, own: Tensor, features: Tensor, week: int | Tensor, seen: SeenWeek, opted_out: Tensor
-    ) -> Tensor:
+    def remember_own(self, own: Tensor, features: Tensor, passed: PassedWeek, opted_out: Tensor) -> Tensor:
         """Return the subclass's own numbers after a week; `opted_out` [N] is 1 for who had done so before it."""
         raise NotImplementedError
 
@@ -79,20 +63,12 @@ class HidingCodec(ObservationCodec):
         nobody = features.new_zeros(len(features), 1)
         return torch.cat((nobody, self.counts.start(features), self.start_own(features)), 1)
 
-    def remember(
-        self,
-        memory: Tensor,
-        features: Tensor,
-        week: int | Tensor,
-        seen: SeenWeek,
-        state: CustomerState,
-        next_state: CustomerState,
-    ) -> Tensor:
+    def remember(self, memory: Tensor, features: Tensor, passed: PassedWeek) -> Tensor:
         """Return the memory [N, M] after a week; the states are not read."""
         opted_out, sums, own = self._split(memory)
-        own = self.remember_own(own, features, week, seen, opted_out)
-        opted_out = torch.maximum(opted_out, seen.opted_out.to(opted_out))
-        return torch.cat((opted_out[:, None], self.counts.after(sums, seen), own), 1)
+        own = self.remember_own(own, features, passed, opted_out)
+        opted_out = torch.maximum(opted_out, passed.seen.opted_out.to(opted_out))
+        return torch.cat((opted_out[:, None], self.counts.after(sums, passed.seen), own), 1)
 
     def next_season(self, memory: Tensor) -> Tensor:
         """Return the memory [N, M] with the sums of the season at 0; opt-outs and the subclass's own numbers stay."""
@@ -142,31 +118,20 @@ class HistoryCodec(HidingCodec):
 
     shows = ("history", "counts")
 
-    def __init__(
-        self,
-        num_features: int,
-        world: World,
-        population: Population,
-        price_range: list[float],
-        drift_range: list[float],
-        *,
-        half_lives: list[float],
-        count_scale: float,
-    ):
+    def __init__(self, setting: ViewSetting, *, half_lives: list[float], count_scale: float):
         if not half_lives or min(half_lives) <= 0:
             raise ValueError(f"env.observation.half_lives: expected weeks above 0, got {half_lives}")
         self.half_lives = half_lives
-        super().__init__(num_features, world, population, price_range, drift_range, count_scale=count_scale)
+        super().__init__(setting, count_scale=count_scale)
 
     @property
     def own_names(self) -> list[str]:
         """Names of the columns of the history."""
         return column_names(self.half_lives)
 
-    def remember_own(
-        self, own: Tensor, features: Tensor, week: int | Tensor, seen: SeenWeek, opted_out: Tensor
-    ) -> Tensor:
+    def remember_own(self, own: Tensor, features: Tensor, passed: PassedWeek, opted_out: Tensor) -> Tensor:
         """Return the columns of the history after a week."""
+        seen = passed.seen
         entry = History.week(self.catalogue, seen.offer, seen.channel, seen.bought, seen.redeemed.to(own))
         return next_columns(own, entry, self.half_lives)
 

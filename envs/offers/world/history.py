@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.catalogue import Catalogue
-from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED
+from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, CustomerState
 
 KINDS = ("contacts", "attention", "purchases", "redemptions", "spend")
 
@@ -42,6 +42,15 @@ class SeenWeek(NamedTuple):
     def take(self, rows) -> SeenWeek:
         """Take some of the customers."""
         return SeenWeek(*(x[rows] for x in self))
+
+
+class PassedWeek(NamedTuple):
+    """A week of N customers that has passed, with what a shop saw of it and the states around it."""
+
+    number: int | Tensor  # from 0; a tensor is [1]
+    seen: SeenWeek
+    state: CustomerState  # before the week
+    next_state: CustomerState
 
 
 class History(NamedTuple):

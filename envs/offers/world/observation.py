@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from envs.offers.world.customers import EXPECTATIONS, FATIGUES, HABITS, SUBSCRIBED, CustomerState, World, one_hot
-from envs.offers.world.history import SeenWeek
+from envs.offers.world.history import PassedWeek
 from envs.offers.world.season_counts import StateSeasonCounts
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ def one_hot_state(state: CustomerState) -> list[Tensor]:
     return [*one_hot_dynamics(state), one_hot(state.status, STATUSES)]
 
 
+class ViewSetting(NamedTuple):
+    """What an environment tells a view of itself."""
+
+    num_features: int  #: columns of the features, with those of the contact caps
+    world: World
+    population: Population
+    price_range: list[float]
+    drift_range: list[float]
+
+
 class ObservationCodec:
     """Writes and reads the observations [N, obs_dim] of customers.
 
@@ -48,18 +58,11 @@ class ObservationCodec:
     num_statuses = STATUSES  #: columns of the status
     memory_dim = 0  #: numbers M that a customer's row must remember
 
-    def __init__(
-        self,
-        num_features: int,
-        world: World,
-        population: Population,
-        price_range: list[float],
-        drift_range: list[float],
-    ):
-        self.num_features, self.weeks = num_features, world.weeks
-        self.log_price_range = [math.log(price) for price in price_range]
-        self.drift_range = drift_range
-        self.dynamics = slice(num_features, num_features + self.num_dynamics)
+    def __init__(self, setting: ViewSetting):
+        self.num_features, self.weeks = setting.num_features, setting.world.weeks
+        self.log_price_range = [math.log(price) for price in setting.price_range]
+        self.drift_range = setting.drift_range
+        self.dynamics = slice(self.num_features, self.num_features + self.num_dynamics)
         self.status = slice(self.dynamics.stop, self.dynamics.stop + self.num_statuses)
         self.context_dim = self.status.stop + self.weeks
         self.obs_dim = self.context_dim + PRICE_COLUMNS
@@ -88,19 +91,8 @@ class ObservationCodec:
         """Return the memory [N, M] of customers at the start of a season, in the type of their features [N, F]."""
         return features.new_zeros(len(features), self.memory_dim)
 
-    def remember(
-        self,
-        memory: Tensor,
-        features: Tensor,
-        week: int | Tensor,
-        seen: SeenWeek,
-        state: CustomerState,
-        next_state: CustomerState,
-    ) -> Tensor:
-        """Return the memory [N, M] after a week (from 0; a number or a tensor [1]) with the states around it.
-
-        A view that hides the state does not read the states.
-        """
+    def remember(self, memory: Tensor, features: Tensor, passed: PassedWeek) -> Tensor:
+        """Return the memory [N, M] after a week; a view that hides the state does not read the states around it."""
         return memory
 
     def next_season(self, memory: Tensor) -> Tensor:
@@ -203,36 +195,19 @@ class StateCountsCodec(ObservationCodec):
 
     shows = ("states", "counts")
 
-    def __init__(
-        self,
-        num_features: int,
-        world: World,
-        population: Population,
-        price_range: list[float],
-        drift_range: list[float],
-        *,
-        count_scale: float,
-    ):
-        self.counts = StateSeasonCounts(world.catalogue, scale=count_scale)
+    def __init__(self, setting: ViewSetting, *, count_scale: float):
+        self.counts = StateSeasonCounts(setting.world.catalogue, scale=count_scale)
         self.num_dynamics = ObservationCodec.num_dynamics + len(self.counts)
         self.memory_dim = len(self.counts)
-        super().__init__(num_features, world, population, price_range, drift_range)
+        super().__init__(setting)
 
     def start_memory(self, features: Tensor) -> Tensor:
         """Return the sums [N, M] of customers at the start of a season."""
         return self.counts.start(features)
 
-    def remember(
-        self,
-        memory: Tensor,
-        features: Tensor,
-        week: int | Tensor,
-        seen: SeenWeek,
-        state: CustomerState,
-        next_state: CustomerState,
-    ) -> Tensor:
+    def remember(self, memory: Tensor, features: Tensor, passed: PassedWeek) -> Tensor:
         """Return the sums [N, M] after a week."""
-        return self.counts.after_states(memory, seen, state, next_state)
+        return self.counts.after_states(memory, passed.seen, passed.state, passed.next_state)
 
     def encode_dynamics(self, state: CustomerState, memory: Tensor) -> list[Tensor]:
         """Write the one-hot columns of the state, then those of the sums."""

@@ -14,7 +14,7 @@ from envs.offers.policies.bayes_planner import BayesPlanner, PosteriorView
 from envs.offers.policies.information import ORACLE
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.world.customers import CustomerState
-from envs.offers.world.history import SeenWeek
+from envs.offers.world.history import PassedWeek, SeenWeek
 from small_offers import small_evaluation
 
 N = 12
@@ -111,7 +111,7 @@ def test_weights_follow_the_likelihood(market, two_draws):
     zeros, no = torch.zeros(N, dtype=torch.long), torch.zeros(N, dtype=torch.bool)
     seen = SeenWeek(zeros, zeros, no, no, no, torch.zeros(N, dtype=torch.float64))
     start = view.start(state)
-    found = view.after(start, 3, seen, state, state) - start
+    found = view.after(start, PassedWeek(3, seen, state, state)) - start
     c = view.customers
     for i in range(N):
         h, f, d = (int(x[i]) for x in state[:3])

@@ -17,8 +17,6 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from envs.configuration import CONF, instantiate_stored
-from envs.offers.env import OffersEnv
 from envs.offers.evaluation import EvaluationMarket, OffersEvaluator, SeasonRecord
 from envs.offers.evaluation.profit_decomposition import score_terms, share_of_gap
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS
@@ -26,11 +24,9 @@ from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
-from envs.range_checks import check_stored_ranges
 from rlcore.algorithm import NetworkAlgorithm
-from rlcore.runs import checkpoint
 from scripts.benchmarks.common.display import show, table_of
-from scripts.cli import fitting
+from scripts.benchmarks.common.trained import restore
 
 
 class Setting(NamedTuple):
@@ -69,8 +65,8 @@ def run(
     if not checkpoints:
         raise ValueError("benchmark.checkpoints: expected paths of trained policies, got none")
     trainings = [restore(path, device, trusted_packages) for path in checkpoints]
-    check_same_job(checkpoints, [config for _, config in trainings])
-    algorithms = [algorithm for algorithm, _ in trainings]
+    check_same_job(checkpoints, [training.config for training in trainings])
+    algorithms = [training.algorithm for training in trainings]
     env = algorithms[0].env
     evaluator = evaluation(env)
     market, tuning_market = evaluator.test_market(env.budget), evaluator.tuning_market(env.budget)
@@ -105,22 +101,6 @@ def planners_of(setting: Setting) -> dict[str, Callable[[], SeasonPolicy]]:
         blind = replace(ORACLE, season=("beliefs",))
         planners["planning, states unseen"] = lambda: planning_policy(market, bound, blind, evaluator.start_belief())
     return planners
-
-
-def restore(path: str, device: torch.device, trusted: list[str]) -> tuple[NetworkAlgorithm, dict]:
-    """Restore a checkpoint's algorithm in the environment that it was trained in; return it and its configuration."""
-    state = checkpoint.load(path)
-    config = state["config"]
-    check_stored_ranges(config, CONF, path)
-    with fitting(path):
-        make_env, make_algorithm = (instantiate_stored(config[part], path, trusted=trusted) for part in ("env", "algo"))
-        env = make_env(device, config["seed"])
-        if not isinstance(env, OffersEnv):
-            raise ValueError(f"{path}: expected a policy of env=offers, got one of {type(env).__name__}")
-        env.load_fitted(state["agent"]["env"])
-        algorithm = make_algorithm(env, config["seed"])
-        algorithm.load_policy(state["agent"])
-    return algorithm, config
 
 
 def check_same_job(paths: list[str], configs: list[dict]) -> None:

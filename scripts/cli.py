@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -102,6 +103,7 @@ def launch(main: Callable[[], None], groups: tuple[str, ...] = ()) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    threading.excepthook = report_thread
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors in its own way, and exits
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FAILED] = folder
@@ -131,6 +133,12 @@ def usage(docstring: str, groups: tuple[str, ...]) -> str:
         lines.append(f"  {group}=  {' | '.join(own)}")
     lines.append("  --cfg job: every key and value; --info defaults: the files they come from; --hydra-help: all flags")
     return "\n".join(lines)
+
+
+def report_thread(failed: threading.ExceptHookArgs) -> None:
+    """Print the error that ended a thread, but not an error of the disk: TensorBoard's writer raises it once more."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
 
 
 def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -80,8 +81,9 @@ class TensorBoardWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers of a step."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        with self._errors_of_the_file():
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
         self.tags |= values.keys()
         if not self.has_layout and any(tag.startswith("validation/") for tag in self.tags):
             self.write_layout()
@@ -96,11 +98,13 @@ class TensorBoardWriter:
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """Write a text."""
-        self.writer.add_text(name, markdown, step)
+        with self._errors_of_the_file():
+            self.writer.add_text(name, markdown, step)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Write a figure as an image."""
-        self.writer.add_figure(name, figure, step)
+        with self._errors_of_the_file():
+            self.writer.add_figure(name, figure, step)
 
     def results(self, step: int, values: Mapping[str, float]) -> None:
         """Write results as scalars, and what the command line chose as hyper-parameters.
@@ -117,7 +121,16 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         """Write everything to disk."""
-        self.writer.close()
+        with self._errors_of_the_file():
+            self.writer.close()
+
+    @contextmanager
+    def _errors_of_the_file(self) -> Iterator[None]:
+        """Name the folder in an error of the disk, which TensorBoard's thread met earlier."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"{self.writer.log_dir}: TensorBoard's events: {error.strerror or error}") from error
 
 
 def layout_of(tags: Iterable[str]) -> dict[str, dict[str, list]]:

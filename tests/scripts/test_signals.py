@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 
+from scripts.cli import report_thread
 from scripts.train import STOP_SIGNALS, interrupts
 
 
@@ -36,3 +38,11 @@ def test_a_run_under_nohup_outlives_its_terminal():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_shown"), [(OSError(28, "No space left on device"), False), (KeyError("x"), True)]
+)
+def test_a_thread_that_met_a_full_disk_prints_no_traceback(capsys, error, is_shown):
+    report_thread(threading.ExceptHookArgs((type(error), error, None, threading.current_thread())))
+    assert (type(error).__name__ in capsys.readouterr().err) == is_shown

@@ -186,3 +186,19 @@ def test_mlflow_has_parameters_metrics_texts_and_figures(tmp_path, monkeypatch):
         "figures/test/prices_20.png"
     }
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"config.yaml", "figures", "texts"}
+
+
+def test_a_full_disk_under_the_events_names_the_folder(tmp_path, monkeypatch):
+    writer = TensorBoardWriter(tmp_path, RunInfo("name", "command", "", {}, 0), flush_seconds=120)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    for write, call in (
+        ("add_scalar", lambda: writer.scalars(1, {"x": 1.0})),
+        ("add_text", lambda: writer.text(1, "x", "y")),
+        ("close", writer.close),
+    ):
+        monkeypatch.setattr(writer.writer, write, fail)
+        with pytest.raises(OSError, match=f"^{tmp_path}: TensorBoard's events: No space left on device$"):
+            call()

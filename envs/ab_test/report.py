@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def arms_table(analysis: Analysis, level: float, shares: dict) -> Report:
         "share": lambda row: f"{row['share']:.4f}",
     }
     for outcome in outcomes:
-        columns[outcome] = lambda row, key=outcome: f"{row[key][0]:.5g}"  # type: ignore[misc]
-        columns["±" + " " * len(columns)] = lambda row, key=outcome: f"{row[key][1]:.2g}"  # type: ignore[misc]
+        columns[outcome] = partial(format_mean, outcome)
+        columns[f"± {outcome}"] = partial(format_half_width, outcome)
     columns["balance p"] = lambda row: f"{row['p_of_balance']:.3f}" if "p_of_balance" in row else ""
     return Report(
         title=f"{len(trial.arm):,} customers by arm",
@@ -76,6 +77,16 @@ def arms_table(analysis: Analysis, level: float, shares: dict) -> Report:
         judged="share",
         what="arm",
     )
+
+
+def format_mean(outcome: str, row: dict[str, Any]) -> str:
+    """Format the mean of an outcome in an arm."""
+    return f"{row[outcome][0]:.5g}"
+
+
+def format_half_width(outcome: str, row: dict[str, Any]) -> str:
+    """Format half the width of the mean's interval."""
+    return f"{row[outcome][1]:.2g}"
 
 
 def largest(differences: Tensor, names: list[str]) -> dict[str, float]:
@@ -197,9 +208,9 @@ def policies_table(analysis: Analysis) -> Report:
             "IPS": lambda row: f"{row['ips'][0]:.4f}",
             "SNIPS": lambda row: f"{row['snips'][0]:.4f}",
             "over best arm": lambda row: f"{row['over_best'][0]:+.4f}",
-            "± ": lambda row: f"{half_width(row['over_best']):.4f}",
+            "± best": lambda row: f"{half_width(row['over_best']):.4f}",
             "over none": lambda row: f"{row['over_none'][0]:+.4f}",
-            "±  ": lambda row: f"{half_width(row['over_none']):.4f}",
+            "± none": lambda row: f"{half_width(row['over_none']):.4f}",
         },
         last=None,
         extra={"verdicts": verdicts(analysis)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,11 @@ def weights(ppo) -> Tensor:
 
 
 def identical(a, b) -> bool:
-    """Compare nested states bit for bit."""
+    """Compare nested states bit for bit; NaN is what NaN is."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(identical, a, b))
+    if isinstance(a, float) and math.isnan(a):
+        return isinstance(b, float) and math.isnan(b)
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b

@@ -46,7 +46,8 @@ def run(
     torch.manual_seed(seed)
     # Each token is one of the reward model's `known_words`, so that a token is one piece there too.
     settings = algo.keywords
-    words = [f"w{i % known_words}" + " " * (i // known_words) for i in range(shape["vocab_size"])]
+    words = [f"w{i % known_words}" + " " * (i // known_words) for i in range(shape["vocab_size"] - 1)]
+    words.append("[end]")
     generation = {key: value for key, value in settings["generation"].items() if key != "fitted_share"}
     mails = settings["mails_per_iteration"]
     n = settings["advantage"].samples_per_prompt

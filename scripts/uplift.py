@@ -32,7 +32,7 @@ WIDTH = 140  # characters of the widest table
 def main(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     choose_device("cpu", cfg.threads, "highest")
-    analyst = instantiate(cfg.analysis, _convert_="all")
+    analyst = instantiate(cfg.ab_test, _convert_="all")
     trial = instantiate(cfg.table, _convert_="all").read()
     analysis = analyst(trial, cfg.seed)
     reports = tables(analysis, analyst.level, analyst.replications, analyst.bins, dict(cfg.shares), cfg.seed)

@@ -1,4 +1,4 @@
-"""The number of calls from the command line to PPO's loss, and to a step of a rollout."""
+"""The number of calls from the start of a training to PPO's loss, and to a step of a rollout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from call_spy import calls_to_the_loss
 from toy_envs import Bandit, make_ppo
 
 
-def test_the_loss_is_five_calls_from_the_command_line(tmp_path, monkeypatch):
+def test_the_loss_is_five_calls_from_the_start_of_a_training(tmp_path, monkeypatch):
     calls = calls_to_the_loss(
         monkeypatch,
         tmp_path,

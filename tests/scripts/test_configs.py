@@ -93,7 +93,7 @@ def test_every_file_composes_and_names_all_its_parameters(group):
         "collect": {".logging_policy", ".env"},
         "import_sends": {".sends", ".env"},
         "evaluate": {".ope", ".ope.model"},
-        "uplift": {".analysis", ".table"},
+        "uplift": {".ab_test", ".table"},
     }.get(primary, {".benchmark"}) <= set(found)
     for path, node in found.items():
         if node["_target_"].split(".")[0] not in ("rlcore", "envs", "email_rl", "scripts"):

@@ -1,4 +1,4 @@
-"""The path of a training script to the loss: our functions between `main` and losses.ppo."""
+"""The path of a training to the loss: our functions between scripts/train.py's `train` and losses.ppo."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class LossReached(Exception):
 
 
 def calls_to_the_loss(monkeypatch, tmp_path, *overrides: str) -> list[str]:
-    """Run scripts/train.py's main up to the first call of losses.ppo; name the calls from main to losses.ppo."""
-    main = train.main.__wrapped__.__wrapped__  # without Hydra and without the handling of errors
+    """Run scripts/train.py's `train`, which the command line and Python share, up to the first call of losses.ppo.
 
+    Returns the names of the calls from it to losses.ppo."""
     def record_callers(*_, **__):
         callers, frame = [], sys._getframe(1)
-        while frame.f_code is not main.__code__:
+        while frame.f_code is not train.train.__code__:
             if Path(frame.f_code.co_filename).is_relative_to(ROOT):
                 callers.insert(0, f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}")
             frame = frame.f_back
@@ -34,11 +34,12 @@ def calls_to_the_loss(monkeypatch, tmp_path, *overrides: str) -> list[str]:
 
     choices = dict(override.split("=") for override in overrides if override.startswith(("algo=", "env=")))
     runtime = SimpleNamespace(output_dir=str(tmp_path), choices=choices)
-    monkeypatch.setattr(train.HydraConfig, "get", lambda: SimpleNamespace(runtime=runtime))
+    hydra = SimpleNamespace(runtime=runtime, overrides=SimpleNamespace(task=list(overrides)))
+    monkeypatch.setattr(train.HydraConfig, "get", lambda: hydra)
     # The real one changes how this whole process computes: threads, and denormal numbers, which other tests draw.
     monkeypatch.setattr(train, "choose_device", lambda *_: torch.device("cpu"))
     monkeypatch.setattr(losses, "ppo", record_callers)
     with pytest.raises(LossReached) as reached:
-        main(composed(*overrides))
+        train.train(composed(*overrides), tmp_path)
     (callers,) = reached.value.args
     return [*callers, "losses.ppo"]

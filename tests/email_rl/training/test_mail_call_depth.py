@@ -1,4 +1,4 @@
-"""The number of calls from the command line to the loss of PPO on mails."""
+"""The number of calls from the start of a training to the loss of PPO on mails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY = [
 ]
 
 
-def test_the_loss_is_six_calls_from_the_command_line(tmp_path, monkeypatch):
+def test_the_loss_is_six_calls_from_the_start_of_a_training(tmp_path, monkeypatch):
     monkeypatch.setattr(LanguageModelPPO, "setup", lambda self, *_: self.set_models(policy(), Taste()))
     monkeypatch.setattr(LanguageModelPPO, "validates_at_start", False)
     calls = calls_to_the_loss(monkeypatch, tmp_path, *TINY)

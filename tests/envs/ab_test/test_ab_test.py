@@ -143,12 +143,12 @@ def test_the_script_writes_tables_plots_and_a_score_for_every_customer(tmp_path)
         "table.treatment=arm",
         "table.control=none",
         "table.outcomes=[bought]",
-        f"+analysis.worth.bought={WORTH}",
-        f"analysis.cost={COST}",
-        "analysis.folds=2",
-        "analysis.replications=10",
-        "analysis.learners.T_network.model.steps=5",
-        "analysis.learners.X_network.model.steps=5",
+        f"+ab_test.worth.bought={WORTH}",
+        f"ab_test.cost={COST}",
+        "ab_test.folds=2",
+        "ab_test.replications=10",
+        "ab_test.learners.T_network.model.steps=5",
+        "ab_test.learners.X_network.model.steps=5",
         "hydra.run.dir=out",
     )
     assert done.returncode == 0, done.stderr
@@ -163,6 +163,6 @@ def test_the_script_writes_tables_plots_and_a_score_for_every_customer(tmp_path)
 
 
 def test_the_shipped_settings_are_those_of_an_analyst():
-    shipped = instantiate(composed(name="uplift").analysis, _convert_="all")
+    shipped = instantiate(composed(name="uplift").ab_test, _convert_="all")
     assert isinstance(shipped, Analyst)
     assert set(shipped.binary) < set(shipped.learners)

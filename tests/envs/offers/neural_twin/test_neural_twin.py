@@ -342,5 +342,3 @@ def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
             twin=path,
             catalogue={"channels": {"fax": {"cost": 1.0, "attention": 0.1, "opt_out": 0.1, "fatigue_steps": 1}}},
         )
-    with pytest.raises(ValueError, match="expected env/observation=state, or algo/twin=neural"):
-        instantiate(part("twin"), _convert_="all")(environment(), 0)

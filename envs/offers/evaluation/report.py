@@ -189,7 +189,7 @@ class OffersReport:
             lost, names, xerr=half_widths, fmt="|", color="0.25", capsize=2, label="1 − score, with its 95 % interval"
         )
         axes.axvline(0, color="0.25", linewidth=0.8)
-        axes.legend(frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncol=3, frameon=False, fontsize=8)
         return figure
 
     def _training_figure(self, curve: list[tuple[int, float]], agent: str | None) -> Figure:

@@ -24,6 +24,7 @@ def calls_to_the_loss(monkeypatch, tmp_path, *overrides: str) -> list[str]:
     """Run scripts/train.py's `train`, which the command line and Python share, up to the first call of losses.ppo.
 
     Returns the names of the calls from it to losses.ppo."""
+
     def record_callers(*_, **__):
         callers, frame = [], sys._getframe(1)
         while frame.f_code is not train.train.__code__:

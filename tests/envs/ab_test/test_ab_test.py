@@ -17,6 +17,8 @@ from rlcore.ope.outcome_models import Linear
 from rlcore.uplift.meta_learners import T
 from script_runner import run
 
+pytest.importorskip("pyarrow")  # of the extra `logs`
+
 COST, WORTH = 0.5, 10.0
 
 

@@ -13,7 +13,7 @@ from envs.offers.env import OffersEnv
 from envs.offers.populations.base import Sample
 from envs.offers.unlike.world import UNLIKE_UNIFORMS, UnlikeWorld
 from envs.offers.world.customers import CHURNED
-from envs.offers.world.history import History, PassedWeek, SeenWeek
+from envs.offers.world.history import History, PassedWeek
 
 
 class UnlikeEnv(OffersEnv):
@@ -60,15 +60,7 @@ class UnlikeEnv(OffersEnv):
         spend = world.catalogue.spend(offer, channel, week.redeemed.to(week.margin))
         profit = week.margin + world.reward.trips * week.bought - spend
         reward = profit - self.prices[t] * spend
-        seen = SeenWeek.between(
-            state.status,
-            week.state.status,
-            offer=offer,
-            channel=channel,
-            bought=week.bought,
-            redeemed=week.redeemed,
-            margin=week.margin,
-        )
+        seen = week.seen(offer, channel, state.status)
         passed = PassedWeek(self.calendar[t : t + 1], seen, state, week.state)
         self.memory = self.remember_week(self.memory, passed)
         entry = History.week(world.catalogue, offer, channel, week.bought, week.redeemed.to(week.margin))

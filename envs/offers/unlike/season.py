@@ -14,7 +14,7 @@ from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import NoContact
 from envs.offers.unlike.world import UNLIKE_UNIFORMS, UnlikeWorld
 from envs.offers.world.customers import Customers
-from envs.offers.world.history import History, PassedWeek, SeenWeek
+from envs.offers.world.history import History, PassedWeek
 
 
 class UnlikeSeason(NamedTuple):
@@ -65,15 +65,7 @@ def simulate_unlike_season(policy: SeasonPolicy, market: EvaluationMarket[Custom
         if in_season:
             spends.append(spend.sum())
             contacts.append((offer > 0).sum())
-            seen = SeenWeek.between(
-                state.status,
-                week.state.status,
-                offer=offer,
-                channel=channel,
-                bought=week.bought,
-                redeemed=week.redeemed,
-                margin=week.margin,
-            )
+            seen = week.seen(offer, channel, state.status)
             memory = policy.view.after(memory, PassedWeek(t, seen, state, week.state))
             history = history.after(week.state.status, catalogue, offer, channel, week.bought, week.redeemed)
         state, extra = week.state, week.memory

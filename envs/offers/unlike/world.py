@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from envs.offers.world.customers import CHURNED, SUBSCRIBED, UNIFORMS, Customers, CustomerState, World
+from envs.offers.world.history import SeenWeek
 from envs.offers.world.response import churn_probability, opt_out_probability
 from envs.offers.world.transition import next_state
 
@@ -23,6 +24,18 @@ class UnlikeWeek(NamedTuple):
     bought: Tensor  # bool [N]
     redeemed: Tensor  # bool [N]
     margin: Tensor  # money that the purchase brought before this week's discount, 0 without one, [N]
+
+    def seen(self, offer: Tensor, channel: Tensor, status: Tensor) -> SeenWeek:
+        """Return what a shop saw of the week; `status` [N] is the customers' before it."""
+        return SeenWeek.between(
+            status,
+            self.state.status,
+            offer=offer,
+            channel=channel,
+            bought=self.bought,
+            redeemed=self.redeemed,
+            margin=self.margin,
+        )
 
 
 class UnlikeWorld(World):

@@ -46,7 +46,11 @@ def split(
     learn = learn._replace(propensity=torch.where(learn.action > 0, share, 1 - share))
     fold = folds(torch.arange(len(learn.unit), device=device), fold_count, generator)
     choice = choose(learners, learn, ACTIONS, fold, seed)
-    scores = {name: fit_effects(learner, learn, ACTIONS, seed)(test.obs)[:, 1] for name, learner in learners.items()}
+    fitted = {
+        name: choice.effects if name == choice.name else fit_effects(learner, learn, ACTIONS, seed)
+        for name, learner in learners.items()
+    }
+    scores = {name: effects(test.obs)[:, 1] for name, effects in fitted.items()}
     x, t, y = (part.cpu().numpy() for part in (learn.obs, learn.action, learn.outcome))
     for name, rival in rivals.items():
         scores[name] = torch.as_tensor(rival(x, t, y)(test.obs.cpu().numpy()), device=device).double()

@@ -19,6 +19,20 @@ torch.set_num_threads(1)  # many small operations: more threads would only wait 
 SKIPPED_TESTS = os.environ.get("SKIPPED_TESTS")  # file for skipped tests; .ci/run runs these with all extras
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items) -> None:
+    """Leave long tests out where the command line selects no test by name, keyword or marker; they are slow too."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
+    if config.option.markexpr or config.option.keyword or any("::" in name for name in config.args):
+        return
+    long_tests = [item for item in items if item.get_closest_marker("long")]
+    if long_tests:
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long_tests)
+
+
 def pytest_collectreport(report) -> None:
     """Note a file that is skipped as a whole."""
     note_skipped(report)

@@ -110,6 +110,7 @@ def test_an_environment_is_what_its_attributes_say(name):
         action_mask = step.action_mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ENVIRONMENTS if name != "gymnasium"])
 def test_a_restored_environment_goes_on_alike(name):
     """Without Gymnasium's environments, whose inner state can't be saved."""

@@ -91,7 +91,7 @@ def test_setup_cfg_lists_every_package(packages):
     assert sorted(packages) == sorted([*found, "crm_rl.conf"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_carries_what_packages_need(wheel, packages):
     names = set(ZipFile(wheel).namelist())
     configs = {f"crm_rl/conf/{path.relative_to(CONF).as_posix()}" for path in CONF.rglob("*.yaml")}
@@ -102,7 +102,7 @@ def test_the_wheel_carries_what_packages_need(wheel, packages):
     assert any(name.endswith("/LICENSE") for name in names)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_installed_command_trains_in_an_empty_folder(installed):
     place = run(installed, "python", "-c", "import rlcore; print(rlcore.__file__)")
     assert Path(place.stdout.strip()).is_relative_to(installed.packages), place.stderr

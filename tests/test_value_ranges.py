@@ -79,6 +79,7 @@ def test_every_number_has_its_range_beside_it_and_lies_in_it(file):
             assert value in interval, f"{key}: {value} is not in {interval.text}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids="-".join)
 def test_a_value_is_refused_where_its_range_does_not_hold_it(script):
     name, *overrides = script
@@ -224,6 +225,7 @@ def test_a_checkpoints_number_must_suit_one_option():
         check_stored_ranges(OmegaConf.create({"env": {"num_agents": 0}}), CONF, "checkpoint.pt")
 
 
+@pytest.mark.slow
 def test_numbers_that_no_run_can_mean_are_refused():
     config = OmegaConf.to_container(composed("algo=ppo", "env=offers"), resolve=True)
     ranges = composed_ranges("train", "algo=ppo", "env=offers")

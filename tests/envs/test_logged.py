@@ -89,6 +89,7 @@ def test_weights_of_constant_arms_give_the_plain_means(tmp_path):
     assert cfg.env.evaluation.path == path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algo", ["bandit", "bcq"])
 def test_what_pays_for_whom_is_learned(tmp_path, algo):
     path = write(tmp_path / "a.csv", trial(3000))
@@ -195,6 +196,7 @@ def test_what_is_wrong_is_named(tmp_path, change, overrides, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_nothing_is_simulated(tmp_path):
     _, env = build(write(tmp_path / "a.csv", trial(100)))
     for act in (env.reset, lambda: env.step(torch.zeros(1, 1))):

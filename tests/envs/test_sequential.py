@@ -81,6 +81,7 @@ class Ledger:
         return self.age == 0
 
 
+@pytest.mark.slow
 @MODES
 def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
     env = make(f"env.penalty={penalty}", "env.weekly_budget=0.8")
@@ -112,6 +113,7 @@ def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
         assert step.action_mask.tolist() == masks
 
 
+@pytest.mark.slow
 @MODES
 def test_a_rollout_in_pure_functions_equals_one_of_steps(penalty):
     def rollouts(functional):
@@ -131,7 +133,7 @@ def test_a_rollout_in_pure_functions_equals_one_of_steps(penalty):
     assert state["position"] == same["position"] and torch.equal(state["age"], same["age"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler")
 def test_a_compiled_iteration_equals_an_eager_one():
     logs, weights = [], []
@@ -144,6 +146,7 @@ def test_a_compiled_iteration_equals_an_eager_one():
         assert compiled == pytest.approx(eager, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.long
 def test_structural_equals_plain_python_over_a_thousand_steps():
     env = make(
         "env/world=sequential",
@@ -184,6 +187,7 @@ def test_structural_equals_plain_python_over_a_thousand_steps():
         assert torch.allclose(env.budget_left, torch.tensor([w.left for w in worlds], dtype=torch.float64), atol=1e-9)
 
 
+@pytest.mark.slow
 @WORLDS
 @MODES
 def test_the_budget_holds_and_something_is_always_allowed(world, penalty):
@@ -204,6 +208,7 @@ def test_the_budget_holds_and_something_is_always_allowed(world, penalty):
     assert (invalid > 0) == (penalty != "null")  # with a mask, what is allowed is sent
 
 
+@pytest.mark.slow
 @WORLDS
 def test_expected_and_realised_rewards_agree_on_average(world):
     total, path = {}, "env.world" if world == "toy" else "env.world.reward"
@@ -214,6 +219,7 @@ def test_expected_and_realised_rewards_agree_on_average(world):
     assert abs(total["expected"] - total["realised"]) < (0.01 if world == "toy" else 0.2)
 
 
+@pytest.mark.slow
 @WORLDS
 def test_a_world_is_the_same_alone_and_among_others(world):
     many, alone = (make(f"env/world={world}", f"env.num_agents={n}", "env.random_start=false") for n in (3, 1))
@@ -227,6 +233,7 @@ def test_a_world_is_the_same_alone_and_among_others(world):
             assert torch.allclose(x[1:2].float(), y.float(), atol=1e-6)
 
 
+@pytest.mark.slow
 @WORLDS
 def test_a_restored_environment_goes_on_alike(world):
     generator = torch.Generator().manual_seed(5)
@@ -291,7 +298,7 @@ def test_bad_numbers_are_named(override, says):
     assert says in str(error.value.__cause__ or error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("weekly, share", [(2.6, 0.98), (1.0, 0.98)])
 def test_ppo_learns_the_toys_optimum_without_discount(weekly, share):
     env = make("env.num_agents=64", "env.customers=20", f"env.weekly_budget={weekly}", "env.prefetch_steps=16")

@@ -92,6 +92,7 @@ def test_profit_is_the_week_s_alone_and_before_the_price(shaping):
         torch.testing.assert_close(net[there], (step.info["profit"] - price * paid)[there], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_realised_profit_is_right_on_average():
     sums = torch.zeros(2)
     for seed in range(2):
@@ -147,6 +148,7 @@ def test_memory_keeps_the_latest():
     assert torch.equal(memory.reward, other.reward) and 3 not in memory.reward
 
 
+@pytest.mark.long
 # ── learning ────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("explore", ["epsilon_greedy", "squarecb", "neural_ucb", "neural_ts", "neural_linear"])
 def test_every_explorer_learns_the_masked_bandit(explore):
@@ -168,7 +170,7 @@ def test_regret_is_what_the_best_action_would_have_earned_more():
     assert log["rollout/cumulative_regret"][0] == log["rollout/regret"][0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_exploring_with_uncertainty_finds_the_prizes_and_greed_does_not():
     def regret(arm, seed, **changes):
         agent = make(wheel(seed=seed), 400, seed=seed, num_steps=1, arm=arm, optimizer={"lr": 0.001}, **changes)
@@ -180,6 +182,7 @@ def test_exploring_with_uncertainty_finds_the_prizes_and_greed_does_not():
     assert sum(linear) < 0.6 * sum(greedy) and max(linear) < 20
 
 
+@pytest.mark.slow
 def test_logistic_learns_the_probability_of_a_gain():
     env = Bandit(64)
     agent = make(env, 60, body="logistic", exploration={"epsilon": 1.0})
@@ -257,7 +260,7 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
     assert (heedless.spend == 0).all() and policy.keeps_budget
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
     env = load(
         "offers",
@@ -276,6 +279,7 @@ def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
     assert result["validation/score"] > 0.93 and 0.9 < result["validation/spend_ratio"] < 1.1
 
 
+@pytest.mark.slow
 def test_it_learns_offline_what_it_would_by_acting():
     env = wheel(64)
     log = LoggedDataset.cat(

@@ -103,6 +103,7 @@ def test_perplexity_of_uniform_logits_counts_what_is_allowed(nvec):
     assert (distribution.probs[~mask] == 0).all()
 
 
+@pytest.mark.long
 @FORMS
 @pytest.mark.parametrize("nvec", NVECS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -146,6 +147,7 @@ def test_samples_survive_a_parallel_scan(monkeypatch, form):
         assert mask.flatten(1).gather(-1, index[:, None]).all()
 
 
+@pytest.mark.slow
 @FORMS
 @pytest.mark.parametrize("nvec", NVECS)
 def test_samples_have_the_probabilities(nvec, form):

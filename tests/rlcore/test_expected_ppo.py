@@ -238,6 +238,7 @@ def learned_return(ppo: ExpectedPPO) -> float:
     return expected_return(logits).item()
 
 
+@pytest.mark.slow
 def test_it_learns_the_best_policy_of_a_small_process():
     """Within 2 % of the way from the uniform policy to the best one; ascent in the wrong direction ends below 0."""
     ppo = make_tiny(80, ent_coef=0.02, ent_coef_final=0.001)
@@ -260,6 +261,7 @@ def test_the_deployed_policy_is_the_moving_average_of_the_weights():
     assert not torch.equal(ppo.policy.actor[0].weight, ppo.network.actor[0].weight)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_equals_an_uninterrupted_one():
     whole, first, second = (make_tiny(4) for _ in range(3))
     for ppo, iterations in ((whole, (0, 1, 2, 3)), (first, (0, 1))):
@@ -289,6 +291,7 @@ def trained_on_a_small_process(mode: str) -> tuple[ExpectedPPO, object]:
     return ppo, train(ppo)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "trained", [trained_on_a_small_process, pytest.param(trained_on_offers, marks=pytest.mark.slow)]
 )
@@ -302,6 +305,7 @@ def test_recorded_it_learns_as_it_does_eagerly(tape, trained):
             assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_state_is_hidden():
     """A critic of true states, and a policy that sees none of them."""
     ppo, log = trained_on_offers("eager", "env/observation=history", "algo.total_steps=576")
@@ -309,7 +313,7 @@ def test_it_learns_where_the_state_is_hidden():
     assert ppo.env.obs_dim == ppo.network.actor[0].in_features and len(log.rows) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_it_learns_as_it_does_eagerly():
     (_, log), (_, other) = (trained_on_offers(mode, "algo.total_steps=576") for mode in ("eager", "compile"))
     for name in ("losses/policy_loss", "losses/value_loss", "losses/spend", "rollout/reward"):

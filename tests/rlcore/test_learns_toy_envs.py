@@ -46,17 +46,20 @@ def scores(judge):
     }
 
 
+@pytest.mark.long
 def test_baselines_stand_where_the_world_puts_them():
     full = scores(evaluation())
     assert full["propensity"] < 0 < full["myopic"] < full["fee"] < full["planning"]
     assert full["myopic"] < 0.45 and 0.45 < full["fee"] < 0.75 and full["planning"] > 0.98
 
 
+@pytest.mark.long
 def test_planning_does_not_pay_where_nothing_lasts():
     static = scores(evaluation("static"))
     assert static["myopic"] > 0.998 and abs(static["planning"] - static["myopic"]) < 1e-3
 
 
+@pytest.mark.long
 def test_ppo_learns_to_plan():
     judge = evaluation()
     algo = load(

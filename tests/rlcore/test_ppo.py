@@ -131,6 +131,7 @@ def test_what_cannot_be_is_refused(changes, message):
         make_ppo(Bandit(32), 1, mode="jit")
 
 
+@pytest.mark.long
 # ── truncation, schedules, stopping ─────────────────────────────────────────────────────────────────────────────────
 def test_truncation_bootstraps_from_the_final_observation():
     ppo = make_ppo(Endless(16), 100, num_steps=8, gamma=0.8, norm_reward=False, epochs=4, max_grad_norm=10.0)
@@ -166,6 +167,7 @@ def test_target_kl_stops_an_iteration_early():
     assert steps_taken(stopped) == 3 * 1 * 2 and steps_taken(free) == 3 * 4 * 2
 
 
+@pytest.mark.long
 def test_entropy_bonus_is_annealed_and_raises_entropy():
     low, high = (train(make_ppo(Bandit(32), 30, epochs=4, ent_coef=c, ent_coef_final=c)) for c in (0.0, 1.0))
     assert high["losses/entropy"][-1] > low["losses/entropy"][-1] + 0.2
@@ -225,7 +227,7 @@ def test_evaluating_and_logging_change_nothing():
     assert identical(plain.state_dict(), watched.state_dict())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler")
 def test_compiled_equals_eager():
     eager, compiled = (make_ppo(Chain(16), 1, mode=mode) for mode in ("eager", "compile"))
@@ -235,6 +237,7 @@ def test_compiled_equals_eager():
     assert logs[1].rows[0] == pytest.approx(logs[0].rows[0], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.long
 # ── learning ────────────────────────────────────────────────────────────────────────────────────────────────────────
 @HEADS
 def test_learns_the_chain(heads):
@@ -250,6 +253,7 @@ def test_learns_the_chain(heads):
     assert (total == env.best).all() and env.invalid == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("heads, share", [("independent", 0.93), ("joint", 0.97)])
 def test_learns_the_masked_bandit(heads, share):
     env = Bandit(128)

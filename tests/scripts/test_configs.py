@@ -76,6 +76,7 @@ def parameters_of(target) -> list[inspect.Parameter]:
     return parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_file_composes_and_names_all_its_parameters(group):
     primary = PRIMARY.get(group.partition("=")[0], "train")
@@ -119,6 +120,7 @@ def test_evaluate_composes():
     assert composed(name="evaluate").checkpoint is None
 
 
+@pytest.mark.slow
 def test_no_number_stands_twice_in_a_file():
     for path in CONF.rglob("*.yaml"):
         OmegaConf.load(path)  # refuses duplicate keys

@@ -38,7 +38,7 @@ def test_help_lists_the_choices_of_groups():
     assert any("speed/roofline" in line for line in shown)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_printed_and_nothing_is_made(command, tmp_path):
     for flag in ("--help", "-h"):

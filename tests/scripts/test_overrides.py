@@ -60,6 +60,7 @@ def test_a_key_that_only_the_checkpoints_environment_has_is_told_how_to_write_it
     assert said.startswith("env.population.path: no such key here; ") and said.endswith("+env.population.path=VALUE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "found"),
     [

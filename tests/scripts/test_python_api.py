@@ -19,6 +19,7 @@ TINY = [
 ]
 
 
+@pytest.mark.long
 def test_a_run_from_python_has_its_result_and_its_files(tmp_path):
     before = HydraConfig.initialized()
     run = crm_rl.train(*TINY, "algo.total_steps=512", "algo.eval_every=1", "logger=csv", directory=tmp_path / "a" / "b")
@@ -36,6 +37,7 @@ def test_a_run_from_python_has_its_result_and_its_files(tmp_path):
     assert HydraConfig.initialized() == before
 
 
+@pytest.mark.slow
 def test_bad_input_leaves_nothing(tmp_path):
     for override, error in (("algo.gamma=2", ValueError), ("algo.gama=0.9", HydraException)):
         with pytest.raises(error, match="gam"):

@@ -136,6 +136,7 @@ def test_tensorboard_has_the_fields_names(whole):
     assert "test/table/text_summary" in tags["tensors"]
 
 
+@pytest.mark.long
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     process = start(tmp_path, f"algo.total_steps={6 * ITERATION}", "hydra.run.dir=cut", "algo.eval_every=2")
     wait_for(tmp_path / "cut" / "checkpoint.pt", process)
@@ -165,6 +166,7 @@ def test_evaluate_gives_a_checkpoint_the_same_result(whole, tmp_path):
     assert refused.returncode == 2 and "env/world=static" in refused.stderr
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_and_leaves(tmp_path):
     process = start(
         tmp_path,
@@ -202,6 +204,7 @@ def test_multirun_finishes_and_a_bad_job_fails_alone(tmp_path):
     assert done.stderr.count("error: ") == 1 and "algo.minibatches: expected " in done.stderr
 
 
+@pytest.mark.long
 def test_torchrun_trains_by_two_processes_of_which_one_writes(tmp_path):
     def torchrun(*overrides, processes):
         return subprocess.run(
@@ -243,6 +246,7 @@ def test_torchrun_trains_by_two_processes_of_which_one_writes(tmp_path):
     )
 
 
+@pytest.mark.long
 def test_ctrl_c_under_torchrun_keeps_a_checkpoint_of_both_processes_and_says_one_line(tmp_path):
     overrides = ["env.num_agents=4", "algo.total_steps=10000000", "algo.eval_every=10000", "algo.checkpoint_every=1"]
     with (tmp_path / "log.txt").open("w") as log:
@@ -269,6 +273,7 @@ def test_ctrl_c_under_torchrun_keeps_a_checkpoint_of_both_processes_and_says_one
     assert kept["agent"]["iteration"] == int(line) and len(kept["shards"]) == 2
 
 
+@pytest.mark.long
 def test_hydras_joblib_launcher_runs_jobs_beside_each_other(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = subprocess.run(

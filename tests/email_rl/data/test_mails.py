@@ -99,6 +99,7 @@ def jaccard(a, b):
     return len(one & two) / len(one | two)
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_those_that_overlap():
     rng = random.Random(3)
     texts = [made_up_text(rng, 40) for _ in range(60)]
@@ -200,6 +201,7 @@ def test_a_sentence_as_common_as_its_outcome_gives_nothing_away():
     assert label_leaks(Mails(["c"] * 3000, texts, outcome), min_count=3, purity=0.98, false_discovery=0.05) == []
 
 
+@pytest.mark.slow
 def test_the_embedded_corpus_has_no_telling_sentences():
     env = instantiate(config("env.corpus.train=4000", "env.corpus.valid=100", "env.corpus.test=100"), _convert_="all")(
         "cpu", 0

@@ -126,6 +126,7 @@ def test_what_games_a_reward_model_costs():
         assert merit(text) < right - 1, text
 
 
+@pytest.mark.slow
 def test_probabilities_are_an_ordered_logit():
     contexts, texts = drawn().contexts[:200], drawn().texts[:200]
     p = corpus().gold.probabilities(contexts, texts)
@@ -207,7 +208,7 @@ def test_every_part_occurs_with_every_outcome():
         assert all(written[line] == {0, 1, 2} for line in lines)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bag_of_words_stays_far_below_the_truth():
     mails, test = corpus().sample(15000, "bag"), drawn()
     bag = BagOfWords.fit(

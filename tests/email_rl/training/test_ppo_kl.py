@@ -177,6 +177,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         assert torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_recorded_it_learns_as_it_does_eagerly(tape, precision):
     """To the last bit, before and after the recording, and in a baseline_trainer with a reference that has written."""
@@ -286,6 +287,7 @@ def test_the_losses_are_the_published_ones_on_a_batch_by_hand():
     assert found["clipfrac"].item() == pytest.approx(clipped / n)
 
 
+@pytest.mark.slow
 def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_reference():
     made = trainer("algo/advantage=grpo", "algo.kl_controller.coef=1.0")
     with torch.no_grad():
@@ -303,6 +305,7 @@ def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_referenc
     assert made.accumulate_gradient(batch, torch.tensor(1.0))["loss"].item() < 0.8 * k3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gae", "rloo", "grpo", "reinforce_pp", "reward_weighted"])
 def test_every_advantage_finds_the_optimum_of_a_toy(name):
     """P(conversion) is the share of `b`: a mail of b's alone is best. An untrained policy has a share of about 1/7."""
@@ -333,6 +336,7 @@ def test_every_advantage_finds_the_optimum_of_a_toy(name):
     assert share["before"] < 0.25 and share["after"] > 0.9
 
 
+@pytest.mark.long
 def test_the_penalty_keeps_the_policy_where_the_closed_form_says():
     """Mails of one token: max E[score] − β·KL is at π ∝ π_ref · exp(score / β).
 
@@ -379,6 +383,7 @@ def build(kept, *overrides):
     return instantiate(cfg.algo, _convert_="all")(env, 0), env.evaluation(env)
 
 
+@pytest.mark.long
 def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
     def run(agent, stop=lambda: False):
         train(agent, save=lambda: save_state(tmp_path / "c.pt", "ppo_kl", agent.state_dict()), should_stop=stop)
@@ -398,6 +403,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kept, tmp_path):
     assert torch.equal(whole.kl_controller.coef, second.kl_controller.coef)
 
 
+@pytest.mark.long
 def test_what_was_trained_is_kept_for_other_runs_with_the_same_settings(kept, capsys):
     build(kept)[0].setup(NullLogger(), lambda: False)
     folders = {path.name for path in kept.iterdir()}
@@ -408,6 +414,7 @@ def test_what_was_trained_is_kept_for_other_runs_with_the_same_settings(kept, ca
     assert len({path.name for path in kept.iterdir()} - folders) == 1  # another reference, the same reward model
 
 
+@pytest.mark.long
 def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
     path = write_csv(tmp_path / "mails.csv", mail_rows(300))
     agent, evaluation = build(kept, f"env.data={path}")
@@ -422,7 +429,7 @@ def test_a_users_csv_is_judged_by_a_model_of_other_mails(kept, tmp_path):
     assert not torch.equal(agent.judge().probabilities(*mails), agent.reward_model.probabilities(*mails))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_csv_whose_outcomes_are_shuffled_is_refused_before_anything_learns_from_its_reward(kept, tmp_path):
     """One sentence of each text tells its outcome: with them as they are there is a reward, with them shuffled none."""
     rng = random.Random(0)

@@ -125,6 +125,7 @@ class Constant:
         return torch.full((len(texts), 3), 1 / 3)
 
 
+@pytest.mark.slow
 def test_rewards_that_do_not_differ_are_refused_before_anything_is_optimised(monkeypatch):
     made = trainer("algo.normalization_mails=16", reward_model=Constant())
     made.has_models = False

@@ -163,6 +163,7 @@ def test_bag_of_words_learns_words_and_not_matches():
         assert metrics.log_losses(p, mails.outcome).mean().item() == pytest.approx(loss, abs=0.02)
 
 
+@pytest.mark.slow
 # ── the model ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_training_never_sees_gold_or_test():
     class Guarded:
@@ -241,6 +242,7 @@ def test_class_weights_are_taken_out_of_the_probabilities():
     assert torch.allclose(ratio.softmax(0), share, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
     _env, agent = build()
     agent.observe_validation(agent.validate())
@@ -287,6 +289,7 @@ def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished,
         ).build([], [])
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(finished, tmp_path):
     env = finished[0]
     _, whole = trained("algo.encoder.dropout=0.1", env=env)
@@ -316,6 +319,7 @@ def test_a_run_that_diverged_says_so():
         agent.finish()
 
 
+@pytest.mark.long
 def test_refresh_learns_the_new_and_keeps_the_old(finished):
     """New mails in words the model has never seen, whose outcome one word tells."""
     env, agent = finished
@@ -359,6 +363,7 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
     )
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_or_another_input_cannot_be_refreshed(finished):
     _env, agent = build()
     agent.iterate(0.0)
@@ -446,7 +451,7 @@ def test_what_does_not_fit_is_refused(finished, monkeypatch):
             check_fit(partial(algo), env)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
     long = [
         *SMALL,
@@ -474,6 +479,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
     assert checkpoint.load(tmp_path / "out" / "checkpoint.pt")["agent"]["iteration"] >= 1
 
 
+@pytest.mark.slow
 # ── few mails ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_trainings_are_as_long_as_their_gradient_steps_in_whole_passes():
     """Few mails are read again and again, in smaller batches; many are read once, however many steps that takes."""

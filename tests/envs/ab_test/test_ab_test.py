@@ -81,6 +81,7 @@ def analyst(**changes):
     return Analyst(**{**settings, **changes})
 
 
+@pytest.mark.slow
 def test_values_of_single_arms_are_their_means_and_the_gain_is_the_true_one(tmp_path):
     made = write(tmp_path)
     trial = table(made.path).read()

@@ -84,6 +84,7 @@ def counter(num_agents=2, **kwargs):
     return GymnasiumEnv(CPU, 0, id="test/Counter-v0", kwargs=kwargs, num_agents=num_agents, evaluation=None)
 
 
+@pytest.mark.slow
 # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("flat", [False, True])
@@ -92,6 +93,7 @@ def test_gymnasiums_checker_passes(overrides, flat):
     check_env(gymnasium.make("envs.adapters.gymnasium_offers:crm/Offers-v0", overrides=overrides, flat=flat).unwrapped)
 
 
+@pytest.mark.long
 @WORLDS
 def test_the_vector_equals_single_environments(overrides):
     vector = OffersVectorEnv(sequential(3, 0, overrides), flat=False)
@@ -114,6 +116,7 @@ def test_the_vector_equals_single_environments(overrides):
                 np.testing.assert_allclose(info["final_obs"][i], others["final_obs"][i], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_flat_actions_are_pairs():
     pair, flat = OffersEnv(["env/world=sequential"]), OffersEnv(["env/world=sequential"], flat=True)
     pair.reset(seed=1)
@@ -140,6 +143,7 @@ def test_terminated_and_truncated_and_what_a_step_led_to():
     assert rows[-1].terminated.all() and not rows[-1].truncated.any() and rows[-1].final_obs[0, 0] == 3
 
 
+@pytest.mark.slow
 def test_ppo_bootstraps_through_truncation_from_the_final_observation():
     ppo = make_ppo(
         counter(limit=2), 1, num_steps=4, minibatches=1, gamma=0.9, gae_lambda=0.8, norm_reward=False, norm_adv="none"
@@ -218,6 +222,7 @@ def test_evaluation_counts_whole_episodes_and_leaves_training_alone():
     assert report.rows["random"]["return"] == 3.0 and torch.equal(env.reset()[0], before)
 
 
+@pytest.mark.slow
 def test_our_environment_through_gymnasium_equals_itself():
     ours = sequential(2, 0, ["env.customers=3"])
     env = GymnasiumEnv(
@@ -236,7 +241,7 @@ def test_our_environment_through_gymnasium_equals_itself():
             assert torch.allclose(x.float(), y.float(), atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ppo_learns_cartpole():
     env = load("gymnasium", CPU, 0, id="CartPole-v1", num_agents=8)
     ppo = make_ppo(
@@ -254,7 +259,7 @@ def test_ppo_learns_cartpole():
     assert env.evaluation(env).validate(ppo)["validation/return"] > 300  # chance: 22
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_the_extra_one_line_says_what_to_install(tmp_path):
     script = (
         "import sys, runpy; sys.modules['gymnasium'] = None; sys.argv = ['train.py', 'env=gymnasium'];"

@@ -135,6 +135,7 @@ def test_mask_allows_all_that_exists_to_the_subscribed_and_only_nothing_to_the_r
     assert met == {0, 1, 2}
 
 
+@pytest.mark.long
 def test_a_season_equals_scalar_customers():
     """Every observation, draw, reward and spend of six customers, one float at a time."""
     for shaping, terminal in ((True, 1.0), (False, 0.7)):
@@ -189,6 +190,7 @@ def is_zero(x: Tensor, within: float) -> None:
     assert abs(x.double().mean()) < 4 * error
 
 
+@pytest.mark.slow
 def test_expected_shaped_rewards_sum_to_what_the_policy_earns_over_never_contacting():
     env, shaped = play_table(n=5000)
     _, plain = play_table(n=5000, reward={"shaping": False})
@@ -199,6 +201,7 @@ def test_expected_shaped_rewards_sum_to_what_the_policy_earns_over_never_contact
     assert (gained - gained.mean()).square().mean() < 0.1 * (earned - earned.mean()).square().mean()  # and less noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shaping", [True, False])
 def test_realised_rewards_are_the_expected_ones_in_mean(shaping):
     reward = {"shaping": shaping, "churn_cost": 5.0, "fatigue_penalty": 0.5}

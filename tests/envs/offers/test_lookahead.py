@@ -59,6 +59,7 @@ def values_of(n: int, futures: int = 1) -> Tensor:
     return torch.randn(futures, WEEKS - 1, n, 72, generator=torch.Generator().manual_seed(5))
 
 
+@pytest.mark.slow
 def test_the_backup_equals_an_enumeration_of_next_states():
     """In float64 over every draw of a week: shaped reward plus values beyond V⁰, of every pair."""
     env, _, lookahead = season()
@@ -148,6 +149,7 @@ def test_a_critic_observes_theta_and_nothing_that_a_week_moves():
     assert correlation.max() > 0.999
 
 
+@pytest.mark.slow
 def test_counts_beside_the_state_change_neither_the_states_nor_what_a_critic_observes():
     """One season of the same customers under the same actions, in two views."""
     seen = []

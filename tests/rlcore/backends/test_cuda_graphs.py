@@ -13,6 +13,7 @@ from rlcore.backends.cuda_graphs import WARM_UP_CALLS, CUDAGraphCallable
 from toy_envs import train
 
 
+@pytest.mark.slow
 def test_a_recorded_function_is_the_function(tape):
     total = torch.zeros(3)
 
@@ -35,6 +36,7 @@ def test_what_asks_the_host_is_not_recorded(tape):
             captured(torch.ones(2))
 
 
+@pytest.mark.slow
 def test_what_a_recorded_function_reads_must_stay(tape):
     """On a GPU the freed memory would belong to another tensor, or to none."""
 
@@ -73,6 +75,7 @@ def untrained_teacher(env):
     return instantiate(composed("algo=cql", "env=offers").algo, _convert_="all")(env, 0).policy
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "env",
     [

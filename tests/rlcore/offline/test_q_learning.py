@@ -117,6 +117,7 @@ def test_losses_equal_those_of_d3rlpy(name):
     assert mine.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 # ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     "keep, kept", [("bcq", {"threshold": 0.0}), ("bcq", {"threshold": 1e-30}), ("cql", {"alpha": 0.0})]
@@ -180,6 +181,7 @@ def tabular(chain, **changes):
     return agent.network(torch.eye(30)).detach(), seen, agent
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keep, kept", [("bcq", {"threshold": 0.05}), ("cql", {"alpha": 0.0})])
 def test_a_table_reaches_the_known_values(chain, keep, kept):
     values, seen, _ = tabular(chain, keep=keep, kept=kept)

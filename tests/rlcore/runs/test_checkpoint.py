@@ -45,6 +45,7 @@ def write_forever(folder: Path) -> None:
         write_twice(folder, number)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and POSIX signals")
 def test_a_kill_at_any_moment_leaves_whole_files_and_the_next_start_sweeps(tmp_path):
     context = multiprocessing.get_context("fork")

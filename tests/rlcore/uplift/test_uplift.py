@@ -241,6 +241,7 @@ def campaign(n=6000, confounded=False, seed=0):
     return obs, action, outcome, probs.gather(1, action[:, None])[:, 0], effect
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [ridge, network])
 @pytest.mark.parametrize("kind", ["S", "T", "X", "DR"])
 def test_learners_find_the_effects_of_several_arms(kind, model):

@@ -24,6 +24,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.long
 def test_every_model_is_compared_on_every_split(tmp_path, capsys):
     """One sentence of each text tells its outcome: the bag of words is ahead, and the majority right by its share."""
     rng = random.Random(0)

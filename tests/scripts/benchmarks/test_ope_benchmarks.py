@@ -33,6 +33,7 @@ def pool_of(size=40, **changes):
     return env, Pool(env, size, 0)
 
 
+@pytest.mark.slow
 def test_the_true_value_is_what_playing_brings_on_average():
     env, pool = pool_of()
     policy = pool.policy(price=2.0, plans=True, sigma=0.6, epsilon=0.2)
@@ -52,6 +53,7 @@ def test_the_true_value_is_what_playing_brings_on_average():
     assert pool.value(free)[0] > max(pool.value(never)[0], profit)
 
 
+@pytest.mark.slow
 def test_replications_are_of_different_customers_and_each_whole():
     env, pool = pool_of()
     policy = pool.policy(price=2.0, plans=False, sigma=0.6, epsilon=0.2)
@@ -60,6 +62,7 @@ def test_replications_are_of_different_customers_and_each_whole():
     assert len({log.reward.sum().item() for log, _ in runs}) == 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bench", ["coverage", "selection"])
 def test_the_benches_run(bench, tmp_path, capsys):
     small = {"pool": 20, "count": 2, "customers": 60, "at_once": 2}
@@ -148,6 +151,7 @@ def test_what_is_proportional_to_a_scale_is_found():
     assert left[True] < 0.15 < 0.4 < left[False], left
 
 
+@pytest.mark.long
 def test_twins_are_held_against_the_truth(tmp_path):
     """The truth has no error; the structural twin is near it, customer by customer."""
     cfg = composed(

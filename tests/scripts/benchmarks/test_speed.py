@@ -46,6 +46,7 @@ def test_the_update_has_the_products_of_its_networks():
     assert count.operations == pytest.approx(2 * once * len(batch.obs) + heads, rel=1e-3)
 
 
+@pytest.mark.long
 def test_both_come_out_whole(tmp_path, capsys):
     made = bench(
         "speed/roofline",

@@ -229,6 +229,7 @@ class Calls(RuleBasedStateMachine):
         next(self.places, None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("store", "examples", "steps"), [("sqlite", 30, 40), ("postgres", 8, 30)])
 def test_any_calls_in_any_order_get_the_models_answers(tmp_path_factory, store, examples, steps):
     if store == "postgres":

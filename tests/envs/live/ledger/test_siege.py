@@ -34,7 +34,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("store", ["SQLite", "PostgreSQL"])
 def test_a_siege_loses_nothing_and_sends_nothing_twice(tmp_path, store):
     address = postgres_address() if store == "PostgreSQL" else "ledger.db"

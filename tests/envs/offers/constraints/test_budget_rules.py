@@ -268,6 +268,7 @@ class Watchful(BudgetAccount):
             assert self.budget[week] >= self.reserved(week * DAYS_PER_WEEK)[0]
 
 
+@pytest.mark.long
 @given(seasons())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_settled_and_reserved_never_pass_the_budget(season):
@@ -346,6 +347,7 @@ class Dearest:
         return Increments(price, torch.full((n, 1), self.claim, dtype=torch.float64), torch.full((n, 1), DEAREST))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rule",
     [ReservedSpend(sends_per_week=7, validity_days=1), ReservedSpend(sends_per_week=4, validity_days=9)],
@@ -375,6 +377,7 @@ def test_a_played_season_never_pays_more_than_there_is(market, rule, rollover):
     assert (record.realised_spend.sum(1) > strict.budget).any()  # which the soft rule lets through
 
 
+@pytest.mark.long
 def test_each_rule_costs_what_it_should(market):
     made, bound = market
     policy = KnapsackPolicy(made.customers, made.world, ORACLE, values=bound.values, fee=0.0)
@@ -396,6 +399,7 @@ def test_each_rule_costs_what_it_should(market):
     assert rows[0]["worst_week"] > 1 > max(row["worst_week"] for row in rows[1:])
 
 
+@pytest.mark.long
 # ── the bound follows the rules ─────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     "size, rollover, stock, front",
@@ -433,11 +437,13 @@ def test_bound_equals_the_linear_program(make_season, size, rollover, stock, fro
         assert bound.prices.std() < 1e-9  # one budget, one price
 
 
+@pytest.mark.long
 def test_rolling_over_is_worth_no_less_and_a_season_no_less_still():
     gaps = [opened(60, **rule)[1].gap for rule in ({}, {"rollover": True}, {"seasonal": True})]
     assert gaps[0] < gaps[1] < gaps[2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", [ExpectedSpend(), ReservedSpend(sends_per_week=7, validity_days=1)], ids=str)
 def test_both_accounts_agree_under_roll_over_and_stock(rule):
     """E Σ A⁰ + E Σ ρ + Σ λ (B − E spend) + Σ ν (stock − E redeemed) = L − J(none), whatever the policy."""
@@ -496,6 +502,7 @@ def test_price_path_equals_the_linear_program(seed):
 PEAK = [0.25] * 8 + [0.9, 1.3, 1.3, 0.6]
 
 
+@pytest.mark.long
 def test_a_budget_that_saves_carries_money_to_the_peak():
     weekly, rolling = opened(200, PEAK, share=0.1), opened(200, PEAK, share=0.1, rollover=True)
     assert rolling[1].gap > 1.01 * weekly[1].gap and (rolling[1].prices.diff() <= 0).all()
@@ -517,6 +524,7 @@ def test_a_budget_that_saves_carries_money_to_the_peak():
     assert rows["rolling"]["spend_ratio"] > 0.97
 
 
+@pytest.mark.long
 # ── a whole evaluation, and bad input ───────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("rollover", [False, True])
 def test_an_evaluation_has_a_second_table_without_a_breach(rollover):

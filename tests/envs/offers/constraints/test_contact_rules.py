@@ -75,6 +75,7 @@ CONDITION = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(CONDITION)
 def test_expressions_mean_what_python_means_row_by_row(text):
@@ -145,6 +146,7 @@ def build(population=None, **changes) -> ContactRules:
 CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integers(1, 4)})
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(data):
@@ -365,6 +367,7 @@ def policies(masked) -> dict:
     }
 
 
+@pytest.mark.long
 def test_no_policy_gets_a_masked_pair_through(masked):
     market = masked.market
     for name, policy in policies(masked).items():
@@ -428,6 +431,7 @@ def test_the_environment_sends_nothing_that_is_masked(masked):
     assert torch.stack(sent).sum() > 40
 
 
+@pytest.mark.long
 # ── the bound ───────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     "size",
@@ -466,6 +470,7 @@ def test_the_bound_under_masks_equals_the_linear_program(make_season, size):
     assert loose.value > bound.value + 1e-5 * gap  # with a mask that is ignored more seems attainable
 
 
+@pytest.mark.long
 def test_both_accounts_of_the_score_agree_under_rules(masked):
     """The gain over no contact and the loss against the bound add up; the cost of caps counts as loss."""
     market, bound = masked.market, masked.bound

@@ -78,6 +78,7 @@ def small():
     )
 
 
+@pytest.mark.long
 # ── scores ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_planning_is_next_to_the_bound_and_nobody_does_better(small):
     score = {name: row["score"] for name, row in small.rows.items()}
@@ -225,6 +226,7 @@ def test_summary_counts_money_and_contacts(small):
     assert small.rows["planning"]["spend_ratio"] > 0.9
 
 
+@pytest.mark.long
 # ── the record ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_season_equals_scalar_customers(small):
     """Replay what was sent to a few customers: states, spend, payments, and A⁰ and ρ from recursions over 79 states."""
@@ -262,6 +264,7 @@ def test_nothing_is_lost_by_the_plan_and_nothing_gained_by_silence(small):
     assert torch.equal(free.action, small.records["myopic"][0].action)
 
 
+@pytest.mark.slow
 def test_the_same_policy_twice_leaves_the_same_record(small):
     for name in POLICIES:
         policy = small.policy(name)
@@ -397,6 +400,7 @@ def test_a_fee_is_charged_a_contact(small):
     assert contacts(0.0) > contacts(0.5) > contacts(3.0) > contacts(1e6) == 0
 
 
+@pytest.mark.long
 def test_a_learned_policy_that_knows_all_clears_as_the_myopic_knapsack(small):
     """The observation is enough to price every pair: customer, state, week, price and drift."""
     market, env = small.market, small.evaluation.env
@@ -512,6 +516,7 @@ def test_a_senseless_share_is_refused(make_catalogue, r2):
         population(make_catalogue, r2)
 
 
+@pytest.mark.long
 def test_planning_on_what_features_reveal_is_planning(small):
     market, evaluation = small.market, small.evaluation
     guess = evaluation.certainty_equivalent_planner(market)
@@ -550,6 +555,7 @@ def whole(agent):
     return SimpleNamespace(report=evaluation.evaluate(agent, "ppo"), draws=draws, evaluation=evaluation)
 
 
+@pytest.mark.long
 def test_nobody_in_the_test_was_trained_or_fitted_on(whole):
     test, train = (torch.cat([x for split, x in whole.draws if split == wanted]) for wanted in ("test", "train"))
     assert sorted({len(x) for split, x in whole.draws if split == "train"}) == [40, 50, 1000]
@@ -600,6 +606,7 @@ def test_rows_stand_by_what_they_were_given_and_from_the_best_down(whole):
         assert ahead == pytest.approx(rows["ppo"]["score"] - rows[other]["score"])
 
 
+@pytest.mark.long
 def test_an_evaluation_is_the_same_again_and_leaves_the_environment_alone(agent):
     few = {"customers": 20, "tuning_customers": 20, "seasons": 1, "validation": 20, "regression_customers": 200}
     evaluation = small_evaluation(**few)
@@ -611,12 +618,14 @@ def test_an_evaluation_is_the_same_again_and_leaves_the_environment_alone(agent)
     assert torch.equal(before[1], torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_score_in_the_course_of_training(whole, agent):
     result = whole.evaluation.validate(agent)
     assert set(result) == {"validation/score", "validation/spend_ratio", "validation/contact_rate"}
     assert all(isinstance(x, float) for x in result.values()) and result["validation/score"] < 0.9
 
 
+@pytest.mark.long
 def test_the_fee_is_the_one_that_earns_most():
     evaluation = small_evaluation(fees=[50.0, 0.7, 0.0])
     market = EvaluationMarket.from_sample(
@@ -688,6 +697,7 @@ def test_who_is_first_among_equals_is_not_told_otherwise(whole):
     assert console.file.getvalue().count("equal information") == 1
 
 
+@pytest.mark.slow
 def test_figures_are_drawn(whole, tmp_path):
     figures = whole.report.to_figures("ppo", "score", {"score": [(1000, 0.1), (2000, 0.4)]})
     assert set(figures) == {"lost_profit", "prices", "training", "frontier"}
@@ -704,6 +714,7 @@ def test_figures_are_drawn(whole, tmp_path):
     assert set(replace(whole.report, frontier=[]).to_figures(None, "score", {})) == {"lost_profit"}
 
 
+@pytest.mark.long
 def test_a_paired_validation_says_how_far_ahead_of_planning_on_estimates_a_policy_is():
     """The rival is level with itself, customer by customer; never contacting anyone is behind by the rival's score."""
     evaluation = small_evaluation(paired_validation=True)

@@ -69,6 +69,7 @@ def test_prices_are_of_the_corrected_money_and_reservation_prices_stay(tuning):
     assert torch.equal(kept, before.price >= 2.0) and kept.any() and not kept.all()
 
 
+@pytest.mark.long
 def test_a_plan_on_estimates_spends_nearer_to_its_budget():
     """Where features tell little, θ̂ misjudges spend; calibrated on other customers, the plan spends its budget."""
     evaluation = small_evaluation(

@@ -139,6 +139,7 @@ def long_shop(tmp_path_factory):
     return folder, env, config.sends, happened, sends, purchases
 
 
+@pytest.mark.slow
 def test_the_log_of_18_months_says_what_happened(long_shop, tmp_path):
     _, env, sends_config, happened, sends, purchases = long_shop
     files = {
@@ -154,6 +155,7 @@ def test_the_log_of_18_months_says_what_happened(long_shop, tmp_path):
     assert calendar == whole.calendar and not calendar.week_of(np.array([int(np.datetime64(MONDAY, "D").astype(int))]))
 
 
+@pytest.mark.slow
 def test_month_by_month_makes_the_same_log_as_all_at_once(long_shop, tmp_path):
     """The months end in the midst of weeks; every export holds all that came before, too."""
     _, env, sends_config, happened, sends, purchases = long_shop
@@ -172,6 +174,7 @@ def test_month_by_month_makes_the_same_log_as_all_at_once(long_shop, tmp_path):
         instantiate(sends_config, **changes)(env, send_log.read(path, *names_of(env)))
 
 
+@pytest.mark.slow
 # ── the shop's own files ────────────────────────────────────────────────────────────────────────────────────────────
 def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
     folder, env, _ = shop

@@ -71,6 +71,7 @@ class Fixed:
         return lambda x, action: probs[(action > 0).long()]
 
 
+@pytest.mark.long
 def test_the_potential_is_the_value_of_the_first_action(chain):
     net = OmegaConf.merge(node("../algo/network/action_values"), {"hidden": []})
     free = adjusted(Tabular(4), chain, net=net, **POTENTIAL)
@@ -123,6 +124,7 @@ def test_adjusted_rewards_are_the_expected_effects_of_decisions(season, monkeypa
     torch.testing.assert_close(free.reward, expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_deduplicated_log_teaches_the_same(season):
     env, log = season
     deduplicated = log.deduplicate(env.context_dim)
@@ -202,6 +204,7 @@ def test_a_contact_costs_what_the_state_it_leaves_behind_costs_until_that_has_pa
     assert len(models.states.states) > 8 and not got[log.action < 5].any()
 
 
+@pytest.mark.slow
 def test_where_states_are_too_many_to_count_rewards_are_against_the_rested():
     config = node("offers").copy()
     config.merge_with({"num_agents": 100, "population": {"reference_size": 1000}})
@@ -226,7 +229,7 @@ class Recorded(UniformPolicy):
         return super().probs(env, obs, mask)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_where_nothing_lasts_adjusted_rewards_are_the_lift_of_profit():
     env, uniform = offers(4000, world=node("world/static")), Recorded()
     log = LoggedDataset.cat(
@@ -278,6 +281,7 @@ def test_who_has_not_seen_a_message_does_as_if_left_alone():
                 assert got[0].tolist() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_response_is_how_often_things_came():
     g = torch.Generator().manual_seed(0)
     # nothing of two kinds, then offers 1 and 2 through two channels

@@ -167,6 +167,7 @@ def acted(g, n=300):
     return torch.stack((offer, torch.randint(5, (n,), generator=g) * (offer > 0)), 1)
 
 
+@pytest.mark.slow
 def test_where_nothing_lasts_it_is_the_structural_environment(monkeypatch):
     """Static world, the equations as networks: observations, masks, rewards and outcomes are OffersEnv's."""
     env, true = twinned_env(monkeypatch, {"disabled_effects": STATIC})
@@ -184,6 +185,7 @@ def test_where_nothing_lasts_it_is_the_structural_environment(monkeypatch):
     assert ours.reward.abs().amax() > 0.1
 
 
+@pytest.mark.long
 def test_churn_weighs_as_the_dynamic_program_does(monkeypatch):
     """Where only purchases keep customers: the tail is V_end, and a season's rewards are A⁰ on average."""
     env, true = twinned_env(
@@ -222,6 +224,7 @@ def customers_of(env, n=200, order=(), seed=0):
     return NeuralCustomers(members, torch.arange(n) % 2, torch.randn(n, env.static_dim), env.world, HALF_LIVES)
 
 
+@pytest.mark.slow
 def test_without_a_contact_the_contrast_is_zero_to_the_bit():
     env = environment()
     crowd, g = customers_of(env), torch.Generator().manual_seed(0)
@@ -259,6 +262,7 @@ def test_probabilities_are_valid_and_grow_with_face_value(make_catalogue):
         assert (redeem[:, 0] == 0).all()
 
 
+@pytest.mark.long
 def test_what_is_fitted_is_near_the_truth_where_history_tells_all():
     """Static world: P(trip) is a function of features and action alone, and so is what a contact adds."""
     env, log = random_log(2500, world={"disabled_effects": list(STATIC)})
@@ -314,6 +318,7 @@ def test_learners_of_effects_take_the_networks_place(learner):
     torch.testing.assert_close(again.members[0].response(model.panel.inputs[:, 4].T)[..., TRIP], trip)
 
 
+@pytest.mark.long
 def test_policies_are_judged_on_it_and_bad_input_is_one_line(tmp_path):
     env, log = random_log(80)
     config, model = neural(env, 2, response={"steps": 5}, other_outcomes={"steps": 5})

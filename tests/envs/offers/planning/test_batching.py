@@ -76,6 +76,7 @@ def near(a, b):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kept", [2**29, 0], ids=["kept", "made anew"])
 def test_blocks_change_nothing(at_once, monkeypatch, kept):
     market, bound, records = at_once

@@ -53,6 +53,7 @@ def policy_of(actions: list, channels: int, i: int) -> list[dict]:
     return [{s: divmod(action[s[0], s[1], s[2], i].item(), channels) for s in INSIDE} for action in actions]
 
 
+@pytest.mark.slow
 # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 def test_organic_value_equals_the_matrix_program(make_season, reward):
@@ -90,6 +91,7 @@ def test_one_kernel_values_leaving_alone_the_same(kernels, make_season, reward):
             torch.testing.assert_close(x.double().cpu(), y, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [{"weeks": 12, **FIVE_ACTIONS}, {"weeks": 3}], ids=["5 actions", "26 actions"])
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 def test_best_plan_equals_the_reference(make_season, size, reward):
@@ -132,6 +134,7 @@ def test_lagrangian_is_convex_and_above_its_tangents(season, seed):
     assert high >= low + (slope * (there - here)).sum().item() - 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_gradient_equals_finite_differences(season, seed):
     prices, h, smooth = some_prices(season, seed)[0], 1e-4, 0
@@ -150,6 +153,7 @@ def test_gradient_equals_finite_differences(season, seed):
 FEW, MANY = {"weeks": 4}, {"n": 12, "weeks": 4, **FIVE_ACTIONS}  # few customers: sharp kinks
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "size, reward",
     [
@@ -200,6 +204,7 @@ def test_without_a_budget_constraint_prices_are_zero(season):
     assert bound.value == pytest.approx(free.sum().item(), rel=1e-12) == bound.certificate
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first_price", [3.0, 1000.0])
 def test_without_a_budget_there_is_nothing_to_gain(season, first_price):
     options = {**DUAL_SOLVER, "first_price": first_price}
@@ -208,6 +213,7 @@ def test_without_a_budget_there_is_nothing_to_gain(season, first_price):
     assert bound.gap == pytest.approx(0, abs=1e-5) == bound.value - bound.certificate
 
 
+@pytest.mark.long
 def test_a_week_without_a_budget_is_priced_out(season):
     budget = season.budget.index_fill(0, torch.tensor(4), 0.0)
     bound = dual(season.customers, season.world, season.v0, season.start, budget, **DUAL_SOLVER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from envs.offers.policies.baselines import KnapsackPolicy
@@ -21,6 +22,7 @@ def one_hot(n: int, customers: int) -> torch.Tensor:
     return memory
 
 
+@pytest.mark.slow
 def test_it_is_the_expectation_of_the_plan_over_states():
     """Value and spend of all actions: the plan's where the state is certain, a mean of two plans between two states."""
     evaluator = small_evaluation(customers=20)
@@ -67,6 +69,7 @@ def test_a_memory_is_a_belief():
         assert torch.equal(x, y)
 
 
+@pytest.mark.long
 def test_seasons_of_unseen_states_score_between_nothing_and_the_plan():
     """On 60 customers the planner that sees no state earns most of the plan's profit, and less than the plan."""
     evaluator = small_evaluation(customers=60)

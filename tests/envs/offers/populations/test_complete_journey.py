@@ -47,6 +47,7 @@ def test_yaml_is_the_only_home_of_numbers():
     assert {p.name for p in named} == set(YAML) - {"_target_", "_partial_"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key, value, message",
     [
@@ -61,6 +62,7 @@ def test_bad_settings_name_the_key(build, key, value, message):
         build(**{key: value})
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_data(population):
     seen = population.observables
     assert len(seen) == 2469
@@ -163,6 +165,7 @@ def test_start_states_follow_the_households_own_weeks(population):
     assert state.expectation[recent].double().mean() > 0.5 > state.expectation[~recent].double().mean()
 
 
+@pytest.mark.slow
 def test_customers_fitted_to_the_past_predict_the_weeks_that_follow(build, make_catalogue):
     """Fit on weeks 2-41, simulate 12 weeks without contact in the world, compare with the real weeks 42-53."""
     past, future = build(weeks=[2, 41]), build(weeks=[42, 53]).active.double().mean(1)

@@ -53,6 +53,7 @@ def small():
     return world, panel, theta_to_matrix(sample.customers), model
 
 
+@pytest.mark.slow
 def test_the_mixture_is_the_quadrature_of_whole_seasons(small):
     """log Σ_k w_k P(season | α + σ·x_k), each by the filter of one α; with σ = 0 it is the filter."""
     world, panel, theta, model = small
@@ -99,6 +100,7 @@ def test_predictions_are_what_the_likelihood_scores(small):
     torch.testing.assert_close(total, predicted.bought, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_scores_are_the_gradient_and_information_their_outer_products(small):
     world, panel, _, model = small
     member, method = model.members[0].double(), model.twin.hidden_states
@@ -167,6 +169,7 @@ def fitted():
     return env, model, metrics
 
 
+@pytest.mark.long
 def test_it_finds_what_the_log_tells(fitted):
     env, model, metrics = fitted
     method, member = model.twin.hidden_states, model.members[0]
@@ -191,7 +194,7 @@ def test_it_finds_what_the_log_tells(fitted):
         assert metrics["twin/held_out"] > middle + 0.12
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_report_says_what_is_identified(fitted):
     env, model, _ = fitted
     report = model.make_evaluator().evaluate(model, "twin")
@@ -221,6 +224,7 @@ def test_more_customers_tell_more(fitted):
     assert (many < few).all() and (few > 0).all()
 
 
+@pytest.mark.slow
 def test_what_the_twin_cannot_explain_has_a_segment_and_a_week(fitted):
     """Customers high in a feature buy whatever is sent in the fifth week: the group and the week are named."""
     env, model, _ = fitted
@@ -256,6 +260,7 @@ def test_its_customers_differ_by_what_features_leave_open(fitted, saved):
     assert apart[:, 1:].abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_policies_on_it_may_see_histories_and_null_is_the_true_world(saved):
     config = OmegaConf.merge(node("offers_twin", "env/observation=history"), {"num_agents": 60, "twin": saved})
     env = instantiate(config, _convert_="all")(CPU, 0)

@@ -136,6 +136,7 @@ def test_a_panel_holds_what_the_log_does():
     assert found.bought.double().mean() == log.outcomes["trips"].double().mean()
 
 
+@pytest.mark.slow
 def test_without_features_it_finds_the_shares_that_were_counted():
     """Without features, δ and π− are shares of possible moves that happened, and g is a mean."""
     env, log = random_log(600)
@@ -159,6 +160,7 @@ def test_without_features_it_finds_the_shares_that_were_counted():
     assert theta.margin.item() == pytest.approx(held.margin[held.bought].double().mean().item(), rel=2e-3)
 
 
+@pytest.mark.long
 def test_more_decisions_bring_it_nearer_to_the_truth():
     """Squared errors, in units of the spread of customers, fall as decisions come in, and are small in the end."""
     errors = []
@@ -200,6 +202,7 @@ def saved(tmp_path):
     return model, str(path)
 
 
+@pytest.mark.slow
 def test_every_customer_is_one_members_and_all_members_are_drawn(saved):
     model, path = saved
     env = environment_on_twin(path)
@@ -281,6 +284,7 @@ def test_a_log_with_wrong_propensities_is_warned_of():
     assert "no propensity" in propensity_warnings(to_panel(wrong, env, "log"), env, 0.001)[0]
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(saved, tmp_path):
     _, path = saved
     env, log = random_log(40)
@@ -322,6 +326,7 @@ def world_itself():
     return env, model
 
 
+@pytest.mark.slow
 def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
     _, model = world_itself
     report = model.make_evaluator().evaluate(model, "twin")

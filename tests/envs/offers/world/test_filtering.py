@@ -122,6 +122,7 @@ def test_predictions_are_the_likelihoods_of_what_may_come(seasons):
     torch.testing.assert_close(found["all"], torch.ones_like(c.alpha))
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_differences(seasons):
     season, seen, states = seasons
     rows = torch.tensor(telling(seen, states))
@@ -194,7 +195,7 @@ def test_carrying_marginals_loses_next_to_nothing(make_season):
 
 
 # ── calibrated ──────────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.mark.slow
+@pytest.mark.long
 def test_predictions_are_calibrated_in_every_decile(make_season):
     """100,000 simulated customers: of the predictions of one week, each decile within 3 standard errors.
 

@@ -90,6 +90,7 @@ def counted(env: OffersEnv, weeks: list, customer: int, by_state: bool) -> list[
     return [*(0.5 * x for x in sums), margin]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["state_counts", *HIDING])
 def test_the_sums_are_those_of_the_season_so_far(view):
     env, weeks = environment(view), []
@@ -207,6 +208,7 @@ def test_a_log_of_a_hiding_view_tells_no_churn():
     assert (env.state.status == CHURNED).sum() > 10
 
 
+@pytest.mark.long
 def test_scores_charge_messages_to_the_churned():
     """Without a plan that would send them, a decision loses (1 + λ)·cost; the direct score loses the cost."""
     evaluator = small_evaluation(

@@ -139,6 +139,7 @@ def test_action_values_of_visited_states_equal_the_reference(make_season, reward
     near(torch.cat((nothing[None], contact.flatten(0, 1))).T, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
 @pytest.mark.parametrize("price", [0.0, 2.5])
 def test_action_values_of_the_grid_equal_the_reference(make_season, reward, price):

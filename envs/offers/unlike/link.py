@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from envs.offers.unlike.world import UnlikeWeek, UnlikeWorld, sent_to
-from envs.offers.world.customers import CHURNED, Customers, CustomerState
+from envs.offers.unlike.world import UnlikeWeek, UnlikeWorld, WeekStart
+from envs.offers.world.customers import Customers
 from envs.offers.world.response import attention
 
 
@@ -22,27 +21,18 @@ class LinkWorld(UnlikeWorld):
         super().__init__(*args, **parts)
         self.offset, self.lift = offset, lift
 
-    def advance(
-        self,
-        c: Customers,
-        week: int,
-        state: CustomerState,
-        memory: Tensor,
-        offer: Tensor,
-        channel: Tensor,
-        u: Tensor,
-    ) -> UnlikeWeek:
-        """Draw a week from uniforms u [8, N]; `memory` is 1 + the channel of last week's contact, or 0."""
-        offer, alive = sent_to(state, offer), state.status != CHURNED
-        contacted = offer > 0
-        h, f, d = (x.to(u.dtype) for x in state[:3])
-        b = c.alpha + c.kappa * (h / 5) - c.xi * (d / 2) + 2 * self.season_index(week).log() + self.offset
-        worth = (self.catalogue.value[offer] - c.rho * d).clamp_min(0.05)
+    def respond(self, c: Customers, start: WeekStart) -> UnlikeWeek:
+        """Draw what customers do in a week; `start.memory` is 1 + the channel of last week's contact, or 0."""
+        h, f, d = start.levels
+        b = c.alpha + c.kappa * (h / 5) - c.xi * (d / 2) + 2 * self.season_index(start.week).log() + self.offset
+        worth = (self.catalogue.value[start.offer] - c.rho * d).clamp_min(0.05)
         added = self.lift * (c.eta + c.beta * torch.log1p(worth)).clamp_min(0.0)
         p0, p1 = (1 - torch.exp(-rate) for rate in (b.exp(), b.exp() + added))
-        q = attention(c.omega.gather(0, channel[None])[0], c, f) * contacted
-        bought = alive & (u[0] < q * p1 + (1 - q) * p0)
-        redeemed = bought & (u[0] < q * p1 * c.mu)
-        tired = memory > 0
-        after = self.settle(c, state, contacted, channel, bought, redeemed, tired, (memory - 1).clamp_min(0), u)
-        return UnlikeWeek(after, torch.where(contacted, 1 + channel, 0), bought, redeemed, c.margin * bought)
+        q = attention(c.omega.gather(0, start.channel[None])[0], c, f) * start.contacted
+        bought = start.alive & (start.u[0] < q * p1 + (1 - q) * p0)
+        redeemed = bought & (start.u[0] < q * p1 * c.mu)
+        tired = start.memory > 0
+        after = self.settle(c, start, bought, redeemed, tired=tired, tired_by=(start.memory - 1).clamp_min(0))
+        return UnlikeWeek(
+            after, torch.where(start.contacted, 1 + start.channel, 0), bought, redeemed, c.margin * bought
+        )

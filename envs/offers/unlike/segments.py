@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from envs.offers.unlike.world import UnlikeWeek, UnlikeWorld, sent_to
-from envs.offers.world.customers import CHURNED, Customers, CustomerState
+from envs.offers.unlike.world import UnlikeWeek, UnlikeWorld, WeekStart
+from envs.offers.world.customers import Customers
 from envs.offers.world.response import outcome
 
 
@@ -29,30 +29,19 @@ class SegmentsWorld(UnlikeWorld):
         often, value = c.alpha + c.kappa / 2 - self.middle[0], c.beta.log() - self.middle[1]
         return often * value > 0
 
-    def advance(
-        self,
-        c: Customers,
-        week: int,
-        state: CustomerState,
-        memory: Tensor,
-        offer: Tensor,
-        channel: Tensor,
-        u: Tensor,
-    ) -> UnlikeWeek:
-        """Draw a week from uniforms u [8, N]; the world has no memory of its own."""
-        offer, alive = sent_to(state, offer), state.status != CHURNED
-        contacted = offer > 0
-        h, f, d = (x.to(u.dtype) for x in state[:3])
+    def respond(self, c: Customers, start: WeekStart) -> UnlikeWeek:
+        """Draw what customers do in a week; the world has no memory of its own."""
+        h, f, d = start.levels
         other = self.segment(c)
         c = replace(
             c,
-            alpha=c.alpha + 2 * (self.season_index(week).log() - self.season[0].log()),
+            alpha=c.alpha + 2 * (self.season_index(start.week).log() - self.season[0].log()),
             beta=torch.where(other, -self.put_off * c.beta, c.beta),
             eta=torch.where(other, -self.put_off * c.eta, c.eta),
             phi=torch.where(other, self.tires * c.phi, c.phi),
         )
-        o = outcome(c, self, 0, h, f, d, offer, channel)  # of week 0, as α has the week's index in it
-        redeemed = alive & (u[0] < o.redeem)
-        bought = alive & (u[0] < o.redeem + o.buy)
-        after = self.settle(c, state, contacted, channel, bought, redeemed, contacted, channel, u)
-        return UnlikeWeek(after, memory, bought, redeemed, c.margin * bought)
+        o = outcome(c, self, 0, h, f, d, start.offer, start.channel)  # of week 0, as α has the week's index in it
+        redeemed = start.alive & (start.u[0] < o.redeem)
+        bought = start.alive & (start.u[0] < o.redeem + o.buy)
+        after = self.settle(c, start, bought, redeemed, tired=start.contacted, tired_by=start.channel)
+        return UnlikeWeek(after, start.memory, bought, redeemed, c.margin * bought)

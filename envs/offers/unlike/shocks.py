@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from envs.offers.unlike.world import UnlikeWeek, UnlikeWorld, sent_to
-from envs.offers.world.customers import CHURNED, SUBSCRIBED, Customers, CustomerState
+from envs.offers.unlike.world import UnlikeWeek, UnlikeWorld, WeekStart
+from envs.offers.world.customers import SUBSCRIBED, Customers
 from envs.offers.world.response import outcome
 
 
@@ -28,28 +27,17 @@ class ShocksWorld(UnlikeWorld):
         weeks = self.weeks + self.tail_weeks
         self.shocks = (shock * torch.randn(weeks, generator=generator, dtype=torch.float64)).tolist()
 
-    def advance(
-        self,
-        c: Customers,
-        week: int,
-        state: CustomerState,
-        memory: Tensor,
-        offer: Tensor,
-        channel: Tensor,
-        u: Tensor,
-    ) -> UnlikeWeek:
-        """Draw a week from uniforms u [8, N]; `memory` is last week's offer that was not redeemed, or 0."""
-        offer, alive = sent_to(state, offer), state.status != CHURNED
-        contacted = offer > 0
-        h, f, d = (x.to(u.dtype) for x in state[:3])
-        season = 2 * (self.season_index(week).log() - self.season[0].log())
-        shocked = replace(c, alpha=c.alpha + self.shocks[week] + season)
-        o = outcome(shocked, self, 0, h, f, d, offer, channel)  # of week 0, whose index the shock has in it
-        redeemed = alive & (u[0] < o.redeem)
-        bought = alive & (u[0] < o.redeem + o.buy)
-        late = bought & ~redeemed & (u[6] < self.late_rate)
-        margin = (c.margin - self.catalogue.value[memory] * late) * bought
-        after = self.settle(c, state, contacted, channel, bought, redeemed, contacted, channel, u)
-        back = ~alive & (u[7] < self.return_rate)
+    def respond(self, c: Customers, start: WeekStart) -> UnlikeWeek:
+        """Draw what customers do in a week; `start.memory` is last week's offer that was not redeemed, or 0."""
+        h, f, d = start.levels
+        season = 2 * (self.season_index(start.week).log() - self.season[0].log())
+        shocked = replace(c, alpha=c.alpha + self.shocks[start.week] + season)
+        o = outcome(shocked, self, 0, h, f, d, start.offer, start.channel)  # of week 0, whose index the shock has in it
+        redeemed = start.alive & (start.u[0] < o.redeem)
+        bought = start.alive & (start.u[0] < o.redeem + o.buy)
+        late = bought & ~redeemed & (start.u[6] < self.late_rate)
+        margin = (c.margin - self.catalogue.value[start.memory] * late) * bought
+        after = self.settle(c, start, bought, redeemed, tired=start.contacted, tired_by=start.channel)
+        back = ~start.alive & (start.u[7] < self.return_rate)
         after = after._replace(status=torch.where(back, SUBSCRIBED, after.status))
-        return UnlikeWeek(after, torch.where(redeemed, 0, offer), bought, redeemed, margin)
+        return UnlikeWeek(after, torch.where(redeemed, 0, start.offer), bought, redeemed, margin)

@@ -16,6 +16,32 @@ from envs.offers.world.transition import next_state
 UNLIKE_UNIFORMS = UNIFORMS + 2  # independent draws a customer and week: the family's, and two of the world's own
 
 
+class WeekStart(NamedTuple):
+    """What a week of N customers begins with."""
+
+    week: int  # from 0; the season's last index holds after it
+    state: CustomerState
+    memory: Tensor  # the world's own state, int64 [N]
+    offer: Tensor  # what arrives: nothing where a customer is not subscribed, int64 [N]
+    channel: Tensor  # int64 [N]
+    u: Tensor  # uniforms [8, N]
+
+    @property
+    def alive(self) -> Tensor:
+        """Customers who have not churned, bool [N]."""
+        return self.state.status != CHURNED
+
+    @property
+    def contacted(self) -> Tensor:
+        """Customers whom an offer reaches, bool [N]."""
+        return self.offer > 0
+
+    @property
+    def levels(self) -> list[Tensor]:
+        """Habit, fatigue and expectation as real numbers, [N] each."""
+        return [x.to(self.u.dtype) for x in self.state[:3]]
+
+
 class UnlikeWeek(NamedTuple):
     """A week of N customers."""
 
@@ -45,7 +71,6 @@ class UnlikeWorld(World):
     counted against the same customers, never contacted, under the same random numbers.
     """
 
-    @abstractmethod
     def advance(
         self,
         c: Customers,
@@ -60,6 +85,12 @@ class UnlikeWorld(World):
 
         A customer who is not subscribed gets nothing, whatever the action is.
         """
+        arrives = torch.where(state.status == SUBSCRIBED, offer, 0)
+        return self.respond(c, WeekStart(week, state, memory, arrives, channel, u))
+
+    @abstractmethod
+    def respond(self, c: Customers, start: WeekStart) -> UnlikeWeek:
+        """Draw what customers do in a week."""
 
     def start_memory(self, c: Customers) -> Tensor:
         """Return the world's own state at the start of a season, int64 [N]."""
@@ -70,28 +101,14 @@ class UnlikeWorld(World):
         return self.season[week] if week < self.weeks else torch.ones_like(self.season[0])
 
     def settle(
-        self,
-        c: Customers,
-        state: CustomerState,
-        contacted: Tensor,
-        channel: Tensor,
-        bought: Tensor,
-        redeemed: Tensor,
-        tired: Tensor,
-        tired_by: Tensor,
-        u: Tensor,
+        self, c: Customers, start: WeekStart, bought: Tensor, redeemed: Tensor, *, tired: Tensor, tired_by: Tensor
     ) -> CustomerState:
         """Return next week's state: churn, opt-outs and habit as in the family.
 
         Fatigue rises in customers `tired`, bool [N], by the steps of the channels `tired_by`.
         """
-        h, f = (x.to(u.dtype) for x in state[:2])
+        h, f, _ = start.levels
         lost = churn_probability(c, h, f)
-        churned = (state.status == CHURNED) | (u[4] < torch.where(bought, 0.25 * lost, lost))
-        left = contacted & (u[5] < opt_out_probability(c, f, self.catalogue.opt_out[channel]))
-        return next_state(c, self, state, tired, tired_by, bought, redeemed, churned, left, u)
-
-
-def sent_to(state: CustomerState, offer: Tensor) -> Tensor:
-    """Return the offers that customers get: nothing where one is not subscribed."""
-    return torch.where(state.status == SUBSCRIBED, offer, 0)
+        churned = ~start.alive | (start.u[4] < torch.where(bought, 0.25 * lost, lost))
+        left = start.contacted & (start.u[5] < opt_out_probability(c, f, self.catalogue.opt_out[start.channel]))
+        return next_state(c, self, start.state, tired, tired_by, bought, redeemed, churned, left, start.u)

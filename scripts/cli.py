@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import functools
 import os
-import shlex
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from envs.base import VectorEnv
-from envs.configuration import CONF, instantiate_stored
-from envs.range_checks import check_stored_ranges
-from rlcore.action_values import GreedyPolicy
-from rlcore.algorithm import Algorithm
-from rlcore.runs import checkpoint as checkpoints
-from rlcore.runs.plots import entitle
-from rlcore.runs.report import RunResult
-from rlcore.runs.run_logger import RunLogger
-from rlcore.runs.writers import RunInfo
-from scripts.overrides import check_config, explained, key_of, overrides_first
+from envs.configuration import CONF
+from scripts.overrides import check_config, explained, overrides_first
 
 # variables in the environment of all processes that a launcher starts
 FAILED = "CRM_RL_FAILED"  # the folder in which a failed job leaves a file
@@ -167,165 +153,11 @@ def choose_device(name: str, threads: int | None, matmul: str) -> torch.device:
     return device
 
 
-def algorithm_class(make_algorithm: partial[Algorithm]) -> type[Algorithm]:
-    """Return the class that a file of conf/algo names as its `_target_`."""
-    kind = make_algorithm.func
-    if not isinstance(kind, type) or not issubclass(kind, Algorithm):
-        raise ValueError(f"algo._target_: expected a class of Algorithm, got {kind}")
-    return kind
-
-
-def check_fit(make_algorithm: partial[Algorithm], env: Any) -> None:
-    """Refuse an environment that an algorithm can't learn from."""
-    needed = algorithm_class(make_algorithm).env_type or VectorEnv
-    if not isinstance(env, needed):
-        chosen = HydraConfig.get().runtime.choices
-        raise ValueError(
-            f"algo={chosen['algo']} env={chosen['env']}: do not fit: expected an environment of the kind "
-            f"{needed.__name__}, got {type(env).__name__}"
-        )
-
-
-@contextmanager
-def fitting(path: str) -> Iterator[None]:
-    """Restore from a checkpoint in this context; raise ValueError where its configuration or kind of device differs."""
-    try:
-        yield
-    except (KeyError, RuntimeError, TypeError, AttributeError, InstantiationException) as error:
-        if isinstance(error, InstantiationException) and not isinstance(error.__cause__, TypeError):
-            raise
-        raise ValueError(f"{path}: does not fit this configuration or device: {str(error).splitlines()[0]}") from error
-
-
-class Trained(NamedTuple):
-    """A checkpoint's environment and agent, its algorithm's name, the configuration of both, and its logger's state."""
-
-    env: Any  # a VectorEnv, or e-mails
-    agent: Algorithm
-    name: str
-    config: DictConfig
-    logger: dict
-
-
-def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trained:
-    """Restore the policy of `cfg.checkpoint` in the environment that it was trained on.
-
-    Keys of env on the command line change that environment. `own` are the parts of the configuration that the
-    checkpoint brings.
-    """
-    state = checkpoints.load(cfg.checkpoint)
-    config = as_trained(cfg, state["config"], HydraConfig.get().overrides.task, own)
-    check_stored_ranges(config, CONF, cfg.checkpoint)
-    with fitting(cfg.checkpoint):  # a checkpoint of another version has other parameters
-        make_env, make_agent = (
-            instantiate_stored(part, cfg.checkpoint, trusted=cfg.trusted_packages) for part in (config.env, config.algo)
-        )
-        env = make_env(device, config.seed)
-        env.load_fitted(state["agent"].get("env"))
-    agent = make_agent(env, config.seed)
-    with fitting(cfg.checkpoint):
-        agent.load_policy(state["agent"])
-    return Trained(env, agent, state["name"], config, state["logger"])
-
-
-def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
-    """Restore the greedy policy of a checkpoint for an environment.
-
-    Raises ValueError where the checkpoint is of another kind.
-    """
-    state = checkpoints.load(checkpoint)
-    check_stored_ranges(state["config"], CONF, f"algo.teacher.checkpoint={checkpoint}")
-    make_algorithm = instantiate_stored(state["config"]["algo"], f"algo.teacher.checkpoint={checkpoint}")
-    algorithm = make_algorithm(env, 0)
-    if not isinstance(algorithm.policy, GreedyPolicy):
-        raise ValueError(
-            f"algo.teacher.checkpoint={checkpoint}: expected a checkpoint of bcq or cql, got {state['name']}"
-        )
-    with fitting(checkpoint):
-        algorithm.load_policy(state["agent"])
-    return algorithm.policy
-
-
-def as_trained(cfg: DictConfig, trained: dict, overrides: list[str], own: tuple[str, ...]) -> DictConfig:
-    """Take the parts `own` from a checkpoint's configuration, except keys of env that the command line names."""
-    said = []
-    for override in overrides:
-        key = key_of(override)
-        if key.startswith("env."):
-            said.append(override.lstrip("+"))
-        elif key.split("/")[0].split(".")[0] in (*own, "experiment"):
-            raise ValueError(
-                f"{override}: the checkpoint brings its own; only keys below env can be changed, as in "
-                "env.evaluation.customers=4000"
-            )
-    whole = OmegaConf.create({**to_dict(cfg, resolve=False), **{key: trained[key] for key in own}})
-    OmegaConf.set_struct(whole, True)
-    try:
-        merged = OmegaConf.merge(whole, OmegaConf.from_dotlist(said))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{', '.join(said)}: {str(error).splitlines()[0]}") from error
-    assert isinstance(merged, DictConfig)  # as `whole` is
-    return merged
-
-
 def to_dict(cfg: DictConfig, *, resolve: bool) -> dict:
     """Return a configuration as plain dictionaries and lists."""
     plain = OmegaConf.to_container(cfg, resolve=resolve)
     assert isinstance(plain, dict)
     return plain
-
-
-def make_logger(cfg: DictConfig, directory: Path, iterations: int, headline: str, resumed_at: int = 0) -> RunLogger:
-    """Make the logger of a run of `iterations` in `directory`, which goes on from `resumed_at` steps."""
-    chosen = HydraConfig.get().runtime.choices
-    overrides: dict[str, Any] = {key: chosen[key] for key in ("algo", "env")}
-    overrides["seed"] = cfg.seed
-    for override in HydraConfig.get().overrides.task:
-        key = key_of(override)
-        overrides[key] = chosen[key] if key in chosen else OmegaConf.select(cfg, key)
-    run = RunInfo(
-        name=directory.name,
-        command=f"python {' '.join(map(shlex.quote, [os.path.relpath(sys.argv[0]), *sys.argv[1:]]))}",
-        config=OmegaConf.to_yaml(cfg, resolve=True),
-        overrides=overrides,
-        resumed_at=resumed_at,
-    )
-    writers = {name: instantiate(writer) for name, writer in cfg.logger.items()}
-    return RunLogger(directory, writers, run, iterations, headline, redraws_per_second=cfg.progress.redraws_per_second)
-
-
-def publish(report: Any, name: str | None, logger: RunLogger, directory: Path) -> RunResult:
-    """Write a report to the console, by the logger, to metrics.json and to PNG files; return the headline figure."""
-    result: RunResult = report.result(name)
-    figures = report.to_figures(name, logger.headline, logger.history)
-    for title, figure in figures.items():
-        entitle(
-            figure,
-            f"{title.replace('_', ' ')}: {name or 'baselines'}, seed {logger.run.overrides['seed']}; {report.sample}",
-        )
-        checkpoints.atomic(directory / f"{title}.png", partial(figure.savefig, format="png"))
-        logger.log_figure(f"test/{title}", figure)
-    for title, part in report.parts().items():
-        logger.log_text(f"test/{title}", part.to_markdown())
-    logger.log_results({f"test/{metric}": value for metric, value in result.metrics.items()})
-    seconds = max(logger.seconds, 1e-9)
-    checkpoints.save_json(
-        directory / "metrics.json",
-        {
-            **report.to_metrics(),
-            "headline": result._asdict(),
-            "curve": {"metric": logger.headline, "points": logger.history.get(logger.headline, [])},
-            "steps": logger.steps,
-            "steps_per_second": logger.steps / seconds,
-            "seconds": logger.seconds,
-        },
-    )
-    logger.close()
-    logger.console.print(*(part.to_table() for part in report.parts().values()), sep="\n")
-    logger.console.print(
-        f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}"
-    )
-    return result
 
 
 def flatten_keys(config: dict, prefix: str = "") -> dict:

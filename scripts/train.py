@@ -38,18 +38,9 @@ from rlcore.runs.logger import NullLogger
 from rlcore.runs.report import RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
-from scripts.cli import (
-    algorithm_class,
-    check_fit,
-    choose_device,
-    fitting,
-    flatten_keys,
-    guarded,
-    launch,
-    make_logger,
-    publish,
-    to_dict,
-)
+from scripts.cli import choose_device, flatten_keys, guarded, launch, to_dict
+from scripts.results import make_logger, publish
+from scripts.stored_runs import algorithm_class, check_fit, fitting
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1, signal.SIGHUP] if os.name == "posix" else []))
 # for all processes but the first

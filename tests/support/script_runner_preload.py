@@ -16,3 +16,5 @@ import envs.offers.evaluation.evaluator
 import envs.sequential
 import rlcore.ppo
 import scripts.cli
+import scripts.results
+import scripts.stored_runs

@@ -35,7 +35,7 @@ from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.schedules import linear_with_warmup
 from rlcore.training_loop import TrainingLoop
-from scripts.cli import check_fit
+from scripts.stored_runs import check_fit
 from stored import save_state
 
 ROOT = Path(__file__).parents[3]
@@ -441,7 +441,7 @@ def test_bad_input_gets_one_line_and_code_2(tmp_path):
 def test_what_does_not_fit_is_refused(finished, monkeypatch):
     choices = {"algo": "A", "env": "E"}
     monkeypatch.setattr(
-        "scripts.cli.HydraConfig.get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices))
+        "scripts.stored_runs.HydraConfig.get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices))
     )
     mails, decisions = finished[0], object.__new__(OffersEnv)
     check_fit(partial(RewardModel), mails)

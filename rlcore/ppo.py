@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     log_prob: Tensor  #: of the action under the policy that took it, [B]
     #: V(obs) before the update, [B], on the scale of the rewards given to GAE (normalised if norm_reward is set)
     value: Tensor
-    advantage: Tensor  #: GAE, [B], on the scale of `value`; whitened if norm_adv is `batch`
+    advantage: Tensor  #: GAE, [B]: on the scale of `value`, or whitened if norm_adv is `batch`
     target: Tensor  #: target of the value function, [B]: GAE that is not whitened, plus `value`
     has_choice: Tensor  #: more than one action was valid, bool [B]; a forced action says nothing about the policy
 
@@ -137,8 +137,8 @@ class PPO(NetworkAlgorithm):
     def collect(self) -> Rollout:
         """Reset the environment and act for T = `num_steps` steps with every agent.
 
-        Uniform random numbers are drawn up front, one per joint action. The rollout has the actions' log-probabilities;
-        values are computed later, all at once.
+        One uniform number per agent and step is drawn up front; it draws all heads of the action. The rollout has
+        the actions' log-probabilities. Values are computed later, all at once.
         """
         shape = (self.num_steps, self.env.num_agents)
         uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
@@ -161,7 +161,7 @@ class PPO(NetworkAlgorithm):
         next_value = values[1:]
         if rollout.final_obs is not None:
             next_value = torch.where(rollout.truncated, self.network.value(rollout.final_obs), next_value)
-        # 3. Advantages and targets. A step is `done` where it is terminated or truncated: the sum of later steps ends.
+        # 3. Advantages and targets. A step is `done` where it is terminated or truncated; GAE's sum ends there.
         advantage = self.gae(
             reward, value, next_value, rollout.terminated, rollout.done, gamma=self.gamma, lam=self.gae_lambda
         )
@@ -186,9 +186,9 @@ class PPO(NetworkAlgorithm):
     ) -> dict[str, Tensor]:
         """Train on the batch for some epochs of shuffled minibatches; return each metric's mean over minibatches.
 
-        With `target_kl`, training stops after the first epoch whose mean `approx_kl` exceeds it. The host reads it
-        once an epoch. `explained_variance` compares the targets with the values from before the update. A subclass with
-        further terms in its loss passes a `compute_gradients` of its own.
+        With `target_kl`, the remaining epochs of this update are skipped once an epoch's mean `approx_kl` exceeds
+        `target_kl`. The host reads `approx_kl` once an epoch. `explained_variance` compares the targets with the values
+        from before the update. A subclass with further terms in its loss passes a `compute_gradients` of its own.
         """
         compute_gradients = compute_gradients or self.compute_gradients
         totals: dict[str, Tensor] = {}
@@ -215,7 +215,8 @@ class PPO(NetworkAlgorithm):
     def compute_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Back-propagate policy loss + vf_coef · value loss − ent_coef · entropy on a minibatch; clip the gradients.
 
-        Returns the loss's diagnostics, weighted so that their mean over processes is the mean over all samples.
+        Returns diagnostics and the gradients' norm. Diagnostics of the policy are weighted so that their mean over
+        processes is the mean over all steps with a choice.
         """
         pi = self.network.distribution(batch.obs, batch.action_mask)
         advantage = batch.advantage

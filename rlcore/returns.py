@@ -47,7 +47,9 @@ def expected_advantages(action_value: Tensor, prob: Tensor) -> tuple[Tensor, Ten
 
 
 def lambda_targets(mean: Tensor, value: Tensor, decay: float) -> Tensor:
-    """Return the critic's targets of an episode [T, N]: G_t = V̄_t + decay·(G_{t+1} − V(s_{t+1})), G_{T+1} = V = 0.
+    """Return the critic's targets of an episode, [T, N].
+
+    G_t = V̄_t + decay·(G_{t+1} − V(s_{t+1})), with G_{T+1} = V(s_{T+1}) = 0 after the last step.
 
     V̄ is the expected backup [T, N], V the value of the visited states [T, N], 0 for an agent that has left; decay = γλ.
     At λ = 0 targets are expected backups, at λ = 1 they have the whole sampled future, with its noise and without the
@@ -72,13 +74,6 @@ def whiten(x: Tensor, mask: Tensor | None = None, all_reduce: AllReduce | None =
     variance = masked_mean(centred.square(), mask, all_reduce)
     whitened = centred * torch.rsqrt(variance + 1e-8)
     return zero_outside(mask, whitened)
-
-
-def rescale(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scale to standard deviation 1 over the mask and keep the mean where it was; zero elsewhere."""
-    mean = masked_mean(x, mask)
-    rescaled = whiten(x, mask) + mean
-    return zero_outside(mask, rescaled)
 
 
 def zero_outside(mask: Tensor | None, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The weekly knapsack: increments of each customer by falling price, and clearing where the money ends."""
+"""The weekly knapsack: customers' changes of action by profit per unit of money, accepted until the budget is used."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from torch.nn import functional
 
 
 class Increments(NamedTuple):
-    """Changes of N customers to ever dearer actions, in the order in which falling prices reach them, [N, K].
+    """For each of N customers, up to K changes to actions that spend more; all fields [N, K].
 
-    An increment is also called a step. A step with price −inf does not exist. Prices never rise along a row.
+    A change is also called a step. It pays where the price of money is at or below the step's own price. As the price
+    of money falls, a customer's steps pay in the order of the row. A step with price −inf does not exist. The prices of
+    existing steps never rise along a row.
     """
 
-    price: Tensor  # the price at or below which the step is bought
+    price: Tensor  # the price of money at or below which the step pays
     spend: Tensor  # what the step adds to the expected spend
     action: Tensor  # flat action that is held after the step
 
@@ -32,7 +34,9 @@ def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
-    """Return each customer's flat action [N] after the accepted steps; `order` and `accepted` are [N·K]."""
+    """Return each customer's flat action [N] after the accepted steps.
+
+    `order` [N·K] has the flat indices of the steps by falling price; `accepted` [N·K] is in that order."""
     n, k = steps.price.shape
     last = torch.zeros(n, dtype=torch.long, device=order.device).scatter_reduce_(
         0, order // k, torch.where(accepted, order % k + 1, 0), "amax"
@@ -41,16 +45,19 @@ def latest(steps: Increments, order: Tensor, accepted: Tensor) -> Tensor:
 
 
 def allowed_increments(steps: Increments, action_mask: Tensor) -> Increments:
-    """Drop every step to a masked action, action_mask bool [N, P], and the later steps, which build on it."""
+    """Drop every step to an action that is not allowed, and all later steps of that customer.
+
+    action_mask is bool [N, P] over flat actions, true where the action is allowed."""
     within = action_mask.gather(1, steps.action).cummin(1).values
     return steps._replace(price=steps.price.masked_fill(~within, -torch.inf))
 
 
 def upper_hull(value: Tensor, spend: Tensor) -> Increments:
-    """Exact multiple-choice knapsack: each customer's upper concave hull of (spend, value), column 0 being nothing.
+    """Return each customer's upper concave hull of (spend, value), of which column 0 is the action "nothing".
 
-    value, spend [N, P], invalid pairs at value −inf. The price of a step is its efficiency, Δvalue / Δspend; cutting
-    all customers' steps at one price solves the linear relaxation (Sinha & Zoltners 1979).
+    value and spend are [N, P]; an action that is not allowed has value −inf. The price of a step is its efficiency,
+    Δvalue / Δspend. To accept all customers' steps down to one price solves the linear relaxation of the
+    multiple-choice knapsack (Sinha & Zoltners 1979).
     """
     at_value, at_spend = value[:, :1], spend[:, :1]
     steps = []
@@ -72,20 +79,21 @@ def upper_hull(value: Tensor, spend: Tensor) -> Increments:
 
 
 def ranked(score: Tensor, spend: Tensor, action: Tensor) -> Increments:
-    """Return one step a customer, in order of score; all [N], score −inf without a step."""
+    """Return one step a customer, whose price is the score; arguments are [N], a score of −inf means no step."""
     return Increments(score[:, None], spend[:, None], action[:, None])
 
 
 def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
-    """Return what a policy buys as the price falls: logits [G, N, P] on a grid of falling prices [G], spend [N, P].
+    """Return a policy's steps as the price falls: logits [G, N, P] on a grid of falling prices [G], spend [N, P].
 
-    The policy's choice at a price is the mode. Spend is made monotone: a customer counts as buying from the highest
-    price below which the policy always spends at least as much. Between two grid points the choice changes where the
-    logits of the old and the new choice cross; logits are linear in the logarithm of the price.
+    The policy's choice at a price is the mode. Spend is made monotone: a choice counts from the highest grid price at
+    and below which the policy always spends at least what this choice costs. Between two grid points the choice changes
+    where the logits of the old and the new choice cross, interpolated linearly in the logarithm of the price. Steps are
+    [N, G], with price −inf at grid points without a change (`compact` drops these).
     """
     choice = logits.argmax(-1)  # [G, N]
     cost = spend.gather(1, choice.T).T
-    # Lower envelope from below: the purchases that remain at every lower price.
+    # The smallest spend at this price and at all lower grid prices.
     kept = cost.flip(0).cummin(0).values.flip(0)
     nothing = torch.zeros_like(choice[0])
     choice = torch.where(kept >= cost, choice, -1)
@@ -110,7 +118,7 @@ def logit_margin(logits: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def compact(steps: Increments) -> Increments:
-    """Drop the columns of a table that no row needs."""
+    """Move each row's existing steps to the left, and drop the columns that are then empty."""
     real = steps.price > -torch.inf
     order = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(int(real.sum(1).max()), 1)]
     return Increments(*(x.gather(1, order) for x in steps))

@@ -29,7 +29,8 @@ from email_rl.evaluation.policy_figures import (
 from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure, policy_columns
 from email_rl.models.outcome_classifier import outcome_reward
 from email_rl.models.outcome_model import OutcomeModel
-from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
+from email_rl.models.policy import LanguageModelPolicy
+from email_rl.models.tokenized_mails import TokenizedMails
 from rlcore.runs.logger import NullLogger
 from rlcore.runs.progress import tracked
 from rlcore.training_loop import TrainingLoop

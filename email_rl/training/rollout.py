@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from email_rl.models.policy import TokenizedMails
+from email_rl.models.tokenized_mails import TokenizedMails
 from rlcore.backends import distributed
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from email_rl.data.dataset import MailDataset
 from email_rl.models.encoders import bucketed_batches, small_enough
 from email_rl.models.mail_lengths import positions_needed
-from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
+from email_rl.models.policy import LanguageModelPolicy
+from email_rl.models.tokenized_mails import TokenizedMails
 from email_rl.training.sft_mails import all_contexts, outcome_weights, policy_settings, weighted_mails
 from rlcore.algorithm import Algorithm
 from rlcore.losses import masked_mean

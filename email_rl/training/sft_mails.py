@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from email_rl.data.dataset import MailDataset
 from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.models.mail_lengths import fit_lengths
-from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
+from email_rl.models.policy import LanguageModelPolicy
+from email_rl.models.tokenized_mails import TokenizedMails
 
 
 def all_contexts(dataset: MailDataset) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from configs import composed
-from email_rl.models.policy import TokenizedMails
+from email_rl.models.tokenized_mails import TokenizedMails
 from email_rl.training.guards import GuardLimits, Guards, length_correlation
 from email_rl.training.rollout import MailRollout
 from rlcore.runs.logger import MemoryLogger

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import script_runner
 from configs import composed
 from email_rl.data import metrics
-from email_rl.models.policy import LanguageModelPolicy, TokenizedMails
+from email_rl.models.policy import LanguageModelPolicy
+from email_rl.models.tokenized_mails import TokenizedMails
 from email_rl.training.diagnostics import rollout_metrics
 from mail_files import made_up_text, mail_rows, write_csv
 from rlcore import losses

@@ -66,6 +66,12 @@ class Tanh(nn.Module):
         return SigmoidTanh.apply(x) if torch.is_grad_enabled() else sigmoid_tanh(x)
 
 
+def combine_rows(beginnings: Tensor, endings: Tensor) -> Tensor:
+    """Return all rows [G, B, D] made of a beginning [B, D − E] and an ending [G, E]."""
+    beginnings = beginnings.expand(endings.shape[0], -1, -1)
+    return torch.cat((beginnings, endings[:, None].expand(-1, beginnings.shape[1], -1)), -1)
+
+
 class Actor(nn.Module):
     """A policy network over all combinations of heads, on normalised observations.
 
@@ -111,9 +117,31 @@ class Actor(nn.Module):
 
     def logits(self, obs: Tensor) -> Tensor:
         """Return the logits of all combinations [B, Πn] for observations [B, D]."""
-        hidden = self.actor[:-1](self.normalize(obs))
+        return self._outputs(self.actor[:-1](self.normalize(obs)))
+
+    def _outputs(self, hidden: Tensor) -> Tensor:
         last = output_layer(self.actor)
         return functional.linear(hidden, self.combination @ last.weight, self.combination @ last.bias)
+
+    def logits_with_endings(self, beginnings: Tensor, endings: Tensor) -> Tensor:
+        """Return `logits` [G, B, Πn] of all observations made of a beginning [B, D − E] and an ending [G, E].
+
+        The first layer multiplies each beginning once, whatever the number of endings.
+        """
+        if len(self.actor) == 1:  # no hidden layer
+            return self.logits(combine_rows(beginnings, endings))
+        first, *between = self.actor[:-1]
+        assert isinstance(first, nn.Linear)
+        if isinstance(self.normalize, RunningNormalizer):
+            beginnings = self.normalize.part(beginnings, slice(None, beginnings.shape[1]))
+            endings = self.normalize.part(endings, slice(beginnings.shape[1], None))
+        weight, ending_weight = first.weight.split([beginnings.shape[1], endings.shape[1]], 1)
+        by_beginning = functional.linear(beginnings, weight, first.bias)
+        hidden = by_beginning + functional.linear(endings, ending_weight)[:, None]
+        rows = hidden.flatten(0, 1)  # one product a layer, for which runtimes have their fastest form
+        for layer in between:
+            rows = layer(rows)
+        return self._outputs(rows).unflatten(0, hidden.shape[:2])
 
     def distribution(self, obs: Tensor, action_mask: Tensor) -> MaskedMultiDiscrete:
         """Return the policy's distribution for observations [B, D] under masks [B, *nvec]."""

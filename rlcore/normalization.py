@@ -30,7 +30,11 @@ class RunningNormalizer(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) * torch.rsqrt(self.var + 1e-8)).clamp(-self.clip, self.clip)
+        return self.part(x, slice(None))
+
+    def part(self, x: Tensor, columns: slice) -> Tensor:
+        """Return the columns of the result that belong to some columns of observations, given those alone."""
+        return ((x - self.mean[columns]) * torch.rsqrt(self.var[columns] + 1e-8)).clamp(-self.clip, self.clip)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:

@@ -7,7 +7,18 @@ import runpy
 import sys
 from pathlib import Path
 
-COMMANDS = ("train", "evaluate", "collect", "import_sends", "uplift", "write_email", "bench", "summary", "example_shop")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "collect",
+    "import_sends",
+    "uplift",
+    "export",
+    "write_email",
+    "bench",
+    "summary",
+    "example_shop",
+)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.planning.knapsack import Increments, compact, demand_curve, ranked, upper_hull
+from envs.offers.policies import scoring
 from envs.offers.policies.base import BatchedPolicy, outcome_table
 from envs.offers.policies.information import FEATURES, SIMULATOR, Information
 from envs.offers.world.customers import Customers, CustomerState, World
@@ -70,19 +71,17 @@ class DeployedPolicy(BatchedPolicy):
         self, rows: slice, week: int, state: CustomerState, options: ContactOptions
     ) -> tuple[Tensor, Tensor]:
         """Return contexts [N, D] and the expected spend of every flat action [N, P]."""
-        catalogue = self.world.catalogue
-        assert options.memory is not None  # the options of a market have it
-        context = self.codec.encode_context(options.with_caps_left(self.features[rows]), state, options.memory, week)
+        context = scoring.encode_context(self.codec, self.features[rows], state, options, week)
         if self.redeem_probability is None:
             return context, outcome_table(self.customers[rows], self.world, week, state, options.history).spend
-        offer, channel = (torch.arange(n, device=context.device) for n in catalogue.nvec)
-        return context, catalogue.spend(offer[:, None], channel, self.redeem_probability(context)).flatten(1)
+        return context, scoring.expected_spend(self.world.catalogue, self.redeem_probability(context))
 
 
 class PriceGridPolicy(DeployedPolicy):
     """A policy that observes the price, evaluated on a grid of falling prices.
 
-    `drift` is the weekly change of the log price that the policy observes.
+    `drift` is the weekly change of the log price that the policy observes. What a policy prefers at a price is said by
+    envs/offers/policies/scoring.py, of logits and of action values alike.
     """
 
     def __init__(
@@ -96,30 +95,10 @@ class PriceGridPolicy(DeployedPolicy):
     def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return every customer's changes of action on the price grid."""
         context, spend = self.context_and_spend(rows, week, state, options)
-        preferences = []
-        for price, encoded_price in zip(self.prices, self.codec.encode_price(self.prices, self.drift)):
-            obs = torch.cat((context, encoded_price.expand(len(context), -1)), -1)
-            preference = self.preferences(price, obs, options.action_mask, spend)
-            preferences.append(preference.masked_fill(~options.action_mask, -torch.inf))
-        return compact(demand_curve(torch.stack(preferences), spend, self.prices))
-
-    def preferences(self, price: Tensor, obs: Tensor, action_mask: Tensor, spend: Tensor) -> Tensor:
-        """Return the policy's preference for each flat action at one price, [N, P]."""
-        return self.policy.distribution(obs, action_mask).logits
-
-
-class PriceGridValuePolicy(PriceGridPolicy):
-    """PriceGridPolicy for a ValuePolicy, whose action values are before the price of the action's own spend.
-
-    At every price the policy takes the exact knapsack's Lagrangian choice, value less price·spend. The price that
-    clears the week's budget is therefore the price that the values were computed for.
-    """
-
-    policy: ValuePolicy
-
-    def preferences(self, price: Tensor, obs: Tensor, action_mask: Tensor, spend: Tensor) -> Tensor:
-        """Return the values of flat actions less the price of their spend, [N, P]."""
-        return self.policy.action_values(obs, action_mask) - price * spend
+        preferences = scoring.grid_preferences(
+            self.policy, self.codec, context, options.action_mask, spend, self.prices, self.drift
+        )
+        return compact(demand_curve(preferences, spend, self.prices))
 
 
 class ValueKnapsackPolicy(DeployedPolicy):
@@ -166,5 +145,4 @@ def deploy_policy(
     learned_from = algorithm.learned_from
     if not policy.observes_price:
         return ValueKnapsackPolicy(policy, *setting, learned_from=learned_from)
-    kind = PriceGridValuePolicy if isinstance(policy, ValuePolicy) else PriceGridPolicy
-    return kind(policy, *setting, prices=prices, drift=drift, learned_from=learned_from)
+    return PriceGridPolicy(policy, *setting, prices=prices, drift=drift, learned_from=learned_from)

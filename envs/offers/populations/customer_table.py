@@ -74,7 +74,7 @@ class CustomerTable(GivenCustomers):
             where="env.population",
         )
         assert path is not None  # read_table refuses to read without a path
-        self.path = path
+        self.path, self.clip_margin, self.text = path, clip_margin, text
         for key, name in (("id", id), *mapped.items(), *(("text", x) for x in text), *(("ignore", x) for x in ignore)):
             if name not in columns:
                 raise ValueError(f"{path}: no column '{name}' (env.population.{key}); there are {', '.join(columns)}")

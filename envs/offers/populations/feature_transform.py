@@ -7,7 +7,7 @@ from itertools import repeat
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.offers.populations.column_kinds import Columns, is_number
 
@@ -98,19 +98,25 @@ class FeatureTransform:
                 raise ValueError(
                     f"{path}: column '{name}': expected {kind}, as in the table that the policy was trained on"
                 )
+        return self.to_module()(*self.encode(columns))
+
+    def encode(self, columns: Columns) -> tuple[Tensor, Tensor]:
+        """Return numbers [H, A], float64, NaN where missing, and the codes of levels [H, L], int64.
+
+        The code of a level is its place among the column's levels, and their number stands for an unknown one.
+        """
         rows = len(next(iter(columns.values())))
-        features = np.empty((rows, len(self.names)))
-        for k, (name, fitted) in enumerate(self.numbers.items()):
-            column = np.where(np.isnan(columns[name]), fitted["median"], columns[name])
-            features[:, k] = (column.clip(fitted["low"], fitted["high"]) - fitted["mean"]) / fitted["sd"]
-        at = len(self.numbers)
-        for name in self.columns_with_gaps:
-            features[:, at] = np.isnan(columns[name])
-            at += 1
-        for name, levels in self.levels.items():
-            features[:, at : at + len(levels)] = one_hot_levels(columns[name], levels)
-            at += len(levels)
-        return torch.from_numpy(features)
+        numbers = np.empty((rows, len(self.numbers)))
+        for k, name in enumerate(self.numbers):
+            numbers[:, k] = columns[name]
+        codes = np.empty((rows, len(self.levels)), dtype=np.int64)
+        for k, (name, levels) in enumerate(self.levels.items()):
+            codes[:, k] = level_codes(columns[name], levels)
+        return torch.from_numpy(numbers), torch.from_numpy(codes)
+
+    def to_module(self) -> ColumnFeatures:
+        """Return the transform as a function of tensors, which an exported policy has in its graph."""
+        return ColumnFeatures(self.numbers, self.levels)
 
     def describe_clipped(self, columns: Columns) -> str:
         """Name the columns that have values out of range, with the number of rows; empty where none has."""
@@ -136,10 +142,50 @@ class FeatureTransform:
         return {"numbers": self.numbers, "levels": self.levels}
 
 
-def one_hot_levels(column: np.ndarray, levels: list[str]) -> np.ndarray:
-    """Return the levels of texts [H] one-hot, bool [H, L]; a text of none of the levels is "other", if that is one."""
+def level_codes(column: np.ndarray, levels: list[str]) -> np.ndarray:
+    """Return the place of texts [H] among the levels, int64 [H]; the number of levels stands for none of them."""
     index = {level: k for k, level in enumerate(levels)}
-    index.setdefault("", index.get(EMPTY, index.get(OTHER, -1)))
-    other = index.get(OTHER, -1)
-    codes = np.fromiter(map(index.get, column.tolist(), repeat(other)), dtype=np.int64, count=len(column))
-    return codes[:, None] == np.arange(len(levels))
+    unknown = len(levels)
+    index.setdefault("", index.get(EMPTY, unknown))
+    return np.fromiter(map(index.get, column.tolist(), repeat(unknown)), dtype=np.int64, count=len(column))
+
+
+class ColumnFeatures(nn.Module):
+    """Features [H, F] of numbers [H, A] and codes of levels [H, L] (`FeatureTransform.encode`), all in float64.
+
+    `numbers` and `levels` are those of a FeatureTransform.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    low: Tensor
+    high: Tensor
+    median: Tensor
+    with_gaps: Tensor  #: places of the columns whose gaps have a feature of their own
+
+    def __init__(self, numbers: dict[str, dict[str, float]], levels: dict[str, list[str]]):
+        super().__init__()
+        for key in ("mean", "sd", "low", "high", "median"):
+            column = torch.tensor([fitted[key] for fitted in numbers.values()], dtype=torch.float64)
+            self.register_buffer(key, column, persistent=False)
+        gaps = [k for k, fitted in enumerate(numbers.values()) if fitted["has_gaps"]]
+        self.register_buffer("with_gaps", torch.tensor(gaps, dtype=torch.long), persistent=False)
+        self.num_texts = len(levels)
+        for k, column_levels in enumerate(levels.values()):
+            self.register_buffer(f"levels_{k}", one_hot_table(column_levels), persistent=False)
+
+    def forward(self, numbers: Tensor, levels: Tensor) -> Tensor:
+        is_missing = numbers.isnan()
+        filled = torch.where(is_missing, self.median, numbers)
+        clipped = torch.minimum(torch.maximum(filled, self.low), self.high)
+        columns = [(clipped - self.mean) / self.sd, is_missing[:, self.with_gaps].to(numbers)]
+        columns += [self.get_buffer(f"levels_{k}")[levels[:, k]] for k in range(self.num_texts)]
+        return torch.cat(columns, -1)
+
+
+def one_hot_table(levels: list[str]) -> Tensor:
+    """Return the features of each code of L levels, [L + 1, L]: an unknown level is "other", if that is one."""
+    table = torch.eye(len(levels) + 1, len(levels), dtype=torch.float64)
+    if OTHER in levels:
+        table[-1, levels.index(OTHER)] = 1.0
+    return table

@@ -10,9 +10,15 @@ from envs.offers.world.customers import Customers
 
 
 class ParameterRegression:
-    """Ridge regression of θ on features, clamped to the range of its sample; of log θ where the prior is lognormal."""
+    """Ridge regression of θ on features, clamped to the range of its sample; of log θ where the prior is lognormal.
 
-    def __init__(self, sample: Sample, *, ridge: float):
+    Without a sample, what was fitted comes by `load_state_dict`.
+    """
+
+    def __init__(self, sample: Sample | None, *, ridge: float):
+        if sample is None:
+            self.weight = self.low = self.high = torch.empty(0, dtype=torch.float64)
+            return
         theta = theta_to_matrix(sample.customers)
         self.low, self.high = theta.amin(0), theta.amax(0)
         x = self._design(sample.features)

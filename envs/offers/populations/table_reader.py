@@ -32,6 +32,18 @@ def read_table(
     byte-order mark don't matter. A first column without a name, such as an index of pandas, is left out. Messages count
     rows from 1, the header's.
     """
+    table = load_table(path, separator, where=where, only=only)
+    assert path is not None  # load_table refuses to read without a path
+    if not table.num_rows:
+        raise ValueError(f"{path}: expected {rows}, got no row")
+    return {
+        name: to_column(values, path, name, name in text, name in numbers, f"{where}.text")
+        for name, values in zip(table.column_names, table.columns)
+    }
+
+
+def load_table(path: str | None, separator: str, *, where: str, only: list[str] | None = None):
+    """Return a file as a pyarrow.Table, that of a CSV being of texts; raise ValueError as `read_table` does."""
     if not path:
         raise ValueError(f"{where}.path: expected the path of a CSV or Parquet file")
     if not Path(path).is_file():
@@ -53,13 +65,7 @@ def read_table(
         raise ValueError(f"{path}: no column '{absent[0]}' (named in {where}); there are {', '.join(names)}")
     wanted = [k for k, name in enumerate(names) if name and (only is None or name in only)]
     table = read_csv(path, separator, len(names), wanted) if table is None else table.select(wanted)
-    if not table.num_rows:
-        raise ValueError(f"{path}: expected {rows}, got no row")
-    columns: Columns = {}
-    for k, values in zip(wanted, table.columns):
-        name = names[k]
-        columns[name] = to_column(values, path, name, name in text, name in numbers, f"{where}.text")
-    return columns
+    return table.rename_columns([names[k] for k in wanted])
 
 
 def unreadable(path: str, error: Exception) -> ValueError:

@@ -15,10 +15,14 @@ class TwinTheta:
     """Estimates θ by the members of a twin; `path` is a checkpoint of algo=twin.
 
     A parameter that the twin left to the priors has their mean. Raises ValueError where the checkpoint is of another
-    kind, or was fitted to other features than those of `sample`.
+    kind, or was fitted to other features than those of `sample`. Without a sample, the members come by
+    `load_state_dict`.
     """
 
-    def __init__(self, sample: Sample, *, path: str):
+    def __init__(self, sample: Sample | None, *, path: str):
+        self.networks: list[ParameterNetwork] = []
+        if sample is None:
+            return
         where = "env.observation.theta.path"
         twin = load_twin(path, where, KIND, "which has no parameters")["agent"]
         first = twin["members"][0]
@@ -28,7 +32,6 @@ class TwinTheta:
                 f"{where}={path}: fitted to customers of {num_features} features, here they have "
                 f"{sample.features.shape[1]}"
             )
-        self.networks = []
         for weights in twin["members"][: twin["iteration"]]:
             network = ParameterNetwork(num_features, torch.zeros(size), torch.zeros(size), hidden=twin["hidden"])
             network.load_state_dict(weights)
@@ -46,5 +49,14 @@ class TwinTheta:
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the members' weights."""
+        if not self.networks:
+            self.networks = [network_of(state[str(k)]) for k in range(len(state))]
         for k, network in enumerate(self.networks):
             network.load_state_dict(state[str(k)])
+
+
+def network_of(weights: dict[str, Tensor]) -> ParameterNetwork:
+    """Return an unfitted network of the sizes of its `state_dict`'s weights."""
+    num_features, size = len(weights["standardize.mean"]), len(weights["middle"])
+    hidden = [len(x) for name, x in weights.items() if name.startswith("body.") and name.endswith(".bias")][:-1]
+    return ParameterNetwork(num_features, torch.zeros(size), torch.zeros(size), hidden=hidden)

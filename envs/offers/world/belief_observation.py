@@ -45,6 +45,7 @@ class BeliefCodec(HidingCodec):
     P(churned). They are also the memory: each week the belief that they make as independent marginals is filtered by
     what was seen (envs/offers/world/filtering.py). `theta` is called with a sample of `reference_size` customers, drawn
     by `reference_seed`, and estimates θ from features; the states of the same sample are the belief at the start.
+    Without a population, θ̂ and the belief at the start are those of `load_state_dict`.
     """
 
     shows = ("beliefs", "counts")
@@ -53,16 +54,19 @@ class BeliefCodec(HidingCodec):
         self,
         setting: ViewSetting,
         *,
-        theta: Callable[[Sample], ThetaEstimate],
+        theta: Callable[[Sample | None], ThetaEstimate],
         reference_size: int,
         reference_seed: int,
         count_scale: float,
     ):
         super().__init__(setting, count_scale=count_scale)
-        world = setting.world
-        generator = torch.Generator(world.season.device).manual_seed(reference_seed)
+        self.world = setting.world
+        if setting.population is None:
+            self.theta, self.start = theta(None), torch.zeros(NUM_MARGINALS + 1, dtype=torch.float64)
+            return
+        generator = torch.Generator(self.world.season.device).manual_seed(reference_seed)
         sample = setting.population.draw(reference_size, generator, "train")
-        self.world, self.theta, self.start = world, theta(sample), start_marginals(sample.state)
+        self.theta, self.start = theta(sample), start_marginals(sample.state)
 
     @property
     def own_names(self) -> list[str]:

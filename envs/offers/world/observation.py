@@ -36,7 +36,7 @@ class ViewSetting(NamedTuple):
 
     num_features: int  #: columns of the features, with those of the contact caps
     world: World
-    population: Population
+    population: Population | None  #: None for a policy at work, whose view loads what was fitted
     price_range: list[float]
     drift_range: list[float]
 
@@ -123,7 +123,7 @@ class ObservationCodec:
     def _context_columns(
         self, features: Tensor, state: CustomerState, memory: Tensor, week: int | Tensor
     ) -> list[Tensor]:
-        week_now = (torch.arange(self.weeks, device=features.device) == week).expand(len(features), -1)
+        week_now = (torch.arange(self.weeks, device=features.device) == week).expand(features.shape[0], -1)
         columns = [*self.encode_dynamics(state, memory), self.encode_status(state, memory), week_now]
         return [features, *(x.to(features) for x in columns)]
 

@@ -130,7 +130,7 @@ class Actor(nn.Module):
         """
         if len(self.actor) == 1:  # no hidden layer
             return self.logits(combine_rows(beginnings, endings))
-        first, *between = self.actor[:-1]
+        first, *between = list(self.actor)[:-1]
         assert isinstance(first, nn.Linear)
         if isinstance(self.normalize, RunningNormalizer):
             beginnings = self.normalize.part(beginnings, slice(None, beginnings.shape[1]))

@@ -23,6 +23,7 @@ from envs.live.decide import Decide, DecisionInputs, Scores
 from envs.live.examples import Examples, draw_inputs, draw_table, write_examples
 from envs.live.package import EXAMPLES, GRAPH, MANIFEST, MANIFEST_SUM, OBSERVATION, Package, graph_notes
 from envs.offers.env import OffersEnv
+from envs.offers.evaluation.season_evaluator import SeasonEvaluator
 from envs.offers.neural_twin.env import NeuralTwinEnv
 from envs.offers.policies.redemption_model import RedemptionModel
 from envs.offers.populations.base import Population
@@ -102,7 +103,7 @@ def table_columns(population: CustomerTable) -> list[Column]:
         width = (fitted["high"] - fitted["low"]) / (1 + 2 * margin)  # low and high are `margin` widths beyond the range
         seen = Range(fitted["low"] + margin * width, fitted["high"] - margin * width)
         kind = DATES if name in population.dates else NUMBERS
-        columns.append(Column(name, kind, seen, may_be_missing=fitted["has_gaps"]))
+        columns.append(Column(name, kind, seen, may_be_missing=bool(fitted["has_gaps"])))
     for name in population.transform.levels:
         columns.append(Column(name, TEXT, as_text=name in population.text))
     return columns
@@ -229,7 +230,9 @@ def package_files(
     """Return a package's files, but for its package.json, and the parts of package.json that its reader needs."""
     columns, transform = columns_of(env.population, env)
     decide = make_decide(env, agent, transform.to_module())
-    prices = env.evaluation(env).prices.float()
+    evaluator = env.evaluation(env)
+    assert isinstance(evaluator, SeasonEvaluator)  # that of an OffersEnv
+    prices = evaluator.prices.float()
     today = "2000-01-01" if any(column.kind == DATES for column in columns) else None
     table = draw_table(columns, transform, today, seed)
     read = read_columns(table, columns, transform, source="examples", separator=",", today=today)

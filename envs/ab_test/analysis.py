@@ -41,6 +41,7 @@ class Analysis(NamedTuple):
     trial: Trial
     outcome: str  #: by which customers are ranked
     profit: Tensor  #: of each customer, [N]
+    ranked_by: dict[str, Tensor]  #: what the learners' effects are effects on, [N] by name
     halves: list[Half]
     policies: dict[str, Valued]
     over_best: dict[str, list[float]]  #: difference to the best single arm, [value, low, high] by policy
@@ -87,10 +88,12 @@ class Analyst:
         """Analyse a test; raise ValueError where the settings name what the test has not."""
         outcome = self.outcome or next(iter(trial.outcomes))
         worth = self.worth or {outcome: 1.0}
+        if PROFIT in trial.outcomes:
+            raise ValueError(f"table.outcomes: expected another name than '{PROFIT}', which is worth less cost")
         for key, names, known in (
             ("outcome", [outcome], trial.outcomes),
             ("worth", worth, trial.outcomes),
-            ("costs", self.costs, trial.arms),
+            ("costs", self.costs, trial.arms[1:]),
         ):
             for name in names:
                 if name not in known:
@@ -113,6 +116,7 @@ class Analyst:
             trial=trial,
             outcome=outcome,
             profit=profit,
+            ranked_by=ranked_by,
             halves=halves,
             policies=policies,
             over_best={name: values.difference(x, terms[BEST_ARM], self.level) for name, x in terms.items()},

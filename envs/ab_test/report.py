@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs.ab_test.analysis import BEST_ARM, Analysis, Half
+from envs.ab_test.trial_table import Trial
 from rlcore.ope.intervals import central, normal_half_width
 from rlcore.runs import checkpoint
 from rlcore.runs.plots import COLORS, entitle, labelled
@@ -55,9 +56,7 @@ def arms_table(analysis: Analysis, level: float, shares: dict) -> Report:
             rows[name]["p_of_balance"] = hotelling(trial.features[pair], treated)
             rows[name]["largest_difference"] = differences.abs().amax().item()
             rows[name]["largest_differences"] = largest(differences, trial.feature_names)
-    counts = trial.arm.bincount()
-    expected = torch.tensor([float(shares.get(name, 0.0)) for name in trial.arms])
-    ratio = sample_ratio(counts, expected) if shares else None
+    ratio = ratio_of_sizes(trial, shares) if shares else None
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "customers": lambda row: f"{row['customers']:,}",
         "share": lambda row: f"{row['share']:.4f}",
@@ -77,6 +76,14 @@ def arms_table(analysis: Analysis, level: float, shares: dict) -> Report:
         judged="share",
         what="arm",
     )
+
+
+def ratio_of_sizes(trial: Trial, shares: dict) -> float:
+    """P-value of the arms' sizes; raise ValueError where `shares` does not have just the arms."""
+    if set(shares) != set(trial.arms):
+        raise ValueError(f"shares: expected a share of each arm, {', '.join(trial.arms)}; got {', '.join(shares)}")
+    expected = torch.tensor([float(shares[name]) for name in trial.arms])
+    return sample_ratio(trial.arm.bincount(), expected)
 
 
 def format_mean(outcome: str, row: dict[str, Any]) -> str:
@@ -113,8 +120,8 @@ def tested(half: Half, analysis: Analysis, outcome: str, arm: int) -> UpliftTest
     trial = analysis.trial
     pair = (trial.arm[half.rows] == 0) | (trial.arm[half.rows] == arm)
     rows = half.rows[pair]
-    seen = analysis.profit if outcome not in trial.outcomes else trial.outcomes[outcome]
-    return UpliftTestSet(rows, seen[rows], trial.arm[rows] == arm, half.effects[outcome][pair, arm][None])
+    seen = analysis.ranked_by[outcome][rows]
+    return UpliftTestSet(rows, seen, trial.arm[rows] == arm, half.effects[outcome][pair, arm][None])
 
 
 def ranking_table(analysis: Analysis, level: float, replications: int, bins: int, seed: int) -> Report:

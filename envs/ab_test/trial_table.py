@@ -14,6 +14,7 @@ from envs.offers.populations.table_reader import read_table
 
 WHERE = "table"  # the part of the configuration that names columns, in messages
 MOST_ARMS = 50  # a column with more levels is no treatment
+PROPENSITY_TOLERANCE = 1e-6  # between customers of an arm
 
 
 class Trial(NamedTuple):
@@ -32,7 +33,8 @@ class TrialTable:
     """Where a file has what: `treatment` is the column of arms, `control` the arm that got nothing.
 
     `outcomes` are columns of numbers that were seen after the mailing. `propensity` names the column of the probability
-    with which a customer got its arm; without one it is the arm's share of all customers. `id` names the customers;
+    with which a customer got its arm, the same for all customers of an arm; without one it is the arm's share of all
+    customers. `id` names the customers;
     without one they are numbered from 1. All other columns but those in `ignore` are features, of which `text` are
     never numbers. Rarer texts than `min_level_count` share a level.
     """
@@ -90,7 +92,7 @@ class TrialTable:
         arms = self._arms(levels)
         number = {name: k for k, name in enumerate(arms)}
         arm = torch.tensor([number[level] for level in levels])
-        ids = columns[self.id].tolist() if self.id else [str(k + 1) for k in range(len(levels))]
+        ids = self._ids(columns, len(levels))
         apart = {*named, *numbers, *self.ignore}
         dated = days_before(columns, None, WHERE)  # a date counts the days before the table's latest
         inputs = {name: column for name, column in dated.items() if name not in apart}
@@ -106,6 +108,20 @@ class TrialTable:
             features=transform(inputs, self.path).float(),
             feature_names=transform.names,
         )
+
+    def _ids(self, columns: dict, count: int) -> list[str]:
+        if not self.id:
+            return [str(k + 1) for k in range(count)]
+        ids = columns[self.id].tolist()
+        self._refuse(self.id, columns[self.id] == "", "expected an id, got nothing")
+        row_of: dict[str, int] = {}
+        for row, name in enumerate(ids):
+            if row_of.setdefault(name, row) != row:
+                raise ValueError(
+                    f"{self.path}: row {row + 2}, column '{self.id}': expected one row a customer, '{name}' is the id "
+                    f"of row {row_of[name] + 2} too"
+                )
+        return ids
 
     def _arms(self, levels: list[str]) -> list[str]:
         names = sorted(set(levels))
@@ -127,7 +143,15 @@ class TrialTable:
             return share[arm]
         column = columns[self.propensity]
         self._refuse(self.propensity, (column <= 0) | (column >= 1), "expected a probability between 0 and 1")
-        return torch.tensor(column)
+        propensity = torch.tensor(column)
+        first = torch.stack([propensity[arm == k][0] for k in range(int(arm.amax()) + 1)])
+        self._refuse(
+            self.propensity,
+            ((propensity - first[arm]).abs() > PROPENSITY_TOLERANCE).numpy(),
+            "expected one probability an arm, as the arm's customers before have; where it depends on the customer, "
+            "analyse each part with its own file, or value policies with env=log",
+        )
+        return propensity
 
     def _refuse(self, name: str, wrong: np.ndarray, problem: str) -> None:
         if wrong.any():

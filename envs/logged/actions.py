@@ -9,17 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from envs.offers.constraints.expressions import holds
-from envs.offers.populations.column_kinds import Columns, is_number
+from envs.offers.populations.column_kinds import Columns, is_date, is_number
 
 MAX_COMBINATIONS = 2**16  # most combinations of heads that a table of values may have
 
 
 def to_text(column: np.ndarray) -> np.ndarray:
-    """Return the names of actions [R]: texts as they are, numbers as Python shows them, whole ones without a point."""
+    """Return the names of actions [R]: texts as they are, dates as 2026-01-31, numbers as Python
+    shows them, whole ones without a point.
+    """
     if not is_number(column):
-        return column
+        return column.astype(str).astype(object) if is_date(column) else column
     return np.array(
-        ["" if math.isnan(x) else f"{x:.0f}" if x == round(x) else f"{x:g}" for x in column.tolist()], object
+        ["" if math.isnan(x) else f"{x:.0f}" if x == round(x) else repr(x) for x in column.tolist()], object
     )
 
 

@@ -35,9 +35,6 @@ class LogColumns:
         for key, name in (*self.roles.items(), *(("actions", x) for x in self.actions)):
             if name not in columns:
                 raise ValueError(f"{path}: no column '{name}' (env.{key}); there are {', '.join(columns)}")
-        for name in self.ignore:
-            if name not in columns and not self.customer_table["path"]:
-                raise ValueError(f"{path}: no column '{name}' (env.ignore); there are {', '.join(columns)}")
         if "week" in self.roles:
             columns[self.roles["week"]] = self._moments(columns[self.roles["week"]], path)
         for key in ("reward", "cost"):
@@ -53,6 +50,10 @@ class LogColumns:
             refuse(path, self.roles["customer"], empty, "an id, got nothing")
         if self.customer_table["path"]:
             columns |= self._joined(path, columns)
+        for key, names in (("ignore", self.ignore), ("text", self.text)):
+            for name in names:
+                if name not in columns:
+                    raise ValueError(f"{path}: no column '{name}' (env.{key}); there are {', '.join(columns)}")
         for name, column in columns.items():
             if is_number(column):
                 refuse(path, name, np.abs(column) > FLOAT32_MAX, "a number that float32 can hold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from envs.base import VectorEnv
 from rlcore.algorithm import Algorithm
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope import estimators
+from rlcore.ope.dataset_checks import without_unknown_propensities
 from rlcore.ope.evaluator import OffPolicyEvaluator
 from rlcore.ope.report import OffPolicyReport, evaluate_dataset
 
@@ -36,16 +38,17 @@ class LogEvaluator:
     def validate(self, algorithm: Algorithm) -> dict[str, float]:
         """Return the net reward of a decision by SNIPS, of the decisions that the policy would have made too.
 
-        Without propensities these decisions count alike.
+        Decisions without a propensity are left out; where no decision has one, all count alike. NaN where no decision
+        counts.
         """
-        log = self.held_out
-        target = self.off_policy.target(algorithm.policy, log)
+        held_out = self.held_out
+        log, target, _ = without_unknown_propensities(held_out, self.off_policy.target(algorithm.policy, held_out))
         chosen = target.gather(1, log.action[:, None])[:, 0].double()
         weight = chosen / torch.where(log.propensity.isnan(), 1.0, log.propensity)
         value = estimators.snips(weight, log.net_reward.double())
         numerator, denominator = value.ratios()
         total = denominator.sum().item()
-        return {self.headline: (numerator.sum().item() / total if total else 0.0)}
+        return {self.headline: numerator.sum().item() / total if total else math.nan}
 
     def evaluate(self, algorithm: Algorithm | None, name: str) -> OffPolicyReport:
         """Value the policy, as the row of each estimator."""

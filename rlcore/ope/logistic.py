@@ -51,8 +51,9 @@ class Logistic(Linear):
 def newton(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
     """Minimise the penalised logistic loss over weights [F]: Newton's method, with steps halved until the loss falls.
 
-    x is [N, F] float64, y [N] is 0 or 1, penalty [F]. Raises ValueError where no weights are best: where a column
-    without a penalty separates the outcomes, or columns without a penalty depend on each other.
+    x is [N, F] float64, y [N] is 0 or 1, penalty [F]. Where a column without a penalty separates the outcomes, no
+    weights are best: its weight grows until the loss falls by less than TOLERANCE. Raises ValueError where columns
+    without a penalty depend on each other.
     """
     weights: Tensor = x.new_zeros(x.shape[1])
     loss = logistic_loss(x, y, penalty, weights)
@@ -78,9 +79,7 @@ def newton(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
         loss = moved_loss
         if decrease <= TOLERANCE * loss.abs().clamp_min(1.0):
             return weights
-    raise ValueError(
-        f"logistic regression: no minimum after {MAX_NEWTON_STEPS} steps: an outcome is always or never 1 for an action"
-    )
+    raise ValueError(f"logistic regression: no minimum after {MAX_NEWTON_STEPS} steps")
 
 
 def logistic_loss(x: Tensor, y: Tensor, penalty: Tensor, weights: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor)
     """Return z statistics [2, D + 1]: do the inverse propensities of N decisions correlate with known columns?
 
     `known` [N, D] gets a constant column. `nothing`, bool [N], marks a = 0. `propensity` [N] is that of the action
-    taken. `valid` [N] is the number of valid actions, nothing included.
+    taken. `valid` [N] is the number of actions that the sender may have taken, nothing included.
 
     With true propensities E[1{a = 0}/p | x] = 1, and E[1{a ≠ 0}/p | x] is the number of other valid actions. Both
     terms, less these expectations, are uncorrelated with everything known before the decision (the balance of Imai &

@@ -14,6 +14,8 @@ UNDEFINED_AT_TIMES = ("explained_variance", "ratio_var")  # undefined where valu
 LEARNED = (
     "network",
     "target_network",
+    "critic",
+    "constraint",
     "auxiliary",
     "members",
     "policy",

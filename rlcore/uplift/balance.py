@@ -12,18 +12,20 @@ RANK_TOLERANCE = 1e-9  # of the greatest eigenvalue: columns that depend on othe
 def standardized_differences(x: Tensor, treated: Tensor) -> Tensor:
     """Differences of the columns' means between treated and control units, in pooled standard deviations, [D].
 
-    x is [N, D], treated bool [N]. A column that never differs has 0.
+    x is [N, D], treated bool [N]. A column that never differs has 0, a column that is constant within both and tells
+    them apart ±∞.
     """
     x = x.double()
     variance = 0.5 * (x[treated].var(0) + x[~treated].var(0))
     difference = x[treated].mean(0) - x[~treated].mean(0)
-    return torch.where(variance > 0, difference / variance.clamp_min(torch.finfo(torch.float64).tiny).sqrt(), 0.0)
+    return torch.where(difference == 0, 0.0, difference / variance.sqrt())
 
 
 def hotelling(x: Tensor, treated: Tensor) -> float:
     """P-value of equal means of all columns in treated and control units: Hotelling's T² (1931), by its F statistic.
 
-    x is [N, D], treated bool [N]. Columns that depend on others, as the levels of a text do, count once.
+    x is [N, D], treated bool [N]. Columns that depend on others, as the levels of a text do, count once. The p-value is
+    0 where columns tell the units apart without a doubt.
     """
     x = x.double()
     one, none = x[treated], x[~treated]
@@ -33,6 +35,9 @@ def hotelling(x: Tensor, treated: Tensor) -> float:
     values, vectors = torch.linalg.eigh(scatter / (m + n - 2))
     kept = values > RANK_TOLERANCE * values.amax().clamp_min(torch.finfo(torch.float64).tiny)
     rank = int(kept.sum())
+    scale = x.abs().amax().clamp_min(1.0)
+    if ((difference @ vectors[:, ~kept]).abs() > RANK_TOLERANCE * scale).any():  # apart where neither side varies
+        return 0.0
     if rank == 0 or m + n - 2 <= rank:
         return 1.0
     projected = (difference @ vectors[:, kept]).square() / values[kept]

@@ -40,19 +40,20 @@ class Setting(NamedTuple):
 
 
 def read_jobs(folders: Iterable[Path]) -> list[Job]:
-    """Read the runs in folders and below them, in the order of their names.
+    """Read the runs in folders and below them, in the order of their names; a run that lies in two of them counts once.
 
     Raises ValueError where a folder has no run, and where a run's metrics.json has no headline figure.
     """
-    jobs = []
+    found: dict[Path, Path] = {}  # by the file's own path, whatever links and folders lead to it
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
         files = sorted(folder.rglob("metrics.json"), key=lambda file: natural_order(file.relative_to(folder)))
         if not files:
             raise ValueError(f"{folder}: expected the folder of a sweep or of a run: no metrics.json in it or below")
-        jobs += [read_job(file) for file in files]
-    return jobs
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return [read_job(file) for file in found.values()]
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:

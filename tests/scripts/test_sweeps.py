@@ -167,3 +167,11 @@ def test_tables_have_a_cell_for_every_column(sweep):
     assert {len(row) for row in rows(summaries)} == {len(header(summaries))}
     assert len({line.count("|") for line in to_markdown(summaries).splitlines()}) == 1
     assert {len(line) for line in csv.reader(to_csv(summaries).splitlines())} == {11}
+
+
+def test_a_run_that_lies_in_two_of_the_folders_counts_once(tmp_path):
+    job = tmp_path / "sweep" / "0_seed=0"
+    job.mkdir(parents=True)
+    headline = {"metric": "score", "value": 0.5, "higher_is_better": True}
+    (job / "metrics.json").write_text(json.dumps({"headline": headline, "curve": {"metric": "score", "points": []}}))
+    assert len(read_jobs([tmp_path / "sweep", job])) == 1

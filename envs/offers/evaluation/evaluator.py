@@ -21,7 +21,7 @@ from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
 from envs.offers.policies.bayes_planner import BayesPlanner
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefRanking, BeliefView
 from envs.offers.policies.calibrated_spend import with_calibrated_spend
-from envs.offers.policies.information import FEATURES, ORACLE, STATES, Information
+from envs.offers.policies.information import COUNTS, FEATURES, ORACLE, STATES, Information
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, planning_policy
 from envs.offers.populations.base import Population, PopulationEnsemble, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression
@@ -106,8 +106,10 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         sample, generator = self._regression_sample, self._generator(POSTERIOR_DRAWS)
         theta = prior_draws(sample, market.features, self.posterior_draws, generator, ridge=self.ridge)
         contacts = market.contact_policy.contacts
-        information = replace(self.estimator_information, season=(STATES, "counts"))
-        planner = BayesPlanner(theta, self.world, information, prices=bound.prices, contacts=contacts)
+        information = replace(self.estimator_information, season=(STATES, COUNTS))
+        planner = BayesPlanner(
+            theta, self.world, information, prices=bound.prices, scarcity=bound.scarcity, contacts=contacts
+        )
         return ReservationPricePolicy(planner, carry_over_value(bound.prices)) if market.rollover else planner
 
     def start_belief(self) -> Tensor:

@@ -60,8 +60,9 @@ class ContactStates:
         return cls(columns, states, which[index[0]], transitions, occupancy)
 
     def index(self, x: Tensor) -> Tensor:
-        """Return the state numbers of observations [B, D], int64 [B]."""
-        return (x[:, None, self.columns] == self.states).all(-1).to(torch.uint8).argmax(1)
+        """Return the state numbers of observations [B, D], int64 [B]; a state that was not counted is its nearest."""
+        distance = (x[:, None, self.columns] - self.states).abs().sum(-1)
+        return distance.argmin(1)
 
     def placed(self, x: Tensor, state: Tensor) -> Tensor:
         """Return observations [B, D] with the columns of a state [C]."""

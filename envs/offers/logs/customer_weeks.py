@@ -110,30 +110,40 @@ def staying(
 ) -> CustomerWeeks:
     """Return a log, whose first `before` weeks are an older log's, with the weeks in which each customer is in it.
 
-    `joined` and `left` are weeks, NaN where unknown, [N]. Without `joined` a customer of no older week is there from
-    the first new one or, if new rows list weeks without a send too, from the customer's first row. Unless the files
-    have everyone, who is in no row is not in the log. The older log's last week may have been cut off, so that
-    customers may still join in it.
+    `joined` and `left` are weeks, NaN where unknown, [N]. Where `joined` does not say it, a customer of no older week
+    is there from the first new one or, if new rows list weeks without a send too, from the customer's first row. Unless
+    the files have everyone, who is in no row is not in the log. The older log's last week may have been cut off, so
+    that customers may still join in it. A week in which something happened stays in the log, whatever `left` says.
     """
     n, end = len(log.ids), log.weeks - 1
     earliest = max(before - 1, 0)
     appears = np.full(n, log.weeks)
     np.minimum.at(appears, rows.customer, rows.week)
-    first = np.full(n, before)
+    first_seen = np.clip(appears, earliest, before)  # the first new week, or the cut-off week where a row is in it
     if joined is not None:
-        first = np.maximum(np.where(np.isnan(joined), before, joined), earliest).astype(np.int64)
+        first = np.maximum(np.where(np.isnan(joined), first_seen, joined), earliest).astype(np.int64)
     elif (rows.offer == 0).any():
         first = np.maximum(appears, earliest)
-    elif not has_everyone:
-        first = np.where(appears < log.weeks, before, log.weeks)
+    else:
+        first = first_seen
+    if not has_everyone:
+        first = np.where(appears < log.weeks, first, log.weeks)
     last = np.full(n, end)
     if left is not None:
         last = np.where(np.isnan(left), end, np.minimum(left, end)).astype(np.int64)
+        last = np.maximum(last, last_event(log))
     was_there = log.last >= log.first
     stayed = was_there & (log.last == before - 1)
     came_back = was_there & ~stayed & (appears < log.weeks)
     gone = was_there & ~stayed & ~came_back
     return replace(log, first=np.where(was_there, log.first, first), last=np.where(gone, log.last, last))
+
+
+def last_event(log: CustomerWeeks) -> np.ndarray:
+    """Return the last week in which something was sent to a customer or bought, −1 where there is none, [N]."""
+    happened = (log.offer > 0) | log.bought
+    weeks = np.arange(log.weeks)[:, None]
+    return np.where(happened, weeks, -1).max(0, initial=-1)
 
 
 def second_of_a_cell(key: np.ndarray) -> tuple[int, int] | None:
@@ -148,7 +158,11 @@ def second_of_a_cell(key: np.ndarray) -> tuple[int, int] | None:
 
 
 def put_sends(log: CustomerWeeks, rows: Rows) -> None:
-    """Put rows into a log's cells: a cell's decision is its first send, and its outcomes are those of all its rows."""
+    """Put rows, in the order of time, into a log's cells.
+
+    A cell's decision is its first send. Purchases and opt-outs are those of all its rows, redemptions those of the
+    decision's own offer and channel.
+    """
     sent = np.flatnonzero(rows.offer > 0)
     free = sent[log.offer[rows.week[sent], rows.customer[sent]] == 0]
     reversed_order = free[::-1]  # of several writes to a cell the last one stays, so the first send is written last
@@ -160,7 +174,9 @@ def put_sends(log: CustomerWeeks, rows: Rows) -> None:
     unsent = np.flatnonzero((rows.offer == 0) & ~np.isnan(rows.propensity))
     unsent = unsent[log.offer[rows.week[unsent], rows.customer[unsent]] == 0]
     log.propensity[rows.week[unsent], rows.customer[unsent]] = rows.propensity[unsent]
-    put_outcomes(log, rows)
+    cell = (rows.week, rows.customer)
+    is_decision = (log.offer[cell] == rows.offer) & (log.channel[cell] == rows.channel)
+    put_outcomes(log, replace(rows, redeemed=rows.redeemed & is_decision))
 
 
 def put_outcomes(log: CustomerWeeks, rows: Rows) -> None:

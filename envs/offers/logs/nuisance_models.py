@@ -124,6 +124,8 @@ class NuisanceModels:
         if len(bought):
             earned = self.reward[bought] + self.dataset.cost[bought]
             self.trip_value_model = self._model(self._static(bought), torch.zeros_like(bought), earned.log(), 1)
+            # exp(E[log y]) is below E[y]; Duan's smearing estimate (1983) scales by the mean residual of y.
+            self.smearing = (earned / self.trip_value_model(self._static(bought))[:, 0].exp()).mean()
 
     def _drift(self, rows: Tensor) -> Tensor:
         """Change of the potential in a week, or from the potential to the terminal value, [B]."""
@@ -157,7 +159,7 @@ class NuisanceModels:
         """Expected reward of a trip before the trip's cost, money."""
         if not self.trip_value_model:
             return torch.ones_like(self.reward[rows])
-        return self.trip_value_model(self._static(rows))[:, 0].exp()
+        return self.smearing * self.trip_value_model(self._static(rows))[:, 0].exp()
 
     def _stay(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Probability to stay, and its inverse as the weight of customers who stayed."""

@@ -132,7 +132,8 @@ class Sends:
         customer = self._customers(self.sends, index)
         rows = to_rows(self.sends, customer, calendar.week_of(moment), env.world.catalogue)
         kept = np.flatnonzero(is_new & (customer >= 0))
-        check_one_a_week(self.sends, rows, len(ids) + 1, self.several)
+        kept = kept[np.argsort(moment[kept], kind="stable")]  # of several sends in a week the first in time decides
+        check_one_a_week(self.sends, rows, len(ids), self.several)
         joined, left = (
             self._weeks_of(given, name, key, index, calendar) if name else None
             for key, name in (("joined", self.joined), ("left", self.left))
@@ -144,7 +145,7 @@ class Sends:
         put_later_outcomes(log, rows.take(np.flatnonzero(~is_new & (customer >= 0) & (rows.week >= 0))))
         purchases_to = calendar.purchases_to
         if self.purchases is not None and bought_at is not None:
-            purchases_to = self._put_purchases(log, self.purchases, bought_at, index, calendar, moment.max())
+            purchases_to = self._put_purchases(log, self.purchases, bought_at, index, calendar)
         self._check_after(log, rows, kept)
         without = buy_what_was_redeemed(log)
         if without:
@@ -234,7 +235,6 @@ class Sends:
         moment: np.ndarray,
         index: dict[str, int],
         calendar: Calendar,
-        last_send: int,
     ) -> int:
         """Add the purchases that are new and lie in a customer's weeks; return the last one's moment."""
         newest = calendar.start - 1 if calendar.purchases_to is None else calendar.purchases_to

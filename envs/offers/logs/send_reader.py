@@ -17,7 +17,7 @@ ISO_WEEK = 8  # characters of 2026-W05
 TEXTS = ("customer", "offer", "channel")
 FLAGS = ("bought", "redeemed", "unsubscribed")
 NUMBERS = (*FLAGS, "margin", "propensity")
-MIN_WEEK = -(10**6)  # of weeks that are numbers
+MOST_WEEKS = 10**6  # greatest number of a week, on either side of 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def days_of(table: Table) -> np.ndarray:
         return column
     if column.dtype.kind == "f":
         table.refuse("date", np.isnan(column), "a week, got nothing")
-        table.refuse("date", (column != np.round(column)) | (np.abs(column) > -MIN_WEEK), "a whole week", shows=True)
+        table.refuse("date", (column != np.round(column)) | (np.abs(column) > MOST_WEEKS), "a whole week", shows=True)
         return column.astype(np.int64)
     distinct = {text: monday(text) for text in set(column.tolist())}
     expected = "a week's number, a date (year-month-day) or a week such as 2026-W05"
@@ -151,12 +151,13 @@ def to_rows(table: Table, customer: np.ndarray, week: np.ndarray, catalogue: Cat
 
 
 def check_one_a_week(table: Table, rows: Rows, customers: int, several: str) -> None:
-    """Raise ValueError where two rows are of one customer and week; `several` = first allows it."""
+    """Raise ValueError where two rows are of one known customer and week; `several` = first allows it."""
     if several == "first":
         return
-    found = second_of_a_cell(rows.week * customers + rows.customer)
+    known = np.flatnonzero(rows.customer >= 0)
+    found = second_of_a_cell(rows.week[known] * customers + rows.customer[known])
     if found is not None:
-        row, earlier = found
+        row, earlier = known[list(found)].tolist()
         wrong = np.arange(len(rows)) == row
         table.refuse(
             "date", wrong, f"one row a customer and week, row {earlier + 2} is of the same (sends.several: first)"

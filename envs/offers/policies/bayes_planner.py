@@ -81,15 +81,23 @@ class PosteriorView:
 class BayesPlanner:
     """The exact knapsack of the week on mean value and mean spend over a posterior's draws, under one plan for all.
 
-    `theta` [K, N, P] are draws of the prior given features, `prices` [T] those of money in the plan. `contacts`, bool
-    [O·C, 1, 1, 1, N], are the contacts that contact rules allow, by default all. The plan is made anew each week.
+    `theta` [K, N, P] are draws of the prior given features, `prices` [T] those of money in the plan. `scarcity` [O+1]
+    is the price of a redemption of each offer with scarce stock, or None. `contacts`, bool [O·C, 1, 1, 1, N], are the
+    contacts that contact rules allow, by default all. The plan is made anew each week.
     """
 
     def __init__(
-        self, theta: Tensor, world: World, information: Information, *, prices: Tensor, contacts: Tensor | None
+        self,
+        theta: Tensor,
+        world: World,
+        information: Information,
+        *,
+        prices: Tensor,
+        scarcity: Tensor | None,
+        contacts: Tensor | None,
     ):
         self.theta, self.world, self.information = theta, world, information
-        self.prices, self.contacts = prices, contacts
+        self.prices, self.scarcity, self.contacts = prices, scarcity, contacts
         self.view: View = PosteriorView(theta, world)
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
@@ -106,7 +114,8 @@ class BayesPlanner:
         weight = options.memory[rows].softmax(1).T  # [K, n]
         then = self.next_values(draws, week, weight, None if self.contacts is None else self.contacts[..., rows])
         states = repeated(CustomerState(*(x[rows] for x in state)), k)
-        nothing, contact = action_values(draws, self.world, week, VisitedStates(states, draws.alpha), 0.0, then)
+        visited = VisitedStates(states, draws.alpha)
+        nothing, contact = action_values(draws, self.world, week, visited, 0.0, then, self.scarcity)
         spend = response.outcomes(draws, self.world, week, states).spend.unflatten(0, (k, -1))
         table = pair_table(mean(nothing, weight), mean(contact, weight), options.action_mask[rows])
         return upper_hull(table, (spend * weight[..., None]).sum(0))
@@ -117,7 +126,7 @@ class BayesPlanner:
         no_contact_values = fast_no_contact_values(draws, world)
         values = no_contact_values[-1]
         for t in reversed(range(week + 1, world.weeks)):
-            nothing, contact = action_values(draws, world, t, at, self.prices[t], values)
+            nothing, contact = action_values(draws, world, t, at, self.prices[t], values, self.scarcity)
             contact = contact.flatten(0, 1)
             wanted = mean(contact, weight)
             if contacts is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TRUTH, FEATURES, NOTHING = "true θ", "features", "nothing"  # what is given of a customer's parameters
-STATES = "states"  # of what is observed of a season
+STATES, COUNTS = "states", "counts"  # of what is observed of a season
 SIMULATOR, LOG = "a simulator", "a log"  # what a policy was trained in or on
 
 ORACLES = "oracles (true θ)"
@@ -55,9 +55,10 @@ class Information:
     def is_no_richer_than(self, other: Information) -> bool:
         """Return whether a policy is given something of each customer, and no more than another policy is.
 
-        Equations don't count: who trained in a simulator of the world was given them too.
+        Equations don't count: who trained in a simulator of the world was given them too. Beliefs and histories count
+        as one: both are made of what the season showed.
         """
-        sees_more = STATES in self.season and STATES not in other.season
+        sees_more = any(shown in self.season and shown not in other.season for shown in (STATES, COUNTS))
         knows_more = self.true_spend and not other.true_spend
         return self.parameters == other.parameters == FEATURES and not sees_more and not knows_more
 

@@ -112,9 +112,9 @@ class TwinEnsemble(OfflineAlgorithm):
         happened = {"churn": panel.next_state.status == CHURNED, "opt_out": panel.next_state.status == UNSUBSCRIBED}
         never = tuple(name for name, x in happened.items() if not (x & panel.logged).any())
         self.unobserved_outcomes = self.twin.fix_unobserved(never, self.members)
-        self.held_out = (
-            torch.rand(len(panel), generator=self.generator, device=self.env.device) < self.holdout["customers"]
-        )
+        unit, unit_of_season = panel.customer.unique(return_inverse=True)  # all seasons of a customer on one side
+        draw = torch.rand(len(unit), generator=self.generator, device=self.env.device)
+        self.held_out = (draw < self.holdout["customers"])[unit_of_season]
         if not 0 < self.held_out.sum() < len(panel):
             raise ValueError(f"log: {len(panel)} seasons of customers are too few to hold some out")
         self._panel = panel
@@ -170,9 +170,10 @@ class TwinEnsemble(OfflineAlgorithm):
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:
         """Fit the next member to customers drawn with replacement; return the log-likelihood under it."""
-        customers = len(self.fit_panel)
+        unit, unit_of_season = self.fit_panel.customer.unique(return_inverse=True)
+        customers = len(unit)
         drawn = torch.randint(customers, (customers,), generator=self.generator, device=self.env.device)
-        times_drawn = drawn.bincount(minlength=customers)
+        times_drawn = drawn.bincount(minlength=customers)[unit_of_season]  # a customer's seasons come together
         return self.twin.fit(
             self.members[self.iteration],
             self.env.world,

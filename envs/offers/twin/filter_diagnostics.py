@@ -18,6 +18,7 @@ from envs.offers.world.history import SeenWeek
 from rlcore.ope.propensity_checks import significant
 
 MAX_NAMED = 5  # largest number of misfits that are named
+MIN_VARIANCE = 10.0  # of a group's count, for its excess to be normal: groups with less are not tested
 SEGMENTS = ("lowest", "middle", "highest")  # thirds of customers by a feature
 
 
@@ -121,13 +122,13 @@ def groups(
     return found
 
 
-def residuals(outcomes: Outcomes, group: Tensor, count: int) -> Tensor:
-    """Return by how many standard errors what happened exceeds its prediction, by group [count]; 0 where none is."""
+def residuals(outcomes: Outcomes, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return by how many standard errors what happened exceeds its prediction, and the variance, by group [count]."""
     excess, variance = torch.zeros(2, count, dtype=torch.float64, device=group.device)
     p, at = outcomes.probability[outcomes.possible].double(), group[outcomes.possible]
     excess.index_add_(0, at, outcomes.happened[outcomes.possible].double() - p)
     variance.index_add_(0, at, p * (1 - p))
-    return excess / variance.sqrt().clamp_min(1e-9)
+    return excess / variance.sqrt().clamp_min(1e-9), variance
 
 
 def misfits(
@@ -141,16 +142,20 @@ def misfits(
     """Name the groups of decisions whose outcomes the equations can't explain, at a level over all groups, worst first.
 
     With each group comes the week in which it is worst. Under the true θ and start the residuals have mean 0 and
-    variance 1, whatever policy made the decisions.
+    variance 1, whatever policy made the decisions; they are normal where many outcomes are expected, and other groups
+    are not tested.
     """
     found, tests = [], []
     for kind, (group, labels) in groups(seen, catalogue, features, names).items():
         for outcome, outcomes in predicted.items():
             if kind == "pair" or outcome != "opt_out":
-                z = residuals(outcomes, group, len(labels))
-                tests += [(outcome, group, k, label) for k, label in enumerate(labels)]
-                found.append(z)
+                z, variance = residuals(outcomes, group, len(labels))
+                enough = (variance >= MIN_VARIANCE).nonzero()[:, 0].tolist()
+                tests += [(outcome, group, k, labels[k]) for k in enough]
+                found.append(z[enough])
     z = torch.cat(found)
+    if not len(z):
+        return []
     wrong = significant(z, level)
     texts = []
     for k in [k for k in z.abs().argsort(descending=True).tolist() if wrong[k]][:MAX_NAMED]:
@@ -164,5 +169,5 @@ def worst_week(outcomes: Outcomes, chosen: Tensor) -> int:
     """Return the week (from 0) in which the chosen decisions, bool [T, N], differ most from their prediction."""
     weeks = len(chosen)
     week = torch.arange(weeks, device=chosen.device)[:, None].expand_as(chosen)
-    z = residuals(outcomes._replace(possible=outcomes.possible & chosen), week, weeks)
+    z, _ = residuals(outcomes._replace(possible=outcomes.possible & chosen), week, weeks)
     return int(z.abs().argmax())

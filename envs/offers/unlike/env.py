@@ -34,6 +34,12 @@ class UnlikeEnv(OffersEnv):
             raise ValueError("env=offers_unlike: expected env/world=unlike_link, unlike_shocks or unlike_segments")
         if not self.codec.hides_state:
             raise ValueError("env=offers_unlike: expected a view that hides the state, as env/observation=history")
+        for name, cost in (
+            ("churn_cost", self.world.reward.churn_cost),
+            ("fatigue_penalty", self.world.reward.fatigue_penalty),
+        ):
+            if cost:
+                raise ValueError(f"env.reward.{name}: expected 0, as env=offers_unlike does not charge it, got {cost}")
         self.world.reward = replace(self.world.reward, shaping=False, outcomes="realised", terminal=0.0)
 
     def _prepare_responses(self, sample: Sample) -> None:

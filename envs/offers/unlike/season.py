@@ -60,7 +60,7 @@ def simulate_unlike_season(policy: SeasonPolicy, market: EvaluationMarket[Custom
         offer, channel = codec.decode(action)
         week = world.advance(customers, t, state, extra, offer, channel, u[t])
         spend = catalogue.spend(offer, channel, week.redeemed.to(profit))
-        discount = world.tail_discount ** max(t - world.weeks + 1, 0)
+        discount = world.tail_discount ** max(t - world.weeks, 0)  # as in the family's dynamic program
         profit = profit + discount * (week.margin + world.reward.trips * week.bought - spend)
         if in_season:
             spends.append(spend.sum())

@@ -19,7 +19,7 @@ UNLIKE_UNIFORMS = UNIFORMS + 2  # independent draws a customer and week: the fam
 class WeekStart(NamedTuple):
     """What a week of N customers begins with."""
 
-    week: int  # from 0; the season's last index holds after it
+    week: int  # from 0; after the season its index is 1
     state: CustomerState
     memory: Tensor  # the world's own state, int64 [N]
     offer: Tensor  # what arrives: nothing where a customer is not subscribed, int64 [N]
@@ -81,7 +81,7 @@ class UnlikeWorld(World):
         channel: Tensor,
         u: Tensor,
     ) -> UnlikeWeek:
-        """Draw a week (from 0; the season's last index holds after it) from uniforms u [8, N].
+        """Draw a week (from 0; after the season its index is 1) from uniforms u [8, N].
 
         A customer who is not subscribed gets nothing, whatever the action is.
         """

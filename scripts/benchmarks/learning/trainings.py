@@ -17,6 +17,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from envs.offers.env import OffersEnv
 from envs.offers.evaluation import EvaluationMarket, OffersEvaluator, SeasonRecord
 from envs.offers.evaluation.profit_decomposition import score_terms, share_of_gap
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS
@@ -64,10 +65,14 @@ def run(
     """
     if not checkpoints:
         raise ValueError("benchmark.checkpoints: expected paths of trained policies, got none")
+    if len(set(checkpoints)) < len(checkpoints):
+        raise ValueError("benchmark.checkpoints: expected each path once")
     trainings = [restore(path, device, trusted_packages) for path in checkpoints]
     check_same_job(checkpoints, [training.config for training in trainings])
     algorithms = [training.algorithm for training in trainings]
     env = algorithms[0].env
+    if type(env) is not OffersEnv:  # customers of a subclass respond otherwise than those of the evaluation would
+        raise ValueError(f"{checkpoints[0]}: expected a policy trained with env=offers, got {type(env).__name__}")
     evaluator = evaluation(env)
     market, tuning_market = evaluator.test_market(env.budget), evaluator.tuning_market(env.budget)
     setting = Setting(evaluator, market, tuning_market, evaluator.solve_bound(market))

@@ -20,7 +20,7 @@ from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.env import OffersEnv
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.price_calibration import calibrate_price_drift
-from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.season_evaluator import TEST_MARKET, TEST_SEASONS
 from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.knapsack import Increments, ranked
@@ -35,6 +35,7 @@ from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.report import TwinEvaluator
 from envs.offers.twin.structural_fit import StructuralTwin
 from envs.offers.unlike.season import draw_uniforms, incremental_profit
+from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers, CustomerState
 from envs.offers.world.hidden_observation import HidingCodec
 from rlcore.algorithm import NetworkAlgorithm
@@ -96,6 +97,7 @@ def run(
     PPO is trained on the twin for `ppo_steps`, 0 for none. `offer` and `channel` are those of the shop's rule.
     """
     found: dict[str, dict] = {}
+    check_pair(family(device, seed).world.catalogue, offer, channel)
     for name, world in worlds.items():
         env, chunks = log_seasons(world, logging_policy, decisions, agents, device, 1000 + seed)
         log = LoggedDataset.cat([chunk.deduplicate(env.context_dim) for chunk in chunks])
@@ -110,11 +112,17 @@ def run(
         assert isinstance(evaluator, OffersEvaluator)
         assert isinstance(kind, StructuralTwin)
         warnings = check.misfit(model, model.held_out_panel)
-        sample = assumed.population.draw(customers, torch.Generator(device).manual_seed(seed), "test")
+        generator = torch.Generator(device).manual_seed(TEST_MARKET + 1000 * seed)
+        sample = assumed.population.draw(customers, generator, "test")
         market = EvaluationMarket.from_sample(
             sample, env.world.to(device, torch.float64), assumed.budget, assumed.contact_rules
         )
         contacts = log.action == env.world.catalogue.action_codec.encode(torch.tensor(offer), torch.tensor(channel))
+        if not contacts.any():
+            raise ValueError(
+                f"benchmark.offer={offer}, benchmark.channel={channel}: expected a pair that the log has, for the "
+                "rule's forecast of redemptions"
+            )
         redeemed = log.outcomes["redeemed"][contacts].float().mean().item()
         rule = FrequentBuyers(assumed.codec, market.features, offer, channel, redeemed)
         policies: dict[str, SeasonPolicy] = {"none": NoContact(), "frequent buyers": rule}
@@ -131,6 +139,15 @@ def run(
         print("warning: " + ("; ".join(warnings) or "none"), flush=True)
         checkpoint.save_json(directory / "rows.json", found)
     return {"worlds": found}
+
+
+def check_pair(catalogue: Catalogue, offer: int, channel: int) -> None:
+    """Raise ValueError where an offer (from 1) or a channel (from 0) is none of the catalogue's."""
+    offers, channels = catalogue.nvec
+    if not 1 <= offer < offers:
+        raise ValueError(f"benchmark.offer: expected a number from 1 to {offers - 1}, got {offer}")
+    if not 0 <= channel < channels:
+        raise ValueError(f"benchmark.channel: expected a number from 0 to {channels - 1}, got {channel}")
 
 
 def policies_on_twin(

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 
 from configs import composed
 from envs.ab_test.analysis import Analyst
+from envs.ab_test.report import ratio_of_sizes
 from envs.ab_test.trial_table import TrialTable
 from rlcore.ope.outcome_models import Linear
 from rlcore.uplift.meta_learners import T
@@ -125,6 +126,59 @@ def test_without_effects_no_policy_is_said_to_be_better(tmp_path):
 def test_what_is_no_test_is_refused_in_one_line(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         table(write(tmp_path, n=60).path, **changes).read()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda rows: rows[7].__setitem__(0, "c2"),
+            "row 9, column 'who': expected one row a customer, 'c2'",
+        ),
+        (lambda rows: rows[3].__setitem__(0, ""), "row 5, column 'who': expected an id, got nothing"),
+    ],
+)
+def test_an_id_that_is_no_customers_own_is_refused(tmp_path, change, message):
+    made = write(tmp_path, n=60)
+    header, *rows = list(csv.reader(open(made.path)))
+    change(rows)
+    with open(made.path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    with pytest.raises(ValueError, match=message):
+        table(made.path).read()
+
+
+def test_a_probability_that_depends_on_the_customer_is_refused(tmp_path):
+    made = write(tmp_path, n=60)
+    header, *rows = list(csv.reader(open(made.path)))
+    with_share = [[*row, "0.6" if row[1] == "mail" else "0.4"] for row in rows]
+    for last in ("0.6", "0.7"):
+        with_share[-1][1], with_share[-1][5] = "mail", last
+        with open(made.path, "w", newline="") as file:
+            csv.writer(file).writerows([[*header, "share"], *with_share])
+        if last == "0.6":
+            assert table(made.path, propensity="share").read().propensity[-1] == 0.6
+    with pytest.raises(ValueError, match="row 61, column 'share': expected one probability an arm"):
+        table(made.path, propensity="share").read()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"costs": {"none": 1.0}}, "costs: expected one of mail, got 'none'"),
+        ({"outcome": "buys"}, "outcome: expected one of bought, got 'buys'"),
+    ],
+)
+def test_settings_that_the_test_has_not_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        analyst(**changes)(table(write(tmp_path, n=60).path).read(), 0)
+
+
+@pytest.mark.parametrize("shares", [{"mial": 0.5, "none": 0.5}, {"mail": 0.6}])
+def test_shares_of_other_arms_are_refused(tmp_path, shares):
+    trial = table(write(tmp_path, n=60).path).read()
+    with pytest.raises(ValueError, match="shares: expected a share of each arm, none, mail; got"):
+        ratio_of_sizes(trial, shares)
 
 
 def test_a_customer_without_an_outcome_is_refused_by_row(tmp_path):

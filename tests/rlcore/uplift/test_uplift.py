@@ -14,6 +14,7 @@ from rlcore.ope.outcome_models import Linear, Network
 from rlcore.uplift import comparison, fitted_models
 from rlcore.uplift import meta_learners as effects
 from rlcore.uplift import metrics as uplift
+from rlcore.uplift.balance import hotelling, standardized_differences
 
 
 def trial(n=400, ties=True, seed=0):
@@ -421,3 +422,14 @@ def test_the_bench_finds_whom_a_mail_helps(tmp_path, capsys):
     assert "best of the peers" in capsys.readouterr().out
     with pytest.raises(ValueError, match="benchmark.outcome: expected one of visit"):
         instantiate(config, _convert_="all", outcome="smile")(tmp_path, torch.device("cpu"), 0)
+
+
+def test_a_column_that_tells_the_arms_apart_is_no_balance():
+    treated = torch.arange(40) < 20
+    apart = torch.where(treated, 1.0, 0.0)[:, None]
+    noise = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    assert standardized_differences(apart, treated).item() == torch.inf
+    assert hotelling(apart, treated) == 0.0 and hotelling(torch.cat((noise, apart), 1), treated) == 0.0
+    constant = torch.full((40, 1), 0.1)
+    assert standardized_differences(constant, treated).item() == 0.0
+    assert hotelling(torch.cat((noise, constant), 1), treated) == pytest.approx(hotelling(noise, treated))

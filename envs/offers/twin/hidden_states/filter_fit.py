@@ -123,7 +123,7 @@ class FilterFit:
     def prior_precision(self, member: ParameterNetwork, penalty: float) -> Tensor:
         """Return the precision of each coefficient's prior (envs/offers/twin/hidden_states/fisher_scoring.py), [P]."""
         precision = torch.full_like(member.linear.weight, penalty, dtype=torch.float64)
-        constant = torch.zeros_like(precision[:, :1])
+        constant = torch.ones_like(precision[:, :1])  # of the mean: the prior's own, which any log outweighs
         constant[self.pulled_columns()] = self.pull
         precision = torch.cat((constant, precision), 1)
         precision[member.spread == 0] = 1.0  # left to the priors: no season depends on these
@@ -164,7 +164,7 @@ class FilterFit:
         optimizer = torch.optim.Adam([*member.parameters(), log_sd], lr=self.lr, betas=BETAS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         batches = self._batches(rows, generator)
-        total = (weight > 0).sum()
+        total = weight.sum()
         for _ in range(self.steps):
             batch = next(batches)
             part, counts = panel[batch], weight[:, batch]
@@ -198,7 +198,7 @@ class FilterFit:
                     break
             else:
                 set_coefficients(member, log_sd, at)
-        member.alpha_sd.copy_(alpha_spread * log_sd.detach().exp())
+        member.alpha_sd.copy_(alpha_spread * log_sd.detach().exp() * (self.nodes > 1))  # one node: features tell α
         return {"twin/held_out": best, "twin/alpha_sd": member.alpha_sd.clone()}
 
     def _batches(self, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:

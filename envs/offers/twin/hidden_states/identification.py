@@ -65,7 +65,9 @@ def parameter_rows(members: list[ParameterNetwork], covariance: Tensor, panel: P
     at = torch.arange(len(mean), device=mean.device)
     own = covariance[at, :, at]  # [K, D, D]
     half = normal_quantile(LEVEL) * own[:, 0, 0].sqrt() * first.spread
-    error = own.diagonal(dim1=1, dim2=2).sum(1).sqrt()
+    features = first.standardize(panel.features.T).to(own)
+    design = torch.cat((torch.ones_like(features[:, :1]), features), 1)
+    error = torch.einsum("kij,ji->k", own, design.T @ design / len(design)).sqrt()
     error = torch.where(first.spread > 0, error, 1.0)
     half = torch.where(first.spread > 0, half, 0.0)
     columns = (first.middle, first.spread, mean, mean - half, mean + half, error.clamp_max(1.0))
@@ -97,7 +99,7 @@ def parameter_report(names: list[str], rows: list[ParameterRow], pulled: set[str
             "from": lambda row: f"{row['low']:.3f}",
             "to": lambda row: f"{row['high']:.3f}",
             "error": lambda row: f"{row['error']:.2f}",
-            "from ": lambda row: "priors" if row["error"] >= KNOWN_BELOW else "pulled" if row["pulled"] else "log",
+            "source": lambda row: "priors" if row["error"] >= KNOWN_BELOW else "pulled" if row["pulled"] else "log",
         },
         last=None,
         extra={},

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from configs import composed
 from envs.offers.logs import send_log
-from envs.offers.logs.customer_weeks import second_of_a_cell
+from envs.offers.logs.customer_weeks import CustomerWeeks, Rows, put_sends, second_of_a_cell, staying
 from scripts import example_shop
 
 pytest.importorskip("pyarrow")
@@ -363,3 +363,47 @@ def test_the_first_row_that_repeats_a_cell():
         assert (found and found[0]) == (expected and expected[0])
         if found:
             assert keys[found[0]] == keys[found[1]] and found[1] < found[0]
+
+
+def test_customers_whom_the_table_lacks_are_left_out_however_many_a_week(shop, tmp_path):
+    rows = rows_of(shop[0], "sends")
+    unknown = [{**rows[0], "Customer No": f"nobody {k}"} for k in range(3)]
+    found = imported(shop, path=write_rows(tmp_path / "s.csv", rows + unknown))
+    assert any("3 of" in x and "went to customers whom the customer table lacks" in x for x in found.warnings)
+
+
+def one_cell(log: CustomerWeeks, **changes) -> Rows:
+    """Rows of customer 0 in week 1, all columns alike but `changes`."""
+    count = max(len(x) for x in changes.values())
+    default = {"offer": 1, "channel": 0, "propensity": 0.5, "bought": False, "redeemed": False, "margin": 0.0}
+    values = {"customer": 0, "week": 1, "unsubscribed": False, **default, **changes}
+    return Rows(**{name: np.broadcast_to(np.asarray(x), count).copy() for name, x in values.items()})
+
+
+def test_a_redemption_is_counted_of_the_weeks_decision_alone():
+    log = CustomerWeeks.empty(("a",), 3)
+    put_sends(log, one_cell(log, offer=[2, 1], bought=[False, True], redeemed=[False, True], margin=[0.0, 5.0]))
+    assert log.offer[1, 0] == 2 and not log.redeemed[1, 0] and log.bought[1, 0] and log.margin[1, 0] == 5.0
+
+
+def test_who_joins_in_the_week_that_an_export_cut_off_is_there_from_that_week():
+    old = CustomerWeeks.empty(("a",), 3)
+    old.last[:] = 2
+    log = old.extended(("a", "b", "c"), 5)
+    rows = one_cell(log, customer=[1, 2], week=[2, 3], offer=[1, 1])
+    stays = staying(log, 3, rows, None, None, has_everyone=True)
+    assert stays.first.tolist() == [0, 2, 3] and stays.last.tolist() == [4, 4, 4]
+    unknown = np.full(3, np.nan)
+    assert staying(log, 3, rows, unknown, None, has_everyone=True).first.tolist() == [0, 2, 3]
+    absent = staying(log.extended(("a", "b", "c", "d"), 5), 3, rows, np.full(4, np.nan), None, has_everyone=False)
+    assert (absent.last < absent.first)[3]  # in no row, and no table says of purchases that there were none
+
+
+def test_a_date_of_leaving_that_comes_late_takes_no_send_out_of_the_log():
+    old = CustomerWeeks.empty(("a", "b"), 6)
+    old.last[:] = 5
+    old.offer[4, 0] = 1
+    left = np.array([2.0, 2.0])
+    nothing = one_cell(old, customer=[0]).take(slice(0, 0))
+    stays = staying(old.extended(("a", "b"), 8), 6, nothing, None, left, has_everyone=True)
+    assert stays.last.tolist() == [4, 2]

@@ -36,7 +36,7 @@ def two_draws(market):
 
 def planner(market, theta):
     evaluator, _, bound = market
-    return BayesPlanner(theta, evaluator.world, ORACLE, prices=bound.prices, contacts=None)
+    return BayesPlanner(theta, evaluator.world, ORACLE, prices=bound.prices, scarcity=bound.scarcity, contacts=None)
 
 
 def options(market, log_weight):

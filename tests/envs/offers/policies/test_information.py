@@ -41,6 +41,8 @@ def test_groups_and_words(information, group, knows):
 def test_a_rival_of_equal_information_sees_no_more():
     assert ON_STATES.is_no_richer_than(LEARNED) and ON_BELIEFS.is_no_richer_than(LEARNED)
     assert ON_BELIEFS.is_no_richer_than(BLIND) and not ON_STATES.is_no_richer_than(BLIND)
+    with_counts = replace(ON_STATES, season=("states", "counts"))
+    assert with_counts.is_no_richer_than(LEARNED) and not with_counts.is_no_richer_than(ON_STATES)
     for other in (ORACLE, UNINFORMED, replace(ON_BELIEFS, true_spend=True)):
         assert not other.is_no_richer_than(BLIND)
     assert replace(ON_BELIEFS, true_spend=True).is_no_richer_than(replace(BLIND, true_spend=True))

@@ -297,3 +297,30 @@ def test_a_log_with_states_is_fitted_with_them():
     model = twin(env)
     model.set_dataset(log)
     assert not model.twin.hides_state and model.make_evaluator().parameters(model) is None
+
+
+def test_no_coefficient_is_without_a_prior():
+    """What the log says nothing of, as a channel that was never used, must not make the information singular."""
+    env, _ = unseen_log(2)
+    model = twin(env)
+    assert (model.twin.hidden_states.prior_precision(model.members[0], 1e-3) > 0).all()
+
+
+@pytest.mark.slow
+def test_with_one_node_features_determine_alpha():
+    env, log = unseen_log(60)
+    model = twin(env, twin={"hidden_states": {"nodes": 1, "steps": 2, "shares": [1]}})
+    model.set_dataset(log)
+    model.setup(None, lambda: False)
+    model.iterate(0.0)
+    assert model.members[0].alpha_sd == 0
+
+
+def test_a_customers_seasons_are_held_out_and_drawn_together():
+    env, log = unseen_log(200)
+    twice = replace(log, unit=log.unit // 2, episode=log.unit % 2)
+    model = twin(env)
+    model.set_dataset(twice)
+    panel, held_out = model.panel, model.held_out
+    for unit in panel.customer.unique():
+        assert len(held_out[panel.customer == unit].unique()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,9 @@ from configs import composed, node
 from envs.offers.constraints.budget import Budget
 from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.logs.panel import to_panel
+from envs.offers.planning.dynamic_program import no_contact_values
 from envs.offers.policies.baselines import NoContact, RandomContacts
-from envs.offers.unlike.season import draw_uniforms, incremental_profit
+from envs.offers.unlike.season import draw_uniforms, incremental_profit, simulate_unlike_season
 from envs.offers.world.customers import CustomerState
 from envs.offers.world.transition import transition
 from small_offers import random_season
@@ -161,3 +163,22 @@ def test_neither_world_is_taken_for_the_other():
     config.observation = node("offers").observation
     with pytest.raises(ValueError, match="expected a view that hides the state"):
         instantiate(config, _convert_="all")(CPU, 0)
+
+
+@pytest.mark.slow
+def test_a_season_without_contacts_is_worth_what_the_familys_program_says():
+    """In the world whose own effects are off, so that a wrong weight of the weeks after the season shows."""
+    env = environment("unlike_segments", put_off=-1.0, tires=1.0)
+    generator = torch.Generator().manual_seed(1)
+    world = env.world.to(CPU, torch.float64)
+    sample = env.population.draw(300, generator, "test")
+    market = EvaluationMarket.from_sample(sample, world, env.budget, env.contact_rules)
+    profit = torch.stack(
+        [simulate_unlike_season(NoContact(), market, draw_uniforms(world, 300, generator)).profit for _ in range(30)]
+    )
+    family = copy(world)
+    family.reward = replace(world.reward, terminal=1.0)
+    value = no_contact_values(market.customers, family)[0].at(market.initial_state)
+    difference = (profit.mean(0) - value).mean()
+    error = (profit - profit.mean(0)).square().mean() ** 0.5 / (300 * 30) ** 0.5
+    assert difference.abs() < 4 * error and error < 0.02 * value.mean()

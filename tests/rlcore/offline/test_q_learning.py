@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from comparisons import identical, weights
 from configs import node
 from envs.offers.logs.variance_reduction import VarianceReduction
-from envs.offers.policies.learned import PriceGridValuePolicy, ValueKnapsackPolicy
+from envs.offers.policies.learned import PriceGridPolicy, ValueKnapsackPolicy
 from envs.offers.world.customers import CHURNED, SUBSCRIBED
 from offline_learners import SPEND, Tabular, logged, make, offers
 from reference_offline import bcq_loss, chain_values, cql_loss, target
@@ -285,7 +285,7 @@ def test_values_of_a_price_clear_a_budget_as_the_exact_knapsack_does():
     setting = None, env.codec, market.customers, judge.world, market.features
     exact = ValueKnapsackPolicy(GreedyPolicy((6, 5), lambda x, mask: x @ head, None, observes_price=False), *setting)
     values = GreedyPolicy((6, 5), lambda obs, mask: obs[:, : env.context_dim] @ head, None, observes_price=True)
-    priced = PriceGridValuePolicy(values, *setting, prices=judge.prices, drift=0.0)
+    priced = PriceGridPolicy(values, *setting, prices=judge.prices, drift=0.0)
     allowed = market.contact_policy(market.initial_state.status == SUBSCRIBED, [])
     allowed = allowed._replace(memory=env.codec.start_memory(market.features))
     context, spend = exact.context_and_spend(slice(None), 0, market.initial_state, allowed)

@@ -14,6 +14,7 @@ COMMANDS = (
     "import_sends",
     "uplift",
     "export",
+    "plan",
     "write_email",
     "bench",
     "summary",

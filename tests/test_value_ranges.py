@@ -33,6 +33,7 @@ SCRIPTS = [
     ("collect", "logging_policy=uplift"),
     ("evaluate", "env=offers"),
     ("import_sends",),
+    ("plan",),
     ("uplift",),
     ("write_email",),
     *(

@@ -140,6 +140,7 @@ def test_pages_have_commands():
         "collect",
         "bench",
         "import_sends",
+        "plan",
         "write_email",
         "example_shop",
     }

@@ -102,12 +102,13 @@ class ContactPolicy:
             if x.offer in (None, offer) and x.channel in (None, channel) and x.excluded[customer]
         ]
         used = self._used(torch.zeros(1, dtype=torch.bool), [x[customer : customer + 1].cpu() for x in contacted])
-        return found + [_cap_name(*cap) for cap, n in zip(self.caps, used) if n.item() >= cap[1]]
+        return found + [cap_name(*cap) for cap, n in zip(self.caps, used) if n.item() >= cap[1]]
 
     def shares(self) -> dict[str, float]:
         """Share of the customers that each lasting rule excludes."""
         return {x.reason: x.excluded.double().mean().item() for x in self.exclusions}
 
 
-def _cap_name(weeks: int, contacts: int) -> str:
+def cap_name(weeks: int, contacts: int) -> str:
+    """Name a contact cap as a reason."""
     return f"cap: {contacts} contacts in {weeks} week{'s' * (weeks > 1)}"

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from envs.offers.constraints.contact_policy import ContactPolicy, Exclusion
 from envs.offers.constraints.expressions import holds
-from envs.offers.populations.base import Population, Sample, hash_uniform
+from envs.offers.populations.base import Sample, hash_uniform
 from envs.offers.world.catalogue import Catalogue
+
+
+class RuleRows(Protocol):
+    """What contact rules read of customers, who are rows of a table, or drawn."""
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray] | None:
+        """Columns of H given customers, [H] each; None for drawn ones."""
+
+    @property
+    def ids(self) -> list[str] | None:
+        """Of the given customers; None for drawn ones."""
 
 
 class Condition(NamedTuple):
@@ -39,7 +52,7 @@ class ContactRules:
     def __init__(
         self,
         catalogue: Catalogue,
-        population: Population,
+        population: RuleRows,
         *,
         eligible: dict,
         age: dict,
@@ -81,12 +94,16 @@ class ContactRules:
 
     def policy(self, sample: Sample) -> ContactPolicy:
         """Apply the rules to a sample."""
-        device, n = sample.state.habit.device, len(sample.state.habit)
+        habit = sample.state.habit
+        return self.policy_of(sample.row, len(habit), habit.device)
+
+    def policy_of(self, row: Tensor | None, n: int, device: torch.device) -> ContactPolicy:
+        """Apply the rules to n customers, who are rows [n] of the population's columns (None: drawn, without any)."""
         self.catalogue = catalogue = self.catalogue.to(device, torch.float64)
         exclusions = self.exclusions
         if self.columns is not None:
-            assert sample.row is not None  # customers who have columns are rows of them
-            rows = sample.row.cpu()
+            assert row is not None  # customers who have columns are rows of them
+            rows = row.cpu()
             exclusions = tuple(x._replace(excluded=x.excluded[rows].to(device)) for x in exclusions)
         elif self.holdout["share"]:  # drawn customers have no id but their position
             exclusions = (self._held_out(hash_uniform(map(str, range(n)), self.holdout["salt"]).to(device)),)

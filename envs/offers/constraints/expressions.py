@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,7 +18,7 @@ SUMS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 JOINS = {ast.And: np.logical_and, ast.Or: np.logical_or}
 
 
-def holds(text: str, columns: dict[str, np.ndarray], where: str) -> np.ndarray:
+def holds(text: str, columns: Mapping[str, np.ndarray], where: str) -> np.ndarray:
     """Return for which rows an expression holds, bool [H]; it doesn't hold where a column that it reads has no entry.
 
     Columns are floats (NaN: no entry) or strings ("": no entry). A name that is no Python name is put in `backticks`.
@@ -30,10 +31,10 @@ def holds(text: str, columns: dict[str, np.ndarray], where: str) -> np.ndarray:
 class _Reader:
     """Evaluate one expression; every part is a kind (number, text, truth) and its values (an array or a constant)."""
 
-    def __init__(self, text: str, columns: dict[str, np.ndarray], where: str):
+    def __init__(self, text: str, columns: Mapping[str, np.ndarray], where: str):
         self.text, self.columns, self.where = text, columns, where
         self.quoted: dict[str, str] = {}
-        self.missing = np.zeros(len(next(iter(columns.values()))), dtype=bool)
+        self.missing = np.zeros(len(columns[next(iter(columns))]), dtype=bool)
 
     def read(self) -> np.ndarray:
         plain = re.sub(r"`([^`]+)`", lambda match: self._quote(match[1]), self.text)

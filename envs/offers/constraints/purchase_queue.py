@@ -27,22 +27,40 @@ class PurchaseQueue(NamedTuple):
     pieces: Tensor  # expected redemptions by offer, [O+1, M]; empty without stock limits
 
 
+class HeldTotals(NamedTuple):
+    """What each customer has after each of K increments, [N, K]: the offer, and sums in float64."""
+
+    offer: Tensor
+    spend: Tensor  # expected
+    share: Tensor  # probability of a redemption
+    variance: Tensor  # of the spend
+    charge: Tensor  # face value and message cost
+
+
 Limit = Callable[[PurchaseQueue], tuple[Tensor, Tensor]]  # a running sum [M] over the queue, and its limit [] or [M]
+
+
+def totals_after(steps: Increments, catalogue: Catalogue) -> HeldTotals:
+    """Sum a customer's increments up; the catalogue is in float64."""
+    offer, channel = catalogue.action_codec.decode(steps.action)
+    held = steps.price > -torch.inf
+    # spend of the action that is held after the step
+    total = torch.where(held, steps.spend, 0.0).cumsum(1).to(catalogue.value)
+    face, message = catalogue.value[offer], catalogue.cost[channel] * (offer > 0)
+    given = torch.minimum((total - message).clamp_min(0), face)
+    share = torch.where(face > 0, given / face.clamp_min(1e-12), 1.0) * (offer > 0)
+    return HeldTotals(offer, total, share, given * (face - given), face + message)
 
 
 def price_queue(steps: Increments, floor: Tensor, account: BudgetAccount) -> PurchaseQueue:
     """Sort increments by falling price; leave out those with a price at or below the `floor` [O+1] of their offer."""
     catalogue = account.catalogue
-    offer, channel = catalogue.action_codec.decode(steps.action)
     held = steps.price > -torch.inf
-    # spend of the action that is held after the increment
-    total = torch.where(held, steps.spend, 0.0).cumsum(1).to(account.budget)
-    face, message = catalogue.value[offer], catalogue.cost[channel] * (offer > 0)
-    given = torch.minimum((total - message).clamp_min(0), face)
-    share = torch.where(face > 0, given / face.clamp_min(1e-12), 1.0) * (offer > 0)
-    sums = [total, given * (face - given), face + message]
+    after = totals_after(steps, catalogue)
+    offer = after.offer
+    sums = [after.spend, after.variance, after.charge]
     if account.has_stock_limits:
-        sums += [share * (offer == o) for o in range(len(catalogue.offers))]
+        sums += [after.share * (offer == o) for o in range(len(catalogue.offers))]
 
     real = held & (steps.price > floor[offer])
     column = torch.arange(real.shape[1], device=real.device).expand_as(real)

@@ -65,12 +65,22 @@ def at_private_prices(steps: Increments, price: Tensor, sigma: float, actions: i
     Prices of steps fall along a row. A pair is optimal between the price of its own step and that of the next step, so
     its probability is a difference of normal distribution functions.
     """
-    at = steps.price.double().clamp_min(0).log()  # no step: −inf
-    below = torch.special.ndtr((at - price.double().log()[:, None]) / sigma)  # P(private price ≤ the step's price)
+    below = reach_probabilities(steps, price, sigma)
     taken = below - torch.cat((below[:, 1:], torch.zeros_like(below[:, :1])), 1)
     probs = torch.zeros(len(price), actions, dtype=below.dtype, device=below.device)
     probs[:, 0] = 1 - below[:, 0]
     return probs.scatter_add_(1, steps.action, taken)
+
+
+def reach_probabilities(steps: Increments, price: Tensor, sigma: float) -> Tensor:
+    """Return the probability that a private price price·exp(σξ), [N], is at most that of each step, float64 [N, K].
+
+    With σ = 0 it is 0 or 1.
+    """
+    if sigma == 0:
+        return (steps.price >= price[:, None]).double()
+    at = steps.price.double().clamp_min(0).log()  # no step: −inf
+    return torch.special.ndtr((at - price.double().log()[:, None]) / sigma)
 
 
 class ConfoundedPolicy(LoggingPolicy):

@@ -81,7 +81,7 @@ class CustomerTable(GivenCustomers):
         self.dates = {name: column for name, column in columns.items() if is_date(column)}
         self.columns = days_before(columns, reference_date, "env.population")
         self.ids = self.columns[id].tolist()
-        self._check_ids(id)
+        check_ids(self.ids, id, path)
         self.inputs = {name: column for name, column in self.columns.items() if name not in (id, *ignore)}
         for name, column in self.inputs.items():
             if is_number(column):
@@ -132,21 +132,6 @@ class CustomerTable(GivenCustomers):
         wrong = np.abs(column) > FLOAT32_MAX
         self._where(name, wrong, f"expected a number that float32 can hold, got {column[wrong.argmax()]:g}")
 
-    def _check_ids(self, name: str) -> None:
-        distinct = set(self.ids)
-        if "" in distinct:
-            self._where(name, np.array([not x for x in self.ids]), "expected an id, got nothing")
-        if "\0" in "".join(self.ids):
-            self._where(name, np.array(["\0" in x for x in self.ids]), "expected an id without a NUL byte")
-        if len(distinct) == len(self.ids):
-            return
-        first: dict[str, int] = {}  # row of each id
-        for k, x in enumerate(self.ids):
-            if first.setdefault(x, k) != k:
-                raise ValueError(
-                    f"{self.path}: row {k + 2}, column '{name}': id '{x}' is that of row {first[x] + 2} too"
-                )
-
     def sample(self, row: Tensor, generator: torch.Generator) -> Sample:
         """Return the customers of some rows, int64 [n], at the start of a season; the first call prints messages."""
         for message in (*self.warnings, *self.messages):
@@ -191,3 +176,22 @@ def days_before(columns: Columns, reference_date: str | None, where: str) -> Col
         ) from None
     day = np.timedelta64(1, "D")
     return {name: (reference - column) / day if is_date(column) else column for name, column in columns.items()}
+
+
+def check_ids(ids: list[str], name: str, path: str) -> None:
+    """Raise ValueError, with row and column, where an id is empty, has a NUL byte or comes twice."""
+
+    def refuse(wrong: list[bool], problem: str) -> None:
+        raise ValueError(f"{path}: row {wrong.index(True) + 2}, column '{name}': {problem}")
+
+    distinct = set(ids)
+    if "" in distinct:
+        refuse([not x for x in ids], "expected an id, got nothing")
+    if "\0" in "".join(ids):
+        refuse(["\0" in x for x in ids], "expected an id without a NUL byte")
+    if len(distinct) == len(ids):
+        return
+    first: dict[str, int] = {}  # row of each id
+    for k, x in enumerate(ids):
+        if first.setdefault(x, k) != k:
+            raise ValueError(f"{path}: row {k + 2}, column '{name}': id '{x}' is that of row {first[x] + 2} too")

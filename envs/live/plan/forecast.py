@@ -1,0 +1,69 @@
+"""The forecast of redemptions, corrected by what past plans redeemed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from envs.live.plan.past_weeks import PastWeeks
+from envs.live.plan.plan_file import read_facts
+from envs.offers.world.catalogue import Catalogue
+from rlcore.offline.file_columns import arrow
+
+
+class Forecast(NamedTuple):
+    """Factors of the forecast redemptions by pair, and what they come from, float64 [P] each."""
+
+    factor: np.ndarray
+    redeemed: np.ndarray
+    forecast: np.ndarray
+    weeks: int  #: past plans
+
+
+def corrections(folder: Path, past: PastWeeks, catalogue: Catalogue, redemptions: float | None) -> Forecast:
+    """Return what past plans in a folder redeemed by the log, beside what was forecast, by offer and channel.
+
+    The factor is (redeemed + w) / (forecast + w), w being `redemptions`: it stays near 1 until so many redemptions
+    were seen. Forecasts are those of the policy, before the corrections of their time. A send counts where the log has
+    the planned offer through the planned channel.
+    """
+    pairs = catalogue.action_codec.num_actions
+    ones, zeros = np.ones(pairs), np.zeros(pairs)
+    if redemptions is None or past.log is None:
+        return Forecast(ones, zeros, zeros, 0)
+    redeemed, forecast, weeks = zeros.copy(), zeros.copy(), 0
+    place = {name: k for k, name in enumerate(past.log.ids)}
+    for path in sorted(folder.glob("week=*.parquet")):
+        facts = read_facts(path)
+        week = facts["week"]
+        if week >= past.week or len(facts["factors"]) != pairs:
+            continue
+        weeks += 1
+        action, row, spend = _sends(path, place, catalogue)
+        in_log = (torch.from_numpy(x[week].astype(np.int64)) for x in (past.log.offer, past.log.channel))
+        log_action = catalogue.action_codec.encode(*in_log).numpy()
+        sent = (row >= 0) & (log_action[np.maximum(row, 0)] == action)
+        action, row, spend = action[sent], row[sent], spend[sent]
+        offer, channel = catalogue.action_codec.decode(action)
+        face, message = catalogue.value.numpy()[offer], catalogue.cost.numpy()[channel]
+        chance = (
+            np.where(face > 0, (spend - message) / np.maximum(face, 1e-12), 0.0) / np.array(facts["factors"])[action]
+        )
+        forecast += np.bincount(action, chance, pairs)
+        redeemed += np.bincount(action, past.log.redeemed[week][row], pairs)
+    return Forecast((redeemed + redemptions) / (forecast + redemptions), redeemed, forecast, weeks)
+
+
+def _sends(path: Path, place: dict[str, int], catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the actions, rows in the log (−1: none) and expected spends of a plan's sends, [M] each."""
+    pa = arrow()
+    table = pa.parquet.read_table(path, columns=["customer", "offer", "channel", "spend"])
+    table = table.filter(pa.compute.not_equal(table["offer"].cast(pa.string()), ""))
+    offer = [catalogue.offers.index(x) if x in catalogue.offers else 0 for x in table["offer"].to_pylist()]
+    channel = [catalogue.channels.index(x) if x in catalogue.channels else 0 for x in table["channel"].to_pylist()]
+    row = np.array([place.get(x, -1) for x in table["customer"].to_pylist()], dtype=np.int64)
+    action = catalogue.action_codec.encode(torch.tensor(offer).long(), torch.tensor(channel).long())
+    return action.numpy(), row, table["spend"].to_numpy().astype(np.float64)

@@ -1,0 +1,55 @@
+"""Rules of money: what of a week's money a plan counts as used, as the budget rules of training do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Totals(NamedTuple):
+    """Sums over the customers of an arm, money, of any one shape.
+
+    `lots` is the variance of `charge` that the lots of private prices bring.
+    """
+
+    spend: np.ndarray  #: expected
+    variance: np.ndarray  #: of the spend, as customers redeem independently of each other
+    charge: np.ndarray  #: face values and messages' costs
+    lots: np.ndarray
+    worth: np.ndarray  #: price of each step times its spend: what the plan's policy holds the purchases to be worth
+
+
+@dataclass(frozen=True)
+class MoneyRule:
+    """One of `expected`, `buffered` and `reserved`.
+
+    `expected` keeps the expected spend within the money; realised spend passes it in about half of all weeks.
+    `buffered` keeps the expected spend plus `z` standard deviations within it. `reserved` holds the face value and
+    message of every send, so that spend cannot pass the money, whoever redeems.
+    """
+
+    name: str
+    z: float
+    lots_z = 4.0  # standard deviations of the lots that `reserved` leaves free, so that the lots hardly move the price
+
+    def __post_init__(self):
+        if self.name not in ("expected", "buffered", "reserved"):
+            raise ValueError(f"rule: expected expected, buffered or reserved, got '{self.name}'")
+
+    def used(self, totals: Totals) -> np.ndarray:
+        """Return what counts as used."""
+        if self.name == "expected":
+            return totals.spend
+        if self.name == "buffered":
+            return totals.spend + self.z * np.sqrt(np.maximum(totals.variance, 0.0))
+        return totals.charge + self.lots_z * np.sqrt(np.maximum(totals.lots, 0.0))
+
+    def meaning(self) -> str:
+        """Say in a sentence what the rule promises."""
+        return {
+            "expected": "expected spend meets the money; in about half of all weeks the spend passes it",
+            "buffered": f"expected spend is {self.z:g} standard deviations below the money",
+            "reserved": "face value and message of every send are covered: the spend cannot pass the money",
+        }[self.name]

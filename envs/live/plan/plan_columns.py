@@ -1,0 +1,135 @@
+"""The columns of a plan's file, out of decisions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.live.plan import reasons
+from envs.live.plan.arms import ARMS, BAU, HOLDOUT, RANDOM, RL
+from envs.live.plan.deciding import Customers, PolicyPackage
+from envs.live.plan.draws import Decisions
+from envs.live.plan.plan_file import Names, Texts, decision_ids
+
+if TYPE_CHECKING:
+    from envs.live.plan.weekly_plan import PlanSetting
+
+
+def plan_columns(
+    package: PolicyPackage,
+    customers: Customers,
+    setting: PlanSetting,
+    arm: np.ndarray,
+    decisions: Decisions,
+    spend: Tensor,
+    price: float,
+    private: np.ndarray,
+    refusal: tuple[np.ndarray, np.ndarray],
+) -> dict[str, Any]:
+    """Return the columns by name, numpy arrays [N] or Texts.
+
+    arm [N]; spend [N], expected; private [N] are the private prices of money; `refusal` is the best pair of each
+    customer that a rule refuses, and the rule.
+    """
+    n, week = len(customers), customers.past.week
+    catalogue = package.catalogue
+    names = [reasons.pair_name(catalogue, k) for k in range(catalogue.action_codec.num_actions)]
+    following = decisions.next_action.numpy()
+    offer, channel = catalogue.action_codec.decode(decisions.action)
+    next_offer, next_channel = catalogue.action_codec.decode(decisions.next_action)
+    offers, channels = ["", *catalogue.offers[1:]], ["", *catalogue.channels]
+    face = catalogue.value[offer] + catalogue.cost[channel] * (offer > 0)
+    policies = {HOLDOUT: "none", RANDOM: "uniform", BAU: setting.shop_rule.name, RL: package.version}
+    rules = reasons.RuleNames(customers.contact_policy)
+    nan = np.full(n, np.nan, dtype=np.float32)
+    refused, rule = refusal
+    index, texts = explained(package, customers, arm, decisions, price, private, rules, rule)
+
+    def through(chosen: Tensor, of: Tensor) -> Texts:
+        return Texts(np.where(chosen.numpy() > 0, of.numpy() + 1, 0), channels)
+
+    return {
+        "decision": decision_ids(customers.ids, week),
+        "customer": Names(customers.ids),
+        "season": np.full(n, week // package.weeks, dtype=np.int32),
+        "week": np.full(n, week % package.weeks, dtype=np.int32),
+        "arm": Texts(arm, ARMS),
+        "policy": Texts(arm, [policies[k] for k in range(len(ARMS))]),
+        "offer": Texts(offer.numpy(), offers),
+        "channel": through(offer, channel),
+        "propensity": decisions.propensity.numpy(),
+        "price": np.where(arm == RL, np.float32(price), np.float32(np.nan)),
+        "own_price": decisions.own_price.numpy(),
+        "spend": spend.numpy(),
+        "face": face.float().numpy(),
+        "now": nan,
+        "later": nan,
+        "next_offer": Texts(next_offer.numpy(), offers),
+        "next_channel": through(next_offer, next_channel),
+        "next_price": np.where(following > 0, decisions.next_price.numpy(), np.float32(np.nan)),
+        "refused": Texts(refused, names),
+        "rule": Texts(np.where(refused > 0, rule, 0), rules.names),
+        "reason": Texts(index, texts),
+    }
+
+
+def explained(
+    package: PolicyPackage,
+    customers: Customers,
+    arm: np.ndarray,
+    decisions: Decisions,
+    price: float,
+    private: np.ndarray,
+    rules: reasons.RuleNames,
+    rule: np.ndarray,
+) -> tuple[np.ndarray, list[str]]:
+    """Return the index [N] of each decision's sentence, and the sentences."""
+    eligible = customers.eligible.numpy()
+    action, following = decisions.action.numpy(), decisions.next_action.numpy()
+    own, next_price = decisions.own_price.numpy(), decisions.next_price.numpy()
+    barred = np.where(rule > 0, rule, barring(customers, rules))
+    kind = np.where(
+        action > 0,
+        np.where(own >= price, reasons.BOUGHT, reasons.BOUGHT_BY_LOT),
+        np.where(
+            following > 0,
+            np.where(next_price > price, reasons.WAITS_BY_LOT, reasons.WAITS),
+            reasons.NO_STEP,
+        ),
+    )
+    kind = np.where(eligible, kind, reasons.BARRED)
+    zero = np.zeros(len(arm))
+    is_bought, waits = action > 0, (action == 0) & (following > 0) & eligible
+    parts = (
+        np.where(is_bought, reasons.rounded(own), zero),
+        np.where(waits, reasons.rounded(next_price), zero),
+        np.where(waits, following, zero),
+        np.where(eligible, zero, barred),
+    )
+    lowest = float(package.prices[-1])
+    of_policy = reasons.why_of_policy(package.catalogue, price, lowest, rules.names)
+
+    def say(kind: int, own: float, next_price: float, next_action: float, rule: float, arm: float) -> str:
+        if arm == HOLDOUT:
+            return "holdout"
+        if arm == RL or kind == reasons.BARRED:
+            return of_policy(kind, own, next_price, next_action, rule)
+        who = "drawn by chance" if arm == RANDOM else "the shop's own rule"
+        return who if kind in (reasons.BOUGHT, reasons.BOUGHT_BY_LOT) else f"{who}: nothing"
+
+    kind = np.where(arm == HOLDOUT, reasons.NOTHING, kind)
+    told = [np.where(arm == HOLDOUT, 0.0, x) for x in parts]
+    return reasons.sentences(kind, (*told, arm), say)
+
+
+def barring(customers: Customers, rules: reasons.RuleNames) -> np.ndarray:
+    """Return the rule that bars each customer from all contacts, an index into the rules' names, 0 for none alone."""
+    policy = customers.contact_policy
+    first_contact = torch.full((len(customers),), policy.catalogue.action_codec.encode(1, 0))
+    index = rules.refusing(policy, customers.options, customers.subscribed, first_contact)
+    lasting = [x.offer is None and x.channel is None for x in policy.exclusions]
+    is_general = np.array([False, True, *lasting, *(True for _ in policy.caps)])
+    return np.where(is_general[index], index, 0)

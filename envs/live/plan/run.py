@@ -1,0 +1,178 @@
+"""From files to the plan of a week, and from the plan to files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.live.columns import as_table
+from envs.live.plan.arms import Arms
+from envs.live.plan.deciding import Customers, PolicyPackage, Table, allowed_now
+from envs.live.plan.exported import ExportedPolicy, read_table_of
+from envs.live.plan.forecast import Forecast, corrections
+from envs.live.plan.money_rules import MoneyRule
+from envs.live.plan.past_weeks import PastWeeks
+from envs.live.plan.plan_file import plan_table, write_plan, write_sends
+from envs.live.plan.shop_rules import ShopRule
+from envs.live.plan.weekly_plan import PlanSetting, WeekPlan, plan_week
+from rlcore.runs.checkpoint import lock_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What a shop asks for: the keys of conf/plan.yaml."""
+
+    customers: Any  #: path of a CSV or Parquet file, a pyarrow.Table, or what makes one
+    separator: str
+    id: str | None
+    today: str | None
+    log: str | None
+    week: int | None
+    money: float | None
+    rule: str
+    z: float
+    sigma: float
+    salt: int
+    arms: dict[str, Any]
+    shop_rule: dict[str, Any]
+    forecast: dict[str, Any]
+    segment: str | None
+    valid_days: int
+    out: str | None
+    block: int
+
+    def __post_init__(self):
+        if self.money is None:
+            raise ValueError("money: expected the week's money, as in money=5000")
+        if self.log is None and self.week is None:
+            raise ValueError("week: expected the number of the week, or a log=… that the week follows")
+
+    def path(self, week: int) -> Path:
+        """Where the plan is written."""
+        path = Path(self.out or f"plan/week={week}.parquet")
+        if path.suffix != ".parquet":
+            raise ValueError(f"out: expected a name that ends in .parquet, got {path}")
+        return path
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A week's plan with all that it was made of."""
+
+    package: PolicyPackage
+    customers: Customers
+    setting: PlanSetting
+    forecast: Forecast
+    plan: WeekPlan
+    path: Path
+    segment_name: str | None  #: column by which the page sums up
+    segment: np.ndarray | None  #: of each customer, texts [N]
+    valid_until: str  #: last day of the week's offers, empty where the log has no dates
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the plan's file says of itself."""
+        setting, plan = self.setting, self.plan
+        return {
+            "week": self.customers.past.week,
+            "policy": self.package.version,
+            "money": setting.money,
+            "rule": setting.rule.name,
+            "z": setting.rule.z,
+            "sigma": setting.sigma,
+            "salt": setting.salt,
+            "price": plan.cleared.price if np.isfinite(plan.cleared.price) else None,
+            "arms": {name: arm._asdict() for name, arm in plan.arms.items()},
+            "factors": self.forecast.factor.tolist(),
+        }
+
+    def table(self):
+        """Return the plan's rows as a pyarrow.Table."""
+        return plan_table(self.plan.columns, self.facts, slice(None))
+
+    def write(self) -> list[Path]:
+        """Write the plan, the sender's file and the page; return their paths."""
+        from envs.live.plan.page import write_page  # jinja2, an extra
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        sends, page = self.path.with_suffix(".csv"), self.path.with_suffix(".html")
+        write_plan(self.path, self.plan.columns, self.facts)
+        write_sends(sends, self.plan.columns, self.plan.sent, self.valid_until)
+        write_page(page, self)
+        return [self.path, sends, page]
+
+
+def read_customers(policy: ExportedPolicy, request: PlanRequest) -> tuple[Table, list[str], Any]:
+    """Read the customers' file; return the customers, notes on their columns, and the file as a pyarrow.Table.
+
+    Raises ValueError, with row and column, where the file does not fit.
+    """
+    if request.customers is None:
+        raise ValueError("customers: expected the path of a CSV or Parquet file, as in customers=customers.csv")
+    table, source = as_table(request.customers, "customers", request.separator)
+    if not table.num_rows:
+        raise ValueError(f"{source}: expected customers, got no row")
+    if request.segment and request.segment not in table.column_names:
+        raise ValueError(
+            f"{source}: no column '{request.segment}' (segment); there are {', '.join(table.column_names)}"
+        )
+    customers, notes = read_table_of(policy, table, source, request.id, request.today)
+    return customers, notes, table
+
+
+def past_weeks(package: PolicyPackage, request: PlanRequest, ids: list[str]) -> PastWeeks:
+    """Read the log, or say that nobody has a history."""
+    if request.log is None:
+        assert request.week is not None
+        return PastWeeks.none(len(ids), request.week)
+    return PastWeeks.read(request.log, ids, request.week, package.catalogue)
+
+
+def setting_of(package: PolicyPackage, request: PlanRequest) -> PlanSetting:
+    """Return the setting that a request asks for."""
+    own = package.contact_rules["holdout"]
+    arms = request.arms
+    salt = own["salt"] if arms["salt"] is None else arms["salt"]
+    return PlanSetting(
+        money=float(request.money or 0.0),
+        rule=MoneyRule(request.rule, request.z),
+        sigma=request.sigma,
+        salt=request.salt,
+        arms=Arms(salt, arms["holdout"], arms["random"], arms["bau"]),
+        shop_rule=ShopRule(request.shop_rule["decisions"], request.shop_rule["separator"], package.catalogue),
+        block=request.block,
+    )
+
+
+def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
+    """Plan the week that a request asks for; raise ValueError, in one line, where a file does not fit."""
+    table, notes, file = read_customers(policy, request)
+    past = past_weeks(policy, request, table.ids)
+    path = request.path(past.week)
+    customers = allowed_now(policy.catalogue, policy.contact_rules, table, past)
+    forecast = corrections(path.parent, past, policy.catalogue, request.forecast["redemptions"])
+    setting = setting_of(policy, request)
+    plan = plan_week(policy, customers, torch.from_numpy(forecast.factor), setting)
+    plan.warnings += notes
+    first_day = past.first_day()
+    until = "" if first_day is None else str(first_day + np.timedelta64(request.valid_days - 1, "D"))
+    segment = None if request.segment is None else texts_of(file, request.segment)
+    return Planned(policy, customers, setting, forecast, plan, path, request.segment, segment, until)
+
+
+def texts_of(table: Any, name: str) -> np.ndarray:
+    """Return a column of a pyarrow.Table as texts [N]."""
+    return np.array([str(x) if x is not None else "" for x in table.column(name).to_pylist()], dtype=object)
+
+
+def lock(path: Path) -> int:
+    """Lock a plan's folder, made where it is missing; raise ValueError where another plan is being made there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return lock_folder(path.parent)
+    except ValueError:
+        raise ValueError(f"{path.parent}: another plan is being written into this folder; try again after it") from None

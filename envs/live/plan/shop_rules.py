@@ -1,0 +1,66 @@
+"""The shop's own rules as an arm: a file of its decisions, or the trade's ranking by who is likeliest to redeem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.live.plan.draws import by_redemption
+from envs.offers.populations.base import hash_uniform
+from envs.offers.populations.table_reader import read_table
+from envs.offers.world.catalogue import Catalogue
+
+TIES = 0  # salt of the order among equal ranks, so that no order of rows decides
+
+
+class ShopRule:
+    """What the customers of the arm `bau` are sent.
+
+    `decisions` is a CSV or Parquet file with columns customer, offer and channel, the shop's most wanted decisions
+    first; None ranks customers by their probability of redeeming the pair that they are likeliest to redeem. Either way
+    decisions are taken in turn until the arm's money ends.
+    """
+
+    def __init__(self, decisions: str | None, separator: str, catalogue: Catalogue):
+        self.name = "propensity" if decisions is None else "decisions"
+        self.of: dict[str, tuple[int, int]] | None = None
+        if decisions is None:
+            return
+        names = ["customer", "offer", "channel"]
+        table = read_table(
+            decisions, separator, text=names, numbers=[], rows="decisions", where="shop_rule", only=names
+        )
+        self.of = {}
+        offers, channels = catalogue.offers, catalogue.channels
+        for k, (customer, offer, channel) in enumerate(zip(*(table[name].tolist() for name in names))):
+            if customer in self.of:
+                raise ValueError(f"{decisions}: row {k + 2}: customer '{customer}' comes twice")
+            if not offer:
+                continue
+            for name, known, key in ((offer, offers[1:], "offer"), (channel, channels, "channel")):
+                if name not in known:
+                    raise ValueError(
+                        f"{decisions}: row {k + 2}, column '{key}': expected {', '.join(known)}, got '{name}'"
+                    )
+            action = catalogue.action_codec.encode(offers.index(offer), channels.index(channel))
+            self.of[customer] = (action, len(self.of))
+
+    def wanted(
+        self, ids: Sequence[str], spend: Tensor, mask: Tensor, catalogue: Catalogue
+    ) -> tuple[Tensor, Tensor, int]:
+        """Return each customer's wanted action and its rank, higher first, [N] each, and how many the mask refuses."""
+        if self.of is None:
+            action, rank = by_redemption(spend, mask, catalogue)
+            order = np.lexsort((hash_uniform(ids, TIES).numpy(), -rank.numpy()))
+            rank = torch.empty(len(order), dtype=torch.float64)
+            rank[torch.from_numpy(order)] = -torch.arange(len(order), dtype=torch.float64)
+            return action, rank, 0
+        nothing = (0, len(self.of))
+        given = [self.of.get(name, nothing) for name in ids]
+        action = torch.tensor([x for x, _ in given], dtype=torch.long)
+        rank = -torch.tensor([x for _, x in given], dtype=torch.float64)
+        allowed = mask.gather(1, action[:, None])[:, 0]
+        return torch.where(allowed, action, 0), rank, int((~allowed).sum())

@@ -1,0 +1,106 @@
+"""CPU seconds and memory of a week's plan, by step, as the number of customers grows."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.live.package import Package
+from envs.live.plan.deciding import allowed_now
+from envs.live.plan.exported import ExportedPolicy
+from envs.live.plan.forecast import corrections
+from envs.live.plan.plan_file import write_plan, write_sends
+from envs.live.plan.run import Planned, PlanRequest, past_weeks, read_customers, setting_of
+from envs.live.plan.summary import summary
+from envs.live.plan.weekly_plan import plan_week
+from scripts.benchmarks.common.timing import peak_memory
+from scripts.example_shop import customers as shop_customers
+from scripts.example_shop import write_table
+
+WEEK = 12
+
+
+class CountedPolicy(ExportedPolicy):
+    """An exported policy that counts the CPU time of its scores."""
+
+    seconds = 0.0
+
+    def score(self, inputs, prices=None):
+        started = time.process_time()
+        scores = super().score(inputs, prices)
+        self.seconds += time.process_time() - started
+        return scores
+
+
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    package: str | None,
+    sizes: list[int],
+    money: float,
+) -> dict[str, Any]:
+    """Plan a week of the made-up shop's customers at each size, without a log, and write it.
+
+    Raises ValueError without a package.
+    """
+    if package is None:
+        raise ValueError(
+            "benchmark.package: expected the folder of a policy of the made-up shop, as docs/live.md makes it"
+        )
+    rows = [of_size(directory, package, seed, n, money * n) for n in sorted(sizes)]
+    for row in rows:
+        print("  ".join(f"{name} {x:,.2f}" if isinstance(x, float) else f"{name} {x:,}" for name, x in row.items()))
+    return {"rows": rows}
+
+
+def of_size(directory: Path, folder: str, seed: int, n: int, money: float) -> dict[str, Any]:
+    """Plan and write a week of n customers; return CPU seconds by step, and the peak of memory in MiB."""
+    table = directory / f"customers_{n}.csv"
+    rows = shop_customers(n, seed)
+    write_table(table, tuple(rows[0]), rows)
+    del rows
+    gc.collect()
+    request = PlanRequest(
+        customers=str(table), separator=";", id=None, today=None, log=None, week=WEEK, money=money, rule="expected",
+        z=0.0, sigma=0.2, salt=0, arms={"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0},
+        shop_rule={"decisions": None, "separator": ","}, forecast={"redemptions": None}, segment=None, valid_days=7,
+        out=str(directory / f"plan_{n}" / f"week={WEEK}.parquet"), block=4096,
+    )  # fmt: skip
+    result: dict[str, Any] = {"customers": n}
+
+    def clocked(name: str, function: Callable[[], Any]) -> Any:
+        started = time.process_time()
+        value = function()
+        result[name] = time.process_time() - started
+        return value
+
+    policy = clocked("load package", lambda: CountedPolicy(Package.load(folder)))
+    given, _, _ = clocked("read table", lambda: read_customers(policy, request))
+    past = past_weeks(policy, request, given.ids)
+    customers = clocked("contact rules", lambda: allowed_now(policy.catalogue, policy.contact_rules, given, past))
+    path = request.path(WEEK)
+    forecast = corrections(path.parent, past, policy.catalogue, None)
+    setting = setting_of(policy, request)
+    plan = clocked("plan", lambda: plan_week(policy, customers, torch.from_numpy(forecast.factor), setting))
+    result["plan: scores"] = policy.seconds
+    result["plan: switch prices, clearing, lots, reasons"] = result.pop("plan") - policy.seconds
+    planned = Planned(policy, customers, setting, forecast, plan, path, None, None, "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:
+        write_plan(path, plan.columns, planned.facts)
+        write_sends(path.with_suffix(".csv"), plan.columns, plan.sent, "")
+
+    clocked("write", write)
+    result["all, CPU seconds"] = sum(x for x in result.values() if isinstance(x, float))
+    rl = plan.arms["rl"]
+    result |= {"expected spend / money": rl.expected / rl.money, "peak MiB": float(peak_memory(torch.device("cpu")))}
+    print("\n".join(summary(planned)))
+    return result

@@ -1,0 +1,59 @@
+"""Plan a week: who gets which offer through which channel, for whom not, and why.
+
+Usage:
+
+    python scripts/plan.py package=FOLDER customers=customers.csv log=log.parquet money=5000
+    python scripts/plan.py package=FOLDER customers=customers.csv log=log.parquet money=5000 why=CUSTOMER
+
+The plan is a Parquet file, plan/week=WEEK.parquet; beside it lie a CSV file for the sender and a page (docs/live.md).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from envs.configuration import CONF
+from envs.live.package import Package
+from envs.live.plan.exported import ExportedPolicy
+from envs.live.plan.run import PlanRequest, lock, make_plan
+from envs.live.plan.summary import summary
+from envs.live.plan.weekly_plan import PlanViolation
+from envs.live.plan.why import why
+from scripts.cli import choose_device, guarded, launch, to_dict
+
+NOT_OF_A_REQUEST = ("package", "why", "device", "threads", "float32_matmul_precision")
+
+
+@hydra.main(config_path=str(CONF), config_name="plan", version_base="1.3")
+@guarded
+def main(cfg: DictConfig) -> None:
+    if cfg.package is None:
+        raise ValueError("package: expected the folder of an exported policy, as in package=package")
+    choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
+    keys = to_dict(cfg, resolve=True)
+    request = PlanRequest(**{name: value for name, value in keys.items() if name not in NOT_OF_A_REQUEST})
+    policy = ExportedPolicy(Package.load(cfg.package, threads=cfg.threads or 1))
+    if cfg.why is not None:
+        print("\n".join(why(policy, request, str(cfg.why))))
+        return
+    try:
+        planned = make_plan(policy, request)
+    except PlanViolation as violation:
+        print(f"stop: {violation}", file=sys.stderr)
+        sys.exit(3)
+    lock(planned.path)
+    written = planned.write()
+    for warning in planned.plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print("\n".join(summary(planned)))
+    print(", ".join(map(str, written)))
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,316 @@
+"""The plan's files, the past weeks of the log, the correction of the forecast, the page, and one customer's ladder."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+pa = pytest.importorskip("pyarrow")
+pytest.importorskip("jinja2")
+import pyarrow.parquet as pq
+
+from envs.live.plan.forecast import (
+    Forecast,
+    corrections,
+)
+from envs.live.plan.page import write_page
+from envs.live.plan.past_weeks import PastWeeks
+from envs.live.plan.plan_file import COLUMNS, decision_ids, read_facts, write_plan
+from envs.live.plan.run import Planned, lock
+from envs.live.plan.summary import rule_cost, summary
+from envs.live.plan.why import explain, planned_row
+from envs.offers.logs import send_log
+from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.logs.send_log import Calendar
+from envs.offers.world.catalogue import Catalogue
+from stand_in_package import CATALOGUE, StandInPackage, customers_of, plan_of, setting, table
+
+NO_CORRECTION = Forecast(np.ones(12), np.zeros(12), np.zeros(12), 0)
+
+
+def planned(path, *, n=300, money=40.0, package=None, past=None, ids=None, segment=None, **changes) -> Planned:
+    """A plan of the stand-in's customers, not yet written."""
+    package = package or StandInPackage()
+    given = table(n, ids=ids)
+    customers = customers_of(given, package, past)
+    chosen = setting(money, **changes)
+    plan = plan_of(customers, package, chosen)
+    segments = None if segment is None else given.columns[segment]
+    return Planned(package, customers, chosen, NO_CORRECTION, plan, path, segment, segments, "2026-05-10")
+
+
+def log_of(tmp_path, ids, weeks=5, dates=True, **cells):
+    """A log of sends on disk; `cells` are (week, customer) → value by field."""
+    log = CustomerWeeks.empty(tuple(ids), weeks)
+    log.first[:], log.last[:] = 0, weeks - 1
+    for name, values in cells.items():
+        for (week, customer), value in values.items():
+            log.cells((name,))[name][week, customer] = value
+    path = tmp_path / "log.parquet"
+    send_log.write(path, log, Calendar(dates, 20_458 if dates else 0, 20_490, None, 1.0), *names())
+    return path
+
+
+def names():
+    return list(CATALOGUE.offers), list(CATALOGUE.channels)
+
+
+# ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_a_written_plan_has_the_columns_and_says_what_was_planned(tmp_path):
+    made = planned(tmp_path / "week=3.parquet")
+    paths = made.write()
+    rows = pq.read_table(paths[0])
+    assert rows.column_names == list(COLUMNS)
+    kinds = {name: str(rows.schema.field(name).type) for name in ("decision", "propensity", "price", "spend", "season")}
+    assert kinds == {"decision": "int64", "propensity": "double", "price": "float", "spend": "float", "season": "int32"}
+    assert rows["customer"].to_pylist() == made.customers.ids
+    offers = [CATALOGUE.offers[k // 3] if k else "" for k in made.plan.action.tolist()]
+    channels = [CATALOGUE.channels[k % 3] if k else "" for k in made.plan.action.tolist()]
+    assert rows["offer"].to_pylist() == offers and rows["channel"].to_pylist() == channels
+    assert set(rows["week"].to_pylist()) == {3} and set(rows["season"].to_pylist()) == {0}
+    nothing = [k for k, offer in enumerate(offers) if not offer]
+    assert all(rows["own_price"][k].as_py() is None for k in nothing)
+    lines = paths[1].read_text().splitlines()
+    assert lines[0] == '"decision","customer","offer","channel","valid_until"'
+    assert len(lines) == 1 + len(made.plan.sent)
+    assert lines[1].startswith(str(rows["decision"][int(made.plan.sent[0])].as_py())) and "2026-05-10" in lines[1]
+    facts = read_facts(paths[0])
+    assert facts["price"] == made.plan.cleared.price and facts["week"] == 3
+
+
+def test_the_same_week_written_twice_is_the_same_bytes(tmp_path):
+    first = [path.read_bytes() for path in planned(tmp_path / "a" / "week=3.parquet").write()]
+    second = [path.read_bytes() for path in planned(tmp_path / "b" / "week=3.parquet").write()]
+    assert first == second
+
+
+def test_decision_ids_differ_by_week_and_customer_and_depend_on_nothing_else():
+    ids = [f"c{k}" for k in range(5000)]
+    weeks = np.concatenate([decision_ids(ids, week) for week in range(20)])
+    assert len(np.unique(weeks)) == 100_000 and weeks.min() >= 0
+    assert (decision_ids(ids[::-1], 7)[::-1] == decision_ids(ids, 7)).all()
+    with pytest.raises(ValueError, match="one decision id"):
+        decision_ids(["a", "a"], 0)
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_the_old_plan(tmp_path):
+    made = planned(tmp_path / "week=3.parquet")
+    made.write()
+    before = made.path.read_bytes()
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(OSError, match="not written: .*; what was there before is kept"):
+            write_plan(made.path, made.plan.columns, {"other": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert made.path.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_writer_killed_at_any_instant_leaves_a_whole_plan_or_none(tmp_path):
+    path = tmp_path / "week=3.parquet"
+    made = planned(path, n=2000)
+    for delay in (0.0, 0.002, 0.005, 0.01, 0.02, 0.05):
+        child = os.fork()
+        if not child:
+            try:
+                while True:
+                    write_plan(path, made.plan.columns, made.facts)
+            finally:
+                os._exit(1)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if path.exists():
+            assert pq.read_table(path).num_rows == 2000
+    made.write()
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["week=3.csv", "week=3.html", "week=3.parquet"]
+
+
+def test_two_plans_at_once_are_one(tmp_path):
+    held = lock(tmp_path / "week=3.parquet")
+    try:
+        with pytest.raises(ValueError, match="another plan is being written into this folder"):
+            lock(tmp_path / "week=3.parquet")
+    finally:
+        os.close(held)
+    os.close(lock(tmp_path / "week=3.parquet"))
+
+
+# ── the log ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_log_gives_contacts_opt_outs_and_memory(tmp_path):
+    given = table(40)
+    sent = {(2, 0): 1, (4, 0): 2, (4, 1): 1, (1, 2): 1}
+    path = log_of(tmp_path, given.ids[:3], offer=sent, unsubscribed={(3, 2): True})
+    past = PastWeeks.read(str(path), given.ids, None, CATALOGUE)
+    assert past.week == 5 and past.known.sum() == 3
+    package = StandInPackage()
+    customers = customers_of(given, package, past)
+    policy, mask = customers.contact_policy, customers.options.action_mask
+    allowed = [k for k in range(3) if "holdout" not in policy.reasons(k, 1, 0, True, [])]
+    assert 0 in allowed and not mask[0, 1:].any() and customers.options.caps_left[0, 0] == 0
+    assert customers.options.caps_left[1, 0] == 0.5 and not customers.subscribed[2]
+    plan = plan_of(customers, package, setting(20.0))
+    reasons = plan.columns["reason"].take(np.arange(3))
+    assert reasons[0] == "cap: 2 contacts in 4 weeks" and reasons[2] in ("not subscribed", "holdout")
+    assert past.first_day() == np.datetime64(20_458 + 35, "D")
+
+    from envs.live.plan.deciding import memory_of
+
+    features = memory_of(package, past, slice(0, 40), given.numbers, given.levels)
+    assert features[:, 0].tolist() == [2.0, 1.0, 1.0] + [0.0] * 37
+
+
+def test_memory_starts_when_a_customer_joins_and_sums_start_anew_with_a_season(tmp_path):
+    given = table(2)
+    sent = {(week, customer): 1 for week in range(14) for customer in (0, 1)}
+    path = log_of(tmp_path, given.ids, weeks=14, offer=sent)
+    past = PastWeeks.read(str(path), given.ids, None, CATALOGUE)
+    past.log.first[1] = 13
+
+    from envs.live.plan.deciding import memory_of
+
+    memory = memory_of(StandInPackage(), past, slice(0, 2), given.numbers, given.levels)
+    assert memory[:, 0].tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("ids", "week", "message"),
+    [
+        (["K1", "K2"], 7, "the log ends with week 4, and week 7 is planned"),
+        (["1", "2"], None, "knows none of the customers: ids in the log are such as 'K1', in the table such as '1'"),
+    ],
+)
+def test_a_log_that_does_not_fit_is_one_line(tmp_path, ids, week, message):
+    path = log_of(tmp_path, ["K1", "K2"], offer={(0, 0): 1})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        PastWeeks.read(str(path), ids, week, CATALOGUE)
+
+
+def test_an_older_week_reads_only_what_came_before_it(tmp_path):
+    path = log_of(tmp_path, ["K1"], offer={(4, 0): 1, (3, 0): 2})
+    past = PastWeeks.read(str(path), ["K1"], 4, CATALOGUE)
+    assert [x.tolist() for x in past.contacted(9)] == [[False], [False], [False], [True]]
+
+
+# ── the forecast ────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_correction_is_what_was_redeemed_beside_what_was_forecast(tmp_path):
+    made = planned(tmp_path / "week=3.parquet", n=400, money=80.0)
+    made.write()
+    ids, sent = made.customers.ids, made.plan.sent
+    action = made.plan.action
+    codec = CATALOGUE.action_codec
+    redeemed = sent[::2]
+    path = log_of(
+        tmp_path,
+        ids,
+        offer={(3, k): codec.offer_of(int(action[k])) for k in sent},
+        channel={(3, k): codec.channel_of(int(action[k])) for k in sent},
+        redeemed={(3, k): True for k in redeemed},
+        bought={(3, k): True for k in redeemed},
+    )
+    past = PastWeeks.read(str(path), ids, None, CATALOGUE)
+    found = corrections(tmp_path, past, CATALOGUE, 10.0)
+    assert found.weeks == 1
+    for k in range(1, 12):
+        rows = sent[action[sent] == k]
+        face, message = float(CATALOGUE.value[k // 3]), float(CATALOGUE.cost[k % 3])
+        forecast = ((made.plan.spend[rows] - message) / face).sum() if len(rows) else 0.0
+        expected = (np.isin(rows, redeemed).sum() + 10.0) / (forecast + 10.0)
+        assert found.factor[k] == pytest.approx(expected, rel=1e-6)
+    assert (found.factor != 1).any()
+    assert (corrections(tmp_path, past, CATALOGUE, None).factor == 1).all()
+    assert (corrections(tmp_path, PastWeeks.none(3, 5), CATALOGUE, 10.0).factor == 1).all()
+
+
+def test_a_corrected_forecast_moves_the_price_until_the_corrected_spend_meets_the_money():
+    package = StandInPackage()
+    customers = customers_of(table(3000), package)
+    plain = plan_of(customers, package, setting(300.0))
+    factor = torch.full((12,), 1.4, dtype=torch.float64)
+    more = plan_of(customers, package, setting(300.0), factor)
+    assert more.cleared.price > plain.cleared.price
+    assert more.arms["rl"].expected == pytest.approx(more.arms["rl"].money, rel=1e-3)
+
+
+# ── what a reader gets ──────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_summary_says_the_price_the_rule_and_what_the_rule_costs(tmp_path):
+    expected, reserved = (
+        planned(tmp_path / "x.parquet", n=1500, money=150.0, rule=x) for x in ("expected", "reserved")
+    )
+    text = "\n".join(summary(reserved))
+    cost = rule_cost(reserved)
+    assert f"money costs {reserved.plan.cleared.price:.3g}" in text and "no log: every customer starts fresh" in text
+    assert f"{cost.worth_lost:.1%} of what `expected` buys is given up" in text
+    assert 0.2 < cost.worth_lost < 1 and cost.spend_share < 0.6
+    assert rule_cost(expected).worth_lost == 0 and rule_cost(expected).spend_share == pytest.approx(1, abs=1e-3)
+
+
+def test_the_page_is_static_and_names_are_text(tmp_path):
+    catalogue = Catalogue.build(
+        offers={"<script>alert(1)</script>": {"value": 1.5}, "a&b": {"value": 5.0}, "wine": {"value": 4.0}},
+        channels={
+            name: {"cost": 0.1, "attention": 0.2, "opt_out": 0.004, "fatigue_steps": 1} for name in ("'x'", "y", "z")
+        },
+    )
+    rules = {
+        "eligible": {},
+        "age": {"column": None, "limits": {}},
+        "consent": {},
+        "caps": [],
+        "holdout": {"share": 0.05, "salt": 7},
+    }
+    package = StandInPackage(rules)
+    package.catalogue = catalogue
+    made = planned(tmp_path / "week=3.parquet", package=package, money=1e5, segment="Tier")
+    path = tmp_path / "page.html"
+    write_page(path, made)
+    text = path.read_text()
+    assert "<script" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert not re.search(r"(?:src|href)=|https?://|@import|url\(", text)
+    assert "the grid ends at 0.05" in text and "by Tier" in text and "gold" in text
+    for warning in made.plan.warnings:
+        assert warning in text
+    assert text.count('<tr><td data-name="customer">') == 10
+
+
+def test_the_page_of_a_plan_that_sends_nothing(tmp_path):
+    made = planned(tmp_path / "week=3.parquet", money=0.0)
+    write_page(tmp_path / "page.html", made)
+    assert "Nothing is sent." in (tmp_path / "page.html").read_text()
+
+
+def test_why_shows_every_step_and_what_rules_refuse(tmp_path):
+    made = planned(tmp_path / "week=3.parquet", n=300)
+    made.write()
+    columns = made.plan.columns
+    row = next(k for k in made.plan.sent.tolist() if columns["arm"].take(np.array([k])) == ["rl"])
+    name = made.customers.ids[row]
+    decided = planned_row(made.path, name)
+    lines = explain(made.package, made.customers.take(row), torch.ones(12), read_facts(made.path), decided)
+    text = "\n".join(lines)
+    assert lines[0] == f"{name}, week 3, arm rl: {decided['reason']}"
+    assert f"{decided['own_price']:.3g}  {decided['channel']} {decided['offer']}" in text and "<- sent" in text
+    prices = [float(line.split()[0]) for line in lines if re.match(r" +[\d.]+  \w", line)]
+    assert prices == sorted(prices, reverse=True) and len(prices) >= 1
+    refused = {k for k in range(3, 12) if made.customers.contact_policy.reasons(row, k // 3, k % 3, True, [])}
+    assert text.count("  refused  ") == len(refused)
+    with pytest.raises(ValueError, match="has no customer 'nobody'"):
+        planned_row(made.path, "nobody")
+
+
+def test_a_file_that_is_no_plan_is_one_line(tmp_path):
+    other = tmp_path / "week=1.parquet"
+    pq.write_table(pa.table({"x": [1]}), other)
+    with pytest.raises(ValueError, match="expected a plan that scripts/plan.py wrote"):
+        read_facts(other)

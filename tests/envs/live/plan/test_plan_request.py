@@ -1,0 +1,109 @@
+"""From a shop's files to a plan: what fits, and the one line for what does not."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from envs.live.plan.money_rules import MoneyRule
+from envs.live.plan.run import make_plan
+from stand_in_package import StandInExported, arrow_table, customers_of, plan_of, request, setting, table
+
+POLICY = StandInExported()
+
+
+def rows_of(planned) -> list[dict]:
+    return planned.table().to_pylist()
+
+
+def test_a_csv_file_a_parquet_file_and_a_table_give_one_plan(tmp_path):
+    given = arrow_table(300)
+    pq.write_table(given, tmp_path / "c.parquet")
+    pa_csv.write_csv(given, str(tmp_path / "c.csv"))
+    tables = (given, str(tmp_path / "c.parquet"), str(tmp_path / "c.csv"))
+    plans = [rows_of(make_plan(POLICY, request(customers=x, out=str(tmp_path / "week=3.parquet")))) for x in tables]
+    assert plans[0] == plans[1] == plans[2]
+    direct = plan_of(customers_of(table(300), POLICY), POLICY, setting(40.0, arms=make_arms()))
+    assert [row["decision"] for row in plans[0]] == direct.columns["decision"].tolist()
+    assert [row["reason"] for row in plans[0]] == direct.columns["reason"].take(np.arange(300))
+
+
+def make_arms():
+    from envs.live.plan.arms import Arms
+
+    return Arms(7, 0.05, 0.01, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"customers": None}, "customers: expected the path of a CSV or Parquet file"),
+        ({"money": None}, "money: expected the week's money, as in money=5000"),
+        ({"week": None}, "week: expected the number of the week, or a log=… that the week follows"),
+        ({"out": "plan.csv"}, "out: expected a name that ends in .parquet, got plan.csv"),
+        ({"segment": "Region"}, "customers: no column 'Region' (segment); there are id, Rate, Keen, Age, Tier, App"),
+        ({"id": "Number"}, "customers: no column 'Number' (id); there are id, Rate, Keen, Age, Tier, App"),
+        ({"log": "no.parquet"}, "no.parquet: expected a log that scripts/import_sends.py wrote"),
+        (
+            {"arms": {"salt": 1, "holdout": 0.6, "random": 0.5, "bau": 0.0}},
+            "arms: expected holdout and random to leave",
+        ),
+        ({"rule": "hoped"}, "rule: expected expected, buffered or reserved, got 'hoped'"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_one_line(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        make_plan(POLICY, request(**{"customers": arrow_table(5), **changes}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_customer_twice_is_refused_with_both_rows():
+    given = arrow_table(5)
+    double = pa.concat_tables([given, given.slice(2, 1)])
+    with pytest.raises(ValueError, match="row 7, column 'id': id 'K100002' is that of row 4 too"):
+        make_plan(POLICY, request(customers=double))
+
+
+def test_a_rule_on_a_column_that_is_missing_is_one_line():
+    with pytest.raises(ValueError, match="names a column 'Tier' that is not in the table"):
+        make_plan(POLICY, request(customers=arrow_table(5).drop_columns(["Tier"])))
+
+
+def test_ids_that_are_numbers_are_the_texts_of_a_csv_file(tmp_path):
+    given = arrow_table(40)
+    numbers = given.set_column(0, "id", pa.array(np.arange(40)))
+    pa_csv.write_csv(numbers, str(tmp_path / "c.csv"))
+    both = [rows_of(make_plan(POLICY, request(customers=x))) for x in (numbers, str(tmp_path / "c.csv"))]
+    assert both[0] == both[1] and both[0][7]["customer"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("shop", "fault"),
+    [
+        (
+            "customer,offer,channel\nK100001,coffee,pigeon\n",
+            "row 2, column 'channel': expected app, newsletter, letter, got 'pigeon'",
+        ),
+        ("customer,offer,channel\nK100001,coffee,app\nK100001,coffee,app\n", "row 3: customer 'K100001' comes twice"),
+        ("customer,offer\nK100001,coffee\n", "no column 'channel'"),
+    ],
+)
+def test_a_file_of_the_shops_own_decisions_that_does_not_fit_is_one_line(tmp_path, shop, fault):
+    path = tmp_path / "own.csv"
+    path.write_text(shop)
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        make_plan(POLICY, request(customers=arrow_table(5), shop_rule={"decisions": str(path), "separator": ","}))
+
+
+def test_a_rule_of_money_says_what_it_promises():
+    assert {MoneyRule(x, 1.0).meaning() for x in ("expected", "buffered", "reserved")} == {
+        "expected spend meets the money; in about half of all weeks the spend passes it",
+        "expected spend is 1 standard deviations below the money",
+        "face value and message of every send are covered: the spend cannot pass the money",
+    }

@@ -108,6 +108,14 @@ class VectorEnv(ABC):
 
         return read_log(path, COLUMNS, checked)
 
+    def action_name(self, index: int) -> str:
+        """Name the action of a flat index, for tables."""
+        parts = []
+        for choices in reversed(self.nvec):
+            index, part = divmod(index, choices)
+            parts.append(str(part))
+        return ",".join(reversed(parts))
+
     def as_functional(self) -> FunctionalEnv | None:
         """Return the same environment as pure functions, or None where it has no such form."""
         return None

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import hydra
 import torch
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -29,6 +30,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
+from envs.offers.logs.send_log import is_send_log
 from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm
 from rlcore.backends import distributed
 from rlcore.backends.accelerate import accelerate
@@ -39,6 +41,7 @@ from rlcore.runs.report import RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.cli import choose_device, flatten_keys, guarded, launch, to_dict
+from scripts.overrides import key_of
 from scripts.results import make_logger, publish
 from scripts.stored_runs import algorithm_class, check_fit, fitting
 
@@ -67,6 +70,7 @@ class FinishedRun(NamedTuple):
 def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
     """Train, evaluate and write everything into a directory; torchrun's processes but the first return None."""
     name = HydraConfig.get().runtime.choices["algo"]
+    cfg = judged_by_its_log(cfg)
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     with distributed.process_group(device), interrupts() as interrupted:
         is_first = distributed.rank() == 0
@@ -97,6 +101,21 @@ def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
         report = evaluator.evaluate(algorithm, name)
     result = publish(report, name, logger, directory)
     return FinishedRun(directory, algorithm, report, result, logger.history)
+
+
+def judged_by_its_log(cfg: DictConfig) -> DictConfig:
+    """Let a shop's log of sends judge what is learned from it, unless the command line asks for a simulated season.
+
+    A season with the parameters of priors says nothing about the shop.
+    """
+    hydra_config = HydraConfig.get()
+    task = list(hydra_config.overrides.task)
+    asked = any(key_of(override).replace(".", "/").startswith("env/evaluation") for override in task)
+    if asked or not cfg.log or not is_send_log(cfg.log):
+        return cfg
+    print(f"{cfg.log}: a shop's log, so the customers that nothing is learned from judge (env/evaluation=log)")
+    chosen = [*hydra_config.overrides.hydra, *task, "env/evaluation=log"]
+    return compose(hydra_config.job.config_name, overrides=chosen)
 
 
 def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) -> Algorithm:

@@ -125,6 +125,10 @@ class LoggedEnv(VectorEnv):
         side = dict(zip(distinct, (hash_uniform(distinct, self.split_salt) < self.test_share).tolist()))
         return np.array([side[unit] for unit in units])
 
+    def action_name(self, index: int) -> str:
+        """Name the action of a flat index, for tables."""
+        return self.action_names.name(index)
+
     # ── the log ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def read_log(
         self, path: str, split: str, transform: Callable[[LoggedDataset], LoggedDataset] | None = None

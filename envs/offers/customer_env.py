@@ -106,6 +106,13 @@ class CustomerEnv(PricedEnv):
             next_encoded_price=self.codec.encode_price(prices[1], drift),
         )
 
+    def action_name(self, index: int) -> str:
+        """Name the offer and the channel of a flat index, for tables."""
+        catalogue = self.world.catalogue
+        offer, channel = catalogue.action_codec.decode(index)
+        name = catalogue.offers[offer]
+        return f"{name} by {catalogue.channels[channel]}" if offer else name
+
     def state_dict(self) -> dict:
         """Return the random stream, what population and view have fitted, and the features' range in training.
 

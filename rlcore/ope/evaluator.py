@@ -15,7 +15,7 @@ from rlcore.offline.deduplicated import dense
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
-from rlcore.ope.cross_fitting import Fit, consecutive_ids, cross_fit, folds, rows_by_episode
+from rlcore.ope.cross_fitting import Fit, Layout, consecutive_ids, cross_fit, lay_out
 from rlcore.ope.dataset_checks import (
     check_allowed,
     far_columns,
@@ -44,6 +44,8 @@ class Evaluation:
     diagnostics: dict[str, float]  #: sizes of the dataset and, with propensities, how even the weights are
     warnings: list[str]
     weights: Tensor | None  #: importance weights of episodes [M], None without propensities
+    layout: Layout  #: the decisions that were used
+    terms: dict[str, dict[str, Terms]]  #: of the episodes, {kind: {estimator: terms}}
 
 
 class OffPolicyEvaluator:
@@ -53,7 +55,8 @@ class OffPolicyEvaluator:
     discount of a step. `clip`, `switch` and `shrinkage` are λ of clipped IPS, Switch-DR and DRos. With `greedy` the
     target is the mode of a policy. `level` is that of the intervals, `replications` the number of bootstrap samples.
     There is a warning where the effective sample size is below a share `min_ess_share` of the episodes, and where the
-    mean weight is not about 1. Episodes with an unknown propensity are left out, as long as there are others. An
+    mean weight is not about 1. Policies are compared with at most `constant_actions` constant ones
+    (rlcore/ope/alternatives.py). Episodes with an unknown propensity are left out, as long as there are others. An
     estimator whose weights are greater than numbers can hold is NaN, with a warning.
     """
 
@@ -70,6 +73,7 @@ class OffPolicyEvaluator:
         level: float,
         replications: int,
         min_ess_share: float,
+        constant_actions: int,
         seed: int,
     ):
         if not 0 < level < 1 or folds < 2:
@@ -84,6 +88,7 @@ class OffPolicyEvaluator:
         self.level = level
         self.replications = replications
         self.min_ess_share = min_ess_share
+        self.constant_actions = constant_actions
         self.seed = seed
 
     @torch.no_grad()
@@ -103,29 +108,18 @@ class OffPolicyEvaluator:
         support = support_warnings(dataset, target)
         dataset, target, warnings = without_unknown_propensities(dataset, target)
         generator = torch.Generator(dataset.action.device).manual_seed(self.seed)
-        names = dataset.names
-        keys = (names.unit, names.episode, names.step)
-        episode_rows = rows_by_episode(dataset.unit, dataset.episode, dataset.step, keys)
-        unit = consecutive_ids(dataset.unit)
-        units = int(unit.amax()) + 1 if len(unit) else 0
-        if units < 2 * self.folds:
-            raise ValueError(
-                f"expected decisions of at least {2 * self.folds} {names.unit}s, 2 in each fold of ope.folds, "
-                f"got {units}"
-            )
-
-        fold = folds(unit, self.folds, generator)
-        obs = dense(dataset.obs)
-        warnings += far_columns(obs, fold, dataset.static_dim)
-        outcome = torch.stack((dataset.gross_reward, dataset.cost, dataset.net_reward), 1)
+        layout = Layout.of(dataset, self.folds, generator)
+        dataset = layout.dataset
+        episode_rows = layout.episode_rows
+        warnings += far_columns(layout.obs, layout.fold, dataset.static_dim)
         v, q = cross_fit(
             fit=self.model,
-            obs=obs,
+            obs=layout.obs,
             action=dataset.action,
-            outcome=outcome,
+            outcome=layout.outcome,
             target=target,
             episode_rows=episode_rows,
-            fold=fold,
+            fold=layout.fold,
             gamma=self.gamma,
             generator=generator,
         )
@@ -138,33 +132,45 @@ class OffPolicyEvaluator:
         else:
             warnings += support
         ratio_by_step = None if ratio is None else lay_out(ratio, episode_rows, 1.0)
-
-        terms = {}
-        for k, kind in enumerate(kinds_of(dataset)):
-            reward_by_step = lay_out(outcome[:, k], episode_rows, 0.0)
-            v_by_step = lay_out(v[:, k], episode_rows, 0.0)
-            q_by_step = lay_out(q[:, k], episode_rows, 0.0)
-            terms[kind] = self._terms(reward_by_step, v_by_step, q_by_step, ratio_by_step)
-        unit_of_episode = unit[episode_rows[:, 0]]
+        terms = self.terms(layout, v, q, ratio_by_step)
+        unit_of_episode = layout.unit_of_episode
         rows = self._rows(terms, unit_of_episode, generator)
 
         diagnostics: dict[str, float] = {
             "decisions": len(dataset),
             "episodes": len(episode_rows),
-            "units": units,
+            "units": layout.units,
             "steps": episode_rows.shape[1],
         }
         if ratio_by_step is None:
-            return Evaluation(rows=rows, diagnostics=diagnostics, warnings=warnings, weights=None)
+            return Evaluation(rows, diagnostics, warnings, weights=None, layout=layout, terms=terms)
         weights = ratio_by_step.prod(1)
         undefined = [name for name, row in rows.items() if any(value != value for value in row.values())]
-        sample = names.episode if episode_rows.shape[1] > 1 else "decision"
         found, warnings_of_weights = check_weights(
-            ratio_by_step, unit_of_episode, self.min_ess_share, undefined, dataset.propensity.amin().item(), sample
+            ratio_by_step,
+            unit_of_episode,
+            self.min_ess_share,
+            undefined,
+            dataset.propensity.amin().item(),
+            layout.sample,
         )
         diagnostics |= found
         diagnostics["unsupported"] = share_without_support(dataset, target)
-        return Evaluation(rows=rows, diagnostics=diagnostics, warnings=warnings + warnings_of_weights, weights=weights)
+        warnings += warnings_of_weights
+        return Evaluation(rows, diagnostics, warnings, weights=weights, layout=layout, terms=terms)
+
+    def terms(self, layout: Layout, v: Tensor, q: Tensor, ratio_by_step: Tensor | None) -> dict[str, dict[str, Terms]]:
+        """Every estimator of a policy, {kind: {estimator: terms}}; `ratio_by_step` [M, T], None without propensities.
+
+        v and q [N, K] are a model's v̂ and q̂ of the decisions.
+        """
+        found = {}
+        for k, kind in enumerate(kinds_of(layout.dataset)):
+            reward_by_step = lay_out(layout.outcome[:, k], layout.episode_rows, 0.0)
+            v_by_step = lay_out(v[:, k], layout.episode_rows, 0.0)
+            q_by_step = lay_out(q[:, k], layout.episode_rows, 0.0)
+            found[kind] = self._terms(reward_by_step, v_by_step, q_by_step, ratio_by_step)
+        return found
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def _ratio(self, dataset: LoggedDataset, target: Tensor) -> Tensor | None:
@@ -248,9 +254,3 @@ def is_defined(terms: Terms) -> bool:
     numerator, weight = terms.ratios()
     sums = (terms.plain.sum(), numerator.sum(), weight.sum())
     return all(x.isfinite().item() for x in sums)
-
-
-def lay_out(x: Tensor, episode_rows: Tensor, padding: float) -> Tensor:
-    """Lay values x [N] out by episode and step, float64 [M, T], `padding` after an episode's end."""
-    values = x.double()[episode_rows.clamp_min(0)]
-    return torch.where(episode_rows >= 0, values, padding)

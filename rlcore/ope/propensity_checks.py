@@ -41,10 +41,14 @@ def imbalance(known: Tensor, nothing: Tensor, propensity: Tensor, valid: Tensor)
     return z
 
 
-def significant(z: Tensor, level: float) -> Tensor:
-    """Return which z statistics are significant, bool like z (Bonferroni).
+def least_significant(z: Tensor, level: float) -> float:
+    """Return the least |z| that is significant among statistics z (Bonferroni).
 
-    By chance alone, any of them is significant with probability `level` at most.
+    By chance alone, any of them is greater with probability `level` at most.
     """
-    level_of_each = level / z.numel()
-    return z.abs() > normal_quantile(1 - level_of_each)
+    return normal_quantile(1 - level / z.numel())
+
+
+def significant(z: Tensor, level: float) -> Tensor:
+    """Return which z statistics are significant, bool like z."""
+    return z.abs() > least_significant(z, level)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,21 +16,47 @@ from rlcore.algorithm import Algorithm
 from rlcore.offline.column_range import clip_static_columns
 from rlcore.offline.file_columns import numbered
 from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.alternatives import MODELS, Comparison, compare
 from rlcore.ope.cross_fitting import rows_by_episode
 from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
+from rlcore.ope.tables import (
+    MODEL_ONLY,
+    alternatives_table,
+    diagnostics_table,
+    draw_alternatives,
+    format_number,
+    half_width,
+    places,
+    verdicts,
+)
 from rlcore.runs.plots import COLORS, labelled
 from rlcore.runs.report import Report, RunResult
 
-LONG = 1e12  # numbers from here on are shown by their power of ten
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OffPolicyReport(Report):
-    """A comparison of estimators."""
+    """The estimators of a policy, after what the log can tell and before the policy's alternatives."""
+
+    of: str  #: the policy
+    diagnostics: Report
+    comparison: Comparison
+    alternatives: Report
+
+    def parts(self) -> dict[str, Report]:
+        """Name the tables that are shown and logged, in their order."""
+        return {"diagnostics": self.diagnostics, "estimators": self, "alternatives": self.alternatives}
 
     def to_metrics(self) -> dict[str, Any]:
         """Lay everything out for metrics.json."""
-        return {"estimators": self.rows, **self.extra}
+        compared = self.comparison
+        return {
+            "estimators": self.rows,
+            "alternatives": compared.rows,
+            "best_constant_action": list(compared.chosen),
+            "not_valued": compared.unsupported,
+            "verdicts": verdicts(compared, self.of),
+            **self.extra,
+        }
 
     def result(self, name: str | None) -> RunResult:
         """Return the doubly robust estimate, or the model's where the log has no propensities."""
@@ -48,7 +73,10 @@ class OffPolicyReport(Report):
 def evaluate_dataset(
     dataset: LoggedDataset, path: str, evaluator: OffPolicyEvaluator, algorithm: Algorithm, name: str
 ) -> OffPolicyReport:
-    """Evaluate an algorithm's policy on the dataset of the file `path`, clipped to what the policy was trained on."""
+    """Evaluate an algorithm's policy on the dataset of the file `path`, clipped to what the policy was trained on.
+
+    The policy's alternatives are valued beside it.
+    """
     dataset = dataset.to(algorithm.env.device)
     limits = algorithm.env.static_limits()
     clipped = ""
@@ -58,7 +86,7 @@ def evaluate_dataset(
     evaluation = evaluator(dataset, target)
     found = [sentence for sentence in (clipped, describe_gaps(dataset)) if sentence]
     evaluation = replace(evaluation, warnings=[*found, *evaluation.warnings])
-    return report(evaluation, dataset, path, name, evaluator.level)
+    return report(evaluation, evaluator, path, name, algorithm.env.action_name, list(algorithm.env.obs_names))
 
 
 def describe_gaps(dataset: LoggedDataset) -> str:
@@ -76,37 +104,64 @@ def describe_gaps(dataset: LoggedDataset) -> str:
     )
 
 
-def report(evaluation: Evaluation, dataset: LoggedDataset, path: str, name: str, level: float) -> OffPolicyReport:
-    """Make the report of an evaluation of the policy `name`, with intervals of `level`, on the dataset of `path`."""
-    diagnostics = evaluation.diagnostics
-    names = dataset.names
-    sequential = diagnostics["steps"] > 1
-    sample = names.episode if sequential else "decision"
-    net = f"{names.reward} less {names.cost} at the logged prices"
-    file_name = Path(path).name
-    policies = ", ".join(dataset.policies)
-    decisions = diagnostics["decisions"]
+def report(
+    evaluation: Evaluation,
+    evaluator: OffPolicyEvaluator,
+    path: str,
+    name: str,
+    name_action: Callable[[int], str],
+    obs_names: list[str],
+) -> OffPolicyReport:
+    """Value the alternatives of the policy `name`, which was evaluated on the file `path`, and report all of it.
 
+    `obs_names` are those of the observed columns, empty where they have none.
+    """
+    layout = evaluation.layout
+    dataset = layout.dataset
+    names = dataset.names
+    sample = layout.sample
+    net = f"{names.reward} less {names.cost} at the logged prices"
+    comparison = compare(evaluator, evaluation, name, name_action)
     columns: dict[str, Callable[[dict[str, Any]], str]] = {}
     for k, kind in enumerate(kinds_of(dataset)):
         digits = places(evaluation.rows[LOGGED][f"{kind}_ci"])
         padding = " " * k  # headers must differ
         columns[kind] = partial(format_estimate, kind, digits)
         columns["±" + padding] = partial(format_half_width, kind, digits)
-    figures = {"off_policy": draw_estimates(evaluation, f"{net}, a {sample}")}
+    figures = {
+        "off_policy": draw_estimates(evaluation, f"{net}, a {sample}"),
+        "alternatives": draw_alternatives(comparison, name, f"{net}, a {sample}"),
+    }
     if evaluation.weights is not None:
         figures["weights"] = draw_weights(evaluation.weights, sample)
+    columns_of_obs = obs_names or column_numbers(dataset)
     return OffPolicyReport(
-        title=f"{name}, valued on {file_name}: {decisions:,} decisions of {policies}, per {sample}",
-        caption=caption(evaluation, names.unit, sample, net, level),
-        rows=evaluation.rows,
+        title=f"{name} by every estimator, per {sample}",
+        caption=caption(layout.units, names.unit, net, evaluator.level),
+        rows=model_last(evaluation.rows),
         columns=columns,
         last=None,
-        extra={"log": {"path": path, **diagnostics}, "warnings": evaluation.warnings},
+        extra={"log": {"path": path, **evaluation.diagnostics}, "warnings": evaluation.warnings},
         plots=figures,
         judged=NET,
         what="estimator",
+        of=name,
+        diagnostics=diagnostics_table(evaluation, evaluator, Path(path).name, columns_of_obs),
+        comparison=comparison,
+        alternatives=alternatives_table(comparison, layout, name, evaluator.level),
     )
+
+
+def column_numbers(dataset: LoggedDataset) -> list[str]:
+    """Name observed columns as numbered files do."""
+    static = dataset.static_dim
+    return [*numbered("feature", static), *numbered("state", dataset.obs.shape[1] - static)]
+
+
+def model_last(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Put the estimators by a model alone below all others, marked."""
+    marked = {name: {**row, "group": MODEL_ONLY} if name in MODELS else row for name, row in rows.items()}
+    return dict(sorted(marked.items(), key=lambda item: "group" in item[1]))
 
 
 # ── the table ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,47 +172,12 @@ def format_estimate(kind: str, digits: int, row: dict[str, Any]) -> str:
 
 def format_half_width(kind: str, digits: int, row: dict[str, Any]) -> str:
     """Show half the width of the bootstrap interval of a kind in a row."""
-    low, high = row[f"{kind}_ci"]
-    half_width = (high - low) / 2
-    return format_number(half_width, digits)
+    return format_number(half_width(row[f"{kind}_ci"]), digits)
 
 
-def format_number(x: float, digits: int) -> str:
-    """Show a number with so many digits after the point, by its power of ten where that is long."""
-    if math.isnan(x):
-        return "undefined"
-    return f"{x:,.{digits}f}" if abs(x) < LONG else f"{x:.2e}"
-
-
-def caption(evaluation: Evaluation, unit: str, sample: str, net: str, level: float) -> str:
-    """Describe the intervals, the effective sample size of the weights, and the warnings."""
-    diagnostics = evaluation.diagnostics
-    units = diagnostics["units"]
-    model = "FQE" if diagnostics["steps"] > 1 else "DM"
-    lines = [
-        f"±: half the {level:.0%} interval by bootstrap over {units:,} {unit}s, that of {model} without the "
-        f"error of its model; {NET}: {net}"
-    ]
-    if evaluation.weights is not None:
-        text = (
-            "effective sample size {effective:,.0f} of {episodes:,} {sample}s ({effective_share:.1%}); "
-            "weights: mean {mean_weight:.3f}, greatest {max_weight:,.1f}; "
-            "{unsupported:.2%} of target actions without support"
-        )
-        lines.append(text.format(sample=sample, **diagnostics))
-    for warning in evaluation.warnings:
-        lines.append(f"warning: {warning}")
-    return "\n".join(lines)
-
-
-def places(interval: list[float]) -> int:
-    """Digits after the point for an interval: three significant digits of its width, 2 digits for width 0."""
-    low, high = interval
-    width = high - low
-    if not 0 < width < math.inf:  # a width that is not a number too
-        return 2
-    magnitude = math.floor(math.log10(width))
-    return max(0, 2 - magnitude)
+def caption(units: int, unit: str, net: str, level: float) -> str:
+    """Describe the intervals."""
+    return f"±: half the {level:.0%} interval by bootstrap over {units:,} {unit}s; {NET}: {net}"
 
 
 # ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────────────

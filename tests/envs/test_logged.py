@@ -227,3 +227,9 @@ def test_a_log_is_learned_from_and_valued_from_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     later = json.loads((tmp_path / "v" / "metrics.json").read_text())
     assert later["estimators"]["SNIPS"]["net"] > later["estimators"]["as logged"]["net"] + 0.3
+    assert {"bandit", "as logged", "best constant action", "always nothing", "always letter", "always call"} == set(
+        later["alternatives"]
+    )
+    assert later["verdicts"][0].startswith("bandit is better than the best constant action")
+    shown = done.stdout
+    assert shown.index("effective sample size") < shown.index("SNIPS") < shown.index("best constant action")

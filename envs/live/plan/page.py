@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from envs.live.plan.arms import RL
 from envs.live.plan.summary import price_of_money, refusals, rule_line
 from rlcore.runs.checkpoint import atomic
 
@@ -99,16 +100,18 @@ def bars(names: list[str], planned: Planned) -> list[Bar]:
 
 
 def examples(planned: Planned) -> list[dict[str, Any]]:
-    """Return ten decisions: of every kind of reason one, then more of the commonest kinds."""
-    columns = planned.plan.columns
-    arm = planned.plan.arm
-    key = np.char.add(arm.astype(str), heads(columns["reason"]))
-    _, first = np.unique(key, return_index=True)
-    chosen = first[:EXAMPLES].tolist()
-    ids = columns["decision"]
-    for row in np.argsort(ids, kind="stable")[: 4 * EXAMPLES].tolist():  # ids are as good as lots
-        if len(chosen) < EXAMPLES and row not in chosen:
-            chosen.append(row)
+    """Return ten decisions: of the policy one of each kind of reason, of other arms one each, then more of the policy.
+
+    Decisions are taken by their ids, which are as good as lots.
+    """
+    columns, arm = planned.plan.columns, planned.plan.arm
+    order = np.argsort(columns["decision"], kind="stable")
+    theirs = order[arm[order] == RL]
+    _, first = np.unique(heads(columns["reason"])[theirs], return_index=True)
+    chosen = theirs[np.sort(first)][: EXAMPLES - RL].tolist()
+    chosen += [int(order[arm[order] == k][0]) for k in range(RL) if (arm == k).any()]
+    more = theirs[np.isin(theirs, chosen, invert=True)]
+    chosen += more[: EXAMPLES - len(chosen)].tolist()
     rows = np.array(sorted(chosen))
     names = ("customer", "arm", "offer", "channel", "reason", "refused", "rule")
     texts = {name: columns[name].take(rows) for name in names}

@@ -23,6 +23,7 @@ from scripts.example_shop import customers as shop_customers
 from scripts.example_shop import write_table
 
 WEEK = 12
+MOST = 150.0  # of a basket
 
 
 class CountedPolicy(ExportedPolicy):
@@ -54,8 +55,10 @@ def run(
         raise ValueError(
             "benchmark.package: expected the folder of a policy of the made-up shop, as docs/live.md makes it"
         )
-    rows = [of_size(directory, package, seed, n, money * n) for n in sorted(sizes)]
-    for row in rows:
+    rows = []
+    for n in sorted(sizes):
+        row = of_size(directory, package, seed, n, money * n)
+        rows.append(row)
         print("  ".join(f"{name} {x:,.2f}" if isinstance(x, float) else f"{name} {x:,}" for name, x in row.items()))
     return {"rows": rows}
 
@@ -64,6 +67,8 @@ def of_size(directory: Path, folder: str, seed: int, n: int, money: float) -> di
     """Plan and write a week of n customers; return CPU seconds by step, and the peak of memory in MiB."""
     table = directory / f"customers_{n}.csv"
     rows = shop_customers(n, seed)
+    for row in rows:  # one basket of a million lies so far beyond those of training that the package refuses the file
+        row["Basket"] = f"{min(float(row['Basket']), MOST):.2f}"
     write_table(table, tuple(rows[0]), rows)
     del rows
     gc.collect()

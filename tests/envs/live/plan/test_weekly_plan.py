@@ -211,6 +211,28 @@ def test_reserved_holds_no_more_than_the_money(package, salt, sigma, money):
     assert plan.arms["rl"].contacts > 0 or money < 10
 
 
+def test_each_rule_keeps_its_promise_when_customers_redeem(package):
+    """Redemptions are drawn by the forecast chances, 100 times for each of 8 plans with lots of their own."""
+    customers = customers_of(table(1500), package)
+    rng = np.random.default_rng(0)
+    beyond, share = {}, {}
+    for rule in ("expected", "buffered", "reserved"):
+        passed, spent = [], []
+        for salt in range(8):
+            plan = plan_of(customers, package, setting(120.0, rule=rule, salt=salt, arms=ONLY_POLICY))
+            sent = plan.sent
+            offer, channel = CATALOGUE.action_codec.decode(plan.action[sent])
+            face, message = CATALOGUE.value.numpy()[offer], CATALOGUE.cost.numpy()[channel]
+            redeemed = rng.random((100, len(sent))) < (plan.spend[sent] - message) / face
+            spend = (redeemed * face + message).sum(1)
+            passed.append((spend > plan.arms["rl"].money).mean())
+            spent.append(spend.mean() / plan.arms["rl"].money)
+        beyond[rule], share[rule] = np.mean(passed), np.mean(spent)
+    assert 0.3 < beyond["expected"] < 0.7 and share["expected"] == pytest.approx(1, abs=0.03)
+    assert 0 < beyond["buffered"] < 0.12 and 0.7 < share["buffered"] < 0.95
+    assert beyond["reserved"] == 0 and 0.1 < share["reserved"] < 0.5
+
+
 def test_the_price_is_that_of_a_plain_sum_over_steps():
     rng = np.random.default_rng(0)
     log_price, spend = rng.normal(0, 1, 5000), rng.gamma(2, 1, 5000)

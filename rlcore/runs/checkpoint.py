@@ -126,8 +126,8 @@ def save(path: Path | str, state: dict) -> None:
 def load(path: Path | str) -> dict:
     """Read a checkpoint onto the CPU without running code from it.
 
-    Raises ValueError where the file is no checkpoint, where a checksum does not match, and where a weight that was
-    learned is not finite.
+    Raises ValueError where the file is no checkpoint, where a checksum does not match, and where its iteration is no
+    count or a learned weight is not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -143,6 +143,9 @@ def load(path: Path | str) -> dict:
     for part, kind in PARTS.items():
         if not isinstance(state, dict) or not isinstance(state.get(part), kind):
             raise ValueError(f"{path}: not a checkpoint of this project (without '{part}')")
+    iteration = state["agent"].get("iteration", 0)
+    if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
+        raise ValueError(f"{path}: agent.iteration: expected a whole number from 0, got {iteration!r}")
     check_weights(state["agent"], str(path))
     return state
 

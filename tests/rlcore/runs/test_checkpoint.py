@@ -159,6 +159,14 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, valu
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize("iteration", [-5, "7", 2.0, True])
+def test_an_iteration_that_is_no_count_is_refused(tmp_path, iteration):
+    path = tmp_path / "c.pt"
+    checkpoint.save(path, {**STATE, "agent": {"iteration": iteration}})
+    with pytest.raises(ValueError, match=r"c.pt: agent.iteration: expected a whole number from 0, got"):
+        checkpoint.load(path)
+
+
 def test_one_run_a_folder(tmp_path):
     descriptor = checkpoint.lock_folder(tmp_path)
     with pytest.raises(ValueError, match="another run is writing into this folder"):

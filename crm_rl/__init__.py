@@ -2,6 +2,7 @@
 
 from envs.base import FunctionalEnv, PricedEnv, Step, VectorEnv
 from envs.configuration import compose_config, make_env
+from envs.live.package import Package, load
 from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgorithm, Policy, ValuePolicy
 from rlcore.backends.accelerate import accelerate
 from rlcore.bandit import NeuralBandit
@@ -31,6 +32,7 @@ __all__ = [
     "NullLogger",
     "OffPolicyEvaluator",
     "OfflineAlgorithm",
+    "Package",
     "Policy",
     "PricedEnv",
     "Rollout",
@@ -42,6 +44,7 @@ __all__ = [
     "accelerate",
     "collect_rollout",
     "compose_config",
+    "load",
     "make_env",
     "train",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,10 @@ class Scores(NamedTuple):
     spend: Tensor  # expected, of every pair, float32 [N, P]
 
 
+#: policy, codec, context [N, D], action mask, spend [N, P], prices and drift [G] → [G, N, P]
+GridPreferences = Callable[[Policy, ObservationCodec, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
 class Decide(nn.Module):
     """A trained policy with all that lies between a customer's columns and its preferences.
 
@@ -79,11 +84,36 @@ class Decide(nn.Module):
         drift: Tensor,
     ) -> Scores:
         """Score DecisionInputs at prices, float32 [G], whose logarithm drifts by `drift`, float32 [], a week."""
+        return self.score(
+            numbers,
+            levels,
+            memory,
+            caps_left,
+            week,
+            action_mask,
+            prices,
+            drift,
+            scoring.grid_preferences_at_once,
+        )
+
+    def score(
+        self,
+        numbers: Tensor,
+        levels: Tensor,
+        memory: Tensor,
+        caps_left: Tensor,
+        week: Tensor,
+        action_mask: Tensor,
+        prices: Tensor,
+        drift: Tensor,
+        grid_preferences: GridPreferences,
+    ) -> Scores:
+        """Do the same by one of the two orders of envs/offers/policies/scoring.py: at once, or price by price."""
         options = ContactOptions(action_mask, caps_left, memory=memory)
         features = self.features(numbers, levels).float()
         context = scoring.encode_context(self._codec, features, self._no_states(memory), options, week)
         spend = scoring.expected_spend(self._catalogue, self._redeem_probability(context))
-        logits = scoring.grid_preferences_at_once(
+        logits = grid_preferences(
             self._policy, self._codec, context, action_mask, spend, prices, drift.expand(prices.shape[0])
         )
         return Scores(logits, spend)

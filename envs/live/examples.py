@@ -44,7 +44,7 @@ class Scorer(Protocol):
 
 
 # ── drawn when a policy is exported ─────────────────────────────────────────────────────────────────────────────────
-def draw_table(columns: list[Column], transform: FeatureTransform, today: str | None, seed: int):
+def draw_table(columns: list[Column], transform: FeatureTransform, today: str | None, seed: int, customers: int = ROWS):
     """Draw the columns of made-up customers, as a pyarrow.Table; no real customer's row leaves a shop with a package.
 
     Every level comes, an unknown one and an empty text too. Numbers lie in the range of training and, of one customer
@@ -52,7 +52,7 @@ def draw_table(columns: list[Column], transform: FeatureTransform, today: str | 
     """
     pa = arrow()
     random = np.random.default_rng(seed)
-    n = max([ROWS, *(len(levels) + 2 for levels in transform.levels.values())])
+    n = max([customers, *(len(levels) + 2 for levels in transform.levels.values())])
     found = {}
     for column in columns:
         if column.kind == TEXT:

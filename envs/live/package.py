@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from envs.configuration import instantiate_stored
 from envs.live.columns import Column, Range, TableColumns, read_columns
 from envs.live.decide import DecisionInputs, Scores
 from envs.live.examples import check_examples, read_examples
+from envs.live.package_files import EXAMPLES, GRAPH, MANIFEST, OBSERVATION, graph_notes, read_files
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CustomerState, World
@@ -23,20 +22,7 @@ from envs.offers.world.history import PassedWeek, SeenWeek
 from envs.offers.world.observation import ObservationCodec, ViewSetting
 from rlcore.runs import checkpoint
 
-MANIFEST, GRAPH, EXAMPLES, OBSERVATION = "package.json", "decide.onnx", "examples.parquet", "observation.pt"
-MANIFEST_SUM = f"{MANIFEST}.sha256"  # as `sha256sum -c` reads it
 BATCH = 1000  # customers scored at once: few for a CPU's caches
-#: parts of package.json, and their types
-PARTS: dict[str, type | tuple[type, ...]] = {
-    "columns": list,
-    "transform": dict,
-    "env": dict,
-    "num_features": int,
-    "prices": list,
-    "drift": (int, float),
-    "files": dict,
-    "examples": dict,
-}
 
 
 def runtime():
@@ -183,7 +169,7 @@ class Package:
         prices = self.prices if prices is None else prices.float()
         drift = self.drift if drift is None else drift
         parts = []
-        for first in range(0, inputs.num_customers, BATCH):
+        for first in range(0, max(inputs.num_customers, 1), BATCH):  # nobody, too, has scores of the right shape
             batch = inputs.take(slice(first, first + BATCH))
             feed: dict[str, np.ndarray] = {name: x.numpy() for name, x in batch._asdict().items()}
             feed |= {"prices": prices.numpy(), "drift": np.array(drift, dtype=np.float32)}
@@ -209,18 +195,6 @@ class Package:
         )
 
 
-def graph_notes(manifest: dict[str, Any]) -> dict[str, str]:
-    """Return what a graph is written for, as checksums that lie in it."""
-    env = manifest["env"]
-    parts = {
-        "catalogue": env["catalogue"],
-        "season": env["world"]["season"],
-        "columns": [manifest["columns"], manifest["transform"]],
-        "view": [env["observation"], env["contact_rules"]["caps"]],
-    }
-    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
-
-
 def to_column(entry: dict[str, Any]) -> Column:
     """Read an entry of package.json's columns."""
     seen = entry["seen"]
@@ -233,35 +207,6 @@ def no_states(n: int) -> CustomerState:
     return CustomerState(nothing, nothing, nothing, nothing)
 
 
-# ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return package.json and the bytes of all other files; raise ValueError where a checksum does not agree."""
-    text = read_bytes(folder, MANIFEST)
-    if read_bytes(folder, MANIFEST_SUM).split()[:1] != [hashlib.sha256(text).hexdigest().encode()]:
-        raise ValueError(f"{folder}: damaged: {MANIFEST} is not what was written (its SHA-256 differs)")
-    try:
-        manifest = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{folder / MANIFEST}: expected JSON ({error})") from error
-    for part, kind in PARTS.items():
-        if not isinstance(manifest, dict) or not isinstance(manifest.get(part), kind):
-            raise ValueError(f"{folder / MANIFEST}: not a package of this project (without '{part}')")
-    files = {}
-    for name, expected in manifest["files"].items():
-        if Path(name).name != name:
-            raise ValueError(f"{folder / MANIFEST}: expected files of its own folder, got '{name}'")
-        files[name] = read_bytes(folder, name)
-        if hashlib.sha256(files[name]).hexdigest() != expected:
-            raise ValueError(f"{folder}: damaged: {name} is not what was written (its SHA-256 differs)")
-    for name in (GRAPH, EXAMPLES):
-        if name not in files:
-            raise ValueError(f"{folder / MANIFEST}: not a package of this project (without '{name}')")
-    return manifest, files
-
-
-def read_bytes(folder: Path, name: str) -> bytes:
-    """Return a file's bytes; raise ValueError where it is missing."""
-    try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{folder}: not a package: {name}: {error.strerror}") from error
+def load(folder: Path | str, *, threads: int = 1) -> Package:
+    """Read and verify the package in a folder, as scripts/export.py writes it."""
+    return Package.load(folder, threads=threads)

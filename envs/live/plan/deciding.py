@@ -151,9 +151,22 @@ def score_customers(
         if len(here):
             scores = package.score(inputs.take(here))
             spends.append(corrected(scores.spend, factor, package.catalogue))
-            steps.append(compact(demand_curve(scores.logits, spends[-1], package.prices)))
+            steps.append(steps_of(scores.logits, spends[-1], package.prices))
     scored.steps, scored.spend = concat_increments(steps), torch.cat(spends)
     return scored
+
+
+def steps_of(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
+    """Return the compact `demand_curve` [N, K]; it is not made for who is sent nothing at any price, most customers."""
+    buyers = (logits.argmax(-1) > 0).any(0).nonzero()[:, 0]
+    if not len(buyers):
+        return no_steps(len(spend))
+    found = compact(demand_curve(logits[:, buyers], spend[buyers], prices))
+    n, k = len(spend), found.price.shape[1]
+    whole = Increments(torch.full((n, k), -torch.inf), torch.zeros(n, k), torch.zeros(n, k, dtype=torch.long))
+    for every, theirs in zip(whole, found):
+        every[buyers] = theirs
+    return whole
 
 
 def no_steps(n: int) -> Increments:

@@ -40,6 +40,8 @@ def why(policy: ExportedPolicy, request: PlanRequest, customer: str) -> list[str
 def planned_row(path: Path, customer: str) -> dict[str, Any]:
     """Return a customer's row of a plan, None where it is empty."""
     pa = arrow()
+    if not path.is_file():
+        raise ValueError(f"{path}: no such plan; make the plan first, without why=")
     read_facts(path)
     rows = pa.parquet.read_table(path, filters=[("customer", "=", customer)]).to_pylist()
     if not rows:

@@ -307,6 +307,8 @@ def test_why_shows_every_step_and_what_rules_refuse(tmp_path):
     assert text.count("  refused  ") == len(refused)
     with pytest.raises(ValueError, match="has no customer 'nobody'"):
         planned_row(made.path, "nobody")
+    with pytest.raises(ValueError, match="no such plan; make the plan first"):
+        planned_row(tmp_path / "week=4.parquet", name)
 
 
 def test_a_file_that_is_no_plan_is_one_line(tmp_path):

@@ -98,17 +98,29 @@ def read_columns(
             if column.kind == TEXT
             else read_numbers(values, column, source)
         )
-    if any(map(is_date, found.values())) and today is None:
-        dates = next(name for name, x in found.items() if is_date(x))
+    dates = [name for name, x in found.items() if is_date(x)]
+    if dates and today is None:
         raise ValueError(
-            f"{source}: column '{dates}': expected the date that its days count to, as in today=2025-11-24, got none"
+            f"{source}: column '{dates[0]}': expected the date that its days count to, as in today=2025-11-24, got none"
         )
+    if today is not None:
+        check_date(today)
     found = days_before(found, today, "today")
     for column in columns:
         if column.kind != TEXT:
             check_numbers(found[column.name], column, source)
     numbers, levels = transform.encode(found)
     return TableColumns(numbers, levels, *counts(found, transform))
+
+
+def check_date(today: str) -> None:
+    """Raise ValueError where a text is no date."""
+    try:
+        is_known = not np.isnat(np.datetime64(today, "D"))
+    except ValueError:
+        is_known = False
+    if not is_known:
+        raise ValueError(f"today: expected a date, year-month-day, got {today}")
 
 
 def as_table(table: Any, source: str, separator: str):

@@ -243,6 +243,9 @@ def test_files_without_rows_and_dates_without_today_are_refused(made, tmp_path):
         package.read(tmp_path / "nowhere.csv", today=TODAY)
     with pytest.raises(ValueError, match="column 'joined': expected the date that its days count to"):
         package.read(table())
+    for wrong in ("31.3.2025", "NaT", "soon"):
+        with pytest.raises(ValueError, match=f"today: expected a date, year-month-day, got {wrong}"):
+            package.read(table(), today=wrong)
 
 
 # ── damage ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -352,6 +352,7 @@ def test_a_folder_of_something_else_is_not_replaced(made, tmp_path):
 
 
 # ── the script ──────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.slow
 def test_the_script_refuses_what_no_shop_sees_in_one_line(tmp_path):
     config = config_of(tmp_path, "env/observation=state")
     _, agent = untrained(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from envs.offers.world.customers import CustomerState, World
 from envs.offers.world.history import PassedWeek, SeenWeek
 from envs.offers.world.observation import ObservationCodec, ViewSetting
 from rlcore.runs import checkpoint
+
+if TYPE_CHECKING:
+    from envs.live.plan.run import Planned
 
 BATCH = 1000  # customers scored at once: few for a CPU's caches
 
@@ -193,6 +196,12 @@ class Package:
         return self.score(
             self.inputs(columns, week, memory=memory, caps_left=caps_left, action_mask=action_mask), prices
         )
+
+    def plan(self, table: Any, **keys: Any) -> Planned:
+        """Plan a week, as in plan("customers.csv", money=5000, week=18) (envs/live/plan/python_api.py)."""
+        from envs.live.plan.python_api import plan  # which reads packages itself
+
+        return plan(self, table, **keys)
 
 
 def to_column(entry: dict[str, Any]) -> Column:

@@ -15,6 +15,7 @@ from envs.offers.populations.far_values import describe_far_values
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.populations.known_parameters import KnownParameters
 from envs.offers.populations.table_reader import read_table
+from envs.offers.populations.true_parameters import read_parameters
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState
 from envs.value_ranges import FLOAT32_MAX
@@ -33,6 +34,9 @@ class CustomerTable(GivenCustomers):
     range of the train customers and `clip_margin`. Dates become days before `reference_date` (null: the latest date in
     the table). Contact rules may read any column.
 
+    `parameters` is a file with each customer's θ (envs/offers/populations/true_parameters.py), in the place of all that
+    is said above of parameters: the truth of a made-up shop, to judge policies in. None: there is no such file.
+
     The first draw warns of columns that were clipped, and of train customers whose number lies further from all other
     customers' than `far_gap` times the others' range, or looks like a sign for a missing number.
     """
@@ -47,6 +51,7 @@ class CustomerTable(GivenCustomers):
         rate: str | None,
         spend: str | None,
         margin: str | None,
+        parameters: str | None,
         text: list,
         ignore: list,
         reference_date: str | None,
@@ -96,11 +101,12 @@ class CustomerTable(GivenCustomers):
         # rate ½ and spend 1 are neutral: alpha then is that of utility 0 and margin is the margin rate
         neutral = {PRIOR_OF[key]: NEUTRAL[PRIOR_OF[key]] for key in mapped}
         self.priors = Priors(catalogue, **{**priors, **neutral})
+        self.theta = read_parameters(parameters, separator, self.ids, catalogue.channels) if parameters else None
         drawn = [
             f"note: env.population.{key}=null: the {key} of each customer is drawn anew in every season from "
             f"env.population.priors.{PRIOR_OF[key]}={priors[PRIOR_OF[key]]}"
             for key, name in own.items()
-            if not name
+            if not name and parameters is None
         ]
         transform = FeatureTransform.fit(self.inputs, train, min_level_count, clip_margin, path, "env.population")
         numbers = {name: column[train] for name, column in self.inputs.items() if is_number(column)}
@@ -143,6 +149,8 @@ class CustomerTable(GivenCustomers):
         if "rate" in known:
             c = replace(c, alpha=c.alpha + torch.logit(known["rate"]))
         c = replace(c, margin=c.margin * known.get("spend", 1.0) * known.get("margin", 1.0))
+        if self.theta is not None:
+            c = self.theta.map(lambda x: x.to(device))[row]
         zeros = torch.zeros_like(row)
         habit = torch.randint(HABITS, (n,), generator=generator, device=device)
         expectation = torch.randint(EXPECTATIONS - 1, (n,), generator=generator, device=device)

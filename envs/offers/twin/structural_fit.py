@@ -20,7 +20,7 @@ from envs.offers.twin.hidden_states.identification import (
     parameter_report,
     parameter_rows,
 )
-from envs.offers.twin.hidden_states.mixture_filter import check_whole_seasons, seen_weeks
+from envs.offers.twin.hidden_states.mixture_filter import from_the_first_week, seen_weeks
 from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.twin.predictions import OutcomePrediction, PanelPredictions
 from envs.offers.twin.structural_model import KIND, ParameterNetwork, parameter_columns
@@ -101,9 +101,7 @@ class StructuralTwin:
     def to_panel(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week. Raises ValueError where states are hidden and weeks are missing."""
         panel = to_panel(log, env, "log")
-        if self.hides_state:
-            check_whole_seasons(panel)
-        return panel
+        return from_the_first_week(panel) if self.hides_state else panel
 
     def fixed_columns(self) -> list[int]:
         """Return the columns of θ that are left to the priors."""

@@ -7,6 +7,7 @@ normal random effect, integrated by Gauss–Hermite quadrature (Butler & Moffitt
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -81,8 +82,21 @@ def seen_weeks(panel: Panel) -> list[SeenWeek]:
     return [SeenWeek(*(x[t] for x in columns)) for t in range(len(panel.week))]
 
 
-def check_whole_seasons(panel: Panel) -> None:
-    """Raise ValueError unless each customer's weeks are all weeks from the season's first to the customer's last."""
+def from_the_first_week(panel: Panel) -> Panel:
+    """Leave out the seasons that customers joined after the first week, for the hidden state is filtered from there.
+
+    Prints how many. Raises ValueError where weeks of another season are missing before its last one, or none is left.
+    """
+    joined_later = panel.week[0] > 0
+    if joined_later.any():
+        print(
+            f"note: log: {int(joined_later.sum()):,} of {len(panel):,} seasons of customers, who joined after the "
+            "first week, are left out: the hidden state is filtered from there",
+            file=sys.stderr,
+        )
+        panel = panel[~joined_later]
+    if not len(panel):
+        raise ValueError("log: column 'week': expected seasons from their first week on, got none")
     weeks = torch.arange(len(panel.week), device=panel.week.device)[:, None]
     skipped = ((panel.week != weeks) & panel.logged).any(0)
     if skipped.any():
@@ -90,6 +104,7 @@ def check_whole_seasons(panel: Panel) -> None:
             f"log: customer {panel.customer[skipped][0].item()}, column 'week': expected all weeks of a season from "
             "the first, for the hidden state is filtered from there"
         )
+    return panel
 
 
 def opted_out_before(panel: Panel) -> Tensor:

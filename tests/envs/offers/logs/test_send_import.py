@@ -29,6 +29,7 @@ def shop(tmp_path_factory):
     config = composed(
         "experiment=shop",
         "sends=shop",
+        "sends.start=null",
         "env/observation=history",
         f"hydra.searchpath=[file://{folder}]",
         name="import_sends",
@@ -51,6 +52,13 @@ def write_rows(path, rows, names=None):
 
 def names_of(env):
     return list(env.world.catalogue.offers), list(env.world.catalogue.channels)
+
+
+def weeks_there(row):
+    """Count the weeks of the shop's first 48 in which a customer is there, by the dates of the customer table."""
+    first = max(0, (dt.date.fromisoformat(row["Joined"]) - dt.date(2026, 1, 5)).days // 7)
+    last = (dt.date.fromisoformat(row["Left"]) - dt.date(2026, 1, 5)).days // 7 if row["Left"] else 47
+    return last - first + 1
 
 
 def imported(shop, old=None, **changes):
@@ -123,8 +131,8 @@ def long_shop(tmp_path_factory):
     """18 months of a shop whose customer table says when customers came and went."""
     folder = tmp_path_factory.mktemp("long")
     example_shop.write_shop(folder, 120, 1)
-    overrides = ["experiment=shop", "sends=shop", "env/observation=history", "sends.joined=Joined", "sends.left=Left"]
-    options = ["env.population.ignore=[Postcode,Age,Joined,Left]", "sends.propensity_of_nothing=null"]
+    overrides = ["experiment=shop", "sends=shop", "env/observation=history"]
+    options = ["sends.start=null", "sends.propensity_of_nothing=null"]
     customers = rows_of(folder, "customers")
     write_rows(folder / "customers.csv", [row | {"Joined": "2025-01-06", "Left": "2025-01-06"} for row in customers])
     config = composed(*overrides, *options, f"hydra.searchpath=[file://{folder}]", name="import_sends")
@@ -196,10 +204,10 @@ def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
         assert set(log.unit.tolist()) <= set(env.population.customers[split].tolist())
         assert log.action_mask.gather(1, log.action[:, None]).all()
         assert (log.propensity[log.action_mask.sum(1) == 1] == 1).all() and not log.propensity.isnan().any()
-        assert (log.terminated == (log.step == 11)).all() and not log.truncated.any()
+        assert log.terminated[log.step == 11].all() and not log.truncated.any()
         for k in range(0, len(log), 5):
             name = env.population.ids[log.unit[k]]
-            monday = str(dt.date(2026, 1, 5) + dt.timedelta(weeks=int(log.step[k])))
+            monday = str(dt.date(2026, 1, 5) + dt.timedelta(weeks=int(12 * log.episode[k] + log.step[k])))
             row = sends.get((name, monday))
             offer, channel = divmod(int(log.action[k]), len(channels))
             spend = 0.0
@@ -214,10 +222,13 @@ def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
             expected = (margin or 0.0) + env.world.reward.trips * (margin is not None) - spend
             assert log.reward[k].item() == pytest.approx(expected, abs=1e-4)
         assert torch.equal(log.obs[:, : env.static_dim], env.population.features[log.unit].float())
-        sent = log.action >= len(channels)  # one of the pairs that the rules allow, in half of the weeks
+        # one of the pairs that the rules allow, in half of the weeks but in a twelfth, which are gaps
+        sent = log.action >= len(channels)
         chance = log.propensity[sent] * (log.action_mask[sent].sum(1) - 1)
-        assert (chance - 0.5).abs().max() < 1e-4
-    assert total == 300 * 12
+        assert (chance - 11 / 24).abs().max() < 1e-4
+        free = ~sent & (log.action_mask.sum(1) > 1)
+        assert (log.propensity[free] - 13 / 24).abs().max() < 1e-4
+    assert total == sum(weeks_there(row) for row in rows_of(folder, "customers"))
 
 
 def test_a_history_goes_on_from_season_to_season(long_shop, tmp_path):
@@ -305,7 +316,8 @@ def test_purchases_on_the_sends_rows_and_weeks_by_number(shop, tmp_path):
          "propensity": 0.25, "bought": int(week == 33), "redeemed": 0, "margin": 7.5 * (week == 33), "unsubscribed": 0}
         for k in range(2) for week in range(31 + 3 * k, 43)
     ]  # fmt: skip
-    changes = {"path": write_rows(tmp_path / "s.csv", made), "purchases": {**sends.purchases, "path": None}}
+    by_number = {"purchases": {**sends.purchases, "path": None}, "joined": None, "left": None}
+    changes = {"path": write_rows(tmp_path / "s.csv", made), **by_number}
     found = imported(shop, **changes)
     log, k = found.log, [found.log.ids.index(name) for name in ids]
     assert log.weeks == 12 and log.first[k].tolist() == [0, 3] and log.last[k].tolist() == [11, 11]
@@ -328,7 +340,8 @@ def test_the_first_of_several_sends_is_the_weeks_decision(shop, tmp_path):
             (1, "coffee", "letter", 0.1, 1, 0), (2, "coffee", "app", 0.2, 0, 0), (2, "five_off", "letter", 0.3, 1, 1),
         )
     ]  # fmt: skip
-    changes = {"path": write_rows(tmp_path / "s.csv", made), "purchases": {**sends.purchases, "path": None}}
+    by_number = {"purchases": {**sends.purchases, "path": None}, "joined": None, "left": None}
+    changes = {"path": write_rows(tmp_path / "s.csv", made), **by_number}
     log = imported(shop, **changes, several="first").log
     k = log.ids.index(name)
     assert (offers[log.offer[1, k]], channels[log.channel[1, k]]) == ("coffee", "app")

@@ -288,8 +288,20 @@ def test_bad_input_is_one_line():
     keep[14] = False  # the third week of the second customer
     with pytest.raises(ValueError, match="customer 1, column 'week': expected all weeks of a season from the first"):
         twin(env).set_dataset(log[keep])
+    with pytest.raises(ValueError, match="expected seasons from their first week on, got none"):
+        twin(env).set_dataset(log[log.step > 0])
     with pytest.raises(ValueError, match="hidden_states.pulled: no such parameter: psi"):
         twin(env, twin={"hidden_states": {"pulled": ["psi"]}})
+
+
+def test_seasons_that_begin_late_are_left_out(capsys):
+    env, log = unseen_log(40)
+    keep = torch.ones(len(log), dtype=torch.bool)
+    keep[12:14] = False  # the second customer joins in the third week
+    model = twin(env)
+    model.set_dataset(log[keep])
+    assert model.panel.customer.tolist() == [0, *range(2, 40)] and model.panel.logged.all()
+    assert "note: log: 1 of 40 seasons of customers" in capsys.readouterr().err
 
 
 def test_a_log_with_states_is_fitted_with_them():

@@ -22,12 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from envs.configuration import CONF
 from envs.offers.example_shop.customers import customer_rows
-from envs.offers.example_shop.life import Shop, Week
+from envs.offers.example_shop.life import Shop, Week, shipped
 from envs.offers.example_shop.yaml_files import FIRST_MONDAY, config_files
 from envs.offers.populations.true_parameters import parameter_table
 
@@ -130,10 +128,8 @@ def rows_of_test(rows: list[dict], takes_part: Tensor, seen: Week, cost: Tensor)
 
 def mails(n: int, seed: int) -> list[dict[str, str]]:
     """Draw e-mails of the embedded market with their outcomes: 0 no reply, 1 reply, 2 conversion."""
-    settings = OmegaConf.load(CONF / "env/corpus/small.yaml")
-    settings.pop("defaults")
-    settings.gold = OmegaConf.load(CONF / "env/corpus/gold/default.yaml")
-    make_corpus = instantiate(settings, _convert_="all")
+    corpus = {**shipped("corpus/small"), "gold": shipped("corpus/gold/default")}
+    make_corpus = instantiate(corpus, _convert_="all")
     drawn = make_corpus(seed).sample(n, f"shop {seed}")
     return [
         {"context": context, "email_text": text, "outcome": str(outcome)}

@@ -29,7 +29,12 @@ POLICY = [
     "algo.total_steps=1152",
     "algo.minibatches=2",
 ]
-TEST = ["table.min_level_count=5", "ab_test.replications=5", "ab_test.folds=2", "ab_test.learners.T_network.model.steps=5"]
+TEST = [
+    "table.min_level_count=5",
+    "ab_test.replications=5",
+    "ab_test.folds=2",
+    "ab_test.learners.T_network.model.steps=5",
+]
 MAILS = ["algo.encoder.steps=2", "algo.encoder.dim=16", "algo.encoder.ffn_dim=16", "algo.encoder.layers=1"]
 
 

@@ -54,7 +54,8 @@ def customer_rows(first: int, n: int, seed: int, *, younger: bool) -> list[dict[
 def as_columns(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
     """Return rows as columns [N], numbers as float64 with NaN where there is none."""
     return {
-        name: np.array([float(row[name] or "nan") if name in NUMBERS else row[name] for row in rows]) for name in rows[0]
+        name: np.array([float(row[name] or "nan") if name in NUMBERS else row[name] for row in rows])
+        for name in rows[0]
     }
 
 

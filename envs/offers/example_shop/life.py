@@ -1,11 +1,13 @@
-"""The life of the made-up shop, week by week: who is there, what is sent to whom under the shop's rules, what follows."""
+"""The life of the made-up shop, week by week: who is there, what is sent to whom, and what comes of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from envs.configuration import CONF
@@ -65,6 +67,25 @@ class Listed:
         self.ids = [row["Customer No"] for row in rows]
 
 
+def shipped(name: str) -> DictConfig:
+    """Return conf/env/NAME.yaml without its defaults."""
+    return _without_defaults(OmegaConf.load(CONF / f"env/{name}.yaml"))
+
+
+def shop_file(name: str) -> DictConfig:
+    """Return a file of the shop's own configuration without its defaults."""
+    return _without_defaults(OmegaConf.create(CONFIG[name].format(folder="")))
+
+
+def _without_defaults(config) -> DictConfig:
+    config.pop("defaults", None)
+    return config
+
+
+def _part(config) -> Any:
+    return instantiate(config, _convert_="all")
+
+
 class Shop:
     """The shop's world, rules and customers; `live` brings a week after another.
 
@@ -75,18 +96,9 @@ class Shop:
     """
 
     def __init__(self, rows: list[dict[str, str]], first: Tensor, seed: int):
-        config = {name: OmegaConf.create(text.format(folder="")) for name, text in CONFIG.items() if "sends" not in name}
-        parts = config["env/catalogue/shop.yaml"]
-        self.catalogue = Catalogue.build(
-            offers=OmegaConf.to_container(parts.offers), channels=OmegaConf.to_container(parts.channels)
-        )
-        settings = OmegaConf.to_container(OmegaConf.load(CONF / "env/world/full.yaml"))
-        reward = OmegaConf.to_container(OmegaConf.load(CONF / "env/reward/default.yaml"))
-        self.world = World(
-            self.catalogue,
-            RewardConfig(**{key: x for key, x in reward.items() if not key.startswith("_")}),
-            **{key: x for key, x in settings.items() if not key.startswith("_")},
-        )
+        self.catalogue: Catalogue = _part(shop_file("env/catalogue/shop.yaml"))
+        reward: RewardConfig = _part(shipped("reward/default"))
+        self.world: World = _part(shipped("world/full"))(self.catalogue, reward)
         self.generator = torch.Generator().manual_seed(2 * seed + 1)
         self.gaps = torch.Generator().manual_seed(seed)
         self.customers: Customers = true_parameters(rows, self.catalogue, self.generator)
@@ -95,9 +107,8 @@ class Shop:
         habit = torch.randint(HABITS, (n,), generator=self.generator)
         expectation = torch.randint(EXPECTATIONS - 1, (n,), generator=self.generator)
         self.state = CustomerState(habit, zeros, expectation, zeros + SUBSCRIBED)
-        rules = {key: x for key, x in config["env/contact_rules/shop.yaml"].items() if key != "defaults"}
-        rules = OmegaConf.to_container(OmegaConf.create(rules))
-        self.rules = ContactRules(self.catalogue, Listed(rows), **rules)
+        rules = OmegaConf.merge(shipped("contact_rules/none"), shop_file("env/contact_rules/shop.yaml"))
+        self.rules: ContactRules = _part(rules)(self.catalogue, Listed(rows))
         sample = Sample(self.customers, torch.zeros(n, 0), self.state, torch.arange(n))
         self.policy = self.rules.policy(sample)
         self.opted_out = zeros.bool()  # as the shop knows it; it goes on writing to those who have churned

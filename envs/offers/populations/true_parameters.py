@@ -1,4 +1,4 @@
-"""A file of customers' parameters θ, one row a customer: the truth of a made-up shop, or parameters that you believe."""
+"""A file of customers' parameters θ, one row a customer, such as the truth of a made-up shop."""
 
 from __future__ import annotations
 

@@ -158,6 +158,19 @@ class Algorithm(ABC):
         evaluator: Evaluator = self.env.evaluation(self.env)
         return evaluator
 
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the columns that its policy sees; empty where columns have no names."""
+        return []
+
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Begin with what another training of this kind has learned, the result of its `state_dict`.
+
+        Iterations, optimisers, schedules and random streams are those of a new training. Comes before the first
+        iteration.
+        """
+        self.load_policy(state)
+
     def export(self, directory: Path) -> None:
         """Write the trained models into a directory in formats of other libraries, if there are such formats."""
         return
@@ -242,6 +255,11 @@ class NetworkAlgorithm(Algorithm):
             self.lr_schedule(self.lr, self.initial_lr, progress, self.kl)
         if self.auxiliary:
             self.auxiliary.anneal(progress)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the columns of an observation."""
+        return list(self.env.obs_names)
 
     def explain_divergence(self) -> str:
         """Name a column of the observations that is not finite."""

@@ -287,6 +287,12 @@ class ExpectedPPO(NetworkAlgorithm):
         super().load_policy(state)
         self.policy.load_state_dict(state["policy"])
 
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Begin with another training's policy, the moving average of its weights, and with its critic."""
+        self.load_policy(state)
+        self.network.load_state_dict(state["policy"])
+        self.critic.load_state_dict(state["critic"])
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore everything."""
         super().load_state_dict(state)

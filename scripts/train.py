@@ -44,6 +44,7 @@ from scripts.cli import choose_device, flatten_keys, guarded, launch, to_dict
 from scripts.overrides import key_of
 from scripts.results import make_logger, publish
 from scripts.stored_runs import algorithm_class, check_fit, fitting
+from scripts.warm_start import check_inputs, load_start
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1, signal.SIGHUP] if os.name == "posix" else []))
 # for all processes but the first
@@ -128,10 +129,15 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
         raise ValueError(f"algo={name}: can't be trained by several processes, expected algo=ppo or ppo_kl")
     env = build_part(make_env, device, cfg.seed)
     check_fit(make_algorithm, env)
-    if state:
-        with fitting(cfg.resume):
-            env.load_fitted(state["agent"].get("env"))
+    start = load_start(cfg.init, name, to_dict(cfg, resolve=True)) if cfg.init and not state else None
+    if restored := state or start:
+        with fitting(cfg.resume or cfg.init):
+            env.load_fitted(restored["agent"].get("env"))
     algorithm = make_algorithm(env, cfg.seed)
+    if start:
+        check_inputs(cfg.init, start, algorithm)
+        with fitting(cfg.init):
+            algorithm.start_from(start["agent"])
     if cfg.log:
         if not isinstance(algorithm, OfflineAlgorithm):
             raise ValueError(
@@ -223,6 +229,7 @@ def save_checkpoint(cfg: DictConfig, name: str, algorithm: Algorithm, logger: An
                 "shards": shards,
                 "logger": logger.state_dict(),
                 "name": name,
+                "inputs": algorithm.input_names,
                 "config": to_dict(cfg, resolve=True),
             },
         )

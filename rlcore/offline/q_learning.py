@@ -284,6 +284,11 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         if self.constraint:
             self.constraint.load_state_dict(state["constraint"])
 
+    def start_from(self, state: dict) -> None:
+        """Begin with another training's values, in the target network too, and with its model of the behaviour."""
+        self.load_policy(state)
+        self.target_network.load_state_dict(state["target_network"])
+
     def load_state_dict(self, state: dict) -> None:
         """Restore everything but the dataset."""
         super().load_state_dict(state)

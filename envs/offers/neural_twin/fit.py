@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.offers.logs.panel import Panel, to_panel
 from envs.offers.neural_twin.customers import NeuralMember, network_inputs, treatments_by_value
@@ -50,6 +50,10 @@ class NeuralTwin:
             NeuralMember(self.fit_response.empty(inputs), self.fit_other_outcomes.empty(inputs), self.monotone_order)
             for _ in range(members)
         ]
+
+    def start_member(self, member: nn.Module, weights: dict, kind: str) -> None:
+        """Refuse: networks that start from others would remember customers of the other log's validation."""
+        raise ValueError("init: a neural twin is fitted anew: expected algo/twin=structural, or init=null")
 
     def to_panel(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week, with the networks' inputs. Raises ValueError where weeks are missing."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envs.offers.populations.base import GivenCustomers, Priors, Sample, hash_uniform
 from envs.offers.populations.column_kinds import Columns, is_date, is_number
+from envs.offers.populations.drift import describe_drift, profile
 from envs.offers.populations.far_values import describe_far_values
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.populations.known_parameters import KnownParameters
@@ -115,6 +116,7 @@ class CustomerTable(GivenCustomers):
             for name, column in numbers.items()
             if (far := describe_far_values(column, far_gap))
         ]
+        self.profile = profile(self.inputs, train)
         self._apply(transform)
 
     def _apply(self, transform: FeatureTransform) -> None:
@@ -160,12 +162,23 @@ class CustomerTable(GivenCustomers):
 
     def state_dict(self) -> dict:
         """Return the fitted transform, which defines a policy's features, and what unknown parameters are filled by."""
-        return {"transform": self.transform.state_dict(), "medians": self.parameters.medians}
+        return {
+            "transform": self.transform.state_dict(),
+            "medians": self.parameters.medians,
+            "profile": self.profile,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Use the transform that a policy was trained with."""
         self.parameters.medians |= state["medians"]
         self._apply(FeatureTransform(state["transform"]))
+        moved = describe_drift(state["profile"], self.inputs, self.customers["train"].numpy())
+        if moved:
+            self.messages.append(
+                f"warning: {self.path}: customers differ from those of training, population stability index: "
+                f"{', '.join(moved)}"
+            )
+        self.profile = state["profile"]
 
 
 def days_before(columns: Columns, reference_date: str | None, where: str) -> Columns:

@@ -24,6 +24,9 @@ class TwinModel(Protocol):
     def make_members(self, env, seed: int, members: int) -> list[nn.Module]:
         """Make unfitted members."""
 
+    def start_member(self, member: nn.Module, weights: dict, kind: str) -> None:
+        """Give a member the weights of a fitted one to start from. Raises ValueError where the kinds do not fit."""
+
     def to_panel(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week. Raises ValueError where members can't learn from the log."""
 
@@ -198,6 +201,18 @@ class TwinEnsemble(OfflineAlgorithm):
         """Restore the members, on any device."""
         for member, weights in zip(self.members, state["members"]):
             member.load_state_dict(weights)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the customers' features."""
+        return list(self.env.population.feature_names)
+
+    def start_from(self, state: dict) -> None:
+        """Begin the fit of each member with the weights of a fitted member of another ensemble."""
+        if not state["iteration"]:
+            raise ValueError("init: expected a twin with at least one fitted member, got none")
+        for number, member in enumerate(self.members):
+            self.twin.start_member(member, state["members"][number % state["iteration"]], state["kind"])
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the result of `state_dict`, to fit on."""

@@ -98,6 +98,16 @@ class StructuralTwin:
             ParameterNetwork(env.static_dim, theta.mean(0), theta.std(0), hidden=self.hidden) for _ in range(members)
         ]
 
+    def start_member(self, member: ParameterNetwork, weights: dict, kind: str) -> None:
+        """Give a member the weights of a fitted one, and the scale of its inputs, to start from."""
+        if kind != KIND:
+            raise ValueError(f"init: a {kind} twin: expected a {KIND} one, or algo/twin={kind}")
+        spread = member.spread.clone()
+        member.load_state_dict(weights)
+        # what the other log could not identify, this one may
+        member.spread.copy_(torch.where(member.spread == 0, spread, member.spread))
+        member.starts_warm = True
+
     def to_panel(self, log: LoggedDataset, env) -> Panel:
         """Lay a log out by customer and week. Raises ValueError where states are hidden and weeks are missing."""
         panel = to_panel(log, env, "log")
@@ -135,7 +145,8 @@ class StructuralTwin:
             return self.hidden_states.fit(
                 member, world, panel, weight, held_out, held_out_weight, generator, self.penalty
             )
-        member.fit_scale(panel.features.T)
+        if not member.starts_warm:
+            member.fit_scale(panel.features.T)
         optimizer = torch.optim.LBFGS(
             member.parameters(), max_iter=self.steps, history_size=20, line_search_fn="strong_wolfe"
         )

@@ -45,6 +45,8 @@ class ParameterNetwork(FeatureNetwork):
     alpha_sd: Tensor  #: sd of what features leave open of α, []; 0 where it was not fitted
     bounds: Tensor  #: least and greatest of each parameter, [2, K]
 
+    starts_warm = False  #: whether a fit goes on from the weights of another, and keeps the scale of its inputs
+
     def __init__(self, num_features: int, middle: Tensor, spread: Tensor, *, hidden: list[int]):
         super().__init__(num_features, len(middle), hidden)
         self.register_buffer("middle", middle.float())

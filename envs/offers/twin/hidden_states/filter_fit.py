@@ -27,6 +27,7 @@ from envs.offers.world.filtering import CHUNK, margin_log_likelihood
 BETAS = (0.9, 0.99)  # of Adam
 MAX_GRADIENT_NORM = 1.0
 FIRST_SD = 0.4  # of the random effect, in prior standard deviations of α
+LEAST_SD = 0.01  # of the random effect where a fit goes on from another, in the same unit
 STEP_LENGTHS = (1.0, 0.5, 0.25)  # tried in turn, until the likelihood of held-out customers grows
 
 
@@ -154,9 +155,13 @@ class FilterFit:
                 "algo.weighted=true: a log without states has a likelihood of whole seasons, whose weeks have no "
                 "weights of their own: expected algo.weighted=false"
             )
-        member.fit_scale(panel.features.T)
+        if not member.starts_warm:
+            member.fit_scale(panel.features.T)
         alpha_spread = member.spread[self.columns["alpha"][0]]
-        log_sd = torch.nn.Parameter(member.spread.new_tensor(FIRST_SD).log())  # in prior standard deviations
+        first_sd = member.spread.new_tensor(FIRST_SD)  # in prior standard deviations
+        if member.starts_warm:
+            first_sd = (member.alpha_sd / alpha_spread).clamp_min(LEAST_SD)
+        log_sd = torch.nn.Parameter(first_sd.log())
         prior, center = self.prior_precision(member, penalty), self.prior_center(member)
         rows = (times > 0).nonzero()[:, 0]
 

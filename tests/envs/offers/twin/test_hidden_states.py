@@ -304,6 +304,28 @@ def test_seasons_that_begin_late_are_left_out(capsys):
     assert "note: log: 1 of 40 seasons of customers" in capsys.readouterr().err
 
 
+def test_a_fit_goes_on_from_another_in_fewer_steps():
+    env, log = unseen_log(400)
+
+    def fitted(steps, start=None):
+        model = twin(env, members=1, twin={"hidden_states": {"steps": steps, "shares": [1.0], "nodes": 2}})
+        if start:
+            model.start_from(start)
+        model.set_dataset(log)
+        model.setup(None, lambda: False)
+        found = model.iterate(0.0)["twin/held_out"].item()
+        model.iteration = 1
+        return found, model
+
+    whole, first = fitted(40)
+    cold, _ = fitted(2)
+    warm, second = fitted(2, first.state_dict() | {"iteration": 1})
+    assert warm > cold + 1e-3 and warm > whole - 0.01
+    assert torch.equal(second.members[0].standardize.mean, first.members[0].standardize.mean)
+    with pytest.raises(ValueError, match="expected a twin with at least one fitted member"):
+        twin(env).start_from(first.state_dict() | {"iteration": 0})
+
+
 def test_a_log_with_states_is_fitted_with_them():
     env, log = random_log(60)
     model = twin(env)

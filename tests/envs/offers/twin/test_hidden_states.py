@@ -304,8 +304,9 @@ def test_seasons_that_begin_late_are_left_out(capsys):
     assert "note: log: 1 of 40 seasons of customers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_fit_goes_on_from_another_in_fewer_steps():
-    env, log = unseen_log(400)
+    env, log = unseen_log(150)
 
     def fitted(steps, start=None):
         model = twin(env, members=1, twin={"hidden_states": {"steps": steps, "shares": [1.0], "nodes": 2}})

@@ -451,6 +451,10 @@ def test_an_environment_takes_the_transform_over_before_a_learner_is_built(shop,
     other = environment(tmp_path, "env.population.min_level_count=1")
     assert other.obs_dim != env.obs_dim
     other.load_fitted(env.state_dict())
+    drift = [message for message in other.population.messages if "population stability index" in message]
+    assert len(drift) == 1 and drift[0].split("index: ")[1].startswith("Region ")
+    env.load_fitted(env.state_dict())
+    assert not any("population stability index" in message for message in env.population.messages)
     assert other.obs_dim == env.obs_dim and other.context_dim == env.context_dim
     obs, _ = other.reset()
     assert obs.shape == (50, env.obs_dim)

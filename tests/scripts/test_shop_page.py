@@ -11,7 +11,8 @@ import pytest
 import script_runner
 from small_runs import OFFERS
 
-pytest.importorskip("pyarrow")
+for package in ("pyarrow", "onnxscript", "onnxruntime", "jinja2"):  # extra `live`
+    pytest.importorskip(package)
 ROOT = Path(__file__).parents[2]
 TWIN = [
     "algo.members=1",
@@ -56,6 +57,7 @@ def made_small(script: str, arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_ten_commands_of_the_page_run_in_an_empty_folder(tmp_path):
     assert len(commands()) == 10
     for script, *arguments in commands():

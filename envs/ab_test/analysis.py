@@ -53,7 +53,8 @@ class Analyst:
 
     `worth` is the money that a unit of an outcome is worth, by outcome; empty: a unit of `outcome` is worth 1. `cost`
     is the money that a treatment costs, `costs` that of single arms. Profit is worth less cost. `learners` are chosen
-    by cross-validation over `folds` folds of the customers that they learn from. `binary` names the learners that take
+    by cross-validation over `folds` folds of the customers that they learn from: the first that is within
+    `standard_errors` of the best. `binary` names the learners that take
     outcomes of 0 and 1 only. `model` predicts profits for the doubly robust estimator.
     """
 
@@ -68,6 +69,7 @@ class Analyst:
         binary: list,
         model: OutcomeLearner,
         folds: int,
+        standard_errors: float,
         level: float,
         replications: int,
         bins: int,
@@ -80,6 +82,7 @@ class Analyst:
         self.binary = binary
         self.model = model
         self.folds = folds
+        self.standard_errors = standard_errors
         self.level = level
         self.replications = replications
         self.bins = bins
@@ -145,7 +148,7 @@ class Analyst:
         targets[BEST_ARM] = values.everybody(best_arm, arms, len(judge))
         for name, outcome in ranked_by.items():
             experiment = Experiment(learn, trial.features[learn], arm, outcome[learn].float(), trial.propensity[learn])
-            choices[name] = choose(self._usable(outcome), experiment, arms, fold, seed)
+            choices[name] = choose(self.usable(outcome), experiment, arms, fold, seed, self.standard_errors)
             effects[name] = choices[name].effects(obs)
             # An outcome other than money is worth what a unit of it brought in the mean over the arms.
             unit = 1.0 if name == PROFIT else (gross[learn].mean() / outcome[learn].mean()).item()
@@ -155,7 +158,8 @@ class Analyst:
         )
         return Half(judge, choices, effects, targets, best_arm, predicted)
 
-    def _usable(self, outcome: Tensor) -> Learners:
+    def usable(self, outcome: Tensor) -> Learners:
+        """Return the learners that take such outcomes [N]."""
         is_binary = bool(((outcome == 0) | (outcome == 1)).all())
         return {name: learner for name, learner in self.learners.items() if is_binary or name not in self.binary}
 

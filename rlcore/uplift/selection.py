@@ -66,19 +66,41 @@ def mean_qini(experiment: Experiment, effects: Tensor) -> float:
     return torch.stack(coefficients).mean().item()
 
 
-def cross_validate(learner: MetaLearner, experiment: Experiment, actions: int, fold: Tensor, seed: int) -> float:
-    """Mean Qini coefficient of a learner over folds [N] of the units, each by a model of the other folds."""
+def cross_validate(learner: MetaLearner, experiment: Experiment, actions: int, fold: Tensor, seed: int) -> list[float]:
+    """Mean Qini coefficient of a learner in each fold [N] of the units, by a model of the other folds."""
     values = []
     for k in range(int(fold.amax()) + 1):
         held_out = fold == k
         effects = fit_effects(learner, experiment.part(~held_out), actions, seed)
         left = experiment.part(held_out)
         values.append(mean_qini(left, effects(left.obs)))
-    return sum(values) / len(values)
+    return values
 
 
-def choose(learners: dict[str, MetaLearner], experiment: Experiment, actions: int, fold: Tensor, seed: int) -> Choice:
-    """Choose the learner of the greatest cross-validated Qini coefficient, and fit it to all units."""
-    validated = {name: cross_validate(learner, experiment, actions, fold, seed) for name, learner in learners.items()}
-    name = max(validated, key=lambda learner: validated[learner])
+def choose(
+    learners: dict[str, MetaLearner],
+    experiment: Experiment,
+    actions: int,
+    fold: Tensor,
+    seed: int,
+    standard_errors: float,
+) -> Choice:
+    """Choose a learner by its cross-validated Qini coefficient, and fit it to all units; see `first_level`."""
+    by_fold = {name: cross_validate(learner, experiment, actions, fold, seed) for name, learner in learners.items()}
+    name = first_level(by_fold, standard_errors)
+    validated = {learner: sum(values) / len(values) for learner, values in by_fold.items()}
     return Choice(name, validated, fit_effects(learners[name], experiment, actions, seed))
+
+
+def first_level(by_fold: dict[str, list[float]], standard_errors: float) -> str:
+    """Name the first learner that is within so many standard errors of the best one; values are by fold.
+
+    The standard error is that of the mean difference to the best over folds (the rule of Breiman et al. 1984, paired).
+    Where outcomes are rare, the best of many is the luckiest; learners are therefore listed by how well they are
+    expected to do. At 0 the best is chosen.
+    """
+    values = torch.tensor(list(by_fold.values()), dtype=torch.float64)  # [L, folds]
+    lost = values[values.mean(1).argmax()] - values
+    error = lost.std(1) / lost.shape[1] ** 0.5
+    is_level = lost.mean(1) <= standard_errors * error
+    return list(by_fold)[int(is_level.int().argmax())]

@@ -1,4 +1,4 @@
-"""The peers of our uplift learners: scikit-uplift's on gradient boosting, from the extra `bench`."""
+"""The peers of our uplift learners: scikit-uplift's on boosting or logistic regression, from the extra `bench`."""
 
 from __future__ import annotations
 
@@ -50,4 +50,32 @@ def peers(boosters: dict[str, dict]) -> dict[str, Callable[..., Score]]:
         f"{kind} of {name}": make(row["booster"], row["settings"])
         for name, row in boosters.items()
         for kind, make in (("S", solo), ("T", two), ("X", cross))
+    }
+
+
+def logistic_peers(inverse_penalties: list[float]) -> dict[str, Callable[..., Score]]:
+    """TwoModels, and SoloModel with treatment interactions, on L2 logistic regression, by name and C."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklift.models import SoloModel, TwoModels
+    except ImportError as error:
+        raise ValueError(
+            "benchmark=uplift/rct: scikit-uplift and scikit-learn are not installed: pip install -e '.[bench]'"
+        ) from error
+
+    def logistic(c: float):
+        return LogisticRegression(C=c, max_iter=2000)
+
+    def two(c: float) -> Callable[..., Score]:
+        return lambda x, treated, outcome: TwoModels(logistic(c), logistic(c)).fit(x, outcome, treated).predict
+
+    def interaction(c: float) -> Callable[..., Score]:
+        return lambda x, treated, outcome: (
+            SoloModel(logistic(c), method="treatment_interaction").fit(x, outcome, treated).predict
+        )
+
+    return {
+        f"{kind}, C = {c:g}": make(c)
+        for c in inverse_penalties
+        for kind, make in (("two models", two), ("interactions", interaction))
     }

@@ -61,7 +61,7 @@ def run(
         kept = torch.isin(log.action, torch.tensor([0, *arms], device=device)).nonzero()[:, 0]
         mailed = (log.action[kept] > 0).long()
         everyone = Experiment(kept, log.obs[kept], mailed, value[kept], log.propensity[kept])
-        made = [split(everyone, learners, rivals, k, fold_count) for k in range(seed, seed + splits)]
+        made = [split(everyone, learners, rivals, k, fold_count, 0.0) for k in range(seed, seed + splits)]
         drawn = comparison.bootstrap_metrics(
             [one.tested() for one in made], len(log), replications, torch.Generator(device).manual_seed(seed)
         ).mean(0)

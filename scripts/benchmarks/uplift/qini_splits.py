@@ -34,9 +34,14 @@ class Split(NamedTuple):
 
 
 def split(
-    everyone: Experiment, learners: dict[str, MetaLearner], rivals: dict[str, Callable], seed: int, fold_count: int
+    everyone: Experiment,
+    learners: dict[str, MetaLearner],
+    rivals: dict[str, Callable],
+    seed: int,
+    fold_count: int,
+    standard_errors: float,
 ) -> Split:
-    """Choose among our learners and fit all on one half, score the other."""
+    """Choose among our learners and fit all on one half, score the other; `standard_errors` is that of `choose`."""
     device = everyone.obs.device
     generator = torch.Generator(device).manual_seed(seed)
     learn, test = (
@@ -45,7 +50,7 @@ def split(
     share = learn.action.double().mean()
     learn = learn._replace(propensity=torch.where(learn.action > 0, share, 1 - share))
     fold = folds(torch.arange(len(learn.unit), device=device), fold_count, generator)
-    choice = choose(learners, learn, ACTIONS, fold, seed)
+    choice = choose(learners, learn, ACTIONS, fold, seed, standard_errors)
     fitted = {
         name: choice.effects if name == choice.name else fit_effects(learner, learn, ACTIONS, seed)
         for name, learner in learners.items()

@@ -75,6 +75,7 @@ def analyst(**changes):
         "binary": [],
         "model": Linear(ridge=30.0, own=True, scaled=False),
         "folds": 2,
+        "standard_errors": 0.0,
         "level": 0.95,
         "replications": 20,
         "bins": 5,

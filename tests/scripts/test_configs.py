@@ -30,6 +30,7 @@ PRIMARY = {
     "ab_test": "uplift",
     "benchmark": "bench",
     "sends": "import_sends",
+    "trial_table": "uplift",
     "uplift_learner": "bench",
     "logging_policy": "collect",
     "ope": "evaluate",
@@ -87,7 +88,8 @@ def test_every_file_composes_and_names_all_its_parameters(group):
         for one in ((choice,) if isinstance(choice, str) else choice)
     ]
     logger = group.partition("=")[2] if group.startswith("logger=") else "tensorboard"
-    group = f"+{group}" if group.startswith("uplift_learner=") else group  # a part of others under names of their own
+    # parts of others, under names of their own
+    group = f"+{group}" if group.startswith(("uplift_learner=", "trial_table=")) else group
     found = dict(targets(OmegaConf.to_container(composed(*owner, group, name=primary), resolve=True)))
     assert {
         "train": {".algo", ".env", f".logger.{logger}"},

@@ -54,6 +54,7 @@ OWNERS = {
         f"algo/{part}=": "algo=ppo_kl"
         for part in ("language_model", "generation", "advantage", "kl_controller", "reward_model_training", "sft")
     },
+    "algo_env=ppo_expected_offers_twin": ("env=offers_twin", "env/observation=history", "algo=ppo_expected"),
     **{f"algo_env={algo}_log": ("env=log", f"algo={algo}") for algo in ("bandit", "bcq", "cql")},
     **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")},
 }

@@ -47,7 +47,11 @@ def support_warnings(dataset: LoggedDataset, target: Tensor) -> list[str]:
 
 
 def without_unknown_propensities(dataset: LoggedDataset, target: Tensor) -> tuple[LoggedDataset, Tensor, list[str]]:
-    """Leave out the episodes of decisions without a propensity, unless that leaves none; count them in a sentence."""
+    """Leave out the episodes of decisions without a propensity, unless that leaves none; count them in a sentence.
+
+    An episode in which nobody had a choice has propensities of 1 and tells nothing of a policy: it does not count as
+    one that is left.
+    """
     missing = dataset.propensity.isnan()
     if not missing.any():
         return dataset, target, []
@@ -56,7 +60,8 @@ def without_unknown_propensities(dataset: LoggedDataset, target: Tensor) -> tupl
     episode_rows = rows_by_episode(dataset.unit, dataset.episode, dataset.step, keys)
     exists = episode_rows >= 0
     is_incomplete = (missing[episode_rows.clamp_min(0)] & exists).any(1)
-    if is_incomplete.all():
+    has_choice = (dense(dataset.action_mask).sum(1) > 1)[episode_rows.clamp_min(0)] & exists
+    if (is_incomplete | ~has_choice.any(1)).all():
         return dataset, target, []
     left_out = torch.zeros_like(missing)
     left_out[episode_rows[is_incomplete][exists[is_incomplete]]] = True

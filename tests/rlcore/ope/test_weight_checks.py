@@ -84,6 +84,21 @@ def test_a_missing_propensity_costs_its_row_alone():
     assert found.diagnostics["episodes"] == 99 and set(found.rows) > {"PDIS", "sequential DR"}
 
 
+def test_decisions_without_a_choice_do_not_stand_for_a_log_without_propensities():
+    """Nothing is possible for who is held out, so that the propensity is known to be 1; these rows value no policy."""
+    log = trial()
+    forced = torch.arange(200) < 20
+    mask = torch.ones(200, ARMS, dtype=torch.bool)
+    mask[forced] = False
+    mask[forced, log.action[forced]] = True
+    unknown = replace(log, action_mask=mask, propensity=torch.where(forced, 1.0, math.nan))
+    target = torch.where(mask, 1.0, 0.0) / mask.sum(1, keepdim=True)
+    kept, _, said = without_unknown_propensities(unknown, target)
+    assert len(kept) == 200 and said == []
+    known = replace(unknown, propensity=torch.where(torch.arange(200) < 100, 1.0, math.nan))
+    assert len(without_unknown_propensities(known, target)[0]) == 100
+
+
 def test_weights_whose_mean_is_not_one_are_said():
     log = trial()
     for propensity, shown in ((0.5, "0.6"), (1e-78, "1e+78|2e+78|3e+7")):

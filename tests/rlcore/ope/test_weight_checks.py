@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from configs import composed
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope import estimators as ope
+from rlcore.ope.dataset_checks import without_unknown_propensities
 from rlcore.ope.estimators import Terms
 from rlcore.ope.intervals import bootstrap, estimate, influence
 from rlcore.ope.report import report

@@ -42,12 +42,12 @@ def main(cfg: DictConfig) -> None:
     if cfg.why is not None:
         print("\n".join(why(policy, request, str(cfg.why))))
         return
+    lock(request.folder)
     try:
         planned = make_plan(policy, request)
     except PlanViolation as violation:
         print(f"stop: {violation}", file=sys.stderr)
         sys.exit(3)
-    lock(planned.path)
     written = planned.write()
     for warning in planned.plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -25,6 +25,13 @@ from rlcore.runs import checkpoint
 if TYPE_CHECKING:
     from envs.live.plan.run import Planned
 
+#: modules whose classes a package's configuration may name
+PARTS_OF_A_WORLD = (
+    "envs.offers.world.",
+    "envs.offers.rewards.",
+    "envs.offers.populations.parameter_regression.",
+    "envs.offers.twin.theta_estimate.",
+)
 BATCH = 1000  # customers scored at once: few for a CPU's caches
 
 
@@ -65,6 +72,8 @@ class Package:
         self.contact_rules = env["contact_rules"]
         self.prices = torch.tensor(manifest["prices"], dtype=torch.float32)
         self.drift = float(manifest["drift"])
+        for part in ("catalogue", "world", "reward", "observation"):
+            check_parts(env[part], f"{source}: env.{part}")
         catalogue = instantiate_stored(env["catalogue"], source)
         self.world: World = instantiate_stored(env["world"], source)(
             catalogue, instantiate_stored(env["reward"], source)
@@ -202,6 +211,21 @@ class Package:
         from envs.live.plan.python_api import plan  # which reads packages itself
 
         return plan(self, table, **keys)
+
+
+def check_parts(config: Any, source: str) -> None:
+    """Raise ValueError where nested containers name a class that is no part of a world or of a view of it.
+
+    Of this project's own classes some open files and databases: a package must not call these.
+    """
+    if isinstance(config, dict):
+        target = config.get("_target_", PARTS_OF_A_WORLD[0])
+        if not str(target).startswith(PARTS_OF_A_WORLD):
+            raise ValueError(f"{source}: names {target}, which is no part of a world or of an observation")
+        config = list(config.values())
+    if isinstance(config, list):
+        for x in config:
+            check_parts(x, source)
 
 
 def to_column(entry: dict[str, Any]) -> Column:

@@ -45,6 +45,7 @@ class Comparison:
     #: of deterministic policies also "effective" and "elsewhere", as of an Alternative}
     rows: dict[str, dict[str, Any]]
     unsupported: dict[str, float]  #: effective episodes of constant actions that the log can't value
+    effective: float | None  #: effective episodes of the policy; None where the log has no propensities
     left_out: int  #: number of actions that the log has and the comparison has not
     chosen: tuple[str, ...]  #: what the best constant action is, by the fold that it is valued on
 
@@ -72,6 +73,7 @@ def compare(evaluator: OffPolicyEvaluator, evaluation: Evaluation, name: str, na
     return Comparison(
         rows=rows,
         unsupported={key: one.effective for key, one in constants.items() if key not in valued},
+        effective=None if evaluation.weights is None else ope.effective_sample_size(evaluation.weights).item(),
         left_out=left_out,
         chosen=tuple(by_fold),
     )

@@ -140,6 +140,11 @@ def format_difference(place: int, digits: int, row: dict[str, Any]) -> str:
 
 def verdicts(comparison: Comparison, name: str) -> list[str]:
     """Say of the policy whether it is better than the best constant action, the log, and the log's likeliest action."""
+    effective = comparison.effective
+    if effective is not None and effective < FEWEST:
+        return [
+            f"the log says too little of {name} to compare it: {effective:,.1f} effective, {FEWEST:g} are the least"
+        ]
     lines = []
     if BEST not in comparison.rows:
         lines.append(f"{name} can't be compared with the best constant action: the log hardly has one")

@@ -51,6 +51,11 @@ class PlanRequest:
         if self.log is None and self.week is None:
             raise ValueError("week: expected the number of the week, or a log=… that the week follows")
 
+    @property
+    def folder(self) -> Path:
+        """Where plans lie."""
+        return self.path(self.week or 0).parent
+
     def path(self, week: int) -> Path:
         """Where the plan is written."""
         path = Path(self.out or f"plan/week={week}.parquet")
@@ -95,14 +100,14 @@ class Planned:
         return plan_table(self.plan.columns, self.facts, slice(None))
 
     def write(self) -> list[Path]:
-        """Write the plan, the sender's file and the page; return their paths."""
+        """Write the plan, the page and, last, the sender's file; return their paths."""
         from envs.live.plan.page import write_page  # jinja2, an extra
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         sends, page = self.path.with_suffix(".csv"), self.path.with_suffix(".html")
         write_plan(self.path, self.plan.columns, self.facts)
-        write_sends(sends, self.plan.columns, self.plan.sent, self.valid_until)
         write_page(page, self)
+        write_sends(sends, self.plan.columns, self.plan.sent, self.valid_until)
         return [self.path, sends, page]
 
 
@@ -169,10 +174,10 @@ def texts_of(table: Any, name: str) -> np.ndarray:
     return np.array([str(x) if x is not None else "" for x in table.column(name).to_pylist()], dtype=object)
 
 
-def lock(path: Path) -> int:
-    """Lock a plan's folder, made where it is missing; raise ValueError where another plan is being made there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def lock(folder: Path) -> int:
+    """Lock the folder of plans, made where it is missing; raise ValueError where another plan is being made there."""
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        return lock_folder(path.parent)
+        return lock_folder(folder)
     except ValueError:
-        raise ValueError(f"{path.parent}: another plan is being written into this folder; try again after it") from None
+        raise ValueError(f"{folder}: another plan is being made in this folder; try again after it") from None

@@ -289,11 +289,16 @@ def test_examples_that_come_out_otherwise_are_refused(copied):
         load(copied)
 
 
-def test_nothing_that_a_package_names_is_run(copied, tmp_path):
+@pytest.mark.parametrize(
+    "target, argument",
+    [("os.system", "command"), ("envs.live.ledger.sqlite.SqliteLedger", "path"), ("builtins.open", "file")],
+)
+def test_nothing_that_a_package_names_is_run(copied, tmp_path, target, argument):
+    """Not even a class of this project that opens a file or a database."""
     told = json.loads((copied / MANIFEST).read_text())
-    told["env"]["reward"] = {"_target_": "os.system", "command": f"touch {tmp_path / 'marker'}"}
+    told["env"]["reward"] = {"_target_": target, argument: str(tmp_path / "marker")}
     rewrite(copied, env=told["env"])
-    with pytest.raises(ValueError, match="names os.system, which is not run"):
+    with pytest.raises(ValueError, match=f"env.reward: names {target}, which is no part of a world"):
         load(copied)
     assert not (tmp_path / "marker").exists()
 

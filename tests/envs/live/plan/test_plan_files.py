@@ -138,13 +138,13 @@ def test_a_writer_killed_at_any_instant_leaves_a_whole_plan_or_none(tmp_path):
 
 
 def test_two_plans_at_once_are_one(tmp_path):
-    held = lock(tmp_path / "week=3.parquet")
+    held = lock(tmp_path)
     try:
-        with pytest.raises(ValueError, match="another plan is being written into this folder"):
-            lock(tmp_path / "week=3.parquet")
+        with pytest.raises(ValueError, match="another plan is being made in this folder"):
+            lock(tmp_path)
     finally:
         os.close(held)
-    os.close(lock(tmp_path / "week=3.parquet"))
+    os.close(lock(tmp_path))
 
 
 # ── the log ─────────────────────────────────────────────────────────────────────────────────────────────────────────

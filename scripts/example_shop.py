@@ -110,8 +110,8 @@ def sends_and_purchases(made: MadeUp, start: int, end: int, seed: int) -> tuple[
     return sends, purchases
 
 
-def rows_of_test(rows: list[dict], takes_part: Tensor, seen: Week, cost: Tensor) -> list[dict[str, str]]:
-    """Return a randomised mailing, one row a customer: who got it, what it cost, and what came of it."""
+def rows_of_test(rows: list[dict], takes_part: Tensor, seen: Week, discount: Tensor) -> list[dict[str, str]]:
+    """Return a randomised mailing, one row a customer: who got it, and what came of it."""
     features = ("Weekly Rate", "Basket", "Gross Margin", "Tier", "Region", "Visits", "Complaints", "App Installed")
     return [
         {
@@ -120,7 +120,7 @@ def rows_of_test(rows: list[dict], takes_part: Tensor, seen: Week, cost: Tensor)
             "arm": "letter" if seen.offer[k] else "none",
             "bought": str(int(seen.bought[k])),
             "margin": f"{seen.margin[k]:.2f}",
-            "cost": f"{cost[k]:.2f}",
+            "discount": f"{discount[k]:.2f}",
         }
         for k in takes_part.nonzero()[:, 0].tolist()
     ]
@@ -184,7 +184,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.customers < 1:
         parser.error(f"--customers: expected at least 1, got {arguments.customers}")
-    write_shop(arguments.folder, arguments.customers, arguments.seed)
+    try:
+        write_shop(arguments.folder, arguments.customers, arguments.seed)
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
     names = sorted(str(path.relative_to(arguments.folder)) for path in arguments.folder.rglob("*") if path.is_file())
     print(f"{arguments.folder}/: {', '.join(names)}")
 

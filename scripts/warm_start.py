@@ -11,6 +11,9 @@ from scripts.cli import flatten_keys
 SHOWN = 3  # names in a message, at most
 PARTS = ("network", "critic", "auxiliary", "twin.hidden")  # of algo: what has weights
 
+OF_NETWORKS = ("hidden", "heads", "activation.path", "_target_")  # keys that say how a network computes
+OF_PRICES = ("price_range", "drift_range")  # of env: by which an observation writes the price
+
 
 def load_start(path: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
     """Load the checkpoint that a training of algo=`name` under `config` starts from.
@@ -22,9 +25,13 @@ def load_start(path: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"init={path}: expected a policy of algo={name}, got one of algo={state['name']}")
     before, now = (flatten_keys({"algo": x["algo"]}) for x in (state["config"], config))
     for key in sorted(before.keys() | now.keys()):
-        is_network = any(key.startswith(f"algo.{part}") for part in PARTS) and key.endswith(("hidden", "heads"))
+        is_network = any(key.startswith(f"algo.{part}") for part in PARTS) and key.endswith(OF_NETWORKS)
         if is_network and before.get(key) != now.get(key):
             raise ValueError(f"init={path}: other networks: {key} was {before.get(key)}, is {now.get(key)}")
+    for key in OF_PRICES:
+        old, new = (x["env"].get(key) for x in (state["config"], config))
+        if old != new:
+            raise ValueError(f"init={path}: its policy sees prices on another scale: env.{key} was {old}, is {new}")
     old_actions, new_actions = (names_of_actions(x) for x in (state["config"], config))
     if old_actions != new_actions:
         raise ValueError(f"init={path}: other actions: {difference(old_actions, new_actions)}")
@@ -39,6 +46,8 @@ def names_of_actions(config: dict[str, Any]) -> list[str]:
 
 def check_inputs(path: str, state: dict[str, Any], algorithm: Algorithm) -> None:
     """Raise ValueError, with names, where a policy of a checkpoint sees other columns than an algorithm's."""
+    if "inputs" not in state:
+        raise ValueError(f"init={path}: of a version that did not name its policy's columns")
     old, new = state["inputs"], algorithm.input_names
     if old != new:
         raise ValueError(f"init={path}: its policy sees other columns: {difference(old, new)}")

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from envs.offers.populations.customer_table import days_before
 from envs.offers.populations.feature_transform import FeatureTransform
-from envs.offers.populations.table_reader import read_table
+from envs.offers.populations.table_reader import check_ids, read_table
 
 WHERE = "table"  # the part of the configuration that names columns, in messages
 MOST_ARMS = 50  # a column with more levels is no treatment
 PROPENSITY_TOLERANCE = 1e-6  # between customers of an arm
+SUM_TOLERANCE = 1e-3  # of the arms' probabilities
 
 
 class Trial(NamedTuple):
@@ -92,7 +93,9 @@ class TrialTable:
         arms = self._arms(levels)
         number = {name: k for k, name in enumerate(arms)}
         arm = torch.tensor([number[level] for level in levels])
-        ids = self._ids(columns, len(levels))
+        ids = columns[self.id].tolist() if self.id else [str(k + 1) for k in range(len(levels))]
+        if self.id:
+            check_ids(ids, self.id, self.path)
         apart = {*named, *numbers, *self.ignore}
         dated = days_before(columns, None, WHERE)  # a date counts the days before the table's latest
         inputs = {name: column for name, column in dated.items() if name not in apart}
@@ -108,20 +111,6 @@ class TrialTable:
             features=transform(inputs, self.path).float(),
             feature_names=transform.names,
         )
-
-    def _ids(self, columns: dict, count: int) -> list[str]:
-        if not self.id:
-            return [str(k + 1) for k in range(count)]
-        ids = columns[self.id].tolist()
-        self._refuse(self.id, columns[self.id] == "", "expected an id, got nothing")
-        row_of: dict[str, int] = {}
-        for row, name in enumerate(ids):
-            if row_of.setdefault(name, row) != row:
-                raise ValueError(
-                    f"{self.path}: row {row + 2}, column '{self.id}': expected one row a customer, '{name}' is the id "
-                    f"of row {row_of[name] + 2} too"
-                )
-        return ids
 
     def _arms(self, levels: list[str]) -> list[str]:
         names = sorted(set(levels))
@@ -145,6 +134,11 @@ class TrialTable:
         self._refuse(self.propensity, (column <= 0) | (column >= 1), "expected a probability between 0 and 1")
         propensity = torch.tensor(column)
         first = torch.stack([propensity[arm == k][0] for k in range(int(arm.amax()) + 1)])
+        if abs(first.sum().item() - 1) > SUM_TOLERANCE:
+            raise ValueError(
+                f"{self.path}: column '{self.propensity}': expected the probability of each customer's own arm; the "
+                f"arms' add up to {first.sum().item():.4g}, not to 1: is it the probability of one arm for everybody?"
+            )
         self._refuse(
             self.propensity,
             ((propensity - first[arm]).abs() > PROPENSITY_TOLERANCE).numpy(),

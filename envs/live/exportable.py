@@ -34,6 +34,10 @@ def check_exportable(env: Any, agent: Algorithm, source: str) -> None:
             f"{source}: its observation shows {', '.join(env.codec.shows)}, and no shop sees habit, fatigue and "
             "expectation: expected a policy trained with env/observation=history or belief"
         )
+    if env.budget.stock:
+        raise ValueError(
+            f"{source}: trained with env.budget.stock: a plan keeps no stock yet, expected a policy without it"
+        )
     if not isinstance(agent, NetworkAlgorithm) or not isinstance(agent.policy, (Actor, GreedyPolicy)):
         raise ValueError(
             f"{source}: trained by {type(agent).__name__}: expected a policy of logits at a price or of action values, "

@@ -114,7 +114,7 @@ def likeliest_of_log(layout: Layout) -> Alternative | None:
 def alternative(layout: Layout, chosen: Tensor, elsewhere: float) -> Alternative:
     """Weigh a log's decisions by a policy that takes actions [N]; without propensities, all alike."""
     propensity = layout.dataset.propensity
-    known = torch.where(propensity.isnan(), 1.0, propensity)
+    known = torch.ones_like(propensity) if propensity.isnan().any() else propensity
     ratio = lay_out((chosen == layout.dataset.action) / known, layout.episode_rows, 1.0)
     effective = ope.effective_sample_size(ratio.prod(1)).item()
     return Alternative(chosen, elsewhere, ratio, effective)
@@ -123,8 +123,12 @@ def alternative(layout: Layout, chosen: Tensor, elsewhere: float) -> Alternative
 def best_by_fold(layout: Layout, constants: dict[str, Alternative], gamma: float) -> list[str]:
     """Name the constant action that earned most in all folds but k, for each k; empty where a fold has no choice.
 
-    What an action earned is the weighted mean of its episodes (SNIPS), which no model of fold k has touched.
+    It is empty without propensities too: the model that values the choice in fold k would be fitted to the very folds
+    that the choice was made on. What an action earned is the weighted mean of its episodes (SNIPS), which no model of
+    fold k has touched.
     """
+    if layout.dataset.propensity.isnan().any():
+        return []
     fold = fold_of_episodes(layout)
     net = lay_out(layout.outcome[:, -1], layout.episode_rows, 0.0)
     earned = (ope.discounts(net, gamma) * net).sum(1)
@@ -165,7 +169,7 @@ def terms_of(
         episode_rows=layout.episode_rows,
         fold=layout.fold,
         gamma=evaluator.gamma,
-        generator=torch.Generator(dataset.action.device).manual_seed(evaluator.seed),
+        generator=evaluator.model_generator(dataset),
     )
     has_propensities = not dataset.propensity.isnan().any()
     return {

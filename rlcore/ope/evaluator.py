@@ -121,7 +121,7 @@ class OffPolicyEvaluator:
             episode_rows=episode_rows,
             fold=layout.fold,
             gamma=self.gamma,
-            generator=generator,
+            generator=self.model_generator(dataset),
         )
         ratio = self._ratio(dataset, target)
         if ratio is None:
@@ -158,6 +158,10 @@ class OffPolicyEvaluator:
         diagnostics["unsupported"] = share_without_support(dataset, target)
         warnings += warnings_of_weights
         return Evaluation(rows, diagnostics, warnings, weights=weights, layout=layout, terms=terms)
+
+    def model_generator(self, dataset: LoggedDataset) -> torch.Generator:
+        """Random numbers of the models' fits: the same for a policy and all that it is compared with."""
+        return torch.Generator(dataset.action.device).manual_seed(self.seed + 1)
 
     def terms(self, layout: Layout, v: Tensor, q: Tensor, ratio_by_step: Tensor | None) -> dict[str, dict[str, Terms]]:
         """Every estimator of a policy, {kind: {estimator: terms}}; `ratio_by_step` [M, T], None without propensities.

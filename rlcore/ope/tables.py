@@ -147,7 +147,7 @@ def verdicts(comparison: Comparison, name: str) -> list[str]:
         ]
     lines = []
     if BEST not in comparison.rows:
-        lines.append(f"{name} can't be compared with the best constant action: the log hardly has one")
+        lines.append(f"{name} can't be compared with the {BEST}: the log hardly has one, or has no propensities")
     for key in (BEST, LOGGED, LIKELIEST):
         if key not in comparison.rows:
             continue
@@ -165,7 +165,10 @@ def verdicts(comparison: Comparison, name: str) -> list[str]:
 
 def notes(comparison: Comparison, layout: Layout, level: float) -> list[str]:
     """Say how the alternatives were made."""
-    lines = [f"±, from, to: {level:.0%} intervals over {layout.dataset.names.unit}s, of paired differences; {NET} only"]
+    lines = [
+        f"±: half the {level:.0%} interval of the value; from, to: that of the paired difference; both over "
+        f"{layout.dataset.names.unit}s, by the central limit; {NET} only"
+    ]
     if comparison.chosen:
         chosen = " / ".join(dict.fromkeys(comparison.chosen))
         lines.append(f"{BEST}: {chosen}, which earned most in the other folds (by SNIPS), valued on its own fold")

@@ -16,7 +16,7 @@ from scripts import example_shop
 pytest.importorskip("pyarrow")
 MONDAY = dt.date(2026, 1, 5)
 CPU = torch.device("cpu")
-LETTER, COFFEE = 0.90, 1.5  # what a letter and a coffee cost
+COFFEE = 1.5  # what a coffee costs
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +109,24 @@ def test_the_first_week_follows_the_worlds_equations(shop):
     assert abs(found - expected) < 4 * variance**0.5 and variance > 50
 
 
-def test_the_mailing_is_randomised_and_its_costs_are_what_was_paid(shop):
+def test_the_mailing_is_randomised_and_its_discounts_are_what_was_paid(shop):
     with open(shop / "test.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     mailed = [row for row in rows if row["arm"] == "letter"]
     assert len(rows) > 300 and abs(len(mailed) - len(rows) / 2) < 2 * len(rows) ** 0.5
     for row in rows:
-        paid = {0.0} if row["arm"] == "none" else {LETTER, LETTER + COFFEE} if row["bought"] == "1" else {LETTER}
-        assert float(row["cost"]) in paid and (float(row["margin"]) > 0) == (row["bought"] == "1")
+        paid = {0.0, COFFEE} if row["arm"] == "letter" and row["bought"] == "1" else {0.0}
+        assert float(row["discount"]) in paid and (float(row["margin"]) > 0) == (row["bought"] == "1")
+    assert {float(row["discount"]) for row in mailed} == {0.0, COFFEE}
+
+
+def test_margins_of_the_mailing_tell_nobodys_true_parameter(shop):
+    with open(shop / "truth" / "customers.csv", newline="", encoding="utf-8-sig") as file:
+        truth = {row["customer"]: float(row["margin"]) for row in csv.DictReader(file, delimiter=";")}
+    with open(shop / "test.csv", newline="") as file:
+        bought = [row for row in csv.DictReader(file) if row["bought"] == "1"]
+    same = [abs(float(row["margin"]) - truth[row["customer"]]) < 0.01 for row in bought]
+    assert len(bought) > 30 and sum(same) < 0.1 * len(same)
 
 
 def population(folder, *overrides):

@@ -76,6 +76,12 @@ def test_what_does_not_fit_is_named(tmp_path):
         loaded("bandit")
     with pytest.raises(ValueError, match=r"other networks: algo.network.hidden was \[16\], is \[8\]"):
         loaded("ppo", "algo.network.hidden=[8]")
+    with pytest.raises(ValueError, match="other networks: algo.network.activation.path was .*, is torch.nn.Tanh"):
+        loaded("ppo", "algo.network.activation.path=torch.nn.Tanh")
+    with pytest.raises(ValueError, match=r"on another scale: env.price_range was \[0.2, 15.0\], is \[0.2, 9.0\]"):
+        loaded("ppo", "env.price_range=[0.2,9.0]")
+    with pytest.raises(ValueError, match="of a version that did not name its policy's columns"):
+        check_inputs(path, {}, old)
     drone = "+env.catalogue.channels.drone={cost: 0.1, attention: 0.2, opt_out: 0.001, fatigue_steps: 1}"
     with pytest.raises(ValueError, match="other actions: only here 'channels drone'"):
         loaded("ppo", drone)

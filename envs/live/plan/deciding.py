@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from envs.live.decide import DecisionInputs, Scores
 from envs.live.plan.arms import HOLDOUT, RL
 from envs.live.plan.past_weeks import PastWeeks
 from envs.live.plan.reasons import RuleNames
-from envs.offers.constraints.contact_policy import ContactOptions, ContactPolicy
+from envs.offers.constraints.contact_policy import ContactOptions, ContactPolicy, Exclusion
 from envs.offers.constraints.contact_rules import ContactRules
 from envs.offers.planning.knapsack import Increments, compact, concat_increments, demand_curve
 from envs.offers.world.catalogue import Catalogue
@@ -90,12 +90,16 @@ class Table(NamedTuple):
 
 
 def allowed_now(catalogue: Catalogue, rules: dict[str, Any], table: Table, past: PastWeeks) -> Customers:
-    """Apply contact rules, the keys of conf/env/contact_rules, to the customers of a table."""
+    """Apply contact rules, the keys of conf/env/contact_rules, to the customers of a table.
+
+    Who has left, by the log, is sent nothing.
+    """
     n = len(table.ids)
     policy = ContactRules(catalogue, table, **rules).policy_of(torch.arange(n), n, torch.device("cpu"))
-    subscribed = past.subscribed()
+    subscribed, left = past.subscribed(), past.left()
+    policy = replace(policy, exclusions=(Exclusion("left the shop", None, None, left), *policy.exclusions))
     longest = max((weeks for weeks, _ in policy.caps), default=1)
-    options = policy(subscribed, past.contacted(longest - 1))
+    options = policy(subscribed & ~left, past.contacted(longest - 1))
     return Customers(table.ids, table.numbers, table.levels, past, policy, options, subscribed)
 
 
@@ -192,6 +196,8 @@ def best_refused(
     Both are int64 [N]: a flat action, 0 where the rules allow the pair, and an index into RuleNames.
     """
     action = torch.zeros(len(customers), dtype=torch.long)
+    if price == np.inf:  # without money the policy would send nothing
+        return action.numpy(), np.zeros(len(customers), dtype=np.int64)
     valid = package.catalogue.valid.flatten()
     at = torch.tensor([price], dtype=torch.float32).clamp(float(package.prices[-1]), float(package.prices[0]))
     for rows, inputs in scored.inputs:

@@ -37,7 +37,7 @@ class ExportedPolicy:
         self.prices, self.weeks = package.prices, package.weeks
         digest = hashlib.sha256(json.dumps(package.manifest, sort_keys=True).encode()).hexdigest()
         self.version = f"{package.manifest['algorithm']}-{digest[:VERSION_DIGITS]}"
-        population = env["population"]
+        population = env["population"].get("base", env["population"])  # of a twin's customers
         self.id_column: str | None = population.get("id")
         self.text_columns = {*population.get("text", []), *(x.name for x in package.columns if x.kind == TEXT)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from envs.live.plan.past_weeks import PastWeeks
 from envs.live.plan.plan_file import read_facts
 from envs.offers.world.catalogue import Catalogue
 from rlcore.offline.file_columns import arrow
+
+PLAN = re.compile(r"week=\d+\.parquet")  # and not a copy of one
 
 
 class Forecast(NamedTuple):
@@ -36,10 +39,11 @@ def corrections(folder: Path, past: PastWeeks, catalogue: Catalogue, redemptions
         return Forecast(ones, zeros, zeros, 0)
     redeemed, forecast, weeks = zeros.copy(), zeros.copy(), 0
     place = {name: k for k, name in enumerate(past.log.ids)}
-    for path in sorted(folder.glob("week=*.parquet")):
+    for path in sorted(x for x in folder.glob("week=*.parquet") if PLAN.fullmatch(x.name)):
         facts = read_facts(path)
         week = facts["week"]
-        if week >= past.week or len(facts["factors"]) != pairs:
+        is_over = week + facts["valid_weeks"] <= past.week  # until then redemptions are still to come
+        if not is_over or len(facts["factors"]) != pairs:
             continue
         weeks += 1
         action, row, spend = _sends(path, place, catalogue)

@@ -87,6 +87,15 @@ class PastWeeks:
         is_there = self.log.is_present(week)[np.maximum(at, 0)]
         return torch.from_numpy(is_there & (at >= 0))
 
+    def left(self) -> Tensor:
+        """Customers who were in the log and had left by the planned week, bool [N]."""
+        if self.log is None:
+            return torch.zeros(len(self.row), dtype=torch.bool)
+        at = np.maximum(self.row, 0)
+        was_there = self.log.last >= self.log.first
+        has_left = was_there & (self.log.last < self.week - 1)
+        return torch.from_numpy(has_left[at] & self.known)
+
     def subscribed(self) -> Tensor:
         """Customers who have not opted out, bool [N]."""
         subscribed = torch.ones(len(self.row), dtype=torch.bool)

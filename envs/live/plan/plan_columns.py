@@ -26,13 +26,11 @@ def plan_columns(
     decisions: Decisions,
     spend: Tensor,
     price: float,
-    private: np.ndarray,
     refusal: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, Any]:
     """Return the columns by name, numpy arrays [N] or Texts.
 
-    arm [N]; spend [N], expected; private [N] are the private prices of money; `refusal` is the best pair of each
-    customer that a rule refuses, and the rule.
+    arm [N]; spend [N], expected; `refusal` is the best pair of each customer that a rule refuses, and the rule.
     """
     n, week = len(customers), customers.past.week
     catalogue = package.catalogue
@@ -46,7 +44,7 @@ def plan_columns(
     rules = reasons.RuleNames(customers.contact_policy)
     nan = np.full(n, np.nan, dtype=np.float32)
     refused, rule = refusal
-    index, texts = explained(package, customers, arm, decisions, price, private, rules, rule)
+    index, texts = explained(package, customers, arm, decisions, price, rules, rule)
 
     def through(chosen: Tensor, of: Tensor) -> Texts:
         return Texts(np.where(chosen.numpy() > 0, of.numpy() + 1, 0), channels)
@@ -82,7 +80,6 @@ def explained(
     arm: np.ndarray,
     decisions: Decisions,
     price: float,
-    private: np.ndarray,
     rules: reasons.RuleNames,
     rule: np.ndarray,
 ) -> tuple[np.ndarray, list[str]]:
@@ -90,10 +87,11 @@ def explained(
     eligible = customers.eligible.numpy()
     action, following = decisions.action.numpy(), decisions.next_action.numpy()
     own, next_price = decisions.own_price.numpy(), decisions.next_price.numpy()
-    barred = np.where(rule > 0, rule, barring(customers, rules))
+    general = barring(customers)
+    barred = np.where(general > 0, general, rule)
     kind = np.where(
         action > 0,
-        np.where(own >= price, reasons.BOUGHT, reasons.BOUGHT_BY_LOT),
+        np.where((own >= price) & ~(next_price > price), reasons.BOUGHT, reasons.BOUGHT_BY_LOT),
         np.where(
             following > 0,
             np.where(next_price > price, reasons.WAITS_BY_LOT, reasons.WAITS),
@@ -125,11 +123,11 @@ def explained(
     return reasons.sentences(kind, (*told, arm), say)
 
 
-def barring(customers: Customers, rules: reasons.RuleNames) -> np.ndarray:
-    """Return the rule that bars each customer from all contacts, an index into the rules' names, 0 for none alone."""
+def barring(customers: Customers) -> np.ndarray:
+    """Return the rule that bars each customer from all contacts, an index into RuleNames, 0 where none does alone."""
     policy = customers.contact_policy
-    first_contact = torch.full((len(customers),), policy.catalogue.action_codec.encode(1, 0))
-    index = rules.refusing(policy, customers.options, customers.subscribed, first_contact)
-    lasting = [x.offer is None and x.channel is None for x in policy.exclusions]
-    is_general = np.array([False, True, *lasting, *(True for _ in policy.caps)])
-    return np.where(is_general[index], index, 0)
+    nobody = torch.zeros(len(customers), dtype=torch.bool)
+    bars = [nobody, ~customers.subscribed]
+    bars += [x.excluded if x.offer is None and x.channel is None else nobody for x in policy.exclusions]
+    bars += [customers.options.caps_left[:, k] <= 0 for k in range(len(policy.caps))]
+    return torch.stack(bars).to(torch.uint8).argmax(0).numpy()

@@ -30,6 +30,9 @@ def plan(package: Package, table: Any, **keys: Any) -> Planned:
     if unknown:
         raise ValueError(f"{unknown[0]}: no such key; there are {', '.join(known)}")
     for name in ("arms", "shop_rule", "forecast"):
+        given = keys.get(name, {})
+        if not isinstance(given, dict) or set(given) - set(known[name]):
+            raise ValueError(f"{name}: expected some of {', '.join(known[name])}, got {given}")
         keys[name] = {**known[name], **keys.get(name, {})}
     chosen = {**known, **keys}
     ranges = ranges_of([ConfigPart(CONF / "plan.yaml", "")])

@@ -19,6 +19,7 @@ from envs.live.plan.past_weeks import PastWeeks
 from envs.live.plan.plan_file import plan_table, write_plan, write_sends
 from envs.live.plan.shop_rules import ShopRule
 from envs.live.plan.weekly_plan import PlanSetting, WeekPlan, plan_week
+from envs.offers.logs import send_log
 from rlcore.runs.checkpoint import lock_folder
 
 
@@ -77,6 +78,7 @@ class Planned:
     segment_name: str | None  #: column by which the page sums up
     segment: np.ndarray | None  #: of each customer, texts [N]
     valid_until: str  #: last day of the week's offers, empty where the log has no dates
+    valid_weeks: int  #: begun weeks in which the offers can be redeemed
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class Planned:
             "price": plan.cleared.price if np.isfinite(plan.cleared.price) else None,
             "arms": {name: arm._asdict() for name, arm in plan.arms.items()},
             "factors": self.forecast.factor.tolist(),
+            "valid_weeks": self.valid_weeks,
         }
 
     def table(self):
@@ -142,12 +145,14 @@ def setting_of(package: PolicyPackage, request: PlanRequest) -> PlanSetting:
     own = package.contact_rules["holdout"]
     arms = request.arms
     salt = own["salt"] if arms["salt"] is None else arms["salt"]
+    # The package's holdout is drawn by the same lots where the salts agree: the arms begin beyond it.
+    holdout = max(arms["holdout"], own["share"]) if salt == own["salt"] else arms["holdout"]
     return PlanSetting(
         money=float(request.money or 0.0),
         rule=MoneyRule(request.rule, request.z),
         sigma=request.sigma,
         salt=request.salt,
-        arms=Arms(salt, arms["holdout"], arms["random"], arms["bau"]),
+        arms=Arms(salt, holdout, arms["random"], arms["bau"]),
         shop_rule=ShopRule(request.shop_rule["decisions"], request.shop_rule["separator"], package.catalogue),
         block=request.block,
     )
@@ -162,11 +167,15 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     forecast = corrections(path.parent, past, policy.catalogue, request.forecast["redemptions"])
     setting = setting_of(policy, request)
     plan = plan_week(policy, customers, torch.from_numpy(forecast.factor), setting)
+    unknown = setting.shop_rule.unknown(table.ids)
+    if unknown:
+        plan.warnings.append(f"{unknown:,} of the shop's own decisions are of customers whom the table lacks")
     plan.warnings += notes
     first_day = past.first_day()
     until = "" if first_day is None else str(first_day + np.timedelta64(request.valid_days - 1, "D"))
     segment = None if request.segment is None else texts_of(file, request.segment)
-    return Planned(policy, customers, setting, forecast, plan, path, request.segment, segment, until)
+    valid_weeks = -(-request.valid_days // send_log.DAYS)
+    return Planned(policy, customers, setting, forecast, plan, path, request.segment, segment, until, valid_weeks)
 
 
 def texts_of(table: Any, name: str) -> np.ndarray:

@@ -48,6 +48,19 @@ class ShopRule:
             action = catalogue.action_codec.encode(offers.index(offer), channels.index(channel))
             self.of[customer] = (action, len(self.of))
 
+    def asks_for(self, ids: Sequence[str]) -> int:
+        """Return how many of the customers the shop's own decisions send something."""
+        return 0 if self.of is None else sum(name in self.of for name in ids)
+
+    def unknown(self, ids: Sequence[str]) -> int:
+        """Return how many decisions are of customers whom the table lacks; raise ValueError where all are."""
+        if not self.of:
+            return 0
+        missing = sorted(set(self.of) - set(ids))
+        if len(missing) == len(self.of):
+            raise ValueError(f"shop_rule.decisions: none of its customers, such as '{missing[0]}', is in the table")
+        return len(missing)
+
     def wanted(
         self, ids: Sequence[str], spend: Tensor, mask: Tensor, catalogue: Catalogue
     ) -> tuple[Tensor, Tensor, int]:

@@ -72,8 +72,8 @@ def summary(planned: Planned) -> list[str]:
                 f"  {name:<8}{arm.customers:>10,} customers{arm.contacts:>10,} sent   money {arm.money:,.2f}   "
                 f"expected spend {arm.expected:,.2f} (as drawn {arm.spend:,.2f})   held {arm.face:,.2f}"
             )
-    if plan.arms["random"].eligible:
-        lines.append(f"  random: a pair is drawn in {plan.random_share:.1%} of cases, for its money ends there")
+    if plan.arms["random"].eligible and plan.random_share < 1:
+        lines.append(f"  random: lots are drawn for {plan.random_share:.1%} of its customers, for its money ends there")
     if planned.forecast.weeks:
         lines.append(
             f"forecast corrected by {planned.forecast.weeks} past plans: {planned.forecast.redeemed.sum():,.0f} "

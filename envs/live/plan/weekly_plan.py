@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
 from envs.live.plan import draws
@@ -108,14 +107,15 @@ def plan_week(package: PolicyPackage, customers: Customers, factor: Tensor, sett
     wanted, rank, refused = setting.shop_rule.wanted(ids, scored.spend[at], mask[row[at]], catalogue)
     action = draws.in_turn(wanted, rank, pairs, money[BAU], setting.rule)
     put(decisions, row[at], undecided(len(at))._replace(action=action))
+    barred = np.flatnonzero((arm == BAU) & ~customers.eligible.numpy())
+    refused += setting.shop_rule.asks_for([customers.ids[k] for k in barred.tolist()])
 
     spend = torch.zeros(len(customers))
     spend[row] = scored.spend.gather(1, decisions.action[row, None])[:, 0]
     check_allowed(decisions.action, mask)
     expected[BAU] = float(spend[row[at]].double().sum())
-    private = np.exp(setting.sigma * ndtri(u.numpy())) * cleared.price
     refusal = best_refused(package, customers, scored, cleared.price)
-    columns = plan_columns(package, customers, setting, arm, decisions, spend, cleared.price, private, refusal)
+    columns = plan_columns(package, customers, setting, arm, decisions, spend, cleared.price, refusal)
     sent = np.flatnonzero(decisions.action.numpy() > 0)
     results = {
         ARMS[k]: ArmResult(

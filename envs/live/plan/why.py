@@ -12,7 +12,6 @@ import torch
 from envs.live.plan.arms import RL
 from envs.live.plan.deciding import Customers, PolicyPackage, allowed_now, best_refused, score_customers
 from envs.live.plan.exported import ExportedPolicy
-from envs.live.plan.forecast import corrections
 from envs.live.plan.plan_file import read_facts
 from envs.live.plan.reasons import RuleNames, number, pair_name
 from envs.live.plan.run import PlanRequest, past_weeks, read_customers
@@ -32,9 +31,11 @@ def why(policy: ExportedPolicy, request: PlanRequest, customer: str) -> list[str
     path = request.path(past.week)
     decided = planned_row(path, customer)
     facts = read_facts(path)
+    if facts["policy"] != policy.version:
+        raise ValueError(f"{path}: was planned with the package {facts['policy']}, not with {policy.version}")
     customers = allowed_now(policy.catalogue, policy.contact_rules, table, past).take(row)
-    factor = corrections(path.parent, past, policy.catalogue, request.forecast["redemptions"]).factor
-    return explain(policy, customers, torch.from_numpy(factor), facts, decided)
+    factor = torch.tensor(facts["factors"], dtype=torch.float64)
+    return explain(policy, customers, factor, facts, decided)
 
 
 def planned_row(path: Path, customer: str) -> dict[str, Any]:

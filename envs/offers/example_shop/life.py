@@ -121,6 +121,12 @@ class Shop:
         """Draw uniforms of the customers' world."""
         return torch.rand(*size, generator=self.generator, dtype=torch.float64)
 
+    def margins(self) -> Tensor:
+        """Draw what a purchase in the week brings each customer's shop, [N]."""
+        mean, sd = MARGIN_NOISE
+        noise = torch.randn(len(self.customers), generator=self.generator, dtype=torch.float64)
+        return self.customers.margin * torch.exp(mean + sd * noise)
+
     def allowed_actions(self) -> Tensor:
         """Return what the shop may send in the coming week, as it knows its customers, bool [N, P]."""
         present = self.stay.includes(self.week)
@@ -151,8 +157,7 @@ class Shop:
         after, bought, redeemed, _ = transition(self.customers, self.world, season_week, before, offer, channel, u)
         bought, redeemed = bought & present, redeemed & present
         self.state = CustomerState(*(torch.where(present, new, old) for new, old in zip(after, before)))
-        mean, sd = MARGIN_NOISE
-        noise = torch.exp(mean + sd * torch.randn(len(present), generator=self.generator, dtype=torch.float64))
+        margin = self.margins()
         self.contacted.append(offer > 0)
         unsubscribed = (before.status == SUBSCRIBED) & (self.state.status == UNSUBSCRIBED)
         self.opted_out = self.opted_out | unsubscribed
@@ -165,7 +170,7 @@ class Shop:
             propensity=propensity,
             bought=bought,
             redeemed=redeemed,
-            margin=torch.where(bought, self.customers.margin * noise, 0.0),
+            margin=torch.where(bought, margin, 0.0),
             unsubscribed=unsubscribed,
         )
 
@@ -182,7 +187,7 @@ class Shop:
     def mailing(self, offer: str, channel: str) -> tuple[Tensor, Week, Tensor]:
         """Randomise one mailing in the coming week among those who may get it, without living on.
 
-        Returns who took part, bool [N], the week, and the money that each message and redemption cost, [N].
+        Returns who took part, bool [N], the week, and the discount that redemptions took off, money [N].
         """
         pair = self.catalogue.offers.index(offer), self.catalogue.channels.index(channel)
         mask = self.allowed_actions()
@@ -192,7 +197,7 @@ class Shop:
         u = self.uniforms(UNIFORMS, len(mask))
         week = self.week % self.world.weeks
         _, bought, redeemed, _ = transition(self.customers, self.world, week, self.state, offers, channels, u)
-        cost = self.catalogue.spend(offers, channels, redeemed.double())
+        discount = self.catalogue.value[offers] * redeemed
         seen = Week(
             present=takes_part,
             offer=offers,
@@ -200,7 +205,7 @@ class Shop:
             propensity=torch.full((len(mask),), SENDING_SHARE, dtype=torch.float64),
             bought=bought,
             redeemed=redeemed,
-            margin=self.customers.margin * bought,
+            margin=torch.where(bought, self.margins(), 0.0),
             unsubscribed=torch.zeros_like(bought),
         )
-        return takes_part, seen, cost
+        return takes_part, seen, discount

@@ -82,9 +82,10 @@ table:
   id: customer
   treatment: arm
   control: none
-  outcomes: [bought, margin, cost]
+  outcomes: [bought, margin, discount]
 ab_test:
-  worth: {{margin: 1.0, cost: -1.0}}
+  worth: {{margin: 1.0, discount: -1.0}}
+  cost: 0.9  # of a letter, as in the catalogue
 """,
     "experiment/shop_mails.yaml": """\
 # @package _global_

@@ -15,7 +15,7 @@ from envs.offers.populations.drift import describe_drift, profile
 from envs.offers.populations.far_values import describe_far_values
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.populations.known_parameters import KnownParameters
-from envs.offers.populations.table_reader import read_table
+from envs.offers.populations.table_reader import check_ids, read_table
 from envs.offers.populations.true_parameters import read_parameters
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState
@@ -197,22 +197,3 @@ def days_before(columns: Columns, reference_date: str | None, where: str) -> Col
         ) from None
     day = np.timedelta64(1, "D")
     return {name: (reference - column) / day if is_date(column) else column for name, column in columns.items()}
-
-
-def check_ids(ids: list[str], name: str, path: str) -> None:
-    """Raise ValueError, with row and column, where an id is empty, has a NUL byte or comes twice."""
-
-    def refuse(wrong: list[bool], problem: str) -> None:
-        raise ValueError(f"{path}: row {wrong.index(True) + 2}, column '{name}': {problem}")
-
-    distinct = set(ids)
-    if "" in distinct:
-        refuse([not x for x in ids], "expected an id, got nothing")
-    if "\0" in "".join(ids):
-        refuse(["\0" in x for x in ids], "expected an id without a NUL byte")
-    if len(distinct) == len(ids):
-        return
-    first: dict[str, int] = {}  # row of each id
-    for k, x in enumerate(ids):
-        if first.setdefault(x, k) != k:
-            raise ValueError(f"{path}: row {k + 2}, column '{name}': id '{x}' is that of row {first[x] + 2} too")

@@ -124,3 +124,22 @@ def read_csv(path: str, separator: str, width: int, wanted: list[int]):
         raise unreadable(path, error) from error
     except (pa.ArrowException, OSError) as error:
         raise unreadable(path, error) from error
+
+
+def check_ids(ids: list[str], name: str, path: str) -> None:
+    """Raise ValueError, with row and column, where an id is empty, has a NUL byte or comes twice."""
+
+    def refuse(wrong: list[bool], problem: str) -> None:
+        raise ValueError(f"{path}: row {wrong.index(True) + 2}, column '{name}': {problem}")
+
+    distinct = set(ids)
+    if "" in distinct:
+        refuse([not x for x in ids], "expected an id, got nothing")
+    if "\0" in "".join(ids):
+        refuse(["\0" in x for x in ids], "expected an id without a NUL byte")
+    if len(distinct) == len(ids):
+        return
+    first: dict[str, int] = {}  # row of each id
+    for k, x in enumerate(ids):
+        if first.setdefault(x, k) != k:
+            raise ValueError(f"{path}: row {k + 2}, column '{name}': id '{x}' is that of row {first[x] + 2} too")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from envs.offers.populations.column_kinds import Columns
-from envs.offers.populations.table_reader import read_table
+from envs.offers.populations.table_reader import check_ids, read_table
 from envs.offers.world.customers import Customers
 
 ID = "customer"  # column of the customers' ids
@@ -40,6 +40,7 @@ def read_parameters(path: str, separator: str, ids: list[str], channels: tuple[s
     columns: Columns = read_table(
         path, separator, text=[ID], numbers=names, rows="customers", where=WHERE, only=[ID, *names]
     )
+    check_ids(columns[ID].tolist(), ID, path)
     row = {name: k for k, name in enumerate(columns[ID].tolist())}
     unknown = next((name for name in ids if name not in row), None)
     if unknown is not None:

@@ -96,7 +96,7 @@ def of_size(directory: Path, folder: str, seed: int, n: int, money: float) -> di
     plan = clocked("plan", lambda: plan_week(policy, customers, torch.from_numpy(forecast.factor), setting))
     result["plan: scores"] = policy.seconds
     result["plan: switch prices, clearing, lots, reasons"] = result.pop("plan") - policy.seconds
-    planned = Planned(policy, customers, setting, forecast, plan, path, None, None, "")
+    planned = Planned(policy, customers, setting, forecast, plan, path, None, None, "", 1)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:

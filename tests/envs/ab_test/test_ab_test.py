@@ -134,7 +134,7 @@ def test_what_is_no_test_is_refused_in_one_line(tmp_path, changes, message):
     [
         (
             lambda rows: rows[7].__setitem__(0, "c2"),
-            "row 9, column 'who': expected one row a customer, 'c2'",
+            "row 9, column 'who': id 'c2' is that of row 4 too",
         ),
         (lambda rows: rows[3].__setitem__(0, ""), "row 5, column 'who': expected an id, got nothing"),
     ],
@@ -160,6 +160,10 @@ def test_a_probability_that_depends_on_the_customer_is_refused(tmp_path):
         if last == "0.6":
             assert table(made.path, propensity="share").read().propensity[-1] == 0.6
     with pytest.raises(ValueError, match="row 61, column 'share': expected one probability an arm"):
+        table(made.path, propensity="share").read()
+    with open(made.path, "w", newline="") as file:
+        csv.writer(file).writerows([[*header, "share"], *([*row, "0.6"] for row in rows)])
+    with pytest.raises(ValueError, match="column 'share': expected the probability of each customer's own arm; the"):
         table(made.path, propensity="share").read()
 
 

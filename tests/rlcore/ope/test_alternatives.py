@@ -170,7 +170,9 @@ def test_without_propensities_a_model_alone_speaks_and_is_marked():
     value = evaluator()
     shown = report(value(log, always(log, 2)), value, "log.csv", "policy", str, [])
     assert {row["estimator"] for row in shown.comparison.rows.values()} == {"DM", "as logged"}
-    assert "by a model alone" in verdicts(shown.comparison, "policy")[0]
+    said = verdicts(shown.comparison, "policy")
+    assert "can't be compared with the best constant action" in said[0] and "by a model alone" in said[1]
+    assert BEST not in shown.comparison.rows  # the model would be fitted to what the choice was made on
     assert shown.alternatives.rows["policy"]["group"].startswith("model only")
     assert shown.rows["DM"]["group"].startswith("model only") and list(shown.rows)[-1] == "DM"
     assert "none" in shown.diagnostics.to_markdown()

@@ -43,7 +43,7 @@ def planned(path, *, n=300, money=40.0, package=None, past=None, ids=None, segme
     chosen = setting(money, **changes)
     plan = plan_of(customers, package, chosen)
     segments = None if segment is None else given.columns[segment]
-    return Planned(package, customers, chosen, NO_CORRECTION, plan, path, segment, segments, "2026-05-10")
+    return Planned(package, customers, chosen, NO_CORRECTION, plan, path, segment, segments, "2026-05-10", 1)
 
 
 def log_of(tmp_path, ids, weeks=5, dates=True, **cells):
@@ -169,6 +169,30 @@ def test_the_log_gives_contacts_opt_outs_and_memory(tmp_path):
 
     features = memory_of(package, past, slice(0, 40), given.numbers, given.levels)
     assert features[:, 0].tolist() == [2.0, 1.0, 1.0] + [0.0] * 37
+
+
+def test_who_has_left_is_sent_nothing_and_the_reason_says_so(tmp_path):
+    given = table(40)
+    path = log_of(tmp_path, given.ids, offer={(0, 0): 1})
+    past = PastWeeks.read(str(path), given.ids, None, CATALOGUE)
+    past.log.last[:20] = 3  # the last week of the log is 4
+    package = StandInPackage()
+    customers = customers_of(given, package, past)
+    assert not customers.options.action_mask[:20, 1:].any() and customers.subscribed.all()
+    plan = plan_of(customers, package, setting(1e6))
+    reasons = plan.columns["reason"].take(np.arange(40))
+    assert set(reasons[:20]) <= {"left the shop", "holdout"} and "left the shop" not in reasons[20:]
+    assert (plan.action[:20] == 0).all() and (plan.action[20:] > 0).any()
+
+
+def test_a_rule_that_bars_from_everything_is_the_reason(tmp_path):
+    """Not the rule of the pair that the policy would have sent."""
+    given = table(40)
+    sent = {(week, k): 1 for week in (2, 4) for k in range(40)}
+    path = log_of(tmp_path, given.ids, offer=sent)
+    customers = customers_of(given, StandInPackage(), PastWeeks.read(str(path), given.ids, None, CATALOGUE))
+    plan = plan_of(customers, StandInPackage(), setting(20.0))
+    assert set(plan.columns["reason"].take(np.arange(40))) <= {"cap: 2 contacts in 4 weeks", "holdout"}
 
 
 def test_memory_starts_when_a_customer_joins_and_sums_start_anew_with_a_season(tmp_path):

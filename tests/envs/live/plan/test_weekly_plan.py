@@ -316,7 +316,8 @@ def test_reasons_say_what_the_columns_say(package):
     for k in np.flatnonzero(plan.arm == RL).tolist():
         own, following = columns["own_price"][k], columns["next_price"][k]
         if plan.action[k]:
-            lot = "" if own >= plan.cleared.price else " by its lot"
+            at_the_price = own >= plan.cleared.price and not following > plan.cleared.price
+            lot = "" if at_the_price else " by its lot"
             assert reason[k] == f"bought at {own:.3g}{lot}, {price}"
         elif not math.isnan(following):
             pair = f"{columns['next_channel'].take([k])[0]} {columns['next_offer'].take([k])[0]}"

@@ -360,7 +360,8 @@ def test_a_column_in_another_unit_is_clipped_and_counted_and_all_others_keep_eve
     assert torch.equal(later.features[:, same], trained.features[:, same])
     draw(later, 5)
     draw(later, 5, split="test")
-    (line,) = capsys.readouterr().err.splitlines()
+    line, drifted = capsys.readouterr().err.splitlines()
+    assert "customers differ from those of training" in drifted and "spend" in drifted
     assert line.startswith(f"warning: {tmp_path / 'b.csv'}: clipped to the range of training: 'spend' of 130 (to ")
     assert line.endswith(f" – {top:g}) customers")
 

@@ -38,7 +38,8 @@ def plan_columns(
     following = decisions.next_action.numpy()
     offer, channel = catalogue.action_codec.decode(decisions.action)
     next_offer, next_channel = catalogue.action_codec.decode(decisions.next_action)
-    offers, channels = ["", *catalogue.offers[1:]], ["", *catalogue.channels]
+    offers = ["" if k == 0 else name for k, name in enumerate(catalogue.offers)]
+    channels = [""] + list(catalogue.channels)
     face = catalogue.value[offer] + catalogue.cost[channel] * (offer > 0)
     policies = {HOLDOUT: "none", RANDOM: "uniform", BAU: setting.shop_rule.name, RL: package.version}
     rules = reasons.RuleNames(customers.contact_policy)

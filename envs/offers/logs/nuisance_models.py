@@ -124,8 +124,7 @@ class NuisanceModels:
         if len(bought):
             earned = self.reward[bought] + self.dataset.cost[bought]
             self.trip_value_model = self._model(self._static(bought), torch.zeros_like(bought), earned.log(), 1)
-            # exp(E[log y]) is below E[y]; Duan's smearing estimate (1983) scales by the mean residual of y.
-            self.smearing = (earned / self.trip_value_model(self._static(bought))[:, 0].exp()).mean()
+            self.trip_value_scale = smearing(earned, self.trip_value_model(self._static(bought))[:, 0])
 
     def _drift(self, rows: Tensor) -> Tensor:
         """Change of the potential in a week, or from the potential to the terminal value, [B]."""
@@ -159,7 +158,7 @@ class NuisanceModels:
         """Expected reward of a trip before the trip's cost, money."""
         if not self.trip_value_model:
             return torch.ones_like(self.reward[rows])
-        return self.smearing * self.trip_value_model(self._static(rows))[:, 0].exp()
+        return self.trip_value_scale * self.trip_value_model(self._static(rows))[:, 0].exp()
 
     def _stay(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Probability to stay, and its inverse as the weight of customers who stayed."""
@@ -229,3 +228,11 @@ class NuisanceModels:
                 batch.obs, 0 * batch.action, next_value, trip_value
             )
         return AdjustedRewards(reward * trip_value, mixing * batch.discount, batch.weight)
+
+
+def smearing(y: Tensor, predicted_log: Tensor) -> Tensor:
+    """Return the factor that makes exp(predicted log y) the mean of y, []: Duan's smearing estimate (1983).
+
+    exp(E[log y]) alone is below E[y], the more so the more y varies.
+    """
+    return (y / predicted_log.exp()).mean()

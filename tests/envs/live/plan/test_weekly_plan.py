@@ -10,6 +10,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
+pytest.importorskip("pyarrow")
+
 from envs.live.plan import draws
 from envs.live.plan.arms import BAU, HOLDOUT, RANDOM, RL, Arms, money_by_arm
 from envs.live.plan.clearing import Demand, clear

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from comparisons import weights
 from configs import node
 from envs.data_collection import UniformPolicy, rollouts
-from envs.offers.logs.nuisance_models import NuisanceModels
+from envs.offers.logs import nuisance_models
+from envs.offers.logs.nuisance_models import NuisanceModels, smearing
 from envs.offers.logs.response_model import OutcomeLikelihood, exposure_response
 from envs.offers.logs.variance_reduction import VarianceReduction
 from envs.offers.world.customers import CHURNED
@@ -103,8 +104,16 @@ def test_the_potential_is_fitted_on_other_customers(season, monkeypatch):
     assert len(fitted[0] | fitted[1]) == 200 and not fitted[0] & fitted[1] and 90 < len(fitted[0]) < 110
 
 
+def test_the_value_of_a_trip_is_a_mean_and_not_a_geometric_one():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200_000, generator=generator, dtype=torch.float64)
+    y = torch.exp(1.0 + 0.5 * x + 0.8 * torch.randn(200_000, generator=generator, dtype=torch.float64))
+    assert smearing(y, 1.0 + 0.5 * x).item() == pytest.approx(math.exp(0.8**2 / 2), rel=0.01)
+
+
 def test_adjusted_rewards_are_the_expected_effects_of_decisions(season, monkeypatch):
     env, log = season
+    monkeypatch.setattr(nuisance_models, "smearing", lambda *_: 1.0)  # the model is no fit of these trips
     monkeypatch.setattr(VarianceReduction, "fit_potential", lambda self, *_: lambda x: torch.full((len(x),), 10.0))
     size = 2.0
     free = adjusted(
@@ -160,6 +169,7 @@ class Tired(Fixed):
 
 def test_a_contact_costs_what_the_state_it_leaves_behind_costs_until_that_has_passed(season, monkeypatch):
     env, log = season
+    monkeypatch.setattr(nuisance_models, "smearing", lambda *_: 1.0)  # the model is no fit of these trips
     monkeypatch.setattr(VarianceReduction, "fit_potential", lambda self, *_: lambda x: torch.zeros(len(x)))
     options = instantiate(
         {

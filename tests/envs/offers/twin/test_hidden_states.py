@@ -306,7 +306,7 @@ def test_seasons_that_begin_late_are_left_out(capsys):
 
 @pytest.mark.slow
 def test_a_fit_goes_on_from_another_in_fewer_steps():
-    env, log = unseen_log(150)
+    env, log = unseen_log(400)
 
     def fitted(steps, start=None):
         model = twin(env, members=1, twin={"hidden_states": {"steps": steps, "shares": [1.0], "nodes": 2}})

@@ -70,6 +70,6 @@ def test_a_careful_writer_leaves_whole_files_and_a_careless_one_does_not(tmp_pat
     rng = random.Random(0)
     with importable():
         careful = kill_writer(rng, tmp_path / "a", write_files, check_file, 8, 0.05)
-        careless = kill_writer(rng, tmp_path / "b", write_carelessly, check_file, 8, 0.05)
+        careless = kill_writer(rng, tmp_path / "b", write_carelessly, check_file, 40, 0.05)
     assert careful.kills == 8 and careful.half_written == careful.temporaries == 0
     assert careless.half_written > 0

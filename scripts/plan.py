@@ -21,13 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from envs.configuration import CONF
 from envs.live.package import Package
 from envs.live.plan.exported import ExportedPolicy
-from envs.live.plan.run import PlanRequest, lock, make_plan
+from envs.live.plan.run import REQUEST_KEYS, PlanRequest, lock, make_plan
 from envs.live.plan.summary import summary
 from envs.live.plan.weekly_plan import PlanViolation
 from envs.live.plan.why import why
 from scripts.cli import choose_device, guarded, launch, to_dict
-
-NOT_OF_A_REQUEST = ("package", "why", "device", "threads", "float32_matmul_precision")
 
 
 @hydra.main(config_path=str(CONF), config_name="plan", version_base="1.3")
@@ -37,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("package: expected the folder of an exported policy, as in package=package")
     choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     keys = to_dict(cfg, resolve=True)
-    request = PlanRequest(**{name: value for name, value in keys.items() if name not in NOT_OF_A_REQUEST})
+    request = PlanRequest(**{name: keys[name] for name in REQUEST_KEYS})
     policy = ExportedPolicy(Package.load(cfg.package, threads=cfg.threads or 1))
     if cfg.why is not None:
         print("\n".join(why(policy, request, str(cfg.why))))

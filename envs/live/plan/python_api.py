@@ -9,11 +9,9 @@ from omegaconf import OmegaConf
 from envs.configuration import CONF
 from envs.live.package import Package
 from envs.live.plan.exported import ExportedPolicy
-from envs.live.plan.run import Planned, PlanRequest, make_plan
+from envs.live.plan.run import REQUEST_KEYS, Planned, PlanRequest, make_plan
 from envs.range_checks import check_ranges
 from envs.value_ranges import ConfigPart, ranges_of
-
-NOT_OF_A_REQUEST = ("package", "why", "device", "threads", "float32_matmul_precision", "hydra")
 
 
 def plan(package: Package, table: Any, **keys: Any) -> Planned:
@@ -25,7 +23,7 @@ def plan(package: Package, table: Any, **keys: Any) -> Planned:
     """
     defaults = OmegaConf.to_container(OmegaConf.load(CONF / "plan.yaml"))
     assert isinstance(defaults, dict)
-    known = {str(name): value for name, value in defaults.items() if name not in NOT_OF_A_REQUEST}
+    known = {name: defaults[name] for name in REQUEST_KEYS}
     unknown = [name for name in keys if name not in known or name == "customers"]
     if unknown:
         raise ValueError(f"{unknown[0]}: no such key; there are {', '.join(known)}")

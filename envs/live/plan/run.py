@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,9 @@ class PlanRequest:
         if path.suffix != ".parquet":
             raise ValueError(f"out: expected a name that ends in .parquet, got {path}")
         return path
+
+
+REQUEST_KEYS = tuple(f.name for f in fields(PlanRequest))
 
 
 @dataclass(frozen=True)

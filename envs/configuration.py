@@ -25,7 +25,7 @@ OWN_PACKAGES = ("rlcore", "envs", "email_rl", "scripts")
 ADMITTED_FUNCTIONS = (
     "envs.offers.neural_twin.env.make_twin_env",
     "envs.offers.world.catalogue.Catalogue.build",
-    "scripts.stored_runs.load_teacher",
+    "scripts.shared.stored_runs.load_teacher",
 )
 #: classes of others that a configuration from a file may build
 ADMITTED_CLASSES = (

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
 from rlcore.runs import checkpoint
-from scripts.cli import choose_device, guarded, launch
+from scripts.shared.cli import choose_device, guarded, launch
 
 
 @hydra.main(config_path=str(CONF), config_name="bench", version_base="1.3")

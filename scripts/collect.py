@@ -22,8 +22,8 @@ from envs.configuration import CONF
 from envs.data_collection import rollouts
 from rlcore.algorithm import Algorithm
 from rlcore.offline.log_files import check_writable, write_log
-from scripts.cli import choose_device, guarded, launch
-from scripts.stored_runs import trained
+from scripts.shared.cli import choose_device, guarded, launch
+from scripts.shared.stored_runs import trained
 
 
 @hydra.main(config_path=str(CONF), config_name="collect", version_base="1.3")

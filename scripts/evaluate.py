@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from envs.configuration import CONF
 from rlcore.algorithm import Algorithm
 from rlcore.ope.report import evaluate_dataset
-from scripts.cli import choose_device, guarded, launch
-from scripts.results import make_logger, publish
-from scripts.stored_runs import fitting, trained
+from scripts.shared.cli import choose_device, guarded, launch
+from scripts.shared.results import make_logger, publish
+from scripts.shared.stored_runs import fitting, trained
 
 
 @hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
 from envs.live.export import export
-from scripts.cli import choose_device, guarded, launch, to_dict
-from scripts.stored_runs import trained
+from scripts.shared.cli import choose_device, guarded, launch, to_dict
+from scripts.shared.stored_runs import trained
 
 
 @hydra.main(config_path=str(CONF), config_name="export", version_base="1.3")

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
 from envs.offers.logs import send_log
-from scripts.cli import choose_device, guarded, launch
+from scripts.shared.cli import choose_device, guarded, launch
 
 
 @hydra.main(config_path=str(CONF), config_name="import_sends", version_base="1.3")

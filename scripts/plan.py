@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
 from envs.live.package import Package
-from envs.live.plan.exported import ExportedPolicy
+from envs.live.plan.inputs.exported import ExportedPolicy
+from envs.live.plan.output.summary import summary
 from envs.live.plan.run import REQUEST_KEYS, PlanRequest, lock, make_plan
-from envs.live.plan.summary import summary
 from envs.live.plan.weekly_plan import PlanViolation
 from envs.live.plan.why import why
-from scripts.cli import choose_device, guarded, launch, to_dict
+from scripts.shared.cli import choose_device, guarded, launch, to_dict
 
 
 @hydra.main(config_path=str(CONF), config_name="plan", version_base="1.3")

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from envs.configuration import CONF
-from scripts.overrides import check_config
+from scripts.shared.overrides import check_config
 from scripts.train import FinishedRun
 from scripts.train import train as train_by_config
 

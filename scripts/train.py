@@ -40,11 +40,11 @@ from rlcore.runs.logger import NullLogger
 from rlcore.runs.report import RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
-from scripts.cli import choose_device, flatten_keys, guarded, launch, to_dict
-from scripts.overrides import key_of
-from scripts.results import make_logger, publish
-from scripts.stored_runs import algorithm_class, check_fit, fitting
-from scripts.warm_start import check_inputs, load_start
+from scripts.shared.cli import choose_device, flatten_keys, guarded, launch, to_dict
+from scripts.shared.overrides import key_of
+from scripts.shared.results import make_logger, publish
+from scripts.shared.stored_runs import algorithm_class, check_fit, fitting
+from scripts.shared.warm_start import check_inputs, load_start
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1, signal.SIGHUP] if os.name == "posix" else []))
 # for all processes but the first

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from envs.ab_test.report import tables, write_scores
 from envs.configuration import CONF
 from rlcore.runs import checkpoint
-from scripts.cli import choose_device, guarded, launch
+from scripts.shared.cli import choose_device, guarded, launch
 
 WIDTH = 140  # characters of the widest table
 

@@ -21,8 +21,8 @@ from email_rl.inference import MailGenerator, read_contexts, save_mails, summari
 from envs.configuration import CONF
 from envs.range_checks import check_stored_ranges
 from rlcore.runs import checkpoint
-from scripts.cli import choose_device, guarded, launch, to_dict
-from scripts.stored_runs import fitting
+from scripts.shared.cli import choose_device, guarded, launch, to_dict
+from scripts.shared.stored_runs import fitting
 
 ENDS = ("quit", "exit", "q")  # lines that end interactive=true
 

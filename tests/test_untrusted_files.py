@@ -14,7 +14,7 @@ from configs import CONF
 from envs.configuration import instantiate_stored, is_admitted
 from envs.offers.neural_twin.ensemble import NeuralEnsemble
 from envs.offers.neural_twin.fit import KIND
-from scripts.stored_runs import load_teacher
+from scripts.shared.stored_runs import load_teacher
 from stored import save_state
 
 

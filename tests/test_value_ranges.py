@@ -15,7 +15,7 @@ from configs import CONF, composed
 from envs.range_checks import check_ranges, check_stored_ranges, values_of
 from envs.value_ranges import KeyRanges, parse_comment, parse_interval, range_of, ranges_of, read_ranges
 from faulty_numbers import FAULTY_NUMBERS
-from scripts.overrides import config_parts
+from scripts.shared.overrides import config_parts
 
 FILES = read_ranges(CONF)
 PROBES = (None, -1, 0, math.nan, 1e308, "x")

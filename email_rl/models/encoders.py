@@ -35,7 +35,7 @@ LABELS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderFineTuning:
-    """How an encoder is fine-tuned into a reward model (email_rl/training/reward_model.py)."""
+    """How an encoder is fine-tuned into a reward model (email_rl/reward_model/reward_model.py)."""
 
     max_length: int  # tokens of context and text together
     lr: float

@@ -1,3 +1,3 @@
-"""SFT, reward model and PPO on mails. Importing `acceleration` registers their performance modes."""
+"""SFT and PPO on mails. Importing `acceleration` registers their performance modes."""
 
 from email_rl import acceleration as acceleration

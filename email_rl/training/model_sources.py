@@ -15,8 +15,8 @@ from email_rl.models.language_models import read_language_model
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from email_rl.models.outcome_model import OutcomeModel, load_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
-from email_rl.training.reward_choice import ChoiceSettings, Verdict, bag_fitter, choose_reward_model
-from email_rl.training.reward_model import RewardModel
+from email_rl.reward_model.reward_choice import ChoiceSettings, Verdict, bag_fitter, choose_reward_model
+from email_rl.reward_model.reward_model import RewardModel
 from email_rl.training.sft import POLICY_FOLDER, SFT
 from email_rl.training.sft_mails import policy_settings
 from rlcore.algorithm import Algorithm

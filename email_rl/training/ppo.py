@@ -21,12 +21,12 @@ from torch import Tensor
 
 from email_rl.data.dataset import MailDataset
 from email_rl.models.policy import LanguageModelPolicy
+from email_rl.reward_model.reward_choice import ChoiceSettings
 from email_rl.training.advantages import AdvantageEstimator
 from email_rl.training.diagnostics import UpdateMetrics, rollout_metrics, update_metrics, value_metrics
 from email_rl.training.guards import GuardLimits, Guards
 from email_rl.training.language_model_algorithm import LanguageModelAlgorithm
 from email_rl.training.model_sources import ModelSources
-from email_rl.training.reward_choice import ChoiceSettings
 from email_rl.training.rollout import MailBatch, MailRollout
 from rlcore import losses
 from rlcore.backends import distributed

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from envs.offers.populations.customer_table import days_before
 from envs.offers.populations.feature_transform import FeatureTransform
-from envs.offers.populations.table_reader import check_ids, read_table
+from envs.tables.table_reader import check_ids, read_table
 
 WHERE = "table"  # the part of the configuration that names columns, in messages
 MOST_ARMS = 50  # a column with more levels is no treatment

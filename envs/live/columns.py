@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from envs.offers.populations.column_kinds import NUMBER, Columns, is_date, is_number, refusal, to_column
 from envs.offers.populations.customer_table import days_before
 from envs.offers.populations.feature_transform import FeatureTransform, level_codes
-from envs.offers.populations.table_reader import load_table
+from envs.tables.column_kinds import NUMBER, Columns, is_date, is_number, refusal, to_column
+from envs.tables.table_reader import load_table
 from rlcore.offline.file_columns import arrow
 
 NUMBERS, DATES, TEXT = "number", "date", "text"  # kinds of columns

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from envs.offers.constraints.expressions import holds
-from envs.offers.populations.column_kinds import Columns, is_date, is_number
+from envs.tables.column_kinds import Columns, is_date, is_number
 
 MAX_COMBINATIONS = 2**16  # most combinations of heads that a table of values may have
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.offers.populations.column_kinds import Columns, is_date, is_number
 from envs.offers.populations.customer_table import days_before
-from envs.offers.populations.table_reader import read_table
+from envs.tables.column_kinds import Columns, is_date, is_number
+from envs.tables.table_reader import read_table
 from envs.value_ranges import FLOAT32_MAX
 
 

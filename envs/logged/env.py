@@ -15,8 +15,8 @@ from envs.base import VectorEnv
 from envs.logged.actions import ActionNames
 from envs.logged.columns import LogColumns
 from envs.offers.populations.base import hash_uniform
-from envs.offers.populations.column_kinds import Columns
 from envs.offers.populations.feature_transform import FeatureTransform
+from envs.tables.column_kinds import Columns
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_rows
 
 

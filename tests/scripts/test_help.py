@@ -12,8 +12,8 @@ import pytest
 
 from configs import CONF
 from scripts.__main__ import COMMANDS
-from scripts.cli import usage
-from scripts.overrides import explained, groups_of_conf, unknown
+from scripts.shared.cli import usage
+from scripts.shared.overrides import explained, groups_of_conf, unknown
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from scripts.cli import report_thread
+from scripts.shared.cli import report_thread
 from scripts.train import STOP_SIGNALS, interrupts
 
 

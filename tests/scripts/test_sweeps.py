@@ -17,7 +17,7 @@ from scipy import stats
 
 from configs import CONF
 from scripts import summary
-from scripts.cli import MAX_NAME, folder_name
+from scripts.shared.cli import MAX_NAME, folder_name
 from scripts.sweeps.aggregate import header, interquartile_mean, rows, summarize, to_csv, to_markdown
 from scripts.sweeps.callback import SweepSummary
 from scripts.sweeps.curves import curves_figure, mean_curve

@@ -15,6 +15,6 @@ import envs.live.ledger.opening
 import envs.offers.evaluation.evaluator
 import envs.sequential
 import rlcore.ppo
-import scripts.cli
-import scripts.results
-import scripts.stored_runs
+import scripts.shared.cli
+import scripts.shared.results
+import scripts.shared.stored_runs

@@ -14,7 +14,7 @@ from configs import composed
 from envs.live.export import export
 from envs.live.package import Package
 from rlcore.runs import checkpoint
-from scripts.cli import to_dict
+from scripts.shared.cli import to_dict
 
 LEVELS = ["gold", 'say "hi", all', "мёд 茶", "x" * 10_000, ""]
 TODAY = "2025-03-31"

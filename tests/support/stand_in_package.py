@@ -10,13 +10,13 @@ from envs.live.columns import TableColumns
 from envs.live.decide import DecisionInputs, Scores
 from envs.live.plan.arms import Arms
 from envs.live.plan.deciding import Customers, Table, allowed_now
+from envs.live.plan.inputs.past_weeks import PastWeeks
+from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
-from envs.live.plan.past_weeks import PastWeeks
 from envs.live.plan.run import PlanRequest
-from envs.live.plan.shop_rules import ShopRule
 from envs.live.plan.weekly_plan import PlanSetting, WeekPlan, plan_week
-from envs.offers.populations.column_kinds import to_column
 from envs.offers.world.catalogue import Catalogue
+from envs.tables.column_kinds import to_column
 
 CATALOGUE = Catalogue.build(
     offers={"coffee": {"value": 1.5}, "five_off": {"value": 5.0}, "wine": {"value": 4.0}},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.live.decide import DecisionInputs, Scores
 from envs.live.plan.arms import HOLDOUT, RL
-from envs.live.plan.past_weeks import PastWeeks
+from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.reasons import RuleNames
 from envs.offers.constraints.contact_policy import ContactOptions, ContactPolicy, Exclusion
 from envs.offers.constraints.contact_rules import ContactRules
@@ -22,7 +22,7 @@ from envs.offers.world.history import SeenWeek
 
 
 class PolicyPackage(Protocol):
-    """An exported policy (envs/live/plan/exported.py), as far as a plan needs it."""
+    """An exported policy (envs/live/plan/inputs/exported.py), as far as a plan needs it."""
 
     catalogue: Catalogue  #: in float64
     contact_rules: dict[str, Any]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from envs.live.plan.past_weeks import PastWeeks
-from envs.live.plan.plan_file import read_facts
+from envs.live.plan.inputs.past_weeks import PastWeeks
+from envs.live.plan.output.plan_file import read_facts
 from envs.offers.world.catalogue import Catalogue
 from rlcore.offline.file_columns import arrow
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from envs.configuration import CONF
 from envs.live.package import Package
-from envs.live.plan.exported import ExportedPolicy
+from envs.live.plan.inputs.exported import ExportedPolicy
 from envs.live.plan.run import REQUEST_KEYS, Planned, PlanRequest, make_plan
 from envs.range_checks import check_ranges
 from envs.value_ranges import ConfigPart, ranges_of

@@ -12,12 +12,12 @@ import torch
 from envs.live.columns import as_table
 from envs.live.plan.arms import Arms
 from envs.live.plan.deciding import Customers, PolicyPackage, Table, allowed_now
-from envs.live.plan.exported import ExportedPolicy, read_table_of
 from envs.live.plan.forecast import Forecast, corrections
+from envs.live.plan.inputs.exported import ExportedPolicy, read_table_of
+from envs.live.plan.inputs.past_weeks import PastWeeks
+from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
-from envs.live.plan.past_weeks import PastWeeks
-from envs.live.plan.plan_file import plan_table, write_plan, write_sends
-from envs.live.plan.shop_rules import ShopRule
+from envs.live.plan.output.plan_file import plan_table, write_plan, write_sends
 from envs.live.plan.weekly_plan import PlanSetting, WeekPlan, plan_week
 from envs.offers.logs import send_log
 from rlcore.runs.checkpoint import lock_folder
@@ -107,7 +107,7 @@ class Planned:
 
     def write(self) -> list[Path]:
         """Write the plan, the page and, last, the sender's file; return their paths."""
-        from envs.live.plan.page import write_page  # jinja2, an extra
+        from envs.live.plan.output.page import write_page  # jinja2, an extra
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         sends, page = self.path.with_suffix(".csv"), self.path.with_suffix(".html")

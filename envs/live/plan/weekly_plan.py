@@ -14,9 +14,9 @@ from envs.live.plan.arms import ARMS, BAU, RANDOM, RL, Arms, money_by_arm
 from envs.live.plan.clearing import Cleared, Demand, clear
 from envs.live.plan.deciding import Customers, PolicyPackage, best_refused, score_customers
 from envs.live.plan.draws import Decisions, PairTotals, undecided
+from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
-from envs.live.plan.plan_columns import plan_columns
-from envs.live.plan.shop_rules import ShopRule
+from envs.live.plan.output.plan_columns import plan_columns
 from envs.offers.planning.knapsack import Increments
 from envs.offers.populations.base import hash_uniform
 from envs.offers.world.catalogue import Catalogue

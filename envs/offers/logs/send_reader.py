@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.offers.logs.customer_weeks import Rows, second_of_a_cell
-from envs.offers.populations.column_kinds import is_date
-from envs.offers.populations.table_reader import read_table
 from envs.offers.world.catalogue import Catalogue
+from envs.tables.column_kinds import is_date
+from envs.tables.table_reader import read_table
 from envs.value_ranges import FLOAT32_MAX
 
 ISO_WEEK = 8  # characters of 2026-W05

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from envs.offers.populations.base import GivenCustomers, Priors, Sample, hash_uniform
-from envs.offers.populations.column_kinds import Columns, is_date, is_number
 from envs.offers.populations.drift import describe_drift, profile
-from envs.offers.populations.far_values import describe_far_values
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.populations.known_parameters import KnownParameters
-from envs.offers.populations.table_reader import check_ids, read_table
 from envs.offers.populations.true_parameters import read_parameters
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import EXPECTATIONS, HABITS, SUBSCRIBED, CustomerState
+from envs.tables.column_kinds import Columns, is_date, is_number
+from envs.tables.far_values import describe_far_values
+from envs.tables.table_reader import check_ids, read_table
 from envs.value_ranges import FLOAT32_MAX
 
 PRIOR_OF = {"rate": "rate", "spend": "spend", "margin": "margin_rate"}  # the prior of each parameter

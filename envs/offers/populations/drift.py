@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from envs.offers.populations.column_kinds import Columns, is_number
+from envs.tables.column_kinds import Columns, is_number
 
 BINS = 10  # of a number, of equal shares in training
 LEAST_SHARE = 1e-3  # of a bin, so that an empty one does not make the index infinite

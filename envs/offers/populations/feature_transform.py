@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs.offers.populations.column_kinds import Columns, is_number
+from envs.tables.column_kinds import Columns, is_number
 
 OTHER, EMPTY = "other", "(empty)"  # levels that stand for rare or unknown ones, and for no entry
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from envs.offers.populations.column_kinds import Columns
+from envs.tables.column_kinds import Columns
 from envs.value_ranges import FLOAT32_MAX
 
 LIMITS = {"rate": (0.0, 1.0), "spend": (0.0, math.inf), "margin": (-1.0, 1.0)}  # of an entry

@@ -7,9 +7,9 @@ from dataclasses import fields
 import numpy as np
 import torch
 
-from envs.offers.populations.column_kinds import Columns
-from envs.offers.populations.table_reader import check_ids, read_table
 from envs.offers.world.customers import Customers
+from envs.tables.column_kinds import Columns
+from envs.tables.table_reader import check_ids, read_table
 
 ID = "customer"  # column of the customers' ids
 WHERE = "env.population.parameters"  # part of the configuration that names the file, in messages

@@ -11,7 +11,7 @@ from envs.offers.env import OffersEnv
 from envs.range_checks import check_stored_ranges
 from rlcore.algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
-from scripts.stored_runs import fitting
+from scripts.shared.stored_runs import fitting
 
 
 class Training(NamedTuple):

@@ -19,7 +19,7 @@ from email_rl.data import metrics, splitting
 from email_rl.data.dataset import SPLITS, MailDataset
 from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.models.bag_of_words import BagOfWords
-from email_rl.training.reward_model import RewardModel
+from email_rl.reward_model.reward_model import RewardModel
 from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import progress, show, table_of

@@ -12,11 +12,11 @@ import torch
 
 from envs.live.package import Package
 from envs.live.plan.deciding import allowed_now
-from envs.live.plan.exported import ExportedPolicy
 from envs.live.plan.forecast import corrections
-from envs.live.plan.plan_file import write_plan, write_sends
+from envs.live.plan.inputs.exported import ExportedPolicy
+from envs.live.plan.output.plan_file import write_plan, write_sends
+from envs.live.plan.output.summary import summary
 from envs.live.plan.run import Planned, PlanRequest, past_weeks, read_customers, setting_of
-from envs.live.plan.summary import summary
 from envs.live.plan.weekly_plan import plan_week
 from envs.offers.example_shop.customers import customer_rows
 from scripts.benchmarks.common.timing import peak_memory

@@ -28,7 +28,7 @@ from envs.live.package_files import MANIFEST, MANIFEST_SUM
 from envs.offers.world.customers import CustomerState
 from envs.offers.world.history import PassedWeek, SeenWeek
 from rlcore.runs import checkpoint
-from scripts.cli import to_dict
+from scripts.shared.cli import to_dict
 
 
 @pytest.fixture(scope="module")

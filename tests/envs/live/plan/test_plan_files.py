@@ -20,11 +20,11 @@ from envs.live.plan.forecast import (
     Forecast,
     corrections,
 )
-from envs.live.plan.page import write_page
-from envs.live.plan.past_weeks import PastWeeks
-from envs.live.plan.plan_file import COLUMNS, decision_ids, read_facts, write_plan
+from envs.live.plan.inputs.past_weeks import PastWeeks
+from envs.live.plan.output.page import write_page
+from envs.live.plan.output.plan_file import COLUMNS, decision_ids, read_facts, write_plan
+from envs.live.plan.output.summary import rule_cost, summary
 from envs.live.plan.run import Planned, lock
-from envs.live.plan.summary import rule_cost, summary
 from envs.live.plan.why import explain, planned_row
 from envs.offers.logs import send_log
 from envs.offers.logs.customer_weeks import CustomerWeeks

@@ -16,8 +16,8 @@ from hydra.utils import instantiate
 import script_runner
 from configs import load
 from envs.offers.populations.customer_table import CustomerTable
-from envs.offers.populations.table_reader import read_table
 from envs.offers.world.customers import HABITS
+from envs.tables.table_reader import read_table
 from scripts import example_shop
 
 pytest.importorskip("pyarrow")

@@ -19,8 +19,8 @@ from envs.range_checks import check_stored_ranges
 from rlcore.action_values import GreedyPolicy
 from rlcore.algorithm import Algorithm
 from rlcore.runs import checkpoint as checkpoints
-from scripts.cli import to_dict
-from scripts.overrides import key_of
+from scripts.shared.cli import to_dict
+from scripts.shared.overrides import key_of
 
 
 def algorithm_class(make_algorithm: partial[Algorithm]) -> type[Algorithm]:

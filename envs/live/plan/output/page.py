@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from envs.live.plan.arms import RL
-from envs.live.plan.summary import price_of_money, refusals, rule_line
+from envs.live.plan.output.summary import price_of_money, refusals, rule_line
 from rlcore.runs.checkpoint import atomic
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from rlcore.runs.plots import entitle
 from rlcore.runs.report import RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.runs.writers import RunInfo
-from scripts.overrides import key_of
+from scripts.shared.overrides import key_of
 
 
 def make_logger(cfg: DictConfig, directory: Path, iterations: int, headline: str, resumed_at: int = 0) -> RunLogger:

@@ -12,7 +12,7 @@ from envs.live.plan import reasons
 from envs.live.plan.arms import ARMS, BAU, HOLDOUT, RANDOM, RL
 from envs.live.plan.deciding import Customers, PolicyPackage
 from envs.live.plan.draws import Decisions
-from envs.live.plan.plan_file import Names, Texts, decision_ids
+from envs.live.plan.output.plan_file import Names, Texts, decision_ids
 
 if TYPE_CHECKING:
     from envs.live.plan.weekly_plan import PlanSetting

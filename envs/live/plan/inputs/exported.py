@@ -16,10 +16,10 @@ from envs.live.columns import TEXT, TableColumns
 from envs.live.decide import DecisionInputs, Scores
 from envs.live.package import Package
 from envs.live.plan.deciding import Table
-from envs.offers.populations.column_kinds import is_date, to_column
 from envs.offers.populations.customer_table import check_ids, days_before
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.history import SeenWeek
+from envs.tables.column_kinds import is_date, to_column
 
 VERSION_DIGITS = 12  # of the checksum of package.json
 

@@ -17,7 +17,7 @@ from email_rl.data.metrics import fit_temperature, log_losses
 from email_rl.models.encoders import bucketed_batches, cut_inputs, pad_batch, small_enough
 from email_rl.models.hf_io import describe
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
-from email_rl.training.classification import class_weights, overlap_loss
+from email_rl.reward_model.classification import class_weights, overlap_loss
 from rlcore.algorithm import Algorithm
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import Logger, NullLogger
@@ -34,7 +34,7 @@ class OutcomeTraining(Algorithm):
 
     Class weights w make the network learn log p + log w. This shift and the temperature, taken from training and
     validation mails, are folded into the last layer, so that the saved model gives calibrated probabilities. `refresh`
-    has the settings of a refresh (email_rl/training/reward_model.py).
+    has the settings of a refresh (email_rl/reward_model/reward_model.py).
     """
 
     env_type = MailDataset

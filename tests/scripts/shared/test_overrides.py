@@ -7,7 +7,7 @@ import pytest
 from configs import composed
 from faulty_numbers import FAULTY_NUMBERS
 from script_runner import run
-from scripts.overrides import is_parameter, keys_of, most_alike, overrides_first, unreadable
+from scripts.shared.overrides import is_parameter, keys_of, most_alike, overrides_first, unreadable
 
 
 def error_of(done) -> str:

@@ -9,8 +9,8 @@ from comparisons import weights
 from configs import composed
 from rlcore.runs import checkpoint
 from scripts import train
-from scripts.cli import to_dict
-from scripts.warm_start import check_inputs, load_start
+from scripts.shared.cli import to_dict
+from scripts.shared.warm_start import check_inputs, load_start
 from small_runs import OFFERS
 
 CPU = torch.device("cpu")

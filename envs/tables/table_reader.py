@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from envs.offers.populations.column_kinds import Columns, to_column
+from envs.tables.column_kinds import Columns, to_column
 from rlcore.offline.file_columns import arrow
 
 PARQUET = (".parquet", ".pq")
@@ -28,7 +28,7 @@ def read_table(
     `only` names the columns that are read (None: all). `rows` says what a row is and `where` is the part of the
     configuration that has `path` and `separator`, in messages.
     A column is text if `text` names it. Otherwise it holds what the file says (Parquet), or what most of its entries
-    are (envs/offers/populations/column_kinds.py). Columns in `numbers` must hold numbers. Line ends, compression and a
+    are (envs/tables/column_kinds.py). Columns in `numbers` must hold numbers. Line ends, compression and a
     byte-order mark don't matter. A first column without a name, such as an index of pandas, is left out. Messages count
     rows from 1, the header's.
     """

@@ -27,7 +27,7 @@ from email_rl.models.bag_of_words import BagOfWords
 from email_rl.models.encoders import PretrainedEncoder, token_overlap
 from email_rl.models.hf_io import FromFolder, FromHub
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
-from email_rl.training.reward_model import RewardModel
+from email_rl.reward_model.reward_model import RewardModel
 from envs.offers.env import OffersEnv
 from mail_files import mail_rows, write_csv
 from rlcore.ppo import PPO
@@ -35,7 +35,7 @@ from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.schedules import linear_with_warmup
 from rlcore.training_loop import TrainingLoop
-from scripts.stored_runs import check_fit
+from scripts.shared.stored_runs import check_fit
 from stored import save_state
 
 ROOT = Path(__file__).parents[3]
@@ -441,7 +441,7 @@ def test_bad_input_gets_one_line_and_code_2(tmp_path):
 def test_what_does_not_fit_is_refused(finished, monkeypatch):
     choices = {"algo": "A", "env": "E"}
     monkeypatch.setattr(
-        "scripts.stored_runs.HydraConfig.get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices))
+        "scripts.shared.stored_runs.HydraConfig.get", lambda: SimpleNamespace(runtime=SimpleNamespace(choices=choices))
     )
     mails, decisions = finished[0], object.__new__(OffersEnv)
     check_fit(partial(RewardModel), mails)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlcore.algorithm import Algorithm
 from rlcore.runs import checkpoint
-from scripts.cli import flatten_keys
+from scripts.shared.cli import flatten_keys
 
 SHOWN = 3  # names in a message, at most
 PARTS = ("network", "critic", "auxiliary", "twin.hidden")  # of algo: what has weights

@@ -9,7 +9,7 @@ import torch
 
 from email_rl.data.mails import Mails
 from email_rl.models.bag_of_words import BagOfWords
-from email_rl.training.reward_choice import ChoiceSettings, bag_fitter, choose_reward_model
+from email_rl.reward_model.reward_choice import ChoiceSettings, bag_fitter, choose_reward_model
 from mail_files import made_up_text
 from rlcore.runs.logger import NullLogger
 from tiny_email_trainer import policy, trainer

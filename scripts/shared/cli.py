@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from envs.configuration import CONF
-from scripts.overrides import check_config, explained, overrides_first
+from scripts.shared.overrides import check_config, explained, overrides_first
 
 # variables in the environment of all processes that a launcher starts
 FAILED = "CRM_RL_FAILED"  # the folder in which a failed job leaves a file

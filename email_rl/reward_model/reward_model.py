@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 from email_rl.data.mails import Mails
 from email_rl.models.hf_io import restore
-from email_rl.training.outcome_training import OutcomeTraining
-from email_rl.training.refresh import pack_splits, unpack_splits, with_replay, without_crossing
+from email_rl.reward_model.outcome_training import OutcomeTraining
+from email_rl.reward_model.refresh import pack_splits, unpack_splits, with_replay, without_crossing
 
 PROGRESS = ("iteration", "updates_done", "best_at", "has_stalled", "finished", "best_loss", "best", "temperature")
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from envs.live.plan.draws import by_redemption
 from envs.offers.populations.base import hash_uniform
-from envs.offers.populations.table_reader import read_table
 from envs.offers.world.catalogue import Catalogue
+from envs.tables.table_reader import read_table
 
 TIES = 0  # salt of the order among equal ranks, so that no order of rows decides
 

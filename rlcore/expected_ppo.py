@@ -1,9 +1,10 @@
-"""PPO with expected advantages: of all actions, and over what a step may lead to, in place of one sampled transition.
+"""PPO with expected advantages: the expectation over an action's outcomes, for all actions, in place of one sample.
 
 Expected policy gradients (Ciosek and Whiteson 2018), or the mean actor-critic (Allen et al. 2017), under PPO's clipped
-surrogate. A LookaheadEnv (envs/base.py) says what each action is expected to bring and lead to, and a critic what that
-is worth; the critic may observe in training what the policy does not (asymmetric actor-critic: Pinto et al. 2018).
-Shapes: T steps of an episode, N agents, P = Πn joint actions, S states of an agent, B = T·N samples or a minibatch.
+surrogate. A LookaheadEnv (envs/base.py) gives each action's expected reward and next states, and a critic values these
+states. In training the critic may observe what the policy does not (asymmetric actor-critic: Pinto et al. 2018).
+Shapes: T steps of an episode, N agents, P = Π nvec actions of an agent (combinations of its heads), S states of an
+agent, K futures of a LookaheadEnv, D and C columns that policy and critic observe, B = T·N samples or a minibatch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rlcore.networks import StateCritic
 from rlcore.rollout import BatchT, Rollout, check_minibatches, collect_rollout, shuffled
 from rlcore.schedules import restore_optimizer
 
-MakeCritic = Callable[[int, int], StateCritic]  # of the length of a critic's observation and S
+MakeCritic = Callable[[int, int], StateCritic]  # arguments: the length C of a critic's observation, and S
 
 
 class PolicyBatch(NamedTuple):
@@ -41,7 +42,7 @@ class CriticBatch(NamedTuple):
 
     critic_obs: Tensor  #: [B, C]
     state: Tensor  #: int64 [B], S for an agent that has left
-    value: Tensor  #: of the state before the update, [B]
+    value: Tensor  #: the critic's value of the state, computed before the update, [B]
     target: Tensor  #: [B]
     counts: Tensor  #: whether the step is learned from, bool [B]
 
@@ -52,7 +53,8 @@ class ExpectedPPO(NetworkAlgorithm):
     `epochs` passes train the policy and `critic_epochs` the critic, each in `minibatches` and by an optimiser of its
     own. `ent_coef` is in units of reward, for advantages are not normalised. The policy that is deployed is the
     exponential moving average of the weights, of decay `average_decay` a minibatch. Raises ValueError where the
-    environment has no lookahead. Under torchrun updates equal those of one process, as PPO's do.
+    environment has no lookahead, or episodes of several lengths. Under torchrun updates equal those of one process,
+    as PPO's do.
     """
 
     graph_regions: tuple[str, ...] = ("compute_policy_gradients", "compute_critic_gradients")
@@ -86,10 +88,15 @@ class ExpectedPPO(NetworkAlgorithm):
         checkpoint_every: int,
     ):
         lookahead = env.as_lookahead(privileged)
-        if lookahead is None or not env.episode_length:
+        if lookahead is None:
             raise ValueError(
-                "algo=ppo_expected: this environment can't say what every action is expected to bring and to lead to, "
+                "algo=ppo_expected: this environment can't give every action's expected reward and next states, "
                 "expected algo=ppo, which learns from sampled actions"
+            )
+        if not env.episode_length:
+            raise ValueError(
+                "algo=ppo_expected: expected episodes of one length, got an environment without `episode_length`; "
+                "algo=ppo needs none"
             )
         super().__init__(
             env,
@@ -117,10 +124,10 @@ class ExpectedPPO(NetworkAlgorithm):
         self.epochs, self.critic_epochs, self.minibatches = epochs, critic_epochs, minibatches
         self.gamma, self.td_lambda, self.clip = gamma, td_lambda, clip
         self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
-        # annealed in place: recorded graphs read it
+        # changed in place, because recorded CUDA graphs read this tensor
         self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
         self.max_grad_norm = max_grad_norm
-        self.foreach = True  # one kernel for the norms of all gradients; a compiling backend fuses them itself
+        self.foreach = True  # one kernel for all gradients' norms; a compiling backend sets False and fuses the norms
         # `policy`, which is deployed, has the average of the weights that `network` goes through
         self.policy = deepcopy(self.network)
         self.policy.normalize = self.network.normalize
@@ -162,7 +169,7 @@ class ExpectedPPO(NetworkAlgorithm):
         lookahead = self.lookahead
         allowed = rollout.action_mask.flatten(2)
         # 1. The critic's values of all states [T, N, S], of the state that each agent is in [T, N], and of the next
-        #    step's states [K, T − 1, N, S]: without futures to tell apart, these are the values already computed.
+        #    step's states in each of K futures [K, T − 1, N, S]. With K = 1 the latter are already in `values`.
         critic_obs = lookahead.critic_obs(rollout.obs)
         state = lookahead.visited_states()
         values = self.critic(critic_obs)
@@ -170,7 +177,7 @@ class ExpectedPPO(NetworkAlgorithm):
         next_values = values[None, 1:]
         if lookahead.num_futures > 1:
             next_values = self.critic(lookahead.future_critic_obs(critic_obs))
-        # 2. Q by a one-step backup, and A = Q − V̄ under the policy that acted.
+        # 2. Q by a one-step backup, and A = Q − V̄, where V̄ = Σ_a π(a)·Q(a) under the policy that acted.
         pi = self.network.distribution(rollout.obs.flatten(0, 1), rollout.action_mask.flatten(0, 1))
         log_prob = pi.log_probs.unflatten(0, value.shape)
         action_value = torch.where(allowed, lookahead.backup(state, self.gamma * next_values), 0.0)
@@ -261,7 +268,7 @@ class ExpectedPPO(NetworkAlgorithm):
         }
 
     def compute_critic_gradients(self, batch: CriticBatch) -> dict[str, Tensor]:
-        """Back-propagate the squared error of the values of the visited states, in the critic's unit."""
+        """Back-propagate half the mean squared error of the visited states' values, in units of `critic.scale`."""
         value = at_state(self.critic(batch.critic_obs), batch.state)
         unit = self.critic.scale
         weight = distributed.mean_weight(batch.counts)
@@ -288,7 +295,7 @@ class ExpectedPPO(NetworkAlgorithm):
         self.policy.load_state_dict(state["policy"])
 
     def start_from(self, state: dict[str, Any]) -> None:
-        """Begin with another training's policy, the moving average of its weights, and with its critic."""
+        """Begin with another training's averaged policy and with its critic."""
         self.load_policy(state)
         self.network.load_state_dict(state["policy"])
         self.critic.load_state_dict(state["critic"])
@@ -301,7 +308,7 @@ class ExpectedPPO(NetworkAlgorithm):
 
 
 def at_state(values: Tensor, state: Tensor) -> Tensor:
-    """Return the value [...] of the state that each agent is in, of the values [..., S]; 0 for one that has left."""
+    """Pick each agent's value [...] from the values [..., S] of all states; 0 for an agent that has left."""
     num_states = values.shape[-1]
     value = values.gather(-1, state.clamp_max(num_states - 1)[..., None])[..., 0]
     return torch.where(state < num_states, value, 0.0)

@@ -134,7 +134,7 @@ class FeatureTransform:
         for name, fitted in self.numbers.items():
             gaps = np.isnan(columns[name]).sum()
             if gaps:
-                parts.append(f"'{name}' of {gaps:,} (now {fitted['median']:g})")
+                parts.append(f"{fitted['median']:g} for {gaps:,} in '{name}'")
         return ", ".join(parts)
 
     def state_dict(self) -> dict:

@@ -40,7 +40,7 @@ class Belief(NamedTuple):
     def marginals(self) -> Tensor:
         """Return P(habit), P(fatigue) and P(expectation), given no churn, and P(churned), [14, N].
 
-        Unsubscribed customers count at fatigue 0 and expectation 0. Where churn is certain the marginals are 0.
+        Unsubscribed customers count at fatigue 0 and expectation 0. Where churn is certain, the first 13 rows are 0.
         """
         inside, outside = self.subscribed, self.unsubscribed.sum(0, keepdim=True)
         fatigue, expectation = inside.sum((0, 2)), inside.sum((0, 1))
@@ -78,12 +78,12 @@ class Belief(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """Predictions of what a week shows of N customers, before it is seen, [N] each."""
+    """Predicted probabilities of a week's events for N customers, churn included, which is never seen; [N] each."""
 
     bought: Tensor  # P(bought)
     redeemed: Tensor  # P(bought by redeeming the offer)
     opted_out: Tensor  # P(opted out in this week)
-    churned: Tensor  # P(churned by the end of the week), which is never seen
+    churned: Tensor  # P(churned by the end of the week)
 
 
 def start_belief(c: Customers) -> Belief:
@@ -145,9 +145,10 @@ def predict_week(
 def filter_week(
     c: Customers, world: World, week: int | Tensor, belief: Belief, seen: SeenWeek
 ) -> tuple[Belief, Tensor]:
-    """Condition the belief on a week (from 0) and move it to the next; return it and log P(week | before), [N].
+    """Condition the belief on what week `week` (from 0) shows, and move the belief one week on.
 
-    Margins of purchases are no part of this probability (`margin_log_likelihood`).
+    Return the new belief and log P(what the week shows | earlier weeks), [N]. Margins of purchases are no part of this
+    probability (`margin_log_likelihood`).
     """
     bought, redeemed = seen.bought, seen.redeemed
     contacted = seen.offer > 0
@@ -186,7 +187,10 @@ def filter_week(
 
 
 def _habit_moves(c: Customers, bought: Tensor, redeemed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return P(habit up) and P(habit down) in each habit, [6, N]: u after a purchase, else π−; 0 beyond the ends."""
+    """Return P(habit up) and P(habit down) in each habit, [6, N].
+
+    P(up) is u after a purchase, else 0; P(down) is π− without a purchase, else 0. No move passes the ends.
+    """
     h = levels(HABITS, c.alpha, -1, 1)
     gain = torch.where(redeemed, habit_gain(c, h, True), habit_gain(c, h, False))
     up = torch.where(bought & (h < HABITS - 1), gain, 0.0)

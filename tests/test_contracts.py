@@ -86,6 +86,7 @@ def check_observation(env: VectorEnv, obs: Tensor, action_mask: Tensor) -> None:
         assert ((low <= obs[:, : env.static_dim]) & (obs[:, : env.static_dim] <= high)).all()
 
 
+@pytest.mark.slow
 # ── environments ────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_an_environment_is_what_its_attributes_say(name):
@@ -110,7 +111,7 @@ def test_an_environment_is_what_its_attributes_say(name):
         action_mask = step.action_mask
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in ENVIRONMENTS if name != "gymnasium"])
 def test_a_restored_environment_goes_on_alike(name):
     """Without Gymnasium's environments, whose inner state can't be saved."""
@@ -167,6 +168,7 @@ def test_graph_regions_and_graph_state_name_what_there_is(name):
     assert all(getattr(env, attribute) is not None for attribute in env.graph_state)
 
 
+@pytest.mark.slow
 # ── algorithms ──────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithm_is_what_the_loop_asks_for(name):

@@ -80,7 +80,7 @@ def test_every_number_has_its_range_beside_it_and_lies_in_it(file):
             assert value in interval, f"{key}: {value} is not in {interval.text}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("script", SCRIPTS, ids="-".join)
 def test_a_value_is_refused_where_its_range_does_not_hold_it(script):
     name, *overrides = script
@@ -211,6 +211,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_the_chosen_option_of_a_group_decides():
     gae = composed_ranges("train", "algo=ppo_kl", "env=email", "algo/advantage=gae")
     rloo = composed_ranges("train", "algo=ppo_kl", "env=email", "algo/advantage=rloo")

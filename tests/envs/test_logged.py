@@ -56,6 +56,7 @@ def build(path, *overrides, algo="bandit"):
     return cfg, instantiate(cfg.env, _convert_="all")(torch.device("cpu"), 0)
 
 
+@pytest.mark.slow
 def test_columns_are_found_by_name_in_any_order(tmp_path):
     rows = trial(300)
     _, env = build(write(tmp_path / "a.csv", rows))
@@ -73,6 +74,7 @@ def test_columns_are_found_by_name_in_any_order(tmp_path):
     assert sorted(train + log.decision.tolist()) == list(range(300))
 
 
+@pytest.mark.slow
 def test_weights_of_constant_arms_give_the_plain_means(tmp_path):
     """The references are means of the rows of each arm, taken by hand."""
     path = write(tmp_path / "a.csv", trial(400))
@@ -109,6 +111,7 @@ def test_what_pays_for_whom_is_learned(tmp_path, algo):
     assert learner.make_evaluator().validate(learner)["validation/net"] > 2.4  # nothing for all: 1.98; a letter: 1.73
 
 
+@pytest.mark.slow
 def test_a_customers_decisions_follow_each_other(tmp_path):
     rng = random.Random(1)
     rows = [
@@ -138,6 +141,7 @@ def test_a_customers_decisions_follow_each_other(tmp_path):
     assert log.propensity.isnan().all() and cfg.env.week == "month"
 
 
+@pytest.mark.slow
 def test_features_of_a_customer_table_and_what_is_allowed(tmp_path):
     rows = trial(200)
     kinds = [{"id": row["donor"], "kind": row.pop("kind")} for row in rows]
@@ -159,6 +163,7 @@ def test_features_of_a_customer_table_and_what_is_allowed(tmp_path):
             assert log.action_mask[k].tolist() == [True, row["age"] != "" and row["age"] >= 30, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, overrides, message",
     [
@@ -196,7 +201,7 @@ def test_what_is_wrong_is_named(tmp_path, change, overrides, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_simulated(tmp_path):
     _, env = build(write(tmp_path / "a.csv", trial(100)))
     for act in (env.reset, lambda: env.step(torch.zeros(1, 1))):

@@ -81,7 +81,7 @@ class Ledger:
         return self.age == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @MODES
 def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
     env = make(f"env.penalty={penalty}", "env.weekly_budget=0.8")
@@ -113,7 +113,7 @@ def test_toy_equals_plain_python_over_a_thousand_steps(penalty):
         assert step.action_mask.tolist() == masks
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @MODES
 def test_a_rollout_in_pure_functions_equals_one_of_steps(penalty):
     def rollouts(functional):
@@ -187,7 +187,7 @@ def test_structural_equals_plain_python_over_a_thousand_steps():
         assert torch.allclose(env.budget_left, torch.tensor([w.left for w in worlds], dtype=torch.float64), atol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @WORLDS
 @MODES
 def test_the_budget_holds_and_something_is_always_allowed(world, penalty):
@@ -208,7 +208,7 @@ def test_the_budget_holds_and_something_is_always_allowed(world, penalty):
     assert (invalid > 0) == (penalty != "null")  # with a mask, what is allowed is sent
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @WORLDS
 def test_expected_and_realised_rewards_agree_on_average(world):
     total, path = {}, "env.world" if world == "toy" else "env.world.reward"
@@ -219,7 +219,7 @@ def test_expected_and_realised_rewards_agree_on_average(world):
     assert abs(total["expected"] - total["realised"]) < (0.01 if world == "toy" else 0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @WORLDS
 def test_a_world_is_the_same_alone_and_among_others(world):
     many, alone = (make(f"env/world={world}", f"env.num_agents={n}", "env.random_start=false") for n in (3, 1))
@@ -233,7 +233,7 @@ def test_a_world_is_the_same_alone_and_among_others(world):
             assert torch.allclose(x[1:2].float(), y.float(), atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @WORLDS
 def test_a_restored_environment_goes_on_alike(world):
     generator = torch.Generator().manual_seed(5)
@@ -251,6 +251,7 @@ def test_a_restored_environment_goes_on_alike(world):
             assert torch.equal(x, y)
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_training_alone():
     env, same = make(), make()
     simulate_season(no_contact, env.copy_of_size(5, 3))
@@ -258,6 +259,7 @@ def test_evaluation_leaves_training_alone():
     assert torch.equal(env.step(action).obs, same.step(action).obs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weekly, optimum", [(2.6, 12 * 20 * (0.525 + 5 * 0.31)), (0.7, 12 * (0.525 * 20 + 0.62 * 14))])
 def test_the_toys_knapsack_is_its_closed_form(weekly, optimum):
     env = make("env.customers=20", f"env.weekly_budget={weekly}").copy_of_size(2, 1)

@@ -116,6 +116,7 @@ def test_realised_profit_is_right_on_average():
     assert sums[0].abs() < 4 * sums[1]
 
 
+@pytest.mark.slow
 def test_the_price_is_charged_by_the_spend_that_was_learned():
     env = offers()
     agent = make(env, 1, num_steps=12, memory=10_000, auxiliary=node("../algo/auxiliary/redemption_model"))
@@ -182,7 +183,7 @@ def test_exploring_with_uncertainty_finds_the_prizes_and_greed_does_not():
     assert sum(linear) < 0.6 * sum(greedy) and max(linear) < 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_logistic_learns_the_probability_of_a_gain():
     env = Bandit(64)
     agent = make(env, 60, body="logistic", exploration={"epsilon": 1.0})
@@ -197,6 +198,7 @@ def test_logistic_learns_the_probability_of_a_gain():
     assert (values[clear][fits[clear]] > 0.7).all() and (values[clear][~fits[clear]] < 0.3).all()
 
 
+@pytest.mark.slow
 # ── repeatability ───────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("explore", ["neural_ts", "neural_linear"])
 def test_a_resumed_run_equals_an_uninterrupted_one(explore):
@@ -279,7 +281,7 @@ def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
     assert result["validation/score"] > 0.93 and 0.9 < result["validation/spend_ratio"] < 1.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_offline_what_it_would_by_acting():
     env = wheel(64)
     log = LoggedDataset.cat(

@@ -147,7 +147,7 @@ def test_samples_survive_a_parallel_scan(monkeypatch, form):
         assert mask.flatten(1).gather(-1, index[:, None]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @FORMS
 @pytest.mark.parametrize("nvec", NVECS)
 def test_samples_have_the_probabilities(nvec, form):

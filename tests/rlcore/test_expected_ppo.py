@@ -238,7 +238,7 @@ def learned_return(ppo: ExpectedPPO) -> float:
     return expected_return(logits).item()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_the_best_policy_of_a_small_process():
     """Within 2 % of the way from the uniform policy to the best one; ascent in the wrong direction ends below 0."""
     ppo = make_tiny(80, ent_coef=0.02, ent_coef_final=0.001)
@@ -305,7 +305,7 @@ def test_recorded_it_learns_as_it_does_eagerly(tape, trained):
             assert torch.equal(a, b), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_where_the_state_is_hidden():
     """A critic of true states, and a policy that sees none of them."""
     ppo, log = trained_on_offers("eager", "env/observation=history", "algo.total_steps=576")
@@ -320,6 +320,7 @@ def test_compiled_it_learns_as_it_does_eagerly():
         assert log[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["env=gymnasium", "env=offers_sequential", "env.reward.shaping=false"])
 def test_without_a_lookahead_one_line_names_the_way(env):
     if env == "env=gymnasium":

@@ -117,6 +117,7 @@ def test_batched_gradients_equal_looped_ones(activation, hidden):
                 torch.testing.assert_close(together[:, -1], next(weights))
 
 
+@pytest.mark.slow
 def test_uncertainty_equals_the_matrix_form():
     net, generator = values(), torch.Generator().manual_seed(3)
     explore = explorer("neural_ucb", net, ridge=0.5, nu=2.0)

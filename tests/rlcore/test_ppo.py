@@ -20,6 +20,7 @@ def steps_taken(ppo) -> int:
     return int(next(iter(ppo.optimizer.state.values()))["step"])
 
 
+@pytest.mark.slow
 # ── one iteration ───────────────────────────────────────────────────────────────────────────────────────────────────
 @HEADS
 @pytest.mark.parametrize("env", [Bandit, Chain])
@@ -188,6 +189,7 @@ def test_the_seed_decides():
     assert torch.equal(weights(one), weights(same)) and logs[0] == logs[1] and logs[0] != logs[2]
 
 
+@pytest.mark.slow
 @HEADS
 def test_a_resumed_run_equals_an_uninterrupted_one(heads):
     def make(seed):
@@ -263,6 +265,7 @@ def test_learns_the_masked_bandit(heads, share):
     assert env.invalid == 0
 
 
+@pytest.mark.slow
 def test_the_redemption_model_learns_beside_the_policy():
     log = train(ppo := make_ppo(Chain(32), 20, auxiliary=part("auxiliary/redemption_model", hidden=[16], lr=0.03)))
     assert log["losses/spend"][-1] < 0.5 * log["losses/spend"][0]

@@ -78,7 +78,7 @@ def parameters_of(target) -> list[inspect.Parameter]:
     return parameters
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_file_composes_and_names_all_its_parameters(group):
     primary = PRIMARY.get(group.partition("=")[0], "train")
@@ -113,17 +113,19 @@ def test_every_file_composes_and_names_all_its_parameters(group):
         assert all(p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["algo.clipp=0.1", "env/world=ful", "algo.network.hiden=[8]", "sede=1"])
 def test_a_typo_is_rejected_by_hydra(override):
     with pytest.raises(HydraException):
         composed(override)
 
 
+@pytest.mark.slow
 def test_evaluate_composes():
     assert composed(name="evaluate").checkpoint is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_number_stands_twice_in_a_file():
     for path in CONF.rglob("*.yaml"):
         OmegaConf.load(path)  # refuses duplicate keys

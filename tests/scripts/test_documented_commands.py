@@ -107,7 +107,7 @@ def shop(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.place)
 def test_a_documented_command_composes(command, shop):
     assert (ROOT / "scripts" / f"{command.script}.py").is_file(), f"{command.place}: no scripts/{command.script}.py"

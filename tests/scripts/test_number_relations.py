@@ -26,6 +26,7 @@ def build(*overrides: str) -> None:
     make_algorithm(make_env(torch.device("cpu"), 0), 0).make_evaluator()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [

@@ -37,7 +37,7 @@ def test_a_run_from_python_has_its_result_and_its_files(tmp_path):
     assert HydraConfig.initialized() == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bad_input_leaves_nothing(tmp_path):
     for override, error in (("algo.gamma=2", ValueError), ("algo.gama=0.9", HydraException)):
         with pytest.raises(error, match="gam"):

@@ -98,6 +98,7 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end():
     assert interquartile_mean(torch.tensor([1.0, 2.0, 6.0])).item() == 3.0
 
 
+@pytest.mark.slow
 def test_files_hold_the_table(sweep, capsys):
     summarize_sweep([sweep], sweep, **OPTIONS)
     shown = capsys.readouterr().out
@@ -143,6 +144,7 @@ def test_a_folder_without_runs_is_one_line(tmp_path, prepare, says, monkeypatch,
     assert ended.value.code == 2 and said.count("\n") == 1 and said.startswith("error: ") and says in said
 
 
+@pytest.mark.slow
 def test_the_summary_of_an_earlier_sweep_is_written_where_it_is_asked_for(sweep, tmp_path_factory, monkeypatch, capsys):
     out = tmp_path_factory.mktemp("out")
     monkeypatch.setattr(sys, "argv", ["summary.py", str(sweep), "--out", str(out)])
@@ -151,6 +153,7 @@ def test_the_summary_of_an_earlier_sweep_is_written_where_it_is_asked_for(sweep,
     assert not (sweep / "summary.csv").exists() and "learning_curves.png" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_folders_are_named_by_what_is_swept_over():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides=["env.num_agents=48"], return_hydra_config=True)

@@ -125,7 +125,7 @@ def table(path):
     return list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_csv_gets_its_mails_with_what_the_reward_model_says(saved, tmp_path):
     path, agent = saved
     (tmp_path / "in.csv").write_text('\ufeffid,Context\r\n7,"a, b"\r\n8,"c\nd ""e"""\r\n\r\n', "utf-8")

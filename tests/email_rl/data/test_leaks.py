@@ -35,6 +35,7 @@ def test_sentences_that_tell_the_outcome_together_are_all_named_those_of_a_commo
         assert not any(sentence in warning for sentence in NEUTRAL)
 
 
+@pytest.mark.slow
 def test_outcomes_that_nothing_tells_are_warned_of_rarely():
     """By the rate of false discoveries, of 30 files of chance about 2 may name a sentence, which is no warning yet."""
     files = [as_mails(templated_rows(seed=seed, shuffled=True)) for seed in range(30)]

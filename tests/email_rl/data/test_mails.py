@@ -99,7 +99,7 @@ def jaccard(a, b):
     return len(one & two) / len(one | two)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_near_duplicates_are_those_that_overlap():
     rng = random.Random(3)
     texts = [made_up_text(rng, 40) for _ in range(60)]
@@ -143,6 +143,7 @@ def test_split_keeps_groups_whole_and_shares_of_outcomes():
     assert split == stratified_split(mails, groups, shares, 0) != stratified_split(mails, groups, shares, 1)
 
 
+@pytest.mark.slow
 def test_a_file_of_duplicates_keeps_them_on_one_side(tmp_path):
     lines = mail_rows(80)
     lines += [[c + " again", t.replace(".", "!"), y] for c, t, y in lines[:40]]
@@ -184,6 +185,7 @@ def test_few_texts_sent_again_and_again_are_split_with_a_warning(tmp_path):
     assert all(len(mails) for mails in env.splits.values())
 
 
+@pytest.mark.slow
 def test_sentences_that_give_the_outcome_away_are_named(tmp_path):
     told = {"0": "We sell things.", "1": "Could we talk?", "2": "Your 20 percent discount is ready."}
     lines = [[c, f"{t} {told[y].replace('20', str(i))}", y] for i, (c, t, y) in enumerate(mail_rows(200))]
@@ -201,7 +203,7 @@ def test_a_sentence_as_common_as_its_outcome_gives_nothing_away():
     assert label_leaks(Mails(["c"] * 3000, texts, outcome), min_count=3, purity=0.98, false_discovery=0.05) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_embedded_corpus_has_no_telling_sentences():
     env = instantiate(config("env.corpus.train=4000", "env.corpus.valid=100", "env.corpus.test=100"), _convert_="all")(
         "cpu", 0

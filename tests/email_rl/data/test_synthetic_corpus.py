@@ -126,7 +126,7 @@ def test_what_games_a_reward_model_costs():
         assert merit(text) < right - 1, text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_probabilities_are_an_ordered_logit():
     contexts, texts = drawn().contexts[:200], drawn().texts[:200]
     p = corpus().gold.probabilities(contexts, texts)
@@ -136,6 +136,7 @@ def test_probabilities_are_an_ordered_logit():
         assert row == pytest.approx([1 - reply, reply - conversion, conversion], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_outcomes_come_as_often_as_the_truth_says():
     mails = drawn()
     p = corpus().gold.probabilities(mails.contexts, mails.texts)
@@ -161,6 +162,7 @@ def test_the_same_mail_scores_differently_in_another_context():
     assert merit(MAIL) - merit(MAIL, CONTEXT.replace("training portal", "security audit")) == pytest.approx(1.6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("env/corpus=large",)])
 def test_gold_finds_in_a_sentence_what_its_part_is_and_nothing_else(overrides):
     built = corpus(*overrides)
@@ -230,6 +232,7 @@ def test_a_bag_of_words_stays_far_below_the_truth():
     assert loss[0] < -(share * share.log()).sum() - 0.01  # and yet it learnt something
 
 
+@pytest.mark.slow
 def test_a_corpus_follows_from_its_seed():
     small = ("env.corpus.train=400", "env.corpus.valid=50", "env.corpus.test=50")
     one, same, other = (corpus(*small, seed=seed).splits() for seed in (0, 0, 1))

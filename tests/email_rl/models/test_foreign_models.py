@@ -44,6 +44,7 @@ class Payload:
         return os.system, (f"touch {self.marker}",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["code beside the configuration", "pickled weights"])
 def test_a_folder_runs_no_code(tmp_path, kind):
     folder, marker = tmp_path / "model", tmp_path / "marker"

@@ -82,6 +82,7 @@ def test_greedy_mails_are_those_of_transformers(kind):
     assert len(found.unique()) > 3  # they say something
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_recorded_steps_write_the_same_mails(tape, kind):
     lm, (ids, mask) = model(kind), queries()
@@ -92,7 +93,7 @@ def test_recorded_steps_write_the_same_mails(tape, kind):
     assert torch.equal(one, other) and len(tape) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("low", [False, True])
 def test_steps_recorded_with_some_prompts_write_mails_for_others(tape, kind, low):
@@ -198,7 +199,7 @@ def test_what_is_cut_off_is_what_transformers_cuts_off(temperature, top_k, top_p
     assert torch.equal(warp_logits(logits, temperature, top_k, top_p), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_frequencies_are_those_of_transformers():
     """20,000 mails of two tokens (23² pairs) each: their total variation is as of two samples of one distribution."""
     lm, (ids, mask) = model(scale=5.0), queries((2,), width=4)

@@ -68,12 +68,14 @@ def test_the_bag_of_words_is_the_reward_where_the_encoder_is_not_ahead():
     assert verdict.behind_bag > 0 and "the encoder is not ahead of it" in verdict.describe()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_where_nothing_tells_the_outcome_no_model_is_informed(seed):
     _, verdict = choose(mails(60, tells=0.0, seed=seed), mails(12, tells=0.0, seed=seed + 10), 1 / 3)
     assert not verdict.is_informed and verdict.low <= 0
 
 
+@pytest.mark.slow
 def test_few_validation_mails_are_not_asked_alone_every_mail_is_held_out_once():
     """An encoder that has seen a mail, and only then, knows its outcome: cross-fitted it must know nothing."""
     train, valid = mails(60, tells=0.0), mails(12, tells=0.0, seed=9)
@@ -108,6 +110,7 @@ def test_few_validation_mails_are_not_asked_alone_every_mail_is_held_out_once():
     assert all(not trained & chosen for trained, chosen in fits)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_is_lucky_on_few_validation_mails_gives_way_to_a_bag_of_words_that_knows():
     """Validation mails known by heart make an encoder look ahead; on mails that it has not seen it knows nothing."""
     train, valid = mails(60, in_words=True), mails(12, seed=9, in_words=True)

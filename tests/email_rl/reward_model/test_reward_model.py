@@ -128,6 +128,7 @@ def test_f1_counts_an_outcome_that_is_never_predicted():
     assert metrics.classification_metrics(p, y, 10)["macro_f1"] == pytest.approx((2 * 3 / (3 + 4) + 0) / 2)
 
 
+@pytest.mark.slow
 def test_temperature_undoes_a_scale_and_minimises():
     p, y = drawn(20000)
     ones = torch.ones(len(y))
@@ -149,6 +150,7 @@ def test_paired_bootstrap_matches_the_normal_interval():
     assert high == pytest.approx(x.mean().item() + half, abs=0.15 * half)
 
 
+@pytest.mark.slow
 def test_bag_of_words_learns_words_and_not_matches():
     rng = random.Random(0)
     pairs = [(rng.choice("ab"), rng.choice("ab"), rng.choice(("good", "bad"))) for _ in range(3000)]
@@ -163,7 +165,7 @@ def test_bag_of_words_learns_words_and_not_matches():
         assert metrics.log_losses(p, mails.outcome).mean().item() == pytest.approx(loss, abs=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 # ── the model ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_training_never_sees_gold_or_test():
     class Guarded:
@@ -181,6 +183,7 @@ def test_training_never_sees_gold_or_test():
     assert guarded.finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reads", ["text", "context_text"])
 def test_input_is_what_the_model_sees(reads):
     env, agent = build(f"algo.input={reads}")
@@ -200,6 +203,7 @@ def test_the_auxiliary_task_marks_what_both_parts_have():
     assert shared.int().tolist() == [[0, 0, 1, 0, 0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 1, 0, 0, 0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_padding_changes_no_probability():
     env, agent = build()
     for weight in agent.network.parameters():
@@ -226,6 +230,7 @@ def test_learning_rate_rises_and_falls():
     assert [a - b for a, b in pairwise(rates[5:])] == pytest.approx([0.06] * 15)
 
 
+@pytest.mark.slow
 def test_class_weights_are_taken_out_of_the_probabilities():
     """A network that knows only the outcomes' shares must give these, whatever the weights."""
     env, agent = build("algo.class_weight_power=1.0")
@@ -242,7 +247,7 @@ def test_class_weights_are_taken_out_of_the_probabilities():
     assert torch.allclose(ratio.softmax(0), share, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_finishing_takes_the_best_weights_and_folds_the_temperature(finished):
     _env, agent = build()
     agent.observe_validation(agent.validate())
@@ -289,7 +294,7 @@ def test_transformers_loads_what_was_saved_with_the_same_probabilities(finished,
         ).build([], [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resumed_equals_uninterrupted(finished, tmp_path):
     env = finished[0]
     _, whole = trained("algo.encoder.dropout=0.1", env=env)
@@ -306,6 +311,7 @@ def test_resumed_equals_uninterrupted(finished, tmp_path):
     assert resumed.temperature == whole.temperature
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_that_gets_no_better():
     _env, agent = build("algo.encoder.lr=0", "algo.patience=8", "algo.encoder.steps=1000", "algo.eval_every=1")
     train(agent)
@@ -363,7 +369,7 @@ def test_refresh_learns_the_new_and_keeps_the_old(finished):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_unfinished_run_or_another_input_cannot_be_refreshed(finished):
     _env, agent = build()
     agent.iterate(0.0)
@@ -479,7 +485,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
     assert checkpoint.load(tmp_path / "out" / "checkpoint.pt")["agent"]["iteration"] >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 # ── few mails ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_trainings_are_as_long_as_their_gradient_steps_in_whole_passes():
     """Few mails are read again and again, in smaller batches; many are read once, however many steps that takes."""
@@ -490,6 +496,7 @@ def test_trainings_are_as_long_as_their_gradient_steps_in_whole_passes():
     assert (many.batch_size, many.updates_per_epoch, many.total_updates) == (16, 20, 20)
 
 
+@pytest.mark.slow
 def test_mails_that_the_reward_model_cuts_are_counted(capsys):
     env, agent = build()
     whole = agent.classifier.tokenizer(env.train.contexts, env.train.texts, truncation=False)["input_ids"]

@@ -101,7 +101,7 @@ class Listening(MemoryLogger):
         self.figures.append(name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_warns_of_an_update_that_is_too_large_and_draws_reward_over_length():
     made = trainer(
         "algo.guards.ratio=1.5", "algo.language_model.lr=0.1", "algo.iterations=2", "algo.log_samples_every=1"

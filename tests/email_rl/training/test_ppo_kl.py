@@ -77,6 +77,7 @@ def hand(token_rows, width=6):
     return TokenizedMails(torch.tensor([[0, 0, 1, 3]] * n), torch.tensor([[0, 0, 1, 1]] * n), response, own)
 
 
+@pytest.mark.slow
 # ── what a policy reads ─────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_every_ratio_is_1_before_the_first_update(kind):
@@ -151,6 +152,7 @@ def test_a_value_stands_before_its_token():
     assert torch.equal(one[:3], other[:3]) and one[3] != other[3]
 
 
+@pytest.mark.slow
 # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_micro_batches_add_up_to_the_minibatch():
     def step(size):
@@ -168,6 +170,7 @@ def test_micro_batches_add_up_to_the_minibatch():
         assert a[name].item() == pytest.approx(b[name].item(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_gradient():
     def gradients(on):
         made = trainer(f"algo.gradient_checkpointing={on}", "algo.epochs=1", "algo.minibatches=1")
@@ -246,6 +249,7 @@ def test_scores_are_standardised_on_the_reference_and_a_mail_without_an_end_gets
     assert rollout_metrics(rollout, made.kl_controller.coef)["objective/num_eos"] == stopped.sum()
 
 
+@pytest.mark.slow
 def test_the_most_likely_outcome_can_be_the_reward():
     made = trainer("algo.reward=argmax")
     assert made.rewards(["a"] * 3, ["b b a", "a b a", ""]).tolist() == [2.0, -1.0, -1.0]
@@ -288,7 +292,7 @@ def test_the_losses_are_the_published_ones_on_a_batch_by_hand():
     assert found["clipfrac"].item() == pytest.approx(clipped / n)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_penalty_in_the_loss_is_the_k3_estimate_and_pulls_back_to_the_reference():
     made = trainer("algo/advantage=grpo", "algo.kl_controller.coef=1.0")
     with torch.no_grad():

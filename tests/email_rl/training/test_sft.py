@@ -34,6 +34,7 @@ def test_other_outcomes_are_read_where_few_mails_have_a_reply():
     assert outcome_weights(mails, [1, 2], enough_mails=3, other_weight=0.3) == [0.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_the_loss_weighs_tokens_by_their_mails_outcome(path):
     env, agent = build(path)
     assert len(agent.train_weights) > (env.train.outcome > 0).sum()
@@ -48,6 +49,7 @@ def test_the_loss_weighs_tokens_by_their_mails_outcome(path):
     assert sorted(set(weights.tolist())) == pytest.approx([0.3, 1.0])
 
 
+@pytest.mark.slow
 def test_a_mail_that_does_not_fit_is_left_out_and_counted_a_prompt_that_is_cut_too(path, capsys):
     env, agent = build(path, "algo.generation.fitted_share=0.9")
     said = capsys.readouterr().err
@@ -63,6 +65,7 @@ def test_a_mail_that_does_not_fit_is_left_out_and_counted_a_prompt_that_is_cut_t
     )
 
 
+@pytest.mark.slow
 def test_training_ends_where_validation_stops_improving(path):
     _, agent = build(path, "algo.patience=40")
     for agent.updates_done, loss, stalled in ((20, 1.0, False), (40, 1.1, False), (60, 1.1, True), (80, 0.9, False)):

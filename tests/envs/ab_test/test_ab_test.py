@@ -83,7 +83,7 @@ def analyst(**changes):
     return Analyst(**{**settings, **changes})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_values_of_single_arms_are_their_means_and_the_gain_is_the_true_one(tmp_path):
     made = write(tmp_path)
     trial = table(made.path).read()
@@ -224,6 +224,7 @@ def test_the_script_writes_tables_plots_and_a_score_for_every_customer(tmp_path)
     assert {"policies.png", "qini_1.png", "uplift_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_the_shipped_settings_are_those_of_an_analyst():
     shipped = instantiate(composed(name="uplift").ab_test, _convert_="all")
     assert isinstance(shipped, Analyst)

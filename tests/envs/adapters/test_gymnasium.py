@@ -84,7 +84,7 @@ def counter(num_agents=2, **kwargs):
     return GymnasiumEnv(CPU, 0, id="test/Counter-v0", kwargs=kwargs, num_agents=num_agents, evaluation=None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("flat", [False, True])
@@ -116,7 +116,7 @@ def test_the_vector_equals_single_environments(overrides):
                 np.testing.assert_allclose(info["final_obs"][i], others["final_obs"][i], atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_flat_actions_are_pairs():
     pair, flat = OffersEnv(["env/world=sequential"]), OffersEnv(["env/world=sequential"], flat=True)
     pair.reset(seed=1)
@@ -222,7 +222,7 @@ def test_evaluation_counts_whole_episodes_and_leaves_training_alone():
     assert report.rows["random"]["return"] == 3.0 and torch.equal(env.reset()[0], before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_our_environment_through_gymnasium_equals_itself():
     ours = sequential(2, 0, ["env.customers=3"])
     env = GymnasiumEnv(

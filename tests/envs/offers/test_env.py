@@ -162,6 +162,7 @@ def test_a_season_equals_scalar_customers():
         assert any(s[3] == UNSUBSCRIBED for s in now.state)
 
 
+@pytest.mark.slow
 # ── rewards ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_untouched_customers_earn_exactly_nothing():
     env = make(n=500, **pushy())
@@ -190,7 +191,7 @@ def is_zero(x: Tensor, within: float) -> None:
     assert abs(x.double().mean()) < 4 * error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_expected_shaped_rewards_sum_to_what_the_policy_earns_over_never_contacting():
     env, shaped = play_table(n=5000)
     _, plain = play_table(n=5000, reward={"shaping": False})
@@ -201,7 +202,7 @@ def test_expected_shaped_rewards_sum_to_what_the_policy_earns_over_never_contact
     assert (gained - gained.mean()).square().mean() < 0.1 * (earned - earned.mean()).square().mean()  # and less noise
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("shaping", [True, False])
 def test_realised_rewards_are_the_expected_ones_in_mean(shaping):
     reward = {"shaping": shaping, "churn_cost": 5.0, "fatigue_penalty": 0.5}
@@ -215,6 +216,7 @@ def test_realised_rewards_are_the_expected_ones_in_mean(shaping):
     is_zero((surprise * torch.stack(expected.action)[..., 0]).sum(0), within=12)  # and where much is offered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcomes", ["expected", "realised"])
 @pytest.mark.parametrize("shaping", [True, False])
 def test_the_price_enters_as_minus_price_times_spend(outcomes, shaping):
@@ -264,6 +266,7 @@ def test_observed_prices_decode_to_the_ones_charged():
         assert seen.obs[t][:, -2:].std(0).tolist() == pytest.approx([1, 1], abs=0.15)  # scaled
 
 
+@pytest.mark.slow
 def test_the_price_reaches_only_the_last_two_columns():
     def dearer(env):
         env.prices, env.drift = 2 * env.prices, env.drift + 0.01
@@ -275,6 +278,7 @@ def test_the_price_reaches_only_the_last_two_columns():
         assert (a[:, k:] < b[:, k:]).all()
 
 
+@pytest.mark.slow
 # ── streams ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_seed_decides_and_nothing_else():
     torch.manual_seed(0)
@@ -308,6 +312,7 @@ def test_a_new_season_starts_afresh():
     assert set(habit) == set(range(6)) and set(fatigue) == {0} and set(expectation) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_restored_stream_goes_on_alike():
     whole = make(seed=5)
     season(whole)
@@ -325,6 +330,7 @@ def test_what_is_done_does_not_move_the_stream():
     assert torch.equal(busy.reset()[0], idle.reset()[0])
 
 
+@pytest.mark.slow
 # ── the static world ────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("world, stays", [("static", True), ("full", False)])
 @pytest.mark.parametrize("shaping", [True, False])
@@ -350,6 +356,7 @@ def test_in_the_static_world_history_changes_nothing(world, stays, shaping):
     assert torch.allclose(contacted.reward[6:], left.reward[6:], rtol=1e-4, atol=1e-4) == stays
 
 
+@pytest.mark.slow
 # ── with PPO ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_ppo_collects_seasons_within_the_mask():
     env = make(n=60, **pushy())

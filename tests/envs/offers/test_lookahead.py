@@ -87,6 +87,7 @@ def test_the_backup_equals_an_enumeration_of_next_states():
     assert left < 9
 
 
+@pytest.mark.slow
 def test_the_distribution_of_the_next_state_sums_to_one_and_is_that_of_simulated_weeks():
     """The backup's coefficients: unit values of one state at a time, for one customer and pair, against frequencies."""
     env, _, lookahead = season()
@@ -201,6 +202,7 @@ def unseen_season() -> tuple[OffersEnv, Rollout, OffersLookahead]:
     return env, played(env), env.as_lookahead(privileged=True)
 
 
+@pytest.mark.slow
 def test_where_the_state_is_hidden_a_critic_values_the_true_one():
     env, rollout, lookahead = unseen_season()
     state = lookahead.visited_states()
@@ -304,6 +306,7 @@ def test_price_paths_repeat_customers_and_their_values_but_not_prices():
         make_env(12, price_paths=5)
 
 
+@pytest.mark.slow
 def test_exploring_starts_cover_all_states_evenly():
     env = make_env(4000, exploring_starts=0.5)
     obs, _ = env.reset()

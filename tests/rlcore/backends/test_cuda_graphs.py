@@ -13,7 +13,7 @@ from rlcore.backends.cuda_graphs import WARM_UP_CALLS, CUDAGraphCallable
 from toy_envs import train
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_recorded_function_is_the_function(tape):
     total = torch.zeros(3)
 
@@ -36,7 +36,7 @@ def test_what_asks_the_host_is_not_recorded(tape):
             captured(torch.ones(2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_recorded_function_reads_must_stay(tape):
     """On a GPU the freed memory would belong to another tensor, or to none."""
 

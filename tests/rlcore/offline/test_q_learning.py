@@ -117,7 +117,7 @@ def test_losses_equal_those_of_d3rlpy(name):
     assert mine.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 # ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     "keep, kept", [("bcq", {"threshold": 0.0}), ("bcq", {"threshold": 1e-30}), ("cql", {"alpha": 0.0})]
@@ -132,6 +132,7 @@ def test_without_what_keeps_them_they_are_double_dqn(chain, keep, kept):
     assert not torch.equal(weights(plain), weights(other))
 
 
+@pytest.mark.slow
 def test_at_threshold_one_bcq_does_what_the_log_mostly_does(chain):
     # of what is valid at a place, the log is made to take the last pair most of the time
     often = chain.action == (chain.action_mask * torch.arange(6)).argmax(1)

@@ -193,6 +193,7 @@ def test_the_effective_sample_size_has_no_unit(scale):
     assert ope.effective_sample_size(0 * w).item() == 0 and ope.effective_sample_size(w / 0).isnan()
 
 
+@pytest.mark.slow
 def test_an_action_that_a_fold_lacks_is_predicted_as_the_others_on_average():
     """Arm 2 has one row: one of two folds is valued by a model that never saw it."""
     log = trial()

@@ -21,6 +21,7 @@ def test_one_column_is_students_test():
     assert hotelling(x, treated) == pytest.approx(wanted, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_p_values_of_randomised_tests_are_uniform():
     values = [hotelling(*columns(n=120, d=4, seed=seed)) for seed in range(300)]
     assert kstest(values, "uniform").pvalue > 0.01

@@ -105,6 +105,7 @@ def test_nothing_depends_on_the_order_of_rows_or_on_rounding(noise):
             torch.testing.assert_close(found, known, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_tied_group_is_in_its_bins_as_on_average_over_its_orders():
     outcome, score, treated = trial(60)
     found = uplift.by_bin(outcome, score, treated, 4)
@@ -170,6 +171,7 @@ def test_hindsight_is_one_and_a_constant_nothing():
     assert uplift.qini(outcome, torch.zeros(400), treated).item() == pytest.approx(0.0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_resampled_differences_have_the_spread_of_new_tests():
     def one(seed):
         outcome, score, treated = trial(500, ties=False, seed=seed)
@@ -242,7 +244,7 @@ def campaign(n=6000, confounded=False, seed=0):
     return obs, action, outcome, probs.gather(1, action[:, None])[:, 0], effect
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", [ridge, network])
 @pytest.mark.parametrize("kind", ["S", "T", "X", "DR"])
 def test_learners_find_the_effects_of_several_arms(kind, model):
@@ -345,6 +347,7 @@ def shipped_ridges() -> set[float]:
     return {float(part["ridge"]) for part in parts if "ridge" in part}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2000, 20000])
 @pytest.mark.parametrize("kind", ["S", "T", "X", "DR"])
 def test_arms_without_an_effect_get_none(kind, n):

@@ -13,7 +13,7 @@ from configs import composed
 CPU = torch.device("cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_known_grows_and_the_clock_runs(tmp_path, capsys):
     small = ["benchmark.known.population.reference_size=500", "benchmark.estimated.population.reference_size=500"]
     sizes = ["benchmark.customers=300", "benchmark.reference_size=800"]

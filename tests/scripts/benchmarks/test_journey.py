@@ -98,7 +98,7 @@ def test_the_past_is_what_a_scalar_version_remembers():
     assert model.rate(past).item() == pytest.approx((5 + model.prior * 1.2) / (5 + model.prior))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fit_finds_households_that_fall_asleep():
     """Some households stop for good: after a long pause the predicted rate is below the household's own."""
     g = torch.Generator().manual_seed(0)

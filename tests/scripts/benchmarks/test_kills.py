@@ -35,7 +35,7 @@ def test_runs_are_equal_but_for_their_timings(tmp_path):
     assert found == {"same": True, "score": False, "weight": False}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_overrides_of_all_that_it_starts_are_keys_of_today():
     bench = composed("benchmark=reliability/kills", name="bench").benchmark
     composed(*bench.log, name="collect")

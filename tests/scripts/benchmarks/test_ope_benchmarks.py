@@ -33,7 +33,7 @@ def pool_of(size=40, **changes):
     return env, Pool(env, size, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_true_value_is_what_playing_brings_on_average():
     env, pool = pool_of()
     policy = pool.policy(price=2.0, plans=True, sigma=0.6, epsilon=0.2)
@@ -85,6 +85,7 @@ def test_the_benches_run(bench, tmp_path, capsys):
     assert "effective" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 # ── Hillstrom ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path, capsys):
     pytest.importorskip("pyarrow")

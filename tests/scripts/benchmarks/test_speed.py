@@ -25,6 +25,7 @@ def test_kernels_bytes_and_operations_are_those_counted_by_hand():
     assert roofline.size(torch.ones(1).expand(1000)) == 4
 
 
+@pytest.mark.slow
 def test_the_update_has_the_products_of_its_networks():
     """Forward, to the weights and, but for the first layer, to the inputs: two operations a number and weight."""
     made = bench(

@@ -14,7 +14,7 @@ from scripts.benchmarks.learning.tradeoff import Point, margin_and_trips, summar
 from small_offers import small_evaluation
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_profit_is_margin_and_the_value_of_trips():
     evaluator = small_evaluation()
     market = evaluator.test_market(evaluator.env.budget)

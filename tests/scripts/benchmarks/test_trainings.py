@@ -65,7 +65,7 @@ def test_the_pooled_difference_is_that_of_the_mean_of_the_trainings(tmp_path, ca
     assert "Mean of 2 trainings ahead of" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_can_not_be_judged_together_is_refused_in_one_line(tmp_path):
     paths = [stored(tmp_path, 0), stored(tmp_path, 1, "env.price_noise=0.2")]
     with pytest.raises(ValueError, match=r"benchmark.checkpoints: expected paths"):

@@ -60,7 +60,7 @@ def test_a_key_that_only_the_checkpoints_environment_has_is_told_how_to_write_it
     assert said.startswith("env.population.path: no such key here; ") and said.endswith("+env.population.path=VALUE")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("key", "found"),
     [
@@ -84,6 +84,7 @@ def test_parameters_of_classes_of_others_may_be_added():
     assert not is_parameter("nothing.here", shipped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["a=b.pt", "a#(1).pt", "{a}.pt", "a[0].pt"])
 def test_a_path_is_shown_in_quotes_that_hydra_reads(path):
     said = unreadable(f"checkpoint={path}")

@@ -75,6 +75,7 @@ def driver_of(place):
     return LEDGER, str(Path(psycopg.__file__).parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["alone", "together"])
 def test_an_exception_at_any_line_leaves_a_ledger_that_keeps_its_word(place, kind):
     ledger, told, cut, places = place.open(timeout=5.0), {}, [], driver_of(place)
@@ -169,6 +170,7 @@ def test_a_thread_that_somebody_ends_leaves_the_rest_at_work(place):
     checking.close()
 
 
+@pytest.mark.slow
 def test_what_was_answered_survives_sigkill(place):
     """Kill a process in the middle of its calls, over and over: each answer it printed is on disk."""
     where = repr(str(place.path)) if isinstance(place, SqliteFile) else f"{place.address!r}, name={place.name!r}"

@@ -144,6 +144,7 @@ def test_only_the_owner_reads_it(ledger, tmp_path):
     assert modes == dict.fromkeys(("ledger.db", "ledger.db-wal", "ledger.db-shm", "copy.db"), 0o600)
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_make_one_ledger(tmp_path):
     program = (
         "import sys; from envs.live.ledger.sqlite import SqliteLedger as Ledger\n"
@@ -226,6 +227,7 @@ def test_an_address_that_needs_a_missing_package_says_which(tmp_path, monkeypatc
         open_ledger("postgresql://me@localhost/shop", caller="test", timeout=1.0, sync="full")
 
 
+@pytest.mark.slow
 def test_the_command_backs_up_audits_and_erases(ledger, tmp_path):
     def run(*arguments):
         done = subprocess.run(

@@ -75,7 +75,7 @@ CONDITION = st.recursive(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(CONDITION)
 def test_expressions_mean_what_python_means_row_by_row(text):
@@ -146,7 +146,7 @@ def build(population=None, **changes) -> ContactRules:
 CAP = st.fixed_dictionaries({"weeks": st.integers(1, 13), "contacts": st.integers(1, 4)})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_mask_equals_a_scalar_reading_of_the_rules_and_gives_its_reasons(data):

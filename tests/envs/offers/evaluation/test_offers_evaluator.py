@@ -114,6 +114,7 @@ def test_the_score_has_less_noise_than_either_account(small, name):
     assert row["score"] == pytest.approx(weights[0] * by_advantage[0] + weights[1] * by_loss[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES[1:])
 def test_the_interval_of_the_score_holds_its_nominal_share(small, name):
     """Of customers drawn anew from 1,600 whose accounts have one mean: as often as the intervals of either account."""
@@ -264,7 +265,7 @@ def test_nothing_is_lost_by_the_plan_and_nothing_gained_by_silence(small):
     assert torch.equal(free.action, small.records["myopic"][0].action)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_policy_twice_leaves_the_same_record(small):
     for name in POLICIES:
         policy = small.policy(name)
@@ -392,6 +393,7 @@ def test_only_the_subscribed_are_contacted_and_only_as_can_be(small, name):
     assert ((action == 0) | (action >= CHANNELS)).all() and (action[state.status == 0] > 0).any()
 
 
+@pytest.mark.slow
 def test_a_fee_is_charged_a_contact(small):
     def contacts(fee):
         policy = KnapsackPolicy(small.market.customers, small.market.world, ORACLE, values=None, fee=fee)
@@ -697,7 +699,7 @@ def test_who_is_first_among_equals_is_not_told_otherwise(whole):
     assert console.file.getvalue().count("equal information") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_figures_are_drawn(whole, tmp_path):
     figures = whole.report.to_figures("ppo", "score", {"score": [(1000, 0.1), (2000, 0.4)]})
     assert set(figures) == {"lost_profit", "prices", "training", "frontier"}

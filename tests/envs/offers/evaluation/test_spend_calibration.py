@@ -38,11 +38,13 @@ def tuning():
     return evaluation, market, myopic
 
 
+@pytest.mark.slow
 def test_a_forecast_that_is_right_is_left_alone(tuning):
     evaluation, market, myopic = tuning
     assert calibrate_spend(evaluation, myopic, market).tolist() == pytest.approx([1.0] * len(market.budget))
 
 
+@pytest.mark.slow
 def test_the_factor_by_which_a_week_is_misjudged_is_found(tuning):
     evaluation, market, myopic = tuning
     share = torch.linspace(0.5, 1.6, len(market.budget), dtype=torch.float64)

@@ -147,7 +147,7 @@ def long_shop(tmp_path_factory):
     return folder, env, config.sends, happened, sends, purchases
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_log_of_18_months_says_what_happened(long_shop, tmp_path):
     _, env, sends_config, happened, sends, purchases = long_shop
     files = {
@@ -163,7 +163,7 @@ def test_the_log_of_18_months_says_what_happened(long_shop, tmp_path):
     assert calendar == whole.calendar and not calendar.week_of(np.array([int(np.datetime64(MONDAY, "D").astype(int))]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_month_by_month_makes_the_same_log_as_all_at_once(long_shop, tmp_path):
     """The months end in the midst of weeks; every export holds all that came before, too."""
     _, env, sends_config, happened, sends, purchases = long_shop
@@ -182,7 +182,7 @@ def test_month_by_month_makes_the_same_log_as_all_at_once(long_shop, tmp_path):
         instantiate(sends_config, **changes)(env, send_log.read(path, *names_of(env)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 # ── the shop's own files ────────────────────────────────────────────────────────────────────────────────────────────
 def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
     folder, env, _ = shop
@@ -231,6 +231,7 @@ def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
     assert total == sum(weeks_there(row) for row in rows_of(folder, "customers"))
 
 
+@pytest.mark.slow
 def test_a_history_goes_on_from_season_to_season(long_shop, tmp_path):
     """The reference counts contacts and purchases of the log with the halving weights, by hand."""
     _, env, sends_config, happened, sends, purchases = long_shop
@@ -257,6 +258,7 @@ def test_a_history_goes_on_from_season_to_season(long_shop, tmp_path):
         assert log.obs[k, names.index("purchases")].item() == pytest.approx(sums, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_view_of_states_is_refused(shop, tmp_path):
     folder, env, _ = shop
     found = imported(shop)

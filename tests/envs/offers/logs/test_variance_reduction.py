@@ -214,7 +214,7 @@ def test_a_contact_costs_what_the_state_it_leaves_behind_costs_until_that_has_pa
     assert len(models.states.states) > 8 and not got[log.action < 5].any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_where_states_are_too_many_to_count_rewards_are_against_the_rested():
     config = node("offers").copy()
     config.merge_with({"num_agents": 100, "population": {"reference_size": 1000}})

@@ -95,6 +95,7 @@ def test_of_a_forecast_columns_are_the_expected_ones(make_catalogue):
     torch.testing.assert_close(lived(p), total)
 
 
+@pytest.mark.slow
 def test_a_panel_lays_out_what_the_environment_saw():
     """In a log of the history view, the observed columns follow from the logged outcomes."""
     env = environment(num_agents=40)
@@ -167,7 +168,7 @@ def acted(g, n=300):
     return torch.stack((offer, torch.randint(5, (n,), generator=g) * (offer > 0)), 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_where_nothing_lasts_it_is_the_structural_environment(monkeypatch):
     """Static world, the equations as networks: observations, masks, rewards and outcomes are OffersEnv's."""
     env, true = twinned_env(monkeypatch, {"disabled_effects": STATIC})
@@ -224,7 +225,7 @@ def customers_of(env, n=200, order=(), seed=0):
     return NeuralCustomers(members, torch.arange(n) % 2, torch.randn(n, env.static_dim), env.world, HALF_LIVES)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_contact_the_contrast_is_zero_to_the_bit():
     env = environment()
     crowd, g = customers_of(env), torch.Generator().manual_seed(0)
@@ -283,6 +284,7 @@ def test_what_is_fitted_is_near_the_truth_where_history_tells_all():
     assert logged["twin/held_out"][0] > -0.9 + logged["twin/fitted"][0]
 
 
+@pytest.mark.slow
 def test_a_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
     env, log = random_log(60)
     small = {"response": {"steps": 3, "hidden": [4]}, "other_outcomes": {"steps": 3}}
@@ -297,6 +299,7 @@ def test_a_fit_goes_on_as_if_it_had_not_stopped(tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", ["s", "t", "x", "dr"])
 def test_learners_of_effects_take_the_networks_place(learner):
     env, log = random_log(80)

@@ -252,7 +252,7 @@ def test_switches_lie_where_the_exact_steps_do(market):
             assert [p for p, _ in found] == pytest.approx(list(at.values()), rel=0.01)  # the grid's own step is 15 %
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95])
 def test_switches_clear_as_the_exact_knapsack_does(market, share):
     value, spend = market

@@ -91,7 +91,7 @@ def test_one_kernel_values_leaving_alone_the_same(kernels, make_season, reward):
             torch.testing.assert_close(x.double().cpu(), y, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("size", [{"weeks": 12, **FIVE_ACTIONS}, {"weeks": 3}], ids=["5 actions", "26 actions"])
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 def test_best_plan_equals_the_reference(make_season, size, reward):
@@ -108,6 +108,7 @@ def test_best_plan_equals_the_reference(make_season, size, reward):
                 assert taken == pytest.approx([w[s] for s in INSIDE], rel=1e-11)
 
 
+@pytest.mark.slow
 def test_expected_spend_equals_the_forward_pass(season):
     prices, channels = some_prices(season, 2)[0], len(season.world.catalogue.channels)
     _, _, planned = lagrangian(season, prices)
@@ -134,7 +135,7 @@ def test_lagrangian_is_convex_and_above_its_tangents(season, seed):
     assert high >= low + (slope * (there - here)).sum().item() - 1e-9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_gradient_equals_finite_differences(season, seed):
     prices, h, smooth = some_prices(season, seed)[0], 1e-4, 0
@@ -221,6 +222,7 @@ def test_a_week_without_a_budget_is_priced_out(season):
     assert bound.prices[4] > bound.prices[[3, 5]].max()
 
 
+@pytest.mark.slow
 # ── the identities ──────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("reward", [{}, OPTIONS], ids=["default", "every option"])
 @pytest.mark.parametrize("seed", range(3))

@@ -60,6 +60,7 @@ def same(found, wanted):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("week", [0, 7, 11])
 def test_where_theta_is_certain_it_is_the_plan(market, two_draws, week):
     """By one draw, by equal draws, and by weights that leave one of two."""
@@ -126,6 +127,7 @@ def test_weights_follow_the_likelihood(market, two_draws):
             assert found[i, k].item() == pytest.approx(wanted.item())
 
 
+@pytest.mark.slow
 def test_it_serves_a_season(market, two_draws):
     evaluator, made, bound = market
     (record,) = evaluator.simulate(planner(market, two_draws), made, bound, 1, 99)

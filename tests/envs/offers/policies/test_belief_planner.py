@@ -22,7 +22,7 @@ def one_hot(n: int, customers: int) -> torch.Tensor:
     return memory
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_the_expectation_of_the_plan_over_states():
     """Value and spend of all actions: the plan's where the state is certain, a mean of two plans between two states."""
     evaluator = small_evaluation(customers=20)

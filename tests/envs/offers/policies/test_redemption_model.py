@@ -38,7 +38,7 @@ def true_probabilities(context: Tensor) -> Tensor:
     return offer[:, :, None] * channel[:, None, :]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_known_probabilities_are_recovered():
     model, generator = redemption_model(), seeded()
     contexts = torch.eye(4)

@@ -47,7 +47,7 @@ def test_yaml_is_the_only_home_of_numbers():
     assert {p.name for p in named} == set(YAML) - {"_target_", "_partial_"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "key, value, message",
     [
@@ -76,6 +76,7 @@ def test_counts_are_those_of_the_data(population):
     assert (seen.coupons > 0).sum() == population.redeemed.any(1).sum() == 410
 
 
+@pytest.mark.slow
 def test_train_and_test_share_no_household(population, build):
     train, test = (population.customers[split] for split in ("train", "test"))
     assert len(test) == round(0.4 * 2469)
@@ -165,7 +166,7 @@ def test_start_states_follow_the_households_own_weeks(population):
     assert state.expectation[recent].double().mean() > 0.5 > state.expectation[~recent].double().mean()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_customers_fitted_to_the_past_predict_the_weeks_that_follow(build, make_catalogue):
     """Fit on weeks 2-41, simulate 12 weeks without contact in the world, compare with the real weeks 42-53."""
     past, future = build(weeks=[2, 41]), build(weeks=[42, 53]).active.double().mean(1)
@@ -186,6 +187,7 @@ def test_customers_fitted_to_the_past_predict_the_weeks_that_follow(build, make_
         assert simulated[group].mean().item() == pytest.approx(real[group].mean().item(), abs=0.10)
 
 
+@pytest.mark.slow
 def test_a_window_sees_nothing_that_comes_after_it(build, population):
     """History of weeks 2-20 is that of the full year cut at week 20."""
     early = build(weeks=[2, 20])

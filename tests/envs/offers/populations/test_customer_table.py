@@ -83,6 +83,7 @@ def draw(population, n, split="train", seed=0):
     return population.draw(n, torch.Generator().manual_seed(seed), split)
 
 
+@pytest.mark.slow
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_line_ends_byte_order_marks_and_parquet_do_not_matter(tmp_path):
     pd = pytest.importorskip("pandas")
@@ -445,7 +446,7 @@ def test_numbers_far_from_all_others_are_warned_of(tmp_path, capsys, values, say
     assert says is None or (f"{path}: column 'age': " in lines[0] and says in lines[0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_environment_takes_the_transform_over_before_a_learner_is_built(shop, tmp_path):
     env = environment(shop)
     example_shop.write_shop(tmp_path, 300, 1)

@@ -21,6 +21,7 @@ def shop():
     return env.world, env.world.inhabit(sample.customers), sample.state, start_marginals(sample.state)
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_with_a_log_of_the_equations(shop):
     world, customers, state, start = shop
     seen, _ = simulate(world, customers, state, torch.Generator().manual_seed(2), 12)
@@ -32,6 +33,7 @@ def test_nothing_is_wrong_with_a_log_of_the_equations(shop):
         assert tenths[0].predicted < tenths[-1].predicted and tenths[0].observed < tenths[-1].observed
 
 
+@pytest.mark.slow
 def test_what_the_equations_cannot_explain_is_named(shop):
     """In the log messages through SMS are seen by more than the equations say: its pairs stand out, and only they."""
     world, customers, state, start = shop

@@ -53,7 +53,7 @@ def small():
     return world, panel, theta_to_matrix(sample.customers), model
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_mixture_is_the_quadrature_of_whole_seasons(small):
     """log Σ_k w_k P(season | α + σ·x_k), each by the filter of one α; with σ = 0 it is the filter."""
     world, panel, theta, model = small
@@ -100,7 +100,7 @@ def test_predictions_are_what_the_likelihood_scores(small):
     torch.testing.assert_close(total, predicted.bought, rtol=0, atol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_are_the_gradient_and_information_their_outer_products(small):
     world, panel, _, model = small
     member, method = model.members[0].double(), model.twin.hidden_states
@@ -212,6 +212,7 @@ def test_its_report_says_what_is_identified(fitted):
     assert set(report.extra["drivers"]) == set(env.population.feature_names)
 
 
+@pytest.mark.slow
 def test_more_customers_tell_more(fitted):
     env, model, _ = fitted
     some = slice(0, 300)
@@ -260,7 +261,7 @@ def test_its_customers_differ_by_what_features_leave_open(fitted, saved):
     assert apart[:, 1:].abs().max() < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_policies_on_it_may_see_histories_and_null_is_the_true_world(saved):
     config = OmegaConf.merge(node("offers_twin", "env/observation=history"), {"num_agents": 60, "twin": saved})
     env = instantiate(config, _convert_="all")(CPU, 0)
@@ -276,6 +277,7 @@ def test_policies_on_it_may_see_histories_and_null_is_the_true_world(saved):
         make_twin_env(CPU, 0, twin="")
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line():
     env, log = unseen_log(40)
     model = twin(env, weighted=True)

@@ -102,6 +102,7 @@ def test_the_likelihood_is_the_scalar_worlds_law(make_season):
             assert p == pytest.approx(law.get(then, 0.0), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences():
     env, log = random_log(40)
     world = env.world.to(CPU, torch.float64)
@@ -121,6 +122,7 @@ def test_the_gradient_is_that_of_finite_differences():
         assert numeric == pytest.approx((slope * direction)[:, k].sum().item(), rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_panel_holds_what_the_log_does():
     env, log = random_log(30)
     order = torch.randperm(len(log), generator=torch.Generator().manual_seed(0))
@@ -136,7 +138,7 @@ def test_a_panel_holds_what_the_log_does():
     assert found.bought.double().mean() == log.outcomes["trips"].double().mean()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_features_it_finds_the_shares_that_were_counted():
     """Without features, δ and π− are shares of possible moves that happened, and g is a mean."""
     env, log = random_log(600)
@@ -202,7 +204,7 @@ def saved(tmp_path):
     return model, str(path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_customer_is_one_members_and_all_members_are_drawn(saved):
     model, path = saved
     env = environment_on_twin(path)
@@ -219,6 +221,7 @@ def test_every_customer_is_one_members_and_all_members_are_drawn(saved):
         assert (alone.features == sample.features).all()  # the same customers
 
 
+@pytest.mark.slow
 def test_fixed_parameters_are_drawn_from_the_priors_and_not_the_customers_own(saved):
     """Fixed parameters have the base population's law, and features, which reveal a customer's own, don't tell them."""
     _, path = saved
@@ -274,6 +277,7 @@ def test_balance_sees_wrong_propensities_and_lets_true_ones_be():
     assert significant(found, 0.001)[:, 0].all() and not significant(found, 0.001)[:, 1:3].any()
 
 
+@pytest.mark.slow
 def test_a_log_with_wrong_propensities_is_warned_of():
     env, log = random_log(300)
     assert propensity_warnings(to_panel(log, env, "log"), env, 0.001) == []
@@ -284,7 +288,7 @@ def test_a_log_with_wrong_propensities_is_warned_of():
     assert "no propensity" in propensity_warnings(to_panel(wrong, env, "log"), env, 0.001)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bad_input_is_one_line(saved, tmp_path):
     _, path = saved
     env, log = random_log(40)
@@ -326,7 +330,7 @@ def world_itself():
     return env, model
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
     _, model = world_itself
     report = model.make_evaluator().evaluate(model, "twin")

@@ -36,6 +36,7 @@ def shop():
     return world, sample, other, seen
 
 
+@pytest.mark.slow
 def test_weights_are_likelihoods_of_the_season(shop):
     world, sample, other, seen = shop
     theta = prior_draws(other, sample.features[:6], 5, seeded(4), ridge=1e-4)
@@ -60,7 +61,7 @@ def test_weights_are_likelihoods_of_the_season(shop):
     torch.testing.assert_close(posterior.effective_size, 1 / posterior.weight.square().sum(0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resampling_keeps_mean_and_spread_and_filters_the_season_again(shop):
     world, sample, other, seen = shop
     theta = prior_draws(other, sample.features[:3], 4000, seeded(5), ridge=1e-4)
@@ -95,7 +96,7 @@ def test_draws_are_chosen_by_their_weights():
         assert not torch.equal(index[:, i], index[:, i].sort().values)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_season_teaches_what_features_leave_open(shop):
     """After 12 weeks the posterior mean is nearer to θ than θ̂: purchases tell α, margins g, messages attention."""
     world, sample, other, seen = shop

@@ -48,6 +48,7 @@ def states(n: int, generator: torch.Generator) -> CustomerState:
     return CustomerState(h * (status < 2), f * inside, d * inside, status)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "world, off",
     [
@@ -72,7 +73,7 @@ def test_without_its_own_effects_it_is_the_family(world, off):
         state, memory = week.state, week.memory
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_link_is_the_complementary_log_log_and_fatigue_comes_late():
     unlike = environment("unlike_link").world.to(CPU, torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -94,7 +95,7 @@ def test_the_link_is_the_complementary_log_log_and_fatigue_comes_late():
     assert (later.state.fatigue[subscribed & (later.state.status == 0)] == steps).all() and (later.memory == 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_churned_come_back_and_late_redemptions_cost_their_value():
     unlike = environment("unlike_shocks", shock=0.0, return_rate=0.3, late_rate=1.0).world.to(CPU, torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -111,7 +112,7 @@ def test_the_churned_come_back_and_late_redemptions_cost_their_value():
     assert week.bought.any() and not week.redeemed.any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_segment_is_a_product_of_two_parameters():
     unlike = environment("unlike_segments").world
     c = environment("unlike_segments").population.draw(4000, torch.Generator().manual_seed(0), "train").customers
@@ -121,7 +122,7 @@ def test_the_segment_is_a_product_of_two_parameters():
     assert (unlike.segment(lower) != unlike.segment(c)).double().mean() > 0.999
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("world", WORLDS)
 def test_its_log_is_read_like_a_shops(world):
     env = environment(world)
@@ -133,7 +134,7 @@ def test_its_log_is_read_like_a_shops(world):
         env.evaluation(env)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("world", WORLDS)
 def test_no_contact_earns_nothing_over_no_contact(world):
     env = environment(world)
@@ -149,7 +150,7 @@ def test_no_contact_earns_nothing_over_no_contact(world):
     assert (found["none"] == 0).all() and found["random"].abs().sum() > 0 and isinstance(env.budget, Budget)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_neither_world_is_taken_for_the_other():
     config = OmegaConf.merge(composed("env/world=unlike_link").env, {"num_agents": 10})
     family = instantiate(config, _convert_="all")(CPU, 0)

@@ -61,6 +61,7 @@ def test_a_catalogue_keeps_its_codec(make_season):
     assert catalogue.action_codec == catalogue.to("cpu", torch.float32).action_codec == ActionCodec(*catalogue.nvec)
 
 
+@pytest.mark.slow
 def test_no_other_file_of_the_product_codes_actions():
     """Coding and decoding written out by hand would have to be changed everywhere if the order of indices were."""
     files = [

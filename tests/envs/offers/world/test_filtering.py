@@ -122,7 +122,7 @@ def test_predictions_are_the_likelihoods_of_what_may_come(seasons):
     torch.testing.assert_close(found["all"], torch.ones_like(c.alpha))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_are_finite_differences(seasons):
     season, seen, states = seasons
     rows = torch.tensor(telling(seen, states))
@@ -179,6 +179,7 @@ def test_marginals_sum_the_states(seasons):
     assert INSIDE[0] in STATES
 
 
+@pytest.mark.slow
 def test_carrying_marginals_loses_next_to_nothing(make_season):
     """The log-likelihood a week of 2,000 customers, with the joint belief and with the product of its marginals."""
     season = make_season(2000, seed=3)

@@ -90,7 +90,7 @@ def counted(env: OffersEnv, weeks: list, customer: int, by_state: bool) -> list[
     return [*(0.5 * x for x in sums), margin]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("view", ["state_counts", *HIDING])
 def test_the_sums_are_those_of_the_season_so_far(view):
     env, weeks = environment(view), []
@@ -106,6 +106,7 @@ def test_the_sums_are_those_of_the_season_so_far(view):
     assert (wanted.amax(0) > 0).all()  # every sum is of something
 
 
+@pytest.mark.slow
 def test_state_and_counts_are_the_state_and_more():
     plain, counts = environment("state"), environment("state_counts")
     for (obs, mask, *_), (other, other_mask, *_) in zip(play(plain), play(counts)):
@@ -115,6 +116,7 @@ def test_state_and_counts_are_the_state_and_more():
         assert all(torch.equal(*x) for x in zip(plain.codec.decode_state(obs), counts.codec.decode_state(other)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["state_counts", *HIDING])
 def test_without_contacts_is_what_a_customer_shows_who_was_never_sent_anything(view):
     """The columns of contacts of a rested customer are those of one without contacts; the others stay."""
@@ -254,6 +256,7 @@ def test_scores_charge_messages_to_the_churned():
     assert unheard_messages > 20
 
 
+@pytest.mark.slow
 # ── the belief ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_the_belief_is_the_filter_of_the_whole_season_under_the_estimate():
     """Carried as marginals, it equals the filter of the joint state to what independence loses."""

@@ -93,6 +93,7 @@ def test_outcome_and_transition_equal_the_reference(make_season, extreme):
     assert GONE in met and any(s[3] == UNSUBSCRIBED for s in met)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize(
     "state, action",
@@ -121,6 +122,7 @@ def test_frequencies_equal_the_law(make_season, state, action, extreme):
     assert chisquare([*observed, n - sum(observed) + 1], [*expected, n - sum(expected) + 1]).pvalue > 1e-3
 
 
+@pytest.mark.slow
 # ── one-step lookahead ──────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("future", [True, False])
 @pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
@@ -139,7 +141,7 @@ def test_action_values_of_visited_states_equal_the_reference(make_season, reward
     near(torch.cat((nothing[None], contact.flatten(0, 1))).T, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
 @pytest.mark.parametrize("price", [0.0, 2.5])
 def test_action_values_of_the_grid_equal_the_reference(make_season, reward, price):
@@ -228,6 +230,7 @@ def test_in_the_static_world_no_action_changes_the_future(make_season):
         near(now.gather(0, taken[None])[0], best.values.tolist())  # planning is myopic
 
 
+@pytest.mark.slow
 # ── reproducibility ─────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_customer_alone_equals_the_same_in_a_crowd(make_season):
     season = make_season(64)
@@ -250,6 +253,7 @@ def test_a_customer_alone_equals_the_same_in_a_crowd(make_season):
         torch.testing.assert_close(alone[1], numbers[:, i : i + 1], rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_season(make_season):
     def play(seed):
         season = make_season(50, seed=seed)

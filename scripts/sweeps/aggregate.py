@@ -1,4 +1,4 @@
-"""Means over seeds with Student's interval, interquartile means with a bootstrap interval, and the table of both."""
+"""Means over seeds with Student's interval, interquartile means, differences to the best setting, and their table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Summary(NamedTuple):
 
     choices: dict[str, str]
     metric: str
-    seeds: int  #: values that are numbers
+    seeds: int  #: training seeds (where none are given, jobs) with a finite value
     mean: float
     half_width: float  #: of Student's interval of the mean
     iqm: float  #: interquartile mean
@@ -33,11 +33,52 @@ class Summary(NamedTuple):
     best: float
     best_seed: str
     folder: str  #: of the best seed
+    difference: float  #: mean difference to the setting of the best mean, over the seeds of both; its own is NaN
+    difference_half_width: float  #: of Student's interval of this difference, paired by seed
 
 
 def summarize(settings: list[Setting], *, level: float, resamples: int, seed: int) -> list[Summary]:
     """Summarise each setting over its seeds, with intervals of `level`, by `resamples` bootstrap samples."""
-    return [summarize_setting(setting, level, resamples, seed) for setting in settings]
+    summaries = [summarize_setting(setting, level, resamples, seed) for setting in settings]
+    best = {setting.metric: best_of(settings, setting.metric) for setting in settings}
+    return [
+        summary if best[setting.metric] in (None, setting) else less(summary, setting, best[setting.metric], level)
+        for summary, setting in zip(summaries, settings)
+    ]
+
+
+def best_of(settings: list[Setting], metric: str) -> Setting | None:
+    """Return the setting of the best mean of a metric; None where no job has a value."""
+    means = [(values_by_seed(setting), setting) for setting in settings if setting.metric == metric]
+    found = [(sum(values.values()) / len(values), setting) for values, setting in means if values]
+    if not found:
+        return None
+    sign = 1 if found[0][1].jobs[0].higher_is_better else -1
+    return max(found, key=lambda pair: sign * pair[0])[1]
+
+
+def less(summary: Summary, setting: Setting, best: Setting, level: float) -> Summary:
+    """Add the difference of a setting to the best one, over the seeds that both have."""
+    ours, theirs = values_by_seed(setting), values_by_seed(best)
+    both = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if not both:
+        return summary
+    differences = torch.tensor(both, dtype=torch.float64)
+    half_width = student_half_width(differences, level).item() if len(both) > 1 else math.nan
+    return summary._replace(difference=differences.mean().item(), difference_half_width=half_width)
+
+
+def values_by_seed(setting: Setting) -> dict[str, float]:
+    """Return the finite values of a setting, {seed: value}.
+
+    Jobs of one training seed, such as a policy that several evaluation seeds judge, are no independent replications:
+    their mean counts once.
+    """
+    found: dict[str, list[float]] = {}
+    for job in setting.jobs:
+        if math.isfinite(job.value):
+            found.setdefault(job.training_seed or job.seed, []).append(job.value)
+    return {seed: sum(values) / len(values) for seed, values in found.items()}
 
 
 def summarize_setting(setting: Setting, level: float, resamples: int, seed: int) -> Summary:
@@ -56,8 +97,10 @@ def summarize_setting(setting: Setting, level: float, resamples: int, seed: int)
             best=math.nan,
             best_seed="",
             folder="",
+            difference=math.nan,
+            difference_half_width=math.nan,
         )
-    values = torch.tensor([job.value for job in jobs], dtype=torch.float64)
+    values = torch.tensor(list(values_by_seed(setting).values()), dtype=torch.float64)
     higher = jobs[0].higher_is_better
     best = max(jobs, key=lambda job: job.value if higher else -job.value)
     several = len(values) > 1
@@ -74,6 +117,8 @@ def summarize_setting(setting: Setting, level: float, resamples: int, seed: int)
         best=best.value,
         best_seed=best.seed,
         folder=str(best.folder),
+        difference=math.nan,
+        difference_half_width=math.nan,
     )
 
 
@@ -108,6 +153,8 @@ def header(summaries: list[Summary]) -> list[str]:
         "IQM interval",
         "best",
         "its seed",
+        "less the best row",
+        "±",
     ]
 
 
@@ -128,6 +175,8 @@ def rows(summaries: list[Summary]) -> list[list[str]]:
                 interval,
                 number(summary.best),
                 summary.best_seed,
+                number(summary.difference),
+                number(summary.difference_half_width),
             ]
         )
     return found

@@ -19,6 +19,7 @@ class Job(NamedTuple):
     folder: Path
     overrides: dict[str, str]  #: what its command line chose, {key: value}
     seed: str  #: empty where the command line does not say
+    training_seed: str  #: the key `seed` alone; empty where the command line does not say
     metric: str  #: name of the headline figure
     value: float
     higher_is_better: bool
@@ -70,11 +71,13 @@ def read_job(file: Path) -> Job:
         kept = file.parent / ".hydra" / "overrides.yaml"
         stated = list(OmegaConf.load(kept)) if kept.is_file() else []
         overrides = dict(split_override(str(override)) for override in stated)
+        training_seed = overrides.get(SEED, "")
         seeds = [overrides.pop(key) for key in list(overrides) if key.rpartition(".")[2] == SEED]
         return Job(
             folder=file.parent,
             overrides=overrides,
             seed=", ".join(seeds),
+            training_seed=training_seed,
             metric=headline["metric"],
             value=math.nan if headline["value"] is None else float(headline["value"]),
             higher_is_better=headline["higher_is_better"],

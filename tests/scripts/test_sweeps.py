@@ -83,6 +83,26 @@ def test_means_and_intervals_are_scipys(sweep):
     assert (first.best, first.best_seed) == (0.9, "2") and "lr=0.1,seed=2" in first.folder
 
 
+def test_the_difference_to_the_best_row_is_paired_by_seed(sweep):
+    first, second = summarize(group(read_jobs([sweep])), **OPTIONS)
+    paired = np.array([0.3 - 0.5, 0.2 - 0.9, 0.25 - 0.4, 0.35 - 0.7])  # of the four seeds that both have
+    low, high = stats.t.interval(0.95, 3, paired.mean(), stats.sem(paired))
+    assert math.isnan(first.difference)
+    assert second.difference == pytest.approx(paired.mean())
+    assert second.difference_half_width == pytest.approx((high - low) / 2)
+    assert rows([first, second])[0][-2:] == ["", ""] and rows([first, second])[1][-2] == "-0.3500"
+
+
+def test_evaluation_seeds_of_one_training_are_no_replications(tmp_path):
+    for training, found in {"0": [0.1, 0.3], "1": [0.5, 0.7], "2": [0.6, 0.6]}.items():
+        for evaluation, value in enumerate(found):
+            overrides = [f"seed={training}", f"env.evaluation.seed={evaluation}"]
+            write_job(tmp_path / f"{training}{evaluation}", overrides, value)
+    (found,) = summarize(group(read_jobs([tmp_path])), **OPTIONS)
+    low, high = stats.t.interval(0.95, 2, 1.4 / 3, stats.sem([0.2, 0.6, 0.6]))
+    assert found.seeds == 3 and found.half_width == pytest.approx((high - low) / 2)
+
+
 def test_one_seed_has_no_interval_and_lower_can_be_better(tmp_path):
     write_job(tmp_path / "a", ["algo=reward_model", "seed=0"], 0.5, "log_loss", higher=False)
     write_job(tmp_path / "b", ["algo=reward_model", "seed=1"], 0.4, "log_loss", higher=False)
@@ -169,7 +189,7 @@ def test_tables_have_a_cell_for_every_column(sweep):
     summaries = summarize(group(read_jobs([sweep])), **OPTIONS)
     assert {len(row) for row in rows(summaries)} == {len(header(summaries))}
     assert len({line.count("|") for line in to_markdown(summaries).splitlines()}) == 1
-    assert {len(line) for line in csv.reader(to_csv(summaries).splitlines())} == {11}
+    assert {len(line) for line in csv.reader(to_csv(summaries).splitlines())} == {13}
 
 
 def test_a_run_that_lies_in_two_of_the_folders_counts_once(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 
 from torch import Tensor
 
@@ -16,12 +16,13 @@ from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, si
 from envs.offers.evaluation.spend_calibration import calibrate_spend
 from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.planning.lagrangian_bound import Bound, dual
+from envs.offers.planning.state_values import StateValues
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy, ResponseRanking
 from envs.offers.policies.bayes_planner import BayesPlanner
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefRanking, BeliefView
 from envs.offers.policies.calibrated_spend import with_calibrated_spend
-from envs.offers.policies.information import COUNTS, FEATURES, ORACLE, STATES, Information
+from envs.offers.policies.information import COUNTS, FEATURES, ORACLE, REGRESSION_LABELS, STATES, Information
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value, planning_policy
 from envs.offers.populations.base import Population, PopulationEnsemble, Sample
 from envs.offers.populations.parameter_regression import ParameterRegression
@@ -86,7 +87,8 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
     @property
     def estimator_information(self) -> Information:
         """What policies on θ̂ are given: states where a view shows them, else beliefs filtered under θ̂."""
-        return Information(FEATURES, ("beliefs",) if self.env.codec.hides_state else (STATES,), equations=True)
+        season = ("beliefs",) if self.env.codec.hides_state else (STATES,)
+        return Information(FEATURES, season, equations=True, training=(REGRESSION_LABELS,))
 
     def certainty_equivalent_planner(self, market: EvaluationMarket) -> SeasonPolicy:
         """Plan with the parameters θ̂ that the customers' features predict, as if θ̂ were the true parameters.
@@ -124,13 +126,15 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         factor = calibrate_spend(self, self.certainty_equivalent_planner(tuning_market), tuning_market)
         return with_calibrated_spend(planner, factor)
 
-    def myopic_on_estimates(self, predicted: EvaluationMarket, fee: float) -> SeasonPolicy:
-        """Return the week's exact knapsack on θ̂, with a fee a contact."""
+    def knapsack_on_estimates(
+        self, predicted: EvaluationMarket, *, fee: float, values: list[StateValues] | None
+    ) -> SeasonPolicy:
+        """Return the week's exact knapsack on θ̂, with a fee a contact and the values V of later weeks, or none."""
         customers, information = predicted.customers, self.estimator_information
         if not self.env.codec.hides_state:
-            return KnapsackPolicy(customers, self.world, information, values=None, fee=fee)
+            return KnapsackPolicy(customers, self.world, information, values=values, fee=fee)
         view = BeliefView(customers, self.world, self.start_belief())
-        return BeliefPlanner(customers, self.world, information, view, values=None, fee=fee)
+        return BeliefPlanner(customers, self.world, information, view, values=values, fee=fee)
 
     def ranking_on_estimates(self, predicted: EvaluationMarket, uplift: bool) -> SeasonPolicy:
         """Return one of the trade's two rankings, on θ̂."""
@@ -147,15 +151,19 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         predicted, tuning = self.predicted_market(market), self.predicted_market(tuning_market)
         bound = self.solve_bound(predicted)
         planner = self.planner_on_estimates(predicted, bound)
-        fee = self.tune_fee(tuning_market, partial(self.myopic_on_estimates, tuning))
+        fee = self.tune_fee(tuning_market, lambda fee: self.knapsack_on_estimates(tuning, fee=fee, values=None))
         policies = {
             "propensity on θ̂": self.ranking_on_estimates(predicted, uplift=False),
             "uplift rank on θ̂": self.ranking_on_estimates(predicted, uplift=True),
-            "myopic knapsack on θ̂": self.myopic_on_estimates(predicted, 0.0),
-            "myopic + fee on θ̂": self.myopic_on_estimates(predicted, fee),
+            "myopic knapsack on θ̂": self.knapsack_on_estimates(predicted, fee=0.0, values=None),
+            "myopic + fee on θ̂": self.knapsack_on_estimates(predicted, fee=fee, values=None),
             "planning on θ̂": planner,
             "planning on θ̂, calibrated": self.with_calibrated_spend(planner, tuning_market),
         }
+        if predicted.no_contact_values is not None:
+            policies["one-step lookahead on θ̂"] = self.knapsack_on_estimates(
+                predicted, fee=0.0, values=predicted.no_contact_values
+            )
         if self.posterior_draws and not self.env.codec.hides_state:
             policies["Bayes planning"] = self.bayes_planner(market, bound)
         return policies
@@ -169,13 +177,20 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
     ) -> dict[str, SeasonPolicy]:
         """Return all policies that need no training, by the name of their row.
 
-        Where the view hides the state, planning that knows θ and filters the state is a row of its own.
+        One-step lookahead is the knapsack on A⁰: it values an action as if nobody were contacted afterwards, which is
+        one step of policy improvement on `none` (rollout: Bertsekas 2020). It has no row where the values of no contact
+        do not fit in memory. Where the view hides the state, planning that knows θ and filters the state is a row of
+        its own.
         """
         policies = {
             **self.untrained_policies(market, tuning_market),
             **self.policies_on_estimates(market, tuning_market),
             "planning": planning_policy(market, bound, ORACLE),
         }
+        if market.no_contact_values is not None:
+            policies["one-step lookahead"] = KnapsackPolicy(
+                market.customers, self.world, ORACLE, values=market.no_contact_values, fee=0.0
+            )
         if self.env.codec.hides_state:
             blind = replace(ORACLE, season=("beliefs",))
             policies["planning, states unseen"] = planning_policy(market, bound, blind, self.start_belief())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 TRUTH, FEATURES, NOTHING = "true θ", "features", "nothing"  # what is given of a customer's parameters
 STATES, COUNTS = "states", "counts"  # of what is observed of a season
 SIMULATOR, LOG = "a simulator", "a log"  # what a policy was trained in or on
+REGRESSION_LABELS = "true parameters of training customers"  # what the regression of θ̂ on features was fitted to
 
 ORACLES = "oracles (true θ)"
 EQUATIONS = "equations + features"

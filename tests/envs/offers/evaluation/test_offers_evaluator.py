@@ -574,12 +574,20 @@ def test_nobody_in_the_test_was_trained_or_fitted_on(whole):
 def test_rows_stand_by_what_they_were_given_and_from_the_best_down(whole):
     rows = whole.report.rows
     given = {
-        "oracles (true θ)": ("planning", "propensity", "uplift rank", "myopic knapsack", "myopic + fee"),
+        "oracles (true θ)": (
+            "planning",
+            "one-step lookahead",
+            "propensity",
+            "uplift rank",
+            "myopic knapsack",
+            "myopic + fee",
+        ),
         "equations + features": (
             "propensity on θ̂",
             "uplift rank on θ̂",
             "myopic knapsack on θ̂",
             "myopic + fee on θ̂",
+            "one-step lookahead on θ̂",
             "planning on θ̂",
             "planning on θ̂, calibrated",
         ),
@@ -598,6 +606,7 @@ def test_rows_stand_by_what_they_were_given_and_from_the_best_down(whole):
         scores = [row["score"] for row in rows.values() if row["group"] == group]
         assert scores == sorted(scores, reverse=True)
     assert rows["ppo"]["training"] == "a simulator" and "training" not in rows["planning"]
+    assert rows["planning on θ̂"]["training"] == "true parameters of training customers"
     rivals = given["equations + features"]
     assert rows["ppo"]["best_rival"] == max(rivals, key=lambda name: rows[name]["score"])
     assert rows["planning"]["score"] > 0.9 and rows["none"]["score"] == 0

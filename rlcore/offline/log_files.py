@@ -191,13 +191,15 @@ class Reader:
         if "decision" in self.names:
             decision = chunk.whole("decision")
         state = chunk.matrix(chunk.number, self.dynamic)
+        unit = chunk.whole(columns.unit) if unit_is_number else chunk.coded(columns.unit, self.units)
         return LoggedDataset(
             nvec=self.nvec,
             static_dim=len(self.static),
             policies=tuple(self.policies) or ("log",),
             names=columns,
+            unit_names=tuple(self.units),
             decision=decision,
-            unit=chunk.whole(columns.unit) if unit_is_number else chunk.coded(columns.unit, self.units),
+            unit=unit,
             episode=chunk.whole(columns.episode, DEFAULTS["episode"]),
             step=chunk.whole(columns.step, DEFAULTS["step"]),
             policy=policy,

@@ -46,6 +46,7 @@ class LoggedDataset:
     static_dim: int  #: number of leading columns of an observation that stay the same during an episode
     policies: tuple[str, ...]  #: names of the logging policies
     names: ColumnNames = ColumnNames()
+    unit_names: tuple[str, ...] = ()  #: the units' own names by number; empty: numbers are their names
     decision: Tensor  #: int64 [N], number of the decision
     unit: Tensor  #: int64 [N]; intervals and folds of cross-fitting never split a unit
     episode: Tensor  #: int64 [N]
@@ -127,7 +128,13 @@ class LoggedDataset:
         outcomes = {}
         for name in parts[0].outcomes:
             outcomes[name] = torch.cat([part.outcomes[name] for part in parts])
-        return replace(parts[0], outcomes=outcomes, **joined)
+        unit_names = max((part.unit_names for part in parts), key=len)  # chunks of a file name the units so far
+        return replace(parts[0], unit_names=unit_names, outcomes=outcomes, **joined)
+
+    def names_of_units(self, units: Tensor) -> list[str]:
+        """Return the names of units int64 [U], which stay the same when decisions are added."""
+        numbers = units.tolist()
+        return [self.unit_names[k] for k in numbers] if self.unit_names else [str(k) for k in numbers]
 
     def with_policies(self, policies: tuple[str, ...]) -> LoggedDataset:
         """Number the logging policies by their index into `policies`."""

@@ -26,7 +26,7 @@ def simulate(world, c: Customers, state: CustomerState, generator: torch.Generat
         flat = torch.where(opted_out | (nth == 0), 0, codec.nth_contact(nth - 1))
         offer, channel = codec.decode(flat)
         u = torch.rand(UNIFORMS, len(c), generator=generator).to(c.alpha)
-        after, bought, redeemed, _ = transition(c, world, t, state, offer, channel, u)
+        after, bought, redeemed, _ = transition(c, world, t % world.weeks, state, offer, channel, u)
         left = (state.status == SUBSCRIBED) & (after.status == UNSUBSCRIBED)
         seasons.append(SeenWeek(offer, channel, bought, redeemed, left, c.margin * bought))
         opted_out, state = opted_out | left, after

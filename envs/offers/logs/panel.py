@@ -1,4 +1,4 @@
-"""A log of the offers environment laid out by customer and week."""
+"""A log of the offers environment laid out by customer and week: seasons, or whole lives."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from envs.offers.world.customers import CHURNED, SUBSCRIBED, CustomerState
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
 from rlcore.ope.cross_fitting import rows_by_episode
 
+MAX_WEEKS = 1040  # from a customer's first week in a log to the last: 20 years
+
 
 @dataclass(frozen=True)
 class Panel:
-    """Logged seasons of N customers, T weeks each. Where `logged` is false, the other fields mean nothing."""
+    """Logged seasons, or lives, of N customers, T weeks each.
+
+    A life has all weeks from a customer's first one in the log on, through the seasons. Where `logged` is false, the
+    other fields mean nothing, but for the `week` and `time` of a life.
+    """
 
     features: Tensor  #: [F, N]
     customer: Tensor  #: index of the customer in the log, int64 [N]
@@ -30,6 +36,7 @@ class Panel:
     spend: Tensor  #: money of the budget, [T, N]
     propensity: Tensor  #: of the action taken, float64 [T, N], NaN where missing
     num_allowed: Tensor  #: number of actions that were allowed, int64 [T, N]
+    time: Tensor | None = None  #: week of the log, from 0 through its seasons, int64 [T, N]
     dynamics: Tensor | None = None  #: observed columns beside the features, [K, T, N]
     inputs: Tensor | None = None  #: inputs of a neural twin's networks, [D, T, N]
 
@@ -45,6 +52,12 @@ class Panel:
     def subscribed(self) -> Tensor:
         """Logged weeks of customers who could be contacted, bool [T, N]."""
         return self.logged & (self.state.status == SUBSCRIBED)
+
+    @property
+    def missed(self) -> Tensor:
+        """Weeks that were not logged, with later ones that were, bool [T, N]."""
+        later = self.logged.flip(0).cumsum(0).flip(0) > 0
+        return later & ~self.logged
 
     def map(self, function) -> Panel:
         """Apply `function` to every tensor."""
@@ -62,11 +75,41 @@ class Panel:
 
 
 def to_panel(log: LoggedDataset, env, where: str) -> Panel:
-    """Lay a log out by customer and week.
+    """Lay a log's seasons out by customer and week.
 
     Raises ValueError, with a message that begins with `where`, if the log lacks the states after decisions, or has
     outcomes that the world cannot produce.
     """
+    names = (log.names.unit, log.names.episode, log.names.step)
+    return laid_out_panel(log, env, where, rows_by_episode(log.unit, log.episode, log.step, names).T)
+
+
+def to_life_panel(log: LoggedDataset, env, where: str) -> Panel:
+    """Lay the whole lives of a log's customers out: the seasons of each are joined in time, [L, N].
+
+    Raises ValueError as `to_panel` does.
+    """
+    weeks = env.world.weeks
+    rows_by_episode(log.unit, log.episode, log.step, (log.names.unit, log.names.episode, log.names.step))  # no repeats
+    time = log.episode * weeks + log.step
+    _, owner = log.unit.unique(return_inverse=True)
+    first = torch.full((int(owner.amax()) + 1,), torch.iinfo(torch.long).max, device=time.device)
+    first = first.scatter_reduce(0, owner, time, "amin")
+    place = time - first[owner]
+    if (wrong := place >= MAX_WEEKS).any():
+        raise ValueError(
+            f"{where}: {named_rows(wrong, 0)}, column '{log.names.episode}': expected seasons numbered in a row, of at "
+            f"most {MAX_WEEKS:,} weeks"
+        )
+    rows = torch.full((int(place.amax()) + 1, len(first)), -1, device=time.device)
+    rows[place, owner] = torch.arange(len(place), device=time.device)
+    panel = laid_out_panel(log, env, where, rows)
+    time = first + torch.arange(len(rows), device=time.device)[:, None]
+    return replace(panel, time=time, week=time % weeks)
+
+
+def laid_out_panel(log: LoggedDataset, env, where: str, row: Tensor) -> Panel:
+    """Lay out the rows int64 [T, N] of a log, −1 where there is none; the first row of each customer is one."""
     if log.next_obs is None:
         raise ValueError(f"{where}: expected next_state_* and next_valid_*, what decisions led to")
     state, next_state = (env.codec.decode_state(x[:]) for x in (log.obs, log.next_obs))
@@ -84,8 +127,7 @@ def to_panel(log: LoggedDataset, env, where: str) -> Panel:
             f"{where}: {named_rows(wrong, 0)}, column 'week': expected a week of the season, 0 to {weeks - 1}"
         )
     margin = margin_of(log, env.world.reward, state, next_state, offer, bought)
-    row = rows_by_episode(log.unit, log.episode, log.step, (log.names.unit, log.names.episode, log.names.step)).T
-    logged, row = row >= 0, row.clamp_min(0)  # [T, N]
+    logged, row = row >= 0, row.clamp_min(0)
     first = row[0]
 
     def laid_out(x: Tensor) -> Tensor:
@@ -106,6 +148,7 @@ def to_panel(log: LoggedDataset, env, where: str) -> Panel:
         spend=laid_out(log.cost),
         propensity=laid_out(log.propensity),
         num_allowed=laid_out(log.action_mask[:].sum(1)),
+        time=laid_out(log.episode * weeks + log.step),
         dynamics=laid_out(env.codec.decode_dynamics(log.obs[:])).permute(2, 0, 1),
     )
 

@@ -81,6 +81,7 @@ class Encoder:
     def __init__(self, env, log: CustomerWeeks, calendar: Calendar, at: np.ndarray, row: Tensor):
         self.env, self.log, self.at, self.device = env, log, at, env.device
         generator = torch.Generator(env.device).manual_seed(0)  # parameters of the sample are not read
+        self.ids = tuple(env.population.given.ids)
         self.row = row.to(env.device)
         self.sample = env.population.given.sample(self.row, generator)
         self.features = self.sample.features.to(env.world.season)
@@ -195,6 +196,7 @@ class Encoder:
             static_dim=self.env.static_dim,
             policies=("sends",),
             names=COLUMNS,
+            unit_names=self.ids,
             decision=torch.arange(count, device=self.device),
             unit=self.row.repeat_interleave(len(season))[kept],
             episode=whole_zeros + number,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.offers.logs.panel import Panel
+from envs.offers.populations.base import hash_uniform
 from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.world.customers import CHURNED, UNSUBSCRIBED, World
 from rlcore.algorithm import Evaluator, OfflineAlgorithm
@@ -66,13 +67,16 @@ class TwinModel(Protocol):
 class TwinEnsemble(OfflineAlgorithm):
     """An ensemble of models of the customers, each fitted to a bootstrap of a log's customers (drawn with replacement).
 
-    `twin` is the kind of model. `holdout` is the share of customers, and the number of last weeks of the season, that
-    no member is fitted to. With `weighted`, decisions count as if all allowed actions had been equally likely (1 /
-    propensity, at most `clip` times the mean). `evaluation` judges the members.
+    `twin` is the kind of model. No member is fitted to the customers and weeks of `holdout`: a share `customers`, whom
+    the report is about, a share `stopping`, whose likelihood ends a fit, and the last `weeks` of each season. A
+    customer's side depends on the customer's id and on `salt` alone, and stays when a log grows. With `weighted`,
+    decisions count as if all allowed actions had been equally likely (1 / propensity, at most `clip` times the mean).
+    `evaluation` judges the members.
     """
 
     checkpoint_every = eval_every = 1
-    held_out: Tensor  #: customers of the panel that no member is fitted to, bool [N]; set with the log
+    held_out: Tensor  #: customers of the panel whom the report is about, bool [N]; set with the log
+    validation: Tensor  #: customers of the panel whose likelihood ends a fit, bool [N]; set with the log
 
     def __init__(
         self,
@@ -86,10 +90,10 @@ class TwinEnsemble(OfflineAlgorithm):
         clip: float,
         evaluation: Callable[..., Evaluator],
     ):
-        if not 0 < holdout["customers"] < 1 or not 0 <= holdout["weeks"] < env.world.weeks:
+        if not holdout["customers"] + holdout["stopping"] < 1 or not 0 <= holdout["weeks"] < env.world.weeks:
             raise ValueError(
-                f"algo.holdout: expected a share of customers in (0, 1) and less than {env.world.weeks} weeks, got "
-                f"{holdout}"
+                "algo.holdout: expected shares of customers and stopping that leave customers to fit to, and less than "
+                f"{env.world.weeks} weeks, got {holdout}"
             )
         self.env, self.twin, self.holdout = env, twin, holdout
         self.weighted, self.clip = weighted, clip
@@ -116,10 +120,15 @@ class TwinEnsemble(OfflineAlgorithm):
         never = tuple(name for name, x in happened.items() if not (x & panel.logged).any())
         self.unobserved_outcomes = self.twin.fix_unobserved(never, self.members)
         unit, unit_of_season = panel.customer.unique(return_inverse=True)  # all seasons of a customer on one side
-        draw = torch.rand(len(unit), generator=self.generator, device=self.env.device)
-        self.held_out = (draw < self.holdout["customers"])[unit_of_season]
-        if not 0 < self.held_out.sum() < len(panel):
-            raise ValueError(f"log: {len(panel)} seasons of customers are too few to hold some out")
+        lot = hash_uniform(log.names_of_units(unit), self.holdout["salt"]).to(panel.features.device)[unit_of_season]
+        reported, kept_out = self.holdout["customers"], self.holdout["customers"] + self.holdout["stopping"]
+        self.held_out = lot < reported
+        self.validation = (lot >= reported) & (lot < kept_out)
+        if not all(side.any() for side in (self.held_out, self.validation, self.fitted)):
+            raise ValueError(
+                f"log: {len(unit)} customers are too few to hold some out: expected some on each side of algo.holdout, "
+                "or larger shares"
+            )
         self._panel = panel
 
     @property
@@ -130,13 +139,18 @@ class TwinEnsemble(OfflineAlgorithm):
         return self._panel
 
     @property
+    def fitted(self) -> Tensor:
+        """The customers of the panel that members are fitted to, bool [N]."""
+        return ~(self.held_out | self.validation)
+
+    @property
     def fitted_members(self) -> list[nn.Module]:
         """The members that are fitted already."""
         return list(self.members[: self.iteration])
 
     @property
     def held_out_panel(self) -> Panel:
-        """The customers that no member is fitted to."""
+        """The customers whom the report is about."""
         return self.panel[self.held_out]
 
     @property
@@ -165,10 +179,10 @@ class TwinEnsemble(OfflineAlgorithm):
     def setup(self, logger, should_stop: Callable[[], bool]) -> None:
         """Split the log's customers. Raises ValueError where there is no log."""
         weight = self.weights()
-        fit_rows = (~self.held_out).nonzero()[:, 0]
-        held_out_rows = self.held_out.nonzero()[:, 0]
+        fit_rows = self.fitted.nonzero()[:, 0]
+        stopping_rows = self.validation.nonzero()[:, 0]
         self.fit_panel, self.fit_weight = self.panel[fit_rows], weight[:, fit_rows]
-        self.validation_panel, self.validation_weight = self.panel[held_out_rows], weight[:, held_out_rows]
+        self.validation_panel, self.validation_weight = self.panel[stopping_rows], weight[:, stopping_rows]
         self.steps_per_iteration = int((self.fit_weight > 0).sum())
 
     def iterate(self, progress: float) -> dict[str, Tensor | float]:

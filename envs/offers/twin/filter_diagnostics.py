@@ -20,6 +20,7 @@ from rlcore.ope.propensity_checks import significant
 MAX_NAMED = 5  # largest number of misfits that are named
 MIN_VARIANCE = 10.0  # of a group's count, for its excess to be normal: groups with less are not tested
 SEGMENTS = ("lowest", "middle", "highest")  # thirds of customers by a feature
+RECENT = 12  # weeks whose purchases and redemptions are counted
 
 
 class Outcomes(NamedTuple):
@@ -30,17 +31,27 @@ class Outcomes(NamedTuple):
     possible: Tensor  # bool: the outcome could happen
 
 
+class Decisions(NamedTuple):
+    """What was sent to customers and what came of it, [T, N] each."""
+
+    seen: SeenWeek
+    week: Tensor  # of the season, from 0
+    time: Tensor  # week of the log, from 0
+
+    @classmethod
+    def of_season(cls, seen: list[SeenWeek]) -> Decisions:
+        """Return the decisions of one season."""
+        season = SeenWeek(*(torch.stack(x) for x in zip(*seen)))
+        week = torch.arange(len(seen), device=season.offer.device)[:, None].expand_as(season.offer)
+        return cls(season, week, week)
+
+
 class Decile(NamedTuple):
     """A tenth of the predictions, from the lowest to the highest."""
 
     predicted: float  # mean probability
     observed: float  # share that happened
     z: float  # excess of what happened, in standard errors
-
-
-def stack_weeks(seen: list[SeenWeek]) -> SeenWeek:
-    """Return the weeks of a season as one, [T, N] each."""
-    return SeenWeek(*(torch.stack(x) for x in zip(*seen)))
 
 
 @torch.no_grad()
@@ -57,7 +68,7 @@ def predict_season(customers: Customers, world: World, start: Tensor, seen: list
             weeks.append(torch.stack(predict_week(some, world, t, belief, week.offer, week.channel)))
             belief, _ = filter_week(some, world, t, belief, week)
         parts.append(torch.stack(weeks, 1))
-    predicted, season = Predicted(*torch.cat(parts, 2)), stack_weeks(seen)
+    predicted, season = Predicted(*torch.cat(parts, 2)), Decisions.of_season(seen).seen
     contacted = season.offer > 0
     return {
         "trips": Outcomes(predicted.bought, season.bought, torch.ones_like(contacted)),
@@ -82,22 +93,27 @@ def deciles(outcomes: Outcomes, weeks: slice) -> list[Decile]:
 
 
 # ── where the equations can't explain the log ───────────────────────────────────────────────────────────────────────
+def in_recent_weeks(happened: Tensor, weeks: int) -> Tensor:
+    """Count, for each week, the events bool [T, N] of so many weeks before it, int64 [T, N]."""
+    so_far = happened.long().cumsum(0)
+    before = torch.zeros_like(so_far)
+    before[1:] = so_far[:-1]
+    long_before = torch.zeros_like(so_far)
+    long_before[weeks:] = before[:-weeks]
+    return before - long_before
+
+
 def groups(
-    seen: list[SeenWeek], catalogue: Catalogue, features: Tensor | None = None, names: list[str] | None = None
+    decisions: Decisions, catalogue: Catalogue, features: Tensor | None = None, names: list[str] | None = None
 ) -> dict[str, tuple[Tensor, list[str]]]:
     """Group decisions by what was known before their outcomes: {kind: (group of each decision [T, N], names)}.
 
     Where features [F, N] and their names are given, thirds of customers by each feature are groups, too, those of the
     decisions with and without a contact apart.
     """
-    season, codec = stack_weeks(seen), catalogue.action_codec
-    week = torch.arange(len(seen), device=season.offer.device)[:, None].expand_as(season.offer)
-    before = season.bought.long().cumsum(0) - season.bought.long()
+    season, codec = decisions.seen, catalogue.action_codec
     sent = (season.offer > 0).long()
-    lately = torch.zeros_like(sent)  # contacts in the three weeks before
-    for lag in (1, 2, 3):
-        lately[lag:] += sent[:-lag]
-    redeemed = season.redeemed.long().cumsum(0) - season.redeemed.long()
+    weeks, weeks_of_log = (int(x.amax()) + 1 for x in (decisions.week, decisions.time))
     pairs = [
         "nothing" if offer == 0 else f"{catalogue.offers[offer]} by {catalogue.channels[channel]}"
         for offer in range(codec.num_offers)
@@ -105,11 +121,14 @@ def groups(
     ]
     found = {
         "pair": (codec.encode(season.offer, season.channel * sent), pairs),
-        "week": (week, [f"week {t + 1}" for t in range(len(seen))]),
-        "purchases": (before, [f"{k} purchases before" for k in range(len(seen))]),
-        "contacts": (lately, [f"{k} contacts in 3 weeks" for k in range(4)]),
-        "redemptions": (redeemed, [f"{k} redemptions before" for k in range(len(seen))]),
+        "week": (decisions.week, [f"week {t + 1}" for t in range(weeks)]),
+        "contacts": (in_recent_weeks(sent > 0, 3), [f"{k} contacts in 3 weeks" for k in range(4)]),
     }
+    for kind, happened in (("purchases", season.bought), ("redemptions", season.redeemed)):
+        labels = [f"{k} {kind} in the {RECENT} weeks before" for k in range(RECENT + 1)]
+        found[kind] = (in_recent_weeks(happened, RECENT), labels)
+    if weeks_of_log > weeks:
+        found["week of the log"] = (decisions.time, [f"week {t + 1} of the log" for t in range(weeks_of_log)])
     if features is not None and names is not None:
         for feature, name in zip(features, names):
             third = torch.bucketize(
@@ -133,7 +152,7 @@ def residuals(outcomes: Outcomes, group: Tensor, count: int) -> tuple[Tensor, Te
 
 def misfits(
     predicted: dict[str, Outcomes],
-    seen: list[SeenWeek],
+    decisions: Decisions,
     catalogue: Catalogue,
     level: float,
     features: Tensor | None = None,
@@ -141,12 +160,12 @@ def misfits(
 ) -> list[str]:
     """Name the groups of decisions whose outcomes the equations can't explain, at a level over all groups, worst first.
 
-    With each group comes the week in which it is worst. Under the true θ and start the residuals have mean 0 and
-    variance 1, whatever policy made the decisions; they are normal where many outcomes are expected, and other groups
-    are not tested.
+    With each group comes the week of the log in which it is worst. Under the true θ and start the residuals have mean 0
+    and variance 1, whatever policy made the decisions; they are normal where many outcomes are expected, and other
+    groups are not tested.
     """
     found, tests = [], []
-    for kind, (group, labels) in groups(seen, catalogue, features, names).items():
+    for kind, (group, labels) in groups(decisions, catalogue, features, names).items():
         for outcome, outcomes in predicted.items():
             if kind == "pair" or outcome != "opt_out":
                 z, variance = residuals(outcomes, group, len(labels))
@@ -160,14 +179,12 @@ def misfits(
     texts = []
     for k in [k for k in z.abs().argsort(descending=True).tolist() if wrong[k]][:MAX_NAMED]:
         outcome, group, place, label = tests[k]
-        worst = worst_week(predicted[outcome], group == place)
+        worst = worst_week(predicted[outcome], group == place, decisions.time)
         texts.append(f"{outcome}, {label} (z = {z[k]:+.1f}; most in week {worst + 1})")
     return texts
 
 
-def worst_week(outcomes: Outcomes, chosen: Tensor) -> int:
-    """Return the week (from 0) in which the chosen decisions, bool [T, N], differ most from their prediction."""
-    weeks = len(chosen)
-    week = torch.arange(weeks, device=chosen.device)[:, None].expand_as(chosen)
-    z, _ = residuals(outcomes._replace(possible=outcomes.possible & chosen), week, weeks)
+def worst_week(outcomes: Outcomes, chosen: Tensor, time: Tensor) -> int:
+    """Return the week of the log (from 0) in which the chosen decisions, bool [T, N], differ most from prediction."""
+    z, _ = residuals(outcomes._replace(possible=outcomes.possible & chosen), time, int(time.amax()) + 1)
     return int(z.abs().argmax())

@@ -209,7 +209,7 @@ class TwinEvaluator:
 
     def parameters(self, twin: TwinEnsemble) -> Report | None:
         """Say what the customers that members are fitted to tell of each parameter."""
-        rows = (~twin.held_out).nonzero()[:, 0]
+        rows = twin.fitted.nonzero()[:, 0]
         weight, channels = twin.fit_weeks[:, rows].float(), self.env.world.catalogue.channels
         with torch.enable_grad():
             return twin.twin.parameters(twin.fitted_members, self.env.world, twin.panel[rows], weight, channels)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from envs.offers.logs.panel import Panel, to_panel
+from envs.offers.logs.panel import Panel, to_life_panel, to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
 from envs.offers.twin.diagnostics import mean_trip_residuals, misfit_warnings
-from envs.offers.twin.filter_diagnostics import Outcomes, misfits
+from envs.offers.twin.filter_diagnostics import Decisions, Outcomes, misfits
 from envs.offers.twin.hidden_states.filter_fit import FilterFit
 from envs.offers.twin.hidden_states.filter_predictions import FilterPredictions
 from envs.offers.twin.hidden_states.identification import (
@@ -20,7 +20,7 @@ from envs.offers.twin.hidden_states.identification import (
     parameter_report,
     parameter_rows,
 )
-from envs.offers.twin.hidden_states.mixture_filter import from_the_first_week, seen_weeks
+from envs.offers.twin.hidden_states.mixture_filter import seen_weeks
 from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.twin.predictions import OutcomePrediction, PanelPredictions
 from envs.offers.twin.structural_model import KIND, ParameterNetwork, parameter_columns
@@ -109,9 +109,8 @@ class StructuralTwin:
         member.starts_warm = True
 
     def to_panel(self, log: LoggedDataset, env) -> Panel:
-        """Lay a log out by customer and week. Raises ValueError where states are hidden and weeks are missing."""
-        panel = to_panel(log, env, "log")
-        return from_the_first_week(panel) if self.hides_state else panel
+        """Lay a log out by customer and week: whole lives where states are hidden, seasons where they are known."""
+        return to_life_panel(log, env, "log") if self.hides_state else to_panel(log, env, "log")
 
     def fixed_columns(self) -> list[int]:
         """Return the columns of θ that are left to the priors."""
@@ -193,7 +192,9 @@ class StructuralTwin:
         if not self.hides_state:
             return misfit_warnings(mean_trip_residuals(members, panel), catalogue, level)
         predicted = {name: Outcomes(*x) for name, x in mean_probabilities(members).items()}
-        names = misfits(predicted, seen_weeks(panel), catalogue, level, panel.features, env.population.feature_names)
+        assert panel.time is not None  # to_panel lays it out
+        decisions = Decisions(Decisions.of_season(seen_weeks(panel)).seen, panel.week, panel.time)
+        names = misfits(predicted, decisions, catalogue, level, panel.features, env.population.feature_names)
         return [f"the world's equations can't explain these outcomes: {'; '.join(names)}"] if names else []
 
     def parameters(
@@ -202,7 +203,8 @@ class StructuralTwin:
         """Say what a log without states, a panel under weights [T, N], tells of each parameter; None of other logs."""
         if not self.hides_state:
             return None
-        some = slice(0, self.score_customers)
+        count = min(self.score_customers, len(panel))  # from all over the log: those who came late have shorter lives
+        some = torch.arange(count, device=weight.device) * len(panel) // count
         covariance = coefficient_covariance(
             self.hidden_states, members[0], world, panel[some], weight[:, some], self.penalty, len(panel)
         )

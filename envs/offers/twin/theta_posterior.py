@@ -1,6 +1,6 @@
-"""The posterior of customers' θ given features and what the season has shown: weighted draws, resampled on collapse.
+"""The posterior of customers' θ given features and what their lives have shown: weighted draws, resampled on collapse.
 
-A draw's weight is the likelihood of the season under it, by the filter of the hidden state
+A draw's weight is the likelihood of the weeks so far under it, by the filter of the hidden state
 (envs/offers/world/filtering.py), margins of purchases included. Draws are resampled where few keep the weight, and
 moved by the kernel of Liu & West (2001), which keeps mean and covariance.
 """
@@ -8,6 +8,7 @@ moved by the kernel of Liu & West (2001), which keeps mean and covariance.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from torch import Tensor
 from envs.offers.populations.base import Sample, theta_from_matrix, theta_to_matrix
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.world.customers import Customers, World
-from envs.offers.world.filtering import CHUNK, Belief, filter_week, margin_log_likelihood
+from envs.offers.world.filtering import CHUNK, Belief
 from envs.offers.world.history import SeenWeek
+from envs.offers.world.life_likelihood import margin_log_likelihood, observe_week
 
 
 def prior_draws(sample: Sample, features: Tensor, draws: int, generator: torch.Generator, *, ridge: float) -> Tensor:
@@ -31,10 +33,22 @@ def prior_draws(sample: Sample, features: Tensor, draws: int, generator: torch.G
     return (predicted + residual[row]).clamp(regression.low, regression.high)
 
 
+class PosteriorWeek(NamedTuple):
+    """A week of N customers."""
+
+    seen: SeenWeek
+    joined: Tensor  # bool [N]: present now or in an earlier week
+    missed: Tensor  # bool [N]: joined, but not present now
+
+    def take(self, rows) -> PosteriorWeek:
+        """Take some of the customers."""
+        return PosteriorWeek(self.seen.take(rows), self.joined[rows], self.missed[rows])
+
+
 class ThetaPosterior:
     """K draws of θ for each of N customers of a world, and their weights after the weeks seen so far.
 
-    `theta` [K, N, P] are draws of the prior, `start` [14] the marginals of the state at the start of a season.
+    `theta` [K, N, P] are draws of the prior, `start` [14] the marginals of the state when a customer joins.
     `margin_shape` is the shape of the Gamma distribution of what a purchase brings, whose mean is g: 1 stands for
     purchases as varied as exponential ones, more for more alike. A customer's draws are resampled where their
     effective number falls below a share `resample_below` of K. `kernel` in [0, 1) is the spread of the kernel that
@@ -55,7 +69,8 @@ class ThetaPosterior:
         self.margin_shape, self.resample_below, self.kernel = margin_shape, resample_below, kernel
         self.low, self.high = theta.amin((0, 1)), theta.amax((0, 1))
         self.log_weight = theta.new_full(theta.shape[:2], -math.log(len(theta)))
-        self.weeks: list[SeenWeek] = []
+        self.weeks: list[PosteriorWeek] = []
+        self.joined = torch.zeros(theta.shape[1], dtype=torch.bool, device=theta.device)
         self.belief = self._filtered(theta, [])[0]
 
     # ── what is known ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -79,12 +94,19 @@ class ThetaPosterior:
         return Belief(*((x.unflatten(-1, (k, n)) * self.weight).sum(-2) for x in self.belief))
 
     # ── a week ──────────────────────────────────────────────────────────────────────────────────────────────────────
-    def observe(self, seen: SeenWeek, generator: torch.Generator) -> None:
-        """Take in the next week of the season; resample where the weights have collapsed."""
+    def observe(self, seen: SeenWeek, generator: torch.Generator, *, present: Tensor | None = None) -> None:
+        """Take in the next week, through the seasons; resample where the weights have collapsed.
+
+        `present`, bool [N], says whom the log has in this week; None: all. Nothing happens to a customer before the
+        first such week; in a later week that the log lacks the state moves on, and nothing is learned.
+        """
         draws = len(self.theta)
-        self.belief, log_probability = self._filter(self.theta, self.belief, len(self.weeks), seen)
+        present = torch.ones_like(self.joined) if present is None else present
+        self.joined = self.joined | present
+        week = PosteriorWeek(seen, self.joined, self.joined & ~present)
+        self.belief, log_probability = self._filter(self.theta, self.belief, len(self.weeks), week)
         self.log_weight = (self.log_weight + log_probability).log_softmax(0)
-        self.weeks.append(seen)
+        self.weeks.append(week)
         collapsed = (self.effective_size < self.resample_below * draws).nonzero()[:, 0]
         if len(collapsed):
             self._resample(collapsed, generator)
@@ -106,29 +128,32 @@ class ThetaPosterior:
             whole.unflatten(-1, (draws, n))[..., rows] = part.unflatten(-1, (draws, len(rows)))
 
     # ── the filter of all draws ─────────────────────────────────────────────────────────────────────────────────────
-    def _filtered(self, theta: Tensor, weeks: list[SeenWeek]) -> tuple[Belief, Tensor]:
-        """Filter weeks from the start of the season under draws [K, n, P]; return belief and log-likelihood [K, n]."""
+    def _filtered(self, theta: Tensor, weeks: list[PosteriorWeek]) -> tuple[Belief, Tensor]:
+        """Filter weeks from the first under draws [K, n, P]; return belief and log-likelihood [K, n]."""
         k, n = theta.shape[:2]
         marginals = self.start.to(theta)[:, None].expand(-1, k * n)
         belief = Belief.from_marginals(marginals, torch.zeros(k * n, dtype=torch.bool, device=theta.device))
         total = theta.new_zeros(k, n)
-        for week, seen in enumerate(weeks):
-            belief, log_probability = self._filter(theta, belief, week, seen)
+        for number, week in enumerate(weeks):
+            belief, log_probability = self._filter(theta, belief, number, week)
             total = total + log_probability
         return belief, total
 
-    def _filter(self, theta: Tensor, belief: Belief, week: int, seen: SeenWeek) -> tuple[Belief, Tensor]:
+    def _filter(self, theta: Tensor, belief: Belief, number: int, week: PosteriorWeek) -> tuple[Belief, Tensor]:
         """Filter a week under draws [K, n, P]; return the belief and the log-probability of the week, [K, n]."""
         k, n = theta.shape[:2]
         customers = self.world.inhabit(theta_from_matrix(theta.flatten(0, 1)))
-        of_draws = SeenWeek(*(x.repeat(k) for x in seen))
+        of_draws = PosteriorWeek(
+            SeenWeek(*(x.repeat(k) for x in week.seen)), week.joined.repeat(k), week.missed.repeat(k)
+        )
         beliefs, log_probability = [], []
         for first in range(0, k * n, CHUNK):
             rows = slice(first, first + CHUNK)
-            some, what = customers[rows], of_draws.take(rows)
-            after, log_p = filter_week(some, self.world, week, belief.take(rows), what)
-            beliefs.append(after)
-            log_probability.append(log_p + self.margin_shape * margin_log_likelihood(some, what))
+            some, before, (seen, joined, missed) = customers[rows], belief.take(rows), of_draws.take(rows)
+            after, log_p = observe_week(some, self.world, number, before, seen, missed)
+            beliefs.append(Belief(*(torch.where(joined, x, y) for x, y in zip(after, before))))
+            log_p = log_p + torch.where(missed, 0.0, self.margin_shape * margin_log_likelihood(some, seen))
+            log_probability.append(torch.where(joined, log_p, 0.0))
         joined = Belief(*(torch.cat(x, -1) for x in zip(*beliefs)))
         return joined, torch.cat(log_probability).view(k, n).to(theta)
 

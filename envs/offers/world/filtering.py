@@ -4,7 +4,8 @@ A customer is in one of 79 states: 72 subscribed (habit × fatigue × expectatio
 Each week a shop sees what was sent, whether the customer bought, redeemed and opted out (`SeenWeek`). It never sees
 habit, fatigue, expectation or churn: a customer who churned is silent. The forward algorithm (Rabiner 1989, §III.A),
 with the probabilities of envs/offers/README.md §2, gives P(state | weeks so far) and the likelihood of what was seen.
-All functions are pure, batched over the customers, who are the last axis, and differentiable in θ.
+All functions are pure, batched over the customers, who are the last axis, and differentiable in θ. Weeks are numbered
+from 0, through the seasons: a customer's state goes on from one season to the next.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def week_response(c: Customers, world: World, week: int | Tensor, offer: Tensor,
     """Return the probabilities of a week's response to what was sent, offers and channels [N]."""
     h, f, d = levels(HABITS, c.alpha, -1, 1, 1), levels(FATIGUES, c.alpha, -1, 1), levels(EXPECTATIONS, c.alpha, -1, 1)
     contacted = offer > 0
-    b = utility(c, h, d, world.season[week])
+    b = utility(c, h, d, world.season[week % world.weeks])
     return WeekResponse(
         organic=torch.sigmoid(b),
         seen=purchase_if_seen(c, b, d, world.catalogue.value[offer]),
@@ -126,7 +127,7 @@ def week_response(c: Customers, world: World, week: int | Tensor, offer: Tensor,
 def predict_week(
     c: Customers, world: World, week: int | Tensor, belief: Belief, offer: Tensor, channel: Tensor
 ) -> Predicted:
-    """Predict what a week (from 0) shows of customers to whom `offer` [N] is sent through `channel` [N]."""
+    """Predict what a week shows of customers to whom `offer` [N] is sent through `channel` [N]."""
     p = week_response(c, world, week, offer, channel)
     inside, outside = belief.subscribed, belief.unsubscribed
     q = p.attention[None, :, None]
@@ -145,10 +146,10 @@ def predict_week(
 def filter_week(
     c: Customers, world: World, week: int | Tensor, belief: Belief, seen: SeenWeek
 ) -> tuple[Belief, Tensor]:
-    """Condition the belief on what week `week` (from 0) shows, and move the belief one week on.
+    """Condition the belief on what a week shows, and move the belief one week on.
 
     Return the new belief and log P(what the week shows | earlier weeks), [N]. Margins of purchases are no part of this
-    probability (`margin_log_likelihood`).
+    probability (envs/offers/world/life_likelihood.py).
     """
     bought, redeemed = seen.bought, seen.redeemed
     contacted = seen.offer > 0
@@ -237,21 +238,3 @@ def _move_expectation(mass: Tensor, redeemed: Tensor, delta_d: Tensor) -> Tensor
         ),
         2,
     )
-
-
-def margin_log_likelihood(c: Customers, seen: SeenWeek) -> Tensor:
-    """Return the log-likelihood of the margins y of purchases, [N].
-
-    The exponential likelihood with mean g, −log g − y/g: its maximum in g is the mean of y, however y is distributed.
-    """
-    return torch.where(seen.bought, -c.margin.log() - seen.margin / c.margin, 0.0)
-
-
-def season_log_likelihood(c: Customers, world: World, weeks: list[SeenWeek], belief: Belief | None = None) -> Tensor:
-    """Return the log-likelihood of the weeks of a season from its start, margins of purchases included, [N]."""
-    belief = start_belief(c) if belief is None else belief
-    total = torch.zeros_like(c.alpha)
-    for week, seen in enumerate(weeks):
-        belief, log_probability = filter_week(c, world, week, belief, seen)
-        total = total + log_probability + margin_log_likelihood(c, seen)
-    return total

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from envs.offers.env import OffersEnv
 from envs.offers.populations.parameter_regression import ParameterRegression
-from envs.offers.twin.filter_diagnostics import deciles, misfits, predict_season
+from envs.offers.twin.filter_diagnostics import Decisions, deciles, misfits, predict_season
 from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import CHURNED, Customers, World
 from envs.offers.world.filtering import CHUNK, NUM_MARGINALS, Belief, filter_week
@@ -55,7 +55,7 @@ def run(
         weeks = knowledge(c, offers.world, start, season)
         predicted = predict_season(c, offers.world, start, season.seen)
         tenths = {outcome: deciles(x, slice(since, None)) for outcome, x in predicted.items()}
-        wrong = misfits(predicted, season.seen, offers.world.catalogue, level)
+        wrong = misfits(predicted, Decisions.of_season(season.seen), offers.world.catalogue, level)
         found[name] = {"knowledge": weeks, "deciles": tenths, "misfits": wrong}
         show(knowledge_table(name, weeks))
         show(decile_table(name, tenths))

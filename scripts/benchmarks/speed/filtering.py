@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from envs.offers.env import OffersEnv
-from envs.offers.world.filtering import CHUNK, season_log_likelihood
+from envs.offers.world.filtering import CHUNK
+from envs.offers.world.life_likelihood import life_log_likelihood
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.seasons import SeenSeason, random_season
 from scripts.benchmarks.common.timing import cpu_seconds, peak_memory
@@ -69,7 +70,7 @@ def filter_season(season: SeenSeason, world, gradient: bool) -> None:
         some, weeks = season.customers[rows], [week.take(rows) for week in season.seen]
         if not gradient:
             with torch.no_grad():
-                season_log_likelihood(some, world, weeks)
+                life_log_likelihood(some, world, weeks)
             continue
         some = some.map(lambda x: x.clone().requires_grad_())
-        season_log_likelihood(some, world, weeks).sum().backward()
+        life_log_likelihood(some, world, weeks).sum().backward()

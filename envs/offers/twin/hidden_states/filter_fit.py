@@ -19,10 +19,11 @@ from envs.offers.twin.hidden_states.fisher_scoring import (
     set_coefficients,
     with_margins,
 )
-from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, opted_out_before, seen_weeks
+from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, opted_out_before, panel_weeks, seen_weeks
 from envs.offers.twin.structural_model import ParameterNetwork
 from envs.offers.world.customers import World
-from envs.offers.world.filtering import CHUNK, margin_log_likelihood
+from envs.offers.world.filtering import CHUNK
+from envs.offers.world.life_likelihood import margin_log_likelihood
 
 BETAS = (0.9, 0.99)  # of Adam
 MAX_GRADIENT_NORM = 1.0
@@ -34,11 +35,12 @@ STEP_LENGTHS = (1.0, 0.5, 0.25)  # tried in turn, until the likelihood of held-o
 class FilterFit:
     """Maximum a posteriori of G and of α's random effect.
 
-    Adam takes `steps` steps on batches of `batch_size` whole seasons, at a learning rate `lr` that falls to 0 by a
-    cosine. Then come steps of Fisher scoring, on the `shares` of customers. α is integrated over `nodes` Gauss–Hermite
-    nodes (1: features determine α). A log without states hardly identifies the parameters `pulled`: the mean over
-    customers of each is drawn to the priors' by a penalty of weight `pull` on its square, in prior standard deviations,
-    as `penalty` draws slopes to 0.
+    Panels are of lives: the state filtered at the end of a season is the start of the next. Adam takes `steps` steps on
+    batches of whole lives, which have about the decisions of `batch_size` whole seasons, at a learning rate `lr` that
+    falls to 0 by a cosine. Then come steps of Fisher scoring, on the `shares` of customers. α is integrated over
+    `nodes` Gauss–Hermite nodes (1: features determine α). A log without states hardly identifies the parameters
+    `pulled`: the mean over customers of each is drawn to the priors' by a penalty of weight `pull` on its square, in
+    prior standard deviations, as `penalty` draws slopes to 0.
     """
 
     def __init__(
@@ -55,10 +57,10 @@ class FilterFit:
         self.steps, self.batch_size, self.lr, self.shares = steps, batch_size, lr, shares
         self.nodes, self.pulled, self.pull = nodes, tuple(pulled), pull
         self.columns: dict[str, list[int]] = {}  #: of each parameter in θ's matrix
-        self.start = torch.empty(0)  #: marginals of the state at the start of a season, [14]
+        self.start = torch.empty(0)  #: marginals of the state at the start of a life, [14]
 
     def prepare(self, columns: dict[str, list[int]], start: Tensor) -> None:
-        """Take θ's columns and the marginals of a season's start. Raises ValueError on unknown parameters."""
+        """Take θ's columns and the marginals of a life's start. Raises ValueError on unknown parameters."""
         if unknown := set(self.pulled) - set(columns):
             raise ValueError(
                 f"algo.twin.hidden_states.pulled: no such parameter: {', '.join(sorted(unknown))}; there are "
@@ -81,19 +83,20 @@ class FilterFit:
     ) -> Tensor:
         """Return the log-likelihood of the responses of customers θ [N, K] in a panel, without margins, [N].
 
-        Weeks of weight 0 are left out. `alpha_sd` [] or [N] is the sd of α about its place in θ.
+        Weeks of weight 0 do not count, but later weeks are predicted from them too. `alpha_sd` [] or [N] is the sd of α
+        about its place in θ.
         """
         customers = world.inhabit(theta_from_matrix(theta))
         mixture = MixtureFilter(customers, world, self.start, opted_out_before(panel), alpha_sd, self.nodes)
         total = torch.zeros_like(customers.alpha)
         counted = weight > 0
-        for t, seen in enumerate(seen_weeks(panel)):
+        for t, week in enumerate(panel_weeks(panel)):
             if not counted[t:].any():
                 break
-            total = total + torch.where(counted[t], mixture.observe(t, seen), 0.0)
+            total = total + torch.where(counted[t], mixture.observe(week), 0.0)
         return total
 
-    def season_log_likelihoods(
+    def life_log_likelihoods(
         self, world: World, theta: Tensor, alpha_sd: Tensor, panel: Panel, weight: Tensor
     ) -> Tensor:
         """Return the log-likelihood of all that a panel shows of customers, margins included, [N]."""
@@ -106,7 +109,8 @@ class FilterFit:
 
     def scores(self, member: ParameterNetwork, sd: Tensor, world: World, panel: Panel, weight: Tensor) -> Scores:
         """Return the customers' scores and their information (envs/offers/twin/hidden_states/fisher_scoring.py)."""
-        found = scores(partial(self.response_log_likelihoods, world), member, sd, panel, weight, self.chunk)
+        chunk = max(1, min(self.chunk, self.chunk * world.weeks // len(panel.week)))  # gradients keep all weeks
+        found = scores(partial(self.response_log_likelihoods, world), member, sd, panel, weight, chunk)
         return with_margins(found, member, panel, weight, self.columns["margin"][0])
 
     @torch.no_grad()
@@ -117,7 +121,7 @@ class FilterFit:
         total = weight.new_zeros((), dtype=torch.float64)
         for rows in torch.arange(len(panel), device=weight.device).split(self.chunk):
             part = panel[rows]
-            total += self.season_log_likelihoods(world, member(part.features.T), sd, part, weight[:, rows]).sum()
+            total += self.life_log_likelihoods(world, member(part.features.T), sd, part, weight[:, rows]).sum()
         return total / (weight > 0).sum()
 
     # ── prior ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -152,7 +156,7 @@ class FilterFit:
         times = weight.amax(0)
         if ((weight > 0) & (weight != times)).any():
             raise ValueError(
-                "algo.weighted=true: a log without states has a likelihood of whole seasons, whose weeks have no "
+                "algo.weighted=true: a log without states has a likelihood of whole lives, whose weeks have no "
                 "weights of their own: expected algo.weighted=false"
             )
         if not member.starts_warm:
@@ -168,14 +172,15 @@ class FilterFit:
         # 1. Adam comes near the maximum.
         optimizer = torch.optim.Adam([*member.parameters(), log_sd], lr=self.lr, betas=BETAS)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        batches = self._batches(rows, generator)
+        length = panel.logged[:, rows].sum(0).float().mean().item()  # of a life
+        batches = shuffled_batches(rows, max(1, round(self.batch_size * world.weeks / length)), generator)
         total = weight.sum()
         for _ in range(self.steps):
             batch = next(batches)
             part, counts = panel[batch], weight[:, batch]
             optimizer.zero_grad(set_to_none=True)
             theta, sd = member(part.features.T), alpha_spread * log_sd.exp()
-            likelihood = self.season_log_likelihoods(world, theta, sd, part, counts)
+            likelihood = self.life_log_likelihoods(world, theta, sd, part, counts)
             linear = torch.cat((member.linear.bias[:, None], member.linear.weight), 1).flatten()
             far = torch.cat((linear, log_sd.view(1))) - center
             squares = (prior * far.square()).sum()
@@ -206,7 +211,8 @@ class FilterFit:
         member.alpha_sd.copy_(alpha_spread * log_sd.detach().exp() * (self.nodes > 1))  # one node: features tell α
         return {"twin/held_out": best, "twin/alpha_sd": member.alpha_sd.clone()}
 
-    def _batches(self, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield batches of rows without end, each row once a pass."""
-        while True:
-            yield from rows[torch.randperm(len(rows), generator=generator, device=rows.device)].split(self.batch_size)
+
+def shuffled_batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield batches of rows without end, each row once a pass."""
+    while True:
+        yield from rows[torch.randperm(len(rows), generator=generator, device=rows.device)].split(size)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import torch
 from torch import Tensor
 
 from envs.offers.logs.panel import Panel
-from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, opted_out_before, seen_weeks
+from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, PanelWeek, opted_out_before, panel_weeks
 from envs.offers.twin.predictions import ContactEffect, OutcomePrediction
 from envs.offers.world.customers import UNSUBSCRIBED, Customers, World
-from envs.offers.world.filtering import CHUNK, margin_log_likelihood
-from envs.offers.world.history import SeenWeek
+from envs.offers.world.filtering import CHUNK, Belief, Predicted
+from envs.offers.world.life_likelihood import margin_log_likelihood
 
 
 class FilterPredictions:
-    """PanelPredictions (envs/offers/twin/predictions.py) of a panel whose customers have the parameters `customers`.
+    """PanelPredictions (envs/offers/twin/predictions.py) of the lives of customers with the parameters `customers`.
 
     `alpha_sd` [] is the sd of α about its place in `customers`, integrated over `nodes` nodes, and `start` [14] are the
-    marginals of the state at the start of a season.
+    marginals of the state at the start of a life.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class FilterPredictions:
         self.start, self.alpha_sd, self.nodes = start, alpha_sd, nodes
 
     def _chunks(self) -> Iterator[tuple[slice, MixtureFilter]]:
-        """Yield chunks of customers, and the filter of each at the start of a season."""
+        """Yield chunks of customers, and the filter of each before the first week."""
         size = max(CHUNK // self.nodes, 1)
         for first in range(0, len(self.panel), size):
             rows = slice(first, first + size)
@@ -42,29 +43,24 @@ class FilterPredictions:
     @torch.no_grad()
     def log_likelihoods(self) -> dict[str, Tensor]:
         """Return the log-likelihood of what was seen of each week given the weeks before it, and of margins, [T, N]."""
-        weeks = seen_weeks(self.panel)
+        weeks = panel_weeks(self.panel)
         response = torch.cat(
-            [
-                torch.stack([mixture.observe(t, week.take(rows)) for t, week in enumerate(weeks)])
-                for rows, mixture in self._chunks()
-            ],
-            1,
+            [torch.stack([mixture.observe(week.take(rows)) for week in weeks]) for rows, mixture in self._chunks()], 1
         )
-        margin = torch.stack([margin_log_likelihood(self.customers, week) for week in weeks])
+        margin = torch.stack([margin_log_likelihood(self.customers, week.seen) for week in weeks])
         logged = self.panel.logged
         return {"response": torch.where(logged, response, 0.0), "margin": torch.where(logged, margin, 0.0)}
 
     @torch.no_grad()
     def probabilities(self) -> dict[str, OutcomePrediction]:
         """Return predicted probabilities by kind of outcome."""
-        weeks, panel = seen_weeks(self.panel), self.panel
+        weeks, panel = panel_weeks(self.panel), self.panel
         parts = []
         for rows, mixture in self._chunks():
             predicted = []
-            for t, week in enumerate(weeks):
-                some = week.take(rows)
-                predicted.append(torch.stack(mixture.predict(t, some.offer, some.channel)))
-                mixture.observe(t, some)
+            for week in (x.take(rows) for x in weeks):
+                predicted.append(torch.stack(mixture.predict(week.number, week.seen.offer, week.seen.channel)))
+                mixture.observe(week)
             parts.append(torch.stack(predicted, 1))
         bought, redeemed, opted_out, _ = torch.cat(parts, 2)
         contacted = panel.subscribed & (panel.offer > 0)
@@ -84,36 +80,56 @@ class FilterPredictions:
         parts = []
         for rows, mixture in self._chunks():
             found = []
-            for t, week in enumerate(x.take(rows) for x in seen_weeks(self.panel)):
-                nothing = torch.zeros_like(week.offer)
-                alone = mixture.predict(t, nothing, nothing).bought
+            for week in (x.take(rows) for x in panel_weeks(self.panel)):
+                nothing = torch.zeros_like(week.seen.offer)
+                alone = mixture.predict(week.number, nothing, nothing).bought
                 trip, cost = torch.zeros(2, *alone.shape, dtype=alone.dtype, device=alone.device)
                 for offer, channel in contacts:
                     sent, through = torch.full_like(nothing, offer), torch.full_like(nothing, channel)
-                    predicted = mixture.predict(t, sent, through)
+                    predicted = mixture.predict(week.number, sent, through)
                     trip += predicted.bought / len(contacts)
                     cost += catalogue.spend(sent, through, predicted.redeemed) / len(contacts)
                 found.append(torch.stack((trip - alone, alone, cost)))
-                mixture.observe(t, week)
+                mixture.observe(week)
             parts.append(torch.stack(found, 1))
         return ContactEffect(*torch.cat(parts, 2))
 
     @torch.no_grad()
     def simulate_season(self, first_free_week: int, generator: torch.Generator) -> Tensor:
-        """Return expected trips, margin and spend by week, [3, T]; from the first free week on purchases are drawn."""
-        catalogue, totals = self.world.catalogue, torch.zeros(3, len(self.panel.week), device=generator.device)
-        for rows, mixture in self._chunks():
+        """Return expected trips, margin and spend by week of the season, [3, T], over all seasons of the panel.
+
+        From the first free week of a season on purchases are drawn; the next season begins with what was seen before.
+        """
+        world, totals = self.world, torch.zeros(3, self.world.weeks, device=generator.device)
+        for rows, free in self._chunks():
             margin, logged = self.customers.margin[rows], self.panel.logged[:, rows]
-            for t, week in enumerate(x.take(rows) for x in seen_weeks(self.panel)):
-                predicted = mixture.predict(t, week.offer, week.channel)
-                spend = catalogue.spend(week.offer, week.channel, predicted.redeemed)
+            known = copy(free)
+            for t, week in enumerate(x.take(rows) for x in panel_weeks(self.panel)):
+                of_season = week.number % world.weeks
+                is_free = of_season >= first_free_week
+                follow(free, known, ~is_free)
+                predicted = free.predict(week.number, week.seen.offer, week.seen.channel)
+                spend = world.catalogue.spend(week.seen.offer, week.seen.channel, predicted.redeemed)
                 trips = predicted.bought * logged[t]
-                totals[:, t] += torch.stack((trips.sum(), (trips * margin).sum(), (spend * logged[t]).sum()))
-                mixture.observe(t, week if t < first_free_week else self._drawn(week, predicted, generator))
+                totals.index_add_(1, of_season, torch.stack((trips, trips * margin, spend * logged[t])).to(totals))
+                known.observe(week)
+                free.observe(drawn(week, predicted, is_free, generator) if is_free.any() else week)
         return totals
 
-    @staticmethod
-    def _drawn(week: SeenWeek, predicted, generator: torch.Generator) -> SeenWeek:
-        """Return a week in which purchases and redemptions are drawn, and contacts and opt-outs are as logged."""
-        u = torch.rand(len(week.offer), generator=generator, device=generator.device)
-        return week._replace(bought=u < predicted.bought, redeemed=u < predicted.redeemed)
+
+def follow(free: MixtureFilter, known: MixtureFilter, which: Tensor) -> None:
+    """Give a filter what another one knows of the customers `which`, bool [N]."""
+    of_nodes = which.repeat(free.nodes)
+    free.belief = Belief(*(torch.where(of_nodes, x, y) for x, y in zip(known.belief, free.belief)))
+    free.log_weight = torch.where(which, known.log_weight, free.log_weight)
+
+
+def drawn(week: PanelWeek, predicted: Predicted, is_free: Tensor, generator: torch.Generator) -> PanelWeek:
+    """Return a week in which purchases and redemptions are drawn where `is_free`, and the rest is as logged."""
+    seen = week.seen
+    u = torch.rand(len(is_free), generator=generator, device=generator.device)
+    bought, redeemed = (
+        torch.where(is_free, u < p, x)
+        for p, x in ((predicted.bought, seen.bought), (predicted.redeemed, seen.redeemed))
+    )
+    return week._replace(seen=seen._replace(bought=bought, redeemed=redeemed))

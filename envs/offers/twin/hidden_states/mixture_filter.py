@@ -7,8 +7,8 @@ normal random effect, integrated by Gauss–Hermite quadrature (Butler & Moffitt
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from envs.offers.logs.panel import Panel
 from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, Customers, World
-from envs.offers.world.filtering import Belief, Predicted, filter_week, predict_week
+from envs.offers.world.filtering import Belief, Predicted, predict_week
 from envs.offers.world.history import SeenWeek
+from envs.offers.world.life_likelihood import observe_week
 
 
 def hermite_nodes(nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,10 +27,22 @@ def hermite_nodes(nodes: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return like.new_tensor(at), like.new_tensor(weight / weight.sum()).log()
 
 
-class MixtureFilter:
-    """The filter of N customers from the start of a season, whose α is normal with sd `alpha_sd` [] or [N].
+class PanelWeek(NamedTuple):
+    """A week of the lives of N customers."""
 
-    `start` [14] are the marginals of the state at the start, and `opted_out`, bool [N], who had opted out by then. The
+    number: Tensor  # week of the log, int64 [N]: seasons in a row
+    seen: SeenWeek
+    missed: Tensor  # bool [N]: in the log before and after this week, but not in it
+
+    def take(self, rows) -> PanelWeek:
+        """Take some of the customers."""
+        return PanelWeek(self.number[rows], self.seen.take(rows), self.missed[rows])
+
+
+class MixtureFilter:
+    """The filter of N customers from their first week in the log, whose α is normal with sd `alpha_sd` [] or [N].
+
+    `start` [14] are the marginals of the state then, and `opted_out`, bool [N], who had opted out by then. The
     K nodes of a customer stand N columns apart.
     """
 
@@ -50,25 +63,33 @@ class MixtureFilter:
         """Return the mean of [K·N] over the nodes, [N]."""
         return (self.log_weight.exp() * of_nodes.view(self.nodes, -1)).sum(0)
 
-    def predict(self, week: int, offer: Tensor, channel: Tensor) -> Predicted:
-        """Predict what a week (from 0) shows of the customers, before it is seen."""
+    def predict(self, week: int | Tensor, offer: Tensor, channel: Tensor) -> Predicted:
+        """Predict what a week, a number or [N], shows of the customers, before it is seen."""
+        week = week.repeat(self.nodes) if isinstance(week, Tensor) else week
         predicted = predict_week(
             self.customers, self.world, week, self.belief, offer.repeat(self.nodes), channel.repeat(self.nodes)
         )
         return Predicted(*map(self.mixed, predicted))
 
-    def observe(self, week: int, seen: SeenWeek) -> Tensor:
-        """Condition on a week and move to the next; return log P(week | weeks before), [N]."""
-        of_nodes = SeenWeek(*(x.repeat(self.nodes) for x in seen))
-        self.belief, log_probability = filter_week(self.customers, self.world, week, self.belief, of_nodes)
+    def observe(self, week: PanelWeek) -> Tensor:
+        """Condition on a week and move to the next; return log P(week | weeks before), [N], 0 where it was missed."""
+        of_nodes = PanelWeek(
+            week.number.repeat(self.nodes),
+            SeenWeek(*(x.repeat(self.nodes) for x in week.seen)),
+            week.missed.repeat(self.nodes),
+        )
+        self.belief, log_probability = observe_week(
+            self.customers, self.world, of_nodes.number, self.belief, of_nodes.seen, of_nodes.missed
+        )
         joint = self.log_weight + log_probability.view(self.nodes, -1)
         total = joint.logsumexp(0)
         self.log_weight = joint - total
         return total
 
 
-def seen_weeks(panel: Panel) -> list[SeenWeek]:
+def panel_weeks(panel: Panel) -> list[PanelWeek]:
     """Return what a panel shows of each week; a week that is not logged shows nothing sent and nothing bought."""
+    assert panel.time is not None  # the panel is of lives
     subscribed = panel.subscribed
     opted_out = subscribed & (panel.next_state.status == UNSUBSCRIBED)
     columns = (
@@ -79,32 +100,13 @@ def seen_weeks(panel: Panel) -> list[SeenWeek]:
         opted_out,
         torch.where(panel.bought & panel.logged, panel.margin, 0.0),
     )
-    return [SeenWeek(*(x[t] for x in columns)) for t in range(len(panel.week))]
+    weeks = zip(panel.time, panel.missed, *columns)
+    return [PanelWeek(number, SeenWeek(*seen), missed) for number, missed, *seen in weeks]
 
 
-def from_the_first_week(panel: Panel) -> Panel:
-    """Leave out the seasons that customers joined after the first week, for the hidden state is filtered from there.
-
-    Prints how many. Raises ValueError where weeks of another season are missing before its last one, or none is left.
-    """
-    joined_later = panel.week[0] > 0
-    if joined_later.any():
-        print(
-            f"note: log: {int(joined_later.sum()):,} of {len(panel):,} seasons of customers, who joined after the "
-            "first week, are left out: the hidden state is filtered from there",
-            file=sys.stderr,
-        )
-        panel = panel[~joined_later]
-    if not len(panel):
-        raise ValueError("log: column 'week': expected seasons from their first week on, got none")
-    weeks = torch.arange(len(panel.week), device=panel.week.device)[:, None]
-    skipped = ((panel.week != weeks) & panel.logged).any(0)
-    if skipped.any():
-        raise ValueError(
-            f"log: customer {panel.customer[skipped][0].item()}, column 'week': expected all weeks of a season from "
-            "the first, for the hidden state is filtered from there"
-        )
-    return panel
+def seen_weeks(panel: Panel) -> list[SeenWeek]:
+    """Return what a panel shows of each week, without its number."""
+    return [week.seen for week in panel_weeks(panel)]
 
 
 def opted_out_before(panel: Panel) -> Tensor:

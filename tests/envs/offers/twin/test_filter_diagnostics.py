@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from configs import load
-from envs.offers.twin.filter_diagnostics import Outcomes, deciles, groups, misfits, predict_season, residuals
+from envs.offers.twin.filter_diagnostics import (
+    Decisions,
+    Outcomes,
+    deciles,
+    groups,
+    misfits,
+    predict_season,
+    residuals,
+)
 from envs.offers.world.belief_observation import start_marginals
 from hidden_markov import simulate
 
@@ -26,7 +34,7 @@ def test_nothing_is_wrong_with_a_log_of_the_equations(shop):
     world, customers, state, start = shop
     seen, _ = simulate(world, customers, state, torch.Generator().manual_seed(2), 12)
     predicted = predict_season(customers, world, start, seen)
-    assert misfits(predicted, seen, world.catalogue, 0.01) == []
+    assert misfits(predicted, Decisions.of_season(seen), world.catalogue, 0.01) == []
     for outcome in predicted.values():
         tenths = deciles(outcome, slice(6, None))
         assert len(tenths) == 10 and all(abs(x.z) < 4 for x in tenths)
@@ -42,7 +50,8 @@ def test_what_the_equations_cannot_explain_is_named(shop):
     omega[channel] += 1.5
     log_of = replace(customers, omega=omega)
     seen, _ = simulate(world, log_of, state, torch.Generator().manual_seed(2), 12)
-    named = misfits(predict_season(customers, world, start, seen), seen, world.catalogue, 0.01)
+    predicted = predict_season(customers, world, start, seen)
+    named = misfits(predicted, Decisions.of_season(seen), world.catalogue, 0.01)
     assert len(named) == 5 and all("by sms" in text or "redeemed" in text for text in named)
     assert any("by sms (z = +" in text for text in named)
 
@@ -73,10 +82,9 @@ def test_residuals_and_deciles_are_those_of_a_loop():
 def test_groups_know_only_what_came_before(shop):
     world, customers, state, _ = shop
     seen, _ = simulate(world, customers[torch.arange(50)], type(state)(*(x[:50] for x in state)), torch.Generator(), 6)
-    found = groups(seen, world.catalogue)
-    changed = groups(
-        [*seen[:-1], seen[-1]._replace(bought=~seen[-1].bought, redeemed=~seen[-1].redeemed)], world.catalogue
-    )
+    found = groups(Decisions.of_season(seen), world.catalogue)
+    other = seen[-1]._replace(bought=~seen[-1].bought, redeemed=~seen[-1].redeemed)
+    changed = groups(Decisions.of_season([*seen[:-1], other]), world.catalogue)
     for kind, (group, names) in found.items():
         assert torch.equal(group, changed[kind][0]) and group.amax() < len(names)
     purchases, contacts = found["purchases"][0], found["contacts"][0]

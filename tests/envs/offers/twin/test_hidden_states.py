@@ -15,12 +15,13 @@ from envs.offers.env import OffersEnv
 from envs.offers.logs.panel import to_panel
 from envs.offers.neural_twin.env import make_twin_env
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.filter_diagnostics import Outcomes, misfits
+from envs.offers.twin.filter_diagnostics import Decisions, Outcomes, misfits
 from envs.offers.twin.hidden_states.fisher_scoring import coefficients, scores
 from envs.offers.twin.hidden_states.identification import coefficient_covariance
-from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, hermite_nodes, seen_weeks
+from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, hermite_nodes, panel_weeks, seen_weeks
 from envs.offers.twin.structural_model import TwinPopulation
-from envs.offers.world.filtering import Belief, season_log_likelihood
+from envs.offers.world.filtering import Belief
+from envs.offers.world.life_likelihood import life_log_likelihood
 from small_offers import random_log, random_season
 from stored import save_state
 from toy_envs import part
@@ -64,12 +65,12 @@ def test_the_mixture_is_the_quadrature_of_whole_seasons(small):
         belief = Belief.from_marginals(start[:, None].expand(-1, 12), torch.zeros(12, dtype=torch.bool))
         nobody_spends = [week._replace(margin=torch.zeros(12, dtype=torch.float64)) for week in weeks]
         moved = replace(c, alpha=c.alpha + shift, margin=torch.ones_like(c.alpha))
-        return season_log_likelihood(moved, world, nobody_spends, belief)
+        return life_log_likelihood(moved, world, nobody_spends, belief)
 
     nobody = torch.zeros(12, dtype=torch.bool)
     for sd in (0.0, 0.7):
         mixture = MixtureFilter(c, world, start, nobody, torch.tensor(sd, dtype=torch.float64), 4)
-        found = sum(mixture.observe(t, week) for t, week in enumerate(weeks))
+        found = sum(mixture.observe(week) for week in panel_weeks(panel))
         at, log_weight = hermite_nodes(4, c.alpha)
         wanted = torch.stack([w + alone(sd * x) for x, w in zip(at, log_weight)]).logsumexp(0)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
@@ -81,11 +82,11 @@ def test_predictions_are_what_the_likelihood_scores(small):
     """P(bought) by the mixture is the probability that it gives to weeks with a purchase, redeemed or not."""
     world, panel, theta, model = small
     c = world.inhabit(theta_from_matrix(theta))
-    weeks, nobody = seen_weeks(panel), torch.zeros(12, dtype=torch.bool)
+    weeks, nobody = panel_weeks(panel), torch.zeros(12, dtype=torch.bool)
     mixture = MixtureFilter(c, world, model.twin.hidden_states.start, nobody, torch.tensor(0.5).double(), 3)
     for t in range(3):
-        mixture.observe(t, weeks[t])
-    week = weeks[3]._replace(opted_out=torch.zeros(12, dtype=torch.bool))
+        mixture.observe(weeks[t])
+    week = weeks[3].seen._replace(opted_out=torch.zeros(12, dtype=torch.bool))
     week = week._replace(offer=torch.where(mixture.belief.unsubscribed.view(6, 3, 12).sum((0, 1)) > 0, 0, week.offer))
     predicted = mixture.predict(3, week.offer, week.channel)
     total = torch.zeros(12, dtype=torch.float64)
@@ -95,7 +96,7 @@ def test_predictions_are_what_the_likelihood_scores(small):
             other.belief, other.log_weight = mixture.belief, mixture.log_weight
             shape = {"bought": True, "redeemed": redeemed, "opted_out": opted_out}
             some = week._replace(**{name: torch.full((12,), x) for name, x in shape.items()})
-            p = other.observe(3, some).exp()
+            p = other.observe(weeks[3]._replace(seen=some)).exp()
             total += torch.where((some.redeemed | some.opted_out) & (week.offer == 0), 0.0, p)
     torch.testing.assert_close(total, predicted.bought, rtol=0, atol=1e-9)
 
@@ -112,7 +113,7 @@ def test_scores_are_the_gradient_and_information_their_outer_products(small):
     weight[9:] = 0.0
     weight[:, :4] *= 2
     sd = torch.tensor(0.3, dtype=torch.float64)
-    likelihood = partial(method.season_log_likelihoods, world)
+    likelihood = partial(method.life_log_likelihoods, world)
     found = scores(likelihood, member, sd, panel, weight, 5)
 
     log_sd = sd.log().requires_grad_()
@@ -144,7 +145,7 @@ def test_of_margins_the_score_is_exact_and_the_information_the_expected_one(smal
     weight, column = torch.ones(12, 12), model.twin.columns["margin"][0]
     found = method.scores(member, torch.tensor(0.3).double(), world, panel, weight)
     theta = member(panel.features.T).detach().requires_grad_()
-    whole = method.season_log_likelihoods(world, theta, torch.tensor(0.3).double(), panel, weight).sum()
+    whole = method.life_log_likelihoods(world, theta, torch.tensor(0.3).double(), panel, weight).sum()
     (slope,) = torch.autograd.grad(whole, theta)
     at = column * (1 + len(panel.features))
     assert found.gradient[at].item() == pytest.approx((slope[:, column].sum() * member.spread[column]).item())
@@ -187,7 +188,7 @@ def test_it_finds_what_the_log_tells(fitted):
     sd = torch.zeros(())
 
     def likelihood_of(theta):
-        return method.season_log_likelihoods(env.world, theta, sd, panel, weight).sum() / (weight > 0).sum()
+        return method.life_log_likelihoods(env.world, theta, sd, panel, weight).sum() / (weight > 0).sum()
 
     with torch.no_grad():
         middle = likelihood_of(member.middle.expand(len(panel), -1))
@@ -237,7 +238,8 @@ def test_what_the_twin_cannot_explain_has_a_segment_and_a_week(fitted):
     changed = replace(model.panel, bought=bought)
     predicted = {**predicted, "trips": predicted["trips"]._replace(happened=bought)}
     predicted = {name: Outcomes(*x) for name, x in predicted.items()}
-    found = misfits(predicted, seen_weeks(changed), env.world.catalogue, 0.001, changed.features, names)
+    decisions = Decisions.of_season(seen_weeks(changed))
+    found = misfits(predicted, decisions, env.world.catalogue, 0.001, changed.features, names)
     assert any("highest third of feature 7, contacted" in text and "most in week 5" in text for text in found), found
 
 
@@ -286,24 +288,8 @@ def test_bad_input_is_one_line():
     model.fit_weight[3] *= 2
     with pytest.raises(ValueError, match="algo.weighted=true: a log without states"):
         model.iterate(0.0)
-    keep = torch.ones(len(log), dtype=torch.bool)
-    keep[14] = False  # the third week of the second customer
-    with pytest.raises(ValueError, match="customer 1, column 'week': expected all weeks of a season from the first"):
-        twin(env).set_dataset(log[keep])
-    with pytest.raises(ValueError, match="expected seasons from their first week on, got none"):
-        twin(env).set_dataset(log[log.step > 0])
     with pytest.raises(ValueError, match="hidden_states.pulled: no such parameter: psi"):
         twin(env, twin={"hidden_states": {"pulled": ["psi"]}})
-
-
-def test_seasons_that_begin_late_are_left_out(capsys):
-    env, log = unseen_log(40)
-    keep = torch.ones(len(log), dtype=torch.bool)
-    keep[12:14] = False  # the second customer joins in the third week
-    model = twin(env)
-    model.set_dataset(log[keep])
-    assert model.panel.customer.tolist() == [0, *range(2, 40)] and model.panel.logged.all()
-    assert "note: log: 1 of 40 seasons of customers" in capsys.readouterr().err
 
 
 @pytest.mark.slow

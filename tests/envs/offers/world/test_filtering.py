@@ -16,12 +16,11 @@ from envs.offers.world.filtering import (
     Belief,
     Predicted,
     filter_week,
-    margin_log_likelihood,
     predict_week,
-    season_log_likelihood,
     start_belief,
 )
 from envs.offers.world.history import SeenWeek
+from envs.offers.world.life_likelihood import life_log_likelihood, margin_log_likelihood
 from hidden_markov import START, Observed, simulate, state_pass
 from reference_world import GONE, INSIDE, STATES
 
@@ -131,7 +130,7 @@ def test_gradients_are_finite_differences(seasons):
     names = [f.name for f in fields(Customers)]
 
     def total(tensors):
-        return season_log_likelihood(Customers(**dict(zip(names, tensors))), season.world, weeks)
+        return life_log_likelihood(Customers(**dict(zip(names, tensors))), season.world, weeks)
 
     gradients = torch.autograd.grad(total(leaves).sum(), leaves)
     step = 1e-6
@@ -153,9 +152,7 @@ def test_margins_add_the_likelihood_of_an_exponential(seasons):
     season, seen, _ = seasons
     c = season.customers
     margins = sum(margin_log_likelihood(c, week) for week in seen)
-    torch.testing.assert_close(
-        season_log_likelihood(c, season.world, seen), filtered(season.world, c, seen)[1] + margins
-    )
+    torch.testing.assert_close(life_log_likelihood(c, season.world, seen), filtered(season.world, c, seen)[1] + margins)
     exponential = torch.distributions.Exponential(1 / c.margin)
     y = torch.where(seen[0].bought, 2 * c.margin, 0.0)
     found = margin_log_likelihood(c, seen[0]._replace(margin=y))

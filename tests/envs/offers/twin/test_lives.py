@@ -1,0 +1,241 @@
+"""Whole lives: seasons joined in time, against a scalar pass; one life for likelihood, predictions and posterior."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from math import log
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from configs import node
+from envs.offers.logs.panel import to_life_panel
+from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
+from envs.offers.twin.hidden_states.filter_predictions import FilterPredictions
+from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, opted_out_before, panel_weeks
+from envs.offers.twin.theta_posterior import ThetaPosterior
+from envs.offers.world.customers import CHURNED, CustomerState
+from envs.offers.world.filtering import start_belief
+from hidden_markov import START, Observed, simulate
+from lives import log_of_lives, ragged
+from reference_world import GONE, NOTHING, references
+from toy_envs import part
+
+CPU = torch.device("cpu")
+N, WEEKS = 20, 30
+
+
+def environment(**changes):
+    """An environment whose view hides the state."""
+    config = OmegaConf.merge(node("offers", "env/observation=history"), {"num_agents": 10, **changes})
+    return instantiate(config, _convert_="all")(CPU, 0)
+
+
+def twin(env, **changes):
+    """A small twin."""
+    small = {"reference_size": 2000, "score_customers": 300, "hidden_states": {"nodes": 3}}
+    return instantiate(part("twin", members=1, twin=small, **changes), _convert_="all")(env, 0)
+
+
+@pytest.fixture(scope="module")
+def shop(make_season):
+    """20 customers who churn and opt out often, in a ragged log of two and a half seasons, in float64."""
+    env, season = environment(), make_season(10 * N, extreme=True)
+    world, c = season.world, season.customers
+    seen, states = simulate(world, c, season.start, torch.Generator().manual_seed(2), WEEKS)
+    logged = ragged(WEEKS, 10 * N)
+    opted_out = torch.stack([week.opted_out for week in seen])
+    rows = (~(opted_out & ~logged).any(0)).nonzero()[
+        :N, 0
+    ]  # an opt-out that no log has would contradict the later ones
+    assert (opted_out & logged)[:, rows].any()
+    c, logged, seen = c[rows], logged[:, rows], [week.take(rows) for week in seen]
+    states = [CustomerState(*(x[rows] for x in state)) for state in states]
+    features = torch.randn(N, env.static_dim, generator=torch.Generator().manual_seed(3))
+    log_ = log_of_lives(env, features, seen, logged)
+    start = start_belief(c).marginals()[:, 0]
+    return env, world, c, seen, logged, log_, start, states
+
+
+def scalar_life(reference, seen, logged, i) -> tuple[list[float], dict]:
+    """Log-probabilities of a customer's logged weeks from the first on, and P(state) at the end, state by state."""
+    customer, mass, found, joined = Observed(reference), dict(START), [], False
+    for t, week in enumerate(seen):
+        joined = joined or bool(logged[t, i])
+        if not joined:
+            continue
+        season = reference.season[t % 12]
+        offer = int(week.offer[i])
+        a = (offer, int(week.channel[i])) if offer else NOTHING
+        what = [(a, bool(week.bought[i]), bool(week.redeemed[i]), bool(week.opted_out[i]))]
+        if not logged[t, i]:  # nothing sent, and nobody looked
+            what = [(NOTHING, bought, False, False) for bought in (False, True)]
+        following: dict = defaultdict(float)
+        for s, p in mass.items():
+            for each in what:
+                for after, share in customer.step(s, season, *each).items():
+                    following[after] += p * share
+        total = sum(following.values())
+        if logged[t, i]:
+            found.append(log(total))
+        mass = {s: p / total for s, p in following.items()}
+    return found, mass
+
+
+def test_a_life_is_laid_out_from_its_first_week_with_gaps(shop):
+    env, _, _, seen, logged, log_, _, _ = shop
+    order = torch.randperm(len(log_), generator=torch.Generator().manual_seed(0))
+    panel = to_life_panel(log_[order], env, "log")
+    assert panel.logged.shape == (WEEKS, N) and (panel.week == panel.time % 12).all()
+    first = logged.long().argmax(0)
+    for i in range(N):
+        weeks = logged[first[i] :, i]
+        assert torch.equal(panel.logged[: len(weeks), i], weeks) and not panel.logged[len(weeks) :, i].any()
+        assert panel.time[0, i] == first[i] and panel.logged[0, i]
+        there = panel.logged[:, i]
+        bought = torch.stack([week.bought[i] for week in seen])
+        assert torch.equal(panel.bought[there, i], bought[panel.time[there, i]])
+        last = int(logged[:, i].nonzero().amax())
+        gaps = ~logged[first[i] : last + 1, i]
+        assert torch.equal(panel.missed[: len(gaps), i], gaps) and not panel.missed[len(gaps) :, i].any()
+    assert panel.missed.any() and len(panel.customer.unique()) == N
+    with pytest.raises(ValueError, match="log: row.*column 'season': expected seasons numbered in a row"):
+        to_life_panel(replace(log_, episode=log_.episode * 1000), env, "log")
+
+
+def test_the_filter_of_lives_is_the_scalar_pass_over_joined_lives(shop):
+    """Log-likelihoods, predictions and beliefs of all customers, at 1e-10; with σ = 0 all nodes are one filter."""
+    env, world, c, seen, logged, log_, start, states = shop
+    panel = to_life_panel(log_, env, "log")
+    of_scalar = [scalar_life(x, seen, logged, i) for i, x in enumerate(references(c, world))]
+    wanted = [sum(found) for found, _ in of_scalar]
+    predictions = FilterPredictions(c, world, panel, start=start, alpha_sd=torch.zeros(()).double(), nodes=3)
+    found = predictions.log_likelihoods()["response"]
+    torch.testing.assert_close(found.sum(0), torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-10)
+    for i, (each, _) in enumerate(of_scalar):
+        torch.testing.assert_close(
+            found[panel.logged[:, i], i], torch.tensor(each, dtype=torch.float64), rtol=0, atol=1e-10
+        )
+    model = twin(env)
+    model.twin.hidden_states.start = start
+    theta, sd = theta_to_matrix(c), torch.zeros(()).double()
+    whole = model.twin.hidden_states.response_log_likelihoods(world, theta, sd, panel, panel.logged.double())
+    torch.testing.assert_close(whole, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-10)
+
+    at_end = MixtureFilter(c, world, start, opted_out_before(panel), torch.zeros(()).double(), 1)
+    churned = torch.zeros(N, dtype=torch.float64)
+    for t, week in enumerate(panel_weeks(panel)):
+        p = at_end.predict(week.number, week.seen.offer, week.seen.channel).bought
+        at_end.observe(week)
+        last = panel.logged[t] & ~panel.logged[t + 1 :].any(0)
+        churned = torch.where(last, at_end.belief.churned, churned)
+        same = predictions.probabilities()["trips"].probability[t] if t in (0, 13, 25) else p
+        torch.testing.assert_close(p[panel.logged[t]], same[panel.logged[t]], rtol=0, atol=1e-10)
+    stayed = logged[-1]
+    scalar = torch.tensor([mass.get(GONE, 0.0) for _, mass in of_scalar], dtype=torch.float64)
+    torch.testing.assert_close(churned[stayed], scalar[stayed], rtol=0, atol=1e-10)
+    gone = states[-1].status == CHURNED
+    assert churned[stayed & gone].mean() > churned[stayed & ~gone].mean() + 0.3
+
+
+def test_the_posterior_weighs_the_same_lives(shop):
+    """Its weights are the likelihoods of the scalar pass: who joins later, and who missed weeks, among them."""
+    _, world, c, seen, logged, _, start, _ = shop
+    theta = torch.stack((theta_to_matrix(c), theta_to_matrix(replace(c, alpha=c.alpha + 0.5, c0=c.c0 / 2))))
+    options = {"margin_shape": 1.0, "resample_below": 0.0, "kernel": 0.3}
+    posterior, whole = (ThetaPosterior(theta, world, start, **options) for _ in range(2))
+    for t, week in enumerate(seen):
+        nobody_spends = week._replace(margin=c.margin.where(week.bought, torch.zeros(())))
+        posterior.observe(nobody_spends, torch.Generator(), present=logged[t])
+        whole.observe(nobody_spends, torch.Generator())
+    found = posterior.log_weight[0] - posterior.log_weight[1]
+    ahead = []
+    for i in range(N):
+        lives = [scalar_life(references(world.inhabit(theta_from_matrix(x)), world)[i], seen, logged, i) for x in theta]
+        ahead.append(sum(lives[0][0]) - sum(lives[1][0]))
+    torch.testing.assert_close(found, torch.tensor(ahead, dtype=torch.float64), rtol=0, atol=1e-8)
+    late = ~logged[0]
+    assert late.any() and not torch.isclose(whole.log_weight[0, late], posterior.log_weight[0, late]).any()
+
+
+def test_seasons_are_simulated_from_what_was_seen_before(shop):
+    """Without a free week the totals by week of the season are those of the predictions, over all seasons."""
+    env, world, c, _, _, log_, start, _ = shop
+    panel = to_life_panel(log_, env, "log")
+    predictions = FilterPredictions(c, world, panel, start=start, alpha_sd=torch.tensor(0.4).double(), nodes=3)
+    trips = predictions.probabilities()["trips"].probability * panel.logged
+    wanted = torch.zeros(12).double().index_add_(0, panel.week.flatten(), trips.flatten())
+    known = predictions.simulate_season(12, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(known[0], wanted.float(), rtol=1e-5, atol=1e-5)
+    free = predictions.simulate_season(10, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(free[:, :11], known[:, :11])  # the tenth week is predicted from what was seen
+    assert not torch.allclose(free[:, 11], known[:, 11])
+
+
+def test_information_counts_a_customer_once(shop):
+    """The scores of a customer's seasons are one score: the information's rank is at most the number of customers."""
+    env, world, _, _, _, log_, start, _ = shop
+    model = twin(env)
+    method, member = model.twin.hidden_states, model.members[0].double()
+    method.start = start
+    panel = to_life_panel(log_[log_.unit < 6], env, "log")
+    panel = replace(panel, features=panel.features.double())
+    member.fit_scale(panel.features.T)
+    found = method.scores(member, torch.tensor(0.3).double(), world, panel, panel.logged.double())
+    column = model.twin.columns["margin"][0] * (1 + len(panel.features))
+    others = [k for k in range(len(found.information)) if not column <= k < column + 1 + len(panel.features)]
+    assert torch.linalg.matrix_rank(found.information[others][:, others]) == 6
+
+
+@pytest.mark.slow
+def test_the_rate_of_churn_is_found_in_a_log_of_several_seasons():
+    """Who fell silent in an earlier season stays silent: the likelihood of lives is highest near the true c0."""
+    env = environment()
+    sample = env.population.draw(800, torch.Generator().manual_seed(5), "train")
+    c = env.world.inhabit(sample.customers)
+    seen, states = simulate(env.world, c, sample.state, torch.Generator().manual_seed(6), 36)
+    assert (states[-1].status == CHURNED).float().mean() > 0.2
+    model = twin(env)
+    panel = model.twin.to_panel(log_of_lives(env, sample.features, seen, torch.ones(36, 800).bool()), env)
+    theta, weight = theta_to_matrix(c), panel.logged.float()
+    column = model.twin.columns["c0"][0]
+    shifts = torch.tensor([-0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5])
+    model.twin.hidden_states.nodes = 1
+    likelihoods = []
+    for shift in shifts.tolist():
+        moved = theta.clone()
+        moved[:, column] += shift
+        with torch.no_grad():
+            found = model.twin.hidden_states.response_log_likelihoods(env.world, moved, torch.zeros(()), panel, weight)
+        likelihoods.append(found.sum())
+    best = shifts[torch.stack(likelihoods).argmax()].item()
+    assert abs(best) <= 0.25, best  # of log c0; with every season from the priors' start it is above 1
+
+
+def test_a_customer_stays_on_their_side_when_months_are_added(shop):
+    """Held-out sides depend on ids: not on the months of the log, not on who else is in it, not on row numbers."""
+    env, _, _, _, _, log_, _, _ = shop
+    ids = tuple(f"K{k}" for k in range(400))
+    many = replace(log_, unit=log_.unit + 20 * log_.episode, episode=0 * log_.episode, unit_names=ids)
+    shares = {"customers": 0.3, "stopping": 0.2}
+
+    def side_by_id(log) -> dict[str, int]:
+        model = twin(env, holdout=shares)
+        model.set_dataset(log)
+        side = model.held_out.long() + 2 * model.validation.long()
+        names = log.names_of_units(model.panel.customer)
+        return dict(zip(names, side.tolist()))
+
+    before = side_by_id(many[many.unit < 45])
+    after = side_by_id(many)
+    renumbered = side_by_id(replace(many, unit=399 - many.unit, unit_names=ids[::-1]))
+    assert before == {name: after[name] for name in before} and after == renumbered and len(after) > len(before)
+    assert set(after.values()) == {0, 1, 2}
+    model = twin(env, holdout=shares)
+    model.set_dataset(many)
+    model.setup(None, lambda: False)
+    sides = [set(panel.customer.tolist()) for panel in (model.fit_panel, model.validation_panel, model.held_out_panel)]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == len(after)

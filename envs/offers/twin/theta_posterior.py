@@ -154,8 +154,8 @@ class ThetaPosterior:
             beliefs.append(Belief(*(torch.where(joined, x, y) for x, y in zip(after, before))))
             log_p = log_p + torch.where(missed, 0.0, self.margin_shape * margin_log_likelihood(some, seen))
             log_probability.append(torch.where(joined, log_p, 0.0))
-        joined = Belief(*(torch.cat(x, -1) for x in zip(*beliefs)))
-        return joined, torch.cat(log_probability).view(k, n).to(theta)
+        whole = Belief(*(torch.cat(x, -1) for x in zip(*beliefs)))
+        return whole, torch.cat(log_probability).view(k, n).to(theta)
 
 
 def chosen(weight: Tensor, generator: torch.Generator) -> Tensor:

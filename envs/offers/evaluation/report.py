@@ -112,7 +112,7 @@ class OffersReport:
             f"\n{self.agent} less {rival}, the best of equal information: {ahead:+.3f}, 95 % interval {low:+.3f} to "
             f"{high:+.3f}, paired{given}"
         )
-        above = f"\n{self.agent} is not first among equal information: {rival} is" if ahead <= 0 else ""
+        above = f"\n{rival}, of equal information, scores above {self.agent}" if ahead <= 0 else ""
         return above, below
 
     _columns = ("policy", "knows", "score", "±", "profit", "spend", "breach", "contacts")

@@ -694,7 +694,7 @@ def test_table_and_markdown_show_every_row(whole):
     ahead, low, high = whole.report.rows["ppo"]["ahead_of"][rival]
     verdict = f"ppo less {rival}, the best of equal information: {ahead:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
     assert any(verdict in line for line in below) and verdict in shown
-    assert ahead < 0 and f"ppo is not first among equal information: {rival} is" in shown
+    assert ahead < 0 and f"{rival}, of equal information, scores above ppo" in shown
 
 
 def test_who_is_first_among_equals_is_not_told_otherwise(whole):

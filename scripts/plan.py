@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import hydra
+import torch
 from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,7 +26,7 @@ from envs.live.plan.output.summary import summary
 from envs.live.plan.run import REQUEST_KEYS, PlanRequest, lock, make_plan
 from envs.live.plan.weekly_plan import PlanViolation
 from envs.live.plan.why import why
-from scripts.shared.cli import choose_device, guarded, launch, to_dict
+from scripts.shared.cli import guarded, launch, to_dict
 
 
 @hydra.main(config_path=str(CONF), config_name="plan", version_base="1.3")
@@ -33,10 +34,10 @@ from scripts.shared.cli import choose_device, guarded, launch, to_dict
 def main(cfg: DictConfig) -> None:
     if cfg.package is None:
         raise ValueError("package: expected the folder of an exported policy, as in package=package")
-    choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
+    torch.set_num_threads(cfg.threads)
     keys = to_dict(cfg, resolve=True)
     request = PlanRequest(**{name: keys[name] for name in REQUEST_KEYS})
-    policy = ExportedPolicy(Package.load(cfg.package, threads=cfg.threads or 1))
+    policy = ExportedPolicy(Package.load(cfg.package, threads=cfg.threads))
     if cfg.why is not None:
         print("\n".join(why(policy, request, str(cfg.why))))
         return
@@ -46,7 +47,10 @@ def main(cfg: DictConfig) -> None:
     except PlanViolation as violation:
         print(f"stop: {violation}", file=sys.stderr)
         sys.exit(3)
+    replaced = planned.replaces()
     written = planned.write()
+    if replaced:
+        print(f"{written[0]}: in place of an older plan, whose sends count no more: {replaced}")
     for warning in planned.plan.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print("\n".join(summary(planned)))

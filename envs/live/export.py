@@ -66,6 +66,8 @@ def export(
     manifest |= {
         "algorithm": name,
         "seed": config["seed"],
+        "learned_from_log": config.get("log") is not None,
+        "observes_price": agent.policy.observes_price,
         "last_price": (row.get("prices") or [None])[-1],
         "versions": versions(),
         "git_revision": git_revision(),

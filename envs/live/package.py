@@ -32,7 +32,8 @@ PARTS_OF_A_WORLD = (
     "envs.offers.populations.parameter_regression.",
     "envs.offers.twin.theta_estimate.",
 )
-BATCH = 1000  # customers scored at once: few for a CPU's caches
+CELLS = 49_152  # customers × prices scored at once, and
+LEAST, MOST = 1024, 4096  # customers: few for a CPU's caches, many beside the cost of a call
 
 
 def runtime():
@@ -139,8 +140,17 @@ class Package:
         return self.codec.remember(memory, features, PassedWeek(week, seen, *2 * [no_states(len(memory))]))
 
     def next_season(self, memory: Tensor) -> Tensor:
-        """Return the memory [N, M] with which customers go from the end of a season into the next one."""
-        return self.codec.next_season(memory)
+        """Return the memory [N, M] with which customers go from the end of a season into the next one.
+
+        A policy that learned from a log of several seasons has seen frequency and recency go on; one that learned in a
+        simulator has seen every season begin without them.
+        """
+        return self.codec.next_season(memory) if self.manifest["learned_from_log"] else self.codec.season_anew(memory)
+
+    @property
+    def observes_price(self) -> bool:
+        """Whether logits are those of a policy that is told the price; if not, action values less price · spend."""
+        return self.manifest["observes_price"]
 
     def subscribed(self, memory: Tensor) -> Tensor:
         """Customers who have not opted out, bool [N]."""
@@ -181,8 +191,9 @@ class Package:
         prices = self.prices if prices is None else prices.float()
         drift = self.drift if drift is None else drift
         parts = []
-        for first in range(0, max(inputs.num_customers, 1), BATCH):  # nobody, too, has scores of the right shape
-            batch = inputs.take(slice(first, first + BATCH))
+        size = min(max(CELLS // len(prices), LEAST), MOST)
+        for first in range(0, max(inputs.num_customers, 1), size):  # nobody, too, has scores of the right shape
+            batch = inputs.take(slice(first, first + size))
             feed: dict[str, np.ndarray] = {name: x.numpy() for name, x in batch._asdict().items()}
             feed |= {"prices": prices.numpy(), "drift": np.array(drift, dtype=np.float32)}
             parts.append(self._session.run(None, {name: x for name, x in feed.items() if name in self._inputs}))

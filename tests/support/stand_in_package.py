@@ -8,13 +8,14 @@ import torch
 
 from envs.live.columns import TableColumns
 from envs.live.decide import DecisionInputs, Scores
+from envs.live.plan.arm_plans import PlanSetting
 from envs.live.plan.arms import Arms
 from envs.live.plan.deciding import Customers, Table, allowed_now
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
 from envs.live.plan.run import PlanRequest
-from envs.live.plan.weekly_plan import PlanSetting, WeekPlan, plan_week
+from envs.live.plan.weekly_plan import WeekPlan, plan_week
 from envs.offers.world.catalogue import Catalogue
 from envs.tables.column_kinds import to_column
 
@@ -48,6 +49,7 @@ class StandInPackage:
     prices = torch.from_numpy(np.geomspace(20.0, 0.05, 48)).float()
     weeks = 12
     version = "stand-in"
+    observes_price = True
 
     def __init__(self, contact_rules=RULES):
         self.contact_rules = contact_rules
@@ -137,7 +139,7 @@ def request(**changes) -> PlanRequest:
         "rule": "expected", "z": 1.645, "sigma": 0.2, "salt": 0,
         "arms": {"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0},
         "shop_rule": {"decisions": None, "separator": ","}, "forecast": {"redemptions": 200.0}, "segment": None,
-        "valid_days": 7, "out": None, "block": 128,
+        "valid_days": 7, "out": None, "replace": False, "block": 128,
     }  # fmt: skip
     return PlanRequest(**{**keys, **changes})
 

@@ -22,13 +22,17 @@ FINE = 50  # bins a standard deviation from which the histogram's error in price
 
 
 class Demand(NamedTuple):
-    """What S steps of an arm's customers add to each sum, [S] each, in any order."""
+    """What S steps of an arm's customers add to each sum, [S] each, in any order.
+
+    A customer's charge counts as the highest so far, so that it never falls as the price does.
+    """
 
     log_price: np.ndarray
     spend: np.ndarray
     variance: np.ndarray
     charge: np.ndarray
-    square: np.ndarray  #: of the charge
+    spend_square: np.ndarray
+    charge_square: np.ndarray
 
     @classmethod
     def of(cls, steps: Increments, catalogue: Catalogue) -> Demand:
@@ -40,12 +44,14 @@ class Demand(NamedTuple):
             before = torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1]), 1)
             return (x - before)[real].numpy()
 
+        charge = torch.where(real, after.charge, 0.0).cummax(1).values
         return cls(
             steps.price[real].double().log().numpy(),
             added(after.spend),
             added(after.variance),
-            added(after.charge),
-            added(after.charge.square()),
+            added(charge),
+            added(after.spend.square()),
+            added(charge.square()),
         )
 
 
@@ -59,7 +65,7 @@ class DemandCurve:
         scale = BINS / max(high - low, 1e-300)
         at = np.minimum(((log_price - low) * scale).astype(np.int64), BINS - 1)
         worth = np.exp(demand.log_price) * demand.spend
-        rows = (demand.spend, demand.variance, demand.charge, demand.square, worth)
+        rows = (demand.spend, demand.variance, demand.charge, worth, demand.spend_square, demand.charge_square)
         self.sums = np.stack([np.bincount(at, x[inside], BINS) for x in rows])
         self.dearer = np.array([x[dearer].sum() for x in rows])
         spend = self.sums[0]
@@ -69,11 +75,15 @@ class DemandCurve:
         self.low, self.high, self.width = low, high, 1 / scale
 
     def at(self, log_price: float, sigma: float) -> Totals:
-        """Return the expected sums where private prices are a price times exp(σξ), ξ standard normal."""
+        """Return the expected sums where private prices are a price times exp(σξ), ξ standard normal.
+
+        With p ≥ q the probabilities of two steps of a customer and a, b ≥ 0 what they add, (ap + bq)² is at least
+        a²p² + (2ab + b²)q². A sum of p(1 − p) times what each step adds to the square is therefore no less than the
+        variance that lots bring.
+        """
         bought = ndtr((self.log_price - log_price) / sigma)
-        spend, variance, charge, _, worth = self.sums @ bought + self.dearer
-        lots = self.sums[3] @ (bought * (1 - bought))
-        return Totals(spend, variance, charge, lots, worth)
+        spend, variance, charge, worth = self.sums[:4] @ bought + self.dearer[:4]
+        return Totals(spend, variance, charge, worth, *(self.sums[4:] @ (bought * (1 - bought))))
 
 
 class Cleared(NamedTuple):
@@ -122,7 +132,8 @@ def clear_without_lots(demand: Demand, money: float, rule: MoneyRule, lowest: fl
     order = np.argsort(-demand.log_price, kind="stable")
     price = np.exp(demand.log_price[order]).astype(np.float32)
     worth = price * demand.spend[order]
-    added = (demand.spend[order], demand.variance[order], demand.charge[order], np.zeros(len(order)), worth)
+    none = np.zeros(len(order))
+    added = (demand.spend[order], demand.variance[order], demand.charge[order], worth, none, none)
     sums = Totals(*(np.cumsum(x) for x in added))
     beyond = rule.used(sums) > money
     if not beyond.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from envs.offers.policies.logging_policies import reach_probabilities
 from envs.offers.world.catalogue import Catalogue
 
 NEVER = torch.nan  # price of a step that does not exist
+TRIED = 24  # exponents of Chernoff's bound
 
 
 class Decisions(NamedTuple):
@@ -55,9 +57,48 @@ def at_private_price(steps: Increments, price: float, sigma: float, u: Tensor) -
     )
 
 
-def less(money: float, excess: float) -> float:
-    """Return less money to clear after lots that held `excess` more than there is: a little less at least."""
-    return max(min(money - excess, 0.999 * money - 1e-9), 0.0)
+def kept_within(
+    decisions: Decisions, nothing: Tensor, charge: Tensor, u: Tensor, money: float, odds: float
+) -> Decisions:
+    """Keep the decisions [n] whose charges [n] lie within the money, by rising lots u [n]; nothing for all others.
+
+    `odds` bound the probability that lots leave anything to cut, so that propensities are exact but for it. Who is cut
+    has the probability of nothing, `nothing` [n], or the odds where these are higher.
+    """
+    if float(charge.sum()) <= money:
+        return decisions
+    order = u.argsort()
+    cut = torch.zeros(len(u), dtype=torch.bool)
+    cut[order] = charge[order].cumsum(0) > money
+    cut &= decisions.action > 0
+    none = undecided(len(u))
+    return Decisions(
+        decisions.action.masked_fill(cut, 0),
+        torch.where(cut, nothing.clamp_min(odds), decisions.propensity),
+        torch.where(cut, none.own_price, decisions.own_price),
+        decisions.next_action,
+        decisions.next_price,
+    )
+
+
+def passing_odds(probability: Tensor, use: Tensor, limit: float) -> float:
+    """Bound the probability that independent draws use more than a limit: each row [n, K] is one, of what `use` says.
+
+    This is Chernoff's bound: E exp(t·use) / exp(t·limit), at the t of a grid that makes it lowest.
+    """
+    undecided_rows = (probability.amax(1) < 1).numpy()
+    spare = limit - float((probability * use).sum(1)[~undecided_rows].sum())
+    probability, use = probability[undecided_rows], use[undecided_rows]
+    if not len(use):
+        return 0.0 if spare >= 0 else 1.0
+    scale = float(use.max())
+    if scale == 0:
+        return 0.0
+    bounds = [
+        float((probability * (use * t).exp()).sum(1).log().sum()) - t * spare
+        for t in (np.geomspace(1e-3, 10.0, TRIED) / scale).tolist()
+    ]
+    return min(math.exp(min(bounds)), 1.0)
 
 
 class PairTotals(NamedTuple):
@@ -76,38 +117,45 @@ class PairTotals(NamedTuple):
         return cls(spend.double(), given * (face - given), (face + message).expand_as(spend))
 
     def sums(self, weight: Tensor) -> Totals:
-        """Return the sums over customers, by the weight [N, P] of each pair."""
+        """Return the sums over customers who draw each pair with the probability `weight` [N, P]."""
         zero = np.zeros(())
         spend, variance, charge = (np.asarray((x * weight).sum()) for x in self)
-        return Totals(spend, variance, charge, zero, zero)
+        return Totals(spend, variance, charge, zero, self.lots(self.spend, weight), self.lots(self.charge, weight))
+
+    @staticmethod
+    def lots(x: Tensor, weight: Tensor) -> np.ndarray:
+        """Return the variance that draws of a pair bring to a sum of x [N, P]."""
+        return np.asarray(((x.square() * weight).sum(1) - (x * weight).sum(1).square()).sum())
 
 
-def uniformly(pairs: PairTotals, mask: Tensor, u: Tensor, money: float, rule: MoneyRule) -> tuple[Decisions, float]:
-    """Draw among all pairs of the mask [N, P] alike, in a share of cases that the money covers; else send nothing.
+def share_of_draws(pairs: PairTotals, mask: Tensor, money: float, rule: MoneyRule) -> float:
+    """Return the share of cases in which a pair of the mask [N, P] can be drawn, all alike, so that money suffices."""
+    uniform = mask / mask.sum(1, keepdim=True)
+    spend, variance, charge = ((x * uniform).sum(1) for x in pairs)
+    squares = [(x.square() * uniform).sum() for x in (pairs.spend, pairs.charge)]
 
-    Returns the share, too. Every pair that the rules allow has a probability above 0 wherever there is money. What
-    `reserved` holds for the drawn pairs never passes the money.
-    """
-    left = money
-    while True:
-        drawn, share = _uniformly(pairs, mask, u, left, rule)
-        held = float(pairs.charge.gather(1, drawn.action[:, None])[drawn.action > 0].sum())
-        if rule.name != "reserved" or held <= money:
-            return drawn, share
-        left = less(left, held - money)
+    def fits(share: float) -> bool:
+        lots = (share * y - (share * x).square().sum() for x, y in zip((spend, charge), squares))
+        sums = (share * spend.sum(), share * variance.sum(), share * charge.sum(), torch.zeros(()), *lots)
+        return bool(rule.used(Totals(*(x.double().numpy() for x in sums))) <= money)
 
-
-def _uniformly(pairs: PairTotals, mask: Tensor, u: Tensor, money: float, rule: MoneyRule) -> tuple[Decisions, float]:
-    allowed = mask.sum(1, keepdim=True).double()
-    totals = pairs.sums(mask / allowed)
+    if money <= 0 or not len(mask):
+        return 0.0
+    if fits(1.0):
+        return 1.0
     share, step = 0.0, 1.0
-    fits_all = money > 0 and bool(rule.used(totals) <= money)
-    while not fits_all and step > 1e-9:
+    while step > 1e-9:
         step /= 2
-        if rule.used(Totals(*(x * (share + step) for x in totals))) <= money:
-            share += step
-    share = 1.0 if fits_all else share
-    each = share / allowed[:, 0]
+        share += step if fits(share + step) else 0.0
+    return share
+
+
+def uniformly(mask: Tensor, u: Tensor, share: float) -> Decisions:
+    """Draw among all pairs of the mask [N, P] alike, in a share of cases; else send nothing.
+
+    Every pair that the rules allow has a probability above 0 wherever the share has one.
+    """
+    each = share / mask.sum(1).double()
     contacts = mask.clone()
     contacts[:, 0] = False
     number = torch.where(each > 0, u / each.clamp_min(1e-300), torch.inf)  # of the contact whose share holds u
@@ -116,7 +164,7 @@ def _uniformly(pairs: PairTotals, mask: Tensor, u: Tensor, money: float, rule: M
     chosen = (contacts & (rank == torch.where(drawn, number, 0).long()[:, None])).to(torch.uint8).argmax(1)
     base = undecided(len(u))
     nothing = 1 - each * contacts.sum(1)
-    return base._replace(action=torch.where(drawn, chosen, 0), propensity=torch.where(drawn, each, nothing)), share
+    return base._replace(action=torch.where(drawn, chosen, 0), propensity=torch.where(drawn, each, nothing))
 
 
 def by_redemption(spend: Tensor, mask: Tensor, catalogue: Catalogue) -> tuple[Tensor, Tensor]:
@@ -140,7 +188,7 @@ def in_turn(wanted: Tensor, rank: Tensor, pairs: PairTotals, money: float, rule:
     each = (x[order, wanted[order]].cumsum(0).numpy() for x in pairs)
     spend, variance, charge = each
     zeros = np.zeros(len(order))
-    fits = rule.used(Totals(spend, variance, charge, zeros, zeros)) <= money
+    fits = rule.used(Totals(spend, variance, charge, zeros, zeros, zeros)) <= money
     covered = order[: len(order) if fits.all() else int(fits.argmin())]
     kept = torch.zeros_like(wanted)
     kept[covered] = wanted[covered]

@@ -11,14 +11,15 @@ import numpy as np
 class Totals(NamedTuple):
     """Sums over the customers of an arm, money, of any one shape.
 
-    `lots` is the variance of `charge` that the lots of private prices bring.
+    The two last fields are the variances that the lots of private prices bring; both are bounds from above.
     """
 
     spend: np.ndarray  #: expected
-    variance: np.ndarray  #: of the spend, as customers redeem independently of each other
+    variance: np.ndarray  #: of the spend of what was sent, as customers redeem independently of each other
     charge: np.ndarray  #: face values and messages' costs
-    lots: np.ndarray
     worth: np.ndarray  #: price of each step times its spend: what the plan's policy holds the purchases to be worth
+    spend_lots: np.ndarray  #: of the expected spend
+    charge_lots: np.ndarray  #: of the charge
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,31 @@ class MoneyRule:
     """One of `expected`, `buffered` and `reserved`.
 
     `expected` keeps the expected spend within the money; realised spend passes it in about half of all weeks.
-    `buffered` keeps the expected spend plus `z` standard deviations within it. `reserved` holds the face value and
-    message of every send, so that spend cannot pass the money, whoever redeems.
+    `buffered` keeps the expected spend plus `z` standard deviations within it: those of who redeems and of the lots
+    together. `reserved` holds the face value and message of every send, so that spend cannot pass the money, whoever
+    redeems.
     """
 
     name: str
     z: float
-    lots_z = 4.0  # standard deviations of the lots that `reserved` leaves free, so that the lots hardly move the price
+    lots_z = 4.0  # standard deviations of the lots that `reserved` leaves free, so that lots are hardly ever cut
 
     def __post_init__(self):
         if self.name not in ("expected", "buffered", "reserved"):
             raise ValueError(f"rule: expected expected, buffered or reserved, got '{self.name}'")
+
+    @property
+    def holds_face_value(self) -> bool:
+        """Whether the face value of every send lies within the money."""
+        return self.name == "reserved"
 
     def used(self, totals: Totals) -> np.ndarray:
         """Return what counts as used."""
         if self.name == "expected":
             return totals.spend
         if self.name == "buffered":
-            return totals.spend + self.z * np.sqrt(np.maximum(totals.variance, 0.0))
-        return totals.charge + self.lots_z * np.sqrt(np.maximum(totals.lots, 0.0))
+            return totals.spend + self.z * np.sqrt(np.maximum(totals.variance + totals.spend_lots, 0.0))
+        return totals.charge + self.lots_z * np.sqrt(np.maximum(totals.charge_lots, 0.0))
 
     def meaning(self) -> str:
         """Say in a sentence what the rule promises."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import hashlib
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from envs.live.columns import as_table
+from envs.live.plan.arm_plans import PlanSetting
 from envs.live.plan.arms import Arms
 from envs.live.plan.deciding import Customers, PolicyPackage, Table, allowed_now
 from envs.live.plan.forecast import Forecast, corrections
@@ -17,8 +19,8 @@ from envs.live.plan.inputs.exported import ExportedPolicy, read_table_of
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
-from envs.live.plan.output.plan_file import plan_table, write_plan, write_sends
-from envs.live.plan.weekly_plan import PlanSetting, WeekPlan, plan_week
+from envs.live.plan.output.plan_file import plan_table, read_facts, write_plan, write_sends
+from envs.live.plan.weekly_plan import WeekPlan, plan_week
 from envs.offers.logs import send_log
 from rlcore.runs.checkpoint import lock_folder
 
@@ -44,6 +46,7 @@ class PlanRequest:
     segment: str | None
     valid_days: int
     out: str | None
+    replace: bool
     block: int
 
     def __post_init__(self):
@@ -65,6 +68,8 @@ class PlanRequest:
         return path
 
 
+SETTINGS = ("policy", "money", "rule", "z", "sigma", "salt", "shares", "shop_rule")  # of a plan's facts
+DIGEST = 16  # characters of a checksum of decisions
 REQUEST_KEYS = tuple(f.name for f in fields(PlanRequest))
 
 
@@ -82,6 +87,7 @@ class Planned:
     segment: np.ndarray | None  #: of each customer, texts [N]
     valid_until: str  #: last day of the week's offers, empty where the log has no dates
     valid_weeks: int  #: begun weeks in which the offers can be redeemed
+    replace: bool  #: whether the plan may take the place of one that decided otherwise
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -95,20 +101,50 @@ class Planned:
             "z": setting.rule.z,
             "sigma": setting.sigma,
             "salt": setting.salt,
+            "shares": list(astuple(setting.arms)),
+            "shop_rule": setting.shop_rule.name,
             "price": plan.cleared.price if np.isfinite(plan.cleared.price) else None,
             "arms": {name: arm._asdict() for name, arm in plan.arms.items()},
             "factors": self.forecast.factor.tolist(),
             "valid_weeks": self.valid_weeks,
+            "decided": self.digest(),
         }
+
+    def digest(self) -> str:
+        """Return a checksum of who is sent what."""
+        digest = hashlib.sha256(self.plan.columns["decision"].tobytes())
+        digest.update(self.plan.action.tobytes())
+        return digest.hexdigest()[:DIGEST]
+
+    def replaces(self) -> str:
+        """Say in what the plan differs from the one on disk; empty where there is none, or none that differs.
+
+        Raises ValueError where they differ and `replace` is false: some of the older plan's offers may have been sent,
+        and both together pass the week's money.
+        """
+        if not self.path.is_file():
+            return ""
+        before, now = read_facts(self.path), self.facts
+        settings = [name for name in SETTINGS if before.get(name) != now[name]]
+        changes = [f"{name} {before.get(name)} -> {now[name]}" for name in settings]
+        if not changes and before.get("decided") != now["decided"]:
+            changes = ["other decisions, by other customers or another log"]
+        if changes and not self.replace:
+            raise ValueError(
+                f"{self.path}: this week is planned already, with {'; '.join(changes)}: both plans sent would pass the "
+                "week's money; replace=true replaces the older one"
+            )
+        return "; ".join(changes)
 
     def table(self):
         """Return the plan's rows as a pyarrow.Table."""
         return plan_table(self.plan.columns, self.facts, slice(None))
 
     def write(self) -> list[Path]:
-        """Write the plan, the page and, last, the sender's file; return their paths."""
+        """Write the plan, the page and, last, the sender's file; return their paths. Raises what `replaces` does."""
         from envs.live.plan.output.page import write_page  # jinja2, an extra
 
+        self.replaces()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         sends, page = self.path.with_suffix(".csv"), self.path.with_suffix(".html")
         write_plan(self.path, self.plan.columns, self.facts)
@@ -178,7 +214,19 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     until = "" if first_day is None else str(first_day + np.timedelta64(request.valid_days - 1, "D"))
     segment = None if request.segment is None else texts_of(file, request.segment)
     valid_weeks = -(-request.valid_days // send_log.DAYS)
-    return Planned(policy, customers, setting, forecast, plan, path, request.segment, segment, until, valid_weeks)
+    return Planned(
+        package=policy,
+        customers=customers,
+        setting=setting,
+        forecast=forecast,
+        plan=plan,
+        path=path,
+        segment_name=request.segment,
+        segment=segment,
+        valid_until=until,
+        valid_weeks=valid_weeks,
+        replace=request.replace,
+    )
 
 
 def texts_of(table: Any, name: str) -> np.ndarray:

@@ -9,34 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.live.plan import draws
-from envs.live.plan.arms import ARMS, BAU, RANDOM, RL, Arms, money_by_arm
-from envs.live.plan.clearing import Cleared, Demand, clear
-from envs.live.plan.deciding import Customers, PolicyPackage, best_refused, score_customers
-from envs.live.plan.draws import Decisions, PairTotals, undecided
-from envs.live.plan.inputs.shop_rules import ShopRule
-from envs.live.plan.money_rules import MoneyRule
+from envs.live.plan.arm_plans import ArmPlan, PlannedWeek, PlanSetting, at_random, by_policy, by_the_shop
+from envs.live.plan.arms import ARMS, BAU, RANDOM, RL
+from envs.live.plan.clearing import Cleared, Demand
+from envs.live.plan.deciding import Customers, PolicyPackage
+from envs.live.plan.draws import Decisions, undecided
 from envs.live.plan.output.plan_columns import plan_columns
-from envs.offers.planning.knapsack import Increments
-from envs.offers.populations.base import hash_uniform
-from envs.offers.world.catalogue import Catalogue
+from envs.live.plan.scoring import best_refused
 
 
 class PlanViolation(Exception):
     """A decision that the contact rules refuse got past the policy's own mask."""
-
-
-@dataclass(frozen=True)
-class PlanSetting:
-    """What a week is planned by, apart from customers and package."""
-
-    money: float
-    rule: MoneyRule
-    sigma: float  #: standard deviation of the logarithm of private prices
-    salt: int  #: of the lots of decisions
-    arms: Arms
-    shop_rule: ShopRule
-    block: int  #: customers that are scored at once
 
 
 class ArmResult(NamedTuple):
@@ -49,6 +32,7 @@ class ArmResult(NamedTuple):
     spend: float  #: expected, of what was drawn
     expected: float  #: expected, over the lots as well
     face: float  #: what a ledger must reserve
+    odds: float  #: bound of the probability that lots pass the money of `reserved`, so that some are cut
 
 
 @dataclass
@@ -73,106 +57,40 @@ def plan_week(package: PolicyPackage, customers: Customers, factor: Tensor, sett
 
     Raises PlanViolation where a drawn decision is none that the rules allow.
     """
-    held_out = torch.zeros(len(customers), dtype=torch.bool)
-    for x in customers.contact_policy.exclusions:
-        if x.reason == "holdout":
-            held_out |= x.excluded
-    arm = setting.arms.of(customers.ids, held_out.numpy())
-    scored = score_customers(package, customers, factor, arm, setting.block)
-    money = money_by_arm(setting.money, arm, customers.eligible.numpy())
-    u = hash_uniform([f"{customers.past.week}:{name}" for name in customers.ids], setting.salt)
+    week = PlannedWeek.of(package, customers, factor, setting)
+    policys, cleared, demand = by_policy(week)
+    randoms, share = at_random(week)
+    shops, refused = by_the_shop(week)
+    arms = {RL: policys, RANDOM: randoms, BAU: shops}
 
-    decisions = undecided(len(customers))
-    steps, row = scored.steps, torch.from_numpy(scored.eligible)
-    of_arm = {k: np.flatnonzero(arm[scored.eligible] == k) for k in (RANDOM, BAU, RL)}
-    catalogue = package.catalogue
-
-    at = torch.from_numpy(of_arm[RL])
-    own = Increments(*(x[at] for x in steps))
-    cleared, demand, drawn = cleared_draw(package, own, u[row[at]], money[RL], setting)
-    put(decisions, row[at], drawn)
-    expected = {RL: float(cleared.totals.spend)}
-
-    at = torch.from_numpy(of_arm[RANDOM])
-    pairs = PairTotals.of(scored.spend[at], catalogue)
-    mask = customers.options.action_mask
-    drawn, share = draws.uniformly(pairs, mask[row[at]], u[row[at]], money[RANDOM], setting.rule)
-    put(decisions, row[at], drawn)
-    uniform = mask[row[at]] / mask[row[at]].sum(1, keepdim=True)
-    expected[RANDOM] = share * float(pairs.sums(uniform).spend)
-
-    at = torch.from_numpy(of_arm[BAU])
-    pairs = PairTotals.of(scored.spend[at], catalogue)
-    ids = [customers.ids[k] for k in row[at].tolist()]
-    wanted, rank, refused = setting.shop_rule.wanted(ids, scored.spend[at], mask[row[at]], catalogue)
-    action = draws.in_turn(wanted, rank, pairs, money[BAU], setting.rule)
-    put(decisions, row[at], undecided(len(at))._replace(action=action))
-    barred = np.flatnonzero((arm == BAU) & ~customers.eligible.numpy())
-    refused += setting.shop_rule.asks_for([customers.ids[k] for k in barred.tolist()])
-
-    spend = torch.zeros(len(customers))
-    spend[row] = scored.spend.gather(1, decisions.action[row, None])[:, 0]
-    check_allowed(decisions.action, mask)
-    expected[BAU] = float(spend[row[at]].double().sum())
-    refusal = best_refused(package, customers, scored, cleared.price)
-    columns = plan_columns(package, customers, setting, arm, decisions, spend, cleared.price, refusal)
-    sent = np.flatnonzero(decisions.action.numpy() > 0)
-    results = {
-        ARMS[k]: ArmResult(
-            customers=int((arm == k).sum()),
-            eligible=int((arm[scored.eligible] == k).sum()),
-            contacts=int((arm[sent] == k).sum()),
-            money=money.get(k, 0.0),
-            spend=float(spend.double().numpy()[arm == k].sum()),
-            expected=expected.get(k, 0.0),
-            face=float(columns["face"][arm == k].astype(np.float64).sum()),
-        )
-        for k in range(len(ARMS))
-    }
+    decisions = together(arms, len(customers))
+    check_allowed(decisions.action, customers.options.action_mask)
+    spend = expected_spend(week, decisions.action)
+    refusal = best_refused(package, customers, week.scored, cleared.price)
+    columns = plan_columns(package, customers, setting, week.arm, decisions, spend, cleared.price, refusal)
     plan = WeekPlan(
-        columns,
-        sent,
-        results,
-        cleared,
-        demand,
-        share,
-        refused,
-        arm,
-        decisions.action.numpy(),
-        spend.numpy(),
+        columns=columns,
+        sent=np.flatnonzero(decisions.action.numpy() > 0),
+        arms=results_of(week, arms, columns),
+        cleared=cleared,
+        demand=demand,
+        random_share=share,
+        refused_by_shop_rule=refused,
+        arm=week.arm,
+        action=decisions.action.numpy(),
+        spend=spend.numpy(),
     )
     plan.warnings = warnings_of(plan, package, setting)
     return plan
 
 
-def cleared_draw(
-    package: PolicyPackage, steps: Increments, u: Tensor, money: float, setting: PlanSetting
-) -> tuple[Cleared, Demand, Decisions]:
-    """Clear an arm's money and draw its decisions; what `reserved` holds for them never passes the money."""
-    demand = Demand.of(steps, package.catalogue)
-    lowest = float(package.prices[-1])
-    left = money
-    while True:
-        cleared = clear(demand, left, setting.rule, setting.sigma, lowest)
-        drawn = draws.at_private_price(steps, cleared.price, setting.sigma, u)
-        if setting.rule.name != "reserved":
-            return cleared, demand, drawn
-        held = float(charges(drawn.action, package.catalogue).sum())
-        if held <= money:
-            return cleared, demand, drawn
-        left = draws.less(left, held - money)
-
-
-def charges(action: Tensor, catalogue: Catalogue) -> Tensor:
-    """Return the face value and the message's cost of each flat action, [N]; the catalogue is in float64."""
-    offer, channel = catalogue.action_codec.decode(action)
-    return catalogue.value[offer] + catalogue.cost[channel] * (offer > 0)
-
-
-def put(decisions: Decisions, rows: Tensor, some: Decisions) -> None:
-    """Write the decisions of some rows into those of all."""
-    for whole, part in zip(decisions, some):
-        whole[rows] = part.to(whole)
+def together(arms: dict[int, ArmPlan], n: int) -> Decisions:
+    """Put the arms' decisions into those of all n customers; nobody else is sent anything."""
+    decisions = undecided(n)
+    for arm in arms.values():
+        for whole, part in zip(decisions, arm.decisions):
+            whole[arm.rows] = part.to(whole)
+    return decisions
 
 
 def check_allowed(action: Tensor, mask: Tensor) -> None:
@@ -182,6 +100,34 @@ def check_allowed(action: Tensor, mask: Tensor) -> None:
         raise PlanViolation(
             f"{int(wrong.sum()):,} decisions are none that the contact rules allow; nothing was written"
         )
+
+
+def expected_spend(week: PlannedWeek, action: Tensor) -> Tensor:
+    """Return what each customer's action [N] is expected to spend, [N]."""
+    spend = torch.zeros(len(action))
+    rows = torch.from_numpy(week.scored.eligible)
+    spend[rows] = week.scored.spend.gather(1, action[rows, None])[:, 0]
+    return spend
+
+
+def results_of(week: PlannedWeek, arms: dict[int, ArmPlan], columns: dict[str, Any]) -> dict[str, ArmResult]:
+    """Sum an arm's customers and money up, by the name of the arm."""
+    arm, found = week.arm, {}
+    is_sent = columns["offer"].index > 0
+    for k, name in enumerate(ARMS):
+        here = arm == k
+        spend, face = (float(columns[x][here].astype(np.float64).sum()) for x in ("spend", "face"))
+        found[name] = ArmResult(
+            customers=int(here.sum()),
+            eligible=int(here[week.scored.eligible].sum()),
+            contacts=int((is_sent & here).sum()),
+            money=week.money.get(k, 0.0),
+            spend=spend,
+            expected=arms[k].expected if k in arms else 0.0,
+            face=face,
+            odds=arms[k].odds if k in arms else 0.0,
+        )
+    return found
 
 
 def warnings_of(plan: WeekPlan, package: PolicyPackage, setting: PlanSetting) -> list[str]:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from envs.live.plan.arms import RL
-from envs.live.plan.deciding import Customers, PolicyPackage, allowed_now, best_refused, score_customers
+from envs.live.plan.deciding import Customers, PolicyPackage, allowed_now
 from envs.live.plan.inputs.exported import ExportedPolicy
 from envs.live.plan.output.plan_file import read_facts
 from envs.live.plan.reasons import RuleNames, number, pair_name
 from envs.live.plan.run import PlanRequest, past_weeks, read_customers
+from envs.live.plan.scoring import best_refused, score_customers
 from rlcore.offline.file_columns import arrow
 
 

@@ -49,6 +49,7 @@ class BeliefCodec(HidingCodec):
     """
 
     shows = ("beliefs", "counts")
+    own_outlives_seasons = True  # a distribution stays one, however many weeks it was filtered by
 
     def __init__(
         self,

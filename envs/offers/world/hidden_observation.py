@@ -21,6 +21,7 @@ class HidingCodec(ObservationCodec):
 
     hides_state = True
     num_statuses = 2  # subscribed, unsubscribed
+    own_outlives_seasons = False  # whether the subclass's own numbers stay within training's range in later seasons
 
     def __init__(self, setting: ViewSetting, *, count_scale: float):
         self.catalogue = setting.world.catalogue
@@ -72,7 +73,15 @@ class HidingCodec(ObservationCodec):
 
     def next_season(self, memory: Tensor) -> Tensor:
         """Return the memory [N, M] with the sums of the season at 0; opt-outs and the subclass's own numbers stay."""
+        return self._next_season(memory, own_stays=True)
+
+    def season_anew(self, memory: Tensor) -> Tensor:
+        """Return the memory [N, M] as at the first season's start, but for opt-outs and `own_outlives_seasons`."""
+        return self._next_season(memory, own_stays=self.own_outlives_seasons)
+
+    def _next_season(self, memory: Tensor, own_stays: bool) -> Tensor:
         opted_out, sums, own = self._split(memory)
+        own = own if own_stays else self.start_own(memory)
         return torch.cat((opted_out[:, None], self.counts.start(sums), own), 1)
 
     def subscribed(self, state: CustomerState, memory: Tensor) -> Tensor:

@@ -99,6 +99,10 @@ class ObservationCodec:
         """Return the memory [N, M] with which customers go from the end of a season into the next one."""
         return memory
 
+    def season_anew(self, memory: Tensor) -> Tensor:
+        """Return the same for a policy that met no second season in training: what its first week may look like."""
+        return memory
+
     def subscribed(self, state: CustomerState, memory: Tensor) -> Tensor:
         """Customers who, as far as the view tells, can be contacted, bool [N]."""
         return state.status == SUBSCRIBED

@@ -34,7 +34,7 @@ class ExportedPolicy:
         catalogue: Catalogue = instantiate_stored(env["catalogue"], str(package.folder))
         self.catalogue = catalogue.to("cpu", torch.float64)
         self.contact_rules = {key: x for key, x in package.contact_rules.items() if not key.startswith("_")}
-        self.prices, self.weeks = package.prices, package.weeks
+        self.prices, self.weeks, self.observes_price = package.prices, package.weeks, package.observes_price
         digest = hashlib.sha256(json.dumps(package.manifest, sort_keys=True).encode()).hexdigest()
         self.version = f"{package.manifest['algorithm']}-{digest[:VERSION_DIGITS]}"
         population = env["population"].get("base", env["population"])  # of a twin's customers

@@ -15,7 +15,7 @@ from envs.live.plan.draws import Decisions
 from envs.live.plan.output.plan_file import Names, Texts, decision_ids
 
 if TYPE_CHECKING:
-    from envs.live.plan.weekly_plan import PlanSetting
+    from envs.live.plan.arm_plans import PlanSetting
 
 
 def plan_columns(

@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def planned(path, *, n=300, money=40.0, package=None, past=None, ids=None, segme
     chosen = setting(money, **changes)
     plan = plan_of(customers, package, chosen)
     segments = None if segment is None else given.columns[segment]
-    return Planned(package, customers, chosen, NO_CORRECTION, plan, path, segment, segments, "2026-05-10", 1)
+    return Planned(package, customers, chosen, NO_CORRECTION, plan, path, segment, segments, "2026-05-10", 1, False)
 
 
 def log_of(tmp_path, ids, weeks=5, dates=True, **cells):
@@ -89,6 +90,26 @@ def test_the_same_week_written_twice_is_the_same_bytes(tmp_path):
     first = [path.read_bytes() for path in planned(tmp_path / "a" / "week=3.parquet").write()]
     second = [path.read_bytes() for path in planned(tmp_path / "b" / "week=3.parquet").write()]
     assert first == second
+
+
+def test_another_plan_of_the_week_is_refused_unless_it_may_replace_the_older_one(tmp_path):
+    path = tmp_path / "week=3.parquet"
+    planned(path).write()
+    before = path.read_bytes()
+    assert planned(path).replaces() == ""
+    planned(path).write()
+    more = planned(path, money=60.0)
+    with pytest.raises(
+        ValueError, match=r"week=3.parquet: this week is planned already, with money 40.0 -> 60.0: both"
+    ):
+        more.write()
+    with pytest.raises(ValueError, match="with other decisions, by other customers or another log"):
+        planned(path, n=200).write()
+    assert path.read_bytes() == before
+    allowed = replace(more, replace=True)
+    assert allowed.replaces() == "money 40.0 -> 60.0"
+    allowed.write()
+    assert read_facts(path)["money"] == 60.0
 
 
 def test_decision_ids_differ_by_week_and_customer_and_depend_on_nothing_else():

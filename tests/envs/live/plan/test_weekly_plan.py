@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +11,16 @@ from scipy.stats import binom
 
 pytest.importorskip("pyarrow")
 
+from envs.live.decide import DecisionInputs
 from envs.live.plan import draws
+from envs.live.plan.arm_plans import charges
 from envs.live.plan.arms import BAU, HOLDOUT, RANDOM, RL, Arms, money_by_arm
 from envs.live.plan.clearing import Demand, clear
-from envs.live.plan.deciding import score_customers
-from envs.live.plan.deciding import steps_of as steps_of_scores
 from envs.live.plan.money_rules import MoneyRule
+from envs.live.plan.scoring import corrected, ladders, score_customers
 from envs.live.plan.weekly_plan import PlanViolation, check_allowed
 from envs.offers.planning import knapsack
-from envs.offers.policies.logging_policies import at_private_prices
+from envs.offers.policies.logging_policies import at_private_prices, reach_probabilities
 from stand_in_package import CATALOGUE, NO_RULES, StandInPackage, customers_of, plan_of, setting, shuffled, table
 
 ONLY_POLICY = Arms(7, 0.0, 0.0, 0.0)
@@ -73,20 +73,59 @@ def test_without_lots_decisions_are_those_of_the_season_evaluation(package):
     assert plan.arms["rl"].spend <= plan.arms["rl"].money
 
 
-def test_steps_are_those_of_the_demand_curve_of_all_customers(package):
-    customers = customers_of(table(500), package)
-    logits, spend = package.score(
-        SimpleNamespace(
-            numbers=customers.numbers, memory=torch.zeros(500, 1), action_mask=customers.options.action_mask
-        )
+def inputs(customers) -> DecisionInputs:
+    n = len(customers)
+    options = customers.options
+    return DecisionInputs(
+        customers.numbers, customers.levels, torch.zeros(n, 1), options.caps_left, torch.tensor(3), options.action_mask
     )
+
+
+def test_steps_are_those_of_the_demand_curve_of_all_customers_and_prices(package):
+    customers = customers_of(table(500), package)
+    logits, spend = package.score(inputs(customers))
     whole = knapsack.compact(knapsack.demand_curve(logits, spend, package.prices))
-    found = steps_of_scores(logits, spend, package.prices)
+    found, found_spend = ladders(package, inputs(customers), torch.ones(12))
     real = whole.price > -torch.inf
-    assert torch.equal(found.price, whole.price) and (~real[:, 0]).sum() > 10
-    assert all(torch.equal(x[real], y[real]) for x, y in zip(found, whole))
-    nobody = steps_of_scores(logits.masked_fill(torch.arange(12) > 0, -torch.inf), spend, package.prices)
+    assert torch.equal(found.price, whole.price) and (~real[:, 0]).sum() > 10 and real.sum(1).max() >= 2
+    assert all(torch.equal(x[real], y[real]) for x, y in zip(found, whole)) and torch.equal(found_spend, spend)
+    only_nothing = inputs(customers)._replace(
+        action_mask=torch.zeros(500, 12, dtype=torch.bool).index_fill(1, torch.tensor(0), True)
+    )
+    nobody, _ = ladders(package, only_nothing, torch.ones(12))
     assert (nobody.price == -torch.inf).all() and len(nobody.price) == 500
+
+
+def test_most_customers_are_asked_at_few_prices():
+    asked = []
+
+    class Counting(StandInPackage):
+        def score(self, inputs, prices=None):
+            asked.append(len(inputs.numbers) * len(prices))
+            return super().score(inputs, prices)
+
+    ladders(Counting(), inputs(customers_of(table(500), Counting())), torch.ones(12))
+    assert sum(asked) < 0.6 * 500 * 48  # most customers of this shop would be sent something at the lowest price
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_a_policy_of_action_values_has_the_steps_of_its_values_hull(factor):
+    package = StandInPackage()
+    package.observes_price = False
+    customers = customers_of(table(400), package)
+    scores = package.score(inputs(customers), torch.zeros(1))
+    factors = torch.full((12,), factor)
+    found, spend = ladders(package, inputs(customers), factors)
+    hull = knapsack.compact(knapsack.upper_hull(scores.logits[0], corrected(scores.spend, factors, CATALOGUE)))
+    real = hull.price > -torch.inf
+    assert torch.equal(found.price > -torch.inf, real) and torch.equal(found.action[real], hull.action[real])
+    assert torch.allclose(found.price[real], hull.price[real], rtol=2e-3) and real.sum(1).max() >= 2
+    # at any price the hull holds what value less price · spend is highest for
+    for price in (0.3, 1.0, 4.0):
+        best = (scores.logits[0] - price * spend).argmax(1)
+        bought = (found.price > price).sum(1)
+        held = torch.where(bought > 0, found.action.gather(1, (bought - 1).clamp_min(0)[:, None])[:, 0], 0)
+        assert (held != best).sum() <= 1
 
 
 def test_small_lots_go_over_into_no_lots(package):
@@ -138,25 +177,28 @@ def test_random_pairs_are_drawn_alike_with_their_propensity(package, rule):
     pairs = draws.PairTotals.of(scored.spend, CATALOGUE)
     generator = torch.Generator().manual_seed(1)
     count, repeats, money = torch.zeros_like(pairs.spend), 400, 150.0
-    held = []
+    share = draws.share_of_draws(pairs, mask, money, MoneyRule(rule, 1.645))
+    probs = torch.where(mask, share / mask.sum(1, keepdim=True), 0.0).double()
+    probs[:, 0] += 1 - share
+    spent, held = [], []
     for _ in range(repeats):
-        u = torch.rand(len(mask), generator=generator, dtype=torch.float64)
-        drawn, share = draws.uniformly(pairs, mask, u, money, MoneyRule(rule, 1.645))
+        drawn = draws.uniformly(mask, torch.rand(len(mask), generator=generator, dtype=torch.float64), share)
         assert mask.gather(1, drawn.action[:, None]).all()
         count[torch.arange(len(mask)), drawn.action] += 1
+        spent.append(float(pairs.spend.gather(1, drawn.action[:, None]).sum()))
         held.append(float(pairs.charge.gather(1, drawn.action[:, None])[drawn.action > 0].sum()))
-        if rule != "reserved":
-            probs = torch.where(mask, share / mask.sum(1, keepdim=True), 0.0).double()
-            probs[:, 0] += 1 - share
-            assert torch.allclose(drawn.propensity, probs.gather(1, drawn.action[:, None])[:, 0])
-    if rule == "reserved":
-        assert max(held) <= money
-        return
+        assert torch.allclose(drawn.propensity, probs.gather(1, drawn.action[:, None])[:, 0])
     assert 0 < share <= 1
     error = (probs * (1 - probs) / repeats).sqrt()
     assert ((count / repeats - probs).abs() <= 5 * error + 1e-12).all()
     spend = float((probs * pairs.spend).sum())
     assert spend <= money * (1 + 1e-6) and (share == 1 or rule != "expected" or spend >= 0.999 * money)
+    totals = pairs.sums(probs)
+    assert np.var(spent) == pytest.approx(float(totals.spend_lots), rel=0.3)
+    assert np.var(held) == pytest.approx(float(totals.charge_lots), rel=0.3)
+    if rule == "reserved":
+        assert np.mean(np.array(held) > money) <= draws.passing_odds(probs, pairs.charge, money) < 0.02
+        assert totals.charge + 4 * math.sqrt(totals.charge_lots) == pytest.approx(money, rel=1e-4)
 
 
 def test_planned_twice_it_is_the_same_and_so_it_is_in_any_order(package):
@@ -231,6 +273,60 @@ def test_reserved_holds_no_more_than_the_money(package, salt, sigma, money):
     assert plan.arms["rl"].contacts > 0 or money < 10
 
 
+def test_buffered_holds_the_variance_of_lots_and_of_redemptions(package):
+    """Where σ is large the lots bring most of the variance; spend passes the money as often as z says."""
+    customers = customers_of(table(400), package)
+    scored = steps_of(package, customers)
+    demand = Demand.of(scored.steps, CATALOGUE)
+    z, money, sigma = 1.2816, 60.0, 1.0  # a tenth
+    cleared = clear(demand, money, MoneyRule("buffered", z), sigma, 0.05)
+    rng, spends, means = np.random.default_rng(0), [], []
+    for _ in range(1500):
+        u = torch.from_numpy(rng.random(len(scored.eligible)))
+        action = draws.at_private_price(scored.steps, cleared.price, sigma, u).action
+        pairs = draws.PairTotals.of(scored.spend, CATALOGUE)
+        spend = pairs.spend.gather(1, action[:, None])[:, 0].numpy()
+        offer, channel = CATALOGUE.action_codec.decode(action)
+        face, message = CATALOGUE.value[offer].numpy(), (CATALOGUE.cost[channel] * (offer > 0)).numpy()
+        redeemed = rng.random(len(spend)) < (spend - message) / np.maximum(face, 1e-9)
+        means.append(spend.sum())
+        spends.append((redeemed * face + message).sum())
+    lots = float(cleared.totals.spend_lots)
+    assert np.var(means) <= lots * 1.1 and np.var(means) > 0.5 * lots
+    assert lots > 0.1 * float(cleared.totals.variance)
+    assert np.mean(np.array(spends) > money) < 0.1 + 3 * math.sqrt(0.09 / 1500)
+    assert np.mean(np.array(spends) > money) > 0.04
+
+
+def test_lots_that_pass_the_money_are_cut_as_seldom_as_said_and_from_the_last(package):
+    customers = customers_of(table(200), package)
+    scored = steps_of(package, customers)
+    price, sigma = 3.0, 0.6
+    reached = reach_probabilities(scored.steps, torch.full((len(scored.eligible),), price), sigma)
+    bounds = torch.nn.functional.pad(reached, (1, 0), value=1.0) - torch.nn.functional.pad(reached, (0, 1))
+    held = torch.nn.functional.pad(charges(scored.steps.action, CATALOGUE), (1, 0))
+    mean = float((bounds * held).sum())
+    generator = torch.Generator().manual_seed(0)
+    totals, cut = [], []
+    for money in (mean + 5.0, mean + 25.0):
+        odds = draws.passing_odds(bounds, held, money)
+        passed = 0
+        for _ in range(300):
+            u = torch.rand(len(reached), generator=generator, dtype=torch.float64)
+            drawn = draws.at_private_price(scored.steps, price, sigma, u)
+            charge = charges(drawn.action, CATALOGUE)
+            kept = draws.kept_within(drawn, 1 - reached[:, 0], charge, u, money, odds)
+            totals.append(float(charges(kept.action, CATALOGUE).sum()))
+            assert totals[-1] <= money
+            lost = (kept.action != drawn.action).numpy()
+            passed += lost.any()
+            if lost.any():
+                cut.append(u[lost].min() > u[(kept.action > 0).numpy()].max())
+                assert (kept.propensity[lost] >= odds).all()
+        assert passed / 300 <= odds <= 1
+    assert cut and np.mean(cut) == 1
+
+
 def test_each_rule_keeps_its_promise_when_customers_redeem(package):
     """Redemptions are drawn by the forecast chances, 100 times for each of 5 plans with lots of their own."""
     customers = customers_of(table(1500), package)
@@ -256,7 +352,7 @@ def test_each_rule_keeps_its_promise_when_customers_redeem(package):
 def test_the_price_is_that_of_a_plain_sum_over_steps():
     rng = np.random.default_rng(0)
     log_price, spend = rng.normal(0, 1, 5000), rng.gamma(2, 1, 5000)
-    demand = Demand(log_price, spend, 0 * spend, spend, spend**2)
+    demand = Demand(log_price, spend, 0 * spend, spend, spend**2, spend**2)
     for sigma in (0.02, 0.2, 1.0):
         cleared = clear(demand, 3000.0, MoneyRule("expected", 0.0), sigma, 0.01)
         z = (log_price - math.log(cleared.price)) / sigma

@@ -173,7 +173,8 @@ def interrupts() -> Iterator[list[int]]:
 
     Ctrl-C sends one, and so do schedulers and containers before they kill, and a terminal that closes. A second Ctrl-C
     ends the run at once. A signal that the process was started to ignore, as nohup does with a closing terminal's, is
-    ignored on, but for Ctrl-C's.
+    ignored on, but for Ctrl-C's. Where a training inside the run (a warm start) was stopped, the run exits with the
+    signal's code.
     """
     seen: list[int] = []
 
@@ -186,6 +187,11 @@ def interrupts() -> Iterator[list[int]]:
     previous = {number: signal.signal(number, note) for number in heard}
     try:
         yield seen
+    except KeyboardInterrupt:
+        if not seen or seen[0] == signal.SIGINT:
+            raise
+        print("interrupted; what had been saved is kept", file=sys.stderr)
+        sys.exit(128 + seen[0])
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

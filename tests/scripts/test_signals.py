@@ -43,6 +43,15 @@ def test_a_run_under_nohup_outlives_its_terminal():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_warm_start_that_was_stopped_exits_with_the_code_of_its_signal(number, capsys):
+    with pytest.raises(SystemExit) as ended, interrupts():
+        os.kill(os.getpid(), number)
+        raise KeyboardInterrupt  # as the training of a model inside a run does, once it was asked to stop
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == "interrupted; what had been saved is kept\n"
+
+
 @pytest.mark.parametrize(
     ("error", "is_shown"), [(OSError(28, "No space left on device"), False), (KeyError("x"), True)]
 )

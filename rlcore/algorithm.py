@@ -171,6 +171,10 @@ class Algorithm(ABC):
         """
         self.load_policy(state)
 
+    def continue_from(self, state: dict[str, Any]) -> None:
+        """Begin as `start_from` does, with the data too that the other training has kept."""
+        self.start_from(state)
+
     def export(self, directory: Path) -> None:
         """Write the trained models into a directory in formats of other libraries, if there are such formats."""
         return

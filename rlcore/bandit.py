@@ -257,6 +257,11 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         super().load_policy(state)
         self.exploration.load_state_dict(state["exploration"])
 
+    def continue_from(self, state: dict) -> None:
+        """Begin with what another training has learned, and with the decisions that it remembers."""
+        self.start_from(state)
+        self.memory.load_state_dict(state["memory"])
+
     def load_state_dict(self, state: dict) -> None:
         """Restore everything."""
         super().load_state_dict(state)

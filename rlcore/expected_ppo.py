@@ -22,7 +22,7 @@ from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwo
 from rlcore.backends import distributed
 from rlcore.networks import StateCritic
 from rlcore.rollout import BatchT, Rollout, check_minibatches, collect_rollout, shuffled
-from rlcore.schedules import restore_optimizer
+from rlcore.schedules import restore_optimizer, unbiased_decay
 
 MakeCritic = Callable[[int, int], StateCritic]  # arguments: the length C of a critic's observation, and S
 
@@ -52,9 +52,9 @@ class ExpectedPPO(NetworkAlgorithm):
 
     `epochs` passes train the policy and `critic_epochs` the critic, each in `minibatches` and by an optimiser of its
     own. `ent_coef` is in units of reward, for advantages are not normalised. The policy that is deployed is the
-    exponential moving average of the weights, of decay `average_decay` a minibatch. Raises ValueError where the
-    environment has no lookahead, or episodes of several lengths. Under torchrun updates equal those of one process,
-    as PPO's do.
+    exponential moving average of the weights, of decay `average_decay` a minibatch, without a bias towards the initial
+    ones. Raises ValueError where the environment has no lookahead, or episodes of several lengths. Under torchrun
+    updates equal those of one process, as PPO's do.
     """
 
     graph_regions: tuple[str, ...] = ("compute_policy_gradients", "compute_critic_gradients")
@@ -131,7 +131,8 @@ class ExpectedPPO(NetworkAlgorithm):
         # `policy`, which is deployed, has the average of the weights that `network` goes through
         self.policy = deepcopy(self.network)
         self.policy.normalize = self.network.normalize
-        self.move_average = get_ema_multi_avg_fn(average_decay)
+        self.average_decay = average_decay
+        self.policy_updates = 0  # minibatches that the average is of
         self.weights = list(self.network.parameters())
         self.average_weights = list(self.policy.parameters())
         self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
@@ -234,7 +235,9 @@ class ExpectedPPO(NetworkAlgorithm):
         metrics = self.compute_policy_gradients(batch)
         self.optimizer.step()
         with torch.no_grad():
-            self.move_average(self.average_weights, self.weights, None)
+            self.policy_updates += 1
+            decay = unbiased_decay(self.average_decay, self.policy_updates)
+            get_ema_multi_avg_fn(decay)(self.average_weights, self.weights, None)
         return metrics
 
     def train_critic(self, batch: CriticBatch) -> dict[str, Tensor]:
@@ -285,6 +288,7 @@ class ExpectedPPO(NetworkAlgorithm):
         """Return everything that a resumed run needs to continue exactly."""
         return super().state_dict() | {
             "policy": self.policy.state_dict(),
+            "policy_updates": self.policy_updates,
             "critic": self.critic.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
         }
@@ -304,6 +308,7 @@ class ExpectedPPO(NetworkAlgorithm):
         """Restore everything."""
         super().load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
+        self.policy_updates = state["policy_updates"]
         restore_optimizer(self.critic_optimizer, state["critic_optimizer"], self.critic_lr)
 
 

@@ -48,21 +48,24 @@ class MadeUp(NamedTuple):
     test: list[dict[str, str]]
 
 
-def make_up(n: int, seed: int) -> MadeUp:
-    """Let a shop of n customers live through a year, test a mailing, and go on for a quarter with new customers."""
+def make_up(n: int, seed: int, *, first_weeks: int, weeks: int) -> MadeUp:
+    """Let a shop of n customers live through its first weeks, test a mailing, and go on with new customers too.
+
+    `weeks` is the number of all its weeks.
+    """
     new = max(n // NEW, 1)
     rows = customer_rows(0, n, seed, younger=False) + customer_rows(n, new, seed + 1, younger=True)
     rng = random.Random(seed)
-    first = [rng.randrange(1, YEAR) if rng.random() < JOINING else 0 for _ in range(n)]
-    first += [rng.randrange(YEAR, LATER_MONTHS[-1]) for _ in range(new)]
+    first = [rng.randrange(1, first_weeks) if rng.random() < JOINING else 0 for _ in range(n)]
+    first += [rng.randrange(first_weeks, weeks) for _ in range(new)]
     shop = Shop(rows, torch.tensor(first), seed)
-    weeks = [shop.live() for _ in range(YEAR)]
+    lived = [shop.live() for _ in range(first_weeks)]
     test = rows_of_test(rows, *shop.mailing("coffee", "letter"))
-    weeks += [shop.live() for _ in range(LATER_MONTHS[-1] - YEAR)]
+    lived += [shop.live() for _ in range(weeks - first_weeks)]
     for row, joined in zip(rows, first):
         earlier = -rng.randrange(LONGEST_STAY)
         row["Joined"] = str(day(joined, rng.randrange(7)) if joined else FIRST_MONDAY + datetime.timedelta(earlier))
-    return MadeUp(rows, weeks, shop, test)
+    return MadeUp(rows, lived, shop, test)
 
 
 def day(week: int, weekday: int) -> datetime.date:
@@ -153,7 +156,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 def write_shop(folder: Path, n: int, seed: int) -> None:
     """Write a year of a shop's life, three later months and a later export of its customers, and the configuration."""
-    made = make_up(n, seed)
+    made = make_up(n, seed, first_weeks=YEAR, weeks=LATER_MONTHS[-1])
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     for name, weeks in (("customers", YEAR), ("next_quarter", LATER_MONTHS[-1])):
         table = export(made, weeks)

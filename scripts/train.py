@@ -37,14 +37,15 @@ from rlcore.backends.accelerate import accelerate
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
-from rlcore.runs.report import RunResult
+from rlcore.runs.report import Report, RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.shared.cli import choose_device, flatten_keys, guarded, launch, to_dict
+from scripts.shared.continued import Continuation, Origin, files_of, find_origin, with_old
 from scripts.shared.overrides import key_of
 from scripts.shared.results import make_logger, publish
 from scripts.shared.stored_runs import algorithm_class, check_fit, fitting
-from scripts.shared.warm_start import check_inputs, load_start
+from scripts.shared.warm_start import check_inputs, check_start, load_start
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1, signal.SIGHUP] if os.name == "posix" else []))
 # for all processes but the first
@@ -79,13 +80,17 @@ def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
             checkpoint.lock_folder(directory)
             checkpoint.sweep(directory)
         state = load_resumed(cfg)
-        algorithm = build(cfg, name, device, state)
+        origin = find_origin(cfg, name, state)
+        is_new = origin is not None and origin.path == cfg.resume  # and no training that had gone on from it
+        algorithm = build(cfg, name, device, state, origin)
+        going_on = origin and Continuation.of(origin, algorithm, cfg)
         evaluator = algorithm.make_evaluator()
-        with open_logger(cfg, directory, algorithm, evaluator, state) as logger:
+        beside = {"data": files_of(cfg), "before": origin and origin._asdict()}
+        with open_logger(cfg, directory, algorithm, evaluator, None if is_new else state) as logger:
             loop = TrainingLoop(
                 algorithm,
                 logger,
-                save=lambda: save_checkpoint(cfg, name, algorithm, logger, directory),
+                save=lambda: save_checkpoint(cfg, name, algorithm, logger, directory, beside),
                 save_seconds=60.0 * cfg.checkpoint_minutes,
                 validate=(lambda: evaluator.validate(algorithm)) if is_first else None,
                 should_stop=lambda: bool(interrupted),
@@ -97,10 +102,15 @@ def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
     if isinstance(logger, NullLogger):
         return None
     # one process alone, because an evaluation can train models of its own
+    further: dict[str, Report] = {}
+    if going_on:
+        with logger.evaluating("judging before and after, on old and on new data"):
+            further["before_and_after"] = going_on.finish(algorithm)
+        save_checkpoint(cfg, name, algorithm, logger, directory, {**beside, "before": None})
     algorithm.export(directory)
     with logger.evaluating("evaluating on data that nothing was trained on"):
         report = evaluator.evaluate(algorithm, name)
-    result = publish(report, name, logger, directory)
+    result = publish(report, name, logger, directory, further)
     return FinishedRun(directory, algorithm, report, result, logger.history)
 
 
@@ -119,10 +129,13 @@ def judged_by_its_log(cfg: DictConfig) -> DictConfig:
     return compose(hydra_config.job.config_name, overrides=chosen)
 
 
-def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) -> Algorithm:
+def build(
+    cfg: DictConfig, name: str, device: torch.device, state: dict | None, origin: Origin | None = None
+) -> Algorithm:
     """Build environment and algorithm.
 
-    The algorithm gets the log to learn from, and the state to resume from, where there is one.
+    The algorithm gets the log to learn from, and the state to resume from, where there is one. With an `origin` it goes
+    on with new data.
     """
     make_env, make_algorithm = (instantiate(cfg[key], _convert_="all") for key in ("env", "algo"))
     if distributed.num_processes() > 1 and not algorithm_class(make_algorithm).sharded:
@@ -135,16 +148,28 @@ def build(cfg: DictConfig, name: str, device: torch.device, state: dict | None) 
             env.load_fitted(restored["agent"].get("env"))
     algorithm = make_algorithm(env, cfg.seed)
     if start:
-        check_inputs(cfg.init, start, algorithm)
+        check_inputs(f"init={cfg.init}", start, algorithm)
         with fitting(cfg.init):
             algorithm.start_from(start["agent"])
+    goes_on = origin is not None and origin.path == cfg.resume
+    if state and goes_on:
+        where = f"resume={cfg.resume}"
+        check_start(where, state, name, to_dict(cfg, resolve=True))
+        check_inputs(where, state, algorithm)
+        with fitting(cfg.resume):
+            algorithm.continue_from(state["agent"])
     if cfg.log:
         if not isinstance(algorithm, OfflineAlgorithm):
             raise ValueError(
                 f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin"
             )
-        algorithm.set_dataset(env.read_log(cfg.log, "train", partial(fitted_to, env)))
-    if state:
+
+        def read(path: str) -> LoggedDataset:
+            return env.read_log(path, "train", partial(fitted_to, env))
+
+        data = read(cfg.log)
+        algorithm.set_dataset(with_old(origin, data, cfg.log, read) if origin else data)
+    if state and not goes_on:
         with fitting(cfg.resume):
             algorithm.load_state_dict(state["agent"])
     if cfg.execution == "cudagraph" and device.type != "cuda":
@@ -223,8 +248,10 @@ def open_logger(
     return logger
 
 
-def save_checkpoint(cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, directory: Path) -> None:
-    """Write the checkpoint: the first process's state, and the own parts of all processes."""
+def save_checkpoint(
+    cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, directory: Path, beside: dict
+) -> None:
+    """Write the checkpoint: the first process's state, the own parts of all processes, and what else is known."""
     state = algorithm.state_dict()
     shards = distributed.gather_objects({key: state[key] for key in algorithm.sharded})
     if distributed.rank() == 0:
@@ -237,6 +264,8 @@ def save_checkpoint(cfg: DictConfig, name: str, algorithm: Algorithm, logger: An
                 "name": name,
                 "inputs": algorithm.input_names,
                 "config": to_dict(cfg, resolve=True),
+                "finished": algorithm.iteration >= algorithm.iterations or algorithm.has_converged,
+                **beside,
             },
         )
 

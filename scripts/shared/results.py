@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlcore.runs import checkpoint as checkpoints
 from rlcore.runs.plots import entitle
-from rlcore.runs.report import RunResult
+from rlcore.runs.report import Report, RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.runs.writers import RunInfo
 from scripts.shared.overrides import key_of
@@ -40,8 +40,14 @@ def make_logger(cfg: DictConfig, directory: Path, iterations: int, headline: str
     return RunLogger(directory, writers, run, iterations, headline, redraws_per_second=cfg.progress.redraws_per_second)
 
 
-def publish(report: Any, name: str | None, logger: RunLogger, directory: Path) -> RunResult:
-    """Write a report to the console, by the logger, to metrics.json and to PNG files; return the headline figure."""
+def publish(
+    report: Any, name: str | None, logger: RunLogger, directory: Path, further: dict[str, Report] | None = None
+) -> RunResult:
+    """Write a report to the console, by the logger, to metrics.json and to PNG files; return the headline figure.
+
+    `further` reports by name come after it, without figures.
+    """
+    further = further or {}
     result: RunResult = report.result(name)
     figures = report.to_figures(name, logger.headline, logger.history)
     for title, figure in figures.items():
@@ -51,7 +57,8 @@ def publish(report: Any, name: str | None, logger: RunLogger, directory: Path) -
         )
         checkpoints.atomic(directory / f"{title}.png", partial(figure.savefig, format="png"))
         logger.log_figure(f"test/{title}", figure)
-    for title, part in report.parts().items():
+    tables = {**report.parts(), **further}
+    for title, part in tables.items():
         logger.log_text(f"test/{title}", part.to_markdown())
     logger.log_results({f"test/{metric}": value for metric, value in result.metrics.items()})
     seconds = max(logger.seconds, 1e-9)
@@ -59,6 +66,7 @@ def publish(report: Any, name: str | None, logger: RunLogger, directory: Path) -
         directory / "metrics.json",
         {
             **report.to_metrics(),
+            **{title: part.to_metrics() for title, part in further.items()},
             "headline": result._asdict(),
             "curve": {"metric": logger.headline, "points": logger.history.get(logger.headline, [])},
             "steps": logger.steps,
@@ -67,7 +75,7 @@ def publish(report: Any, name: str | None, logger: RunLogger, directory: Path) -
         },
     )
     logger.close()
-    logger.console.print(*(part.to_table() for part in report.parts().values()), sep="\n")
+    logger.console.print(*(part.to_table() for part in tables.values()), sep="\n")
     logger.console.print(
         f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}"
     )

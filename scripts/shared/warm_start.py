@@ -1,4 +1,4 @@
-"""Start a training from the policy, or the twin, of an earlier one: init=PATH."""
+"""Start a training from the policy, or the twin, of an earlier one: init=PATH, or resume=PATH with new data."""
 
 from __future__ import annotations
 
@@ -21,21 +21,26 @@ def load_start(path: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
     Raises ValueError where it is another algorithm's, or has other networks or actions.
     """
     state = checkpoint.load(path)
+    check_start(f"init={path}", state, name, config)
+    return state
+
+
+def check_start(where: str, state: dict[str, Any], name: str, config: dict[str, Any]) -> None:
+    """Raise ValueError, which begins with `where`, if a training can't start from the checkpoint `state`."""
     if state["name"] != name:
-        raise ValueError(f"init={path}: expected a policy of algo={name}, got one of algo={state['name']}")
+        raise ValueError(f"{where}: expected a policy of algo={name}, got one of algo={state['name']}")
     before, now = (flatten_keys({"algo": x["algo"]}) for x in (state["config"], config))
     for key in sorted(before.keys() | now.keys()):
         is_network = any(key.startswith(f"algo.{part}") for part in PARTS) and key.endswith(OF_NETWORKS)
         if is_network and before.get(key) != now.get(key):
-            raise ValueError(f"init={path}: other networks: {key} was {before.get(key)}, is {now.get(key)}")
+            raise ValueError(f"{where}: other networks: {key} was {before.get(key)}, is {now.get(key)}")
     for key in OF_PRICES:
         old, new = (x["env"].get(key) for x in (state["config"], config))
         if old != new:
-            raise ValueError(f"init={path}: its policy sees prices on another scale: env.{key} was {old}, is {new}")
+            raise ValueError(f"{where}: its policy sees prices on another scale: env.{key} was {old}, is {new}")
     old_actions, new_actions = (names_of_actions(x) for x in (state["config"], config))
     if old_actions != new_actions:
-        raise ValueError(f"init={path}: other actions: {difference(old_actions, new_actions)}")
-    return state
+        raise ValueError(f"{where}: other actions: {difference(old_actions, new_actions)}")
 
 
 def names_of_actions(config: dict[str, Any]) -> list[str]:
@@ -44,13 +49,13 @@ def names_of_actions(config: dict[str, Any]) -> list[str]:
     return [f"{kind} {name}" for kind in ("offers", "channels") for name in catalogue.get(kind, {})]
 
 
-def check_inputs(path: str, state: dict[str, Any], algorithm: Algorithm) -> None:
+def check_inputs(where: str, state: dict[str, Any], algorithm: Algorithm) -> None:
     """Raise ValueError, with names, where a policy of a checkpoint sees other columns than an algorithm's."""
     if "inputs" not in state:
-        raise ValueError(f"init={path}: of a version that did not name its policy's columns")
+        raise ValueError(f"{where}: of a version that did not name its policy's columns")
     old, new = state["inputs"], algorithm.input_names
     if old != new:
-        raise ValueError(f"init={path}: its policy sees other columns: {difference(old, new)}")
+        raise ValueError(f"{where}: its policy sees other columns: {difference(old, new)}")
 
 
 def difference(old: list[str], new: list[str]) -> str:

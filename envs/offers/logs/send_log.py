@@ -74,6 +74,11 @@ def is_send_log(path: Path | str) -> bool:
     return KEY in (metadata or {})
 
 
+def count_weeks(path: Path | str) -> int:
+    """Return the number of weeks of a log of sends."""
+    return int(arrow().parquet.read_table(path, columns=["week"]).column("week").to_numpy().max()) + 1
+
+
 def write(path: Path | str, log: CustomerWeeks, calendar: Calendar, offers: list[str], channels: list[str]) -> int:
     """Write a log, week by week; return the number of rows. The file appears whole or not at all."""
     pa = arrow()

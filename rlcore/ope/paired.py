@@ -1,0 +1,43 @@
+"""Two policies on the same decisions of a log: the value of each and their difference, paired by unit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from rlcore.algorithm import Policy
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.alternatives import best_estimator, with_interval
+from rlcore.ope.estimators import Terms
+from rlcore.ope.evaluator import NET, OffPolicyEvaluator
+from rlcore.runs.before_after import BeforeAfter
+
+
+class Halves(NamedTuple):
+    """Decisions on which the better policy is chosen, and those on which both are then judged; no unit is in both."""
+
+    choosing: LoggedDataset
+    judging: LoggedDataset
+
+    @classmethod
+    def of(cls, dataset: LoggedDataset, seed: int) -> Halves:
+        """Deal the units of a dataset at random. Raises ValueError where there is one unit alone."""
+        units, unit_of = torch.unique(dataset.unit, return_inverse=True)
+        if len(units) < 2:
+            raise ValueError(f"log: expected at least two {dataset.names.unit}s to judge by, got {len(units)}")
+        order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).to(unit_of.device)
+        chooses = order[unit_of] < len(units) // 2
+        return cls(dataset[chooses], dataset[~chooses])
+
+
+def compare_on_log(evaluator: OffPolicyEvaluator, dataset: LoggedDataset, before: Policy, after: Policy) -> BeforeAfter:
+    """Value two policies by the doubly robust estimator, or the model's where the log has no propensities.
+
+    An interval is that of the central limit, clustered by unit. Raises ValueError where the log can't value a policy.
+    """
+    old, new = (evaluator(dataset, evaluator.target(policy, dataset)) for policy in (before, after))
+    estimator = best_estimator(old.terms[NET])
+    terms = [found.terms[NET][estimator] for found in (old, new)]
+    difference = Terms(terms[1].plain - terms[0].plain)
+    return BeforeAfter(*(with_interval(one, old.layout, evaluator.level) for one in (*terms, difference)))

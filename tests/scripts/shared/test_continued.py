@@ -1,0 +1,161 @@
+"""resume=PATH with new data: a finished training goes on, and is judged before and after on old and on new data."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from crm_rl import train
+from rlcore.bandit import NeuralBandit
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.paired import Halves
+from rlcore.runs import checkpoint
+from rlcore.runs.before_after import BeforeAfter, before_after_report, better
+from small_runs import OFFERS
+
+LOG = [
+    "algo=bandit",
+    "env=log",
+    "env.actions=[letter]",
+    "env.reward=profit",
+    "env.propensity=share",
+    "env.num_agents=64",
+    "env.min_level_count=5",
+    "env.evaluation.off_policy.replications=10",
+    "ope/model@env.evaluation.off_policy.model=linear",
+    "algo.total_steps=1280",
+    "algo.network.hidden=[16]",
+    "algo.batch_size=64",
+    "algo.optimizer.lr=0.01",
+    "threads=1",
+    "device=cpu",
+]
+
+
+def write_log(path, rows: int, seed: int, helps: str) -> str:
+    """Write a randomised test of two letters, of which `helps` brings 3 more to those with an age above 50."""
+    rng = random.Random(seed)
+    lines = ["age,letter,share,profit"]
+    for _ in range(rows):
+        age, letter = rng.randint(20, 80), rng.choice("ab")
+        profit = rng.gauss(1.0, 0.5) + 3.0 * (letter == helps and age > 50)
+        lines.append(f"{age},{letter},0.5,{profit:.3f}")
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A bandit that has learned from a first log."""
+    folder = tmp_path_factory.mktemp("first")
+    path = write_log(folder / "first.csv", 400, 1, helps="a")
+    train(*LOG, f"log={path}", directory=folder / "run")
+    return folder
+
+
+def resume(first, *overrides: str):
+    return [*LOG, f"resume={first / 'run/checkpoint.pt'}", *overrides]
+
+
+@pytest.mark.slow
+def test_a_bandit_learns_on_from_old_and_new_decisions_and_both_judge(first, tmp_path, monkeypatch):
+    """In the new decisions the other letter helps: what was learned first is worse there than chance."""
+    sizes = []
+    given = NeuralBandit.set_dataset
+    monkeypatch.setattr(NeuralBandit, "set_dataset", lambda self, data: (sizes.append(data), given(self, data)))
+    new = write_log(tmp_path / "second.csv", 1200, 2, helps="b")
+    train(*resume(first, f"log={new}"), directory=tmp_path / "on")
+    (data,) = sizes
+    assert len(data) > 0.5 * 1600 and len(data.unit.unique()) == len(data)  # no unit of one file is one of the other
+    found = json.loads((tmp_path / "on/metrics.json").read_text())["before_and_after"]
+    rows = found["policies"]
+    assert found["kept"] == "after"
+    assert rows["new data"]["gained"][1] > 0.5 > 0.0 > rows["old data"]["gained"][2]
+    for row in rows.values():
+        assert row["gained"][0] == pytest.approx(row["after"][0] - row["before"][0])
+    saved = checkpoint.load(str(tmp_path / "on/checkpoint.pt"))
+    assert saved["before"] is None and saved["finished"] and saved["data"]["log"]["path"] == new
+
+
+@pytest.mark.slow
+def test_a_policy_that_got_worse_is_not_kept(first, tmp_path):
+    """With a learning rate at which nothing is learned but noise, the policy from before stays."""
+    new = write_log(tmp_path / "second.csv", 300, 3, helps="a")
+    run = train(*resume(first, f"log={new}", "algo.optimizer.lr=1.0", "seed=4"), directory=tmp_path / "on")
+    found = json.loads((tmp_path / "on/metrics.json").read_text())["before_and_after"]
+    assert found["kept"] == "before"
+    old = checkpoint.load(str(first / "run/checkpoint.pt"))["agent"]["network"]
+    for name, x in run.algorithm.network.state_dict().items():
+        assert torch.equal(x, old[name]), name
+
+
+@pytest.mark.slow
+def test_the_same_data_teach_nothing_more(first, tmp_path, capsys):
+    train(*resume(first, f"log={first / 'first.csv'}"), directory=tmp_path / "on")
+    assert "nothing more is learned" in capsys.readouterr().out
+    assert "before_and_after" not in json.loads((tmp_path / "on/metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_what_makes_no_sense_is_refused_in_a_line(first, tmp_path):
+    def refused(message: str, *overrides: str) -> None:
+        with pytest.raises(ValueError, match=message) as error:
+            train(*resume(first, *overrides), directory=tmp_path / "on")
+        assert "\n" not in str(error.value)
+
+    new = write_log(tmp_path / "second.csv", 60, 2, helps="b")
+    refused("expected a log, as that run had", "env.path=" + new)
+    refused("other networks: algo.network.hidden was", f"log={new}", "algo.network.hidden=[8]")
+    path = first / "run/checkpoint.pt"
+    state = checkpoint.load(str(path))
+    gone = {**state["data"]["log"], "sha256": "0"}
+    for changes, message in (
+        ({"finished": False}, "had not finished: expected its own data first"),
+        ({"data": {"log": gone}}, "expected the file that it learned from as it was"),
+    ):
+        checkpoint.save(tmp_path / "changed.pt", {**state, **changes})
+        refused(message, f"log={new}", f"resume={tmp_path / 'changed.pt'}")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_ppo_learns_on_with_another_table_and_both_tables_judge(tmp_path):
+    tables = {}
+    for name, low in (("old", 0.1), ("new", 0.5)):
+        rng = random.Random(7)
+        rows = [f"{name}{k},{low + 0.4 * rng.random():.3f},{rng.uniform(10, 60):.1f},0.3" for k in range(120)]
+        tables[name] = tmp_path / f"{name}.csv"
+        tables[name].write_text("\n".join(["id,rate,spend,margin", *rows]) + "\n")
+    keys = [key for key in OFFERS if "reference_size" not in key]
+    ppo = ["algo=ppo", "env/population=customer_table", "env.evaluation.hard_budget_rule=null", *keys]
+    old = f"env.population.path={tables['old']}"
+    train(*ppo, "algo.total_steps=1152", old, directory=tmp_path / "run")
+    on = f"resume={tmp_path / 'run/checkpoint.pt'}"
+    new = f"env.population.path={tables['new']}"
+    train(*ppo, "algo.total_steps=1152", new, on, directory=tmp_path / "on")
+    found = json.loads((tmp_path / "on/metrics.json").read_text())["before_and_after"]
+    assert set(found["policies"]) == {"old data", "new data"} and found["kept"] in ("before", "after")
+    for row in found["policies"].values():
+        assert row["gained"][0] == pytest.approx(row["after"][0] - row["before"][0], abs=0.2)
+
+
+def test_the_better_policy_is_that_of_the_higher_mean_over_the_ages_of_the_data():
+    assert better({"old": (1.0, 0.5), "new": (0.0, 0.6)}) == "after"
+    assert better({"old": (1.0, 0.5), "new": (0.0, 0.4)}) == "before"
+    assert better({"old": (1.0, 1.0), "new": (0.0, 0.0)}) == "before"
+
+
+def test_the_table_has_a_row_an_age_of_the_data():
+    values = BeforeAfter([1.0, 0.9, 1.1], [1.5, 1.3, 1.7], [0.5, 0.4, 0.6])
+    text = before_after_report({"old": values}, "score", "after").to_markdown()
+    assert "| old data | 1 | 0.1 | 1.5 | 0.2 | +0.5 | +0.4 | +0.6 |" in text
+
+
+def test_no_unit_chooses_and_judges():
+    rows = {"context": [[0.0]] * 7, "action": [0] * 7, "reward": [1.0] * 7}
+    halves = Halves.of(LoggedDataset.from_obp({"n_rounds": 7, "n_actions": 2, **rows}), 0)
+    choosing, judging = (set(half.unit.tolist()) for half in halves)
+    assert len(choosing) == 3 and len(judging) == 4 and not choosing & judging

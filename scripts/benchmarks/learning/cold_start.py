@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,7 +39,7 @@ from scripts.benchmarks.learning.first_weeks import Believed, Choice, NewShop
 from scripts.benchmarks.learning.recovery import ON_TRUTH, mean_theta
 from scripts.example_shop import MadeUp
 
-RULES = "rules"  # the row that the twins' plans are compared with
+RULES, PRIORS = "rules", "planning on the priors"  # the rows that the twins' plans are compared with
 
 
 class Setting(NamedTuple):
@@ -84,7 +84,7 @@ def run(
             made, costs = live(setting, folder, choice, n, max(weeks))
             found["first_weeks"].append({"customers": n, "choice": name, **costs})
             for until in weeks:
-                row = judged_twin(setting, folder / f"{until}_weeks", made, until, seasons[RULES])
+                row = judged_twin(setting, folder / f"{until}_weeks", made, until, seasons)
                 found["twins"].append({"customers": n, "choice": name, "weeks": until, **row})
                 checkpoint.save_json(directory / "rows.json", found)
     show(table_of_costs(found["first_weeks"]))
@@ -126,7 +126,7 @@ def without_a_log(setting: Setting) -> dict[str, list[SeasonRecord]]:
         "nothing": NoContact(),
         "random": RandomContacts(judge.market.customers, judge.evaluator.world, seed=setting.seed),
         RULES: believed.myopic_on_estimates(predicted, setting.fee),
-        "planning on the priors": believed.planner_on_estimates(predicted, believed.solve_bound(predicted)),
+        PRIORS: believed.planner_on_estimates(predicted, believed.solve_bound(predicted)),
         "planning on the truth": planning_policy(judge.market, judge.bound, ON_TRUTH, start),
     }
     return {name: judge.simulate(policy) for name, policy in policies.items()}
@@ -158,9 +158,9 @@ def live(setting: Setting, folder: Path, choice: Choice, n: int, weeks: int) -> 
 
 
 def judged_twin(
-    setting: Setting, folder: Path, made: MadeUp, weeks: int, rules: list[SeasonRecord]
-) -> dict[str, float | list[float]]:
-    """Fit a twin to the first `weeks`, plan on it, and judge the plan beside the rules in the true world."""
+    setting: Setting, folder: Path, made: MadeUp, weeks: int, others: dict[str, list[SeasonRecord]]
+) -> dict[str, Any]:
+    """Fit a twin to the first `weeks`, plan on it, and judge the plan beside what needs no log in the true world."""
     made_up_shop.write_customers(folder, made, weeks)
     env, judge = setting.env(folder), setting.judge
     log = made_up_shop.import_weeks(folder, made, 0, weeks, env, setting.seed)
@@ -169,7 +169,8 @@ def judged_twin(
     seconds = time.process_time() - started
     theta = mean_theta(twin.fitted_members, judge.features(env))
     seasons = judge.simulate(judge.plan(theta, setting.believed.start_belief()))
-    return {**judge.summary(seasons), "ahead_of_rules": judge.ahead(seasons, rules), "seconds": seconds}
+    ahead = {name: judge.ahead(seasons, others[name]) for name in (RULES, PRIORS)}
+    return {**judge.summary(seasons), "ahead_of": ahead, "seconds": seconds}
 
 
 # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -192,12 +193,11 @@ def table_of_twins(rows: list[dict]):
     """Lay out what planning on a twin of the first weeks brings."""
     lines = []
     for x in rows:
-        ahead, low, high = x["ahead_of_rules"]
-        figures = (f"{x['score']:.3f}", f"{ahead:+.2f}", f"{low:+.2f}", f"{high:+.2f}", f"{x['seconds']:.0f}")
-        lines.append([x["choice"], f"{x['customers']:,}", str(x["weeks"]), *figures])
+        ahead = [f"{value:+.2f}" for name in (RULES, PRIORS) for value in x["ahead_of"][name]]
+        lines.append([x["choice"], f"{x['customers']:,}", str(x["weeks"]), f"{x['score']:.3f}", *ahead])
     caption = (
-        "profit less that of the rules, money a customer and season, paired, with its 95 % interval over customers; "
-        "CPU s: of the fit"
+        "less …: profit, money a customer and season, less that of the rules, and of planning on the priors, paired, "
+        "with the 95 % interval over customers"
     )
-    columns = ["decided by", "customers", "weeks", "score", "less rules", "from", "to", "CPU s"]
+    columns = ["decided by", "customers", "weeks", "score", "less rules", "from", "to", "less priors", "from ", "to "]
     return table_of("planning on a twin of the first weeks, judged in the true world", columns, lines, caption)

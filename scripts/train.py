@@ -81,12 +81,11 @@ def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
             checkpoint.sweep(directory)
         state = load_resumed(cfg)
         origin = find_origin(cfg, name, state)
-        is_new = origin is not None and origin.path == cfg.resume  # and no training that had gone on from it
         algorithm = build(cfg, name, device, state, origin)
         going_on = origin and Continuation.of(origin, algorithm, cfg)
         evaluator = algorithm.make_evaluator()
         beside = {"data": files_of(cfg), "before": origin and origin._asdict()}
-        with open_logger(cfg, directory, algorithm, evaluator, None if is_new else state) as logger:
+        with open_logger(cfg, directory, algorithm, evaluator, None if origin and origin.begins else state) as logger:
             loop = TrainingLoop(
                 algorithm,
                 logger,
@@ -151,13 +150,15 @@ def build(
         check_inputs(f"init={cfg.init}", start, algorithm)
         with fitting(cfg.init):
             algorithm.start_from(start["agent"])
-    goes_on = origin is not None and origin.path == cfg.resume
-    if state and goes_on:
+    begins = origin is not None and origin.begins
+    if state and begins:
         where = f"resume={cfg.resume}"
         check_start(where, state, name, to_dict(cfg, resolve=True))
         check_inputs(where, state, algorithm)
+        # what a log has, the memory of its readers would count twice
+        begin = algorithm.start_from if cfg.log else algorithm.continue_from
         with fitting(cfg.resume):
-            algorithm.continue_from(state["agent"])
+            begin(state["agent"])
     if cfg.log:
         if not isinstance(algorithm, OfflineAlgorithm):
             raise ValueError(
@@ -169,7 +170,7 @@ def build(
 
         data = read(cfg.log)
         algorithm.set_dataset(with_old(origin, data, cfg.log, read) if origin else data)
-    if state and not goes_on:
+    if state and not begins:
         with fitting(cfg.resume):
             algorithm.load_state_dict(state["agent"])
     if cfg.execution == "cudagraph" and device.type != "cuda":

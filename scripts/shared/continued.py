@@ -35,6 +35,7 @@ class Origin(NamedTuple):
     agent: dict[str, Any]
     config: dict[str, Any]
     data: dict[str, dict[str, Any]]
+    begins: bool  #: whether no training has gone on from it yet
 
 
 class Ages(Protocol):
@@ -78,7 +79,7 @@ def find_origin(cfg: DictConfig, name: str, state: dict | None) -> Origin | None
     with fitting(cfg.resume):  # a checkpoint of another version names no data
         before, old, finished = (state[key] for key in ("before", "data", "finished"))
     if before:
-        return Origin(**before)
+        return Origin(**{**before, "begins": False})
     new = files_of(cfg)
     changed = [key for key in FILES if old.get(key, {}).get("sha256") != new.get(key, {}).get("sha256")]
     if not changed:
@@ -92,7 +93,7 @@ def find_origin(cfg: DictConfig, name: str, state: dict | None) -> Origin | None
         raise ValueError(f"{where}: expected {'a log, as' if 'log' in old else 'no log, like'} that run had")
     if distributed.num_processes() > 1:
         raise ValueError(f"{where}: with new data one process goes on, got {distributed.num_processes()}")
-    return Origin(cfg.resume, state["agent"], state["config"], old)
+    return Origin(cfg.resume, state["agent"], state["config"], old, begins=True)
 
 
 def check_unchanged(origin: Origin, key: str) -> str:

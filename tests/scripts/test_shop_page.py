@@ -1,8 +1,9 @@
-"""The ten commands of docs/shop.md, run one after another in an empty folder, at small sizes."""
+"""The commands of docs/shop.md and of docs/start.md, run one after another in an empty folder, at small sizes."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -38,10 +39,53 @@ TEST = [
 ]
 
 
-def commands() -> list[list[str]]:
-    """Return the page's commands: script and arguments."""
-    lines = (ROOT / "docs/shop.md").read_text().splitlines()
-    words = [shlex.split(line) for line in lines if line.startswith("python scripts/")]
+MAILS = ["algo.encoder.steps=1", "algo.encoder.dim=8", "algo.encoder.ffn_dim=8", "algo.encoder.heads=1"]
+COLD_START = [
+    "benchmark.customers=[60]",
+    "benchmark.weeks=[12]",
+    "~benchmark.choices.half",
+    "~benchmark.choices.tenth",
+    "benchmark.judged=150",
+    "benchmark.env.evaluation.seasons=1",
+    "benchmark.env.evaluation.tuning_customers=20",
+    "benchmark.env.evaluation.fees=[0.5]",
+    "benchmark.env.evaluation.regression_customers=300",
+    "benchmark.twin.twin.hidden_states.steps=2",
+    "benchmark.twin.twin.hidden_states.shares=[1.0]",
+    "benchmark.twin.twin.hidden_states.nodes=2",
+    "benchmark.twin.twin.reference_size=300",
+]
+NEXT_MONTH = [
+    "benchmark.customers=60",
+    "benchmark.first_weeks=12",
+    "benchmark.weeks=24",
+    "benchmark.env.num_agents=48",
+    "benchmark.env.evaluation.seasons=1",
+    "benchmark.env.evaluation.tuning_customers=20",
+    "benchmark.env.evaluation.calibration_seasons=1",
+    "benchmark.algo.total_steps=1728",
+    "benchmark.algo.minibatches=2",
+    "benchmark.algo.network.hidden=[16]",
+    "benchmark.algo.critic.hidden=[16]",
+    *(
+        f"benchmark.{twin}.twin.{key}"
+        for twin in ("twin", "next_twin")
+        for key in (
+            "hidden_states.steps=2",
+            "hidden_states.shares=[1.0]",
+            "hidden_states.nodes=2",
+            "reference_size=300",
+        )
+    ),
+]
+BENCHES = {"learning/cold_start": COLD_START, "learning/next_month": NEXT_MONTH}
+
+
+def commands(page: str) -> list[list[str]]:
+    """Return a page's commands, in blocks and in sentences: script and arguments."""
+    text = (ROOT / "docs" / page).read_text()
+    lines = re.findall(r"^(python scripts/.*)$|`(python scripts/[^`]+)`", text, re.MULTILINE)
+    words = [shlex.split(in_block or in_sentence) for in_block, in_sentence in lines]
     return [[Path(script).stem, *arguments] for _, script, *arguments in words]
 
 
@@ -51,19 +95,35 @@ def made_small(script: str, arguments: list[str]) -> list[str]:
         return ["--customers", "120"]
     if script == "uplift":
         return TEST
+    if script == "bench":
+        return BENCHES[arguments[0]]
     if script != "train":
         return []
+    if "experiment=shop_mails" in arguments:
+        return MAILS
     return TWIN if "algo=twin" in arguments else POLICY
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_the_ten_commands_of_the_page_run_in_an_empty_folder(tmp_path):
-    assert len(commands()) == 10
-    for script, *arguments in commands():
-        done = script_runner.run(tmp_path, script, *arguments, *made_small(script, arguments))
+def run_page(page: str, folder: Path) -> dict[str, dict]:
+    """Run a page's commands in a folder; return metrics.json by the run's folder."""
+    for script, *arguments in commands(page):
+        done = script_runner.run(folder, script, *arguments, *made_small(script, arguments))
         assert done.returncode == 0, f"{script} {' '.join(arguments)}\n{done.stderr[-2000:]}"
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/metrics.json")}
+
+
+@pytest.mark.long
+def test_the_commands_of_the_shop_page_run_in_an_empty_folder(tmp_path):
+    pytest.importorskip("transformers")
+    text = (ROOT / "docs/shop.md").read_text()
+    assert [int(number) for number in re.findall(r"^# (\d+)\. ", text, re.MULTILINE)] == list(range(1, 11))
+    results = run_page("shop.md", tmp_path)
     assert (tmp_path / "plan" / "week=48.parquet").is_file()
-    results = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/metrics.json")}
     assert results["in_truth"]["policies"]["none"]["incremental_profit"] == 0.0
     assert set(results) >= {"twin", "policy", "in_truth", "next_twin", "mailing"}
+
+
+@pytest.mark.long
+def test_the_commands_for_a_shop_without_a_log_run_in_an_empty_folder(tmp_path):
+    results = run_page("start.md", tmp_path)
+    assert set(results) == {"priors"} and (tmp_path / "first_plan" / "week=0.parquet").is_file()

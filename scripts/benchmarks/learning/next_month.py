@@ -153,7 +153,7 @@ def learn(parts: Parts, folder: Path, made: MadeUp, ends: tuple[int, ...], last:
         started = time.process_time()
         TrainingLoop(policy, NullLogger()).run()
         seconds["policy"] = round(time.process_time() - started)
-        checkpoint.save(trained, {"agent": policy.state_dict()})
+        made_up_shop.save(trained, "policy", policy)
     steps = policy.iterations * policy.steps_per_iteration
     return Stage(checkpoint.load(str(path))["agent"], policy, steps, seconds)
 

@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+import script_runner
 from crm_rl import train
 from rlcore.bandit import NeuralBandit
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -120,7 +121,6 @@ def test_what_makes_no_sense_is_refused_in_a_line(first, tmp_path):
         refused(message, f"log={new}", f"resume={tmp_path / 'changed.pt'}")
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_ppo_learns_on_with_another_table_and_both_tables_judge(tmp_path):
     tables = {}
@@ -159,3 +159,29 @@ def test_no_unit_chooses_and_judges():
     halves = Halves.of(LoggedDataset.from_obp({"n_rounds": 7, "n_actions": 2, **rows}), 0)
     choosing, judging = (set(half.unit.tolist()) for half in halves)
     assert len(choosing) == 3 and len(judging) == 4 and not choosing & judging
+
+
+@pytest.mark.long
+def test_a_bandit_goes_on_with_the_longer_log_of_a_shop(tmp_path):
+    """Seasons that the shorter log had in whole are the old data; the log has both, and the new table too."""
+    pytest.importorskip("pyarrow")
+
+    def run(script: str, *arguments: str) -> None:
+        done = script_runner.run(tmp_path, script, *arguments)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    shop = ["-cd", "shop", "experiment=shop"]
+    sends = ["sends.path=shop/sends_4.csv", "sends.purchases.path=shop/purchases_4.csv"]
+    table = "env.population.path=shop/next_quarter.csv"
+    small = [key for key in LOG if key.startswith(("algo.", "device", "threads", "env.eval", "ope"))]
+    bandit = [*shop, "algo=bandit", "env/observation=history", "log=log.parquet", "env.num_agents=8", *small]
+    judged = ["env/evaluation=log", "algo.auxiliary.hidden=[8]"]
+    run("example_shop", "shop", "--customers", "80")
+    run("import_sends", *shop, "sends=shop", "out=log.parquet")
+    run("train", *bandit, *judged, "hydra.run.dir=run")
+    run("import_sends", *shop, "sends=shop", table, *sends, "out=log.parquet")
+    run("train", *bandit, *judged, table, "resume=run/checkpoint.pt", "hydra.run.dir=on")
+    found = json.loads((tmp_path / "on/metrics.json").read_text())["before_and_after"]
+    assert set(found["policies"]) == {"old data", "new data"}
+    for row in found["policies"].values():
+        assert row["gained"][1] <= row["gained"][0] <= row["gained"][2]

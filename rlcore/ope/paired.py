@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 from rlcore.algorithm import Policy
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.alternatives import best_estimator, with_interval
 from rlcore.ope.estimators import Terms
 from rlcore.ope.evaluator import NET, OffPolicyEvaluator
 from rlcore.runs.before_after import BeforeAfter
+
+HASH = 2_654_435_761  # Knuth's multiplier, near 2^32 divided by the golden ratio
 
 
 class Halves(NamedTuple):
@@ -22,12 +22,17 @@ class Halves(NamedTuple):
 
     @classmethod
     def of(cls, dataset: LoggedDataset, seed: int) -> Halves:
-        """Deal the units of a dataset at random. Raises ValueError where there is one unit alone."""
-        units, unit_of = torch.unique(dataset.unit, return_inverse=True)
-        if len(units) < 2:
-            raise ValueError(f"log: expected at least two {dataset.names.unit}s to judge by, got {len(units)}")
-        order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).to(unit_of.device)
-        chooses = order[unit_of] < len(units) // 2
+        """Deal the units of a dataset by a hash of their numbers, so that a unit has one role in all datasets.
+
+        Raises ValueError where a half would be empty.
+        """
+        hashed = (dataset.unit + seed) * HASH % 2**32
+        chooses = hashed < 2**31
+        if chooses.all() or not chooses.any():
+            raise ValueError(
+                f"log: {len(dataset.unit.unique())} {dataset.names.unit}s are too few: some choose the better policy, "
+                "and others judge both"
+            )
         return cls(dataset[chooses], dataset[~chooses])
 
 

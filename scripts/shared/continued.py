@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -143,6 +144,7 @@ class LogAges:
         is_old = new.episode < self.old_seasons
         return {OLD: new[is_old], NEW: new[~is_old]}
 
+    @cached_property
     def halves(self) -> dict[str, Halves]:
         """Return the test side by age, dealt into halves."""
 
@@ -156,7 +158,7 @@ class LogAges:
         """Return the values of both policies on half of the customers."""
         found = {
             age: compare_on_log(self.off_policy, half.choosing, before.policy, after.policy)
-            for age, half in self.halves().items()
+            for age, half in self.halves.items()
         }
         return {age: (values.before[0], values.after[0]) for age, values in found.items()}
 
@@ -164,7 +166,7 @@ class LogAges:
         """Return the values of both policies on the other half."""
         return {
             age: compare_on_log(self.off_policy, half.judging, before.policy, after.policy)
-            for age, half in self.halves().items()
+            for age, half in self.halves.items()
         }
 
 
@@ -174,11 +176,11 @@ class MarketAges:
 
     what = "score of simulated seasons"
 
-    def __init__(self, origin: Origin, device: torch.device, trusted: list[str], evaluator: SeasonEvaluator):
+    def __init__(self, origin: Origin, device: torch.device, evaluator: SeasonEvaluator):
         for key in origin.data:
             check_unchanged(origin, key)
         with fitting(origin.path):
-            make_env = instantiate_stored(origin.config["env"], origin.path, trusted=trusted)
+            make_env = instantiate_stored(origin.config["env"], origin.path)
             env = make_env(device, origin.config["seed"])
             env.load_fitted(origin.agent["env"])
         self.evaluators: dict[str, SeasonEvaluator] = {OLD: env.evaluation(env), NEW: evaluator}
@@ -214,7 +216,7 @@ class Continuation:
         if cfg.log and isinstance(evaluator, LogEvaluator):
             return cls(origin, before, LogAges(origin, algorithm.env, cfg.log, evaluator))
         if not cfg.log and isinstance(evaluator, SeasonEvaluator):
-            return cls(origin, before, MarketAges(origin, algorithm.env.device, [], evaluator))
+            return cls(origin, before, MarketAges(origin, algorithm.env.device, evaluator))
         expected = "env/evaluation=log, which judges on logs of two sides" if cfg.log else "env=offers or offers_twin"
         raise ValueError(f"resume={origin.path}: nothing can judge on old and new data: expected {expected}")
 

@@ -154,11 +154,19 @@ def test_the_table_has_a_row_an_age_of_the_data():
     assert "| old data | 1 | 0.1 | 1.5 | 0.2 | +0.5 | +0.4 | +0.6 |" in text
 
 
-def test_no_unit_chooses_and_judges():
-    rows = {"context": [[0.0]] * 7, "action": [0] * 7, "reward": [1.0] * 7}
-    halves = Halves.of(LoggedDataset.from_obp({"n_rounds": 7, "n_actions": 2, **rows}), 0)
+def decisions(rows: int) -> LoggedDataset:
+    columns = {"context": [[0.0]] * rows, "action": [0] * rows, "reward": [1.0] * rows}
+    return LoggedDataset.from_obp({"n_rounds": rows, "n_actions": 2, **columns})
+
+
+def test_a_unit_either_chooses_or_judges_in_all_datasets():
+    many = decisions(4000)
+    halves, of_some = Halves.of(many, 5), Halves.of(many[many.unit % 3 == 0], 5)
     choosing, judging = (set(half.unit.tolist()) for half in halves)
-    assert len(choosing) == 3 and len(judging) == 4 and not choosing & judging
+    assert not choosing & judging and len(choosing) + len(judging) == 4000 and 1900 < len(choosing) < 2100
+    assert set(of_some.choosing.unit.tolist()) == {unit for unit in choosing if unit % 3 == 0}
+    with pytest.raises(ValueError, match="1 units are too few"):
+        Halves.of(decisions(1), 5)
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import script_runner
 from crm_rl import train
@@ -15,6 +16,7 @@ from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.paired import Halves
 from rlcore.runs import checkpoint
 from rlcore.runs.before_after import BeforeAfter, before_after_report, better
+from scripts.shared.continued import files_of, find_origin
 from small_runs import OFFERS
 
 LOG = [
@@ -61,7 +63,7 @@ def resume(first, *overrides: str):
     return [*LOG, f"resume={first / 'run/checkpoint.pt'}", *overrides]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bandit_learns_on_from_old_and_new_decisions_and_both_judge(first, tmp_path, monkeypatch):
     """In the new decisions the other letter helps: what was learned first is worse there than chance."""
     sizes = []
@@ -81,7 +83,7 @@ def test_a_bandit_learns_on_from_old_and_new_decisions_and_both_judge(first, tmp
     assert saved["before"] is None and saved["finished"] and saved["data"]["log"]["path"] == new
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_policy_that_got_worse_is_not_kept(first, tmp_path):
     """With a learning rate at which nothing is learned but noise, the policy from before stays."""
     new = write_log(tmp_path / "second.csv", 300, 3, helps="a")
@@ -93,32 +95,56 @@ def test_a_policy_that_got_worse_is_not_kept(first, tmp_path):
         assert torch.equal(x, old[name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_data_teach_nothing_more(first, tmp_path, capsys):
     train(*resume(first, f"log={first / 'first.csv'}"), directory=tmp_path / "on")
     assert "nothing more is learned" in capsys.readouterr().out
     assert "before_and_after" not in json.loads((tmp_path / "on/metrics.json").read_text())
 
 
-@pytest.mark.slow
-def test_what_makes_no_sense_is_refused_in_a_line(first, tmp_path):
-    def refused(message: str, *overrides: str) -> None:
-        with pytest.raises(ValueError, match=message) as error:
-            train(*resume(first, *overrides), directory=tmp_path / "on")
-        assert "\n" not in str(error.value)
-
+@pytest.mark.long
+def test_other_networks_and_a_file_that_has_changed_are_refused(first, tmp_path):
     new = write_log(tmp_path / "second.csv", 60, 2, helps="b")
-    refused("expected a log, as that run had", "env.path=" + new)
-    refused("other networks: algo.network.hidden was", f"log={new}", "algo.network.hidden=[8]")
-    path = first / "run/checkpoint.pt"
-    state = checkpoint.load(str(path))
+    with pytest.raises(ValueError, match=r"^resume=\S+: other networks: algo.network.hidden was \[16\], is \[8\]$"):
+        train(*resume(first, f"log={new}", "algo.network.hidden=[8]"), directory=tmp_path / "networks")
+    state = checkpoint.load(str(first / "run/checkpoint.pt"))
     gone = {**state["data"]["log"], "sha256": "0"}
-    for changes, message in (
-        ({"finished": False}, "had not finished: expected its own data first"),
-        ({"data": {"log": gone}}, "expected the file that it learned from as it was"),
-    ):
-        checkpoint.save(tmp_path / "changed.pt", {**state, **changes})
-        refused(message, f"log={new}", f"resume={tmp_path / 'changed.pt'}")
+    checkpoint.save(tmp_path / "changed.pt", {**state, "data": {"log": gone}})
+    with pytest.raises(ValueError, match=r"first.csv: expected the file that it learned from as it was"):
+        train(*LOG, f"log={new}", f"resume={tmp_path / 'changed.pt'}", directory=tmp_path / "file")
+
+
+NO_SENSE = [
+    ("rlcore.bandit.NeuralBandit", {"finished": False}, "had not finished: expected its own data first"),
+    ("envs.offers.twin.ensemble.TwinEnsemble", {}, "algo=some can't go on with another log: expected init=old.pt"),
+    ("rlcore.bandit.NeuralBandit", {"data": {}}, "expected no log, like that run had"),
+]
+
+
+@pytest.mark.parametrize("kind, changes, message", NO_SENSE)
+def test_what_makes_no_sense_is_refused_in_a_line(kind, changes, message, tmp_path):
+    state = {"before": None, "finished": True, "data": {"log": {"path": "old.csv", "sha256": "0"}}} | changes
+    log = write_log(tmp_path / "new.csv", 3, 0, helps="a")
+    cfg = OmegaConf.create({"resume": "old.pt", "log": log, "algo": {"_target_": kind, "_partial_": True}})
+    with pytest.raises(ValueError, match=f"^resume=old.pt: .*{message}"):
+        find_origin(cfg, "some", state)
+
+
+def test_data_are_new_where_a_file_has_other_contents(tmp_path):
+    log = write_log(tmp_path / "new.csv", 3, 0, helps="a")
+    cfg = OmegaConf.create({"resume": "old.pt", "log": log, "algo": {"_target_": "rlcore.bandit.NeuralBandit"}})
+    cfg.algo._partial_ = True
+    state = {"before": None, "finished": True, "data": files_of(cfg), "agent": {"a": 1}, "config": {}}
+    assert find_origin(cfg, "bandit", state) is None and find_origin(cfg, "bandit", None) is None
+    copied = tmp_path / "copied.csv"
+    copied.write_bytes((tmp_path / "new.csv").read_bytes())
+    cfg.log = str(copied)
+    assert find_origin(cfg, "bandit", state) is None
+    write_log(copied, 4, 0, helps="a")
+    origin = find_origin(cfg, "bandit", state)
+    assert origin.begins and origin.agent == {"a": 1} and origin.data["log"]["path"] == log
+    on = find_origin(cfg, "bandit", {**state, "before": origin._asdict()})
+    assert not on.begins and on.path == "old.pt"
 
 
 @pytest.mark.long

@@ -45,6 +45,9 @@ from scripts.benchmarks.common.shop_judge import Judge
 from scripts.example_shop import MadeUp, make_up
 
 
+LOGGED, PRIORS, FIRST, NEXT = "as the log", "planning on the priors", "policy", "next policy"
+
+
 class SendsOfTheLog:
     """What the shop did while its log was made: in some weeks nothing, else to half of those it might write to."""
 
@@ -108,7 +111,7 @@ def run(
     later_parts = replace(parts, twin=next_twin, algo=with_steps(algo, steps))
     later = learn(later_parts, directory / "next", made, (first_weeks, weeks), first)
     print(f"next: {later.steps:,} steps, CPU seconds {later.seconds}", flush=True)
-    found = judged(parts, directory / "next", {"policy": first, "next policy": later})
+    found = judged(parts, directory / "next", {FIRST: first, NEXT: later})
     checkpoint.save_json(directory / "rows.json", found)
     show(table(found, customers))
     return found
@@ -160,21 +163,25 @@ def learn(parts: Parts, folder: Path, made: MadeUp, ends: tuple[int, ...], last:
 
 # ── judging ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def judged(parts: Parts, folder: Path, stages: dict[str, Stage]) -> dict:
-    """Return a row a policy, in the true world, and each policy less the one before it."""
+    """Return a row a policy, in the true world, and how much more each stage's brings than those before it."""
     judge = Judge.of(parts.env, folder, parts.device, parts.seed)
-    env = judge.evaluator.env
-    policies: dict[str, SeasonPolicy] = {"as the log": SendsOfTheLog(env, judge.market.features, parts.seed)}
+    prior = made_up_shop.population(folder, truth=False)
+    believed = made_up_shop.shop_env(parts.env, folder, parts.device, parts.seed, prior)
+    evaluator = believed.evaluation(believed)
+    predicted = evaluator.predicted_market(judge.market)
+    policies: dict[str, SeasonPolicy] = {
+        LOGGED: SendsOfTheLog(believed, judge.market.features, parts.seed),
+        PRIORS: evaluator.planner_on_estimates(predicted, evaluator.solve_bound(predicted)),
+    }
     for name, stage in stages.items():
         policies[name] = deployed(judge, stage.policy)
     seasons = {name: judge.simulate(policy) for name, policy in policies.items()}
-    rows = {name: judge.summary(records) for name, records in seasons.items()}
+    rows: dict[str, dict[str, Any]] = {name: judge.summary(records) for name, records in seasons.items()}
     names = list(policies)
-    for name, before in zip(names[1:], names):
-        rows[name] |= {
-            "ahead_of_last": judge.ahead(seasons[name], seasons[before]),
-            "steps": stages[name].steps,
-            "seconds": stages[name].seconds,
-        }
+    for name, stage in stages.items():
+        earlier = names[: names.index(name)]
+        ahead_of = {other: judge.ahead(seasons[name], seasons[other]) for other in earlier}
+        rows[name] |= {"ahead_of": ahead_of, "steps": stage.steps, "seconds": stage.seconds}
     return {"judged_on": len(judge.market), "policies": rows}
 
 
@@ -200,13 +207,14 @@ def table(found: dict, customers: int):
     """Lay out what each policy brings in the true world."""
     lines = []
     for name, row in found["policies"].items():
-        ahead = [f"{x:+.2f}" for x in row.get("ahead_of_last", [])] or [""] * 3
+        others = row.get("ahead_of", {})
+        ahead = ["{:+.2f} ({:+.2f} to {:+.2f})".format(*others[x]) if x in others else "" for x in (LOGGED, FIRST)]
         steps = f"{row['steps']:,}" if "steps" in row else ""
         lines.append([name, steps, f"{row['score']:.3f}", f"{row['profit']:.2f}", f"{row['spend']:.2f}", *ahead])
-    columns = ["policy", "steps", "score", "profit", "spend", "less the last", "from", "to"]
+    columns = ["policy", "steps", "score", "profit", "spend", "less the log's", "less the first"]
     caption = (
-        "money a customer and season; profit: expected, beyond sending nothing; less the last: than the row above, "
-        "paired, with its 95 % interval over customers"
+        "money a customer and season; profit: expected, beyond sending nothing; less …: than that policy, paired, with "
+        "the 95 % interval over customers"
     )
-    title = f"{customers:,} customers in the first year, judged in the true world on {found['judged_on']:,}"
+    title = f"{customers:,} customers at first, judged in the true world on {found['judged_on']:,}"
     return table_of(title, columns, lines, caption)

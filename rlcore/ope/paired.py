@@ -30,7 +30,7 @@ class Halves(NamedTuple):
         chooses = hashed < 2**31
         if chooses.all() or not chooses.any():
             raise ValueError(
-                f"log: {len(dataset.unit.unique())} {dataset.names.unit}s are too few: some choose the better policy, "
+                f"log: {len(set(dataset.unit.tolist()))} {dataset.names.unit}s are too few: some choose the better policy, "
                 "and others judge both"
             )
         return cls(dataset[chooses], dataset[~chooses])

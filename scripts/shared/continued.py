@@ -18,7 +18,7 @@ from envs.logged.evaluation import LogEvaluator
 from envs.offers.evaluation.before_after import compare_in_market
 from envs.offers.evaluation.season_evaluator import SeasonEvaluator
 from envs.offers.logs import send_log
-from rlcore.algorithm import Algorithm, NetworkAlgorithm
+from rlcore.algorithm import NetworkAlgorithm
 from rlcore.backends import distributed
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.paired import Halves, compare_on_log
@@ -27,6 +27,8 @@ from rlcore.runs.report import Report
 from scripts.shared.stored_runs import algorithm_class, fitting
 
 FILES = ("log", "env.population.path", "env.population.base.path", "env.twin")  # keys of the files learned from
+
+BLOCK = 1 << 20  # bytes of a file that are read at once
 
 
 class Origin(NamedTuple):
@@ -44,17 +46,17 @@ class Ages(Protocol):
 
     what: str  #: the value by which policies are judged, in words
 
-    def choose(self, before: Algorithm, after: Algorithm) -> dict[str, tuple[float, float]]:
+    def choose(self, before: NetworkAlgorithm, after: NetworkAlgorithm) -> dict[str, tuple[float, float]]:
         """Return the values of both policies by age of the data, on data that serve the choice alone."""
 
-    def judge(self, before: Algorithm, after: Algorithm) -> dict[str, BeforeAfter]:
+    def judge(self, before: NetworkAlgorithm, after: NetworkAlgorithm) -> dict[str, BeforeAfter]:
         """Return the values of both policies by age of the data, on data that served no choice."""
 
 
 # ── what is new ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def files_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """Return the files that a run learns from: path and SHA-256 by key, and a log of sends' weeks."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for key in FILES:
         path = OmegaConf.select(cfg, key)
         if isinstance(path, str) and Path(path).is_file():
@@ -66,8 +68,11 @@ def files_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 
 def digest(path: str) -> str:
     """Return the SHA-256 of a file."""
+    found = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(BLOCK):
+            found.update(block)
+    return found.hexdigest()
 
 
 def find_origin(cfg: DictConfig, name: str, state: dict | None) -> Origin | None:
@@ -154,7 +159,7 @@ class LogAges:
         by_age = self.split(read(self.path), read)
         return {age: Halves.of(data, self.off_policy.seed) for age, data in by_age.items()}
 
-    def choose(self, before: Algorithm, after: Algorithm) -> dict[str, tuple[float, float]]:
+    def choose(self, before: NetworkAlgorithm, after: NetworkAlgorithm) -> dict[str, tuple[float, float]]:
         """Return the values of both policies on half of the customers."""
         found = {
             age: compare_on_log(self.off_policy, half.choosing, before.policy, after.policy)
@@ -162,7 +167,7 @@ class LogAges:
         }
         return {age: (values.before[0], values.after[0]) for age, values in found.items()}
 
-    def judge(self, before: Algorithm, after: Algorithm) -> dict[str, BeforeAfter]:
+    def judge(self, before: NetworkAlgorithm, after: NetworkAlgorithm) -> dict[str, BeforeAfter]:
         """Return the values of both policies on the other half."""
         return {
             age: compare_on_log(self.off_policy, half.judging, before.policy, after.policy)
@@ -185,14 +190,14 @@ class MarketAges:
             env.load_fitted(origin.agent["env"])
         self.evaluators: dict[str, SeasonEvaluator] = {OLD: env.evaluation(env), NEW: evaluator}
 
-    def choose(self, before: Algorithm, after: Algorithm) -> dict[str, tuple[float, float]]:
+    def choose(self, before: NetworkAlgorithm, after: NetworkAlgorithm) -> dict[str, tuple[float, float]]:
         """Return the validation scores of both policies."""
         return {
-            age: tuple(evaluator.validate(algorithm)[evaluator.headline] for algorithm in (before, after))
+            age: (evaluator.validate(before)[evaluator.headline], evaluator.validate(after)[evaluator.headline])
             for age, evaluator in self.evaluators.items()
         }
 
-    def judge(self, before: Algorithm, after: Algorithm) -> dict[str, BeforeAfter]:
+    def judge(self, before: NetworkAlgorithm, after: NetworkAlgorithm) -> dict[str, BeforeAfter]:
         """Return the scores of both policies on test customers."""
         return {age: compare_in_market(evaluator, before, after) for age, evaluator in self.evaluators.items()}
 
@@ -200,11 +205,11 @@ class MarketAges:
 class Continuation:
     """A finished training that goes on with new data."""
 
-    def __init__(self, origin: Origin, before: Algorithm, ages: Ages):
+    def __init__(self, origin: Origin, before: NetworkAlgorithm, ages: Ages):
         self.origin, self.before, self.ages = origin, before, ages
 
     @classmethod
-    def of(cls, origin: Origin, algorithm: Algorithm, cfg: DictConfig) -> Continuation:
+    def of(cls, origin: Origin, algorithm: NetworkAlgorithm, cfg: DictConfig) -> Continuation:
         """Prepare to judge an algorithm that goes on from an origin.
 
         Raises ValueError where nothing can judge it on old and new data.
@@ -220,7 +225,7 @@ class Continuation:
         expected = "env/evaluation=log, which judges on logs of two sides" if cfg.log else "env=offers or offers_twin"
         raise ValueError(f"resume={origin.path}: nothing can judge on old and new data: expected {expected}")
 
-    def finish(self, after: Algorithm) -> Report:
+    def finish(self, after: NetworkAlgorithm) -> Report:
         """Judge before and after, and give the algorithm the better policy.
 
         The choice is made on other data than the report is of.

@@ -21,5 +21,6 @@ def compare_in_market(
         policy, _ = evaluator.deploy(algorithm, market, tuning_market)
         seasons.append(evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS))
     rows = [evaluator.summarise(records, market, bound) for records in seasons]
-    values = [[row["score"], *row["score_ci"]] for row in rows]
-    return BeforeAfter(*values, evaluator.paired_difference(seasons[1], seasons[0], market, bound))
+    old, new = ([row["score"], *row["score_ci"]] for row in rows)
+    gained = evaluator.paired_difference(seasons[1], seasons[0], market, bound)
+    return BeforeAfter(before=old, after=new, gained=gained)

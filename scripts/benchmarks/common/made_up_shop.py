@@ -29,7 +29,7 @@ from scripts.train import fitted_to
 
 def shop_config(folder: Path, name: str) -> Any:
     """Return a file of the configuration of the shop in a folder, without its defaults."""
-    config = OmegaConf.create(config_files(str(folder))[name])
+    config: Any = OmegaConf.create(config_files(str(folder))[name])
     config.pop("defaults", None)
     return config
 

@@ -53,6 +53,7 @@ class Setting(NamedTuple):
     believed: OffersEvaluator  #: the judge's customers as the priors and their table have them
     fee: float  #: a contact, of the rules
     judged: int  #: customers in the judge's table
+    weekly: float  #: money a customer and week
 
     def env(self, folder: Path) -> OffersEnv:
         """Build the environment of a folder's customers, as the priors and their table have them."""
@@ -109,7 +110,19 @@ def prepare(
     assert isinstance(believed, OffersEvaluator)
     tuning = believed.predicted_market(believed.tuning_market(prior.budget))
     fee = believed.tune_fee(tuning, partial(believed.myopic_on_estimates, tuning))
-    return Setting(env, twin, device, seed, Judge.of(env, folder, device, seed), believed, fee, judged)
+    if prior.budget.weekly is None:
+        raise ValueError("benchmark.env.budget.weekly: expected money a customer and week, got null")
+    return Setting(
+        make_env=env,
+        make_twin=twin,
+        device=device,
+        seed=seed,
+        judge=Judge.of(env, folder, device, seed),
+        believed=believed,
+        fee=fee,
+        judged=judged,
+        weekly=prior.budget.weekly,
+    )
 
 
 def dated(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -149,7 +162,7 @@ def live(setting: Setting, folder: Path, choice: Choice, n: int, weeks: int) -> 
         world=shop.world,
         start=setting.believed.start_belief(),
         fee=setting.fee,
-        weekly=env.budget.weekly,
+        weekly=setting.weekly,
     )
     choice.prepare(believed)
     made.weeks.extend(shop.live() for _ in range(weeks))

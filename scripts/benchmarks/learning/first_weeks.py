@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from envs.offers.constraints.budget_rules import ExpectedSpend
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.evaluation.simulation import EvaluationMarket, score_decisions
 from envs.offers.example_shop.life import Shop, Week
@@ -158,6 +159,6 @@ class NewShop(Shop):
             budget=torch.zeros(self.world.weeks, dtype=torch.float64),
             stock=torch.zeros(len(self.catalogue.offers)),
             rollover=False,
-            budget_rule=None,
+            budget_rule=ExpectedSpend(),
             contact_policy=self.policy,
         )

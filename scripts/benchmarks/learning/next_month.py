@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.price_calibration import calibrate_price_drift
 from envs.offers.example_shop.yaml_files import GAP_SHARE, SENDING_SHARE
 from envs.offers.planning.knapsack import Increments, ranked
-from envs.offers.policies.base import SeasonPolicy
-from envs.offers.policies.information import UNINFORMED
+from envs.offers.policies.base import SeasonPolicy, View
+from envs.offers.policies.information import UNINFORMED, Information
 from envs.offers.policies.learned import CodecView, deploy_policy
 from envs.offers.policies.logging_policies import contact_with
 from envs.offers.twin.ensemble import TwinEnsemble
@@ -44,17 +45,16 @@ from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.shop_judge import Judge
 from scripts.example_shop import MadeUp, make_up
 
-
 LOGGED, PRIORS, FIRST, NEXT = "as the log", "planning on the priors", "policy", "next policy"
 
 
 class SendsOfTheLog:
     """What the shop did while its log was made: in some weeks nothing, else to half of those it might write to."""
 
-    information = UNINFORMED
+    information: Information = UNINFORMED
 
     def __init__(self, env: OffersEnv, features: Tensor, seed: int):
-        self.view = CodecView(env.codec, features.float())
+        self.view: View = CodecView(env.codec, features.float())
         self.generator = torch.Generator(env.device).manual_seed(seed)
 
     def increments(self, week: int, state: CustomerState, options: ContactOptions) -> Increments:
@@ -96,7 +96,7 @@ def run(
     env: Callable[..., OffersEnv],
     twin: Callable[..., TwinEnsemble],
     next_twin: Callable[..., TwinEnsemble],
-    algo: Callable[..., NetworkAlgorithm],
+    algo: partial[NetworkAlgorithm],
     customers: int,
     first_weeks: int,
     weeks: int,
@@ -134,12 +134,12 @@ def learn(parts: Parts, folder: Path, made: MadeUp, ends: tuple[int, ...], last:
     if last:
         env.load_fitted(last.policy.env.state_dict())
     path, trained = folder / "twin.pt", folder / "policy.pt"
-    seconds = {}
+    seconds: dict[str, float] = {}
     if not path.exists():
         for start, end in zip((0, *ends), ends):
             log = made_up_shop.import_weeks(folder, made, start, end, env, parts.seed)
         started = time.process_time()
-        made_up_shop.fit_twin(parts.twin, env, log, parts.seed, path, last and last.twin)
+        made_up_shop.fit_twin(parts.twin, env, log, parts.seed, path, last.twin if last else None)
         seconds["twin"] = round(time.process_time() - started)
     simulated = made_up_shop.twin_population(folder, path)
     on_twin = made_up_shop.shop_env(parts.env, folder, parts.device, parts.seed, simulated)

@@ -29,10 +29,8 @@ class Halves(NamedTuple):
         hashed = (dataset.unit + seed) * HASH % 2**32
         chooses = hashed < 2**31
         if chooses.all() or not chooses.any():
-            raise ValueError(
-                f"log: {len(set(dataset.unit.tolist()))} {dataset.names.unit}s are too few: some choose the better policy, "
-                "and others judge both"
-            )
+            units, name = len(set(dataset.unit.tolist())), dataset.names.unit
+            raise ValueError(f"log: {units} {name}s are too few: some choose the better policy, and others judge both")
         return cls(dataset[chooses], dataset[~chooses])
 
 

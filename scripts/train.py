@@ -104,7 +104,7 @@ def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
     further: dict[str, Report] = {}
     if going_on:
         with logger.evaluating("judging before and after, on old and on new data"):
-            further["before_and_after"] = going_on.finish(algorithm)
+            further["before_and_after"] = going_on.finish()
         save_checkpoint(cfg, name, algorithm, logger, directory, {**beside, "before": None})
     algorithm.export(directory)
     with logger.evaluating("evaluating on data that nothing was trained on"):

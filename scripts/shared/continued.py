@@ -18,7 +18,7 @@ from envs.logged.evaluation import LogEvaluator
 from envs.offers.evaluation.before_after import compare_in_market
 from envs.offers.evaluation.season_evaluator import SeasonEvaluator
 from envs.offers.logs import send_log
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.algorithm import Algorithm, NetworkAlgorithm
 from rlcore.backends import distributed
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.paired import Halves, compare_on_log
@@ -205,33 +205,34 @@ class MarketAges:
 class Continuation:
     """A finished training that goes on with new data."""
 
-    def __init__(self, origin: Origin, before: NetworkAlgorithm, ages: Ages):
-        self.origin, self.before, self.ages = origin, before, ages
+    def __init__(self, origin: Origin, before: NetworkAlgorithm, after: NetworkAlgorithm, ages: Ages):
+        self.origin, self.before, self.after, self.ages = origin, before, after, ages
 
     @classmethod
-    def of(cls, origin: Origin, algorithm: NetworkAlgorithm, cfg: DictConfig) -> Continuation:
+    def of(cls, origin: Origin, algorithm: Algorithm, cfg: DictConfig) -> Continuation:
         """Prepare to judge an algorithm that goes on from an origin.
 
         Raises ValueError where nothing can judge it on old and new data.
         """
+        assert isinstance(algorithm, NetworkAlgorithm)  # `find_origin` sees to it
         before = instantiate(cfg.algo, _convert_="all")(algorithm.env, cfg.seed)
         evaluator = algorithm.make_evaluator()
         with fitting(origin.path):
             before.load_policy(origin.agent)
         if cfg.log and isinstance(evaluator, LogEvaluator):
-            return cls(origin, before, LogAges(origin, algorithm.env, cfg.log, evaluator))
+            return cls(origin, before, algorithm, LogAges(origin, algorithm.env, cfg.log, evaluator))
         if not cfg.log and isinstance(evaluator, SeasonEvaluator):
-            return cls(origin, before, MarketAges(origin, algorithm.env.device, evaluator))
+            return cls(origin, before, algorithm, MarketAges(origin, algorithm.env.device, evaluator))
         expected = "env/evaluation=log, which judges on logs of two sides" if cfg.log else "env=offers or offers_twin"
         raise ValueError(f"resume={origin.path}: nothing can judge on old and new data: expected {expected}")
 
-    def finish(self, after: NetworkAlgorithm) -> Report:
+    def finish(self) -> Report:
         """Judge before and after, and give the algorithm the better policy.
 
         The choice is made on other data than the report is of.
         """
-        kept = better(self.ages.choose(self.before, after))
-        report = before_after_report(self.ages.judge(self.before, after), self.ages.what, kept)
+        kept = better(self.ages.choose(self.before, self.after))
+        report = before_after_report(self.ages.judge(self.before, self.after), self.ages.what, kept)
         if kept == "before":
-            after.load_policy(self.origin.agent)
+            self.after.load_policy(self.origin.agent)
         return report

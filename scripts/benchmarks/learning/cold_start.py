@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +108,7 @@ def prepare(
     believed = prior.evaluation(prior)
     assert isinstance(believed, OffersEvaluator)
     tuning = believed.predicted_market(believed.tuning_market(prior.budget))
-    fee = believed.tune_fee(tuning, partial(believed.myopic_on_estimates, tuning))
+    fee = believed.tune_fee(tuning, lambda fee: believed.knapsack_on_estimates(tuning, fee=fee, values=None))
     if prior.budget.weekly is None:
         raise ValueError("benchmark.env.budget.weekly: expected money a customer and week, got null")
     return Setting(
@@ -138,7 +137,7 @@ def without_a_log(setting: Setting) -> dict[str, list[SeasonRecord]]:
     policies: dict[str, SeasonPolicy] = {
         "nothing": NoContact(),
         "random": RandomContacts(judge.market.customers, judge.evaluator.world, seed=setting.seed),
-        RULES: believed.myopic_on_estimates(predicted, setting.fee),
+        RULES: believed.knapsack_on_estimates(predicted, fee=setting.fee, values=None),
         PRIORS: believed.planner_on_estimates(predicted, believed.solve_bound(predicted)),
         "planning on the truth": planning_policy(judge.market, judge.bound, ON_TRUTH, start),
     }

@@ -168,6 +168,7 @@ def judged(parts: Parts, folder: Path, stages: dict[str, Stage]) -> dict:
     prior = made_up_shop.population(folder, truth=False)
     believed = made_up_shop.shop_env(parts.env, folder, parts.device, parts.seed, prior)
     evaluator = believed.evaluation(believed)
+    assert isinstance(evaluator, OffersEvaluator)
     predicted = evaluator.predicted_market(judge.market)
     policies: dict[str, SeasonPolicy] = {
         LOGGED: SendsOfTheLog(believed, judge.market.features, parts.seed),

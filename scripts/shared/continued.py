@@ -119,7 +119,7 @@ def with_old(origin: Origin, new: LoggedDataset, path: str, read: Callable[[str]
         return new
     old = read(check_unchanged(origin, "log"))
     later = replace(new, unit=new.unit + old.unit.amax() + 1, decision=new.decision + old.decision.amax() + 1)
-    return LoggedDataset.cat([old, later])
+    return LoggedDataset.cat([replace(part, unit_names=()) for part in (old, later)])
 
 
 # ── logs ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -54,9 +54,12 @@ COLD_START = [
     "benchmark.twin.twin.hidden_states.shares=[1.0]",
     "benchmark.twin.twin.hidden_states.nodes=2",
     "benchmark.twin.twin.reference_size=300",
+    "benchmark.twin.holdout.stopping=0.3",
 ]
 NEXT_MONTH = [
     "benchmark.customers=60",
+    "benchmark.twin.holdout.stopping=0.3",
+    "benchmark.next_twin.holdout.stopping=0.3",
     "benchmark.first_weeks=12",
     "benchmark.weeks=24",
     "benchmark.env.num_agents=48",

@@ -4,7 +4,8 @@ Usage:
 
     python scripts/import_sends.py env/population=customer_table … sends.path=PATH out=log.parquet
 
-Where the log exists, what the files have after its last send is added; all else in them is left out.
+Where the log exists, what the files have after its last send is added; all else in them is left out. Without anything
+new the log stays as it is, and the command succeeds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
+from envs.offers.env import OffersEnv
 from envs.offers.logs import send_log
+from envs.offers.logs.send_import import Sends
+from rlcore.runs.checkpoint import only_writer
 from scripts.shared.cli import choose_device, guarded, launch
 
 
@@ -30,17 +34,28 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("out: expected the path of a log to write, as in out=log.parquet")
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
+    sends = instantiate(cfg.sends, _convert_="all")
+    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(cfg.out):
+        add(sends, env, cfg.out)
+
+
+def add(sends: Sends, env: OffersEnv, out: str) -> None:
+    """Add what is new in the files to the log `out`, or begin it; say so in a line."""
     offers, channels = list(env.world.catalogue.offers), list(env.world.catalogue.channels)
-    old = send_log.read(cfg.out, offers, channels) if Path(cfg.out).exists() else None
-    imported = instantiate(cfg.sends, _convert_="all")(env, old)
-    rows = send_log.write(cfg.out, imported.log, imported.calendar, offers, channels)
+    old = send_log.read(out, offers, channels) if Path(out).exists() else None
+    imported = sends(env, old)
+    last = imported.calendar.describe(imported.calendar.sends_to)
     for warning in imported.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if not imported.is_changed:
+        print(f"{out}: nothing to add: no send after {last} (sends.until: a later day, where nothing was sent)")
+        return
+    rows = send_log.write(out, imported.log, imported.calendar, offers, channels)
     log = imported.log
-    last = imported.calendar.describe(imported.calendar.sends_to)
     customers = int((log.last >= log.first).sum())
-    sends = int((log.offer > 0).sum())
-    print(f"{cfg.out}: {customers:,} customers, {log.weeks} weeks to {last}, {rows:,} rows, {sends:,} sends")
+    count = int((log.offer > 0).sum())
+    print(f"{out}: {customers:,} customers, {log.weeks} weeks to {last}, {rows:,} rows, {count:,} sends")
 
 
 if __name__ == "__main__":

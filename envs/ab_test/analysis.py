@@ -1,7 +1,7 @@
 """Analyse a randomised test of a mailing: its arms, whom a treatment helps, and what treating them would have earned.
 
-Customers are dealt into two halves at random. Learners are chosen and fitted on one half and judged on the other, and
-the reverse, so every customer is judged by models that it was no part of (cross-fitting).
+Customers are dealt into two halves at random, those of a unit together. Learners are chosen and fitted on one half and
+judged on the other, and the reverse, so every customer is judged by models that it was no part of (cross-fitting).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from envs.ab_test import values
 from envs.ab_test.trial_table import Trial
 from envs.ab_test.values import Valued
+from rlcore.ope.cross_fitting import folds
 from rlcore.ope.estimators import Terms
 from rlcore.ope.outcome_models import OutcomeLearner
 from rlcore.uplift.meta_learners import MetaLearner
@@ -33,6 +34,12 @@ class Half(NamedTuple):
     targets: dict[str, Tensor]  #: policies, [J, A] by name
     best_arm: int  #: the single arm that earned most in the other half
     predicted: Tensor  #: profit of every arm, [J, A]
+    worth: dict[str, float]  #: money that a unit of a predicted effect is worth, by outcome
+
+    def pays(self, outcome: str, obs: Tensor, cost: Tensor) -> Tensor:
+        """The policy [B, A] that treats customers [B, D] where the predicted effect is worth more than the cost [A]."""
+        effects = self.choices[outcome].effects(obs)
+        return values.best_for_each(self.worth[outcome] * effects - cost)
 
 
 class Analysis(NamedTuple):
@@ -41,6 +48,7 @@ class Analysis(NamedTuple):
     trial: Trial
     outcome: str  #: by which customers are ranked
     profit: Tensor  #: of each customer, [N]
+    cost: Tensor  #: of every arm, [A]
     ranked_by: dict[str, Tensor]  #: what the learners' effects are effects on, [N] by name
     halves: list[Half]
     policies: dict[str, Valued]
@@ -54,8 +62,8 @@ class Analyst:
     `worth` is the money that a unit of an outcome is worth, by outcome; empty: a unit of `outcome` is worth 1. `cost`
     is the money that a treatment costs, `costs` that of single arms. Profit is worth less cost. `learners` are chosen
     by cross-validation over `folds` folds of the customers that they learn from: the first that is within
-    `standard_errors` of the best. `binary` names the learners that take
-    outcomes of 0 and 1 only. `model` predicts profits for the doubly robust estimator.
+    `standard_errors` of the best. `binary` names the learners that take outcomes of 0 and 1 only. `model` predicts
+    profits for the doubly robust estimator.
     """
 
     def __init__(
@@ -107,23 +115,24 @@ class Analyst:
         ranked_by = {outcome: trial.outcomes[outcome]}
         if list(worth) != [outcome]:
             ranked_by[PROFIT] = gross
-        order = torch.randperm(len(trial.arm), generator=torch.Generator().manual_seed(seed))
-        first, second = order.chunk(2)
+        first, second = halve(trial.unit, torch.Generator().manual_seed(seed))
         halves = [
             self._half(trial, ranked_by, gross, cost, learn, judge, seed)
             for learn, judge in ((first, second), (second, first))
         ]
         policies, terms = self._values(trial, profit, halves)
         none = next(iter(terms))
+        unit = trial.unit[torch.cat([half.rows for half in halves])]
         return Analysis(
             trial=trial,
             outcome=outcome,
             profit=profit,
+            cost=cost,
             ranked_by=ranked_by,
             halves=halves,
             policies=policies,
-            over_best={name: values.difference(x, terms[BEST_ARM], self.level) for name, x in terms.items()},
-            over_none={name: values.difference(x, terms[none], self.level) for name, x in terms.items()},
+            over_best={name: values.difference(x, terms[BEST_ARM], unit, self.level) for name, x in terms.items()},
+            over_none={name: values.difference(x, terms[none], unit, self.level) for name, x in terms.items()},
         )
 
     def _half(
@@ -138,9 +147,9 @@ class Analyst:
     ) -> Half:
         """Choose and fit learners on customers `learn`; predict for customers `judge`."""
         arms = len(trial.arms)
-        fold = torch.randperm(len(learn), generator=torch.Generator().manual_seed(seed)) % self.folds
+        fold = folds(numbered(trial.unit[learn]), self.folds, torch.Generator().manual_seed(seed))
         arm, obs = trial.arm[learn], trial.features[judge]
-        choices, effects, targets = {}, {}, {}
+        choices, effects, targets, worth = {}, {}, {}, {}
         mean_profit = arm_means(gross[learn], arm, arms) - cost
         best_arm = int(mean_profit.argmax())
         for k, name in enumerate(trial.arms):
@@ -151,12 +160,12 @@ class Analyst:
             choices[name] = choose(self.usable(outcome), experiment, arms, fold, seed, self.standard_errors)
             effects[name] = choices[name].effects(obs)
             # An outcome other than money is worth what a unit of it brought in the mean over the arms.
-            unit = 1.0 if name == PROFIT else (gross[learn].mean() / outcome[learn].mean()).item()
-            targets[f"by {name}"] = values.best_for_each(unit * effects[name] - cost)
+            worth[name] = 1.0 if name == PROFIT else (gross[learn].mean() / outcome[learn].mean()).item()
+            targets[f"by {name}"] = values.best_for_each(worth[name] * effects[name] - cost)
         predicted = values.arm_profits(
             self.model, trial.features[learn], arm, (gross[learn] - cost[arm]).float(), arms, obs, seed
         )
-        return Half(judge, choices, effects, targets, best_arm, predicted)
+        return Half(judge, choices, effects, targets, best_arm, predicted, worth)
 
     def usable(self, outcome: Tensor) -> Learners:
         """Return the learners that take such outcomes [N]."""
@@ -170,9 +179,25 @@ class Analyst:
         for name in halves[0].targets:
             target = torch.cat([half.targets[name] for half in halves])
             valued[name], terms[name] = values.value(
-                target, trial.arm[rows], trial.propensity[rows], profit[rows], predicted, self.level
+                target, trial.arm[rows], trial.propensity[rows], profit[rows], predicted, trial.unit[rows], self.level
             )
         return valued, terms
+
+
+def halve(unit: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Deal rows into two halves at random, those of a unit [N] together; return the rows of each, by unit as dealt."""
+    units = int(unit.amax()) + 1
+    place = torch.randperm(units, generator=generator).argsort()[unit]
+    order = place.argsort(stable=True)
+    in_first = int((place < (units + 1) // 2).sum())
+    return order[:in_first], order[in_first:]
+
+
+def numbered(unit: Tensor) -> Tensor:
+    """Number the units of rows [N] from 0 without a gap, in the order in which they first come."""
+    distinct, number = unit.unique(return_inverse=True)
+    first = torch.full((len(distinct),), len(unit)).scatter_reduce(0, number, torch.arange(len(unit)), "amin")
+    return first.argsort().argsort()[number]
 
 
 def arm_means(x: Tensor, arm: Tensor, arms: int) -> Tensor:

@@ -22,6 +22,7 @@ class Trial(NamedTuple):
     """Customers of a randomised test; arm 0 is the control."""
 
     ids: list[str]  #: of the customers
+    unit: Tensor  #: what was drawn into an arm as a whole, numbered from 0, int64 [N]
     arms: list[str]  #: names
     arm: Tensor  #: of each customer, int64 [N]
     propensity: Tensor  #: probability with which the customer got that arm, float64 [N]
@@ -35,9 +36,9 @@ class TrialTable:
 
     `outcomes` are columns of numbers that were seen after the mailing. `propensity` names the column of the probability
     with which a customer got its arm, the same for all customers of an arm; without one it is the arm's share of all
-    customers. `id` names the customers;
-    without one they are numbered from 1. All other columns but those in `ignore` are features, of which `text` are
-    never numbers. Rarer texts than `min_level_count` share a level.
+    customers. `id` names the customers; without one they are numbered from 1. `unit` is the column of what was drawn
+    into an arm as a whole, such as a household; without one each customer was drawn alone. All other columns but those
+    in `ignore` are features, of which `text` are never numbers. Rarer texts than `min_level_count` share a level.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class TrialTable:
         path: str | None,
         separator: str,
         id: str | None,
+        unit: str | None,
         treatment: str | None,
         control: str | None,
         outcomes: list,
@@ -63,6 +65,7 @@ class TrialTable:
         self.path = path
         self.separator = separator
         self.id = id
+        self.unit = unit
         self.treatment = treatment
         self.control = control
         self.outcomes = list(outcomes)
@@ -73,7 +76,7 @@ class TrialTable:
 
     def read(self) -> Trial:
         """Read the file; raise ValueError, with row and column, where it is no test."""
-        named = [name for name in (self.id, self.treatment) if name]
+        named = [name for name in (self.id, self.unit, self.treatment) if name]
         numbers = [*self.outcomes, *([self.propensity] if self.propensity else [])]
         columns = read_table(
             self.path,
@@ -96,6 +99,15 @@ class TrialTable:
         ids = columns[self.id].tolist() if self.id else [str(k + 1) for k in range(len(levels))]
         if self.id:
             check_ids(ids, self.id, self.path)
+        unit = torch.arange(len(levels))
+        if self.unit:
+            self._refuse(self.unit, columns[self.unit] == "", "expected a unit, got nothing")
+            unit = torch.from_numpy(np.unique(columns[self.unit].astype(str), return_inverse=True)[1])
+        for k, name in enumerate(arms):
+            count = len(unit[arm == k].unique())
+            if count < 2:
+                where = f"column '{self.unit}'" if self.unit else "customers"
+                raise ValueError(f"{self.path}: {where}: expected two or more in each arm, got {count} in '{name}'")
         apart = {*named, *numbers, *self.ignore}
         dated = days_before(columns, None, WHERE)  # a date counts the days before the table's latest
         inputs = {name: column for name, column in dated.items() if name not in apart}
@@ -104,6 +116,7 @@ class TrialTable:
         transform = FeatureTransform.fit(inputs, np.arange(len(levels)), self.min_level_count, 0.0, self.path, WHERE)
         return Trial(
             ids=ids,
+            unit=unit,
             arms=arms,
             arm=arm,
             propensity=self._propensities(columns, arm),

@@ -52,21 +52,21 @@ def policy_terms(
 
 
 def value(
-    target: Tensor, arm: Tensor, propensity: Tensor, profit: Tensor, predicted: Tensor, level: float
+    target: Tensor, arm: Tensor, propensity: Tensor, profit: Tensor, predicted: Tensor, unit: Tensor, level: float
 ) -> tuple[Valued, Terms]:
-    """Value a policy; also returns its DR terms, for paired differences."""
+    """Value a policy, with intervals over units [N]; also returns its DR terms, for paired differences."""
     several = policy_terms(target, arm, propensity, profit, predicted)
-    return Valued(*(with_interval(terms, level) for terms in several)), several[0]
+    return Valued(*(with_interval(terms, unit, level) for terms in several)), several[0]
 
 
-def difference(one: Terms, other: Terms, level: float) -> list[float]:
-    """Paired difference of two policies' DR values, with its interval."""
-    return with_interval(Terms(one.plain - other.plain), level)
+def difference(one: Terms, other: Terms, unit: Tensor, level: float) -> list[float]:
+    """Paired difference of two policies' DR values, with its interval over units [N]."""
+    return with_interval(Terms(one.plain - other.plain), unit, level)
 
 
-def with_interval(terms: Terms, level: float) -> list[float]:
-    """Value of an estimator with its central limit interval."""
-    low, high = intervals.normal(terms, None, level)
+def with_interval(terms: Terms, unit: Tensor, level: float) -> list[float]:
+    """Value of an estimator with its central limit interval, whose terms are independent between units [N] only."""
+    low, high = intervals.normal(terms, unit, level)
     return [intervals.estimate(terms).item(), low.item(), high.item()]
 
 

@@ -22,11 +22,12 @@ def read_table(
     rows: str,
     where: str,
     only: list[str] | None = None,
+    may_be_empty: bool = False,
 ) -> Columns:
     """Return a file's columns; raise ValueError, with file, row and column, where it is no table.
 
-    `only` names the columns that are read (None: all). `rows` says what a row is and `where` is the part of the
-    configuration that has `path` and `separator`, in messages.
+    `only` names the columns that are read (None: all). A file without rows is refused unless it `may_be_empty`. `rows`
+    says what a row is and `where` is the part of the configuration that has `path` and `separator`, in messages.
     A column is text if `text` names it. Otherwise it holds what the file says (Parquet), or what most of its entries
     are (envs/tables/column_kinds.py). Columns in `numbers` must hold numbers. Line ends, compression and a
     byte-order mark don't matter. A first column without a name, such as an index of pandas, is left out. Messages count
@@ -34,7 +35,7 @@ def read_table(
     """
     table = load_table(path, separator, where=where, only=only)
     assert path is not None  # load_table refuses to read without a path
-    if not table.num_rows:
+    if not table.num_rows and not may_be_empty:
         raise ValueError(f"{path}: expected {rows}, got no row")
     return {
         name: to_column(values, path, name, name in text, name in numbers, f"{where}.text")

@@ -28,6 +28,7 @@ except ImportError:  # not a POSIX system: without locks, no file counts as aban
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".crm-rl-tmp"  # suffix of temporary files and folders
+LOCK = ".crm-rl-lock"  # suffix of the file that a lock is held on
 REPLACED = ".crm-rl-old"  # suffix of a folder that is being replaced
 PARTS = {"name": str, "agent": dict, "config": dict, "logger": dict}  # parts of every checkpoint, and their types
 
@@ -105,6 +106,26 @@ def lock_folder(folder: Path | str) -> int:
         os.close(descriptor)
         raise ValueError(f"{folder}: another run is writing into this folder; expected a hydra.run.dir of its own")
     return descriptor
+
+
+@contextmanager
+def only_writer(path: Path | str) -> Iterator[None]:
+    """Lock a file that is read, changed and replaced; raise ValueError at once where another process holds it."""
+    path = Path(path)
+    while True:
+        lock = path.with_name(f".{path.name}{LOCK}")
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        if not _lock(descriptor):
+            os.close(descriptor)
+            raise ValueError(f"{path}: another process is writing this file; try again when that has ended")
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # the last holder has removed the lock before it was ours
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def save(path: Path | str, state: dict) -> None:

@@ -39,7 +39,7 @@ PRIMARY = {
 
 # groups of parts that the default algorithm or environment doesn't have
 OWNERS = {
-    "uplift_learner=": "benchmark=uplift/hillstrom",
+    "uplift_learner=": "benchmark=uplift/qini",
     "algo/exploration=": "algo=bandit",
     "algo/twin=": "algo=twin",
     "algo/twin/response=": ("algo=twin", "algo/twin=neural"),

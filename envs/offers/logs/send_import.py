@@ -32,6 +32,7 @@ class Imported:
     log: CustomerWeeks
     calendar: Calendar
     warnings: list[str]
+    is_changed: bool  #: False where the files have nothing that the older log lacks
 
 
 class Sends:
@@ -47,7 +48,8 @@ class Sends:
     A customer is in the log from the date in the column `joined` of the customer table, else from their first row where
     the file lists weeks without a send too, else from the log's first week; and to the date in the column `left`, else
     to the log's last week. Without a table of purchases, who is in no row is not in the log. Weeks begin on
-    `week_starts`; the log begins with the week of `start`, else with that of the first send. `several` sends of a
+    `week_starts`; the log begins with the week of `start`, else with that of the first send, and goes to the week of
+    `until`, up to which the files are complete, or to that of the last send where this is later. `several` sends of a
     customer in a week are refused, or the first is the week's decision. `price` is the price of money at which policies
     are valued on the log.
     """
@@ -72,6 +74,7 @@ class Sends:
         left: str | None,
         week_starts: str,
         start: str | int | None,
+        until: str | int | None,
         several: str,
         price: float,
     ):
@@ -80,7 +83,8 @@ class Sends:
         if several not in ("refuse", "first"):
             raise ValueError(f"sends.several: expected refuse or first, got {several}")
         self.weekday = WEEKDAYS.index(week_starts)
-        self.joined, self.left, self.start, self.several, self.price = joined, left, start, several, price
+        self.joined, self.left, self.several, self.price = joined, left, several, price
+        self.start, self.until = start, until
         self.propensity_of_nothing = propensity_of_nothing
         self.has_purchases = purchases["path"] is not None
         names = {
@@ -116,14 +120,15 @@ class Sends:
         is_new = moment > calendar.sends_to if old else moment >= calendar.start
         self._count(~is_new, "sends", "are in the log already" if old else "lie before sends.start")
         bought_at = self._numbers(self.purchases, days_of(self.purchases), calendar) if self.purchases else None
-        if not is_new.any():
-            raise ValueError(f"{self.sends.path}: no send after {calendar.describe(calendar.sends_to)}: nothing to add")
+        if old is None and not is_new.any():
+            raise ValueError(f"{self.sends.path}: expected a send to begin a log with, got none")
+        sends_to = calendar.last_of(moment, self.until)
 
         known = dict.fromkeys(old[0].ids) if old else {}
         ids = (*known, *(x for x in given.ids if x not in known))
-        weeks = int(calendar.week_of(moment.max())) + 1
+        weeks = int(calendar.week_of(np.array(sends_to))) + 1
         if weeks > MAX_WEEKS:
-            middle = np.median(moment)
+            middle = np.median(moment) if len(moment) else sends_to
             at = np.abs(moment - middle).argmax()  # the row that makes the log so long
             wrong = np.arange(len(moment)) == at
             self.sends.refuse("date", wrong, f"sends of at most {MAX_WEEKS:,} weeks, got {weeks:,}")
@@ -154,13 +159,14 @@ class Sends:
         if returns:
             self.warnings.append(f"{returns:,} returns in weeks without a purchase: left out")
         self._fill_propensities(log, old[0].weeks if old else 0)
-        calendar = replace(calendar, sends_to=int(moment.max()), purchases_to=purchases_to)
-        return Imported(log, calendar, self.warnings)
+        calendar = replace(calendar, sends_to=sends_to, purchases_to=purchases_to)
+        is_changed = old is None or calendar != old[1] or not old[0].extended(ids, weeks).has_equal_cells(log)
+        return Imported(log, calendar, self.warnings, is_changed)
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def _numbers(self, table: Table, moments: np.ndarray, calendar: Calendar) -> np.ndarray:
         """Return moments as whole numbers; raise ValueError where they are of another kind than the log's."""
-        if (moments.dtype.kind == "M") != calendar.has_dates:
+        if len(moments) and (moments.dtype.kind == "M") != calendar.has_dates:
             kinds = ("dates", "numbers of weeks") if calendar.has_dates else ("numbers of weeks", "dates")
             raise ValueError(
                 f"{table.path}: column '{table.names['date']}': expected {kinds[0]}, as in the log, got {kinds[1]}"

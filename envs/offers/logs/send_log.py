@@ -39,19 +39,18 @@ class Calendar:
 
         Weeks begin on `weekday`, 0 for Monday. Raises ValueError where `start` is of another kind than the moments.
         """
+        if not len(moments):
+            raise ValueError("sends: expected a send to begin a log with, got a file without rows")
         has_dates = moments.dtype.kind == "M"
+        first = int(moments.min().astype(np.int64)) if start is None else moment_of(start, has_dates, "sends.start")
         if has_dates:
-            try:
-                first_day = np.datetime64(start, "D") if start is not None else moments.min()
-            except ValueError:
-                raise ValueError(f"sends.start: expected null or a date, got {start}") from None
-            day = int(first_day.astype(np.int64))
-            first = day - (day + EPOCH_WEEKDAY - weekday) % DAYS
-        else:
-            if start is not None and not isinstance(start, int):
-                raise ValueError(f"sends.start: expected null or the number of a week, got {start}")
-            first = int(moments.min()) if start is None else start
+            first -= (first + EPOCH_WEEKDAY - weekday) % DAYS
         return cls(has_dates, first, first - 1, None, price)
+
+    def last_of(self, moments: np.ndarray, until: str | int | None) -> int:
+        """Return the last moment of a log that gets sends of `moments` [R] and is complete up to `until`."""
+        last = max(self.sends_to, int(moments.max(initial=self.sends_to)))
+        return last if until is None else max(last, moment_of(until, self.has_dates, "sends.until"))
 
     def week_of(self, moment: np.ndarray) -> np.ndarray:
         """Return the weeks [R] of moments in whole numbers [R]."""
@@ -60,6 +59,18 @@ class Calendar:
     def describe(self, moment: int) -> str:
         """Show a moment."""
         return str(np.datetime64(moment, "D")) if self.has_dates else f"week {moment}"
+
+
+def moment_of(value: str | int, has_dates: bool, key: str) -> int:
+    """Return a moment that YAML names as a whole number; raise ValueError, with the key, where it is none."""
+    if not has_dates:
+        if not isinstance(value, int):
+            raise ValueError(f"{key}: expected null or the number of a week, got {value}")
+        return value
+    try:
+        return int(np.datetime64(value, "D").astype(np.int64))
+    except ValueError:
+        raise ValueError(f"{key}: expected null or a date, got {value}") from None
 
 
 def is_send_log(path: Path | str) -> bool:

@@ -54,6 +54,7 @@ def read_sends(path: str | None, separator: str, names: dict[str, str], where: s
         rows="sends" if where == "sends" else "purchases",
         where=where,
         only=list(names.values()),
+        may_be_empty=True,
     )
     assert path is not None  # read_table refuses to read without a path
     table = Table(path, where, names, {key: found[name] for key, name in names.items()})

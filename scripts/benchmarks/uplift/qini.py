@@ -24,7 +24,7 @@ from rlcore.uplift import metrics as uplift
 from rlcore.uplift.selection import Effects, Experiment
 from scripts.benchmarks.common.display import save_figure, table_of
 from scripts.benchmarks.common.display import show as show_table
-from scripts.benchmarks.uplift.hillstrom import as_log
+from scripts.benchmarks.uplift.hillstrom import read_hillstrom
 from scripts.benchmarks.uplift.peers import peers
 from scripts.benchmarks.uplift.qini_splits import OURS, Split, split
 
@@ -53,17 +53,19 @@ def run(
     hindsight.
     """
     warnings.filterwarnings("ignore", module="sklift|sklearn")  # deprecation warnings
-    log, shop, columns = as_log(path, 0.0, 0.0)
-    if outcome not in shop:
-        raise ValueError(f"benchmark.outcome: expected one of {', '.join(shop)}, got '{outcome}'")
-    rivals, log, value, found = peers(boosters), log.to(device), shop[outcome].float().to(device), {}
+    trial, columns = read_hillstrom(path)
+    if outcome not in trial.outcomes:
+        raise ValueError(f"benchmark.outcome: expected one of {', '.join(trial.outcomes)}, got '{outcome}'")
+    rivals, found = peers(boosters), {}
+    features, arm, propensity = (x.to(device) for x in (trial.features, trial.arm, trial.propensity))
+    value = trial.outcomes[outcome].float().to(device)
     for mail, arms in mails.items():
-        kept = torch.isin(log.action, torch.tensor([0, *arms], device=device)).nonzero()[:, 0]
-        mailed = (log.action[kept] > 0).long()
-        everyone = Experiment(kept, log.obs[kept], mailed, value[kept], log.propensity[kept])
+        kept = torch.isin(arm, torch.tensor([0, *arms], device=device)).nonzero()[:, 0]
+        mailed = (arm[kept] > 0).long()
+        everyone = Experiment(kept, features[kept], mailed, value[kept], propensity[kept])
         made = [split(everyone, learners, rivals, k, fold_count, 0.0) for k in range(seed, seed + splits)]
         drawn = comparison.bootstrap_metrics(
-            [one.tested() for one in made], len(log), replications, torch.Generator(device).manual_seed(seed)
+            [one.tested() for one in made], len(arm), replications, torch.Generator(device).manual_seed(seed)
         ).mean(0)
         rows, first = summarise_splits(made, drawn, list(rivals), level), made[0]
         winner = max(rivals, key=lambda name: rows[name]["qini"][0])

@@ -97,7 +97,7 @@ def arm_values(trial: Trial, outcome: Tensor, analyst: Analyst, seed: int) -> di
     for arm, name in enumerate(trial.arms):
         own = outcome[trial.arm == arm]
         target = values.everybody(arm, count, len(trial.arm))
-        valued, _ = values.value(target, trial.arm, trial.propensity, outcome, predicted, analyst.level)
+        valued, _ = values.value(target, trial.arm, trial.propensity, outcome, predicted, trial.unit, analyst.level)
         half = normal_half_width(own, analyst.level).item()
         found[name] = {
             "customers": len(own),

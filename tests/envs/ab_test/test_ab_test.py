@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 from hydra.utils import instantiate
+from scipy import stats
 
 from configs import composed
 from envs.ab_test.analysis import Analyst
-from envs.ab_test.report import ratio_of_sizes
+from envs.ab_test.arms_report import arms_table, ratio_of_sizes
+from envs.ab_test.differences_report import differences, differences_table
 from envs.ab_test.trial_table import TrialTable
 from rlcore.ope.outcome_models import Linear
 from rlcore.uplift.meta_learners import T
@@ -53,6 +55,7 @@ def table(path, **changes):
     settings = {
         "separator": ",",
         "id": "who",
+        "unit": None,
         "treatment": "arm",
         "control": "none",
         "outcomes": ["bought"],
@@ -105,6 +108,71 @@ def test_treating_whom_it_pays_is_treating_those_who_like_it(tmp_path):
     for half in analysis.halves:
         treated = half.targets["by bought"].argmax(1)
         assert (treated == made.likes[half.rows]).double().mean() > 0.99
+
+
+def households(folder, *, n=600, size=4):
+    """A test whose households were drawn as a whole, and whose customers buy as their household does."""
+    g = torch.Generator().manual_seed(0)
+    house = torch.arange(n) // size
+    count = n // size
+    mail = (torch.rand(count, generator=g) < 0.5)[house]
+    bought = (torch.rand(count, generator=g) < 0.3)[house]
+    age = torch.randn(count, generator=g)[house]
+    path = folder / "houses.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["house", "arm", "age", "bought"])
+        for k in range(n):
+            writer.writerow([f"h{house[k]}", "mail" if mail[k] else "none", f"{age[k]:.4f}", int(bought[k])])
+    return str(path)
+
+
+def test_customers_of_a_unit_stay_in_one_half_and_count_once(tmp_path):
+    """Four customers who do the same are as one: all intervals are twice as wide as those of customers alone."""
+    path = households(tmp_path)
+    found = {}
+    for unit, ignored in (("house", []), (None, ["house"])):
+        trial = table(path, id=None, unit=unit, ignore=ignored).read()
+        analysis = analyst(worth={"bought": 1.0}, cost=0.0)(trial, 0)
+        arms = arms_table(analysis, 0.95, {})
+        difference = differences(analysis, 0.95)["mail, bought"]["difference"]
+        over_none = analysis.over_none["mail"]
+        balance = arms.rows["mail"]["p_of_balance"]
+        found[unit] = (arms.rows["mail"]["bought"][1], difference[2] - difference[1], over_none[2] - over_none[1])
+        if unit:
+            first, second = (set(trial.unit[half.rows].tolist()) for half in analysis.halves)
+            assert not first & second and len(first) == len(second) == 75
+            assert arms.rows["mail"]["units"] + arms.rows["none"]["units"] == 150
+            assert balance > 0.01
+    for by_house, alone in zip(found["house"], found[None]):
+        assert by_house / alone == pytest.approx(2.0, rel=0.05)
+
+
+def test_every_arm_less_the_control_is_in_the_table_with_adjusted_p_values(tmp_path):
+    trial = table(write(tmp_path).path).read()
+    trial = trial._replace(outcomes={**trial.outcomes, "age": trial.features[:, 1].double()})
+    analysis = analyst()(trial, 0)
+    report = differences_table(analysis, 0.95)
+    assert list(report.rows) == ["mail, bought", "mail, age", "mail, profit"]
+    mail = trial.arm == 1
+    for outcome, x in {**trial.outcomes, "profit": analysis.profit}.items():
+        reference = stats.ttest_ind(x[mail], x[~mail], equal_var=False)
+        interval = reference.confidence_interval(0.95)
+        row = report.rows[f"mail, {outcome}"]
+        assert row["difference"][1:] == pytest.approx([interval.low, interval.high], rel=1e-6)
+        assert row["p"] == pytest.approx(reference.pvalue, rel=1e-6)
+        assert row["p"] <= row["p_holm"] <= 3 * row["p"]
+    assert "adjusted for all 3 differences" in report.caption
+
+
+def test_an_arm_of_one_unit_is_refused(tmp_path):
+    path = households(tmp_path)
+    lines = [line.replace("mail", "none") for line in open(path)]
+    lines[1:5] = [line.replace("none", "mail") for line in lines[1:5]]
+    with open(path, "w") as file:
+        file.writelines(lines)
+    with pytest.raises(ValueError, match="houses.csv: column 'house': expected two or more in each arm, got 1 in 'mai"):
+        table(path, id=None, unit="house").read()
 
 
 def test_without_effects_no_policy_is_said_to_be_better(tmp_path):
@@ -183,7 +251,7 @@ def test_settings_that_the_test_has_not_are_refused(tmp_path, changes, message):
 def test_shares_of_other_arms_are_refused(tmp_path, shares):
     trial = table(write(tmp_path, n=60).path).read()
     with pytest.raises(ValueError, match="shares: expected a share of each arm, none, mail; got"):
-        ratio_of_sizes(trial, shares)
+        ratio_of_sizes(trial.arms, trial.arm, shares)
 
 
 def test_a_customer_without_an_outcome_is_refused_by_row(tmp_path):
@@ -220,7 +288,7 @@ def test_the_script_writes_tables_plots_and_a_score_for_every_customer(tmp_path)
     assert [row["customer"] for row in scores] == [f"c{k}" for k in range(1200)]
     assert {row["pays"] for row in scores} <= {"mail", "none"}
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(found) == {"outcome", "arms", "ranking", "policies"}
+    assert set(found) == {"outcome", "arms", "differences", "ranking", "policies"}
     assert {"policies.png", "qini_1.png", "uplift_1.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 

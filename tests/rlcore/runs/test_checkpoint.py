@@ -175,6 +175,36 @@ def test_one_run_a_folder(tmp_path):
     os.close(checkpoint.lock_folder(tmp_path))
 
 
+def test_one_writer_a_file(tmp_path):
+    path = tmp_path / "log.parquet"
+    with checkpoint.only_writer(path):
+        with pytest.raises(ValueError, match="log.parquet: another process is writing this file"):
+            with checkpoint.only_writer(path):
+                pass
+        with checkpoint.only_writer(tmp_path / "other.parquet"):
+            pass
+    with checkpoint.only_writer(path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_whose_file_the_last_holder_removes_is_taken_anew(tmp_path, monkeypatch):
+    """A waiter that opened the file just before the holder removed it must not lock the removed file."""
+    path, real, opened = tmp_path / "log.parquet", os.open, []
+
+    def open_and_lose(name, *args):
+        descriptor = real(name, *args)
+        if not opened:
+            os.unlink(name)
+        opened.append(descriptor)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_lose)
+    with checkpoint.only_writer(path):
+        assert len(opened) == 2
+        assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_results_are_json_where_a_number_is_undefined(tmp_path):
     checkpoint.save_json(tmp_path / "metrics.json", {"a": [1.5, math.nan], "b": {"c": math.inf}})
 

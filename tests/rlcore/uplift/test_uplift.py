@@ -340,8 +340,8 @@ def test_an_arm_of_one_row_gives_numbers(kind):
 def shipped_ridges() -> set[float]:
     """The ridge penalties of the shipped configurations of learners of effects."""
     qini = composed("benchmark=uplift/qini", name="bench").benchmark
-    mailing = composed("benchmark=uplift/hillstrom", "+uplift_learner=dr", name="bench")
-    parts = [mailing.benchmark.model, mailing.uplift_learner.effect]
+    alone = composed("benchmark=uplift/qini", "+uplift_learner=dr", name="bench")
+    parts = [alone.uplift_learner.effect]
     for learner in qini.learners.values():
         parts += [learner.model, learner.get("effect", {})]
     return {float(part["ridge"]) for part in parts if "ridge" in part}
@@ -386,7 +386,7 @@ def test_rearranged_effects_grow_and_come_no_further_from_the_truth():
 @pytest.mark.parametrize("kind", ["s", "t", "x", "dr"])
 def test_learners_are_made_from_their_files(kind):
     learner = instantiate(
-        composed("benchmark=uplift/hillstrom", f"+uplift_learner={kind}", name="bench").uplift_learner, _convert_="all"
+        composed("benchmark=uplift/qini", f"+uplift_learner={kind}", name="bench").uplift_learner, _convert_="all"
     )
     assert isinstance(learner, getattr(effects, kind.upper()))
 

@@ -87,20 +87,30 @@ def test_the_benches_run(bench, tmp_path, capsys):
 
 @pytest.mark.slow
 # ── Hillstrom ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path, capsys):
+@pytest.mark.long
+def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path):
+    """The A/B test's own command, on a file in the layout of Hillstrom's."""
     pytest.importorskip("pyarrow")
     made_up_mailing().to_parquet(tmp_path / "shop.parquet")
-    config = composed("benchmark=uplift/hillstrom", name="bench").benchmark
-    config.update({"path": str(tmp_path / "shop.parquet"), "draws": 200})
-    found = instantiate(config, _convert_="all")(tmp_path, CPU, 0)
-    for name in ("by profit", "by visits"):
-        row = found["policies"][name]
+    slow = ("S_logistic", "T_logistic", "X_logistic", "X_linear", "DR_linear", "T_network", "X_network")
+    config = composed(
+        "trial_table@table=hillstrom",
+        f"data={tmp_path / 'shop.parquet'}",
+        "ab_test.folds=2",
+        "ab_test.cost=0.1",
+        "+ab_test.worth.spend=0.4",
+        *(f"~ab_test.learners.{name}" for name in slow),
+        name="uplift",
+    )
+    trial = instantiate(config.table, _convert_="all").read()
+    analysis = instantiate(config.ab_test, _convert_="all")(trial, 0)
+    for name in ("by visit", "by profit"):
         # the right mail to everyone: .4 · 10 · .5 − .1; one mail to all: .4 · 10 · (.5 + .1) / 2 − .1
-        assert row["profit"][1] < 1.9 < row["profit"][2] and row["mailed"] == 1.0
-        assert row["spend"][0] == pytest.approx(0.1, abs=1e-3)
-        assert row["best arm"][0] == pytest.approx(0.8, abs=0.15)
-    assert found["policies"]["no mail"]["no mail"] == [0.0, 0.0, 0.0]
-    assert "best: men's mail, the best single arm" in capsys.readouterr().out
+        _, low, high = analysis.policies[name].dr
+        assert low < 1.9 < high
+        assert analysis.over_best[name][0] == pytest.approx(0.8, abs=0.15)
+        assert analysis.over_none[name][1] > 0
+    assert {trial.arms[half.best_arm] for half in analysis.halves} <= {"Mens E-Mail", "Womens E-Mail"}
 
 
 def test_a_shop_s_file_is_refused_by_name(tmp_path):
@@ -112,13 +122,13 @@ def test_a_shop_s_file_is_refused_by_name(tmp_path):
     ):
         change(frame).to_csv(path, index=False)
         with pytest.raises(ValueError, match=message):
-            hillstrom.as_log(str(path), 0.4, 0.1)
+            hillstrom.read_hillstrom(str(path))
     frame.loc[3, "spend"] = float("nan")
     frame.to_csv(path, index=False)
-    with pytest.raises(ValueError, match="row 5, column 'profit': expected a number"):
-        hillstrom.as_log(str(path), 0.4, 0.1)
+    with pytest.raises(ValueError, match="row 5, column 'spend': no number"):
+        hillstrom.read_hillstrom(str(path))
     with pytest.raises(ValueError, match="benchmark.path: expected the file"):
-        hillstrom.as_log(None, 0.4, 0.1)
+        hillstrom.read_hillstrom(None)
 
 
 def test_slopes_shared_and_own():

@@ -178,8 +178,9 @@ def test_month_by_month_makes_the_same_log_as_all_at_once(long_shop, tmp_path):
         now = instantiate(sends_config, **changes)(env, old)
         send_log.write(path, now.log, now.calendar, *names_of(env))
     check_same(send_log.read(path, *names_of(env))[0], happened)
-    with pytest.raises(ValueError, match="no send after .*: nothing to add"):
-        instantiate(sends_config, **changes)(env, send_log.read(path, *names_of(env)))
+    again = instantiate(sends_config, **changes)(env, send_log.read(path, *names_of(env)))
+    assert not again.is_changed and again.calendar == now.calendar
+    check_same(again.log, happened)
 
 
 @pytest.mark.long
@@ -367,6 +368,36 @@ def test_no_messages_to_who_has_left(shop, tmp_path):
     rows.append(gone | {"date": "2026-03-23", "unsubscribed": "0", "redeemed": "0"})
     with pytest.raises(ValueError, match="column 'offer': expected nothing, for the customer had unsubscribed"):
         imported(shop, path=write_rows(tmp_path / "s.csv", rows))
+
+
+def test_a_week_in_which_nothing_was_sent(shop, tmp_path):
+    """Files that end, or are empty: the log stays, or goes on to the week up to which they are complete."""
+    folder = shop[0]
+    found = imported(shop)
+    old = (found.log, found.calendar)
+    names = list(rows_of(folder, "sends")[0])
+    empty = write_rows(tmp_path / "empty.csv", [], names)
+    last = np.datetime64(found.calendar.sends_to, "D")
+    for changes in ({}, {"path": empty}, {"until": str(last)}, {"until": "2026-01-05"}):
+        same = imported(shop, old, **changes)
+        assert not same.is_changed and same.calendar == found.calendar and same.log.has_equal_cells(found.log)
+    longer = imported(shop, old, path=empty, until=str(last + 14))
+    assert longer.is_changed and longer.log.weeks == found.log.weeks + 2
+    assert not longer.log.offer[-2:].any() and longer.log.is_present(found.log.weeks + 1).sum() > 150
+    assert longer.log.offer[: found.log.weeks].sum() == found.log.offer.sum()
+    with pytest.raises(ValueError, match="expected a send to begin a log with, got a file without rows"):
+        imported(shop, path=empty)
+    with pytest.raises(ValueError, match="sends.until: expected null or a date, got soon"):
+        imported(shop, old, until="soon")
+
+
+def test_what_came_later_of_old_sends_changes_the_log(shop, tmp_path):
+    rows = rows_of(shop[0], "sends")
+    found = imported(shop)
+    unredeemed = next(row for row in rows if row["offer"] and row["redeemed"] == "0" and row["unsubscribed"] == "0")
+    unredeemed["redeemed"] = "1"
+    later = imported(shop, (found.log, found.calendar), path=write_rows(tmp_path / "s.csv", rows))
+    assert later.is_changed and later.log.redeemed.sum() == found.log.redeemed.sum() + 1
 
 
 def test_the_first_row_that_repeats_a_cell():

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from envs.offers.example_shop.customers import customer_rows
 from envs.offers.planning.knapsack import Increments
-from scripts.benchmarks.learning.first_weeks import NewShop, RandomSends, price_of_money
+from scripts.benchmarks.shop.first_weeks import NewShop, RandomSends, price_of_money
 
 
 def test_at_the_price_of_money_the_expected_spend_is_the_money():

@@ -40,9 +40,9 @@ from rlcore.distributions import draw
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
-from scripts.benchmarks.common import made_up_shop
 from scripts.benchmarks.common.display import show, table_of
-from scripts.benchmarks.common.shop_judge import Judge
+from scripts.benchmarks.shop import made_up_shop
+from scripts.benchmarks.shop.judge import Judge
 from scripts.example_shop import MadeUp, make_up
 
 LOGGED, PRIORS, FIRST, NEXT = "as the log", "planning on the priors", "policy", "next policy"

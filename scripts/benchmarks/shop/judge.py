@@ -19,8 +19,8 @@ from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.base import theta_from_matrix
 from rlcore.ope.intervals import LEVEL, normal_half_width
-from scripts.benchmarks.common import made_up_shop
 from scripts.benchmarks.learning.recovery import ON_TWIN
+from scripts.benchmarks.shop import made_up_shop
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.twin.ensemble import TwinEnsemble
 from rlcore.runs import checkpoint
-from scripts.benchmarks.common import made_up_shop
 from scripts.benchmarks.common.display import show, table_of
-from scripts.benchmarks.common.shop_judge import Judge
-from scripts.benchmarks.learning.first_weeks import Believed, Choice, NewShop
 from scripts.benchmarks.learning.recovery import ON_TRUTH, mean_theta
+from scripts.benchmarks.shop import made_up_shop
+from scripts.benchmarks.shop.first_weeks import Believed, Choice, NewShop
+from scripts.benchmarks.shop.judge import Judge
 from scripts.example_shop import MadeUp
 
 RULES, PRIORS = "rules", "planning on the priors"  # the rows that the twins' plans are compared with

@@ -41,11 +41,12 @@ TEST = [
 
 MAILS = ["algo.encoder.steps=1", "algo.encoder.dim=8", "algo.encoder.ffn_dim=8", "algo.encoder.heads=1"]
 COLD_START = [
-    "benchmark.customers=[60]",
+    "benchmark.customers=[150]",
     "benchmark.weeks=[12]",
     "~benchmark.choices.half",
     "~benchmark.choices.tenth",
     "benchmark.judged=150",
+    "benchmark.env.evaluation.customers=30",
     "benchmark.env.evaluation.seasons=1",
     "benchmark.env.evaluation.tuning_customers=20",
     "benchmark.env.evaluation.fees=[0.5]",
@@ -57,7 +58,8 @@ COLD_START = [
     "benchmark.twin.holdout.stopping=0.3",
 ]
 NEXT_MONTH = [
-    "benchmark.customers=60",
+    "benchmark.customers=150",
+    "benchmark.env.evaluation.customers=30",
     "benchmark.twin.holdout.stopping=0.3",
     "benchmark.next_twin.holdout.stopping=0.3",
     "benchmark.first_weeks=12",

@@ -8,7 +8,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,10 @@ def launch(main: Callable[[], None], groups: tuple[str, ...] = ()) -> None:
     --help prints the script's docstring and the choices of its `groups`.
 
     A configuration that Hydra can't compose ends with one line and exit code 2, too.
-    A SIGTERM, such as a container gets before it is killed, ends the script like an exit: temporary files are removed.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(usage(sys.modules["__main__"].__doc__ or "", groups))
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault(TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", "0"))
     try:
         sys.argv[1:] = overrides_first(sys.argv[1:])
@@ -91,7 +90,7 @@ def launch(main: Callable[[], None], groups: tuple[str, ...] = ()) -> None:
         sys.exit(2)
     threading.excepthook = report_thread
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints errors in its own way, and exits
-    with tempfile.TemporaryDirectory() as folder:
+    with ended_by_sigterm(), tempfile.TemporaryDirectory() as folder:
         os.environ[FAILED] = folder
         try:
             main()
@@ -107,6 +106,29 @@ def launch(main: Callable[[], None], groups: tuple[str, ...] = ()) -> None:
             sys.exit(2)
         if os.listdir(folder):
             sys.exit(2)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let a SIGTERM, such as a container gets before it is killed, end the script like an exit, with the signal's code.
+
+    The exit is raised wherever the program is. Where it meets code that is half-way through a change, such as
+    OmegaConf's, another error may arise in its place; the code is still the signal's.
+    """
+    code = 128 + signal.SIGTERM
+    received: list[int] = []
+
+    def end(number: int, _: Any) -> None:
+        received.append(number)
+        sys.exit(code)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except BaseException:
+        if received:
+            sys.exit(code)
+        raise
 
 
 def usage(docstring: str, groups: tuple[str, ...]) -> str:

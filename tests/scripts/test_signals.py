@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from scripts.shared.cli import report_thread
+from scripts.shared.cli import ended_by_sigterm, report_thread
 from scripts.train import STOP_SIGNALS, interrupts
 
 
@@ -58,3 +58,18 @@ def test_a_warm_start_that_was_stopped_exits_with_the_code_of_its_signal(number,
 def test_a_thread_that_met_a_full_disk_prints_no_traceback(capsys, error, is_shown):
     report_thread(threading.ExceptHookArgs((type(error), error, None, threading.current_thread())))
     assert (type(error).__name__ in capsys.readouterr().err) == is_shown
+
+
+def test_a_sigterm_decides_the_exit_code_whatever_error_its_exit_meets():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended, ended_by_sigterm():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                raise KeyError("half-way through a change")
+        assert ended.value.code == 128 + signal.SIGTERM
+        with pytest.raises(KeyError), ended_by_sigterm():
+            raise KeyError("no signal came")
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -18,7 +18,9 @@ class LogColumns:
     """Reads files of decisions, one a row; the fields are parameters of LoggedEnv (envs/logged/env.py)."""
 
     separator: str
-    roles: dict[str, str]  #: {reward, customer, week, propensity, cost: name of the column}, those that the file has
+    roles: dict[
+        str, str
+    ]  #: {reward, customer, week, rule, propensity, cost: name of the column}, those that the file has
     actions: list[str]
     text: list[str]
     ignore: list[str]
@@ -27,8 +29,8 @@ class LogColumns:
 
     def __call__(self, path: str) -> Columns:
         """Read a log's columns, with those of its customers; raise ValueError, with the row, where one is broken."""
-        numbers = [name for key, name in self.roles.items() if key not in ("customer", "week")]
-        texts = [*self.text, *([self.roles["customer"]] if "customer" in self.roles else [])]
+        numbers = [name for key, name in self.roles.items() if key not in ("customer", "week", "rule")]
+        texts = [*self.text, *(self.roles[key] for key in ("customer", "rule") if key in self.roles)]
         columns = read_table(
             path, self.separator, text=texts, numbers=numbers, rows="decisions", where="env", only=None
         )

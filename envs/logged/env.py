@@ -24,10 +24,12 @@ class LoggedEnv(VectorEnv):
     """Decisions of a CSV or Parquet file, one a row; nothing is simulated.
 
     These parameters name columns: `actions`, one for each part of an action; `reward`; and, null where the file has
+    These parameters name columns: `actions`, one for each part of an action; `reward`; and, null where the file has
     none, `customer` (whose decisions stay together), `week` (the order of a customer's decisions; null: each decision
-    stands alone), `propensity` and `cost`, which is charged at `price`. All columns but these and those in `ignore` are
-    features by their own names; so are those of `customer_table`, a file of its own with `path`, `separator` and `id`.
-    Numbers, dates and texts become features as those of a customer table (FeatureTransform), fitted on the training
+    stands alone), `rule` (which rule decided), `propensity` and `cost`, which is charged at `price`. All columns but
+    these and those in `ignore` are features by their own names; so are those of `customer_table`, a file of its own
+    with `path`, `separator` and `id`. Numbers, dates and texts become features as those of a customer table
+    (FeatureTransform), fitted on the training
     side. Possible is what the training side has, and what the conditions `allowed` {column of an action: {choice:
     condition}} allow. A hash of the customer, or of the row's number, decides the side; `test_share` is kept from
     learning. A row without a reward is refused.
@@ -44,6 +46,7 @@ class LoggedEnv(VectorEnv):
         reward: str,
         customer: str | None,
         week: str | None,
+        rule: str | None,
         propensity: str | None,
         cost: str | None,
         price: float,
@@ -67,6 +70,7 @@ class LoggedEnv(VectorEnv):
                 ("reward", reward),
                 ("customer", customer),
                 ("week", week),
+                ("rule", rule),
                 ("propensity", propensity),
                 ("cost", cost),
             )
@@ -177,6 +181,11 @@ class LoggedEnv(VectorEnv):
             step = np.arange(rows) - first
         episode = np.zeros(rows, dtype=np.int64) if "week" in self.roles else np.arange(rows)
 
+        policies, policy = (Path(path).stem,), np.zeros(rows, dtype=np.int64)
+        if "rule" in self.roles:
+            names, policy = np.unique(columns[self.roles["rule"]].astype(str), return_inverse=True)
+            policies = tuple(names.tolist())
+
         def column(key: str, default: float) -> Tensor:
             values = columns[self.roles[key]] if key in self.roles else np.full(rows, default)
             return torch.from_numpy(values[order])
@@ -189,13 +198,13 @@ class LoggedEnv(VectorEnv):
         dataset = LoggedDataset(
             nvec=self.nvec,
             static_dim=0,
-            policies=(Path(path).stem,),
+            policies=policies,
             names=self.names,
             decision=torch.from_numpy(number[order]),
             unit=torch.from_numpy(unit[order]),
             episode=torch.from_numpy(episode),
             step=torch.from_numpy(step),
-            policy=torch.zeros(rows, dtype=torch.long),
+            policy=torch.from_numpy(policy[order]),
             obs=obs,
             action_mask=action_mask,
             action=torch.from_numpy(action[order]),

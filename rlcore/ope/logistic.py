@@ -15,7 +15,7 @@ MIN_CURVATURE = 1e-12  # least p·(1 − p) of a row
 
 
 class LogisticActionModel(LinearActionModel):
-    """Probabilities that the outcomes of all actions are 1; their log-odds are linear in standardised observations."""
+    """Probabilities that the outcomes of all actions are 1; their log-odds are linear in centred observations."""
 
     def __init__(self, inputs: int, actions: int, kinds: int):
         super().__init__(inputs, actions, kinds, scaled=False)
@@ -29,7 +29,9 @@ class LogisticActionModel(LinearActionModel):
 class Logistic(Linear):
     """L2-penalised logistic regression, with the intercepts and slopes of an action as `Linear` has them.
 
-    `ridge` is the penalty ½·ridge·‖slopes‖² on standardised observations, 1/C of scikit-learn's LogisticRegression.
+    `ridge` is the penalty ½·ridge·‖slopes‖² in the observations' own units, 1/C of scikit-learn's LogisticRegression.
+    Numbers should come standardised, and texts as columns of 0 and 1: divided by its small standard deviation, the
+    column of a rare level would hardly be penalised.
     """
 
     def __init__(self, *, ridge: float, own: bool):
@@ -38,6 +40,11 @@ class Logistic(Linear):
     def empty(self, inputs: int, actions: int, kinds: int) -> LogisticActionModel:
         """Build an unfitted model, for a state to be loaded into."""
         return LogisticActionModel(inputs, actions, kinds)
+
+    def fit_inputs(self, model: LinearActionModel, obs: Tensor) -> None:
+        """Centre observations; their scale stays."""
+        model.inputs.fit(obs)
+        model.inputs.std = torch.ones_like(model.inputs.mean)
 
     def fit_weights(self, design: Tensor, outcome: Tensor, penalty: Tensor) -> Tensor:
         """Fit weights [F, K]; raise ValueError where an outcome is neither 0 nor 1."""

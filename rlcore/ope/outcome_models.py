@@ -205,7 +205,7 @@ class Linear:
         kinds = outcome.shape[1]
         model = self.empty(obs.shape[1], actions, kinds)
         model = model.to(obs.device)
-        model.inputs.fit(obs)
+        self.fit_inputs(model, obs)
         if self.scaled:
             model.log_scale = self._log_scale(model.standardized(obs), outcome[:, :1].double())
         x = model.design_matrix(obs)
@@ -231,6 +231,10 @@ class Linear:
         model.intercepts = functional.pad(intercepts, (0, 0, 1, 0))
         model.slopes = torch.einsum("ag,gdk->adk", group, slopes_of_group)
         return model
+
+    def fit_inputs(self, model: LinearActionModel, obs: Tensor) -> None:
+        """Standardise observations by those [N, D] that are learned from."""
+        model.inputs.fit(obs)
 
     def fit_weights(self, design: Tensor, outcome: Tensor, penalty: Tensor) -> Tensor:
         """Fit weights [F, K] of a design matrix [N, F] to outcomes [N, K]; `penalty` [F] is each column's."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from envs.configuration import CONF
+from script_runner import run
 from scripts import train
 
 LOG = "envs.logged.evaluation.LogEvaluator"
@@ -35,3 +38,26 @@ def test_who_judges(monkeypatch, capsys, overrides, is_sends, expected):
         HydraConfig.instance().cfg = before
     assert cfg.env.evaluation._target_ == expected and cfg.log == (None if not overrides else "x.parquet")
     assert ("env/evaluation=log" in capsys.readouterr().out) == (expected == LOG)
+
+
+@pytest.mark.long
+def test_was_one_rule_better_than_the_other(tmp_path):
+    """A log whose column says which rule decided; no policy and no world."""
+    pytest.importorskip("pyarrow")
+    lines = ["letter,profit,share,donor,arm,age"]
+    for k in range(400):
+        rl = k % 2
+        lines.append(f"{'yes' if k % 3 else 'no'},{k % 7 + 2 * rl},0.5,d{k},{'rl' if rl else 'bau'},{k % 40}")
+    (tmp_path / "test.csv").write_text("\n".join(lines))
+    columns = ("env.actions=[letter]", "env.reward=profit", "env.propensity=share", "env.customer=donor")
+    asked = ("env=log", f"log={tmp_path / 'test.csv'}", *columns, "env.rule=arm")
+    done = run(tmp_path, "evaluate", *asked, "rules=[rl,bau]", "hydra.run.dir=out")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "rl was better than bau by profit (+2." in done.stdout
+        or "rl was better than bau by profit (+1.9" in done.stdout
+    )
+    row = json.loads((tmp_path / "out" / "metrics.json").read_text())["policies"]["rl less bau"]
+    assert row["profit_ci"][0] < 2.0 < row["profit_ci"][1]
+    refused = run(tmp_path, "evaluate", *asked, "rules=[rl,ours]")
+    assert refused.returncode == 2 and "rules: expected two of bau, rl, got 'ours'" in refused.stderr

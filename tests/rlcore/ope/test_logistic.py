@@ -39,11 +39,13 @@ def test_a_strong_penalty_leaves_each_action_its_share_of_ones():
 def test_equal_to_scikit_learn_arm_by_arm():
     linear_model = pytest.importorskip("sklearn.linear_model")
     obs, action, outcome = rows()
+    obs[:, 2] = (obs[:, 2] > 2).float()  # a rare level: its own units count in the penalty
+    obs[:, 3] *= 0.1
     for k in (0, 1):
         of_arm = action == k
         nothing = torch.zeros(int(of_arm.sum()), dtype=torch.long)
         model = Logistic(ridge=30.0, own=True)(obs[of_arm], nothing, outcome[of_arm, None], 1, torch.Generator())
-        x = model.standardized(obs[of_arm])[:, :-1].numpy()
+        x = obs[of_arm].double().numpy()
         peer = linear_model.LogisticRegression(C=1 / 30.0, tol=1e-10, max_iter=1000).fit(x, outcome[of_arm].numpy())
         wanted = torch.from_numpy(peer.predict_proba(x)[:, 1])
         torch.testing.assert_close(model(obs[of_arm])[:, 0, 0].double(), wanted, rtol=0, atol=1e-6)

@@ -28,7 +28,8 @@ def test_the_first_learner_within_a_standard_error_of_the_best_is_chosen():
 def test_logistic_learners_come_first_where_outcomes_are_0_or_1_and_not_at_all_elsewhere():
     analyst = instantiate(composed(name="uplift").ab_test, _convert_="all")
     binary = torch.tensor([0.0, 1.0, 1.0])
-    assert list(analyst.usable(binary))[:3] == ["S_logistic", "T_logistic", "X_logistic"]
+    logistic = ["S_logistic", "S_logistic_1000", "S_logistic_3000", "T_logistic"]
+    assert list(analyst.usable(binary))[:4] == logistic
     assert next(iter(analyst.usable(2 * binary))) == "S_linear"
 
 

@@ -92,7 +92,8 @@ def test_a_shop_s_policy_is_learned_and_valued_on_others(tmp_path):
     """The A/B test's own command, on a file in the layout of Hillstrom's."""
     pytest.importorskip("pyarrow")
     made_up_mailing().to_parquet(tmp_path / "shop.parquet")
-    slow = ("S_logistic", "T_logistic", "X_logistic", "X_linear", "DR_linear", "T_network", "X_network")
+    logistic = ("S_logistic", "S_logistic_1000", "S_logistic_3000", "T_logistic")
+    slow = (*logistic, "X_linear", "DR_linear", "T_network", "X_network")
     config = composed(
         "trial_table@table=hillstrom",
         f"data={tmp_path / 'shop.parquet'}",

@@ -1,0 +1,101 @@
+"""Which of two rules that decided in one log earned more: the means of their own decisions, without any model.
+
+The rules must have been given their units at random, as the arms of a test are. Units are drawn independently; where a
+unit's decisions are by both rules, they count as paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.evaluator import NET
+from rlcore.runs.report import Report
+from rlcore.uplift.mean_differences import Estimate, difference, group_mean, mean_estimate
+
+
+def less(rules: list[str]) -> str:
+    """Name the row of the difference."""
+    return f"{rules[0]} less {rules[1]}"
+
+
+def compare_rules(dataset: LoggedDataset, rules: list[str], level: float) -> Report:
+    """Compare the first of two rules, named as in `dataset.policies`, with the second, by decision.
+
+    Raises ValueError where a rule decided for fewer than two units.
+    """
+    if len(rules) != 2:
+        raise ValueError(f"rules: expected two rules, as in rules=[a,b], got {len(rules)}")
+    kinds = {dataset.names.reward: dataset.gross_reward, dataset.names.cost: dataset.cost, NET: dataset.net_reward}
+    unit = dataset.unit.unique(return_inverse=True)[1]
+    decided = [decided_by(dataset, rule) for rule in rules]
+    rows: dict[str, dict[str, Any]] = {
+        rule: {"decisions": int(by_rule.sum()), "units": len(unit[by_rule].unique())}
+        for rule, by_rule in zip(rules, decided)
+    }
+    rows[less(rules)] = {"decisions": None, "units": None}
+    for kind, x in kinds.items():
+        means = [group_mean(x, by_rule, unit) for by_rule in decided]
+        for rule, mean in zip(rules, means):
+            put(rows[rule], kind, mean_estimate(mean, level))
+        put(rows[less(rules)], kind, difference(means[0], means[1], level))
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "decisions": lambda row: "" if row["decisions"] is None else f"{row['decisions']:,}",
+        f"{dataset.names.unit}s": lambda row: "" if row["units"] is None else f"{row['units']:,}",
+    }
+    for kind in kinds:
+        columns[kind] = partial(format_number, kind)
+        columns[f"{kind}: from, to"] = partial(format_interval, kind)
+    said = [verdict(rules, kind, rows[less(rules)]) for kind in (dataset.names.reward, NET)]
+    return Report(
+        title=f"what each rule's decisions brought, a decision; {level:.0%} intervals over {dataset.names.unit}s",
+        caption="\n".join(said),
+        rows=rows,
+        columns=columns,
+        last=None,
+        extra={"verdicts": said},
+        plots={},
+        judged=NET,
+        what="rule",
+    )
+
+
+def format_number(kind: str, row: dict[str, Any]) -> str:
+    """Show the mean of a kind."""
+    return f"{row[kind]:.4g}"
+
+
+def format_interval(kind: str, row: dict[str, Any]) -> str:
+    """Show the interval of a kind."""
+    low, high = row[f"{kind}_ci"]
+    return f"{low:.4g}, {high:.4g}"
+
+
+def decided_by(dataset: LoggedDataset, rule: str) -> Tensor:
+    """Tell which decisions are a rule's, bool [N]; raise ValueError where there are too few to compare."""
+    if rule not in dataset.policies:
+        raise ValueError(f"rules: expected two of {', '.join(dataset.policies)}, got '{rule}'")
+    by_rule = dataset.policy == dataset.policies.index(rule)
+    count = len(dataset.unit[by_rule].unique())
+    if count < 2:
+        raise ValueError(f"rules: expected '{rule}' to have decided for two {dataset.names.unit}s or more, got {count}")
+    return by_rule
+
+
+def put(row: dict[str, Any], kind: str, found: Estimate) -> None:
+    """Put an estimate into a row."""
+    row[kind] = found.value
+    row[f"{kind}_ci"] = [found.low, found.high]
+    row[f"{kind}_p"] = found.p
+
+
+def verdict(rules: list[str], kind: str, row: dict[str, Any]) -> str:
+    """Say whether the first rule was better."""
+    low, high = row[f"{kind}_ci"]
+    said = "better than" if low > 0 else "worse than" if high < 0 else "no better than"
+    unsure = "" if low > 0 or high < 0 else ", as far as this log can tell"
+    return f"{rules[0]} was {said} {rules[1]} by {kind}{unsure} ({row[kind]:+.4g}, {low:+.4g} to {high:+.4g})"

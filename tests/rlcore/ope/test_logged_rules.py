@@ -1,0 +1,70 @@
+"""Two rules that decided in one log, compared by their own decisions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.ope.logged_rules import compare_rules
+
+
+def log(unit, policy, reward):
+    """A log of decisions of one step by the rules a, b and c, whose cost is a tenth of the reward's square."""
+    n = len(unit)
+    dataset = LoggedDataset.from_obp(
+        {"n_rounds": n, "n_actions": 2, "context": [[0.0]] * n, "action": [0] * n, "reward": reward.tolist()}
+    )
+    cost = (0.1 * reward.square()).float()
+    return replace(dataset, unit=unit, policy=policy, policies=("a", "b", "c"), cost=cost, price=torch.full((n,), 2.0))
+
+
+def test_rules_of_different_units_are_compared_as_two_samples():
+    generator = torch.Generator().manual_seed(0)
+    reward = torch.randn(300, generator=generator)
+    unit, policy = torch.arange(300), torch.arange(300) % 3
+    dataset = log(unit, policy, reward)
+    report = compare_rules(dataset, ["b", "a"], 0.9)
+    for kind, x in {"reward": dataset.reward, "cost": dataset.cost, "net": dataset.net_reward}.items():
+        reference = stats.ttest_ind(x[policy == 1].double(), x[policy == 0].double(), equal_var=False)
+        interval = reference.confidence_interval(0.9)
+        row = report.rows["b less a"]
+        assert row[f"{kind}_ci"] == pytest.approx([interval.low, interval.high], rel=1e-5)
+        assert row[f"{kind}_p"] == pytest.approx(reference.pvalue, rel=1e-5)
+    assert report.rows["b"]["decisions"] == 100 and report.rows["b"]["units"] == 100
+
+
+def test_rules_of_the_same_units_are_compared_in_pairs_and_the_better_is_said_to_be():
+    generator = torch.Generator().manual_seed(1)
+    of_unit = 10 * torch.randn(80, generator=generator)
+    unit, policy = torch.arange(80).repeat_interleave(2), torch.arange(160) % 2
+    reward = of_unit[unit] + 0.5 * policy + 0.1 * torch.randn(160, generator=generator)
+    dataset = replace(log(unit, policy, reward), cost=torch.zeros(160))
+    found = compare_rules(dataset, ["b", "a"], 0.95)
+    low, high = found.rows["b less a"]["reward_ci"]
+    assert low < 0.5 < high and high - low < 0.1
+    assert found.extra["verdicts"][0].startswith("b was better than a by reward (+0.")
+    other = compare_rules(dataset, ["a", "b"], 0.95).extra["verdicts"][1]
+    assert other.startswith("a was worse than b by net (-0.")
+    shuffled = replace(dataset, unit=torch.arange(160))  # each decision alone: the units' spread drowns the difference
+    assert (
+        "b was no better than a by reward, as far as this log can tell"
+        in compare_rules(shuffled, ["b", "a"], 0.95).caption
+    )
+
+
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        (["a"], "rules: expected two rules, as in rules=.a,b., got 1"),
+        (["a", "d"], "rules: expected two of a, b, c, got 'd'"),
+        (["a", "c"], "rules: expected 'c' to have decided for two units or more, got 0"),
+    ],
+)
+def test_what_is_no_comparison_is_refused(rules, message):
+    unit = torch.arange(6)
+    with pytest.raises(ValueError, match=message):
+        compare_rules(log(unit, unit % 2, torch.ones(6)), rules, 0.95)

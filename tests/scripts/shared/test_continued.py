@@ -210,7 +210,7 @@ def test_a_bandit_goes_on_with_the_longer_log_of_a_shop(tmp_path):
     small = [key for key in LOG if key.startswith(("algo.", "device", "threads", "env.eval", "ope"))]
     bandit = [*shop, "algo=bandit", "env/observation=history", "log=log.parquet", "env.num_agents=8", *small]
     judged = ["env/evaluation=log", "algo.auxiliary.hidden=[8]"]
-    run("example_shop", "shop", "--customers", "80")
+    run("example_shop", "shop", "--customers", "120")
     run("import_sends", *shop, "sends=shop", "out=log.parquet")
     run("train", *bandit, *judged, "hydra.run.dir=run")
     run("import_sends", *shop, "sends=shop", table, *sends, "out=log.parquet")

@@ -12,7 +12,7 @@ from envs.offers.logs.panel import Panel, to_panel
 from envs.offers.neural_twin.customers import NeuralMember, network_inputs, treatments_by_value
 from envs.offers.neural_twin.predictions import NeuralPredictions, outcome_rows
 from envs.offers.neural_twin.response_models import ValidProbabilities
-from envs.offers.twin.diagnostics import mean_trip_residuals, misfit_warnings
+from envs.offers.twin.checks.log_warnings import mean_trip_residuals, misfit_warnings
 from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.world.customers import World
 from envs.offers.world.history import KINDS, History, column_names
@@ -23,7 +23,7 @@ KIND = "neural"  # name of this kind of twin in a checkpoint
 
 
 class NeuralTwin:
-    """A TwinModel (envs/offers/twin/ensemble.py) of networks, without hidden states.
+    """A TwinModel (envs/offers/twin/twin_model.py) of networks, without hidden states.
 
     `response` learns P(trip) and P(redeemed), by likelihood or by a meta-learner of effects. `other_outcomes` learns
     churn, opt-out and margin. `half_lives` are those of the history's columns, in weeks. With `monotone`, trips and

@@ -1,11 +1,12 @@
 """The structural twin: an ensemble of the world's equations fitted to a log, and the population of the fit."""
 
-from envs.offers.twin.ensemble import TwinEnsemble, TwinModel
+from envs.offers.twin.checks.report import TwinEvaluator
+from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.predictions import ContactEffect, OutcomePrediction, PanelPredictions
-from envs.offers.twin.report import TwinEvaluator
 from envs.offers.twin.structural_fit import StructuralTwin
 from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.twin.structural_predictions import StructuralPredictions
+from envs.offers.twin.twin_model import TwinModel
 
 __all__ = [
     "ContactEffect",

@@ -2,66 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from envs.offers.logs.panel import Panel
 from envs.offers.populations.base import hash_uniform
+from envs.offers.twin.checks.fit_drift import FitDrift, fit_drift
 from envs.offers.twin.predictions import PanelPredictions
-from envs.offers.world.customers import CHURNED, UNSUBSCRIBED, World
+from envs.offers.twin.twin_model import TwinModel
+from envs.offers.world.customers import CHURNED, UNSUBSCRIBED
 from rlcore.algorithm import Evaluator, OfflineAlgorithm
 from rlcore.offline.logged_dataset import LoggedDataset, named_rows
-from rlcore.runs.report import Report
-
-
-class TwinModel(Protocol):
-    """A kind of model for the members of an ensemble: how members are made, fitted and evaluated."""
-
-    unobserved_note: str  #: treatment of an outcome that never happens in the log, for a warning
-
-    def make_members(self, env, seed: int, members: int) -> list[nn.Module]:
-        """Make unfitted members."""
-
-    def start_member(self, member: nn.Module, weights: dict, kind: str) -> None:
-        """Give a member the weights of a fitted one to start from. Raises ValueError where the kinds do not fit."""
-
-    def to_panel(self, log: LoggedDataset, env) -> Panel:
-        """Lay a log out by customer and week. Raises ValueError where members can't learn from the log."""
-
-    def fix_unobserved(self, outcomes: tuple[str, ...], members: Iterable[nn.Module]) -> tuple[str, ...]:
-        """Leave to the priors what a log without these outcomes cannot identify; return the outcomes to warn of."""
-
-    def fit(
-        self,
-        member: nn.Module,
-        world: World,
-        panel: Panel,
-        weight: Tensor,
-        held_out: Panel,
-        held_out_weight: Tensor,
-        generator: torch.Generator,
-    ) -> dict:
-        """Fit a member to a panel under weights [T, N]; return metrics."""
-
-    def predict(self, member: nn.Module, world: World, panel: Panel) -> PanelPredictions:
-        """Return a member's predictions of a panel."""
-
-    def misfits(self, members: list[PanelPredictions], panel: Panel, env, level: float) -> list[str]:
-        """Warn of decisions whose outcomes the members can't explain, at a level over all that is tested."""
-
-    def parameters(
-        self, members: list, world: World, panel: Panel, weight: Tensor, channels: list[str]
-    ) -> Report | None:
-        """Say what a panel under weights [T, N] tells of each parameter; None where that is not known."""
-
-    def shuffled_columns(self, panel: Panel, order: Tensor, env) -> Iterator[tuple[str, Panel]]:
-        """Yield each input column by name, with a panel in which the column is that of customers `order` [N]."""
-
-    def state_dict(self) -> dict:
-        """Return what members need beside their weights."""
 
 
 class TwinEnsemble(OfflineAlgorithm):
@@ -102,6 +56,8 @@ class TwinEnsemble(OfflineAlgorithm):
         self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
         self.members = nn.ModuleList(twin.make_members(env, seed, members)).to(env.device)
         self._panel: Panel | None = None
+        self.earlier_members: list[nn.Module] = []  # of the ensemble that the fit starts from, as they were fitted
+        self.earlier_weeks = 0  # weeks of its log
         self.unobserved_outcomes: tuple[str, ...] = ()  # outcomes that never happen in the log
 
     def make_evaluator(self) -> Evaluator:
@@ -139,6 +95,13 @@ class TwinEnsemble(OfflineAlgorithm):
         return self._panel
 
     @property
+    def weeks_of_log(self) -> int:
+        """Number of weeks that the log has, through its seasons; 0 without a log."""
+        if self._panel is None or self._panel.time is None:
+            return 0
+        return int(self._panel.time[self._panel.logged].amax()) + 1
+
+    @property
     def fitted(self) -> Tensor:
         """The customers of the panel that members are fitted to, bool [N]."""
         return ~(self.held_out | self.validation)
@@ -165,7 +128,10 @@ class TwinEnsemble(OfflineAlgorithm):
 
     def predictions(self, panel: Panel) -> list[PanelPredictions]:
         """Return each fitted member's predictions of a panel."""
-        return [self.twin.predict(member, self.env.world, panel) for member in self.fitted_members]
+        return self._predict(self.fitted_members, panel)
+
+    def _predict(self, members: list[nn.Module], panel: Panel) -> list[PanelPredictions]:
+        return [self.twin.predict(member, self.env.world, panel) for member in members]
 
     def weights(self) -> Tensor:
         """Return the weight of each decision of the panel in a fit, [T, N]."""
@@ -206,6 +172,7 @@ class TwinEnsemble(OfflineAlgorithm):
         return {
             "members": [x.state_dict() for x in self.members],
             "iteration": self.iteration,
+            "weeks": self.weeks_of_log,
             "generator": self.generator.get_state(),
             "env": self.env.state_dict(),
             **self.twin.state_dict(),
@@ -227,6 +194,21 @@ class TwinEnsemble(OfflineAlgorithm):
             raise ValueError("init: expected a twin with at least one fitted member, got none")
         for number, member in enumerate(self.members):
             self.twin.start_member(member, state["members"][number % state["iteration"]], state["kind"])
+        self.earlier_members = list(deepcopy(self.members[: state["iteration"]]))
+        self.earlier_weeks = state["weeks"]
+
+    @torch.no_grad()
+    def fit_drift(self) -> FitDrift | None:
+        """Say how well the earlier ensemble fits the weeks since its log, on customers that no member is fitted to."""
+        if not self.earlier_members or not self.iteration:
+            return None
+        panel = self.panel[(~self.fitted).nonzero()[:, 0]]
+        assert panel.time is not None  # to_panel lays it out
+        earlier, now = (
+            torch.stack([sum(predictions.log_likelihoods().values()) for predictions in self._predict(members, panel)])
+            for members in (self.earlier_members, self.fitted_members)
+        )
+        return fit_drift(earlier.mean(0), now.mean(0), panel.logged, panel.time, panel.customer, self.earlier_weeks)
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the result of `state_dict`, to fit on."""

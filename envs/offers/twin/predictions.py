@@ -42,3 +42,12 @@ class PanelPredictions(Protocol):
         Before `first_free_week` every week starts from the logged state, afterwards from the outcomes that the member
         drew. Contacts, opt-outs and churn are as logged.
         """
+
+
+def mean_probabilities(members: list[PanelPredictions]) -> dict[str, OutcomePrediction]:
+    """Return the members' mean predictions by kind of outcome."""
+    found = [member.probabilities() for member in members]
+    return {
+        name: x._replace(probability=torch.stack([y[name].probability for y in found]).mean(0))
+        for name, x in found[0].items()
+    }

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from envs.offers.logs.panel import Panel, to_life_panel, to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.diagnostics import mean_trip_residuals, misfit_warnings
-from envs.offers.twin.filter_diagnostics import Decisions, Outcomes, misfits
+from envs.offers.twin.checks.filter_misfits import Decisions, Outcomes, misfits
+from envs.offers.twin.checks.log_warnings import mean_trip_residuals, misfit_warnings
 from envs.offers.twin.hidden_states.filter_fit import FilterFit
 from envs.offers.twin.hidden_states.filter_predictions import FilterPredictions
 from envs.offers.twin.hidden_states.identification import (
@@ -22,7 +22,7 @@ from envs.offers.twin.hidden_states.identification import (
 )
 from envs.offers.twin.hidden_states.mixture_filter import seen_weeks
 from envs.offers.twin.likelihood import log_likelihood
-from envs.offers.twin.predictions import OutcomePrediction, PanelPredictions
+from envs.offers.twin.predictions import PanelPredictions, mean_probabilities
 from envs.offers.twin.structural_model import KIND, ParameterNetwork, parameter_columns
 from envs.offers.twin.structural_predictions import StructuralPredictions
 from envs.offers.world.belief_observation import start_marginals
@@ -47,7 +47,7 @@ def chunk_log_likelihoods(network: ParameterNetwork, world: World, panel: Panel,
 
 
 class StructuralTwin:
-    """A TwinModel (envs/offers/twin/ensemble.py) with the world's equations: G gives each customer's parameters.
+    """A TwinModel (envs/offers/twin/twin_model.py) with the world's equations: G gives each customer's parameters.
 
     Where the log has the states, rounds of L-BFGS go on until the likelihood of held-out customers no longer grows;
     where the environment's view hides them, `hidden_states` fits G. `hidden` are the sizes of G's hidden layers;
@@ -178,10 +178,9 @@ class StructuralTwin:
 
     def predict(self, member: ParameterNetwork, world: World, panel: Panel) -> PanelPredictions:
         """Return a member's predictions of a panel."""
-        customers = world.inhabit(theta_from_matrix(member(panel.features.T)))
+        customers, method = world.inhabit(theta_from_matrix(member(panel.features.T))), self.hidden_states
         if not self.hides_state:
             return StructuralPredictions(customers, world, panel)
-        method = self.hidden_states
         return FilterPredictions(
             customers, world, panel, start=method.start, alpha_sd=member.alpha_sd, nodes=method.nodes
         )
@@ -228,12 +227,3 @@ class StructuralTwin:
     def state_dict(self) -> dict:
         """Return what members need beside their weights."""
         return {"kind": KIND, "hidden": self.hidden, "fixed_columns": self.fixed_columns()}
-
-
-def mean_probabilities(members: list[PanelPredictions]) -> dict[str, OutcomePrediction]:
-    """Return the members' mean predictions by kind of outcome."""
-    found = [member.probabilities() for member in members]
-    return {
-        name: x._replace(probability=torch.stack([y[name].probability for y in found]).mean(0))
-        for name, x in found[0].items()
-    }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from envs.offers.env import OffersEnv
 from envs.offers.populations.parameter_regression import ParameterRegression
-from envs.offers.twin.filter_diagnostics import Decisions, deciles, misfits, predict_season
+from envs.offers.twin.checks.filter_misfits import Decisions, deciles, misfits, predict_season
 from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import CHURNED, Customers, World
 from envs.offers.world.filtering import CHUNK, NUM_MARGINALS, Belief, filter_week

@@ -24,9 +24,9 @@ from envs.offers.planning.batching import no_contact_values_if_they_fit
 from envs.offers.policies.information import FEATURES, LOG, TRUTH, Information
 from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
+from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.hidden_states.identification import parameter_names
-from envs.offers.twin.report import TwinEvaluator
 from envs.offers.twin.structural_fit import StructuralTwin
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.runs import checkpoint

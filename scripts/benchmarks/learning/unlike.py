@@ -31,8 +31,8 @@ from envs.offers.policies.information import NOTHING, Information
 from envs.offers.policies.learned import CodecView
 from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.base import theta_from_matrix
+from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
-from envs.offers.twin.report import TwinEvaluator
 from envs.offers.twin.structural_fit import StructuralTwin
 from envs.offers.unlike.season import draw_uniforms, incremental_profit
 from envs.offers.world.catalogue import Catalogue

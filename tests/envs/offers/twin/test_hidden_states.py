@@ -15,7 +15,7 @@ from envs.offers.env import OffersEnv
 from envs.offers.logs.panel import to_panel
 from envs.offers.neural_twin.env import make_twin_env
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.filter_diagnostics import Decisions, Outcomes, misfits
+from envs.offers.twin.checks.filter_misfits import Decisions, Outcomes, misfits
 from envs.offers.twin.hidden_states.fisher_scoring import coefficients, scores
 from envs.offers.twin.hidden_states.identification import coefficient_covariance
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, hermite_nodes, panel_weeks, seen_weeks

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from configs import node
 from envs.offers.logs.panel import to_life_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
+from envs.offers.twin.checks.fit_drift import fit_drift
 from envs.offers.twin.hidden_states.filter_predictions import FilterPredictions
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, opted_out_before, panel_weeks
 from envs.offers.twin.theta_posterior import ThetaPosterior
@@ -239,3 +240,59 @@ def test_a_customer_stays_on_their_side_when_months_are_added(shop):
     model.setup(None, lambda: False)
     sides = [set(panel.customer.tolist()) for panel in (model.fit_panel, model.validation_panel, model.held_out_panel)]
     assert sum(map(len, sides)) == len(set.union(*sides)) == len(after)
+
+
+def test_the_interval_of_a_drift_is_that_of_resampled_customers():
+    generator = torch.Generator().manual_seed(0)
+    ahead = torch.randn(10, 300, generator=generator).double() + torch.randn(300, generator=generator).double()
+    ahead[6:] -= 0.3
+    logged = torch.rand(10, 300, generator=generator) < 0.8
+    time = torch.arange(10)[:, None].expand(10, 300)
+    customer = torch.arange(300) // 2  # a customer has two columns
+    found = fit_drift(ahead, torch.zeros_like(ahead), logged, time, customer, 6)
+    changes = []
+    for _ in range(1000):
+        units = torch.randint(150, (150,), generator=generator)
+        rows = torch.stack((2 * units, 2 * units + 1), 1).flatten()
+        x, here = ahead[:, rows], logged[:, rows]
+        changes.append(x[6:][here[6:]].mean() - x[:6][here[:6]].mean())
+    low, high = torch.stack(changes).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    assert found.change == pytest.approx((ahead[6:][logged[6:]].mean() - ahead[:6][logged[:6]].mean()).item())
+    assert found.low == pytest.approx(low, abs=0.03) and found.high == pytest.approx(high, abs=0.03)
+    assert found.high < 0 and "it became worse" in found.lines()[1] and "in weeks 7-10" in found.lines()[0]
+    other = fit_drift(-ahead, torch.zeros_like(ahead), logged, time, customer, 6)
+    assert other.change == -found.change and other.verdict == "no sign that it became worse"
+    assert fit_drift(ahead, ahead, logged, time, customer, 10) is None
+
+
+@pytest.mark.long
+def test_a_twin_says_whether_the_earlier_one_still_fits():
+    """Customers buy less than before in the new months: the earlier twin falls behind; as before: there is no sign."""
+    env = environment()
+    sample = env.population.draw(500, torch.Generator().manual_seed(7), "train")
+    c = env.world.inhabit(sample.customers)
+    first, states = simulate(env.world, c, sample.state, torch.Generator().manual_seed(8), 12)
+    small = {"steps": 10, "batch_size": 150, "shares": [1.0], "nodes": 1}
+
+    def fitted(log_, start=None):
+        settings = {"reference_size": 2000, "score_customers": 300, "hidden_states": small}
+        shares = {"customers": 0.3, "stopping": 0.1}
+        model = instantiate(part("twin", members=1, twin=settings, holdout=shares), _convert_="all")(env, 0)
+        if start:
+            model.start_from(start)
+        model.set_dataset(log_)
+        model.setup(None, lambda: False)
+        model.iterate(0.0)
+        model.iteration = 1
+        return model
+
+    earlier = fitted(log_of_lives(env, sample.features, first, torch.ones(12, 500).bool())).state_dict()
+    assert earlier["weeks"] == 12
+    left = torch.stack([week.opted_out for week in first]).any(0)  # who opted out is sent nothing again
+    for name, other in {"as before": c, "less": replace(c, alpha=c.alpha - 1.0)}.items():
+        weeks, _ = simulate(env.world, other, states[-1], torch.Generator().manual_seed(9), 12)
+        weeks = [week._replace(offer=week.offer.where(~left, torch.zeros_like(week.offer))) for week in weeks]
+        log_ = log_of_lives(env, sample.features, [*first, *weeks], torch.ones(24, 500).bool())
+        drift = fitted(log_, earlier).fit_drift()
+        assert (drift.own.first, drift.own.last, drift.new.first, drift.new.last) == (0, 11, 12, 23)
+        assert (drift.verdict == "it became worse") == (name == "less"), (name, drift)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from configs import load, node
 from envs.offers.logs.panel import Panel, to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.diagnostics import propensity_warnings
+from envs.offers.twin.checks.log_warnings import propensity_warnings
 from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.world.customers import CustomerState

@@ -6,21 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from envs.offers.logs.panel import Panel
-from envs.offers.twin.diagnostics import UpliftCheck, propensity_warnings
+from envs.offers.twin.checks.figures import calibration_figure, drivers_figure, weeks_figure
+from envs.offers.twin.checks.log_warnings import propensity_warnings
+from envs.offers.twin.checks.uplift_check import UpliftCheck
 from envs.offers.twin.ensemble import TwinEnsemble
-from rlcore.runs.plots import COLORS, labelled
 from rlcore.runs.report import Report, RunResult
 
-OUTCOME_NAMES = {
-    "trips": "a trip",
-    "redeemed": "a redemption, if contacted",
-    "opt_out": "opting out, if contacted",
-    "churn": "churning",
-}
 DRIVEN = ("response", "opt_out", "churn", "margin")  # kinds of outcomes with reported drivers
 
 
@@ -95,7 +89,8 @@ class TwinEvaluator:
             for row in weeks
             if row["held_out"]
         ]
-        caption += uplift.lines + [f"warning: {text}" for text in warnings]
+        drift = twin.fit_drift()
+        caption += uplift.lines + (drift.lines() if drift else []) + [f"warning: {text}" for text in warnings]
         return TwinReport(
             title=f"{name}: {len(twin.fitted_members)} members, {len(held_out):,} customers that none was fitted to",
             caption="\n".join(caption),
@@ -116,6 +111,7 @@ class TwinEvaluator:
                 "drivers": drivers,
                 "uplift": uplift.numbers,
                 "warnings": warnings,
+                "fit_drift": drift.numbers() if drift else None,
             },
             plots={
                 "calibration": calibration_figure(calibration),
@@ -227,39 +223,3 @@ def mean_log_prob(p: Tensor, y: Tensor) -> Tensor:
     """Return the mean log-probability of y [N], 0 or 1, under probabilities p [N] of 1."""
     p = p.clamp(1e-6, 1 - 1e-6)
     return (y * p.log() + (1 - y) * (1 - p).log()).mean()
-
-
-# ── plots ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-def calibration_figure(curves: dict[str, list]) -> Figure:
-    """Draw each outcome's observed frequency against its predicted probability."""
-    figure, axes = labelled("predicted probability", "share in which it happened")
-    for name, bins in curves.items():
-        axes.plot([p for p, _, _ in bins], [y for _, y, _ in bins], marker="o", markersize=3, label=OUTCOME_NAMES[name])
-    axes.axline((0.5, 0.5), slope=1, color="grey", linestyle=":", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.legend(frameon=False)
-    return figure
-
-
-def weeks_figure(weeks: list[dict]) -> Figure:
-    """Draw trips and spend by week, as logged and as predicted."""
-    figure, axes = labelled("week", "of all customers in the log")
-    at = [row["week"] + 1 for row in weeks]
-    for k, name in enumerate(("trips", "spend")):
-        axes.plot(at, [row[name][0] for row in weeks], "o", color=COLORS[k], label=f"{name}, as logged")
-        axes.plot(at, [row[name][1] for row in weeks], color=COLORS[k], label=f"{name}, predicted")
-    held_out = [row["week"] + 1 for row in weeks if row["held_out"]]
-    if held_out:
-        axes.axvspan(held_out[0] - 0.5, held_out[-1] + 0.5, color="0.93", label="held out")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    return figure
-
-
-def drivers_figure(drivers: dict[str, float], top_k: int) -> Figure:
-    """Draw the greatest drivers."""
-    figure, axes = labelled("log-likelihood a decision lost when shuffled", "")
-    names = list(drivers)[:top_k][::-1]
-    axes.barh(names, [drivers[name] for name in names])
-    return figure

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configs import load
-from envs.offers.twin.filter_diagnostics import (
+from envs.offers.twin.checks.filter_misfits import (
     Decisions,
     Outcomes,
     deciles,

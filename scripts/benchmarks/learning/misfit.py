@@ -1,0 +1,70 @@
+"""In how many logs a twin warns that the world's equations can't explain them: in the family, and outside of it.
+
+Usage:
+
+    python scripts/bench.py learning/misfit
+    python scripts/bench.py learning/misfit benchmark.decisions=240000 benchmark.logs=2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from envs.data_collection import LoggingPolicy
+from envs.offers.env import OffersEnv
+from envs.offers.twin.checks.report import TwinEvaluator
+from envs.offers.twin.ensemble import TwinEnsemble
+from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import NullLogger
+from rlcore.training_loop import TrainingLoop
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.logs import log_seasons
+
+
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    worlds: dict[str, Callable[..., OffersEnv]],
+    family: Callable[..., OffersEnv],
+    logging_policy: LoggingPolicy,
+    twin: Callable[..., TwinEnsemble],
+    decisions: int,
+    agents: int,
+    logs: int,
+) -> dict:
+    """Fit a twin of the family to `logs` logs of each world, and count the logs in which its check warns.
+
+    The check looks at the customers whom the report is about, and at all customers.
+    """
+    found: dict[str, list[dict]] = {}
+    for name, world in {"family": family, **worlds}.items():
+        for k in range(logs):
+            number = seed + 100 * k
+            env, chunks = log_seasons(world, logging_policy, decisions, agents, device, 1000 + number)
+            model = twin(family(device, number), number)
+            warnings = warnings_of(model, LoggedDataset.cat([chunk.deduplicate(env.context_dim) for chunk in chunks]))
+            found.setdefault(name, []).append(warnings)
+            print(f"{name}, log {k + 1}: " + ("; ".join(warnings["held out"]) or "no warning"), flush=True)
+            checkpoint.save_json(directory / "rows.json", found)
+    rows = [
+        [name, *(f"{sum(bool(x[side]) for x in each)} of {len(each)}" for side in ("held out", "all"))]
+        for name, each in found.items()
+    ]
+    title = f"logs of {decisions:,} decisions in which the twin warns"
+    show(table_of(title, ["world", "by held-out customers", "by all customers"], rows))
+    return {"worlds": found}
+
+
+def warnings_of(model: TwinEnsemble, log: LoggedDataset) -> dict[str, list[str]]:
+    """Fit a twin to a log, and return its warnings by held-out and by all customers."""
+    model.set_dataset(log)
+    TrainingLoop(model, NullLogger()).run()
+    check = model.make_evaluator()
+    assert isinstance(check, TwinEvaluator)
+    return {"held out": check.misfit(model, model.held_out_panel), "all": check.misfit(model, model.panel)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,9 @@ def rollouts(
             episode = episode + ended.long()
             step_index = torch.where(ended, 0, step_index + 1)
             obs, action_mask = step.obs, step.action_mask
-        columns = {key: torch.stack([row[key] for row in rows], 1).flatten(0, 1) for key in rows[0]}
+        columns: dict[str, Any] = {}
+        for key in rows[0]:
+            columns[key] = torch.stack([row[key] for row in rows], 1).flatten(0, 1)
         unit = torch.arange(n, device=device) + (rollout * n if env.episode_length else 0)
         yield LoggedDataset(
             nvec=env.nvec,

@@ -205,7 +205,7 @@ class TwinEnsemble(OfflineAlgorithm):
         panel = self.panel[(~self.fitted).nonzero()[:, 0]]
         assert panel.time is not None  # to_panel lays it out
         earlier, now = (
-            torch.stack([sum(predictions.log_likelihoods().values()) for predictions in self._predict(members, panel)])
+            torch.stack([torch.stack([*x.log_likelihoods().values()]).sum(0) for x in self._predict(members, panel)])
             for members in (self.earlier_members, self.fitted_members)
         )
         return fit_drift(earlier.mean(0), now.mean(0), panel.logged, panel.time, panel.customer, self.earlier_weeks)

@@ -88,4 +88,5 @@ def fit_drift(
         fits.append(WeeksFit(first, last, count, *(x.double()[side].mean().item() for x in (earlier, now))))
     half = normal_quantile(LEVEL) * (influence.square().sum() * customers / max(customers - 1, 1)).sqrt().item()
     change = means[1] - means[0]
-    return FitDrift(*fits, change, change - half, change + half)
+    own, new = fits
+    return FitDrift(own, new, change, change - half, change + half)

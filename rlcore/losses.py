@@ -1,4 +1,4 @@
-"""PPO's losses and diagnostics as pure functions; a bool mask leaves out samples of a mean, floats weight them."""
+"""PPO's losses and diagnostics as pure functions. A bool mask leaves samples out; a float mask weights them."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def expected_policy_loss(
 ) -> Tensor:
     """Return the clipped surrogate loss in expectation over the old policy.
 
-    Inputs are [B, P]: B samples, P joint actions. The loss is
-    −Σ_a π_old(a)·min(ratio(a)·A(a), clip(ratio(a))·A(a)), in the mean over the mask [B]; log_ratio is 0 where an action
-    is masked. At ratio 1 its gradient is that of −Σ_a π(a)·A(a), without sampling noise.
+    Inputs are [B, P]: B samples, P joint actions. The loss is the mean, over the samples in `mask` [B], of
+    −Σ_a π_old(a)·min(ratio(a)·A(a), clip(ratio(a))·A(a)). The caller sets log_ratio to 0 at invalid actions. At ratio 1
+    the loss has the gradient of −Σ_a π(a)·A(a), without sampling noise.
     """
     ratio = log_ratio.exp()
     pessimistic_gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
@@ -129,11 +129,12 @@ def ppo(
     ent_coef: Tensor | float,
     weight: Tensor | float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return PPO's loss (Schulman et al. 2017, eq. 9) and diagnostics, detached; all inputs have one shape.
+    """Return PPO's loss (Schulman et al. 2017, eq. 9), and detached diagnostics.
 
-    `mask` marks the samples with more than one valid action. Policy loss, entropy, KL and clip fraction are means over
-    these samples, times `weight`: this process's number of such samples, divided by the mean number of a process (1 if
-    there is one process). The value loss is a mean over `value_mask`, or over all samples.
+    The arguments up to `value_mask` have one shape. `mask` marks the samples that the policy learns from, such as those
+    with more than one valid action. Policy loss, entropy, KL and clip fraction are means over these samples, times
+    `weight`. `weight` is this process's number of such samples, divided by the processes' mean number; with one process
+    it is 1. The value loss is a mean over `value_mask`, or over all samples.
     """
     log_ratio = log_prob - old_log_prob
     policy_term = weight * policy_loss(log_ratio, advantage, clip, mask)

@@ -1,6 +1,6 @@
 """Proximal policy optimisation (Schulman et al. 2017): an iteration collects a rollout, computes advantages, updates.
 
-PPO here has joint action masks, generalised advantage estimation (GAE), and bootstraps through truncation. Shapes: T
+PPO here has joint action masks and generalised advantage estimation (GAE). It bootstraps through truncation. Shapes: T
 steps of a rollout, N agents, observations of length D, K action heads of sizes `nvec`. All shapes are fixed, and the
 methods in `graph_regions` never wait for the device, so that `rlcore.backends` can compile them or record them as CUDA
 graphs.
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class PPO(NetworkAlgorithm):
-    """PPO over any VectorEnv, with an actor-critic `network` (rlcore/networks.py).
+    """PPO over any VectorEnv (envs/base.py), with an actor-critic `network` (rlcore/networks.py).
 
     The optional `auxiliary` model learns from `Step.info` of the same rollouts. Raises ValueError for settings that
     contradict each other or the number of agents. Under torchrun every process acts for its own agents; gradients are
@@ -75,7 +75,8 @@ class PPO(NetworkAlgorithm):
         eval_every: int,
         checkpoint_every: int,
     ):
-        # With `observes_price` the network also observes the prices of constraints, where the environment has any.
+        # observes_price: the network sees the whole observation, in which a constrained environment has the prices
+        # (Lagrange multipliers) of its constraints.
         super().__init__(
             env,
             seed,
@@ -108,14 +109,14 @@ class PPO(NetworkAlgorithm):
         self.target_kl = target_kl
         # `policy` is for evaluation; for training a backend may replace `network` by a compiled equivalent
         self.policy = self.network
-        # annealed in place: recorded graphs read it
+        # changed in place, because recorded CUDA graphs read this tensor
         self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
         self.reward_normalizer = (
             RewardNormalizer(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         )
         self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
         self.gae = returns.gae  # likewise
-        # one kernel for the norms of all gradients; a compiling backend fuses them itself, and sets False
+        # one kernel for all gradients' norms; a compiling backend sets False and fuses the norms
         self.foreach = True
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
@@ -135,7 +136,9 @@ class PPO(NetworkAlgorithm):
 
     @torch.no_grad()
     def collect(self) -> Rollout:
-        """Reset the environment and act for T = `num_steps` steps with every agent.
+        """Begin a rollout, and act for T = `num_steps` steps with every agent.
+
+        Episodes begin anew only where all have one length (`VectorEnv.reset`); elsewhere running episodes go on.
 
         One uniform number per agent and step is drawn up front; it draws all heads of the action. The rollout has
         the actions' log-probabilities. Values are computed later, all at once.
@@ -187,8 +190,8 @@ class PPO(NetworkAlgorithm):
         """Train on the batch for some epochs of shuffled minibatches; return each metric's mean over minibatches.
 
         With `target_kl`, the remaining epochs of this update are skipped once an epoch's mean `approx_kl` exceeds
-        `target_kl`. The host reads `approx_kl` once an epoch. `explained_variance` compares the targets with the values
-        from before the update. A subclass with further terms in its loss passes a `compute_gradients` of its own.
+        `target_kl`; only then does the host read it, once an epoch. `explained_variance` compares the targets with the
+        values from before the update. A subclass with another loss passes a `compute_gradients` of its own.
         """
         compute_gradients = compute_gradients or self.compute_gradients
         totals: dict[str, Tensor] = {}

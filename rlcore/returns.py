@@ -1,4 +1,4 @@
-"""From rewards to advantages, as pure functions."""
+"""From rewards to advantages, as pure functions. Shapes: T steps, N agents."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def lambda_targets(mean: Tensor, value: Tensor, decay: float) -> Tensor:
 
     G_t = V̄_t + decay·(G_{t+1} − V(s_{t+1})), with G_{T+1} = V(s_{T+1}) = 0 after the last step.
 
-    V̄ is the expected backup [T, N], V the value of the visited states [T, N], 0 for an agent that has left; decay = γλ.
-    At λ = 0 targets are expected backups, at λ = 1 they have the whole sampled future, with its noise and without the
-    critic's bias.
+    `mean` [T, N] is V̄, the expected backup. `value` [T, N] is V, the critic's value of the visited states; it is 0 for
+    an agent that has left for good (envs/base.py, LookaheadEnv). `decay` is γλ. At λ = 0 targets are expected backups.
+    At λ = 1 they have the whole sampled future, with its noise and without the critic's bias.
     """
     surprise = torch.zeros_like(mean[0])
     targets = []

@@ -61,7 +61,7 @@ class EpisodicReturn:
 
 @torch.no_grad()
 def collect_rollout(env: Any, policy: Policy, uniforms: Tensor) -> Rollout:
-    """Reset a VectorEnv (envs/base.py) and act in it for T steps; the uniforms [T, N] draw the actions."""
+    """Begin a rollout in a VectorEnv (envs/base.py) and act for T steps; the uniforms [T, N] draw the actions."""
     obs, action_mask = env.reset()
     return continue_rollout(env, policy, obs, action_mask, uniforms)
 

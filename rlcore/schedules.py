@@ -29,8 +29,8 @@ class LinearDecay:
 class AdaptiveKL:
     """Divide the rate by `factor` where the KL was above twice the target, multiply it where the KL was below half.
 
-    The rule of rsl_rl (`schedule="adaptive"`); the rate stays between `low` and `high`. Raises ValueError where these
-    are the wrong way round.
+    The thresholds of rsl_rl's `schedule="adaptive"`, applied once an iteration; the rate stays between `low` and
+    `high`. Raises ValueError where these are the wrong way round.
     """
 
     def __init__(self, *, target: float, factor: float, low: float, high: float):

@@ -1,4 +1,4 @@
-"""The weekly knapsack: customers' changes of action by profit per unit of money, accepted until the budget is used."""
+"""The weekly knapsack: changes of action are accepted by falling profit per unit of money, until the budget is used."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch.nn import functional
 
 
 class Increments(NamedTuple):
-    """For each of N customers, up to K changes to actions that spend more; all fields [N, K].
+    """Up to K changes for each of N customers; all fields are [N, K].
 
-    A change is also called a step. It pays where the price of money is at or below the step's own price. As the price
-    of money falls, a customer's steps pay in the order of the row. A step with price −inf does not exist. The prices of
-    existing steps never rise along a row.
+    A change, also called a step, replaces the customer's action by one that spends at least as much. A step is worth
+    its spend where the price of money (the budget's Lagrange multiplier, docs/glossary.md) is at or below the step's
+    own price. The prices of existing steps never rise along a row. A step with price −inf does not exist.
     """
 
-    price: Tensor  # the price of money at or below which the step pays
+    price: Tensor  # the price of money at or below which the step is worth its spend
     spend: Tensor  # what the step adds to the expected spend
-    action: Tensor  # flat action that is held after the step
+    action: Tensor  # the action after the step, a flat index over all combinations of the heads
 
 
 def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,11 +53,11 @@ def allowed_increments(steps: Increments, action_mask: Tensor) -> Increments:
 
 
 def upper_hull(value: Tensor, spend: Tensor) -> Increments:
-    """Return each customer's upper concave hull of (spend, value), of which column 0 is the action "nothing".
+    """Return the steps along each customer's upper concave hull of the points (spend, value).
 
-    value and spend are [N, P]; an action that is not allowed has value −inf. The price of a step is its efficiency,
-    Δvalue / Δspend. To accept all customers' steps down to one price solves the linear relaxation of the
-    multiple-choice knapsack (Sinha & Zoltners 1979).
+    value and spend are [N, P]; column 0 is the action "nothing", and an action that is not allowed has value −inf. The
+    price of a step is its efficiency, Δvalue / Δspend. To accept all customers' steps down to one price solves the
+    linear relaxation of the multiple-choice knapsack (Sinha & Zoltners 1979).
     """
     at_value, at_spend = value[:, :1], spend[:, :1]
     steps = []
@@ -79,15 +79,16 @@ def upper_hull(value: Tensor, spend: Tensor) -> Increments:
 
 
 def ranked(score: Tensor, spend: Tensor, action: Tensor) -> Increments:
-    """Return one step a customer, whose price is the score; arguments are [N], a score of −inf means no step."""
+    """Return one step a customer. The step's price is the score; −inf means no step. All arguments are [N]."""
     return Increments(score[:, None], spend[:, None], action[:, None])
 
 
 def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
     """Return a policy's steps as the price falls: logits [G, N, P] on a grid of falling prices [G], spend [N, P].
 
-    The policy's choice at a price is the mode. Spend is made monotone: a choice counts from the highest grid price at
-    and below which the policy always spends at least what this choice costs. Between two grid points the choice changes
+    The policy's choice at a price is the mode. Spend is made monotone. The choice at a grid price counts where the
+    policy spends no less at every lower grid price. A choice that counts becomes a step where it costs more than the
+    customer's action so far. Between two grid points the choice changes
     where the logits of the old and the new choice cross, interpolated linearly in the logarithm of the price. Steps are
     [N, G], with price −inf at grid points without a change (`compact` drops these).
     """
@@ -113,7 +114,7 @@ def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
 
 
 def logit_margin(logits: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Return by how much the logits [N, P] of new choices [N] exceed those of old ones, [N]."""
+    """Return the logit of the new choice less that of the old one, [N]; logits [N, P], choices [N]."""
     return (logits.gather(1, new[:, None]) - logits.gather(1, old[:, None]))[:, 0]
 
 

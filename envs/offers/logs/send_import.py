@@ -116,6 +116,7 @@ class Sends:
         self.warnings: list[str] = []
         moments = days_of(self.sends)
         calendar = old[1] if old else Calendar.of(moments, self.start, self.weekday, self.price)
+        calendar = replace(calendar, price=self.price)
         moment = self._numbers(self.sends, moments, calendar)
         is_new = moment > calendar.sends_to if old else moment >= calendar.start
         self._count(~is_new, "sends", "are in the log already" if old else "lie before sends.start")

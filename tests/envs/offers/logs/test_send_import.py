@@ -181,6 +181,8 @@ def test_month_by_month_makes_the_same_log_as_all_at_once(long_shop, tmp_path):
     again = instantiate(sends_config, **changes)(env, send_log.read(path, *names_of(env)))
     assert not again.is_changed and again.calendar == now.calendar
     check_same(again.log, happened)
+    dearer = instantiate(sends_config, **changes, price=7.5)(env, send_log.read(path, *names_of(env)))
+    assert dearer.is_changed and dearer.calendar.price == 7.5
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -31,10 +32,10 @@ def compare_rules(dataset: LoggedDataset, rules: list[str], level: float) -> Rep
     if len(rules) != 2:
         raise ValueError(f"rules: expected two rules, as in rules=[a,b], got {len(rules)}")
     kinds = {dataset.names.reward: dataset.gross_reward, dataset.names.cost: dataset.cost, NET: dataset.net_reward}
-    unit = dataset.unit.unique(return_inverse=True)[1]
+    unit = torch.unique(dataset.unit, return_inverse=True)[1]
     decided = [decided_by(dataset, rule) for rule in rules]
     rows: dict[str, dict[str, Any]] = {
-        rule: {"decisions": int(by_rule.sum()), "units": len(unit[by_rule].unique())}
+        rule: {"decisions": int(by_rule.sum()), "units": len(torch.unique(unit[by_rule]))}
         for rule, by_rule in zip(rules, decided)
     }
     rows[less(rules)] = {"decisions": None, "units": None}
@@ -80,7 +81,7 @@ def decided_by(dataset: LoggedDataset, rule: str) -> Tensor:
     if rule not in dataset.policies:
         raise ValueError(f"rules: expected two of {', '.join(dataset.policies)}, got '{rule}'")
     by_rule = dataset.policy == dataset.policies.index(rule)
-    count = len(dataset.unit[by_rule].unique())
+    count = len(torch.unique(dataset.unit[by_rule]))
     if count < 2:
         raise ValueError(f"rules: expected '{rule}' to have decided for two {dataset.names.unit}s or more, got {count}")
     return by_rule

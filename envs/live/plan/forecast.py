@@ -26,24 +26,51 @@ class Forecast(NamedTuple):
     weeks: int  #: past plans
 
 
+class Tally(NamedTuple):
+    """What was redeemed of each pair, and what was forecast, both float64 [P]."""
+
+    redeemed: np.ndarray
+    forecast: np.ndarray
+    catalogue: Catalogue
+
+    @classmethod
+    def none(cls, catalogue: Catalogue) -> Tally:
+        """Return a tally without a send."""
+        pairs = catalogue.action_codec.num_actions
+        return cls(np.zeros(pairs), np.zeros(pairs), catalogue)
+
+    def add(self, action: np.ndarray, spend: np.ndarray, factor: np.ndarray, redeemed: np.ndarray) -> None:
+        """Add M decisions: their flat actions, expected spends under the factors [P] of then, and who redeemed."""
+        catalogue, pairs = self.catalogue, len(self.forecast)
+        offer, channel = catalogue.action_codec.decode(action)
+        face, message = catalogue.value.numpy()[offer], catalogue.cost.numpy()[channel]
+        chance = np.where(face > 0, (spend - message) / np.maximum(face, 1e-12), 0.0) / factor[action]
+        self.forecast[:] += np.bincount(action, chance, pairs)
+        self.redeemed[:] += np.bincount(action, redeemed, pairs)
+
+    def factor(self, redemptions: float | None) -> np.ndarray:
+        """Return (redeemed + w) / (forecast + w), [P], w being `redemptions`; 1 where that is None."""
+        if redemptions is None:
+            return np.ones(len(self.forecast))
+        return (self.redeemed + redemptions) / (self.forecast + redemptions)
+
+
 def corrections(folder: Path, past: PastWeeks, catalogue: Catalogue, redemptions: float | None) -> Forecast:
     """Return what past plans in a folder redeemed by the log, beside what was forecast, by offer and channel.
 
-    The factor is (redeemed + w) / (forecast + w), w being `redemptions`: it stays near 1 until so many redemptions
-    were seen. Forecasts are those of the policy, before the corrections of their time. A send counts where the log has
-    the planned offer through the planned channel.
+    The factor (`Tally.factor`) stays near 1 until so many `redemptions` were seen. Forecasts are those of the policy,
+    before the corrections of their time. A send counts where the log has the planned offer through the planned channel.
     """
-    pairs = catalogue.action_codec.num_actions
-    ones, zeros = np.ones(pairs), np.zeros(pairs)
+    tally = Tally.none(catalogue)
+    weeks = 0
     if redemptions is None or past.log is None:
-        return Forecast(ones, zeros, zeros, 0)
-    redeemed, forecast, weeks = zeros.copy(), zeros.copy(), 0
+        return Forecast(tally.factor(None), tally.redeemed, tally.forecast, 0)
     place = {name: k for k, name in enumerate(past.log.ids)}
     for path in sorted(x for x in folder.glob("week=*.parquet") if PLAN.fullmatch(x.name)):
         facts = read_facts(path)
         week = facts["week"]
         is_over = week + facts["valid_weeks"] <= past.week  # until then redemptions are still to come
-        if not is_over or len(facts["factors"]) != pairs:
+        if not is_over or len(facts["factors"]) != len(tally.forecast):
             continue
         weeks += 1
         action, row, spend = _sends(path, place, catalogue)
@@ -51,14 +78,8 @@ def corrections(folder: Path, past: PastWeeks, catalogue: Catalogue, redemptions
         log_action = catalogue.action_codec.encode(*in_log).numpy()
         sent = (row >= 0) & (log_action[np.maximum(row, 0)] == action)
         action, row, spend = action[sent], row[sent], spend[sent]
-        offer, channel = catalogue.action_codec.decode(action)
-        face, message = catalogue.value.numpy()[offer], catalogue.cost.numpy()[channel]
-        chance = (
-            np.where(face > 0, (spend - message) / np.maximum(face, 1e-12), 0.0) / np.array(facts["factors"])[action]
-        )
-        forecast += np.bincount(action, chance, pairs)
-        redeemed += np.bincount(action, past.log.redeemed[week][row], pairs)
-    return Forecast((redeemed + redemptions) / (forecast + redemptions), redeemed, forecast, weeks)
+        tally.add(action, spend, np.array(facts["factors"]), past.log.redeemed[week][row])
+    return Forecast(tally.factor(redemptions), tally.redeemed, tally.forecast, weeks)
 
 
 def _sends(path: Path, place: dict[str, int], catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -108,6 +108,10 @@ class VectorEnv(ABC):
 
         return read_log(path, COLUMNS, checked)
 
+    def has_sides(self, path: str) -> bool:
+        """Tell whether `read_log` knows a log's units of training from those of testing."""
+        return False
+
     def action_name(self, index: int) -> str:
         """Name the action of a flat index, for tables."""
         parts = []

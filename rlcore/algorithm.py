@@ -52,6 +52,8 @@ class ValuePolicy(Policy, Protocol):
 class AuxiliaryModel(Protocol):
     """A model trained beside the policy on the info of steps: it predicts the outcome that costs money."""
 
+    info_names: tuple[str, ...]  #: names of the infos that `train_minibatch` reads
+
     def predict(self, obs: Tensor) -> Tensor:
         """Return the probability of the outcome for every action, [B, *nvec], from observations or contexts."""
 

@@ -154,6 +154,10 @@ class LoggedEnv(VectorEnv):
         dataset = dataset.to(self.device)
         return transform(dataset) if transform else dataset
 
+    def has_sides(self, path: str) -> bool:
+        """Tell that `read_log` knows the decisions of training."""
+        return True
+
     def _dataset(self, columns: Columns, obs: Tensor, number: np.ndarray, path: str) -> LoggedDataset:
         """Return decisions, each numbered by its row of the file, from 0."""
         rows = len(obs)

@@ -157,6 +157,10 @@ class CustomerEnv(PricedEnv):
         chunks = log_chunks(self, path, split)
         return LoggedDataset.cat([transform(chunk) if transform else chunk for chunk in chunks])
 
+    def has_sides(self, path: str) -> bool:
+        """Tell whether `read_log` knows the customers of training: a shop's sends have sides, numbered columns none."""
+        return is_send_log(path)
+
     def static_limits(self) -> tuple[Tensor, Tensor]:
         """Return the range of the features seen in training, with the margin `clip_margin`, [F] each."""
         return self.seen_features.limits(self.clip_margin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,10 @@ class AdjustedRewards(NamedTuple):
     reward: Tensor
     discount: Tensor
     weight: Tensor  #: weight of the decision in the loss; 0 leaves it out
+
+
+# of an environment, a dataset, its rewards [N], the discount of a step, and random numbers
+AdjustRewards = Callable[[Any, LoggedDataset, Tensor, float, torch.Generator], AdjustedRewards]
 
 
 def unadjusted(

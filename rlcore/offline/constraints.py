@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,7 +85,26 @@ class DecisionBatch(NamedTuple):
     logged_cost: Tensor  #: cost of all actions at the logged price, [B, Πn]
 
 
-class CQLPenalty(nn.Module):
+class BehaviourConstraint(nn.Module, ABC):
+    """What keeps a policy near a dataset's actions, by the actions that it may choose or by a term of the loss."""
+
+    def allowed(self, obs: Tensor, action_mask: Tensor) -> Tensor:
+        """Return the valid actions that may be chosen, bool [B, Πn]."""
+        return action_mask
+
+    @abstractmethod
+    def loss(self, batch: DecisionBatch, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what is added to the error of the values of `network`, []."""
+
+    def update_normalization(self, obs: Tensor) -> None:
+        """Add observations [B, D] to the running moments of the constraint's own networks, if there are any."""
+        return
+
+
+MakeConstraint = Callable[[int, tuple[int, ...]], BehaviourConstraint]  # of the length of an observation and nvec
+
+
+class CQLPenalty(BehaviourConstraint):
     """Conservative Q-learning: a penalty on values of valid actions above those of the actions taken.
 
     `alpha` is the penalty's weight.
@@ -93,10 +113,6 @@ class CQLPenalty(nn.Module):
     def __init__(self, obs_dim: int, nvec: tuple[int, ...], *, alpha: float):
         super().__init__()
         self.alpha = alpha
-
-    def allowed(self, obs: Tensor, action_mask: Tensor) -> Tensor:
-        """Return all valid actions."""
-        return action_mask
 
     def loss(self, batch: DecisionBatch, network: Callable) -> Tensor:
         """Return the penalty on values less cost at the logged price.
@@ -107,7 +123,7 @@ class CQLPenalty(nn.Module):
         return self.alpha * cql_penalty(net_q, batch.action_mask, batch.action)
 
 
-class BCQConstraint(nn.Module):
+class BCQConstraint(BehaviourConstraint):
     """Batch-constrained Q-learning: only actions that the logging policy is likely to take.
 
     These are the actions whose probability exceeds `threshold` times that of the most probable action. A separate
@@ -128,6 +144,10 @@ class BCQConstraint(nn.Module):
             return action_mask
         logits = self.network(obs)
         return supported(logits, action_mask, self.threshold)
+
+    def update_normalization(self, obs: Tensor) -> None:
+        """Add observations [B, D] to the running moments of the model of the logging policy."""
+        self.network.update_normalization(obs)
 
     def loss(self, batch: DecisionBatch, network: Callable) -> Tensor:
         """Return the loss of the model of the logging policy, on the logged observations."""

@@ -5,7 +5,7 @@ propensity of the action taken; reward, outcomes, cost, terminal_value; terminat
 part of an observation), state_0 … (the rest), next_state_0 …; valid_I_J … and next_valid_I_J … (the masks, one column a
 combination of the heads); prob_I_J … (probabilities of all combinations). ColumnNames has the names of fields that a
 kind of file calls otherwise. Columns in `DEFAULTS`, outcomes, decision, policy, prob_* and all of next_* may be left
-out.
+out; a dataset has the outcomes that its file has.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ DEFAULTS: dict[str, float] = {  # bool and int are numbers too
     "step": 0,
     "price": 0.0,
     "propensity": math.nan,
-    "outcomes": 0.0,
     "cost": 0.0,
     "terminal_value": 0.0,
     "terminated": True,
@@ -210,7 +209,7 @@ class Reader:
             probs=chunk.matrix(chunk.number, self.probs) if self.has_probs else None,
             price=chunk.number("price", DEFAULTS["price"]),
             reward=chunk.number(columns.reward),
-            outcomes={name: chunk.number(name, DEFAULTS["outcomes"]) for name in columns.outcomes},
+            outcomes={name: chunk.number(name) for name in columns.outcomes if name in self.names},
             cost=chunk.number(columns.cost, DEFAULTS["cost"]),
             terminal_value=chunk.number(columns.terminal_value, DEFAULTS["terminal_value"]),
             next_obs=next_obs,

@@ -104,6 +104,18 @@ class LoggedDataset:
         next_action_mask = DeduplicatedMatrix.from_dense(dense(self.next_action_mask), ())
         return replace(deduplicated, next_obs=next_obs, next_action_mask=next_action_mask)
 
+    def has_several_steps(self) -> bool:
+        """Tell whether an episode has decisions of different steps."""
+        episodes = torch.stack((self.unit, self.episode), 1).unique(dim=0)
+        steps = torch.stack((self.unit, self.episode, self.step), 1).unique(dim=0)
+        return len(steps) > len(episodes)
+
+    def outcome(self, name: str, reader: str) -> Tensor:
+        """Return an outcome [N] for `reader`, the setting that asks. Raises ValueError where the log lacks it."""
+        if name not in self.outcomes:
+            raise ValueError(f"log: no column '{name}', which {reader} learns from")
+        return self.outcomes[name]
+
     @property
     def gross_reward(self) -> Tensor:
         """Reward and terminal value, before the price of the cost, [N]."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +24,13 @@ from rlcore.algorithm import (
     OfflineAlgorithm,
 )
 from rlcore.distributions import unflatten
-from rlcore.offline.adjusted_rewards import unadjusted
-from rlcore.offline.constraints import DecisionBatch, double_target, td_loss
+from rlcore.offline.adjusted_rewards import AdjustRewards, unadjusted
+from rlcore.offline.constraints import BehaviourConstraint, DecisionBatch, MakeConstraint, double_target, td_loss
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.estimators import select_actions
 from rlcore.ope.outcome_models import CHUNK
 
+ADJUSTMENT_STREAM = 1  # of the random numbers of variance reduction, beside a training's seed
 MASKED_VALUE = -1e9  # of an action that the dataset has too rarely; finite, so that two such values can be compared
 
 
@@ -54,8 +56,8 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         optimizer: MakeOptimizer,
         lr_schedule: LearningRateSchedule | None,
         auxiliary: MakeAuxiliaryModel | None,
-        behaviour_constraint: Callable | None,
-        variance_reduction: Callable | None,
+        behaviour_constraint: MakeConstraint | None,
+        variance_reduction: AdjustRewards | None,
         total_steps: int,
         updates: int,
         batch_size: int,
@@ -102,8 +104,9 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         self.seed = seed
         self.updates_done = 0
         self.dataset: LoggedDataset | None = None
+        self.info: dict[str, Tensor] = {}  # what the auxiliary model learns from, [N] each
         self.target_network = deepcopy(self.network).requires_grad_(False)
-        self.constraint = None
+        self.constraint: BehaviourConstraint | None = None
         if behaviour_constraint:
             self.constraint = behaviour_constraint(env.obs_dim, env.nvec).to(env.device)
             parameters = list(self.constraint.parameters())
@@ -115,13 +118,20 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     def set_dataset(self, data: LoggedDataset) -> None:
         """Learn from a dataset of this environment.
 
-        Raises ValueError where the dataset lacks the states that decisions led to.
+        Raises ValueError where the dataset lacks the states that decisions led to, or an outcome that a model needs.
         """
         env = self.env
-        if data.next_obs is None and not data.terminated.all():
-            raise ValueError("log: expected next_state_* and next_valid_*, the states that decisions led to")
+        if data.next_obs is None and (not data.terminated.all() or data.has_several_steps()):
+            raise ValueError(
+                "log: expected next_state_* and next_valid_*, the states that decisions led to, where an episode has "
+                "several steps"
+            )
+        if self.auxiliary:
+            self.info = {name: data.outcome(name, "algo.auxiliary") for name in self.auxiliary.info_names}
         self.dataset = data
-        generator = torch.Generator(env.device).manual_seed(2 * self.seed + 1)
+        # a stream of its own: folds must depend neither on the minibatches nor on what drew the log's actions
+        seed = int(np.random.SeedSequence((self.seed, ADJUSTMENT_STREAM)).generate_state(1)[0])
+        generator = torch.Generator(env.device).manual_seed(seed)
         reward = data.reward
         if not self.priced_env:
             reward = reward - data.price * data.cost
@@ -134,7 +144,14 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         if self.iteration == 0:
             decisions = torch.arange(len(data), device=env.device)
             for rows in decisions.split(CHUNK):
-                self.network.update_normalization(data.obs[rows])
+                self._update_normalization(data.obs[rows])
+
+    def _update_normalization(self, obs: Tensor) -> None:
+        """Add observations [B, D] to the running moments of every network."""
+        self.network.update_normalization(obs)
+        self.target_network.update_normalization(obs)
+        if self.constraint:
+            self.constraint.update_normalization(obs)
 
     def setup(self, logger, should_stop: Callable[[], bool]) -> None:
         """Raise ValueError where there is no dataset."""
@@ -186,7 +203,6 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
 
     def train_minibatch(self, rows: Tensor) -> dict[str, Tensor]:
         """Take one gradient step on the decisions `rows` of the dataset; return metrics."""
-        assert self.dataset is not None  # `setup` sees to it
         batch = self.compute_targets(rows)
         loss, metrics = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,7 +213,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             self.update_target_network()
         if self.auxiliary:
             action = unflatten(batch.action, self.env.nvec)
-            info = {name: x[rows] for name, x in self.dataset.outcomes.items()}
+            info = {name: x[rows] for name, x in self.info.items()}
             metrics |= self.auxiliary.train_minibatch(batch.obs, action, info)
         return metrics | {"losses/value": batch.target.mean()}
 
@@ -229,8 +245,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         else:
             obs = logged_obs
             cost = logged_cost
-            next_rows = (rows + 1).clamp_max(len(data) - 1)
-            next_price = torch.where(data.terminated[rows], price, data.price[next_rows])
+            next_price = self.priced_env.decode_price(next_obs) if self.priced_env else price
         target = double_target(
             reward=self.reward[rows],
             discount=self.discount[rows],

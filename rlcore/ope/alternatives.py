@@ -6,7 +6,7 @@ interval of a difference is that of the difference of two influence functions, c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -213,9 +213,9 @@ def row_of(
     return row
 
 
-def best_estimator(by_estimator: dict[str, Terms]) -> str:
-    """Name the doubly robust estimator, or the only one that there is; its terms have no ratio."""
-    return next(name for name in ("sequential DR", "DR", *MODELS, LOGGED) if name in by_estimator)
+def best_estimator(names: Collection[str]) -> str:
+    """Name the doubly robust estimator, else the model's, else the log's own value; their terms have no ratio."""
+    return next(name for name in ("sequential DR", "DR", *MODELS, LOGGED) if name in names)
 
 
 def with_interval(terms: Terms, layout: Layout, level: float) -> list[float]:

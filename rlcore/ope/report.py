@@ -16,7 +16,7 @@ from rlcore.algorithm import Algorithm
 from rlcore.offline.column_range import clip_static_columns
 from rlcore.offline.file_columns import numbered
 from rlcore.offline.logged_dataset import LoggedDataset
-from rlcore.ope.alternatives import MODELS, Comparison, compare
+from rlcore.ope.alternatives import MODELS, Comparison, best_estimator, compare
 from rlcore.ope.cross_fitting import rows_by_episode
 from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, kinds_of
 from rlcore.ope.tables import (
@@ -60,8 +60,7 @@ class OffPolicyReport(Report):
 
     def result(self, name: str | None) -> RunResult:
         """Return the doubly robust estimate, or the model's where the log has no propensities."""
-        weighted = next((row for row in ("sequential DR", "DR") if row in self.rows), None)
-        return RunResult.from_rows(self.rows, weighted, (self.judged,), higher_is_better=True)
+        return RunResult.from_rows(self.rows, best_estimator(self.rows), (self.judged,), higher_is_better=True)
 
     def to_figures(
         self, agent: str | None, headline: str, history: dict[str, list[tuple[int, float]]]

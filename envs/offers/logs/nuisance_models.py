@@ -68,7 +68,7 @@ class NuisanceModels:
         self.options, self.env, self.dataset, self.reward, self.gamma = options, env, dataset, reward, gamma
         self.generator, self.width = generator, env.context_dim
         self.next_obs = dataset.obs if dataset.next_obs is None else dataset.next_obs
-        self.trip = dataset.outcomes["trips"] > 0
+        self.trip = dataset.outcome("trips", "algo.variance_reduction") > 0
         likelihood = options.likelihood if env.as_priced() is not None else None
         self.models_outcomes = likelihood is not None
         self.hazard: Callable[[Tensor], Tensor] | None = None
@@ -87,7 +87,8 @@ class NuisanceModels:
         self.hazard = options.hazard.fit_hazard(
             lambda at: self._with_trip(at, self.trip[at]), losing, present, generator
         )
-        outcome = torch.where(dataset.outcomes["redeemed"] > 0, REDEEMED, torch.where(self.trip, TRIP, NONE))
+        redeemed = dataset.outcome("redeemed", "algo.variance_reduction") > 0
+        outcome = torch.where(redeemed, REDEEMED, torch.where(self.trip, TRIP, NONE))
         x = self._obs(rows[:CHUNK])
         contact_columns = (x != self._rested(x)).any(0).nonzero()[:, 0]
         self.probs = likelihood.fit_response(

@@ -114,8 +114,8 @@ def laid_out_panel(log: LoggedDataset, env, where: str, row: Tensor) -> Panel:
         raise ValueError(f"{where}: expected next_state_* and next_valid_*, what decisions led to")
     state, next_state = (env.codec.decode_state(x[:]) for x in (log.obs, log.next_obs))
     offer, channel = env.world.catalogue.action_codec.decode(log.action)
-    bought = log.outcomes["trips"] > 0
-    redeemed = log.outcomes["redeemed"] > 0
+    bought = log.outcome("trips", "algo=twin") > 0
+    redeemed = log.outcome("redeemed", "algo=twin") > 0
     weeks = env.world.weeks
     if (wrong := redeemed & (~bought | (offer == 0))).any():
         raise ValueError(

@@ -22,6 +22,8 @@ class RedemptionModel:
     AuxiliaryModel. Raises ValueError where the environment does not report redemptions.
     """
 
+    info_names: tuple[str, ...] = ("redeemed",)
+
     def __init__(self, env: VectorEnv, *, hidden: list[int], activation: Callable, lr: float):
         if "redeemed" not in env.info_keys:
             raise ValueError(
@@ -103,6 +105,8 @@ class ExpectedRedemptionModel(RedemptionModel):
     covers pairs that are seldom sent. A pair is weighted by what an error in it costs, its offer's face value. Raises
     ValueError where the environment has no lookahead.
     """
+
+    info_names = ("redeem_probability",)
 
     def __init__(self, env: VectorEnv, *, hidden: list[int], activation: Callable, lr: float):
         super().__init__(env, hidden=hidden, activation=activation, lr=lr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -70,11 +70,16 @@ class OffPolicyReport(Report):
 
 
 def evaluate_dataset(
-    dataset: LoggedDataset, path: str, evaluator: OffPolicyEvaluator, algorithm: Algorithm, name: str
+    dataset: LoggedDataset,
+    path: str,
+    evaluator: OffPolicyEvaluator,
+    algorithm: Algorithm,
+    name: str,
+    warnings: Sequence[str] = (),
 ) -> OffPolicyReport:
     """Evaluate an algorithm's policy on the dataset of the file `path`, clipped to what the policy was trained on.
 
-    The policy's alternatives are valued beside it.
+    The policy's alternatives are valued beside it. `warnings` are shown before those of the evaluation.
     """
     dataset = dataset.to(algorithm.env.device)
     limits = algorithm.env.static_limits()
@@ -83,7 +88,7 @@ def evaluate_dataset(
         dataset, clipped = clip_static_columns(dataset, limits, numbered("feature", len(limits[0])))
     target = evaluator.target(algorithm.policy, dataset)
     evaluation = evaluator(dataset, target)
-    found = [sentence for sentence in (clipped, describe_gaps(dataset)) if sentence]
+    found = [sentence for sentence in (*warnings, clipped, describe_gaps(dataset)) if sentence]
     evaluation = replace(evaluation, warnings=[*found, *evaluation.warnings])
     return report(evaluation, evaluator, path, name, algorithm.env.action_name, list(algorithm.env.obs_names))
 

@@ -334,6 +334,20 @@ def test_what_is_no_log_is_refused(tmp_path):
     )
 
 
+def test_outcomes_that_a_file_lacks_are_no_zeros(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "log.csv"
+    path.write_text(SMALL)
+    assert read_log(path, COLUMNS).outcomes == {}
+    path.write_text(
+        SMALL.replace("feature_1\n", "feature_1,trips\n").replace(",4\n", ",4,1\n").replace(",5\n", ",5,0\n")
+    )
+    log = read_log(path, COLUMNS)
+    assert log.outcome("trips", "x").tolist() == [1, 0]
+    with pytest.raises(ValueError, match="^log: no column 'redeemed', which algo.auxiliary learns from$"):
+        log.outcome("redeemed", "algo.auxiliary")
+
+
 def test_probabilities_of_all_pairs_must_fit():
     log = made(5)
     with pytest.raises(

@@ -18,7 +18,9 @@ from envs.offers.world.customers import CHURNED, SUBSCRIBED
 from offline_learners import SPEND, Tabular, logged, make, offers
 from reference_offline import bcq_loss, chain_values, cql_loss, target
 from rlcore.action_values import FactoredActionValues, GreedyPolicy
+from rlcore.offline.adjusted_rewards import unadjusted
 from rlcore.offline.constraints import behaviour_cloning, cql_penalty, double_target, supported, td_loss
+from rlcore.offline.log_files import write_log
 from toy_envs import Chain, Endless, ppo_config, train
 
 
@@ -312,6 +314,11 @@ def test_what_cannot_be_learned_from_is_refused_in_one_line(season):
         make(env, replace(log, next_obs=None, next_action_mask=None), auxiliary=SPEND)
     with pytest.raises(ValueError, match="algo.auxiliary"):
         make(env, log)
+    with pytest.raises(ValueError, match="log: no column 'redeemed', which algo.auxiliary learns from"):
+        make(env, replace(log, outcomes={"trips": log.outcomes["trips"]}), auxiliary=SPEND)
+    adjusted = {"auxiliary": SPEND, "variance_reduction": node("../algo/variance_reduction/potential", "algo=cql")}
+    with pytest.raises(ValueError, match="log: no column 'trips', which algo.variance_reduction learns from"):
+        make(env, replace(log, outcomes={"redeemed": log.outcomes["redeemed"]}), **adjusted)
     config = {**node("../algo/cql"), "network": node("../algo/network/actor_critic")}
     with pytest.raises(ValueError, match="algo.network"):
         instantiate(config, _convert_="all")(env, 0)
@@ -321,6 +328,56 @@ def test_what_cannot_be_learned_from_is_refused_in_one_line(season):
     agent.dataset = None
     with pytest.raises(ValueError, match="log: expected the path"):
         train(agent)
+
+
+def test_several_weeks_of_a_file_without_next_states_are_refused(season, tmp_path):
+    pytest.importorskip("pyarrow")
+    env, log = season
+    without = {"next_obs": None, "next_action_mask": None, "terminated": torch.ones_like(log.terminated)}
+    for kept, is_refused in ((log.step < 2, True), (log.step == 1, False)):
+        write_log(tmp_path / "log.parquet", [replace(log, **without)[kept]])
+        read = env.read_log(str(tmp_path / "log.parquet"), "train")
+        if is_refused:
+            with pytest.raises(ValueError, match="log: expected next_state_.* where an episode has several steps$"):
+                make(env, read, auxiliary=SPEND)
+        else:
+            assert make(env, read, auxiliary=SPEND).dataset is read
+
+
+def test_next_prices_are_those_observed_whatever_the_order_of_rows(season):
+    env, log = season
+    shuffled = log[torch.randperm(len(log), generator=torch.Generator().manual_seed(0))]
+    in_order, mixed = (make(env, x, auxiliary=SPEND, relabel=False) for x in (log, shuffled))
+    at = torch.arange(0, len(log), 7)
+    where = shuffled.decision.argsort()[at]
+    assert torch.equal(shuffled.decision[where], log.decision[at])
+    torch.testing.assert_close(mixed.compute_targets(where).target, in_order.compute_targets(at).target)
+
+
+@pytest.mark.parametrize("keep", ["bcq", "cql"])
+def test_all_networks_normalise_alike(chain, keep):
+    kept = {"network": {"normalize_obs": True}} if keep == "bcq" else None
+    agent = make(Tabular(4), chain, keep=keep, kept=kept, network={"normalize_obs": True})
+    networks = [agent.network, agent.target_network, *([agent.constraint.network] if keep == "bcq" else [])]
+    for network in networks:
+        torch.testing.assert_close(network.normalize.mean, chain.obs.mean(0))
+        assert network.normalize.count == len(chain)
+
+
+def test_folds_of_the_models_depend_on_no_stream_that_drew_a_log(chain):
+    seen = []
+
+    def adjust(env, data, reward, gamma, generator):
+        seen.append(torch.rand(5, generator=generator))
+        return unadjusted(env, data, reward, gamma, generator)
+
+    agent = make(Tabular(4), chain, seed=3)
+    for seed in (3, 3, 4):
+        agent.seed, agent.variance_reduction = seed, adjust
+        agent.set_dataset(chain)
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    for stream in (2 * 3, 2 * 3 + 1):  # of an environment, of actions and minibatches
+        assert not torch.equal(seen[0], torch.rand(5, generator=torch.Generator().manual_seed(stream)))
 
 
 # ── offline to online ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -178,6 +178,15 @@ def test_without_propensities_a_model_alone_speaks_and_is_marked():
     assert "none" in shown.diagnostics.to_markdown()
 
 
+def test_without_propensities_the_headline_is_the_model_s_and_never_the_log_s_own():
+    log = replace(trial(), propensity=torch.full((300,), torch.nan, dtype=torch.float64))
+    value = evaluator()
+    best = torch.where(log.action == 0, log.reward + 3, log.reward - 3)  # the worst policy is worth less than the log
+    shown = report(value(replace(log, reward=best), always(log, 1)), value, "log.csv", "policy", str, [])
+    assert shown.rows["DM"]["net"] < shown.rows["as logged"]["net"]
+    assert shown.result("policy").of == "DM" and shown.result(None).value == shown.rows["DM"]["net"]
+
+
 def test_the_likeliest_action_of_the_log_is_the_rule_behind_it():
     log = trial()
     probs = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).expand(len(log), ARMS)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from hydra.utils import instantiate
 
 from configs import composed
+from envs.offers.example_shop.yaml_files import config_files
 from scripts import example_shop
 
 pytest.importorskip("pyarrow")
+ROOT = Path(__file__).parents[2]
 MONDAY = dt.date(2026, 1, 5)
 CPU = torch.device("cpu")
 COFFEE = 1.5  # what a coffee costs
@@ -153,3 +157,11 @@ def test_a_population_has_the_parameters_of_a_file(shop, tmp_path):
     wrong.write_text("\n".join([lines[0], lines[1].replace(lines[1].split(";")[2], "", 1), *lines[2:]]))
     with pytest.raises(Exception, match="wrong.csv: row 2, column 'kappa': expected a number"):
         population(shop, f"env.population.parameters={wrong}")
+
+
+def test_the_page_on_a_shops_files_shows_what_the_made_up_shop_writes():
+    page = (ROOT / "docs" / "shop_files.md").read_text()
+    shown = dict(re.findall(r"`shop/([\w/]+\.yaml)`:\n\n```yaml\n(.*?)```", page, re.DOTALL))
+    written = config_files("shop")
+    assert set(shown) == {name for name in written if "shop_" not in name}
+    assert all(shown[name] == written[name] for name in shown)

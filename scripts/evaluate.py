@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,13 +24,13 @@ from envs.base import VectorEnv
 from envs.configuration import CONF
 from envs.live.planned_rules import with_planned_rules
 from envs.offers.customer_env import CustomerEnv
-from rlcore.algorithm import Algorithm
+from envs.offers.twin.ensemble import TwinEnsemble
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.logged_rules import compare_rules, less
-from rlcore.ope.report import evaluate_dataset
+from rlcore.ope.report import OffPolicyReport, evaluate_dataset
 from scripts.shared.cli import choose_device, guarded, launch
 from scripts.shared.results import make_logger, publish
-from scripts.shared.stored_runs import fitting, trained
+from scripts.shared.stored_runs import Trained, fitting, trained
 
 
 @hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")
@@ -41,28 +42,30 @@ def main(cfg: DictConfig) -> float:
         raise ValueError("log: expected the path of the log in which the rules decided")
     if cfg.log and not cfg.checkpoint and not cfg.rules:
         raise ValueError("checkpoint: expected the path of the policy to value on the log")
-    agent: Algorithm | None = None
-    name: str | None = None
-    history: dict | None = None
+    found: Trained | None = None
     if cfg.checkpoint:
-        env, agent, name, cfg, history = trained(cfg, device, ("env", "algo", "seed"))
+        found = trained(cfg, device, ("env", "algo", "seed"))
+        check_decides(found, cfg)
+        env, cfg = found.env, found.config
+        evaluator: Any = found.agent.make_evaluator()
     else:
         env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
-    evaluator = env.evaluation(env)
+        evaluator = env.evaluation(env)
+    name = found.name if found else None
     logger = make_logger(cfg, directory, 0, evaluator.headline)
-    if history is not None:
+    if found:
         with fitting(cfg.checkpoint):
-            logger.load_state_dict(history)
+            logger.load_state_dict(found.logger)
     if cfg.rules:
-        report = compare_rules(logged_with_rules(env, cfg.log, cfg.plans), list(cfg.rules), cfg.ope.level)
-        return publish(report, less(list(cfg.rules)), logger, directory).value
+        comparison = compare_rules(logged_with_rules(env, cfg.log, cfg.plans), list(cfg.rules), cfg.ope.level)
+        return publish(comparison, less(list(cfg.rules)), logger, directory).value
+    report: Any
     if cfg.log:
-        assert agent is not None and name is not None  # a log comes with a checkpoint: checked above
-        dataset = env.read_log(cfg.log, "test")
-        report = evaluate_dataset(dataset, cfg.log, instantiate(cfg.ope, _convert_="all"), agent, name)
+        assert found  # a log comes with a checkpoint: checked above
+        report = value_on_log(found, cfg)
     else:
         with logger.evaluating("evaluating on data that nothing was trained on"):
-            report = evaluator.evaluate(agent, name)
+            report = evaluator.evaluate(found.agent if found else None, name)
     return publish(report, name, logger, directory).value
 
 
@@ -74,6 +77,31 @@ def logged_with_rules(env: VectorEnv, path: str, plans: str | None) -> LoggedDat
     if not isinstance(env, CustomerEnv) or env.population.given is None:
         raise ValueError("plans: expected the customers that were planned for, as env/population=customer_table")
     return with_planned_rules(dataset, env.population.given.ids, env.world.weeks, plans)
+
+
+def check_decides(found: Trained, cfg: DictConfig) -> None:
+    """Raise ValueError where what a checkpoint holds decides nothing, or nothing that a log has."""
+    if isinstance(found.agent, TwinEnsemble):
+        raise ValueError(
+            f"checkpoint={cfg.checkpoint}: expected a policy, got a twin, which decides nothing; metrics.json beside "
+            "the checkpoint has the twin's fit"
+        )
+    if cfg.log and not isinstance(found.env, VectorEnv):
+        raise ValueError(
+            f"log={cfg.log}: expected a checkpoint of a policy that chooses logged actions, got {found.name}"
+        )
+
+
+def value_on_log(found: Trained, cfg: DictConfig) -> OffPolicyReport:
+    """Value a policy on the decisions of the log, with a warning where the policy has learned from these decisions."""
+    dataset = found.env.read_log(cfg.log, "test")
+    warnings = []
+    if found.log and not found.env.has_sides(cfg.log) and Path(found.log).resolve() == Path(cfg.log).resolve():
+        warnings.append(
+            f"{found.name} learned from this very log, whose numbered columns have no side for testing: the estimates "
+            "flatter it; value it on another log"
+        )
+    return evaluate_dataset(dataset, cfg.log, instantiate(cfg.ope, _convert_="all"), found.agent, found.name, warnings)
 
 
 if __name__ == "__main__":

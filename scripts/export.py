@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
         if cfg[key] is None:
             raise ValueError(f"{key}: expected a path, as in {key}={example}")
     device = choose_device("cpu", cfg.threads, cfg.float32_matmul_precision)
-    env, agent, name, config, _ = trained(cfg, device, ("env", "algo", "seed", "log"))
+    env, agent, name, config, *_ = trained(cfg, device, ("env", "algo", "seed", "log"))
     package = export(
         cfg.out,
         env,

@@ -19,6 +19,8 @@ from envs.offers.populations.feature_transform import FeatureTransform
 from envs.tables.column_kinds import Columns
 from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_rows
 
+RESERVED = ("net", "estimator", "estimators", "policy_less", "effective", "elsewhere", "group")  # keys of reports' rows
+
 
 class LoggedEnv(VectorEnv):
     """Decisions of a CSV or Parquet file, one a row; nothing is simulated.
@@ -76,6 +78,12 @@ class LoggedEnv(VectorEnv):
             )
             if name
         }
+        for key, name in self.roles.items():
+            if key in ("reward", "cost") and name in RESERVED:
+                raise ValueError(
+                    f"env.{key}: expected a column of another name than {', '.join(RESERVED)}, which reports use, got "
+                    f"'{name}'"
+                )
         self.action_columns, self.allowed, self.ignore = list(actions), allowed, ignore
         self.test_share, self.split_salt = test_share, split_salt
         if not self.action_columns:

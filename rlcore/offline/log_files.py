@@ -129,6 +129,8 @@ class Reader:
         needed = [columns.unit, *self.actions, columns.reward, *self.valid]
         if self.has_next:
             needed += [*self.next_dynamic, *self.next_valid, "terminated"]
+        if any(name in self.names for name in self.probs):
+            needed += self.probs
         for name in needed:
             if name not in self.names:
                 shown = ", ".join(self.names[:NAMED_COLUMNS])
@@ -190,6 +192,11 @@ class Reader:
         if "decision" in self.names:
             decision = chunk.whole("decision")
         state = chunk.matrix(chunk.number, self.dynamic)
+        flat_action = flatten(action, self.nvec)
+        propensity = chunk.double("propensity", DEFAULTS["propensity"])
+        probs = chunk.matrix(chunk.number, self.probs) if self.has_probs else None
+        if probs is not None and "propensity" not in self.names:
+            propensity = probs.double().gather(1, flat_action[:, None])[:, 0]
         unit = chunk.whole(columns.unit) if unit_is_number else chunk.coded(columns.unit, self.units)
         return LoggedDataset(
             nvec=self.nvec,
@@ -204,9 +211,9 @@ class Reader:
             policy=policy,
             obs=torch.cat((features, state), 1),
             action_mask=chunk.matrix(chunk.flag, self.valid),
-            action=flatten(action, self.nvec),
-            propensity=chunk.double("propensity", DEFAULTS["propensity"]),
-            probs=chunk.matrix(chunk.number, self.probs) if self.has_probs else None,
+            action=flat_action,
+            propensity=propensity,
+            probs=probs,
             price=chunk.number("price", DEFAULTS["price"]),
             reward=chunk.number(columns.reward),
             outcomes={name: chunk.number(name) for name in columns.outcomes if name in self.names},

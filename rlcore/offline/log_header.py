@@ -38,7 +38,7 @@ def column_names(path: Path) -> list[str]:
     if is_csv(path):
         with open_csv(path) as file:
             line = _first_line(file).decode("utf-8-sig").rstrip("\r\n")
-        names = [name.strip().strip('"') for name in line.split(",")]
+        names = [name.strip('"') for name in line.split(",")]  # spaces belong to a name, as in all readers of CSV
         found = next((word for sign, word in OTHER_SEPARATORS.items() if sign in names[0]), None)
         if len(names) == 1 and found:
             raise ValueError(

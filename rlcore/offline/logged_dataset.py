@@ -250,6 +250,9 @@ def check_rows(dataset: LoggedDataset, where: str, first: int) -> None:
     refuse(~action_mask.any(1), "valid_*", "at least one valid pair")
     refuse((action < 0) | (action >= combinations), "action_*", f"an action of {dataset.nvec}")
     index = action[:, None]
+    if dataset.next_action_mask is not None:
+        goes_on = ~dataset.terminated
+        refuse(goes_on & ~dense(dataset.next_action_mask).any(1), "next_valid_*", "at least one valid pair")
     valid = action_mask.gather(1, index)[:, 0]
     refuse(~valid, "action_*", "a pair that valid_* allows")
 
@@ -271,9 +274,9 @@ def check_compatible(dataset: LoggedDataset, env, where: str) -> None:
     """Raise ValueError where a dataset is not of an environment's observations and actions."""
     obs_dim = dataset.obs.shape[1]
     nvec = tuple(env.nvec)
-    if dataset.nvec != nvec or obs_dim != env.obs_dim:
+    if dataset.nvec != nvec or obs_dim != env.obs_dim or dataset.static_dim != env.static_dim:
         raise ValueError(
-            f"{where}: a log of {obs_dim} observed numbers and actions of {dataset.nvec} doesn't fit "
-            f"an environment of {env.obs_dim} and {nvec} (numbered columns are those of one environment; env=log takes "
-            "columns by their names)"
+            f"{where}: a log of {obs_dim} observed numbers, {dataset.static_dim} of them feature_*, and actions of "
+            f"{dataset.nvec} doesn't fit an environment of {env.obs_dim}, {env.static_dim} of them feature_*, and "
+            f"{nvec} (numbered columns are those of one environment; env=log takes columns by their names)"
         )

@@ -23,7 +23,7 @@ from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator, is
 BEST = "best constant action"
 LIKELIEST = "likeliest of the log"  # the greedy form of the logging policy
 FEWEST = 10.0  # effective episodes below which weights say nothing of an alternative
-DECIDED = 0.5  # least share of decisions in which one action is likelier than all others, to speak of a likeliest
+DECIDED = 0.5  # least share of decisions with a choice in which one action is the likeliest, to speak of a likeliest
 MODELS = ("DM", "FQE")  # estimators by a model alone
 NameAction = Callable[[int], str]  # the name of a flat action
 
@@ -44,7 +44,7 @@ class Comparison:
     #: {policy: "estimator", a value and "_ci" by kind, "policy_less" by kind, [value, low, high]; all "estimators";
     #: of deterministic policies also "effective" and "elsewhere", as of an Alternative}
     rows: dict[str, dict[str, Any]]
-    unsupported: dict[str, float]  #: effective episodes of constant actions that the log can't value
+    unsupported: dict[str, float]  #: effective episodes of alternatives that the log can't value
     effective: float | None  #: effective episodes of the policy; None where the log has no propensities
     left_out: int  #: number of actions that the log has and the comparison has not
     chosen: tuple[str, ...]  #: what the best constant action is, by the fold that it is valued on
@@ -55,10 +55,12 @@ def compare(evaluator: OffPolicyEvaluator, evaluation: Evaluation, name: str, na
     layout = evaluation.layout
     actions, left_out = most_logged(layout.dataset.action, evaluator.constant_actions)
     constants = {f"always {name_action(a)}": constant(layout, a) for a in actions}
-    valued = {key: one for key, one in constants.items() if one.effective >= FEWEST}
     likeliest = likeliest_of_log(layout)
-    fitted = valued if likeliest is None else {**valued, LIKELIEST: likeliest}
+    if likeliest is not None:
+        constants[LIKELIEST] = likeliest
+    fitted = {key: one for key, one in constants.items() if one.effective >= FEWEST}
     terms = terms_of(evaluator, layout, fitted)
+    valued = {key: one for key, one in fitted.items() if key != LIKELIEST}
     by_fold = best_by_fold(layout, valued, evaluator.gamma)
     if by_fold:
         terms[BEST] = joined(layout, terms, by_fold)
@@ -72,7 +74,7 @@ def compare(evaluator: OffPolicyEvaluator, evaluation: Evaluation, name: str, na
             rows[key] |= {"effective": fitted[key].effective, "elsewhere": fitted[key].elsewhere}
     return Comparison(
         rows=rows,
-        unsupported={key: one.effective for key, one in constants.items() if key not in valued},
+        unsupported={key: one.effective for key, one in constants.items() if key not in fitted},
         effective=None if evaluation.weights is None else ope.effective_sample_size(evaluation.weights).item(),
         left_out=left_out,
         chosen=tuple(by_fold),
@@ -106,7 +108,8 @@ def likeliest_of_log(layout: Layout) -> Alternative | None:
         return None
     greatest = probs.amax(1, keepdim=True)
     is_unique = (probs == greatest).sum(1) == 1
-    if is_unique.double().mean() < DECIDED:
+    has_choice = dense(layout.dataset.action_mask).sum(1) > 1
+    if not is_unique[has_choice].double().mean() >= DECIDED:  # NaN where nobody had a choice
         return None
     return alternative(layout, probs.argmax(1), 0.0)
 

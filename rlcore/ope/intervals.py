@@ -42,10 +42,10 @@ def student_half_width(x: Tensor, level: float) -> Tensor:
 
 
 def central(draws: Tensor, level: float) -> Tensor:
-    """Ends of the central interval that holds a share `level` of draws [..., R], [..., 2]."""
+    """Ends of the central interval that holds a share `level` of the draws [..., R] that are numbers, [..., 2]."""
     tail = (1 - level) / 2
     shares = draws.new_tensor([tail, 1 - tail])
-    ends = torch.quantile(draws, shares, dim=-1)
+    ends = torch.nanquantile(draws, shares, dim=-1)
     return ends.movedim(0, -1)
 
 
@@ -120,7 +120,8 @@ def bootstrap(
     """Estimates [L, replications] of L terms (no batch dimensions) on the same resampled clusters int64 [M].
 
     Denominators are resampled too. Each cluster is drawn Poisson(1) times, independently of the others, so that
-    clusters can be summed `chunk` at a time (Chamandy et al. 2012).
+    clusters can be summed `chunk` at a time (Chamandy et al. 2012). NaN is a replication without a cluster, and of a
+    ratio one without the weight that all clusters together have.
     """
     one = torch.ones_like(several[0].plain)
     columns = [one[:, None]]
@@ -146,6 +147,7 @@ def bootstrap(
         plain, numerator, weight = torch.split(sums_of_terms, [1, k, k], 1)
         mean = plain[:, 0] / count
         ratio = divided(numerator, weight)
-        estimates.append(mean + ratio.sum(1))
+        lacks_weight = ((weight == 0) & (terms.ratios()[1].sum(-2) != 0)).any(1)
+        estimates.append((mean + ratio.sum(1)).masked_fill(lacks_weight, torch.nan))
         start = end
     return torch.stack(estimates)

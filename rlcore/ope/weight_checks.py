@@ -41,7 +41,7 @@ def check_weights(
         )
     elif not ess >= min_ess_share * episodes:
         warnings.append(
-            f"the weights are worth {ess:,.0f} of {episodes:,} units: intervals are too narrow where "
+            f"the weights are worth {ess:,.0f} of {episodes:,} {sample}s: intervals are too narrow where "
             "weights are so uneven; log with a policy nearer to the target, or more"
         )
     return diagnostics, warnings + mean_weight_warnings(weights, cluster, sample)

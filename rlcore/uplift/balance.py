@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chi2, f
 from torch import Tensor
 
-RANK_TOLERANCE = 1e-9  # of the greatest eigenvalue: columns that depend on others are left out
+RANK_TOLERANCE = 1e-9  # of the greatest eigenvalue: columns, scaled, that depend on others are left out
 
 
 def standardized_differences(x: Tensor, treated: Tensor) -> Tensor:
@@ -28,6 +28,8 @@ def hotelling(x: Tensor, treated: Tensor) -> float:
     0 where columns tell the units apart without a doubt.
     """
     x = x.double()
+    deviation = (0.5 * (x[treated].var(0) + x[~treated].var(0))).sqrt()
+    x = x / torch.where(deviation > 0, deviation, 1.0)  # so that the rank depends on no column's unit
     one, none = x[treated], x[~treated]
     m, n = len(one), len(none)
     difference = one.mean(0) - none.mean(0)

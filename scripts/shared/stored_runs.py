@@ -54,13 +54,17 @@ def fitting(path: str) -> Iterator[None]:
 
 
 class Trained(NamedTuple):
-    """A checkpoint's environment and agent, its algorithm's name, the configuration of both, and its logger's state."""
+    """A checkpoint's environment and agent, its algorithm's name, the configuration of both, and its logger's state.
+
+    `log` is the path of the log that the agent learned from, None where there was none.
+    """
 
     env: Any  # a VectorEnv, or e-mails
     agent: Algorithm
     name: str
     config: DictConfig
     logger: dict
+    log: str | None
 
 
 def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trained:
@@ -81,7 +85,7 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
     agent = make_agent(env, config.seed)
     with fitting(cfg.checkpoint):
         agent.load_policy(state["agent"])
-    return Trained(env, agent, state["name"], config, state["logger"])
+    return Trained(env, agent, state["name"], config, state["logger"], state["config"].get("log"))
 
 
 def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:

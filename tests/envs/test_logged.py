@@ -177,6 +177,11 @@ def test_features_of_a_customer_table_and_what_is_allowed(tmp_path):
             "row 5, column 'share': expected a probability above 0, at most 1",
         ),
         (lambda rows: None, ["env.reward=gain"], "no column 'gain' (env.reward); there are donor, age, kind"),
+        (
+            lambda rows: [row.update(net=row["profit"]) for row in rows],
+            ["env.reward=net"],
+            "env.reward: expected a column of another name than net, estimator",
+        ),
         (lambda rows: None, ["env.ignore=[age,kind]"], "expected columns of features beside those that env names"),
         (lambda rows: None, ["env.actions=[]"], "env.actions: expected the columns of an action"),
         (lambda rows: None, ["env.ignore=[agee]"], "no column 'agee' (env.ignore)"),

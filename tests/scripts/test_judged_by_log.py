@@ -7,10 +7,13 @@ import json
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from envs.configuration import CONF
+from envs.offers.twin.ensemble import TwinEnsemble
 from script_runner import run
-from scripts import train
+from scripts import evaluate, train
+from scripts.shared.stored_runs import Trained
 
 LOG = "envs.logged.evaluation.LogEvaluator"
 SEASON = "envs.offers.evaluation.evaluator.OffersEvaluator"
@@ -61,3 +64,40 @@ def test_was_one_rule_better_than_the_other(tmp_path):
     assert row["profit_ci"][0] < 2.0 < row["profit_ci"][1]
     refused = run(tmp_path, "evaluate", *asked, "rules=[rl,ours]")
     assert refused.returncode == 2 and "rules: expected two of bau, rl, got 'ours'" in refused.stderr
+
+
+# ── scripts/evaluate.py ─────────────────────────────────────────────────────────────────────────────────────────────
+class Sided:
+    """An environment that only reads logs."""
+
+    def __init__(self, has_sides):
+        self.sides = has_sides
+
+    def has_sides(self, path):
+        return self.sides
+
+    def read_log(self, path, split):
+        return path, split
+
+
+@pytest.mark.parametrize(
+    ("learned", "sides", "warned"),
+    [("a/../x.csv", False, True), ("x.csv", True, False), ("y.csv", False, False), (None, False, False)],
+)
+def test_a_policy_valued_on_what_it_learned_from_is_said_to_be(monkeypatch, learned, sides, warned):
+    monkeypatch.setattr(evaluate, "evaluate_dataset", lambda *given: given)
+    found = Trained(Sided(sides), "agent", "cql", OmegaConf.create({}), {}, learned)
+    dataset, *_, warnings = evaluate.value_on_log(found, OmegaConf.create({"log": "x.csv", "ope": {}}))
+    assert dataset == ("x.csv", "test") and len(warnings) == warned
+    assert all(warning.startswith("cql learned from this very log") for warning in warnings)
+
+
+def test_what_decides_nothing_is_refused():
+    twin = Trained(None, TwinEnsemble.__new__(TwinEnsemble), "twin", OmegaConf.create({}), {}, None)
+    mails = twin._replace(agent=None, name="ppo_kl")
+    for log in (None, "x.csv"):
+        with pytest.raises(ValueError, match="^checkpoint=c.pt: expected a policy, got a twin, which decides nothing"):
+            evaluate.check_decides(twin, OmegaConf.create({"checkpoint": "c.pt", "log": log}))
+    with pytest.raises(ValueError, match="^log=x.csv: expected a checkpoint of a policy that .*, got ppo_kl$"):
+        evaluate.check_decides(mails, OmegaConf.create({"checkpoint": "c.pt", "log": "x.csv"}))
+    evaluate.check_decides(mails, OmegaConf.create({"checkpoint": "c.pt", "log": None}))

@@ -37,7 +37,8 @@ def same(a: LoggedDataset, b: LoggedDataset) -> None:
     pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(LoggedDataset)}
     pairs |= {name: (x, b.outcomes[name]) for name, x in a.outcomes.items()}
     assert a.outcomes.keys() == b.outcomes.keys()
-    del pairs["outcomes"]
+    del pairs["outcomes"], pairs["unit_names"]  # a CSV's cells are texts, and so are its units' names
+    assert a.names_of_units(a.unit.unique()) == b.names_of_units(b.unit.unique())
     for name, (x, y) in pairs.items():
         if isinstance(x, Tensor):
             torch.testing.assert_close(x, y, rtol=1e-6, atol=0, equal_nan=True, msg=name)
@@ -254,6 +255,7 @@ def test_a_log_may_be_named_in_capitals_compressed_and_written_by_pandas(tmp_pat
         (SMALL.replace(",", ";"), "row 1: expected columns separated by commas, got semicolons: write"),
         (SMALL.replace("feature_1", "feature_2"), "no column 'feature_1', and there is 'feature_2': expected numbers"),
         (SMALL.replace("feature_1", "profit"), "column 'profit' comes twice"),
+        (SMALL.replace("customer,", "customer, ", 1), "no column 'action_0'"),
     ],
 )
 def test_a_header_that_would_lose_a_column_is_refused(tmp_path, text, message):
@@ -332,6 +334,28 @@ def test_what_is_no_log_is_refused(tmp_path):
         and log.terminated.all()
         and log.propensity.isnan().all()
     )
+
+
+def test_probabilities_of_all_actions_give_the_propensity_and_some_alone_are_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "customer,action_0,profit,valid_0,valid_1,feature_0,prob_0,prob_1\nK7,1,2.5,1,1,-1,.25,.75\nK9,0,1,1,1,3,.5,.5\n"
+    )
+    assert read_log(path, COLUMNS).propensity.tolist() == [0.75, 0.5]
+    path.write_text("customer,action_0,profit,valid_0,valid_1,feature_0,prob_1\nK7,1,2.5,1,1,-1,.75\n")
+    with pytest.raises(ValueError, match="no column 'prob_0'"):
+        read_log(path, COLUMNS)
+
+
+def test_an_unfinished_step_needs_a_next_action():
+    log = made(5)
+    nowhere = torch.zeros_like(log.next_action_mask)
+    check_rows(
+        replace(log, next_action_mask=torch.where(log.terminated[:, None], nowhere, log.next_action_mask)), "a", 0
+    )
+    with pytest.raises(ValueError, match="next_valid_"):
+        check_rows(replace(log, next_action_mask=nowhere), "a", 0)
 
 
 def test_outcomes_that_a_file_lacks_are_no_zeros(tmp_path):

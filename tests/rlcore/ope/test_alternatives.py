@@ -197,6 +197,21 @@ def test_the_likeliest_action_of_the_log_is_the_rule_behind_it():
     assert LIKELIEST not in compared(log, always(log, 2)).rows
 
 
+def test_forced_decisions_name_no_likeliest_action_and_one_that_few_episodes_follow_is_not_valued():
+    log = trial()
+    forced = torch.arange(len(log)) % 10 < 8
+    mask = torch.ones(len(log), ARMS, dtype=torch.bool)
+    mask[forced, 1:] = False
+    probs = mask / mask.sum(1, keepdim=True).double()  # uniform over what is allowed: of a forced decision, certain
+    log = replace(log, probs=probs, action_mask=mask, action=torch.where(forced, 0, log.action))
+    log = replace(log, propensity=probs.gather(1, log.action[:, None])[:, 0])
+    assert LIKELIEST not in compared(log, always(log, 0)).rows
+    seasons = trial(400, steps=4)
+    rare = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64).expand(len(seasons), ARMS)
+    found = compared(replace(seasons, probs=rare), always(seasons, 0))  # the likeliest is "always 2"
+    assert LIKELIEST not in found.rows and found.unsupported[LIKELIEST] < 10
+
+
 def test_propensities_that_did_not_draw_the_decisions_are_seen_before_the_estimates():
     log = trial(2000)
     wrong = torch.where(log.obs[:, 0] > 0, log.propensity * 0.8, log.propensity / 0.8)

@@ -413,3 +413,11 @@ def test_half_widths_of_means():
     torch.testing.assert_close(normal, 1.959963984540054 * x.std(0) / 2)
     torch.testing.assert_close(intervals.student_half_width(x, 0.95), 3.1824463052837086 * x.std(0) / 2)
     assert not intervals.normal_half_width(x[:1], 0.95).any() and not intervals.student_half_width(x[:1], 0.95).any()
+
+
+def test_a_bootstrap_of_few_clusters_leaves_out_draws_without_weight():
+    weight = torch.tensor([0.0, 0.0, 0.0, 2.0], dtype=torch.float64)  # e⁻¹ of the draws miss the last
+    terms = ope.Terms(plain=torch.zeros(4, dtype=torch.float64), numerator=3 * weight[:, None], weight=weight[:, None])
+    drawn = intervals.bootstrap([terms], None, 2000, torch.Generator().manual_seed(0))[0]
+    assert abs(drawn.isnan().double().mean().item() - math.exp(-1)) < 0.04
+    assert intervals.central(drawn, 0.95).tolist() == [3.0, 3.0]

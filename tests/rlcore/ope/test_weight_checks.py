@@ -127,7 +127,7 @@ def test_a_propensity_near_nothing_does_not_pass_silently():
     row = int((log.action == 1).nonzero()[0])
     found = evaluator()(with_propensity(log, row, 1e-300), always(log, 1))
     assert found.diagnostics["effective"] == pytest.approx(1.0)
-    assert "the weights are worth 1 of 200 units" in found.warnings[0]
+    assert "the weights are worth 1 of 200 decisions" in found.warnings[0]
     text = shown(found)
     numbers = [cell for cell in text.split("|") if any(letter.isdigit() for letter in cell)]
     assert max(map(len, numbers)) < 30  # none of 300 digits

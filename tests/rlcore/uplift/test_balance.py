@@ -33,6 +33,12 @@ def test_columns_that_depend_on_others_count_once():
     assert hotelling(twice, treated) == pytest.approx(hotelling(x, treated), rel=1e-6)
 
 
+def test_units_of_the_columns_change_nothing():
+    x, treated = columns()
+    scaled = x * torch.tensor([1e7, 1.0, 1e-4], dtype=torch.float64)
+    assert hotelling(scaled, treated) == pytest.approx(hotelling(x, treated), rel=1e-6)
+
+
 def test_a_shifted_column_is_found():
     x, treated = columns()
     x[treated, 1] += 0.8

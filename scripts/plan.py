@@ -1,4 +1,4 @@
-"""Plan a week: who gets which offer through which channel, for whom not, and why.
+"""Plan a week: who gets which offer through which channel, who gets nothing, and why.
 
 Usage:
 

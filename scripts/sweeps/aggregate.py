@@ -40,11 +40,11 @@ class Summary(NamedTuple):
 def summarize(settings: list[Setting], *, level: float, resamples: int, seed: int) -> list[Summary]:
     """Summarise each setting over its seeds, with intervals of `level`, by `resamples` bootstrap samples."""
     summaries = [summarize_setting(setting, level, resamples, seed) for setting in settings]
-    best = {setting.metric: best_of(settings, setting.metric) for setting in settings}
-    return [
-        summary if best[setting.metric] in (None, setting) else less(summary, setting, best[setting.metric], level)
-        for summary, setting in zip(summaries, settings)
-    ]
+    found = []
+    for summary, setting in zip(summaries, settings):
+        best = best_of(settings, setting.metric)
+        found.append(summary if best is None or best is setting else less(summary, setting, best, level))
+    return found
 
 
 def best_of(settings: list[Setting], metric: str) -> Setting | None:

@@ -1,1 +1,1 @@
-"""The plan of a week: who gets which offer through which channel, for whom not, and why (docs/live.md)."""
+"""The plan of a week: who gets which offer through which channel, who gets nothing, and why (docs/live.md)."""

@@ -17,9 +17,9 @@ HOLDOUT, RANDOM, BAU, RL = range(len(ARMS))
 class Arms:
     """Shares of the customers by arm. A customer's arm depends on the customer's id and on `salt` alone.
 
-    `holdout` and `random` are shares of all customers, `bau` (the shop's own rules) is a share of the rest, whose other
-    part is the policy's. Thresholds only move along one number a customer, so that a customer who changes arm as `bau`
-    shrinks moves once, from bau to rl.
+    `holdout` and `random` are shares of all customers, `bau` (the shop's own rules) is a share of the rest. What
+    remains is the policy's. Each customer has one fixed number, which thresholds turn into an arm. As `bau` shrinks, a
+    customer can change once, from bau to rl.
     """
 
     salt: int

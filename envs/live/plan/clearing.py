@@ -97,7 +97,8 @@ class Cleared(NamedTuple):
 def clear(demand: Demand, money: float, rule: MoneyRule, sigma: float, lowest: float) -> Cleared:
     """Find the lowest price, from `lowest` on, at which the rule's use of money is at most `money`.
 
-    A histogram of BINS bins is bisected, then made anew around the price until its bins are fine beside σ.
+    The price is bisected on a histogram of BINS bins. The histogram is then rebuilt around that price until a bin is
+    narrower than σ / FINE.
     """
     nothing = Totals(*(np.zeros(()) for _ in Totals._fields))
     if money <= 0 or not len(demand.log_price):

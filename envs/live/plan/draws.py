@@ -24,12 +24,12 @@ class Decisions(NamedTuple):
     action: Tensor  #: flat index, int64
     propensity: Tensor  #: of the action under the arm's rule, float64
     own_price: Tensor  #: the price below which the action is held; NaN for nothing, and where no price decides
-    next_action: Tensor  #: what the customer would be bought next, 0 where nothing follows
+    next_action: Tensor  #: the next action on the customer's ladder, 0 where nothing follows
     next_price: Tensor  #: at which it would be; NaN where nothing follows
 
 
 def undecided(n: int) -> Decisions:
-    """Return nothing for n customers, with certainty."""
+    """Return the decision "send nothing" for n customers, with propensity 1."""
     nothing = torch.zeros(n, dtype=torch.long)
     never = torch.full((n,), NEVER)
     return Decisions(nothing, torch.ones(n, dtype=torch.float64), never, nothing.clone(), never.clone())
@@ -38,8 +38,8 @@ def undecided(n: int) -> Decisions:
 def at_private_price(steps: Increments, price: float, sigma: float, u: Tensor) -> Decisions:
     """Decide at the private prices price·exp(σξ), where ξ is the normal quantile of the customer's lot u [N].
 
-    A step is bought where u lies below the probability of reaching it, which is therefore exact. Prices of steps fall
-    along a row. `price` may be inf: nothing is bought.
+    A step is bought where u lies below the probability of reaching it. The propensity is therefore exact. Prices of
+    steps fall along a row. `price` may be inf: nothing is bought.
     """
     n, k = steps.price.shape
     rows = torch.arange(n)

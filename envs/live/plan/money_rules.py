@@ -1,4 +1,4 @@
-"""Rules of money: what of a week's money a plan counts as used, as the budget rules of training do."""
+"""Rules of money: how much of a week's money a plan counts as used; training has budget rules of the same names."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from envs.value_ranges import ConfigPart, ranges_of
 def plan(package: Package, table: Any, **keys: Any) -> Planned:
     """Plan a week; `keys` are those of conf/plan.yaml, such as money=5000, week=18, log="log.parquet".
 
-    `table` is the path of the customers' file, a pyarrow.Table, or what makes one, such as a dictionary of columns.
-    Nothing is written: `planned.table()` has the rows, and `planned.write()` writes the files. Raises ValueError, in
-    one line, for a key or value that does not fit.
+    `table` is the path of the customers' file, a pyarrow.Table, or anything that pyarrow makes a table of, such as a
+    dictionary of columns. Nothing is written: `planned.table()` has the rows, and `planned.write()` writes the files.
+    Raises ValueError, in one line, for a key or value that does not fit.
     """
     defaults = OmegaConf.to_container(OmegaConf.load(CONF / "plan.yaml"))
     assert isinstance(defaults, dict)

@@ -22,7 +22,7 @@ def pair_name(catalogue: Catalogue, action: int) -> str:
 
 
 def number(x: float) -> str:
-    """Show a price to three digits."""
+    """Show a price to three significant digits; from 1,000 on, to whole units."""
     return f"{x:.{DIGITS}g}" if x < 10**DIGITS else f"{x:,.0f}"
 
 
@@ -49,7 +49,7 @@ class RuleNames:
 
 
 def rounded(price: np.ndarray) -> np.ndarray:
-    """Return prices with three digits, so that sentences repeat and are written once."""
+    """Return prices with three digits, so that many customers share a sentence, which is then stored once."""
     known = np.where(np.isfinite(price) & (price > 0), price, 1.0).astype(np.float64)
     exponent = DIGITS - 1 - np.floor(np.log10(known))
     scale = 10.0**exponent

@@ -83,7 +83,7 @@ def explain(
 
 
 def ladder(package: PolicyPackage, steps, spend: torch.Tensor, price: float, decided: dict[str, Any]) -> list[str]:
-    """Return a line a step, from the dearest price down."""
+    """Return one line per step, the highest price first."""
     catalogue = package.catalogue
     costs = "there is no money" if price == math.inf else f"money costs {number(price)}"
     lines = [f"steps by falling price ({costs}, the grid is {package.prices[0]:g} to {package.prices[-1]:g}):"]

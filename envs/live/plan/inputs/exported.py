@@ -25,7 +25,7 @@ VERSION_DIGITS = 12  # of the checksum of package.json
 
 
 class ExportedPolicy:
-    """A package as a plan asks it (envs/live/plan/deciding.py, PolicyPackage)."""
+    """A package with the methods that a plan calls (envs/live/plan/deciding.py, PolicyPackage)."""
 
     def __init__(self, package: Package):
         self.package = package

@@ -59,7 +59,7 @@ class PastWeeks:
 
     @property
     def known(self) -> np.ndarray:
-        """Customers with a history, bool [N]."""
+        """Customers whom the log knows, bool [N]."""
         return self.row >= 0
 
     def cell(self, name: str, week: int, rows: slice = slice(None)) -> Tensor:

@@ -1,4 +1,4 @@
-"""The shop's own rules as an arm: a file of its decisions, or the trade's ranking by who is likeliest to redeem."""
+"""The shop's own rules as an arm: a file of its decisions, or the usual ranking: likeliest to redeem first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from envs.offers.populations.base import hash_uniform
 from envs.offers.world.catalogue import Catalogue
 from envs.tables.table_reader import read_table
 
-TIES = 0  # salt of the order among equal ranks, so that no order of rows decides
+TIES = 0  # salt that breaks ties by id, so that the order of rows does not matter
 
 
 class ShopRule:
@@ -49,7 +49,7 @@ class ShopRule:
             self.of[customer] = (action, len(self.of))
 
     def asks_for(self, ids: Sequence[str]) -> int:
-        """Return how many of the customers the shop's own decisions send something."""
+        """Count the customers to whom the shop's own decisions send something."""
         return 0 if self.of is None else sum(name in self.of for name in ids)
 
     def unknown(self, ids: Sequence[str]) -> int:

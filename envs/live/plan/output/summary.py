@@ -13,7 +13,7 @@ from envs.live.plan.run import Planned
 
 
 class RuleCost(NamedTuple):
-    """What the rule of money costs beside `expected`."""
+    """What the rule of money gives up, compared with the rule `expected`."""
 
     spend_share: float  #: expected spend / money
     worth_lost: float  #: share of what `expected` buys, at the policy's own prices, that is not bought

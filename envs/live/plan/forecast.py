@@ -42,7 +42,7 @@ class Tally(NamedTuple):
     def add(self, action: np.ndarray, spend: np.ndarray, factor: np.ndarray, redeemed: np.ndarray) -> None:
         """Add M decisions: their flat actions, expected spends under the factors [P] of then, and who redeemed."""
         catalogue, pairs = self.catalogue, len(self.forecast)
-        offer, channel = catalogue.action_codec.decode(action)
+        offer, channel = (x.numpy() for x in catalogue.action_codec.decode(torch.from_numpy(action)))
         face, message = catalogue.value.numpy()[offer], catalogue.cost.numpy()[channel]
         chance = np.where(face > 0, (spend - message) / np.maximum(face, 1e-12), 0.0) / factor[action]
         self.forecast[:] += np.bincount(action, chance, pairs)

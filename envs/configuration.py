@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ROOT / "crm_rl" / "conf"  # where a wheel carries conf/ (setup.cfg)
 CONF = PACKAGED if PACKAGED.is_dir() else ROOT / "conf"
 
+REFERENCE = "${"  # begins what OmegaConf resolves
 OWN_PACKAGES = ("rlcore", "envs", "email_rl", "scripts")
 #: functions that a configuration from a file may call, beside the classes of our own packages
 ADMITTED_FUNCTIONS = (
@@ -70,7 +71,8 @@ def instantiate_stored(config: Any, source: str, *, trusted: Iterable[str] = ())
 
     A `_target_` is a function to call, so a file could name any function of any installed package. Only the classes of
     this project's packages and of the packages in `trusted`, and a short list of optimisers, activations and functions,
-    are admitted. Raises ValueError, with the file and the target, where the configuration has another target.
+    are admitted. Raises ValueError, with the file and the target, where the configuration has another target, and where
+    a reference is left in what its references stand for: Hydra would resolve it unseen.
     """
     node = config if OmegaConf.is_config(config) else OmegaConf.create(config)
     plain = OmegaConf.to_container(node, resolve=True)  # resolved, because a reference could hide a target
@@ -79,7 +81,9 @@ def instantiate_stored(config: Any, source: str, *, trusted: Iterable[str] = ())
 
 
 def _check_targets(config: Any, source: str, packages: tuple[str, ...]) -> None:
-    """Raise ValueError where nested containers have a `_target_` that is not admitted."""
+    """Raise ValueError where nested containers have a `_target_` that is not admitted, or a reference."""
+    if isinstance(config, str) and REFERENCE in config:
+        raise ValueError(f"{source}: its configuration has a hidden reference, {config!r}, which is not resolved")
     if isinstance(config, list):
         for part in config:
             _check_targets(part, source, packages)

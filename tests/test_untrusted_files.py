@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 import script_runner
@@ -84,6 +85,24 @@ def test_a_package_of_ones_own_is_admitted_by_name():
         instantiate_stored(config, "x.pt", trusted=["stored"])
     built = instantiate_stored({"_target_": "fractions.Fraction", "_args_": [1, 2]}, "x.pt", trusted=["fractions"])
     assert built == 0.5
+
+
+@pytest.mark.parametrize("escapes", range(4))
+def test_a_reference_hides_no_target(tmp_path, escapes):
+    """An escaped reference is a text once it is resolved, and Hydra would resolve that text again."""
+    marker = tmp_path / "marker"
+    touched = "{_target_: pathlib.Path.touch, _args_: [{_target_: pathlib.Path, _args_: ['%s']}]}" % marker
+    config = {
+        "_target_": "envs.offers.constraints.budget.Budget",
+        "share": escapes * "\\" + "${oc.create:%s}" % touched,
+    }
+    # two backslashes are an escaped backslash: the reference after it becomes part of a text that calls nothing
+    refused = (
+        (InstantiationException, "missing") if escapes == 2 else (ValueError, "hidden reference|names pathlib.Path")
+    )
+    with pytest.raises(refused[0], match=refused[1]):
+        instantiate_stored(config, "x.pt")
+    assert not marker.exists()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.configuration import instantiate_stored
+from envs.configuration import REFERENCE, instantiate_stored
 from envs.live.columns import Column, Range, TableColumns, read_columns
 from envs.live.decide import DecisionInputs, Scores
 from envs.live.examples import check_examples, read_examples
@@ -74,6 +74,8 @@ class Package:
         self.prices = torch.tensor(manifest["prices"], dtype=torch.float32)
         self.drift = float(manifest["drift"])
         for part in ("catalogue", "world", "reward", "observation"):
+            if not isinstance(env[part], dict):  # OmegaConf would read a text as YAML, after the check
+                raise ValueError(f"{source}: env.{part}: expected an object, got {type(env[part]).__name__}")
             check_parts(env[part], f"{source}: env.{part}")
         catalogue = instantiate_stored(env["catalogue"], source)
         self.world: World = instantiate_stored(env["world"], source)(
@@ -227,8 +229,11 @@ class Package:
 def check_parts(config: Any, source: str) -> None:
     """Raise ValueError where nested containers name a class that is no part of a world or of a view of it.
 
-    Of this project's own classes some open files and databases: a package must not call these.
+    Of this project's own classes some open files and databases: a package must not call these. References, which
+    OmegaConf would resolve, could hide a class, so they are refused too.
     """
+    if isinstance(config, str) and REFERENCE in config:
+        raise ValueError(f"{source}: has a reference, {config!r}, and a package has none")
     if isinstance(config, dict):
         target = config.get("_target_", PARTS_OF_A_WORLD[0])
         if not str(target).startswith(PARTS_OF_A_WORLD):

@@ -303,6 +303,23 @@ def test_nothing_that_a_package_names_is_run(copied, tmp_path, target, argument)
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("{_target_: envs.live.ledger.sqlite.SqliteLedger, path: MARKER}", "env.reward: expected an object, got str"),
+        ({"trips": "${oc.create:{_target_: envs.live.ledger.sqlite.SqliteLedger, path: MARKER}}"}, "has a reference"),
+    ],
+)
+def test_a_text_or_a_reference_hides_no_class_of_a_package(copied, tmp_path, part, message):
+    told = json.loads((copied / MANIFEST).read_text())
+    hidden = json.loads(json.dumps(part).replace("MARKER", str(tmp_path / "marker")))
+    told["env"]["reward"] = hidden if isinstance(hidden, str) else told["env"]["reward"] | hidden
+    rewrite(copied, env=told["env"])
+    with pytest.raises(ValueError, match=message):
+        load(copied)
+    assert not (tmp_path / "marker").exists()
+
+
 # ── whole or not at all ─────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_killed_export_leaves_a_whole_package(made, copied, monkeypatch):
     """The writer is killed before each call that touches the disk's names, one after the other."""

@@ -71,7 +71,8 @@ def main(cfg: DictConfig) -> float:
 
 def logged_with_rules(env: VectorEnv, path: str, plans: str | None) -> LoggedDataset:
     """Read all decisions of a log, of both sides; where there are plans, those of planned weeks with their arms."""
-    dataset = LoggedDataset.cat([env.read_log(path, split) for split in ("train", "test")])
+    sides = ("train", "test") if env.has_sides(path) else ("test",)  # without sides each reading has all decisions
+    dataset = LoggedDataset.cat([env.read_log(path, side) for side in sides])
     if plans is None:
         return dataset
     if not isinstance(env, CustomerEnv) or env.population.given is None:

@@ -91,11 +91,9 @@ def test_a_package_of_ones_own_is_admitted_by_name():
 def test_a_reference_hides_no_target(tmp_path, escapes):
     """An escaped reference is a text once it is resolved, and Hydra would resolve that text again."""
     marker = tmp_path / "marker"
-    touched = "{_target_: pathlib.Path.touch, _args_: [{_target_: pathlib.Path, _args_: ['%s']}]}" % marker
-    config = {
-        "_target_": "envs.offers.constraints.budget.Budget",
-        "share": escapes * "\\" + "${oc.create:%s}" % touched,
-    }
+    path = f"{{_target_: pathlib.Path, _args_: ['{marker}']}}"
+    reference = f"${{oc.create:{{_target_: pathlib.Path.touch, _args_: [{path}]}}}}"
+    config = {"_target_": "envs.offers.constraints.budget.Budget", "share": escapes * "\\" + reference}
     # two backslashes are an escaped backslash: the reference after it becomes part of a text that calls nothing
     refused = (
         (InstantiationException, "missing") if escapes == 2 else (ValueError, "hidden reference|names pathlib.Path")

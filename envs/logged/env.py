@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -153,21 +154,32 @@ class LoggedEnv(VectorEnv):
         kept = np.flatnonzero(is_test if split == "test" else ~is_test)
         if not len(kept):
             raise ValueError(f"{path}: no decision is on the {split} side (env.test_share)")
+        names, unit = self._units(columns, rows)
         columns = {name: column[kept] for name, column in columns.items()}
         features = self.transform(self._features(columns), path)
         clipped = self.transform.describe_clipped(self._features(columns))
         if clipped:
             print(f"warning: {path}: clipped to the range of training: {clipped} decisions", file=sys.stderr)
-        dataset = self._dataset(columns, features.float(), kept, path)
-        dataset = dataset.to(self.device)
+        dataset = self._dataset(columns, features.float(), kept, unit[kept], path)
+        dataset = replace(dataset, unit_names=names).to(self.device)
         return transform(dataset) if transform else dataset
+
+    def _units(self, columns: Columns, rows: int) -> tuple[tuple[str, ...], np.ndarray]:
+        """Return the customers' names, and each row's number among them, [R]; without customers a row is a unit.
+
+        Both sides of a file number their customers alike.
+        """
+        if "customer" not in self.roles:
+            return (), np.arange(rows)
+        names, unit = np.unique(columns[self.roles["customer"]].astype(str), return_inverse=True)
+        return tuple(names.tolist()), unit
 
     def has_sides(self, path: str) -> bool:
         """Tell that `read_log` knows the decisions of training."""
         return True
 
-    def _dataset(self, columns: Columns, obs: Tensor, number: np.ndarray, path: str) -> LoggedDataset:
-        """Return decisions, each numbered by its row of the file, from 0."""
+    def _dataset(self, columns: Columns, obs: Tensor, number: np.ndarray, unit: np.ndarray, path: str) -> LoggedDataset:
+        """Return decisions [R] of units [R], each numbered by its row of the file, from 0."""
         rows = len(obs)
         action = self.action_names.encode(columns, path)
         mask = self.action_names.mask(columns, self.allowed)
@@ -176,9 +188,6 @@ class LoggedEnv(VectorEnv):
                 f"{path}: {int(broken.sum()):,} decisions, the first of '{self.action_names.name(action[broken][0])}', "
                 "are not possible by env.allowed, or are actions that the training side lacks"
             )
-        unit = np.arange(rows)
-        if "customer" in self.roles:
-            unit = np.unique(columns[self.roles["customer"]].astype(str), return_inverse=True)[1]
         order = np.arange(rows)
         step = np.zeros(rows, dtype=np.int64)
         follows = np.zeros(rows, dtype=bool)  # whether a customer's next decision is in the next row

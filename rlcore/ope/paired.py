@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import NamedTuple
+
+import torch
 
 from rlcore.algorithm import Policy
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -11,7 +14,7 @@ from rlcore.ope.estimators import Terms
 from rlcore.ope.evaluator import NET, OffPolicyEvaluator
 from rlcore.runs.before_after import BeforeAfter
 
-HASH = 2_654_435_761  # Knuth's multiplier, near 2^32 divided by the golden ratio
+DIGEST = 1  # bytes of a hash: its first bit decides
 
 
 class Halves(NamedTuple):
@@ -22,16 +25,25 @@ class Halves(NamedTuple):
 
     @classmethod
     def of(cls, dataset: LoggedDataset, seed: int) -> Halves:
-        """Deal the units of a dataset by a hash of their numbers, so that a unit has one role in all datasets.
+        """Deal the units of a dataset by a hash of their names, so that a unit has one role in all datasets.
 
         Raises ValueError where a half would be empty.
         """
-        hashed = (dataset.unit + seed) * HASH % 2**32
-        chooses = hashed < 2**31
+        units, place = dataset.unit.unique(return_inverse=True)
+        chooses = torch.tensor([_chooses(name, seed) for name in dataset.names_of_units(units)])[place.cpu()]
+        chooses = chooses.to(dataset.unit.device)
         if chooses.all() or not chooses.any():
-            units, name = len(set(dataset.unit.tolist())), dataset.names.unit
-            raise ValueError(f"log: {units} {name}s are too few: some choose the better policy, and others judge both")
+            name = dataset.names.unit
+            raise ValueError(
+                f"log: {len(units)} {name}s are too few: some choose the better policy, and others judge both"
+            )
         return cls(dataset[chooses], dataset[~chooses])
+
+
+def _chooses(name: str, seed: int) -> bool:
+    """Tell whether a unit is among those that choose: by a hash of its name, with a probability of one half."""
+    hashed = blake2b(f"{seed}:{name}".encode(), digest_size=DIGEST).digest()
+    return hashed[0] < 128
 
 
 def compare_on_log(evaluator: OffPolicyEvaluator, dataset: LoggedDataset, before: Policy, after: Policy) -> BeforeAfter:

@@ -48,13 +48,17 @@ def summarize(settings: list[Setting], *, level: float, resamples: int, seed: in
 
 
 def best_of(settings: list[Setting], metric: str) -> Setting | None:
-    """Return the setting of the best mean of a metric; None where no job has a value."""
-    means = [(values_by_seed(setting), setting) for setting in settings if setting.metric == metric]
-    found = [(sum(values.values()) / len(values), setting) for values, setting in means if values]
-    if not found:
+    """Return the setting of the best mean of a metric, among those with the most seeds; None without a value.
+
+    A setting whose other seeds diverged is thus not what all others are compared with.
+    """
+    values = [(values_by_seed(setting), setting) for setting in settings if setting.metric == metric]
+    seeds = max((len(found) for found, _ in values), default=0)
+    if not seeds:
         return None
-    sign = 1 if found[0][1].jobs[0].higher_is_better else -1
-    return max(found, key=lambda pair: sign * pair[0])[1]
+    means = [(sum(found.values()) / seeds, setting) for found, setting in values if len(found) == seeds]
+    sign = 1 if means[0][1].jobs[0].higher_is_better else -1
+    return max(means, key=lambda pair: sign * pair[0])[1]
 
 
 def less(summary: Summary, setting: Setting, best: Setting, level: float) -> Summary:

@@ -60,7 +60,9 @@ def test_was_one_rule_better_than_the_other(tmp_path):
         "rl was better than bau by profit (+2." in done.stdout
         or "rl was better than bau by profit (+1.9" in done.stdout
     )
-    row = json.loads((tmp_path / "out" / "metrics.json").read_text())["policies"]["rl less bau"]
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["policies"]
+    assert [rows[rule][kind] for rule in ("rl", "bau") for kind in ("decisions", "units")] == [200] * 4
+    row = rows["rl less bau"]
     assert row["profit_ci"][0] < 2.0 < row["profit_ci"][1]
     refused = run(tmp_path, "evaluate", *asked, "rules=[rl,ours]")
     assert refused.returncode == 2 and "rules: expected two of bau, rl, got 'ours'" in refused.stderr

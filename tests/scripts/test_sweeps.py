@@ -93,6 +93,14 @@ def test_the_difference_to_the_best_row_is_paired_by_seed(sweep):
     assert rows([first, second])[0][-2:] == ["", ""] and rows([first, second])[1][-2] == "-0.3500"
 
 
+def test_what_diverged_but_for_one_seed_is_not_what_others_are_compared_with(tmp_path):
+    for lr, found in {"0.1": [0.5, 0.6, 0.7], "9": [0.9, None, None]}.items():
+        for seed, value in enumerate(found):
+            write_job(tmp_path / f"{lr}_{seed}", [f"algo.optimizer.lr={lr}", f"seed={seed}"], value)
+    steady, lucky = summarize(group(read_jobs([tmp_path])), **OPTIONS)
+    assert math.isnan(steady.difference) and lucky.difference == pytest.approx(0.4)
+
+
 def test_evaluation_seeds_of_one_training_are_no_replications(tmp_path):
     for training, found in {"0": [0.1, 0.3], "1": [0.5, 0.7], "2": [0.6, 0.6]}.items():
         for evaluation, value in enumerate(found):

@@ -55,11 +55,14 @@ class Tally(NamedTuple):
         return (self.redeemed + redemptions) / (self.forecast + redemptions)
 
 
-def corrections(folder: Path, past: PastWeeks, catalogue: Catalogue, redemptions: float | None) -> Forecast:
-    """Return what past plans in a folder redeemed by the log, beside what was forecast, by offer and channel.
+def corrections(
+    folder: Path, past: PastWeeks, catalogue: Catalogue, redemptions: float | None, version: str
+) -> Forecast:
+    """Compare, by offer and channel, the redemptions of past plans (as the log has them) with the forecast ones.
 
-    The factor (`Tally.factor`) stays near 1 until so many `redemptions` were seen. Forecasts are those of the policy,
-    before the corrections of their time. A send counts where the log has the planned offer through the planned channel.
+    Plans of another package than that of `version` say nothing about its forecasts, and are left out. The factor
+    (`Tally.factor`) stays near 1 until so many `redemptions` were seen. Forecasts are those of the policy, before the
+    corrections of their time. A send counts where the log has the planned offer through the planned channel.
     """
     tally = Tally.none(catalogue)
     weeks = 0
@@ -70,7 +73,8 @@ def corrections(folder: Path, past: PastWeeks, catalogue: Catalogue, redemptions
         facts = read_facts(path)
         week = facts["week"]
         is_over = week + facts["valid_weeks"] <= past.week  # until then redemptions are still to come
-        if not is_over or len(facts["factors"]) != len(tally.forecast):
+        is_own = facts["policy"] == version and len(facts["factors"]) == len(tally.forecast)
+        if not is_over or not is_own:
             continue
         weeks += 1
         action, row, spend = _sends(path, place, catalogue)

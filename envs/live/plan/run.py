@@ -111,9 +111,10 @@ class Planned:
         }
 
     def digest(self) -> str:
-        """Return a checksum of who is sent what."""
-        digest = hashlib.sha256(self.plan.columns["decision"].tobytes())
-        digest.update(self.plan.action.tobytes())
+        """Return a checksum of who is sent what, whatever the order of the customers."""
+        order = self.plan.columns["decision"].argsort()
+        digest = hashlib.sha256(self.plan.columns["decision"][order].tobytes())
+        digest.update(self.plan.action[order].tobytes())
         return digest.hexdigest()[:DIGEST]
 
     def replaces(self) -> str:
@@ -203,7 +204,7 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     past = past_weeks(policy, request, table.ids)
     path = request.path(past.week)
     customers = allowed_now(policy.catalogue, policy.contact_rules, table, past)
-    forecast = corrections(path.parent, past, policy.catalogue, request.forecast["redemptions"])
+    forecast = corrections(path.parent, past, policy.catalogue, request.forecast["redemptions"], policy.version)
     setting = setting_of(policy, request)
     plan = plan_week(policy, customers, torch.from_numpy(forecast.factor), setting)
     unknown = setting.shop_rule.unknown(table.ids)

@@ -160,6 +160,11 @@ class Sends:
         if returns:
             self.warnings.append(f"{returns:,} returns in weeks without a purchase: left out")
         self._fill_propensities(log, old[0].weeks if old else 0)
+        if purchases_to is not None and int(calendar.week_of(np.array(purchases_to))) < weeks - 1:
+            self.warnings.append(
+                f"the last purchase is of {calendar.describe(purchases_to)}, before the log's last week: the weeks "
+                "after it count as weeks in which nobody bought"
+            )
         calendar = replace(calendar, sends_to=sends_to, purchases_to=purchases_to)
         is_changed = old is None or calendar != old[1] or not old[0].extended(ids, weeks).has_equal_cells(log)
         return Imported(log, calendar, self.warnings, is_changed)

@@ -98,7 +98,7 @@ def of_size(directory: Path, folder: str, seed: int, n: int, money: float) -> di
     past = past_weeks(policy, request, given.ids)
     customers = clocked("contact rules", lambda: allowed_now(policy.catalogue, policy.contact_rules, given, past))
     path = request.path(WEEK)
-    forecast = corrections(path.parent, past, policy.catalogue, None)
+    forecast = corrections(path.parent, past, policy.catalogue, None, policy.version)
     setting = setting_of(policy, request)
     plan = clocked("plan", lambda: plan_week(policy, customers, torch.from_numpy(forecast.factor), setting))
     result["plan: scores"] = policy.seconds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.paired import Halves
 from rlcore.runs import checkpoint
 from rlcore.runs.before_after import BeforeAfter, before_after_report, better
+from scripts.shared import continued
 from scripts.shared.continued import files_of, find_origin
 from small_runs import OFFERS
 
@@ -193,6 +196,22 @@ def test_a_unit_either_chooses_or_judges_in_all_datasets():
     assert set(of_some.choosing.unit.tolist()) == {unit for unit in choosing if unit % 3 == 0}
     with pytest.raises(ValueError, match="1 units are too few"):
         Halves.of(decisions(1), 5)
+
+
+def test_a_unit_keeps_its_role_and_its_number_where_another_file_numbers_it_otherwise(monkeypatch):
+    first = replace(decisions(40), unit_names=tuple(f"c{k}" for k in range(40)))
+    second = replace(decisions(40), unit_names=tuple(f"c{k}" for k in range(20, 60)))
+    halves = [Halves.of(data, 5) for data in (first, second)]
+    chooses, judges = (
+        [{data.unit_names[k] for k in part.unit.tolist()} for data, part in zip((first, second), parts)]
+        for parts in zip(*halves)
+    )
+    assert not (chooses[0] | chooses[1]) & (judges[0] | judges[1])
+    monkeypatch.setattr(continued, "check_unchanged", lambda origin, key: "first.csv")
+    origin = SimpleNamespace(data={"log": {}})
+    both = continued.with_old(origin, second, "second.csv", lambda path: first)
+    assert both.names_of_units(both.unit) == [*first.unit_names, *second.unit_names] and len(both.unit_names) == 60
+    assert len(set(zip(both.unit.tolist(), both.episode.tolist()))) == 80  # no episode of one unit is another's
 
 
 @pytest.mark.long

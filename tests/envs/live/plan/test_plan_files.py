@@ -265,7 +265,7 @@ def test_the_correction_is_what_was_redeemed_beside_what_was_forecast(tmp_path):
         bought={(3, k): True for k in redeemed},
     )
     past = PastWeeks.read(str(path), ids, None, CATALOGUE)
-    found = corrections(tmp_path, past, CATALOGUE, 10.0)
+    found = corrections(tmp_path, past, CATALOGUE, 10.0, "stand-in")
     assert found.weeks == 1
     for k in range(1, 12):
         rows = sent[action[sent] == k]
@@ -274,8 +274,9 @@ def test_the_correction_is_what_was_redeemed_beside_what_was_forecast(tmp_path):
         expected = (np.isin(rows, redeemed).sum() + 10.0) / (forecast + 10.0)
         assert found.factor[k] == pytest.approx(expected, rel=1e-6)
     assert (found.factor != 1).any()
-    assert (corrections(tmp_path, past, CATALOGUE, None).factor == 1).all()
-    assert (corrections(tmp_path, PastWeeks.none(3, 5), CATALOGUE, 10.0).factor == 1).all()
+    assert (corrections(tmp_path, past, CATALOGUE, None, "stand-in").factor == 1).all()
+    assert (corrections(tmp_path, PastWeeks.none(3, 5), CATALOGUE, 10.0, "stand-in").factor == 1).all()
+    assert (corrections(tmp_path, past, CATALOGUE, 10.0, "another package").factor == 1).all()
 
 
 def test_a_corrected_forecast_moves_the_price_until_the_corrected_spend_meets_the_money():

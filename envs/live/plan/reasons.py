@@ -26,6 +26,11 @@ def number(x: float) -> str:
     return f"{x:.{DIGITS}g}" if x < 10**DIGITS else f"{x:,.0f}"
 
 
+def signed(x: float) -> str:
+    """Show money with its sign, to the hundredth."""
+    return f"{x:+.2f}"
+
+
 class RuleNames:
     """Names of the rules that can refuse a pair: index 0 is none."""
 

@@ -20,6 +20,7 @@ from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
 from envs.live.plan.output.plan_file import plan_table, read_facts, write_plan, write_sends
+from envs.live.plan.twin_gains import TwinGains
 from envs.live.plan.weekly_plan import WeekPlan, plan_week
 from envs.offers.logs import send_log
 from rlcore.runs.checkpoint import lock_folder
@@ -43,6 +44,7 @@ class PlanRequest:
     arms: dict[str, Any]
     shop_rule: dict[str, Any]
     forecast: dict[str, Any]
+    twin: str | None
     segment: str | None
     valid_days: int
     out: str | None
@@ -206,7 +208,8 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     customers = allowed_now(policy.catalogue, policy.contact_rules, table, past)
     forecast = corrections(path.parent, past, policy.catalogue, request.forecast["redemptions"], policy.version)
     setting = setting_of(policy, request)
-    plan = plan_week(policy, customers, torch.from_numpy(forecast.factor), setting)
+    twin = None if request.twin is None else TwinGains(request.twin, policy.package)
+    plan = plan_week(policy, customers, torch.from_numpy(forecast.factor), setting, twin)
     unknown = setting.shop_rule.unknown(table.ids)
     if unknown:
         plan.warnings.append(f"{unknown:,} of the shop's own decisions are of customers whom the table lacks")

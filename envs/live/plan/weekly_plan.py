@@ -14,8 +14,9 @@ from envs.live.plan.arms import ARMS, BAU, RANDOM, RL
 from envs.live.plan.clearing import Cleared, Demand
 from envs.live.plan.deciding import Customers, PolicyPackage
 from envs.live.plan.draws import Decisions, undecided
-from envs.live.plan.output.plan_columns import plan_columns
+from envs.live.plan.output.plan_columns import add_gains, plan_columns
 from envs.live.plan.scoring import best_refused
+from envs.live.plan.twin_gains import ExpectedGain, TwinGains
 
 
 class PlanViolation(Exception):
@@ -49,13 +50,21 @@ class WeekPlan:
     arm: np.ndarray
     action: np.ndarray
     spend: np.ndarray
+    gain: ExpectedGain | None = None  #: of the policy's sends by a twin; None without a twin
     warnings: list[str] = field(default_factory=list)
 
 
-def plan_week(package: PolicyPackage, customers: Customers, factor: Tensor, setting: PlanSetting) -> WeekPlan:
+def plan_week(
+    package: PolicyPackage,
+    customers: Customers,
+    factor: Tensor,
+    setting: PlanSetting,
+    twin: TwinGains | None = None,
+) -> WeekPlan:
     """Plan the week that `customers.past` leads to. `factor` [P] corrects the forecast of redemptions.
 
-    Raises PlanViolation where a drawn decision is none that the rules allow.
+    A twin says what each send brings, this week and later. Raises PlanViolation where a drawn decision is none that
+    the rules allow.
     """
     week = PlannedWeek.of(package, customers, factor, setting)
     policys, cleared, demand = by_policy(week)
@@ -68,6 +77,11 @@ def plan_week(package: PolicyPackage, customers: Customers, factor: Tensor, sett
     spend = expected_spend(week, decisions.action)
     refusal = best_refused(package, customers, week.scored, cleared.price)
     columns = plan_columns(package, customers, setting, week.arm, decisions, spend, cleared.price, refusal)
+    gain = None
+    if twin is not None:
+        now, later = twin.of(customers, decisions.action.numpy())
+        add_gains(columns, now, later)
+        gain = ExpectedGain(*(float(x[week.arm == RL].sum(dtype=np.float64)) for x in (now, later)))
     plan = WeekPlan(
         columns=columns,
         sent=np.flatnonzero(decisions.action.numpy() > 0),
@@ -79,6 +93,7 @@ def plan_week(package: PolicyPackage, customers: Customers, factor: Tensor, sett
         arm=week.arm,
         action=decisions.action.numpy(),
         spend=spend.numpy(),
+        gain=gain,
     )
     plan.warnings = warnings_of(plan, package, setting)
     return plan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from envs.live.plan.arms import RL
-from envs.live.plan.output.summary import price_of_money, refusals, rule_line
+from envs.live.plan.output.summary import gain_line, price_of_money, refusals, rule_line
 from rlcore.runs.checkpoint import atomic
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def contents(planned: Planned) -> dict[str, Any]:
         "spend": float(columns["spend"].astype(np.float64).sum()),
         "money_total": planned.setting.money,
         "face": float(columns["face"].astype(np.float64).sum()),
+        "gain": gain_line(planned),
+        "expected_gain": None if plan.gain is None else sum(plan.gain),
         "price": price_of_money(planned),
         "policy": planned.package.version,
         "rule": rule_line(planned),

@@ -75,6 +75,20 @@ def plan_columns(
     }
 
 
+def add_gains(columns: dict[str, Any], now: np.ndarray, later: np.ndarray) -> None:
+    """Fill what sends bring by a twin, [N] each, and say so in the reasons of what is sent."""
+    columns["now"], columns["later"] = now, later
+    sent, reason = np.flatnonzero(columns["offer"].index), columns["reason"]
+    told = [
+        f"{text}; by the twin {reasons.signed(a)} this week and {reasons.signed(b)} later"
+        for text, a, b in zip(reason.take(sent), now[sent].tolist(), later[sent].tolist())
+    ]
+    distinct, place = np.unique(np.array(told, dtype=object), return_inverse=True)
+    index = reason.index.copy()
+    index[sent] = len(reason.texts) + place.reshape(-1)
+    columns["reason"] = Texts(index, [*reason.texts, *distinct.tolist()])
+
+
 def explained(
     package: PolicyPackage,
     customers: Customers,

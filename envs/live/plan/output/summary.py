@@ -43,6 +43,18 @@ def rule_line(planned: Planned) -> str:
     return line if rule.name == "expected" else f"{line}, and {cost.worth_lost:.1%} of what `expected` buys is given up"
 
 
+def gain_line(planned: Planned) -> str | None:
+    """Say what the policy's sends are expected to earn by the twin; None without a twin."""
+    gain = planned.plan.gain
+    if gain is None:
+        return None
+    spend = planned.plan.arms["rl"].spend
+    return (
+        f"by the twin the policy's sends earn {gain.now + gain.later:+,.2f} more than sending nothing: "
+        f"{gain.now:+,.2f} this week, spend taken off, and {gain.later:+,.2f} later; expected spend {spend:,.2f}"
+    )
+
+
 def refusals(planned: Planned) -> list[tuple[str, int]]:
     """Return each rule that stands against what the policy would send, with the number of customers, most first."""
     column = planned.plan.columns["rule"]
@@ -72,6 +84,9 @@ def summary(planned: Planned) -> list[str]:
                 f"  {name:<8}{arm.customers:>10,} customers{arm.contacts:>10,} sent   money {arm.money:,.2f}   "
                 f"expected spend {arm.expected:,.2f} (as drawn {arm.spend:,.2f})   held {arm.face:,.2f}"
             )
+    earned = gain_line(planned)
+    if earned:
+        lines.append(f"  {earned}")
     odds = max(arm.odds for arm in plan.arms.values())
     if odds:
         lines.append(f"  propensities are exact to {odds:.1g}: as seldom do lots hold more than the money, and are cut")

@@ -120,7 +120,7 @@ class FuzzedShop(NamedTuple):
         """Tell whose action [N] the rules forbid, from columns and log alone, bool [N]."""
         rules, columns, log = self.rules, self.table.columns, self.past.log
         assert log is not None
-        offer, channel = action // len(CATALOGUE.channels), action % len(CATALOGUE.channels)
+        offer, channel = (x.numpy() for x in CATALOGUE.action_codec.decode(torch.from_numpy(action)))
         wrong = log.unsubscribed.any(0)
         if rules["eligible"]:
             wrong |= (offer == FIVE_OFF) & (columns["Tier"] == "basic")

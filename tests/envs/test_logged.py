@@ -219,7 +219,7 @@ def test_nothing_is_simulated(tmp_path):
         env.read_log(str(tmp_path / "nowhere.csv"), "train")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_log_is_learned_from_and_valued_from_the_command_line(tmp_path):
     write(tmp_path / "test.csv", trial(1500))
     write(tmp_path / "later.csv", trial(900, seed=5))

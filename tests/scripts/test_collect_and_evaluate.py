@@ -59,6 +59,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_policy_is_valued_on_a_log(folder):
     log = read_log(folder / "own.parquet", COLUMNS)
     assert log.policies == ("bandit",) and len(log) == 960 and log.probs.amax() > 0.7
@@ -79,6 +80,7 @@ def test_a_policy_is_valued_on_a_log(folder):
     assert {"off_policy.png", "weights.png"} <= {path.name for path in (folder / "valued").iterdir()}
 
 
+@pytest.mark.long
 def test_a_policy_is_trained_on_a_twin_of_the_log(folder):
     done = script(folder, "collect", *PART, "decisions=1920", "out=random.parquet")
     assert done.returncode == 0, done.stderr

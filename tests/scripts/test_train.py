@@ -151,6 +151,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     assert metrics(tmp_path / "end") == metrics(whole[0])
 
 
+@pytest.mark.long
 def test_evaluate_gives_a_checkpoint_the_same_result(whole, tmp_path):
     run(tmp_path, "evaluate", f"checkpoint={whole[0] / 'checkpoint.pt'}", "hydra.run.dir=again")
     assert metrics(tmp_path / "again") == metrics(whole[0])
@@ -188,6 +189,7 @@ def test_ctrl_c_saves_and_leaves(tmp_path):
     assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["agent"]["iteration"] >= 1
 
 
+@pytest.mark.long
 def test_multirun_finishes_and_a_bad_job_fails_alone(tmp_path):
     done = run(
         tmp_path,

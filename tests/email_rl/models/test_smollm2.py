@@ -40,7 +40,7 @@ def test_without_the_extra_one_line_says_what_to_install(missing, monkeypatch):
 
 
 @needs_extra
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_writes_english_as_transformers_does_and_is_saved(tmp_path):
     lm, tokenizer = build()
     assert 130e6 < sum(x.numel() for x in lm.parameters()) < 140e6 and lm.dtype == torch.float32

@@ -386,7 +386,7 @@ def run(tmp_path, *overrides, small=SMALL):
     return script_runner.run(tmp_path, "train", *small, "device=cpu", *overrides)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_rows_end_to_end_then_refreshed(tmp_path):
     path = write_csv(tmp_path / "hundred.csv", mail_rows())
     done = run(tmp_path, f"env.data={path}", "hydra.run.dir=out", "env.evaluation.compare_inputs=true")

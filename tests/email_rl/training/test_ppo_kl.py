@@ -463,7 +463,7 @@ def test_distinct_2_counts_pairs_of_words():
     assert metrics.distinct_n(["a b c d e"] * 3, 2, 3) == pytest.approx(2 / 6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kept, tmp_path):
     done = script_runner.run(tmp_path, "train", *SMALL, f"algo.model_cache={kept}", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr

@@ -111,6 +111,7 @@ def test_a_confounded_log_tells_what_holds_on_average_alone():
     assert abs((contacted - share)[able & (log.outcomes["trips"] > 0)].mean()) > 0.1
 
 
+@pytest.mark.long
 # ── private prices ──────────────────────────────────────────────────────────────────────────────────────────────────
 def test_private_price_propensities_are_what_the_planner_does_at_drawn_prices():
     env, planner = offers_env(12, price_range=[1.0, 6.0]), logging_policy("price_perturbed", epsilon=0.0)

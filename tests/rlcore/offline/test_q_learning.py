@@ -193,6 +193,7 @@ def test_a_table_reaches_the_known_values(chain, keep, kept):
     assert len(wrong) > 40 and max(wrong) < 0.005, max(wrong)
 
 
+@pytest.mark.long
 def test_a_potential_changes_values_by_itself_and_no_rank(chain, monkeypatch):
     phi = torch.randn(30, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(VarianceReduction, "fit_potential", lambda self, *_: lambda obs: obs @ phi)

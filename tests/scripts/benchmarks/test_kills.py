@@ -65,7 +65,7 @@ def write_carelessly(path) -> None:
         torch.save(state, path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_careful_writer_leaves_whole_files_and_a_careless_one_does_not(tmp_path):
     rng = random.Random(0)
     with importable():

@@ -488,7 +488,7 @@ def run(folder, script, *overrides, check=True):
     return done
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_shop_is_trained_planned_and_evaluated_as_a_new_user_would(shop, tmp_path):
     run(
         tmp_path,

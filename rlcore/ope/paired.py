@@ -29,7 +29,7 @@ class Halves(NamedTuple):
 
         Raises ValueError where a half would be empty.
         """
-        units, place = dataset.unit.unique(return_inverse=True)
+        units, place = torch.unique(dataset.unit, return_inverse=True)
         chooses = torch.tensor([_chooses(name, seed) for name in dataset.names_of_units(units)])[place.cpu()]
         chooses = chooses.to(dataset.unit.device)
         if chooses.all() or not chooses.any():

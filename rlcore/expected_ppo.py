@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rlcore import losses, returns
 from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
 from rlcore.backends import distributed
 from rlcore.networks import StateCritic
 from rlcore.rollout import BatchT, Rollout, check_minibatches, collect_rollout, shuffled
-from rlcore.schedules import restore_optimizer, unbiased_decay
+from rlcore.schedules import restore_optimizer
 
 MakeCritic = Callable[[int, int], StateCritic]  # arguments: the length C of a critic's observation, and S
 
@@ -132,7 +131,7 @@ class ExpectedPPO(NetworkAlgorithm):
         self.policy = deepcopy(self.network)
         self.policy.normalize = self.network.normalize
         self.average_decay = average_decay
-        self.policy_updates = 0  # minibatches that the average is of
+        self.average_mass = torch.zeros((), device=env.device)  # on the device: recorded CUDA graphs change it
         self.weights = list(self.network.parameters())
         self.average_weights = list(self.policy.parameters())
         self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
@@ -235,9 +234,10 @@ class ExpectedPPO(NetworkAlgorithm):
         metrics = self.compute_policy_gradients(batch)
         self.optimizer.step()
         with torch.no_grad():
-            self.policy_updates += 1
-            decay = unbiased_decay(self.average_decay, self.policy_updates)
-            get_ema_multi_avg_fn(decay)(self.average_weights, self.weights, None)
+            # Σ decay^(t−i): the newest weights have weight 1 in it, so the average has no bias to its start
+            self.average_mass.mul_(self.average_decay).add_(1.0)
+            for average, weight in zip(self.average_weights, self.weights):
+                average.lerp_(weight, 1 / self.average_mass)
         return metrics
 
     def train_critic(self, batch: CriticBatch) -> dict[str, Tensor]:
@@ -288,7 +288,7 @@ class ExpectedPPO(NetworkAlgorithm):
         """Return everything that a resumed run needs to continue exactly."""
         return super().state_dict() | {
             "policy": self.policy.state_dict(),
-            "policy_updates": self.policy_updates,
+            "average_mass": self.average_mass,
             "critic": self.critic.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
         }
@@ -308,7 +308,7 @@ class ExpectedPPO(NetworkAlgorithm):
         """Restore everything."""
         super().load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
-        self.policy_updates = state["policy_updates"]
+        self.average_mass.copy_(state["average_mass"])
         restore_optimizer(self.critic_optimizer, state["critic_optimizer"], self.critic_lr)
 
 

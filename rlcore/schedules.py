@@ -61,12 +61,3 @@ def linear_with_warmup(step: int, total: int, warmup: float, final: float) -> fl
         return min(1.0, (step + 1) / warmup_steps)
     decay_steps = max(1, total - warmup_steps)
     return 1 - (1 - final) * (step - warmup_steps) / decay_steps
-
-
-def unbiased_decay(decay: float, updates: int) -> float:
-    """Return the decay of the update number `updates`, from 1, at which a moving average has no bias to its start.
-
-    The average is then Σ decay^(t−i)·w_i / Σ decay^(t−i) over the weights w_1 … w_t, as Adam's moments are (Kingma and
-    Ba 2015): after few updates the initial weights, which are no policy, would outweigh all that was learned.
-    """
-    return decay * (1 - decay ** (updates - 1)) / (1 - decay**updates)

@@ -131,4 +131,4 @@ def test_the_commands_of_the_shop_page_run_in_an_empty_folder(tmp_path):
 @pytest.mark.long
 def test_the_commands_for_a_shop_without_a_log_run_in_an_empty_folder(tmp_path):
     results = run_page("start.md", tmp_path)
-    assert set(results) == {"priors"} and (tmp_path / "plan" / "week=0.parquet").is_file()
+    assert set(results) == {"priors", "first_package"} and (tmp_path / "plan" / "week=0.parquet").is_file()

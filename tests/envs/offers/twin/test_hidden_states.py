@@ -162,7 +162,7 @@ def fitted():
     """A twin fitted to 3,000 customers whose states and churn nobody saw, and their environment."""
     env, log = unseen_log(3000)
     small = {"score_customers": 1500, "hidden_states": {"steps": 40, "nodes": 3}}
-    model = twin(env, holdout={"customers": 0.2, "weeks": 2}, twin=small)
+    model = twin(env, holdout={"customers": 0.15, "weeks": 2}, twin=small)  # .05 more end the fit: .8 are fitted to
     model.set_dataset(log)
     model.setup(None, lambda: False)
     metrics = model.iterate(0.0)
@@ -180,7 +180,7 @@ def test_it_finds_what_the_log_tells(fitted):
         guess = member(sample.features.float()).double()
     z = (guess - truth) / truth.std(0)
     error = dict(zip(model.twin.columns, z.square().mean(0).sqrt().tolist()))  # of the single columns, in order
-    assert error["alpha"] < 0.35 and error["margin"] < 0.2 and error["opt_out"] < 0.75 and error["mu"] < 1.0, error
+    assert error["alpha"] < 0.35 and error["margin"] < 0.2 and error["opt_out"] < 0.75 and error["mu"] < 0.95, error
     pulled = z.mean(0)[method.pulled_columns()]
     assert pulled.abs().max() < 0.15  # their means stay the priors'
     assert model.unobserved_outcomes == () and model.twin.fixed_parameters == ()  # silence tells of churn

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from envs.ab_test.analysis import BEST_ARM, Analysis
 from rlcore.runs.plots import COLORS, entitle, labelled
-from rlcore.runs.report import Report
+from rlcore.runs.report import Report, half_width
 
 
 def policies_table(analysis: Analysis) -> Report:
@@ -31,24 +31,19 @@ def policies_table(analysis: Analysis) -> Report:
         columns={
             "treated": lambda row: f"{row['treated']:.1%}",
             "DR": lambda row: f"{row['dr'][0]:.4f}",
-            "±": lambda row: f"{half_width(row['dr']):.4f}",
+            "±": lambda row: f"{half_width(row['dr'][1:]):.4f}",
             "IPS": lambda row: f"{row['ips'][0]:.4f}",
             "SNIPS": lambda row: f"{row['snips'][0]:.4f}",
             "over best arm": lambda row: f"{row['over_best'][0]:+.4f}",
-            "± best": lambda row: f"{half_width(row['over_best']):.4f}",
+            "± best": lambda row: f"{half_width(row['over_best'][1:]):.4f}",
             "over none": lambda row: f"{row['over_none'][0]:+.4f}",
-            "± none": lambda row: f"{half_width(row['over_none']):.4f}",
+            "± none": lambda row: f"{half_width(row['over_none'][1:]):.4f}",
         },
         last=None,
         extra={"verdicts": verdicts(analysis)},
         plots={"policies": draw_policies(rows)},
         judged="dr",
     )
-
-
-def half_width(interval: list[float]) -> float:
-    """Half the width of [value, low, high]."""
-    return (interval[2] - interval[1]) / 2
 
 
 def treated_shares(analysis: Analysis) -> dict[str, float]:

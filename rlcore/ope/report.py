@@ -25,12 +25,11 @@ from rlcore.ope.tables import (
     diagnostics_table,
     draw_alternatives,
     format_number,
-    half_width,
     places,
     verdicts,
 )
 from rlcore.runs.plots import COLORS, labelled
-from rlcore.runs.report import Report, RunResult
+from rlcore.runs.report import Report, RunResult, half_width
 
 
 @dataclass(frozen=True, kw_only=True)

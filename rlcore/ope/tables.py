@@ -16,7 +16,7 @@ from rlcore.ope.cross_fitting import Layout
 from rlcore.ope.evaluator import LOGGED, NET, Evaluation, OffPolicyEvaluator
 from rlcore.ope.propensity_checks import imbalance, least_significant
 from rlcore.runs.plots import COLORS, labelled
-from rlcore.runs.report import Report
+from rlcore.runs.report import Report, half_width
 
 LONG = 1e12  # numbers from here on are shown by their power of ten
 BALANCE_LEVEL = 0.001  # probability that a log with right propensities looks unbalanced
@@ -122,12 +122,6 @@ def alternatives_table(comparison: Comparison, layout: Layout, name: str, level:
         plots={},
         judged=NET,
     )
-
-
-def half_width(ends: list[float]) -> float:
-    """Half the width of an interval."""
-    low, high = ends
-    return (high - low) / 2
 
 
 def format_difference(place: int, digits: int, row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rlcore.runs.report import Report
+from rlcore.runs.report import Report, half_width
 
 OLD, NEW = "old", "new"
 
@@ -22,9 +22,9 @@ def before_after_report(found: Mapping[str, BeforeAfter], what: str, kept: str) 
     """Lay out the values by age of the data, OLD and NEW; `what` names the value, and `kept` the policy that stays."""
     columns = {
         "before": lambda row: f"{row['before'][0]:.4g}",
-        "±": lambda row: f"{half(row['before']):.2g}",
+        "±": lambda row: f"{half_width(row['before'][1:]):.2g}",
         "after": lambda row: f"{row['after'][0]:.4g}",
-        "± ": lambda row: f"{half(row['after']):.2g}",
+        "± ": lambda row: f"{half_width(row['after'][1:]):.2g}",
         "gained": lambda row: f"{row['gained'][0]:+.4g}",
         "from": lambda row: f"{row['gained'][1]:+.4g}",
         "to": lambda row: f"{row['gained'][2]:+.4g}",
@@ -42,11 +42,6 @@ def before_after_report(found: Mapping[str, BeforeAfter], what: str, kept: str) 
         judged="after",
         what="judged on",
     )
-
-
-def half(interval: list[float]) -> float:
-    """Return half the width of [value, low, high]."""
-    return (interval[2] - interval[1]) / 2
 
 
 def better(validated: Mapping[str, tuple[float, float]]) -> str:

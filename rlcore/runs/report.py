@@ -126,3 +126,9 @@ class Report:
             low, high = row.get(f"{self.judged}_ci", (row[self.judged], row[self.judged]))
             tested[name] = (row[self.judged], low, high)
         return {**self.plots, "training": training_figure("steps, thousands", self.judged, thousands, tested, agent)}
+
+
+def half_width(ends: list[float]) -> float:
+    """Return half the width of an interval, as tables show after a ±."""
+    low, high = ends
+    return (high - low) / 2

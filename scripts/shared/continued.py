@@ -113,9 +113,14 @@ def check_unchanged(origin: Origin, key: str) -> str:
     return path
 
 
+def holds_old(origin: Origin, path: str) -> bool:
+    """Tell whether a log has the old decisions too: a log of sends that goes on has all of a shop's."""
+    return "weeks" in origin.data["log"] and send_log.is_send_log(path)
+
+
 def with_old(origin: Origin, new: LoggedDataset, path: str, read: Callable[[str], LoggedDataset]) -> LoggedDataset:
     """Return old and new decisions to learn from; `read` reads a file. The log of sends `path` has all of a shop's."""
-    if "weeks" in origin.data["log"] and send_log.is_send_log(path):
+    if holds_old(origin, path):
         return new
     old = read(check_unchanged(origin, "log"))
     later = replace(new, decision=new.decision + old.decision.amax() + 1)
@@ -137,7 +142,7 @@ class LogAges:
         self.what = "value of an episode, net"
         self.old_path: str | None = None
         self.old_seasons = 0
-        if "weeks" in origin.data["log"] and send_log.is_send_log(path):
+        if holds_old(origin, path):
             self.old_seasons = origin.data["log"]["weeks"] // env.world.weeks
             seasons = -(-send_log.count_weeks(path) // env.world.weeks)
             if not 0 < self.old_seasons < seasons:

@@ -40,9 +40,10 @@ class Summary(NamedTuple):
 def summarize(settings: list[Setting], *, level: float, resamples: int, seed: int) -> list[Summary]:
     """Summarise each setting over its seeds, with intervals of `level`, by `resamples` bootstrap samples."""
     summaries = [summarize_setting(setting, level, resamples, seed) for setting in settings]
+    best_by_metric = {metric: best_of(settings, metric) for metric in {setting.metric for setting in settings}}
     found = []
     for summary, setting in zip(summaries, settings):
-        best = best_of(settings, setting.metric)
+        best = best_by_metric[setting.metric]
         found.append(summary if best is None or best is setting else less(summary, setting, best, level))
     return found
 

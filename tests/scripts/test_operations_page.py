@@ -12,18 +12,11 @@ from pathlib import Path
 import pytest
 
 import script_runner
-from small_runs import OFFERS
+from small_runs import SHOP_POLICY
 
 for package in ("pyarrow", "onnxscript", "onnxruntime", "jinja2"):  # extra `live`
     pytest.importorskip(package)
 ROOT = Path(__file__).parents[2]
-SMALL = [
-    *(key for key in OFFERS if "population" not in key),
-    "env.evaluation.hard_budget_rule=null",
-    "algo.critic.hidden=[16]",
-    "algo.total_steps=1152",
-    "algo.minibatches=2",
-]
 
 
 @pytest.mark.long
@@ -32,7 +25,7 @@ def test_the_weekly_job_runs_twice_and_hands_over_one_plan(tmp_path):
     run = script_runner.run
     assert run(tmp_path, "example_shop", "shop", "--customers", "120").returncode == 0
     shop = ["-cd", "shop", "experiment=shop", "env/observation=history"]
-    trained = run(tmp_path, "train", *shop, "algo=ppo_expected", *SMALL, "hydra.run.dir=policy")
+    trained = run(tmp_path, "train", *shop, "algo=ppo_expected", *SHOP_POLICY, "hydra.run.dir=policy")
     assert trained.returncode == 0, trained.stderr
     assert run(tmp_path, "export", "checkpoint=policy/checkpoint.pt", "out=package").returncode == 0
     (tmp_path / "exports").mkdir()

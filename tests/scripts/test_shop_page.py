@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import script_runner
-from small_runs import OFFERS
+from small_runs import SHOP_POLICY
 
 for package in ("pyarrow", "onnxscript", "onnxruntime", "jinja2"):  # extra `live`
     pytest.importorskip(package)
@@ -23,13 +23,6 @@ TWIN = [
     "algo.twin.reference_size=300",
     "algo.twin.score_customers=20",
     "algo.evaluation.uplift.replications=3",
-]
-POLICY = [
-    *(key for key in OFFERS if "population" not in key),
-    "env.evaluation.hard_budget_rule=null",
-    "algo.critic.hidden=[16]",
-    "algo.total_steps=1152",
-    "algo.minibatches=2",
 ]
 TEST = [
     "table.min_level_count=5",
@@ -106,7 +99,7 @@ def made_small(script: str, arguments: list[str]) -> list[str]:
         return []
     if "experiment=shop_mails" in arguments:
         return MAILS
-    return TWIN if "algo=twin" in arguments else POLICY
+    return TWIN if "algo=twin" in arguments else SHOP_POLICY
 
 
 def run_page(page: str, folder: Path) -> dict[str, dict]:

@@ -22,3 +22,12 @@ OFFERS = [
     "threads=1",
     "device=cpu",
 ]
+
+#: of a policy that `ppo_expected` learns on a shop's own customers
+SHOP_POLICY = [
+    *(key for key in OFFERS if "population" not in key),
+    "env.evaluation.hard_budget_rule=null",
+    "algo.critic.hidden=[16]",
+    "algo.total_steps=1152",
+    "algo.minibatches=2",
+]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from envs.offers.logs.panel import Panel, to_life_panel, to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.checks.filter_misfits import Decisions, Outcomes, misfits
+from envs.offers.twin.checks.filter_misfits import Decisions, misfits
 from envs.offers.twin.checks.log_warnings import mean_trip_residuals, misfit_warnings
 from envs.offers.twin.hidden_states.filter_fit import FilterFit
 from envs.offers.twin.hidden_states.filter_predictions import FilterPredictions
@@ -190,7 +190,7 @@ class StructuralTwin:
         catalogue = env.world.catalogue
         if not self.hides_state:
             return misfit_warnings(mean_trip_residuals(members, panel), catalogue, level)
-        predicted = {name: Outcomes(*x) for name, x in mean_probabilities(members).items()}
+        predicted = mean_probabilities(members)
         assert panel.time is not None  # to_panel lays it out
         decisions = Decisions(Decisions.of_season(seen_weeks(panel)).seen, panel.week, panel.time)
         names = misfits(predicted, decisions, catalogue, level, panel.features, env.population.feature_names)

@@ -71,7 +71,7 @@ class ThetaPosterior:
         self.log_weight = theta.new_full(theta.shape[:2], -math.log(len(theta)))
         self.weeks: list[PosteriorWeek] = []
         self.joined = torch.zeros(theta.shape[1], dtype=torch.bool, device=theta.device)
-        self.belief = self._filtered(theta, [])[0]
+        self.belief = self._filtered(theta, [])
 
     # ── what is known ───────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -112,7 +112,7 @@ class ThetaPosterior:
             self._resample(collapsed, generator)
 
     def _resample(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Draw anew from the weighted draws of some customers, and filter their season again under the new draws."""
+        """Draw anew from the weighted draws of some customers, and filter their weeks again under the new draws."""
         draws, n = self.log_weight.shape
         theta, weight = self.theta[:, rows], self.weight[:, rows]
         mean = (weight[..., None] * theta).sum(0)
@@ -120,7 +120,7 @@ class ThetaPosterior:
         # Two independent draws, mixed by a and h with a² + h² = 1, keep mean and covariance.
         moved = mean + (1 - self.kernel**2) ** 0.5 * (first - mean) + self.kernel * (second - mean)
         moved = moved.clamp(self.low, self.high)
-        belief, _ = self._filtered(moved, [week.take(rows) for week in self.weeks])
+        belief = self._filtered(moved, [week.take(rows) for week in self.weeks])
         self.theta, self.log_weight = self.theta.clone(), self.log_weight.clone()
         self.theta[:, rows] = moved
         self.log_weight[:, rows] = -math.log(draws)
@@ -128,16 +128,14 @@ class ThetaPosterior:
             whole.unflatten(-1, (draws, n))[..., rows] = part.unflatten(-1, (draws, len(rows)))
 
     # ── the filter of all draws ─────────────────────────────────────────────────────────────────────────────────────
-    def _filtered(self, theta: Tensor, weeks: list[PosteriorWeek]) -> tuple[Belief, Tensor]:
-        """Filter weeks from the first under draws [K, n, P]; return belief and log-likelihood [K, n]."""
+    def _filtered(self, theta: Tensor, weeks: list[PosteriorWeek]) -> Belief:
+        """Filter weeks from the first under draws [K, n, P]."""
         k, n = theta.shape[:2]
         marginals = self.start.to(theta)[:, None].expand(-1, k * n)
         belief = Belief.from_marginals(marginals, torch.zeros(k * n, dtype=torch.bool, device=theta.device))
-        total = theta.new_zeros(k, n)
         for number, week in enumerate(weeks):
-            belief, log_probability = self._filter(theta, belief, number, week)
-            total = total + log_probability
-        return belief, total
+            belief, _ = self._filter(theta, belief, number, week)
+        return belief
 
     def _filter(self, theta: Tensor, belief: Belief, number: int, week: PosteriorWeek) -> tuple[Belief, Tensor]:
         """Filter a week under draws [K, n, P]; return the belief and the log-probability of the week, [K, n]."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from envs.offers.twin.predictions import OutcomePrediction
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers, World
 from envs.offers.world.filtering import CHUNK, Belief, Predicted, filter_week, predict_week
@@ -21,14 +22,6 @@ MAX_NAMED = 5  # largest number of misfits that are named
 MIN_VARIANCE = 10.0  # of a group's count, for its excess to be normal: groups with less are not tested
 SEGMENTS = ("lowest", "middle", "highest")  # thirds of customers by a feature
 RECENT = 12  # weeks whose purchases and redemptions are counted
-
-
-class Outcomes(NamedTuple):
-    """A season's predictions beside what happened, [T, N] each."""
-
-    probability: Tensor  # predicted, before the week was seen
-    happened: Tensor  # bool
-    possible: Tensor  # bool: the outcome could happen
 
 
 class Decisions(NamedTuple):
@@ -55,7 +48,9 @@ class Decile(NamedTuple):
 
 
 @torch.no_grad()
-def predict_season(customers: Customers, world: World, start: Tensor, seen: list[SeenWeek]) -> dict[str, Outcomes]:
+def predict_season(
+    customers: Customers, world: World, start: Tensor, seen: list[SeenWeek]
+) -> dict[str, OutcomePrediction]:
     """Predict trips, redemptions and opt-outs of each week of a season; `start` [14] are the marginals of its start."""
     parts = []
     for first in range(0, len(customers), CHUNK):
@@ -71,19 +66,19 @@ def predict_season(customers: Customers, world: World, start: Tensor, seen: list
     predicted, season = Predicted(*torch.cat(parts, 2)), Decisions.of_season(seen).seen
     contacted = season.offer > 0
     return {
-        "trips": Outcomes(predicted.bought, season.bought, torch.ones_like(contacted)),
-        "redeemed": Outcomes(predicted.redeemed, season.redeemed, contacted),
-        "opt_out": Outcomes(predicted.opted_out, season.opted_out, contacted),
+        "trips": OutcomePrediction(predicted.bought, season.bought, torch.ones_like(contacted)),
+        "redeemed": OutcomePrediction(predicted.redeemed, season.redeemed, contacted),
+        "opt_out": OutcomePrediction(predicted.opted_out, season.opted_out, contacted),
     }
 
 
-def deciles(outcomes: Outcomes, weeks: slice) -> list[Decile]:
+def deciles(outcomes: OutcomePrediction, weeks: slice) -> list[Decile]:
     """Compare the predictions of some weeks with what happened, by tenths of the predictions.
 
     Given the weeks before, outcomes of different weeks and customers are uncorrelated, so that variances add up.
     """
-    probability, happened, possible = (x[weeks] for x in outcomes)
-    p, y = probability[possible].double(), happened[possible].double()
+    probability, happened, known = (x[weeks] for x in outcomes)
+    p, y = probability[known].double(), happened[known].double()
     found = []
     for rows in p.argsort().chunk(10):
         q = p[rows]
@@ -141,17 +136,17 @@ def groups(
     return found
 
 
-def residuals(outcomes: Outcomes, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def residuals(outcomes: OutcomePrediction, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return by how many standard errors what happened exceeds its prediction, and the variance, by group [count]."""
     excess, variance = torch.zeros(2, count, dtype=torch.float64, device=group.device)
-    p, at = outcomes.probability[outcomes.possible].double(), group[outcomes.possible]
-    excess.index_add_(0, at, outcomes.happened[outcomes.possible].double() - p)
+    p, at = outcomes.probability[outcomes.known].double(), group[outcomes.known]
+    excess.index_add_(0, at, outcomes.happened[outcomes.known].double() - p)
     variance.index_add_(0, at, p * (1 - p))
     return excess / variance.sqrt().clamp_min(1e-9), variance
 
 
 def misfits(
-    predicted: dict[str, Outcomes],
+    predicted: dict[str, OutcomePrediction],
     decisions: Decisions,
     catalogue: Catalogue,
     level: float,
@@ -184,7 +179,7 @@ def misfits(
     return texts
 
 
-def worst_week(outcomes: Outcomes, chosen: Tensor, time: Tensor) -> int:
+def worst_week(outcomes: OutcomePrediction, chosen: Tensor, time: Tensor) -> int:
     """Return the week of the log (from 0) in which the chosen decisions, bool [T, N], differ most from prediction."""
-    z, _ = residuals(outcomes._replace(possible=outcomes.possible & chosen), time, int(time.amax()) + 1)
+    z, _ = residuals(outcomes._replace(known=outcomes.known & chosen), time, int(time.amax()) + 1)
     return int(z.abs().argmax())

@@ -10,13 +10,13 @@ import torch
 from configs import load
 from envs.offers.twin.checks.filter_misfits import (
     Decisions,
-    Outcomes,
     deciles,
     groups,
     misfits,
     predict_season,
     residuals,
 )
+from envs.offers.twin.predictions import OutcomePrediction
 from envs.offers.world.belief_observation import start_marginals
 from hidden_markov import simulate
 
@@ -61,7 +61,7 @@ def test_residuals_and_deciles_are_those_of_a_loop():
     probability = torch.rand(3, 40, generator=generator, dtype=torch.float64)
     happened, possible = (torch.rand(3, 40, generator=generator) < share for share in (0.5, 0.8))
     group = torch.randint(4, (3, 40), generator=generator)
-    outcomes = Outcomes(probability, happened, possible)
+    outcomes = OutcomePrediction(probability, happened, possible)
     excess, variance, rows = [0.0] * 5, [0.0] * 5, []
     for t in range(3):
         for i in range(40):

@@ -15,7 +15,7 @@ from envs.offers.env import OffersEnv
 from envs.offers.logs.panel import to_panel
 from envs.offers.neural_twin.env import make_twin_env
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.checks.filter_misfits import Decisions, Outcomes, misfits
+from envs.offers.twin.checks.filter_misfits import Decisions, misfits
 from envs.offers.twin.hidden_states.fisher_scoring import coefficients, scores
 from envs.offers.twin.hidden_states.identification import coefficient_covariance
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, hermite_nodes, panel_weeks, seen_weeks
@@ -237,7 +237,6 @@ def test_what_the_twin_cannot_explain_has_a_segment_and_a_week(fitted):
     bought[4] |= high & (model.panel.offer[4] > 0)
     changed = replace(model.panel, bought=bought)
     predicted = {**predicted, "trips": predicted["trips"]._replace(happened=bought)}
-    predicted = {name: Outcomes(*x) for name, x in predicted.items()}
     decisions = Decisions.of_season(seen_weeks(changed))
     found = misfits(predicted, decisions, env.world.catalogue, 0.001, changed.features, names)
     assert any("highest third of feature 7, contacted" in text and "most in week 5" in text for text in found), found

@@ -78,7 +78,7 @@ def test_resampling_keeps_mean_and_spread_and_filters_the_season_again(shop):
     spread = [(x.weight[..., None] * (x.theta - m).square()).sum(0).sqrt() for x, m in zip((kept, moved), mean)]
     assert ((mean[0] - mean[1]).abs() < 0.12 * spread[0]).all()
     assert ((spread[1] / spread[0] - 1).abs() < 0.1).all()
-    again, _ = moved._filtered(moved.theta, moved.weeks)
+    again = moved._filtered(moved.theta, moved.weeks)
     for x, y in zip(moved.belief, again):
         torch.testing.assert_close(x, y)
     before, after = kept.state(), moved.state()

@@ -40,7 +40,7 @@ from rlcore.runs.logger import NullLogger
 from rlcore.runs.report import Report, RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
-from scripts.shared.cli import choose_device, flatten_keys, guarded, launch, to_dict
+from scripts.shared.cli import INTERRUPTED, choose_device, flatten_keys, guarded, launch, to_dict
 from scripts.shared.continued import Continuation, Origin, files_of, find_origin, with_old
 from scripts.shared.overrides import key_of
 from scripts.shared.results import make_logger, publish
@@ -216,7 +216,7 @@ def interrupts() -> Iterator[list[int]]:
     except KeyboardInterrupt:
         if not seen or seen[0] == signal.SIGINT:
             raise
-        print("interrupted; what had been saved is kept", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(128 + seen[0])
     finally:
         for number, handler in previous.items():

@@ -26,6 +26,7 @@ from scripts.shared.overrides import check_config, explained, overrides_first
 FAILED = "CRM_RL_FAILED"  # the folder in which a failed job leaves a file
 TRACEBACKS = "CRM_RL_TRACEBACKS"  # 1: the user asks for them by HYDRA_FULL_ERROR=1
 
+INTERRUPTED = "interrupted; what had been saved is kept"
 MAX_NAME = 150  # characters of the name of a job's folder: file systems take 255 bytes
 
 
@@ -50,7 +51,7 @@ def guarded(main: Callable) -> Callable:
             check_config(cfg)
             return main(cfg)
         except KeyboardInterrupt:
-            print("interrupted; what had been saved is kept", file=sys.stderr)
+            print(INTERRUPTED, file=sys.stderr)
             sys.exit(130)
         except (ValueError, OSError, InstantiationException) as error:
             if os.environ.get(TRACEBACKS) == "1":

@@ -55,7 +55,7 @@ class Ages(Protocol):
 
 # ── what is new ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def files_of(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """Return the files that a run learns from: path and SHA-256 by key, and a log of sends' weeks."""
+    """Return the files that a run learns from: for each key path and SHA-256, for a log of sends also its weeks."""
     found: dict[str, dict[str, Any]] = {}
     for key in FILES:
         path = OmegaConf.select(cfg, key)
@@ -76,9 +76,10 @@ def digest(path: str) -> str:
 
 
 def find_origin(cfg: DictConfig, name: str, state: dict | None) -> Origin | None:
-    """Return the training that goes on with new data; None of a run that starts, or that goes on with its own.
+    """Return the training that goes on with new data; None where a run starts, or goes on with its own data.
 
-    A checkpoint of a training that had gone on so brings its origin. Raises ValueError where new data make no sense.
+    The checkpoint of such a continuation already holds its origin, which is returned. Raises ValueError where new data
+    make no sense.
     """
     if state is None:
         return None
@@ -114,12 +115,12 @@ def check_unchanged(origin: Origin, key: str) -> str:
 
 
 def holds_old(origin: Origin, path: str) -> bool:
-    """Tell whether a log has the old decisions too: a log of sends that goes on has all of a shop's."""
+    """Tell whether a log is taken to hold the old decisions too: both are logs of sends, and such a log grows."""
     return "weeks" in origin.data["log"] and send_log.is_send_log(path)
 
 
 def with_old(origin: Origin, new: LoggedDataset, path: str, read: Callable[[str], LoggedDataset]) -> LoggedDataset:
-    """Return old and new decisions to learn from; `read` reads a file. The log of sends `path` has all of a shop's."""
+    """Return old and new decisions to learn from; `read` reads a file."""
     if holds_old(origin, path):
         return new
     old = read(check_unchanged(origin, "log"))

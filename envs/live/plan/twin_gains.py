@@ -1,4 +1,4 @@
-"""What a send brings by a structural twin: margin this week, and the value of the weeks after it, against nothing."""
+"""What a send gains over sending nothing, by a structural twin: margin this week, and the value of later weeks."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class TwinGains:
 
     θ is the mean of the twin's members. The hidden state is filtered from the log under θ, and the value after the week
     is V⁰, that of never contacting again. Gains are money: what a reward adds to margin and spend (trips, churn,
-    fatigue) is left out. Raises ValueError where the checkpoint is none of a structural twin, or was fitted to other
-    columns.
+    fatigue) is left out. Raises ValueError where the checkpoint is not that of a structural twin, or was fitted to
+    other columns.
     """
 
     def __init__(self, path: str, package: Package):

@@ -1,4 +1,4 @@
-"""The likelihood of customers' lives, week by week through the seasons, weeks that nobody logged among them."""
+"""The likelihood of customers' weeks in a row; weeks that are missing from the log are passed through."""
 
 from __future__ import annotations
 

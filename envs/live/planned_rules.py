@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from envs.live.plan.arms import ARMS
-from envs.live.plan.forecast import PLAN
-from envs.live.plan.output.plan_file import read_facts
+from envs.live.plan.output.plan_file import plans_in, read_facts
 from rlcore.offline.file_columns import arrow
 from rlcore.offline.logged_dataset import LoggedDataset
 
@@ -25,7 +24,7 @@ def with_planned_rules(dataset: LoggedDataset, ids: Sequence[str], weeks: int, f
     units = len(place)
     week = dataset.episode * weeks + dataset.step
     arm_of = torch.full((int(week.amax()) + 1, units), -1, dtype=torch.long)
-    paths = sorted(path for path in Path(folder).glob("week=*.parquet") if PLAN.fullmatch(path.name))
+    paths = plans_in(Path(folder))
     if not paths:
         raise ValueError(f"plans: expected a folder of plans, week=….parquet, got {folder}")
     for path in paths:

@@ -18,9 +18,8 @@ class LogColumns:
     """Reads files of decisions, one a row; the fields are parameters of LoggedEnv (envs/logged/env.py)."""
 
     separator: str
-    roles: dict[
-        str, str
-    ]  #: {reward, customer, week, rule, propensity, cost: name of the column}, those that the file has
+    #: {reward, customer, week, rule, propensity, cost: name of the column}, those that the file has
+    roles: dict[str, str]
     actions: list[str]
     text: list[str]
     ignore: list[str]

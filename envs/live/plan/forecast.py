@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,11 +9,9 @@ import numpy as np
 import torch
 
 from envs.live.plan.inputs.past_weeks import PastWeeks
-from envs.live.plan.output.plan_file import read_facts
+from envs.live.plan.output.plan_file import plans_in, read_facts
 from envs.offers.world.catalogue import Catalogue
 from rlcore.offline.file_columns import arrow
-
-PLAN = re.compile(r"week=\d+\.parquet")  # and not a copy of one
 
 
 class Forecast(NamedTuple):
@@ -69,7 +66,7 @@ def corrections(
     if redemptions is None or past.log is None:
         return Forecast(tally.factor(None), tally.redeemed, tally.forecast, 0)
     place = {name: k for k, name in enumerate(past.log.ids)}
-    for path in sorted(x for x in folder.glob("week=*.parquet") if PLAN.fullmatch(x.name)):
+    for path in plans_in(folder):
         facts = read_facts(path)
         week = facts["week"]
         is_over = week + facts["valid_weeks"] <= past.week  # until then redemptions are still to come

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from rlcore.offline.file_columns import arrow
 from rlcore.runs.checkpoint import atomic
 
+PLAN = re.compile(r"week=\d+\.parquet")  # the name of a plan, and not of a copy of one
 KEY = b"crm_rl.plan"  # of the file's metadata
 ROWS = 65_536  # of a row group
 ID, TEXT, INT64, INT32, FLOAT64, FLOAT32 = "id", "text", "int64", "int32", "float64", "float32"
@@ -139,6 +141,11 @@ def write_sends(path: Path, columns: dict[str, Any], sent: np.ndarray, valid_unt
         }
     ).select(list(SENT))
     atomic(path, lambda temporary: pa.csv.write_csv(table, str(temporary)))
+
+
+def plans_in(folder: Path) -> list[Path]:
+    """Return the plans in a folder, by name, copies of a plan left out."""
+    return sorted(path for path in folder.glob("week=*.parquet") if PLAN.fullmatch(path.name))
 
 
 def read_facts(path: Path | str) -> dict[str, Any]:

@@ -32,8 +32,8 @@ NOT_YET = "not yet"
 PAYMENT_ON_ITS_WAY = "payment on its way"
 
 
-class CutShort(Exception):
-    """What a handler of signals raises in the middle of a call."""
+class CutShort(BaseException):
+    """What a handler of signals raises in the middle of a call; as an Exception, a database driver could catch it."""
 
 
 def date_of(week: float) -> datetime:

@@ -156,14 +156,14 @@ def filter_week(
     p = week_response(c, world, week, seen.offer, seen.channel)
     stays_in = (~seen.opted_out).to(c.alpha)
 
-    # 1. What was seen of the response: P(response | state) is affine in q.
-    p0, p1 = p.organic, p.seen
-    slope = torch.where(redeemed, c.mu * p1, torch.where(bought, (1 - c.mu) * p1 - p0, p0 - p1))
-    organic = torch.where(bought, p0, 1 - p0)
-    level = torch.where(redeemed, 0.0, organic)
-    inside = belief.subscribed * torch.addcmul(level[:, None], p.attention[:, None], slope[:, None])
-    possible = (~redeemed & ~contacted).to(c.alpha)  # who has opted out neither gets nor redeems an offer
-    outside = belief.unsubscribed * (organic[:, 0] * possible)
+    # 1. What was seen of the response: P(response | state) is affine in q. Who did not see the message buys with p0,
+    # and never redeems; who saw the message redeems with μ p1 and buys without the offer with (1 − μ) p1.
+    if_unseen = torch.where(redeemed, 0.0, torch.where(bought, 1.0, -1.0)) * p.organic + (~bought).to(c.alpha)
+    if_seen = torch.where(redeemed, c.mu, torch.where(bought, 1 - c.mu, -1.0)) * p.seen + (~bought).to(c.alpha)
+    by_fatigue = torch.addcmul(if_unseen[:, None], p.attention[:, None], (if_seen - if_unseen)[:, None])
+    inside = belief.subscribed * by_fatigue
+    possible = (~contacted).to(c.alpha)  # who has opted out gets no offer
+    outside = belief.unsubscribed * (if_unseen[:, 0] * possible)
 
     # 2. Churn, which is silent, and opt-out, which is seen.
     lost = p.churn * torch.where(bought, 0.25, 1.0)
@@ -199,11 +199,14 @@ def _habit_moves(c: Customers, bought: Tensor, redeemed: Tensor) -> tuple[Tensor
 
 
 def _move_habit(mass: Tensor, kept: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Keep a share of the mass [6, …, N] and move it along habit with probabilities `up` and `down`."""
-    moved = mass * (kept * (1 - up - down))
-    moved[1:] += mass[:-1] * (kept * up)[:-1]
-    moved[:-1] += mass[1:] * (kept * down)[1:]
-    return moved
+    """Keep a share of the mass [6, …, N] and move it along habit with probabilities `up` and `down`.
+
+    `up` is 0 at the highest habit and `down` at the lowest, so that what a roll takes around the ends is 0.
+    """
+    stayed = mass * (kept * (1 - up - down))
+    risen = torch.roll(mass * (kept * up), 1, dims=0)
+    fallen = torch.roll(mass * (kept * down), -1, dims=0)
+    return stayed + risen + fallen
 
 
 def _move_fatigue(mass: Tensor, steps: Tensor, delta_f: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Proximal policy optimisation (Schulman et al. 2017): an iteration collects a rollout, computes advantages, updates.
 
-PPO here has joint action masks and generalised advantage estimation (GAE). It bootstraps through truncation. Shapes: T
-steps of a rollout, N agents, observations of length D, K action heads of sizes `nvec`. All shapes are fixed, and the
-methods in `graph_regions` never wait for the device, so that `rlcore.backends` can compile them or record them as CUDA
-graphs.
+PPO here masks joint actions (one choice of every head) and estimates advantages by GAE (generalised advantage
+estimation). It bootstraps through truncation. Shapes: T steps of a rollout, N agents, observations of length D, K
+action heads of sizes `nvec`. All shapes are fixed, and the methods in `graph_regions` never wait for the device, so
+that `rlcore.backends` can compile them or record them as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -138,10 +138,11 @@ class PPO(NetworkAlgorithm):
     def collect(self) -> Rollout:
         """Begin a rollout, and act for T = `num_steps` steps with every agent.
 
-        Episodes begin anew only where all have one length (`VectorEnv.reset`); elsewhere running episodes go on.
+        If the environment's episodes all have the same length, every rollout begins new episodes. In other
+        environments running episodes go on (`VectorEnv.reset`).
 
-        One uniform number per agent and step is drawn up front; it draws all heads of the action. The rollout has
-        the actions' log-probabilities. Values are computed later, all at once.
+        One uniform number per agent and step is drawn up front. All heads of the action are sampled from it. The
+        rollout has the actions' log-probabilities. Values are computed later, all at once.
         """
         shape = (self.num_steps, self.env.num_agents)
         uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
@@ -189,8 +190,8 @@ class PPO(NetworkAlgorithm):
     ) -> dict[str, Tensor]:
         """Train on the batch for some epochs of shuffled minibatches; return each metric's mean over minibatches.
 
-        With `target_kl`, the remaining epochs of this update are skipped once an epoch's mean `approx_kl` exceeds
-        `target_kl`; only then does the host read it, once an epoch. `explained_variance` compares the targets with the
+        If `target_kl` is set, the host reads the mean `approx_kl` after each epoch. Once this mean exceeds `target_kl`,
+        the remaining epochs of the update are skipped. `explained_variance` compares the targets with the
         values from before the update. A subclass with another loss passes a `compute_gradients` of its own.
         """
         compute_gradients = compute_gradients or self.compute_gradients

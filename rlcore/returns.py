@@ -13,7 +13,7 @@ def gae(
 ) -> Tensor:
     """Return generalised advantages [T, N] (Schulman et al. 2016, eq. 16).
 
-    δ = r + γ·(1 − terminated)·next_value − value; the trace stops at `done` (terminated or truncated). `next_value` of
+    δ = r + γ·(1 − terminated)·next_value − value; the sum stops at `done` (terminated or truncated). `next_value` of
     a truncated step is the value of the episode's last observation, and not of the next episode's first.
     """
     bootstrap = torch.where(terminated, 0.0, next_value)
@@ -38,7 +38,7 @@ def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
 
 
 def expected_advantages(action_value: Tensor, prob: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A(s, a) = Q(s, a) − V̄(s) of all actions [..., P] and V̄(s) = Σ_a π(a | s) Q(s, a) [...].
+    """Return A(s, a) = Q(s, a) − V̄(s) of all P actions, [..., P], and V̄(s) = Σ_a π(a | s) Q(s, a), [...].
 
     Expected policy gradients: Ciosek and Whiteson 2018; mean actor-critic: Allen et al. 2017.
     """

@@ -63,6 +63,6 @@ def clip_static_columns(
     parts = []
     for k in outside.any(0).nonzero()[:, 0].tolist():
         units = dataset.unit[outside[:, k]].unique().numel()
-        parts.append(f"'{names[k]}' of {units:,} (to {low[k]:g} – {high[k]:g})")
+        parts.append(f"'{names[k]}' ({low[k]:g} to {high[k]:g}) of {units:,}")
     sentence = f"clipped to the range of training: {', '.join(parts)} {dataset.names.unit}s"
     return replace(dataset, obs=obs, next_obs=next_obs), sentence

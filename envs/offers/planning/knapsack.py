@@ -1,4 +1,4 @@
-"""The weekly knapsack: changes of action are accepted by falling profit per unit of money, until the budget is used."""
+"""The weekly knapsack: changes of action are accepted in falling order of profit per unit of money, within the budget."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Increments(NamedTuple):
 
     price: Tensor  # the price of money at or below which the step is worth its spend
     spend: Tensor  # what the step adds to the expected spend
-    action: Tensor  # the action after the step, a flat index over all combinations of the heads
+    action: Tensor  # the action after the step, a flat index over all pairs of offer and channel
 
 
 def clear(steps: Increments, budget: Tensor) -> tuple[Tensor, Tensor]:
     """Accept steps in the order of price until the budget is spent; return actions [N] and the marginal price.
 
-    The marginal price is that of the first refused step, 0 where the budget covers all steps.
+    The marginal price is that of the first refused step, and at least 0; it is 0 where the budget covers all steps.
     """
     price, order = steps.price.flatten().sort(descending=True, stable=True)
     real = price > -torch.inf
@@ -75,7 +75,9 @@ def upper_hull(value: Tensor, spend: Tensor) -> Increments:
         if not (price > -torch.inf).any():
             break
     price, spend, action = (torch.cat(x, 1) for x in zip(*steps))
-    return Increments(price.cummin(1).values, spend, action)  # prices fall along a row, but for rounding
+    return Increments(
+        price.cummin(1).values, spend, action
+    )  # exact prices fall along a row; rounding can make one rise
 
 
 def ranked(score: Tensor, spend: Tensor, action: Tensor) -> Increments:
@@ -86,11 +88,12 @@ def ranked(score: Tensor, spend: Tensor, action: Tensor) -> Increments:
 def demand_curve(logits: Tensor, spend: Tensor, prices: Tensor) -> Increments:
     """Return a policy's steps as the price falls: logits [G, N, P] on a grid of falling prices [G], spend [N, P].
 
-    The policy's choice at a price is the mode. Spend is made monotone. The choice at a grid price counts where the
-    policy spends no less at every lower grid price. A choice that counts becomes a step where it costs more than the
-    customer's action so far. Between two grid points the choice changes
-    where the logits of the old and the new choice cross, interpolated linearly in the logarithm of the price. Steps are
-    [N, G], with price −inf at grid points without a change (`compact` drops these).
+    The policy's choice at a price is the mode. A customer's spend never falls as the price falls: the choice at a grid
+    price is kept only if the choice at every lower grid price costs at least as much. A choice that is kept becomes a
+    step where it costs more than the customer's action so far. Between two grid points the choice changes where the
+    logits of the old and the new choice cross, interpolated linearly in the logarithm of the price. Steps are [N, G],
+    with price −inf at grid points without a change (`compact` moves these to the right, and drops the columns that have
+    no step).
     """
     choice = logits.argmax(-1)  # [G, N]
     cost = spend.gather(1, choice.T).T

@@ -126,7 +126,9 @@ class CustomerTable(GivenCustomers):
         self.messages = [f"note: {self.path}: {note}" for note in self.parameters.notes()]
         gaps = transform.describe_gaps(self.inputs)
         if gaps:
-            self.messages.append(f"note: {self.path}: customers without a number get the median of training: {gaps}")
+            self.messages.append(
+                f"note: {self.path}: customers without a number get the column's median in training: {gaps}"
+            )
         clipped = transform.describe_clipped(self.inputs)
         if clipped:
             self.messages.append(f"warning: {self.path}: clipped to the range of training: {clipped} customers")

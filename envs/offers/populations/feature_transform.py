@@ -125,7 +125,7 @@ class FeatureTransform:
             low, high = fitted["low"], fitted["high"]
             outside = (columns[name] < low) | (columns[name] > high)
             if outside.any():
-                parts.append(f"'{name}' of {outside.sum():,} (to {low:g} – {high:g})")
+                parts.append(f"'{name}' ({low:g} to {high:g}) of {outside.sum():,}")
         return ", ".join(parts)
 
     def describe_gaps(self, columns: Columns) -> str:
@@ -134,7 +134,7 @@ class FeatureTransform:
         for name, fitted in self.numbers.items():
             gaps = np.isnan(columns[name]).sum()
             if gaps:
-                parts.append(f"{fitted['median']:g} for {gaps:,} in '{name}'")
+                parts.append(f"'{name}' {fitted['median']:g} ({gaps:,} customers)")
         return ", ".join(parts)
 
     def state_dict(self) -> dict:

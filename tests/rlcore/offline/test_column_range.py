@@ -32,7 +32,7 @@ def test_static_columns_are_clipped_and_counted_by_unit_and_nothing_else_changes
     far[rows, 2] = 1e30
     changed = type(log)(**{**vars(log), "obs": far})
     clipped, sentence = clip_static_columns(changed, (low, high), names)
-    assert sentence == f"clipped to the range of training: 'feature_2' of 2 (to {low[2]:g} – {high[2]:g}) customers"
+    assert sentence == f"clipped to the range of training: 'feature_2' ({low[2]:g} to {high[2]:g}) of 2 customers"
     expected = log.obs.clone()
     expected[rows, 2] = high[2]
     assert torch.equal(clipped.obs, expected)

@@ -40,7 +40,7 @@ def test_a_policy_is_valued_within_what_it_was_trained_on(tmp_path):
         read_log(tmp_path / "far.parquet", COLUMNS), str(tmp_path / "far.parquet"), evaluator, algorithm, "bandit"
     )
     clipped, gaps = report.extra["warnings"][:2]
-    assert clipped.startswith("clipped to the range of training: 'feature_2' of 1 (to ")
+    assert clipped.startswith("clipped to the range of training: 'feature_2' (") and ") of 1 " in clipped
     assert gaps.startswith("1 of 40 seasons lack a week")
     assert all(abs(row["net"]) < 1e6 for row in report.rows.values())
     limits = env.static_limits()

@@ -363,8 +363,8 @@ def test_a_column_in_another_unit_is_clipped_and_counted_and_all_others_keep_eve
     draw(later, 5, split="test")
     line, drifted = capsys.readouterr().err.splitlines()
     assert "customers differ from those of training" in drifted and "spend" in drifted
-    assert line.startswith(f"warning: {tmp_path / 'b.csv'}: clipped to the range of training: 'spend' of 130 (to ")
-    assert line.endswith(f" – {top:g}) customers")
+    assert line.startswith(f"warning: {tmp_path / 'b.csv'}: clipped to the range of training: 'spend' (")
+    assert line.endswith(f" to {top:g}) of 130 customers")
 
 
 def test_a_missing_number_is_the_median_of_training_and_a_feature_of_its_own(tmp_path, capsys):
@@ -384,7 +384,8 @@ def test_a_missing_number_is_the_median_of_training_and_a_feature_of_its_own(tmp
     assert later.features[:, 4].tolist() == [1.0] * 30 + [0.0] * 60
     draw(later, 5)
     assert (
-        f"customers without a number get the median of training: {median:g} for 30 in 'age'" in capsys.readouterr().err
+        f"customers without a number get the column's median in training: 'age' {median:g} (30 customers)"
+        in capsys.readouterr().err
     )
 
 

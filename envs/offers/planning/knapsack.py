@@ -1,4 +1,4 @@
-"""The weekly knapsack: changes of action are accepted in falling order of profit per unit of money, within the budget."""
+"""The weekly knapsack accepts changes of action in falling order of profit per unit of money, within the budget."""
 
 from __future__ import annotations
 

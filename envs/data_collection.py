@@ -13,7 +13,7 @@ from envs.offers.logs.schema import COLUMNS
 from rlcore.algorithm import Policy
 from rlcore.distributions import draw, unflatten
 from rlcore.exploration.rules import floored
-from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.offline.logged_dataset import FIRST_ROW, LoggedDataset
 
 
 class LoggingPolicy:
@@ -81,7 +81,7 @@ def rollouts(
             static_dim=env.static_dim,
             policies=(name,),
             names=COLUMNS,
-            decision=rollout * size + torch.arange(size, device=device),
+            row=rollout * size + torch.arange(size, device=device) + FIRST_ROW,
             unit=unit.repeat_interleave(steps),
             policy=torch.zeros(size, dtype=torch.long, device=device),
             outcomes={key: columns.pop(key) for key in COLUMNS.outcomes},

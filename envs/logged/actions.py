@@ -43,25 +43,26 @@ class ActionNames(NamedTuple):
         if math.prod(sizes) < 2:
             raise ValueError(f"{path}: env.actions: expected at least 2 actions in {', '.join(names)}")
         whole = cls(tuple(names), choices, ())
-        return whole._replace(seen=tuple(np.unique(whole.encode(columns, path)).tolist()))
+        rows = np.arange(len(texts[0]))  # all their names are known, so no row is named
+        return whole._replace(seen=tuple(np.unique(whole.encode(columns, path, rows)).tolist()))
 
     @property
     def nvec(self) -> tuple[int, ...]:
         """Number of choices of each part."""
         return tuple(len(x) for x in self.choices)
 
-    def encode(self, columns: Columns, path: str) -> np.ndarray:
-        """Return flat actions, int64 [R]; raise ValueError, with the row, where one is of no name."""
+    def encode(self, columns: Columns, path: str, rows: np.ndarray) -> np.ndarray:
+        """Return flat actions of the rows [R] of a file, int64 [R]; raise ValueError where one is of no name."""
         flat = np.zeros(len(columns[self.columns[0]]), dtype=np.int64)
         for name, choices in zip(self.columns, self.choices):
             index = {choice: k for k, choice in enumerate(choices)}
             texts = to_text(columns[name]).tolist()
             found = np.fromiter((index.get(x, -1) for x in texts), dtype=np.int64, count=len(texts))
             if (found < 0).any():
-                row = int((found < 0).argmax())
+                first = int((found < 0).argmax())
                 raise ValueError(
-                    f"{path}: row {row + 2}, column '{name}': expected one of {', '.join(choices[:8])}, got "
-                    f"'{texts[row]}'"
+                    f"{path}: row {rows[first]}, column '{name}': expected one of {', '.join(choices[:8])}, got "
+                    f"'{texts[first]}'"
                 )
             flat = flat * len(choices) + found
         return flat

@@ -18,7 +18,7 @@ from envs.logged.columns import LogColumns
 from envs.offers.populations.base import hash_uniform
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.tables.column_kinds import Columns
-from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset, check_rows
+from rlcore.offline.logged_dataset import FIRST_ROW, ColumnNames, LoggedDataset, check_rows, named_rows
 
 RESERVED = ("net", "estimator", "estimators", "policy_less", "effective", "elsewhere", "group")  # keys of reports' rows
 
@@ -26,7 +26,6 @@ RESERVED = ("net", "estimator", "estimators", "policy_less", "effective", "elsew
 class LoggedEnv(VectorEnv):
     """Decisions of a CSV or Parquet file, one a row; nothing is simulated.
 
-    These parameters name columns: `actions`, one for each part of an action; `reward`; and, null where the file has
     These parameters name columns: `actions`, one for each part of an action; `reward`; and, null where the file has
     none, `customer` (whose decisions stay together), `week` (the order of a customer's decisions; null: each decision
     stands alone), `rule` (which rule decided), `propensity` and `cost`, which is charged at `price`. All columns but
@@ -160,7 +159,7 @@ class LoggedEnv(VectorEnv):
         clipped = self.transform.describe_clipped(self._features(columns))
         if clipped:
             print(f"warning: {path}: clipped to the range of training: {clipped} decisions", file=sys.stderr)
-        dataset = self._dataset(columns, features.float(), kept, unit[kept], path)
+        dataset = self._dataset(columns, features.float(), kept + FIRST_ROW, unit[kept], path)
         dataset = replace(dataset, unit_names=names).to(self.device)
         return transform(dataset) if transform else dataset
 
@@ -178,15 +177,16 @@ class LoggedEnv(VectorEnv):
         """Tell that `read_log` knows the decisions of training."""
         return True
 
-    def _dataset(self, columns: Columns, obs: Tensor, number: np.ndarray, unit: np.ndarray, path: str) -> LoggedDataset:
-        """Return decisions [R] of units [R], each numbered by its row of the file, from 0."""
+    def _dataset(self, columns: Columns, obs: Tensor, row: np.ndarray, unit: np.ndarray, path: str) -> LoggedDataset:
+        """Return decisions [R] of the rows [R] of a file, and of units [R]."""
         rows = len(obs)
-        action = self.action_names.encode(columns, path)
+        action = self.action_names.encode(columns, path, row)
         mask = self.action_names.mask(columns, self.allowed)
         if (broken := ~mask[np.arange(rows), action]).any():
             raise ValueError(
-                f"{path}: {int(broken.sum()):,} decisions, the first of '{self.action_names.name(action[broken][0])}', "
-                "are not possible by env.allowed, or are actions that the training side lacks"
+                f"{path}: {named_rows(torch.from_numpy(broken), torch.from_numpy(row))}: "
+                f"'{self.action_names.name(action[broken][0])}' is not possible by env.allowed, or is an action that "
+                "the training side lacks"
             )
         order = np.arange(rows)
         step = np.zeros(rows, dtype=np.int64)
@@ -195,8 +195,12 @@ class LoggedEnv(VectorEnv):
             week = columns[self.roles["week"]]
             order = np.lexsort((week, unit))
             is_same = unit[order][1:] == unit[order][:-1]
-            if (is_same & (week[order][1:] == week[order][:-1])).any():
-                raise ValueError(f"{path}: column '{self.roles['week']}': expected one decision a customer and week")
+            if (repeated := is_same & (week[order][1:] == week[order][:-1])).any():
+                one = int(repeated.argmax())
+                raise ValueError(
+                    f"{path}: rows {row[order][one]}, {row[order][one + 1]}, column '{self.roles['week']}': expected "
+                    "one decision a customer and week"
+                )
             follows[:-1] = is_same
             first = np.maximum.accumulate(np.where(np.r_[True, ~is_same], np.arange(rows), 0))
             step = np.arange(rows) - first
@@ -221,7 +225,7 @@ class LoggedEnv(VectorEnv):
             static_dim=0,
             policies=policies,
             names=self.names,
-            decision=torch.from_numpy(number[order]),
+            row=torch.from_numpy(row[order]),
             unit=torch.from_numpy(unit[order]),
             episode=torch.from_numpy(episode),
             step=torch.from_numpy(step),
@@ -239,7 +243,7 @@ class LoggedEnv(VectorEnv):
             terminated=ends,
             truncated=torch.zeros(rows, dtype=torch.bool),
         )
-        check_rows(dataset, path, 0)
+        check_rows(dataset, path)
         return dataset
 
     # ── nothing is simulated ────────────────────────────────────────────────────────────────────────────────────────

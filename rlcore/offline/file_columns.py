@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlcore.distributions import unflatten
 from rlcore.offline.deduplicated import dense
-from rlcore.offline.logged_dataset import LoggedDataset, named_rows
+from rlcore.offline.logged_dataset import FIRST_ROW, LoggedDataset, named_rows
 
 
 def arrow():
@@ -57,7 +57,6 @@ def to_columns(dataset: LoggedDataset) -> dict:
         transposed = x.T.contiguous().numpy()
         columns.update(zip(headers, transposed))
 
-    add("decision", data.decision)
     add(names.unit, data.unit)
     add(names.episode, data.episode)
     add(names.step, data.step)
@@ -89,16 +88,16 @@ class ChunkReader:
     """Columns of a chunk of a file as tensors of its n rows. A missing column has a default.
 
     `path` is the file's path, for messages. `batch` is the chunk, a pyarrow.RecordBatch. `first` is the number of rows
-    before the chunk.
+    before the chunk, without the header.
     """
 
     def __init__(self, path: Path, batch, first: int):
         self.pa = arrow()
         self.path = path
         self.batch = batch
-        self.first = first
         self.present = set(batch.schema.names)
         self.size = batch.num_rows
+        self.row = torch.arange(self.size) + first + FIRST_ROW
 
     def column(self, name: str, kind, dtype: torch.dtype, default: float | None = None) -> Tensor:
         """A column [n] of a pyarrow type `kind`, as `dtype`.
@@ -183,7 +182,7 @@ class ChunkReader:
     def _refusal(self, wrong: Tensor, name: str, kind, got: str) -> ValueError:
         words = {"int64": "a whole number", "bool": "true or false", "None": "a text or a number"}
         expected = words.get(str(kind), "a number")
-        rows = named_rows(wrong, self.first)
+        rows = named_rows(wrong, self.row)
         return ValueError(f"{self.path}: {rows}, column '{name}': expected {expected}, got {got}")
 
 

@@ -1,11 +1,11 @@
 """Datasets on disk: Parquet or CSV, read and written in chunks, so that they may be larger than memory.
 
-Columns, of an action of K heads: decision, unit (number or text), episode, step, policy, price; action_0 … action_K-1;
+Columns, of an action of K heads: unit (number or text), episode, step, policy, price; action_0 … action_K-1;
 propensity of the action taken; reward, outcomes, cost, terminal_value; terminated, truncated; feature_0 … (the static
 part of an observation), state_0 … (the rest), next_state_0 …; valid_I_J … and next_valid_I_J … (the masks, one column a
 combination of the heads); prob_I_J … (probabilities of all combinations). ColumnNames has the names of fields that a
-kind of file calls otherwise. Columns in `DEFAULTS`, outcomes, decision, policy, prob_* and all of next_* may be left
-out; a dataset has the outcomes that its file has.
+kind of file calls otherwise. Columns in `DEFAULTS`, outcomes, policy, prob_* and all of next_* may be left out; a
+dataset has the outcomes that its file has.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Reader:
                     part = batch.slice(start, self.rows)
                     chunk = ChunkReader(self.path, part, first)
                     dataset = self._dataset(chunk)
-                    check_rows(dataset, str(self.path), first)
+                    check_rows(dataset, str(self.path))
                     first += part.num_rows
                     yield dataset
         except self.pa.ArrowException as error:
@@ -188,9 +188,6 @@ class Reader:
         policy = torch.zeros(n, dtype=torch.int64)
         if "policy" in self.names:
             policy = chunk.coded("policy", self.policies)
-        decision = chunk.first + torch.arange(n)
-        if "decision" in self.names:
-            decision = chunk.whole("decision")
         state = chunk.matrix(chunk.number, self.dynamic)
         flat_action = flatten(action, self.nvec)
         propensity = chunk.double("propensity", DEFAULTS["propensity"])
@@ -204,7 +201,7 @@ class Reader:
             policies=tuple(self.policies) or ("log",),
             names=columns,
             unit_names=tuple(self.units),
-            decision=decision,
+            row=chunk.row,
             unit=unit,
             episode=chunk.whole(columns.episode, DEFAULTS["episode"]),
             step=chunk.whole(columns.step, DEFAULTS["step"]),
@@ -231,7 +228,7 @@ class Reader:
         sizes = torch.tensor(self.nvec)
         outside = ((action < 0) | (action >= sizes)).any(1)
         if outside.any():
-            rows = named_rows(outside, chunk.first)
+            rows = named_rows(outside, chunk.row)
             got = action[outside][0].tolist()
             raise ValueError(f"{self.path}: {rows}, column 'action_*': expected an action of {self.nvec}, got {got}")
         return action

@@ -16,6 +16,7 @@ from torch import Tensor
 from rlcore.offline.deduplicated import DeduplicatedMatrix, dense
 
 NAMED_ROWS = 5  # most rows that a message names
+FIRST_ROW = 2  # of a file: row 1 is its header
 MAX_STEP = 2**31 - 1
 ROUNDING = 1e-4  # error that logged probabilities may have
 
@@ -47,7 +48,7 @@ class LoggedDataset:
     policies: tuple[str, ...]  #: names of the logging policies
     names: ColumnNames = ColumnNames()
     unit_names: tuple[str, ...] = ()  #: the units' own names by number; empty: numbers are their names
-    decision: Tensor  #: int64 [N], number of the decision
+    row: Tensor  #: int64 [N], row of the file that has the decision, the header being row 1
     unit: Tensor  #: int64 [N]; intervals and folds of cross-fitting never split a unit
     episode: Tensor  #: int64 [N]
     step: Tensor  #: int64 [N]
@@ -174,7 +175,7 @@ class LoggedDataset:
             nvec=(actions,),
             static_dim=obs.shape[1],
             policies=("obp",),
-            decision=rows,
+            row=rows + FIRST_ROW,
             unit=rows,
             episode=torch.zeros_like(rows),
             step=torch.zeros_like(rows),
@@ -190,7 +191,7 @@ class LoggedDataset:
             terminated=torch.ones(n, dtype=torch.bool),
             truncated=torch.zeros(n, dtype=torch.bool),
         )
-        check_rows(dataset, "bandit_feedback", 0)
+        check_rows(dataset, "bandit_feedback")
         return dataset
 
 
@@ -201,10 +202,9 @@ def concatenate(parts: list[Tensor] | list[DeduplicatedMatrix]) -> Tensor | Dedu
     return torch.cat(parts)
 
 
-def named_rows(wrong: Tensor, first: int) -> str:
-    """Name the rows of a file where `wrong` holds, the header being row 1; `first` rows came before."""
-    index = wrong.nonzero()[:, 0]
-    rows = (index + first + 2).tolist()
+def named_rows(wrong: Tensor, row: Tensor) -> str:
+    """Name those of the rows [N] of a file where `wrong`, bool [N], holds."""
+    rows = row[wrong].sort().values.tolist()
     shown = ", ".join(map(str, rows[:NAMED_ROWS]))
     if len(rows) == 1:
         return f"row {shown}"
@@ -214,13 +214,14 @@ def named_rows(wrong: Tensor, first: int) -> str:
     return f"rows {shown}"
 
 
-def check_rows(dataset: LoggedDataset, where: str, first: int) -> None:
+def check_rows(dataset: LoggedDataset, where: str) -> None:
     """Raise ValueError, with the rows, where decisions can't be used; a propensity may be missing."""
 
     def refuse(wrong: Tensor, column: str, expected: str, got: Tensor | None = None) -> None:
         if wrong.any():
-            rows = named_rows(wrong, first)
-            tail = "" if got is None else f", got {got[wrong][0].item():g}"
+            rows = named_rows(wrong, dataset.row)
+            first = dataset.row[wrong].argmin()
+            tail = "" if got is None else f", got {got[wrong][first].item():g}"
             raise ValueError(f"{where}: {rows}, column '{column}': expected {expected}{tail}")
 
     names = dataset.names

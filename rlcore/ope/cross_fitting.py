@@ -150,30 +150,27 @@ def cross_fit_policies(
     return v, q
 
 
-def rows_by_episode(
-    unit: Tensor, episode: Tensor, step: Tensor, names: tuple[str, str, str] = ("unit", "episode", "step")
-) -> Tensor:
-    """Return the rows of each unit's episodes in the order of steps, int64 [M, T], −1 after an episode's end.
+def rows_by_episode(dataset: LoggedDataset) -> Tensor:
+    """Return the indices of each unit's episodes in the order of steps, int64 [M, T], −1 after an episode's end.
 
-    unit, episode and step are int64 [N], of N decisions. Raises ValueError, with the names of `names`, where a unit
-    decides twice in a step; row 1 of a file is its header.
+    Raises ValueError, with the rows of the file, where a unit decides twice in a step.
     """
-    pairs = torch.stack((unit, episode), 1)
+    pairs = torch.stack((dataset.unit, dataset.episode), 1)
     _, episode_id = torch.unique(pairs, dim=0, return_inverse=True)
-    by_step = step.argsort(stable=True)
+    by_step = dataset.step.argsort(stable=True)
     by_episode = episode_id[by_step].argsort(stable=True)
     order = by_step[by_episode]
     episode_id = episode_id[order]
-    step = step[order]
+    step = dataset.step[order]
 
     same_episode = episode_id[1:] == episode_id[:-1]
     same_step = step[1:] == step[:-1]
     repeated = same_episode & same_step
     if repeated.any():
         at = repeated.nonzero()[0, 0]
-        first = order[at].item() + 2
-        second = order[at + 1].item() + 2
-        key = f"a {names[0]}, {names[1]} and {names[2]}"
+        first, second = dataset.row[order[at : at + 2]].tolist()
+        names = dataset.names
+        key = f"a {names.unit}, {names.episode} and {names.step}"
         raise ValueError(f"rows {first}, {second}: expected one decision of {key}, got two")
 
     length = episode_id.bincount()
@@ -209,9 +206,7 @@ class Layout(NamedTuple):
     def of(cls, dataset: LoggedDataset, fold_count: int, generator: torch.Generator) -> Layout:
         """Lay a dataset out; raise ValueError where it has too few units for `fold_count` folds."""
         names = dataset.names
-        episode_rows = rows_by_episode(
-            dataset.unit, dataset.episode, dataset.step, (names.unit, names.episode, names.step)
-        )
+        episode_rows = rows_by_episode(dataset)
         unit = consecutive_ids(dataset.unit)
         units = int(unit.amax()) + 1 if len(unit) else 0
         if units < 2 * fold_count:

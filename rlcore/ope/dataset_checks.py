@@ -22,7 +22,7 @@ def check_allowed(dataset: LoggedDataset, target: Tensor) -> None:
     on_invalid = (target * ~dense(dataset.action_mask)).sum(1)
     forbidden = on_invalid > ROUNDING
     if forbidden.any():
-        raise ValueError(f"target: {named_rows(forbidden, 0)}: it does what valid_* forbids")
+        raise ValueError(f"target: {named_rows(forbidden, dataset.row)}: it does what valid_* forbids")
 
 
 def share_without_support(dataset: LoggedDataset, target: Tensor) -> float:
@@ -42,7 +42,7 @@ def support_warnings(dataset: LoggedDataset, target: Tensor) -> list[str]:
     unsupported = torch.where(dataset.probs > 0, 0.0, target).sum(1)
     bare = unsupported > SUPPORTED
     if bare.any():
-        return [f"{named_rows(bare, 0)}: the target does what the logging policy never would there"]
+        return [f"{named_rows(bare, dataset.row)}: the target does what the logging policy never would there"]
     return []
 
 
@@ -55,9 +55,7 @@ def without_unknown_propensities(dataset: LoggedDataset, target: Tensor) -> tupl
     missing = dataset.propensity.isnan()
     if not missing.any():
         return dataset, target, []
-    names = dataset.names
-    keys = (names.unit, names.episode, names.step)
-    episode_rows = rows_by_episode(dataset.unit, dataset.episode, dataset.step, keys)
+    episode_rows = rows_by_episode(dataset)
     exists = episode_rows >= 0
     is_incomplete = (missing[episode_rows.clamp_min(0)] & exists).any(1)
     has_choice = (dense(dataset.action_mask).sum(1) > 1)[episode_rows.clamp_min(0)] & exists
@@ -65,9 +63,9 @@ def without_unknown_propensities(dataset: LoggedDataset, target: Tensor) -> tupl
         return dataset, target, []
     left_out = torch.zeros_like(missing)
     left_out[episode_rows[is_incomplete][exists[is_incomplete]]] = True
-    rest = f", with the rest of their {names.episode}s" if left_out.sum() > missing.sum() else ""
+    rest = f", with the rest of their {dataset.names.episode}s" if left_out.sum() > missing.sum() else ""
     count = f"{int(left_out.sum()):,} of {len(dataset):,} decisions"
-    sentence = f"{named_rows(missing, 0)}: no propensity; left out{rest}: {count}"
+    sentence = f"{named_rows(missing, dataset.row)}: no propensity; left out{rest}: {count}"
     return dataset[~left_out], target[~left_out], [sentence]
 
 

@@ -126,8 +126,8 @@ class OffPolicyEvaluator:
         ratio = self._ratio(dataset, target)
         if ratio is None:
             warnings.append(
-                f"{named_rows(dataset.propensity.isnan(), 0)}: no propensity; only the model of outcomes can value the "
-                "target, and the model is confounded if the decisions used more than the log has"
+                f"{named_rows(dataset.propensity.isnan(), dataset.row)}: no propensity; only the model of outcomes can "
+                "value the target, and the model is confounded if the decisions used more than the log has"
             )
         else:
             warnings += support

@@ -95,7 +95,7 @@ def evaluate_dataset(
 def describe_gaps(dataset: LoggedDataset) -> str:
     """Count the episodes that lack a step between two others, in a sentence; empty where none does."""
     names = dataset.names
-    rows = rows_by_episode(dataset.unit, dataset.episode, dataset.step, (names.unit, names.episode, names.step))
+    rows = rows_by_episode(dataset)
     step = dataset.step[rows.clamp_min(0)]
     gap = (step[:, 1:] != step[:, :-1] + 1) & (rows[:, 1:] >= 0)
     episodes = int(gap.any(1).sum())

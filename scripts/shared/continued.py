@@ -124,13 +124,12 @@ def with_old(origin: Origin, new: LoggedDataset, path: str, read: Callable[[str]
     if holds_old(origin, path):
         return new
     old = read(check_unchanged(origin, "log"))
-    later = replace(new, decision=new.decision + old.decision.amax() + 1)
     if not old.unit_names or not new.unit_names:  # nothing says which units are in both files
-        later = replace(later, unit=new.unit + old.unit.amax() + 1, unit_names=())
+        later = replace(new, unit=new.unit + old.unit.amax() + 1, unit_names=())
         return LoggedDataset.cat([replace(old, unit_names=()), later])
     number = {name: k for k, name in enumerate(dict.fromkeys((*old.unit_names, *new.unit_names)))}
     of_new = torch.tensor([number[name] for name in new.unit_names], device=new.unit.device)
-    later = replace(later, unit=of_new[new.unit], episode=new.episode + old.episode.amax() + 1)
+    later = replace(new, unit=of_new[new.unit], episode=new.episode + old.episode.amax() + 1)
     return LoggedDataset.cat([replace(part, unit_names=tuple(number)) for part in (old, later)])
 
 

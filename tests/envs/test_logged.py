@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 
 import script_runner
 from configs import composed
+from rlcore.ope.dataset_checks import without_unknown_propensities
 
 pytest.importorskip("pyarrow")
 ARMS = {"": 0.5, "letter": 0.3, "call": 0.2}  # and their shares
@@ -70,8 +71,8 @@ def test_columns_are_found_by_name_in_any_order(tmp_path):
         log, again = env.read_log(str(tmp_path / "a.csv"), split), other.read_log(str(tmp_path / "b.csv"), split)
         for name in ("obs", "action", "action_mask", "reward", "cost", "propensity", "terminated"):
             assert torch.equal(getattr(log, name), getattr(again, name)), name
-    train = env.read_log(str(tmp_path / "a.csv"), "train").decision.tolist()
-    assert sorted(train + log.decision.tolist()) == list(range(300))
+    train = env.read_log(str(tmp_path / "a.csv"), "train").row.tolist()
+    assert sorted(train + log.row.tolist()) == list(range(2, 302))
 
 
 @pytest.mark.slow
@@ -158,7 +159,7 @@ def test_features_of_a_customer_table_and_what_is_allowed(tmp_path):
     for split in ("train", "test"):
         log = env.read_log(path, split)
         for k in range(len(log)):
-            row = rows[log.decision[k]]
+            row = rows[log.row[k] - 2]
             assert log.obs[k, env.obs_names.index("kind: a")] == (kind_of[row["donor"]] == "a")
             assert log.action_mask[k].tolist() == [True, row["age"] != "" and row["age"] >= 30, True]
 
@@ -190,7 +191,7 @@ def test_features_of_a_customer_table_and_what_is_allowed(tmp_path):
         (
             lambda rows: None,
             ["+env.allowed={arm: {letter: \"kind == 'z'\"}}"],
-            "decisions, the first of 'letter', are not",
+            "'letter' is not possible by env.allowed",
         ),
         (lambda rows: None, ["env.week=age", "env.ignore=[share]"], "column 'age': expected a number, got nothing"),
     ],
@@ -204,6 +205,27 @@ def test_what_is_wrong_is_named(tmp_path, change, overrides, message):
         env.read_log(path, "train")
         env.read_log(path, "test")
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_rows_of_a_side_are_named_by_their_place_in_the_file(tmp_path):
+    rows = [row | {"month": 1} for row in trial(300)]
+    path = write(tmp_path / "a.csv", rows)
+    _, env = build(path, "env.week=month")
+    first, second, third = sorted(env.read_log(path, "test").row.tolist())[5:8]
+    rows[first - 2]["share"] = ""
+    write(path, rows)
+    log = env.read_log(path, "test")
+    _, _, (sentence,) = without_unknown_propensities(log, torch.ones(len(log), 3) / 3)
+    assert sentence == f"row {first}: no propensity; left out: 1 of {len(log)} decisions"
+    rows[third - 2]["donor"] = rows[second - 2]["donor"]
+    write(path, rows)
+    with pytest.raises(ValueError, match=f"rows {second}, {third}, column 'month': expected one decision a customer"):
+        env.read_log(path, "test")
+    rows[second - 2]["arm"] = "fax"
+    write(path, rows)
+    with pytest.raises(ValueError, match=f"row {second}, column 'arm': expected one of , call, letter, got 'fax'"):
+        env.read_log(path, "test")
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ from torch import Tensor
 from envs.offers.logs.schema import COLUMNS
 from envs.offers.world.customers import SUBSCRIBED, UNSUBSCRIBED, CustomerState
 from envs.offers.world.history import SeenWeek
-from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.offline.logged_dataset import FIRST_ROW, LoggedDataset
 
 
 def log_of_lives(env, features: Tensor, seen: list[SeenWeek], logged: Tensor) -> LoggedDataset:
@@ -40,7 +40,7 @@ def log_of_lives(env, features: Tensor, seen: list[SeenWeek], logged: Tensor) ->
         static_dim=env.static_dim,
         policies=("test",),
         names=COLUMNS,
-        decision=torch.arange(count),
+        row=torch.arange(count) + FIRST_ROW,
         unit=column(lambda t, week: torch.arange(n)),
         episode=column(lambda t, week: none + t // weeks),
         step=column(lambda t, week: none + t % weeks),

@@ -54,6 +54,7 @@ class CustomerWeeks:
     redeemed: np.ndarray  #: bool [W, N]
     margin: np.ndarray  #: money that purchases brought, float64 [W, N]
     unsubscribed: np.ndarray  #: in this week, bool [W, N]
+    row: np.ndarray  #: of the file that was read, the header being row 1; 0: of none, int32 [W, N]
 
     @classmethod
     def empty(cls, ids: tuple[str, ...], weeks: int) -> CustomerWeeks:
@@ -70,6 +71,7 @@ class CustomerWeeks:
             redeemed=np.zeros(shape, dtype=bool),
             margin=np.zeros(shape),
             unsubscribed=np.zeros(shape, dtype=bool),
+            row=np.zeros(shape, dtype=np.int32),
         )
 
     @property
@@ -101,7 +103,7 @@ class CustomerWeeks:
         return all(np.array_equal(x, y, equal_nan=x.dtype.kind == "f") for x, y in pairs)
 
 
-CELLS = tuple(f.name for f in fields(CustomerWeeks) if f.name not in ("ids", "first", "last"))
+CELLS = tuple(f.name for f in fields(CustomerWeeks) if f.name not in ("ids", "first", "last", "row"))
 
 
 def staying(

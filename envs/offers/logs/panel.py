@@ -80,8 +80,7 @@ def to_panel(log: LoggedDataset, env, where: str) -> Panel:
     Raises ValueError, with a message that begins with `where`, if the log lacks the states after decisions, or has
     outcomes that the world cannot produce.
     """
-    names = (log.names.unit, log.names.episode, log.names.step)
-    return laid_out_panel(log, env, where, rows_by_episode(log.unit, log.episode, log.step, names).T)
+    return laid_out_panel(log, env, where, rows_by_episode(log).T)
 
 
 def to_life_panel(log: LoggedDataset, env, where: str) -> Panel:
@@ -90,7 +89,7 @@ def to_life_panel(log: LoggedDataset, env, where: str) -> Panel:
     Raises ValueError as `to_panel` does.
     """
     weeks = env.world.weeks
-    rows_by_episode(log.unit, log.episode, log.step, (log.names.unit, log.names.episode, log.names.step))  # no repeats
+    rows_by_episode(log)  # no repeats
     time = log.episode * weeks + log.step
     _, owner = log.unit.unique(return_inverse=True)
     first = torch.full((int(owner.amax()) + 1,), torch.iinfo(torch.long).max, device=time.device)
@@ -98,8 +97,8 @@ def to_life_panel(log: LoggedDataset, env, where: str) -> Panel:
     place = time - first[owner]
     if (wrong := place >= MAX_WEEKS).any():
         raise ValueError(
-            f"{where}: {named_rows(wrong, 0)}, column '{log.names.episode}': expected seasons numbered in a row, of at "
-            f"most {MAX_WEEKS:,} weeks"
+            f"{where}: {named_rows(wrong, log.row)}, column '{log.names.episode}': expected seasons numbered in a row, "
+            f"of at most {MAX_WEEKS:,} weeks"
         )
     rows = torch.full((int(place.amax()) + 1, len(first)), -1, device=time.device)
     rows[place, owner] = torch.arange(len(place), device=time.device)
@@ -119,12 +118,12 @@ def laid_out_panel(log: LoggedDataset, env, where: str, row: Tensor) -> Panel:
     weeks = env.world.weeks
     if (wrong := redeemed & (~bought | (offer == 0))).any():
         raise ValueError(
-            f"{where}: {named_rows(wrong, 0)}, column 'redeemed': expected a redemption only of an offer and "
+            f"{where}: {named_rows(wrong, log.row)}, column 'redeemed': expected a redemption only of an offer and "
             "with a trip"
         )
     if (wrong := (log.step < 0) | (log.step >= weeks)).any():
         raise ValueError(
-            f"{where}: {named_rows(wrong, 0)}, column 'week': expected a week of the season, 0 to {weeks - 1}"
+            f"{where}: {named_rows(wrong, log.row)}, column 'week': expected a week of the season, 0 to {weeks - 1}"
         )
     margin = margin_of(log, env.world.reward, state, next_state, offer, bought)
     logged, row = row >= 0, row.clamp_min(0)

@@ -1,6 +1,6 @@
 """Names of a log's fields in files, tables and messages, in the words of marketing.
 
-Columns, of an action of K heads: decision, customer (number or text), season, week, policy; price (of money);
+Columns, of an action of K heads: customer (number or text), season, week, policy; price (of money);
 feature_0 … (what holds all season), state_0 … (the rest of what was observed), next_state_0 …; valid_I_J … and
 next_valid_I_J … (one a combination of the heads); action_0 … action_K-1; propensity of the action taken, and of all
 combinations prob_I_J … where known; profit, trips, redeemed, spend as they came true; terminal, the value of the state

@@ -168,6 +168,7 @@ class Encoder:
         left = last & (week + 1 < self.log.weeks)
         return {
             "present": present,
+            "row": self.cell("row", week).long(),
             "step": torch.full_like(action, week % world.weeks),
             "obs": here.obs,
             "action_mask": action_mask,
@@ -197,7 +198,6 @@ class Encoder:
             policies=("sends",),
             names=COLUMNS,
             unit_names=self.ids,
-            decision=torch.arange(count, device=self.device),
             unit=self.row.repeat_interleave(len(season))[kept],
             episode=whole_zeros + number,
             policy=whole_zeros,

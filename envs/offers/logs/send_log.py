@@ -15,6 +15,7 @@ import numpy as np
 
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from rlcore.offline.file_columns import arrow
+from rlcore.offline.logged_dataset import FIRST_ROW
 from rlcore.runs.checkpoint import atomic
 
 KEY = b"crm_rl.send_log"  # of the file's metadata
@@ -167,6 +168,7 @@ def read(path: Path | str, offers: list[str], channels: list[str]) -> tuple[Cust
     log.propensity[at] = table.column("propensity").to_numpy()
     for name in ("bought", "redeemed", "margin", "unsubscribed"):
         log.cells((name,))[name][at] = table.column(name).to_numpy()
+    log.row[at] = np.arange(len(week)) + FIRST_ROW
     return log, calendar
 
 

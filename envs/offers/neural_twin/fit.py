@@ -62,8 +62,8 @@ class NeuralTwin:
         skipped = ((panel.week != weeks) & panel.logged).any(0)
         if skipped.any():
             raise ValueError(
-                f"log: {named_rows(log.unit == panel.customer[skipped][0], 0)}, column 'week': expected all weeks of "
-                "a season from the first: a neural twin learns from the history"
+                f"log: {named_rows(log.unit == panel.customer[skipped][0], log.row)}, column 'week': expected all weeks "
+                "of a season from the first: a neural twin learns from the history"
             )
         return replace(panel, inputs=self.inputs(panel, env.world))
 

@@ -68,7 +68,7 @@ class TwinEnsemble(OfflineAlgorithm):
         """Take a log. Raises ValueError where members can't be fitted to the log."""
         if self.weighted and (missing := log.propensity.isnan()).any():
             raise ValueError(
-                f"log: {named_rows(missing, 0)}, column 'propensity': expected one, as decisions are to be "
+                f"log: {named_rows(missing, log.row)}, column 'propensity': expected one, as decisions are to be "
                 "weighted by it, or algo.weighted=false"
             )
         panel = self.twin.to_panel(log, self.env)

@@ -73,7 +73,7 @@ def test_a_season_is_logged_as_it_came():
 def test_seasons_are_of_new_customers_and_other_environments_go_on():
     first, second = rollouts(offers_env(), UniformPolicy(), "uniform", 0, **{**OPTIONS, "decisions": 60 * 12 + 1})
     assert not set(first.unit.tolist()) & set(second.unit.tolist()) and (second.episode == 1).all()
-    assert second.decision[0] == 60 * 12
+    assert second.row[0] == 60 * 12 + 2  # of the file that both are written to
     env = Wheel(CPU, 0, num_agents=8, delta=0.9, safe=0.12, plain=0.1, prize=1.0, noise=0.05)
     log = LoggedDataset.cat(list(rollouts(env, UniformPolicy(), "uniform", 0, **{**OPTIONS, "decisions": 64})))
     assert len(log) == 64 and log.unit.unique().numel() == 8
@@ -98,7 +98,7 @@ def test_actions_follow_their_propensities(name, policy):
     p = log.probs.double()
     z = (torch.nn.functional.one_hot(log.action, 30) - p).sum(0) / (p * (1 - p)).sum(0).sqrt().clamp_min(1e-9)
     assert z.abs().max() < 4.0, z
-    check_rows(log, "log", 0)
+    check_rows(log, "log")
 
 
 def test_a_confounded_log_tells_what_holds_on_average_alone():
@@ -168,7 +168,7 @@ def test_policies_of_several_logs_keep_their_names(tmp_path):
     both = LoggedDataset.cat([a, b])
     assert both.policies == ("uniform", "price_perturbed") and both.policy.tolist() == [0] * 60 + [1] * 60
     write_log(tmp_path / "log.parquet", [a, b])
-    same(read_log(tmp_path / "log.parquet", COLUMNS), replace(both, decision=torch.arange(60).repeat(2)))
+    same(read_log(tmp_path / "log.parquet", COLUMNS), replace(both, row=torch.arange(120) + 2))
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -352,11 +352,9 @@ def test_probabilities_of_all_actions_give_the_propensity_and_some_alone_are_ref
 def test_an_unfinished_step_needs_a_next_action():
     log = made(5)
     nowhere = torch.zeros_like(log.next_action_mask)
-    check_rows(
-        replace(log, next_action_mask=torch.where(log.terminated[:, None], nowhere, log.next_action_mask)), "a", 0
-    )
+    check_rows(replace(log, next_action_mask=torch.where(log.terminated[:, None], nowhere, log.next_action_mask)), "a")
     with pytest.raises(ValueError, match="next_valid_"):
-        check_rows(replace(log, next_action_mask=nowhere), "a", 0)
+        check_rows(replace(log, next_action_mask=nowhere), "a")
 
 
 def test_outcomes_that_a_file_lacks_are_no_zeros(tmp_path):
@@ -378,11 +376,11 @@ def test_probabilities_of_all_pairs_must_fit():
     with pytest.raises(
         ValueError, match="row 2, column 'prob_.': expected probabilities of the valid pairs that add up to 1"
     ):
-        check_rows(replace(log, probs=log.probs * torch.where(torch.arange(60) == 0, 0.9, 1.0)[:, None]), "log", 0)
+        check_rows(replace(log, probs=log.probs * torch.where(torch.arange(60) == 0, 0.9, 1.0)[:, None]), "log")
     with pytest.raises(ValueError, match="row 4, column 'propensity': expected what prob_. says"):
-        check_rows(replace(log, propensity=log.propensity * torch.where(torch.arange(60) == 2, 0.5, 1.0)), "log", 0)
+        check_rows(replace(log, propensity=log.propensity * torch.where(torch.arange(60) == 2, 0.5, 1.0)), "log")
     with pytest.raises(ValueError, match="row 12, column 'valid_.': expected at least one"):
-        check_rows(replace(log, action_mask=log.action_mask & (torch.arange(60) != 10)[:, None], probs=None), "log", 0)
+        check_rows(replace(log, action_mask=log.action_mask & (torch.arange(60) != 10)[:, None], probs=None), "log")
 
 
 def test_open_bandit_feedback_is_taken_over():

@@ -350,8 +350,8 @@ def test_next_prices_are_those_observed_whatever_the_order_of_rows(season):
     shuffled = log[torch.randperm(len(log), generator=torch.Generator().manual_seed(0))]
     in_order, mixed = (make(env, x, auxiliary=SPEND, relabel=False) for x in (log, shuffled))
     at = torch.arange(0, len(log), 7)
-    where = shuffled.decision.argsort()[at]
-    assert torch.equal(shuffled.decision[where], log.decision[at])
+    where = shuffled.row.argsort()[at]
+    assert torch.equal(shuffled.row[where], log.row[at])
     torch.testing.assert_close(mixed.compute_targets(where).target, in_order.compute_targets(at).target)
 
 

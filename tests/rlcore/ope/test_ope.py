@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 
 from configs import composed
 from envs.data_collection import rollouts
-from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.offline.logged_dataset import ColumnNames, LoggedDataset
 from rlcore.ope import estimators as ope
 from rlcore.ope import intervals
 from rlcore.ope.cross_fitting import consecutive_ids, cross_fit, folds, rows_by_episode
@@ -202,6 +202,16 @@ def test_diagnostics():
     assert ope.unsupported_share(target, probs).item() == pytest.approx(0.25)
 
 
+def decisions_of(unit: list[int], episode: list[int], step: list[int]) -> LoggedDataset:
+    """Decisions of which nothing but their place counts."""
+    n = len(unit)
+    feedback = {"n_rounds": n, "n_actions": 2, "context": [[0.0]] * n, "action": [0] * n, "reward": [0.0] * n}
+    names = ColumnNames(unit="customer", episode="season", step="week")
+    placed = {"unit": unit, "episode": episode, "step": step}
+    tensors = {name: torch.tensor(x) for name, x in placed.items()}
+    return replace(LoggedDataset.from_obp(feedback), names=names, **tensors)
+
+
 # ── models ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_no_customer_is_predicted_by_a_model_that_saw_it():
     fits: list[set] = []
@@ -212,8 +222,7 @@ def test_no_customer_is_predicted_by_a_model_that_saw_it():
         return lambda x: torch.stack([torch.full((actions, 1), float(int(i) in seen)) for i in x[:, 0]])
 
     customer = torch.arange(20).repeat_interleave(3)
-    week = torch.arange(3).repeat(20)
-    place = rows_by_episode(customer, 0 * customer, week)
+    place = rows_by_episode(decisions_of(customer.tolist(), [0] * 60, [0, 1, 2] * 20))
     generator = torch.Generator().manual_seed(0)
     fold = folds(customer, 4, generator)
     assert fold.bincount().tolist() == [15] * 4 and (fold.view(20, 3) == fold.view(20, 3)[:, :1]).all()
@@ -252,7 +261,7 @@ def test_fitted_q_evaluation_finds_the_value_of_a_chain():
         action,
         reward[:, None],
         target,
-        rows_by_episode(customer, 0 * customer, week),
+        torch.arange(m * steps).view(m, steps),
         folds(customer, 2, generator),
         1.0,
         generator,
@@ -272,15 +281,13 @@ def test_ridge_regression_is_the_minimum():
 
 
 def test_seasons_are_laid_out_in_order():
-    customer, season_, week = torch.tensor([[7, 7, 3, 7, 3], [0, 0, 1, 1, 1], [2, 1, 4, 0, 3]])
-    assert rows_by_episode(customer, season_, week).tolist() == [[4, 2], [1, 0], [3, -1]]
+    log = decisions_of([7, 7, 3, 7, 3], [0, 0, 1, 1, 1], [2, 1, 4, 0, 3])
+    assert rows_by_episode(log).tolist() == [[4, 2], [1, 0], [3, -1]]
+    repeated = decisions_of([1, 2, 2, 2, 2], [0] * 5, [0, 3, 1, 2, 3])
     with pytest.raises(ValueError, match="rows 3, 6: expected one decision of a customer, season and week"):
-        rows_by_episode(
-            torch.tensor([1, 2, 2, 2, 2]),
-            torch.zeros(5, dtype=torch.long),
-            torch.tensor([0, 3, 1, 2, 3]),
-            ("customer", "season", "week"),
-        )
+        rows_by_episode(repeated)
+    with pytest.raises(ValueError, match="rows 3, 6: expected one"):
+        rows_by_episode(repeated[torch.tensor([1, 2, 4])])  # a part of a file names the file's rows
     assert consecutive_ids(torch.tensor([9, 4, 9])).tolist() == [1, 0, 1]
 
 

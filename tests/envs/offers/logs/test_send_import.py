@@ -17,7 +17,7 @@ from envs.offers.logs import send_log
 from envs.offers.logs.customer_weeks import CustomerWeeks, Rows, put_sends, second_of_a_cell, staying
 from scripts import example_shop
 
-pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 MONDAY = dt.date(2025, 1, 6)
 
 
@@ -201,6 +201,7 @@ def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
         day = dt.date.fromisoformat(row["date"])
         bought[row["Customer No"], str(day - dt.timedelta(days=day.weekday()))] = float(row["margin"])
     total = 0
+    in_file = pq.read_table(path, columns=["customer", "week"]).to_pylist()
     for split in ("train", "test"):
         log = env.read_log(str(path), split)
         total += len(log)
@@ -210,7 +211,9 @@ def test_decisions_are_what_the_log_and_the_rules_say(shop, tmp_path):
         assert log.terminated[log.step == 11].all() and not log.truncated.any()
         for k in range(0, len(log), 5):
             name = env.population.ids[log.unit[k]]
-            monday = str(dt.date(2026, 1, 5) + dt.timedelta(weeks=int(12 * log.episode[k] + log.step[k])))
+            week = int(12 * log.episode[k] + log.step[k])
+            assert in_file[log.row[k] - 2] == {"customer": name, "week": week}
+            monday = str(dt.date(2026, 1, 5) + dt.timedelta(weeks=week))
             row = sends.get((name, monday))
             offer, channel = divmod(int(log.action[k]), len(channels))
             spend = 0.0

@@ -61,9 +61,10 @@ class NeuralTwin:
         weeks = torch.arange(len(panel.week), device=panel.week.device)[:, None]
         skipped = ((panel.week != weeks) & panel.logged).any(0)
         if skipped.any():
+            of_first = log.unit == panel.customer[skipped][0]
             raise ValueError(
-                f"log: {named_rows(log.unit == panel.customer[skipped][0], log.row)}, column 'week': expected all weeks "
-                "of a season from the first: a neural twin learns from the history"
+                f"log: {named_rows(of_first, log.row)}, column 'week': expected all weeks of a season from the first: "
+                "a neural twin learns from the history"
             )
         return replace(panel, inputs=self.inputs(panel, env.world))
 

@@ -41,9 +41,10 @@ from rlcore.runs.report import Report, RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.shared.cli import INTERRUPTED, choose_device, flatten_keys, guarded, launch, to_dict
-from scripts.shared.continued import Continuation, Origin, files_of, find_origin, with_old
+from scripts.shared.continued import Continuation
 from scripts.shared.overrides import key_of
 from scripts.shared.results import make_logger, publish
+from scripts.shared.seen_data import Origin, all_stages, earlier_stages, find_origin, with_old
 from scripts.shared.stored_runs import algorithm_class, check_fit, fitting
 from scripts.shared.warm_start import check_inputs, check_start, load_start
 
@@ -84,7 +85,7 @@ def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
         algorithm = build(cfg, name, device, state, origin)
         going_on = origin and Continuation.of(origin, algorithm, cfg)
         evaluator = algorithm.make_evaluator()
-        beside = {"data": files_of(cfg), "before": origin and origin._asdict()}
+        beside = {"seen": all_stages(cfg, state, origin), "before": origin and origin._asdict()}
         with open_logger(cfg, directory, algorithm, evaluator, None if origin and origin.begins else state) as logger:
             loop = TrainingLoop(
                 algorithm,
@@ -168,8 +169,8 @@ def build(
         def read(path: str) -> LoggedDataset:
             return env.read_log(path, "train", partial(fitted_to, env))
 
-        data = read(cfg.log)
-        algorithm.set_dataset(with_old(origin, data, cfg.log, read) if origin else data)
+        stages = earlier_stages(cfg, state, origin)
+        algorithm.set_dataset(with_old(stages, cfg.resume, read(cfg.log), cfg.log, read))
     if state and not begins:
         with fitting(cfg.resume):
             algorithm.load_state_dict(state["agent"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from rlcore.runs.report import Report, half_width
 
-OLD, NEW = "old", "new"
+OLD, NEW = "old data", "new data"
+
+T = TypeVar("T")
 
 
 class BeforeAfter(NamedTuple):
@@ -18,8 +20,15 @@ class BeforeAfter(NamedTuple):
     gained: list[float]  #: after less before, paired
 
 
+def by_age(parts: Sequence[T]) -> dict[str, T]:
+    """Name what belongs to each stage of the data, the oldest first: OLD, numbered where there are several, and NEW."""
+    old = len(parts) - 1
+    names = [OLD] if old == 1 else [f"{OLD} {k + 1}" for k in range(old)]
+    return dict(zip([*names, NEW], parts))
+
+
 def before_after_report(found: Mapping[str, BeforeAfter], what: str, kept: str) -> Report:
-    """Lay out the values by age of the data, OLD and NEW; `what` names the value, and `kept` the policy that stays."""
+    """Lay out the values by age of the data; `what` says what the values are, and `kept` which policy stays."""
     columns = {
         "before": lambda row: f"{row['before'][0]:.4g}",
         "±": lambda row: f"{half_width(row['before'][1:]):.2g}",
@@ -29,11 +38,10 @@ def before_after_report(found: Mapping[str, BeforeAfter], what: str, kept: str) 
         "from": lambda row: f"{row['gained'][1]:+.4g}",
         "to": lambda row: f"{row['gained'][2]:+.4g}",
     }
-    rows: dict[str, dict[str, Any]] = {f"{age} data": values._asdict() for age, values in found.items()}
+    rows: dict[str, dict[str, Any]] = {age: values._asdict() for age, values in found.items()}
     return Report(
         title="before and after the new data",
-        caption=f"{what}, on data that nothing was learned from; gained: after less before, paired, with its 95 % "
-        f"interval; kept, by other such data: the policy {kept}",
+        caption=f"{what}\ngained: after less before, paired, with its 95 % interval; kept: the policy {kept}",
         rows=rows,
         columns=columns,
         last=None,

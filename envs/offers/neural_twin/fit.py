@@ -12,7 +12,7 @@ from envs.offers.logs.panel import Panel, to_panel
 from envs.offers.neural_twin.customers import NeuralMember, network_inputs, treatments_by_value
 from envs.offers.neural_twin.predictions import NeuralPredictions, outcome_rows
 from envs.offers.neural_twin.response_models import ValidProbabilities
-from envs.offers.twin.checks.log_warnings import mean_trip_residuals, misfit_warnings
+from envs.offers.twin.checks.filter_misfits import trip_misfits
 from envs.offers.twin.predictions import PanelPredictions
 from envs.offers.world.customers import World
 from envs.offers.world.history import KINDS, History, column_names
@@ -134,7 +134,7 @@ class NeuralTwin:
 
     def misfits(self, members: list[PanelPredictions], panel: Panel, env, level: float) -> list[str]:
         """Warn of pairs of offer and channel whose trips the members can't explain."""
-        return misfit_warnings(mean_trip_residuals(members, panel), env.world.catalogue, level)
+        return trip_misfits(members, panel, env.world.catalogue, level)
 
     def parameters(self, members: list, world: World, panel: Panel, weight: Tensor, channels: list[str]) -> None:
         """Return None: networks have no parameters with a meaning of their own."""

@@ -23,9 +23,9 @@ class TwinEnsemble(OfflineAlgorithm):
 
     `twin` is the kind of model. No member is fitted to the customers and weeks of `holdout`: a share `customers`, whom
     the report is about, a share `stopping`, whose likelihood ends a fit, and the last `weeks` of each season. A
-    customer's side depends on the customer's id and on `salt` alone, and stays when a log grows. With `weighted`,
-    decisions count as if all allowed actions had been equally likely (1 / propensity, at most `clip` times the mean).
-    `evaluation` judges the members.
+    customer's side depends on the customer's id and on `salt` alone, and stays when a log grows. An ensemble that
+    starts from another holds out only what that one held out too. With `weighted`, decisions count as if all allowed
+    actions had been equally likely (1 / propensity, at most `clip` times the mean). `evaluation` judges the members.
     """
 
     checkpoint_every = eval_every = 1
@@ -56,8 +56,8 @@ class TwinEnsemble(OfflineAlgorithm):
         self.generator = torch.Generator(env.device).manual_seed(2 * seed + 1)
         self.members = nn.ModuleList(twin.make_members(env, seed, members)).to(env.device)
         self._panel: Panel | None = None
-        self.earlier_members: list[nn.Module] = []  # of the ensemble that the fit starts from, as they were fitted
-        self.earlier_weeks = 0  # weeks of its log
+        self._names: list[str] = []  # of its customers
+        self.earlier: dict | None = None  # what is kept of the state of the ensemble that the fit starts from
         self.unobserved_outcomes: tuple[str, ...] = ()  # outcomes that never happen in the log
 
     def make_evaluator(self) -> Evaluator:
@@ -75,17 +75,30 @@ class TwinEnsemble(OfflineAlgorithm):
         happened = {"churn": panel.next_state.status == CHURNED, "opt_out": panel.next_state.status == UNSUBSCRIBED}
         never = tuple(name for name, x in happened.items() if not (x & panel.logged).any())
         self.unobserved_outcomes = self.twin.fix_unobserved(never, self.members)
-        unit, unit_of_season = panel.customer.unique(return_inverse=True)  # all seasons of a customer on one side
-        lot = hash_uniform(log.names_of_units(unit), self.holdout["salt"]).to(panel.features.device)[unit_of_season]
-        reported, kept_out = self.holdout["customers"], self.holdout["customers"] + self.holdout["stopping"]
-        self.held_out = lot < reported
-        self.validation = (lot >= reported) & (lot < kept_out)
+        self._panel, self._names = panel, log.names_of_units(panel.customer)
+        self.split_customers(panel, self._names)
+
+    @property
+    def holdouts(self) -> list[dict]:
+        """The rules by which this ensemble, and those that its fit goes back to, held customers and weeks out."""
+        before = self.earlier["holdouts"] if self.earlier else []
+        return [self.holdout, *(rule for rule in before if rule != self.holdout)]
+
+    def split_customers(self, panel: Panel, names: list[str]) -> None:
+        """Choose the customers who are held out; `names` [N] are those of the panel's.
+
+        All seasons of a customer are on one side. Whom an ensemble that the fit goes back to was fitted to is fitted to
+        here too, for nobody can judge by them. Raises ValueError where there are too few customers.
+        """
+        lots = [hash_uniform(names, x["salt"]).to(panel.features.device) for x in self.holdouts]
+        kept_out = torch.stack([lot < x["customers"] + x["stopping"] for lot, x in zip(lots, self.holdouts)]).all(0)
+        reported = lots[0] < self.holdout["customers"]
+        self.held_out, self.validation = kept_out & reported, kept_out & ~reported
         if not all(side.any() for side in (self.held_out, self.validation, self.fitted)):
             raise ValueError(
-                f"log: {len(unit)} customers are too few to hold some out: expected some on each side of algo.holdout, "
-                "or larger shares"
+                f"log: {len(set(names))} customers are too few to hold some out: expected some on each side of "
+                "algo.holdout (which those of the twin in init= held out too), or larger shares"
             )
-        self._panel = panel
 
     @property
     def panel(self) -> Panel:
@@ -119,7 +132,8 @@ class TwinEnsemble(OfflineAlgorithm):
     @property
     def first_held_out_week(self) -> int:
         """The first of the weeks that no member is fitted to."""
-        return self.env.world.weeks - self.holdout["weeks"]
+        weeks: int = self.env.world.weeks - min(x["weeks"] for x in self.holdouts)
+        return weeks
 
     @property
     def fit_weeks(self) -> Tensor:
@@ -173,6 +187,8 @@ class TwinEnsemble(OfflineAlgorithm):
             "members": [x.state_dict() for x in self.members],
             "iteration": self.iteration,
             "weeks": self.weeks_of_log,
+            "holdouts": self.holdouts,
+            "earlier": self.earlier,
             "generator": self.generator.get_state(),
             "env": self.env.state_dict(),
             **self.twin.state_dict(),
@@ -192,26 +208,34 @@ class TwinEnsemble(OfflineAlgorithm):
         """Begin the fit of each member with the weights of a fitted member of another ensemble."""
         if not state["iteration"]:
             raise ValueError("init: expected a twin with at least one fitted member, got none")
+        weights = state["members"][: state["iteration"]]
         for number, member in enumerate(self.members):
-            self.twin.start_member(member, state["members"][number % state["iteration"]], state["kind"])
-        self.earlier_members = list(deepcopy(self.members[: state["iteration"]]))
-        self.earlier_weeks = state["weeks"]
+            self.twin.start_member(member, weights[number % len(weights)], state["kind"])
+        self.earlier = {key: state[key] for key in ("iteration", "kind", "weeks", "holdouts")} | {"members": weights}
+        if self._panel is not None:
+            self.split_customers(self._panel, self._names)
 
     @torch.no_grad()
     def fit_drift(self) -> FitDrift | None:
-        """Say how well the earlier ensemble fits the weeks since its log, on customers that no member is fitted to."""
-        if not self.earlier_members or not self.iteration:
+        """Say how well the earlier ensemble fits the weeks since its log, on customers that neither was fitted to."""
+        if not self.earlier or not self.iteration:
             return None
         panel = self.panel[(~self.fitted).nonzero()[:, 0]]
         assert panel.time is not None  # to_panel lays it out
+        earlier_members = [deepcopy(self.members[0]) for _ in self.earlier["members"]]
+        for member, weights in zip(earlier_members, self.earlier["members"]):
+            member.load_state_dict(weights)
         earlier, now = (
             torch.stack([torch.stack([*x.log_likelihoods().values()]).sum(0) for x in self._predict(members, panel)])
-            for members in (self.earlier_members, self.fitted_members)
+            for members in (earlier_members, self.fitted_members)
         )
-        return fit_drift(earlier.mean(0), now.mean(0), panel.logged, panel.time, panel.customer, self.earlier_weeks)
+        since = self.earlier["weeks"]
+        return fit_drift(earlier.mean(0), now.mean(0), panel.logged, panel.time, panel.customer, since)
 
     def load_state_dict(self, state: dict) -> None:
         """Restore the result of `state_dict`, to fit on."""
+        if state["earlier"]:
+            self.start_from(state["earlier"])
         self.load_policy(state)
         self.generator.set_state(state["generator"].cpu())
         self.env.load_state_dict(state["env"])

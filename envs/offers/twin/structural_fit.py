@@ -10,8 +10,7 @@ from torch import Tensor
 
 from envs.offers.logs.panel import Panel, to_life_panel, to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.checks.filter_misfits import Decisions, misfits
-from envs.offers.twin.checks.log_warnings import mean_trip_residuals, misfit_warnings
+from envs.offers.twin.checks.filter_misfits import Decisions, misfits, trip_misfits
 from envs.offers.twin.hidden_states.filter_fit import FilterFit
 from envs.offers.twin.hidden_states.filter_predictions import FilterPredictions
 from envs.offers.twin.hidden_states.identification import (
@@ -20,7 +19,6 @@ from envs.offers.twin.hidden_states.identification import (
     parameter_report,
     parameter_rows,
 )
-from envs.offers.twin.hidden_states.mixture_filter import seen_weeks
 from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.twin.predictions import PanelPredictions, mean_probabilities
 from envs.offers.twin.structural_model import KIND, ParameterNetwork, parameter_columns
@@ -189,10 +187,8 @@ class StructuralTwin:
         """Name the decisions of a panel whose outcomes the members can't explain."""
         catalogue = env.world.catalogue
         if not self.hides_state:
-            return misfit_warnings(mean_trip_residuals(members, panel), catalogue, level)
-        predicted = mean_probabilities(members)
-        assert panel.time is not None  # to_panel lays it out
-        decisions = Decisions(Decisions.of_season(seen_weeks(panel)).seen, panel.week, panel.time)
+            return trip_misfits(members, panel, catalogue, level)
+        predicted, decisions = mean_probabilities(members), Decisions.of_panel(panel)
         names = misfits(predicted, decisions, catalogue, level, panel.features, env.population.feature_names)
         return [f"the world's equations can't explain these outcomes: {'; '.join(names)}"] if names else []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +16,9 @@ from rlcore.bandit import NeuralBandit
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.paired import Halves
 from rlcore.runs import checkpoint
-from rlcore.runs.before_after import BeforeAfter, before_after_report, better
-from scripts.shared import continued
-from scripts.shared.continued import files_of, find_origin
+from rlcore.runs.before_after import OLD, BeforeAfter, before_after_report, better, by_age
+from scripts.shared import seen_data
+from scripts.shared.seen_data import all_stages, earlier_stages, find_origin, logs_apart
 from small_runs import OFFERS
 
 LOG = [
@@ -83,7 +82,28 @@ def test_a_bandit_learns_on_from_old_and_new_decisions_and_both_judge(first, tmp
     for row in rows.values():
         assert row["gained"][0] == pytest.approx(row["after"][0] - row["before"][0])
     saved = checkpoint.load(str(tmp_path / "on/checkpoint.pt"))
-    assert saved["before"] is None and saved["finished"] and saved["data"]["log"]["path"] == new
+    assert saved["before"] is None and saved["finished"]
+    assert [stage["data"]["log"]["path"] for stage in saved["seen"]] == [str(first / "first.csv"), new]
+
+
+@pytest.mark.long
+def test_a_third_file_forgets_neither_the_first_nor_the_second(first, tmp_path, monkeypatch):
+    """The third training learns from all three files, and is judged on each."""
+    sizes = []
+    given = NeuralBandit.set_dataset
+    monkeypatch.setattr(NeuralBandit, "set_dataset", lambda self, data: (sizes.append(len(data)), given(self, data)))
+    logs = [str(first / "first.csv")]
+    logs += [write_log(tmp_path / f"{k}.csv", rows, k, helps="a") for k, rows in ((2, 300), (3, 500))]
+    train(*resume(first, f"log={logs[1]}"), directory=tmp_path / "second")
+    on = f"resume={tmp_path / 'second/checkpoint.pt'}"
+    train(*LOG, f"log={logs[2]}", on, directory=tmp_path / "third")
+    assert 0.5 * 700 < sizes[0] < 700 and sizes[1] > sizes[0] + 0.5 * 500
+    found = json.loads((tmp_path / "third/metrics.json").read_text())["before_and_after"]
+    assert list(found["policies"]) == ["old data 1", "old data 2", "new data"]
+    seen = checkpoint.load(str(tmp_path / "third/checkpoint.pt"))["seen"]
+    assert [stage["data"]["log"]["path"] for stage in seen] == logs
+    with pytest.raises(ValueError, match=r"^resume=\S+: log: that run has learned from this file before: expected new"):
+        train(*LOG, f"log={logs[0]}", f"resume={tmp_path / 'third/checkpoint.pt'}", directory=tmp_path / "back")
 
 
 @pytest.mark.long
@@ -111,22 +131,26 @@ def test_other_networks_and_a_file_that_has_changed_are_refused(first, tmp_path)
     with pytest.raises(ValueError, match=r"^resume=\S+: other networks: algo.network.hidden was \[16\], is \[8\]$"):
         train(*resume(first, f"log={new}", "algo.network.hidden=[8]"), directory=tmp_path / "networks")
     state = checkpoint.load(str(first / "run/checkpoint.pt"))
-    gone = {**state["data"]["log"], "sha256": "0"}
-    checkpoint.save(tmp_path / "changed.pt", {**state, "data": {"log": gone}})
-    with pytest.raises(ValueError, match=r"first.csv: expected the file that it learned from as it was"):
+    gone = {**state["seen"][0]["data"]["log"], "sha256": "0"}
+    checkpoint.save(tmp_path / "changed.pt", {**state, "seen": [{**state["seen"][0], "data": {"log": gone}}]})
+    with pytest.raises(
+        ValueError, match=r"first.csv: expected the file that it learned from as it was.*init=.* forgets"
+    ):
         train(*LOG, f"log={new}", f"resume={tmp_path / 'changed.pt'}", directory=tmp_path / "file")
 
 
 NO_SENSE = [
     ("rlcore.bandit.NeuralBandit", {"finished": False}, "had not finished: expected its own data first"),
     ("envs.offers.twin.ensemble.TwinEnsemble", {}, "algo=some can't go on with another log: expected init=old.pt"),
-    ("rlcore.bandit.NeuralBandit", {"data": {}}, "expected no log, like that run had"),
+    ("rlcore.bandit.NeuralBandit", {"seen": [{"data": {}, "config": {}}]}, "expected no log, like that run had"),
+    ("rlcore.bandit.NeuralBandit", {"before": {"path": "first.pt"}}, "had not finished: expected its own data first"),
 ]
 
 
 @pytest.mark.parametrize("kind, changes, message", NO_SENSE)
 def test_what_makes_no_sense_is_refused_in_a_line(kind, changes, message, tmp_path):
-    state = {"before": None, "finished": True, "data": {"log": {"path": "old.csv", "sha256": "0"}}} | changes
+    old = {"data": {"log": {"path": "old.csv", "sha256": "0"}}, "config": {}}
+    state = {"before": None, "finished": True, "seen": [old]} | changes
     log = write_log(tmp_path / "new.csv", 3, 0, helps="a")
     cfg = OmegaConf.create({"resume": "old.pt", "log": log, "algo": {"_target_": kind, "_partial_": True}})
     with pytest.raises(ValueError, match=f"^resume=old.pt: .*{message}"):
@@ -137,7 +161,7 @@ def test_data_are_new_where_a_file_has_other_contents(tmp_path):
     log = write_log(tmp_path / "new.csv", 3, 0, helps="a")
     cfg = OmegaConf.create({"resume": "old.pt", "log": log, "algo": {"_target_": "rlcore.bandit.NeuralBandit"}})
     cfg.algo._partial_ = True
-    state = {"before": None, "finished": True, "data": files_of(cfg), "agent": {"a": 1}, "config": {}}
+    state = {"before": None, "finished": True, "seen": all_stages(cfg, None, None), "agent": {"a": 1}}
     assert find_origin(cfg, "bandit", state) is None and find_origin(cfg, "bandit", None) is None
     copied = tmp_path / "copied.csv"
     copied.write_bytes((tmp_path / "new.csv").read_bytes())
@@ -145,9 +169,23 @@ def test_data_are_new_where_a_file_has_other_contents(tmp_path):
     assert find_origin(cfg, "bandit", state) is None
     write_log(copied, 4, 0, helps="a")
     origin = find_origin(cfg, "bandit", state)
-    assert origin.begins and origin.agent == {"a": 1} and origin.data["log"]["path"] == log
-    on = find_origin(cfg, "bandit", {**state, "before": origin._asdict()})
-    assert not on.begins and on.path == "old.pt"
+    assert origin.begins and origin.agent == {"a": 1} and origin.seen[0]["data"]["log"]["path"] == log
+    interrupted = {"before": origin._asdict(), "finished": False, "seen": all_stages(cfg, state, origin)}
+    on = find_origin(cfg, "bandit", interrupted)
+    assert not on.begins and on.path == "old.pt" and earlier_stages(cfg, interrupted, on) == state["seen"]
+    done = {**interrupted, "before": None, "finished": True}
+    assert find_origin(cfg, "bandit", done) is None and earlier_stages(cfg, done, None) == state["seen"]
+    write_log(copied, 5, 0, helps="a")
+    with pytest.raises(ValueError, match="^resume=old.pt: log has other data, and that run had not finished"):
+        find_origin(cfg, "bandit", interrupted)
+
+
+def test_a_log_of_sends_holds_what_it_was_before_and_no_other_log_does(monkeypatch):
+    files = [{"path": "a"}, {"path": "b", "weeks": 12}, {"path": "c"}, {"path": "b", "weeks": 24}]
+    stages = [{"data": {"log": file}} for file in files]
+    monkeypatch.setattr(seen_data.send_log, "is_send_log", lambda path: path == "sends")
+    assert logs_apart(stages, "sends") == [files[0], files[2]]
+    assert logs_apart(stages, "other") == [files[0], files[2], files[3]]
 
 
 @pytest.mark.long
@@ -169,6 +207,8 @@ def test_ppo_learns_on_with_another_table_and_both_tables_judge(tmp_path):
     assert set(found["policies"]) == {"old data", "new data"} and found["kept"] in ("before", "after")
     for row in found["policies"].values():
         assert row["gained"][0] == pytest.approx(row["after"][0] - row["before"][0], abs=0.2)
+    log = " ".join((tmp_path / "on/train.log").read_text().split())
+    assert "whom no policy met in training" in log and "old.csv" in log
 
 
 def test_the_better_policy_is_that_of_the_higher_mean_over_the_ages_of_the_data():
@@ -177,9 +217,14 @@ def test_the_better_policy_is_that_of_the_higher_mean_over_the_ages_of_the_data(
     assert better({"old": (1.0, 1.0), "new": (0.0, 0.0)}) == "before"
 
 
+def test_old_data_are_numbered_where_there_are_several():
+    assert by_age("ab") == {"old data": "a", "new data": "b"}
+    assert list(by_age("abc")) == ["old data 1", "old data 2", "new data"]
+
+
 def test_the_table_has_a_row_an_age_of_the_data():
     values = BeforeAfter([1.0, 0.9, 1.1], [1.5, 1.3, 1.7], [0.5, 0.4, 0.6])
-    text = before_after_report({"old": values}, "score", "after").to_markdown()
+    text = before_after_report({OLD: values}, "score", "after").to_markdown()
     assert "| old data | 1 | 0.1 | 1.5 | 0.2 | +0.5 | +0.4 | +0.6 |" in text
 
 
@@ -207,9 +252,9 @@ def test_a_unit_keeps_its_role_and_its_number_where_another_file_numbers_it_othe
         for parts in zip(*halves)
     )
     assert not (chooses[0] | chooses[1]) & (judges[0] | judges[1])
-    monkeypatch.setattr(continued, "check_unchanged", lambda origin, key: "first.csv")
-    origin = SimpleNamespace(data={"log": {}})
-    both = continued.with_old(origin, second, "second.csv", lambda path: first)
+    monkeypatch.setattr(seen_data, "check_unchanged", lambda checkpoint, key, file: "first.csv")
+    monkeypatch.setattr(seen_data.send_log, "is_send_log", lambda path: False)
+    both = seen_data.with_old([{"data": {"log": {}}}], "old.pt", second, "second.csv", lambda path: first)
     assert both.names_of_units(both.unit) == [*first.unit_names, *second.unit_names] and len(both.unit_names) == 60
     assert len(set(zip(both.unit.tolist(), both.episode.tolist()))) == 80  # no episode of one unit is another's
 

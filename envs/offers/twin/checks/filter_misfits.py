@@ -1,7 +1,7 @@
-"""Whether the equations explain a log whose states nobody saw: filtered predictions against what happened.
+"""Whether the equations explain a log: predictions against what happened, by groups of decisions.
 
-Each week is predicted from the weeks before it, under given θ (envs/offers/world/filtering.py), so that no prediction
-has seen its own outcome.
+Where nobody saw the states, each week is predicted from the weeks before it, under given θ
+(envs/offers/world/filtering.py), so that no prediction has seen its own outcome.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from envs.offers.twin.predictions import OutcomePrediction
+from envs.offers.logs.panel import Panel
+from envs.offers.twin.hidden_states.mixture_filter import seen_weeks
+from envs.offers.twin.predictions import OutcomePrediction, PanelPredictions, mean_probabilities
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers, World
 from envs.offers.world.filtering import CHUNK, Belief, Predicted, filter_week, predict_week
@@ -37,6 +39,12 @@ class Decisions(NamedTuple):
         season = SeenWeek(*(torch.stack(x) for x in zip(*seen)))
         week = torch.arange(len(seen), device=season.offer.device)[:, None].expand_as(season.offer)
         return cls(season, week, week)
+
+    @classmethod
+    def of_panel(cls, panel: Panel) -> Decisions:
+        """Return the decisions of a log that is laid out by customer and week."""
+        assert panel.time is not None  # to_panel and to_life_panel lay it out
+        return cls(cls.of_season(seen_weeks(panel)).seen, panel.week, panel.time)
 
 
 class Decile(NamedTuple):
@@ -98,32 +106,45 @@ def in_recent_weeks(happened: Tensor, weeks: int) -> Tensor:
     return before - long_before
 
 
-def groups(
-    decisions: Decisions, catalogue: Catalogue, features: Tensor | None = None, names: list[str] | None = None
-) -> dict[str, tuple[Tensor, list[str]]]:
-    """Group decisions by what was known before their outcomes: {kind: (group of each decision [T, N], names)}.
+class Groups(NamedTuple):
+    """Groups of decisions."""
 
-    Where features [F, N] and their names are given, thirds of customers by each feature are groups, too, those of the
-    decisions with and without a contact apart.
-    """
+    of: Tensor  # the group of each decision, int64 [T, N]
+    names: list[str]
+
+
+def pairs(decisions: Decisions, catalogue: Catalogue) -> Groups:
+    """Group decisions by the pair of offer and channel that was sent."""
     season, codec = decisions.seen, catalogue.action_codec
-    sent = (season.offer > 0).long()
-    weeks, weeks_of_log = (int(x.amax()) + 1 for x in (decisions.week, decisions.time))
-    pairs = [
+    names = [
         "nothing" if offer == 0 else f"{catalogue.offers[offer]} by {catalogue.channels[channel]}"
         for offer in range(codec.num_offers)
         for channel in range(codec.num_channels)
     ]
+    return Groups(codec.encode(season.offer, season.channel * (season.offer > 0)), names)
+
+
+def groups(
+    decisions: Decisions, catalogue: Catalogue, features: Tensor | None = None, names: list[str] | None = None
+) -> dict[str, Groups]:
+    """Group decisions by what was known before their outcomes, in several ways.
+
+    Where features [F, N] and their names are given, thirds of customers by each feature are groups, too, those of the
+    decisions with and without a contact apart.
+    """
+    season = decisions.seen
+    sent = (season.offer > 0).long()
+    weeks, weeks_of_log = (int(x.amax()) + 1 for x in (decisions.week, decisions.time))
     found = {
-        "pair": (codec.encode(season.offer, season.channel * sent), pairs),
-        "week": (decisions.week, [f"week {t + 1}" for t in range(weeks)]),
-        "contacts": (in_recent_weeks(sent > 0, 3), [f"{k} contacts in 3 weeks" for k in range(4)]),
+        "pair": pairs(decisions, catalogue),
+        "week": Groups(decisions.week, [f"week {t + 1}" for t in range(weeks)]),
+        "contacts": Groups(in_recent_weeks(sent > 0, 3), [f"{k} contacts in 3 weeks" for k in range(4)]),
     }
     for kind, happened in (("purchases", season.bought), ("redemptions", season.redeemed)):
         labels = [f"{k} {kind} in the {RECENT} weeks before" for k in range(RECENT + 1)]
-        found[kind] = (in_recent_weeks(happened, RECENT), labels)
+        found[kind] = Groups(in_recent_weeks(happened, RECENT), labels)
     if weeks_of_log > weeks:
-        found["week of the log"] = (decisions.time, [f"week {t + 1} of the log" for t in range(weeks_of_log)])
+        found["week of the log"] = Groups(decisions.time, [f"week {t + 1} of the log" for t in range(weeks_of_log)])
     if features is not None and names is not None:
         for feature, name in zip(features, names):
             third = torch.bucketize(
@@ -132,7 +153,8 @@ def groups(
             labels = [
                 f"{third} third of {name}, {what}" for third in SEGMENTS for what in ("nothing sent", "contacted")
             ]
-            found[name] = (2 * third + sent, labels)
+            # a key that no other kind of group has, whatever the feature is called
+            found[f"thirds of {name}"] = Groups(2 * third + sent, labels)
     return found
 
 
@@ -153,14 +175,31 @@ def misfits(
     features: Tensor | None = None,
     names: list[str] | None = None,
 ) -> list[str]:
-    """Name the groups of decisions whose outcomes the equations can't explain, at a level over all groups, worst first.
+    """Name the groups of decisions whose outcomes the equations can't explain (`significant_groups`)."""
+    return significant_groups(predicted, groups(decisions, catalogue, features, names), decisions.time, level)
 
-    With each group comes the week of the log in which it is worst. Under the true θ and start the residuals have mean 0
-    and variance 1, whatever policy made the decisions; they are normal where many outcomes are expected, and other
-    groups are not tested.
+
+def trip_misfits(members: list[PanelPredictions], panel: Panel, catalogue: Catalogue, level: float) -> list[str]:
+    """Warn of pairs of offer and channel whose trips a twin's members can't explain (`significant_groups`)."""
+    trips = mean_probabilities(members)["trips"]
+    reachable = trips._replace(known=trips.known & panel.subscribed)
+    decisions = Decisions.of_panel(panel)
+    named = significant_groups({"trips": reachable}, {"pair": pairs(decisions, catalogue)}, decisions.time, level)
+    reason = "the world's equations can't explain these outcomes, or the sender knew more than the log has"
+    return [f"{reason}: {'; '.join(named)}"] if named else []
+
+
+def significant_groups(
+    predicted: dict[str, OutcomePrediction], grouped: dict[str, Groups], time: Tensor, level: float
+) -> list[str]:
+    """Name the groups in which an outcome differs from its prediction, at a level over all groups, worst first.
+
+    With each group comes the week of the log, by `time` [T, N], in which it is worst. Under the true θ and start the
+    residuals have mean 0 and variance 1, whatever policy made the decisions; they are normal where many outcomes are
+    expected, and other groups are not tested.
     """
     found, tests = [], []
-    for kind, (group, labels) in groups(decisions, catalogue, features, names).items():
+    for kind, (group, labels) in grouped.items():
         for outcome, outcomes in predicted.items():
             if kind == "pair" or outcome != "opt_out":
                 z, variance = residuals(outcomes, group, len(labels))
@@ -174,7 +213,7 @@ def misfits(
     texts = []
     for k in [k for k in z.abs().argsort(descending=True).tolist() if wrong[k]][:MAX_NAMED]:
         outcome, group, place, label = tests[k]
-        worst = worst_week(predicted[outcome], group == place, decisions.time)
+        worst = worst_week(predicted[outcome], group == place, time)
         texts.append(f"{outcome}, {label} (z = {z[k]:+.1f}; most in week {worst + 1})")
     return texts
 

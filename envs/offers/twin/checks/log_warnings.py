@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from envs.offers.logs.panel import Panel
-from envs.offers.twin.predictions import OutcomePrediction, PanelPredictions
-from envs.offers.world.catalogue import Catalogue
 from rlcore.ope.propensity_checks import imbalance, significant
 
-MAX_NAMED = 3  # largest number of columns or pairs that a warning names
+MAX_NAMED = 3  # largest number of columns that a warning names
 
 
 def decisions(panel: Panel) -> Tensor:
@@ -41,42 +39,4 @@ def propensity_warnings(panel: Panel, env, level: float) -> list[str]:
     return [
         "propensities are not those that drew the decisions: weighted by them, contacts and the rest differ in "
         + ", ".join(f"{names[k]} (z = {z.abs()[:, k].amax():.1f})" for k in worst)
-    ]
-
-
-def trip_residuals(trips: OutcomePrediction, panel: Panel) -> Tensor:
-    """Return by how many standard deviations trips exceed their prediction, by offer and channel [O+1, C].
-
-    The result is 0 where a pair was never sent.
-    """
-    known = trips.known & panel.subscribed
-    pair = (panel.offer[known], panel.channel[known])
-    size = [int(x.amax()) + 1 for x in pair]
-    p = trips.probability
-    excess, variance = torch.zeros(2, *size, dtype=torch.float64, device=p.device)
-    excess.index_put_(pair, (trips.happened[known].to(p) - p[known]).double(), accumulate=True)
-    variance.index_put_(pair, (p * (1 - p))[known].double(), accumulate=True)
-    return excess / variance.sqrt().clamp_min(1e-9)
-
-
-def mean_trip_residuals(members: list[PanelPredictions], panel: Panel) -> Tensor:
-    """Return the members' mean of `trip_residuals`, [O+1, C]."""
-    return torch.stack([trip_residuals(member.probabilities()["trips"], panel) for member in members]).mean(0)
-
-
-def misfit_warnings(residuals: Tensor, catalogue: Catalogue, level: float) -> list[str]:
-    """Name the pairs of offer and channel whose residuals [O+1, C] are significant."""
-    wrong = significant(residuals, level).nonzero().tolist()
-    if not wrong:
-        return []
-    wrong.sort(key=lambda pair: -residuals[tuple(pair)].abs().item())
-    texts = []
-    for offer, channel in wrong[:MAX_NAMED]:
-        name = "nothing" if offer == 0 else f"{catalogue.offers[offer]} by {catalogue.channels[channel]}"
-        texts.append(f"{name} (z = {residuals[offer, channel]:+.1f})")
-    more = f" and {len(wrong) - MAX_NAMED} more pairs" if len(wrong) > MAX_NAMED else ""
-    return [
-        "the world's equations can't explain these trips, or the sender knew more than the log has: "
-        + ", ".join(texts)
-        + more
     ]

@@ -46,7 +46,8 @@ class UpliftCheck:
         effects = [member.contact_effect() for member in members]
         effect = ContactEffect(*(torch.stack(x).mean(0)[where] for x in zip(*effects)))
         treated, trips, spend = (panel.offer > 0)[where], panel.bought[where].double(), panel.spend[where].double()
-        customer = torch.arange(len(panel), device=where.device).expand_as(where)[where]
+        units, unit_of_column = panel.customer.unique(return_inverse=True)  # a customer may have several seasons
+        customer = unit_of_column.expand_as(where)[where]
         test = comparison.UpliftTestSet(customer, trips, treated, torch.stack((effect.uplift, effect.no_contact)))
         try:
             for score in test.scores:
@@ -54,7 +55,7 @@ class UpliftCheck:
         except ValueError as reason:
             return UpliftFindings(lines=[f"uplift is not compared with this log: {reason}"])
         generator = torch.Generator(where.device).manual_seed(self.seed)
-        drawn = comparison.bootstrap_metrics([test], len(panel), self.replications, generator)[0]
+        drawn = comparison.bootstrap_metrics([test], len(units), self.replications, generator)[0]
 
         qini, qini_by_trip = (uplift.qini(trips, score, treated).item() for score in test.scores)
         auuc = uplift.auuc(trips, effect.uplift, treated).item()

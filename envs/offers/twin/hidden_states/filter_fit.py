@@ -163,7 +163,7 @@ class FilterFit:
             member.fit_scale(panel.features.T)
         alpha_spread = member.spread[self.columns["alpha"][0]]
         first_sd = member.spread.new_tensor(FIRST_SD)  # in prior standard deviations
-        if member.starts_warm:
+        if member.starts_warm and alpha_spread > 0:  # 0: α is left to the priors
             first_sd = (member.alpha_sd / alpha_spread).clamp_min(LEAST_SD)
         log_sd = torch.nn.Parameter(first_sd.log())
         prior, center = self.prior_precision(member, penalty), self.prior_center(member)

@@ -10,11 +10,13 @@ import torch
 from configs import load
 from envs.offers.twin.checks.filter_misfits import (
     Decisions,
+    Groups,
     deciles,
     groups,
     misfits,
     predict_season,
     residuals,
+    significant_groups,
 )
 from envs.offers.twin.predictions import OutcomePrediction
 from envs.offers.world.belief_observation import start_marginals
@@ -77,6 +79,33 @@ def test_residuals_and_deciles_are_those_of_a_loop():
     found = deciles(outcomes, slice(1, None))[0]
     assert found.predicted == pytest.approx(sum(p for p, _ in lowest) / len(lowest))
     assert found.observed == pytest.approx(sum(y for _, y in lowest) / len(lowest))
+
+
+def test_a_feature_of_any_name_leaves_the_other_groups_as_they_are(shop):
+    world, customers, state, _ = shop
+    seen, _ = simulate(world, customers[torch.arange(60)], type(state)(*(x[:60] for x in state)), torch.Generator(), 3)
+    decisions, names = Decisions.of_season(seen), ["pair", "week", "contacts", "purchases", "redemptions"]
+    features = torch.randn(5, 60, generator=torch.Generator().manual_seed(0))
+    alone, both = groups(decisions, world.catalogue), groups(decisions, world.catalogue, features, names)
+    assert len(both) == len(alone) + 5
+    for kind, (group, labels) in alone.items():
+        assert torch.equal(both[kind].of, group) and both[kind].names == labels
+
+
+def test_groups_with_little_variance_are_not_tested():
+    """Ten decisions of probability 10⁻⁴, one of which happened, are 32 standard errors off, and no evidence."""
+    few, many = torch.zeros(1, 10, dtype=torch.long), torch.ones(1, 200, dtype=torch.long)
+    group = torch.cat((few, many), 1)
+    probability = torch.where(group == 0, 1e-4, 0.5)
+    happened = torch.zeros_like(group, dtype=torch.bool)
+    happened[0, 0] = happened[0, 10:110] = True
+    outcomes = {"trips": OutcomePrediction(probability, happened, torch.ones_like(happened))}
+    grouped = {"pair": Groups(group, ["few", "many"])}
+    assert residuals(outcomes["trips"], group, 2)[0][0] > 30
+    assert significant_groups(outcomes, grouped, torch.zeros_like(group), 0.05) == []
+    outcomes["trips"].happened[0, 10:170] = True
+    (text,) = significant_groups(outcomes, grouped, torch.zeros_like(group), 0.05)
+    assert text.startswith("trips, many (z = +8.5")
 
 
 def test_groups_know_only_what_came_before(shop):

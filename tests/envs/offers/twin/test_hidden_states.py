@@ -314,6 +314,43 @@ def test_a_fit_goes_on_from_another_in_fewer_steps():
         twin(env).start_from(first.state_dict() | {"iteration": 0})
 
 
+@pytest.mark.slow
+def test_alpha_may_be_left_to_the_priors_where_a_fit_goes_on_from_another():
+    env, log = unseen_log(60)
+    small = {"hidden_states": {"steps": 2, "shares": [1], "nodes": 2}}
+    first = twin(env, twin=small)
+    first.members[0].alpha_sd.fill_(0.3)
+    model = twin(env, twin=small | {"fixed_parameters": ["alpha"]})
+    model.start_from(first.state_dict() | {"iteration": 1})
+    model.set_dataset(log)
+    model.setup(None, lambda: False)
+    assert model.iterate(0.0)["twin/held_out"].isfinite() and model.members[0].alpha_sd == 0
+    assert all(p.isfinite().all() for p in model.members.parameters())
+
+
+def test_whom_an_earlier_twin_was_fitted_to_is_not_held_out():
+    """With another salt, nor over two steps of a lineage, does a customer judge whom an earlier fit has seen."""
+    env, log = unseen_log(300)
+
+    def started(start, **holdout):
+        model = twin(env, holdout={"customers": 0.3, "stopping": 0.2, **holdout})
+        if start:
+            model.start_from(start.state_dict() | {"iteration": 1})
+        model.set_dataset(log)
+        return model
+
+    first = started(None)
+    other = started(None, salt=5, weeks=0)
+    second = started(first, salt=5, weeks=0)
+    third = started(second, salt=7)
+    assert torch.equal(second.held_out, other.held_out & ~first.fitted)
+    assert torch.equal(second.validation, other.validation & ~first.fitted)
+    assert not (third.held_out & (first.fitted | other.fitted)).any() and third.held_out.any()
+    assert first.first_held_out_week == 10 and third.first_held_out_week == second.first_held_out_week == 12
+    same = started(first)
+    assert torch.equal(same.held_out, first.held_out) and len(same.holdouts) == 1
+
+
 def test_a_log_with_states_is_fitted_with_them():
     env, log = random_log(60)
     model = twin(env)

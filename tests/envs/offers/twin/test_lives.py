@@ -296,3 +296,41 @@ def test_a_twin_says_whether_the_earlier_one_still_fits():
         drift = fitted(log_, earlier).fit_drift()
         assert (drift.own.first, drift.own.last, drift.new.first, drift.new.last) == (0, 11, 12, 23)
         assert (drift.verdict == "it became worse") == (name == "less"), (name, drift)
+
+
+@pytest.mark.long
+def test_a_fit_that_goes_on_from_another_is_resumed_bit_by_bit():
+    """Stopped after one member, with another salt than the earlier twin's: the second member and the drift agree."""
+    env = environment()
+    sample = env.population.draw(200, torch.Generator().manual_seed(7), "train")
+    c = env.world.inhabit(sample.customers)
+    seen, _ = simulate(env.world, c, sample.state, torch.Generator().manual_seed(8), 24)
+    small = {"steps": 3, "batch_size": 100, "shares": [1.0], "nodes": 2}
+
+    def ensemble(log_, members, salt, start=None):
+        settings = {"reference_size": 2000, "score_customers": 300, "hidden_states": small}
+        shares = {"customers": 0.4, "stopping": 0.2, "salt": salt}
+        model = instantiate(part("twin", members=members, twin=settings, holdout=shares), _convert_="all")(env, 0)
+        if start:
+            model.start_from(start)
+        model.set_dataset(log_)
+        return model
+
+    def fit(model, end):
+        model.setup(None, lambda: False)
+        while model.iteration < end:
+            model.iterate(0.0)
+            model.iteration += 1
+        return model
+
+    longer = log_of_lives(env, sample.features, seen, torch.ones(24, 200).bool())
+    first = fit(ensemble(longer[longer.episode == 0], 2, 1), 2).state_dict()
+    whole = fit(ensemble(longer, 2, 2, first), 2)
+    stopped = fit(ensemble(longer, 2, 2, first), 1).state_dict()
+    resumed = ensemble(longer, 2, 2)
+    resumed.load_state_dict(stopped)
+    fit(resumed, 2)
+    assert torch.equal(resumed.held_out, whole.held_out) and resumed.held_out.any()
+    for one, other in zip(resumed.members.state_dict().items(), whole.members.state_dict().items()):
+        assert one[0] == other[0] and torch.equal(one[1], other[1]), one[0]
+    assert resumed.fit_drift() == whole.fit_drift() is not None

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from configs import load, node
 from envs.offers.logs.panel import Panel, to_panel
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.checks.log_warnings import propensity_warnings
+from envs.offers.twin.checks.log_warnings import decisions, propensity_warnings
 from envs.offers.twin.likelihood import log_likelihood
 from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.world.customers import CustomerState
@@ -21,6 +21,7 @@ from reference_world import GONE, STATES, pick
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.propensity_checks import imbalance, significant
 from rlcore.runs import checkpoint
+from rlcore.uplift import comparison
 from small_offers import random_log
 from stored import save_state
 from toy_envs import part, train
@@ -346,6 +347,24 @@ def test_the_world_itself_is_calibrated_and_gives_no_doubt(world_itself):
     assert report.extra["drivers"]["habit"] > 0 and len(report.extra["uplift"]["deciles"]) == 10
     assert {"calibration", "weeks", "drivers", "uplift", "qini", "cost"} <= set(report.plots)
     assert "held-out week 11" in report.caption and report.to_markdown().count("|")
+
+
+def test_the_interval_of_uplift_resamples_customers_and_not_seasons(world_itself, monkeypatch):
+    """Each customer has two seasons: both are drawn together, so that a customer counts once."""
+    _, model = world_itself
+    panel = replace(model.panel, customer=model.panel.customer // 2)
+    drawn = []
+
+    def bootstrap(tests, units, replications, generator):
+        drawn.append((tests[0].unit, units))
+        return torch.zeros(1, 2, replications)
+
+    monkeypatch.setattr(comparison, "bootstrap_metrics", bootstrap)
+    model.make_evaluator().uplift(model.predictions(panel), panel)
+    (unit, units) = drawn[0]
+    assert units == len(panel.customer.unique()) < len(panel)
+    column = decisions(panel).nonzero()[:, 1]
+    assert torch.equal(unit, panel.customer.unique(return_inverse=True)[1][column])
 
 
 def test_trips_that_no_equation_explains_are_named(world_itself):

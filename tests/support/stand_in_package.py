@@ -10,6 +10,7 @@ from envs.live.columns import TableColumns
 from envs.live.decide import DecisionInputs, Scores
 from envs.live.plan.arm_plans import PlanSetting
 from envs.live.plan.arms import Arms
+from envs.live.plan.channel_capacity import Capacity
 from envs.live.plan.deciding import Customers, Table, allowed_now
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
@@ -104,9 +105,12 @@ def customers_of(given: Table, package: StandInPackage, past: PastWeeks | None =
 ARMS = Arms(7, 0.05, 0.01, 0.1)
 
 
-def setting(money: float, *, rule="expected", sigma=0.2, salt=0, arms=ARMS, z=1.645, decisions=None) -> PlanSetting:
+def setting(
+    money: float, *, rule="expected", sigma=0.2, salt=0, arms=ARMS, z=1.645, decisions=None, capacity=None
+) -> PlanSetting:
     """A plan's setting."""
-    return PlanSetting(money, MoneyRule(rule, z), sigma, salt, arms, ShopRule(decisions, ",", CATALOGUE), 4096)
+    shop_rule, limits = ShopRule(decisions, ",", CATALOGUE), Capacity.read(capacity or {}, CATALOGUE)
+    return PlanSetting(money, MoneyRule(rule, z), sigma, salt, arms, shop_rule, limits, 4096)
 
 
 def plan_of(customers: Customers, package: StandInPackage, chosen: PlanSetting, factor=None) -> WeekPlan:
@@ -136,7 +140,7 @@ def request(**changes) -> PlanRequest:
     """What a shop asks for, in short."""
     keys = {
         "customers": None, "separator": ",", "id": None, "today": None, "log": None, "week": 3, "money": 40.0,
-        "rule": "expected", "z": 1.645, "sigma": 0.2, "salt": 0,
+        "capacity": {}, "rule": "expected", "z": 1.645, "sigma": 0.2, "salt": 0,
         "arms": {"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0},
         "shop_rule": {"decisions": None, "separator": ","}, "forecast": {"redemptions": 200.0}, "twin": None,
         "segment": None, "valid_days": 7, "out": None, "replace": False, "block": 128,

@@ -11,6 +11,16 @@ from torch import Tensor
 
 from envs.live.plan import draws
 from envs.live.plan.arms import BAU, RANDOM, RL, Arms, money_by_arm
+from envs.live.plan.channel_capacity import (
+    Capacity,
+    WithinCapacity,
+    channels_of,
+    clear_within,
+    drawn_weight,
+    first_of_each_channel,
+    holding,
+    through_channels,
+)
 from envs.live.plan.clearing import Cleared, Demand, clear
 from envs.live.plan.deciding import Customers, PolicyPackage
 from envs.live.plan.draws import Decisions, PairTotals, undecided
@@ -18,7 +28,6 @@ from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
 from envs.live.plan.scoring import Scored, score_customers
 from envs.offers.planning.knapsack import Increments
-from envs.offers.policies.logging_policies import reach_probabilities
 from envs.offers.populations.base import hash_uniform
 from envs.offers.world.catalogue import Catalogue
 
@@ -33,6 +42,7 @@ class PlanSetting:
     salt: int  #: of the lots of decisions
     arms: Arms
     shop_rule: ShopRule
+    capacity: Capacity
     block: int  #: customers that are scored at once
 
 
@@ -42,7 +52,8 @@ class ArmPlan(NamedTuple):
     rows: Tensor  #: of the table, int64 [n]
     decisions: Decisions
     expected: float  #: spend, over the lots as well
-    odds: float  #: bound of the probability that lots pass the money of `reserved`, so that some are cut
+    odds: float  #: bound of the probability that lots pass the money of `reserved` or a capacity, so that some are cut
+    no_room: Tensor  #: the flat action that was to be sent, and that its channel does not carry; 0 for none, [n]
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class PlannedWeek:
     arm: np.ndarray  #: index into ARMS, uint8 [N]
     scored: Scored  #: of the E customers who may be sent something
     money: dict[int, float]  #: by arm
+    capacity: dict[int, Capacity]  #: by arm
     u: Tensor  #: lots, [N]
 
     @classmethod
@@ -65,10 +77,12 @@ class PlannedWeek:
             if x.reason == "holdout":
                 held_out |= x.excluded
         arm = setting.arms.of(customers.ids, held_out.numpy())
-        money = money_by_arm(setting.money, arm, customers.eligible.numpy())
+        money, share = (money_by_arm(x, arm, customers.eligible.numpy()) for x in (setting.money, 1.0))
+        capacity = {k: setting.capacity.share(x) for k, x in share.items()}
         u = hash_uniform([f"{customers.past.week}:{name}" for name in customers.ids], setting.salt)
-        scored = score_customers(package, customers, factor, arm, setting.block)
-        return cls(package, customers, setting, arm, scored, money, u)
+        limited = setting.capacity.pairs(package.catalogue)
+        scored = score_customers(package, customers, factor, arm, setting.block, limited)
+        return cls(package, customers, setting, arm, scored, money, capacity, u)
 
     def of_arm(self, arm: int) -> tuple[Tensor, Tensor]:
         """Return the places of an arm's customers among those who were scored, and their rows in the table."""
@@ -80,45 +94,59 @@ class PlannedWeek:
         return PairTotals.of(self.scored.spend[places], self.package.catalogue)
 
 
-def by_policy(week: PlannedWeek) -> tuple[ArmPlan, Cleared, Demand]:
-    """Clear the policy's money, and draw a decision for each customer at a private price.
+def by_policy(week: PlannedWeek) -> tuple[ArmPlan, WithinCapacity]:
+    """Clear the policy's money and channels, and draw a decision for each customer at a private price.
 
-    The price of money follows from expectations alone, before any lot is drawn, so that propensities are exact.
+    Prices of money and of messages follow from expectations alone, before any lot is drawn, so that propensities are
+    exact.
     """
     catalogue, setting = week.package.catalogue, week.setting
     places, rows = week.of_arm(RL)
-    steps = Increments(*(x[places] for x in week.scored.steps))
-    demand = Demand.of(steps, catalogue)
-    money = week.money[RL]
-    cleared = clear(demand, money, setting.rule, setting.sigma, float(week.package.prices[-1]))
-    drawn = draws.at_private_price(steps, cleared.price, setting.sigma, week.u[rows])
-    odds = 0.0
+    own, without = (Increments(*(x[places] for x in ladder)) for ladder in (week.scored.steps, week.scored.without))
+    money, capacity, u = week.money[RL], week.capacity[RL], week.u[rows]
+
+    def price_of_money(demand: Demand) -> Cleared:
+        return clear(demand, money, setting.rule, setting.sigma, float(week.package.prices[-1]))
+
+    within = clear_within(own, without, capacity, catalogue, setting.sigma, price_of_money)
+    steps, price = within.steps, within.cleared.price
+    wanted = draws.at_private_price(own, price, setting.sigma, u).action
+    drawn = draws.at_private_price(steps, price, setting.sigma, u)
+    chance, odds = holding(steps, price, setting.sigma), 0.0
     if setting.rule.holds_face_value and setting.sigma > 0:
-        reached = reach_probabilities(steps, torch.full((len(places),), cleared.price), setting.sigma)
-        bounds = torch.cat((torch.ones(len(places), 1).double(), reached, torch.zeros(len(places), 1).double()), 1)
-        held = torch.cat((torch.zeros(len(places), 1).double(), charges(steps.action, catalogue)), 1)
-        odds = draws.passing_odds(bounds[:, :-1] - bounds[:, 1:], held, money)
-        nothing = 1 - reached[:, 0]
-        drawn = draws.kept_within(drawn, nothing, charges(drawn.action, catalogue), week.u[rows], money, odds)
-    return ArmPlan(rows, drawn, float(cleared.totals.spend), odds), cleared, demand
+        held_money = torch.nn.functional.pad(charges(steps.action, catalogue), (1, 0))
+        odds = draws.passing_odds(chance, held_money, money)
+        drawn = draws.kept_within(drawn, chance[:, 0], charges(drawn.action, catalogue), u, money, odds)
+    through = through_channels(steps.action, chance[:, 1:], catalogue)
+    drawn, cut_odds = carried(drawn, through, chance[:, 0], u, capacity, catalogue)
+    no_room = refused_by(capacity, wanted, drawn, catalogue)
+    return ArmPlan(rows, drawn, float(within.cleared.totals.spend), odds + cut_odds, no_room), within
 
 
 def at_random(week: PlannedWeek) -> tuple[ArmPlan, float]:
-    """Draw any pair that the rules allow, in the share of cases that the arm's money covers; return the share too."""
+    """Draw any pair that the rules allow, in the share of cases that the arm's money covers; return the share too.
+
+    A channel that carries too little is drawn in a smaller share.
+    """
     catalogue, rule = week.package.catalogue, week.setting.rule
     places, rows = week.of_arm(RANDOM)
     pairs, mask, u = week.pairs(places), week.customers.options.action_mask[rows], week.u[rows]
-    money = week.money[RANDOM]
-    share = draws.share_of_draws(pairs, mask, money, rule)
-    drawn = draws.uniformly(mask, u, share)
-    uniform = mask / mask.sum(1, keepdim=True).double()
+    money, capacity = week.money[RANDOM], week.capacity[RANDOM]
+    weight = drawn_weight(mask, capacity, catalogue)
+    share = draws.share_of_draws(pairs, mask, weight, money, rule)
+    drawn = draws.uniformly(mask, weight, u, share)
+    wanted = drawn.action
+    uniform = mask * weight / mask.sum(1, keepdim=True).double()
+    probability = share * uniform
+    probability[:, 0] = 1 - probability[:, 1:].sum(1)
     odds = 0.0
     if rule.holds_face_value:
-        probability = share * uniform
-        probability[:, 0] += 1 - share
         odds = draws.passing_odds(probability, pairs.charge, money)
         drawn = draws.kept_within(drawn, probability[:, 0], charges(drawn.action, catalogue), u, money, odds)
-    return ArmPlan(rows, drawn, share * float(pairs.sums(uniform).spend), odds), share
+    through = through_channels(torch.arange(mask.shape[1]).expand_as(mask), probability, catalogue)
+    drawn, cut_odds = carried(drawn, through, probability[:, 0], u, capacity, catalogue)
+    no_room = refused_by(capacity, wanted, drawn, catalogue)
+    return ArmPlan(rows, drawn, share * float(pairs.sums(uniform).spend), odds + cut_odds, no_room), share
 
 
 def by_the_shop(week: PlannedWeek) -> tuple[ArmPlan, int]:
@@ -127,11 +155,37 @@ def by_the_shop(week: PlannedWeek) -> tuple[ArmPlan, int]:
     places, rows = week.of_arm(BAU)
     spend, mask = week.scored.spend[places], week.customers.options.action_mask[rows]
     wanted, rank, refused = shop_rule.wanted([ids[k] for k in rows.tolist()], spend, mask, catalogue)
-    action = draws.in_turn(wanted, rank, week.pairs(places), week.money[BAU], week.setting.rule)
+    carried_by = first_of_each_channel(wanted, rank, week.capacity[BAU], catalogue)
+    action = draws.in_turn(carried_by, rank, week.pairs(places), week.money[BAU], week.setting.rule)
     barred = np.flatnonzero((week.arm == BAU) & ~week.customers.eligible.numpy())
     refused += shop_rule.asks_for([ids[k] for k in barred.tolist()])
     expected = float(spend.gather(1, action[:, None]).double().sum())
-    return ArmPlan(rows, undecided(len(rows))._replace(action=action), expected, 0.0), refused
+    no_room = torch.where(carried_by != wanted, wanted, 0)
+    return ArmPlan(rows, undecided(len(rows))._replace(action=action), expected, 0.0, no_room), refused
+
+
+def carried(
+    drawn: Decisions, chance: Tensor, nothing: Tensor, u: Tensor, capacity: Capacity, catalogue: Catalogue
+) -> tuple[Decisions, float]:
+    """Cut the decisions [n] that their channels do not carry, the last lots first; return a bound of the odds too.
+
+    chance [n, C] is that of a message through each channel, and nothing [n] that of none.
+    """
+    odds = 0.0
+    for k in capacity.limited:
+        through = chance[:, k]
+        messages = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(len(through), 2)
+        cut_odds = draws.passing_odds(torch.stack((1 - through, through), 1), messages, capacity.of[k])
+        sent = (channels_of(catalogue)[drawn.action] == k).double()
+        kept = draws.kept_within(drawn, nothing, sent, u, capacity.of[k], cut_odds)
+        drawn, odds = kept._replace(cut=drawn.cut), odds + cut_odds
+    return drawn, min(odds, 1.0)
+
+
+def refused_by(capacity: Capacity, wanted: Tensor, drawn: Decisions, catalogue: Catalogue) -> Tensor:
+    """Return the wanted actions [n] that a channel's limit kept from being sent, 0 for all others."""
+    is_limited = capacity.pairs(catalogue)[wanted]
+    return torch.where(is_limited & (drawn.action != wanted) & ~drawn.cut, wanted, 0)
 
 
 def charges(action: Tensor, catalogue: Catalogue) -> Tensor:

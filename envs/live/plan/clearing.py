@@ -129,17 +129,20 @@ def clear(demand: Demand, money: float, rule: MoneyRule, sigma: float, lowest: f
 
 
 def clear_without_lots(demand: Demand, money: float, rule: MoneyRule, lowest: float) -> Cleared:
-    """Return the price just above that of the first step which the money does not cover; equal prices fall together."""
+    """Return the price just above that of the first step which the money does not cover; equal prices fall together.
+
+    Steps below `lowest` are never bought: steps of action values go on below the grid.
+    """
     order = np.argsort(-demand.log_price, kind="stable")
     price = np.exp(demand.log_price[order]).astype(np.float32)
+    order, price = (x[price >= np.float32(lowest)] for x in (order, price))
     worth = price * demand.spend[order]
     none = np.zeros(len(order))
     added = (demand.spend[order], demand.variance[order], demand.charge[order], worth, none, none)
     sums = Totals(*(np.cumsum(x) for x in added))
     beyond = rule.used(sums) > money
-    if not beyond.any():
-        return Cleared(lowest, Totals(*(x[-1] for x in sums)), True)
-    refused = price[beyond.argmax()]
+    is_refused = bool(beyond.any())
+    refused = price[beyond.argmax()] if is_refused else np.float32(0)
     last = int(np.searchsorted(-price, -refused)) - 1  # of the steps that are dearer
     totals = Totals(*(x[last] if last >= 0 else np.zeros(()) for x in sums))
-    return Cleared(float(np.nextafter(refused, np.float32(np.inf))), totals, False)
+    return Cleared(float(np.nextafter(refused, np.float32(np.inf))) if is_refused else lowest, totals, not is_refused)

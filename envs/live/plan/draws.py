@@ -26,13 +26,15 @@ class Decisions(NamedTuple):
     own_price: Tensor  #: the price below which the action is held; NaN for nothing, and where no price decides
     next_action: Tensor  #: the next action on the customer's ladder, 0 where nothing follows
     next_price: Tensor  #: at which it would be; NaN where nothing follows
+    cut: Tensor  #: whether the lot would have sent something that holds more than there is, bool
 
 
 def undecided(n: int) -> Decisions:
     """Return the decision "send nothing" for n customers, with propensity 1."""
     nothing = torch.zeros(n, dtype=torch.long)
     never = torch.full((n,), NEVER)
-    return Decisions(nothing, torch.ones(n, dtype=torch.float64), never, nothing.clone(), never.clone())
+    certain = torch.ones(n, dtype=torch.float64)
+    return Decisions(nothing, certain, never, nothing.clone(), never.clone(), torch.zeros(n, dtype=torch.bool))
 
 
 def at_private_price(steps: Increments, price: float, sigma: float, u: Tensor) -> Decisions:
@@ -54,6 +56,7 @@ def at_private_price(steps: Increments, price: float, sigma: float, u: Tensor) -
         torch.where(bought > 0, steps.price[rows, held], NEVER),
         torch.where(real, steps.action[rows, follows], 0),
         torch.where(real, steps.price[rows, follows], NEVER),
+        torch.zeros(n, dtype=torch.bool),
     )
 
 
@@ -63,22 +66,17 @@ def kept_within(
     """Keep the decisions [n] whose charges [n] lie within the money, by rising lots u [n]; nothing for all others.
 
     `odds` bound the probability that lots leave anything to cut, so that propensities are exact but for it. Who is cut
-    has the probability of nothing, `nothing` [n], or the odds where these are higher.
+    has the probability of nothing, `nothing` [n], or the odds where these are higher, and no next step: no price brings
+    back what was cut.
     """
     if float(charge.sum()) <= money:
         return decisions
     order = u.argsort()
     cut = torch.zeros(len(u), dtype=torch.bool)
     cut[order] = charge[order].cumsum(0) > money
-    cut &= decisions.action > 0
-    none = undecided(len(u))
-    return Decisions(
-        decisions.action.masked_fill(cut, 0),
-        torch.where(cut, nothing.clamp_min(odds), decisions.propensity),
-        torch.where(cut, none.own_price, decisions.own_price),
-        decisions.next_action,
-        decisions.next_price,
-    )
+    cut &= charge > 0
+    none = undecided(len(u))._replace(propensity=nothing.clamp_min(odds), cut=torch.ones_like(cut))
+    return Decisions(*(torch.where(cut, x, kept) for x, kept in zip(none, decisions)))
 
 
 def passing_odds(probability: Tensor, use: Tensor, limit: float) -> float:
@@ -128,9 +126,12 @@ class PairTotals(NamedTuple):
         return np.asarray(((x.square() * weight).sum(1) - (x * weight).sum(1).square()).sum())
 
 
-def share_of_draws(pairs: PairTotals, mask: Tensor, money: float, rule: MoneyRule) -> float:
-    """Return the share of cases in which a pair of the mask [N, P] can be drawn, all alike, so that money suffices."""
-    uniform = mask / mask.sum(1, keepdim=True)
+def share_of_draws(pairs: PairTotals, mask: Tensor, weight: Tensor, money: float, rule: MoneyRule) -> float:
+    """Return the share of cases in which a pair can be drawn so that money suffices.
+
+    The pairs of the mask [N, P] are drawn alike, but for their weight [P].
+    """
+    uniform = mask * weight.float() / mask.sum(1, keepdim=True)
     spend, variance, charge = ((x * uniform).sum(1) for x in pairs)
     squares = [(x.square() * uniform).sum() for x in (pairs.spend, pairs.charge)]
 
@@ -150,21 +151,22 @@ def share_of_draws(pairs: PairTotals, mask: Tensor, money: float, rule: MoneyRul
     return share
 
 
-def uniformly(mask: Tensor, u: Tensor, share: float) -> Decisions:
-    """Draw among all pairs of the mask [N, P] alike, in a share of cases; else send nothing.
+def uniformly(mask: Tensor, weight: Tensor, u: Tensor, share: float) -> Decisions:
+    """Draw among all pairs of the mask [N, P] alike, but for their weight [P], in a share of cases; else send nothing.
 
-    Every pair that the rules allow has a probability above 0 wherever the share has one.
+    Every pair that the rules allow, and that has a weight, has a probability above 0 wherever the share has one.
     """
     each = share / mask.sum(1).double()
-    contacts = mask.clone()
-    contacts[:, 0] = False
-    number = torch.where(each > 0, u / each.clamp_min(1e-300), torch.inf)  # of the contact whose share holds u
-    drawn = number < contacts.sum(1)
-    rank = contacts.long().cumsum(1) - 1
-    chosen = (contacts & (rank == torch.where(drawn, number, 0).long()[:, None])).to(torch.uint8).argmax(1)
-    base = undecided(len(u))
-    nothing = 1 - each * contacts.sum(1)
-    return base._replace(action=torch.where(drawn, chosen, 0), propensity=torch.where(drawn, each, nothing))
+    weights = mask * weight
+    weights[:, 0] = 0
+    reach = weights.cumsum(1)
+    number = torch.where(each > 0, u / each.clamp_min(1e-300), torch.inf)  # u lies in the part of one pair
+    chosen = (reach > number[:, None]).to(torch.uint8).argmax(1)
+    drawn = number < reach[:, -1]
+    action = torch.where(drawn, chosen, 0)
+    return undecided(len(u))._replace(
+        action=action, propensity=torch.where(drawn, each * weight[chosen], 1 - each * reach[:, -1])
+    )
 
 
 def by_redemption(spend: Tensor, mask: Tensor, catalogue: Catalogue) -> tuple[Tensor, Tensor]:

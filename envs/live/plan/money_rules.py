@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+LOTS_Z = 4.0  # standard deviations of lots that hard limits leave free, so that lots are hardly ever cut
+
 
 class Totals(NamedTuple):
     """Sums over the customers of an arm, money, of any one shape.
@@ -34,7 +36,6 @@ class MoneyRule:
 
     name: str
     z: float
-    lots_z = 4.0  # standard deviations of the lots that `reserved` leaves free, so that lots are hardly ever cut
 
     def __post_init__(self):
         if self.name not in ("expected", "buffered", "reserved"):
@@ -51,7 +52,7 @@ class MoneyRule:
             return totals.spend
         if self.name == "buffered":
             return totals.spend + self.z * np.sqrt(np.maximum(totals.variance + totals.spend_lots, 0.0))
-        return totals.charge + self.lots_z * np.sqrt(np.maximum(totals.charge_lots, 0.0))
+        return totals.charge + LOTS_Z * np.sqrt(np.maximum(totals.charge_lots, 0.0))
 
     def meaning(self) -> str:
         """Say in a sentence what the rule promises."""

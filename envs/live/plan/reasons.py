@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from envs.offers.constraints.contact_policy import ContactOptions, ContactPolicy
 from envs.offers.world.catalogue import Catalogue
 
 DIGITS = 3  # significant digits of prices in sentences
-NOTHING, BOUGHT, BOUGHT_BY_LOT, WAITS, WAITS_BY_LOT, NO_STEP, BARRED = range(7)
+NOTHING, BOUGHT, BOUGHT_BY_LOT, WAITS, WAITS_BY_LOT, NO_STEP, BARRED, CUT = range(8)
 
 
 def pair_name(catalogue: Catalogue, action: int) -> str:
@@ -29,6 +30,15 @@ def number(x: float) -> str:
 def signed(x: float) -> str:
     """Show money with its sign, to the hundredth."""
     return f"{x:+.2f}"
+
+
+class Refused(NamedTuple):
+    """What N customers would be sent without the rule that refuses it."""
+
+    action: np.ndarray  #: flat, 0 where no rule refuses anything, int64 [N]
+    rule: np.ndarray  #: index into names, int64 [N]
+    names: list[str]
+    by_capacity: np.ndarray  #: whether the rule is that of a channel which carries no more, bool [N]
 
 
 class RuleNames:
@@ -86,6 +96,7 @@ def why_of_policy(catalogue: Catalogue, price: float, lowest: float, rule_names:
             WAITS: f"waits: {following} at {number(next_price)}, {costs}",
             WAITS_BY_LOT: f"waits by its lot: {following} at {number(next_price)}, {costs}",
             NO_STEP: f"nothing pays, down to a price of {number(lowest)}",
+            CUT: "cut: the sends before it hold the money",
             BARRED: rule_names[int(rule)] if rule > 0 else "the rules allow no pair",
         }[kind]
 

@@ -13,6 +13,7 @@ import torch
 from envs.live.columns import as_table
 from envs.live.plan.arm_plans import PlanSetting
 from envs.live.plan.arms import Arms
+from envs.live.plan.channel_capacity import Capacity
 from envs.live.plan.deciding import Customers, PolicyPackage, Table, allowed_now
 from envs.live.plan.forecast import Forecast, corrections
 from envs.live.plan.inputs.exported import ExportedPolicy, read_table_of
@@ -37,6 +38,7 @@ class PlanRequest:
     log: str | None
     week: int | None
     money: float | None
+    capacity: dict[str, int]
     rule: str
     z: float
     sigma: float
@@ -70,7 +72,7 @@ class PlanRequest:
         return path
 
 
-SETTINGS = ("policy", "money", "rule", "z", "sigma", "salt", "shares", "shop_rule")  # of a plan's facts
+SETTINGS = ("policy", "money", "capacity", "rule", "z", "sigma", "salt", "shares", "shop_rule")  # of a plan's facts
 DIGEST = 16  # characters of a checksum of decisions
 REQUEST_KEYS = tuple(f.name for f in fields(PlanRequest))
 
@@ -99,6 +101,8 @@ class Planned:
             "week": self.customers.past.week,
             "policy": self.package.version,
             "money": setting.money,
+            "capacity": {name: use.capacity for name, use in plan.channels.items()},
+            "fees": {name: use.fee for name, use in plan.channels.items()},
             "rule": setting.rule.name,
             "z": setting.rule.z,
             "sigma": setting.sigma,
@@ -144,12 +148,16 @@ class Planned:
         return plan_table(self.plan.columns, self.facts, slice(None))
 
     def write(self) -> list[Path]:
-        """Write the plan, the page and, last, the sender's file; return their paths. Raises what `replaces` does."""
+        """Write the plan, the page and, last, the sender's file; return their paths. Raises what `replaces` does.
+
+        An older sender's file is removed first. Where one lies, plan, page and sender's file are of one plan.
+        """
         from envs.live.plan.output.page import write_page  # jinja2, an extra
 
         self.replaces()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         sends, page = self.path.with_suffix(".csv"), self.path.with_suffix(".html")
+        sends.unlink(missing_ok=True)
         write_plan(self.path, self.plan.columns, self.facts)
         write_page(page, self)
         write_sends(sends, self.plan.columns, self.plan.sent, self.valid_until)
@@ -196,6 +204,7 @@ def setting_of(package: PolicyPackage, request: PlanRequest) -> PlanSetting:
         salt=request.salt,
         arms=Arms(salt, holdout, arms["random"], arms["bau"]),
         shop_rule=ShopRule(request.shop_rule["decisions"], request.shop_rule["separator"], package.catalogue),
+        capacity=Capacity.read(request.capacity, package.catalogue),
         block=request.block,
     )
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from envs.live.plan.arm_plans import ArmPlan, PlannedWeek, PlanSetting, at_random, by_policy, by_the_shop
 from envs.live.plan.arms import ARMS, BAU, RANDOM, RL
+from envs.live.plan.channel_capacity import WithinCapacity, channels_of
 from envs.live.plan.clearing import Cleared, Demand
 from envs.live.plan.deciding import Customers, PolicyPackage
 from envs.live.plan.draws import Decisions, undecided
 from envs.live.plan.output.plan_columns import add_gains, plan_columns
+from envs.live.plan.reasons import Refused, RuleNames
 from envs.live.plan.scoring import best_refused
 from envs.live.plan.twin_gains import ExpectedGain, TwinGains
 
@@ -33,7 +35,15 @@ class ArmResult(NamedTuple):
     spend: float  #: expected, of what was drawn
     expected: float  #: expected, over the lots as well
     face: float  #: what a ledger must reserve
-    odds: float  #: bound of the probability that lots pass the money of `reserved`, so that some are cut
+    odds: float  #: bound of the probability that lots pass the money of `reserved` or a capacity, so that some are cut
+
+
+class ChannelUse(NamedTuple):
+    """What a channel with a limit carries in the week."""
+
+    messages: int
+    capacity: int
+    fee: float  #: of a message, beside its cost, in what the policy holds sends to be worth
 
 
 @dataclass
@@ -43,6 +53,7 @@ class WeekPlan:
     columns: dict[str, Any]
     sent: np.ndarray  #: rows that are sent something, int64
     arms: dict[str, ArmResult]
+    channels: dict[str, ChannelUse]  #: those that have a limit
     cleared: Cleared
     demand: Demand
     random_share: float
@@ -54,6 +65,34 @@ class WeekPlan:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class DecidedWeek:
+    """What was decided of the N customers of a week."""
+
+    week: PlannedWeek
+    arms: dict[int, ArmPlan]
+    within: WithinCapacity  #: the policy's prices
+    decisions: Decisions
+    spend: Tensor  #: expected, [N]
+    random_share: float
+    refused_by_shop_rule: int
+
+
+def decide_week(package: PolicyPackage, customers: Customers, factor: Tensor, setting: PlanSetting) -> DecidedWeek:
+    """Decide the week that `customers.past` leads to. `factor` [P] corrects the forecast of redemptions.
+
+    Raises PlanViolation where a drawn decision is none that the rules allow.
+    """
+    week = PlannedWeek.of(package, customers, factor, setting)
+    policys, within = by_policy(week)
+    randoms, share = at_random(week)
+    shops, refused = by_the_shop(week)
+    arms = {RL: policys, RANDOM: randoms, BAU: shops}
+    decisions = together(arms, len(customers))
+    check_allowed(decisions.action, customers.options.action_mask)
+    return DecidedWeek(week, arms, within, decisions, expected_spend(week, decisions.action), share, refused)
+
+
 def plan_week(
     package: PolicyPackage,
     customers: Customers,
@@ -61,22 +100,11 @@ def plan_week(
     setting: PlanSetting,
     twin: TwinGains | None = None,
 ) -> WeekPlan:
-    """Plan the week that `customers.past` leads to. `factor` [P] corrects the forecast of redemptions.
-
-    A twin says what each send brings, this week and later. Raises PlanViolation where a drawn decision is none that
-    the rules allow.
-    """
-    week = PlannedWeek.of(package, customers, factor, setting)
-    policys, cleared, demand = by_policy(week)
-    randoms, share = at_random(week)
-    shops, refused = by_the_shop(week)
-    arms = {RL: policys, RANDOM: randoms, BAU: shops}
-
-    decisions = together(arms, len(customers))
-    check_allowed(decisions.action, customers.options.action_mask)
-    spend = expected_spend(week, decisions.action)
-    refusal = best_refused(package, customers, week.scored, cleared.price)
-    columns = plan_columns(package, customers, setting, week.arm, decisions, spend, cleared.price, refusal)
+    """Decide a week (`decide_week`), and say why. A twin says what each send brings, this week and later."""
+    decided = decide_week(package, customers, factor, setting)
+    week, decisions, price = decided.week, decided.decisions, decided.within.cleared.price
+    refused = refusals(week, decided.arms, best_refused(package, customers, week.scored, price))
+    columns = plan_columns(package, customers, setting, week.arm, decisions, decided.spend, price, refused)
     gain = None
     if twin is not None:
         now, later = twin.of(customers, decisions.action.numpy())
@@ -85,14 +113,15 @@ def plan_week(
     plan = WeekPlan(
         columns=columns,
         sent=np.flatnonzero(decisions.action.numpy() > 0),
-        arms=results_of(week, arms, columns),
-        cleared=cleared,
-        demand=demand,
-        random_share=share,
-        refused_by_shop_rule=refused,
+        arms=results_of(week, decided.arms, columns),
+        channels=uses_of(week, decisions.action, decided.within.fee),
+        cleared=decided.within.cleared,
+        demand=decided.within.demand,
+        random_share=decided.random_share,
+        refused_by_shop_rule=decided.refused_by_shop_rule,
         arm=week.arm,
         action=decisions.action.numpy(),
-        spend=spend.numpy(),
+        spend=decided.spend.numpy(),
         gain=gain,
     )
     plan.warnings = warnings_of(plan, package, setting)
@@ -106,6 +135,18 @@ def together(arms: dict[int, ArmPlan], n: int) -> Decisions:
         for whole, part in zip(decisions, arm.decisions):
             whole[arm.rows] = part.to(whole)
     return decisions
+
+
+def refusals(week: PlannedWeek, arms: dict[int, ArmPlan], by_rules: tuple[np.ndarray, np.ndarray]) -> Refused:
+    """Put together what contact rules refuse, a flat action [N] and its rule [N], and what channels do not carry."""
+    no_room = torch.zeros(len(week.customers), dtype=torch.long)
+    for plan in arms.values():
+        no_room[plan.rows] = plan.no_room
+    names = RuleNames(week.customers.contact_policy).names
+    is_full = no_room.numpy() > 0
+    capacity_rule = len(names) + channels_of(week.package.catalogue)[no_room].numpy()
+    action, rule = (np.where(is_full, x, y) for x, y in zip((no_room.numpy(), capacity_rule), by_rules))
+    return Refused(action, rule, names + week.setting.capacity.names(), is_full)
 
 
 def check_allowed(action: Tensor, mask: Tensor) -> None:
@@ -143,6 +184,15 @@ def results_of(week: PlannedWeek, arms: dict[int, ArmPlan], columns: dict[str, A
             odds=arms[k].odds if k in arms else 0.0,
         )
     return found
+
+
+def uses_of(week: PlannedWeek, action: Tensor, fee: Tensor) -> dict[str, ChannelUse]:
+    """Count the messages of all arms through each channel with a limit, by its name; action [N], fee [C]."""
+    capacity = week.setting.capacity
+    messages = torch.bincount(channels_of(week.package.catalogue)[action], minlength=len(capacity.channels) + 1)
+    return {
+        capacity.channels[k]: ChannelUse(int(messages[k]), int(capacity.of[k]), float(fee[k])) for k in capacity.limited
+    }
 
 
 def warnings_of(plan: WeekPlan, package: PolicyPackage, setting: PlanSetting) -> list[str]:

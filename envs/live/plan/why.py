@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from envs.live.plan.arms import RL
+from envs.live.plan.channel_capacity import Capacity, priced
 from envs.live.plan.deciding import Customers, PolicyPackage, allowed_now
 from envs.live.plan.inputs.exported import ExportedPolicy
 from envs.live.plan.output.plan_file import read_facts
@@ -62,13 +63,18 @@ def explain(
         f"sent: {decided['channel']} {decided['offer']}" if decided["offer"] else "sent: nothing",
         f"propensity {decided['propensity']:.6g} under '{decided['policy']}'",
     ]
-    scored = score_customers(package, customers, factor, np.array([RL], dtype=np.uint8), 1)
+    capacity = Capacity.read(facts["capacity"], catalogue)
+    fee = torch.tensor([facts["fees"].get(x, 0.0) for x in catalogue.channels], dtype=torch.float64)
+    arm = np.array([RL], dtype=np.uint8)
+    scored = score_customers(package, customers, factor, arm, 1, capacity.pairs(catalogue))
     if not len(scored.eligible):
         lines.append("the rules allow no contact, so there is no ladder")
     elif decided["arm"] == "holdout":
         lines.append("the holdout is sent nothing, whatever it would be worth")
     else:
-        lines += ladder(package, scored.steps, scored.spend, price, decided)
+        steps = priced(scored.steps, scored.without, fee, catalogue)
+        lines += [f"a {name} counts as {number(x)} dearer" for name, x in facts["fees"].items() if x > 0]
+        lines += ladder(package, steps, scored.spend, price, decided)
     action, rule = best_refused(package, customers, scored, price)
     names = RuleNames(policy).names
     if action[0]:

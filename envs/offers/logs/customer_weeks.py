@@ -167,8 +167,8 @@ def second_of_a_cell(key: np.ndarray) -> tuple[int, int] | None:
 def put_sends(log: CustomerWeeks, rows: Rows) -> None:
     """Put rows, in the order of time, into a log's cells.
 
-    A cell's decision is its first send. Purchases and opt-outs are those of all its rows, redemptions those of the
-    decision's own offer and channel.
+    A cell's decision is its first send. Purchases are those of all its rows, opt-outs and redemptions those of
+    `after_the_decision`.
     """
     sent = np.flatnonzero(rows.offer > 0)
     free = sent[log.offer[rows.week[sent], rows.customer[sent]] == 0]
@@ -181,9 +181,18 @@ def put_sends(log: CustomerWeeks, rows: Rows) -> None:
     unsent = np.flatnonzero((rows.offer == 0) & ~np.isnan(rows.propensity))
     unsent = unsent[log.offer[rows.week[unsent], rows.customer[unsent]] == 0]
     log.propensity[rows.week[unsent], rows.customer[unsent]] = rows.propensity[unsent]
+    put_outcomes(log, after_the_decision(log, rows))
+
+
+def after_the_decision(log: CustomerWeeks, rows: Rows) -> Rows:
+    """Keep what rows say of their cell's decision: opt-outs after any send, redemptions of its own offer and channel.
+
+    A cell without a send keeps neither.
+    """
     cell = (rows.week, rows.customer)
-    is_decision = (log.offer[cell] == rows.offer) & (log.channel[cell] == rows.channel)
-    put_outcomes(log, replace(rows, redeemed=rows.redeemed & is_decision))
+    is_sent = log.offer[cell] > 0
+    is_decision = is_sent & (log.offer[cell] == rows.offer) & (log.channel[cell] == rows.channel)
+    return replace(rows, redeemed=rows.redeemed & is_decision, unsubscribed=rows.unsubscribed & is_sent)
 
 
 def put_outcomes(log: CustomerWeeks, rows: Rows) -> None:
@@ -196,10 +205,8 @@ def put_outcomes(log: CustomerWeeks, rows: Rows) -> None:
 
 def put_later_outcomes(log: CustomerWeeks, rows: Rows) -> None:
     """Note redemptions and opt-outs of sends that are in the log already, and whose rows a later file has again."""
-    is_there = (rows.offer > 0) & (log.offer[rows.week, rows.customer] == rows.offer)
-    for name in ("redeemed", "unsubscribed"):
-        true = is_there & getattr(rows, name)
-        getattr(log, name)[rows.week[true], rows.customer[true]] = True
+    no = np.zeros(len(rows), dtype=bool)
+    put_outcomes(log, after_the_decision(log, replace(rows, bought=no, margin=np.zeros(len(rows)))))
 
 
 def buy_what_was_redeemed(log: CustomerWeeks) -> int:

@@ -159,6 +159,7 @@ class Sends:
         returns = drop_returns_alone(log)
         if returns:
             self.warnings.append(f"{returns:,} returns in weeks without a purchase: left out")
+        self._warn_of_missing_propensities(rows, kept)
         self._fill_propensities(log, old[0].weeks if old else 0)
         if purchases_to is not None and int(calendar.week_of(np.array(purchases_to))) < weeks - 1:
             self.warnings.append(
@@ -263,6 +264,15 @@ class Sends:
         put_outcomes(log, Rows.of_purchases(customer[kept], week[kept], table.columns["margin"][kept]))
         taken = moment[week < log.weeks]
         return max(newest, int(taken.max()) if len(taken) else newest)
+
+    def _warn_of_missing_propensities(self, rows: Rows, kept: np.ndarray) -> None:
+        """Warn of listed weeks without a send that get the propensity of weeks that the file does not list."""
+        silent = kept[(rows.offer[kept] == 0) & np.isnan(rows.propensity[kept])]
+        if len(silent) and self.propensity_of_nothing is not None and "propensity" in self.sends.names:
+            self.warnings.append(
+                f"{len(silent):,} rows without a send have no propensity, such as row {silent.min() + 2}: they "
+                "get that of weeks that the file does not list (sends.propensity_of_nothing)"
+            )
 
     def _fill_propensities(self, log: CustomerWeeks, before: int) -> None:
         """Give the filled weeks their propensity; warn of what the files do not say."""

@@ -69,9 +69,12 @@ def moment_of(value: str | int, has_dates: bool, key: str) -> int:
             raise ValueError(f"{key}: expected null or the number of a week, got {value}")
         return value
     try:
-        return int(np.datetime64(value, "D").astype(np.int64))
+        moment = np.datetime64(str(value))  # of a year alone, or a month, the unit is no day
     except ValueError:
-        raise ValueError(f"{key}: expected null or a date, got {value}") from None
+        moment = np.datetime64("NaT")
+    if moment.dtype != "datetime64[D]":
+        raise ValueError(f"{key}: expected null or a date, year-month-day, got {value}")
+    return int(moment.astype(np.int64))
 
 
 def is_send_log(path: Path | str) -> bool:

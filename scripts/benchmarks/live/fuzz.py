@@ -18,6 +18,7 @@ from torch import Tensor
 from envs.live.decide import DecisionInputs, Scores
 from envs.live.plan.arm_plans import PlanSetting
 from envs.live.plan.arms import HOLDOUT, Arms
+from envs.live.plan.channel_capacity import Capacity
 from envs.live.plan.deciding import Table, allowed_now
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
@@ -136,6 +137,7 @@ class FuzzedShop(NamedTuple):
 
 def draw_setting(rng: np.random.Generator, n: int, seed: int) -> PlanSetting:
     """Draw a plan's setting for n customers."""
+    limits = {name: int(n * rng.choice([0.0, 0.01, 0.1])) for name in CATALOGUE.channels if rng.random() < 0.3}
     return PlanSetting(
         money=float(rng.choice([0.0, 0.02, 0.1, 0.5, 5.0])) * n,
         rule=MoneyRule(str(rng.choice(["expected", "buffered", "reserved"])), 1.645),
@@ -143,6 +145,7 @@ def draw_setting(rng: np.random.Generator, n: int, seed: int) -> PlanSetting:
         salt=seed,
         arms=Arms(3, 0.05, 0.02, float(rng.random())),
         shop_rule=ShopRule(None, ",", CATALOGUE),
+        capacity=Capacity.read(limits, CATALOGUE),
         block=n,
     )
 
@@ -150,7 +153,7 @@ def draw_setting(rng: np.random.Generator, n: int, seed: int) -> PlanSetting:
 def run(directory: Path, device: torch.device, seed: int, *, decisions: int, customers: int) -> dict[str, Any]:
     """Plan shops of so many customers until so many decisions were checked; print and return the violations."""
     started = time.process_time()
-    checked = sent = violations = beyond = 0
+    checked = sent = violations = beyond = full = 0
     while checked < decisions:
         rng = np.random.default_rng(seed)
         shop = FuzzedShop.draw(rng, customers)
@@ -161,6 +164,7 @@ def run(directory: Path, device: torch.device, seed: int, *, decisions: int, cus
         wrong = shop.forbids(plan.action) | ((plan.arm == HOLDOUT) & (plan.action > 0))
         if setting.rule.holds_face_value:
             beyond += sum(arm.face > arm.money * (1 + 1e-6) + 1e-6 for arm in plan.arms.values())
+        full += sum(use.messages > use.capacity for use in plan.channels.values())
         violations += int(wrong.sum())
         sent += len(plan.sent)
         checked += customers
@@ -168,6 +172,13 @@ def run(directory: Path, device: torch.device, seed: int, *, decisions: int, cus
     seconds = time.process_time() - started
     print(
         f"{checked:,} decisions, {sent:,} of them sends: {violations} violations of contact rules, {beyond} arms whose "
-        f"face value passes their money under `reserved`; {seconds:.0f} CPU s"
+        f"face value passes their money under `reserved`, {full} channels beyond their capacity; {seconds:.0f} CPU s"
     )
-    return {"decisions": checked, "sent": sent, "violations": violations, "beyond": beyond, "seconds": seconds}
+    return {
+        "decisions": checked,
+        "sent": sent,
+        "violations": violations,
+        "beyond": beyond,
+        "full": full,
+        "seconds": seconds,
+    }

@@ -7,6 +7,8 @@ Usage:
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,20 +19,23 @@ import torch
 from envs.live.package import Package
 from envs.live.plan.arm_plans import PlanSetting
 from envs.live.plan.arms import Arms
+from envs.live.plan.channel_capacity import Capacity
 from envs.live.plan.deciding import Customers, Table, allowed_now
 from envs.live.plan.forecast import Tally
 from envs.live.plan.inputs.exported import ExportedPolicy, read_table_of
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
-from envs.live.plan.weekly_plan import plan_week
+from envs.live.plan.weekly_plan import decide_week
 from envs.offers.example_shop.customers import customer_rows
 from envs.offers.example_shop.life import Shop
 from envs.offers.logs.customer_weeks import CustomerWeeks
 from envs.offers.logs.send_log import Calendar
+from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import SUBSCRIBED, UNIFORMS, UNSUBSCRIBED
 from envs.offers.world.transition import transition
 from rlcore.offline.file_columns import arrow
+from rlcore.runs.checkpoint import atomic
 
 MOST = 150.0  # of a basket: one far beyond those of training is refused
 FIRST = 3  # week from which the forecast is judged, when some of the log was seen
@@ -52,8 +57,7 @@ class Weeks(NamedTuple):
 class Season:
     """A season of N made-up customers, which can be lived again under another rule with the same luck."""
 
-    rows: list[dict[str, str]]
-    seed: int
+    shop: Shop  #: before its first week
     table: Table
 
     @classmethod
@@ -62,14 +66,16 @@ class Season:
         rows = customer_rows(0, n, seed, younger=False)
         given = [row | {"Basket": f"{min(float(row['Basket']), MOST):.2f}"} for row in rows]
         table, _ = read_table_of(policy, arrow().Table.from_pylist(given), "customers", None, None)
-        return cls(rows, seed, table)
+        return cls(Shop(rows, torch.zeros(n, dtype=torch.long), seed), table)
 
-    def live(self, policy: ExportedPolicy, setting: PlanSetting | None, redemptions: float | None) -> Weeks:
-        """Plan and live week after week; without a setting nothing is sent. The factor is learned as weeks pass."""
-        shop = Shop(self.rows, torch.zeros(len(self.rows), dtype=torch.long), self.seed)
-        log, tally, found = empty_log(self.table.ids, policy.weeks), Tally.none(policy.catalogue), []
+    def live(
+        self, policy: ExportedPolicy, setting: PlanSetting | None, tally: Tally, redemptions: float | None
+    ) -> Weeks:
+        """Decide and live week after week; without a setting nothing is sent. The tally goes on as weeks pass."""
+        shop, n = deepcopy(self.shop), len(self.table.ids)
+        log, found = empty_log(self.table.ids, policy.weeks), []
         for week in range(policy.weeks):
-            past = PastWeeks(log, Calendar(False, 0, 6, None, 1.0), np.arange(len(self.rows)), week)
+            past = PastWeeks(log, Calendar(False, 0, 6, None, 1.0), np.arange(n), week)
             customers = allowed_now(policy.catalogue, policy.contact_rules, self.table, past)
             found.append(live_week(shop, policy, customers, setting, tally, redemptions))
         return Weeks(*(np.array(x) for x in zip(*found)))
@@ -95,8 +101,8 @@ def live_week(
     action, forecast = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.float32)
     if setting is not None:
         factor = tally.factor(redemptions)
-        plan = plan_week(policy, customers, torch.from_numpy(factor), setting)
-        action, forecast = plan.action, plan.spend
+        decided = decide_week(policy, customers, torch.from_numpy(factor), setting)
+        action, forecast = decided.decisions.action.numpy(), decided.spend.numpy()
     offer, channel = policy.catalogue.action_codec.decode(torch.from_numpy(action))
     before = shop.state
     u = shop.uniforms(UNIFORMS, n)
@@ -134,25 +140,72 @@ def run(
 ) -> dict[str, Any]:
     """Live through seasons under each rule with the same customers and luck; print and return what each rule costs.
 
-    Raises ValueError without a package.
+    Each season has new customers. A rule's forecasts are corrected by all its seasons so far, as those of plans in one
+    folder are. Raises ValueError without a package.
     """
     if package is None:
         raise ValueError("benchmark.package: expected the folder of a policy of the made-up shop, as docs/live.md has")
     policy = ExportedPolicy(Package.load(package))
-    lived: dict[str, list[Weeks]] = {name: [] for name in ("nothing", *rules)}
-    own = policy.contact_rules["holdout"]
-    arms = Arms(own["salt"], own["share"], 0.01, 0.0)
-    for k in range(seasons):
+    own, shop_rule, limits = (
+        policy.contact_rules["holdout"],
+        ShopRule(None, ",", policy.catalogue),
+        Capacity.read({}, policy.catalogue),
+    )
+    arms, total = Arms(own["salt"], own["share"], 0.01, 0.0), money * customers
+    given = {"policy": policy.version, "customers": customers, "money": money, "sigma": sigma,
+             "redemptions": redemptions, "rules": rules, "seed": seed}  # fmt: skip
+    done = Done(directory / "seasons.jsonl", given)
+    tallies = {name: done.tally(name, policy.catalogue) for name in ("nothing", *rules)}
+    for k in range(len(done.seasons), seasons):
         season = Season.of(policy, customers, seed + k)
-        lived["nothing"].append(season.live(policy, None, None))
+        lived = {"nothing": season.live(policy, None, tallies["nothing"], None)}
         for name, rule in rules.items():
-            shop_rule = ShopRule(None, ",", policy.catalogue)
-            setting = PlanSetting(money * customers, MoneyRule(**rule), sigma, seed + k, arms, shop_rule, customers)
-            lived[name].append(season.live(policy, setting, redemptions))
-    rows = table_of(lived, money * customers)
+            setting = PlanSetting(total, MoneyRule(**rule), sigma, seed + k, arms, shop_rule, limits, customers)
+            lived[name] = season.live(policy, setting, tallies[name], redemptions)
+        done.add(lived, tallies)
+    lived_weeks = {name: [x[name] for x in done.seasons[:seasons]] for name in tallies}
+    rows = table_of(lived_weeks, total)
     for row in rows:
         print("  ".join(f"{name} {x:.4f}" if isinstance(x, float) else f"{name} {x}" for name, x in row.items()))
-    return {"rows": rows, "seasons": {name: [x.as_lists() for x in weeks] for name, weeks in lived.items()}}
+    return {"rows": rows, "seasons": {name: [x.as_lists() for x in weeks] for name, weeks in lived_weeks.items()}}
+
+
+class Done:
+    """The seasons that were lived so far, a line each of a file, so that an interrupted benchmark goes on.
+
+    The first line holds what the benchmark was given. Raises ValueError where that is another.
+    """
+
+    def __init__(self, path: Path, given: dict[str, Any]):
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else [json.dumps(given)]
+        if json.loads(lines[0]) != given:
+            raise ValueError(f"{path}: holds seasons of another setting: expected a hydra.run.dir of its own")
+        self.lines = lines
+        self.seasons = [
+            {
+                name: Weeks(**{key: np.array(x) for key, x in weeks.items()})
+                for name, weeks in json.loads(line)["lived"].items()
+            }
+            for line in lines[1:]
+        ]
+
+    def tally(self, rule: str, catalogue: Catalogue) -> Tally:
+        """Return what a rule's plans sent and what was redeemed of it, in all seasons so far."""
+        if not self.seasons:
+            return Tally.none(catalogue)
+        redeemed, forecast = json.loads(self.lines[-1])["tally"][rule]
+        return Tally(np.array(redeemed), np.array(forecast), catalogue)
+
+    def add(self, lived: dict[str, Weeks], tallies: dict[str, Tally]) -> None:
+        """Add a season; the file is whole at any instant."""
+        line = {
+            "lived": {name: weeks.as_lists() for name, weeks in lived.items()},
+            "tally": {name: [x.redeemed.tolist(), x.forecast.tolist()] for name, x in tallies.items()},
+        }
+        self.seasons.append(lived)
+        self.lines.append(json.dumps(line))
+        atomic(self.path, lambda temporary: temporary.write_text("\n".join(self.lines) + "\n"))
 
 
 def table_of(lived: dict[str, list[Weeks]], money: float) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from envs.offers.populations.base import hash_uniform
 from envs.offers.world.catalogue import Catalogue
 from envs.tables.table_reader import read_table
 
-TIES = 0  # salt that breaks ties by id, so that the order of rows does not matter
+TIES = "ties:"  # before an id: a customer's lot among ties is another than the one that draws the customer's arm
 
 
 class ShopRule:
@@ -67,7 +67,7 @@ class ShopRule:
         """Return each customer's wanted action and its rank, higher first, [N] each, and how many the mask refuses."""
         if self.of is None:
             action, rank = by_redemption(spend, mask, catalogue)
-            order = np.lexsort((hash_uniform(ids, TIES).numpy(), -rank.numpy()))
+            order = np.lexsort((hash_uniform([f"{TIES}{name}" for name in ids], 0).numpy(), -rank.numpy()))
             rank = torch.empty(len(order), dtype=torch.float64)
             rank[torch.from_numpy(order)] = -torch.arange(len(order), dtype=torch.float64)
             return action, rank, 0

@@ -70,6 +70,7 @@ def contents(planned: Planned) -> dict[str, Any]:
         "policy": planned.package.version,
         "rule": rule_line(planned),
         "arms": [(name, arm) for name, arm in plan.arms.items() if arm.customers],
+        "channels_with_limit": list(plan.channels.items()),
         "offers": bars(columns["offer"].take(sent), planned),
         "channels": bars(columns["channel"].take(sent), planned),
         "pairs": bars(pairs, planned),

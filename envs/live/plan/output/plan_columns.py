@@ -26,11 +26,11 @@ def plan_columns(
     decisions: Decisions,
     spend: Tensor,
     price: float,
-    refusal: tuple[np.ndarray, np.ndarray],
+    refused: reasons.Refused,
 ) -> dict[str, Any]:
     """Return the columns by name, numpy arrays [N] or Texts.
 
-    arm [N]; spend [N], expected; `refusal` is the best pair of each customer that a rule refuses, and the rule.
+    arm [N]; spend [N], expected.
     """
     n, week = len(customers), customers.past.week
     catalogue = package.catalogue
@@ -42,10 +42,8 @@ def plan_columns(
     channels = [""] + list(catalogue.channels)
     face = catalogue.value[offer] + catalogue.cost[channel] * (offer > 0)
     policies = {HOLDOUT: "none", RANDOM: "uniform", BAU: setting.shop_rule.name, RL: package.version}
-    rules = reasons.RuleNames(customers.contact_policy)
     nan = np.full(n, np.nan, dtype=np.float32)
-    refused, rule = refusal
-    index, texts = explained(package, customers, arm, decisions, price, rules, rule)
+    index, texts = explained(package, customers, arm, decisions, price, refused)
 
     def through(chosen: Tensor, of: Tensor) -> Texts:
         return Texts(np.where(chosen.numpy() > 0, of.numpy() + 1, 0), channels)
@@ -69,8 +67,8 @@ def plan_columns(
         "next_offer": Texts(next_offer.numpy(), offers),
         "next_channel": through(next_offer, next_channel),
         "next_price": np.where(following > 0, decisions.next_price.numpy(), np.float32(np.nan)),
-        "refused": Texts(refused, names),
-        "rule": Texts(np.where(refused > 0, rule, 0), rules.names),
+        "refused": Texts(refused.action, names),
+        "rule": Texts(np.where(refused.action > 0, refused.rule, 0), refused.names),
         "reason": Texts(index, texts),
     }
 
@@ -95,15 +93,14 @@ def explained(
     arm: np.ndarray,
     decisions: Decisions,
     price: float,
-    rules: reasons.RuleNames,
-    rule: np.ndarray,
+    refused: reasons.Refused,
 ) -> tuple[np.ndarray, list[str]]:
     """Return the index [N] of each decision's sentence, and the sentences."""
     eligible = customers.eligible.numpy()
     action, following = decisions.action.numpy(), decisions.next_action.numpy()
     own, next_price = decisions.own_price.numpy(), decisions.next_price.numpy()
     general = barring(customers)
-    barred = np.where(general > 0, general, rule)
+    barred = np.where(general > 0, general, refused.rule)
     kind = np.where(
         action > 0,
         np.where((own >= price) & ~(next_price > price), reasons.BOUGHT, reasons.BOUGHT_BY_LOT),
@@ -113,22 +110,24 @@ def explained(
             reasons.NO_STEP,
         ),
     )
-    kind = np.where(eligible, kind, reasons.BARRED)
+    kind = np.where(decisions.cut.numpy(), reasons.CUT, kind)
+    is_barred = ~eligible | (refused.by_capacity & (action == 0))
+    kind = np.where(is_barred, reasons.BARRED, kind)
     zero = np.zeros(len(arm))
-    is_bought, waits = action > 0, (action == 0) & (following > 0) & eligible
+    is_bought, waits = action > 0, (action == 0) & (following > 0) & ~is_barred
     parts = (
         np.where(is_bought, reasons.rounded(own), zero),
         np.where(waits, reasons.rounded(next_price), zero),
         np.where(waits, following, zero),
-        np.where(eligible, zero, barred),
+        np.where(is_barred, barred, zero),
     )
     lowest = float(package.prices[-1])
-    of_policy = reasons.why_of_policy(package.catalogue, price, lowest, rules.names)
+    of_policy = reasons.why_of_policy(package.catalogue, price, lowest, refused.names)
 
     def say(kind: int, own: float, next_price: float, next_action: float, rule: float, arm: float) -> str:
         if arm == HOLDOUT:
             return "holdout"
-        if arm == RL or kind == reasons.BARRED:
+        if arm == RL or kind in (reasons.BARRED, reasons.CUT):
             return of_policy(kind, own, next_price, next_action, rule)
         who = "drawn by chance" if arm == RANDOM else "the shop's own rule"
         return who if kind in (reasons.BOUGHT, reasons.BOUGHT_BY_LOT) else f"{who}: nothing"

@@ -84,12 +84,17 @@ def summary(planned: Planned) -> list[str]:
                 f"  {name:<8}{arm.customers:>10,} customers{arm.contacts:>10,} sent   money {arm.money:,.2f}   "
                 f"expected spend {arm.expected:,.2f} (as drawn {arm.spend:,.2f})   held {arm.face:,.2f}"
             )
+    for name, use in plan.channels.items():
+        lines.append(
+            f"  {name}: {use.messages:,} of {use.capacity:,} messages"
+            + (f"; one more is worth {number(use.fee)} to the policy" if use.fee > 0 else "")
+        )
     earned = gain_line(planned)
     if earned:
         lines.append(f"  {earned}")
     odds = max(arm.odds for arm in plan.arms.values())
     if odds:
-        lines.append(f"  propensities are exact to {odds:.1g}: as seldom do lots hold more than the money, and are cut")
+        lines.append(f"  propensities are exact to {odds:.1g}: as seldom do lots hold more than there is, and are cut")
     if plan.arms["random"].eligible and plan.random_share < 1:
         lines.append(f"  random: lots are drawn for {plan.random_share:.1%} of its customers, for its money ends there")
     if planned.forecast.weeks:

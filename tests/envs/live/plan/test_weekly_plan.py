@@ -16,11 +16,13 @@ from envs.live.plan import draws
 from envs.live.plan.arm_plans import charges
 from envs.live.plan.arms import BAU, HOLDOUT, RANDOM, RL, Arms, money_by_arm
 from envs.live.plan.clearing import Demand, clear
+from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
 from envs.live.plan.scoring import corrected, ladders, score_customers
 from envs.live.plan.weekly_plan import PlanViolation, check_allowed
 from envs.offers.planning import knapsack
 from envs.offers.policies.logging_policies import at_private_prices, reach_probabilities
+from envs.offers.populations.base import hash_uniform
 from stand_in_package import CATALOGUE, NO_RULES, StandInPackage, customers_of, plan_of, setting, shuffled, table
 
 ONLY_POLICY = Arms(7, 0.0, 0.0, 0.0)
@@ -42,8 +44,8 @@ def decisions(plan) -> dict[str, tuple]:
 
 def steps_of(package, customers):
     """The steps of all customers whom rules allow something, and their rows."""
-    scored = score_customers(package, customers, torch.ones(12), np.full(len(customers), RL, dtype=np.uint8), 4096)
-    return scored
+    arm = np.full(len(customers), RL, dtype=np.uint8)
+    return score_customers(package, customers, torch.ones(12), arm, 4096, torch.zeros(12, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
@@ -177,12 +179,13 @@ def test_random_pairs_are_drawn_alike_with_their_propensity(package, rule):
     pairs = draws.PairTotals.of(scored.spend, CATALOGUE)
     generator = torch.Generator().manual_seed(1)
     count, repeats, money = torch.zeros_like(pairs.spend), 400, 150.0
-    share = draws.share_of_draws(pairs, mask, money, MoneyRule(rule, 1.645))
+    alike = torch.ones(12, dtype=torch.float64)
+    share = draws.share_of_draws(pairs, mask, alike, money, MoneyRule(rule, 1.645))
     probs = torch.where(mask, share / mask.sum(1, keepdim=True), 0.0).double()
     probs[:, 0] += 1 - share
     spent, held = [], []
     for _ in range(repeats):
-        drawn = draws.uniformly(mask, torch.rand(len(mask), generator=generator, dtype=torch.float64), share)
+        drawn = draws.uniformly(mask, alike, torch.rand(len(mask), generator=generator, dtype=torch.float64), share)
         assert mask.gather(1, drawn.action[:, None]).all()
         count[torch.arange(len(mask)), drawn.action] += 1
         spent.append(float(pairs.spend.gather(1, drawn.action[:, None]).sum()))
@@ -323,6 +326,9 @@ def test_lots_that_pass_the_money_are_cut_as_seldom_as_said_and_from_the_last(pa
             if lost.any():
                 cut.append(u[lost].min() > u[(kept.action > 0).numpy()].max())
                 assert (kept.propensity[lost] >= odds).all()
+                # no price brings back what was cut
+                assert kept.cut[lost].all() and not kept.next_action[lost].any() and kept.next_price[lost].isnan().all()
+                assert torch.equal(kept.next_action[~lost], drawn.next_action[~lost]) and not kept.cut[~lost].any()
         assert passed / 300 <= odds <= 1
     assert cut and np.mean(cut) == 1
 
@@ -374,6 +380,22 @@ def test_money_for_all_ends_at_the_grid_with_a_warning(package, sigma):
     plan = plan_of(customers_of(table(300), package), package, setting(1e6, sigma=sigma))
     assert plan.cleared.price == pytest.approx(0.05)
     assert any(x.startswith("the grid ends at 0.05; money is left") for x in plan.warnings)
+
+
+def test_without_lots_action_values_are_not_sold_below_the_grid():
+    package = StandInPackage()
+    package.observes_price = False
+    customers = customers_of(table(300), package)
+    all_money = plan_of(customers, package, setting(1e6, sigma=0.0, arms=ONLY_POLICY))
+    least = float(package.prices[-1])
+    below = steps_of(package, customers).steps.price
+    assert ((below > 0) & (below < least)).any()  # the knapsack's steps go on below the grid
+    held = all_money.arms["rl"].spend
+    for money in (held * 0.999, held * 1.001):
+        plan = plan_of(customers, package, setting(money, sigma=0.0, arms=ONLY_POLICY))
+        assert plan.cleared.price >= least and plan.arms["rl"].spend <= money
+        assert plan.arms["rl"].expected == pytest.approx(plan.arms["rl"].spend, rel=1e-5)
+        assert any("the grid ends" in x for x in plan.warnings) == (money > held)
 
 
 @pytest.mark.parametrize("money", [0.1, 0.4, 3.0, 50.0])
@@ -446,6 +468,13 @@ def test_what_a_rule_refused_is_what_the_policy_would_send_without_it(package):
     assert (refused == expected).all() and (expected > 0).any()
     rules = set(plan.columns["rule"].take(np.flatnonzero(refused)))
     assert "age wine: Age >= 18" in rules or "eligible five_off: Tier in ['gold', 'silver']" in rules
+
+
+def test_lots_among_ties_are_not_those_of_the_arms():
+    ids = [f"K{k}" for k in range(2000)]
+    spend, mask = torch.full((2000, 12), 0.5), torch.ones(2000, 12, dtype=torch.bool)
+    _, rank, _ = ShopRule(None, ",", CATALOGUE).wanted(ids, spend, mask, CATALOGUE)
+    assert abs(np.corrcoef(rank.numpy(), hash_uniform(ids, 0).numpy())[0, 1]) < 0.1
 
 
 def test_the_shops_own_decisions_are_taken_in_their_order_within_rules_and_money(package, tmp_path):

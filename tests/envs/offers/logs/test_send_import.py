@@ -14,7 +14,14 @@ from hydra.utils import instantiate
 
 from configs import composed
 from envs.offers.logs import send_log
-from envs.offers.logs.customer_weeks import CustomerWeeks, Rows, put_sends, second_of_a_cell, staying
+from envs.offers.logs.customer_weeks import (
+    CustomerWeeks,
+    Rows,
+    put_later_outcomes,
+    put_sends,
+    second_of_a_cell,
+    staying,
+)
 from scripts import example_shop
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -392,8 +399,9 @@ def test_a_week_in_which_nothing_was_sent(shop, tmp_path):
     assert longer.log.offer[: found.log.weeks].sum() == found.log.offer.sum()
     with pytest.raises(ValueError, match="expected a send to begin a log with, got a file without rows"):
         imported(shop, path=empty)
-    with pytest.raises(ValueError, match="sends.until: expected null or a date, got soon"):
-        imported(shop, old, until="soon")
+    for wrong in ("soon", 2025, "2025", "2025-11", "NaT"):
+        with pytest.raises(ValueError, match=f"sends.until: expected null or a date, year-month-day, got {wrong}"):
+            imported(shop, old, until=wrong)
 
 
 def test_what_came_later_of_old_sends_changes_the_log(shop, tmp_path):
@@ -435,6 +443,33 @@ def test_a_redemption_is_counted_of_the_weeks_decision_alone():
     log = CustomerWeeks.empty(("a",), 3)
     put_sends(log, one_cell(log, offer=[2, 1], bought=[False, True], redeemed=[False, True], margin=[0.0, 5.0]))
     assert log.offer[1, 0] == 2 and not log.redeemed[1, 0] and log.bought[1, 0] and log.margin[1, 0] == 5.0
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+@pytest.mark.parametrize("opts_out", [False, True])
+def test_what_comes_later_of_several_sends_counts_as_if_it_had_come_at_once(channel, opts_out):
+    """The second send of the week has the decision's offer, through its channel or another."""
+    at_once, later = CustomerWeeks.empty(("a",), 3), CustomerWeeks.empty(("a",), 3)
+    sent = {"offer": [2, 2], "channel": [0, channel]}
+    known = one_cell(at_once, **sent, redeemed=[False, True], unsubscribed=[False, opts_out])
+    put_sends(at_once, known)
+    put_sends(later, one_cell(later, **sent))
+    put_later_outcomes(later, known)
+    assert later.has_equal_cells(at_once)
+    assert bool(later.redeemed[1, 0]) == (channel == 0) and bool(later.unsubscribed[1, 0]) == opts_out
+    nothing = CustomerWeeks.empty(("a",), 3)
+    put_later_outcomes(nothing, known)  # of a send that the log lacks
+    assert nothing.has_equal_cells(CustomerWeeks.empty(("a",), 3))
+
+
+def test_a_listed_week_without_a_propensity_is_warned_of_by_its_row(shop, tmp_path):
+    rows = rows_of(shop[0], "sends")
+    unsent = {**rows[5], "offer": "", "channel": "", "propensity": "", "redeemed": 0, "unsubscribed": 0}
+    found = imported(shop, path=write_rows(tmp_path / "s.csv", [*rows[:5], unsent, *rows[6:]]))
+    assert any(
+        x.startswith("1 rows without a send have no propensity, such as row 7: they get") for x in found.warnings
+    )
+    assert not any("such as row" in x for x in imported(shop).warnings)
 
 
 def test_who_joins_in_the_week_that_an_export_cut_off_is_there_from_that_week():

@@ -110,17 +110,20 @@ def by_policy(week: PlannedWeek) -> tuple[ArmPlan, WithinCapacity]:
 
     within = clear_within(own, without, capacity, catalogue, setting.sigma, price_of_money)
     steps, price = within.steps, within.cleared.price
-    wanted = draws.at_private_price(own, price, setting.sigma, u).action
     drawn = draws.at_private_price(steps, price, setting.sigma, u)
-    chance, odds = holding(steps, price, setting.sigma), 0.0
+    expected, odds = float(within.cleared.totals.spend), 0.0
     if setting.rule.holds_face_value and setting.sigma > 0:
+        chance = holding(steps, price, setting.sigma)
         held_money = torch.nn.functional.pad(charges(steps.action, catalogue), (1, 0))
         odds = draws.passing_odds(chance, held_money, money)
         drawn = draws.kept_within(drawn, chance[:, 0], charges(drawn.action, catalogue), u, money, odds)
+    if not capacity.limited:
+        return ArmPlan(rows, drawn, expected, odds, torch.zeros_like(drawn.action)), within
+    chance = holding(steps, price, setting.sigma)
     through = through_channels(steps.action, chance[:, 1:], catalogue)
     drawn, cut_odds = carried(drawn, through, chance[:, 0], u, capacity, catalogue)
-    no_room = refused_by(capacity, wanted, drawn, catalogue)
-    return ArmPlan(rows, drawn, float(within.cleared.totals.spend), odds + cut_odds, no_room), within
+    wanted = draws.at_private_price(own, price, setting.sigma, u).action
+    return ArmPlan(rows, drawn, expected, odds + cut_odds, refused_by(capacity, wanted, drawn, catalogue)), within
 
 
 def at_random(week: PlannedWeek) -> tuple[ArmPlan, float]:

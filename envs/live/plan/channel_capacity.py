@@ -140,11 +140,14 @@ def clear_within(
     `clear` finds the price of money. A customer then holds what is worth most after both prices: the steps are the
     upper hull of worth less price of the message. Prices only rise, as in an ascending auction of substitutes.
     """
+    fee = torch.zeros(len(catalogue.channels), dtype=torch.float64)
+    if not capacity.limited:
+        demand = Demand.of(steps, catalogue)
+        return WithinCapacity(steps, demand, clear(demand), fee)
     channel, sold = channels_of(catalogue), capacity.pairs(catalogue)
     rows = (sold[steps.action] & (steps.price > -torch.inf)).any(1)
     theirs, instead = (Increments(*(x[rows] for x in ladder)) for ladder in (steps, without))
     points, others = Points.of(theirs, instead), Demand.of(Increments(*(x[~rows] for x in steps)), catalogue)
-    fee = torch.zeros(len(catalogue.channels), dtype=torch.float64)
 
     def at(fee: Tensor) -> WithinCapacity:
         found = points.steps(fee, channel) if bool((fee > 0).any()) else theirs

@@ -80,7 +80,9 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
     """A contextual bandit: it acts for `num_steps` steps, then its network learns from its memory.
 
     An explorer (rlcore/exploration/) chooses the actions. `network` is an ActionValues. In an iteration it learns
-    from `updates` minibatches of `batch_size` remembered decisions. Raises ValueError where the parts do not fit.
+    from `updates` minibatches of `batch_size` remembered decisions. In a priced environment `target` says what it
+    learns: the step's profit, or the environment's reward before the price, which shaping can extend to later steps.
+    Raises ValueError where the parts do not fit.
     """
 
     graph_regions = ("loss",)
@@ -97,12 +99,15 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         auxiliary: MakeAuxiliaryModel | None,
         total_steps: int,
         num_steps: int,
+        target: str,
         memory: int,
         updates: int,
         batch_size: int,
         eval_every: int,
         checkpoint_every: int,
     ):
+        if target not in ("profit", "reward"):
+            raise ValueError(f"algo.target: expected profit or reward, got '{target}'")
         super().__init__(
             env,
             seed,
@@ -127,6 +132,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
                 f"iteration, got {memory}"
             )
         self.exploration = exploration(self.network)
+        self.target = target
         self.updates = updates
         self.batch_size = batch_size
         self.memory = ReplayBuffer(memory, env.context_dim, env.device)
@@ -139,7 +145,12 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         )
 
     def set_dataset(self, data: LoggedDataset) -> None:
-        """Read decisions from a dataset, again and again in one random order, in place of acting."""
+        """Read decisions from a dataset, again and again in one random order, in place of acting.
+
+        Raises ValueError with `target` reward: a dataset has no other reward than its own.
+        """
+        if self.target == "reward":
+            raise ValueError("algo.target: expected profit with a log, whose own reward is learned, got reward")
         self.dataset = data
         self.learned_from = ("a log",)
         generator = torch.Generator().manual_seed(self.seed)
@@ -174,9 +185,9 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
             if expected_reward is not None:
                 expected_reward = expected_reward.flatten(1).masked_fill(~action_mask, -torch.inf)
                 info["regret"] = expected_reward.amax(-1) - expected_reward.gather(1, action[:, None])[:, 0]
+            price = priced.price.clone() if priced else None  # the step moves on to the next price
             step = env.step(unflatten(action, env.nvec))
-            reward = step.info["profit"] if priced else step.reward
-            steps.append({"context": context, "action": action, "reward": reward})
+            steps.append({"context": context, "action": action, "reward": self._learned_reward(step, price)})
             infos.append(step.info | info)
             obs, action_mask = step.obs, step.action_mask
         outcomes = {name: x.flatten(0, 1) for name, x in stack_columns(infos).items()}
@@ -188,6 +199,12 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
             self.cumulative_regret += self.num_steps * means["rollout/regret"]
             means["rollout/cumulative_regret"] = self.cumulative_regret.clone()
         return decisions, means
+
+    def _learned_reward(self, step: Any, price: Tensor | None) -> Tensor:
+        """Return what the network learns of a step at a price [N]: before the price of spend, which is charged apart."""
+        if price is None:
+            return step.reward
+        return step.info["profit"] if self.target == "profit" else step.reward + price * step.info["spend"]
 
     @torch.no_grad()
     def read(self, data: LoggedDataset) -> Decisions:

@@ -133,6 +133,25 @@ def test_the_price_is_charged_by_the_spend_that_was_learned():
     )
 
 
+def test_with_the_target_reward_it_learns_what_an_action_adds_to_all_weeks():
+    """The reference is the dynamic program's A⁰; the default target, the week's profit, is another number."""
+    remembered = {}
+    for target in ("profit", "reward"):
+        env = offers(reward={"shaping": True})
+        agent = make(env, 1, num_steps=12, memory=2400, target=target)
+        step, start = env.step, []
+        env.step = lambda action, env=env, step=step, start=start: (start.append(env.state), step(action))[1]
+        decisions, _ = agent.collect()
+        action, reward = decisions.action[:200], decisions.reward[:200]  # of the first week
+        states = VisitedStates(start[0], env.customers.alpha)
+        there = start[0].status == SUBSCRIBED
+        nothing, contact = action_values(env.customers, env.world, 0, states, 0.0, env.no_contact_values[1])
+        table = torch.cat((nothing.expand(5, -1), contact.flatten(0, 1)))
+        advantage = table.gather(0, action[None])[0] - nothing
+        remembered[target] = (reward - advantage)[there & (action >= 5)].abs().amax()
+    assert remembered["reward"] < 2e-4 and remembered["profit"] > 0.1
+
+
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_memory_keeps_the_latest():
     memory = ReplayBuffer(5, 1, CPU)

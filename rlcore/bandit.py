@@ -185,7 +185,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
             if expected_reward is not None:
                 expected_reward = expected_reward.flatten(1).masked_fill(~action_mask, -torch.inf)
                 info["regret"] = expected_reward.amax(-1) - expected_reward.gather(1, action[:, None])[:, 0]
-            price = priced.price.clone() if priced else None  # the step moves on to the next price
+            price = priced.price.clone() if priced else None  # a step moves on to the next price
             step = env.step(unflatten(action, env.nvec))
             steps.append({"context": context, "action": action, "reward": self._learned_reward(step, price)})
             infos.append(step.info | info)

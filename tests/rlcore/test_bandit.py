@@ -275,6 +275,9 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
     ours, theirs = policy.increments(0, state, allowed), myopic.increments(0, state, allowed)
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b)
+    charged = KnapsackPolicy(market.customers, market.world, ORACLE, values=None, fee=0.7)
+    for a, b in zip(policy.with_fee(0.7).increments(0, state, allowed), charged.increments(0, state, allowed)):
+        torch.testing.assert_close(a, b)
     heedless = policy.without_budget().increments(0, state, allowed)
     valid = market.world.catalogue.valid.flatten()
     assert torch.equal(heedless.action[:, 0], truth(None).masked_fill(~valid, -torch.inf).argmax(1))

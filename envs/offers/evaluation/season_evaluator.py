@@ -173,6 +173,20 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         policy = ReservationPricePolicy(self.deploy_at_drift(algorithm, market, drift), carry_over_value(path))
         return policy, {"drift": drift, "planned_prices": path.tolist()}
 
+    def variants(
+        self, algorithm: NetworkAlgorithm, name: str, market: EvaluationMarket, tuning_market: EvaluationMarket
+    ) -> dict[str, SeasonPolicy]:
+        """Return a policy that does not observe the price with a tuned fee, and without a budget, by name of the row."""
+
+        def in_market(market: EvaluationMarket) -> ValueKnapsackPolicy:
+            deployed = self.deploy_at_drift(algorithm, market, 0.0)
+            assert isinstance(deployed, ValueKnapsackPolicy)  # as all that do not observe the price
+            return deployed
+
+        fee = self.tune_fee(tuning_market, in_market(tuning_market).with_fee)
+        policy = in_market(market)
+        return {f"{name} + fee": policy.with_fee(fee), f"{name}, no budget": policy.without_budget()}
+
     @abstractmethod
     def myopic_policy(self, market: EvaluationMarket, fee: float) -> SeasonPolicy:
         """Return the week's exact knapsack, with a fee a contact."""
@@ -228,9 +242,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         if algorithm is not None:
             policies[name], calibrated = self.deploy(algorithm, market, tuning_market)
             if not algorithm.policy.observes_price and market.budget_rule is not self.hard_budget_rule:
-                deployed = self.deploy_at_drift(algorithm, market, 0.0)
-                assert isinstance(deployed, ValueKnapsackPolicy)  # as all that do not observe the price
-                policies[f"{name}, no budget"] = deployed.without_budget()
+                policies |= self.variants(algorithm, name, market, tuning_market)
         records = {
             row: self.simulate(policy, market, bound, self.seasons, TEST_SEASONS)
             for row, policy in tracked(policies.items(), f"policies, {market.budget_rule}")

@@ -102,20 +102,33 @@ class PriceGridPolicy(DeployedPolicy):
 
 
 class ValueKnapsackPolicy(DeployedPolicy):
-    """The exact knapsack of the week on the values of a ValuePolicy that does not observe the price."""
+    """The exact knapsack of the week on the values of a ValuePolicy that does not observe the price.
+
+    `fee` is charged a contact, in money, as in KnapsackPolicy.
+    """
 
     policy: ValuePolicy
     keeps_budget = True
+    fee = 0.0
 
     @torch.no_grad()
     def batch_increments(self, rows: slice, week: int, state: CustomerState, options: ContactOptions) -> Increments:
         """Return every customer's efficient increments."""
         context, spend = self.context_and_spend(rows, week, state, options)
         values = self.policy.action_values(context, options.action_mask).to(spend)
+        if self.fee:
+            nothing, contact = values.tensor_split([len(self.world.catalogue.channels)], 1)
+            values = torch.cat((nothing, contact - self.fee), 1)
         if self.keeps_budget:
             return upper_hull(values, spend)
         value, action = values.max(1)
         return ranked(value, torch.zeros_like(value), action)
+
+    def with_fee(self, fee: float) -> ValueKnapsackPolicy:
+        """Return the policy with a fee a contact."""
+        policy = copy(self)
+        policy.fee = fee
+        return policy
 
     def without_budget(self) -> ValueKnapsackPolicy:
         """Return the policy that ignores the budget: every customer gets the action of the highest value."""

@@ -201,7 +201,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         return decisions, means
 
     def _learned_reward(self, step: Any, price: Tensor | None) -> Tensor:
-        """Return what the network learns of a step at a price [N]: before the price of spend, which is charged apart."""
+        """Return what the network learns of a step at a price [N], before spend is charged, which is done apart."""
         if price is None:
             return step.reward
         return step.info["profit"] if self.target == "profit" else step.reward + price * step.info["spend"]

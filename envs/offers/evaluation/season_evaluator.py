@@ -176,7 +176,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     def variants(
         self, algorithm: NetworkAlgorithm, name: str, market: EvaluationMarket, tuning_market: EvaluationMarket
     ) -> dict[str, SeasonPolicy]:
-        """Return a policy that does not observe the price with a tuned fee, and without a budget, by name of the row."""
+        """Return a policy that does not observe the price with a tuned fee and without a budget, by name of the row."""
 
         def in_market(market: EvaluationMarket) -> ValueKnapsackPolicy:
             deployed = self.deploy_at_drift(algorithm, market, 0.0)

@@ -132,9 +132,9 @@ class NeuralTwin:
         """Return a member's predictions of a panel."""
         return NeuralPredictions(member, world, panel, self.half_lives)
 
-    def misfits(self, members: list[PanelPredictions], panel: Panel, env, level: float) -> list[str]:
+    def misfits(self, members: list[PanelPredictions], panel: Panel, held_out: Tensor, env, level: float) -> list[str]:
         """Warn of pairs of offer and channel whose trips the members can't explain."""
-        return trip_misfits(members, panel, env.world.catalogue, level)
+        return trip_misfits(members, panel, held_out, env.world.catalogue, level)
 
     def parameters(self, members: list, world: World, panel: Panel, weight: Tensor, channels: list[str]) -> None:
         """Return None: networks have no parameters with a meaning of their own."""

@@ -47,8 +47,11 @@ class TwinModel(Protocol):
     def predict(self, member: nn.Module, world: World, panel: Panel) -> PanelPredictions:
         """Return a member's predictions of a panel."""
 
-    def misfits(self, members: list[PanelPredictions], panel: Panel, env, level: float) -> list[str]:
-        """Warn of decisions whose outcomes the members can't explain, at a level over all that is tested."""
+    def misfits(self, members: list[PanelPredictions], panel: Panel, held_out: Tensor, env, level: float) -> list[str]:
+        """Warn of decisions whose outcomes the members can't explain, at a level over all that is tested.
+
+        `held_out`, bool [N], are customers of the panel that no member is fitted to.
+        """
 
     def parameters(
         self, members: list, world: World, panel: Panel, weight: Tensor, channels: list[str]

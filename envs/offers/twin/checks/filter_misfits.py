@@ -109,8 +109,16 @@ def in_recent_weeks(happened: Tensor, weeks: int) -> Tensor:
 class Groups(NamedTuple):
     """Groups of decisions."""
 
-    of: Tensor  # the group of each decision, int64 [T, N]
+    of: Tensor  # the group of each decision, -1: none, int64 [T, N]
     names: list[str]
+
+
+class Segments(NamedTuple):
+    """Features whose thirds are groups of customers."""
+
+    features: Tensor  # [F, N]
+    names: list[str]
+    judging: Tensor  # customers whose decisions are in these groups, bool [N]
 
 
 def pairs(decisions: Decisions, catalogue: Catalogue) -> Groups:
@@ -124,13 +132,11 @@ def pairs(decisions: Decisions, catalogue: Catalogue) -> Groups:
     return Groups(codec.encode(season.offer, season.channel * (season.offer > 0)), names)
 
 
-def groups(
-    decisions: Decisions, catalogue: Catalogue, features: Tensor | None = None, names: list[str] | None = None
-) -> dict[str, Groups]:
+def groups(decisions: Decisions, catalogue: Catalogue, segments: Segments | None = None) -> dict[str, Groups]:
     """Group decisions by what was known before their outcomes, in several ways.
 
-    Where features [F, N] and their names are given, thirds of customers by each feature are groups, too, those of the
-    decisions with and without a contact apart.
+    Thirds of customers by each feature of `segments` are groups, too, those of the decisions with and without a contact
+    apart.
     """
     season = decisions.seen
     sent = (season.offer > 0).long()
@@ -145,8 +151,8 @@ def groups(
         found[kind] = Groups(in_recent_weeks(happened, RECENT), labels)
     if weeks_of_log > weeks:
         found["week of the log"] = Groups(decisions.time, [f"week {t + 1} of the log" for t in range(weeks_of_log)])
-    if features is not None and names is not None:
-        for feature, name in zip(features, names):
+    if segments is not None:
+        for feature, name in zip(segments.features, segments.names):
             third = torch.bucketize(
                 feature.contiguous(), torch.quantile(feature.float(), feature.new_tensor([1 / 3, 2 / 3]))
             )
@@ -154,15 +160,16 @@ def groups(
                 f"{third} third of {name}, {what}" for third in SEGMENTS for what in ("nothing sent", "contacted")
             ]
             # a key that no other kind of group has, whatever the feature is called
-            found[f"thirds of {name}"] = Groups(2 * third + sent, labels)
+            found[f"thirds of {name}"] = Groups(torch.where(segments.judging, 2 * third + sent, -1), labels)
     return found
 
 
 def residuals(outcomes: OutcomePrediction, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return by how many standard errors what happened exceeds its prediction, and the variance, by group [count]."""
     excess, variance = torch.zeros(2, count, dtype=torch.float64, device=group.device)
-    p, at = outcomes.probability[outcomes.known].double(), group[outcomes.known]
-    excess.index_add_(0, at, outcomes.happened[outcomes.known].double() - p)
+    counted = outcomes.known & (group >= 0)
+    p, at = outcomes.probability[counted].double(), group[counted]
+    excess.index_add_(0, at, outcomes.happened[counted].double() - p)
     variance.index_add_(0, at, p * (1 - p))
     return excess / variance.sqrt().clamp_min(1e-9), variance
 
@@ -172,17 +179,21 @@ def misfits(
     decisions: Decisions,
     catalogue: Catalogue,
     level: float,
-    features: Tensor | None = None,
-    names: list[str] | None = None,
+    segments: Segments | None = None,
 ) -> list[str]:
     """Name the groups of decisions whose outcomes the equations can't explain (`significant_groups`)."""
-    return significant_groups(predicted, groups(decisions, catalogue, features, names), decisions.time, level)
+    return significant_groups(predicted, groups(decisions, catalogue, segments), decisions.time, level)
 
 
-def trip_misfits(members: list[PanelPredictions], panel: Panel, catalogue: Catalogue, level: float) -> list[str]:
-    """Warn of pairs of offer and channel whose trips a twin's members can't explain (`significant_groups`)."""
+def trip_misfits(
+    members: list[PanelPredictions], panel: Panel, judging: Tensor, catalogue: Catalogue, level: float
+) -> list[str]:
+    """Warn of pairs of offer and channel whose trips a twin's members can't explain (`significant_groups`).
+
+    The trips are those of the customers `judging`, bool [N].
+    """
     trips = mean_probabilities(members)["trips"]
-    reachable = trips._replace(known=trips.known & panel.subscribed)
+    reachable = trips._replace(known=trips.known & panel.subscribed & judging)
     decisions = Decisions.of_panel(panel)
     named = significant_groups({"trips": reachable}, {"pair": pairs(decisions, catalogue)}, decisions.time, level)
     reason = "the world's equations can't explain these outcomes, or the sender knew more than the log has"

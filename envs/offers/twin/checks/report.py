@@ -79,7 +79,7 @@ class TwinEvaluator:
         weeks = self.weeks(twin)
         drivers = self.drivers(twin, held_out)
         uplift = self.uplift(twin.predictions(held_out), held_out)
-        warnings = self.warnings(twin, held_out)
+        warnings = self.warnings(twin)
         caption = [
             "±: deviation of members; ECE: expected calibration error; skill: 1 − log-likelihood / that of the mean"
         ]
@@ -196,12 +196,13 @@ class TwinEvaluator:
         return dict(sorted(lost.items(), key=lambda item: -item[1]))
 
     @torch.no_grad()
-    def misfit(self, twin: TwinEnsemble, panel: Panel) -> list[str]:
+    def misfit(self, twin: TwinEnsemble, panel: Panel, held_out: Tensor) -> list[str]:
         """Name the decisions that bring more or fewer outcomes than the members can explain.
 
-        There the world's equations do not hold, or the sender knew something that the log does not have.
+        There the world's equations do not hold, or the sender knew something that the log does not have. `held_out`,
+        bool [N], are customers of the panel that no member is fitted to.
         """
-        return twin.twin.misfits(twin.predictions(panel), panel, self.env, self.level)
+        return twin.twin.misfits(twin.predictions(panel), panel, held_out, self.env, self.level)
 
     def parameters(self, twin: TwinEnsemble) -> Report | None:
         """Say what the customers that members are fitted to tell of each parameter."""
@@ -210,13 +211,14 @@ class TwinEvaluator:
         with torch.enable_grad():
             return twin.twin.parameters(twin.fitted_members, self.env.world, twin.panel[rows], weight, channels)
 
-    def warnings(self, twin: TwinEnsemble, held_out: Panel) -> list[str]:
+    def warnings(self, twin: TwinEnsemble) -> list[str]:
         """List the reasons why the log may mislead the twin."""
         unobserved = [
             f"{name.replace('_', '-')} never happens in the log: {twin.twin.unobserved_note}"
             for name in twin.unobserved_outcomes
         ]
-        return unobserved + propensity_warnings(twin.panel, self.env, self.level) + self.misfit(twin, held_out)
+        propensities = propensity_warnings(twin.panel, self.env, self.level)
+        return unobserved + propensities + self.misfit(twin, twin.panel, twin.held_out)
 
 
 def mean_log_prob(p: Tensor, y: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from configs import load
 from envs.offers.twin.checks.filter_misfits import (
     Decisions,
     Groups,
+    Segments,
     deciles,
     groups,
     misfits,
@@ -74,7 +75,10 @@ def test_residuals_and_deciles_are_those_of_a_loop():
                 if t:
                     rows.append((p, happened[t, i].item()))
     wanted = [x / v**0.5 if v else 0.0 for x, v in zip(excess, variance)]
-    torch.testing.assert_close(residuals(outcomes, group, 5)[0], torch.tensor(wanted, dtype=torch.float64))
+    wanted = torch.tensor(wanted, dtype=torch.float64)
+    torch.testing.assert_close(residuals(outcomes, group, 5)[0], wanted)
+    without = torch.where(group == 2, -1, group)
+    torch.testing.assert_close(residuals(outcomes, without, 5)[0], wanted * (torch.arange(5) != 2))
     lowest = sorted(rows)[: -(-len(rows) // 10)]
     found = deciles(outcomes, slice(1, None))[0]
     assert found.predicted == pytest.approx(sum(p for p, _ in lowest) / len(lowest))
@@ -86,8 +90,12 @@ def test_a_feature_of_any_name_leaves_the_other_groups_as_they_are(shop):
     seen, _ = simulate(world, customers[torch.arange(60)], type(state)(*(x[:60] for x in state)), torch.Generator(), 3)
     decisions, names = Decisions.of_season(seen), ["pair", "week", "contacts", "purchases", "redemptions"]
     features = torch.randn(5, 60, generator=torch.Generator().manual_seed(0))
-    alone, both = groups(decisions, world.catalogue), groups(decisions, world.catalogue, features, names)
+    judging = torch.arange(60) % 3 == 0
+    alone, both = (groups(decisions, world.catalogue, x) for x in (None, Segments(features, names, judging)))
     assert len(both) == len(alone) + 5
+    for name in names:
+        thirds = both[f"thirds of {name}"].of
+        assert (thirds[:, judging] >= 0).all() and (thirds[:, ~judging] == -1).all()
     for kind, (group, labels) in alone.items():
         assert torch.equal(both[kind].of, group) and both[kind].names == labels
 

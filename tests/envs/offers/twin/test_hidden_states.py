@@ -15,7 +15,7 @@ from envs.offers.env import OffersEnv
 from envs.offers.logs.panel import to_panel
 from envs.offers.neural_twin.env import make_twin_env
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
-from envs.offers.twin.checks.filter_misfits import Decisions, misfits
+from envs.offers.twin.checks.filter_misfits import Decisions, Segments, misfits
 from envs.offers.twin.hidden_states.fisher_scoring import coefficients, scores
 from envs.offers.twin.hidden_states.identification import coefficient_covariance
 from envs.offers.twin.hidden_states.mixture_filter import MixtureFilter, hermite_nodes, panel_weeks, seen_weeks
@@ -238,8 +238,19 @@ def test_what_the_twin_cannot_explain_has_a_segment_and_a_week(fitted):
     changed = replace(model.panel, bought=bought)
     predicted = {**predicted, "trips": predicted["trips"]._replace(happened=bought)}
     decisions = Decisions.of_season(seen_weeks(changed))
-    found = misfits(predicted, decisions, env.world.catalogue, 0.001, changed.features, names)
+    segments = Segments(changed.features, names, torch.ones(len(changed), dtype=torch.bool))
+    found = misfits(predicted, decisions, env.world.catalogue, 0.001, segments)
     assert any("highest third of feature 7, contacted" in text and "most in week 5" in text for text in found), found
+
+
+@pytest.mark.slow
+def test_a_week_that_is_wrong_for_fitted_customers_alone_is_named(fitted):
+    """Held-out customers show nothing; those who were fitted to all buy in the fifth week."""
+    _, model, _ = fitted
+    bought = model.panel.bought.clone()
+    bought[4] |= ~model.held_out & model.panel.logged[4]
+    found = model.make_evaluator().misfit(model, replace(model.panel, bought=bought), model.held_out)
+    assert len(found) == 1 and "trips, week 5 (z = +" in found[0] and "third of" not in found[0]
 
 
 @pytest.fixture

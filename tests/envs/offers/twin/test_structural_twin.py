@@ -372,5 +372,5 @@ def test_trips_that_no_equation_explains_are_named(world_itself):
     _, model = world_itself
     log, evaluation = model.panel, model.make_evaluator()
     by_push = (log.offer > 0) & (log.channel == 0) & log.logged & (log.state.status == 0)
-    warnings = evaluation.misfit(model, replace(log, bought=log.bought | by_push))
+    warnings = evaluation.misfit(model, replace(log, bought=log.bought | by_push), model.held_out)
     assert len(warnings) == 1 and "by push" in warnings[0]

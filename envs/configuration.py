@@ -66,6 +66,16 @@ def make_env(*overrides: str, device: str | torch.device = "cpu", seed: int = 0)
     return instantiate(config.env, _convert_="all")(torch.device(device), seed)
 
 
+def require_parts(config: Any, parts: Iterable[str], source: str) -> None:
+    """Raise ValueError, with the file `source`, where the nested dicts of its configuration lack one of the parts."""
+    for part in parts:
+        found = config
+        for key in part.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is None:
+            raise ValueError(f"{source}: not a checkpoint of this project (without 'config.{part}')")
+
+
 def instantiate_stored(config: Any, source: str, *, trusted: Iterable[str] = ()) -> Any:
     """Build the object of a configuration that comes from a file, such as a checkpoint.
 

@@ -117,6 +117,21 @@ def test_a_checkpoint_runs_nothing(tmp_path, command, part):
     assert not marker.exists()
 
 
+@pytest.mark.slow
+def test_a_checkpoint_without_a_configuration_is_refused(tmp_path):
+    save_state(tmp_path / "x.pt", "cql", {})
+    done = script_runner.run(tmp_path, "evaluate", "checkpoint=x.pt")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: x.pt: not a checkpoint of this project (without 'config.env')\n",
+    )
+    with pytest.raises(ValueError, match="without 'config.algo'"):
+        load_teacher(None, checkpoint=str(tmp_path / "x.pt"))
+    save_state(tmp_path / "twin.pt", "twin", {"kind": KIND, "iteration": 1, "members": []}, algo={})
+    with pytest.raises(ValueError, match="without 'config.algo.twin'"):
+        NeuralEnsemble(str(tmp_path / "twin.pt"), None)
+
+
 def test_a_teacher_and_a_twin_run_nothing(tmp_path):
     marker = tmp_path / "marker"
     save_state(tmp_path / "teacher.pt", "cql", {}, algo=touch(marker))

@@ -185,7 +185,8 @@ def unreadable(override: str) -> str:
     """Say how to write an override that Hydra can't read."""
     if "=" not in override:
         return f"{override}: expected KEY=VALUE"
-    return f"{override}: quote values that hold {MUST_BE_QUOTED}: {quoted(override)}"
+    beyond = "" if override.isascii() else " or letters beyond ASCII"
+    return f"{override}: quote values that hold {MUST_BE_QUOTED}{beyond}: {quoted(override)}"
 
 
 def quoted(override: str) -> str:

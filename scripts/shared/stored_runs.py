@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from envs.base import VectorEnv
-from envs.configuration import CONF, instantiate_stored
+from envs.configuration import CONF, instantiate_stored, require_parts
 from envs.range_checks import check_stored_ranges
 from rlcore.action_values import GreedyPolicy
 from rlcore.algorithm import Algorithm
@@ -74,6 +74,7 @@ def trained(cfg: DictConfig, device: torch.device, own: tuple[str, ...]) -> Trai
     checkpoint brings.
     """
     state = checkpoints.load(cfg.checkpoint)
+    require_parts(state["config"], ["env", "algo", "seed"], cfg.checkpoint)
     config = as_trained(cfg, state["config"], HydraConfig.get().overrides.task, own)
     check_stored_ranges(config, CONF, cfg.checkpoint)
     with fitting(cfg.checkpoint):  # a checkpoint of another version has other parameters
@@ -94,6 +95,7 @@ def load_teacher(env: VectorEnv, *, checkpoint: str) -> GreedyPolicy:
     Raises ValueError where the checkpoint is of another kind.
     """
     state = checkpoints.load(checkpoint)
+    require_parts(state["config"], ["algo"], f"algo.teacher.checkpoint={checkpoint}")
     check_stored_ranges(state["config"], CONF, f"algo.teacher.checkpoint={checkpoint}")
     make_algorithm = instantiate_stored(state["config"]["algo"], f"algo.teacher.checkpoint={checkpoint}")
     algorithm = make_algorithm(env, 0)

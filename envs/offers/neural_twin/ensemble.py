@@ -7,7 +7,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from envs.configuration import CONF, instantiate_stored
+from envs.configuration import CONF, instantiate_stored, require_parts
 from envs.offers.neural_twin.customers import NeuralCustomers
 from envs.offers.neural_twin.fit import KIND
 from envs.offers.twin.twin_checkpoint import load_twin
@@ -26,6 +26,7 @@ class NeuralEnsemble:
         state = load_twin(path, "env.twin", KIND, advice)
         agent = state["agent"]
         self.only: int | None = None  # the member of all customers; None: every member has equally many customers
+        require_parts(state["config"], ["algo.twin"], f"env.twin={path}")
         check_stored_ranges(state["config"], CONF, f"env.twin={path}")
         twin = instantiate_stored(state["config"]["algo"]["twin"], f"env.twin={path}")
         self.half_lives = twin.half_lives

@@ -24,6 +24,10 @@ def error_of(done) -> str:
         ("+algo.optimizer.momentum=0.9", "algo.optimizer.momentum: no such key"),
         ("+algo.clip=0.1", "algo.clip: stands in the configuration; expected algo.clip=VALUE, without a plus"),
         ("log=a=b.parquet", """log=a=b.parquet: quote values that hold = , # ( ) [ ] { }: 'log="a=b.parquet"'"""),
+        (
+            "log=été.pt",
+            """log=été.pt: quote values that hold = , # ( ) [ ] { } or letters beyond ASCII: 'log="été.pt"'""",
+        ),
         ("log=a,b.parquet", "log=a,b.parquet: several values: -m runs each of them"),
         ("hydra.run.dirr=x", "hydra.run.dirr: no such key; did you mean hydra.run.dir?"),
         ("+hydra.job.nam=x", "hydra.job.nam: no such key; did you mean hydra.job.name?"),

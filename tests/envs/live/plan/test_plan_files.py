@@ -17,6 +17,7 @@ pa = pytest.importorskip("pyarrow")
 pytest.importorskip("jinja2")
 import pyarrow.parquet as pq
 
+from envs.live.plan import run
 from envs.live.plan.forecast import (
     Forecast,
     corrections,
@@ -110,6 +111,24 @@ def test_another_plan_of_the_week_is_refused_unless_it_may_replace_the_older_one
     assert allowed.replaces() == "money 40.0 -> 60.0"
     allowed.write()
     assert read_facts(path)["money"] == 60.0
+
+
+def test_a_senders_file_lies_only_beside_its_own_plan_and_page(tmp_path, monkeypatch):
+    path = tmp_path / "week=3.parquet"
+    planned(path).write()
+    more = replace(planned(path, money=60.0), replace=True)
+
+    def full(*_):
+        raise OSError("disk full")
+
+    for part in ("write_plan", "write_sends"):
+        with monkeypatch.context() as patched:
+            patched.setattr(run, part, full)
+            with pytest.raises(OSError, match="disk full"):
+                more.write()
+        assert not path.with_suffix(".csv").exists()
+        more.write()
+        assert path.with_suffix(".csv").exists()
 
 
 def test_decision_ids_differ_by_week_and_customer_and_depend_on_nothing_else():

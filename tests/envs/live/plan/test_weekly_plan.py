@@ -12,7 +12,7 @@ from scipy.stats import binom
 pytest.importorskip("pyarrow")
 
 from envs.live.decide import DecisionInputs
-from envs.live.plan import draws
+from envs.live.plan import draws, money_rules
 from envs.live.plan.arm_plans import charges
 from envs.live.plan.arms import BAU, HOLDOUT, RANDOM, RL, Arms, money_by_arm
 from envs.live.plan.clearing import Demand, clear
@@ -331,6 +331,21 @@ def test_lots_that_pass_the_money_are_cut_as_seldom_as_said_and_from_the_last(pa
                 assert torch.equal(kept.next_action[~lost], drawn.next_action[~lost]) and not kept.cut[~lost].any()
         assert passed / 300 <= odds <= 1
     assert cut and np.mean(cut) == 1
+
+
+def test_who_is_cut_is_told_so(package, monkeypatch):
+    monkeypatch.setattr(money_rules, "LOTS_Z", 0.0)  # then lots hold more than the money in half of all weeks
+    customers = customers_of(table(300), package)
+    plans = [
+        plan_of(customers, package, setting(60.0, rule="reserved", sigma=0.6, salt=k, arms=ONLY_POLICY))
+        for k in range(4)
+    ]
+    reason = "cut: the sends before it hold the money"
+    cut = [(plan, np.flatnonzero([x == reason for x in plan.columns["reason"].take(np.arange(300))])) for plan in plans]
+    assert any(len(rows) for _, rows in cut)
+    for plan, rows in cut:
+        assert plan.arms["rl"].face <= plan.arms["rl"].money
+        assert not plan.action[rows].any() and np.isnan(plan.columns["next_price"][rows]).all()
 
 
 def test_each_rule_keeps_its_promise_when_customers_redeem(package):

@@ -3,17 +3,19 @@
 Usage:
 
     python scripts/evaluate.py checkpoint=PATH env.evaluation.customers=4000
-    python scripts/evaluate.py checkpoint=PATH log=PATH
+    python scripts/evaluate.py checkpoint=PATH log=PATH shop_rule.decisions=PATH
     python scripts/evaluate.py log=PATH rules=[rl,bau] plans=FOLDER
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -23,12 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from envs.base import VectorEnv
 from envs.configuration import CONF
 from envs.live.planned_rules import with_planned_rules
+from envs.logged.env import LoggedEnv
 from envs.offers.customer_env import CustomerEnv
 from envs.offers.twin.ensemble import TwinEnsemble
+from envs.shop_rule import with_shop_rule
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.logged_rules import compare_rules, less
 from rlcore.ope.report import OffPolicyReport, evaluate_dataset
-from scripts.shared.cli import choose_device, guarded, launch
+from scripts.shared.cli import choose_device, guarded, launch, to_dict
 from scripts.shared.results import make_logger, publish
 from scripts.shared.stored_runs import Trained, fitting, trained
 
@@ -38,10 +42,7 @@ from scripts.shared.stored_runs import Trained, fitting, trained
 def main(cfg: DictConfig) -> float:
     directory = Path(HydraConfig.get().runtime.output_dir)
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
-    if cfg.rules and not cfg.log:
-        raise ValueError("log: expected the path of the log in which the rules decided")
-    if cfg.log and not cfg.checkpoint and not cfg.rules:
-        raise ValueError("checkpoint: expected the path of the policy to value on the log")
+    check_request(cfg)
     found: Trained | None = None
     if cfg.checkpoint:
         found = trained(cfg, device, ("env", "algo", "seed"))
@@ -69,15 +70,36 @@ def main(cfg: DictConfig) -> float:
     return publish(report, name, logger, directory).value
 
 
+def check_request(cfg: DictConfig) -> None:
+    """Raise ValueError where a key lacks another."""
+    if cfg.rules and not cfg.log:
+        raise ValueError("log: expected the path of the log in which the rules decided")
+    if cfg.shop_rule.decisions and not (cfg.log and cfg.checkpoint):
+        raise ValueError("shop_rule.decisions: expected log= and checkpoint= of a policy that the rule stands beside")
+    if cfg.log and not cfg.checkpoint and not cfg.rules:
+        raise ValueError("checkpoint: expected the path of the policy to value on the log")
+
+
 def logged_with_rules(env: VectorEnv, path: str, plans: str | None) -> LoggedDataset:
     """Read all decisions of a log, of both sides; where there are plans, those of planned weeks with their arms."""
     sides = ("train", "test") if env.has_sides(path) else ("test",)  # without sides each reading has all decisions
     dataset = LoggedDataset.cat([env.read_log(path, side) for side in sides])
+    if isinstance(env, LoggedEnv):
+        dataset = in_weeks_of_the_log(dataset, env, path)
     if plans is None:
         return dataset
     if not isinstance(env, CustomerEnv) or env.population.given is None:
         raise ValueError("plans: expected the customers that were planned for, as env/population=customer_table")
     return with_planned_rules(dataset, env.population.given.ids, env.world.weeks, plans)
+
+
+def in_weeks_of_the_log(dataset: LoggedDataset, env: LoggedEnv, path: str) -> LoggedDataset:
+    """Return decisions whose steps are the file's weeks, whenever a customer came; one step where it has none."""
+    step = torch.zeros_like(dataset.step)
+    if "week" in env.roles:
+        week = torch.from_numpy(env.read(path)[env.roles["week"]])[dataset.decision.cpu()]
+        step = torch.unique(week, return_inverse=True)[1].to(step)
+    return replace(dataset, episode=torch.zeros_like(step), step=step)
 
 
 def check_decides(found: Trained, cfg: DictConfig) -> None:
@@ -102,6 +124,9 @@ def value_on_log(found: Trained, cfg: DictConfig) -> OffPolicyReport:
             f"{found.name} learned from this very log, whose numbered columns have no side for testing: the estimates "
             "flatter it; value it on another log"
         )
+    if cfg.shop_rule.decisions:
+        dataset, said = with_shop_rule(dataset, found.env, cfg.log, to_dict(cfg.shop_rule, resolve=True))
+        warnings += said
     return evaluate_dataset(dataset, cfg.log, instantiate(cfg.ope, _convert_="all"), found.agent, found.name, warnings)
 
 

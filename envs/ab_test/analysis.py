@@ -169,8 +169,9 @@ class Analyst:
 
     def usable(self, outcome: Tensor) -> Learners:
         """Return the learners that take such outcomes [N]."""
-        is_binary = bool(((outcome == 0) | (outcome == 1)).all())
-        return {name: learner for name, learner in self.learners.items() if is_binary or name not in self.binary}
+        return {
+            name: learner for name, learner in self.learners.items() if name not in self.binary or is_binary(outcome)
+        }
 
     def _values(self, trial: Trial, profit: Tensor, halves: list[Half]) -> tuple[dict[str, Valued], dict[str, Terms]]:
         rows = torch.cat([half.rows for half in halves])
@@ -182,6 +183,11 @@ class Analyst:
                 target, trial.arm[rows], trial.propensity[rows], profit[rows], predicted, trial.unit[rows], self.level
             )
         return valued, terms
+
+
+def is_binary(outcome: Tensor) -> bool:
+    """Tell whether outcomes [N] are zeros and ones."""
+    return bool(((outcome == 0) | (outcome == 1)).all())
 
 
 def halve(unit: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

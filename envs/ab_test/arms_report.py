@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.ab_test.analysis import PROFIT, Analysis
+from envs.ab_test.analysis import PROFIT, Analysis, is_binary
 from envs.ab_test.trial_table import Trial
 from rlcore.runs.report import Report
 from rlcore.uplift.balance import hotelling, sample_ratio, standardized_differences
@@ -18,6 +18,7 @@ from rlcore.uplift.mean_differences import group_mean, mean_estimate
 FAR_DIFFERENCE = 0.1  # standardised difference above which columns are named (Austin 2009)
 SUSPICIOUS = 0.001  # p-value below which a test was hardly randomised as said
 SHOWN_COLUMNS = 5
+FEW = 30  # units with an outcome below which the intervals of its mean are unsure
 
 
 def arms_table(analysis: Analysis, level: float, shares: dict) -> Report:
@@ -55,7 +56,7 @@ def arms_table(analysis: Analysis, level: float, shares: dict) -> Report:
     columns["balance p"] = lambda row: f"{row['p_of_balance']:.3f}" if "p_of_balance" in row else ""
     return Report(
         title=f"{len(trial.arm):,} customers by arm",
-        caption="\n".join(balance_lines(rows, ratio)),
+        caption="\n".join([*balance_lines(rows, ratio), *few_lines(trial)]),
         rows=rows,
         columns=columns,
         last=None,
@@ -86,6 +87,24 @@ def ratio_of_sizes(arms: list[str], arm: Tensor, shares: dict) -> float:
         raise ValueError(f"shares: expected a share of each arm, {', '.join(arms)}; got {', '.join(shares)}")
     expected = torch.tensor([float(shares[name]) for name in arms])
     return sample_ratio(arm.bincount(minlength=len(arms)), expected)
+
+
+def few_lines(trial: Trial) -> list[str]:
+    """Name the arms and outcomes in which few units differ from 0, or, of outcomes of 0 and 1, few from 1."""
+    lines = []
+    who = "customers" if len(trial.unit.unique()) == len(trial.unit) else "units"
+    for k, name in enumerate(trial.arms):
+        given = trial.arm == k
+        for outcome, x in trial.outcomes.items():
+            kinds = {"other than 0": x != 0, **({"other than 1": x != 1} if is_binary(x) else {})}
+            counts = {kind: len(trial.unit[given & differs].unique()) for kind, differs in kinds.items()}
+            kind = min(counts, key=lambda kind: counts[kind])
+            if counts[kind] < FEW:
+                lines.append(
+                    f"warning: '{name}' has {counts[kind]} {who} with '{outcome}' {kind}, fewer than {FEW}: "
+                    "intervals that rest on so few are unsure"
+                )
+    return lines
 
 
 def format_mean(outcome: str, row: dict[str, Any]) -> str:

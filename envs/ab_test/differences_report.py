@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from envs.ab_test.analysis import PROFIT, Analysis
+from envs.ab_test.analysis import PROFIT, Analysis, is_binary
 from rlcore.runs.plots import COLORS, entitle, labelled
 from rlcore.runs.report import Report
-from rlcore.uplift.mean_differences import difference, group_mean, holm
+from rlcore.uplift.mean_differences import difference, difference_of_shares, group_mean, holm
 
 
 def differences(analysis: Analysis, level: float) -> dict[str, dict[str, Any]]:
@@ -20,15 +20,21 @@ def differences(analysis: Analysis, level: float) -> dict[str, dict[str, Any]]:
     outcomes = {**trial.outcomes, PROFIT: analysis.profit}
     if any(torch.equal(analysis.profit, x) for x in trial.outcomes.values()):
         del outcomes[PROFIT]
+    drawn_alone = len(trial.unit.unique()) == len(trial.unit)
+    control = trial.arm == 0
     rows: dict[str, dict[str, Any]] = {}
     for outcome, x in outcomes.items():
-        control = group_mean(x, trial.arm == 0, trial.unit)
+        control_mean = x[control].mean().item()
         for k, name in list(enumerate(trial.arms))[1:]:
-            found = difference(group_mean(x, trial.arm == k, trial.unit), control, level)
+            given = trial.arm == k
+            if drawn_alone and is_binary(x):
+                found = difference_of_shares(x[given], x[control], level)
+            else:
+                found = difference(group_mean(x, given, trial.unit), group_mean(x, control, trial.unit), level)
             rows[f"{name}, {outcome}"] = {
-                "control": control.value,
+                "control": control_mean,
                 "difference": [found.value, found.low, found.high],
-                "relative": found.value / control.value if control.value > 0 else math.nan,
+                "relative": found.value / control_mean if control_mean > 0 else math.nan,
                 "p": found.p,
             }
     for row, adjusted in zip(rows.values(), holm([row["p"] for row in rows.values()])):
@@ -63,7 +69,7 @@ def differences_table(analysis: Analysis, level: float) -> Report:
 
 def caption(tests: int, level: float) -> str:
     """Describe the intervals and p-values."""
-    each = f"from, to: each difference's own {level:.0%} interval (Welch)"
+    each = f"from, to: each difference's own {level:.0%} interval (Welch; of single customers' 0 and 1, Agresti-Caffo)"
     if tests == 1:
         return each
     return (
@@ -78,7 +84,7 @@ def draw_differences(rows: dict[str, dict[str, Any]], control: str) -> Figure:
     for place, name in enumerate(names):
         value, low, high = rows[name]["difference"]
         half = (high - low) / 2 or 1.0
-        axes.plot([value / half - 1, value / half + 1], [place, place], color=COLORS[0])
+        axes.plot([low / half, high / half], [place, place], color=COLORS[0])
         axes.plot(value / half, place, "o", color=COLORS[0])
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)

@@ -38,7 +38,7 @@ def ranking_table(analysis: Analysis, level: float, replications: int, bins: int
                 tests, int(trial.unit.amax()) + 1, replications, torch.Generator().manual_seed(seed)
             ).mean((0, 1))
             low, high = central(drawn, level).tolist()
-            parts = [metrics.by_bin(t.outcome, t.scores[0], t.treated, bins) for t in tests]
+            parts = [metrics.by_bin(t.outcome, t.scores[0], t.treated, bins, t.unit) for t in tests]
             rows[f"{name}, {outcome}"] = {
                 "qini": [coefficient.item(), low, high],
                 "learner": chosen,

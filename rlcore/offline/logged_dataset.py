@@ -63,6 +63,8 @@ class LoggedDataset:
     cost: Tensor  #: [N], amount of the priced resource that the action used
     terminal_value: Tensor  #: [N], value of the state after an episode's last decision, else 0
     outcomes: dict[str, Tensor] = field(default_factory=dict)  #: [N] each, further outcomes of the decision
+    #: int64 [N] each, flat actions that further deterministic policies would have taken, by the policy's name
+    alternatives: dict[str, Tensor] = field(default_factory=dict)
     next_obs: Tensor | DeduplicatedMatrix | None = None  #: [N, D]
     next_action_mask: Tensor | DeduplicatedMatrix | None = None  #: bool [N, Πnvec]; None exactly where next_obs is
     terminated: Tensor  #: bool [N]
@@ -78,7 +80,8 @@ class LoggedDataset:
             name: function(x) for name, x in columns.items() if isinstance(x, (Tensor, DeduplicatedMatrix))
         }
         outcomes = {name: function(x) for name, x in self.outcomes.items()}
-        return replace(self, outcomes=outcomes, **mapped)
+        alternatives = {name: function(x) for name, x in self.alternatives.items()}
+        return replace(self, outcomes=outcomes, alternatives=alternatives, **mapped)
 
     def __getitem__(self, rows) -> LoggedDataset:
         """Select rows, by a slice, a bool tensor [N] or indices."""
@@ -141,8 +144,9 @@ class LoggedDataset:
         outcomes = {}
         for name in parts[0].outcomes:
             outcomes[name] = torch.cat([part.outcomes[name] for part in parts])
+        alternatives = {name: torch.cat([part.alternatives[name] for part in parts]) for name in parts[0].alternatives}
         unit_names = max((part.unit_names for part in parts), key=len)  # chunks of a file name the units so far
-        return replace(parts[0], unit_names=unit_names, outcomes=outcomes, **joined)
+        return replace(parts[0], unit_names=unit_names, outcomes=outcomes, alternatives=alternatives, **joined)
 
     def names_of_units(self, units: Tensor) -> list[str]:
         """Return the names of units int64 [U], which stay the same when decisions are added."""

@@ -1,4 +1,4 @@
-"""What a policy is compared with on a log: the log's own decisions, every constant action, and the best of these.
+"""What a policy is compared with on a log: its own decisions, every constant action, the best of these, given rules.
 
 All are valued on the folds of the policy's own evaluation, by the same estimators, so that differences are paired: an
 interval of a difference is that of the difference of two influence functions, clustered by unit.
@@ -32,7 +32,7 @@ class Alternative(NamedTuple):
     """A deterministic policy."""
 
     chosen: Tensor  #: the flat action in each decision, int64 [N]
-    elsewhere: float  #: share of decisions in which a constant action is not possible, so that another is taken
+    elsewhere: float  #: share of decisions in which the wanted action is not possible, so that another is taken
     ratio: Tensor  #: importance weights of decisions by episode and step, float64 [M, T]
     effective: float  #: effective number of episodes
 
@@ -48,19 +48,20 @@ class Comparison:
     effective: float | None  #: effective episodes of the policy; None where the log has no propensities
     left_out: int  #: number of actions that the log has and the comparison has not
     chosen: tuple[str, ...]  #: what the best constant action is, by the fold that it is valued on
+    given: tuple[str, ...]  #: names of the policies that came with the dataset
 
 
 def compare(evaluator: OffPolicyEvaluator, evaluation: Evaluation, name: str, name_action: NameAction) -> Comparison:
     """Compare the policy `name`, which was evaluated, with its alternatives on the same decisions."""
     layout = evaluation.layout
+    given = {key: wherever_possible(layout, wanted) for key, wanted in layout.dataset.alternatives.items()}
     actions, left_out = most_logged(layout.dataset.action, evaluator.constant_actions)
     constants = {f"always {name_action(a)}": constant(layout, a) for a in actions}
     likeliest = likeliest_of_log(layout)
-    if likeliest is not None:
-        constants[LIKELIEST] = likeliest
-    fitted = {key: one for key, one in constants.items() if one.effective >= FEWEST}
+    candidates = {**given, **constants, **({} if likeliest is None else {LIKELIEST: likeliest})}
+    fitted = {key: one for key, one in candidates.items() if one.effective >= FEWEST}
     terms = terms_of(evaluator, layout, fitted)
-    valued = {key: one for key, one in fitted.items() if key != LIKELIEST}
+    valued = {key: one for key, one in fitted.items() if key in constants}
     by_fold = best_by_fold(layout, valued, evaluator.gamma)
     if by_fold:
         terms[BEST] = joined(layout, terms, by_fold)
@@ -74,10 +75,11 @@ def compare(evaluator: OffPolicyEvaluator, evaluation: Evaluation, name: str, na
             rows[key] |= {"effective": fitted[key].effective, "elsewhere": fitted[key].elsewhere}
     return Comparison(
         rows=rows,
-        unsupported={key: one.effective for key, one in constants.items() if key not in fitted},
+        unsupported={key: one.effective for key, one in candidates.items() if key not in fitted},
         effective=None if evaluation.weights is None else ope.effective_sample_size(evaluation.weights).item(),
         left_out=left_out,
         chosen=tuple(by_fold),
+        given=tuple(given),
     )
 
 
@@ -91,10 +93,15 @@ def most_logged(action: Tensor, count: int) -> tuple[list[int], int]:
 
 def constant(layout: Layout, action: int) -> Alternative:
     """The policy that takes one action wherever it is possible, else the first that is."""
+    return wherever_possible(layout, torch.full_like(layout.dataset.action, action))
+
+
+def wherever_possible(layout: Layout, wanted: Tensor) -> Alternative:
+    """The policy that takes actions [N] where they are possible, else the first that is."""
     mask = dense(layout.dataset.action_mask)
-    possible = mask[:, action]
+    possible = ope.select_actions(mask, wanted)
     first_possible = mask.int().argmax(1)
-    chosen = torch.where(possible, action, first_possible)
+    chosen = torch.where(possible, wanted, first_possible)
     return alternative(layout, chosen, 1 - possible.double().mean().item())
 
 

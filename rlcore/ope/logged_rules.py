@@ -1,7 +1,8 @@
 """Which of two rules that decided in one log earned more: the means of their own decisions, without any model.
 
-The rules must have been given their units at random, as the arms of a test are. Units are drawn independently; where a
-unit's decisions are by both rules, they count as paired.
+The rules must have been given their units at random in each step, as the arms of a test are. A rule's share may change
+from step to step, so rules are compared within steps (post-stratification: Miratrix, Sekhon & Yu 2013). Units are drawn
+independently; where a unit's decisions are by both rules, they count as paired.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.evaluator import NET
 from rlcore.runs.report import Report
-from rlcore.uplift.mean_differences import Estimate, difference, group_mean, mean_estimate
+from rlcore.uplift.mean_differences import Estimate, difference, mean_estimate, standardized_mean
 
 
 def less(rules: list[str]) -> str:
@@ -27,20 +28,29 @@ def less(rules: list[str]) -> str:
 def compare_rules(dataset: LoggedDataset, rules: list[str], level: float) -> Report:
     """Compare the first of two rules, named as in `dataset.policies`, with the second, by decision.
 
-    Raises ValueError where a rule decided for fewer than two units.
+    Both means are over the steps in which each rule decided for two units or more, weighted by the two rules' decisions
+    in the step. Raises ValueError where there is no such step.
     """
     if len(rules) != 2:
         raise ValueError(f"rules: expected two rules, as in rules=[a,b], got {len(rules)}")
     kinds = {dataset.names.reward: dataset.gross_reward, dataset.names.cost: dataset.cost, NET: dataset.net_reward}
     unit = torch.unique(dataset.unit, return_inverse=True)[1]
+    step = torch.unique(torch.stack((dataset.episode, dataset.step)), dim=1, return_inverse=True)[1]
     decided = [decided_by(dataset, rule) for rule in rules]
+    weight = weights_of_steps(step, decided, unit)
+    if not weight.any():
+        raise ValueError(
+            f"rules: expected a {dataset.names.step} in which {' and '.join(rules)} each decided for two "
+            f"{dataset.names.unit}s or more, got none"
+        )
+    decided = [by_rule & (weight[step] > 0) for by_rule in decided]
     rows: dict[str, dict[str, Any]] = {
         rule: {"decisions": int(by_rule.sum()), "units": len(torch.unique(unit[by_rule]))}
         for rule, by_rule in zip(rules, decided)
     }
     rows[less(rules)] = {"decisions": None, "units": None}
     for kind, x in kinds.items():
-        means = [group_mean(x, by_rule, unit) for by_rule in decided]
+        means = [standardized_mean(x, by_rule, unit, step, weight) for by_rule in decided]
         for rule, mean in zip(rules, means):
             put(rows[rule], kind, mean_estimate(mean, level))
         put(rows[less(rules)], kind, difference(means[0], means[1], level))
@@ -51,14 +61,16 @@ def compare_rules(dataset: LoggedDataset, rules: list[str], level: float) -> Rep
     for kind in kinds:
         columns[kind] = partial(format_number, kind)
         columns[f"{kind}: from, to"] = partial(format_interval, kind)
+    compared = int((weight > 0).sum())
+    steps = f"{compared} of {len(weight)} {dataset.names.step}s: those with both rules, each by its number of decisions"
     said = [verdict(rules, kind, rows[less(rules)]) for kind in (dataset.names.reward, NET)]
     return Report(
         title=f"what each rule's decisions brought, a decision; {level:.0%} intervals over {dataset.names.unit}s",
-        caption="\n".join(said),
+        caption="\n".join([*said, *([steps] if len(weight) > 1 else [])]),
         rows=rows,
         columns=columns,
         last=None,
-        extra={"verdicts": said},
+        extra={"verdicts": said, "steps_compared": [compared, len(weight)]},
         plots={},
         judged=NET,
         what="rule",
@@ -85,6 +97,22 @@ def decided_by(dataset: LoggedDataset, rule: str) -> Tensor:
     if count < 2:
         raise ValueError(f"rules: expected '{rule}' to have decided for two {dataset.names.unit}s or more, got {count}")
     return by_rule
+
+
+def weights_of_steps(step: Tensor, decided: list[Tensor], unit: Tensor) -> Tensor:
+    """Return each step's share of the decisions of several rules, [S]; 0 where a rule decided for fewer than two units.
+
+    step and unit are int64 [N], numbered from 0; `decided` has a bool [N] for each rule.
+    """
+    steps = int(step.amax()) + 1
+    weight = torch.zeros(steps, dtype=torch.float64)
+    has_all = torch.ones(steps, dtype=torch.bool)
+    for by_rule in decided:
+        step_and_unit = torch.stack((step[by_rule], unit[by_rule])).unique(dim=1)
+        has_all &= step_and_unit[0].bincount(minlength=steps) >= 2
+        weight += step[by_rule].bincount(minlength=steps)
+    weight = weight * has_all
+    return weight / weight.sum().clamp_min(1)
 
 
 def put(row: dict[str, Any], kind: str, found: Estimate) -> None:

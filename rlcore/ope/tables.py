@@ -133,7 +133,7 @@ def format_difference(place: int, digits: int, row: dict[str, Any]) -> str:
 
 
 def verdicts(comparison: Comparison, name: str) -> list[str]:
-    """Say of the policy whether it is better than the best constant action, the log, and the log's likeliest action."""
+    """Say of the policy whether it is better than the best constant action, the log, and what else is compared."""
     effective = comparison.effective
     if effective is not None and effective < FEWEST:
         return [
@@ -142,7 +142,7 @@ def verdicts(comparison: Comparison, name: str) -> list[str]:
     lines = []
     if BEST not in comparison.rows:
         lines.append(f"{name} can't be compared with the {BEST}: the log hardly has one, or has no propensities")
-    for key in (BEST, LOGGED, LIKELIEST):
+    for key in (BEST, LOGGED, *comparison.given, LIKELIEST):
         if key not in comparison.rows:
             continue
         value, low, high = comparison.rows[key]["policy_less"][NET]
@@ -150,7 +150,7 @@ def verdicts(comparison: Comparison, name: str) -> list[str]:
             continue
         unsure = low <= 0 <= high
         said = "no better than" if unsure else "better than" if value > 0 else "worse than"
-        what = {LOGGED: "what was logged", LIKELIEST: "the likeliest action of the log", BEST: f"the {BEST}"}[key]
+        what = {LOGGED: "what was logged", LIKELIEST: "the likeliest action of the log"}.get(key, f"the {key}")
         tail = ", as far as this log can tell" if unsure else ""
         by = ", by a model alone" if comparison.rows[name]["estimator"] in MODELS else ""
         lines.append(f"{name} is {said} {what}{tail}{by} ({value:+.4g}, {low:+.4g} to {high:+.4g})")

@@ -1,4 +1,9 @@
-"""Means of an experiment's groups and their differences, where rows may come in clusters that were drawn as a whole."""
+"""Means of an experiment's groups and their differences, where rows may come in clusters that were drawn as a whole.
+
+Variances are the bias-reduced CR2 of Bell & McCaffrey (2002); degrees of freedom are Satterthwaite's, from the
+variance's own distribution. One row a cluster gives Welch's interval (1947), and clusters that are all in both groups
+with equal sizes give that of pairs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from rlcore.ope.intervals import sum_by_cluster
+from rlcore.ope.intervals import normal_quantile
 
 
 class GroupMean(NamedTuple):
@@ -17,7 +22,7 @@ class GroupMean(NamedTuple):
 
     value: float
     moves: Tensor  #: influence of each cluster on the mean, [C]; 0 where the cluster has no row of the group
-    clusters: int  #: number of clusters with a row of the group
+    shares: Tensor  #: share of each cluster in the mean, [C]; they add up to 1
 
     @property
     def variance(self) -> float:
@@ -37,32 +42,86 @@ class Estimate(NamedTuple):
 def group_mean(x: Tensor, in_group: Tensor, cluster: Tensor) -> GroupMean:
     """Return the mean of x [N] over the rows `in_group`, bool [N]; `cluster` int64 [N] is numbered from 0.
 
-    The variance is that of a ratio of sums over independent clusters, with the correction C / (C − 1) (Liang & Zeger
-    1986): correlation within a cluster may be anything. With one row a cluster it is s² / n. Raises ValueError where
-    the group has fewer than two clusters, whose spread nothing tells.
+    Correlation within a cluster may be anything. With one row a cluster the variance is s² / n. Raises ValueError
+    where the group has fewer than two clusters, whose spread nothing tells.
     """
-    x = x.double()
-    rows = int(in_group.sum())
-    count = len(cluster[in_group].unique())
+    return standardized_mean(x, in_group, cluster, torch.zeros_like(cluster), torch.ones(1, dtype=torch.float64))
+
+
+def standardized_mean(x: Tensor, in_group: Tensor, cluster: Tensor, stratum: Tensor, weight: Tensor) -> GroupMean:
+    """Return the mean of the group's strata under weights [S] that add up to 1; `stratum` int64 [N], below S.
+
+    The strata's sizes count as given. Raises ValueError where the group has fewer than two clusters in a stratum of
+    some weight. Rows in strata without weight don't count.
+    """
+    used = in_group & (weight[stratum] > 0)
+    x, cluster_of_row, stratum = x[used].double(), cluster[used], stratum[used]
+    clusters = int(cluster.amax()) + 1
+    rows = stratum.bincount(minlength=len(weight)).double()  # of each stratum
+    cell, of_row, rows_of_cell = (clusters * stratum + cluster_of_row).unique(return_inverse=True, return_counts=True)
+    count = (cell // clusters).bincount(minlength=len(weight))[weight > 0].amin()
     if count < 2:
-        raise ValueError(f"expected two clusters or more in each group, got {count}")
-    mean = x[in_group].mean()
-    moved = torch.where(in_group, x - mean, 0.0) / rows
-    correction = math.sqrt(count / (count - 1))
-    return GroupMean(mean.item(), correction * sum_by_cluster(moved, cluster), count)
+        raise ValueError(f"expected two clusters or more in each group, got {int(count)}")
+    mean = torch.zeros_like(weight).index_add_(0, stratum, x) / rows.clamp_min(1)
+    row_weight = (weight / rows)[stratum]
+    share = rows_of_cell[of_row] / rows[stratum]  # of the row's cluster in its stratum
+    moved = row_weight * (x - mean[stratum]) / (1 - share).sqrt()
+    of_cluster = torch.zeros(2, clusters, dtype=torch.float64)
+    moves, shares = of_cluster.index_add_(1, cluster_of_row, torch.stack((moved, row_weight)))
+    return GroupMean((weight * mean).sum().item(), moves, shares)
 
 
 def mean_estimate(mean: GroupMean, level: float) -> Estimate:
     """Return a mean with Student's interval over its clusters."""
-    return with_interval(mean.value, mean.variance, mean.clusters - 1, level)
+    return with_interval(mean.value, mean.variance, 1 / overlap(mean.shares, mean.shares), level)
 
 
 def difference(one: GroupMean, other: GroupMean, level: float) -> Estimate:
-    """Return `one` − `other` with Welch's interval (1947); a cluster with rows in both groups counts as paired."""
+    """Return `one` − `other` with its interval; a cluster with rows in both groups counts as paired."""
     variance = (one.moves - other.moves).square().sum().item()
-    spread = one.variance**2 / (one.clusters - 1) + other.variance**2 / (other.clusters - 1)
-    freedom = (one.variance + other.variance) ** 2 / spread if spread else math.inf
-    return with_interval(one.value - other.value, variance, freedom, level)
+    return with_interval(one.value - other.value, variance, freedom(one, other), level)
+
+
+def freedom(one: GroupMean, other: GroupMean) -> float:
+    """Return Satterthwaite's degrees of freedom of the difference of two means.
+
+    The moves have a covariance G = G₁ + G₂, and the sum of their squares has (tr G)² / tr G² degrees of freedom.
+    G_k = V_k·(diag(d) − p·pᵀ), d = h / (1 − h), p = h / √(1 − h), for a mean of variance V_k in which clusters have the
+    shares h, if rows are independent (the working model of Bell & McCaffrey 2002).
+    """
+    spread = (
+        one.variance**2 * overlap(one.shares, one.shares)
+        + other.variance**2 * overlap(other.shares, other.shares)
+        + 2 * one.variance * other.variance * overlap(one.shares, other.shares)
+    )
+    return (one.variance + other.variance) ** 2 / spread if spread else math.inf
+
+
+def overlap(h: Tensor, g: Tensor) -> float:
+    """Return tr(G₁·G₂) for two means of variance 1, in which clusters have the shares h [C] and g [C].
+
+    Of a mean with itself it is 1 / (C − 1) for C equal shares, and of two means without a common cluster 0.
+    """
+    d, e = h / (1 - h), g / (1 - g)
+    p, q = h / (1 - h).sqrt(), g / (1 - g).sqrt()
+    return (d @ e - d @ q.square() - e @ p.square() + (p @ q).square()).item()
+
+
+def difference_of_shares(one: Tensor, other: Tensor, level: float) -> Estimate:
+    """Return the mean of `one` [N] − that of `other` [M], of independent zeros and ones (Agresti & Caffo 2000).
+
+    A one and a zero more in each group keep the interval honest where few are one, or few are zero.
+    """
+    adjusted, variances = [], []
+    for x in (one, other):
+        share = (x.sum().item() + 1) / (len(x) + 2)
+        adjusted.append(share)
+        variances.append(share * (1 - share) / (len(x) + 2))
+    error = math.sqrt(sum(variances))
+    middle = adjusted[0] - adjusted[1]
+    half_width = normal_quantile(level) * error
+    value = one.double().mean().item() - other.double().mean().item()
+    return Estimate(value, middle - half_width, middle + half_width, math.erfc(abs(middle) / error / math.sqrt(2)))
 
 
 def with_interval(value: float, variance: float, freedom: float, level: float) -> Estimate:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlcore.ope.intervals import sum_by_cluster
+
 # Scores that differ by less than this share of the greatest score are equal: one computation rounded in several ways.
 ROUNDING = {torch.float64: 1e-10}
 COARSE_ROUNDING = 4.0  # of other types, in units of their precision
@@ -212,10 +214,11 @@ class Bins(NamedTuple):
         return (treated * self.uplift[has_uplift]).sum() / treated.sum()
 
 
-def by_bin(outcome: Tensor, score: Tensor, treated: Tensor, bins: int) -> Bins:
+def by_bin(outcome: Tensor, score: Tensor, treated: Tensor, bins: int, cluster: Tensor | None = None) -> Bins:
     """Return the uplift in equal parts by score, deciles with 10.
 
-    Without equal scores equal to sklift.uplift_by_percentile, strategy overall. Raises ValueError where `check_test`
+    Standard errors are over independent clusters int64 [N], numbered from 0; None: each unit is its own. Without equal
+    scores and clusters equal to sklift.uplift_by_percentile, strategy overall. Raises ValueError where `check_test`
     does.
     """
     check_test(outcome, score, treated)
@@ -225,16 +228,17 @@ def by_bin(outcome: Tensor, score: Tensor, treated: Tensor, bins: int) -> Bins:
     outcome, score, treated = outcome[order].double(), score[order].double(), treated[order]
     treated_share = share * treated
     control_share = share * ~treated
-    treated_mean, treated_variance = weighted_moments(outcome, treated_share)
-    control_mean, control_variance = weighted_moments(outcome, control_share)
-    mean_score, _ = weighted_moments(score, share)
+    treated_mean, treated_moves = mean_and_moves(outcome, treated_share)
+    control_mean, control_moves = mean_and_moves(outcome, control_share)
+    moves = sum_by_cluster(treated_moves - control_moves, None if cluster is None else cluster[order])
+    mean_score, _ = mean_and_moves(score, share)
     return Bins(
         treated=treated_share.sum(1),
         control=control_share.sum(1),
         treated_mean=treated_mean,
         control_mean=control_mean,
         uplift=treated_mean - control_mean,
-        std=(treated_variance / treated_share.sum(1) + control_variance / control_share.sum(1)).sqrt(),
+        std=moves.square().sum(1).sqrt(),
         score=mean_score,
     )
 
@@ -252,9 +256,9 @@ def bin_shares(group: Tensor, sizes: Tensor) -> Tensor:
     return share[:, group]
 
 
-def weighted_moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance [bins] of x [N] under weights [bins, N], NaN where there is no weight."""
+def mean_and_moves(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means [bins] of x [N] under weights [bins, N], NaN without weight, and x's influence on them."""
     total = weight.sum(1)
     mean = weight @ x / total
-    variance = (weight * (x - mean[:, None]).square()).sum(1) / total
-    return mean, variance
+    moves = weight * (x - mean[:, None]) / total[:, None]
+    return mean, moves

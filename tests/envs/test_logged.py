@@ -244,7 +244,9 @@ def test_nothing_is_simulated(tmp_path):
 @pytest.mark.long
 def test_a_log_is_learned_from_and_valued_from_the_command_line(tmp_path):
     write(tmp_path / "test.csv", trial(1500))
-    write(tmp_path / "later.csv", trial(900, seed=5))
+    later = trial(900, seed=5)
+    write(tmp_path / "later.csv", later)
+    write(tmp_path / "rule.csv", [{"donor": row["donor"], "arm": "letter"} for row in later[::-1]])
     quick = ["algo.total_steps=80000", "env.evaluation.off_policy.model.steps=50"]
     done = script_runner.run(
         tmp_path, "train", "algo=bandit", "env=log", "log=test.csv", *ROLES, *quick, "device=cpu", "hydra.run.dir=out"
@@ -253,15 +255,16 @@ def test_a_log_is_learned_from_and_valued_from_the_command_line(tmp_path):
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert result["estimators"]["SNIPS"]["net"] > result["estimators"]["as logged"]["net"] + 0.3
     (tmp_path / "test.csv").unlink()  # a checkpoint has all that it needs
-    done = script_runner.run(
-        tmp_path, "evaluate", "checkpoint=out/checkpoint.pt", "log=later.csv", "ope.model.steps=50", "hydra.run.dir=v"
-    )
+    asked = ("checkpoint=out/checkpoint.pt", "log=later.csv", "shop_rule.decisions=rule.csv", "ope.model.steps=50")
+    done = script_runner.run(tmp_path, "evaluate", *asked, "hydra.run.dir=v")
     assert done.returncode == 0, done.stderr[-2000:]
     later = json.loads((tmp_path / "v" / "metrics.json").read_text())
     assert later["estimators"]["SNIPS"]["net"] > later["estimators"]["as logged"]["net"] + 0.3
-    assert {"bandit", "as logged", "best constant action", "always nothing", "always letter", "always call"} == set(
-        later["alternatives"]
-    )
+    constants = {"always nothing", "always letter", "always call"}
+    rows = later["alternatives"]
+    assert {"bandit", "as logged", "best constant action", "shop's own rule", *constants} == set(rows)
+    assert rows["shop's own rule"] == rows["always letter"]
+    assert later["verdicts"][2].startswith("bandit is better than the shop's own rule")
     assert later["verdicts"][0].startswith("bandit is better than the best constant action")
     shown = done.stdout
     assert shown.index("effective sample size") < shown.index("SNIPS") < shown.index("best constant action")

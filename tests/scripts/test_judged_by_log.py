@@ -89,7 +89,8 @@ class Sided:
 def test_a_policy_valued_on_what_it_learned_from_is_said_to_be(monkeypatch, learned, sides, warned):
     monkeypatch.setattr(evaluate, "evaluate_dataset", lambda *given: given)
     found = Trained(Sided(sides), "agent", "cql", OmegaConf.create({}), {}, learned)
-    dataset, *_, warnings = evaluate.value_on_log(found, OmegaConf.create({"log": "x.csv", "ope": {}}))
+    cfg = {"log": "x.csv", "ope": {}, "shop_rule": {"decisions": None}}
+    dataset, *_, warnings = evaluate.value_on_log(found, OmegaConf.create(cfg))
     assert dataset == ("x.csv", "test") and len(warnings) == warned
     assert all(warning.startswith("cql learned from this very log") for warning in warnings)
 

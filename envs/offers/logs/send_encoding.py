@@ -204,5 +204,6 @@ class Encoder:
             price=zeros + self.price[0],
             terminal_value=zeros,
             outcomes={key: columns.pop(key) for key in COLUMNS.outcomes},
+            alternatives={},
             **columns,
         )

@@ -13,10 +13,11 @@ from scipy import stats
 
 from configs import composed
 from envs.ab_test.analysis import Analyst
-from envs.ab_test.arms_report import arms_table, ratio_of_sizes
+from envs.ab_test.arms_report import arms_table, few_lines, ratio_of_sizes
 from envs.ab_test.differences_report import differences, differences_table
 from envs.ab_test.trial_table import TrialTable
 from rlcore.ope.outcome_models import Linear
+from rlcore.uplift.mean_differences import difference_of_shares
 from rlcore.uplift.meta_learners import T
 from script_runner import run
 
@@ -155,14 +156,40 @@ def test_every_arm_less_the_control_is_in_the_table_with_adjusted_p_values(tmp_p
     report = differences_table(analysis, 0.95)
     assert list(report.rows) == ["mail, bought", "mail, age", "mail, profit"]
     mail = trial.arm == 1
-    for outcome, x in {**trial.outcomes, "profit": analysis.profit}.items():
+    bought = difference_of_shares(trial.outcomes["bought"][mail], trial.outcomes["bought"][~mail], 0.95)
+    assert (
+        report.rows["mail, bought"]["difference"] == list(bought[:3]) and report.rows["mail, bought"]["p"] == bought.p
+    )
+    for outcome, x in {"age": trial.outcomes["age"], "profit": analysis.profit}.items():
         reference = stats.ttest_ind(x[mail], x[~mail], equal_var=False)
         interval = reference.confidence_interval(0.95)
         row = report.rows[f"mail, {outcome}"]
         assert row["difference"][1:] == pytest.approx([interval.low, interval.high], rel=1e-6)
         assert row["p"] == pytest.approx(reference.pvalue, rel=1e-6)
+    for row in report.rows.values():
         assert row["p"] <= row["p_holm"] <= 3 * row["p"]
     assert "adjusted for all 3 differences" in report.caption
+
+
+def test_an_arm_of_few_buyers_is_named_with_their_number(tmp_path):
+    made = write(tmp_path, n=400)
+    trial = table(made.path).read()
+    bought, none = trial.outcomes["bought"].clone(), trial.arm == 0
+    bought[none & (bought == 0)] = 1.0
+    bought[none.nonzero()[:29, 0]] = 0.0
+    few = trial._replace(outcomes={"bought": bought, "spend": 9.5 * (torch.arange(400) % 40 == 3).double()})
+    spending = [int((few.outcomes["spend"][trial.arm == k] > 0).sum()) for k in range(2)]
+    assert few_lines(few) == [
+        f"warning: '{arm}' has {count} customers with '{outcome}' other than {usual}, fewer than 30: intervals that "
+        "rest on so few are unsure"
+        for arm, count, outcome, usual in (
+            ("none", 29, "bought", 1),
+            ("none", spending[0], "spend", 0),
+            ("mail", spending[1], "spend", 0),
+        )
+    ]
+    in_pairs = few._replace(unit=torch.arange(400) // 2)
+    assert "has 29 customers" not in few_lines(in_pairs)[0] and "units with 'bought'" in few_lines(in_pairs)[0]
 
 
 def test_an_arm_of_one_unit_is_refused(tmp_path):

@@ -82,6 +82,24 @@ def test_weights_of_a_constant_action_give_its_plain_mean():
         assert rows[f"always {arm}"]["effective"] == pytest.approx(len(taken))
 
 
+def test_a_policy_that_comes_with_the_log_is_valued_as_by_an_evaluation_of_its_own():
+    """Decisions without a propensity are left out of the log and of the given policy alike."""
+    log = trial()
+    wanted = 1 + (log.obs[:, 1] > 0).long()
+    unknown = torch.arange(len(log)) % 3 == 0
+    log = replace(log, propensity=log.propensity.masked_fill(unknown, torch.nan), alternatives={"rule": wanted})
+    found = compared(log, always(log, 0))
+    assert list(found.rows)[:4] == ["policy", BEST, "as logged", "rule"]
+    target = torch.nn.functional.one_hot(wanted, ARMS).float()
+    alone = evaluator()(log, target).rows
+    for estimator, values in found.rows["rule"]["estimators"].items():
+        assert values["net"][0] == pytest.approx(alone[estimator]["net"], rel=1e-6), estimator
+    assert found.rows["rule"]["elsewhere"] == 0 and not any(name == "rule" for name in found.chosen)
+    assert verdicts(found, "policy")[2].startswith("policy is no better than the rule, as far as")
+    both = LoggedDataset.cat([log[:100], log[100:]])
+    assert torch.equal(both.alternatives["rule"], wanted)
+
+
 def test_differences_are_paired():
     """The reference is the plain formula: mean and deviation of the differences of doubly robust terms."""
     log = trial()

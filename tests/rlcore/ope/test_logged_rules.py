@@ -56,6 +56,56 @@ def test_rules_of_the_same_units_are_compared_in_pairs_and_the_better_is_said_to
     )
 
 
+def ramp(seed, customers=60, effect=0.5):
+    """Weeks of a rising season in which rule b takes ever more customers from a; customers stay who they are."""
+    generator = torch.Generator().manual_seed(seed)
+    share, season = torch.tensor([0.2, 0.5, 0.8]), torch.tensor([0.0, 3.0, 6.0])
+    unit, week = torch.arange(customers).repeat(3), torch.arange(3).repeat_interleave(customers)
+    turn = torch.rand(customers, generator=generator)
+    policy = (turn[unit] < share[week]).long()
+    noise = 0.5 * torch.randn(customers, generator=generator)[unit] + torch.randn(3 * customers, generator=generator)
+    return replace(log(unit, policy, season[week] + effect * policy + noise), step=week, cost=torch.zeros(len(unit)))
+
+
+def test_a_share_that_changes_from_week_to_week_does_not_confound():
+    dataset = ramp(0, customers=400)
+    found = compare_rules(dataset, ["b", "a"], 0.95)
+    low, high = found.rows["b less a"]["reward_ci"]
+    assert low < 0.5 < high < 1
+    assert found.rows["b"]["reward"] - found.rows["a"]["reward"] == pytest.approx(found.rows["b less a"]["reward"])
+    flat = compare_rules(replace(dataset, step=torch.zeros(1200).long()), ["b", "a"], 0.95)  # as if in one week
+    assert flat.rows["b less a"]["reward_ci"][0] > 1.5
+    by_week = []
+    for k in range(3):
+        x, by = dataset.reward[dataset.step == k], dataset.policy[dataset.step == k]
+        by_week.append((x[by == 1].mean() - x[by == 0].mean()).item())
+    assert found.rows["b less a"]["reward"] == pytest.approx(sum(by_week) / 3, rel=1e-4)
+
+
+@pytest.mark.long
+def test_intervals_over_weeks_hold():
+    holds = 0
+    for seed in range(200):
+        low, high = compare_rules(ramp(seed), ["b", "a"], 0.9).rows["b less a"]["reward_ci"]
+        holds += low <= 0.5 <= high
+    assert holds / 200 == pytest.approx(0.9, abs=0.05)
+
+
+def test_weeks_of_one_rule_are_left_out_and_larger_weeks_weigh_more():
+    week = torch.tensor([0] * 6 + [1] * 4 + [2] * 5 + [3] * 3)
+    policy = torch.tensor([0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0])  # b has none in 2, a has one in 3
+    reward = torch.arange(18.0)
+    dataset = replace(log(torch.arange(18), policy, reward), step=week)
+    found = compare_rules(dataset, ["b", "a"], 0.95)
+    assert found.rows["b less a"]["reward"] == pytest.approx((6 * (4 - 1) + 4 * (8.5 - 6.5)) / 10)
+    assert found.rows["b"]["decisions"] == found.rows["a"]["decisions"] == 5
+    assert found.caption.endswith("2 of 4 steps: those with both rules, each by its number of decisions")
+    with pytest.raises(
+        ValueError, match="expected a step in which b and a each decided for two units or more, got none"
+    ):
+        compare_rules(dataset[week > 1], ["b", "a"], 0.95)
+
+
 @pytest.mark.parametrize(
     "rules, message",
     [

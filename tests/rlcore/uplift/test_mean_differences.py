@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from rlcore.uplift.mean_differences import difference, group_mean, holm, mean_estimate
+from rlcore.uplift.mean_differences import (
+    difference,
+    difference_of_shares,
+    freedom,
+    group_mean,
+    holm,
+    mean_estimate,
+    overlap,
+    standardized_mean,
+)
 
 
 def test_without_clusters_a_difference_is_welch_s():
@@ -23,7 +33,7 @@ def test_without_clusters_a_difference_is_welch_s():
     assert found.p == pytest.approx(reference.pvalue, rel=1e-9)
     assert [found.low, found.high] == pytest.approx([interval.low, interval.high], rel=1e-9)
     mean = mean_estimate(one, 0.9)
-    low, high = stats.t.interval(0.9, one.clusters - 1, loc=x[treated].mean(), scale=stats.sem(x[treated]))
+    low, high = stats.t.interval(0.9, int(treated.sum()) - 1, loc=x[treated].mean(), scale=stats.sem(x[treated]))
     assert [mean.low, mean.high] == pytest.approx([low, high], rel=1e-6)
 
 
@@ -46,8 +56,99 @@ def test_a_cluster_in_both_groups_counts_as_paired():
     first = torch.tensor([True, False]).repeat(30)
     found = difference(group_mean(x.flatten(), first, cluster), group_mean(x.flatten(), ~first, cluster), 0.95)
     pairs = (x[:, 0] - x[:, 1]).double()
-    error = (found.high - found.value) / stats.t.ppf(0.975, 58)
-    assert error == pytest.approx(stats.sem(pairs), rel=0.02)
+    reference = stats.ttest_1samp(pairs, 0.0)
+    assert found.p == pytest.approx(reference.pvalue, rel=1e-6)
+    assert [found.low, found.high] == pytest.approx([*reference.confidence_interval(0.95)], rel=1e-6)
+
+
+def moves_of_rows(in_group, cluster):
+    """Moves of every row's unit change, [N, C]: the group's mean is linear in its rows."""
+    return torch.stack([group_mean(row, in_group, cluster).moves for row in torch.eye(len(cluster)).double()])
+
+
+def test_variance_and_degrees_of_freedom_are_those_of_matrices():
+    """The references are those of regression: CR2 by inverse square roots of I − H, df by the moves' covariance."""
+    generator = torch.Generator().manual_seed(3)
+    cluster = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5, 5, 6, 7, 7])
+    first = torch.tensor([1, 1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 0, 1]).bool()
+    x = torch.randn(20, generator=generator).double() * torch.where(first, 3.0, 1.0)
+    one, other = group_mean(x, first, cluster), group_mean(x, ~first, cluster)
+    design = torch.stack((first, ~first), 1).double()
+    bread = torch.linalg.inv(design.T @ design)
+    residual = x - design @ bread @ design.T @ x
+    meat = torch.zeros(2, 2, dtype=torch.float64)
+    for c in range(8):
+        rows = design[cluster == c]
+        values, vectors = torch.linalg.eigh(torch.eye(len(rows)) - rows @ bread @ rows.T)
+        score = rows.T @ vectors @ torch.diag(values**-0.5) @ vectors.T @ residual[cluster == c]
+        meat += torch.outer(score, score)
+    contrast = bread @ torch.tensor([1.0, -1.0], dtype=torch.float64)
+    assert (one.moves - other.moves).square().sum() == pytest.approx((contrast @ meat @ contrast).item())
+    moves = moves_of_rows(first, cluster) - moves_of_rows(~first, cluster)
+    spread = torch.where(first, one.variance * first.sum(), other.variance * (~first).sum())  # of a row
+    covariance = moves.T @ (spread[:, None] * moves)
+    assert freedom(one, other) == pytest.approx((covariance.trace() ** 2 / covariance.square().sum()).item())
+    assert 1 / overlap(one.shares, one.shares) < len(cluster[first].unique()) - 1  # of unequal sizes
+
+
+@pytest.mark.long
+def test_intervals_of_few_clusters_in_both_groups_hold():
+    """Welch's formula would count each cluster twice: 10 and not 5 degrees of freedom."""
+    generator = torch.Generator().manual_seed(4)
+    cluster = torch.arange(6).repeat_interleave(4)
+    first = torch.tensor([True, True, False, False]).repeat(6)
+    holds = 0
+    for x in torch.randn(800, 24, generator=generator):
+        found = difference(group_mean(x, first, cluster), group_mean(x, ~first, cluster), 0.9)
+        holds += found.low <= 0 <= found.high
+    assert holds / 800 == pytest.approx(0.9, abs=0.02)  # 85.6 % by Welch's
+
+
+def test_a_panel_of_clusters_counts_as_their_means():
+    """Every cluster has a row in each of three strata of equal weight."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(20, 3, generator=generator).double() + torch.randn(20, 1, generator=generator)
+    cluster, stratum = torch.arange(20).repeat_interleave(3), torch.arange(3).repeat(20)
+    weight = torch.full((3,), 1 / 3, dtype=torch.float64)
+    means = [standardized_mean(x.flatten(), rows, cluster, stratum, weight) for rows in (cluster < 8, cluster >= 8)]
+    found = difference(*means, 0.95)
+    reference = stats.ttest_ind(x.mean(1)[:8], x.mean(1)[8:], equal_var=False)
+    assert found.p == pytest.approx(reference.pvalue, rel=1e-9)
+    assert means[0].shares[:8].tolist() == pytest.approx([1 / 8] * 8)
+    with pytest.raises(ValueError, match="expected two clusters or more in each group, got 1"):
+        standardized_mean(x.flatten(), (cluster < 8) & ((stratum < 2) | (cluster < 1)), cluster, stratum, weight)
+
+
+def coverage(rule, n, m, p, q):
+    """Probability that an interval of the difference of two shares has the true one, over all numbers of ones."""
+    chance = np.outer(stats.binom.pmf(range(n + 1), n, p), stats.binom.pmf(range(m + 1), m, q))
+    total = 0.0
+    for ones, others in np.argwhere(chance > 1e-5).tolist():
+        low, high = rule(ones, n, others, m)
+        total += chance[ones, others] * (low <= p - q <= high)
+    return total
+
+
+def test_the_interval_of_two_shares_holds_where_few_are_one():
+    def rows(ones, n):
+        return (torch.arange(n) < ones).double()
+
+    def ours(ones, n, others, m):
+        return difference_of_shares(rows(ones, n), rows(others, m), 0.95)[1:3]
+
+    def wald(ones, n, others, m):
+        a, b = ones / n, others / m
+        half = 1.96 * math.sqrt(a * (1 - a) / n + b * (1 - b) / m)
+        return a - b - half, a - b + half
+
+    case = (60, 240, 0.05, 0.05)
+    assert coverage(ours, *case) > 0.94
+    assert coverage(wald, *case) < 0.92
+    found = difference_of_shares(rows(3, 60), rows(12, 240), 0.95)
+    assert found.value == 0 and found.low < 0 < found.high
+    middle, error = 4 / 62 - 13 / 242, math.sqrt(4 / 62 * 58 / 62 / 62 + 13 / 242 * 229 / 242 / 242)
+    assert [found.low, found.high] == pytest.approx([middle - 1.959964 * error, middle + 1.959964 * error])
+    assert found.p == pytest.approx(2 * stats.norm.sf(middle / error))
 
 
 def test_p_values_are_adjusted_from_the_least_on():

@@ -105,6 +105,21 @@ def test_nothing_depends_on_the_order_of_rows_or_on_rounding(noise):
             torch.testing.assert_close(found, known, rtol=0, atol=1e-9)
 
 
+def test_standard_errors_of_bins_go_by_cluster():
+    """The references: rows that come twice are one, and a cluster in both groups counts as paired."""
+    outcome, score, treated = trial(ties=False)
+    alone = uplift.by_bin(outcome, score, treated, 8)
+    twice = [x.repeat(2) for x in (outcome, score, treated)]
+    by_pair = uplift.by_bin(*twice, 8, torch.arange(400).repeat(2))
+    assert by_pair.std.tolist() == pytest.approx(alone.std.tolist())
+    assert uplift.by_bin(*twice, 8).std.tolist() == pytest.approx((alone.std / 2**0.5).tolist())
+    g = torch.Generator().manual_seed(0)
+    pair = torch.randn(40, generator=g).double()[:, None] + 0.1 * torch.randn(40, 2, generator=g)
+    first = torch.tensor([True, False]).repeat(40)
+    found = uplift.by_bin(pair.flatten(), torch.zeros(80), first, 1, torch.arange(40).repeat_interleave(2))
+    assert found.std.item() == pytest.approx((pair[:, 0] - pair[:, 1]).std(correction=0).item() / 40**0.5)
+
+
 @pytest.mark.slow
 def test_a_tied_group_is_in_its_bins_as_on_average_over_its_orders():
     outcome, score, treated = trial(60)

@@ -17,7 +17,7 @@ from envs.logged.actions import ActionNames, to_text
 from envs.logged.env import LoggedEnv
 from envs.offers.customer_env import CustomerEnv
 from envs.tables.table_reader import read_table
-from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.offline.logged_dataset import FIRST_ROW, LoggedDataset
 
 NAME = "shop's own rule"  # the row in tables
 WHERE = "shop_rule"  # the part of the configuration that names the table, in messages
@@ -98,7 +98,7 @@ def names_by_column(dataset: LoggedDataset, env: LoggedEnv, log: str, *, by_row:
     every = keys_of(table, columns)
     return DecisionNames(
         columns=columns,
-        keys=[every[k] for k in dataset.decision.tolist()],
+        keys=[every[k] for k in (dataset.row - FIRST_ROW).tolist()],
         rows=len(every),
         actions=names,
         texts=tuple(name for name in names.columns if name in env.read.text),
@@ -132,11 +132,11 @@ def read_decisions(path: str, separator: str, own: list[str], names: DecisionNam
         is_blank = np.logical_and.reduce([part == "" for part in parts.values()])
         first = {name: choices[0] for name, choices in zip(own, names.actions.choices)}
         parts = {name: np.where(is_blank, first[name], part) for name, part in parts.items()}
-    actions = names.actions._replace(columns=tuple(own)).encode(parts, path)
+    actions = names.actions._replace(columns=tuple(own)).encode(parts, path, np.arange(len(keys)) + FIRST_ROW)
     stated: dict[Key, int] = {}
     for k, (key, action) in enumerate(zip(keys, actions.tolist())):
         if stated.setdefault(key, action) != action:
-            raise ValueError(f"{path}: row {k + 2}: another decision of {', '.join(key)} stands above")
+            raise ValueError(f"{path}: row {k + FIRST_ROW}: another decision of {', '.join(key)} stands above")
     return stated
 
 

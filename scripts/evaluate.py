@@ -29,7 +29,7 @@ from envs.logged.env import LoggedEnv
 from envs.offers.customer_env import CustomerEnv
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.shop_rule import with_shop_rule
-from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.offline.logged_dataset import FIRST_ROW, LoggedDataset
 from rlcore.ope.logged_rules import compare_rules, less
 from rlcore.ope.report import OffPolicyReport, evaluate_dataset
 from scripts.shared.cli import choose_device, guarded, launch, to_dict
@@ -97,7 +97,7 @@ def in_weeks_of_the_log(dataset: LoggedDataset, env: LoggedEnv, path: str) -> Lo
     """Return decisions whose steps are the file's weeks, whenever a customer came; one step where it has none."""
     step = torch.zeros_like(dataset.step)
     if "week" in env.roles:
-        week = torch.from_numpy(env.read(path)[env.roles["week"]])[dataset.decision.cpu()]
+        week = torch.from_numpy(env.read(path)[env.roles["week"]])[dataset.row.cpu() - FIRST_ROW]
         step = torch.unique(week, return_inverse=True)[1].to(step)
     return replace(dataset, episode=torch.zeros_like(step), step=step)
 

@@ -33,6 +33,7 @@ def compare_rules(dataset: LoggedDataset, rules: list[str], level: float) -> Rep
     """
     if len(rules) != 2:
         raise ValueError(f"rules: expected two rules, as in rules=[a,b], got {len(rules)}")
+    dataset = dataset.to("cpu")
     kinds = {dataset.names.reward: dataset.gross_reward, dataset.names.cost: dataset.cost, NET: dataset.net_reward}
     unit = torch.unique(dataset.unit, return_inverse=True)[1]
     step = torch.unique(torch.stack((dataset.episode, dataset.step)), dim=1, return_inverse=True)[1]
@@ -108,7 +109,7 @@ def weights_of_steps(step: Tensor, decided: list[Tensor], unit: Tensor) -> Tenso
     weight = torch.zeros(steps, dtype=torch.float64)
     has_all = torch.ones(steps, dtype=torch.bool)
     for by_rule in decided:
-        step_and_unit = torch.stack((step[by_rule], unit[by_rule])).unique(dim=1)
+        step_and_unit = torch.unique(torch.stack((step[by_rule], unit[by_rule])), dim=1)
         has_all &= step_and_unit[0].bincount(minlength=steps) >= 2
         weight += step[by_rule].bincount(minlength=steps)
     weight = weight * has_all

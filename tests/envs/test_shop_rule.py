@@ -70,7 +70,7 @@ def test_a_rule_is_joined_by_the_columns_that_name_a_decision(tmp_path):
     found, warnings = with_shop_rule(dataset, env, log, rule(write(tmp_path / "rule.csv", [more, *stated])))
     by_row, _ = with_shop_rule(dataset, env, log, rule(log, "own", "own_size"))
     for given in (found.alternatives[NAME], by_row.alternatives[NAME]):
-        for row, wanted in zip(dataset.decision.tolist(), given.tolist()):
+        for row, wanted in zip((dataset.row - 2).tolist(), given.tolist()):
             assert env.action_name(wanted) == f"{rows[row]['own'] or 'nothing'} {rows[row]['own_size']}"
     assert not warnings and torch.equal(found.action, dataset.action)
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_a_log_without_customers_is_joined_row_by_row(tmp_path):
     stated = [{"arm": row["own"], "size": row["own_size"]} for row in rows]
     found, _ = with_shop_rule(dataset, env, log, rule(write(tmp_path / "rule.csv", stated)))
     names = [env.action_name(k) for k in found.alternatives[NAME].tolist()]
-    assert names == [f"{rows[k]['own'] or 'nothing'} {rows[k]['own_size']}" for k in dataset.decision.tolist()]
+    assert names == [f"{rows[k]['own'] or 'nothing'} {rows[k]['own_size']}" for k in (dataset.row - 2).tolist()]
     write(tmp_path / "rule.csv", stated[:-1])
     with pytest.raises(ValueError, match="rule.csv: expected the log's 120 rows, since it names no customers; got 119"):
         with_shop_rule(dataset, env, log, rule(tmp_path / "rule.csv"))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from envs.configuration import CONF
 from envs.offers.twin.ensemble import TwinEnsemble
+from rlcore.offline.logged_dataset import LoggedDataset
 from script_runner import run
 from scripts import evaluate, train
 from scripts.shared.stored_runs import Trained
@@ -93,6 +98,17 @@ def test_a_policy_valued_on_what_it_learned_from_is_said_to_be(monkeypatch, lear
     dataset, *_, warnings = evaluate.value_on_log(found, OmegaConf.create(cfg))
     assert dataset == ("x.csv", "test") and len(warnings) == warned
     assert all(warning.startswith("cql learned from this very log") for warning in warnings)
+
+
+def test_rules_are_compared_in_the_weeks_of_the_file():
+    """A customer's first decision may lie in any week."""
+    feedback = {"n_rounds": 4, "n_actions": 2, "context": [[0.0]] * 4, "action": [0] * 4, "reward": [0.0] * 4}
+    dataset = LoggedDataset.from_obp(feedback)[torch.tensor([2, 0, 3])]
+    env = SimpleNamespace(roles={"week": "month"}, read=lambda path: {"month": np.array([3.0, 1.0, 5.0, 3.0])})
+    assert evaluate.in_weeks_of_the_log(dataset, env, "x.csv").step.tolist() == [1, 0, 0]
+    env.roles = {}
+    alike = evaluate.in_weeks_of_the_log(replace(dataset, episode=torch.arange(3)), env, "x.csv")
+    assert alike.step.tolist() == alike.episode.tolist() == [0, 0, 0]
 
 
 def test_what_decides_nothing_is_refused():

@@ -72,7 +72,7 @@ class Decisions(NamedTuple):
 
     context: Tensor  #: [B, D]
     action: Tensor  #: flat action [B]
-    reward: Tensor  #: profit before the price of spend, where the environment is priced, [B]
+    reward: Tensor  #: what the network learns, before the price of spend where the environment is priced, [B]
     info: dict[str, Tensor]  #: further outcomes, [B]
 
 
@@ -181,7 +181,8 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
             action = draw(probs, u)
             self.exploration.update_design(self.network, context, action)
             info = {"explored": 1 - probs.amax(-1)}
-            expected_reward = env.expected_reward()
+            # The environment's expectation is of the step alone: it is no yardstick for a reward of later steps.
+            expected_reward = env.expected_reward() if self.target == "profit" else None
             if expected_reward is not None:
                 expected_reward = expected_reward.flatten(1).masked_fill(~action_mask, -torch.inf)
                 info["regret"] = expected_reward.amax(-1) - expected_reward.gather(1, action[:, None])[:, 0]
@@ -266,6 +267,7 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         return super().state_dict() | {
             "exploration": self.exploration.state_dict(),
             "memory": self.memory.state_dict(),
+            "target": self.target,
             "cumulative_regret": self.cumulative_regret,
         }
 
@@ -277,10 +279,16 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
     def continue_from(self, state: dict) -> None:
         """Begin with what another training has learned, and with the decisions that it remembers."""
         self.start_from(state)
+        self._recall(state)
+
+    def _recall(self, state: dict) -> None:
+        """Restore the remembered decisions, whose rewards are of one target."""
+        if state["target"] != self.target:
+            raise ValueError(f"algo.target: the remembered decisions have {state['target']}, got {self.target}")
         self.memory.load_state_dict(state["memory"])
 
     def load_state_dict(self, state: dict) -> None:
         """Restore everything."""
         super().load_state_dict(state)
-        self.memory.load_state_dict(state["memory"])
+        self._recall(state)
         self.cumulative_regret.copy_(state["cumulative_regret"])

@@ -150,6 +150,9 @@ def test_with_the_target_reward_it_learns_what_an_action_adds_to_all_weeks():
         advantage = table.gather(0, action[None])[0] - nothing
         remembered[target] = (reward - advantage)[there & (action >= 5)].abs().amax()
     assert remembered["reward"] < 2e-4 and remembered["profit"] > 0.1
+    assert "rollout/regret" not in agent.collect()[1]
+    with pytest.raises(ValueError, match="^algo.target: the remembered decisions have reward, got profit"):
+        make(env, 1, num_steps=12, memory=2400).load_state_dict(agent.state_dict())
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────

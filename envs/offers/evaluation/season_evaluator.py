@@ -176,16 +176,22 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
     def variants(
         self, algorithm: NetworkAlgorithm, name: str, market: EvaluationMarket, tuning_market: EvaluationMarket
     ) -> dict[str, SeasonPolicy]:
-        """Return a policy that does not observe the price with a tuned fee and without a budget, by name of the row."""
+        """Return a policy that does not observe the price with a tuned fee and without a budget, by name of the row.
+
+        Where money rolls over there is no row with a fee: prices of later weeks then hold contacts back too.
+        """
 
         def in_market(market: EvaluationMarket) -> ValueKnapsackPolicy:
             deployed = self.deploy_at_drift(algorithm, market, 0.0)
             assert isinstance(deployed, ValueKnapsackPolicy)  # as all that do not observe the price
             return deployed
 
-        fee = self.tune_fee(tuning_market, in_market(tuning_market).with_fee)
         policy = in_market(market)
-        return {f"{name} + fee": policy.with_fee(fee), f"{name}, no budget": policy.without_budget()}
+        without_budget = {f"{name}, no budget": policy.without_budget()}
+        if market.rollover:
+            return without_budget
+        fee = self.tune_fee(tuning_market, in_market(tuning_market).with_fee)
+        return {f"{name} + fee": policy.with_fee(fee)} | without_budget
 
     @abstractmethod
     def myopic_policy(self, market: EvaluationMarket, fee: float) -> SeasonPolicy:

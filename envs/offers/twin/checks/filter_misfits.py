@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 
 from envs.offers.logs.panel import Panel
+from envs.offers.twin.checks.residual_tests import Groups, significant_groups
 from envs.offers.twin.hidden_states.mixture_filter import seen_weeks
 from envs.offers.twin.predictions import OutcomePrediction, PanelPredictions, mean_probabilities
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers, World
 from envs.offers.world.filtering import CHUNK, Belief, Predicted, filter_week, predict_week
 from envs.offers.world.history import SeenWeek
-from rlcore.ope.propensity_checks import significant
 
-MAX_NAMED = 5  # largest number of misfits that are named
-MIN_VARIANCE = 10.0  # of a group's count, for its excess to be normal: groups with less are not tested
 SEGMENTS = ("lowest", "middle", "highest")  # thirds of customers by a feature
 RECENT = 12  # weeks whose purchases and redemptions are counted
 
@@ -106,13 +104,6 @@ def in_recent_weeks(happened: Tensor, weeks: int) -> Tensor:
     return before - long_before
 
 
-class Groups(NamedTuple):
-    """Groups of decisions."""
-
-    of: Tensor  # the group of each decision, -1: none, int64 [T, N]
-    names: list[str]
-
-
 class Segments(NamedTuple):
     """Features whose thirds are groups of customers."""
 
@@ -164,16 +155,6 @@ def groups(decisions: Decisions, catalogue: Catalogue, segments: Segments | None
     return found
 
 
-def residuals(outcomes: OutcomePrediction, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return by how many standard errors what happened exceeds its prediction, and the variance, by group [count]."""
-    excess, variance = torch.zeros(2, count, dtype=torch.float64, device=group.device)
-    counted = outcomes.known & (group >= 0)
-    p, at = outcomes.probability[counted].double(), group[counted]
-    excess.index_add_(0, at, outcomes.happened[counted].double() - p)
-    variance.index_add_(0, at, p * (1 - p))
-    return excess / variance.sqrt().clamp_min(1e-9), variance
-
-
 def misfits(
     predicted: dict[str, OutcomePrediction],
     decisions: Decisions,
@@ -198,38 +179,3 @@ def trip_misfits(
     named = significant_groups({"trips": reachable}, {"pair": pairs(decisions, catalogue)}, decisions.time, level)
     reason = "the world's equations can't explain these outcomes, or the sender knew more than the log has"
     return [f"{reason}: {'; '.join(named)}"] if named else []
-
-
-def significant_groups(
-    predicted: dict[str, OutcomePrediction], grouped: dict[str, Groups], time: Tensor, level: float
-) -> list[str]:
-    """Name the groups in which an outcome differs from its prediction, at a level over all groups, worst first.
-
-    With each group comes the week of the log, by `time` [T, N], in which it is worst. Under the true θ and start the
-    residuals have mean 0 and variance 1, whatever policy made the decisions; they are normal where many outcomes are
-    expected, and other groups are not tested.
-    """
-    found, tests = [], []
-    for kind, (group, labels) in grouped.items():
-        for outcome, outcomes in predicted.items():
-            if kind == "pair" or outcome != "opt_out":
-                z, variance = residuals(outcomes, group, len(labels))
-                enough = (variance >= MIN_VARIANCE).nonzero()[:, 0].tolist()
-                tests += [(outcome, group, k, labels[k]) for k in enough]
-                found.append(z[enough])
-    z = torch.cat(found)
-    if not len(z):
-        return []
-    wrong = significant(z, level)
-    texts = []
-    for k in [k for k in z.abs().argsort(descending=True).tolist() if wrong[k]][:MAX_NAMED]:
-        outcome, group, place, label = tests[k]
-        worst = worst_week(predicted[outcome], group == place, time)
-        texts.append(f"{outcome}, {label} (z = {z[k]:+.1f}; most in week {worst + 1})")
-    return texts
-
-
-def worst_week(outcomes: OutcomePrediction, chosen: Tensor, time: Tensor) -> int:
-    """Return the week of the log (from 0) in which the chosen decisions, bool [T, N], differ most from prediction."""
-    z, _ = residuals(outcomes._replace(known=outcomes.known & chosen), time, int(time.amax()) + 1)
-    return int(z.abs().argmax())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,15 +11,13 @@ import torch
 from configs import load
 from envs.offers.twin.checks.filter_misfits import (
     Decisions,
-    Groups,
     Segments,
     deciles,
     groups,
     misfits,
     predict_season,
-    residuals,
-    significant_groups,
 )
+from envs.offers.twin.checks.residual_tests import Comparison, Groups, residuals, significant_groups
 from envs.offers.twin.predictions import OutcomePrediction
 from envs.offers.world.belief_observation import start_marginals
 from hidden_markov import simulate
@@ -114,6 +113,20 @@ def test_groups_with_little_variance_are_not_tested():
     outcomes["trips"].happened[0, 10:170] = True
     (text,) = significant_groups(outcomes, grouped, torch.zeros_like(group), 0.05)
     assert text.startswith("trips, many (z = +8.5")
+
+
+def test_a_misfit_that_is_spread_over_many_groups_is_named():
+    """Forty groups are each 3 standard errors off: none is significant alone, all together are; one of them is not."""
+    group = torch.arange(40)[:, None].expand(40, 400)
+    happened = torch.arange(400).expand(40, 400) < 230
+    outcomes = {"trips": OutcomePrediction(torch.full((40, 400), 0.5), happened, torch.ones(40, 400).bool())}
+    names = [f"group {k}" for k in range(40)]
+    (text,) = significant_groups(outcomes, {"some": Groups(group, names)}, group, 0.001)
+    assert text.startswith("trips, group ") and "(z = +3.0, p = " in text and "over its kind" in text
+    few = {"some": Groups(torch.where(group < 1, group, -1), names)}
+    assert significant_groups(outcomes, few, group, 0.001) == []
+    two = Comparison("trips", few["some"], [0, 1], torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert two.p_value == pytest.approx(math.exp(-2.5))  # the tail of χ² with 2 degrees of freedom
 
 
 def test_groups_know_only_what_came_before(shop):

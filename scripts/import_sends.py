@@ -3,9 +3,11 @@
 Usage:
 
     python scripts/import_sends.py env/population=customer_table … sends.path=PATH out=log.parquet
+    python scripts/import_sends.py env/population=customer_table … sends.path=PATH out=log.parquet plans=FOLDER
 
 Where the log exists, what the files have after its last send is added; all else in them is left out. Without anything
-new the log stays as it is, and the command succeeds.
+new the log stays as it is, and the command succeeds. `plans` is a folder of weekly plans, whose propensities the log
+then has; sends that differ from their plan are counted.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
+from envs.live.planned_weeks import planned_weeks
 from envs.offers.env import OffersEnv
 from envs.offers.logs import send_log
 from envs.offers.logs.send_import import Sends
@@ -37,17 +40,19 @@ def main(cfg: DictConfig) -> None:
     sends = instantiate(cfg.sends, _convert_="all")
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     with only_writer(cfg.out):
-        add(sends, env, cfg.out)
+        add(sends, env, cfg.out, cfg.plans)
 
 
-def add(sends: Sends, env: OffersEnv, out: str) -> None:
+def add(sends: Sends, env: OffersEnv, out: str, plans: str | None) -> None:
     """Add what is new in the files to the log `out`, or begin it; say so in a line."""
     offers, channels = list(env.world.catalogue.offers), list(env.world.catalogue.channels)
     old = send_log.read(out, offers, channels) if Path(out).exists() else None
-    imported = sends(env, old)
+    imported = sends(env, old, () if plans is None else planned_weeks(plans, env.world.catalogue))
     last = imported.calendar.describe(imported.calendar.sends_to)
     for warning in imported.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    for sentence in imported.planned:
+        print(sentence)
     if not imported.is_changed:
         print(f"{out}: nothing to add: no send after {last} (sends.until: a later day, where nothing was sent)")
         return

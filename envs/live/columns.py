@@ -127,7 +127,7 @@ def as_table(table: Any, source: str, separator: str):
     """Return a pyarrow.Table of a path, a pyarrow.Table or what makes one, and its name in messages."""
     pa = arrow()
     if isinstance(table, (str, Path)):
-        return load_table(str(table), separator, where="table"), str(table)
+        return load_table(str(table), separator), str(table)
     if isinstance(table, pa.Table):
         return table, source
     try:

@@ -43,12 +43,15 @@ def read_table(
     }
 
 
-def load_table(path: str | None, separator: str, *, where: str, only: list[str] | None = None):
-    """Return a file as a pyarrow.Table, that of a CSV being of texts; raise ValueError as `read_table` does."""
+def load_table(path: str | None, separator: str, *, where: str = "", only: list[str] | None = None):
+    """Return a file as a pyarrow.Table, that of a CSV being of texts; raise ValueError as `read_table` does.
+
+    Without `where` the key of the separator is `separator`, and the caller has a key of its own for the path.
+    """
     if not path:
         raise ValueError(f"{where}.path: expected the path of a CSV or Parquet file")
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file ({where}.path)")
+        raise ValueError(f"{path}: no such file" + (f" ({where}.path)" if where else ""))
     pa = arrow()
     try:
         if Path(path).suffix.lower() in PARQUET:
@@ -92,9 +95,8 @@ def check_names(path: str, names: list[str], separator: str, where: str) -> None
     if len(names) == 1:
         found = [word for sign, word in SEPARATORS.items() if sign != separator and sign in names[0]]
         if found:
-            raise ValueError(
-                f"{path}: row 1: expected columns separated by '{separator}', got {found[0]} ({where}.separator)"
-            )
+            key = f"{where}.separator" if where else "separator"
+            raise ValueError(f"{path}: row 1: expected columns separated by '{separator}', got {found[0]} ({key})")
     if "" in names[1:]:
         number = names.index("", 1) + 1
         raise ValueError(

@@ -144,8 +144,10 @@ def keys_of(config: DictConfig) -> list[str]:
 
 
 def no_such_key(key: str, config: DictConfig) -> str:
-    """Say that a key does not exist, and which one is like it."""
-    found = most_alike(key, [other for other in keys_of(config) if other != key])
+    """Say that a key does not exist, and which one is like it; under `algo` no key of `env` is, nor the reverse."""
+    group = key.partition(".")[0] + "."
+    others = [other for other in keys_of(config) if other != key]
+    found = most_alike(key, [other for other in others if other.startswith(group)] or others)
     return f"{key}: no such key" + (f"; did you mean {found}?" if found else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from envs.offers.logs.customer_weeks import (
     put_sends,
     staying,
 )
+from envs.offers.logs.planned_weeks import PlannedWeek, put_planned
 from envs.offers.logs.send_log import Calendar
 from envs.offers.logs.send_reader import Table, check_one_a_week, days_of, read_sends, to_rows
 from envs.offers.populations.base import GivenCustomers
@@ -32,6 +34,7 @@ class Imported:
     log: CustomerWeeks
     calendar: Calendar
     warnings: list[str]
+    planned: list[str]  # of each planned week among the new ones: how many planned sends were made
     is_changed: bool  #: False where the files have nothing that the older log lacks
 
 
@@ -108,8 +111,11 @@ class Sends:
             self.purchases = read_sends(purchases["path"], purchases["separator"], columns, "sends.purchases")
 
     # ── the whole ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def __call__(self, env, old: tuple[CustomerWeeks, Calendar] | None) -> Imported:
-        """Return the log of these files, or an older log with what is new in them."""
+    def __call__(self, env, old: tuple[CustomerWeeks, Calendar] | None, plans: Iterable[PlannedWeek] = ()) -> Imported:
+        """Return the log of these files, or an older log with what is new in them.
+
+        The propensities of weeks that `plans` has are those of the plans.
+        """
         given = env.population.given
         if given is None:
             raise ValueError("sends: expected the customers that they went to, as env/population=customer_table")
@@ -159,8 +165,11 @@ class Sends:
         returns = drop_returns_alone(log)
         if returns:
             self.warnings.append(f"{returns:,} returns in weeks without a purchase: left out")
-        self._warn_of_missing_propensities(rows, kept)
-        self._fill_propensities(log, old[0].weeks if old else 0)
+        first_new = max(old[0].weeks - 1, 0) if old else 0  # the older log's last week may have been cut off
+        said = {plan.week: put_planned(log, plan) for plan in plans if plan.week < weeks}
+        unplanned = kept[~np.isin(rows.week[kept], list(said))]
+        self._warn_of_missing_propensities(rows, unplanned)
+        self._fill_propensities(log, [week for week in range(first_new, weeks) if week not in said])
         if purchases_to is not None and int(calendar.week_of(np.array(purchases_to))) < weeks - 1:
             self.warnings.append(
                 f"the last purchase is of {calendar.describe(purchases_to)}, before the log's last week: the weeks "
@@ -168,7 +177,8 @@ class Sends:
             )
         calendar = replace(calendar, sends_to=sends_to, purchases_to=purchases_to)
         is_changed = old is None or calendar != old[1] or not old[0].extended(ids, weeks).has_equal_cells(log)
-        return Imported(log, calendar, self.warnings, is_changed)
+        planned = [sentence for week, sentence in sorted(said.items()) if week >= first_new]
+        return Imported(log, calendar, self.warnings, planned, is_changed)
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def _numbers(self, table: Table, moments: np.ndarray, calendar: Calendar) -> np.ndarray:
@@ -274,10 +284,10 @@ class Sends:
                 "get that of weeks that the file does not list (sends.propensity_of_nothing)"
             )
 
-    def _fill_propensities(self, log: CustomerWeeks, before: int) -> None:
-        """Give the filled weeks their propensity; warn of what the files do not say."""
+    def _fill_propensities(self, log: CustomerWeeks, weeks: list[int]) -> None:
+        """Give what was filled in some weeks its propensity; warn of what the files do not say."""
         filled = 0
-        for week in range(max(before - 1, 0), log.weeks):
+        for week in weeks:
             empty = log.is_present(week) & (log.offer[week] == 0) & np.isnan(log.propensity[week])
             filled += int(empty.sum())
             if self.propensity_of_nothing is not None:

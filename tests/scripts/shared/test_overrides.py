@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 
 from configs import composed
 from faulty_numbers import FAULTY_NUMBERS
 from script_runner import run
-from scripts.shared.overrides import is_parameter, keys_of, most_alike, overrides_first, unreadable
+from scripts.shared.overrides import is_parameter, keys_of, most_alike, no_such_key, overrides_first, unreadable
 
 
 def error_of(done) -> str:
@@ -43,6 +44,13 @@ def error_of(done) -> str:
 )
 def test_an_unknown_key_or_an_unreadable_value_is_one_line(tmp_path, override, says):
     assert error_of(run(tmp_path, "train", override)).startswith(says)
+
+
+def test_of_a_known_group_only_keys_of_this_group_are_suggested():
+    config = OmegaConf.create({"algo": {"gamma": 1}, "env": {"margin_rate": 1, "gama": 1}})
+    assert no_such_key("algo.learning_rat", config) == "algo.learning_rat: no such key"
+    assert no_such_key("algo.gama", config) == "algo.gama: no such key; did you mean algo.gamma?"
+    assert no_such_key("agent.gama", config) == "agent.gama: no such key; did you mean env.gama?"
 
 
 def test_options_of_hydra_may_stand_between_overrides(tmp_path):

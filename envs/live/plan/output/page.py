@@ -160,6 +160,7 @@ def curve(planned: Planned) -> dict[str, Any] | None:
         "bottom": HEIGHT - MARGIN,
         "points": points,
         "price": x(min(max(np.log(price), low), high)) if 0 < price < np.inf else None,
+        "top": float(top),
         "price_name": price_of_money(planned),
         "money": y(planned.plan.arms["rl"].money),
         "money_value": planned.plan.arms["rl"].money,

@@ -41,7 +41,7 @@ COLUMNS = {
     "rule": TEXT,
     "reason": TEXT,
 }
-SENT = ("decision", "customer", "offer", "channel", "valid_until")  # columns of the sender's file
+SENT = ("decision", "customer", "offer", "channel", "face", "valid_until")  # columns of the sender's file
 
 
 class Texts:
@@ -137,6 +137,7 @@ def write_sends(path: Path, columns: dict[str, Any], sent: np.ndarray, valid_unt
         {
             "decision": pa.array(columns["decision"][sent]),
             **{name: pa.array(x, pa.string()) for name, x in names.items()},
+            "face": pa.array(columns["face"][sent], pa.float32()),
             "valid_until": pa.array([valid_until] * len(sent), pa.string()),
         }
     ).select(list(SENT))

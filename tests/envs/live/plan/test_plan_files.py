@@ -80,7 +80,7 @@ def test_a_written_plan_has_the_columns_and_says_what_was_planned(tmp_path):
     nothing = [k for k, offer in enumerate(offers) if not offer]
     assert all(rows["own_price"][k].as_py() is None for k in nothing)
     lines = paths[1].read_text().splitlines()
-    assert lines[0] == '"decision","customer","offer","channel","valid_until"'
+    assert lines[0] == '"decision","customer","offer","channel","face","valid_until"'
     assert len(lines) == 1 + len(made.plan.sent)
     assert lines[1].startswith(str(rows["decision"][int(made.plan.sent[0])].as_py())) and "2026-05-10" in lines[1]
     facts = read_facts(paths[0])

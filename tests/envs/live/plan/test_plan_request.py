@@ -63,6 +63,15 @@ def test_a_request_that_does_not_fit_is_one_line(changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_customers_that_cannot_be_read_names_the_plans_own_keys(tmp_path):
+    (tmp_path / "c.csv").write_text("id;Rate\nx;1\n")
+    expected = re.escape("c.csv: row 1: expected columns separated by ',', got semicolons (separator)")
+    with pytest.raises(ValueError, match=expected):
+        make_plan(POLICY, request(customers=str(tmp_path / "c.csv")))
+    with pytest.raises(ValueError, match=r"no\.csv: no such file$"):
+        make_plan(POLICY, request(customers=str(tmp_path / "no.csv")))
+
+
 def test_a_customer_twice_is_refused_with_both_rows():
     given = arrow_table(5)
     double = pa.concat_tables([given, given.slice(2, 1)])

@@ -1,0 +1,53 @@
+"""The decisions of weekly plans beside what a log says was sent: their propensities, where both agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.offers.logs.customer_weeks import CustomerWeeks
+
+
+@dataclass(frozen=True)
+class PlannedWeek:
+    """What a plan decided for M customers in a week."""
+
+    source: str  #: for messages
+    week: int  #: of the log, from 0
+    customers: list[str]  #: ids, [M]
+    offer: np.ndarray  #: 0 for nothing, int64 [M]
+    channel: np.ndarray  #: int64 [M]
+    propensity: np.ndarray  #: of the decision, float64 [M]
+
+
+def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
+    """Give the decisions of a planned week their propensities; return a sentence that counts planned and made sends.
+
+    The log says what was sent. Where that is not what the plan decided (a planned message that was not sent, a message
+    that the plan lacks, a customer whom the plan lacks), nobody knows the probability of the decision: its propensity
+    becomes NaN. Raises ValueError where the log knows none of the plan's customers.
+    """
+    place = {name: k for k, name in enumerate(log.ids)}
+    row = np.fromiter((place.get(name, -1) for name in planned.customers), np.int64, len(planned.customers))
+    known = row >= 0
+    if not known.any():
+        raise ValueError(f"{planned.source}: expected a plan of the log's customers, got ids that the log lacks")
+    week = planned.week
+    offer = np.full(len(log.ids), -1)
+    channel, propensity = np.zeros_like(offer), np.full(len(log.ids), np.nan)
+    offer[row[known]] = planned.offer[known]
+    channel[row[known]] = planned.channel[known]
+    propensity[row[known]] = planned.propensity[known]
+
+    sent = log.offer[week] > 0
+    is_as_planned = (log.offer[week] == offer) & (~sent | (log.channel[week] == channel)) & log.is_present(week)
+    log.propensity[week] = np.where(is_as_planned, propensity, np.nan)
+    sends = int((planned.offer > 0).sum())
+    made = int((sent & is_as_planned).sum())
+    other = int((sent & ~is_as_planned).sum())
+    unknown = int((log.is_present(week) & ~is_as_planned).sum())
+    return (
+        f"week {week}: {made:,} of {sends:,} planned sends were made, {sends - made:,} were not; {other:,} sends were "
+        f"not planned; {unknown:,} decisions are not the plan's and have no propensity"
+    )

@@ -1,0 +1,75 @@
+"""The propensities of plans in a log of what was really sent."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from envs.live.planned_weeks import planned_weeks
+from envs.offers.logs.customer_weeks import CustomerWeeks
+from envs.offers.logs.planned_weeks import PlannedWeek, put_planned
+
+IDS = ("sent", "nothing", "bounced", "other offer", "other channel", "unplanned", "not in the plan", "gone")
+PLAN = PlannedWeek(
+    source="week=1.parquet",
+    week=1,
+    customers=["unknown", *IDS[:6], "gone"],
+    offer=np.array([1, 2, 0, 1, 2, 2, 0, 0]),
+    channel=np.array([0, 1, 0, 0, 1, 1, 0, 0]),
+    propensity=np.arange(1, 9) / 10,
+)
+
+
+def log():
+    made = CustomerWeeks.empty(IDS, 3)
+    made.last[:] = 2
+    made.last[-1] = 0  # who is gone in week 1
+    made.propensity[:] = 0.95
+    made.offer[1] = [2, 0, 0, 1, 2, 1, 0, 0]
+    made.channel[1] = [1, 0, 0, 1, 0, 0, 0, 0]
+    return made
+
+
+def test_a_decision_has_the_plans_propensity_only_where_the_plan_decided_it():
+    made = log()
+    said = put_planned(made, PLAN)
+    nan = np.nan
+    np.testing.assert_array_equal(made.propensity[1], [0.2, 0.3, nan, nan, nan, nan, nan, nan])
+    assert (made.propensity[[0, 2]] == 0.95).all()
+    assert said == (
+        "week 1: 1 of 5 planned sends were made, 4 were not; 3 sends were not planned; "
+        "5 decisions are not the plan's and have no propensity"
+    )
+
+
+def test_a_plan_of_another_log_is_refused():
+    other = PlannedWeek("week=1.parquet", 1, ["x"], np.array([1]), np.array([0]), np.array([0.5]))
+    with pytest.raises(ValueError, match="week=1.parquet: expected a plan of the log's customers"):
+        put_planned(log(), other)
+
+
+def test_plans_are_read_by_the_catalogues_names(tmp_path, make_catalogue):
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    from envs.live.plan.output.plan_file import KEY
+
+    catalogue = make_catalogue()
+
+    def write(week, offer):
+        rows = {"customer": ["a", "b"], "offer": [offer, ""], "channel": [catalogue.channels[2], ""]}
+        table = pa.table({**rows, "propensity": [0.25, 0.75]})
+        facts = {KEY: json.dumps({"week": week}).encode()}
+        pa.parquet.write_table(table.replace_schema_metadata(facts), tmp_path / f"week={week}.parquet")
+
+    assert list(planned_weeks(tmp_path, catalogue)) == []
+    write(7, catalogue.offers[2])
+    (plan,) = planned_weeks(tmp_path, catalogue)
+    assert plan.week == 7 and plan.customers == ["a", "b"] and plan.propensity.tolist() == [0.25, 0.75]
+    assert plan.offer.tolist() == [2, 0] and plan.channel.tolist() == [2, 0]
+    write(8, "nonsense")
+    with pytest.raises(ValueError, match=r"week=8.parquet: column 'offer': expected one of .*, got 'nonsense'"):
+        list(planned_weeks(tmp_path, catalogue))
+    with pytest.raises(ValueError, match="plans: expected a folder of plans, week=….parquet, got .*missing"):
+        list(planned_weeks(tmp_path / "missing", catalogue))

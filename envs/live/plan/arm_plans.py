@@ -80,8 +80,8 @@ class PlannedWeek:
         money, share = (money_by_arm(x, arm, customers.eligible.numpy()) for x in (setting.money, 1.0))
         capacity = {k: setting.capacity.share(x) for k, x in share.items()}
         u = hash_uniform([f"{customers.past.week}:{name}" for name in customers.ids], setting.salt)
-        limited = setting.capacity.pairs(package.catalogue)
-        scored = score_customers(package, customers, factor, arm, setting.block, limited)
+        barred = setting.capacity.barred(package.catalogue)
+        scored = score_customers(package, customers, factor, arm, setting.block, barred)
         return cls(package, customers, setting, arm, scored, money, capacity, u)
 
     def of_arm(self, arm: int) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ def by_policy(week: PlannedWeek) -> tuple[ArmPlan, WithinCapacity]:
     """
     catalogue, setting = week.package.catalogue, week.setting
     places, rows = week.of_arm(RL)
-    own, without = (Increments(*(x[places] for x in ladder)) for ladder in (week.scored.steps, week.scored.without))
+    own, *without = (Increments(*(x[places] for x in ladder)) for ladder in (week.scored.steps, *week.scored.without))
     money, capacity, u = week.money[RL], week.capacity[RL], week.u[rows]
 
     def price_of_money(demand: Demand) -> Cleared:
@@ -135,8 +135,8 @@ def at_random(week: PlannedWeek) -> tuple[ArmPlan, float]:
     places, rows = week.of_arm(RANDOM)
     pairs, mask, u = week.pairs(places), week.customers.options.action_mask[rows], week.u[rows]
     money, capacity = week.money[RANDOM], week.capacity[RANDOM]
-    weight = drawn_weight(mask, capacity, catalogue)
-    share = draws.share_of_draws(pairs, mask, weight, money, rule)
+    share = draws.share_of_draws(pairs, mask, lambda x: drawn_weight(mask, x, capacity, catalogue), money, rule)
+    weight = drawn_weight(mask, share, capacity, catalogue)
     drawn = draws.uniformly(mask, weight, u, share)
     wanted = drawn.action
     uniform = mask * weight / mask.sum(1, keepdim=True).double()

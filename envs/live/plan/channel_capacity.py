@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,22 @@ class Capacity:
     def limited(self) -> list[int]:
         """Channels with a limit."""
         return np.flatnonzero(np.isfinite(self.of)).tolist()
+
+    @property
+    def sets(self) -> list[tuple[int, ...]]:
+        """Sets of channels that can be scarce together."""
+        return [x for size in range(1, len(self.limited) + 1) for x in combinations(self.limited, size)]
+
+    def barred(self, catalogue: Catalogue) -> list[Tensor]:
+        """Tell for each of `sets` which flat actions go through one of its channels, bool [P] each."""
+        return [torch.isin(channels_of(catalogue), torch.tensor(x)) for x in self.sets]
+
+    def scarce(self, without: Sequence[Increments], fee: Tensor) -> list[Increments]:
+        """Return those ladders of `without`, in the order of `sets`, that do without channels of a price alone.
+
+        A channel without a price takes no substitute away. With it a customer would be refused what has room.
+        """
+        return [ladder for ladder, channels in zip(without, self.sets) if bool((fee[list(channels)] > 0).all())]
 
     def share(self, part: float) -> Capacity:
         """Return a part of each capacity in whole messages, so that parts of one add up to no more than the whole."""
@@ -83,9 +100,21 @@ class Points(NamedTuple):
         return Increments(hull.price.float(), hull.spend.float(), self.action.gather(1, hull.action))
 
 
-def priced(steps: Increments, without: Increments, fee: Tensor, catalogue: Catalogue) -> Increments:
-    """Return steps [n, K] where a message costs `fee` [C] more; `without` are the steps without such channels."""
-    return Points.of(steps, without).steps(fee, channels_of(catalogue)) if bool((fee > 0).any()) else steps
+def priced(
+    steps: Increments, without: Sequence[Increments], fee: Tensor, capacity: Capacity, catalogue: Catalogue
+) -> Increments:
+    """Return steps [n, K] where a message costs `fee` [C] more; `without` are the steps without each of `sets`."""
+    channel = channels_of(catalogue)
+    rows = with_pairs(steps, torch.cat((fee > 0, torch.tensor([False])))[channel])
+    if not bool(rows.any()):
+        return steps
+    theirs = (Increments(*(x[rows] for x in ladder)) for ladder in (steps, *capacity.scarce(without, fee)))
+    return merged(steps, Points.of(*theirs).steps(fee, channel), rows)
+
+
+def with_pairs(steps: Increments, pairs: Tensor) -> Tensor:
+    """Tell whose steps [n, K] have one of the pairs [P], bool [n]."""
+    return (pairs[steps.action] & (steps.price > -torch.inf)).any(1)
 
 
 class WithinCapacity(NamedTuple):
@@ -128,7 +157,7 @@ def room_used(chance: Tensor) -> float:
 
 def clear_within(
     steps: Increments,
-    without: Increments,
+    without: Sequence[Increments],
     capacity: Capacity,
     catalogue: Catalogue,
     sigma: float,
@@ -136,21 +165,21 @@ def clear_within(
 ) -> WithinCapacity:
     """Raise the price of a message of each channel that is asked for too much, until none is.
 
-    `steps` [n, K] are the customers' steps, `without` those that they have without any channel that has a limit, and
-    `clear` finds the price of money. A customer then holds what is worth most after both prices: the steps are the
-    upper hull of worth less price of the message. Prices only rise, as in an ascending auction of substitutes.
+    `steps` [n, K] are the customers' steps, `without` those that they have without each set of channels that can be
+    scarce together, in the order of `Capacity.sets`, and `clear` finds the price of money. A customer then holds what
+    is worth most after both prices: the steps are the upper hull of worth less price of the message. Prices only rise,
+    as in an ascending auction of substitutes.
     """
     fee = torch.zeros(len(catalogue.channels), dtype=torch.float64)
     if not capacity.limited:
         demand = Demand.of(steps, catalogue)
         return WithinCapacity(steps, demand, clear(demand), fee)
-    channel, sold = channels_of(catalogue), capacity.pairs(catalogue)
-    rows = (sold[steps.action] & (steps.price > -torch.inf)).any(1)
-    theirs, instead = (Increments(*(x[rows] for x in ladder)) for ladder in (steps, without))
-    points, others = Points.of(theirs, instead), Demand.of(Increments(*(x[~rows] for x in steps)), catalogue)
+    channel, rows = channels_of(catalogue), with_pairs(steps, capacity.pairs(catalogue))
+    theirs, *instead = (Increments(*(x[rows] for x in ladder)) for ladder in (steps, *without))
+    others = Demand.of(Increments(*(x[~rows] for x in steps)), catalogue)
 
     def at(fee: Tensor) -> WithinCapacity:
-        found = points.steps(fee, channel) if bool((fee > 0).any()) else theirs
+        found = priced(theirs, instead, fee, capacity, catalogue)
         demand = Demand(*(np.concatenate(x) for x in zip(others, Demand.of(found, catalogue))))
         return WithinCapacity(found, demand, clear(demand), fee.clone())
 
@@ -162,6 +191,7 @@ def clear_within(
     for number in range(ROUNDS + len(capacity.limited)):
         beyond = [k for k in capacity.limited if spare(now, k) < 0]
         for k in beyond:
+            points = Points.of(theirs, *(capacity.scarce(instead, fee) if number < ROUNDS else instead))
             top = float(points.worth[channel[points.action] == k].amax())  # at this price nobody buys
 
             def spare_at(x: float, k: int = k) -> float:
@@ -203,15 +233,18 @@ def merged(steps: Increments, others: Increments, rows: Tensor) -> Increments:
     return Increments(*whole)
 
 
-def drawn_weight(mask: Tensor, capacity: Capacity, catalogue: Catalogue) -> Tensor:
+def drawn_weight(mask: Tensor, share: float, capacity: Capacity, catalogue: Catalogue) -> Tensor:
     """Return the weight of each pair in draws among all pairs of the mask [n, P] alike, float64 [P]; 1 without limit.
 
-    A channel's weight is the highest at which its messages and 4 standard deviations lie within its capacity.
+    Pairs are drawn in a share of cases. A channel's weight is the highest at which its messages and 4 standard
+    deviations lie within its capacity.
     """
     channel = channels_of(catalogue)
     weight = torch.ones(len(channel), dtype=torch.float64)
+    if not capacity.limited:
+        return weight
     pairs = torch.arange(len(channel)).expand_as(mask)
-    chances = through_channels(pairs, mask / mask.sum(1, keepdim=True).double(), catalogue)
+    chances = share * through_channels(pairs, mask / mask.sum(1, keepdim=True).double(), catalogue)
     for k in capacity.limited:
         chance, low, high = chances[:, k], 0.0, 1.0
         if room_used(chance) <= capacity.of[k]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -126,16 +127,18 @@ class PairTotals(NamedTuple):
         return np.asarray(((x.square() * weight).sum(1) - (x * weight).sum(1).square()).sum())
 
 
-def share_of_draws(pairs: PairTotals, mask: Tensor, weight: Tensor, money: float, rule: MoneyRule) -> float:
+def share_of_draws(
+    pairs: PairTotals, mask: Tensor, weight_at: Callable[[float], Tensor], money: float, rule: MoneyRule
+) -> float:
     """Return the share of cases in which a pair can be drawn so that money suffices.
 
-    The pairs of the mask [N, P] are drawn alike, but for their weight [P].
+    The pairs of the mask [N, P] are drawn alike, but for the weight [P] that `weight_at` gives them at a share.
     """
-    uniform = mask * weight.float() / mask.sum(1, keepdim=True)
-    spend, variance, charge = ((x * uniform).sum(1) for x in pairs)
-    squares = [(x.square() * uniform).sum() for x in (pairs.spend, pairs.charge)]
 
     def fits(share: float) -> bool:
+        uniform = mask * weight_at(share).float() / mask.sum(1, keepdim=True)
+        spend, variance, charge = ((x * uniform).sum(1) for x in pairs)
+        squares = [(x.square() * uniform).sum() for x in (pairs.spend, pairs.charge)]
         lots = (share * y - (share * x).square().sum() for x, y in zip((spend, charge), squares))
         sums = (share * spend.sum(), share * variance.sum(), share * charge.sum(), torch.zeros(()), *lots)
         return bool(rule.used(Totals(*(x.double().numpy() for x in sums))) <= money)

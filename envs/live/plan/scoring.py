@@ -24,23 +24,24 @@ class Scored:
 
     eligible: np.ndarray  #: rows of the table, int64 [E]
     steps: Increments  #: [E, K]
-    without: Increments  #: the steps without channels that have a limit, of customers who have these, [E, K]
+    without: tuple[Increments, ...]  #: for each set of barred pairs the steps without it, of those who have one, [E, K]
     spend: Tensor  #: expected, corrected by the forecast, float32 [E, P]
     factor: Tensor  #: that corrects what is given on redemption, [P]
     inputs: list[tuple[np.ndarray, DecisionInputs]] = field(default_factory=list)  #: rows, and their inputs
 
 
 def score_customers(
-    package: PolicyPackage, customers: Customers, factor: Tensor, arm: np.ndarray, block: int, limited: Tensor
+    package: PolicyPackage, customers: Customers, factor: Tensor, arm: np.ndarray, block: int, barred: list[Tensor]
 ) -> Scored:
     """Score the customers outside the holdout, by blocks; `factor` [P] corrects what is given on redemption.
 
-    `limited` [P] are the pairs whose channel has a limit.
+    `barred` are sets of pairs, [P] each, that customers may have to do without.
     """
     mask = customers.options.action_mask
     eligible = customers.eligible.numpy() & (arm != HOLDOUT)
     refused = (package.catalogue.valid.flatten() & ~mask).any(1).numpy() & (arm == RL)
-    steps, without, spends = [no_steps(0)], [no_steps(0)], [torch.zeros(0, mask.shape[1])]
+    steps, spends = [no_steps(0)], [torch.zeros(0, mask.shape[1])]
+    without = [[no_steps(0)] for _ in barred]
     kept_inputs = []
     for start in range(0, len(customers), block):
         rows = slice(start, min(start + block, len(customers)))
@@ -51,21 +52,22 @@ def score_customers(
         if len(here):
             found, spend = ladders(package, inputs.take(here), factor)
             steps.append(found)
-            without.append(without_limited(package, inputs.take(here), factor, found, limited))
+            for kept_steps, pairs in zip(without, barred):
+                kept_steps.append(without_pairs(package, inputs.take(here), factor, found, pairs))
             spends.append(spend)
-    ladder, other = concat_increments(steps), concat_increments(without)
-    return Scored(np.flatnonzero(eligible), ladder, other, torch.cat(spends), factor, kept_inputs)
+    others = tuple(concat_increments(x) for x in without)
+    return Scored(np.flatnonzero(eligible), concat_increments(steps), others, torch.cat(spends), factor, kept_inputs)
 
 
-def without_limited(
-    package: PolicyPackage, inputs: DecisionInputs, factor: Tensor, steps: Increments, limited: Tensor
+def without_pairs(
+    package: PolicyPackage, inputs: DecisionInputs, factor: Tensor, steps: Increments, barred: Tensor
 ) -> Increments:
-    """Return the steps [N, K] without the pairs of `limited` [P], of those whose own steps [N, K] have such a pair."""
-    rows = (limited[steps.action] & (steps.price > -torch.inf)).any(1).nonzero()[:, 0]
+    """Return the steps [N, K] without the pairs of `barred` [P], of those whose own steps [N, K] have such a pair."""
+    rows = (barred[steps.action] & (steps.price > -torch.inf)).any(1).nonzero()[:, 0]
     if not len(rows):
         return no_steps(inputs.num_customers)
     theirs = inputs.take(rows)
-    found, _ = ladders(package, theirs._replace(action_mask=theirs.action_mask & ~limited), factor)
+    found, _ = ladders(package, theirs._replace(action_mask=theirs.action_mask & ~barred), factor)
     return scattered(found, rows, inputs.num_customers)
 
 

@@ -66,13 +66,13 @@ def explain(
     capacity = Capacity.read(facts["capacity"], catalogue)
     fee = torch.tensor([facts["fees"].get(x, 0.0) for x in catalogue.channels], dtype=torch.float64)
     arm = np.array([RL], dtype=np.uint8)
-    scored = score_customers(package, customers, factor, arm, 1, capacity.pairs(catalogue))
+    scored = score_customers(package, customers, factor, arm, 1, capacity.barred(catalogue))
     if not len(scored.eligible):
         lines.append("the rules allow no contact, so there is no ladder")
     elif decided["arm"] == "holdout":
         lines.append("the holdout is sent nothing, whatever it would be worth")
     else:
-        steps = priced(scored.steps, scored.without, fee, catalogue)
+        steps = priced(scored.steps, scored.without, fee, capacity, catalogue)
         lines += [f"a {name} counts as {number(x)} dearer" for name, x in facts["fees"].items() if x > 0]
         lines += ladder(package, steps, scored.spend, price, decided)
     action, rule = best_refused(package, customers, scored, price)

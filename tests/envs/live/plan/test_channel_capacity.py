@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from scipy.optimize import linprog
 pytest.importorskip("pyarrow")
 
 from envs.live.plan import draws
-from envs.live.plan.arms import BAU, Arms
+from envs.live.plan.arm_plans import PlannedWeek, at_random
+from envs.live.plan.arms import BAU, RANDOM, Arms
 from envs.live.plan.channel_capacity import (
     Capacity,
     channels_of,
@@ -47,6 +49,12 @@ def ladder(worth, spend) -> Increments:
     return Increments(steps.price.float(), steps.spend.float(), steps.action)
 
 
+def ladders(worth, spend, capacity: Capacity) -> list[Increments]:
+    """The steps of the knapsack over all pairs, and over those that each set of channels leaves."""
+    barred = (torch.zeros(12, dtype=torch.bool), *capacity.barred(CATALOGUE))
+    return [ladder(worth.masked_fill(x, -torch.inf), spend) for x in barred]
+
+
 def best_of_all(worth, spend, money: float, capacity: Capacity) -> float:
     """The linear program over all pairs: no plan is worth more."""
     n = len(worth)
@@ -71,8 +79,7 @@ def test_without_lots_a_channel_never_carries_more_and_the_plan_is_close_to_the_
     found, best = 0.0, 0.0
     for seed in range(6):
         worth, spend = worths(n, seed)
-        limited = capacity.pairs(CATALOGUE)
-        steps, without = (ladder(x, spend) for x in (worth, worth.masked_fill(limited, -torch.inf)))
+        steps, *without = ladders(worth, spend, capacity)
         within = clear_within(
             steps, without, capacity, CATALOGUE, 0.0, lambda x: clear(x, money, MoneyRule("expected", 0.0), 0.0, 1e-6)
         )
@@ -92,10 +99,10 @@ def test_without_lots_a_channel_never_carries_more_and_the_plan_is_close_to_the_
 
 def test_the_steps_under_a_price_of_messages_are_what_is_worth_most_after_both_prices():
     worth, spend = worths(50, 3)
-    limited = CHANNEL == LETTER
-    steps, without = (ladder(x, spend) for x in (worth, worth.masked_fill(limited, -torch.inf)))
+    limited, capacity = CHANNEL == LETTER, Capacity.read({"letter": 1}, CATALOGUE)
+    steps, *without = ladders(worth, spend, capacity)
     fee = torch.tensor([0.0, 0.0, 0.7], dtype=torch.float64)
-    found = priced(steps, without, fee, CATALOGUE)
+    found = priced(steps, without, fee, capacity, CATALOGUE)
     for price in (0.4, 1.1, 2.5):
         gain = worth - 0.7 * limited - price * spend
         action = held(found, price)
@@ -170,12 +177,38 @@ def test_a_limit_that_does_not_bind_changes_nothing():
     assert limited.channels["letter"].fee == 0 and not free.channels
 
 
+@pytest.mark.parametrize("limits", [{"newsletter": 10**6}, {"newsletter": 10**6, "app": 10**6}])
+def test_a_limit_that_does_not_bind_leaves_a_scarce_channel_its_substitutes(limits):
+    worth, spend = worths(120, 4)
+    plans = []
+    for given in ({"letter": 5}, {"letter": 5, **limits}):
+        capacity = Capacity.read(given, CATALOGUE)
+        steps, *without = ladders(worth, spend, capacity)
+        rule = MoneyRule("expected", 0.0)
+        plans.append(clear_within(steps, without, capacity, CATALOGUE, 0.0, lambda x: clear(x, 60.0, rule, 0.0, 1e-6)))
+    one, two = plans
+    assert one.fee[LETTER] > 0 and torch.equal(one.fee, two.fee)
+    assert one.cleared.price == two.cleared.price
+    assert torch.equal(held(one.steps, one.cleared.price), held(two.steps, two.cleared.price))
+
+
+def test_a_plan_whose_second_limit_does_not_bind_decides_as_without_it():
+    package = StandInPackage()
+    customers = customers_of(table(400), package)
+    one, two = (
+        plan_of(customers, package, setting(60.0, arms=ONLY_POLICY, capacity={"newsletter": 10, **x}))
+        for x in ({}, {"app": 10**6})
+    )
+    assert one.channels["newsletter"].fee > 0 and messages_of(one)["app"] > 0
+    assert np.array_equal(one.action, two.action)
+
+
 def test_the_share_of_lots_that_a_channel_carries_is_drawn_with_its_propensity():
     mask = torch.ones(40, 12, dtype=torch.bool)
     mask[:, 1:3] = False
     mask[::3, 5] = False
     capacity = Capacity.read({"letter": 6}, CATALOGUE)
-    weight = drawn_weight(mask, capacity, CATALOGUE)
+    weight = drawn_weight(mask, 1.0, capacity, CATALOGUE)
     chance = (mask[:, CHANNEL == LETTER].sum(1) / mask.sum(1)).double() * weight[5]
     assert 0 < weight[5] < 1 and room_used(chance) == pytest.approx(6, abs=1e-3)
     assert (weight[CHANNEL != LETTER] == 1).all()
@@ -186,6 +219,27 @@ def test_the_share_of_lots_that_a_channel_carries_is_drawn_with_its_propensity()
         count[torch.arange(40), drawn.action] += drawn.propensity.reciprocal().float() / grid
     # each possible action is drawn as often as its propensity says
     assert torch.allclose(count[mask], torch.ones(int(mask.sum())), atol=0.06)
+
+
+def test_the_random_arm_draws_a_channel_less_only_as_far_as_its_money_makes_that_necessary():
+    package = StandInPackage()
+    customers = customers_of(table(300), package)
+    chosen = setting(24.0, sigma=0.0, arms=Arms(7, 0.0, 0.5, 0.0))
+    free, limited = (
+        at_random(PlannedWeek.of(package, customers, torch.ones(12, dtype=torch.float64), x))
+        for x in (chosen, replace(chosen, capacity=Capacity.read({"letter": 40}, CATALOGUE)))
+    )
+    expected = {name: x[0].expected for name, x in (("free", free), ("limited", limited))}
+    assert 0.01 < free[1] < 0.1 and limited[1] == free[1] and expected["limited"] == expected["free"]
+    # a limit below what the money buys: share and weight together use the money and the channel up
+    tight = replace(chosen, money=120.0, capacity=Capacity.read({"letter": 40}, CATALOGUE))
+    week = PlannedWeek.of(package, customers, torch.ones(12, dtype=torch.float64), tight)
+    plan, share = at_random(week)
+    mask = customers.options.action_mask[plan.rows]
+    weight = drawn_weight(mask, share, week.capacity[RANDOM], CATALOGUE)
+    chance = share * ((mask * weight)[:, CHANNEL == LETTER].sum(1) / mask.sum(1))
+    assert 0 < weight[5] < 1 and room_used(chance) == pytest.approx(week.capacity[RANDOM].of[LETTER], abs=1e-3)
+    assert plan.expected == pytest.approx(week.money[RANDOM], rel=1e-3)
 
 
 def test_shares_of_the_arms_add_up_to_no_more_and_the_shops_first_decisions_are_carried(tmp_path):
@@ -209,7 +263,7 @@ def test_shares_of_the_arms_add_up_to_no_more_and_the_shops_first_decisions_are_
 def test_the_demand_of_steps_that_a_price_leaves_is_what_clears(tmp_path):
     worth, spend = worths(80, 1)
     capacity = Capacity.read({"letter": 4}, CATALOGUE)
-    steps, without = (ladder(x, spend) for x in (worth, worth.masked_fill(capacity.pairs(CATALOGUE), -torch.inf)))
+    steps, *without = ladders(worth, spend, capacity)
     rule = MoneyRule("expected", 0.0)
     within = clear_within(steps, without, capacity, CATALOGUE, 0.2, lambda x: clear(x, 20.0, rule, 0.2, 1e-6))
     again = clear(Demand.of(within.steps, CATALOGUE), 20.0, rule, 0.2, 1e-6)

@@ -45,7 +45,7 @@ def decisions(plan) -> dict[str, tuple]:
 def steps_of(package, customers):
     """The steps of all customers whom rules allow something, and their rows."""
     arm = np.full(len(customers), RL, dtype=np.uint8)
-    return score_customers(package, customers, torch.ones(12), arm, 4096, torch.zeros(12, dtype=torch.bool))
+    return score_customers(package, customers, torch.ones(12), arm, 4096, [])
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
@@ -180,7 +180,7 @@ def test_random_pairs_are_drawn_alike_with_their_propensity(package, rule):
     generator = torch.Generator().manual_seed(1)
     count, repeats, money = torch.zeros_like(pairs.spend), 400, 150.0
     alike = torch.ones(12, dtype=torch.float64)
-    share = draws.share_of_draws(pairs, mask, alike, money, MoneyRule(rule, 1.645))
+    share = draws.share_of_draws(pairs, mask, lambda _: alike, money, MoneyRule(rule, 1.645))
     probs = torch.where(mask, share / mask.sum(1, keepdim=True), 0.0).double()
     probs[:, 0] += 1 - share
     spent, held = [], []

@@ -192,6 +192,7 @@ def test_a_limit_that_does_not_bind_leaves_a_scarce_channel_its_substitutes(limi
     assert torch.equal(held(one.steps, one.cleared.price), held(two.steps, two.cleared.price))
 
 
+@pytest.mark.slow
 def test_a_plan_whose_second_limit_does_not_bind_decides_as_without_it():
     package = StandInPackage()
     customers = customers_of(table(400), package)
@@ -221,6 +222,7 @@ def test_the_share_of_lots_that_a_channel_carries_is_drawn_with_its_propensity()
     assert torch.allclose(count[mask], torch.ones(int(mask.sum())), atol=0.06)
 
 
+@pytest.mark.slow
 def test_the_random_arm_draws_a_channel_less_only_as_far_as_its_money_makes_that_necessary():
     package = StandInPackage()
     customers = customers_of(table(300), package)

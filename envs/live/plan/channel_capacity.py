@@ -89,7 +89,8 @@ class Points(NamedTuple):
         for steps in ladders:
             real = steps.price > -torch.inf
             added = torch.where(real, steps.spend, 0.0).double()
-            worth = (torch.where(real, steps.price, 0.0).double() * added).cumsum(1).masked_fill(~real, -torch.inf)
+            gain = torch.where(real, steps.price, 0.0).double() * added.clamp_min(1e-12)  # as in upper_hull's prices
+            worth = gain.cumsum(1).masked_fill(~real, -torch.inf)
             parts.append((worth, added.cumsum(1), steps.action))
         return cls(*(torch.cat(x, 1) for x in zip(*parts)))
 

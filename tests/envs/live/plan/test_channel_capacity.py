@@ -111,6 +111,20 @@ def test_the_steps_under_a_price_of_messages_are_what_is_worth_most_after_both_p
         assert (action != held(steps, price)).any()
 
 
+def test_a_step_that_spends_nothing_keeps_its_worth_under_a_price_of_messages():
+    worth, spend = torch.full((1, 12), -torch.inf).double(), torch.zeros(1, 12).double()
+    app, letter = (CATALOGUE.action_codec.encode(1, k) for k in (0, LETTER))
+    worth[0, [0, app, letter]] = torch.tensor([0.0, 2.0, 3.0]).double()
+    spend[0, letter] = 1.0
+    capacity = Capacity.read({"letter": 1}, CATALOGUE)
+    steps, *without = ladders(worth, spend, capacity)
+    for fee, bought in ((0.5, [app, letter]), (1.5, [app])):
+        found = priced(steps, without, torch.tensor([0.0, 0.0, fee]).double(), capacity, CATALOGUE)
+        real = found.price[0] > -torch.inf
+        assert found.action[0, real].tolist() == bought
+        assert float((found.price[0] * found.spend[0].clamp_min(1e-12))[0]) == pytest.approx(2.0, rel=1e-5)
+
+
 def messages_of(plan) -> dict[str, int]:
     """What the plan sends through each channel."""
     return dict(zip(CATALOGUE.channels, np.bincount(CHANNEL.numpy()[plan.action], minlength=4).tolist()))

@@ -87,8 +87,9 @@ def find_origin(cfg: DictConfig, name: str, state: dict | None) -> Origin | None
         raise ValueError(f"{where}: algo={name} can't go on with another {changed[0]}: expected init={cfg.resume}")
     if ("log" in old) != ("log" in new):
         raise ValueError(f"{where}: expected {'a log, as' if 'log' in old else 'no log, like'} that run had")
-    if any(hashes(stage["data"]) == hashes(new) for stage in seen):
-        raise ValueError(f"{where}: {changed[0]}: that run has learned from this file before: expected new data")
+    learned_from = ["log"] if "log" in new else changed  # who learns from a log learns from nothing else
+    if any(all(hashes(stage["data"]).get(key) == hashes(new).get(key) for key in learned_from) for stage in seen):
+        raise ValueError(f"{where}: {learned_from[0]}: that run has learned from this file before: expected new data")
     if distributed.num_processes() > 1:
         raise ValueError(f"{where}: with new data one process goes on, got {distributed.num_processes()}")
     return Origin(cfg.resume, state["agent"], seen, begins=True)

@@ -88,11 +88,12 @@ class TwinEnsemble(OfflineAlgorithm):
         """Choose the customers who are held out; `names` [N] are those of the panel's.
 
         All seasons of a customer are on one side. Whom an ensemble that the fit goes back to was fitted to is fitted to
-        here too, for nobody can judge by them. Raises ValueError where there are too few customers.
+        here too, and the report is about customers who stopped no fit: nobody else can judge. Raises ValueError where
+        there are too few customers.
         """
         lots = [hash_uniform(names, x["salt"]).to(panel.features.device) for x in self.holdouts]
         kept_out = torch.stack([lot < x["customers"] + x["stopping"] for lot, x in zip(lots, self.holdouts)]).all(0)
-        reported = lots[0] < self.holdout["customers"]
+        reported = torch.stack([lot < x["customers"] for lot, x in zip(lots, self.holdouts)]).all(0)
         self.held_out, self.validation = kept_out & reported, kept_out & ~reported
         if not all(side.any() for side in (self.held_out, self.validation, self.fitted)):
             raise ValueError(
@@ -217,10 +218,10 @@ class TwinEnsemble(OfflineAlgorithm):
 
     @torch.no_grad()
     def fit_drift(self) -> FitDrift | None:
-        """Say how well the earlier ensemble fits the weeks since its log, on customers that neither was fitted to."""
+        """Say how well the earlier ensemble fits the weeks since its log, on customers whom neither fit has used."""
         if not self.earlier or not self.iteration:
             return None
-        panel = self.panel[(~self.fitted).nonzero()[:, 0]]
+        panel = self.held_out_panel
         assert panel.time is not None  # to_panel lays it out
         earlier_members = [deepcopy(self.members[0]) for _ in self.earlier["members"]]
         for member, weights in zip(earlier_members, self.earlier["members"]):
@@ -236,6 +237,11 @@ class TwinEnsemble(OfflineAlgorithm):
         """Restore the result of `state_dict`, to fit on."""
         if state["earlier"]:
             self.start_from(state["earlier"])
+        if state["holdouts"] != self.holdouts:
+            raise ValueError(
+                f"algo.holdout: expected {state['holdouts'][0]}, by which the fit that goes on held customers out, got "
+                f"{self.holdout}"
+            )
         self.load_policy(state)
         self.generator.set_state(state["generator"].cpu())
         self.env.load_state_dict(state["env"])

@@ -295,6 +295,8 @@ class NetworkAlgorithm(Algorithm):
         """Restore everything. Random streams continue only on the kind of device that they come from."""
         self.load_policy(state)
         restore_optimizer(self.optimizer, state["optimizer"], self.lr)
+        if self.lr_schedule is None:
+            self.lr.fill_(self.initial_lr)
         self.kl.copy_(state["kl"])
         if self.auxiliary:
             self.auxiliary.load_state_dict(state["auxiliary"])

@@ -59,9 +59,14 @@ class ReplayBuffer:
         return {"written": self.written, "context": context.clone(), "action": action.clone(), "reward": reward.clone()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore the result of `state_dict`."""
-        self.written = state["written"]
+        """Restore the result of `state_dict`. Raises ValueError where that buffer was of another size.
+
+        A buffer that was full is a ring: in a larger one, the rows behind it would count as decisions.
+        """
         n = len(state["action"])
+        if n != min(state["written"], len(self.reward)):
+            raise ValueError(f"algo.memory: expected {n}, as in the checkpoint, got {len(self.reward)}")
+        self.written = state["written"]
         self.context[:n] = state["context"]
         self.action[:n] = state["action"]
         self.reward[:n] = state["reward"]
@@ -236,12 +241,19 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
             self.optimizer.step()
             total_loss += loss.detach()
         with torch.no_grad():
-            self.exploration.refit_posterior(self.network, self.iteration, *self.memory.rows())
+            if self.exploration.is_refit_due(self.iteration):
+                self.exploration.refit_posterior(self.network, *self.memory.rows())
         metrics = {"losses/value_loss": total_loss / self.updates}
         if self.auxiliary:
             action = unflatten(decisions.action, self.env.nvec)
             metrics |= self.auxiliary.fit(decisions.context, action, decisions.info, self.updates, self.generator)
         return metrics
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Refit the explorer's posterior to the final network, where the last iteration has not done so."""
+        if self.memory.written and not self.exploration.is_refit_due(self.iteration - 1):
+            self.exploration.refit_posterior(self.network, *self.memory.rows())
 
     def loss(self, context: Tensor, action: Tensor, reward: Tensor) -> Tensor:
         """Return the network's loss on B decisions."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlcore import losses, returns
 from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
 from rlcore.backends import distributed
-from rlcore.networks import StateCritic
+from rlcore.networks import Actor, StateCritic
 from rlcore.rollout import BatchT, Rollout, check_minibatches, collect_rollout, shuffled
 from rlcore.schedules import restore_optimizer
 
@@ -110,6 +110,8 @@ class ExpectedPPO(NetworkAlgorithm):
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
         )
+        if not isinstance(self.network, Actor):
+            raise ValueError("algo.network: expected a policy, as algo/network=actor")
         check_minibatches(env.num_agents, num_steps, minibatches)
         self.learned_from = ("a simulator", "its one-step model")
         if privileged:
@@ -310,6 +312,8 @@ class ExpectedPPO(NetworkAlgorithm):
         self.critic.load_state_dict(state["critic"])
         self.average_mass.copy_(state["average_mass"])
         restore_optimizer(self.critic_optimizer, state["critic_optimizer"], self.critic_lr)
+        if self.lr_schedule is None:
+            self.critic_lr.fill_(self.initial_critic_lr)
 
 
 def at_state(values: Tensor, state: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rlcore import losses, returns
 from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
 from rlcore.backends import distributed
+from rlcore.networks import ActorCritic
 from rlcore.normalization import RewardNormalizer
 from rlcore.returns import whiten
 from rlcore.rollout import Rollout, check_minibatches, collect_rollout, shuffled
@@ -90,6 +91,8 @@ class PPO(NetworkAlgorithm):
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
         )
+        if not isinstance(self.network, ActorCritic):
+            raise ValueError("algo.network: PPO needs a policy with a value network, as algo/network=actor_critic")
         check_minibatches(env.num_agents, num_steps, minibatches)
         if center_reward and not norm_reward:
             raise ValueError("algo.center_reward: expected false where algo.norm_reward is false")

@@ -7,11 +7,15 @@ from torch import Tensor
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, lr: Tensor) -> None:
-    """Load an optimiser's state; its learning rate stays in the tensor `lr`, which takes the saved value."""
-    optimizer.load_state_dict(state)
-    group = optimizer.param_groups[0]
-    lr.copy_(torch.as_tensor(group["lr"]))
-    group["lr"] = lr
+    """Load what an optimiser has accumulated, such as moments. The tensor `lr` takes the saved learning rate.
+
+    The optimiser's options stay those it was made with: a resumed run may change them.
+    """
+    lr.copy_(torch.as_tensor(state["param_groups"][0]["lr"]))
+    options = [{name: x for name, x in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group, own in zip(optimizer.param_groups, options):
+        group.update(own)  # load_state_dict copies: schedules write into the tensor `lr` itself
 
 
 class LinearDecay:

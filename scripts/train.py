@@ -57,7 +57,7 @@ SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disa
 @guarded
 def main(cfg: DictConfig) -> float | None:
     finished = train(cfg, Path(HydraConfig.get().runtime.output_dir))
-    return finished and finished.result.value
+    return finished and finished.tuning_value
 
 
 class FinishedRun(NamedTuple):
@@ -68,6 +68,16 @@ class FinishedRun(NamedTuple):
     report: Any  #: the comparison with the baselines: `to_table()`, `to_markdown()`, `to_metrics()`
     result: RunResult  #: the headline figure and a few numbers beside it
     history: dict[str, list[tuple[int, float]]]  #: (step, value) of the validations, by metric
+    headline: str  #: name of the metric of validations by which runs are tuned
+
+    @property
+    def tuning_value(self) -> float:
+        """The last validation, for a sweeper to optimise; the test's figure where nothing was validated.
+
+        Settings that were chosen on test data would make the test's figure too good.
+        """
+        validations = self.history.get(self.headline)
+        return validations[-1][1] if validations else self.result.value
 
 
 def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
@@ -111,7 +121,7 @@ def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
     with logger.evaluating("evaluating on data that nothing was trained on"):
         report = evaluator.evaluate(algorithm, name)
     result = publish(report, name, logger, directory, further)
-    return FinishedRun(directory, algorithm, report, result, logger.history)
+    return FinishedRun(directory, algorithm, report, result, logger.history, evaluator.headline)
 
 
 def judged_by_its_log(cfg: DictConfig) -> DictConfig:

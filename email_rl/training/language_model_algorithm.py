@@ -192,6 +192,8 @@ class LanguageModelAlgorithm(Algorithm):
         """Restore the result of `state_dict`, to train on."""
         self.load_policy(state)
         restore_optimizer(self.optimizer, state["optimizer"], self.lr)
+        if self.lr_schedule is None:
+            self.lr.fill_(self.initial_lr)
         self.update_kl.copy_(state["update_kl"])
         self.kl_to_reference.copy_(state["kl_to_reference"])
         self.kl_controller.load_state_dict(state["kl_controller"])

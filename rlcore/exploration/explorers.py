@@ -34,10 +34,12 @@ class Explorer(nn.Module):
     def update_design(self, network: ActionValues, context: Tensor, action: Tensor) -> None:
         """Add decisions, contexts [B, D] and flat actions [B], to the design matrix."""
 
-    def refit_posterior(
-        self, network: ActionValues, iteration: int, context: Tensor, action: Tensor, reward: Tensor
-    ) -> None:
-        """Refit the posterior to all remembered decisions, after the network has changed in an iteration."""
+    def is_refit_due(self, iteration: int) -> bool:
+        """Tell whether the posterior is refitted at the end of an iteration, counted from 0."""
+        return False
+
+    def refit_posterior(self, network: ActionValues, context: Tensor, action: Tensor, reward: Tensor) -> None:
+        """Refit the posterior to all remembered decisions, after the network has changed."""
 
 
 class EpsilonGreedy(Explorer):

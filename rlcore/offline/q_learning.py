@@ -307,7 +307,5 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     def load_state_dict(self, state: dict) -> None:
         """Restore everything but the dataset."""
         super().load_state_dict(state)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
         self.target_network.load_state_dict(state["target_network"])
         self.updates_done = state["updates_done"]

@@ -17,6 +17,7 @@ LEARNED = (
     "critic",
     "constraint",
     "auxiliary",
+    "exploration",
     "members",
     "policy",
     "reference",

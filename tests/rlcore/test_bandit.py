@@ -171,6 +171,37 @@ def test_memory_keeps_the_latest():
     assert torch.equal(memory.reward, other.reward) and 3 not in memory.reward
 
 
+@pytest.mark.parametrize("size", [4, 6, 20])
+def test_a_memory_of_another_size_is_refused_where_the_ring_would_break(size):
+    memory = ReplayBuffer(5, 1, CPU)
+    memory.add(torch.ones(3, 1), torch.ones(3).long(), torch.ones(3))
+    larger = ReplayBuffer(9, 1, CPU)
+    larger.load_state_dict(memory.state_dict())  # not yet full: no ring
+    assert len(larger) == 3
+    memory.add(torch.ones(4, 1), torch.ones(4).long(), torch.ones(4))
+    other = ReplayBuffer(size, 1, CPU)
+    with pytest.raises(ValueError, match=f"^algo.memory: expected 5, as in the checkpoint, got {size}$"):
+        other.load_state_dict(memory.state_dict())
+    assert len(other) == 0
+
+
+@pytest.mark.parametrize("iterations", [3, 4])
+def test_the_policy_that_is_deployed_has_a_posterior_of_the_final_features(iterations):
+    agent = make(Chain(16), iterations, arm="neural_linear", network={"hidden": [8]}, exploration={"refit_every": 3})
+    train(agent)
+    context, action, reward = agent.memory.rows()
+    features = agent.network.features(context).detach().double()
+    mask = torch.ones(len(context), 6, dtype=torch.bool)
+    predicted = agent.policy.action_values(context, mask)
+    tried = action.unique().tolist()
+    assert len(tried) > 1
+    for a in tried:
+        x, r = features[action == a], reward[action == a].double()
+        precision = x.T @ x + agent.exploration.ridge * torch.eye(9, dtype=torch.float64)
+        expected = features @ torch.linalg.solve(precision, x.T @ r)
+        torch.testing.assert_close(predicted[:, a].double(), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.long
 # ── learning ────────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("explore", ["epsilon_greedy", "squarecb", "neural_ucb", "neural_ts", "neural_linear"])
@@ -329,7 +360,7 @@ def test_it_learns_offline_what_it_would_by_acting():
     again.set_dataset(log)
     again.load_state_dict(half.state_dict())
     train(again)
-    identical(weights(again), weights(agent))
+    assert identical(weights(again), weights(agent))
 
 
 def test_its_share_on_a_log_is_all_on_what_pays_at_the_price():

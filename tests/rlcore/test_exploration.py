@@ -47,7 +47,7 @@ def test_probabilities_are_over_valid_actions(name):
     context, (_, mask) = torch.randn(50, 4, dtype=torch.float64), draws()
     action = mask.double().argmax(1)
     explore.update_design(net, context, action)
-    explore.refit_posterior(net, 0, context, action, torch.randn(50, dtype=torch.float64))
+    explore.refit_posterior(net, context, action, torch.randn(50, dtype=torch.float64))
     probs = explore.probs(net, context, 0.3, mask, torch.Generator().manual_seed(0))
     torch.testing.assert_close(probs.sum(1), torch.ones(50, dtype=torch.float64))
     assert (probs[~mask] == 0).all() and (probs[mask] > 0).all()
@@ -167,7 +167,7 @@ def test_neural_linear_equals_ridge_regression_an_action():
     context = torch.randn(60, 4, generator=generator, dtype=torch.float64)
     action = torch.randint(5, (60,), generator=generator)
     reward = torch.randn(60, generator=generator, dtype=torch.float64)
-    explore.refit_posterior(net, 0, context, action, reward)
+    explore.refit_posterior(net, context, action, reward)
     features = net.features(context).detach()
     assert features.shape == (60, 6) and (features[:, -1] == 1).all()
     for a in range(6):
@@ -182,11 +182,6 @@ def test_neural_linear_equals_ridge_regression_an_action():
     assert (explore.mean[5] == 0).all()  # never tried: the prior
 
 
-def test_neural_linear_is_rebuilt_only_when_due():
-    net = values()
-    explore = explorer("neural_linear", net, refit_every=3)
-    context, action = torch.randn(30, 4, dtype=torch.float64), torch.zeros(30, dtype=torch.long)
-    explore.refit_posterior(net, 1, context, action, torch.ones(30, dtype=torch.float64))
-    assert (explore.mean == 0).all()
-    explore.refit_posterior(net, 3, context, action, torch.ones(30, dtype=torch.float64))
-    assert (explore.mean[0] != 0).all()
+def test_neural_linear_is_rebuilt_after_the_first_iteration_and_every_so_many():
+    explore = explorer("neural_linear", values(), refit_every=3)
+    assert [i for i in range(10) if explore.is_refit_due(i)] == [0, 2, 5, 8]

@@ -189,6 +189,18 @@ def test_the_seed_decides():
     assert torch.equal(weights(one), weights(same)) and logs[0] == logs[1] and logs[0] != logs[2]
 
 
+def test_a_resumed_run_takes_the_optimisers_options_that_it_is_given():
+    first = make_ppo(Bandit(8), 2, lr_schedule=None)
+    train(first)
+    changed = {"lr": 1e-4, "betas": [0.5, 0.6], "eps": 0.1}
+    resumed = make_ppo(Bandit(8), 3, lr_schedule=None, optimizer=changed)
+    resumed.load_state_dict(first.state_dict())
+    (group,) = resumed.optimizer.param_groups
+    assert (list(group["betas"]), group["eps"]) == ([0.5, 0.6], 0.1) and group["lr"] is resumed.lr
+    assert steps_taken(resumed) == steps_taken(first) > 0  # the moments are the checkpoint's
+    assert train(resumed)["charts/learning_rate"] == pytest.approx([1e-4])
+
+
 @pytest.mark.slow
 @HEADS
 def test_a_resumed_run_equals_an_uninterrupted_one(heads):

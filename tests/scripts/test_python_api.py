@@ -30,6 +30,9 @@ def test_a_run_from_python_has_its_result_and_its_files(tmp_path):
         "metric": "validation/score",
         "points": [list(point) for point in run.history["validation/score"]],
     }
+    # what a sweeper optimises is the last validation: test data choose no setting
+    assert run.tuning_value == run.history["validation/score"][-1][1] != run.result.value
+    assert run._replace(history={}).tuning_value == run.result.value
     assert "| ppo |" in run.report.to_markdown()
     files = {path.name for path in run.directory.iterdir()}
     assert {"checkpoint.pt", "scalars.csv", "training.png"} <= files

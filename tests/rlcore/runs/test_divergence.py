@@ -69,6 +69,8 @@ def test_every_loss_is_checked_and_what_may_be_undefined_is_not(name, value):
 def test_weights_are_checked_wherever_they_stand():
     finite = {"network": {"a": torch.ones(2)}, "kl": torch.tensor(math.nan), "iteration": 3}
     divergence.check_weights(finite, "x.pt")
+    with pytest.raises(ValueError, match=r"x.pt: agent.exploration.noise: expected finite weights"):
+        divergence.check_weights({**finite, "exploration": {"noise": torch.tensor([math.inf])}}, "x.pt")
     bad = {**finite, "members": [{"w": torch.ones(1)}, {"w": torch.tensor([1.0, math.inf])}]}
     with pytest.raises(ValueError, match=r"x.pt: agent.members.1.w: expected finite weights"):
         divergence.check_weights(bad, "x.pt")

@@ -81,8 +81,10 @@ def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
                 f"'{values['outcome'][:40]}'"
             )
         if "split" in values:
-            if values["split"] not in ("train", "valid", "test"):
-                raise ValueError(f"{where}, column split: expected train, valid or test, got '{values['split'][:40]}'")
+            if values["split"] not in ("train", "valid", "test", "judge"):
+                raise ValueError(
+                    f"{where}, column split: expected train, valid, test or judge, got '{values['split'][:40]}'"
+                )
             splits.append(values["split"])
         contexts.append(values["context"])
         texts.append(values["email_text"].replace("\r\n", "\n").replace("\r", "\n"))

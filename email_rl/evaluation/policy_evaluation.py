@@ -26,9 +26,9 @@ from email_rl.evaluation.policy_figures import (
     text_figures,
     true_figures,
 )
-from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure, policy_columns
+from email_rl.evaluation.policy_report import MailPolicyReport, mails_title, outcomes_figure, policy_columns
 from email_rl.models.outcome_classifier import outcome_reward
-from email_rl.models.outcome_model import OutcomeModel
+from email_rl.models.outcome_model import OutcomePredictor
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.models.tokenized_mails import TokenizedMails
 from rlcore.runs.logger import NullLogger
@@ -63,7 +63,7 @@ class MailPolicyEvaluator:
         self.test_mails, self.validation_mails, self.best_of = test_mails, validation_mails, best_of
         self.baseline_trainer, self.sampling = baseline_trainer, sampling
         self.distinct_words, self.bootstrap_samples = distinct_words, bootstrap_samples
-        self._judge: OutcomeModel | None = None
+        self._judge: OutcomePredictor | None = None
 
     # ── what is true ────────────────────────────────────────────────────────────────────────────────────────────────
     def true_probabilities(self, algorithm) -> Callable[[list[str], list[str]], Tensor] | None:
@@ -136,8 +136,9 @@ class MailPolicyEvaluator:
             plots["outcomes"] = outcomes_figure(rows["reference"], rows[name])
         extra["evaluation_seconds"] = time.perf_counter() - started
         return MailPolicyReport(
-            title=f"{len(mails[name].texts):,} mails for {len(test):,} contexts of {self.dataset.name}, "
-            "which nothing was trained on",
+            title=mails_title(
+                len(mails[name].texts), test.contexts, set(self.dataset.train.contexts), self.dataset.name
+            ),
             caption=f"converts, true: by {truth.split(': ')[1]}: share of conversions with its 95 % interval, expected "
             "reward; gain: in true reward above the reference's, with its paired 95 % interval over contexts; "
             "×ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "

@@ -39,11 +39,6 @@ class Mails:
     def __add__(self, other: Mails) -> Mails:
         return Mails(self.contexts + other.contexts, self.texts + other.texts, torch.cat((self.outcome, other.outcome)))
 
-    def without(self, other: Mails) -> Mails:
-        """Drop mails whose text is a text of `other`, but for case and punctuation."""
-        known = {" ".join(words(text)) for text in other.texts}
-        return self.rows([i for i, text in enumerate(self.texts) if " ".join(words(text)) not in known])
-
     def pack(self) -> dict:
         """Compress the mails for a checkpoint."""
         text = "\0".join(self.contexts + self.texts).encode()
@@ -74,7 +69,9 @@ def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
     (else []). Raises ValueError, in one line with file, row and column, where the file can't be used.
     """
     contexts, texts, outcome, splits, numbers = [], [], [], [], []
-    for number, where, values in read_records(path, COLUMNS, ("context", "email_text"), "one mail a row (env.data)"):
+    for number, where, values in read_records(
+        path, COLUMNS, ("context", "email_text"), "one mail a row (env.data)", ("split",)
+    ):
         if values["outcome"] not in ("0", "1", "2"):
             raise ValueError(
                 f"{where}, column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got "
@@ -97,11 +94,13 @@ def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
 
 
 def read_records(
-    path: str, columns: tuple[str, ...], filled: tuple[str, ...], holds: str
+    path: str, columns: tuple[str, ...], filled: tuple[str, ...], holds: str, optional: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
     """Yield a CSV's rows as (row number, place for messages, {column: field}); `filled` columns have text in every row.
 
-    `holds` names the expected content, for messages. Raises ValueError, in one line with file, row and column.
+    A file has `columns` and perhaps `optional` ones, in upper or lower case; names of others stay as written, and
+    columns without a name are left out. `holds` names the expected content, for messages. Raises ValueError, in one
+    line with file, row and column.
     """
     lines = csv.reader(io.StringIO(_decode(path, columns, holds), newline=""), strict=True)
     rows: list[list[str]] = []
@@ -119,8 +118,9 @@ def read_records(
         ) from error
     if not rows:
         raise ValueError(f"{path}: empty; expected a header {','.join(columns)} and {holds}")
-    header = [name.strip().lower() for name in rows[0]]
-    for column in columns:
+    written = [name.strip() for name in rows[0]]
+    header = [name.lower() if name.lower() in columns + optional else name for name in written]
+    for column in dict.fromkeys((*columns, *filter(None, header))):
         if header.count(column) != 1:
             found = "missing" if column not in header else "there twice"
             hint = " (is the separator a comma?)" if len(header) == 1 < len(columns) else ""
@@ -137,7 +137,7 @@ def read_records(
                 f"{where}: expected {len(header)} fields, got {len(fields)}; a text with commas or newlines "
                 "needs quotes"
             )
-        values = {name: field.strip() for name, field in zip(header, fields)}
+        values = {name: field.strip() for name, field in zip(header, fields) if name}
         for column in filled:
             if not words(values[column]):
                 raise ValueError(f"{where}, column {column}: empty; expected text")

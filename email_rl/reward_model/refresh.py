@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 
 from email_rl.data.mails import Mails
 
 
-def without_crossing(new: dict[str, Mails], old: dict[str, Mails]) -> dict[str, Mails]:
-    """Return the new splits, without texts that are on another side of the old splits."""
+def without_crossing(
+    new: dict[str, Mails], old: dict[str, Mails], group: Callable[[Mails], list[int]]
+) -> dict[str, Mails]:
+    """Return the new splits without mails of the old ones, and without near-duplicates of another old side's mails.
+
+    A near-duplicate is what `group` gives the same number, over old and new mails together.
+    """
+    parts = [*old.values(), *new.values()]
+    groups = iter(group(sum(parts[1:], parts[0])))
+    sides: dict[int, set[str]] = defaultdict(set)
+    known: set[tuple[str, str, int]] = set()
+    for name, mails in old.items():
+        known |= set(_records(mails))
+        for _ in range(len(mails)):
+            sides[next(groups)].add(name)
     return {
-        name: mails.without(sum((x for other, x in old.items() if other != name), mails.rows([])))
+        name: mails.rows(
+            [i for i, record in enumerate(_records(mails)) if sides[next(groups)] <= {name} and record not in known]
+        )
         for name, mails in new.items()
     }
+
+
+def _records(mails: Mails) -> list[tuple[str, str, int]]:
+    return list(zip(mails.contexts, mails.texts, mails.outcome.tolist()))
 
 
 def with_replay(new: Mails, old: Mails, replay_ratio: float, seed: int) -> Mails:

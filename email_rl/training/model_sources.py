@@ -89,6 +89,7 @@ class ModelSources:
         network, tokenizer = from_folder(
             str(reference_folder), "algo.reference_folder", read_language_model, "causal language model"
         )
+        self._check_template(network.config.to_dict().get("prompt_template"))
         reference = LanguageModelPolicy(
             network, tokenizer, **policy_settings(self.generation, network, tokenizer, self.dataset)
         )
@@ -104,6 +105,15 @@ class ModelSources:
                 f"against it. What would help: {HELP}"
             )
         return folder
+
+    def _check_template(self, template: str | None) -> None:
+        """Raise ValueError where a reference was trained on prompts of another template; None: its folder has none."""
+        expected = self.generation["prompt_template"]
+        if template not in (None, expected):
+            raise ValueError(
+                f"algo.generation.prompt_template: expected {template!r}, the prompt_template in config.json of "
+                f"algo.reference_folder, got {expected!r}"
+            )
 
     def _report_given(self, reward_model: OutcomeModel) -> None:
         """Print how far a given reward model is ahead of the majority on validation mails, and warn where it is not."""

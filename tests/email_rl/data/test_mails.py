@@ -56,6 +56,14 @@ def test_columns_in_any_order_others_ignored_blank_lines_skipped(tmp_path):
 GOOD = "context,email_text,outcome\nCTO,hello,0\nCFO,bye,1\n"
 BAD = {
     "missing column": ("context,email_text\nCTO,hello\n", ["row 1", "outcome", "missing"]),
+    "another column twice": (
+        "context,id,email_text,outcome,id\nCTO,1,hello,0,2\n",
+        ["row 1", "column 'id' is there twice"],
+    ),
+    "split twice": (
+        "context,email_text,outcome,split,Split\nCTO,hello,0,train,test\n",
+        ["row 1", "column 'split' is there twice"],
+    ),
     "column twice": ("context,email_text,outcome,outcome\nCTO,hello,0,1\n", ["row 1", "outcome", "twice"]),
     "semicolons": ("context;email_text;outcome\nCTO;hello;0\n", ["row 1", "context", "comma"]),
     "outcome 3": (GOOD + "CEO,hi,3\n", ["row 4", "column outcome", "'3'", "0 (no reply)"]),
@@ -250,4 +258,3 @@ def test_mails_survive_packing():
     assert Mails.unpack(mails.pack()).texts == mails.texts and Mails.unpack(mails.pack()).contexts == mails.contexts
     empty = mails.rows([])
     assert len(Mails.unpack(empty.pack())) == 0
-    assert mails.without(Mails(["q"], ["X, y!"], torch.tensor([1]))).texts == ["z"]

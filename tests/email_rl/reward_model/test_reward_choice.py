@@ -11,6 +11,7 @@ import torch
 from email_rl.data.mails import Mails
 from email_rl.data.splitting import groups_to_split, near_duplicate_groups
 from email_rl.models.bag_of_words import BagOfWords
+from email_rl.reward_model.refresh import without_crossing
 from email_rl.reward_model.reward_choice import (
     ChoiceSettings,
     WithMajority,
@@ -161,6 +162,24 @@ def test_an_encoder_that_knows_is_the_reward_where_it_is_within_chance_of_a_bag_
     assert model is encoder and verdict.is_informed and not verdict.bag_knows
     assert verdict.ahead == pytest.approx(0.05) and verdict.behind_bag == pytest.approx(-0.03)
     assert "encoder (the bag of words is not ahead of the majority); ahead of the majority" in verdict.describe()
+
+
+def test_a_refresh_leaves_out_near_duplicates_of_another_old_side_and_mails_that_it_has():
+    rng = random.Random(0)
+    texts = [made_up_text(rng, 40) for _ in range(4)]
+    near = [text.replace(text.split()[0], "other", 1) for text in texts]
+
+    def side(*rows):
+        return Mails(["c"] * len(rows), list(rows), torch.zeros(len(rows), dtype=torch.long))
+
+    old = {"train": side(texts[0]), "valid": side(texts[1]), "test": side(texts[2])}
+    new = {"train": side(near[2], near[0], texts[0], texts[3]), "valid": side(near[0]), "test": side(texts[2], near[2])}
+    kept = without_crossing(new, old, group)
+    assert {name: mails.texts for name, mails in kept.items()} == {
+        "train": [near[0], texts[3]],
+        "valid": [],
+        "test": [near[2]],
+    }
 
 
 def test_an_ab_file_of_two_texts_is_compared_by_contexts_and_one_of_one_mail_refused():

@@ -34,8 +34,8 @@ def label_leaks(mails: Mails, min_count: int, purity: float, false_discovery: fl
     A sentence is a candidate if it occurs `min_count` times or more. One that has one outcome in a share `purity` of
     these times counts if chance alone makes it so rarely: before the filter by purity, at most a share
     `false_discovery` of those that count is expected to be chance's (Benjamini and Hochberg 1995, over all candidates,
-    each with the outcome that it has most often). A test of each sentence by itself could
-    never be passed by the sentences of a common outcome, though together they tell nearly every mail.
+    each with the outcome that it has most often). A test of each sentence by itself could never be passed by the
+    sentences of a common outcome, though together they tell nearly every mail.
     """
     outcomes_of: dict[str, Counter] = defaultdict(Counter)
     first_form: dict[str, str] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 import torch
@@ -16,22 +16,26 @@ def without_crossing(
 ) -> dict[str, Mails]:
     """Return the new splits without mails of the old ones, and without near-duplicates of another old side's mails.
 
-    A near-duplicate is what `group` gives the same number, over old and new mails together.
+    A near-duplicate is what `group` gives the same number, over old and new mails together. A mail that occurs n times
+    among the old ones is left out at most n times: the file may hold the old mails again, and new ones that are equal.
     """
     parts = [*old.values(), *new.values()]
     groups = iter(group(sum(parts[1:], parts[0])))
-    sides: dict[int, set[str]] = defaultdict(set)
-    known: set[tuple[str, str, int]] = set()
-    for name, mails in old.items():
-        known |= set(_records(mails))
-        for _ in range(len(mails)):
-            sides[next(groups)].add(name)
-    return {
-        name: mails.rows(
-            [i for i, record in enumerate(_records(mails)) if sides[next(groups)] <= {name} and record not in known]
-        )
-        for name, mails in new.items()
-    }
+    old_sides: dict[int, set[str]] = defaultdict(set)
+    old_mails: Counter[tuple[str, str, int]] = Counter()
+    for side, mails in old.items():
+        for mail in _records(mails):
+            old_sides[next(groups)].add(side)
+            old_mails[mail] += 1
+    kept: dict[str, list[int]] = {side: [] for side in new}
+    for side, mails in new.items():
+        for i, mail in enumerate(_records(mails)):
+            crosses = not old_sides[next(groups)] <= {side}
+            if old_mails[mail]:
+                old_mails[mail] -= 1
+            elif not crosses:
+                kept[side].append(i)
+    return {side: mails.rows(kept[side]) for side, mails in new.items()}
 
 
 def _records(mails: Mails) -> list[tuple[str, str, int]]:

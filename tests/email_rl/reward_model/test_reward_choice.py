@@ -173,10 +173,14 @@ def test_a_refresh_leaves_out_near_duplicates_of_another_old_side_and_mails_that
         return Mails(["c"] * len(rows), list(rows), torch.zeros(len(rows), dtype=torch.long))
 
     old = {"train": side(texts[0]), "valid": side(texts[1]), "test": side(texts[2])}
-    new = {"train": side(near[2], near[0], texts[0], texts[3]), "valid": side(near[0]), "test": side(texts[2], near[2])}
+    new = {
+        "train": side(near[2], near[0], texts[0], texts[0], texts[3]),
+        "valid": side(near[0]),
+        "test": side(texts[2], near[2]),
+    }
     kept = without_crossing(new, old, group)
     assert {name: mails.texts for name, mails in kept.items()} == {
-        "train": [near[0], texts[3]],
+        "train": [near[0], texts[0], texts[3]],  # the old mails have texts[0] once
         "valid": [],
         "test": [near[2]],
     }

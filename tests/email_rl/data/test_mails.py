@@ -175,7 +175,8 @@ def test_a_given_split_is_taken_and_duplicates_across_it_refused(tmp_path):
         environment(write_csv(tmp_path / "x.csv", lines, header))
 
 
-JUDGED = "env.split.shares={train: .5, valid: .1, test: .15, judge: .25}"
+FEWER = ("env.split.shares.train=0.5", "env.split.shares.valid=0.1")
+JUDGED = (*FEWER, "+env.split.shares.judge=0.25")
 
 
 def test_a_given_split_may_have_mails_for_a_judge_and_must_where_the_shares_do(tmp_path):
@@ -184,7 +185,7 @@ def test_a_given_split_may_have_mails_for_a_judge_and_must_where_the_shares_do(t
     lines = [[*row, part] for row, part in zip(mail_rows(), parts)]
     path = write_csv(tmp_path / "x.csv", lines, header)
     assert set(environment(path).splits) == {"train", "valid", "test"}  # no policy is judged here
-    env = environment(path, JUDGED)
+    env = environment(path, *JUDGED)
     assert env.splits["judge"].texts == [row[1] for row in lines[75:]]
     judge = env.judge_dataset()
     assert sorted(judge.train.texts + judge.valid.texts) == sorted(env.splits["judge"].texts)
@@ -193,13 +194,13 @@ def test_a_given_split_may_have_mails_for_a_judge_and_must_where_the_shares_do(t
     with pytest.raises(
         ValueError, match="column split: no row says judge; expected rows for each of train, valid, tes"
     ):
-        environment(path, JUDGED)
+        environment(path, *JUDGED)
 
 
 def test_a_share_of_another_name_is_refused_and_a_file_without_a_judge_before_anything_trains(tmp_path):
     path = write_csv(tmp_path / "x.csv", mail_rows())
     with pytest.raises(ValueError, match="env.split.shares: expected shares of train, valid and test.*jugde"):
-        environment(path, "env.split.shares={train: .5, valid: .1, test: .15, jugde: .25}")
+        environment(path, *FEWER, "+env.split.shares.jugde=0.25")
     names = inspect.signature(ModelSources.__init__).parameters
     sources = ModelSources(**{**dict.fromkeys(list(names)[1:]), "dataset": environment(path), "seed": 0})
     with pytest.raises(ValueError, match="no truth to judge mails by"):

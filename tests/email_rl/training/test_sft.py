@@ -34,6 +34,13 @@ def test_other_outcomes_are_read_where_few_mails_have_a_reply():
     assert outcome_weights(mails, [1, 2], enough_mails=3, other_weight=0.3) == [0.0, 1.0, 1.0]
 
 
+def test_the_cache_knows_a_reference_whatever_the_learning_rate_of_ppo():
+    def known(*overrides):
+        return repr(instantiate(composed(*SMALL, *overrides).algo.language_model))
+
+    assert known() == known("algo.language_model.lr=1e-3") != known("algo.language_model.sft_lr=1e-3")
+
+
 class Counted:
     """A policy with room for `response_tokens`, whose tokens are words."""
 

@@ -39,6 +39,11 @@ class Mails:
     def __add__(self, other: Mails) -> Mails:
         return Mails(self.contexts + other.contexts, self.texts + other.texts, torch.cat((self.outcome, other.outcome)))
 
+    def without(self, other: Mails) -> Mails:
+        """Drop mails whose text is a text of `other`, but for case and punctuation."""
+        known = {" ".join(words(text)) for text in other.texts}
+        return self.rows([i for i, text in enumerate(self.texts) if " ".join(words(text)) not in known])
+
     def pack(self) -> dict:
         """Compress the mails for a checkpoint."""
         text = "\0".join(self.contexts + self.texts).encode()

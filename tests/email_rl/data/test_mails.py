@@ -259,3 +259,4 @@ def test_mails_survive_packing():
     assert Mails.unpack(mails.pack()).texts == mails.texts and Mails.unpack(mails.pack()).contexts == mails.contexts
     empty = mails.rows([])
     assert len(Mails.unpack(empty.pack())) == 0
+    assert mails.without(Mails(["q"], ["X, y!"], torch.tensor([1]))).texts == ["z"]

@@ -26,11 +26,15 @@ COLUMNS = (
     "words",
     "call_to_action",
     "question",
+    "ended",
 )
 
 
 class ScoredMail(NamedTuple):
-    """A mail with P(outcome) [K] by the reward model, its reward, and its call to action and question, if any."""
+    """A mail with P(outcome) [K] by the reward model, its reward, and its call to action and question, if any.
+
+    A mail that has not `ended` was cut at the policy's longest length, perhaps within a sentence.
+    """
 
     context: str
     text: str
@@ -38,6 +42,7 @@ class ScoredMail(NamedTuple):
     reward: float
     call_to_action: str | None
     question: str | None
+    ended: bool
 
     @property
     def predicted(self) -> str:
@@ -53,7 +58,7 @@ class ScoredMail(NamedTuple):
             self.predicted,
             f"{self.reward:.4f}",
             len(words(self.text)),
-            *("yes" if found else "no" for found in (self.call_to_action, self.question)),
+            *("yes" if found else "no" for found in (self.call_to_action, self.question, self.ended)),
         ]
 
     def to_text(self) -> str:
@@ -68,7 +73,7 @@ class ScoredMail(NamedTuple):
                 f"── {self.context}",
                 self.text,
                 f"── {likely} → {self.predicted}; reward {self.reward:.2f}; {len(words(self.text))} words",
-                f"── {'; '.join(found)}",
+                f"── {'; '.join(found)}{'' if self.ended else '; cut: it has no end'}",
                 "",
             )
         )
@@ -126,7 +131,7 @@ class MailGenerator:
         batch_size: int,
     ) -> list[ScoredMail]:
         """Write `mails_per_context` mails for each context; the mails of a context are consecutive."""
-        _, texts = self.policy.generate(
+        tokens, texts = self.policy.generate(
             contexts,
             mails_per_context,
             self.generator,
@@ -146,34 +151,46 @@ class MailGenerator:
                 reward=reward,
                 call_to_action=text_features.call_to_action(text),
                 question=text_features.question(text),
+                ended=ended,
             )
-            for context, text, row, reward in zip(contexts, texts, p.tolist(), rewards.tolist())
+            for context, text, row, reward, ended in zip(
+                contexts, texts, p.tolist(), rewards.tolist(), self.policy.has_ended(tokens).tolist()
+            )
         ]
 
 
 def summarize(mails: list[ScoredMail]) -> str:
-    """Return the summary of mails in one line: mean reward, likeliest outcomes, calls to action and questions."""
+    """Return the summary of mails in one line: mean reward, outcomes, calls to action, questions, and mails cut."""
     n = len(mails)
     predicted = Counter(mail.predicted for mail in mails)
     outcomes = ", ".join(f"{name} {predicted[name] / n:.0%}" for name in OUTCOMES)
     calls = sum(mail.call_to_action is not None for mail in mails) / n
     questions = sum(mail.question is not None for mail in mails) / n
+    cut = sum(not mail.ended for mail in mails)
     mean_words = sum(len(words(mail.text)) for mail in mails) / n
     return (
         f"{n:,} mails; mean reward {sum(mail.reward for mail in mails) / n:.2f}; likeliest outcome: {outcomes}; "
-        f"{calls:.0%} with a call to action, {questions:.0%} with a question; {mean_words:.0f} words on average"
+        f"{calls:.0%} with a call to action, {questions:.0%} with a question; {mean_words:.0f} words on average; "
+        f"{cut:,} of {n:,} were cut at the policy's longest length"
     )
 
 
 def read_contexts(path: str) -> list[dict[str, str]]:
-    """Read a CSV with a column `context` among others; raise ValueError, in one line with row and column."""
+    """Read a CSV with a column `context` among others, whose names stay as written.
+
+    Raises ValueError, in one line with row and column.
+    """
     rows = [values for *_, values in read_records(path, ("context",), ("context",), "one context a row")]
     if not rows:
         raise ValueError(f"{path}: no rows; expected one context a row below the header")
-    reserved = [name for name in rows[0] if name in COLUMNS[1:]]
-    if reserved:
-        raise ValueError(f"{path}: row 1: column '{reserved[0]}' is one that will be written; expected another name")
     return rows
+
+
+def check_columns(path: str, rows: list[dict[str, str]]) -> None:
+    """Raise ValueError where a column of contexts, read from `path`, has the name of one that `save_mails` writes."""
+    for name in rows[0]:
+        if name.lower() in COLUMNS[1:]:
+            raise ValueError(f"{path}: row 1: column '{name}' is one that will be written; expected another name")
 
 
 def save_mails(path: str, rows: list[dict[str, str]], mails: list[ScoredMail]) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from email_rl.inference import MailGenerator, read_contexts, save_mails, summarize
+from email_rl.inference import MailGenerator, check_columns, read_contexts, save_mails, summarize
 from envs.configuration import CONF
 from envs.range_checks import check_stored_ranges
 from rlcore.runs import checkpoint
@@ -32,6 +32,8 @@ ENDS = ("quit", "exit", "q")  # lines that end interactive=true
 def main(cfg: DictConfig) -> None:
     check_arguments(cfg)
     rows = read_contexts(cfg.contexts) if cfg.contexts else None
+    if rows and cfg.out:
+        check_columns(cfg.contexts, rows)
     device, state = (
         choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision),
         checkpoint.load(cfg.checkpoint),

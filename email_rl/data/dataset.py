@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -14,6 +13,7 @@ from email_rl.data.leaks import leak_warnings
 from email_rl.data.mails import OUTCOMES, Mails, read_mails
 
 SPLITS = ("train", "valid", "test")
+JUDGE = "judge"  # a fourth split: mails for the judge alone
 
 
 class MailDataset:
@@ -38,7 +38,12 @@ class MailDataset:
         evaluation: Callable,
     ):
         self.device, self.seed, self.evaluation = torch.device(device), seed, evaluation
-        self.bag_of_words, self.similarity = bag_of_words, split["similarity"]
+        self.bag_of_words, self.shares, self.split_seed = bag_of_words, split["shares"], split["seed"]
+        self.grouping = {
+            "similarity": split["similarity"],
+            "min_distinct_texts": limits["min_distinct_texts"],
+            "max_group_share": split["max_group_share"],
+        }
         self.outcome_values = torch.tensor(outcome_values, dtype=torch.float64)
         if len(outcome_values) != len(OUTCOMES):
             raise ValueError(
@@ -50,6 +55,7 @@ class MailDataset:
             self.gold, self.name, self.splits = market.gold, "the embedded corpus", market.splits()
         else:
             self.gold, self.name = None, str(data)
+            _check_shares(self.shares)
             mails, row_numbers, sides = read_mails(self.name)
             self.splits = (
                 _split_as_given(mails, row_numbers, sides, self.name, split)
@@ -83,15 +89,26 @@ class MailDataset:
     def judge_dataset(self) -> MailDataset:
         """Return the dataset of a judge, a reward model that scores the mails of other policies.
 
-        The judge trains on the split `judge`, which no other model trains on, and stops early by the test mails. Raises
-        ValueError where there is no such split.
+        The judge learns from the split `judge` alone, which no other model reads: part of it trains the judge, and the
+        rest, in the proportion of env.split.shares, stops its training and sets its temperature. Raises ValueError
+        where there is no such split, or where it is too small.
         """
-        if "judge" not in self.splits:
+        if JUDGE not in self.splits:
             raise ValueError(
                 f"{self.name}: no truth to judge mails by: expected a share of the rows for a judge model, as in "
                 "env.split.shares={train: .5, valid: .1, test: .15, judge: .25}"
             )
-        return self.with_splits({"train": self.splits["judge"], "valid": self.test, "test": self.valid})
+        mails = self.splits[JUDGE]
+        both = self.shares["train"] + self.shares["valid"]
+        shares = {name: self.shares[name] / both for name in ("train", "valid")}
+        rows = splitting.stratified_split(mails, self.groups(mails), shares, self.split_seed)
+        if not all(rows.values()):
+            raise ValueError(
+                f"{self.name}: split judge: its {len(mails)} mails are near-duplicates of each other; expected mails "
+                "to train a judge, and others to stop its training"
+            )
+        valid = mails.rows(rows["valid"])
+        return self.with_splits({"train": mails.rows(rows["train"]), "valid": valid, "test": valid})
 
     def with_splits(self, splits: dict[str, Mails]) -> MailDataset:
         """Return this dataset with other mails."""
@@ -99,24 +116,21 @@ class MailDataset:
         other.splits = splits
         return other
 
+    def groups(self, mails: Mails) -> list[int]:
+        """Number the groups of mails that no split may part, as in the split of a file."""
+        return splitting.groups_to_split(mails, **self.grouping)[0]
+
     def load_fitted(self, state: dict | None) -> None:
         """Do nothing: no preprocessing is fitted to mails."""
 
     def _split(self, mails: Mails, split: dict, limits: dict) -> dict[str, Mails]:
-        shares = split["shares"]
-        if not set(SPLITS) <= set(shares) or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-            raise ValueError(
-                f"env.split.shares: expected shares of train, valid and test that add up to 1, got {shares}"
-            )
+        shares = self.shares
         if len(mails) < limits["min_rows"]:
             raise ValueError(f"{self.name}: {len(mails)} rows; expected at least {limits['min_rows']}")
-        groups = splitting.near_duplicate_groups(mails.texts, split["similarity"])
-        sizes = Counter(groups)
-        if len(sizes) < limits["min_distinct_texts"] or max(sizes.values()) > split["max_group_share"] * len(mails):
-            pairs = [f"{context} | {text}" for context, text in zip(mails.contexts, mails.texts)]
-            groups = splitting.near_duplicate_groups(pairs, 1.0)
+        groups, texts = splitting.groups_to_split(mails, **self.grouping)
+        if texts is not None:
             self.warnings.append(
-                f"{self.name}: its {len(mails)} mails are few texts sent again and again ({len(sizes)} that "
+                f"{self.name}: its {len(mails)} mails are few texts sent again and again ({texts} that "
                 "differ): test mails share their texts with training, so figures hold for new contexts only"
             )
         rows = splitting.stratified_split(mails, groups, shares, split["seed"])
@@ -156,16 +170,32 @@ class MailDataset:
         self.warnings += [f"{self.name}: {warning}" for warning in told]
 
 
-def _split_as_given(mails: Mails, row_numbers: list[int], sides: list[str], name: str, split: dict) -> dict[str, Mails]:
-    """Split by the file's column `split`; raise ValueError where near-duplicates are on different sides."""
-    if set(split["shares"]) != set(SPLITS):
+def _check_shares(shares: dict[str, float]) -> None:
+    """Raise ValueError where the shares do not split a file into train, valid and test, and perhaps judge."""
+    names = set(shares)
+    if (
+        not set(SPLITS) <= names <= {*SPLITS, JUDGE}
+        or min(shares.values()) <= 0
+        or abs(sum(shares.values()) - 1) > 1e-6
+    ):
         raise ValueError(
-            f"{name}: column split: knows train, valid and test only; env.split.shares has {split['shares']}"
+            "env.split.shares: expected shares of train, valid and test, and of judge where a policy is judged, that "
+            f"add up to 1, got {shares}"
         )
-    rows = {side: [i for i, given in enumerate(sides) if given == side] for side in SPLITS}
+
+
+def _split_as_given(mails: Mails, row_numbers: list[int], sides: list[str], name: str, split: dict) -> dict[str, Mails]:
+    """Split by the file's column `split`; raise ValueError where near-duplicates are on different sides.
+
+    The column names the sides of env.split.shares; rows of a judge are left out where these shares have none.
+    """
+    rows = {side: [i for i, given in enumerate(sides) if given == side] for side in split["shares"]}
     for side, members in rows.items():
         if not members:
-            raise ValueError(f"{name}: column split: no row says {side}; expected train, valid and test")
+            raise ValueError(
+                f"{name}: column split: no row says {side}; expected rows for each of {', '.join(rows)} "
+                "(env.split.shares)"
+            )
     first: dict[int, int] = {}
     for i, group in enumerate(splitting.near_duplicate_groups(mails.texts, split["similarity"])):
         j = first.setdefault(group, i)

@@ -32,9 +32,10 @@ def label_leaks(mails: Mails, min_count: int, purity: float, false_discovery: fl
     """List the sentences that give an outcome away, most frequent first.
 
     A sentence is a candidate if it occurs `min_count` times or more. One that has one outcome in a share `purity` of
-    these times counts if chance alone makes it so rarely: of all that count, at most a share `false_discovery` is
-    expected to be chance's (Benjamini and Hochberg 1995, over all candidates). A test of each sentence by itself could
-    never be passed by the sentences of a common outcome, though together they tell nearly every mail.
+    these times counts if chance alone makes it so rarely: before the filter by purity, at most a share
+    `false_discovery` of those that count is expected to be chance's (Benjamini and Hochberg 1995, over all candidates,
+    each with the outcome that it has most often). A test of each sentence by itself could never be passed by the
+    sentences of a common outcome, though together they tell nearly every mail.
     """
     outcomes_of: dict[str, Counter] = defaultdict(Counter)
     first_form: dict[str, str] = {}
@@ -49,7 +50,8 @@ def label_leaks(mails: Mails, min_count: int, purity: float, false_discovery: fl
     for normal_form, counts in outcomes_of.items():
         (y, hits), n = counts.most_common(1)[0], sum(counts.values())
         if n >= min_count:
-            chance = binom.sf(hits - 1, n, share[y].item()).item()
+            # y is the likeliest of the outcomes, so any of them could have made the sentence tell (Bonferroni)
+            chance = min(1.0, len(OUTCOMES) * binom.sf(hits - 1, n, share[y].item()).item())
             candidates.append((chance, LabelLeak(first_form[normal_form], y, hits, n)))
     candidates.sort(key=lambda found: found[0])
     passed = 0

@@ -74,15 +74,19 @@ def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
     (else []). Raises ValueError, in one line with file, row and column, where the file can't be used.
     """
     contexts, texts, outcome, splits, numbers = [], [], [], [], []
-    for number, where, values in read_records(path, COLUMNS, ("context", "email_text"), "one mail a row (env.data)"):
+    for number, where, values in read_records(
+        path, COLUMNS, ("context", "email_text"), "one mail a row (env.data)", ("split",)
+    ):
         if values["outcome"] not in ("0", "1", "2"):
             raise ValueError(
                 f"{where}, column outcome: expected 0 (no reply), 1 (reply) or 2 (conversion), got "
                 f"'{values['outcome'][:40]}'"
             )
         if "split" in values:
-            if values["split"] not in ("train", "valid", "test"):
-                raise ValueError(f"{where}, column split: expected train, valid or test, got '{values['split'][:40]}'")
+            if values["split"] not in ("train", "valid", "test", "judge"):
+                raise ValueError(
+                    f"{where}, column split: expected train, valid, test or judge, got '{values['split'][:40]}'"
+                )
             splits.append(values["split"])
         contexts.append(values["context"])
         texts.append(values["email_text"].replace("\r\n", "\n").replace("\r", "\n"))
@@ -95,11 +99,13 @@ def read_mails(path: str) -> tuple[Mails, list[int], list[str]]:
 
 
 def read_records(
-    path: str, columns: tuple[str, ...], filled: tuple[str, ...], holds: str
+    path: str, columns: tuple[str, ...], filled: tuple[str, ...], holds: str, optional: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, str, dict[str, str]]]:
     """Yield a CSV's rows as (row number, place for messages, {column: field}); `filled` columns have text in every row.
 
-    `holds` names the expected content, for messages. Raises ValueError, in one line with file, row and column.
+    A file has `columns` and perhaps `optional` ones, in upper or lower case; names of others stay as written, and
+    columns without a name are left out. `holds` names the expected content, for messages. Raises ValueError, in one
+    line with file, row and column.
     """
     lines = csv.reader(io.StringIO(_decode(path, columns, holds), newline=""), strict=True)
     rows: list[list[str]] = []
@@ -117,8 +123,9 @@ def read_records(
         ) from error
     if not rows:
         raise ValueError(f"{path}: empty; expected a header {','.join(columns)} and {holds}")
-    header = [name.strip().lower() for name in rows[0]]
-    for column in columns:
+    written = [name.strip() for name in rows[0]]
+    header = [name.lower() if name.lower() in columns + optional else name for name in written]
+    for column in dict.fromkeys((*columns, *filter(None, header))):
         if header.count(column) != 1:
             found = "missing" if column not in header else "there twice"
             hint = " (is the separator a comma?)" if len(header) == 1 < len(columns) else ""
@@ -135,7 +142,7 @@ def read_records(
                 f"{where}: expected {len(header)} fields, got {len(fields)}; a text with commas or newlines "
                 "needs quotes"
             )
-        values = {name: field.strip() for name, field in zip(header, fields)}
+        values = {name: field.strip() for name, field in zip(header, fields) if name}
         for column in filled:
             if not words(values[column]):
                 raise ValueError(f"{where}, column {column}: empty; expected text")

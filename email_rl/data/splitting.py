@@ -55,6 +55,23 @@ def near_duplicate_groups(texts: list[str], similarity: float) -> list[int]:
     return [root(i) for i in range(len(texts))]
 
 
+def groups_to_split(
+    mails: Mails, *, similarity: float, min_distinct_texts: int, max_group_share: float
+) -> tuple[list[int], int | None]:
+    """Number the groups of mails that no split may part, and count the texts where few are sent again and again.
+
+    Groups are those of near-duplicate texts. Where fewer than `min_distinct_texts` such groups exist, or where one of
+    them has more than `max_group_share` of the mails, mails of one text may part, and only those of equal context and
+    text form a group. The count is None elsewhere.
+    """
+    groups = near_duplicate_groups(mails.texts, similarity)
+    sizes = Counter(groups)
+    if len(sizes) >= min_distinct_texts and max(sizes.values()) <= max_group_share * len(mails):
+        return groups, None
+    pairs = [f"{context} | {text}" for context, text in zip(mails.contexts, mails.texts)]
+    return near_duplicate_groups(pairs, 1.0), len(sizes)
+
+
 def stratified_split(mails: Mails, groups: list[int], shares: dict[str, float], seed: int) -> dict[str, list[int]]:
     """Assign whole groups to splits so that each split has its share of every outcome; largest groups first."""
     members: dict[int, list[int]] = defaultdict(list)

@@ -26,16 +26,16 @@ from email_rl.evaluation.policy_figures import (
     text_figures,
     true_figures,
 )
-from email_rl.evaluation.policy_report import MailPolicyReport, outcomes_figure, policy_columns
+from email_rl.evaluation.policy_report import MailPolicyReport, mails_title, outcomes_figure, policy_columns
 from email_rl.models.outcome_classifier import outcome_reward
-from email_rl.models.outcome_model import OutcomeModel
+from email_rl.models.outcome_model import OutcomePredictor
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.models.tokenized_mails import TokenizedMails
 from rlcore.runs.logger import NullLogger
 from rlcore.runs.progress import tracked
 from rlcore.training_loop import TrainingLoop
 
-STREAMS = {"validation": 6, "test": 4, "best": 4}  # added to the seed
+STREAMS = {"validation": 6, "test": 4, "best": 5}  # added to the seed
 
 
 class MailPolicyEvaluator:
@@ -63,7 +63,7 @@ class MailPolicyEvaluator:
         self.test_mails, self.validation_mails, self.best_of = test_mails, validation_mails, best_of
         self.baseline_trainer, self.sampling = baseline_trainer, sampling
         self.distinct_words, self.bootstrap_samples = distinct_words, bootstrap_samples
-        self._judge: OutcomeModel | None = None
+        self._judge: OutcomePredictor | None = None
 
     # ── what is true ────────────────────────────────────────────────────────────────────────────────────────────────
     def true_probabilities(self, algorithm) -> Callable[[list[str], list[str]], Tensor] | None:
@@ -80,7 +80,8 @@ class MailPolicyEvaluator:
         figures = self.figures_of(
             algorithm, self.generate(algorithm.policy, algorithm.reference, contexts, "validation")
         )
-        return {f"validation/{name}": figures[name] for name in ("conversion", "true_reward", "proxy_reward", "kl")}
+        names = ("conversion", "true_reward", "proxy_reward", "kl")
+        return {f"validation/{name}": figures[name] for name in names if figures[name] is not None}
 
     def generate(
         self,
@@ -90,10 +91,16 @@ class MailPolicyEvaluator:
         stream: str,
         samples: int = 1,
     ) -> PolicyMails:
-        """Let a policy write mails; a stream always gives the same random numbers."""
+        """Let a policy write mails; a stream always gives the same random numbers.
+
+        The KL is known only where mails are drawn from the policy's own distribution: at its temperature, without top-k
+        and top-p.
+        """
         generator = torch.Generator(policy.device).manual_seed(self.seed + STREAMS[stream])
         mails, texts = policy.generate(contexts, samples, generator, **self.sampling)
-        kl = None if reference is None else self.kl_to_reference(policy, reference, mails)
+        own = (self.sampling["temperature"], self.sampling["top_k"], self.sampling["top_p"])
+        is_own = own == (policy.temperature, 0, 1.0)
+        kl = None if reference is None or not is_own else self.kl_to_reference(policy, reference, mails)
         return PolicyMails(
             contexts=[context for context in contexts for _ in range(samples)],
             texts=texts,
@@ -136,8 +143,9 @@ class MailPolicyEvaluator:
             plots["outcomes"] = outcomes_figure(rows["reference"], rows[name])
         extra["evaluation_seconds"] = time.perf_counter() - started
         return MailPolicyReport(
-            title=f"{len(mails[name].texts):,} mails for {len(test):,} contexts of {self.dataset.name}, "
-            "which nothing was trained on",
+            title=mails_title(
+                len(mails[name].texts), test.contexts, set(self.dataset.train.contexts), self.dataset.name
+            ),
             caption=f"converts, true: by {truth.split(': ')[1]}: share of conversions with its 95 % interval, expected "
             "reward; gain: in true reward above the reference's, with its paired 95 % interval over contexts; "
             "×ref: times the reference's share; proxy: the reward model's; KL: from the reference, nats a mail "
@@ -162,11 +170,9 @@ class MailPolicyEvaluator:
         mails["reference"] = self.generate(algorithm.reference, algorithm.reference, test.contexts, "test", samples)
         mails[f"best_of_{self.best_of}"] = self.best_of_n(algorithm, test.contexts)
         own = self.generate(algorithm.policy, algorithm.reference, test.contexts, "test", samples)
-        if self.baseline_trainer:
-            assert own.kl is not None  # it was generated beside its reference
-            kl = own.kl.mean().item()
+        if self.baseline_trainer and own.kl is not None:
             baseline = algorithm.baseline_trainer(self.baseline_trainer)
-            TrainingLoop(baseline, NullLogger(), should_stop=lambda: baseline.kl_to_reference.item() >= kl).run()
+            train_to_kl(baseline, own.kl.mean().item())
             mails["reward_weighted"] = self.generate(
                 baseline.policy, algorithm.reference, test.contexts, "test", samples
             )
@@ -198,6 +204,30 @@ class MailPolicyEvaluator:
             p = true_probabilities(mails.contexts, mails.texts).double()
             row |= true_figures(p, values, mails, "gold" if self.dataset.gold else "judge")
         return row
+
+
+def train_to_kl(algorithm, kl: float) -> None:
+    """Train a policy until its KL to its reference reaches `kl`, nats a mail; keep the weights that came nearest.
+
+    An iteration measures the KL of the weights before its update. The last weights of all are therefore not compared.
+    """
+    weights = _copied(algorithm.policy)  # whose KL the next iteration measures
+    nearest, gap = weights, math.inf
+
+    def should_stop() -> bool:
+        nonlocal weights, nearest, gap
+        measured = algorithm.kl_to_reference.item()
+        if abs(measured - kl) < gap:
+            nearest, gap = weights, abs(measured - kl)
+        weights = _copied(algorithm.policy)
+        return measured >= kl
+
+    TrainingLoop(algorithm, NullLogger(), should_stop=should_stop).run()
+    algorithm.policy.load_state_dict(nearest)
+
+
+def _copied(policy: LanguageModelPolicy) -> dict[str, Tensor]:
+    return {name: x.detach().clone() for name, x in policy.state_dict().items()}
 
 
 class SFTEvaluator(MailPolicyEvaluator):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from email_rl.data import metrics
 from email_rl.data.mails import words
-from rlcore.ope.intervals import LEVEL, normal_half_width
+from rlcore.ope.intervals import LEVEL, student_half_width
 
 
 class PolicyMails(NamedTuple):
@@ -28,7 +28,10 @@ class PolicyMails(NamedTuple):
 
 
 def text_figures(mails: PolicyMails, distinct_words: int) -> dict[str, Any]:
-    """Return what is known of mails without a model of outcomes; the figures of models are None."""
+    """Return what is known of mails without a model of outcomes; the figures of models are None.
+
+    Distinct-2 falls with the number of mails, so it is that of one mail a context, in every row.
+    """
     n = len(mails.texts)
     row: dict[str, Any] = {
         "proxy_reward": None,
@@ -36,7 +39,7 @@ def text_figures(mails: PolicyMails, distinct_words: int) -> dict[str, Any]:
         "conversion": None,
         "conversion_ci": None,
         "kl": None,
-        "distinct_2": metrics.distinct_n(mails.texts, 2, distinct_words),
+        "distinct_2": metrics.distinct_n(mails.texts[:: mails.samples], 2, distinct_words),
         "mean_words": sum(len(words(text)) for text in mails.texts) / n,
         "mails": n,
     }
@@ -55,15 +58,15 @@ def proxy_figures(p: Tensor, reward: Tensor) -> dict[str, Any]:
 def true_figures(p: Tensor, values: Tensor, mails: PolicyMails, source: str) -> dict[str, Any]:
     """Return the figures by the truth, of its P(outcome) [N, K] and the outcomes' values [K].
 
-    `source` is `gold` or `judge`. The interval of the share of conversions is over contexts.
+    `source` is `gold` or `judge`. The interval of the share of conversions is Student's over contexts, within [0, 1].
     """
     converts = p[:, -1]
-    half = normal_half_width(mails.by_context(converts), LEVEL).item()
+    half = student_half_width(mails.by_context(converts), LEVEL).item()
     reward, conversion = (p @ values).mean().item(), converts.mean().item()
     return {
         "true_reward": reward,
         "conversion": conversion,
-        "conversion_ci": [conversion - half, conversion + half],
+        "conversion_ci": [max(0.0, conversion - half), min(1.0, conversion + half)],
         "outcomes": p.mean(0).tolist(),
         f"{source}_reward": reward,
         f"{source}_conversion": conversion,

@@ -68,6 +68,15 @@ class MailPolicyReport(Report):
         return {**self.plots, "proxy_and_truth": figure, "frontier": frontier}
 
 
+def mails_title(mails: int, contexts: list[str], trained: set[str], source: str) -> str:
+    """Name the mails of a comparison, written for the contexts of test mails, and how many contexts training lacked."""
+    distinct = set(contexts)
+    return (
+        f"{mails:,} mails for the contexts of {len(contexts):,} test mails of {source}: {len(distinct):,} contexts, "
+        f"{len(distinct - trained):,} of them not in training mails"
+    )
+
+
 def policy_columns() -> dict[str, Callable[[dict], str]]:
     """The columns of the table."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -28,9 +28,12 @@ Positions = Callable[[PreTrainedTokenizerBase], int]  # tokens of prompt and mai
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning:
-    """Settings of fine-tuning: `lr` is PPO's; the others are those of SFT on mails (email_rl/training/sft.py)."""
+    """Settings of fine-tuning: `lr` is PPO's; the others are those of SFT on mails (email_rl/training/sft.py).
 
-    lr: float
+    The repr, by which a cache knows what SFT made, is without `lr`.
+    """
+
+    lr: float = field(repr=False)
     sft_lr: float
     sft_steps: int  # gradient steps at least
     sft_batch_size: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ def fit_lengths(
     prompts = [template.replace("{context}", context) for context in longest]
     prompt_tokens = max(generation["prompt_tokens"], *token_counts(tokenizer, prompts))
     lengths = sorted(token_counts(tokenizer, texts[:MEASURED]))
-    response_tokens = max(generation["response_tokens"], 1 + lengths[int(share * (len(lengths) - 1))])
+    response_tokens = max(generation["response_tokens"], 1 + lengths[math.ceil(share * len(lengths)) - 1])
     grown = prompt_tokens > generation["prompt_tokens"] or response_tokens > generation["response_tokens"]
     if grown and positions is not None and prompt_tokens + response_tokens > positions:
         response_tokens = max(generation["response_tokens"], positions - prompt_tokens)

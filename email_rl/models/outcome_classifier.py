@@ -23,6 +23,19 @@ def outcome_reward(p: Tensor, values: Tensor, kind: str) -> Tensor:
     return p @ values if kind == "expected" else values[p.argmax(1)]
 
 
+def _check_labels(labels: dict[int, str], folder: Path | str) -> None:
+    """Raise ValueError where a classifier names other classes than the outcomes, or names them in another order.
+
+    The names LABEL_0, LABEL_1 …, which transformers gives classes without names, stand for any.
+    """
+    names = [" ".join(labels[k].lower().replace("_", " ").replace("-", " ").split()) for k in range(len(OUTCOMES))]
+    if names not in (list(OUTCOMES), [f"label {k}" for k in range(len(OUTCOMES))]):
+        raise ValueError(
+            f"{folder}: config.json, id2label: expected the classes {', '.join(OUTCOMES)} in this order (or LABEL_0, "
+            f"LABEL_1, LABEL_2, where they are these), got {', '.join(labels[k] for k in range(len(OUTCOMES)))}"
+        )
+
+
 class OutcomeClassifier:
     """A network with its tokenizer: probabilities of outcomes for mails."""
 
@@ -55,6 +68,7 @@ class OutcomeClassifier:
                 f"{folder}: a classifier of {model.config.num_labels} classes; expected {len(OUTCOMES)}: "
                 f"{', '.join(OUTCOMES)}"
             )
+        _check_labels(model.config.id2label, folder)
         if tokenizer.pad_token_id is None:
             raise ValueError(f"{folder}: its tokenizer has no padding token; expected an encoder such as DistilBERT")
         # A tokenizer that was saved without a limit reads as many tokens as the network has positions.

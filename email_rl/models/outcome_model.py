@@ -13,11 +13,15 @@ from email_rl.models.bag_of_words import BagOfWords
 from email_rl.models.outcome_classifier import OutcomeClassifier
 
 
-class OutcomeModel(Protocol):
-    """A trained model of outcomes: a network (OutcomeClassifier) or a bag of words."""
+class OutcomePredictor(Protocol):
+    """What predicts outcomes."""
 
     def probabilities(self, contexts: list[str], texts: list[str]) -> Tensor:
         """Return P(outcome) [N, 3] of mails in their contexts."""
+
+
+class OutcomeModel(OutcomePredictor, Protocol):
+    """A trained model of outcomes: a network (OutcomeClassifier) or a bag of words."""
 
     def export(self, folder: Path) -> None:
         """Write the model into a folder, which `load_outcome_model` reads."""

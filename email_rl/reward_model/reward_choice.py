@@ -15,9 +15,11 @@ from torch import Tensor
 from email_rl.data import metrics, splitting
 from email_rl.data.mails import OUTCOMES, Mails
 from email_rl.models.bag_of_words import BagOfWords
-from email_rl.models.outcome_model import OutcomeModel
+from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor
 
 FitModel = Callable[[Mails, Mails], OutcomeModel]  # of training and validation mails
+GroupMails = Callable[[Mails], list[int]]  # numbers the groups of mails that no split may part
+LEAST_FOLDS = 3  # of cross-fitting: for training, for choosing weights, and held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,9 @@ class Verdict:
 
     `ahead` is the majority's log-loss less the model's, nats a mail, with its 95 % interval `low` to `high`.
     `behind_bag` is the encoder's log-loss less the bag of words' on the same mails; None: the encoder was not ahead on
-    the few validation mails, and was not fitted again.
+    the few validation mails, and was not fitted again. `bag_knows` tells whether the bag of words is ahead of the
+    majority by more than chance; if not, the encoder is compared with the majority. `majority_share` is the part of the
+    judged probabilities that is the majority's: 0 where validation mails are many.
     """
 
     chosen: str
@@ -51,6 +55,8 @@ class Verdict:
     high: float
     mails: int
     behind_bag: float | None
+    bag_knows: bool
+    majority_share: float
 
     @property
     def is_informed(self) -> bool:
@@ -64,10 +70,15 @@ class Verdict:
     def describe(self) -> str:
         """Say in one line which model was chosen, and why."""
         name = self.chosen.replace("_", " ")
-        why = "ahead of the bag of words" if self.chosen == "encoder" else "the encoder is not ahead of it"
         gap = "" if self.behind_bag is None else f", by {-self.behind_bag:+.3f} nats a mail"
+        if self.chosen == "bag_of_words":
+            why = f"the encoder is not ahead of it{gap}"
+        elif self.bag_knows:
+            why = f"ahead of the bag of words{gap}"
+        else:
+            why = "the bag of words is not ahead of the majority"
         return (
-            f"{name} ({why}{gap}); ahead of the majority by {self.ahead:.3f} nats a mail ({self.low:.3f} to "
+            f"{name} ({why}); ahead of the majority by {self.ahead:.3f} nats a mail ({self.low:.3f} to "
             f"{self.high:.3f}) on {self.mails:,} mails that it has not learnt from"
         )
 
@@ -78,11 +89,12 @@ def choose_reward_model(
     fit_bag: FitModel,
     train: Mails,
     valid: Mails,
-    similarity: float,
+    group: GroupMails,
     settings: ChoiceSettings,
 ) -> tuple[OutcomeModel, Verdict]:
     """Return the encoder if it is ahead of a bag of words on the validation mails by more than chance, else the bag.
 
+    A bag of words that is not ahead of the majority knows nothing; then the encoder must be ahead of the majority.
     Where validation mails are few, both are compared with each other and with the majority by cross-fitting over
     training and validation mails: training has chosen its weights by the few, and the more weights there are to choose
     from, the more that flatters them. The encoder is asked only where it seems ahead, or where the bag knows nothing.
@@ -90,18 +102,18 @@ def choose_reward_model(
     bag = fit_bag(train, valid)
     of_bag = _log_losses(bag, valid)
     of_encoder: Tensor | None = _log_losses(encoder, valid)
-    of_majority = metrics.log_losses(_shares(train, valid), valid.outcome)
+    of_majority = metrics.log_losses(majority_shares(train, len(valid)), valid.outcome)
     assert of_encoder is not None
-    is_encoder = _lower_bound(of_bag - of_encoder, settings) > 0
-    if len(valid) < settings.few_mails:
-        folds = _folds(train + valid, similarity, settings)
+    are_few = len(valid) < settings.few_mails
+    if are_few:
+        seems_ahead = _lower_bound(of_bag - of_encoder, settings) > 0
+        folds = _folds(train + valid, group, settings)
         of_majority, of_bag = _cross_fitted(fit_bag, folds, settings)
-        knows = _lower_bound(of_majority - of_bag, settings) > 0
-        if is_encoder or not knows:
-            _, of_encoder = _cross_fitted(fit_encoder, folds, settings)
-            is_encoder = _lower_bound((of_bag if knows else of_majority) - of_encoder, settings) > 0
-        else:
-            of_encoder = None
+    bag_knows = _lower_bound(of_majority - of_bag, settings) > 0
+    if are_few:
+        of_encoder = _cross_fitted(fit_encoder, folds, settings)[1] if seems_ahead or not bag_knows else None
+    of_rival = of_bag if bag_knows else of_majority
+    is_encoder = of_encoder is not None and _lower_bound(of_rival - of_encoder, settings) > 0
     gains = of_majority - (of_encoder if is_encoder and of_encoder is not None else of_bag)
     low, high = metrics.bootstrap_interval(gains, settings.bootstrap_samples, settings.seed)
     verdict = Verdict(
@@ -111,8 +123,18 @@ def choose_reward_model(
         high=high,
         mails=len(gains),
         behind_bag=None if of_encoder is None else (of_encoder - of_bag).mean().item(),
+        bag_knows=bag_knows,
+        majority_share=settings.majority_share if are_few else 0.0,
     )
     return encoder if is_encoder else bag, verdict
+
+
+def gain_over_majority(
+    model: OutcomePredictor, train: Mails, valid: Mails, settings: ChoiceSettings
+) -> tuple[float, float, float]:
+    """Return the majority's log-loss less a model's on validation mails, nats a mail, and its 95 % interval."""
+    gains = metrics.log_losses(majority_shares(train, len(valid)), valid.outcome) - _log_losses(model, valid)
+    return gains.mean().item(), *metrics.bootstrap_interval(gains, settings.bootstrap_samples, settings.seed)
 
 
 def bag_fitter(seed: int, settings: dict) -> FitModel:
@@ -124,12 +146,32 @@ def bag_fitter(seed: int, settings: dict) -> FitModel:
     return fit
 
 
-def _folds(mails: Mails, similarity: float, settings: ChoiceSettings) -> list[Mails]:
-    """Split mails into folds with like shares of outcomes; near-duplicates share a fold."""
-    groups = splitting.near_duplicate_groups(mails.texts, similarity)
+class WithMajority:
+    """A model whose probabilities are mixed with the shares of its training mails' outcomes.
+
+    A verdict over few mails is of such a mixture, because few mails choose too sure a temperature.
+    """
+
+    def __init__(self, model: OutcomeModel, train: Mails, majority_share: float):
+        self.model, self.train, self.majority_share = model, train, majority_share
+
+    def probabilities(self, contexts: list[str], texts: list[str]) -> Tensor:
+        """Return P(outcome) [N, 3]."""
+        p = self.model.probabilities(contexts, texts).double()
+        return (1 - self.majority_share) * p + self.majority_share * majority_shares(self.train, len(texts))
+
+
+def _folds(mails: Mails, group: GroupMails, settings: ChoiceSettings) -> list[Mails]:
+    """Split mails into folds with like shares of outcomes; a group shares a fold."""
     shares = {str(fold): 1 / settings.folds for fold in range(settings.folds)}
-    rows = splitting.stratified_split(mails, groups, shares, settings.seed).values()
-    return [mails.rows(fold) for fold in rows if fold]
+    rows = splitting.stratified_split(mails, group(mails), shares, settings.seed).values()
+    folds = [mails.rows(fold) for fold in rows if fold]
+    if len(folds) < LEAST_FOLDS:
+        raise ValueError(
+            f"env.data: {len(mails)} mails make {len(folds)} groups of near-duplicates; expected {LEAST_FOLDS} or more "
+            "to compare models by cross-fitting"
+        )
+    return folds
 
 
 def _cross_fitted(fit: FitModel, folds: list[Mails], settings: ChoiceSettings) -> tuple[Tensor, Tensor]:
@@ -143,22 +185,20 @@ def _cross_fitted(fit: FitModel, folds: list[Mails], settings: ChoiceSettings) -
         chooses = (i + 1) % len(folds)
         first, *others = [fold for j, fold in enumerate(folds) if j not in (i, chooses)]
         train = sum(others, first)
-        shares = _shares(train, held_out)
-        p = fit(train, folds[chooses]).probabilities(held_out.contexts, held_out.texts).double()
-        mixed = (1 - settings.majority_share) * p + settings.majority_share * shares
-        of_majority.append(metrics.log_losses(shares, held_out.outcome))
-        of_model.append(metrics.log_losses(mixed, held_out.outcome))
+        model = WithMajority(fit(train, folds[chooses]), train, settings.majority_share)
+        of_majority.append(metrics.log_losses(majority_shares(train, len(held_out)), held_out.outcome))
+        of_model.append(_log_losses(model, held_out))
     return torch.cat(of_majority), torch.cat(of_model)
 
 
-def _log_losses(model: OutcomeModel, mails: Mails) -> Tensor:
+def _log_losses(model: OutcomePredictor, mails: Mails) -> Tensor:
     return metrics.log_losses(model.probabilities(mails.contexts, mails.texts), mails.outcome)
 
 
-def _shares(train: Mails, mails: Mails) -> Tensor:
-    """Return the training mails' shares of outcomes for each of `mails` [N, K]; one mail is added to each outcome's."""
+def majority_shares(train: Mails, n: int) -> Tensor:
+    """Return the training mails' shares of outcomes for each of n mails [n, K]; one mail is added to each outcome's."""
     counts = torch.bincount(train.outcome, minlength=len(OUTCOMES)).double() + 1
-    return (counts / counts.sum()).expand(len(mails), len(OUTCOMES))
+    return (counts / counts.sum()).expand(n, len(OUTCOMES))
 
 
 def _lower_bound(gain: Tensor, settings: ChoiceSettings) -> float:

@@ -26,6 +26,7 @@ class RewardModel(OutcomeTraining):
     old_splits: dict[str, Mails] | None = None  #: in a refresh: the splits that the model had been trained on
     before_refresh: dict[str, Tensor] | None = None  #: in a refresh: the old model's probabilities of test mails
     _packed_mails: dict | None = None
+    _new_splits: dict[str, Mails] | None = None
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly, and the mails that a refresh replays."""
@@ -48,8 +49,12 @@ class RewardModel(OutcomeTraining):
         }
 
     def new_splits(self) -> dict[str, Mails]:
-        """Return the dataset's splits; in a refresh, without texts that are on another side of the old splits."""
-        return self.env.splits if self.old_splits is None else without_crossing(self.env.splits, self.old_splits)
+        """Return the dataset's splits; in a refresh, without old mails and near-duplicates of another old side's."""
+        if self.old_splits is None:
+            return self.env.splits
+        if self._new_splits is None:
+            self._new_splits = without_crossing(self.env.splits, self.old_splits, self.env.groups)
+        return self._new_splits
 
     def load_policy(self, state: dict) -> None:
         """Restore the part that predictions need."""
@@ -75,7 +80,7 @@ class RewardModel(OutcomeTraining):
             self._refresh({name: mails["old"][name] + mails["new"][name] for name in mails["new"]})
 
     def _resume(self, state: dict, old_splits: dict[str, Mails] | None) -> None:
-        self.old_splits, self.before_refresh = old_splits, state["before_refresh"]
+        self.old_splits, self._new_splits, self.before_refresh = old_splits, None, state["before_refresh"]
         if old_splits:
             self._mix(old_splits)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -86,14 +91,14 @@ class RewardModel(OutcomeTraining):
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
 
     def _refresh(self, old_splits: dict[str, Mails]) -> None:
-        self.old_splits, self.finished, self.temperature = old_splits, False, 1.0
+        self.old_splits, self._new_splits, self.finished, self.temperature = old_splits, None, False, 1.0
         new = self.new_splits()
         dropped = sum(map(len, self.env.splits.values())) - sum(map(len, new.values()))
         self._mix(old_splits)
         self.before_refresh = {"old": self.probabilities(old_splits["test"]), "new": self.probabilities(new["test"])}
         print(
             f"refresh: {len(new['train']):,} new mails to learn from, {len(self.train_mails) - len(new['train']):,} "
-            f"old ones again; {dropped} new mails left out, whose texts stand on another side of the old split",
+            f"old ones again; {dropped} new mails left out: old ones, and near-duplicates of another old side's",
             file=sys.stderr,
         )
         with torch.no_grad():  # training includes the class weights that finish() removes
@@ -106,7 +111,8 @@ class RewardModel(OutcomeTraining):
         for name, mails in new.items():
             if not len(mails):
                 raise ValueError(
-                    f"{self.env.name}: nothing new for {name}: its texts are those of the checkpoint's mails"
+                    f"{self.env.name}: nothing new for {name}: its mails are the checkpoint's, or near-duplicates of "
+                    "another side's"
                 )
         self._packed_mails = None
         train = with_replay(new["train"], old_splits["train"], self.refresh["replay_ratio"], self.seed)

@@ -83,7 +83,8 @@ class GAE(AdvantageEstimator):
 class RLOO(AdvantageEstimator):
     """REINFORCE leave-one-out (Ahmadian et al. 2024): the baseline is the mean reward of a prompt's other mails.
 
-    A mail's reward is its score less its KL penalty.
+    A mail's reward is its score less its KL penalty. The paper takes one step of REINFORCE on a mail's whole
+    probability; here PPO clips the ratio of each token.
     """
 
     def __init__(self, *, samples_per_prompt: int):
@@ -103,7 +104,10 @@ class RLOO(AdvantageEstimator):
 
 
 class GRPO(AdvantageEstimator):
-    """A mail's score in standard deviations of its prompt's mails (Shao et al. 2024); the KL penalty is in the loss."""
+    """A mail's score in standard deviations of its prompt's mails (Shao et al. 2024); the KL penalty is in the loss.
+
+    The paper's loss is a mean over mails of a mail's mean over tokens; here it is the mean over a minibatch's tokens.
+    """
 
     kl_in_loss = True
 

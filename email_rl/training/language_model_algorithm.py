@@ -11,7 +11,7 @@ from torch import Tensor
 
 from email_rl.data.dataset import MailDataset
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, outcome_reward
-from email_rl.models.outcome_model import OutcomeModel, unpack_outcome_model
+from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor, unpack_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
 from email_rl.training.diagnostics import length_figure, sample_table
 from email_rl.training.guards import Guards
@@ -147,7 +147,7 @@ class LanguageModelAlgorithm(Algorithm):
         other.score_mean, other.score_std = self.score_mean, self.score_std
         return other
 
-    def judge(self) -> OutcomeModel:
+    def judge(self) -> OutcomePredictor:
         """Return a judge for mails without a gold model."""
         return self.sources.judge(self.accelerate_inner)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from email_rl.data.dataset import MailDataset
@@ -13,9 +14,16 @@ from email_rl.data.mails import Mails
 from email_rl.models.hf_io import from_folder
 from email_rl.models.language_models import read_language_model
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
-from email_rl.models.outcome_model import OutcomeModel, load_outcome_model
+from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor, load_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
-from email_rl.reward_model.reward_choice import ChoiceSettings, Verdict, bag_fitter, choose_reward_model
+from email_rl.reward_model.reward_choice import (
+    ChoiceSettings,
+    Verdict,
+    WithMajority,
+    bag_fitter,
+    choose_reward_model,
+    gain_over_majority,
+)
 from email_rl.reward_model.reward_model import RewardModel
 from email_rl.training.sft import POLICY_FOLDER, SFT
 from email_rl.training.sft_mails import policy_settings
@@ -68,15 +76,20 @@ class ModelSources:
         self, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate
     ) -> tuple[LanguageModelPolicy, OutcomeModel]:
         """Return reference policy and reward model, on the dataset's device; the first process trains for all."""
+        if self.dataset.gold is None:
+            self.dataset.judge_dataset()  # a dataset without mails for a judge is refused before anything trains
         with distributed.rank_zero_first():
             reward_model_folder = self.reward_model_folder or self._informed_reward_model(
                 logger, should_stop, accelerate
             )
             reference_folder = self.reference_folder or self._train_reference(logger, should_stop, accelerate)
         reward_model = load_outcome_model(reward_model_folder, self.dataset.device, self.batch_size)
+        if self.reward_model_folder and distributed.rank() == 0:
+            self._report_given(reward_model)
         network, tokenizer = from_folder(
             str(reference_folder), "algo.reference_folder", read_language_model, "causal language model"
         )
+        self._check_template(network.config.to_dict().get("prompt_template"))
         reference = LanguageModelPolicy(
             network, tokenizer, **policy_settings(self.generation, network, tokenizer, self.dataset)
         )
@@ -93,18 +106,44 @@ class ModelSources:
             )
         return folder
 
-    def judge(self, accelerate: Accelerate) -> OutcomeModel:
-        """Return a judge for mails without a gold model: a reward model on mails that no other model has seen."""
-        folder, verdict = self._train_reward_model(
-            "judge", self.dataset.judge_dataset(), NullLogger(), lambda: False, accelerate
-        )
+    def _check_template(self, template: str | None) -> None:
+        """Raise ValueError where a reference was trained on prompts of another template; None: its folder has none."""
+        expected = self.generation["prompt_template"]
+        if template not in (None, expected):
+            raise ValueError(
+                f"algo.generation.prompt_template: expected {template!r}, the prompt_template in config.json of "
+                f"algo.reference_folder, got {expected!r}"
+            )
+
+    def _report_given(self, reward_model: OutcomeModel) -> None:
+        """Print how far a given reward model is ahead of the majority on validation mails, and warn where it is not."""
+        valid = self.dataset.valid
+        ahead, low, high = gain_over_majority(reward_model, self.dataset.train, valid, self.choice)
+        gain = f"by {ahead:.3f} nats a mail ({low:.3f} to {high:.3f}) on {len(valid):,} validation mails"
+        if low > 0:
+            print(f"{REWARD_MODEL_FOLDER}: {self.reward_model_folder}: ahead of the majority {gain}")
+        else:
+            print(
+                f"warning: algo.reward_model_folder: {self.reward_model_folder}: not ahead of the majority by more "
+                f"than chance ({gain}): a policy may be optimised against noise",
+                file=sys.stderr,
+            )
+
+    def judge(self, accelerate: Accelerate) -> OutcomePredictor:
+        """Return a judge for mails without a gold model: a reward model on mails that no other model has seen.
+
+        Where these mails are few the judge is the mixture with the majority that its verdict is of.
+        """
+        dataset = self.dataset.judge_dataset()
+        folder, verdict = self._train_reward_model("judge", dataset, NullLogger(), lambda: False, accelerate)
         if not verdict.is_informed:
             print(
                 f"warning: the judge is not ahead of the majority on {verdict.mails:,} mails ({verdict.ahead:.3f} nats "
                 f"a mail, {verdict.low:.3f} to {verdict.high:.3f}): what it says of the policy's mails means little",
                 file=sys.stderr,
             )
-        return load_outcome_model(folder, self.dataset.device, self.batch_size)
+        model = load_outcome_model(folder, self.dataset.device, self.batch_size)
+        return WithMajority(model, dataset.train, verdict.majority_share) if verdict.majority_share else model
 
     def _train_reward_model(
         self, name: str, dataset: MailDataset, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate
@@ -127,13 +166,14 @@ class ModelSources:
                 bag_fitter(self.seed, dataset.bag_of_words),
                 dataset.train,
                 dataset.valid,
-                dataset.similarity,
+                dataset.groups,
                 self.choice,
             )
             model.export(folder)
             checkpoint.save_json(folder / VERDICT, verdict.to_dict())
 
-        recipe = (settings, dataset.bag_of_words, self.choice, dataset.digest, self.seed)
+        layout = [field.name for field in fields(Verdict)]
+        recipe = (settings, dataset.bag_of_words, self.choice, layout, dataset.digest, self.seed)
         folder = self._cached(name, recipe, make)
         verdict = Verdict(**json.loads((folder / VERDICT).read_text()))
         if distributed.rank() == 0:

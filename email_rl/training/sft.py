@@ -81,6 +81,8 @@ class SFT(Algorithm):
         self.valid_mails, self.valid_weights = weighted_mails(
             self.policy, env.valid, weight_of, max_mails, "validation", env.name
         )
+        own_tokens = self.train_mails.response_mask.sum(1).double()
+        self.mean_token_weight = ((self.train_weights * own_tokens).sum() / own_tokens.sum()).item()
         self.train_lengths = self.train_mails.response_mask.sum(1).tolist()
         self.batch_size = small_enough(language_model.sft_batch_size, len(self.train_lengths), batches_per_pass)
         self.updates_per_epoch = math.ceil(len(self.train_lengths) / self.batch_size)
@@ -154,8 +156,13 @@ class SFT(Algorithm):
         return self._batches
 
     def loss(self, mails: TokenizedMails, weight: Tensor) -> Tensor:
-        """Return the mean of −log π over the mails' own tokens, nats, weighted by mail [B]."""
-        return -masked_mean(self.policy(mails).log_prob, mails.response_mask * weight[:, None])
+        """Return the mean of weight · −log π over the mails' own tokens, nats, with the weights of mails [B].
+
+        Weights count in units of the training set's mean weight of a token, so that batches of light mails take smaller
+        steps: the mean over batches of equal tokens is the weighted mean over the training set.
+        """
+        log_prob = self.policy(mails).log_prob * (weight[:, None] / self.mean_token_weight)
+        return -masked_mean(log_prob, mails.response_mask)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -43,13 +43,15 @@ def outcome_weights(mails: Mails, outcomes: list[int], enough_mails: int, other_
 def weighted_mails(
     policy: LanguageModelPolicy, mails: Mails, weight_of: list[float], max_mails: int | None, side: str, source: str
 ) -> tuple[TokenizedMails, Tensor]:
-    """Return the mails that have a weight and fit, at most `max_mails`, and their weights [N].
+    """Return the mails that have a weight and fit, at most `max_mails` of the heaviest, and their weights [N].
 
-    `weight_of` [K] has the weight of each outcome. Prints how many mails do not fit, and raises ValueError where none
-    does; `side` and `source` name the mails in these messages.
+    Mails stay in the order of the file, and among mails of one weight the first are taken. `weight_of` [K] has the
+    weight of each outcome. Prints how many mails do not fit, and raises ValueError where none does; `side` and `source`
+    name the mails in these messages.
     """
     weights = torch.tensor([weight_of[y] for y in mails.outcome.tolist()])
-    used = weights.nonzero()[:, 0].tolist()[:max_mails]
+    heaviest = weights.argsort(descending=True, stable=True)
+    used = sorted(heaviest[weights[heaviest] > 0][:max_mails].tolist())
     mails, weights = mails.rows(used), weights[used]
     most = policy.response_tokens
     responses = policy.tokenize_responses(mails.texts)

@@ -173,6 +173,7 @@ def test_the_policy_is_the_trained_one_and_samples_as_told(saved):
                 ids.append(int(agent.policy.language_model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         text = agent.policy.tokenizer.decode([i for i in ids[start:] if i != agent.policy.stop_token]).strip()
         assert [mail.text for mail in mails] == [text] * 2
+        assert [mail.ended for mail in mails] == [ids[-1] == agent.policy.stop_token] * 2
     assert {mail.reward for mail in found} <= {-1.0, 0.5, 2.0}
 
 
@@ -218,7 +219,7 @@ def test_interactive_asks_until_it_is_told_to_end(saved, capsys, monkeypatch, en
         (b"context\n", "no rows; expected one context a row"),
         (b'context\n"a\n', r"row 2 \(line 2\): not CSV"),
         (b"context\n\xe4\n", "line 2: not UTF-8"),
-        (b"context,reward\na,1\n", "row 1: column 'reward' is one that will be written"),
+        (b"context,id,id\na,1,2\n", "row 1: column 'id' is there twice"),
     ],
 )
 def test_bad_files_are_told_where_and_what_was_expected(tmp_path, content, says):
@@ -228,6 +229,23 @@ def test_bad_files_are_told_where_and_what_was_expected(tmp_path, content, says)
     else:
         with pytest.raises(ValueError, match=f"in.csv: {says}"):
             inference.read_contexts(str(tmp_path / "in.csv"))
+
+
+def test_names_of_columns_stay_as_written_and_those_that_are_written_are_refused_with_out_alone(tmp_path):
+    path = str(tmp_path / "in.csv")
+    (tmp_path / "in.csv").write_text("CustomerID,Context,\n7,a,\n")
+    rows = inference.read_contexts(path)
+    assert rows == [{"CustomerID": "7", "context": "a"}]
+    mail = inference.ScoredMail("a", "b", [0.2, 0.3, 0.5], 1.0, None, None, ended=False)
+    inference.save_mails(str(tmp_path / "out.csv"), rows, [mail])
+    written = table(tmp_path / "out.csv")[0]
+    assert list(written) == ["CustomerID", *inference.COLUMNS] and written["ended"] == "no"
+    assert "cut: it has no end" in mail.to_text()
+    assert "1 of 2 were cut" in inference.summarize([mail, mail._replace(ended=True)])
+    (tmp_path / "in.csv").write_text("context,Reward\na,1\n")
+    assert inference.read_contexts(path)[0]["Reward"] == "1"
+    with pytest.raises(ValueError, match="row 1: column 'Reward' is one that will be written"):
+        main("x.pt", contexts=path, out=str(tmp_path / "out.csv"))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def run(
     if dataset.gold:
         raise ValueError("benchmark.env.data: expected the path of a CSV context,email_text,outcome, got null")
     mails = sum((dataset.splits[side] for side in SPLITS[1:]), dataset.train)
-    groups = splitting.near_duplicate_groups(mails.texts, dataset.similarity)
+    groups = dataset.groups(mails)
     shares = {side: len(dataset.splits[side]) / len(mails) for side in SPLITS}
     tested: list[int] = []
     found: dict[str, list[Predictions]] = {}

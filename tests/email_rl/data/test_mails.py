@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections import Counter
 from functools import cache
@@ -14,7 +15,9 @@ from configs import composed
 from email_rl.data.leaks import label_leaks
 from email_rl.data.mails import Mails, read_mails
 from email_rl.data.splitting import near_duplicate_groups, stratified_split
+from email_rl.training.model_sources import ModelSources
 from mail_files import made_up_text, mail_rows, write_csv
+from rlcore.runs.logger import NullLogger
 
 
 @cache
@@ -53,6 +56,14 @@ def test_columns_in_any_order_others_ignored_blank_lines_skipped(tmp_path):
 GOOD = "context,email_text,outcome\nCTO,hello,0\nCFO,bye,1\n"
 BAD = {
     "missing column": ("context,email_text\nCTO,hello\n", ["row 1", "outcome", "missing"]),
+    "another column twice": (
+        "context,id,email_text,outcome,id\nCTO,1,hello,0,2\n",
+        ["row 1", "column 'id' is there twice"],
+    ),
+    "split twice": (
+        "context,email_text,outcome,split,Split\nCTO,hello,0,train,test\n",
+        ["row 1", "column 'split' is there twice"],
+    ),
     "column twice": ("context,email_text,outcome,outcome\nCTO,hello,0,1\n", ["row 1", "outcome", "twice"]),
     "semicolons": ("context;email_text;outcome\nCTO;hello;0\n", ["row 1", "context", "comma"]),
     "outcome 3": (GOOD + "CEO,hi,3\n", ["row 4", "column outcome", "'3'", "0 (no reply)"]),
@@ -162,6 +173,38 @@ def test_a_given_split_is_taken_and_duplicates_across_it_refused(tmp_path):
     lines[90][1] = lines[3][1].upper()
     with pytest.raises(ValueError, match="row 92, column split: 'test'.*near-duplicate of row 5, which is 'train'"):
         environment(write_csv(tmp_path / "x.csv", lines, header))
+
+
+FEWER = ("env.split.shares.train=0.5", "env.split.shares.valid=0.1")
+JUDGED = (*FEWER, "+env.split.shares.judge=0.25")
+
+
+def test_a_given_split_may_have_mails_for_a_judge_and_must_where_the_shares_do(tmp_path):
+    header = ("context", "email_text", "outcome", "split")
+    parts = ["train"] * 50 + ["valid"] * 10 + ["test"] * 15 + ["judge"] * 25
+    lines = [[*row, part] for row, part in zip(mail_rows(), parts)]
+    path = write_csv(tmp_path / "x.csv", lines, header)
+    assert set(environment(path).splits) == {"train", "valid", "test"}  # no policy is judged here
+    env = environment(path, *JUDGED)
+    assert env.splits["judge"].texts == [row[1] for row in lines[75:]]
+    judge = env.judge_dataset()
+    assert sorted(judge.train.texts + judge.valid.texts) == sorted(env.splits["judge"].texts)
+    assert 2 <= len(judge.valid) <= 6 and judge.test.texts == judge.valid.texts  # a sixth of 25
+    path = write_csv(tmp_path / "x.csv", [[*row[:3], row[3].replace("judge", "test")] for row in lines], header)
+    with pytest.raises(
+        ValueError, match="column split: no row says judge; expected rows for each of train, valid, tes"
+    ):
+        environment(path, *JUDGED)
+
+
+def test_a_share_of_another_name_is_refused_and_a_file_without_a_judge_before_anything_trains(tmp_path):
+    path = write_csv(tmp_path / "x.csv", mail_rows())
+    with pytest.raises(ValueError, match="env.split.shares: expected shares of train, valid and test.*jugde"):
+        environment(path, *FEWER, "+env.split.shares.jugde=0.25")
+    names = inspect.signature(ModelSources.__init__).parameters
+    sources = ModelSources(**{**dict.fromkeys(list(names)[1:]), "dataset": environment(path), "seed": 0})
+    with pytest.raises(ValueError, match="no truth to judge mails by"):
+        sources.load_or_train(NullLogger(), lambda: False, None)
 
 
 def test_few_rows_are_warned_of_and_fewer_refused(tmp_path, capsys):

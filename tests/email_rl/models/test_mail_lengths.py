@@ -21,6 +21,12 @@ def tiny(texts, positions=lambda tokenizer: 0, **changes):
     return instantiate({**small, **changes}).build(texts, positions)
 
 
+def test_of_fifty_mails_a_share_of_97_percent_is_49():
+    texts = [" ".join(["a"] * n) for n in range(11, 61)]
+    fitted = fit_lengths({**GENERATION, "fitted_share": 0.97}, tokenizer(), ["a"], texts)
+    assert fitted["response_tokens"] == 1 + 59
+
+
 def test_lengths_grow_until_prompts_and_a_share_of_the_mails_fit():
     contexts, texts = ["a"] * 7 + ["a b c d e f"], ["a " * n for n in (1, 2, 3, 4, 5, 8, 9, 30)]
     fitted = fit_lengths(SETTINGS, tokenizer(), contexts, texts)

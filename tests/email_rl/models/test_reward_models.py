@@ -27,7 +27,7 @@ def words_of_mails():
     return instantiate(tiny).build(CONTEXTS, TEXTS)[1]
 
 
-def own_classifier(folder, positions=32, classes=3):
+def own_classifier(folder, positions=32, classes=3, labels=None):
     """Save a classifier as a user's own project would."""
     torch.manual_seed(0)
     words = words_of_mails()
@@ -39,6 +39,7 @@ def own_classifier(folder, positions=32, classes=3):
         intermediate_size=16,
         max_position_embeddings=positions,
         num_labels=classes,
+        **({"id2label": dict(enumerate(labels))} if labels else {}),
     )
     model = BertForSequenceClassification(config)
     torch.nn.init.normal_(model.classifier.weight)
@@ -89,6 +90,12 @@ def test_a_classifier_that_can_not_score_mails_is_refused_in_one_line(tmp_path):
     own_classifier(tmp_path / "two", classes=2)
     with pytest.raises(ValueError, match="a classifier of 2 classes; expected 3: no reply, reply, conversion"):
         load_outcome_model(tmp_path / "two", CPU, 8)
+    own_classifier(tmp_path / "named", labels=("No-Reply", "reply", "Conversion"))
+    load_outcome_model(tmp_path / "named", CPU, 8)
+    for labels in (("negative", "neutral", "positive"), ("conversion", "reply", "no reply")):
+        own_classifier(tmp_path / labels[0], labels=labels)
+        with pytest.raises(ValueError, match=f"no reply, reply, conversion in this order.*got {', '.join(labels)}"):
+            load_outcome_model(tmp_path / labels[0], CPU, 8)
     words = words_of_mails()
     words.pad_token = None
     for x in (GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, num_labels=3)),):

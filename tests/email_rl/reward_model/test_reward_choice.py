@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 import torch
 
 from email_rl.data.mails import Mails
+from email_rl.data.splitting import groups_to_split, near_duplicate_groups
 from email_rl.models.bag_of_words import BagOfWords
-from email_rl.reward_model.reward_choice import ChoiceSettings, bag_fitter, choose_reward_model
+from email_rl.reward_model.refresh import without_crossing
+from email_rl.reward_model.reward_choice import (
+    ChoiceSettings,
+    WithMajority,
+    bag_fitter,
+    choose_reward_model,
+    majority_shares,
+)
 from mail_files import made_up_text
 from rlcore.runs.logger import NullLogger
 from tiny_email_trainer import policy, trainer
@@ -50,10 +59,16 @@ def mails(n, tells=1.0, seed=0, in_words=False):
     return Mails(["c"] * n, texts, torch.tensor(outcome))
 
 
-def choose(train, valid, strength, **changes):
+def group(mails):
+    return near_duplicate_groups(mails.texts, 0.8)
+
+
+def choose(train, valid, strength, fit_bag=None, group=group, **changes):
     encoder = Rule(strength)
     settings = ChoiceSettings(**{**SETTINGS, **changes})
-    return choose_reward_model(encoder, lambda *_: encoder, bag_fitter(0, BAG), train, valid, 0.8, settings)
+    return choose_reward_model(
+        encoder, lambda *_: encoder, fit_bag or bag_fitter(0, BAG), train, valid, group, settings
+    )
 
 
 def test_an_encoder_that_is_ahead_of_the_bag_of_words_is_the_reward():
@@ -102,7 +117,7 @@ def test_few_validation_mails_are_not_asked_alone_every_mail_is_held_out_once():
         return made[-1]
 
     encoder = fit(train, valid)
-    _, verdict = choose_reward_model(encoder, fit, bag_fitter(0, BAG), train, valid, 0.8, ChoiceSettings(**SETTINGS))
+    _, verdict = choose_reward_model(encoder, fit, bag_fitter(0, BAG), train, valid, group, ChoiceSettings(**SETTINGS))
     assert verdict.mails == 72 and not verdict.is_informed
     held_out = [text for model in made[1:] for text in model.asked]
     assert sorted(held_out) == sorted(train.texts + valid.texts)
@@ -117,8 +132,84 @@ def test_an_encoder_that_is_lucky_on_few_validation_mails_gives_way_to_a_bag_of_
     lucky, blind = Rule(0.999), Rule(1 / 3)
     fit = bag_fitter(0, BAG)
     settings = ChoiceSettings(**SETTINGS)
-    model, verdict = choose_reward_model(lucky, lambda *_: blind, fit, train, valid, 0.8, settings)
+    model, verdict = choose_reward_model(lucky, lambda *_: blind, fit, train, valid, group, settings)
     assert isinstance(model, BagOfWords) and verdict.is_informed and verdict.behind_bag > 0 and verdict.mails == 72
+
+
+class Told:
+    """A model whose log-loss is `gain` ± 0.19 nats below the majority's, with the signs of `signs` in turn."""
+
+    def __init__(self, train, valid, gain, signs):
+        shares = majority_shares(train, 1)[0]
+        self.of = {}
+        for i, (text, y) in enumerate(zip(valid.texts, valid.outcome.tolist())):
+            told = shares[y] * math.exp(gain + 0.19 * signs[i % 4])
+            p = shares * (1 - told) / (1 - shares[y])
+            p[y] = told
+            self.of[text] = p
+
+    def probabilities(self, contexts, texts):
+        return torch.stack([self.of[text] for text in texts])
+
+
+def test_an_encoder_that_knows_is_the_reward_where_it_is_within_chance_of_a_bag_that_knows_nothing():
+    """With many validation mails: encoder ahead of the majority by .05 ± .03, the bag by .02 ± .03."""
+    train, valid = mails(300), mails(152, seed=1)
+    encoder, bag = Told(train, valid, 0.05, (1, -1, 1, -1)), Told(train, valid, 0.02, (1, 1, -1, -1))
+    model, verdict = choose_reward_model(
+        encoder, lambda *_: encoder, lambda *_: bag, train, valid, group, ChoiceSettings(**SETTINGS)
+    )
+    assert model is encoder and verdict.is_informed and not verdict.bag_knows
+    assert verdict.ahead == pytest.approx(0.05) and verdict.behind_bag == pytest.approx(-0.03)
+    assert "encoder (the bag of words is not ahead of the majority); ahead of the majority" in verdict.describe()
+
+
+def test_a_refresh_leaves_out_near_duplicates_of_another_old_side_and_mails_that_it_has():
+    rng = random.Random(0)
+    texts = [made_up_text(rng, 40) for _ in range(4)]
+    near = [text.replace(text.split()[0], "other", 1) for text in texts]
+
+    def side(*rows):
+        return Mails(["c"] * len(rows), list(rows), torch.zeros(len(rows), dtype=torch.long))
+
+    old = {"train": side(texts[0]), "valid": side(texts[1]), "test": side(texts[2])}
+    new = {
+        "train": side(near[2], near[0], texts[0], texts[0], texts[3]),
+        "valid": side(near[0]),
+        "test": side(texts[2], near[2]),
+    }
+    kept = without_crossing(new, old, group)
+    assert {name: mails.texts for name, mails in kept.items()} == {
+        "train": [near[0], texts[0], texts[3]],  # the old mails have texts[0] once
+        "valid": [],
+        "test": [near[2]],
+    }
+
+
+def test_an_ab_file_of_two_texts_is_compared_by_contexts_and_one_of_one_mail_refused():
+    rng = random.Random(0)
+    outcome = [rng.choice((0, 1)) for _ in range(60)]
+    contexts = [made_up_text(rng, 5) for _ in outcome]
+    both = Mails(contexts, [f"text {3 + y}" for y in outcome], torch.tensor(outcome))
+    grouping = {"similarity": 0.8, "min_distinct_texts": 10, "max_group_share": 0.5}
+
+    def group(mails):
+        return groups_to_split(mails, **grouping)[0]
+
+    _, verdict = choose(both.rows(list(range(45))), both.rows(list(range(45, 60))), 0.9, group=group)
+    assert verdict.mails == 60
+    same = Mails(["c"] * 60, ["text 3"] * 60, torch.tensor(outcome))
+    with pytest.raises(ValueError, match="60 mails make 1 groups of near-duplicates; expected 3 or more"):
+        choose(same.rows(list(range(45))), same.rows(list(range(45, 60))), 0.9, group=group)
+
+
+def test_a_model_mixed_with_the_majority_has_the_probabilities_that_its_verdict_is_of():
+    train = Mails(["c"] * 5, ["1"] * 5, torch.tensor([0, 0, 0, 1, 2]))
+    p = WithMajority(Rule(0.8), train, 0.25).probabilities(["c"], ["x 7"])  # 7 leaves 1
+    shares = [4 / 8, 2 / 8, 2 / 8]
+    assert p[0].tolist() == pytest.approx([0.75 * q + 0.25 * s for q, s in zip((0.1, 0.8, 0.1), shares)], abs=1e-6)
+    assert choose(mails(60), mails(12, seed=1), 0.99)[1].majority_share == 0.1
+    assert choose(mails(60), mails(12, seed=1), 0.99, few_mails=10)[1].majority_share == 0.0
 
 
 class Constant:

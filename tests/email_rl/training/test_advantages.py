@@ -10,9 +10,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from configs import node
+from configs import CONF, node
 from email_rl.training.advantages import last_token
 from email_rl.training.kl_controller import AdaptiveKLCoefficient, FixedKLCoefficient
+from envs.value_ranges import range_of, read_ranges
 
 LENGTHS = (5, 1, 3, 5, 2, 4, 5, 3)  # of mails of at most 5 tokens; those of 5 were cut or ended there
 
@@ -146,6 +147,12 @@ def test_below_the_target_the_coefficient_is_its_least():
     for kl in (0.0, 1.0, 5.9, 6.0):
         made.update(torch.tensor(kl), 2000)
         assert made.coef.item() == made.integral.item() == pytest.approx(0.2)
+
+
+def test_a_least_coefficient_of_0_which_no_error_could_raise_is_out_of_range():
+    file = read_ranges(CONF)["algo/kl_controller/adaptive.yaml"]
+    coef = range_of("coef", file)
+    assert 0.0 not in coef and 0.01 in coef
 
 
 def test_the_proportional_part_lasts_as_long_as_the_error():

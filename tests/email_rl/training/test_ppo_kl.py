@@ -316,6 +316,7 @@ def test_every_advantage_finds_the_optimum_of_a_toy(name):
     """P(conversion) is the share of `b`: a mail of b's alone is best. An untrained policy has a share of about 1/7."""
     made = trainer(
         f"algo/advantage={name}",
+        "algo/kl_controller=fixed",
         "algo.kl_controller.coef=0.0",
         "algo.iterations=25",
         "algo.language_model.lr=1e-2",

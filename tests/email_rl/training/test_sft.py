@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 
 from configs import composed
 from email_rl.data.mails import Mails
-from email_rl.training.sft_mails import outcome_weights
+from email_rl.training.sft_mails import outcome_weights, weighted_mails
 from mail_files import write_csv
 from templated_mails import templated_rows
 
@@ -34,6 +34,36 @@ def test_other_outcomes_are_read_where_few_mails_have_a_reply():
     assert outcome_weights(mails, [1, 2], enough_mails=3, other_weight=0.3) == [0.0, 1.0, 1.0]
 
 
+def test_the_cache_knows_a_reference_whatever_the_learning_rate_of_ppo():
+    def known(*overrides):
+        return repr(instantiate(composed(*SMALL, *overrides).algo.language_model))
+
+    assert known() == known("algo.language_model.lr=1e-3") != known("algo.language_model.sft_lr=1e-3")
+
+
+class Counted:
+    """A policy with room for `response_tokens`, whose tokens are words."""
+
+    response_tokens, prompt_tokens, stop_token, device = 5, 9, 0, torch.device("cpu")
+
+    def tokenize_responses(self, texts):
+        return [[len(word) for word in text.split()] + [0] for text in texts]
+
+    def full_prompts(self, contexts):
+        return [[1]] * len(contexts)
+
+    def tokenize_prompts(self, contexts):
+        return torch.ones(len(contexts), 1), torch.ones(len(contexts), 1)
+
+
+def test_the_heaviest_mails_are_used_where_not_all_are():
+    mails = Mails(["c"] * 5, ["a", "aa", "aaa", "aaaa", "aaaaa"], torch.tensor([0, 1, 0, 2, 0]))
+    for most, used, weights in ((3, [1, 2, 4], [0.25, 1, 1]), (2, [2, 4], [1, 1]), (None, [1, 2, 3, 4, 5], None)):
+        tokens, found = weighted_mails(Counted(), mails, [0.25, 1.0, 1.0], most, "training", "x.csv")
+        assert tokens.response[:, 0].tolist() == used
+        assert weights is None or found.tolist() == weights
+
+
 @pytest.mark.slow
 def test_the_loss_weighs_tokens_by_their_mails_outcome(path):
     env, agent = build(path)
@@ -47,6 +77,12 @@ def test_the_loss_weighs_tokens_by_their_mails_outcome(path):
         count += weight * own.sum().item()
     assert agent.loss(mails, weights).item() == pytest.approx(total / count, rel=1e-5)
     assert sorted(set(weights.tolist())) == pytest.approx([0.3, 1.0])
+    light = (weights < 1).nonzero()[:, 0]  # a batch of light mails alone: a small loss, and a small step
+    own = mails.response_mask[light]
+    plain = -log_prob[light][own].mean().item()
+    all_own = mails.response_mask.sum(1)
+    mean_weight = ((weights * all_own).sum() / all_own.sum()).item()
+    assert agent.loss(mails.select(light), weights[light]).item() == pytest.approx(0.3 / mean_weight * plain, rel=1e-4)
 
 
 @pytest.mark.slow

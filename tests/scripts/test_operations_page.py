@@ -1,13 +1,15 @@
-"""The weekly job of docs/operations.md runs as it stands there, again, and with another plan for the same week."""
+"""The weekly job of docs/operations.md as it stands there: run again, run late, and from the plan to the log."""
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,9 +18,10 @@ from small_runs import SHOP_POLICY
 
 for package in ("pyarrow", "onnxscript", "onnxruntime", "jinja2"):  # extra `live`
     pytest.importorskip(package)
+import pyarrow.parquet as pq
 
 ROOT = Path(__file__).parents[2]
-LAST, MONDAY = "2026-12-06", "2026-12-07"  # the last day of the made-up year, and the planned week's first
+LAST, MONDAY, NEXT = "2026-12-06", "2026-12-07", "2026-12-14"  # the last day of the shop's year, and the weeks after it
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,8 @@ def shop(tmp_path_factory):
     for name in ("customers.csv", "sends.csv", "purchases.csv"):
         shutil.copy(folder / "shop" / name, folder / "exports" / MONDAY / name)
     (script,) = re.findall(r"```bash\n(#!.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
-    (folder / "weekly.sh").write_text(script)
+    # a policy of two iterations sends little: 40 % of the customers get what chance says, so that there are sends
+    (folder / "weekly.sh").write_text(script.replace("rule=reserved", "rule=reserved arms.random=0.4"))
     (folder / "scripts").symlink_to(ROOT / "scripts")
     return folder
 
@@ -46,9 +50,42 @@ def weekly(folder: Path, week: int, money: int) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
 
 
+def rows_of(path: Path, separator: str = ",") -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file, delimiter=separator))
+
+
+class Sent(NamedTuple):
+    """The customers of the next week's export."""
+
+    as_planned: set[str]
+    bounced: set[str]  # planned messages that were not sent: one address, and all customers who left on the last day
+    unplanned: str  # a customer to whom something was sent that the plan lacks
+
+
+def export_what_was_sent(folder: Path) -> Sent:
+    """Write the next week's exports."""
+    shutil.copytree(folder / "exports" / MONDAY, folder / "exports" / NEXT)
+    table = rows_of(folder / "exports" / NEXT / "customers.csv", ";")
+    left = {row["Customer No"] for row in table if row["Left"]}
+    readers = {row["Customer No"] for row in table if row["Newsletter"] == "yes"} - left
+    planned = rows_of(folder / "sent" / "week=48.csv")
+    reached = [row for row in planned if row["customer"] not in left][1:]
+    sent = {row["customer"]: (row["offer"], row["channel"]) for row in reached}
+    nothing = [row for row in pq.read_table(folder / "sent/week=48.parquet").to_pylist() if not row["offer"]]
+    allowed = [row for row in nothing if row["reason"].startswith(("nothing pays", "waits"))]
+    free = next(row["customer"] for row in allowed if row["customer"] in readers)
+    with (folder / "exports" / NEXT / "sends.csv").open("a") as file:
+        for customer, (offer, channel) in {**sent, free: ("coffee", "newsletter")}.items():
+            file.write(f"2026-12-08;{customer};{offer};{channel};;0;0\n")
+    with (folder / "exports" / NEXT / "purchases.csv").open("a") as file:
+        file.write(f"{free};2026-12-10;4.5\n")
+    return Sent(set(sent), {row["customer"] for row in planned} - sent.keys(), free)
+
+
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
-def test_the_weekly_job_runs_twice_and_hands_over_one_plan(shop):
+def test_the_weekly_job_runs_twice_and_what_was_sent_becomes_a_log_with_propensities(shop):
     first = weekly(shop, 48, 200)
     assert first.returncode == 0, first.stderr
     assert f"weeks to {LAST}" in first.stdout
@@ -60,3 +97,27 @@ def test_the_weekly_job_runs_twice_and_hands_over_one_plan(shop):
     other = weekly(shop, 48, 2000)
     assert other.returncode == 2 and "replace" in other.stderr.splitlines()[-1]
     assert sent.read_bytes() == before
+
+    told = export_what_was_sent(shop)
+    assert told.as_planned and told.bounced
+    following = weekly(shop, 49, 200)
+    assert following.returncode == 0, following.stderr
+    made, planned = len(told.as_planned), len(told.as_planned | told.bounced)
+    assert (
+        f"week 48: {made} of {planned} planned sends were made, {planned - made} were not; 1 sends" in following.stdout
+    )
+    plan = {row["customer"]: row["propensity"] for row in pq.read_table(shop / "sent/week=48.parquet").to_pylist()}
+    week = {row["customer"]: row for row in pq.read_table(log).to_pylist() if row["week"] == 48}
+    assert {name for name, row in week.items() if row["offer"]} == told.as_planned | {told.unplanned}
+    unknown = (told.bounced & week.keys()) | {told.unplanned}
+    assert {name for name, row in week.items() if row["propensity"] is None} == unknown
+    assert all(row["propensity"] == plan[name] for name, row in week.items() if name not in unknown)
+    late = weekly(shop, 48, 200)  # a repetition a week later, when the log has more
+    assert late.returncode == 0, late.stderr
+    assert sent.read_bytes() == before
+
+    valued = script_runner.run(
+        shop, "evaluate", "-cd", "shop", "checkpoint=policy/checkpoint.pt", "log=log.parquet", "hydra.run.dir=valued"
+    )
+    assert valued.returncode == 0, valued.stderr
+    assert "sequential DR" in valued.stdout

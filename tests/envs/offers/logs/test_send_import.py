@@ -22,6 +22,7 @@ from envs.offers.logs.customer_weeks import (
     second_of_a_cell,
     staying,
 )
+from envs.offers.logs.planned_weeks import PlannedWeek
 from scripts import example_shop
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -493,3 +494,20 @@ def test_a_date_of_leaving_that_comes_late_takes_no_send_out_of_the_log():
     nothing = one_cell(old, customer=[0]).take(slice(0, 0))
     stays = staying(old.extended(("a", "b"), 8), 6, nothing, None, left, has_everyone=True)
     assert stays.last.tolist() == [4, 2]
+
+
+def test_a_planned_week_has_the_plans_propensities_and_a_second_import_changes_nothing(shop):
+    _, env, sends = shop
+    log = imported(shop).log
+    week = log.weeks - 1
+    there = np.flatnonzero(log.is_present(week))
+    offer, channel = (x[week, there].astype(np.int64) for x in (log.offer, log.channel))
+    offer[0] = 3 - offer[0] if offer[0] else 1  # not what was sent
+    ids = [log.ids[k] for k in there]
+    plan = PlannedWeek("week.parquet", week, ids, offer, channel, np.full(len(there), 0.25))
+    first = instantiate(sends)(env, None, iter([plan]))
+    expected = log.propensity.copy()
+    expected[week, there] = [np.nan, *[0.25] * (len(there) - 1)]
+    np.testing.assert_array_equal(first.log.propensity, expected)
+    again = instantiate(sends)(env, (first.log, first.calendar), iter([plan]))
+    assert not again.is_changed and again.planned == first.planned and len(first.planned) == 1

@@ -101,7 +101,7 @@ def test_intervals_of_few_clusters_in_both_groups_hold():
     for x in torch.randn(800, 24, generator=generator):
         found = difference(group_mean(x, first, cluster), group_mean(x, ~first, cluster), 0.9)
         holds += found.low <= 0 <= found.high
-    assert holds / 800 == pytest.approx(0.9, abs=0.02)  # 85.6 % by Welch's
+    assert holds / 800 == pytest.approx(0.9, abs=0.02)
 
 
 def test_a_panel_of_clusters_counts_as_their_means():

@@ -125,6 +125,7 @@ class WithinCapacity(NamedTuple):
     demand: Demand  #: of the steps
     cleared: Cleared
     fee: Tensor  #: of a message through each channel, in what sends are worth, float64 [C]
+    closed: list[int]  #: channels that no price clears: nobody buys at theirs
 
 
 def channels_of(catalogue: Catalogue) -> Tensor:
@@ -174,7 +175,7 @@ def clear_within(
     fee = torch.zeros(len(catalogue.channels), dtype=torch.float64)
     if not capacity.limited:
         demand = Demand.of(steps, catalogue)
-        return WithinCapacity(steps, demand, clear(demand), fee)
+        return WithinCapacity(steps, demand, clear(demand), fee, [])
     channel, rows = channels_of(catalogue), with_pairs(steps, capacity.pairs(catalogue))
     theirs, *instead = (Increments(*(x[rows] for x in ladder)) for ladder in (steps, *without))
     others = Demand.of(Increments(*(x[~rows] for x in steps)), catalogue)
@@ -182,13 +183,13 @@ def clear_within(
     def at(fee: Tensor) -> WithinCapacity:
         found = priced(theirs, instead, fee, capacity, catalogue)
         demand = Demand(*(np.concatenate(x) for x in zip(others, Demand.of(found, catalogue))))
-        return WithinCapacity(found, demand, clear(demand), fee.clone())
+        return WithinCapacity(found, demand, clear(demand), fee.clone(), [])
 
     def spare(found: WithinCapacity, k: int) -> float:
         held = holding(found.steps, found.cleared.price, sigma)[:, 1:]
         return capacity.of[k] - room_used(through_channels(found.steps.action, held, catalogue)[:, k])
 
-    now = at(fee)
+    now, tops = at(fee), torch.full_like(fee, math.inf)
     for number in range(ROUNDS + len(capacity.limited)):
         beyond = [k for k in capacity.limited if spare(now, k) < 0]
         for k in beyond:
@@ -199,10 +200,11 @@ def clear_within(
                 return spare(at(fee.index_fill(0, torch.tensor(k), x)), k)
 
             fee[k] = rising(spare_at, float(fee[k]), top, SLACK * capacity.of[k]) if number < ROUNDS else top
-            now = at(fee)
+            now, tops[k] = at(fee), top
         if not beyond:
             break
-    return now._replace(steps=merged(steps, now.steps, rows))
+    closed = (fee >= tops).nonzero()[:, 0].tolist()
+    return now._replace(steps=merged(steps, now.steps, rows), closed=closed)
 
 
 def rising(spare: Callable[[float], float], low: float, top: float, slack: float) -> float:

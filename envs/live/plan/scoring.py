@@ -52,8 +52,11 @@ def score_customers(
         if len(here):
             found, spend = ladders(package, inputs.take(here), factor)
             steps.append(found)
+            # the steps of other arms are read by nobody
+            policys = torch.from_numpy(arm[rows] == RL)[here, None]
+            read = found._replace(price=found.price.masked_fill(~policys, -torch.inf))
             for kept_steps, pairs in zip(without, barred):
-                kept_steps.append(without_pairs(package, inputs.take(here), factor, found, pairs))
+                kept_steps.append(without_pairs(package, inputs.take(here), factor, read, pairs))
             spends.append(spend)
     others = tuple(concat_increments(x) for x in without)
     return Scored(np.flatnonzero(eligible), concat_increments(steps), others, torch.cat(spends), factor, kept_inputs)

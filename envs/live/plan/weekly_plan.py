@@ -44,6 +44,7 @@ class ChannelUse(NamedTuple):
     messages: int
     capacity: int
     fee: float  #: of a message, beside its cost, in what the policy holds sends to be worth
+    closed: bool  #: whether the fee keeps everybody away, and is therefore not what one message more is worth
 
 
 @dataclass
@@ -114,7 +115,7 @@ def plan_week(
         columns=columns,
         sent=np.flatnonzero(decisions.action.numpy() > 0),
         arms=results_of(week, decided.arms, columns),
-        channels=uses_of(week, decisions.action, decided.within.fee),
+        channels=uses_of(week, decisions.action, decided.within),
         cleared=decided.within.cleared,
         demand=decided.within.demand,
         random_share=decided.random_share,
@@ -186,13 +187,16 @@ def results_of(week: PlannedWeek, arms: dict[int, ArmPlan], columns: dict[str, A
     return found
 
 
-def uses_of(week: PlannedWeek, action: Tensor, fee: Tensor) -> dict[str, ChannelUse]:
-    """Count the messages of all arms through each channel with a limit, by its name; action [N], fee [C]."""
-    capacity = week.setting.capacity
+def uses_of(week: PlannedWeek, action: Tensor, within: WithinCapacity) -> dict[str, ChannelUse]:
+    """Count the messages of all arms through each channel with a limit, by its name; action [N]."""
+    capacity, policys = week.setting.capacity, week.capacity[RL]
     messages = torch.bincount(channels_of(week.package.catalogue)[action], minlength=len(capacity.channels) + 1)
-    return {
-        capacity.channels[k]: ChannelUse(int(messages[k]), int(capacity.of[k]), float(fee[k])) for k in capacity.limited
-    }
+    found = {}
+    for k in capacity.limited:
+        fee = float(within.fee[k])
+        closed = fee > 0 and (k in within.closed or policys.of[k] == 0)
+        found[capacity.channels[k]] = ChannelUse(int(messages[k]), int(capacity.of[k]), fee, closed)
+    return found
 
 
 def warnings_of(plan: WeekPlan, package: PolicyPackage, setting: PlanSetting) -> list[str]:
@@ -207,6 +211,11 @@ def warnings_of(plan: WeekPlan, package: PolicyPackage, setting: PlanSetting) ->
         found.append(
             f"the grid begins at {highest:g}; money costs {plan.cleared.price:.3g}, more than the policy knows"
         )
+    found += [
+        f"{name}: no price fits the policy's part of {use.capacity:,} messages, so the policy sends nothing through it"
+        for name, use in plan.channels.items()
+        if use.closed and use.capacity
+    ]
     if plan.refused_by_shop_rule:
         found.append(f"{plan.refused_by_shop_rule:,} of the shop's own decisions are refused by the contact rules")
     return found

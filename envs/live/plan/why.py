@@ -45,7 +45,8 @@ def planned_row(path: Path, customer: str) -> dict[str, Any]:
     pa = arrow()
     if not path.is_file():
         raise ValueError(f"{path}: no such plan; make the plan first, without why=")
-    read_facts(path)
+    if "fees" not in read_facts(path):
+        raise ValueError(f"{path}: expected a plan of this version, got one without prices of channels; plan it again")
     rows = pa.parquet.read_table(path, filters=[("customer", "=", customer)]).to_pylist()
     if not rows:
         raise ValueError(f"{path}: has no customer '{customer}'")

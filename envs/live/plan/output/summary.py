@@ -87,7 +87,7 @@ def summary(planned: Planned) -> list[str]:
     for name, use in plan.channels.items():
         lines.append(
             f"  {name}: {use.messages:,} of {use.capacity:,} messages"
-            + (f"; one more is worth {number(use.fee)} to the policy" if use.fee > 0 else "")
+            + (f"; one more is worth {number(use.fee)} to the policy" if use.fee > 0 and not use.closed else "")
         )
     earned = gain_line(planned)
     if earned:

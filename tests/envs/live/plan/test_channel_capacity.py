@@ -12,9 +12,9 @@ from scipy.optimize import linprog
 
 pytest.importorskip("pyarrow")
 
-from envs.live.plan import draws
+from envs.live.plan import channel_capacity, draws
 from envs.live.plan.arm_plans import PlannedWeek, at_random
-from envs.live.plan.arms import BAU, RANDOM, Arms
+from envs.live.plan.arms import BAU, RANDOM, RL, Arms
 from envs.live.plan.channel_capacity import (
     Capacity,
     channels_of,
@@ -25,6 +25,7 @@ from envs.live.plan.channel_capacity import (
 )
 from envs.live.plan.clearing import Demand, clear
 from envs.live.plan.money_rules import MoneyRule
+from envs.live.plan.scoring import score_customers
 from envs.offers.planning.knapsack import Increments, upper_hull
 from stand_in_package import CATALOGUE, StandInPackage, customers_of, plan_of, setting, table
 
@@ -123,6 +124,34 @@ def test_a_step_that_spends_nothing_keeps_its_worth_under_a_price_of_messages():
         real = found.price[0] > -torch.inf
         assert found.action[0, real].tolist() == bought
         assert float((found.price[0] * found.spend[0].clamp_min(1e-12))[0]) == pytest.approx(2.0, rel=1e-5)
+
+
+def test_a_channel_that_no_price_clears_is_closed_and_said_to_be(monkeypatch):
+    package = StandInPackage()
+    customers = customers_of(table(60), package)
+    for limits, rounds, said in (({"newsletter": 3}, 12, 0), ({"newsletter": 3}, 0, 1), ({"newsletter": 0}, 12, 0)):
+        monkeypatch.setattr(channel_capacity, "ROUNDS", rounds)
+        plan = plan_of(customers, package, setting(8.0, arms=ONLY_POLICY, capacity=limits))
+        use = plan.channels["newsletter"]
+        is_open = rounds > 0 and limits["newsletter"] > 0
+        assert use.fee > 0 and use.closed == (not is_open) and (is_open or use.messages == 0)
+        assert sum(x.startswith("newsletter: no price fits") for x in plan.warnings) == said
+
+
+def test_only_the_policys_customers_are_asked_again_without_a_channel():
+    package = StandInPackage()
+    customers = customers_of(table(80), package)
+    arm = np.where(np.arange(80) % 2, RL, BAU).astype(np.uint8)
+    barred = Capacity.read({"newsletter": 3}, CATALOGUE).barred(CATALOGUE)
+    mixed, alone = (
+        score_customers(package, customers, torch.ones(12), x, 4096, barred).without[0]
+        for x in (arm, np.full(80, RL, dtype=np.uint8))
+    )
+    eligible = customers.eligible.numpy()
+    policys = torch.from_numpy(arm == RL)[torch.from_numpy(eligible)]
+    assert (alone.price[~policys] > -torch.inf).any() and (mixed.price[~policys] == -torch.inf).all()
+    steps = (alone.price[policys] > -torch.inf).sum()
+    assert steps > 0 and (mixed.price[policys] > -torch.inf).sum() == steps
 
 
 def messages_of(plan) -> dict[str, int]:

@@ -370,6 +370,10 @@ def test_why_shows_every_step_and_what_rules_refuse(tmp_path):
     assert prices == sorted(prices, reverse=True) and len(prices) >= 1
     refused = {k for k in range(3, 12) if made.customers.contact_policy.reasons(row, k // 3, k % 3, True, [])}
     assert text.count("  refused  ") == len(refused)
+    older = tmp_path / "week=2.parquet"
+    write_plan(older, columns, {key: x for key, x in read_facts(made.path).items() if key != "fees"})
+    with pytest.raises(ValueError, match="week=2.parquet: expected a plan of this version"):
+        planned_row(older, name)
     with pytest.raises(ValueError, match="has no customer 'nobody'"):
         planned_row(made.path, "nobody")
     with pytest.raises(ValueError, match="no such plan; make the plan first"):

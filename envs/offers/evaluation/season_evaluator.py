@@ -187,11 +187,11 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
             return deployed
 
         policy = in_market(market)
-        without_budget = {f"{name}, no budget": policy.without_budget()}
+        without_budget: dict[str, SeasonPolicy] = {f"{name}, no budget": policy.without_budget()}
         if market.rollover:
             return without_budget
         fee = self.tune_fee(tuning_market, in_market(tuning_market).with_fee)
-        return {f"{name} + fee": policy.with_fee(fee)} | without_budget
+        return {f"{name} + fee": policy.with_fee(fee), **without_budget}
 
     @abstractmethod
     def myopic_policy(self, market: EvaluationMarket, fee: float) -> SeasonPolicy:

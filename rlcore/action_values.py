@@ -159,6 +159,10 @@ class LogisticActionValues(ActionValues):
     def forward(self, context: Tensor) -> Tensor:
         return torch.sigmoid(super().forward(context))
 
+    def gradients(self, context: Tensor) -> list[LayerGradients]:
+        """Raise ValueError: the gradient of a logit is not that of a probability."""
+        raise ValueError("algo.network: explorers that go by gradients need algo/network=action_values, not logistic")
+
     def loss(self, context: Tensor, action: Tensor, reward: Tensor) -> Tensor:
         """Return the mean cross-entropy at the flat actions taken [B]."""
         logits = super().forward(context)

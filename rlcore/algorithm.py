@@ -14,7 +14,7 @@ from rlcore.backends import distributed
 from rlcore.distributions import MaskedMultiDiscrete
 from rlcore.rollout import EpisodicReturn
 from rlcore.runs import divergence
-from rlcore.schedules import restore_optimizer
+from rlcore.schedules import AdaptiveKL, restore_optimizer
 
 if TYPE_CHECKING:
     from rlcore.offline.logged_dataset import LoggedDataset
@@ -215,8 +215,10 @@ class NetworkAlgorithm(Algorithm):
 
     `seed` starts the stream that actions and minibatches are drawn from; the environment has a stream of its own. Under
     torchrun `env` has this process's agents; random streams differ between processes, weights do not. Raises ValueError
-    where a rollout does not have the length of an episode.
+    where a rollout does not have the length of an episode, or where a schedule adapts to a KL that nobody measures.
     """
+
+    measures_kl = False  #: whether `kl` has the KL between the policies before and after the last iteration
 
     def __init__(
         self,
@@ -235,6 +237,8 @@ class NetworkAlgorithm(Algorithm):
     ):
         if env.episode_length and num_steps != env.episode_length:
             raise ValueError(f"algo.num_steps: expected {env.episode_length}, the steps of an episode, got {num_steps}")
+        if isinstance(lr_schedule, AdaptiveKL) and not self.measures_kl:
+            raise ValueError("algo.lr_schedule: expected linear or null, for this algorithm has no KL to adapt to")
         self.env = env
         self.num_steps = num_steps
         self.steps_per_iteration = env.num_agents * num_steps * distributed.num_processes()

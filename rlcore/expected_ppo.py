@@ -56,6 +56,7 @@ class ExpectedPPO(NetworkAlgorithm):
     updates equal those of one process, as PPO's do.
     """
 
+    measures_kl = True
     graph_regions: tuple[str, ...] = ("compute_policy_gradients", "compute_critic_gradients")
     sharded = ("generator", "env", "episodic_return")
 

@@ -45,6 +45,7 @@ class PPO(NetworkAlgorithm):
     averaged so that an update equals that of one process on the concatenated minibatches.
     """
 
+    measures_kl = True
     graph_regions: tuple[str, ...] = ("compute_advantages", "compute_gradients")
     sharded = ("generator", "env", "reward_normalizer", "episodic_return")
 

@@ -71,7 +71,12 @@ def main(cfg: DictConfig) -> float:
 
 
 def check_request(cfg: DictConfig) -> None:
-    """Raise ValueError where a key lacks another."""
+    """Raise ValueError where a key lacks another, or has no use here."""
+    for key in ("resume", "init"):
+        if cfg[key]:
+            raise ValueError(f"{key}: evaluate.py trains nothing, expected checkpoint={cfg[key]}")
+    if cfg.plans and not cfg.rules:
+        raise ValueError("plans: expected rules=[a,b], whose weeks the plans tell apart")
     if cfg.rules and not cfg.log:
         raise ValueError("log: expected the path of the log in which the rules decided")
     if cfg.shop_rule.decisions and not (cfg.log and cfg.checkpoint):

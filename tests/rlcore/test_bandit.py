@@ -280,6 +280,8 @@ def test_what_cannot_be_is_refused():
         make(Bandit(8), 1, body="actor_critic")
     with pytest.raises(ValueError, match="^algo.memory: expected at least env.num_agents × algo.num_steps, 32"):
         make(Bandit(8), 1, memory=31)
+    with pytest.raises(ValueError, match="^algo.network: explorers that go by gradients need .* not logistic$"):
+        train(make(Bandit(8), 1, arm="neural_ucb", body="logistic"))
 
 
 # ── clearing ────────────────────────────────────────────────────────────────────────────────────────────────────────

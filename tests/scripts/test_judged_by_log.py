@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from configs import composed
 from envs.configuration import CONF
 from envs.offers.twin.ensemble import TwinEnsemble
 from rlcore.offline.logged_dataset import LoggedDataset
@@ -109,6 +110,19 @@ def test_rules_are_compared_in_the_weeks_of_the_file():
     env.roles = {}
     alike = evaluate.in_weeks_of_the_log(replace(dataset, episode=torch.arange(3)), env, "x.csv")
     assert alike.step.tolist() == alike.episode.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["resume=c.pt"], "resume: evaluate.py trains nothing, expected checkpoint=c.pt"),
+        (["init=c.pt"], "init: evaluate.py trains nothing, expected checkpoint=c.pt"),
+        (["plans=sent"], "plans: expected rules="),
+    ],
+)
+def test_a_key_that_has_no_use_in_an_evaluation_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        evaluate.check_request(composed(*overrides, name="evaluate"))
 
 
 def test_what_decides_nothing_is_refused():

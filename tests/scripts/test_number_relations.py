@@ -34,6 +34,7 @@ def build(*overrides: str) -> None:
         (["algo=ppo_expected", "algo.minibatches=7"], ["algo.minibatches", "env.num_agents", "algo.num_steps", "7"]),
         (["algo=ppo_expected", "algo.num_steps=6"], ["algo.num_steps", "12", "6"]),
         (["algo=bandit", "algo.memory=100"], ["algo.memory", "env.num_agents", "algo.num_steps", "576", "100"]),
+        (["algo=bandit", "algo/lr_schedule=adaptive_kl"], ["algo.lr_schedule", "linear"]),
         (["algo/network=actor"], ["algo.network", "algo/network=actor_critic"]),
         (["algo=ppo_expected", "algo/network=action_values"], ["algo.network", "algo/network=actor"]),
         (

@@ -28,7 +28,7 @@ PAGES = [
 ]
 LAUNCHERS = ("python", "torchrun")
 HYDRA_FLAGS = {"--cfg", "--info", "-sc"}  # with their argument
-END_OF_COMMAND = {"&&", "||", "|", ";", ">"}
+END_OF_COMMAND = {"&&", "||", "|", ";", ">", "${@:2}"}  # the last is what a shell script was given
 FOLDERS = "conf|crm_rl|docs|email_rl|envs|rlcore|scripts|tests"
 FILES_OF_USERS = ("shop/", "env/world/shop.yaml", "mine/", "my_algos.py")  # pages tell users to make them
 WITHOUT_CONFIG = {"example_shop", "summary"}  # take folders, and no overrides

@@ -139,8 +139,8 @@ class StandInExported(StandInPackage):
 def request(**changes) -> PlanRequest:
     """What a shop asks for, in short."""
     keys = {
-        "customers": None, "separator": ",", "id": None, "today": None, "log": None, "week": 3, "money": 40.0,
-        "capacity": {}, "rule": "expected", "z": 1.645, "sigma": 0.2, "salt": 0,
+        "customers": None, "separator": ",", "id": None, "today": None, "left": None, "log": None, "week": 3,
+        "money": 40.0, "capacity": {}, "rule": "expected", "z": 1.645, "sigma": 0.2, "salt": 0,
         "arms": {"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0},
         "shop_rule": {"decisions": None, "separator": ","}, "forecast": {"redemptions": 200.0}, "twin": None,
         "segment": None, "valid_days": 7, "out": None, "replace": False, "block": 128,

@@ -1,8 +1,9 @@
-"""Look after a ledger: back it up, audit it, print a week's journal, erase a customer.
+"""Look after a ledger: back it up, audit it, print a week's journal, free lapsed money, erase a customer.
 
     python -m envs.live.ledger backup money.db copy.db
     python -m envs.live.ledger audit money.db
     python -m envs.live.ledger journal money.db SEASON WEEK
+    python -m envs.live.ledger expire money.db
     python -m envs.live.ledger erase money.db CUSTOMER
 
 Exit code 0: done; 2: bad input; 3 (audit): a week was overspent, or the books don't agree with the journal.
@@ -14,6 +15,7 @@ import argparse
 import csv
 import getpass
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 from envs.live.ledger.opening import SERVER, open_ledger
@@ -31,6 +33,7 @@ def main(arguments: list[str]) -> int:
         "backup": "copy a file, whole and of one moment, while others write",
         "audit": "add up the journal and compare",
         "journal": "print a week's records as CSV",
+        "expire": "free the money of reservations whose offers have ended, and say of how many",
         "erase": "forget who a customer was",
     }
     for name, text in help_of.items():
@@ -68,6 +71,8 @@ def _run(options: argparse.Namespace) -> int:
             writer.writerow(Record._fields)
             for record in ledger.journal(options.season, options.week):
                 writer.writerow(value.hex() if isinstance(value, bytes) else value for value in record)
+        elif options.command == "expire":
+            print(ledger.expire(datetime.now(timezone.utc)))
         else:
             print("erased" if ledger.erase(options.customer) else "nobody of this name is known")
     finally:

@@ -85,16 +85,19 @@ class Table(NamedTuple):
     columns: Mapping[str, np.ndarray]
     numbers: Tensor
     levels: Tensor
+    has_left: np.ndarray | None = None  #: by a column of dates, bool [N]; None: the file says nothing of it
 
 
 def allowed_now(catalogue: Catalogue, rules: dict[str, Any], table: Table, past: PastWeeks) -> Customers:
     """Apply contact rules, the keys of conf/env/contact_rules, to the customers of a table.
 
-    Who has left, by the log, is sent nothing.
+    Who has left, by the log or by the table, is sent nothing.
     """
     n = len(table.ids)
     policy = ContactRules(catalogue, table, **rules).policy_of(torch.arange(n), n, torch.device("cpu"))
     subscribed, left = past.subscribed(), past.left()
+    if table.has_left is not None:
+        left |= torch.from_numpy(table.has_left)
     policy = replace(policy, exclusions=(Exclusion("left the shop", None, None, left), *policy.exclusions))
     longest = max((weeks for weeks, _ in policy.caps), default=1)
     options = policy(subscribed & ~left, past.contacted(longest - 1))

@@ -16,7 +16,7 @@ from envs.live.plan.arms import Arms
 from envs.live.plan.channel_capacity import Capacity
 from envs.live.plan.deciding import Customers, PolicyPackage, Table, allowed_now
 from envs.live.plan.forecast import Forecast, corrections
-from envs.live.plan.inputs.exported import ExportedPolicy, read_table_of
+from envs.live.plan.inputs.exported import ExportedPolicy, has_left, read_table_of
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
@@ -35,6 +35,7 @@ class PlanRequest:
     separator: str
     id: str | None
     today: str | None
+    left: str | None
     log: str | None
     week: int | None
     money: float | None
@@ -214,6 +215,10 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     table, notes, file = read_customers(policy, request)
     past = past_weeks(policy, request, table.ids)
     path = request.path(past.week)
+    first_day = past.first_day()
+    if request.left is not None:
+        day = np.datetime64(request.today, "D") if first_day is None and request.today else first_day
+        table = table._replace(has_left=has_left(file, request.left, day))
     customers = allowed_now(policy.catalogue, policy.contact_rules, table, past)
     forecast = corrections(path.parent, past, policy.catalogue, request.forecast["redemptions"], policy.version)
     setting = setting_of(policy, request)
@@ -223,7 +228,6 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     if unknown:
         plan.warnings.append(f"{unknown:,} of the shop's own decisions are of customers whom the table lacks")
     plan.warnings += notes
-    first_day = past.first_day()
     until = "" if first_day is None else str(first_day + np.timedelta64(request.valid_days - 1, "D"))
     segment = None if request.segment is None else texts_of(file, request.segment)
     valid_weeks = -(-request.valid_days // send_log.DAYS)

@@ -51,3 +51,15 @@ def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
         f"week {week}: {made:,} of {sends:,} planned sends were made, {sends - made:,} were not; {other:,} sends were "
         f"not planned; {unknown:,} decisions are not the plan's and have no propensity"
     )
+
+
+def put_unplanned(log: CustomerWeeks, week: int) -> str:
+    """Say what is known of a week after the first planned one that has no plan; return a sentence for a warning.
+
+    Where nothing was sent to anybody, no decision was drawn: the propensity of nothing is 1. Where something was sent,
+    nobody knows who could have got it: decisions without a propensity keep none.
+    """
+    if (log.offer[week] > 0).any():
+        return f"week {week} has sends and no plan: its decisions have only the propensities that the sends' file gives"
+    log.propensity[week, log.is_present(week) & np.isnan(log.propensity[week])] = 1.0
+    return f"week {week} has no plan and no send: the propensity of nothing is 1, where the sends' file gives none"

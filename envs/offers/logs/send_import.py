@@ -18,7 +18,7 @@ from envs.offers.logs.customer_weeks import (
     put_sends,
     staying,
 )
-from envs.offers.logs.planned_weeks import PlannedWeek, put_planned
+from envs.offers.logs.planned_weeks import PlannedWeek, put_planned, put_unplanned
 from envs.offers.logs.send_log import Calendar
 from envs.offers.logs.send_reader import Table, check_one_a_week, days_of, read_sends, to_rows
 from envs.offers.populations.base import GivenCustomers
@@ -114,7 +114,8 @@ class Sends:
     def __call__(self, env, old: tuple[CustomerWeeks, Calendar] | None, plans: Iterable[PlannedWeek] = ()) -> Imported:
         """Return the log of these files, or an older log with what is new in them.
 
-        The propensities of weeks that `plans` has are those of the plans.
+        The propensities of weeks that `plans` has are those of the plans. Weeks that lack a plan after the first
+        planned week are warned of.
         """
         given = env.population.given
         if given is None:
@@ -167,9 +168,11 @@ class Sends:
             self.warnings.append(f"{returns:,} returns in weeks without a purchase: left out")
         first_new = max(old[0].weeks - 1, 0) if old else 0  # the older log's last week may have been cut off
         said = {plan.week: put_planned(log, plan) for plan in plans if plan.week < weeks}
-        unplanned = kept[~np.isin(rows.week[kept], list(said))]
-        self._warn_of_missing_propensities(rows, unplanned)
-        self._fill_propensities(log, [week for week in range(first_new, weeks) if week not in said])
+        first_planned = min(said, default=weeks)
+        new = range(first_new, weeks)
+        self.warnings += [put_unplanned(log, week) for week in new if week > first_planned and week not in said]
+        self._warn_of_missing_propensities(rows, kept[rows.week[kept] < first_planned])
+        self._fill_propensities(log, [week for week in new if week < first_planned])
         if purchases_to is not None and int(calendar.week_of(np.array(purchases_to))) < weeks - 1:
             self.warnings.append(
                 f"the last purchase is of {calendar.describe(purchases_to)}, before the log's last week: the weeks "

@@ -80,10 +80,11 @@ def of_size(directory: Path, folder: str, seed: int, n: int, money: float) -> di
     table = directory / f"customers_{n}.csv"
     write_customers(table, n, seed)
     request = PlanRequest(
-        customers=str(table), separator=";", id=None, today=None, log=None, week=WEEK, money=money, capacity={},
-        rule="expected", z=0.0, sigma=0.2, salt=0, arms={"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0},
-        shop_rule={"decisions": None, "separator": ","}, forecast={"redemptions": None}, twin=None, segment=None,
-        valid_days=7, out=str(directory / f"plan_{n}" / f"week={WEEK}.parquet"), replace=True, block=16384,
+        customers=str(table), separator=";", id=None, today=None, left=None, log=None, week=WEEK, money=money,
+        capacity={}, rule="expected", z=0.0, sigma=0.2, salt=0, shop_rule={"decisions": None, "separator": ","},
+        arms={"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0}, forecast={"redemptions": None}, twin=None,
+        segment=None, valid_days=7, out=str(directory / f"plan_{n}" / f"week={WEEK}.parquet"), replace=True,
+        block=16384,
     )  # fmt: skip
     result: dict[str, Any] = {"customers": n}
 

@@ -19,7 +19,7 @@ from envs.live.plan.deciding import Table
 from envs.offers.populations.customer_table import check_ids, days_before
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.history import SeenWeek
-from envs.tables.column_kinds import is_date, to_column
+from envs.tables.column_kinds import is_date, is_number, to_column
 
 VERSION_DIGITS = 12  # of the checksum of package.json
 
@@ -117,3 +117,20 @@ def read_table_of(
     ]
     columns = ColumnsOnDemand(table, policy.text_columns | {name}, today, source)
     return Table(ids, columns, read.numbers, read.levels), notes
+
+
+def has_left(table: Any, name: str, day: np.datetime64 | None) -> np.ndarray:
+    """Tell which customers of a pyarrow.Table have a date before a day in the column `name`, bool [N].
+
+    Raises ValueError where the column is missing or holds no dates, and where no day is known.
+    """
+    if name not in table.column_names:
+        raise ValueError(f"customers: no column '{name}' (left); there are {', '.join(table.column_names)}")
+    if day is None:
+        raise ValueError("left: expected the day that dates of leaving are compared with, as in today=2025-11-24")
+    dates = to_column(table.column(name), "customers", name, False, False, "the package")
+    if is_date(dates):
+        return dates < day
+    if is_number(dates) or (dates != "").any():
+        raise ValueError(f"customers: column '{name}': expected dates, year-month-day, or nothing (left)")
+    return np.zeros(len(dates), dtype=bool)

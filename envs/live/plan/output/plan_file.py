@@ -19,7 +19,7 @@ KEY = b"crm_rl.plan"  # of the file's metadata
 ROWS = 65_536  # of a row group
 ID, TEXT, INT64, INT32, FLOAT64, FLOAT32 = "id", "text", "int64", "int32", "float64", "float32"
 COLUMNS = {
-    "decision": INT64,  # id of week and customer, by which a sender can tell a repeated send
+    "decision": INT64,  # id of week and customer, which the plan and the sender's file share
     "customer": ID,
     "season": INT32,
     "week": INT32,  # of the season

@@ -63,6 +63,33 @@ def test_a_request_that_does_not_fit_is_one_line(changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_who_left_before_the_planned_week_is_sent_nothing():
+    dates = ["2026-12-06", "2026-12-07", "2026-12-08", "", "2020-01-01"]
+    given = arrow_table(5).append_column("Left", pa.array(dates))
+    rows = rows_of(make_plan(POLICY, request(customers=given, left="Left", today="2026-12-07")))
+    gone = [row["reason"].startswith("left the shop") for row in rows]
+    assert gone == [True, False, False, False, True]
+    assert not any(row["offer"] for row in rows if row["reason"].startswith("left the shop"))
+    nobody = arrow_table(5).append_column("Left", pa.nulls(5))
+    rows = rows_of(make_plan(POLICY, request(customers=nobody, left="Left", today="2026-12-07")))
+    assert not any(row["reason"].startswith("left the shop") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"left": "Gone"}, "customers: no column 'Gone' (left); there are id, Rate"),
+        ({"left": "Left"}, "left: expected the day that dates of leaving are compared with"),
+        ({"left": "Tier", "today": "2026-12-07"}, "customers: column 'Tier': expected dates, year-month-day"),
+        ({"left": "Age", "today": "2026-12-07"}, "customers: column 'Age': expected dates, year-month-day"),
+    ],
+)
+def test_a_column_of_leaving_that_does_not_fit_is_one_line(changes, message):
+    given = arrow_table(5).append_column("Left", pa.array(["2026-12-06"] * 5))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_plan(POLICY, request(**{"customers": given, **changes}))
+
+
 def test_a_file_of_customers_that_cannot_be_read_names_the_plans_own_keys(tmp_path):
     (tmp_path / "c.csv").write_text("id;Rate\nx;1\n")
     expected = re.escape("c.csv: row 1: expected columns separated by ',', got semicolons (separator)")

@@ -9,7 +9,7 @@ import pytest
 
 from envs.live.planned_weeks import planned_weeks
 from envs.offers.logs.customer_weeks import CustomerWeeks
-from envs.offers.logs.planned_weeks import PlannedWeek, put_planned
+from envs.offers.logs.planned_weeks import PlannedWeek, put_planned, put_unplanned
 
 IDS = ("sent", "nothing", "bounced", "other offer", "other channel", "unplanned", "not in the plan", "gone")
 PLAN = PlannedWeek(
@@ -42,6 +42,25 @@ def test_a_decision_has_the_plans_propensity_only_where_the_plan_decided_it():
         "week 1: 1 of 5 planned sends were made, 4 were not; 3 sends were not planned; "
         "5 decisions are not the plan's and have no propensity"
     )
+
+
+def test_nothing_was_certain_in_a_week_without_plan_and_send():
+    made = log()
+    made.propensity[:] = np.nan
+    made.propensity[2, 0] = 0.6  # of the file
+    assert put_unplanned(made, 2) == (
+        "week 2 has no plan and no send: the propensity of nothing is 1, where the sends' file gives none"
+    )
+    np.testing.assert_array_equal(made.propensity[2], [0.6, 1, 1, 1, 1, 1, 1, np.nan])
+    assert np.isnan(made.propensity[:2]).all()
+
+
+def test_the_propensities_of_a_week_with_sends_and_without_a_plan_stay_as_the_file_has_them():
+    made = log()
+    made.propensity[1] = [0.2, *[np.nan] * 7]
+    before = made.propensity.copy()
+    assert put_unplanned(made, 1).startswith("week 1 has sends and no plan: its decisions have only the propensities")
+    np.testing.assert_array_equal(made.propensity, before)
 
 
 def test_a_plan_of_another_log_is_refused():

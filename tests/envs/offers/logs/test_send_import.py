@@ -511,3 +511,27 @@ def test_a_planned_week_has_the_plans_propensities_and_a_second_import_changes_n
     np.testing.assert_array_equal(first.log.propensity, expected)
     again = instantiate(sends)(env, (first.log, first.calendar), iter([plan]))
     assert not again.is_changed and again.planned == first.planned and len(first.planned) == 1
+
+
+def test_a_week_between_plans_that_lacks_one_is_warned_of_and_gets_no_propensity_of_nothing(shop):
+    _, env, sends = shop
+    log = imported(shop).log
+    last = log.weeks - 1
+    skipped = next(week for week in range(last - 1, 0, -1) if log.offer[week].any())
+
+    def plan_of(week):
+        offer, channel = (x[week].astype(np.int64) for x in (log.offer, log.channel))
+        return PlannedWeek(f"week={week}.parquet", week, list(log.ids), offer, channel, np.full(len(log.ids), 0.25))
+
+    plans = [plan_of(week) for week in (*range(skipped), *range(skipped + 1, last + 1))]
+    found = instantiate(sends)(env, None, iter(plans))
+    assert [x for x in found.warnings if "no plan" in x] == [
+        f"week {skipped} has sends and no plan: its decisions have only the propensities that the sends' file gives"
+    ]
+    without = log.is_present(skipped) & (log.offer[skipped] == 0)
+    sent = log.offer[skipped] > 0
+    assert without.any() and np.isnan(found.log.propensity[skipped, without]).all()
+    np.testing.assert_array_equal(found.log.propensity[skipped, sent], log.propensity[skipped, sent])
+    from_then = instantiate(sends)(env, None, iter(plans[skipped:]))  # the weeks before the first plan are as ever
+    assert not [x for x in from_then.warnings if "no plan" in x]
+    np.testing.assert_array_equal(from_then.log.propensity[: skipped + 1], log.propensity[: skipped + 1])

@@ -125,8 +125,8 @@ def test_the_weekly_job_runs_twice_and_what_was_sent_becomes_a_log_with_propensi
     assert late.returncode == 0, late.stderr
     assert sent.read_bytes() == before and log.read_bytes() == logged
 
-    valued = script_runner.run(
-        shop, "evaluate", "-cd", "shop", "checkpoint=policy/checkpoint.pt", "log=log.parquet", "hydra.run.dir=valued"
-    )
+    asked = ["-cd", "shop", "checkpoint=policy/checkpoint.pt", "log=log.parquet", "hydra.run.dir=valued"]
+    short = ["ope.model.steps=10", "ope.replications=50", "ope.constant_actions=1"]
+    valued = script_runner.run(shop, "evaluate", *asked, *short)
     assert valued.returncode == 0, valued.stderr
     assert "sequential DR" in valued.stdout

@@ -29,16 +29,19 @@ def planned_weeks(folder: Path | str, catalogue: Catalogue) -> Iterator[PlannedW
             source=str(path),
             week=week,
             customers=texts["customer"],
-            offer=places(texts["offer"], ["", *catalogue.offers[1:]], f"{path}: column 'offer'"),
-            channel=places(texts["channel"], ["", *catalogue.channels], f"{path}: column 'channel'").clip(1) - 1,
+            offer=indices(texts["offer"], catalogue.offers, f"{path}: column 'offer'"),
+            channel=indices(texts["channel"], catalogue.channels, f"{path}: column 'channel'"),
             propensity=table["propensity"].to_numpy().astype(np.float64),
         )
 
 
-def places(texts: Sequence[str], names: Sequence[str], where: str) -> np.ndarray:
-    """Return the places of texts [M] among names, int64 [M]; raise ValueError where a text is none of the names."""
-    index = {name: k for k, name in enumerate(names)}
+def indices(texts: Sequence[str], names: Sequence[str], where: str) -> np.ndarray:
+    """Return the indices of texts [M] among names, int64 [M]; an empty text, which a plan has for nothing, is index 0.
+
+    Raises ValueError where a text is none of the names.
+    """
+    index = {"": 0} | {name: k for k, name in enumerate(names)}
     unknown = [text for text in texts if text not in index]
     if unknown:
-        raise ValueError(f"{where}: expected one of {', '.join(names[1:])}, got '{unknown[0]}'")
+        raise ValueError(f"{where}: expected one of {', '.join(names)}, got '{unknown[0]}'")
     return np.fromiter((index[text] for text in texts), np.int64, len(texts))

@@ -117,8 +117,8 @@ class ValueKnapsackPolicy(DeployedPolicy):
         context, spend = self.context_and_spend(rows, week, state, options)
         values = self.policy.action_values(context, options.action_mask).to(spend)
         if self.fee:
-            nothing, contact = values.tensor_split([len(self.world.catalogue.channels)], 1)
-            values = torch.cat((nothing, contact - self.fee), 1)
+            values = values.clone()
+            values[:, self.world.catalogue.action_codec.contacts] -= self.fee
         if self.keeps_budget:
             return upper_hull(values, spend)
         value, action = values.max(1)

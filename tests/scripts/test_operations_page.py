@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[2]
 LAST, MONDAY, NEXT = "2026-12-06", "2026-12-07", "2026-12-14"  # the last day of the shop's year, and the weeks after it
 
 
+def script_of_the_page() -> str:
+    (script,) = re.findall(r"```bash\n(#!.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    return script
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """A shop's folder with a policy's package, the first week's exports, and weekly.sh."""
@@ -37,8 +42,7 @@ def shop(tmp_path_factory):
     (folder / "exports" / MONDAY).mkdir(parents=True)
     for name in ("customers.csv", "sends.csv", "purchases.csv"):
         shutil.copy(folder / "shop" / name, folder / "exports" / MONDAY / name)
-    (script,) = re.findall(r"```bash\n(#!.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
-    (folder / "weekly.sh").write_text(script)
+    (folder / "weekly.sh").write_text(script_of_the_page())
     (folder / "scripts").symlink_to(ROOT / "scripts")
     return folder
 
@@ -84,8 +88,52 @@ def export_what_was_sent(folder: Path) -> Sent:
     return Sent(set(sent), {row["customer"] for row in planned} - sent.keys(), free)
 
 
+on_linux = pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock and GNU date")
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("today", "week", "monday", "sunday"),
+    [
+        ("2026-01-05", 0, "2026-01-05", "2026-01-04"),
+        ("2026-03-29", 11, "2026-03-23", "2026-03-22"),  # the day on which summer time begins
+        ("2026-03-30", 12, "2026-03-30", "2026-03-29"),
+        ("2026-12-13", 48, "2026-12-07", "2026-12-06"),
+        ("2026-12-14", 49, "2026-12-14", "2026-12-13"),
+    ],
+)
+def test_the_script_finds_the_week_of_a_day(today, week, monday, sunday):
+    finds, _, _ = script_of_the_page().partition("EXPORTS=")
+    clock = f'date() {{ if [ "$*" = +%F ]; then echo {today}; else command date "$@"; fi; }}\n'
+    environment = {**{k: x for k, x in os.environ.items() if k != "WEEK"}, "TZ": "Europe/Berlin"}
+    command = ["bash", "-c", f"{clock}{finds}echo $WEEK $MONDAY $SUNDAY", "weekly.sh", "5000"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(week), monday, sunday], done.stderr
+
+
+@on_linux
+@pytest.mark.parametrize("last", ["plan/week=48.parquet", "plan/week=48.csv"])
+def test_a_hand_over_that_was_killed_leaves_only_whole_files_and_is_run_again(tmp_path, last):
+    script = script_of_the_page()
+    hand_over = "set -eu\nWEEK=48\n" + script[script.index('if [ -e "sent/') :]
+    killed = f'cp() {{ if [ "$1" = {last} ]; then head -c 4 "$1" > "$2"; exit 137; fi; command cp "$@"; }}\n'
+    plans = {"week=48.parquet": b"PAR1 the plan PAR1", "week=48.csv": b"decision,customer\n1,K1\n"}
+    for name in ("plan", "sent"):
+        (tmp_path / name).mkdir()
+    for name, content in plans.items():
+        (tmp_path / "plan" / name).write_bytes(content)
+
+    def handed_over() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / "sent").glob("week=*")}
+
+    assert subprocess.run(["bash", "-c", killed + hand_over], cwd=tmp_path).returncode == 137
+    assert handed_over() == ({} if last.endswith("parquet") else {"week=48.parquet": plans["week=48.parquet"]})
+    assert subprocess.run(["bash", "-c", hand_over], cwd=tmp_path).returncode == 0
+    assert handed_over() == plans
+
+
 @pytest.mark.long
-@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
+@on_linux
 def test_the_weekly_job_runs_twice_and_what_was_sent_becomes_a_log_with_propensities(shop):
     purchases = shop / "exports" / MONDAY / "purchases.csv"
     purchases.rename(shop / "late.csv")

@@ -112,11 +112,12 @@ def test_the_script_finds_the_week_of_a_day(today, week, monday, sunday):
 
 
 @on_linux
+@pytest.mark.parametrize("ends", ["exit 137", "return 1"])  # killed, or a full disk
 @pytest.mark.parametrize("last", ["plan/week=48.parquet", "plan/week=48.csv"])
-def test_a_hand_over_that_was_killed_leaves_only_whole_files_and_is_run_again(tmp_path, last):
+def test_a_hand_over_that_was_cut_short_leaves_only_whole_files_and_is_run_again(tmp_path, last, ends):
     script = script_of_the_page()
     hand_over = "set -eu\nWEEK=48\n" + script[script.index('if [ -e "sent/') :]
-    killed = f'cp() {{ if [ "$1" = {last} ]; then head -c 4 "$1" > "$2"; exit 137; fi; command cp "$@"; }}\n'
+    cut = f'cp() {{ if [ "$1" = {last} ]; then head -c 4 "$1" > "$2"; {ends}; fi; command cp "$@"; }}\n'
     plans = {"week=48.parquet": b"PAR1 the plan PAR1", "week=48.csv": b"decision,customer\n1,K1\n"}
     for name in ("plan", "sent"):
         (tmp_path / name).mkdir()
@@ -126,7 +127,7 @@ def test_a_hand_over_that_was_killed_leaves_only_whole_files_and_is_run_again(tm
     def handed_over() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / "sent").glob("week=*")}
 
-    assert subprocess.run(["bash", "-c", killed + hand_over], cwd=tmp_path).returncode == 137
+    assert subprocess.run(["bash", "-c", cut + hand_over], cwd=tmp_path).returncode == int(ends.split()[1])
     assert handed_over() == ({} if last.endswith("parquet") else {"week=48.parquet": plans["week=48.parquet"]})
     assert subprocess.run(["bash", "-c", hand_over], cwd=tmp_path).returncode == 0
     assert handed_over() == plans

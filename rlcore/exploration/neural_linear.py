@@ -50,9 +50,9 @@ def regression_statistics(
 class NeuralLinear(Explorer):
     """Thompson draws from a Bayesian linear regression of each action's reward on the network's last features.
 
-    Riquelme, Tucker & Snoek 2018. The precision A = λI + Σφφᵀ is rebuilt from memory at the end of the first iteration
-    and of every `refit_every`-th one, since the features of old decisions change with the network. The noise is the
-    mean of its inverse-gamma posterior.
+    Riquelme, Tucker & Snoek 2018. The precision A = λI + Σφφᵀ is rebuilt from memory every `refit_every` iterations,
+    from the first one on, since the features of old decisions change with the network; the end of a training rebuilds
+    it once more. The noise is the mean of its inverse-gamma posterior.
     """
 
     mean: Tensor  #: posterior mean, [A, d]
@@ -108,7 +108,7 @@ class NeuralLinear(Explorer):
         return floored(thompson_probs, action_mask, self.epsilon)
 
     def is_refit_due(self, iteration: int) -> bool:
-        return iteration == 0 or (iteration + 1) % self.refit_every == 0
+        return iteration % self.refit_every == 0
 
     def refit_posterior(self, network: ActionValues, context: Tensor, action: Tensor, reward: Tensor) -> None:
         statistics = regression_statistics(network, context, action, reward)

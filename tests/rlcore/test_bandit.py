@@ -185,7 +185,7 @@ def test_a_memory_of_another_size_is_refused_where_the_ring_would_break(size):
     assert len(other) == 0
 
 
-@pytest.mark.parametrize("iterations", [3, 4])
+@pytest.mark.parametrize("iterations", [4, 6])  # the last iteration rebuilds the posterior; it does not
 def test_the_policy_that_is_deployed_has_a_posterior_of_the_final_features(iterations):
     agent = make(Chain(16), iterations, arm="neural_linear", network={"hidden": [8]}, exploration={"refit_every": 3})
     train(agent)

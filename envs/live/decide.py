@@ -22,7 +22,7 @@ class DecisionInputs(NamedTuple):
     numbers: Tensor  # columns of numbers in the package's order, NaN: missing, float64 [N, A]
     levels: Tensor  # code of each column of text's level, the last code being "unknown", int64 [N, L]
     memory: Tensor  # what the observation remembers, float32 [N, M]
-    caps_left: Tensor  # share of each contact cap that is left, float32 [N, K]
+    caps_left: Tensor  # shares of the contact caps that are left, now and in later weeks, float32 [N, K + L]
     week: Tensor  # of the season, from 0, int64 []
     action_mask: Tensor  # pairs that may be sent, bool [N, P]
 

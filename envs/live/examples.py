@@ -89,7 +89,12 @@ def draw_numbers(column: Column, n: int, random: np.random.Generator) -> np.ndar
 
 
 def draw_inputs(
-    columns: TableColumns, features: Tensor, codec: ObservationCodec, catalogue: Catalogue, num_caps: int, seed: int
+    columns: TableColumns,
+    features: Tensor,
+    codec: ObservationCodec,
+    catalogue: Catalogue,
+    num_cap_columns: int,
+    seed: int,
 ) -> list[DecisionInputs]:
     """Give made-up customers a past of random sends, cap shares and masks; return those of each week of the season.
 
@@ -105,7 +110,7 @@ def draw_inputs(
         opted_out = torch.arange(n) % 16 == 0
         capped = torch.arange(n) % 16 == 1
         rows = torch.arange(week, n, codec.weeks)
-        caps_left = torch.rand(n, num_caps, generator=generator).masked_fill(capped[:, None], 0.0)
+        caps_left = torch.rand(n, num_cap_columns, generator=generator).masked_fill(capped[:, None], 0.0)
         action_mask = catalogue.action_mask(~opted_out & ~capped).flatten(1)
         action_mask = action_mask & (torch.rand(action_mask.shape, generator=generator) < 0.8)
         action_mask[:, 0] = True
@@ -178,7 +183,7 @@ def read_examples(data: bytes, setting: dict[str, Any], package: Package) -> Exa
         columns.numbers,
         columns.levels,
         matrix("memory", package.codec.memory_dim, torch.float32),
-        matrix("caps_left", package.num_caps, torch.float32),
+        matrix("caps_left", package.num_cap_columns, torch.float32),
         week,
         matrix("action_mask", pairs, torch.bool),
     )

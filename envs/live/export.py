@@ -104,15 +104,15 @@ def package_files(
     table = draw_table(columns, transform, today, seed)
     read = read_columns(table, columns, transform, source="examples", separator=",", today=today)
     features = transform.to_module()(read.numbers, read.levels).float()
-    catalogue, num_caps = env.world.catalogue, env.contact_rules.num_cap_features
-    weeks = draw_inputs(read, features, env.codec, catalogue, num_caps, seed)
+    catalogue, num_cap_columns = env.world.catalogue, len(env.contact_rules.cap_columns)
+    weeks = draw_inputs(read, features, env.codec, catalogue, num_cap_columns, seed)
     few = prices[torch.linspace(0, len(prices) - 1, EXAMPLE_PRICES).long()]
     with torch.no_grad():
         scores = [decide(*inputs, few, torch.tensor(drift)) for inputs in weeks]
     manifest = {
         "columns": [column._asdict() for column in columns],
         "transform": transform.state_dict(),
-        "num_features": env.static_dim + num_caps,
+        "num_features": env.static_dim + num_cap_columns,
         "prices": prices.tolist(),
         "drift": drift,
         "examples": {"prices": few.tolist(), "drift": drift, "today": today, "rows": table.num_rows},

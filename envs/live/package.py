@@ -15,6 +15,8 @@ from envs.live.columns import Column, Range, TableColumns, read_columns
 from envs.live.decide import DecisionInputs, Scores
 from envs.live.examples import check_examples, read_examples
 from envs.live.package_files import EXAMPLES, GRAPH, MANIFEST, OBSERVATION, graph_notes, read_files
+from envs.offers.constraints.contact_caps import cap_columns
+from envs.offers.constraints.contact_rules import read_cap
 from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CustomerState, World
@@ -160,9 +162,9 @@ class Package:
 
     # ── decisions ───────────────────────────────────────────────────────────────────────────────────────────────────
     @property
-    def num_caps(self) -> int:
-        """Number of contact caps K."""
-        return len(self.contact_rules["caps"])
+    def num_cap_columns(self) -> int:
+        """Number of columns with what is left of the contact caps, now and in later weeks."""
+        return len(cap_columns(read_cap(cap) for cap in self.contact_rules["caps"]))
 
     def inputs(
         self,
@@ -182,7 +184,7 @@ class Package:
             raise ValueError(f"week: expected 0 to {self.weeks - 1}, got {week}")
         n = columns.num_customers
         memory = self.start_memory(n) if memory is None else memory
-        caps_left = torch.ones(n, self.num_caps) if caps_left is None else caps_left
+        caps_left = torch.ones(n, self.num_cap_columns) if caps_left is None else caps_left
         if action_mask is None:
             contactable = self.subscribed(memory) & (caps_left > 0).all(1)
             action_mask = self.catalogue.action_mask(contactable).flatten(1)

@@ -79,12 +79,13 @@ class CustomerEnv(PricedEnv):
 
     def _build_codec(self) -> None:
         self.static_dim = self.population.num_features
-        num_features = self.static_dim + self.contact_rules.num_cap_features
+        cap_columns = self.contact_rules.cap_columns
+        num_features = self.static_dim + len(cap_columns)
         self.codec = self.observation(
             ViewSetting(num_features, self.world, self.population, self.price_range, self.drift_range)
         )
         self.obs_dim = self.codec.obs_dim
-        self.obs_names = self.codec.column_names(self.population.feature_names, self.contact_rules.num_cap_features)
+        self.obs_names = self.codec.column_names(self.population.feature_names + cap_columns)
         self.seen_features = ColumnRange(self.static_dim, self.device)
 
     @property

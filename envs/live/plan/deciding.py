@@ -99,7 +99,7 @@ def allowed_now(catalogue: Catalogue, rules: dict[str, Any], table: Table, past:
     if table.has_left is not None:
         left |= torch.from_numpy(table.has_left)
     policy = replace(policy, exclusions=(Exclusion("left the shop", None, None, left), *policy.exclusions))
-    longest = max((weeks for weeks, _ in policy.caps), default=1)
+    longest = max((cap.weeks for cap in policy.caps), default=1)
     options = policy(subscribed & ~left, past.contacted(longest - 1))
     return Customers(table.ids, table.numbers, table.levels, past, policy, options, subscribed)
 

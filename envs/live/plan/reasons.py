@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.offers.constraints.contact_policy import ContactOptions, ContactPolicy, cap_name
+from envs.offers.constraints.contact_policy import ContactOptions, ContactPolicy
 from envs.offers.world.catalogue import Catalogue
 
 DIGITS = 3  # significant digits of prices in sentences
@@ -46,7 +46,7 @@ class RuleNames:
 
     def __init__(self, policy: ContactPolicy):
         self.names = ["", "not subscribed", *(x.reason for x in policy.exclusions)]
-        self.names += [cap_name(*cap) for cap in policy.caps]
+        self.names += [cap.reason for cap in policy.caps]
 
     def refusing(
         self, policy: ContactPolicy, options: ContactOptions, subscribed: Tensor, action: Tensor

@@ -80,7 +80,7 @@ def explain(
     names = RuleNames(policy).names
     if action[0]:
         lines.append(f"without rules: {pair_name(catalogue, int(action[0]))}; refused by {names[rule[0]]}")
-    contacted = customers.past.contacted(max((weeks for weeks, _ in policy.caps), default=1) - 1)
+    contacted = customers.past.contacted(max((cap.weeks for cap in policy.caps), default=1) - 1)
     for k in range(catalogue.action_codec.contacts.start, catalogue.action_codec.num_actions):
         offer, channel = catalogue.action_codec.decode(k)
         found = policy.reasons(0, offer, channel, bool(customers.subscribed[0]), contacted)

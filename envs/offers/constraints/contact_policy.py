@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from envs.offers.constraints.contact_caps import ContactCap, caps_left
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.history import History
 
@@ -16,7 +17,7 @@ class ContactOptions(NamedTuple):
     """The pairs that may be sent to N customers now, and what a policy observes of the rules."""
 
     action_mask: Tensor  # by flat action, bool [N, P]
-    caps_left: Tensor  # share of each contact cap that is left, [N, K]
+    caps_left: Tensor  # shares of the K contact caps that are left now, then in later weeks (`cap_columns`), [N, K + L]
     history: History | None = None  # None where no policy observes it
     memory: Tensor | None = None  # what a policy's view remembers of the customers, [N, M]
 
@@ -50,7 +51,7 @@ class ContactPolicy:
     catalogue: Catalogue
     static_mask: Tensor | None  # pairs that lasting rules allow, bool [N, O+1, C]; None where they forbid nothing
     exclusions: tuple[Exclusion, ...]  # over the N customers
-    caps: tuple[tuple[int, int], ...]  # (weeks, contacts)
+    caps: tuple[ContactCap, ...]
 
     def take(self, rows: slice) -> ContactPolicy:
         """Return the policy of some of the customers."""
@@ -64,20 +65,16 @@ class ContactPolicy:
 
     def __call__(self, subscribed: Tensor, contacted: list[Tensor] | Tensor) -> ContactOptions:
         """Return what may be sent, given who is subscribed and who was contacted in each past week, bool [N] each."""
-        left = [cap - used for (_, cap), used in zip(self.caps, self._used(subscribed, contacted))]
+        past = contacted if isinstance(contacted, Tensor) else torch.stack([torch.zeros_like(subscribed), *contacted])
+        shares = caps_left(self.caps, past)
         contactable = subscribed
-        for rest in left:
-            contactable = contactable & (rest > 0)
+        for left_now in shares[: len(self.caps)]:
+            contactable = contactable & (left_now > 0)
         action_mask = self.catalogue.action_mask(contactable)
         if self.static_mask is not None:
             action_mask = action_mask & self.static_mask
-        shares = [rest / cap for (_, cap), rest in zip(self.caps, left)]
-        caps_left = torch.stack(shares, 1) if shares else action_mask.new_zeros(len(action_mask), 0)
-        return ContactOptions(action_mask.flatten(1), caps_left)
-
-    def _used(self, like: Tensor, contacted: list[Tensor] | Tensor) -> list[Tensor]:
-        past = contacted if isinstance(contacted, Tensor) else torch.stack([torch.zeros_like(like), *contacted])
-        return [past[max(len(past) - weeks + 1, 0) :].long().sum(0) for weeks, _ in self.caps]
+        columns = torch.stack(shares, 1) if shares else action_mask.new_zeros(len(action_mask), 0)
+        return ContactOptions(action_mask.flatten(1), columns)
 
     @property
     def contacts(self) -> Tensor | None:
@@ -101,14 +98,10 @@ class ContactPolicy:
             for x in self.exclusions
             if x.offer in (None, offer) and x.channel in (None, channel) and x.excluded[customer]
         ]
-        used = self._used(torch.zeros(1, dtype=torch.bool), [x[customer : customer + 1].cpu() for x in contacted])
-        return found + [cap_name(*cap) for cap, n in zip(self.caps, used) if n.item() >= cap[1]]
+        nothing = torch.zeros(1, dtype=torch.bool)
+        past = torch.stack([nothing, *(x[customer : customer + 1].cpu() for x in contacted)])
+        return found + [cap.reason for cap in self.caps if cap.left(past).item() <= 0]
 
     def shares(self) -> dict[str, float]:
         """Share of the customers that each lasting rule excludes."""
         return {x.reason: x.excluded.double().mean().item() for x in self.exclusions}
-
-
-def cap_name(weeks: int, contacts: int) -> str:
-    """Name a contact cap as a reason."""
-    return f"cap: {contacts} contacts in {weeks} week{'s' * (weeks > 1)}"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.offers.constraints.contact_caps import ContactCap, cap_columns
 from envs.offers.constraints.contact_policy import ContactPolicy, Exclusion
 from envs.offers.constraints.expressions import holds
 from envs.offers.populations.base import Sample, hash_uniform
@@ -83,14 +84,14 @@ class ContactRules:
                 f"{conditions[0].key}: drawn customers have no columns; rules on them need "
                 "env/population=customer_table or complete_journey"
             )
-        self.caps = tuple(self._cap(cap) for cap in caps)
+        self.caps = tuple(read_cap(cap) for cap in caps)
         if self.ids is not None and holdout["share"]:  # given customers; drawn ones are held out as they are drawn
             self.exclusions += (self._held_out(hash_uniform(self.ids, holdout["salt"])),)
 
     @property
-    def num_cap_features(self) -> int:
-        """Number of columns that `ContactOptions.with_caps_left` appends to the features."""
-        return len(self.caps)
+    def cap_columns(self) -> list[str]:
+        """Names of the columns that `ContactOptions.with_caps_left` appends to the features."""
+        return cap_columns(self.caps)
 
     def policy(self, sample: Sample) -> ContactPolicy:
         """Apply the rules to a sample."""
@@ -163,16 +164,14 @@ class ContactRules:
                 text,
             )
 
-    @staticmethod
-    def _cap(cap: dict) -> tuple[int, int]:
-        _check_fields("env.contact_rules.caps", cap, {"weeks", "contacts"})
-        weeks, contacts = cap["weeks"], cap["contacts"]
-        if (
-            not all(isinstance(x, int) and not isinstance(x, bool) for x in (weeks, contacts))
-            or min(weeks, contacts) < 1
-        ):
-            raise ValueError(f"env.contact_rules.caps: expected whole numbers from 1, got {cap}")
-        return weeks, contacts
+
+def read_cap(cap: dict) -> ContactCap:
+    """Read a contact cap; raises ValueError where it is none."""
+    _check_fields("env.contact_rules.caps", cap, {"weeks", "contacts"})
+    weeks, contacts = cap["weeks"], cap["contacts"]
+    if not all(isinstance(x, int) and not isinstance(x, bool) for x in (weeks, contacts)) or min(weeks, contacts) < 1:
+        raise ValueError(f"env.contact_rules.caps: expected whole numbers from 1, got {cap}")
+    return ContactCap(weeks, contacts)
 
 
 def _check_fields(where: str, given: dict, fields: set[str]) -> None:

@@ -98,7 +98,7 @@ class Encoder:
         env, codec = self.env, self.env.codec
         length = env.world.weeks
         memory = codec.start_memory(self.features)
-        longest = max((weeks for weeks, _ in self.contact_policy.caps), default=1)  # no cap looks further back
+        longest = max((cap.weeks for cap in self.contact_policy.caps), default=1)  # no cap looks further back
         contacts: deque[Tensor] = deque(maxlen=longest)
         season: list[dict[str, Tensor]] = []
         here = self.observe(memory, contacts, 0)

@@ -67,11 +67,10 @@ class ObservationCodec:
         self.context_dim = self.status.stop + self.weeks
         self.obs_dim = self.context_dim + PRICE_COLUMNS
 
-    def column_names(self, feature_names: list[str], num_caps: int) -> list[str]:
-        """Name the columns of an observation, for messages; the features end with the shares of caps left."""
+    def column_names(self, feature_names: list[str]) -> list[str]:
+        """Name the columns of an observation, for messages, given those of the features."""
         return [
             *feature_names,
-            *(f"left of cap {k}" for k in range(num_caps)),
             *self.dynamics_names,
             *STATUS_NAMES[: self.num_statuses],
             *(f"week {k}" for k in range(self.weeks)),

@@ -99,7 +99,7 @@ def made_up_customers(env, package: Package, customers: int, seed: int) -> list[
     """Return made-up customers by week of the season, with a past of random sends, as examples have."""
     columns, transform = columns_of(env.population, env)
     read = package.read(draw_table(columns, transform, TODAY, seed, customers), today=TODAY)
-    return draw_inputs(read, package.features(read), env.codec, package.catalogue, package.num_caps, seed)
+    return draw_inputs(read, package.features(read), env.codec, package.catalogue, package.num_cap_columns, seed)
 
 
 def joined(inputs: list[DecisionInputs]) -> DecisionInputs:

@@ -222,7 +222,7 @@ def test_without_rules_all_is_as_it_was():
     contact_policy, subscribed = rules.policy(sample_of(torch.arange(4))), torch.tensor([True, False, True, True])
     mask, features = contact_policy(subscribed, [subscribed] * 5), torch.rand(4, 3)
     assert torch.equal(mask.action_mask.view(4, 6, 5), contact_policy.catalogue.action_mask(subscribed))
-    assert mask.with_caps_left(features) is features and contact_policy.contacts is None and rules.num_cap_features == 0
+    assert mask.with_caps_left(features) is features and contact_policy.contacts is None and not rules.cap_columns
 
 
 def test_what_is_left_of_a_cap_is_seen():
@@ -231,8 +231,23 @@ def test_what_is_left_of_a_cap_is_seen():
     )
     sent, all_ = [torch.tensor(x) for x in ([True, False], [True, False], [False, True])], torch.tensor([True, True])
     left = [contact_policy(all_, sent[:k]).caps_left for k in range(4)]
-    assert [x[0].tolist() for x in left] == [[1.0, 1.0], [0.5, 0.75], [0.0, 0.5], [0.5, 0.5]]
-    assert contact_policy(all_, sent).with_caps_left(torch.zeros(2, 3)).shape == (2, 5)
+    assert [x[0, :2].tolist() for x in left] == [[1.0, 1.0], [0.5, 0.75], [0.0, 0.5], [0.5, 0.5]]
+    assert contact_policy(all_, sent).with_caps_left(torch.zeros(2, 3)).shape == (2, 3 + 2 + 1 + 10)
+
+
+def test_what_will_be_left_of_a_cap_is_what_is_left_after_weeks_without_a_contact():
+    rules = build(caps=[{"weeks": 4, "contacts": 2}, {"weeks": 1, "contacts": 1}, {"weeks": 7, "contacts": 3}])
+    contact_policy, all_ = rules.policy(sample_of(torch.arange(64))), torch.ones(64, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    sent = list(torch.rand(9, 64, generator=generator) < 0.3)
+    left = dict(zip(rules.cap_columns, contact_policy(all_, sent).caps_left.T))
+    for k, cap in enumerate(rules.caps):
+        for ahead in range(1, 9):
+            later = contact_policy(all_, sent + ahead * [~all_]).caps_left[:, k]
+            if ahead > cap.weeks - 2:  # by then all of the cap is left
+                assert (later == 1).all() and f"left of cap {k} in {ahead} weeks" not in left
+            else:
+                assert torch.equal(left[f"left of cap {k} in {ahead} weeks"], later) and (later < 1).any()
 
 
 def test_the_holdout_goes_by_id_alone():
@@ -413,7 +428,7 @@ def test_clearing_never_grants_a_masked_pair_nor_more_than_there_is(seed, k, bud
 def test_the_environment_sends_nothing_that_is_masked(masked):
     """Act at random, ignoring masks: a masked pair has the effect of sending nothing."""
     env, g = copy(masked.env), torch.Generator().manual_seed(0)
-    env.contact_rules = SimpleNamespace(policy=masked.policy_of, num_cap_features=2)
+    env.contact_rules = SimpleNamespace(policy=masked.policy_of, cap_columns=["left of cap 0", "left of cap 1"])
     obs, mask = env.reset()
     sent = []
     for t in range(12):
@@ -504,4 +519,4 @@ def test_shipped_caps_need_no_columns():
         {"weeks": 12, "contacts": 4},
     ]
     rules = load("contact_rules/caps", CATALOGUE, SimpleNamespace(columns=None, ids=None))
-    assert rules.num_cap_features == 2 and rules.caps == ((4, 2), (12, 4))
+    assert rules.caps == ((4, 2), (12, 4))

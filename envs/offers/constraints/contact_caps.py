@@ -1,0 +1,49 @@
+"""Contact caps: at most so many contacts in any so many consecutive weeks, and what policies observe of them.
+
+A policy observes the share of each cap that is left now, and the share that will be left in later weeks if nobody is
+contacted until then: without these it can't know whether a contact of the past stops to count next week or in three
+weeks, and the state that it observes is not Markov.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ContactCap(NamedTuple):
+    """At most `contacts` contacts in any `weeks` consecutive weeks."""
+
+    weeks: int
+    contacts: int
+
+    @property
+    def reason(self) -> str:
+        """Say why a customer may not be contacted."""
+        return f"cap: {self.contacts} contacts in {self.weeks} week{'s' * (self.weeks > 1)}"
+
+    @property
+    def weeks_ahead(self) -> range:
+        """The later weeks in which past contacts may still count; one week more, and all of the cap is left."""
+        return range(1, self.weeks - 1)
+
+    def left(self, contacted: Tensor, ahead: int = 0) -> Tensor:
+        """Return the share that is left in `ahead` weeks, [N], given the past weeks' contacts, bool [weeks, N]."""
+        first = max(len(contacted) - self.weeks + 1 + ahead, 0)
+        return (self.contacts - contacted[first:].long().sum(0)) / self.contacts
+
+
+def caps_left(caps: Iterable[ContactCap], contacted: Tensor) -> list[Tensor]:
+    """Return the shares [N] of `cap_columns`, given the past weeks' contacts, bool [weeks, N]."""
+    caps = tuple(caps)
+    now = [cap.left(contacted) for cap in caps]
+    return now + [cap.left(contacted, ahead) for cap in caps for ahead in cap.weeks_ahead]
+
+
+def cap_columns(caps: Iterable[ContactCap]) -> list[str]:
+    """Name the shares that policies observe: of every cap what is left now, then what will be in later weeks."""
+    caps = tuple(caps)
+    now = [f"left of cap {k}" for k in range(len(caps))]
+    return now + [f"left of cap {k} in {ahead} weeks" for k, cap in enumerate(caps) for ahead in cap.weeks_ahead]

@@ -99,7 +99,7 @@ def test_the_evaluation_scores_as_the_graph_does(kind):
     memory[:, 1:3] = torch.rand(n, 2)
     mask = torch.rand(n, 30) < 0.6
     mask[:, 0] = True
-    options = ContactOptions(mask, torch.rand(n, 2), memory=memory)
+    options = ContactOptions(mask, torch.rand(n, len(env.contact_rules.cap_columns)), memory=memory)
 
     class Agent:
         learned_from = ("a simulator",)
@@ -133,7 +133,7 @@ def test_values_without_a_price_are_less_what_the_price_of_the_spend_takes():
     features = torch.randn(n, env.static_dim)
     memory, mask = env.codec.start_memory(features), torch.ones(n, 30, dtype=torch.bool)
     module = Decide(policy, auxiliary, env.codec, env.world.catalogue, Identity(), [])
-    caps = torch.ones(n, 2)
+    caps = torch.ones(n, len(env.contact_rules.cap_columns))
     logits, spend = module(
         features.double(), torch.zeros(n, 0), memory, caps, torch.tensor(0), mask, prices, torch.tensor(0.0)
     )

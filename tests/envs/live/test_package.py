@@ -67,7 +67,7 @@ def test_onnxruntime_scores_as_the_policy_does(made):
     package, env, agent, _ = made
     columns = package.read(table(10_000, 2), today=TODAY)
     prices = torch.logspace(1.6, -1.3, 48)
-    inputs = package.inputs(columns, 5, caps_left=torch.rand(10_000, 2))
+    inputs = package.inputs(columns, 5, caps_left=torch.rand(10_000, package.num_cap_columns))
     module = make_decide(env, agent, package.transform.to_module())
     found = package.score(inputs, prices)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_one_customer_and_one_price(made):
 def test_who_opted_out_and_who_has_no_contact_left_gets_nothing(made):
     package, *_ = made
     columns = package.read(table(), today=TODAY)
-    memory, caps_left = package.start_memory(30), torch.ones(30, 2)
+    memory, caps_left = package.start_memory(30), torch.ones(30, package.num_cap_columns)
     memory[0, 0], caps_left[1, 1] = 1.0, 0.0
     scores = package.score(package.inputs(columns, 2, memory=memory, caps_left=caps_left))
     assert scores.logits[:, :2, 0].isfinite().all() and (scores.logits[:, :2, 1:] == -torch.inf).all()

@@ -134,14 +134,17 @@ class TensorBoardWriter:
 
 
 def layout_of(tags: Iterable[str]) -> dict[str, dict[str, list]]:
-    """Return TensorBoard's layout {category: {chart: [kind, [tags]]}} of the charts that have a tag."""
-    ordered = sorted(tags)
+    """Return TensorBoard's layout {category: {chart: [kind, [pattern]]}} of the charts that have a tag.
+
+    A chart has its pattern, not the tags that were found: TensorBoard joins charts of several runs only where they are
+    equal, and algorithms write different tags.
+    """
+    written = list(tags)
     layout: dict[str, dict[str, list]] = {}
     for category, charts in CHARTS.items():
         for title, pattern in charts.items():
-            found = [tag for tag in ordered if re.fullmatch(pattern, tag)]
-            if found:
-                layout.setdefault(category, {})[title] = ["Multiline", found]
+            if any(re.fullmatch(pattern, tag) for tag in written):
+                layout.setdefault(category, {})[title] = ["Multiline", [f"^({pattern})$"]]
     return layout
 
 

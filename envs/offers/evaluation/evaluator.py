@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from envs.offers.constraints.budget import Budget
+from envs.offers.evaluation.estimates import Estimates
 from envs.offers.evaluation.profit_decomposition import paired_difference, summarise_seasons
 from envs.offers.evaluation.report import OffersReport, twin_members_report
 from envs.offers.evaluation.season_evaluator import POSTERIOR_DRAWS, REGRESSION_CUSTOMERS, SeasonEvaluator
@@ -84,6 +85,19 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
             market, customers=customers, no_contact_values=no_contact_values_if_they_fit(customers, self.world)
         )
 
+    def estimates(self, market: EvaluationMarket) -> Estimates:
+        """Return what policies on θ̂ plan for in a market.
+
+        Where the view shows what purchases bring, they read a customer's margin off the first one, as the trained
+        policy can.
+        """
+        predicted = self.predicted_market(market)
+        if COUNTS not in self.env.codec.shows:
+            return Estimates(predicted, None)
+        customers = replace(predicted.customers, margin=market.customers.margin)
+        values = no_contact_values_if_they_fit(customers, self.world)
+        return Estimates(predicted, replace(predicted, customers=customers, no_contact_values=values))
+
     @property
     def estimator_information(self) -> Information:
         """What policies on θ̂ are given: states where a view shows them, else beliefs filtered under θ̂."""
@@ -95,13 +109,13 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
 
         Where the view hides the state, the planner filters it, as in `planning_policy`.
         """
-        predicted = self.predicted_market(market)
-        return self.planner_on_estimates(predicted, self.solve_bound(predicted))
+        estimates = self.estimates(market)
+        return self.planner_on_estimates(estimates, self.solve_bound(estimates.market))
 
-    def planner_on_estimates(self, predicted: EvaluationMarket, bound: Bound) -> SeasonPolicy:
+    def planner_on_estimates(self, estimates: Estimates, bound: Bound) -> SeasonPolicy:
         """Plan at the dual prices of a market with the parameters θ̂."""
         start = self.start_belief() if self.env.codec.hides_state else None
-        return planning_policy(predicted, bound, self.estimator_information, start)
+        return planning_policy(estimates.market, bound, self.estimator_information, start, estimates.with_margins)
 
     def bayes_planner(self, market: EvaluationMarket, bound: Bound) -> SeasonPolicy:
         """Plan on draws of θ given features, at the prices of the plan on θ̂; the season's counts weight the draws."""
@@ -148,21 +162,25 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
         self, market: EvaluationMarket, tuning_market: EvaluationMarket
     ) -> dict[str, SeasonPolicy]:
         """Return the policies on θ̂, by the name of their row; the fee is tuned by what training customers bring."""
-        predicted, tuning = self.predicted_market(market), self.predicted_market(tuning_market)
-        bound = self.solve_bound(predicted)
-        planner = self.planner_on_estimates(predicted, bound)
-        fee = self.tune_fee(tuning_market, lambda fee: self.knapsack_on_estimates(tuning, fee=fee, values=None))
+        estimates, tuning = self.estimates(market), self.estimates(tuning_market)
+        bound = self.solve_bound(estimates.market)
+        planner = self.planner_on_estimates(estimates, bound)
+
+        def myopic(estimates: Estimates, fee: float) -> SeasonPolicy:
+            return estimates.policy(lambda market: self.knapsack_on_estimates(market, fee=fee, values=None))
+
+        fee = self.tune_fee(tuning_market, lambda fee: myopic(tuning, fee))
         policies = {
-            "propensity on θ̂": self.ranking_on_estimates(predicted, uplift=False),
-            "uplift rank on θ̂": self.ranking_on_estimates(predicted, uplift=True),
-            "myopic knapsack on θ̂": self.knapsack_on_estimates(predicted, fee=0.0, values=None),
-            "myopic + fee on θ̂": self.knapsack_on_estimates(predicted, fee=fee, values=None),
+            "propensity on θ̂": self.ranking_on_estimates(estimates.market, uplift=False),
+            "uplift rank on θ̂": estimates.policy(lambda market: self.ranking_on_estimates(market, uplift=True)),
+            "myopic knapsack on θ̂": myopic(estimates, 0.0),
+            "myopic + fee on θ̂": myopic(estimates, fee),
             "planning on θ̂": planner,
             "planning on θ̂, calibrated": self.with_calibrated_spend(planner, tuning_market),
         }
-        if predicted.no_contact_values is not None:
-            policies["one-step lookahead on θ̂"] = self.knapsack_on_estimates(
-                predicted, fee=0.0, values=predicted.no_contact_values
+        if estimates.market.no_contact_values is not None:
+            policies["one-step lookahead on θ̂"] = estimates.policy(
+                lambda market: self.knapsack_on_estimates(market, fee=0.0, values=market.no_contact_values)
             )
         if self.posterior_draws and not self.env.codec.hides_state:
             policies["Bayes planning"] = self.bayes_planner(market, bound)

@@ -130,11 +130,14 @@ def compact(steps: Increments) -> Increments:
 
 def concat_increments(parts: list[Increments]) -> Increments:
     """Concatenate the steps of several blocks of customers."""
+    return Increments(*(torch.cat(field) for field in zip(*padded(parts))))
+
+
+def padded(parts: list[Increments]) -> list[Increments]:
+    """Give several blocks as many steps, with steps that do not exist."""
     width = max(part.price.shape[1] for part in parts)
 
-    def padded(x, value):
+    def wide(x: Tensor, value: float) -> Tensor:
         return functional.pad(x, (0, width - x.shape[1]), value=value)
 
-    return Increments(
-        *(torch.cat([padded(x, value) for x in field]) for field, value in zip(zip(*parts), (-torch.inf, 0.0, 0)))
-    )
+    return [Increments(wide(x.price, -torch.inf), wide(x.spend, 0.0), wide(x.action, 0)) for x in parts]

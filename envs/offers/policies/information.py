@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TRUTH, FEATURES, NOTHING = "true θ", "features", "nothing"  # what is given of a customer's parameters
-STATES, COUNTS = "states", "counts"  # of what is observed of a season
+STATES, COUNTS, MARGINS = "states", "counts", "margins"  # of what is observed of a season; counts have margins too
 SIMULATOR, LOG = "a simulator", "a log"  # what a policy was trained in or on
 REGRESSION_LABELS = "true parameters of training customers"  # what the regression of θ̂ on features was fitted to
 
@@ -21,8 +21,8 @@ class Information:
     """What a policy is given.
 
     `parameters` is TRUTH, FEATURES or NOTHING. `season` names what is observed of the season's course: states, beliefs,
-    history, counts. `equations` are those of the world, by which parameters become outcomes. With `true_spend` the
-    world, and no forecast, says what messages cost. `training` names what training was given beside observations.
+    history, counts, margins. `equations` are those of the world, by which parameters become outcomes. With `true_spend`
+    the world, and no forecast, says what messages cost. `training` names what training was given beside observations.
     """
 
     parameters: str
@@ -57,9 +57,10 @@ class Information:
         """Return whether a policy is given something of each customer, and no more than another policy is.
 
         Equations don't count: who trained in a simulator of the world was given them too. Beliefs and histories count
-        as one: both are made of what the season showed.
+        as one: both are made of what the season showed. Counts have the mean margin of the purchases seen.
         """
-        sees_more = any(shown in self.season and shown not in other.season for shown in (STATES, COUNTS))
+        theirs = {*other.season, MARGINS} if COUNTS in other.season else set(other.season)
+        sees_more = any(shown in self.season and shown not in theirs for shown in (STATES, COUNTS, MARGINS))
         knows_more = self.true_spend and not other.true_spend
         return self.parameters == other.parameters == FEATURES and not sees_more and not knows_more
 

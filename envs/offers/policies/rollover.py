@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from envs.offers.constraints.contact_policy import ContactOptions
-from envs.offers.planning.batching import recompute
+from envs.offers.planning.batching import plan_in_batches, recompute
 from envs.offers.planning.knapsack import Increments, clear
 from envs.offers.planning.lagrangian_bound import Bound
+from envs.offers.planning.state_values import StateValues
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import KnapsackPolicy
 from envs.offers.policies.belief_planner import BeliefPlanner, BeliefView
 from envs.offers.policies.information import Information
+from envs.offers.policies.margins_seen import MarginsSeenPolicy
 from envs.offers.world.customers import Customers, CustomerState
 
 if TYPE_CHECKING:
@@ -70,22 +72,53 @@ class ReservationPricePolicy:
 
 
 def planning_policy(
-    market: EvaluationMarket[Customers], bound: Bound, information: Information, start: Tensor | None = None
+    market: EvaluationMarket[Customers],
+    bound: Bound,
+    information: Information,
+    start: Tensor | None = None,
+    with_margins: EvaluationMarket[Customers] | None = None,
 ) -> SeasonPolicy:
     """Plan at the dual prices of a market; money that rolls over is worth the next week's price.
 
     With `start` [14], the marginals of the state at the start of a season, the policy sees no state and filters it.
+    `with_margins` is a market on estimates in which margins are the customers' own: the plan for who bought already.
     """
-    customers, world = market.customers, market.world
-    contacts = market.contact_policy.contacts
-    values = bound.values or partial(recompute, customers, world, bound.prices, bound.scarcity, contacts)
-    policy: KnapsackPolicy
-    if start is None:
-        policy = KnapsackPolicy(customers, world, information, values=values, fee=0.0, scarcity=bound.scarcity)
-    else:
-        view = BeliefView(customers, world, start)
-        policy = BeliefPlanner(customers, world, information, view, fee=0.0, values=values, scarcity=bound.scarcity)
+    policy = plan_at_prices(market, bound, information, start, bound.values)
+    if with_margins is not None:
+        told = plan_at_prices(with_margins, bound, information, start, values_at_prices(with_margins, bound))
+        policy = MarginsSeenPolicy(policy, told)
     return ReservationPricePolicy(policy, carry_over_value(bound.prices)) if market.rollover else policy
+
+
+def values_at_prices(market: EvaluationMarket[Customers], bound: Bound) -> list[StateValues] | None:
+    """Return V^λ of a market at a bound's prices, weeks 1..T+1; None where tables are not kept."""
+    if bound.values is None:
+        return None
+    return plan_in_batches(
+        market.customers,
+        market.world,
+        market.no_contact_values,
+        market.initial_state,
+        bound.prices,
+        bound.scarcity,
+        contacts=market.contact_policy.contacts,
+    ).values
+
+
+def plan_at_prices(
+    market: EvaluationMarket[Customers],
+    bound: Bound,
+    information: Information,
+    start: Tensor | None,
+    values: list[StateValues] | None,
+) -> SeasonPolicy:
+    """Return the week's knapsack on the values of a plan at a bound's prices; None: they are computed week by week."""
+    customers, world, contacts = market.customers, market.world, market.contact_policy.contacts
+    known = values or partial(recompute, customers, world, bound.prices, bound.scarcity, contacts)
+    if start is None:
+        return KnapsackPolicy(customers, world, information, values=known, fee=0.0, scarcity=bound.scarcity)
+    view = BeliefView(customers, world, start)
+    return BeliefPlanner(customers, world, information, view, fee=0.0, values=known, scarcity=bound.scarcity)
 
 
 class RecordingPolicy:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from envs.offers.env import OffersEnv
+from envs.offers.evaluation.estimates import Estimates
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.simulation import SeasonRecord
 from envs.offers.example_shop.customers import customer_rows
@@ -138,7 +139,7 @@ def without_a_log(setting: Setting) -> dict[str, list[SeasonRecord]]:
         "nothing": NoContact(),
         "random": RandomContacts(judge.market.customers, judge.evaluator.world, seed=setting.seed),
         RULES: believed.knapsack_on_estimates(predicted, fee=setting.fee, values=None),
-        PRIORS: believed.planner_on_estimates(predicted, believed.solve_bound(predicted)),
+        PRIORS: believed.planner_on_estimates(Estimates(predicted, None), believed.solve_bound(predicted)),
         "planning on the truth": planning_policy(judge.market, judge.bound, ON_TRUTH, start),
     }
     return {name: judge.simulate(policy) for name, policy in policies.items()}

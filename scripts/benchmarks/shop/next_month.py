@@ -25,6 +25,7 @@ from torch import Tensor
 
 from envs.offers.constraints.contact_policy import ContactOptions
 from envs.offers.env import OffersEnv
+from envs.offers.evaluation.estimates import Estimates
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.price_calibration import calibrate_price_drift
 from envs.offers.example_shop.yaml_files import GAP_SHARE, SENDING_SHARE
@@ -172,7 +173,7 @@ def judged(parts: Parts, folder: Path, stages: dict[str, Stage]) -> dict:
     predicted = evaluator.predicted_market(judge.market)
     policies: dict[str, SeasonPolicy] = {
         LOGGED: SendsOfTheLog(believed, judge.market.features, parts.seed),
-        PRIORS: evaluator.planner_on_estimates(predicted, evaluator.solve_bound(predicted)),
+        PRIORS: evaluator.planner_on_estimates(Estimates(predicted, None), evaluator.solve_bound(predicted)),
     }
     for name, stage in stages.items():
         policies[name] = deployed(judge, stage.policy)

@@ -27,7 +27,10 @@ RECORD = Path(__file__).parent / "recorded.json"
 # timings, and what repeats a row or a log
 LEFT_OUT = ("seconds", "steps_per_second", "evaluation_seconds", "headline", "curve")
 
+STATE = "env/observation=state"
+EXACT = "env.population.r2=1.0"  # features determine the parameters
 OFFERS = [
+    EXACT,
     "env.num_agents=48",
     "algo.network.hidden=[16]",
     "env.population.reference_size=500",
@@ -61,10 +64,11 @@ EMAIL = [
     "algo.encoder.steps=1",
 ]
 RUNS: dict[str, list[str]] = {
-    "ppo offers": ["algo=ppo", *OFFERS_PPO],
+    "ppo offers": ["algo=ppo", *OFFERS_PPO, STATE],
     "ppo offers, histories and caps": ["algo=ppo", *OFFERS_PPO, "env/observation=history", "env/contact_rules=caps"],
     "ppo offers from cql": [
         *OFFERS_PPO,
+        STATE,
         "algo=distilled_ppo",
         "algo.teacher.checkpoint={cql}/checkpoint.pt",
         "algo.distill_iterations=3",
@@ -91,6 +95,7 @@ RUNS: dict[str, list[str]] = {
     ],
     "bandit offers": [
         *OFFERS,
+        STATE,
         "algo=bandit",
         "env=offers",
         "algo.auxiliary.hidden=[8]",
@@ -112,6 +117,7 @@ RUNS: dict[str, list[str]] = {
     ],
     "cql": [
         *OFFERS,
+        STATE,
         "algo=cql",
         "env=offers",
         "algo.auxiliary.hidden=[8]",
@@ -122,6 +128,7 @@ RUNS: dict[str, list[str]] = {
     ],
     "bcq": [
         *OFFERS,
+        STATE,
         "algo=bcq",
         "env=offers",
         "algo.auxiliary.hidden=[8]",
@@ -131,6 +138,8 @@ RUNS: dict[str, list[str]] = {
         "log={log}",
     ],
     "twin": [
+        EXACT,
+        STATE,
         "algo=twin",
         "env=offers",
         "algo.members=2",
@@ -142,10 +151,13 @@ RUNS: dict[str, list[str]] = {
     "ppo on a twin": [
         "algo=ppo",
         *(x.replace("env.population.", "env.population.base.") for x in OFFERS_PPO),
+        STATE,
         "env/population=twin",
         "env.population.path={twin}/checkpoint.pt",
     ],
     "neural twin": [
+        EXACT,
+        STATE,
         "algo=twin",
         "algo/twin=neural",
         "env=offers",
@@ -240,7 +252,7 @@ def play(name: str, folder: Path) -> dict:
     """Run one of RUNS, after the runs that it needs, and return its results."""
     log = folder / "log.csv"
     if name in NEEDS_LOG and not log.exists():
-        call(folder, "collect", ["env.num_agents=200", "decisions=4800", "out=log.csv"])
+        call(folder, "collect", [EXACT, STATE, "env.num_agents=200", "decisions=4800", "out=log.csv"])
     if name in NEEDS_RUN and not directory(NEEDS_RUN[name], folder).exists():
         play(NEEDS_RUN[name], folder)
     where = directory(name, folder)

@@ -49,7 +49,7 @@ def make(env, iterations, *, seed=0, arm="epsilon_greedy", body="action_values",
 
 def offers(agents=200, **changes):
     """The offers environment with season's customers drawn."""
-    env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
+    env = load("offers_full_information", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
     env.reset()
     return env
 
@@ -98,7 +98,7 @@ def test_realised_profit_is_right_on_average():
     for seed in range(2):
         made = [
             load(
-                "offers",
+                "offers_full_information",
                 CPU,
                 seed,
                 num_agents=20_000,
@@ -323,7 +323,7 @@ def test_a_perfect_model_of_the_week_is_the_myopic_knapsack():
 @pytest.mark.long
 def test_it_is_as_good_as_the_myopic_optimum_where_nothing_lasts():
     env = load(
-        "offers",
+        "offers_full_information",
         CPU,
         0,
         num_agents=1000,

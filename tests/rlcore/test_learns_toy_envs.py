@@ -18,7 +18,7 @@ def evaluation(world="full", agents=1000, **changes):
     """The shipped evaluation in a world, at a small size, margins alone counting."""
     small = {"customers": 500, "seasons": 2, "validation": 300, "tuning_customers": 200, **changes}
     env = load(
-        "offers",
+        "offers_full_information",
         torch.device("cpu"),
         0,
         num_agents=agents,

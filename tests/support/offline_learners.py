@@ -57,7 +57,7 @@ def logged(env, decisions=20_000, seed=0, steps=64) -> LoggedDataset:
 
 
 def offers(agents=200, **changes):
-    env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
+    env = load("offers_full_information", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
     env.use_realised_outcomes()
     env.reset()
     return env

@@ -28,13 +28,13 @@ def small_evaluation(customers: int = 60, seasons: int = 2, r2: float = 1.0, **c
         "frontier": [],
     }
     population = {"reference_size": 1000, "r2": r2}
-    env = load("offers", CPU, 0, num_agents=30, population=population, evaluation={**small, **changes})
+    env = load("offers_full_information", CPU, 0, num_agents=30, population=population, evaluation={**small, **changes})
     return env.evaluation(env)
 
 
 def offers_env(agents: int = 60, **changes) -> OffersEnv:
     """Build the shipped environment with few customers, whose outcomes are drawn."""
-    env = load("offers", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
+    env = load("offers_full_information", CPU, 0, num_agents=agents, population={"reference_size": 1000}, **changes)
     env.use_realised_outcomes()
     return env
 
@@ -48,7 +48,7 @@ def logging_policy(name: str, **changes):
 
 def random_log(customers: int, seed: int = 0, **changes) -> tuple[OffersEnv, LoggedDataset]:
     """An environment, and a log of a season of random decisions for its customers."""
-    env = load("offers", CPU, seed, num_agents=customers, **changes)
+    env = load("offers_full_information", CPU, seed, num_agents=customers, **changes)
     return env, random_season(env, seed)
 
 

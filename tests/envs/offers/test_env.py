@@ -22,7 +22,7 @@ DRIFT_MID, DRIFT_WIDTH = -0.05, 0.2
 def make(n=64, seed=0, **changes):
     """Build the shipped environment for n agents with some of its keys replaced."""
     return load(
-        "offers",
+        "offers_full_information",
         torch.device("cpu"),
         seed,
         num_agents=n,

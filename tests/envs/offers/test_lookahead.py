@@ -27,7 +27,7 @@ WEEKS = 12
 
 def make_env(agents: int, seed: int = 0, **changes) -> OffersEnv:
     """Build the shipped environment with few customers."""
-    return load("offers", CPU, seed, num_agents=agents, population={"reference_size": 200}, **changes)
+    return load("offers_full_information", CPU, seed, num_agents=agents, population={"reference_size": 200}, **changes)
 
 
 def played(env: OffersEnv, seed: int = 0) -> Rollout:

@@ -58,7 +58,7 @@ def learned(ppo, log):
 
 def market():
     """A few customers under a budget that binds in every week, and an offer with a stock."""
-    env = load("offers", torch.device("cpu"), 0, population={"reference_size": 500})
+    env = load("offers_full_information", torch.device("cpu"), 0, population={"reference_size": 500})
     world = env.world.to("cpu", torch.float64)
     sample = env.population.draw(CUSTOMERS, torch.Generator().manual_seed(1), "test")
     c = world.inhabit(sample.customers)

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def pool_of(size=40, **changes):
     env = load(
-        "offers",
+        "offers_full_information",
         CPU,
         0,
         num_agents=10,

@@ -87,5 +87,5 @@ def test_what_does_not_fit_is_named(tmp_path):
         loaded("ppo", drone)
     state = loaded("ppo", "env/observation=history")
     other = train.build(config("ppo", "env/observation=history"), "ppo", CPU, None)
-    with pytest.raises(ValueError, match="sees other columns: only there 'habit.* and .* more; only here '"):
+    with pytest.raises(ValueError, match=r"sees other columns: only there 'P\(habit 0\)'.* and .* more; only here '"):
         check_inputs(path, state, other)

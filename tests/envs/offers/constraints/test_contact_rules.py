@@ -334,7 +334,7 @@ class Stubborn(Greedy):
 def masked():
     """60 customers of the shipped evaluation under random lasting masks, two caps, and their bound."""
     env = load(
-        "offers",
+        "offers_full_information",
         torch.device("cpu"),
         0,
         num_agents=40,

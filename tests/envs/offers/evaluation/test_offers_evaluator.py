@@ -564,7 +564,9 @@ def test_nobody_in_the_test_was_trained_or_fitted_on(whole):
     assert {len(x) for split, x in whole.draws if split == "test"} == {60}
     assert test.unique().numel() == 60  # the frontier is that of the same customers
     for seed in range(3):
-        env = load("offers", torch.device("cpu"), seed, num_agents=2000, population={"reference_size": 1000})
+        env = load(
+            "offers_full_information", torch.device("cpu"), seed, num_agents=2000, population={"reference_size": 1000}
+        )
         for _ in range(2):
             env.reset()
             train = torch.cat((train, env.customers.margin.double()))

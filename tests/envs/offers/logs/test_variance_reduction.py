@@ -216,7 +216,7 @@ def test_a_contact_costs_what_the_state_it_leaves_behind_costs_until_that_has_pa
 
 @pytest.mark.long
 def test_where_states_are_too_many_to_count_rewards_are_against_the_rested():
-    config = node("offers").copy()
+    config = node("offers_full_information").copy()
     config.merge_with({"num_agents": 100, "population": {"reference_size": 1000}})
     config.observation = node("observation/history")
     env = instantiate(config, _convert_="all")(CPU, 0)

@@ -33,7 +33,7 @@ def opened(kind, **changes):
     return OmegaConf.merge(config, {"num_agents": 300, **changes})
 
 
-def environment(kind="offers", seed=0, **changes):
+def environment(kind="offers_full_information", seed=0, **changes):
     """An offers environment of a few customers under the history view, with some keys changed."""
     config = opened(kind, **changes)
     return instantiate(config, _convert_="all")(CPU, seed)

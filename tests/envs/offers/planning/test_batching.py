@@ -29,7 +29,7 @@ def at_once():
 def whole():
     """A market, its bound, and a season by several policies."""
     env = load(
-        "offers",
+        "offers_full_information",
         torch.device("cpu"),
         0,
         contact_rules={"holdout": {"share": 0.2, "salt": 0}},

@@ -26,7 +26,7 @@ from hidden_markov import simulate
 @pytest.fixture(scope="module")
 def shop():
     """6,000 customers, their world, and the marginals of their start."""
-    env = load("offers", torch.device("cpu"), 0, num_agents=10, population={"reference_size": 1000})
+    env = load("offers_full_information", torch.device("cpu"), 0, num_agents=10, population={"reference_size": 1000})
     sample = env.population.draw(6000, torch.Generator().manual_seed(1), "train")
     return env.world, env.world.inhabit(sample.customers), sample.state, start_marginals(sample.state)
 

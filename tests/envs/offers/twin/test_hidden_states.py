@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def unseen_log(customers: int, seed: int = 0):
     """An environment whose view hides the state, and a season of random decisions in it."""
-    config = OmegaConf.merge(node("offers", "env/observation=history"), {"num_agents": customers})
+    config = OmegaConf.merge(node("offers_full_information", "env/observation=history"), {"num_agents": customers})
     env = instantiate(config, _convert_="all")(CPU, seed)
     return env, random_season(env, seed)
 

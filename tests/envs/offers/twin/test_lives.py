@@ -31,7 +31,7 @@ N, WEEKS = 20, 30
 
 def environment(**changes):
     """An environment whose view hides the state."""
-    config = OmegaConf.merge(node("offers", "env/observation=history"), {"num_agents": 10, **changes})
+    config = OmegaConf.merge(node("offers_full_information", "env/observation=history"), {"num_agents": 10, **changes})
     return instantiate(config, _convert_="all")(CPU, 0)
 
 

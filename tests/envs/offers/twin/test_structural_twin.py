@@ -31,13 +31,15 @@ CPU = torch.device("cpu")
 
 def environment(seed=0, **changes):
     """The offers environment on a few customers, with some keys changed."""
-    config = node("offers")
+    config = node("offers_full_information")
     return instantiate(config, _convert_="all", **{"num_agents": 500, **changes})(CPU, seed)
 
 
 def environment_on_twin(path):
     """The offers environment on the customers of a twin."""
-    config = OmegaConf.merge(node("offers", "env/population=twin"), {"num_agents": 500, "population": {"path": path}})
+    config = OmegaConf.merge(
+        node("offers_full_information", "env/population=twin"), {"num_agents": 500, "population": {"path": path}}
+    )
     return instantiate(config, _convert_="all")(CPU, 0)
 
 

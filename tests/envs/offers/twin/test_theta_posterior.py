@@ -29,7 +29,7 @@ def seeded(seed: int) -> torch.Generator:
 @pytest.fixture(scope="module")
 def shop():
     """300 customers whose features explain .6 of θ: their seasons as seen, their θ, and another sample."""
-    env = load("offers", torch.device("cpu"), 0, num_agents=10, population={"r2": 0.6})
+    env = load("offers_full_information", torch.device("cpu"), 0, num_agents=10, population={"r2": 0.6})
     sample, other = env.population.draw(300, seeded(1), "test"), env.population.draw(5000, seeded(2), "train")
     world = env.world.to("cpu", torch.float64)
     seen, _ = simulate(world, world.inhabit(sample.customers), sample.state, seeded(3), 12)

@@ -157,11 +157,11 @@ def test_neither_world_is_taken_for_the_other():
     with pytest.raises(ValueError, match="expected env=offers_unlike"):
         family.reset()
     config = OmegaConf.merge(composed_env("unlike_link"), {"num_agents": 10})
-    config.world = node("offers").world
+    config.world = node("offers_full_information").world
     with pytest.raises(ValueError, match="expected env/world=unlike_link"):
         instantiate(config, _convert_="all")(CPU, 0)
     config = OmegaConf.merge(composed_env("unlike_link"), {"num_agents": 10})
-    config.observation = node("offers").observation
+    config.observation = node("offers_full_information").observation
     with pytest.raises(ValueError, match="expected a view that hides the state"):
         instantiate(config, _convert_="all")(CPU, 0)
 

@@ -29,7 +29,7 @@ LEAVING = {"uniform": {"c0": [0.2, 0.4]}, "lognormal": {"opt_out": [8.0, 0.5]}} 
 def environment(view: str, agents: int = 60, leaving: bool = True, seed: int = 0, **changes) -> OffersEnv:
     """An environment under a view, in which many customers leave."""
     config = OmegaConf.merge(
-        node("offers"),
+        node("offers_full_information"),
         {
             "num_agents": agents,
             "population": {"reference_size": 1000, "priors": LEAVING if leaving else {}},

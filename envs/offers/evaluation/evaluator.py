@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.offers.constraints.budget import Budget
 from envs.offers.evaluation.estimates import Estimates
 from envs.offers.evaluation.profit_decomposition import paired_difference, summarise_seasons
-from envs.offers.evaluation.report import OffersReport, twin_members_report
+from envs.offers.evaluation.report import FEE_TUNED, OffersReport, twin_members_report
 from envs.offers.evaluation.season_evaluator import POSTERIOR_DRAWS, REGRESSION_CUSTOMERS, SeasonEvaluator
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
 from envs.offers.evaluation.spend_calibration import calibrate_spend
@@ -174,7 +174,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
             "propensity on θ̂": self.ranking_on_estimates(estimates.market, uplift=False),
             "uplift rank on θ̂": estimates.policy(lambda market: self.ranking_on_estimates(market, uplift=True)),
             "myopic knapsack on θ̂": myopic(estimates, 0.0),
-            "myopic + fee on θ̂": myopic(estimates, fee),
+            FEE_TUNED: myopic(estimates, fee),
             "planning on θ̂": planner,
             "planning on θ̂, calibrated": self.with_calibrated_spend(planner, tuning_market),
         }
@@ -263,6 +263,7 @@ class OffersEvaluator(SeasonEvaluator[Bound, Population]):
             budget_rule=str(market.budget_rule),
             agent=None if algorithm is None else name,
             excluded_shares=market.contact_policy.shares(),
+            least_lead=self.least_lead,
         )
 
     def _evaluate_frontier(self, algorithm: NetworkAlgorithm, name: str) -> list[dict]:

@@ -13,12 +13,15 @@ from envs.offers.policies.information import ORACLE
 from rlcore.runs.plots import COLORS, labelled, markdown, training_figure
 from rlcore.runs.report import Report, RunResult, add_lines
 
+FEE_TUNED = "myopic + fee on θ̂"  # the best of the trade's rules that a shop can follow
+
 
 @dataclass(frozen=True)
 class OffersReport:
     """Results by policy, grouped by what the policies were given, under one bound and one budget rule.
 
-    `agent` is the row of the trained policy, or None.
+    `agent` is the row of the trained policy, or None; `least_lead` is the score that it should be above the fee-tuned
+    rule on θ̂.
     """
 
     rows: dict[str, dict]
@@ -28,6 +31,7 @@ class OffersReport:
     budget_rule: str
     agent: str | None
     excluded_shares: dict[str, float]  # share of the customers that each lasting contact rule excludes
+    least_lead: float
     under_hard_rule: OffersReport | None = None  # the same under a rule that never exceeds a week's budget
     members: Report | None = None  # the learned policy under each member of a twin
     frontier: list[dict] = field(default_factory=list)  # the learned policy and the myopic knapsack at other budgets
@@ -98,9 +102,10 @@ class OffersReport:
         return f"{self.customers:,} new customers, {self.seasons} seasons of {len(self.bound.budget)} weeks"
 
     def _verdict(self) -> tuple[str, str]:
-        """Return two lines on the trained policy beside the best rival of equal information, where there are both.
+        """Return lines on the trained policy beside the best rival of equal information, where there are both.
 
-        The first, for the top of the table, is empty where the policy is ahead.
+        The first part, for the top of the table, is empty where the policy is ahead and the interval of its lead above
+        0, and where it scores `least_lead` more than the fee-tuned rule on θ̂.
         """
         row = self.rows[self.agent] if self.agent else {}
         rival = row.get("best_rival")
@@ -112,7 +117,14 @@ class OffersReport:
             f"\n{self.agent} less {rival}, the best of equal information: {ahead:+.3f}, 95 % interval {low:+.3f} to "
             f"{high:+.3f}, paired{given}"
         )
-        above = f"\n{rival}, of equal information, scores above {self.agent}" if ahead <= 0 else ""
+        above = ""
+        if ahead <= 0:
+            above += f"\n{rival}, of equal information, scores above {self.agent}"
+        elif low <= 0:
+            above += f"\nthe interval of {self.agent} less {rival}, of equal information, contains 0"
+        lead, *_ = row["ahead_of"].get(FEE_TUNED, [self.least_lead])
+        if lead < self.least_lead:
+            above += f"\n{self.agent} is less than {self.least_lead:g} above {FEE_TUNED}: {lead:+.3f}"
         return above, below
 
     _columns = ("policy", "knows", "score", "±", "profit", "spend", "breach", "contacts")

@@ -60,6 +60,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         seasons: int,
         validation: int,
         paired_validation: bool,
+        least_lead: float,
         tuning_customers: int,
         tuning_seasons: int,
         fees: list[float],
@@ -73,7 +74,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         hard_budget_rule: BudgetRule | None,
     ):
         self.env, self.seed = env, seed
-        self.paired_validation = paired_validation
+        self.paired_validation, self.least_lead = paired_validation, least_lead
         self.customers, self.seasons, self.validation = customers, seasons, validation
         self.tuning_customers, self.tuning_seasons, self.fees = tuning_customers, tuning_seasons, fees
         self.regression_customers, self.ridge = regression_customers, ridge

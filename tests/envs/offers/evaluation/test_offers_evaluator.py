@@ -710,6 +710,31 @@ def test_who_is_first_among_equals_is_not_told_otherwise(whole):
     assert console.file.getvalue().count("equal information") == 1
 
 
+@pytest.mark.parametrize(
+    ("lead", "fee_lead", "said"),
+    [
+        ([0.02, 0.01, 0.03], 0.1, []),
+        ([0.02, -0.01, 0.05], 0.2, ["the interval of ppo less planning on θ̂, of equal information, contains 0"]),
+        ([-0.02, -0.05, 0.01], 0.2, ["planning on θ̂, of equal information, scores above ppo"]),
+        ([0.02, 0.01, 0.03], 0.09, ["ppo is less than 0.1 above myopic + fee on θ̂: +0.090"]),
+        (
+            [0.0, -0.01, 0.01],
+            -0.3,
+            [
+                "planning on θ̂, of equal information, scores above ppo",
+                "ppo is less than 0.1 above myopic + fee on θ̂: -0.300",
+            ],
+        ),
+    ],
+)
+def test_what_a_learned_policy_falls_short_of_is_said_above_the_table(whole, lead, fee_lead, said):
+    rival = "planning on θ̂"
+    ahead_of = {rival: lead, "myopic + fee on θ̂": [fee_lead, fee_lead - 0.05, fee_lead + 0.05]}
+    rows = {**whole.report.rows, "ppo": {**whole.report.rows["ppo"], "best_rival": rival, "ahead_of": ahead_of}}
+    title = replace(whole.report, rows=rows).to_table().title
+    assert title.splitlines()[2:] == said
+
+
 @pytest.mark.long
 def test_figures_are_drawn(whole, tmp_path):
     figures = whole.report.to_figures("ppo", "score", {"score": [(1000, 0.1), (2000, 0.4)]})

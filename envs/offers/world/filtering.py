@@ -27,6 +27,7 @@ from envs.offers.world.response import (
 from envs.offers.world.transition import habit_gain
 
 MIN_PROBABILITY = 1e-12  # lower bound of a probability before a logarithm or a division
+MAX_CHURNED = 1 - 1e-6  # upper bound of P(churned) in a belief that is read again: float32 rounds to 1 beyond it
 CHUNK = 4096  # customers filtered at once, so that a chunk fits a cache
 NUM_MARGINALS = HABITS + FATIGUES + EXPECTATIONS  # rows of `Belief.marginals`, without the row of churn
 
@@ -61,9 +62,11 @@ class Belief(NamedTuple):
     def from_marginals(cls, marginals: Tensor, opted_out: Tensor) -> Belief:
         """Return the belief in which habit, fatigue and expectation are independent, from `marginals` [14, N].
 
-        `opted_out`, bool [N], says who has opted out, which is seen.
+        `opted_out`, bool [N], says who has opted out, which is seen. P(churned) is held below 1, for a customer who is
+        silent for months can still buy, and no purchase could revive a belief in certain churn.
         """
         habit, fatigue, expectation, churned = marginals.split([HABITS, FATIGUES, EXPECTATIONS, 1])
+        churned = churned.clamp_max(MAX_CHURNED)
         active = habit * (1 - churned)
         inside = (active * ~opted_out)[:, None, None] * fatigue[:, None] * expectation
         return cls(inside, active * opted_out, churned[0])

@@ -192,6 +192,25 @@ def test_carrying_marginals_loses_next_to_nothing(make_season):
     torch.testing.assert_close(start.subscribed, start_belief(c).subscribed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_belief_in_churn_is_revived_by_a_purchase(make_season, dtype):
+    """Carried as marginals, through 60 weeks of silence: P(churned) rounds to 1 in float32."""
+    season = make_season(50, extreme=True)
+    parts = {field.name: getattr(season.customers, field.name).to(dtype) for field in fields(season.customers)}
+    c, world = Customers(**parts), season.world.to(torch.device("cpu"), dtype)
+    nothing, no = torch.zeros(50, dtype=torch.long), torch.zeros(50, dtype=torch.bool)
+    silence = SeenWeek(nothing, nothing, no, no, no, torch.zeros(50, dtype=dtype))
+    marginals = start_belief(c).marginals()
+    for week in range(61):
+        seen = silence._replace(bought=~no) if week == 60 else silence
+        belief, log_probability = filter_week(c, world, week, Belief.from_marginals(marginals, no), seen)
+        marginals = belief.marginals()
+        assert log_probability.isfinite().all()
+    for part in (marginals[:6], marginals[6:10], marginals[10:13]):
+        torch.testing.assert_close(part.sum(0), torch.ones(50, dtype=dtype))
+    assert (marginals[13] < 0.5).all()
+
+
 # ── calibrated ──────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.long
 def test_predictions_are_calibrated_in_every_decile(make_season):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from envs.offers.populations.parameter_regression import REGRESSION_LABELS
+
 TRUTH, FEATURES, NOTHING = "true θ", "features", "nothing"  # what is given of a customer's parameters
 STATES, COUNTS, MARGINS = "states", "counts", "margins"  # of what is observed of a season; counts have margins too
 SIMULATOR, LOG = "a simulator", "a log"  # what a policy was trained in or on
-REGRESSION_LABELS = "true parameters of training customers"  # what the regression of θ̂ on features was fitted to
 
 ORACLES = "oracles (true θ)"
 EQUATIONS = "equations + features"
@@ -38,6 +39,8 @@ class Information:
             return ORACLES
         if self.parameters == NOTHING:
             return NOTHING
+        if SIMULATOR in self.training:
+            return TRAINED
         if LOG in self.training:
             return LOGGED
         return EQUATIONS if self.equations else TRAINED
@@ -56,12 +59,14 @@ class Information:
     def is_no_richer_than(self, other: Information) -> bool:
         """Return whether a policy is given something of each customer, and no more than another policy is.
 
-        Equations don't count: who trained in a simulator of the world was given them too. Beliefs and histories count
-        as one: both are made of what the season showed. Counts have the mean margin of the purchases seen.
+        Equations don't count: who trained in a simulator of the world was given them too. Who learned from a log was
+        given neither them nor any customer's true parameters. Beliefs and histories count as one: both are made of what
+        the season showed. Counts have the mean margin of the purchases seen.
         """
         theirs = {*other.season, MARGINS} if COUNTS in other.season else set(other.season)
         sees_more = any(shown in self.season and shown not in theirs for shown in (STATES, COUNTS, MARGINS))
-        knows_more = self.true_spend and not other.true_spend
+        labelled = REGRESSION_LABELS in self.training and REGRESSION_LABELS not in other.training
+        knows_more = (self.true_spend and not other.true_spend) or (labelled and LOG in other.training)
         return self.parameters == other.parameters == FEATURES and not sees_more and not knows_more
 
 

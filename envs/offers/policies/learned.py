@@ -64,7 +64,11 @@ class DeployedPolicy(BatchedPolicy):
         self.customers, self.world, self.features = customers, world, features.float()
         self.view = CodecView(codec, self.features)
         self.information = Information(
-            FEATURES, codec.shows, true_spend=redeem_probability is None, training=learned_from
+            FEATURES,
+            codec.shows,
+            equations=codec.uses_equations,
+            true_spend=redeem_probability is None,
+            training=(*learned_from, *codec.learned_from),
         )
 
     def context_and_spend(

@@ -8,12 +8,16 @@ from torch import Tensor
 from envs.offers.populations.base import Sample, theta_from_matrix, theta_to_matrix
 from envs.offers.world.customers import Customers
 
+REGRESSION_LABELS = "true parameters of training customers"  # what a regression of θ on features is fitted to
+
 
 class ParameterRegression:
     """Ridge regression of θ on features, clamped to the range of its sample; of log θ where the prior is lognormal.
 
     Without a sample, what was fitted comes by `load_state_dict`.
     """
+
+    learned_from = REGRESSION_LABELS
 
     def __init__(self, sample: Sample | None, *, ridge: float):
         if sample is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from envs.offers.policies.information import LOG
 from envs.offers.populations.base import Sample, theta_from_matrix
 from envs.offers.twin.structural_model import KIND, ParameterNetwork
 from envs.offers.twin.twin_checkpoint import load_twin
@@ -18,6 +19,8 @@ class TwinTheta:
     kind, or was fitted to other features than those of `sample`. Without a sample, the members come by
     `load_state_dict`.
     """
+
+    learned_from = LOG
 
     def __init__(self, sample: Sample | None, *, path: str):
         self.networks: list[ParameterNetwork] = []

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class ThetaEstimate(Protocol):
     """An estimate of customers' parameters from their features."""
 
+    learned_from: str  #: what the estimate was fitted to, in words of a table
+
     def __call__(self, features: Tensor) -> Customers:
         """Estimate the parameters of customers with features [N, F]."""
 
@@ -49,6 +51,7 @@ class BeliefCodec(HidingCodec):
     """
 
     shows = ("beliefs", "counts")
+    uses_equations = True  # the filter's
     own_outlives_seasons = True  # a distribution stays one, however many weeks it was filtered by
 
     def __init__(
@@ -68,6 +71,11 @@ class BeliefCodec(HidingCodec):
         generator = torch.Generator(self.world.season.device).manual_seed(reference_seed)
         sample = setting.population.draw(reference_size, generator, "train")
         self.theta, self.start = theta(sample), start_marginals(sample.state)
+
+    @property
+    def learned_from(self) -> tuple[str, ...]:
+        """What θ̂ was fitted to, in words."""
+        return (self.theta.learned_from,)
 
     @property
     def own_names(self) -> list[str]:

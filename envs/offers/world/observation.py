@@ -53,6 +53,8 @@ class ObservationCodec:
     """
 
     shows: tuple[str, ...] = ("states",)  #: what of the season's course an observation tells, in words
+    uses_equations = False  #: whether an observation is made with the world's equations
+    learned_from: tuple[str, ...] = ()  #: what an observation's estimates were fitted to, in words
     hides_state = False  #: whether habit, fatigue, expectation and churn can't be read out of an observation
     num_dynamics = sum(DYNAMICS.values())  #: columns between features and status
     num_statuses = STATUSES  #: columns of the status

@@ -29,6 +29,11 @@ BLIND = Information(FEATURES, ("history", "counts"), training=("a simulator",))
         (LEARNED, "features + simulator in training", "features, states, counts"),
         (replace(BLIND, training=("a log",)), "features + a log in training", "features, history, counts"),
         (replace(BLIND, true_spend=True), "features + simulator in training", "features, history, counts, true spend"),
+        (
+            Information(FEATURES, ("beliefs", "counts"), equations=True, training=("a simulator", "a log")),
+            "features + simulator in training",
+            "features, beliefs, counts, equations",
+        ),
         (UNINFORMED, "nothing", "nothing"),
     ],
 )
@@ -46,6 +51,13 @@ def test_a_rival_of_equal_information_sees_no_more():
     for other in (ORACLE, UNINFORMED, replace(ON_BELIEFS, true_spend=True)):
         assert not other.is_no_richer_than(BLIND)
     assert replace(ON_BELIEFS, true_spend=True).is_no_richer_than(replace(BLIND, true_spend=True))
+
+
+def test_who_knows_true_parameters_is_no_rival_of_who_learned_from_a_log():
+    labelled = replace(ON_BELIEFS, training=("true parameters of training customers",))
+    assert labelled.is_no_richer_than(BLIND) and not labelled.is_no_richer_than(replace(BLIND, training=("a log",)))
+    assert not labelled.is_no_richer_than(replace(BLIND, training=("a simulator", "a log")))  # θ̂ of a twin
+    assert labelled.is_no_richer_than(replace(BLIND, training=("a log", *labelled.training)))
 
 
 def test_rows_go_by_group_and_then_from_the_best_down():

@@ -84,6 +84,11 @@ class CustomerEnv(PricedEnv):
         self.codec = self.observation(
             ViewSetting(num_features, self.world, self.population, self.price_range, self.drift_range)
         )
+        if self.exploring_starts and "beliefs" in self.codec.shows:
+            raise ValueError(
+                "env.exploring_starts: expected 0 where a belief is observed, which gives no probability to most of the "
+                f"states that explorers start in, got {self.exploring_starts}"
+            )
         self.obs_dim = self.codec.obs_dim
         self.obs_names = self.codec.column_names(self.population.feature_names + cap_columns)
         self.seen_features = ColumnRange(self.static_dim, self.device)

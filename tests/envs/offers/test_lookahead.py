@@ -11,6 +11,7 @@ from torch import Tensor
 
 import reference_world as reference
 from configs import composed, load
+from envs import configuration
 from envs.offers.env import OffersEnv
 from envs.offers.lookahead import OffersLookahead
 from envs.offers.planning.triton_no_contact_value import fast_no_contact_values
@@ -307,6 +308,11 @@ def test_price_paths_repeat_customers_and_their_values_but_not_prices():
 
 
 @pytest.mark.slow
+def test_who_observes_a_belief_starts_where_the_belief_does():
+    with pytest.raises(ValueError, match="env.exploring_starts: expected 0 where a belief is observed"):
+        configuration.make_env("env=offers", "env.exploring_starts=0.5", "env.num_agents=8")
+
+
 def test_exploring_starts_cover_all_states_evenly():
     env = make_env(4000, exploring_starts=0.5)
     obs, _ = env.reset()

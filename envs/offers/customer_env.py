@@ -86,7 +86,7 @@ class CustomerEnv(PricedEnv):
         )
         if self.exploring_starts and "beliefs" in self.codec.shows:
             raise ValueError(
-                "env.exploring_starts: expected 0 where a belief is observed, which gives no probability to most of the "
+                "env.exploring_starts: expected 0 where a belief is observed, which gives no probability to most "
                 f"states that explorers start in, got {self.exploring_starts}"
             )
         self.obs_dim = self.codec.obs_dim

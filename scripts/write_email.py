@@ -34,10 +34,8 @@ def main(cfg: DictConfig) -> None:
     rows = read_contexts(cfg.contexts) if cfg.contexts else None
     if rows and cfg.out:
         check_columns(cfg.contexts, rows)
-    device, state = (
-        choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision),
-        checkpoint.load(cfg.checkpoint),
-    )
+    device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
+    state = checkpoint.load(cfg.checkpoint)
     check_stored_ranges(state["config"], CONF, cfg.checkpoint)
     with fitting(cfg.checkpoint):
         generator = MailGenerator.load(cfg.checkpoint, state, device, cfg.sampling.batch_size, cfg.seed)
@@ -58,8 +56,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check_arguments(cfg: DictConfig) -> None:
-    """Refuse impossible settings before anything is loaded."""
-    sampling = cfg.sampling
+    """Raise ValueError for paths and modes that do not go together, before anything is loaded."""
     if cfg.checkpoint is None:
         raise ValueError(
             "checkpoint: expected the path of a policy that algo=ppo_kl trained, as in "
@@ -68,16 +65,6 @@ def check_arguments(cfg: DictConfig) -> None:
     if cfg.interactive and (cfg.contexts or cfg.out):
         raise ValueError(
             "interactive: expected no contexts and no out beside it: it reads from the terminal and prints"
-        )
-    if cfg.mails_per_context < 1 or sampling.batch_size < 1:
-        raise ValueError(
-            "mails_per_context, sampling.batch_size: expected at least 1, got "
-            f"{cfg.mails_per_context}, {sampling.batch_size}"
-        )
-    if sampling.temperature <= 0 or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
-        raise ValueError(
-            "sampling: expected temperature > 0, top_k of at least 0 (all) and top_p in (0, 1], got "
-            f"{sampling.temperature}, {sampling.top_k}, {sampling.top_p}"
         )
     if cfg.out and not Path(cfg.out).absolute().parent.is_dir():
         raise ValueError(f"out: {Path(cfg.out).absolute().parent}: no such folder")

@@ -133,6 +133,6 @@ def leak_warnings(
         found.append(
             f"a bag of words tells {accuracy:.0%} of the outcomes of mails that it has not seen (their majority "
             f"{majority:.0%}): outcomes of real mails can't be told so well, so words that were chosen by the outcome "
-            f"tell it; its telling sentences: {listed}"
+            f"tell it{'' if found else f'; its telling sentences: {listed}'}"
         )
     return found

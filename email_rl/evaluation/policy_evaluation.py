@@ -136,7 +136,7 @@ class MailPolicyEvaluator:
             for row, written in mails.items():
                 own = outcomes_by_context(true_probabilities, written)
                 rows[row] |= ratio_to_reference(own[:, -1], reference[:, -1], draws, self.seed)
-                rows[row] |= gain_over_reference(own, reference, values, draws, self.seed)
+                rows[row] |= gain_over_reference(own, reference, values)
             p = algorithm.reward_model.probabilities(self.dataset.test.contexts, self.dataset.test.texts)
             extra["reward_model"] = metrics.classification_metrics(p, self.dataset.test.outcome, 15)
             extra["policy"] = rows[name]

@@ -32,6 +32,18 @@ def causal_mask(key_mask: Tensor, width: int) -> Tensor:
     return key_mask[:, None].bool() & causal | diagonal
 
 
+def attention_mask(mask: Tensor, language_model: PreTrainedModel) -> Tensor:
+    """Return a mask [B, W, L], true where a token attends, in the form that a model's attention takes, [B, 1, W, L].
+
+    Eager attention adds its mask to the scores: 0 where a token attends, and the least number elsewhere.
+    """
+    mask = mask[:, None]
+    if language_model.config._attn_implementation != "eager":
+        return mask
+    dtype = language_model.dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
 def warp_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Return logits [..., V] of the sampling distribution; tokens that are cut off get −inf.
 
@@ -117,11 +129,11 @@ class CachedDecoder:
         logits = self.next_logits(token[:, None], key_mask[:, None], position, self.mail_cache)
         return self.sample_token(logits, uniform)
 
-    def next_logits(self, ids: Tensor, attention_mask: Tensor, position: Tensor, cache: StaticCache) -> Tensor:
-        """Return the logits [B, V] of the token after `ids` [B, L]."""
+    def next_logits(self, ids: Tensor, mask: Tensor, position: Tensor, cache: StaticCache) -> Tensor:
+        """Return the logits [B, V] of the token after `ids` [B, W], under a mask of the keys [B, W, L]."""
         arguments = {
             "input_ids": ids,
-            "attention_mask": attention_mask[:, None],
+            "attention_mask": attention_mask(mask, self.language_model),
             "position_ids": position,
             "use_cache": True,
             "logits_to_keep": 1,

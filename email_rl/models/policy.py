@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from email_rl.models.generation import causal_mask, generate, new_decoder, position_ids, response_mask, warp_logits
+from email_rl.models.generation import (
+    attention_mask,
+    causal_mask,
+    generate,
+    new_decoder,
+    position_ids,
+    response_mask,
+    warp_logits,
+)
 from email_rl.models.hf_io import describe, export, restore
 from email_rl.models.tokenized_mails import TokenizedMails, TokenStatistics
 
@@ -61,12 +69,10 @@ class LanguageModelPolicy(nn.Module):
             "precision": precision,
         }
         self.make_decoder = new_decoder  # a backend may put an equal, faster function here
-        self.value_head = nn.Linear(language_model.config.hidden_size, 1)
+        self.value_head = nn.Linear(language_model.get_output_embeddings().weight.shape[1], 1)
         for parameter in self.value_head.parameters():
             nn.init.zeros_(parameter)
-        for module in self.modules():  # without this, a ratio would differ from 1 before the first update
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        remove_dropout(language_model)
         self.eval()
 
     @property
@@ -128,17 +134,20 @@ class LanguageModelPolicy(nn.Module):
         """Compute token statistics of mails [B, R]; the entropy, which costs a pass over the vocabulary, on demand."""
         ids = torch.cat((mails.prompt, mails.response), 1)
         mask = torch.cat((mails.prompt_mask, mails.response_mask.to(mails.prompt_mask.dtype)), 1)
+        first = mails.prompt.shape[1] - 1
+        before = torch.arange(first, first + mails.response.shape[1], device=ids.device)  # the token before each
         with self.autocast():  # the mask whole: of one [B, L] transformers asks the host whether all of it is 1
-            trunk = self.language_model.base_model(
+            # by the whole model and not by its parts, because some families scale or cap the logits
+            found = self.language_model(
                 input_ids=ids,
-                attention_mask=causal_mask(mask, mask.shape[1])[:, None],
+                attention_mask=attention_mask(causal_mask(mask, mask.shape[1]), self.language_model),
                 position_ids=position_ids(mask),
                 use_cache=False,
+                output_hidden_states=True,
+                logits_to_keep=before,
             )
-            # at the token before each of the mail's
-            hidden = trunk.last_hidden_state[:, -mails.response.shape[1] - 1 : -1]
-            logits = self.language_model.get_output_embeddings()(hidden)
-        logits = warp_logits(logits.float(), self.temperature, 0, 1.0)
+        hidden = found.hidden_states[-1][:, before]
+        logits = warp_logits(found.logits.float(), self.temperature, 0, 1.0)
         normalizer = logits.logsumexp(-1)
         log_prob = logits.gather(-1, mails.response[..., None])[..., 0] - normalizer
         token_entropy = (
@@ -252,3 +261,16 @@ class LanguageModelPolicy(nn.Module):
             pad_token_id=self.stop_token,
         )
         export(folder, self.language_model, self.tokenizer)
+
+
+def remove_dropout(network: nn.Module) -> None:
+    """Set every rate of dropout to 0, because with dropout a ratio would differ from 1 before the first update.
+
+    Some families keep the rate as a number of a layer (`dropout`, `attention_dropout`, `layerdrop` …).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

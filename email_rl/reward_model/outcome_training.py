@@ -66,21 +66,6 @@ class OutcomeTraining(Algorithm):
         self.settings = {key: value for key, value in locals().items() if key not in ("self", "env", "seed")}
         if input not in ("text", "context_text"):
             raise ValueError(f"algo.input: expected text or context_text, got '{input}'")
-        counts = (
-            encoder.steps,
-            encoder.batch_size,
-            updates_per_iteration,
-            eval_every,
-            patience,
-            checkpoint_every,
-            bucket_batches,
-            predict_batch_size,
-        )
-        if min(counts) < 1:
-            raise ValueError(
-                "algo: expected steps, batch_size, updates_per_iteration, eval_every, patience, "
-                "checkpoint_every, bucket_batches and predict_batch_size of at least 1"
-            )
         self.env, self.device, self.seed = env, env.device, seed
         self.batches_per_pass = batches_per_pass
         self.encoder, self.make_optimizer, self.input, self.refresh = encoder, optimizer, input, refresh

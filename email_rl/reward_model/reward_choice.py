@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,6 +84,14 @@ class Verdict:
         )
 
 
+class HeldOutLosses(NamedTuple):
+    """Log-losses of the same mails, which no model has learnt from, nats [N]."""
+
+    majority: Tensor
+    bag: Tensor
+    encoder: Tensor | None  # None: it was not fitted again
+
+
 def choose_reward_model(
     encoder: OutcomeModel,
     fit_encoder: FitModel,
@@ -97,24 +106,16 @@ def choose_reward_model(
     A bag of words that is not ahead of the majority knows nothing; then the encoder must be ahead of the majority.
     Where validation mails are few, both are compared with each other and with the majority by cross-fitting over
     training and validation mails: training has chosen its weights by the few, and the more weights there are to choose
-    from, the more that flatters them. The encoder is asked only where it seems ahead, or where the bag knows nothing.
+    from, the more that flatters them.
     """
     bag = fit_bag(train, valid)
-    of_bag = _log_losses(bag, valid)
-    of_encoder: Tensor | None = _log_losses(encoder, valid)
-    of_majority = metrics.log_losses(majority_shares(train, len(valid)), valid.outcome)
-    assert of_encoder is not None
+    losses = HeldOutLosses(_majority_losses(train, valid), _log_losses(bag, valid), _log_losses(encoder, valid))
     are_few = len(valid) < settings.few_mails
     if are_few:
-        seems_ahead = _lower_bound(of_bag - of_encoder, settings) > 0
-        folds = _folds(train + valid, group, settings)
-        of_majority, of_bag = _cross_fitted(fit_bag, folds, settings)
-    bag_knows = _lower_bound(of_majority - of_bag, settings) > 0
-    if are_few:
-        of_encoder = _cross_fitted(fit_encoder, folds, settings)[1] if seems_ahead or not bag_knows else None
-    of_rival = of_bag if bag_knows else of_majority
-    is_encoder = of_encoder is not None and _lower_bound(of_rival - of_encoder, settings) > 0
-    gains = of_majority - (of_encoder if is_encoder and of_encoder is not None else of_bag)
+        losses = _cross_fitted_losses(losses, fit_encoder, fit_bag, _folds(train + valid, group, settings), settings)
+    bag_knows = _is_ahead(losses.bag, losses.majority, settings)
+    is_encoder = _is_ahead(losses.encoder, losses.bag if bag_knows else losses.majority, settings)
+    gains = losses.majority - (losses.encoder if is_encoder and losses.encoder is not None else losses.bag)
     low, high = metrics.bootstrap_interval(gains, settings.bootstrap_samples, settings.seed)
     verdict = Verdict(
         chosen="encoder" if is_encoder else "bag_of_words",
@@ -122,7 +123,7 @@ def choose_reward_model(
         low=low,
         high=high,
         mails=len(gains),
-        behind_bag=None if of_encoder is None else (of_encoder - of_bag).mean().item(),
+        behind_bag=None if losses.encoder is None else (losses.encoder - losses.bag).mean().item(),
         bag_knows=bag_knows,
         majority_share=settings.majority_share if are_few else 0.0,
     )
@@ -133,7 +134,7 @@ def gain_over_majority(
     model: OutcomePredictor, train: Mails, valid: Mails, settings: ChoiceSettings
 ) -> tuple[float, float, float]:
     """Return the majority's log-loss less a model's on validation mails, nats a mail, and its 95 % interval."""
-    gains = metrics.log_losses(majority_shares(train, len(valid)), valid.outcome) - _log_losses(model, valid)
+    gains = _majority_losses(train, valid) - _log_losses(model, valid)
     return gains.mean().item(), *metrics.bootstrap_interval(gains, settings.bootstrap_samples, settings.seed)
 
 
@@ -174,6 +175,19 @@ def _folds(mails: Mails, group: GroupMails, settings: ChoiceSettings) -> list[Ma
     return folds
 
 
+def _cross_fitted_losses(
+    on_valid: HeldOutLosses, fit_encoder: FitModel, fit_bag: FitModel, folds: list[Mails], settings: ChoiceSettings
+) -> HeldOutLosses:
+    """Return the log-losses of all mails of the folds by cross-fitting, given those of the validation mails.
+
+    The encoder is fitted again only where it seems ahead on validation mails, or where the bag of words knows nothing.
+    """
+    of_majority, of_bag = _cross_fitted(fit_bag, folds, settings)
+    seems_ahead = _is_ahead(on_valid.encoder, on_valid.bag, settings)
+    is_asked = seems_ahead or not _is_ahead(of_bag, of_majority, settings)
+    return HeldOutLosses(of_majority, of_bag, _cross_fitted(fit_encoder, folds, settings)[1] if is_asked else None)
+
+
 def _cross_fitted(fit: FitModel, folds: list[Mails], settings: ChoiceSettings) -> tuple[Tensor, Tensor]:
     """Return the log-losses of the majority and of a model [N], each of a mail that the model has not seen.
 
@@ -186,7 +200,7 @@ def _cross_fitted(fit: FitModel, folds: list[Mails], settings: ChoiceSettings) -
         first, *others = [fold for j, fold in enumerate(folds) if j not in (i, chooses)]
         train = sum(others, first)
         model = WithMajority(fit(train, folds[chooses]), train, settings.majority_share)
-        of_majority.append(metrics.log_losses(majority_shares(train, len(held_out)), held_out.outcome))
+        of_majority.append(_majority_losses(train, held_out))
         of_model.append(_log_losses(model, held_out))
     return torch.cat(of_majority), torch.cat(of_model)
 
@@ -195,12 +209,18 @@ def _log_losses(model: OutcomePredictor, mails: Mails) -> Tensor:
     return metrics.log_losses(model.probabilities(mails.contexts, mails.texts), mails.outcome)
 
 
+def _majority_losses(train: Mails, mails: Mails) -> Tensor:
+    return metrics.log_losses(majority_shares(train, len(mails)), mails.outcome)
+
+
 def majority_shares(train: Mails, n: int) -> Tensor:
     """Return the training mails' shares of outcomes for each of n mails [n, K]; one mail is added to each outcome's."""
     counts = torch.bincount(train.outcome, minlength=len(OUTCOMES)).double() + 1
     return (counts / counts.sum()).expand(n, len(OUTCOMES))
 
 
-def _lower_bound(gain: Tensor, settings: ChoiceSettings) -> float:
-    """Return the lower end of the 95 % interval of a mean of paired differences [N]."""
-    return metrics.bootstrap_interval(gain, settings.bootstrap_samples, settings.seed)[0]
+def _is_ahead(loss: Tensor | None, other: Tensor, settings: ChoiceSettings) -> bool:
+    """Tell whether one model's log-losses [N] are below another's by more than chance: the paired 95 % interval."""
+    return (
+        loss is not None and metrics.bootstrap_interval(other - loss, settings.bootstrap_samples, settings.seed)[0] > 0
+    )

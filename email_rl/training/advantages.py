@@ -40,8 +40,6 @@ class AdvantageEstimator(ABC):
     kl_in_loss = False
 
     def __init__(self, samples_per_prompt: int):
-        if samples_per_prompt < 1:
-            raise ValueError(f"algo.advantage.samples_per_prompt: expected at least 1, got {samples_per_prompt}")
         self.samples_per_prompt = samples_per_prompt
 
     @abstractmethod
@@ -89,10 +87,6 @@ class RLOO(AdvantageEstimator):
 
     def __init__(self, *, samples_per_prompt: int):
         super().__init__(samples_per_prompt)
-        if samples_per_prompt < 2:
-            raise ValueError(
-                f"algo.advantage.samples_per_prompt: expected at least 2 to leave one out, got {samples_per_prompt}"
-            )
 
     def __call__(
         self, score: Tensor, log_ratio: Tensor, response_mask: Tensor, value: Tensor, kl_coef: Tensor
@@ -113,10 +107,6 @@ class GRPO(AdvantageEstimator):
 
     def __init__(self, *, samples_per_prompt: int, eps: float):
         super().__init__(samples_per_prompt)
-        if samples_per_prompt < 2:
-            raise ValueError(
-                f"algo.advantage.samples_per_prompt: expected at least 2 to compare, got {samples_per_prompt}"
-            )
         self.eps = eps
 
     def __call__(

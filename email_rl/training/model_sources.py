@@ -16,6 +16,7 @@ from email_rl.models.language_models import read_language_model
 from email_rl.models.outcome_classifier import REWARD_MODEL_FOLDER, OutcomeClassifier
 from email_rl.models.outcome_model import OutcomeModel, OutcomePredictor, load_outcome_model
 from email_rl.models.policy import LanguageModelPolicy
+from email_rl.models.sampling_check import check_sampling
 from email_rl.reward_model.reward_choice import (
     ChoiceSettings,
     Verdict,
@@ -33,6 +34,7 @@ from rlcore.runs import checkpoint
 from rlcore.runs.logger import Logger, NullLogger
 from rlcore.training_loop import TrainingLoop
 
+CHECKED_CONTEXTS = 2  # for which the language model writes a mail each, to be checked
 VERDICT = "choice.json"  # in the folder of a reward model: why it was chosen
 HELP = (
     "more mails with outcomes, an encoder with pretrained weights (algo/encoder=minilm), or a classifier of your own "
@@ -93,7 +95,9 @@ class ModelSources:
         reference = LanguageModelPolicy(
             network, tokenizer, **policy_settings(self.generation, network, tokenizer, self.dataset)
         )
-        return reference.to(self.dataset.device), reward_model
+        reference = reference.to(self.dataset.device)
+        check_sampling(reference, self.dataset.train.contexts[:CHECKED_CONTEXTS])
+        return reference, reward_model
 
     def _informed_reward_model(self, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate) -> Path:
         """Return the folder of the reward model; raise ValueError where none is ahead of the majority."""

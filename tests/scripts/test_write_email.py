@@ -253,9 +253,6 @@ def test_names_of_columns_stay_as_written_and_those_that_are_written_are_refused
     [
         ({"path": None}, "checkpoint: expected the path"),
         ({"interactive": True, "out": "x.csv"}, "interactive"),
-        ({"mails_per_context": 0}, "mails_per_context"),
-        ({"sampling": {"top_p": 0.0}}, "top_p"),
-        ({"sampling": {"temperature": 0.0}}, "temperature"),
         ({"out": "/nowhere/x.csv"}, "no such folder"),
         ({"contexts": "x.csv", "out": "./x.csv"}, "is the file of contexts"),
         ({"path": "/nowhere.pt"}, "no such checkpoint"),

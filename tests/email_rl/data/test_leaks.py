@@ -30,9 +30,10 @@ def test_sentences_that_tell_the_outcome_together_are_all_named_those_of_a_commo
     told, by_words = leak_warnings(mails, list(range(len(mails))), **LIMITS)
     assert "100% of its mails can be read off fixed sentences" in told
     assert "a bag of words tells" in by_words and "their majority 66%" in by_words
-    for warning in (told, by_words):
-        assert all(f'"{sentence}" → {y}' in warning for y in TELLING for sentence in TELLING[y])
-        assert not any(sentence in warning for sentence in NEUTRAL)
+    assert all(f'"{sentence}" → {y}' in told for y in TELLING for sentence in TELLING[y])
+    assert not any(sentence in told for sentence in NEUTRAL) and '"' not in by_words  # named once
+    (alone,) = leak_warnings(mails, list(range(len(mails))), **{**LIMITS, "max_leak_share": 1.1})
+    assert all(f'"{sentence}" → {y}' in alone for y in TELLING for sentence in TELLING[y])
 
 
 @pytest.mark.slow

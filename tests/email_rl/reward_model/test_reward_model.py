@@ -142,6 +142,19 @@ def test_temperature_undoes_a_scale_and_minimises():
     )
 
 
+def test_mails_that_are_all_told_right_do_not_choose_certainty():
+    logits, y = torch.tensor([[2.0, 0.0, 0.0]] * 9 + [[0.0, 2.0, 0.0]] * 6), torch.tensor([0] * 9 + [1] * 6)
+    t = metrics.fit_temperature(logits, y, torch.ones(15))
+    share = torch.tensor([0.6, 0.4, 0.0])
+    target = torch.stack([(15 * torch.eye(3)[k] + share) / 16 for k in y.tolist()])
+
+    def loss(scale):
+        return -(target * (logits / scale).log_softmax(1)).sum().item()
+
+    assert loss(t) == pytest.approx(min(loss(0.05 * 1.002**i) for i in range(3000)), abs=1e-5)
+    assert (logits / t).softmax(1).max() < 0.97  # 15 of 16 and a share; without the prior, 1
+
+
 def test_paired_bootstrap_matches_the_normal_interval():
     x = torch.randn(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
     low, high = metrics.bootstrap_interval(x, 1000, 0)

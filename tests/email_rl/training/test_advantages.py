@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -195,7 +194,5 @@ def test_a_restored_controller_goes_on_as_before():
 
 @pytest.mark.parametrize("name", ["rloo", "grpo"])
 def test_one_sample_can_not_be_compared(name):
-    with pytest.raises(
-        (ValueError, InstantiationException), match="algo.advantage.samples_per_prompt: expected at least 2"
-    ):
-        estimator(name, samples_per_prompt=1)
+    samples = range_of("samples_per_prompt", read_ranges(CONF)[f"algo/advantage/{name}.yaml"])
+    assert 1 not in samples and 2 in samples

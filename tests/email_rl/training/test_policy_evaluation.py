@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from email_rl.evaluation.policy_evaluation import STREAMS, MailPolicyEvaluator, train_to_kl
-from email_rl.evaluation.policy_figures import PolicyMails, text_figures, true_figures
+from email_rl.evaluation.policy_figures import PolicyMails, gain_over_reference, text_figures, true_figures
 from email_rl.evaluation.policy_report import mails_title
 from rlcore.algorithm import Algorithm
 from tiny_email_trainer import trainer
@@ -65,6 +65,15 @@ def test_few_contexts_have_students_interval_and_distinct_2_is_of_one_mail_a_con
     assert narrow["conversion_ci"][1] - narrow["conversion"] == pytest.approx(0.1 * half, rel=1e-5)
     twice = mails._replace(contexts=["a", "a", "b", "b"], texts=["x y", "x y", "y z", "x y"], samples=2)
     assert text_figures(twice, 40)["distinct_2"] == 1.0
+
+
+def test_the_gain_over_the_reference_has_students_interval_of_paired_differences():
+    own = torch.tensor([[0.0, 0.0, 1.0], [0.5, 0.0, 0.5], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    reference = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64).expand(3, 3)
+    found = gain_over_reference(own, reference, torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64))
+    half = 4.302653 * 1.5 / 3**0.5  # gains 3, 1.5 and 0; Student's t with 2 degrees of freedom
+    assert found["true_gain"] == pytest.approx(1.5)
+    assert found["true_gain_ci"] == pytest.approx([1.5 - half, 1.5 + half], rel=1e-6)
 
 
 def test_a_reference_of_another_prompt_template_is_refused():

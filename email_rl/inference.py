@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,10 @@ COLUMNS = (
     "question",
     "ended",
 )
+
+
+ARM = "arm"  #: column of an A/B test
+ARMS = ("policy", "reference")  #: its values: after PPO, and before
 
 
 class ScoredMail(NamedTuple):
@@ -97,15 +102,20 @@ class MailGenerator:
         self.generator = torch.Generator(policy.device).manual_seed(seed)
 
     @staticmethod
-    def load(path: str, state: dict, device: torch.device, batch_size: int, seed: int) -> MailGenerator:
-        """Restore the checkpoint `path`, read as `state`; raise ValueError where it is of another algorithm."""
+    def load(
+        path: str, state: dict, device: torch.device, batch_size: int, seed: int, arm: str = ARMS[0]
+    ) -> MailGenerator:
+        """Restore the policy of an arm from the checkpoint `path`, read as `state`.
+
+        Raises ValueError where the checkpoint is of another algorithm.
+        """
         agent, config = state["agent"], state["config"]
         if not {"policy", "reward_model"} <= set(agent):
             raise ValueError(
                 f"{path}: expected a checkpoint of algo=ppo_kl, which has a policy and a reward model, got one "
                 f"of algo={state['name']}"
             )
-        policy = LanguageModelPolicy.unpack(agent["policy"]).to(device)
+        policy = LanguageModelPolicy.unpack(agent[arm]).to(device)
         reward_model = unpack_outcome_model(agent["reward_model"], device, batch_size)
         return MailGenerator(
             policy,
@@ -186,10 +196,28 @@ def read_contexts(path: str) -> list[dict[str, str]]:
     return rows
 
 
-def check_columns(path: str, rows: list[dict[str, str]]) -> None:
-    """Raise ValueError where a column of contexts, read from `path`, has the name of one that `save_mails` writes."""
+def draw_arms(rows: list[dict[str, str]], seed: int) -> list[dict[str, str]]:
+    """Return the rows with a column ARM: each row's arm is drawn by itself, every arm with equal chances."""
+    draws = torch.randint(len(ARMS), (len(rows),), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [{**row, ARM: ARMS[draw]} for row, draw in zip(rows, draws)]
+
+
+def generate_by_arm(
+    generators: dict[str, MailGenerator], rows: list[dict[str, str]], mails_per_context: int, sampling: dict
+) -> list[ScoredMail]:
+    """Write mails for rows by each row's arm, in the order of the rows; the mails of a row are consecutive."""
+    mails: dict[str, Iterator[ScoredMail]] = {}
+    for arm, generator in generators.items():
+        contexts = [row["context"] for row in rows if row[ARM] == arm]
+        mails[arm] = iter(generator.generate(contexts, mails_per_context, **sampling) if contexts else [])
+    return [next(mails[row[ARM]]) for row in rows for _ in range(mails_per_context)]
+
+
+def check_columns(path: str, rows: list[dict[str, str]], has_arms: bool) -> None:
+    """Raise ValueError where a column of contexts, read from `path`, has the name of one that will be written."""
+    written = (*COLUMNS[1:], ARM) if has_arms else COLUMNS[1:]
     for name in rows[0]:
-        if name.lower() in COLUMNS[1:]:
+        if name.lower() in written:
             raise ValueError(f"{path}: row 1: column '{name}' is one that will be written; expected another name")
 
 

@@ -4,6 +4,7 @@ Usage:
 
     python scripts/write_email.py checkpoint=PATH interactive=true
     python scripts/write_email.py checkpoint=PATH contexts=FILE.csv out=FILE.csv
+    python scripts/write_email.py checkpoint=PATH contexts=FILE.csv out=FILE.csv ab_test=true
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from email_rl.inference import MailGenerator, check_columns, read_contexts, save_mails, summarize
+from email_rl.inference import (
+    ARM,
+    ARMS,
+    MailGenerator,
+    check_columns,
+    draw_arms,
+    generate_by_arm,
+    read_contexts,
+    save_mails,
+    summarize,
+)
 from envs.configuration import CONF
 from envs.range_checks import check_stored_ranges
 from rlcore.runs import checkpoint
@@ -33,12 +44,17 @@ def main(cfg: DictConfig) -> None:
     check_arguments(cfg)
     rows = read_contexts(cfg.contexts) if cfg.contexts else None
     if rows and cfg.out:
-        check_columns(cfg.contexts, rows)
+        check_columns(cfg.contexts, rows, cfg.ab_test)
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
     state = checkpoint.load(cfg.checkpoint)
     check_stored_ranges(state["config"], CONF, cfg.checkpoint)
+    arms = ARMS if cfg.ab_test else ARMS[:1]
     with fitting(cfg.checkpoint):
-        generator = MailGenerator.load(cfg.checkpoint, state, device, cfg.sampling.batch_size, cfg.seed)
+        generators = {
+            arm: MailGenerator.load(cfg.checkpoint, state, device, cfg.sampling.batch_size, cfg.seed, arm)
+            for arm in arms
+        }
+    generator = generators[ARMS[0]]
     sampling = to_dict(cfg.sampling, resolve=False)
     rows = rows or [{"context": context} for context in generator.example_contexts]
     if cfg.interactive:
@@ -50,6 +66,9 @@ def main(cfg: DictConfig) -> None:
         print_mails(generator, contexts, cfg.mails_per_context, sampling)
         return
     warn_of_truncation(generator, contexts)
+    if cfg.ab_test:
+        write_ab_test(cfg, generators, draw_arms(rows, cfg.seed), sampling)
+        return
     mails = generator.generate(contexts, cfg.mails_per_context, **sampling)
     save_mails(cfg.out, rows, mails)
     print(f"{cfg.out}: {summarize(mails)}")
@@ -66,10 +85,24 @@ def check_arguments(cfg: DictConfig) -> None:
         raise ValueError(
             "interactive: expected no contexts and no out beside it: it reads from the terminal and prints"
         )
+    if cfg.ab_test and not (cfg.contexts and cfg.out):
+        raise ValueError("ab_test: expected contexts=FILE.csv and out=FILE.csv beside it")
     if cfg.out and not Path(cfg.out).absolute().parent.is_dir():
         raise ValueError(f"out: {Path(cfg.out).absolute().parent}: no such folder")
     if cfg.out and cfg.contexts and Path(cfg.out).resolve() == Path(cfg.contexts).resolve():
         raise ValueError(f"out: {cfg.out} is the file of contexts; expected another")
+
+
+def write_ab_test(
+    cfg: DictConfig, generators: dict[str, MailGenerator], rows: list[dict[str, str]], sampling: dict
+) -> None:
+    """Write each row's mails by the row's arm, and print a summary of each arm."""
+    mails = generate_by_arm(generators, rows, cfg.mails_per_context, sampling)
+    save_mails(cfg.out, rows, mails)
+    arm_of = [row[ARM] for row in rows for _ in range(cfg.mails_per_context)]
+    for arm in generators:
+        own = [mail for mail, of in zip(mails, arm_of) if of == arm]
+        print(f"{cfg.out}: {arm}: {summarize(own) if own else 'no row was drawn'}")
 
 
 def contexts_from_terminal() -> Iterator[str]:

@@ -18,6 +18,7 @@ from email_rl.data.gold_model import Market
 from email_rl.data.mails import OUTCOMES
 from email_rl.evaluation import text_features
 from email_rl.models.outcome_classifier import OutcomeClassifier
+from rlcore.runs import checkpoint
 from scripts import write_email
 from stored import save_state
 from tiny_email_trainer import trainer
@@ -149,6 +150,31 @@ def test_a_csv_gets_its_mails_with_what_the_reward_model_says(saved, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.csv", "out.csv"]
 
 
+@pytest.mark.slow
+def test_an_ab_test_has_each_rows_mail_by_an_arm_that_is_drawn(saved, tmp_path, capsys):
+    state, path = checkpoint.load(saved[0]), tmp_path / "trained.pt"
+    weights = state["agent"]["policy"]["weights"]
+    for name, x in weights.items():  # a policy that is not its reference
+        weights[name] = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    save_state(path, "ppo_kl", state["agent"], **state["config"])
+    (tmp_path / "in.csv").write_text("id,context\n" + "".join(f"{i},a c\n" for i in range(40)))
+    main(path, contexts=str(tmp_path / "in.csv"), out=str(tmp_path / "out.csv"), ab_test=True)
+    rows = table(tmp_path / "out.csv")
+    assert [row["id"] for row in rows] == [str(i) for i in range(40)]
+    drawn = [row["arm"] for row in rows]
+    assert set(drawn) == set(inference.ARMS) and 10 <= drawn.count("policy") <= 30
+    shown = capsys.readouterr().out
+    written = {}
+    for arm in inference.ARMS:  # the arm's own model wrote the row, with the seed's random numbers
+        model = inference.MailGenerator.load(path, checkpoint.load(path), torch.device("cpu"), 64, 0, arm)
+        texts = [row["email_text"] for row in rows if row["arm"] == arm]
+        sampling = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "batch_size": 64}
+        written[arm] = [mail.text for mail in model.generate(["a c"] * len(texts), 1, **sampling)]
+        assert texts == written[arm]
+        assert f"out.csv: {arm}: {len(texts)} mails; mean reward" in shown
+    assert written["policy"][:10] != written["reference"][:10]
+
+
 def test_the_policy_is_the_trained_one_and_samples_as_told(saved):
     """The likeliest token alone (top_k=1) is what the restored policy's own logits say."""
     _path, agent = saved
@@ -255,6 +281,7 @@ def test_names_of_columns_stay_as_written_and_those_that_are_written_are_refused
         ({"interactive": True, "out": "x.csv"}, "interactive"),
         ({"out": "/nowhere/x.csv"}, "no such folder"),
         ({"contexts": "x.csv", "out": "./x.csv"}, "is the file of contexts"),
+        ({"ab_test": True, "out": "x.csv"}, "ab_test: expected contexts"),
         ({"path": "/nowhere.pt"}, "no such checkpoint"),
     ],
 )

@@ -107,32 +107,10 @@ def read_records(
     columns without a name are left out. `holds` names the expected content, for messages. Raises ValueError, in one
     line with file, row and column.
     """
-    lines = csv.reader(io.StringIO(_decode(path, columns, holds), newline=""), strict=True)
-    rows: list[list[str]] = []
-    starts: list[int] = []
-    try:
-        before = 0
-        for fields in lines:
-            rows.append(fields)
-            starts.append(before + 1)
-            before = lines.line_num
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}: row {len(rows) + 1} (line {before + 1}): not CSV ({error}); expected a quote to "
-            'be closed, and doubled ("") inside a quoted field'
-        ) from error
+    rows, starts = _read_rows(path, _decode(path, columns, holds))
     if not rows:
         raise ValueError(f"{path}: empty; expected a header {','.join(columns)} and {holds}")
-    written = [name.strip() for name in rows[0]]
-    header = [name.lower() if name.lower() in columns + optional else name for name in written]
-    for column in dict.fromkeys((*columns, *filter(None, header))):
-        if header.count(column) != 1:
-            found = "missing" if column not in header else "there twice"
-            hint = " (is the separator a comma?)" if len(header) == 1 < len(columns) else ""
-            raise ValueError(
-                f"{path}: row 1: column '{column}' is {found}: expected {','.join(columns)}, got "
-                f"{','.join(header)[:80]}{hint}"
-            )
+    header = _checked_header(path, rows[0], columns, optional)
     for number, (fields, start) in enumerate(zip(rows[1:], starts[1:]), 2):
         where = f"{path}: row {number} (line {start})"
         if not fields:
@@ -149,6 +127,40 @@ def read_records(
             if "\0" in values[column]:
                 raise ValueError(f"{where}, column {column}: expected text, got a NUL character")
         yield number, where, values
+
+
+def _read_rows(path: str, content: str) -> tuple[list[list[str]], list[int]]:
+    """Return a CSV's rows as lists of fields, and the line on which each begins."""
+    lines = csv.reader(io.StringIO(content, newline=""), strict=True)
+    rows: list[list[str]] = []
+    starts: list[int] = []
+    before = 0
+    try:
+        for fields in lines:
+            rows.append(fields)
+            starts.append(before + 1)
+            before = lines.line_num
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}: row {len(rows) + 1} (line {before + 1}): not CSV ({error}); expected a quote to "
+            'be closed, and doubled ("") inside a quoted field'
+        ) from error
+    return rows, starts
+
+
+def _checked_header(path: str, names: list[str], columns: tuple[str, ...], optional: tuple[str, ...]) -> list[str]:
+    """Return the names of columns, those of `columns` and `optional` in lower case; each named column is there once."""
+    written = [name.strip() for name in names]
+    header = [name.lower() if name.lower() in columns + optional else name for name in written]
+    for column in dict.fromkeys((*columns, *filter(None, header))):
+        if header.count(column) != 1:
+            found = "missing" if column not in header else "there twice"
+            hint = " (is the separator a comma?)" if len(header) == 1 < len(columns) else ""
+            raise ValueError(
+                f"{path}: row 1: column '{column}' is {found}: expected {','.join(columns)}, got "
+                f"{','.join(header)[:80]}{hint}"
+            )
+    return header
 
 
 def _decode(path: str, columns: tuple[str, ...], holds: str) -> str:

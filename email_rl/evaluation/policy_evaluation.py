@@ -179,11 +179,13 @@ class MailPolicyEvaluator:
         return mails | {name: own}
 
     def best_of_n(self, algorithm, contexts: list[str]) -> PolicyMails:
-        """For each context, take the one of n mails of the reference that the reward model scores highest."""
+        """For each context, take the one of n mails of the reference with the highest score, the one of training."""
         n = self.best_of
         drawn = self.generate(algorithm.reference, None, contexts, "best", n)
         assert drawn.has_ended is not None  # it was generated
-        best = algorithm.rewards(drawn.contexts, drawn.texts).view(-1, n).argmax(1) + n * torch.arange(len(contexts))
+        rewards = algorithm.rewards(drawn.contexts, drawn.texts)
+        score = algorithm.scores(rewards, drawn.has_ended.cpu())
+        best = score.view(-1, n).argmax(1) + n * torch.arange(len(contexts))
         kl_bound = math.log(n) - (n - 1) / n  # Beirami et al. 2024
         return PolicyMails(
             contexts=contexts,

@@ -20,52 +20,40 @@ class MailPolicyReport(Report):
 
     def to_figures(self, agent: str | None, headline: str, history: dict[str, list]) -> dict:
         """Draw proxy and true rewards over training and over KL, and the predicted outcomes."""
-        proxy, truth, kl = (history.get(f"validation/{name}", []) for name in ("proxy_reward", "true_reward", "kl"))
-        if not kl:
+        if not history.get("validation/kl"):
             return self.plots
-        figure, axes = labelled("mails written in training, thousands", "reward a mail")
-        axes.plot(
-            [step / 1e3 for step, _ in proxy],
-            [y for _, y in proxy],
-            marker="o",
-            markersize=3,
-            label="proxy: by the reward model",
+        figures = {"proxy_and_truth": rewards_figure(history, self.extra["truth"])}
+        return {**self.plots, **figures, "frontier": frontier_figure(history, self.rows)}
+
+
+def rewards_figure(history: dict[str, list], truth: str) -> Figure:
+    """Draw the reward by the reward model and the true one over training, with the KL at some steps."""
+    figure, axes = labelled("mails written in training, thousands", "reward a mail")
+    proxy, kl = history["validation/proxy_reward"], history["validation/kl"]
+    for course, label in ((proxy, "proxy: by the reward model"), (history["validation/true_reward"], truth)):
+        axes.plot([step / 1e3 for step, _ in course], [y for _, y in course], marker="o", markersize=3, label=label)
+    for (step, y), (_, nats) in list(zip(proxy, kl))[1 :: max(1, len(kl) // 5)]:
+        axes.annotate(
+            f"{nats:.1f} nats", (step / 1e3, y), textcoords="offset points", xytext=(0, 6), fontsize=7, ha="center"
         )
-        axes.plot(
-            [step / 1e3 for step, _ in truth],
-            [y for _, y in truth],
-            marker="o",
-            markersize=3,
-            label=self.extra["truth"],
-        )
-        for (step, y), (_, nats) in list(zip(proxy, kl))[1 :: max(1, len(kl) // 5)]:
-            axes.annotate(
-                f"{nats:.1f} nats", (step / 1e3, y), textcoords="offset points", xytext=(0, 6), fontsize=7, ha="center"
-            )
-        axes.legend(frameon=False)
-        frontier, axes = labelled("KL from the reference, nats a mail", "share of mails that convert")
-        course = history.get("validation/conversion", [])
-        axes.plot(
-            [nats for _, nats in kl],
-            [y for _, y in course],
-            marker="o",
-            markersize=3,
-            linewidth=0.8,
-            label="over training",
-        )
-        for name, row in self.rows.items():
-            if row.get("kl") is not None:
-                low, high = row["conversion_ci"]
-                axes.errorbar(
-                    row["kl"],
-                    row["conversion"],
-                    [[row["conversion"] - low], [high - row["conversion"]]],
-                    fmt="s",
-                    markersize=4,
-                    label=name.replace("_", " "),
-                )
-        axes.legend(frameon=False, fontsize=8)
-        return {**self.plots, "proxy_and_truth": figure, "frontier": frontier}
+    axes.legend(frameon=False)
+    return figure
+
+
+def frontier_figure(history: dict[str, list], rows: dict[str, dict]) -> Figure:
+    """Draw the conversion rate over the KL to the reference: of the policy over training, and of every row."""
+    figure, axes = labelled("KL from the reference, nats a mail", "share of mails that convert")
+    nats = [kl for _, kl in history["validation/kl"]]
+    course = [y for _, y in history["validation/conversion"]]
+    axes.plot(nats, course, marker="o", markersize=3, linewidth=0.8, label="over training")
+    for name, row in rows.items():
+        if row.get("kl") is not None:
+            low, high = row["conversion_ci"]
+            half_widths = [[row["conversion"] - low], [high - row["conversion"]]]
+            label = name.replace("_", " ")
+            axes.errorbar(row["kl"], row["conversion"], half_widths, fmt="s", markersize=4, label=label)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def mails_title(mails: int, contexts: list[str], trained: set[str], source: str) -> str:

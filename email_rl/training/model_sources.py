@@ -80,24 +80,36 @@ class ModelSources:
         """Return reference policy and reward model, on the dataset's device; the first process trains for all."""
         if self.dataset.gold is None:
             self.dataset.judge_dataset()  # a dataset without mails for a judge is refused before anything trains
+        # what is given is read before anything trains, so that a folder without a model costs no minutes
+        reward_model = self._given_reward_model() if self.reward_model_folder else None
+        reference = self._read_reference(self.reference_folder) if self.reference_folder else None
         with distributed.rank_zero_first():
-            reward_model_folder = self.reward_model_folder or self._informed_reward_model(
-                logger, should_stop, accelerate
-            )
-            reference_folder = self.reference_folder or self._train_reference(logger, should_stop, accelerate)
-        reward_model = load_outcome_model(reward_model_folder, self.dataset.device, self.batch_size)
-        if self.reward_model_folder and distributed.rank() == 0:
-            self._report_given(reward_model)
-        network, tokenizer = from_folder(
-            str(reference_folder), "algo.reference_folder", read_language_model, "causal language model"
-        )
-        self._check_template(network.config.to_dict().get("prompt_template"))
-        reference = LanguageModelPolicy(
-            network, tokenizer, **policy_settings(self.generation, network, tokenizer, self.dataset)
-        )
-        reference = reference.to(self.dataset.device)
+            informed = None if reward_model else self._informed_reward_model(logger, should_stop, accelerate)
+            trained = None if reference else self._train_reference(logger, should_stop, accelerate)
+        if informed:
+            reward_model = load_outcome_model(informed, self.dataset.device, self.batch_size)
+        if trained:
+            reference = self._read_reference(trained)
+        assert reward_model is not None and reference is not None
         check_sampling(reference, self.dataset.train.contexts[:CHECKED_CONTEXTS])
         return reference, reward_model
+
+    def _read_reference(self, folder: Path | str) -> LanguageModelPolicy:
+        """Read a reference policy from its folder."""
+        network, tokenizer = from_folder(
+            str(folder), "algo.reference_folder", read_language_model, "causal language model"
+        )
+        self._check_template(network.config.to_dict().get("prompt_template"))
+        settings = policy_settings(self.generation, network, tokenizer, self.dataset)
+        return LanguageModelPolicy(network, tokenizer, **settings).to(self.dataset.device)
+
+    def _given_reward_model(self) -> OutcomeModel:
+        """Read the reward model of `reward_model_folder`, and report what it knows."""
+        assert self.reward_model_folder
+        reward_model = load_outcome_model(self.reward_model_folder, self.dataset.device, self.batch_size)
+        if distributed.rank() == 0:
+            self._report_given(reward_model)
+        return reward_model
 
     def _informed_reward_model(self, logger: Logger, should_stop: Callable[[], bool], accelerate: Accelerate) -> Path:
         """Return the folder of the reward model; raise ValueError where none is ahead of the majority."""

@@ -169,8 +169,7 @@ class LanguageModelPPO(LanguageModelAlgorithm):
         has_ended = self.policy.has_ended(mails)
         # 3. Score the mails.
         proxy_reward = self.rewards(contexts, texts).to(self.device)
-        standardised = (proxy_reward - self.score_mean) / self.score_std
-        score = torch.where(has_ended, standardised, self.missing_eos_score).float()
+        score = self.scores(proxy_reward, has_ended)
         # 4. Compute token log-probabilities under the policy, with values and entropies, and under the reference.
         own = self.policy.token_statistics(mails, self.micro_batch_size, entropy=True, forward=self.forward_no_grad)
         reference = self.reference.token_statistics(mails, self.micro_batch_size, forward=self.forward_no_grad)
@@ -186,6 +185,11 @@ class LanguageModelPPO(LanguageModelAlgorithm):
             value=own.value,
             entropy=own.entropy,
         )
+
+    def scores(self, proxy_reward: Tensor, has_ended: Tensor) -> Tensor:
+        """Return the scores of mails [N], which training maximises; `has_ended`: whether a mail has a stop token."""
+        standardised = (proxy_reward - self.score_mean) / self.score_std
+        return torch.where(has_ended, standardised, self.missing_eos_score).float()
 
     @torch.no_grad()
     def compute_advantages(self, rollout: MailRollout) -> MailBatch:

@@ -55,6 +55,25 @@ def test_candidates_have_random_numbers_of_their_own():
     assert len(set(STREAMS.values())) == len(STREAMS)
 
 
+def test_the_best_of_n_has_the_highest_score_of_training_a_mail_without_an_end_its_fixed_one():
+    made = trainer("algo.missing_eos_score=-9.0", "algo.generation.response_tokens=3")
+    evaluator = MailPolicyEvaluator.__new__(MailPolicyEvaluator)
+    evaluator.seed, evaluator.best_of = 0, 4
+    evaluator.sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "batch_size": 8}
+    contexts = ["a", "a c"] * 8
+    drawn = evaluator.generate(made.reference, None, contexts, "best", 4)
+    best = evaluator.best_of_n(made, contexts)
+    cut_but_rewarded = 0
+    for i in range(len(contexts)):
+        candidates = range(4 * i, 4 * i + 4)
+        reward = made.rewards([drawn.contexts[k] for k in candidates], [drawn.texts[k] for k in candidates]).tolist()
+        ended = [bool(drawn.has_ended[k]) for k in candidates]
+        score = [r if end else -9.0 for r, end in zip(reward, ended)]  # mean 0 and deviation 1 before `setup`
+        assert best.texts[i] == drawn.texts[4 * i + score.index(max(score))]
+        cut_but_rewarded += score.index(max(score)) != reward.index(max(reward))
+    assert cut_but_rewarded > 0  # else the test would say nothing
+
+
 def test_few_contexts_have_students_interval_and_distinct_2_is_of_one_mail_a_context():
     p = torch.tensor([[0.9, 0.0, 0.1], [0.0, 0.0, 1.0], [0.5, 0.0, 0.5]])
     mails = PolicyMails(["a", "b", "c"], ["x y", "x y", "y z"], None, None)

@@ -506,3 +506,11 @@ def test_what_can_not_be_used_is_one_line(kept, tmp_path, overrides, said):
     )
     done = script_runner.run(tmp_path, "train", "algo=ppo_kl", *settings, f"algo.model_cache={kept}", *overrides)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["reward_model_folder", "reference_folder"])
+def test_a_given_folder_without_a_model_is_refused_before_anything_trains(tmp_path, key):
+    cache = tmp_path / "cache"
+    done = script_runner.run(tmp_path, "train", *SMALL, f"algo.model_cache={cache}", f"algo.{key}=nowhere")
+    assert done.returncode == 2 and "nowhere" in done.stderr and not cache.exists()

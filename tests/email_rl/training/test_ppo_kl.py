@@ -474,6 +474,7 @@ def test_the_script_trains_judges_and_leaves_folders_that_transformers_loads(kep
         assert set(found[row]) >= {"proxy_reward", "gold_reward", "gold_conversion", "kl", "distinct_2", "mean_words"}
     assert set(found) >= {"sent", "best_of_2", "reward_weighted", "ppo_kl", "steps", "seconds"}
     assert found["reference"]["kl"] == 0 and found["steps"] == 48
+    assert "| context | mail | score | KL, nats |" in (tmp_path / "run" / "train.log").read_text()
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
     words = AutoTokenizer.from_pretrained(tmp_path / "run" / "policy")
     state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["agent"]["policy"]["weights"]

@@ -18,7 +18,10 @@ class PlannedWeek:
     customers: list[str]  #: ids, [M]
     offer: np.ndarray  #: 0 for nothing, int64 [M]
     channel: np.ndarray  #: int64 [M]
-    propensity: np.ndarray  #: of the decision, float64 [M]
+    propensity: np.ndarray  #: of the decision, given the customer's arm, float64 [M]
+    by_lot: (
+        np.ndarray
+    )  #: whether the arm draws its decisions by lot, as holdout and the shop's own rule don't, bool [M]
 
 
 def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
@@ -26,7 +29,10 @@ def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
 
     The log says what was sent. Where that is not what the plan decided (a planned message that was not sent, a message
     that the plan lacks, a customer whom the plan lacks), nobody knows the probability of the decision: its propensity
-    becomes NaN. Raises ValueError where the log knows none of the plan's customers.
+    becomes NaN. So does that of a decision without a lot: in such an arm every other action has probability 0, so that
+    no weight could make up for it. A customer's arm is drawn apart from all that happens to the customer; the other
+    arms' customers are therefore like those of all arms. Raises ValueError where the log knows none of the plan's
+    customers.
     """
     place = {name: k for k, name in enumerate(log.ids)}
     row = np.fromiter((place.get(name, -1) for name in planned.customers), np.int64, len(planned.customers))
@@ -38,7 +44,7 @@ def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
     channel, propensity = np.zeros_like(offer), np.full(len(log.ids), np.nan)
     offer[row[known]] = planned.offer[known]
     channel[row[known]] = planned.channel[known]
-    propensity[row[known]] = planned.propensity[known]
+    propensity[row[known]] = np.where(planned.by_lot, planned.propensity, np.nan)[known]
 
     sent = log.offer[week] > 0
     is_as_planned = (log.offer[week] == offer) & (~sent | (log.channel[week] == channel)) & log.is_present(week)
@@ -47,9 +53,11 @@ def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
     made = int((sent & is_as_planned).sum())
     other = int((sent & ~is_as_planned).sum())
     unknown = int((log.is_present(week) & ~is_as_planned).sum())
+    without_lot = int((is_as_planned & np.isnan(log.propensity[week])).sum())
     return (
         f"week {week}: {made:,} of {sends:,} planned sends were made, {sends - made:,} were not; {other:,} sends were "
-        f"not planned; {unknown:,} decisions are not the plan's and have no propensity"
+        f"not planned; {unknown:,} decisions are not the plan's and have no propensity, nor have {without_lot:,} of the "
+        "arms holdout and bau, which draw no lot"
     )
 
 

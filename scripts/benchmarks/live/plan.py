@@ -46,8 +46,11 @@ def run(
     package: str | None,
     sizes: list[int],
     money: float,
+    capacity: dict[str, float],
 ) -> dict[str, Any]:
     """Plan a week of the made-up shop's customers at each size, without a log, and write it.
+
+    `money` and the messages that each channel of `capacity` carries are those a customer.
 
     Raises ValueError without a package.
     """
@@ -57,7 +60,8 @@ def run(
         )
     rows = []
     for n in sorted(sizes):
-        row = of_size(directory, package, seed, n, money * n)
+        carries = {channel: round(x * n) for channel, x in capacity.items()}
+        row = of_size(directory, package, seed, n, money * n, carries)
         rows.append(row)
         print("  ".join(f"{name} {x:,.2f}" if isinstance(x, float) else f"{name} {x:,}" for name, x in row.items()))
     return {"rows": rows}
@@ -75,13 +79,13 @@ def write_customers(path: Path, n: int, seed: int) -> None:
                 writer.writerow(row | {"Basket": f"{min(float(row['Basket']), MOST):.2f}"})
 
 
-def of_size(directory: Path, folder: str, seed: int, n: int, money: float) -> dict[str, Any]:
+def of_size(directory: Path, folder: str, seed: int, n: int, money: float, capacity: dict[str, int]) -> dict[str, Any]:
     """Plan and write a week of n customers; return CPU seconds by step, and the peak of memory in MiB."""
     table = directory / f"customers_{n}.csv"
     write_customers(table, n, seed)
     request = PlanRequest(
         customers=str(table), separator=";", id=None, today=None, left=None, log=None, week=WEEK, money=money,
-        capacity={}, rule="expected", z=0.0, sigma=0.2, salt=0, shop_rule={"decisions": None, "separator": ","},
+        capacity=capacity, rule="expected", z=0.0, sigma=0.2, salt=0, shop_rule={"decisions": None, "separator": ","},
         arms={"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0}, forecast={"redemptions": None}, twin=None,
         segment=None, valid_days=7, out=str(directory / f"plan_{n}" / f"week={WEEK}.parquet"), replace=True,
         block=16384,
@@ -114,6 +118,7 @@ def of_size(directory: Path, folder: str, seed: int, n: int, money: float) -> di
     clocked("write", write)
     result["all, CPU seconds"] = sum(x for x in result.values() if isinstance(x, float))
     rl = plan.arms["rl"]
+    result |= {f"{name} of {use.capacity:,}": use.messages for name, use in plan.channels.items()}
     result |= {"expected spend / money": rl.expected / rl.money, "peak MiB": float(peak_memory(torch.device("cpu")))}
     print("\n".join(summary(planned)))
     return result

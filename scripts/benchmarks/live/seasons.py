@@ -45,7 +45,8 @@ class Weeks(NamedTuple):
     """What the T weeks of a season brought, [T] each."""
 
     spend: np.ndarray  #: realised
-    forecast: np.ndarray  #: expected spend of what was sent
+    expected: np.ndarray  #: spend of what was sent, expected by the true parameters and states
+    forecast: np.ndarray  #: the plans' own, of what was sent
     profit: np.ndarray  #: margin less spend
 
     def as_lists(self) -> dict[str, list[float]]:
@@ -95,8 +96,8 @@ def live_week(
     setting: PlanSetting | None,
     tally: Tally,
     redemptions: float | None,
-) -> tuple[float, float, float]:
-    """Plan a week, let the shop's customers live it, write it to their log; return spend, forecast and profit."""
+) -> tuple[float, float, float, float]:
+    """Plan a week, let the shop's customers live it, write it to their log; return the fields of Weeks."""
     log, week, n = customers.past.log, customers.past.week, len(customers)
     action, forecast = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.float32)
     if setting is not None:
@@ -106,7 +107,7 @@ def live_week(
     offer, channel = policy.catalogue.action_codec.decode(torch.from_numpy(action))
     before = shop.state
     u = shop.uniforms(UNIFORMS, n)
-    after, bought, redeemed, _ = transition(shop.customers, shop.world, week, before, offer, channel, u)
+    after, bought, redeemed, outcome = transition(shop.customers, shop.world, week, before, offer, channel, u)
     shop.state, margin = after, shop.margins() * bought
     assert log is not None
     seen = {
@@ -121,8 +122,10 @@ def live_week(
         log.cells((name,))[name][week] = x.numpy()
     if setting is not None:
         tally.add(action, forecast, factor, redeemed.numpy())
-    spend = float(policy.catalogue.spend(offer, channel, redeemed.double()).sum())
-    return spend, float(forecast.astype(np.float64).sum()), float(margin.sum()) - spend
+    spend, expected = (
+        float(policy.catalogue.spend(offer, channel, x).sum()) for x in (redeemed.double(), outcome.redeem)
+    )
+    return spend, expected, float(forecast.astype(np.float64).sum()), float(margin.sum()) - spend
 
 
 def run(
@@ -216,8 +219,8 @@ def table_of(lived: dict[str, list[Weeks]], money: float) -> list[dict[str, Any]
     rows = []
     for name in names:
         spend = np.stack([x.spend for x in lived[name]])
-        late = [x.spend[FIRST:].sum() / max(x.forecast[FIRST:].sum(), 1e-9) for x in lived[name]]
-        total = sum(x.spend[FIRST:].sum() for x in lived[name]) / sum(x.forecast[FIRST:].sum() for x in lived[name])
+        late = {key: np.array([getattr(x, key)[FIRST:].sum() for x in lived[name]]) for key in Weeks._fields}
+        realised, true = (ratio(late[key], late["forecast"]) for key in ("spend", "expected"))
         rows.append(
             {
                 "rule": name,
@@ -226,10 +229,20 @@ def table_of(lived: dict[str, list[Weeks]], money: float) -> list[dict[str, Any]
                 "worst week": float(spend.max() / money),
                 "spend / money": float(spend.mean() / money),
                 "profit lost": float(1 - gain[name] / gain[names[0]]),
-                "realised / forecast": float(total),
-                "± of the seasons' mean": float(np.std(late, ddof=1) / np.sqrt(len(late)) * 1.96)
-                if len(late) > 1
-                else 0.0,
+                "realised / forecast": realised[0],
+                "± of it": realised[1],
+                "expected by true θ / forecast": true[0],
+                "± of that": true[1],
             }
         )
     return rows
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
+    """Return Σ numerator / Σ denominator over S seasons, and half its 95 % interval (of a ratio of means; 0 for one)."""
+    value = numerator.sum() / max(denominator.sum(), 1e-9)
+    residual, seasons = numerator - value * denominator, len(numerator)
+    if seasons == 1:
+        return float(value), 0.0
+    error = np.sqrt(seasons / (seasons - 1) * np.square(residual).sum()) / max(denominator.sum(), 1e-9)
+    return float(value), float(1.96 * error)

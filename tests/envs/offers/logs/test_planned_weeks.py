@@ -19,6 +19,7 @@ PLAN = PlannedWeek(
     offer=np.array([1, 2, 0, 1, 2, 2, 0, 0]),
     channel=np.array([0, 1, 0, 0, 1, 1, 0, 0]),
     propensity=np.arange(1, 9) / 10,
+    by_lot=np.ones(8, dtype=bool),
 )
 
 
@@ -40,8 +41,29 @@ def test_a_decision_has_the_plans_propensity_only_where_the_plan_decided_it():
     assert (made.propensity[[0, 2]] == 0.95).all()
     assert said == (
         "week 1: 1 of 5 planned sends were made, 4 were not; 3 sends were not planned; "
-        "5 decisions are not the plan's and have no propensity"
+        "5 decisions are not the plan's and have no propensity, nor have 0 of the arms holdout and bau, which draw no "
+        "lot"
     )
+
+
+def test_weights_of_the_arms_that_draw_lots_value_a_policy_and_those_of_all_arms_do_not():
+    """Half of the customers, the keen, bring 3 with a message, the others 1, all 0 without one.
+
+    "Send to everyone" is worth 2. One arm tosses a coin, the shop's own rule sends to the keen.
+    """
+    keen = np.array([0, 0, 1, 1] * 2, dtype=bool)
+    coin = np.array([0, 1, 0, 1])
+    action = np.concatenate((coin, keen[4:]))
+    by_lot = np.arange(8) < 4
+    made = CustomerWeeks.empty(tuple("abcdefgh"), 1)
+    made.last[:] = 0
+    made.offer[0] = action
+    chance = np.where(by_lot, 0.5, 1.0)
+    plan = PlannedWeek("week=0.parquet", 0, list(made.ids), action, np.zeros_like(action), chance, by_lot)
+    assert "nor have 4 of the arms holdout and bau" in put_planned(made, plan)
+    value = action * np.where(keen, 3.0, 1.0)
+    assert np.nanmean(action / made.propensity[0] * value) == 2.0
+    assert np.mean(action / chance * value) == 1.75  # with the decisions of the shop's rule
 
 
 def test_nothing_was_certain_in_a_week_without_plan_and_send():
@@ -64,7 +86,7 @@ def test_the_propensities_of_a_week_with_sends_and_without_a_plan_stay_as_the_fi
 
 
 def test_a_plan_of_another_log_is_refused():
-    other = PlannedWeek("week=1.parquet", 1, ["x"], np.array([1]), np.array([0]), np.array([0.5]))
+    other = PlannedWeek("week=1.parquet", 1, ["x"], np.array([1]), np.array([0]), np.array([0.5]), np.array([True]))
     with pytest.raises(ValueError, match="week=1.parquet: expected a plan of the log's customers"):
         put_planned(log(), other)
 
@@ -78,7 +100,7 @@ def test_plans_are_read_by_the_catalogues_names(tmp_path, make_catalogue):
 
     def write(week, offer):
         rows = {"customer": ["a", "b"], "offer": [offer, ""], "channel": [catalogue.channels[2], ""]}
-        table = pa.table({**rows, "propensity": [0.25, 0.75]})
+        table = pa.table({**rows, "propensity": [0.25, 0.75], "arm": ["random", "bau"]})
         facts = {KEY: json.dumps({"week": week}).encode()}
         pa.parquet.write_table(table.replace_schema_metadata(facts), tmp_path / f"week={week}.parquet")
 
@@ -86,7 +108,7 @@ def test_plans_are_read_by_the_catalogues_names(tmp_path, make_catalogue):
     write(7, catalogue.offers[2])
     (plan,) = planned_weeks(tmp_path, catalogue)
     assert plan.week == 7 and plan.customers == ["a", "b"] and plan.propensity.tolist() == [0.25, 0.75]
-    assert plan.offer.tolist() == [2, 0] and plan.channel.tolist() == [2, 0]
+    assert plan.offer.tolist() == [2, 0] and plan.channel.tolist() == [2, 0] and plan.by_lot.tolist() == [True, False]
     write(8, "nonsense")
     with pytest.raises(ValueError, match=r"week=8.parquet: column 'offer': expected one of .*, got 'nonsense'"):
         list(planned_weeks(tmp_path, catalogue))

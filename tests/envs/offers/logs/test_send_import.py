@@ -504,7 +504,8 @@ def test_a_planned_week_has_the_plans_propensities_and_a_second_import_changes_n
     offer, channel = (x[week, there].astype(np.int64) for x in (log.offer, log.channel))
     offer[0] = 3 - offer[0] if offer[0] else 1  # not what was sent
     ids = [log.ids[k] for k in there]
-    plan = PlannedWeek("week.parquet", week, ids, offer, channel, np.full(len(there), 0.25))
+    chance, by_lot = np.full(len(there), 0.25), np.ones(len(there), dtype=bool)
+    plan = PlannedWeek("week.parquet", week, ids, offer, channel, chance, by_lot)
     first = instantiate(sends)(env, None, iter([plan]))
     expected = log.propensity.copy()
     expected[week, there] = [np.nan, *[0.25] * (len(there) - 1)]
@@ -521,7 +522,8 @@ def test_a_week_between_plans_that_lacks_one_is_warned_of_and_gets_no_propensity
 
     def plan_of(week):
         offer, channel = (x[week].astype(np.int64) for x in (log.offer, log.channel))
-        return PlannedWeek(f"week={week}.parquet", week, list(log.ids), offer, channel, np.full(len(log.ids), 0.25))
+        chance, by_lot = np.full(len(log.ids), 0.25), np.ones(len(log.ids), dtype=bool)
+        return PlannedWeek(f"week={week}.parquet", week, list(log.ids), offer, channel, chance, by_lot)
 
     plans = [plan_of(week) for week in (*range(skipped), *range(skipped + 1, last + 1))]
     found = instantiate(sends)(env, None, iter(plans))

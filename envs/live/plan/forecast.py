@@ -45,26 +45,32 @@ class Tally(NamedTuple):
         self.forecast[:] += np.bincount(action, chance, pairs)
         self.redeemed[:] += np.bincount(action, redeemed, pairs)
 
-    def factor(self, redemptions: float | None) -> np.ndarray:
-        """Return (redeemed + w) / (forecast + w), [P], w being `redemptions`; 1 where that is None."""
+    def factor(self, redemptions: float | None, common: float) -> np.ndarray:
+        """Return (redeemed + w·f) / (forecast + w), [P], where f = (Σ redeemed + v) / (Σ forecast + v).
+
+        w is `redemptions` and v is `common`: a pair's factor stays near that of all pairs until the pair has been
+        redeemed w times, and the factor of all pairs near 1 until v redemptions. These are the means of gamma priors
+        of variance f/w and 1/v, if redemptions are Poisson. 1 where `redemptions` is None.
+        """
         if redemptions is None:
             return np.ones(len(self.forecast))
-        return (self.redeemed + redemptions) / (self.forecast + redemptions)
+        of_all = (self.redeemed.sum() + common) / (self.forecast.sum() + common)
+        return (self.redeemed + redemptions * of_all) / (self.forecast + redemptions)
 
 
 def corrections(
-    folder: Path, past: PastWeeks, catalogue: Catalogue, redemptions: float | None, version: str
+    folder: Path, past: PastWeeks, catalogue: Catalogue, version: str, *, redemptions: float | None, common: float
 ) -> Forecast:
     """Compare, by offer and channel, the redemptions of past plans (as the log has them) with the forecast ones.
 
-    Plans of another package than that of `version` say nothing about its forecasts, and are left out. The factor
-    (`Tally.factor`) stays near 1 until so many `redemptions` were seen. Forecasts are those of the policy, before the
-    corrections of their time. A send counts where the log has the planned offer through the planned channel.
+    Plans of another package than that of `version` say nothing about its forecasts, and are left out. `Tally.factor`
+    reads `redemptions` and `common`. Forecasts are those of the policy, before the corrections of their time. A send
+    counts where the log has the planned offer through the planned channel.
     """
     tally = Tally.none(catalogue)
     weeks = 0
     if redemptions is None or past.log is None:
-        return Forecast(tally.factor(None), tally.redeemed, tally.forecast, 0)
+        return Forecast(tally.factor(None, common), tally.redeemed, tally.forecast, 0)
     place = {name: k for k, name in enumerate(past.log.ids)}
     for path in plans_in(folder):
         facts = read_facts(path)
@@ -80,7 +86,7 @@ def corrections(
         sent = (row >= 0) & (log_action[np.maximum(row, 0)] == action)
         action, row, spend = action[sent], row[sent], spend[sent]
         tally.add(action, spend, np.array(facts["factors"]), past.log.redeemed[week][row])
-    return Forecast(tally.factor(redemptions), tally.redeemed, tally.forecast, weeks)
+    return Forecast(tally.factor(redemptions, common), tally.redeemed, tally.forecast, weeks)
 
 
 def _sends(path: Path, place: dict[str, int], catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -220,7 +220,7 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
         day = np.datetime64(request.today, "D") if first_day is None and request.today else first_day
         table = table._replace(has_left=has_left(file, request.left, day))
     customers = allowed_now(policy.catalogue, policy.contact_rules, table, past)
-    forecast = corrections(path.parent, past, policy.catalogue, request.forecast["redemptions"], policy.version)
+    forecast = corrections(path.parent, past, policy.catalogue, policy.version, **request.forecast)
     setting = setting_of(policy, request)
     twin = None if request.twin is None else TwinGains(request.twin, policy.package)
     plan = plan_week(policy, customers, torch.from_numpy(forecast.factor), setting, twin)

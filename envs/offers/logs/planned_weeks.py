@@ -56,8 +56,8 @@ def put_planned(log: CustomerWeeks, planned: PlannedWeek) -> str:
     without_lot = int((is_as_planned & np.isnan(log.propensity[week])).sum())
     return (
         f"week {week}: {made:,} of {sends:,} planned sends were made, {sends - made:,} were not; {other:,} sends were "
-        f"not planned; {unknown:,} decisions are not the plan's and have no propensity, nor have {without_lot:,} of the "
-        "arms holdout and bau, which draw no lot"
+        f"not planned; {unknown:,} decisions are not the plan's and have no propensity, nor have {without_lot:,} of "
+        "the arms holdout and bau, which draw no lot"
     )
 
 

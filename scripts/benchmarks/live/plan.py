@@ -86,8 +86,9 @@ def of_size(directory: Path, folder: str, seed: int, n: int, money: float, capac
     request = PlanRequest(
         customers=str(table), separator=";", id=None, today=None, left=None, log=None, week=WEEK, money=money,
         capacity=capacity, rule="expected", z=0.0, sigma=0.2, salt=0, shop_rule={"decisions": None, "separator": ","},
-        arms={"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0}, forecast={"redemptions": None}, twin=None,
-        segment=None, valid_days=7, out=str(directory / f"plan_{n}" / f"week={WEEK}.parquet"), replace=True,
+        arms={"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0}, twin=None,
+        forecast={"redemptions": None, "common": 25.0}, segment=None, valid_days=7,
+        out=str(directory / f"plan_{n}" / f"week={WEEK}.parquet"), replace=True,
         block=16384,
     )  # fmt: skip
     result: dict[str, Any] = {"customers": n}
@@ -103,7 +104,7 @@ def of_size(directory: Path, folder: str, seed: int, n: int, money: float, capac
     past = past_weeks(policy, request, given.ids)
     customers = clocked("contact rules", lambda: allowed_now(policy.catalogue, policy.contact_rules, given, past))
     path = request.path(WEEK)
-    forecast = corrections(path.parent, past, policy.catalogue, None, policy.version)
+    forecast = corrections(path.parent, past, policy.catalogue, policy.version, **request.forecast)
     setting = setting_of(policy, request)
     plan = clocked("plan", lambda: plan_week(policy, customers, torch.from_numpy(forecast.factor), setting))
     result["plan: scores"] = policy.seconds

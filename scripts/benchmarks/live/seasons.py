@@ -70,7 +70,7 @@ class Season:
         return cls(Shop(rows, torch.zeros(n, dtype=torch.long), seed), table)
 
     def live(
-        self, policy: ExportedPolicy, setting: PlanSetting | None, tally: Tally, redemptions: float | None
+        self, policy: ExportedPolicy, setting: PlanSetting | None, tally: Tally, forecast: dict[str, Any]
     ) -> Weeks:
         """Decide and live week after week; without a setting nothing is sent. The tally goes on as weeks pass."""
         shop, n = deepcopy(self.shop), len(self.table.ids)
@@ -78,7 +78,7 @@ class Season:
         for week in range(policy.weeks):
             past = PastWeeks(log, Calendar(False, 0, 6, None, 1.0), np.arange(n), week)
             customers = allowed_now(policy.catalogue, policy.contact_rules, self.table, past)
-            found.append(live_week(shop, policy, customers, setting, tally, redemptions))
+            found.append(live_week(shop, policy, customers, setting, tally, forecast))
         return Weeks(*(np.array(x) for x in zip(*found)))
 
 
@@ -95,13 +95,13 @@ def live_week(
     customers: Customers,
     setting: PlanSetting | None,
     tally: Tally,
-    redemptions: float | None,
+    correction: dict[str, Any],
 ) -> tuple[float, float, float, float]:
     """Plan a week, let the shop's customers live it, write it to their log; return the fields of Weeks."""
     log, week, n = customers.past.log, customers.past.week, len(customers)
     action, forecast = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.float32)
     if setting is not None:
-        factor = tally.factor(redemptions)
+        factor = tally.factor(**correction)
         decided = decide_week(policy, customers, torch.from_numpy(factor), setting)
         action, forecast = decided.decisions.action.numpy(), decided.spend.numpy()
     offer, channel = policy.catalogue.action_codec.decode(torch.from_numpy(action))
@@ -138,7 +138,7 @@ def run(
     seasons: int,
     money: float,
     sigma: float,
-    redemptions: float | None,
+    forecast: dict[str, Any],
     rules: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Live through seasons under each rule with the same customers and luck; print and return what each rule costs.
@@ -156,15 +156,15 @@ def run(
     )
     arms, total = Arms(own["salt"], own["share"], 0.01, 0.0), money * customers
     given = {"policy": policy.version, "customers": customers, "money": money, "sigma": sigma,
-             "redemptions": redemptions, "rules": rules, "seed": seed}  # fmt: skip
+             "forecast": forecast, "rules": rules, "seed": seed}  # fmt: skip
     done = Done(directory / "seasons.jsonl", given)
     tallies = {name: done.tally(name, policy.catalogue) for name in ("nothing", *rules)}
     for k in range(len(done.seasons), seasons):
         season = Season.of(policy, customers, seed + k)
-        lived = {"nothing": season.live(policy, None, tallies["nothing"], None)}
+        lived = {"nothing": season.live(policy, None, tallies["nothing"], forecast)}
         for name, rule in rules.items():
             setting = PlanSetting(total, MoneyRule(**rule), sigma, seed + k, arms, shop_rule, limits, customers)
-            lived[name] = season.live(policy, setting, tallies[name], redemptions)
+            lived[name] = season.live(policy, setting, tallies[name], forecast)
         done.add(lived, tallies)
     lived_weeks = {name: [x[name] for x in done.seasons[:seasons]] for name in tallies}
     rows = table_of(lived_weeks, total)
@@ -239,7 +239,7 @@ def table_of(lived: dict[str, list[Weeks]], money: float) -> list[dict[str, Any]
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float]:
-    """Return Σ numerator / Σ denominator over S seasons, and half its 95 % interval (of a ratio of means; 0 for one)."""
+    """Return Σ numerator / Σ denominator over S seasons, and half its 95 % interval, 0 for one season."""
     value = numerator.sum() / max(denominator.sum(), 1e-9)
     residual, seasons = numerator - value * denominator, len(numerator)
     if seasons == 1:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from envs.live.plan import run
 from envs.live.plan.forecast import (
     Forecast,
+    Tally,
     corrections,
 )
 from envs.live.plan.inputs.past_weeks import PastWeeks
@@ -284,18 +285,37 @@ def test_the_correction_is_what_was_redeemed_beside_what_was_forecast(tmp_path):
         bought={(3, k): True for k in redeemed},
     )
     past = PastWeeks.read(str(path), ids, None, CATALOGUE)
-    found = corrections(tmp_path, past, CATALOGUE, 10.0, "stand-in")
+
+    def of(past, version="stand-in", redemptions=10.0):
+        return corrections(tmp_path, past, CATALOGUE, version, redemptions=redemptions, common=4.0)
+
+    found = of(past)
     assert found.weeks == 1
+    forecast = {}
     for k in range(1, 12):
         rows = sent[action[sent] == k]
         face, message = float(CATALOGUE.value[k // 3]), float(CATALOGUE.cost[k % 3])
-        forecast = ((made.plan.spend[rows] - message) / face).sum() if len(rows) else 0.0
-        expected = (np.isin(rows, redeemed).sum() + 10.0) / (forecast + 10.0)
+        forecast[k] = ((made.plan.spend[rows] - message) / face).sum() if len(rows) else 0.0
+    of_all = (len(redeemed) + 4.0) / (sum(forecast.values()) + 4.0)
+    for k in range(1, 12):
+        expected = (np.isin(sent[action[sent] == k], redeemed).sum() + 10.0 * of_all) / (forecast[k] + 10.0)
         assert found.factor[k] == pytest.approx(expected, rel=1e-6)
     assert (found.factor != 1).any()
-    assert (corrections(tmp_path, past, CATALOGUE, None, "stand-in").factor == 1).all()
-    assert (corrections(tmp_path, PastWeeks.none(3, 5), CATALOGUE, 10.0, "stand-in").factor == 1).all()
-    assert (corrections(tmp_path, past, CATALOGUE, 10.0, "another package").factor == 1).all()
+    assert (of(past, redemptions=None).factor == 1).all()
+    assert (of(PastWeeks.none(3, 5)).factor == 1).all()
+    assert (of(past, "another package").factor == 1).all()
+
+
+def test_the_factor_of_a_pair_goes_from_that_of_all_pairs_to_its_own():
+    none = Tally.none(CATALOGUE)
+    assert (none.factor(200.0, 25.0) == 1).all()
+    few, many = (
+        none._replace(forecast=n * np.ones(12), redeemed=n * np.array([1.2] * 6 + [1.6] * 6)) for n in (1, 1e9)
+    )
+    factor = few.factor(200.0, 25.0)
+    of_all = (12 * 1.4 + 25) / (12 + 25)  # 17 redemptions in all say something of all pairs, and little of each
+    assert factor == pytest.approx([of_all] * 12, abs=0.004) and factor[0] < factor[-1]
+    assert many.factor(200.0, 25.0) == pytest.approx([1.2] * 6 + [1.6] * 6, rel=1e-6)
 
 
 def test_a_corrected_forecast_moves_the_price_until_the_corrected_spend_meets_the_money():

@@ -15,6 +15,7 @@ from envs.live.plan.deciding import Customers, Table, allowed_now
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
+from envs.live.plan.python_api import default_keys
 from envs.live.plan.run import PlanRequest
 from envs.live.plan.weekly_plan import WeekPlan, plan_week
 from envs.offers.world.catalogue import Catalogue
@@ -138,14 +139,7 @@ class StandInExported(StandInPackage):
 
 def request(**changes) -> PlanRequest:
     """What a shop asks for, in short."""
-    keys = {
-        "customers": None, "separator": ",", "id": None, "today": None, "left": None, "log": None, "week": 3,
-        "money": 40.0, "capacity": {}, "rule": "expected", "z": 1.645, "sigma": 0.2, "salt": 0,
-        "arms": {"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0},
-        "shop_rule": {"decisions": None, "separator": ","}, "forecast": {"redemptions": 200.0}, "twin": None,
-        "segment": None, "valid_days": 7, "out": None, "replace": False, "block": 128,
-    }  # fmt: skip
-    return PlanRequest(**{**keys, **changes})
+    return PlanRequest(**{**default_keys(), "week": 3, "money": 40.0, "block": 128, **changes})
 
 
 def arrow_table(n: int, seed: int = 0) -> pa.Table:

@@ -86,21 +86,25 @@ class Table(NamedTuple):
     numbers: Tensor
     levels: Tensor
     has_left: np.ndarray | None = None  #: by a column of dates, bool [N]; None: the file says nothing of it
+    is_to_join: np.ndarray | None = None  #: the same of customers who join after the planned week
 
 
 def allowed_now(catalogue: Catalogue, rules: dict[str, Any], table: Table, past: PastWeeks) -> Customers:
     """Apply contact rules, the keys of conf/env/contact_rules, to the customers of a table.
 
-    Who has left, by the log or by the table, is sent nothing.
+    Who has left, or joins after the planned week, by the log or by the table, is sent nothing.
     """
     n = len(table.ids)
     policy = ContactRules(catalogue, table, **rules).policy_of(torch.arange(n), n, torch.device("cpu"))
-    subscribed, left = past.subscribed(), past.left()
+    subscribed, left, to_join = past.subscribed(), past.left(), past.is_to_join()
     if table.has_left is not None:
         left |= torch.from_numpy(table.has_left)
-    policy = replace(policy, exclusions=(Exclusion("left the shop", None, None, left), *policy.exclusions))
+    if table.is_to_join is not None:
+        to_join |= torch.from_numpy(table.is_to_join)
+    absent = (Exclusion("left the shop", None, None, left), Exclusion("joins later", None, None, to_join))
+    policy = replace(policy, exclusions=(*absent, *policy.exclusions))
     longest = max((cap.weeks for cap in policy.caps), default=1)
-    options = policy(subscribed & ~left, past.contacted(longest - 1))
+    options = policy(subscribed & ~left & ~to_join, past.contacted(longest - 1))
     return Customers(table.ids, table.numbers, table.levels, past, policy, options, subscribed)
 
 

@@ -14,6 +14,13 @@ from envs.range_checks import check_ranges
 from envs.value_ranges import ConfigPart, ranges_of
 
 
+def default_keys() -> dict[str, Any]:
+    """Return what conf/plan.yaml asks for."""
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "plan.yaml"))
+    assert isinstance(defaults, dict)
+    return {name: defaults[name] for name in REQUEST_KEYS}
+
+
 def plan(package: Package, table: Any, **keys: Any) -> Planned:
     """Plan a week; `keys` are those of conf/plan.yaml, such as money=5000, week=18, log="log.parquet".
 
@@ -21,9 +28,7 @@ def plan(package: Package, table: Any, **keys: Any) -> Planned:
     dictionary of columns. Nothing is written: `planned.table()` has the rows, and `planned.write()` writes the files.
     Raises ValueError, in one line, for a key or value that does not fit.
     """
-    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "plan.yaml"))
-    assert isinstance(defaults, dict)
-    known = {name: defaults[name] for name in REQUEST_KEYS}
+    known = default_keys()
     unknown = [name for name in keys if name not in known or name == "customers"]
     if unknown:
         raise ValueError(f"{unknown[0]}: no such key; there are {', '.join(known)}")

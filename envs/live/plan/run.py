@@ -16,7 +16,7 @@ from envs.live.plan.arms import Arms
 from envs.live.plan.channel_capacity import Capacity
 from envs.live.plan.deciding import Customers, PolicyPackage, Table, allowed_now
 from envs.live.plan.forecast import Forecast, corrections
-from envs.live.plan.inputs.exported import ExportedPolicy, has_left, read_table_of
+from envs.live.plan.inputs.exported import ExportedPolicy, dates_of, read_table_of
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.inputs.shop_rules import ShopRule
 from envs.live.plan.money_rules import MoneyRule
@@ -35,6 +35,7 @@ class PlanRequest:
     separator: str
     id: str | None
     today: str | None
+    joined: str | None
     left: str | None
     log: str | None
     week: int | None
@@ -216,9 +217,7 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     past = past_weeks(policy, request, table.ids)
     path = request.path(past.week)
     first_day = past.first_day()
-    if request.left is not None:
-        day = np.datetime64(request.today, "D") if first_day is None and request.today else first_day
-        table = table._replace(has_left=has_left(file, request.left, day))
+    table = with_absent(table, file, request, first_day)
     customers = allowed_now(policy.catalogue, policy.contact_rules, table, past)
     forecast = corrections(path.parent, past, policy.catalogue, policy.version, **request.forecast)
     setting = setting_of(policy, request)
@@ -244,6 +243,25 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
         valid_weeks=valid_weeks,
         replace=request.replace,
     )
+
+
+def with_absent(table: Table, file: Any, request: PlanRequest, first_day: np.datetime64 | None) -> Table:
+    """Return the customers with those marked who left before the planned week, or join after it, by dates of the file.
+
+    Raises ValueError where the file has no such dates, and where no day is known to compare them with.
+    """
+    names = {"joined": request.joined, "left": request.left}
+    dates = {key: dates_of(file, name, key) for key, name in names.items() if name is not None}
+    day = np.datetime64(request.today, "D") if first_day is None and request.today else first_day
+    if not dates:
+        return table
+    if day is None:
+        raise ValueError(f"{min(dates)}: expected the day that its dates are compared with, as in today=2025-11-24")
+    if "joined" in dates:
+        table = table._replace(is_to_join=dates["joined"] >= day + send_log.DAYS)
+    if "left" in dates:
+        table = table._replace(has_left=dates["left"] < day)
+    return table
 
 
 def texts_of(table: Any, name: str) -> np.ndarray:

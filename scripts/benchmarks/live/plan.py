@@ -16,6 +16,7 @@ from envs.live.plan.forecast import corrections
 from envs.live.plan.inputs.exported import ExportedPolicy
 from envs.live.plan.output.plan_file import write_plan, write_sends
 from envs.live.plan.output.summary import summary
+from envs.live.plan.python_api import default_keys
 from envs.live.plan.run import Planned, PlanRequest, past_weeks, read_customers, setting_of
 from envs.live.plan.weekly_plan import plan_week
 from envs.offers.example_shop.customers import customer_rows
@@ -83,14 +84,17 @@ def of_size(directory: Path, folder: str, seed: int, n: int, money: float, capac
     """Plan and write a week of n customers; return CPU seconds by step, and the peak of memory in MiB."""
     table = directory / f"customers_{n}.csv"
     write_customers(table, n, seed)
-    request = PlanRequest(
-        customers=str(table), separator=";", id=None, today=None, left=None, log=None, week=WEEK, money=money,
-        capacity=capacity, rule="expected", z=0.0, sigma=0.2, salt=0, shop_rule={"decisions": None, "separator": ","},
-        arms={"salt": None, "holdout": 0.05, "random": 0.01, "bau": 0.0}, twin=None,
-        forecast={"redemptions": None, "common": 25.0}, segment=None, valid_days=7,
-        out=str(directory / f"plan_{n}" / f"week={WEEK}.parquet"), replace=True,
-        block=16384,
-    )  # fmt: skip
+    asked = {
+        "customers": str(table),
+        "separator": ";",
+        "week": WEEK,
+        "money": money,
+        "capacity": capacity,
+        "forecast": {"redemptions": None, "common": 25.0},
+        "out": str(directory / f"plan_{n}" / f"week={WEEK}.parquet"),
+        "replace": True,
+    }
+    request = PlanRequest(**{**default_keys(), **asked})
     result: dict[str, Any] = {"customers": n}
 
     def clocked(name: str, function: Callable[[], Any]) -> Any:

@@ -119,18 +119,16 @@ def read_table_of(
     return Table(ids, columns, read.numbers, read.levels), notes
 
 
-def has_left(table: Any, name: str, day: np.datetime64 | None) -> np.ndarray:
-    """Tell which customers of a pyarrow.Table have a date before a day in the column `name`, bool [N].
+def dates_of(table: Any, name: str, key: str) -> np.ndarray:
+    """Return a column of dates of a pyarrow.Table, datetime64 [N], NaT where there is none.
 
-    Raises ValueError where the column is missing or holds no dates, and where no day is known.
+    Raises ValueError where the column is missing or holds no dates; `key` is that of the plan which names it.
     """
     if name not in table.column_names:
-        raise ValueError(f"customers: no column '{name}' (left); there are {', '.join(table.column_names)}")
-    if day is None:
-        raise ValueError("left: expected the day that dates of leaving are compared with, as in today=2025-11-24")
+        raise ValueError(f"customers: no column '{name}' ({key}); there are {', '.join(table.column_names)}")
     dates = to_column(table.column(name), "customers", name, False, False, "the package")
     if is_date(dates):
-        return dates < day
+        return dates
     if is_number(dates) or (dates != "").any():
-        raise ValueError(f"customers: column '{name}': expected dates, year-month-day, or nothing (left)")
-    return np.zeros(len(dates), dtype=bool)
+        raise ValueError(f"customers: column '{name}': expected dates, year-month-day, or nothing ({key})")
+    return np.full(len(dates), np.datetime64("NaT"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,12 +89,18 @@ class PastWeeks:
 
     def left(self) -> Tensor:
         """Customers who were in the log and had left by the planned week, bool [N]."""
+        return self.of_the_log(lambda log: log.last < self.week - 1)
+
+    def is_to_join(self) -> Tensor:
+        """Customers who by a log that goes on after the planned week joined later, bool [N]."""
+        return self.of_the_log(lambda log: log.first > self.week)
+
+    def of_the_log(self, condition: Callable[[CustomerWeeks], np.ndarray]) -> Tensor:
+        """Tell for which customers a condition holds, of those who are in the log in some week, bool [N]."""
         if self.log is None:
             return torch.zeros(len(self.row), dtype=torch.bool)
-        at = np.maximum(self.row, 0)
-        was_there = self.log.last >= self.log.first
-        has_left = was_there & (self.log.last < self.week - 1)
-        return torch.from_numpy(has_left[at] & self.known)
+        found = condition(self.log) & (self.log.last >= self.log.first)
+        return torch.from_numpy(found[np.maximum(self.row, 0)] & self.known)
 
     def subscribed(self) -> Tensor:
         """Customers who have not opted out, bool [N]."""

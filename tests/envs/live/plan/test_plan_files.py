@@ -226,6 +226,15 @@ def test_who_has_left_is_sent_nothing_and_the_reason_says_so(tmp_path):
     assert (plan.action[:20] == 0).all() and (plan.action[20:] > 0).any()
 
 
+def test_a_week_that_is_planned_again_knows_who_joined_after_it(tmp_path):
+    given = table(40)
+    past = PastWeeks.read(str(log_of(tmp_path, given.ids, offer={(0, 0): 1})), given.ids, 2, CATALOGUE)
+    past.log.first[:10], past.log.first[10:20] = 3, 2  # after the planned week, and in it
+    customers = customers_of(given, StandInPackage(), past)
+    reasons = plan_of(customers, StandInPackage(), setting(1e6)).columns["reason"].take(np.arange(40))
+    assert set(reasons[:10]) <= {"joins later", "holdout"} and "joins later" not in reasons[10:]
+
+
 def test_a_rule_that_bars_from_everything_is_the_reason(tmp_path):
     """Not the rule of the pair that the policy would have sent."""
     given = table(40)

@@ -75,11 +75,24 @@ def test_who_left_before_the_planned_week_is_sent_nothing():
     assert not any(row["reason"].startswith("left the shop") for row in rows)
 
 
+def test_who_joins_after_the_planned_week_is_sent_nothing_and_takes_no_money():
+    dates = ["2026-12-13", "2026-12-14", "2027-06-01", "", "2020-01-01"]
+    given = arrow_table(5).append_column("Joined", pa.array(dates))
+    planned = make_plan(POLICY, request(customers=given, joined="Joined", today="2026-12-07"))
+    rows = rows_of(planned)
+    later = [row["reason"].startswith("joins later") for row in rows]
+    assert later == [False, True, True, False, False]
+    assert not any(row["offer"] for row, is_later in zip(rows, later) if is_later)
+    assert not planned.customers.eligible[1:3].any()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"joined": "Left"}, "joined: expected the day that its dates are compared with"),
+        ({"joined": "Came"}, "customers: no column 'Came' (joined); there are id, Rate"),
         ({"left": "Gone"}, "customers: no column 'Gone' (left); there are id, Rate"),
-        ({"left": "Left"}, "left: expected the day that dates of leaving are compared with"),
+        ({"left": "Left"}, "left: expected the day that its dates are compared with"),
         ({"left": "Tier", "today": "2026-12-07"}, "customers: column 'Tier': expected dates, year-month-day"),
         ({"left": "Age", "today": "2026-12-07"}, "customers: column 'Age': expected dates, year-month-day"),
     ],

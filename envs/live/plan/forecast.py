@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from envs.live.plan.arms import ARMS, RL
 from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.output.plan_file import plans_in, read_facts
 from envs.offers.world.catalogue import Catalogue
@@ -65,7 +66,8 @@ def corrections(
 
     Plans of another package than that of `version` say nothing about its forecasts, and are left out. `Tally.factor`
     reads `redemptions` and `common`. Forecasts are those of the policy, before the corrections of their time. A send
-    counts where the log has the planned offer through the planned channel.
+    counts where the log has the planned offer through the planned channel. Only sends of the arm `rl` count: the policy
+    sends most where the forecast is too low for what a send is worth, so its sends cost more than those of other arms.
     """
     tally = Tally.none(catalogue)
     weeks = 0
@@ -90,10 +92,11 @@ def corrections(
 
 
 def _sends(path: Path, place: dict[str, int], catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the actions, rows in the log (−1: none) and expected spends of a plan's sends, [M] each."""
+    """Return the actions, rows in the log (−1: none) and expected spends of the sends of a plan's arm rl, [M] each."""
     pa = arrow()
-    table = pa.parquet.read_table(path, columns=["customer", "offer", "channel", "spend"])
-    table = table.filter(pa.compute.not_equal(table["offer"].cast(pa.string()), ""))
+    table = pa.parquet.read_table(path, columns=["customer", "arm", "offer", "channel", "spend"])
+    is_sent = pa.compute.not_equal(table["offer"].cast(pa.string()), "")
+    table = table.filter(pa.compute.and_(is_sent, pa.compute.equal(table["arm"].cast(pa.string()), ARMS[RL])))
     offer = [catalogue.offers.index(x) if x in catalogue.offers else 0 for x in table["offer"].to_pylist()]
     channel = [catalogue.channels.index(x) if x in catalogue.channels else 0 for x in table["channel"].to_pylist()]
     row = np.array([place.get(x, -1) for x in table["customer"].to_pylist()], dtype=np.int64)

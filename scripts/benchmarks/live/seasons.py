@@ -18,7 +18,7 @@ import torch
 
 from envs.live.package import Package
 from envs.live.plan.arm_plans import PlanSetting
-from envs.live.plan.arms import Arms
+from envs.live.plan.arms import RL, Arms
 from envs.live.plan.channel_capacity import Capacity
 from envs.live.plan.deciding import Customers, Table, allowed_now
 from envs.live.plan.forecast import Tally
@@ -121,7 +121,8 @@ def live_week(
     for name, x in seen.items():
         log.cells((name,))[name][week] = x.numpy()
     if setting is not None:
-        tally.add(action, forecast, factor, redeemed.numpy())
+        of_policy = decided.week.arm == RL
+        tally.add(action[of_policy], forecast[of_policy], factor, redeemed.numpy()[of_policy])
     spend, expected = (
         float(policy.catalogue.spend(offer, channel, x).sum()) for x in (redeemed.double(), outcome.redeem)
     )

@@ -18,6 +18,7 @@ pytest.importorskip("jinja2")
 import pyarrow.parquet as pq
 
 from envs.live.plan import run
+from envs.live.plan.arms import RL
 from envs.live.plan.forecast import (
     Forecast,
     Tally,
@@ -300,6 +301,9 @@ def test_the_correction_is_what_was_redeemed_beside_what_was_forecast(tmp_path):
 
     found = of(past)
     assert found.weeks == 1
+    sent = sent[made.plan.arm[sent] == RL]
+    redeemed = np.intersect1d(redeemed, sent)
+    assert 0 < len(sent) < len(made.plan.sent)  # the others are those of the arm `random`
     forecast = {}
     for k in range(1, 12):
         rows = sent[action[sent] == k]

@@ -122,13 +122,18 @@ def memory_of(package: PolicyPackage, past: PastWeeks, rows: slice, numbers: Ten
     return package.next_season(memory) if past.week and past.week % package.weeks == 0 else memory
 
 
-def inputs_of(package: PolicyPackage, customers: Customers, rows: slice) -> DecisionInputs:
-    """Return what the decisions on some of the customers depend on."""
+def inputs_of(
+    package: PolicyPackage, customers: Customers, rows: slice | Tensor, memory: Tensor | None = None
+) -> DecisionInputs:
+    """Return what the decisions on some of the customers depend on; `memory` spares a slice its weeks of the log."""
     numbers, levels = customers.numbers[rows], customers.levels[rows]
+    if memory is None:
+        assert isinstance(rows, slice)
+        memory = memory_of(package, customers.past, rows, numbers, levels)
     return DecisionInputs(
         numbers=numbers,
         levels=levels,
-        memory=memory_of(package, customers.past, rows, numbers, levels),
+        memory=memory,
         caps_left=customers.options.caps_left[rows].float(),
         week=torch.tensor(customers.past.week % package.weeks),
         action_mask=customers.options.action_mask[rows],

@@ -219,16 +219,17 @@ def make_plan(policy: ExportedPolicy, request: PlanRequest) -> Planned:
     first_day = past.first_day()
     table = with_absent(table, file, request, first_day)
     customers = allowed_now(policy.catalogue, policy.contact_rules, table, past)
+    segment = None if request.segment is None else texts_of(file, request.segment)
+    del table, file  # a million customers' texts, which nothing reads from here on
     forecast = corrections(path.parent, past, policy.catalogue, policy.version, **request.forecast)
     setting = setting_of(policy, request)
     twin = None if request.twin is None else TwinGains(request.twin, policy.package)
     plan = plan_week(policy, customers, torch.from_numpy(forecast.factor), setting, twin)
-    unknown = setting.shop_rule.unknown(table.ids)
+    unknown = setting.shop_rule.unknown(customers.ids)
     if unknown:
         plan.warnings.append(f"{unknown:,} of the shop's own decisions are of customers whom the table lacks")
     plan.warnings += notes
     until = "" if first_day is None else str(first_day + np.timedelta64(request.valid_days - 1, "D"))
-    segment = None if request.segment is None else texts_of(file, request.segment)
     valid_weeks = -(-request.valid_days // send_log.DAYS)
     return Planned(
         package=policy,

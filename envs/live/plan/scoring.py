@@ -20,14 +20,14 @@ STRIDE = 8  # grid prices from one that everybody is asked at to the next
 
 @dataclass
 class Scored:
-    """Scores of the customers who may be sent something, by blocks, and the inputs of those whom a rule refuses."""
+    """Scores of the customers who may be sent something, by blocks, and the memory of those whom a rule refuses."""
 
     eligible: np.ndarray  #: rows of the table, int64 [E]
     steps: Increments  #: [E, K]
     without: tuple[Increments, ...]  #: for each set of barred pairs the steps without it, of those who have one, [E, K]
     spend: Tensor  #: expected, corrected by the forecast, float32 [E, P]
     factor: Tensor  #: that corrects what is given on redemption, [P]
-    inputs: list[tuple[np.ndarray, DecisionInputs]] = field(default_factory=list)  #: rows, and their inputs
+    memory: list[tuple[np.ndarray, Tensor]] = field(default_factory=list)  #: rows, and their memory
 
 
 def score_customers(
@@ -42,12 +42,12 @@ def score_customers(
     refused = (package.catalogue.valid.flatten() & ~mask).any(1).numpy() & (arm == RL)
     steps, spends = [no_steps(0)], [torch.zeros(0, mask.shape[1])]
     without = [[no_steps(0)] for _ in barred]
-    kept_inputs = []
+    kept_memory = []
     for start in range(0, len(customers), block):
         rows = slice(start, min(start + block, len(customers)))
         inputs = inputs_of(package, customers, rows)
         kept = np.flatnonzero(refused[rows])
-        kept_inputs.append((kept + start, inputs.take(torch.from_numpy(kept))))
+        kept_memory.append((kept + start, inputs.memory[torch.from_numpy(kept)]))
         here = torch.from_numpy(np.flatnonzero(eligible[rows]))
         if len(here):
             found, spend = ladders(package, inputs.take(here), factor)
@@ -59,7 +59,7 @@ def score_customers(
                 kept_steps.append(without_pairs(package, inputs.take(here), factor, read, pairs))
             spends.append(spend)
     others = tuple(concat_increments(x) for x in without)
-    return Scored(np.flatnonzero(eligible), concat_increments(steps), others, torch.cat(spends), factor, kept_inputs)
+    return Scored(np.flatnonzero(eligible), concat_increments(steps), others, torch.cat(spends), factor, kept_memory)
 
 
 def without_pairs(
@@ -181,8 +181,9 @@ def best_refused(
     valid = package.catalogue.valid.flatten()
     at = torch.tensor([price], dtype=torch.float32)
     at = at.clamp(float(package.prices[-1]), float(package.prices[0])) if package.observes_price else at
-    for rows, inputs in scored.inputs:
+    for rows, memory in scored.memory:
         if len(rows):
+            inputs = inputs_of(package, customers, torch.from_numpy(rows), memory)
             every = valid.expand_as(inputs.action_mask).contiguous()
             scores = package.score(inputs._replace(action_mask=every), at)
             logits = scores.logits[0]

@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from configs import CONF, composed
+from envs.offers.world.hidden_observation import HidingCodec
 
 WITH_ROOMS = [CONF / "benchmark", CONF / "experiment"]  # groups whose files stand in rooms
 GROUPS = sorted(
@@ -58,6 +59,14 @@ OWNERS = {
     **{f"algo_env={algo}_log": ("env=log", f"algo={algo}") for algo in ("bandit", "bcq", "cql")},
     **{f"algo_env={algo}_email": ("env=email", f"algo={algo}") for algo in ("ppo_kl", "sft", "reward_model")},
 }
+
+# experiments whose figures are of features that determine every parameter, and of states that are seen
+FULL_INFORMATION = [
+    *("full_information", "static", "caps", "frontier", "rollover", "logistic", "tradeoff", "gpu", "offers_long"),
+    *("beliefs", "learner/full_information", "learner/states", "learner/caps", "learner/static", "learner/long"),
+    *("learner/short", "learner/without_theta", "learner/without_starts", "learner/without_averaging"),
+    *("learner/without_trace", "learner/without_expected_spend"),
+]
 
 
 def targets(node, path=""):
@@ -123,6 +132,25 @@ def test_a_typo_is_rejected_by_hydra(override):
 @pytest.mark.slow
 def test_evaluate_composes():
     assert composed(name="evaluate").checkpoint is None
+
+
+def test_the_default_is_what_a_shop_can_have():
+    """The state is hidden, features tell part of a customer, and training seasons start as seasons do."""
+    env = composed("algo=ppo_expected", "env=offers").env
+    assert issubclass(_locate(env.observation._target_), HidingCodec)
+    assert env.population.r2 < 1 and env.exploring_starts == 0
+    assert composed("algo=ppo", "env=offers").env.observation == env.observation
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("experiment", FULL_INFORMATION)
+def test_what_is_measured_with_full_information_says_so(experiment):
+    """Whatever else an experiment changes, and whether or not env=offers is named beside it."""
+    known = composed("env=offers_full_information").env
+    assert known.population.r2 == 1 and not issubclass(_locate(known.observation._target_), HidingCodec)
+    for more in ([], ["env=offers"]):
+        env = composed(f"experiment={experiment}", *more).env
+        assert (env.population, env.observation) == (known.population, known.observation)
 
 
 @pytest.mark.long

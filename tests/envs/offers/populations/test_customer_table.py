@@ -50,11 +50,12 @@ def shop(tmp_path_factory) -> Path:
 
 
 def environment(folder: Path, *overrides, seed=0):
-    """Build the environment of the shop's experiment."""
+    """Build the environment of the shop's experiment, where states are seen: the view with the fewest parts."""
+    small = ["env.num_agents=50", f"hydra.searchpath=[file://{folder}]"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose(
             "train",
-            overrides=["env.num_agents=50", f"hydra.searchpath=[file://{folder}]", "experiment=shop", *overrides],
+            overrides=[*small, "experiment=shop", "env/observation=state", *overrides],
         )
     return instantiate(cfg.env, _convert_="all")(torch.device("cpu"), seed)
 
@@ -479,7 +480,8 @@ def test_the_shops_rules_reach_the_environment(shop):
         offers = [True, tier != "basic" and basket >= 20, age >= 18]
         channels = [columns["App Installed"][row] == "yes", columns["Newsletter"][row] == "yes", True]
         assert pairs[k, 1:].tolist() == [[o and c and not held for c in channels] for o in map(bool, offers)]
-    assert env.codec.context_dim == env.population.num_features + 1 + 6 + 4 + 3 + 3 + 12
+    cap = 3  # of the cap of 4 weeks, what is left now, in a week and in two
+    assert env.codec.context_dim == env.population.num_features + cap + 6 + 4 + 3 + 3 + 12
 
 
 def run(folder, script, *overrides, check=True):

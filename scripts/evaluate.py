@@ -53,21 +53,21 @@ def main(cfg: DictConfig) -> float:
         env = instantiate(cfg.env, _convert_="all")(device, cfg.seed)
         evaluator = env.evaluation(env)
     name = found.name if found else None
-    logger = make_logger(cfg, directory, 0, evaluator.headline)
-    if found:
-        with fitting(cfg.checkpoint):
-            logger.load_state_dict(found.logger)
-    if cfg.rules:
-        comparison = compare_rules(logged_with_rules(env, cfg.log, cfg.plans), list(cfg.rules), cfg.ope.level)
-        return publish(comparison, less(list(cfg.rules)), logger, directory).value
-    report: Any
-    if cfg.log:
-        assert found  # a log comes with a checkpoint: checked above
-        report = value_on_log(found, cfg)
-    else:
-        with logger.evaluating("evaluating on data that nothing was trained on"):
-            report = evaluator.evaluate(found.agent if found else None, name)
-    return publish(report, name, logger, directory).value
+    with make_logger(cfg, directory, 0, evaluator.headline) as logger:
+        if found:
+            with fitting(cfg.checkpoint):
+                logger.load_state_dict(found.logger)
+        report: Any
+        if cfg.rules:
+            name = less(list(cfg.rules))
+            report = compare_rules(logged_with_rules(env, cfg.log, cfg.plans), list(cfg.rules), cfg.ope.level)
+        elif cfg.log:
+            assert found  # a log comes with a checkpoint: checked above
+            report = value_on_log(found, cfg)
+        else:
+            with logger.evaluating("evaluating on data that nothing was trained on"):
+                report = evaluator.evaluate(found.agent if found else None, name)
+        return publish(report, name, logger, directory).value
 
 
 def check_request(cfg: DictConfig) -> None:

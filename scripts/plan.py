@@ -23,7 +23,7 @@ from envs.configuration import CONF
 from envs.live.package import Package
 from envs.live.plan.inputs.exported import ExportedPolicy
 from envs.live.plan.output.summary import summary
-from envs.live.plan.run import REQUEST_KEYS, PlanRequest, lock, make_plan
+from envs.live.plan.run import REQUEST_KEYS, PlanRequest, locked, make_plan
 from envs.live.plan.weekly_plan import PlanViolation
 from envs.live.plan.why import why
 from scripts.shared.cli import guarded, launch, to_dict
@@ -41,14 +41,14 @@ def main(cfg: DictConfig) -> None:
     if cfg.why is not None:
         print("\n".join(why(policy, request, str(cfg.why))))
         return
-    lock(request.folder)
-    try:
-        planned = make_plan(policy, request)
-    except PlanViolation as violation:
-        print(f"stop: {violation}", file=sys.stderr)
-        sys.exit(3)
-    replaced = planned.replaces()
-    written = planned.write()
+    with locked(request.folder):
+        try:
+            planned = make_plan(policy, request)
+        except PlanViolation as violation:
+            print(f"stop: {violation}", file=sys.stderr)
+            sys.exit(3)
+        replaced = planned.replaces()
+        written = planned.write()
     if replaced:
         print(f"{written[0]}: in place of an older plan, whose sends count no more: {replaced}")
     for warning in planned.plan.warnings:

@@ -12,11 +12,8 @@ Usage:
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,33 +21,31 @@ import hydra
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.configuration import CONF
 from envs.offers.logs.send_log import is_send_log
-from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm
+from rlcore.algorithm import Algorithm, Evaluator
 from rlcore.backends import distributed
-from rlcore.backends.accelerate import accelerate
-from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.runs.report import Report, RunResult
 from rlcore.runs.run_logger import RunLogger
 from rlcore.training_loop import TrainingLoop
-from scripts.shared.cli import INTERRUPTED, choose_device, flatten_keys, guarded, launch, to_dict
+from scripts.shared.building import build, load_resumed
+from scripts.shared.cli import choose_device, flatten_keys, guarded, launch, to_dict
 from scripts.shared.continued import Continuation
 from scripts.shared.overrides import key_of
 from scripts.shared.results import make_logger, publish
-from scripts.shared.seen_data import Origin, all_stages, earlier_stages, find_origin, with_old
-from scripts.shared.stored_runs import algorithm_class, check_fit, fitting
-from scripts.shared.warm_start import check_inputs, check_start, load_start
+from scripts.shared.seen_data import earlier_stages, find_origin, own_stage
+from scripts.shared.stopping import exit_stopped, interrupts
+from scripts.shared.stored_runs import fitting
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1, signal.SIGHUP] if os.name == "posix" else []))
 # for all processes but the first
 SILENT = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
+TAKEN = "another run is writing into this folder; expected a hydra.run.dir of its own"
 
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
@@ -80,48 +75,103 @@ class FinishedRun(NamedTuple):
         return validations[-1][1] if validations else self.result.value
 
 
+class Run(NamedTuple):
+    """A training that is ready to begin or to go on."""
+
+    cfg: DictConfig
+    name: str  #: of the algorithm
+    directory: Path
+    algorithm: Algorithm
+    evaluator: Evaluator
+    continuation: Continuation | None  #: judges before and after, where a finished training goes on with new data
+    beside: dict[str, Any]  #: what a checkpoint holds beside algorithm and logger
+    logger: RunLogger | NullLogger
+
+    def save(self, **changed: Any) -> None:
+        """Write the checkpoint: the first process's state, the own parts of all processes, and what else is known."""
+        algorithm = self.algorithm
+        state = algorithm.state_dict()
+        shards = distributed.gather_objects({key: state[key] for key in algorithm.sharded})
+        if isinstance(self.logger, NullLogger):
+            return
+        checkpoint.save(
+            self.directory / "checkpoint.pt",
+            {
+                "agent": state,
+                "shards": shards,
+                "logger": self.logger.state_dict(),
+                "name": self.name,
+                "inputs": algorithm.input_names,
+                "config": to_dict(self.cfg, resolve=True),
+                "finished": algorithm.iteration >= algorithm.iterations or algorithm.has_converged,
+                **self.beside,
+                **changed,
+            },
+        )
+
+
 def train(cfg: DictConfig, directory: Path) -> FinishedRun | None:
     """Train, evaluate and write everything into a directory; torchrun's processes but the first return None."""
     name = HydraConfig.get().runtime.choices["algo"]
     cfg = judged_by_its_log(cfg)
     device = choose_device(cfg.device, cfg.threads, cfg.float32_matmul_precision)
-    with distributed.process_group(device), interrupts() as interrupted:
-        is_first = distributed.rank() == 0
-        if is_first:
-            checkpoint.lock_folder(directory)
-            checkpoint.sweep(directory)
-        state = load_resumed(cfg)
-        origin = find_origin(cfg, name, state)
-        algorithm = build(cfg, name, device, state, origin)
-        going_on = origin and Continuation.of(origin, algorithm, cfg)
-        evaluator = algorithm.make_evaluator()
-        beside = {"seen": all_stages(cfg, state, origin), "before": origin and origin._asdict()}
-        with open_logger(cfg, directory, algorithm, evaluator, None if origin and origin.begins else state) as logger:
+    with ExitStack() as whole_run:
+        with distributed.process_group(device), interrupts() as interrupted:
+            is_first = distributed.rank() == 0
+            if is_first:
+                whole_run.enter_context(checkpoint.locked_folder(directory, TAKEN))
+                checkpoint.sweep(directory)
+            run = prepare(cfg, name, directory, device)
+            whole_run.enter_context(run.logger)
             loop = TrainingLoop(
-                algorithm,
-                logger,
-                save=lambda: save_checkpoint(cfg, name, algorithm, logger, directory, beside),
+                run.algorithm,
+                run.logger,
+                save=run.save,
                 save_seconds=60.0 * cfg.checkpoint_minutes,
-                validate=(lambda: evaluator.validate(algorithm)) if is_first else None,
+                validate=(lambda: run.evaluator.validate(run.algorithm)) if is_first else None,
                 should_stop=lambda: bool(interrupted),
             )
-            loop.run()
-        stopped = distributed.all_reduce_any(bool(interrupted), device)
-    if stopped:
-        end_interrupted(algorithm, logger, directory, interrupted)
-    if isinstance(logger, NullLogger):
-        return None
-    # one process alone, because an evaluation can train models of its own
+            with run.logger.training():
+                loop.run()
+            stopped = distributed.all_reduce_any(bool(interrupted), device)
+        if stopped:
+            exit_stopped(run.algorithm, directory if is_first else None, interrupted)
+        return None if isinstance(run.logger, NullLogger) else finish(run, run.logger)
+
+
+def prepare(cfg: DictConfig, name: str, directory: Path, device: torch.device) -> Run:
+    """Build the algorithm of a run, what judges it, and its logger."""
+    state = load_resumed(cfg)
+    own = own_stage(cfg)
+    origin = find_origin(cfg, name, state, own["data"])
+    earlier = earlier_stages(cfg, state, origin)
+    algorithm = build(cfg, name, device, state, origin, earlier)
+    continuation = Continuation.of(origin, algorithm, cfg) if origin else None
+    evaluator = algorithm.make_evaluator()
+    return Run(
+        cfg=cfg,
+        name=name,
+        directory=directory,
+        algorithm=algorithm,
+        evaluator=evaluator,
+        continuation=continuation,
+        beside={"seen": [*earlier, own], "before": origin and origin._asdict()},
+        logger=open_logger(cfg, directory, algorithm, evaluator, None if origin and origin.begins else state),
+    )
+
+
+def finish(run: Run, logger: RunLogger) -> FinishedRun:
+    """Judge what was learned, and write the results; in one process, for an evaluation can train models of its own."""
     further: dict[str, Report] = {}
-    if going_on:
+    if run.continuation:
         with logger.evaluating("judging before and after, on old and on new data"):
-            further["before_and_after"] = going_on.finish()
-        save_checkpoint(cfg, name, algorithm, logger, directory, {**beside, "before": None})
-    algorithm.export(directory)
+            further["before_and_after"] = run.continuation.finish()
+        run.save(before=None)
+    run.algorithm.export(run.directory)
     with logger.evaluating("evaluating on data that nothing was trained on"):
-        report = evaluator.evaluate(algorithm, name)
-    result = publish(report, name, logger, directory, further)
-    return FinishedRun(directory, algorithm, report, result, logger.history, evaluator.headline)
+        report = run.evaluator.evaluate(run.algorithm, run.name)
+    result = publish(report, run.name, logger, run.directory, further)
+    return FinishedRun(run.directory, run.algorithm, report, result, logger.history, run.evaluator.headline)
 
 
 def judged_by_its_log(cfg: DictConfig) -> DictConfig:
@@ -139,104 +189,9 @@ def judged_by_its_log(cfg: DictConfig) -> DictConfig:
     return compose(hydra_config.job.config_name, overrides=chosen)
 
 
-def build(
-    cfg: DictConfig, name: str, device: torch.device, state: dict | None, origin: Origin | None = None
-) -> Algorithm:
-    """Build environment and algorithm.
-
-    The algorithm gets the log to learn from, and the state to resume from, where there is one. With an `origin` it goes
-    on with new data.
-    """
-    make_env, make_algorithm = (instantiate(cfg[key], _convert_="all") for key in ("env", "algo"))
-    if distributed.num_processes() > 1 and not algorithm_class(make_algorithm).sharded:
-        raise ValueError(f"algo={name}: can't be trained by several processes, expected algo=ppo or ppo_kl")
-    env = build_part(make_env, device, cfg.seed)
-    check_fit(make_algorithm, env)
-    start = load_start(cfg.init, name, to_dict(cfg, resolve=True)) if cfg.init and not state else None
-    if restored := state or start:
-        with fitting(cfg.resume or cfg.init):
-            env.load_fitted(restored["agent"].get("env"))
-    algorithm = make_algorithm(env, cfg.seed)
-    if start:
-        check_inputs(f"init={cfg.init}", start, algorithm)
-        with fitting(cfg.init):
-            algorithm.start_from(start["agent"])
-    begins = origin is not None and origin.begins
-    if state and begins:
-        where = f"resume={cfg.resume}"
-        check_start(where, state, name, to_dict(cfg, resolve=True))
-        check_inputs(where, state, algorithm)
-        # what a log has, the memory of its readers would count twice
-        begin = algorithm.start_from if cfg.log else algorithm.continue_from
-        with fitting(cfg.resume):
-            begin(state["agent"])
-    if cfg.log:
-        if not isinstance(algorithm, OfflineAlgorithm):
-            raise ValueError(
-                f"algo={name} log={cfg.log}: {name} can't learn from a log, expected algo=bandit, bcq, cql or twin"
-            )
-
-        def read(path: str) -> LoggedDataset:
-            return env.read_log(path, "train", partial(fitted_to, env))
-
-        stages = earlier_stages(cfg, state, origin)
-        algorithm.set_dataset(with_old(stages, cfg.resume, read(cfg.log), cfg.log, read))
-    if state and not begins:
-        with fitting(cfg.resume):
-            algorithm.load_state_dict(state["agent"])
-    if cfg.execution == "cudagraph" and device.type != "cuda":
-        print("execution=cudagraph: no GPU here, so all runs eagerly")
-    return accelerate(algorithm, cfg.execution)
-
-
-def fitted_to(env: Any, chunk: LoggedDataset) -> LoggedDataset:
-    """Move a chunk of a log to the environment's device, deduplicated, and let the environment see its features."""
-    chunk = chunk.to(env.device)
-    env.see_static_columns(chunk.obs)
-    return chunk.deduplicate(env.context_dim)
-
-
-def build_part(make_env: partial, device: torch.device, seed: int) -> Any:
-    """Build this process's part of an environment: an equal share of its agents, if any, with a seed of its own."""
-    if "num_agents" not in make_env.keywords:
-        return make_env(device, seed)
-    num_agents = distributed.per_process(make_env.keywords["num_agents"], "env.num_agents")
-    return make_env(device, distributed.rank_seed(seed), num_agents=num_agents)
-
-
-@contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """Note a signal that asks to stop in the list returned, so that the iteration ends and is saved.
-
-    Ctrl-C sends one, and so do schedulers and containers before they kill, and a terminal that closes. A second Ctrl-C
-    ends the run at once. A signal that the process was started to ignore, as nohup does with a closing terminal's, is
-    ignored on, but for Ctrl-C's. Where a training inside the run (a warm start) was stopped, the run exits with the
-    signal's code.
-    """
-    seen: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        seen.append(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, previous[signal.SIGINT])
-
-    heard = [number for number in STOP_SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, note) for number in heard}
-    try:
-        yield seen
-    except KeyboardInterrupt:
-        if not seen or seen[0] == signal.SIGINT:
-            raise
-        print(INTERRUPTED, file=sys.stderr)
-        sys.exit(128 + seen[0])
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def open_logger(
     cfg: DictConfig, directory: Path, algorithm: Algorithm, evaluator: Evaluator, state: dict | None
-) -> AbstractContextManager[RunLogger | NullLogger]:
+) -> RunLogger | NullLogger:
     """Open the first process's logger, and print what a resumed run changes; the other processes log nothing."""
     if distributed.rank() > 0:
         return NullLogger()
@@ -258,57 +213,6 @@ def open_logger(
                 soft_wrap=True,
             )
     return logger
-
-
-def save_checkpoint(
-    cfg: DictConfig, name: str, algorithm: Algorithm, logger: Any, directory: Path, beside: dict
-) -> None:
-    """Write the checkpoint: the first process's state, the own parts of all processes, and what else is known."""
-    state = algorithm.state_dict()
-    shards = distributed.gather_objects({key: state[key] for key in algorithm.sharded})
-    if distributed.rank() == 0:
-        checkpoint.save(
-            directory / "checkpoint.pt",
-            {
-                "agent": state,
-                "shards": shards,
-                "logger": logger.state_dict(),
-                "name": name,
-                "inputs": algorithm.input_names,
-                "config": to_dict(cfg, resolve=True),
-                "finished": algorithm.iteration >= algorithm.iterations or algorithm.has_converged,
-                **beside,
-            },
-        )
-
-
-def load_resumed(cfg: DictConfig) -> dict | None:
-    """Load the checkpoint to resume from, with this process's own part.
-
-    Raises ValueError where another number of processes made it.
-    """
-    if not cfg.resume:
-        return None
-    state = checkpoint.load(cfg.resume)
-    shards = state.get("shards", [{}])
-    if len(shards) != distributed.num_processes():
-        raise ValueError(
-            f"{cfg.resume}: {len(shards)} processes made it, {distributed.num_processes()} can't go on from it: "
-            f"expected torchrun --nproc_per_node={len(shards)}"
-        )
-    state["agent"] |= shards[distributed.rank()]
-    return state
-
-
-def end_interrupted(algorithm: Algorithm, logger: Any, directory: Path, interrupted: list[int]) -> None:
-    """Print how to resume, and exit with the code that shells give for the signal."""
-    if not isinstance(logger, NullLogger):
-        logger.close()
-        print(
-            f"stopped after iteration {algorithm.iteration} of {algorithm.iterations}; go on with "
-            f"resume={directory / 'checkpoint.pt'}"
-        )
-    sys.exit(128 + (interrupted or [signal.SIGINT])[0])
 
 
 if __name__ == "__main__":

@@ -99,13 +99,16 @@ def sweep(folder: Path | str) -> None:
             left.unlink(missing_ok=True)
 
 
-def lock_folder(folder: Path | str) -> int:
-    """Lock a folder for the rest of this process. Raises ValueError where a running process holds it."""
+@contextmanager
+def locked_folder(folder: Path | str, taken: str) -> Iterator[None]:
+    """Lock a folder in this context; raise ValueError, which says `taken`, where this process or another holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
-    if not _lock(descriptor):
+    try:
+        if not _lock(descriptor):
+            raise ValueError(f"{folder}: {taken}")
+        yield
+    finally:
         os.close(descriptor)
-        raise ValueError(f"{folder}: another run is writing into this folder; expected a hydra.run.dir of its own")
-    return descriptor
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -61,6 +61,10 @@ class NullLogger:
 
     def __exit__(self, *error) -> None:
         """Do nothing."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """Show nothing in this context."""
+        return nullcontext()
 
     def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:
         """Ignore an iteration."""

@@ -15,11 +15,12 @@ try:
 except ImportError as error:
     raise ValueError("logger=mlflow: MLflow is not installed: pip install 'crm-rl[mlflow]'") from error
 
-from rlcore.runs.writers import RunInfo
+from rlcore.runs.writers import RunEnd, RunInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}  # MLflow's words for a run's end
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")  # characters that MLflow refuses in names of metrics and files
 
 
@@ -59,9 +60,9 @@ class MLflowWriter:
         """Write results beside the run's parameters."""
         self.scalars(step, values)
 
-    def close(self) -> None:
+    def close(self, end: RunEnd) -> None:
         """Mark the run as ended."""
-        self.client.set_terminated(self.run_id)
+        self.client.set_terminated(self.run_id, STATUS[end])
 
 
 def name_for_mlflow(name: str) -> str:

@@ -6,16 +6,16 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlcore.runs.logger import Metrics, NullLogger, describe_metrics, to_floats
 from rlcore.runs.progress import shown_by
-from rlcore.runs.writers import MetricWriter, RunInfo
+from rlcore.runs.writers import MetricWriter, RunEnd, RunInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,8 +31,10 @@ FILE_WIDTH = 130  # of tables in files and pipes: the widest table of offers in 
 class RunLogger:
     """Writes metrics, texts and figures by several writers, and shows progress up to `iterations`.
 
-    `writers` are opened in `directory` when there is something to write, so that a run that fails its checks leaves no
-    file. `headline` is the metric of evaluations that the live line shows; the line is drawn `redraws_per_second`.
+    The logger is the context of a run: at its end the writers are closed, and are told whether the run finished, failed
+    or was stopped. `writers` are opened in `directory` when there is something to write, so that a run that fails its
+    checks leaves no file. `headline` is the metric of evaluations that the live line shows; the line is drawn
+    `redraws_per_second`.
     """
 
     def __init__(
@@ -73,11 +75,18 @@ class RunLogger:
         self.task = self.progress.add_task("", total=iterations, sps="–", metrics="", score=score)
 
     def __enter__(self) -> RunLogger:
-        self.progress.start()
         return self
 
-    def __exit__(self, *error) -> None:
-        self.progress.stop()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close("finished")
+        else:
+            with suppress(Exception):  # the error that ended the run is to be seen, not one that its end met
+                self.close("failed" if issubclass(kind, Exception) else "stopped")
+
+    def training(self) -> AbstractContextManager[Any]:
+        """Show the live line in this context."""
+        return self.progress
 
     def open_writers(self) -> list[MetricWriter]:
         """Return the writers, opened once."""
@@ -175,10 +184,11 @@ class RunLogger:
         LOG.warning("warning: %s", text)
         self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
 
-    def close(self) -> None:
-        """Write everything to disk."""
-        for writer in self.writers or []:
-            writer.close()
+    def close(self, end: RunEnd) -> None:
+        """Write everything to disk, by all writers, whatever one of them meets."""
+        with ExitStack() as writers:
+            for writer in self.writers or []:
+                writers.callback(writer.close, end)
 
     def state_dict(self) -> dict:
         """Return what a resumed run needs: the evaluations so far, the steps and the seconds."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -37,6 +37,9 @@ CHARTS = {
 }
 
 
+RunEnd = Literal["finished", "failed", "stopped"]  #: how a run ended: by itself, by an error, by a signal
+
+
 class RunInfo(NamedTuple):
     """What distinguishes a run from others."""
 
@@ -62,8 +65,8 @@ class MetricWriter(Protocol):
     def results(self, step: int, values: Mapping[str, float]) -> None:
         """Write the few numbers by which runs are compared, beside what the command line chose."""
 
-    def close(self) -> None:
-        """Write everything to disk."""
+    def close(self, end: RunEnd) -> None:
+        """Write everything to disk, and how the run ended, where the place has room for that."""
 
 
 class TensorBoardWriter:
@@ -119,7 +122,7 @@ class TensorBoardWriter:
         if not self.has_layout:
             self.write_layout()
 
-    def close(self) -> None:
+    def close(self, end: RunEnd) -> None:
         """Write everything to disk."""
         with self._errors_of_the_file():
             self.writer.close()
@@ -180,7 +183,7 @@ class CsvWriter:
         """Append results."""
         self.scalars(step, values)
 
-    def close(self) -> None:
+    def close(self, end: RunEnd) -> None:
         """Write everything to disk."""
         self.file.close()
 

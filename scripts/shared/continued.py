@@ -45,7 +45,7 @@ class LogAges:
 
     def __init__(self, origin: Origin, env: Any, path: str, evaluator: LogEvaluator):
         self.env, self.path, self.off_policy = env, path, evaluator.off_policy
-        self.apart = [check_unchanged(origin.path, "log", file) for file in logs_apart(origin.seen, path)]
+        self.apart = [file["path"] for file in logs_apart(origin.seen, path)]  # as they were: `with_old` has seen to it
         self.old = list(self.apart)
         self.old_seasons = 0  # whole seasons of the log that were in it before
         grown = [stage["data"]["log"]["weeks"] for stage in origin.seen if "weeks" in stage["data"]["log"]]

@@ -74,7 +74,6 @@ def publish(
             "seconds": logger.seconds,
         },
     )
-    logger.close()
     logger.console.print(*(part.to_table() for part in tables.values()), sep="\n")
     logger.console.print(
         f"{directory}/: {', '.join(sorted(path.name for path in directory.iterdir() if path.is_file()))}"

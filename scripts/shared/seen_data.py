@@ -62,8 +62,13 @@ def hashes(files: Files) -> dict[str, str]:
     return {key: file["sha256"] for key, file in files.items()}
 
 
-def find_origin(cfg: DictConfig, name: str, state: dict | None) -> Origin | None:
-    """Return the training that goes on with new data; None where a run starts, or goes on with its own data.
+def own_stage(cfg: DictConfig) -> dict[str, Any]:
+    """Return a run's own stage: the files that it learns from, and its configuration."""
+    return {"data": files_of(cfg), "config": to_dict(cfg, resolve=True)}
+
+
+def find_origin(cfg: DictConfig, name: str, state: dict | None, new: Files) -> Origin | None:
+    """Return the training that goes on with the files `new`; None where a run starts, or goes on with its own data.
 
     The checkpoint of such a continuation already holds its origin, which is returned. Raises ValueError where new data
     make no sense.
@@ -72,7 +77,7 @@ def find_origin(cfg: DictConfig, name: str, state: dict | None) -> Origin | None
         return None
     with fitting(cfg.resume):  # a checkpoint of another version names no data
         before, seen, finished = (state[key] for key in ("before", "seen", "finished"))
-    old, new = seen[-1]["data"], files_of(cfg)
+    old = seen[-1]["data"]
     changed = [key for key in FILES if hashes(old).get(key) != hashes(new).get(key)]
     where = f"resume={cfg.resume}"
     if changed and (before or not finished):
@@ -104,12 +109,6 @@ def earlier_stages(cfg: DictConfig, state: dict | None, origin: Origin | None) -
     with fitting(cfg.resume):
         stages: list[dict[str, Any]] = state["seen"][:-1]
     return stages
-
-
-def all_stages(cfg: DictConfig, state: dict | None, origin: Origin | None) -> list[dict[str, Any]]:
-    """Return the stages that a run has seen, its own last."""
-    own = {"data": files_of(cfg), "config": to_dict(cfg, resolve=True)}
-    return [*earlier_stages(cfg, state, origin), own]
 
 
 def check_unchanged(checkpoint: str, key: str, file: dict[str, Any]) -> str:

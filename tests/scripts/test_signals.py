@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 
 from scripts.shared.cli import ended_by_sigterm, report_thread
-from scripts.train import STOP_SIGNALS, interrupts
+from scripts.shared.stopping import STOP_SIGNALS, interrupts, overrides_to_go_on
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -73,3 +79,23 @@ def test_a_sigterm_decides_the_exit_code_whatever_error_its_exit_meets():
             raise KeyError("no signal came")
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("folder", "mode"),
+    [
+        ("outputs/12-00", RunMode.RUN),
+        ("sweep/0_algo=ppo,seed=0", RunMode.MULTIRUN),
+        ('two words/it\'s 5 % (a, "b")', RunMode.MULTIRUN),
+    ],
+)
+def test_what_a_stopped_run_prints_can_be_typed_as_it_stands(monkeypatch, folder, mode):
+    own = ["algo=ppo", "+note='a b'", "resume=old.pt", "seed=0"]
+    hydra = SimpleNamespace(mode=mode, overrides=SimpleNamespace(task=own))
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    path = Path(folder) / "checkpoint.pt"
+    printed = " ".join(overrides_to_go_on(path))
+    typed = subprocess.run(["sh", "-c", f"printf '%s\\n' {printed}"], capture_output=True, text=True, check=True)
+    *job, last = OverridesParser.create().parse_overrides(typed.stdout.splitlines())
+    assert (last.key_or_group == "resume" and last.value() == str(path)) or str(last.value()) == str(path)
+    assert [override.input_line for override in job] == ([] if mode == RunMode.RUN else [own[0], own[1], own[3]])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from envs.live.plan.output.plan_file import plan_table, read_facts, write_plan, 
 from envs.live.plan.twin_gains import TwinGains
 from envs.live.plan.weekly_plan import WeekPlan, plan_week
 from envs.offers.logs import send_log
-from rlcore.runs.checkpoint import lock_folder
+from rlcore.runs.checkpoint import locked_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,10 +272,9 @@ def texts_of(table: Any, name: str) -> np.ndarray:
     return np.array([str(x) if x is not None else "" for x in table.column(name).to_pylist()], dtype=object)
 
 
-def lock(folder: Path) -> int:
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
     """Lock the folder of plans, made where it is missing; raise ValueError where another plan is being made there."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return lock_folder(folder)
-    except ValueError:
-        raise ValueError(f"{folder}: another plan is being made in this folder; try again after it") from None
+    with locked_folder(folder, "another plan is being made in this folder; try again after it"):
+        yield

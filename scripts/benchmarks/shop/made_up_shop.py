@@ -24,7 +24,7 @@ from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.example_shop import PURCHASES, SENDS, MadeUp, export, sends_and_purchases, write_export
-from scripts.train import fitted_to
+from scripts.shared.building import fitted_to
 
 
 def shop_config(folder: Path, name: str) -> Any:

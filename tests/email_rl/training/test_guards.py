@@ -125,6 +125,5 @@ def test_a_warning_is_in_the_log_and_on_the_console(tmp_path, capsys, caplog):
         logger.log_warning("iteration 3: [too] large")
         with logger.child("reward_model", 3) as child:
             child.log_evaluation(64, {"validation/log_loss": 0.5})
-        logger.close()
     assert "warning: iteration 3: [too] large" in capsys.readouterr().out
     assert "iteration 3: [too] large" in caplog.text and "reward_model, step 64: log_loss 0.500" in caplog.text

@@ -168,11 +168,11 @@ def test_an_iteration_that_is_no_count_is_refused(tmp_path, iteration):
 
 
 def test_one_run_a_folder(tmp_path):
-    descriptor = checkpoint.lock_folder(tmp_path)
-    with pytest.raises(ValueError, match="another run is writing into this folder"):
-        checkpoint.lock_folder(tmp_path)
-    os.close(descriptor)
-    os.close(checkpoint.lock_folder(tmp_path))
+    with checkpoint.locked_folder(tmp_path, "another run is writing here"):
+        with pytest.raises(ValueError, match=f"^{tmp_path}: taken$"), checkpoint.locked_folder(tmp_path, "taken"):
+            pass
+    with checkpoint.locked_folder(tmp_path, "the first one has ended"):
+        pass
 
 
 def test_one_writer_a_file(tmp_path):

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,11 @@ def read_rows(folder: Path) -> list[tuple[int, str, float]]:
 
 
 def test_several_writers_get_every_number_once_and_a_run_has_one_event_file(tmp_path):
-    logger = make_logger(tmp_path)
-    log_steps(logger, 10, 20)
-    logger.log_figure("test/prices", Figure())
-    logger.log_text("test/table", "| a |\n|---|\n| 1 |")
-    logger.log_results({"test/score": 0.25, "test/unknown": math.nan})
-    logger.close()
+    with make_logger(tmp_path) as logger:
+        log_steps(logger, 10, 20)
+        logger.log_figure("test/prices", Figure())
+        logger.log_text("test/table", "| a |\n|---|\n| 1 |")
+        logger.log_results({"test/score": 0.25, "test/unknown": math.nan})
     assert len(list(tmp_path.glob("events*"))) == 1
     events = read_events(tmp_path)
     rows = read_rows(tmp_path)
@@ -73,10 +73,9 @@ def test_several_writers_get_every_number_once_and_a_run_has_one_event_file(tmp_
 
 
 def test_hyper_parameters_are_what_was_overridden_and_metrics_are_the_runs_own(tmp_path):
-    logger = make_logger(tmp_path)
-    log_steps(logger, 10)
-    logger.log_results({"test/score": 0.25, "test/unknown": math.nan})
-    logger.close()
+    with make_logger(tmp_path) as logger:
+        log_steps(logger, 10)
+        logger.log_results({"test/score": 0.25, "test/unknown": math.nan})
     content = read_events(tmp_path).SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
     experiment = metadata.parse_experiment_plugin_data(content)
     assert {info.name for info in experiment.hparam_infos} == {"seed", "algo.lr", "log"}
@@ -87,9 +86,8 @@ def test_hyper_parameters_are_what_was_overridden_and_metrics_are_the_runs_own(t
 
 
 def test_custom_scalars_have_a_chart_for_each_tag_that_was_seen(tmp_path):
-    logger = make_logger(tmp_path)
-    log_steps(logger, 10, 20)
-    logger.close()
+    with make_logger(tmp_path) as logger:
+        log_steps(logger, 10, 20)
     layout = layout_pb2.Layout()
     layout.ParseFromString(read_events(tmp_path).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
@@ -107,30 +105,71 @@ def test_runs_with_other_tags_share_a_chart():
 
 
 def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path):
-    before = make_logger(tmp_path)
-    log_steps(before, 10, 20, 30)
-    before.close()
+    with make_logger(tmp_path) as before:
+        log_steps(before, 10, 20, 30)
     with (tmp_path / "scalars.csv").open("a") as file:
         file.write("40,losses/va")  # as a kill leaves it
-    after = make_logger(tmp_path, resumed_at=10)
-    log_steps(after, 20, loss=0.125)
-    after.close()
+    with make_logger(tmp_path, resumed_at=10) as after:
+        log_steps(after, 20, loss=0.125)
     losses = [(step, value) for step, name, value in read_rows(tmp_path) if name == "losses/value_loss"]
     assert losses == [(10, 0.5), (20, 0.125)]
     assert [(e.step, e.value) for e in read_events(tmp_path).Scalars("losses/value_loss")] == losses
 
 
 def test_a_run_that_logs_nothing_leaves_no_file(tmp_path):
-    with make_logger(tmp_path) as logger:
+    with make_logger(tmp_path) as logger, logger.training():
         pass
-    logger.close()
     assert list(tmp_path.iterdir()) == []
+
+
+class Ends:
+    """A writer that keeps the ends that it is told, and meets an error at the end where it is given one."""
+
+    def __init__(self, told: list[str], error: Exception | None = None):
+        self.told, self.error = told, error
+
+    def scalars(self, *_) -> None:
+        pass
+
+    def close(self, end: str) -> None:
+        self.told.append(end)
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (None, "finished"),
+        (ValueError("diverged"), "failed"),
+        (KeyboardInterrupt(), "stopped"),
+        (SystemExit(), "stopped"),
+    ],
+)
+def test_all_writers_are_told_how_the_run_ended_whatever_one_of_them_meets(tmp_path, error, end):
+    told: list[str] = []
+    full = OSError(28, "No space left on device")
+    writers = {"first": lambda *_: Ends(told), "full": lambda *_: Ends(told, full), "last": lambda *_: Ends(told)}
+    with pytest.raises(type(error or full)) as raised, make_logger(tmp_path, writers) as logger:
+        log_steps(logger, 10)
+        if error:
+            raise error
+    assert told == [end] * 3 and raised.value is (error or full)
+
+
+def test_what_a_failed_run_has_logged_is_on_the_disk(tmp_path):
+    unflushed = {**WRITERS, "tensorboard": lambda folder, run: TensorBoardWriter(folder, run, flush_seconds=3600)}
+    with pytest.raises(ValueError, match="diverged"), make_logger(tmp_path, unflushed) as logger:
+        log_steps(logger, 10, 20)
+        raise ValueError("diverged")
+    assert [event.step for event in read_events(tmp_path).Scalars("losses/value_loss")] == [10, 20]
+    assert len([row for row in read_rows(tmp_path) if row[1] == "losses/value_loss"]) == 2
 
 
 def test_the_live_line_shows_score_loss_and_return(tmp_path):
     logger = make_logger(tmp_path, {})
     logger.console = logger.progress.live.console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    with logger:
+    with logger.training():
         log_steps(logger, 10, 20)
         log_steps(logger, 30)
     shown = logger.console.file.getvalue()
@@ -167,7 +206,10 @@ def test_episodic_return_is_the_mean_over_episodes_that_ended(tmp_path):
     assert episodic.running.tolist() == pytest.approx(running, abs=1e-5)
 
 
-def test_mlflow_has_parameters_metrics_texts_and_figures(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (ValueError(), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_mlflow_has_parameters_metrics_texts_figures_and_the_end(tmp_path, monkeypatch, error, status):
     pytest.importorskip("mlflow", reason="mlflow")
     from mlflow.tracking import MlflowClient
 
@@ -176,18 +218,18 @@ def test_mlflow_has_parameters_metrics_texts_and_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     logging.disable(logging.INFO)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    logger = make_logger(
-        tmp_path, {"mlflow": lambda folder, run: MLflowWriter(folder, run, tracking_uri=uri, experiment="x")}
-    )
-    log_steps(logger, 10, 20)
-    logger.log_figure("test/prices", Figure())
-    logger.log_text("test/table", "| a |")
-    logger.log_results({"test/score, hard θ": 0.25})
-    logger.close()
+    writers = {"mlflow": lambda folder, run: MLflowWriter(folder, run, tracking_uri=uri, experiment="x")}
+    with pytest.raises(type(error)) if error else nullcontext(), make_logger(tmp_path, writers) as logger:
+        log_steps(logger, 10, 20)
+        logger.log_figure("test/prices", Figure())
+        logger.log_text("test/table", "| a |")
+        logger.log_results({"test/score, hard θ": 0.25})
+        if error:
+            raise error
     logging.disable(logging.NOTSET)
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("x").experiment_id])
-    assert run.data.params == {"seed": "3", "algo.lr": "0.1", "log": "None"} and run.info.status == "FINISHED"
+    assert run.data.params == {"seed": "3", "algo.lr": "0.1", "log": "None"} and run.info.status == status
     history = client.get_metric_history(run.info.run_id, "losses/value_loss")
     assert [(metric.step, metric.value) for metric in history] == [(10, 0.5), (20, 0.5)]
     assert run.data.metrics["test/score_ hard θ"] == 0.25 and run.data.tags["command"] == RUN.command
@@ -206,7 +248,7 @@ def test_a_full_disk_under_the_events_names_the_folder(tmp_path, monkeypatch):
     for write, call in (
         ("add_scalar", lambda: writer.scalars(1, {"x": 1.0})),
         ("add_text", lambda: writer.text(1, "x", "y")),
-        ("close", writer.close),
+        ("close", lambda: writer.close("finished")),
     ):
         monkeypatch.setattr(writer.writer, write, fail)
         with pytest.raises(OSError, match=f"^{tmp_path}: TensorBoard's events: No space left on device$"):

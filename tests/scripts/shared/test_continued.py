@@ -18,7 +18,7 @@ from rlcore.ope.paired import Halves
 from rlcore.runs import checkpoint
 from rlcore.runs.before_after import OLD, BeforeAfter, before_after_report, better, by_age
 from scripts.shared import seen_data
-from scripts.shared.seen_data import all_stages, earlier_stages, find_origin, logs_apart
+from scripts.shared.seen_data import earlier_stages, files_of, find_origin, logs_apart, own_stage
 from small_runs import OFFERS
 
 LOG = [
@@ -139,6 +139,10 @@ def test_other_networks_and_a_file_that_has_changed_are_refused(first, tmp_path)
         train(*LOG, f"log={new}", f"resume={tmp_path / 'changed.pt'}", directory=tmp_path / "file")
 
 
+def origin_of(cfg, state):
+    return find_origin(cfg, "bandit", state, files_of(cfg))
+
+
 NO_SENSE = [
     ("rlcore.bandit.NeuralBandit", {"finished": False}, "had not finished: expected its own data first"),
     ("envs.offers.twin.ensemble.TwinEnsemble", {}, "algo=some can't go on with another log: expected init=old.pt"),
@@ -154,30 +158,34 @@ def test_what_makes_no_sense_is_refused_in_a_line(kind, changes, message, tmp_pa
     log = write_log(tmp_path / "new.csv", 3, 0, helps="a")
     cfg = OmegaConf.create({"resume": "old.pt", "log": log, "algo": {"_target_": kind, "_partial_": True}})
     with pytest.raises(ValueError, match=f"^resume=old.pt: .*{message}"):
-        find_origin(cfg, "some", state)
+        origin_of(cfg, state)
 
 
 def test_data_are_new_where_a_file_has_other_contents(tmp_path):
     log = write_log(tmp_path / "new.csv", 3, 0, helps="a")
     cfg = OmegaConf.create({"resume": "old.pt", "log": log, "algo": {"_target_": "rlcore.bandit.NeuralBandit"}})
     cfg.algo._partial_ = True
-    state = {"before": None, "finished": True, "seen": all_stages(cfg, None, None), "agent": {"a": 1}}
-    assert find_origin(cfg, "bandit", state) is None and find_origin(cfg, "bandit", None) is None
+    state = {"before": None, "finished": True, "seen": [own_stage(cfg)], "agent": {"a": 1}}
+    assert origin_of(cfg, state) is None and origin_of(cfg, None) is None
     copied = tmp_path / "copied.csv"
     copied.write_bytes((tmp_path / "new.csv").read_bytes())
     cfg.log = str(copied)
-    assert find_origin(cfg, "bandit", state) is None
+    assert origin_of(cfg, state) is None
     write_log(copied, 4, 0, helps="a")
-    origin = find_origin(cfg, "bandit", state)
+    origin = origin_of(cfg, state)
     assert origin.begins and origin.agent == {"a": 1} and origin.seen[0]["data"]["log"]["path"] == log
-    interrupted = {"before": origin._asdict(), "finished": False, "seen": all_stages(cfg, state, origin)}
-    on = find_origin(cfg, "bandit", interrupted)
+    interrupted = {
+        "before": origin._asdict(),
+        "finished": False,
+        "seen": [*earlier_stages(cfg, state, origin), own_stage(cfg)],
+    }
+    on = origin_of(cfg, interrupted)
     assert not on.begins and on.path == "old.pt" and earlier_stages(cfg, interrupted, on) == state["seen"]
     done = {**interrupted, "before": None, "finished": True}
-    assert find_origin(cfg, "bandit", done) is None and earlier_stages(cfg, done, None) == state["seen"]
+    assert origin_of(cfg, done) is None and earlier_stages(cfg, done, None) == state["seen"]
     write_log(copied, 5, 0, helps="a")
     with pytest.raises(ValueError, match="^resume=old.pt: log has other data, and that run had not finished"):
-        find_origin(cfg, "bandit", interrupted)
+        origin_of(cfg, interrupted)
 
 
 def test_a_log_of_sends_holds_what_it_was_before_and_no_other_log_does(monkeypatch):

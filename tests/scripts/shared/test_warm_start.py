@@ -8,7 +8,7 @@ import torch
 from comparisons import weights
 from configs import composed
 from rlcore.runs import checkpoint
-from scripts import train
+from scripts.shared.building import build
 from scripts.shared.cli import to_dict
 from scripts.shared.warm_start import check_inputs, load_start
 from small_runs import OFFERS
@@ -50,12 +50,12 @@ def save(path, name, cfg, algorithm):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_training_starts_from_the_policy_of_another(name, tmp_path):
     cfg = config(name)
-    old = moved(train.build(cfg, name, CPU, None))
+    old = moved(build(cfg, name, CPU, None, None, []))
     if name == "ppo_expected":
         old.policy.load_state_dict(old.network.state_dict())
     save(tmp_path / "old.pt", name, cfg, old)
-    new = train.build(config(name, f"init={tmp_path / 'old.pt'}", "seed=5"), name, CPU, None)
-    fresh = train.build(config(name, "seed=5"), name, CPU, None)
+    new = build(config(name, f"init={tmp_path / 'old.pt'}", "seed=5"), name, CPU, None, None, [])
+    fresh = build(config(name, "seed=5"), name, CPU, None, None, [])
     assert torch.equal(weights(new), weights(old)) and not torch.equal(weights(new), weights(fresh))
     assert new.iteration == 0 and torch.equal(new.generator.get_state(), fresh.generator.get_state())
     obs, mask = new.env.reset()
@@ -66,7 +66,7 @@ def test_a_training_starts_from_the_policy_of_another(name, tmp_path):
 
 def test_what_does_not_fit_is_named(tmp_path):
     cfg, path = config("ppo"), str(tmp_path / "old.pt")
-    old = train.build(cfg, "ppo", CPU, None)
+    old = build(cfg, "ppo", CPU, None, None, [])
     save(path, "ppo", cfg, old)
 
     def loaded(name, *more):
@@ -86,6 +86,6 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="other actions: only here 'channels drone'"):
         loaded("ppo", drone)
     state = loaded("ppo", "env/observation=history")
-    other = train.build(config("ppo", "env/observation=history"), "ppo", CPU, None)
+    other = build(config("ppo", "env/observation=history"), "ppo", CPU, None, None, [])
     with pytest.raises(ValueError, match=r"sees other columns: only there 'P\(habit 0\)'.* and .* more; only here '"):
         check_inputs(path, state, other)

@@ -28,7 +28,7 @@ from envs.live.plan.inputs.past_weeks import PastWeeks
 from envs.live.plan.output.page import write_page
 from envs.live.plan.output.plan_file import COLUMNS, decision_ids, read_facts, write_plan
 from envs.live.plan.output.summary import rule_cost, summary
-from envs.live.plan.run import Planned, lock
+from envs.live.plan.run import Planned, locked
 from envs.live.plan.why import explain, planned_row
 from envs.offers.logs import send_log
 from envs.offers.logs.customer_weeks import CustomerWeeks
@@ -180,13 +180,11 @@ def test_a_writer_killed_at_any_instant_leaves_a_whole_plan_or_none(tmp_path):
 
 
 def test_two_plans_at_once_are_one(tmp_path):
-    held = lock(tmp_path)
-    try:
-        with pytest.raises(ValueError, match="another plan is being made in this folder"):
-            lock(tmp_path)
-    finally:
-        os.close(held)
-    os.close(lock(tmp_path))
+    with locked(tmp_path):
+        with pytest.raises(ValueError, match="another plan is being made in this folder"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass
 
 
 # ── the log ─────────────────────────────────────────────────────────────────────────────────────────────────────────

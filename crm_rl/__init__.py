@@ -3,10 +3,11 @@
 from envs.base import FunctionalEnv, PricedEnv, Step, VectorEnv
 from envs.configuration import compose_config, make_env
 from envs.live.package import Package, load
-from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgorithm, Policy, ValuePolicy
+from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm, Policy, ValuePolicy
 from rlcore.backends.accelerate import accelerate
 from rlcore.bandit import NeuralBandit
 from rlcore.distributions import MaskedMultiDiscrete
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.networks import ActorCritic
 from rlcore.offline import LoggedDataset
 from rlcore.ope import OffPolicyEvaluator

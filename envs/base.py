@@ -34,6 +34,9 @@ class Step(NamedTuple):
     #: observation that the action led to, before any reset, float [N, D]; equals `obs` without a reset
     final_obs: Tensor
     info: dict[str, Tensor]  #: further outcomes of the action, [N] each, under the names of `VectorEnv.info_keys`
+    #: actions that are valid for `final_obs` where the step is truncated, elsewhere those for `obs`, bool [N, *nvec];
+    #: None where the environment never truncates
+    final_action_mask: Tensor | None = None
 
 
 class VectorEnv(ABC):
@@ -66,6 +69,15 @@ class VectorEnv(ABC):
         The other columns, such as a price, only change what the outcome is worth.
         """
         return self.obs_dim
+
+    @property
+    def has_fixed_lengths(self) -> bool:
+        """Whether actions leave the length of an episode as it is: all episodes have one length, or none ends.
+
+        Where an action can end or prolong an episode, a constant that is added to all rewards changes which policy is
+        best.
+        """
+        return self.episode_length is not None
 
     @abstractmethod
     def reset(self) -> tuple[Tensor, Tensor]:

@@ -108,6 +108,7 @@ def decide(
     reward, cost = step.info.get(COLUMNS.reward, step.reward), step.info.get(COLUMNS.cost, zeros)
     # The last reward of a priced environment is the step's reward, less its cost at the price, plus the terminal value.
     end = torch.where(step.terminated, step.reward - (reward - price * cost), 0.0) if priced else zeros
+    final_mask = step.final_action_mask  # an episode that was cut goes on from `final_obs`, whose actions these are
     unreported = torch.full_like(zeros, torch.nan, dtype=torch.float64)
     row = {
         "obs": obs,
@@ -120,7 +121,7 @@ def decide(
         "terminal_value": end,
         **{key: step.info.get(key, zeros).float() for key in COLUMNS.outcomes},
         "next_obs": step.final_obs,
-        "next_action_mask": step.action_mask.flatten(1),
+        "next_action_mask": (step.action_mask if final_mask is None else final_mask).flatten(1),
         "terminated": step.terminated,
         "truncated": step.truncated,
     }

@@ -14,62 +14,19 @@ import torch
 from torch import Tensor
 
 from rlcore.action_values import ActionValues, GreedyPolicy
-from rlcore.algorithm import (
+from rlcore.algorithm import OfflineAlgorithm
+from rlcore.distributions import draw, unflatten
+from rlcore.exploration.explorers import Explorer
+from rlcore.network_algorithm import (
     LearningRateSchedule,
     MakeAuxiliaryModel,
     MakeNetwork,
     MakeOptimizer,
     NetworkAlgorithm,
-    OfflineAlgorithm,
 )
-from rlcore.distributions import draw, unflatten
-from rlcore.exploration.explorers import Explorer
 from rlcore.offline.logged_dataset import LoggedDataset
+from rlcore.replay_buffer import ReplayBuffer
 from rlcore.rollout import stack_columns
-
-
-class ReplayBuffer:
-    """The last `size` decisions on the device: context [S, D], flat action [S], reward [S]."""
-
-    def __init__(self, size: int, context_dim: int, device: torch.device):
-        self.context = torch.zeros(size, context_dim, device=device)
-        self.action = torch.zeros(size, dtype=torch.long, device=device)
-        self.reward = torch.zeros(size, device=device)
-        self.written = 0  # decisions since the start
-
-    def __len__(self) -> int:
-        return min(self.written, len(self.reward))
-
-    def add(self, context: Tensor, action: Tensor, reward: Tensor) -> None:
-        """Add B decisions; a full buffer overwrites its oldest ones."""
-        rows = (self.written + torch.arange(len(action), device=self.reward.device)) % len(self.reward)
-        self.context[rows] = context
-        self.action[rows] = action
-        self.reward[rows] = reward
-        self.written += len(action)
-
-    def rows(self, index: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
-        """Return context, action and reward of some decisions, or of all."""
-        n = len(self)
-        return self.context[:n][index], self.action[:n][index], self.reward[:n][index]
-
-    def state_dict(self) -> dict:
-        """Return the decisions, and where the next one goes."""
-        context, action, reward = self.rows()
-        return {"written": self.written, "context": context.clone(), "action": action.clone(), "reward": reward.clone()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Restore the result of `state_dict`. Raises ValueError where that buffer was of another size.
-
-        A buffer that was full is a ring: in a larger one, the rows behind it would count as decisions.
-        """
-        n = len(state["action"])
-        if n != min(state["written"], len(self.reward)):
-            raise ValueError(f"algo.memory: expected {n}, as in the checkpoint, got {len(self.reward)}")
-        self.written = state["written"]
-        self.context[:n] = state["context"]
-        self.action[:n] = state["action"]
-        self.reward[:n] = state["reward"]
 
 
 class Decisions(NamedTuple):
@@ -235,14 +192,15 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
         total_loss = torch.zeros_like(self.lr)
         for _ in range(self.updates):
             rows = torch.randint(len(self.memory), (self.batch_size,), generator=self.generator, device=self.env.device)
-            loss = self.loss(*self.memory.rows(rows))
+            drawn = self.memory.rows(rows)
+            loss = self.loss(drawn.context, drawn.action, drawn.reward)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
             total_loss += loss.detach()
         with torch.no_grad():
             if self.exploration.is_refit_due(self.iteration):
-                self.exploration.refit_posterior(self.network, *self.memory.rows())
+                self.refit_posterior()
         metrics = {"losses/value_loss": total_loss / self.updates}
         if self.auxiliary:
             action = unflatten(decisions.action, self.env.nvec)
@@ -253,7 +211,12 @@ class NeuralBandit(NetworkAlgorithm, OfflineAlgorithm):
     def finish(self) -> None:
         """Refit the explorer's posterior to the final network, where the last iteration has not done so."""
         if self.memory.written and not self.exploration.is_refit_due(self.iteration - 1):
-            self.exploration.refit_posterior(self.network, *self.memory.rows())
+            self.refit_posterior()
+
+    def refit_posterior(self) -> None:
+        """Refit the explorer's posterior to the network and to all remembered decisions."""
+        remembered = self.memory.rows()
+        self.exploration.refit_posterior(self.network, remembered.context, remembered.action, remembered.reward)
 
     def loss(self, context: Tensor, action: Tensor, reward: Tensor) -> Tensor:
         """Return the network's loss on B decisions."""

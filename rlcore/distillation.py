@@ -63,12 +63,12 @@ class DistilledPPO(PPO):
         weight = distributed.mean_weight(batch.has_choice)
         policy_loss = weight * losses.masked_mean(cross_entropy, batch.has_choice)
         value_loss = losses.value_loss(self.network.value(batch.obs), batch.value, batch.target, self.clip_value)
-        grad_norm = self.backward(policy_loss + self.vf_coef * value_loss)
+        (policy_loss + self.vf_coef * value_loss).backward()
         with torch.no_grad():
             kl = losses.kl_k3(pi.log_prob(batch.action) - batch.log_prob)
         return {
             "imitation": policy_loss.detach(),
             "value_loss": value_loss.detach(),
             "approx_kl": weight * losses.masked_mean(kl, batch.has_choice),
-            "grad_norm": grad_norm,
+            "grad_norm": self.clip_gradients(self.network),
         }

@@ -14,13 +14,14 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlcore import losses, returns
-from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
 from rlcore.backends import distributed
+from rlcore.network_algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer
 from rlcore.networks import Actor, StateCritic
-from rlcore.rollout import BatchT, Rollout, check_minibatches, collect_rollout, shuffled
+from rlcore.on_policy import OnPolicyAlgorithm
+from rlcore.rollout import BatchT, Rollout, shuffled
 from rlcore.schedules import restore_optimizer
 
 MakeCritic = Callable[[int, int], StateCritic]  # arguments: the length C of a critic's observation, and S
@@ -46,19 +47,16 @@ class CriticBatch(NamedTuple):
     counts: Tensor  #: whether the step is learned from, bool [B]
 
 
-class ExpectedPPO(NetworkAlgorithm):
+class ExpectedPPO(OnPolicyAlgorithm):
     """PPO on expected advantages, in a LookaheadEnv of episodes of one length.
 
     `epochs` passes train the policy and `critic_epochs` the critic, each in `minibatches` and by an optimiser of its
     own. `ent_coef` is in units of reward, for advantages are not normalised. The policy that is deployed is the
     exponential moving average of the weights, of decay `average_decay` a minibatch, without a bias towards the initial
-    ones. Raises ValueError where the environment has no lookahead, or episodes of several lengths. Under torchrun
-    updates equal those of one process, as PPO's do.
+    ones. Raises ValueError where the environment has no lookahead, or episodes of several lengths.
     """
 
-    measures_kl = True
     graph_regions: tuple[str, ...] = ("compute_policy_gradients", "compute_critic_gradients")
-    sharded = ("generator", "env", "episodic_return")
 
     def __init__(
         self,
@@ -101,19 +99,21 @@ class ExpectedPPO(NetworkAlgorithm):
         super().__init__(
             env,
             seed,
-            observes_price=True,
             network=network,
             optimizer=optimizer,
             lr_schedule=lr_schedule,
             auxiliary=auxiliary,
             total_steps=total_steps,
             num_steps=num_steps,
+            minibatches=minibatches,
+            ent_coef=ent_coef,
+            ent_coef_final=ent_coef_final,
+            max_grad_norm=max_grad_norm,
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
         )
         if not isinstance(self.network, Actor):
             raise ValueError("algo.network: expected a policy, as algo/network=actor")
-        check_minibatches(env.num_agents, num_steps, minibatches)
         self.learned_from = ("a simulator", "its one-step model")
         if privileged:
             self.learned_from += ("true parameters for the critic",)
@@ -123,13 +123,8 @@ class ExpectedPPO(NetworkAlgorithm):
         self.initial_critic_lr = self.critic_optimizer.param_groups[0]["lr"]
         self.critic_lr = torch.tensor(float(self.initial_critic_lr), device=env.device)
         self.critic_optimizer.param_groups[0]["lr"] = self.critic_lr
-        self.epochs, self.critic_epochs, self.minibatches = epochs, critic_epochs, minibatches
+        self.epochs, self.critic_epochs = epochs, critic_epochs
         self.gamma, self.td_lambda, self.clip = gamma, td_lambda, clip
-        self.ent_coef, self.ent_coef_final = ent_coef, ent_coef_final
-        # changed in place, because recorded CUDA graphs read this tensor
-        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
-        self.max_grad_norm = max_grad_norm
-        self.foreach = True  # one kernel for all gradients' norms; a compiling backend sets False and fuses the norms
         # `policy`, which is deployed, has the average of the weights that `network` goes through
         self.policy = deepcopy(self.network)
         self.policy.normalize = self.network.normalize
@@ -137,7 +132,6 @@ class ExpectedPPO(NetworkAlgorithm):
         self.average_mass = torch.zeros((), device=env.device)  # on the device: recorded CUDA graphs change it
         self.weights = list(self.network.parameters())
         self.average_weights = list(self.policy.parameters())
-        self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect a rollout, compute expected advantages, update critic, policy and auxiliary model."""
@@ -145,12 +139,7 @@ class ExpectedPPO(NetworkAlgorithm):
         rollout = self.collect()
         policy_batch, critic_batch = self.compute_advantages(rollout)
         metrics = self.update(policy_batch, critic_batch)
-        if self.auxiliary:
-            metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
-        self.network.update_normalization(rollout.obs)
-        metrics["charts/episodic_return"] = self.episodic_return.update(rollout.reward, rollout.done)
-        metrics = distributed.mean_scalars(metrics | rollout.mean_info())
-        return metrics | {"charts/learning_rate": self.lr}
+        return self.conclude(rollout, metrics)
 
     def anneal(self, progress: float) -> None:
         """Set the learning rates of an iteration, and the entropy's coefficient, which falls geometrically."""
@@ -158,13 +147,6 @@ class ExpectedPPO(NetworkAlgorithm):
         if self.lr_schedule:
             self.lr_schedule(self.critic_lr, self.initial_critic_lr, progress, self.kl)
         self.entropy_coef.fill_(self.ent_coef * (self.ent_coef_final / self.ent_coef) ** progress)
-
-    @torch.no_grad()
-    def collect(self) -> Rollout:
-        """Act for an episode with every agent. Random numbers are drawn up front, one per joint action."""
-        shape = (self.num_steps, self.env.num_agents)
-        uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
-        return self.collect_rollout(self.env, self.network, uniforms)
 
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout) -> tuple[PolicyBatch, CriticBatch]:
@@ -282,11 +264,6 @@ class ExpectedPPO(NetworkAlgorithm):
         loss.backward()
         return {"value_loss": loss.detach(), "critic_grad_norm": self.clip_gradients(self.critic)}
 
-    def clip_gradients(self, module: nn.Module) -> Tensor:
-        """Average gradients over processes, clip their norm; return the norm before clipping."""
-        distributed.average_gradients(module.parameters())
-        return torch.nn.utils.clip_grad_norm_(module.parameters(), self.max_grad_norm, foreach=self.foreach)
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to continue exactly."""
         return super().state_dict() | {
@@ -312,9 +289,8 @@ class ExpectedPPO(NetworkAlgorithm):
         super().load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
         self.average_mass.copy_(state["average_mass"])
-        restore_optimizer(self.critic_optimizer, state["critic_optimizer"], self.critic_lr)
-        if self.lr_schedule is None:
-            self.critic_lr.fill_(self.initial_critic_lr)
+        fixed_lr = None if self.lr_schedule else self.initial_critic_lr
+        restore_optimizer(self.critic_optimizer, state["critic_optimizer"], self.critic_lr, fixed_lr)
 
 
 def at_state(values: Tensor, state: Tensor) -> Tensor:

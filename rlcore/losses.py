@@ -113,6 +113,7 @@ def explained_variance(
 
 
 def ppo(
+    *,
     log_prob: Tensor,
     old_log_prob: Tensor,
     advantage: Tensor,
@@ -122,7 +123,6 @@ def ppo(
     target: Tensor,
     mask: Tensor | None,
     value_mask: Tensor | None = None,
-    *,
     clip: float,
     clip_value: float | None,
     vf_coef: float,
@@ -131,7 +131,7 @@ def ppo(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return PPO's loss (Schulman et al. 2017, eq. 9), and detached diagnostics.
 
-    The arguments up to `value_mask` have one shape. `mask` marks the samples that the policy learns from, such as those
+    The tensors up to `value_mask` have one shape. `mask` marks the samples that the policy learns from, such as those
     with more than one valid action. Policy loss, entropy, KL and clip fraction are means over these samples, times
     `weight`. `weight` is this process's number of such samples, divided by the processes' mean number; with one process
     it is 1. The value loss is a mean over `value_mask`, or over all samples.

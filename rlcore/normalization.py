@@ -53,7 +53,8 @@ class RewardNormalizer(nn.Module):
 
     With `center` the running mean of rewards is subtracted first (Naik et al. 2024, "Reward Centering"); without it,
     rewards keep their mean. Where all episodes have one length, the subtraction changes the return of every policy
-    alike, and the value function learns what actions change instead of how much of the episode is left.
+    alike, and the value function learns what actions change instead of how much of the episode is left. Where actions
+    decide the length, the subtraction changes which policy is best.
     """
 
     return_so_far: Tensor

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from rlcore import losses, returns
-from rlcore.algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer, NetworkAlgorithm
 from rlcore.backends import distributed
+from rlcore.network_algorithm import LearningRateSchedule, MakeAuxiliaryModel, MakeNetwork, MakeOptimizer
 from rlcore.networks import ActorCritic
 from rlcore.normalization import RewardNormalizer
+from rlcore.on_policy import OnPolicyAlgorithm
 from rlcore.returns import whiten
-from rlcore.rollout import Rollout, check_minibatches, collect_rollout, shuffled
+from rlcore.rollout import Rollout, shuffled
 
 
 class Batch(NamedTuple):
@@ -37,17 +38,14 @@ class Batch(NamedTuple):
     has_choice: Tensor  #: more than one action was valid, bool [B]; a forced action says nothing about the policy
 
 
-class PPO(NetworkAlgorithm):
+class PPO(OnPolicyAlgorithm):
     """PPO over any VectorEnv (envs/base.py), with an actor-critic `network` (rlcore/networks.py).
 
-    The optional `auxiliary` model learns from `Step.info` of the same rollouts. Raises ValueError for settings that
-    contradict each other or the number of agents. Under torchrun every process acts for its own agents; gradients are
-    averaged so that an update equals that of one process on the concatenated minibatches.
+    Raises ValueError for settings that contradict each other or the environment.
     """
 
-    measures_kl = True
     graph_regions: tuple[str, ...] = ("compute_advantages", "compute_gradients")
-    sharded = ("generator", "env", "reward_normalizer", "episodic_return")
+    sharded = (*OnPolicyAlgorithm.sharded, "reward_normalizer")
 
     def __init__(
         self,
@@ -77,51 +75,47 @@ class PPO(NetworkAlgorithm):
         eval_every: int,
         checkpoint_every: int,
     ):
-        # observes_price: the network sees the whole observation, in which a constrained environment has the prices
-        # (Lagrange multipliers) of its constraints.
         super().__init__(
             env,
             seed,
-            observes_price=True,
             network=network,
             optimizer=optimizer,
             lr_schedule=lr_schedule,
             auxiliary=auxiliary,
             total_steps=total_steps,
             num_steps=num_steps,
+            minibatches=minibatches,
+            ent_coef=ent_coef,
+            ent_coef_final=ent_coef_final,
+            max_grad_norm=max_grad_norm,
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
         )
         if not isinstance(self.network, ActorCritic):
             raise ValueError("algo.network: PPO needs a policy with a value network, as algo/network=actor_critic")
-        check_minibatches(env.num_agents, num_steps, minibatches)
         if center_reward and not norm_reward:
             raise ValueError("algo.center_reward: expected false where algo.norm_reward is false")
+        if center_reward and not env.has_fixed_lengths:
+            raise ValueError(
+                "algo.center_reward: expected false in this environment, where actions decide how long an episode "
+                "lasts: less the mean reward, its steps would pay for another length"
+            )
         if norm_adv not in ("minibatch", "batch", "none"):
             raise ValueError(f"algo.norm_adv: expected minibatch, batch or none, got '{norm_adv}'")
         self.epochs = epochs
-        self.minibatches = minibatches
         self.gamma = gamma
         self.gae_lambda = gae_lambda
         self.clip = clip
         self.clip_value = clip_value
         self.vf_coef = vf_coef
-        self.ent_coef = ent_coef
-        self.ent_coef_final = ent_coef_final
         self.norm_adv = norm_adv
-        self.max_grad_norm = max_grad_norm
         self.target_kl = target_kl
         # `policy` is for evaluation; for training a backend may replace `network` by a compiled equivalent
         self.policy = self.network
-        # changed in place, because recorded CUDA graphs read this tensor
-        self.entropy_coef = torch.tensor(float(ent_coef), device=env.device)
         self.reward_normalizer = (
             RewardNormalizer(env.num_agents, gamma, center_reward).to(env.device) if norm_reward else None
         )
-        self.collect_rollout = collect_rollout  # a backend may put an equivalent, faster function here
-        self.gae = returns.gae  # likewise
-        # one kernel for all gradients' norms; a compiling backend sets False and fuses the norms
-        self.foreach = True
+        self.gae = returns.gae  # a backend may put an equivalent, faster function here
 
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Collect a rollout, compute its advantages, update policy, value and auxiliary model; return the metrics."""
@@ -130,27 +124,7 @@ class PPO(NetworkAlgorithm):
         rollout = self.collect()
         batch = self.compute_advantages(rollout)
         metrics = self.update(batch)
-        if self.auxiliary:
-            metrics |= self.auxiliary.fit(rollout.obs, rollout.action, rollout.info, self.minibatches, self.generator)
-        # The observations' normalisation changes here alone: both log-probabilities of a ratio must see the same one.
-        self.network.update_normalization(rollout.obs)
-        metrics["charts/episodic_return"] = self.episodic_return.update(rollout.reward, rollout.done)
-        metrics = distributed.mean_scalars(metrics | rollout.mean_info())
-        return metrics | {"charts/learning_rate": self.lr}
-
-    @torch.no_grad()
-    def collect(self) -> Rollout:
-        """Begin a rollout, and act for T = `num_steps` steps with every agent.
-
-        If the environment's episodes all have the same length, every rollout begins new episodes. In other
-        environments running episodes go on (`VectorEnv.reset`).
-
-        One uniform number per agent and step is drawn up front. All heads of the action are sampled from it. The
-        rollout has the actions' log-probabilities. Values are computed later, all at once.
-        """
-        shape = (self.num_steps, self.env.num_agents)
-        uniforms = torch.rand(shape, generator=self.generator, device=self.env.device)
-        return self.collect_rollout(self.env, self.network, uniforms)
+        return self.conclude(rollout, metrics)
 
     @torch.no_grad()
     def compute_advantages(self, rollout: Rollout) -> Batch:
@@ -235,27 +209,22 @@ class PPO(NetworkAlgorithm):
         # the gradients is then the gradient of one mean over all processes.
         weight = distributed.mean_weight(batch.has_choice)
         loss, metrics = losses.ppo(
-            pi.log_prob(batch.action),
-            batch.log_prob,
-            advantage,
-            pi.entropy(),
-            self.network.value(batch.obs),
-            batch.value,
-            batch.target,
-            batch.has_choice,
+            log_prob=pi.log_prob(batch.action),
+            old_log_prob=batch.log_prob,
+            advantage=advantage,
+            entropy=pi.entropy(),
+            value=self.network.value(batch.obs),
+            old_value=batch.value,
+            target=batch.target,
+            mask=batch.has_choice,
             clip=self.clip,
             clip_value=self.clip_value,
             vf_coef=self.vf_coef,
             ent_coef=self.entropy_coef,
             weight=weight,
         )
-        return metrics | {"grad_norm": self.backward(loss)}
-
-    def backward(self, loss: Tensor) -> Tensor:
-        """Back-propagate, average gradients over processes, clip their global norm; return the norm before clipping."""
         loss.backward()
-        distributed.average_gradients(self.network.parameters())
-        return torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm, foreach=self.foreach)
+        return metrics | {"grad_norm": self.clip_gradients(self.network)}
 
     def state_dict(self) -> dict:
         """Return everything that a resumed run needs to continue exactly."""
@@ -263,7 +232,7 @@ class PPO(NetworkAlgorithm):
         return super().state_dict() | {"reward_normalizer": normalizer}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore everything. Call this before a backend records methods: the optimiser's state is replaced."""
+        """Restore everything."""
         super().load_state_dict(state)
         if self.reward_normalizer:
             self.reward_normalizer.load_state_dict(state["reward_normalizer"])

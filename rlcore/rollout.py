@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from rlcore.backends import distributed
+
 if TYPE_CHECKING:
     from rlcore.algorithm import Policy
 
@@ -50,13 +52,15 @@ class EpisodicReturn:
     def update(self, reward: Tensor, done: Tensor) -> Tensor:
         """Add T steps, [T, N] each; return the mean return [] of the episodes that ended, NaN where none did.
 
-        An agent's episodes that ended have together what it earned up to the last of these ends.
+        The mean is over the episodes of all processes. An agent's episodes that ended have together what it earned up
+        to the last of these ends.
         """
         total = self.running + reward.cumsum(0)
         last_end = len(done) - 1 - done.flip(0).int().argmax(0)
         earned_at_end = torch.where(done.any(0), total.gather(0, last_end[None])[0], 0.0)
         self.running.copy_(total[-1] - earned_at_end)
-        return earned_at_end.sum() / done.sum()
+        earned, ended = distributed.all_reduce_sum(torch.stack((earned_at_end.sum(), done.sum())))
+        return earned / ended
 
 
 @torch.no_grad()

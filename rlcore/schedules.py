@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, lr: Tensor) -> None:
-    """Load what an optimiser has accumulated, such as moments. The tensor `lr` takes the saved learning rate.
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, lr: Tensor, fixed_lr: float | None) -> None:
+    """Load what an optimiser has accumulated, such as moments.
 
-    The optimiser's options stay those it was made with: a resumed run may change them.
+    The optimiser's options stay those it was made with: a resumed run may change them. So the tensor `lr` takes the
+    rate `fixed_lr` of a run without a schedule; with a schedule (None) it takes the saved rate, which a schedule may go
+    on from.
     """
-    lr.copy_(torch.as_tensor(state["param_groups"][0]["lr"]))
+    lr.copy_(torch.as_tensor(state["param_groups"][0]["lr"] if fixed_lr is None else fixed_lr))
     options = [{name: x for name, x in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict({**state, "param_groups": optimizer.state_dict()["param_groups"]})
     for group, own in zip(optimizer.param_groups, options):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from configs import composed
 from envs.base import LookaheadEnv, PricedEnv, Step, VectorEnv
-from rlcore.algorithm import Algorithm, Evaluator, NetworkAlgorithm, OfflineAlgorithm, ValuePolicy
+from rlcore.algorithm import Algorithm, Evaluator, OfflineAlgorithm, ValuePolicy
 from rlcore.distributions import MaskedMultiDiscrete
+from rlcore.network_algorithm import NetworkAlgorithm
 
 CPU = torch.device("cpu")
 ENVIRONMENTS = {
@@ -104,8 +105,13 @@ def test_an_environment_is_what_its_attributes_say(name):
         )
         assert step.terminated.dtype == step.truncated.dtype == torch.bool and step.final_obs.shape == step.obs.shape
         assert not (step.terminated & step.truncated).any() and (env.can_truncate or not step.truncated.any())
+        assert (step.final_action_mask is not None) == env.can_truncate
+        if step.final_action_mask is not None:
+            assert step.final_action_mask.shape == (env.num_agents, *env.nvec)
+            differs = (step.final_action_mask != step.action_mask).flatten(1).any(1)
+            assert step.final_action_mask.flatten(1).any(1).all() and not (differs & ~step.truncated).any()
         if env.episode_length:
-            assert step.terminated.all() == (t == env.episode_length - 1)
+            assert env.has_fixed_lengths and step.terminated.all() == (t == env.episode_length - 1)
         if not (step.terminated | step.truncated).any():
             assert torch.equal(step.obs[:, : env.static_dim], static)
         action_mask = step.action_mask

@@ -191,9 +191,8 @@ class LanguageModelAlgorithm(Algorithm):
     def load_state_dict(self, state: dict) -> None:
         """Restore the result of `state_dict`, to train on."""
         self.load_policy(state)
-        restore_optimizer(self.optimizer, state["optimizer"], self.lr)
-        if self.lr_schedule is None:
-            self.lr.fill_(self.initial_lr)
+        fixed_lr = None if self.lr_schedule else self.initial_lr
+        restore_optimizer(self.optimizer, state["optimizer"], self.lr, fixed_lr)
         self.update_kl.copy_(state["update_kl"])
         self.kl_to_reference.copy_(state["kl_to_reference"])
         self.kl_controller.load_state_dict(state["kl_controller"])

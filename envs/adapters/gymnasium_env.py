@@ -21,11 +21,33 @@ except ImportError as error:
 MAX_COMBINATIONS = 2**16  # most combinations of heads that a joint table may have
 
 
+class MaskInInfo(gymnasium.Wrapper):
+    """Puts an environment's `action_masks()` (the convention of sb3-contrib) into the info of each step and reset.
+
+    So the mask of an episode's last observation is kept when the episode is reset within the step.
+    """
+
+    def reset(self, **how):
+        """Reset, with the mask of the first observation."""
+        obs, info = self.env.reset(**how)
+        return obs, info | self._mask()
+
+    def step(self, action):
+        """Act, with the mask of the observation that the action led to."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, info | self._mask()
+
+    def _mask(self) -> dict[str, np.ndarray]:
+        return {"action_mask": np.asarray(self.env.get_wrapper_attr("action_masks")())}
+
+
 def make_copies(id: str, kwargs: dict, count: int) -> SyncVectorEnv:
     """Make copies of a registered environment with flat observations; raise ValueError where it can't be used."""
 
     def make():
-        return gymnasium.wrappers.FlattenObservation(gymnasium.make(id, **kwargs))
+        env = gymnasium.make(id, **kwargs)
+        env = MaskInInfo(env) if env.has_wrapper_attr("action_masks") else env
+        return gymnasium.wrappers.FlattenObservation(env)
 
     try:
         return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -88,7 +110,6 @@ class GymnasiumEnv(VectorEnv):
             )
         self.obs_dim = math.prod(shape)
         self.first_action = np.asarray(action_space.start)
-        self.provides_masks = all(env.has_wrapper_attr("action_masks") for env in self.envs.envs)
         self.seed, self.steps = seed, 0
         self._restart()
 
@@ -102,20 +123,13 @@ class GymnasiumEnv(VectorEnv):
         return self.current
 
     def _observe(self, obs: np.ndarray, info: dict) -> tuple[Tensor, Tensor]:
-        given: np.ndarray | None
-        if self.provides_masks:
-            given = np.stack([env.get_wrapper_attr("action_masks")() for env in self.envs.envs])
-        else:
-            given = info.get("action_mask")
-        if given is None:
-            action_mask = torch.ones(self.num_agents, *self.nvec, dtype=torch.bool)
-        else:
-            action_mask = self._joint_mask(torch.as_tensor(given.astype(bool)))
-        return self._to_device(obs), action_mask.to(self.device)
+        return self._to_device(obs), self._joint_mask(info, np.arange(self.num_agents))
 
-    def _joint_mask(self, given: Tensor) -> Tensor:
-        """Return the joint mask [B, *nvec] of rows with Σn entries, one a choice, or Πn, one a combination."""
-        given = given.flatten(1)
+    def _joint_mask(self, info: dict, copies: np.ndarray) -> Tensor:
+        """Return the joint mask [B, *nvec] of B copies, from rows with Σn entries, one a choice, or Πn."""
+        if "action_mask" not in info:
+            return torch.ones(len(copies), *self.nvec, dtype=torch.bool, device=self.device)
+        given = torch.as_tensor(info["action_mask"][copies].astype(bool)).flatten(1)
         if given.shape[1] == sum(self.nvec):
             action_mask = torch.ones(len(given), *self.nvec, dtype=torch.bool)
             for dim, head in enumerate(given.split(self.nvec, -1)):
@@ -128,7 +142,7 @@ class GymnasiumEnv(VectorEnv):
             )
         if not action_mask.flatten(1).any(1).all():
             raise ValueError(f"env.id: {self.id} masks every action")
-        return action_mask
+        return action_mask.to(self.device)
 
     def _to_device(self, x: np.ndarray) -> Tensor:
         return torch.as_tensor(x.astype(np.float32)).to(self.device)
@@ -143,6 +157,9 @@ class GymnasiumEnv(VectorEnv):
             final_obs[i] = info["final_obs"][i]
         self.steps += 1
         self.current = self._observe(obs, info)
+        final_action_mask = self.current[1].clone()
+        if (cut_short := np.flatnonzero(cut & ~ended)).size:
+            final_action_mask[cut_short] = self._joint_mask(info["final_info"], cut_short)
         reward = self._to_device(rewards)
         terminated = torch.as_tensor(ended).to(self.device)
         truncated = torch.as_tensor(cut & ~ended).to(self.device)
@@ -154,6 +171,7 @@ class GymnasiumEnv(VectorEnv):
             truncated=truncated,
             final_obs=self._to_device(final_obs),
             info={"reward": reward, "ended": terminated | truncated},
+            final_action_mask=final_action_mask,
         )
 
     def state_dict(self) -> dict:

@@ -13,7 +13,8 @@ from envs.offers.policies import scoring
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import CustomerState
 from envs.offers.world.observation import ObservationCodec
-from rlcore.algorithm import AuxiliaryModel, Policy
+from rlcore.algorithm import Policy
+from rlcore.network_algorithm import AuxiliaryModel
 
 
 class DecisionInputs(NamedTuple):

@@ -21,7 +21,8 @@ from envs.live.package import Package
 from envs.live.package_files import EXAMPLES, GRAPH, MANIFEST, MANIFEST_SUM, OBSERVATION, graph_notes
 from envs.offers.env import OffersEnv
 from envs.offers.evaluation.season_evaluator import SeasonEvaluator
-from rlcore.algorithm import Algorithm, NetworkAlgorithm
+from rlcore.algorithm import Algorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
 
 EXAMPLE_PRICES = 4  # of the grid, at which examples have scores

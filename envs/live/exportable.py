@@ -16,7 +16,8 @@ from envs.offers.populations.feature_transform import FeatureTransform
 from envs.offers.twin.structural_model import TwinPopulation
 from envs.offers.unlike.env import UnlikeEnv
 from rlcore.action_values import GreedyPolicy
-from rlcore.algorithm import Algorithm, NetworkAlgorithm
+from rlcore.algorithm import Algorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.networks import Actor
 
 MOST = float(torch.finfo(torch.float32).max)  # stands for no limit

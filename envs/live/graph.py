@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from envs.live.decide import Decide, DecisionInputs, Scores
 from envs.offers.env import OffersEnv
 from envs.offers.policies.redemption_model import RedemptionModel
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 
 OPSET = 20  # of ONNX
 

@@ -78,6 +78,11 @@ class SequentialEnv(VectorEnv):
         self.full_budget = torch.tensor(self.budget, device=self.device, dtype=torch.float64)
         self.seed([2 * seed])
 
+    @property
+    def has_fixed_lengths(self) -> bool:
+        """Whether actions leave the length of a season as it is: they do."""
+        return True
+
     def _set_size(self, num_agents: int, valid: Tensor) -> None:
         self.num_agents = num_agents
         self.valid = valid.expand(num_agents, -1, -1)

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from rlcore.action_values import ActionValues, GreedyPolicy
-from rlcore.algorithm import (
+from rlcore.algorithm import OfflineAlgorithm
+from rlcore.distributions import unflatten
+from rlcore.network_algorithm import (
     LearningRateSchedule,
     MakeAuxiliaryModel,
     MakeNetwork,
     MakeOptimizer,
     NetworkAlgorithm,
-    OfflineAlgorithm,
 )
-from rlcore.distributions import unflatten
 from rlcore.offline.adjusted_rewards import AdjustRewards, unadjusted
 from rlcore.offline.constraints import BehaviourConstraint, DecisionBatch, MakeConstraint, double_target, td_loss
 from rlcore.offline.logged_dataset import LoggedDataset

@@ -14,7 +14,8 @@ from envs.logged.evaluation import LogEvaluator
 from envs.offers.evaluation.before_after import compare_in_market
 from envs.offers.evaluation.season_evaluator import SeasonEvaluator
 from envs.offers.logs import send_log
-from rlcore.algorithm import Algorithm, NetworkAlgorithm
+from rlcore.algorithm import Algorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.ope.paired import Halves, compare_on_log
 from rlcore.runs.before_after import BeforeAfter, before_after_report, better, by_age
 from rlcore.runs.report import Report

@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from envs.offers.logs import send_log
-from rlcore.algorithm import NetworkAlgorithm
 from rlcore.backends import distributed
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.offline.logged_dataset import LoggedDataset
 from scripts.shared.cli import to_dict
 from scripts.shared.stored_runs import algorithm_class, fitting

@@ -20,7 +20,6 @@ from envs.offers.policies.learned import ValueKnapsackPolicy
 from envs.offers.world.customers import SUBSCRIBED
 from envs.wheel_bandit import Wheel
 from rlcore.action_values import GreedyPolicy
-from rlcore.bandit import ReplayBuffer
 from rlcore.offline.logged_dataset import LoggedDataset
 from toy_envs import Bandit, Chain, train
 
@@ -155,41 +154,12 @@ def test_with_the_target_reward_it_learns_what_an_action_adds_to_all_weeks():
         make(env, 1, num_steps=12, memory=2400).load_state_dict(agent.state_dict())
 
 
-# ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_memory_keeps_the_latest():
-    memory = ReplayBuffer(5, 1, CPU)
-    for k in range(4):
-        x = torch.tensor([2.0 * k, 2.0 * k + 1])
-        memory.add(x[:, None], x.long(), x)
-    context, action, reward = memory.rows()
-    assert sorted(reward.tolist()) == [3, 4, 5, 6, 7] and len(memory) == 5
-    assert torch.equal(context[:, 0], reward) and torch.equal(action.float(), reward)
-    other = ReplayBuffer(5, 1, CPU)
-    other.load_state_dict(memory.state_dict())
-    for m in (memory, other):
-        m.add(torch.ones(1, 1), torch.ones(1).long(), torch.tensor([9.0]))
-    assert torch.equal(memory.reward, other.reward) and 3 not in memory.reward
-
-
-@pytest.mark.parametrize("size", [4, 6, 20])
-def test_a_memory_of_another_size_is_refused_where_the_ring_would_break(size):
-    memory = ReplayBuffer(5, 1, CPU)
-    memory.add(torch.ones(3, 1), torch.ones(3).long(), torch.ones(3))
-    larger = ReplayBuffer(9, 1, CPU)
-    larger.load_state_dict(memory.state_dict())  # not yet full: no ring
-    assert len(larger) == 3
-    memory.add(torch.ones(4, 1), torch.ones(4).long(), torch.ones(4))
-    other = ReplayBuffer(size, 1, CPU)
-    with pytest.raises(ValueError, match=f"^algo.memory: expected 5, as in the checkpoint, got {size}$"):
-        other.load_state_dict(memory.state_dict())
-    assert len(other) == 0
-
-
 @pytest.mark.parametrize("iterations", [4, 6])  # the last iteration rebuilds the posterior; it does not
 def test_the_policy_that_is_deployed_has_a_posterior_of_the_final_features(iterations):
     agent = make(Chain(16), iterations, arm="neural_linear", network={"hidden": [8]}, exploration={"refit_every": 3})
     train(agent)
-    context, action, reward = agent.memory.rows()
+    remembered = agent.memory.rows()
+    context, action, reward = remembered.context, remembered.action, remembered.reward
     features = agent.network.features(context).detach().double()
     mask = torch.ones(len(context), 6, dtype=torch.bool)
     predicted = agent.policy.action_values(context, mask)

@@ -10,6 +10,7 @@ import reference_rl as reference
 from rlcore import losses
 
 CLIP = 0.2
+INPUTS = ("log_prob", "old_log_prob", "advantage", "entropy", "value", "old_value", "target")  # of losses.ppo
 OPTIONS = {"clip": CLIP, "clip_value": 0.3, "vf_coef": 0.7, "ent_coef": 0.05}
 
 
@@ -141,7 +142,8 @@ def test_entropy_bonus_moves_logits_towards_uniform():
     log_p = logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum()[None]
     zero = torch.zeros(1, dtype=torch.float64)
-    loss, _ = losses.ppo(zero, zero, zero, entropy, zero, zero, zero, None, **OPTIONS | {"ent_coef": 1.0})
+    inputs = {**dict.fromkeys(INPUTS, zero), "entropy": entropy}
+    loss, _ = losses.ppo(**inputs, mask=None, **OPTIONS | {"ent_coef": 1.0})
     loss.backward()
     p, q = log_p.exp().detach(), (logits - logits.grad).detach().softmax(-1)
     torch.testing.assert_close(logits.grad, p * (p.log() + entropy[0].detach()))  # −∂H/∂logits in closed form
@@ -185,13 +187,17 @@ def test_gradients_equal_finite_differences(mask):
         assert torch.autograd.gradcheck(lambda *x: losses.value_loss(*x, clip, mask), (value, old, target))
     for kl in (losses.kl_k1, losses.kl_k2, losses.kl_k3):
         assert torch.autograd.gradcheck(kl, log_ratio)
-    assert torch.autograd.gradcheck(lambda *x: losses.ppo(*x, mask, **OPTIONS)[0], ppo_inputs(12, seed=2))
+
+    def loss(*inputs):
+        return losses.ppo(**dict(zip(INPUTS, inputs)), mask=mask, **OPTIONS)[0]
+
+    assert torch.autograd.gradcheck(loss, ppo_inputs(12, seed=2))
 
 
 def test_ppo_is_the_sum_of_its_terms():
     n, mask = 200, half(200)
     inputs = ppo_inputs(n)
-    loss, metrics = losses.ppo(*inputs, mask, **OPTIONS)
+    loss, metrics = losses.ppo(**dict(zip(INPUTS, inputs)), mask=mask, **OPTIONS)
     log_prob, old_log_prob, advantage, entropy, value, old_value, target = (x.tolist() for x in inputs)
     log_ratio = [a - b for a, b in zip(log_prob, old_log_prob)][::2]
     expected = {

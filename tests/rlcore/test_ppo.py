@@ -10,6 +10,7 @@ import torch
 
 import reference_rl as reference
 from comparisons import identical, weights
+from rlcore import losses
 from toy_envs import Bandit, Chain, Endless, make_ppo, part, train
 
 HEADS = pytest.mark.parametrize("heads", ["independent", "joint"])
@@ -51,14 +52,27 @@ def test_compute_advantages_equals_the_scalar_reference(env):
     torch.testing.assert_close(reward, rollout.reward / torch.tensor(returns).std(correction=0))
 
 
-def test_the_loss_equals_the_scalar_reference_after_a_step():
+def losses_found(monkeypatch):
+    """Keep the losses that PPO back-propagates."""
+    found, ppo_loss = [], losses.ppo
+
+    def keep(**inputs):
+        loss, metrics = ppo_loss(**inputs)
+        found.append(loss)
+        return loss, metrics
+
+    monkeypatch.setattr(losses, "ppo", keep)
+    return found
+
+
+def test_the_loss_equals_the_scalar_reference_after_a_step(monkeypatch):
     ppo = make_ppo(Bandit(64), 1, clip=0.05, clip_value=0.1, vf_coef=0.7, ent_coef=0.3, optimizer={"lr": 0.02})
     rollout = ppo.collect()
     batch = ppo.compute_advantages(rollout)
     ppo.update(batch)
-    losses, ppo.backward = [], lambda loss: losses.append(loss) or loss
+    found = losses_found(monkeypatch)
     metrics = ppo.compute_gradients(batch)
-    (loss,) = losses
+    (loss,) = found
     mask = rollout.action_mask.flatten(0, 1)
     decides = mask.flatten(1).sum(-1) > 1
     policy = ppo.network.distribution(batch.obs, mask)
@@ -105,15 +119,15 @@ def test_forced_decisions_teach_the_value_and_not_the_policy():
 
 
 @pytest.mark.parametrize("norm_adv", ["minibatch", "batch", "none"])
-def test_advantage_normalisation(norm_adv):
+def test_advantage_normalisation(norm_adv, monkeypatch):
     ppo = make_ppo(Bandit(64), 1, norm_adv=norm_adv, norm_reward=False)
     batch = ppo.compute_advantages(ppo.collect())
     inside = batch.advantage[batch.has_choice]
     assert (inside.mean().abs() < 1e-5 and (inside.std() - 1).abs() < 1e-2) == (norm_adv == "batch")
-    losses, ppo.backward = [], lambda loss: losses.append(loss) or loss
+    found = losses_found(monkeypatch)
     ppo.compute_gradients(batch)
     ppo.compute_gradients(batch._replace(advantage=9 * batch.advantage + 4))
-    loss, scaled = losses
+    loss, scaled = found
     assert torch.allclose(loss, scaled, atol=1e-5) == (norm_adv == "minibatch")
 
 
@@ -130,6 +144,13 @@ def test_what_cannot_be_is_refused(changes, message):
         make_ppo(Bandit(32), 1, **changes)
     with pytest.raises(ValueError, match="execution"):
         make_ppo(Bandit(32), 1, mode="jit")
+
+
+def test_rewards_are_not_centred_where_actions_decide_how_long_an_episode_lasts():
+    centred = {"center_reward": True, "norm_reward": True}
+    assert make_ppo(Bandit(32), 1, **centred).reward_normalizer.rewards is not None  # every episode has one step
+    with pytest.raises(ValueError, match="^algo.center_reward: expected false in this environment, where actions"):
+        make_ppo(Endless(32), 1, **centred)
 
 
 @pytest.mark.long

@@ -108,6 +108,7 @@ class Toy(VectorEnv):
             truncated,
             self.observe(following),
             {"reward": reward, "redeemed": reward > 0.5},
+            self.allowed(following) if self.can_truncate else None,
         )
 
     def state_dict(self) -> dict:
@@ -126,6 +127,7 @@ class Bandit(Toy):
     """
 
     nvec, obs_dim, forced = (3, 2), 3, 1 / 3
+    has_fixed_lengths = True
 
     def fresh(self) -> Tensor:
         context = torch.randn(self.num_agents, 3, generator=self.generator)

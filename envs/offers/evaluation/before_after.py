@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS, SeasonEvaluator
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs.before_after import BeforeAfter
 
 

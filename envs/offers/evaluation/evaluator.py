@@ -30,7 +30,7 @@ from envs.offers.populations.parameter_regression import ParameterRegression
 from envs.offers.twin.theta_posterior import prior_draws
 from envs.offers.world.belief_observation import start_marginals
 from envs.offers.world.customers import Customers
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 
 
 class OffersEvaluator(SeasonEvaluator[Bound, Population]):

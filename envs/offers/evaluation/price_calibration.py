@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.offers.constraints.budget_rules import ExpectedSpend
 from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.policies.rollover import RecordingPolicy, ReservationPricePolicy, price_path
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 
 
 class SeasonSimulator(Protocol):

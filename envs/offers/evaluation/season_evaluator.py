@@ -24,7 +24,7 @@ from envs.offers.policies.learned import DeployedPolicy, ValueKnapsackPolicy, de
 from envs.offers.policies.rollover import ReservationPricePolicy, carry_over_value
 from envs.offers.populations.base import Population
 from envs.offers.world.customers import Customers
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs.progress import tracked
 
 BoundT = TypeVar("BoundT", bound=Bound | None)  # None where there is no bound

@@ -22,7 +22,7 @@ from envs.offers.policies.base import BatchedPolicy, SeasonPolicy
 from envs.offers.policies.information import TRUTH, Information
 from envs.offers.world.customers import CustomerState
 from envs.offers.world.history import PassedWeek
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.runs.report import Report
 

@@ -17,7 +17,8 @@ from envs.offers.policies.information import FEATURES, SIMULATOR, Information
 from envs.offers.world.customers import Customers, CustomerState, World
 from envs.offers.world.history import PassedWeek
 from envs.offers.world.observation import ObservationCodec
-from rlcore.algorithm import NetworkAlgorithm, Policy, ValuePolicy
+from rlcore.algorithm import Policy, ValuePolicy
+from rlcore.network_algorithm import NetworkAlgorithm
 
 if TYPE_CHECKING:
     from envs.offers.neural_twin.customers import NeuralCustomers

@@ -95,7 +95,7 @@ class RedemptionModel:
     def load_state_dict(self, state: dict) -> None:
         """Restore weights and optimiser, to train on."""
         self.load_weights(state)
-        restore_optimizer(self.optimizer, state["optimizer"], self.lr)
+        restore_optimizer(self.optimizer, state["optimizer"], self.lr, fixed_lr=None)
 
 
 class ExpectedRedemptionModel(RedemptionModel):

@@ -9,7 +9,7 @@ import torch
 from envs.configuration import CONF, instantiate_stored
 from envs.offers.env import OffersEnv
 from envs.range_checks import check_stored_ranges
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
 from scripts.shared.stored_runs import fitting
 

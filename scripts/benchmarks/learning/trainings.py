@@ -25,7 +25,7 @@ from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import ORACLE
 from envs.offers.policies.rollover import planning_policy
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.trained import restore
 

@@ -38,7 +38,7 @@ from envs.offers.unlike.season import draw_uniforms, incremental_profit
 from envs.offers.world.catalogue import Catalogue
 from envs.offers.world.customers import Customers, CustomerState
 from envs.offers.world.hidden_observation import HidingCodec
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.intervals import LEVEL, normal_half_width
 from rlcore.runs import checkpoint

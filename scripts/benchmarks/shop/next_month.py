@@ -36,8 +36,8 @@ from envs.offers.policies.learned import CodecView, deploy_policy
 from envs.offers.policies.logging_policies import contact_with
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.world.customers import CustomerState
-from rlcore.algorithm import NetworkAlgorithm
 from rlcore.distributions import draw
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop

@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from envs.adapters.gymnasium_env import GymnasiumEnv
 from envs.adapters.gymnasium_evaluation import GymnasiumEvaluator, play_episodes
 from envs.adapters.gymnasium_offers import OffersEnv, OffersVectorEnv, sequential
+from envs.data_collection import UniformPolicy, rollouts
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
@@ -70,6 +71,28 @@ class Watcher(Counter):
         return self.observation_space.sample(), {}
 
 
+class Turns(Counter):
+    """A counter whose two actions take turns: the first may be chosen after an even number of steps."""
+
+    def turn(self):
+        return np.array([self.t % 2 == 0, self.t % 2 == 1])
+
+    def observe(self):
+        return np.array([[self.t, 1]], np.float32), {"action_mask": self.turn()}
+
+
+class Asked(Turns):
+    """The same, by the method `action_masks`."""
+
+    def action_masks(self):
+        return self.turn()
+
+    def observe(self):
+        return super().observe()[0], {}
+
+
+gymnasium.register("test/Turns-v0", entry_point=Turns, disable_env_checker=True)
+gymnasium.register("test/Asked-v0", entry_point=Asked, disable_env_checker=True)
 gymnasium.register("test/Counter-v0", entry_point=Counter, disable_env_checker=True)
 gymnasium.register("test/Watcher-v0", entry_point=Watcher, disable_env_checker=True)
 
@@ -176,6 +199,21 @@ def test_masks_by_choice_and_by_combination(mask, forbidden):
     env = counter(actions=spaces.MultiDiscrete([2, 3]), mask=mask)
     for table in (env.reset()[1], env.step(torch.zeros(2, 2, dtype=torch.long)).action_mask):
         assert {tuple(pair) for pair in (~table[1]).nonzero().tolist()} == forbidden
+
+
+@pytest.mark.parametrize("id", ["test/Turns-v0", "test/Asked-v0"])
+def test_the_mask_after_a_truncation_is_that_of_the_final_observation(id):
+    env = GymnasiumEnv(CPU, 0, id=id, kwargs={"limit": 1}, num_agents=2, evaluation=None)
+    step = env.step(torch.zeros(2, 1, dtype=torch.long))
+    assert step.truncated.all() and step.action_mask.tolist() == [[True, False]] * 2  # of the new episode
+    assert step.final_action_mask.tolist() == [[False, True]] * 2
+    (log,) = rollouts(env, UniformPolicy(), "any", 0, decisions=6, steps=3, all_propensities=False)
+    assert log.action_mask.tolist() == [[True, False]] * 6 and log.truncated.all()
+    assert log.next_obs.tolist() == [[1.0, 1.0]] * 6 and log.next_action_mask.tolist() == [[False, True]] * 6
+    whole = GymnasiumEnv(CPU, 0, id=id, kwargs={}, num_agents=2, evaluation=None)  # terminates at 3
+    masks = [whole.step(torch.zeros(2, 1, dtype=torch.long)) for _ in range(3)]
+    assert [step.action_mask[0].tolist() for step in masks] == [[False, True], [True, False], [True, False]]
+    assert all(torch.equal(step.action_mask, step.final_action_mask) for step in masks)
 
 
 @pytest.mark.parametrize(

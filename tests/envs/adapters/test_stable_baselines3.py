@@ -153,14 +153,14 @@ def test_losses_and_advantage_normalisation_equal_theirs():
     normalised = whiten(advantage) * ((n - 1) / n) ** 0.5
     assert (normalised - (advantage - advantage.mean()) / (advantage.std() + 1e-8)).abs().max() < 1e-5
     ours, metrics = losses.ppo(
-        log_prob,
-        old_log_prob,
-        normalised,
-        entropy,
-        value[:, 0],
-        value[:, 0],
-        target,
-        None,
+        log_prob=log_prob,
+        old_log_prob=old_log_prob,
+        advantage=normalised,
+        entropy=entropy,
+        value=value[:, 0],
+        old_value=value[:, 0],
+        target=target,
+        mask=None,
         clip=0.05,
         clip_value=None,
         vf_coef=1.0,

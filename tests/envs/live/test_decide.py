@@ -17,7 +17,7 @@ from envs.offers.populations.feature_transform import EMPTY, OTHER, FeatureTrans
 from envs.offers.world.customers import CustomerState
 from envs.offers.world.history import History, PassedWeek, SeenWeek
 from policies import greedy
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.networks import Actor
 
 CPU = torch.device("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from envs.offers.planning.lagrangian_bound import dual, single_process
 from envs.offers.world.customers import CustomerState
 from rlcore.backends import distributed
 from rlcore.ppo import PPO
+from rlcore.rollout import EpisodicReturn
 from tiny_email_trainer import trainer
 from toy_envs import Bandit, make_ppo, part, train
 
@@ -99,6 +101,14 @@ def steps(kind, n=40, k=4):
     )
 
 
+def episodes():
+    """Rewards and ends of episodes [8, 2 · SIZE]: the first process has other numbers of ends than the second."""
+    ends = [(1, 3), (2, 0), (3, 0), (3, 2), (3, 3), (6, 1)]  # (step, agent); in the last two steps the first alone
+    reward, done = torch.arange(32.0).view(8, 4).square(), torch.zeros(8, 4, dtype=torch.bool)
+    done[tuple(zip(*ends))] = True
+    return reward.split(2), done.split(2)
+
+
 BUDGETS = [0.0, 3.0, 17.25, 1e9]
 
 
@@ -165,6 +175,8 @@ def work(rank, folder, port):
             some = steps(kind)
             own = Increments(*(x.chunk(SIZE)[rank] for x in some))
             found[kind] = [clear_together(own, torch.tensor(budget, dtype=torch.float64)) for budget in BUDGETS]
+        episodic, own = EpisodicReturn(2, torch.device("cpu")), slice(2 * rank, 2 * rank + 2)
+        found["episodic"] = [episodic.update(reward[:, own], done[:, own]) for reward, done in zip(*episodes())]
         found["gathered"] = distributed.gather_objects(rank)
         found["any"] = (
             distributed.all_reduce_any(rank == 1, torch.device("cpu")),
@@ -255,6 +267,22 @@ def test_ppo_of_two_processes_is_that_of_one_with_the_agents_of_both(both, case,
             near(one[case][name], whole[name])
         for ours, row in zip(one[case]["log"], log.rows, strict=True):
             near(ours, row, rtol=1e-3, atol=1e-5)
+
+
+def test_the_episodic_return_is_the_mean_over_the_episodes_of_both(both):
+    running, expected = [0.0] * 4, []
+    for rewards, dones in zip(*episodes()):
+        ended = []
+        for reward, done in zip(rewards.tolist(), dones.tolist()):
+            for agent in range(4):
+                running[agent] += reward[agent]
+                if done[agent]:
+                    ended.append(running[agent])
+                    running[agent] = 0.0
+        expected.append(sum(ended) / len(ended) if ended else math.nan)
+    assert math.isnan(expected[2])
+    for one in both:
+        assert [x.item() for x in one["episodic"]] == pytest.approx(expected, nan_ok=True)
 
 
 def test_one_that_is_told_to_stop_stops_both_and_both_go_on_as_if_nothing_were(both):

@@ -139,8 +139,8 @@ def test_other_networks_and_a_file_that_has_changed_are_refused(first, tmp_path)
         train(*LOG, f"log={new}", f"resume={tmp_path / 'changed.pt'}", directory=tmp_path / "file")
 
 
-def origin_of(cfg, state):
-    return find_origin(cfg, "bandit", state, files_of(cfg))
+def origin_of(cfg, state, name="bandit"):
+    return find_origin(cfg, name, state, files_of(cfg))
 
 
 NO_SENSE = [
@@ -158,7 +158,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(kind, changes, message, tmp_pa
     log = write_log(tmp_path / "new.csv", 3, 0, helps="a")
     cfg = OmegaConf.create({"resume": "old.pt", "log": log, "algo": {"_target_": kind, "_partial_": True}})
     with pytest.raises(ValueError, match=f"^resume=old.pt: .*{message}"):
-        origin_of(cfg, state)
+        origin_of(cfg, state, "some")
 
 
 def test_data_are_new_where_a_file_has_other_contents(tmp_path):

@@ -26,6 +26,7 @@ from rlcore.network_algorithm import (
 )
 from rlcore.offline.adjusted_rewards import AdjustRewards, unadjusted
 from rlcore.offline.constraints import BehaviourConstraint, DecisionBatch, MakeConstraint, double_target, td_loss
+from rlcore.offline.decision_replay import DecisionReplay
 from rlcore.offline.logged_dataset import LoggedDataset
 from rlcore.ope.estimators import select_actions
 from rlcore.ope.outcome_models import CHUNK
@@ -100,10 +101,10 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
         self.huber = huber
         self.target_every = target_every
         self.tau = tau
-        self.relabel = relabel and self.priced_env is not None
+        self.relabel = relabel
         self.seed = seed
         self.updates_done = 0
-        self.dataset: LoggedDataset | None = None
+        self.replay: DecisionReplay | None = None  # of the dataset
         self.info: dict[str, Tensor] = {}  # what the auxiliary model learns from, [N] each
         self.target_network = deepcopy(self.network).requires_grad_(False)
         self.constraint: BehaviourConstraint | None = None
@@ -128,7 +129,6 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             )
         if self.auxiliary:
             self.info = {name: data.outcome(name, "algo.auxiliary") for name in self.auxiliary.info_names}
-        self.dataset = data
         # a stream of its own: folds must depend neither on the minibatches nor on what drew the log's actions
         seed = int(np.random.SeedSequence((self.seed, ADJUSTMENT_STREAM)).generate_state(1)[0])
         generator = torch.Generator(env.device).manual_seed(seed)
@@ -137,10 +137,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
             reward = reward - data.price * data.cost
         adjust = self.variance_reduction or unadjusted
         adjusted = adjust(env, data, reward, self.gamma, generator)
-        self.reward = adjusted.reward
-        self.discount = adjusted.discount
-        self.weight = adjusted.weight
-        self.usable_rows = (self.weight > 0).nonzero()[:, 0]
+        self.replay = DecisionReplay(data, adjusted, env, relabel=self.relabel)
         if self.iteration == 0:
             decisions = torch.arange(len(data), device=env.device)
             for rows in decisions.split(CHUNK):
@@ -155,7 +152,7 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
 
     def setup(self, logger, should_stop: Callable[[], bool]) -> None:
         """Raise ValueError where there is no dataset."""
-        if self.dataset is None:
+        if self.replay is None:
             raise ValueError("log: expected the path of a log to learn from, as in log=log.parquet")
 
     # ── what actions are worth ──────────────────────────────────────────────────────────────────────────────────────
@@ -188,18 +185,13 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     def iterate(self, progress: float) -> dict[str, Tensor]:
         """Learn from `updates` minibatches; return the mean of each metric."""
         self.anneal(progress)
+        assert self.replay is not None  # `setup` sees to it
         totals: dict[str, Tensor] = {}
         for _ in range(self.updates):
-            metrics = self.train_minibatch(self._sample_rows())
+            metrics = self.train_minibatch(self.replay.draw(self.batch_size, self.generator))
             totals = {name: totals.get(name, 0) + x for name, x in metrics.items()}
         means = {name: total / self.updates for name, total in totals.items()}
         return means | {"charts/learning_rate": self.lr}
-
-    def _sample_rows(self) -> Tensor:
-        """Draw the rows [B] of a minibatch from the usable decisions, with replacement."""
-        usable = len(self.usable_rows)
-        index = torch.randint(usable, (self.batch_size,), generator=self.generator, device=self.env.device)
-        return self.usable_rows[index]
 
     def train_minibatch(self, rows: Tensor) -> dict[str, Tensor]:
         """Take one gradient step on the decisions `rows` of the dataset; return metrics."""
@@ -220,48 +212,25 @@ class DoubleDQN(NetworkAlgorithm, OfflineAlgorithm):
     @torch.no_grad()
     def compute_targets(self, rows: Tensor) -> DecisionBatch:
         """Return decisions of the dataset with the targets of their values."""
-        data = self.dataset
-        assert data is not None  # `setup` sees to it
-        logged_obs = data.obs[rows]
-        action_mask = data.action_mask[rows]
-        price = data.price[rows]
-        logged_cost = self.action_cost(logged_obs, price)
-        if data.next_obs is None:  # every decision ends its episode: the next state has no weight
-            next_obs = logged_obs
-            next_action_mask = action_mask
-        else:
-            assert data.next_action_mask is not None
-            next_obs = data.next_obs[rows]
-            next_action_mask = data.next_action_mask[rows]
-        if self.relabel:
-            context_dim = self.env.context_dim
-            drawn = self.priced_env.sample_prices(data.step[rows], self.generator)
-            context = logged_obs[:, :context_dim]
-            next_context = next_obs[:, :context_dim]
-            obs = torch.cat((context, drawn.encoded_price), 1)
-            next_obs = torch.cat((next_context, drawn.next_encoded_price), 1)
-            cost = self.action_cost(obs, drawn.price)
-            next_price = drawn.next_price
-        else:
-            obs = logged_obs
-            cost = logged_cost
-            next_price = self.priced_env.decode_price(next_obs) if self.priced_env else price
+        assert self.replay is not None  # `setup` sees to it
+        drawn = self.replay.transitions(rows, self.generator)
+        logged_cost = self.action_cost(drawn.logged_obs, drawn.logged_price)
         target = double_target(
-            reward=self.reward[rows],
-            discount=self.discount[rows],
-            online=self.network(next_obs),
-            target=self.target_network(next_obs),
-            cost=self.action_cost(next_obs, next_price),
-            allowed=self.allowed(next_obs, next_action_mask),
+            reward=drawn.reward,
+            discount=drawn.discount,
+            online=self.network(drawn.next_obs),
+            target=self.target_network(drawn.next_obs),
+            cost=self.action_cost(drawn.next_obs, drawn.next_price),
+            allowed=self.allowed(drawn.next_obs, drawn.next_action_mask),
         )
         return DecisionBatch(
-            obs=obs,
-            action_mask=action_mask,
-            action=data.action[rows],
-            cost=cost,
+            obs=drawn.obs,
+            action_mask=drawn.action_mask,
+            action=drawn.action,
+            cost=self.action_cost(drawn.obs, drawn.price) if self.replay.relabel else logged_cost,
             target=target,
-            weight=self.weight[rows],
-            logged_obs=logged_obs,
+            weight=drawn.weight,
+            logged_obs=drawn.logged_obs,
             logged_cost=logged_cost,
         )
 

@@ -16,6 +16,7 @@ from envs.offers.constraints.budget import Budget
 from envs.offers.constraints.budget_rules import BudgetRule
 from envs.offers.evaluation.price_calibration import calibrate_price_drift, calibrate_price_path
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord
+from envs.offers.evaluation.validation import Validation
 from envs.offers.planning.lagrangian_bound import Bound
 from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.baselines import NoContact, RandomContacts, ResponseRanking
@@ -30,8 +31,9 @@ from rlcore.runs.progress import tracked
 BoundT = TypeVar("BoundT", bound=Bound | None)  # None where there is no bound
 PopulationT = TypeVar("PopulationT")  # how the customers of a market may respond
 
-# Random streams: what is drawn for one use is drawn for no other, and is the same for every policy.
-VALIDATION_MARKET, VALIDATION_SEASON, CALIBRATION_SEASON, FEE_SEASONS = 1, 2, 3, 4
+# Random streams, beside those of validation.py: what is drawn for one use is drawn for no other, and is the same for
+# every policy.
+CALIBRATION_SEASON, FEE_SEASONS = 3, 4
 REGRESSION_CUSTOMERS, POSTERIOR_DRAWS = 5, 6
 TEST_MARKET, TUNING_MARKET, TEST_SEASONS = 11, 12, 13
 
@@ -74,8 +76,9 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
         hard_budget_rule: BudgetRule | None,
     ):
         self.env, self.seed = env, seed
-        self.paired_validation, self.least_lead = paired_validation, least_lead
-        self.customers, self.seasons, self.validation = customers, seasons, validation
+        self.least_lead = least_lead
+        self.customers, self.seasons = customers, seasons
+        self.validation = Validation(self, validation, paired=paired_validation)
         self.tuning_customers, self.tuning_seasons, self.fees = tuning_customers, tuning_seasons, fees
         self.regression_customers, self.ridge = regression_customers, ridge
         self.posterior_draws = posterior_draws
@@ -91,10 +94,6 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
             )
         low, high = math.log10(price_grid["low"]), math.log10(price_grid["high"])
         self.prices = torch.logspace(high, low, price_grid["points"], device=env.device)
-        self._validation: tuple[EvaluationMarket, BoundT] | None = None
-        self._rival: list[SeasonRecord] | None = (
-            None  # the validation season of the policy that validation is paired with
-        )
 
     # ── markets ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _generator(self, stream: int) -> torch.Generator:
@@ -289,30 +288,7 @@ class SeasonEvaluator(ABC, Generic[BoundT, PopulationT]):
 
     def validate(self, algorithm: NetworkAlgorithm) -> dict[str, float]:
         """Score the algorithm's policy on a small validation market during training."""
-        if self._validation is None:
-            market = self.make_market(self.validation, VALIDATION_MARKET, "train", self.env.budget)
-            self._validation = market, self.solve_bound(market)
-        market, bound = self._validation
-        policy, _ = self.deploy(algorithm, market, market)
-        records = self.simulate(policy, market, bound, 1, VALIDATION_SEASON)
-        summary = self.summarise(records, market, bound)
-        metrics = {f"validation/{name}": summary[name] for name in ("score", "spend_ratio", "contact_rate")}
-        return metrics | self.compare_with_rival(records, market, bound)
-
-    def compare_with_rival(
-        self, records: list[SeasonRecord], market: EvaluationMarket, bound: BoundT
-    ) -> dict[str, float]:
-        """Return how far a validation season is ahead of the rival's, customer by customer, where there is a rival.
-
-        Scores of one season vary with its customers far more than with the policy: differences can rank policies.
-        """
-        rival = self.rival(market) if self.paired_validation else None
-        if rival is None:
-            return {}
-        if self._rival is None:
-            self._rival = self.simulate(rival, market, bound, 1, VALIDATION_SEASON)
-        ahead, low, high = self.paired_difference(records, self._rival, market, bound)
-        return {"validation/ahead_of_rival": ahead, "validation/ahead_of_rival_half_width": (high - low) / 2}
+        return self.validation.score(algorithm)
 
     def rival(self, market: EvaluationMarket) -> SeasonPolicy | None:
         """Return the policy that validation is paired with, of equal information, or None where there is none."""

@@ -10,7 +10,6 @@ import numpy as np
 from envs.offers.logs.customer_weeks import (
     CustomerWeeks,
     Rows,
-    after_opting_out,
     buy_what_was_redeemed,
     drop_returns_alone,
     put_later_outcomes,
@@ -19,8 +18,9 @@ from envs.offers.logs.customer_weeks import (
     staying,
 )
 from envs.offers.logs.planned_weeks import PlannedWeek, put_planned, put_unplanned
+from envs.offers.logs.send_checks import check_not_taken, check_one_a_week, check_stay, check_subscribed
 from envs.offers.logs.send_log import Calendar
-from envs.offers.logs.send_reader import Table, check_one_a_week, days_of, read_sends, to_rows
+from envs.offers.logs.send_reader import Table, days_of, read_sends, to_rows
 from envs.offers.populations.base import GivenCustomers
 
 MAX_WEEKS = 1040  # of a log: 20 years
@@ -146,20 +146,22 @@ class Sends:
         rows = to_rows(self.sends, customer, calendar.week_of(moment), env.world.catalogue)
         kept = np.flatnonzero(is_new & (customer >= 0))
         kept = kept[np.argsort(moment[kept], kind="stable")]  # of several sends in a week the first in time decides
-        check_one_a_week(self.sends, rows, len(ids), self.several)
+        if self.several == "refuse":
+            check_one_a_week(self.sends, rows, len(ids))
         joined, left = (
             self._weeks_of(given, name, key, index, calendar) if name else None
             for key, name in (("joined", self.joined), ("left", self.left))
         )
         log = staying(log, old[0].weeks if old else 0, rows.take(kept), joined, left, has_everyone=self.has_purchases)
-        self._check_stay(log, rows, is_new & (customer >= 0))
-        self._check_taken(log, rows, kept)
+        check_stay(self.sends, log, rows, is_new & (customer >= 0))
+        if self.several == "refuse":
+            check_not_taken(self.sends, log, rows, kept)
         put_sends(log, rows.take(kept))
         put_later_outcomes(log, rows.take(np.flatnonzero(~is_new & (customer >= 0) & (rows.week >= 0))))
         purchases_to = calendar.purchases_to
         if self.purchases is not None and bought_at is not None:
             purchases_to = self._put_purchases(log, self.purchases, bought_at, index, calendar)
-        self._check_after(log, rows, kept)
+        check_subscribed(self.sends, log, rows, kept)
         without = buy_what_was_redeemed(log)
         if without:
             self.warnings.append(f"{without:,} redemptions in weeks without a purchase: they count as one of margin 0")
@@ -227,31 +229,6 @@ class Sends:
         at = [index[x] for x in given.ids]
         weeks[at] = np.where(np.isnat(days), np.nan, calendar.week_of(days.astype(np.int64)).astype(float))
         return weeks
-
-    # ── checks ──────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _check_stay(self, log: CustomerWeeks, rows: Rows, is_kept: np.ndarray) -> None:
-        """Raise ValueError where something was sent before a customer joined, or after they left."""
-        customer = rows.customer.clip(0, None)
-        outside = is_kept & ((rows.week < log.first[customer]) | (rows.week > log.last[customer]))
-        self.sends.refuse(
-            "date", outside, "a date on which the customer was here (sends.joined, sends.left)", shows=False
-        )
-
-    def _check_taken(self, log: CustomerWeeks, rows: Rows, kept: np.ndarray) -> None:
-        """Raise ValueError where a customer's week has a send in the older log."""
-        if self.several == "first":
-            return
-        wrong = np.zeros(len(rows), dtype=bool)
-        sent = kept[rows.offer[kept] > 0]
-        wrong[sent] = log.offer[rows.week[sent], rows.customer[sent]] > 0
-        self.sends.refuse("date", wrong, "one send a customer and week, the log has another (sends.several: first)")
-
-    def _check_after(self, log: CustomerWeeks, rows: Rows, kept: np.ndarray) -> None:
-        """Raise ValueError where something was sent to a customer who had unsubscribed."""
-        late = after_opting_out(log)
-        wrong = np.zeros(len(rows), dtype=bool)
-        wrong[kept] = late[rows.week[kept], rows.customer[kept]] & (rows.offer[kept] > 0)
-        self.sends.refuse("offer", wrong, "nothing, for the customer had unsubscribed")
 
     # ── what is not on the sends' rows ──────────────────────────────────────────────────────────────────────────────
     def _put_purchases(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.offers.logs.customer_weeks import Rows, second_of_a_cell
+from envs.offers.logs.customer_weeks import Rows
 from envs.offers.world.catalogue import Catalogue
 from envs.tables.column_kinds import is_date
 from envs.tables.table_reader import read_table
@@ -149,17 +149,3 @@ def to_rows(table: Table, customer: np.ndarray, week: np.ndarray, catalogue: Cat
         margin=columns.get("margin", np.zeros(count)),
         unsubscribed=flags["unsubscribed"],
     )
-
-
-def check_one_a_week(table: Table, rows: Rows, customers: int, several: str) -> None:
-    """Raise ValueError where two rows are of one known customer and week; `several` = first allows it."""
-    if several == "first":
-        return
-    known = np.flatnonzero(rows.customer >= 0)
-    found = second_of_a_cell(rows.week[known] * customers + rows.customer[known])
-    if found is not None:
-        row, earlier = known[list(found)].tolist()
-        wrong = np.arange(len(rows)) == row
-        table.refuse(
-            "date", wrong, f"one row a customer and week, row {earlier + 2} is of the same (sends.several: first)"
-        )

@@ -326,7 +326,7 @@ def test_what_cannot_be_learned_from_is_refused_in_one_line(season):
     with pytest.raises(ValueError, match="algo.behaviour_constraint.threshold: .* got 1.5"):
         make(env, log, auxiliary=SPEND, keep="bcq", kept={"threshold": 1.5})
     agent = make(env, log, auxiliary=SPEND)
-    agent.dataset = None
+    agent.replay = None
     with pytest.raises(ValueError, match="log: expected the path"):
         train(agent)
 

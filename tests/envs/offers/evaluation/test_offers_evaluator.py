@@ -23,8 +23,8 @@ from envs.offers.evaluation.profit_decomposition import (
     share_of_gap,
     summarise_seasons,
 )
-from envs.offers.evaluation.season_evaluator import VALIDATION_MARKET, VALIDATION_SEASON
 from envs.offers.evaluation.simulation import EvaluationMarket, SeasonRecord, simulate_season
+from envs.offers.evaluation.validation import Validation
 from envs.offers.planning.dynamic_program import action_values
 from envs.offers.planning.knapsack import clear
 from envs.offers.planning.state_values import VisitedStates
@@ -755,15 +755,15 @@ def test_figures_are_drawn(whole, tmp_path):
 @pytest.mark.long
 def test_a_paired_validation_says_how_far_ahead_of_planning_on_estimates_a_policy_is():
     """The rival is level with itself, customer by customer; never contacting anyone is behind by the rival's score."""
-    evaluation = small_evaluation(paired_validation=True)
-    market = evaluation.make_market(40, VALIDATION_MARKET, "train", evaluation.env.budget)
-    bound = evaluation.solve_bound(market)
-    rival = evaluation.simulate(evaluation.rival(market), market, bound, 1, VALIDATION_SEASON)
-    level = evaluation.compare_with_rival(rival, market, bound)
+    evaluation = small_evaluation()
+    validation = Validation(evaluation, 40, paired=True)
+    rival = validation.simulate(evaluation.rival(validation.market))
+    level = validation.compare_with_rival(rival)
     assert level == {"validation/ahead_of_rival": 0.0, "validation/ahead_of_rival_half_width": 0.0}
-    nobody = evaluation.simulate(NoContact(), market, bound, 1, VALIDATION_SEASON)
-    behind = evaluation.compare_with_rival(nobody, market, bound)
-    scores = [evaluation.summarise(records, market, bound)["score"] for records in (nobody, rival)]
+    nobody = validation.simulate(NoContact())
+    behind = validation.compare_with_rival(nobody)
+    bound = validation.bound
+    scores = [evaluation.summarise(records, validation.market, bound)["score"] for records in (nobody, rival)]
     assert behind["validation/ahead_of_rival"] == pytest.approx(scores[0] - scores[1], abs=1e-9)
     assert behind["validation/ahead_of_rival"] < -0.2 and behind["validation/ahead_of_rival_half_width"] > 0
-    assert small_evaluation().compare_with_rival(rival, market, bound) == {}
+    assert Validation(evaluation, 40, paired=False).compare_with_rival(rival) == {}

@@ -11,6 +11,7 @@ from envs.live.plan.arms import ARMS, RANDOM, RL
 from envs.live.plan.output.plan_file import plans_in, read_facts
 from envs.offers.logs.planned_weeks import PlannedWeek
 from envs.offers.world.catalogue import Catalogue
+from envs.tables.name_codes import name_codes, numbered
 from rlcore.offline.file_columns import arrow
 
 
@@ -30,20 +31,13 @@ def planned_weeks(folder: Path | str, catalogue: Catalogue) -> Iterator[PlannedW
             source=str(path),
             week=week,
             customers=texts["customer"],
-            offer=indices(texts["offer"], catalogue.offers, f"{path}: column 'offer'"),
-            channel=indices(texts["channel"], catalogue.channels, f"{path}: column 'channel'"),
+            offer=codes(texts["offer"], catalogue.offers, f"{path}: column 'offer'"),
+            channel=codes(texts["channel"], catalogue.channels, f"{path}: column 'channel'"),
             propensity=table["propensity"].to_numpy().astype(np.float64),
             by_lot=np.isin(texts["arm"], [ARMS[k] for k in (RANDOM, RL)]),
         )
 
 
-def indices(texts: Sequence[str], names: Sequence[str], where: str) -> np.ndarray:
-    """Return the indices of texts [M] among names, int64 [M]; an empty text, which a plan has for nothing, is index 0.
-
-    Raises ValueError where a text is none of the names.
-    """
-    index = {"": 0} | {name: k for k, name in enumerate(names)}
-    unknown = [text for text in texts if text not in index]
-    if unknown:
-        raise ValueError(f"{where}: expected one of {', '.join(names)}, got '{unknown[0]}'")
-    return np.fromiter((index[text] for text in texts), np.int64, len(texts))
+def codes(texts: Sequence[str], names: Sequence[str], column: str) -> np.ndarray:
+    """Return the numbers of texts [M] among names, int64 [M]; an empty text, which a plan has for nothing, is 0."""
+    return name_codes(texts, {"": 0, **numbered(names)}, lambda _: column)

@@ -10,6 +10,7 @@ import numpy as np
 
 from envs.offers.constraints.expressions import holds
 from envs.tables.column_kinds import Columns, is_date, is_number
+from envs.tables.name_codes import name_codes, numbered
 
 MAX_COMBINATIONS = 2**16  # most combinations of heads that a table of values may have
 
@@ -55,16 +56,11 @@ class ActionNames(NamedTuple):
         """Return flat actions of the rows [R] of a file, int64 [R]; raise ValueError where one is of no name."""
         flat = np.zeros(len(columns[self.columns[0]]), dtype=np.int64)
         for name, choices in zip(self.columns, self.choices):
-            index = {choice: k for k, choice in enumerate(choices)}
-            texts = to_text(columns[name]).tolist()
-            found = np.fromiter((index.get(x, -1) for x in texts), dtype=np.int64, count=len(texts))
-            if (found < 0).any():
-                first = int((found < 0).argmax())
-                raise ValueError(
-                    f"{path}: row {rows[first]}, column '{name}': expected one of {', '.join(choices[:8])}, got "
-                    f"'{texts[first]}'"
-                )
-            flat = flat * len(choices) + found
+
+            def place(row: int, column: str = name) -> str:
+                return f"{path}: row {rows[row]}, column '{column}'"
+
+            flat = flat * len(choices) + name_codes(to_text(columns[name]).tolist(), numbered(choices), place)
         return flat
 
     def mask(self, columns: Columns, allowed: Mapping[str, Mapping[str, str]]) -> np.ndarray:

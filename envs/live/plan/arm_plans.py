@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from envs.live.plan import draws
 from envs.live.plan.arms import BAU, RANDOM, RL, Arms, money_by_arm
@@ -111,19 +112,13 @@ def by_policy(week: PlannedWeek) -> tuple[ArmPlan, WithinCapacity]:
     within = clear_within(own, without, capacity, catalogue, setting.sigma, price_of_money)
     steps, price = within.steps, within.cleared.price
     drawn = draws.at_private_price(steps, price, setting.sigma, u)
-    expected, odds = float(within.cleared.totals.spend), 0.0
-    if setting.rule.holds_face_value and setting.sigma > 0:
-        chance = holding(steps, price, setting.sigma)
-        held_money = torch.nn.functional.pad(charges(steps.action, catalogue), (1, 0))
-        odds = draws.passing_odds(chance, held_money, money)
-        drawn = draws.kept_within(drawn, chance[:, 0], charges(drawn.action, catalogue), u, money, odds)
-    if not capacity.limited:
-        return ArmPlan(rows, drawn, expected, odds, torch.zeros_like(drawn.action)), within
-    chance = holding(steps, price, setting.sigma)
-    through = through_channels(steps.action, chance[:, 1:], catalogue)
-    drawn, cut_odds = carried(drawn, through, chance[:, 0], u, capacity, catalogue)
-    wanted = draws.at_private_price(own, price, setting.sigma, u).action
-    return ArmPlan(rows, drawn, expected, odds + cut_odds, refused_by(capacity, wanted, drawn, catalogue)), within
+    expected, odds, no_room = float(within.cleared.totals.spend), 0.0, torch.zeros_like(drawn.action)
+    may_pass = setting.rule.holds_face_value and setting.sigma > 0  # without private prices lots decide nothing
+    if may_pass or capacity.limited:
+        wanted = draws.at_private_price(own, price, setting.sigma, u).action if capacity.limited else drawn.action
+        lots = Lots(pad(steps.action, (1, 0)), holding(steps, price, setting.sigma), u)
+        drawn, odds, no_room = cut_to_limits(drawn, wanted, lots, money if may_pass else None, capacity, catalogue)
+    return ArmPlan(rows, drawn, expected, odds, no_room), within
 
 
 def at_random(week: PlannedWeek) -> tuple[ArmPlan, float]:
@@ -138,18 +133,13 @@ def at_random(week: PlannedWeek) -> tuple[ArmPlan, float]:
     share = draws.share_of_draws(pairs, mask, lambda x: drawn_weight(mask, x, capacity, catalogue), money, rule)
     weight = drawn_weight(mask, share, capacity, catalogue)
     drawn = draws.uniformly(mask, weight, u, share)
-    wanted = drawn.action
     uniform = mask * weight / mask.sum(1, keepdim=True).double()
     probability = share * uniform
     probability[:, 0] = 1 - probability[:, 1:].sum(1)
-    odds = 0.0
-    if rule.holds_face_value:
-        odds = draws.passing_odds(probability, pairs.charge, money)
-        drawn = draws.kept_within(drawn, probability[:, 0], charges(drawn.action, catalogue), u, money, odds)
-    through = through_channels(torch.arange(mask.shape[1]).expand_as(mask), probability, catalogue)
-    drawn, cut_odds = carried(drawn, through, probability[:, 0], u, capacity, catalogue)
-    no_room = refused_by(capacity, wanted, drawn, catalogue)
-    return ArmPlan(rows, drawn, share * float(pairs.sums(uniform).spend), odds + cut_odds, no_room), share
+    lots = Lots(torch.arange(mask.shape[1]).expand_as(mask), probability, u)
+    held = money if rule.holds_face_value else None
+    drawn, odds, no_room = cut_to_limits(drawn, drawn.action, lots, held, capacity, catalogue)
+    return ArmPlan(rows, drawn, share * float(pairs.sums(uniform).spend), odds, no_room), share
 
 
 def by_the_shop(week: PlannedWeek) -> tuple[ArmPlan, int]:
@@ -165,6 +155,31 @@ def by_the_shop(week: PlannedWeek) -> tuple[ArmPlan, int]:
     expected = float(spend.gather(1, action[:, None]).double().sum())
     no_room = torch.where(carried_by != wanted, wanted, 0)
     return ArmPlan(rows, undecided(len(rows))._replace(action=action), expected, 0.0, no_room), refused
+
+
+class Lots(NamedTuple):
+    """What lots can decide for n customers: M actions each, the first of which is nothing."""
+
+    action: Tensor  #: int64 [n, M]
+    probability: Tensor  #: float64 [n, M]
+    u: Tensor  #: the lots, [n]
+
+
+def cut_to_limits(
+    drawn: Decisions, wanted: Tensor, lots: Lots, money: float | None, capacity: Capacity, catalogue: Catalogue
+) -> tuple[Decisions, float, Tensor]:
+    """Cut the decisions [n] that the money or a channel does not carry, the last lots first.
+
+    The money is that of face values, None where expectations hold it. Returns also a bound of the odds that lots leave
+    anything to cut, and the `wanted` actions that their channels do not carry, 0 for all others, [n].
+    """
+    nothing, odds = lots.probability[:, 0], 0.0
+    if money is not None:
+        odds = draws.passing_odds(lots.probability, charges(lots.action, catalogue), money)
+        drawn = draws.kept_within(drawn, nothing, charges(drawn.action, catalogue), lots.u, money, odds)
+    through = through_channels(lots.action, lots.probability, catalogue)
+    drawn, cut_odds = carried(drawn, through, nothing, lots.u, capacity, catalogue)
+    return drawn, odds + cut_odds, refused_by(capacity, wanted, drawn, catalogue)
 
 
 def carried(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from envs.offers.logs.customer_weeks import Rows
 from envs.offers.world.catalogue import Catalogue
 from envs.tables.column_kinds import is_date
+from envs.tables.name_codes import name_codes, numbered
 from envs.tables.table_reader import read_table
 from envs.value_ranges import FLOAT32_MAX
 
@@ -32,6 +34,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.columns["customer"])
 
+    def place(self, key: str, row: int) -> str:
+        """Say where an entry stands in the file."""
+        return f"{self.path}: row {row + 2}, column '{self.names[key]}'"
+
     def refuse(self, key: str, wrong: np.ndarray, expected: str, *, shows: bool = False) -> None:
         """Raise ValueError with the first row where `wrong` holds and, with `shows`, what stands there."""
         if wrong.any():
@@ -39,7 +45,11 @@ class Table:
             value = self.columns[key][row]
             shown = f"{value:g}" if isinstance(value, (float, np.floating)) else f"'{value}'"
             got = f", got {shown}" if shows else ""
-            raise ValueError(f"{self.path}: row {row + 2}, column '{self.names[key]}': expected {expected}{got}")
+            raise ValueError(f"{self.place(key, row)}: expected {expected}{got}")
+
+    def codes(self, key: str, codes: dict[str, int]) -> np.ndarray:
+        """Return a column's texts by their codes, int64 [R]; raise ValueError where a text has none."""
+        return name_codes(self.columns[key].tolist(), codes, partial(self.place, key))
 
 
 def read_sends(path: str | None, separator: str, names: dict[str, str], where: str) -> Table:
@@ -104,24 +114,13 @@ def monday(text: str) -> np.datetime64 | None:
         return None
 
 
-def codes(table: Table, key: str, index: dict[str, int]) -> np.ndarray:
-    """Number a column's texts by `index`, int64 [R]; raise ValueError where a text is not in it."""
-    texts = table.columns[key].tolist()
-    found = np.fromiter((index.get(text, -2) for text in texts), dtype=np.int64, count=len(texts))
-    known = [name for name in index if name]
-    shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
-    table.refuse(key, found == -2, f"one of {shown}", shows=True)
-    return found
-
-
 def to_rows(table: Table, customer: np.ndarray, week: np.ndarray, catalogue: Catalogue) -> Rows:
     """Return sends as rows of a log; raise ValueError where a decision or its outcomes contradict themselves."""
     columns = table.columns
     count = len(table)
-    offers = {"": 0, **{name: k for k, name in enumerate(catalogue.offers) if k}}
-    offer = codes(table, "offer", offers)
+    offer = table.codes("offer", {"": 0, **numbered(catalogue.offers[1:], 1)})
     if "channel" in columns:
-        channel = codes(table, "channel", {"": -1, **{name: k for k, name in enumerate(catalogue.channels)}})
+        channel = table.codes("channel", {"": -1, **numbered(catalogue.channels)})
         table.refuse("channel", (offer > 0) != (channel >= 0), "a channel where there is an offer, and only there")
         channel = channel.clip(0, None)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from envs.live.plan.draws import by_redemption
 from envs.offers.populations.base import hash_uniform
 from envs.offers.world.catalogue import Catalogue
+from envs.tables.name_codes import name_codes, numbered
 from envs.tables.table_reader import read_table
 
 TIES = "ties:"  # before an id: a customer's lot among ties is another than the one that draws the customer's arm
@@ -33,20 +35,20 @@ class ShopRule:
         table = read_table(
             decisions, separator, text=names, numbers=[], rows="decisions", where="shop_rule", only=names
         )
+        rows = np.flatnonzero(table["offer"] != "")  # nothing is sent in the others
+        customers, offers, channels = (table[name][rows].tolist() for name in names)
         self.of = {}
-        offers, channels = catalogue.offers, catalogue.channels
-        for k, (customer, offer, channel) in enumerate(zip(*(table[name].tolist() for name in names))):
-            if customer in self.of:
-                raise ValueError(f"{decisions}: row {k + 2}: customer '{customer}' comes twice")
-            if not offer:
-                continue
-            for name, known, key in ((offer, offers[1:], "offer"), (channel, channels, "channel")):
-                if name not in known:
-                    raise ValueError(
-                        f"{decisions}: row {k + 2}, column '{key}': expected {', '.join(known)}, got '{name}'"
-                    )
-            action = catalogue.action_codec.encode(offers.index(offer), channels.index(channel))
-            self.of[customer] = (action, len(self.of))
+
+        def place(key: str, row: int) -> str:
+            return f"{decisions}: row {rows[row] + 2}, column '{key}'"
+
+        offer = name_codes(offers, numbered(catalogue.offers[1:], 1), partial(place, "offer"))
+        channel = name_codes(channels, numbered(catalogue.channels), partial(place, "channel"))
+        actions = catalogue.action_codec.encode(torch.from_numpy(offer), torch.from_numpy(channel))
+        for rank, action in enumerate(actions.tolist()):
+            if customers[rank] in self.of:
+                raise ValueError(f"{decisions}: row {rows[rank] + 2}: customer '{customers[rank]}' comes twice")
+            self.of[customers[rank]] = (action, rank)
 
     def asks_for(self, ids: Sequence[str]) -> int:
         """Count the customers to whom the shop's own decisions send something."""

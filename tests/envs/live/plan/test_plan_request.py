@@ -137,7 +137,7 @@ def test_ids_that_are_numbers_are_the_texts_of_a_csv_file(tmp_path):
     [
         (
             "customer,offer,channel\nK100001,coffee,pigeon\n",
-            "row 2, column 'channel': expected app, newsletter, letter, got 'pigeon'",
+            "row 2, column 'channel': expected one of app, newsletter, letter, got 'pigeon'",
         ),
         ("customer,offer,channel\nK100001,coffee,app\nK100001,coffee,app\n", "row 3: customer 'K100001' comes twice"),
         ("customer,offer\nK100001,coffee\n", "no column 'channel'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from math import log
 
 import pytest
@@ -265,6 +266,25 @@ def test_the_interval_of_a_drift_is_that_of_resampled_customers():
     assert fit_drift(ahead, ahead, logged, time, customer, 10) is None
 
 
+def ensemble(env, log_, start=None, *, members: int, hidden_states: dict, holdout: dict):
+    """Make a small ensemble of twins with the log to learn from, which starts from an earlier one's state, if any."""
+    settings = {"reference_size": 2000, "score_customers": 300, "hidden_states": {"shares": [1.0], **hidden_states}}
+    model = instantiate(part("twin", members=members, twin=settings, holdout=holdout), _convert_="all")(env, 0)
+    if start:
+        model.start_from(start)
+    model.set_dataset(log_)
+    return model
+
+
+def fitted(model, end: int):
+    """Fit the members up to number `end`, as TrainingLoop does, and return the ensemble."""
+    model.setup(None, lambda: False)
+    while model.iteration < end:
+        model.iterate(0.0)
+        model.iteration += 1
+    return model
+
+
 @pytest.mark.long
 def test_a_twin_says_whether_the_earlier_one_still_fits():
     """Customers buy less than before in the new months: the earlier twin falls behind; as before: there is no sign."""
@@ -272,28 +292,22 @@ def test_a_twin_says_whether_the_earlier_one_still_fits():
     sample = env.population.draw(500, torch.Generator().manual_seed(7), "train")
     c = env.world.inhabit(sample.customers)
     first, states = simulate(env.world, c, sample.state, torch.Generator().manual_seed(8), 12)
-    small = {"steps": 10, "batch_size": 150, "shares": [1.0], "nodes": 1}
-
-    def fitted(log_, start=None):
-        settings = {"reference_size": 2000, "score_customers": 300, "hidden_states": small}
-        shares = {"customers": 0.3, "stopping": 0.1}
-        model = instantiate(part("twin", members=1, twin=settings, holdout=shares), _convert_="all")(env, 0)
-        if start:
-            model.start_from(start)
-        model.set_dataset(log_)
-        model.setup(None, lambda: False)
-        model.iterate(0.0)
-        model.iteration = 1
-        return model
-
-    earlier = fitted(log_of_lives(env, sample.features, first, torch.ones(12, 500).bool())).state_dict()
+    make = partial(
+        ensemble,
+        env,
+        members=1,
+        hidden_states={"steps": 10, "batch_size": 150, "nodes": 1},
+        holdout={"customers": 0.3, "stopping": 0.1},
+    )
+    old = log_of_lives(env, sample.features, first, torch.ones(12, 500).bool())
+    earlier = fitted(make(old), 1).state_dict()
     assert earlier["weeks"] == 12
     left = torch.stack([week.opted_out for week in first]).any(0)  # who opted out is sent nothing again
     for name, other in {"as before": c, "less": replace(c, alpha=c.alpha - 1.0)}.items():
         weeks, _ = simulate(env.world, other, states[-1], torch.Generator().manual_seed(9), 12)
         weeks = [week._replace(offer=week.offer.where(~left, torch.zeros_like(week.offer))) for week in weeks]
         log_ = log_of_lives(env, sample.features, [*first, *weeks], torch.ones(24, 500).bool())
-        drift = fitted(log_, earlier).fit_drift()
+        drift = fitted(make(log_, earlier), 1).fit_drift()
         assert (drift.own.first, drift.own.last, drift.new.first, drift.new.last) == (0, 11, 12, 23)
         assert (drift.verdict == "it became worse") == (name == "less"), (name, drift)
 
@@ -305,31 +319,16 @@ def test_a_fit_that_goes_on_from_another_is_resumed_bit_by_bit():
     sample = env.population.draw(200, torch.Generator().manual_seed(7), "train")
     c = env.world.inhabit(sample.customers)
     seen, _ = simulate(env.world, c, sample.state, torch.Generator().manual_seed(8), 24)
-    small = {"steps": 3, "batch_size": 100, "shares": [1.0], "nodes": 2}
-
-    def ensemble(log_, members, salt, start=None):
-        settings = {"reference_size": 2000, "score_customers": 300, "hidden_states": small}
-        shares = {"customers": 0.4, "stopping": 0.2, "salt": salt}
-        model = instantiate(part("twin", members=members, twin=settings, holdout=shares), _convert_="all")(env, 0)
-        if start:
-            model.start_from(start)
-        model.set_dataset(log_)
-        return model
-
-    def fit(model, end):
-        model.setup(None, lambda: False)
-        while model.iteration < end:
-            model.iterate(0.0)
-            model.iteration += 1
-        return model
-
+    make = partial(ensemble, env, members=2, hidden_states={"steps": 3, "batch_size": 100, "nodes": 2})
+    shares = {"customers": 0.4, "stopping": 0.2}
+    earlier_sides, sides = {**shares, "salt": 1}, {**shares, "salt": 2}
     longer = log_of_lives(env, sample.features, seen, torch.ones(24, 200).bool())
-    first = fit(ensemble(longer[longer.episode == 0], 2, 1), 2).state_dict()
-    whole = fit(ensemble(longer, 2, 2, first), 2)
-    stopped = fit(ensemble(longer, 2, 2, first), 1).state_dict()
-    resumed = ensemble(longer, 2, 2)
+    first = fitted(make(longer[longer.episode == 0], holdout=earlier_sides), 2).state_dict()
+    whole = fitted(make(longer, first, holdout=sides), 2)
+    stopped = fitted(make(longer, first, holdout=sides), 1).state_dict()
+    resumed = make(longer, holdout=sides)
     resumed.load_state_dict(stopped)
-    fit(resumed, 2)
+    fitted(resumed, 2)
     assert torch.equal(resumed.held_out, whole.held_out) and resumed.held_out.any()
     for one, other in zip(resumed.members.state_dict().items(), whole.members.state_dict().items()):
         assert one[0] == other[0] and torch.equal(one[1], other[1]), one[0]

@@ -131,10 +131,9 @@ def ppo(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return PPO's loss (Schulman et al. 2017, eq. 9), and detached diagnostics.
 
-    The tensors up to `value_mask` have one shape. `mask` marks the samples that the policy learns from, such as those
-    with more than one valid action. Policy loss, entropy, KL and clip fraction are means over these samples, times
-    `weight`. `weight` is this process's number of such samples, divided by the processes' mean number; with one process
-    it is 1. The value loss is a mean over `value_mask`, or over all samples.
+    All tensors up to `value_mask` have one shape. `mask` marks the samples that the policy learns from, such as those
+    with several valid actions. Policy loss, entropy, KL and clip fraction are means over these samples, times `weight`:
+    this process's number of them, divided by the processes' mean number. The value loss is a mean over `value_mask`.
     """
     log_ratio = log_prob - old_log_prob
     policy_term = weight * policy_loss(log_ratio, advantage, clip, mask)

@@ -91,7 +91,9 @@ class RunLogger:
     def open_writers(self) -> list[MetricWriter]:
         """Return the writers, opened once."""
         if self.writers is None:
-            self.writers = [make(self.directory, self.run) for make in self.make_writers]
+            self.writers = []
+            for make in self.make_writers:  # one by one: where one can't be opened, those before it are closed
+                self.writers.append(make(self.directory, self.run))
         return self.writers
 
     def log_iteration(self, step: int, metrics: Metrics, *, iteration: int, steps: int, started: float) -> None:

@@ -342,7 +342,7 @@ def test_several_weeks_of_a_file_without_next_states_are_refused(season, tmp_pat
             with pytest.raises(ValueError, match="log: expected next_state_.* where an episode has several steps$"):
                 make(env, read, auxiliary=SPEND)
         else:
-            assert make(env, read, auxiliary=SPEND).dataset is read
+            assert make(env, read, auxiliary=SPEND).replay.data is read
 
 
 def test_next_prices_are_those_observed_whatever_the_order_of_rows(season):

@@ -157,6 +157,19 @@ def test_all_writers_are_told_how_the_run_ended_whatever_one_of_them_meets(tmp_p
     assert told == [end] * 3 and raised.value is (error or full)
 
 
+def test_writers_are_closed_where_a_later_one_cannot_be_opened(tmp_path):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    told: list[str] = []
+    with (
+        pytest.raises(OSError, match="No space"),
+        make_logger(tmp_path, {"first": lambda *_: Ends(told), "full": refuse}) as logger,
+    ):
+        log_steps(logger, 10)
+    assert told == ["failed"]
+
+
 def test_what_a_failed_run_has_logged_is_on_the_disk(tmp_path):
     unflushed = {**WRITERS, "tensorboard": lambda folder, run: TensorBoardWriter(folder, run, flush_seconds=3600)}
     with pytest.raises(ValueError, match="diverged"), make_logger(tmp_path, unflushed) as logger:

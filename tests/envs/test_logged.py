@@ -224,7 +224,7 @@ def test_rows_of_a_side_are_named_by_their_place_in_the_file(tmp_path):
         env.read_log(path, "test")
     rows[second - 2]["arm"] = "fax"
     write(path, rows)
-    with pytest.raises(ValueError, match=f"row {second}, column 'arm': expected one of , call, letter, got 'fax'"):
+    with pytest.raises(ValueError, match=f"row {second}, column 'arm': expected one of call, letter, got 'fax'"):
         env.read_log(path, "test")
 
 

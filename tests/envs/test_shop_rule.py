@@ -127,7 +127,7 @@ def test_a_shops_rule_counts_weeks_as_the_log_of_sends_and_sends_nothing_where_i
         (lambda rows: [row.pop("channel") for row in rows], "rule.csv: no column 'channel' .named in shop_rule."),
         (
             lambda rows: rows[1].update(offer="fax"),
-            "rule.csv: row 3, column 'offer': expected one of , tea, 5, got 'fax'",
+            "rule.csv: row 3, column 'offer': expected one of tea, 5, got 'fax'",
         ),
         (lambda rows: rows[1].update(rows[0], offer="5"), "rule.csv: row 3: another decision of x, 0 stands above"),
         (

@@ -1,13 +1,15 @@
-"""Trained policies of offers, restored for a benchmark."""
+"""Trained policies of offers, restored for a benchmark, and twins that a benchmark fits, stored."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from envs.configuration import CONF, instantiate_stored
 from envs.offers.env import OffersEnv
+from envs.offers.twin.ensemble import TwinEnsemble
 from envs.range_checks import check_stored_ranges
 from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
@@ -36,3 +38,8 @@ def restore(path: str, device: torch.device, trusted: list[str]) -> Training:
         algorithm = make_algorithm(env, config["seed"])
         algorithm.load_policy(state["agent"])
     return Training(algorithm, env, config)
+
+
+def store_twin(path: Path, twin: TwinEnsemble) -> None:
+    """Write a structural twin as a checkpoint, which environments, views of beliefs and benchmarks read."""
+    checkpoint.save(path, {"agent": twin.state_dict(), "name": "twin", "config": {}, "logger": {}, "shards": [{}]})

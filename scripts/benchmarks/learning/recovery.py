@@ -20,7 +20,10 @@ from envs.data_collection import LoggingPolicy
 from envs.offers.env import OffersEnv
 from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.evaluation.simulation import EvaluationMarket
 from envs.offers.planning.batching import no_contact_values_if_they_fit
+from envs.offers.planning.lagrangian_bound import Bound
+from envs.offers.policies.base import SeasonPolicy
 from envs.offers.policies.information import FEATURES, LOG, TRUTH, Information
 from envs.offers.policies.rollover import planning_policy
 from envs.offers.populations.base import theta_from_matrix, theta_to_matrix
@@ -28,13 +31,16 @@ from envs.offers.twin.checks.report import TwinEvaluator
 from envs.offers.twin.ensemble import TwinEnsemble
 from envs.offers.twin.hidden_states.identification import parameter_names
 from envs.offers.twin.structural_fit import StructuralTwin
+from envs.offers.world.customers import Customers
 from rlcore.offline.logged_dataset import LoggedDataset
-from rlcore.runs import checkpoint
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
+from scripts.benchmarks.common.shares import share_of_rival
+from scripts.benchmarks.common.trained import store_twin
 
 ON_TRUTH = Information(TRUTH, ("beliefs",), equations=True)
 ON_TWIN = Information(FEATURES, ("beliefs",), equations=True, training=(LOG,))
+TRUE, ESTIMATED = "true θ", "the twin's θ̂"
 
 
 def run(
@@ -62,13 +68,13 @@ def run(
         model.iterate(0.0)
         model.iteration += 1
         seconds.append(time.process_time() - started)
-        checkpoint.save(directory / "checkpoint.pt", {"agent": model.state_dict(), "name": "twin"})
+        store_twin(directory / "checkpoint.pt", model)
     assert isinstance(model.twin, StructuralTwin)
     evaluator = model.make_evaluator()
     assert isinstance(evaluator, TwinEvaluator)
     parameters = compare_parameters(model, model.twin, evaluator, new, device)
     show(parameter_table(parameters, decisions, seconds))
-    warnings = evaluator.misfit(model, model.held_out_panel)
+    warnings = evaluator.misfit(model, model.panel, model.held_out)
     print("can't be explained: " + ("; ".join(warnings) or "nothing"), flush=True)
     found = {"seconds": seconds, "warnings": warnings, "parameters": parameters}
     if planning:
@@ -106,27 +112,43 @@ def compare_parameters(
     return rows
 
 
-def planning_scores(env: OffersEnv, model: TwinEnsemble, start: Tensor) -> dict[str, dict]:
-    """Return the scores of planning under the belief, in the true world: on the true θ and on the twin's.
+def planners(
+    evaluator: OffersEvaluator,
+    market: EvaluationMarket,
+    bound: Bound,
+    theta: Callable[[Tensor], Customers],
+    start: Tensor,
+) -> dict[str, SeasonPolicy]:
+    """Return planning under the filtered belief: on the true θ, and on what `theta` makes of the features [N, F].
 
     `start` [14] are the marginals of the state at the start of a season.
     """
+    customers = evaluator.world.inhabit(theta(market.features))
+    values = no_contact_values_if_they_fit(customers, evaluator.world)
+    estimated = replace(market, customers=customers, no_contact_values=values)
+    return {
+        TRUE: planning_policy(market, bound, ON_TRUTH, start),
+        ESTIMATED: planning_policy(estimated, evaluator.solve_bound(estimated), ON_TWIN, start),
+    }
+
+
+def planning_scores(env: OffersEnv, model: TwinEnsemble, start: Tensor) -> dict:
+    """Return the scores of planning under the belief in the true world, and the share that the twin's θ̂ earns."""
     evaluator = env.evaluation(env)
     assert isinstance(evaluator, OffersEvaluator)
     market = evaluator.test_market(env.budget)
     bound = evaluator.solve_bound(market)
-    customers = evaluator.world.inhabit(theta_from_matrix(mean_theta(model.fitted_members, market.features)))
-    values = no_contact_values_if_they_fit(customers, evaluator.world)
-    estimated = replace(market, customers=customers, no_contact_values=values)
-    policies = {
-        "true θ": planning_policy(market, bound, ON_TRUTH, start),
-        "the twin's θ̂": planning_policy(estimated, evaluator.solve_bound(estimated), ON_TWIN, start),
+
+    def theta(features: Tensor) -> Customers:
+        return theta_from_matrix(mean_theta(model.fitted_members, features))
+
+    records = {
+        name: evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS)
+        for name, policy in planners(evaluator, market, bound, theta, start).items()
     }
     return {
-        name: evaluator.summarise(
-            evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS), market, bound
-        )
-        for name, policy in policies.items()
+        "policies": {name: evaluator.summarise(record, market, bound) for name, record in records.items()},
+        "share": share_of_rival(records[ESTIMATED], records[TRUE], market, bound),
     }
 
 
@@ -146,10 +168,12 @@ def parameter_table(rows: dict[str, dict], decisions: int, seconds: list[float])
     return table_of(title, ["parameter", "correlation", "error", "bias", "promised"], lines, caption)
 
 
-def planning_table(rows: dict[str, dict]):
+def planning_table(found: dict):
     """Lay out what planning earns."""
     lines = [
         [name, f"{row['score']:.3f}", f"{row['score_ci'][0]:.3f}", f"{row['score_ci'][1]:.3f}"]
-        for name, row in rows.items()
+        for name, row in found["policies"].items()
     ]
-    return table_of("planning in the true world, states unseen", ["on", "score", "from", "to"], lines)
+    share, low, high = found["share"]
+    caption = f"on the twin's θ̂: {share:.3f} of what it earns on the true θ ({low:.3f} to {high:.3f}, paired)"
+    return table_of("planning in the true world, states unseen", ["on", "score", "from", "to"], lines, caption)

@@ -46,6 +46,7 @@ from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.logs import log_seasons
+from scripts.benchmarks.common.trained import store_twin
 from scripts.benchmarks.learning.recovery import ON_TWIN, mean_theta
 
 
@@ -106,12 +107,12 @@ def run(
         model.set_dataset(log)
         TrainingLoop(model, NullLogger()).run()
         path = directory / f"{name}.pt"
-        checkpoint.save(path, {"agent": model.state_dict(), "name": "twin"})
+        store_twin(path, model)
         check, evaluator, kind = model.make_evaluator(), assumed.evaluation(assumed), model.twin
         assert isinstance(check, TwinEvaluator)
         assert isinstance(evaluator, OffersEvaluator)
         assert isinstance(kind, StructuralTwin)
-        warnings = check.misfit(model, model.held_out_panel)
+        warnings = check.misfit(model, model.panel, model.held_out)
         generator = torch.Generator(device).manual_seed(TEST_MARKET + 1000 * seed)
         sample = assumed.population.draw(customers, generator, "test")
         market = EvaluationMarket.from_sample(

@@ -1,0 +1,102 @@
+"""What a policy that was trained on a twin alone earns in the true world, beside one that was trained there.
+
+Usage:
+
+    python scripts/bench.py learning/twin_policies benchmark.twin=PATH
+    python scripts/bench.py learning/twin_policies benchmark.twin=PATH 'benchmark.views=[belief,history]'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from envs.offers.env import OffersEnv
+from envs.offers.evaluation.evaluator import OffersEvaluator
+from envs.offers.evaluation.price_calibration import calibrate_price_drift
+from envs.offers.evaluation.season_evaluator import TEST_SEASONS
+from envs.offers.twin.theta_estimate import TwinTheta
+from rlcore.algorithm import NetworkAlgorithm
+from rlcore.runs import checkpoint
+from rlcore.runs.logger import NullLogger
+from rlcore.training_loop import TrainingLoop
+from scripts.benchmarks.common.display import show, table_of
+from scripts.benchmarks.common.shares import share_of_rival
+from scripts.benchmarks.learning.recovery import ESTIMATED, TRUE, planners
+
+ON_THE_TWIN, IN_THE_WORLD = "PPO, trained on the twin", "PPO, trained in the true world"
+
+
+def run(
+    directory: Path,
+    device: torch.device,
+    seed: int,
+    *,
+    env_of_view: dict[str, Callable[..., OffersEnv]],
+    ppo: Callable[..., NetworkAlgorithm],
+    twin: str,
+    views: list[str],
+) -> dict:
+    """Train PPO on the twin at the path `twin` and in the true world, under each of `views`; judge both in the latter.
+
+    Each policy's price drift is calibrated where the policy was trained. Planning under the filtered belief is judged
+    beside them. Raises ValueError on an unknown view.
+    """
+    if unknown := [view for view in views if view not in env_of_view]:
+        raise ValueError(f"benchmark.views: expected some of {', '.join(env_of_view)}, got '{unknown[0]}'")
+    found: dict[str, dict] = {}
+    for view in views:
+        env = env_of_view[view]
+        world = env(device, seed, twin=None)
+        evaluator = world.evaluation(world)
+        assert isinstance(evaluator, OffersEvaluator)
+        market = evaluator.test_market(world.budget)
+        bound = evaluator.solve_bound(market)
+        sample = world.population.draw(
+            2, torch.Generator(device).manual_seed(seed), "train"
+        )  # tells the features' number
+        theta = TwinTheta(sample, path=twin)
+        plans = planners(evaluator, market, bound, theta, evaluator.start_belief())
+        policies = {f"planning on {name}": policy for name, policy in plans.items()}
+        for name, home in ((ON_THE_TWIN, env(device, seed, twin=twin)), (IN_THE_WORLD, world)):
+            agent, drift = trained(home, ppo, seed)
+            policies[name] = evaluator.deploy_at_drift(agent, market, drift)
+        records = {
+            name: evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS)
+            for name, policy in policies.items()
+        }
+        found[view] = {
+            "policies": {name: evaluator.summarise(record, market, bound) for name, record in records.items()},
+            "share": {
+                f"{name} / {rival}": share_of_rival(records[name], records[rival], market, bound)
+                for name, rival in ((ON_THE_TWIN, IN_THE_WORLD), (ON_THE_TWIN, f"planning on {ESTIMATED}"))
+            },
+        }
+        show(policy_table(view, found[view], len(market), evaluator.seasons))
+        checkpoint.save_json(directory / "rows.json", found)
+    return {"views": found}
+
+
+def trained(env: OffersEnv, ppo: Callable[..., NetworkAlgorithm], seed: int) -> tuple[NetworkAlgorithm, float]:
+    """Train PPO in an environment; return it, and the price drift that is calibrated on customers of its training."""
+    agent = ppo(env, seed)
+    TrainingLoop(agent, NullLogger()).run()
+    evaluator = env.evaluation(env)
+    assert isinstance(evaluator, OffersEvaluator)
+    return agent, calibrate_price_drift(evaluator, agent, evaluator.tuning_market(env.budget))
+
+
+def policy_table(view: str, found: dict, customers: int, seasons: int):
+    """Lay out the policies under a view."""
+    lines = [
+        [name, f"{row['score']:.3f}", *(f"{x:.3f}" for x in row["score_ci"]), f"{row['spend_ratio']:.3f}"]
+        for name, row in found["policies"].items()
+    ]
+    caption = "\n".join(
+        f"{pair}: {share:.3f} ({low:.3f} to {high:.3f}, paired by customer)"
+        for pair, (share, low, high) in found["share"].items()
+    )
+    title = f"in the true world, under env/observation={view}: {customers:,} new customers, {seasons} seasons"
+    return table_of(title, ["policy", "score", "from", "to", "spend"], lines, caption)

@@ -24,7 +24,7 @@ from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
 from scripts.benchmarks.common.display import show, table_of
 from scripts.benchmarks.common.shares import share_of_rival
-from scripts.benchmarks.learning.recovery import ESTIMATED, TRUE, planners
+from scripts.benchmarks.learning.recovery import ESTIMATED, planners
 
 ON_THE_TWIN, IN_THE_WORLD = "PPO, trained on the twin", "PPO, trained in the true world"
 

@@ -78,7 +78,7 @@ def run(
     print("can't be explained: " + ("; ".join(warnings) or "nothing"), flush=True)
     found = {"seconds": seconds, "warnings": warnings, "parameters": parameters}
     if planning:
-        scores = planning_scores(env(device, seed), model, model.twin.hidden_states.start)
+        scores = planning_scores(env(device, seed), model)
         show(planning_table(scores))
         found["planning"] = scores
     return found
@@ -117,12 +117,9 @@ def planners(
     market: EvaluationMarket,
     bound: Bound,
     theta: Callable[[Tensor], Customers],
-    start: Tensor,
 ) -> dict[str, SeasonPolicy]:
-    """Return planning under the filtered belief: on the true θ, and on what `theta` makes of the features [N, F].
-
-    `start` [14] are the marginals of the state at the start of a season.
-    """
+    """Return planning under the filtered belief: on the true θ, and on what `theta` makes of the features [N, F]."""
+    start = evaluator.start_belief()
     customers = evaluator.world.inhabit(theta(market.features))
     values = no_contact_values_if_they_fit(customers, evaluator.world)
     estimated = replace(market, customers=customers, no_contact_values=values)
@@ -132,7 +129,7 @@ def planners(
     }
 
 
-def planning_scores(env: OffersEnv, model: TwinEnsemble, start: Tensor) -> dict:
+def planning_scores(env: OffersEnv, model: TwinEnsemble) -> dict:
     """Return the scores of planning under the belief in the true world, and the share that the twin's θ̂ earns."""
     evaluator = env.evaluation(env)
     assert isinstance(evaluator, OffersEvaluator)
@@ -144,7 +141,7 @@ def planning_scores(env: OffersEnv, model: TwinEnsemble, start: Tensor) -> dict:
 
     records = {
         name: evaluator.simulate(policy, market, bound, evaluator.seasons, TEST_SEASONS)
-        for name, policy in planners(evaluator, market, bound, theta, start).items()
+        for name, policy in planners(evaluator, market, bound, theta).items()
     }
     return {
         "policies": {name: evaluator.summarise(record, market, bound) for name, record in records.items()},

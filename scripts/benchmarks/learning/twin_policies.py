@@ -58,7 +58,7 @@ def run(
             2, torch.Generator(device).manual_seed(seed), "train"
         )  # tells the features' number
         theta = TwinTheta(sample, path=twin)
-        plans = planners(evaluator, market, bound, theta, evaluator.start_belief())
+        plans = planners(evaluator, market, bound, theta)
         policies = {f"planning on {name}": policy for name, policy in plans.items()}
         for name, home in ((ON_THE_TWIN, env(device, seed, twin=twin)), (IN_THE_WORLD, world)):
             agent, drift = trained(home, ppo, seed)

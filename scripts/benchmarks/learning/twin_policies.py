@@ -18,7 +18,7 @@ from envs.offers.evaluation.evaluator import OffersEvaluator
 from envs.offers.evaluation.price_calibration import calibrate_price_drift
 from envs.offers.evaluation.season_evaluator import TEST_SEASONS
 from envs.offers.twin.theta_estimate import TwinTheta
-from rlcore.algorithm import NetworkAlgorithm
+from rlcore.network_algorithm import NetworkAlgorithm
 from rlcore.runs import checkpoint
 from rlcore.runs.logger import NullLogger
 from rlcore.training_loop import TrainingLoop
